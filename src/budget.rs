@@ -1,0 +1,185 @@
+//! Bytes between disk and ack, split by topic. Knows no files and no topics' names.
+//!
+//! A tail takes a whole chunk's share at once and holds nothing while it waits, so there is no hold-and-wait; a topic
+//! that does not move holds only its own share.
+
+use crate::stop::Stop;
+use crossbeam_channel::{Sender, bounded, select};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All shares of one process.
+#[derive(Debug)]
+pub struct Budget {
+    total: usize,
+    shares: Mutex<Vec<Share>>,
+}
+
+/// One topic's part of the budget.
+#[derive(Clone, Debug)]
+pub struct Share(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    /// Invariant: the sum of all living permits of this share.
+    used: usize,
+    queue: VecDeque<(usize, Sender<Permit>)>,
+}
+
+/// The right to hold `bytes`; dropping it gives them back.
+#[derive(Debug)]
+pub struct Permit {
+    share: Share,
+    bytes: usize,
+}
+
+impl Budget {
+    pub fn new(total: usize) -> Self {
+        Budget { total, shares: Mutex::default() }
+    }
+
+    /// One more equal share. On a reload a limit may shrink below what is in use; then nothing is granted until it fits.
+    pub fn share(&self) -> Share {
+        let mut all = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = Share(Arc::new(Mutex::new(Inner { limit: 0, used: 0, queue: VecDeque::new() })));
+        all.push(share.clone());
+        for s in all.iter() {
+            s.lock().limit = self.total / all.len();
+        }
+        share
+    }
+
+    /// Bytes in use now, over all shares.
+    pub fn used(&self) -> usize {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.lock().used).sum()
+    }
+}
+
+impl Share {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for `bytes`, first come first served; more than the limit is granted alone. `None`: stopped.
+    pub fn take(&self, bytes: usize, stop: &Stop) -> Option<Permit> {
+        let granted = {
+            let mut s = self.lock();
+            if s.queue.is_empty() && s.fits(bytes) {
+                s.used += bytes;
+                None
+            } else {
+                let (tx, rx) = bounded(1);
+                s.queue.push_back((bytes, tx));
+                Some(rx)
+            }
+        };
+        let Some(granted) = granted else { return Some(Permit { share: self.clone(), bytes }) };
+        // Stopped: a permit that was granted meanwhile drops with the receiver and goes back.
+        select! { recv(granted) -> p => p.ok(), recv(stop.on()) -> _ => None }
+    }
+
+    fn serve(&self) {
+        let mut handed = Vec::new(); // dropped after the lock: the drop of a permit that nobody took locks again
+        let mut s = self.lock();
+        while let Some(&(bytes, _)) = s.queue.front() {
+            if !s.fits(bytes) {
+                break;
+            }
+            let Some((bytes, to)) = s.queue.pop_front() else { break };
+            s.used += bytes;
+            let sent = to.send(Permit { share: self.clone(), bytes });
+            handed.push((to, sent));
+        }
+        drop(s);
+        drop(handed);
+    }
+}
+
+impl Inner {
+    fn fits(&self, bytes: usize) -> bool {
+        self.used == 0 || self.used + bytes <= self.limit
+    }
+}
+
+impl Permit {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back what is over `to` bytes.
+    pub fn shrink(&mut self, to: usize) {
+        if to < self.bytes {
+            let rest = Permit { share: self.share.clone(), bytes: self.bytes - to };
+            self.bytes = to;
+            drop(rest);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut s = self.share.lock();
+            s.used -= self.bytes;
+            !s.queue.is_empty()
+        };
+        if waiting {
+            self.share.serve();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_share_is_the_total_divided_by_topics() {
+        let b = Budget::new(100);
+        let (one, _two) = (b.share(), b.share());
+        let (_h, stop) = stop::pair();
+        let a = one.take(50, &stop).unwrap();
+        let (tx, rx) = bounded(1);
+        let again = one.clone();
+        let t = thread::spawn(move || tx.send(again.take(1, &stop).is_some()).unwrap());
+        assert!(rx.recv_timeout(Duration::from_millis(50)).is_err(), "granted over the limit");
+        drop(a);
+        assert!(rx.recv_timeout(Duration::from_secs(5)).unwrap());
+        t.join().unwrap();
+        assert_eq!(b.used(), 0);
+    }
+
+    #[test]
+    fn more_than_the_limit_is_granted_alone() {
+        let b = Budget::new(10);
+        let s = b.share();
+        let (_h, stop) = stop::pair();
+        let mut p = s.take(1000, &stop).unwrap();
+        p.shrink(7);
+        assert_eq!((p.bytes(), b.used()), (7, 7));
+        assert!(s.take(3, &stop).is_some());
+    }
+
+    /// Fails when a permit granted to a waiter that stopped meanwhile is not given back.
+    #[test]
+    fn a_stopped_waiter_leaves_nothing_behind() {
+        let b = Budget::new(10);
+        let s = b.share();
+        for _ in 0..200 {
+            let (h, stop) = stop::pair();
+            let p = s.take(10, &stop).unwrap();
+            let (again, on) = (s.clone(), stop.clone());
+            let t = thread::spawn(move || again.take(10, &on).map(drop));
+            let u = thread::spawn(move || drop(h));
+            drop(p);
+            t.join().unwrap();
+            u.join().unwrap();
+        }
+        let (_h, stop) = stop::pair();
+        assert!(s.take(10, &stop).is_some());
+    }
+}

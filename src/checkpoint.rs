@@ -1,0 +1,1 @@
+//! STAGE 3: acks in, saved positions out.

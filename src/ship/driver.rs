@@ -1,0 +1,113 @@
+//! What ship and a driver say to each other. A driver is two channel ends and threads of its own; there is no trait.
+//!
+//! Invariant: every batch that was submitted comes back exactly once, in one [`Event::Done`]. A driver never retries a
+//! batch by itself: it reports, ship decides and submits again.
+
+use super::flight::Batch;
+use crate::chunk::Topic;
+use crossbeam_channel::{Receiver, Sender};
+
+/// Ship's side. The worker's thread is detached: it may hang in name resolution while all else has ended. Dropping
+/// `orders` ends the worker.
+pub struct Ends {
+    pub orders: Sender<Order>,
+    pub events: Receiver<Event>,
+}
+
+#[derive(Debug)]
+pub enum Order {
+    /// Take this topic up: an [`Event::Topic`] as soon as its partitions are known, and again at each change.
+    Topic(Topic),
+    /// A new producer id, for a driver with [`Abilities::numbered`].
+    ProducerId,
+    /// What the partition's leader knows of a producer (DescribeProducers, brokers from 2.8).
+    Ask { topic: Topic, partition: i32, pid: i64 },
+    /// Send these, each to the leader of its partition; batches of one partition in this order.
+    Send(Vec<Batch>),
+}
+
+#[derive(Debug)]
+pub enum Event {
+    /// What this driver can do: before anything else, and again when `auto` has changed the driver. All batches have
+    /// come back by then.
+    Ready(Abilities),
+    Topic(TopicView),
+    ProducerId {
+        pid: i64,
+        epoch: i16,
+    },
+    /// `last`: epoch and last sequence, `None` when the leader does not know the producer; `Err` when it could not be asked.
+    Knows {
+        topic: Topic,
+        partition: i32,
+        pid: i64,
+        last: Result<Option<(i16, i32)>, String>,
+    },
+    Done {
+        batch: Batch,
+        verdict: Verdict,
+    },
+    /// This driver can never work here (standard output is closed, a fixed driver meets a broker it cannot speak to is
+    /// *not* such a case: that is waited for). Ship ends with this reason.
+    Dead {
+        why: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abilities {
+    /// "classic", "modern" or "stdout".
+    pub name: &'static str,
+    /// Batches carry a producer id, an epoch and sequences: retries neither double nor reorder.
+    pub numbered: bool,
+    /// Batches of one partition that may be in flight at once; above 1 only if `numbered`.
+    pub in_flight: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicView {
+    pub topic: Topic,
+    /// All zeros where the broker has no topic ids.
+    pub id: [u8; 16],
+    /// All partitions, in order. Usually `0..n`, but ids may have gaps.
+    pub partitions: Vec<i32>,
+    /// Those with a leader that can be reached, as far as known.
+    pub living: Vec<i32>,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Stored as the acks asked for; the first record's offset, unknown with `acks = 0`.
+    Stored { offset: Option<i64> },
+    /// Not acknowledged, to be sent again. `maybe_stored`: the broker may have it all the same (a time-out, a lost
+    /// connection), so only the same numbers may carry the same bytes.
+    Again { maybe_stored: bool, pace: Pace, why: String },
+    /// Not stored, and the same batch never will be.
+    Refused { what: Refusal, why: String },
+    /// Only when numbered: 45 OUT_OF_ORDER_SEQUENCE_NUMBER, 59 UNKNOWN_PRODUCER_ID, 47 INVALID_PRODUCER_EPOCH.
+    Misnumbered { code: i16, why: String },
+}
+
+/// How soon a batch is worth another try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing is wrong with broker or batch (the leader has moved and is known already, the driver changed).
+    Now,
+    /// Backoff up to 5 s.
+    Backoff,
+    /// Somebody must give a right or a topic first: each minute.
+    Held,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Too large for broker or topic: split; a single record is a dead letter.
+    TooLarge,
+    /// These records (index in the batch) are bad, the others are not.
+    Records(Vec<u32>),
+    /// Something in it is bad: split to find it.
+    Something,
+    /// The timestamp: stamp anew.
+    Timestamp,
+}
