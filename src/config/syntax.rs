@@ -62,12 +62,10 @@ impl Repaired {
     /// The first bracket that is never closed: what to say, from where to where it goes, and what closes it.
     fn unclosed(&self) -> Option<(String, Range<usize>, &'static str)> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
-        if let Some(e) = errors.iter().find(|e| e.message().starts_with("unclosed table")) {
+        let header = |e: &&Error| ["unclosed table", "unclosed array table"].iter().any(|m| e.message().starts_with(m));
+        if let Some(e) = errors.iter().find(header) {
             let at = e.span()?.start;
-            let line = self.text[..at].rfind('\n').map_or(0, |i| i + 1);
-            let header = &self.text[line..at];
-            let closing = if header.trim_start().starts_with("[[") { "]]" } else { "]" };
-            return Some(("the name of a table is not closed".into(), at..at, closing));
+            return Some(("the name of a table is not closed".into(), at..at, "]"));
         }
         if !errors.iter().any(|e| e.message().starts_with("unclosed")) {
             return None;
@@ -81,7 +79,8 @@ impl Repaired {
     }
 }
 
-/// Start of the first list or inline table that goes on to the end of the text.
+/// Start of the first list or inline table that the parser gave up closing: it goes on to the end of the text, or ends in
+/// something else than its bracket.
 fn first_open(table: &DeTable<'_>, text: &str) -> Option<usize> {
     let mut first: Option<usize> = None;
     for (key, value) in table.iter() {
@@ -89,7 +88,9 @@ fn first_open(table: &DeTable<'_>, text: &str) -> Option<usize> {
         let between = text.get(key.span().end..span.start).unwrap_or_default();
         let found = match value.get_ref() {
             DeValue::Array(_) | DeValue::Table(_) if between.contains('=') => {
-                (span.end >= text.trim_end().len()).then_some(span.start)
+                let closing = if matches!(value.get_ref(), DeValue::Array(_)) { ']' } else { '}' };
+                let closed = text.get(span.clone()).is_some_and(|t| t.ends_with(closing));
+                (!closed || span.end >= text.trim_end().len()).then_some(span.start)
             }
             DeValue::Table(inner) => first_open(inner, text),
             DeValue::Array(tables) => {
