@@ -191,8 +191,18 @@ const COMMANDS: [&str; 5] = ["run", "tail", "send", "check", "status"];
 
 /// Options that take a value.
 const VALUED: [&str; 12] = [
-    "-c", "--config", "--brokers", "--topic", "--output", "--from", "--state-dir", "--driver", "--key", "--partition",
-    "--acks", "--shipped",
+    "-c",
+    "--config",
+    "--brokers",
+    "--topic",
+    "--output",
+    "--from",
+    "--state-dir",
+    "--driver",
+    "--key",
+    "--partition",
+    "--acks",
+    "--shipped",
 ];
 
 fn wrong(command: Option<&str>, why: &str) -> Error {
@@ -332,7 +342,10 @@ mod tests {
         let error = parse(args.iter().map(OsString::from)).expect_err(&format!("{args:?} was taken"));
         assert_eq!(error.code, ExitCode::Usage);
         let text = error.to_string();
-        assert!(text.starts_with("logagent: ") && text.lines().count() == 1 && text.contains("--help"), "{text}");
+        assert!(
+            text.starts_with("logagent: ") && text.lines().count() == 1 && text.contains("--help"),
+            "{text}"
+        );
         text
     }
 
@@ -344,7 +357,10 @@ mod tests {
         ] {
             let Command::Run(run) = command(line) else { panic!() };
             let o = run.overrides();
-            assert_eq!((o.config.as_deref(), o.state_dir.as_deref()), (Some(Path::new("/c")), Some(Path::new("/s"))));
+            assert_eq!(
+                (o.config.as_deref(), o.state_dir.as_deref()),
+                (Some(Path::new("/c")), Some(Path::new("/s")))
+            );
             assert_eq!(o.brokers.unwrap().len(), 2);
             assert_eq!((o.topic.as_deref(), o.output), (Some("t"), Some(OutputName::Kafka)));
             assert_eq!((o.from, o.driver, o.once), (Some(Start::End), Some(Driver::Modern), true));
@@ -356,7 +372,8 @@ mod tests {
     fn the_other_commands() {
         let Command::Tail(t) = command("tail --from beginning a") else { panic!() };
         assert_eq!((t.from, t.files.len()), (Start::Beginning, 1));
-        let Command::Send(s) = command("send --brokers k:1 --topic t --key=a=b --partition 2 --acks=0 x -- --y=z")
+        let Command::Send(s) =
+            command("send --brokers k:1 --topic t --key=a=b --partition 2 --acks=0 x -- --y=z")
         else {
             panic!()
         };
@@ -417,7 +434,10 @@ mod tests {
     #[test]
     fn check_and_status() {
         assert_eq!(command("check"), Command::Check(Check { config: None, connect: false }));
-        assert_eq!(command("check --connect -c x"), Command::Check(Check { config: Some("x".into()), connect: true }));
+        assert_eq!(
+            command("check --connect -c x"),
+            Command::Check(Check { config: Some("x".into()), connect: true })
+        );
         let Command::Status(s) = command("status --json --shipped=/var/log/a") else { panic!() };
         assert!(s.json && !s.watch && s.shipped.as_deref() == Some(Path::new("/var/log/a")));
     }

@@ -146,10 +146,7 @@ mod tests {
         let e = Error::failed("/tmp/a\nlogagent: all is well", "\x1b[2J\u{9b}1m\u{202e}", "\tdo\0");
         let text = e.to_string();
         assert!(!text.contains(is_active), "{text:?}");
-        assert_eq!(
-            text,
-            "logagent: /tmp/a\\nlogagent: all is well: \\x1b[2J\\x9b1m\\u{202e}; \\tdo\\x00"
-        );
+        assert_eq!(text, "logagent: /tmp/a\\nlogagent: all is well: \\x1b[2J\\x9b1m\\u{202e}; \\tdo\\x00");
     }
 
     #[test]

@@ -85,7 +85,11 @@ impl Resolver<'_> {
                 _ => return Ok(false),
             };
             let why = format!("Kafka is asked for without {lacking}");
-            return Err(Error::usage("run", why, "add it, or name a config file with -c, or use --output stdout"));
+            return Err(Error::usage(
+                "run",
+                why,
+                "add it, or name a config file with -c, or use --output stdout",
+            ));
         }
         if asked.brokers.is_none() {
             match typed.kafka.brokers.get() {
@@ -157,10 +161,8 @@ impl Resolver<'_> {
         if self.asked.driver.or(typed.kafka.driver.get().copied()) != Some(Driver::Classic) {
             return;
         }
-        let mut beyond: Vec<(Option<Place>, &str)> = vec![
-            (typed.kafka.tls.place(), "TLS"),
-            (typed.kafka.sasl.place(), "SASL"),
-        ];
+        let mut beyond: Vec<(Option<Place>, &str)> =
+            vec![(typed.kafka.tls.place(), "TLS"), (typed.kafka.sasl.place(), "SASL")];
         match typed.kafka.compression.get() {
             Some(Compression::Lz4) => beyond.push((typed.kafka.compression.place(), "lz4")),
             Some(Compression::Zstd) => beyond.push((typed.kafka.compression.place(), "zstd")),
@@ -235,7 +237,11 @@ impl Resolver<'_> {
                 plan.encoding,
             );
             let least = plan.needed.div_ceil(1 << 10);
-            self.problems.add(place, what, format!("write memory = \"{least}KiB\" or more in [agent], or a smaller max_line"));
+            self.problems.add(
+                place,
+                what,
+                format!("write memory = \"{least}KiB\" or more in [agent], or a smaller max_line"),
+            );
         }
     }
 
@@ -249,10 +255,15 @@ impl Resolver<'_> {
     ) -> Result<Vec<Source>, Error> {
         let mut all = Vec::new();
         let mut topicless = false;
-        let named: Result<Vec<Pattern>, Error> = self.asked.files.iter().map(|f| argument(f, self.around)).collect();
+        let named: Result<Vec<Pattern>, Error> =
+            self.asked.files.iter().map(|f| argument(f, self.around)).collect();
         let named = named?;
         if typed.is_empty() && named.is_empty() && !has_files {
-            self.missing(None, "there is no [[files]]", "write [[files]] and below it paths = [\"/var/log/…\"]");
+            self.missing(
+                None,
+                "there is no [[files]]",
+                "write [[files]] and below it paths = [\"/var/log/…\"]",
+            );
         }
         // The config's tables are looked at also when the command line's FILEs replace them, so that their problems show.
         for files in typed {
@@ -267,7 +278,11 @@ impl Resolver<'_> {
         let default = self.asked.topic.as_ref().or(kafka.topic.get());
         if topicless && default.is_none() && !stdout && kafka.topic.is_missing() {
             let instead = "write topic = \"web_log\" in [kafka], or one in each [[files]]";
-            self.missing(kafka.place, "`topic` is missing in [kafka], and not every [[files]] has its own", instead);
+            self.missing(
+                kafka.place,
+                "`topic` is missing in [kafka], and not every [[files]] has its own",
+                instead,
+            );
         }
         for source in &mut all {
             if let Some(topic) = &self.asked.topic {

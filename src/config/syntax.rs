@@ -62,7 +62,9 @@ impl Repaired {
     /// The first bracket that is never closed: what to say, from where to where it goes, and what closes it.
     fn unclosed(&self) -> Option<(String, Range<usize>, &'static str)> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
-        let header = |e: &&Error| ["unclosed table", "unclosed array table"].iter().any(|m| e.message().starts_with(m));
+        let header = |e: &&Error| {
+            ["unclosed table", "unclosed array table"].iter().any(|m| e.message().starts_with(m))
+        };
         if let Some(e) = errors.iter().find(header) {
             let at = e.span()?.start;
             return Some(("the name of a table is not closed".into(), at..at, "]"));
@@ -136,7 +138,9 @@ fn explain(error: &Error, found: &str) -> (String, String) {
         };
     }
     let (what, instead) = match message.split(',').next().unwrap_or(message) {
-        "duplicate key" => return (format!("`{found}` stands here a second time"), "keep one of them".into()),
+        "duplicate key" => {
+            return (format!("`{found}` stands here a second time"), "keep one of them".into());
+        }
         "invalid basic string" => ("the text has no closing \"", "put a \" at its end"),
         "invalid literal string" => ("the text has no closing '", "put a ' at its end"),
         "missing escaped value" => (
@@ -163,7 +167,8 @@ mod tests {
 
     fn errors(text: &str) -> Vec<(usize, String)> {
         let r = Repaired::new(text);
-        let lines = r.parse().1.into_iter().map(|(s, what, _)| (text[..s.start].matches('\n').count() + 1, what));
+        let lines =
+            r.parse().1.into_iter().map(|(s, what, _)| (text[..s.start].matches('\n').count() + 1, what));
         lines.collect()
     }
 
@@ -193,7 +198,8 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_found_where_they_are() {
-        let text = "[kafka]\nbrokers = [\"a:1\"\ntopic = web_log\nacks = True\n[agent]\nmemory = 8MiB\nmemory = 1\n";
+        let text =
+            "[kafka]\nbrokers = [\"a:1\"\ntopic = web_log\nacks = True\n[agent]\nmemory = 8MiB\nmemory = 1\n";
         let lines: Vec<usize> = errors(text).into_iter().map(|(line, _)| line).collect();
         assert_eq!(lines, [2, 3, 4, 6, 7]);
     }

@@ -151,7 +151,10 @@ fn every_key_is_read() {
     assert_eq!(c.needs_modern(), ["exactly-once", "TLS", "SASL", "zstd", "headers"]);
     let s = &c.sources[0];
     assert_eq!(s.paths, [Pattern::Glob("/a/*.log".into())]);
-    assert_eq!((s.topic.as_str(), s.start, s.poll), ("u", Start::Offset(17), Some(Duration::from_millis(250))));
+    assert_eq!(
+        (s.topic.as_str(), s.start, s.poll),
+        ("u", Start::Offset(17), Some(Duration::from_millis(250)))
+    );
     assert_eq!(s.deleted_hold, Hold { bytes: 5, time: Duration::from_secs(3600) });
     assert!(matches!(&s.multiline, Some(Multiline { joint: Joint::Continue(_), max_lines: 9, .. })));
     assert_eq!((s.include.len(), s.drop.len(), s.skip_empty), (2, 1, true));
@@ -272,7 +275,11 @@ fn one_mistake_each() {
         ("\n[kafka]\nbrokers = [\"a:1\"]\n[[files]]\npaths = \"/x\"", "2:1", "`topic` is missing"),
         ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[[files]]\n", "4:1", "`paths` is missing"),
         ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[[files]]\npaths = []", "5:9", "`paths` is empty"),
-        ("[kafka]\nbrokers = [\"a\"]\ntopic = \"t\"\n[[files]]\npaths = \"/x\"", "2:12", "the port is missing"),
+        (
+            "[kafka]\nbrokers = [\"a\"]\ntopic = \"t\"\n[[files]]\npaths = \"/x\"",
+            "2:12",
+            "the port is missing",
+        ),
         ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[files]\npaths = \"/x\"", "4:1", "[[files]]"),
     ];
     for (config, at, said) in whole {
@@ -306,7 +313,9 @@ fn exactly_once_needs_all_acks_and_the_modern_driver() {
 /// Fails when a syntax error lets the rest count as missing: the operator would chase problems that are not there.
 #[test]
 fn a_syntax_error_hides_nothing_and_adds_nothing() {
-    let found = problems("[kafka]\nbrokers = [\"k:9092\"\ntopic = \"t\"\n[agent]\nmemori = 1\n[[files]\npaths = \"/x\"");
+    let found = problems(
+        "[kafka]\nbrokers = [\"k:9092\"\ntopic = \"t\"\n[agent]\nmemori = 1\n[[files]\npaths = \"/x\"",
+    );
     let lines: Vec<&str> = found.iter().map(|p| p.split(':').nth(1).unwrap()).collect();
     assert_eq!(lines, ["2", "5", "6"], "{found:#?}");
 }
@@ -351,7 +360,9 @@ fn a_main_file_without_files() {
 
 #[test]
 fn the_command_line_wins() {
-    let b = Box::new(&LEAST.replace("[[files]]", "driver = \"modern\"\n[[files]]\nstart = \"end\"\ntopic = \"u\""));
+    let b = Box::new(
+        &LEAST.replace("[[files]]", "driver = \"modern\"\n[[files]]\nstart = \"end\"\ntopic = \"u\""),
+    );
     fs::write(b.path("a[1].log"), "").unwrap();
     let asked = Overrides {
         brokers: Some(brokers("x:1").unwrap()),
@@ -393,9 +404,7 @@ fn the_command_line_wins() {
 #[test]
 fn files_without_a_config() {
     let b = Box::new("");
-    let with = |asked: Overrides| {
-        load_in(&Overrides { files: vec!["a.log".into()], ..asked }, &b.around())
-    };
+    let with = |asked: Overrides| load_in(&Overrides { files: vec!["a.log".into()], ..asked }, &b.around());
     let c = with(Overrides::default()).unwrap();
     assert!(matches!(c.output, Output::Stdout) && c.agent.state_dir.is_none() && c.read_from.is_empty());
     assert_eq!((c.sources[0].start, &c.sources[0].paths[0]), (Start::End, &Pattern::Path(b.path("a.log"))));

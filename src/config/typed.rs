@@ -122,7 +122,11 @@ pub fn read(main: &Path, problems: &mut Problems) -> Result<Typed, Error> {
             Err(e) => {
                 let doc = problems.add_file(&path, String::new());
                 let place = problems.place(doc, 0);
-                problems.add(place, format!("cannot be read: {e}"), "let the agent's user read it, or remove it");
+                problems.add(
+                    place,
+                    format!("cannot be read: {e}"),
+                    "let the agent's user read it, or remove it",
+                );
             }
         }
     }
@@ -133,7 +137,8 @@ pub fn read(main: &Path, problems: &mut Problems) -> Result<Typed, Error> {
 /// In the order of their names. No such folder: none.
 fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     let folder = main.with_extension("d");
-    let unreadable = |e| Error::config(format!("read {}", folder.display()), e, "let the agent's user read it");
+    let unreadable =
+        |e| Error::config(format!("read {}", folder.display()), e, "let the agent's user read it");
     let entries = match std::fs::read_dir(&folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(unreadable)?,
@@ -151,7 +156,12 @@ fn take_up(path: &Path, bytes: Vec<u8>, problems: &mut Problems, typed: &mut Typ
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let doc = problems.add_file(path, text.clone());
     if let Some(at) = broken_at {
-        problems.add_syntax(doc, at..at + 1, "a byte that is not UTF-8".into(), "save the file as UTF-8".into());
+        problems.add_syntax(
+            doc,
+            at..at + 1,
+            "a byte that is not UTF-8".into(),
+            "save the file as UTF-8".into(),
+        );
     }
     let repaired = Repaired::new(&text);
     syntax::report(&repaired, doc, problems);
@@ -333,7 +343,8 @@ fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
 }
 
 fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> {
-    const EXAMPLE: &str = "\"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or { field = \"user.id\" }";
+    const EXAMPLE: &str =
+        "\"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or { field = \"user.id\" }";
     match v.get_ref().as_str() {
         Some("path") => return Some(Key::Other(super::Key::Path)),
         Some("host") => return Some(Key::Host),
@@ -355,7 +366,11 @@ fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> {
     s.finish(elsewhere);
     let missing = [constant.is_missing(), regex.is_missing(), field.is_missing()];
     if missing.iter().filter(|m| !**m).count() != 1 {
-        walk.wrong(v.span(), format!("`{key}` has not exactly one source"), format!("write {key} = {EXAMPLE}"));
+        walk.wrong(
+            v.span(),
+            format!("`{key}` has not exactly one source"),
+            format!("write {key} = {EXAMPLE}"),
+        );
         return None;
     }
     let constant = constant.value().map(|c| super::Key::Constant(c.into_bytes()));
@@ -424,19 +439,55 @@ fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Multiline>
 /// In which table a key belongs, for one that stands in the wrong one.
 fn elsewhere(key: &str) -> Option<&'static str> {
     let tables: [(&str, &[&str]); 6] = [
-        ("[agent]", &["state_dir", "memory", "delivery", "sync", "drain_timeout", "damaged_state", "hostname"]),
-        ("[kafka]", &[
-            "brokers", "topic", "acks", "driver", "client_id", "key", "partition", "compression", "linger", "batch",
-            "rate", "create_topics", "tls", "sasl",
-        ]),
+        (
+            "[agent]",
+            &["state_dir", "memory", "delivery", "sync", "drain_timeout", "damaged_state", "hostname"],
+        ),
+        (
+            "[kafka]",
+            &[
+                "brokers",
+                "topic",
+                "acks",
+                "driver",
+                "client_id",
+                "key",
+                "partition",
+                "compression",
+                "linger",
+                "batch",
+                "rate",
+                "create_topics",
+                "tls",
+                "sasl",
+            ],
+        ),
         ("[kafka.tls]", &["ca", "cert", "server_name"]),
         ("[kafka.sasl]: the password itself goes into a file of its own, password_file", &["password"]),
         ("[kafka.sasl]", &["mechanism", "username", "password_file"]),
-        ("[[files]]", &[
-            "paths", "exclude", "start", "must_exist", "follow", "reopen", "poll", "rotate_grace", "deleted_hold",
-            "max_line", "partial_after", "multiline", "include", "skip_empty", "format", "fields", "headers",
-            "rate_limit",
-        ]),
+        (
+            "[[files]]",
+            &[
+                "paths",
+                "exclude",
+                "start",
+                "must_exist",
+                "follow",
+                "reopen",
+                "poll",
+                "rotate_grace",
+                "deleted_hold",
+                "max_line",
+                "partial_after",
+                "multiline",
+                "include",
+                "skip_empty",
+                "format",
+                "fields",
+                "headers",
+                "rate_limit",
+            ],
+        ),
     ];
     let found = tables.iter().find(|(_, keys)| keys.contains(&key));
     found.map(|(table, _)| *table).or((key == "textfile").then_some("[metrics]"))
@@ -453,7 +504,8 @@ impl Named for DamagedState {
 }
 
 impl Named for Acks {
-    const NAMES: &'static [(&'static str, Self)] = &[("all", Acks::All), ("1", Acks::Leader), ("0", Acks::None)];
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("all", Acks::All), ("1", Acks::Leader), ("0", Acks::None)];
 }
 
 impl Named for Driver {
@@ -497,5 +549,6 @@ impl Named for Format {
 }
 
 impl Named for OutputName {
-    const NAMES: &'static [(&'static str, Self)] = &[("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout)];
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout)];
 }

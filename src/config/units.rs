@@ -157,7 +157,8 @@ mod tests {
 
     #[test]
     fn durations() {
-        let good = [("0ms", 0), ("30s", 30_000), ("7d", 604_800_000), ("1h30m", 5_400_000), ("2 min", 120_000)];
+        let good =
+            [("0ms", 0), ("30s", 30_000), ("7d", 604_800_000), ("1h30m", 5_400_000), ("2 min", 120_000)];
         for (text, ms) in good {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
@@ -184,8 +185,19 @@ mod tests {
         }
         assert_eq!(broker("[::1]:9092").unwrap().host, "::1");
         for text in [
-            "kafka", "kafka:", "kafka:0", "kafka:65536", "kafka:+1x", ":9092", "::1:9092", "[::1]", "[x]:1",
-            "http://kafka:9092", "a b:9092", "a/b:9092", "",
+            "kafka",
+            "kafka:",
+            "kafka:0",
+            "kafka:65536",
+            "kafka:+1x",
+            ":9092",
+            "::1:9092",
+            "[::1]",
+            "[x]:1",
+            "http://kafka:9092",
+            "a b:9092",
+            "a/b:9092",
+            "",
         ] {
             assert!(broker(text).is_err(), "{text}");
         }

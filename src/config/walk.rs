@@ -250,11 +250,7 @@ pub fn bytes(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
     let n = size(walk, key, v)?;
     let fits = usize::try_from(n).ok().filter(|n| (1..=1 << 30).contains(n));
     if fits.is_none() {
-        walk.wrong(
-            v.span(),
-            format!("`{key}` is not from 1 byte to 1 GiB"),
-            "write a size such as \"8MiB\"",
-        );
+        walk.wrong(v.span(), format!("`{key}` is not from 1 byte to 1 GiB"), "write a size such as \"8MiB\"");
     }
     fits
 }
@@ -285,7 +281,11 @@ pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     let s = text(walk, key, v)?;
     if !s.starts_with('/') || s.contains('\0') {
         let what = format!("`{key}`: {s:?} is a relative path");
-        walk.wrong(v.span(), what, "begin it with /, because a service has no folder of its own to start from");
+        walk.wrong(
+            v.span(),
+            what,
+            "begin it with /, because a service has no folder of its own to start from",
+        );
         return None;
     }
     Some(s.into())
