@@ -131,6 +131,13 @@ impl Board {
             air.resent(total);
         }
     }
+
+    /// Lines that may be stored more than once, over all restarts.
+    pub fn doubled_at_most(&self) -> u64 {
+        let t = &self.totals;
+        let again = self.air.get().map_or(0, |air| air.again());
+        t.again_before.load(Relaxed) + again + t.resent.load(Relaxed)
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -362,3 +362,6 @@ impl Account {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
