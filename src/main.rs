@@ -9,5 +9,6 @@ mod report;
 mod ship;
 mod stop;
 mod tail;
+mod watch;
 
 fn main() {}
