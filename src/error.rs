@@ -1,7 +1,7 @@
 //! What the person at the terminal reads when something fails, and the code the process ends with. Logs nothing and
 //! ends nothing: `main.rs` does both.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display};
 
 /// How the process ends. The numbers above 1 are those of `sysexits.h`; the unit does not restart on them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,10 +4,16 @@ mod air;
 mod budget;
 mod checkpoint;
 mod chunk;
+mod cli;
+mod config;
 mod error;
+mod logging;
 mod report;
 mod ship;
+mod signals;
 mod stop;
+mod sys;
+mod systemd;
 mod tail;
 mod watch;
 
