@@ -132,7 +132,8 @@ mod tests {
             shown(Style::Timed, Level::Info, "logagent::tail", "ready"),
             "1970-01-01T00:00:00Z INFO  ready"
         );
-        for (level, start) in [(Level::Error, "<3>"), (Level::Warn, "<4>"), (Level::Info, "<6>"), (Level::Trace, "<7>")]
+        for (level, start) in
+            [(Level::Error, "<3>"), (Level::Warn, "<4>"), (Level::Info, "<6>"), (Level::Trace, "<7>")]
         {
             assert_eq!(shown(Style::Journal, level, "logagent", "x"), format!("{start}x"));
         }

@@ -13,7 +13,9 @@ pub fn block_signals() -> io::Result<()> {
     // SAFETY: sigfillset initializes the set it is given; sigdelset changes it, and these numbers are valid.
     let set = unsafe {
         libc::sigfillset(set.as_mut_ptr());
-        for own_fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS] {
+        for own_fault in
+            [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS]
+        {
             libc::sigdelset(set.as_mut_ptr(), own_fault);
         }
         set.assume_init()

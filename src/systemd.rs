@@ -19,7 +19,9 @@ pub struct Notify(Option<(UnixDatagram, SocketAddr)>);
 impl Notify {
     /// To the manager that started us. A socket that cannot be used is logged once and not tried again.
     pub fn from_env() -> Notify {
-        let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|n| !n.is_empty()) else { return Notify(None) };
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|n| !n.is_empty()) else {
+            return Notify(None);
+        };
         Self::to(&name).unwrap_or_else(|e| {
             log::warn!("systemd: NOTIFY_SOCKET {}: {e}; it will not learn that we are ready", name.display());
             Notify(None)
@@ -31,7 +33,12 @@ impl Notify {
         let address = match name.as_bytes() {
             [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
             [b'/', ..] => SocketAddr::from_pathname(name)?,
-            _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "neither a path nor an abstract name")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "neither a path nor an abstract name",
+                ));
+            }
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;

@@ -58,7 +58,8 @@ impl<'s, 'e> Crew<'s, 'e> {
         once: bool,
         out: Sender<Parcel>,
     ) -> Result<Self, Error> {
-        let trouble = |e| Error::failed("start watching", e, "free descriptors or raise the limit (ulimit -n)");
+        let trouble =
+            |e| Error::failed("start watching", e, "free descriptors or raise the limit (ulimit -n)");
         let (remote, ears) = watch::remote().map_err(trouble)?;
         let (sight_tx, sights) = bounded(64);
         #[allow(clippy::disallowed_methods)] // bounded by the tails that live
@@ -91,7 +92,9 @@ impl<'s, 'e> Crew<'s, 'e> {
 
     /// Starts the tail of a file that was found.
     pub fn follow(&mut self, found: Found) -> Result<(), Error> {
-        let (Some(out), Some(plan)) = (&self.out, self.plans.get(found.source.0 as usize)) else { return Ok(()) };
+        let (Some(out), Some(plan)) = (&self.out, self.plans.get(found.source.0 as usize)) else {
+            return Ok(());
+        };
         let new = self.sighting.is_some() && !plan.known.iter().any(|p| p.matches(&found.path));
         let options = tail::Options {
             start: if new { plan.tail.start } else { Start::Beginning },
@@ -110,7 +113,9 @@ impl<'s, 'e> Crew<'s, 'e> {
             drop(wake);
             let _ = ended.send(path);
         });
-        spawned.map_err(|e| Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)"))?;
+        spawned.map_err(|e| {
+            Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
+        })?;
         self.tails.insert(found.path, handle);
         Ok(())
     }
@@ -174,6 +179,8 @@ impl<'s, 'e> Crew<'s, 'e> {
 
 /// Device and inode of standard output and error, when they are files: following them would never end.
 fn own_log() -> Vec<(u64, u64)> {
-    let seen = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|s| (s.st_dev as u64, s.st_ino as u64));
+    let seen = |fd: std::os::fd::BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).ok().map(|s| (s.st_dev as u64, s.st_ino as u64))
+    };
     [seen(std::io::stdout().as_fd()), seen(std::io::stderr().as_fd())].into_iter().flatten().collect()
 }

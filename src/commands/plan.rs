@@ -45,7 +45,10 @@ pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Ve
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),
                 rotate_grace: s.rotate_grace,
-                rest_after: [s.partial_after, s.multiline.as_ref().map(|m| m.timeout)].into_iter().flatten().min(),
+                rest_after: [s.partial_after, s.multiline.as_ref().map(|m| m.timeout)]
+                    .into_iter()
+                    .flatten()
+                    .min(),
                 deleted_hold: Hold { bytes: s.deleted_hold.bytes, time: s.deleted_hold.time },
                 rate: s.rate_limit,
             },
@@ -110,7 +113,9 @@ fn shape(config: &Config, s: &Source) -> Shape {
     };
     let format = match s.format {
         config::Format::Raw => Format::Raw,
-        config::Format::Json => Format::Json { host: config.agent.hostname.clone(), fields: s.fields.clone() },
+        config::Format::Json => {
+            Format::Json { host: config.agent.hostname.clone(), fields: s.fields.clone() }
+        }
     };
     let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
     let hash = crate::chunk::fnv1a(format!("1 {key:?} {format:?} {headers:?}").as_bytes());
