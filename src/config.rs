@@ -5,6 +5,7 @@
 //! that a missing bracket does not hide the rest, [`typed`] takes up what stands there, key by key, and [`resolve`] merges,
 //! fills in and checks what it means. Each problem knows its [`places`].
 
+mod names;
 mod places;
 mod resolve;
 mod syntax;

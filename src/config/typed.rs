@@ -436,119 +436,27 @@ fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Multiline>
     Some(multiline)
 }
 
-/// In which table a key belongs, for one that stands in the wrong one.
+/// Every table and its keys, for a key that stands in the wrong one, and for the test that the example shows all.
+pub const TABLES: [(&str, &str); 7] = [
+    ("[agent]", "state_dir memory delivery sync drain_timeout damaged_state hostname"),
+    (
+        "[kafka]",
+        "brokers topic acks driver client_id key partition compression linger batch rate create_topics tls sasl",
+    ),
+    ("[kafka.tls]", "ca cert key server_name"),
+    ("[kafka.sasl]", "mechanism username password_file"),
+    ("[metrics]", "textfile"),
+    (
+        "[[files]]",
+        "paths exclude topic start must_exist follow reopen poll rotate_grace deleted_hold max_line partial_after \
+         multiline include drop skip_empty format fields headers rate_limit",
+    ),
+    ("the file", "agent kafka metrics files"),
+];
+
 fn elsewhere(key: &str) -> Option<&'static str> {
-    let tables: [(&str, &[&str]); 6] = [
-        (
-            "[agent]",
-            &["state_dir", "memory", "delivery", "sync", "drain_timeout", "damaged_state", "hostname"],
-        ),
-        (
-            "[kafka]",
-            &[
-                "brokers",
-                "topic",
-                "acks",
-                "driver",
-                "client_id",
-                "key",
-                "partition",
-                "compression",
-                "linger",
-                "batch",
-                "rate",
-                "create_topics",
-                "tls",
-                "sasl",
-            ],
-        ),
-        ("[kafka.tls]", &["ca", "cert", "server_name"]),
-        ("[kafka.sasl]: the password itself goes into a file of its own, password_file", &["password"]),
-        ("[kafka.sasl]", &["mechanism", "username", "password_file"]),
-        (
-            "[[files]]",
-            &[
-                "paths",
-                "exclude",
-                "start",
-                "must_exist",
-                "follow",
-                "reopen",
-                "poll",
-                "rotate_grace",
-                "deleted_hold",
-                "max_line",
-                "partial_after",
-                "multiline",
-                "include",
-                "skip_empty",
-                "format",
-                "fields",
-                "headers",
-                "rate_limit",
-            ],
-        ),
-    ];
-    let found = tables.iter().find(|(_, keys)| keys.contains(&key));
-    found.map(|(table, _)| *table).or((key == "textfile").then_some("[metrics]"))
-}
-
-impl Named for Delivery {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)];
-}
-
-impl Named for DamagedState {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("refuse", DamagedState::Refuse), ("beginning", DamagedState::Beginning)];
-}
-
-impl Named for Acks {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("all", Acks::All), ("1", Acks::Leader), ("0", Acks::None)];
-}
-
-impl Named for Driver {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("auto", Driver::Auto), ("classic", Driver::Classic), ("modern", Driver::Modern)];
-}
-
-impl Named for Partition {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("sticky", Partition::Sticky),
-        ("hash", Partition::Hash),
-        ("round-robin", Partition::RoundRobin),
-        ("random", Partition::Random),
-    ];
-}
-
-impl Named for Compression {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("none", Compression::None),
-        ("gzip", Compression::Gzip),
-        ("snappy", Compression::Snappy),
-        ("lz4", Compression::Lz4),
-        ("zstd", Compression::Zstd),
-    ];
-}
-
-impl Named for Mechanism {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("PLAIN", Mechanism::Plain),
-        ("SCRAM-SHA-256", Mechanism::ScramSha256),
-        ("SCRAM-SHA-512", Mechanism::ScramSha512),
-    ];
-}
-
-impl Named for Start {
-    const NAMES: &'static [(&'static str, Self)] = &[("end", Start::End), ("beginning", Start::Beginning)];
-}
-
-impl Named for Format {
-    const NAMES: &'static [(&'static str, Self)] = &[("raw", Format::Raw), ("json", Format::Json)];
-}
-
-impl Named for OutputName {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout)];
+    if key == "password" {
+        return Some("a file of its own, which password_file in [kafka.sasl] names");
+    }
+    TABLES.iter().find(|(_, keys)| keys.split_whitespace().any(|k| k == key)).map(|(table, _)| *table)
 }
