@@ -7,15 +7,18 @@
 //! sent it (`times`), because a run that was killed before it could save leaves one more copy. The count is shown at
 //! once and saved with the acknowledgement.
 //!
-//! The file `air` in the state folder, little-endian, never synced (a kill does not lose the page cache; after a new boot
-//! it is not used):
+//! The file `air` in the state folder, little-endian:
 //!
 //! ```text
 //! 0    "logagent air 1 <boot id>\n", padded with zeros to 64 bytes
 //! 64   u64  lines resent without a crash (`Board::resent`)
-//! 72   zeros up to 96
+//! 72   u64  1 from the first chunk of a run until its clean end
+//! 80   zeros up to 96
 //! 96   slots of 24 bytes: u64 stream, u64 limit, u64 times; stream 0 with limit 0: free
 //! ```
+//!
+//! Slots are not synced: a kill does not lose the page cache. Only the word at 72 is, at the first chunk and at the end, so
+//! that a power loss is seen; then all that a file holds at the next start is in doubt.
 
 use crate::chunk::StreamId;
 use std::collections::HashMap;
@@ -23,10 +26,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
+const MAGIC: &str = "logagent air 1 ";
 const HEAD: u64 = 96;
 const RESENT: u64 = 64;
+const RUNNING: u64 = 72;
 const SLOT: u64 = 24;
 
 /// All slots of one state folder.
@@ -37,7 +42,11 @@ pub struct Air {
     slots: Mutex<Slots>,
     /// Lines counted in this run.
     again: AtomicU64,
+    /// Bytes written.
+    written: AtomicU64,
     broken: AtomicBool,
+    /// The first chunk of this run has been noted.
+    began: Once,
     /// Lines that are sent again are not doubled: the broker recognizes them.
     recognized: bool,
 }
@@ -74,17 +83,19 @@ pub struct Slot {
 /// What `air` said when it was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Written in this boot, so whatever a killed agent wrote is here.
-    pub same_boot: bool,
+    /// It holds whatever the last run wrote: that ended cleanly, or in this boot. Else nothing is known.
+    pub trusted: bool,
+    /// It is of an earlier boot, or damaged: [`Air::begin`] has to make it anew.
+    pub stale: bool,
     /// Limit by stream.
     pub limits: HashMap<StreamId, u64>,
     pub resent: u64,
 }
 
 impl Air {
-    /// Without a file: counts what is in doubt in this process only.
-    pub fn nowhere() -> Arc<Air> {
-        Arc::new(Air::with(None, Slots::default(), false))
+    /// Without a file nothing is known over a restart.
+    pub fn nowhere() -> Air {
+        Air::with(None, Slots::default(), false)
     }
 
     fn with(file: Option<File>, slots: Slots, recognized: bool) -> Air {
@@ -92,7 +103,9 @@ impl Air {
             file,
             slots: Mutex::new(slots),
             again: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            began: Once::new(),
             recognized,
         }
     }
@@ -102,25 +115,30 @@ impl Air {
     pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(Air, Found)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let head = head(boot);
-        if boot.is_empty() || !bytes.starts_with(&head[..RESENT as usize]) || bytes.len() < HEAD as usize {
-            return Ok((Air::with(Some(file), Slots::default(), recognized), Found::default()));
+        let ours = bytes.starts_with(MAGIC.as_bytes()) && bytes.len() >= HEAD as usize;
+        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..RESENT as usize]);
+        if !ours || !(same_boot || word(&bytes, RUNNING) == 0) {
+            let found = Found { stale: true, ..Found::default() };
+            return Ok((Air::with(Some(file), Slots::default(), recognized), found));
         }
-        let mut found = Found { same_boot: true, resent: word(&bytes, RESENT), ..Found::default() };
-        let mut slots = Slots::default();
-        let whole = (bytes.len() as u64 - HEAD) / SLOT;
-        for index in 0..whole {
+        let mut slots = Slots { len: (bytes.len() as u64 - HEAD) / SLOT, ..Slots::default() };
+        for index in 0..slots.len {
             let at = HEAD + index * SLOT;
-            let (stream, limit, times) =
-                (StreamId(word(&bytes, at)), word(&bytes, at + 8), word(&bytes, at + 16));
-            if stream.0 == 0 && limit == 0 {
+            let stream = StreamId(word(&bytes, at));
+            let place =
+                Place { index, limit: word(&bytes, at + 8), times: word(&bytes, at + 16), taken: false };
+            if (stream.0, place.limit) == (0, 0) {
                 slots.free.push(index);
-                continue;
+            } else {
+                slots.places.insert(stream, place);
             }
-            found.limits.insert(stream, limit);
-            slots.places.insert(stream, Place { index, limit, times, taken: false });
         }
-        slots.len = whole;
+        let found = Found {
+            trusted: true,
+            stale: !same_boot,
+            limits: slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect(),
+            resent: word(&bytes, RESENT),
+        };
         Ok((Air::with(Some(file), slots, recognized), found))
     }
 
@@ -128,13 +146,9 @@ impl Air {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the file anew for this boot, with what is known of each stream from `offsets`. Before any slot is taken.
-    pub fn begin(
-        &self,
-        boot: &str,
-        resent: u64,
-        limits: impl Iterator<Item = (StreamId, u64)>,
-    ) -> io::Result<u64> {
+    /// Makes the file anew for this boot, with what is known of each stream; [`u64::MAX`]: all that exists when it is
+    /// opened. Before any slot is taken.
+    pub fn begin(&self, boot: &str, resent: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Slots::default();
         let mut bytes = head(boot);
         bytes[RESENT as usize..RESENT as usize + 8].copy_from_slice(&resent.to_le_bytes());
@@ -145,10 +159,28 @@ impl Air {
         }
         *self.lock() = slots;
         if let Some(file) = &self.file {
-            file.set_len(0)?;
-            file.write_all_at(&bytes, 0)?;
+            // Cut short on the way, it is not ours or lacks streams; so the head, which makes it ours, comes last.
+            let done = file.set_len(0).and_then(|()| file.write_all_at(&bytes[HEAD as usize..], HEAD));
+            self.check(done.and_then(|()| file.write_all_at(&bytes[..HEAD as usize], 0)));
+            self.written.fetch_add(bytes.len() as u64, Relaxed);
+            if bytes.len() > HEAD as usize {
+                self.sync(); // a head that reached the disk without its slots would say too little
+            }
         }
-        Ok(bytes.len() as u64)
+    }
+
+    /// The run ended and `offsets` is saved and synced.
+    pub fn end(&self) {
+        if self.began.is_completed() {
+            self.write(RUNNING, &0u64.to_le_bytes());
+            self.sync();
+        }
+    }
+
+    fn sync(&self) {
+        if let Some(file) = self.file.as_ref().filter(|_| !self.is_broken()) {
+            self.check(file.sync_data());
+        }
     }
 
     /// Keeps only the slots of streams that `keep` names; the others are free for new ones.
@@ -227,19 +259,26 @@ impl Air {
         self.broken.load(Relaxed)
     }
 
+    /// Bytes written to the file in this run.
+    pub fn written(&self) -> u64 {
+        self.written.load(Relaxed)
+    }
+
     fn write(&self, at: u64, bytes: &[u8]) {
-        let Some(file) = &self.file else { return };
-        if self.is_broken() {
-            return;
+        if let Some(file) = self.file.as_ref().filter(|_| !self.is_broken()) {
+            self.check(file.write_all_at(bytes, at));
+            self.written.fetch_add(bytes.len() as u64, Relaxed);
         }
-        if let Err(e) = file.write_all_at(bytes, at) {
-            // An empty file says that nothing is known, which holds; an old one would say too little.
-            let _ = file.set_len(0);
-            if !self.broken.swap(true, Relaxed) {
-                log::error!(
-                    "write air: {e}; free the disk of the state folder: until the next start doubled_at_most is a guess"
-                );
-            }
+    }
+
+    fn check(&self, done: io::Result<()>) {
+        let (Err(e), Some(file)) = (done, &self.file) else { return };
+        // An empty file says that nothing is known, which holds; an old one would say too little.
+        let _ = file.set_len(0);
+        if !self.broken.swap(true, Relaxed) {
+            log::error!(
+                "write air in the state folder: {e}; free its disk: after a crash doubled_at_most will count all that is read again"
+            );
         }
     }
 }
@@ -247,6 +286,10 @@ impl Air {
 impl Slot {
     /// Lines of a chunk `start..end` are about to be handed on. To be called before they are.
     pub fn frame(&self, start: u64, end: u64, lines: u64) {
+        self.air.began.call_once(|| {
+            self.air.write(RUNNING, &1u64.to_le_bytes());
+            self.air.sync();
+        });
         if end > self.limit.load(Relaxed) {
             self.limit.store(end, Relaxed);
             self.air.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
@@ -271,7 +314,7 @@ impl Slot {
 }
 
 fn head(boot: &str) -> Vec<u8> {
-    let mut head = format!("logagent air 1 {boot}\n").into_bytes();
+    let mut head = format!("{MAGIC}{boot}\n").into_bytes();
     head.truncate(RESENT as usize);
     head.resize(HEAD as usize, 0);
     head

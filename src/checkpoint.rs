@@ -1,8 +1,10 @@
 //! STAGE 3: acks in, saved positions out. Reads no log file and knows no broker.
 
+pub mod format;
+pub mod ledger;
 pub mod saved;
 
-pub use saved::{Ended, Saved, SavedStream, SavedTotals};
+pub use saved::{Saved, SavedStream, SavedTotals};
 
 use crate::chunk::Note;
 use crate::error::Error;

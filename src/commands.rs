@@ -1,3 +1,6 @@
-//! The five commands, each one stage standing alone but `run`, which alone knows all of them.
+//! What the agent can be asked to do, one file each. Each stands alone; only `run` knows all stages.
 
 pub mod check;
+pub mod crew;
+pub mod plan;
+pub mod tail;

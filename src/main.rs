@@ -16,6 +16,7 @@ mod stop;
 mod sys;
 mod systemd;
 mod tail;
+mod watch;
 
 use cli::{Asked, Command};
 use error::{Error, ExitCode};
@@ -41,6 +42,7 @@ fn main() -> process::ExitCode {
 fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Check(asked) => commands::check::run(asked),
+        Command::Tail(asked) => commands::tail::run(asked),
         _ => Err(Error::failed("run", "this command is not built in", "use check")),
     }
 }

@@ -34,7 +34,10 @@ impl Notify {
             [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
             [b'/', ..] => SocketAddr::from_pathname(name)?,
             _ => {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "neither a path nor an abstract name"));
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "neither a path nor an abstract name",
+                ));
             }
         };
         let socket = UnixDatagram::unbound()?;

@@ -16,19 +16,9 @@ pub struct Saved {
     /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
     pub clock: u64,
     pub totals: SavedTotals,
-    /// `/proc/sys/kernel/random/boot_id` at the save; empty where there is none.
-    pub boot: String,
-    pub ended: Ended,
-}
-
-/// Whether the agent that saved was to go on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ended {
-    /// Nothing is known of what it did after this save.
-    #[default]
-    Running,
-    /// It was its last save: `sent` of each stream is final.
-    Stopped,
+    /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
+    /// every file is read from its beginning.
+    pub from_beginning: bool,
 }
 
 /// One stream as saved.
@@ -44,8 +34,6 @@ pub struct SavedStream {
     pub beyond: Vec<(Range, Point)>,
     /// Bytes, when last seen.
     pub size: u64,
-    /// Bytes before this offset may have been sent. [`u64::MAX`]: not known, so everything that exists when it is opened.
-    pub sent: u64,
     /// Read to its end, and all of it acknowledged: nothing of it is ever sent again.
     pub finished: bool,
     /// [`Saved::clock`] when its file was last known to exist.
