@@ -44,6 +44,9 @@ pub struct Totals {
     pub read_lines: AtomicU64,
     pub acked_lines: AtomicU64,
     pub dead_lettered: AtomicU64,
+    /// Lines that stand twice if an attempt of unknown outcome had been stored, with a driver without numbers.
+    pub doubled_at_most: AtomicU64,
+    /// The same with numbers, where the broker could not tell.
     pub uncertain: AtomicU64,
     pub lost_bytes: AtomicU64,
     pub cut_lines: AtomicU64,
@@ -54,6 +57,7 @@ pub struct Totals {
 pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
     brokers: Mutex<BTreeMap<String, BrokerState>>,
+    topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Totals,
 }
 
@@ -64,5 +68,10 @@ impl Board {
 
     pub fn brokers(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
         self.brokers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Topics that have been in trouble, by name; ship writes them.
+    pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
