@@ -54,6 +54,7 @@ pub struct Totals {
 pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
     brokers: Mutex<BTreeMap<String, BrokerState>>,
+    driver: Mutex<String>,
     pub totals: Totals,
 }
 
@@ -64,5 +65,10 @@ impl Board {
 
     pub fn brokers(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
         self.brokers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which driver carries the lines, and why that one: "classic: the broker takes Fetch v0 …". Empty before the choice.
+    pub fn driver(&self) -> MutexGuard<'_, String> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Invariant: every batch that was submitted comes back exactly once, in one [`Event::Done`]. A driver never retries a
 //! batch by itself: it reports, ship decides and submits again.
+//!
+//! Kafka's drivers have one shape, `run(options, orders, events, board) -> Leave`, so that `auto` can run one after the
+//! other on the same channel ends. Each says [`Event::Ready`] first; after every `Ready` ship says its topics
+//! ([`Order::Topic`]) anew, for the driver before may have taken those orders with it.
 
 use super::flight::Batch;
 use crate::chunk::Topic;
@@ -12,6 +16,27 @@ use crossbeam_channel::{Receiver, Sender};
 pub struct Ends {
     pub orders: Sender<Order>,
     pub events: Receiver<Event>,
+}
+
+/// Why a driver's worker ended. By then every batch it held has come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leave {
+    /// Ship dropped its orders (or its events): the end.
+    Closed,
+    /// The broker is one for another driver. Only `auto` lets a driver say so; a fixed one waits.
+    Unfit { why: String },
+}
+
+/// What a broker must have done before it says "stored".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Acks {
+    /// Nothing: stored means written to the socket, and losses are silent.
+    Zero,
+    /// The leader has written it; it goes when the leader dies before a follower has it.
+    One,
+    /// All replicas in sync have it.
+    #[default]
+    All,
 }
 
 #[derive(Debug)]
