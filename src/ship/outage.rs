@@ -1,0 +1,162 @@
+//! The record of a wait: what does not answer, since when, how often it was tried, and the last reason. Writes it to the
+//! board and to the log; waits for nothing and decides nothing.
+//!
+//! A line in the log at attempts 1, 2, 4, 8 … and for each reason that is new in this outage; one when it works again.
+
+use crate::report::{Board, BrokerState};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// All outages of one worker. Its entries on the board are written by it alone.
+#[derive(Debug)]
+pub struct Outages {
+    board: Arc<Board>,
+    open: HashMap<String, Outage>,
+}
+
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    attempts: u64,
+    /// Reasons that were logged in this outage; at most [`Outage::REASONS`], so that a changing text cannot fill memory.
+    reasons: Vec<String>,
+}
+
+impl Outage {
+    const REASONS: usize = 8;
+}
+
+/// Who does not answer as wanted. The text is the key on the board.
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    /// `host:port` as the config or the cluster calls it.
+    Broker(&'a str),
+    Topic(&'a str),
+}
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Who::Broker(b) => write!(f, "broker {b}"),
+            Who::Topic(t) => write!(f, "topic {t}"),
+        }
+    }
+}
+
+impl Who<'_> {
+    fn key(&self) -> String {
+        match self {
+            Who::Broker(b) => (*b).to_owned(),
+            Who::Topic(_) => self.to_string(),
+        }
+    }
+}
+
+impl Outages {
+    pub fn new(board: &Arc<Board>) -> Self {
+        Outages { board: Arc::clone(board), open: HashMap::new() }
+    }
+
+    /// One more attempt that failed.
+    pub fn failed(&mut self, who: Who<'_>, why: &str, now: Instant) {
+        let key = who.key();
+        let outage = self.open.entry(key.clone()).or_insert_with(|| Outage {
+            since: now,
+            attempts: 0,
+            reasons: Vec::new(),
+        });
+        outage.attempts += 1;
+        let new = outage.reasons.len() < Outage::REASONS && !outage.reasons.iter().any(|r| r == why);
+        if new {
+            outage.reasons.push(why.to_owned());
+        }
+        match outage.attempts {
+            1 => log::warn!("{who} down: {why}; retrying"),
+            n if new || n.is_power_of_two() => {
+                let wait = Span(now.duration_since(outage.since));
+                log::warn!("{who} still down after {wait}, attempt {n}: {why}; retrying");
+            }
+            _ => {}
+        }
+        let state = BrokerState {
+            state: "down".to_owned(),
+            since: outage.since,
+            attempts: outage.attempts,
+            last_error: Some(why.to_owned()),
+        };
+        self.board.brokers().insert(key, state);
+    }
+
+    /// It works. Said in the log only if it did not before; on the board the last error stays to be read.
+    pub fn works(&mut self, who: Who<'_>, now: Instant) {
+        let key = who.key();
+        let Some(outage) = self.open.remove(&key) else {
+            let mut brokers = self.board.brokers();
+            brokers.entry(key).or_insert_with(|| up(now));
+            return;
+        };
+        let wait = Span(now.duration_since(outage.since));
+        log::info!("{who} up again after {wait}, {} attempts", outage.attempts);
+        let mut brokers = self.board.brokers();
+        let last_error = brokers.remove(&key).and_then(|b| b.last_error);
+        brokers.insert(key, BrokerState { last_error, ..up(now) });
+    }
+
+    pub fn is_down(&self, who: Who<'_>) -> bool {
+        self.open.contains_key(&who.key())
+    }
+}
+
+fn up(since: Instant) -> BrokerState {
+    BrokerState { state: "up".to_owned(), since, attempts: 0, last_error: None }
+}
+
+/// A time as a person says it: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
+pub struct Span(pub Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_secs() {
+            0..10 => write!(f, "{:.1} s", self.0.as_secs_f64()),
+            s @ 10..120 => write!(f, "{s} s"),
+            s @ 120..7200 => write!(f, "{} min", s / 60),
+            s @ 7200..172_800 => write!(f, "{} h", s / 3600),
+            s => write!(f, "{} d", s / 86_400),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when `works` leaves the outage open: the second outage would then count on from the first.
+    #[test]
+    fn an_outage_is_counted_until_it_ends() {
+        let board = Arc::new(Board::default());
+        let mut o = Outages::new(&board);
+        let t = Instant::now();
+        for i in 0..5 {
+            o.failed(Who::Broker("b:1"), "refused", t + Duration::from_secs(i));
+        }
+        let b = board.brokers()["b:1"].clone();
+        assert_eq!((b.state.as_str(), b.attempts, b.since), ("down", 5, t));
+        assert_eq!(b.last_error.as_deref(), Some("refused"));
+        o.works(Who::Broker("b:1"), t + Duration::from_secs(9));
+        let b = board.brokers()["b:1"].clone();
+        assert_eq!((b.state.as_str(), b.attempts), ("up", 0));
+        assert_eq!(b.last_error.as_deref(), Some("refused"));
+        o.failed(Who::Broker("b:1"), "refused", t + Duration::from_secs(10));
+        assert_eq!(board.brokers()["b:1"].attempts, 1);
+    }
+
+    #[test]
+    fn spans_read_well() {
+        let of = |s| Span(Duration::from_secs_f64(s)).to_string();
+        assert_eq!([of(0.44), of(41.0), of(185.0), of(7300.0), of(200_000.0)], [
+            "0.4 s", "41 s", "3 min", "2 h", "2 d"
+        ]);
+    }
+}
