@@ -6,6 +6,7 @@ mod chunk;
 mod report;
 mod ship;
 mod stop;
+mod sys;
 mod tail;
 
 fn main() {}

@@ -1,8 +1,12 @@
 //! STAGE 2: chunks in, acks out. The synchronous producer thread, its flights, and the drivers that carry them.
 
+pub mod auto;
+pub mod classic;
 pub mod driver;
 pub mod flight;
 mod json;
+pub mod outage;
+pub mod probe;
 pub mod render;
 #[cfg(test)]
 pub mod testing;

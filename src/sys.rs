@@ -6,6 +6,16 @@ use rustix::net::SocketAddrAny;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+/// Blocks every signal in the calling thread and in those it starts.
+pub fn block_signals() {
+    // SAFETY: a `sigset_t` is plain memory that `sigfillset` fills before it is read.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `all` is valid for writes.
+    unsafe { libc::sigfillset(&mut all) };
+    // SAFETY: `all` is filled; a null pointer for the old mask is allowed.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut()) };
+}
+
 /// A TCP socket of this process, held by a descriptor of its own: what happens to the owner's number meanwhile does
 /// not matter. To be dropped soon: while it lives, the owner's `close` sends no FIN.
 #[derive(Debug)]
@@ -18,6 +28,13 @@ pub struct Socket {
 }
 
 impl Socket {
+    /// Nothing to read, and not closed by the peer.
+    pub fn is_silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let peeked = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+
     /// Ends both directions by `shutdown(2)`: a blocked `connect`, `read` or `write` in another thread returns at once.
     /// On a socket that is still connecting it gives the attempt up (Linux: `inet_shutdown`, case `TCP_SYN_SENT`).
     pub fn cut(&self) {

@@ -4,7 +4,7 @@
 //! A line in the log at attempts 1, 2, 4, 8 … and for each reason that is new in this outage; one when it works again.
 
 use crate::report::{Board, BrokerState};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 pub struct Outages {
     board: Arc<Board>,
     open: HashMap<String, Outage>,
+    /// Brokers that stand on the board, so that it is not touched for every batch that goes well.
+    shown: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Who<'_> {
 
 impl Outages {
     pub fn new(board: &Arc<Board>) -> Self {
-        Outages { board: Arc::clone(board), open: HashMap::new() }
+        Outages { board: Arc::clone(board), open: HashMap::new(), shown: HashSet::new() }
     }
 
     /// One more attempt that failed.
@@ -89,28 +91,39 @@ impl Outages {
         self.board.brokers().insert(key, state);
     }
 
-    /// It works. Said in the log only if it did not before; on the board the last error stays to be read.
+    /// It works. Said in the log only if it did not before; on the board a broker's last error stays to be read.
     pub fn works(&mut self, who: Who<'_>, now: Instant) {
-        let key = who.key();
-        let Some(outage) = self.open.remove(&key) else {
-            let mut brokers = self.board.brokers();
-            brokers.entry(key).or_insert_with(|| up(now));
-            return;
+        let known = match who {
+            Who::Broker(b) => self.shown.contains(b),
+            Who::Topic(_) => true,
         };
-        let wait = Span(now.duration_since(outage.since));
-        log::info!("{who} up again after {wait}, {} attempts", outage.attempts);
+        if known && self.open.is_empty() {
+            return;
+        }
+        let key = who.key();
+        let outage = self.open.remove(&key);
+        if let Some(o) = &outage {
+            log::info!("{who} up again after {}, {} attempts", Span(now.duration_since(o.since)), o.attempts);
+        } else if known {
+            return;
+        }
         let mut brokers = self.board.brokers();
         let last_error = brokers.remove(&key).and_then(|b| b.last_error);
-        brokers.insert(key, BrokerState { last_error, ..up(now) });
+        if let Who::Broker(_) = who {
+            let since = now;
+            let state = "up".to_owned();
+            brokers.insert(key.clone(), BrokerState { state, since, attempts: 0, last_error });
+            self.shown.insert(key);
+        }
     }
 
-    pub fn is_down(&self, who: Who<'_>) -> bool {
-        self.open.contains_key(&who.key())
+    /// It is not waited for any more, and goes from the board.
+    pub fn forget(&mut self, who: Who<'_>) {
+        let key = who.key();
+        self.open.remove(&key);
+        self.shown.remove(&key);
+        self.board.brokers().remove(&key);
     }
-}
-
-fn up(since: Instant) -> BrokerState {
-    BrokerState { state: "up".to_owned(), since, attempts: 0, last_error: None }
 }
 
 /// A time as a person says it: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
@@ -155,8 +168,9 @@ mod tests {
     #[test]
     fn spans_read_well() {
         let of = |s| Span(Duration::from_secs_f64(s)).to_string();
-        assert_eq!([of(0.44), of(41.0), of(185.0), of(7300.0), of(200_000.0)], [
-            "0.4 s", "41 s", "3 min", "2 h", "2 d"
-        ]);
+        assert_eq!(
+            [of(0.44), of(41.0), of(185.0), of(7300.0), of(200_000.0)],
+            ["0.4 s", "41 s", "3 min", "2 h", "2 d"]
+        );
     }
 }

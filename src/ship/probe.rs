@@ -85,10 +85,14 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::Kafka(r) => write!(f, "a Kafka broker ({r})"),
-            Finding::Closed => f.write_str("closed the connection on the first request (Kafka 0.9, or not Kafka)"),
+            Finding::Closed => {
+                f.write_str("closed the connection on the first request (Kafka 0.9, or not Kafka)")
+            }
             Finding::Tls => f.write_str("this port speaks TLS; give the plaintext port, or set [kafka.tls]"),
             Finding::Http => f.write_str("a web server, not Kafka; give Kafka's port"),
-            Finding::Foreign(b) => write!(f, "not Kafka: it answers \"{}\"; give Kafka's port", b.escape_ascii()),
+            Finding::Foreign(b) => {
+                write!(f, "not Kafka: it answers \"{}\"; give Kafka's port", b.escape_ascii())
+            }
             Finding::Mute(t) => write!(f, "connected, but no answer in {} s", t.as_secs_f32()),
             Finding::Refused => f.write_str("connection refused"),
             Finding::NoRoute(t) => write!(f, "no connection in {} s", t.as_secs_f32()),

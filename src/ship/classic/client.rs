@@ -91,7 +91,9 @@ impl Client {
             let topics = c.topics();
             let all = topics.partitions(topic).into_iter();
             let led = all.flat_map(|p| p.iter().collect::<Vec<_>>());
-            Ok(led.map(|p| Led { partition: p.id(), leader: p.leader().map(|b| b.host().to_owned()) }).collect())
+            Ok(led
+                .map(|p| Led { partition: p.id(), leader: p.leader().map(|b| b.host().to_owned()) })
+                .collect())
         });
         drop(guard);
         led
@@ -114,12 +116,14 @@ impl Client {
         };
         self.fence(|c| {
             // Always `Some`: an empty line is an empty record and not a tombstone (D11).
-            let messages = records.map(|(key, value)| ProduceMessage::new(topic, partition, key, Some(value)));
+            let messages =
+                records.map(|(key, value)| ProduceMessage::new(topic, partition, key, Some(value)));
             let confirms = c.produce_messages(required, ack_timeout, messages).map_err(trouble)?;
             if acks == Acks::Zero {
                 return Ok(None);
             }
-            let of_topic = |c: kafka::client::ProduceConfirm| (c.topic == topic).then_some(c.partition_confirms);
+            let of_topic =
+                |c: kafka::client::ProduceConfirm| (c.topic == topic).then_some(c.partition_confirms);
             let mut ours = confirms.into_iter().filter_map(of_topic).flatten();
             match (ours.next(), ours.next()) {
                 (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(Trouble::Code),
@@ -152,7 +156,9 @@ impl Client {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message").to_owned()
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+        .to_owned()
 }
 
 fn trouble(e: Error) -> Trouble {
@@ -168,7 +174,9 @@ fn trouble(e: Error) -> Trouble {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe => Trouble::Closed,
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Lost("no answer in time".to_owned()),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Trouble::Lost("no answer in time".to_owned())
+            }
             _ => Trouble::Lost(e.to_string()),
         },
         other => Trouble::Lost(other.to_string()),

@@ -39,7 +39,8 @@ pub fn verdict(trouble: &Trouble) -> Verdict {
 pub fn why(trouble: &Trouble) -> String {
     match trouble {
         Trouble::Code(Code::Unknown) => {
-            "an error code that the kafka crate does not know (above 35); driver = \"modern\" would tell it".to_owned()
+            "an error code that the kafka crate does not know (above 35); driver = \"modern\" would tell it"
+                .to_owned()
         }
         Trouble::Code(c) => format!("{c:?} (error {})", *c as i16),
         Trouble::NotSent(why) | Trouble::Lost(why) => why.clone(),
@@ -51,4 +52,9 @@ pub fn why(trouble: &Trouble) -> String {
 /// Is the broker, or the way to it, in trouble, rather than this batch or its topic?
 pub fn is_brokers(trouble: &Trouble) -> bool {
     !matches!(trouble, Trouble::Code(_))
+}
+
+/// A code that the crate cannot tell from others (D14).
+pub fn is_nameless(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::Code(Code::Unknown))
 }
