@@ -11,6 +11,8 @@ mod verdict;
 mod watchdog;
 
 #[cfg(test)]
+pub mod peer;
+#[cfg(test)]
 mod tests;
 
 pub use client::{Codec, fenced};

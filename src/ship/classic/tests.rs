@@ -1,12 +1,10 @@
 //! The classic driver against a scripted peer: each of the crate's defects (KAFKA.md, D1–D17) that shows from outside.
 //! Times are short; what is asserted is order and content, with deadlines that only a hang passes.
 
-mod peer;
-
+use super::peer::{Act, KAFKA_0_10, KAFKA_4_1, Peer, hole, parrot};
 use super::*;
 use crate::chunk::Shape;
 use crate::ship::testing::{batch, chunk, origin, plain};
-use peer::{Act, KAFKA_0_10, KAFKA_4_1, Peer, hole, parrot};
 use std::thread::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -203,7 +201,8 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
             let blocked = status.lines().find_map(|l| l.strip_prefix("SigBlk:\t")).unwrap_or("0");
             let blocked = u64::from_str_radix(blocked, 16).unwrap();
             // TERM, INT and USR1; the watching threads of other tests are started without `start`.
-            found += usize::from(comm.trim() == name && [15, 2, 10].iter().all(|s| blocked >> (s - 1) & 1 == 1));
+            found +=
+                usize::from(comm.trim() == name && [15, 2, 10].iter().all(|s| blocked >> (s - 1) & 1 == 1));
         }
         assert!(found > 0, "{name} takes signals");
     }
@@ -333,7 +332,8 @@ fn d10_an_absurd_length_is_survived() {
 /// the probe: the reason is then a panic or a time-out.
 #[test]
 fn d10_foreign_ports_are_told_apart() {
-    for (answer, what) in [(&b"HTTP/1.1 400 Bad"[..], "web server"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")] {
+    for (answer, what) in [(&b"HTTP/1.1 400 Bad"[..], "web server"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")]
+    {
         let rig = Rig::with(options(&[parrot(answer).to_string()]));
         let (maybe_stored, pace, why) = again(rig.send("a"));
         assert!(!maybe_stored && pace == Pace::Backoff && why.contains(what), "{why}");
