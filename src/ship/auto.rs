@@ -4,7 +4,7 @@
 use super::driver::{Ends, Event, Leave, Order, Pace, Verdict};
 use super::outage::{Outages, Who};
 use super::probe::{self, Finding, Ranges};
-use crate::report::Board;
+use crate::report::{Board, DriverState};
 use crate::sys;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::fmt;
@@ -45,8 +45,11 @@ pub fn start(options: Options, board: &Arc<Board>) -> std::io::Result<Ends> {
     let (ends, orders, events) = Ends::pair();
     let board = Arc::clone(board);
     let body = move || {
-        sys::block_signals(); // the drivers' threads inherit it
-        run(&options, &orders, &events, &board);
+        match sys::block_signals() {
+            // the drivers' threads inherit it
+            Ok(()) => run(&options, &orders, &events, &board),
+            Err(e) => drop(events.send(Event::Dead { why: format!("cannot block signals: {e}") })),
+        }
     };
     thread::Builder::new().name("kafka-auto".to_owned()).stack_size(256 << 10).spawn(body)?;
     Ok(ends)
@@ -58,7 +61,7 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
     let mut left = None;
     while let Some((name, why)) = chooser.choose(left, orders, events) {
         log::info!("driver {name}: {why}");
-        *board.driver() = format!("{name}: {why}");
+        *board.driver() = Some(DriverState { name: name.to_string(), why, since: Instant::now() });
         let drive = match name {
             Name::Classic => &options.classic,
             Name::Modern => &options.modern,
