@@ -58,12 +58,12 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 /// them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or("unnamed");
-        log::error!("panic in thread {name}: {info}");
-        if !name.starts_with("classic") {
-            #[allow(clippy::disallowed_methods)] // this is main.rs
-            process::exit(ExitCode::Failed as i32);
+        if ship::classic::fenced() {
+            return; // it becomes the reason of an outage, and is said there
         }
+        let thread = std::thread::current();
+        log::error!("panic in thread {}: {info}", thread.name().unwrap_or("unnamed"));
+        #[allow(clippy::disallowed_methods)] // this is main.rs
+        process::exit(ExitCode::Failed as i32);
     }));
 }
