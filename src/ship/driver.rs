@@ -13,6 +13,9 @@ use crossbeam_channel::{Receiver, Sender};
 
 /// Ship's side. The worker's thread is detached: it may hang in name resolution while all else has ended. Dropping
 /// `orders` ends the worker.
+///
+/// Both channels are unbounded: what is in them is bounded by the byte budget, and neither side may ever wait for the
+/// other (ship waits nowhere but in its select, a worker nowhere but on its sockets).
 pub struct Ends {
     pub orders: Sender<Order>,
     pub events: Receiver<Event>,
@@ -45,9 +48,11 @@ pub enum Order {
     Topic(Topic),
     /// A new producer id, for a driver with [`Abilities::numbered`].
     ProducerId,
-    /// What the partition's leader knows of a producer (DescribeProducers, brokers from 2.8).
+    /// What the partition's leader knows of a producer (DescribeProducers, brokers from 2.8). Always answered by an
+    /// [`Event::Knows`], at the latest after 30 s.
     Ask { topic: Topic, partition: i32, pid: i64 },
-    /// Send these, each to the leader of its partition; batches of one partition in this order.
+    /// Send these, each to the leader of its partition; batches of one partition in this order. Records, keys and
+    /// headers come from [`super::render::Pen::each`], the timestamp from [`Batch::stamp_ms`].
     Send(Vec<Batch>),
 }
 

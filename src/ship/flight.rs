@@ -57,9 +57,16 @@ pub struct Batch {
     pub attempts: u32,
     /// An earlier attempt may have been stored without our knowing.
     pub maybe_stored: bool,
+    /// A timestamp of its own, after the broker refused the load's; -1 is none at all. See [`Batch::stamp_ms`].
+    pub restamped: Option<i64>,
 }
 
 impl Batch {
+    /// The records' timestamp in ms since 1970; -1: none.
+    pub fn stamp_ms(&self) -> i64 {
+        self.restamped.unwrap_or(self.load.stamp_ms)
+    }
+
     /// The records in order, as picks.
     pub fn picks(&self) -> impl Iterator<Item = Pick> + '_ {
         let (all, picked): (&[Chunk], &[Pick]) = match &self.records {
