@@ -3,6 +3,7 @@
 pub mod driver;
 pub mod flight;
 mod json;
+pub mod modern;
 pub mod render;
 #[cfg(test)]
 pub mod testing;
