@@ -5,3 +5,8 @@
 #[allow(dead_code, reason = "a word of the harness may have no user for a while")]
 #[allow(unused_imports)]
 mod harness;
+
+mod basics;
+mod cli;
+mod delivery;
+mod tree;

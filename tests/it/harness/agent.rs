@@ -83,7 +83,14 @@ impl Folder {
         assert!(bin.exists(), "there is no agent at {}: build it first", bin.display());
         let mut command = Command::new(bin);
         command.current_dir(self.root()).args(args).env("TMPDIR", self.root());
-        for name in ["RUST_LOG", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "INVOCATION_ID", "JOURNAL_STREAM"] {
+        for name in [
+            "RUST_LOG",
+            "STATE_DIRECTORY",
+            "NOTIFY_SOCKET",
+            "WATCHDOG_USEC",
+            "INVOCATION_ID",
+            "JOURNAL_STREAM",
+        ] {
             command.env_remove(name);
         }
         let socket = self.path(format!(".notify-{}", self.agents.fetch_add(1, Ordering::Relaxed)));
@@ -123,7 +130,8 @@ impl Setup {
         notify.set_read_timeout(Some(millis(20))).unwrap();
         self.command.env("NOTIFY_SOCKET", &self.socket);
         self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
-        let mut child = self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the agent starts");
+        let mut child =
+            self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the agent starts");
         ALIVE.lock().unwrap().push(child.id());
         let stdout = Capture::of(child.stdout.take().unwrap());
         let stderr = Capture::of(child.stderr.take().unwrap());
@@ -280,7 +288,12 @@ impl Agent {
             if let Some(done) = self.ended() {
                 return done;
             }
-            assert!(Instant::now() < end, "{:?} did not end within {limit:?}; it said:\n{}", self.args, self.log());
+            assert!(
+                Instant::now() < end,
+                "{:?} did not end within {limit:?}; it said:\n{}",
+                self.args,
+                self.log()
+            );
             pause(millis(2));
         }
     }
@@ -339,7 +352,9 @@ impl Agent {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
         tasks
             .filter_map(|task| fs::read_to_string(task.path().join("status")).ok())
-            .map(|text| field(&text, "voluntary_ctxt_switches:") + field(&text, "nonvoluntary_ctxt_switches:"))
+            .map(|text| {
+                field(&text, "voluntary_ctxt_switches:") + field(&text, "nonvoluntary_ctxt_switches:")
+            })
             .sum()
     }
     pub fn threads(&self) -> u64 {

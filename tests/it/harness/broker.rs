@@ -166,7 +166,8 @@ impl Cluster {
         self.addresses.join(",")
     }
     pub fn topic(&self, partitions: u32) -> Topic {
-        let topic = Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions };
+        let topic =
+            Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions };
         topic.create(&[]);
         topic
     }
@@ -219,7 +220,13 @@ impl Topic {
     #[track_caller]
     pub fn create(&self, config: &[&str]) {
         let partitions = self.partitions.to_string();
-        let args = ["topic".as_ref(), self.dir.as_os_str(), self.name.as_ref(), "--partitions".as_ref(), partitions.as_ref()];
+        let args = [
+            "topic".as_ref(),
+            self.dir.as_os_str(),
+            self.name.as_ref(),
+            "--partitions".as_ref(),
+            partitions.as_ref(),
+        ];
         let config = config.iter().flat_map(|c| ["--config".as_ref(), std::ffi::OsStr::new(*c)]);
         script(args.into_iter().chain(config));
     }
@@ -235,7 +242,14 @@ impl Topic {
         // Queues large enough for a whole test: with kcat's own it pauses at 100,000 records and takes three times as long.
         let mut kcat = Command::new("kcat")
             .args(["-C", "-e", "-q", "-o", "beginning", "-b", &self.address, "-t", &self.name])
-            .args(["-X", "check.crcs=true", "-X", "fetch.wait.max.ms=10", "-X", "queued.min.messages=1000000"])
+            .args([
+                "-X",
+                "check.crcs=true",
+                "-X",
+                "fetch.wait.max.ms=10",
+                "-X",
+                "queued.min.messages=1000000",
+            ])
             .args(["-X", "queued.max.messages.kbytes=300000", "-f", "%p %o %T %K %S\n%k%s\n"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -270,7 +284,8 @@ impl Topic {
     /// How many offsets the topic has given out, over all partitions. Duplicates count.
     pub fn end_offsets(&self) -> u64 {
         let asked = (0..self.partitions).flat_map(|p| ["-t".to_owned(), format!("{}:{p}:-1", self.name)]);
-        let out = Command::new("kcat").args(["-Q", "-b", &self.address]).args(asked).stdin(Stdio::null()).output();
+        let out =
+            Command::new("kcat").args(["-Q", "-b", &self.address]).args(asked).stdin(Stdio::null()).output();
         let out = out.expect("kcat starts");
         let text = String::from_utf8_lossy(&out.stdout);
         text.lines().filter_map(|line| line.rsplit_once("offset ")?.1.trim().parse::<u64>().ok()).sum()
@@ -294,14 +309,21 @@ impl Topic {
     }
 }
 
-fn read_record(out: &mut impl BufRead, head: &mut Vec<u8>, body: &mut Vec<u8>, look: &mut impl FnMut(Record<'_>)) -> bool {
+fn read_record(
+    out: &mut impl BufRead,
+    head: &mut Vec<u8>,
+    body: &mut Vec<u8>,
+    look: &mut impl FnMut(Record<'_>),
+) -> bool {
     head.clear();
     if out.read_until(b'\n', head).unwrap() == 0 {
         return false;
     }
     let text = std::str::from_utf8(head).expect("kcat's numbers");
     let numbers: Vec<i64> = text.split_whitespace().map(|n| n.parse().expect("kcat's numbers")).collect();
-    let [partition, offset, timestamp, key_len, value_len] = numbers[..] else { panic!("kcat said {text:?}") };
+    let [partition, offset, timestamp, key_len, value_len] = numbers[..] else {
+        panic!("kcat said {text:?}")
+    };
     let (klen, vlen) = (key_len.max(0) as usize, value_len.max(0) as usize);
     body.resize(klen + vlen + 1, 0);
     out.read_exact(body).unwrap();

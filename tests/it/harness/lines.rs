@@ -46,7 +46,8 @@ impl Lines {
             x ^= x << 13;
             x ^= x >> 7;
             x ^= x << 17;
-            let word = ["GET ", "INFO ", "status=200 ", "user=", "took ", "/api/v1/", "Mozilla/5.0 ", "ms "][x as usize % 8];
+            let word = ["GET ", "INFO ", "status=200 ", "user=", "took ", "/api/v1/", "Mozilla/5.0 ", "ms "]
+                [x as usize % 8];
             line.extend_from_slice(word.as_bytes());
             line.extend_from_slice(format!("{:x} ", x & 0xffff).as_bytes());
         }
@@ -213,13 +214,21 @@ impl Delivered {
     #[track_caller]
     pub fn assert_exactly_once(&self, written: &[&Lines]) {
         let verdict = self.against(written);
-        assert!(verdict.missing.is_empty() && verdict.doubled == 0 && verdict.strange.is_empty(), "{}", self.explain(&verdict, written));
+        assert!(
+            verdict.missing.is_empty() && verdict.doubled == 0 && verdict.strange.is_empty(),
+            "{}",
+            self.explain(&verdict, written)
+        );
     }
     /// Every line of `written`, some perhaps more than once, and nothing else. Returns how many came too many.
     #[track_caller]
     pub fn assert_at_least_once(&self, written: &[&Lines]) -> usize {
         let verdict = self.against(written);
-        assert!(verdict.missing.is_empty() && verdict.strange.is_empty(), "{}", self.explain(&verdict, written));
+        assert!(
+            verdict.missing.is_empty() && verdict.strange.is_empty(),
+            "{}",
+            self.explain(&verdict, written)
+        );
         verdict.doubled
     }
     /// Within each partition a file's lines come in their order. Repeats of what came before (a resend) are let pass.
@@ -253,17 +262,26 @@ impl Delivered {
         let missing: std::collections::HashSet<u64> = verdict.missing.iter().copied().collect();
         let gone = written.iter().flat_map(|lines| {
             let missing = &missing;
-            lines.range.clone().filter(move |seq| missing.contains(&hash(&lines.line(*seq)))).map(move |seq| (&lines.file, seq))
+            lines
+                .range
+                .clone()
+                .filter(move |seq| missing.contains(&hash(&lines.line(*seq))))
+                .map(move |seq| (&lines.file, seq))
         });
         for (file, seq) in gone.take(5) {
             let _ = write!(text, "\n  missing: {file} {seq}");
         }
         let strange: std::collections::HashSet<u64> = verdict.strange.iter().copied().collect();
         for seen in self.seen.iter().filter(|s| strange.contains(&s.hash)).take(5) {
-            let _ = write!(text, "\n  strange: number {} at partition {} offset {}", seen.seq as i64, seen.partition, seen.offset);
+            let _ = write!(
+                text,
+                "\n  strange: number {} at partition {} offset {}",
+                seen.seq as i64, seen.partition, seen.offset
+            );
         }
         for payload in &self.first {
-            let _ = write!(text, "\n  begins: {}", String::from_utf8_lossy(&payload[..payload.len().min(80)]));
+            let _ =
+                write!(text, "\n  begins: {}", String::from_utf8_lossy(&payload[..payload.len().min(80)]));
         }
         text
     }
@@ -283,7 +301,10 @@ impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Verdict { written, arrived, missing, doubled, strange } = self;
         let (missing, strange) = (missing.len(), strange.len());
-        write!(f, "{written} lines written, {arrived} arrived: {missing} missing, {doubled} doubled, {strange} strange")
+        write!(
+            f,
+            "{written} lines written, {arrived} arrived: {missing} missing, {doubled} doubled, {strange} strange"
+        )
     }
 }
 

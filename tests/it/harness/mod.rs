@@ -13,9 +13,9 @@ mod scripted;
 mod self_check;
 mod wire;
 
-pub use agent::{Agent, Done, Folder, Setup};
+pub use agent::{Agent, Done, Folder, Setup, binary, status_json, wait_status};
 pub use broker::{Broker, Cluster, Record, Topic, Version};
-pub use lines::{Delivered, Lines, Writer};
+pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
 pub use proxy::{Mode, Proxy};
 pub use scripted::{Api, Produced, Reply, Request, Scripted, full_backlog};
 

@@ -57,7 +57,8 @@ impl Proxy {
     /// In front of one broker or, with a list `host:port,host:port`, of several.
     pub fn to(brokers: &str) -> Proxy {
         limit_the_suite();
-        let state = State { mode: Mode::Pass, faults: Vec::new(), ports: Vec::new(), open: Vec::new(), ended: false };
+        let state =
+            State { mode: Mode::Pass, faults: Vec::new(), ports: Vec::new(), open: Vec::new(), ended: false };
         let state = Arc::new(Mutex::new(state));
         let (connections, sent) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
         let mut address = Vec::new();
@@ -203,7 +204,13 @@ fn wait_passable(state: &Mutex<State>) -> io::Result<Mode> {
     }
 }
 
-fn requests(mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>, asked: &Asked, sent: &AtomicU64) -> io::Result<()> {
+fn requests(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    state: &Mutex<State>,
+    asked: &Asked,
+    sent: &AtomicU64,
+) -> io::Result<()> {
     loop {
         wait_passable(state)?;
         let frame = read_frame(&mut from)?;

@@ -44,12 +44,39 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
         let (crc, rest) = (r.i32()? as u32, r.rest);
         let (attributes, last_delta, first_time, _max_time) = (r.i16()?, r.i32()?, r.i64()?, r.i64()?);
         let (producer_id, epoch, base_sequence, count) = (r.i64()?, r.i16()?, r.i32()?, r.i32()?);
-        Some((length, magic, crc, rest, attributes, last_delta, first_time, producer_id, epoch, base_sequence, count))
+        Some((
+            length,
+            magic,
+            crc,
+            rest,
+            attributes,
+            last_delta,
+            first_time,
+            producer_id,
+            epoch,
+            base_sequence,
+            count,
+        ))
     };
-    let (length, magic, crc, covered, attributes, last_delta, first_time, producer_id, epoch, base_sequence, count) =
-        head().ok_or_else(cut)?;
+    let (
+        length,
+        magic,
+        crc,
+        covered,
+        attributes,
+        last_delta,
+        first_time,
+        producer_id,
+        epoch,
+        base_sequence,
+        count,
+    ) = head().ok_or_else(cut)?;
     if length as usize + 12 != bytes.len() {
-        return Err(format!("one batch per partition: {} bytes, of which the first batch has {}", bytes.len(), length + 12));
+        return Err(format!(
+            "one batch per partition: {} bytes, of which the first batch has {}",
+            bytes.len(),
+            length + 12
+        ));
     }
     if crc32c::crc32c(covered) != crc {
         return Err("the batch's crc32c is wrong".into());
@@ -62,7 +89,8 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
     let mut r = Reader::new(&plain);
     let mut records = Vec::with_capacity(count.max(0) as usize);
     for at in 0..count {
-        let (delta, record) = record(&mut r, first_time).ok_or_else(|| format!("record {at} of {count} is cut or malformed"))?;
+        let (delta, record) = record(&mut r, first_time)
+            .ok_or_else(|| format!("record {at} of {count} is cut or malformed"))?;
         if delta != i64::from(at) {
             return Err(format!("record {at} has offset delta {delta}"));
         }
@@ -82,7 +110,8 @@ fn record(r: &mut Reader<'_>, first_time: i64) -> Option<(i64, Rec)> {
     let key = varint_bytes(&mut r)?;
     let value = varint_bytes(&mut r)?;
     let count = r.varint()?;
-    let headers = (0..count).map(|_| Some((varint_bytes(&mut r)??, varint_bytes(&mut r)?))).collect::<Option<_>>()?;
+    let headers =
+        (0..count).map(|_| Some((varint_bytes(&mut r)??, varint_bytes(&mut r)?))).collect::<Option<_>>()?;
     r.rest.is_empty().then_some((delta, Rec { key, value, headers, timestamp: time }))
 }
 
@@ -151,7 +180,8 @@ fn decompress(codec: i16, bytes: &[u8]) -> Result<Vec<u8>, String> {
 
 /// Raw, or in the blocks of the Java library (which the `kafka` crate writes too).
 fn snappy(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let raw = |block: &[u8]| snap::raw::Decoder::new().decompress_vec(block).map_err(|e| format!("snappy: {e}"));
+    let raw =
+        |block: &[u8]| snap::raw::Decoder::new().decompress_vec(block).map_err(|e| format!("snappy: {e}"));
     let Some(blocks) = bytes.strip_prefix(b"\x82SNAPPY\0") else { return raw(bytes) };
     let mut r = Reader::new(blocks.get(8..).ok_or("snappy: no header")?);
     let mut plain = Vec::new();

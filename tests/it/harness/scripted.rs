@@ -164,7 +164,8 @@ impl Scripted {
     /// So many nodes with the ids 1…, looking like Kafka 3.9.
     pub fn start(nodes: i32) -> Scripted {
         limit_the_suite();
-        let listeners: Vec<TcpListener> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<TcpListener> =
+            (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let state = State {
             script: Arc::new(|_: &Request| Reply::Default),
             nodes: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),
@@ -180,8 +181,11 @@ impl Scripted {
             opened: 0,
             next_pid: 4000,
         };
-        let mut broker =
-            Scripted { state: Arc::new(Mutex::new(state)), down: Vec::new(), end: Arc::new(AtomicBool::new(false)) };
+        let mut broker = Scripted {
+            state: Arc::new(Mutex::new(state)),
+            down: Vec::new(),
+            end: Arc::new(AtomicBool::new(false)),
+        };
         for (at, listener) in listeners.into_iter().enumerate() {
             let down = Arc::new(AtomicBool::new(false));
             broker.down.push(down.clone());
@@ -250,7 +254,10 @@ impl Scripted {
     pub fn stored(&self, topic: &str) -> Vec<Vec<u8>> {
         let state = self.lock();
         let taken = state.produced.iter().filter(|p| p.topic == topic && p.code == 0 && !p.repeated);
-        taken.flat_map(|p| &p.batch.records).map(|r| r.value.clone().unwrap_or_else(|| b"<null>".to_vec())).collect()
+        taken
+            .flat_map(|p| &p.batch.records)
+            .map(|r| r.value.clone().unwrap_or_else(|| b"<null>".to_vec()))
+            .collect()
     }
     /// Fails with the first request that no broker would have understood.
     #[track_caller]
@@ -298,7 +305,13 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-fn accept(listener: TcpListener, node: i32, state: &Arc<Mutex<State>>, down: &AtomicBool, end: &Arc<AtomicBool>) {
+fn accept(
+    listener: TcpListener,
+    node: i32,
+    state: &Arc<Mutex<State>>,
+    down: &AtomicBool,
+    end: &Arc<AtomicBool>,
+) {
     let address = listener.local_addr().unwrap();
     let mut listening = Some(listener);
     while !end.load(Ordering::SeqCst) {
@@ -333,7 +346,13 @@ fn accept(listener: TcpListener, node: i32, state: &Arc<Mutex<State>>, down: &At
     }
 }
 
-fn serve(stream: &mut TcpStream, node: i32, connection: usize, state: &Mutex<State>, end: &AtomicBool) -> io::Result<()> {
+fn serve(
+    stream: &mut TcpStream,
+    node: i32,
+    connection: usize,
+    state: &Mutex<State>,
+    end: &AtomicBool,
+) -> io::Result<()> {
     loop {
         let mut size = [0; 4];
         stream.read_exact(&mut size)?;
@@ -375,7 +394,12 @@ fn parse(frame: &[u8], node: i32, connection: usize) -> Option<Request> {
 }
 
 /// Writes the answer; false when the connection is to be closed.
-fn answer(stream: &mut TcpStream, request: &Request, reply: &Reply, state: &Mutex<State>) -> io::Result<bool> {
+fn answer(
+    stream: &mut TcpStream,
+    request: &Request,
+    reply: &Reply,
+    state: &Mutex<State>,
+) -> io::Result<bool> {
     match reply {
         Reply::Close => return Ok(false),
         Reply::Mute => return Ok(true),
@@ -384,7 +408,11 @@ fn answer(stream: &mut TcpStream, request: &Request, reply: &Reply, state: &Mute
         _ => {}
     }
     let Some(body) = lock(state).respond(request, reply) else { return Ok(false) };
-    let correlation = if let Reply::Correlation(off) = reply { request.correlation.wrapping_add(*off) } else { request.correlation };
+    let correlation = if let Reply::Correlation(off) = reply {
+        request.correlation.wrapping_add(*off)
+    } else {
+        request.correlation
+    };
     let frame = frame(correlation, &body);
     match reply {
         Reply::Lost => Ok(false),
@@ -470,13 +498,16 @@ impl State {
         if let (true, Some(partitions)) = (may_create, self.auto_create) {
             for name in &names {
                 let nodes = self.nodes.len() as i32;
-                self.topics.entry(name.clone()).or_insert_with(|| (0..partitions).map(|p| (p, p % nodes + 1)).collect());
+                self.topics
+                    .entry(name.clone())
+                    .or_insert_with(|| (0..partitions).map(|p| (p, p % nodes + 1)).collect());
             }
         }
         if v >= 3 {
             out.i32(throttle(reply));
         }
-        let nodes: Vec<(i32, SocketAddr)> = self.nodes.iter().enumerate().map(|(at, a)| (at as i32 + 1, *a)).collect();
+        let nodes: Vec<(i32, SocketAddr)> =
+            self.nodes.iter().enumerate().map(|(at, a)| (at as i32 + 1, *a)).collect();
         out.list(nodes, |out, (id, address)| {
             out.i32(id);
             out.string(Some(&address.ip().to_string()));
@@ -586,7 +617,15 @@ impl State {
         Some(())
     }
 
-    fn append(&mut self, request: &Request, reply: &Reply, acks: i16, topic: &str, partition: i32, bytes: &[u8]) -> (i16, i64) {
+    fn append(
+        &mut self,
+        request: &Request,
+        reply: &Reply,
+        acks: i16,
+        topic: &str,
+        partition: i32,
+        bytes: &[u8],
+    ) -> (i16, i64) {
         let batch = match records::decode(bytes) {
             Ok(batch) => batch,
             Err(why) => {
@@ -627,7 +666,19 @@ impl State {
         }
         let Request { version, node, connection, nth, .. } = *request;
         let topic = topic.to_owned();
-        self.produced.push(Produced { topic, partition, acks, version, node, connection, nth, batch, code, repeated, base_offset });
+        self.produced.push(Produced {
+            topic,
+            partition,
+            acks,
+            version,
+            node,
+            connection,
+            nth,
+            batch,
+            code,
+            repeated,
+            base_offset,
+        });
         (code, base_offset)
     }
 
@@ -660,7 +711,11 @@ impl State {
                 out.i16(whole_code(reply));
                 out.string(None);
                 let mut last: BTreeMap<i64, &Produced> = BTreeMap::new();
-                for p in self.produced.iter().filter(|p| p.topic == topic && p.partition == partition && p.code == 0) {
+                for p in self
+                    .produced
+                    .iter()
+                    .filter(|p| p.topic == topic && p.partition == partition && p.code == 0)
+                {
                     if p.batch.producer_id >= 0 && !p.repeated {
                         last.insert(p.batch.producer_id, p);
                     }

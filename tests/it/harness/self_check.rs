@@ -8,7 +8,8 @@ fn kcat_produce(address: &str, topic: &str, lines: &[u8], options: &[&str]) -> b
     need("kcat");
     let mut args = vec!["-P", "-E", "-b", address, "-t", topic, "-X", "message.timeout.ms=8000"];
     args.extend(options.iter().flat_map(|o| ["-X", o]));
-    let mut kcat = Command::new("kcat").args(args).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut kcat =
+        Command::new("kcat").args(args).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     kcat.stdin.take().unwrap().write_all(lines).unwrap();
     kcat.wait().unwrap().success()
 }
@@ -73,8 +74,17 @@ fn the_scripted_broker_fails_as_told() {
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
         let told = reply.clone();
-        kafka.script(move |r| if r.api == Api::Produce && r.nth == 1 { told.clone() } else { Reply::Default });
-        assert!(kcat_produce(&kafka.address(), "t", &lines.bytes(), &["retry.backoff.ms=20", "enable.idempotence=true"]), "{reply:?}");
+        kafka
+            .script(move |r| if r.api == Api::Produce && r.nth == 1 { told.clone() } else { Reply::Default });
+        assert!(
+            kcat_produce(
+                &kafka.address(),
+                "t",
+                &lines.bytes(),
+                &["retry.backoff.ms=20", "enable.idempotence=true"]
+            ),
+            "{reply:?}"
+        );
         // Idempotence: what was stored and not answered is known when it comes again.
         Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
     }

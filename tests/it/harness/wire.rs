@@ -122,9 +122,17 @@ impl Out {
         }
         self.bytes.extend_from_slice(text.unwrap_or("").as_bytes());
     }
-    pub fn list<T>(&mut self, items: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>, mut each: impl FnMut(&mut Self, T)) {
+    pub fn list<T>(
+        &mut self,
+        items: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+        mut each: impl FnMut(&mut Self, T),
+    ) {
         let items = items.into_iter();
-        if self.flexible { self.unsigned_varint(items.len() as u64 + 1) } else { self.i32(items.len() as i32) }
+        if self.flexible {
+            self.unsigned_varint(items.len() as u64 + 1)
+        } else {
+            self.i32(items.len() as i32)
+        }
         for item in items {
             each(self, item);
         }
