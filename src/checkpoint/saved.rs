@@ -1,0 +1,60 @@
+//! What `offsets` holds, as a value. Knows no file and no text form.
+
+use crate::chunk::{Identity, Point, Range, StreamId};
+use std::path::PathBuf;
+
+/// The whole content of `offsets`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// By id, ascending.
+    pub streams: Vec<SavedStream>,
+    /// The lowest id never given away.
+    pub next_stream: u64,
+    /// The patterns known so far, as written in the config: `start` applies only to files that exist when their pattern
+    /// is first known. A pattern that leaves the config stays known.
+    pub sources: Vec<Vec<u8>>,
+    /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
+    pub clock: u64,
+    pub totals: SavedTotals,
+    /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
+    /// every file is read from its beginning.
+    pub from_beginning: bool,
+}
+
+/// One stream as saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedStream {
+    pub stream: StreamId,
+    /// The followed path.
+    pub path: PathBuf,
+    pub identity: Identity,
+    /// Acknowledged without a gap up to here.
+    pub at: Point,
+    /// Acknowledged ranges beyond `at`, ascending, each with its end (`end.offset == range.end`).
+    pub beyond: Vec<(Range, Point)>,
+    /// Bytes, when last seen.
+    pub size: u64,
+    /// Read to its end, and all of it acknowledged: nothing of it is ever sent again.
+    pub finished: bool,
+    /// [`Saved::clock`] when its file was last known to exist.
+    pub seen: u64,
+}
+
+/// Counters over all restarts. Saved with the positions, so that a line that is sent again after a crash is counted as
+/// often as its acknowledgement was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedTotals {
+    pub read_lines: u64,
+    pub acked_lines: u64,
+    pub dead_lettered: u64,
+    /// Lines sent again after a crash; see `air.rs`.
+    pub again: u64,
+    /// Lines sent again without a crash, though the first attempt may have been stored.
+    pub resent: u64,
+    pub uncertain: u64,
+    pub lost_bytes: u64,
+    pub cut_lines: u64,
+    pub retries: u64,
+    /// Bytes written to the state folder.
+    pub state_bytes: u64,
+}
