@@ -77,6 +77,7 @@ pub struct Board {
     brokers: Mutex<BTreeMap<String, BrokerState>>,
     driver: Mutex<String>,
     state: Mutex<StateFolder>,
+    topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Totals,
     /// Set once, by whoever makes the budget.
     pub budget: OnceLock<Arc<Budget>>,
@@ -91,6 +92,7 @@ impl Default for Board {
             files: Mutex::default(),
             brokers: Mutex::default(),
             driver: Mutex::default(),
+            topics: Mutex::default(),
             state: Mutex::default(),
             totals: Totals::default(),
             budget: OnceLock::new(),
@@ -137,6 +139,11 @@ impl Board {
         let t = &self.totals;
         let again = self.air.get().map_or(0, |air| air.again());
         t.again_before.load(Relaxed) + again + t.resent.load(Relaxed)
+    }
+
+    /// Topics that have been in trouble, by name; ship writes them.
+    pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
+        lock(&self.topics)
     }
 }
 

@@ -187,17 +187,42 @@ mod tests {
         let rows: Vec<(&str, AtPath, Vec<Seen>, Step)> = vec![
             ("nothing to do", Live, vec![live()], Step::Wait(S(30))),
             ("append", Live, vec![unread(live())], Step::Read(0)),
-            ("rotated: the new one is opened before the old is read", Another, vec![unread(live())], Step::Open),
+            (
+                "rotated: the new one is opened before the old is read",
+                Another,
+                vec![unread(live())],
+                Step::Open,
+            ),
             ("moved away", Nothing, vec![live()], Step::Orphan),
             ("cannot be seen: nothing changes", Unknown, vec![live()], Step::Wait(S(30))),
             ("truncated", Live, vec![Seen { truncated: true, ..unread(live()) }], Step::Truncated(0)),
-            ("the old goes first", Live, vec![Seen { owed: true, ..unread(old()) }, unread(live())], Step::Read(0)),
+            (
+                "the old goes first",
+                Live,
+                vec![Seen { owed: true, ..unread(old()) }, unread(live())],
+                Step::Read(0),
+            ),
             ("then they take turns", Live, vec![unread(old()), unread(live())], Step::Read(1)),
-            ("an old one in its grace", Live, vec![Seen { quiet: S(20), ..old() }, live()], Step::Wait(S(30))),
+            (
+                "an old one in its grace",
+                Live,
+                vec![Seen { quiet: S(20), ..old() }, live()],
+                Step::Wait(S(30)),
+            ),
             ("near its end", Live, vec![Seen { quiet: S(50), ..old() }, live()], Step::Wait(S(10))),
             ("past it", Live, vec![Seen { quiet: S(60), ..old() }, live()], Step::Leave(0)),
-            ("a half line of the live file waits", Live, vec![Seen { rest: true, quiet: S(99), ..live() }], Step::Wait(S(30))),
-            ("of an old file it does not", Live, vec![Seen { rest: true, quiet: S(3), ..old() }, live()], Step::SendRest(0)),
+            (
+                "a half line of the live file waits",
+                Live,
+                vec![Seen { rest: true, quiet: S(99), ..live() }],
+                Step::Wait(S(30)),
+            ),
+            (
+                "of an old file it does not",
+                Live,
+                vec![Seen { rest: true, quiet: S(3), ..old() }, live()],
+                Step::SendRest(0),
+            ),
             ("deleted, acked", Nothing, vec![Seen { deleted: true, quiet: S(10), ..old() }], Step::Leave(0)),
             (
                 "deleted, not acked",
@@ -205,7 +230,12 @@ mod tests {
                 vec![Seen { deleted: true, acked: false, quiet: S(99), ..old() }],
                 Step::Wait(S(2)),
             ),
-            ("held too much", Nothing, vec![Seen { deleted: true, too_much: true, ..unread(old()) }], Step::GiveUp(0)),
+            (
+                "held too much",
+                Nothing,
+                vec![Seen { deleted: true, too_much: true, ..unread(old()) }],
+                Step::GiveUp(0),
+            ),
             ("all gone", Nothing, vec![], Step::End),
             ("not there yet, but cannot be seen", Unknown, vec![], Step::Wait(S(30))),
         ];
@@ -228,6 +258,9 @@ mod tests {
         let p = Patience { rest_after: Some(S(2)), ..patience() };
         let s = Seen { rest: true, quiet: S(1), ..live() };
         assert_eq!(decide(AtPath::Live, &[s], Until::Stopped, p, 0), Step::Wait(S(1)));
-        assert_eq!(decide(AtPath::Live, &[Seen { quiet: S(2), ..s }], Until::Stopped, p, 0), Step::SendRest(0));
+        assert_eq!(
+            decide(AtPath::Live, &[Seen { quiet: S(2), ..s }], Until::Stopped, p, 0),
+            Step::SendRest(0)
+        );
     }
 }

@@ -20,7 +20,13 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Rules { max_line: 1_000_000, skip_empty: false, multiline: None, include: Vec::new(), drop: Vec::new() }
+        Rules {
+            max_line: 1_000_000,
+            skip_empty: false,
+            multiline: None,
+            include: Vec::new(),
+            drop: Vec::new(),
+        }
     }
 }
 
@@ -75,7 +81,8 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Appends the records in `input` to `lines`, until there are `most`.
 pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize) -> Framed {
-    let mut f = Framer { rules, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(input.then) };
+    let mut f =
+        Framer { rules, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(input.then) };
     let from = match f.begin(&input) {
         Some(from) => from,
         None => return f.out,
@@ -352,7 +359,10 @@ mod tests {
         }
         assert_eq!(all(&r, b"12345\r", Rest::Waits).1.consumed, 0, "the newline may still come");
         let (got, f) = all(&r, b"12345x", Rest::Waits);
-        assert_eq!((got, f.consumed, f.then, f.last), (vec![b"12345".to_vec()], 6, Then::SkipToNewline, Break::Cut));
+        assert_eq!(
+            (got, f.consumed, f.then, f.last),
+            (vec![b"12345".to_vec()], 6, Then::SkipToNewline, Break::Cut)
+        );
     }
 
     #[test]

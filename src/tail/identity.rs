@@ -63,7 +63,8 @@ fn wanted() -> StatxFlags {
 
 impl From<&Statx> for Look {
     fn from(s: &Statx) -> Look {
-        let born = (s.stx_mask & StatxFlags::BTIME.bits() != 0).then_some((s.stx_btime.tv_sec, s.stx_btime.tv_nsec));
+        let born =
+            (s.stx_mask & StatxFlags::BTIME.bits() != 0).then_some((s.stx_btime.tv_sec, s.stx_btime.tv_nsec));
         Look {
             identity: Identity {
                 dev: fs::makedev(s.stx_dev_major, s.stx_dev_minor),

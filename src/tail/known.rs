@@ -84,7 +84,7 @@ impl Known {
     }
 
     /// A new stream, open.
-    pub fn begin(&self, look: &Look, path: &Path) -> StreamId {
+    pub fn begin(&self, look: &Look, path: &Path) -> Entry {
         let mut known = self.lock();
         let stream = StreamId(known.next);
         known.next += 1;
@@ -99,8 +99,8 @@ impl Known {
             finished: false,
             open: true,
         };
-        known.entries.insert(stream, entry);
-        stream
+        known.entries.insert(stream, entry.clone());
+        entry
     }
 
     /// A tail lets a stream go, read up to `at`.
@@ -148,13 +148,18 @@ impl Known {
 impl Inner {
     /// The newest stream of a file. The device number may differ after a reboot where inode and birth time agree.
     fn by_identity(&mut self, id: &Identity) -> Option<&mut Entry> {
-        let same = |e: &Identity| e.ino == id.ino && e.born == id.born && (e.dev == id.dev || id.born.is_some());
+        let same =
+            |e: &Identity| e.ino == id.ino && e.born == id.born && (e.dev == id.dev || id.born.is_some());
         self.entries.values_mut().rev().find(|e| same(&e.identity))
     }
 
     fn forget_some(&mut self, path: &Path) {
-        let finished: Vec<StreamId> =
-            self.entries.values().filter(|e| e.finished && !e.open && e.path == path).map(|e| e.stream).collect();
+        let finished: Vec<StreamId> = self
+            .entries
+            .values()
+            .filter(|e| e.finished && !e.open && e.path == path)
+            .map(|e| e.stream)
+            .collect();
         for stream in finished.iter().take(finished.len().saturating_sub(FINISHED_PER_PATH)) {
             self.entries.remove(stream);
         }
@@ -175,7 +180,7 @@ mod tests {
         let known = Known::new([], 1);
         let look = identity::look_at(&a).unwrap().unwrap();
         assert!(matches!(known.claim(&look, &a), Claim::New));
-        let stream = known.begin(&look, &a);
+        let stream = known.begin(&look, &a).stream;
         let other = identity::look_at(&b).unwrap().unwrap();
         assert!(matches!(known.claim(&other, &b), Claim::Anothers));
         known.release(stream, Point { offset: 1, ..Point::default() }, 1, 0, false);
@@ -189,7 +194,7 @@ mod tests {
         for i in 0..1000 {
             let look = Look { identity: Identity { ino: i, ..look.identity.clone() }, ..look.clone() };
             let s = known.begin(&look, Path::new("/f"));
-            known.release(s, Point::default(), 0, 0, true);
+            known.release(s.stream, Point::default(), 0, 0, true);
         }
         assert_eq!(known.of(Path::new("/f")).len(), FINISHED_PER_PATH);
     }

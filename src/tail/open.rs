@@ -4,7 +4,7 @@ use super::framing::{self, Input, Rest, Rules};
 use super::gz::Gz;
 use super::identity::Look;
 use crate::budget::Share;
-use crate::chunk::{Break, Chunk, Identity, Line, Mark, Origin, Point, Range, Then};
+use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Then};
 use crate::stop::Stop;
 use memchr::memchr;
 use rustix::fs::{SeekFrom, seek};
@@ -13,7 +13,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// Where a stream's bytes are.
@@ -85,7 +84,13 @@ const USUAL_LINE: usize = 100;
 
 impl Open {
     /// `None`: the file's bytes before `at` are not those of the mark.
-    pub fn new(bytes: Bytes, look: &Look, origin: Arc<Origin>, at: Point, beyond: Vec<(Range, Point)>) -> io::Result<Option<Open>> {
+    pub fn new(
+        bytes: Bytes,
+        look: &Look,
+        origin: Arc<Origin>,
+        at: Point,
+        beyond: Vec<(Range, Point)>,
+    ) -> io::Result<Option<Open>> {
         let mut open = Open {
             bytes,
             origin,
@@ -109,8 +114,6 @@ impl Open {
             return Ok(None);
         }
         open.at.mark = Mark::of(&open.before);
-        open.origin.gauge.framed.store(at.offset, Relaxed);
-        open.origin.gauge.size.store(look.size, Relaxed);
         Ok(Some(open))
     }
 
@@ -127,15 +130,21 @@ impl Open {
         if (look.size, look.modified, look.links) == (self.size, self.modified, self.links) {
             return;
         }
-        if look.modified != self.modified && look.size == self.searched && self.searched - self.at.offset <= Mark::SPAN as u64 {
+        if look.modified != self.modified
+            && look.size == self.searched
+            && self.searched - self.at.offset <= Mark::SPAN as u64
+        {
             self.searched = self.at.offset;
         }
         (self.size, self.modified, self.links, self.changed) = (look.size, look.modified, look.links, now);
-        self.origin.gauge.size.store(look.size, Relaxed);
+        self.origin.gauge.saw(look.size, now);
     }
 
     /// Whether the bytes before the position are still those that were read.
     pub fn unchanged(&mut self) -> io::Result<bool> {
+        if let Bytes::Gz(_) = self.bytes {
+            return Ok(true);
+        }
         Ok(self.read_before(self.at.offset)? == self.before)
     }
 
@@ -167,7 +176,9 @@ impl Open {
                 return Ok(Got::Nothing);
             }
             let most = (len / self.per_line.max(1) + 64).min(Chunk::MAX_LINES);
-            let Some(mut permit) = how.share.take(len + most * size_of::<Line>(), stop) else { return Ok(Got::Stopped) };
+            let Some(mut permit) = how.share.take(len + most * size_of::<Line>(), stop) else {
+                return Ok(Got::Stopped);
+            };
             let mut bytes = Vec::with_capacity(len);
             let is_end = self.fill(&mut bytes, len)? || self.at.offset + bytes.len() as u64 >= end;
             if !self.unchanged()? {
@@ -188,8 +199,10 @@ impl Open {
                 }
                 continue;
             }
-            let range = self.at.offset..self.at.offset + framed.consumed as u64;
+            let start = self.at.offset;
             self.advance(&bytes, framed.consumed, framed.then);
+            let all = lines.len() < most; // else there may be more lines in the same bytes
+            self.searched = self.searched.max(if all { start + bytes.len() as u64 } else { self.at.offset });
             if framed.consumed == bytes.len() && lines.is_empty() {
                 self.jump_over_hole(&bytes, end)?;
             }
@@ -200,9 +213,10 @@ impl Open {
             }
             bytes.truncate(framed.consumed);
             permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
+            self.origin.gauge.frame(start, self.at.offset, lines.len() as u64);
             let chunk = Chunk {
                 origin: self.origin.clone(),
-                range: range.start..self.at.offset,
+                range: start..self.at.offset,
                 end: self.at,
                 last: framed.last,
                 lines,
@@ -262,8 +276,6 @@ impl Open {
             self.before.drain(..over);
         }
         self.at = Point { offset: self.at.offset + consumed as u64, mark: Mark::of(&self.before), then };
-        self.searched = self.searched.max(self.at.offset);
-        self.origin.gauge.framed.store(self.at.offset, Relaxed);
     }
 
     /// A sparse file's hole: `bytes` were all NUL, so the file system is asked where data goes on (`lseek(2)`, SEEK_DATA).
@@ -281,7 +293,6 @@ impl Open {
         if data > self.at.offset {
             self.at.offset = data; // the bytes before are NULs as they were
             self.searched = self.searched.max(data);
-            self.origin.gauge.framed.store(data, Relaxed);
         }
         Ok(())
     }
@@ -295,7 +306,6 @@ impl Open {
                 self.searched = to.offset;
                 self.before = self.read_before(to.offset).unwrap_or_default();
                 self.at.mark = Mark::of(&self.before);
-                self.origin.gauge.framed.store(self.at.offset, Relaxed);
             }
         }
     }
@@ -323,8 +333,10 @@ impl Open {
     fn keep(&mut self, rest: &[u8]) {
         if let Bytes::Gz(gz) = &mut self.bytes {
             gz.keep(rest);
-            if gz.is_at_end() {
+            if gz.is_at_end() && self.size == u64::MAX {
                 self.size = gz.position();
+                self.owed = self.size;
+                self.origin.gauge.saw(self.size, Instant::now());
             }
         }
     }
@@ -352,12 +364,6 @@ impl Open {
             }
         }
         Ok(n)
-    }
-
-    /// What a cut, a filter or a forced end left: for tests.
-    #[cfg(test)]
-    pub fn last_break(chunk: &Chunk) -> Break {
-        chunk.last
     }
 }
 

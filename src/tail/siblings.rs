@@ -85,7 +85,9 @@ fn is_number(mark: &[u8]) -> bool {
 /// At least six digits, with what dates are written with between them; `-1` behind it (logrotate's dateext twice a day) too.
 fn is_date(mark: &[u8]) -> bool {
     mark.first().is_some_and(u8::is_ascii_digit)
-        && mark.iter().all(|b| b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.' | b':' | b'T' | b'Z' | b'+'))
+        && mark
+            .iter()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.' | b':' | b'T' | b'Z' | b'+'))
         && mark.iter().filter(|b| b.is_ascii_digit()).count() >= 6
 }
 
