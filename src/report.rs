@@ -85,6 +85,7 @@ pub struct Board {
     brokers: Mutex<BTreeMap<String, BrokerState>>,
     driver: Mutex<Option<DriverState>>,
     state: Mutex<StateFolder>,
+    topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Totals,
     /// Set once, by whoever makes the budget.
     pub budget: OnceLock<Arc<Budget>>,
@@ -98,6 +99,7 @@ impl Default for Board {
         Board {
             files: Mutex::default(),
             brokers: Mutex::default(),
+            topics: Mutex::default(),
             driver: Mutex::default(),
             state: Mutex::default(),
             totals: Totals::default(),
@@ -138,6 +140,11 @@ impl Board {
         if let Some(air) = self.air.get() {
             air.resent(total);
         }
+    }
+
+    /// Topics that have been in trouble, by name; ship writes them.
+    pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
+        lock(&self.topics)
     }
 }
 
