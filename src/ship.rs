@@ -7,6 +7,7 @@ pub mod driver;
 pub mod flight;
 mod json;
 mod lane;
+pub mod modern;
 mod numbers;
 pub mod outage;
 mod partition;

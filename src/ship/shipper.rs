@@ -144,7 +144,8 @@ impl<'b> Shipper<'b> {
         }
         if !abilities.numbered {
             self.id = Id::None;
-        } else if self.id == Id::None {
+        } else if !matches!(self.id, Id::Have(..)) {
+            // Also when it was asked for: the driver before took that order with it.
             self.id = Id::Asked;
             self.orders.push(Order::ProducerId);
         }
