@@ -5,11 +5,15 @@
 //! that a missing bracket does not hide the rest, [`typed`] takes up what stands there, key by key, and [`resolve`] merges,
 //! fills in and checks what it means. Each problem knows its [`places`].
 
+mod keys;
+mod names;
+mod nearest;
 mod places;
 mod resolve;
 mod syntax;
 mod typed;
 mod units;
+mod values;
 mod walk;
 
 use crate::error::{Error, ExitCode};
@@ -17,7 +21,8 @@ use places::Problems;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 pub use units::{Broker, brokers};
-pub use walk::{Named, by_name, glob, regex, topic_name};
+pub use values::{glob, topic_name};
+pub use walk::{Named, by_name};
 
 /// Read when neither `-c` nor a FILE is given.
 pub const DEFAULT_FILE: &str = "/etc/logagent.toml";
@@ -77,6 +82,7 @@ pub enum DamagedState {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant)] // a process has one
 pub enum Output {
     Stdout,
     Kafka(Kafka),

@@ -124,8 +124,8 @@ impl Resolver<'_> {
 
     fn kafka(&mut self, typed: typed::Kafka, host: &str) -> Kafka {
         let key = typed.key.value().map(|k| match k {
-            typed::Key::Host => Key::Constant(host.as_bytes().to_vec()),
-            typed::Key::Other(key) => key,
+            keys::Key::Host => Key::Constant(host.as_bytes().to_vec()),
+            keys::Key::Other(key) => key,
         });
         let by_key = if key.is_some() { Partition::Hash } else { Partition::Sticky };
         Kafka {
@@ -371,7 +371,7 @@ impl Resolver<'_> {
 /// A FILE of the command line: as it is if it exists, else as a glob if it has a glob's characters.
 fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
     let path = absolute(file, around);
-    let Some(text) = file.to_str().filter(|t| typed::has_glob(t)) else { return Ok(Pattern::Path(path)) };
+    let Some(text) = file.to_str().filter(|t| keys::has_glob(t)) else { return Ok(Pattern::Path(path)) };
     if path.symlink_metadata().is_ok() {
         return Ok(Pattern::Path(path));
     }

@@ -4,7 +4,7 @@
 use super::driver::{Ends, Event, Leave, Order, Pace, Verdict};
 use super::outage::{Outages, Who};
 use super::probe::{self, Finding, Ranges};
-use crate::report::{Board, DriverState};
+use crate::report::Board;
 use crate::sys;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::fmt;
@@ -61,7 +61,7 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
     let mut left = None;
     while let Some((name, why)) = chooser.choose(left, orders, events) {
         log::info!("driver {name}: {why}");
-        *board.driver() = Some(DriverState { name: name.to_string(), why, since: Instant::now() });
+        *board.driver() = format!("{name}: {why}");
         let drive = match name {
             Name::Classic => &options.classic,
             Name::Modern => &options.modern,

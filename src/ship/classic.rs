@@ -22,7 +22,7 @@ use super::flight::Batch;
 use super::outage::{Outages, Who};
 use super::{probe, render};
 use crate::chunk::Topic;
-use crate::report::{Board, DriverState};
+use crate::report::Board;
 use crate::sys;
 use client::{Led, Trouble};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -94,8 +94,7 @@ impl Default for Limits {
 pub fn start(options: Options, board: &Arc<Board>) -> std::io::Result<Ends> {
     let (ends, orders, events) = Ends::pair();
     let board = Arc::clone(board);
-    let (name, why, since) = ("classic".to_owned(), "the config asks for it".to_owned(), Instant::now());
-    *board.driver() = Some(DriverState { name, why, since });
+    *board.driver() = "classic: the config asks for it".to_owned();
     let body = move || match sys::block_signals() {
         // D3: a signal in mid-write would cut a frame short; the watching thread inherits it
         Ok(()) => drop(run(&options, &orders, &events, &board)),
