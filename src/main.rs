@@ -42,6 +42,7 @@ fn main() -> process::ExitCode {
 fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Check(asked) => commands::check::run(asked),
+        Command::Run(asked) => commands::run::run(asked, leave),
         Command::Tail(asked) => commands::tail::run(asked),
         _ => Err(Error::failed("run", "this command is not built in", "use check")),
     }
@@ -66,4 +67,10 @@ fn end_on_panic() {
         #[allow(clippy::disallowed_methods)] // this is main.rs
         process::exit(ExitCode::Failed as i32);
     }));
+}
+
+/// Ends the process at once: for the second signal.
+fn leave(code: ExitCode) -> ! {
+    #[allow(clippy::disallowed_methods)] // this is main.rs
+    process::exit(code as i32)
 }
