@@ -159,7 +159,7 @@ struct Worker<'a> {
     wait: Wait,
     /// The same for leaders that could not be reached.
     down: HashMap<String, Wait>,
-    /// Leaders and topics whose last batch failed: that they answer other requests does not end their outage.
+    /// Leaders whose last batch got no answer: that they answer other requests does not end their outage.
     unproven: HashSet<String>,
     /// A batch's answer has shown that this broker is another driver's.
     leaving: Option<String>,
@@ -326,12 +326,8 @@ impl Worker<'_> {
         match done {
             Ok(offset) => {
                 session.used(&leader);
-                if !self.unproven.is_empty() {
-                    self.unproven.remove(&leader);
-                    self.unproven.remove(&**topic);
-                }
+                self.unproven.remove(&leader);
                 self.outages.works(Who::Broker(&leader), Instant::now());
-                self.outages.works(Who::Topic(topic), Instant::now());
                 Ok(Verdict::Stored { offset })
             }
             Err(trouble) => Ok(self.failed(batch, &leader, &trouble)),
@@ -343,13 +339,10 @@ impl Worker<'_> {
         let modern = self.session.as_ref().is_some_and(|s| s.ranges.suits_modern());
         self.drop_session();
         let why = verdict::why(trouble);
-        let topic = &batch.load.topic;
-        let (who, name) = match verdict::is_brokers(trouble) {
-            true => (Who::Broker(leader), leader),
-            false => (Who::Topic(topic), &**topic),
-        };
-        self.outages.failed(who, &why, Instant::now());
-        self.unproven.insert(name.to_owned());
+        if verdict::is_brokers(trouble) {
+            self.outages.failed(Who::Broker(leader), &why, Instant::now());
+            self.unproven.insert(leader.to_owned());
+        }
         if verdict::is_nameless(trouble)
             && batch.attempts >= 2
             && modern

@@ -26,15 +26,19 @@ struct Outage {
     reasons: Vec<String>,
 }
 
+/// A topic's state on the board.
+const WAITING: &str = "waiting";
+
 impl Outage {
     const REASONS: usize = 8;
 }
 
-/// Who does not answer as wanted. The text is the key on the board.
+/// Who does not answer as wanted.
 #[derive(Debug, Clone, Copy)]
 pub enum Who<'a> {
     /// `host:port` as the config or the cluster calls it.
     Broker(&'a str),
+    /// A topic that cannot be taken up. What becomes of its batches is ship's to tell.
     Topic(&'a str),
 }
 
@@ -82,13 +86,15 @@ impl Outages {
             }
             _ => {}
         }
-        let state = BrokerState {
-            state: "down".to_owned(),
-            since: outage.since,
-            attempts: outage.attempts,
-            last_error: Some(why.to_owned()),
+        let (since, attempts) = (outage.since, outage.attempts);
+        let of = |state: &str| {
+            let last_error = Some(why.to_owned());
+            BrokerState { state: state.to_owned(), since, attempts, last_error }
         };
-        self.board.brokers().insert(key, state);
+        match who {
+            Who::Broker(b) => drop(self.board.brokers().insert(b.to_owned(), of("down"))),
+            Who::Topic(t) => drop(self.board.topics().insert(t.to_owned(), of(WAITING))),
+        }
     }
 
     /// It works. Said in the log only if it did not before; on the board a broker's last error stays to be read.
@@ -107,22 +113,29 @@ impl Outages {
         } else if known {
             return;
         }
-        let mut brokers = self.board.brokers();
-        let last_error = brokers.remove(&key).and_then(|b| b.last_error);
-        if let Who::Broker(_) = who {
-            let since = now;
-            let state = "up".to_owned();
-            brokers.insert(key.clone(), BrokerState { state, since, attempts: 0, last_error });
-            self.shown.insert(key);
+        match who {
+            Who::Broker(b) => {
+                let mut brokers = self.board.brokers();
+                let last_error = brokers.remove(b).and_then(|b| b.last_error);
+                let state = BrokerState { state: "up".to_owned(), since: now, attempts: 0, last_error };
+                brokers.insert(b.to_owned(), state);
+                self.shown.insert(key);
+            }
+            Who::Topic(t) => {
+                let mut topics = self.board.topics();
+                // Ship's own word on the topic stays.
+                if topics.get(t).is_some_and(|s| s.state == WAITING) {
+                    topics.remove(t);
+                }
+            }
         }
     }
 
-    /// It is not waited for any more, and goes from the board.
-    pub fn forget(&mut self, who: Who<'_>) {
-        let key = who.key();
-        self.open.remove(&key);
-        self.shown.remove(&key);
-        self.board.brokers().remove(&key);
+    /// A broker that is not waited for any more goes from the board.
+    pub fn forget(&mut self, broker: &str) {
+        self.open.remove(&Who::Broker(broker).key());
+        self.shown.remove(broker);
+        self.board.brokers().remove(broker);
     }
 }
 

@@ -138,16 +138,14 @@ impl<'b> Shipper<'b> {
     }
 
     fn ready(&mut self, abilities: Abilities) {
-        if self.abilities.as_ref() == Some(&abilities) {
-            return;
-        }
         if self.abilities.is_some() {
-            // Another driver: it has not heard of our topics.
+            // Another driver, or another run of the same: it has not heard of our topics.
             self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
         }
         if !abilities.numbered {
             self.id = Id::None;
-        } else if self.id == Id::None {
+        } else if !matches!(self.id, Id::Have(..)) {
+            // Also when it was asked for: the driver before took that order with it.
             self.id = Id::Asked;
             self.orders.push(Order::ProducerId);
         }

@@ -342,9 +342,7 @@ impl Worker<'_> {
         if !self.unproven.contains(&host) {
             self.outages.works(Who::Broker(&host), now);
         }
-        if !self.unproven.contains(&**topic) {
-            self.outages.works(Who::Topic(topic), now);
-        }
+        self.outages.works(Who::Topic(topic), now);
         let pause = self.options.limits.pause;
         if let Some(lane) = self.topics.get_mut(topic) {
             let leaderless = led.iter().any(|l| l.leader.is_none());
@@ -369,7 +367,7 @@ impl Worker<'_> {
         let former: Vec<String> = self.down.keys().filter(|h| !leads(h)).cloned().collect();
         for host in former {
             self.down.remove(&host);
-            self.outages.forget(Who::Broker(&host));
+            self.outages.forget(&host);
         }
     }
 
