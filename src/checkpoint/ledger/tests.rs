@@ -11,18 +11,22 @@ fn point(offset: u64) -> Point {
     Point { offset, mark: Mark { len: 9, hash: offset.wrapping_mul(31) }, then }
 }
 
-fn opened(stream: u64, path: &str) -> (Opened, Arc<Gauge>) {
-    let gauge = Arc::new(Gauge::new(0, 0, None));
-    let origin = Origin {
+fn origin(stream: u64, path: &str, gauge: &Arc<Gauge>) -> Arc<Origin> {
+    Arc::new(Origin {
         stream: StreamId(stream),
         source: SourceId(0),
         topic: "t".into(),
         path: path.into(),
         shape: Arc::new(Shape::default()),
         gauge: gauge.clone(),
-    };
+    })
+}
+
+fn opened(stream: u64, path: &str) -> (Opened, Arc<Gauge>) {
+    let gauge = Arc::new(Gauge::new(0, 0, None));
+    let origin = origin(stream, path, &gauge);
     let identity = Identity { dev: 1, ino: stream, born: None };
-    (Opened { origin: origin.into(), identity, at: Point::default(), beyond: Vec::new() }, gauge)
+    (Opened { origin, identity, at: Point::default(), beyond: Vec::new() }, gauge)
 }
 
 fn ack(stream: u64, range: Range) -> Ack {
@@ -202,4 +206,25 @@ fn a_grown_file_is_worth_saving() {
     assert!(ledger.sizes_moved());
     assert_eq!(ledger.to_save(0).next().unwrap().size, 1000);
     assert!(!ledger.sizes_moved());
+}
+
+/// A tail that goes on in a copy of a truncated file opens the stream again, further than it is acknowledged. Fails when
+/// what is in the air then counts as acknowledged.
+#[test]
+fn opened_again_while_chunks_are_in_the_air() {
+    let mut ledger = Ledger::default();
+    let (o, gauge) = opened(1, "/a");
+    ledger.open(o, 0);
+    fly(&gauge, 50);
+    ledger.ack(&ack(1, 0..20));
+    let (mut again, _) = opened(1, "/a");
+    let gauge = Arc::new(Gauge::new(50, 90, None));
+    again.origin = origin(1, "/a", &gauge);
+    again.at = point(50);
+    ledger.open(again, 0);
+    assert_eq!((gauge.acked.load(Relaxed), ledger.to_save(0).next().unwrap().at), (20, point(20)));
+    fly(&gauge, 90);
+    ledger.ack(&ack(1, 50..90));
+    ledger.ack(&ack(1, 20..50));
+    assert_eq!(gauge.acked.load(Relaxed), 90);
 }
