@@ -4,6 +4,10 @@
 //! somebody looks, never per chunk.
 
 mod gauge;
+pub mod live;
+pub mod metrics;
+pub mod snapshot;
+pub mod text;
 
 pub use gauge::Gauge;
 
