@@ -302,11 +302,6 @@ impl Slot {
         if start < self.doubtful { lines * self.times } else { 0 }
     }
 
-    /// Everything before this may have been sent, by this run or an earlier one.
-    pub fn limit(&self) -> u64 {
-        self.limit.load(Relaxed)
-    }
-
     /// Lines before this were in doubt when the stream was opened.
     pub fn doubtful(&self) -> u64 {
         self.doubtful

@@ -14,7 +14,7 @@ pub mod saved;
 mod saver;
 pub mod store;
 
-pub use saved::{Saved, SavedStream, SavedTotals};
+pub use saved::{Saved, SavedStream};
 
 use crate::air::Air;
 use crate::chunk::{Ending, Note, StreamId};
@@ -295,7 +295,7 @@ impl<'a> Keeper<'a> {
         self.head.next_stream = self.ledger.next_stream();
         self.head.totals.take_from(self.board);
         self.head.totals.lost_bytes = self.lost_before + self.ledger.lost_bytes();
-        format::write(&mut bytes, &self.head, self.ledger.to_save(self.head.clock));
+        format::write(&mut bytes, &self.head, self.ledger.write_down(self.head.clock));
         self.rhythm.begun();
         self.served.append(&mut self.waiting);
         self.order(Order::Save { bytes, sync });

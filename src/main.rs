@@ -45,7 +45,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Run(asked) => commands::run::run(asked, leave),
         Command::Send(asked) => commands::send::run(asked, leave),
         Command::Tail(asked) => commands::tail::run(asked),
-        _ => Err(Error::failed("run", "this command is not built in", "use check")),
+        Command::Status(asked) => commands::status::run(asked),
     }
 }
 

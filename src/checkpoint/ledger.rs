@@ -313,11 +313,11 @@ impl Ledger {
     }
 
     /// All streams as they are to be saved at `clock`; what is said of them becomes `saved` by [`Ledger::saved`].
-    pub fn to_save(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
-        self.accounts.iter_mut().map(move |(id, a)| a.to_save(*id, clock))
+    pub fn write_down(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
+        self.accounts.iter_mut().map(move |(id, a)| a.write_down(*id, clock))
     }
 
-    /// The last [`Ledger::to_save`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
+    /// The last [`Ledger::write_down`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
     /// `finished` for each that is finished since the last time.
     pub fn saved(&mut self, mut settled: impl FnMut(StreamId), mut finished: impl FnMut(StreamId)) {
         for (id, a) in &mut self.accounts {
@@ -349,7 +349,7 @@ impl Account {
         self.gauge.as_ref().map_or(self.size, |g| g.size.load(Relaxed).max(self.reached.at.offset))
     }
 
-    fn to_save(&mut self, stream: StreamId, clock: u64) -> SavedStream {
+    fn write_down(&mut self, stream: StreamId, clock: u64) -> SavedStream {
         self.size = self.size_seen();
         self.saving = self.reached.at.offset;
         if matches!(self.phase, Phase::Open | Phase::Ending) {

@@ -12,7 +12,7 @@ use crate::chunk::{Note, Parcel};
 use crate::cli;
 use crate::config::{self, Config, DamagedState, Delivery, Output};
 use crate::error::{Error, ExitCode};
-use crate::report::Board;
+use crate::report::{self, Board, live::Live, snapshot::Snapshot};
 use crate::ship::{self, Dead};
 use crate::signals::{self, Signal};
 use crate::stop;
@@ -48,7 +48,8 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let _ = board.budget.set(budget.clone());
     let (job, saved) = checkpoint::open(checkpoint_options(&config), &board)?;
     let known = Known::new(entries(&saved), saved.next_stream);
-    let plans = plan::sources(&config, &budget, &saved.sources)?;
+    let plans = plan::sources(&config, &budget, &saved)?;
+    let _live = live(&config, &board)?;
     let ends = drivers::start(&config, &board)?;
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
@@ -87,6 +88,16 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         saved.unwrap_or(Ok(()))?;
         Ok(ExitCode::Done)
     })
+}
+
+/// Who asks for the status, and the metrics' reader, are served beside the stages.
+fn live(config: &Config, board: &Arc<Board>) -> Result<Option<Live>, Error> {
+    let (folder, textfile) = (config.agent.state_dir.as_deref(), config.textfile.clone());
+    if folder.is_none() && textfile.is_none() {
+        return Ok(None);
+    }
+    let trouble = |e| Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
+    report::live::start(board.clone(), folder, textfile).map(Some).map_err(trouble)
 }
 
 fn start<'s, T: Send + 's>(
@@ -200,7 +211,7 @@ impl Office<'_, '_> {
     }
 
     fn log_status(&self) {
-        info!("following {} file(s)", self.crew.files());
+        Snapshot::take(self.board, Instant::now()).log();
     }
 }
 

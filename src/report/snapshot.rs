@@ -165,6 +165,25 @@ impl Snapshot {
         self.files.iter().map(|f| f.lag_bytes).sum()
     }
 
+    /// Into the log: the line, and the files that wait, those that wait longest first.
+    pub fn log(&self) {
+        log::info!("status: {}", self.line());
+        let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
+        waiting.sort_by(|a, b| b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0)));
+        for f in waiting.iter().take(Self::LOGGED) {
+            let why =
+                f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();
+            log::info!("status: {}: {} unsent, {}{why}", f.path, super::text::Bytes(f.lag_bytes), f.state);
+        }
+        for p in self.brokers.iter().chain(&self.topics).filter(|p| p.attempts > 0) {
+            let why = p.last_error.as_deref().unwrap_or_default();
+            log::info!("status: {} {} after {} attempts: {why}", p.name, p.state, p.attempts);
+        }
+    }
+
+    /// Files in the log, at most.
+    const LOGGED: usize = 20;
+
     /// In one line, for systemd and the log.
     pub fn line(&self) -> String {
         let up = self.brokers.iter().filter(|b| b.attempts == 0).count();
