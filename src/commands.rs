@@ -2,5 +2,8 @@
 
 pub mod check;
 pub mod crew;
+pub mod drivers;
 pub mod plan;
+pub mod run;
+pub mod send;
 pub mod tail;
