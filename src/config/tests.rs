@@ -1,4 +1,5 @@
-//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place.
+//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place. Long, because it is the
+//! table of all of them.
 
 use super::*;
 use std::fs;
