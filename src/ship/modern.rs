@@ -31,6 +31,8 @@ mod wire;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod trial;
 
 use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Pace, TopicView, Verdict};
@@ -102,15 +104,30 @@ impl Default for Options {
 /// What workers tell the coordinator.
 #[derive(Debug)]
 enum News {
-    Up { node: i32, serial: u64 },
-    Down { node: i32, serial: u64 },
+    Up {
+        node: i32,
+        serial: u64,
+    },
+    Down {
+        node: i32,
+        serial: u64,
+    },
     /// A worker's thread is over.
     Ended,
     /// Someone else leads now; ask who.
     Stale(Topic),
     /// Someone else leads now: this one.
-    Leader { topic: Topic, partition: i32, leader: i32, epoch: i32, nodes: Arc<[Node]> },
-    Metadata { answer: messages::Metadata, topics: Vec<Topic> },
+    Leader {
+        topic: Topic,
+        partition: i32,
+        leader: i32,
+        epoch: i32,
+        nodes: Arc<[Node]>,
+    },
+    Metadata {
+        answer: messages::Metadata,
+        topics: Vec<Topic>,
+    },
     Unfit(String),
 }
 
@@ -151,7 +168,10 @@ pub fn start(options: Options, board: Arc<Board>) -> std::io::Result<Ends> {
     #[allow(clippy::disallowed_methods, reason = "both bounded by the batches that ship has in flight")]
     let ((orders, inbox), (outbox, events)) = (unbounded(), unbounded());
     let name = "modern".to_owned();
-    thread::Builder::new().name(name).stack_size(STACK).spawn(move || run(&options, &inbox, &outbox, &board))?;
+    thread::Builder::new()
+        .name(name)
+        .stack_size(STACK)
+        .spawn(move || run(&options, &inbox, &outbox, &board))?;
     Ok(Ends { orders, events })
 }
 
@@ -171,7 +191,8 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
     shared.event(Event::Ready(Abilities { name: "modern", numbered, in_flight }));
     let (questions, asked) = bounded(16);
     let scout = Scout::new(shared.clone());
-    let scout = thread::Builder::new().name("modern-scout".into()).stack_size(STACK).spawn(|| scout.run(asked));
+    let scout =
+        thread::Builder::new().name("modern-scout".into()).stack_size(STACK).spawn(|| scout.run(asked));
     if let Err(e) = scout {
         return Leave::Unfit { why: format!("cannot start a thread: {e}") };
     }
@@ -347,7 +368,8 @@ impl Coordinator {
                 self.asking = false;
                 let views = self.cluster.learn(answer, &topics, now);
                 let gone = |(node, w): (&i32, &Worker)| {
-                    (self.cluster.node(*node).map(Node::address).as_ref() != Some(&w.address)).then_some(*node)
+                    (self.cluster.node(*node).map(Node::address).as_ref() != Some(&w.address))
+                        .then_some(*node)
                 };
                 let gone: Vec<i32> = self.brokers.iter().filter_map(gone).collect();
                 gone.into_iter().for_each(|node| self.retire(node));

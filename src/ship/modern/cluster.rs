@@ -46,13 +46,7 @@ struct Leader {
 
 impl Cluster {
     pub fn new(age: Duration) -> Self {
-        Cluster {
-            age,
-            id: None,
-            nodes: BTreeMap::new(),
-            down: BTreeSet::new(),
-            topics: HashMap::new(),
-        }
+        Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeSet::new(), topics: HashMap::new() }
     }
 
     /// Takes a topic up. What ship was told already, it is told again.
@@ -106,7 +100,10 @@ impl Cluster {
             known.asked = Some(now);
             let well = known.error == 0
                 && !known.leaders.is_empty()
-                && known.leaders.values().all(|l| self.nodes.contains_key(&l.node) && !self.down.contains(&l.node));
+                && known
+                    .leaders
+                    .values()
+                    .all(|l| self.nodes.contains_key(&l.node) && !self.down.contains(&l.node));
             if well {
                 (known.pace, known.next) = (QUICKEST, now + self.age);
             } else {
@@ -117,7 +114,14 @@ impl Cluster {
     }
 
     /// A broker's own word on who leads a partition (KIP-951). `nodes`: where the leaders are.
-    pub fn hint(&mut self, topic: &Topic, partition: i32, node: i32, epoch: i32, nodes: &[Node]) -> Vec<TopicView> {
+    pub fn hint(
+        &mut self,
+        topic: &Topic,
+        partition: i32,
+        node: i32,
+        epoch: i32,
+        nodes: &[Node],
+    ) -> Vec<TopicView> {
         for n in nodes {
             self.nodes.entry(n.id).or_insert_with(|| n.clone());
         }

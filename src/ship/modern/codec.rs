@@ -47,7 +47,9 @@ impl Press {
             Codec::Gzip => len + len / 1000 + len / (16 << 10) * 5 + 64,
             Codec::Snappy => snap::raw::max_compress_len(len),
             // The encoder wants room for the worst case of each block, also where the block is then stored as it is.
-            Codec::Lz4 => len + len.div_ceil(LZ4_BLOCK) * 4 + get_maximum_output_size(LZ4_BLOCK.min(len)) + 64,
+            Codec::Lz4 => {
+                len + len.div_ceil(LZ4_BLOCK) * 4 + get_maximum_output_size(LZ4_BLOCK.min(len)) + 64
+            }
             Codec::Zstd => zstd::zstd_safe::compress_bound(len),
         }
     }
@@ -57,9 +59,11 @@ impl Press {
         match codec {
             Codec::None => Err(Unpressed),
             Codec::Gzip => self.gzip(from, to),
-            Codec::Snappy => {
-                self.snappy.get_or_insert_with(snap::raw::Encoder::new).compress(from, to).map_err(|_| Unpressed)
-            }
+            Codec::Snappy => self
+                .snappy
+                .get_or_insert_with(snap::raw::Encoder::new)
+                .compress(from, to)
+                .map_err(|_| Unpressed),
             Codec::Lz4 => lz4(self.lz4.get_or_insert_with(CompressTable::small), from, to),
             Codec::Zstd => {
                 if self.zstd.is_none() {

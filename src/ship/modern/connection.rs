@@ -160,8 +160,12 @@ impl Connection {
         let socket = connect(address, options.connect_timeout)?;
         tune(&socket)?;
         let input = Input { buf: Vec::new(), from: 0, to: 0, cap };
-        let mut c =
-            Connection { stream: Stream::Plain(socket), input, versions: Versions::default(), correlation: 0 };
+        let mut c = Connection {
+            stream: Stream::Plain(socket),
+            input,
+            versions: Versions::default(),
+            correlation: 0,
+        };
         c.versions = c.greet(options)?;
         if c.versions.produce.is_none() || c.versions.metadata.is_none() {
             return Err(Trouble::Unfit(format!(
@@ -285,7 +289,8 @@ impl Connection {
 
 /// `poll(2)` with a limit; a signal counts as nothing happened.
 pub fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Trouble> {
-    let limit = limit.map(|l| Timespec { tv_sec: l.as_secs().min(1 << 30) as _, tv_nsec: l.subsec_nanos().into() });
+    let limit =
+        limit.map(|l| Timespec { tv_sec: l.as_secs().min(1 << 30) as _, tv_nsec: l.subsec_nanos().into() });
     match poll(fds, limit.as_ref()) {
         Ok(_) => Ok(()),
         Err(rustix::io::Errno::INTR) => {
@@ -302,7 +307,8 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
 
 /// Tries every address of the name in turn, each with the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
-    let found = address.to_socket_addrs().map_err(|e| Trouble::Lost(format!("cannot resolve the name: {e}")))?;
+    let found =
+        address.to_socket_addrs().map_err(|e| Trouble::Lost(format!("cannot resolve the name: {e}")))?;
     let mut last = None;
     for one in found {
         match TcpStream::connect_timeout(&one, limit) {

@@ -61,8 +61,13 @@ impl Health {
             self.failing_since = Instant::now();
         }
         if self.failures.is_power_of_two() {
-            let nth = if self.failures == 1 { String::new() } else { format!(" (attempt {})", self.failures) };
-            log::warn!("{} {}: {why}; trying again{nth}", self.what(), if connected { "lost" } else { "down" });
+            let nth =
+                if self.failures == 1 { String::new() } else { format!(" (attempt {})", self.failures) };
+            log::warn!(
+                "{} {}: {why}; trying again{nth}",
+                self.what(),
+                if connected { "lost" } else { "down" }
+            );
         }
         self.show(State::Down, "down".into(), Some(why.to_owned()));
     }
@@ -70,7 +75,11 @@ impl Health {
     fn mended(&mut self) {
         if self.failures > 0 {
             let (n, after) = (self.failures, spell(self.failing_since.elapsed()));
-            log::info!("{} up again after {after}, {n} attempt{}", self.what(), if n == 1 { "" } else { "s" });
+            log::info!(
+                "{} up again after {after}, {n} attempt{}",
+                self.what(),
+                if n == 1 { "" } else { "s" }
+            );
             self.failures = 0;
         }
     }

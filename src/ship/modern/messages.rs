@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use kafka_protocol::messages::describe_producers_request::TopicRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, DescribeProducersRequest, InitProducerIdRequest, MetadataRequest, RequestHeader,
-    TopicName,
+    ApiKey, ApiVersionsRequest, DescribeProducersRequest, InitProducerIdRequest, MetadataRequest,
+    RequestHeader, TopicName,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 
@@ -108,7 +108,8 @@ pub fn ask_metadata<'a>(
 }
 
 pub fn ask_producer_id(version: i16, correlation: i32, client: &str) -> Vec<u8> {
-    let body = InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
+    let body =
+        InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
     frame(ApiKey::InitProducerId, version, correlation, client, &body)
 }
 
@@ -237,7 +238,12 @@ pub fn producer_id(body: &[u8], version: i16) -> Read<(i16, i64, i16)> {
 
 /// Epoch and last sequence of producer `pid`; `Ok(Err(code, message))` where the broker refuses to say.
 #[allow(clippy::type_complexity, reason = "one use, and each layer is another party that can say no")]
-pub fn producers(body: &[u8], topic: &str, partition: i32, pid: i64) -> Read<Result<Option<(i16, i32)>, (i16, String)>> {
+pub fn producers(
+    body: &[u8],
+    topic: &str,
+    partition: i32,
+    pid: i64,
+) -> Read<Result<Option<(i16, i32)>, (i16, String)>> {
     let mut r = Reader::new(body, true);
     r.skip_tags()?;
     r.i32("throttle")?;

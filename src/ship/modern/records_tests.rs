@@ -28,7 +28,16 @@ fn encode(encoder: &mut Encoder, b: &Batch, codec: Codec) -> Vec<u8> {
 
 /// Chunks of lines of all lengths around the copy's block, the varints' edges, and empty ones.
 fn lines() -> impl Strategy<Value = Vec<Vec<u8>>> {
-    let len = prop_oneof![0usize..200, Just(63), Just(64), Just(65), Just(127), Just(8191), Just(8192), 0usize..20_000];
+    let len = prop_oneof![
+        0usize..200,
+        Just(63),
+        Just(64),
+        Just(65),
+        Just(127),
+        Just(8191),
+        Just(8192),
+        0usize..20_000
+    ];
     let line = (len, any::<u8>()).prop_map(|(n, b)| (0..n).map(|i| b.wrapping_add(i as u8)).collect());
     proptest::collection::vec(line, 1..80)
 }
@@ -39,7 +48,11 @@ fn shapes() -> impl Strategy<Value = Shape> {
         1 => Just(1),
         1 => Just(2),
     ];
-    (key, any::<bool>(), proptest::collection::btree_map("[a-z]{1,9}", proptest::collection::vec(any::<u8>(), 0..90), 0..3))
+    (
+        key,
+        any::<bool>(),
+        proptest::collection::btree_map("[a-z]{1,9}", proptest::collection::vec(any::<u8>(), 0..90), 0..3),
+    )
         .prop_map(|(key, json, headers)| Shape {
             key: match key {
                 0 => Key::None,
@@ -147,7 +160,8 @@ fn a_request_reads_back_in_every_version() {
     use kafka_protocol::messages::{ProduceRequest, RequestHeader};
     use kafka_protocol::protocol::Decodable;
     let make = |topic: &str, partition, size| {
-        let o = origin(1, topic, "/log", Shape { headers: vec![("h".into(), vec![1; 300])], ..Shape::default() });
+        let o =
+            origin(1, topic, "/log", Shape { headers: vec![("h".into(), vec![1; 300])], ..Shape::default() });
         let mut b = batch(1, vec![chunk(&o, 0, &[&vec![b'x'; size]])]);
         b.partition = partition;
         let load = Arc::get_mut(&mut b.load).unwrap();
@@ -174,7 +188,13 @@ fn a_request_reads_back_in_every_version() {
                     .topic_data
                     .iter()
                     .flat_map(|t| t.partition_data.iter().map(|p| (&**t.name, p)))
-                    .map(|(t, p)| (t, p.index, decode(p.records.as_ref().unwrap()).records[0].value.as_ref().unwrap().len()))
+                    .map(|(t, p)| {
+                        (
+                            t,
+                            p.index,
+                            decode(p.records.as_ref().unwrap()).records[0].value.as_ref().unwrap().len(),
+                        )
+                    })
                     .collect();
                 assert_eq!(read, [("one", 0, size), ("one", 7, 1), ("two", 0, 3)], "version {version}");
             }
@@ -189,7 +209,16 @@ fn cost_per_line() {
     let line: Vec<u8> = (0..200).map(|i| b'a' + (i * 7 % 26) as u8).collect();
     let log: Vec<Vec<u8>> = (0..2600u32)
         .map(|i| {
-            let mut l = format!("10.0.{}.{} - - [22/Nov/2025:18:{:02}:{:02} +0000] \"GET /a/{}?id={} HTTP/1.1\" 200 ", i % 256, i * 7 % 256, i % 60, i * 3 % 60, i * 31 % 997, i.wrapping_mul(2_654_435_761)).into_bytes();
+            let mut l = format!(
+                "10.0.{}.{} - - [22/Nov/2025:18:{:02}:{:02} +0000] \"GET /a/{}?id={} HTTP/1.1\" 200 ",
+                i % 256,
+                i * 7 % 256,
+                i % 60,
+                i * 3 % 60,
+                i * 31 % 997,
+                i.wrapping_mul(2_654_435_761)
+            )
+            .into_bytes();
             let more = 200 - l.len().min(200);
             l.extend_from_slice(&line[..more]);
             l.truncate(200);

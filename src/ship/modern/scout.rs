@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub enum Question {
     /// `known`: addresses of brokers that were alive at the last answer; tried before the configured ones.
-    Metadata { topics: Vec<Topic>, known: Vec<String> },
+    Metadata {
+        topics: Vec<Topic>,
+        known: Vec<String>,
+    },
     ProducerId,
 }
 
@@ -131,7 +134,8 @@ impl Scout {
             Question::Metadata { topics, .. } => {
                 let version = c.versions.metadata.unwrap_or(1);
                 let names = topics.iter().map(|t| &**t);
-                let request = messages::ask_metadata(version, id, &options.client_id, names, options.create_topics);
+                let request =
+                    messages::ask_metadata(version, id, &options.client_id, names, options.create_topics);
                 let answer = messages::metadata(c.call(&request, id, deadline)?, version)?;
                 if answer.nodes.is_empty() {
                     return Err(Trouble::Lost("it knows no brokers yet".into()));

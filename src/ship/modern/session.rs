@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a broker may take beyond the time it was given for its replicas, before it counts as hung.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
 /// The slowest uplink that is not mistaken for a hung broker: a request gets this much more time for its way, in bytes/s.
 const SLOWEST: u64 = 64 << 10;
 /// Buffers are given back when there was nothing to do for this long.
@@ -32,7 +32,10 @@ pub enum End {
     /// There is no more work.
     Closed,
     /// `worked`: at least one request had been answered.
-    Lost { why: String, worked: bool },
+    Lost {
+        why: String,
+        worked: bool,
+    },
 }
 
 /// A request that was sent, or is being sent.
@@ -46,8 +49,15 @@ struct Request {
 
 enum What {
     /// A batch is taken out when its verdict is known.
-    Produce { version: i16, batches: Vec<Option<Batch>> },
-    Ask { topic: Topic, partition: i32, pid: i64 },
+    Produce {
+        version: i16,
+        batches: Vec<Option<Batch>>,
+    },
+    Ask {
+        topic: Topic,
+        partition: i32,
+        pid: i64,
+    },
 }
 
 pub struct Session<'b> {
@@ -93,7 +103,9 @@ impl<'b> Session<'b> {
                 self.abandon(Pace::Now, "the driver ends");
                 end
             }
-            Err(Trouble::Ended) if self.air.is_empty() && self.writing.is_none() && self.waiting.is_empty() => {
+            Err(Trouble::Ended)
+                if self.air.is_empty() && self.writing.is_none() && self.waiting.is_empty() =>
+            {
                 self.abandon(Pace::Now, "closed while idle");
                 End::Idle
             }
@@ -120,8 +132,10 @@ impl<'b> Session<'b> {
             let now = Instant::now();
             let Some(limit) = self.limit(now)? else { return Ok(End::Idle) };
             let (connection, write) = (&self.connection, self.writing.is_some());
-            let readable =
-                self.broker.inbox.sleep(Some(limit), |bell, limit| connection.wait(write, Some(bell), limit))?;
+            let readable = self
+                .broker
+                .inbox
+                .sleep(Some(limit), |bell, limit| connection.wait(write, Some(bell), limit))?;
             if readable {
                 self.connection.read()?;
                 while let Some((correlation, body)) = self.connection.frame()? {
@@ -143,7 +157,8 @@ impl<'b> Session<'b> {
             if now >= due {
                 return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs())));
             }
-            let wake = self.quiet.filter(|q| *q > now && !self.waiting.is_empty()).map_or(due, |q| q.min(due));
+            let wake =
+                self.quiet.filter(|q| *q > now && !self.waiting.is_empty()).map_or(due, |q| q.min(due));
             return Ok(Some(wake - now));
         }
         if let Some((r, _)) = &self.writing {
@@ -210,9 +225,6 @@ impl<'b> Session<'b> {
     /// Puts the next request into `out`. `false`: there is nothing to send.
     fn begin(&mut self) -> bool {
         let now = Instant::now();
-        if self.air.is_empty() {
-            self.answered = self.answered.max(now);
-        }
         if let Some((topic, partition, pid)) = self.asks.pop_front() {
             if self.connection.versions.describe_producers.is_none() {
                 let last = Err("the broker cannot tell (DescribeProducers, from 2.8)".into());
@@ -313,15 +325,20 @@ impl<'b> Session<'b> {
 
     /// Says what became of a batch, and does what else the code asks for.
     fn verdict(&mut self, batch: Batch, p: Produced, nodes: &Arc<[messages::Node]>) {
-        let mut verdict =
-            errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
+        let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
         let topic = &batch.load.topic;
         match errors::of(p.error).also {
             Also::Nothing => {}
             Also::FindLeader => match p.leader.filter(|l| l.0 != self.broker.node) {
                 Some((leader, epoch)) => {
                     let (topic, nodes) = (topic.clone(), nodes.clone());
-                    self.broker.shared.news(News::Leader { topic, partition: p.partition, leader, epoch, nodes });
+                    self.broker.shared.news(News::Leader {
+                        topic,
+                        partition: p.partition,
+                        leader,
+                        epoch,
+                        nodes,
+                    });
                     if let Verdict::Again { pace, .. } = &mut verdict {
                         *pace = Pace::Now;
                     }
@@ -331,7 +348,10 @@ impl<'b> Session<'b> {
             Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
             Also::Uncompressed => {
                 if self.broker.codec != Codec::None {
-                    log::warn!("{}; sending uncompressed", self.broker.told(&errors::text(p.error, &p.message)));
+                    log::warn!(
+                        "{}; sending uncompressed",
+                        self.broker.told(&errors::text(p.error, &p.message))
+                    );
                     self.broker.codec = Codec::None;
                 }
             }

@@ -33,7 +33,12 @@ impl Feeder {
 
     /// The next batch that is done; takes note of everything else.
     pub fn take(&mut self) -> Option<(Batch, Verdict)> {
-        match self.ends.events.recv_timeout(Duration::from_secs(60)).expect("the driver says nothing for a minute") {
+        match self
+            .ends
+            .events
+            .recv_timeout(Duration::from_secs(60))
+            .expect("the driver says nothing for a minute")
+        {
             Event::Ready(a) => self.abilities = Some(a),
             Event::Topic(v) => self.view = Some(v),
             Event::ProducerId { pid, epoch } => self.pid = Some((pid, epoch)),
@@ -56,7 +61,15 @@ fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
 /// User and system time of this process so far.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let ticks: u64 = stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|t| t.parse::<u64>().unwrap()).sum();
+    let ticks: u64 = stat
+        .rsplit(") ")
+        .next()
+        .unwrap()
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|t| t.parse::<u64>().unwrap())
+        .sum();
     Duration::from_millis(ticks * 10)
 }
 
