@@ -24,14 +24,19 @@ fn again(verdict: &Verdict) -> (bool, Pace) {
 
 /// Sends a batch until it arrives: right after a failure the broker counts as down until it could be reached again.
 fn insist(peers: &Peers, f: &mut Feeder) -> Asked {
-    for _ in 0..100 {
-        f.send(one(0, 0));
-        if let Ok(asked) = peers.asked.recv_timeout(Duration::from_millis(200)) {
-            return asked;
+    let until = Instant::now() + Duration::from_secs(20);
+    f.send(one(0, 0));
+    loop {
+        select! {
+            recv(peers.asked) -> asked => return asked.unwrap(),
+            recv(f.ends.events) -> event => if let Event::Done { verdict, .. } = event.unwrap() {
+                assert_eq!(again(&verdict), (false, Pace::Backoff));
+                assert!(Instant::now() < until, "the broker is not reached again");
+                thread::yield_now();
+                f.send(one(0, 0));
+            },
         }
-        assert_eq!(again(&f.done().2), (false, Pace::Backoff));
     }
-    panic!("the broker is not reached again");
 }
 
 /// Fails when requests go out before the first of a connection was answered, or more than five after that, or when
@@ -420,4 +425,56 @@ fn a_mute_bootstrap_broker_is_passed_over() {
     let start = Instant::now();
     let f = Feeder::start(options, "t");
     assert!(f.pid.is_some() && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// Fails when the question goes to another than the leader, the producer is looked for under the wrong partition, or a
+/// refusal or a lost connection gives no answer.
+#[test]
+fn what_a_leader_knows_of_a_producer() {
+    use kafka_protocol::messages::DescribeProducersResponse;
+    use kafka_protocol::messages::describe_producers_response::{
+        PartitionResponse, ProducerState, TopicResponse,
+    };
+    let peers = Peers::start(2);
+    let f = peers.feed();
+    let answer = |error: i16, pid: i64| {
+        let one = ProducerState::default()
+            .with_producer_id(pid.into())
+            .with_producer_epoch(3)
+            .with_last_sequence(41);
+        let other = ProducerState::default().with_producer_id(1.into()).with_last_sequence(9);
+        let part = |i, all| {
+            let text = (error != 0).then(|| StrBytes::from_static_str("no READ"));
+            PartitionResponse::default()
+                .with_partition_index(i)
+                .with_error_code(error)
+                .with_error_message(text)
+                .with_active_producers(all)
+        };
+        let topic = TopicResponse::default()
+            .with_name(kafka_protocol::messages::TopicName(StrBytes::from_static_str("t")))
+            .with_partitions(vec![part(0, vec![]), part(1, vec![other, one])]);
+        DescribeProducersResponse::default().with_topics(vec![topic])
+    };
+    let mut knows = |does: &dyn Fn(&Asked)| {
+        f.ends.orders.send(Order::Ask { topic: "t".into(), partition: 1, pid: 7 }).unwrap();
+        let asked = peers.next();
+        assert_eq!((asked.node, asked.api, asked.version), (2, 61, 0));
+        does(&asked);
+        loop {
+            if let Event::Knows { partition: 1, pid: 7, last, .. } =
+                f.ends.events.recv_timeout(Duration::from_secs(20)).unwrap()
+            {
+                return last;
+            }
+        }
+    };
+    assert_eq!(knows(&|a| a.answer(&answer(0, 7))), Ok(Some((3, 41))));
+    assert_eq!(knows(&|a| a.answer(&answer(0, 8))), Ok(None));
+    assert!(
+        knows(&|a| a.answer(&answer(29, 7)))
+            .unwrap_err()
+            .contains("TOPIC_AUTHORIZATION_FAILED (29): no READ")
+    );
+    assert!(knows(&|a| a.close()).is_err());
 }
