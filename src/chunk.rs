@@ -2,6 +2,7 @@
 
 use crate::budget::Permit;
 use crate::report::Gauge;
+use crossbeam_channel::Sender;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -202,6 +203,10 @@ pub enum Parcel {
     Chunk(Chunk),
     /// Nothing more comes of this stream: it was left after rotation, deleted, or truncated.
     Closed(Closed),
+    /// A pattern whose existing files have all been told as [`Parcel::Opened`]: `start` no longer applies to it.
+    Source(Vec<u8>),
+    /// Save now what was told before this, then let the sender go (saved, or failed to be).
+    Flush(Sender<()>),
 }
 
 #[derive(Clone, Debug)]
@@ -229,6 +234,10 @@ pub enum Note {
     Opened(Opened),
     Ack(Ack),
     Closed(Closed),
+    /// See [`Parcel::Source`].
+    Source(Vec<u8>),
+    /// See [`Parcel::Flush`].
+    Flush(Sender<()>),
 }
 
 #[cfg(test)]

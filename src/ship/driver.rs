@@ -9,7 +9,7 @@
 
 use super::flight::Batch;
 use crate::chunk::Topic;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 /// Ship's side. The worker's thread is detached: it may hang in name resolution while all else has ended. Dropping
 /// `orders` ends the worker.
@@ -19,6 +19,16 @@ use crossbeam_channel::{Receiver, Sender};
 pub struct Ends {
     pub orders: Sender<Order>,
     pub events: Receiver<Event>,
+}
+
+impl Ends {
+    /// Ship's ends and the worker's.
+    #[allow(clippy::disallowed_methods)] // both are bounded by the flights in the air, which ship bounds
+    pub fn pair() -> (Ends, Receiver<Order>, Sender<Event>) {
+        let (orders, inbox) = unbounded();
+        let (out, events) = unbounded();
+        (Ends { orders, events }, inbox, out)
+    }
 }
 
 /// Why a driver's worker ended. By then every batch it held has come back.
