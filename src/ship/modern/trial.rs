@@ -173,3 +173,101 @@ fn trial() {
         used / stored as f64 * 1e6
     );
 }
+
+/// Unique lines at a steady rate over all living partitions, for `LOGAGENT_TRIAL_SECONDS`, while somebody kills brokers.
+/// What came back is sent again in order; each line must then be in the topic once (a consumer counts).
+#[test]
+#[ignore = "needs a cluster; a trial"]
+fn steady() {
+    let Ok(brokers) = var("LOGAGENT_TRIAL") else { return };
+    let topic = var("LOGAGENT_TRIAL_TOPIC").unwrap_or("steady".into());
+    let seconds: u64 = number("LOGAGENT_TRIAL_SECONDS", 60);
+    let brokers = brokers.split(',').map(str::to_owned).collect();
+    let mut f = Feeder::start(Options { brokers, ..Options::default() }, &topic);
+    let (pid, epoch) = f.pid.unwrap();
+    let all = f.view.clone().unwrap().partitions;
+    let mut next = vec![0i32; all.len()];
+    let mut air = vec![0usize; all.len()];
+    let mut last = vec![Instant::now(); all.len()];
+    let mut stall = vec![Duration::ZERO; all.len()];
+    let mut back: Vec<VecDeque<(Instant, Batch)>> = all.iter().map(|_| VecDeque::new()).collect();
+    let (start, mut sent, mut stored, mut kinds) =
+        (Instant::now(), 0u64, 0u64, HashMap::<String, u64>::new());
+    let end = start + Duration::from_secs(seconds);
+    loop {
+        let now = Instant::now();
+        let due = if now < end { (now - start).as_millis() as u64 / 5 } else { sent / 100 };
+        let living = f.view.as_ref().map(|v| v.living.clone()).unwrap_or_default();
+        let free = (0..all.len()).find(|p| {
+            living.contains(&all[*p])
+                && air[*p] < 5
+                && back[*p].is_empty()
+                && *p as u64 == (sent / 100) % all.len() as u64
+        });
+        let free = free.or_else(|| {
+            (0..all.len()).find(|p| living.contains(&all[*p]) && air[*p] < 5 && back[*p].is_empty())
+        });
+        if let (true, Some(p)) = (sent / 100 < due, free) {
+            let lines: Vec<String> =
+                (0..100).map(|i| format!("{:012} {}", sent + i, "x".repeat(180))).collect();
+            let lines: Vec<&[u8]> = lines.iter().map(String::as_bytes).collect();
+            let mut b = batch(sent, vec![chunk(&plain(1), 0, &lines)]);
+            Arc::get_mut(&mut b.load).unwrap().topic = f.topic.clone();
+            Arc::get_mut(&mut b.load).unwrap().stamp_ms =
+                std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+            b.partition = all[p];
+            b.numbers = Some(Numbers { pid, epoch, base: next[p] });
+            next[p] += 100;
+            air[p] += 1;
+            sent += 100;
+            f.send(b);
+            continue;
+        }
+        for p in 0..all.len() {
+            // Only when all have come back, so that they go out in order.
+            let ready = back[p].front().is_some_and(|(t, _)| *t <= now) && back[p].len() == air[p];
+            if ready {
+                back[p].make_contiguous().sort_by_key(|(_, b)| b.numbers.map(|n| n.base));
+                let batches = back[p].drain(..).map(|(_, b)| b).collect();
+                f.ends.orders.send(Order::Send(batches)).unwrap();
+            }
+        }
+        if now >= end && air.iter().all(|a| *a == 0) {
+            break;
+        }
+        assert!(now < end + Duration::from_secs(60), "not all come back as stored: {air:?} {kinds:?}");
+        let Ok(event) = f.ends.events.recv_timeout(Duration::from_millis(2)) else { continue };
+        match event {
+            Event::Topic(v) => {
+                println!("{:6.2} living {:?}", start.elapsed().as_secs_f32(), v.living);
+                f.view = Some(v);
+            }
+            Event::Done { mut batch, verdict } => {
+                let p = all.iter().position(|p| *p == batch.partition).unwrap();
+                match verdict {
+                    Verdict::Stored { .. } => {
+                        stall[p] = stall[p].max(last[p].elapsed());
+                        last[p] = Instant::now();
+                        air[p] -= 1;
+                        stored += 100;
+                    }
+                    Verdict::Again { why, pace, .. } => {
+                        *kinds.entry(why).or_default() += 1;
+                        let pause = if pace == Pace::Now { 0 } else { 100 };
+                        batch.attempts += 1;
+                        back[p].push_back((now + Duration::from_millis(pause), batch));
+                    }
+                    Verdict::Misnumbered { code, .. } => {
+                        *kinds.entry(code.to_string()).or_default() += 1;
+                        back[p].push_back((now + Duration::from_millis(100), batch));
+                    }
+                    Verdict::Refused { why, .. } => panic!("{why}"),
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    println!("sent {sent}, stored {stored}; longest pause per partition {stall:.1?}; {kinds:#?}");
+}
