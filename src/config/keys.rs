@@ -29,7 +29,8 @@ pub fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern
     if !has_glob(s) {
         return Some(Pattern::Path(found));
     }
-    exclusion(walk, key, v).map(Pattern::Glob)
+    walk.parsed(key, v, ("a glob", "[\"/var/log/nginx/*.log\"]"), path_glob)?;
+    Some(Pattern::Glob(s.to_owned()))
 }
 
 /// Whether globbing would take some character of `s` as more than itself.

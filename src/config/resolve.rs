@@ -3,6 +3,7 @@
 
 use super::places::{Place, Problems};
 use super::typed::{self, Typed};
+use super::values::path_glob;
 use super::walk::Field;
 use super::*;
 
@@ -230,7 +231,7 @@ impl Resolver<'_> {
         let plan = config.memory_plan();
         if config.agent.memory < plan.needed {
             let what = format!(
-                "`memory` of {} bytes does not hold what {} need: {} for the longest line and a chunk of each, and {} to encode",
+                "`memory` of {} bytes does not hold what {} need: {} for the longest line of each and its tables, and {} to encode",
                 config.agent.memory,
                 if plan.topics == 1 { "1 topic".into() } else { format!("{} topics", plan.topics) },
                 plan.per_topic,
@@ -383,8 +384,8 @@ fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
         }
         None => return Ok(Pattern::Path(path)),
     };
-    match glob(&pattern) {
-        Ok(_) => Ok(Pattern::Glob(pattern)),
+    match path_glob(&pattern) {
+        Ok(()) => Ok(Pattern::Glob(pattern)),
         Err(why) => {
             let what = format!("FILE {text}");
             Err(Error::usage(what, why, "give a path, or a glob such as '/var/log/*.log'"))

@@ -167,6 +167,16 @@ pub fn glob(s: &str) -> Result<globset::Glob, String> {
     built.map_err(|e| e.kind().to_string())
 }
 
+/// A glob for paths, which is walked folder by folder: each piece between two `/` is a glob by itself, or `**`.
+pub fn path_glob(s: &str) -> Result<(), String> {
+    glob(s)?;
+    let broken = |piece: &str| glob(piece).is_err();
+    if s.split('/').any(broken) {
+        return Err("a / within {…} or […] is not understood, write one path for each".into());
+    }
+    Ok(())
+}
+
 pub fn exclusion(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
     walk.parsed(key, v, ("a glob", "[\"*.gz\"]"), |s| glob(s).map(|_| s.to_owned()))
 }
@@ -236,5 +246,7 @@ mod tests {
         let m = glob("/var/log/*.log").unwrap().compile_matcher();
         assert!(m.is_match("/var/log/a.log") && !m.is_match("/var/log/b/a.log"));
         assert!(glob("/var/log/[a").is_err());
+        assert!(path_glob("/var/{a,b}/**/[xy].log").is_ok());
+        assert!(path_glob("/var/{a,b/c}/x").is_err() && path_glob("/var/[").is_err());
     }
 }

@@ -68,7 +68,7 @@ fn six_mistakes_are_named_at_once() {
     let folder = Folder::new();
     let config = "\
 [agent]
-state_dir = \"state\"
+state_dir = \"/var/lib/logagent\"
 memory = \"lots\"
 [kafka]
 brokers = [\"127.0.0.1:9092\"]
@@ -77,7 +77,7 @@ akcs = \"all\"
 client_id = 7
 compression = \"zip\"
 [[files]]
-paths = [\"logs/*.log\"]
+paths = [\"/var/log/*.log\"]
 start = \"begining\"
 multiline = { start = \"(\" }
 ";
@@ -109,29 +109,25 @@ multiline = { start = \"(\" }
 #[test]
 fn a_config_that_does_not_say_where_to_exits_78() {
     let folder = Folder::new();
-    folder.write("f.log", "x\n");
-    folder.write(
-        "no-brokers.toml",
-        "[agent]\nstate_dir = \"s\"\n[kafka]\ntopic = \"t\"\n[[files]]\npaths = [\"f.log\"]\n",
-    );
-    folder.write(
-        "no-topic.toml",
-        "[agent]\nstate_dir = \"s\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\n[[files]]\npaths = [\"f.log\"]\n",
-    );
+    let file = folder.write("f.log", "x\n");
+    let config = |kafka: &str| {
+        let state = folder.path("state");
+        format!("[agent]\nstate_dir = {state:?}\n[kafka]\n{kafka}\n[[files]]\npaths = [{file:?}]\n")
+    };
+    folder.write("no-brokers.toml", config("topic = \"t\""));
+    folder.write("no-topic.toml", config("brokers = [\"127.0.0.1:1\"]"));
     folder.write("not-toml.toml", "[agent\n");
-    for (config, word) in [
+    for (name, word) in [
         ("no-brokers.toml", "brokers"),
         ("no-topic.toml", "topic"),
         ("not-toml.toml", "not-toml.toml:1"),
         ("none.toml", "none.toml"),
     ] {
-        let done = folder.agent(["run", "-c", config]).run().expect_code(78);
-        assert!(done.stderr.contains(word), "{config}: {}", done.stderr);
+        let done = folder.agent(["run", "-c", name]).run().expect_code(78);
+        assert!(done.stderr.contains(word), "{name}: {}", done.stderr);
     }
-    let done = folder
-        .agent(["run", "-c", "no-brokers.toml", "--output", "stdout", "--once", "--from", "beginning"])
-        .run();
-    assert_eq!(done.expect_code(0).stdout, b"x\n");
+    let args = "run -c no-brokers.toml --output stdout --once --from beginning";
+    assert_eq!(folder.agent_line(args).run().expect_code(0).stdout, b"x\n");
 }
 
 /// Fails when `check` of a good config says anything but good, or tries to reach a broker unasked.
@@ -201,8 +197,10 @@ fn a_second_agent_on_the_same_state_is_refused() {
 #[test]
 fn a_file_that_must_exist() {
     let folder = Folder::new();
-    let config = "[[files]]\npaths = [\"f.log\"]\nmust_exist = true\n[agent]\nstate_dir = \"state\"\n";
-    folder.write("c.toml", config.replace("f.log", &folder.path("f.log").display().to_string()));
+    let (file, state) = (folder.path("f.log"), folder.path("state"));
+    let config =
+        format!("[agent]\nstate_dir = {state:?}\n[[files]]\npaths = [{file:?}]\nmust_exist = true\n");
+    folder.write("c.toml", config);
     let done = folder.agent(["run", "-c", "c.toml", "--output", "stdout"]).run().expect_code(1);
     assert!(done.stderr.contains("f.log"), "{}", done.stderr);
 }

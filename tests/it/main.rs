@@ -9,4 +9,5 @@ mod harness;
 mod basics;
 mod cli;
 mod delivery;
+mod long;
 mod tree;
