@@ -332,3 +332,6 @@ fn word(bytes: &[u8], at: u64) -> u64 {
     let at = at as usize;
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -322,7 +322,7 @@ impl<'a> Keeper<'a> {
 
     fn take_report(&mut self, report: Report, now: Instant) {
         self.busy = false;
-        self.served.clear();
+        let served = std::mem::take(&mut self.served); // let go at the end, when the board says how it went
         match report {
             Report::Saved { bytes, sync, done } => {
                 self.bytes = bytes;
@@ -348,6 +348,7 @@ impl<'a> Keeper<'a> {
             Report::Looked(seen) => self.forget_absent(&seen, now),
             Report::Done => {}
         }
+        drop(served);
     }
 
     fn failed(&mut self, e: &io::Error, now: Instant) {
@@ -426,3 +427,6 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,7 +163,12 @@ impl Ledger {
         let settled = gauge.slot().is_none_or(|s| s.doubtful() <= o.at.offset);
         self.unnote_finished(stream); // a late writer went on in a file that was left
         if let Some(known) = self.accounts.get_mut(&stream) {
-            debug_assert!(o.at.offset == known.reached.at.offset, "{stream:?} is opened elsewhere");
+            // Beyond it: the tail goes on in another file (a copy, a `.gz`) while chunks are in the air.
+            let (acked, saved) =
+                (known.reached.at.offset, known.gauge.as_ref().map(|g| g.saved.load(Relaxed)));
+            debug_assert!(o.at.offset >= acked, "{stream:?} is opened before what is acknowledged");
+            gauge.acked.store(acked, Relaxed);
+            gauge.saved.store(saved.unwrap_or(acked), Relaxed);
             let moved = known.identity != o.identity || *known.path != *o.origin.path;
             known.identity = o.identity;
             known.path = o.origin.path.as_path().into();
@@ -362,3 +367,6 @@ impl Account {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
