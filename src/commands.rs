@@ -2,5 +2,7 @@
 
 pub mod check;
 pub mod crew;
+pub mod drivers;
 pub mod plan;
+pub mod run;
 pub mod tail;

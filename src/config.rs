@@ -5,19 +5,25 @@
 //! that a missing bracket does not hide the rest, [`typed`] takes up what stands there, key by key, and [`resolve`] merges,
 //! fills in and checks what it means. Each problem knows its [`places`].
 
+mod keys;
+mod names;
+mod nearest;
 mod places;
 mod resolve;
 mod syntax;
 mod typed;
 mod units;
+mod values;
 mod walk;
 
+use crate::chunk::{Chunk, Line};
 use crate::error::{Error, ExitCode};
 use places::Problems;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 pub use units::{Broker, brokers};
-pub use walk::{Named, by_name, glob, regex, topic_name};
+pub use values::topic_name;
+pub use walk::{Named, by_name};
 
 /// Read when neither `-c` nor a FILE is given.
 pub const DEFAULT_FILE: &str = "/etc/logagent.toml";
@@ -25,8 +31,8 @@ pub const DEFAULT_FILE: &str = "/etc/logagent.toml";
 /// State folder when neither the config nor systemd (`$STATE_DIRECTORY`) names one.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/logagent";
 
-/// Bytes that a tail takes from the budget at once for a chunk and its line table, beside `max_line`.
-pub const CHUNK_BYTES: usize = 64 << 10;
+/// The line table of a full chunk, in bytes; the chunk itself shrinks to what the budget allows, down to one line.
+const LINE_TABLE: usize = Chunk::MAX_LINES * size_of::<Line>();
 
 /// Everything decided: no value is missing, and every path is absolute.
 #[derive(Clone, Debug)]
@@ -77,6 +83,7 @@ pub enum DamagedState {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant)] // a process has one
 pub enum Output {
     Stdout,
     Kafka(Kafka),
@@ -178,7 +185,7 @@ pub enum Mechanism {
 pub struct Source {
     /// Never empty.
     pub paths: Vec<Pattern>,
-    /// Globs ([`glob`]); one without `/` is for the file's name, another for the whole path.
+    /// Globs; one without `/` is for the file's name, another for the whole path.
     pub exclude: Vec<String>,
     /// `-` where standard output is written and no topic is named.
     pub topic: String,
@@ -210,7 +217,7 @@ pub struct Source {
 pub enum Pattern {
     /// This one path, whatever characters it has; it need not exist yet.
     Path(PathBuf),
-    /// Absolute; see [`glob`].
+    /// Absolute; every piece between two `/` is a glob by itself.
     Glob(String),
 }
 
@@ -336,7 +343,7 @@ pub struct MemoryPlan {
     /// The workers' encoding buffers, taken from the budget at start.
     pub encoding: usize,
     pub topics: usize,
-    /// The longest line and a chunk: the least that a topic must get.
+    /// The longest line and a chunk's line table: the least that a topic must get.
     pub per_topic: usize,
     /// The least `memory`. The budget is split into equal shares, so each must hold the largest `per_topic`.
     pub needed: usize,
@@ -353,7 +360,7 @@ impl Config {
             Output::Stdout => 0,
             Output::Kafka(k) => k.batch.max(longest),
         };
-        let per_topic = longest + CHUNK_BYTES;
+        let per_topic = longest + LINE_TABLE;
         MemoryPlan { encoding, topics: topics.len(), per_topic, needed: encoding + topics.len() * per_topic }
     }
 

@@ -42,6 +42,7 @@ fn main() -> process::ExitCode {
 fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Check(asked) => commands::check::run(asked),
+        Command::Run(asked) => commands::run::run(asked, leave),
         Command::Tail(asked) => commands::tail::run(asked),
         _ => Err(Error::failed("run", "this command is not built in", "use check")),
     }
@@ -58,12 +59,18 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 /// them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or("unnamed");
-        log::error!("panic in thread {name}: {info}");
-        if !name.starts_with("classic") {
-            #[allow(clippy::disallowed_methods)] // this is main.rs
-            process::exit(ExitCode::Failed as i32);
+        if ship::classic::fenced() {
+            return; // it becomes the reason of an outage, and is said there
         }
+        let thread = std::thread::current();
+        log::error!("panic in thread {}: {info}", thread.name().unwrap_or("unnamed"));
+        #[allow(clippy::disallowed_methods)] // this is main.rs
+        process::exit(ExitCode::Failed as i32);
     }));
+}
+
+/// Ends the process at once: for the second signal.
+fn leave(code: ExitCode) -> ! {
+    #[allow(clippy::disallowed_methods)] // this is main.rs
+    process::exit(code as i32)
 }

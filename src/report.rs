@@ -39,14 +39,6 @@ pub struct BrokerState {
     pub last_error: Option<String>,
 }
 
-/// Which driver is at work, and why this one.
-#[derive(Debug, Clone)]
-pub struct DriverState {
-    pub name: String,
-    pub why: String,
-    pub since: Instant,
-}
-
 /// What there is to say about the state folder.
 #[derive(Debug, Clone, Default)]
 pub struct StateFolder {
@@ -83,8 +75,9 @@ pub struct Totals {
 pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
     brokers: Mutex<BTreeMap<String, BrokerState>>,
-    driver: Mutex<Option<DriverState>>,
+    driver: Mutex<String>,
     state: Mutex<StateFolder>,
+    topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Totals,
     /// Set once, by whoever makes the budget.
     pub budget: OnceLock<Arc<Budget>>,
@@ -99,6 +92,7 @@ impl Default for Board {
             files: Mutex::default(),
             brokers: Mutex::default(),
             driver: Mutex::default(),
+            topics: Mutex::default(),
             state: Mutex::default(),
             totals: Totals::default(),
             budget: OnceLock::new(),
@@ -117,8 +111,8 @@ impl Board {
         lock(&self.brokers)
     }
 
-    /// The driver at work; `None` before the first choice.
-    pub fn driver(&self) -> MutexGuard<'_, Option<DriverState>> {
+    /// Which driver carries the lines, and why that one: "classic: the broker takes Fetch v0 …". Empty before the choice.
+    pub fn driver(&self) -> MutexGuard<'_, String> {
         lock(&self.driver)
     }
 
@@ -138,6 +132,11 @@ impl Board {
         if let Some(air) = self.air.get() {
             air.resent(total);
         }
+    }
+
+    /// Topics that have been in trouble, by name; ship writes them.
+    pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
+        lock(&self.topics)
     }
 }
 

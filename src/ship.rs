@@ -1,4 +1,173 @@
 //! STAGE 2: chunks in, acks out. The synchronous producer thread, its flights, and the drivers that carry them.
 
+pub mod auto;
+pub mod classic;
+mod deadletter;
 pub mod driver;
 pub mod flight;
+mod json;
+mod lane;
+pub mod modern;
+mod numbers;
+pub mod outage;
+mod partition;
+pub mod probe;
+pub mod render;
+mod retry;
+mod shipper;
+mod spread;
+pub mod stdout;
+#[cfg(test)]
+pub mod testing;
+
+use crate::chunk::{Note, Parcel};
+use crate::report::Board;
+use crate::stop::Stop;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
+use partition::Now;
+use shipper::Shipper;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How a record's partition is chosen. "Living" are partitions with a reachable leader that are not in trouble.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Partitioner {
+    /// This partition, also when it must be waited for.
+    Fixed(i32),
+    /// By the key's murmur2 over all partitions, as Kafka's Java client; records without a key go `Sticky`.
+    Hash,
+    /// The next living one for each record.
+    RoundRobin,
+    /// Any living one for each record.
+    Random,
+    /// One living partition per flight: the cheapest.
+    Sticky,
+}
+
+/// What ship needs to know; nothing of it changes while it runs.
+#[derive(Debug)]
+pub struct Options {
+    pub partitioner: Partitioner,
+    /// Most bytes of lines in one batch (one chunk that is larger goes alone).
+    pub batch: usize,
+    /// Wait for more lines although nothing is in flight; zero sends at once.
+    pub linger: Duration,
+    /// Bytes of lines per second over all topics; slows down, never drops.
+    pub rate: Option<u64>,
+    /// The state folder's `dead-letter` file; without one, dead letters are logged and counted only.
+    pub dead_letter: Option<PathBuf>,
+    /// Most bytes in that file; a full one holds the topic.
+    pub dead_letter_limit: u64,
+    /// For `random` and the jitter of retries.
+    pub seed: u64,
+    /// For `send`: what became of each batch, as it is stored.
+    pub receipts: Option<Sender<Receipt>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            partitioner: Partitioner::Sticky,
+            batch: 512 << 10,
+            linger: Duration::ZERO,
+            rate: None,
+            dead_letter: None,
+            dead_letter_limit: 64 << 20,
+            seed: 1,
+            receipts: None,
+        }
+    }
+}
+
+/// `count` records stand in `partition`, the first at `offset` (unknown with `acks = 0`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Receipt {
+    pub partition: i32,
+    pub offset: Option<i64>,
+    pub count: u32,
+}
+
+/// No driver carries this ship's lines any more, and none ever will.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Dead {
+    pub why: String,
+}
+
+/// Parcels and events taken at a time before what they make possible is sent.
+const AT_A_TIME: usize = 256;
+
+/// The thread. It takes whatever comes, from either side, and waits nowhere but in its select; so a topic that does not
+/// move holds only its own share of the byte budget. Notes go out in bounded space, but the ledger always takes them.
+///
+/// Ends when the inbox is closed (the tails have ended) and nothing is left, or at once when `give_up` is on; dropping
+/// `ends` and `out` then ends worker and ledger.
+pub fn run(
+    options: Options,
+    mut inbox: Receiver<Parcel>,
+    ends: driver::Ends,
+    out: Sender<Note>,
+    board: &Board,
+    give_up: &Stop,
+) -> Result<(), Dead> {
+    let mut ship = Shipper::new(options, board, now());
+    let mut open = true;
+    loop {
+        if open && take(&inbox, |parcel| ship.parcel(parcel, now())) {
+            // A closed channel is always ready: in the select it would be a busy loop.
+            (open, inbox) = (false, never());
+            ship.close();
+        }
+        let mut result = Ok(());
+        let gone = take(&ends.events, |event| {
+            if result.is_ok() {
+                result = ship.event(event, now());
+            }
+        });
+        let wake = ship.tick(now());
+        for order in ship.orders() {
+            // Unbounded, so this never waits; a worker that is gone shows at its events.
+            let _ = ends.orders.send(order);
+        }
+        for note in ship.notes.drain(..) {
+            if out.send(note).is_err() {
+                return Err(Dead { why: "nobody keeps the positions any more".into() });
+            }
+        }
+        result?;
+        if gone {
+            return Err(Dead { why: "its worker has ended".into() });
+        }
+        if !open && ship.is_empty() {
+            return Ok(());
+        }
+        let more = !inbox.is_empty() || !ends.events.is_empty();
+        let wait = if more { Duration::ZERO } else { until(wake) };
+        select! {
+            recv(inbox) -> parcel => if let Ok(parcel) = parcel { ship.parcel(parcel, now()) },
+            recv(ends.events) -> event => if let Ok(event) = event { ship.event(event, now())? },
+            recv(give_up.on()) -> _ => return Ok(()),
+            default(wait) => {}
+        }
+    }
+}
+
+/// Takes what is there; `true`: the channel is closed.
+fn take<T>(from: &Receiver<T>, mut with: impl FnMut(T)) -> bool {
+    for _ in 0..AT_A_TIME {
+        match from.try_recv() {
+            Ok(t) => with(t),
+            Err(e) => return e == TryRecvError::Disconnected,
+        }
+    }
+    false
+}
+
+/// Nothing happens by itself within an hour: then it is looked at all the same.
+fn until(wake: Option<Instant>) -> Duration {
+    wake.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()))
+}
+
+fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { at: Instant::now(), wall_ms: wall.as_millis() as i64 }
+}

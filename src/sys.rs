@@ -2,8 +2,11 @@
 //! nothing and keeps nothing.
 #![allow(unsafe_code)]
 
+use rustix::net::SocketAddrAny;
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Keeps all signals from the calling thread, and from those it starts from now on: a signal in the midst of a `write`
 /// makes it short, and the `kafka` crate takes a short write for a whole one. Signals that a thread raises by its own
@@ -42,9 +45,85 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
     }
 }
 
+/// A TCP socket of this process, held by a descriptor of its own: what happens to the owner's number meanwhile does
+/// not matter. To be dropped soon: while it lives, the owner's `close` sends no FIN.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    /// The connection is being set up (SYN sent); the kernel does not tell the peer's address then.
+    pub connecting: bool,
+    /// Bytes that the peer's kernel has acknowledged and bytes received from it, added up.
+    pub moved: u64,
+}
+
+impl Socket {
+    /// Nothing to read, and not closed by the peer.
+    pub fn is_silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let peeked = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// Ends both directions by `shutdown(2)`: a blocked `connect`, `read` or `write` in another thread returns at once.
+    /// On a socket that is still connecting it gives the attempt up (Linux: `inet_shutdown`, case `TCP_SYN_SENT`).
+    pub fn cut(&self) {
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both); // already closed: as wanted
+    }
+}
+
+/// This process's TCP sockets that are connected to one of `peers`, and all that are still connecting.
+pub fn sockets_to(peers: &[SocketAddr]) -> Vec<Socket> {
+    open_descriptors().into_iter().filter_map(tcp).filter(|s| s.connecting || is_peer(s, peers)).collect()
+}
+
+fn is_peer(socket: &Socket, peers: &[SocketAddr]) -> bool {
+    let peer = rustix::net::getpeername(&socket.fd).ok().flatten();
+    peer.and_then(|p: SocketAddrAny| SocketAddr::try_from(p).ok())
+        .is_some_and(|p| peers.iter().any(|q| q.ip() == p.ip() && q.port() == p.port()))
+}
+
+/// Numbers that are open now, or may be where there is no `/proc` (an empty chroot): then up to 4,096.
+fn open_descriptors() -> Vec<RawFd> {
+    let Ok(all) = std::fs::read_dir("/proc/self/fd") else { return (0..4096).collect() };
+    all.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The TCP socket behind a number; `None` for anything else. Asked before it is duplicated, since closing a duplicate of
+/// a file would end the process's POSIX locks on that file.
+fn tcp(number: RawFd) -> Option<Socket> {
+    tcp_info(number)?;
+    // SAFETY: F_DUPFD_CLOEXEC takes any number and fails with EBADF where nothing is open; it touches no memory.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return None;
+    }
+    // SAFETY: `copy` was opened by the call above and belongs to nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(copy) };
+    let info = tcp_info(fd.as_raw_fd())?; // again: the number may have been reused in between
+    let connecting = info.tcpi_state == SYN_SENT;
+    Some(Socket { fd, connecting, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received })
+}
+
+/// `TCP_SYN_SENT` of linux/tcp_states.h.
+const SYN_SENT: u8 = 2;
+
+fn tcp_info(number: RawFd) -> Option<libc::tcp_info> {
+    // SAFETY: all fields are integers, for which zeros are a value; an older kernel fills in fewer of them.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let to: *mut libc::tcp_info = &mut info;
+    // SAFETY: the kernel writes at most `len` bytes to `to`, which is valid for that many, and the new length to `len`;
+    // a number that is no TCP socket gives an error.
+    let done = unsafe { libc::getsockopt(number, libc::IPPROTO_TCP, libc::TCP_INFO, to.cast(), &mut len) };
+    (done == 0).then_some(info)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
 
     /// Signal numbers blocked in the calling thread, as `/proc` shows them.
     fn blocked() -> u64 {
@@ -69,5 +148,25 @@ mod tests {
         }
         assert_eq!(inherited & (bit(libc::SIGSEGV) | bit(libc::SIGBUS)), 0);
         assert_eq!(after, 0);
+    }
+
+    /// Fails when `cut` closes its copy instead of shutting the connection down: the read then waits for its 20 s.
+    #[test]
+    fn a_blocked_read_returns_when_its_socket_is_cut() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect_timeout(&addr, Duration::from_secs(5)).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let reader = std::thread::spawn(move || {
+            let began = Instant::now();
+            (client.read(&mut [0; 1]).ok(), began.elapsed())
+        });
+        let sockets = sockets_to(&[addr]);
+        assert!(sockets.iter().any(|s| !s.connecting), "not found: {sockets:?}");
+        sockets.iter().filter(|s| !s.connecting).for_each(Socket::cut);
+        drop(sockets);
+        let (read, took) = reader.join().unwrap();
+        assert_eq!(read, Some(0));
+        assert!(took < Duration::from_secs(10), "{took:?}");
     }
 }

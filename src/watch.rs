@@ -10,7 +10,7 @@ pub mod pattern;
 
 use crate::chunk::SourceId;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -169,6 +169,8 @@ struct Watch<'a> {
     own: Vec<(u64, u64)>,
     once: bool,
     inotify: Option<Inotify>,
+    /// How watches are added and removed, also while events are being read.
+    watches: Option<Watches>,
     folders: HashMap<WatchDescriptor, PathBuf>,
     files: HashMap<WatchDescriptor, Vec<PathBuf>>,
     slots: BTreeMap<PathBuf, Slot>,
@@ -193,6 +195,7 @@ impl<'a> Watch<'a> {
             own: o.own,
             once: o.once,
             inotify: None,
+            watches: None,
             folders: HashMap::new(),
             files: HashMap::new(),
             slots: BTreeMap::new(),
@@ -205,7 +208,10 @@ impl<'a> Watch<'a> {
             limits_said: false,
         };
         match Inotify::init() {
-            Ok(i) => w.inotify = Some(i),
+            Ok(i) => {
+                w.watches = Some(i.watches());
+                w.inotify = Some(i);
+            }
             Err(e) => w.limit("inotify", &e, "fs.inotify.max_user_instances"),
         }
         w
@@ -284,7 +290,7 @@ impl<'a> Watch<'a> {
     fn walk(&mut self, first: bool) {
         let start = Instant::now();
         self.dirty = false;
-        self.blind = self.inotify.is_none();
+        self.blind = self.watches.is_none();
         let mut kept = HashSet::new();
         let sources = std::mem::take(&mut self.sources);
         for source in &sources {
@@ -378,10 +384,10 @@ impl<'a> Watch<'a> {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        let Some(inotify) = &self.inotify else { return };
+        let Some(watches) = &mut self.watches else { return };
         let mut folder = folder;
         loop {
-            match inotify.watches().add(folder, mask) {
+            match watches.add(folder, mask) {
                 Ok(wd) => {
                     self.folders.insert(wd.clone(), folder.into());
                     kept.insert(wd);
@@ -410,12 +416,12 @@ impl<'a> Watch<'a> {
     fn watch_file(&mut self, path: &Path) {
         let Some(slot) = self.slots.get_mut(path) else { return };
         let polled = self.sources.iter().any(|s| s.poll && s.patterns.iter().any(|p| p.matches(path)));
-        let Some(inotify) = self.inotify.as_ref().filter(|_| !polled) else {
+        let Some(watches) = self.watches.as_mut().filter(|_| !polled) else {
             slot.hints.store(false, Relaxed);
             return;
         };
         let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
-        match inotify.watches().add(path, mask) {
+        match watches.add(path, mask) {
             Ok(wd) => {
                 slot.hints.store(slot.hints.load(Relaxed) && gives_events(path), Relaxed);
                 let paths = self.files.entry(wd.clone()).or_default();
@@ -447,18 +453,18 @@ impl<'a> Watch<'a> {
         paths.retain(|p| *p != path);
         if paths.is_empty() {
             self.files.remove(&wd);
-            if let Some(i) = &self.inotify {
-                let _ = i.watches().remove(wd); // gone with its file already
+            if let Some(watches) = &mut self.watches {
+                let _ = watches.remove(wd); // gone with its file already
             }
         }
     }
 
     fn let_go(&mut self, kept: &HashSet<WatchDescriptor>) {
-        let Some(inotify) = &self.inotify else { return };
+        let Some(watches) = &mut self.watches else { return };
         let gone: Vec<_> = self.folders.keys().filter(|wd| !kept.contains(wd)).cloned().collect();
         for wd in gone {
             self.folders.remove(&wd);
-            let _ = inotify.watches().remove(wd);
+            let _ = watches.remove(wd);
         }
     }
 
@@ -552,6 +558,14 @@ mod tests {
         let Ok(Sight::Found(found)) = sights.recv_timeout(soon) else { panic!("not found") };
         assert_eq!(found.path, path);
         found.slot.try_iter().for_each(drop);
+        file.write_all(b"x").unwrap();
+        found.slot.recv_timeout(soon).unwrap();
+        // Another file at the path is watched too: fails when watches cannot be added while events are read.
+        fs::remove_file(&path).unwrap();
+        found.slot.recv_timeout(soon).unwrap();
+        let mut file = fs::File::create(&path).unwrap();
+        assert!(found.slot.recv_timeout(soon).is_ok() && found.hints.load(Relaxed));
+        while found.slot.recv_timeout(Duration::from_millis(200)).is_ok() {}
         file.write_all(b"x").unwrap();
         found.slot.recv_timeout(soon).unwrap();
         fs::remove_file(&path).unwrap();

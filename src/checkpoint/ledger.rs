@@ -20,6 +20,7 @@ pub struct Ledger {
     /// Number of finished streams, over all paths.
     finished_total: usize,
     next_stream: u64,
+    lost_bytes: u64,
 }
 
 /// One stream.
@@ -34,6 +35,8 @@ pub struct Account {
     gauge: Option<Arc<Gauge>>,
     /// What the save under way says of `at`.
     saving: u64,
+    /// Bytes that were gone when it was closed.
+    lost: u64,
     /// The slot in `air` has been told that nothing is in doubt any more.
     settled: bool,
 }
@@ -130,6 +133,7 @@ impl Ledger {
                 phase: if s.finished { Phase::Finished } else { Phase::Resting },
                 gauge: None,
                 saving: s.at.offset,
+                lost: 0,
                 settled: true,
             };
             ledger.next_stream = ledger.next_stream.max(s.stream.0 + 1);
@@ -145,6 +149,11 @@ impl Ledger {
         self.next_stream
     }
 
+    /// Lost of streams finished in this run: of one that is not, the next run would count it anew.
+    pub fn lost_bytes(&self) -> u64 {
+        self.lost_bytes
+    }
+
     /// A stream is taken up at `clock` of running time. True: something is to be saved. What was acknowledged of a known
     /// stream stays as it is known here.
     pub fn open(&mut self, o: Opened, clock: u64) -> bool {
@@ -152,8 +161,8 @@ impl Ledger {
         self.next_stream = self.next_stream.max(stream.0 + 1);
         gauge.belongs(stream, o.identity.clone());
         let settled = gauge.slot().is_none_or(|s| s.doubtful() <= o.at.offset);
+        self.unnote_finished(stream); // a late writer went on in a file that was left
         if let Some(known) = self.accounts.get_mut(&stream) {
-            debug_assert!(known.phase != Phase::Finished, "{stream:?} is finished and opened again");
             debug_assert!(o.at.offset == known.reached.at.offset, "{stream:?} is opened elsewhere");
             let moved = known.identity != o.identity || *known.path != *o.origin.path;
             known.identity = o.identity;
@@ -172,6 +181,7 @@ impl Ledger {
             seen: clock,
             phase: Phase::Open,
             saving: o.at.offset,
+            lost: 0,
             gauge: Some(gauge),
             settled,
         };
@@ -211,9 +221,10 @@ impl Ledger {
             debug_assert!(false, "{stream:?} is closed and was never opened");
             return false;
         };
-        account.phase = match why {
-            Ending::Parked => Phase::Resting,
-            Ending::Finished | Ending::Truncated { .. } | Ending::Gone { .. } => Phase::Ending,
+        (account.phase, account.lost) = match why {
+            Ending::Parked => (Phase::Resting, 0),
+            Ending::Finished => (Phase::Ending, 0),
+            Ending::Truncated { lost } | Ending::Gone { lost } => (Phase::Ending, *lost),
         };
         account.phase == Phase::Ending && self.finish_if_done(stream)
     }
@@ -227,6 +238,7 @@ impl Ledger {
         }
         account.size = account.size_seen();
         account.phase = Phase::Finished;
+        self.lost_bytes += std::mem::take(&mut account.lost);
         let path = account.path.clone();
         self.note_finished(stream, path);
         true
@@ -243,6 +255,16 @@ impl Ledger {
         }
     }
 
+    fn unnote_finished(&mut self, stream: StreamId) {
+        let Some(account) = self.accounts.get(&stream) else { return };
+        if let Some(of_path) = self.finished.get_mut(&account.path) {
+            self.finished_total -= usize::from(of_path.remove(&stream));
+            if of_path.is_empty() {
+                self.finished.remove(&account.path);
+            }
+        }
+    }
+
     /// Over the total: the oldest finished stream of the path that has most of them.
     fn richest(&self) -> Option<StreamId> {
         if self.finished_total <= Self::FINISHED {
@@ -253,21 +275,22 @@ impl Ledger {
     }
 
     /// Nothing is known of `stream` from now on.
-    pub fn forget(&mut self, stream: StreamId) {
-        let Some(account) = self.accounts.remove(&stream) else { return };
-        if let Some(of_path) = self.finished.get_mut(&account.path) {
-            self.finished_total -= usize::from(of_path.remove(&stream));
-            if of_path.is_empty() {
-                self.finished.remove(&account.path);
-            }
+    fn forget(&mut self, stream: StreamId) {
+        self.unnote_finished(stream);
+        self.accounts.remove(&stream);
+    }
+
+    /// [`Ledger::forget`], unless somebody reads it. True: forgotten.
+    pub fn forget_if_resting(&mut self, stream: StreamId) -> bool {
+        let resting =
+            self.accounts.get(&stream).is_some_and(|a| matches!(a.phase, Phase::Resting | Phase::Finished));
+        if resting {
+            self.forget(stream);
         }
+        resting
     }
 
-    pub fn is_live(&self, stream: StreamId) -> bool {
-        self.accounts.get(&stream).is_some_and(|a| a.phase != Phase::Finished)
-    }
-
-    /// Streams that nobody has open, with followed path, inode and when they were last seen.
+    /// Streams that nobody has open.
     pub fn resting(&self) -> impl Iterator<Item = (StreamId, &Account)> {
         let closed = |a: &Account| matches!(a.phase, Phase::Resting | Phase::Finished);
         self.accounts.iter().filter(move |(_, a)| closed(a)).map(|(id, a)| (*id, a))

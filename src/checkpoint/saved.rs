@@ -1,7 +1,9 @@
 //! What `offsets` holds, as a value. Knows no file and no text form.
 
 use crate::chunk::{Identity, Point, Range, StreamId};
+use crate::report::Board;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The whole content of `offsets`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,4 +59,36 @@ pub struct SavedTotals {
     pub retries: u64,
     /// Bytes written to the state folder.
     pub state_bytes: u64,
+}
+
+impl SavedTotals {
+    /// At the start: the board counts on from here.
+    pub fn put_on(&self, board: &Board) {
+        let t = &board.totals;
+        t.read_lines.store(self.read_lines, Relaxed);
+        t.acked_lines.store(self.acked_lines, Relaxed);
+        t.dead_lettered.store(self.dead_lettered, Relaxed);
+        t.again_before.store(self.again, Relaxed);
+        t.resent.store(self.resent, Relaxed);
+        t.uncertain.store(self.uncertain, Relaxed);
+        t.lost_bytes.store(self.lost_bytes, Relaxed);
+        t.cut_lines.store(self.cut_lines, Relaxed);
+        t.retries.store(self.retries, Relaxed);
+        t.state_bytes.store(self.state_bytes, Relaxed);
+    }
+
+    /// Takes over what the board counts, but for two that it counts too early to be saved: `again` also of lines not yet
+    /// acknowledged, `lost_bytes` also of streams not yet finished. After a crash both are counted anew.
+    pub fn take_from(&mut self, board: &Board) {
+        let t = &board.totals;
+        let of = |n: &AtomicU64| n.load(Relaxed);
+        self.read_lines = of(&t.read_lines);
+        self.acked_lines = of(&t.acked_lines);
+        self.dead_lettered = of(&t.dead_lettered);
+        self.resent = of(&t.resent);
+        self.uncertain = of(&t.uncertain);
+        self.cut_lines = of(&t.cut_lines);
+        self.retries = of(&t.retries);
+        self.state_bytes = of(&t.state_bytes) + board.air.get().map_or(0, |air| air.written());
+    }
 }

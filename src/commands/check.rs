@@ -35,8 +35,8 @@ pub type Connect = fn(&Config, &mut dyn FnMut(Step));
 /// Bytes resident beside the budget and the threads: the program itself and the allocator's slack.
 const PROGRAM: usize = 6 << 20;
 
-/// Bytes of a thread's stack; all of it counts, though few threads ever touch it.
-const STACK: usize = 128 << 10;
+/// Bytes of the largest stack (`run.rs`); all of it counts, though few threads ever touch it.
+const STACK: usize = 256 << 10;
 
 /// Threads beside one per file: main, signals, watch, ship, checkpoint and a driver's.
 const OTHER_THREADS: usize = 8;
@@ -221,7 +221,7 @@ impl Report {
         if source.must_exist {
             for missing in found::missing(source) {
                 self.failed = true;
-                self.line("", &format!("  {}: missing, and must_exist is set", shown(&missing)));
+                self.line("", &format!("  {}: missing, and must_exist is set", missing));
             }
         }
         for path in files {

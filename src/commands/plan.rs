@@ -5,6 +5,7 @@ use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, SourceId, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
+use crate::ship::{self, Partitioner};
 use crate::tail::follow::Until;
 use crate::tail::framing::{self, Multiline, Rules};
 use crate::tail::open::Reading;
@@ -120,4 +121,29 @@ fn shape(config: &Config, s: &Source) -> Shape {
     let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
     let hash = crate::chunk::fnv1a(format!("1 {key:?} {format:?} {headers:?}").as_bytes());
     Shape { key, format, headers, hash }
+}
+
+pub fn ship(config: &Config) -> ship::Options {
+    let defaults = ship::Options { seed: seed(), ..ship::Options::default() };
+    let Output::Kafka(kafka) = &config.output else { return defaults };
+    ship::Options {
+        partitioner: match kafka.partition {
+            config::Partition::Sticky => Partitioner::Sticky,
+            config::Partition::Hash => Partitioner::Hash,
+            config::Partition::RoundRobin => Partitioner::RoundRobin,
+            config::Partition::Random => Partitioner::Random,
+            config::Partition::Fixed(n) => Partitioner::Fixed(n),
+        },
+        batch: kafka.batch,
+        linger: kafka.linger,
+        rate: kafka.rate,
+        dead_letter: config.agent.state_dir.as_ref().map(|dir| dir.join("dead-letter")),
+        ..defaults
+    }
+}
+
+/// Different in every process: two agents must not choose the same partitions and pauses.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0u8)
 }

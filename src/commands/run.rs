@@ -15,12 +15,13 @@ use crate::error::{Error, ExitCode};
 use crate::report::Board;
 use crate::ship::{self, Dead};
 use crate::signals::{self, Signal};
-use crate::stop::{self, Stop};
+use crate::stop;
 use crate::systemd::{self, Notify};
 use crate::tail::known::{Entry, Known};
 use crate::watch::Sight;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
 use log::{info, warn};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 const PARCELS: usize = 64;
 /// Notes between ship and checkpoint, which only ever waits for the disk.
 const NOTES: usize = 1024;
-/// Descriptors for state, sockets and what libraries open, beside the followed files.
+/// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
 /// How long the first look at all files may take before ready is said without it: one may hang in a dead NFS mount.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
@@ -41,9 +42,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let config = config::load(&asked.overrides())?;
-    if let Err(e) = crate::sys::raise_descriptor_limit() {
-        warn!("descriptors: the limit cannot be raised: {e}");
-    }
+    raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
@@ -55,7 +54,6 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
     let expected = unread_paths(&saved);
-    let _socket = config.agent.state_dir.as_ref().map(|dir| crate::report::socket::serve(dir, &board));
     thread::scope(|scope| {
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);
@@ -202,9 +200,15 @@ impl Office<'_, '_> {
     }
 
     fn log_status(&self) {
-        for line in crate::report::snapshot::take(self.board).lines() {
-            info!("{line}");
-        }
+        info!("following {} file(s)", self.crew.files());
+    }
+}
+
+/// Each file takes one descriptor: the soft limit of 1024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!("descriptors: the limit cannot be raised: {e}");
     }
 }
 
@@ -238,7 +242,8 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
 }
 
 fn unread_paths(saved: &Saved) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = saved.streams.iter().filter(|s| !s.finished).map(|s| s.path.clone()).collect();
+    let mut paths: Vec<PathBuf> =
+        saved.streams.iter().filter(|s| !s.finished).map(|s| s.path.clone()).collect();
     paths.sort();
     paths.dedup();
     paths

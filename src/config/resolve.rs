@@ -3,6 +3,7 @@
 
 use super::places::{Place, Problems};
 use super::typed::{self, Typed};
+use super::values::path_glob;
 use super::walk::Field;
 use super::*;
 
@@ -124,8 +125,8 @@ impl Resolver<'_> {
 
     fn kafka(&mut self, typed: typed::Kafka, host: &str) -> Kafka {
         let key = typed.key.value().map(|k| match k {
-            typed::Key::Host => Key::Constant(host.as_bytes().to_vec()),
-            typed::Key::Other(key) => key,
+            keys::Key::Host => Key::Constant(host.as_bytes().to_vec()),
+            keys::Key::Other(key) => key,
         });
         let by_key = if key.is_some() { Partition::Hash } else { Partition::Sticky };
         Kafka {
@@ -230,7 +231,7 @@ impl Resolver<'_> {
         let plan = config.memory_plan();
         if config.agent.memory < plan.needed {
             let what = format!(
-                "`memory` of {} bytes does not hold what {} need: {} for the longest line and a chunk of each, and {} to encode",
+                "`memory` of {} bytes does not hold what {} need: {} for the longest line of each and its tables, and {} to encode",
                 config.agent.memory,
                 if plan.topics == 1 { "1 topic".into() } else { format!("{} topics", plan.topics) },
                 plan.per_topic,
@@ -371,7 +372,7 @@ impl Resolver<'_> {
 /// A FILE of the command line: as it is if it exists, else as a glob if it has a glob's characters.
 fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
     let path = absolute(file, around);
-    let Some(text) = file.to_str().filter(|t| typed::has_glob(t)) else { return Ok(Pattern::Path(path)) };
+    let Some(text) = file.to_str().filter(|t| keys::has_glob(t)) else { return Ok(Pattern::Path(path)) };
     if path.symlink_metadata().is_ok() {
         return Ok(Pattern::Path(path));
     }
@@ -383,8 +384,8 @@ fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
         }
         None => return Ok(Pattern::Path(path)),
     };
-    match glob(&pattern) {
-        Ok(_) => Ok(Pattern::Glob(pattern)),
+    match path_glob(&pattern) {
+        Ok(()) => Ok(Pattern::Glob(pattern)),
         Err(why) => {
             let what = format!("FILE {text}");
             Err(Error::usage(what, why, "give a path, or a glob such as '/var/log/*.log'"))

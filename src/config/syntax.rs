@@ -11,6 +11,9 @@ use toml::de::{DeTable, DeValue, Error};
 /// Brackets that are put in before giving up; each is a mistake of its own.
 const MOST_REPAIRS: usize = 16;
 
+/// Where in the *original* text, what is wrong, what to write instead.
+pub type Mistake = (Range<usize>, String, String);
+
 /// A text that parses as well as it can.
 pub struct Repaired {
     text: String,
@@ -24,15 +27,15 @@ impl Repaired {
         let mut r = Repaired { text: text.into(), put_in: Vec::new(), errors: Vec::new() };
         for _ in 0..MOST_REPAIRS {
             let Some((message, at, closing)) = r.unclosed() else { break };
-            let start = r.original(at.start)..r.original(at.end);
-            r.errors.push((start, message));
+            let start = r.original(at.start);
+            r.errors.push((start..start + 1, message));
             r.insert(at.end, closing);
         }
         r
     }
 
-    /// The table, and what was wrong with the text: place in the *original*, what, what to write instead.
-    pub fn parse(&self) -> (Spanned<DeTable<'_>>, Vec<(Range<usize>, String, String)>) {
+    /// The table, and what was wrong with the text.
+    pub fn parse(&self) -> (Spanned<DeTable<'_>>, Vec<Mistake>) {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         let own = self.errors.iter().map(|(span, what)| (span.clone(), what.clone(), "close it".to_owned()));
         let theirs = errors.iter().map(|e| {

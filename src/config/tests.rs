@@ -162,6 +162,61 @@ fn every_key_is_read() {
     assert_eq!((s.headers.len(), s.rate_limit, s.max_line), (1, Some(1000), 100));
 }
 
+const EXAMPLE: &str = include_str!("../../systemd/logagent.toml");
+
+/// The example with each line that begins with `#` and no space taken in.
+fn uncommented() -> String {
+    let lines = EXAMPLE.lines().map(|l| match l.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') => key,
+        _ => l,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_is_a_config_as_it_is_and_with_every_key() {
+    let c = good(EXAMPLE);
+    assert_eq!(kafka(&c).brokers.len(), 1);
+    assert!(c.needs_modern().is_empty());
+    let all = good(&uncommented());
+    assert_eq!(all.needs_modern(), ["TLS", "SASL", "headers"]);
+    assert_eq!(all.sources[0].headers, [("source".to_owned(), "logagent@box7".to_owned())]);
+}
+
+/// Fails when a key is added to the config and not to the example: it would stay unknown to operators.
+#[test]
+fn the_example_shows_every_key() {
+    let all = uncommented();
+    for (table, keys) in typed::TABLES {
+        let header = |key: &str| all.contains(&format!("[kafka.{key}]")) || all.contains(&format!("[{key}]"));
+        for key in keys.split_whitespace() {
+            let shown = all.lines().any(|l| l.starts_with(&format!("{key} = ")));
+            assert!(shown || header(key), "{key} of {table}");
+        }
+    }
+}
+
+/// Fails when a key is read and not in [`typed::TABLES`], or the other way round: each must be known in its table.
+#[test]
+fn every_key_of_the_list_is_known() {
+    for (table, keys) in typed::TABLES.iter().filter(|(t, _)| *t != "the file") {
+        let lines: String = keys.split_whitespace().map(|k| format!("{k} = 1979-05-27\n")).collect();
+        let error =
+            Box::new(&format!("{table}\n{lines}nonsense = 1\n")).load(Overrides::default()).unwrap_err();
+        let text = error.to_string();
+        let unknown: Vec<&str> = text.lines().filter(|l| l.contains("unknown key")).collect();
+        assert_eq!(unknown.len(), 1, "{text}");
+        let known = unknown[0].split_once("known here: ").map_or("", |(_, known)| known);
+        let sorted = |s: &str| {
+            let mut all: Vec<String> =
+                s.split([',', ' ']).filter(|k| !k.is_empty()).map(str::to_owned).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(sorted(known), sorted(keys), "{table}");
+    }
+}
+
 #[test]
 fn keys_partitions_polls() {
     for (line, debug) in [

@@ -1,8 +1,10 @@
 //! What stands in the config files, key by key, as it was typed. Fills in no default and judges no combination: that is
 //! [`super::resolve`].
 
+use super::keys::{self, *};
 use super::places::{Place, Problems};
 use super::syntax::{self, Repaired};
+use super::values::*;
 use super::walk::*;
 use super::*;
 use toml::de::DeTable;
@@ -41,7 +43,7 @@ pub struct Kafka {
     pub acks: Field<Acks>,
     pub driver: Field<Driver>,
     pub client_id: Field<String>,
-    pub key: Field<Key>,
+    pub key: Field<keys::Key>,
     pub partition: Field<Partition>,
     pub compression: Field<Compression>,
     pub linger: Field<Duration>,
@@ -50,12 +52,6 @@ pub struct Kafka {
     pub create_topics: Field<bool>,
     pub tls: Field<Tls>,
     pub sasl: Field<Sasl>,
-}
-
-#[derive(Clone, Debug)]
-pub enum Key {
-    Host,
-    Other(super::Key),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,7 +85,7 @@ pub struct Files {
     pub deleted_hold: Field<(Field<u64>, Field<Duration>)>,
     pub max_line: Field<usize>,
     pub partial_after: Field<Duration>,
-    pub multiline: Field<Multiline>,
+    pub multiline: Field<keys::Multiline>,
     pub include: Field<Vec<regex::bytes::Regex>>,
     pub drop: Field<Vec<regex::bytes::Regex>>,
     pub skip_empty: Field<bool>,
@@ -97,14 +93,6 @@ pub struct Files {
     pub fields: Field<Vec<(String, String)>>,
     pub headers: Field<Vec<(String, String)>>,
     pub rate_limit: Field<u64>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Multiline {
-    pub start: Field<regex::bytes::Regex>,
-    pub continues: Field<regex::bytes::Regex>,
-    pub timeout: Field<Duration>,
-    pub max_lines: Field<u64>,
 }
 
 /// Reads `main` and the `*.toml` of the `.d` folder beside it.
@@ -312,243 +300,27 @@ fn one_files(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Files> {
     Some(files)
 }
 
-/// A path, or a glob where it has a glob's characters.
-fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern> {
-    let found = path(walk, key, v)?;
-    let s = v.get_ref().as_str()?;
-    if !has_glob(s) {
-        return Some(Pattern::Path(found));
+/// Every table and its keys, for a key that stands in the wrong one, and for the test that the example shows all.
+pub const TABLES: [(&str, &str); 7] = [
+    ("[agent]", "state_dir memory delivery sync drain_timeout damaged_state hostname"),
+    (
+        "[kafka]",
+        "brokers topic acks driver client_id key partition compression linger batch rate create_topics tls sasl",
+    ),
+    ("[kafka.tls]", "ca cert key server_name"),
+    ("[kafka.sasl]", "mechanism username password_file"),
+    ("[metrics]", "textfile"),
+    (
+        "[[files]]",
+        "paths exclude topic start must_exist follow reopen poll rotate_grace deleted_hold max_line partial_after \
+         multiline include drop skip_empty format fields headers rate_limit",
+    ),
+    ("the file", "agent kafka metrics files"),
+];
+
+pub fn elsewhere(key: &str) -> Option<&'static str> {
+    if key == "password" {
+        return Some("a file of its own, which password_file in [kafka.sasl] names");
     }
-    exclusion(walk, key, v).map(Pattern::Glob)
-}
-
-/// Whether globbing would take some character of `s` as more than itself.
-pub fn has_glob(s: &str) -> bool {
-    s.contains(['*', '?', '[', '{', '\\'])
-}
-
-fn sync(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sync> {
-    match v.get_ref().as_str() {
-        Some("always") => Some(Sync::Always),
-        _ => wait(walk, key, v).map(Sync::Every),
-    }
-}
-
-fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
-    match integer(v) {
-        Some(Ok(0)) => Some(Acks::None),
-        Some(Ok(1)) => Some(Acks::Leader),
-        _ => named(walk, key, v),
-    }
-}
-
-fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> {
-    const EXAMPLE: &str =
-        "\"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or { field = \"user.id\" }";
-    match v.get_ref().as_str() {
-        Some("path") => return Some(Key::Other(super::Key::Path)),
-        Some("host") => return Some(Key::Host),
-        Some(other) => {
-            let what = format!("`{key}` cannot be {other:?}");
-            walk.wrong(v.span(), what, format!("write {key} = {EXAMPLE}"));
-            return None;
-        }
-        None => {}
-    }
-    let Some(found) = v.get_ref().as_table() else {
-        walk.mismatch(key, v, "a record's key", EXAMPLE);
-        return None;
-    };
-    let mut s = Section::new(walk, "`key`", found);
-    let constant = s.field("constant", text);
-    let regex = s.field("regex", pattern);
-    let field = s.field("field", json_path);
-    s.finish(elsewhere);
-    let missing = [constant.is_missing(), regex.is_missing(), field.is_missing()];
-    if missing.iter().filter(|m| !**m).count() != 1 {
-        walk.wrong(
-            v.span(),
-            format!("`{key}` has not exactly one source"),
-            format!("write {key} = {EXAMPLE}"),
-        );
-        return None;
-    }
-    let constant = constant.value().map(|c| super::Key::Constant(c.into_bytes()));
-    let found = constant.or(regex.value().map(super::Key::Regex)).or(field.value().map(super::Key::Field));
-    found.map(Key::Other)
-}
-
-fn json_path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<String>> {
-    walk.parsed(key, v, ("a way to a JSON field", "\"user.id\""), |s| {
-        let parts: Vec<String> = s.split('.').map(str::to_owned).collect();
-        if parts.iter().any(String::is_empty) { Err("a name in it is empty".into()) } else { Ok(parts) }
-    })
-}
-
-fn partition(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Partition> {
-    let Some(found) = v.get_ref().as_table() else { return named(walk, key, v) };
-    let mut s = Section::new(walk, "`partition`", found);
-    let fixed = s.field("fixed", number(0..=i32::MAX as u64));
-    s.finish(elsewhere);
-    if fixed.is_missing() {
-        walk.wrong(v.span(), format!("`{key}` names no partition"), format!("write {key} = {{ fixed = 0 }}"));
-    }
-    fixed.value().map(|n| Partition::Fixed(n as i32))
-}
-
-fn start(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Start> {
-    match integer(v) {
-        Some(_) => number(0..=i64::MAX as u64)(walk, key, v).map(Start::Offset),
-        None => named(walk, key, v),
-    }
-}
-
-fn poll(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Duration>> {
-    match v.get_ref().as_bool() {
-        Some(on) => Some(on.then_some(Duration::from_secs(1))),
-        None => wait(walk, key, v).map(Some),
-    }
-}
-
-fn deleted_hold(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<(Field<u64>, Field<Duration>)> {
-    let found = table(walk, key, v, "{ bytes = \"1GiB\", time = \"7d\" }")?;
-    let mut s = Section::new(walk, "`deleted_hold`", found);
-    let hold = (s.field("bytes", size), s.field("time", duration));
-    s.finish(elsewhere);
-    Some(hold)
-}
-
-fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Multiline> {
-    let found = table(walk, key, v, "{ start = '^\\d{4}-' }")?;
-    let mut s = Section::new(walk, "`multiline`", found);
-    let multiline = Multiline {
-        start: s.field("start", pattern),
-        continues: s.field("continue", pattern),
-        timeout: s.field("timeout", wait),
-        max_lines: s.field("max_lines", number(1..=1_000_000)),
-    };
-    s.finish(elsewhere);
-    if multiline.start.is_missing() == multiline.continues.is_missing() {
-        let what = format!("`{key}` does not have exactly one of `start` and `continue`");
-        walk.wrong(v.span(), what, "write the one that says which lines belong together");
-        return None;
-    }
-    Some(multiline)
-}
-
-/// In which table a key belongs, for one that stands in the wrong one.
-fn elsewhere(key: &str) -> Option<&'static str> {
-    let tables: [(&str, &[&str]); 6] = [
-        (
-            "[agent]",
-            &["state_dir", "memory", "delivery", "sync", "drain_timeout", "damaged_state", "hostname"],
-        ),
-        (
-            "[kafka]",
-            &[
-                "brokers",
-                "topic",
-                "acks",
-                "driver",
-                "client_id",
-                "key",
-                "partition",
-                "compression",
-                "linger",
-                "batch",
-                "rate",
-                "create_topics",
-                "tls",
-                "sasl",
-            ],
-        ),
-        ("[kafka.tls]", &["ca", "cert", "server_name"]),
-        ("[kafka.sasl]: the password itself goes into a file of its own, password_file", &["password"]),
-        ("[kafka.sasl]", &["mechanism", "username", "password_file"]),
-        (
-            "[[files]]",
-            &[
-                "paths",
-                "exclude",
-                "start",
-                "must_exist",
-                "follow",
-                "reopen",
-                "poll",
-                "rotate_grace",
-                "deleted_hold",
-                "max_line",
-                "partial_after",
-                "multiline",
-                "include",
-                "skip_empty",
-                "format",
-                "fields",
-                "headers",
-                "rate_limit",
-            ],
-        ),
-    ];
-    let found = tables.iter().find(|(_, keys)| keys.contains(&key));
-    found.map(|(table, _)| *table).or((key == "textfile").then_some("[metrics]"))
-}
-
-impl Named for Delivery {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)];
-}
-
-impl Named for DamagedState {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("refuse", DamagedState::Refuse), ("beginning", DamagedState::Beginning)];
-}
-
-impl Named for Acks {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("all", Acks::All), ("1", Acks::Leader), ("0", Acks::None)];
-}
-
-impl Named for Driver {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("auto", Driver::Auto), ("classic", Driver::Classic), ("modern", Driver::Modern)];
-}
-
-impl Named for Partition {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("sticky", Partition::Sticky),
-        ("hash", Partition::Hash),
-        ("round-robin", Partition::RoundRobin),
-        ("random", Partition::Random),
-    ];
-}
-
-impl Named for Compression {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("none", Compression::None),
-        ("gzip", Compression::Gzip),
-        ("snappy", Compression::Snappy),
-        ("lz4", Compression::Lz4),
-        ("zstd", Compression::Zstd),
-    ];
-}
-
-impl Named for Mechanism {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("PLAIN", Mechanism::Plain),
-        ("SCRAM-SHA-256", Mechanism::ScramSha256),
-        ("SCRAM-SHA-512", Mechanism::ScramSha512),
-    ];
-}
-
-impl Named for Start {
-    const NAMES: &'static [(&'static str, Self)] = &[("end", Start::End), ("beginning", Start::Beginning)];
-}
-
-impl Named for Format {
-    const NAMES: &'static [(&'static str, Self)] = &[("raw", Format::Raw), ("json", Format::Json)];
-}
-
-impl Named for OutputName {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout)];
+    TABLES.iter().find(|(_, keys)| keys.split_whitespace().any(|k| k == key)).map(|(table, _)| *table)
 }

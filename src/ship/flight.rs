@@ -1,5 +1,6 @@
 //! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
 
+use super::numbers;
 use crate::chunk::{Ack, Chunk, FlightNo, Topic};
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ impl Load {
 }
 
 /// One record: line `line` of chunk `chunk` of the load.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Pick {
     pub chunk: u16,
     pub line: u16,
@@ -57,9 +58,16 @@ pub struct Batch {
     pub attempts: u32,
     /// An earlier attempt may have been stored without our knowing.
     pub maybe_stored: bool,
+    /// A timestamp of its own, after the broker refused the load's; -1 is none at all. See [`Batch::stamp_ms`].
+    pub restamped: Option<i64>,
 }
 
 impl Batch {
+    /// The records' timestamp in ms since 1970; -1: none.
+    pub fn stamp_ms(&self) -> i64 {
+        self.restamped.unwrap_or(self.load.stamp_ms)
+    }
+
     /// The records in order, as picks.
     pub fn picks(&self) -> impl Iterator<Item = Pick> + '_ {
         let (all, picked): (&[Chunk], &[Pick]) = match &self.records {
@@ -73,8 +81,157 @@ impl Batch {
     }
 }
 
-/// What ship keeps of a flight that has left: no bytes, only which chunks still wait for how many batches.
+/// Which batch of a partition comes first: by flight, and within a flight by the first record.
+pub type Place = (FlightNo, Pick);
+
+/// Taking batches apart. Records keep their order, and sequences that were given stay with their records as far as a
+/// sequence without gaps allows.
+impl Batch {
+    pub fn place(&self) -> Place {
+        let first = match &self.records {
+            Records::All => Pick { chunk: 0, line: 0 },
+            Records::Picked(p) => p.first().copied().unwrap_or(Pick { chunk: 0, line: 0 }),
+        };
+        (self.flight, first)
+    }
+
+    /// Two halves by records, the front first. Needs at least two records.
+    pub fn halve(self) -> (Batch, Batch) {
+        debug_assert!(self.count > 1);
+        let picks: Vec<Pick> = self.picks().collect();
+        let (front, back) = picks.split_at(picks.len() / 2);
+        let mut rest = self.of(back);
+        if let Some(n) = &mut rest.numbers {
+            n.base = numbers::after(n.base, front.len() as u32);
+        }
+        (self.of(front), rest)
+    }
+
+    /// The records that are not in `bad`, and those that are; `bad` is sorted and names at least one that exists.
+    pub fn sift(self, bad: &[u32]) -> (Option<Batch>, Batch) {
+        let (mut good, mut worse) = (Vec::new(), Vec::new());
+        for (i, pick) in (0u32..).zip(self.picks()) {
+            if bad.binary_search(&i).is_ok() { worse.push(pick) } else { good.push(pick) }
+        }
+        ((!good.is_empty()).then(|| self.of(&good)), self.of(&worse))
+    }
+
+    fn of(&self, picks: &[Pick]) -> Batch {
+        let line = |p: &Pick| self.load.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
+        Batch {
+            flight: self.flight,
+            partition: self.partition,
+            load: self.load.clone(),
+            records: Records::Picked(picks.into()),
+            count: picks.len() as u32,
+            bytes: picks.iter().map(line).sum(),
+            numbers: self.numbers,
+            attempts: 0,
+            maybe_stored: self.maybe_stored,
+            restamped: self.restamped,
+        }
+    }
+}
+
+/// What ship keeps of a flight that has left: no bytes, only for how many records each chunk still waits. Records are
+/// counted rather than batches, so that a split changes nothing here.
 #[derive(Debug)]
 pub struct Aloft {
-    pub acks: Vec<(Ack, u16)>,
+    waits: Vec<(Ack, u32)>,
+    /// Invariant: the sum of what `waits` counts.
+    open: u64,
+}
+
+impl Aloft {
+    pub fn of(load: &Load) -> Self {
+        let waits: Vec<_> = load.chunks.iter().map(|c| (c.ack(), c.lines.len() as u32)).collect();
+        let open = waits.iter().map(|w| u64::from(w.1)).sum();
+        Aloft { waits, open }
+    }
+
+    /// The batch's records need nothing more; `acked` gets each chunk that thereby waits for nothing.
+    pub fn done(&mut self, batch: &Batch, mut acked: impl FnMut(&Chunk, &Ack)) {
+        debug_assert!(self.open >= u64::from(batch.count), "a record was done twice");
+        self.open -= u64::from(batch.count);
+        let mut strike = |chunk: usize, records: u32| {
+            let (ack, left) = &mut self.waits[chunk];
+            *left -= records;
+            if *left == 0 {
+                acked(&batch.load.chunks[chunk], ack);
+            }
+        };
+        match &batch.records {
+            Records::All => {
+                for (i, c) in batch.load.chunks.iter().enumerate() {
+                    strike(i, c.lines.len() as u32);
+                }
+            }
+            Records::Picked(picks) => {
+                for run in picks.chunk_by(|a, b| a.chunk == b.chunk) {
+                    strike(usize::from(run[0].chunk), run.len() as u32);
+                }
+            }
+        }
+    }
+
+    /// Nothing is waited for: the flight is over.
+    pub fn is_over(&self) -> bool {
+        self.open == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ship::testing::{batch, chunk, plain};
+
+    fn values(b: &Batch) -> Vec<String> {
+        let mut seen = Vec::new();
+        crate::ship::render::Pen::default()
+            .each(b, |r| seen.push(String::from_utf8_lossy(&r.value).into_owned()));
+        assert_eq!(seen.len(), b.count as usize);
+        assert_eq!(seen.iter().map(String::len).sum::<usize>(), b.bytes);
+        seen
+    }
+
+    fn three() -> Batch {
+        batch(1, vec![chunk(&plain(1), 0, &[b"a", b"bb"]), chunk(&plain(2), 0, &[b"ccc"])])
+    }
+
+    /// Fails when a half loses a record, changes the order, or its sequences do not follow on.
+    #[test]
+    fn halves_keep_order_and_sequences() {
+        let mut b = three();
+        b.numbers = Some(Numbers { pid: 1, epoch: 0, base: i32::MAX });
+        let (front, back) = b.halve();
+        assert_eq!((values(&front), values(&back)), (vec!["a".into()], vec!["bb".into(), "ccc".into()]));
+        assert_eq!((front.numbers.map(|n| n.base), back.numbers.map(|n| n.base)), (Some(i32::MAX), Some(0)));
+        assert!(front.place() < back.place());
+        let (bb, ccc) = back.halve();
+        assert_eq!((values(&bb), values(&ccc)), (vec!["bb".into()], vec!["ccc".into()]));
+    }
+
+    /// Fails when a good record goes with the bad ones.
+    #[test]
+    fn sift_takes_out_the_bad_ones() {
+        let (good, bad) = three().sift(&[1]);
+        assert_eq!(
+            (values(&good.unwrap()), values(&bad)),
+            (vec!["a".into(), "ccc".into()], vec!["bb".into()])
+        );
+        assert!(three().sift(&[0, 1, 2]).0.is_none());
+    }
+
+    /// Fails when a chunk is acknowledged before its last record is done, or never.
+    #[test]
+    fn a_chunk_is_acked_with_its_last_record() {
+        let b = three();
+        let mut aloft = Aloft::of(&b.load);
+        let mut acked = Vec::new();
+        let (front, back) = b.halve();
+        aloft.done(&back, |_, a| acked.push(a.stream.0));
+        assert_eq!((acked.as_slice(), aloft.is_over()), (&[2][..], false));
+        aloft.done(&front, |_, a| acked.push(a.stream.0));
+        assert_eq!((acked.as_slice(), aloft.is_over()), (&[2, 1][..], true));
+    }
 }

@@ -1,0 +1,192 @@
+//! Records that no broker will ever take: a bounded file of them, with where they came from. Decides nothing.
+//!
+//! `dead-letter` in the state folder holds one JSON object per line:
+//!
+//! ```text
+//! {"time":…,"reason":…,"topic":…,"partition":…,"path":…,"stream":…,"offset":…,"length":…,"value":…}
+//! ```
+//!
+//! `offset` and `length` are bytes of the file; `value` is the line, or `value_base64` where it is not UTF-8 (RFC 4648,
+//! padded); `path_base64` likewise. The file is opened for each letter, so it may be moved away at any time.
+
+use super::flight::Batch;
+use super::json;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug)]
+pub struct DeadLetters {
+    /// `None`: no state folder; the log is all there is.
+    path: Option<PathBuf>,
+    /// In bytes.
+    limit: u64,
+    scratch: Vec<u8>,
+}
+
+impl DeadLetters {
+    pub fn new(path: Option<PathBuf>, limit: u64) -> Self {
+        DeadLetters { path, limit, scratch: Vec::new() }
+    }
+
+    /// Writes all records of the batch, or none that counts: after an error the file is cut back to what it was. In the
+    /// file's cache when this returns, not on the disk: positions reach the disk no sooner.
+    pub fn write(&mut self, batch: &Batch, why: &str, wall_ms: i64) -> Result<(), String> {
+        let Some(path) = self.path.as_deref() else {
+            log_each(batch, why);
+            return Ok(());
+        };
+        self.scratch.clear();
+        letters(&mut self.scratch, batch, why, wall_ms);
+        append(path, &self.scratch, self.limit)?;
+        self.scratch.shrink_to(64 << 10);
+        log::error!(
+            "{} record(s) of topic {} cannot be delivered: {why}; kept in {}",
+            batch.count,
+            batch.load.topic,
+            path.display()
+        );
+        Ok(())
+    }
+}
+
+fn append(path: &Path, text: &[u8], limit: u64) -> Result<(), String> {
+    let named = |e: std::io::Error| format!("cannot write the dead letter to {}: {e}", path.display());
+    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(named)?;
+    let before = file.metadata().map_err(named)?.len();
+    // One letter always has room in an empty file.
+    if before > 0 && before + text.len() as u64 > limit {
+        return Err(format!("{} is full ({limit} bytes): move it away", path.display()));
+    }
+    file.write_all(text).map_err(|e| {
+        // A torn letter would be read as one; if it cannot be cut off either, the next one begins on its line.
+        let _ = file.set_len(before);
+        named(e)
+    })
+}
+
+/// Without a state folder nothing keeps the record: name each, so that somebody can find it.
+fn log_each(batch: &Batch, why: &str) {
+    for pick in batch.picks() {
+        let chunk = &batch.load.chunks[usize::from(pick.chunk)];
+        let line = chunk.lines[usize::from(pick.line)];
+        log::error!(
+            "{}: {} bytes at offset {} cannot be delivered to topic {} and are left out: {why}",
+            chunk.origin.path.display(),
+            line.len,
+            chunk.range.start + u64::from(line.at),
+            batch.load.topic,
+        );
+    }
+}
+
+fn letters(out: &mut Vec<u8>, batch: &Batch, why: &str, wall_ms: i64) {
+    for pick in batch.picks() {
+        let chunk = &batch.load.chunks[usize::from(pick.chunk)];
+        let line = chunk.lines[usize::from(pick.line)];
+        out.extend_from_slice(b"{\"time\":\"");
+        json::time(out, wall_ms);
+        out.push(b'"');
+        member(out, "reason", why.as_bytes());
+        member(out, "topic", batch.load.topic.as_bytes());
+        count(out, "partition", u64::from(batch.partition.unsigned_abs()));
+        member(out, "path", chunk.origin.path.as_os_str().as_bytes());
+        count(out, "stream", chunk.origin.stream.0);
+        count(out, "offset", chunk.range.start + u64::from(line.at));
+        count(out, "length", u64::from(line.len));
+        member(out, "value", chunk.line(usize::from(pick.line)));
+        out.extend_from_slice(b"}\n");
+    }
+}
+
+fn member(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    if std::str::from_utf8(bytes).is_ok() {
+        out.extend_from_slice(b"\":\"");
+        json::text(out, bytes);
+    } else {
+        out.extend_from_slice(b"_base64\":\"");
+        base64(out, bytes);
+    }
+    out.push(b'"');
+}
+
+fn count(out: &mut Vec<u8>, name: &str, n: u64) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+    json::number(out, n);
+}
+
+fn base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for three in bytes.chunks(3) {
+        let at = |i: usize| three.get(i).map_or(0, |b| u32::from(*b));
+        let bits = at(0) << 16 | at(1) << 8 | at(2);
+        for i in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize];
+            out.push(if i <= three.len() { digit } else { b'=' });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ship::testing::{STAMP, batch, chunk, plain};
+    use serde_json::Value;
+
+    fn written(path: &Path) -> Vec<Value> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Fails when a letter loses bytes, its place in the file, or its own line.
+    #[test]
+    fn a_letter_says_what_and_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dead-letter");
+        let b = batch(1, vec![chunk(&plain(7), 100, &[b"a \"b\"\n\tc", b"\xff\x00x", b""])]);
+        let mut letters = DeadLetters::new(Some(path.clone()), 1 << 20);
+        letters.write(&b, "10 MESSAGE_TOO_LARGE", STAMP).unwrap();
+        let all = written(&path);
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0]["value"], "a \"b\"\n\tc");
+        assert_eq!(
+            (&all[0]["offset"], &all[0]["length"], &all[0]["stream"]),
+            (&100.into(), &8.into(), &7.into())
+        );
+        assert_eq!((&all[1]["value_base64"], &all[1]["offset"]), (&"/wB4".into(), &109.into()));
+        assert_eq!((&all[2]["value"], &all[2]["reason"]), (&"".into(), &"10 MESSAGE_TOO_LARGE".into()));
+    }
+
+    /// RFC 4648, section 10; fails with wrong padding.
+    #[test]
+    fn base64_known_answers() {
+        for (bytes, want) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            let mut out = Vec::new();
+            base64(&mut out, bytes.as_bytes());
+            assert_eq!(String::from_utf8(out).unwrap(), want);
+        }
+    }
+
+    /// Fails when a letter is dropped, or the file grows past its limit; moved away, it goes on.
+    #[test]
+    fn a_full_file_takes_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dead-letter");
+        let b = batch(1, vec![chunk(&plain(7), 0, &[&[b'x'; 300][..]])]);
+        let mut letters = DeadLetters::new(Some(path.clone()), 1000);
+        let taken = (0..5).take_while(|_| letters.write(&b, "r", STAMP).is_ok()).count();
+        assert_eq!((taken, written(&path).len()), (2, 2));
+        #[allow(clippy::disallowed_methods)] // the operator's hand
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        letters.write(&b, "r", STAMP).unwrap();
+        assert_eq!(written(&path).len(), 1);
+    }
+}

@@ -1,0 +1,233 @@
+//! What is known of the cluster: brokers, topics, leaders, and when to ask again. Pure: time comes in, nothing goes out;
+//! opens no connection.
+
+use super::errors;
+use super::messages::{Metadata, Node, TopicMeta};
+use crate::chunk::Topic;
+use crate::ship::driver::{Pace, TopicView};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`].
+const QUICKEST: Duration = Duration::from_millis(100);
+const SLOWEST: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub struct Cluster {
+    /// How long an answer is believed where nothing is wrong.
+    age: Duration,
+    pub id: Option<String>,
+    nodes: BTreeMap<i32, Node>,
+    /// Brokers that cannot be reached.
+    down: BTreeSet<i32>,
+    topics: HashMap<Topic, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    id: [u8; 16],
+    /// Of the last answer; 0: none.
+    error: i16,
+    leaders: BTreeMap<i32, Leader>,
+    /// As ship knows it.
+    told: Option<TopicView>,
+    asked: Option<Instant>,
+    next: Instant,
+    pace: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leader {
+    /// -1: none.
+    node: i32,
+    /// -1: not known.
+    epoch: i32,
+}
+
+impl Cluster {
+    pub fn new(age: Duration) -> Self {
+        Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeSet::new(), topics: HashMap::new() }
+    }
+
+    /// Takes a topic up. What ship was told already, it is told again.
+    pub fn want(&mut self, topic: Topic, now: Instant) -> Option<TopicView> {
+        let known = self.topics.entry(topic).or_insert_with(|| Known {
+            id: [0; 16],
+            error: 0,
+            leaders: BTreeMap::new(),
+            told: None,
+            asked: None,
+            next: now,
+            pace: QUICKEST,
+        });
+        known.told.clone()
+    }
+
+    /// Something is wrong with a topic's leaders: ask soon, but not more often than every 100 ms.
+    pub fn stale(&mut self, topic: &Topic, now: Instant) {
+        if let Some(known) = self.topics.get_mut(topic) {
+            let soon = known.asked.map_or(now, |asked| (asked + QUICKEST).max(now));
+            known.next = known.next.min(soon);
+        }
+    }
+
+    /// The topics to ask about now.
+    pub fn due(&self, now: Instant) -> Vec<Topic> {
+        self.topics.iter().filter(|(_, k)| k.next <= now).map(|(t, _)| t.clone()).collect()
+    }
+
+    pub fn next_due(&self) -> Option<Instant> {
+        self.topics.values().map(|k| k.next).min()
+    }
+
+    /// Takes an answer in; gives what ship must be told.
+    pub fn learn(&mut self, answer: Metadata, asked: &[Topic], now: Instant) -> Vec<TopicView> {
+        if let (Some(old), Some(new)) = (&self.id, &answer.cluster)
+            && old != new
+        {
+            log::warn!("the bootstrap brokers are of another cluster now: {new} instead of {old}");
+        }
+        self.id = answer.cluster.or(self.id.take());
+        self.nodes = answer.nodes.into_iter().map(|n| (n.id, n)).collect();
+        self.down.retain(|id| self.nodes.contains_key(id));
+        for meta in &answer.topics {
+            if let Some(known) = self.topics.get_mut(meta.name.as_str()) {
+                known.learn(&meta.name, meta);
+            }
+        }
+        for topic in asked {
+            let Some(known) = self.topics.get_mut(topic) else { continue };
+            known.asked = Some(now);
+            let well = known.error == 0
+                && !known.leaders.is_empty()
+                && known
+                    .leaders
+                    .values()
+                    .all(|l| self.nodes.contains_key(&l.node) && !self.down.contains(&l.node));
+            if well {
+                (known.pace, known.next) = (QUICKEST, now + self.age);
+            } else {
+                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace);
+            }
+        }
+        self.changes()
+    }
+
+    /// A broker's own word on who leads a partition (KIP-951). `nodes`: where the leaders are.
+    pub fn hint(
+        &mut self,
+        topic: &Topic,
+        partition: i32,
+        node: i32,
+        epoch: i32,
+        nodes: &[Node],
+    ) -> Vec<TopicView> {
+        for n in nodes {
+            self.nodes.entry(n.id).or_insert_with(|| n.clone());
+        }
+        if let Some(known) = self.topics.get_mut(topic)
+            && let Some(leader) = known.leaders.get_mut(&partition)
+            && epoch > leader.epoch
+            && self.nodes.contains_key(&node)
+        {
+            *leader = Leader { node, epoch };
+        }
+        self.changes()
+    }
+
+    /// A broker can or cannot be reached. In the latter case its partitions may soon have another leader.
+    pub fn reachable(&mut self, node: i32, yes: bool, now: Instant) -> Vec<TopicView> {
+        match yes {
+            true => self.down.remove(&node),
+            false => self.down.insert(node),
+        };
+        let led: Vec<Topic> = self
+            .topics
+            .iter()
+            .filter(|(_, k)| !yes && k.leaders.values().any(|l| l.node == node))
+            .map(|(t, _)| t.clone())
+            .collect();
+        led.iter().for_each(|t| self.stale(t, now));
+        self.changes()
+    }
+
+    /// Which broker takes a partition's batches; else why none does.
+    pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
+        let Some(known) = self.topics.get(topic) else {
+            return Err((Pace::Backoff, format!("topic {topic} was not taken up")));
+        };
+        match known.leaders.get(&partition) {
+            Some(l) if self.down.contains(&l.node) => {
+                let at = self.nodes.get(&l.node).map(Node::address).unwrap_or_default();
+                Err((Pace::Backoff, format!("broker {at} is down")))
+            }
+            Some(l) if self.nodes.contains_key(&l.node) && known.error == 0 => Ok(l.node),
+            _ if known.error != 0 => {
+                let pace = match errors::of(known.error).fate {
+                    errors::Fate::Again(Pace::Held) => Pace::Held,
+                    _ => Pace::Backoff,
+                };
+                Err((pace, format!("topic {topic}: {}", errors::text(known.error, ""))))
+            }
+            Some(_) => Err((Pace::Backoff, format!("partition {topic}/{partition} has no leader"))),
+            None if known.asked.is_none() => Err((Pace::Backoff, "the cluster is not known yet".into())),
+            None => Err((Pace::Backoff, format!("topic {topic} has no partition {partition}"))),
+        }
+    }
+
+    pub fn node(&self, id: i32) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// Views that differ from what was told. A topic that cannot be had any more keeps its partitions, with none living.
+    fn changes(&mut self) -> Vec<TopicView> {
+        let mut changed = Vec::new();
+        for (topic, known) in &mut self.topics {
+            if known.leaders.is_empty() {
+                continue;
+            }
+            let lives = |l: &Leader| self.nodes.contains_key(&l.node) && !self.down.contains(&l.node);
+            let living = match known.error {
+                0 => known.leaders.iter().filter(|(_, l)| lives(l)).map(|(p, _)| *p).collect(),
+                _ => Vec::new(),
+            };
+            let partitions = known.leaders.keys().copied().collect();
+            let view = TopicView { topic: topic.clone(), id: known.id, partitions, living };
+            if known.told.as_ref() != Some(&view) {
+                known.told = Some(view.clone());
+                changed.push(view);
+            }
+        }
+        changed
+    }
+}
+
+impl Known {
+    fn learn(&mut self, name: &str, meta: &TopicMeta) {
+        if self.error != meta.error {
+            match meta.error {
+                0 => log::info!("topic {name}: in order now"),
+                // A topic that is being created, or whose leaders are elected: over in a moment, or it shows elsewhere.
+                5 => {}
+                code => log::warn!("topic {name}: {}; asking again", errors::text(code, "")),
+            }
+        }
+        self.error = meta.error;
+        if meta.partitions.is_empty() {
+            return;
+        }
+        let same = self.id == meta.id;
+        self.id = meta.id;
+        let old = std::mem::take(&mut self.leaders);
+        for p in &meta.partitions {
+            let told = Leader { node: p.leader, epoch: p.epoch };
+            // A broker that lags behind may name a leader that has been replaced already.
+            let newer = old.get(&p.partition).filter(|o| same && told.epoch >= 0 && o.epoch > told.epoch);
+            self.leaders.insert(p.partition, newer.copied().unwrap_or(told));
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! One partition of a topic: which of its batches may leave, and what a verdict means for them. Pure: time, chance and
+//! the producer id come in, [`Action`]s go out; it sends nothing, writes no file and knows no other partition.
+//!
+//! ```text
+//!            trouble, or a refusal         the last one is back        until is reached
+//!   Up ─────────────────────▶ Draining ─────────────────▶ Waiting ─────────────────▶ Probing
+//!    ▲                           ▲  └─ state lost? ─▶ Asking ─▶ Waiting                 │ │
+//!    └───────── stored ──────────┼──────────────────────────────────────────────────────┘ │
+//!                                └────────────────────── anything else ───────────────────┘
+//! ```
+//!
+//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order, the first one alone.
+
+use super::driver::{Pace, Refusal, Verdict};
+use super::flight::{Batch, Place};
+use super::numbers::{Fit, Numbering};
+use super::retry::{HELD, Rng, backoff};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// A moment, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub at: Instant,
+    /// Milliseconds since 1970.
+    pub wall_ms: i64,
+}
+
+/// What the driver allows, and the producer id if it needs one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    Plain,
+    /// With the id and its first epoch, `None` until the driver has got one.
+    Numbered {
+        in_flight: usize,
+        id: Option<(i64, i16)>,
+    },
+}
+
+/// What the partition wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// To be handed to the driver, in this order.
+    Send(Batch),
+    Stored {
+        batch: Batch,
+        offset: Option<i64>,
+    },
+    /// These records can never be taken: write them to the dead letters, or give them back by [`Partition::hold`].
+    Bury {
+        batch: Batch,
+        why: String,
+    },
+    /// The driver shall ask what the leader knows; the answer goes to [`Partition::knows`].
+    Ask {
+        pid: i64,
+    },
+    /// This producer id can be used no longer.
+    NewId {
+        pid: i64,
+    },
+    /// This many lines are sent again although an earlier attempt, under other numbers, may have been stored.
+    Uncertain(u32),
+    /// The same without numbers: they stand twice if it had been.
+    Doubled(u32),
+    /// The broker takes no batch of so many bytes of lines.
+    TooLarge(usize),
+}
+
+#[derive(Debug)]
+pub struct Partition {
+    pub id: i32,
+    /// What the driver has, in the order it left.
+    air: Vec<Place>,
+    /// What has not left, or has come back, in order of place.
+    pending: VecDeque<Batch>,
+    health: Health,
+    /// Failures in a row.
+    attempts: u32,
+    why: String,
+    numbering: Option<Numbering>,
+}
+
+#[derive(Debug)]
+enum Health {
+    Up,
+    /// Until all in the air have come back.
+    Draining(Then),
+    Waiting {
+        until: Instant,
+    },
+    /// The first batch is on its way alone.
+    Probing,
+    /// The leader is asked about the first batch.
+    Asking {
+        until: Instant,
+    },
+}
+
+/// What comes after draining; of several reasons the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Then {
+    /// Nothing is wrong with the broker: batches were refused and taken apart, or came back because of an earlier one.
+    Mend,
+    Now,
+    Backoff,
+    Held,
+    Ask,
+}
+
+/// An unanswered question is as good as a refused one (drivers answer within 30 s).
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Failures at "now" in a row before they wait like others: a leader that moves to and fro must not make a busy loop.
+const AT_ONCE: u32 = 3;
+
+impl Partition {
+    pub fn new(id: i32) -> Self {
+        Partition {
+            id,
+            air: Vec::new(),
+            pending: VecDeque::new(),
+            health: Health::Up,
+            attempts: 0,
+            why: String::new(),
+            numbering: None,
+        }
+    }
+
+    /// Fit for new lines that may as well go elsewhere.
+    pub fn is_up(&self) -> bool {
+        matches!(self.health, Health::Up)
+    }
+
+    /// Batches that are not done, wherever they are.
+    pub fn open(&self) -> usize {
+        self.air.len() + self.pending.len()
+    }
+
+    /// Failures in a row and the last one's reason; `None` when all is well.
+    pub fn trouble(&self) -> Option<(u32, &str)> {
+        (self.attempts > 0).then_some((self.attempts, self.why.as_str()))
+    }
+
+    /// When [`Partition::launch`] has something to do next, whatever comes in.
+    pub fn wake(&self) -> Option<Instant> {
+        match self.health {
+            Health::Waiting { until } | Health::Asking { until } => Some(until),
+            Health::Up | Health::Draining(_) | Health::Probing => None,
+        }
+    }
+
+    /// One more batch of this partition.
+    pub fn push(&mut self, batch: Batch) {
+        let place = batch.place();
+        let at = self.pending.partition_point(|p| p.place() < place);
+        self.pending.insert(at, batch);
+    }
+
+    /// The broker's log is another one (a re-created topic): it knows none of our numbers.
+    pub fn unproven(&mut self) {
+        if let Some(n) = &mut self.numbering {
+            n.proven = false;
+        }
+    }
+
+    /// All that waits, for another partition: this one exists no more.
+    pub fn leave(&mut self) -> VecDeque<Batch> {
+        std::mem::take(&mut self.pending)
+    }
+
+    pub fn in_air(&self) -> usize {
+        self.air.len()
+    }
+
+    /// Sends what may leave now.
+    pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
+        match self.health {
+            Health::Asking { until } if now.at >= until => {
+                self.knows(Err("no answer".into()), now, actions);
+                self.launch(now, rules, actions);
+            }
+            Health::Waiting { until } if now.at >= until => {
+                if self.pending.is_empty() {
+                    self.recover();
+                } else if self.send_first(rules, actions) {
+                    self.health = Health::Probing;
+                }
+            }
+            Health::Up => {
+                let mut may = match (rules, &self.numbering) {
+                    (Rules::Plain, _) => 1,
+                    (Rules::Numbered { in_flight, .. }, Some(n)) if n.proven => in_flight.max(1),
+                    (Rules::Numbered { .. }, _) => 1,
+                };
+                may = may.saturating_sub(self.air.len());
+                while may > 0 && self.send_first(rules, actions) {
+                    may -= 1;
+                    // A new epoch or id may have begun with it.
+                    may = if self.is_proven(rules) { may } else { 0 };
+                }
+            }
+            Health::Asking { .. } | Health::Waiting { .. } | Health::Draining(_) | Health::Probing => {}
+        }
+    }
+
+    fn is_proven(&self, rules: Rules) -> bool {
+        rules == Rules::Plain || self.numbering.as_ref().is_some_and(|n| n.proven)
+    }
+
+    /// `false`: there is none, or it may not leave yet.
+    fn send_first(&mut self, rules: Rules, actions: &mut Vec<Action>) -> bool {
+        let Some(mut batch) = self.pending.pop_front() else { return false };
+        let goes = match rules {
+            Rules::Plain => {
+                batch.numbers = None;
+                if std::mem::take(&mut batch.maybe_stored) {
+                    actions.push(Action::Doubled(batch.count));
+                }
+                true
+            }
+            Rules::Numbered { id, .. } => self.number(&mut batch, id, actions),
+        };
+        if !goes {
+            self.pending.push_front(batch);
+            return false;
+        }
+        self.air.push(batch.place());
+        actions.push(Action::Send(batch));
+        true
+    }
+
+    fn number(&mut self, batch: &mut Batch, id: Option<(i64, i16)>, actions: &mut Vec<Action>) -> bool {
+        let Some((pid, epoch)) = id else { return false };
+        let alone = self.air.is_empty();
+        let numbering = match &mut self.numbering {
+            Some(n) if n.pid == pid => n,
+            // Another id: only once nothing of the old one is under way.
+            Some(_) if !alone => return false,
+            other => other.insert(Numbering::new(pid, epoch)),
+        };
+        match numbering.fit(batch, alone) {
+            Fit::Go => true,
+            Fit::Uncertain(lines) => {
+                actions.push(Action::Uncertain(lines));
+                true
+            }
+            Fit::Wait => false,
+            Fit::Spent => {
+                actions.push(Action::NewId { pid });
+                false
+            }
+        }
+    }
+
+    /// A batch has come back.
+    pub fn done(
+        &mut self,
+        mut batch: Batch,
+        verdict: Verdict,
+        now: Now,
+        rng: &mut Rng,
+        actions: &mut Vec<Action>,
+    ) {
+        let place = batch.place();
+        let Some(i) = self.air.iter().position(|p| *p == place) else {
+            debug_assert!(false, "a batch came back twice: {place:?}");
+            return;
+        };
+        self.air.remove(i);
+        // Broken lines behind an earlier one that is not stored are that one's fault.
+        let behind =
+            self.air.iter().any(|p| *p < place) || self.pending.front().is_some_and(|p| p.place() < place);
+        match verdict {
+            Verdict::Stored { offset } => self.stored(batch, offset, actions),
+            Verdict::Again { maybe_stored, pace, why } => {
+                batch.maybe_stored |= maybe_stored;
+                let then = match pace {
+                    Pace::Now => Then::Now,
+                    Pace::Backoff => Then::Backoff,
+                    Pace::Held => Then::Held,
+                };
+                self.give_back(batch);
+                self.drain(then, why);
+            }
+            Verdict::Refused { what, why } => self.refused(batch, &what, why, now, actions),
+            Verdict::Misnumbered { code, why } => self.misnumbered(batch, code, why, behind, actions),
+        }
+        self.settle(now, rng, actions);
+    }
+
+    /// These records were to be buried and could not be: the topic waits until they can.
+    pub fn hold(&mut self, batch: Batch, why: String, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
+        self.give_back(batch);
+        self.drain(Then::Held, why);
+        self.settle(now, rng, actions);
+    }
+
+    fn stored(&mut self, batch: Batch, offset: Option<i64>, actions: &mut Vec<Action>) {
+        if let Some(n) = &mut self.numbering {
+            n.stored(&batch);
+        }
+        if matches!(self.health, Health::Probing) {
+            self.recover();
+        }
+        actions.push(Action::Stored { batch, offset });
+    }
+
+    fn recover(&mut self) {
+        self.health = Health::Up;
+        self.attempts = 0;
+        self.why.clear();
+    }
+
+    fn give_back(&mut self, mut batch: Batch) {
+        batch.attempts = batch.attempts.saturating_add(1);
+        self.push(batch);
+    }
+
+    fn drain(&mut self, then: Then, why: String) {
+        let before = if let Health::Draining(before) = self.health { before } else { Then::Mend };
+        if then > Then::Mend && (then >= before || self.why.is_empty()) {
+            self.why = why;
+        }
+        self.health = Health::Draining(then.max(before));
+    }
+
+    fn refused(
+        &mut self,
+        mut batch: Batch,
+        what: &Refusal,
+        why: String,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        match what {
+            Refusal::Timestamp => match batch.restamped {
+                // The broker's own clock is the judge; no stamp at all is the last it can be offered (KAFKA.md 3.3).
+                Some(-1) => {
+                    self.give_back(batch);
+                    self.drain(Then::Held, why);
+                    return;
+                }
+                Some(_) => batch.restamped = Some(-1),
+                None => batch.restamped = Some(now.wall_ms),
+            },
+            Refusal::Records(bad) => {
+                let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
+                bad.sort_unstable();
+                if !bad.is_empty() {
+                    let (good, bad) = batch.sift(&bad);
+                    self.pending_again(good);
+                    actions.push(Action::Bury { batch: bad, why });
+                } else {
+                    self.take_apart(batch, why, actions);
+                }
+                self.drain(Then::Mend, String::new());
+                return;
+            }
+            Refusal::TooLarge | Refusal::Something => {
+                if *what == Refusal::TooLarge && batch.count > 1 {
+                    actions.push(Action::TooLarge(batch.bytes));
+                }
+                self.take_apart(batch, why, actions);
+                self.drain(Then::Mend, String::new());
+                return;
+            }
+        }
+        self.give_back(batch);
+        self.drain(Then::Mend, String::new());
+    }
+
+    fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
+        if batch.count == 1 {
+            actions.push(Action::Bury { batch, why });
+        } else {
+            let (front, back) = batch.halve();
+            self.push(back);
+            self.push(front);
+        }
+    }
+
+    fn pending_again(&mut self, batch: Option<Batch>) {
+        if let Some(batch) = batch {
+            self.push(batch);
+        }
+    }
+
+    fn misnumbered(&mut self, batch: Batch, code: i16, why: String, behind: bool, actions: &mut Vec<Action>) {
+        let ours = batch.numbers;
+        let maybe_stored = batch.maybe_stored;
+        self.give_back(batch);
+        match (&mut self.numbering, ours) {
+            (Some(n), Some(ours)) if code == FENCED => {
+                if n.pid == ours.pid {
+                    actions.push(Action::NewId { pid: n.pid });
+                }
+                self.drain(Then::Now, why);
+            }
+            _ if behind || matches!(self.health, Health::Draining(_)) => {
+                self.drain(Then::Mend, String::new())
+            }
+            (Some(_), Some(_)) if maybe_stored => self.drain(Then::Ask, why),
+            (Some(n), _) => {
+                n.bump = true;
+                self.drain(Then::Now, why);
+            }
+            // A driver without numbers cannot say so; whatever it was, it is tried again.
+            (None, _) => self.drain(Then::Backoff, why),
+        }
+    }
+
+    /// What the leader knows of our producer id, for the first batch.
+    pub fn knows(&mut self, last: Result<Option<(i16, i32)>, String>, now: Now, actions: &mut Vec<Action>) {
+        if !matches!(self.health, Health::Asking { .. }) {
+            return;
+        }
+        self.health = Health::Waiting { until: now.at };
+        let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
+        match last.ok().flatten().and_then(|last| Numbering::has(last, first)) {
+            Some(true) => {
+                n.stored(first);
+                if let Some(batch) = self.pending.pop_front() {
+                    actions.push(Action::Stored { batch, offset: None });
+                }
+            }
+            Some(false) => {
+                first.maybe_stored = false;
+                n.bump = true;
+            }
+            None => n.bump = true,
+        }
+    }
+
+    /// Leaves Draining when all have come back.
+    fn settle(&mut self, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
+        let Health::Draining(then) = self.health else { return };
+        if !self.air.is_empty() {
+            return;
+        }
+        if then > Then::Mend {
+            self.attempts = self.attempts.saturating_add(1);
+        }
+        let wait = match then {
+            Then::Mend => Duration::ZERO,
+            Then::Now | Then::Ask if self.attempts <= AT_ONCE => Duration::ZERO,
+            Then::Now | Then::Ask | Then::Backoff => backoff(self.attempts, rng),
+            Then::Held => HELD,
+        };
+        self.health = match (then, &self.numbering) {
+            (Then::Ask, Some(n)) => {
+                actions.push(Action::Ask { pid: n.pid });
+                Health::Asking { until: now.at + PATIENCE }
+            }
+            _ => Health::Waiting { until: now.at + wait },
+        };
+    }
+}
+
+/// 47 INVALID_PRODUCER_EPOCH: somebody else uses our producer id.
+const FENCED: i16 = 47;

@@ -1,0 +1,383 @@
+//! All lanes, what is in the air, and what is to be said to driver and ledger. Pure: [`Shipper::parcel`],
+//! [`Shipper::event`] and [`Shipper::tick`] take the time and leave orders and notes behind; the loop around it is
+//! `ship::run`, or the simulator.
+
+use super::deadletter::DeadLetters;
+use super::driver::{Abilities, Event, Order};
+use super::flight::{Aloft, Batch};
+use super::lane::{Change, Lane, Ready};
+use super::partition::{Action, Now, Rules};
+use super::retry::Rng;
+use super::{Dead, Options, Receipt};
+use crate::chunk::{Chunk, FlightNo, Note, Parcel, Topic};
+use crate::report::{Board, BrokerState};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+pub struct Shipper<'b> {
+    options: Options,
+    board: &'b Board,
+    letters: DeadLetters,
+    rng: Rng,
+    rate: Option<Rate>,
+    /// `None` until the driver has said what it can do: nothing flies before.
+    abilities: Option<Abilities>,
+    id: Id,
+    lanes: Vec<Lane>,
+    by_topic: HashMap<Topic, usize>,
+    air: HashMap<FlightNo, Aloft>,
+    /// The last one given.
+    flight: FlightNo,
+    /// Nothing more comes in.
+    closing: bool,
+    sends: Vec<Batch>,
+    orders: Vec<Order>,
+    pub notes: Vec<Note>,
+}
+
+/// The producer id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Id {
+    None,
+    Asked,
+    Have(i64, i16),
+}
+
+impl<'b> Shipper<'b> {
+    pub fn new(options: Options, board: &'b Board, now: Now) -> Self {
+        Shipper {
+            letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
+            rng: Rng::new(options.seed),
+            rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
+            options,
+            board,
+            abilities: None,
+            id: Id::None,
+            lanes: Vec::new(),
+            by_topic: HashMap::new(),
+            air: HashMap::new(),
+            flight: FlightNo(0),
+            closing: false,
+            sends: Vec::new(),
+            orders: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// What a tail has sent.
+    pub fn parcel(&mut self, parcel: Parcel, now: Now) {
+        match parcel {
+            Parcel::Opened(opened) => self.notes.push(Note::Opened(opened)),
+            Parcel::Closed(closed) => self.notes.push(Note::Closed(closed)),
+            Parcel::Source(pattern) => self.notes.push(Note::Source(pattern)),
+            Parcel::Flush(done) => self.notes.push(Note::Flush(done)),
+            Parcel::Chunk(chunk) if chunk.lines.is_empty() => {
+                chunk.origin.gauge.flown.fetch_max(chunk.range.end, Relaxed);
+                self.notes.push(Note::Ack(chunk.ack()));
+            }
+            Parcel::Chunk(chunk) => self.chunk(chunk, now),
+        }
+    }
+
+    fn chunk(&mut self, chunk: Chunk, now: Now) {
+        let topic = &chunk.origin.topic;
+        let at = match self.by_topic.get(topic) {
+            Some(at) => *at,
+            None => {
+                self.orders.push(Order::Topic(topic.clone()));
+                self.by_topic.insert(topic.clone(), self.lanes.len());
+                self.lanes.push(Lane::new(topic.clone(), &self.options));
+                self.lanes.len() - 1
+            }
+        };
+        self.lanes[at].push(chunk, now);
+    }
+
+    /// All tails have ended: what is here goes out without waiting for more.
+    pub fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Nothing waits, nothing is in the air.
+    pub fn is_empty(&self) -> bool {
+        self.air.is_empty() && self.lanes.iter().all(Lane::is_empty)
+    }
+
+    /// What the driver says.
+    pub fn event(&mut self, event: Event, now: Now) -> Result<(), Dead> {
+        match event {
+            Event::Ready(abilities) => self.ready(abilities),
+            Event::Topic(view) => {
+                if let Some(at) = self.by_topic.get(&view.topic) {
+                    self.lanes[*at].see(view);
+                }
+            }
+            Event::ProducerId { pid, epoch } => self.id = Id::Have(pid, epoch),
+            Event::Knows { topic, partition, pid: _, last } => {
+                let mut actions = Vec::new();
+                if let Some(at) = self.by_topic.get(&topic).copied() {
+                    if let Some(p) = self.lanes[at].partition(partition) {
+                        p.knows(last, now, &mut actions);
+                    }
+                    self.act(at, partition, actions, now);
+                }
+            }
+            Event::Done { batch, verdict } => {
+                let Some(at) = self.by_topic.get(&batch.load.topic).copied() else { return Ok(()) };
+                let (id, mut actions) = (batch.partition, Vec::new());
+                if let Some(p) = self.lanes[at].partition(id) {
+                    p.done(batch, verdict, now, &mut self.rng, &mut actions);
+                }
+                self.act(at, id, actions, now);
+                self.lanes[at].rehouse();
+            }
+            Event::Dead { why } => return Err(Dead { why }),
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, abilities: Abilities) {
+        if self.abilities.is_some() {
+            // Another driver, or another run of the same: it has not heard of our topics.
+            self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
+        }
+        if !abilities.numbered {
+            self.id = Id::None;
+        } else if !matches!(self.id, Id::Have(..)) {
+            // Also when it was asked for: the driver before took that order with it.
+            self.id = Id::Asked;
+            self.orders.push(Order::ProducerId);
+        }
+        self.abilities = Some(abilities);
+    }
+
+    fn rules(&self) -> Option<Rules> {
+        let abilities = self.abilities.as_ref()?;
+        let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
+        Some(match abilities.numbered {
+            true => Rules::Numbered { in_flight: abilities.in_flight, id },
+            false => Rules::Plain,
+        })
+    }
+
+    /// Does what a partition wants done.
+    fn act(&mut self, lane: usize, partition: i32, mut actions: Vec<Action>, now: Now) {
+        while !actions.is_empty() {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Send(batch) => {
+                        self.board.totals.retries.fetch_add(u64::from(batch.attempts > 0), Relaxed);
+                        self.sends.push(batch);
+                    }
+                    Action::Stored { batch, offset } => {
+                        if let Some(receipts) = &self.options.receipts {
+                            // `send` has gone: nobody reads them.
+                            let _ = receipts.send(Receipt { partition, offset, count: batch.count });
+                        }
+                        self.lanes[lane].stored(batch.bytes);
+                        self.finish(&batch);
+                    }
+                    Action::Bury { batch, why } => match self.letters.write(&batch, &why, now.wall_ms) {
+                        Ok(()) => {
+                            self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
+                            self.finish(&batch);
+                        }
+                        Err(why) => {
+                            if let Some(p) = self.lanes[lane].partition(partition) {
+                                p.hold(batch, why, now, &mut self.rng, &mut actions);
+                            }
+                        }
+                    },
+                    Action::Ask { pid } => {
+                        let topic = self.lanes[lane].topic.clone();
+                        self.orders.push(Order::Ask { topic, partition, pid });
+                    }
+                    Action::NewId { pid } => {
+                        if matches!(self.id, Id::Have(now, _) if now == pid) {
+                            log::warn!("producer id {pid} cannot be used any longer; taking a new one");
+                            self.id = Id::Asked;
+                            self.orders.push(Order::ProducerId);
+                        }
+                    }
+                    Action::Uncertain(lines) => {
+                        self.board.totals.uncertain.fetch_add(u64::from(lines), Relaxed);
+                    }
+                    Action::Doubled(lines) => {
+                        self.board.resent(u64::from(lines));
+                    }
+                    Action::TooLarge(bytes) => self.lanes[lane].too_large(bytes),
+                }
+            }
+        }
+    }
+
+    /// These records need nothing more.
+    fn finish(&mut self, batch: &Batch) {
+        let Some(aloft) = self.air.get_mut(&batch.flight) else {
+            debug_assert!(false, "{:?} is over already", batch.flight);
+            return;
+        };
+        let notes = &mut self.notes;
+        aloft.done(batch, |chunk, ack| {
+            debug_assert!(ack.range.end <= chunk.origin.gauge.flown.load(Relaxed), "acked ≤ flown");
+            notes.push(Note::Ack(ack.clone()));
+        });
+        if aloft.is_over() {
+            self.air.remove(&batch.flight);
+        }
+    }
+
+    /// Lets everything leave that may leave now. When to come again, if nothing happens before.
+    pub fn tick(&mut self, now: Now) -> Option<Instant> {
+        let rules = self.rules();
+        let mut wake: Option<Instant> = None;
+        for at in 0..self.lanes.len() {
+            if let Some(rules) = rules {
+                let next = self.drive(at, rules, now);
+                wake = wake.into_iter().chain(next).min();
+            }
+            if let Some(change) = self.lanes[at].change(now) {
+                self.tell(at, change, now);
+            }
+        }
+        if !self.sends.is_empty() {
+            self.orders.push(Order::Send(std::mem::take(&mut self.sends)));
+        }
+        wake
+    }
+
+    fn drive(&mut self, at: usize, rules: Rules, now: Now) -> Option<Instant> {
+        self.launch(at, rules, now);
+        let ready = loop {
+            let ready = self.lanes[at].ready(now, rules, self.closing);
+            if ready != Ready::Now {
+                break ready;
+            }
+            if let Some(until) = self.rate.as_mut().and_then(|r| r.wait(now.at)) {
+                break Ready::At(until);
+            }
+            let no = FlightNo(self.flight.0 + 1);
+            let formed = self.lanes[at].form(no, now, rules, self.closing, &mut self.rng);
+            let Some((bytes, aloft)) = formed else { break Ready::No };
+            self.flight = no;
+            self.air.insert(no, aloft);
+            if let Some(rate) = &mut self.rate {
+                rate.spend(bytes);
+            }
+            self.launch(at, rules, now);
+        };
+        let partitions = self.lanes[at].partitions().iter().filter_map(|p| p.wake()).min();
+        let ready = if let Ready::At(until) = ready { Some(until) } else { None };
+        partitions.into_iter().chain(ready).min()
+    }
+
+    fn launch(&mut self, at: usize, rules: Rules, now: Now) {
+        for i in 0..self.lanes[at].partitions().len() {
+            let mut actions = Vec::new();
+            let p = &mut self.lanes[at].partitions()[i];
+            let id = p.id;
+            p.launch(now, rules, &mut actions);
+            self.act(at, id, actions, now);
+        }
+    }
+
+    /// Log and board, on a change of state only.
+    fn tell(&self, at: usize, change: Change, now: Now) {
+        let topic = &self.lanes[at].topic;
+        let mut states = self.board.topics();
+        let state = states.entry(topic.to_string()).or_insert_with(|| BrokerState {
+            state: String::new(),
+            since: now.at,
+            attempts: 0,
+            last_error: None,
+        });
+        let before = std::mem::replace(&mut state.state, String::new());
+        state.state = match &change {
+            Change::Trouble { .. } => "retrying".into(),
+            Change::Well { .. } => "delivering".into(),
+        };
+        if before != state.state {
+            state.since = now.at;
+        }
+        match change {
+            Change::Trouble { attempts, partitions, why } => {
+                let of = listed(&partitions);
+                log::warn!("topic {topic}: {of}: {why}; retrying (attempt {attempts})");
+                state.attempts = u64::from(attempts);
+                state.last_error = Some(why);
+            }
+            Change::Well { after, attempts } => {
+                log::info!("topic {topic}: delivering again after {after:.1?}, {attempts} attempt(s)");
+                state.attempts = 0;
+            }
+        }
+    }
+
+    pub fn orders(&mut self) -> std::vec::Drain<'_, Order> {
+        self.orders.drain(..)
+    }
+}
+
+/// "partition 3", "partitions 0, 1, 2 and 7 more".
+fn listed(ids: &[i32]) -> String {
+    let some: Vec<String> = ids.iter().take(5).map(i32::to_string).collect();
+    let word = if ids.len() == 1 { "partition" } else { "partitions" };
+    let more = if ids.len() > 5 { format!(" and {} more", ids.len() - 5) } else { String::new() };
+    format!("{word} {}{more}", some.join(", "))
+}
+
+/// The uplink's budget: a bucket of one second.
+#[derive(Debug)]
+struct Rate {
+    per_second: u64,
+    /// Below zero after a flight that was larger than what was left: that is waited for.
+    left: i128,
+    seen: Instant,
+}
+
+impl Rate {
+    fn new(per_second: u64, now: Instant) -> Self {
+        let per_second = per_second.max(1);
+        Rate { per_second, left: i128::from(per_second), seen: now }
+    }
+
+    fn wait(&mut self, now: Instant) -> Option<Instant> {
+        let gained = (now - self.seen).as_nanos() as i128 * i128::from(self.per_second) / 1_000_000_000;
+        // Time that gains nothing yet is kept.
+        if gained > 0 {
+            self.left = (self.left + gained).min(i128::from(self.per_second));
+            self.seen = now;
+        }
+        let missing = 1 - self.left;
+        let ms = (missing * 1000 / i128::from(self.per_second)).max(1) as u64;
+        (missing > 0).then(|| now + Duration::from_millis(ms))
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.left -= bytes as i128;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when the rate drifts by more than one flight, or a bucket that was idle for long bursts.
+    #[test]
+    fn rate_over_time() {
+        let start = Instant::now();
+        let mut rate = Rate::new(1000, start);
+        let (mut now, mut sent) = (start, 0);
+        while now < start + Duration::from_secs(20) {
+            match rate.wait(now) {
+                Some(until) => now = until,
+                None => {
+                    rate.spend(300);
+                    sent += 300;
+                }
+            }
+        }
+        assert!((20_700..=21_300).contains(&sent), "{sent} bytes in 20 s, with a burst of 1 s");
+    }
+}
