@@ -5,4 +5,5 @@ pub mod crew;
 pub mod drivers;
 pub mod plan;
 pub mod run;
+pub mod send;
 pub mod tail;

@@ -43,6 +43,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Check(asked) => commands::check::run(asked),
         Command::Run(asked) => commands::run::run(asked, leave),
+        Command::Send(asked) => commands::send::run(asked, leave),
         Command::Tail(asked) => commands::tail::run(asked),
         _ => Err(Error::failed("run", "this command is not built in", "use check")),
     }

@@ -17,7 +17,7 @@ pub fn start(config: &Config, board: &Arc<Board>) -> Result<Ends, Error> {
     started.map_err(|e| Error::failed("start the driver", e, "raise the limits of threads and descriptors"))
 }
 
-fn of_kafka(kafka: &Kafka, needs_modern: &[&str], board: &Arc<Board>) -> std::io::Result<Ends> {
+pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], board: &Arc<Board>) -> std::io::Result<Ends> {
     match kafka.driver {
         Driver::Classic => classic::start(classic_options(kafka, classic::Unfit::Wait), board),
         Driver::Modern => start_modern(kafka, board, "the config asks for it"),

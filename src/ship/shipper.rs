@@ -85,7 +85,9 @@ impl<'b> Shipper<'b> {
         let at = match self.by_topic.get(topic) {
             Some(at) => *at,
             None => {
-                self.orders.push(Order::Topic(topic.clone()));
+                if self.abilities.is_some() {
+                    self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
+                }
                 self.by_topic.insert(topic.clone(), self.lanes.len());
                 self.lanes.push(Lane::new(topic.clone(), &self.options));
                 self.lanes.len() - 1
@@ -138,10 +140,8 @@ impl<'b> Shipper<'b> {
     }
 
     fn ready(&mut self, abilities: Abilities) {
-        if self.abilities.is_some() {
-            // Another driver, or another run of the same: it has not heard of our topics.
-            self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
-        }
+        // A driver, another one, or another run of the same: it has not heard of our topics.
+        self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
         if !abilities.numbered {
             self.id = Id::None;
         } else if !matches!(self.id, Id::Have(..)) {
