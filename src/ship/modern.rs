@@ -28,6 +28,13 @@ mod scout;
 mod session;
 mod wire;
 
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod trial;
+
 use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Pace, TopicView, Verdict};
 use super::flight::Batch;
 use crate::chunk::Topic;
@@ -45,8 +52,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stack of each thread, in bytes; compression and name resolution fit into it.
-const STACK: usize = 256 << 10;
+/// Stack of each thread, in bytes; compression and name resolution fit into it. Code that is not optimised builds
+/// miniz's state of some 300 KB on the stack before it boxes it.
+const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 /// Requests in the air per connection with numbers (KIP-98: the broker remembers five batches per producer).
 const IN_FLIGHT: usize = 5;
 

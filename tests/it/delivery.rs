@@ -245,7 +245,9 @@ fn a_key_decides_the_partition_as_in_java() {
     assert!(kcat.wait().unwrap().success());
     let places = |topic: &Topic| {
         let mut places = BTreeMap::new();
-        topic.each(|r| drop(places.insert(r.key.unwrap_or(b"").to_vec(), r.partition)));
+        topic.each(|r| {
+            places.insert(r.key.unwrap_or(b"").to_vec(), r.partition);
+        });
         places
     };
     assert_eq!(places(&ours), places(&theirs));
