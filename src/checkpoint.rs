@@ -4,7 +4,7 @@
 //! ready. Invariant: `saved ≤ acked`: a gauge's `saved` moves only when the save that says so is on its way to survive a
 //! kill, that is, renamed into place.
 //!
-//! In reading order: [`saved`] (what is kept), [`format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
+//! In reading order: [`saved`] (what is kept), [`mod@format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
 
 pub mod format;
 pub mod ledger;

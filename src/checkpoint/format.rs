@@ -164,7 +164,7 @@ impl SavedTotals {
     }
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`fn@write`] wrote.
 pub fn read(bytes: &[u8]) -> Result<Saved, Bad> {
     let text = checked(bytes)?;
     let mut lines = text.lines().enumerate();

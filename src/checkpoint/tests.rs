@@ -108,14 +108,16 @@ fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
     all
 }
 
-/// Fails when a flush is answered before the save, or when the pattern is not part of it.
+/// Fails when a flush is answered before the save or waits for more changes, or when the pattern is not part of it.
 #[test]
 fn first_sight_is_saved_when_the_flush_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 500, 500);
     bench.note(Note::Source(b"/var/log/*".to_vec()));
+    let before = Instant::now();
     bench.flush();
+    assert!(before.elapsed() < Duration::from_millis(500), "the agent is ready only after this");
     let saved = on_disk(dir.path());
     assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
     assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
