@@ -14,7 +14,7 @@ pub mod saved;
 mod saver;
 pub mod store;
 
-pub use saved::{Saved, SavedStream, SavedTotals};
+pub use saved::{Saved, SavedStream};
 
 use crate::air::Air;
 use crate::chunk::{Ending, Note, StreamId};

@@ -8,7 +8,7 @@ pub mod catchup;
 pub mod follow;
 pub mod framing;
 mod gz;
-mod identity;
+pub mod identity;
 pub mod known;
 pub mod open;
 pub mod siblings;
