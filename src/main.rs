@@ -44,8 +44,8 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Check(asked) => commands::check::run(asked),
         Command::Run(asked) => commands::run::run(asked, leave),
         Command::Send(asked) => commands::send::run(asked, leave),
-        Command::Tail(asked) => commands::tail::run(asked),
         Command::Status(asked) => commands::status::run(asked),
+        Command::Tail(asked) => commands::tail::run(asked),
     }
 }
 
