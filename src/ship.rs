@@ -10,6 +10,8 @@ mod partition;
 pub mod render;
 mod retry;
 mod shipper;
+#[cfg(test)]
+mod sim;
 mod spread;
 pub mod stdout;
 #[cfg(test)]

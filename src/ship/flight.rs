@@ -107,13 +107,16 @@ impl Batch {
         (self.of(front), rest)
     }
 
-    /// The records that are not in `bad`, and those that are; `bad` is sorted and names at least one that exists.
+    /// The records that are not in `bad`, and those that are, without numbers; `bad` is sorted and names at least one that exists.
     pub fn sift(self, bad: &[u32]) -> (Option<Batch>, Batch) {
         let (mut good, mut worse) = (Vec::new(), Vec::new());
         for (i, pick) in (0u32..).zip(self.picks()) {
             if bad.binary_search(&i).is_ok() { worse.push(pick) } else { good.push(pick) }
         }
-        ((!good.is_empty()).then(|| self.of(&good)), self.of(&worse))
+        let mut bad = self.of(&worse);
+        // The others keep them.
+        bad.numbers = None;
+        ((!good.is_empty()).then(|| self.of(&good)), bad)
     }
 
     fn of(&self, picks: &[Pick]) -> Batch {
