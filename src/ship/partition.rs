@@ -9,7 +9,8 @@
 //!                                └────────────────────── anything else ───────────────────┘
 //! ```
 //!
-//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order, the first one alone.
+//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
+//! so does each whose outcome is unknown.
 
 use super::driver::{Pace, Refusal, Verdict};
 use super::flight::{Batch, Place};
@@ -187,20 +188,27 @@ impl Partition {
                     self.health = Health::Probing;
                 }
             }
-            Health::Up => {
-                let mut may = match (rules, &self.numbering) {
-                    (Rules::Plain, _) => 1,
-                    (Rules::Numbered { in_flight, .. }, Some(n)) if n.proven => in_flight.max(1),
-                    (Rules::Numbered { .. }, _) => 1,
-                };
-                may = may.saturating_sub(self.air.len());
-                while may > 0 && self.send_first(rules, actions) {
-                    may -= 1;
-                    // A new epoch or id may have begun with it.
-                    may = if self.is_proven(rules) { may } else { 0 };
-                }
-            }
+            Health::Up => self.fill(rules, actions),
             Health::Asking { .. } | Health::Waiting { .. } | Health::Draining(_) | Health::Probing => {}
+        }
+    }
+
+    /// As many as may be in the air at once. One of unknown outcome flies alone: if the broker has forgotten it, the next
+    /// would be taken for the first, and what the leader knows would prove nothing any more.
+    fn fill(&mut self, rules: Rules, actions: &mut Vec<Action>) {
+        loop {
+            let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
+            let most = match rules {
+                Rules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
+                Rules::Numbered { .. } | Rules::Plain => 1,
+            };
+            if self.air.len() >= most.max(1) || !self.send_first(rules, actions) {
+                return;
+            }
+            if doubtful && rules != Rules::Plain {
+                self.health = Health::Probing;
+                return;
+            }
         }
     }
 

@@ -509,7 +509,7 @@ fn worlds(seeds: u64, script: Script) {
     }
 }
 
-const SEEDS: u64 = 1500;
+const SEEDS: u64 = 6000;
 
 /// Fails when a number changes on a resend, a later batch overtakes a failed one, or a lost answer is sent anew.
 #[test]
