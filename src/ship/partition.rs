@@ -80,6 +80,8 @@ pub struct Partition {
     attempts: u32,
     why: String,
     numbering: Option<Numbering>,
+    /// When something was last stored.
+    stored_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,10 @@ enum Then {
 /// An unanswered question is as good as a refused one (drivers answer within 30 s).
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// After so long without a batch the broker may have forgotten us (`producer.id.expiration.ms`, 24 h by default, may be set
+/// lower).
+const IDLE: Duration = Duration::from_secs(600);
+
 /// Failures at "now" in a row before they wait like others: a leader that moves to and fro must not make a busy loop.
 const AT_ONCE: u32 = 3;
 
@@ -125,6 +131,7 @@ impl Partition {
             attempts: 0,
             why: String::new(),
             numbering: None,
+            stored_at: None,
         }
     }
 
@@ -158,7 +165,7 @@ impl Partition {
         self.pending.insert(at, batch);
     }
 
-    /// The broker's log is another one (a re-created topic): it knows none of our numbers.
+    /// The broker may know none of our numbers: it has forgotten them, or its log is another one (a re-created topic).
     pub fn unproven(&mut self) {
         if let Some(n) = &mut self.numbering {
             n.proven = false;
@@ -188,7 +195,12 @@ impl Partition {
                     self.health = Health::Probing;
                 }
             }
-            Health::Up => self.fill(rules, actions),
+            Health::Up => {
+                if self.air.is_empty() && self.stored_at.is_some_and(|at| now.at - at > IDLE) {
+                    self.unproven();
+                }
+                self.fill(rules, actions);
+            }
             Health::Asking { .. } | Health::Waiting { .. } | Health::Draining(_) | Health::Probing => {}
         }
     }
@@ -280,7 +292,10 @@ impl Partition {
         let behind =
             self.air.iter().any(|p| *p < place) || self.pending.front().is_some_and(|p| p.place() < place);
         match verdict {
-            Verdict::Stored { offset } => self.stored(batch, offset, actions),
+            Verdict::Stored { offset } => {
+                self.stored_at = Some(now.at);
+                self.stored(batch, offset, actions);
+            }
             Verdict::Again { maybe_stored, pace, why } => {
                 batch.maybe_stored |= maybe_stored;
                 let then = match pace {
@@ -356,8 +371,11 @@ impl Partition {
                 let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
                 bad.sort_unstable();
                 if !bad.is_empty() {
+                    self.part_with_numbers(&batch);
                     let (good, bad) = batch.sift(&bad);
-                    self.pending_again(good);
+                    if let Some(good) = good {
+                        self.push(good);
+                    }
                     actions.push(Action::Bury { batch: bad, why });
                 } else {
                     self.take_apart(batch, why, actions);
@@ -378,19 +396,22 @@ impl Partition {
         self.drain(Then::Mend, String::new());
     }
 
+    /// Its records are about to get other numbers. Where an attempt may have been stored under the old ones, only a new
+    /// epoch keeps the broker from taking one for the other.
+    fn part_with_numbers(&mut self, batch: &Batch) {
+        if let Some(n) = self.numbering.as_mut().filter(|_| batch.maybe_stored) {
+            n.bump = true;
+        }
+    }
+
     fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
         if batch.count == 1 {
             actions.push(Action::Bury { batch, why });
         } else {
+            self.part_with_numbers(&batch);
             let (front, back) = batch.halve();
             self.push(back);
             self.push(front);
-        }
-    }
-
-    fn pending_again(&mut self, batch: Option<Batch>) {
-        if let Some(batch) = batch {
-            self.push(batch);
         }
     }
 
