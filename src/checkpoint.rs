@@ -1,1 +1,432 @@
-//! STAGE 3: acks in, saved positions out.
+//! STAGE 3: acks in, saved positions out. Reads no log file and knows no broker.
+//!
+//! `checkpoint` (this thread) keeps the [`ledger`] and never waits for the disk; `saver` does that with bytes that are
+//! ready. Invariant: `saved ≤ acked`: a gauge's `saved` moves only when the save that says so is on its way to survive a
+//! kill, that is, renamed into place.
+//!
+//! In reading order: [`saved`] (what is kept), [`format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
+
+pub mod format;
+pub mod ledger;
+mod presence;
+mod rhythm;
+pub mod saved;
+mod saver;
+pub mod store;
+
+pub use saved::{Saved, SavedStream};
+
+use crate::air::Air;
+use crate::chunk::{Ending, Note, StreamId};
+use crate::error::Error;
+use crate::report::Board;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, never};
+use ledger::Ledger;
+use presence::{Asked, Presence};
+use rhythm::{Next, Rhythm};
+use saver::{Order, Report, Saver};
+use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use store::Store;
+
+/// Where and how positions are kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `None`: nothing is saved, positions live as long as the process.
+    pub state_dir: Option<PathBuf>,
+    pub sync: Sync,
+    pub damaged: Damaged,
+    /// Lines that are sent again are recognized by the broker: they are not counted as doubled.
+    pub exactly_once: bool,
+}
+
+/// When saved state is forced to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// This long after the first save that is not yet on the disk, and at exit.
+    Every(Duration),
+    /// At every save.
+    Always,
+}
+
+/// What to do when neither `offsets` nor `offsets.previous` can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damaged {
+    /// End with exit code 78.
+    Refuse,
+    /// Send everything again.
+    Beginning,
+}
+
+/// An open state folder, locked.
+#[derive(Debug)]
+pub struct Job {
+    store: Option<Store>,
+    air: Arc<Air>,
+    saved: Saved,
+    sync: Sync,
+}
+
+/// Absent for this long, in seconds of running time, a file's stream is forgotten.
+const FORGET_AFTER: u64 = 30 * 24 * 3600;
+
+/// The last save may take this long; a disk that is slower than that hangs.
+const LAST_SAVE: Duration = Duration::from_secs(10);
+
+/// Notes taken in before the disk and the clock are looked at again.
+const BURST: usize = 1024;
+
+/// Opens the state folder and puts its totals on the board; before any stage runs.
+pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
+    let (store, saved, air) = match &options.state_dir {
+        None => (None, Saved::default(), Arc::new(Air::nowhere())),
+        Some(folder) => {
+            let (store, mut saved, fell_back) = Store::open(folder, options.damaged)?;
+            let air = open_air(&store, &mut saved, fell_back, options.exactly_once);
+            (Some(store), saved, Arc::new(air))
+        }
+    };
+    board.state().path = options.state_dir;
+    saved.totals.put_on(board);
+    let _ = board.air.set(air.clone());
+    Ok((Job { store, air, saved: saved.clone(), sync: options.sync }, saved))
+}
+
+/// Takes up what the last run wrote of how far it sent; see `air.rs`.
+fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> Air {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let path = store.folder().join("air");
+    let opened = store::private(&path, false).and_then(|file| Air::open(file, boot.trim(), recognized));
+    let (air, found) = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            log::error!("open {}: {e}; doubled_at_most will not count over a crash", path.display());
+            return Air::nowhere();
+        }
+    };
+    saved.totals.resent = saved.totals.resent.max(found.resent);
+    let unfinished = || saved.streams.iter().filter(|s| !s.finished);
+    let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
+    if found.stale || fell_back {
+        let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
+        let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
+        air.begin(boot.trim(), saved.totals.resent, unfinished().map(|s| (s.stream, limit(s))));
+    } else {
+        air.retain(|stream| ids.contains(&stream));
+    }
+    air
+}
+
+/// The thread: drains notes, acknowledges, saves; ends after a last synced save when the inbox closes.
+pub fn run(job: Job, inbox: Receiver<Note>, board: &Board) -> Result<(), Error> {
+    let mut keeper = Keeper::start(job, board)?;
+    loop {
+        let now = Instant::now();
+        let until = keeper.turn(now);
+        let reports = keeper.saver.as_ref().map_or_else(never, |s| s.reports.clone());
+        let mut select = Select::new();
+        select.recv(&inbox);
+        select.recv(&reports);
+        let _ = select.ready_deadline(until);
+        match reports.try_recv() {
+            Ok(report) => keeper.take_report(report, Instant::now()),
+            Err(TryRecvError::Disconnected) => keeper.lose_saver(),
+            Err(TryRecvError::Empty) => {}
+        }
+        if !keeper.drain(&inbox) {
+            return keeper.finish();
+        }
+    }
+}
+
+struct Keeper<'a> {
+    board: &'a Board,
+    ledger: Ledger,
+    air: Arc<Air>,
+    rhythm: Rhythm,
+    saver: Option<Saver>,
+    /// An order is under way.
+    busy: bool,
+    /// Everything of `offsets` but its streams.
+    head: Saved,
+    /// `head.clock` when this run began.
+    clock_before: u64,
+    /// `head.totals.lost_bytes` when this run began.
+    lost_before: u64,
+    started: Instant,
+    /// Who waits for a save that has not begun.
+    waiting: Vec<Sender<()>>,
+    /// Who waits for the save that is under way.
+    served: Vec<Sender<()>>,
+    /// The text of `offsets`, between saves.
+    bytes: Vec<u8>,
+    trouble: Option<String>,
+}
+
+impl<'a> Keeper<'a> {
+    fn start(job: Job, board: &'a Board) -> Result<Self, Error> {
+        let Job { store, air, mut saved, sync } = job;
+        let started = Instant::now();
+        let saver = match store {
+            None => None,
+            Some(store) => Some(saver::start(store, air.clone()).map_err(|e| {
+                Error::failed(
+                    "start the thread that saves",
+                    e,
+                    "raise the limit of threads (TasksMax, ulimit -u)",
+                )
+            })?),
+        };
+        Ok(Keeper {
+            board,
+            ledger: Ledger::new(std::mem::take(&mut saved.streams), saved.next_stream),
+            air,
+            rhythm: Rhythm::new(sync, started),
+            saver,
+            busy: false,
+            clock_before: saved.clock,
+            lost_before: saved.totals.lost_bytes,
+            head: saved,
+            started,
+            waiting: Vec::new(),
+            served: Vec::new(),
+            bytes: Vec::new(),
+            trouble: None,
+        })
+    }
+
+    /// Seconds that agents have run on this folder.
+    fn clock(&self, now: Instant) -> u64 {
+        self.clock_before + now.duration_since(self.started).as_secs()
+    }
+
+    /// Takes in what has come. False: nothing comes any more.
+    fn drain(&mut self, inbox: &Receiver<Note>) -> bool {
+        let now = Instant::now();
+        for _ in 0..BURST {
+            match inbox.try_recv() {
+                Ok(note) => self.take(note, now),
+                Err(e) => return e.is_empty(),
+            }
+        }
+        true
+    }
+
+    fn take(&mut self, note: Note, now: Instant) {
+        let changed = match note {
+            Note::Opened(opened) => self.ledger.open(opened, self.clock(now)),
+            Note::Ack(ack) => {
+                self.head.totals.again += self.ledger.ack(&ack);
+                self.board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
+                true
+            }
+            Note::Closed(closed) => {
+                if let Ending::Truncated { lost } | Ending::Gone { lost } = closed.why {
+                    self.board.totals.lost_bytes.fetch_add(lost, Relaxed);
+                }
+                self.ledger.close(closed.stream, &closed.why)
+            }
+            Note::Source(pattern) => {
+                let new = !self.head.sources.contains(&pattern);
+                if new {
+                    self.head.sources.push(pattern);
+                }
+                new
+            }
+            Note::Flush(answer) => return self.flush(answer, now),
+        };
+        if changed {
+            self.rhythm.change(now);
+        }
+    }
+
+    fn flush(&mut self, answer: Sender<()>, now: Instant) {
+        // First sight is over: from here on every pattern is known.
+        if std::mem::take(&mut self.head.from_beginning) {
+            self.rhythm.change(now);
+        }
+        if self.saver.is_none() {
+            return;
+        }
+        if self.rhythm.is_changed() {
+            self.waiting.push(answer);
+            self.rhythm.hurry();
+        } else if self.busy {
+            self.served.push(answer);
+        }
+    }
+
+    /// Does what is due, if the saver is free. Until when to wait.
+    fn turn(&mut self, now: Instant) -> Instant {
+        let far = now + Duration::from_secs(3600);
+        while !self.busy && self.saver.is_some() {
+            match self.rhythm.next(now) {
+                Next::Wait(until) => return until,
+                Next::Save { sync } => self.save(sync, now),
+                Next::Sync => self.order(Order::Sync),
+                Next::CompareSizes => {
+                    self.rhythm.compared(now);
+                    if self.ledger.sizes_moved() {
+                        self.rhythm.change(now);
+                    }
+                }
+                Next::LookForFiles => {
+                    self.rhythm.looked(now);
+                    let asked = |(stream, a): (StreamId, &ledger::Account)| Asked {
+                        stream,
+                        path: a.path().into(),
+                        ino: a.identity().ino,
+                    };
+                    let asked = self.ledger.resting().map(asked).collect();
+                    self.order(Order::Look(asked));
+                }
+            }
+        }
+        far
+    }
+
+    fn save(&mut self, sync: bool, now: Instant) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        self.head.clock = self.clock(now);
+        self.head.next_stream = self.ledger.next_stream();
+        self.head.totals.take_from(self.board);
+        self.head.totals.lost_bytes = self.lost_before + self.ledger.lost_bytes();
+        format::write(&mut bytes, &self.head, self.ledger.to_save(self.head.clock));
+        self.rhythm.begun();
+        self.served.append(&mut self.waiting);
+        self.order(Order::Save { bytes, sync });
+    }
+
+    fn order(&mut self, order: Order) {
+        if let Some(saver) = &self.saver {
+            // Bounded to one, and free: this never waits.
+            self.busy = saver.orders.send(order).is_ok();
+            if !self.busy {
+                self.lose_saver();
+            }
+        }
+    }
+
+    /// It panicked, which is logged where it happened.
+    fn lose_saver(&mut self) {
+        (self.saver, self.busy) = (None, false);
+        self.served.clear();
+        self.waiting.clear();
+        self.trouble = Some("the thread that saves has ended".into());
+        self.board.state().degraded.clone_from(&self.trouble);
+    }
+
+    fn take_report(&mut self, report: Report, now: Instant) {
+        self.busy = false;
+        let served = std::mem::take(&mut self.served); // let go at the end, when the board says how it went
+        match report {
+            Report::Saved { bytes, sync, done } => {
+                self.bytes = bytes;
+                match done {
+                    Ok(written) => {
+                        self.rhythm.saved(sync, now);
+                        self.board.totals.state_bytes.fetch_add(written, Relaxed);
+                        let (air, mut settled) = (&self.air, Vec::new());
+                        self.ledger.saved(|stream| settled.push(stream), |stream| air.release(stream));
+                        if !settled.is_empty() {
+                            self.order(Order::Settle(settled));
+                        }
+                        self.well();
+                    }
+                    Err(e) => self.failed(&e, now),
+                }
+            }
+            Report::Synced(Ok(())) => {
+                self.rhythm.synced();
+                self.well();
+            }
+            Report::Synced(Err(e)) => self.failed(&e, now),
+            Report::Looked(seen) => self.forget_absent(&seen, now),
+            Report::Done => {}
+        }
+        drop(served);
+    }
+
+    fn failed(&mut self, e: &io::Error, now: Instant) {
+        let times = self.rhythm.failed(now);
+        let why = e.to_string();
+        if self.trouble.as_ref() != Some(&why) {
+            log::error!(
+                "save positions: {why}; delivery goes on, and what is delivered from now on is sent again if the agent is \
+                 killed: free or mend the disk of the state folder"
+            );
+            self.board.state().degraded = Some(why.clone());
+            self.trouble = Some(why);
+        } else if times.is_power_of_two() {
+            log::warn!("save positions: {why} ({times} times)");
+        }
+    }
+
+    fn well(&mut self) {
+        if self.trouble.take().is_some() {
+            log::info!("positions are saved again");
+            self.board.state().degraded = None;
+        }
+    }
+
+    fn forget_absent(&mut self, seen: &[(StreamId, Presence)], now: Instant) {
+        let clock = self.clock(now);
+        for (stream, presence) in seen {
+            let Some(account) = self.ledger.get_mut(*stream) else { continue };
+            match presence {
+                Presence::Present => account.seen = clock,
+                Presence::Absent if clock.saturating_sub(account.seen) > FORGET_AFTER => {
+                    log::info!("{}: absent for 30 days of running time, forgotten", account.path().display());
+                    if self.ledger.forget_if_resting(*stream) {
+                        self.rhythm.change(now);
+                    }
+                }
+                Presence::Absent | Presence::Unknown => {}
+            }
+        }
+    }
+
+    /// The last save, synced. What nothing has changed is not written.
+    fn finish(mut self) -> Result<(), Error> {
+        let until = Instant::now() + LAST_SAVE;
+        self.settle(until)?;
+        if self.ledger.sizes_moved() {
+            self.rhythm.change(Instant::now());
+        }
+        if self.rhythm.is_changed() {
+            self.save(true, Instant::now());
+        } else if self.rhythm.is_unsynced() {
+            self.order(Order::Sync);
+        }
+        self.settle(until)?;
+        if let Some(why) = &self.trouble {
+            let fix = "free or mend the disk of the state folder; what was delivered is sent again at the next start";
+            return Err(Error::failed("save positions", why, fix));
+        }
+        self.order(Order::End);
+        self.settle(until)
+    }
+
+    /// Waits for the order that is under way.
+    fn settle(&mut self, until: Instant) -> Result<(), Error> {
+        while self.busy {
+            let Some(saver) = &self.saver else { return Ok(()) };
+            match saver.reports.recv_deadline(until) {
+                Ok(report) => self.take_report(report, Instant::now()),
+                Err(RecvTimeoutError::Disconnected) => self.lose_saver(),
+                Err(RecvTimeoutError::Timeout) => {
+                    let fix = "look at the disk of the state folder; what was delivered is sent again at the next start";
+                    return Err(Error::failed("save positions", "the disk does not answer", fix));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

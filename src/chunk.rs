@@ -2,6 +2,7 @@
 
 use crate::budget::Permit;
 use crate::report::Gauge;
+use crossbeam_channel::Sender;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,6 +50,9 @@ impl Mark {
     /// The mark of an offset whose preceding bytes end `before`.
     pub fn of(before: &[u8]) -> Mark {
         let tail = &before[before.len().saturating_sub(Self::SPAN)..];
+        if tail.is_empty() {
+            return Mark::default(); // nothing before offset 0: agrees with every file
+        }
         Mark { len: tail.len() as u16, hash: fnv1a(tail) }
     }
 }
@@ -202,6 +206,10 @@ pub enum Parcel {
     Chunk(Chunk),
     /// Nothing more comes of this stream: it was left after rotation, deleted, or truncated.
     Closed(Closed),
+    /// A pattern whose existing files have all been told as [`Parcel::Opened`]: `start` no longer applies to it.
+    Source(Vec<u8>),
+    /// Save now what was told before this, then let the sender go (saved, or failed to be).
+    Flush(Sender<()>),
 }
 
 #[derive(Clone, Debug)]
@@ -229,6 +237,10 @@ pub enum Note {
     Opened(Opened),
     Ack(Ack),
     Closed(Closed),
+    /// See [`Parcel::Source`].
+    Source(Vec<u8>),
+    /// See [`Parcel::Flush`].
+    Flush(Sender<()>),
 }
 
 #[cfg(test)]
@@ -240,7 +252,7 @@ mod tests {
         let long: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
         assert_eq!(Mark::of(&long), Mark::of(&long[744..]));
         assert_ne!(Mark::of(&long[..999]), Mark::of(&long));
-        assert_eq!(Mark::of(b"").len, 0);
+        assert_eq!(Mark::of(b""), Mark::default());
     }
 
     /// Saved in `offsets`: a change of the hash would make every position of an older agent look truncated.

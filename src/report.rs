@@ -3,21 +3,22 @@
 //! Every counter has one writer. The board's lock is taken when a file or a broker comes, goes or changes its state and when
 //! somebody looks, never per chunk.
 
+mod gauge;
+pub mod live;
+pub mod metrics;
+pub mod snapshot;
+pub mod text;
+
+pub use gauge::Gauge;
+
+use crate::air::Air;
+use crate::budget::Budget;
+use crate::chunk::StreamId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
-
-/// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ flown ≤ framed ≤ size` (but for truncation).
-#[derive(Debug, Default)]
-pub struct Gauge {
-    pub size: AtomicU64,
-    pub framed: AtomicU64,
-    pub flown: AtomicU64,
-    pub acked: AtomicU64,
-    pub saved: AtomicU64,
-}
 
 /// What there is to say about one followed path.
 #[derive(Debug, Default)]
@@ -27,51 +28,129 @@ pub struct FileState {
     /// "following", "waiting for the file", "unreadable", "catching up" …
     pub state: String,
     pub last_error: Option<String>,
+    pub topic: String,
+    /// Why reading does not go on, when it is not for the broker: "the rate limit", "waits for memory" …
+    pub stuck: Option<String>,
 }
 
 /// What there is to say about one broker, or about the bootstrap list as a whole.
 #[derive(Debug, Clone)]
 pub struct BrokerState {
+    /// "up" when it answers; else what is tried.
     pub state: String,
     pub since: Instant,
     pub attempts: u64,
     pub last_error: Option<String>,
 }
 
-/// Counters of the whole process since its start, or over restarts where they are saved.
+/// What there is to say about the state folder.
+#[derive(Debug, Clone, Default)]
+pub struct StateFolder {
+    /// `None`: nothing is saved.
+    pub path: Option<PathBuf>,
+    /// Why it cannot be saved now. Delivery goes on.
+    pub degraded: Option<String>,
+}
+
+/// Counters of the whole process, over restarts where they are saved.
 #[derive(Debug, Default)]
 pub struct Totals {
+    /// Writer: tails.
     pub read_lines: AtomicU64,
+    /// Lines of acknowledged chunks, with those that were dead-lettered. Writer: checkpoint.
     pub acked_lines: AtomicU64,
+    /// Writer: ship.
     pub dead_lettered: AtomicU64,
-    /// Lines that stand twice if an attempt of unknown outcome had been stored, with a driver without numbers.
-    pub doubled_at_most: AtomicU64,
-    /// The same with numbers, where the broker could not tell.
+    /// Lines sent again after a crash of earlier runs, as saved; those of this run are counted in [`Air`].
+    pub again_before: AtomicU64,
+    /// Lines sent again though their first attempt may have been stored. Writer: ship, by [`Board::resent`].
+    pub resent: AtomicU64,
+    /// Writer: ship.
     pub uncertain: AtomicU64,
+    /// What `Closed` names as lost. Writer: checkpoint.
     pub lost_bytes: AtomicU64,
     pub cut_lines: AtomicU64,
     pub retries: AtomicU64,
+    /// Bytes written to the state folder. Writer: checkpoint.
+    pub state_bytes: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
     brokers: Mutex<BTreeMap<String, BrokerState>>,
+    driver: Mutex<String>,
+    state: Mutex<StateFolder>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Totals,
+    /// Set once, by whoever makes the budget.
+    pub budget: OnceLock<Arc<Budget>>,
+    /// Set once, by checkpoint.
+    pub air: OnceLock<Arc<Air>>,
+    pub started: Instant,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Board {
+            files: Mutex::default(),
+            brokers: Mutex::default(),
+            driver: Mutex::default(),
+            topics: Mutex::default(),
+            state: Mutex::default(),
+            totals: Totals::default(),
+            budget: OnceLock::new(),
+            air: OnceLock::new(),
+            started: Instant::now(),
+        }
+    }
 }
 
 impl Board {
     pub fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, FileState>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.files)
     }
 
     pub fn brokers(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
-        self.brokers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.brokers)
+    }
+
+    /// Which driver carries the lines, and why that one: "classic: the broker takes Fetch v0 …". Empty before the choice.
+    pub fn driver(&self) -> MutexGuard<'_, String> {
+        lock(&self.driver)
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, StateFolder> {
+        lock(&self.state)
+    }
+
+    /// The gauge of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how
+    /// far the stream was framed, so a tail makes its gauges here and moves them by [`Gauge::frame`].
+    pub fn gauge(&self, stream: StreamId, at: u64, size: u64) -> Arc<Gauge> {
+        Arc::new(Gauge::new(at, size, self.air.get().map(|air| air.take(stream, at, size))))
+    }
+
+    /// `lines` are about to be sent once more though their last attempt may have been stored (no producer id guards them).
+    pub fn resent(&self, lines: u64) {
+        let total = self.totals.resent.fetch_add(lines, Relaxed) + lines;
+        if let Some(air) = self.air.get() {
+            air.resent(total);
+        }
+    }
+
+    /// Lines that may be stored more than once, over all restarts.
+    pub fn doubled_at_most(&self) -> u64 {
+        let t = &self.totals;
+        let again = self.air.get().map_or(0, |air| air.again());
+        t.again_before.load(Relaxed) + again + t.resent.load(Relaxed)
     }
 
     /// Topics that have been in trouble, by name; ship writes them.
     pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.topics)
     }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,17 @@
 //! STAGE 2: chunks in, acks out. The synchronous producer thread, its flights, and the drivers that carry them.
 
+pub mod auto;
+pub mod classic;
 mod deadletter;
 pub mod driver;
 pub mod flight;
 mod json;
 mod lane;
+pub mod modern;
 mod numbers;
+pub mod outage;
 mod partition;
+pub mod probe;
 pub mod render;
 mod retry;
 mod shipper;

@@ -1,1 +1,497 @@
-//! STAGE 1: one thread per followed path; files in, chunks out.
+//! STAGE 1: one thread per followed path; files in, chunks out. Knows no topic's partitions and no broker.
+//!
+//! The thread loops: look at the path and at the open files, let [`follow::decide`] say what to do, do it; wait on the wake
+//! channel until a deadline. It reads only while its budget and the parcel channel have room: that is all there is to
+//! backpressure. Events are hints: without them a look comes later, and no line is lost.
+
+pub mod catchup;
+pub mod follow;
+pub mod framing;
+mod gz;
+pub mod identity;
+pub mod known;
+pub mod open;
+pub mod siblings;
+
+use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, Range, Shape, SourceId, StreamId, Topic};
+use crate::report::Board;
+use crate::stop::Stop;
+use crossbeam_channel::{Receiver, SendError, Sender, never, select};
+use follow::{AtPath, Patience, Seen, Step, Until};
+use framing::Rest;
+use identity::Look;
+use known::{Claim, Entry, Known};
+use log::{info, warn};
+use open::{Bytes, Got, Open, Reading};
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Where reading starts in a file that exists when its source is first known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    Beginning,
+    End,
+    Offset(u64),
+}
+
+/// How much of deleted files is kept open for unread lines.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold {
+    pub bytes: u64,
+    pub time: Duration,
+}
+
+/// One followed path and all that its source says about it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub source: SourceId,
+    pub topic: Topic,
+    pub shape: Arc<Shape>,
+    pub path: PathBuf,
+    pub reading: Reading,
+    pub start: Start,
+    /// `Read`: `--once`, or `follow = false`.
+    pub until: Until,
+    /// Whether a new file at the path is followed.
+    pub reopen: bool,
+    /// How often to look where events do not come, or are not wanted.
+    pub poll: Duration,
+    pub rotate_grace: Duration,
+    pub rest_after: Option<Duration>,
+    pub deleted_hold: Hold,
+    /// Bytes per second.
+    pub rate: Option<u64>,
+}
+
+/// What a tail is woken by.
+#[derive(Debug)]
+pub struct Wake {
+    /// One slot: a wake that finds it full is already told.
+    pub slot: Receiver<()>,
+    /// False where inotify gives no events for this path, so that it must be polled.
+    pub hints: Arc<AtomicBool>,
+}
+
+/// Time between two looks where events come: a lost event costs this much delay.
+const UNHURRIED: Duration = Duration::from_secs(30);
+
+/// Why a tail ends before its files do.
+#[derive(Debug)]
+enum Halt {
+    Stopped,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Halt {
+    fn from(e: io::Error) -> Halt {
+        Halt::Io(e)
+    }
+}
+
+impl<T> From<SendError<T>> for Halt {
+    fn from(_: SendError<T>) -> Halt {
+        Halt::Stopped // ship has given up
+    }
+}
+
+/// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
+pub fn run(
+    options: Options,
+    known: &Known,
+    board: &Board,
+    wake: &Wake,
+    out: Sender<Parcel>,
+    sighted: Sender<Infallible>,
+    stop: &Stop,
+) {
+    let path = options.path.clone();
+    board.files().entry(path.clone()).or_default().topic = options.topic.to_string();
+    let mut tail = Tail {
+        known,
+        board,
+        out,
+        stop,
+        open: Vec::new(),
+        turn: 0,
+        first: true,
+        error: None,
+        look_again: None,
+        free_at: Instant::now(),
+        o: options,
+    };
+    let mut sighted = Some(sighted);
+    let mut slot = wake.slot.clone();
+    loop {
+        let step = match tail.step(wake) {
+            Ok(step) => step,
+            Err(Halt::Stopped) => break,
+            Err(Halt::Io(e)) => {
+                tail.trouble(&e);
+                Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
+            }
+        };
+        sighted.take();
+        match step {
+            Step::End => break,
+            Step::Wait(time) => select! {
+                recv(slot) -> w => if w.is_err() { slot = never() }, // watch has ended: `--once`
+                recv(stop.on()) -> _ => break,
+                default(time) => {}
+            },
+            _ if stop.is_on() => break,
+            _ => {}
+        }
+    }
+    tail.park();
+    board.files().remove(&path);
+}
+
+struct Tail<'a> {
+    o: Options,
+    known: &'a Known,
+    board: &'a Board,
+    out: Sender<Parcel>,
+    stop: &'a Stop,
+    /// Oldest first; the live one is last.
+    open: Vec<Open>,
+    turn: usize,
+    /// The first look is still to come.
+    first: bool,
+    error: Option<String>,
+    /// A rotation may have been under way at the last look: look for siblings once more.
+    look_again: Option<Instant>,
+    /// `rate`: nothing is read before.
+    free_at: Instant,
+}
+
+impl Tail<'_> {
+    /// One look and one step.
+    fn step(&mut self, wake: &Wake) -> Result<Step, Halt> {
+        let now = Instant::now();
+        if self.first {
+            self.begin()?;
+            self.first = false;
+        }
+        if self.look_again.is_some_and(|at| at <= now) {
+            self.look_again = None;
+            self.catch_up()?;
+        }
+        let at_path = self.look_at_path()?;
+        let seen = self.look_at_open(now)?;
+        let patience = Patience {
+            rotate_grace: self.o.rotate_grace,
+            rest_after: self.o.rest_after,
+            poll: self.between_looks(wake, now),
+        };
+        let step = follow::decide(at_path, &seen, self.o.until, patience, self.turn);
+        self.well();
+        match step {
+            Step::Open => self.open_new()?,
+            Step::Orphan => self.orphan(),
+            Step::Truncated(i) => self.truncated(i)?,
+            Step::Read(i) => {
+                self.turn = self.turn.wrapping_add(1);
+                if let Some(wait) = self.rate_wait(now) {
+                    return Ok(Step::Wait(wait));
+                }
+                self.read(i, Rest::Waits)?;
+            }
+            Step::SendRest(i) => self.read(i, Rest::IsALine)?,
+            Step::Leave(i) => self.leave(i)?,
+            Step::GiveUp(i) => self.give_up(i)?,
+            Step::Wait(_) | Step::End => {}
+        }
+        Ok(step)
+    }
+
+    fn between_looks(&self, wake: &Wake, now: Instant) -> Duration {
+        let usual = if wake.hints.load(Relaxed) { UNHURRIED } else { self.o.poll };
+        self.look_again.map_or(usual, |at| usual.min(at.saturating_duration_since(now)))
+    }
+
+    /// What is at the path, seen from what is open.
+    fn look_at_path(&self) -> Result<AtPath, Halt> {
+        if self.o.until == Until::Read {
+            return Ok(AtPath::Unknown); // what was there at the first look is all
+        }
+        let live = self.open.iter().find(|o| o.live);
+        let look = match identity::look_at(&self.o.path) {
+            Ok(Some(look)) => look,
+            Ok(None) => return Ok(AtPath::Nothing),
+            // Transient, or a folder that may not be searched now: what is open goes on.
+            Err(_) if live.is_some() => return Ok(AtPath::Unknown),
+            Err(e) => return Err(e.into()),
+        };
+        if live.is_some_and(|l| l.identity == look.identity) {
+            return Ok(AtPath::Live);
+        }
+        if !self.o.reopen && !self.open.is_empty() {
+            return Ok(AtPath::Unknown);
+        }
+        let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
+            || self.known.get(&look.identity).is_some_and(|e| e.open);
+        Ok(match (read_elsewhere, live) {
+            (false, _) => AtPath::Another,
+            (true, Some(_)) => AtPath::Nothing,
+            (true, None) => AtPath::Unknown,
+        })
+    }
+
+    fn look_at_open(&mut self, now: Instant) -> Result<Vec<Seen>, Halt> {
+        let mut seen = Vec::with_capacity(self.open.len());
+        let mut held = 0;
+        for open in &mut self.open {
+            let mut truncated = false;
+            if let Some(file) = open.file() {
+                let look = identity::look(file)?;
+                truncated = look.size < open.searched;
+                let touched = look.modified != open.modified;
+                if !truncated {
+                    open.saw(&look, now);
+                }
+                truncated = truncated || (touched && !open.unread() && !open.unchanged()?);
+            }
+            let deleted = open.links == 0;
+            if deleted {
+                held += open.backlog();
+            }
+            let quiet = now.duration_since(open.changed);
+            let gauge = &open.origin.gauge;
+            seen.push(Seen {
+                live: open.live,
+                unread: open.unread(),
+                owed: open.unread() && open.searched < open.owed,
+                rest: open.rest(),
+                truncated,
+                deleted,
+                acked: gauge.acked.load(Relaxed) >= gauge.framed.load(Relaxed),
+                quiet,
+                too_much: deleted
+                    && open.backlog() > 0
+                    && (held > self.o.deleted_hold.bytes || quiet > self.o.deleted_hold.time),
+            });
+        }
+        Ok(seen)
+    }
+
+    fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
+        match self.open[i].read(&self.o.reading, rest, self.stop)? {
+            Got::Stopped => Err(Halt::Stopped),
+            Got::Nothing => Ok(()),
+            Got::Changed => self.truncated(i),
+            Got::Chunk(chunk, counts) => {
+                let t = &self.board.totals;
+                t.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
+                if counts.cut_lines > 0 {
+                    t.cut_lines.fetch_add(counts.cut_lines, Relaxed);
+                    let (path, max) = (self.o.path.display(), self.o.reading.rules.max_line);
+                    warn!(
+                        "{path}: {} line(s) over {max} bytes cut near offset {}",
+                        counts.cut_lines, chunk.range.start
+                    );
+                }
+                self.spend(chunk.bytes.len());
+                self.send(Parcel::Chunk(chunk))
+            }
+        }
+    }
+
+    /// The channel is bounded: this is where a tail waits while ship is busy.
+    fn send(&self, parcel: Parcel) -> Result<(), Halt> {
+        select! {
+            send(self.out, parcel) -> sent => Ok(sent?),
+            recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+        }
+    }
+
+    fn rate_wait(&self, now: Instant) -> Option<Duration> {
+        self.o.rate?;
+        Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        if let Some(rate) = self.o.rate {
+            let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+            self.free_at = self.free_at.max(Instant::now()) + cost;
+        }
+    }
+
+    /// One error when it begins, one line when it is over.
+    fn trouble(&mut self, e: &io::Error) {
+        let text = e.to_string();
+        if self.error.as_deref() != Some(&text) {
+            warn!("{}: cannot be read now: {text}; what is saved stays, trying again", self.o.path.display());
+            self.say("unreadable", Some(text.clone()));
+            self.error = Some(text);
+        }
+    }
+
+    fn well(&mut self) {
+        if self.error.take().is_some() {
+            info!("{}: readable again", self.o.path.display());
+            self.say("following", None);
+        }
+    }
+
+    fn say(&self, state: &str, error: Option<String>) {
+        let mut files = self.board.files();
+        let file = files.entry(self.o.path.clone()).or_default();
+        file.state = state.into();
+        file.last_error = error;
+        file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
+    }
+
+    /// Takes up a stream that is open in `known`: tells it, and puts it before the live file.
+    fn take_up(&mut self, bytes: Bytes, look: &Look, e: Entry) -> Result<Option<usize>, Halt> {
+        let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // of a .gz it is not known yet
+        let origin = self.origin(e.stream, e.at.offset, size);
+        let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone())? else {
+            return Ok(None);
+        };
+        open.owed = look.size;
+        if self.o.until == Until::Read {
+            open.limit = look.size;
+        }
+        let beyond: Vec<Range> = e.beyond.iter().map(|(r, _)| r.clone()).collect();
+        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at, beyond }))?;
+        let place = self.open.iter().position(|o| o.live).unwrap_or(self.open.len());
+        self.open.insert(place, open);
+        self.say("following", None);
+        Ok(Some(place))
+    }
+
+    fn take_up_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
+        let Some(place) = self.take_up(Bytes::Plain(file), look, e)? else { return Ok(false) };
+        let mut open = self.open.remove(place);
+        open.live = true;
+        open.owed = 0;
+        self.open.push(open);
+        self.say("following", None);
+        Ok(true)
+    }
+
+    fn origin(&self, stream: StreamId, at: u64, size: u64) -> Arc<Origin> {
+        Arc::new(Origin {
+            stream,
+            source: self.o.source,
+            topic: self.o.topic.clone(),
+            path: self.o.path.clone(),
+            shape: self.o.shape.clone(),
+            gauge: self.board.gauge(stream, at, size),
+        })
+    }
+
+    /// A new stream in `file` from `offset` on.
+    fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
+        let offset = offset.min(look.size);
+        let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
+        Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
+    }
+
+    /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
+    fn open_new(&mut self) -> Result<(), Halt> {
+        let (file, look) = identity::open(&self.o.path)?;
+        let had_live = self.open.iter().any(|o| o.live);
+        self.orphan();
+        if had_live || !self.open.is_empty() {
+            self.catch_up()?;
+            self.look_again = Some(Instant::now() + Duration::from_secs(1));
+        }
+        match self.known.claim(&look, &self.o.path) {
+            Claim::Anothers => Ok(()),
+            Claim::New => {
+                let entry = self.fresh(&file, &look, 0)?;
+                self.take_up_live(file, &look, entry).map(drop)
+            }
+            Claim::Known(entry) => self.resume(file, look, entry),
+        }
+    }
+
+    /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one.
+    fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
+        if catchup::goes_on(&file, &look, &entry)? {
+            return self.take_up_live(file, &look, entry).map(drop);
+        }
+        self.find_rest(&entry, catchup::REWRITTEN)?;
+        let fresh = self.fresh(&file, &look, 0)?;
+        self.take_up_live(file, &look, fresh).map(drop)
+    }
+
+    /// The live file is an old one now. What it holds goes first.
+    fn orphan(&mut self) {
+        for open in self.open.iter_mut().filter(|o| o.live) {
+            open.live = false;
+            open.owed = open.size;
+            open.changed = Instant::now();
+        }
+    }
+
+    /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
+    /// is one; else what was not read is lost, and counted.
+    fn truncated(&mut self, i: usize) -> Result<(), Halt> {
+        let old = self.open.remove(i);
+        let file = old.file().map(File::try_clone).transpose()?;
+        let entry = Entry {
+            stream: old.origin.stream,
+            path: self.o.path.clone(),
+            identity: old.identity.clone(),
+            at: old.at,
+            beyond: Vec::new(),
+            size: old.size,
+            modified: old.modified,
+            finished: false,
+            open: true,
+        };
+        if let Some(file) = file {
+            let look = identity::look(&file)?;
+            let fresh = self.fresh(&file, &look, 0)?;
+            if old.live {
+                self.take_up_live(file, &look, fresh)?;
+            } else {
+                self.take_up(Bytes::Plain(file), &look, fresh)?;
+            }
+        }
+        self.find_rest(&entry, "it was truncated")
+    }
+
+    fn leave(&mut self, i: usize) -> Result<(), Halt> {
+        let open = self.open.remove(i);
+        let stream = open.origin.stream;
+        let (why, finished) = match (self.o.until, open.live) {
+            (Until::Read, true) => (Ending::Parked, false),
+            _ => (Ending::Finished, true),
+        };
+        self.known.release(stream, open.at, open.size, open.modified, finished);
+        self.say("following", None);
+        self.send(Parcel::Closed(Closed { stream, why }))
+    }
+
+    /// Deleted, unread, and more than may be held.
+    fn give_up(&mut self, i: usize) -> Result<(), Halt> {
+        let open = self.open.remove(i);
+        let lost = open.backlog();
+        self.lost(open.origin.stream, lost, "it was deleted, and more than deleted_hold waits");
+        self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
+    }
+
+    fn lost(&self, stream: StreamId, lost: u64, why: &str) {
+        self.known.forget(stream);
+        if lost > 0 {
+            warn!("{}: {lost} bytes were not read and are lost: {why}", self.o.path.display());
+        }
+    }
+
+    /// Stopped: the agent goes on at the next start.
+    fn park(&mut self) {
+        for open in std::mem::take(&mut self.open) {
+            self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
+            let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
+            let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
+        }
+    }
+}

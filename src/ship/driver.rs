@@ -2,10 +2,14 @@
 //!
 //! Invariant: every batch that was submitted comes back exactly once, in one [`Event::Done`]. A driver never retries a
 //! batch by itself: it reports, ship decides and submits again.
+//!
+//! Kafka's drivers have one shape, `run(options, orders, events, board) -> Leave`, so that `auto` can run one after the
+//! other on the same channel ends. Each says [`Event::Ready`] first; after every `Ready` ship says its topics
+//! ([`Order::Topic`]) anew, for the driver before may have taken those orders with it.
 
 use super::flight::Batch;
 use crate::chunk::Topic;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 /// Ship's side. The worker's thread is detached: it may hang in name resolution while all else has ended. Dropping
 /// `orders` ends the worker.
@@ -15,6 +19,37 @@ use crossbeam_channel::{Receiver, Sender};
 pub struct Ends {
     pub orders: Sender<Order>,
     pub events: Receiver<Event>,
+}
+
+impl Ends {
+    /// Ship's ends and the worker's.
+    #[allow(clippy::disallowed_methods)] // both are bounded by the flights in the air, which ship bounds
+    pub fn pair() -> (Ends, Receiver<Order>, Sender<Event>) {
+        let (orders, inbox) = unbounded();
+        let (out, events) = unbounded();
+        (Ends { orders, events }, inbox, out)
+    }
+}
+
+/// Why a driver's worker ended. By then every batch it held has come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leave {
+    /// Ship dropped its orders (or its events): the end.
+    Closed,
+    /// The broker is one for another driver. Only `auto` lets a driver say so; a fixed one waits.
+    Unfit { why: String },
+}
+
+/// What a broker must have done before it says "stored".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Acks {
+    /// Nothing: stored means written to the socket, and losses are silent.
+    Zero,
+    /// The leader has written it; it goes when the leader dies before a follower has it.
+    One,
+    /// All replicas in sync have it.
+    #[default]
+    All,
 }
 
 #[derive(Debug)]

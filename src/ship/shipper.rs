@@ -70,6 +70,8 @@ impl<'b> Shipper<'b> {
         match parcel {
             Parcel::Opened(opened) => self.notes.push(Note::Opened(opened)),
             Parcel::Closed(closed) => self.notes.push(Note::Closed(closed)),
+            Parcel::Source(pattern) => self.notes.push(Note::Source(pattern)),
+            Parcel::Flush(done) => self.notes.push(Note::Flush(done)),
             Parcel::Chunk(chunk) if chunk.lines.is_empty() => {
                 chunk.origin.gauge.flown.fetch_max(chunk.range.end, Relaxed);
                 self.notes.push(Note::Ack(chunk.ack()));
@@ -83,7 +85,9 @@ impl<'b> Shipper<'b> {
         let at = match self.by_topic.get(topic) {
             Some(at) => *at,
             None => {
-                self.orders.push(Order::Topic(topic.clone()));
+                if self.abilities.is_some() {
+                    self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
+                }
                 self.by_topic.insert(topic.clone(), self.lanes.len());
                 self.lanes.push(Lane::new(topic.clone(), &self.options));
                 self.lanes.len() - 1
@@ -136,16 +140,12 @@ impl<'b> Shipper<'b> {
     }
 
     fn ready(&mut self, abilities: Abilities) {
-        if self.abilities.as_ref() == Some(&abilities) {
-            return;
-        }
-        if self.abilities.is_some() {
-            // Another driver: it has not heard of our topics.
-            self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
-        }
+        // A driver, another one, or another run of the same: it has not heard of our topics.
+        self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
         if !abilities.numbered {
             self.id = Id::None;
-        } else if self.id == Id::None {
+        } else if !matches!(self.id, Id::Have(..)) {
+            // Also when it was asked for: the driver before took that order with it.
             self.id = Id::Asked;
             self.orders.push(Order::ProducerId);
         }
@@ -204,7 +204,7 @@ impl<'b> Shipper<'b> {
                         self.board.totals.uncertain.fetch_add(u64::from(lines), Relaxed);
                     }
                     Action::Doubled(lines) => {
-                        self.board.totals.doubled_at_most.fetch_add(u64::from(lines), Relaxed);
+                        self.board.resent(u64::from(lines));
                     }
                     Action::TooLarge(bytes) => self.lanes[lane].too_large(bytes),
                 }

@@ -1,0 +1,337 @@
+//! How far each stream may have been sent, written down before it is sent, so that a kill leaves it known. Decides
+//! nothing about sending and is not needed for delivery: it only makes `doubled_at_most` honest.
+//!
+//! The rule. A tail writes the end of each chunk to the stream's slot *before* it hands the chunk on ([`Slot::frame`]). So
+//! when a run ends in whatever way, the lines from the saved position up to the slot's limit are those that may have been
+//! stored without our knowing. The next run counts them as it frames them again: each once for every run that may have
+//! sent it (`times`), because a run that was killed before it could save leaves one more copy. The count is shown at
+//! once and saved with the acknowledgement.
+//!
+//! The file `air` in the state folder, little-endian:
+//!
+//! ```text
+//! 0    "logagent air 1 <boot id>\n", padded with zeros to 64 bytes
+//! 64   u64  lines resent without a crash (`Board::resent`)
+//! 72   u64  1 from the first chunk of a run until its clean end
+//! 80   zeros up to 96
+//! 96   slots of 24 bytes: u64 stream, u64 limit, u64 times; stream 0 with limit 0: free
+//! ```
+//!
+//! Slots are not synced: a kill does not lose the page cache. Only the word at 72 is, at the first chunk and at the end, so
+//! that a power loss is seen; then all that a file holds at the next start is in doubt.
+
+use crate::chunk::StreamId;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+
+const MAGIC: &str = "logagent air 1 ";
+const HEAD: u64 = 96;
+const RESENT: u64 = 64;
+const RUNNING: u64 = 72;
+const SLOT: u64 = 24;
+
+/// All slots of one state folder.
+#[derive(Debug)]
+pub struct Air {
+    /// `None`: nothing is remembered over a kill.
+    file: Option<File>,
+    slots: Mutex<Slots>,
+    /// Lines counted in this run.
+    again: AtomicU64,
+    /// Bytes written.
+    written: AtomicU64,
+    broken: AtomicBool,
+    /// The first chunk of this run has been noted.
+    began: Once,
+    /// Lines that are sent again are not doubled: the broker recognizes them.
+    recognized: bool,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    places: HashMap<StreamId, Place>,
+    free: Vec<u64>,
+    /// Number of slots in the file.
+    len: u64,
+}
+
+/// What is known of a stream's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    index: u64,
+    limit: u64,
+    times: u64,
+    /// Taken in this run.
+    taken: bool,
+}
+
+/// One stream's place in [`Air`]. Written by its tail.
+#[derive(Debug)]
+pub struct Slot {
+    air: Arc<Air>,
+    index: u64,
+    limit: AtomicU64,
+    /// Lines that start before this were possibly sent by `times` earlier runs.
+    doubtful: u64,
+    times: u64,
+}
+
+/// What `air` said when it was opened.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// It holds whatever the last run wrote: that ended cleanly, or in this boot. Else nothing is known.
+    pub trusted: bool,
+    /// It is of an earlier boot, or damaged: [`Air::begin`] has to make it anew.
+    pub stale: bool,
+    /// Limit by stream.
+    pub limits: HashMap<StreamId, u64>,
+    pub resent: u64,
+}
+
+impl Air {
+    /// Without a file nothing is known over a restart.
+    pub fn nowhere() -> Air {
+        Air::with(None, Slots::default(), false)
+    }
+
+    fn with(file: Option<File>, slots: Slots, recognized: bool) -> Air {
+        Air {
+            file,
+            slots: Mutex::new(slots),
+            again: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            began: Once::new(),
+            recognized,
+        }
+    }
+
+    /// Takes up `file` (readable and writable). `boot` is empty where the kernel tells none. `recognized`: with
+    /// exactly-once nothing counts as doubled.
+    pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(Air, Found)> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let ours = bytes.starts_with(MAGIC.as_bytes()) && bytes.len() >= HEAD as usize;
+        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..RESENT as usize]);
+        if !ours || !(same_boot || word(&bytes, RUNNING) == 0) {
+            let found = Found { stale: true, ..Found::default() };
+            return Ok((Air::with(Some(file), Slots::default(), recognized), found));
+        }
+        let mut slots = Slots { len: (bytes.len() as u64 - HEAD) / SLOT, ..Slots::default() };
+        for index in 0..slots.len {
+            let at = HEAD + index * SLOT;
+            let stream = StreamId(word(&bytes, at));
+            let place =
+                Place { index, limit: word(&bytes, at + 8), times: word(&bytes, at + 16), taken: false };
+            if (stream.0, place.limit) == (0, 0) {
+                slots.free.push(index);
+            } else {
+                slots.places.insert(stream, place);
+            }
+        }
+        let found = Found {
+            trusted: true,
+            stale: !same_boot,
+            limits: slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect(),
+            resent: word(&bytes, RESENT),
+        };
+        Ok((Air::with(Some(file), slots, recognized), found))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the file anew for this boot, with what is known of each stream; [`u64::MAX`]: all that exists when it is
+    /// opened. Before any slot is taken.
+    pub fn begin(&self, boot: &str, resent: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
+        let mut slots = Slots::default();
+        let mut bytes = head(boot);
+        bytes[RESENT as usize..RESENT as usize + 8].copy_from_slice(&resent.to_le_bytes());
+        for (stream, limit) in limits {
+            slots.places.insert(stream, Place { index: slots.len, limit, times: 0, taken: false });
+            bytes.extend_from_slice(&record(stream, limit, 0));
+            slots.len += 1;
+        }
+        *self.lock() = slots;
+        if let Some(file) = &self.file {
+            // Cut short on the way, it is not ours or lacks streams; so the head, which makes it ours, comes last.
+            let done = file.set_len(0).and_then(|()| file.write_all_at(&bytes[HEAD as usize..], HEAD));
+            self.check(done.and_then(|()| file.write_all_at(&bytes[..HEAD as usize], 0)));
+            self.written.fetch_add(bytes.len() as u64, Relaxed);
+            if bytes.len() > HEAD as usize {
+                self.sync(); // a head that reached the disk without its slots would say too little
+            }
+        }
+    }
+
+    /// The run ended and `offsets` is saved and synced.
+    pub fn end(&self) {
+        if self.began.is_completed() {
+            self.write(RUNNING, &0u64.to_le_bytes());
+            self.sync();
+        }
+    }
+
+    fn sync(&self) {
+        if let Some(file) = self.file.as_ref().filter(|_| !self.is_broken()) {
+            self.check(file.sync_data());
+        }
+    }
+
+    /// Keeps only the slots of streams that `keep` names; the others are free for new ones.
+    pub fn retain(&self, keep: impl Fn(StreamId) -> bool) {
+        let mut slots = self.lock();
+        let Slots { places, free, .. } = &mut *slots;
+        places.retain(|stream, place| {
+            let kept = keep(*stream);
+            if !kept {
+                free.push(place.index);
+            }
+            kept
+        });
+    }
+
+    /// The slot of a stream that is opened at `at` while its file holds `size` bytes. Again in the same run: the same slot.
+    pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> Slot {
+        let mut slots = self.lock();
+        let old = slots.places.get(&stream).copied();
+        let place = match old {
+            Some(p) if p.taken => p,
+            Some(p) => {
+                let limit = if p.limit == u64::MAX { size.max(at) } else { p.limit.max(at) };
+                Place { limit, times: if limit > at { p.times + 1 } else { 0 }, taken: true, ..p }
+            }
+            None => {
+                let index = slots.free.pop().unwrap_or(slots.len);
+                slots.len = slots.len.max(index + 1);
+                Place { index, limit: at, times: 0, taken: true }
+            }
+        };
+        slots.places.insert(stream, place);
+        drop(slots);
+        if old.is_none_or(|o| (o.limit, o.times) != (place.limit, place.times)) {
+            self.write(HEAD + place.index * SLOT, &record(stream, place.limit, place.times));
+        }
+        Slot {
+            air: self.clone(),
+            index: place.index,
+            limit: AtomicU64::new(place.limit),
+            doubtful: if place.times > 0 { place.limit } else { 0 },
+            times: if self.recognized { 0 } else { place.times },
+        }
+    }
+
+    /// What was in doubt is acknowledged and saved: the next run counts only what this run sends from now on.
+    pub fn settle(&self, stream: StreamId) {
+        let mut slots = self.lock();
+        let Some(place) = slots.places.get_mut(&stream) else { return };
+        place.times = 0;
+        let at = HEAD + place.index * SLOT + 16;
+        drop(slots);
+        self.write(at, &0u64.to_le_bytes());
+    }
+
+    /// The stream is finished, and saved as such.
+    pub fn release(&self, stream: StreamId) {
+        let mut slots = self.lock();
+        if let Some(place) = slots.places.remove(&stream) {
+            slots.free.push(place.index);
+        }
+    }
+
+    /// Total of lines resent without a crash.
+    pub fn resent(&self, total: u64) {
+        self.write(RESENT, &total.to_le_bytes());
+    }
+
+    /// Lines framed again in this run that earlier runs may have sent.
+    pub fn again(&self) -> u64 {
+        self.again.load(Relaxed)
+    }
+
+    /// A limit could not be written down, so the file says nothing any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+
+    /// Bytes written to the file in this run.
+    pub fn written(&self) -> u64 {
+        self.written.load(Relaxed)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        if let Some(file) = self.file.as_ref().filter(|_| !self.is_broken()) {
+            self.check(file.write_all_at(bytes, at));
+            self.written.fetch_add(bytes.len() as u64, Relaxed);
+        }
+    }
+
+    fn check(&self, done: io::Result<()>) {
+        let (Err(e), Some(file)) = (done, &self.file) else { return };
+        // An empty file says that nothing is known, which holds; an old one would say too little.
+        let _ = file.set_len(0);
+        if !self.broken.swap(true, Relaxed) {
+            log::error!(
+                "write air in the state folder: {e}; free its disk: after a crash doubled_at_most will count all that is read again"
+            );
+        }
+    }
+}
+
+impl Slot {
+    /// Lines of a chunk `start..end` are about to be handed on. To be called before they are.
+    pub fn frame(&self, start: u64, end: u64, lines: u64) {
+        self.air.began.call_once(|| {
+            self.air.write(RUNNING, &1u64.to_le_bytes());
+            self.air.sync();
+        });
+        if end > self.limit.load(Relaxed) {
+            self.limit.store(end, Relaxed);
+            self.air.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
+        }
+        self.air.again.fetch_add(self.counts(start, lines), Relaxed);
+    }
+
+    /// What a chunk that starts at `start` with `lines` adds to `doubled_at_most`.
+    pub fn counts(&self, start: u64, lines: u64) -> u64 {
+        if start < self.doubtful { lines * self.times } else { 0 }
+    }
+
+    /// Everything before this may have been sent, by this run or an earlier one.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Relaxed)
+    }
+
+    /// Lines before this were in doubt when the stream was opened.
+    pub fn doubtful(&self) -> u64 {
+        self.doubtful
+    }
+}
+
+fn head(boot: &str) -> Vec<u8> {
+    let mut head = format!("{MAGIC}{boot}\n").into_bytes();
+    head.truncate(RESENT as usize);
+    head.resize(HEAD as usize, 0);
+    head
+}
+
+fn record(stream: StreamId, limit: u64, times: u64) -> [u8; SLOT as usize] {
+    let mut r = [0; SLOT as usize];
+    for (to, word) in r.chunks_exact_mut(8).zip([stream.0, limit, times]) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    r
+}
+
+fn word(bytes: &[u8], at: u64) -> u64 {
+    let at = at as usize;
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests;

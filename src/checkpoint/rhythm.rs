@@ -1,0 +1,231 @@
+//! When to save, to sync and to look around. Pure: time is an argument; waits for nothing and writes nothing.
+
+use super::Sync;
+use std::time::{Duration, Instant};
+
+/// From the first change to its save: so it is saved within 1 s with the time that writing takes, and what comes
+/// meanwhile goes with it.
+const GATHER: Duration = Duration::from_millis(800);
+/// How often sizes on the board are compared with those saved: what an unread file held is told after its loss.
+const SIZES: Duration = Duration::from_secs(30);
+/// The first look for files that are gone, and then each.
+const LOOK_FIRST: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_secs(6 * 3600);
+/// A failed save is tried again after this, doubled each time up to [`RETRY_MOST`].
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Save {
+        sync: bool,
+    },
+    Sync,
+    CompareSizes,
+    LookForFiles,
+    /// Nothing until then, unless something happens.
+    Wait(Instant),
+}
+
+/// What has happened so far.
+#[derive(Debug)]
+pub struct Rhythm {
+    policy: Sync,
+    /// The first change that no save, not even one under way, holds.
+    changed: Option<Instant>,
+    /// A save is wanted at once.
+    hurry: bool,
+    /// The first save that is not synced.
+    unsynced: Option<Instant>,
+    /// After this many failures in a row, the next try is not before that.
+    failed: Option<(u32, Instant)>,
+    sizes_at: Instant,
+    look_at: Instant,
+}
+
+impl Rhythm {
+    pub fn new(policy: Sync, now: Instant) -> Rhythm {
+        Rhythm {
+            policy,
+            changed: None,
+            hurry: false,
+            unsynced: None,
+            failed: None,
+            sizes_at: now + SIZES,
+            look_at: now + LOOK_FIRST,
+        }
+    }
+
+    pub fn change(&mut self, now: Instant) {
+        self.changed.get_or_insert(now);
+    }
+
+    /// A change that can wait: not later than the next comparison of sizes.
+    pub fn is_changed(&self) -> bool {
+        self.changed.is_some()
+    }
+
+    pub fn is_unsynced(&self) -> bool {
+        self.unsynced.is_some()
+    }
+
+    pub fn hurry(&mut self) {
+        self.hurry = true;
+    }
+
+    /// A save with all changes so far is under way.
+    pub fn begun(&mut self) {
+        self.changed = None;
+        self.hurry = false;
+    }
+
+    pub fn saved(&mut self, sync: bool, now: Instant) {
+        self.failed = None;
+        if sync {
+            self.unsynced = None;
+        } else {
+            self.unsynced.get_or_insert(now);
+        }
+    }
+
+    pub fn synced(&mut self) {
+        self.failed = None;
+        self.unsynced = None;
+    }
+
+    /// A save or sync failed: what it held is to be saved again. Failures in a row.
+    pub fn failed(&mut self, now: Instant) -> u32 {
+        let times = self.failed.map_or(1, |(times, _)| times.saturating_add(1));
+        let pause = RETRY.saturating_mul(1 << (times - 1).min(10)).min(RETRY_MOST);
+        self.failed = Some((times, now + pause));
+        self.changed.get_or_insert(now);
+        times
+    }
+
+    pub fn compared(&mut self, now: Instant) {
+        self.sizes_at = now + SIZES;
+    }
+
+    pub fn looked(&mut self, now: Instant) {
+        self.look_at = now + LOOK;
+    }
+
+    pub fn next(&self, now: Instant) -> Next {
+        let not_before = self.failed.map_or(now, |(_, at)| at);
+        let save_at = self.changed.map(|at| if self.hurry { at } else { (at + GATHER).max(not_before) });
+        let sync_at = match self.policy {
+            Sync::Every(every) => self.unsynced.map(|at| (at + every).max(not_before)),
+            Sync::Always => self.unsynced.map(|_| not_before),
+        };
+        let sync_due = sync_at.is_some_and(|at| at <= now);
+        if save_at.is_some_and(|at| at <= now) {
+            return Next::Save { sync: sync_due || self.policy == Sync::Always };
+        }
+        if sync_due {
+            // A change that waits goes along: one write and one sync instead of two.
+            return if self.changed.is_some() { Next::Save { sync: true } } else { Next::Sync };
+        }
+        if self.sizes_at <= now {
+            return Next::CompareSizes;
+        }
+        if self.look_at <= now {
+            return Next::LookForFiles;
+        }
+        let mut until = self.sizes_at.min(self.look_at);
+        for at in [save_at, sync_at].into_iter().flatten() {
+            until = until.min(at);
+        }
+        Next::Wait(until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: f64) -> impl Fn(Instant) -> Instant {
+        move |t| t + Duration::from_secs_f64(seconds)
+    }
+
+    /// Fails when nothing to do leads to a write, or to a wait shorter than the comparison of sizes.
+    #[test]
+    fn idle_writes_nothing() {
+        let t = Instant::now();
+        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(30)), t);
+        assert_eq!(r.next(t), Next::Wait(t + SIZES));
+        let mut now = t;
+        for _ in 0..1000 {
+            match r.next(now) {
+                Next::Wait(at) => now = at,
+                Next::CompareSizes => r.compared(now),
+                Next::LookForFiles => r.looked(now),
+                other => panic!("{other:?} while nothing changes"),
+            }
+        }
+    }
+
+    /// Fails when each change moves the save on, or when the first change is saved later than 1 s.
+    #[test]
+    fn a_busy_file_is_saved_once_a_second() {
+        let t = Instant::now();
+        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(3600)), t);
+        let mut saves = Vec::new();
+        for ms in 0..10_000 {
+            let now = t + Duration::from_millis(ms);
+            r.change(now);
+            if let Next::Save { sync } = r.next(now) {
+                assert!(!sync);
+                saves.push(ms);
+                r.begun();
+                r.saved(false, now);
+            }
+        }
+        assert!(saves[0] <= 1000 && saves.windows(2).all(|w| w[1] - w[0] <= 1000), "{saves:?}");
+        assert!(saves.len() <= 13, "{saves:?}");
+    }
+
+    /// Fails when the sync is counted from the last save instead of the first that is not synced.
+    #[test]
+    fn what_is_saved_is_synced_in_time() {
+        let t = Instant::now();
+        let every = Duration::from_secs(30);
+        let mut r = Rhythm::new(Sync::Every(every), t);
+        r.saved(false, t);
+        r.saved(false, after(20.0)(t));
+        assert_eq!(r.next(after(29.0)(t)), Next::Wait(t + every));
+        assert_eq!(r.next(t + every), Next::Sync);
+        r.change(after(29.9)(t));
+        assert_eq!(r.next(t + every), Next::Save { sync: true });
+        r.begun();
+        r.saved(true, t + every);
+        assert!(matches!(r.next(t + every), Next::CompareSizes));
+        let mut always = Rhythm::new(Sync::Always, t);
+        always.change(t);
+        assert_eq!(always.next(t + GATHER), Next::Save { sync: true });
+    }
+
+    /// Fails when a full disk is asked again at once, or never.
+    #[test]
+    fn a_failure_is_retried_at_growing_intervals() {
+        let t = Instant::now();
+        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(3600)), t);
+        r.change(t);
+        let (mut now, mut tries) = (t, 0);
+        while now < after(120.0)(t) {
+            match r.next(now) {
+                Next::Save { .. } => {
+                    tries += 1;
+                    r.begun();
+                    assert_eq!(r.failed(now), tries);
+                }
+                Next::CompareSizes => r.compared(now),
+                Next::Wait(at) => now = at,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((6..=9).contains(&tries), "{tries}");
+        r.hurry();
+        assert!(matches!(r.next(now), Next::Save { .. }), "a flush is tried at once");
+    }
+}

@@ -1,0 +1,94 @@
+//! What `offsets` holds, as a value. Knows no file and no text form.
+
+use crate::chunk::{Identity, Point, Range, StreamId};
+use crate::report::Board;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The whole content of `offsets`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// By id, ascending.
+    pub streams: Vec<SavedStream>,
+    /// The lowest id never given away.
+    pub next_stream: u64,
+    /// The patterns known so far, as written in the config: `start` applies only to files that exist when their pattern
+    /// is first known. A pattern that leaves the config stays known.
+    pub sources: Vec<Vec<u8>>,
+    /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
+    pub clock: u64,
+    pub totals: SavedTotals,
+    /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
+    /// every file is read from its beginning.
+    pub from_beginning: bool,
+}
+
+/// One stream as saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedStream {
+    pub stream: StreamId,
+    /// The followed path.
+    pub path: PathBuf,
+    pub identity: Identity,
+    /// Acknowledged without a gap up to here.
+    pub at: Point,
+    /// Acknowledged ranges beyond `at`, ascending, each with its end (`end.offset == range.end`).
+    pub beyond: Vec<(Range, Point)>,
+    /// Bytes, when last seen.
+    pub size: u64,
+    /// Read to its end, and all of it acknowledged: nothing of it is ever sent again.
+    pub finished: bool,
+    /// [`Saved::clock`] when its file was last known to exist.
+    pub seen: u64,
+}
+
+/// Counters over all restarts. Saved with the positions, so that a line that is sent again after a crash is counted as
+/// often as its acknowledgement was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedTotals {
+    pub read_lines: u64,
+    pub acked_lines: u64,
+    pub dead_lettered: u64,
+    /// Lines sent again after a crash; see `air.rs`.
+    pub again: u64,
+    /// Lines sent again without a crash, though the first attempt may have been stored.
+    pub resent: u64,
+    pub uncertain: u64,
+    pub lost_bytes: u64,
+    pub cut_lines: u64,
+    pub retries: u64,
+    /// Bytes written to the state folder.
+    pub state_bytes: u64,
+}
+
+impl SavedTotals {
+    /// At the start: the board counts on from here.
+    pub fn put_on(&self, board: &Board) {
+        let t = &board.totals;
+        t.read_lines.store(self.read_lines, Relaxed);
+        t.acked_lines.store(self.acked_lines, Relaxed);
+        t.dead_lettered.store(self.dead_lettered, Relaxed);
+        t.again_before.store(self.again, Relaxed);
+        t.resent.store(self.resent, Relaxed);
+        t.uncertain.store(self.uncertain, Relaxed);
+        t.lost_bytes.store(self.lost_bytes, Relaxed);
+        t.cut_lines.store(self.cut_lines, Relaxed);
+        t.retries.store(self.retries, Relaxed);
+        t.state_bytes.store(self.state_bytes, Relaxed);
+    }
+
+    /// Takes over what the board counts, but for two that it counts too early to be saved: `again` also of lines not yet
+    /// acknowledged, `lost_bytes` also of streams not yet finished. After a crash both are counted anew.
+    pub fn take_from(&mut self, board: &Board) {
+        let t = &board.totals;
+        let of = |n: &AtomicU64| n.load(Relaxed);
+        self.read_lines = of(&t.read_lines);
+        self.acked_lines = of(&t.acked_lines);
+        self.dead_lettered = of(&t.dead_lettered);
+        self.resent = of(&t.resent);
+        self.uncertain = of(&t.uncertain);
+        self.cut_lines = of(&t.cut_lines);
+        self.retries = of(&t.retries);
+        self.state_bytes = of(&t.state_bytes) + board.air.get().map_or(0, |air| air.written());
+    }
+}

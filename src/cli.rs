@@ -1,0 +1,333 @@
+//! The command line: five commands, as `argh` reads them. Decides nothing and reads no file; a wrong line is an [`Error`]
+//! with code 64.
+//!
+//! `argh` knows only UTF-8 and no `--opt=value`, so arguments go in escaped and are taken back by the readers below.
+
+use crate::config::{self, Acks, Broker, Driver, OutputName, Overrides, Start};
+use crate::error::Error;
+use argh::FromArgs;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// What to do.
+#[derive(Debug, PartialEq)]
+pub enum Asked {
+    Command(Command),
+    /// `--help` or `--version`: this text, on standard output.
+    Text(String),
+}
+
+/// Follows log files and delivers every line to Kafka.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    help_triggers("-h", "--help", "help"),
+    note = "Exit codes: 0 done or stopped, 1 failed, 64 wrong command line, 78 wrong config or damaged state."
+)]
+struct Top {
+    /// print the version
+    #[argh(switch, short = 'V')]
+    version: bool,
+    #[argh(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand)]
+pub enum Command {
+    Run(Run),
+    Tail(Tail),
+    Send(Send),
+    Check(Check),
+    Status(Status),
+}
+
+/// Follow files and deliver their lines. With FILE and without -c no config is needed: without --brokers lines go to
+/// standard output, without --state-dir nothing is saved.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "run",
+    help_triggers("-h", "--help"),
+    example = "{command_name} /var/log/nginx/access.log\n{command_name} -c /etc/logagent.toml"
+)]
+pub struct Run {
+    /// config file (/etc/logagent.toml)
+    #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
+    pub config: Option<PathBuf>,
+    /// brokers to begin with, host:port,…
+    #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
+    pub brokers: Option<Vec<Broker>>,
+    /// topic for all files
+    #[argh(option, from_str_fn(topic))]
+    pub topic: Option<String>,
+    /// kafka or stdout
+    #[argh(option, from_str_fn(word))]
+    pub output: Option<OutputName>,
+    /// beginning or end: where to start in files without a saved position
+    #[argh(option, from_str_fn(word))]
+    pub from: Option<Start>,
+    /// folder for positions
+    #[argh(option, arg_name = "DIR", from_str_fn(path))]
+    pub state_dir: Option<PathBuf>,
+    /// auto, classic (the kafka crate) or modern
+    #[argh(option, from_str_fn(word))]
+    pub driver: Option<Driver>,
+    /// read what is there now, deliver it, end
+    #[argh(switch)]
+    pub once: bool,
+    /// files to follow instead of the config's, as they are if they exist, else as globs
+    #[argh(positional, arg_name = "FILE", from_str_fn(path))]
+    pub files: Vec<PathBuf>,
+}
+
+/// Print each line as it is appended.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
+pub struct Tail {
+    /// beginning or end (the default)
+    #[argh(option, default = "Start::End", from_str_fn(word))]
+    pub from: Start,
+    /// files to follow, as they are if they exist, else as globs
+    #[argh(positional, arg_name = "FILE", from_str_fn(path))]
+    pub files: Vec<PathBuf>,
+}
+
+/// `argh` would take a plain `Vec` as an option that may be repeated.
+type Brokers = Vec<Broker>;
+
+/// Stage 2 alone.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "send",
+    help_triggers("-h", "--help"),
+    description = "Send values to Kafka, one record each, and print pid:<partition> offset:<offset> for each."
+)]
+pub struct Send {
+    /// brokers to begin with, host:port,…
+    #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
+    pub brokers: Brokers,
+    /// topic
+    #[argh(option, from_str_fn(topic))]
+    pub topic: String,
+    /// key of every record
+    #[argh(option, from_str_fn(bytes))]
+    pub key: Option<Vec<u8>>,
+    /// partition of every record
+    #[argh(option, from_str_fn(partition))]
+    pub partition: Option<i32>,
+    /// all (the default), 1 or 0
+    #[argh(option, default = "Acks::All", from_str_fn(word))]
+    pub acks: Acks,
+    /// auto (the default), classic (the kafka crate) or modern
+    #[argh(option, default = "Driver::Auto", from_str_fn(word))]
+    pub driver: Driver,
+    /// what to send; the lines of standard input if there is none
+    #[argh(positional, arg_name = "VALUE", from_str_fn(bytes))]
+    pub values: Vec<Vec<u8>>,
+}
+
+/// Tell what is wrong with the config, which files it follows, and how much memory it can take.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
+pub struct Check {
+    /// config file (/etc/logagent.toml)
+    #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
+    pub config: Option<PathBuf>,
+    /// also go to the brokers, step by step
+    #[argh(switch)]
+    pub connect: bool,
+}
+
+/// Tell how far the files are delivered.
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
+pub struct Status {
+    /// config file that names the state folder (/etc/logagent.toml)
+    #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
+    pub config: Option<PathBuf>,
+    /// state folder
+    #[argh(option, arg_name = "DIR", from_str_fn(path))]
+    pub state_dir: Option<PathBuf>,
+    /// as JSON
+    #[argh(switch)]
+    pub json: bool,
+    /// again each second
+    #[argh(switch)]
+    pub watch: bool,
+    /// exit 0 if every complete line of this file is acknowledged, else 1
+    #[argh(option, arg_name = "FILE", from_str_fn(path))]
+    pub shipped: Option<PathBuf>,
+}
+
+impl Run {
+    pub fn overrides(self) -> Overrides {
+        Overrides {
+            config: self.config,
+            brokers: self.brokers,
+            topic: self.topic,
+            output: self.output,
+            from: self.from,
+            state_dir: self.state_dir,
+            driver: self.driver,
+            once: self.once,
+            files: self.files,
+        }
+    }
+}
+
+/// `args` without the program's name.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Error> {
+    let args: Vec<String> = args.into_iter().map(|a| escape(&a)).collect();
+    let args = split_values(args);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let command = args.iter().find(|a| COMMANDS.contains(a)).copied();
+    match Top::from_args(&["logagent"], &args) {
+        Ok(Top { version: true, .. }) => Ok(Asked::Text(format!("logagent {}", env!("CARGO_PKG_VERSION")))),
+        Ok(Top { command: None, .. }) => Err(wrong(None, "no command is given")),
+        Ok(Top { command: Some(c), .. }) => judge(c).map(Asked::Command),
+        Err(exit) if exit.status.is_ok() => Ok(Asked::Text(exit.output.trim_end().to_owned())),
+        Err(exit) => Err(wrong(command, &readable(&exit.output))),
+    }
+}
+
+const COMMANDS: [&str; 5] = ["run", "tail", "send", "check", "status"];
+
+/// Options that take a value.
+const VALUED: [&str; 12] = [
+    "-c",
+    "--config",
+    "--brokers",
+    "--topic",
+    "--output",
+    "--from",
+    "--state-dir",
+    "--driver",
+    "--key",
+    "--partition",
+    "--acks",
+    "--shipped",
+];
+
+fn wrong(command: Option<&str>, why: &str) -> Error {
+    match command {
+        Some(c) => Error::usage(c, why, format!("see logagent {c} --help")),
+        None => Error::usage("command line", why, "see logagent --help"),
+    }
+}
+
+/// What `argh` does not check.
+fn judge(command: Command) -> Result<Command, Error> {
+    match &command {
+        Command::Tail(t) if t.files.is_empty() => Err(wrong(Some("tail"), "no FILE is given")),
+        Command::Status(s) if s.config.is_some() && s.state_dir.is_some() => {
+            Err(wrong(Some("status"), "-c and --state-dir both name the state folder: one is enough"))
+        }
+        _ => Ok(command),
+    }
+}
+
+/// `--opt=value` to `--opt value`, for options that take one, up to `--`.
+fn split_values(args: Vec<String>) -> Vec<String> {
+    let mut out = Vec::with_capacity(args.len() + 4);
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        if arg == "--" {
+            out.push(arg);
+            break;
+        }
+        match arg.split_once('=') {
+            Some((name, value)) if name.starts_with("--") && VALUED.contains(&name) => {
+                out.extend([name.to_owned(), value.to_owned()]);
+            }
+            _ => {
+                let valued = VALUED.contains(&arg.as_str());
+                out.push(arg);
+                // The value itself, which may look like an option with a value.
+                out.extend(valued.then(|| args.next()).flatten());
+            }
+        }
+    }
+    out.extend(args);
+    out
+}
+
+/// `argh`'s several lines as one.
+fn readable(output: &str) -> String {
+    let parts: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    String::from_utf8_lossy(&unescape(&parts.join(" "))).into_owned()
+}
+
+/// Any bytes as text, reversibly: those that are no UTF-8 become private characters, U+10FF00 and the byte, and so do the
+/// bytes of these very characters where somebody wrote them.
+fn escape(arg: &OsStr) -> String {
+    let hide = |bytes: &[u8]| bytes.iter().map(|b| private(*b)).collect::<String>();
+    let mut out = String::new();
+    for chunk in arg.as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match public(c) {
+                Some(_) => out.push_str(&hide(c.encode_utf8(&mut [0; 4]).as_bytes())),
+                None => out.push(c),
+            }
+        }
+        out.push_str(&hide(chunk.invalid()));
+    }
+    out
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for c in text.chars() {
+        match public(c) {
+            Some(byte) => out.push(byte),
+            None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out
+}
+
+fn private(byte: u8) -> char {
+    char::from_u32(0x10_ff00 + u32::from(byte)).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+fn public(c: char) -> Option<u8> {
+    u8::try_from((c as u32).checked_sub(0x10_ff00)?).ok()
+}
+
+// Readers of one value, for `argh`.
+
+fn bytes(arg: &str) -> Result<Vec<u8>, String> {
+    Ok(unescape(arg))
+}
+
+fn path(arg: &str) -> Result<PathBuf, String> {
+    match arg.is_empty() {
+        true => Err("it is empty".into()),
+        false => Ok(OsString::from_vec(unescape(arg)).into()),
+    }
+}
+
+fn text(arg: &str) -> Result<String, String> {
+    String::from_utf8(unescape(arg)).map_err(|_| "it is not UTF-8".into())
+}
+
+fn topic(arg: &str) -> Result<String, String> {
+    config::topic_name(&text(arg)?)
+}
+
+fn brokers(arg: &str) -> Result<Vec<Broker>, String> {
+    config::brokers(&text(arg)?)
+}
+
+fn word<T: config::Named>(arg: &str) -> Result<T, String> {
+    config::by_name(&text(arg)?)
+}
+
+fn partition(arg: &str) -> Result<i32, String> {
+    let n: Option<i32> = arg.parse().ok().filter(|n| *n >= 0);
+    n.ok_or_else(|| "it is no whole number from 0".into())
+}
+
+#[cfg(test)]
+mod tests;

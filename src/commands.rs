@@ -1,0 +1,10 @@
+//! What the agent can be asked to do, one file each. Each stands alone; only `run` knows all stages.
+
+pub mod check;
+pub mod crew;
+pub mod drivers;
+pub mod plan;
+pub mod run;
+pub mod send;
+pub mod status;
+pub mod tail;

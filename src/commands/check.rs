@@ -1,0 +1,298 @@
+//! `logagent check`: what the config means here and now. Starts nothing, and changes nothing on the disk.
+//!
+//! Wrong configs do not come this far: [`config::load`] names their problems. What is found here (an unreadable file, a
+//! state folder that cannot be written) may be right for the agent's own user, so it is a warning and not a failure; a
+//! missing `must_exist` file, and a broker that cannot be reached with `--connect`, fail.
+
+mod connect;
+mod found;
+
+use crate::cli;
+use crate::config::{
+    self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
+};
+use crate::error::{Error, Escaped, ExitCode};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// One step on the way to a broker: what was tried, how long it took, and what came of it.
+pub struct Step {
+    /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log" …
+    pub what: String,
+    pub took: Duration,
+    /// What is there, or why it failed and what to do.
+    pub outcome: Result<String, (String, String)>,
+}
+
+/// Goes to the brokers and tells each step as soon as it is done.
+pub type Connect = fn(&Config, &mut dyn FnMut(Step));
+
+/// Bytes resident beside the budget and the threads: the program itself and the allocator's slack.
+const PROGRAM: usize = 6 << 20;
+
+/// Bytes of the largest stack (`run.rs`); all of it counts, though few threads ever touch it.
+const STACK: usize = 256 << 10;
+
+/// Threads beside one per file: main, signals, watch, ship, checkpoint and a driver's.
+const OTHER_THREADS: usize = 8;
+
+pub fn run(asked: cli::Check) -> Result<ExitCode, Error> {
+    run_with(asked, connect::steps)
+}
+
+fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
+    let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
+    let report = Report::of(&config);
+    print(&report.text)?;
+    let mut failed = report.failed;
+    if asked.connect {
+        let mut unsaid = Ok(());
+        connect(&config, &mut |step| {
+            failed |= step.outcome.is_err();
+            unsaid = print(&step_line(&step));
+        });
+        unsaid?;
+    }
+    Ok(if failed { ExitCode::Failed } else { ExitCode::Done })
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    done.map_err(|e| Error::failed("write to standard output", e, "let something read it"))
+}
+
+fn step_line(step: &Step) -> String {
+    let ms = step.took.as_millis();
+    match &step.outcome {
+        Ok(found) => format!("ok      {} ({ms} ms): {}\n", Escaped(&step.what), Escaped(found)),
+        Err((why, fix)) => {
+            format!("failed  {} ({ms} ms): {}; {}\n", Escaped(&step.what), Escaped(why), Escaped(fix))
+        }
+    }
+}
+
+/// Everything there is to say without the network.
+#[derive(Default)]
+struct Report {
+    text: String,
+    failed: bool,
+    warnings: Vec<String>,
+    /// Which source reads a file, by device and inode.
+    readers: HashMap<(u64, u64), (usize, PathBuf)>,
+    matched: usize,
+}
+
+impl Report {
+    fn of(config: &Config) -> Report {
+        let mut r = Report::default();
+        for path in &config.read_from {
+            r.line("config", &shown(path));
+            r.warn_if_written_by_others(path);
+        }
+        r.output(config);
+        r.state(config);
+        for (i, source) in config.sources.iter().enumerate() {
+            r.source(i, source);
+        }
+        r.memory(config);
+        for warning in std::mem::take(&mut r.warnings) {
+            r.line("warning", &warning);
+        }
+        if !r.failed {
+            r.line("ok", "the config has no mistakes");
+        }
+        r
+    }
+
+    fn line(&mut self, head: &str, text: &str) {
+        let _ = writeln!(self.text, "{head:<9}{}", Escaped(text)); // a String takes everything
+    }
+
+    fn warn(&mut self, what: impl Into<String>) {
+        self.warnings.push(what.into());
+    }
+
+    fn output(&mut self, config: &Config) {
+        let Output::Kafka(k) = &config.output else { return self.line("output", "standard output") };
+        let brokers: Vec<String> = k.brokers.iter().map(ToString::to_string).collect();
+        let line = format!("{} with acks = {}", brokers.join(", "), name(k.acks));
+        self.line("brokers", &line);
+        let reasons = config.needs_modern();
+        let driver = match (k.driver, reasons.is_empty()) {
+            (Driver::Auto, true) => {
+                "auto: classic (the kafka crate) where the broker takes it, else modern".into()
+            }
+            (Driver::Auto, false) => format!("auto: modern, because of {}", reasons.join(", ")),
+            (fixed, _) => name(fixed).to_owned(),
+        };
+        self.line("driver", &driver);
+        self.delivery(config.agent.delivery, k);
+        self.secrets(k);
+    }
+
+    fn delivery(&mut self, delivery: Delivery, k: &Kafka) {
+        self.line("delivery", name(delivery));
+        match k.acks {
+            Acks::None => self.warn(
+                "acks = 0 can lose lines: written to the socket counts as delivered; write acks = \"all\" to lose none",
+            ),
+            Acks::Leader => self.warn(
+                "acks = 1 can lose lines when a leader dies before its followers have them; write acks = \"all\" to lose none",
+            ),
+            Acks::All => {}
+        }
+    }
+
+    fn secrets(&mut self, k: &Kafka) {
+        if let Some(sasl) = &k.sasl {
+            self.secret(&sasl.password_file, "password_file");
+            if sasl.mechanism == Mechanism::Plain && k.tls.is_none() {
+                self.warn(
+                    "PLAIN without TLS sends the password readably; write [kafka.tls], or use SCRAM-SHA-512",
+                );
+            }
+        }
+        if let Some(tls) = &k.tls {
+            for (file, key) in [(&tls.ca, "ca"), (&tls.cert, "cert")] {
+                if let Some(file) = file
+                    && let Err(e) = File::open(file)
+                {
+                    self.warn(format!("{key} {}: {e}; give the path of a PEM file", shown(file)));
+                }
+            }
+            if let Some(key) = &tls.key {
+                self.secret(key, "key");
+            }
+        }
+    }
+
+    /// A file that nobody else may read. One of systemd's credentials is there only while the service runs.
+    fn secret(&mut self, path: &Path, key: &str) {
+        match path.metadata() {
+            Ok(m) if m.mode() & 0o007 != 0 => {
+                let mode = m.mode() & 0o777;
+                self.warn(format!("{key} {} is open to everybody (mode {mode:o}); chmod o= it", shown(path)));
+            }
+            Ok(_) => {}
+            Err(e) => self.warn(format!("{key} {}: {e}; is it there when the service runs?", shown(path))),
+        }
+    }
+
+    fn warn_if_written_by_others(&mut self, path: &Path) {
+        if let Ok(m) = path.metadata()
+            && m.mode() & 0o002 != 0
+        {
+            self.warn(format!(
+                "{} can be written by everybody, so everybody can have any log sent anywhere; chmod o-w it",
+                shown(path)
+            ));
+        }
+    }
+
+    fn state(&mut self, config: &Config) {
+        let Some(dir) = &config.agent.state_dir else { return self.line("state", "none: nothing is saved") };
+        self.line("state", &shown(dir));
+        let existing = dir.ancestors().find(|d| d.is_dir()).unwrap_or(Path::new("/"));
+        if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
+            self.warn(format!(
+                "{} cannot be written by this user; systemd makes it for the service by StateDirectory=, else chown it",
+                shown(existing)
+            ));
+        }
+        if dir.metadata().is_ok_and(|m| m.mode() & 0o077 != 0) {
+            self.warn(format!("{} is open to other users; chmod 700 it", shown(dir)));
+        }
+    }
+
+    /// The files that a source follows now.
+    fn source(&mut self, index: usize, source: &Source) {
+        let patterns: Vec<String> = source.paths.iter().map(found::pattern_text).collect();
+        self.line("files", &format!("{} to topic {}", patterns.join(", "), source.topic));
+        let files = found::files(source);
+        if files.is_empty() {
+            self.line("", "  no file matches now");
+        }
+        if source.must_exist {
+            for missing in found::missing(source) {
+                self.failed = true;
+                self.line("", &format!("  {}: missing, and must_exist is set", missing));
+            }
+        }
+        for path in files {
+            self.matched += 1;
+            self.file(index, &path);
+        }
+    }
+
+    fn file(&mut self, source: usize, path: &Path) {
+        // NONBLOCK: what was a file a moment ago may be a FIFO now.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let opened = File::options().read(true).custom_flags(flags).open(path).and_then(|f| f.metadata());
+        let meta = match opened {
+            Err(e) => {
+                self.line("", &format!("  {}: {e}", shown(path)));
+                let fix = "add the agent's user to its group (adm), or give it CAP_DAC_READ_SEARCH";
+                return self.warn(format!("{} cannot be read by this user; {fix}", shown(path)));
+            }
+            Ok(meta) if !meta.is_file() => {
+                return self.line("", &format!("  {}: not a regular file, left out", shown(path)));
+            }
+            Ok(meta) => meta,
+        };
+        self.line("", &format!("  {} ({} bytes)", shown(path), meta.size()));
+        let id = (meta.dev(), meta.ino());
+        if let Some((first, name)) = self.readers.get(&id) {
+            let (first, name) = (first + 1, shown(name));
+            let second = source + 1;
+            self.warn(format!(
+                "{} is matched twice, by [[files]] {first} as {name} and by [[files]] {second}: it is read once, by the first",
+                shown(path)
+            ));
+        } else {
+            self.readers.insert(id, (source, path.to_owned()));
+        }
+    }
+
+    fn memory(&mut self, config: &Config) {
+        let plan = config.memory_plan();
+        let drivers_copies = match &config.output {
+            // The kafka crate holds a request up to three times while it is encoded (KAFKA.md, section 1).
+            Output::Kafka(k) if k.driver != Driver::Modern => 2 * k.batch,
+            _ => 0,
+        };
+        let threads = (self.matched + OTHER_THREADS) * STACK;
+        let worst = PROGRAM + config.agent.memory + drivers_copies + threads;
+        let line = format!(
+            "at most {} resident: {} in flight (memory; at least {} for {}), {} for threads, {} for the rest",
+            kib(worst),
+            kib(config.agent.memory),
+            kib(plan.needed),
+            if plan.topics == 1 { "1 topic".into() } else { format!("{} topics", plan.topics) },
+            kib(threads),
+            kib(PROGRAM + drivers_copies),
+        );
+        self.line("memory", &line);
+    }
+}
+
+fn kib(bytes: usize) -> String {
+    format!("{} KiB", bytes.div_ceil(1 << 10))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// The word that stands for `value` in the config.
+fn name<T: Named + PartialEq>(value: T) -> &'static str {
+    T::NAMES.iter().find(|(_, v)| *v == value).map_or("", |(name, _)| *name)
+}
+
+#[cfg(test)]
+mod tests;

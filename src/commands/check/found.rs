@@ -1,0 +1,47 @@
+//! Which files a source matches at this moment, in the eyes of the running agent's own discovery. Watches nothing.
+
+use crate::config::{Pattern, Source};
+use crate::watch::pattern::{self, Exclude, Visitor};
+use std::path::{Path, PathBuf};
+
+/// Every file that the source names, in order, each path once.
+pub fn files(source: &Source) -> Vec<PathBuf> {
+    let excluded = Exclude::new(&source.exclude).unwrap_or_default(); // the globs were checked with the config
+    let mut all: Vec<PathBuf> = source.paths.iter().flat_map(matches).collect();
+    all.sort();
+    all.dedup();
+    all.retain(|p| !excluded.matches(p));
+    all
+}
+
+/// The paths and globs behind which there is nothing.
+pub fn missing(source: &Source) -> Vec<String> {
+    source.paths.iter().filter(|p| matches(p).is_empty()).map(pattern_text).collect()
+}
+
+pub fn pattern_text(pattern: &Pattern) -> String {
+    match pattern {
+        Pattern::Path(p) => p.display().to_string(),
+        Pattern::Glob(g) => g.clone(),
+    }
+}
+
+fn matches(pattern: &Pattern) -> Vec<PathBuf> {
+    struct Met(Vec<PathBuf>);
+    impl Visitor for Met {
+        fn folder(&mut self, _: &Path) {}
+        fn file(&mut self, path: PathBuf) {
+            self.0.push(path);
+        }
+    }
+    let mut met = Met(Vec::new());
+    match pattern {
+        Pattern::Path(p) => pattern::Pattern::path(p).walk(&mut met),
+        Pattern::Glob(g) => {
+            if let Ok(glob) = pattern::Pattern::glob(g) {
+                glob.walk(&mut met);
+            }
+        }
+    }
+    met.0
+}

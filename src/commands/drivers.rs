@@ -1,0 +1,92 @@
+//! From the config to a running driver: which one, with which options. Speaks to no broker itself.
+
+use crate::config::{self, Compression, Config, Driver, Kafka, Output};
+use crate::error::Error;
+use crate::report::Board;
+use crate::ship::driver::{Acks, Ends};
+use crate::ship::{auto, classic, modern, probe, stdout};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Starts the worker that `driver` and what the config asks for decide.
+pub fn start(config: &Config, board: &Arc<Board>) -> Result<Ends, Error> {
+    let started = match &config.output {
+        Output::Stdout => stdout::start(),
+        Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern(), board),
+    };
+    started.map_err(|e| Error::failed("start the driver", e, "raise the limits of threads and descriptors"))
+}
+
+pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], board: &Arc<Board>) -> std::io::Result<Ends> {
+    match kafka.driver {
+        Driver::Classic => classic::start(classic_options(kafka, classic::Unfit::Wait), board),
+        Driver::Modern => start_modern(kafka, board, "the config asks for it"),
+        Driver::Auto if !needs_modern.is_empty() => {
+            let why = format!("the config asks for {}", needs_modern.join(", "));
+            start_modern(kafka, board, &why)
+        }
+        Driver::Auto => {
+            let (c, m) = (classic_options(kafka, classic::Unfit::Leave), modern_options(kafka, true));
+            let options = auto::Options {
+                brokers: addresses(kafka),
+                probe: probe::Limits::default(),
+                pause: Duration::from_secs(5),
+                classic: Box::new(move |orders, events, board| classic::run(&c, orders, events, board)),
+                modern: Box::new(move |orders, events, board| modern::run(&m, orders, events, board)),
+            };
+            auto::start(options, board)
+        }
+    }
+}
+
+fn start_modern(kafka: &Kafka, board: &Arc<Board>, why: &str) -> std::io::Result<Ends> {
+    *board.driver() = format!("modern: {why}");
+    modern::start(modern_options(kafka, false), board.clone())
+}
+
+fn addresses(kafka: &Kafka) -> Vec<String> {
+    kafka.brokers.iter().map(ToString::to_string).collect()
+}
+
+fn acks(kafka: &Kafka) -> Acks {
+    match kafka.acks {
+        config::Acks::None => Acks::Zero,
+        config::Acks::Leader => Acks::One,
+        config::Acks::All => Acks::All,
+    }
+}
+
+fn classic_options(kafka: &Kafka, unfit: classic::Unfit) -> classic::Options {
+    classic::Options {
+        brokers: addresses(kafka),
+        client_id: kafka.client_id.clone(),
+        acks: acks(kafka),
+        codec: match kafka.compression {
+            Compression::Gzip => classic::Codec::Gzip,
+            Compression::Snappy => classic::Codec::Snappy,
+            // lz4 and zstd ask for the modern driver: see `Config::needs_modern`.
+            Compression::None | Compression::Lz4 | Compression::Zstd => classic::Codec::None,
+        },
+        create_topics: kafka.create_topics,
+        unfit,
+        limits: classic::Limits::default(),
+    }
+}
+
+fn modern_options(kafka: &Kafka, auto: bool) -> modern::Options {
+    modern::Options {
+        brokers: addresses(kafka),
+        client_id: kafka.client_id.clone(),
+        acks: acks(kafka),
+        compression: match kafka.compression {
+            Compression::None => modern::codec::Codec::None,
+            Compression::Gzip => modern::codec::Codec::Gzip,
+            Compression::Snappy => modern::codec::Codec::Snappy,
+            Compression::Lz4 => modern::codec::Codec::Lz4,
+            Compression::Zstd => modern::codec::Codec::Zstd,
+        },
+        create_topics: kafka.create_topics,
+        auto,
+        ..modern::Options::default()
+    }
+}

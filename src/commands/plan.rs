@@ -1,0 +1,149 @@
+//! From the config to each stage's options: the only place where both are known. Starts nothing.
+
+use super::crew::Plan;
+use crate::budget::{Budget, Share};
+use crate::chunk::{Format, Key, Shape, SourceId, Topic};
+use crate::config::{self, Config, Joint, Output, Pattern, Source};
+use crate::error::Error;
+use crate::ship::{self, Partitioner};
+use crate::tail::follow::Until;
+use crate::tail::framing::{self, Multiline, Rules};
+use crate::tail::open::Reading;
+use crate::tail::{Hold, Options, Start};
+use crate::watch::Watched;
+use crate::watch::pattern::{self, Exclude};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of a chunk: large enough that a busy file fills a batch with two, small enough for several in the budget.
+const CHUNK: usize = 256 << 10;
+
+/// Where events do not come.
+const POLL: Duration = Duration::from_secs(1);
+
+/// One plan for each source. `known` are the patterns whose files have been seen before.
+pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Vec<Plan>, Error> {
+    let mut topics: BTreeMap<&str, (Topic, Share)> = BTreeMap::new();
+    for s in &config.sources {
+        topics.entry(&s.topic).or_insert_with(|| (s.topic.as_str().into(), budget.share()));
+    }
+    let chunk = CHUNK.min(config.agent.memory / topics.len().max(1) / 8).max(4096);
+    let plan = |(i, s): (usize, &Source)| {
+        let (topic, share) = &topics[s.topic.as_str()];
+        let watched = watched(SourceId(i as u32), s)?;
+        let known = watched.patterns.iter().filter(|p| known.contains(&p.text)).cloned().collect();
+        Ok(Plan {
+            tail: Options {
+                source: watched.source,
+                topic: topic.clone(),
+                shape: Arc::new(shape(config, s)),
+                path: PathBuf::new(),
+                reading: Reading { rules: rules(s), share: share.clone(), chunk },
+                start: start(s.start),
+                until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
+                reopen: s.reopen,
+                poll: s.poll.unwrap_or(POLL),
+                rotate_grace: s.rotate_grace,
+                rest_after: [s.partial_after, s.multiline.as_ref().map(|m| m.timeout)]
+                    .into_iter()
+                    .flatten()
+                    .min(),
+                deleted_hold: Hold { bytes: s.deleted_hold.bytes, time: s.deleted_hold.time },
+                rate: s.rate_limit,
+            },
+            watched,
+            known,
+            must_exist: s.must_exist,
+        })
+    };
+    config.sources.iter().enumerate().map(plan).collect()
+}
+
+fn watched(source: SourceId, s: &Source) -> Result<Watched, Error> {
+    let bad = |e: globset::Error| Error::config("glob", e, "correct it");
+    let pattern = |p: &Pattern| match p {
+        Pattern::Path(path) => Ok(pattern::Pattern::path(path)),
+        Pattern::Glob(glob) => pattern::Pattern::glob(glob).map_err(bad),
+    };
+    Ok(Watched {
+        source,
+        patterns: s.paths.iter().map(pattern).collect::<Result<_, Error>>()?,
+        exclude: Exclude::new(&s.exclude).map_err(bad)?,
+        poll: s.poll.is_some(),
+    })
+}
+
+fn start(s: config::Start) -> Start {
+    match s {
+        config::Start::Beginning => Start::Beginning,
+        config::Start::End => Start::End,
+        config::Start::Offset(n) => Start::Offset(n),
+    }
+}
+
+fn rules(s: &Source) -> Rules {
+    Rules {
+        max_line: s.max_line,
+        skip_empty: s.skip_empty,
+        multiline: s.multiline.as_ref().map(|m| Multiline {
+            joint: match &m.joint {
+                Joint::Start(r) => framing::Joint::Start(r.clone()),
+                Joint::Continue(r) => framing::Joint::Continue(r.clone()),
+            },
+            max_lines: m.max_lines,
+        }),
+        include: s.include.clone(),
+        drop: s.drop.clone(),
+    }
+}
+
+/// What makes a record of a line; its hash is that of everything in it, as written.
+fn shape(config: &Config, s: &Source) -> Shape {
+    let key = match &config.output {
+        Output::Kafka(k) => k.key.as_ref(),
+        Output::Stdout => None,
+    };
+    let key = match key {
+        None => Key::None,
+        Some(config::Key::Constant(c)) => Key::Constant(c.clone()),
+        Some(config::Key::Path) => Key::Path,
+        Some(config::Key::Regex(r)) => Key::Regex(r.clone()),
+        Some(config::Key::Field(f)) => Key::Field(f.clone()),
+    };
+    let format = match s.format {
+        config::Format::Raw => Format::Raw,
+        config::Format::Json => {
+            Format::Json { host: config.agent.hostname.clone(), fields: s.fields.clone() }
+        }
+    };
+    let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
+    let hash = crate::chunk::fnv1a(format!("1 {key:?} {format:?} {headers:?}").as_bytes());
+    Shape { key, format, headers, hash }
+}
+
+pub fn ship(config: &Config) -> ship::Options {
+    let defaults = ship::Options { seed: seed(), ..ship::Options::default() };
+    let Output::Kafka(kafka) = &config.output else { return defaults };
+    ship::Options {
+        partitioner: match kafka.partition {
+            config::Partition::Sticky => Partitioner::Sticky,
+            config::Partition::Hash => Partitioner::Hash,
+            config::Partition::RoundRobin => Partitioner::RoundRobin,
+            config::Partition::Random => Partitioner::Random,
+            config::Partition::Fixed(n) => Partitioner::Fixed(n),
+        },
+        batch: kafka.batch,
+        linger: kafka.linger,
+        rate: kafka.rate,
+        dead_letter: config.agent.state_dir.as_ref().map(|dir| dir.join("dead-letter")),
+        ..defaults
+    }
+}
+
+/// Different in every process: two agents must not choose the same partitions and pauses.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0u8)
+}

@@ -1,0 +1,262 @@
+//! Follow files and deliver their lines: the only file that knows all stages. It starts them, and ends them by dropping
+//! what they wait on.
+//!
+//! Shutdown goes in the direction of the data: tails end, ship drains what is left and waits for its acks up to
+//! `drain_timeout`, then checkpoint saves. A second signal ends the process at once.
+
+use super::crew::Crew;
+use super::{drivers, plan};
+use crate::budget::Budget;
+use crate::checkpoint::{self, Saved};
+use crate::chunk::{Note, Parcel};
+use crate::cli;
+use crate::config::{self, Config, DamagedState, Delivery};
+use crate::error::{Error, ExitCode};
+use crate::report::snapshot::Snapshot;
+use crate::report::{Board, live, text};
+use crate::ship::{self, Dead};
+use crate::signals::{self, Signal};
+use crate::stop;
+use crate::systemd::{self, Notify};
+use crate::tail::known::{Entry, Known};
+use crate::watch::Sight;
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
+use log::{info, warn};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, Builder, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+/// Chunks between the tails and ship: enough that neither waits for the other's turn.
+const PARCELS: usize = 64;
+/// Notes between ship and checkpoint, which only ever waits for the disk.
+const NOTES: usize = 1024;
+/// Bytes of a stage's stack.
+const STACK: usize = 256 << 10;
+/// How long the first look at all files may take before ready is said without it: one may hang in a dead NFS mount.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+
+/// `at_once` ends the process: for the second signal.
+pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+    let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
+    let signals = signals::start().map_err(trouble)?;
+    let config = config::load(&asked.overrides())?;
+    raise_descriptor_limit();
+    let board = Arc::new(Board::default());
+    let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
+    let _ = board.budget.set(budget.clone());
+    let (job, saved) = checkpoint::open(checkpoint_options(&config), &board)?;
+    let known = Known::new(entries(&saved), saved.next_stream);
+    let plans = plan::sources(&config, &budget, &saved.sources)?;
+    let ends = drivers::start(&config, &board)?;
+    let (parcels, inbox) = bounded::<Parcel>(PARCELS);
+    let (notes, note_inbox) = bounded::<Note>(NOTES);
+    let (give_up, give_up_on) = stop::pair();
+    let expected = unread_paths(&saved);
+    let trouble = |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
+    let live = live::start(board.clone(), config.agent.state_dir.as_deref(), config.textfile.clone()).map_err(trouble)?;
+    thread::scope(|scope| {
+        let board: &Board = &board;
+        let (gone, ship_gone) = bounded::<Infallible>(0);
+        let shipping = start(scope, "ship", {
+            let options = plan::ship(&config);
+            move || {
+                let _gone = gone;
+                ship::run(options, inbox, ends, notes, board, &give_up_on)
+            }
+        })?;
+        let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
+        let crew = Crew::start(scope, (&known, board), plans, expected, config.once, parcels.clone())?;
+        let mut office = Office {
+            crew,
+            board,
+            config: &config,
+            parcels: Some(parcels),
+            give_up: Some(give_up),
+            notify: Notify::from_env(),
+            stopping: false,
+            at_once,
+        };
+        let ended = office.work(&signals.inbox, &ship_gone);
+        drop(office);
+        drop(live);
+        let shipped = shipping.join();
+        let saved = saving.join();
+        ended?;
+        if let Ok(Err(Dead { why })) = shipped {
+            return Err(Error::failed("deliver", why, "what was not acknowledged is sent at the next start"));
+        }
+        saved.unwrap_or(Ok(()))?;
+        Ok(ExitCode::Done)
+    })
+}
+
+fn start<'s, T: Send + 's>(
+    scope: &'s Scope<'s, '_>,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 's,
+) -> Result<ScopedJoinHandle<'s, T>, Error> {
+    let trouble = |e| Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
+    Builder::new().name(name.into()).stack_size(STACK).spawn_scoped(scope, body).map_err(trouble)
+}
+
+/// The main thread: takes what happens, starts and stops.
+struct Office<'s, 'e> {
+    crew: Crew<'s, 'e>,
+    board: &'e Board,
+    config: &'e Config,
+    /// For what is told to checkpoint by the way of the data, until the tails are to end.
+    parcels: Option<Sender<Parcel>>,
+    give_up: Option<stop::Handle>,
+    notify: Notify,
+    stopping: bool,
+    at_once: fn(ExitCode) -> !,
+}
+
+impl Office<'_, '_> {
+    fn work(&mut self, signals: &Receiver<Signal>, ship_gone: &Receiver<Infallible>) -> Result<(), Error> {
+        let mut deadline = never();
+        let mut sighted = self.crew.sighted.clone();
+        let mut too_slow = never();
+        let mut flushed = never::<()>();
+        let pulse = systemd::watchdog_interval().map_or(never(), tick);
+        loop {
+            select! {
+                recv(self.crew.sights) -> sight => match sight {
+                    Ok(Sight::Found(found)) => self.crew.follow(found)?,
+                    Ok(Sight::Walked { missing }) => {
+                        self.crew.walked(&missing)?;
+                        too_slow = after(FIRST_LOOK);
+                    }
+                    Err(_) => self.crew.blind(),
+                },
+                recv(self.crew.ends) -> path => if let Ok(path) = path { self.crew.ended(&path) },
+                recv(sighted) -> _ => { // closed: every tail of the first walk has looked
+                    sighted = never();
+                    too_slow = never();
+                    flushed = self.save_first_sight();
+                }
+                recv(too_slow) -> _ => {
+                    warn!("some file cannot be looked at in {FIRST_LOOK:?}; ready without it");
+                    sighted = never();
+                    too_slow = never();
+                    flushed = self.save_first_sight();
+                }
+                recv(flushed) -> _ => {
+                    flushed = never();
+                    self.ready();
+                }
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Stop) => deadline = self.stop(),
+                    Ok(Signal::Report) => self.log_status(),
+                    Ok(Signal::Reload) => warn!("SIGHUP: the config is read at start only; restart to have a new one"),
+                    Err(_) => {}
+                },
+                recv(deadline) -> _ => {
+                    deadline = never();
+                    let time = self.config.agent.drain_timeout;
+                    warn!("not everything was acknowledged within drain_timeout ({time:?}); it is sent at the next start");
+                    self.give_up = None;
+                }
+                recv(pulse) -> _ => {
+                    self.notify.watchdog();
+                    self.notify.status(&self.line());
+                }
+                recv(ship_gone) -> _ => return Ok(()),
+            }
+            if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
+                self.parcels = None;
+            }
+        }
+    }
+
+    /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
+    fn save_first_sight(&mut self) -> Receiver<()> {
+        let (done, flushed) = bounded(1);
+        if let Some(parcels) = &self.parcels {
+            for pattern in self.crew.patterns() {
+                let _ = parcels.send(Parcel::Source(pattern));
+            }
+            let _ = parcels.send(Parcel::Flush(done));
+        }
+        flushed
+    }
+
+    fn ready(&self) {
+        if self.stopping {
+            return;
+        }
+        info!("following {} file(s)", self.crew.files());
+        self.notify.ready(&self.line());
+    }
+
+    /// The first: tails end, ship drains. The second: at once.
+    fn stop(&mut self) -> Receiver<Instant> {
+        if std::mem::replace(&mut self.stopping, true) {
+            warn!("stopped by a second signal; what was not acknowledged is sent at the next start");
+            (self.at_once)(ExitCode::Failed);
+        }
+        info!("stopping: waiting for acknowledgements");
+        self.notify.stopping("waiting for acknowledgements");
+        self.crew.stop();
+        self.parcels = None;
+        after(self.config.agent.drain_timeout)
+    }
+
+    fn line(&self) -> String {
+        Snapshot::take(self.board, Instant::now()).line()
+    }
+
+    fn log_status(&self) {
+        for line in text::status(&Snapshot::take(self.board, Instant::now())).lines() {
+            info!("{line}");
+        }
+    }
+}
+
+/// Each file takes one descriptor: the soft limit of 1024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!("descriptors: the limit cannot be raised: {e}");
+    }
+}
+
+fn checkpoint_options(config: &Config) -> checkpoint::Options {
+    checkpoint::Options {
+        state_dir: config.agent.state_dir.clone(),
+        sync: match config.agent.sync {
+            config::Sync::Always => checkpoint::Sync::Always,
+            config::Sync::Every(time) => checkpoint::Sync::Every(time),
+        },
+        damaged: match config.agent.damaged_state {
+            DamagedState::Refuse => checkpoint::Damaged::Refuse,
+            DamagedState::Beginning => checkpoint::Damaged::Beginning,
+        },
+        exactly_once: config.agent.delivery == Delivery::ExactlyOnce,
+    }
+}
+
+fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
+    saved.streams.iter().map(|s| Entry {
+        stream: s.stream,
+        path: s.path.clone(),
+        identity: s.identity.clone(),
+        at: s.at,
+        beyond: s.beyond.clone(),
+        size: s.size,
+        modified: 0,
+        finished: s.finished,
+        open: false,
+    })
+}
+
+fn unread_paths(saved: &Saved) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> =
+        saved.streams.iter().filter(|s| !s.finished).map(|s| s.path.clone()).collect();
+    paths.sort();
+    paths.dedup();
+    paths
+}

@@ -1,0 +1,331 @@
+//! Stage 2 alone: values from the command line, or the lines of standard input, become records; each is answered with
+//! `pid:<partition> offset:<offset>` when the broker has acknowledged it, in the order of the acknowledgements. Follows no
+//! file and saves nothing: what is not acknowledged at the end is said, and gone.
+
+use super::drivers;
+use crate::budget::{Budget, Share};
+use crate::chunk::{
+    Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, Shape, SourceId, StreamId, Then,
+};
+use crate::cli;
+use crate::config::{self, Compression, Kafka};
+use crate::error::{Error, ExitCode};
+use crate::report::{Board, Gauge};
+use crate::ship::{self, Partitioner, Receipt};
+use crate::signals::{self, Signal};
+use crate::stop::{self, Stop};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
+use std::io::{self, BufRead, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::{self, Builder};
+use std::time::Duration;
+
+/// Bytes between input and acknowledgement.
+const MEMORY: usize = 8 << 20;
+/// Bytes of a chunk, unless one line is longer.
+const CHUNK: usize = 64 << 10;
+/// Longest line of standard input. Brokers take about 1 MB unless they are told otherwise.
+const MAX_LINE: usize = 16 << 20;
+/// How long acknowledgements are waited for after a signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// `at_once` ends the process: for the second signal.
+pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+    let trouble = |e| Error::failed("signals", e, "start it where signals can be handled");
+    let signals = signals::start().map_err(trouble)?;
+    let board = Arc::new(Board::default());
+    let ends = drivers::of_kafka(&kafka(&asked), &[], &board).map_err(threads)?;
+    let (receipt_tx, receipts) = bounded::<Receipt>(1024);
+    let options = ship::Options {
+        partitioner: match (asked.partition, &asked.key) {
+            (Some(n), _) => Partitioner::Fixed(n),
+            (None, Some(_)) => Partitioner::Hash,
+            (None, None) => Partitioner::Sticky,
+        },
+        receipts: Some(receipt_tx),
+        ..ship::Options::default()
+    };
+    let (parcels, inbox) = bounded(4);
+    let (input_stop, input_on) = stop::pair();
+    let given = Arc::new(AtomicU64::new(0));
+    let failed = Input::start(asked, &given, parcels, input_on)?;
+    let (notes, forgotten) = bounded::<Note>(1024);
+    let (give_up, give_up_on) = stop::pair();
+    thread::scope(|scope| {
+        let board: &Board = &board;
+        let body = move || ship::run(options, inbox, ends, notes, board, &give_up_on);
+        let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
+        thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
+        let (give_up, input) = (Some(give_up), Some(input_stop));
+        let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
+        let done = desk.work(failed, &receipts, &signals.inbox);
+        let stored = desk.stored;
+        drop((desk, receipts));
+        let shipped = shipping.join();
+        done?;
+        if let Ok(Err(dead)) = shipped {
+            return Err(Error::failed("deliver", dead.why, "send what was not answered again"));
+        }
+        verdict(given.load(Relaxed), stored, board.totals.dead_lettered.load(Relaxed))
+    })
+}
+
+fn verdict(given: u64, stored: u64, refused: u64) -> Result<ExitCode, Error> {
+    if refused > 0 {
+        let why = format!("the broker refused {refused} of {given} records");
+        return Err(Error::failed(
+            "deliver",
+            why,
+            "see the reason above; make them smaller, or the topic's limit larger",
+        ));
+    }
+    if stored < given {
+        let why = format!("{} of {given} records were not acknowledged", given - stored);
+        return Err(Error::failed("deliver", why, "send them again once the brokers can be reached"));
+    }
+    Ok(ExitCode::Done)
+}
+
+fn thread(name: &str) -> Builder {
+    Builder::new().name(name.to_owned()).stack_size(256 << 10)
+}
+
+fn threads(e: io::Error) -> Error {
+    Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
+}
+
+fn kafka(asked: &cli::Send) -> Kafka {
+    Kafka {
+        brokers: asked.brokers.clone(),
+        acks: asked.acks,
+        driver: asked.driver,
+        client_id: env!("CARGO_PKG_NAME").to_owned(),
+        key: None,
+        partition: config::Partition::Sticky, // both are ship's, and set there
+        compression: Compression::None,
+        linger: Duration::ZERO,
+        batch: 512 << 10,
+        rate: None,
+        create_topics: true,
+        tls: None,
+        sasl: None,
+    }
+}
+
+/// The main thread: prints what is stored, heeds signals.
+struct Desk<'a> {
+    give_up: Option<stop::Handle>,
+    input: Option<stop::Handle>,
+    stopping: bool,
+    /// Records that were answered.
+    stored: u64,
+    /// Records handed to ship.
+    given: &'a AtomicU64,
+    board: &'a Board,
+    at_once: fn(ExitCode) -> !,
+}
+
+impl Desk<'_> {
+    /// Until ship has nothing left, which closes the receipts.
+    fn work(
+        &mut self,
+        mut failed: Receiver<Error>,
+        receipts: &Receiver<Receipt>,
+        signals: &Receiver<Signal>,
+    ) -> Result<(), Error> {
+        let mut stdout = io::stdout().lock();
+        let mut deadline = never();
+        loop {
+            select! {
+                recv(receipts) -> receipt => match receipt {
+                    Ok(receipt) => self.print(&mut stdout, &receipt)?,
+                    Err(_) => return Ok(()),
+                },
+                recv(failed) -> error => match error {
+                    Ok(error) => return Err(error),
+                    Err(_) => failed = never(), // all of it was read
+                },
+                recv(signals) -> signal => if let Ok(Signal::Stop) = signal {
+                    if std::mem::replace(&mut self.stopping, true) {
+                        (self.at_once)(ExitCode::Failed);
+                    }
+                    self.input = None;
+                    deadline = after(DRAIN);
+                },
+                recv(deadline) -> _ => self.give_up = None,
+            }
+            // A thread that reads a terminal cannot be told to stop: ship would wait for it.
+            let refused = self.board.totals.dead_lettered.load(Relaxed);
+            if self.stopping && self.stored + refused >= self.given.load(Relaxed) {
+                self.give_up = None;
+            }
+        }
+    }
+
+    fn print(&mut self, to: &mut impl Write, receipt: &Receipt) -> Result<(), Error> {
+        self.stored += u64::from(receipt.count);
+        answer(to, receipt).map_err(|e| Error::failed("standard output", e, "let something read it"))
+    }
+}
+
+/// Without an offset (acks = 0) it is -1, as Kafka's own clients have it.
+fn answer(to: &mut impl Write, receipt: &Receipt) -> io::Result<()> {
+    let mut page = Vec::new();
+    for i in 0..i64::from(receipt.count) {
+        let offset = receipt.offset.map_or(-1, |first| first + i);
+        writeln!(page, "pid:{} offset:{offset}", receipt.partition)?;
+    }
+    to.write_all(&page)?;
+    to.flush()
+}
+
+/// The thread that reads what is to be sent. It is not joined: a read from a terminal or a pipe may last for ever.
+struct Input {
+    origin: Arc<Origin>,
+    share: Share,
+    given: Arc<AtomicU64>,
+    out: Sender<Parcel>,
+    stop: Stop,
+    /// The next chunk's offset in all that was read.
+    at: u64,
+}
+
+impl Input {
+    /// What comes back is what went wrong; it closes when all has been read.
+    fn start(
+        asked: cli::Send,
+        given: &Arc<AtomicU64>,
+        out: Sender<Parcel>,
+        stop: Stop,
+    ) -> Result<Receiver<Error>, Error> {
+        let mut input = Input::new(&asked.topic, asked.key, given, out, stop);
+        let (tell, failed) = bounded(1);
+        let body = move || {
+            let done = match asked.values {
+                values if values.is_empty() => input.lines(io::stdin().lock()),
+                values => values
+                    .chunks(Chunk::MAX_LINES)
+                    .try_for_each(|some| input.pass(&mut some.to_vec()).ok_or(None)),
+            };
+            if let Err(Some(e)) = done {
+                let _ = tell.send(Error::failed("standard input", e, "the lines before it were sent"));
+            }
+        };
+        thread("input").spawn(body).map_err(threads)?;
+        Ok(failed)
+    }
+
+    fn new(
+        topic: &str,
+        key: Option<Vec<u8>>,
+        given: &Arc<AtomicU64>,
+        out: Sender<Parcel>,
+        stop: Stop,
+    ) -> Self {
+        let key = key.map_or(Key::None, Key::Constant);
+        let origin = Origin {
+            stream: StreamId(1),
+            source: SourceId(0),
+            topic: topic.into(),
+            path: PathBuf::from("-"),
+            shape: Arc::new(Shape { key, ..Shape::default() }),
+            gauge: Arc::new(Gauge::default()),
+        };
+        let share = Budget::new(MEMORY).share();
+        Input { origin: Arc::new(origin), share, given: given.clone(), out, stop, at: 0 }
+    }
+
+    /// One chunk for what can be had without waiting. `Err(None)`: stopped.
+    fn lines(&mut self, from: impl Read) -> Result<(), Option<io::Error>> {
+        let mut from = io::BufReader::with_capacity(CHUNK, from);
+        let mut lines: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            let n = (&mut from).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
+            if n > MAX_LINE {
+                return Err(Some(io::Error::other(format!("a line is longer than {MAX_LINE} bytes"))));
+            }
+            if n > 0 {
+                let whole = line.strip_suffix(b"\n").map(|l| l.strip_suffix(b"\r").unwrap_or(l).len());
+                line.truncate(whole.unwrap_or(n));
+                lines.push(line);
+            }
+            let more = from.buffer().contains(&b'\n') && lines.len() < Chunk::MAX_LINES;
+            if !more && !lines.is_empty() {
+                self.pass(&mut lines).ok_or(None)?;
+            }
+            if n == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Hands these on as one chunk, and empties the list. `None`: stopped, or ship is gone.
+    fn pass(&mut self, lines: &mut Vec<Vec<u8>>) -> Option<()> {
+        let size: usize = lines.iter().map(|l| l.len() + 1).sum();
+        let permit = self.share.take(size + lines.len() * size_of::<Line>(), &self.stop)?;
+        let (mut bytes, mut table) = (Vec::with_capacity(size), Vec::with_capacity(lines.len()));
+        for line in lines.drain(..) {
+            table.push(Line { at: bytes.len() as u32, len: line.len() as u32 });
+            bytes.extend_from_slice(&line);
+            bytes.push(b'\n');
+        }
+        let range = self.at..self.at + size as u64;
+        self.at = range.end;
+        self.origin.gauge.framed.fetch_max(range.end, Relaxed);
+        self.given.fetch_add(table.len() as u64, Relaxed);
+        let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
+        let origin = self.origin.clone();
+        let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
+        select! {
+            send(self.out, Parcel::Chunk(chunk)) -> sent => sent.ok(),
+            recv(self.stop.on()) -> _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(input: &'static [u8]) -> Vec<Vec<u8>> {
+        let (out, parcels) = bounded(100);
+        let (_handle, stop) = stop::pair();
+        let given = Arc::new(AtomicU64::new(0));
+        let mut i = Input::new("t", None, &given, out, stop);
+        i.lines(input).unwrap();
+        drop(i);
+        let mut texts = vec![];
+        for parcel in parcels {
+            let Parcel::Chunk(c) = parcel else { panic!() };
+            texts.extend((0..c.lines.len()).map(|i| c.line(i).to_vec()));
+        }
+        assert_eq!(given.load(Relaxed), texts.len() as u64);
+        texts
+    }
+
+    /// Fails when an empty line or an unfinished last one is dropped, or a carriage return stays.
+    #[test]
+    fn lines_of_standard_input() {
+        assert_eq!(texts(b"a\n\nb\r\nc"), [&b"a"[..], b"", b"b", b"c"]);
+        assert_eq!(texts(b"").len(), 0);
+    }
+
+    #[test]
+    fn answers() {
+        let mut out = vec![];
+        answer(&mut out, &Receipt { partition: 2, offset: Some(41), count: 2 }).unwrap();
+        answer(&mut out, &Receipt { partition: 0, offset: None, count: 1 }).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "pid:2 offset:41\npid:2 offset:42\npid:0 offset:-1\n");
+    }
+
+    /// Fails when records that nobody acknowledged end with exit code 0.
+    #[test]
+    fn the_end() {
+        assert_eq!(verdict(3, 3, 0), Ok(ExitCode::Done));
+        assert!(verdict(3, 2, 0).is_err_and(|e| e.code == ExitCode::Failed));
+        assert!(verdict(3, 2, 1).is_err_and(|e| e.to_string().contains("refused 1 of 3")));
+    }
+}

@@ -1,0 +1,58 @@
+//! Stage 1 alone: prints each line as it is appended. Saves nothing, sends nothing.
+
+use super::{crew::Crew, plan};
+use crate::budget::Budget;
+use crate::chunk::{Chunk, Parcel};
+use crate::cli;
+use crate::config::{self, Overrides};
+use crate::error::{Error, ExitCode};
+use crate::report::Board;
+use crate::signals;
+use crate::tail::known::Known;
+use crate::watch::Sight;
+use crossbeam_channel::{bounded, select};
+use std::io::{self, Write};
+use std::thread;
+
+pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
+    let signals =
+        signals::start().map_err(|e| Error::failed("signals", e, "start it where signals can be handled"))?;
+    let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };
+    let config = config::load(&overrides)?;
+    let (board, known, budget) = (Board::default(), Known::default(), Budget::new(config.agent.memory));
+    let plans = plan::sources(&config, &budget, &[])?;
+    let (out, parcels) = bounded::<Parcel>(64);
+    thread::scope(|scope| {
+        let mut crew = Crew::start(scope, (&known, &board), plans, Vec::new(), false, out)?;
+        let mut stdout = io::stdout().lock();
+        loop {
+            select! {
+                recv(crew.sights) -> s => match s {
+                    Ok(Sight::Found(f)) => crew.follow(f)?,
+                    Ok(Sight::Walked { missing }) => crew.walked(&missing)?,
+                    Err(_) => crew.blind(),
+                },
+                recv(crew.ends) -> path => if let Ok(p) = path { crew.ended(&p) },
+                recv(parcels) -> p => if let Ok(Parcel::Chunk(chunk)) = p {
+                    match print(&mut stdout, &chunk) {
+                        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                            return Err(Error::failed("standard output", "it was closed", "nothing is lost: start it again"));
+                        }
+                        done => done.map_err(|e| Error::failed("standard output", e, "give it room"))?,
+                    }
+                },
+                recv(signals.inbox) -> _ => return Ok(ExitCode::Done),
+            }
+        }
+    })
+}
+
+fn print(to: &mut impl Write, chunk: &Chunk) -> io::Result<()> {
+    let mut page = Vec::with_capacity(chunk.bytes.len() + chunk.lines.len());
+    for i in 0..chunk.lines.len() {
+        page.extend_from_slice(chunk.line(i));
+        page.push(b'\n');
+    }
+    to.write_all(&page)?;
+    to.flush()
+}

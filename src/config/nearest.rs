@@ -1,0 +1,51 @@
+//! "Did you mean": the known word next to a mistyped one.
+
+/// The one of `names` that was probably meant. Case and `-` for `_` do not count.
+pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let plain = |s: &str| s.to_ascii_lowercase().replace('-', "_");
+    let typed = plain(typed);
+    let near = names.map(|n| (distance(&typed, &plain(n)), n)).min_by_key(|(d, _)| *d)?;
+    (near.0 <= (typed.chars().count() / 3).clamp(1, 3)).then_some(near.1)
+}
+
+/// Letters to insert, delete, replace or swap with their neighbour (optimal string alignment).
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = match (i, j) {
+                (0, n) | (n, 0) => n,
+                _ => {
+                    let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                    let edited = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                    let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                    if swapped { edited.min(rows[i - 2][j - 2] + 1) } else { edited }
+                }
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant() {
+        let keys = ["brokers", "topic", "acks", "max_line", "drop"];
+        for (typed, meant) in [
+            ("broker", Some("brokers")),
+            ("tpoic", Some("topic")),
+            ("max-line", Some("max_line")),
+            ("MaxLine", Some("max_line")),
+            ("Topic", Some("topic")),
+            ("ack", Some("acks")),
+            ("zebra", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(typed, keys.iter().copied()), meant, "{typed}");
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place. Long, because it is the
+//! table of all of them.
+
+use super::*;
+use std::fs;
+
+struct Box {
+    dir: tempfile::TempDir,
+}
+
+impl Box {
+    fn new(config: &str) -> Self {
+        let b = Box { dir: tempfile::tempdir().unwrap() };
+        fs::write(b.path("c.toml"), config).unwrap();
+        b
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn around(&self) -> Surroundings {
+        Surroundings {
+            hostname: "box7".into(),
+            state_directory: None,
+            working_directory: self.dir.path().to_owned(),
+        }
+    }
+
+    fn load(&self, asked: Overrides) -> Result<Config, Error> {
+        load_in(&Overrides { config: Some(self.path("c.toml")), ..asked }, &self.around())
+    }
+
+    /// Each problem without the program's name and the folder.
+    fn problems(&self, asked: Overrides) -> Vec<String> {
+        let error = self.load(asked).expect_err("no problem was found");
+        assert_eq!(error.code, ExitCode::Config);
+        let prefix = format!("logagent: {}/", self.dir.path().display());
+        error.to_string().lines().map(|l| l.strip_prefix(&prefix).expect(l).to_owned()).collect()
+    }
+}
+
+fn good(config: &str) -> Config {
+    Box::new(config).load(Overrides::default()).unwrap_or_else(|e| panic!("{config}\n{e}"))
+}
+
+fn problems(config: &str) -> Vec<String> {
+    Box::new(config).problems(Overrides::default())
+}
+
+fn kafka(config: &Config) -> &Kafka {
+    match &config.output {
+        Output::Kafka(k) => k,
+        Output::Stdout => panic!("standard output"),
+    }
+}
+
+const LEAST: &str = "[kafka]\nbrokers = [\"k:9092\"]\ntopic = \"t\"\n[[files]]\npaths = [\"/var/log/a\"]\n";
+
+#[test]
+fn defaults() {
+    let c = good(LEAST);
+    assert_eq!(c.agent.state_dir.as_deref(), Some(Path::new("/var/lib/logagent")));
+    assert_eq!((c.agent.memory, c.agent.delivery), (8 << 20, Delivery::AtLeastOnce));
+    assert_eq!(c.agent.sync, Sync::Every(Duration::from_secs(30)));
+    assert_eq!(c.agent.drain_timeout, Duration::from_secs(10));
+    assert_eq!((c.agent.damaged_state, c.agent.hostname.as_str()), (DamagedState::Refuse, "box7"));
+    let k = kafka(&c);
+    assert_eq!(k.brokers, [Broker { host: "k".into(), port: 9092 }]);
+    assert_eq!((k.acks, k.driver, k.partition), (Acks::All, Driver::Auto, Partition::Sticky));
+    assert_eq!((k.compression, k.linger, k.batch), (Compression::None, Duration::ZERO, 512 << 10));
+    assert_eq!((k.client_id.as_str(), k.rate, k.create_topics), ("logagent", None, true));
+    assert!(k.key.is_none() && k.tls.is_none() && k.sasl.is_none());
+    let s = &c.sources[0];
+    assert_eq!(s.paths, [Pattern::Path("/var/log/a".into())]);
+    assert_eq!((s.topic.as_str(), s.start, s.format), ("t", Start::End, Format::Raw));
+    assert_eq!((s.must_exist, s.follow, s.reopen, s.poll), (false, true, true, None));
+    assert_eq!((s.rotate_grace, s.max_line), (Duration::from_secs(60), 1_000_000));
+    assert_eq!(s.deleted_hold, Hold { bytes: 1 << 30, time: Duration::from_secs(604_800) });
+    assert!(s.partial_after.is_none() && s.multiline.is_none() && s.rate_limit.is_none() && !s.skip_empty);
+    assert!(c.textfile.is_none() && !c.once);
+}
+
+#[test]
+fn every_key_is_read() {
+    let c = good(
+        r#"
+        [agent]
+        state_dir = "/s"
+        memory = "16MiB"
+        delivery = "exactly-once"
+        sync = "always"
+        drain_timeout = "3s"
+        damaged_state = "beginning"
+        hostname = "h"
+        [kafka]
+        brokers = ["a:1", "[::1]:2", "10.0.0.1:3"]
+        topic = "t"
+        acks = "all"
+        driver = "modern"
+        client_id = "c"
+        key = { field = "user.id" }
+        partition = { fixed = 3 }
+        compression = "zstd"
+        linger = "5ms"
+        batch = "64KiB"
+        rate = "1MiB/s"
+        create_topics = false
+        [kafka.tls]
+        ca = "/ca"
+        cert = "/cert"
+        key = "/key"
+        server_name = "n"
+        [kafka.sasl]
+        mechanism = "SCRAM-SHA-256"
+        username = "u"
+        password_file = "/p"
+        [metrics]
+        textfile = "/m.prom"
+        [[files]]
+        paths = ["/a/*.log"]
+        exclude = "*.gz"
+        topic = "u"
+        start = 17
+        must_exist = true
+        follow = false
+        reopen = false
+        poll = "250ms"
+        rotate_grace = "1m"
+        deleted_hold = { bytes = 5, time = "1h" }
+        max_line = 100
+        partial_after = "1s"
+        multiline = { continue = '^\s', timeout = "1s", max_lines = 9 }
+        include = ['a', 'b']
+        drop = 'c'
+        skip_empty = true
+        format = "json"
+        fields = { host = "${host}!", b = "2" }
+        headers = { h = "v" }
+        rate_limit = 1000
+        "#,
+    );
+    assert_eq!((c.agent.delivery, c.agent.sync), (Delivery::ExactlyOnce, Sync::Always));
+    assert_eq!((c.agent.damaged_state, c.agent.hostname.as_str()), (DamagedState::Beginning, "h"));
+    let k = kafka(&c);
+    assert_eq!(k.brokers.iter().map(Broker::to_string).collect::<Vec<_>>(), ["a:1", "[::1]:2", "10.0.0.1:3"]);
+    assert!(matches!(&k.key, Some(Key::Field(path)) if path == &["user", "id"]));
+    assert_eq!((k.partition, k.compression, k.rate), (Partition::Fixed(3), Compression::Zstd, Some(1 << 20)));
+    assert_eq!((k.linger, k.batch, k.create_topics), (Duration::from_millis(5), 64 << 10, false));
+    assert_eq!(k.tls.as_ref().unwrap().server_name.as_deref(), Some("n"));
+    assert_eq!(k.sasl.as_ref().unwrap().mechanism, Mechanism::ScramSha256);
+    assert_eq!(c.needs_modern(), ["exactly-once", "TLS", "SASL", "zstd", "headers"]);
+    let s = &c.sources[0];
+    assert_eq!(s.paths, [Pattern::Glob("/a/*.log".into())]);
+    assert_eq!(
+        (s.topic.as_str(), s.start, s.poll),
+        ("u", Start::Offset(17), Some(Duration::from_millis(250)))
+    );
+    assert_eq!(s.deleted_hold, Hold { bytes: 5, time: Duration::from_secs(3600) });
+    assert!(matches!(&s.multiline, Some(Multiline { joint: Joint::Continue(_), max_lines: 9, .. })));
+    assert_eq!((s.include.len(), s.drop.len(), s.skip_empty), (2, 1, true));
+    assert_eq!(s.fields, [("b".into(), "2".into()), ("host".into(), "h!".into())]);
+    assert_eq!((s.headers.len(), s.rate_limit, s.max_line), (1, Some(1000), 100));
+}
+
+const EXAMPLE: &str = include_str!("../../systemd/logagent.toml");
+
+/// The example with each line that begins with `#` and no space taken in.
+fn uncommented() -> String {
+    let lines = EXAMPLE.lines().map(|l| match l.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') => key,
+        _ => l,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_is_a_config_as_it_is_and_with_every_key() {
+    let c = good(EXAMPLE);
+    assert_eq!(kafka(&c).brokers.len(), 1);
+    assert!(c.needs_modern().is_empty());
+    let all = good(&uncommented());
+    assert_eq!(all.needs_modern(), ["TLS", "SASL", "headers"]);
+    assert_eq!(all.sources[0].headers, [("source".to_owned(), "logagent@box7".to_owned())]);
+}
+
+/// Fails when a key is added to the config and not to the example: it would stay unknown to operators.
+#[test]
+fn the_example_shows_every_key() {
+    let all = uncommented();
+    for (table, keys) in typed::TABLES {
+        let header = |key: &str| all.contains(&format!("[kafka.{key}]")) || all.contains(&format!("[{key}]"));
+        for key in keys.split_whitespace() {
+            let shown = all.lines().any(|l| l.starts_with(&format!("{key} = ")));
+            assert!(shown || header(key), "{key} of {table}");
+        }
+    }
+}
+
+/// Fails when a key is read and not in [`typed::TABLES`], or the other way round: each must be known in its table.
+#[test]
+fn every_key_of_the_list_is_known() {
+    for (table, keys) in typed::TABLES.iter().filter(|(t, _)| *t != "the file") {
+        let lines: String = keys.split_whitespace().map(|k| format!("{k} = 1979-05-27\n")).collect();
+        let error =
+            Box::new(&format!("{table}\n{lines}nonsense = 1\n")).load(Overrides::default()).unwrap_err();
+        let text = error.to_string();
+        let unknown: Vec<&str> = text.lines().filter(|l| l.contains("unknown key")).collect();
+        assert_eq!(unknown.len(), 1, "{text}");
+        let known = unknown[0].split_once("known here: ").map_or("", |(_, known)| known);
+        let sorted = |s: &str| {
+            let mut all: Vec<String> =
+                s.split([',', ' ']).filter(|k| !k.is_empty()).map(str::to_owned).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(sorted(known), sorted(keys), "{table}");
+    }
+}
+
+#[test]
+fn keys_partitions_polls() {
+    for (line, debug) in [
+        ("key = \"path\"", "Some(Path) Hash"),
+        ("key = \"host\"\npartition = \"hash\"", "Some(Constant([98, 111, 120, 55])) Hash"),
+        ("key = { constant = \"x\" }\npartition = \"random\"", "Some(Constant([120])) Random"),
+        ("key = { regex = 'id=(\\d+)' }", "Some(Regex(Regex(\"id=(\\\\d+)\"))) Hash"),
+        ("partition = \"round-robin\"", "None RoundRobin"),
+        ("acks = 0", "None Sticky"),
+    ] {
+        let c = good(&LEAST.replace("topic = \"t\"", &format!("topic = \"t\"\n{line}")));
+        assert_eq!(format!("{:?} {:?}", kafka(&c).key, kafka(&c).partition), debug);
+    }
+    for (line, poll) in [("true", Some(1)), ("false", None), ("\"5s\"", Some(5))] {
+        assert_eq!(good(&format!("{LEAST}poll = {line}")).sources[0].poll, poll.map(Duration::from_secs));
+    }
+}
+
+/// One run names all: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends the search.
+#[test]
+fn six_mistakes_of_six_kinds_are_all_named() {
+    let found = problems(
+        "[agent]\nmemory = 8MiB\nsync = true\n[kafka]\nbroker = [\"k:9092\"]\nlinger = \"5 parsecs\"\nacks = 1\n\
+         [[files]]\npaths = [\"log/a.log\"]\ninclude = [\"(\"]\nmultiline = { timeout = \"1s\" }\n",
+    );
+    assert_eq!(
+        found,
+        [
+            "c.toml:2:10: `8MiB` is text without quotes; write \"8MiB\"",
+            "c.toml:3:8: `sync` is true or false, not a duration; write sync = \"30s\"",
+            "c.toml:5:1: unknown key `broker` in [kafka]; did you mean `brokers`?",
+            "c.toml:6:10: `linger`: \"5 parsecs\" is not a duration: the unit \"parsecs\" is none of ms, s, m, h, d; \
+             write for example linger = \"30s\"",
+            "c.toml:9:10: `paths`: \"log/a.log\" is a relative path; begin it with /, because a service has no folder \
+             of its own to start from",
+            "c.toml:10:12: `include`: \"(\" is not a regular expression: unclosed group; write for example include = \
+             '^[0-9]+ '",
+            "c.toml:11:13: `multiline` does not have exactly one of `start` and `continue`; write the one that says \
+             which lines belong together",
+        ]
+    );
+}
+
+/// Each line is a mistake put after `[kafka]`, `[[files]]` or at the top, with what must be said.
+#[test]
+fn one_mistake_each() {
+    let in_kafka = [
+        ("key = \"path\"\npartition = \"sticky\"", "5:13", "no regard for the `key`"),
+        ("partition = \"hash\"", "4:13", "there is no `key`"),
+        ("partition = \"hsah\"", "4:13", "did you mean \"hash\"?"),
+        ("partition = { fixed = -1 }", "4:23", "not from 0 to"),
+        ("partition = {}", "4:13", "names no partition"),
+        ("key = { regex = \"[\" }", "4:17", "unclosed character class"),
+        ("key = { field = \"a..b\" }", "4:17", "a name in it is empty"),
+        ("key = { constant = \"a\", field = \"b\" }", "4:7", "not exactly one source"),
+        ("key = \"paht\"", "4:7", "cannot be \"paht\""),
+        ("acks = 2", "4:8", "not one of these words"),
+        ("acks = \"most\"", "4:8", "cannot be \"most\""),
+        ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "cannot do lz4"),
+        ("driver = \"classic\"\n[kafka.tls]", "5:1", "cannot do TLS"),
+        (
+            "driver = \"classic\"\nsasl = { mechanism = \"PLAIN\", username = \"u\", password_file = \"/p\" }",
+            "5:8",
+            "cannot do SASL",
+        ),
+        ("[kafka.tls]\ncert = \"/c\"", "5:8", "without its `key`"),
+        ("[kafka.tls]\nkey = \"/c\"", "5:7", "without its `cert`"),
+        ("[kafka.tls]\nca = \"ca.pem\"", "5:6", "relative path"),
+        ("[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"", "4:1", "`password_file` is missing"),
+        (
+            "[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"\npassword = \"s3cret\"",
+            "8:1",
+            "unknown key `password`",
+        ),
+        ("rate = \"1MiB\"", "4:8", "a rate ends in /s"),
+        ("batch = 0", "4:9", "not from 1 byte"),
+        ("memory = 1", "4:1", "it belongs in [agent]"),
+        ("nonsense = 1", "4:1", "known here: brokers, topic"),
+        ("create_topics = \"yes\"", "4:17", "is a text, not true or false"),
+        ("batch = \"20MiB\"", "4:9", "`memory` of 8388608 bytes does not hold"),
+    ];
+    for (line, at, said) in in_kafka {
+        let config = LEAST.replace("topic = \"t\"", &format!("topic = \"t\"\n{line}"));
+        one(&config, at, said);
+    }
+    let in_files = [
+        ("reopen = true\nfollow = false", "6:10", "`reopen` without `follow`"),
+        ("fields = { a = \"b\" }", "6:10", "write format = \"json\""),
+        ("format = \"json\"\nfields = { a = 1 }", "7:16", "`fields.a` is a number"),
+        ("headers = { a = \"${hots}\" }", "6:11", "is not ${host}"),
+        ("exclude = [\"[\"]", "6:12", "is not a glob"),
+        ("start = -1", "6:9", "not from 0"),
+        ("start = \"begining\"", "6:9", "did you mean \"beginning\"?"),
+        ("poll = \"0ms\"", "6:8", "no time at all"),
+        ("deleted_hold = { byte = 1 }", "6:18", "did you mean `bytes`?"),
+        ("multiline = { start = 'a', continue = 'b' }", "6:13", "exactly one of"),
+        ("multiline = { start = 'a', max_lines = 0 }", "6:40", "not from 1"),
+        ("topic = \"a b\"", "6:9", "Kafka takes"),
+        ("max_line = \"20MiB\"", "1:1", "`memory` of 8388608 bytes does not hold"),
+        ("[metric]\ntextfile = \"/x\"", "6:2", "did you mean `metrics`?"),
+        ("[metrics]\ntextfile = \"x\"", "7:12", "relative path"),
+        ("[agent]\ndelivery = \"exactly-once\"\n[[files]]\npaths = \"/x\"\nheader = 1", "10:1", "`headers`"),
+    ];
+    for (line, at, said) in in_files {
+        one(&format!("{LEAST}{line}\n"), at, said);
+    }
+    let whole = [
+        ("", "1:1", "no [[files]]"),
+        ("[kafka]\nbrokers = []\ntopic = \"t\"\n[[files]]\npaths = \"/x\"", "2:11", "`brokers` is empty"),
+        ("[kafka]\ntopic = \"t\"\n[[files]]\npaths = \"/x\"", "1:1", "`brokers` is missing"),
+        ("\n[kafka]\nbrokers = [\"a:1\"]\n[[files]]\npaths = \"/x\"", "2:1", "`topic` is missing"),
+        ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[[files]]\n", "4:1", "`paths` is missing"),
+        ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[[files]]\npaths = []", "5:9", "`paths` is empty"),
+        (
+            "[kafka]\nbrokers = [\"a\"]\ntopic = \"t\"\n[[files]]\npaths = \"/x\"",
+            "2:12",
+            "the port is missing",
+        ),
+        ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[files]\npaths = \"/x\"", "4:1", "[[files]]"),
+    ];
+    for (config, at, said) in whole {
+        one(config, at, said);
+    }
+}
+
+/// Exactly one problem (of [`whole`] configs: at least this one), at this place, and no secret in it.
+fn one(config: &str, at: &str, said: &str) {
+    let found = problems(config);
+    let place = format!("c.toml:{at}: ");
+    assert!(
+        found.iter().any(|p| p.starts_with(&place) && p.contains(said)),
+        "wanted {at} {said}\n{config}\n{found:#?}"
+    );
+    assert!(found.len() == 1 || config.is_empty(), "{config}\n{found:#?}");
+    assert!(!found.concat().contains("s3cret"), "{found:?}");
+}
+
+#[test]
+fn exactly_once_needs_all_acks_and_the_modern_driver() {
+    let found = problems(&format!(
+        "[agent]\ndelivery = \"exactly-once\"\n{}",
+        LEAST.replace("topic", "acks = 1\ndriver = \"classic\"\ntopic")
+    ));
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].starts_with("c.toml:2:12: the classic driver") && found[0].contains("exactly-once"));
+    assert!(found[1].starts_with("c.toml:5:8: exactly-once needs"), "{found:#?}");
+}
+
+/// Fails when a syntax error lets the rest count as missing: the operator would chase problems that are not there.
+#[test]
+fn a_syntax_error_hides_nothing_and_adds_nothing() {
+    let found = problems(
+        "[kafka]\nbrokers = [\"k:9092\"\ntopic = \"t\"\n[agent]\nmemori = 1\n[[files]\npaths = \"/x\"",
+    );
+    let lines: Vec<&str> = found.iter().map(|p| p.split(':').nth(1).unwrap()).collect();
+    assert_eq!(lines, ["2", "5", "6"], "{found:#?}");
+    // The parser goes on with `true` here: fails when its guess is judged as if somebody had written it.
+    let found = problems(&LEAST.replace("\"t\"", "test"));
+    assert_eq!(found, ["c.toml:3:9: `test` is text without quotes; write \"test\""]);
+}
+
+#[test]
+fn not_utf8() {
+    let b = Box::new("");
+    fs::write(b.path("c.toml"), [LEAST.as_bytes(), b"\n# \xff\nnope = 1\n"].concat()).unwrap();
+    let found = b.problems(Overrides::default());
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].starts_with("c.toml:7:3: a byte that is not UTF-8"), "{found:#?}");
+}
+
+#[test]
+fn more_files_beside_the_config() {
+    let b = Box::new(LEAST);
+    fs::create_dir(b.path("c.d")).unwrap();
+    fs::write(b.path("c.d/2.toml"), "[[files]]\npaths = \"/2\"\ntopic = \"two\"\n").unwrap();
+    fs::write(b.path("c.d/1.toml"), "[[files]]\npaths = \"/1\"\n").unwrap();
+    fs::write(b.path("c.d/3.toml.bak"), "nonsense").unwrap();
+    let c = b.load(Overrides::default()).unwrap();
+    let topics: Vec<&str> = c.sources.iter().map(|s| s.topic.as_str()).collect();
+    assert_eq!(topics, ["t", "t", "two"]);
+    assert_eq!(c.read_from.len(), 3);
+    assert_eq!(c.memory_plan().topics, 2);
+
+    fs::write(b.path("c.d/1.toml"), "[agent]\nmemory = 1\n[[files]]\npath = \"/1\"\n").unwrap();
+    let found = b.problems(Overrides::default());
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found[0].starts_with("c.d/1.toml:1:2: unknown key `agent`"), "{found:#?}");
+    assert!(found[0].ends_with("it belongs in the main config file"), "{found:#?}");
+}
+
+/// `[[files]]` of the `.d` folder alone are enough.
+#[test]
+fn a_main_file_without_files() {
+    let b = Box::new("[kafka]\nbrokers = [\"k:9092\"]\ntopic = \"t\"\n");
+    fs::create_dir(b.path("c.d")).unwrap();
+    fs::write(b.path("c.d/1.toml"), "[[files]]\npaths = \"/1\"\n").unwrap();
+    assert_eq!(b.load(Overrides::default()).unwrap().sources.len(), 1);
+}
+
+#[test]
+fn the_command_line_wins() {
+    let b = Box::new(
+        &LEAST.replace("[[files]]", "driver = \"modern\"\n[[files]]\nstart = \"end\"\ntopic = \"u\""),
+    );
+    fs::write(b.path("a[1].log"), "").unwrap();
+    let asked = Overrides {
+        brokers: Some(brokers("x:1").unwrap()),
+        topic: Some("cli".into()),
+        from: Some(Start::Beginning),
+        state_dir: Some("state".into()),
+        driver: Some(Driver::Classic),
+        once: true,
+        ..Overrides::default()
+    };
+    let c = b.load(asked.clone()).unwrap();
+    assert_eq!((kafka(&c).brokers[0].host.as_str(), kafka(&c).driver), ("x", Driver::Classic));
+    assert_eq!((c.sources[0].topic.as_str(), c.sources[0].start), ("cli", Start::Beginning));
+    assert_eq!(c.agent.state_dir, Some(b.path("state")));
+    assert!(c.once);
+
+    let files = vec!["./a[1].log".into(), "*.txt".into(), "/x/gone".into()];
+    let c = b.load(Overrides { files, topic: None, ..asked.clone() }).unwrap();
+    let here = globset::escape(b.dir.path().to_str().unwrap());
+    let wanted = [
+        Pattern::Path(b.path("a[1].log")),
+        Pattern::Glob(format!("{here}/*.txt")),
+        Pattern::Path("/x/gone".into()),
+    ];
+    assert_eq!((c.sources.len(), c.sources[0].topic.as_str()), (1, "t"));
+    assert_eq!(c.sources[0].paths, wanted);
+
+    // With --output stdout neither brokers nor a topic is needed.
+    let b = Box::new("[[files]]\npaths = \"/x\"\n");
+    let c = b.load(Overrides { output: Some(OutputName::Stdout), ..Overrides::default() }).unwrap();
+    assert!(matches!(c.output, Output::Stdout));
+    assert_eq!(c.sources[0].topic, "-");
+    // --driver classic makes the config's TLS a mistake, at its place.
+    let b = Box::new(&LEAST.replace("[[files]]", "[kafka.tls]\n[[files]]"));
+    let found = b.problems(Overrides { driver: Some(Driver::Classic), ..Overrides::default() });
+    assert!(found[0].starts_with("c.toml:4:1: the classic driver"), "{found:#?}");
+}
+
+/// Fails when the folder we are in is taken as a part of the glob.
+#[test]
+fn the_working_folder_is_no_pattern() {
+    let b = Box::new("");
+    let around = Surroundings { working_directory: "/a[b]/*".into(), ..b.around() };
+    let asked = Overrides { files: vec!["*.log".into()], ..Overrides::default() };
+    let c = load_in(&asked, &around).unwrap();
+    let Pattern::Glob(g) = &c.sources[0].paths[0] else { panic!() };
+    let m = crate::watch::pattern::Pattern::glob(g).unwrap();
+    assert!(m.matches(Path::new("/a[b]/*/x.log")) && !m.matches(Path::new("/ab/y/x.log")));
+}
+
+/// Each topic must hold its longest line beside what is needed to encode. Fails when either is left out of the sum.
+#[test]
+fn memory_that_just_suffices() {
+    let more = "[[files]]\npaths = \"/x\"\ntopic = \"u\"\nmax_line = \"2MiB\"\n";
+    let with = |memory: usize| format!("[agent]\nmemory = {memory}\n{LEAST}{more}");
+    let plan = good(&with(1 << 30)).memory_plan();
+    assert_eq!((plan.topics, plan.encoding), (2, 2 << 20));
+    assert_eq!(plan.needed, plan.encoding + 2 * ((2 << 20) + LINE_TABLE));
+    good(&with(plan.needed));
+    let found = problems(&with(plan.needed - 1));
+    assert!(found.len() == 1 && found[0].starts_with("c.toml:2:10: `memory` of "), "{found:#?}");
+}
+
+#[test]
+fn files_without_a_config() {
+    let b = Box::new("");
+    let with = |asked: Overrides| load_in(&Overrides { files: vec!["a.log".into()], ..asked }, &b.around());
+    let c = with(Overrides::default()).unwrap();
+    assert!(matches!(c.output, Output::Stdout) && c.agent.state_dir.is_none() && c.read_from.is_empty());
+    assert_eq!((c.sources[0].start, &c.sources[0].paths[0]), (Start::End, &Pattern::Path(b.path("a.log"))));
+    let c = with(Overrides { once: true, state_dir: Some("/s".into()), ..Overrides::default() }).unwrap();
+    assert_eq!((c.sources[0].start, c.agent.state_dir), (Start::Beginning, Some("/s".into())));
+
+    let kafka_at = || Some(brokers("k:1").unwrap());
+    let c = with(Overrides { brokers: kafka_at(), topic: Some("t".into()), ..Overrides::default() }).unwrap();
+    assert!(matches!(c.output, Output::Kafka(_)));
+    for (asked, lacking) in [
+        (Overrides { brokers: kafka_at(), ..Overrides::default() }, "--topic"),
+        (Overrides { topic: Some("t".into()), ..Overrides::default() }, "--brokers"),
+        (Overrides { output: Some(OutputName::Kafka), ..Overrides::default() }, "--brokers and --topic"),
+        (Overrides { files: vec!["[x".into()], ..Overrides::default() }, "FILE [x"),
+    ] {
+        let files = if asked.files.is_empty() { vec!["a".into()] } else { asked.files.clone() };
+        let error = load_in(&Overrides { files, ..asked }, &b.around()).unwrap_err();
+        assert_eq!(error.code, ExitCode::Usage);
+        assert!(error.to_string().contains(lacking), "{error}");
+    }
+}
+
+#[test]
+fn the_state_folder_is_found_in_a_broken_config() {
+    let b = Box::new("[agent]\nstate_dir = \"/s\"\nmemory = [\n[kafka]\nx = 1\n");
+    assert_eq!(state_dir(Some(&b.path("c.toml"))).unwrap(), Path::new("/s"));
+    let mut around = b.around();
+    around.state_directory = Some("/run/s".into());
+    assert_eq!(resolve::state_dir(None, &around), Path::new("/run/s"));
+    assert_eq!(resolve::state_dir(Some("/t".into()), &around), Path::new("/t"));
+}
+
+#[test]
+fn no_such_config() {
+    let b = Box::new("");
+    let asked = Overrides { config: Some(b.path("none.toml")), ..Overrides::default() };
+    let error = load_in(&asked, &b.around()).unwrap_err();
+    assert_eq!(error.code, ExitCode::Config);
+    assert!(error.to_string().contains("none.toml: No such file"), "{error}");
+}
+
+proptest::proptest! {
+    /// Whatever stands in a config: problems or a config, never a panic.
+    #[test]
+    fn never_panics(parts in proptest::collection::vec(
+        proptest::sample::select(vec![
+            "[kafka]\n", "[agent]\n", "[[files]]\n", "[files]\n", "key = ", "partition = ", "acks = ", "memory = ",
+            "paths = ", "multiline = ", "deleted_hold = ", "start = ", "fields = ", "tls = ", "brokers = ", "\"x\"\n",
+            "{ a = 1 }\n", "[\"/a\"]\n", "[\n", "{\n", "7\n", "true\n", "1979-05-27\n", "-1.5\n", "'\n", "]", "}",
+        ]), 0..24)) {
+        let b = Box::new(&parts.concat());
+        let _ = b.load(Overrides::default());
+    }
+}

@@ -1,0 +1,164 @@
+//! What the person at the terminal reads when something fails, and the code the process ends with. Logs nothing and
+//! ends nothing: `main.rs` does both.
+
+use std::fmt::{self, Display};
+
+/// How the process ends. The numbers above 1 are those of `sysexits.h`; the unit does not restart on them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitCode {
+    /// Everything asked for is done, or a signal stopped it.
+    Done = 0,
+    /// Failed while running.
+    Failed = 1,
+    /// A wrong command line (`EX_USAGE`).
+    Usage = 64,
+    /// A wrong config, or damaged state (`EX_CONFIG`).
+    Config = 78,
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        (code as u8).into()
+    }
+}
+
+/// One or more lines `logagent: <what>: <why>; <what to do>`, and the code to end with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error {
+    pub code: ExitCode,
+    lines: Vec<Line>,
+}
+
+/// `what` failed: an operation, path or broker, or `FILE:LINE:COL`. `why`: the cause. `fix`: what the reader can do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Line {
+    pub what: String,
+    pub why: String,
+    pub fix: String,
+}
+
+impl Error {
+    pub fn new(code: ExitCode, what: impl Display, why: impl Display, fix: impl Display) -> Self {
+        Error { code, lines: vec![Line::new(what, why, fix)] }
+    }
+
+    /// Exit code 1.
+    pub fn failed(what: impl Display, why: impl Display, fix: impl Display) -> Self {
+        Self::new(ExitCode::Failed, what, why, fix)
+    }
+
+    /// Exit code 64.
+    pub fn usage(what: impl Display, why: impl Display, fix: impl Display) -> Self {
+        Self::new(ExitCode::Usage, what, why, fix)
+    }
+
+    /// Exit code 78.
+    pub fn config(what: impl Display, why: impl Display, fix: impl Display) -> Self {
+        Self::new(ExitCode::Config, what, why, fix)
+    }
+
+    /// Several problems that are told together.
+    pub fn several(code: ExitCode, lines: Vec<Line>) -> Self {
+        Error { code, lines }
+    }
+}
+
+impl Line {
+    pub fn new(what: impl Display, why: impl Display, fix: impl Display) -> Self {
+        Line { what: what.to_string(), why: why.to_string(), fix: fix.to_string() }
+    }
+}
+
+impl Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, line) in self.lines.iter().enumerate() {
+            let end = if i == 0 { "" } else { "\n" };
+            write!(f, "{end}logagent: {line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", Escaped(&self.what), Escaped(&self.why), Escaped(&self.fix))
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Shows text from files, paths and the network without its control characters: a log line that holds a terminal
+/// escape, or a path with a newline, must neither move the operator's cursor nor forge a line of our own log.
+pub struct Escaped<'a>(pub &'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
+        while let Some(at) = rest.find(is_active) {
+            f.write_str(&rest[..at])?;
+            let mut after = rest[at..].chars();
+            if let Some(c) = after.next() {
+                match c {
+                    '\0'..='\u{ff}' if !matches!(c, '\n' | '\r' | '\t') => write!(f, "\\x{:02x}", c as u32)?,
+                    _ => write!(f, "{}", c.escape_default())?,
+                }
+            }
+            rest = after.as_str();
+        }
+        f.write_str(rest)
+    }
+}
+
+/// C0 and C1 controls, and what reorders or breaks lines on a terminal (Unicode's bidirectional controls, TR 9).
+fn is_active(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// [`Escaped`] while a message is being formatted, so that no second copy of it is needed.
+pub struct Escaping<'a, W: fmt::Write>(pub &'a mut W);
+
+impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        write!(self.0, "{}", Escaped(s))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_each() {
+        let e = Error::failed("open /var/log/a", "permission denied", "add the user to the group adm");
+        assert_eq!(
+            e.to_string(),
+            "logagent: open /var/log/a: permission denied; add the user to the group adm"
+        );
+        let line = |n: u8| Line::new(n, "b", "c");
+        let two = Error::several(ExitCode::Config, vec![line(1), line(2)]);
+        assert_eq!(two.to_string(), "logagent: 1: b; c\nlogagent: 2: b; c");
+    }
+
+    /// Fails when `Line` writes its parts raw: a path with a newline could then forge a line.
+    #[test]
+    fn nothing_active_gets_through() {
+        let e = Error::failed("/tmp/a\nlogagent: all is well", "\x1b[2J\u{9b}1m\u{202e}", "\tdo\0");
+        let text = e.to_string();
+        assert!(!text.contains(is_active), "{text:?}");
+        assert_eq!(text, "logagent: /tmp/a\\nlogagent: all is well: \\x1b[2J\\x9b1m\\u{202e}; \\tdo\\x00");
+    }
+
+    #[test]
+    fn plain_text_stays() {
+        for s in ["", "größe \\d+ \"x\" 日本 🦀", "a b"] {
+            assert_eq!(Escaped(s).to_string(), s);
+        }
+    }
+
+    #[test]
+    fn codes() {
+        let codes = [ExitCode::Done, ExitCode::Failed, ExitCode::Usage, ExitCode::Config].map(|c| c as u8);
+        assert_eq!(codes, [0, 1, 64, 78]);
+    }
+}

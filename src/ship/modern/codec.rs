@@ -1,0 +1,180 @@
+//! Compression of a batch's records into a buffer, with contexts that are made once and used again. Knows no records.
+//!
+//! Levels by measurement (`KAFKA.md` 4; 200-byte log lines): gzip 1 compresses at 172 MB/s where 6 takes 20 for a fifth
+//! less bytes, zstd 1 at 384 MB/s where 3 takes 226 for a hundredth less.
+
+use flate2::{Compress, Compression, Crc, FlushCompress, Status};
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+use std::fmt;
+
+/// The record batch's compression; the numbers are Kafka's attribute bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Codec {
+    #[default]
+    None = 0,
+    Gzip = 1,
+    Snappy = 2,
+    Lz4 = 3,
+    /// From Produce 7 (Kafka 2.1).
+    Zstd = 4,
+}
+
+/// Contexts of one worker. Each is made at its first use: an unused codec costs nothing.
+#[derive(Default)]
+pub struct Press {
+    gzip: Option<Compress>,
+    snappy: Option<snap::raw::Encoder>,
+    lz4: Option<CompressTable>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl fmt::Debug for Press {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Press")
+    }
+}
+
+/// The compressor would not; happens only when memory is short. The batch goes uncompressed then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unpressed;
+
+impl Press {
+    /// Most bytes that `len` bytes can become, header and trailer included.
+    pub fn bound(codec: Codec, len: usize) -> usize {
+        match codec {
+            Codec::None => len,
+            // Deflate stores what it cannot shrink in blocks with 5 bytes each; miniz flushes after at most 31 KiB.
+            Codec::Gzip => len + len / 1000 + len / (16 << 10) * 5 + 64,
+            Codec::Snappy => snap::raw::max_compress_len(len),
+            // The encoder wants room for the worst case of each block, also where the block is then stored as it is.
+            Codec::Lz4 => {
+                len + len.div_ceil(LZ4_BLOCK) * 4 + get_maximum_output_size(LZ4_BLOCK.min(len)) + 64
+            }
+            Codec::Zstd => zstd::zstd_safe::compress_bound(len),
+        }
+    }
+
+    /// Compresses `from` to the front of `to`, which holds [`Press::bound`] bytes; says how many were written.
+    pub fn press(&mut self, codec: Codec, from: &[u8], to: &mut [u8]) -> Result<usize, Unpressed> {
+        match codec {
+            Codec::None => Err(Unpressed),
+            Codec::Gzip => self.gzip(from, to),
+            Codec::Snappy => self
+                .snappy
+                .get_or_insert_with(snap::raw::Encoder::new)
+                .compress(from, to)
+                .map_err(|_| Unpressed),
+            Codec::Lz4 => lz4(self.lz4.get_or_insert_with(CompressTable::small), from, to),
+            Codec::Zstd => {
+                if self.zstd.is_none() {
+                    self.zstd = zstd::bulk::Compressor::new(1).ok();
+                }
+                self.zstd.as_mut().and_then(|z| z.compress_to_buffer(from, to).ok()).ok_or(Unpressed)
+            }
+        }
+    }
+
+    /// RFC 1952 around raw deflate: flate2's own encoder cannot be used again without allocating anew.
+    fn gzip(&mut self, from: &[u8], to: &mut [u8]) -> Result<usize, Unpressed> {
+        const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 0xff];
+        let deflate = self.gzip.get_or_insert_with(|| Compress::new(Compression::new(1), false));
+        deflate.reset();
+        to[..HEAD.len()].copy_from_slice(&HEAD);
+        let done = deflate.compress(from, &mut to[HEAD.len()..], FlushCompress::Finish);
+        if !matches!(done, Ok(Status::StreamEnd)) {
+            return Err(Unpressed);
+        }
+        let at = HEAD.len() + deflate.total_out() as usize;
+        let mut crc = Crc::new();
+        crc.update(from);
+        let tail = to.get_mut(at..at + 8).ok_or(Unpressed)?;
+        tail[..4].copy_from_slice(&crc.sum().to_le_bytes());
+        tail[4..].copy_from_slice(&(from.len() as u32).to_le_bytes());
+        Ok(at + 8)
+    }
+}
+
+/// A block just below 64 KiB, so that the table of 16-bit places will do.
+const LZ4_BLOCK: usize = 65_534;
+
+/// An LZ4 frame of independent blocks (Kafka's Java reader takes no others): magic, flags 0x60 (version 1, independent),
+/// block size up to 64 KiB (0x40), their checksum (0x82), blocks, end mark.
+fn lz4(table: &mut CompressTable, from: &[u8], to: &mut [u8]) -> Result<usize, Unpressed> {
+    const HEAD: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+    to[..HEAD.len()].copy_from_slice(&HEAD);
+    let mut at = HEAD.len();
+    for block in from.chunks(LZ4_BLOCK) {
+        let room = to.get_mut(at + 4..).ok_or(Unpressed)?;
+        let mut len = compress_into_with_table(block, room, table).map_err(|_| Unpressed)?;
+        let mut head = len as u32;
+        if len >= block.len() {
+            len = block.len();
+            head = len as u32 | 1 << 31; // stored as it is
+            room[..len].copy_from_slice(block);
+        }
+        to[at..at + 4].copy_from_slice(&head.to_le_bytes());
+        at += 4 + len;
+    }
+    to.get_mut(at..at + 4).ok_or(Unpressed)?.fill(0);
+    Ok(at + 4)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Read;
+
+    /// Decompression by the codecs' own readers.
+    pub fn unpress(codec: Codec, bytes: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        match codec {
+            Codec::None => plain.extend_from_slice(bytes),
+            Codec::Gzip => drop(flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain).unwrap()),
+            Codec::Snappy => plain = snap::raw::Decoder::new().decompress_vec(bytes).unwrap(),
+            Codec::Lz4 => drop(lz4_flex::frame::FrameDecoder::new(bytes).read_to_end(&mut plain).unwrap()),
+            Codec::Zstd => plain = zstd::stream::decode_all(bytes).unwrap(),
+        }
+        plain
+    }
+
+    pub const ALL: [Codec; 5] = [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
+
+    fn round(press: &mut Press, codec: Codec, plain: &[u8]) {
+        let mut to = vec![0; Press::bound(codec, plain.len())];
+        let n = press.press(codec, plain, &mut to).unwrap();
+        assert!(unpress(codec, &to[..n]) == plain, "{codec:?}, {} bytes", plain.len());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// Fails when a context keeps something of the batch before, a bound is too small, or a frame's flags are wrong.
+        /// `spread` 1 is noise: what cannot shrink.
+        #[test]
+        fn comes_back(sizes in proptest::collection::vec(0usize..300_000, 1..4), spread in 1u32..40, seed: u64) {
+            let mut press = Press::default();
+            for codec in &ALL[1..] {
+                let mut x = seed | 1;
+                for size in &sizes {
+                    let mut plain = Vec::with_capacity(*size);
+                    while plain.len() < *size {
+                        x ^= x << 13; x ^= x >> 7; x ^= x << 17;
+                        plain.extend(x.to_le_bytes().map(|b| if spread == 1 { b } else { b % spread as u8 }));
+                    }
+                    plain.truncate(*size);
+                    round(&mut press, *codec, &plain);
+                }
+            }
+        }
+    }
+
+    /// Fails when a codec needs more stack than a worker's thread has.
+    #[test]
+    fn fits_into_a_small_stack() {
+        let work = || {
+            let mut press = Press::default();
+            ALL[1..].iter().for_each(|c| round(&mut press, *c, &b"a line of a log file\n".repeat(30_000)));
+        };
+        std::thread::Builder::new().stack_size(super::super::STACK).spawn(work).unwrap().join().unwrap();
+    }
+}

@@ -1,0 +1,333 @@
+//! One connection to one broker: connect, ask for the versions, frames out and in, all with limits. Knows no batches,
+//! retries nothing and logs nothing.
+//!
+//! The socket never blocks: every wait is a `poll(2)` with a deadline, so one thread can write requests, read answers
+//! and hear its inbox, also through TLS, which cannot be split over two threads. After any [`Trouble`] the connection
+//! is dropped, never used again.
+
+use super::Options;
+use super::messages::{self, Versions};
+use super::wire::Malformed;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred.
+pub const ANSWER_CAP: usize = 1 << 20;
+/// Longest answer to Metadata: 16 MiB hold some 400,000 partitions.
+pub const METADATA_CAP: usize = 16 << 20;
+/// How long the kernel may go without any sign of the peer having taken what was sent (`TCP_USER_TIMEOUT`).
+const UNACKED: Duration = Duration::from_secs(30);
+
+/// Why a connection cannot be had, or is no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// May be over at the next try.
+    Lost(String),
+    /// Ended by the peer between two answers: what a broker does with a connection that was idle for long.
+    Ended,
+    /// The broker is too old for this driver.
+    Unfit(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Lost(why) | Trouble::Unfit(why) => f.write_str(why),
+            Trouble::Ended => f.write_str("closed by the broker"),
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(e: io::Error) -> Self {
+        Trouble::Lost(e.to_string())
+    }
+}
+
+impl From<rustix::io::Errno> for Trouble {
+    fn from(e: rustix::io::Errno) -> Self {
+        Trouble::Lost(e.to_string())
+    }
+}
+
+impl From<Malformed> for Trouble {
+    fn from(e: Malformed) -> Self {
+        Trouble::Lost(e.to_string())
+    }
+}
+
+/// What the bytes travel through.
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+}
+
+impl Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(s) => s,
+        }
+    }
+
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(s) => s.read(to),
+        }
+    }
+
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(s) => s.write(from),
+        }
+    }
+}
+
+/// Bytes read and not yet taken as frames. Holds no more than one frame's cap and what was read behind it.
+#[derive(Debug)]
+struct Input {
+    buf: Vec<u8>,
+    from: usize,
+    to: usize,
+    cap: usize,
+}
+
+impl Input {
+    const FIRST: usize = 4096;
+
+    /// The next whole frame without its length; `None`: not all of it is here.
+    fn frame(&mut self) -> Result<Option<std::ops::Range<usize>>, Trouble> {
+        let have = &self.buf[self.from..self.to];
+        let Some((head, _)) = have.split_first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_be_bytes(*head) as usize;
+        if len < 4 || len > self.cap {
+            return Err(Trouble::Lost(foreign(*head, self.cap)));
+        }
+        if have.len() < 4 + len {
+            return Ok(None);
+        }
+        let start = self.from + 4;
+        self.from = start + len;
+        Ok(Some(start..self.from))
+    }
+
+    /// Room for more, growing only as bytes come: a peer that announces much and sends little costs little.
+    fn room(&mut self) -> &mut [u8] {
+        if self.from == self.to {
+            (self.from, self.to) = (0, 0);
+            if self.buf.len() > 1 << 16 {
+                self.buf = Vec::new();
+            }
+        } else if self.from > 0 && self.to == self.buf.len() {
+            self.buf.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+        }
+        if self.to == self.buf.len() {
+            let more = (self.buf.len() * 2).clamp(Self::FIRST, self.cap + 2 * Self::FIRST);
+            self.buf.resize(more, 0);
+        }
+        &mut self.buf[self.to..]
+    }
+}
+
+/// Says what a peer that speaks something else seems to be.
+fn foreign(head: [u8; 4], cap: usize) -> String {
+    let what = match &head {
+        b"HTTP" => "it answers in HTTP: no Kafka broker",
+        [0x15, 3, ..] => "it answers in TLS: set [kafka.tls]",
+        b"SSH-" => "it answers in SSH: no Kafka broker",
+        _ => "no Kafka broker, or damaged on its way",
+    };
+    format!("an answer of {} bytes (at most {cap} taken); {what}", u32::from_be_bytes(head))
+}
+
+/// A connection whose versions are known.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    input: Input,
+    pub versions: Versions,
+    correlation: i32,
+}
+
+impl Connection {
+    /// Resolves the name, connects, asks for versions. `cap`: longest answer taken.
+    pub fn open(address: &str, options: &Options, cap: usize) -> Result<Connection, Trouble> {
+        let socket = connect(address, options.connect_timeout)?;
+        tune(&socket)?;
+        let input = Input { buf: Vec::new(), from: 0, to: 0, cap };
+        let mut c = Connection {
+            stream: Stream::Plain(socket),
+            input,
+            versions: Versions::default(),
+            correlation: 0,
+        };
+        c.versions = c.greet(options)?;
+        if c.versions.produce.is_none() || c.versions.metadata.is_none() {
+            return Err(Trouble::Unfit(format!(
+                "the broker takes Produce up to version {}, this driver speaks 3 to 12 (Kafka from 0.11); set driver = \"auto\"",
+                c.versions.produce_max
+            )));
+        }
+        Ok(c)
+    }
+
+    /// ApiVersions, version 3 and where that is too new 0.
+    fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
+        let deadline = Instant::now() + options.connect_timeout;
+        for version in [3, 0] {
+            let correlation = self.next_correlation();
+            let request = messages::ask_versions(version, correlation, &options.client_id);
+            let answer = self.call(&request, correlation, deadline).map_err(|t| match t {
+                Trouble::Ended => Trouble::Lost(
+                    "closed at the first request: a port with TLS (set [kafka.tls]), no Kafka broker, or one before 0.10"
+                        .into(),
+                ),
+                other => other,
+            })?;
+            match messages::versions(answer, version)? {
+                Ok(found) => return Ok(found),
+                Err(35) if version > 0 => {}
+                Err(code) => return Err(Trouble::Lost(super::errors::text(code, ""))),
+            }
+        }
+        Err(Trouble::Lost("refuses ApiVersions in every version".into()))
+    }
+
+    pub fn next_correlation(&mut self) -> i32 {
+        self.correlation = self.correlation.wrapping_add(1) & i32::MAX;
+        self.correlation
+    }
+
+    /// One request and its answer (without the correlation id), alone on the connection.
+    pub fn call(&mut self, request: &[u8], correlation: i32, deadline: Instant) -> Result<&[u8], Trouble> {
+        let mut sent = 0;
+        loop {
+            if sent < request.len() {
+                sent += self.write(&request[sent..])?;
+            }
+            if let Some((id, body)) = self.frame()? {
+                if id != correlation || sent < request.len() {
+                    return Err(mismatch(id, correlation));
+                }
+                return Ok(&self.input.buf[body]);
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Trouble::Lost("no answer in time".into()));
+            }
+            let (readable, _) = self.wait(sent < request.len(), None, Some(deadline - now))?;
+            if readable {
+                self.read()?;
+            }
+        }
+    }
+
+    /// Sends what the socket takes now; 0: nothing.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<usize, Trouble> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(0) => return Err(Trouble::Lost("the socket takes no more".into())),
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Reads what is there into the buffer, at most once its room.
+    pub fn read(&mut self) -> Result<(), Trouble> {
+        let between = self.input.from == self.input.to;
+        match self.stream.read(self.input.room()) {
+            Ok(0) if between => Err(Trouble::Ended),
+            Ok(0) => Err(Trouble::Lost("closed in the middle of an answer".into())),
+            Ok(n) => {
+                self.input.to += n;
+                Ok(())
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The next whole answer: its correlation id, and where [`Connection::body`] finds the rest.
+    pub fn frame(&mut self) -> Result<Option<(i32, std::ops::Range<usize>)>, Trouble> {
+        let Some(frame) = self.input.frame()? else { return Ok(None) };
+        let (head, _) = self.input.buf[frame.clone()].split_first_chunk::<4>().ok_or(Malformed("frame"))?;
+        Ok(Some((i32::from_be_bytes(*head), frame.start + 4..frame.end)))
+    }
+
+    /// The bytes of an answer, valid until the next read.
+    pub fn body(&self, range: std::ops::Range<usize>) -> &[u8] {
+        &self.input.buf[range]
+    }
+
+    /// Waits until the socket can be read (or, with `write`, written) or `also` can be read, at most `limit` (`None`:
+    /// without end). Says whether there is something to read from the socket, and from `also`.
+    pub fn wait(
+        &self,
+        write: bool,
+        also: Option<BorrowedFd<'_>>,
+        limit: Option<Duration>,
+    ) -> Result<(bool, bool), Trouble> {
+        let socket = self.stream.socket();
+        let events = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let also = also.unwrap_or(socket.as_fd());
+        let mut fds = [PollFd::new(socket, events), PollFd::new(&also, PollFlags::IN)];
+        wait_for(&mut fds, limit)?;
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        Ok((fds[0].revents().intersects(readable), fds[1].revents().intersects(readable)))
+    }
+}
+
+/// `poll(2)` with a limit; a signal counts as nothing happened.
+pub fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Trouble> {
+    let limit =
+        limit.map(|l| Timespec { tv_sec: l.as_secs().min(1 << 30) as _, tv_nsec: l.subsec_nanos().into() });
+    match poll(fds, limit.as_ref()) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::INTR) => {
+            fds.iter_mut().for_each(PollFd::clear_revents);
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub fn mismatch(got: i32, want: i32) -> Trouble {
+    Trouble::Lost(format!("answer to request {got} where {want} was due"))
+}
+
+/// Tries every address of the name in turn, each with the limit.
+fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+    let found =
+        address.to_socket_addrs().map_err(|e| Trouble::Lost(format!("cannot resolve the name: {e}")))?;
+    let mut last = None;
+    for one in found {
+        match TcpStream::connect_timeout(&one, limit) {
+            Ok(socket) => return Ok(socket),
+            Err(e) => last = Some(format!("cannot connect to {one}: {e}")),
+        }
+    }
+    Err(Trouble::Lost(last.unwrap_or_else(|| "the name has no address".into())))
+}
+
+/// A dead peer is noticed within 30 + 3 × 10 s when idle (keepalive) and after [`UNACKED`] when not; small requests
+/// leave at once.
+fn tune(socket: &TcpStream) -> Result<(), Trouble> {
+    socket.set_nonblocking(true)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(30))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(socket, 3)?;
+    sockopt::set_tcp_user_timeout(socket, UNACKED.as_millis() as u32)?;
+    Ok(())
+}

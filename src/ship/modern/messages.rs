@@ -1,0 +1,353 @@
+//! Kafka's requests and answers, as far as a producer needs them. Sends nothing, decides nothing.
+//!
+//! Requests are built with `kafka-protocol`'s structs; answers are read by hand, because that crate reserves memory by a
+//! count from the wire, and because nearly all fields of an answer are of no use here. Field order and versions:
+//! `clients/src/main/resources/common/message/*.json` of apache/kafka.
+
+use super::wire::{Malformed, Read, Reader};
+use bytes::BytesMut;
+use kafka_protocol::messages::describe_producers_request::TopicRequest;
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, DescribeProducersRequest, InitProducerIdRequest, MetadataRequest,
+    RequestHeader, TopicName,
+};
+use kafka_protocol::protocol::{Encodable, StrBytes};
+
+/// Highest version of each API that we speak (`KAFKA.md` 3.1): Produce 13 names topics by id, which a re-created topic
+/// would break; Metadata 13 asks for rebootstrap; InitProducerId 5 is for transactions.
+const PRODUCE: (i16, i16) = (3, 12);
+const METADATA: (i16, i16) = (1, 12);
+const INIT_PRODUCER_ID: (i16, i16) = (0, 4);
+const DESCRIBE_PRODUCERS: (i16, i16) = (0, 0);
+
+/// What both sides speak, from the broker's answer to ApiVersions; `None`: nothing in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Versions {
+    pub produce: Option<i16>,
+    pub metadata: Option<i16>,
+    pub init_producer_id: Option<i16>,
+    pub describe_producers: Option<i16>,
+    /// Highest Produce version of the broker, whether we speak it or not.
+    pub produce_max: i16,
+}
+
+/// The answer to ApiVersions in the form of version 3 (flexible) or 0. `Err(35)`: the broker wants an older version of
+/// the question; it says so in the form of version 0.
+pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
+    let error = Reader::new(body, false).i16("error")?;
+    if error != 0 {
+        return Ok(Err(error));
+    }
+    let mut r = Reader::new(&body[2..], version >= 3);
+    let mut found = Versions { produce_max: -1, ..Versions::default() };
+    for _ in 0..r.count(6, "api count")? {
+        let (key, low, high) = (r.i16("api key")?, r.i16("min version")?, r.i16("max version")?);
+        r.skip_tags()?;
+        let common = |(least, most): (i16, i16)| Some(high.min(most)).filter(|v| *v >= low.max(least));
+        match key {
+            0 => {
+                // Kafka 4 says Produce 0..13 and refuses 0-2 all the same (KAFKA-18659): only the maximum counts.
+                found.produce_max = high;
+                found.produce = common(PRODUCE);
+            }
+            3 => found.metadata = common(METADATA),
+            22 => found.init_producer_id = common(INIT_PRODUCER_ID),
+            61 => found.describe_producers = common(DESCRIBE_PRODUCERS),
+            _ => {}
+        }
+    }
+    Ok(Ok(found))
+}
+
+/// A request's frame, length in front.
+fn frame(api: ApiKey, version: i16, correlation: i32, client: &str, body: &impl Encodable) -> Vec<u8> {
+    let header = RequestHeader::default()
+        .with_request_api_key(api as i16)
+        .with_request_api_version(version)
+        .with_correlation_id(correlation)
+        .with_client_id(Some(StrBytes::from_string(client.to_owned())));
+    let mut to = BytesMut::from(&[0u8; 4][..]);
+    header
+        .encode(&mut to, api.request_header_version(version))
+        .and_then(|()| body.encode(&mut to, version))
+        .expect("our own requests set only fields that their version has");
+    let len = (to.len() - 4) as u32;
+    to[..4].copy_from_slice(&len.to_be_bytes());
+    to.to_vec()
+}
+
+fn topic_name(name: &str) -> TopicName {
+    TopicName(StrBytes::from_string(name.to_owned()))
+}
+
+/// Version 3, and version 0 for a broker that answers 35.
+pub fn ask_versions(version: i16, correlation: i32, client: &str) -> Vec<u8> {
+    let mut body = ApiVersionsRequest::default();
+    if version >= 3 {
+        body = body
+            .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
+            .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
+    }
+    frame(ApiKey::ApiVersions, version, correlation, client, &body)
+}
+
+/// `create`: the broker may create topics that are not there (from version 4; before, its own config decides alone).
+pub fn ask_metadata<'a>(
+    version: i16,
+    correlation: i32,
+    client: &str,
+    topics: impl Iterator<Item = &'a str>,
+    create: bool,
+) -> Vec<u8> {
+    let topics = topics.map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t)))).collect();
+    let body = MetadataRequest::default()
+        .with_topics(Some(topics))
+        .with_allow_auto_topic_creation(create || version < 4);
+    frame(ApiKey::Metadata, version, correlation, client, &body)
+}
+
+pub fn ask_producer_id(version: i16, correlation: i32, client: &str) -> Vec<u8> {
+    let body =
+        InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
+    frame(ApiKey::InitProducerId, version, correlation, client, &body)
+}
+
+pub fn ask_producers(correlation: i32, client: &str, topic: &str, partition: i32) -> Vec<u8> {
+    let one = TopicRequest::default().with_name(topic_name(topic)).with_partition_indexes(vec![partition]);
+    let body = DescribeProducersRequest::default().with_topics(vec![one]);
+    frame(ApiKey::DescribeProducers, 0, correlation, client, &body)
+}
+
+fn text(bytes: Option<&[u8]>) -> String {
+    // What a broker says may end up in a log line: no control characters, and not without end.
+    String::from_utf8_lossy(bytes.unwrap_or_default())
+        .chars()
+        .take(250)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+/// A broker as the cluster names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub id: i32,
+    pub host: String,
+    pub port: u16,
+}
+
+impl Node {
+    /// As a bootstrap entry is written: `host:port`, an IPv6 address in brackets.
+    pub fn address(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+fn node(r: &mut Reader<'_>) -> Read<Node> {
+    let id = r.i32("node id")?;
+    let host = text(r.string("host")?);
+    let port = u16::try_from(r.i32("port")?).map_err(|_| Malformed("port"))?;
+    Ok(Node { id, host, port })
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Metadata {
+    pub nodes: Vec<Node>,
+    pub cluster: Option<String>,
+    pub topics: Vec<TopicMeta>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicMeta {
+    pub error: i16,
+    pub name: String,
+    /// Zeros below version 10.
+    pub id: [u8; 16],
+    pub partitions: Vec<PartitionMeta>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionMeta {
+    pub partition: i32,
+    /// -1: none.
+    pub leader: i32,
+    /// -1: not known (before version 7).
+    pub epoch: i32,
+}
+
+pub fn metadata(body: &[u8], version: i16) -> Read<Metadata> {
+    let mut r = Reader::new(body, version >= 9);
+    let mut found = Metadata::default();
+    r.skip_tags()?; // of the answer's header
+    if version >= 3 {
+        r.i32("throttle")?;
+    }
+    for _ in 0..r.count(11, "broker count")? {
+        found.nodes.push(node(&mut r)?);
+        r.string("rack")?;
+        r.skip_tags()?;
+    }
+    if version >= 2 {
+        found.cluster = r.string("cluster id")?.map(|id| text(Some(id)));
+    }
+    r.i32("controller")?;
+    for _ in 0..r.count(8, "topic count")? {
+        found.topics.push(topic_meta(&mut r, version)?);
+    }
+    Ok(found)
+}
+
+fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
+    let error = r.i16("topic error")?;
+    let name = text(r.string("topic name")?);
+    let id = if version >= 10 { r.uuid("topic id")? } else { [0; 16] };
+    r.i8("is internal")?;
+    let mut partitions = Vec::new();
+    for _ in 0..r.count(12, "partition count")? {
+        r.i16("partition error")?; // 5 where there is no leader; 9 where a replica is missing, which is no trouble of ours
+        let partition = r.i32("partition")?;
+        let leader = r.i32("leader")?;
+        let epoch = if version >= 7 { r.i32("leader epoch")? } else { -1 };
+        r.skip_i32s("replicas")?;
+        r.skip_i32s("in sync")?;
+        if version >= 5 {
+            r.skip_i32s("offline")?;
+        }
+        r.skip_tags()?;
+        partitions.push(PartitionMeta { partition, leader, epoch });
+    }
+    if version >= 8 {
+        r.i32("operations")?;
+    }
+    r.skip_tags()?;
+    partitions.sort_by_key(|p| p.partition);
+    partitions.dedup_by_key(|p| p.partition);
+    Ok(TopicMeta { error, name, id, partitions })
+}
+
+/// Error code, producer id, epoch.
+pub fn producer_id(body: &[u8], version: i16) -> Read<(i16, i64, i16)> {
+    let mut r = Reader::new(body, version >= 2);
+    r.skip_tags()?;
+    r.i32("throttle")?;
+    Ok((r.i16("error")?, r.i64("producer id")?, r.i16("producer epoch")?))
+}
+
+/// Epoch and last sequence of producer `pid`; `Ok(Err(code, message))` where the broker refuses to say.
+#[allow(clippy::type_complexity, reason = "one use, and each layer is another party that can say no")]
+pub fn producers(
+    body: &[u8],
+    topic: &str,
+    partition: i32,
+    pid: i64,
+) -> Read<Result<Option<(i16, i32)>, (i16, String)>> {
+    let mut r = Reader::new(body, true);
+    r.skip_tags()?;
+    r.i32("throttle")?;
+    let mut found = None;
+    for _ in 0..r.count(3, "topic count")? {
+        let ours = r.string("topic name")? == Some(topic.as_bytes());
+        for _ in 0..r.count(9, "partition count")? {
+            let ours = r.i32("partition")? == partition && ours;
+            let error = r.i16("error")?;
+            let message = r.string("error message")?;
+            let mut last = None;
+            for _ in 0..r.count(37, "producer count")? {
+                let (id, epoch, sequence) = (r.i64("pid")?, r.i32("epoch")?, r.i32("sequence")?);
+                r.bytes(8 + 4 + 8, "producer")?;
+                r.skip_tags()?;
+                if id == pid {
+                    last = Some((epoch as i16, sequence));
+                }
+            }
+            r.skip_tags()?;
+            if ours {
+                found = Some(if error == 0 { Ok(last) } else { Err((error, text(message))) });
+            }
+        }
+        r.skip_tags()?;
+    }
+    found.ok_or(Malformed("our partition is not in it"))
+}
+
+/// What a produce answer says of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Produced {
+    pub partition: i32,
+    pub error: i16,
+    pub offset: i64,
+    /// Indices in the batch of records that are bad (KIP-467).
+    pub bad: Vec<u32>,
+    pub message: String,
+    /// Leader and its epoch, where the broker that was asked is not the leader any more (KIP-951).
+    pub leader: Option<(i32, i32)>,
+}
+
+/// Hands each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and where
+/// the leaders named in it can be found (KIP-951).
+pub fn produced(
+    body: &[u8],
+    version: i16,
+    mut each: impl FnMut(&[u8], Produced) -> Read<()>,
+) -> Read<(i32, Vec<Node>)> {
+    let mut r = Reader::new(body, version >= 9);
+    r.skip_tags()?;
+    for _ in 0..r.count(2, "topic count")? {
+        let topic = r.string("topic name")?.ok_or(Malformed("topic name"))?;
+        for _ in 0..r.count(22, "partition count")? {
+            each(topic, partition_produced(&mut r, version)?)?;
+        }
+        r.skip_tags()?;
+    }
+    let throttle = r.i32("throttle")?;
+    let mut nodes = Vec::new();
+    r.tags(|tag, mut r| {
+        if tag == 0 {
+            for _ in 0..r.count(11, "endpoint count")? {
+                nodes.push(node(&mut r)?);
+                r.string("rack")?;
+                r.skip_tags()?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok((throttle, nodes))
+}
+
+fn partition_produced(r: &mut Reader<'_>, version: i16) -> Read<Produced> {
+    let partition = r.i32("partition")?;
+    let error = r.i16("error")?;
+    let offset = r.i64("offset")?;
+    let mut p = Produced { partition, error, offset, bad: Vec::new(), message: String::new(), leader: None };
+    r.i64("append time")?;
+    if version >= 5 {
+        r.i64("log start")?;
+    }
+    if version >= 8 {
+        for _ in 0..r.count(5, "record error count")? {
+            p.bad.extend(u32::try_from(r.i32("record index")?).ok());
+            let why = r.string("record error")?;
+            if p.message.is_empty() {
+                p.message = text(why);
+            }
+            r.skip_tags()?;
+        }
+        if let Some(why) = r.string("error message")? {
+            p.message = text(Some(why));
+        }
+    }
+    r.tags(|tag, mut r| {
+        if tag == 0 {
+            p.leader = Some((r.i32("leader")?, r.i32("leader epoch")?)).filter(|l| l.0 >= 0);
+        }
+        Ok(())
+    })?;
+    Ok(p)
+}
+
+#[cfg(test)]
+#[path = "messages_tests.rs"]
+mod tests;

@@ -1,0 +1,452 @@
+//! One connection at work: requests put together from waiting batches, up to five in the air, answers taken as they come.
+//! Connects nothing and retries nothing: a batch comes back with its verdict, and when the connection is lost, all do.
+
+use super::broker::Broker;
+use super::codec::Codec;
+use super::connection::{Connection, Trouble, mismatch};
+use super::errors::{self, Also};
+use super::inbox::Job;
+use super::messages::{self, Produced};
+use super::records::{Encoder, Envelope};
+use super::{IN_FLIGHT, News};
+use crate::chunk::Topic;
+use crate::ship::driver::{Acks, Event, Pace, Verdict};
+use crate::ship::flight::Batch;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a broker may take beyond the time it was given for its replicas, before it counts as hung.
+const GRACE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
+/// The slowest uplink that is not mistaken for a hung broker: a request gets this much more time for its way, in bytes/s.
+const SLOWEST: u64 = 64 << 10;
+/// Buffers are given back when there was nothing to do for this long.
+const RELEASE: Duration = Duration::from_secs(10);
+/// A broker that throttles is believed up to this.
+const LONGEST_THROTTLE: Duration = Duration::from_secs(60);
+
+/// Why a session ended. Everything it held has been given back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    Idle,
+    /// There is no more work.
+    Closed,
+    /// `worked`: at least one request had been answered.
+    Lost {
+        why: String,
+        worked: bool,
+    },
+}
+
+/// A request that was sent, or is being sent.
+struct Request {
+    correlation: i32,
+    /// When its last byte left.
+    sent: Instant,
+    bytes: u64,
+    what: What,
+}
+
+enum What {
+    /// A batch is taken out when its verdict is known.
+    Produce {
+        version: i16,
+        batches: Vec<Option<Batch>>,
+    },
+    Ask {
+        topic: Topic,
+        partition: i32,
+        pid: i64,
+    },
+}
+
+pub struct Session<'b> {
+    broker: &'b mut Broker,
+    connection: Connection,
+    /// Batches not yet in a request, in the order they came.
+    waiting: VecDeque<Batch>,
+    asks: VecDeque<(Topic, i32, i64)>,
+    /// Being written: `out` up to here has left.
+    writing: Option<(Request, usize)>,
+    /// Waiting for their answers, which come in this order.
+    air: VecDeque<Request>,
+    /// No request has been answered yet: one alone, then more.
+    fresh: bool,
+    /// Throttled until then.
+    quiet: Option<Instant>,
+    /// When the last answer came or, at first, the session began.
+    answered: Instant,
+    /// The answer just read asks for a new connection.
+    renew: Option<String>,
+}
+
+impl<'b> Session<'b> {
+    pub fn new(broker: &'b mut Broker, connection: Connection) -> Self {
+        Session {
+            broker,
+            connection,
+            waiting: VecDeque::new(),
+            asks: VecDeque::new(),
+            writing: None,
+            air: VecDeque::new(),
+            fresh: true,
+            quiet: None,
+            answered: Instant::now(),
+            renew: None,
+        }
+    }
+
+    pub fn run(mut self) -> End {
+        let worked = |s: &Self| !s.fresh;
+        match self.work() {
+            Ok(end) => {
+                self.abandon(Pace::Now, "the driver ends");
+                end
+            }
+            Err(Trouble::Ended)
+                if self.air.is_empty() && self.writing.is_none() && self.waiting.is_empty() =>
+            {
+                self.abandon(Pace::Now, "closed while idle");
+                End::Idle
+            }
+            Err(t) => {
+                let why = t.to_string();
+                let told = self.broker.told(&why);
+                self.abandon(Pace::Backoff, &told);
+                End::Lost { why, worked: worked(&self) }
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<End, Trouble> {
+        loop {
+            let (waiting, asks) = (&mut self.waiting, &mut self.asks);
+            let open = self.broker.inbox.take(|job| match job {
+                Job::Send(batch) => waiting.push_back(batch),
+                Job::Ask { topic, partition, pid } => asks.push_back((topic, partition, pid)),
+            });
+            if !open {
+                return Ok(End::Closed);
+            }
+            self.send()?;
+            let now = Instant::now();
+            let Some(limit) = self.limit(now)? else { return Ok(End::Idle) };
+            let (connection, write) = (&self.connection, self.writing.is_some());
+            let readable = self
+                .broker
+                .inbox
+                .sleep(Some(limit), |bell, limit| connection.wait(write, Some(bell), limit))?;
+            if readable {
+                self.connection.read()?;
+                while let Some((correlation, body)) = self.connection.frame()? {
+                    self.answer(correlation, body)?;
+                }
+                if let Some(why) = self.renew.take() {
+                    return Err(Trouble::Lost(why));
+                }
+            }
+        }
+    }
+
+    /// How long to wait at most. `None`: idle for so long that the connection is to be closed.
+    fn limit(&mut self, now: Instant) -> Result<Option<Duration>, Trouble> {
+        let options = &self.broker.shared.options;
+        let allowed = |r: &Request| options.request_timeout + GRACE + Duration::from_secs(r.bytes / SLOWEST);
+        if let Some(first) = self.air.front() {
+            let due = first.sent.max(self.answered) + allowed(first);
+            if now >= due {
+                return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs())));
+            }
+            let wake =
+                self.quiet.filter(|q| *q > now && !self.waiting.is_empty()).map_or(due, |q| q.min(due));
+            return Ok(Some(wake - now));
+        }
+        if let Some((r, _)) = &self.writing {
+            let due = r.sent.max(self.answered) + allowed(r);
+            if now >= due {
+                return Err(Trouble::Lost("takes nothing more".into()));
+            }
+            return Ok(Some(due - now));
+        }
+        if let Some(quiet) = self.quiet.filter(|q| *q > now && !self.waiting.is_empty()) {
+            return Ok(Some(quiet - now));
+        }
+        let idle = now - self.answered;
+        if idle >= options.idle {
+            return Ok(None);
+        }
+        if idle >= RELEASE && self.broker.out.held() > 0 {
+            self.broker.out = Default::default();
+            self.broker.encoder.release();
+        }
+        let next = if idle < RELEASE { RELEASE.min(options.idle) } else { options.idle };
+        Ok(Some(next - idle))
+    }
+
+    /// Writes what is being written, and begins the next requests while there is room.
+    fn send(&mut self) -> Result<(), Trouble> {
+        loop {
+            if let Some((mut request, mut at)) = self.writing.take() {
+                at += match self.connection.write(&self.broker.out.filled()[at..]) {
+                    Ok(n) => n,
+                    Err(t) => {
+                        self.writing = Some((request, at));
+                        return Err(t);
+                    }
+                };
+                request.sent = Instant::now();
+                if at < self.broker.out.filled().len() {
+                    self.writing = Some((request, at));
+                    return Ok(());
+                }
+                self.sent(request);
+            }
+            let window = if self.fresh || !self.broker.shared.numbered() { 1 } else { IN_FLIGHT };
+            if self.air.len() >= window || self.quiet.is_some_and(|q| q > Instant::now()) || !self.begin() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn sent(&mut self, request: Request) {
+        let nothing_comes = self.broker.shared.options.acks == Acks::Zero;
+        match request.what {
+            What::Produce { batches, .. } if nothing_comes => {
+                self.answered = request.sent;
+                self.broker.health.answered();
+                for batch in batches.into_iter().flatten() {
+                    self.broker.shared.done(batch, Verdict::Stored { offset: None });
+                }
+            }
+            what => self.air.push_back(Request { what, ..request }),
+        }
+    }
+
+    /// Puts the next request into `out`. `false`: there is nothing to send.
+    fn begin(&mut self) -> bool {
+        let now = Instant::now();
+        if let Some((topic, partition, pid)) = self.asks.pop_front() {
+            if self.connection.versions.describe_producers.is_none() {
+                let last = Err("the broker cannot tell (DescribeProducers, from 2.8)".into());
+                self.broker.shared.event(Event::Knows { topic, partition, pid, last });
+                return self.begin();
+            }
+            let correlation = self.connection.next_correlation();
+            let client = &self.broker.shared.options.client_id;
+            self.broker.out.set(&messages::ask_producers(correlation, client, &topic, partition));
+            let what = What::Ask { topic, partition, pid };
+            self.writing = Some((Request { correlation, sent: now, bytes: 0, what }, 0));
+            return true;
+        }
+        let batches = pick(&mut self.waiting, self.broker.shared.options.request_max);
+        if batches.is_empty() {
+            return false;
+        }
+        let version = self.connection.versions.produce.unwrap_or(3);
+        let correlation = self.connection.next_correlation();
+        let options = &self.broker.shared.options;
+        let envelope = Envelope {
+            version,
+            correlation,
+            client: &options.client_id,
+            acks: options.acks,
+            timeout_ms: options.request_timeout.as_millis().min(i32::MAX as u128) as i32,
+            codec: match self.broker.codec {
+                Codec::Zstd if version < 7 => Codec::Gzip,
+                codec => codec,
+            },
+        };
+        self.broker.encoder.request(&mut self.broker.out, &envelope, &batches);
+        let bytes = self.broker.out.filled().len() as u64;
+        let what = What::Produce { version, batches: batches.into_iter().map(Some).collect() };
+        self.writing = Some((Request { correlation, sent: now, bytes, what }, 0));
+        true
+    }
+
+    fn answer(&mut self, correlation: i32, body: std::ops::Range<usize>) -> Result<(), Trouble> {
+        let Some(mut request) = self.air.pop_front() else { return Err(mismatch(correlation, 0)) };
+        if request.correlation != correlation {
+            let due = request.correlation;
+            self.air.push_front(request);
+            return Err(mismatch(correlation, due));
+        }
+        let body = self.connection.body(body);
+        match &mut request.what {
+            What::Ask { topic, partition, pid } => {
+                let last = match messages::producers(body, topic, *partition, *pid) {
+                    Ok(known) => known.map_err(|(code, message)| errors::text(code, &message)),
+                    Err(e) => {
+                        self.air.push_front(request);
+                        return Err(e.into());
+                    }
+                };
+                let event = Event::Knows { topic: topic.clone(), partition: *partition, pid: *pid, last };
+                self.broker.shared.event(event);
+            }
+            What::Produce { version, batches } => {
+                let mut said = Vec::with_capacity(batches.len());
+                let read = messages::produced(body, *version, |topic, p| {
+                    said.push((place(batches, topic, p.partition, said.len())?, p));
+                    Ok(())
+                });
+                let (throttle, nodes) = match read {
+                    Ok(read) => read,
+                    Err(e) => {
+                        self.air.push_front(request);
+                        return Err(e.into());
+                    }
+                };
+                let nodes: Arc<[messages::Node]> = nodes.into();
+                for (i, p) in said {
+                    if let Some(batch) = batches[i].take() {
+                        self.verdict(batch, p, &nodes);
+                    }
+                }
+                if batches.iter().any(Option::is_some) {
+                    self.air.push_front(request);
+                    return Err(Trouble::Lost("an answer without one of the partitions asked".into()));
+                }
+                self.throttle(throttle);
+            }
+        }
+        self.fresh = false;
+        self.answered = Instant::now();
+        self.broker.health.answered();
+        Ok(())
+    }
+
+    fn throttle(&mut self, ms: i32) {
+        if let Some(ms) = u64::try_from(ms).ok().filter(|ms| *ms > 0) {
+            let pause = Duration::from_millis(ms).min(LONGEST_THROTTLE);
+            log::debug!("broker {} throttles for {} ms", self.broker.address, pause.as_millis());
+            self.quiet = Some(Instant::now() + pause);
+        }
+    }
+
+    /// Says what became of a batch, and does what else the code asks for.
+    fn verdict(&mut self, batch: Batch, p: Produced, nodes: &Arc<[messages::Node]>) {
+        let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
+        let topic = &batch.load.topic;
+        match errors::of(p.error).also {
+            Also::Nothing => {}
+            Also::FindLeader => match p.leader.filter(|l| l.0 != self.broker.node) {
+                Some((leader, epoch)) => {
+                    let (topic, nodes) = (topic.clone(), nodes.clone());
+                    self.broker.shared.news(News::Leader {
+                        topic,
+                        partition: p.partition,
+                        leader,
+                        epoch,
+                        nodes,
+                    });
+                    if let Verdict::Again { pace, .. } = &mut verdict {
+                        *pace = Pace::Now;
+                    }
+                }
+                None => self.broker.shared.news(News::Stale(topic.clone())),
+            },
+            Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
+            Also::Uncompressed => {
+                if self.broker.codec != Codec::None {
+                    log::warn!(
+                        "{}; sending uncompressed",
+                        self.broker.told(&errors::text(p.error, &p.message))
+                    );
+                    self.broker.codec = Codec::None;
+                }
+            }
+        }
+        if !matches!(verdict, Verdict::Stored { .. }) {
+            self.hold_back(&batch);
+        }
+        self.broker.shared.done(batch, verdict);
+    }
+
+    /// Batches behind one that was not stored would only be refused for their sequence, or overtake it.
+    fn hold_back(&mut self, failed: &Batch) {
+        let same = |b: &Batch| b.partition == failed.partition && b.load.topic == failed.load.topic;
+        if !self.waiting.iter().any(same) {
+            return;
+        }
+        let (back, keep): (Vec<Batch>, VecDeque<Batch>) = {
+            let all = std::mem::take(&mut self.waiting);
+            let mut keep = VecDeque::new();
+            let mut back = Vec::new();
+            all.into_iter().for_each(|b| if same(&b) { back.push(b) } else { keep.push_back(b) });
+            (back, keep)
+        };
+        self.waiting = keep;
+        for batch in back {
+            let why = "a batch before it was not stored".to_owned();
+            // Never sent, so behind the failed one in ship's order: its own pace is the failed one's.
+            self.broker.shared.done(batch, Verdict::Again { maybe_stored: false, pace: Pace::Now, why });
+        }
+    }
+
+    /// Gives back all that is held, oldest first.
+    fn abandon(&mut self, pace: Pace, why: &str) {
+        let shared = self.broker.shared.clone();
+        // A request of which a byte has not left cannot have been read as a whole.
+        let writing = self.writing.take().map(|(r, _)| (r, false));
+        let air = self.air.drain(..).map(|r| (r, true)).collect::<Vec<_>>();
+        for (request, maybe_stored) in air.into_iter().chain(writing) {
+            match request.what {
+                What::Produce { batches, .. } => {
+                    for batch in batches.into_iter().flatten() {
+                        let why = why.to_owned();
+                        shared.done(batch, Verdict::Again { maybe_stored, pace, why });
+                    }
+                }
+                What::Ask { topic, partition, pid } => {
+                    shared.give_back(Job::Ask { topic, partition, pid }, pace, why);
+                }
+            }
+        }
+        self.waiting.drain(..).for_each(|b| shared.give_back(Job::Send(b), pace, why));
+        for (topic, partition, pid) in self.asks.drain(..) {
+            shared.give_back(Job::Ask { topic, partition, pid }, pace, why);
+        }
+    }
+}
+
+/// Takes batches for one request: of each partition the first, up to `most` bytes (one larger goes alone), those of one
+/// topic side by side. What stays keeps its order.
+fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
+    let mut picked: Vec<Batch> = Vec::new();
+    let mut stay = VecDeque::new();
+    let mut bytes = 0;
+    while let Some(batch) = waiting.pop_front() {
+        let size = Encoder::estimate(&batch);
+        if !picked.is_empty() && bytes + size > most {
+            waiting.push_front(batch);
+            break;
+        }
+        if picked.iter().any(|p| p.partition == batch.partition && p.load.topic == batch.load.topic) {
+            stay.push_back(batch);
+            continue;
+        }
+        bytes += size;
+        picked.push(batch);
+    }
+    while let Some(batch) = stay.pop_back() {
+        waiting.push_front(batch);
+    }
+    picked.sort_by(|a, b| a.load.topic.cmp(&b.load.topic)); // stable
+    picked
+}
+
+/// The place of a partition in the request; `nth` is where it stands if the answer has the request's order.
+fn place(
+    batches: &[Option<Batch>],
+    topic: &[u8],
+    partition: i32,
+    nth: usize,
+) -> Result<usize, super::wire::Malformed> {
+    let is = |b: &Option<Batch>| {
+        b.as_ref().is_some_and(|b| b.partition == partition && b.load.topic.as_bytes() == topic)
+    };
+    if batches.get(nth).is_some_and(is) {
+        return Ok(nth);
+    }
+    batches.iter().position(is).ok_or(super::wire::Malformed("a partition that was not asked about"))
+}

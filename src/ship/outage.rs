@@ -1,0 +1,189 @@
+//! The record of a wait: what does not answer, since when, how often it was tried, and the last reason. Writes it to the
+//! board and to the log; waits for nothing and decides nothing.
+//!
+//! A line in the log at attempts 1, 2, 4, 8 … and for each reason that is new in this outage; one when it works again.
+
+use crate::report::{Board, BrokerState};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// All outages of one worker. Its entries on the board are written by it alone.
+#[derive(Debug)]
+pub struct Outages {
+    board: Arc<Board>,
+    open: HashMap<String, Outage>,
+    /// Brokers that stand on the board, so that it is not touched for every batch that goes well.
+    shown: HashSet<String>,
+}
+
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    attempts: u64,
+    /// Reasons that were logged in this outage; at most [`Outage::REASONS`], so that a changing text cannot fill memory.
+    reasons: Vec<String>,
+}
+
+/// A topic's state on the board.
+const WAITING: &str = "waiting";
+
+impl Outage {
+    const REASONS: usize = 8;
+}
+
+/// Who does not answer as wanted.
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    /// `host:port` as the config or the cluster calls it.
+    Broker(&'a str),
+    /// A topic that cannot be taken up. What becomes of its batches is ship's to tell.
+    Topic(&'a str),
+}
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Who::Broker(b) => write!(f, "broker {b}"),
+            Who::Topic(t) => write!(f, "topic {t}"),
+        }
+    }
+}
+
+impl Who<'_> {
+    fn key(&self) -> String {
+        match self {
+            Who::Broker(b) => (*b).to_owned(),
+            Who::Topic(_) => self.to_string(),
+        }
+    }
+}
+
+impl Outages {
+    pub fn new(board: &Arc<Board>) -> Self {
+        Outages { board: Arc::clone(board), open: HashMap::new(), shown: HashSet::new() }
+    }
+
+    /// One more attempt that failed.
+    pub fn failed(&mut self, who: Who<'_>, why: &str, now: Instant) {
+        let key = who.key();
+        let outage = self.open.entry(key.clone()).or_insert_with(|| Outage {
+            since: now,
+            attempts: 0,
+            reasons: Vec::new(),
+        });
+        outage.attempts += 1;
+        let new = outage.reasons.len() < Outage::REASONS && !outage.reasons.iter().any(|r| r == why);
+        if new {
+            outage.reasons.push(why.to_owned());
+        }
+        match outage.attempts {
+            1 => log::warn!("{who} down: {why}; retrying"),
+            n if new || n.is_power_of_two() => {
+                let wait = Span(now.duration_since(outage.since));
+                log::warn!("{who} still down after {wait}, attempt {n}: {why}; retrying");
+            }
+            _ => {}
+        }
+        let (since, attempts) = (outage.since, outage.attempts);
+        let of = |state: &str| {
+            let last_error = Some(why.to_owned());
+            BrokerState { state: state.to_owned(), since, attempts, last_error }
+        };
+        match who {
+            Who::Broker(b) => drop(self.board.brokers().insert(b.to_owned(), of("down"))),
+            Who::Topic(t) => drop(self.board.topics().insert(t.to_owned(), of(WAITING))),
+        }
+    }
+
+    /// It works. Said in the log only if it did not before; on the board a broker's last error stays to be read.
+    pub fn works(&mut self, who: Who<'_>, now: Instant) {
+        let known = match who {
+            Who::Broker(b) => self.shown.contains(b),
+            Who::Topic(_) => true,
+        };
+        if known && self.open.is_empty() {
+            return;
+        }
+        let key = who.key();
+        let outage = self.open.remove(&key);
+        if let Some(o) = &outage {
+            log::info!("{who} up again after {}, {} attempts", Span(now.duration_since(o.since)), o.attempts);
+        } else if known {
+            return;
+        }
+        match who {
+            Who::Broker(b) => {
+                let mut brokers = self.board.brokers();
+                let last_error = brokers.remove(b).and_then(|b| b.last_error);
+                let state = BrokerState { state: "up".to_owned(), since: now, attempts: 0, last_error };
+                brokers.insert(b.to_owned(), state);
+                self.shown.insert(key);
+            }
+            Who::Topic(t) => {
+                let mut topics = self.board.topics();
+                // Ship's own word on the topic stays.
+                if topics.get(t).is_some_and(|s| s.state == WAITING) {
+                    topics.remove(t);
+                }
+            }
+        }
+    }
+
+    /// A broker that is not waited for any more goes from the board.
+    pub fn forget(&mut self, broker: &str) {
+        self.open.remove(&Who::Broker(broker).key());
+        self.shown.remove(broker);
+        self.board.brokers().remove(broker);
+    }
+}
+
+/// A time as a person says it: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
+pub struct Span(pub Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_secs() {
+            0..10 => write!(f, "{:.1} s", self.0.as_secs_f64()),
+            s @ 10..120 => write!(f, "{s} s"),
+            s @ 120..7200 => write!(f, "{} min", s / 60),
+            s @ 7200..172_800 => write!(f, "{} h", s / 3600),
+            s => write!(f, "{} d", s / 86_400),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when `works` leaves the outage open: the second outage would then count on from the first.
+    #[test]
+    fn an_outage_is_counted_until_it_ends() {
+        let board = Arc::new(Board::default());
+        let mut o = Outages::new(&board);
+        let t = Instant::now();
+        for i in 0..5 {
+            o.failed(Who::Broker("b:1"), "refused", t + Duration::from_secs(i));
+        }
+        let b = board.brokers()["b:1"].clone();
+        assert_eq!((b.state.as_str(), b.attempts, b.since), ("down", 5, t));
+        assert_eq!(b.last_error.as_deref(), Some("refused"));
+        o.works(Who::Broker("b:1"), t + Duration::from_secs(9));
+        let b = board.brokers()["b:1"].clone();
+        assert_eq!((b.state.as_str(), b.attempts), ("up", 0));
+        assert_eq!(b.last_error.as_deref(), Some("refused"));
+        o.failed(Who::Broker("b:1"), "refused", t + Duration::from_secs(10));
+        assert_eq!(board.brokers()["b:1"].attempts, 1);
+    }
+
+    #[test]
+    fn spans_read_well() {
+        let of = |s| Span(Duration::from_secs_f64(s)).to_string();
+        assert_eq!(
+            [of(0.44), of(41.0), of(185.0), of(7300.0), of(200_000.0)],
+            ["0.4 s", "41 s", "3 min", "2 h", "2 d"]
+        );
+    }
+}

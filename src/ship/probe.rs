@@ -1,0 +1,298 @@
+//! What listens there? One ApiVersions request of our own, before any driver talks to a broker: tells Kafka from a TLS
+//! port, a web server, a mute peer and a closed port, within limits of time and memory. No driver, no retry, no log.
+//!
+//! The frames are made and taken apart by hand, in the oldest version, so that every Kafka can answer them. An answer is
+//! never believed about its length: the `kafka` crate took a TLS alert for one of 336 MiB and a web page for 1.13 GiB (D10).
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// How long a peer may take. A mobile link that repeats its SYN after 1, 3 and 7 s still gets through 10 s.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub connect: Duration,
+    /// From the request to the last byte of the answer.
+    pub answer: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(10) }
+    }
+}
+
+/// What listens at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    Kafka(Ranges),
+    /// Closed the connection on ApiVersions: Kafka 0.9 does that (KIP-35 came with 0.10), and so do many things that
+    /// are not Kafka at all.
+    Closed,
+    Tls,
+    Http,
+    /// Answers, but not as Kafka does; its first bytes.
+    Foreign(Vec<u8>),
+    /// Took the connection and the request, and said nothing.
+    Mute(Duration),
+    Refused,
+    /// No answer to the connection request within the limit.
+    NoRoute(Duration),
+    Failed(String),
+}
+
+/// API keys (<https://kafka.apache.org/protocol#protocol_api_keys>).
+pub const PRODUCE: i16 = 0;
+pub const FETCH: i16 = 1;
+pub const METADATA: i16 = 3;
+const API_VERSIONS: i16 = 18;
+
+/// Which versions of which request a broker takes, as it says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ranges(Vec<(i16, i16, i16)>);
+
+impl Ranges {
+    /// Lowest and highest version of a request.
+    pub fn of(&self, api: i16) -> Option<(i16, i16)> {
+        self.0.iter().find(|r| r.0 == api).map(|r| (r.1, r.2))
+    }
+
+    /// Can the `kafka` crate, which sends Produce v0, be used? Told by Fetch: Kafka 4 says Produce 0–13 and closes the
+    /// connection on v0–v2 all the same (KAFKA-18659), while its Fetch starts at 4.
+    pub fn suits_classic(&self) -> bool {
+        self.of(FETCH).is_some_and(|(min, _)| min == 0) && self.of(PRODUCE).is_some_and(|(min, _)| min == 0)
+    }
+
+    /// Record batches came with Produce v3 (Kafka 0.11).
+    pub fn suits_modern(&self) -> bool {
+        self.of(PRODUCE).is_some_and(|(_, max)| max >= 3)
+    }
+
+    fn show(&self, api: i16) -> String {
+        self.of(api).map_or_else(|| "none".to_owned(), |(min, max)| format!("{min}..{max}"))
+    }
+}
+
+impl fmt::Display for Ranges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Produce {}, Fetch {}", self.show(PRODUCE), self.show(FETCH))
+    }
+}
+
+/// What the operator reads: what is there, and what to do.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Finding::Kafka(r) => write!(f, "a Kafka broker ({r})"),
+            Finding::Closed => {
+                f.write_str("closed the connection on the first request (Kafka 0.9, or not Kafka)")
+            }
+            Finding::Tls => f.write_str("this port speaks TLS; give the plaintext port, or set [kafka.tls]"),
+            Finding::Http => f.write_str("a web server, not Kafka; give Kafka's port"),
+            Finding::Foreign(b) => {
+                write!(f, "not Kafka: it answers \"{}\"; give Kafka's port", b.escape_ascii())
+            }
+            Finding::Mute(t) => write!(f, "connected, but no answer in {} s", t.as_secs_f32()),
+            Finding::Refused => f.write_str("connection refused"),
+            Finding::NoRoute(t) => write!(f, "no connection in {} s", t.as_secs_f32()),
+            Finding::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// The addresses of a `host:port`, `[IPv6]:port` too; asked anew each time, since an address may change during an outage.
+/// Blocks as long as the system's resolver does.
+pub fn resolve(host: &str) -> Result<Vec<SocketAddr>, String> {
+    let all: Vec<_> = host.to_socket_addrs().map_err(|e| format!("cannot resolve the name: {e}"))?.collect();
+    if all.is_empty() { Err("the name has no address".to_owned()) } else { Ok(all) }
+}
+
+/// Asks what listens at `addr`.
+pub fn ask(addr: SocketAddr, limits: &Limits) -> Finding {
+    let mut stream = match connect(addr, limits) {
+        Ok(s) => s,
+        Err(found) => return found,
+    };
+    let request = frame(API_VERSIONS, 0, &[]);
+    let answer = match exchange(&mut stream, &request, limits) {
+        Ok(answer) => answer,
+        Err(found) => return found,
+    };
+    match ranges(&answer) {
+        Some(found) => Finding::Kafka(found),
+        None => Finding::Foreign(answer[..answer.len().min(16)].to_vec()),
+    }
+}
+
+/// What a broker says of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicAnswer {
+    /// Kafka's error code; 0 is none.
+    pub code: i16,
+    pub partitions: Vec<i32>,
+}
+
+/// Asks for one topic by Metadata v4 (Kafka 0.11), the first that can leave it to us whether the topic is created, and
+/// tells the error code and the partitions' ids, which the `kafka` crate drops or panics on (D9).
+pub fn topic(addr: SocketAddr, name: &str, create: bool, limits: &Limits) -> Result<TopicAnswer, Finding> {
+    let mut stream = connect(addr, limits)?;
+    let mut body = Vec::with_capacity(name.len() + 7);
+    body.extend_from_slice(&1i32.to_be_bytes());
+    body.extend_from_slice(&(name.len() as i16).to_be_bytes());
+    body.extend_from_slice(name.as_bytes());
+    body.push(u8::from(create));
+    let answer = exchange(&mut stream, &frame(METADATA, 4, &body), limits)?;
+    topic_answer(&answer).ok_or_else(|| Finding::Failed("its Metadata answer cannot be read".to_owned()))
+}
+
+fn connect(addr: SocketAddr, limits: &Limits) -> Result<TcpStream, Finding> {
+    TcpStream::connect_timeout(&addr, limits.connect).map_err(|e| match e.kind() {
+        io::ErrorKind::ConnectionRefused => Finding::Refused,
+        io::ErrorKind::TimedOut => Finding::NoRoute(limits.connect),
+        _ => Finding::Failed(e.to_string()),
+    })
+}
+
+const CORRELATION: i32 = 0x6c6f_6761; // "loga": an answer that carries it is one to us
+
+/// A request with header v1: size, API key, version, correlation id, client id.
+fn frame(api: i16, version: i16, body: &[u8]) -> Vec<u8> {
+    let mut f = Vec::with_capacity(body.len() + 22);
+    f.extend_from_slice(&(18 + body.len() as i32).to_be_bytes());
+    f.extend_from_slice(&api.to_be_bytes());
+    f.extend_from_slice(&version.to_be_bytes());
+    f.extend_from_slice(&CORRELATION.to_be_bytes());
+    f.extend_from_slice(&8i16.to_be_bytes());
+    f.extend_from_slice(b"logagent");
+    f.extend_from_slice(body);
+    f
+}
+
+/// Longest answer that is read, in bytes: some 50 APIs take under 1 KiB, a topic of 10,000 partitions about 300 KiB.
+const CAP: u32 = 1 << 20;
+
+/// One request, one answer (without its size and correlation id).
+fn exchange(stream: &mut TcpStream, request: &[u8], limits: &Limits) -> Result<Vec<u8>, Finding> {
+    let until = Instant::now() + limits.answer;
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Finding::Mute(limits.answer),
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => Finding::Closed,
+        _ => Finding::Failed(e.to_string()),
+    };
+    stream.set_write_timeout(Some(limits.answer)).map_err(failed)?;
+    stream.write_all(request).map_err(failed)?;
+    let mut head = [0u8; 8];
+    let got = fill(stream, &mut head, until);
+    match &head {
+        [0x15 | 0x16, 3, ..] => return Err(Finding::Tls), // TLS record: alert or handshake, version 3.x
+        [b'H', b'T', b'T', b'P', ..] => return Err(Finding::Http),
+        _ => {}
+    }
+    match got {
+        Ok(8) => {}
+        Ok(0) => return Err(Finding::Closed),
+        Ok(n) => return Err(Finding::Foreign(head[..n].to_vec())),
+        Err(e) => return Err(failed(e)),
+    }
+    let size = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+    let correlation = i32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+    if !(4..=CAP).contains(&size) || correlation != CORRELATION {
+        return Err(Finding::Foreign(head.to_vec()));
+    }
+    let mut answer = vec![0; size as usize - 4];
+    match fill(stream, &mut answer, until) {
+        Ok(n) if n == answer.len() => Ok(answer),
+        Ok(_) => Err(Finding::Closed),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Reads until `into` is full, the peer closes (fewer bytes), or the time is over.
+fn fill(stream: &mut TcpStream, into: &mut [u8], until: Instant) -> io::Result<usize> {
+    let mut n = 0;
+    while n < into.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut into[n..]) {
+            Ok(0) => break,
+            Ok(m) => n += m,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
+}
+
+/// Takes an answer apart; `None` as soon as it is shorter than it says.
+struct Parts<'a>(&'a [u8]);
+
+impl<'a> Parts<'a> {
+    fn bytes(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    fn i16(&mut self) -> Option<i16> {
+        self.bytes(2).map(|b| i16::from_be_bytes([b[0], b[1]]))
+    }
+
+    fn i32(&mut self) -> Option<i32> {
+        self.bytes(4).map(|b| i32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    /// A nullable string.
+    fn string(&mut self) -> Option<&'a [u8]> {
+        let n = self.i16()?;
+        self.bytes(n.max(0) as usize)
+    }
+
+    /// As many elements as it says, each read by `one`. Nothing is reserved for them beforehand.
+    fn array<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        let n = self.i32()?;
+        (0..n.max(0)).map(|_| one(self)).collect()
+    }
+}
+
+/// ApiVersions v0: error code, then key, lowest, highest of each.
+fn ranges(answer: &[u8]) -> Option<Ranges> {
+    let mut p = Parts(answer);
+    let code = p.i16()?;
+    let all = p.array(|p| Some((p.i16()?, p.i16()?, p.i16()?)))?;
+    (code == 0).then_some(Ranges(all))
+}
+
+/// Metadata v4: throttle time, brokers, cluster id, controller, topics.
+fn topic_answer(answer: &[u8]) -> Option<TopicAnswer> {
+    let mut p = Parts(answer);
+    p.i32()?;
+    p.array(|p| Some((p.i32()?, p.string()?, p.i32()?, p.string()?)))?;
+    p.string()?;
+    p.i32()?;
+    let topics = p.array(|p| {
+        let code = p.i16()?;
+        p.string()?;
+        p.bytes(1)?; // is it internal
+        let mut partitions = p.array(|p| {
+            p.i16()?;
+            let id = p.i32()?;
+            p.i32()?; // leader
+            p.array(Parts::i32)?; // replicas
+            p.array(Parts::i32)?; // in sync
+            Some(id)
+        })?;
+        partitions.sort_unstable();
+        Some(TopicAnswer { code, partitions })
+    })?;
+    topics.into_iter().next()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! What systemd is told and asks for, over `$NOTIFY_SOCKET` (sd_notify(3)); without systemd, nothing. Decides nothing:
+//! when the agent is ready, and whether it makes progress, is `commands/run.rs`'s.
+
+use crate::error::Escaped;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// Longest wait for room in systemd's queue; a message that finds none is given up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The way to the service manager, if there is one.
+#[derive(Debug, Default)]
+pub struct Notify(Option<(UnixDatagram, SocketAddr)>);
+
+impl Notify {
+    /// To the manager that started us. A socket that cannot be used is logged once and not tried again.
+    pub fn from_env() -> Notify {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|n| !n.is_empty()) else {
+            return Notify(None);
+        };
+        Self::to(&name).unwrap_or_else(|e| {
+            log::warn!("systemd: NOTIFY_SOCKET {}: {e}; it will not learn that we are ready", name.display());
+            Notify(None)
+        })
+    }
+
+    /// `name`: a path, or `@` and the name of an abstract socket.
+    fn to(name: &OsStr) -> io::Result<Notify> {
+        let address = match name.as_bytes() {
+            [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
+            [b'/', ..] => SocketAddr::from_pathname(name)?,
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "neither a path nor an abstract name",
+                ));
+            }
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Notify(Some((socket, address))))
+    }
+
+    /// Started: config, state and watches are in order. Also ends a reload.
+    pub fn ready(&self, status: &str) {
+        self.send(&format!("READY=1\nSTATUS={}", Escaped(status)));
+    }
+
+    /// One line for `systemctl status`.
+    pub fn status(&self, status: &str) {
+        self.send(&format!("STATUS={}", Escaped(status)));
+    }
+
+    /// Progress was made, or there is none to make.
+    pub fn watchdog(&self) {
+        self.send("WATCHDOG=1");
+    }
+
+    pub fn stopping(&self, status: &str) {
+        self.send(&format!("STOPPING=1\nSTATUS={}", Escaped(status)));
+    }
+
+    /// The config is being read again; [`Notify::ready`] ends it. `Type=notify-reload` wants the time.
+    pub fn reloading(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    }
+
+    fn send(&self, message: &str) {
+        if let Some((socket, address)) = &self.0
+            && let Err(e) = socket.send_to_addr(message.as_bytes(), address)
+        {
+            log::debug!("systemd: {}: {e}", message.lines().next().unwrap_or_default());
+        }
+    }
+}
+
+/// How often [`Notify::watchdog`] must be called: half of what the unit's `WatchdogSec` allows. `None`: nobody watches.
+pub fn watchdog_interval() -> Option<Duration> {
+    let var = |name| std::env::var(name).ok();
+    interval(var("WATCHDOG_USEC").as_deref(), var("WATCHDOG_PID").as_deref(), std::process::id())
+}
+
+/// sd_watchdog_enabled(3): the variables may be meant for another process.
+fn interval(micros: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
+    let micros: u64 = micros?.parse().ok().filter(|n| *n > 0)?;
+    match pid {
+        Some(pid) if pid.parse() != Ok(own) => None,
+        _ => Some(Duration::from_micros(micros / 2)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 512];
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let n = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..n]).into_owned()
+    }
+
+    #[test]
+    fn messages_by_path_and_by_abstract_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let name = format!("logagent-test-{}", std::process::id());
+        let abstract_address = SocketAddr::from_abstract_name(&name).unwrap();
+        for (socket, name) in [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str()),
+            (UnixDatagram::bind_addr(&abstract_address).unwrap(), OsStr::new(&format!("@{name}"))),
+        ] {
+            let notify = Notify::to(name).unwrap();
+            notify.ready("3 files");
+            assert_eq!(received(&socket), "READY=1\nSTATUS=3 files");
+            notify.watchdog();
+            assert_eq!(received(&socket), "WATCHDOG=1");
+            notify.stopping("draining");
+            assert_eq!(received(&socket), "STOPPING=1\nSTATUS=draining");
+            notify.reloading();
+            let said = received(&socket);
+            let micros = said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+            assert!(micros.parse::<u64>().unwrap() > 0);
+        }
+    }
+
+    /// Fails when the status goes out raw: a path with a newline could then say READY=1, or MAINPID=.
+    #[test]
+    fn a_status_is_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        Notify::to(path.as_os_str()).unwrap().status("stuck: /var/log/a\nMAINPID=1");
+        assert_eq!(received(&socket), "STATUS=stuck: /var/log/a\\nMAINPID=1");
+    }
+
+    #[test]
+    fn a_manager_that_is_gone_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        Notify::to(dir.path().join("none").as_os_str()).unwrap().ready("");
+        Notify::default().ready("");
+        assert!(Notify::to(OsStr::new("vsock:2:1234")).is_err());
+    }
+
+    #[test]
+    fn intervals() {
+        let half = Some(Duration::from_secs(15));
+        assert_eq!(interval(Some("30000000"), None, 7), half);
+        assert_eq!(interval(Some("30000000"), Some("7"), 7), half);
+        assert_eq!(interval(Some("30000000"), Some("8"), 7), None);
+        assert_eq!(interval(Some("0"), None, 7), None);
+        assert_eq!(interval(Some("x"), None, 7), None);
+        assert_eq!(interval(None, Some("7"), 7), None);
+    }
+}

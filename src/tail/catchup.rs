@@ -1,0 +1,292 @@
+//! Finding bytes that are not where they were: rotated, copied or compressed while nobody looked. Reads no line.
+//!
+//! The last known file is looked for by identity, else by its mark, beside the path; then come the siblings that nobody
+//! has read, oldest first; then the live file. What cannot be found any more is named with its bytes.
+
+use super::gz::Gz;
+use super::identity::{self, Look};
+use super::known::{Claim, Entry};
+use super::open::{self, Bytes};
+use super::siblings::{self, Packed, Sibling};
+use super::{Halt, Start, Tail};
+use crate::chunk::{Closed, Ending, Mark, Opened, Parcel, Point};
+use log::{info, warn};
+use std::fs::File;
+use std::io;
+
+impl Tail<'_> {
+    /// The first look at the path.
+    pub(super) fn begin(&mut self) -> Result<(), Halt> {
+        let history = self.known.of(&self.o.path);
+        let at_path = match identity::look_at(&self.o.path)? {
+            Some(_) => Some(identity::open(&self.o.path)?),
+            None => None,
+        };
+        if history.is_empty() {
+            return match at_path {
+                Some((file, look)) => self.first_sight(file, look),
+                None => Ok(()),
+            };
+        }
+        let mut live = None;
+        if let Some((file, look)) = at_path {
+            match self.known.claim(&look, &self.o.path) {
+                Claim::Anothers => {}
+                Claim::Known(entry) if goes_on(&file, &look, &entry)? => {
+                    live = Some((file, look, Some(entry)))
+                }
+                Claim::Known(entry) => {
+                    // Before the siblings that nobody has read: one of them may be a copy of what was read here.
+                    self.find_rest(&entry, REWRITTEN)?;
+                    live = Some((file, look, None));
+                }
+                Claim::New => live = Some((file, look, None)),
+            }
+        }
+        for entry in history.iter().filter(|e| !e.finished) {
+            // `take` refuses those that are open by now.
+            if let Some(entry) = self.known.take(entry.stream, &entry.identity) {
+                self.find_rest(&entry, "it is gone")?;
+            }
+        }
+        self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        let Some((file, look, entry)) = live else { return Ok(()) };
+        let entry = match entry {
+            Some(entry) => entry,
+            None => self.fresh(&file, &look, 0)?,
+        };
+        self.take_up_live(file, &look, entry).map(drop)
+    }
+
+    /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
+    fn first_sight(&mut self, file: File, look: Look) -> Result<(), Halt> {
+        match self.known.claim(&look, &self.o.path) {
+            Claim::Anothers => return Ok(()),
+            Claim::Known(entry) => return self.resume(file, look, entry), // it had another name
+            Claim::New => {}
+        }
+        for old in siblings::list(&self.o.path).iter().rev().take(OLD_SIBLINGS) {
+            if self.known.get(&old.look.identity).is_none() && old.look.identity != look.identity {
+                self.note_as_read(old)?;
+            }
+        }
+        let offset = match self.o.start {
+            Start::Beginning => 0,
+            Start::End => look.size,
+            Start::Offset(n) => n,
+        };
+        let fresh = self.fresh(&file, &look, offset)?;
+        self.take_up_live(file, &look, fresh).map(drop)
+    }
+
+    /// A sibling that was there before us, or that holds what was read elsewhere: nothing of it is sent.
+    fn note_as_read(&mut self, old: &Sibling) -> Result<(), Halt> {
+        let size = old.look.size;
+        let mark = match (old.packed, identity::open(&old.path)) {
+            (Packed::Plain, Ok((file, _))) => open::mark_at(&file, size)?,
+            _ => Mark::default(),
+        };
+        let at = Point { offset: size, mark, ..Point::default() };
+        let stream = self.known.begin(&old.look, &self.o.path).stream;
+        self.known.release(stream, at, size, old.look.modified, true);
+        let origin = self.origin(stream, size, size);
+        self.send(Parcel::Opened(Opened {
+            origin,
+            identity: old.look.identity.clone(),
+            at,
+            beyond: Vec::new(),
+        }))?;
+        self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
+    }
+
+    /// After a rotation: siblings that came and went between two looks.
+    pub(super) fn catch_up(&mut self) -> Result<(), Halt> {
+        let known = self.known.of(&self.o.path);
+        let open = self.open.iter().filter_map(|o| {
+            let entry = known.iter().find(|e| e.stream == o.origin.stream)?;
+            Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
+        });
+        let open: Vec<Entry> = open.collect();
+        self.unread_siblings(oldest(open.iter()))
+    }
+
+    /// Goes on with a stream that is open in `known` and whose file is not where it was.
+    pub(super) fn find_rest(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
+        let list = siblings::list(&self.o.path);
+        let by_identity =
+            list.iter().find(|s| s.look.identity == entry.identity && s.packed == Packed::Plain);
+        if let Some(sibling) = by_identity
+            && self.go_on_in(sibling, entry)?
+        {
+            return Ok(());
+        }
+        for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
+            let known = self.known.get(&sibling.look.identity).is_some_and(|e| e.stream != entry.stream);
+            if !known && entry.at.offset > 0 && self.go_on_in(sibling, entry)? {
+                return Ok(());
+            }
+        }
+        if entry.at.offset == 0 && entry.size > 0 && list.iter().any(|s| self.is_unknown(s, Some(entry))) {
+            // Nothing of it was read, so it has no mark: it is one of the siblings that are read from the beginning.
+            self.known.forget(entry.stream);
+            self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost: 0 } }))?;
+            return self.unread_siblings(Some(entry));
+        }
+        let lost = entry.size.saturating_sub(entry.at.offset);
+        self.lost(entry.stream, lost, why);
+        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
+    }
+
+    /// Whether this sibling holds the stream's bytes up to where it was read; if so it is open now.
+    fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
+        let Ok((file, look)) = identity::open(&sibling.path) else { return Ok(false) };
+        let bytes = match sibling.packed {
+            Packed::Plain if look.size < entry.at.offset => return Ok(false),
+            Packed::Plain
+                if open::mark_at(&file, entry.at.offset)? != entry.at.mark && entry.at.mark.len > 0 =>
+            {
+                return Ok(false);
+            }
+            Packed::Plain => Bytes::Plain(file),
+            Packed::Gzip => match holds(&file, entry) {
+                Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
+                Ok(false) => return Ok(false),
+                Err(e) => {
+                    warn!("{}: cannot be decompressed: {e}", sibling.path.display());
+                    return Ok(false);
+                }
+            },
+            Packed::Other => return Ok(false),
+        };
+        let unpacked = match bytes {
+            Bytes::Gz(_) => Look { size: u64::MAX, ..look },
+            Bytes::Plain(_) => look,
+        };
+        if self.take_up(bytes, &unpacked, entry.clone())?.is_none() {
+            return Ok(false);
+        }
+        self.known.found_again(entry.stream, &sibling.look.identity);
+        if unpacked.size > entry.at.offset {
+            info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);
+        }
+        Ok(true)
+    }
+
+    /// Every sibling that nobody has read and that is newer than `last`, oldest first.
+    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<(), Halt> {
+        let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
+        for sibling in siblings::list(&self.o.path) {
+            if Some(&sibling.look.identity) == live.as_ref() || !self.is_unknown(&sibling, last) {
+                continue;
+            }
+            if self.was_read(&sibling)? {
+                self.note_as_read(&sibling)?;
+                continue;
+            }
+            let Ok((file, look)) = identity::open(&sibling.path) else { continue };
+            let (bytes, size) = match sibling.packed {
+                Packed::Plain => (Bytes::Plain(file), look.size),
+                Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
+                Packed::Other => {
+                    warn!(
+                        "{}: holds lines that were never read, in a form that is not",
+                        sibling.path.display()
+                    );
+                    self.note_as_read(&sibling)?;
+                    continue;
+                }
+            };
+            info!(
+                "{}: reading {}, rotated while nobody looked",
+                self.o.path.display(),
+                sibling.path.display()
+            );
+            let entry = self.known.begin(&look, &self.o.path);
+            let taken = self.take_up(bytes, &Look { size, ..look }, entry)?;
+            debug_assert!(taken.is_some(), "offset 0 agrees with every file");
+        }
+        Ok(())
+    }
+
+    /// Never opened by anybody, and newer than the last known file: by modification, where that is not known by birth.
+    fn is_unknown(&self, sibling: &Sibling, last: Option<&Entry>) -> bool {
+        if self.known.get(&sibling.look.identity).is_some() {
+            return false;
+        }
+        let Some(last) = last else { return true };
+        if last.modified != 0 {
+            return sibling.look.modified >= last.modified;
+        }
+        match (sibling.look.identity.born, last.identity.born) {
+            (Some(a), Some(b)) => a >= b,
+            _ => true,
+        }
+    }
+
+    /// A copy (copytruncate) or a `.gz` of a stream that was read to its end, or that is open.
+    fn was_read(&self, sibling: &Sibling) -> Result<bool, Halt> {
+        let Ok((file, look)) = identity::open(&sibling.path) else { return Ok(false) };
+        match sibling.packed {
+            Packed::Plain => {
+                let mark = open::mark_at(&file, look.size)?;
+                let open = self.open.iter().any(|o| o.at.offset == look.size && o.at.mark == mark);
+                Ok(open || self.known.finished_at(&self.o.path, look.size, mark).is_some())
+            }
+            Packed::Gzip => {
+                let Ok(size) = Gz::content_size(&file) else { return Ok(false) };
+                let same_second =
+                    |ns: i64| ns.div_euclid(1_000_000_000) == look.modified.div_euclid(1_000_000_000);
+                if self
+                    .open
+                    .iter()
+                    .any(|o| o.file().is_some() && o.size as u32 == size && same_second(o.modified))
+                {
+                    return Ok(true);
+                }
+                let known = self.known.of(&self.o.path);
+                let ends =
+                    known.iter().filter(|e| e.finished && e.at.mark.len > 0 && e.at.offset as u32 == size);
+                for entry in ends {
+                    let again = file.try_clone()?;
+                    if holds(&again, entry).unwrap_or(false) {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            Packed::Other => {
+                Ok(self.known.of(&self.o.path).iter().any(|e| e.finished && e.modified == look.modified))
+            }
+        }
+    }
+}
+
+/// Known files that a sibling must not be older than: some, not only the last, because a rotation may have been under way
+/// at a crash.
+const RECENT: usize = 8;
+
+fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
+    entries.min_by_key(|e| (e.identity.born, e.modified))
+}
+
+pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
+
+/// Whether the file still has the bytes before the stream's position.
+pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
+    let Point { offset, mark, .. } = entry.at;
+    Ok(look.size >= offset && (mark.len == 0 || open::mark_at(file, offset)? == mark))
+}
+
+/// Siblings that are noted at first sight; older ones are told by their times.
+const OLD_SIBLINGS: usize = 8;
+
+/// Whether a `.gz`, decompressed, has the stream's bytes before its position.
+fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
+    use std::io::Seek;
+    let mut gz = Gz::new(file.try_clone()?);
+    let before = gz.skip_to(entry.at.offset)?;
+    let kept = &before[before.len().saturating_sub(usize::from(entry.at.mark.len))..];
+    let mut rewind = file;
+    rewind.rewind()?;
+    Ok(gz.position() == entry.at.offset && Mark::of(kept) == entry.at.mark)
+}

@@ -1,0 +1,266 @@
+//! What to do next with the open files of one path. Pure: looks at nothing and waits for nothing.
+
+use std::time::Duration;
+
+/// What is at the followed path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AtPath {
+    /// The file that is read as the live one.
+    Live,
+    /// Another file than the live one, or a file where none was read.
+    Another,
+    Nothing,
+    /// It cannot be seen or opened now; what is known stays as it is.
+    Unknown,
+}
+
+/// One open file, as it is now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    pub live: bool,
+    /// Bytes may be there that were never looked at.
+    pub unread: bool,
+    /// Some of them were there at the moment of the rotation: they go before anything of a newer file.
+    pub owed: bool,
+    /// Bytes that are no whole record yet.
+    pub rest: bool,
+    /// It is shorter than what was read, or other bytes stand there.
+    pub truncated: bool,
+    /// It has no name any more.
+    pub deleted: bool,
+    /// All that was framed is acknowledged.
+    pub acked: bool,
+    /// Since something last changed in it.
+    pub quiet: Duration,
+    /// Deleted and past what may be held for it.
+    pub too_much: bool,
+}
+
+/// How long a path's files are waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A rotated file is left when unchanged for this long.
+    pub rotate_grace: Duration,
+    /// A rest that is no whole record is sent after this long (`partial_after`, multiline's `timeout`).
+    pub rest_after: Option<Duration>,
+    /// Between two looks when nothing wakes us.
+    pub poll: Duration,
+}
+
+impl Patience {
+    /// A deleted file is left this soon after its last ack; nobody can append to it by name.
+    pub const DELETED: Duration = Duration::from_secs(10);
+    /// The unterminated end of a rotated file is a line when nothing came for this long.
+    pub const REST: Duration = Duration::from_secs(3);
+    /// Acks make no event: how often a deleted file is looked at.
+    pub const RECHECK: Duration = Duration::from_secs(2);
+}
+
+/// How far the path is followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    Stopped,
+    /// Up to the end as it was at first sight (`--once`), or as it is now (`follow = false`).
+    Read,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Another file is at the path: open it and keep the old one.
+    Open,
+    /// The path is gone: the live file is one of the old ones now.
+    Orphan,
+    /// Begin anew at 0 in the same file.
+    Truncated(usize),
+    Read(usize),
+    /// Nothing more will come: the rest is a record.
+    SendRest(usize),
+    /// Close it: all is read.
+    Leave(usize),
+    /// Close it with its unread bytes.
+    GiveUp(usize),
+    Wait(Duration),
+    /// Nothing is left to follow.
+    End,
+}
+
+/// `seen` is oldest first; `turn` is a number that changes, so that a late writer in an old file cannot starve the live one.
+pub fn decide(path: AtPath, seen: &[Seen], until: Until, patience: Patience, turn: usize) -> Step {
+    let live = seen.iter().position(|s| s.live);
+    match path {
+        AtPath::Another => return Step::Open,
+        AtPath::Nothing if live.is_some() => return Step::Orphan,
+        _ => {}
+    }
+    if let Some(i) = seen.iter().position(|s| s.truncated) {
+        return Step::Truncated(i);
+    }
+    if let Some(i) = seen.iter().position(|s| s.too_much) {
+        return Step::GiveUp(i);
+    }
+    if let Some(i) = seen.iter().position(|s| s.owed) {
+        return Step::Read(i);
+    }
+    let n = seen.len();
+    if let Some(i) = (0..n).map(|i| (i + turn) % n).find(|i| seen[*i].unread) {
+        return Step::Read(i);
+    }
+    let waits: Vec<Option<Duration>> = seen.iter().map(|s| rest_wait(s, until, patience)).collect();
+    if let Some(i) = waits.iter().position(|w| *w == Some(Duration::ZERO)) {
+        return Step::SendRest(i);
+    }
+    let leaves: Vec<Option<Duration>> = seen.iter().map(|s| leave_wait(s, until, patience)).collect();
+    if let Some(i) = leaves.iter().position(|w| *w == Some(Duration::ZERO)) {
+        return Step::Leave(i);
+    }
+    if seen.is_empty() && (path == AtPath::Nothing || until == Until::Read) {
+        return Step::End;
+    }
+    let soonest = waits.into_iter().chain(leaves).flatten().min();
+    Step::Wait(soonest.map_or(patience.poll, |w| w.min(patience.poll)))
+}
+
+/// How long until the rest is sent; `None`: it waits for its end.
+fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
+    if !s.rest {
+        return None;
+    }
+    if until == Until::Read {
+        return Some(Duration::ZERO);
+    }
+    let rotated = (!s.live).then(|| Patience::REST.min(patience.rotate_grace));
+    let after = [rotated, patience.rest_after].into_iter().flatten().min()?;
+    Some(after.saturating_sub(s.quiet))
+}
+
+/// How long until the file may be left; `None`: not as things are.
+fn leave_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
+    if s.rest {
+        return None;
+    }
+    if until == Until::Read {
+        return Some(Duration::ZERO);
+    }
+    if s.live {
+        return None;
+    }
+    if !s.deleted {
+        return Some(patience.rotate_grace.saturating_sub(s.quiet));
+    }
+    let left = Patience::DELETED.min(patience.rotate_grace).saturating_sub(s.quiet);
+    Some(if s.acked { left } else { left.max(Patience::RECHECK) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+
+    fn patience() -> Patience {
+        Patience { rotate_grace: S(60), rest_after: None, poll: S(30) }
+    }
+
+    fn live() -> Seen {
+        Seen {
+            live: true,
+            unread: false,
+            owed: false,
+            rest: false,
+            truncated: false,
+            deleted: false,
+            acked: true,
+            quiet: S(0),
+            too_much: false,
+        }
+    }
+
+    fn old() -> Seen {
+        Seen { live: false, ..live() }
+    }
+
+    /// Each row fails when the rule it is named after is taken out of `decide`.
+    #[test]
+    fn steps() {
+        use AtPath::*;
+        let unread = |s| Seen { unread: true, ..s };
+        let rows: Vec<(&str, AtPath, Vec<Seen>, Step)> = vec![
+            ("nothing to do", Live, vec![live()], Step::Wait(S(30))),
+            ("append", Live, vec![unread(live())], Step::Read(0)),
+            (
+                "rotated: the new one is opened before the old is read",
+                Another,
+                vec![unread(live())],
+                Step::Open,
+            ),
+            ("moved away", Nothing, vec![live()], Step::Orphan),
+            ("cannot be seen: nothing changes", Unknown, vec![live()], Step::Wait(S(30))),
+            ("truncated", Live, vec![Seen { truncated: true, ..unread(live()) }], Step::Truncated(0)),
+            (
+                "the old goes first",
+                Live,
+                vec![Seen { owed: true, ..unread(old()) }, unread(live())],
+                Step::Read(0),
+            ),
+            ("then they take turns", Live, vec![unread(old()), unread(live())], Step::Read(1)),
+            (
+                "an old one in its grace",
+                Live,
+                vec![Seen { quiet: S(20), ..old() }, live()],
+                Step::Wait(S(30)),
+            ),
+            ("near its end", Live, vec![Seen { quiet: S(50), ..old() }, live()], Step::Wait(S(10))),
+            ("past it", Live, vec![Seen { quiet: S(60), ..old() }, live()], Step::Leave(0)),
+            (
+                "a half line of the live file waits",
+                Live,
+                vec![Seen { rest: true, quiet: S(99), ..live() }],
+                Step::Wait(S(30)),
+            ),
+            (
+                "of an old file it does not",
+                Live,
+                vec![Seen { rest: true, quiet: S(3), ..old() }, live()],
+                Step::SendRest(0),
+            ),
+            ("deleted, acked", Nothing, vec![Seen { deleted: true, quiet: S(10), ..old() }], Step::Leave(0)),
+            (
+                "deleted, not acked",
+                Nothing,
+                vec![Seen { deleted: true, acked: false, quiet: S(99), ..old() }],
+                Step::Wait(S(2)),
+            ),
+            (
+                "held too much",
+                Nothing,
+                vec![Seen { deleted: true, too_much: true, ..unread(old()) }],
+                Step::GiveUp(0),
+            ),
+            ("all gone", Nothing, vec![], Step::End),
+            ("not there yet, but cannot be seen", Unknown, vec![], Step::Wait(S(30))),
+        ];
+        for (name, path, seen, want) in rows {
+            assert_eq!(decide(path, &seen, Until::Stopped, patience(), 1), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn once() {
+        let d = |seen: &[Seen]| decide(AtPath::Live, seen, Until::Read, patience(), 0);
+        assert_eq!(d(&[Seen { unread: true, rest: true, ..live() }]), Step::Read(0));
+        assert_eq!(d(&[Seen { rest: true, ..live() }]), Step::SendRest(0));
+        assert_eq!(d(&[live()]), Step::Leave(0));
+        assert_eq!(d(&[]), Step::End);
+    }
+
+    #[test]
+    fn a_rest_may_be_sent_early() {
+        let p = Patience { rest_after: Some(S(2)), ..patience() };
+        let s = Seen { rest: true, quiet: S(1), ..live() };
+        assert_eq!(decide(AtPath::Live, &[s], Until::Stopped, p, 0), Step::Wait(S(1)));
+        assert_eq!(
+            decide(AtPath::Live, &[Seen { quiet: S(2), ..s }], Until::Stopped, p, 0),
+            Step::SendRest(0)
+        );
+    }
+}

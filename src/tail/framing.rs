@@ -1,0 +1,442 @@
+//! Splits bytes into lines and knows where each ends. Reads nothing; knows no files.
+
+use crate::chunk::{Break, Line, Then};
+use memchr::{memchr, memchr_iter};
+use regex::bytes::Regex;
+
+/// How a source's lines are found.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Longest line in bytes, without its end; a longer one is cut there.
+    pub max_line: usize,
+    /// Leave out empty lines.
+    pub skip_empty: bool,
+    pub multiline: Option<Multiline>,
+    /// Only records that match one of these, if there are any.
+    pub include: Vec<Regex>,
+    /// No records that match one of these.
+    pub drop: Vec<Regex>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            max_line: 1_000_000,
+            skip_empty: false,
+            multiline: None,
+            include: Vec::new(),
+            drop: Vec::new(),
+        }
+    }
+}
+
+/// Several lines that make one record.
+#[derive(Debug, Clone)]
+pub struct Multiline {
+    pub joint: Joint,
+    pub max_lines: usize,
+}
+
+#[derive(Debug, Clone)]
+pub enum Joint {
+    /// A line that matches begins a record.
+    Start(Regex),
+    /// A line that matches goes on with the record before it.
+    Continue(Regex),
+}
+
+/// What becomes of the bytes after the last line's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rest {
+    /// They wait for more.
+    Waits,
+    /// They are a line: nothing more will come.
+    IsALine,
+}
+
+/// What was found. The bytes after `consumed` are the rest: they are framed again when more has come.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Framed {
+    pub consumed: usize,
+    /// How reading goes on after `consumed`.
+    pub then: Then,
+    pub last: Break,
+    /// Lines longer than `max_line`.
+    pub cut: u64,
+    /// Bytes left out: of cut lines, and NULs at a line's start.
+    pub left_out: u64,
+}
+
+/// The bytes to frame: `bytes[0]` is where reading goes on as `then` says.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    pub bytes: &'a [u8],
+    /// `bytes[0]` is the first byte of the file: a byte order mark may be there.
+    pub first: bool,
+    pub then: Then,
+    pub rest: Rest,
+}
+
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Appends the records in `input` to `lines`, until there are `most`.
+pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize) -> Framed {
+    let mut f =
+        Framer { rules, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(input.then) };
+    let from = match f.begin(&input) {
+        Some(from) => from,
+        None => return f.out,
+    };
+    if rules.multiline.is_none() && rules.include.is_empty() && rules.drop.is_empty() && !rules.skip_empty {
+        f.plain(from);
+    } else {
+        f.picky(from);
+    }
+    f.finish(input.rest);
+    f.out
+}
+
+struct Framer<'a> {
+    rules: &'a Rules,
+    bytes: &'a [u8],
+    lines: &'a mut Vec<Line>,
+    most: usize,
+    /// Multiline: the record that is not complete yet.
+    group: Option<Group>,
+    /// Invariant: `out.consumed` is a line's start, or the end of the bytes.
+    out: Framed,
+}
+
+#[derive(Clone, Copy)]
+struct Group {
+    start: usize,
+    /// Behind its last line, without the line's end.
+    end: usize,
+    /// Behind its last line's end.
+    next: usize,
+    lines: usize,
+}
+
+impl Framed {
+    fn nothing(then: Then) -> Framed {
+        Framed { consumed: 0, then, last: Break::Newline, cut: 0, left_out: 0 }
+    }
+}
+
+impl Framer<'_> {
+    /// Where the first line starts; `None` when that is not known yet or no line starts here.
+    fn begin(&mut self, input: &Input<'_>) -> Option<usize> {
+        if input.then == Then::SkipToNewline {
+            let end = memchr(b'\n', self.bytes);
+            self.out.consumed = end.map_or(self.bytes.len(), |e| e + 1);
+            self.out.left_out += end.unwrap_or(self.bytes.len()) as u64;
+            self.out.then = if end.is_some() { Then::Line } else { Then::SkipToNewline };
+            return end.map(|e| e + 1);
+        }
+        if input.first {
+            if self.bytes.starts_with(BOM) {
+                self.out.consumed = BOM.len();
+                return Some(BOM.len());
+            }
+            if self.bytes.len() < BOM.len() && BOM.starts_with(self.bytes) && input.rest == Rest::Waits {
+                return None;
+            }
+        }
+        Some(0)
+    }
+
+    /// The common case: every line is a record.
+    fn plain(&mut self, from: usize) {
+        let mut start = from;
+        for at in memchr_iter(b'\n', &self.bytes[from..]) {
+            if self.lines.len() >= self.most {
+                break;
+            }
+            let nl = from + at;
+            self.line(start, nl);
+            start = nl + 1;
+        }
+        self.out.consumed = start;
+    }
+
+    /// One whole line, `start..nl`.
+    #[inline]
+    fn line(&mut self, start: usize, nl: usize) {
+        let (start, end) = self.trim(start, nl);
+        self.push(start, end);
+        self.out.last = Break::Newline;
+    }
+
+    /// Without `\r` at the end and NULs at the start.
+    #[inline]
+    fn trim(&mut self, start: usize, nl: usize) -> (usize, usize) {
+        let end = if nl > start && self.bytes[nl - 1] == b'\r' { nl - 1 } else { nl };
+        if start < end && self.bytes[start] == 0 {
+            let nuls = nuls(&self.bytes[start..end]);
+            self.out.left_out += nuls as u64;
+            return (start + nuls, end);
+        }
+        (start, end)
+    }
+
+    /// A record, cut where it is too long.
+    #[inline]
+    fn push(&mut self, start: usize, end: usize) {
+        let mut len = end - start;
+        if len > self.rules.max_line {
+            self.out.cut += 1;
+            self.out.left_out += (len - self.rules.max_line) as u64;
+            len = self.rules.max_line;
+        }
+        self.lines.push(Line { at: start as u32, len: len as u32 });
+    }
+
+    /// Lines that are joined or left out.
+    fn picky(&mut self, from: usize) {
+        let mut start = from;
+        self.out.consumed = from;
+        for at in memchr_iter(b'\n', &self.bytes[from..]) {
+            if self.lines.len() >= self.most {
+                return;
+            }
+            let nl = from + at;
+            let (s, e) = self.trim(start, nl);
+            start = nl + 1;
+            match &self.rules.multiline {
+                None => {
+                    self.keep(s, e);
+                    self.out.last = Break::Newline;
+                    self.out.consumed = start;
+                }
+                Some(m) => self.join(m, Group { start: s, end: e, next: start, lines: 1 }),
+            }
+        }
+    }
+
+    fn join(&mut self, m: &Multiline, line: Group) {
+        let text = &self.bytes[line.start..line.end];
+        let begins = match &m.joint {
+            Joint::Start(r) => r.is_match(text),
+            Joint::Continue(r) => !r.is_match(text),
+        };
+        let fits = |g: &Group| g.lines < m.max_lines && line.end - g.start <= self.rules.max_line;
+        match self.group {
+            Some(g) if !begins && fits(&g) => {
+                self.group = Some(Group { end: line.end, next: line.next, lines: g.lines + 1, ..g });
+            }
+            Some(g) => {
+                self.close(g, if begins { Break::Newline } else { Break::Forced });
+                self.group = Some(line);
+            }
+            None => self.group = Some(line),
+        }
+    }
+
+    fn close(&mut self, g: Group, why: Break) {
+        self.keep(g.start, g.end);
+        self.out.last = why;
+        self.out.consumed = g.next;
+    }
+
+    /// The record, unless it is filtered.
+    fn keep(&mut self, start: usize, end: usize) {
+        let text = &self.bytes[start..end];
+        let r = self.rules;
+        let wanted = !(r.skip_empty && text.is_empty())
+            && (r.include.is_empty() || r.include.iter().any(|i| i.is_match(text)))
+            && !r.drop.iter().any(|d| d.is_match(text));
+        if wanted {
+            self.push(start, end);
+        }
+    }
+
+    /// The bytes behind the last line's end.
+    fn finish(&mut self, rest: Rest) {
+        if self.lines.len() >= self.most {
+            return;
+        }
+        if let Some(g) = self.group {
+            let tail = &self.bytes[g.next..];
+            if rest == Rest::IsALine {
+                self.close(g, Break::Forced);
+            } else if g.next - g.start + tail.len() > self.rules.max_line + 2 {
+                self.close(g, Break::Forced); // the record would be too long with the line that is coming
+            } else {
+                return;
+            }
+        }
+        self.nuls_first();
+        let start = self.out.consumed;
+        let tail = &self.bytes[start..];
+        let max = self.rules.max_line;
+        if tail.len() > max + 1 || (tail.len() == max + 1 && tail[max] != b'\r') {
+            self.keep(start, start + tail.len());
+            self.out.consumed = self.bytes.len();
+            self.out.then = Then::SkipToNewline;
+            self.out.last = Break::Cut;
+        } else if rest == Rest::IsALine && !tail.is_empty() {
+            self.keep(start, start + tail.len());
+            self.out.consumed = self.bytes.len();
+            self.out.last = Break::Forced;
+        }
+    }
+
+    /// A hole at the start of the rest: passed over now, so that it is neither kept nor read again.
+    fn nuls_first(&mut self) {
+        let tail = &self.bytes[self.out.consumed..];
+        if tail.first() == Some(&0) {
+            let n = nuls(tail);
+            self.out.left_out += n as u64;
+            self.out.consumed += n;
+        }
+    }
+}
+
+/// Length of the run of NULs at the start.
+fn nuls(bytes: &[u8]) -> usize {
+    bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn all(rules: &Rules, bytes: &[u8], rest: Rest) -> (Vec<Vec<u8>>, Framed) {
+        let mut lines = Vec::new();
+        let f = frame(rules, Input { bytes, first: true, then: Then::Line, rest }, &mut lines, usize::MAX);
+        (lines.iter().map(|l| bytes[l.at as usize..(l.at + l.len) as usize].to_vec()).collect(), f)
+    }
+
+    fn texts(rules: &Rules, bytes: &[u8], rest: Rest) -> Vec<String> {
+        all(rules, bytes, rest).0.into_iter().map(|l| String::from_utf8_lossy(&l).into_owned()).collect()
+    }
+
+    #[test]
+    fn lines() {
+        let r = Rules::default();
+        for (input, lines, consumed) in [
+            (&b"a\nb\n"[..], &["a", "b"][..], 4),
+            (b"a\n\nb\n\n", &["a", "", "b", ""], 6),
+            (b"\n", &[""], 1),
+            (b"a\r\nb\r\n", &["a", "b"], 6),
+            (b"a\rb\r\r\n", &["a\rb\r"], 6),
+            (b"abc", &[], 0),
+            (b"abc\nde", &["abc"], 4),
+            (b"\xef\xbb\xbfabc\n", &["abc"], 7),
+            (b"\xef\xbb", &[], 0),
+            (b"", &[], 0),
+            (b"\0\0\0abc\n", &["abc"], 7),
+            (b"abc\n\0\0\0", &["abc"], 7),
+            (b"a\0b\n", &["a\0b"], 4),
+        ] {
+            let (got, f) = all(&r, input, Rest::Waits);
+            assert_eq!(got, lines.iter().map(|l| l.as_bytes().to_vec()).collect::<Vec<_>>(), "{input:?}");
+            assert_eq!(f.consumed, consumed, "{input:?}");
+        }
+    }
+
+    #[test]
+    fn a_rest_that_is_a_line() {
+        let r = Rules::default();
+        assert_eq!(texts(&r, b"a\nbc", Rest::IsALine), ["a", "bc"]);
+        assert_eq!(texts(&r, b"a\n", Rest::IsALine), ["a"]);
+        assert_eq!(texts(&r, b"", Rest::IsALine), [""; 0]);
+        assert_eq!(texts(&r, b"\xef\xbb", Rest::IsALine).len(), 1);
+    }
+
+    /// S13: exactly `max_line`, one less, one more, with either line end. Fails when the `\r` counts as part of the line.
+    #[test]
+    fn the_longest_line() {
+        let r = Rules { max_line: 5, ..Rules::default() };
+        for end in ["\n", "\r\n"] {
+            for (line, want, cut) in [("1234", "1234", 0), ("12345", "12345", 0), ("123456", "12345", 1)] {
+                let (got, f) = all(&r, format!("{line}{end}z\n").as_bytes(), Rest::Waits);
+                assert_eq!(got, [want.as_bytes(), b"z"], "{line:?} {end:?}");
+                assert_eq!(f.cut, cut);
+                assert_eq!(f.then, Then::Line);
+            }
+        }
+        assert_eq!(all(&r, b"12345\r", Rest::Waits).1.consumed, 0, "the newline may still come");
+        let (got, f) = all(&r, b"12345x", Rest::Waits);
+        assert_eq!(
+            (got, f.consumed, f.then, f.last),
+            (vec![b"12345".to_vec()], 6, Then::SkipToNewline, Break::Cut)
+        );
+    }
+
+    #[test]
+    fn the_rest_of_a_cut_line_is_left_out() {
+        let r = Rules::default();
+        let mut lines = Vec::new();
+        let input = |bytes| Input { bytes, first: false, then: Then::SkipToNewline, rest: Rest::Waits };
+        let f = frame(&r, input(b"more"), &mut lines, 9);
+        assert_eq!((f.consumed, f.then, f.left_out, lines.len()), (4, Then::SkipToNewline, 4, 0));
+        let f = frame(&r, input(b"re\nnext\n"), &mut lines, 9);
+        assert_eq!((f.consumed, f.then, f.left_out, lines.len()), (8, Then::Line, 2, 1));
+    }
+
+    #[test]
+    fn at_most_so_many() {
+        let mut lines = Vec::new();
+        let input = Input { bytes: b"a\nb\nc\nd", first: true, then: Then::Line, rest: Rest::IsALine };
+        assert_eq!(frame(&Rules::default(), input, &mut lines, 2).consumed, 4);
+        assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn filters_move_the_position() {
+        let set = |p| vec![Regex::new(p).unwrap()];
+        let r = Rules { drop: set("^#"), skip_empty: true, ..Rules::default() };
+        assert_eq!(texts(&r, b"#a\nb\n\n#c\n", Rest::Waits), ["b"]);
+        assert_eq!(all(&r, b"#a\n#b\n", Rest::Waits).1.consumed, 6);
+        let r = Rules { include: set("x"), ..Rules::default() };
+        assert_eq!(texts(&r, b"ax\nb\nxc\n", Rest::Waits), ["ax", "xc"]);
+    }
+
+    #[test]
+    fn several_lines_make_a_record() {
+        let start = |max_lines| Rules {
+            multiline: Some(Multiline { joint: Joint::Start(Regex::new(r"^\d").unwrap()), max_lines }),
+            ..Rules::default()
+        };
+        assert_eq!(texts(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits), ["1 a\n b\n c"]);
+        assert_eq!(all(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits).1.consumed, 10);
+        assert_eq!(texts(&start(9), b"1 a\n b\n2 d\n e", Rest::IsALine), ["1 a\n b", "2 d", " e"]);
+        assert_eq!(texts(&start(2), b"1\n2\n a\n b\n c\n3\n", Rest::IsALine), ["1", "2\n a", " b\n c", "3"]);
+        let go_on = Rules {
+            multiline: Some(Multiline { joint: Joint::Continue(Regex::new(r"^\s").unwrap()), max_lines: 9 }),
+            ..Rules::default()
+        };
+        assert_eq!(texts(&go_on, b"a\n b\nc\n d\n", Rest::IsALine), ["a\n b", "c\n d"]);
+    }
+
+    proptest! {
+        /// However the bytes arrive, the same lines come out, and nothing is consumed twice.
+        #[test]
+        fn pieces_make_no_difference(
+            bytes in proptest::collection::vec(prop_oneof![
+                Just(b'\n'), Just(b'\r'), Just(0u8), Just(b'a'), any::<u8>()], 0..300),
+            cuts in proptest::collection::vec(1usize..40, 1..40),
+            max_line in 1usize..20,
+        ) {
+            let r = Rules { max_line, ..Rules::default() };
+            let whole = all(&r, &bytes, Rest::IsALine).0;
+            let (mut at, mut seen, mut then, mut got) = (0, 0, Then::Line, Vec::new());
+            let mut cuts = cuts.iter().cycle();
+            while seen < bytes.len() {
+                seen = (seen + cuts.next().unwrap()).min(bytes.len());
+                let rest = if seen == bytes.len() { Rest::IsALine } else { Rest::Waits };
+                let mut lines = Vec::new();
+                let b = &bytes[at..seen];
+                let f = frame(&r, Input { bytes: b, first: at == 0, then, rest }, &mut lines, usize::MAX);
+                got.extend(lines.iter().map(|l| b[l.at as usize..(l.at + l.len) as usize].to_vec()));
+                prop_assert!(f.consumed <= b.len());
+                at += f.consumed;
+                then = f.then;
+            }
+            prop_assert_eq!(at, bytes.len());
+            prop_assert_eq!(got, whole);
+        }
+    }
+}

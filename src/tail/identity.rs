@@ -1,0 +1,115 @@
+//! What the kernel says about a file: identity, size, times. Reads no contents and remembers nothing.
+
+use crate::chunk::Identity;
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// One look at a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Look {
+    pub identity: Identity,
+    /// Bytes.
+    pub size: u64,
+    /// Last modification in ns since 1970.
+    pub modified: i64,
+    /// Names that the file still has; 0 is a deleted file that somebody holds open.
+    pub links: u32,
+    pub kind: FileType,
+}
+
+/// Looks at what `path` leads to, through symlinks. `None`: nothing is there.
+pub fn look_at(path: &Path) -> io::Result<Option<Look>> {
+    match fs::statx(fs::CWD, path, AtFlags::empty(), wanted()) {
+        Ok(s) => Ok(Some(Look::from(&s))),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Looks at an open file.
+pub fn look(file: impl AsFd) -> io::Result<Look> {
+    Ok(Look::from(&fs::statx(file, "", AtFlags::EMPTY_PATH, wanted())?))
+}
+
+/// Opens a regular file for reading and refuses everything else, without ever blocking on a FIFO or a device.
+pub fn open(path: &Path) -> io::Result<(File, Look)> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = fs::open(path, flags, Mode::empty())?;
+    let seen = look(&fd)?;
+    if seen.kind != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, not_regular(seen.kind)));
+    }
+    Ok((File::from(fd), seen))
+}
+
+/// Why a path is not followed, in the user's words.
+pub fn not_regular(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "is a directory, not a file",
+        FileType::Fifo => "is a FIFO, not a regular file",
+        FileType::Socket => "is a socket, not a regular file",
+        FileType::CharacterDevice | FileType::BlockDevice => "is a device, not a regular file",
+        _ => "is not a regular file",
+    }
+}
+
+fn wanted() -> StatxFlags {
+    StatxFlags::BASIC_STATS | StatxFlags::BTIME
+}
+
+impl From<&Statx> for Look {
+    fn from(s: &Statx) -> Look {
+        let born =
+            (s.stx_mask & StatxFlags::BTIME.bits() != 0).then_some((s.stx_btime.tv_sec, s.stx_btime.tv_nsec));
+        Look {
+            identity: Identity {
+                dev: fs::makedev(s.stx_dev_major, s.stx_dev_minor),
+                ino: s.stx_ino,
+                // Some file systems claim to have it and give 0.
+                born: born.filter(|b| *b != (0, 0)),
+            },
+            size: s.stx_size,
+            modified: s.stx_mtime.tv_sec.saturating_mul(1_000_000_000) + i64::from(s.stx_mtime.tv_nsec),
+            links: s.stx_nlink,
+            kind: FileType::from_raw_mode(u32::from(s.stx_mode)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_refused_and_a_fifo_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(open(dir.path()).unwrap_err().to_string().contains("directory"));
+        let fifo = dir.path().join("fifo");
+        fs::mknodat(fs::CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(open(&fifo).unwrap_err().to_string().contains("FIFO"));
+    }
+
+    #[test]
+    fn nothing_there_is_not_an_error() {
+        assert_eq!(look_at(Path::new("/nonexistent/x")).unwrap(), None);
+        assert_eq!(look_at(Path::new("/dev/null/x")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_renamed_file_stays_the_same_and_a_new_one_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "x").unwrap();
+        let first = look_at(&a).unwrap().unwrap().identity;
+        #[allow(clippy::disallowed_methods)]
+        std::fs::rename(&a, &b).unwrap();
+        assert_eq!(look_at(&b).unwrap().unwrap().identity, first);
+        std::fs::remove_file(&b).unwrap();
+        std::fs::write(&a, "x").unwrap();
+        assert_ne!(look_at(&a).unwrap().unwrap().identity, first);
+    }
+}

@@ -1,0 +1,201 @@
+//! Which stream is whose, and how far it has been framed: the one place where two tails meet. Reads no file.
+//!
+//! Seeded from the saved state; locked when a file is opened or closed, never per chunk. Invariant: a stream is open in at
+//! most one tail, so a file that two patterns or names lead to is read once.
+
+use super::identity::Look;
+use crate::chunk::{Identity, Mark, Point, Range, StreamId};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What is known of a stream that no tail may have open now.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub stream: StreamId,
+    /// The followed path that it was read for.
+    pub path: PathBuf,
+    pub identity: Identity,
+    pub at: Point,
+    /// Acknowledged beyond `at`, with where reading goes on behind each.
+    pub beyond: Vec<(Range, Point)>,
+    /// Last seen.
+    pub size: u64,
+    /// Last seen, in ns since 1970; 0: not known.
+    pub modified: i64,
+    /// Read to its end and left behind.
+    pub finished: bool,
+    /// A tail has it open.
+    pub open: bool,
+}
+
+#[derive(Debug, Default)]
+pub struct Known(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    entries: BTreeMap<StreamId, Entry>,
+}
+
+/// What becomes of a file that a tail would read.
+#[derive(Debug)]
+pub enum Claim {
+    /// Goes on with this stream. The caller still has to see that its mark agrees.
+    Known(Entry),
+    /// Another tail reads it.
+    Anothers,
+    New,
+}
+
+/// Finished entries kept per followed path, so that 10,000 rotations leave a bounded state.
+const FINISHED_PER_PATH: usize = 64;
+
+impl Known {
+    pub fn new(entries: impl IntoIterator<Item = Entry>, next: u64) -> Known {
+        let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
+        let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
+        Known(Mutex::new(Inner { next: next.max(above).max(1), entries }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the file for `path`, if no other tail has it.
+    pub fn claim(&self, look: &Look, path: &Path) -> Claim {
+        let mut known = self.lock();
+        let Some(entry) = known.by_identity(&look.identity) else { return Claim::New };
+        if entry.open {
+            return Claim::Anothers;
+        }
+        entry.open = true;
+        entry.path = path.into();
+        Claim::Known(entry.clone())
+    }
+
+    /// Takes an entry up again, wherever its bytes are now.
+    pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
+        let mut known = self.lock();
+        let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
+        entry.open = true;
+        entry.identity = identity.clone();
+        Some(entry.clone())
+    }
+
+    /// A new stream, open.
+    pub fn begin(&self, look: &Look, path: &Path) -> Entry {
+        let mut known = self.lock();
+        let stream = StreamId(known.next);
+        known.next += 1;
+        let entry = Entry {
+            stream,
+            path: path.into(),
+            identity: look.identity.clone(),
+            at: Point::default(),
+            beyond: Vec::new(),
+            size: look.size,
+            modified: look.modified,
+            finished: false,
+            open: true,
+        };
+        known.entries.insert(stream, entry.clone());
+        entry
+    }
+
+    /// A tail lets a stream go, read up to `at`.
+    pub fn release(&self, stream: StreamId, at: Point, size: u64, modified: i64, finished: bool) {
+        let mut known = self.lock();
+        let Some(entry) = known.entries.get_mut(&stream) else { return };
+        entry.at = at;
+        entry.beyond.retain(|(range, _)| range.start >= at.offset);
+        (entry.size, entry.modified, entry.finished, entry.open) = (size, modified, finished, false);
+        if finished {
+            let path = entry.path.clone();
+            known.forget_some(&path);
+        }
+    }
+
+    /// The same bytes as a stream's, in another file (a copy, a `.gz`).
+    pub fn found_again(&self, stream: StreamId, identity: &Identity) {
+        if let Some(e) = self.lock().entries.get_mut(&stream) {
+            e.identity = identity.clone();
+        }
+    }
+
+    /// A stream that ended otherwise than by being read (truncated, lost): its file is not known any more.
+    pub fn forget(&self, stream: StreamId) {
+        self.lock().entries.remove(&stream);
+    }
+
+    pub fn get(&self, identity: &Identity) -> Option<Entry> {
+        self.lock().by_identity(identity).cloned()
+    }
+
+    /// All streams of a followed path, oldest first.
+    pub fn of(&self, path: &Path) -> Vec<Entry> {
+        self.lock().entries.values().filter(|e| e.path == path).cloned().collect()
+    }
+
+    /// A finished stream that ended just there.
+    pub fn finished_at(&self, path: &Path, size: u64, mark: Mark) -> Option<StreamId> {
+        let known = self.lock();
+        let same = |e: &&Entry| e.finished && e.path == path && e.at.offset == size && e.at.mark == mark;
+        known.entries.values().find(same).map(|e| e.stream)
+    }
+}
+
+impl Inner {
+    /// The newest stream of a file. The device number may differ after a reboot where inode and birth time agree.
+    fn by_identity(&mut self, id: &Identity) -> Option<&mut Entry> {
+        let same =
+            |e: &Identity| e.ino == id.ino && e.born == id.born && (e.dev == id.dev || id.born.is_some());
+        self.entries.values_mut().rev().find(|e| same(&e.identity))
+    }
+
+    fn forget_some(&mut self, path: &Path) {
+        let finished: Vec<StreamId> = self
+            .entries
+            .values()
+            .filter(|e| e.finished && !e.open && e.path == path)
+            .map(|e| e.stream)
+            .collect();
+        for stream in finished.iter().take(finished.len().saturating_sub(FINISHED_PER_PATH)) {
+            self.entries.remove(stream);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tail::identity;
+
+    #[test]
+    fn a_file_is_read_by_one_tail_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "x").unwrap();
+        std::fs::hard_link(&a, &b).unwrap();
+        let known = Known::new([], 1);
+        let look = identity::look_at(&a).unwrap().unwrap();
+        assert!(matches!(known.claim(&look, &a), Claim::New));
+        let stream = known.begin(&look, &a).stream;
+        let other = identity::look_at(&b).unwrap().unwrap();
+        assert!(matches!(known.claim(&other, &b), Claim::Anothers));
+        known.release(stream, Point { offset: 1, ..Point::default() }, 1, 0, false);
+        assert!(matches!(known.claim(&other, &b), Claim::Known(e) if e.stream == stream && e.at.offset == 1));
+    }
+
+    #[test]
+    fn finished_streams_are_bounded() {
+        let known = Known::new([], 7);
+        let look = identity::look_at(Path::new("/")).unwrap().unwrap();
+        for i in 0..1000 {
+            let look = Look { identity: Identity { ino: i, ..look.identity.clone() }, ..look.clone() };
+            let s = known.begin(&look, Path::new("/f"));
+            known.release(s.stream, Point::default(), 0, 0, true);
+        }
+        assert_eq!(known.of(Path::new("/f")).len(), FINISHED_PER_PATH);
+    }
+}

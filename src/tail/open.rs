@@ -1,0 +1,382 @@
+//! One open file of a stream: reads on from where it is, frames, and makes chunks. Knows nothing of paths and rotation.
+
+use super::framing::{self, Input, Rest, Rules};
+use super::gz::Gz;
+use super::identity::Look;
+use crate::budget::Share;
+use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Then};
+use crate::stop::Stop;
+use memchr::memchr;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::{Errno, pread};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Where a stream's bytes are.
+#[derive(Debug)]
+pub enum Bytes {
+    Plain(File),
+    Gz(Box<Gz>),
+}
+
+/// How a source's files are read.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    pub rules: Rules,
+    pub share: Share,
+    /// Most bytes of a chunk, but for one longer line.
+    pub chunk: usize,
+}
+
+/// What came of one read.
+#[derive(Debug)]
+pub enum Got {
+    Chunk(Chunk, Counts),
+    /// No whole record is there.
+    Nothing,
+    /// The bytes before the position are others than those that were read.
+    Changed,
+    /// Stopped while waiting for the budget.
+    Stopped,
+}
+
+/// What a chunk left out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub cut_lines: u64,
+    pub left_out_bytes: u64,
+}
+
+#[derive(Debug)]
+pub struct Open {
+    bytes: Bytes,
+    pub origin: Arc<Origin>,
+    pub identity: Identity,
+    /// Framed up to here.
+    pub at: Point,
+    /// The ≤ 256 bytes before `at`, as they were read.
+    before: Vec<u8>,
+    /// Acknowledged in an earlier life: passed over.
+    beyond: VecDeque<(Range, Point)>,
+    /// `at.offset..searched` was looked at and holds no whole record. Invariant: `at.offset ≤ searched ≤ size`.
+    pub searched: u64,
+    /// As last seen.
+    pub size: u64,
+    /// As last seen, ns since 1970.
+    pub modified: i64,
+    pub links: u32,
+    pub live: bool,
+    /// Bytes up to here go before those of newer files.
+    pub owed: u64,
+    /// Read no further than this (`--once`).
+    pub limit: u64,
+    /// When something last changed in it.
+    pub changed: Instant,
+    /// Bytes per line lately; the line table is made for it.
+    per_line: usize,
+}
+
+/// Length of a first guess.
+const USUAL_LINE: usize = 100;
+
+impl Open {
+    /// `None`: the file's bytes before `at` are not those of the mark.
+    pub fn new(
+        bytes: Bytes,
+        look: &Look,
+        origin: Arc<Origin>,
+        at: Point,
+        beyond: Vec<(Range, Point)>,
+    ) -> io::Result<Option<Open>> {
+        let mut open = Open {
+            bytes,
+            origin,
+            identity: look.identity.clone(),
+            at,
+            before: Vec::new(),
+            beyond: beyond.into(),
+            searched: at.offset,
+            size: look.size,
+            modified: look.modified,
+            links: look.links,
+            live: false,
+            owed: 0,
+            limit: u64::MAX,
+            changed: Instant::now(),
+            per_line: USUAL_LINE,
+        };
+        open.before = open.read_before(at.offset)?;
+        let kept = &open.before[open.before.len().saturating_sub(usize::from(at.mark.len))..];
+        if Mark::of(kept) != at.mark {
+            return Ok(None);
+        }
+        open.at.mark = Mark::of(&open.before);
+        Ok(Some(open))
+    }
+
+    /// The descriptor, of a plain file.
+    pub fn file(&self) -> Option<&File> {
+        match &self.bytes {
+            Bytes::Plain(f) => Some(f),
+            Bytes::Gz(_) => None,
+        }
+    }
+
+    /// Takes in a new look at the file. Bytes that may have been rewritten in place are looked at again.
+    pub fn saw(&mut self, look: &Look, now: Instant) {
+        if (look.size, look.modified, look.links) == (self.size, self.modified, self.links) {
+            return;
+        }
+        if look.modified != self.modified
+            && look.size == self.searched
+            && self.searched - self.at.offset <= Mark::SPAN as u64
+        {
+            self.searched = self.at.offset;
+        }
+        (self.size, self.modified, self.links, self.changed) = (look.size, look.modified, look.links, now);
+        self.origin.gauge.saw(look.size, now);
+    }
+
+    /// Whether the bytes before the position are still those that were read.
+    pub fn unchanged(&mut self) -> io::Result<bool> {
+        if let Bytes::Gz(_) = self.bytes {
+            return Ok(true);
+        }
+        Ok(self.read_before(self.at.offset)? == self.before)
+    }
+
+    fn end(&self) -> u64 {
+        self.size.min(self.limit)
+    }
+
+    pub fn unread(&self) -> bool {
+        self.end() > self.searched
+    }
+
+    pub fn rest(&self) -> bool {
+        self.searched > self.at.offset
+    }
+
+    /// Bytes seen and not framed.
+    pub fn backlog(&self) -> u64 {
+        self.size.saturating_sub(self.at.offset)
+    }
+
+    /// Reads the next chunk. `rest` says what bytes after the last line's end are.
+    pub fn read(&mut self, how: &Reading, rest: Rest, stop: &Stop) -> io::Result<Got> {
+        self.pass_over();
+        let hole_ends = self.beyond.front().map_or(u64::MAX, |(r, _)| r.start);
+        let end = self.end().min(hole_ends);
+        let mut len = self.window(how, end);
+        loop {
+            if len == 0 {
+                return Ok(Got::Nothing);
+            }
+            let most = (len / self.per_line.max(1) + 64).min(Chunk::MAX_LINES);
+            let Some(mut permit) = how.share.take(len + most * size_of::<Line>(), stop) else {
+                return Ok(Got::Stopped);
+            };
+            let mut bytes = Vec::with_capacity(len);
+            let is_end = self.fill(&mut bytes, len)? || self.at.offset + bytes.len() as u64 >= end;
+            if !self.unchanged()? {
+                return Ok(Got::Changed);
+            }
+            let rest = if is_end && end == hole_ends { Rest::IsALine } else { rest };
+            let rest = if is_end { rest } else { Rest::Waits };
+            let mut lines = Vec::with_capacity(most);
+            let input = Input { bytes: &bytes, first: self.at.offset == 0, then: self.at.then, rest };
+            let framed = framing::frame(&how.rules, input, &mut lines, most);
+            if framed.consumed == 0 {
+                self.keep(&bytes);
+                self.searched = self.at.offset + bytes.len() as u64;
+                drop(permit);
+                match self.longer(how, len, end)? {
+                    Some(longer) => len = longer,
+                    None => return Ok(Got::Nothing),
+                }
+                continue;
+            }
+            let start = self.at.offset;
+            self.advance(&bytes, framed.consumed, framed.then);
+            let all = lines.len() < most; // else there may be more lines in the same bytes
+            self.searched = self.searched.max(if all { start + bytes.len() as u64 } else { self.at.offset });
+            if framed.consumed == bytes.len() && lines.is_empty() {
+                self.jump_over_hole(&bytes, end)?;
+            }
+            self.per_line = (framed.consumed / lines.len().max(1)).clamp(1, how.chunk);
+            if lines.is_empty() {
+                bytes = Vec::new();
+                lines = Vec::new();
+            }
+            bytes.truncate(framed.consumed);
+            permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
+            self.origin.gauge.frame(start, self.at.offset, lines.len() as u64);
+            let chunk = Chunk {
+                origin: self.origin.clone(),
+                range: start..self.at.offset,
+                end: self.at,
+                last: framed.last,
+                lines,
+                bytes,
+                permit,
+            };
+            return Ok(Got::Chunk(chunk, Counts { cut_lines: framed.cut, left_out_bytes: framed.left_out }));
+        }
+    }
+
+    /// How much to read: what is there, up to a chunk; of a long rest, only when its end is in sight.
+    fn window(&mut self, how: &Reading, end: u64) -> usize {
+        let there = end.saturating_sub(self.at.offset);
+        let by_lines = Chunk::MAX_LINES.saturating_mul(self.per_line).max(4096);
+        let usual = (how.chunk.min(by_lines)) as u64;
+        there.min(usual.max(self.searched - self.at.offset)) as usize
+    }
+
+    /// After a read of `len` bytes without a whole record: how much to read to have one. The bytes in between are searched
+    /// through a small window, so that an unfinished line costs no memory. `None`: it is not there yet.
+    fn longer(&mut self, how: &Reading, len: usize, end: u64) -> io::Result<Option<usize>> {
+        let most = (how.rules.max_line + 2) as u64;
+        let limit = end.min(self.at.offset + most);
+        if self.at.offset + len as u64 >= limit {
+            return Ok(None);
+        }
+        let whole = |to: u64, at: u64| Some((to - at) as usize);
+        if how.rules.multiline.is_some() || matches!(self.bytes, Bytes::Gz(_)) {
+            return Ok(whole(limit, self.at.offset));
+        }
+        let mut window = [0u8; 16 * 1024];
+        while self.searched < limit {
+            let want = window.len().min((limit - self.searched) as usize);
+            let n = self.read_at(self.searched, &mut window[..want])?;
+            if n == 0 {
+                return Ok(None);
+            }
+            if let Some(nl) = memchr(b'\n', &window[..n]) {
+                let to = self.searched + nl as u64 + 1;
+                self.searched = to;
+                return Ok(whole(to, self.at.offset));
+            }
+            self.searched += n as u64;
+        }
+        Ok(if limit == self.at.offset + most { whole(limit, self.at.offset) } else { None })
+    }
+
+    fn advance(&mut self, bytes: &[u8], consumed: usize, then: Then) {
+        self.keep(&bytes[consumed..]);
+        let read = &bytes[..consumed];
+        if consumed >= Mark::SPAN {
+            self.before.clear();
+            self.before.extend_from_slice(&read[consumed - Mark::SPAN..]);
+        } else {
+            self.before.extend_from_slice(read);
+            let over = self.before.len().saturating_sub(Mark::SPAN);
+            self.before.drain(..over);
+        }
+        self.at = Point { offset: self.at.offset + consumed as u64, mark: Mark::of(&self.before), then };
+    }
+
+    /// A sparse file's hole: `bytes` were all NUL, so the file system is asked where data goes on (`lseek(2)`, SEEK_DATA).
+    fn jump_over_hole(&mut self, bytes: &[u8], end: u64) -> io::Result<()> {
+        let Bytes::Plain(file) = &self.bytes else { return Ok(()) };
+        if bytes.len() < Mark::SPAN || bytes.iter().any(|b| *b != 0) {
+            return Ok(());
+        }
+        let data = match seek(file, SeekFrom::Data(self.at.offset)) {
+            Ok(at) => at.min(end),
+            Err(Errno::NXIO) => end,
+            Err(Errno::INVAL) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        if data > self.at.offset {
+            self.at.offset = data; // the bytes before are NULs as they were
+            self.searched = self.searched.max(data);
+        }
+        Ok(())
+    }
+
+    /// Jumps over ranges that were acknowledged in an earlier life.
+    fn pass_over(&mut self) {
+        while self.beyond.front().is_some_and(|(r, _)| r.start <= self.at.offset) {
+            let Some((range, to)) = self.beyond.pop_front() else { return };
+            if range.end > self.at.offset {
+                self.at = to;
+                self.searched = to.offset;
+                self.before = self.read_before(to.offset).unwrap_or_default();
+                self.at.mark = Mark::of(&self.before);
+            }
+        }
+    }
+
+    /// Appends up to `len` bytes at the position; true at the end of the file.
+    fn fill(&mut self, bytes: &mut Vec<u8>, len: usize) -> io::Result<bool> {
+        match &mut self.bytes {
+            Bytes::Gz(gz) => gz.fill(self.at.offset, bytes, len),
+            Bytes::Plain(file) => {
+                while bytes.len() < len {
+                    let at = self.at.offset + bytes.len() as u64;
+                    match pread(&*file, rustix::buffer::spare_capacity(bytes), at) {
+                        Ok(0) => return Ok(true),
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+                bytes.truncate(len);
+                Ok(false)
+            }
+        }
+    }
+
+    /// A `.gz` is not read twice: its rest stays.
+    fn keep(&mut self, rest: &[u8]) {
+        if let Bytes::Gz(gz) = &mut self.bytes {
+            gz.keep(rest);
+            if gz.is_at_end() && self.size == u64::MAX {
+                self.size = gz.position();
+                self.owed = self.size;
+                self.origin.gauge.saw(self.size, Instant::now());
+            }
+        }
+    }
+
+    fn read_before(&mut self, offset: u64) -> io::Result<Vec<u8>> {
+        if let Bytes::Gz(gz) = &mut self.bytes {
+            return if gz.position() <= offset { gz.skip_to(offset) } else { Ok(self.before.clone()) };
+        }
+        let len = offset.min(Mark::SPAN as u64) as usize;
+        let mut buffer = vec![0; len];
+        let n = self.read_at(offset - len as u64, &mut buffer)?;
+        buffer.truncate(n);
+        Ok(buffer)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let Bytes::Plain(file) = &self.bytes else { return Ok(0) };
+        let mut n = 0;
+        while n < buffer.len() {
+            match pread(file, &mut buffer[n..], offset + n as u64) {
+                Ok(0) => break,
+                Ok(more) => n += more,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(n)
+    }
+}
+
+/// The mark of a plain file's end.
+pub fn mark_at(file: &File, offset: u64) -> io::Result<Mark> {
+    let len = offset.min(Mark::SPAN as u64);
+    let mut buffer = vec![0; len as usize];
+    let mut n = 0;
+    while n < buffer.len() {
+        match pread(file, &mut buffer[n..], offset - len + n as u64)? {
+            0 => break,
+            more => n += more,
+        }
+    }
+    Ok(Mark::of(&buffer[..n]))
+}

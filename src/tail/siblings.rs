@@ -1,0 +1,154 @@
+//! Rotated files beside a followed one: which names they have, and which of them hold a stream's bytes. Follows nothing.
+//!
+//! A sibling is the name plus `.` or `-` plus digits or a date, optionally with a compression suffix, or `stem-date.ext`;
+//! never a bare prefix: `app.log.err` is another log.
+
+use super::identity::{self, Look};
+use rustix::fs::FileType;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// How a rotated file is packed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Packed {
+    Plain,
+    Gzip,
+    /// bzip2, xz, zstd, compress: not read, but named when it is the only one to hold unread lines.
+    Other,
+}
+
+#[derive(Clone, Debug)]
+pub struct Sibling {
+    pub path: PathBuf,
+    pub packed: Packed,
+    pub look: Look,
+}
+
+/// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
+///
+/// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
+/// time: so the folder is read until two readings agree.
+pub fn list(path: &Path) -> Vec<Sibling> {
+    let mut last = list_once(path);
+    for _ in 0..READINGS {
+        let next = list_once(path);
+        if next.iter().map(|s| &s.look.identity).eq(last.iter().map(|s| &s.look.identity)) {
+            break;
+        }
+        last = next;
+    }
+    last
+}
+
+/// Most readings of a folder that does not come to rest.
+const READINGS: usize = 20;
+
+fn list_once(path: &Path) -> Vec<Sibling> {
+    // The file's own folder: where the path is a symlink, rotation happens beside its target too.
+    let mut found = in_folder_of(path);
+    if let Ok(real) = fs::canonicalize(path)
+        && real != path
+    {
+        found.extend(in_folder_of(&real));
+    }
+    found.sort_by_key(|s| (s.look.modified, s.look.identity.born, s.packed != Packed::Plain));
+    found.dedup_by(|a, b| a.look.identity == b.look.identity);
+    found
+}
+
+fn in_folder_of(path: &Path) -> Vec<Sibling> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Vec::new() };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter_map(|e| {
+            let packed = rotated(name, &e.file_name())?;
+            let path = e.path();
+            let look = identity::look_at(&path).ok().flatten()?;
+            (look.kind == FileType::RegularFile).then_some(Sibling { path, packed, look })
+        })
+        .collect()
+}
+
+/// Whether `name` is a rotated file of `base`, and how it is packed.
+pub fn rotated(base: &OsStr, name: &OsStr) -> Option<Packed> {
+    let (base, name) = (base.as_bytes(), name.as_bytes());
+    let (plain, packed) = unpack(name);
+    let behind = plain.strip_prefix(base).and_then(|r| r.strip_prefix(b".").or_else(|| r.strip_prefix(b"-")));
+    if behind.is_some_and(|mark| is_number(mark) || is_date(mark)) {
+        return Some(packed);
+    }
+    let dot = base.iter().rposition(|b| *b == b'.').filter(|at| *at > 0)?;
+    let (stem, ext) = base.split_at(dot);
+    let mark = plain.strip_prefix(stem)?.strip_suffix(ext)?;
+    let mark = mark.strip_prefix(b"-").or_else(|| mark.strip_prefix(b"."))?;
+    is_date(mark).then_some(packed)
+}
+
+fn unpack(name: &[u8]) -> (&[u8], Packed) {
+    if let Some(plain) = name.strip_suffix(b".gz") {
+        return (plain, Packed::Gzip);
+    }
+    let other = [&b".bz2"[..], b".xz", b".zst", b".Z", b".lz4"].iter().find_map(|s| name.strip_suffix(*s));
+    other.map_or((name, Packed::Plain), |plain| (plain, Packed::Other))
+}
+
+fn is_number(mark: &[u8]) -> bool {
+    !mark.is_empty() && mark.len() <= 10 && mark.iter().all(u8::is_ascii_digit)
+}
+
+/// At least six digits, with what dates are written with between them; `-1` behind it (logrotate's dateext twice a day) too.
+fn is_date(mark: &[u8]) -> bool {
+    mark.first().is_some_and(u8::is_ascii_digit)
+        && mark
+            .iter()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.' | b':' | b'T' | b'Z' | b'+'))
+        && mark.iter().filter(|b| b.is_ascii_digit()).count() >= 6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        use Packed::*;
+        for (name, want) in [
+            ("app.log.1", Some(Plain)),
+            ("app.log.10", Some(Plain)),
+            ("app.log-20261122", Some(Plain)),
+            ("app.log-20261122.gz", Some(Gzip)),
+            ("app.log.2026-11-22_10:00:00", Some(Plain)),
+            ("app.log-20261122-1700000000.gz", Some(Gzip)),
+            ("app.log.1.gz", Some(Gzip)),
+            ("app.log.2.xz", Some(Other)),
+            ("app-20261122.log", Some(Plain)),
+            ("app-2026-11-22.log.gz", Some(Gzip)),
+            ("app.log", None),
+            ("app.log.err", None),
+            ("app.log.1.bak", None),
+            ("app.log2", None),
+            ("app-2.log", None),
+            ("app.log.", None),
+            ("app.log.gz", None),
+            ("other.log.1", None),
+        ] {
+            assert_eq!(rotated(OsStr::new("app.log"), OsStr::new(name)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn oldest_first_and_never_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        for (n, ns) in [("f.1", 30), ("f.2", 10), ("f.3", 20), ("f.err", 40)] {
+            let file = fs::File::create(dir.path().join(n)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(ns)).unwrap();
+        }
+        let names: Vec<_> = list(&path).iter().map(|s| s.path.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, ["f.2", "f.3", "f.1"]);
+    }
+}

@@ -1,0 +1,234 @@
+//! Which paths a source means: one literal path, or a glob that is walked folder by folder. Watches nothing.
+
+use globset::{GlobBuilder, GlobMatcher};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Deepest folder below a `**`; symlinked folders are not entered there, so this only guards against odd trees.
+const DEEPEST: usize = 64;
+
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    /// Where walking starts: an absolute path without wildcards.
+    root: PathBuf,
+    parts: Vec<Part>,
+    /// As written in the config: what is saved of it.
+    pub text: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+enum Part {
+    /// A name as it stands, also one that is not UTF-8.
+    Name(OsString),
+    Wild(GlobMatcher),
+    /// `**`: any number of folders.
+    Deep,
+}
+
+/// What a walk meets.
+pub trait Visitor {
+    /// A folder in which matching names may come and go; it need not exist.
+    fn folder(&mut self, path: &Path);
+    fn file(&mut self, path: PathBuf);
+}
+
+impl Pattern {
+    /// This one path, whatever characters it has.
+    pub fn path(path: &Path) -> Pattern {
+        let (root, parts) = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => (parent.to_owned(), vec![Part::Name(name.to_owned())]),
+            _ => (path.to_owned(), Vec::new()),
+        };
+        Pattern { root, parts, text: path.as_os_str().as_bytes().to_vec() }
+    }
+
+    /// An absolute glob; `*` does not match `/`.
+    pub fn glob(text: &str) -> Result<Pattern, globset::Error> {
+        let mut root = PathBuf::from("/");
+        let mut parts = Vec::new();
+        for name in pieces(text) {
+            if name == "**" {
+                parts.push(Part::Deep);
+            } else if parts.is_empty() && !name.contains(['*', '?', '[', '{', '\\']) {
+                root.push(name);
+            } else {
+                parts.push(Part::Wild(
+                    GlobBuilder::new(name).literal_separator(true).build()?.compile_matcher(),
+                ));
+            }
+        }
+        if parts.is_empty() {
+            return Ok(Pattern::path(Path::new(text)));
+        }
+        Ok(Pattern { root, parts, text: text.as_bytes().to_vec() })
+    }
+
+    /// The path, if it is only one.
+    pub fn literal(&self) -> Option<PathBuf> {
+        match self.parts.as_slice() {
+            [Part::Name(name)] => Some(self.root.join(name)),
+            _ => None,
+        }
+    }
+
+    /// Visits every folder to be watched and every path that matches now, in the order of names.
+    pub fn walk(&self, to: &mut impl Visitor) {
+        walk(&self.root, &self.parts, 0, to);
+    }
+
+    /// Whether the pattern means this path.
+    pub fn matches(&self, path: &Path) -> bool {
+        let Ok(rest) = path.strip_prefix(&self.root) else { return false };
+        let names: Vec<&Path> = rest
+            .components()
+            .filter(|c| matches!(c, Component::Normal(_)))
+            .map(|c| Path::new(c.as_os_str()))
+            .collect();
+        fits(&self.parts, &names)
+    }
+}
+
+/// The components of a glob; a brace that holds a `/` keeps its pieces together, so that such a glob fails loudly.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0usize;
+    text.split(move |c| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == '/' && depth == 0
+    })
+    .filter(|p| !p.is_empty() && *p != ".")
+}
+
+fn fits(parts: &[Part], names: &[&Path]) -> bool {
+    match (parts, names) {
+        ([], []) => true,
+        ([Part::Deep, rest @ ..], _) => {
+            fits(rest, names) || names.split_first().is_some_and(|(_, names)| fits(parts, names))
+        }
+        ([Part::Name(n), rest @ ..], [name, names @ ..]) => name.as_os_str() == n && fits(rest, names),
+        ([Part::Wild(w), rest @ ..], [name, names @ ..]) => w.is_match(name) && fits(rest, names),
+        _ => false,
+    }
+}
+
+fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
+    let Some((part, rest)) = parts.split_first() else { return };
+    if depth > DEEPEST {
+        return;
+    }
+    if let Part::Name(name) = part {
+        to.folder(folder);
+        return meet(folder.join(name), rest, depth, to);
+    }
+    if let Part::Deep = part {
+        walk(folder, rest, depth + 1, to);
+    }
+    to.folder(folder);
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        match part {
+            Part::Deep if entry.file_type().is_ok_and(|t| t.is_dir()) => {
+                walk(&entry.path(), parts, depth + 1, to)
+            }
+            Part::Wild(w) if w.is_match(entry.file_name()) => meet(entry.path(), rest, depth, to),
+            _ => {}
+        }
+    }
+}
+
+fn meet(path: PathBuf, rest: &[Part], depth: usize, to: &mut impl Visitor) {
+    if rest.is_empty() {
+        // A dangling symlink is no file yet; a folder never is one.
+        match fs::metadata(&path) {
+            Ok(m) if m.is_dir() => {}
+            Ok(_) => to.file(path),
+            Err(_) => {}
+        }
+    } else if path.is_dir() {
+        walk(&path, rest, depth + 1, to);
+    }
+}
+
+/// Paths that are left out though a pattern means them.
+#[derive(Debug, Clone, Default)]
+pub struct Exclude(Vec<(bool, GlobMatcher)>);
+
+impl Exclude {
+    /// A glob without `/` is for the file's name, another for the whole path.
+    pub fn new(globs: &[String]) -> Result<Exclude, globset::Error> {
+        let build = |g: &String| {
+            Ok((g.contains('/'), GlobBuilder::new(g).literal_separator(true).build()?.compile_matcher()))
+        };
+        Ok(Exclude(globs.iter().map(build).collect::<Result<_, globset::Error>>()?))
+    }
+
+    pub fn matches(&self, path: &Path) -> bool {
+        let name = path.file_name().map(Path::new).unwrap_or(path);
+        self.0.iter().any(|(whole, m)| m.is_match(if *whole { path } else { name }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[derive(Default)]
+    struct Met(Vec<PathBuf>);
+
+    impl Visitor for Met {
+        fn folder(&mut self, _: &Path) {}
+        fn file(&mut self, path: PathBuf) {
+            self.0.push(path);
+        }
+    }
+
+    #[test]
+    fn walks_what_matches() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |p: &str| dir.path().join(p);
+        for f in ["a/x.log", "a/y.txt", "b/x.log", "b/c/d/x.log", "top.log"] {
+            fs::create_dir_all(at(f).parent().unwrap()).unwrap();
+            fs::write(at(f), "").unwrap();
+        }
+        let odd = dir.path().join(OsString::from_vec(b"a/\xff.log".to_vec()));
+        fs::write(&odd, "").unwrap();
+        fs::create_dir(at("a/dir.log")).unwrap();
+        let root = dir.path().to_str().unwrap();
+        for (glob, want) in [
+            ("*/x.log", vec![at("a/x.log"), at("b/x.log")]),
+            ("a/*.log", vec![at("a/x.log"), odd.clone()]),
+            ("**/x.log", vec![at("a/x.log"), at("b/x.log"), at("b/c/d/x.log")]),
+            ("{a,b}/[wx].log", vec![at("a/x.log"), at("b/x.log")]),
+            ("*.log", vec![at("top.log")]),
+            ("no/*.log", vec![]),
+        ] {
+            let p = Pattern::glob(&format!("{root}/{glob}")).unwrap();
+            let mut met = Met::default();
+            p.walk(&mut met);
+            met.0.sort();
+            let mut sorted = want.clone();
+            sorted.sort();
+            assert_eq!(met.0, sorted, "{glob}");
+            assert!(want.iter().all(|w| p.matches(w)), "{glob}");
+            assert!(!p.matches(&at("a/y.txt")), "{glob}");
+        }
+    }
+
+    #[test]
+    fn excludes_by_name_or_path() {
+        let e = Exclude::new(&["*.gz".into(), "/var/log/x/*".into()]).unwrap();
+        for (path, out) in
+            [("/var/log/a.gz", true), ("/var/log/x/a", true), ("/var/log/x/y/a", false), ("/a", false)]
+        {
+            assert_eq!(e.matches(Path::new(path)), out, "{path}");
+        }
+    }
+}

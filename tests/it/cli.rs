@@ -1,0 +1,249 @@
+//! What a person or a script meets at the command line: exit codes, messages, help. No delivery.
+
+use crate::harness::*;
+use rustix::process::Signal;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command, time::Instant};
+
+/// Fails when a wrong command line ends with another code than 64, or says nothing.
+#[test]
+fn a_wrong_command_line_exits_64() {
+    let folder = Folder::new();
+    for args in [
+        "",
+        "no-such-command",
+        "run --no-such-option f.log",
+        "run --from middle f.log",
+        "run --driver fast f.log",
+        "run --output file f.log",
+        "tail",
+        "tail --from",
+        "send --topic t value",
+        "send --brokers 127.0.0.1:1 value",
+        "send --brokers 127.0.0.1:1 --topic t --acks 2 value",
+        "send --brokers 127.0.0.1:1 --topic t --partition x value",
+        "check --connect=perhaps",
+    ] {
+        let done = folder.agent_line(args).run();
+        assert_eq!(done.code(), Some(64), "logagent {args}: {}", done.stderr);
+        assert!(done.stdout.is_empty(), "logagent {args}: errors go to standard error");
+        assert!(done.stderr.starts_with("logagent: "), "logagent {args}: {:?}", done.stderr);
+    }
+}
+
+/// Fails when help or version go to standard error, or forget a command.
+#[test]
+fn help_and_version_exit_0() {
+    let folder = Folder::new();
+    let help = folder.agent(["--help"]).run().expect_code(0);
+    let text = String::from_utf8(help.stdout).unwrap();
+    for word in ["run", "tail", "send", "check", "status"] {
+        assert!(text.contains(word), "--help names `{word}`:\n{text}");
+        let done = folder.agent([word, "--help"]).run().expect_code(0);
+        assert!(!done.stdout.is_empty() && done.stderr.is_empty(), "{word} --help");
+    }
+    let version = folder.agent(["--version"]).run().expect_code(0);
+    assert_eq!(
+        String::from_utf8(version.stdout).unwrap().trim(),
+        concat!("logagent ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+/// `--opt value` and `--opt=value`; a path that is not UTF-8. Fails when one form is not known, or the path is changed.
+#[test]
+fn options_in_both_forms_and_paths_of_any_bytes() {
+    let folder = Folder::new();
+    let name = OsStr::from_bytes(b"caf\xe9 =.log");
+    std::fs::write(folder.path(name), "x\n").unwrap();
+    for args in [["--output", "stdout"].as_slice(), &["--output=stdout"]] {
+        let done = folder.agent(["run", "--once"]).arg(args[0]);
+        let done = args.iter().skip(1).fold(done, |setup, arg| setup.arg(arg)).arg(name).run().expect_code(0);
+        assert_eq!(done.stdout, b"x\n");
+    }
+}
+
+/// The config with six different mistakes: a value, a key, a type, another value, a pattern, a place. Fails when one
+/// hides another (an early return in the walk), or when the place is not told.
+#[test]
+fn six_mistakes_are_named_at_once() {
+    let folder = Folder::new();
+    let config = "\
+[agent]
+state_dir = \"/var/lib/logagent\"
+memory = \"lots\"
+[kafka]
+brokers = [\"127.0.0.1:9092\"]
+topic = \"web_log\"
+akcs = \"all\"
+client_id = 7
+compression = \"zip\"
+[[files]]
+paths = [\"/var/log/*.log\"]
+start = \"begining\"
+multiline = { start = \"(\" }
+";
+    folder.write("c.toml", config);
+    for command in ["run", "check"] {
+        let done = folder.agent([command, "-c", "c.toml"]).run().expect_code(78);
+        for (line, word) in
+            [(3, "lots"), (7, "akcs"), (8, "client_id"), (9, "zip"), (12, "begining"), (13, "(")]
+        {
+            let place = format!("c.toml:{line}");
+            let told = done
+                .stderr
+                .lines()
+                .any(|l| l.starts_with("logagent: ") && l.contains(&place) && l.contains(word));
+            assert!(told, "{command}: no line with {place} and {word:?} in:\n{}", done.stderr);
+        }
+        for word in ["acks", "beginning"] {
+            assert!(
+                done.stderr.contains(word),
+                "{command} says what to write instead: {word}\n{}",
+                done.stderr
+            );
+        }
+        assert!(done.stdout.is_empty());
+    }
+}
+
+/// Fails when an incomplete or unreadable config is met with a default.
+#[test]
+fn a_config_that_does_not_say_where_to_exits_78() {
+    let folder = Folder::new();
+    let file = folder.write("f.log", "x\n");
+    let config = |kafka: &str| {
+        let state = folder.path("state");
+        format!("[agent]\nstate_dir = {state:?}\n[kafka]\n{kafka}\n[[files]]\npaths = [{file:?}]\n")
+    };
+    folder.write("no-brokers.toml", config("topic = \"t\""));
+    folder.write("no-topic.toml", config("brokers = [\"127.0.0.1:1\"]"));
+    folder.write("not-toml.toml", "[agent\n");
+    for (name, word) in [
+        ("no-brokers.toml", "brokers"),
+        ("no-topic.toml", "topic"),
+        ("not-toml.toml", "not-toml.toml:1"),
+        ("none.toml", "none.toml"),
+    ] {
+        let done = folder.agent(["run", "-c", name]).run().expect_code(78);
+        assert!(done.stderr.contains(word), "{name}: {}", done.stderr);
+    }
+    let args = "run -c no-brokers.toml --output stdout --once --from beginning";
+    assert_eq!(folder.agent_line(args).run().expect_code(0).stdout, b"x\n");
+}
+
+/// Fails when `check` of a good config says anything but good, or tries to reach a broker unasked.
+#[test]
+fn check_of_a_good_config_exits_0() {
+    let folder = Folder::new();
+    folder.write("logs/f.log", "x\n");
+    folder.mkdir("state");
+    let (state, logs) = (folder.path("state"), folder.path("logs"));
+    let config = format!(
+        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n[[files]]\npaths = [\"{}/*.log\"]\n",
+        logs.display()
+    );
+    folder.write("c.toml", config);
+    let done = folder.agent(["check", "-c", "c.toml"]).run().expect_code(0);
+    assert!(String::from_utf8_lossy(&done.stdout).contains("f.log"), "check names the files it follows");
+    let start = Instant::now();
+    folder.agent(["check", "-c", "c.toml", "--connect"]).run_for(secs(60)).expect_code(1);
+    assert!(start.elapsed() < secs(35), "a dead broker is told within 30 s");
+}
+
+/// Fails when SIGTERM or SIGINT is no orderly end, or takes its time when there is nothing to do.
+#[test]
+fn a_signal_ends_it_with_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let folder = Folder::new();
+        let mut agent = folder.agent_line("run --output stdout --state-dir state f.log").start();
+        let start = Instant::now();
+        agent.signal(signal);
+        agent.wait_exit(SOON).expect_code(0);
+        assert!(start.elapsed() < secs(3), "{:?} to end when idle", start.elapsed());
+    }
+}
+
+/// S84. Fails when a second signal waits for the drain like the first, or when the first does not wait at all.
+#[test]
+fn a_second_signal_ends_it_at_once_with_1() {
+    let folder = Folder::new();
+    folder.write("f.log", "x\n");
+    // Nobody listens on port 1: the line waits for ever.
+    let args = "run --brokers 127.0.0.1:1 --topic t --from beginning --state-dir state f.log";
+    let mut agent = folder.agent_line(args).start();
+    pause(millis(500));
+    agent.signal(Signal::TERM);
+    pause(millis(700));
+    assert!(agent.ended().is_none(), "the first signal drains, for 10 s at most: {}", agent.log());
+    let start = Instant::now();
+    agent.signal(Signal::TERM);
+    agent.wait_exit(SOON).expect_code(1);
+    assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
+}
+
+/// S63. Fails when the lock is not taken, or waited for.
+#[test]
+fn a_second_agent_on_the_same_state_is_refused() {
+    let folder = Folder::new();
+    let args = "run --output stdout --state-dir state f.log";
+    let mut first = folder.agent_line(args).start();
+    let second = folder.agent_line(args).run().expect_code(1);
+    assert!(second.stderr.contains("state"), "it says which folder: {}", second.stderr);
+    assert!(first.ended().is_none());
+    first.kill();
+    folder.agent_line(args).start().stop().expect_code(0);
+}
+
+/// Fails when `must_exist` is not looked at.
+#[test]
+fn a_file_that_must_exist() {
+    let folder = Folder::new();
+    let (file, state) = (folder.path("f.log"), folder.path("state"));
+    let config =
+        format!("[agent]\nstate_dir = {state:?}\n[[files]]\npaths = [{file:?}]\nmust_exist = true\n");
+    folder.write("c.toml", config);
+    let done = folder.agent(["run", "-c", "c.toml", "--output", "stdout"]).run().expect_code(1);
+    assert!(done.stderr.contains("f.log"), "{}", done.stderr);
+}
+
+/// Fails when a closed pipe is a panic, is retried for ever, or counts as done.
+#[test]
+fn a_reader_that_goes_away_ends_it_with_1() {
+    let folder = Folder::new();
+    Lines::new("f", 0..50_000).append_to(&folder.path("f.log"));
+    let script = "\"$0\" run --output stdout --from beginning f.log 2>err | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}";
+    let bin = binary();
+    let mut shell = Command::new("bash");
+    let mut shell = shell.args(["-c", script]).arg(bin).current_dir(folder.root()).spawn().unwrap();
+    let status = wait_for(SOON, "logagent | head ends", || shell.try_wait().unwrap());
+    let said = std::fs::read_to_string(folder.path("err")).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+/// Must show 5, the seed's `tail`: prints each line as it is appended. Fails when it starts elsewhere than at the end,
+/// or needs a config or a broker.
+#[test]
+fn tail_prints_lines_as_they_come() {
+    let folder = Folder::new();
+    folder.write("f.log", "old\n");
+    let mut agent = folder.agent_line("tail f.log").spawn();
+    // It has no way to say that it is ready, so lines come until it is.
+    let mut n = 0;
+    wait_until(SOON, "tail prints", || {
+        folder.append("f.log", format!("line {n}\n"));
+        n += 1;
+        pause(millis(20));
+        !agent.lines().is_empty()
+    });
+    wait_until(SOON, "the last line is there", || {
+        agent.lines().last().is_some_and(|l| *l == format!("line {}", n - 1).as_bytes())
+    });
+    let lines = agent.lines();
+    let expected: Vec<Vec<u8>> = (n - lines.len()..n).map(|n| format!("line {n}").into_bytes()).collect();
+    assert_eq!(lines, expected);
+    agent.stop().expect_code(0);
+
+    let mut agent = folder.agent_line("tail --from beginning f.log").spawn();
+    assert_eq!(agent.wait_lines(n + 1)[0], b"old");
+    agent.stop().expect_code(0);
+}

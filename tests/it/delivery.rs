@@ -1,0 +1,296 @@
+//! From a log file to a real Kafka topic: the short forms of what must be shown. The long ones are in `long.rs`.
+
+use crate::harness::*;
+use rustix::process::Signal;
+use std::{collections::BTreeMap, time::Instant};
+
+const LINES: u64 = 200_000;
+
+/// A file into a topic of three partitions by `run --once`.
+#[track_caller]
+fn a_file_arrives_once(version: Version, driver: &str) {
+    let broker = Broker::shared(version);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..LINES);
+    lines.append_to(&folder.path("f.log"));
+    let args =
+        format!("run --once --brokers {} --topic {} --driver {driver} f.log", broker.address, topic.name);
+    let done = folder.agent_line(&args).run_for(PATIENT).expect_code(0);
+    let delivered = Delivered::in_topic(&topic);
+    delivered.assert_exactly_once(&[&lines]);
+    delivered.assert_ordered();
+    assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
+}
+
+/// Must show 1. Each fails when a line is dropped, sent twice or changed anywhere between file and broker, when a flight
+/// is acknowledged before it is answered, or when memory grows with the file.
+#[test]
+fn once_into_kafka_3_9() {
+    a_file_arrives_once(Version::V39, "auto");
+}
+#[test]
+fn once_into_kafka_3_9_with_zookeeper() {
+    a_file_arrives_once(Version::V39Zk, "auto");
+}
+#[test]
+fn once_into_kafka_4_1() {
+    a_file_arrives_once(Version::V41, "auto");
+}
+#[test]
+fn once_by_the_classic_driver() {
+    a_file_arrives_once(Version::V39, "classic");
+}
+#[test]
+fn once_by_the_modern_driver() {
+    a_file_arrives_once(Version::V39, "modern");
+}
+
+/// Must show 2: the broker is killed three times while the file goes through a line of 8 MB/s. Fails when a refused or
+/// unanswered batch is taken for delivered (drop the resend), or when the client is not built anew after an error.
+#[test]
+fn the_broker_is_killed_three_times() {
+    let broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    let proxy = Proxy::to(&broker.address);
+    proxy.mode(Mode::Bandwidth(8_000_000));
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..LINES);
+    lines.append_to(&folder.path("f.log"));
+    let args =
+        format!("run --once --brokers {} --topic {} --state-dir state f.log", proxy.address, topic.name);
+    let mut agent = folder.agent_line(&args).spawn();
+    for share in 1..=3 {
+        let goal = proxy.sent() + 5_000_000;
+        wait_until(PATIENT, "the agent goes on sending", || proxy.sent() > goal || agent.ended().is_some());
+        assert!(agent.ended().is_none(), "it must still be at work at kill {share}");
+        broker.kill();
+        broker.restart();
+    }
+    proxy.mode(Mode::Pass);
+    let done = agent.wait_exit(PATIENT).expect_code(0);
+    let doubled = Delivered::in_topic(&topic).assert_at_least_once(&[&lines]);
+    let status = status_json(&folder, &folder.path("state"));
+    let stated = status["totals"]["doubled_at_most"].as_u64().expect("status gives totals.doubled_at_most");
+    assert!(doubled as u64 <= stated, "{doubled} lines doubled where status says {stated} at most");
+    assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
+}
+
+/// Restarts an agent during 5,000 lines a second; what arrived and what was written.
+fn restarted(signal: Signal, times: usize) -> (Delivered, Lines) {
+    let broker = Broker::shared(Version::V39);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
+        broker.address, topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    for round in 1..=times as u64 {
+        topic.wait_count(round * 2000);
+        agent.signal(signal);
+        let done = agent.wait_exit(SOON);
+        assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
+        agent = folder.agent_line(&args).start();
+    }
+    let lines = writer.finish();
+    agent.stop().expect_code(0);
+    // To the end of the file: a count of records would not do, since repeats count too.
+    folder.agent_line(&format!("{args} --once")).run_for(PATIENT).expect_code(0);
+    (Delivered::in_topic(&topic), lines)
+}
+
+/// Must show 3. Fails when the drain ends before the acks, or the last position is not saved at the end.
+#[test]
+fn sigterm_and_restart_neither_lose_nor_double() {
+    let (delivered, lines) = restarted(Signal::TERM, 4);
+    delivered.assert_exactly_once(&[&lines]);
+    delivered.assert_ordered();
+}
+
+/// Must show 3. Fails when a position is saved for what was read or sent, not for what was acknowledged.
+#[test]
+fn sigkill_and_restart_lose_nothing() {
+    let (delivered, lines) = restarted(Signal::KILL, 4);
+    delivered.assert_at_least_once(&[&lines]);
+}
+
+/// Must show 4, S70: no broker at the start, 20 MB waiting. Fails when the start waits for Kafka, when lines are read into
+/// memory or retried in a busy loop or logged each time, or when it does not recover by itself.
+#[test]
+fn a_broker_that_comes_late() {
+    let broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    broker.stop();
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..100_000);
+    lines.append_to(&folder.path("f.log"));
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
+        broker.address, topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    pause(secs(6));
+    assert!(agent.cpu() < millis(900), "{:?} of CPU in 6 s of waiting", agent.cpu());
+    let said = agent.log().lines().count();
+    assert!(said <= 15, "{said} log lines in 6 s of waiting:\n{}", agent.log());
+    broker.restart();
+    topic.wait_count(100_000);
+    let done = agent.stop().expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+    assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
+}
+
+/// Must show 4, S84: SIGTERM while the broker is away. Fails when the drain has no limit, or a thread that waits for the
+/// broker is joined.
+#[test]
+fn sigterm_without_a_broker_ends_within_the_drain() {
+    let (black_hole, _held, _listener) = full_backlog();
+    for address in ["127.0.0.1:1".to_owned(), black_hole.to_string()] {
+        let folder = Folder::new();
+        folder.write("f.log", Lines::new("f", 0..1000).bytes());
+        let args = format!("run --brokers {address} --topic t --from beginning --state-dir state f.log");
+        let mut agent = folder.agent_line(&args).start();
+        pause(secs(1));
+        let start = Instant::now();
+        agent.signal(Signal::TERM);
+        agent.wait_exit(SOON).expect_code(0);
+        assert!(start.elapsed() < secs(13), "{:?} with the broker at {address}", start.elapsed());
+    }
+}
+
+/// Lost answers, S78. Fails when a batch whose answer did not come is not sent again.
+#[test]
+fn answers_that_are_lost() {
+    for driver in ["classic", "modern"] {
+        let broker = Broker::shared(Version::V39);
+        let topic = broker.topic(2);
+        let proxy = Proxy::to(&broker.address);
+        let folder = Folder::new();
+        let lines = Lines::new("f", 0..20_000);
+        lines.append_to(&folder.path("f.log"));
+        for _ in 0..3 {
+            proxy.drop_next_response(Api::Produce);
+        }
+        proxy.cut_next_request(Api::Produce, 1000);
+        let args =
+            format!("run --once --brokers {} --topic {} --driver {driver} f.log", proxy.address, topic.name);
+        folder.agent_line(&args).run_for(PATIENT).expect_code(0);
+        assert_eq!(proxy.pending(), 0, "{driver}: all faults have happened");
+        let doubled = Delivered::in_topic(&topic).assert_at_least_once(&[&lines]);
+        assert!(
+            driver == "classic" || doubled == 0,
+            "a producer id makes a resend harmless: {doubled} doubled"
+        );
+    }
+}
+
+/// Fails when an answer is not enough for `send`, or its line is another.
+#[test]
+fn send_prints_partition_and_offset() {
+    for version in [Version::V39, Version::V41] {
+        let broker = Broker::shared(version);
+        let topic = broker.topic(3);
+        let send = format!("send --brokers {} --topic {} --partition 2", broker.address, topic.name);
+        let done =
+            Folder::new().agent_line(&send).arg("one value").arg("two").run_for(PATIENT).expect_code(0);
+        assert_eq!(String::from_utf8(done.stdout).unwrap(), "pid:2 offset:0\npid:2 offset:1\n");
+        let done =
+            Folder::new().agent_line(&send).arg("--key=k").input("three\n\n").run_for(PATIENT).expect_code(0);
+        assert_eq!(String::from_utf8(done.stdout).unwrap(), "pid:2 offset:2\npid:2 offset:3\n");
+        let mut seen = Vec::new();
+        topic.each(|r| seen.push((r.offset, r.key.map(<[u8]>::to_vec), r.value.map(<[u8]>::to_vec))));
+        let value = |v: &str| Some(v.as_bytes().to_vec());
+        let wanted = [
+            (0, None, value("one value")),
+            (1, None, value("two")),
+            (2, value("k"), value("three")),
+            (3, value("k"), value("")),
+        ];
+        assert_eq!(seen, wanted, "an empty line is an empty record, not a null");
+    }
+}
+
+/// Keys go where Kafka's Java client sends them: kcat's murmur2 is the same. Fails with another seed, a signed shift, or a
+/// forgotten `& 0x7fffffff`.
+#[test]
+fn a_key_decides_the_partition_as_in_java() {
+    use std::io::Write;
+    let broker = Broker::shared(Version::V39);
+    let (ours, theirs) = (broker.topic(7), broker.topic(7));
+    let folder = Folder::new();
+    let keys: Vec<String> =
+        (0..1000u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761) >> (n % 29))).collect();
+    folder.write("f.log", keys.iter().map(|k| format!("id={k} x\n")).collect::<String>());
+    let config = format!(
+        "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\nkey = {{ regex = \"id=(\\\\w+)\" }}\n[[files]]\npaths = [{:?}]\n",
+        folder.path("state"),
+        broker.address,
+        ours.name,
+        folder.path("f.log")
+    );
+    folder.write("c.toml", config);
+    folder.agent_line("run -c c.toml --once --from beginning").run_for(PATIENT).expect_code(0);
+    let mut kcat = std::process::Command::new("kcat")
+        .args(["-P", "-b", &broker.address, "-t", &theirs.name, "-K:", "-X", "partitioner=murmur2_random"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    kcat.stdin
+        .take()
+        .unwrap()
+        .write_all(keys.iter().map(|k| format!("{k}:x\n")).collect::<String>().as_bytes())
+        .unwrap();
+    assert!(kcat.wait().unwrap().success());
+    let places = |topic: &Topic| {
+        let mut places = BTreeMap::new();
+        topic.each(|r| {
+            places.insert(r.key.unwrap_or(b"").to_vec(), r.partition);
+        });
+        places
+    };
+    assert_eq!(places(&ours), places(&theirs));
+}
+
+/// Fails when the crate's end of file on Kafka 4 is retried without a word of what it means.
+#[test]
+fn the_classic_driver_says_that_kafka_4_is_too_new() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic(1);
+    let folder = Folder::new();
+    folder.write("f.log", "x\n");
+    let args = format!(
+        "run --driver classic --brokers {} --topic {} --from beginning f.log",
+        broker.address, topic.name
+    );
+    let agent = folder.agent_line(&args).start();
+    let line = agent.wait_log("modern", SOON);
+    assert!(line.contains(&broker.address), "it says which broker: {line}");
+}
+
+/// A broker of 3.9 is replaced by 4.1 on the same port under a running agent. Fails when the driver is chosen once for ever.
+#[test]
+fn a_cluster_that_is_upgraded() {
+    let mut broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
+        broker.address, topic.name
+    );
+    folder.write("f.log", b"");
+    let mut agent = folder.agent_line(&args).start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 2000);
+    topic.wait_count(4000);
+    broker.replace_by(Version::V41);
+    let (back, before) = (Instant::now(), topic.end_offsets());
+    topic.wait_count(before + 2000);
+    assert!(back.elapsed() < secs(20), "{:?} until lines flowed again", back.elapsed());
+    let lines = writer.finish();
+    agent.stop().expect_code(0);
+    // To the end of the file: a count of records would not do, since repeats count too.
+    folder.agent_line(&format!("{args} --once")).run_for(PATIENT).expect_code(0);
+    Delivered::in_topic(&topic).assert_at_least_once(&[&lines]);
+}

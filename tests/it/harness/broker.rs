@@ -1,0 +1,350 @@
+//! Real brokers by `tests/kafka/broker`, and their topics read back with kcat. Speaks no protocol itself.
+
+use super::{PATIENT, limit_the_suite, millis, need, pause};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V28,
+    V39,
+    V39Zk,
+    V41,
+}
+
+impl Version {
+    fn name(self) -> &'static str {
+        match self {
+            Version::V28 => "2.8",
+            Version::V39 => "3.9",
+            Version::V39Zk => "3.9-zk",
+            Version::V41 => "4.1",
+        }
+    }
+}
+
+/// Runs `tests/kafka/broker` and returns what it prints; fails with what it says.
+#[track_caller]
+fn script<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
+    limit_the_suite();
+    for tool in ["bash", "java", "kcat"] {
+        need(tool);
+    }
+    // To a file, not a pipe: the brokers it starts live on and would keep a pipe open.
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/broker"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(said.reopen().unwrap())
+        .output()
+        .expect("tests/kafka/broker starts");
+    let text = fs::read_to_string(said.path()).unwrap_or_default();
+    assert!(output.status.success(), "{text}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn start(args: &[&str], conf: &[&str]) -> (PathBuf, String) {
+    let owner = std::process::id().to_string();
+    let conf = conf.iter().flat_map(|c| ["--conf", c]);
+    let said = script(args.iter().copied().chain(["--owner", &owner]).chain(conf));
+    let (dir, address) = said.split_once(' ').expect("a folder and an address");
+    (dir.into(), address.to_owned())
+}
+
+/// One broker. It dies with the test's process, and when dropped.
+pub struct Broker {
+    pub version: Version,
+    /// `127.0.0.1:PORT`; the same for all its life.
+    pub address: String,
+    dir: PathBuf,
+}
+
+impl Broker {
+    /// One for all tests that only read and write. Never stop or kill it: others are at work with it.
+    #[track_caller]
+    pub fn shared(version: Version) -> &'static Broker {
+        static SHARED: [OnceLock<Broker>; 4] = [const { OnceLock::new() }; 4];
+        // One start at a time: two at once on two cores take longer than one after the other.
+        static STARTING: Mutex<()> = Mutex::new(());
+        let place = &SHARED[version as usize];
+        if place.get().is_none() {
+            let _one = STARTING.lock().unwrap_or_else(|e| e.into_inner());
+            return place.get_or_init(|| Broker::own(version));
+        }
+        place.get().unwrap()
+    }
+    /// One for this test alone.
+    #[track_caller]
+    pub fn own(version: Version) -> Broker {
+        Broker::own_with(version, &[])
+    }
+    /// With lines for its server.properties, `key=value`.
+    #[track_caller]
+    pub fn own_with(version: Version, conf: &[&str]) -> Broker {
+        let (dir, address) = start(&["start", version.name()], conf);
+        Broker { version, address, dir }
+    }
+
+    fn tell(&self, what: &str) -> String {
+        script([what.as_ref(), self.dir.as_os_str()])
+    }
+    /// SIGTERM; waits for its end.
+    pub fn stop(&self) {
+        self.tell("stop");
+    }
+    /// SIGKILL; waits for its end.
+    pub fn kill(&self) {
+        self.tell("kill");
+    }
+    /// SIGSTOP: connections stay, nothing answers.
+    pub fn pause(&self) {
+        self.tell("pause");
+    }
+    pub fn resume(&self) {
+        self.tell("resume");
+    }
+    /// The same port and data; waits until it serves its topics again.
+    pub fn restart(&self) {
+        self.tell("restart");
+    }
+    /// As [`Broker::restart`] with other settings, which stay.
+    pub fn restart_with(&self, conf: &[&str]) {
+        let conf = conf.iter().flat_map(|c| ["--conf".as_ref(), std::ffi::OsStr::new(*c)]);
+        script(["restart".as_ref(), self.dir.as_os_str()].into_iter().chain(conf));
+    }
+    /// The same port and data by another version of Kafka (3.9 to 4.1).
+    pub fn replace_by(&mut self, version: Version) {
+        script(["restart".as_ref(), self.dir.as_os_str(), version.name().as_ref()]);
+        self.version = version;
+    }
+    pub fn port(&self) -> u16 {
+        self.address.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+    pub fn topic(&self, partitions: u32) -> Topic {
+        self.topic_with(partitions, &[])
+    }
+    pub fn topic_with(&self, partitions: u32, config: &[&str]) -> Topic {
+        let topic = self.unborn_topic(partitions);
+        topic.create(config);
+        topic
+    }
+    /// A name that nobody has created yet.
+    pub fn unborn_topic(&self, partitions: u32) -> Topic {
+        Topic { name: fresh_name(), address: self.address.clone(), dir: self.dir.clone(), partitions }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        drop_dir(&self.dir);
+    }
+}
+
+/// Three brokers with three copies of everything and `min.insync.replicas=2`.
+pub struct Cluster {
+    pub addresses: Vec<String>,
+    dir: PathBuf,
+}
+
+impl Cluster {
+    #[track_caller]
+    pub fn start(version: Version, conf: &[&str]) -> Cluster {
+        let (dir, addresses) = start(&["cluster", "start", version.name()], conf);
+        Cluster { addresses: addresses.split(',').map(str::to_owned).collect(), dir }
+    }
+    pub fn bootstrap(&self) -> String {
+        self.addresses.join(",")
+    }
+    pub fn topic(&self, partitions: u32) -> Topic {
+        let topic =
+            Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions };
+        topic.create(&[]);
+        topic
+    }
+    /// Nodes are 1, 2 and 3.
+    pub fn kill(&self, node: usize) {
+        script(["kill".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
+    }
+    pub fn restart(&self, node: usize) {
+        script(["restart".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop_dir(&self.dir);
+    }
+}
+
+fn drop_dir(dir: &Path) {
+    // Not `script`, which panics: this may run while a test fails.
+    let broker = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/broker");
+    let _ = Command::new(broker).arg("remove").arg(dir).stdout(Stdio::null()).stderr(Stdio::null()).status();
+}
+
+fn fresh_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A record as kcat prints it; borrowed while it is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub partition: i32,
+    pub offset: i64,
+    /// Milliseconds; -1 where the record has none.
+    pub timestamp: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+}
+
+/// A topic of a test's own.
+pub struct Topic {
+    pub name: String,
+    pub address: String,
+    pub partitions: u32,
+    dir: PathBuf,
+}
+
+impl Topic {
+    #[track_caller]
+    pub fn create(&self, config: &[&str]) {
+        let partitions = self.partitions.to_string();
+        let args = [
+            "topic".as_ref(),
+            self.dir.as_os_str(),
+            self.name.as_ref(),
+            "--partitions".as_ref(),
+            partitions.as_ref(),
+        ];
+        let config = config.iter().flat_map(|c| ["--config".as_ref(), std::ffi::OsStr::new(*c)]);
+        script(args.into_iter().chain(config));
+    }
+    #[track_caller]
+    pub fn delete(&self) {
+        script(["topic".as_ref(), self.dir.as_os_str(), self.name.as_ref(), "--delete".as_ref()]);
+    }
+
+    /// Reads all partitions from the beginning to their ends, checking each record's CRC; 1,000,000 records a second.
+    #[track_caller]
+    pub fn each(&self, mut look: impl FnMut(Record<'_>)) {
+        need("kcat");
+        // Queues large enough for a whole test: with kcat's own it pauses at 100,000 records and takes three times as long.
+        let mut kcat = Command::new("kcat")
+            .args(["-C", "-e", "-q", "-o", "beginning", "-b", &self.address, "-t", &self.name])
+            .args([
+                "-X",
+                "check.crcs=true",
+                "-X",
+                "fetch.wait.max.ms=10",
+                "-X",
+                "queued.min.messages=1000000",
+            ])
+            .args(["-X", "queued.max.messages.kbytes=300000", "-f", "%p %o %T %K %S\n%k%s\n"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kcat starts");
+        let mut errors = kcat.stderr.take().unwrap();
+        let errors = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text);
+            text
+        });
+        let mut out = BufReader::with_capacity(1 << 18, kcat.stdout.take().unwrap());
+        let guard = limit_process(&mut kcat);
+        let (mut head, mut body) = (Vec::new(), Vec::new());
+        while read_record(&mut out, &mut head, &mut body, &mut look) {}
+        let status = kcat.wait().unwrap();
+        drop(guard);
+        let text = errors.join().unwrap();
+        assert!(status.success(), "kcat could not read topic {}: {status}: {text}", self.name);
+    }
+
+    /// All values in order of partition and offset; for small topics.
+    #[track_caller]
+    pub fn values(&self) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        self.each(|r| all.push(((r.partition, r.offset), r.value.unwrap_or(b"<null>").to_vec())));
+        all.sort();
+        all.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// How many offsets the topic has given out, over all partitions. Duplicates count.
+    pub fn end_offsets(&self) -> u64 {
+        let asked = (0..self.partitions).flat_map(|p| ["-t".to_owned(), format!("{}:{p}:-1", self.name)]);
+        let out =
+            Command::new("kcat").args(["-Q", "-b", &self.address]).args(asked).stdin(Stdio::null()).output();
+        let out = out.expect("kcat starts");
+        let text = String::from_utf8_lossy(&out.stdout);
+        text.lines().filter_map(|line| line.rsplit_once("offset ")?.1.trim().parse::<u64>().ok()).sum()
+    }
+    /// Waits until at least `n` records are there.
+    #[track_caller]
+    pub fn wait_count(&self, n: u64) {
+        self.wait_count_for(n, PATIENT);
+    }
+    #[track_caller]
+    pub fn wait_count_for(&self, n: u64, limit: Duration) {
+        let end = Instant::now() + limit;
+        loop {
+            let seen = self.end_offsets();
+            if seen >= n {
+                return;
+            }
+            assert!(Instant::now() < end, "topic {} has {seen} of {n} records after {limit:?}", self.name);
+            pause(millis(50));
+        }
+    }
+}
+
+fn read_record(
+    out: &mut impl BufRead,
+    head: &mut Vec<u8>,
+    body: &mut Vec<u8>,
+    look: &mut impl FnMut(Record<'_>),
+) -> bool {
+    head.clear();
+    if out.read_until(b'\n', head).unwrap() == 0 {
+        return false;
+    }
+    let text = std::str::from_utf8(head).expect("kcat's numbers");
+    let numbers: Vec<i64> = text.split_whitespace().map(|n| n.parse().expect("kcat's numbers")).collect();
+    let [partition, offset, timestamp, key_len, value_len] = numbers[..] else {
+        panic!("kcat said {text:?}")
+    };
+    let (klen, vlen) = (key_len.max(0) as usize, value_len.max(0) as usize);
+    body.resize(klen + vlen + 1, 0);
+    out.read_exact(body).unwrap();
+    look(Record {
+        partition: partition as i32,
+        offset,
+        timestamp,
+        key: (key_len >= 0).then(|| &body[..klen]),
+        value: (value_len >= 0).then(|| &body[klen..klen + vlen]),
+    });
+    true
+}
+
+/// Kills a child that is still there after [`PATIENT`]; dropped, it does nothing.
+fn limit_process(child: &mut std::process::Child) -> std::sync::mpsc::Sender<()> {
+    let (keep, gone) = std::sync::mpsc::channel::<()>();
+    let pid = rustix::process::Pid::from_child(child);
+    thread::spawn(move || {
+        if gone.recv_timeout(PATIENT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
+    keep
+}

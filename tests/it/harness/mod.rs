@@ -1,0 +1,91 @@
+//! What the tests of the whole program share: the agent as a child process, real brokers, a scripted one, a proxy
+//! between the two, numbered lines and what must have become of them. No test of its own besides `self_check`, and
+//! nothing that waits on luck: every wait has a condition and a limit.
+//!
+//! A missing tool fails the test with a sentence; it never skips it.
+
+mod agent;
+mod broker;
+mod lines;
+mod proxy;
+mod records;
+mod scripted;
+mod self_check;
+mod wire;
+
+pub use agent::{Agent, Done, Folder, Setup, binary, status_json, wait_status};
+pub use broker::{Broker, Cluster, Record, Topic, Version};
+pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
+pub use proxy::{Mode, Proxy};
+pub use scripted::{Api, Produced, Reply, Request, Scripted, full_backlog};
+
+use std::{
+    process::{Command, Stdio},
+    sync::Once,
+    thread,
+    time::{Duration, Instant},
+};
+
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+pub const fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// How long a test waits for what takes a moment; generous, since the machine may be busy. It is no measurement.
+pub const SOON: Duration = secs(20);
+/// For what a broker has a part in.
+pub const PATIENT: Duration = secs(90);
+
+/// The one place that sleeps: between two looks at a condition, or where the case itself is about time passing.
+#[allow(clippy::disallowed_methods)]
+pub fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// Waits for `condition` and fails the test with `what` when it has not come true in `limit`.
+#[track_caller]
+pub fn wait_until(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(limit, what, || condition().then_some(()));
+}
+
+/// As [`wait_until`], with a value.
+#[track_caller]
+pub fn wait_for<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    limit_the_suite();
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = look() {
+            return value;
+        }
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        pause(millis(10));
+    }
+}
+
+/// Fails, saying what to do, unless `tool` can be started.
+#[track_caller]
+pub fn need(tool: &str) {
+    let found = Command::new("sh")
+        .args(["-c", "command -v \"$1\"", "sh", tool])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success());
+    assert!(found, "this test needs `{tool}`, which is not installed; `tests/run` installs it");
+}
+
+/// Ends the process when the whole suite takes longer than anyone would wait (`LOGAGENT_TEST_LIMIT` seconds).
+/// Each wait is bounded by itself; this is for the mistake in a test that is not a wait.
+pub fn limit_the_suite() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let limit = std::env::var("LOGAGENT_TEST_LIMIT").ok().and_then(|s| s.parse().ok()).unwrap_or(1500);
+        thread::spawn(move || {
+            pause(secs(limit));
+            eprintln!("the tests have run for {limit} s, which is too long: giving up");
+            agent::kill_all();
+            std::process::abort();
+        });
+    });
+}

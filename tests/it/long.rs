@@ -1,0 +1,267 @@
+//! The long forms of what must be shown, with figures: `tests/run --long [NAME]`, on the release build. Not part of the
+//! daily run: about ten minutes, and the figures want a quiet machine.
+
+use crate::harness::*;
+use rustix::process::Signal;
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const LINES: u64 = 2_000_000;
+const MAX_KIB: u64 = 24_000;
+const LONG: Duration = secs(600);
+
+/// What was measured in one case, with its limits; printed as a table when the case ends, also when it fails.
+struct Figures {
+    case: String,
+    rows: Vec<(String, String, String, bool)>,
+}
+
+impl Figures {
+    fn of(case: impl Into<String>) -> Figures {
+        if cfg!(debug_assertions) {
+            eprintln!("this is no release build: the figures say nothing; use tests/run --long");
+        }
+        Figures { case: case.into(), rows: Vec::new() }
+    }
+    fn row(&mut self, what: &str, measured: impl ToString, limit: impl ToString, pass: bool) {
+        self.rows.push((what.into(), measured.to_string(), limit.to_string(), pass));
+    }
+    fn at_most(&mut self, what: &str, measured: u64, limit: u64, unit: &str) {
+        self.row(what, format!("{measured} {unit}"), format!("≤ {limit} {unit}"), measured <= limit);
+    }
+    /// For what has no limit.
+    fn note(&mut self, what: &str, measured: impl ToString) {
+        self.row(what, measured, "", true);
+    }
+    fn exactly_once(&mut self, verdict: &Verdict) {
+        let pass = verdict.missing.is_empty() && verdict.strange.is_empty() && verdict.doubled == 0;
+        self.row("every line exactly once", verdict, "0 / 0 / 0", pass);
+    }
+    fn nothing_lost(&mut self, verdict: &Verdict) {
+        let pass = verdict.missing.is_empty() && verdict.strange.is_empty();
+        self.row("nothing lost", verdict, "0 missing", pass);
+    }
+    #[track_caller]
+    fn judge(self) {
+        let failed = self.rows.iter().filter(|row| !row.3).count();
+        println!("\n{}", self.case);
+        for (what, measured, limit, pass) in &self.rows {
+            let word = match (limit.is_empty(), pass) {
+                (true, _) => "    ",
+                (_, true) => "PASS",
+                (_, false) => "FAIL",
+            };
+            println!("  {word}  {what:<42}  {measured}   {limit}");
+        }
+        assert_eq!(failed, 0, "{}: {failed} figures out of their limits", self.case);
+    }
+}
+
+/// `kcat -P -l` on the file; how long, and how much processor time it took.
+fn kcat_produces(topic: &Topic, path: &std::path::Path) -> (Duration, Duration) {
+    need("kcat");
+    let begun = Instant::now();
+    // bash's `times` tells the children's CPU: user and system, on the last line.
+    let script = "kcat -P -l -b \"$1\" -t \"$2\" \"$3\" && times";
+    let output = Command::new("bash")
+        .args(["-c", script, "bash", &topic.address, &topic.name])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let took = begun.elapsed();
+    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let cpu = text.lines().last().unwrap_or("").split_whitespace().filter_map(|time| {
+        let (minutes, rest) = time.split_once('m')?;
+        Some(minutes.parse::<f64>().ok()? * 60.0 + rest.trim_end_matches('s').parse::<f64>().ok()?)
+    });
+    (took, Duration::from_secs_f64(cpu.sum()))
+}
+
+fn micros_a_line(cpu: Duration, lines: u64) -> String {
+    format!("{:.2} µs a line", cpu.as_secs_f64() * 1e6 / lines as f64)
+}
+
+/// Must show 1 on one broker, by one driver.
+fn two_million_lines(version: Version, driver: &str) {
+    let mut figures = Figures::of(format!("2,000,000 lines into {version:?}, driver {driver}"));
+    let broker = Broker::own(version);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..LINES);
+    let path = folder.path("f.log");
+    lines.append_to(&path);
+    // The first one of the two finds the broker cold: a short run before warms it for both.
+    let warm = folder.write("warm.log", Lines::new("w", 0..300_000).bytes());
+    kcat_produces(&broker.topic(3), &warm);
+    let (kcat, kcat_cpu) = kcat_produces(&broker.topic(3), &path);
+    let topic = broker.topic(3);
+    let args =
+        format!("run --once --brokers {} --topic {} --driver {driver} f.log", broker.address, topic.name);
+    let done = folder.agent_line(&args).run_for(LONG).expect_code(0);
+    let delivered = Delivered::in_topic(&topic);
+    figures.exactly_once(&delivered.against(&[&lines]));
+    let (ours, theirs) = (done.took.as_secs_f64(), kcat.as_secs_f64());
+    let ratio = ours / theirs;
+    figures.row(
+        "wall time / kcat -P -l",
+        format!("{ours:.1} s / {theirs:.1} s = {ratio:.2}"),
+        "≤ 5",
+        ratio <= 5.0,
+    );
+    figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
+    figures.note(
+        "lines a second",
+        format!("{}, kcat {}", per_second(LINES as usize, done.took), per_second(LINES as usize, kcat)),
+    );
+    figures
+        .note("CPU", format!("{}, kcat {}", micros_a_line(done.cpu, LINES), micros_a_line(kcat_cpu, LINES)));
+    figures.judge();
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn into_kafka_3_9() {
+    two_million_lines(Version::V39, "classic");
+}
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn into_kafka_3_9_with_zookeeper() {
+    two_million_lines(Version::V39Zk, "classic");
+}
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn into_kafka_3_9_modern() {
+    two_million_lines(Version::V39, "modern");
+}
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn into_kafka_4_1() {
+    two_million_lines(Version::V41, "auto");
+}
+
+/// Must show 2.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn three_kills_of_the_broker() {
+    let mut figures = Figures::of("2,000,000 lines, the broker killed and restarted three times");
+    let broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..LINES);
+    lines.append_to(&folder.path("f.log"));
+    let args =
+        format!("run --once --brokers {} --topic {} --state-dir state f.log", broker.address, topic.name);
+    let mut agent = folder.agent_line(&args).spawn();
+    let mut kills = 0;
+    for share in 1..=3 {
+        wait_until(LONG, "a quarter more has arrived", || {
+            topic.end_offsets() >= LINES * share / 5 || agent.ended().is_some()
+        });
+        kills += u64::from(agent.ended().is_none());
+        broker.kill();
+        broker.restart();
+    }
+    let done = agent.wait_exit(LONG).expect_code(0);
+    let verdict = Delivered::in_topic(&topic).against(&[&lines]);
+    let status = status_json(&folder, &folder.path("state"));
+    let stated = status["totals"]["doubled_at_most"].as_u64().unwrap_or(0);
+    figures.row("kills while it was at work", kills, "3", kills == 3);
+    figures.nothing_lost(&verdict);
+    figures.at_most("doubled, against status' doubled_at_most", verdict.doubled as u64, stated, "lines");
+    figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
+    figures.judge();
+}
+
+fn ten_restarts(signal: Signal) -> (Delivered, Lines, u64) {
+    let broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
+        broker.address, topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    let mut hwm = 0;
+    for round in 1..=10u64 {
+        // Odd waits, so that the end does not fall into the same place of a flight each time.
+        pause(millis(1500 + round * 137));
+        agent.signal(signal);
+        let done = agent.wait_exit(SOON);
+        assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
+        hwm = hwm.max(done.vm_hwm);
+        agent = folder.agent_line(&args).start();
+    }
+    let lines = writer.finish();
+    agent.stop().expect_code(0);
+    // To the end of the file: a count of records would not do, since repeats count too.
+    folder.agent_line(&format!("{args} --once")).run_for(LONG).expect_code(0);
+    (Delivered::in_topic(&topic), lines, hwm)
+}
+
+/// Must show 3, first half.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn ten_sigterms() {
+    let mut figures = Figures::of("SIGTERM and restart ten times during 5,000 lines/s");
+    let (delivered, lines, hwm) = ten_restarts(Signal::TERM);
+    figures.exactly_once(&delivered.against(&[&lines]));
+    figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
+    figures.judge();
+}
+
+/// Must show 3, second half.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn ten_sigkills() {
+    let mut figures = Figures::of("SIGKILL and restart ten times during 5,000 lines/s");
+    let (delivered, lines, hwm) = ten_restarts(Signal::KILL);
+    figures.nothing_lost(&delivered.against(&[&lines]));
+    figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
+    figures.judge();
+}
+
+/// Must show 4.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn a_minute_without_a_broker() {
+    let mut figures = Figures::of("the broker down at the start and for 60 s, 500 MB waiting");
+    let broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    broker.stop();
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..2_500_000);
+    lines.append_to(&folder.path("f.log"));
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
+        broker.address, topic.name
+    );
+
+    let mut agent = folder.agent_line(&args).start();
+    pause(secs(20));
+    let stopping = Instant::now();
+    agent.signal(Signal::TERM);
+    agent.wait_exit(SOON).expect_code(0);
+    figures.at_most("SIGTERM meanwhile: ends within", stopping.elapsed().as_millis() as u64, 13_000, "ms");
+
+    let mut agent = folder.agent_line(&args).start();
+    pause(secs(60));
+    let said = agent.log();
+    figures.at_most("CPU in the 60 s", agent.cpu().as_millis() as u64, 1000, "ms");
+    figures.at_most("log lines in the 60 s", said.lines().count() as u64, 15, "lines");
+    figures.at_most("VmHWM while waiting", agent.vm_hwm(), MAX_KIB, "KiB");
+    figures.note("context switches in the 60 s", agent.switches());
+    broker.restart();
+    let back = Instant::now();
+    topic.wait_count_for(1, LONG);
+    figures.at_most("first line after the broker's return", back.elapsed().as_millis() as u64, 15_000, "ms");
+    topic.wait_count_for(2_500_000, LONG);
+    let done = agent.stop().expect_code(0);
+    figures.exactly_once(&Delivered::in_topic(&topic).against(&[&lines]));
+    figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
+    figures.judge();
+}

@@ -1,0 +1,193 @@
+//! Rules of the repository that no compiler holds. Looks at files only.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files of the tree, as git would commit them; without git, everything but `target`.
+fn files() -> Vec<PathBuf> {
+    let git = Command::new("git")
+        .current_dir(root())
+        .args(["ls-files", "-co", "--exclude-standard", "-z"])
+        .output();
+    if let Ok(out) = git
+        && out.status.success()
+    {
+        let names = out.stdout.split(|b| *b == 0).filter(|n| !n.is_empty());
+        let paths = names.map(|n| PathBuf::from(String::from_utf8_lossy(n).into_owned()));
+        return paths.filter(|p| root().join(p).exists()).collect();
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            match (path.is_dir(), entry.file_name().to_str()) {
+                (true, Some("target" | ".git")) => {}
+                (true, _) => folders.push(path),
+                (false, _) => found.push(path.strip_prefix(root()).unwrap().to_owned()),
+            }
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(String, String)> {
+    let rust =
+        files().into_iter().filter(|p| p.starts_with("src") && p.extension().is_some_and(|e| e == "rs"));
+    rust.map(|p| (p.display().to_string(), fs::read_to_string(root().join(&p)).unwrap())).collect()
+}
+
+/// Code without line comments and texts, which may name what code may not.
+fn code(text: &str) -> impl Iterator<Item = String> {
+    text.lines().map(|line| {
+        let line = line.split("//").next().unwrap_or("").replace("\\\"", "");
+        line.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")
+    })
+}
+
+/// Fails when a dependency brings in a runtime or a C library that a static binary should not have.
+#[test]
+fn no_runtime_and_no_openssl_in_the_lock() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let names: BTreeSet<&str> =
+        lock.lines().filter_map(|l| l.strip_prefix("name = \"")?.strip_suffix('"')).collect();
+    assert!(names.contains("logagent") && names.contains("kafka"), "this is the right lock file");
+    for banned in [
+        "tokio",
+        "mio",
+        "async-std",
+        "smol",
+        "async-io",
+        "async-global-executor",
+        "futures-executor",
+        "openssl",
+        "openssl-sys",
+        "native-tls",
+        "rdkafka",
+        "rdkafka-sys",
+    ] {
+        assert!(!names.contains(banned), "{banned} is in Cargo.lock");
+    }
+}
+
+/// Fails when a file lands at the top that has no business there.
+#[test]
+fn the_top_of_the_repository_is_small() {
+    let allowed = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "README.md",
+        "src",
+        "systemd",
+        "tests",
+        ".ci",
+        ".gitignore",
+        "LICENSE",
+        "CHANGELOG.md",
+        "clippy.toml",
+        "rustfmt.toml",
+        "deny.toml",
+    ];
+    let tops: BTreeSet<String> = files()
+        .iter()
+        .map(|p| p.components().next().unwrap().as_os_str().to_string_lossy().into_owned())
+        .collect();
+    for top in tops {
+        assert!(allowed.contains(&top.as_str()), "{top} at the top of the repository");
+    }
+    assert!(!root().join("src/lib.rs").exists(), "one binary crate: dead public code stays visible");
+}
+
+/// Each crate has one file that knows it. Fails when it is used elsewhere.
+#[test]
+fn one_crate_one_file() {
+    for (words, allowed) in [
+        (&["inotify::", "use inotify"][..], &["src/watch.rs"][..]),
+        (&["kafka::", "use kafka;"], &["src/ship/classic.rs", "src/ship/classic/"]),
+        (&["kafka_protocol"], &["src/ship/modern.rs", "src/ship/modern/"]),
+        (&["signal_hook"], &["src/signals.rs"]),
+        (&["argh::", "use argh"], &["src/cli.rs"]),
+        (&["env_logger"], &["src/logging.rs"]),
+        (&["unsafe {", "unsafe fn", "unsafe impl"], &["src/sys.rs"]),
+    ] {
+        for (path, text) in sources() {
+            let free = allowed.iter().any(|a| path == *a || (a.ends_with('/') && path.starts_with(a)));
+            let used = code(&text).find(|line| {
+                words.iter().any(|word| {
+                    // not `crate::kafka::`, nor the end of another word
+                    line.match_indices(word).any(|(at, _)| {
+                        !line[..at].ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c))
+                    })
+                })
+            });
+            assert!(free || used.is_none(), "{path} uses what only {allowed:?} may: {used:?}");
+        }
+    }
+}
+
+/// Fails when a stage reaches into another one, or into the config.
+#[test]
+fn stages_know_their_neighbours_types_only() {
+    const STAGES: [&str; 4] = ["watch", "tail", "ship", "checkpoint"];
+    for (path, text) in sources() {
+        let Some(stage) =
+            STAGES.iter().find(|s| path == format!("src/{s}.rs") || path.starts_with(&format!("src/{s}/")))
+        else {
+            continue;
+        };
+        for other in STAGES.iter().filter(|s| s != &stage).chain(&["config", "commands"]) {
+            let reach = format!("crate::{other}::");
+            let found = code(&text).find(|line| line.contains(&reach));
+            assert!(found.is_none(), "{path} imports {other}: {found:?}");
+        }
+    }
+}
+
+/// Fails when the place where somebody works is written into a file.
+#[test]
+fn no_path_of_a_workplace() {
+    let own = root().display().to_string();
+    // Written in two halves, so that this file does not hold them itself.
+    let homes = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/wo", "rk/")];
+    for path in files() {
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
+        for (at, line) in text.lines().enumerate() {
+            assert!(own.len() < 4 || !line.contains(&own), "{}:{}: {own}", path.display(), at + 1);
+            for home in homes {
+                let absolute = line.match_indices(home).any(|(i, _)| {
+                    !line[..i].ends_with(|c: char| c.is_alphanumeric() || "._-*}~/".contains(c))
+                });
+                assert!(!absolute, "{}:{}: a path under {home}: {line}", path.display(), at + 1);
+            }
+        }
+    }
+}
+
+/// Fails when a file does not say in its first line what it is.
+#[test]
+fn every_file_says_what_it_is() {
+    for path in files() {
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
+        let name = path.display();
+        if path.extension().is_some_and(|e| e == "rs") {
+            assert!(text.starts_with("//!"), "{name} begins with what it is and what it is not");
+        } else if let Some(rest) = text.strip_prefix("#!") {
+            assert!(
+                rest.lines().nth(1).is_some_and(|l| l.starts_with("# ")),
+                "{name} begins with what it is"
+            );
+            assert!(
+                rest.starts_with("/bin/sh") || text.contains("\nset -euo pipefail\n"),
+                "{name} stops at the first failure"
+            );
+        }
+    }
+}
