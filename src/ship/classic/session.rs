@@ -426,11 +426,11 @@ impl Worker<'_> {
     }
 
     fn host_failed(&mut self, host: &str, why: &str) -> Fault {
+        self.outages.failed(Who::Broker(host), why, Instant::now());
         self.drop_session();
         self.turn += 1;
         let why = format!("{host}: {why}");
         self.wait.failed(why.clone(), self.options.limits.pause);
-        self.outages.failed(Who::Broker(host), &why, Instant::now());
         Fault::Again(Pace::Backoff, why)
     }
 
