@@ -11,7 +11,7 @@
 //!
 //! Files in reading order: `wire` (primitive types), `messages` (requests, answers), `errors` (what each code means),
 //! `codec`, `records` (the encoder), `cluster` (who leads what), `connection`, `inbox`, `session` (requests in the air),
-//! `broker` (one broker's thread), `scout`, `health` (board and log).
+//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log).
 //!
 //! Invariant: a batch is held by exactly one of: an inbox, a session, an event. A worker that connects holds none.
 
@@ -20,6 +20,7 @@ mod cluster;
 pub mod codec;
 mod connection;
 mod errors;
+mod fence;
 mod health;
 mod inbox;
 mod messages;
@@ -43,12 +44,13 @@ use broker::Broker;
 use cluster::Cluster;
 use codec::Codec;
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
+use fence::Fences;
 use inbox::{Job, Post};
 use messages::Node;
 use scout::{Question, Scout};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,7 +142,21 @@ struct Shared {
     news: Sender<News>,
     /// Batches handed to workers and not yet back.
     held: AtomicUsize,
+    fences: Fences,
+    /// Questions to leaders that are not answered yet, and until when they must be.
+    asks: Mutex<Vec<(Producer, Instant)>>,
 }
+
+/// Which producer of which partition a leader is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Producer {
+    topic: Topic,
+    partition: i32,
+    pid: i64,
+}
+
+/// After this a question about a producer counts as unanswered. (Ship is promised an answer within 30 s.)
+const ASK_PATIENCE: Duration = Duration::from_secs(25);
 
 impl Shared {
     fn numbered(&self) -> bool {
@@ -158,8 +174,25 @@ impl Shared {
 
     /// A batch that a worker held comes back.
     fn done(&self, batch: Batch, verdict: Verdict) {
+        if !matches!(verdict, Verdict::Stored { .. }) {
+            self.fences.raise(&batch);
+        }
         self.event(Event::Done { batch, verdict });
         self.held.fetch_sub(1, SeqCst);
+    }
+
+    fn asks(&self) -> MutexGuard<'_, Vec<(Producer, Instant)>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a leader knows of a producer. An answer that comes after its time was told already.
+    fn knows(&self, asked: &Producer, last: Result<Option<(i16, i32)>, String>) {
+        let mut asks = self.asks();
+        let Some(at) = asks.iter().position(|(a, _)| a == asked) else { return };
+        asks.swap_remove(at);
+        drop(asks);
+        let Producer { topic, partition, pid } = asked.clone();
+        self.event(Event::Knows { topic, partition, pid, last });
     }
 }
 
@@ -185,6 +218,8 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
         events: events.clone(),
         news,
         held: AtomicUsize::new(0),
+        fences: Fences::default(),
+        asks: Mutex::default(),
     });
     let numbered = shared.numbered();
     let in_flight = if numbered { IN_FLIGHT } else { 1 };
@@ -194,7 +229,8 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
     let scout =
         thread::Builder::new().name("modern-scout".into()).stack_size(STACK).spawn(|| scout.run(asked));
     if let Err(e) = scout {
-        return Leave::Unfit { why: format!("cannot start a thread: {e}") };
+        shared.event(Event::Dead { why: format!("cannot start a thread: {e}") });
+        return Leave::Closed;
     }
     let cluster = Cluster::new(options.metadata_age);
     let mut c = Coordinator {
@@ -238,7 +274,8 @@ impl Coordinator {
             if let Some(why) = self.unfit.take() {
                 return Leave::Unfit { why };
             }
-            let due = if self.asking { None } else { self.cluster.next_due() };
+            let metadata = if self.asking { None } else { self.cluster.next_due() };
+            let due = metadata.into_iter().chain(self.overdue(now)).min();
             let due = due.map_or_else(never, crossbeam_channel::at);
             select! {
                 recv(orders) -> order => match order {
@@ -253,6 +290,14 @@ impl Coordinator {
                 recv(due) -> _ => {}
             }
         }
+    }
+
+    /// Answers for leaders that were asked and say nothing; tells when the next of them is due.
+    fn overdue(&self, now: Instant) -> Option<Instant> {
+        let late: Vec<Producer> =
+            self.shared.asks().iter().filter(|(_, due)| *due <= now).map(|(a, _)| a.clone()).collect();
+        late.iter().for_each(|a| self.shared.knows(a, Err("the leader does not answer".into())));
+        self.shared.asks().iter().map(|(_, due)| *due).min()
     }
 
     /// Asks for metadata where it is due.
@@ -279,8 +324,9 @@ impl Coordinator {
             }
             Order::Ask { topic, partition, pid } => {
                 let route = self.cluster.route(&topic, partition);
-                let job = Job::Ask { topic, partition, pid };
-                self.hand(job, route).into_iter().for_each(|node| self.ring(node));
+                let asked = Producer { topic, partition, pid };
+                self.shared.asks().push((asked.clone(), Instant::now() + ASK_PATIENCE));
+                self.hand(Job::Ask(asked), route).into_iter().for_each(|node| self.ring(node));
             }
             Order::Send(batches) => {
                 let mut rung: Vec<i32> = Vec::new();
@@ -343,6 +389,7 @@ impl Coordinator {
             for job in worker.post.take_back() {
                 self.shared.give_back(job, Pace::Now, "the broker has another address");
             }
+            self.shared.board.brokers().remove(&worker.address);
         }
     }
 
@@ -392,6 +439,7 @@ impl Coordinator {
     fn end(&mut self, leave: &Leave, told: &Receiver<News>) {
         let nodes: Vec<i32> = self.brokers.keys().copied().collect();
         nodes.into_iter().for_each(|node| self.retire(node));
+        self.shared.board.brokers().remove("bootstrap");
         let limit = Instant::now() + Duration::from_secs(10);
         while matches!(leave, Leave::Unfit { .. }) && self.shared.held.load(SeqCst) > 0 {
             if told.recv_deadline(limit).is_err() {

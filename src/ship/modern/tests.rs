@@ -73,7 +73,7 @@ fn several_partitions_in_one_request_and_each_once() {
     assert_eq!(first.produce(), [(0, 0), (1, 0)]);
     first.answer(&produced(vec![part(1, 0, 20), part(0, 19, -1)]));
     let got: Vec<_> = (0..3).map(|_| f.done()).map(|(p, b, _)| (p, b)).collect();
-    assert_eq!(got, [(1, 0), (0, 1), (0, 0)], "the batch behind the refused one comes back too, unsent");
+    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one comes back too, unsent");
     peers.nothing_within(50);
 }
 
