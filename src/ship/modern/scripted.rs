@@ -8,7 +8,7 @@ use crate::ship::driver::Verdict;
 use crate::ship::flight::Batch;
 use crate::ship::testing::{batch, chunk, origin};
 use bytes::{Buf, Bytes, BytesMut};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -71,7 +71,7 @@ pub struct Asked {
 impl Peers {
     /// Brokers 1..=n, all partitions 0..n of topic `t` led by broker partition + 1.
     pub fn start(n: i32) -> Self {
-        let (asked_to, asked) = unbounded();
+        let (asked_to, asked) = bounded(1000);
         let world = World {
             nodes: BTreeMap::new(),
             leaders: (0..n).map(|p| (("t".to_owned(), p), (p + 1, 0))).collect(),

@@ -7,7 +7,8 @@ use super::connection::{Connection, Trouble, mismatch};
 use super::errors::{self, Also};
 use super::inbox::Job;
 use super::messages::{self, Produced};
-use super::records::{Encoder, Envelope};
+use super::pick::{pick, place};
+use super::records::Envelope;
 use super::{IN_FLIGHT, News, Producer};
 use crate::ship::driver::{Acks, Pace, Verdict};
 use crate::ship::flight::Batch;
@@ -390,46 +391,4 @@ impl<'b> Session<'b> {
         self.waiting.drain(..).for_each(|b| shared.give_back(Job::Send(b), pace, why));
         self.asks.drain(..).for_each(|a| shared.give_back(Job::Ask(a), pace, why));
     }
-}
-
-/// Takes batches for one request: of each partition the first, up to `most` bytes (one larger goes alone), those of one
-/// topic side by side. What stays keeps its order.
-fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
-    let mut picked: Vec<Batch> = Vec::new();
-    let mut stay = VecDeque::new();
-    let mut bytes = 0;
-    while let Some(batch) = waiting.pop_front() {
-        let size = Encoder::estimate(&batch);
-        if !picked.is_empty() && bytes + size > most {
-            waiting.push_front(batch);
-            break;
-        }
-        if picked.iter().any(|p| p.partition == batch.partition && p.load.topic == batch.load.topic) {
-            stay.push_back(batch);
-            continue;
-        }
-        bytes += size;
-        picked.push(batch);
-    }
-    while let Some(batch) = stay.pop_back() {
-        waiting.push_front(batch);
-    }
-    picked.sort_by(|a, b| a.load.topic.cmp(&b.load.topic)); // stable
-    picked
-}
-
-/// The place of a partition in the request; `nth` is where it stands if the answer has the request's order.
-fn place(
-    batches: &[Option<Batch>],
-    topic: &[u8],
-    partition: i32,
-    nth: usize,
-) -> Result<usize, super::wire::Malformed> {
-    let is = |b: &Option<Batch>| {
-        b.as_ref().is_some_and(|b| b.partition == partition && b.load.topic.as_bytes() == topic)
-    };
-    if batches.get(nth).is_some_and(is) {
-        return Ok(nth);
-    }
-    batches.iter().position(is).ok_or(super::wire::Malformed("a partition that was not asked about"))
 }

@@ -4,7 +4,8 @@
 use super::scripted::{Asked, Peers, one, part, produced};
 use super::trial::Feeder;
 use super::*;
-use crate::ship::driver::Refusal;
+use crate::ship::driver::{Pace, Refusal};
+use crossbeam_channel::select;
 use kafka_protocol::messages::produce_response::{BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint};
 use kafka_protocol::protocol::StrBytes;
 
@@ -99,7 +100,8 @@ fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     let good = produced(vec![part(0, 0, 5)]);
-    let bad: Vec<Box<dyn Fn(&Asked)>> = vec![
+    type Wrong<'a> = Box<dyn Fn(&Asked) + 'a>;
+    let bad: Vec<Wrong<'_>> = vec![
         Box::new(|a| a.write(&a.frame(a.correlation + 1, &good, a.version))),
         Box::new(|a| {
             let frame = a.frame(a.correlation, &good, a.version);
@@ -124,7 +126,7 @@ fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
     for (i, wrong) in bad.iter().enumerate() {
         f.send(one(0, 0));
         wrong(&peers.next());
-        assert_eq!(again(&f.done().2).0, true, "case {i}");
+        assert!(again(&f.done().2).0, "case {i}");
         insist(&peers, &mut f).answer_all(0);
         assert_eq!(stored(&f.done().2), Some(100), "case {i}");
     }
@@ -456,7 +458,7 @@ fn what_a_leader_knows_of_a_producer() {
             .with_partitions(vec![part(0, vec![]), part(1, vec![other, one])]);
         DescribeProducersResponse::default().with_topics(vec![topic])
     };
-    let mut knows = |does: &dyn Fn(&Asked)| {
+    let knows = |does: &dyn Fn(&Asked)| {
         f.ends.orders.send(Order::Ask { topic: "t".into(), partition: 1, pid: 7 }).unwrap();
         let asked = peers.next();
         assert_eq!((asked.node, asked.api, asked.version), (2, 61, 0));
@@ -477,4 +479,30 @@ fn what_a_leader_knows_of_a_producer() {
             .contains("TOPIC_AUTHORIZATION_FAILED (29): no READ")
     );
     assert!(knows(&|a| a.close()).is_err());
+}
+
+/// Fails when an order that ship gave before it could hear of a failure is sent, or the failed batch is not.
+#[test]
+fn nothing_overtakes_a_batch_that_came_back() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    for base in 0..2 {
+        f.send(one(0, base));
+        peers.next().answer_all(0);
+        assert_eq!(f.done().1, base);
+    }
+    f.send(one(0, 2));
+    peers.next().close();
+    // Ship has not looked at its events yet.
+    while f.ends.events.is_empty() {
+        thread::yield_now();
+    }
+    f.send(one(0, 3));
+    assert_eq!((f.done().1, f.done().1), (2, 3));
+    peers.nothing_within(50);
+    f.ends.orders.send(Order::Send(vec![one(0, 2), one(0, 3)])).unwrap();
+    let again = peers.next();
+    assert_eq!(again.produce(), [(0, 2)]);
+    again.answer_all(0);
+    assert_eq!(peers.next().produce(), [(0, 3)]);
 }
