@@ -159,6 +159,18 @@ struct Producer {
 const ASK_PATIENCE: Duration = Duration::from_secs(25);
 
 impl Shared {
+    fn new(options: Options, board: Arc<Board>, events: Sender<Event>, news: Sender<News>) -> Self {
+        Shared {
+            options,
+            board,
+            events,
+            news,
+            held: AtomicUsize::new(0),
+            fences: Fences::default(),
+            asks: Mutex::default(),
+        }
+    }
+
     fn numbered(&self) -> bool {
         self.options.acks == Acks::All
     }
@@ -212,15 +224,7 @@ pub fn start(options: Options, board: Arc<Board>) -> std::io::Result<Ends> {
 pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
     #[allow(clippy::disallowed_methods, reason = "a few per batch in flight, and per broker")]
     let (news, told) = unbounded();
-    let shared = Arc::new(Shared {
-        options: options.clone(),
-        board: board.clone(),
-        events: events.clone(),
-        news,
-        held: AtomicUsize::new(0),
-        fences: Fences::default(),
-        asks: Mutex::default(),
-    });
+    let shared = Arc::new(Shared::new(options.clone(), board.clone(), events.clone(), news));
     let numbered = shared.numbered();
     let in_flight = if numbered { IN_FLIGHT } else { 1 };
     shared.event(Event::Ready(Abilities { name: "modern", numbered, in_flight }));

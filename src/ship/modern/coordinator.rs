@@ -236,3 +236,71 @@ impl Coordinator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::messages::{Metadata, PartitionMeta, TopicMeta};
+    use super::super::scripted::one;
+    use super::*;
+    use crate::ship::driver::Verdict;
+    use crossbeam_channel::{after, bounded};
+
+    fn coordinator() -> (Coordinator, Receiver<Event>, Sender<News>, Receiver<News>) {
+        let (events, seen) = bounded(100);
+        let (news, told) = bounded(100);
+        let shared = Shared::new(Default::default(), Default::default(), events, news.clone());
+        let (questions, _) = bounded(1);
+        (Coordinator::new(Arc::new(shared), questions), seen, news, told)
+    }
+
+    /// Fails when an order is carried out before what a worker told earlier: the batch would go to the old leader.
+    #[test]
+    fn news_count_before_orders() {
+        for _ in 0..30 {
+            let (mut c, _seen, news, told) = coordinator();
+            let node = |id| Node { id, host: "127.0.0.1".into(), port: 1 };
+            let part = PartitionMeta { partition: 0, leader: 1, epoch: 0 };
+            let topic = TopicMeta { error: 0, name: "t".into(), id: [0; 16], partitions: vec![part] };
+            let answer = Metadata { nodes: vec![node(1), node(2)], cluster: None, topics: vec![topic] };
+            c.cluster.want("t".into(), Instant::now());
+            c.asking = true;
+            c.news(News::Metadata { answer, topics: vec!["t".into()] });
+            let nodes = Vec::new().into();
+            news.send(News::Leader { topic: "t".into(), partition: 0, leader: 2, epoch: 1, nodes }).unwrap();
+            let (orders, inbox) = bounded(1);
+            orders.send(Order::Send(vec![one(0, 0)])).unwrap();
+            drop(orders);
+            assert_eq!(c.work(&inbox, &told), Leave::Closed);
+            assert_eq!(c.brokers.keys().copied().collect::<Vec<_>>(), [2]);
+        }
+    }
+
+    /// Fails when another driver is let in while a worker still holds a batch, or a batch that no worker has taken is not
+    /// given back.
+    #[test]
+    fn before_another_driver_takes_over_every_batch_is_back() {
+        let (mut c, seen, _news, told) = coordinator();
+        let (post, inbox) = inbox::pair().unwrap();
+        c.shared.held.store(2, SeqCst);
+        post.put(Job::Send(one(0, 0)));
+        let mut taken = None;
+        assert!(inbox.take(|job| taken = Some(job)));
+        post.put(Job::Send(one(0, 1)));
+        let address = String::new();
+        c.brokers.insert(1, Worker { post, serial: 1, address, down: false });
+        let shared = c.shared.clone();
+        let slow = thread::spawn(move || {
+            while !inbox.is_closed() {
+                thread::yield_now();
+            }
+            let _ = after(Duration::from_millis(200)).recv();
+            shared.give_back(taken.unwrap(), Pace::Now, "late");
+            shared.news(News::Ended);
+        });
+        c.end(&Leave::Unfit { why: String::new() }, &told);
+        let back =
+            seen.try_iter().filter(|e| matches!(e, Event::Done { verdict: Verdict::Again { .. }, .. }));
+        assert_eq!(back.count(), 2);
+        slow.join().unwrap();
+    }
+}

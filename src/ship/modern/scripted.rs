@@ -3,7 +3,7 @@
 //! other request goes to the test, which says what happens to it.
 
 use super::trial::Feeder;
-use super::{Event, Options};
+use super::{Ends, Event, Options, Order};
 use crate::ship::driver::Verdict;
 use crate::ship::flight::Batch;
 use crate::ship::testing::{batch, chunk, origin};
@@ -325,6 +325,12 @@ pub fn one(partition: i32, base: i32) -> Batch {
 }
 
 impl Feeder {
+    /// Takes topic `t` up, and no producer id.
+    pub fn with(ends: Ends) -> Self {
+        ends.orders.send(Order::Topic("t".into())).unwrap();
+        Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None }
+    }
+
     /// The next batch that comes back: its partition, its base sequence and what became of it.
     pub fn done(&mut self) -> (i32, i32, Verdict) {
         loop {

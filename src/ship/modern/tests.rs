@@ -262,8 +262,7 @@ fn an_idle_connection_is_closed_quietly() {
     let board = Arc::new(Board::default());
     let options = Options { idle: Duration::from_millis(150), ..peers.options() };
     let ends = start(options, board.clone()).unwrap();
-    let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-    f.ends.orders.send(Order::Topic("t".into())).unwrap();
+    let mut f = Feeder::with(ends);
     f.living(&[0]);
     let address = format!("127.0.0.1:{}", peers.world().nodes[&1]);
     for base in 0..2 {
@@ -281,11 +280,14 @@ fn an_idle_connection_is_closed_quietly() {
     }
 }
 
-/// Fails when the broker's own close of an idle connection counts as a failure.
+/// Fails when the broker's own close of an idle connection counts as a failure, or costs a batch.
 #[test]
 fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     let peers = Peers::start(1);
-    let mut f = peers.feed();
+    let board = Arc::new(Board::default());
+    let mut f = Feeder::with(start(peers.options(), board.clone()).unwrap());
+    f.living(&[0]);
+    let address = peers.options().brokers.remove(0);
     for base in 0..3 {
         f.send(one(0, base));
         let a = peers.next();
@@ -293,6 +295,8 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
         assert_eq!(stored(&f.done().2), Some(100));
         a.close();
         f.nothing_within(50);
+        let seen = board.brokers()[&address].clone();
+        assert_eq!((seen.state.as_str(), seen.last_error), ("idle", None));
     }
 }
 
@@ -325,8 +329,7 @@ fn acks_zero_is_stored_when_written() {
     let peers = Peers::start(1);
     let options = Options { acks: Acks::Zero, ..peers.options() };
     let ends = start(options, Arc::default()).unwrap();
-    let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-    f.ends.orders.send(Order::Topic("t".into())).unwrap();
+    let mut f = Feeder::with(ends);
     f.living(&[0]);
     for base in 0..20 {
         f.send(one(0, base));
@@ -385,8 +388,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
 
     let fixed = Options { ..peers.options() };
     let ends = start(fixed, Arc::default()).unwrap();
-    let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-    f.ends.orders.send(Order::Topic("t".into())).unwrap();
+    let mut f = Feeder::with(ends);
     f.nothing_within(300);
     peers.world().produce = (0, 9);
     f.living(&[0]);
@@ -405,8 +407,7 @@ fn hostile_bootstrap_brokers_are_survived() {
         peers.world().noise = Some(noise);
         let board = Arc::new(Board::default());
         let ends = start(peers.options(), board.clone()).unwrap();
-        let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-        f.ends.orders.send(Order::Topic("t".into())).unwrap();
+        let mut f = Feeder::with(ends);
         f.nothing_within(400);
         let attempts = board.brokers()["bootstrap"].attempts;
         assert!((1..=5).contains(&attempts), "{attempts} attempts: {:?}", board.brokers());
