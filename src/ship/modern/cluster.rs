@@ -8,9 +8,11 @@ use crate::ship::driver::{Pace, TopicView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`].
+/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`], or [`ELECTION`] where it only lacks leaders:
+/// those come within seconds, and every one of them counts.
 const QUICKEST: Duration = Duration::from_millis(100);
 const SLOWEST: Duration = Duration::from_secs(5);
+const ELECTION: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Cluster {
@@ -107,7 +109,8 @@ impl Cluster {
             if well {
                 (known.pace, known.next) = (QUICKEST, now + self.age);
             } else {
-                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace);
+                let most = if known.error == 0 && !known.leaders.is_empty() { ELECTION } else { SLOWEST };
+                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace.min(most));
             }
         }
         self.changes()
@@ -239,9 +242,12 @@ mod tests {
 
     const ZERO: [u8; 16] = [0; 16];
 
-    fn answer(nodes: &[i32], topics: &[(&str, i16, &[(i32, i32, i32)])]) -> Metadata {
+    /// Name, error, and of each partition its number, leader and epoch.
+    type Told<'a> = (&'a str, i16, &'a [(i32, i32, i32)]);
+
+    fn answer(nodes: &[i32], topics: &[Told<'_>]) -> Metadata {
         let node = |id: &i32| Node { id: *id, host: "h".into(), port: *id as u16 };
-        let topic = |(name, error, partitions): &(&str, i16, &[(i32, i32, i32)])| TopicMeta {
+        let topic = |(name, error, partitions): &Told<'_>| TopicMeta {
             error: *error,
             name: (*name).into(),
             id: ZERO,
@@ -267,7 +273,7 @@ mod tests {
         fn new() -> Self {
             let (mut c, now, t) = (Cluster::new(Duration::from_secs(300)), Instant::now(), Topic::from("t"));
             assert_eq!(c.want(t.clone(), now), None);
-            assert_eq!(c.due(now), [t.clone()]);
+            assert!(c.due(now) == [&*t].map(Topic::from));
             At { c, now, t }
         }
 
@@ -335,6 +341,8 @@ mod tests {
             a.now += Duration::from_millis(a.waits() as u64);
         }
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        a.learn(&[1], 0, &[(0, -1, 0)]);
+        assert_eq!(a.waits(), 1000, "an election");
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert_eq!(a.waits(), 300_000);
         a.c.stale(&a.t.clone(), a.now);

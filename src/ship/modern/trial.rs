@@ -5,9 +5,10 @@
 
 use super::*;
 use crate::chunk::Chunk;
+use crate::ship::driver::{Pace, TopicView};
 use crate::ship::flight::Numbers;
 use crate::ship::testing::{batch, chunk, plain};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::env::var;
 
 /// A stand-in for ship that numbers, retries in order and keeps a few batches of each partition in the air.
