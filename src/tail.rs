@@ -11,6 +11,7 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+pub mod reread;
 pub mod siblings;
 
 use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, Range, Shape, SourceId, StreamId, Topic};

@@ -1,6 +1,7 @@
 //! What `offsets` holds, as a value. Knows no file and no text form.
 
-use crate::chunk::{Identity, Point, Range, StreamId};
+use super::ledger::Reached;
+use crate::chunk::{Ack, Identity, Point, Range, StreamId};
 use crate::report::Board;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,6 +22,25 @@ pub struct Saved {
     /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
     /// every file is read from its beginning.
     pub from_beginning: bool,
+}
+
+impl Saved {
+    /// Takes in what is known to be stored though the run that sent it could not save that. `false`: it is known already, or
+    /// the stream is not.
+    pub fn acknowledge(&mut self, ack: &Ack) -> bool {
+        let Some(s) = self.streams.iter_mut().find(|s| s.stream == ack.stream) else { return false };
+        let inside = s.beyond.iter().any(|(r, _)| r.start < ack.range.end && ack.range.start < r.end);
+        if ack.range.start < s.at.offset || inside {
+            return false;
+        }
+        let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
+        let mut reached = Reached { at: s.at, beyond };
+        reached.ack(ack.range.start, ack.end);
+        s.at = reached.at;
+        s.beyond = reached.beyond.iter().map(|(start, end)| (*start..end.offset, *end)).collect();
+        s.size = s.size.max(ack.range.end);
+        true
+    }
 }
 
 /// One stream as saved.

@@ -12,10 +12,13 @@
 //! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
 //! so does each whose outcome is unknown.
 
+pub mod recall;
+
 use super::driver::{Pace, Refusal, Verdict};
 use super::flight::{Batch, Place};
 use super::numbers::{Fit, Numbering, ahead};
 use super::retry::{HELD, Rng, backoff};
+use recall::Past;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -35,6 +38,8 @@ pub enum Rules {
     Numbered {
         in_flight: usize,
         id: Option<(i64, i16)>,
+        /// Exactly-once: of each partition, one batch is in the air at most.
+        once: bool,
     },
 }
 
@@ -66,6 +71,8 @@ pub enum Action {
     Doubled(u32),
     /// The broker takes no batch of so many bytes of lines.
     TooLarge(usize),
+    /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
+    Again { found: bool },
 }
 
 #[derive(Debug)]
@@ -82,6 +89,8 @@ pub struct Partition {
     numbering: Option<Numbering>,
     /// When something was last stored.
     stored_at: Option<Instant>,
+    /// Exactly-once: what the leader is to be asked before anything leaves, in this order.
+    pasts: VecDeque<Past>,
 }
 
 #[derive(Debug)]
@@ -132,12 +141,18 @@ impl Partition {
             why: String::new(),
             numbering: None,
             stored_at: None,
+            pasts: VecDeque::new(),
         }
+    }
+
+    /// With an id that an earlier run has used.
+    pub fn remembering(id: i32, pasts: VecDeque<Past>) -> Self {
+        Partition { pasts, ..Partition::new(id) }
     }
 
     /// Fit for new lines that may as well go elsewhere.
     pub fn is_up(&self) -> bool {
-        matches!(self.health, Health::Up)
+        matches!(self.health, Health::Up) && self.pasts.is_empty()
     }
 
     /// Batches that are not done, wherever they are.
@@ -161,7 +176,11 @@ impl Partition {
     /// One more batch of this partition.
     pub fn push(&mut self, batch: Batch) {
         let place = batch.place();
-        let at = self.pending.partition_point(|p| p.place() < place);
+        let mut at = self.pending.partition_point(|p| p.place() < place);
+        // An open intent stays the partition's only one: nothing comes before it, whatever its place.
+        if batch.noted.is_none() && self.pending.front().is_some_and(|b| b.noted.is_some()) {
+            at = at.max(1);
+        }
         self.pending.insert(at, batch);
     }
 
@@ -183,6 +202,9 @@ impl Partition {
 
     /// Sends what may leave now.
     pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
+        if !self.pasts.is_empty() {
+            return self.ask_about_past(now, actions);
+        }
         match self.health {
             Health::Asking { until } if now.at >= until => {
                 self.knows(Err("no answer".into()), now, actions);
@@ -211,6 +233,7 @@ impl Partition {
         loop {
             let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
             let most = match rules {
+                Rules::Numbered { once: true, .. } => 1,
                 Rules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
                 Rules::Numbered { .. } | Rules::Plain => 1,
             };
@@ -239,7 +262,7 @@ impl Partition {
                 }
                 true
             }
-            Rules::Numbered { id, .. } => self.number(&mut batch, id, actions),
+            Rules::Numbered { id, once, .. } => self.number(&mut batch, id, once, actions),
         };
         if !goes {
             self.pending.push_front(batch);
@@ -250,11 +273,18 @@ impl Partition {
         true
     }
 
-    fn number(&mut self, batch: &mut Batch, id: Option<(i64, i16)>, actions: &mut Vec<Action>) -> bool {
+    fn number(
+        &mut self,
+        batch: &mut Batch,
+        id: Option<(i64, i16)>,
+        once: bool,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Some((pid, epoch)) = id else { return false };
         let alone = self.air.is_empty();
         let numbering = match &mut self.numbering {
-            Some(n) if n.pid == pid => n,
+            Some(n) if n.pid == pid && n.epoch >= epoch => n,
+            Some(n) if once && n.holds(batch) => n,
             // Another id: only once nothing of the old one is under way.
             Some(_) if !alone => return false,
             other => other.insert(Numbering::new(pid, epoch)),
@@ -423,6 +453,7 @@ impl Partition {
             (Some(n), Some(ours)) if code == FENCED => {
                 if n.pid == ours.pid {
                     actions.push(Action::NewId { pid: n.pid });
+                    n.bump = true;
                 }
                 self.drain(Then::Now, why);
             }
@@ -443,6 +474,9 @@ impl Partition {
     pub fn knows(&mut self, last: Result<Option<(i16, i32)>, String>, now: Now, actions: &mut Vec<Action>) {
         if !matches!(self.health, Health::Asking { .. }) {
             return;
+        }
+        if !self.pasts.is_empty() {
+            return self.recall(last, now, actions);
         }
         self.health = Health::Waiting { until: now.at };
         // A later batch is certainly not stored although the leader knows of it: it had forgotten us and took another for
