@@ -227,7 +227,8 @@ fn d4_a_leader_that_does_not_answer_costs_one_limit() {
     assert_eq!(brokers[&hole.addr.to_string()].state, "down");
 }
 
-/// D4, in the crate's own `connect`. Fails when `sys::sockets_to` leaves out sockets that are still connecting: 127 s.
+/// D4, in the crate's own `connect`. Fails when `sys::sockets_to` leaves out sockets that are still connecting (`getpeername`
+/// knows no peer of theirs): 127 s.
 #[test]
 fn d4_a_hanging_connect_is_cut() {
     let hole = hole();
