@@ -6,7 +6,9 @@
 //! never recovers from a broken connection, and may take a late answer for the next one's).
 
 mod client;
+mod page;
 mod session;
+mod topics;
 mod verdict;
 mod watchdog;
 
@@ -321,7 +323,7 @@ impl Worker<'_> {
             return Err(Fault::Again(Pace::Now, why));
         }
         let guard = self.watch.guard(peers);
-        let done = session.produce(&mut self.pen, batch, self.options);
+        let done = page::produce(&mut session.client, &mut self.pen, batch, self.options);
         drop(guard);
         match done {
             Ok(offset) => {
