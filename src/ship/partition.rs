@@ -14,7 +14,7 @@
 
 use super::driver::{Pace, Refusal, Verdict};
 use super::flight::{Batch, Place};
-use super::numbers::{Fit, Numbering, ahead};
+use super::numbers::{Fit, Numbering};
 use super::retry::{HELD, Rng, backoff};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -445,13 +445,8 @@ impl Partition {
             return;
         }
         self.health = Health::Waiting { until: now.at };
-        // A later batch is certainly not stored although the leader knows of it: it had forgotten us and took another for
-        // our first, so its last sequence proves nothing.
-        let contradicted = matches!(&last, Ok(Some((epoch, last))) if self.pending.iter().any(|b| {
-            !b.maybe_stored && b.numbers.is_some_and(|n| n.epoch == *epoch && ahead(*last, n.base) >= 0)
-        }));
         let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
-        match last.ok().flatten().filter(|_| !contradicted).and_then(|last| n.has(last, first)) {
+        match last.ok().flatten().and_then(|last| n.has(last, first)) {
             Some(true) => {
                 n.stored(first);
                 if let Some(batch) = self.pending.pop_front() {

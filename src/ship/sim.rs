@@ -462,7 +462,7 @@ impl<'b> World<'b> {
         }
         let totals = &self.board.totals;
         assert_eq!(totals.dead_lettered.load(Relaxed), self.bad.len() as u64);
-        let (uncertain, at_most) = (totals.uncertain.load(Relaxed), totals.doubled_at_most.load(Relaxed));
+        let (uncertain, at_most) = (totals.uncertain.load(Relaxed), totals.resent.load(Relaxed));
         if !self.script.amnesia {
             assert!(doubled <= uncertain + at_most, "{doubled} doubled, {uncertain} + {at_most} announced");
             self.verify_order();
