@@ -80,6 +80,8 @@ pub struct Partition {
     attempts: u32,
     why: String,
     numbering: Option<Numbering>,
+    /// Questions to the leader in a row that could not be asked.
+    unasked: u32,
     /// When something was last stored.
     stored_at: Option<Instant>,
 }
@@ -114,6 +116,10 @@ enum Then {
 /// An unanswered question is as good as a refused one (drivers answer within 30 s).
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A leader that cannot be asked so often in a row never can (before 2.8, or no right to read).
+const ASK_TIMES: u32 = 3;
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
 /// After so long without a batch the broker may have forgotten us (`producer.id.expiration.ms`, 24 h by default, may be set
 /// lower).
 const IDLE: Duration = Duration::from_secs(600);
@@ -131,6 +137,7 @@ impl Partition {
             attempts: 0,
             why: String::new(),
             numbering: None,
+            unasked: 0,
             stored_at: None,
         }
     }
@@ -444,7 +451,14 @@ impl Partition {
         if !matches!(self.health, Health::Asking { .. }) {
             return;
         }
+        if last.is_err() && self.unasked < ASK_TIMES {
+            // The leader may be moving or starting. Sent again, the batch brings the question up again.
+            self.unasked += 1;
+            self.health = Health::Waiting { until: now.at + ASK_AGAIN };
+            return;
+        }
         self.health = Health::Waiting { until: now.at };
+        self.unasked = 0;
         let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
         match last.ok().flatten().and_then(|last| n.has(last, first)) {
             Some(true) => {
@@ -488,3 +502,6 @@ impl Partition {
 
 /// 47 INVALID_PRODUCER_EPOCH: somebody else uses our producer id.
 const FENCED: i16 = 47;
+
+#[cfg(test)]
+mod tests;
