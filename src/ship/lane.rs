@@ -324,3 +324,6 @@ impl Cap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
