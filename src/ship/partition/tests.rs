@@ -1,6 +1,8 @@
 //! One partition against verdicts, move by move: what leaves, with which numbers, and when.
 
+use super::judge::ASK_TIMES;
 use super::*;
+use crate::ship::driver::Refusal;
 use crate::ship::flight::Numbers;
 use crate::ship::testing::{STAMP, batch, chunk, plain};
 
@@ -90,7 +92,7 @@ impl Bench {
 
     fn knows(&mut self, last: Result<Option<(i16, i32)>, String>) {
         let mut actions = Vec::new();
-        self.p.knows(last, self.now, &mut actions);
+        self.p.knows(7, last, self.now, &mut actions);
         self.note(actions);
         self.launch();
     }
