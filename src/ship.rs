@@ -15,6 +15,8 @@ pub mod probe;
 pub mod render;
 mod retry;
 mod shipper;
+#[cfg(test)]
+mod sim;
 mod spread;
 pub mod stdout;
 #[cfg(test)]
@@ -171,3 +173,6 @@ fn now() -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { at: Instant::now(), wall_ms: wall.as_millis() as i64 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,11 @@ use crate::ship::driver::{Pace, TopicView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`].
+/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`], or [`ELECTION`] where it only lacks leaders:
+/// those come within seconds, and every one of them counts.
 const QUICKEST: Duration = Duration::from_millis(100);
 const SLOWEST: Duration = Duration::from_secs(5);
+const ELECTION: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Cluster {
@@ -107,7 +109,8 @@ impl Cluster {
             if well {
                 (known.pace, known.next) = (QUICKEST, now + self.age);
             } else {
-                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace);
+                let most = if known.error == 0 && !known.leaders.is_empty() { ELECTION } else { SLOWEST };
+                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace.min(most));
             }
         }
         self.changes()
@@ -229,5 +232,148 @@ impl Known {
             let newer = old.get(&p.partition).filter(|o| same && told.epoch >= 0 && o.epoch > told.epoch);
             self.leaders.insert(p.partition, newer.copied().unwrap_or(told));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::messages::PartitionMeta;
+    use super::*;
+
+    const ZERO: [u8; 16] = [0; 16];
+
+    /// Name, error, and of each partition its number, leader and epoch.
+    type Told<'a> = (&'a str, i16, &'a [(i32, i32, i32)]);
+
+    fn answer(nodes: &[i32], topics: &[Told<'_>]) -> Metadata {
+        let node = |id: &i32| Node { id: *id, host: "h".into(), port: *id as u16 };
+        let topic = |(name, error, partitions): &Told<'_>| TopicMeta {
+            error: *error,
+            name: (*name).into(),
+            id: ZERO,
+            partitions: partitions
+                .iter()
+                .map(|&(partition, leader, epoch)| PartitionMeta { partition, leader, epoch })
+                .collect(),
+        };
+        Metadata {
+            nodes: nodes.iter().map(node).collect(),
+            cluster: None,
+            topics: topics.iter().map(topic).collect(),
+        }
+    }
+
+    struct At {
+        c: Cluster,
+        now: Instant,
+        t: Topic,
+    }
+
+    impl At {
+        fn new() -> Self {
+            let (mut c, now, t) = (Cluster::new(Duration::from_secs(300)), Instant::now(), Topic::from("t"));
+            assert_eq!(c.want(t.clone(), now), None);
+            assert!(c.due(now) == [&*t].map(Topic::from));
+            At { c, now, t }
+        }
+
+        /// The answer to a question about `t`; partitions and living ones as ship is told, if it is.
+        fn learn(
+            &mut self,
+            nodes: &[i32],
+            error: i16,
+            parts: &[(i32, i32, i32)],
+        ) -> Option<(Vec<i32>, Vec<i32>)> {
+            let t = self.t.clone();
+            let views = self.c.learn(answer(nodes, &[("t", error, parts)]), &[t], self.now);
+            assert!(views.len() <= 1);
+            views.into_iter().next().map(|v| (v.partitions, v.living))
+        }
+
+        fn waits(&self) -> u128 {
+            self.c.next_due().unwrap().saturating_duration_since(self.now).as_millis()
+        }
+    }
+
+    /// Fails when a leaderless partition, or one of a broker that is not in the answer or is down, counts as living.
+    #[test]
+    fn living_are_those_with_a_leader_that_can_be_reached() {
+        let mut a = At::new();
+        let parts = [(0, 1, 0), (1, -1, 0), (2, 9, 0), (5, 2, 0)];
+        assert_eq!(a.learn(&[1, 2], 0, &parts), Some((vec![0, 1, 2, 5], vec![0, 5])));
+        assert_eq!(a.learn(&[1, 2], 0, &parts), None, "told twice");
+        assert_eq!(a.c.reachable(2, false, a.now)[0].living, [0]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
+        assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
+        assert!(a.c.route(&a.t, 1).unwrap_err().1.contains("no leader"));
+        assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("no partition 7"));
+        assert_eq!(a.c.reachable(2, true, a.now)[0].living, [0, 5]);
+        assert!(a.c.want(a.t.clone(), a.now).is_some_and(|v| v.living == [0, 5]), "asked again, told again");
+    }
+
+    /// Fails when a lagging broker's answer takes a partition back to a leader that was replaced, or an older hint does.
+    #[test]
+    fn a_newer_leader_stays() {
+        let mut a = At::new();
+        a.learn(&[1, 2, 3], 0, &[(0, 1, 4)]);
+        a.c.hint(&a.t.clone(), 0, 2, 5, &[]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.learn(&[1, 2, 3], 0, &[(0, 1, 4)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.c.hint(&a.t.clone(), 0, 1, 5, &[]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.c.hint(&a.t.clone(), 0, 44, 9, &[]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2), "a leader nobody knows");
+        a.learn(&[1, 2, 3], 0, &[(0, 3, 6)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(3));
+        a.learn(&[1, 2, 3], 0, &[(0, 1, -1)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "without epochs the last word counts");
+    }
+
+    /// Fails when trouble is asked about at once and without end, or only after the age of what is well.
+    #[test]
+    fn questions_are_paced() {
+        let mut a = At::new();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            a.learn(&[1], 3, &[]);
+            waits.push(a.waits());
+            a.now += Duration::from_millis(a.waits() as u64);
+        }
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        a.learn(&[1], 0, &[(0, -1, 0)]);
+        assert_eq!(a.waits(), 1000, "an election");
+        a.learn(&[1], 0, &[(0, 1, 0)]);
+        assert_eq!(a.waits(), 300_000);
+        a.c.stale(&a.t.clone(), a.now);
+        assert_eq!(a.waits(), 100, "just asked");
+        a.now += Duration::from_secs(1);
+        a.c.stale(&a.t.clone(), a.now);
+        assert_eq!(a.waits(), 0);
+    }
+
+    /// Fails when a topic in trouble is asked about less often because of another, or more often.
+    #[test]
+    fn each_topic_has_its_own_pace() {
+        let mut a = At::new();
+        let other = Topic::from("u");
+        a.c.want(other.clone(), a.now);
+        let both = [a.t.clone(), other.clone()];
+        a.c.learn(answer(&[1], &[("t", 0, &[(0, 1, 0)]), ("u", 3, &[])]), &both, a.now);
+        assert_eq!(a.c.due(a.now + Duration::from_millis(150)), [other]);
+    }
+
+    /// Fails when a topic that was deleted, or that we may not see any more, keeps its living partitions or its view.
+    #[test]
+    fn a_lost_topic_keeps_its_partitions_but_none_lives() {
+        let mut a = At::new();
+        a.learn(&[1], 0, &[(0, 1, 0)]);
+        assert_eq!(a.learn(&[1], 29, &[]), Some((vec![0], vec![])));
+        assert!(
+            matches!(a.c.route(&a.t, 0), Err((Pace::Held, why)) if why.contains("TOPIC_AUTHORIZATION_FAILED"))
+        );
+        assert_eq!(a.learn(&[1], 3, &[]), None);
+        assert!(matches!(a.c.route(&a.t, 0), Err((Pace::Backoff, _))));
+        assert_eq!(a.learn(&[1], 0, &[(0, 1, 0)]), Some((vec![0], vec![0])));
     }
 }

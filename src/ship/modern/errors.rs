@@ -149,3 +149,74 @@ pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32
         Misnumbered => Verdict::Misnumbered { code, why: why() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn short(code: i16, attempts: u32) -> String {
+        match verdict(code, "", 5, &[], attempts, 10) {
+            Verdict::Stored { offset } => format!("stored {offset:?}"),
+            Verdict::Again { maybe_stored: true, pace, .. } => format!("maybe {pace:?}"),
+            Verdict::Again { maybe_stored: false, pace, .. } => format!("again {pace:?}"),
+            Verdict::Refused { what, .. } => format!("refused {what:?}"),
+            Verdict::Misnumbered { code, .. } => format!("misnumbered {code}"),
+        }
+    }
+
+    /// Written apart from the table, by what ship does with it. Fails when any code changes its meaning.
+    #[test]
+    fn every_code_at_its_first_attempt() {
+        let want: &[(&str, &[i16])] = &[
+            ("stored Some(5)", &[0]),
+            ("stored None", &[46]),
+            (
+                "maybe Backoff",
+                &[-1, 3, 5, 6, 7, 9, 13, 20, 56, 72, 74, 75, 100, 103, 1, 4, 60, 9999, i16::MIN, i16::MAX],
+            ),
+            ("again Backoff", &[2, 14, 15, 16, 19, 35, 42, 43, 51, 76, 89]),
+            ("again Held", &[17, 21, 29, 31, 33, 34, 44, 53, 58]),
+            ("refused TooLarge", &[10, 18]),
+            ("refused Something", &[87]),
+            ("refused Timestamp", &[32]),
+            ("misnumbered 45", &[45]),
+            ("misnumbered 47", &[47]),
+            ("misnumbered 59", &[59]),
+            ("misnumbered 90", &[90]),
+        ];
+        for (what, codes) in want {
+            codes.iter().for_each(|c| assert_eq!(&short(*c, 0), what, "code {c}"));
+        }
+        let named = |code| want.iter().any(|(_, codes)| codes.contains(&code));
+        TABLE.iter().for_each(|r| assert!(named(r.code), "{} has no expectation", r.name));
+    }
+
+    /// Fails when bytes that were refused three times are sent again and again in quick succession.
+    #[test]
+    fn what_does_not_help_slows_down() {
+        assert_eq!((short(2, 2), short(2, 3)), ("again Backoff".into(), "again Held".into()));
+        for code in [35, 42, 43] {
+            assert_eq!(short(code, 1), "again Held");
+        }
+        assert_eq!(short(19, 1000), "again Backoff");
+    }
+
+    /// Fails when the table is out of order: `of` searches by halves.
+    #[test]
+    fn the_table_is_sorted() {
+        assert!(TABLE.windows(2).all(|w| w[0].code < w[1].code));
+        TABLE.iter().for_each(|r| assert_eq!(of(r.code), r));
+    }
+
+    /// Fails when an index that is not in the batch, or twice in the answer, reaches ship.
+    #[test]
+    fn bad_records() {
+        let what = |bad: &[u32]| match verdict(87, "why", -1, bad, 0, 10) {
+            Verdict::Refused { what, why } => (what, why),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(what(&[9, 3, 3, 10]).0, Refusal::Records(vec![3, 9]));
+        assert_eq!(what(&[10]).0, Refusal::Something);
+        assert!(what(&[]).1.starts_with("INVALID_RECORD (87): why; the topic takes no such record"));
+    }
+}

@@ -347,3 +347,7 @@ fn partition_produced(r: &mut Reader<'_>, version: i16) -> Read<Produced> {
     })?;
     Ok(p)
 }
+
+#[cfg(test)]
+#[path = "messages_tests.rs"]
+mod tests;
