@@ -302,11 +302,6 @@ impl Slot {
         if start < self.doubtful { lines * self.times } else { 0 }
     }
 
-    /// Everything before this may have been sent, by this run or an earlier one.
-    pub fn limit(&self) -> u64 {
-        self.limit.load(Relaxed)
-    }
-
     /// Lines before this were in doubt when the stream was opened.
     pub fn doubtful(&self) -> u64 {
         self.doubtful
@@ -332,3 +327,6 @@ fn word(bytes: &[u8], at: u64) -> u64 {
     let at = at as usize;
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,6 +50,10 @@ impl Budget {
         share
     }
 
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
     /// Bytes in use now, over all shares.
     pub fn used(&self) -> usize {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.lock().used).sum()

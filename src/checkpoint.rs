@@ -4,7 +4,7 @@
 //! ready. Invariant: `saved ≤ acked`: a gauge's `saved` moves only when the save that says so is on its way to survive a
 //! kill, that is, renamed into place.
 //!
-//! In reading order: [`saved`] (what is kept), [`format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
+//! In reading order: [`saved`] (what is kept), [`mod@format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
 
 pub mod format;
 pub mod ledger;
@@ -14,7 +14,7 @@ pub mod saved;
 mod saver;
 pub mod store;
 
-pub use saved::{Saved, SavedStream, SavedTotals};
+pub use saved::{Saved, SavedStream};
 
 use crate::air::Air;
 use crate::chunk::{Ending, Note, StreamId};
@@ -295,7 +295,7 @@ impl<'a> Keeper<'a> {
         self.head.next_stream = self.ledger.next_stream();
         self.head.totals.take_from(self.board);
         self.head.totals.lost_bytes = self.lost_before + self.ledger.lost_bytes();
-        format::write(&mut bytes, &self.head, self.ledger.to_save(self.head.clock));
+        format::write(&mut bytes, &self.head, self.ledger.write_down(self.head.clock));
         self.rhythm.begun();
         self.served.append(&mut self.waiting);
         self.order(Order::Save { bytes, sync });
@@ -322,7 +322,7 @@ impl<'a> Keeper<'a> {
 
     fn take_report(&mut self, report: Report, now: Instant) {
         self.busy = false;
-        self.served.clear();
+        let served = std::mem::take(&mut self.served); // let go at the end, when the board says how it went
         match report {
             Report::Saved { bytes, sync, done } => {
                 self.bytes = bytes;
@@ -348,6 +348,7 @@ impl<'a> Keeper<'a> {
             Report::Looked(seen) => self.forget_absent(&seen, now),
             Report::Done => {}
         }
+        drop(served);
     }
 
     fn failed(&mut self, e: &io::Error, now: Instant) {
@@ -426,3 +427,6 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,4 +6,5 @@ pub mod drivers;
 pub mod plan;
 pub mod run;
 pub mod send;
+pub mod status;
 pub mod tail;

@@ -4,6 +4,10 @@
 //! somebody looks, never per chunk.
 
 mod gauge;
+pub mod live;
+pub mod metrics;
+pub mod snapshot;
+pub mod text;
 
 pub use gauge::Gauge;
 
@@ -132,6 +136,13 @@ impl Board {
         if let Some(air) = self.air.get() {
             air.resent(total);
         }
+    }
+
+    /// Lines that may be stored more than once, over all restarts.
+    pub fn doubled_at_most(&self) -> u64 {
+        let t = &self.totals;
+        let again = self.air.get().map_or(0, |air| air.again());
+        t.again_before.load(Relaxed) + again + t.resent.load(Relaxed)
     }
 
     /// Topics that have been in trouble, by name; ship writes them.

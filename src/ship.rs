@@ -15,6 +15,8 @@ pub mod probe;
 pub mod render;
 mod retry;
 mod shipper;
+#[cfg(test)]
+mod sim;
 mod spread;
 pub mod stdout;
 #[cfg(test)]

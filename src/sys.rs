@@ -50,7 +50,7 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    /// The connection is being set up (SYN sent); the kernel does not tell the peer's address then.
+    /// A blocking `connect` is under way (SYN sent); the kernel does not tell the peer's address then.
     pub connecting: bool,
     /// Bytes that the peer's kernel has acknowledged and bytes received from it, added up.
     pub moved: u64,
@@ -71,7 +71,8 @@ impl Socket {
     }
 }
 
-/// This process's TCP sockets that are connected to one of `peers`, and all that are still connecting.
+/// This process's TCP sockets that are connected to one of `peers`, and all that are still connecting without a limit: by
+/// a blocking `connect`, for one with a limit (`TcpStream::connect_timeout`) is made non-blocking for that time.
 pub fn sockets_to(peers: &[SocketAddr]) -> Vec<Socket> {
     open_descriptors().into_iter().filter_map(tcp).filter(|s| s.connecting || is_peer(s, peers)).collect()
 }
@@ -100,7 +101,8 @@ fn tcp(number: RawFd) -> Option<Socket> {
     // SAFETY: `copy` was opened by the call above and belongs to nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(copy) };
     let info = tcp_info(fd.as_raw_fd())?; // again: the number may have been reused in between
-    let connecting = info.tcpi_state == SYN_SENT;
+    let blocking = rustix::fs::fcntl_getfl(&fd).is_ok_and(|f| !f.contains(rustix::fs::OFlags::NONBLOCK));
+    let connecting = blocking && info.tcpi_state == SYN_SENT;
     Some(Socket { fd, connecting, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received })
 }
 

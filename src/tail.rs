@@ -8,7 +8,7 @@ pub mod catchup;
 pub mod follow;
 pub mod framing;
 mod gz;
-mod identity;
+pub mod identity;
 pub mod known;
 pub mod open;
 pub mod siblings;
@@ -414,11 +414,10 @@ impl Tail<'_> {
 
     /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one.
     fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        let again = file.try_clone()?;
-        if look.size >= entry.at.offset && self.take_up_live(again, &look, entry.clone())? {
-            return Ok(());
+        if catchup::goes_on(&file, &look, &entry)? {
+            return self.take_up_live(file, &look, entry).map(drop);
         }
-        self.find_rest(&entry, "it was truncated or rewritten while nobody looked")?;
+        self.find_rest(&entry, catchup::REWRITTEN)?;
         let fresh = self.fresh(&file, &look, 0)?;
         self.take_up_live(file, &look, fresh).map(drop)
     }

@@ -163,7 +163,12 @@ impl Ledger {
         let settled = gauge.slot().is_none_or(|s| s.doubtful() <= o.at.offset);
         self.unnote_finished(stream); // a late writer went on in a file that was left
         if let Some(known) = self.accounts.get_mut(&stream) {
-            debug_assert!(o.at.offset == known.reached.at.offset, "{stream:?} is opened elsewhere");
+            // Beyond it: the tail goes on in another file (a copy, a `.gz`) while chunks are in the air.
+            let (acked, saved) =
+                (known.reached.at.offset, known.gauge.as_ref().map(|g| g.saved.load(Relaxed)));
+            debug_assert!(o.at.offset >= acked, "{stream:?} is opened before what is acknowledged");
+            gauge.acked.store(acked, Relaxed);
+            gauge.saved.store(saved.unwrap_or(acked), Relaxed);
             let moved = known.identity != o.identity || *known.path != *o.origin.path;
             known.identity = o.identity;
             known.path = o.origin.path.as_path().into();
@@ -308,11 +313,11 @@ impl Ledger {
     }
 
     /// All streams as they are to be saved at `clock`; what is said of them becomes `saved` by [`Ledger::saved`].
-    pub fn to_save(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
-        self.accounts.iter_mut().map(move |(id, a)| a.to_save(*id, clock))
+    pub fn write_down(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
+        self.accounts.iter_mut().map(move |(id, a)| a.write_down(*id, clock))
     }
 
-    /// The last [`Ledger::to_save`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
+    /// The last [`Ledger::write_down`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
     /// `finished` for each that is finished since the last time.
     pub fn saved(&mut self, mut settled: impl FnMut(StreamId), mut finished: impl FnMut(StreamId)) {
         for (id, a) in &mut self.accounts {
@@ -344,7 +349,7 @@ impl Account {
         self.gauge.as_ref().map_or(self.size, |g| g.size.load(Relaxed).max(self.reached.at.offset))
     }
 
-    fn to_save(&mut self, stream: StreamId, clock: u64) -> SavedStream {
+    fn write_down(&mut self, stream: StreamId, clock: u64) -> SavedStream {
         self.size = self.size_seen();
         self.saving = self.reached.at.offset;
         if matches!(self.phase, Phase::Open | Phase::Ending) {
@@ -362,3 +367,6 @@ impl Account {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,9 @@ fn serve(mut store: Store, air: &Air, inbox: &Receiver<Order>, outbox: &Sender<R
             }
             Order::End => {
                 air.end();
-                Report::Done
+                drop(store); // the lock
+                let _ = outbox.send(Report::Done);
+                return;
             }
         };
         if outbox.send(report).is_err() {

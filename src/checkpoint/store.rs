@@ -4,7 +4,8 @@
 //! Invariant: from the first save on, at every moment and whatever a power loss does to data that was not synced, `offsets` or
 //! `offsets.previous` is whole. A kill loses nothing (the page cache stays); a power loss may take any file that was not
 //! synced, also one that was renamed into place (ext4 without `auto_da_alloc`, f2fs, XFS). So `offsets.previous` is only
-//! ever a file that was synced as `offsets`, and where neither is known to be synced, the next save syncs before it renames.
+//! ever a file that was synced as `offsets` (one that an earlier run left is synced before it becomes that), and where
+//! there is neither, the save syncs before it renames.
 
 use super::Damaged;
 use super::format::{self, Bad};
@@ -28,6 +29,8 @@ const MOST_BYTES: u64 = 256 << 20;
 pub enum Current {
     /// There is none, or what is there is damaged.
     Bad,
+    /// Whole, from an earlier run: it may be synced or not.
+    Found,
     /// Whole, but a power loss may take it.
     Unsynced,
     Synced,
@@ -48,12 +51,15 @@ pub enum Step {
 
 /// The steps of a save, in order. `previous`: `offsets.previous` is whole and synced. `sync`: the policy asks for it.
 pub fn steps(current: Current, previous: bool, sync: bool) -> Vec<Step> {
-    let sync = sync || !(previous || current == Current::Synced);
+    let sync = sync || !(previous || matches!(current, Current::Found | Current::Synced));
     let mut steps = vec![Step::WriteTmp];
     if sync {
         steps.push(Step::SyncTmp);
     }
-    if current == Current::Synced {
+    if current == Current::Found {
+        steps.push(Step::SyncOffsets);
+    }
+    if matches!(current, Current::Found | Current::Synced) {
         // Between these two there is no `offsets`, and `offsets.previous` is the state before this save.
         steps.push(Step::KeepPrevious);
     }
@@ -71,6 +77,7 @@ pub struct Store {
     /// `None`: the disk was full or read-only when it was to be made.
     lock: Option<File>,
     current: Current,
+    /// `offsets.previous` is whole and synced. Only asked for where `current` is not.
     previous: bool,
 }
 
@@ -108,8 +115,7 @@ impl Store {
         let (saved, previous) = match look(folder)? {
             Found::Nothing => (Saved::default(), false),
             Found::Good(saved) => {
-                store.current = Current::Unsynced;
-                store.previous = matches!(read(&folder.join(PREVIOUS))?, Some(Ok(_)));
+                store.current = Current::Found;
                 (*saved, false)
             }
             Found::Previous(saved, why) => {
@@ -140,7 +146,7 @@ impl Store {
 
     /// Forces what the last save wrote to the disk.
     pub fn sync(&mut self) -> io::Result<()> {
-        if self.current == Current::Unsynced {
+        if matches!(self.current, Current::Found | Current::Unsynced) {
             self.step(Step::SyncOffsets, &[])?;
             self.step(Step::SyncFolder, &[])?;
         }
@@ -332,3 +338,6 @@ fn is_disk_trouble(e: &io::Error) -> bool {
 fn is_rot(e: &io::Error) -> bool {
     [libc::EIO, libc::EUCLEAN, libc::EISDIR].iter().any(|code| e.raw_os_error() == Some(*code))
 }
+
+#[cfg(test)]
+mod tests;

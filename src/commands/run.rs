@@ -10,9 +10,10 @@ use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
 use crate::cli;
-use crate::config::{self, Config, DamagedState, Delivery, Output};
+use crate::config::{self, Config, DamagedState, Delivery};
 use crate::error::{Error, ExitCode};
-use crate::report::Board;
+use crate::report::snapshot::Snapshot;
+use crate::report::{Board, live};
 use crate::ship::{self, Dead};
 use crate::signals::{self, Signal};
 use crate::stop;
@@ -44,16 +45,20 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let config = config::load(&asked.overrides())?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
-    let budget = Arc::new(Budget::new(config.agent.memory));
+    let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
     let _ = board.budget.set(budget.clone());
     let (job, saved) = checkpoint::open(checkpoint_options(&config), &board)?;
     let known = Known::new(entries(&saved), saved.next_stream);
-    let plans = plan::sources(&config, &budget, &saved.sources)?;
+    let plans = plan::sources(&config, &budget, &saved)?;
     let ends = drivers::start(&config, &board)?;
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
     let expected = unread_paths(&saved);
+    let trouble =
+        |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
+    let live = live::start(board.clone(), config.agent.state_dir.as_deref(), config.textfile.clone())
+        .map_err(trouble)?;
     thread::scope(|scope| {
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);
@@ -78,6 +83,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         };
         let ended = office.work(&signals.inbox, &ship_gone);
         drop(office);
+        drop(live);
         let shipped = shipping.join();
         let saved = saving.join();
         ended?;
@@ -156,7 +162,10 @@ impl Office<'_, '_> {
                     warn!("not everything was acknowledged within drain_timeout ({time:?}); it is sent at the next start");
                     self.give_up = None;
                 }
-                recv(pulse) -> _ => self.notify.watchdog(),
+                recv(pulse) -> _ => {
+                    self.notify.watchdog();
+                    self.notify.status(&self.line());
+                }
                 recv(ship_gone) -> _ => return Ok(()),
             }
             if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
@@ -181,9 +190,8 @@ impl Office<'_, '_> {
         if self.stopping {
             return;
         }
-        let files = self.crew.files();
-        info!("following {files} file(s)");
-        self.notify.ready(&format!("following {files} file(s)"));
+        info!("following {} file(s)", self.crew.files());
+        self.notify.ready(&self.line());
     }
 
     /// The first: tails end, ship drains. The second: at once.
@@ -199,8 +207,12 @@ impl Office<'_, '_> {
         after(self.config.agent.drain_timeout)
     }
 
+    fn line(&self) -> String {
+        Snapshot::take(self.board, Instant::now()).line()
+    }
+
     fn log_status(&self) {
-        info!("following {} file(s)", self.crew.files());
+        Snapshot::take(self.board, Instant::now()).log();
     }
 }
 

@@ -28,7 +28,7 @@ impl Repaired {
         for _ in 0..MOST_REPAIRS {
             let Some((message, at, closing)) = r.unclosed() else { break };
             let start = r.original(at.start);
-            r.errors.push((start..start + 1, message));
+            r.errors.push((start..(start + 1).min(text.len()), message));
             r.insert(at.end, closing);
         }
         r
@@ -211,6 +211,15 @@ mod tests {
     fn good_text_has_no_mistakes() {
         assert!(errors("\u{feff}[a]\nb = [\n 1,\n]\n[[files]]\nx = { y = 1 }\n").is_empty());
         assert!(errors("").is_empty());
+    }
+
+    /// Once reported one byte behind the end.
+    #[test]
+    fn a_mistake_at_the_very_end_lies_within_the_text() {
+        for text in ["[\"", "[a", "a = [", "a = {"] {
+            let r = Repaired::new(text);
+            assert!(r.parse().1.iter().all(|(span, ..)| span.end <= text.len()), "{text}");
+        }
     }
 
     proptest! {

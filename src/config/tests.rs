@@ -1,4 +1,5 @@
-//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place.
+//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place. Long, because it is the
+//! table of all of them.
 
 use super::*;
 use std::fs;
@@ -373,6 +374,9 @@ fn a_syntax_error_hides_nothing_and_adds_nothing() {
     );
     let lines: Vec<&str> = found.iter().map(|p| p.split(':').nth(1).unwrap()).collect();
     assert_eq!(lines, ["2", "5", "6"], "{found:#?}");
+    // The parser goes on with `true` here: fails when its guess is judged as if somebody had written it.
+    let found = problems(&LEAST.replace("\"t\"", "test"));
+    assert_eq!(found, ["c.toml:3:9: `test` is text without quotes; write \"test\""]);
 }
 
 #[test]
@@ -454,6 +458,31 @@ fn the_command_line_wins() {
     let b = Box::new(&LEAST.replace("[[files]]", "[kafka.tls]\n[[files]]"));
     let found = b.problems(Overrides { driver: Some(Driver::Classic), ..Overrides::default() });
     assert!(found[0].starts_with("c.toml:4:1: the classic driver"), "{found:#?}");
+}
+
+/// Fails when the folder we are in is taken as a part of the glob.
+#[test]
+fn the_working_folder_is_no_pattern() {
+    let b = Box::new("");
+    let around = Surroundings { working_directory: "/a[b]/*".into(), ..b.around() };
+    let asked = Overrides { files: vec!["*.log".into()], ..Overrides::default() };
+    let c = load_in(&asked, &around).unwrap();
+    let Pattern::Glob(g) = &c.sources[0].paths[0] else { panic!() };
+    let m = crate::watch::pattern::Pattern::glob(g).unwrap();
+    assert!(m.matches(Path::new("/a[b]/*/x.log")) && !m.matches(Path::new("/ab/y/x.log")));
+}
+
+/// Each topic must hold its longest line beside what is needed to encode. Fails when either is left out of the sum.
+#[test]
+fn memory_that_just_suffices() {
+    let more = "[[files]]\npaths = \"/x\"\ntopic = \"u\"\nmax_line = \"2MiB\"\n";
+    let with = |memory: usize| format!("[agent]\nmemory = {memory}\n{LEAST}{more}");
+    let plan = good(&with(1 << 30)).memory_plan();
+    assert_eq!((plan.topics, plan.encoding), (2, 2 << 20));
+    assert_eq!(plan.needed, plan.encoding + 2 * ((2 << 20) + LINE_TABLE));
+    good(&with(plan.needed));
+    let found = problems(&with(plan.needed - 1));
+    assert!(found.len() == 1 && found[0].starts_with("c.toml:2:10: `memory` of "), "{found:#?}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
 
-use super::numbers;
 use crate::chunk::{Ack, Chunk, FlightNo, Topic};
 use std::sync::Arc;
 
@@ -84,8 +83,7 @@ impl Batch {
 /// Which batch of a partition comes first: by flight, and within a flight by the first record.
 pub type Place = (FlightNo, Pick);
 
-/// Taking batches apart. Records keep their order, and sequences that were given stay with their records as far as a
-/// sequence without gaps allows.
+/// Taking batches apart. Records keep their order; the parts have no numbers yet.
 impl Batch {
     pub fn place(&self) -> Place {
         let first = match &self.records {
@@ -100,11 +98,7 @@ impl Batch {
         debug_assert!(self.count > 1);
         let picks: Vec<Pick> = self.picks().collect();
         let (front, back) = picks.split_at(picks.len() / 2);
-        let mut rest = self.of(back);
-        if let Some(n) = &mut rest.numbers {
-            n.base = numbers::after(n.base, front.len() as u32);
-        }
-        (self.of(front), rest)
+        (self.of(front), self.of(back))
     }
 
     /// The records that are not in `bad`, and those that are; `bad` is sorted and names at least one that exists.
@@ -125,7 +119,7 @@ impl Batch {
             records: Records::Picked(picks.into()),
             count: picks.len() as u32,
             bytes: picks.iter().map(line).sum(),
-            numbers: self.numbers,
+            numbers: None,
             attempts: 0,
             maybe_stored: self.maybe_stored,
             restamped: self.restamped,
@@ -198,14 +192,14 @@ mod tests {
         batch(1, vec![chunk(&plain(1), 0, &[b"a", b"bb"]), chunk(&plain(2), 0, &[b"ccc"])])
     }
 
-    /// Fails when a half loses a record, changes the order, or its sequences do not follow on.
+    /// Fails when a half loses a record, changes the order, or keeps numbers that were another range's.
     #[test]
-    fn halves_keep_order_and_sequences() {
+    fn halves_keep_their_order() {
         let mut b = three();
         b.numbers = Some(Numbers { pid: 1, epoch: 0, base: i32::MAX });
         let (front, back) = b.halve();
         assert_eq!((values(&front), values(&back)), (vec!["a".into()], vec!["bb".into(), "ccc".into()]));
-        assert_eq!((front.numbers.map(|n| n.base), back.numbers.map(|n| n.base)), (Some(i32::MAX), Some(0)));
+        assert_eq!((front.numbers, back.numbers), (None, None));
         assert!(front.place() < back.place());
         let (bb, ccc) = back.halve();
         assert_eq!((values(&bb), values(&ccc)), (vec!["bb".into()], vec!["ccc".into()]));

@@ -107,7 +107,9 @@ impl Lane {
                 self.partitions.insert(at, Partition::new(*id));
             }
         }
-        if self.view.as_ref().is_some_and(|old| old.id != view.id) {
+        // Zeros: the classic driver, or a broker before 2.8, does not know the id.
+        let known = |id: &[u8; 16]| *id != [0; 16];
+        if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
             log::warn!("topic {}: was deleted and created anew", self.topic);
             self.partitions.iter_mut().for_each(Partition::unproven);
         }

@@ -9,11 +9,12 @@
 //!                                └────────────────────── anything else ───────────────────┘
 //! ```
 //!
-//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order, the first one alone.
+//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
+//! so does each whose outcome is unknown.
 
 use super::driver::{Pace, Refusal, Verdict};
 use super::flight::{Batch, Place};
-use super::numbers::{Fit, Numbering};
+use super::numbers::{Fit, Numbering, ahead};
 use super::retry::{HELD, Rng, backoff};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -79,6 +80,8 @@ pub struct Partition {
     attempts: u32,
     why: String,
     numbering: Option<Numbering>,
+    /// When something was last stored.
+    stored_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -111,6 +114,10 @@ enum Then {
 /// An unanswered question is as good as a refused one (drivers answer within 30 s).
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// After so long without a batch the broker may have forgotten us (`producer.id.expiration.ms`, 24 h by default, may be set
+/// lower).
+const IDLE: Duration = Duration::from_secs(600);
+
 /// Failures at "now" in a row before they wait like others: a leader that moves to and fro must not make a busy loop.
 const AT_ONCE: u32 = 3;
 
@@ -124,6 +131,7 @@ impl Partition {
             attempts: 0,
             why: String::new(),
             numbering: None,
+            stored_at: None,
         }
     }
 
@@ -157,7 +165,7 @@ impl Partition {
         self.pending.insert(at, batch);
     }
 
-    /// The broker's log is another one (a re-created topic): it knows none of our numbers.
+    /// The broker may know none of our numbers: it has forgotten them, or its log is another one (a re-created topic).
     pub fn unproven(&mut self) {
         if let Some(n) = &mut self.numbering {
             n.proven = false;
@@ -188,19 +196,31 @@ impl Partition {
                 }
             }
             Health::Up => {
-                let mut may = match (rules, &self.numbering) {
-                    (Rules::Plain, _) => 1,
-                    (Rules::Numbered { in_flight, .. }, Some(n)) if n.proven => in_flight.max(1),
-                    (Rules::Numbered { .. }, _) => 1,
-                };
-                may = may.saturating_sub(self.air.len());
-                while may > 0 && self.send_first(rules, actions) {
-                    may -= 1;
-                    // A new epoch or id may have begun with it.
-                    may = if self.is_proven(rules) { may } else { 0 };
+                if self.air.is_empty() && self.stored_at.is_some_and(|at| now.at - at > IDLE) {
+                    self.unproven();
                 }
+                self.fill(rules, actions);
             }
             Health::Asking { .. } | Health::Waiting { .. } | Health::Draining(_) | Health::Probing => {}
+        }
+    }
+
+    /// As many as may be in the air at once. One of unknown outcome flies alone: if the broker has forgotten it, the next
+    /// would be taken for the first, and what the leader knows would prove nothing any more.
+    fn fill(&mut self, rules: Rules, actions: &mut Vec<Action>) {
+        loop {
+            let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
+            let most = match rules {
+                Rules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
+                Rules::Numbered { .. } | Rules::Plain => 1,
+            };
+            if self.air.len() >= most.max(1) || !self.send_first(rules, actions) {
+                return;
+            }
+            if doubtful && rules != Rules::Plain {
+                self.health = Health::Probing;
+                return;
+            }
         }
     }
 
@@ -239,7 +259,7 @@ impl Partition {
             Some(_) if !alone => return false,
             other => other.insert(Numbering::new(pid, epoch)),
         };
-        match numbering.fit(batch, alone) {
+        match numbering.fit(batch, alone, &self.pending) {
             Fit::Go => true,
             Fit::Uncertain(lines) => {
                 actions.push(Action::Uncertain(lines));
@@ -272,7 +292,10 @@ impl Partition {
         let behind =
             self.air.iter().any(|p| *p < place) || self.pending.front().is_some_and(|p| p.place() < place);
         match verdict {
-            Verdict::Stored { offset } => self.stored(batch, offset, actions),
+            Verdict::Stored { offset } => {
+                self.stored_at = Some(now.at);
+                self.stored(batch, offset, actions);
+            }
             Verdict::Again { maybe_stored, pace, why } => {
                 batch.maybe_stored |= maybe_stored;
                 let then = match pace {
@@ -348,8 +371,11 @@ impl Partition {
                 let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
                 bad.sort_unstable();
                 if !bad.is_empty() {
+                    self.part_with_numbers(&batch);
                     let (good, bad) = batch.sift(&bad);
-                    self.pending_again(good);
+                    if let Some(good) = good {
+                        self.push(good);
+                    }
                     actions.push(Action::Bury { batch: bad, why });
                 } else {
                     self.take_apart(batch, why, actions);
@@ -370,19 +396,22 @@ impl Partition {
         self.drain(Then::Mend, String::new());
     }
 
+    /// Its records are about to get other numbers. Where an attempt may have been stored under the old ones, only a new
+    /// epoch keeps the broker from taking one for the other.
+    fn part_with_numbers(&mut self, batch: &Batch) {
+        if let Some(n) = self.numbering.as_mut().filter(|_| batch.maybe_stored) {
+            n.bump = true;
+        }
+    }
+
     fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
         if batch.count == 1 {
             actions.push(Action::Bury { batch, why });
         } else {
+            self.part_with_numbers(&batch);
             let (front, back) = batch.halve();
             self.push(back);
             self.push(front);
-        }
-    }
-
-    fn pending_again(&mut self, batch: Option<Batch>) {
-        if let Some(batch) = batch {
-            self.push(batch);
         }
     }
 
@@ -416,8 +445,13 @@ impl Partition {
             return;
         }
         self.health = Health::Waiting { until: now.at };
+        // A later batch is certainly not stored although the leader knows of it: it had forgotten us and took another for
+        // our first, so its last sequence proves nothing.
+        let contradicted = matches!(&last, Ok(Some((epoch, last))) if self.pending.iter().any(|b| {
+            !b.maybe_stored && b.numbers.is_some_and(|n| n.epoch == *epoch && ahead(*last, n.base) >= 0)
+        }));
         let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
-        match last.ok().flatten().and_then(|last| Numbering::has(last, first)) {
+        match last.ok().flatten().filter(|_| !contradicted).and_then(|last| n.has(last, first)) {
             Some(true) => {
                 n.stored(first);
                 if let Some(batch) = self.pending.pop_front() {

@@ -28,31 +28,34 @@ impl Tail<'_> {
                 None => Ok(()),
             };
         }
-        let mut later = None;
+        let mut live = None;
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => {}
-                Claim::Known(entry) => later = Some((file, look, Some(entry))),
-                Claim::New => later = Some((file, look, None)),
+                Claim::Known(entry) if goes_on(&file, &look, &entry)? => {
+                    live = Some((file, look, Some(entry)))
+                }
+                Claim::Known(entry) => {
+                    // Before the siblings that nobody has read: one of them may be a copy of what was read here.
+                    self.find_rest(&entry, REWRITTEN)?;
+                    live = Some((file, look, None));
+                }
+                Claim::New => live = Some((file, look, None)),
             }
         }
         for entry in history.iter().filter(|e| !e.finished) {
-            if later.as_ref().is_some_and(|(_, _, e)| e.as_ref().is_some_and(|e| e.stream == entry.stream)) {
-                continue;
-            }
+            // `take` refuses those that are open by now.
             if let Some(entry) = self.known.take(entry.stream, &entry.identity) {
                 self.find_rest(&entry, "it is gone")?;
             }
         }
-        self.unread_siblings(history.iter().max_by_key(|e| e.stream))?;
-        match later {
-            Some((file, look, Some(entry))) => self.resume(file, look, entry),
-            Some((file, look, None)) => {
-                let fresh = self.fresh(&file, &look, 0)?;
-                self.take_up_live(file, &look, fresh).map(drop)
-            }
-            None => Ok(()),
-        }
+        self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        let Some((file, look, entry)) = live else { return Ok(()) };
+        let entry = match entry {
+            Some(entry) => entry,
+            None => self.fresh(&file, &look, 0)?,
+        };
+        self.take_up_live(file, &look, entry).map(drop)
     }
 
     /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
@@ -98,13 +101,13 @@ impl Tail<'_> {
 
     /// After a rotation: siblings that came and went between two looks.
     pub(super) fn catch_up(&mut self) -> Result<(), Halt> {
-        let newest = self.open.iter().map(|o| o.origin.stream).max();
-        let entry = self.known.of(&self.o.path).into_iter().find(|e| Some(e.stream) == newest);
-        let entry = entry.map(|e| match self.open.iter().find(|o| o.origin.stream == e.stream) {
-            Some(o) => Entry { modified: o.modified, size: o.size, ..e },
-            None => e,
+        let known = self.known.of(&self.o.path);
+        let open = self.open.iter().filter_map(|o| {
+            let entry = known.iter().find(|e| e.stream == o.origin.stream)?;
+            Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
-        self.unread_siblings(entry.as_ref())
+        let open: Vec<Entry> = open.collect();
+        self.unread_siblings(oldest(open.iter()))
     }
 
     /// Goes on with a stream that is open in `known` and whose file is not where it was.
@@ -199,7 +202,8 @@ impl Tail<'_> {
                 sibling.path.display()
             );
             let entry = self.known.begin(&look, &self.o.path);
-            self.take_up(bytes, &Look { size, ..look }, entry)?;
+            let taken = self.take_up(bytes, &Look { size, ..look }, entry)?;
+            debug_assert!(taken.is_some(), "offset 0 agrees with every file");
         }
         Ok(())
     }
@@ -255,6 +259,22 @@ impl Tail<'_> {
             }
         }
     }
+}
+
+/// Known files that a sibling must not be older than: some, not only the last, because a rotation may have been under way
+/// at a crash.
+const RECENT: usize = 8;
+
+fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
+    entries.min_by_key(|e| (e.identity.born, e.modified))
+}
+
+pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
+
+/// Whether the file still has the bytes before the stream's position.
+pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
+    let Point { offset, mark, .. } = entry.at;
+    Ok(look.size >= offset && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
 /// Siblings that are noted at first sight; older ones are told by their times.

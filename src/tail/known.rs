@@ -108,7 +108,7 @@ impl Known {
         let mut known = self.lock();
         let Some(entry) = known.entries.get_mut(&stream) else { return };
         entry.at = at;
-        entry.beyond.clear();
+        entry.beyond.retain(|(range, _)| range.start >= at.offset);
         (entry.size, entry.modified, entry.finished, entry.open) = (size, modified, finished, false);
         if finished {
             let path = entry.path.clone();

@@ -27,7 +27,25 @@ pub struct Sibling {
 }
 
 /// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
+///
+/// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
+/// time: so the folder is read until two readings agree.
 pub fn list(path: &Path) -> Vec<Sibling> {
+    let mut last = list_once(path);
+    for _ in 0..READINGS {
+        let next = list_once(path);
+        if next.iter().map(|s| &s.look.identity).eq(last.iter().map(|s| &s.look.identity)) {
+            break;
+        }
+        last = next;
+    }
+    last
+}
+
+/// Most readings of a folder that does not come to rest.
+const READINGS: usize = 20;
+
+fn list_once(path: &Path) -> Vec<Sibling> {
     // The file's own folder: where the path is a symlink, rotation happens beside its target too.
     let mut found = in_folder_of(path);
     if let Ok(real) = fs::canonicalize(path)

@@ -10,4 +10,5 @@ mod basics;
 mod cli;
 mod delivery;
 mod long;
+mod state;
 mod tree;

@@ -407,8 +407,7 @@ impl Worker<'_> {
             }
             17 => Err(self.topic_failed(topic, Pace::Held, "not a name that Kafka takes (error 17)")),
             3 if o.create_topics => {
-                let why = "it is not there (error 3), and the broker does not create it";
-                Err(self.topic_failed(topic, Pace::Backoff, why))
+                Err(self.topic_absent(topic, "it is not there, and the broker does not create it"))
             }
             3 => Err(self.topic_failed(topic, Pace::Backoff, "it is not there (error 3); create it")),
             code => Err(self.topic_failed(topic, Pace::Backoff, &format!("Metadata says error {code}"))),
@@ -427,12 +426,23 @@ impl Worker<'_> {
     }
 
     fn host_failed(&mut self, host: &str, why: &str) -> Fault {
+        self.outages.failed(Who::Broker(host), why, Instant::now());
         self.drop_session();
         self.turn += 1;
         let why = format!("{host}: {why}");
         self.wait.failed(why.clone(), self.options.limits.pause);
-        self.outages.failed(Who::Broker(host), &why, Instant::now());
         Fault::Again(Pace::Backoff, why)
+    }
+
+    /// Not there, or without partitions: at the first time it is about to be created, as a rule, which is not worth a word.
+    fn topic_absent(&mut self, topic: &Topic, why: &str) -> Fault {
+        let lane = self.topics.entry(topic.clone()).or_default();
+        if lane.wait.tries > 0 {
+            return self.topic_failed(topic, Pace::Backoff, why);
+        }
+        lane.wait.failed(why.to_owned(), self.options.limits.pause);
+        lane.pace = Some(Pace::Backoff);
+        Fault::Again(Pace::Backoff, why.to_owned())
     }
 
     /// Records what is wrong with a topic, and when it is looked at again.

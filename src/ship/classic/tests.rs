@@ -310,7 +310,11 @@ fn d9_a_topic_without_partitions_is_asked_for_again() {
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
     assert!(again(rig.send("a")).2.contains("no partitions"));
-    assert_eq!(rig.board.topics()["t"].state, "waiting");
+    let until = Instant::now() + PATIENCE;
+    while rig.board.topics().get("t").is_none_or(|t| t.state != "waiting") {
+        assert!(Instant::now() < until);
+        thread::park_timeout(Duration::from_millis(20));
+    }
     peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
     assert_eq!(rig.view().partitions, [0, 1]);
     rig.insist("a");

@@ -275,7 +275,7 @@ impl Agent {
             let status = self.child.try_wait().expect("the state of the agent")?;
             ALIVE.lock().unwrap().retain(|id| *id != self.child.id());
             let took = self.started.elapsed();
-            let (stdout, stderr) = (self.stdout.to_end(), self.stderr.to_end());
+            let (stdout, stderr) = (self.stdout.finish(), self.stderr.finish());
             let stderr = String::from_utf8_lossy(&stderr).into_owned();
             self.done = Some(Done { status, stdout, stderr, took, cpu, vm_hwm: self.watch.vm_hwm() });
         }
@@ -444,7 +444,7 @@ impl Capture {
     fn count_lines(&self) -> usize {
         self.newlines.load(Ordering::Acquire) as usize
     }
-    fn to_end(&mut self) -> Vec<u8> {
+    fn finish(&mut self) -> Vec<u8> {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

@@ -26,6 +26,7 @@ use std::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(clippy::enum_variant_names, reason = "Kafka's names")]
 pub enum Api {
     Produce,
     Metadata,

@@ -1,0 +1,154 @@
+//! What is in doubt after a kill, a clean end and a power loss.
+
+use super::*;
+use std::path::Path;
+
+fn open(path: &Path, boot: &str) -> (Arc<Air>, Found) {
+    let options = || File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+    let (air, found) = Air::open(options(), boot, false).unwrap();
+    (Arc::new(air), found)
+}
+
+/// A run on a fresh file.
+fn first(path: &Path) -> Arc<Air> {
+    let (air, found) = open(path, "boot-1");
+    assert!(found.stale && !found.trusted);
+    air.begin("boot-1", 0, std::iter::empty());
+    air
+}
+
+const S: StreamId = StreamId(7);
+
+/// The rule. Fails when a limit is written after the fact, when lines beyond it are counted, or when a second kill does
+/// not count a second copy.
+#[test]
+fn a_kill_leaves_in_doubt_what_was_framed_and_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let air = first(&path);
+    let slot = air.take(S, 0, 1000);
+    slot.frame(0, 100, 10);
+    slot.frame(100, 200, 10);
+    assert_eq!(air.again(), 0);
+    // Killed; saved up to 100.
+    let (air, found) = open(&path, "boot-1");
+    assert!(found.trusted && !found.stale);
+    assert_eq!(found.limits[&S], 200);
+    let slot = air.take(S, 100, 1000);
+    slot.frame(100, 200, 10);
+    slot.frame(200, 300, 10);
+    assert_eq!((air.again(), slot.counts(150, 5), slot.counts(200, 5)), (10, 5, 0));
+    // Killed before anything was saved: 100..200 may be there three times.
+    let (air, _) = open(&path, "boot-1");
+    let slot = air.take(S, 100, 1000);
+    slot.frame(100, 200, 10);
+    assert_eq!(air.again(), 20);
+    // Everything in doubt was saved, and then more was sent: killed again.
+    slot.frame(200, 400, 10);
+    air.settle(S);
+    let (air, _) = open(&path, "boot-1");
+    let slot = air.take(S, 300, 1000);
+    slot.frame(300, 400, 3);
+    assert_eq!(air.again(), 3);
+}
+
+/// Fails when a clean end with all acknowledged leaves anything in doubt, also over a boot.
+#[test]
+fn a_drained_end_leaves_nothing_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let air = first(&path);
+    air.take(S, 0, 100).frame(0, 100, 10);
+    air.end();
+    for (boot, at) in [("boot-1", 100), ("boot-2", 500), ("boot-2", 900)] {
+        let (air, found) = open(&path, boot);
+        assert!(found.trusted, "{boot}");
+        if found.stale {
+            air.begin(boot, 0, found.limits.into_iter());
+        }
+        air.take(S, at, 5000).frame(at, at + 400, 9);
+        assert_eq!(air.again(), 0, "{boot}");
+        air.end();
+    }
+}
+
+/// A stop whose drain ran out: what was sent and not acknowledged is in doubt. Fails when a clean end clears limits.
+#[test]
+fn an_end_without_all_acks_leaves_them_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let air = first(&path);
+    air.take(S, 0, 100).frame(0, 100, 10);
+    air.end();
+    let (air, found) = open(&path, "boot-2");
+    air.begin("boot-2", 0, found.limits.into_iter());
+    air.take(S, 40, 100).frame(40, 100, 6);
+    assert_eq!(air.again(), 6);
+}
+
+/// Power loss: the file of a run in another boot says nothing. Fails when the running word is not looked at.
+#[test]
+fn a_power_loss_puts_all_that_is_there_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let air = first(&path);
+    air.take(S, 0, 100).frame(0, 100, 10);
+    let (air, found) = open(&path, "boot-2");
+    assert!(found.stale && !found.trusted && found.limits.is_empty());
+    air.begin("boot-2", 0, [(S, u64::MAX)].into_iter());
+    let slot = air.take(S, 10, 100);
+    slot.frame(10, 100, 9);
+    slot.frame(100, 200, 10);
+    assert_eq!(air.again(), 9, "what was appended since is not in doubt");
+}
+
+/// Fails when a freed slot's old limit is taken for the new stream's, or slots are never used again.
+#[test]
+fn slots_are_reused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let air = first(&path);
+    for stream in 1..5000 {
+        let slot = air.take(StreamId(stream), 0, 0);
+        slot.frame(0, 100, 1);
+        air.release(StreamId(stream));
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
+    let (air, _) = open(&path, "boot-1");
+    air.retain(|_| false);
+    air.take(StreamId(5000), 50, 60).frame(50, 60, 1);
+    assert_eq!(air.again(), 0);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
+}
+
+/// Fails when damage is taken for knowledge.
+#[test]
+fn damage_is_not_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    for bytes in [&b""[..], b"logagent air 2 boot-1\n", &[0; 200], &b"logagent air 1 boot-1\n"[..]] {
+        std::fs::write(&path, bytes).unwrap();
+        assert!(!open(&path, "boot-1").1.trusted, "{bytes:?}");
+    }
+}
+
+/// Fails when what ship counts is lost by a kill.
+#[test]
+fn resent_lines_outlive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    first(&path).resent(17);
+    assert_eq!(open(&path, "boot-1").1.resent, 17);
+}
+
+/// With exactly-once the broker recognizes what is sent again.
+#[test]
+fn what_is_recognized_is_not_doubled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    first(&path).take(S, 0, 9).frame(0, 9, 9);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let air = Arc::new(Air::open(file, "boot-1", true).unwrap().0);
+    air.take(S, 0, 9).frame(0, 9, 9);
+    assert_eq!(air.again(), 0);
+}

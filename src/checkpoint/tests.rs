@@ -1,0 +1,281 @@
+//! The whole stage on a real folder: notes in, files out.
+
+use super::*;
+use crate::chunk::{Ack, Closed, Identity, Mark, Opened, Origin, Point, Shape, SourceId, Then};
+use crate::report::Gauge;
+use crossbeam_channel::bounded;
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+fn options(folder: &Path) -> Options {
+    Options {
+        state_dir: Some(folder.into()),
+        sync: Sync::Every(Duration::from_secs(30)),
+        damaged: Damaged::Refuse,
+        exactly_once: false,
+    }
+}
+
+fn point(offset: u64) -> Point {
+    Point { offset, mark: Mark { len: 3, hash: offset }, then: Then::Line }
+}
+
+/// One running stage.
+struct Bench {
+    board: Arc<Board>,
+    notes: Option<Sender<Note>>,
+    thread: Option<thread::JoinHandle<Result<(), Error>>>,
+    saved: Saved,
+}
+
+impl Bench {
+    fn start(options: Options) -> Bench {
+        let board = Arc::new(Board::default());
+        let (job, saved) = open(options, &board).unwrap();
+        let (notes, inbox) = bounded(1024);
+        let b = board.clone();
+        let thread = Some(thread::spawn(move || run(job, inbox, &b)));
+        Bench { board, notes: Some(notes), thread, saved }
+    }
+
+    fn note(&self, note: Note) {
+        self.notes.as_ref().unwrap().send(note).unwrap();
+    }
+
+    fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Gauge> {
+        let gauge = self.board.gauge(StreamId(stream), at, size);
+        let origin = Origin {
+            stream: StreamId(stream),
+            source: SourceId(0),
+            topic: "t".into(),
+            path: "/var/log/a".into(),
+            shape: Arc::new(Shape::default()),
+            gauge: gauge.clone(),
+        };
+        let at = if at == 0 { Point::default() } else { point(at) };
+        let identity = Identity { dev: 1, ino: stream, born: None };
+        self.note(Note::Opened(Opened { origin: origin.into(), identity, at, beyond: Vec::new() }));
+        gauge
+    }
+
+    /// A chunk is framed and flies.
+    fn fly(gauge: &Gauge, start: u64, end: u64) {
+        gauge.frame(start, end, end - start);
+        gauge.flown.store(end, Relaxed);
+    }
+
+    /// Ten bytes are a line here.
+    fn ack(&self, stream: u64, start: u64, end: u64) {
+        self.note(Note::Ack(Ack {
+            stream: StreamId(stream),
+            range: start..end,
+            end: point(end),
+            lines: end - start,
+        }));
+    }
+
+    fn flush(&self) {
+        let (answer, saved) = bounded(0);
+        self.note(Note::Flush(answer));
+        assert!(
+            saved.recv_timeout(Duration::from_secs(10)).is_err_and(|e| e.is_disconnected()),
+            "not answered"
+        );
+    }
+
+    fn stop(mut self) -> Result<(), Error> {
+        drop(self.notes.take());
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+fn on_disk(folder: &Path) -> Saved {
+    match store::look(folder).unwrap() {
+        store::Found::Good(saved) => *saved,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
+    let entry = |e: io::Result<fs::DirEntry>| {
+        let e = e.unwrap();
+        (e.file_name().into_string().unwrap(), e.metadata().unwrap().modified().unwrap())
+    };
+    let mut all: Vec<_> =
+        fs::read_dir(folder).unwrap().map(entry).filter(|(name, _)| name != "lock").collect();
+    all.sort();
+    all
+}
+
+/// Fails when a flush is answered before the save or waits for more changes, or when the pattern is not part of it.
+#[test]
+fn first_sight_is_saved_when_the_flush_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    bench.open(1, 500, 500);
+    bench.note(Note::Source(b"/var/log/*".to_vec()));
+    let before = Instant::now();
+    bench.flush();
+    assert!(before.elapsed() < Duration::from_millis(500), "the agent is ready only after this");
+    let saved = on_disk(dir.path());
+    assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
+    assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
+    bench.flush(); // nothing to save: answered all the same
+    bench.stop().unwrap();
+}
+
+/// Fails when acks wait for more than a second, or when `saved` passes `acked`.
+#[test]
+fn an_ack_is_saved_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    bench.flush();
+    Bench::fly(&gauge, 0, 50);
+    let before = Instant::now();
+    bench.ack(1, 0, 50);
+    let tick = crossbeam_channel::tick(Duration::from_millis(5));
+    while gauge.saved.load(Relaxed) < 50 {
+        tick.recv().unwrap();
+        assert!(before.elapsed() < Duration::from_millis(1500), "not saved");
+    }
+    assert_eq!(on_disk(dir.path()).streams[0].at, point(50));
+    assert_eq!(on_disk(dir.path()).totals.acked_lines, 50);
+    bench.stop().unwrap();
+}
+
+/// S60. Fails when a restart in which nothing happens writes anything but its process id.
+#[test]
+fn a_restart_without_news_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 100);
+    bench.ack(1, 0, 100);
+    bench.stop().unwrap();
+    let before = names_and_times(dir.path());
+    let bench = Bench::start(options(dir.path()));
+    assert_eq!(bench.saved.streams[0].at, point(100));
+    bench.open(1, 100, 100);
+    bench.note(Note::Source(b"x".to_vec()));
+    bench.stop().unwrap();
+    assert_ne!(names_and_times(dir.path()), before, "a new pattern is news");
+    let before = names_and_times(dir.path());
+    let bench = Bench::start(options(dir.path()));
+    bench.open(1, 100, 100);
+    bench.flush();
+    bench.stop().unwrap();
+    assert_eq!(names_and_times(dir.path()), before);
+}
+
+/// What a kill leaves is what was copied from the folder while the stage ran. Fails when doubled lines are not counted,
+/// are counted twice over a later clean restart, or a total goes back.
+#[test]
+fn doubled_lines_are_counted_over_a_kill_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 30);
+    bench.ack(1, 0, 30);
+    bench.flush();
+    Bench::fly(&gauge, 30, 80);
+    for name in ["offsets", "air"] {
+        fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    bench.stop().unwrap();
+
+    let bench = Bench::start(options(copy.path()));
+    assert_eq!(bench.saved.streams[0].at, point(30));
+    let gauge = bench.open(1, 30, 100);
+    Bench::fly(&gauge, 30, 80);
+    assert_eq!(bench.board.doubled_at_most(), 50, "counted before it is sent");
+    Bench::fly(&gauge, 80, 100);
+    bench.ack(1, 80, 100);
+    bench.ack(1, 30, 80);
+    bench.stop().unwrap();
+    assert_eq!(on_disk(copy.path()).totals.again, 50);
+
+    let bench = Bench::start(options(copy.path()));
+    let gauge = bench.open(1, 100, 200);
+    Bench::fly(&gauge, 100, 200);
+    assert_eq!(bench.board.doubled_at_most(), 50);
+    assert_eq!(bench.board.totals.acked_lines.load(Relaxed), 100);
+    bench.ack(1, 100, 200);
+    bench.stop().unwrap();
+}
+
+/// S55. Fails when a save that fails ends the stage, is not shown, or is not tried again.
+#[test]
+fn a_disk_that_refuses_is_shown_and_overcome() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    bench.flush();
+    let blocked = dir.path().join("offsets.tmp");
+    fs::create_dir(&blocked).unwrap();
+    Bench::fly(&gauge, 0, 10);
+    bench.ack(1, 0, 10);
+    bench.flush(); // answered though it failed: the agent must become ready
+    assert!(bench.board.state().degraded.is_some());
+    assert_eq!(gauge.acked.load(Relaxed), 10);
+    assert_eq!(gauge.saved.load(Relaxed), 0);
+    fs::remove_dir(&blocked).unwrap();
+    let tick = crossbeam_channel::tick(Duration::from_millis(5));
+    let before = Instant::now();
+    while gauge.saved.load(Relaxed) < 10 {
+        tick.recv().unwrap();
+        assert!(before.elapsed() < Duration::from_secs(5), "not tried again");
+    }
+    assert_eq!(bench.board.state().degraded, None);
+    bench.stop().unwrap();
+}
+
+/// Fails when the last save is not made, or an error of it is not told.
+#[test]
+fn the_end_saves_or_says_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 100);
+    bench.ack(1, 0, 100);
+    bench.note(Note::Closed(Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } }));
+    bench.stop().unwrap();
+    let saved = on_disk(dir.path());
+    assert!(saved.streams[0].finished);
+    assert_eq!(saved.totals.lost_bytes, 9);
+
+    let bench = Bench::start(options(dir.path()));
+    bench.open(2, 0, 100);
+    fs::create_dir(dir.path().join("offsets.tmp")).unwrap();
+    assert!(bench.stop().unwrap_err().to_string().contains("save positions"));
+}
+
+/// Fails when a run without a state folder waits for one, or forgets to move the gauges.
+#[test]
+fn nothing_is_saved_without_a_folder() {
+    let bench = Bench::start(Options { state_dir: None, ..options(Path::new("/nowhere")) });
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 100);
+    bench.ack(1, 0, 100);
+    bench.flush();
+    assert_eq!((gauge.acked.load(Relaxed), gauge.saved.load(Relaxed)), (100, 0));
+    bench.stop().unwrap();
+}
+
+/// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before first sight is over.
+#[test]
+fn the_beginning_holds_until_first_sight_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("offsets"), b"\0").unwrap();
+    let bench = Bench::start(Options { damaged: Damaged::Beginning, ..options(dir.path()) });
+    assert!(bench.saved.from_beginning);
+    bench.open(1, 0, 100);
+    bench.stop().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    assert!(bench.saved.from_beginning);
+    bench.flush();
+    bench.stop().unwrap();
+    assert!(!on_disk(dir.path()).from_beginning);
+}

@@ -1,0 +1,184 @@
+//! `logagent status`: what the running agent says, or where none runs, what it saved last. Changes nothing, takes no lock,
+//! and asks no broker.
+
+mod shipped;
+
+use crate::checkpoint::store::{self, Found};
+use crate::checkpoint::{Saved, SavedStream};
+use crate::cli;
+use crate::config::{self, Overrides};
+use crate::error::{Error, ExitCode};
+use crate::report::live;
+use crate::report::snapshot::{File, Snapshot, State, Stream, Totals, shown};
+use crate::report::text;
+use crate::signals::{self, Signal};
+use crate::tail::identity;
+use crossbeam_channel::{RecvTimeoutError, never};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often `--watch` looks.
+const EACH: Duration = Duration::from_secs(1);
+
+pub fn run(asked: cli::Status) -> Result<ExitCode, Error> {
+    let folder = state_folder(&asked)?;
+    if let Some(file) = &asked.shipped {
+        return shipped::run(&folder, file);
+    }
+    if asked.watch {
+        return watch(&folder, asked.json);
+    }
+    show(&snapshot(&folder)?, asked.json, None)?;
+    Ok(ExitCode::Done)
+}
+
+/// The folder that is named, or the config's, or where neither is, the usual one.
+fn state_folder(asked: &cli::Status) -> Result<PathBuf, Error> {
+    if let Some(folder) = &asked.state_dir {
+        return Ok(folder.clone());
+    }
+    if asked.config.is_none() && !Path::new(config::DEFAULT_FILE).exists() {
+        let systemd = std::env::var_os("STATE_DIRECTORY").filter(|d| !d.is_empty());
+        return Ok(systemd.map_or_else(|| config::DEFAULT_STATE_DIR.into(), PathBuf::from));
+    }
+    let config = config::load(&Overrides { config: asked.config.clone(), ..Overrides::default() })?;
+    config.agent.state_dir.ok_or_else(|| {
+        Error::failed(
+            "status",
+            "this config saves nothing",
+            "name a state folder by state_dir or --state-dir",
+        )
+    })
+}
+
+/// Live, or as saved.
+fn snapshot(folder: &Path) -> Result<Snapshot, Error> {
+    match ask(folder)? {
+        Some(snapshot) => Ok(snapshot),
+        None => Ok(post_mortem(folder, &saved(folder)?)),
+    }
+}
+
+fn ask(folder: &Path) -> Result<Option<Snapshot>, Error> {
+    live::ask(folder).map_err(|e| {
+        let fix = match e.kind() {
+            ErrorKind::PermissionDenied => "run it as root or as the agent's user",
+            _ => "try again; if that does not help, look at the agent's log",
+        };
+        Error::failed(format_args!("ask the agent in {}", folder.display()), e, fix)
+    })
+}
+
+/// What is in the folder. No folder and no file are an error: most likely the wrong folder was named.
+fn saved(folder: &Path) -> Result<Saved, Error> {
+    let what = || format!("status from {}", folder.display());
+    match store::look(folder)? {
+        Found::Good(saved) => Ok(*saved),
+        Found::Previous(saved, why) => {
+            log::warn!("{}: {why}; this is {}", store::OFFSETS, store::PREVIOUS);
+            Ok(*saved)
+        }
+        Found::Nothing => {
+            let fix = "name the agent's folder by --state-dir, or its config by -c";
+            Err(Error::failed(what(), "no agent runs there, and none has saved anything", fix))
+        }
+        Found::Neither { offsets, previous } => {
+            let why = format!("{}: {offsets}; {}: {previous}", store::OFFSETS, store::PREVIOUS);
+            Err(Error::config(what(), why, "see damaged_state in the config"))
+        }
+    }
+}
+
+/// Of each path what was being read, and where that is nothing, what was read last.
+fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
+    let mut paths: BTreeMap<&Path, Vec<&SavedStream>> = BTreeMap::new();
+    for s in &saved.streams {
+        paths.entry(&s.path).or_default().push(s);
+    }
+    let file = |(path, streams): (&Path, Vec<&SavedStream>)| {
+        let unfinished: Vec<Stream> = streams.iter().filter(|s| !s.finished).map(|s| stream(s)).collect();
+        let last = streams.last().map(|s| stream(s));
+        let state = if unfinished.is_empty() { "finished" } else { "not running" };
+        let shown = if unfinished.is_empty() { last.into_iter().collect() } else { unfinished };
+        File::with(path, "", state, shown)
+    };
+    let t = &saved.totals;
+    Snapshot {
+        version: env!("CARGO_PKG_VERSION").into(),
+        files: paths.into_iter().map(file).collect(),
+        totals: Totals {
+            read: t.read_lines,
+            acked: t.acked_lines.saturating_sub(t.dead_lettered),
+            dead_lettered: t.dead_lettered,
+            doubled_at_most: t.again + t.resent,
+            uncertain: t.uncertain,
+            cut: t.cut_lines,
+            lost_bytes: t.lost_bytes,
+            retries: t.retries,
+        },
+        state: State { path: Some(shown(folder)), degraded: None, bytes_written: t.state_bytes },
+        ..Snapshot::default()
+    }
+}
+
+/// With the file's size of now, where the path still leads to it.
+fn stream(s: &SavedStream) -> Stream {
+    let now = identity::look_at(&s.path).ok().flatten();
+    let size = now.filter(|n| shipped::is_same(&n.identity, &s.identity)).map_or(s.size, |n| n.size);
+    Stream {
+        stream: s.stream.0,
+        identity: Some((&s.identity).into()),
+        size: size.max(s.at.offset),
+        framed: s.at.offset,
+        acknowledged: s.at.offset,
+        saved: s.at.offset,
+    }
+}
+
+/// Once a second, until standard output is closed or a signal comes.
+fn watch(folder: &Path, json: bool) -> Result<ExitCode, Error> {
+    let signals = signals::start().ok();
+    let inbox = signals.as_ref().map_or_else(never, |s| s.inbox.clone());
+    let mut before: Option<(Snapshot, Instant)> = None;
+    loop {
+        let (now, at) = (snapshot(folder)?, Instant::now());
+        let rates = before.take().map(|(then, since)| text::rates(&then, &now, at.duration_since(since)));
+        if !show(&now, json, Some(rates.unwrap_or_default()))? {
+            return Ok(ExitCode::Done);
+        }
+        before = Some((now, at));
+        match inbox.recv_deadline(at + EACH) {
+            Ok(Signal::Stop) => return Ok(ExitCode::Done),
+            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::Done),
+        }
+    }
+}
+
+/// Prints it; `rates` with `--watch` only. False: nobody reads any more.
+fn show(snapshot: &Snapshot, json: bool, rates: Option<String>) -> Result<bool, Error> {
+    let mut out = if json {
+        let text = if rates.is_some() {
+            serde_json::to_string(snapshot)
+        } else {
+            serde_json::to_string_pretty(snapshot)
+        };
+        text.map_err(|e| Error::failed("write the status as JSON", e, "report this defect"))? + "\n"
+    } else {
+        text::status(snapshot)
+    };
+    if let Some(rates) = rates.filter(|_| !json) {
+        out = format!("{out}{rates}\n");
+        if io::stdout().is_terminal() {
+            out.insert_str(0, "\x1b[H\x1b[2J"); // home, and clear
+        }
+    }
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Error::failed("write to standard output", e, "let something read it")),
+    }
+}

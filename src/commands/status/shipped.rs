@@ -1,0 +1,253 @@
+//! `status --shipped FILE`: is every complete line of this file acknowledged? For logrotate and clean-up scripts, so the
+//! answer is yes only where it is proved: by the file's identity and the position of its stream, or, for a copy, by the
+//! bytes before the position (its mark).
+
+use crate::checkpoint::{Saved, SavedStream};
+use crate::chunk::{Identity, Mark};
+use crate::error::{Error, ExitCode};
+use crate::report::snapshot::{Id, Snapshot};
+use crate::tail::identity::{self, Look};
+use crate::tail::open::mark_at;
+use memchr::memrchr;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Bytes looked through at once for the last newline.
+const WINDOW: u64 = 64 << 10;
+
+pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
+    let what = || format!("{} is not shipped", path.display());
+    let trouble = |e: io::Error| Error::failed(what(), e, "name a file that can be read");
+    let (file, look) = identity::open(path).map_err(trouble)?;
+    let lines_end = lines_end(&file, look.size).map_err(trouble)?;
+    if lines_end == 0 {
+        return Ok(ExitCode::Done); // no complete line
+    }
+    // First what runs, then what is saved: a file that is finished in between is in the second.
+    let live = super::ask(folder)?;
+    let saved = match super::saved(folder) {
+        Ok(saved) => saved,
+        Err(_) if live.is_some() => Saved::default(),
+        Err(e) => return Err(e),
+    };
+    match reached(&file, &look, lines_end, live.as_ref(), &saved).map_err(trouble)? {
+        Some(at) if at >= lines_end => Ok(ExitCode::Done),
+        Some(at) => {
+            let why = format!("{} of {lines_end} bytes of lines are not acknowledged", lines_end - at);
+            let fix = if live.is_some() {
+                "wait, or see `logagent status`"
+            } else {
+                "start the agent: none runs on this state folder"
+            };
+            Err(Error::failed(what(), why, fix))
+        }
+        None => {
+            let why = format!("no agent with state in {} has read this file", folder.display());
+            Err(Error::failed(what(), why, "name the right state folder, or add the file to its config"))
+        }
+    }
+}
+
+/// The position after the last newline.
+fn lines_end(file: &File, size: u64) -> io::Result<u64> {
+    let mut buffer = vec![0; WINDOW as usize];
+    let mut end = size;
+    while end > 0 {
+        let start = end.saturating_sub(WINDOW);
+        let part = &mut buffer[..(end - start) as usize];
+        file.read_exact_at(part, start)?;
+        if let Some(at) = memrchr(b'\n', part) {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+/// How far the file is acknowledged; `None`: it is not known.
+fn reached(
+    file: &File,
+    look: &Look,
+    lines_end: u64,
+    live: Option<&Snapshot>,
+    saved: &Saved,
+) -> io::Result<Option<u64>> {
+    // A truncation begins a new stream in the same file: the highest number is the one that holds now.
+    let open = live.into_iter().flat_map(|s| s.files.iter().flat_map(|f| &f.streams));
+    let open = open.filter(|s| s.identity.as_ref().is_some_and(|id| is_same_id(id, &look.identity)));
+    let newest = open.max_by_key(|s| s.stream);
+    let kept = saved.streams.iter().filter(|s| is_same(&s.identity, &look.identity)).max_by_key(|s| s.stream);
+    if let Some(open) = newest
+        && kept.is_none_or(|kept| kept.stream.0 <= open.stream)
+    {
+        return Ok(Some(open.acknowledged));
+    }
+    if let Some(kept) = kept
+        && fits(file, look.size, kept)?
+    {
+        return Ok(Some(kept.at.offset));
+    }
+    // A copy (`copytruncate`, `cp`) holds the bytes of a stream that was read from another file.
+    for stream in saved.streams.iter().rev().filter(|s| s.at.offset >= lines_end) {
+        if usize::from(stream.at.mark.len) >= Mark::SPAN.min(stream.at.offset as usize)
+            && fits(file, look.size, stream)?
+        {
+            return Ok(Some(stream.at.offset));
+        }
+    }
+    Ok(None)
+}
+
+/// The bytes before the saved position are there.
+fn fits(file: &File, size: u64, stream: &SavedStream) -> io::Result<bool> {
+    let at = &stream.at;
+    Ok(at.offset > 0 && at.offset <= size && mark_at(file, at.offset)? == at.mark || at.offset == 0)
+}
+
+/// The device number may be another after a boot.
+pub fn is_same(a: &Identity, b: &Identity) -> bool {
+    a.ino == b.ino && a.born == b.born && (a.dev == b.dev || a.born.is_some())
+}
+
+fn is_same_id(id: &Id, of: &Identity) -> bool {
+    is_same(&Identity { dev: id.device, ino: id.inode, born: id.born }, of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::{Point, StreamId};
+    use crate::report::snapshot;
+    use std::fs;
+    use std::path::PathBuf;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        saved: Saved,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            Bench { dir: tempfile::tempdir().unwrap(), saved: Saved::default() }
+        }
+
+        fn write(&self, name: &str, text: &[u8]) -> PathBuf {
+            let path = self.dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        }
+
+        /// Saves a stream of this file, acknowledged up to `at`.
+        fn save(&mut self, stream: u64, path: &Path, at: u64) {
+            let (file, look) = identity::open(path).unwrap();
+            let at = Point { offset: at, mark: mark_at(&file, at).unwrap(), ..Point::default() };
+            let size = look.size;
+            let identity = look.identity;
+            let path = path.into();
+            let beyond = Vec::new();
+            let stream = StreamId(stream);
+            self.saved.streams.push(SavedStream {
+                stream,
+                path,
+                identity,
+                at,
+                beyond,
+                size,
+                finished: false,
+                seen: 0,
+            });
+        }
+
+        fn reached(&self, path: &Path, live: Option<&Snapshot>) -> Option<u64> {
+            let (file, look) = identity::open(path).unwrap();
+            let end = lines_end(&file, look.size).unwrap();
+            reached(&file, &look, end, live, &self.saved).unwrap()
+        }
+    }
+
+    fn lines(n: usize) -> Vec<u8> {
+        (0..n).flat_map(|i| format!("line {i}\n").into_bytes()).collect()
+    }
+
+    /// Fails when the rest without a newline is asked for, or a newline at a window's edge is missed.
+    #[test]
+    fn the_end_of_the_last_line() {
+        let bench = Bench::new();
+        let end_of = |text: &[u8]| {
+            let path = bench.write("a", text);
+            lines_end(&File::open(&path).unwrap(), text.len() as u64).unwrap()
+        };
+        assert_eq!([end_of(b""), end_of(b"abc"), end_of(b"a\n"), end_of(b"a\nbc")], [0, 0, 2, 2]);
+        for newline in [0, 1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW - 1] {
+            let mut text = vec![b'x'; 3 * WINDOW as usize];
+            text[newline as usize] = b'\n';
+            assert_eq!(end_of(&text), newline + 1);
+        }
+    }
+
+    /// Fails when the name counts instead of the file.
+    #[test]
+    fn a_renamed_file_is_the_same() {
+        let mut bench = Bench::new();
+        let path = bench.write("a.log", &lines(100));
+        bench.save(1, &path, 300);
+        let rotated = bench.dir.path().join("a.log.1");
+        #[allow(clippy::disallowed_methods)]
+        fs::rename(&path, &rotated).unwrap();
+        bench.write("a.log", &lines(3));
+        assert_eq!(bench.reached(&rotated, None), Some(300));
+        assert_eq!(bench.reached(&path, None), None);
+    }
+
+    /// Fails when a copy is taken for shipped though a line of it is not, or is not recognized.
+    #[test]
+    fn a_copy_is_known_by_the_bytes_before_the_position() {
+        let mut bench = Bench::new();
+        let text = lines(100);
+        let path = bench.write("a.log", &text);
+        bench.save(1, &path, text.len() as u64);
+        let copy = bench.write("a.log.1", &text);
+        assert_eq!(bench.reached(&copy, None), Some(text.len() as u64));
+        let other = bench.write("b.log", &[&text[..text.len() - 2], b"X\n"].concat());
+        assert_eq!(bench.reached(&other, None), None);
+        let longer = bench.write("a.log.2", &[&text[..], b"more\n"].concat());
+        assert_eq!(bench.reached(&longer, None), None);
+    }
+
+    /// Fails when a truncated file's old stream answers for its new bytes.
+    #[test]
+    fn the_newest_stream_of_a_file_counts() {
+        let mut bench = Bench::new();
+        let path = bench.write("a.log", &lines(100));
+        bench.save(1, &path, 790);
+        fs::write(&path, lines(120)).unwrap();
+        bench.save(2, &path, 70);
+        assert_eq!(bench.reached(&path, None), Some(70));
+        let identity = Some((&identity::look_at(&path).unwrap().unwrap().identity).into());
+        let stream = |stream, acknowledged| snapshot::Stream {
+            stream,
+            acknowledged,
+            identity: identity.clone(),
+            ..snapshot::Stream::default()
+        };
+        let live = |streams| {
+            let file = snapshot::File { streams, ..snapshot::File::default() };
+            Snapshot { live: true, files: vec![file], ..Snapshot::default() }
+        };
+        assert_eq!(bench.reached(&path, Some(&live(vec![stream(2, 80)]))), Some(80));
+        assert_eq!(bench.reached(&path, Some(&live(vec![stream(3, 9), stream(2, 800)]))), Some(9));
+        assert_eq!(bench.reached(&path, Some(&live(vec![stream(1, 790)]))), Some(70));
+    }
+
+    /// Post mortem, a file that was rewritten since is not shipped. Fails when the mark is not looked at.
+    #[test]
+    fn a_file_rewritten_in_place_is_another() {
+        let mut bench = Bench::new();
+        let path = bench.write("a.log", &lines(100));
+        bench.save(1, &path, 790);
+        fs::write(&path, vec![b'\n'; 790]).unwrap();
+        assert_eq!(bench.reached(&path, None), None);
+    }
+}

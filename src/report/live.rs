@@ -1,0 +1,280 @@
+//! The live status: a Unix socket that only ever writes, and the metrics file. One thread of its own, so that whoever looks
+//! holds up nobody. It takes no orders: nothing is read from the socket.
+
+use super::{Board, metrics, snapshot::Snapshot};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The socket's name in the state folder.
+pub const SOCKET: &str = "status";
+
+/// A reader that does not take the answer within this time is dropped.
+const READER: Duration = Duration::from_secs(1);
+/// How often the metrics file is written.
+const METRICS: Duration = Duration::from_secs(15);
+/// The client waits this long for the whole answer, and takes no more than so many bytes.
+const ANSWER: Duration = Duration::from_secs(5);
+const MOST_BYTES: u64 = 256 << 20;
+
+/// The running thread. Dropping it ends the thread and takes the socket away.
+#[derive(Debug)]
+pub struct Live {
+    /// Closed to wake the thread.
+    wake: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Serves snapshots of `board` in `folder`, and writes the metrics to `textfile`. A socket that cannot be made is said and
+/// left out: status is then what is saved.
+pub fn start(board: Arc<Board>, folder: Option<&Path>, textfile: Option<PathBuf>) -> io::Result<Live> {
+    let listener = folder.and_then(|folder| match listen(folder) {
+        Ok(listener) => Some(listener),
+        Err(e) => {
+            log::warn!("status socket in {}: {e}; status will only tell what is saved", folder.display());
+            None
+        }
+    });
+    if listener.is_none() && textfile.is_none() {
+        return Ok(Live { wake: None, thread: None });
+    }
+    let socket = folder.filter(|_| listener.is_some()).map(|f| f.join(SOCKET));
+    let (wake, woken) = UnixStream::pair()?;
+    let thread = thread::Builder::new().name("status".into()).stack_size(128 << 10).spawn(move || {
+        serve(&board, listener.as_ref(), textfile.as_deref(), &woken);
+        if let Some(socket) = socket {
+            let _ = fs::remove_file(socket); // a stale one is harmless
+        }
+    })?;
+    Ok(Live { wake: Some(wake), thread: Some(thread) })
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        drop(self.wake.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(board: &Board, listener: Option<&UnixListener>, textfile: Option<&Path>, woken: &UnixStream) {
+    let mut metrics_at = textfile.map(|_| Instant::now());
+    let mut failed = false;
+    loop {
+        let now = Instant::now();
+        if let (Some(path), Some(_)) = (textfile, metrics_at.filter(|at| *at <= now)) {
+            let done = metrics::write(path, &Snapshot::take(board, now));
+            match &done {
+                Err(e) if !failed => log::warn!(
+                    "write metrics {}: {e}; make its folder, and let the agent's user write there",
+                    path.display()
+                ),
+                Ok(()) if failed => log::info!("metrics are written again"),
+                _ => {}
+            }
+            failed = done.is_err();
+            metrics_at = Some(now + METRICS);
+        }
+        let wait = metrics_at.map(|at| at.saturating_duration_since(now));
+        match next(listener, woken, wait) {
+            Ok(Next::Woken) => return,
+            Ok(Next::Nobody) => {}
+            Ok(Next::Reader(stream)) => {
+                let _ = answer(board, stream); // whoever does not take it goes without
+            }
+            Err(e) => {
+                log::warn!("status socket: {e}; status will only tell what is saved");
+                return;
+            }
+        }
+    }
+}
+
+enum Next {
+    Woken,
+    Nobody,
+    Reader(UnixStream),
+}
+
+fn next(listener: Option<&UnixListener>, woken: &UnixStream, wait: Option<Duration>) -> io::Result<Next> {
+    let mut fds = vec![PollFd::new(woken, PollFlags::IN)];
+    fds.extend(listener.map(|l| PollFd::new(l, PollFlags::IN)));
+    let wait = wait.and_then(|w| Timespec::try_from(w).ok());
+    match poll(&mut fds, wait.as_ref()) {
+        Ok(_) if !fds[0].revents().is_empty() => return Ok(Next::Woken),
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok(Next::Nobody),
+        Err(e) => return Err(e.into()),
+    }
+    let Some(listener) = listener.filter(|_| fds[1].revents().contains(PollFlags::IN)) else {
+        return Ok(Next::Nobody);
+    };
+    match listener.accept() {
+        Ok((stream, _)) => Ok(Next::Reader(stream)),
+        // Gone again, or no descriptor left: the next one may fare better.
+        Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::ConnectionAborted => {
+            Ok(Next::Nobody)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The whole of it within [`READER`], however slowly it is taken.
+fn answer(board: &Board, mut stream: UnixStream) -> io::Result<()> {
+    let json = serde_json::to_vec(&Snapshot::take(board, Instant::now()))?;
+    let until = Instant::now() + READER;
+    let mut rest = &json[..];
+    while !rest.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        match stream.write(rest) {
+            Ok(n) => rest = &rest[n..],
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Listens on the socket in `folder`; the caller holds the folder's lock, so an old socket is a dead one.
+fn listen(folder: &Path) -> io::Result<UnixListener> {
+    let path = folder.join(SOCKET);
+    match fs::symlink_metadata(&path) {
+        Ok(there) if there.file_type().is_socket() => fs::remove_file(&path)?,
+        Ok(_) => return Err(io::Error::other("something else has the name of the socket")),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Before it has a name, so that nobody else can ever connect (Linux takes the name's mode from the socket's).
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    let (_folder, address) = address(folder)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 16)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// A socket's address has room for 108 bytes (unix(7)): a longer path goes by the folder's descriptor.
+fn address(folder: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
+    let held = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let address = SocketAddrUnix::new(folder.join(SOCKET))
+        .or_else(|_| SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", held.as_fd().as_raw_fd())))?;
+    Ok((held, address))
+}
+
+/// Asks the agent that runs on `folder`. `None`: none does.
+pub fn ask(folder: &Path) -> io::Result<Option<Snapshot>> {
+    let absent = |e: &io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
+    let connected = address(folder).and_then(|(_folder, address)| {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, &address)?;
+        Ok(UnixStream::from(socket))
+    });
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(e) if absent(&e) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    stream.set_read_timeout(Some(ANSWER))?;
+    let mut json = Vec::new();
+    stream.take(MOST_BYTES).read_to_end(&mut json)?;
+    if json.is_empty() {
+        return Ok(None); // it ended at this moment
+    }
+    Ok(Some(serde_json::from_slice(&json)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn live(folder: &Path, board: &Arc<Board>) -> Live {
+        start(board.clone(), Some(folder), None).unwrap()
+    }
+
+    /// Fails when the socket stays after the end, when a dead one is in the way, or others may connect.
+    #[test]
+    fn one_snapshot_for_each_who_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(ask(dir.path()).unwrap(), None);
+        let board = Arc::new(Board::default());
+        *board.driver() = "stdout".into();
+        let running = live(dir.path(), &board);
+        for _ in 0..3 {
+            assert_eq!(ask(dir.path()).unwrap().unwrap().driver, "stdout");
+        }
+        let socket = dir.path().join(SOCKET);
+        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(running);
+        assert!(!socket.exists());
+        drop(UnixListener::bind(&socket).unwrap()); // as a killed agent leaves it
+        assert_eq!(ask(dir.path()).unwrap(), None);
+        let _again = live(dir.path(), &board);
+        assert!(ask(dir.path()).unwrap().is_some());
+    }
+
+    /// Fails when one who connects and never reads holds up the next, or the end.
+    #[test]
+    fn a_slow_reader_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Arc::new(Board::default());
+        for i in 0..5000 {
+            board.files().entry(format!("/var/log/some/long/path/{i}").into()).or_default();
+        }
+        let running = live(dir.path(), &board);
+        let _slow = UnixStream::connect(dir.path().join(SOCKET)).unwrap();
+        let before = Instant::now();
+        assert_eq!(ask(dir.path()).unwrap().unwrap().files.len(), 5000);
+        assert!(before.elapsed() < READER + Duration::from_secs(1));
+        drop(running);
+        assert!(before.elapsed() < READER + Duration::from_secs(2));
+    }
+
+    /// Fails when a deep state folder has no live status.
+    #[test]
+    fn a_long_path_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("x".repeat(120));
+        fs::create_dir(&folder).unwrap();
+        let _live = live(&folder, &Arc::new(Board::default()));
+        assert!(ask(&folder).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_not_a_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(SOCKET), "mine").unwrap();
+        drop(live(dir.path(), &Arc::new(Board::default())));
+        assert_eq!(fs::read_to_string(dir.path().join(SOCKET)).unwrap(), "mine");
+    }
+
+    #[test]
+    fn metrics_are_written_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.prom");
+        let running = start(Arc::new(Board::default()), None, Some(path.clone())).unwrap();
+        let tick = crossbeam_channel::tick(Duration::from_millis(5));
+        let before = Instant::now();
+        while !path.exists() {
+            tick.recv().unwrap();
+            assert!(before.elapsed() < Duration::from_secs(5));
+        }
+        drop(running);
+    }
+}

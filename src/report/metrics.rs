@@ -1,0 +1,191 @@
+//! A snapshot in Prometheus' text format, for the textfile collector of node_exporter. Serves no port.
+//!
+//! Names and units by <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters, which here go on
+//! over restarts.
+
+use super::snapshot::{File, Peer, Snapshot};
+use std::fmt::Write as _;
+use std::fs::{File as Disk, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// A number of the whole agent: name, type, meaning, value.
+type One = (&'static str, &'static str, &'static str, fn(&Snapshot) -> f64);
+/// A number of each file, or of each broker or topic.
+type Each<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
+
+const AGENT: [One; 15] = [
+    ("logagent_uptime_seconds", "gauge", "Time since this run began.", |s| s.uptime.unwrap_or(0.0)),
+    ("logagent_files", "gauge", "Followed files.", |s| s.files.len() as f64),
+    ("logagent_lines_read_total", "counter", "Lines read.", |s| s.totals.read as f64),
+    ("logagent_lines_acknowledged_total", "counter", "Lines that Kafka acknowledged.", |s| {
+        s.totals.acked as f64
+    }),
+    (
+        "logagent_lines_dead_lettered_total",
+        "counter",
+        "Lines that Kafka can never take, kept in dead-letter.",
+        |s| s.totals.dead_lettered as f64,
+    ),
+    ("logagent_lines_doubled_at_most_total", "counter", "Upper bound of lines stored more than once.", |s| {
+        s.totals.doubled_at_most as f64
+    }),
+    (
+        "logagent_lines_uncertain_total",
+        "counter",
+        "Lines sent again without proof that they were not stored.",
+        |s| s.totals.uncertain as f64,
+    ),
+    ("logagent_lines_cut_total", "counter", "Lines cut at max_line.", |s| s.totals.cut as f64),
+    ("logagent_lost_bytes_total", "counter", "Bytes that were gone before they could be read.", |s| {
+        s.totals.lost_bytes as f64
+    }),
+    ("logagent_retries_total", "counter", "Batches sent again.", |s| s.totals.retries as f64),
+    ("logagent_memory_used_bytes", "gauge", "Bytes between disk and acknowledgement.", |s| {
+        s.memory.used as f64
+    }),
+    ("logagent_memory_limit_bytes", "gauge", "What memory in the config allows.", |s| s.memory.limit as f64),
+    ("logagent_state_written_bytes_total", "counter", "Bytes written to the state folder.", |s| {
+        s.state.bytes_written as f64
+    }),
+    ("logagent_state_degraded", "gauge", "1 while positions cannot be saved.", |s| {
+        f64::from(u8::from(s.state.degraded.is_some()))
+    }),
+    ("logagent_lag_bytes", "gauge", "Bytes not acknowledged, over all files.", |s| s.lag_bytes() as f64),
+];
+
+const FILES: [Each<File>; 5] = [
+    ("logagent_file_size_bytes", "Size of the file.", |f| Some(f.size as f64)),
+    ("logagent_file_acknowledged_bytes", "Acknowledged up to this offset.", |f| Some(f.acknowledged as f64)),
+    ("logagent_file_lag_bytes", "Bytes not acknowledged, with those of rotated files.", |f| {
+        Some(f.lag_bytes as f64)
+    }),
+    (
+        "logagent_file_oldest_unsent_seconds",
+        "Age of the oldest line not acknowledged; 0 if there is none.",
+        |f| Some(f.oldest_unsent.unwrap_or(0.0)),
+    ),
+    ("logagent_file_stuck", "1 while its lines cannot leave.", |f| {
+        Some(f64::from(u8::from(f.stuck_because.is_some())))
+    }),
+];
+
+const BROKERS: [Each<Peer>; 2] = [
+    ("logagent_broker_up", "0 while it cannot be reached.", |p| Some(f64::from(u8::from(p.attempts == 0)))),
+    ("logagent_broker_failed_attempts", "Failed attempts since it last worked.", |p| Some(p.attempts as f64)),
+];
+
+const TOPICS: [Each<Peer>; 1] = [("logagent_topic_up", "0 while lines of this topic are refused.", |p| {
+    Some(f64::from(u8::from(p.attempts == 0)))
+})];
+
+/// All metrics.
+pub fn text(s: &Snapshot) -> String {
+    let mut out = String::new();
+    head(&mut out, "logagent_build_info", "gauge", "1; says which program and driver.");
+    let driver = s.driver.split(':').next().unwrap_or_default();
+    labelled(&mut out, "logagent_build_info", &[("version", &s.version), ("driver", driver)], 1.0);
+    for (name, kind, help, value) in AGENT {
+        head(&mut out, name, kind, help);
+        labelled(&mut out, name, &[], value(s));
+    }
+    each(&mut out, &FILES, &s.files, |f| vec![("path", f.path.as_str()), ("topic", f.topic.as_str())]);
+    each(&mut out, &BROKERS, &s.brokers, |p| vec![("broker", p.name.as_str())]);
+    each(&mut out, &TOPICS, &s.topics, |p| vec![("topic", p.name.as_str())]);
+    out
+}
+
+fn each<T>(out: &mut String, metrics: &[Each<T>], all: &[T], labels: fn(&T) -> Vec<(&'static str, &str)>) {
+    for (name, help, value) in metrics.iter().filter(|_| !all.is_empty()) {
+        head(out, name, "gauge", help);
+        for one in all {
+            if let Some(value) = value(one) {
+                labelled(out, name, &labels(one), value);
+            }
+        }
+    }
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}"); // a String takes everything
+}
+
+fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
+    out.push_str(name);
+    for (i, (label, text)) in labels.iter().enumerate() {
+        out.push(if i == 0 { '{' } else { ',' });
+        let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let _ = write!(out, "{label}=\"{text}\"");
+    }
+    out.push_str(if labels.is_empty() { "" } else { "}" });
+    let _ = writeln!(out, " {value}");
+}
+
+/// Writes the file as the collector wants it: whole at every moment. Not synced, since it is worth nothing after a boot.
+pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
+    let mut tmp = path.as_os_str().to_owned();
+    tmp.push(".tmp"); // the collector reads only *.prom
+    let mut file: Disk = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&tmp)?;
+    file.write_all(text(s).as_bytes())?;
+    #[allow(clippy::disallowed_methods)] // nothing here has to outlive a power loss
+    std::fs::rename(&tmp, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let file = File {
+            path: "/var/log/\"a\\\n.log".into(),
+            topic: "t".into(),
+            size: 5_000_000_000,
+            oldest_unsent: Some(1.5),
+            ..File::default()
+        };
+        let peer = Peer { name: "k:9092".into(), attempts: 2, ..Peer::default() };
+        Snapshot {
+            files: vec![file],
+            brokers: vec![peer],
+            driver: "modern: why".into(),
+            ..Snapshot::default()
+        }
+    }
+
+    /// The rules of the text format and of naming. Fails when a label is not escaped, a type is missing, or a counter's name
+    /// does not end in `_total`.
+    #[test]
+    fn as_prometheus_wants_it() {
+        let text = text(&snapshot());
+        let mut kind = ("", "");
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                kind = rest.split_once(' ').unwrap();
+                assert_eq!(kind.0.ends_with("_total"), kind.1 == "counter", "{line}");
+                assert_eq!(text.matches(&format!("# TYPE {} ", kind.0)).count(), 1, "{line}");
+            } else if !line.starts_with('#') {
+                let (name, value) = line.rsplit_once(' ').unwrap();
+                assert_eq!(name.split('{').next(), Some(kind.0));
+                value.parse::<f64>().unwrap();
+            }
+        }
+        assert!(
+            text.contains(r#"logagent_file_size_bytes{path="/var/log/\"a\\\n.log",topic="t"} 5000000000"#),
+            "{text}"
+        );
+        assert!(text.contains("logagent_broker_up{broker=\"k:9092\"} 0\n"));
+        assert!(text.contains("driver=\"modern\"} 1\n"));
+    }
+
+    #[test]
+    fn written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logagent.prom");
+        for _ in 0..2 {
+            write(&path, &snapshot()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text(&snapshot()));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

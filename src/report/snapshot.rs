@@ -1,0 +1,419 @@
+//! The board at one moment, as a value: the one form between the board and its views. `status --json` is this,
+//! serialized; the text, the metrics and the log print it. Decides nothing, and reads no file.
+
+use super::{Board, BrokerState, FileState, Gauge};
+use crate::chunk::{Identity, StreamId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Everything there is to say. Sizes and offsets are bytes, times are seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Snapshot {
+    /// Of the program.
+    pub version: String,
+    /// Told by the running agent; else read from the state folder, and what it says is as old as that.
+    pub live: bool,
+    pub pid: Option<u32>,
+    pub uptime: Option<f64>,
+    /// Which driver, and why that one.
+    pub driver: String,
+    pub files: Vec<File>,
+    pub brokers: Vec<Peer>,
+    /// Topics that have been in trouble.
+    pub topics: Vec<Peer>,
+    pub totals: Totals,
+    pub memory: Memory,
+    pub state: State,
+}
+
+/// One followed path.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct File {
+    /// Bytes that are no UTF-8 are written `\xHH`.
+    pub path: String,
+    pub topic: String,
+    /// "following", "unreadable" …
+    pub state: String,
+    /// Of the file at the path; what rotated files still hold is in `streams` and in the sums below.
+    pub identity: Option<Id>,
+    pub size: u64,
+    pub framed: u64,
+    pub acknowledged: u64,
+    pub saved: u64,
+    /// Bytes that exist and are not acknowledged, also of rotated files.
+    pub lag_bytes: u64,
+    /// Age of the oldest complete line that is not acknowledged, since this run first saw it.
+    pub oldest_unsent: Option<f64>,
+    pub last_error: Option<String>,
+    pub stuck_because: Option<String>,
+    /// Rotated files that are still open, oldest first, and the live one.
+    pub streams: Vec<Stream>,
+}
+
+/// One unbroken run of bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stream {
+    pub stream: u64,
+    pub identity: Option<Id>,
+    pub size: u64,
+    pub framed: u64,
+    pub acknowledged: u64,
+    pub saved: u64,
+}
+
+/// Which file it is, whatever its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Id {
+    pub device: u64,
+    pub inode: u64,
+    /// Seconds and nanoseconds, where the file system keeps a birth time.
+    pub born: Option<(i64, u32)>,
+}
+
+/// A broker, the bootstrap list, or a topic.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    pub name: String,
+    pub state: String,
+    /// It has been in this state for so long.
+    pub since: f64,
+    /// Failed attempts since it last worked.
+    pub attempts: u64,
+    pub last_error: Option<String>,
+}
+
+/// Over all restarts. In lines, but for what says bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    pub read: u64,
+    pub acked: u64,
+    pub dead_lettered: u64,
+    /// No more lines than this are stored twice (a line stored three times counts as two).
+    pub doubled_at_most: u64,
+    pub uncertain: u64,
+    pub cut: u64,
+    pub lost_bytes: u64,
+    /// Batches sent again.
+    pub retries: u64,
+}
+
+/// The budget of bytes between disk and acknowledgement.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    pub used: u64,
+    pub limit: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// `None`: nothing is saved.
+    pub path: Option<String>,
+    /// Why positions cannot be saved now.
+    pub degraded: Option<String>,
+    /// Written to the folder, over all restarts.
+    pub bytes_written: u64,
+}
+
+/// A line that waits longer than this without a reason of its file's own is held up by somebody.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+impl Snapshot {
+    pub fn take(board: &Board, now: Instant) -> Snapshot {
+        let peers = |states: &BTreeMap<String, BrokerState>| -> Vec<Peer> {
+            states.iter().map(|(name, state)| Peer::of(name, state, now)).collect()
+        };
+        let (brokers, topics) = (peers(&board.brokers()), peers(&board.topics()));
+        let folder = board.state().clone();
+        let budget = board.budget.get();
+        let mut snapshot = Snapshot {
+            version: env!("CARGO_PKG_VERSION").into(),
+            live: true,
+            pid: Some(std::process::id()),
+            uptime: Some(now.duration_since(board.started).as_secs_f64()),
+            driver: board.driver().clone(),
+            files: Vec::new(),
+            brokers,
+            topics,
+            totals: Totals::of(board),
+            memory: Memory {
+                used: budget.map_or(0, |b| b.used() as u64),
+                limit: budget.map_or(0, |b| b.total() as u64),
+            },
+            state: State {
+                path: folder.path.as_deref().map(shown),
+                degraded: folder.degraded,
+                bytes_written: read(&board.totals.state_bytes) + board.air.get().map_or(0, |a| a.written()),
+            },
+        };
+        snapshot.files =
+            board.files().iter().map(|(path, file)| File::of(path, file, &snapshot, now)).collect();
+        snapshot
+    }
+
+    /// Bytes that are not acknowledged, over all files.
+    pub fn lag_bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.lag_bytes).sum()
+    }
+
+    /// Into the log: the line, and the files that wait, those that wait longest first.
+    pub fn log(&self) {
+        log::info!("status: {}", self.line());
+        let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
+        waiting.sort_by(|a, b| b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0)));
+        for f in waiting.iter().take(Self::LOGGED) {
+            let why =
+                f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();
+            log::info!("status: {}: {} unsent, {}{why}", f.path, super::text::Bytes(f.lag_bytes), f.state);
+        }
+        for p in self.brokers.iter().chain(&self.topics).filter(|p| p.attempts > 0) {
+            let why = p.last_error.as_deref().unwrap_or_default();
+            log::info!("status: {} {} after {} attempts: {why}", p.name, p.state, p.attempts);
+        }
+    }
+
+    /// Files in the log, at most.
+    const LOGGED: usize = 20;
+
+    /// In one line, for systemd and the log.
+    pub fn line(&self) -> String {
+        let up = self.brokers.iter().filter(|b| b.attempts == 0).count();
+        let stuck = self.files.iter().filter(|f| f.stuck_because.is_some()).count();
+        let mut line = format!(
+            "{} file(s), {} unsent, {} lines acknowledged, brokers {up} of {} up",
+            self.files.len(),
+            super::text::Bytes(self.lag_bytes()),
+            self.totals.acked,
+            self.brokers.len(),
+        );
+        if stuck > 0 {
+            line += &format!(", {stuck} file(s) stuck");
+        }
+        if self.state.degraded.is_some() {
+            line += ", positions cannot be saved";
+        }
+        line
+    }
+}
+
+impl File {
+    fn of(path: &Path, file: &FileState, all: &Snapshot, now: Instant) -> File {
+        let streams: Vec<Stream> = file.gauges.iter().map(|g| Stream::of(g)).collect();
+        let since = file.gauges.iter().filter_map(|g| g.waits_since()).min();
+        let waits = since.map(|since| now.saturating_duration_since(since));
+        File {
+            oldest_unsent: waits.map(|w| w.as_secs_f64()),
+            stuck_because: stuck(file, waits, all),
+            last_error: file.last_error.clone(),
+            ..File::with(path, &file.topic, &file.state, streams)
+        }
+    }
+
+    /// Of streams whose last is the one at the path.
+    pub fn with(path: &Path, topic: &str, state: &str, streams: Vec<Stream>) -> File {
+        let live = streams.last().cloned().unwrap_or_default();
+        File {
+            path: shown(path),
+            topic: topic.into(),
+            state: state.into(),
+            identity: live.identity,
+            size: live.size,
+            framed: live.framed,
+            acknowledged: live.acknowledged,
+            saved: live.saved,
+            lag_bytes: streams.iter().map(|s| s.size.saturating_sub(s.acknowledged)).sum(),
+            streams,
+            ..File::default()
+        }
+    }
+}
+
+/// Why a file's lines do not leave, as far as the board knows.
+fn stuck(file: &FileState, waits: Option<Duration>, all: &Snapshot) -> Option<String> {
+    if file.stuck.is_some() || file.last_error.is_some() {
+        return file.stuck.clone().or_else(|| file.last_error.clone());
+    }
+    waits.filter(|w| *w > STUCK_AFTER)?;
+    let reason = |p: &Peer| format!("{}: {}", p.name, p.last_error.as_deref().unwrap_or(&p.state));
+    let in_trouble = |p: &&Peer| p.attempts > 0;
+    let topic = all.topics.iter().filter(in_trouble).find(|t| t.name == file.topic);
+    if let Some(topic) = topic {
+        return Some(format!("topic {}", reason(topic)));
+    }
+    let broker = all.brokers.iter().find(in_trouble);
+    if let Some(broker) = broker {
+        return Some(format!("broker {}", reason(broker)));
+    }
+    if all.driver.is_empty() && all.brokers.is_empty() {
+        return None;
+    }
+    let full = all.memory.limit > 0 && all.memory.used >= all.memory.limit / 10 * 9;
+    full.then(|| "all memory is taken by lines that wait for their acknowledgement".into())
+}
+
+impl Stream {
+    fn of(gauge: &Gauge) -> Stream {
+        let who = gauge.who();
+        // In this order, so that a line acknowledged meanwhile cannot make one of them look ahead of the next.
+        let (saved, acknowledged) = (read(&gauge.saved), read(&gauge.acked));
+        Stream {
+            stream: who.as_ref().map_or(0, |(StreamId(stream), _)| *stream),
+            identity: who.map(|(_, identity)| (&identity).into()),
+            saved,
+            acknowledged,
+            framed: read(&gauge.framed),
+            size: read(&gauge.size),
+        }
+    }
+}
+
+impl From<&Identity> for Id {
+    fn from(i: &Identity) -> Id {
+        Id { device: i.dev, inode: i.ino, born: i.born }
+    }
+}
+
+impl Peer {
+    fn of(name: &str, state: &BrokerState, now: Instant) -> Peer {
+        Peer {
+            name: name.into(),
+            state: state.state.clone(),
+            since: now.saturating_duration_since(state.since).as_secs_f64(),
+            attempts: state.attempts,
+            last_error: state.last_error.clone(),
+        }
+    }
+}
+
+impl Totals {
+    fn of(board: &Board) -> Totals {
+        let t = &board.totals;
+        Totals {
+            read: read(&t.read_lines),
+            acked: read(&t.acked_lines).saturating_sub(read(&t.dead_lettered)),
+            dead_lettered: read(&t.dead_lettered),
+            doubled_at_most: board.doubled_at_most(),
+            uncertain: read(&t.uncertain),
+            cut: read(&t.cut_lines),
+            lost_bytes: read(&t.lost_bytes),
+            retries: read(&t.retries),
+        }
+    }
+}
+
+fn read(n: &AtomicU64) -> u64 {
+    n.load(Relaxed)
+}
+
+/// A path as text: bytes that are no UTF-8 as `\xHH`.
+pub fn shown(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let mut out = String::new();
+    for part in path.as_os_str().as_bytes().utf8_chunks() {
+        out += part.valid();
+        part.invalid().iter().for_each(|b| out += &format!("\\x{b:02x}"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn board() -> (Board, Arc<Gauge>, Arc<Gauge>) {
+        let board = Board::default();
+        let (old, live) = (board.gauge(StreamId(3), 50, 100), board.gauge(StreamId(4), 0, 1000));
+        live.frame(0, 600, 6);
+        live.acked.store(400, Relaxed);
+        live.belongs(StreamId(4), Identity { dev: 1, ino: 2, born: None });
+        let gauges = vec![old.clone(), live.clone()];
+        let file = FileState { gauges, state: "following".into(), topic: "t".into(), ..FileState::default() };
+        board.files().insert("/a".into(), file);
+        (board, old, live)
+    }
+
+    /// Fails when rotated files' bytes are left out of the lag.
+    #[test]
+    fn the_lag_holds_what_rotated_files_hold() {
+        let (board, ..) = board();
+        let s = Snapshot::take(&board, Instant::now());
+        let f = &s.files[0];
+        assert_eq!((f.size, f.framed, f.acknowledged, f.lag_bytes), (1000, 600, 400, 650));
+        assert_eq!(f.identity, Some(Id { device: 1, inode: 2, born: None }));
+        assert_eq!(f.streams.len(), 2);
+        assert_eq!(s.lag_bytes(), 650);
+    }
+
+    /// Fails when an unfinished rest counts as late, or the age is that of the newest bytes.
+    #[test]
+    fn the_age_is_that_of_the_oldest_line() {
+        let (board, old, live) = board();
+        let later = Instant::now() + Duration::from_secs(60);
+        live.saw(2000, later);
+        let age = |now| Snapshot::take(&board, now).files[0].oldest_unsent;
+        assert!(age(later).is_some_and(|a| (59.0..70.0).contains(&a)), "{:?}", age(later));
+        old.frame(50, 100, 1);
+        old.acked.store(100, Relaxed);
+        live.frame(600, 1900, 1);
+        live.acked.store(1500, Relaxed);
+        assert!(age(later + Duration::from_secs(5)).is_some_and(|a| (4.9..6.0).contains(&a)));
+        live.acked.store(1900, Relaxed);
+        live.searched.store(2000, Relaxed);
+        assert_eq!(age(later), None, "100 bytes without a newline are not late");
+    }
+
+    /// Fails when a file is called stuck for a broker while nothing of it waits, or another topic's trouble is blamed.
+    #[test]
+    fn who_holds_a_file_up() {
+        let (board, old, live) = board();
+        let peer = |name: &str, attempts| {
+            let last_error = Some("refused".into());
+            (
+                name.to_string(),
+                BrokerState { state: "down".into(), since: Instant::now(), attempts, last_error },
+            )
+        };
+        let stuck = || {
+            let soon = Instant::now() + Duration::from_secs(10);
+            Snapshot::take(&board, soon).files[0].stuck_because.clone()
+        };
+        assert_eq!(stuck(), None);
+        board.topics().extend([peer("other", 1), peer("t", 0)]);
+        assert_eq!(stuck(), None);
+        board.brokers().extend([peer("k:9092", 3)]);
+        assert_eq!(stuck().as_deref(), Some("broker k:9092: refused"));
+        board.topics().extend([peer("t", 2)]);
+        assert_eq!(stuck().as_deref(), Some("topic t: refused"));
+        board.files().get_mut(Path::new("/a")).unwrap().last_error = Some("denied".into());
+        assert_eq!(stuck().as_deref(), Some("denied"));
+        board.files().get_mut(Path::new("/a")).unwrap().last_error = None;
+        for gauge in [old, live] {
+            gauge.frame(0, 1000, 0);
+            gauge.acked.store(1000, Relaxed);
+        }
+        assert_eq!(stuck(), None);
+    }
+
+    #[test]
+    fn json_there_and_back() {
+        let (board, ..) = board();
+        let snapshot = Snapshot::take(&board, Instant::now());
+        let json = serde_json::to_string(&snapshot).unwrap();
+        let back: Snapshot = serde_json::from_str(&json).unwrap();
+        assert_eq!(back.files, snapshot.files);
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for field in ["read", "acked", "dead_lettered", "doubled_at_most", "uncertain", "lost_bytes"] {
+            assert!(value["totals"][field].is_u64(), "{field}");
+        }
+    }
+}

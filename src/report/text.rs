@@ -1,0 +1,217 @@
+//! A snapshot as text for a person at a terminal. Asks nobody and writes nowhere.
+
+use super::snapshot::{File, Peer, Snapshot};
+use crate::error::Escaped;
+use std::fmt::{self, Display, Write as _};
+use std::time::Duration;
+
+/// Bytes as a person reads them: `999 B`, `1.5 KiB`, `20 MiB`.
+pub struct Bytes(pub u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        if self.0 < 1024 {
+            return f.pad(&format!("{} B", self.0));
+        }
+        let (mut n, mut unit) = (self.0 as f64 / 1024.0, 0);
+        while n >= 1023.5 && unit + 1 < UNITS.len() {
+            (n, unit) = (n / 1024.0, unit + 1);
+        }
+        let digits = usize::from(n < 9.95);
+        f.pad(&format!("{n:.digits$} {}", UNITS[unit]))
+    }
+}
+
+/// Seconds as a person says them: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
+pub struct Age(pub f64);
+
+impl Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.0 {
+            s if s < 9.95 => format!("{s:.1} s"),
+            s if s < 119.5 => format!("{s:.0} s"),
+            s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+            s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+            s => format!("{:.0} d", s / 86_400.0),
+        };
+        f.pad(&text)
+    }
+}
+
+/// The whole status.
+pub fn status(s: &Snapshot) -> String {
+    let mut out = String::new();
+    head(&mut out, s);
+    files(&mut out, &s.files);
+    peers(&mut out, "BROKER", &s.brokers);
+    peers(&mut out, "TOPIC", &s.topics);
+    let t = &s.totals;
+    line(
+        &mut out,
+        format_args!(
+            "lines: {} read, {} acknowledged, {} dead-lettered, {} doubled at most, {} uncertain, {} cut",
+            t.read, t.acked, t.dead_lettered, t.doubled_at_most, t.uncertain, t.cut
+        ),
+    );
+    line(&mut out, format_args!("lost: {} bytes; batches sent again: {}", t.lost_bytes, t.retries));
+    out
+}
+
+/// What happened between two snapshots, `apart`.
+pub fn rates(before: &Snapshot, now: &Snapshot, apart: Duration) -> String {
+    let per_second =
+        |before: u64, now: u64| now.saturating_sub(before) as f64 / apart.as_secs_f64().max(0.001);
+    let sent = |s: &Snapshot| -> u64 { s.files.iter().map(|f| f.acknowledged).sum() };
+    let mut out = String::new();
+    line(
+        &mut out,
+        format_args!(
+            "per second: {:.0} lines read, {:.0} acknowledged, {} acknowledged",
+            per_second(before.totals.read, now.totals.read),
+            per_second(before.totals.acked, now.totals.acked),
+            Bytes(per_second(sent(before), sent(now)) as u64),
+        ),
+    );
+    out
+}
+
+fn head(out: &mut String, s: &Snapshot) {
+    if s.live {
+        let pid = s.pid.map(|pid| pid.to_string()).unwrap_or_default();
+        line(out, format_args!("logagent {}, process {pid}, up {}", s.version, Age(s.uptime.unwrap_or(0.0))));
+        if !s.driver.is_empty() {
+            line(out, format_args!("driver {}", s.driver));
+        }
+        line(out, format_args!("memory {} of {}", Bytes(s.memory.used), Bytes(s.memory.limit)));
+    } else {
+        line(out, format_args!("logagent is not running here: this is what it saved last"));
+    }
+    let written = Bytes(s.state.bytes_written);
+    match (&s.state.path, &s.state.degraded) {
+        (None, _) => line(out, format_args!("positions are not saved (no state folder)")),
+        (Some(path), None) => line(out, format_args!("state {path}, {written} written")),
+        (Some(path), Some(why)) => line(out, format_args!("state {path}: CANNOT BE SAVED: {why}")),
+    }
+    out.push('\n');
+}
+
+fn files(out: &mut String, files: &[File]) {
+    let width =
+        files.iter().map(|f| Escaped(&f.path).to_string().chars().count()).max().unwrap_or(0).clamp(4, 60);
+    line(
+        out,
+        format_args!(
+            "{:width$}  {:>10}  {:>10}  {:>10}  {:>7}  STATE",
+            "FILE", "SIZE", "ACKED", "UNSENT", "OLDEST"
+        ),
+    );
+    for f in files {
+        let oldest = f.oldest_unsent.map_or("-".into(), |s| Age(s).to_string());
+        let more = match f.streams.len() {
+            0 | 1 => String::new(),
+            n => format!(", {} rotated", n - 1),
+        };
+        line(
+            out,
+            format_args!(
+                "{:width$}  {:>10}  {:>10}  {:>10}  {oldest:>7}  {}{more}",
+                Escaped(&f.path).to_string(),
+                Bytes(f.size),
+                Bytes(f.acknowledged),
+                Bytes(f.lag_bytes),
+                f.state,
+            ),
+        );
+        if let Some(why) = &f.stuck_because {
+            line(out, format_args!("    stuck because {why}"));
+        } else if let Some(e) = &f.last_error {
+            line(out, format_args!("    last error: {e}"));
+        }
+    }
+    out.push('\n');
+}
+
+fn peers(out: &mut String, what: &str, peers: &[Peer]) {
+    if peers.is_empty() {
+        return;
+    }
+    let width = peers.iter().map(|p| p.name.chars().count()).max().unwrap_or(0).clamp(what.len(), 60);
+    line(out, format_args!("{what:width$}  {:>7}  STATE", "SINCE"));
+    for p in peers {
+        let tried = if p.attempts > 0 { format!(", {} attempts", p.attempts) } else { String::new() };
+        let error = p.last_error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
+        let error = if p.attempts > 0 { error } else { String::new() };
+        let age = Age(p.since).to_string();
+        line(out, format_args!("{:width$}  {age:>7}  {}{tried}{error}", p.name, p.state));
+    }
+    out.push('\n');
+}
+
+/// One line, whatever a path or an error message holds.
+fn line(out: &mut String, what: fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{}", Escaped(&what.to_string())); // a String takes everything
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ages() {
+        let bytes = |n| Bytes(n).to_string();
+        assert_eq!(
+            [0, 1023, 1024, 10 << 10, (1 << 20) - 1, 3 << 29, u64::MAX].map(bytes),
+            ["0 B", "1023 B", "1.0 KiB", "10 KiB", "1.0 MiB", "1.5 GiB", "16 EiB"]
+        );
+        let age = |s| Age(s).to_string();
+        assert_eq!(
+            [0.04, 9.96, 119.0, 130.0, 7300.0, 200_000.0].map(age),
+            ["0.0 s", "10 s", "119 s", "2 min", "2 h", "2 d"]
+        );
+        assert_eq!(format!("{:>8}|{:<6}|", Bytes(5), Age(5.0)), "     5 B|5.0 s |");
+    }
+
+    /// Fails when a path or an error forges lines or moves the cursor.
+    #[test]
+    fn nothing_active_is_printed() {
+        let file =
+            File { path: "/a\nb\x1b[2J".into(), stuck_because: Some("x\ny".into()), ..File::default() };
+        let text = status(&Snapshot { files: vec![file], ..Snapshot::default() });
+        assert!(text.contains("/a\\nb\\x1b[2J") && text.contains("x\\ny"), "{text}");
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn what_stands_where() {
+        let file = File {
+            path: "/var/log/a".into(),
+            state: "following".into(),
+            size: 2048,
+            acknowledged: 1024,
+            lag_bytes: 1024,
+            oldest_unsent: Some(3.0),
+            ..File::default()
+        };
+        let peer = Peer {
+            name: "k:9092".into(),
+            state: "down".into(),
+            since: 90.0,
+            attempts: 4,
+            last_error: Some("refused".into()),
+        };
+        let s = Snapshot {
+            live: true,
+            pid: Some(7),
+            files: vec![file],
+            brokers: vec![peer],
+            ..Snapshot::default()
+        };
+        let text = status(&s);
+        let find =
+            |part: &str| text.lines().find(|l| l.contains(part)).unwrap_or_else(|| panic!("{part}: {text}"));
+        assert_eq!(find("/var/log/a"), "/var/log/a     2.0 KiB     1.0 KiB     1.0 KiB    3.0 s  following");
+        assert_eq!(find("k:9092"), "k:9092     90 s  down, 4 attempts: refused");
+        assert!(status(&Snapshot::default()).starts_with("logagent is not running here"));
+    }
+}
