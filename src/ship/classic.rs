@@ -30,7 +30,9 @@
 //! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | Ship chooses partitions; addresses are parsed as it writes them. |
 
 mod client;
+mod page;
 mod session;
+mod topics;
 mod verdict;
 mod watchdog;
 
@@ -345,7 +347,7 @@ impl Worker<'_> {
             return Err(Fault::Again(Pace::Now, why));
         }
         let guard = self.watch.guard(peers);
-        let done = session.produce(&mut self.pen, batch, self.options);
+        let done = page::produce(&mut session.client, &mut self.pen, batch, self.options);
         drop(guard);
         match done {
             Ok(offset) => {
