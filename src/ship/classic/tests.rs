@@ -1,4 +1,5 @@
-//! The classic driver against a scripted peer: each of the crate's defects (KAFKA.md, D1–D17) that shows from outside.
+//! The classic driver against a scripted peer: each of the crate's defects (D1–D17, see [`super`]) that
+//! shows from outside.
 //! Times are short; what is asserted is order and content, with deadlines that only a hang passes.
 
 mod answers;
