@@ -55,8 +55,10 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
     let expected = unread_paths(&saved);
-    let trouble = |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
-    let live = live::start(board.clone(), config.agent.state_dir.as_deref(), config.textfile.clone()).map_err(trouble)?;
+    let trouble =
+        |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
+    let live = live::start(board.clone(), config.agent.state_dir.as_deref(), config.textfile.clone())
+        .map_err(trouble)?;
     thread::scope(|scope| {
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);

@@ -45,7 +45,11 @@ fn state_folder(asked: &cli::Status) -> Result<PathBuf, Error> {
     }
     let config = config::load(&Overrides { config: asked.config.clone(), ..Overrides::default() })?;
     config.agent.state_dir.ok_or_else(|| {
-        Error::failed("status", "this config saves nothing", "name a state folder by state_dir or --state-dir")
+        Error::failed(
+            "status",
+            "this config saves nothing",
+            "name a state folder by state_dir or --state-dir",
+        )
     })
 }
 
@@ -156,7 +160,11 @@ fn watch(folder: &Path, json: bool) -> Result<ExitCode, Error> {
 /// Prints it; `rates` with `--watch` only. False: nobody reads any more.
 fn show(snapshot: &Snapshot, json: bool, rates: Option<String>) -> Result<bool, Error> {
     let mut out = if json {
-        let text = if rates.is_some() { serde_json::to_string(snapshot) } else { serde_json::to_string_pretty(snapshot) };
+        let text = if rates.is_some() {
+            serde_json::to_string(snapshot)
+        } else {
+            serde_json::to_string_pretty(snapshot)
+        };
         text.map_err(|e| Error::failed("write the status as JSON", e, "report this defect"))? + "\n"
     } else {
         text::status(snapshot)

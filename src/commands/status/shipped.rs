@@ -91,7 +91,9 @@ fn reached(
     }
     // A copy (`copytruncate`, `cp`) holds the bytes of a stream that was read from another file.
     for stream in saved.streams.iter().rev().filter(|s| s.at.offset >= lines_end) {
-        if usize::from(stream.at.mark.len) >= Mark::SPAN.min(stream.at.offset as usize) && fits(file, look.size, stream)? {
+        if usize::from(stream.at.mark.len) >= Mark::SPAN.min(stream.at.offset as usize)
+            && fits(file, look.size, stream)?
+        {
             return Ok(Some(stream.at.offset));
         }
     }
@@ -146,7 +148,16 @@ mod tests {
             let path = path.into();
             let beyond = Vec::new();
             let stream = StreamId(stream);
-            self.saved.streams.push(SavedStream { stream, path, identity, at, beyond, size, finished: false, seen: 0 });
+            self.saved.streams.push(SavedStream {
+                stream,
+                path,
+                identity,
+                at,
+                beyond,
+                size,
+                finished: false,
+                seen: 0,
+            });
         }
 
         fn reached(&self, path: &Path, live: Option<&Snapshot>) -> Option<u64> {
