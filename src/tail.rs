@@ -399,8 +399,8 @@ impl Tail<'_> {
         }
         let beyond: Vec<Range> = e.beyond.iter().map(|(r, _)| r.clone()).collect();
         self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at, beyond }))?;
-        // In the order of the streams' numbers, which is that of their files; the live one is last.
-        let after = |o: &Open| o.live || o.origin.stream > e.stream;
+        // Oldest first; the live one is last.
+        let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
         let place = self.open.iter().position(after).unwrap_or(self.open.len());
         self.open.insert(place, open);
         self.say("following", None);

@@ -45,13 +45,25 @@ impl Tail<'_> {
                 Claim::New => live = Some((file, look, None)),
             }
         }
+        // Nothing of these was read, so they have no mark: compressed, they are among what nobody has read.
+        let mut unread = Vec::new();
         for entry in history.iter().filter(|e| !e.finished) {
             // `take` refuses those that are open by now.
-            if let Some(entry) = self.known.take(entry.stream, &entry.identity) {
-                self.find_or_miss(entry, "it is gone")?;
+            let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
+            match entry.at.offset {
+                0 if !self.find(&entry)? => unread.push(entry),
+                0 => {}
+                _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        let begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        for (i, entry) in unread.into_iter().enumerate() {
+            if i < begun {
+                self.lose(&Entry { size: 0, ..entry }, "")?;
+            } else {
+                self.miss(entry, "it is gone");
+            }
+        }
         let Some((file, look, entry)) = live else { return Ok(()) };
         let entry = match entry {
             Some(entry) => entry,
@@ -109,7 +121,7 @@ impl Tail<'_> {
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
         let open: Vec<Entry> = open.collect();
-        self.unread_siblings(oldest(open.iter()))
+        self.unread_siblings(oldest(open.iter())).map(drop)
     }
 
     /// Goes on with a stream that is open in `known` and whose file is not where it was.
@@ -148,8 +160,8 @@ impl Tail<'_> {
     /// Whether the stream goes on in some file, which is open then.
     pub(super) fn find(&mut self, entry: &Entry) -> Result<bool, Halt> {
         let list = siblings::list(&self.o.path)?;
-        let by_identity =
-            list.iter().find(|s| s.look.identity == entry.identity && s.packed == Packed::Plain);
+        let is_it = |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other;
+        let by_identity = list.iter().find(is_it);
         if let Some(sibling) = by_identity
             && self.go_on_in(sibling, entry)?
         {
@@ -157,16 +169,10 @@ impl Tail<'_> {
         }
         for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
             let known = self.known.get(&sibling.look.identity).is_some_and(|e| e.stream != entry.stream);
-            if !known && entry.at.offset > 0 && self.go_on_in(sibling, entry)? {
+            let may_be = entry.at.offset > 0 || is_packed_of(sibling, entry);
+            if !known && may_be && self.go_on_in(sibling, entry)? {
                 return Ok(true);
             }
-        }
-        if entry.at.offset == 0 && entry.size > 0 && list.iter().any(|s| self.is_unknown(s, Some(entry))) {
-            // Nothing of it was read, so it has no mark: it is one of the siblings that are read from the beginning.
-            self.known.forget(entry.stream);
-            self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost: 0 } }))?;
-            self.unread_siblings(Some(entry))?;
-            return Ok(true);
         }
         Ok(false)
     }
@@ -207,8 +213,9 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// Every sibling that nobody has read and that is newer than `last`, oldest first.
-    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<(), Halt> {
+    /// Every sibling that nobody has read and that is newer than `last`, oldest first. How many streams that began.
+    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<usize, Halt> {
+        let mut begun = 0;
         let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
         let list = self.siblings()?;
         for sibling in &list {
@@ -254,8 +261,9 @@ impl Tail<'_> {
             let entry = self.known.begin(&look, &self.o.path);
             let taken = self.take_up(bytes, &Look { size, ..look }, entry)?;
             debug_assert!(taken.is_some(), "offset 0 agrees with every file");
+            begun += 1;
         }
-        Ok(())
+        Ok(begun)
     }
 
     /// `None`: it is gone again, or may not be read by us, which is said once.
@@ -303,10 +311,11 @@ impl Tail<'_> {
         if last.modified != 0 {
             return sibling.look.modified >= last.modified;
         }
-        match (sibling.look.identity.born, last.identity.born) {
-            (Some(a), Some(b)) => a >= b,
-            _ => true,
-        }
+        let Some((s, ns)) = last.identity.born else { return true };
+        let born = s.saturating_mul(1_000_000_000) + i64::from(ns);
+        // A packed file is born when it is packed, and keeps the time of its lines.
+        sibling.look.modified >= born
+            && (sibling.packed != Packed::Plain || sibling.look.identity.born >= last.identity.born)
     }
 
     /// Whose bytes a sibling holds that is no known file: it may be a copy (copytruncate) or a `.gz` of one.
@@ -329,10 +338,11 @@ impl Tail<'_> {
         }
         for open in self.open.iter().filter(|o| o.size >= size) {
             // Also a copy that was taken while the file still grew.
+            let ends_there = (open.at.offset, open.at.mark) == (size, mark);
             if let Some(of) = open.file()
-                && open::mark_at(of, size)? == mark
+                && (ends_there || open::mark_at(of, size)? == mark)
             {
-                return Ok(Whose::Read);
+                return Ok(Whose::Waits); // it may be needed when the original goes
             }
         }
         if known.iter().any(|e| e.finished && e.at.offset == size && e.at.mark == mark) {
@@ -355,12 +365,21 @@ impl Tail<'_> {
 /// See [`Tail::whose`].
 enum Whose {
     Nobodys,
-    /// All of it is read, or is being read from the original.
+    /// All of it is read.
     Read,
-    /// A stream's that is not open now.
+    /// A stream's that is being read elsewhere, or will be.
     Waits,
     /// It is being written.
     Incomplete,
+}
+
+/// The `.gz` of a file of which nothing was read: it has its length and its time.
+fn is_packed_of(sibling: &Sibling, entry: &Entry) -> bool {
+    let second = |ns: i64| ns.div_euclid(1_000_000_000);
+    sibling.packed == Packed::Gzip
+        && entry.modified != 0
+        && second(sibling.look.modified) == second(entry.modified)
+        && File::open(&sibling.path).and_then(|f| Gz::end(&f)).is_ok_and(|(size, _)| size == entry.size)
 }
 
 /// gzip(1) removes the original when the packed file is complete: until then it is the one to read.

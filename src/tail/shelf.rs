@@ -112,7 +112,8 @@ impl Tail<'_> {
             return;
         };
         let (at, beyond, size, modified) = (open.at, open.beyond(), open.size, open.modified);
-        self.shelf.push_front(Entry { at, beyond, size, modified, ..known });
+        let place = self.shelf.partition_point(|e| (e.modified, e.stream) < (modified, known.stream));
+        self.shelf.insert(place, Entry { at, beyond, size, modified, ..known });
         self.say("catching up", None);
     }
 

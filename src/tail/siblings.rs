@@ -54,7 +54,7 @@ fn list_once(path: &Path) -> io::Result<Vec<Sibling>> {
     {
         found.extend(in_folder_of(&real)?);
     }
-    found.sort_by_key(|s| (s.look.modified, s.look.identity.born, s.packed != Packed::Plain));
+    found.sort_by_key(|s| (s.look.modified, s.look.identity.born, s.packed != Packed::Plain, rank(&s.path)));
     found.dedup_by(|a, b| a.look.identity == b.look.identity);
     Ok(found)
 }
@@ -82,6 +82,15 @@ fn in_folder_of(path: &Path) -> io::Result<Vec<Sibling>> {
         }
     }
     Ok(found)
+}
+
+/// For files of one moment only: a short number counts down to the newest as with logrotate, a date counts up.
+fn rank(path: &Path) -> i64 {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let (plain, _) = unpack(name);
+    let from = plain.iter().rposition(|b| !b.is_ascii_digit()).map_or(0, |at| at + 1);
+    let number = str::from_utf8(&plain[from..]).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    if number < 10_000 { -number } else { number }
 }
 
 /// Whether `name` is a rotated file of `base`, and how it is packed.
