@@ -40,11 +40,6 @@ pub struct Scout {
     known: Vec<String>,
 }
 
-/// Between two rounds in vain.
-fn pause(tries: u32) -> Duration {
-    Duration::from_millis(100 << tries.min(6)).min(Duration::from_secs(5))
-}
-
 /// A broker answers these at once, or it hangs.
 fn patience(shared: &Shared) -> Duration {
     shared.options.request_timeout.min(Duration::from_secs(10))
@@ -114,20 +109,27 @@ impl Scout {
                     if let (Trouble::Unfit(why), true) = (&t, self.shared.options.auto) {
                         self.shared.news(News::Unfit(format!("{address}: {why}")));
                     }
-                    last = Trouble::Lost(format!("{address}: {t}"));
+                    let told = format!("{address}: {t}");
+                    last = match t {
+                        Trouble::Denied(_) => Trouble::Denied(told),
+                        _ => Trouble::Lost(told),
+                    };
                     self.connection = None;
                     self.turn = self.turn.wrapping_add(1);
                 }
             }
         }
         self.health.failed(&last.to_string(), false);
-        Err(pause(open.tries))
+        Err(last.pause(open.tries))
     }
 
     /// One question on the connection there is. The outer error is the connection's, the inner one the broker's.
     fn ask(&mut self, open: &Open) -> Result<Result<(), Duration>, Trouble> {
         let Some(c) = &mut self.connection else { return Err(Trouble::Ended) };
         let options = &self.shared.options;
+        if c.must_renew() {
+            c.authenticate(options)?;
+        }
         let deadline = Instant::now() + patience(&self.shared);
         let id = c.next_correlation();
         match &open.question {
@@ -158,7 +160,7 @@ impl Scout {
                 }
                 Ok(Err(match errors::of(error).fate {
                     errors::Fate::Again(Pace::Held) => Duration::from_secs(60),
-                    _ => pause(open.tries),
+                    _ => Trouble::Ended.pause(open.tries),
                 }))
             }
         }

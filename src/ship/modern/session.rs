@@ -128,7 +128,7 @@ impl<'b> Session<'b> {
             self.send()?;
             let now = Instant::now();
             let Some(limit) = self.limit(now)? else { return Ok(End::Idle) };
-            let (connection, write) = (&self.connection, self.writing.is_some());
+            let (connection, write) = (&mut self.connection, self.writing.is_some());
             let readable = self
                 .broker
                 .inbox
@@ -197,6 +197,12 @@ impl<'b> Session<'b> {
                     return Ok(());
                 }
                 self.sent(request);
+            }
+            if self.connection.must_renew() {
+                if !self.air.is_empty() {
+                    return Ok(()); // what comes back first are those answers
+                }
+                self.connection.authenticate(&self.broker.shared.options)?;
             }
             let window = if self.fresh || !self.broker.shared.numbered() { 1 } else { IN_FLIGHT };
             if self.air.len() >= window || self.quiet.is_some_and(|q| q > Instant::now()) || !self.begin() {
