@@ -122,13 +122,15 @@ impl Input {
 
 /// Says what a peer that speaks something else seems to be.
 fn foreign(head: [u8; 4], cap: usize) -> String {
-    let what = match &head {
-        b"HTTP" => "it answers in HTTP: no Kafka broker",
-        [0x15, 3, ..] => "it answers in TLS: set [kafka.tls]",
-        b"SSH-" => "it answers in SSH: no Kafka broker",
-        _ => "no Kafka broker, or damaged on its way",
-    };
-    format!("an answer of {} bytes (at most {cap} taken); {what}", u32::from_be_bytes(head))
+    match &head {
+        b"HTTP" => "it answers in HTTP: no Kafka broker; give Kafka's port".into(),
+        [0x15, 3, ..] => "it answers in TLS; set [kafka.tls], or give the port without".into(),
+        b"SSH-" => "it answers in SSH: no Kafka broker; give Kafka's port".into(),
+        _ => format!(
+            "an answer of {} bytes, at most {cap} taken: no Kafka broker, or damaged on its way",
+            u32::from_be_bytes(head)
+        ),
+    }
 }
 
 /// A connection whose versions are known.
@@ -140,8 +142,6 @@ pub struct Connection {
     correlation: i32,
     /// When to authenticate again; `None`: never.
     renew: Option<Instant>,
-    /// Frames taken so far.
-    answers: u64,
 }
 
 impl Connection {
@@ -159,14 +159,7 @@ impl Connection {
     /// Nothing has been said yet.
     pub fn over(stream: Stream, cap: usize) -> Connection {
         let input = Input { buf: Vec::new(), from: 0, to: 0, cap };
-        Connection {
-            stream,
-            input,
-            versions: Versions::default(),
-            correlation: 0,
-            renew: None,
-            answers: 0,
-        }
+        Connection { stream, input, versions: Versions::default(), correlation: 0, renew: None }
     }
 
     fn suits(&self) -> Result<(), Trouble> {

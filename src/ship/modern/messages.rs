@@ -132,8 +132,7 @@ pub fn ask_producers(correlation: i32, client: &str, topic: &str, partition: i32
 
 /// Names the SASL mechanism; version 1.
 pub fn ask_mechanism(correlation: i32, client: &str, mechanism: &str) -> Vec<u8> {
-    let body =
-        SaslHandshakeRequest::default().with_mechanism(StrBytes::from_string(mechanism.to_owned()));
+    let body = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_string(mechanism.to_owned()));
     frame(ApiKey::SaslHandshake, 1, correlation, client, &body)
 }
 

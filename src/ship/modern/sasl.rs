@@ -43,7 +43,9 @@ pub fn authenticate(
     let began = Instant::now();
     let mut talk = Talk { c, options, client_id, deadline: began + limit, password: password(options)? };
     let lifetime = talk.run().map_err(|t| match t {
-        Trouble::Ended => Trouble::Lost("closed in the middle of authentication; see the broker's log".into()),
+        Trouble::Ended => {
+            Trouble::Lost("closed in the middle of authentication; see the broker's log".into())
+        }
         other => other,
     })?;
     Ok(again_at(began, lifetime, random::<1>()?[0]))
@@ -53,7 +55,9 @@ fn password(options: &Options) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     let password = secret::password(&options.password_file).map_err(Trouble::Lost)?;
     if options.mechanism == Mechanism::Plain && password.contains(&0) {
         let path = options.password_file.display();
-        return Err(Trouble::Lost(format!("password_file {path}: PLAIN allows no NUL in it; write text into it")));
+        return Err(Trouble::Lost(format!(
+            "password_file {path}: PLAIN allows no NUL in it; write text into it"
+        )));
     }
     Ok(password)
 }
@@ -111,7 +115,9 @@ impl Talk<'_> {
     /// Names the mechanism (SaslHandshake).
     fn choose(&mut self) -> Result<(), Trouble> {
         if self.c.versions.sasl_handshake.is_none() || self.c.versions.sasl_authenticate.is_none() {
-            return Err(Trouble::Denied("it has no SaslAuthenticate (Kafka from 1.0): no SASL with this driver".into()));
+            return Err(Trouble::Denied(
+                "it has no SaslAuthenticate (Kafka from 1.0): no SASL with this driver".into(),
+            ));
         }
         let name = self.options.mechanism.name();
         let id = self.c.next_correlation();

@@ -65,9 +65,13 @@ impl Scout {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let now = Instant::now();
+            let mut nobody = None;
             for mut one in std::mem::take(&mut open) {
                 if one.at <= now {
-                    let Err(after) = self.answer(&one) else { continue };
+                    // Where nobody could be reached for one question, nobody is tried for the next.
+                    let asked = nobody.map_or_else(|| self.answer(&one), Err);
+                    let Err(after) = asked else { continue };
+                    nobody = self.connection.is_none().then_some(after);
                     one.tries += 1;
                     one.at = Instant::now() + after;
                 }
@@ -99,12 +103,15 @@ impl Scout {
         for _ in 0..candidates.len() {
             let address = &candidates[self.turn % candidates.len()];
             let asked = Connection::open(address, &self.shared.options, METADATA_CAP).and_then(|c| {
-                self.health.up(&format!("{address}, modern"));
                 self.connection = Some(c);
-                self.ask(open)
+                self.ask(open).map_err(|t| self.shut_out(t))
             });
             match asked {
-                Ok(done) => return done,
+                Ok(done) => {
+                    // Not before: a broker that hangs up on every question would be up and down at each.
+                    self.health.up(&format!("{address}, modern"));
+                    return done;
+                }
                 Err(t) => {
                     if let (Trouble::Unfit(why), true) = (&t, self.shared.options.auto) {
                         self.shared.news(News::Unfit(format!("{address}: {why}")));
@@ -121,6 +128,16 @@ impl Scout {
         }
         self.health.failed(&last.to_string(), false);
         Err(last.pause(open.tries))
+    }
+
+    /// A broker that wants SASL answers ApiVersions, and closes at whatever comes next.
+    fn shut_out(&self, t: Trouble) -> Trouble {
+        match t {
+            Trouble::Ended if self.shared.options.sasl.is_none() => {
+                Trouble::Denied("closed at the first question: it may ask for SASL (set [kafka.sasl])".into())
+            }
+            other => other,
+        }
     }
 
     /// One question on the connection there is. The outer error is the connection's, the inner one the broker's.

@@ -114,13 +114,16 @@ impl Expected {
         // Not in constant time: both are known to the broker, and this is compared once per connection and nonce.
         match proof == self.0 {
             true => Ok(()),
-            false => Err("it does not prove that it knows the password: it is not the broker it says it is".into()),
+            false => {
+                Err("it does not prove that it knows the password: it is not the broker it says it is".into())
+            }
         }
     }
 }
 
 fn printable(message: &[u8]) -> Result<&str, String> {
-    let text = std::str::from_utf8(message).ok().filter(|t| t.len() <= MOST && !t.chars().any(char::is_control));
+    let text =
+        std::str::from_utf8(message).ok().filter(|t| t.len() <= MOST && !t.chars().any(char::is_control));
     text.ok_or_else(|| "its SCRAM message is no text".into())
 }
 
@@ -215,7 +218,9 @@ mod tests {
 
     #[test]
     fn base64_of_the_rfc() {
-        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(encode(bytes.as_bytes()), text);
             assert_eq!(decode(text).as_deref(), Some(bytes.as_bytes()));
         }

@@ -49,7 +49,8 @@ pub fn handshake(
     while tls.session.is_handshaking() || tls.session.wants_write() {
         step(&mut tls).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)".into()
+                "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)"
+                    .into()
             }
             _ => e.to_string(),
         })?;
@@ -58,7 +59,8 @@ pub fn handshake(
             return Err(format!("no end of the TLS handshake within {} s", limit.as_secs()));
         }
         if tls.session.is_handshaking() || tls.session.wants_write() {
-            let events = if tls.session.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let events =
+                if tls.session.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let mut fds = [PollFd::new(tls.socket(), events)];
             super::connection::wait_for(&mut fds, Some(deadline - now)).map_err(|t| t.to_string())?;
         }
@@ -150,7 +152,9 @@ pub fn explain(e: &rustls::Error) -> String {
         E::InvalidMessage(_) => {
             "it does not answer in TLS: give the TLS port, or take [kafka.tls] out".into()
         }
-        E::PeerIncompatible(why) => format!("no TLS in common ({why:?}); the broker must offer TLS 1.2 or 1.3"),
+        E::PeerIncompatible(why) => {
+            format!("no TLS in common ({why:?}); the broker must offer TLS 1.2 or 1.3")
+        }
         E::NoCertificatesPresented => "the broker shows no certificate; give it one".into(),
         other => other.to_string(),
     }
@@ -159,9 +163,11 @@ pub fn explain(e: &rustls::Error) -> String {
 fn certificate(e: &CertificateError) -> String {
     use CertificateError as C;
     match e {
-        C::UnknownIssuer => "the broker's certificate is signed by a CA that is not trusted here; set ca in [kafka.tls] \
+        C::UnknownIssuer => {
+            "the broker's certificate is signed by a CA that is not trusted here; set ca in [kafka.tls] \
              to that CA's certificate"
-            .into(),
+                .into()
+        }
         C::Expired => expired(""),
         C::ExpiredContext { time, not_after } => expired(&format!(" ({})", spell(*not_after, *time))),
         C::NotValidYet | C::NotValidYetContext { .. } => {
@@ -173,9 +179,11 @@ fn certificate(e: &CertificateError) -> String {
             let of = if shown.is_empty() { "no host at all".to_owned() } else { shown.join(", ") };
             elsewhere(&of, &expected.to_str())
         }
-        C::BadSignature => "the broker's certificate is not signed by the CA of its issuer's name; set ca in [kafka.tls] \
+        C::BadSignature => {
+            "the broker's certificate is not signed by the CA of its issuer's name; set ca in [kafka.tls] \
              to the CA's certificate of today"
-            .into(),
+                .into()
+        }
         C::Revoked => "the broker's certificate was revoked; give the broker another".into(),
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
             "the broker's certificate is not for servers; give it one with serverAuth".into()
@@ -204,7 +212,8 @@ fn name(shown: &str) -> &str {
 fn spell(then: UnixTime, now: UnixTime) -> String {
     let s = now.as_secs().saturating_sub(then.as_secs());
     match s {
-        0..=7199 => format!("{} min ago", s / 60),
+        0..=119 => format!("{s} s ago"),
+        120..=7199 => format!("{} min ago", s / 60),
         7200..=172_799 => format!("{} h ago", s / 3600),
         _ => format!("{} days ago", s / 86_400),
     }
@@ -222,9 +231,13 @@ fn alerted(alert: AlertDescription) -> String {
             ours(&format!("refuses our certificate, or asks for one ({alert:?})"))
         }
         A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => {
-            format!("the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it wants a client certificate")
+            format!(
+                "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it wants a client certificate"
+            )
         }
-        A::UnrecognisedName => "the broker does not know itself by this name; set server_name in [kafka.tls]".into(),
+        A::UnrecognisedName => {
+            "the broker does not know itself by this name; set server_name in [kafka.tls]".into()
+        }
         other => format!("the broker ends TLS with the alert {other:?}"),
     }
 }
@@ -235,9 +248,12 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for (address, want) in
-            [("kafka1:9093", "kafka1"), ("[fe80::1]:9093", "fe80::1"), ("10.0.0.1:1", "10.0.0.1"), ("a.b.:1", "a.b")]
-        {
+        for (address, want) in [
+            ("kafka1:9093", "kafka1"),
+            ("[fe80::1]:9093", "fe80::1"),
+            ("10.0.0.1:1", "10.0.0.1"),
+            ("a.b.:1", "a.b"),
+        ] {
             assert_eq!(host(address), want);
         }
     }
@@ -250,8 +266,14 @@ mod tests {
         let presented = vec!["DnsName(\"other\")".to_owned()];
         for (e, said) in [
             (CertificateError::UnknownIssuer, "not trusted here; set ca"),
-            (CertificateError::ExpiredContext { time: time(864_000), not_after: time(0) }, "expired (10 days ago); renew"),
-            (CertificateError::NotValidForNameContext { expected, presented }, "for other, not for kafka1; name the"),
+            (
+                CertificateError::ExpiredContext { time: time(864_000), not_after: time(0) },
+                "expired (10 days ago); renew",
+            ),
+            (
+                CertificateError::NotValidForNameContext { expected, presented },
+                "for other, not for kafka1; name the",
+            ),
         ] {
             let text = explain(&rustls::Error::InvalidCertificate(e));
             assert!(text.contains(said), "{text}");
