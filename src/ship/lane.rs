@@ -326,3 +326,6 @@ impl Cap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

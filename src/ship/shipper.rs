@@ -116,11 +116,11 @@ impl<'b> Shipper<'b> {
                 }
             }
             Event::ProducerId { pid, epoch } => self.id = Id::Have(pid, epoch),
-            Event::Knows { topic, partition, pid: _, last } => {
+            Event::Knows { topic, partition, pid, last } => {
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {
                     if let Some(p) = self.lanes[at].partition(partition) {
-                        p.knows(last, now, &mut actions);
+                        p.knows(pid, last, now, &mut actions);
                     }
                     self.act(at, partition, actions, now);
                 }
@@ -292,7 +292,7 @@ impl<'b> Shipper<'b> {
             attempts: 0,
             last_error: None,
         });
-        let before = std::mem::replace(&mut state.state, String::new());
+        let before = std::mem::take(&mut state.state);
         state.state = match &change {
             Change::Trouble { .. } => "retrying".into(),
             Change::Well { .. } => "delivering".into(),

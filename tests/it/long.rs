@@ -1,6 +1,8 @@
 //! The long forms of what must be shown, with figures: `tests/run --long [NAME]`, on the release build. Not part of the
 //! daily run: about ten minutes, and the figures want a quiet machine.
 
+mod drivers;
+
 use crate::harness::*;
 use rustix::process::Signal;
 use std::{
