@@ -93,6 +93,11 @@ fn modern_options(kafka: &Kafka, auto: bool) -> modern::Options {
     }
 }
 
+/// For looking at brokers without a driver; `limit` is for each step.
+pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
+    modern::Options { connect_timeout: limit, request_timeout: limit, ..modern_options(kafka, false) }
+}
+
 fn tls(tls: &config::Tls) -> modern::tls::Options {
     modern::tls::Options {
         ca: tls.ca.clone(),

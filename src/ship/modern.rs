@@ -12,7 +12,8 @@
 //! Files in reading order: `wire` (primitive types), `messages` (requests, answers), `errors` (what each code means),
 //! `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files), `tls`, `stream`, `scram`, `sasl`,
 //! `connection`, `inbox`, `pick` (what makes a request), `session` (requests in the air),
-//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log).
+//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log), `visit` (for
+//! `check`).
 //!
 //! Invariant: a batch is held by exactly one of: an inbox, a session, an event. A worker that connects holds none.
 
@@ -35,6 +36,7 @@ mod secret;
 mod session;
 mod stream;
 pub mod tls;
+pub mod visit;
 mod wire;
 
 #[cfg(test)]

@@ -104,17 +104,14 @@ pub fn ask_versions(version: i16, correlation: i32, client: &str) -> Vec<u8> {
 }
 
 /// `create`: the broker may create topics that are not there (from version 4; before, its own config decides alone).
-pub fn ask_metadata<'a>(
-    version: i16,
-    correlation: i32,
-    client: &str,
-    topics: impl Iterator<Item = &'a str>,
-    create: bool,
-) -> Vec<u8> {
-    let topics = topics.map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t)))).collect();
+pub fn ask_metadata(version: i16, correlation: i32, client: &str, topics: &[&str], create: bool) -> Vec<u8> {
+    let topics =
+        topics.iter().map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t)))).collect();
     let body = MetadataRequest::default()
         .with_topics(Some(topics))
-        .with_allow_auto_topic_creation(create || version < 4);
+        .with_allow_auto_topic_creation(create || version < 4)
+        // What we may do there comes with it from version 8.
+        .with_include_topic_authorized_operations(version >= 8);
     frame(ApiKey::Metadata, version, correlation, client, &body)
 }
 
@@ -251,7 +248,13 @@ pub struct TopicMeta {
     /// Zeros below version 10.
     pub id: [u8; 16],
     pub partitions: Vec<PartitionMeta>,
+    /// One bit for each of Kafka's `AclOperation`s that we may do; `None`: the broker does not say (before 2.3).
+    pub rights: Option<i32>,
 }
+
+/// Bits of [`TopicMeta::rights`].
+pub const MAY_READ: i32 = 1 << 3;
+pub const MAY_WRITE: i32 = 1 << 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionMeta {
@@ -262,14 +265,23 @@ pub struct PartitionMeta {
     pub epoch: i32,
 }
 
-pub fn metadata(body: &[u8], version: i16) -> Read<Metadata> {
+/// Most brokers in an answer: the largest clusters known have some hundreds.
+const NODES: usize = 2000;
+
+/// `asked`: the names of the topics that were asked for; others are left out, so that no answer can fill the memory with
+/// topics that nobody wants.
+pub fn metadata(body: &[u8], version: i16, asked: &[&str]) -> Read<Metadata> {
     let mut r = Reader::new(body, version >= 9);
     let mut found = Metadata::default();
     r.skip_tags()?; // of the answer's header
     if version >= 3 {
         r.i32("throttle")?;
     }
-    for _ in 0..r.count(11, "broker count")? {
+    let nodes = r.count(11, "broker count")?;
+    if nodes > NODES {
+        return Err(Malformed("broker count"));
+    }
+    for _ in 0..nodes {
         found.nodes.push(node(&mut r)?);
         r.string("rack")?;
         r.skip_tags()?;
@@ -279,7 +291,10 @@ pub fn metadata(body: &[u8], version: i16) -> Read<Metadata> {
     }
     r.i32("controller")?;
     for _ in 0..r.count(8, "topic count")? {
-        found.topics.push(topic_meta(&mut r, version)?);
+        let topic = topic_meta(&mut r, version)?;
+        if asked.contains(&topic.name.as_str()) && !found.topics.iter().any(|t| t.name == topic.name) {
+            found.topics.push(topic);
+        }
     }
     Ok(found)
 }
@@ -303,13 +318,11 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
         r.skip_tags()?;
         partitions.push(PartitionMeta { partition, leader, epoch });
     }
-    if version >= 8 {
-        r.i32("operations")?;
-    }
+    let rights = if version >= 8 { Some(r.i32("operations")?).filter(|r| *r != i32::MIN) } else { None };
     r.skip_tags()?;
     partitions.sort_by_key(|p| p.partition);
     partitions.dedup_by_key(|p| p.partition);
-    Ok(TopicMeta { error, name, id, partitions })
+    Ok(TopicMeta { error, name, id, partitions, rights })
 }
 
 /// Error code, producer id, epoch.
@@ -370,6 +383,9 @@ pub struct Produced {
     pub leader: Option<(i32, i32)>,
 }
 
+/// Most brokers taken over from a produce answer: the new leaders of the partitions in one request.
+const ENDPOINTS: usize = 64;
+
 /// Hands each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and where
 /// the leaders named in it can be found (KIP-951).
 pub fn produced(
@@ -391,9 +407,12 @@ pub fn produced(
     r.tags(|tag, mut r| {
         if tag == 0 {
             for _ in 0..r.count(11, "endpoint count")? {
-                nodes.push(node(&mut r)?);
+                let node = node(&mut r)?;
                 r.string("rack")?;
                 r.skip_tags()?;
+                if nodes.len() < ENDPOINTS {
+                    nodes.push(node);
+                }
             }
         }
         Ok(())

@@ -152,10 +152,10 @@ impl Scout {
         match &open.question {
             Question::Metadata { topics, .. } => {
                 let version = c.versions.metadata.unwrap_or(1);
-                let names = topics.iter().map(|t| &**t);
-                let request =
-                    messages::ask_metadata(version, id, &options.client_id, names, options.create_topics);
-                let answer = messages::metadata(c.call(&request, id, deadline)?, version)?;
+                let names: Vec<&str> = topics.iter().map(|t| &**t).collect();
+                let (client, create) = (&options.client_id, options.create_topics);
+                let request = messages::ask_metadata(version, id, client, &names, create);
+                let answer = messages::metadata(c.call(&request, id, deadline)?, version, &names)?;
                 if answer.nodes.is_empty() {
                     return Err(Trouble::Lost("it knows no brokers yet".into()));
                 }
