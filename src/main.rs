@@ -112,8 +112,8 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 }
 
 /// A panic of ours leaves shared state that nobody vouches for: one line, and the process ends, so that systemd starts it
-/// again from what is saved. The `kafka` crate's panics are expected (KAFKA.md, D9, D10): the thread that calls it catches
-/// them and builds a new client.
+/// again from what is saved. The `kafka` crate's panics are expected (D9, D10 in [`ship::classic`]): the thread that calls
+/// it catches them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         if ship::classic::fenced() {

@@ -16,7 +16,7 @@ use crate::budget::Budget;
 use crate::chunk::StreamId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -78,6 +78,8 @@ pub struct Totals {
 /// Exactly-once: what the journal and ship say of it. Over all restarts, but for `unsettled` and `bytes`.
 #[derive(Debug, Default)]
 pub struct Once {
+    /// Writer: `run`.
+    pub active: AtomicBool,
     /// `None`: no producer id yet, or at-least-once. Writer: ship.
     pub producer: Mutex<Option<(i64, i16)>>,
     /// Intents that the saved positions do not cover. Writer: the journal.

@@ -178,3 +178,6 @@ fn now() -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { at: Instant::now(), wall_ms: wall.as_millis() as i64 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,6 +79,10 @@ pub struct SavedTotals {
     pub retries: u64,
     /// Bytes written to the state folder.
     pub state_bytes: u64,
+    /// Exactly-once: batches of an earlier run sent again, and those of them that were stored. Lines by themselves in the
+    /// file, which older files do not have.
+    pub flights_resent: u64,
+    pub flights_found: u64,
 }
 
 impl SavedTotals {
@@ -95,6 +99,8 @@ impl SavedTotals {
         t.cut_lines.store(self.cut_lines, Relaxed);
         t.retries.store(self.retries, Relaxed);
         t.state_bytes.store(self.state_bytes, Relaxed);
+        board.once.resent.store(self.flights_resent, Relaxed);
+        board.once.found.store(self.flights_found, Relaxed);
     }
 
     /// Takes over what the board counts, but for two that it counts too early to be saved: `again` also of lines not yet
@@ -109,6 +115,9 @@ impl SavedTotals {
         self.uncertain = of(&t.uncertain);
         self.cut_lines = of(&t.cut_lines);
         self.retries = of(&t.retries);
-        self.state_bytes = of(&t.state_bytes) + board.air.get().map_or(0, |air| air.written());
+        let (air, flights) = (board.air.get().map_or(0, |air| air.written()), of(&board.once.bytes));
+        self.state_bytes = of(&t.state_bytes) + air + flights;
+        self.flights_resent = of(&board.once.resent);
+        self.flights_found = of(&board.once.found);
     }
 }

@@ -51,6 +51,7 @@ pub fn recover(
     taker: Taker,
     board: &Arc<Board>,
 ) -> Result<Recovered, Error> {
+    board.once.active.store(true, Relaxed);
     let path = folder.join("flights");
     let trouble = |e| {
         let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
@@ -76,7 +77,7 @@ pub fn recover(
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
         }
     }
-    let flights = resume(&mut loaded, plans, saved, board);
+    let flights = resume(&mut loaded, plans, saved, board)?;
     let mut for_tails = saved.clone();
     let mut rebuilt: HashMap<StreamId, u64> = HashMap::new();
     for chunk in flights.iter().flat_map(|f| &f.load.chunks) {
@@ -142,9 +143,9 @@ fn records(payloads: Vec<Vec<u8>>) -> Vec<Record> {
 }
 
 /// Reads the flights again. What is nowhere any more is given up, and counted.
-fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> Vec<Resumed> {
+fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> Result<Vec<Resumed>, Error> {
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
-    let mut bytes = read_all(&loaded.flights, &streams);
+    let mut bytes = read_all(&loaded.flights, &streams)?;
     let mut permits = permits(&loaded.flights, plans);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
     let mut resumed = Vec::new();
@@ -187,7 +188,7 @@ fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> 
         }
     }
     loaded.keep.retain(|i| !i.pieces.iter().any(|p| gone.contains(&(p.stream, p.range.start))));
-    resumed
+    Ok(resumed)
 }
 
 fn give_up(board: &Board, lines: usize, piece: &Piece, streams: &HashMap<StreamId, &SavedStream>) {
@@ -204,7 +205,7 @@ fn give_up(board: &Board, lines: usize, piece: &Piece, streams: &HashMap<StreamI
 fn read_all(
     flights: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
-) -> HashMap<(StreamId, u64), Vec<u8>> {
+) -> Result<HashMap<(StreamId, u64), Vec<u8>>, Error> {
     let mut wanted: HashMap<StreamId, Vec<reread::Wanted>> = HashMap::new();
     for p in flights.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
         let of = wanted.entry(p.stream).or_default();
@@ -213,14 +214,18 @@ fn read_all(
     let mut out = HashMap::new();
     for (stream, wanted) in wanted {
         let Some(s) = streams.get(&stream) else { continue };
-        for (w, bytes) in wanted.iter().zip(reread(&s.path, &s.identity, &wanted)) {
+        let found = reread(&s.path, &s.identity, &wanted).map_err(|e| {
+            let fix = "let the agent's user read its folder; flights that may have been sent are read again from there";
+            Error::failed(format_args!("read {}", s.path.display()), e, fix)
+        })?;
+        for (w, bytes) in wanted.iter().zip(found) {
             // What is acknowledged in part was framed otherwise since.
             if let Some(bytes) = bytes.filter(|_| w.range.start >= s.at.offset) {
                 out.insert((stream, w.range.start), bytes);
             }
         }
     }
-    out
+    Ok(out)
 }
 
 /// One permit for each topic, before any tail runs: it is granted at once, also where `memory` was made smaller.

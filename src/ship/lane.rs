@@ -68,9 +68,9 @@ const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 const SPREAD: usize = 4;
 
 impl Lane {
-    pub fn new(topic: Topic, options: &mut Options) -> Self {
+    pub fn new(topic: Topic, options: &Options) -> Self {
         Lane {
-            memory: options.once.as_mut().map(|once| Memory::of(once, &topic)).unwrap_or_default(),
+            memory: Memory::default(),
             seed: options.seed,
             topic,
             partitioner: options.partitioner,
@@ -83,6 +83,11 @@ impl Lane {
             turn: 0,
             trouble: None,
         }
+    }
+
+    /// With what an earlier run left.
+    pub fn remembering(self, memory: Memory) -> Self {
+        Lane { memory, ..self }
     }
 
     pub fn push(&mut self, chunk: Chunk, now: Now) {
@@ -354,3 +359,6 @@ impl Cap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,14 +9,17 @@
 //!                                └────────────────────── anything else ───────────────────┘
 //! ```
 //!
+//! What a refusal, wrong numbers and a leader's answer mean is in `partition/judge.rs`.
+//!
 //! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
 //! so does each whose outcome is unknown.
 
+mod judge;
 pub mod recall;
 
-use super::driver::{Pace, Refusal, Verdict};
+use super::driver::{Pace, Verdict};
 use super::flight::{Batch, Place};
-use super::numbers::{Fit, Numbering, ahead};
+use super::numbers::{Fit, Numbering};
 use super::retry::{HELD, Rng, backoff};
 use recall::Past;
 use std::collections::VecDeque;
@@ -87,6 +90,8 @@ pub struct Partition {
     attempts: u32,
     why: String,
     numbering: Option<Numbering>,
+    /// Questions to the leader in a row that could not be asked.
+    unasked: u32,
     /// When something was last stored.
     stored_at: Option<Instant>,
     /// Exactly-once: what the leader is to be asked before anything leaves, in this order.
@@ -140,6 +145,7 @@ impl Partition {
             attempts: 0,
             why: String::new(),
             numbering: None,
+            unasked: 0,
             stored_at: None,
             pasts: VecDeque::new(),
         }
@@ -207,7 +213,7 @@ impl Partition {
         }
         match self.health {
             Health::Asking { until } if now.at >= until => {
-                self.knows(Err("no answer".into()), now, actions);
+                self.learned(Err("no answer".into()), now, actions);
                 self.launch(now, rules, actions);
             }
             Health::Waiting { until } if now.at >= until => {
@@ -378,128 +384,6 @@ impl Partition {
         self.health = Health::Draining(then.max(before));
     }
 
-    fn refused(
-        &mut self,
-        mut batch: Batch,
-        what: &Refusal,
-        why: String,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        match what {
-            Refusal::Timestamp => match batch.restamped {
-                // The broker's own clock is the judge; no stamp at all is the last it can be offered (KAFKA.md 3.3).
-                Some(-1) => {
-                    self.give_back(batch);
-                    self.drain(Then::Held, why);
-                    return;
-                }
-                Some(_) => batch.restamped = Some(-1),
-                None => batch.restamped = Some(now.wall_ms),
-            },
-            Refusal::Records(bad) => {
-                let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
-                bad.sort_unstable();
-                if !bad.is_empty() {
-                    self.part_with_numbers(&batch);
-                    let (good, bad) = batch.sift(&bad);
-                    if let Some(good) = good {
-                        self.push(good);
-                    }
-                    actions.push(Action::Bury { batch: bad, why });
-                } else {
-                    self.take_apart(batch, why, actions);
-                }
-                self.drain(Then::Mend, String::new());
-                return;
-            }
-            Refusal::TooLarge | Refusal::Something => {
-                if *what == Refusal::TooLarge && batch.count > 1 {
-                    actions.push(Action::TooLarge(batch.bytes));
-                }
-                self.take_apart(batch, why, actions);
-                self.drain(Then::Mend, String::new());
-                return;
-            }
-        }
-        self.give_back(batch);
-        self.drain(Then::Mend, String::new());
-    }
-
-    /// Its records are about to get other numbers. Where an attempt may have been stored under the old ones, only a new
-    /// epoch keeps the broker from taking one for the other.
-    fn part_with_numbers(&mut self, batch: &Batch) {
-        if let Some(n) = self.numbering.as_mut().filter(|_| batch.maybe_stored) {
-            n.bump = true;
-        }
-    }
-
-    fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
-        if batch.count == 1 {
-            actions.push(Action::Bury { batch, why });
-        } else {
-            self.part_with_numbers(&batch);
-            let (front, back) = batch.halve();
-            self.push(back);
-            self.push(front);
-        }
-    }
-
-    fn misnumbered(&mut self, batch: Batch, code: i16, why: String, behind: bool, actions: &mut Vec<Action>) {
-        let ours = batch.numbers;
-        let maybe_stored = batch.maybe_stored;
-        self.give_back(batch);
-        match (&mut self.numbering, ours) {
-            (Some(n), Some(ours)) if code == FENCED => {
-                if n.pid == ours.pid {
-                    actions.push(Action::NewId { pid: n.pid });
-                    n.bump = true;
-                }
-                self.drain(Then::Now, why);
-            }
-            _ if behind || matches!(self.health, Health::Draining(_)) => {
-                self.drain(Then::Mend, String::new())
-            }
-            (Some(_), Some(_)) if maybe_stored => self.drain(Then::Ask, why),
-            (Some(n), _) => {
-                n.bump = true;
-                self.drain(Then::Now, why);
-            }
-            // A driver without numbers cannot say so; whatever it was, it is tried again.
-            (None, _) => self.drain(Then::Backoff, why),
-        }
-    }
-
-    /// What the leader knows of our producer id, for the first batch.
-    pub fn knows(&mut self, last: Result<Option<(i16, i32)>, String>, now: Now, actions: &mut Vec<Action>) {
-        if !matches!(self.health, Health::Asking { .. }) {
-            return;
-        }
-        if !self.pasts.is_empty() {
-            return self.recall(last, now, actions);
-        }
-        self.health = Health::Waiting { until: now.at };
-        // A later batch is certainly not stored although the leader knows of it: it had forgotten us and took another for
-        // our first, so its last sequence proves nothing.
-        let contradicted = matches!(&last, Ok(Some((epoch, last))) if self.pending.iter().any(|b| {
-            !b.maybe_stored && b.numbers.is_some_and(|n| n.epoch == *epoch && ahead(*last, n.base) >= 0)
-        }));
-        let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
-        match last.ok().flatten().filter(|_| !contradicted).and_then(|last| n.has(last, first)) {
-            Some(true) => {
-                n.stored(first);
-                if let Some(batch) = self.pending.pop_front() {
-                    actions.push(Action::Stored { batch, offset: None });
-                }
-            }
-            Some(false) => {
-                first.maybe_stored = false;
-                n.bump = true;
-            }
-            None => n.bump = true,
-        }
-    }
-
     /// Leaves Draining when all have come back.
     fn settle(&mut self, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         let Health::Draining(then) = self.health else { return };
@@ -525,5 +409,5 @@ impl Partition {
     }
 }
 
-/// 47 INVALID_PRODUCER_EPOCH: somebody else uses our producer id.
-const FENCED: i16 = 47;
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use super::driver::{Abilities, Event, Order};
 use super::flight::{Aloft, Batch};
 use super::lane::{Change, Lane, Ready};
 use super::partition::{Action, Now, Rules};
+use super::resume::Memory;
 use super::retry::Rng;
 use super::{Dead, Options, Receipt};
 use crate::chunk::{Chunk, FlightNo, Note, Parcel, Topic};
@@ -132,7 +133,8 @@ impl<'b> Shipper<'b> {
             self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
         }
         self.by_topic.insert(topic.clone(), self.lanes.len());
-        self.lanes.push(Lane::new(topic.clone(), &mut self.options));
+        let memory = self.options.once.as_mut().map(|once| Memory::of(once, topic)).unwrap_or_default();
+        self.lanes.push(Lane::new(topic.clone(), &self.options).remembering(memory));
         self.lanes.len() - 1
     }
 
@@ -159,11 +161,11 @@ impl<'b> Shipper<'b> {
                 self.id = Id::Have(pid, epoch);
                 self.tell_id();
             }
-            Event::Knows { topic, partition, pid: _, last } => {
+            Event::Knows { topic, partition, pid, last } => {
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {
                     if let Some(p) = self.lanes[at].partition(partition) {
-                        p.knows(last, now, &mut actions);
+                        p.knows(pid, last, now, &mut actions);
                     }
                     self.act(at, partition, actions, now);
                 }
@@ -339,7 +341,7 @@ impl<'b> Shipper<'b> {
             attempts: 0,
             last_error: None,
         });
-        let before = std::mem::replace(&mut state.state, String::new());
+        let before = std::mem::take(&mut state.state);
         state.state = match &change {
             Change::Trouble { .. } => "retrying".into(),
             Change::Well { .. } => "delivering".into(),

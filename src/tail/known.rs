@@ -78,7 +78,7 @@ impl Known {
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
-        entry.open = true;
+        (entry.open, entry.finished) = (true, false);
         entry.identity = identity.clone();
         Some(entry.clone())
     }
@@ -120,6 +120,13 @@ impl Known {
     pub fn found_again(&self, stream: StreamId, identity: &Identity) {
         if let Some(e) = self.lock().entries.get_mut(&stream) {
             e.identity = identity.clone();
+        }
+    }
+
+    /// Streams of a followed path are free again, but for these.
+    pub fn let_go(&self, path: &Path, but: &[StreamId]) {
+        for e in self.lock().entries.values_mut().filter(|e| e.path == path && !but.contains(&e.stream)) {
+            e.open = false;
         }
     }
 

@@ -8,7 +8,9 @@ use crate::chunk::{Identity, Range};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use crossbeam_channel::after;
 use std::path::Path;
+use std::time::Duration;
 
 /// A range and the crc32c of its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,14 +19,36 @@ pub struct Wanted {
     pub crc: u32,
 }
 
-/// The bytes of each range, in the order asked; `None`: they are nowhere.
-pub fn reread(path: &Path, identity: &Identity, wanted: &[Wanted]) -> Vec<Option<Vec<u8>>> {
+/// A rotation under way may hide a file between two names: so often, and so long apart, it is looked for.
+const LOOKS: u32 = 4;
+const APART: Duration = Duration::from_millis(50);
+
+/// The bytes of each range, in the order asked; `None`: they are nowhere. An error is one of the folder's, and may pass.
+pub fn reread(path: &Path, identity: &Identity, wanted: &[Wanted]) -> io::Result<Vec<Option<Vec<u8>>>> {
     let mut found = vec![None; wanted.len()];
+    for look in 0..LOOKS {
+        if look > 0 {
+            let _ = after(APART).recv();
+        }
+        look_once(path, identity, wanted, &mut found)?;
+        if found.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn look_once(
+    path: &Path,
+    identity: &Identity,
+    wanted: &[Wanted],
+    found: &mut [Option<Vec<u8>>],
+) -> io::Result<()> {
     let mut files = Vec::new();
     if let Ok((file, look)) = identity::open(path) {
         files.push((look.identity != *identity, Packed::Plain, file));
     }
-    for sibling in siblings::list(path) {
+    for sibling in siblings::list(path)? {
         if let Ok((file, look)) = identity::open(&sibling.path) {
             files.push((look.identity != *identity, sibling.packed, file));
         }
@@ -33,15 +57,15 @@ pub fn reread(path: &Path, identity: &Identity, wanted: &[Wanted]) -> Vec<Option
     for (_, packed, file) in files {
         // An error (a damaged `.gz`, a disk) is as good as other bytes: the next file may have them.
         let _ = match packed {
-            Packed::Plain => plain(&file, wanted, &mut found),
-            Packed::Gzip => packed_in(file, wanted, &mut found),
+            Packed::Plain => plain(&file, wanted, found),
+            Packed::Gzip => packed_in(file, wanted, found),
             Packed::Other => Ok(()),
         };
         if found.iter().all(Option::is_some) {
             break;
         }
     }
-    found
+    Ok(())
 }
 
 fn plain(file: &File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io::Result<()> {
@@ -95,7 +119,7 @@ mod tests {
             (Wanted { range: range.clone(), crc: crc32c::crc32c(bytes) }, Some(bytes.to_vec()))
         };
         let (wanted, want): (Vec<_>, Vec<_>) = [1000..2000, 5000..100_000, 0..10].map(of).into_iter().unzip();
-        let check = |want: &[Option<Vec<u8>>]| assert_eq!(reread(&path, &identity, &wanted), want);
+        let check = |want: &[Option<Vec<u8>>]| assert_eq!(reread(&path, &identity, &wanted).unwrap(), want);
         check(&want);
         #[allow(clippy::disallowed_methods)]
         std::fs::rename(&path, dir.path().join("a.log.1")).unwrap();

@@ -9,6 +9,8 @@ mod harness;
 mod basics;
 mod cli;
 mod delivery;
+mod drivers;
+mod exactly_once;
 mod long;
 mod state;
 mod tree;

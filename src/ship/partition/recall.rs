@@ -188,7 +188,7 @@ mod tests {
         p.launch(now(), RULES, &mut actions);
         assert!(matches!(actions.as_slice(), [Action::Ask { pid: 7 }]), "{actions:?}");
         actions.clear();
-        p.knows(Ok(known), now(), &mut actions);
+        p.knows(7, Ok(known), now(), &mut actions);
         p.launch(now(), RULES, &mut actions);
         actions
     }
