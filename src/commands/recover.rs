@@ -78,6 +78,11 @@ pub fn recover(
         }
     }
     let flights = resume(&mut loaded, plans, saved, board)?;
+    if loaded.id.is_some() {
+        // What is neither acknowledged nor in these flights is read again.
+        let lines = flights.iter().flat_map(|f| &f.load.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
+        board.totals.read_lines.store(board.totals.acked_lines.load(Relaxed) + lines, Relaxed);
+    }
     let mut for_tails = saved.clone();
     let mut rebuilt: HashMap<StreamId, u64> = HashMap::new();
     for chunk in flights.iter().flat_map(|f| &f.load.chunks) {

@@ -14,7 +14,7 @@
 //! still under way are refused (47) as soon as this run has stored something there. Only open batches are sent again with
 //! the epoch they had.
 //!
-//! Measured on 3.9.1 and 4.1.0, see `modern/trial.rs` (`epochs_and_restarts`): what a broker keeps of a producer is kept per partition, so an epoch that
+//! Measured on 3.9.1 and 4.1.0 (`modern/trial_epochs.rs`): what a broker keeps of a producer is kept per partition, so an epoch that
 //! rises in one partition does nothing to another; a jump over several epochs is taken, at sequence 0 only; an exact repeat
 //! is answered with the first offset, also after `kill -9` of the broker; `DescribeProducers` tells epoch and last sequence
 //! of the id after each of these, and nothing where it never wrote.
