@@ -26,8 +26,8 @@ pub struct Chaos {
     pub broker_kills: u32,
     /// Lines a second.
     pub rate: u64,
-    /// The log is renamed now and then, up to five generations.
-    pub rotate: bool,
+    /// The log is renamed after every so many writes, on average; 0: never. Nothing is deleted.
+    pub rotate: u64,
     /// More of `[kafka]` and `[agent]`.
     pub kafka: &'static str,
     pub agent: &'static str,
@@ -55,11 +55,10 @@ fn totals(folder: &Folder) -> serde_json::Value {
 }
 
 /// A writer that renames its log as logrotate does, without stopping: `a.log` to `a.log.1` and so on.
-fn rotate(folder: &Folder, keep: u32) {
-    for n in (1..keep).rev() {
-        if folder.path(format!("a.log.{n}")).exists() {
-            folder.rename(&format!("a.log.{n}"), &format!("a.log.{}", n + 1));
-        }
+fn rotate(folder: &Folder) {
+    let oldest = (1..).find(|n| !folder.path(format!("a.log.{n}")).exists()).unwrap_or(1);
+    for n in (1..oldest).rev() {
+        folder.rename(&format!("a.log.{n}"), &format!("a.log.{}", n + 1));
     }
     if folder.path("a.log").exists() {
         folder.rename("a.log", "a.log.1");
@@ -96,8 +95,8 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
         let broker_too = kills.1 < chaos.broker_kills && dice.below(4) == 0;
         while lived < life {
             write_some(&folder, &mut next, chaos.rate / 50, files);
-            if chaos.rotate && dice.below(12) == 0 {
-                rotate(&folder, 9);
+            if chaos.rotate > 0 && dice.below(chaos.rotate) == 0 {
+                rotate(&folder);
             }
             pause(millis(20));
             lived += 20;
@@ -115,7 +114,7 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
     }
     let written = [Lines::new("a", 0..next), Lines::new("b", 0..next)];
     let mut agent = folder.agent_line("run -c c.toml").start();
-    topic.wait_count_for(2 * next, PATIENT);
+    topic.wait_count_for(2 * next, secs(90 + next / 5000));
     let log = log + &agent.stop().expect_code(0).stderr;
     let verdict = Delivered::in_topic(&topic).against(&[&written[0], &written[1]]);
     let status = totals(&folder);
@@ -141,7 +140,7 @@ const SHORT: Chaos = Chaos {
     agent_kills: 15,
     broker_kills: 2,
     rate: 10_000,
-    rotate: false,
+    rotate: 0,
     kafka: "",
     agent: "",
     seed: 1,
@@ -160,7 +159,7 @@ fn fifteen_kills_on_4_1() {
 }
 #[test]
 fn fifteen_kills_with_rotations() {
-    survive(&Chaos { rotate: true, seed: 2, ..SHORT });
+    survive(&Chaos { rotate: 12, seed: 2, ..SHORT });
 }
 #[test]
 fn fifteen_kills_with_keys() {

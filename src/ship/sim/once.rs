@@ -346,7 +346,9 @@ impl<'b> World<'b> {
                 }
                 10 if faults && self.chance(15) => self.broker_fault(),
                 11 => {
+                    // Not so long that a broker could have forgotten an id by then.
                     let next = wake.map_or(Duration::ZERO, |w| w.saturating_duration_since(self.now.at));
+                    let next = next.min(Duration::from_secs(1));
                     let ms = self.rng.next() % 30 + if self.chance(20) { next.as_millis() as u64 } else { 0 };
                     self.now.at += Duration::from_millis(ms);
                     self.now.wall_ms += ms as i64;

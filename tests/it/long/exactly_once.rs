@@ -9,7 +9,7 @@ const LONG: Chaos = Chaos {
     agent_kills: 150,
     broker_kills: 10,
     rate: 20_000,
-    rotate: false,
+    rotate: 0,
     kafka: "",
     agent: "",
     seed: 11,
@@ -29,7 +29,7 @@ fn many_kills_on_4_1() {
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn many_kills_with_rotations() {
-    survive(&Chaos { rotate: true, seed: 12, ..LONG });
+    survive(&Chaos { rotate: 40, seed: 12, ..LONG });
 }
 #[test]
 #[ignore = "long form: tests/run --long"]
@@ -40,5 +40,5 @@ fn many_kills_with_keys() {
 #[ignore = "long form: tests/run --long"]
 fn many_kills_with_rotations_on_3_9_and_lines_spread() {
     let kafka = "partition = \"round-robin\"\nbatch = \"64KiB\"";
-    survive(&Chaos { version: Some(Version::V39), rotate: true, kafka, seed: 14, ..LONG });
+    survive(&Chaos { version: Some(Version::V39), rotate: 40, kafka, seed: 14, ..LONG });
 }
