@@ -213,11 +213,12 @@ impl Tail<'_> {
         if let Some(wait) = self.find_absent()? {
             return Ok(Step::Wait(wait));
         }
-        if self.look_again.is_some_and(|at| at <= now) {
+        let at_path = self.look_at_path()?;
+        // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
+        if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             self.catch_up()?;
         }
-        let at_path = self.look_at_path()?;
         let seen = self.look_at_open(now)?;
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,

@@ -56,9 +56,10 @@ impl Tail<'_> {
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        let begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
-        for (i, entry) in unread.into_iter().enumerate() {
-            if i < begun {
+        let mut begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        for entry in unread {
+            if entry.size == 0 || begun > 0 {
+                begun -= usize::from(entry.size > 0);
                 self.lose(&Entry { size: 0, ..entry }, "")?;
             } else {
                 self.miss(entry, "it is gone");
