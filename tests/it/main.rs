@@ -8,6 +8,10 @@ mod harness;
 
 mod basics;
 mod cli;
+mod copytruncate;
+mod deletion;
 mod delivery;
 mod long;
+mod rotation;
+mod symlinks;
 mod tree;
