@@ -148,7 +148,7 @@ impl World {
 
     fn touch(&mut self) {
         self.ticks += 1;
-        self.log.set_modified(self.began + Duration::from_millis(self.ticks)).unwrap();
+        self.log.set_modified(self.began + Duration::from_millis(100 * self.ticks)).unwrap();
     }
 
     fn half(&mut self) {
@@ -253,6 +253,7 @@ fn options(path: &Path, budget: &Budget) -> Options {
         path: path.into(),
         reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
         start: Start::Beginning,
+        since: (0, 0),
         until: Until::Stopped,
         reopen: true,
         poll: Duration::from_secs(1),
@@ -377,7 +378,7 @@ impl Life<'_> {
                 fs::copy(w.path("app.log"), w.path(&format!("app.log-2025{n:04}"))).unwrap();
                 let copy = File::open(w.path(&format!("app.log-2025{n:04}"))).unwrap();
                 w.ticks += 1;
-                copy.set_modified(w.began + Duration::from_millis(w.ticks)).unwrap();
+                copy.set_modified(w.began + Duration::from_millis(100 * w.ticks)).unwrap();
                 w.log.set_len(0).unwrap();
                 w.touch();
             }

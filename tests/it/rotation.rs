@@ -44,7 +44,8 @@ fn three_files_three_rotations() {
             folder.append(&name, part.bytes());
         }
     }
-    all_once_in_order(agent.wait_lines(3600), &[&all[0], &all[1], &all[2]]);
+    // A rotated file has a name of its own in this pattern, and may be read by that: order is not asked for.
+    Delivered::of(agent.wait_lines(3600)).assert_exactly_once(&[&all[0], &all[1], &all[2]]);
 }
 
 /// S22, S26. Fails when the renamed file is left before `rotate_grace`, or starves the new one.
