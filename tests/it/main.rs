@@ -8,8 +8,15 @@ mod harness;
 
 mod basics;
 mod cli;
+mod copytruncate;
+mod deletion;
 mod delivery;
+mod discovery;
 mod drivers;
+mod framing;
 mod long;
+mod restart;
+mod rotation;
 mod state;
+mod symlinks;
 mod tree;
