@@ -9,6 +9,8 @@ mod harness;
 mod basics;
 mod cli;
 mod delivery;
+mod hostile;
 mod long;
+mod security;
 mod state;
 mod tree;
