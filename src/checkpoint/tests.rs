@@ -145,7 +145,7 @@ fn an_ack_is_saved_within_a_second() {
     bench.stop().unwrap();
 }
 
-/// S60. Fails when a restart in which nothing happens writes anything but its process id.
+/// Fails when a restart in which nothing happens writes anything but its process id.
 #[test]
 fn a_restart_without_news_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -206,7 +206,7 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
     bench.stop().unwrap();
 }
 
-/// S55. Fails when a save that fails ends the stage, is not shown, or is not tried again.
+/// Fails when a save that fails ends the stage, is not shown, or is not tried again.
 #[test]
 fn a_disk_that_refuses_is_shown_and_overcome() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
 //! Sequence numbers of one partition: which numbers a batch gets, and when they must never be used again. Sends nothing.
 //!
-//! Rules of the broker (KAFKA.md 3.2, KIP-98): sequences count records per partition; a batch that repeats producer id,
-//! epoch and range of one of the last five is answered with its first offset; another content under the same numbers is
-//! silently taken for the first, so numbers that may have been stored never go to other records.
+//! Rules of the broker (KIP-98): sequences count records per partition; a batch that repeats producer id, epoch and
+//! range of one of the last five is answered with its first offset; another content under the same numbers is silently
+//! taken for the first, so numbers that may have been stored never go to other records.
 
 use super::flight::{Batch, Numbers};
 use std::cmp::Ordering;
@@ -149,7 +149,7 @@ mod tests {
         b.numbers.map_or((-1, -1), |n| (n.epoch, n.base))
     }
 
-    /// Fails when the wrap is off by one (KAFKA.md 3.2: after 2147483647 comes 0).
+    /// Fails when the wrap is off by one (after 2147483647 comes 0).
     #[test]
     fn sequences_wrap() {
         for (from, count, to) in [

@@ -9,6 +9,7 @@ mod harness;
 mod basics;
 mod cli;
 mod delivery;
+mod drivers;
 mod hostile;
 mod long;
 mod security;

@@ -1,5 +1,5 @@
-//! The state folder over restarts, kills and damage, S47 to S63 of the cases, and what `status` says of it. Without a
-//! broker: delivery is to standard output. Crash images of single saves are unit tests of `checkpoint/store.rs`.
+//! The state folder over restarts, kills and damage, and what `status` says of it. Without a broker:
+//! delivery is to standard output. Crash images of single saves are unit tests of `checkpoint/store.rs`.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -38,7 +38,7 @@ fn look(folder: &Path) -> Vec<(String, SystemTime, u64)> {
     all
 }
 
-/// S47. Fails when a grown file becomes another stream.
+/// Fails when a grown file becomes another stream.
 #[test]
 fn a_growing_file_keeps_its_one_entry() {
     let folder = Folder::new();
@@ -55,7 +55,7 @@ fn a_growing_file_keeps_its_one_entry() {
     assert_eq!(text.matches("\nstream ").count(), 1, "{text}");
 }
 
-/// S51. Fails when a kill loses a line, when a clean stop doubles one, or when `doubled_at_most` is below the truth.
+/// Fails when a kill loses a line, when a clean stop doubles one, or when `doubled_at_most` is below the truth.
 #[test]
 fn kills_lose_nothing_and_what_they_double_is_bounded() {
     let folder = Folder::new();
@@ -79,7 +79,7 @@ fn kills_lose_nothing_and_what_they_double_is_bounded() {
     assert_eq!(after["acked"].as_u64(), Some(written.count() as u64));
 }
 
-/// S55. Fails when a damaged file is taken for an empty state, or when both damaged do not stop the start.
+/// Fails when a damaged file is taken for an empty state, or when both damaged do not stop the start.
 #[test]
 fn damage_is_met_with_the_previous_state_or_a_refusal() {
     let folder = Folder::new();
@@ -123,7 +123,7 @@ fn damage_is_met_with_the_previous_state_or_a_refusal() {
     agent.stop().expect_code(0);
 }
 
-/// S55, a disk that refuses. Fails when delivery stops, when status does not show it, or when it is not overcome.
+/// A disk that refuses. Fails when delivery stops, when status does not show it, or when it is not overcome.
 #[test]
 fn positions_that_cannot_be_saved_do_not_stop_delivery() {
     let folder = Folder::new();
@@ -144,7 +144,7 @@ fn positions_that_cannot_be_saved_do_not_stop_delivery() {
     assert_eq!(log.matches("ERROR").count(), 1, "{log}");
 }
 
-/// S59. Fails when every rotated file leaves an entry behind for ever. The short form; the ledger's unit test has 10,000.
+/// Fails when every rotated file leaves an entry behind for ever. The short form; the ledger's unit test has 10,000.
 #[test]
 fn rotations_leave_a_bounded_state() {
     let folder = Folder::new();
@@ -170,7 +170,7 @@ fn rotations_leave_a_bounded_state() {
     assert!(kept <= 80, "{kept} streams after {rounds} rotations");
 }
 
-/// S60. Fails when an idle agent, or a restart without news, writes to the state folder.
+/// Fails when an idle agent, or a restart without news, writes to the state folder.
 #[test]
 fn nothing_is_written_while_nothing_changes() {
     let folder = Folder::new();
@@ -189,7 +189,7 @@ fn nothing_is_written_while_nothing_changes() {
     assert_eq!(look(&folder.path("state")), before);
 }
 
-/// S63. Fails without the lock, when the message does not name the other, or when a kill leaves the folder locked.
+/// Fails without the lock, when the message does not name the other, or when a kill leaves the folder locked.
 #[test]
 fn two_agents_on_one_folder() {
     let folder = Folder::new();

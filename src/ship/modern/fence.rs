@@ -2,8 +2,8 @@
 //!
 //! Ship keeps several batches of a partition in the air. When one comes back unstored, those behind it may still be on
 //! their way *to* the driver, sent before ship could hear of it. A broker that has forgotten the producer (it restarted,
-//! or the leader changed uncleanly) would take such a batch for the first of its producer, whatever its sequence
-//! (KAFKA.md 3.2), and the one that came back would count as stored. So from a failure on, batches of the partition come
+//! or the leader changed uncleanly) would take such a batch for the first of its producer, whatever its sequence,
+//! and the one that came back would count as stored. So from a failure on, batches of the partition come
 //! back unsent, until one comes that has been back before (ship sends nothing until all are back, so it has heard), or
 //! one with another producer id or epoch.
 

@@ -15,7 +15,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Encodable, StrBytes};
 use zeroize::Zeroizing;
 
-/// Highest version of each API that we speak (`KAFKA.md` 3.1): Produce 13 names topics by id, which a re-created topic
+/// Highest version of each API that we speak: Produce 13 names topics by id, which a re-created topic
 /// would break; Metadata 13 asks for rebootstrap; InitProducerId 5 is for transactions.
 const PRODUCE: (i16, i16) = (3, 12);
 const METADATA: (i16, i16) = (1, 12);

@@ -172,7 +172,8 @@ impl Scout {
                     self.shared.event(Event::ProducerId { pid, epoch });
                     return Ok(Ok(()));
                 }
-                if (open.tries + 1).is_power_of_two() {
+                // A broker that has just started, or never gave one, says 14 once or twice.
+                if open.tries >= 3 && (open.tries + 1).is_power_of_two() {
                     log::warn!("no producer id: {}; asking again", errors::text(error, ""));
                 }
                 Ok(Err(match errors::of(error).fate {

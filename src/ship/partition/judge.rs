@@ -26,7 +26,7 @@ impl Partition {
     ) {
         match what {
             Refusal::Timestamp => match batch.restamped {
-                // The broker's own clock is the judge; no stamp at all is the last it can be offered (KAFKA.md 3.3).
+                // The broker's own clock is the judge; no stamp at all is the last it can be offered.
                 Some(-1) => {
                     self.give_back(batch);
                     self.drain(Then::Held, why);
