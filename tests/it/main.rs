@@ -13,6 +13,7 @@ mod deletion;
 mod delivery;
 mod discovery;
 mod drivers;
+mod exactly_once;
 mod framing;
 mod hostile;
 mod long;
