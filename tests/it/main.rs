@@ -11,5 +11,6 @@ mod cli;
 mod delivery;
 mod drivers;
 mod long;
+mod readme;
 mod state;
 mod tree;
