@@ -107,6 +107,7 @@ impl Inner {
 }
 
 impl Permit {
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -179,8 +179,6 @@ impl<'s, 'e> Crew<'s, 'e> {
 
 /// Device and inode of standard output and error, when they are files: following them would never end.
 fn own_log() -> Vec<(u64, u64)> {
-    let seen = |fd: std::os::fd::BorrowedFd<'_>| {
-        rustix::fs::fstat(fd).ok().map(|s| (s.st_dev as u64, s.st_ino as u64))
-    };
+    let seen = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
     [seen(std::io::stdout().as_fd()), seen(std::io::stderr().as_fd())].into_iter().flatten().collect()
 }

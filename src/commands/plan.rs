@@ -24,6 +24,16 @@ const CHUNK: usize = 256 << 10;
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
 
+/// What the config may ask for and the program cannot do yet is refused: an agent that promised exactly-once and
+/// delivered at-least-once would be believed.
+pub fn refuse_unready(config: &Config) -> Result<(), Error> {
+    if config.agent.delivery == config::Delivery::ExactlyOnce {
+        let why = "delivery = \"exactly-once\" does not work yet";
+        return Err(Error::config("[agent]", why, "write delivery = \"at-least-once\", or leave it out"));
+    }
+    Ok(())
+}
+
 /// One plan for each source. To patterns that are known from before, `start` does not apply; to none after damaged state.
 pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Plan>, Error> {
     let mut topics: BTreeMap<&str, (Topic, Share)> = BTreeMap::new();

@@ -10,9 +10,10 @@
 //! ```
 //!
 //! Files in reading order: `wire` (primitive types), `messages` (requests, answers), `errors` (what each code means),
-//! `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `connection`, `inbox`, `pick` (what makes
-//! a request), `session` (requests in the air),
-//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log).
+//! `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files), `tls`, `stream`, `scram`, `sasl`,
+//! `connection`, `inbox`, `pick` (what makes a request), `session` (requests in the air),
+//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log), `visit` (for
+//! `check`).
 //!
 //! Invariant: a batch is held by exactly one of: an inbox, a session, an event. A worker that connects holds none.
 
@@ -28,8 +29,14 @@ mod inbox;
 mod messages;
 mod pick;
 mod records;
+pub mod sasl;
 mod scout;
+mod scram;
+mod secret;
 mod session;
+mod stream;
+pub mod tls;
+pub mod visit;
 mod wire;
 
 #[cfg(test)]
@@ -81,6 +88,9 @@ pub struct Options {
     pub idle: Duration,
     /// How long metadata is believed where nothing is wrong.
     pub metadata_age: Duration,
+    /// `Some` turns TLS on.
+    pub tls: Option<tls::Options>,
+    pub sasl: Option<sasl::Options>,
     /// [`Leave::Unfit`] at a broker without Produce 3, instead of waiting for it to change.
     pub auto: bool,
 }
@@ -98,6 +108,8 @@ impl Default for Options {
             request_max: 1 << 20,
             idle: Duration::from_secs(180),
             metadata_age: Duration::from_secs(300),
+            tls: None,
+            sasl: None,
             auto: false,
         }
     }

@@ -105,10 +105,13 @@ impl Deal<'_> {
         for (c, chunk) in load.chunks.iter().enumerate() {
             let extra = extra(chunk);
             let mut keys = Keys::of(&chunk.origin);
+            // A key that all lines share is hashed once.
+            let same = if let Keys::Same(key) = &keys { Some(by_key(key, self.all.len())) } else { None };
             for (l, line) in chunk.lines.iter().enumerate() {
                 let to = match self.partitioner {
                     _ if whole => sticky,
                     Partitioner::Fixed(_) | Partitioner::Sticky => sticky,
+                    Partitioner::Hash if same.is_some() => same.unwrap_or(sticky),
                     Partitioner::Hash => {
                         let bytes = &chunk.bytes[line.at as usize..][..line.len as usize];
                         keys.key(bytes, &mut scratch).map_or(sticky, |key| by_key(&key, self.all.len()))

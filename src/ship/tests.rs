@@ -179,3 +179,79 @@ fn a_dead_letter_is_written_before_the_ack() {
     b.inbox = None;
     assert_eq!(b.end().2, 1);
 }
+
+/// Not a test: what ship costs by itself, with a driver that stores everything at once.
+/// `cargo test --release ship::tests::cost -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    use crate::chunk::{Key, Shape};
+    let regex = || Key::Regex(regex::bytes::Regex::new("id=([0-9]+)").unwrap());
+    for (name, partitioner, key, numbered) in [
+        ("sticky, plain", Partitioner::Sticky, Key::None, false),
+        ("sticky", Partitioner::Sticky, Key::None, true),
+        ("round-robin", Partitioner::RoundRobin, Key::None, true),
+        ("random", Partitioner::Random, Key::None, true),
+        ("hash of path", Partitioner::Hash, Key::Path, true),
+        ("hash of regex", Partitioner::Hash, regex(), true),
+    ] {
+        let shape = Shape { key, ..Shape::default() };
+        let (rate, cpu) = throughput(partitioner, shape, numbered);
+        println!("{name:14} {:5.1} million lines/s, {:4.0} ns of CPU a line", rate / 1e6, cpu);
+    }
+    let mut took = latencies();
+    took.sort_unstable();
+    println!("one line to its ack: p50 {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
+}
+
+/// Lines per second, and nanoseconds of ship's CPU per line, without making and dropping the chunks.
+fn throughput(partitioner: Partitioner, shape: crate::chunk::Shape, numbered: bool) -> (f64, f64) {
+    const CHUNKS: u64 = 2000;
+    let o = super::testing::origin(1, "t", "/var/log/app.log", shape);
+    let text = format!("id=12345 {}", "x".repeat(190));
+    let lines = vec![text.as_bytes(); 1300];
+    let mut b = Bench::new(Options { partitioner, ..Options::default() });
+    b.say(Event::Ready(Abilities { name: "null", numbered, in_flight: if numbered { 5 } else { 1 } }));
+    let (orders, events) = (b.orders.clone(), b.events.take().unwrap());
+    spawn(move || {
+        for order in orders {
+            match order {
+                Order::Topic(topic) => {
+                    let all = vec![0, 1, 2];
+                    let view = TopicView { topic, id: [0; 16], partitions: all.clone(), living: all };
+                    let _ = events.send(Event::Topic(view));
+                }
+                Order::ProducerId => drop(events.send(Event::ProducerId { pid: 1, epoch: 0 })),
+                Order::Ask { .. } => {}
+                Order::Send(batches) => batches.into_iter().for_each(|batch| {
+                    let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
+                }),
+            }
+        }
+    });
+    let chunks: Vec<_> = (0..CHUNKS).map(|i| chunk(&o, i, &lines)).collect();
+    let (notes, start) = (b.notes.clone(), Instant::now());
+    let reader = spawn(move || notes.iter().count());
+    chunks.into_iter().for_each(|c| b.give(Parcel::Chunk(c)));
+    b.inbox = None;
+    let (result, cpu, _) = b.end();
+    assert!(result.is_ok() && reader.join().unwrap() as u64 == CHUNKS);
+    let lines = (CHUNKS * 1300) as f64;
+    (lines / start.elapsed().as_secs_f64(), cpu.as_nanos() as f64 / lines)
+}
+
+/// From a line's arrival to its ack, at 100 lines/s.
+fn latencies() -> Vec<Duration> {
+    let b = Bench::new(Options::default()).ready();
+    (0..200u64)
+        .map(|i| {
+            let start = Instant::now();
+            b.line(i * 5);
+            b.stored(b.sent().pop().unwrap(), 0);
+            b.acked();
+            let took = start.elapsed();
+            let _ = crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(10));
+            took
+        })
+        .collect()
+}

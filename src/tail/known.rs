@@ -4,7 +4,7 @@
 //! most one tail, so a file that two patterns or names lead to is read once.
 
 use super::identity::Look;
-use crate::chunk::{Identity, Mark, Point, Range, StreamId};
+use crate::chunk::{Identity, Point, Range, StreamId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -78,7 +78,7 @@ impl Known {
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
-        entry.open = true;
+        (entry.open, entry.finished) = (true, false);
         entry.identity = identity.clone();
         Some(entry.clone())
     }
@@ -123,6 +123,13 @@ impl Known {
         }
     }
 
+    /// Streams of a followed path are free again, but for these.
+    pub fn let_go(&self, path: &Path, but: &[StreamId]) {
+        for e in self.lock().entries.values_mut().filter(|e| e.path == path && !but.contains(&e.stream)) {
+            e.open = false;
+        }
+    }
+
     /// A stream that ended otherwise than by being read (truncated, lost): its file is not known any more.
     pub fn forget(&self, stream: StreamId) {
         self.lock().entries.remove(&stream);
@@ -135,13 +142,6 @@ impl Known {
     /// All streams of a followed path, oldest first.
     pub fn of(&self, path: &Path) -> Vec<Entry> {
         self.lock().entries.values().filter(|e| e.path == path).cloned().collect()
-    }
-
-    /// A finished stream that ended just there.
-    pub fn finished_at(&self, path: &Path, size: u64, mark: Mark) -> Option<StreamId> {
-        let known = self.lock();
-        let same = |e: &&Entry| e.finished && e.path == path && e.at.offset == size && e.at.mark == mark;
-        known.entries.values().find(same).map(|e| e.stream)
     }
 }
 

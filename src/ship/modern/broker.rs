@@ -99,7 +99,7 @@ impl Broker {
                         End::Lost { why, worked: false } => {
                             self.health.failed(&why, true);
                             self.shared.news(News::Down { node: self.node, serial: self.serial });
-                            if !self.sit_out(failures, &why) {
+                            if !self.sit_out(Trouble::Ended.pause(failures), &why) {
                                 return false;
                             }
                             failures += 1;
@@ -113,7 +113,7 @@ impl Broker {
                     }
                     self.health.failed(&why, false);
                     self.shared.news(News::Down { node: self.node, serial: self.serial });
-                    if !self.sit_out(failures, &why) {
+                    if !self.sit_out(t.pause(failures), &why) {
                         return false;
                     }
                     failures += 1;
@@ -123,8 +123,7 @@ impl Broker {
     }
 
     /// Waits before the next attempt to connect; work that comes meanwhile goes straight back. `false`: closed.
-    fn sit_out(&self, failures: u32, why: &str) -> bool {
-        let pause = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
+    fn sit_out(&self, pause: Duration, why: &str) -> bool {
         let until = Instant::now() + pause;
         loop {
             self.give_all_back(Pace::Backoff, why);

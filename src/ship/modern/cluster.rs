@@ -125,7 +125,8 @@ impl Cluster {
         epoch: i32,
         nodes: &[Node],
     ) -> Vec<TopicView> {
-        for n in nodes {
+        // Only the one that leads now: what else an answer names must not add up.
+        if let Some(n) = nodes.iter().find(|n| n.id == node) {
             self.nodes.entry(n.id).or_insert_with(|| n.clone());
         }
         if let Some(known) = self.topics.get_mut(topic)
@@ -251,6 +252,7 @@ mod tests {
             error: *error,
             name: (*name).into(),
             id: ZERO,
+            rights: None,
             partitions: partitions
                 .iter()
                 .map(|&(partition, leader, epoch)| PartitionMeta { partition, leader, epoch })

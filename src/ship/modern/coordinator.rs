@@ -260,7 +260,8 @@ mod tests {
             let (mut c, _seen, news, told) = coordinator();
             let node = |id| Node { id, host: "127.0.0.1".into(), port: 1 };
             let part = PartitionMeta { partition: 0, leader: 1, epoch: 0 };
-            let topic = TopicMeta { error: 0, name: "t".into(), id: [0; 16], partitions: vec![part] };
+            let (name, partitions) = ("t".into(), vec![part]);
+            let topic = TopicMeta { error: 0, name, id: [0; 16], partitions, rights: None };
             let answer = Metadata { nodes: vec![node(1), node(2)], cluster: None, topics: vec![topic] };
             c.cluster.want("t".into(), Instant::now());
             c.asking = true;

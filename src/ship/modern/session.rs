@@ -9,6 +9,7 @@ use super::inbox::Job;
 use super::messages::{self, Produced};
 use super::pick::{pick, place};
 use super::records::Envelope;
+use super::wire::Malformed;
 use super::{IN_FLIGHT, News, Producer};
 use crate::ship::driver::{Acks, Pace, Verdict};
 use crate::ship::flight::Batch;
@@ -128,7 +129,7 @@ impl<'b> Session<'b> {
             self.send()?;
             let now = Instant::now();
             let Some(limit) = self.limit(now)? else { return Ok(End::Idle) };
-            let (connection, write) = (&self.connection, self.writing.is_some());
+            let (connection, write) = (&mut self.connection, self.writing.is_some());
             let readable = self
                 .broker
                 .inbox
@@ -198,6 +199,12 @@ impl<'b> Session<'b> {
                 }
                 self.sent(request);
             }
+            if self.connection.must_renew() {
+                if !self.air.is_empty() {
+                    return Ok(()); // what comes back first are those answers
+                }
+                self.connection.authenticate(&self.broker.shared.options)?;
+            }
             let window = if self.fresh || !self.broker.shared.numbered() { 1 } else { IN_FLIGHT };
             if self.air.len() >= window || self.quiet.is_some_and(|q| q > Instant::now()) || !self.begin() {
                 return Ok(());
@@ -262,7 +269,9 @@ impl<'b> Session<'b> {
     }
 
     fn answer(&mut self, correlation: i32, body: std::ops::Range<usize>) -> Result<(), Trouble> {
-        let Some(mut request) = self.air.pop_front() else { return Err(mismatch(correlation, 0)) };
+        let Some(mut request) = self.air.pop_front() else {
+            return Err(Trouble::Lost("an answer that nobody asked for".into()));
+        };
         if request.correlation != correlation {
             let due = request.correlation;
             self.air.push_front(request);
@@ -283,6 +292,9 @@ impl<'b> Session<'b> {
             What::Produce { version, batches } => {
                 let mut said = Vec::with_capacity(batches.len());
                 let read = messages::produced(body, *version, |topic, p| {
+                    if said.len() == batches.len() {
+                        return Err(Malformed("more partitions than were asked about"));
+                    }
                     said.push((place(batches, topic, p.partition, said.len())?, p));
                     Ok(())
                 });

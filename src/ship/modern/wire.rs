@@ -84,6 +84,19 @@ impl<'a> Reader<'a> {
             true => i64::from(self.uvarint(field)?) - 1,
             false => i64::from(self.i16(field)?),
         };
+        self.of_len(len, field)
+    }
+
+    /// Bytes that may be null; longer ones than a string can be.
+    pub fn blob(&mut self, field: &'static str) -> Read<Option<&'a [u8]>> {
+        let len = match self.flexible {
+            true => i64::from(self.uvarint(field)?) - 1,
+            false => i64::from(self.i32(field)?),
+        };
+        self.of_len(len, field)
+    }
+
+    fn of_len(&mut self, len: i64, field: &'static str) -> Read<Option<&'a [u8]>> {
         match len {
             -1 => Ok(None),
             n => self.bytes(usize::try_from(n).map_err(|_| Malformed(field))?, field).map(Some),

@@ -196,6 +196,15 @@ fn one_of_unknown_outcome_flies_alone_as_it_was() {
         b.stored(0);
     }
     assert_eq!(b.told, ["stored 2", "stored 3", "stored 4"]);
+    // Nor does it leave beside those that were certainly not stored.
+    (0..3).for_each(|_| b.push(1));
+    for maybe_stored in [false, false, true] {
+        b.again(0, maybe_stored, Pace::Now);
+    }
+    b.stored(0);
+    assert_eq!(b.flying(), [(6, 0, 5)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(7, 0, 6)]);
 }
 
 /// Fails when 45 is believed where an earlier batch explains it, or not believed where none does.

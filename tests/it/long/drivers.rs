@@ -128,7 +128,7 @@ fn modern_each_broker_killed_in_turn() {
     folder.agent_line(&format!("{args} --once")).run_for(LONG).expect_code(0);
     figures.exactly_once(&Delivered::in_topic(&topic).against(&[&lines]));
     figures.at_most("longest time without a new line", longest.as_millis() as u64, 10_000, "ms");
-    figures.at_most("VmHWM", hwm, 16_000, "KiB");
+    figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
     figures.judge();
 }
 
