@@ -210,6 +210,27 @@ fn config_words() {
     }
 }
 
+/// Fails when a record of `format = "json"` has another member than README says.
+#[test]
+fn members_of_a_json_record() {
+    let folder = Folder::new();
+    let log = folder.write("f.log", b"caf\xe9\n");
+    folder.write(
+        "c.toml",
+        format!(
+            "[agent]\nstate_dir = {:?}\n[[files]]\npaths = [{log:?}]\nformat = \"json\"\n",
+            folder.path("state")
+        ),
+    );
+    let done = folder.agent(["run", "-c", "c.toml", "--once", "--output", "stdout"]).run().expect_code(0);
+    let record: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    let program: Names = record.as_object().unwrap().keys().cloned().collect();
+    let files = rows(&section("### `[[files]]`"));
+    let told = files.iter().find(|row| row[0] == "`format`").unwrap()[2].clone();
+    let readme = quoted(&told).filter(|w| !w.starts_with('"') && *w != "fields").map(str::to_owned).collect();
+    assert_same("members of a JSON record", &readme, &program);
+}
+
 /// The paths of all fields: `files[].path`. A list of numbers is a field, a list of objects ends in `[]`.
 fn fields(of: &serde_json::Value, path: &str, found: &mut Names) {
     if let Some(object) = of.as_object() {
