@@ -22,7 +22,7 @@ fn section(heading: &str) -> String {
     let ends = |l: &&str| {
         in_code ^= l.starts_with("```");
         let marks = l.bytes().take_while(|b| *b == b'#').count();
-        !(!in_code && (1..=level).contains(&marks))
+        in_code || !(1..=level).contains(&marks)
     };
     lines.take_while(ends).collect::<Vec<_>>().join("\n")
 }
