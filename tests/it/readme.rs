@@ -19,12 +19,12 @@ fn section(heading: &str) -> String {
     let mut lines = readme.lines().skip_while(|l| *l != heading);
     assert!(lines.next().is_some(), "README has no {heading:?}");
     let mut in_code = false;
-    let ends = |l: &&str| {
+    let goes_on = |l: &&str| {
         in_code ^= l.starts_with("```");
         let marks = l.bytes().take_while(|b| *b == b'#').count();
         in_code || !(1..=level).contains(&marks)
     };
-    lines.take_while(ends).collect::<Vec<_>>().join("\n")
+    lines.take_while(goes_on).collect::<Vec<_>>().join("\n")
 }
 
 /// The cells of each row of the tables in `text`, without heads and rules. A `|` in a cell is written `\|`.
