@@ -17,6 +17,7 @@ mod exactly_once;
 mod framing;
 mod hostile;
 mod long;
+mod readme;
 mod restart;
 mod rotation;
 mod security;
