@@ -119,7 +119,12 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
     let log = log + &agent.stop().expect_code(0).stderr;
     let verdict = Delivered::in_topic(&topic).against(&[&written[0], &written[1]]);
     let status = totals(&folder);
-    eprintln!("{verdict}; {} lines; {kills:?} kills; {} {}", 2 * next, status["totals"], status["exactly_once"]);
+    eprintln!(
+        "{verdict}; {} lines; {kills:?} kills; {} {}",
+        2 * next,
+        status["totals"],
+        status["exactly_once"]
+    );
     assert!(
         verdict.missing.is_empty() && verdict.strange.is_empty() && verdict.doubled == 0,
         "{verdict}\n{}",
