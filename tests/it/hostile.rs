@@ -29,6 +29,12 @@ fn meets(driver: &str, at: Api) {
     folder.write("f.log", "one\ntwo\n");
     let mut all = Vec::new();
     for (n, (lie, reply, shows)) in lies().into_iter().enumerate() {
+        // The kafka crate reserves memory by that count. The binary that ships survives it by its allocator, glibc's ends
+        // the process (see main.rs); so this one is for LOGAGENT_BIN.
+        let by_the_crate = driver != "modern" && at == Api::Produce && lie == "a count that does not fit";
+        if by_the_crate && std::env::var_os("LOGAGENT_BIN").is_none() {
+            continue;
+        }
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
         kafka.script(move |r| if r.api == at { reply.clone() } else { Reply::Default });
