@@ -112,6 +112,13 @@ impl Permit {
         self.bytes
     }
 
+    /// A permit of its own for up to `bytes` of this one.
+    pub fn split(&mut self, bytes: usize) -> Permit {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Permit { share: self.share.clone(), bytes }
+    }
+
     /// Gives back what is over `to` bytes.
     pub fn shrink(&mut self, to: usize) {
         if to < self.bytes {

@@ -22,7 +22,7 @@ pub struct SourceId(pub u32);
 pub struct StreamId(pub u64);
 
 /// Serial number of a flight; saved with exactly-once, else counted from 1 at each start.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct FlightNo(pub u64);
 
 /// Which file holds a stream's bytes. Inode numbers are reused at once, so they never stand alone: the birth time
@@ -241,6 +241,8 @@ pub enum Note {
     Source(Vec<u8>),
     /// See [`Parcel::Flush`].
     Flush(Sender<()>),
+    /// Save soon: somebody waits for a stream's opening to be saved.
+    Hurry,
 }
 
 #[cfg(test)]

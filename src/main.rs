@@ -57,6 +57,7 @@ mod chunk;
 mod cli;
 mod commands;
 mod config;
+mod cover;
 mod error;
 mod logging;
 mod report;

@@ -11,6 +11,7 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+pub mod reread;
 mod shelf;
 pub mod siblings;
 #[cfg(test)]
@@ -60,6 +61,8 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
+    /// Files born later than this (as [`Identity::born`]) are new, also those that were renamed before they were seen.
+    pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
     /// Whether a new file at the path is followed.
@@ -213,11 +216,12 @@ impl Tail<'_> {
         if let Some(wait) = self.find_absent()? {
             return Ok(Step::Wait(wait));
         }
-        if self.look_again.is_some_and(|at| at <= now) {
+        let at_path = self.look_at_path()?;
+        // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
+        if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             self.catch_up()?;
         }
-        let at_path = self.look_at_path()?;
         let seen = self.look_at_open(now)?;
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
@@ -435,6 +439,16 @@ impl Tail<'_> {
         Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
     }
 
+    /// Reads a file that nobody knows from `offset` on.
+    fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
+        let offset = offset.min(look.size);
+        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+        match self.known.begin_if_new(look, &self.o.path) {
+            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
+            None => Ok(()), // another tail was faster
+        }
+    }
+
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
     fn open_new(&mut self) -> Result<(), Halt> {
         let (file, look) = identity::open(&self.o.path)?;
@@ -446,10 +460,7 @@ impl Tail<'_> {
         }
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => Ok(()),
-            Claim::New => {
-                let entry = self.fresh(&file, &look, 0)?;
-                self.take_up_live(file, &look, entry).map(drop)
-            }
+            Claim::New => self.take_up_new(file, &look, 0),
             Claim::Known(entry) => self.resume(file, look, entry),
         }
     }

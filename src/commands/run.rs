@@ -5,12 +5,14 @@
 //! `drain_timeout`, then checkpoint saves. A second signal ends the process at once.
 
 use super::crew::Crew;
+use super::recover::{Recovered, recover};
 use super::{drivers, plan};
 use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
 use crate::cli;
-use crate::config::{self, Config, DamagedState, Delivery};
+use crate::config::{self, Config, DamagedState, Delivery, Output};
+use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::report::snapshot::Snapshot;
 use crate::report::{Board, live};
@@ -24,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
 use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -48,10 +50,22 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let board = Arc::new(Board::default());
     let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
     let _ = board.budget.set(budget.clone());
-    let (job, saved) = checkpoint::open(checkpoint_options(&config), &board)?;
-    let known = Known::new(entries(&saved), saved.next_stream);
+    let (giver, taker) = cover::pair();
+    let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
     let plans = plan::sources(&config, &budget, &saved)?;
+    let recovered = match exactly_once(&config) {
+        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &board)?),
+        None => None,
+    };
     let ends = drivers::start(&config, &board)?;
+    let (ends, once) = match recovered {
+        Some(Recovered { journal, taker, once, for_tails }) => {
+            saved = for_tails;
+            (Recovered::put_before(journal, taker, ends)?, Some(once))
+        }
+        None => (ends, None),
+    };
+    let known = Known::new(entries(&saved), saved.next_stream);
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
@@ -64,7 +78,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "ship", {
-            let options = plan::ship(&config);
+            let options = ship::Options { once, ..plan::ship(&config) };
             move || {
                 let _gone = gone;
                 ship::run(options, inbox, ends, notes, board, &give_up_on)
@@ -225,7 +239,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn checkpoint_options(config: &Config) -> checkpoint::Options {
+/// The state folder, and whether each write is synced; `None`: at-least-once, or standard output, which has no numbers.
+fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
+    let once = config.agent.delivery == Delivery::ExactlyOnce && matches!(config.output, Output::Kafka(_));
+    let folder = config.agent.state_dir.as_deref().filter(|_| once)?;
+    Some((folder, config.agent.sync == config::Sync::Always))
+}
+
+fn checkpoint_options(config: &Config, giver: Giver) -> checkpoint::Options {
     checkpoint::Options {
         state_dir: config.agent.state_dir.clone(),
         sync: match config.agent.sync {
@@ -236,7 +257,7 @@ fn checkpoint_options(config: &Config) -> checkpoint::Options {
             DamagedState::Refuse => checkpoint::Damaged::Refuse,
             DamagedState::Beginning => checkpoint::Damaged::Beginning,
         },
-        exactly_once: config.agent.delivery == Delivery::ExactlyOnce,
+        exactly_once: exactly_once(config).map(|_| giver),
     }
 }
 

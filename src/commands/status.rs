@@ -9,7 +9,7 @@ use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
 use crate::report::live;
-use crate::report::snapshot::{File, Snapshot, State, Stream, Totals, shown};
+use crate::report::snapshot::{ExactlyOnce, File, Snapshot, State, Stream, Totals, shown};
 use crate::report::text;
 use crate::signals::{self, Signal};
 use crate::tail::identity;
@@ -112,6 +112,11 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
             retries: t.retries,
         },
         state: State { path: Some(shown(folder)), degraded: None, bytes_written: t.state_bytes },
+        exactly_once: (t.flights_resent > 0).then(|| ExactlyOnce {
+            resent: t.flights_resent,
+            found_stored: t.flights_found,
+            ..ExactlyOnce::default()
+        }),
         ..Snapshot::default()
     }
 }

@@ -47,6 +47,8 @@ mod scripted;
 mod tests;
 #[cfg(test)]
 mod trial;
+#[cfg(test)]
+mod trial_epochs;
 
 use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Verdict};
 use super::flight::Batch;

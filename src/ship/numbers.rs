@@ -56,6 +56,19 @@ impl Numbering {
         Numbering { pid, epoch, settled: 0, next: 0, sent: 0, proven: false, bump: false }
     }
 
+    /// An earlier run's numbering, in which this batch may be stored and nothing after it.
+    pub fn resumed(open: Numbers, count: u32) -> Self {
+        let Numbers { pid, epoch, base } = open;
+        let sent = after(base, count);
+        Numbering { pid, epoch, settled: base, next: base, sent, proven: false, bump: false }
+    }
+
+    /// The batch may be stored under these numbers, and goes again under them.
+    pub fn holds(&self, batch: &Batch) -> bool {
+        let ours = |n: Numbers| (n.pid, n.epoch) == (self.pid, self.epoch);
+        !self.bump && batch.maybe_stored && batch.numbers.is_some_and(ours)
+    }
+
     /// Gives the batch that leaves next its numbers, or leaves it those it has. `alone`: nothing is in the air; `rest`:
     /// what waits behind it.
     pub fn fit<'b>(

@@ -29,6 +29,23 @@ pub struct Entry {
     pub open: bool,
 }
 
+impl Entry {
+    /// Of a file of which nothing is known but who it is.
+    pub fn of(identity: Identity) -> Entry {
+        Entry {
+            stream: StreamId(0),
+            path: PathBuf::new(),
+            identity,
+            at: Point::default(),
+            beyond: Vec::new(),
+            size: 0,
+            modified: 0,
+            finished: false,
+            open: false,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Known(Mutex<Inner>);
 
@@ -83,24 +100,15 @@ impl Known {
         Some(entry.clone())
     }
 
-    /// A new stream, open.
-    pub fn begin(&self, look: &Look, path: &Path) -> Entry {
+    /// A new stream, open, unless another tail has made the file known meanwhile.
+    pub fn begin_if_new(&self, look: &Look, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
-        let stream = StreamId(known.next);
-        known.next += 1;
-        let entry = Entry {
-            stream,
-            path: path.into(),
-            identity: look.identity.clone(),
-            at: Point::default(),
-            beyond: Vec::new(),
-            size: look.size,
-            modified: look.modified,
-            finished: false,
-            open: true,
-        };
-        known.entries.insert(stream, entry.clone());
-        entry
+        known.by_identity(&look.identity).is_none().then(|| known.begin(look, path))
+    }
+
+    /// A new stream, open, in a file whose former stream was the caller's.
+    pub fn begin(&self, look: &Look, path: &Path) -> Entry {
+        self.lock().begin(look, path)
     }
 
     /// A tail lets a stream go, read up to `at`.
@@ -146,6 +154,24 @@ impl Known {
 }
 
 impl Inner {
+    fn begin(&mut self, look: &Look, path: &Path) -> Entry {
+        let stream = StreamId(self.next);
+        self.next += 1;
+        let entry = Entry {
+            stream,
+            path: path.into(),
+            identity: look.identity.clone(),
+            at: Point::default(),
+            beyond: Vec::new(),
+            size: look.size,
+            modified: look.modified,
+            finished: false,
+            open: true,
+        };
+        self.entries.insert(stream, entry.clone());
+        entry
+    }
+
     /// The newest stream of a file. The device number may differ after a reboot where inode and birth time agree.
     fn by_identity(&mut self, id: &Identity) -> Option<&mut Entry> {
         let same =

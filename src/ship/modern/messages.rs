@@ -34,7 +34,7 @@ pub struct Versions {
     pub describe_producers: Option<i16>,
     pub sasl_handshake: Option<i16>,
     pub sasl_authenticate: Option<i16>,
-    /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests (`KAFKA.md` 0).
+    /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests.
     pub fetch_min: Option<i16>,
     /// Highest Produce version of the broker, whether we speak it or not.
     pub produce_max: i16,
