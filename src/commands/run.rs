@@ -208,7 +208,9 @@ impl Office<'_, '_> {
         if self.stopping.is_some() {
             return;
         }
-        info!("following {} file(s)", self.crew.files());
+        if !self.config.once {
+            info!("following {} file(s)", self.crew.files());
+        }
         self.notify.ready(&self.line());
     }
 
