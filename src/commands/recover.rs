@@ -72,6 +72,8 @@ pub fn recover(
             Loaded::default()
         }
     };
+    let uncertain_now = || board.totals.uncertain.load(Relaxed);
+    let uncertain = uncertain_now();
     for ack in &loaded.settled {
         if saved.acknowledge(ack) {
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
@@ -90,7 +92,9 @@ pub fn recover(
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
     }
-    job.take_over(saved, rebuilt);
+    if !loaded.settled.is_empty() || !loaded.keep.is_empty() || !flights.is_empty() || uncertain < uncertain_now() {
+        job.take_over(saved, rebuilt);
+    }
     if !flights.is_empty() {
         log::info!("{} flight(s) of the last run are taken up again", flights.len());
     }
