@@ -183,6 +183,11 @@ impl<'a> Tail<'a> {
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
+        let mut o = o;
+        if let Some(rate) = o.rate {
+            // A second's worth at a time.
+            o.reading.chunk = o.reading.chunk.min(usize::try_from(rate).unwrap_or(usize::MAX).max(4096));
+        }
         Tail {
             known,
             board,
