@@ -2,6 +2,7 @@
 //! nothing and keeps nothing.
 #![allow(unsafe_code)]
 
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io;
 use std::mem::MaybeUninit;
@@ -120,8 +121,6 @@ pub struct Socket {
 impl Socket {
     /// Nothing to read, and not closed by the peer.
     pub fn is_silent(&self) -> bool {
-        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
         use rustix::net::{RecvFlags, recv};
         let peeked = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(peeked, Err(rustix::io::Errno::AGAIN))

@@ -92,7 +92,11 @@ pub fn recover(
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
     }
-    if !loaded.settled.is_empty() || !loaded.keep.is_empty() || !flights.is_empty() || uncertain < uncertain_now() {
+    if !loaded.settled.is_empty()
+        || !loaded.keep.is_empty()
+        || !flights.is_empty()
+        || uncertain < uncertain_now()
+    {
         job.take_over(saved, rebuilt);
     }
     if !flights.is_empty() {

@@ -260,7 +260,8 @@ fn a_copied_folder_takes_a_new_id() {
     let mut first = killed.folder.agent_line("run -c c.toml").start();
     write_some(&killed.folder, &mut killed.next, 2000, &["a.log"]);
     killed.topic.wait_count_for(killed.next, PATIENT);
-    let second_config = std::fs::read_to_string(killed.folder.path("c.toml")).unwrap().replace("/state\"", "/copy\"");
+    let second_config =
+        std::fs::read_to_string(killed.folder.path("c.toml")).unwrap().replace("/state\"", "/copy\"");
     killed.folder.write("d.toml", second_config);
     let mut second = killed.folder.agent_line("run -c d.toml").start();
     write_some(&killed.folder, &mut killed.next, 3000, &["a.log"]);
