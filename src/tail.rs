@@ -61,6 +61,8 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
+    /// Files born later than this (as [`Identity::born`]) are new, also those that were renamed before they were seen.
+    pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
     /// Whether a new file at the path is followed.
@@ -162,6 +164,8 @@ struct Tail<'a> {
     look_again: Option<Instant>,
     /// `rate`: nothing is read before.
     free_at: Instant,
+    /// As it stands on the board.
+    stuck: Option<&'static str>,
     /// Of the step that is being done.
     now: Instant,
     /// What was known when the first look began, which may take several tries.
@@ -182,6 +186,11 @@ impl<'a> Tail<'a> {
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
+        let mut o = o;
+        if let Some(rate) = o.rate {
+            // A second's worth at a time.
+            o.reading.chunk = o.reading.chunk.min(usize::try_from(rate).unwrap_or(usize::MAX).max(4096));
+        }
         Tail {
             known,
             board,
@@ -194,6 +203,7 @@ impl<'a> Tail<'a> {
             look_again: None,
             free_at: now,
             now,
+            stuck: None,
             history: None,
             absent: Vec::new(),
             denied: None,
@@ -214,11 +224,12 @@ impl Tail<'_> {
         if let Some(wait) = self.find_absent()? {
             return Ok(Step::Wait(wait));
         }
-        if self.look_again.is_some_and(|at| at <= now) {
+        let at_path = self.look_at_path()?;
+        // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
+        if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             self.catch_up()?;
         }
-        let at_path = self.look_at_path()?;
         let seen = self.look_at_open(now)?;
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
@@ -234,6 +245,7 @@ impl Tail<'_> {
             Step::Read(i) => {
                 self.turn = self.turn.wrapping_add(1);
                 if let Some(wait) = self.rate_wait(now) {
+                    self.stuck(Some("the rate limit"));
                     return Ok(Step::Wait(wait));
                 }
                 self.read(i, Rest::Waits)?;
@@ -320,7 +332,11 @@ impl Tail<'_> {
     }
 
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
-        match self.open[i].read(&self.o.reading, rest, self.stop)? {
+        self.stuck(None);
+        let got = self.open[i].read(&self.o.reading, rest, self.stop)?;
+        let open = &self.open[i];
+        open.origin.gauge.searched.store(open.searched, Relaxed);
+        match got {
             Got::Stopped => Err(Halt::Stopped),
             Got::Nothing => Ok(()),
             Got::Changed => self.truncated(i),
@@ -353,6 +369,15 @@ impl Tail<'_> {
     fn rate_wait(&self, now: Instant) -> Option<Duration> {
         self.o.rate?;
         Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())
+    }
+
+    /// Says why reading does not go on, when that changes.
+    fn stuck(&mut self, why: Option<&'static str>) {
+        if std::mem::replace(&mut self.stuck, why) != why
+            && let Some(file) = self.board.files().get_mut(&self.o.path)
+        {
+            file.stuck = why.map(str::to_owned);
+        }
     }
 
     fn spend(&mut self, bytes: usize) {
@@ -436,6 +461,16 @@ impl Tail<'_> {
         Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
     }
 
+    /// Reads a file that nobody knows from `offset` on.
+    fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
+        let offset = offset.min(look.size);
+        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+        match self.known.begin_if_new(look, &self.o.path) {
+            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
+            None => Ok(()), // another tail was faster
+        }
+    }
+
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
     fn open_new(&mut self) -> Result<(), Halt> {
         let (file, look) = identity::open(&self.o.path)?;
@@ -447,10 +482,7 @@ impl Tail<'_> {
         }
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => Ok(()),
-            Claim::New => {
-                let entry = self.fresh(&file, &look, 0)?;
-                self.take_up_live(file, &look, entry).map(drop)
-            }
+            Claim::New => self.take_up_new(file, &look, 0),
             Claim::Known(entry) => self.resume(file, look, entry),
         }
     }

@@ -67,7 +67,6 @@ pub enum Sight {
 #[derive(Debug)]
 enum Control {
     Ended(PathBuf),
-    Follow(Vec<Watched>),
 }
 
 /// How the others speak to the thread. Dropping it ends the thread.
@@ -81,11 +80,6 @@ impl Remote {
     /// The tail of this path has ended. If something is there (again), it is told as found.
     pub fn ended(&self, path: &Path) {
         self.tell(Control::Ended(path.into()));
-    }
-
-    /// Other sources from now on.
-    pub fn follow(&self, sources: Vec<Watched>) {
-        self.tell(Control::Follow(sources));
     }
 
     fn tell(&self, what: Control) {
@@ -143,7 +137,6 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
         loop {
             match ears.control.try_recv() {
                 Ok(Control::Ended(path)) => w.ended(&path),
-                Ok(Control::Follow(sources)) => w.follow(sources),
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
             }
@@ -270,7 +263,7 @@ impl<'a> Watch<'a> {
     fn event(&mut self, wd: &WatchDescriptor, mask: EventMask, name: Option<&std::ffi::OsStr>) {
         if mask.contains(EventMask::Q_OVERFLOW) {
             self.dirty = true;
-            self.slots.values().for_each(|s| wake(s));
+            self.slots.values().for_each(wake);
             return;
         }
         if mask.contains(EventMask::IGNORED) {
@@ -491,12 +484,6 @@ impl<'a> Watch<'a> {
             self.forget(path.into(), wd);
         }
         self.dirty = true; // it may be there again
-    }
-
-    fn follow(&mut self, sources: Vec<Watched>) {
-        self.sources = sources;
-        self.dirty = true;
-        self.walked = Instant::now() - CALM;
     }
 }
 

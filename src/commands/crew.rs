@@ -10,12 +10,13 @@ use crate::tail::{self, Start};
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use log::info;
+use log::{info, warn};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, Scope};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
 const STACK: usize = 128 << 10;
@@ -46,6 +47,9 @@ pub struct Crew<'s, 'e> {
     pub sighted: Receiver<Infallible>,
     sighting: Option<Sender<Infallible>>,
     watching: bool,
+    once: bool,
+    /// When this began.
+    since: (i64, u32),
 }
 
 impl<'s, 'e> Crew<'s, 'e> {
@@ -87,6 +91,8 @@ impl<'s, 'e> Crew<'s, 'e> {
             sighted,
             sighting: Some(sighting),
             watching: true,
+            once,
+            since: now(),
         })
     }
 
@@ -98,6 +104,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         let new = self.sighting.is_some() && !plan.known.iter().any(|p| p.matches(&found.path));
         let options = tail::Options {
             start: if new { plan.tail.start } else { Start::Beginning },
+            since: self.since,
             path: found.path.clone(),
             ..plan.tail.clone()
         };
@@ -129,7 +136,10 @@ impl<'s, 'e> Crew<'s, 'e> {
                 let fix = "create it, or leave must_exist out";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
-            info!("{what}: waiting for the file");
+            match self.once {
+                true => warn!("{what}: there is no such file"),
+                false => info!("{what}: waiting for the file"),
+            }
         }
         Ok(())
     }
@@ -177,10 +187,15 @@ impl<'s, 'e> Crew<'s, 'e> {
     }
 }
 
+/// As the kernel stamps files, whose clock is a few milliseconds behind.
+fn now() -> (i64, u32) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = now.saturating_sub(Duration::from_millis(20));
+    (now.as_secs() as i64, now.subsec_nanos())
+}
+
 /// Device and inode of standard output and error, when they are files: following them would never end.
 fn own_log() -> Vec<(u64, u64)> {
-    let seen = |fd: std::os::fd::BorrowedFd<'_>| {
-        rustix::fs::fstat(fd).ok().map(|s| (s.st_dev as u64, s.st_ino as u64))
-    };
+    let seen = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
     [seen(std::io::stdout().as_fd()), seen(std::io::stderr().as_fd())].into_iter().flatten().collect()
 }

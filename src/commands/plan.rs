@@ -57,6 +57,7 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: start(s.start),
+                since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),

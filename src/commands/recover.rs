@@ -92,7 +92,11 @@ pub fn recover(
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
     }
-    if !loaded.settled.is_empty() || !loaded.keep.is_empty() || !flights.is_empty() || uncertain < uncertain_now() {
+    if !loaded.settled.is_empty()
+        || !loaded.keep.is_empty()
+        || !flights.is_empty()
+        || uncertain < uncertain_now()
+    {
         job.take_over(saved, rebuilt);
     }
     if !flights.is_empty() {
@@ -132,7 +136,9 @@ fn doubt(found: &Found, now: &Binding, trusted: bool, saved: &Saved) -> Option<S
         return Some("it was written on another machine (/etc/machine-id)".into());
     }
     if then.boot != now.boot && !then.synced && !trusted {
-        return Some("the machine went down before it was on the disk (sync = \"always\" covers that)".into());
+        return Some(
+            "the machine went down before it was on the disk (sync = \"always\" covers that)".into(),
+        );
     }
     if then.boot == now.boot && !trusted {
         return Some("the saved positions are older than it".into());
@@ -187,7 +193,10 @@ fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> 
             });
             if !there {
                 board.totals.uncertain.fetch_add(o.count.into(), Relaxed);
-                log::error!("{} lines of an open batch cannot be proved stored: counted as uncertain", o.count);
+                log::error!(
+                    "{} lines of an open batch cannot be proved stored: counted as uncertain",
+                    o.count
+                );
             }
             there
         });

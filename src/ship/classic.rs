@@ -348,6 +348,7 @@ impl Worker<'_> {
         }
         let guard = self.watch.guard(peers);
         let done = page::produce(&mut session.client, &mut self.pen, batch, self.options);
+        let done = done.map_err(|t| t.after(&guard));
         drop(guard);
         match done {
             Ok(offset) => {

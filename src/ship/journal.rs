@@ -215,7 +215,8 @@ impl Worker {
                 recv(bell) -> _ => {}
                 default(retry) => {}
             }
-            while open && self.waiting.len() < GROUP
+            while open
+                && self.waiting.len() < GROUP
                 && let Ok(order) = inbox.try_recv()
             {
                 open = self.take(order);

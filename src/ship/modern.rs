@@ -40,6 +40,8 @@ pub mod visit;
 mod wire;
 
 #[cfg(test)]
+mod mutated;
+#[cfg(test)]
 mod scripted;
 #[cfg(test)]
 mod tests;

@@ -75,7 +75,9 @@ pub enum Action {
     /// The broker takes no batch of so many bytes of lines.
     TooLarge(usize),
     /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
-    Again { found: bool },
+    Again {
+        found: bool,
+    },
 }
 
 #[derive(Debug)]

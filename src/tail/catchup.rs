@@ -9,7 +9,7 @@ use super::known::{Claim, Entry};
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
 use super::{Halt, Start, Tail};
-use crate::chunk::{Closed, Ending, Mark, Opened, Parcel, Point, StreamId};
+use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
 use log::{info, warn};
 use std::fs::File;
 use std::io::{self, Seek};
@@ -30,7 +30,7 @@ impl Tail<'_> {
                 None => Ok(()),
             };
         }
-        let mut live = None;
+        let (mut live, mut rewritten) = (None, false);
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => {}
@@ -40,6 +40,7 @@ impl Tail<'_> {
                 Claim::Known(entry) => {
                     // Before the siblings that nobody has read: one of them may be a copy of what was read here.
                     self.find_rest(entry, REWRITTEN)?;
+                    rewritten = true;
                     live = Some((file, look, None));
                 }
                 Claim::New => live = Some((file, look, None)),
@@ -56,20 +57,24 @@ impl Tail<'_> {
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        let begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
-        for (i, entry) in unread.into_iter().enumerate() {
-            if i < begun {
+        let mut begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        for entry in unread {
+            if entry.size == 0 || begun > 0 {
+                begun -= usize::from(entry.size > 0);
                 self.lose(&Entry { size: 0, ..entry }, "")?;
             } else {
                 self.miss(entry, "it is gone");
             }
         }
         let Some((file, look, entry)) = live else { return Ok(()) };
-        let entry = match entry {
-            Some(entry) => entry,
-            None => self.fresh(&file, &look, 0)?,
-        };
-        self.take_up_live(file, &look, entry).map(drop)
+        match entry {
+            Some(entry) => self.take_up_live(file, &look, entry).map(drop),
+            None if rewritten => {
+                let fresh = self.fresh(&file, &look, 0)?;
+                self.take_up_live(file, &look, fresh).map(drop)
+            }
+            None => self.take_up_new(file, &look, 0),
+        }
     }
 
     /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
@@ -79,7 +84,9 @@ impl Tail<'_> {
             Claim::Known(entry) => return self.resume(file, look, entry), // it had another name
             Claim::New => {}
         }
-        for old in self.siblings()?.iter().rev().take(OLD_SIBLINGS) {
+        let since = self.o.since;
+        let new = |s: &&Sibling| s.look.identity.born.unwrap_or_default() >= since;
+        for old in self.siblings()?.iter().filter(|s| !new(s)).rev().take(OLD_SIBLINGS) {
             if self.known.get(&old.look.identity).is_none() && old.look.identity != look.identity {
                 self.note_as_read(old)?;
             }
@@ -89,8 +96,10 @@ impl Tail<'_> {
             Start::End => look.size,
             Start::Offset(n) => n,
         };
-        let fresh = self.fresh(&file, &look, offset)?;
-        self.take_up_live(file, &look, fresh).map(drop)
+        // Made and rotated before we had a first look.
+        let since = Identity { born: Some(since), ..look.identity.clone() };
+        self.unread_siblings(Some(&Entry::of(since)))?;
+        self.take_up_new(file, &look, offset)
     }
 
     /// A sibling that was there before us, or that holds what was read elsewhere: nothing of it is sent.
@@ -101,7 +110,9 @@ impl Tail<'_> {
             _ => Mark::default(),
         };
         let at = Point { offset: size, mark, ..Point::default() };
-        let stream = self.known.begin(&old.look, &self.o.path).stream;
+        let Some(Entry { stream, .. }) = self.known.begin_if_new(&old.look, &self.o.path) else {
+            return Ok(());
+        };
         self.known.release(stream, at, size, old.look.modified, true);
         let origin = self.origin(stream, size, size);
         self.send(Parcel::Opened(Opened {
@@ -169,7 +180,7 @@ impl Tail<'_> {
         }
         for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
             let known = self.known.get(&sibling.look.identity).is_some_and(|e| e.stream != entry.stream);
-            let may_be = entry.at.offset > 0 || is_packed_of(sibling, entry);
+            let may_be = entry.at.offset > 0 || packs(sibling, entry);
             if !known && may_be && self.go_on_in(sibling, entry)? {
                 return Ok(true);
             }
@@ -253,12 +264,12 @@ impl Tail<'_> {
                     continue;
                 }
             };
+            let Some(entry) = self.known.begin_if_new(&look, &self.o.path) else { continue };
             info!(
                 "{}: reading {}, rotated while nobody looked",
                 self.o.path.display(),
                 sibling.path.display()
             );
-            let entry = self.known.begin(&look, &self.o.path);
             let taken = self.take_up(bytes, &Look { size, ..look }, entry)?;
             debug_assert!(taken.is_some(), "offset 0 agrees with every file");
             begun += 1;
@@ -349,6 +360,10 @@ impl Tail<'_> {
             return Ok(Whose::Read);
         }
         let absent: Vec<StreamId> = self.not_open().collect();
+        let shelved = self.shelf.iter().filter(|e| e.at.offset == 0);
+        if packed == Packed::Gzip && shelved.into_iter().any(|e| is_packed_of(look, size, e)) {
+            return Ok(Whose::Waits);
+        }
         for entry in known.iter().filter(|e| absent.contains(&e.stream) && e.at.offset > 0) {
             let same = match packed {
                 Packed::Plain => goes_on(file, look, entry)?,
@@ -374,12 +389,14 @@ enum Whose {
 }
 
 /// The `.gz` of a file of which nothing was read: it has its length and its time.
-fn is_packed_of(sibling: &Sibling, entry: &Entry) -> bool {
+fn is_packed_of(look: &Look, size: u64, entry: &Entry) -> bool {
     let second = |ns: i64| ns.div_euclid(1_000_000_000);
-    sibling.packed == Packed::Gzip
-        && entry.modified != 0
-        && second(sibling.look.modified) == second(entry.modified)
-        && File::open(&sibling.path).and_then(|f| Gz::end(&f)).is_ok_and(|(size, _)| size == entry.size)
+    entry.modified != 0 && second(look.modified) == second(entry.modified) && size == entry.size
+}
+
+fn packs(sibling: &Sibling, entry: &Entry) -> bool {
+    let size = || File::open(&sibling.path).and_then(|f| Gz::end(&f));
+    sibling.packed == Packed::Gzip && size().is_ok_and(|(size, _)| is_packed_of(&sibling.look, size, entry))
 }
 
 /// gzip(1) removes the original when the packed file is complete: until then it is the one to read.

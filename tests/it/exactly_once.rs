@@ -118,7 +118,12 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
     let log = log + &agent.stop().expect_code(0).stderr;
     let verdict = Delivered::in_topic(&topic).against(&[&written[0], &written[1]]);
     let status = totals(&folder);
-    eprintln!("{verdict}; {} lines; {kills:?} kills; {} {}", 2 * next, status["totals"], status["exactly_once"]);
+    eprintln!(
+        "{verdict}; {} lines; {kills:?} kills; {} {}",
+        2 * next,
+        status["totals"],
+        status["exactly_once"]
+    );
     assert!(
         verdict.missing.is_empty() && verdict.strange.is_empty() && verdict.doubled == 0,
         "{verdict}\n{}",
@@ -254,7 +259,8 @@ fn a_copied_folder_takes_a_new_id() {
     let mut first = killed.folder.agent_line("run -c c.toml").start();
     write_some(&killed.folder, &mut killed.next, 2000, &["a.log"]);
     killed.topic.wait_count_for(killed.next, PATIENT);
-    let second_config = std::fs::read_to_string(killed.folder.path("c.toml")).unwrap().replace("/state\"", "/copy\"");
+    let second_config =
+        std::fs::read_to_string(killed.folder.path("c.toml")).unwrap().replace("/state\"", "/copy\"");
     killed.folder.write("d.toml", second_config);
     let mut second = killed.folder.agent_line("run -c d.toml").start();
     write_some(&killed.folder, &mut killed.next, 3000, &["a.log"]);

@@ -383,3 +383,72 @@ fn tune(socket: &TcpStream) -> Result<(), Trouble> {
     sockopt::set_tcp_user_timeout(socket, UNACKED.as_millis() as u32)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Takes in bytes in pieces of these sizes; gives the frames, and the most room that was ever held.
+    fn feed(bytes: &[u8], pieces: &[usize], cap: usize) -> (Vec<Vec<u8>>, usize, Result<(), Trouble>) {
+        let mut input = Input { buf: Vec::new(), from: 0, to: 0, cap };
+        let (mut frames, mut most, mut at, mut turn) = (Vec::new(), 0, 0, 0);
+        while at < bytes.len() {
+            let room = input.room();
+            let n = room.len().min(pieces[turn % pieces.len()]).min(bytes.len() - at);
+            room[..n].copy_from_slice(&bytes[at..at + n]);
+            (at, turn) = (at + n, turn + 1);
+            input.to += n;
+            most = most.max(input.buf.len());
+            loop {
+                match input.frame() {
+                    Ok(Some(range)) => frames.push(input.buf[range].to_vec()),
+                    Ok(None) => break,
+                    Err(t) => return (frames, most, Err(t)),
+                }
+            }
+        }
+        (frames, most, Ok(()))
+    }
+
+    proptest! {
+        /// Fails when a frame that comes in pieces is not the one that was sent, or more room is taken than the cap allows.
+        #[test]
+        fn frames_come_out_however_they_are_cut(
+            lengths in proptest::collection::vec(4usize..20_000, 1..8),
+            pieces in proptest::collection::vec(1usize..9000, 1..5),
+        ) {
+            let sent: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(i, n)| vec![i as u8; *n]).collect();
+            let wire: Vec<u8> =
+                sent.iter().flat_map(|f| [&(f.len() as u32).to_be_bytes()[..], f].concat()).collect();
+            let (frames, most, done) = feed(&wire, &pieces, 20_000);
+            prop_assert_eq!(done, Ok(()));
+            prop_assert_eq!(frames, sent);
+            prop_assert!(most <= 20_000 + 2 * Input::FIRST, "{} bytes of room", most);
+        }
+
+        /// Fails when noise panics or takes room.
+        #[test]
+        fn noise_takes_no_room(
+            noise in proptest::collection::vec(any::<u8>(), 1..4000),
+            pieces in proptest::collection::vec(1usize..900, 1..5),
+        ) {
+            let (_, most, _) = feed(&noise, &pieces, 1000);
+            prop_assert!(most <= 1000 + 2 * Input::FIRST, "{} bytes of room", most);
+        }
+    }
+
+    /// Fails when a foreign protocol is not named.
+    #[test]
+    fn foreigners_are_named() {
+        for (head, said) in [
+            (b"HTTP", "HTTP"),
+            (b"\x15\x03\x03\0", "[kafka.tls]"),
+            (b"SSH-", "SSH"),
+            (&[0xff; 4], "4294967295"),
+        ] {
+            let (_, _, done) = feed(&[&head[..], &[0; 16]].concat(), &[7], ANSWER_CAP);
+            assert!(done.unwrap_err().to_string().contains(said));
+        }
+    }
+}

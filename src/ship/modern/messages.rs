@@ -34,7 +34,7 @@ pub struct Versions {
     pub describe_producers: Option<i16>,
     pub sasl_handshake: Option<i16>,
     pub sasl_authenticate: Option<i16>,
-    /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests (`KAFKA.md` 0).
+    /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests.
     pub fetch_min: Option<i16>,
     /// Highest Produce version of the broker, whether we speak it or not.
     pub produce_max: i16,
@@ -308,6 +308,9 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
     for _ in 0..r.count(12, "partition count")? {
         r.i16("partition error")?; // 5 where there is no leader; 9 where a replica is missing, which is no trouble of ours
         let partition = r.i32("partition")?;
+        if partition < 0 {
+            return Err(Malformed("partition"));
+        }
         let leader = r.i32("leader")?;
         let epoch = if version >= 7 { r.i32("leader epoch")? } else { -1 };
         r.skip_i32s("replicas")?;
@@ -330,7 +333,12 @@ pub fn producer_id(body: &[u8], version: i16) -> Read<(i16, i64, i16)> {
     let mut r = Reader::new(body, version >= 2);
     r.skip_tags()?;
     r.i32("throttle")?;
-    Ok((r.i16("error")?, r.i64("producer id")?, r.i16("producer epoch")?))
+    let (error, pid, epoch) = (r.i16("error")?, r.i64("producer id")?, r.i16("producer epoch")?);
+    // -1 would mean "without numbers" to the broker.
+    match error == 0 && (pid < 0 || epoch < 0) {
+        true => Err(Malformed("producer id")),
+        false => Ok((error, pid, epoch)),
+    }
 }
 
 /// Epoch and last sequence of producer `pid`; `Ok(Err(code, message))` where the broker refuses to say.

@@ -81,13 +81,7 @@ impl Partition {
         }
     }
 
-    fn recall_open(
-        &mut self,
-        past: &Past,
-        known: Option<(i16, i32)>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    fn recall_open(&mut self, past: &Past, known: Option<(i16, i32)>, now: Now, actions: &mut Vec<Action>) {
         let Some(batch) = self.pending.front_mut() else { return };
         let Some(n) = batch.noted else { return };
         let age = now.wall_ms.saturating_sub(batch.load.stamp_ms);
@@ -270,7 +264,13 @@ mod tests {
         actions.clear();
         p.launch(now(), RULES, &mut actions);
         assert!(actions.is_empty(), "the next one waits");
-        p.done(first, Verdict::Stored { offset: Some(1) }, now(), &mut crate::ship::retry::Rng::new(1), &mut actions);
+        p.done(
+            first,
+            Verdict::Stored { offset: Some(1) },
+            now(),
+            &mut crate::ship::retry::Rng::new(1),
+            &mut actions,
+        );
         p.launch(now(), RULES, &mut actions);
         assert_eq!(outcome(&actions).0, Some((3, 0)));
     }

@@ -187,7 +187,10 @@ impl<'b> World<'b> {
                 let committed = l.committed.as_ref().map_or(l.log.lines.len(), |c| c.0);
                 l.log.lines[..committed].contains(&id(stream, n))
             };
-            assert!(self.leaders.values().any(stands), "line {n} of {stream} was acknowledged and does not stand");
+            assert!(
+                self.leaders.values().any(stands),
+                "line {n} of {stream} was acknowledged and does not stand"
+            );
         }
     }
 
@@ -364,7 +367,13 @@ impl<'b> World<'b> {
     }
 }
 
-fn world(seed: u64, lines: u64, partitions: i32, calm: u32, crash_at: impl FnMut(u32, &mut Rng) -> bool) -> u32 {
+fn world(
+    seed: u64,
+    lines: u64,
+    partitions: i32,
+    calm: u32,
+    crash_at: impl FnMut(u32, &mut Rng) -> bool,
+) -> u32 {
     let dir = tempfile::tempdir().unwrap();
     let (board, budget) = (Board::default(), Budget::new(1 << 30));
     let mut world = World::new(seed, lines, partitions, &board, &budget, dir.path().join("flights"));

@@ -11,8 +11,8 @@ fn d1_a_late_answer_never_confirms_the_next_batch() {
     let peer = Peer::start();
     peer.acts(&[Act::Late(Duration::from_secs(2)), Act::Code(19)]);
     let rig = Rig::new(&peer);
-    let (maybe_stored, ..) = again(rig.send("one"));
-    assert!(maybe_stored);
+    let (maybe_stored, _, why) = again(rig.send("one"));
+    assert!(maybe_stored && why.contains("no answer in time"), "{why}");
     let (maybe_stored, _, why) = again(rig.send("two"));
     assert!(!maybe_stored && why.contains("NotEnoughReplicas"), "{why}");
     assert_eq!(rig.send("two").offset(), Some(101));
