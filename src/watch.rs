@@ -253,7 +253,7 @@ impl<'a> Watch<'a> {
     fn event(&mut self, wd: &WatchDescriptor, mask: EventMask, name: Option<&std::ffi::OsStr>) {
         if mask.contains(EventMask::Q_OVERFLOW) {
             self.dirty = true;
-            self.slots.values().for_each(|s| wake(s));
+            self.slots.values().for_each(wake);
             return;
         }
         if mask.contains(EventMask::IGNORED) {

@@ -4,7 +4,7 @@
 //! most one tail, so a file that two patterns or names lead to is read once.
 
 use super::identity::Look;
-use crate::chunk::{Identity, Mark, Point, Range, StreamId};
+use crate::chunk::{Identity, Point, Range, StreamId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -150,13 +150,6 @@ impl Known {
     /// All streams of a followed path, oldest first.
     pub fn of(&self, path: &Path) -> Vec<Entry> {
         self.lock().entries.values().filter(|e| e.path == path).cloned().collect()
-    }
-
-    /// A finished stream that ended just there.
-    pub fn finished_at(&self, path: &Path, size: u64, mark: Mark) -> Option<StreamId> {
-        let known = self.lock();
-        let same = |e: &&Entry| e.finished && e.path == path && e.at.offset == size && e.at.mark == mark;
-        known.entries.values().find(same).map(|e| e.stream)
     }
 }
 
