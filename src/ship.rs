@@ -5,6 +5,7 @@ pub mod classic;
 mod deadletter;
 pub mod driver;
 pub mod flight;
+pub mod journal;
 mod json;
 mod lane;
 pub mod modern;
@@ -13,8 +14,11 @@ pub mod outage;
 mod partition;
 pub mod probe;
 pub mod render;
+pub mod resume;
 mod retry;
 mod shipper;
+#[cfg(test)]
+mod sim;
 mod spread;
 pub mod stdout;
 #[cfg(test)]
@@ -62,6 +66,8 @@ pub struct Options {
     pub seed: u64,
     /// For `send`: what became of each batch, as it is stored.
     pub receipts: Option<Sender<Receipt>>,
+    /// Exactly-once: what an earlier run left. The driver's ends then are the journal's.
+    pub once: Option<resume::Once>,
 }
 
 impl Default for Options {
@@ -75,6 +81,7 @@ impl Default for Options {
             dead_letter_limit: 64 << 20,
             seed: 1,
             receipts: None,
+            once: None,
         }
     }
 }
@@ -171,3 +178,6 @@ fn now() -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { at: Instant::now(), wall_ms: wall.as_millis() as i64 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+pub mod reread;
 mod shelf;
 pub mod siblings;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::crew::Plan;
 use crate::budget::{Budget, Share};
+use crate::checkpoint::Saved;
 use crate::chunk::{Format, Key, Shape, SourceId, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
@@ -23,8 +24,21 @@ const CHUNK: usize = 256 << 10;
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
 
-/// One plan for each source. `known` are the patterns whose files have been seen before.
-pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Vec<Plan>, Error> {
+/// Bytes of a batch that exactly-once can write an intent for, whatever its lines are like.
+const LARGEST_BATCH: usize = 4 << 20;
+
+/// What exactly-once cannot do is refused, rather than promised.
+pub fn refuse_too_much(config: &Config) -> Result<(), Error> {
+    let Output::Kafka(kafka) = &config.output else { return Ok(()) };
+    if config.agent.delivery == config::Delivery::ExactlyOnce && kafka.batch > LARGEST_BATCH {
+        let why = "delivery = \"exactly-once\" takes no batches over 4 MiB";
+        return Err(Error::config("[kafka] batch", why, "write batch = \"4MiB\" or less"));
+    }
+    Ok(())
+}
+
+/// One plan for each source. To patterns that are known from before, `start` does not apply; to none after damaged state.
+pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Plan>, Error> {
     let mut topics: BTreeMap<&str, (Topic, Share)> = BTreeMap::new();
     for s in &config.sources {
         topics.entry(&s.topic).or_insert_with(|| (s.topic.as_str().into(), budget.share()));
@@ -33,7 +47,8 @@ pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Ve
     let plan = |(i, s): (usize, &Source)| {
         let (topic, share) = &topics[s.topic.as_str()];
         let watched = watched(SourceId(i as u32), s)?;
-        let known = watched.patterns.iter().filter(|p| known.contains(&p.text)).cloned().collect();
+        let is_known = |p: &&pattern::Pattern| saved.from_beginning || saved.sources.contains(&p.text);
+        let known = watched.patterns.iter().filter(is_known).cloned().collect();
         Ok(Plan {
             tail: Options {
                 source: watched.source,

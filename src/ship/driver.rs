@@ -121,7 +121,9 @@ pub enum Verdict {
     /// Stored as the acks asked for; the first record's offset, unknown with `acks = 0`.
     Stored { offset: Option<i64> },
     /// Not acknowledged, to be sent again. `maybe_stored`: the broker may have it all the same (a time-out, a lost
-    /// connection), so only the same numbers may carry the same bytes.
+    /// connection), so only the same numbers may carry the same bytes. When a connection is lost, what waits for it comes
+    /// back unsent as well, also what ship orders before it can have heard: a broker that has forgotten the producer
+    /// would take a later batch for its first, and an earlier one could no longer be proved missing.
     Again { maybe_stored: bool, pace: Pace, why: String },
     /// Not stored, and the same batch never will be.
     Refused { what: Refusal, why: String },

@@ -1,6 +1,5 @@
 //! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
 
-use super::numbers;
 use crate::chunk::{Ack, Chunk, FlightNo, Topic};
 use std::sync::Arc;
 
@@ -8,6 +7,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Load {
     pub topic: Topic,
+    /// As the flight was formed; all zeros where the broker has no topic ids.
+    pub topic_id: [u8; 16],
     /// Time of reading in ms since 1970: the records' timestamp.
     pub stamp_ms: i64,
     /// At most [`Load::MAX_CHUNKS`].
@@ -20,7 +21,7 @@ impl Load {
 }
 
 /// One record: line `line` of chunk `chunk` of the load.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Pick {
     pub chunk: u16,
     pub line: u16,
@@ -60,6 +61,10 @@ pub struct Batch {
     pub maybe_stored: bool,
     /// A timestamp of its own, after the broker refused the load's; -1 is none at all. See [`Batch::stamp_ms`].
     pub restamped: Option<i64>,
+    /// Exactly-once: the last intent that was written for any of these records; 0: none. See `journal.rs`.
+    pub intent: u64,
+    /// The numbers that intent says, if these records and no others are in it.
+    pub noted: Option<Numbers>,
 }
 
 impl Batch {
@@ -84,8 +89,7 @@ impl Batch {
 /// Which batch of a partition comes first: by flight, and within a flight by the first record.
 pub type Place = (FlightNo, Pick);
 
-/// Taking batches apart. Records keep their order, and sequences that were given stay with their records as far as a
-/// sequence without gaps allows.
+/// Taking batches apart. Records keep their order; the parts have no numbers yet.
 impl Batch {
     pub fn place(&self) -> Place {
         let first = match &self.records {
@@ -100,11 +104,7 @@ impl Batch {
         debug_assert!(self.count > 1);
         let picks: Vec<Pick> = self.picks().collect();
         let (front, back) = picks.split_at(picks.len() / 2);
-        let mut rest = self.of(back);
-        if let Some(n) = &mut rest.numbers {
-            n.base = numbers::after(n.base, front.len() as u32);
-        }
-        (self.of(front), rest)
+        (self.of(front), self.of(back))
     }
 
     /// The records that are not in `bad`, and those that are; `bad` is sorted and names at least one that exists.
@@ -116,7 +116,8 @@ impl Batch {
         ((!good.is_empty()).then(|| self.of(&good)), self.of(&worse))
     }
 
-    fn of(&self, picks: &[Pick]) -> Batch {
+    /// These of its records.
+    pub fn of(&self, picks: &[Pick]) -> Batch {
         let line = |p: &Pick| self.load.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
         Batch {
             flight: self.flight,
@@ -125,10 +126,12 @@ impl Batch {
             records: Records::Picked(picks.into()),
             count: picks.len() as u32,
             bytes: picks.iter().map(line).sum(),
-            numbers: self.numbers,
+            numbers: None,
             attempts: 0,
             maybe_stored: self.maybe_stored,
             restamped: self.restamped,
+            intent: self.intent,
+            noted: None,
         }
     }
 }
@@ -147,6 +150,14 @@ impl Aloft {
         let waits: Vec<_> = load.chunks.iter().map(|c| (c.ack(), c.lines.len() as u32)).collect();
         let open = waits.iter().map(|w| u64::from(w.1)).sum();
         Aloft { waits, open }
+    }
+
+    /// These records are done already; no chunk is done by them alone.
+    pub fn forget(&mut self, stored: &[Pick]) {
+        for p in stored {
+            self.waits[usize::from(p.chunk)].1 -= 1;
+            self.open -= 1;
+        }
     }
 
     /// The batch's records need nothing more; `acked` gets each chunk that thereby waits for nothing.
@@ -198,14 +209,14 @@ mod tests {
         batch(1, vec![chunk(&plain(1), 0, &[b"a", b"bb"]), chunk(&plain(2), 0, &[b"ccc"])])
     }
 
-    /// Fails when a half loses a record, changes the order, or its sequences do not follow on.
+    /// Fails when a half loses a record, changes the order, or keeps numbers that were another range's.
     #[test]
-    fn halves_keep_order_and_sequences() {
+    fn halves_keep_their_order() {
         let mut b = three();
         b.numbers = Some(Numbers { pid: 1, epoch: 0, base: i32::MAX });
         let (front, back) = b.halve();
         assert_eq!((values(&front), values(&back)), (vec!["a".into()], vec!["bb".into(), "ccc".into()]));
-        assert_eq!((front.numbers.map(|n| n.base), back.numbers.map(|n| n.base)), (Some(i32::MAX), Some(0)));
+        assert_eq!((front.numbers, back.numbers), (None, None));
         assert!(front.place() < back.place());
         let (bb, ccc) = back.halve();
         assert_eq!((values(&bb), values(&ccc)), (vec!["bb".into()], vec!["ccc".into()]));

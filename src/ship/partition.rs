@@ -9,12 +9,19 @@
 //!                                └────────────────────── anything else ───────────────────┘
 //! ```
 //!
-//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order, the first one alone.
+//! What a refusal, wrong numbers and a leader's answer mean is in `partition/judge.rs`.
+//!
+//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
+//! so does each whose outcome is unknown.
 
-use super::driver::{Pace, Refusal, Verdict};
+mod judge;
+pub mod recall;
+
+use super::driver::{Pace, Verdict};
 use super::flight::{Batch, Place};
 use super::numbers::{Fit, Numbering};
 use super::retry::{HELD, Rng, backoff};
+use recall::Past;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -34,6 +41,8 @@ pub enum Rules {
     Numbered {
         in_flight: usize,
         id: Option<(i64, i16)>,
+        /// Exactly-once: of each partition, one batch is in the air at most.
+        once: bool,
     },
 }
 
@@ -65,6 +74,10 @@ pub enum Action {
     Doubled(u32),
     /// The broker takes no batch of so many bytes of lines.
     TooLarge(usize),
+    /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
+    Again {
+        found: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -79,6 +92,12 @@ pub struct Partition {
     attempts: u32,
     why: String,
     numbering: Option<Numbering>,
+    /// Questions to the leader in a row that could not be asked.
+    unasked: u32,
+    /// When something was last stored.
+    stored_at: Option<Instant>,
+    /// Exactly-once: what the leader is to be asked before anything leaves, in this order.
+    pasts: VecDeque<Past>,
 }
 
 #[derive(Debug)]
@@ -111,6 +130,10 @@ enum Then {
 /// An unanswered question is as good as a refused one (drivers answer within 30 s).
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// After so long without a batch the broker may have forgotten us (`producer.id.expiration.ms`, 24 h by default, may be set
+/// lower).
+const IDLE: Duration = Duration::from_secs(600);
+
 /// Failures at "now" in a row before they wait like others: a leader that moves to and fro must not make a busy loop.
 const AT_ONCE: u32 = 3;
 
@@ -124,12 +147,20 @@ impl Partition {
             attempts: 0,
             why: String::new(),
             numbering: None,
+            unasked: 0,
+            stored_at: None,
+            pasts: VecDeque::new(),
         }
+    }
+
+    /// With an id that an earlier run has used.
+    pub fn remembering(id: i32, pasts: VecDeque<Past>) -> Self {
+        Partition { pasts, ..Partition::new(id) }
     }
 
     /// Fit for new lines that may as well go elsewhere.
     pub fn is_up(&self) -> bool {
-        matches!(self.health, Health::Up)
+        matches!(self.health, Health::Up) && self.pasts.is_empty()
     }
 
     /// Batches that are not done, wherever they are.
@@ -153,11 +184,17 @@ impl Partition {
     /// One more batch of this partition.
     pub fn push(&mut self, batch: Batch) {
         let place = batch.place();
-        let at = self.pending.partition_point(|p| p.place() < place);
+        let mut at = self.pending.partition_point(|p| p.place() < place);
+        // An open intent stays the partition's only one: nothing comes before it, whatever its place.
+        if batch.noted.is_some() {
+            at = 0;
+        } else if self.pending.front().is_some_and(|b| b.noted.is_some()) {
+            at = at.max(1);
+        }
         self.pending.insert(at, batch);
     }
 
-    /// The broker's log is another one (a re-created topic): it knows none of our numbers.
+    /// The broker may know none of our numbers: it has forgotten them, or its log is another one (a re-created topic).
     pub fn unproven(&mut self) {
         if let Some(n) = &mut self.numbering {
             n.proven = false;
@@ -175,9 +212,12 @@ impl Partition {
 
     /// Sends what may leave now.
     pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
+        if !self.pasts.is_empty() {
+            return self.ask_about_past(now, actions);
+        }
         match self.health {
             Health::Asking { until } if now.at >= until => {
-                self.knows(Err("no answer".into()), now, actions);
+                self.learned(Err("no answer".into()), now, actions);
                 self.launch(now, rules, actions);
             }
             Health::Waiting { until } if now.at >= until => {
@@ -188,19 +228,32 @@ impl Partition {
                 }
             }
             Health::Up => {
-                let mut may = match (rules, &self.numbering) {
-                    (Rules::Plain, _) => 1,
-                    (Rules::Numbered { in_flight, .. }, Some(n)) if n.proven => in_flight.max(1),
-                    (Rules::Numbered { .. }, _) => 1,
-                };
-                may = may.saturating_sub(self.air.len());
-                while may > 0 && self.send_first(rules, actions) {
-                    may -= 1;
-                    // A new epoch or id may have begun with it.
-                    may = if self.is_proven(rules) { may } else { 0 };
+                if self.air.is_empty() && self.stored_at.is_some_and(|at| now.at - at > IDLE) {
+                    self.unproven();
                 }
+                self.fill(rules, actions);
             }
             Health::Asking { .. } | Health::Waiting { .. } | Health::Draining(_) | Health::Probing => {}
+        }
+    }
+
+    /// As many as may be in the air at once. One of unknown outcome flies alone: if the broker has forgotten it, the next
+    /// would be taken for the first, and what the leader knows would prove nothing any more.
+    fn fill(&mut self, rules: Rules, actions: &mut Vec<Action>) {
+        loop {
+            let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
+            let most = match rules {
+                Rules::Numbered { once: true, .. } => 1,
+                Rules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
+                Rules::Numbered { .. } | Rules::Plain => 1,
+            };
+            if self.air.len() >= most.max(1) || !self.send_first(rules, actions) {
+                return;
+            }
+            if doubtful && rules != Rules::Plain {
+                self.health = Health::Probing;
+                return;
+            }
         }
     }
 
@@ -219,7 +272,7 @@ impl Partition {
                 }
                 true
             }
-            Rules::Numbered { id, .. } => self.number(&mut batch, id, actions),
+            Rules::Numbered { id, once, .. } => self.number(&mut batch, id, once, actions),
         };
         if !goes {
             self.pending.push_front(batch);
@@ -230,16 +283,23 @@ impl Partition {
         true
     }
 
-    fn number(&mut self, batch: &mut Batch, id: Option<(i64, i16)>, actions: &mut Vec<Action>) -> bool {
+    fn number(
+        &mut self,
+        batch: &mut Batch,
+        id: Option<(i64, i16)>,
+        once: bool,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Some((pid, epoch)) = id else { return false };
         let alone = self.air.is_empty();
         let numbering = match &mut self.numbering {
-            Some(n) if n.pid == pid => n,
+            Some(n) if n.pid == pid && n.epoch >= epoch => n,
+            Some(n) if once && n.holds(batch) => n,
             // Another id: only once nothing of the old one is under way.
             Some(_) if !alone => return false,
             other => other.insert(Numbering::new(pid, epoch)),
         };
-        match numbering.fit(batch, alone) {
+        match numbering.fit(batch, alone, &self.pending) {
             Fit::Go => true,
             Fit::Uncertain(lines) => {
                 actions.push(Action::Uncertain(lines));
@@ -272,7 +332,10 @@ impl Partition {
         let behind =
             self.air.iter().any(|p| *p < place) || self.pending.front().is_some_and(|p| p.place() < place);
         match verdict {
-            Verdict::Stored { offset } => self.stored(batch, offset, actions),
+            Verdict::Stored { offset } => {
+                self.stored_at = Some(now.at);
+                self.stored(batch, offset, actions);
+            }
             Verdict::Again { maybe_stored, pace, why } => {
                 batch.maybe_stored |= maybe_stored;
                 let then = match pace {
@@ -325,113 +388,6 @@ impl Partition {
         self.health = Health::Draining(then.max(before));
     }
 
-    fn refused(
-        &mut self,
-        mut batch: Batch,
-        what: &Refusal,
-        why: String,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        match what {
-            Refusal::Timestamp => match batch.restamped {
-                // The broker's own clock is the judge; no stamp at all is the last it can be offered (KAFKA.md 3.3).
-                Some(-1) => {
-                    self.give_back(batch);
-                    self.drain(Then::Held, why);
-                    return;
-                }
-                Some(_) => batch.restamped = Some(-1),
-                None => batch.restamped = Some(now.wall_ms),
-            },
-            Refusal::Records(bad) => {
-                let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
-                bad.sort_unstable();
-                if !bad.is_empty() {
-                    let (good, bad) = batch.sift(&bad);
-                    self.pending_again(good);
-                    actions.push(Action::Bury { batch: bad, why });
-                } else {
-                    self.take_apart(batch, why, actions);
-                }
-                self.drain(Then::Mend, String::new());
-                return;
-            }
-            Refusal::TooLarge | Refusal::Something => {
-                if *what == Refusal::TooLarge && batch.count > 1 {
-                    actions.push(Action::TooLarge(batch.bytes));
-                }
-                self.take_apart(batch, why, actions);
-                self.drain(Then::Mend, String::new());
-                return;
-            }
-        }
-        self.give_back(batch);
-        self.drain(Then::Mend, String::new());
-    }
-
-    fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
-        if batch.count == 1 {
-            actions.push(Action::Bury { batch, why });
-        } else {
-            let (front, back) = batch.halve();
-            self.push(back);
-            self.push(front);
-        }
-    }
-
-    fn pending_again(&mut self, batch: Option<Batch>) {
-        if let Some(batch) = batch {
-            self.push(batch);
-        }
-    }
-
-    fn misnumbered(&mut self, batch: Batch, code: i16, why: String, behind: bool, actions: &mut Vec<Action>) {
-        let ours = batch.numbers;
-        let maybe_stored = batch.maybe_stored;
-        self.give_back(batch);
-        match (&mut self.numbering, ours) {
-            (Some(n), Some(ours)) if code == FENCED => {
-                if n.pid == ours.pid {
-                    actions.push(Action::NewId { pid: n.pid });
-                }
-                self.drain(Then::Now, why);
-            }
-            _ if behind || matches!(self.health, Health::Draining(_)) => {
-                self.drain(Then::Mend, String::new())
-            }
-            (Some(_), Some(_)) if maybe_stored => self.drain(Then::Ask, why),
-            (Some(n), _) => {
-                n.bump = true;
-                self.drain(Then::Now, why);
-            }
-            // A driver without numbers cannot say so; whatever it was, it is tried again.
-            (None, _) => self.drain(Then::Backoff, why),
-        }
-    }
-
-    /// What the leader knows of our producer id, for the first batch.
-    pub fn knows(&mut self, last: Result<Option<(i16, i32)>, String>, now: Now, actions: &mut Vec<Action>) {
-        if !matches!(self.health, Health::Asking { .. }) {
-            return;
-        }
-        self.health = Health::Waiting { until: now.at };
-        let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
-        match last.ok().flatten().and_then(|last| Numbering::has(last, first)) {
-            Some(true) => {
-                n.stored(first);
-                if let Some(batch) = self.pending.pop_front() {
-                    actions.push(Action::Stored { batch, offset: None });
-                }
-            }
-            Some(false) => {
-                first.maybe_stored = false;
-                n.bump = true;
-            }
-            None => n.bump = true,
-        }
-    }
-
     /// Leaves Draining when all have come back.
     fn settle(&mut self, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         let Health::Draining(then) = self.health else { return };
@@ -457,5 +413,5 @@ impl Partition {
     }
 }
 
-/// 47 INVALID_PRODUCER_EPOCH: somebody else uses our producer id.
-const FENCED: i16 = 47;
+#[cfg(test)]
+mod tests;

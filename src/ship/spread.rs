@@ -105,10 +105,13 @@ impl Deal<'_> {
         for (c, chunk) in load.chunks.iter().enumerate() {
             let extra = extra(chunk);
             let mut keys = Keys::of(&chunk.origin);
+            // A key that all lines share is hashed once.
+            let same = if let Keys::Same(key) = &keys { Some(by_key(key, self.all.len())) } else { None };
             for (l, line) in chunk.lines.iter().enumerate() {
                 let to = match self.partitioner {
                     _ if whole => sticky,
                     Partitioner::Fixed(_) | Partitioner::Sticky => sticky,
+                    Partitioner::Hash if same.is_some() => same.unwrap_or(sticky),
                     Partitioner::Hash => {
                         let bytes = &chunk.bytes[line.at as usize..][..line.len as usize];
                         keys.key(bytes, &mut scratch).map_or(sticky, |key| by_key(&key, self.all.len()))
@@ -235,7 +238,7 @@ mod tests {
         let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
         let o = origin(1, "t", "/log", Shape { key, ..Shape::default() });
         let chunks = vec![chunk(&o, 0, &texts[..lines / 2]), chunk(&o, 0, &texts[lines / 2..])];
-        Load { topic: "t".into(), stamp_ms: STAMP, chunks }
+        Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks }
     }
 
     fn deal(partitioner: Partitioner) -> Deal<'static> {
@@ -293,7 +296,7 @@ mod tests {
         let long = [b'x'; 500];
         let o = plain(1);
         let chunks = vec![chunk(&o, 0, &[&b"a"[..]; 30]), chunk(&o, 60, &[b"b", &long, b"c"])];
-        let load = Load { topic: "t".into(), stamp_ms: STAMP, chunks };
+        let load = Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks };
         let parts = d.out(&load);
         let mut picks = Vec::new();
         for p in &parts {

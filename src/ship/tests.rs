@@ -1,0 +1,257 @@
+//! The thread between its channels: a test stands at both ends.
+
+use super::driver::{Abilities, Ends, Event, Order, Refusal, TopicView, Verdict};
+use super::flight::Batch;
+use super::testing::{chunk, plain};
+use super::*;
+use crate::chunk::{Closed, Ending, StreamId};
+use crate::stop::{Handle, pair};
+use crossbeam_channel::bounded;
+use rustix::time::{ClockId, clock_gettime};
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::{JoinHandle, spawn};
+
+/// Ship in a thread, and all its ends.
+struct Bench {
+    inbox: Option<Sender<Parcel>>,
+    orders: Receiver<Order>,
+    events: Option<Sender<Event>>,
+    notes: Receiver<Note>,
+    stop: Option<Handle>,
+    /// With the CPU time that the thread took.
+    ship: JoinHandle<(Result<(), Dead>, Duration, u64)>,
+}
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+impl Bench {
+    fn new(options: Options) -> Self {
+        let (parcels, inbox) = bounded(64);
+        let (out, notes) = bounded(64);
+        let (ends, orders, events) = Ends::pair();
+        let (stop, give_up) = pair();
+        let ship = spawn(move || {
+            let board = Board::default();
+            let result = run(options, inbox, ends, out, &board, &give_up);
+            let cpu = clock_gettime(ClockId::ThreadCPUTime);
+            let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
+            (result, cpu, board.totals.dead_lettered.load(Relaxed))
+        });
+        Bench { inbox: Some(parcels), orders, events: Some(events), notes, stop: Some(stop), ship }
+    }
+
+    fn ready(self) -> Self {
+        self.say(Event::Ready(Abilities { name: "test", numbered: false, in_flight: 1 }));
+        self
+    }
+
+    fn say(&self, event: Event) {
+        self.events.as_ref().unwrap().send(event).unwrap();
+    }
+
+    fn give(&self, parcel: Parcel) {
+        self.inbox.as_ref().unwrap().send(parcel).unwrap();
+    }
+
+    fn line(&self, start: u64) {
+        self.give(Parcel::Chunk(chunk(&plain(1), start, &[b"line"])));
+    }
+
+    /// The next batches that ship orders sent; its topics are known at once.
+    fn sent(&self) -> Vec<Batch> {
+        loop {
+            match self.orders.recv_timeout(LIMIT).expect("an order") {
+                Order::Send(batches) => return batches,
+                Order::Topic(topic) => {
+                    let (partitions, living) = (vec![0, 1], vec![0, 1]);
+                    self.say(Event::Topic(TopicView { topic, id: [0; 16], partitions, living }));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn stored(&self, batch: Batch, offset: i64) {
+        self.say(Event::Done { batch, verdict: Verdict::Stored { offset: Some(offset) } });
+    }
+
+    fn acked(&self) -> u64 {
+        match self.notes.recv_timeout(LIMIT).expect("a note") {
+            Note::Ack(ack) => ack.range.end,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn end(self) -> (Result<(), Dead>, Duration, u64) {
+        self.ship.join().unwrap()
+    }
+}
+
+/// Fails when an end comes before its stream's lines were taken, a chunk without lines waits for the broker, or what was
+/// not stored is acknowledged.
+#[test]
+fn notes_come_in_the_streams_order() {
+    let b = Bench::new(Options::default()).ready();
+    b.give(Parcel::Chunk(chunk(&plain(1), 7, &[])));
+    assert_eq!(b.acked(), 7);
+    b.line(7);
+    b.give(Parcel::Closed(Closed { stream: StreamId(1), why: Ending::Finished }));
+    assert!(matches!(b.notes.recv_timeout(LIMIT), Ok(Note::Closed(_))));
+    let mut batches = b.sent();
+    assert!(b.notes.try_recv().is_err());
+    b.stored(batches.pop().unwrap(), 0);
+    assert_eq!(b.acked(), 12);
+}
+
+/// Fails when ship ends with lines in the air, spins on its closed inbox meanwhile, or does not end when all is acked.
+#[test]
+fn a_closed_inbox_drains() {
+    let mut b = Bench::new(Options::default()).ready();
+    b.line(0);
+    let mut batches = b.sent();
+    b.line(5);
+    b.inbox = None;
+    assert!(b.orders.recv_timeout(Duration::from_millis(300)).is_err());
+    b.stored(batches.pop().unwrap(), 0);
+    assert_eq!(b.acked(), 5);
+    b.stored(b.sent().pop().unwrap(), 1);
+    assert_eq!(b.acked(), 10);
+    assert!(b.orders.recv_timeout(LIMIT).is_err(), "the worker ends with ship");
+    let (result, cpu, _) = b.end();
+    assert_eq!(result, Ok(()));
+    assert!(cpu < Duration::from_millis(100), "{cpu:?} of CPU for two lines");
+}
+
+/// Fails when ship waits for the broker although it was told to give up.
+#[test]
+fn giving_up_ends_at_once() {
+    let mut b = Bench::new(Options::default()).ready();
+    b.line(0);
+    let _batches = b.sent();
+    b.stop = None;
+    let start = Instant::now();
+    assert_eq!(b.end().0, Ok(()));
+    assert!(start.elapsed() < LIMIT / 4);
+}
+
+/// Fails when ship goes on without a driver.
+#[test]
+fn a_dead_driver_ends_ship() {
+    let b = Bench::new(Options::default()).ready();
+    b.say(Event::Dead { why: "closed".into() });
+    assert_eq!(b.end().0, Err(Dead { why: "closed".into() }));
+    let mut b = Bench::new(Options::default()).ready();
+    b.line(0);
+    b.events = None;
+    assert!(b.end().0.is_err());
+}
+
+/// Fails when a receipt is missing, or comes for what was not stored.
+#[test]
+fn receipts() {
+    let (to, receipts) = bounded(9);
+    let b =
+        Bench::new(Options { partitioner: Partitioner::Fixed(1), receipts: Some(to), ..Options::default() })
+            .ready();
+    b.give(Parcel::Chunk(chunk(&plain(1), 0, &[b"a", b"b"])));
+    b.stored(b.sent().pop().unwrap(), 41);
+    assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), Receipt { partition: 1, offset: Some(41), count: 2 });
+}
+
+/// Fails when a bad record takes its neighbours along, or is acknowledged before it stands in the file.
+#[test]
+fn a_dead_letter_is_written_before_the_ack() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dead-letter");
+    let mut b = Bench::new(Options { dead_letter: Some(path.clone()), ..Options::default() }).ready();
+    b.give(Parcel::Chunk(chunk(&plain(1), 0, &[b"good", b"bad", b"fine"])));
+    let batch = b.sent().pop().unwrap();
+    b.say(Event::Done {
+        batch,
+        verdict: Verdict::Refused { what: Refusal::Records(vec![1]), why: "87".into() },
+    });
+    let rest = b.sent().pop().unwrap();
+    assert_eq!(rest.count, 2);
+    assert!(b.notes.try_recv().is_err());
+    b.stored(rest, 0);
+    assert_eq!(b.acked(), 14);
+    assert!(std::fs::read_to_string(&path).unwrap().contains("\"value\":\"bad\""));
+    b.inbox = None;
+    assert_eq!(b.end().2, 1);
+}
+
+/// Not a test: what ship costs by itself, with a driver that stores everything at once.
+/// `cargo test --release ship::tests::cost -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    use crate::chunk::{Key, Shape};
+    let regex = || Key::Regex(regex::bytes::Regex::new("id=([0-9]+)").unwrap());
+    for (name, partitioner, key, numbered) in [
+        ("sticky, plain", Partitioner::Sticky, Key::None, false),
+        ("sticky", Partitioner::Sticky, Key::None, true),
+        ("round-robin", Partitioner::RoundRobin, Key::None, true),
+        ("random", Partitioner::Random, Key::None, true),
+        ("hash of path", Partitioner::Hash, Key::Path, true),
+        ("hash of regex", Partitioner::Hash, regex(), true),
+    ] {
+        let shape = Shape { key, ..Shape::default() };
+        let (rate, cpu) = throughput(partitioner, shape, numbered);
+        println!("{name:14} {:5.1} million lines/s, {:4.0} ns of CPU a line", rate / 1e6, cpu);
+    }
+    let mut took = latencies();
+    took.sort_unstable();
+    println!("one line to its ack: p50 {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
+}
+
+/// Lines per second, and nanoseconds of ship's CPU per line, without making and dropping the chunks.
+fn throughput(partitioner: Partitioner, shape: crate::chunk::Shape, numbered: bool) -> (f64, f64) {
+    const CHUNKS: u64 = 2000;
+    let o = super::testing::origin(1, "t", "/var/log/app.log", shape);
+    let text = format!("id=12345 {}", "x".repeat(190));
+    let lines = vec![text.as_bytes(); 1300];
+    let mut b = Bench::new(Options { partitioner, ..Options::default() });
+    b.say(Event::Ready(Abilities { name: "null", numbered, in_flight: if numbered { 5 } else { 1 } }));
+    let (orders, events) = (b.orders.clone(), b.events.take().unwrap());
+    spawn(move || {
+        for order in orders {
+            match order {
+                Order::Topic(topic) => {
+                    let all = vec![0, 1, 2];
+                    let view = TopicView { topic, id: [0; 16], partitions: all.clone(), living: all };
+                    let _ = events.send(Event::Topic(view));
+                }
+                Order::ProducerId => drop(events.send(Event::ProducerId { pid: 1, epoch: 0 })),
+                Order::Ask { .. } => {}
+                Order::Send(batches) => batches.into_iter().for_each(|batch| {
+                    let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
+                }),
+            }
+        }
+    });
+    let chunks: Vec<_> = (0..CHUNKS).map(|i| chunk(&o, i, &lines)).collect();
+    let (notes, start) = (b.notes.clone(), Instant::now());
+    let reader = spawn(move || notes.iter().count());
+    chunks.into_iter().for_each(|c| b.give(Parcel::Chunk(c)));
+    b.inbox = None;
+    let (result, cpu, _) = b.end();
+    assert!(result.is_ok() && reader.join().unwrap() as u64 == CHUNKS);
+    let lines = (CHUNKS * 1300) as f64;
+    (lines / start.elapsed().as_secs_f64(), cpu.as_nanos() as f64 / lines)
+}
+
+/// From a line's arrival to its ack, at 100 lines/s.
+fn latencies() -> Vec<Duration> {
+    let b = Bench::new(Options::default()).ready();
+    (0..200u64)
+        .map(|i| {
+            let start = Instant::now();
+            b.line(i * 5);
+            b.stored(b.sent().pop().unwrap(), 0);
+            b.acked();
+            let took = start.elapsed();
+            let _ = crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(10));
+            took
+        })
+        .collect()
+}
