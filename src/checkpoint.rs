@@ -74,6 +74,8 @@ pub struct Job {
     cover: Option<Giver>,
     /// Per stream: bytes up to here may be acknowledged though no tail of this run reads them.
     rebuilt: HashMap<StreamId, u64>,
+    /// There is something to be saved before anything happens.
+    changed: bool,
     /// All that the last run left is there: it was ended cleanly, or in this boot.
     pub trusted: bool,
 }
@@ -82,7 +84,7 @@ impl Job {
     /// Exactly-once: lines that an earlier run sent are acknowledged now, or will be. `saved` is what was opened, with the
     /// former taken in.
     pub fn take_over(&mut self, saved: &Saved, rebuilt: HashMap<StreamId, u64>) {
-        (self.saved, self.rebuilt) = (saved.clone(), rebuilt);
+        (self.saved, self.rebuilt, self.changed) = (saved.clone(), rebuilt, true);
     }
 
     /// Nothing proves what is stored: lines that are sent again count as doubled at most. Before any tail runs.
@@ -115,7 +117,7 @@ pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
     let _ = board.air.set(air.clone());
     let (sync, cover) = (options.sync, options.exactly_once);
     let rebuilt = HashMap::new();
-    Ok((Job { store, air, saved: saved.clone(), sync, cover, rebuilt, trusted }, saved))
+    Ok((Job { store, air, saved: saved.clone(), sync, cover, rebuilt, changed: false, trusted }, saved))
 }
 
 /// Takes up what the last run wrote of how far it sent; see `air.rs`. The flag: that is all there is to know.
@@ -195,7 +197,7 @@ struct Keeper<'a> {
 
 impl<'a> Keeper<'a> {
     fn start(job: Job, board: &'a Board) -> Result<Self, Error> {
-        let Job { store, air, mut saved, sync, cover, rebuilt, trusted: _ } = job;
+        let Job { store, air, mut saved, sync, cover, rebuilt, changed, trusted: _ } = job;
         let started = Instant::now();
         let saver = match store {
             None => None,
@@ -207,13 +209,17 @@ impl<'a> Keeper<'a> {
                 )
             })?),
         };
+        let mut rhythm = Rhythm::new(sync, started);
+        if changed {
+            rhythm.change(started);
+        }
         Ok(Keeper {
             board,
             ledger: Ledger::new(std::mem::take(&mut saved.streams), saved.next_stream).rebuilding(&rebuilt),
             cover,
             covering: Cover::default(),
             air,
-            rhythm: Rhythm::new(sync, started),
+            rhythm,
             saver,
             busy: false,
             clock_before: saved.clock,
@@ -266,7 +272,10 @@ impl<'a> Keeper<'a> {
                 new
             }
             Note::Flush(answer) => return self.flush(answer, now),
-            Note::Hurry => return self.rhythm.hurry(),
+            Note::Hurry => {
+                self.rhythm.hurry();
+                true
+            }
         };
         if changed {
             self.rhythm.change(now);

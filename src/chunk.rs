@@ -181,6 +181,12 @@ impl Chunk {
     }
 }
 
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.permit.recycle(std::mem::take(&mut self.bytes));
+    }
+}
+
 /// All records of `range` are stored, or are left out for good.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ack {

@@ -164,6 +164,8 @@ struct Tail<'a> {
     look_again: Option<Instant>,
     /// `rate`: nothing is read before.
     free_at: Instant,
+    /// As it stands on the board.
+    stuck: Option<&'static str>,
     /// Of the step that is being done.
     now: Instant,
     /// What was known when the first look began, which may take several tries.
@@ -184,6 +186,11 @@ impl<'a> Tail<'a> {
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
+        let mut o = o;
+        if let Some(rate) = o.rate {
+            // A second's worth at a time.
+            o.reading.chunk = o.reading.chunk.min(usize::try_from(rate).unwrap_or(usize::MAX).max(4096));
+        }
         Tail {
             known,
             board,
@@ -196,6 +203,7 @@ impl<'a> Tail<'a> {
             look_again: None,
             free_at: now,
             now,
+            stuck: None,
             history: None,
             absent: Vec::new(),
             denied: None,
@@ -237,6 +245,7 @@ impl Tail<'_> {
             Step::Read(i) => {
                 self.turn = self.turn.wrapping_add(1);
                 if let Some(wait) = self.rate_wait(now) {
+                    self.stuck(Some("the rate limit"));
                     return Ok(Step::Wait(wait));
                 }
                 self.read(i, Rest::Waits)?;
@@ -323,7 +332,11 @@ impl Tail<'_> {
     }
 
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
-        match self.open[i].read(&self.o.reading, rest, self.stop)? {
+        self.stuck(None);
+        let got = self.open[i].read(&self.o.reading, rest, self.stop)?;
+        let open = &self.open[i];
+        open.origin.gauge.searched.store(open.searched, Relaxed);
+        match got {
             Got::Stopped => Err(Halt::Stopped),
             Got::Nothing => Ok(()),
             Got::Changed => self.truncated(i),
@@ -356,6 +369,15 @@ impl Tail<'_> {
     fn rate_wait(&self, now: Instant) -> Option<Duration> {
         self.o.rate?;
         Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())
+    }
+
+    /// Says why reading does not go on, when that changes.
+    fn stuck(&mut self, why: Option<&'static str>) {
+        if std::mem::replace(&mut self.stuck, why) != why
+            && let Some(file) = self.board.files().get_mut(&self.o.path)
+        {
+            file.stuck = why.map(str::to_owned);
+        }
     }
 
     fn spend(&mut self, bytes: usize) {

@@ -72,6 +72,8 @@ pub fn recover(
             Loaded::default()
         }
     };
+    let uncertain_now = || board.totals.uncertain.load(Relaxed);
+    let uncertain = uncertain_now();
     for ack in &loaded.settled {
         if saved.acknowledge(ack) {
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
@@ -90,7 +92,13 @@ pub fn recover(
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
     }
-    job.take_over(saved, rebuilt);
+    if !loaded.settled.is_empty()
+        || !loaded.keep.is_empty()
+        || !flights.is_empty()
+        || uncertain < uncertain_now()
+    {
+        job.take_over(saved, rebuilt);
+    }
     if !flights.is_empty() {
         log::info!("{} flight(s) of the last run are taken up again", flights.len());
     }
@@ -128,7 +136,9 @@ fn doubt(found: &Found, now: &Binding, trusted: bool, saved: &Saved) -> Option<S
         return Some("it was written on another machine (/etc/machine-id)".into());
     }
     if then.boot != now.boot && !then.synced && !trusted {
-        return Some("the machine went down before it was on the disk (sync = \"always\" covers that)".into());
+        return Some(
+            "the machine went down before it was on the disk (sync = \"always\" covers that)".into(),
+        );
     }
     if then.boot == now.boot && !trusted {
         return Some("the saved positions are older than it".into());
@@ -183,7 +193,10 @@ fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> 
             });
             if !there {
                 board.totals.uncertain.fetch_add(o.count.into(), Relaxed);
-                log::error!("{} lines of an open batch cannot be proved stored: counted as uncertain", o.count);
+                log::error!(
+                    "{} lines of an open batch cannot be proved stored: counted as uncertain",
+                    o.count
+                );
             }
             there
         });

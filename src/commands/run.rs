@@ -37,6 +37,8 @@ const PARCELS: usize = 64;
 const NOTES: usize = 1024;
 /// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
+/// `timeout(1)` and shells send a signal to the process and to its group: a repeat within this time is the same one.
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
 /// How long the first look at all files may take before ready is said without it: one may hang in a dead NFS mount.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
@@ -45,7 +47,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let config = config::load(&asked.overrides())?;
-    plan::refuse_unready(&config)?;
+    plan::refuse_too_much(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
@@ -93,7 +95,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             parcels: Some(parcels),
             give_up: Some(give_up),
             notify: Notify::from_env(),
-            stopping: false,
+            stopping: None,
             at_once,
         };
         let ended = office.work(&signals.inbox, &ship_gone);
@@ -128,7 +130,8 @@ struct Office<'s, 'e> {
     parcels: Option<Sender<Parcel>>,
     give_up: Option<stop::Handle>,
     notify: Notify,
-    stopping: bool,
+    /// Since the first signal to stop.
+    stopping: Option<Instant>,
     at_once: fn(ExitCode) -> !,
 }
 
@@ -202,19 +205,27 @@ impl Office<'_, '_> {
     }
 
     fn ready(&self) {
-        if self.stopping {
+        if self.stopping.is_some() {
             return;
         }
-        info!("following {} file(s)", self.crew.files());
+        if !self.config.once {
+            info!("following {} file(s)", self.crew.files());
+        }
         self.notify.ready(&self.line());
     }
 
     /// The first: tails end, ship drains. The second: at once.
     fn stop(&mut self) -> Receiver<Instant> {
-        if std::mem::replace(&mut self.stopping, true) {
+        if let Some(since) = self.stopping {
+            if since.elapsed() < SAME_SIGNAL {
+                return after(
+                    (since + self.config.agent.drain_timeout).saturating_duration_since(Instant::now()),
+                );
+            }
             warn!("stopped by a second signal; what was not acknowledged is sent at the next start");
             (self.at_once)(ExitCode::Failed);
         }
+        self.stopping = Some(Instant::now());
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
         self.crew.stop();

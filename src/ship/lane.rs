@@ -4,9 +4,9 @@
 use super::driver::TopicView;
 use super::flight::{Aloft, Batch, Load};
 use super::partition::{Now, Partition, Rules};
+use super::resume::Memory;
 use super::retry::Rng;
 use super::spread::{Deal, Limit, wire};
-use super::resume::Memory;
 use super::{Options, Partitioner};
 use crate::chunk::{Chunk, FlightNo, Key, Topic};
 use std::collections::VecDeque;

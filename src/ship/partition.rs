@@ -75,7 +75,9 @@ pub enum Action {
     /// The broker takes no batch of so many bytes of lines.
     TooLarge(usize),
     /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
-    Again { found: bool },
+    Again {
+        found: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -184,7 +186,9 @@ impl Partition {
         let place = batch.place();
         let mut at = self.pending.partition_point(|p| p.place() < place);
         // An open intent stays the partition's only one: nothing comes before it, whatever its place.
-        if batch.noted.is_none() && self.pending.front().is_some_and(|b| b.noted.is_some()) {
+        if batch.noted.is_some() {
+            at = 0;
+        } else if self.pending.front().is_some_and(|b| b.noted.is_some()) {
             at = at.max(1);
         }
         self.pending.insert(at, batch);

@@ -1,6 +1,7 @@
 //! Exactly-once: what ship takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
 //! file; which lines are stored was decided in `journal/load.rs`.
 
+use super::Partitioner;
 use super::driver::TopicView;
 use super::flight::{Aloft, Batch, Load, Pick, Records};
 use super::journal::intent::Last;
@@ -8,7 +9,6 @@ use super::journal::load::{Open, Place};
 use super::partition::Partition;
 use super::partition::recall::Past;
 use super::spread::{Deal, Limit};
-use super::Partitioner;
 use crate::chunk::{FlightNo, Topic};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;

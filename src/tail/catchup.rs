@@ -180,7 +180,7 @@ impl Tail<'_> {
         }
         for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
             let known = self.known.get(&sibling.look.identity).is_some_and(|e| e.stream != entry.stream);
-            let may_be = entry.at.offset > 0 || is_packed_of(sibling, entry);
+            let may_be = entry.at.offset > 0 || packs(sibling, entry);
             if !known && may_be && self.go_on_in(sibling, entry)? {
                 return Ok(true);
             }
@@ -360,6 +360,10 @@ impl Tail<'_> {
             return Ok(Whose::Read);
         }
         let absent: Vec<StreamId> = self.not_open().collect();
+        let shelved = self.shelf.iter().filter(|e| e.at.offset == 0);
+        if packed == Packed::Gzip && shelved.into_iter().any(|e| is_packed_of(look, size, e)) {
+            return Ok(Whose::Waits);
+        }
         for entry in known.iter().filter(|e| absent.contains(&e.stream) && e.at.offset > 0) {
             let same = match packed {
                 Packed::Plain => goes_on(file, look, entry)?,
@@ -385,12 +389,14 @@ enum Whose {
 }
 
 /// The `.gz` of a file of which nothing was read: it has its length and its time.
-fn is_packed_of(sibling: &Sibling, entry: &Entry) -> bool {
+fn is_packed_of(look: &Look, size: u64, entry: &Entry) -> bool {
     let second = |ns: i64| ns.div_euclid(1_000_000_000);
-    sibling.packed == Packed::Gzip
-        && entry.modified != 0
-        && second(sibling.look.modified) == second(entry.modified)
-        && File::open(&sibling.path).and_then(|f| Gz::end(&f)).is_ok_and(|(size, _)| size == entry.size)
+    entry.modified != 0 && second(look.modified) == second(entry.modified) && size == entry.size
+}
+
+fn packs(sibling: &Sibling, entry: &Entry) -> bool {
+    let size = || File::open(&sibling.path).and_then(|f| Gz::end(&f));
+    sibling.packed == Packed::Gzip && size().is_ok_and(|(size, _)| is_packed_of(&sibling.look, size, entry))
 }
 
 /// gzip(1) removes the original when the packed file is complete: until then it is the one to read.

@@ -5,10 +5,10 @@ use super::gz::Gz;
 use super::identity;
 use super::siblings::{self, Packed};
 use crate::chunk::{Identity, Range};
+use crossbeam_channel::after;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use crossbeam_channel::after;
 use std::path::Path;
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //! daily run: about ten minutes, and the figures want a quiet machine.
 
 mod drivers;
+mod exactly_once;
 
 use crate::harness::*;
 use rustix::process::Signal;

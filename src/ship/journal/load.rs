@@ -217,7 +217,16 @@ mod tests {
     fn piece(stream: u64, start: u64, lines: u32, picks: Option<Vec<u16>>) -> Piece {
         let range = start..start + 10 * u64::from(lines);
         let end = Point { offset: range.end, ..Point::default() };
-        Piece { stream: StreamId(stream), range, end, last: Break::Newline, crc: 0, lines, table: None, picks }
+        Piece {
+            stream: StreamId(stream),
+            range,
+            end,
+            last: Break::Newline,
+            crc: 0,
+            lines,
+            table: None,
+            picks,
+        }
     }
 
     fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<Piece>) -> Intent {
