@@ -115,7 +115,7 @@ fn rules(s: &Source) -> Rules {
     }
 }
 
-/// What makes a record of a line; its hash is that of everything in it, as written.
+/// What makes a record of a line.
 fn shape(config: &Config, s: &Source) -> Shape {
     let key = match &config.output {
         Output::Kafka(k) => k.key.as_ref(),
@@ -135,8 +135,7 @@ fn shape(config: &Config, s: &Source) -> Shape {
         }
     };
     let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
-    let hash = crate::chunk::fnv1a(format!("1 {key:?} {format:?} {headers:?}").as_bytes());
-    Shape { key, format, headers, hash }
+    Shape { key, format, headers }
 }
 
 pub fn ship(config: &Config) -> ship::Options {
