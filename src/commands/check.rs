@@ -12,6 +12,7 @@ use crate::config::{
     self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
+use crate::ship::journal::store::HALF;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -263,6 +264,8 @@ impl Report {
     fn memory(&mut self, config: &Config) {
         let plan = config.memory_plan();
         let drivers_copies = match &config.output {
+            // Intents that no save covers yet, at most half a `flights` file.
+            Output::Kafka(_) if config.agent.delivery == Delivery::ExactlyOnce => HALF as usize,
             // The kafka crate holds a request up to three times while it is encoded.
             Output::Kafka(k) if k.driver != Driver::Modern => 2 * k.batch,
             _ => 0,

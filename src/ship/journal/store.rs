@@ -89,27 +89,35 @@ impl Store {
     }
 
     fn records(&self) -> io::Result<Vec<Vec<u8>>> {
-        let mut bytes = vec![0; HALF as usize];
-        let mut n = 0;
-        while n < bytes.len() {
-            match self.file.read_at(&mut bytes[n..], self.base() + n as u64)? {
-                0 => break,
-                more => n += more,
-            }
-        }
-        let mut rest = &bytes[..n];
         let mut records = Vec::new();
-        while let Some((frame, after)) = rest.split_first_chunk::<FRAME>() {
-            let [a, b, c, d, e, f, g, h] = *frame;
-            let (len, crc) = (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]));
-            let Some((payload, after)) = after.split_at_checked(len).filter(|_| len > 0) else { break };
-            if crc != check(self.generation, payload) {
-                break;
+        let mut at = 0;
+        loop {
+            let mut frame = [0; FRAME];
+            if at + FRAME as u64 > HALF || !self.is_there(&mut frame, at)? {
+                return Ok(records);
             }
-            records.push(payload.to_vec());
-            rest = after;
+            let [a, b, c, d, e, f, g, h] = frame;
+            let (len, crc) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+            at += FRAME as u64;
+            if len == 0 || at + u64::from(len) > HALF {
+                return Ok(records);
+            }
+            let mut payload = vec![0; len as usize];
+            if !self.is_there(&mut payload, at)? || crc != check(self.generation, &payload) {
+                return Ok(records);
+            }
+            at += u64::from(len);
+            records.push(payload);
         }
-        Ok(records)
+    }
+
+    /// Reads from the half; `false`: the file ends before.
+    fn is_there(&self, bytes: &mut [u8], at: u64) -> io::Result<bool> {
+        match self.file.read_exact_at(bytes, self.base() + at) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Makes the other half the one that counts, with these records. After an error the old one still counts.
