@@ -41,9 +41,9 @@ fn a_thousand_files() {
         "1,000 files: {} KiB, {cpu:?} and {switches} switches in 5 idle s, lines out {out:?} after the last was written",
         agent.vm_rss()
     );
-    // Unoptimized code has larger stack frames, on each of 1,000 stacks; the limit is that of the static binary.
-    let limit = if std::env::var_os("LOGAGENT_BIN").is_some() { 40 } else { 80 };
-    assert!(agent.vm_rss() < limit * 1024, "{} KiB", agent.vm_rss());
+    // Unoptimized code needs deeper stacks.
+    let most = if std::env::var_os("LOGAGENT_BIN").is_some() { 40 * 1024 } else { 64 * 1024 };
+    assert!(agent.vm_rss() < most, "{} KiB", agent.vm_rss());
     assert!(cpu <= millis(50), "{cpu:?} in 5 idle seconds");
     assert!(out < secs(1), "{out:?}");
     agent.stop().expect_code(0);
