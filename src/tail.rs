@@ -19,7 +19,7 @@ pub mod siblings;
 mod simulated;
 mod streams;
 
-use crate::chunk::{Closed, Ending, Parcel, Shape, SourceId, StreamId, Topic};
+use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, never, select};
@@ -31,7 +31,6 @@ use open::{Got, Open, Reading};
 use shelf::Absent;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,7 +55,6 @@ pub struct Hold {
 /// One followed path and all that its source says about it.
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub source: SourceId,
     pub topic: Topic,
     pub shape: Arc<Shape>,
     pub path: PathBuf,

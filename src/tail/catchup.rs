@@ -116,12 +116,7 @@ impl Tail<'_> {
         };
         self.known.release(stream, at, size, old.look.modified, true);
         let origin = self.origin(stream, size, size);
-        self.send(Parcel::Opened(Opened {
-            origin,
-            identity: old.look.identity.clone(),
-            at,
-            beyond: Vec::new(),
-        }))?;
+        self.send(Parcel::Opened(Opened { origin, identity: old.look.identity.clone(), at }))?;
         self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
     }
 

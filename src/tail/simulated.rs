@@ -11,6 +11,7 @@ use crate::chunk::Chunk;
 use crossbeam_channel::unbounded;
 use flate2::{Compression, write::GzEncoder};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -248,7 +249,6 @@ impl World {
 
 fn options(path: &Path, budget: &Budget) -> Options {
     Options {
-        source: SourceId(0),
         topic: "t".into(),
         shape: Arc::default(),
         path: path.into(),

@@ -4,7 +4,7 @@ use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::{Halt, Tail, Until, catchup, copies, identity, open};
-use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, Range, StreamId};
+use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, StreamId};
 use log::warn;
 use std::fs::File;
 use std::io;
@@ -24,8 +24,7 @@ impl Tail<'_> {
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
-        let beyond: Vec<Range> = e.beyond.iter().map(|(r, _)| r.clone()).collect();
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at, beyond }))?;
+        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
         // Oldest first; the live one is last.
         let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
         let place = self.open.iter().position(after).unwrap_or(self.open.len());
@@ -47,7 +46,6 @@ impl Tail<'_> {
     pub(super) fn origin(&self, stream: StreamId, at: u64, size: u64) -> Arc<Origin> {
         Arc::new(Origin {
             stream,
-            source: self.o.source,
             topic: self.o.topic.clone(),
             path: self.o.path.clone(),
             shape: self.o.shape.clone(),
