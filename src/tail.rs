@@ -31,7 +31,6 @@ use open::{Got, Open, Reading};
 use shelf::Absent;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
