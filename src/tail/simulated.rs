@@ -11,7 +11,7 @@ use crate::chunk::Chunk;
 use crossbeam_channel::unbounded;
 use flate2::{Compression, write::GzEncoder};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
