@@ -48,7 +48,7 @@ pub struct Air {
     /// The first chunk of this run has been noted.
     began: Once,
     /// Lines that are sent again are not doubled: the broker recognizes them.
-    recognized: bool,
+    recognized: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl Air {
             written: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             began: Once::new(),
-            recognized,
+            recognized: AtomicBool::new(recognized),
         }
     }
 
@@ -140,6 +140,11 @@ impl Air {
             resent: word(&bytes, RESENT),
         };
         Ok((Air::with(Some(file), slots, recognized), found))
+    }
+
+    /// The broker recognizes nothing, after all. Before any slot is taken.
+    pub fn doubt_all(&self) {
+        self.recognized.store(false, Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -222,7 +227,7 @@ impl Air {
             index: place.index,
             limit: AtomicU64::new(place.limit),
             doubtful: if place.times > 0 { place.limit } else { 0 },
-            times: if self.recognized { 0 } else { place.times },
+            times: if self.recognized.load(Relaxed) { 0 } else { place.times },
         }
     }
 
@@ -300,11 +305,6 @@ impl Slot {
     /// What a chunk that starts at `start` with `lines` adds to `doubled_at_most`.
     pub fn counts(&self, start: u64, lines: u64) -> u64 {
         if start < self.doubtful { lines * self.times } else { 0 }
-    }
-
-    /// Everything before this may have been sent, by this run or an earlier one.
-    pub fn limit(&self) -> u64 {
-        self.limit.load(Relaxed)
     }
 
     /// Lines before this were in doubt when the stream was opened.

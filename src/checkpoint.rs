@@ -4,7 +4,7 @@
 //! ready. Invariant: `saved ≤ acked`: a gauge's `saved` moves only when the save that says so is on its way to survive a
 //! kill, that is, renamed into place.
 //!
-//! In reading order: [`saved`] (what is kept), [`format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
+//! In reading order: [`saved`] (what is kept), [`mod@format`] (as text), [`store`] (as files), [`ledger`], [`rhythm`] (when).
 
 pub mod format;
 pub mod ledger;
@@ -18,6 +18,7 @@ pub use saved::{Saved, SavedStream};
 
 use crate::air::Air;
 use crate::chunk::{Ending, Note, StreamId};
+use crate::cover::{Cover, Giver};
 use crate::error::Error;
 use crate::report::Board;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, never};
@@ -25,7 +26,7 @@ use ledger::Ledger;
 use presence::{Asked, Presence};
 use rhythm::{Next, Rhythm};
 use saver::{Order, Report, Saver};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,8 +41,9 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     pub sync: Sync,
     pub damaged: Damaged,
-    /// Lines that are sent again are recognized by the broker: they are not counted as doubled.
-    pub exactly_once: bool,
+    /// Exactly-once: lines that are sent again are recognized by the broker, so they are not counted as doubled; and what
+    /// is saved is told here.
+    pub exactly_once: Option<Giver>,
 }
 
 /// When saved state is forced to the disk.
@@ -69,6 +71,24 @@ pub struct Job {
     air: Arc<Air>,
     saved: Saved,
     sync: Sync,
+    cover: Option<Giver>,
+    /// Per stream: bytes up to here may be acknowledged though no tail of this run reads them.
+    rebuilt: HashMap<StreamId, u64>,
+    /// All that the last run left is there: it was ended cleanly, or in this boot.
+    pub trusted: bool,
+}
+
+impl Job {
+    /// Exactly-once: lines that an earlier run sent are acknowledged now, or will be. `saved` is what was opened, with the
+    /// former taken in.
+    pub fn take_over(&mut self, saved: &Saved, rebuilt: HashMap<StreamId, u64>) {
+        (self.saved, self.rebuilt) = (saved.clone(), rebuilt);
+    }
+
+    /// Nothing proves what is stored: lines that are sent again count as doubled at most. Before any tail runs.
+    pub fn distrust(&self) {
+        self.air.doubt_all();
+    }
 }
 
 /// Absent for this long, in seconds of running time, a file's stream is forgotten.
@@ -82,22 +102,24 @@ const BURST: usize = 1024;
 
 /// Opens the state folder and puts its totals on the board; before any stage runs.
 pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
-    let (store, saved, air) = match &options.state_dir {
-        None => (None, Saved::default(), Arc::new(Air::nowhere())),
+    let (store, saved, air, trusted) = match &options.state_dir {
+        None => (None, Saved::default(), Arc::new(Air::nowhere()), false),
         Some(folder) => {
             let (store, mut saved, fell_back) = Store::open(folder, options.damaged)?;
-            let air = open_air(&store, &mut saved, fell_back, options.exactly_once);
-            (Some(store), saved, Arc::new(air))
+            let (air, trusted) = open_air(&store, &mut saved, fell_back, options.exactly_once.is_some());
+            (Some(store), saved, Arc::new(air), trusted)
         }
     };
     board.state().path = options.state_dir;
     saved.totals.put_on(board);
     let _ = board.air.set(air.clone());
-    Ok((Job { store, air, saved: saved.clone(), sync: options.sync }, saved))
+    let (sync, cover) = (options.sync, options.exactly_once);
+    let rebuilt = HashMap::new();
+    Ok((Job { store, air, saved: saved.clone(), sync, cover, rebuilt, trusted }, saved))
 }
 
-/// Takes up what the last run wrote of how far it sent; see `air.rs`.
-fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> Air {
+/// Takes up what the last run wrote of how far it sent; see `air.rs`. The flag: that is all there is to know.
+fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (Air, bool) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
     let opened = store::private(&path, false).and_then(|file| Air::open(file, boot.trim(), recognized));
@@ -105,9 +127,10 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
         Ok(opened) => opened,
         Err(e) => {
             log::error!("open {}: {e}; doubled_at_most will not count over a crash", path.display());
-            return Air::nowhere();
+            return (Air::nowhere(), false);
         }
     };
+    let trusted = found.trusted && !fell_back;
     saved.totals.resent = saved.totals.resent.max(found.resent);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
@@ -118,7 +141,7 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
     } else {
         air.retain(|stream| ids.contains(&stream));
     }
-    air
+    (air, trusted)
 }
 
 /// The thread: drains notes, acknowledges, saves; ends after a last synced save when the inbox closes.
@@ -149,6 +172,9 @@ struct Keeper<'a> {
     air: Arc<Air>,
     rhythm: Rhythm,
     saver: Option<Saver>,
+    cover: Option<Giver>,
+    /// What the save under way says, for `cover`.
+    covering: Cover,
     /// An order is under way.
     busy: bool,
     /// Everything of `offsets` but its streams.
@@ -169,7 +195,7 @@ struct Keeper<'a> {
 
 impl<'a> Keeper<'a> {
     fn start(job: Job, board: &'a Board) -> Result<Self, Error> {
-        let Job { store, air, mut saved, sync } = job;
+        let Job { store, air, mut saved, sync, cover, rebuilt, trusted: _ } = job;
         let started = Instant::now();
         let saver = match store {
             None => None,
@@ -183,7 +209,9 @@ impl<'a> Keeper<'a> {
         };
         Ok(Keeper {
             board,
-            ledger: Ledger::new(std::mem::take(&mut saved.streams), saved.next_stream),
+            ledger: Ledger::new(std::mem::take(&mut saved.streams), saved.next_stream).rebuilding(&rebuilt),
+            cover,
+            covering: Cover::default(),
             air,
             rhythm: Rhythm::new(sync, started),
             saver,
@@ -238,6 +266,7 @@ impl<'a> Keeper<'a> {
                 new
             }
             Note::Flush(answer) => return self.flush(answer, now),
+            Note::Hurry => return self.rhythm.hurry(),
         };
         if changed {
             self.rhythm.change(now);
@@ -295,7 +324,16 @@ impl<'a> Keeper<'a> {
         self.head.next_stream = self.ledger.next_stream();
         self.head.totals.take_from(self.board);
         self.head.totals.lost_bytes = self.lost_before + self.ledger.lost_bytes();
-        format::write(&mut bytes, &self.head, self.ledger.to_save(self.head.clock));
+        let covering = &mut self.covering.0;
+        covering.clear();
+        let wanted = self.cover.is_some();
+        let streams = self.ledger.write_down(self.head.clock).inspect(|s| {
+            if wanted {
+                let beyond = s.beyond.iter().map(|(range, _)| range.clone()).collect();
+                covering.insert(s.stream, (s.at.offset, beyond));
+            }
+        });
+        format::write(&mut bytes, &self.head, streams);
         self.rhythm.begun();
         self.served.append(&mut self.waiting);
         self.order(Order::Save { bytes, sync });
@@ -329,6 +367,9 @@ impl<'a> Keeper<'a> {
                 match done {
                     Ok(written) => {
                         self.rhythm.saved(sync, now);
+                        if let Some(cover) = &self.cover {
+                            cover.give(std::mem::take(&mut self.covering));
+                        }
                         self.board.totals.state_bytes.fetch_add(written, Relaxed);
                         let (air, mut settled) = (&self.air, Vec::new());
                         self.ledger.saved(|stream| settled.push(stream), |stream| air.release(stream));

@@ -22,7 +22,7 @@ pub struct SourceId(pub u32);
 pub struct StreamId(pub u64);
 
 /// Serial number of a flight; saved with exactly-once, else counted from 1 at each start.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct FlightNo(pub u64);
 
 /// Which file holds a stream's bytes. Inode numbers are reused at once, so they never stand alone: the birth time
@@ -181,6 +181,12 @@ impl Chunk {
     }
 }
 
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.permit.recycle(std::mem::take(&mut self.bytes));
+    }
+}
+
 /// All records of `range` are stored, or are left out for good.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ack {
@@ -241,6 +247,8 @@ pub enum Note {
     Source(Vec<u8>),
     /// See [`Parcel::Flush`].
     Flush(Sender<()>),
+    /// Save soon: somebody waits for a stream's opening to be saved.
+    Hurry,
 }
 
 #[cfg(test)]

@@ -1,4 +1,54 @@
 //! A log agent for small Linux boxes: follows files, delivers every line to Kafka with required acks.
+//!
+//! The log files are the buffer. Nothing is spooled, and a position moves forward only when the broker has acknowledged
+//! everything before it.
+//!
+//! # The way of a line
+//!
+//! ```text
+//! kernel ─▶ watch ──wake──▶ tail (one thread per file) ──Chunk──▶ ship ──Batch──▶ driver ─▶ broker
+//!         (1 inotify fd)  (1 slot)                  (bounded)     │  ◀──Event────┘
+//!                                                                 └──Note (acks)──▶ checkpoint ─▶ disk
+//! ```
+//!
+//! 1. [`watch`] owns the only inotify instance. It finds the files that the patterns mean and wakes their tails. Events
+//!    are hints: a lost one costs delay, never a line.
+//! 2. [`tail`] is STAGE 1, one thread per followed path: it looks, lets [`tail::follow::decide`] say what to do, does it,
+//!    and waits with a deadline. What it reads is framed into [`chunk::Chunk`]s. [`tail::catchup`] finds bytes that were
+//!    rotated, copied or compressed while nobody looked.
+//! 3. [`ship`] is STAGE 2, the synchronous producer thread: it gathers chunks into flights ([`ship::flight`]), gives each
+//!    partition one batch, hands them to a driver behind two channel ends ([`ship::driver`]) and turns what comes back into
+//!    acks. It decides on retries, splitting and numbering; a driver never sends anything twice by itself.
+//!    Drivers: [`ship::classic`] on the `kafka` crate, [`ship::modern`] on our own sockets, [`ship::stdout`];
+//!    [`ship::auto`] chooses between the first two by what the broker takes, again after each change of it.
+//! 4. [`checkpoint`] is STAGE 3: it keeps, per stream, how far everything is acknowledged without a gap and which ranges
+//!    are acknowledged beyond it, and saves that.
+//!
+//! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; what there is
+//! to see is on one board ([`report`]), of which status, metrics and log lines are views. [`commands::run`] alone knows all
+//! stages. No stage imports another, or [`config`].
+//!
+//! # Invariants
+//!
+//! Invariant: per stream, `saved ≤ acked ≤ flown ≤ framed`; each stage asserts its link. A truncation begins a new stream,
+//! so none of them ever moves back.
+//!
+//! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all batches with records
+//! of it are stored, or are in the dead-letter file.
+//!
+//! Invariant: every queue is bounded, by its capacity or by the byte budget; every wait has a deadline or selects on
+//! [`stop::Stop`]. A tail holds nothing while it waits for memory.
+//!
+//! Invariant: a stage ends because the channel it reads from is closed. SIGTERM stops the tails; the rest follows in the
+//! direction of the data.
+//!
+//! What is absent: an async runtime, a spool, unsafe code outside [`sys`], a thread that polls a flag.
+//!
+//! # Threads
+//!
+//! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `ship`, `checkpoint` and its saver, `status`, and
+//! the drivers' workers. Signals are blocked in all but one. Workers may hang in name resolution or in the `kafka` crate, the
+//! saver in a slow flash: those are left to the end of the process, all others are joined.
 
 mod air;
 mod budget;
@@ -7,6 +57,7 @@ mod chunk;
 mod cli;
 mod commands;
 mod config;
+mod cover;
 mod error;
 mod logging;
 mod report;
@@ -56,8 +107,8 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 }
 
 /// A panic of ours leaves shared state that nobody vouches for: one line, and the process ends, so that systemd starts it
-/// again from what is saved. The `kafka` crate's panics are expected (KAFKA.md, D9, D10): the thread that calls it catches
-/// them and builds a new client.
+/// again from what is saved. The `kafka` crate's panics are expected (D9, D10 in [`ship::classic`]): the thread that calls
+/// it catches them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         if ship::classic::fenced() {

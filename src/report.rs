@@ -16,7 +16,7 @@ use crate::budget::Budget;
 use crate::chunk::StreamId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -75,6 +75,23 @@ pub struct Totals {
     pub state_bytes: AtomicU64,
 }
 
+/// Exactly-once: what the journal and ship say of it. Over all restarts, but for `unsettled` and `bytes`.
+#[derive(Debug, Default)]
+pub struct Once {
+    /// Writer: `run`.
+    pub active: AtomicBool,
+    /// `None`: no producer id yet, or at-least-once. Writer: ship.
+    pub producer: Mutex<Option<(i64, i16)>>,
+    /// Intents that the saved positions do not cover. Writer: the journal.
+    pub unsettled: AtomicU64,
+    /// Batches of an earlier run that were sent again with their numbers. Writer: ship.
+    pub resent: AtomicU64,
+    /// Those of them that the broker had. Writer: ship.
+    pub found: AtomicU64,
+    /// Written to `flights` in this run. Writer: the journal.
+    pub bytes: AtomicU64,
+}
+
 #[derive(Debug)]
 pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
@@ -83,6 +100,7 @@ pub struct Board {
     state: Mutex<StateFolder>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Totals,
+    pub once: Once,
     /// Set once, by whoever makes the budget.
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, by checkpoint.
@@ -99,6 +117,7 @@ impl Default for Board {
             topics: Mutex::default(),
             state: Mutex::default(),
             totals: Totals::default(),
+            once: Once::default(),
             budget: OnceLock::new(),
             air: OnceLock::new(),
             started: Instant::now(),

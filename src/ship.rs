@@ -5,6 +5,7 @@ pub mod classic;
 mod deadletter;
 pub mod driver;
 pub mod flight;
+pub mod journal;
 mod json;
 mod lane;
 pub mod modern;
@@ -13,6 +14,7 @@ pub mod outage;
 mod partition;
 pub mod probe;
 pub mod render;
+pub mod resume;
 mod retry;
 mod shipper;
 #[cfg(test)]
@@ -64,6 +66,8 @@ pub struct Options {
     pub seed: u64,
     /// For `send`: what became of each batch, as it is stored.
     pub receipts: Option<Sender<Receipt>>,
+    /// Exactly-once: what an earlier run left. The driver's ends then are the journal's.
+    pub once: Option<resume::Once>,
 }
 
 impl Default for Options {
@@ -77,6 +81,7 @@ impl Default for Options {
             dead_letter_limit: 64 << 20,
             seed: 1,
             receipts: None,
+            once: None,
         }
     }
 }

@@ -2,7 +2,6 @@
 //! nothing and keeps nothing.
 #![allow(unsafe_code)]
 
-use rustix::net::SocketAddrAny;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -50,8 +49,8 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    /// The connection is being set up (SYN sent); the kernel does not tell the peer's address then.
-    pub connecting: bool,
+    /// The same for all descriptors of one socket.
+    inode: u64,
     /// Bytes that the peer's kernel has acknowledged and bytes received from it, added up.
     pub moved: u64,
 }
@@ -71,15 +70,41 @@ impl Socket {
     }
 }
 
-/// This process's TCP sockets that are connected to one of `peers`, and all that are still connecting.
+/// This process's TCP sockets that are connected to one of `peers`, or about to be.
 pub fn sockets_to(peers: &[SocketAddr]) -> Vec<Socket> {
-    open_descriptors().into_iter().filter_map(tcp).filter(|s| s.connecting || is_peer(s, peers)).collect()
+    let mut found: Vec<Socket> = Vec::new();
+    for socket in open_descriptors().into_iter().filter_map(tcp) {
+        // A copy may have taken a number that is still to come (that of the listing itself).
+        let new = found.iter().all(|s| s.inode != socket.inode);
+        if new && peer(&socket.fd).is_some_and(|p| peers.contains(&p)) {
+            found.push(socket);
+        }
+    }
+    found
 }
 
-fn is_peer(socket: &Socket, peers: &[SocketAddr]) -> bool {
-    let peer = rustix::net::getpeername(&socket.fd).ok().flatten();
-    peer.and_then(|p: SocketAddrAny| SocketAddr::try_from(p).ok())
-        .is_some_and(|p| peers.iter().any(|q| q.ip() == p.ip() && q.port() == p.port()))
+/// Whom a socket is connected to, or is connecting to: `getpeername` fails in the second case, `SO_PEERNAME` does not
+/// (Linux: `inet_getname` with peer = 2).
+fn peer(socket: &OwnedFd) -> Option<SocketAddr> {
+    let mut b = [0u8; size_of::<libc::sockaddr_in6>()];
+    // It refuses a length that is more than the address's own: IPv6's first, then IPv4's.
+    let taken = [b.len(), size_of::<libc::sockaddr_in>()].into_iter().any(|n| {
+        let mut len = n as libc::socklen_t;
+        let (fd, to) = (socket.as_raw_fd(), b.as_mut_ptr());
+        // SAFETY: the kernel writes at most `len` bytes to `b`, which is at least that long, and the new length to `len`.
+        let done = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERNAME, to.cast(), &mut len) };
+        done == 0
+    });
+    if !taken {
+        return None;
+    }
+    // sockaddr_in: family, port, address. sockaddr_in6: family, port, flow, address.
+    let port = u16::from_be_bytes([b[2], b[3]]);
+    match i32::from(u16::from_ne_bytes([b[0], b[1]])) {
+        libc::AF_INET => Some((<[u8; 4]>::try_from(&b[4..8]).ok()?, port).into()),
+        libc::AF_INET6 => Some((<[u8; 16]>::try_from(&b[8..24]).ok()?, port).into()),
+        _ => None,
+    }
 }
 
 /// Numbers that are open now, or may be where there is no `/proc` (an empty chroot): then up to 4,096.
@@ -100,12 +125,9 @@ fn tcp(number: RawFd) -> Option<Socket> {
     // SAFETY: `copy` was opened by the call above and belongs to nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(copy) };
     let info = tcp_info(fd.as_raw_fd())?; // again: the number may have been reused in between
-    let connecting = info.tcpi_state == SYN_SENT;
-    Some(Socket { fd, connecting, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received })
+    let inode = rustix::fs::fstat(&fd).ok()?.st_ino;
+    Some(Socket { fd, inode, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received })
 }
-
-/// `TCP_SYN_SENT` of linux/tcp_states.h.
-const SYN_SENT: u8 = 2;
 
 fn tcp_info(number: RawFd) -> Option<libc::tcp_info> {
     // SAFETY: all fields are integers, for which zeros are a value; an older kernel fills in fewer of them.
@@ -153,7 +175,11 @@ mod tests {
     /// Fails when `cut` closes its copy instead of shutting the connection down: the read then waits for its 20 s.
     #[test]
     fn a_blocked_read_returns_when_its_socket_is_cut() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        ["127.0.0.1:0", "[::1]:0"].into_iter().for_each(cut_at);
+    }
+
+    fn cut_at(at: &str) {
+        let Ok(listener) = TcpListener::bind(at) else { return assert!(at.starts_with('['), "no IPv4") };
         let addr = listener.local_addr().unwrap();
         let mut client = TcpStream::connect_timeout(&addr, Duration::from_secs(5)).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -162,8 +188,8 @@ mod tests {
             (client.read(&mut [0; 1]).ok(), began.elapsed())
         });
         let sockets = sockets_to(&[addr]);
-        assert!(sockets.iter().any(|s| !s.connecting), "not found: {sockets:?}");
-        sockets.iter().filter(|s| !s.connecting).for_each(Socket::cut);
+        assert_eq!(sockets.len(), 1, "not found, or another's: {sockets:?}");
+        sockets.iter().for_each(Socket::cut);
         drop(sockets);
         let (read, took) = reader.join().unwrap();
         assert_eq!(read, Some(0));

@@ -45,7 +45,7 @@ impl Notify {
         Ok(Notify(Some((socket, address))))
     }
 
-    /// Started: config, state and watches are in order. Also ends a reload.
+    /// Started: config, state and watches are in order.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", Escaped(status)));
     }
@@ -62,13 +62,6 @@ impl Notify {
 
     pub fn stopping(&self, status: &str) {
         self.send(&format!("STOPPING=1\nSTATUS={}", Escaped(status)));
-    }
-
-    /// The config is being read again; [`Notify::ready`] ends it. `Type=notify-reload` wants the time.
-    pub fn reloading(&self) {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     fn send(&self, message: &str) {
@@ -123,10 +116,6 @@ mod tests {
             assert_eq!(received(&socket), "WATCHDOG=1");
             notify.stopping("draining");
             assert_eq!(received(&socket), "STOPPING=1\nSTATUS=draining");
-            notify.reloading();
-            let said = received(&socket);
-            let micros = said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
-            assert!(micros.parse::<u64>().unwrap() > 0);
         }
     }
 

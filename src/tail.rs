@@ -11,7 +11,11 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+pub mod reread;
+mod shelf;
 pub mod siblings;
+#[cfg(test)]
+mod simulated;
 
 use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, Range, Shape, SourceId, StreamId, Topic};
 use crate::report::Board;
@@ -23,6 +27,8 @@ use identity::Look;
 use known::{Claim, Entry, Known};
 use log::{info, warn};
 use open::{Bytes, Got, Open, Reading};
+use shelf::Absent;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
@@ -55,6 +61,8 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
+    /// Files born later than this (as [`Identity::born`]) are new, also those that were renamed before they were seen.
+    pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
     /// Whether a new file at the path is followed.
@@ -111,26 +119,15 @@ pub fn run(
 ) {
     let path = options.path.clone();
     board.files().entry(path.clone()).or_default().topic = options.topic.to_string();
-    let mut tail = Tail {
-        known,
-        board,
-        out,
-        stop,
-        open: Vec::new(),
-        turn: 0,
-        first: true,
-        error: None,
-        look_again: None,
-        free_at: Instant::now(),
-        o: options,
-    };
+    let mut tail = Tail::new(options, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();
     loop {
-        let step = match tail.step(wake) {
+        let step = match tail.step(Instant::now(), wake.hints.load(Relaxed)) {
             Ok(step) => step,
             Err(Halt::Stopped) => break,
             Err(Halt::Io(e)) => {
+                tail.let_go();
                 tail.trouble(&e);
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
             }
@@ -167,28 +164,71 @@ struct Tail<'a> {
     look_again: Option<Instant>,
     /// `rate`: nothing is read before.
     free_at: Instant,
+    /// Of the step that is being done.
+    now: Instant,
+    /// What was known when the first look began, which may take several tries.
+    history: Option<Vec<Entry>>,
+    absent: Vec<Absent>,
+    /// A sibling that may not be read.
+    denied: Option<PathBuf>,
+    /// Rotated files that are not open because enough others are; oldest first, newer than those.
+    shelf: VecDeque<Entry>,
+}
+
+impl<'a> Tail<'a> {
+    fn new(
+        o: Options,
+        known: &'a Known,
+        board: &'a Board,
+        out: Sender<Parcel>,
+        stop: &'a Stop,
+        now: Instant,
+    ) -> Tail<'a> {
+        Tail {
+            known,
+            board,
+            out,
+            stop,
+            open: Vec::new(),
+            turn: 0,
+            first: true,
+            error: None,
+            look_again: None,
+            free_at: now,
+            now,
+            history: None,
+            absent: Vec::new(),
+            denied: None,
+            shelf: VecDeque::new(),
+            o,
+        }
+    }
 }
 
 impl Tail<'_> {
     /// One look and one step.
-    fn step(&mut self, wake: &Wake) -> Result<Step, Halt> {
-        let now = Instant::now();
+    fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
+        self.now = now;
         if self.first {
             self.begin()?;
             self.first = false;
         }
-        if self.look_again.is_some_and(|at| at <= now) {
+        if let Some(wait) = self.find_absent()? {
+            return Ok(Step::Wait(wait));
+        }
+        let at_path = self.look_at_path()?;
+        // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
+        if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             self.catch_up()?;
         }
-        let at_path = self.look_at_path()?;
         let seen = self.look_at_open(now)?;
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
             rest_after: self.o.rest_after,
-            poll: self.between_looks(wake, now),
+            poll: self.between_looks(hints),
         };
-        let step = follow::decide(at_path, &seen, self.o.until, patience, self.turn);
+        let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
         self.well();
         match step {
             Step::Open => self.open_new()?,
@@ -204,14 +244,17 @@ impl Tail<'_> {
             Step::SendRest(i) => self.read(i, Rest::IsALine)?,
             Step::Leave(i) => self.leave(i)?,
             Step::GiveUp(i) => self.give_up(i)?,
+            Step::Shelve(i) => self.shelve(i),
+            Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
         }
         Ok(step)
     }
 
-    fn between_looks(&self, wake: &Wake, now: Instant) -> Duration {
-        let usual = if wake.hints.load(Relaxed) { UNHURRIED } else { self.o.poll };
-        self.look_again.map_or(usual, |at| usual.min(at.saturating_duration_since(now)))
+    fn between_looks(&self, hints: bool) -> Duration {
+        let usual = if hints { UNHURRIED } else { self.o.poll };
+        let sooner = [self.look_again, self.absent_until()].into_iter().flatten().min();
+        sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
 
     /// What is at the path, seen from what is open.
@@ -284,6 +327,7 @@ impl Tail<'_> {
             Got::Stopped => Err(Halt::Stopped),
             Got::Nothing => Ok(()),
             Got::Changed => self.truncated(i),
+            Got::Broken(e) => self.broken(i, &e),
             Got::Chunk(chunk, counts) => {
                 let t = &self.board.totals;
                 t.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
@@ -317,7 +361,7 @@ impl Tail<'_> {
     fn spend(&mut self, bytes: usize) {
         if let Some(rate) = self.o.rate {
             let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-            self.free_at = self.free_at.max(Instant::now()) + cost;
+            self.free_at = self.free_at.max(self.now) + cost;
         }
     }
 
@@ -350,7 +394,7 @@ impl Tail<'_> {
     fn take_up(&mut self, bytes: Bytes, look: &Look, e: Entry) -> Result<Option<usize>, Halt> {
         let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // of a .gz it is not known yet
         let origin = self.origin(e.stream, e.at.offset, size);
-        let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone())? else {
+        let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone(), self.now)? else {
             return Ok(None);
         };
         open.owed = look.size;
@@ -359,7 +403,9 @@ impl Tail<'_> {
         }
         let beyond: Vec<Range> = e.beyond.iter().map(|(r, _)| r.clone()).collect();
         self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at, beyond }))?;
-        let place = self.open.iter().position(|o| o.live).unwrap_or(self.open.len());
+        // Oldest first; the live one is last.
+        let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
+        let place = self.open.iter().position(after).unwrap_or(self.open.len());
         self.open.insert(place, open);
         self.say("following", None);
         Ok(Some(place))
@@ -393,6 +439,16 @@ impl Tail<'_> {
         Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
     }
 
+    /// Reads a file that nobody knows from `offset` on.
+    fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
+        let offset = offset.min(look.size);
+        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+        match self.known.begin_if_new(look, &self.o.path) {
+            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
+            None => Ok(()), // another tail was faster
+        }
+    }
+
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
     fn open_new(&mut self) -> Result<(), Halt> {
         let (file, look) = identity::open(&self.o.path)?;
@@ -400,14 +456,11 @@ impl Tail<'_> {
         self.orphan();
         if had_live || !self.open.is_empty() {
             self.catch_up()?;
-            self.look_again = Some(Instant::now() + Duration::from_secs(1));
+            self.look_again = Some(self.now + Duration::from_secs(1));
         }
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => Ok(()),
-            Claim::New => {
-                let entry = self.fresh(&file, &look, 0)?;
-                self.take_up_live(file, &look, entry).map(drop)
-            }
+            Claim::New => self.take_up_new(file, &look, 0),
             Claim::Known(entry) => self.resume(file, look, entry),
         }
     }
@@ -417,7 +470,7 @@ impl Tail<'_> {
         if catchup::goes_on(&file, &look, &entry)? {
             return self.take_up_live(file, &look, entry).map(drop);
         }
-        self.find_rest(&entry, catchup::REWRITTEN)?;
+        self.find_rest(entry, catchup::REWRITTEN)?;
         let fresh = self.fresh(&file, &look, 0)?;
         self.take_up_live(file, &look, fresh).map(drop)
     }
@@ -427,15 +480,16 @@ impl Tail<'_> {
         for open in self.open.iter_mut().filter(|o| o.live) {
             open.live = false;
             open.owed = open.size;
-            open.changed = Instant::now();
+            open.changed = self.now;
         }
     }
 
     /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
     /// is one; else what was not read is lost, and counted.
     fn truncated(&mut self, i: usize) -> Result<(), Halt> {
+        let file = self.open[i].file().map(File::try_clone).transpose()?;
+        let look = file.as_ref().map(identity::look).transpose()?;
         let old = self.open.remove(i);
-        let file = old.file().map(File::try_clone).transpose()?;
         let entry = Entry {
             stream: old.origin.stream,
             path: self.o.path.clone(),
@@ -447,8 +501,7 @@ impl Tail<'_> {
             finished: false,
             open: true,
         };
-        if let Some(file) = file {
-            let look = identity::look(&file)?;
+        if let (Some(file), Some(look)) = (file, look) {
             let fresh = self.fresh(&file, &look, 0)?;
             if old.live {
                 self.take_up_live(file, &look, fresh)?;
@@ -456,7 +509,19 @@ impl Tail<'_> {
                 self.take_up(Bytes::Plain(file), &look, fresh)?;
             }
         }
-        self.find_rest(&entry, "it was truncated")
+        self.find_rest(entry, "it was truncated")
+    }
+
+    /// What could be decompressed is sent; the rest cannot be had.
+    fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
+        let open = self.open.remove(i);
+        let stream = open.origin.stream;
+        let lost = open.origin.gauge.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
+        let (path, at) = (self.o.path.display(), open.at.offset);
+        warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
+        // It stays known, so that it is not tried again.
+        self.known.release(stream, open.at, open.size, open.modified, true);
+        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
     fn leave(&mut self, i: usize) -> Result<(), Halt> {
@@ -479,11 +544,11 @@ impl Tail<'_> {
         self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 
-    fn lost(&self, stream: StreamId, lost: u64, why: &str) {
-        self.known.forget(stream);
-        if lost > 0 {
-            warn!("{}: {lost} bytes were not read and are lost: {why}", self.o.path.display());
-        }
+    /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
+    fn let_go(&self) {
+        let open = self.open.iter().map(|o| o.origin.stream);
+        let mine: Vec<StreamId> = open.chain(self.not_open()).collect();
+        self.known.let_go(&self.o.path, &mine);
     }
 
     /// Stopped: the agent goes on at the next start.
@@ -493,5 +558,6 @@ impl Tail<'_> {
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
             let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
         }
+        self.known.let_go(&self.o.path, &[]);
     }
 }

@@ -67,7 +67,6 @@ pub enum Sight {
 #[derive(Debug)]
 enum Control {
     Ended(PathBuf),
-    Follow(Vec<Watched>),
 }
 
 /// How the others speak to the thread. Dropping it ends the thread.
@@ -81,11 +80,6 @@ impl Remote {
     /// The tail of this path has ended. If something is there (again), it is told as found.
     pub fn ended(&self, path: &Path) {
         self.tell(Control::Ended(path.into()));
-    }
-
-    /// Other sources from now on.
-    pub fn follow(&self, sources: Vec<Watched>) {
-        self.tell(Control::Follow(sources));
     }
 
     fn tell(&self, what: Control) {
@@ -124,6 +118,8 @@ pub fn remote() -> io::Result<(Remote, Ears)> {
 const WALK: Duration = Duration::from_secs(30);
 /// The same where events do not come for some folder.
 const WALK_BLIND: Duration = Duration::from_secs(1);
+/// Between two readings of events.
+const TOGETHER: Duration = Duration::from_millis(2);
 /// Between two walks that events ask for.
 const CALM: Duration = Duration::from_millis(50);
 /// Inodes that are watched for one path: the live file and some rotated ones.
@@ -141,11 +137,11 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
         loop {
             match ears.control.try_recv() {
                 Ok(Control::Ended(path)) => w.ended(&path),
-                Ok(Control::Follow(sources)) => w.follow(sources),
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
             }
         }
+        w.gather(ears);
         w.events(&mut buffer);
         let now = Instant::now();
         if (w.dirty && now >= w.walked + CALM.max(w.walk_cost * 20)) || now >= w.next_walk {
@@ -183,6 +179,8 @@ struct Watch<'a> {
     /// Some folder cannot be watched.
     blind: bool,
     limits_said: bool,
+    /// Events were last read.
+    heard: Instant,
 }
 
 impl<'a> Watch<'a> {
@@ -206,6 +204,7 @@ impl<'a> Watch<'a> {
             next_walk: now,
             blind: false,
             limits_said: false,
+            heard: now,
         };
         match Inotify::init() {
             Ok(i) => {
@@ -240,6 +239,17 @@ impl<'a> Watch<'a> {
         let _ = rustix::io::read(&*ears.bell, &mut count);
     }
 
+    /// Under many events they are taken together, so that 5,000 lines a second are 500 wake-ups and not 5,000. An event
+    /// after a rest is passed on at once.
+    fn gather(&mut self, ears: &Ears) {
+        let left = TOGETHER.saturating_sub(self.heard.elapsed());
+        if !left.is_zero() {
+            let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            let _ = poll(&mut [PollFd::new(&*ears.bell, PollFlags::IN)], Some(&time));
+        }
+        self.heard = Instant::now();
+    }
+
     fn events(&mut self, buffer: &mut [u8]) {
         let Some(mut inotify) = self.inotify.take() else { return };
         while let Ok(events) = inotify.read_events(buffer) {
@@ -253,7 +263,7 @@ impl<'a> Watch<'a> {
     fn event(&mut self, wd: &WatchDescriptor, mask: EventMask, name: Option<&std::ffi::OsStr>) {
         if mask.contains(EventMask::Q_OVERFLOW) {
             self.dirty = true;
-            self.slots.values().for_each(|s| wake(s));
+            self.slots.values().for_each(wake);
             return;
         }
         if mask.contains(EventMask::IGNORED) {
@@ -474,12 +484,6 @@ impl<'a> Watch<'a> {
             self.forget(path.into(), wd);
         }
         self.dirty = true; // it may be there again
-    }
-
-    fn follow(&mut self, sources: Vec<Watched>) {
-        self.sources = sources;
-        self.dirty = true;
-        self.walked = Instant::now() - CALM;
     }
 }
 

@@ -7,6 +7,7 @@
 //! clock 86400                                      seconds that agents have run on this folder
 //! next 18                                          the lowest stream id never given away
 //! totals read=9 acked=9 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0
+//! flights resent=1 found=1                         exactly-once, if there were any: batches sent again, and found stored
 //! start beginning                                  only after damage, until first sight is saved
 //! source /var/log/nginx/*.log                      a pattern whose first sight is over
 //! stream 17 at=1234:256:cbf29ce484222325:line dev=64769 ino=131 born=1700000000.123456789 size=2000 seen=86399
@@ -61,6 +62,10 @@ pub fn write(out: &mut Vec<u8>, head: &Saved, streams: impl Iterator<Item = Save
     text.line(format_args!("clock {}", head.clock));
     text.line(format_args!("next {}", head.next_stream));
     text.line(format_args!("{}", head.totals));
+    let t = &head.totals;
+    if t.flights_resent > 0 {
+        text.line(format_args!("flights resent={} found={}", t.flights_resent, t.flights_found));
+    }
     if head.from_beginning {
         text.line(format_args!("start beginning"));
     }
@@ -164,7 +169,7 @@ impl SavedTotals {
     }
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`fn@write`] wrote.
 pub fn read(bytes: &[u8]) -> Result<Saved, Bad> {
     let text = checked(bytes)?;
     let mut lines = text.lines().enumerate();
@@ -194,7 +199,7 @@ fn checked(bytes: &[u8]) -> Result<&str, Bad> {
         return damaged("its last line is not the checksum");
     };
     let text = &bytes[..start];
-    if check.len() != 8 || u32::from_str_radix(check, 16) != Ok(crc32c::crc32c(text)) {
+    if check != format!("{:08x}", crc32c::crc32c(text)) {
         return damaged("the checksum does not match");
     }
     std::str::from_utf8(text).or_else(|_| damaged("it is not text"))
@@ -206,6 +211,11 @@ fn take_line(saved: &mut Saved, line: &str) -> Option<()> {
         "clock" => saved.clock = rest.parse().ok()?,
         "next" => saved.next_stream = rest.parse().ok()?,
         "totals" => saved.totals = totals(rest)?,
+        "flights" => {
+            let (resent, found) = rest.strip_prefix("resent=")?.split_once(" found=")?;
+            saved.totals.flights_resent = resent.parse().ok()?;
+            saved.totals.flights_found = found.parse().ok()?;
+        }
         "start" => saved.from_beginning = (rest == "beginning").then_some(true)?,
         "source" => saved.sources.push(unescaped(rest)?),
         "stream" => saved.streams.push(stream(rest)?),
@@ -243,6 +253,7 @@ fn totals(rest: &str) -> Option<SavedTotals> {
         cut_lines: next("cut=")?,
         retries: next("retries=")?,
         state_bytes: next("state_bytes=")?,
+        ..SavedTotals::default()
     };
     words.next().is_none().then_some(totals)
 }

@@ -3,7 +3,7 @@
 use super::saved::SavedStream;
 use crate::chunk::{Ack, Ending, Identity, Opened, Point, StreamId};
 use crate::report::Gauge;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,6 +37,8 @@ pub struct Account {
     saving: u64,
     /// Bytes that were gone when it was closed.
     lost: u64,
+    /// Bytes up to here may be acknowledged though no tail of this run reads them.
+    rebuilt: u64,
     /// The slot in `air` has been told that nothing is in doubt any more.
     settled: bool,
 }
@@ -134,6 +136,7 @@ impl Ledger {
                 gauge: None,
                 saving: s.at.offset,
                 lost: 0,
+                rebuilt: 0,
                 settled: true,
             };
             ledger.next_stream = ledger.next_stream.max(s.stream.0 + 1);
@@ -143,6 +146,16 @@ impl Ledger {
             }
         }
         ledger
+    }
+
+    /// Of these streams, bytes up to there are sent again without a tail.
+    pub fn rebuilding(mut self, rebuilt: &HashMap<StreamId, u64>) -> Ledger {
+        for (stream, end) in rebuilt {
+            if let Some(account) = self.accounts.get_mut(stream) {
+                account.rebuilt = *end;
+            }
+        }
+        self
     }
 
     pub fn next_stream(&self) -> u64 {
@@ -187,6 +200,7 @@ impl Ledger {
             phase: Phase::Open,
             saving: o.at.offset,
             lost: 0,
+            rebuilt: 0,
             gauge: Some(gauge),
             settled,
         };
@@ -206,7 +220,7 @@ impl Ledger {
             Some(gauge) => {
                 let acked = account.reached.at.offset;
                 debug_assert!(
-                    ack.range.end <= gauge.flown.load(Relaxed),
+                    ack.range.end <= gauge.flown.load(Relaxed).max(account.rebuilt),
                     "acknowledged what never flew: {ack:?}"
                 );
                 gauge.acked.store(acked, Relaxed);
@@ -237,7 +251,7 @@ impl Ledger {
     fn finish_if_done(&mut self, stream: StreamId) -> bool {
         let Some(account) = self.accounts.get_mut(&stream) else { return false };
         // All chunks were framed before the stream was closed.
-        let framed = account.gauge.as_ref().map_or(0, |g| g.framed.load(Relaxed));
+        let framed = account.gauge.as_ref().map_or(0, |g| g.framed.load(Relaxed)).max(account.rebuilt);
         if account.reached.at.offset < framed || !account.reached.beyond.is_empty() {
             return false;
         }
@@ -313,11 +327,11 @@ impl Ledger {
     }
 
     /// All streams as they are to be saved at `clock`; what is said of them becomes `saved` by [`Ledger::saved`].
-    pub fn to_save(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
-        self.accounts.iter_mut().map(move |(id, a)| a.to_save(*id, clock))
+    pub fn write_down(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
+        self.accounts.iter_mut().map(move |(id, a)| a.write_down(*id, clock))
     }
 
-    /// The last [`Ledger::to_save`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
+    /// The last [`Ledger::write_down`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
     /// `finished` for each that is finished since the last time.
     pub fn saved(&mut self, mut settled: impl FnMut(StreamId), mut finished: impl FnMut(StreamId)) {
         for (id, a) in &mut self.accounts {
@@ -349,7 +363,7 @@ impl Account {
         self.gauge.as_ref().map_or(self.size, |g| g.size.load(Relaxed).max(self.reached.at.offset))
     }
 
-    fn to_save(&mut self, stream: StreamId, clock: u64) -> SavedStream {
+    fn write_down(&mut self, stream: StreamId, clock: u64) -> SavedStream {
         self.size = self.size_seen();
         self.saving = self.reached.at.offset;
         if matches!(self.phase, Phase::Open | Phase::Ending) {

@@ -61,7 +61,7 @@ impl Rhythm {
         self.changed.get_or_insert(now);
     }
 
-    /// A change that can wait: not later than the next comparison of sizes.
+    /// Something is to be saved that no save holds yet.
     pub fn is_changed(&self) -> bool {
         self.changed.is_some()
     }
@@ -70,6 +70,7 @@ impl Rhythm {
         self.unsynced.is_some()
     }
 
+    /// Somebody waits for the next save.
     pub fn hurry(&mut self) {
         self.hurry = true;
     }

@@ -1,6 +1,7 @@
 //! What `offsets` holds, as a value. Knows no file and no text form.
 
-use crate::chunk::{Identity, Point, Range, StreamId};
+use super::ledger::Reached;
+use crate::chunk::{Ack, Identity, Point, Range, StreamId};
 use crate::report::Board;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,6 +22,25 @@ pub struct Saved {
     /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
     /// every file is read from its beginning.
     pub from_beginning: bool,
+}
+
+impl Saved {
+    /// Takes in what is known to be stored though the run that sent it could not save that. `false`: it is known already, or
+    /// the stream is not.
+    pub fn acknowledge(&mut self, ack: &Ack) -> bool {
+        let Some(s) = self.streams.iter_mut().find(|s| s.stream == ack.stream) else { return false };
+        let inside = s.beyond.iter().any(|(r, _)| r.start < ack.range.end && ack.range.start < r.end);
+        if ack.range.start < s.at.offset || inside {
+            return false;
+        }
+        let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
+        let mut reached = Reached { at: s.at, beyond };
+        reached.ack(ack.range.start, ack.end);
+        s.at = reached.at;
+        s.beyond = reached.beyond.iter().map(|(start, end)| (*start..end.offset, *end)).collect();
+        s.size = s.size.max(ack.range.end);
+        true
+    }
 }
 
 /// One stream as saved.
@@ -59,6 +79,10 @@ pub struct SavedTotals {
     pub retries: u64,
     /// Bytes written to the state folder.
     pub state_bytes: u64,
+    /// Exactly-once: batches of an earlier run sent again, and those of them that were stored. Lines by themselves in the
+    /// file, which older files do not have.
+    pub flights_resent: u64,
+    pub flights_found: u64,
 }
 
 impl SavedTotals {
@@ -75,6 +99,8 @@ impl SavedTotals {
         t.cut_lines.store(self.cut_lines, Relaxed);
         t.retries.store(self.retries, Relaxed);
         t.state_bytes.store(self.state_bytes, Relaxed);
+        board.once.resent.store(self.flights_resent, Relaxed);
+        board.once.found.store(self.flights_found, Relaxed);
     }
 
     /// Takes over what the board counts, but for two that it counts too early to be saved: `again` also of lines not yet
@@ -89,6 +115,9 @@ impl SavedTotals {
         self.uncertain = of(&t.uncertain);
         self.cut_lines = of(&t.cut_lines);
         self.retries = of(&t.retries);
-        self.state_bytes = of(&t.state_bytes) + board.air.get().map_or(0, |air| air.written());
+        let (air, flights) = (board.air.get().map_or(0, |air| air.written()), of(&board.once.bytes));
+        self.state_bytes = of(&t.state_bytes) + air + flights;
+        self.flights_resent = of(&board.once.resent);
+        self.flights_found = of(&board.once.found);
     }
 }

@@ -47,6 +47,7 @@ pub fn run(asked: cli::Check) -> Result<ExitCode, Error> {
 
 fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
+    super::plan::refuse_unready(&config)?;
     let report = Report::of(&config);
     print(&report.text)?;
     let mut failed = report.failed;
@@ -262,7 +263,7 @@ impl Report {
     fn memory(&mut self, config: &Config) {
         let plan = config.memory_plan();
         let drivers_copies = match &config.output {
-            // The kafka crate holds a request up to three times while it is encoded (KAFKA.md, section 1).
+            // The kafka crate holds a request up to three times while it is encoded.
             Output::Kafka(k) if k.driver != Driver::Modern => 2 * k.batch,
             _ => 0,
         };

@@ -16,6 +16,7 @@ use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, Scope};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
 const STACK: usize = 128 << 10;
@@ -46,6 +47,8 @@ pub struct Crew<'s, 'e> {
     pub sighted: Receiver<Infallible>,
     sighting: Option<Sender<Infallible>>,
     watching: bool,
+    /// When this began.
+    since: (i64, u32),
 }
 
 impl<'s, 'e> Crew<'s, 'e> {
@@ -87,6 +90,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             sighted,
             sighting: Some(sighting),
             watching: true,
+            since: now(),
         })
     }
 
@@ -98,6 +102,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         let new = self.sighting.is_some() && !plan.known.iter().any(|p| p.matches(&found.path));
         let options = tail::Options {
             start: if new { plan.tail.start } else { Start::Beginning },
+            since: self.since,
             path: found.path.clone(),
             ..plan.tail.clone()
         };
@@ -177,10 +182,15 @@ impl<'s, 'e> Crew<'s, 'e> {
     }
 }
 
+/// As the kernel stamps files, whose clock is a few milliseconds behind.
+fn now() -> (i64, u32) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = now.saturating_sub(Duration::from_millis(20));
+    (now.as_secs() as i64, now.subsec_nanos())
+}
+
 /// Device and inode of standard output and error, when they are files: following them would never end.
 fn own_log() -> Vec<(u64, u64)> {
-    let seen = |fd: std::os::fd::BorrowedFd<'_>| {
-        rustix::fs::fstat(fd).ok().map(|s| (s.st_dev as u64, s.st_ino as u64))
-    };
+    let seen = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
     [seen(std::io::stdout().as_fd()), seen(std::io::stderr().as_fd())].into_iter().flatten().collect()
 }

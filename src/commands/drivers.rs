@@ -87,6 +87,33 @@ fn modern_options(kafka: &Kafka, auto: bool) -> modern::Options {
         },
         create_topics: kafka.create_topics,
         auto,
+        tls: kafka.tls.as_ref().map(tls),
+        sasl: kafka.sasl.as_ref().map(sasl),
         ..modern::Options::default()
+    }
+}
+
+/// For looking at brokers without a driver; `limit` is for each step.
+pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
+    modern::Options { connect_timeout: limit, request_timeout: limit, ..modern_options(kafka, false) }
+}
+
+fn tls(tls: &config::Tls) -> modern::tls::Options {
+    modern::tls::Options {
+        ca: tls.ca.clone(),
+        client: tls.cert.clone().zip(tls.key.clone()),
+        server_name: tls.server_name.clone(),
+    }
+}
+
+fn sasl(sasl: &config::Sasl) -> modern::sasl::Options {
+    modern::sasl::Options {
+        mechanism: match sasl.mechanism {
+            config::Mechanism::Plain => modern::sasl::Mechanism::Plain,
+            config::Mechanism::ScramSha256 => modern::sasl::Mechanism::ScramSha256,
+            config::Mechanism::ScramSha512 => modern::sasl::Mechanism::ScramSha512,
+        },
+        username: sasl.username.clone(),
+        password_file: sasl.password_file.clone(),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::crew::Plan;
 use crate::budget::{Budget, Share};
+use crate::checkpoint::Saved;
 use crate::chunk::{Format, Key, Shape, SourceId, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
@@ -23,8 +24,18 @@ const CHUNK: usize = 256 << 10;
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
 
-/// One plan for each source. `known` are the patterns whose files have been seen before.
-pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Vec<Plan>, Error> {
+/// What the config may ask for and the program cannot do yet is refused: an agent that promised exactly-once and
+/// delivered at-least-once would be believed.
+pub fn refuse_unready(config: &Config) -> Result<(), Error> {
+    if false && config.agent.delivery == config::Delivery::ExactlyOnce {
+        let why = "delivery = \"exactly-once\" does not work yet";
+        return Err(Error::config("[agent]", why, "write delivery = \"at-least-once\", or leave it out"));
+    }
+    Ok(())
+}
+
+/// One plan for each source. To patterns that are known from before, `start` does not apply; to none after damaged state.
+pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Plan>, Error> {
     let mut topics: BTreeMap<&str, (Topic, Share)> = BTreeMap::new();
     for s in &config.sources {
         topics.entry(&s.topic).or_insert_with(|| (s.topic.as_str().into(), budget.share()));
@@ -33,7 +44,8 @@ pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Ve
     let plan = |(i, s): (usize, &Source)| {
         let (topic, share) = &topics[s.topic.as_str()];
         let watched = watched(SourceId(i as u32), s)?;
-        let known = watched.patterns.iter().filter(|p| known.contains(&p.text)).cloned().collect();
+        let is_known = |p: &&pattern::Pattern| saved.from_beginning || saved.sources.contains(&p.text);
+        let known = watched.patterns.iter().filter(is_known).cloned().collect();
         Ok(Plan {
             tail: Options {
                 source: watched.source,
@@ -42,6 +54,7 @@ pub fn sources(config: &Config, budget: &Budget, known: &[Vec<u8>]) -> Result<Ve
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: start(s.start),
+                since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),

@@ -5,15 +5,17 @@
 //! `drain_timeout`, then checkpoint saves. A second signal ends the process at once.
 
 use super::crew::Crew;
+use super::recover::{Recovered, recover};
 use super::{drivers, plan};
 use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
 use crate::cli;
-use crate::config::{self, Config, DamagedState, Delivery};
+use crate::config::{self, Config, DamagedState, Delivery, Output};
+use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::report::snapshot::Snapshot;
-use crate::report::{Board, live, text};
+use crate::report::{Board, live};
 use crate::ship::{self, Dead};
 use crate::signals::{self, Signal};
 use crate::stop;
@@ -24,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
 use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -35,6 +37,8 @@ const PARCELS: usize = 64;
 const NOTES: usize = 1024;
 /// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
+/// `timeout(1)` and shells send a signal to the process and to its group: a repeat within this time is the same one.
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
 /// How long the first look at all files may take before ready is said without it: one may hang in a dead NFS mount.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
@@ -43,14 +47,27 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let config = config::load(&asked.overrides())?;
+    plan::refuse_unready(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
     let _ = board.budget.set(budget.clone());
-    let (job, saved) = checkpoint::open(checkpoint_options(&config), &board)?;
-    let known = Known::new(entries(&saved), saved.next_stream);
-    let plans = plan::sources(&config, &budget, &saved.sources)?;
+    let (giver, taker) = cover::pair();
+    let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
+    let plans = plan::sources(&config, &budget, &saved)?;
+    let recovered = match exactly_once(&config) {
+        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &board)?),
+        None => None,
+    };
     let ends = drivers::start(&config, &board)?;
+    let (ends, once) = match recovered {
+        Some(Recovered { journal, taker, once, for_tails }) => {
+            saved = for_tails;
+            (Recovered::put_before(journal, taker, ends)?, Some(once))
+        }
+        None => (ends, None),
+    };
+    let known = Known::new(entries(&saved), saved.next_stream);
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
@@ -63,7 +80,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "ship", {
-            let options = plan::ship(&config);
+            let options = ship::Options { once, ..plan::ship(&config) };
             move || {
                 let _gone = gone;
                 ship::run(options, inbox, ends, notes, board, &give_up_on)
@@ -78,7 +95,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             parcels: Some(parcels),
             give_up: Some(give_up),
             notify: Notify::from_env(),
-            stopping: false,
+            stopping: None,
             at_once,
         };
         let ended = office.work(&signals.inbox, &ship_gone);
@@ -113,7 +130,8 @@ struct Office<'s, 'e> {
     parcels: Option<Sender<Parcel>>,
     give_up: Option<stop::Handle>,
     notify: Notify,
-    stopping: bool,
+    /// Since the first signal to stop.
+    stopping: Option<Instant>,
     at_once: fn(ExitCode) -> !,
 }
 
@@ -187,7 +205,7 @@ impl Office<'_, '_> {
     }
 
     fn ready(&self) {
-        if self.stopping {
+        if self.stopping.is_some() {
             return;
         }
         info!("following {} file(s)", self.crew.files());
@@ -196,10 +214,16 @@ impl Office<'_, '_> {
 
     /// The first: tails end, ship drains. The second: at once.
     fn stop(&mut self) -> Receiver<Instant> {
-        if std::mem::replace(&mut self.stopping, true) {
+        if let Some(since) = self.stopping {
+            if since.elapsed() < SAME_SIGNAL {
+                return after(
+                    (since + self.config.agent.drain_timeout).saturating_duration_since(Instant::now()),
+                );
+            }
             warn!("stopped by a second signal; what was not acknowledged is sent at the next start");
             (self.at_once)(ExitCode::Failed);
         }
+        self.stopping = Some(Instant::now());
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
         self.crew.stop();
@@ -212,9 +236,7 @@ impl Office<'_, '_> {
     }
 
     fn log_status(&self) {
-        for line in text::status(&Snapshot::take(self.board, Instant::now())).lines() {
-            info!("{line}");
-        }
+        Snapshot::take(self.board, Instant::now()).log();
     }
 }
 
@@ -226,7 +248,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn checkpoint_options(config: &Config) -> checkpoint::Options {
+/// The state folder, and whether each write is synced; `None`: at-least-once, or standard output, which has no numbers.
+fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
+    let once = config.agent.delivery == Delivery::ExactlyOnce && matches!(config.output, Output::Kafka(_));
+    let folder = config.agent.state_dir.as_deref().filter(|_| once)?;
+    Some((folder, config.agent.sync == config::Sync::Always))
+}
+
+fn checkpoint_options(config: &Config, giver: Giver) -> checkpoint::Options {
     checkpoint::Options {
         state_dir: config.agent.state_dir.clone(),
         sync: match config.agent.sync {
@@ -237,7 +266,7 @@ fn checkpoint_options(config: &Config) -> checkpoint::Options {
             DamagedState::Refuse => checkpoint::Damaged::Refuse,
             DamagedState::Beginning => checkpoint::Damaged::Beginning,
         },
-        exactly_once: config.agent.delivery == Delivery::ExactlyOnce,
+        exactly_once: exactly_once(config).map(|_| giver),
     }
 }
 

@@ -6,10 +6,10 @@ mod shipped;
 use crate::checkpoint::store::{self, Found};
 use crate::checkpoint::{Saved, SavedStream};
 use crate::cli;
-use crate::config::{self, Overrides};
+use crate::config;
 use crate::error::{Error, ExitCode};
 use crate::report::live;
-use crate::report::snapshot::{File, Snapshot, State, Stream, Totals, shown};
+use crate::report::snapshot::{ExactlyOnce, File, Snapshot, State, Stream, Totals, shown};
 use crate::report::text;
 use crate::signals::{self, Signal};
 use crate::tail::identity;
@@ -43,14 +43,7 @@ fn state_folder(asked: &cli::Status) -> Result<PathBuf, Error> {
         let systemd = std::env::var_os("STATE_DIRECTORY").filter(|d| !d.is_empty());
         return Ok(systemd.map_or_else(|| config::DEFAULT_STATE_DIR.into(), PathBuf::from));
     }
-    let config = config::load(&Overrides { config: asked.config.clone(), ..Overrides::default() })?;
-    config.agent.state_dir.ok_or_else(|| {
-        Error::failed(
-            "status",
-            "this config saves nothing",
-            "name a state folder by state_dir or --state-dir",
-        )
-    })
+    config::state_dir(asked.config.as_deref())
 }
 
 /// Live, or as saved.
@@ -119,6 +112,11 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
             retries: t.retries,
         },
         state: State { path: Some(shown(folder)), degraded: None, bytes_written: t.state_bytes },
+        exactly_once: (t.flights_resent > 0).then(|| ExactlyOnce {
+            resent: t.flights_resent,
+            found_stored: t.flights_found,
+            ..ExactlyOnce::default()
+        }),
         ..Snapshot::default()
     }
 }

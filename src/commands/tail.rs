@@ -2,6 +2,7 @@
 
 use super::{crew::Crew, plan};
 use crate::budget::Budget;
+use crate::checkpoint::Saved;
 use crate::chunk::{Chunk, Parcel};
 use crate::cli;
 use crate::config::{self, Overrides};
@@ -20,7 +21,7 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
     let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };
     let config = config::load(&overrides)?;
     let (board, known, budget) = (Board::default(), Known::default(), Budget::new(config.agent.memory));
-    let plans = plan::sources(&config, &budget, &[])?;
+    let plans = plan::sources(&config, &budget, &Saved::default())?;
     let (out, parcels) = bounded::<Parcel>(64);
     thread::scope(|scope| {
         let mut crew = Crew::start(scope, (&known, &board), plans, Vec::new(), false, out)?;

@@ -44,6 +44,9 @@ pub fn start(board: Arc<Board>, folder: Option<&Path>, textfile: Option<PathBuf>
             None
         }
     });
+    if listener.is_none() && textfile.is_none() {
+        return Ok(Live { wake: None, thread: None });
+    }
     let socket = folder.filter(|_| listener.is_some()).map(|f| f.join(SOCKET));
     let (wake, woken) = UnixStream::pair()?;
     let thread = thread::Builder::new().name("status".into()).stack_size(128 << 10).spawn(move || {

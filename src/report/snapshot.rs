@@ -6,6 +6,7 @@ use crate::chunk::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,24 @@ pub struct Snapshot {
     pub totals: Totals,
     pub memory: Memory,
     pub state: State,
+    /// With `delivery = "exactly-once"`.
+    pub exactly_once: Option<ExactlyOnce>,
+}
+
+/// Batches, over all restarts but for `open_intents`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExactlyOnce {
+    /// `None`: not asked for yet.
+    pub producer_id: Option<i64>,
+    /// Of this run; a partition may be further.
+    pub epoch: Option<i16>,
+    /// Written, and not covered by the saved positions yet.
+    pub open_intents: u64,
+    /// Of an earlier run, sent again with their numbers.
+    pub resent: u64,
+    /// Those of them that the broker had.
+    pub found_stored: u64,
 }
 
 /// One followed path.
@@ -152,8 +171,11 @@ impl Snapshot {
             state: State {
                 path: folder.path.as_deref().map(shown),
                 degraded: folder.degraded,
-                bytes_written: read(&board.totals.state_bytes) + board.air.get().map_or(0, |a| a.written()),
+                bytes_written: read(&board.totals.state_bytes)
+                    + board.air.get().map_or(0, |a| a.written())
+                    + read(&board.once.bytes),
             },
+            exactly_once: ExactlyOnce::of(board),
         };
         snapshot.files =
             board.files().iter().map(|(path, file)| File::of(path, file, &snapshot, now)).collect();
@@ -164,6 +186,25 @@ impl Snapshot {
     pub fn lag_bytes(&self) -> u64 {
         self.files.iter().map(|f| f.lag_bytes).sum()
     }
+
+    /// Into the log: the line, and the files that wait, those that wait longest first.
+    pub fn log(&self) {
+        log::info!("status: {}", self.line());
+        let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
+        waiting.sort_by(|a, b| b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0)));
+        for f in waiting.iter().take(Self::LOGGED) {
+            let why =
+                f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();
+            log::info!("status: {}: {} unsent, {}{why}", f.path, super::text::Bytes(f.lag_bytes), f.state);
+        }
+        for p in self.brokers.iter().chain(&self.topics).filter(|p| p.attempts > 0) {
+            let why = p.last_error.as_deref().unwrap_or_default();
+            log::info!("status: {} {} after {} attempts: {why}", p.name, p.state, p.attempts);
+        }
+    }
+
+    /// Files in the log, at most.
+    const LOGGED: usize = 20;
 
     /// In one line, for systemd and the log.
     pub fn line(&self) -> String {
@@ -272,6 +313,20 @@ impl Peer {
             attempts: state.attempts,
             last_error: state.last_error.clone(),
         }
+    }
+}
+
+impl ExactlyOnce {
+    fn of(board: &Board) -> Option<ExactlyOnce> {
+        let once = &board.once;
+        let producer = *once.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        once.active.load(Relaxed).then(|| ExactlyOnce {
+            producer_id: producer.map(|(pid, _)| pid),
+            epoch: producer.map(|(_, epoch)| epoch),
+            open_intents: read(&once.unsettled),
+            resent: read(&once.resent),
+            found_stored: read(&once.found),
+        })
     }
 }
 

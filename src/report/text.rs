@@ -54,6 +54,16 @@ pub fn status(s: &Snapshot) -> String {
             t.read, t.acked, t.dead_lettered, t.doubled_at_most, t.uncertain, t.cut
         ),
     );
+    if let Some(o) = &s.exactly_once {
+        let id = o.producer_id.map_or_else(|| "none yet".into(), |id| id.to_string());
+        line(
+            &mut out,
+            format_args!(
+                "exactly once: producer id {id}, {} open intents, {} batches of earlier runs resent, {} of them found stored",
+                o.open_intents, o.resent, o.found_stored
+            ),
+        );
+    }
     line(&mut out, format_args!("lost: {} bytes; batches sent again: {}", t.lost_bytes, t.retries));
     out
 }

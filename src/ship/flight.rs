@@ -7,6 +7,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Load {
     pub topic: Topic,
+    /// As the flight was formed; all zeros where the broker has no topic ids.
+    pub topic_id: [u8; 16],
     /// Time of reading in ms since 1970: the records' timestamp.
     pub stamp_ms: i64,
     /// At most [`Load::MAX_CHUNKS`].
@@ -19,7 +21,7 @@ impl Load {
 }
 
 /// One record: line `line` of chunk `chunk` of the load.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Pick {
     pub chunk: u16,
     pub line: u16,
@@ -59,6 +61,10 @@ pub struct Batch {
     pub maybe_stored: bool,
     /// A timestamp of its own, after the broker refused the load's; -1 is none at all. See [`Batch::stamp_ms`].
     pub restamped: Option<i64>,
+    /// Exactly-once: the last intent that was written for any of these records; 0: none. See `journal.rs`.
+    pub intent: u64,
+    /// The numbers that intent says, if these records and no others are in it.
+    pub noted: Option<Numbers>,
 }
 
 impl Batch {
@@ -110,7 +116,8 @@ impl Batch {
         ((!good.is_empty()).then(|| self.of(&good)), self.of(&worse))
     }
 
-    fn of(&self, picks: &[Pick]) -> Batch {
+    /// These of its records.
+    pub fn of(&self, picks: &[Pick]) -> Batch {
         let line = |p: &Pick| self.load.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
         Batch {
             flight: self.flight,
@@ -123,6 +130,8 @@ impl Batch {
             attempts: 0,
             maybe_stored: self.maybe_stored,
             restamped: self.restamped,
+            intent: self.intent,
+            noted: None,
         }
     }
 }
@@ -141,6 +150,14 @@ impl Aloft {
         let waits: Vec<_> = load.chunks.iter().map(|c| (c.ack(), c.lines.len() as u32)).collect();
         let open = waits.iter().map(|w| u64::from(w.1)).sum();
         Aloft { waits, open }
+    }
+
+    /// These records are done already; no chunk is done by them alone.
+    pub fn forget(&mut self, stored: &[Pick]) {
+        for p in stored {
+            self.waits[usize::from(p.chunk)].1 -= 1;
+            self.open -= 1;
+        }
     }
 
     /// The batch's records need nothing more; `acked` gets each chunk that thereby waits for nothing.

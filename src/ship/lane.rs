@@ -4,6 +4,7 @@
 use super::driver::TopicView;
 use super::flight::{Aloft, Batch, Load};
 use super::partition::{Now, Partition, Rules};
+use super::resume::Memory;
 use super::retry::Rng;
 use super::spread::{Deal, Limit, wire};
 use super::{Options, Partitioner};
@@ -30,6 +31,9 @@ pub struct Lane {
     /// Which partition is next among equals.
     turn: usize,
     trouble: Option<Trouble>,
+    /// Exactly-once: what an earlier run left. Its flights wait for the partitions.
+    memory: Memory,
+    seed: u64,
 }
 
 /// When the next flight may leave.
@@ -66,6 +70,8 @@ const SPREAD: usize = 4;
 impl Lane {
     pub fn new(topic: Topic, options: &Options) -> Self {
         Lane {
+            memory: Memory::default(),
+            seed: options.seed,
             topic,
             partitioner: options.partitioner,
             linger: options.linger,
@@ -79,6 +85,11 @@ impl Lane {
         }
     }
 
+    /// With what an earlier run left.
+    pub fn remembering(self, memory: Memory) -> Self {
+        Lane { memory, ..self }
+    }
+
     pub fn push(&mut self, chunk: Chunk, now: Now) {
         self.waiting_bytes += chunk.bytes.len();
         self.waiting.push_back((now.at, chunk));
@@ -86,7 +97,9 @@ impl Lane {
 
     /// Nothing waits and nothing is in the air.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.partitions.iter().all(|p| p.open() == 0)
+        self.waiting.is_empty()
+            && self.memory.flights.is_empty()
+            && self.partitions.iter().all(|p| p.open() == 0)
     }
 
     pub fn partitions(&mut self) -> &mut [Partition] {
@@ -104,15 +117,34 @@ impl Lane {
         view.living.sort_unstable();
         for id in &view.partitions {
             if let Err(at) = self.partitions.binary_search_by_key(id, |p| p.id) {
-                self.partitions.insert(at, Partition::new(*id));
+                self.partitions.insert(at, self.memory.partition(&view, *id));
             }
         }
-        if self.view.as_ref().is_some_and(|old| old.id != view.id) {
+        // Zeros: the classic driver, or a broker before 2.8, does not know the id.
+        let known = |id: &[u8; 16]| *id != [0; 16];
+        if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
             log::warn!("topic {}: was deleted and created anew", self.topic);
             self.partitions.iter_mut().for_each(Partition::unproven);
         }
         self.view = Some(view);
+        self.resume();
         self.rehouse();
+    }
+
+    /// Flights of an earlier run go to their partitions, before any of this run is formed.
+    fn resume(&mut self) {
+        let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
+        for resumed in std::mem::take(&mut self.memory.flights) {
+            for mut batch in resumed.batches(view, self.partitioner, self.batch.now, self.seed) {
+                if view.partitions.binary_search(&batch.partition).is_err() {
+                    let n = batch.partition.unsigned_abs() as usize % view.partitions.len();
+                    (batch.partition, batch.numbers, batch.noted) = (view.partitions[n], None, None);
+                }
+                if let Ok(at) = self.partitions.binary_search_by_key(&batch.partition, |p| p.id) {
+                    self.partitions[at].push(batch);
+                }
+            }
+        }
     }
 
     /// Batches of partitions that exist no more go to others; none while the topic has no partition at all. Again after
@@ -130,7 +162,7 @@ impl Lane {
             batch.partition =
                 view.partitions[batch.partition.unsigned_abs() as usize % view.partitions.len()];
             // Numbers are the old partition's. If it may be stored there, the new ones are counted as uncertain.
-            batch.numbers = None;
+            (batch.numbers, batch.noted) = (None, None);
             if let Some(p) = self.partitions.iter_mut().find(|p| p.id == batch.partition) {
                 p.push(batch);
             }
@@ -219,6 +251,8 @@ impl Lane {
                 attempts: 0,
                 maybe_stored: false,
                 restamped: None,
+                intent: 0,
+                noted: None,
             };
             if let Some(p) = self.partition(part.partition) {
                 p.push(batch);
@@ -256,7 +290,8 @@ impl Lane {
             gauge.flown.fetch_max(chunk.range.end, Relaxed);
             chunks.push(chunk);
         }
-        Load { topic: self.topic.clone(), stamp_ms: now.wall_ms, chunks }
+        let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
+        Load { topic: self.topic.clone(), topic_id, stamp_ms: now.wall_ms, chunks }
     }
 
     /// A batch of so many bytes was too large for the broker: the next ones are smaller.

@@ -10,8 +10,10 @@
 //! ```
 //!
 //! Files in reading order: `wire` (primitive types), `messages` (requests, answers), `errors` (what each code means),
-//! `codec`, `records` (the encoder), `cluster` (who leads what), `connection`, `inbox`, `session` (requests in the air),
-//! `broker` (one broker's thread), `scout`, `health` (board and log).
+//! `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files), `tls`, `stream`, `scram`, `sasl`,
+//! `connection`, `inbox`, `pick` (what makes a request), `session` (requests in the air),
+//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log), `visit` (for
+//! `check`).
 //!
 //! Invariant: a batch is held by exactly one of: an inbox, a session, an event. A worker that connects holds none.
 
@@ -19,13 +21,22 @@ mod broker;
 mod cluster;
 pub mod codec;
 mod connection;
+mod coordinator;
 mod errors;
+mod fence;
 mod health;
 mod inbox;
 mod messages;
+mod pick;
 mod records;
+pub mod sasl;
 mod scout;
+mod scram;
+mod secret;
 mod session;
+mod stream;
+pub mod tls;
+pub mod visit;
 mod wire;
 
 #[cfg(test)]
@@ -34,21 +45,21 @@ mod scripted;
 mod tests;
 #[cfg(test)]
 mod trial;
+#[cfg(test)]
+mod trial_epochs;
 
-use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Pace, TopicView, Verdict};
+use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Verdict};
 use super::flight::Batch;
 use crate::chunk::Topic;
 use crate::report::Board;
-use broker::Broker;
-use cluster::Cluster;
 use codec::Codec;
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
-use inbox::{Job, Post};
+use coordinator::Coordinator;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use fence::Fences;
 use messages::Node;
-use scout::{Question, Scout};
-use std::collections::HashMap;
-use std::sync::Arc;
+use scout::Scout;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,6 +90,9 @@ pub struct Options {
     pub idle: Duration,
     /// How long metadata is believed where nothing is wrong.
     pub metadata_age: Duration,
+    /// `Some` turns TLS on.
+    pub tls: Option<tls::Options>,
+    pub sasl: Option<sasl::Options>,
     /// [`Leave::Unfit`] at a broker without Produce 3, instead of waiting for it to change.
     pub auto: bool,
 }
@@ -96,6 +110,8 @@ impl Default for Options {
             request_max: 1 << 20,
             idle: Duration::from_secs(180),
             metadata_age: Duration::from_secs(300),
+            tls: None,
+            sasl: None,
             auto: false,
         }
     }
@@ -140,9 +156,35 @@ struct Shared {
     news: Sender<News>,
     /// Batches handed to workers and not yet back.
     held: AtomicUsize,
+    fences: Fences,
+    /// Questions to leaders that are not answered yet, and until when they must be.
+    asks: Mutex<Vec<(Producer, Instant)>>,
 }
 
+/// Which producer of which partition a leader is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Producer {
+    topic: Topic,
+    partition: i32,
+    pid: i64,
+}
+
+/// After this a question about a producer counts as unanswered. (Ship is promised an answer within 30 s.)
+const ASK_PATIENCE: Duration = Duration::from_secs(25);
+
 impl Shared {
+    fn new(options: Options, board: Arc<Board>, events: Sender<Event>, news: Sender<News>) -> Self {
+        Shared {
+            options,
+            board,
+            events,
+            news,
+            held: AtomicUsize::new(0),
+            fences: Fences::default(),
+            asks: Mutex::default(),
+        }
+    }
+
     fn numbered(&self) -> bool {
         self.options.acks == Acks::All
     }
@@ -158,8 +200,25 @@ impl Shared {
 
     /// A batch that a worker held comes back.
     fn done(&self, batch: Batch, verdict: Verdict) {
+        if !matches!(verdict, Verdict::Stored { .. }) {
+            self.fences.raise(&batch);
+        }
         self.event(Event::Done { batch, verdict });
         self.held.fetch_sub(1, SeqCst);
+    }
+
+    fn asks(&self) -> MutexGuard<'_, Vec<(Producer, Instant)>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a leader knows of a producer. An answer that comes after its time was told already.
+    fn knows(&self, asked: &Producer, last: Result<Option<(i16, i32)>, String>) {
+        let mut asks = self.asks();
+        let Some(at) = asks.iter().position(|(a, _)| a == asked) else { return };
+        asks.swap_remove(at);
+        drop(asks);
+        let Producer { topic, partition, pid } = asked.clone();
+        self.event(Event::Knows { topic, partition, pid, last });
     }
 }
 
@@ -179,13 +238,7 @@ pub fn start(options: Options, board: Arc<Board>) -> std::io::Result<Ends> {
 pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
     #[allow(clippy::disallowed_methods, reason = "a few per batch in flight, and per broker")]
     let (news, told) = unbounded();
-    let shared = Arc::new(Shared {
-        options: options.clone(),
-        board: board.clone(),
-        events: events.clone(),
-        news,
-        held: AtomicUsize::new(0),
-    });
+    let shared = Arc::new(Shared::new(options.clone(), board.clone(), events.clone(), news));
     let numbered = shared.numbered();
     let in_flight = if numbered { IN_FLIGHT } else { 1 };
     shared.event(Event::Ready(Abilities { name: "modern", numbered, in_flight }));
@@ -194,210 +247,8 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
     let scout =
         thread::Builder::new().name("modern-scout".into()).stack_size(STACK).spawn(|| scout.run(asked));
     if let Err(e) = scout {
-        return Leave::Unfit { why: format!("cannot start a thread: {e}") };
+        shared.event(Event::Dead { why: format!("cannot start a thread: {e}") });
+        return Leave::Closed;
     }
-    let cluster = Cluster::new(options.metadata_age);
-    let mut c = Coordinator {
-        shared,
-        cluster,
-        brokers: HashMap::new(),
-        questions,
-        asking: false,
-        serial: 0,
-        unfit: None,
-    };
-    let leave = c.run(orders, &told);
-    c.end(&leave, &told);
-    leave
-}
-
-/// One broker's thread, seen from outside.
-struct Worker {
-    post: Post,
-    serial: u64,
-    address: String,
-    down: bool,
-}
-
-struct Coordinator {
-    shared: Arc<Shared>,
-    cluster: Cluster,
-    brokers: HashMap<i32, Worker>,
-    questions: Sender<Question>,
-    /// A question about metadata is open.
-    asking: bool,
-    serial: u64,
-    unfit: Option<String>,
-}
-
-impl Coordinator {
-    fn run(&mut self, orders: &Receiver<Order>, told: &Receiver<News>) -> Leave {
-        loop {
-            let now = Instant::now();
-            self.ask(now);
-            if let Some(why) = self.unfit.take() {
-                return Leave::Unfit { why };
-            }
-            let due = if self.asking { None } else { self.cluster.next_due() };
-            let due = due.map_or_else(never, crossbeam_channel::at);
-            select! {
-                recv(orders) -> order => match order {
-                    Ok(order) => {
-                        // What a worker told before it gave a batch back must be known before the batch goes out again.
-                        told.try_iter().for_each(|n| self.news(n));
-                        self.order(order);
-                    }
-                    Err(_) => return Leave::Closed,
-                },
-                recv(told) -> news => news.into_iter().for_each(|n| self.news(n)),
-                recv(due) -> _ => {}
-            }
-        }
-    }
-
-    /// Asks for metadata where it is due.
-    fn ask(&mut self, now: Instant) {
-        if self.asking {
-            return;
-        }
-        let topics = self.cluster.due(now);
-        if !topics.is_empty() {
-            let known = self.cluster.nodes().map(Node::address).collect();
-            self.asking = self.questions.try_send(Question::Metadata { topics, known }).is_ok();
-        }
-    }
-
-    fn order(&mut self, order: Order) {
-        match order {
-            Order::Topic(topic) => {
-                let view = self.cluster.want(topic, Instant::now());
-                self.tell(view);
-            }
-            Order::ProducerId => {
-                let asked = self.questions.send(Question::ProducerId);
-                debug_assert!(asked.is_ok(), "the scout lives as long as the questions do");
-            }
-            Order::Ask { topic, partition, pid } => {
-                let route = self.cluster.route(&topic, partition);
-                let job = Job::Ask { topic, partition, pid };
-                self.hand(job, route).into_iter().for_each(|node| self.ring(node));
-            }
-            Order::Send(batches) => {
-                let mut rung: Vec<i32> = Vec::new();
-                for batch in batches {
-                    let route = self.cluster.route(&batch.load.topic, batch.partition);
-                    self.shared.held.fetch_add(1, SeqCst);
-                    rung.extend(self.hand(Job::Send(batch), route).filter(|node| !rung.contains(node)));
-                }
-                rung.into_iter().for_each(|node| self.ring(node));
-            }
-        }
-    }
-
-    fn ring(&self, node: i32) {
-        if let Some(worker) = self.brokers.get(&node) {
-            worker.post.ring();
-        }
-    }
-
-    /// Lays a job into the inbox of its broker; `None`: it went back.
-    fn hand(&mut self, job: Job, route: Result<i32, (Pace, String)>) -> Option<i32> {
-        let node = match route.and_then(|node| self.worker(node).map(|()| node)) {
-            Ok(node) => node,
-            Err((pace, why)) => {
-                if let Job::Send(batch) = &job {
-                    self.cluster.stale(&batch.load.topic, Instant::now());
-                }
-                self.shared.give_back(job, pace, &why);
-                return None;
-            }
-        };
-        self.brokers.get(&node)?.post.put(job);
-        Some(node)
-    }
-
-    /// Makes sure that a broker has its thread.
-    fn worker(&mut self, node: i32) -> Result<(), (Pace, String)> {
-        let address = self.cluster.node(node).map(Node::address).unwrap_or_default();
-        match self.brokers.get(&node) {
-            Some(worker) if worker.address == address => return Ok(()),
-            Some(_) => self.retire(node),
-            None => {}
-        }
-        self.serial += 1;
-        let serial = self.serial;
-        let (post, inbox) = inbox::pair().map_err(|e| (Pace::Backoff, format!("eventfd: {e}")))?;
-        let broker = Broker::new(node, serial, address.clone(), self.shared.clone(), inbox);
-        thread::Builder::new()
-            .name(format!("broker-{node}"))
-            .stack_size(STACK)
-            .spawn(move || broker.run())
-            .map_err(|e| (Pace::Backoff, format!("cannot start a thread: {e}")))?;
-        self.brokers.insert(node, Worker { post, serial, address, down: false });
-        Ok(())
-    }
-
-    /// Ends a broker's thread. What it has not taken comes back at once, also while it hangs in connecting.
-    fn retire(&mut self, node: i32) {
-        if let Some(worker) = self.brokers.remove(&node) {
-            for job in worker.post.take_back() {
-                self.shared.give_back(job, Pace::Now, "the broker has another address");
-            }
-        }
-    }
-
-    fn tell(&self, views: impl IntoIterator<Item = TopicView>) {
-        views.into_iter().for_each(|view| self.shared.event(Event::Topic(view)));
-    }
-
-    fn news(&mut self, news: News) {
-        let now = Instant::now();
-        match news {
-            News::Up { node, serial } => self.reachable(node, serial, true),
-            News::Down { node, serial } => self.reachable(node, serial, false),
-            News::Ended => {}
-            News::Stale(topic) => self.cluster.stale(&topic, now),
-            News::Leader { topic, partition, leader, epoch, nodes } => {
-                let views = self.cluster.hint(&topic, partition, leader, epoch, &nodes);
-                self.tell(views);
-                if self.cluster.node(leader).is_none() {
-                    self.cluster.stale(&topic, now);
-                }
-            }
-            News::Metadata { answer, topics } => {
-                self.asking = false;
-                let views = self.cluster.learn(answer, &topics, now);
-                let gone = |(node, w): (&i32, &Worker)| {
-                    (self.cluster.node(*node).map(Node::address).as_ref() != Some(&w.address))
-                        .then_some(*node)
-                };
-                let gone: Vec<i32> = self.brokers.iter().filter_map(gone).collect();
-                gone.into_iter().for_each(|node| self.retire(node));
-                self.tell(views);
-            }
-            News::Unfit(why) => self.unfit = Some(why),
-        }
-    }
-
-    fn reachable(&mut self, node: i32, serial: u64, yes: bool) {
-        if let Some(worker) = self.brokers.get_mut(&node).filter(|w| w.serial == serial) {
-            worker.down = !yes;
-            let views = self.cluster.reachable(node, yes, Instant::now());
-            self.tell(views);
-        }
-    }
-
-    /// Ends the workers. Before another driver takes over, every batch must be back; a worker with batches never blocks
-    /// for long, so the limit is for the case that this is wrong.
-    fn end(&mut self, leave: &Leave, told: &Receiver<News>) {
-        let nodes: Vec<i32> = self.brokers.keys().copied().collect();
-        nodes.into_iter().for_each(|node| self.retire(node));
-        let limit = Instant::now() + Duration::from_secs(10);
-        while matches!(leave, Leave::Unfit { .. }) && self.shared.held.load(SeqCst) > 0 {
-            if told.recv_deadline(limit).is_err() {
-                log::error!("{} batches did not come back", self.shared.held.load(SeqCst));
-                return;
-            }
-        }
-    }
+    Coordinator::new(shared, questions).run(orders, &told)
 }

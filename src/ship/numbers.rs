@@ -1,8 +1,8 @@
 //! Sequence numbers of one partition: which numbers a batch gets, and when they must never be used again. Sends nothing.
 //!
-//! Rules of the broker (KAFKA.md 3.2, KIP-98): sequences count records per partition; a batch that repeats producer id,
-//! epoch and range of one of the last five is answered with its first offset; another content under the same numbers is
-//! silently taken for the first, so numbers that may have been stored never go to other records.
+//! Rules of the broker (KIP-98): sequences count records per partition; a batch that repeats producer id, epoch and
+//! range of one of the last five is answered with its first offset; another content under the same numbers is silently
+//! taken for the first, so numbers that may have been stored never go to other records.
 
 use super::flight::{Batch, Numbers};
 use std::cmp::Ordering;
@@ -54,6 +54,19 @@ pub enum Fit {
 impl Numbering {
     pub fn new(pid: i64, epoch: i16) -> Self {
         Numbering { pid, epoch, settled: 0, next: 0, sent: 0, proven: false, bump: false }
+    }
+
+    /// An earlier run's numbering, in which this batch may be stored and nothing after it.
+    pub fn resumed(open: Numbers, count: u32) -> Self {
+        let Numbers { pid, epoch, base } = open;
+        let sent = after(base, count);
+        Numbering { pid, epoch, settled: base, next: base, sent, proven: false, bump: false }
+    }
+
+    /// The batch may be stored under these numbers, and goes again under them.
+    pub fn holds(&self, batch: &Batch) -> bool {
+        let ours = |n: Numbers| (n.pid, n.epoch) == (self.pid, self.epoch);
+        !self.bump && batch.maybe_stored && batch.numbers.is_some_and(ours)
     }
 
     /// Gives the batch that leaves next its numbers, or leaves it those it has. `alone`: nothing is in the air; `rest`:
@@ -149,7 +162,7 @@ mod tests {
         b.numbers.map_or((-1, -1), |n| (n.epoch, n.base))
     }
 
-    /// Fails when the wrap is off by one (KAFKA.md 3.2: after 2147483647 comes 0).
+    /// Fails when the wrap is off by one (after 2147483647 comes 0).
     #[test]
     fn sequences_wrap() {
         for (from, count, to) in [

@@ -15,11 +15,13 @@
 //! so does each whose outcome is unknown.
 
 mod judge;
+pub mod recall;
 
 use super::driver::{Pace, Verdict};
 use super::flight::{Batch, Place};
 use super::numbers::{Fit, Numbering};
 use super::retry::{HELD, Rng, backoff};
+use recall::Past;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,8 @@ pub enum Rules {
     Numbered {
         in_flight: usize,
         id: Option<(i64, i16)>,
+        /// Exactly-once: of each partition, one batch is in the air at most.
+        once: bool,
     },
 }
 
@@ -70,6 +74,10 @@ pub enum Action {
     Doubled(u32),
     /// The broker takes no batch of so many bytes of lines.
     TooLarge(usize),
+    /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
+    Again {
+        found: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -88,6 +96,8 @@ pub struct Partition {
     unasked: u32,
     /// When something was last stored.
     stored_at: Option<Instant>,
+    /// Exactly-once: what the leader is to be asked before anything leaves, in this order.
+    pasts: VecDeque<Past>,
 }
 
 #[derive(Debug)]
@@ -139,12 +149,18 @@ impl Partition {
             numbering: None,
             unasked: 0,
             stored_at: None,
+            pasts: VecDeque::new(),
         }
+    }
+
+    /// With an id that an earlier run has used.
+    pub fn remembering(id: i32, pasts: VecDeque<Past>) -> Self {
+        Partition { pasts, ..Partition::new(id) }
     }
 
     /// Fit for new lines that may as well go elsewhere.
     pub fn is_up(&self) -> bool {
-        matches!(self.health, Health::Up)
+        matches!(self.health, Health::Up) && self.pasts.is_empty()
     }
 
     /// Batches that are not done, wherever they are.
@@ -168,7 +184,11 @@ impl Partition {
     /// One more batch of this partition.
     pub fn push(&mut self, batch: Batch) {
         let place = batch.place();
-        let at = self.pending.partition_point(|p| p.place() < place);
+        let mut at = self.pending.partition_point(|p| p.place() < place);
+        // An open intent stays the partition's only one: nothing comes before it, whatever its place.
+        if batch.noted.is_none() && self.pending.front().is_some_and(|b| b.noted.is_some()) {
+            at = at.max(1);
+        }
         self.pending.insert(at, batch);
     }
 
@@ -190,6 +210,9 @@ impl Partition {
 
     /// Sends what may leave now.
     pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
+        if !self.pasts.is_empty() {
+            return self.ask_about_past(now, actions);
+        }
         match self.health {
             Health::Asking { until } if now.at >= until => {
                 self.learned(Err("no answer".into()), now, actions);
@@ -218,6 +241,7 @@ impl Partition {
         loop {
             let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
             let most = match rules {
+                Rules::Numbered { once: true, .. } => 1,
                 Rules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
                 Rules::Numbered { .. } | Rules::Plain => 1,
             };
@@ -246,7 +270,7 @@ impl Partition {
                 }
                 true
             }
-            Rules::Numbered { id, .. } => self.number(&mut batch, id, actions),
+            Rules::Numbered { id, once, .. } => self.number(&mut batch, id, once, actions),
         };
         if !goes {
             self.pending.push_front(batch);
@@ -257,11 +281,18 @@ impl Partition {
         true
     }
 
-    fn number(&mut self, batch: &mut Batch, id: Option<(i64, i16)>, actions: &mut Vec<Action>) -> bool {
+    fn number(
+        &mut self,
+        batch: &mut Batch,
+        id: Option<(i64, i16)>,
+        once: bool,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Some((pid, epoch)) = id else { return false };
         let alone = self.air.is_empty();
         let numbering = match &mut self.numbering {
-            Some(n) if n.pid == pid => n,
+            Some(n) if n.pid == pid && n.epoch >= epoch => n,
+            Some(n) if once && n.holds(batch) => n,
             // Another id: only once nothing of the old one is under way.
             Some(_) if !alone => return false,
             other => other.insert(Numbering::new(pid, epoch)),

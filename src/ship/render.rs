@@ -47,7 +47,7 @@ impl Deref for Piece<'_, '_> {
     }
 }
 
-/// One record as it goes to the broker. An empty value is an empty value, never null (KAFKA.md D11: a tombstone).
+/// One record as it goes to the broker. An empty value is an empty value, never null (which is a tombstone).
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'l, 'p> {
     /// Its place in the batch, from 0: the offset delta, and what `Refusal::Records` names.

@@ -7,16 +7,20 @@ use super::driver::{Abilities, Event, Order};
 use super::flight::{Aloft, Batch};
 use super::lane::{Change, Lane, Ready};
 use super::partition::{Action, Now, Rules};
+use super::resume::Memory;
 use super::retry::Rng;
 use super::{Dead, Options, Receipt};
 use crate::chunk::{Chunk, FlightNo, Note, Parcel, Topic};
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 pub struct Shipper<'b> {
     options: Options,
+    /// Exactly-once.
+    once: bool,
     board: &'b Board,
     letters: DeadLetters,
     rng: Rng,
@@ -46,7 +50,8 @@ enum Id {
 
 impl<'b> Shipper<'b> {
     pub fn new(options: Options, board: &'b Board, now: Now) -> Self {
-        Shipper {
+        let mut ship = Shipper {
+            once: options.once.is_some(),
             letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
@@ -62,13 +67,47 @@ impl<'b> Shipper<'b> {
             sends: Vec::new(),
             orders: Vec::new(),
             notes: Vec::new(),
+        };
+        ship.resume();
+        ship
+    }
+
+    /// Takes over what an earlier run left.
+    fn resume(&mut self) {
+        let Some(once) = &mut self.options.once else { return };
+        self.flight = once.flight;
+        if let Some((pid, epoch)) = once.id {
+            self.id = Id::Have(pid, epoch);
+        }
+        let mut topics: Vec<Topic> = Vec::new();
+        for f in &once.flights {
+            self.air.insert(f.flight, f.aloft());
+            if !topics.contains(&f.load.topic) {
+                topics.push(f.load.topic.clone());
+            }
+        }
+        topics.into_iter().for_each(|topic| {
+            self.lane(&topic);
+        });
+        self.tell_id();
+    }
+
+    fn tell_id(&self) {
+        if self.once {
+            let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
+            *self.board.once.producer.lock().unwrap_or_else(PoisonError::into_inner) = id;
         }
     }
 
     /// What a tail has sent.
     pub fn parcel(&mut self, parcel: Parcel, now: Now) {
         match parcel {
-            Parcel::Opened(opened) => self.notes.push(Note::Opened(opened)),
+            Parcel::Opened(opened) => {
+                self.notes.push(Note::Opened(opened));
+                if self.once {
+                    self.notes.push(Note::Hurry); // nothing of it flies before that is saved
+                }
+            }
             Parcel::Closed(closed) => self.notes.push(Note::Closed(closed)),
             Parcel::Source(pattern) => self.notes.push(Note::Source(pattern)),
             Parcel::Flush(done) => self.notes.push(Note::Flush(done)),
@@ -81,19 +120,22 @@ impl<'b> Shipper<'b> {
     }
 
     fn chunk(&mut self, chunk: Chunk, now: Now) {
-        let topic = &chunk.origin.topic;
-        let at = match self.by_topic.get(topic) {
-            Some(at) => *at,
-            None => {
-                if self.abilities.is_some() {
-                    self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
-                }
-                self.by_topic.insert(topic.clone(), self.lanes.len());
-                self.lanes.push(Lane::new(topic.clone(), &self.options));
-                self.lanes.len() - 1
-            }
-        };
+        let at = self.lane(&chunk.origin.topic.clone());
         self.lanes[at].push(chunk, now);
+    }
+
+    /// The topic's lane.
+    fn lane(&mut self, topic: &Topic) -> usize {
+        if let Some(at) = self.by_topic.get(topic) {
+            return *at;
+        }
+        if self.abilities.is_some() {
+            self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
+        }
+        self.by_topic.insert(topic.clone(), self.lanes.len());
+        let memory = self.options.once.as_mut().map(|once| Memory::of(once, topic)).unwrap_or_default();
+        self.lanes.push(Lane::new(topic.clone(), &self.options).remembering(memory));
+        self.lanes.len() - 1
     }
 
     /// All tails have ended: what is here goes out without waiting for more.
@@ -115,7 +157,10 @@ impl<'b> Shipper<'b> {
                     self.lanes[*at].see(view);
                 }
             }
-            Event::ProducerId { pid, epoch } => self.id = Id::Have(pid, epoch),
+            Event::ProducerId { pid, epoch } => {
+                self.id = Id::Have(pid, epoch);
+                self.tell_id();
+            }
             Event::Knows { topic, partition, pid, last } => {
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {
@@ -156,7 +201,7 @@ impl<'b> Shipper<'b> {
         let abilities = self.abilities.as_ref()?;
         let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
         Some(match abilities.numbered {
-            true => Rules::Numbered { in_flight: abilities.in_flight, id },
+            true => Rules::Numbered { in_flight: abilities.in_flight, id, once: self.once },
             false => Rules::Plain,
         })
     }
@@ -205,6 +250,10 @@ impl<'b> Shipper<'b> {
                     }
                     Action::Doubled(lines) => {
                         self.board.resent(u64::from(lines));
+                    }
+                    Action::Again { found } => {
+                        self.board.once.resent.fetch_add(1, Relaxed);
+                        self.board.once.found.fetch_add(u64::from(found), Relaxed);
                     }
                     Action::TooLarge(bytes) => self.lanes[lane].too_large(bytes),
                 }

@@ -9,15 +9,17 @@ use super::known::{Claim, Entry};
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
 use super::{Halt, Start, Tail};
-use crate::chunk::{Closed, Ending, Mark, Opened, Parcel, Point};
+use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
 use log::{info, warn};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Tail<'_> {
     /// The first look at the path.
     pub(super) fn begin(&mut self) -> Result<(), Halt> {
-        let history = self.known.of(&self.o.path);
+        let known = || self.known.of(&self.o.path);
+        let history = self.history.get_or_insert_with(known).clone();
         let at_path = match identity::look_at(&self.o.path)? {
             Some(_) => Some(identity::open(&self.o.path)?),
             None => None,
@@ -28,7 +30,7 @@ impl Tail<'_> {
                 None => Ok(()),
             };
         }
-        let mut live = None;
+        let (mut live, mut rewritten) = (None, false);
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => {}
@@ -37,25 +39,42 @@ impl Tail<'_> {
                 }
                 Claim::Known(entry) => {
                     // Before the siblings that nobody has read: one of them may be a copy of what was read here.
-                    self.find_rest(&entry, REWRITTEN)?;
+                    self.find_rest(entry, REWRITTEN)?;
+                    rewritten = true;
                     live = Some((file, look, None));
                 }
                 Claim::New => live = Some((file, look, None)),
             }
         }
+        // Nothing of these was read, so they have no mark: compressed, they are among what nobody has read.
+        let mut unread = Vec::new();
         for entry in history.iter().filter(|e| !e.finished) {
             // `take` refuses those that are open by now.
-            if let Some(entry) = self.known.take(entry.stream, &entry.identity) {
-                self.find_rest(&entry, "it is gone")?;
+            let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
+            match entry.at.offset {
+                0 if !self.find(&entry)? => unread.push(entry),
+                0 => {}
+                _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        let mut begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        for entry in unread {
+            if entry.size == 0 || begun > 0 {
+                begun -= usize::from(entry.size > 0);
+                self.lose(&Entry { size: 0, ..entry }, "")?;
+            } else {
+                self.miss(entry, "it is gone");
+            }
+        }
         let Some((file, look, entry)) = live else { return Ok(()) };
-        let entry = match entry {
-            Some(entry) => entry,
-            None => self.fresh(&file, &look, 0)?,
-        };
-        self.take_up_live(file, &look, entry).map(drop)
+        match entry {
+            Some(entry) => self.take_up_live(file, &look, entry).map(drop),
+            None if rewritten => {
+                let fresh = self.fresh(&file, &look, 0)?;
+                self.take_up_live(file, &look, fresh).map(drop)
+            }
+            None => self.take_up_new(file, &look, 0),
+        }
     }
 
     /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
@@ -65,7 +84,9 @@ impl Tail<'_> {
             Claim::Known(entry) => return self.resume(file, look, entry), // it had another name
             Claim::New => {}
         }
-        for old in siblings::list(&self.o.path).iter().rev().take(OLD_SIBLINGS) {
+        let since = self.o.since;
+        let new = |s: &&Sibling| s.look.identity.born.unwrap_or_default() >= since;
+        for old in self.siblings()?.iter().filter(|s| !new(s)).rev().take(OLD_SIBLINGS) {
             if self.known.get(&old.look.identity).is_none() && old.look.identity != look.identity {
                 self.note_as_read(old)?;
             }
@@ -75,8 +96,10 @@ impl Tail<'_> {
             Start::End => look.size,
             Start::Offset(n) => n,
         };
-        let fresh = self.fresh(&file, &look, offset)?;
-        self.take_up_live(file, &look, fresh).map(drop)
+        // Made and rotated before we had a first look.
+        let since = Identity { born: Some(since), ..look.identity.clone() };
+        self.unread_siblings(Some(&Entry::of(since)))?;
+        self.take_up_new(file, &look, offset)
     }
 
     /// A sibling that was there before us, or that holds what was read elsewhere: nothing of it is sent.
@@ -87,7 +110,9 @@ impl Tail<'_> {
             _ => Mark::default(),
         };
         let at = Point { offset: size, mark, ..Point::default() };
-        let stream = self.known.begin(&old.look, &self.o.path).stream;
+        let Some(Entry { stream, .. }) = self.known.begin_if_new(&old.look, &self.o.path) else {
+            return Ok(());
+        };
         self.known.release(stream, at, size, old.look.modified, true);
         let origin = self.origin(stream, size, size);
         self.send(Parcel::Opened(Opened {
@@ -107,39 +132,65 @@ impl Tail<'_> {
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
         let open: Vec<Entry> = open.collect();
-        self.unread_siblings(oldest(open.iter()))
+        self.unread_siblings(oldest(open.iter())).map(drop)
     }
 
     /// Goes on with a stream that is open in `known` and whose file is not where it was.
-    pub(super) fn find_rest(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
-        let list = siblings::list(&self.o.path);
-        let by_identity =
-            list.iter().find(|s| s.look.identity == entry.identity && s.packed == Packed::Plain);
+    pub(super) fn find_rest(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
+        match self.find(&entry) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.lose(&entry, why),
+            Err(Halt::Io(e)) => {
+                self.trouble(&e);
+                self.miss(entry, why);
+                Ok(())
+            }
+            Err(stopped) => Err(stopped),
+        }
+    }
+
+    fn find_or_miss(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
+        match self.find(&entry) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(Halt::Io(e)) => self.trouble(&e),
+            Err(stopped) => return Err(stopped),
+        }
+        self.miss(entry, why);
+        Ok(())
+    }
+
+    /// A folder whose names may not be read has no siblings for us.
+    fn siblings(&self) -> Result<Vec<Sibling>, Halt> {
+        match siblings::list(&self.o.path) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
+            list => Ok(list?),
+        }
+    }
+
+    /// Whether the stream goes on in some file, which is open then.
+    pub(super) fn find(&mut self, entry: &Entry) -> Result<bool, Halt> {
+        let list = siblings::list(&self.o.path)?;
+        let is_it = |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other;
+        let by_identity = list.iter().find(is_it);
         if let Some(sibling) = by_identity
             && self.go_on_in(sibling, entry)?
         {
-            return Ok(());
+            return Ok(true);
         }
         for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
             let known = self.known.get(&sibling.look.identity).is_some_and(|e| e.stream != entry.stream);
-            if !known && entry.at.offset > 0 && self.go_on_in(sibling, entry)? {
-                return Ok(());
+            let may_be = entry.at.offset > 0 || is_packed_of(sibling, entry);
+            if !known && may_be && self.go_on_in(sibling, entry)? {
+                return Ok(true);
             }
         }
-        if entry.at.offset == 0 && entry.size > 0 && list.iter().any(|s| self.is_unknown(s, Some(entry))) {
-            // Nothing of it was read, so it has no mark: it is one of the siblings that are read from the beginning.
-            self.known.forget(entry.stream);
-            self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost: 0 } }))?;
-            return self.unread_siblings(Some(entry));
-        }
-        let lost = entry.size.saturating_sub(entry.at.offset);
-        self.lost(entry.stream, lost, why);
-        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
+        Ok(false)
     }
 
     /// Whether this sibling holds the stream's bytes up to where it was read; if so it is open now.
     fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
-        let Ok((file, look)) = identity::open(&sibling.path) else { return Ok(false) };
+        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let bytes = match sibling.packed {
             Packed::Plain if look.size < entry.at.offset => return Ok(false),
             Packed::Plain
@@ -148,6 +199,7 @@ impl Tail<'_> {
                 return Ok(false);
             }
             Packed::Plain => Bytes::Plain(file),
+            Packed::Gzip if !is_whole(&file, &look) => return Ok(false),
             Packed::Gzip => match holds(&file, entry) {
                 Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
                 Ok(false) => return Ok(false),
@@ -172,18 +224,34 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// Every sibling that nobody has read and that is newer than `last`, oldest first.
-    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<(), Halt> {
+    /// Every sibling that nobody has read and that is newer than `last`, oldest first. How many streams that began.
+    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<usize, Halt> {
+        let mut begun = 0;
         let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
-        for sibling in siblings::list(&self.o.path) {
-            if Some(&sibling.look.identity) == live.as_ref() || !self.is_unknown(&sibling, last) {
+        let list = self.siblings()?;
+        for sibling in &list {
+            if self.goes_on_late(sibling)? {
                 continue;
             }
-            if self.was_read(&sibling)? {
-                self.note_as_read(&sibling)?;
+            if Some(&sibling.look.identity) == live.as_ref()
+                || !self.is_unknown(sibling, last)
+                || is_being_packed(sibling, &list)
+            {
                 continue;
             }
-            let Ok((file, look)) = identity::open(&sibling.path) else { continue };
+            let Some((file, look)) = self.open_sibling(sibling)? else { continue };
+            match self.whose(sibling.packed, &file, &look)? {
+                Whose::Nobodys => {}
+                Whose::Read => {
+                    self.note_as_read(sibling)?;
+                    continue;
+                }
+                Whose::Waits => continue,
+                Whose::Incomplete => {
+                    self.look_again = Some(self.now + Duration::from_secs(1));
+                    continue;
+                }
+            }
             let (bytes, size) = match sibling.packed {
                 Packed::Plain => (Bytes::Plain(file), look.size),
                 Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
@@ -192,20 +260,57 @@ impl Tail<'_> {
                         "{}: holds lines that were never read, in a form that is not",
                         sibling.path.display()
                     );
-                    self.note_as_read(&sibling)?;
+                    self.note_as_read(sibling)?;
                     continue;
                 }
             };
+            let Some(entry) = self.known.begin_if_new(&look, &self.o.path) else { continue };
             info!(
                 "{}: reading {}, rotated while nobody looked",
                 self.o.path.display(),
                 sibling.path.display()
             );
-            let entry = self.known.begin(&look, &self.o.path);
             let taken = self.take_up(bytes, &Look { size, ..look }, entry)?;
             debug_assert!(taken.is_some(), "offset 0 agrees with every file");
+            begun += 1;
         }
-        Ok(())
+        Ok(begun)
+    }
+
+    /// `None`: it is gone again, or may not be read by us, which is said once.
+    fn open_sibling(&mut self, sibling: &Sibling) -> Result<Option<(File, Look)>, Halt> {
+        match identity::open(&sibling.path) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                if self.denied.as_ref() != Some(&sibling.path) {
+                    warn!("{}: {e}; its lines wait until it may be read", sibling.path.display());
+                    self.denied = Some(sibling.path.clone());
+                }
+                let later = self.now + DENIED;
+                self.look_again = Some(self.look_again.map_or(later, |at| at.min(later)));
+                Ok(None)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// A rotated file that was left, and in which somebody wrote on.
+    fn goes_on_late(&mut self, sibling: &Sibling) -> Result<bool, Halt> {
+        let grown =
+            |e: &Entry| e.finished && !e.open && e.path == self.o.path && sibling.look.size > e.at.offset;
+        if sibling.packed != Packed::Plain {
+            return Ok(false);
+        }
+        let Some(entry) = self.known.get(&sibling.look.identity).filter(grown) else { return Ok(false) };
+        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
+        if !goes_on(&file, &look, &entry)? {
+            return Ok(false);
+        }
+        match self.known.take(entry.stream, &look.identity) {
+            Some(entry) => self.go_on_in(sibling, &entry),
+            None => Ok(false),
+        }
     }
 
     /// Never opened by anybody, and newer than the last known file: by modification, where that is not known by birth.
@@ -217,48 +322,93 @@ impl Tail<'_> {
         if last.modified != 0 {
             return sibling.look.modified >= last.modified;
         }
-        match (sibling.look.identity.born, last.identity.born) {
-            (Some(a), Some(b)) => a >= b,
-            _ => true,
-        }
+        let Some((s, ns)) = last.identity.born else { return true };
+        let born = s.saturating_mul(1_000_000_000) + i64::from(ns);
+        // A packed file is born when it is packed, and keeps the time of its lines.
+        sibling.look.modified >= born
+            && (sibling.packed != Packed::Plain || sibling.look.identity.born >= last.identity.born)
     }
 
-    /// A copy (copytruncate) or a `.gz` of a stream that was read to its end, or that is open.
-    fn was_read(&self, sibling: &Sibling) -> Result<bool, Halt> {
-        let Ok((file, look)) = identity::open(&sibling.path) else { return Ok(false) };
-        match sibling.packed {
-            Packed::Plain => {
-                let mark = open::mark_at(&file, look.size)?;
-                let open = self.open.iter().any(|o| o.at.offset == look.size && o.at.mark == mark);
-                Ok(open || self.known.finished_at(&self.o.path, look.size, mark).is_some())
-            }
-            Packed::Gzip => {
-                let Ok(size) = Gz::content_size(&file) else { return Ok(false) };
-                let same_second =
-                    |ns: i64| ns.div_euclid(1_000_000_000) == look.modified.div_euclid(1_000_000_000);
-                if self
-                    .open
-                    .iter()
-                    .any(|o| o.file().is_some() && o.size as u32 == size && same_second(o.modified))
-                {
-                    return Ok(true);
-                }
-                let known = self.known.of(&self.o.path);
-                let ends =
-                    known.iter().filter(|e| e.finished && e.at.mark.len > 0 && e.at.offset as u32 == size);
-                for entry in ends {
-                    let again = file.try_clone()?;
-                    if holds(&again, entry).unwrap_or(false) {
-                        return Ok(true);
-                    }
-                }
-                Ok(false)
-            }
+    /// Whose bytes a sibling holds that is no known file: it may be a copy (copytruncate) or a `.gz` of one.
+    fn whose(&mut self, packed: Packed, file: &File, look: &Look) -> Result<Whose, Halt> {
+        let known = self.known.of(&self.o.path);
+        let (size, mark) = match packed {
+            Packed::Plain => (look.size, open::mark_at(file, look.size)?),
+            Packed::Gzip => match Gz::end(file) {
+                Ok(end) => end,
+                Err(_) if is_young(look) => return Ok(Whose::Incomplete),
+                Err(_) => return Ok(Whose::Nobodys), // damaged: what can be read of it is
+            },
             Packed::Other => {
-                Ok(self.known.of(&self.o.path).iter().any(|e| e.finished && e.modified == look.modified))
+                let read = known.iter().any(|e| e.finished && e.modified == look.modified);
+                return Ok(if read { Whose::Read } else { Whose::Nobodys });
+            }
+        };
+        if size == 0 {
+            return Ok(Whose::Read);
+        }
+        for open in self.open.iter().filter(|o| o.size >= size) {
+            // Also a copy that was taken while the file still grew.
+            let ends_there = (open.at.offset, open.at.mark) == (size, mark);
+            if let Some(of) = open.file()
+                && (ends_there || open::mark_at(of, size)? == mark)
+            {
+                return Ok(Whose::Waits); // it may be needed when the original goes
             }
         }
+        if known.iter().any(|e| e.finished && e.at.offset == size && e.at.mark == mark) {
+            return Ok(Whose::Read);
+        }
+        let absent: Vec<StreamId> = self.not_open().collect();
+        for entry in known.iter().filter(|e| absent.contains(&e.stream) && e.at.offset > 0) {
+            let same = match packed {
+                Packed::Plain => goes_on(file, look, entry)?,
+                _ => holds(file, entry)?,
+            };
+            if same {
+                return Ok(Whose::Waits);
+            }
+        }
+        Ok(Whose::Nobodys)
     }
+}
+
+/// See [`Tail::whose`].
+enum Whose {
+    Nobodys,
+    /// All of it is read.
+    Read,
+    /// A stream's that is being read elsewhere, or will be.
+    Waits,
+    /// It is being written.
+    Incomplete,
+}
+
+/// The `.gz` of a file of which nothing was read: it has its length and its time.
+fn is_packed_of(sibling: &Sibling, entry: &Entry) -> bool {
+    let second = |ns: i64| ns.div_euclid(1_000_000_000);
+    sibling.packed == Packed::Gzip
+        && entry.modified != 0
+        && second(sibling.look.modified) == second(entry.modified)
+        && File::open(&sibling.path).and_then(|f| Gz::end(&f)).is_ok_and(|(size, _)| size == entry.size)
+}
+
+/// gzip(1) removes the original when the packed file is complete: until then it is the one to read.
+fn is_being_packed(sibling: &Sibling, list: &[Sibling]) -> bool {
+    sibling.packed != Packed::Plain && {
+        let plain = sibling.path.with_extension("");
+        list.iter().any(|s| s.path == plain)
+    }
+}
+
+/// A file that was written this lately may be written still.
+fn is_young(look: &Look) -> bool {
+    let written = UNIX_EPOCH + Duration::from_nanos(look.modified.max(0) as u64);
+    SystemTime::now().duration_since(written).is_ok_and(|age| age < Duration::from_secs(60))
+}
+
+fn is_whole(file: &File, look: &Look) -> bool {
+    !is_young(look) || Gz::end(file).is_ok()
 }
 
 /// Known files that a sibling must not be older than: some, not only the last, because a rotation may have been under way
@@ -277,16 +427,19 @@ pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<boo
     Ok(look.size >= offset && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
+/// When a sibling that may not be read is tried again.
+const DENIED: Duration = Duration::from_secs(10);
+
 /// Siblings that are noted at first sight; older ones are told by their times.
 const OLD_SIBLINGS: usize = 8;
 
 /// Whether a `.gz`, decompressed, has the stream's bytes before its position.
 fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
-    use std::io::Seek;
+    let mut rewind = file;
+    rewind.rewind()?;
     let mut gz = Gz::new(file.try_clone()?);
     let before = gz.skip_to(entry.at.offset)?;
     let kept = &before[before.len().saturating_sub(usize::from(entry.at.mark.len))..];
-    let mut rewind = file;
     rewind.rewind()?;
     Ok(gz.position() == entry.at.offset && Mark::of(kept) == entry.at.mark)
 }

@@ -56,6 +56,9 @@ impl Patience {
     pub const RECHECK: Duration = Duration::from_secs(2);
 }
 
+/// Rotated files of one path that are held open while they have a name; the others are found again by identity.
+pub const HELD: usize = 8;
+
 /// How far the path is followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
@@ -79,13 +82,25 @@ pub enum Step {
     Leave(usize),
     /// Close it with its unread bytes.
     GiveUp(usize),
+    /// Too many are open: close it for now, it is found again by its identity.
+    Shelve(usize),
+    /// There is room again for the oldest of those.
+    Unshelve,
     Wait(Duration),
     /// Nothing is left to follow.
     End,
 }
 
-/// `seen` is oldest first; `turn` is a number that changes, so that a late writer in an old file cannot starve the live one.
-pub fn decide(path: AtPath, seen: &[Seen], until: Until, patience: Patience, turn: usize) -> Step {
+/// `seen` is oldest first, and what is on the shelf (`shelved` files) stands between it and the live one. `turn` is a number
+/// that changes, so that a late writer in an old file cannot starve the live one.
+pub fn decide(
+    path: AtPath,
+    seen: &[Seen],
+    shelved: usize,
+    until: Until,
+    patience: Patience,
+    turn: usize,
+) -> Step {
     let live = seen.iter().position(|s| s.live);
     match path {
         AtPath::Another => return Step::Open,
@@ -98,11 +113,16 @@ pub fn decide(path: AtPath, seen: &[Seen], until: Until, patience: Patience, tur
     if let Some(i) = seen.iter().position(|s| s.too_much) {
         return Step::GiveUp(i);
     }
+    if let Some(step) = make_room(seen, shelved) {
+        return step;
+    }
     if let Some(i) = seen.iter().position(|s| s.owed) {
         return Step::Read(i);
     }
     let n = seen.len();
-    if let Some(i) = (0..n).map(|i| (i + turn) % n).find(|i| seen[*i].unread) {
+    if let Some(i) =
+        (0..n).map(|i| (i + turn) % n).find(|i| seen[*i].unread && (shelved == 0 || !seen[*i].live))
+    {
         return Step::Read(i);
     }
     let waits: Vec<Option<Duration>> = seen.iter().map(|s| rest_wait(s, until, patience)).collect();
@@ -113,11 +133,27 @@ pub fn decide(path: AtPath, seen: &[Seen], until: Until, patience: Patience, tur
     if let Some(i) = leaves.iter().position(|w| *w == Some(Duration::ZERO)) {
         return Step::Leave(i);
     }
-    if seen.is_empty() && (path == AtPath::Nothing || until == Until::Read) {
+    if seen.is_empty() && shelved == 0 && (path == AtPath::Nothing || until == Until::Read) {
         return Step::End;
     }
     let soonest = waits.into_iter().chain(leaves).flatten().min();
     Step::Wait(soonest.map_or(patience.poll, |w| w.min(patience.poll)))
+}
+
+/// Keeps the number of rotated files that are open at [`HELD`]: one that is read is left early (a late writer is found at the
+/// next look for siblings), else the newest waits on the shelf.
+fn make_room(seen: &[Seen], shelved: usize) -> Option<Step> {
+    let rotated = |s: &Seen| !s.live && !s.deleted;
+    let held = seen.iter().filter(|s| rotated(s)).count();
+    if held + usize::from(shelved > 0) > HELD {
+        if let Some(i) = seen.iter().position(|s| rotated(s) && !s.unread && !s.rest) {
+            return Some(Step::Leave(i));
+        }
+        if held > HELD {
+            return seen.iter().rposition(rotated).map(Step::Shelve);
+        }
+    }
+    (shelved > 0 && held < HELD).then_some(Step::Unshelve)
 }
 
 /// How long until the rest is sent; `None`: it waits for its end.
@@ -240,13 +276,13 @@ mod tests {
             ("not there yet, but cannot be seen", Unknown, vec![], Step::Wait(S(30))),
         ];
         for (name, path, seen, want) in rows {
-            assert_eq!(decide(path, &seen, Until::Stopped, patience(), 1), want, "{name}");
+            assert_eq!(decide(path, &seen, 0, Until::Stopped, patience(), 1), want, "{name}");
         }
     }
 
     #[test]
     fn once() {
-        let d = |seen: &[Seen]| decide(AtPath::Live, seen, Until::Read, patience(), 0);
+        let d = |seen: &[Seen]| decide(AtPath::Live, seen, 0, Until::Read, patience(), 0);
         assert_eq!(d(&[Seen { unread: true, rest: true, ..live() }]), Step::Read(0));
         assert_eq!(d(&[Seen { rest: true, ..live() }]), Step::SendRest(0));
         assert_eq!(d(&[live()]), Step::Leave(0));
@@ -257,9 +293,9 @@ mod tests {
     fn a_rest_may_be_sent_early() {
         let p = Patience { rest_after: Some(S(2)), ..patience() };
         let s = Seen { rest: true, quiet: S(1), ..live() };
-        assert_eq!(decide(AtPath::Live, &[s], Until::Stopped, p, 0), Step::Wait(S(1)));
+        assert_eq!(decide(AtPath::Live, &[s], 0, Until::Stopped, p, 0), Step::Wait(S(1)));
         assert_eq!(
-            decide(AtPath::Live, &[Seen { quiet: S(2), ..s }], Until::Stopped, p, 0),
+            decide(AtPath::Live, &[Seen { quiet: S(2), ..s }], 0, Until::Stopped, p, 0),
             Step::SendRest(0)
         );
     }

@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(texts(&r, b"\xef\xbb", Rest::IsALine).len(), 1);
     }
 
-    /// S13: exactly `max_line`, one less, one more, with either line end. Fails when the `\r` counts as part of the line.
+    /// Exactly `max_line`, one less, one more, with either line end. Fails when the `\r` counts as part of the line.
     #[test]
     fn the_longest_line() {
         let r = Rules { max_line: 5, ..Rules::default() };

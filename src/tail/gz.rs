@@ -3,7 +3,7 @@
 use crate::chunk::Mark;
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek};
 
 /// A `.gz` that is read on from where it is; what was read and not used stays until the next read.
 pub struct Gz {
@@ -27,14 +27,14 @@ impl Gz {
         Gz { decoder, position: 0, kept: Vec::new(), at_end: false }
     }
 
-    /// Bytes of the content, modulo 2^32, as the trailer of a file with one member says (RFC 1952).
-    pub fn content_size(file: &File) -> io::Result<u32> {
-        let mut last = [0; 4];
+    /// Length of the content and the mark of its end; an error where the file is damaged, or not complete yet.
+    pub fn end(file: &File) -> io::Result<(u64, Mark)> {
         let mut file = file;
-        file.seek(SeekFrom::End(-4))?;
-        file.read_exact(&mut last)?;
         file.rewind()?;
-        Ok(u32::from_le_bytes(last))
+        let mut gz = Gz::new(file.try_clone()?);
+        let before = gz.last_of(u64::MAX)?;
+        file.rewind()?;
+        Ok((gz.position, Mark::of(&before)))
     }
 
     pub fn position(&self) -> u64 {
@@ -45,16 +45,22 @@ impl Gz {
         self.at_end
     }
 
-    /// Decompresses up to `offset` and returns the ≤ 256 bytes before it; fewer where the content is shorter.
+    /// Decompresses up to `offset` and returns the ≤ 256 bytes before it; none where the content is shorter.
     pub fn skip_to(&mut self, offset: u64) -> io::Result<Vec<u8>> {
+        let before = self.last_of(offset)?;
+        Ok(if self.position < offset { Vec::new() } else { before })
+    }
+
+    /// Decompresses up to `offset`, or the end, and returns the ≤ 256 bytes before that.
+    fn last_of(&mut self, offset: u64) -> io::Result<Vec<u8>> {
         let mut window = [0; 8 * 1024];
         let mut before: Vec<u8> = Vec::with_capacity(window.len() + Mark::SPAN);
         while self.position < offset {
-            let want = window.len().min((offset - self.position) as usize);
+            let want = (window.len() as u64).min(offset - self.position) as usize;
             let n = self.decoder.read(&mut window[..want])?;
             if n == 0 {
                 self.at_end = true;
-                return Ok(Vec::new());
+                break;
             }
             self.position += n as u64;
             before.extend_from_slice(&window[..n]);
@@ -98,7 +104,7 @@ mod tests {
         e.write_all(&content).unwrap();
         e.finish().unwrap();
         let file = File::open(&path).unwrap();
-        assert_eq!(Gz::content_size(&file).unwrap(), 400_000);
+        assert_eq!(Gz::end(&file).unwrap(), (400_000, Mark::of(&content)));
         let mut gz = Gz::new(file);
         assert_eq!(gz.skip_to(100_003).unwrap(), content[100_003 - 256..100_003]);
         let mut got = Vec::new();
@@ -108,5 +114,19 @@ mod tests {
         got.clear();
         assert!(gz.fill(100_903, &mut got, 400_000).unwrap());
         assert_eq!(got, content[100_903..]);
+    }
+
+    /// Fails when a `.gz` that is being written is taken for a shorter one.
+    #[test]
+    fn an_incomplete_one_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.gz");
+        let mut e = GzEncoder::new(Vec::new(), Compression::fast());
+        e.write_all(&[7; 100_000]).unwrap();
+        let whole = e.finish().unwrap();
+        for len in [0, 1, 10, 20, whole.len() - 9, whole.len() - 1] {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            assert!(Gz::end(&File::open(&path).unwrap()).is_err(), "{len} of {} bytes", whole.len());
+        }
     }
 }

@@ -3,9 +3,10 @@
 use crate::chunk::Identity;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 /// One look at a file.
@@ -35,10 +36,18 @@ pub fn look(file: impl AsFd) -> io::Result<Look> {
     Ok(Look::from(&fs::statx(file, "", AtFlags::EMPTY_PATH, wanted())?))
 }
 
+/// Descriptors that log files leave free, for the saved state and for sockets.
+const RESERVE: u64 = 32;
+
 /// Opens a regular file for reading and refuses everything else, without ever blocking on a FIFO or a device.
 pub fn open(path: &Path) -> io::Result<(File, Look)> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = fs::open(path, flags, Mode::empty())?;
+    // The lowest free number is given, so a high one says that few are left.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if fd.as_raw_fd() as u64 + RESERVE >= limit {
+        return Err(Errno::MFILE.into());
+    }
     let seen = look(&fd)?;
     if seen.kind != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, not_regular(seen.kind)));

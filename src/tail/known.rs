@@ -4,7 +4,7 @@
 //! most one tail, so a file that two patterns or names lead to is read once.
 
 use super::identity::Look;
-use crate::chunk::{Identity, Mark, Point, Range, StreamId};
+use crate::chunk::{Identity, Point, Range, StreamId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,23 @@ pub struct Entry {
     pub finished: bool,
     /// A tail has it open.
     pub open: bool,
+}
+
+impl Entry {
+    /// Of a file of which nothing is known but who it is.
+    pub fn of(identity: Identity) -> Entry {
+        Entry {
+            stream: StreamId(0),
+            path: PathBuf::new(),
+            identity,
+            at: Point::default(),
+            beyond: Vec::new(),
+            size: 0,
+            modified: 0,
+            finished: false,
+            open: false,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -78,29 +95,20 @@ impl Known {
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
-        entry.open = true;
+        (entry.open, entry.finished) = (true, false);
         entry.identity = identity.clone();
         Some(entry.clone())
     }
 
-    /// A new stream, open.
-    pub fn begin(&self, look: &Look, path: &Path) -> Entry {
+    /// A new stream, open, unless another tail has made the file known meanwhile.
+    pub fn begin_if_new(&self, look: &Look, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
-        let stream = StreamId(known.next);
-        known.next += 1;
-        let entry = Entry {
-            stream,
-            path: path.into(),
-            identity: look.identity.clone(),
-            at: Point::default(),
-            beyond: Vec::new(),
-            size: look.size,
-            modified: look.modified,
-            finished: false,
-            open: true,
-        };
-        known.entries.insert(stream, entry.clone());
-        entry
+        known.by_identity(&look.identity).is_none().then(|| known.begin(look, path))
+    }
+
+    /// A new stream, open, in a file whose former stream was the caller's.
+    pub fn begin(&self, look: &Look, path: &Path) -> Entry {
+        self.lock().begin(look, path)
     }
 
     /// A tail lets a stream go, read up to `at`.
@@ -123,6 +131,13 @@ impl Known {
         }
     }
 
+    /// Streams of a followed path are free again, but for these.
+    pub fn let_go(&self, path: &Path, but: &[StreamId]) {
+        for e in self.lock().entries.values_mut().filter(|e| e.path == path && !but.contains(&e.stream)) {
+            e.open = false;
+        }
+    }
+
     /// A stream that ended otherwise than by being read (truncated, lost): its file is not known any more.
     pub fn forget(&self, stream: StreamId) {
         self.lock().entries.remove(&stream);
@@ -136,16 +151,27 @@ impl Known {
     pub fn of(&self, path: &Path) -> Vec<Entry> {
         self.lock().entries.values().filter(|e| e.path == path).cloned().collect()
     }
-
-    /// A finished stream that ended just there.
-    pub fn finished_at(&self, path: &Path, size: u64, mark: Mark) -> Option<StreamId> {
-        let known = self.lock();
-        let same = |e: &&Entry| e.finished && e.path == path && e.at.offset == size && e.at.mark == mark;
-        known.entries.values().find(same).map(|e| e.stream)
-    }
 }
 
 impl Inner {
+    fn begin(&mut self, look: &Look, path: &Path) -> Entry {
+        let stream = StreamId(self.next);
+        self.next += 1;
+        let entry = Entry {
+            stream,
+            path: path.into(),
+            identity: look.identity.clone(),
+            at: Point::default(),
+            beyond: Vec::new(),
+            size: look.size,
+            modified: look.modified,
+            finished: false,
+            open: true,
+        };
+        self.entries.insert(stream, entry.clone());
+        entry
+    }
+
     /// The newest stream of a file. The device number may differ after a reboot where inode and birth time agree.
     fn by_identity(&mut self, id: &Identity) -> Option<&mut Entry> {
         let same =

@@ -41,6 +41,8 @@ pub enum Got {
     Changed,
     /// Stopped while waiting for the budget.
     Stopped,
+    /// A compressed file that goes no further.
+    Broken(io::Error),
 }
 
 /// What a chunk left out.
@@ -90,6 +92,7 @@ impl Open {
         origin: Arc<Origin>,
         at: Point,
         beyond: Vec<(Range, Point)>,
+        now: Instant,
     ) -> io::Result<Option<Open>> {
         let mut open = Open {
             bytes,
@@ -105,7 +108,7 @@ impl Open {
             live: false,
             owed: 0,
             limit: u64::MAX,
-            changed: Instant::now(),
+            changed: now,
             per_line: USUAL_LINE,
         };
         open.before = open.read_before(at.offset)?;
@@ -115,6 +118,11 @@ impl Open {
         }
         open.at.mark = Mark::of(&open.before);
         Ok(Some(open))
+    }
+
+    /// Acknowledged in an earlier life, and not passed yet.
+    pub fn beyond(&self) -> Vec<(Range, Point)> {
+        self.beyond.iter().cloned().collect()
     }
 
     /// The descriptor, of a plain file.
@@ -179,8 +187,12 @@ impl Open {
             let Some(mut permit) = how.share.take(len + most * size_of::<Line>(), stop) else {
                 return Ok(Got::Stopped);
             };
-            let mut bytes = Vec::with_capacity(len);
-            let is_end = self.fill(&mut bytes, len)? || self.at.offset + bytes.len() as u64 >= end;
+            let mut bytes = how.share.buffer(len);
+            let filled = match self.fill(&mut bytes, len) {
+                Err(e) if self.is_broken(&e) => return Ok(Got::Broken(e)),
+                filled => filled?,
+            };
+            let is_end = filled || self.at.offset + bytes.len() as u64 >= end;
             if !self.unchanged()? {
                 return Ok(Got::Changed);
             }
@@ -208,7 +220,7 @@ impl Open {
             }
             self.per_line = (framed.consumed / lines.len().max(1)).clamp(1, how.chunk);
             if lines.is_empty() {
-                bytes = Vec::new();
+                permit.recycle(std::mem::take(&mut bytes));
                 lines = Vec::new();
             }
             bytes.truncate(framed.consumed);
@@ -327,6 +339,11 @@ impl Open {
                 Ok(false)
             }
         }
+    }
+
+    fn is_broken(&self, e: &io::Error) -> bool {
+        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+        matches!(self.bytes, Bytes::Gz(_)) && matches!(e.kind(), InvalidData | InvalidInput | UnexpectedEof)
     }
 
     /// A `.gz` is not read twice: its rest stays.

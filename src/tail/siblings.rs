@@ -7,6 +7,7 @@ use super::identity::{self, Look};
 use rustix::fs::FileType;
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -30,47 +31,66 @@ pub struct Sibling {
 ///
 /// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
 /// time: so the folder is read until two readings agree.
-pub fn list(path: &Path) -> Vec<Sibling> {
-    let mut last = list_once(path);
+pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
+    let mut last = list_once(path)?;
     for _ in 0..READINGS {
-        let next = list_once(path);
+        let next = list_once(path)?;
         if next.iter().map(|s| &s.look.identity).eq(last.iter().map(|s| &s.look.identity)) {
             break;
         }
         last = next;
     }
-    last
+    Ok(last)
 }
 
 /// Most readings of a folder that does not come to rest.
 const READINGS: usize = 20;
 
-fn list_once(path: &Path) -> Vec<Sibling> {
+fn list_once(path: &Path) -> io::Result<Vec<Sibling>> {
     // The file's own folder: where the path is a symlink, rotation happens beside its target too.
-    let mut found = in_folder_of(path);
+    let mut found = in_folder_of(path)?;
     if let Ok(real) = fs::canonicalize(path)
         && real != path
     {
-        found.extend(in_folder_of(&real));
+        found.extend(in_folder_of(&real)?);
     }
-    found.sort_by_key(|s| (s.look.modified, s.look.identity.born, s.packed != Packed::Plain));
+    found.sort_by_key(|s| (s.look.modified, s.look.identity.born, s.packed != Packed::Plain, rank(&s.path)));
     found.dedup_by(|a, b| a.look.identity == b.look.identity);
-    found
+    Ok(found)
 }
 
-fn in_folder_of(path: &Path) -> Vec<Sibling> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Vec::new() };
+/// An error is one of the folder's or of a file in it that says nothing about what is there.
+fn in_folder_of(path: &Path) -> io::Result<Vec<Sibling>> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries
-        .filter_map(Result::ok)
-        .filter_map(|e| {
-            let packed = rotated(name, &e.file_name())?;
-            let path = e.path();
-            let look = identity::look_at(&path).ok().flatten()?;
-            (look.kind == FileType::RegularFile).then_some(Sibling { path, packed, look })
-        })
-        .collect()
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(e) => return Err(e),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let Some(packed) = rotated(name, &entry.file_name()) else { continue };
+        let path = entry.path();
+        if let Some(look) = identity::look_at(&path)?
+            && look.kind == FileType::RegularFile
+        {
+            found.push(Sibling { path, packed, look });
+        }
+    }
+    Ok(found)
+}
+
+/// For files of one moment only: a short number counts down to the newest as with logrotate, a date counts up.
+fn rank(path: &Path) -> i64 {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let (plain, _) = unpack(name);
+    let from = plain.iter().rposition(|b| !b.is_ascii_digit()).map_or(0, |at| at + 1);
+    let number = str::from_utf8(&plain[from..]).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    if number < 10_000 { -number } else { number }
 }
 
 /// Whether `name` is a rotated file of `base`, and how it is packed.
@@ -148,7 +168,8 @@ mod tests {
             let file = fs::File::create(dir.path().join(n)).unwrap();
             file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(ns)).unwrap();
         }
-        let names: Vec<_> = list(&path).iter().map(|s| s.path.file_name().unwrap().to_owned()).collect();
+        let names: Vec<_> =
+            list(&path).unwrap().iter().map(|s| s.path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, ["f.2", "f.3", "f.1"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading one file, S01 to S13 of the cases: without a broker, by what comes out of standard output. No rotation.
+//! Reading one file: without a broker, by what comes out of standard output. No rotation.
 
 use crate::harness::*;
 use std::time::Instant;
@@ -19,7 +19,7 @@ fn text(lines: &[&str]) -> Vec<Vec<u8>> {
     lines.iter().map(|line| line.as_bytes().to_vec()).collect()
 }
 
-/// S01. Fails when a new file is found by polling alone, or is read from its end.
+/// Fails when a new file is found by polling alone, or is read from its end.
 #[test]
 fn a_file_created_later_is_read_from_its_beginning_at_once() {
     let folder = Folder::new();
@@ -32,7 +32,7 @@ fn a_file_created_later_is_read_from_its_beginning_at_once() {
     assert_eq!(seen, lines.iter().collect::<Vec<_>>());
 }
 
-/// S02. Fails when `--from` is ignored, or when a saved position does not win over it.
+/// Fails when `--from` is ignored, or when a saved position does not win over it.
 #[test]
 fn from_is_for_files_without_a_position() {
     let folder = Folder::new();
@@ -57,7 +57,7 @@ fn from_is_for_files_without_a_position() {
     agent.stop().expect_code(0);
 }
 
-/// S03. Fails when a position is saved in lines, not at a line's end, or not at all.
+/// Fails when a position is saved in lines, not at a line's end, or not at all.
 #[test]
 fn a_restart_goes_on_where_it_stopped() {
     for from in ["beginning", "end"] {
@@ -79,7 +79,7 @@ fn a_restart_goes_on_where_it_stopped() {
     }
 }
 
-/// S04. Fails when a missing parent folder ends the agent or is not watched for.
+/// Fails when a missing parent folder ends the agent or is not watched for.
 #[test]
 fn a_file_whose_folder_does_not_exist_yet() {
     let folder = Folder::new();
@@ -90,7 +90,7 @@ fn a_file_whose_folder_does_not_exist_yet() {
     assert_eq!(agent.wait_lines(10), lines.iter().collect::<Vec<_>>());
 }
 
-/// S05. Fails when the watch of a folder that went is not set up again for the one that comes.
+/// Fails when the watch of a folder that went is not set up again for the one that comes.
 #[test]
 fn a_folder_that_goes_and_comes_back() {
     let folder = Folder::new();
@@ -105,7 +105,7 @@ fn a_folder_that_goes_and_comes_back() {
     assert_eq!(agent.wait_lines(6)[1..], lines.iter().collect::<Vec<_>>());
 }
 
-/// S06. Fails when empty lines are left out, or one is made up at the end.
+/// Fails when empty lines are left out, or one is made up at the end.
 #[test]
 fn empty_lines_are_lines() {
     assert_eq!(once("a\n\nb\n\n"), text(&["a", "", "b", ""]));
@@ -114,7 +114,7 @@ fn empty_lines_are_lines() {
     assert_eq!(once(""), text(&[]));
 }
 
-/// S07. Fails when `\r` is cut at a read's edge only, or anywhere but before `\n`.
+/// Fails when `\r` is cut at a read's edge only, or anywhere but before `\n`.
 #[test]
 fn a_carriage_return_before_the_end_goes() {
     assert_eq!(once("a\r\nb\r\n"), text(&["a", "b"]));
@@ -128,7 +128,7 @@ fn a_carriage_return_before_the_end_goes() {
     }
 }
 
-/// S07, S08 while it is written: `\r` is seen before its `\n`. Fails when what was read so far is taken for a line.
+/// `\r` is seen before its `\n`, while the line is written. Fails when what was read so far is taken for a line.
 #[test]
 fn a_line_written_in_two_parts_is_one() {
     let folder = Folder::new();
@@ -142,7 +142,7 @@ fn a_line_written_in_two_parts_is_one() {
     assert_eq!(agent.wait_lines(3), text(&["hello", "with", "end"]));
 }
 
-/// S09, S57. Fails when an unfinished line is sent before its end, or its beginning is lost over a restart.
+/// Fails when an unfinished line is sent before its end, or its beginning is lost over a restart.
 #[test]
 fn an_unfinished_line_waits_for_its_end() {
     let folder = Folder::new();
@@ -160,14 +160,14 @@ fn an_unfinished_line_waits_for_its_end() {
     assert_eq!(agent.wait_lines(1), text(&["abcd"]));
 }
 
-/// S09 at the end of `--once`: the rest is sent. Fails when it is dropped there.
+/// An unfinished line at the end of `--once`: the rest is sent. Fails when it is dropped there.
 #[test]
 fn once_sends_the_unfinished_last_line() {
     assert_eq!(once("a\nrest"), text(&["a", "rest"]));
     assert_eq!(once("rest"), text(&["rest"]));
 }
 
-/// S10. Fails when each byte costs a search of the whole line, or a line's part is sent.
+/// Fails when each byte costs a search of the whole line, or a line's part is sent.
 #[test]
 fn a_writer_of_single_bytes() {
     let folder = Folder::new();
@@ -181,7 +181,7 @@ fn a_writer_of_single_bytes() {
     assert!(agent.cpu() < millis(700), "{:?} of CPU for 100 bytes", agent.cpu());
 }
 
-/// S11. Fails when bytes go through a `String`, or a NUL ends something.
+/// Fails when bytes go through a `String`, or a NUL ends something.
 #[test]
 fn bytes_are_passed_on_as_they_are() {
     let lines = [
@@ -200,7 +200,7 @@ fn bytes_are_passed_on_as_they_are() {
     assert_eq!(once(&bytes), lines.map(<[u8]>::to_vec));
 }
 
-/// S12. Fails when the mark stays, or when the same bytes go elsewhere than at offset 0 (also after a restart).
+/// Fails when the mark stays, or when the same bytes go elsewhere than at offset 0 (also after a restart).
 #[test]
 fn a_byte_order_mark_at_the_beginning_goes() {
     assert_eq!(once("\u{feff}first\n\u{feff}second\n"), text(&["first", "\u{feff}second"]));
@@ -216,7 +216,7 @@ fn a_byte_order_mark_at_the_beginning_goes() {
     assert_eq!(agent.wait_lines(1), text(&["\u{feff}second"]));
 }
 
-/// S13. Fails when the limit is off by one, counts the `\r`, or the rest of a cut line becomes a line.
+/// Fails when the limit is off by one, counts the `\r`, or the rest of a cut line becomes a line.
 #[test]
 fn the_longest_line_is_exact() {
     let line = |n: usize| vec![b'x'; n];
@@ -234,7 +234,7 @@ fn the_longest_line_is_exact() {
     }
 }
 
-/// S14. Fails when a line is gathered before it is cut, or when a neighbour suffers.
+/// Fails when a line is gathered before it is cut, or when a neighbour suffers.
 #[test]
 fn a_line_of_ten_megabytes_costs_no_memory() {
     let folder = Folder::new();

@@ -162,7 +162,7 @@ fn a_signal_ends_it_with_0() {
     }
 }
 
-/// S84. Fails when a second signal waits for the drain like the first, or when the first does not wait at all.
+/// Fails when a second signal waits for the drain like the first, or when the first does not wait at all.
 #[test]
 fn a_second_signal_ends_it_at_once_with_1() {
     let folder = Folder::new();
@@ -180,7 +180,7 @@ fn a_second_signal_ends_it_at_once_with_1() {
     assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
 }
 
-/// S63. Fails when the lock is not taken, or waited for.
+/// Fails when the lock is not taken, or waited for.
 #[test]
 fn a_second_agent_on_the_same_state_is_refused() {
     let folder = Folder::new();
@@ -220,8 +220,8 @@ fn a_reader_that_goes_away_ends_it_with_1() {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-/// Must show 5, the seed's `tail`: prints each line as it is appended. Fails when it starts elsewhere than at the end,
-/// or needs a config or a broker.
+/// Fails when `tail` starts elsewhere than at the end, prints anything but the lines as they are appended, or needs a
+/// config or a broker.
 #[test]
 fn tail_prints_lines_as_they_come() {
     let folder = Folder::new();
@@ -246,4 +246,19 @@ fn tail_prints_lines_as_they_come() {
     let mut agent = folder.agent_line("tail --from beginning f.log").spawn();
     assert_eq!(agent.wait_lines(n + 1)[0], b"old");
     agent.stop().expect_code(0);
+}
+
+/// Fails when the agent promises what it cannot keep.
+#[test]
+fn exactly_once_is_refused_until_it_works() {
+    let folder = Folder::new();
+    folder.write(
+        "c.toml",
+        "[agent]\nstate_dir = \"state\"\ndelivery = \"exactly-once\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\n\
+         topic = \"t\"\n[[files]]\npaths = [\"/x.log\"]\n",
+    );
+    for command in ["run", "check"] {
+        let said = folder.agent_line(&format!("{command} -c c.toml")).run().expect_code(78).stderr;
+        assert!(said.contains("exactly-once") && said.contains("at-least-once"), "{said}");
+    }
 }

@@ -23,8 +23,8 @@ fn a_file_arrives_once(version: Version, driver: &str) {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// Must show 1. Each fails when a line is dropped, sent twice or changed anywhere between file and broker, when a flight
-/// is acknowledged before it is answered, or when memory grows with the file.
+/// Each fails when a line is dropped, sent twice or changed anywhere between file and broker, when a flight is
+/// acknowledged before it is answered, or when memory grows with the file.
 #[test]
 fn once_into_kafka_3_9() {
     a_file_arrives_once(Version::V39, "auto");
@@ -46,7 +46,7 @@ fn once_by_the_modern_driver() {
     a_file_arrives_once(Version::V39, "modern");
 }
 
-/// Must show 2: the broker is killed three times while the file goes through a line of 8 MB/s. Fails when a refused or
+/// The broker is killed three times while the file goes through a line of 8 MB/s. Fails when a refused or
 /// unanswered batch is taken for delivered (drop the resend), or when the client is not built anew after an error.
 #[test]
 fn the_broker_is_killed_three_times() {
@@ -102,7 +102,7 @@ fn restarted(signal: Signal, times: usize) -> (Delivered, Lines) {
     (Delivered::in_topic(&topic), lines)
 }
 
-/// Must show 3. Fails when the drain ends before the acks, or the last position is not saved at the end.
+/// Fails when the drain ends before the acks, or the last position is not saved at the end.
 #[test]
 fn sigterm_and_restart_neither_lose_nor_double() {
     let (delivered, lines) = restarted(Signal::TERM, 4);
@@ -110,15 +110,14 @@ fn sigterm_and_restart_neither_lose_nor_double() {
     delivered.assert_ordered();
 }
 
-/// Must show 3. Fails when a position is saved for what was read or sent, not for what was acknowledged.
+/// Fails when a position is saved for what was read or sent, not for what was acknowledged.
 #[test]
 fn sigkill_and_restart_lose_nothing() {
     let (delivered, lines) = restarted(Signal::KILL, 4);
     delivered.assert_at_least_once(&[&lines]);
 }
 
-/// Must show 4, S70: no broker at the start, 20 MB waiting. Fails when the start waits for Kafka, when lines are read into
-/// memory or retried in a busy loop or logged each time, or when it does not recover by itself.
+/// No broker at the start, 20 MB waiting. Fails when the start waits for Kafka, when lines are read into memory or retried in a busy loop or logged each time, or when it does not recover by itself.
 #[test]
 fn a_broker_that_comes_late() {
     let broker = Broker::own(Version::V39);
@@ -143,8 +142,7 @@ fn a_broker_that_comes_late() {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// Must show 4, S84: SIGTERM while the broker is away. Fails when the drain has no limit, or a thread that waits for the
-/// broker is joined.
+/// SIGTERM while the broker is away. Fails when the drain has no limit, or a thread that waits for the broker is joined.
 #[test]
 fn sigterm_without_a_broker_ends_within_the_drain() {
     let (black_hole, _held, _listener) = full_backlog();
@@ -161,7 +159,7 @@ fn sigterm_without_a_broker_ends_within_the_drain() {
     }
 }
 
-/// Lost answers, S78. Fails when a batch whose answer did not come is not sent again.
+/// Lost answers. Fails when a batch whose answer did not come is not sent again.
 #[test]
 fn answers_that_are_lost() {
     for driver in ["classic", "modern"] {

@@ -1,5 +1,7 @@
-//! The long forms of what must be shown, with figures: `tests/run --long [NAME]`, on the release build. Not part of the
+//! The long forms of the delivery tests, with figures: `tests/run --long [NAME]`, on the release build. Not part of the
 //! daily run: about ten minutes, and the figures want a quiet machine.
+
+mod drivers;
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -85,7 +87,7 @@ fn micros_a_line(cpu: Duration, lines: u64) -> String {
     format!("{:.2} µs a line", cpu.as_secs_f64() * 1e6 / lines as f64)
 }
 
-/// Must show 1 on one broker, by one driver.
+/// A whole file into one broker by one driver, beside `kcat -P -l` in the same run.
 fn two_million_lines(version: Version, driver: &str) {
     let mut figures = Figures::of(format!("2,000,000 lines into {version:?}, driver {driver}"));
     let broker = Broker::own(version);
@@ -142,7 +144,7 @@ fn into_kafka_4_1() {
     two_million_lines(Version::V41, "auto");
 }
 
-/// Must show 2.
+/// Nothing is lost, and no more is doubled than `status` says.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn three_kills_of_the_broker() {
@@ -203,7 +205,7 @@ fn ten_restarts(signal: Signal) -> (Delivered, Lines, u64) {
     (Delivered::in_topic(&topic), lines, hwm)
 }
 
-/// Must show 3, first half.
+/// A clean stop neither loses nor doubles.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn ten_sigterms() {
@@ -214,7 +216,7 @@ fn ten_sigterms() {
     figures.judge();
 }
 
-/// Must show 3, second half.
+/// A kill loses nothing.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn ten_sigkills() {
@@ -225,7 +227,7 @@ fn ten_sigkills() {
     figures.judge();
 }
 
-/// Must show 4.
+/// Waiting costs next to nothing, and ends with the broker's return.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_minute_without_a_broker() {

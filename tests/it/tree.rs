@@ -171,6 +171,19 @@ fn no_path_of_a_workplace() {
     }
 }
 
+/// Fails when a file sends its reader to a document that is not here.
+#[test]
+fn no_document_is_named_that_is_not_here() {
+    for path in files() {
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
+        for word in text.split(|c: char| !(c.is_alphanumeric() || "_-./".contains(c))) {
+            let is_document = word.len() > 3 && word.ends_with(".md") && !word.contains("://");
+            let here = root().join(word).exists() || root().join(&path).parent().unwrap().join(word).exists();
+            assert!(!is_document || here, "{}: {word} is not in the repository", path.display());
+        }
+    }
+}
+
 /// Fails when a file does not say in its first line what it is.
 #[test]
 fn every_file_says_what_it_is() {

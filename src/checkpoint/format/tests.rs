@@ -45,7 +45,9 @@ fn streams() -> impl Strategy<Value = SavedStream> {
 }
 
 fn contents() -> impl Strategy<Value = Saved> {
-    let totals = any::<[u64; 10]>().prop_map(|t| SavedTotals {
+    let totals = any::<[u64; 12]>().prop_map(|t| SavedTotals {
+        flights_resent: t[10] | 1,
+        flights_found: t[11],
         read_lines: t[0],
         acked_lines: t[1],
         dead_lettered: t[2],

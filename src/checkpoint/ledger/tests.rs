@@ -88,14 +88,14 @@ proptest! {
             part.iter().for_each(|i| { ledger.ack(&ack(5, ranges[*i].clone())); });
         };
         take(&mut ledger, &order[..at]);
-        let saved: Vec<_> = ledger.to_save(7).collect();
+        let saved: Vec<_> = ledger.write_down(7).collect();
         let next = ledger.next_stream();
         let mut again = Ledger::new(saved.clone(), next);
-        prop_assert_eq!(again.to_save(7).collect::<Vec<_>>(), saved.clone());
+        prop_assert_eq!(again.write_down(7).collect::<Vec<_>>(), saved.clone());
         again.open(Opened { at: saved[0].at, ..o }, 7);
         take(&mut ledger, &order[at..]);
         take(&mut again, &order[at..]);
-        prop_assert_eq!(ledger.to_save(7).collect::<Vec<_>>(), again.to_save(7).collect::<Vec<_>>());
+        prop_assert_eq!(ledger.write_down(7).collect::<Vec<_>>(), again.write_down(7).collect::<Vec<_>>());
         prop_assert_eq!(gauge.acked.load(Relaxed), ranges.last().unwrap().end);
     }
 }
@@ -111,7 +111,7 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
     let closed = Closed { stream: StreamId(1), why: Ending::Truncated { lost: 70 } };
     assert!(!ledger.close(closed.stream, &closed.why));
     ledger.ack(&ack(1, 20..30));
-    let finished = |l: &mut Ledger| l.to_save(0).next().unwrap().finished;
+    let finished = |l: &mut Ledger| l.write_down(0).next().unwrap().finished;
     assert!(!finished(&mut ledger));
     assert_eq!(ledger.lost_bytes(), 0, "the next run would count it anew");
     ledger.ack(&ack(1, 10..20));
@@ -130,7 +130,7 @@ fn saved_is_what_the_save_said() {
     ledger.open(o, 0);
     fly(&gauge, 20);
     ledger.ack(&ack(1, 0..10));
-    assert_eq!(ledger.to_save(0).count(), 1);
+    assert_eq!(ledger.write_down(0).count(), 1);
     ledger.ack(&ack(1, 10..20));
     ledger.saved(|_| {}, |_| {});
     assert_eq!((gauge.saved.load(Relaxed), gauge.acked.load(Relaxed)), (10, 20));
@@ -149,12 +149,12 @@ fn ten_thousand_rotations_leave_a_bounded_state() {
     for stream in 2..10_002 {
         rotate(&mut ledger, stream, "/a");
     }
-    let kept: Vec<u64> = ledger.to_save(0).map(|s| s.stream.0).collect();
+    let kept: Vec<u64> = ledger.write_down(0).map(|s| s.stream.0).collect();
     assert_eq!(kept.len(), Ledger::FINISHED_PER_PATH + 1);
     assert_eq!((kept[0], kept[1], *kept.last().unwrap()), (1, 10_001 - 63, 10_001));
     assert_eq!(ledger.next_stream(), 10_002);
     // A saved state from a time with higher limits comes down as well.
-    let many = Ledger::new(ledger.to_save(0).collect(), 0).to_save(0).count();
+    let many = Ledger::new(ledger.write_down(0).collect(), 0).write_down(0).count();
     assert_eq!(many, kept.len());
 }
 
@@ -182,7 +182,7 @@ fn a_finished_stream_can_be_taken_up_again() {
         rotate(&mut ledger, stream, "/a");
     }
     assert!(!ledger.forget_if_resting(StreamId(1)));
-    assert!(ledger.to_save(0).any(|s| s.stream.0 == 1 && !s.finished));
+    assert!(ledger.write_down(0).any(|s| s.stream.0 == 1 && !s.finished));
 }
 
 /// Fails when an acknowledgement of the same range twice goes unseen.
@@ -204,7 +204,7 @@ fn a_grown_file_is_worth_saving() {
     assert!(!ledger.sizes_moved());
     gauge.size.store(1000, Relaxed);
     assert!(ledger.sizes_moved());
-    assert_eq!(ledger.to_save(0).next().unwrap().size, 1000);
+    assert_eq!(ledger.write_down(0).next().unwrap().size, 1000);
     assert!(!ledger.sizes_moved());
 }
 
@@ -222,7 +222,7 @@ fn opened_again_while_chunks_are_in_the_air() {
     again.origin = origin(1, "/a", &gauge);
     again.at = point(50);
     ledger.open(again, 0);
-    assert_eq!((gauge.acked.load(Relaxed), ledger.to_save(0).next().unwrap().at), (20, point(20)));
+    assert_eq!((gauge.acked.load(Relaxed), ledger.write_down(0).next().unwrap().at), (20, point(20)));
     fly(&gauge, 90);
     ledger.ack(&ack(1, 50..90));
     ledger.ack(&ack(1, 20..50));

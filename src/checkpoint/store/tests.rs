@@ -262,7 +262,7 @@ fn damaged_with(offsets: &[u8], previous: Option<&[u8]>, policy: Damaged) -> Res
     Store::open(dir.path(), policy).map(|(_, saved, fell_back)| (saved, fell_back))
 }
 
-/// S55. Fails when damage leads to an empty start, or is not looked for.
+/// Fails when damage leads to an empty start, or is not looked for.
 #[test]
 fn damage_leads_to_the_previous_state_and_then_to_the_policy() {
     let good = state(5);
@@ -306,7 +306,7 @@ fn what_is_damaged_is_never_kept() {
     assert_eq!(fs::read(dir.path().join(PREVIOUS)).unwrap(), state(6));
 }
 
-/// S63. Fails without the lock, or when the message does not name the other process.
+/// Fails without the lock, or when the message does not name the other process.
 #[test]
 fn a_second_agent_is_refused() {
     let dir = tempfile::tempdir().unwrap();

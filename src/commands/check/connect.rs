@@ -1,46 +1,70 @@
-//! The way to each broker as far as it is the same for every driver: its name and its port. Speaks no Kafka; what
-//! follows (TLS, SASL, versions, metadata, rights) is the drivers'.
+//! The way to each broker for `--connect`: first to those that the config names, then to those that lead the topics, by
+//! the addresses that they give of themselves. The steps are the modern driver's own; here they get their advice.
 
 use super::Step;
-use crate::config::{Broker, Config, Output};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use crate::commands::drivers;
+use crate::config::{Config, Delivery, Driver, Output};
+use crate::ship::modern::visit::{self, Speaks, Visit};
+use std::time::Duration;
 
-/// Longest wait for one address.
+/// Longest wait in one step.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Most leaders that are visited beside the brokers that the config names.
+const LEADERS: usize = 16;
 
 pub fn steps(config: &Config, tell: &mut dyn FnMut(Step)) {
     let Output::Kafka(kafka) = &config.output else { return };
-    for broker in &kafka.brokers {
-        let (step, addresses) = resolve(broker);
-        tell(step);
-        for address in addresses {
-            tell(reach(address));
+    let options = drivers::visiting(kafka, PATIENCE);
+    let mut topics: Vec<&str> = config.sources.iter().map(|s| s.topic.as_str()).collect();
+    topics.sort_unstable();
+    topics.dedup();
+    let speaks = match kafka.driver {
+        Driver::Classic => Speaks::Classic,
+        Driver::Auto if config.needs_modern().is_empty() => Speaks::Any,
+        Driver::Auto | Driver::Modern => Speaks::Modern,
+    };
+    let read = config.agent.delivery == Delivery::ExactlyOnce;
+    let mut seen: Vec<String> = kafka.brokers.iter().map(ToString::to_string).collect();
+    let mut leaders = Vec::new();
+    for address in &seen {
+        let v = Visit { address, options: &options, topics: &topics, speaks, read };
+        leaders.extend(visit::visit(&v, &mut |step| tell(advised(step, address))));
+    }
+    for address in leaders.into_iter().take(LEADERS) {
+        if !seen.contains(&address) {
+            let v = Visit { address: &address, options: &options, topics: &[], speaks, read };
+            visit::visit(&v, &mut |step| tell(advised(step, &address)));
+            seen.push(address);
         }
     }
 }
 
-fn resolve(broker: &Broker) -> (Step, Vec<SocketAddr>) {
-    let began = Instant::now();
-    let found = (broker.host.as_str(), broker.port).to_socket_addrs().map(Vec::from_iter);
-    let fix = "correct the name in `brokers`, or this machine's DNS and /etc/hosts";
-    let outcome = match &found {
-        Ok(all) if !all.is_empty() => Ok(all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
-        Ok(_) => Err(("it has no address".to_owned(), fix.to_owned())),
-        Err(e) => Err((e.to_string(), fix.to_owned())),
+/// With the broker's name where the step does not say it, and with what to do where it failed.
+fn advised(step: visit::Step, address: &str) -> Step {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let what = match step.what.as_str() {
+        "name" => format!("name {host}"),
+        other => other.to_owned(),
     };
-    let step = Step { what: format!("name {}", broker.host), took: began.elapsed(), outcome };
-    (step, found.unwrap_or_default())
+    let outcome = step.outcome.map_err(|why| match why.rsplit_once("; ") {
+        Some((why, fix)) => (why.to_owned(), fix.to_owned()),
+        None => {
+            let fix = advice(&what);
+            (why, fix.to_owned())
+        }
+    });
+    Step { what, took: step.took, outcome }
 }
 
-fn reach(address: SocketAddr) -> Step {
-    let began = Instant::now();
-    let outcome = match TcpStream::connect_timeout(&address, PATIENCE) {
-        Ok(_) => Ok("something listens".into()),
-        Err(e) => Err((
-            e.to_string(),
-            "start the broker there, or open the way to it (port, firewall, route)".into(),
-        )),
-    };
-    Step { what: format!("TCP {address}"), took: began.elapsed(), outcome }
+fn advice(what: &str) -> &'static str {
+    match what.split(' ').next().unwrap_or_default() {
+        "name" => {
+            "correct the name in `brokers` (or in the brokers' advertised.listeners), or this machine's DNS and /etc/hosts"
+        }
+        "TCP" => "start the broker there, or open the way to it (port, firewall, route)",
+        "TLS" => "see [kafka.tls] and the broker's listener",
+        "SASL" => "see [kafka.sasl] and the broker's log",
+        "versions" => "give the address of a Kafka broker",
+        _ => "see the broker's log",
+    }
 }

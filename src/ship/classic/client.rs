@@ -3,7 +3,7 @@
 //! Invariant: after any trouble the client is spoilt and never asked again (D1, D2). The crate does not compare correlation
 //! ids, so a late answer to batch 1 would confirm batch 2, and it keeps dead connections in its pool.
 
-use super::watchdog::Watchdog;
+use super::watchdog::{Guard, Watchdog};
 use crate::ship::driver::Acks;
 use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use kafka::error::{Error, KafkaCode};
@@ -35,6 +35,18 @@ pub enum Trouble {
     Closed,
     /// The crate panicked (D9, D10).
     Panic(String),
+}
+
+impl Trouble {
+    /// What a watched call says of a connection that we have cut ourselves.
+    pub fn after(self, guard: &Guard) -> Trouble {
+        match self {
+            Trouble::Closed | Trouble::Lost(_) if guard.has_cut() => {
+                Trouble::Lost("no answer in time; the connection was cut".to_owned())
+            }
+            other => other,
+        }
+    }
 }
 
 /// One partition as the crate knows it.
@@ -95,8 +107,7 @@ impl Client {
                 .map(|p| Led { partition: p.id(), leader: p.leader().map(|b| b.host().to_owned()) })
                 .collect())
         });
-        drop(guard);
-        led
+        led.map_err(|t| t.after(&guard))
     }
 
     /// Sends the records of one batch to one partition's leader (D7: the crate asks leaders in turn, and an error of the

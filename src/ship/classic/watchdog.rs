@@ -5,6 +5,8 @@ use crate::stop::{self, Stop};
 use crate::sys;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,21 @@ pub struct Watchdog(Sender<Watch>);
 struct Watch {
     peers: Vec<SocketAddr>,
     done: Stop,
+    cut: Arc<AtomicBool>,
+}
+
+/// Sockets are watched as long as it lives.
+#[derive(Debug)]
+pub struct Guard {
+    _on: stop::Handle,
+    cut: Arc<AtomicBool>,
+}
+
+impl Guard {
+    /// Were sockets cut? Then the peer did not close them, whatever the call says.
+    pub fn has_cut(&self) -> bool {
+        self.cut.load(Relaxed)
+    }
 }
 
 impl Watchdog {
@@ -42,11 +59,12 @@ impl Watchdog {
         Ok(Watchdog(to))
     }
 
-    /// From now until the handle is dropped, sockets to `peers` are watched.
-    pub fn guard(&self, peers: Vec<SocketAddr>) -> stop::Handle {
-        let (handle, done) = stop::pair();
-        let _ = self.0.send(Watch { peers, done }); // the thread cannot be gone before its channel is
-        handle
+    /// From now until the guard is dropped, sockets to `peers` are watched.
+    pub fn guard(&self, peers: Vec<SocketAddr>) -> Guard {
+        let (_on, done) = stop::pair();
+        let cut = Arc::new(AtomicBool::new(false));
+        let _ = self.0.send(Watch { peers, done, cut: cut.clone() }); // the thread cannot be gone before its channel is
+        Guard { _on, cut }
     }
 }
 
@@ -66,6 +84,7 @@ fn watch(w: &Watch, limits: &Limits) {
         }
         if now.duration_since(since) >= limits.still || now.duration_since(began) >= limits.whole {
             // Again at each look: the crate may go on to the name's next address.
+            w.cut.store(true, Relaxed);
             sockets.iter().for_each(sys::Socket::cut);
         }
     }

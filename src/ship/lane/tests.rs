@@ -5,7 +5,7 @@ use crate::ship::driver::{Pace, Verdict};
 use crate::ship::partition::Action;
 use crate::ship::testing::{STAMP, chunk, origin, plain};
 
-const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)) };
+const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
 struct Bench {
     lane: Lane,

@@ -8,7 +8,7 @@ use super::inbox::{Inbox, Job};
 use super::records::{Encoder, Out};
 use super::session::{End, Session};
 use super::{News, Shared};
-use crate::ship::driver::{Event, Pace, Verdict};
+use crate::ship::driver::{Pace, Verdict};
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -45,7 +45,6 @@ impl Broker {
             }
         }
         self.give_all_back(Pace::Now, "the driver ends");
-        self.health.forget();
         self.shared.news(News::Ended);
     }
 
@@ -75,7 +74,11 @@ impl Broker {
         let mut failures = 0;
         loop {
             // Jobs stay in the inbox while connecting, where the coordinator can take them back.
-            match Connection::open(&self.address, &self.shared.options, ANSWER_CAP) {
+            let opened = Connection::open(&self.address, &self.shared.options, ANSWER_CAP);
+            if self.inbox.is_closed() {
+                return false; // retired meanwhile: the board's line may be another's by now
+            }
+            match opened {
                 Ok(c) => {
                     self.health.up(&format!("modern, Produce {}", c.versions.produce.unwrap_or_default()));
                     if failures > 0 {
@@ -96,7 +99,7 @@ impl Broker {
                         End::Lost { why, worked: false } => {
                             self.health.failed(&why, true);
                             self.shared.news(News::Down { node: self.node, serial: self.serial });
-                            if !self.sit_out(failures, &why) {
+                            if !self.sit_out(Trouble::Ended.pause(failures), &why) {
                                 return false;
                             }
                             failures += 1;
@@ -110,7 +113,7 @@ impl Broker {
                     }
                     self.health.failed(&why, false);
                     self.shared.news(News::Down { node: self.node, serial: self.serial });
-                    if !self.sit_out(failures, &why) {
+                    if !self.sit_out(t.pause(failures), &why) {
                         return false;
                     }
                     failures += 1;
@@ -120,8 +123,7 @@ impl Broker {
     }
 
     /// Waits before the next attempt to connect; work that comes meanwhile goes straight back. `false`: closed.
-    fn sit_out(&self, failures: u32, why: &str) -> bool {
-        let pause = Duration::from_millis(100 << failures.min(6)).min(Duration::from_secs(5));
+    fn sit_out(&self, pause: Duration, why: &str) -> bool {
         let until = Instant::now() + pause;
         loop {
             self.give_all_back(Pace::Backoff, why);
@@ -153,9 +155,7 @@ impl Shared {
             Job::Send(batch) => {
                 self.done(batch, Verdict::Again { maybe_stored: false, pace, why: why.to_owned() });
             }
-            Job::Ask { topic, partition, pid } => {
-                self.event(Event::Knows { topic, partition, pid, last: Err(why.to_owned()) });
-            }
+            Job::Ask(asked) => self.knows(&asked, Err(why.to_owned())),
         }
     }
 }

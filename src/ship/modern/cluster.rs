@@ -8,9 +8,11 @@ use crate::ship::driver::{Pace, TopicView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`].
+/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`], or [`ELECTION`] where it only lacks leaders:
+/// those come within seconds, and every one of them counts.
 const QUICKEST: Duration = Duration::from_millis(100);
 const SLOWEST: Duration = Duration::from_secs(5);
+const ELECTION: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Cluster {
@@ -107,7 +109,8 @@ impl Cluster {
             if well {
                 (known.pace, known.next) = (QUICKEST, now + self.age);
             } else {
-                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace);
+                let most = if known.error == 0 && !known.leaders.is_empty() { ELECTION } else { SLOWEST };
+                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace.min(most));
             }
         }
         self.changes()
@@ -122,7 +125,8 @@ impl Cluster {
         epoch: i32,
         nodes: &[Node],
     ) -> Vec<TopicView> {
-        for n in nodes {
+        // Only the one that leads now: what else an answer names must not add up.
+        if let Some(n) = nodes.iter().find(|n| n.id == node) {
             self.nodes.entry(n.id).or_insert_with(|| n.clone());
         }
         if let Some(known) = self.topics.get_mut(topic)
@@ -239,12 +243,16 @@ mod tests {
 
     const ZERO: [u8; 16] = [0; 16];
 
-    fn answer(nodes: &[i32], topics: &[(&str, i16, &[(i32, i32, i32)])]) -> Metadata {
+    /// Name, error, and of each partition its number, leader and epoch.
+    type Told<'a> = (&'a str, i16, &'a [(i32, i32, i32)]);
+
+    fn answer(nodes: &[i32], topics: &[Told<'_>]) -> Metadata {
         let node = |id: &i32| Node { id: *id, host: "h".into(), port: *id as u16 };
-        let topic = |(name, error, partitions): &(&str, i16, &[(i32, i32, i32)])| TopicMeta {
+        let topic = |(name, error, partitions): &Told<'_>| TopicMeta {
             error: *error,
             name: (*name).into(),
             id: ZERO,
+            rights: None,
             partitions: partitions
                 .iter()
                 .map(|&(partition, leader, epoch)| PartitionMeta { partition, leader, epoch })
@@ -267,7 +275,7 @@ mod tests {
         fn new() -> Self {
             let (mut c, now, t) = (Cluster::new(Duration::from_secs(300)), Instant::now(), Topic::from("t"));
             assert_eq!(c.want(t.clone(), now), None);
-            assert_eq!(c.due(now), [t.clone()]);
+            assert!(c.due(now) == [&*t].map(Topic::from));
             At { c, now, t }
         }
 
@@ -335,6 +343,8 @@ mod tests {
             a.now += Duration::from_millis(a.waits() as u64);
         }
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        a.learn(&[1], 0, &[(0, -1, 0)]);
+        assert_eq!(a.waits(), 1000, "an election");
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert_eq!(a.waits(), 300_000);
         a.c.stale(&a.t.clone(), a.now);

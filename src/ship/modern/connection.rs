@@ -7,19 +7,22 @@
 
 use super::Options;
 use super::messages::{self, Versions};
+use super::stream::Stream;
 use super::wire::Malformed;
+use super::{sasl, tls};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred.
 pub const ANSWER_CAP: usize = 1 << 20;
-/// Longest answer to Metadata: 16 MiB hold some 400,000 partitions.
-pub const METADATA_CAP: usize = 16 << 20;
+/// Longest answer to Metadata: 2 MiB hold some 50,000 partitions of three replicas. More would let a peer that lies take
+/// more memory than the whole agent may have.
+pub const METADATA_CAP: usize = 2 << 20;
 /// How long the kernel may go without any sign of the peer having taken what was sent (`TCP_USER_TIMEOUT`).
 const UNACKED: Duration = Duration::from_secs(30);
 
@@ -30,6 +33,8 @@ pub enum Trouble {
     Lost(String),
     /// Ended by the peer between two answers: what a broker does with a connection that was idle for long.
     Ended,
+    /// The broker does not let us in: to be tried again, but not often (accounts get locked).
+    Denied(String),
     /// The broker is too old for this driver.
     Unfit(String),
 }
@@ -37,9 +42,17 @@ pub enum Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Lost(why) | Trouble::Unfit(why) => f.write_str(why),
+            Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Unfit(why) => f.write_str(why),
             Trouble::Ended => f.write_str("closed by the broker"),
         }
+    }
+}
+
+impl Trouble {
+    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s, or 30 s where we are denied.
+    pub fn pause(&self, failures: u32) -> Duration {
+        let most = if matches!(self, Trouble::Denied(_)) { 30 } else { 5 };
+        Duration::from_millis(100 << failures.min(9)).min(Duration::from_secs(most))
     }
 }
 
@@ -58,32 +71,6 @@ impl From<rustix::io::Errno> for Trouble {
 impl From<Malformed> for Trouble {
     fn from(e: Malformed) -> Self {
         Trouble::Lost(e.to_string())
-    }
-}
-
-/// What the bytes travel through.
-#[derive(Debug)]
-enum Stream {
-    Plain(TcpStream),
-}
-
-impl Stream {
-    fn socket(&self) -> &TcpStream {
-        match self {
-            Stream::Plain(s) => s,
-        }
-    }
-
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Plain(s) => s.read(to),
-        }
-    }
-
-    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Plain(s) => s.write(from),
-        }
     }
 }
 
@@ -136,13 +123,15 @@ impl Input {
 
 /// Says what a peer that speaks something else seems to be.
 fn foreign(head: [u8; 4], cap: usize) -> String {
-    let what = match &head {
-        b"HTTP" => "it answers in HTTP: no Kafka broker",
-        [0x15, 3, ..] => "it answers in TLS: set [kafka.tls]",
-        b"SSH-" => "it answers in SSH: no Kafka broker",
-        _ => "no Kafka broker, or damaged on its way",
-    };
-    format!("an answer of {} bytes (at most {cap} taken); {what}", u32::from_be_bytes(head))
+    match &head {
+        b"HTTP" => "it answers in HTTP: no Kafka broker; give Kafka's port".into(),
+        [0x15, 3, ..] => "it answers in TLS; set [kafka.tls], or give the port without".into(),
+        b"SSH-" => "it answers in SSH: no Kafka broker; give Kafka's port".into(),
+        _ => format!(
+            "an answer of {} bytes, at most {cap} taken: no Kafka broker, or damaged on its way",
+            u32::from_be_bytes(head)
+        ),
+    }
 }
 
 /// A connection whose versions are known.
@@ -152,41 +141,69 @@ pub struct Connection {
     input: Input,
     pub versions: Versions,
     correlation: i32,
+    /// When to authenticate again; `None`: never.
+    renew: Option<Instant>,
 }
 
 impl Connection {
-    /// Resolves the name, connects, asks for versions. `cap`: longest answer taken.
+    /// Resolves the name, connects, makes the TLS handshake, asks for versions, authenticates. `cap`: longest answer taken.
     pub fn open(address: &str, options: &Options, cap: usize) -> Result<Connection, Trouble> {
-        let socket = connect(address, options.connect_timeout)?;
-        tune(&socket)?;
-        let input = Input { buf: Vec::new(), from: 0, to: 0, cap };
-        let mut c = Connection {
-            stream: Stream::Plain(socket),
-            input,
-            versions: Versions::default(),
-            correlation: 0,
-        };
+        let stream = connect(address, options.connect_timeout)?;
+        let stream = secure(stream, address, options)?;
+        let mut c = Connection::over(stream, cap);
         c.versions = c.greet(options)?;
-        if c.versions.produce.is_none() || c.versions.metadata.is_none() {
-            return Err(Trouble::Unfit(format!(
-                "the broker takes Produce up to version {}, this driver speaks 3 to 12 (Kafka from 0.11); set driver = \"auto\"",
-                c.versions.produce_max
-            )));
-        }
+        c.suits()?;
+        c.authenticate(options)?;
         Ok(c)
     }
 
+    /// Nothing has been said yet.
+    pub fn over(stream: Stream, cap: usize) -> Connection {
+        let input = Input { buf: Vec::new(), from: 0, to: 0, cap };
+        Connection { stream, input, versions: Versions::default(), correlation: 0, renew: None }
+    }
+
+    fn suits(&self) -> Result<(), Trouble> {
+        if self.versions.produce.is_none() || self.versions.metadata.is_none() {
+            return Err(Trouble::Unfit(format!(
+                "the broker takes Produce up to version {}, this driver speaks 3 to 12 (Kafka from 0.11); set driver = \"auto\"",
+                self.versions.produce_max
+            )));
+        }
+        Ok(())
+    }
+
+    /// By SASL, where it is asked for.
+    pub fn authenticate(&mut self, options: &Options) -> Result<(), Trouble> {
+        if let Some(sasl) = &options.sasl {
+            self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
+        }
+        Ok(())
+    }
+
+    /// Most of the session is over. To be looked at before a request, not by a timer: only a request after its end makes
+    /// the broker close the connection (KIP-368).
+    pub fn must_renew(&self) -> bool {
+        self.renew.is_some_and(|at| Instant::now() >= at)
+    }
+
     /// ApiVersions, version 3 and where that is too new 0.
-    fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
+    pub fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
         let deadline = Instant::now() + options.connect_timeout;
         for version in [3, 0] {
             let correlation = self.next_correlation();
             let request = messages::ask_versions(version, correlation, &options.client_id);
-            let answer = self.call(&request, correlation, deadline).map_err(|t| match t {
-                Trouble::Ended => Trouble::Lost(
+            let closed = match self.stream {
+                Stream::Plain(_) => {
                     "closed at the first request: a port with TLS (set [kafka.tls]), no Kafka broker, or one before 0.10"
-                        .into(),
-                ),
+                }
+                Stream::Tls(_) => {
+                    "closed after the TLS handshake: it may want a client certificate (set cert and key in [kafka.tls]), or \
+                     is no Kafka broker"
+                }
+            };
+            let answer = self.call(&request, correlation, deadline).map_err(|t| match t {
+                Trouble::Ended => Trouble::Lost(closed.into()),
                 other => other,
             })?;
             match messages::versions(answer, version)? {
@@ -269,21 +286,29 @@ impl Connection {
         &self.input.buf[range]
     }
 
-    /// Waits until the socket can be read (or, with `write`, written) or `also` can be read, at most `limit` (`None`:
-    /// without end). Says whether there is something to read from the socket, and from `also`.
+    /// Waits until there is something to read (or, with `write`, the socket can be written) or `also` can be read, at most
+    /// `limit` (`None`: without end). Says whether there is something to read, and whether from `also`.
     pub fn wait(
-        &self,
+        &mut self,
         write: bool,
         also: Option<BorrowedFd<'_>>,
         limit: Option<Duration>,
     ) -> Result<(bool, bool), Trouble> {
-        let socket = self.stream.socket();
-        let events = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let also = also.unwrap_or(socket.as_fd());
-        let mut fds = [PollFd::new(socket, events), PollFd::new(&also, PollFlags::IN)];
-        wait_for(&mut fds, limit)?;
+        let (own, more) = (self.stream.has_own(), self.stream.has_more());
+        let limit = if more { Some(Duration::ZERO) } else { limit };
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-        Ok((fds[0].revents().intersects(readable), fds[1].revents().intersects(readable)))
+        let (socket_readable, also_readable) = {
+            let socket = self.stream.socket();
+            let events = if write || own { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let also = also.unwrap_or(socket.as_fd());
+            let mut fds = [PollFd::new(socket, events), PollFd::new(&also, PollFlags::IN)];
+            wait_for(&mut fds, limit)?;
+            (fds[0].revents().intersects(readable), fds[1].revents().intersects(readable))
+        };
+        if own {
+            self.stream.flush()?;
+        }
+        Ok((more || socket_readable, also_readable))
     }
 }
 
@@ -305,18 +330,45 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
     Trouble::Lost(format!("answer to request {got} where {want} was due"))
 }
 
+/// The addresses of `host:port`, asked anew each time. Blocks as long as the system's resolver does.
+pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
+    let found = address.to_socket_addrs().map(Vec::from_iter);
+    match found {
+        Ok(all) if all.is_empty() => Err(Trouble::Lost("the name has no address".into())),
+        Ok(all) => Ok(all),
+        Err(e) => Err(Trouble::Lost(format!("cannot resolve the name: {e}"))),
+    }
+}
+
 /// Tries every address of the name in turn, each with the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
-    let found =
-        address.to_socket_addrs().map_err(|e| Trouble::Lost(format!("cannot resolve the name: {e}")))?;
-    let mut last = None;
-    for one in found {
-        match TcpStream::connect_timeout(&one, limit) {
+    let mut last = Trouble::Ended;
+    for one in resolve(address)? {
+        match reach(one, limit) {
             Ok(socket) => return Ok(socket),
-            Err(e) => last = Some(format!("cannot connect to {one}: {e}")),
+            Err(t) => last = t,
         }
     }
-    Err(Trouble::Lost(last.unwrap_or_else(|| "the name has no address".into())))
+    Err(last)
+}
+
+/// A socket that never blocks from now on.
+pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
+    let socket = TcpStream::connect_timeout(&one, limit)
+        .map_err(|e| Trouble::Lost(format!("cannot connect to {one}: {e}")))?;
+    tune(&socket)?;
+    Ok(socket)
+}
+
+/// Puts TLS around it, where it is asked for.
+pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Stream, Trouble> {
+    match &options.tls {
+        None => Ok(Stream::Plain(socket)),
+        Some(tls) => {
+            let done = tls::handshake(socket, address, tls, options.connect_timeout);
+            Ok(Stream::Tls(Box::new(done.map_err(Trouble::Lost)?)))
+        }
+    }
 }
 
 /// A dead peer is noticed within 30 + 3 × 10 s when idle (keepalive) and after [`UNACKED`] when not; small requests

@@ -1,7 +1,7 @@
 //! What each of Kafka's error codes means for a batch: one table. Sends nothing and keeps no state.
 //!
-//! Codes and names: `org.apache.kafka.common.protocol.Errors`; what to do: `KAFKA.md` 3.3, after Java's `Sender`,
-//! franz-go's `sink.go` and librdkafka's `rdkafka_request.c`. A code that is not in the table is tried again for ever and
+//! Codes and names: `org.apache.kafka.common.protocol.Errors`; what to do: after Java's `Sender`, franz-go's
+//! `sink.go` and librdkafka's `rdkafka_request.c`. A code that is not in the table is tried again for ever and
 //! may have been stored: an unknown refusal must never lose a line.
 
 use crate::ship::driver::{Pace, Refusal, Verdict};

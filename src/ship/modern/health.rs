@@ -112,11 +112,6 @@ impl Health {
             entry.last_error = error;
         }
     }
-
-    /// The cluster does not name it any more.
-    pub fn forget(&self) {
-        self.board.brokers().remove(&self.name);
-    }
 }
 
 /// "12 s", "3 min", "5 h".

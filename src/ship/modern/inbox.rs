@@ -1,7 +1,7 @@
 //! A queue of jobs with a bell that `poll(2)` can hear, so that one thread waits for its socket and for new work at once.
 //! Knows no sockets and no Kafka.
 
-use crate::chunk::Topic;
+use super::Producer;
 use crate::ship::flight::Batch;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,7 +16,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub enum Job {
     Send(Batch),
-    Ask { topic: Topic, partition: i32, pid: i64 },
+    Ask(Producer),
 }
 
 /// The sending side; dropping it ends the worker, wherever that waits.
@@ -140,7 +140,7 @@ mod tests {
     use std::time::Instant;
 
     fn ask(partition: i32) -> Job {
-        Job::Ask { topic: "t".into(), partition, pid: 1 }
+        Job::Ask(Producer { topic: "t".into(), partition, pid: 1 })
     }
 
     fn sleep(inbox: &Inbox, limit: Duration) {

@@ -4,22 +4,26 @@
 //! count from the wire, and because nearly all fields of an answer are of no use here. Field order and versions:
 //! `clients/src/main/resources/common/message/*.json` of apache/kafka.
 
-use super::wire::{Malformed, Read, Reader};
+use super::wire::{Malformed, Read, Reader, put_uvarint};
 use bytes::BytesMut;
 use kafka_protocol::messages::describe_producers_request::TopicRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, DescribeProducersRequest, InitProducerIdRequest, MetadataRequest,
-    RequestHeader, TopicName,
+    RequestHeader, SaslHandshakeRequest, TopicName,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
+use zeroize::Zeroizing;
 
-/// Highest version of each API that we speak (`KAFKA.md` 3.1): Produce 13 names topics by id, which a re-created topic
+/// Highest version of each API that we speak: Produce 13 names topics by id, which a re-created topic
 /// would break; Metadata 13 asks for rebootstrap; InitProducerId 5 is for transactions.
 const PRODUCE: (i16, i16) = (3, 12);
 const METADATA: (i16, i16) = (1, 12);
 const INIT_PRODUCER_ID: (i16, i16) = (0, 4);
 const DESCRIBE_PRODUCERS: (i16, i16) = (0, 0);
+/// Version 0 would be followed by bare SASL bytes without frames.
+const SASL_HANDSHAKE: (i16, i16) = (1, 1);
+const SASL_AUTHENTICATE: (i16, i16) = (0, 2);
 
 /// What both sides speak, from the broker's answer to ApiVersions; `None`: nothing in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,6 +32,10 @@ pub struct Versions {
     pub metadata: Option<i16>,
     pub init_producer_id: Option<i16>,
     pub describe_producers: Option<i16>,
+    pub sasl_handshake: Option<i16>,
+    pub sasl_authenticate: Option<i16>,
+    /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests.
+    pub fetch_min: Option<i16>,
     /// Highest Produce version of the broker, whether we speak it or not.
     pub produce_max: i16,
 }
@@ -51,8 +59,11 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
                 found.produce_max = high;
                 found.produce = common(PRODUCE);
             }
+            1 => found.fetch_min = Some(low),
             3 => found.metadata = common(METADATA),
+            17 => found.sasl_handshake = common(SASL_HANDSHAKE),
             22 => found.init_producer_id = common(INIT_PRODUCER_ID),
+            36 => found.sasl_authenticate = common(SASL_AUTHENTICATE),
             61 => found.describe_producers = common(DESCRIBE_PRODUCERS),
             _ => {}
         }
@@ -93,17 +104,14 @@ pub fn ask_versions(version: i16, correlation: i32, client: &str) -> Vec<u8> {
 }
 
 /// `create`: the broker may create topics that are not there (from version 4; before, its own config decides alone).
-pub fn ask_metadata<'a>(
-    version: i16,
-    correlation: i32,
-    client: &str,
-    topics: impl Iterator<Item = &'a str>,
-    create: bool,
-) -> Vec<u8> {
-    let topics = topics.map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t)))).collect();
+pub fn ask_metadata(version: i16, correlation: i32, client: &str, topics: &[&str], create: bool) -> Vec<u8> {
+    let topics =
+        topics.iter().map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t)))).collect();
     let body = MetadataRequest::default()
         .with_topics(Some(topics))
-        .with_allow_auto_topic_creation(create || version < 4);
+        .with_allow_auto_topic_creation(create || version < 4)
+        // What we may do there comes with it from version 8.
+        .with_include_topic_authorized_operations(version >= 8);
     frame(ApiKey::Metadata, version, correlation, client, &body)
 }
 
@@ -119,11 +127,84 @@ pub fn ask_producers(correlation: i32, client: &str, topic: &str, partition: i32
     frame(ApiKey::DescribeProducers, 0, correlation, client, &body)
 }
 
+/// Names the SASL mechanism; version 1.
+pub fn ask_mechanism(correlation: i32, client: &str, mechanism: &str) -> Vec<u8> {
+    let body = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_string(mechanism.to_owned()));
+    frame(ApiKey::SaslHandshake, 1, correlation, client, &body)
+}
+
+/// Error code, and the mechanisms that the broker takes.
+pub fn mechanisms(body: &[u8]) -> Read<(i16, Vec<String>)> {
+    let mut r = Reader::new(body, false);
+    let error = r.i16("error")?;
+    let mut all = Vec::new();
+    for _ in 0..r.count(2, "mechanism count")? {
+        let name = text(r.string("mechanism")?);
+        if all.len() < 16 {
+            all.push(name);
+        }
+    }
+    Ok((error, all))
+}
+
+/// A message of a SASL mechanism. Written by hand into one buffer that is wiped: it may hold a password, and a vector
+/// that grows would leave copies behind.
+pub fn authenticate(version: i16, correlation: i32, client: &str, message: &[u8]) -> Zeroizing<Vec<u8>> {
+    let flexible = version >= 2;
+    let mut varint = [0; 5];
+    let of_len = put_uvarint(&mut varint, message.len() as u32 + 1);
+    let mut to = Zeroizing::new(Vec::with_capacity(32 + client.len() + message.len()));
+    to.extend_from_slice(&[0; 4]);
+    to.extend_from_slice(&(ApiKey::SaslAuthenticate as i16).to_be_bytes());
+    to.extend_from_slice(&version.to_be_bytes());
+    to.extend_from_slice(&correlation.to_be_bytes());
+    to.extend_from_slice(&(client.len() as i16).to_be_bytes());
+    to.extend_from_slice(client.as_bytes());
+    match flexible {
+        true => {
+            to.push(0); // no tagged fields in the header
+            to.extend_from_slice(&varint[..of_len]);
+        }
+        false => to.extend_from_slice(&(message.len() as i32).to_be_bytes()),
+    }
+    to.extend_from_slice(message);
+    if flexible {
+        to.push(0);
+    }
+    let len = (to.len() - 4) as u32;
+    to[..4].copy_from_slice(&len.to_be_bytes());
+    to
+}
+
+/// The broker's answer to [`authenticate`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    pub error: i16,
+    pub message: String,
+    pub bytes: Vec<u8>,
+    /// 0: the session has no end.
+    pub lifetime_ms: i64,
+}
+
+pub fn authenticated(body: &[u8], version: i16) -> Read<Authenticated> {
+    let mut r = Reader::new(body, version >= 2);
+    r.skip_tags()?;
+    let error = r.i16("error")?;
+    let message = text(r.string("error message")?);
+    let bytes = r.blob("SASL bytes")?.unwrap_or_default().to_vec();
+    let lifetime_ms = if version >= 1 { r.i64("session lifetime")? } else { 0 };
+    Ok(Authenticated { error, message, bytes, lifetime_ms })
+}
+
+/// Longest text that is taken over from a broker, in characters.
+const TEXT: usize = 250;
+
 fn text(bytes: Option<&[u8]>) -> String {
     // What a broker says may end up in a log line: no control characters, and not without end.
-    String::from_utf8_lossy(bytes.unwrap_or_default())
+    let bytes = bytes.unwrap_or_default();
+    String::from_utf8_lossy(&bytes[..bytes.len().min(4 * TEXT)])
         .chars()
-        .take(250)
+        .take(TEXT)
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
 }
@@ -167,7 +248,13 @@ pub struct TopicMeta {
     /// Zeros below version 10.
     pub id: [u8; 16],
     pub partitions: Vec<PartitionMeta>,
+    /// One bit for each of Kafka's `AclOperation`s that we may do; `None`: the broker does not say (before 2.3).
+    pub rights: Option<i32>,
 }
+
+/// Bits of [`TopicMeta::rights`].
+pub const MAY_READ: i32 = 1 << 3;
+pub const MAY_WRITE: i32 = 1 << 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionMeta {
@@ -178,14 +265,23 @@ pub struct PartitionMeta {
     pub epoch: i32,
 }
 
-pub fn metadata(body: &[u8], version: i16) -> Read<Metadata> {
+/// Most brokers in an answer: the largest clusters known have some hundreds.
+const NODES: usize = 2000;
+
+/// `asked`: the names of the topics that were asked for; others are left out, so that no answer can fill the memory with
+/// topics that nobody wants.
+pub fn metadata(body: &[u8], version: i16, asked: &[&str]) -> Read<Metadata> {
     let mut r = Reader::new(body, version >= 9);
     let mut found = Metadata::default();
     r.skip_tags()?; // of the answer's header
     if version >= 3 {
         r.i32("throttle")?;
     }
-    for _ in 0..r.count(11, "broker count")? {
+    let nodes = r.count(11, "broker count")?;
+    if nodes > NODES {
+        return Err(Malformed("broker count"));
+    }
+    for _ in 0..nodes {
         found.nodes.push(node(&mut r)?);
         r.string("rack")?;
         r.skip_tags()?;
@@ -195,7 +291,10 @@ pub fn metadata(body: &[u8], version: i16) -> Read<Metadata> {
     }
     r.i32("controller")?;
     for _ in 0..r.count(8, "topic count")? {
-        found.topics.push(topic_meta(&mut r, version)?);
+        let topic = topic_meta(&mut r, version)?;
+        if asked.contains(&topic.name.as_str()) && !found.topics.iter().any(|t| t.name == topic.name) {
+            found.topics.push(topic);
+        }
     }
     Ok(found)
 }
@@ -219,13 +318,11 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
         r.skip_tags()?;
         partitions.push(PartitionMeta { partition, leader, epoch });
     }
-    if version >= 8 {
-        r.i32("operations")?;
-    }
+    let rights = if version >= 8 { Some(r.i32("operations")?).filter(|r| *r != i32::MIN) } else { None };
     r.skip_tags()?;
     partitions.sort_by_key(|p| p.partition);
     partitions.dedup_by_key(|p| p.partition);
-    Ok(TopicMeta { error, name, id, partitions })
+    Ok(TopicMeta { error, name, id, partitions, rights })
 }
 
 /// Error code, producer id, epoch.
@@ -286,6 +383,9 @@ pub struct Produced {
     pub leader: Option<(i32, i32)>,
 }
 
+/// Most brokers taken over from a produce answer: the new leaders of the partitions in one request.
+const ENDPOINTS: usize = 64;
+
 /// Hands each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and where
 /// the leaders named in it can be found (KIP-951).
 pub fn produced(
@@ -307,9 +407,12 @@ pub fn produced(
     r.tags(|tag, mut r| {
         if tag == 0 {
             for _ in 0..r.count(11, "endpoint count")? {
-                nodes.push(node(&mut r)?);
+                let node = node(&mut r)?;
                 r.string("rack")?;
                 r.skip_tags()?;
+                if nodes.len() < ENDPOINTS {
+                    nodes.push(node);
+                }
             }
         }
         Ok(())

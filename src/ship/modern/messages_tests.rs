@@ -40,6 +40,9 @@ fn some_metadata(version: i16) -> Vec<u8> {
         let mut topic = MetadataResponseTopic::default()
             .with_name(Some(topic_name(name)))
             .with_partitions(vec![part(1, -1), part(0, 5)]);
+        if version >= 8 {
+            topic.topic_authorized_operations = MAY_WRITE;
+        }
         if version >= 10 {
             // The type of an id is of a crate that is no dependency of ours, so one is read.
             let with_id = [&[7u8; 16][..], &[0, 0]].concat();
@@ -89,7 +92,7 @@ fn some_versions(version: i16) -> Vec<u8> {
 #[test]
 fn metadata_in_every_version() {
     for version in 1..=12 {
-        let got = metadata(&some_metadata(version), version).unwrap();
+        let got = metadata(&some_metadata(version), version, &["t", "u"]).unwrap();
         let node = Node { id: 5, host: "fe80::1".into(), port: 9092 };
         assert_eq!(node.address(), "[fe80::1]:9092");
         assert_eq!((got.nodes, got.cluster), (vec![node], (version >= 2).then(|| "c".into())));
@@ -100,6 +103,7 @@ fn metadata_in_every_version() {
             name: name.into(),
             id: if version >= 10 { [7; 16] } else { [0; 16] },
             partitions: vec![part(0, 5), part(1, -1)],
+            rights: (version >= 8).then_some(MAY_WRITE),
         };
         assert_eq!(got.topics, [topic("t"), topic("u")], "version {version}");
     }
@@ -161,7 +165,7 @@ fn all_answers() -> Vec<(u8, i16, Vec<u8>)> {
 fn read(api: u8, version: i16, bytes: &[u8]) -> bool {
     let read = match api {
         0 => produced(bytes, version, |_, _| Ok(())).map(drop),
-        3 => metadata(bytes, version).map(drop),
+        3 => metadata(bytes, version, &["t", "u"]).map(drop),
         _ => versions(bytes, version).map(drop),
     };
     // Whatever these are given, they must not panic either.

@@ -40,11 +40,6 @@ pub struct Scout {
     known: Vec<String>,
 }
 
-/// Between two rounds in vain.
-fn pause(tries: u32) -> Duration {
-    Duration::from_millis(100 << tries.min(6)).min(Duration::from_secs(5))
-}
-
 /// A broker answers these at once, or it hangs.
 fn patience(shared: &Shared) -> Duration {
     shared.options.request_timeout.min(Duration::from_secs(10))
@@ -70,9 +65,13 @@ impl Scout {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let now = Instant::now();
+            let mut nobody = None;
             for mut one in std::mem::take(&mut open) {
                 if one.at <= now {
-                    let Err(after) = self.answer(&one) else { continue };
+                    // Where nobody could be reached for one question, nobody is tried for the next.
+                    let asked = nobody.map_or_else(|| self.answer(&one), Err);
+                    let Err(after) = asked else { continue };
+                    nobody = self.connection.is_none().then_some(after);
                     one.tries += 1;
                     one.at = Instant::now() + after;
                 }
@@ -104,39 +103,59 @@ impl Scout {
         for _ in 0..candidates.len() {
             let address = &candidates[self.turn % candidates.len()];
             let asked = Connection::open(address, &self.shared.options, METADATA_CAP).and_then(|c| {
-                self.health.up(&format!("{address}, modern"));
                 self.connection = Some(c);
-                self.ask(open)
+                self.ask(open).map_err(|t| self.shut_out(t))
             });
             match asked {
-                Ok(done) => return done,
+                Ok(done) => {
+                    // Not before: a broker that hangs up on every question would be up and down at each.
+                    self.health.up(&format!("{address}, modern"));
+                    return done;
+                }
                 Err(t) => {
                     if let (Trouble::Unfit(why), true) = (&t, self.shared.options.auto) {
                         self.shared.news(News::Unfit(format!("{address}: {why}")));
                     }
-                    last = Trouble::Lost(format!("{address}: {t}"));
+                    let told = format!("{address}: {t}");
+                    last = match t {
+                        Trouble::Denied(_) => Trouble::Denied(told),
+                        _ => Trouble::Lost(told),
+                    };
                     self.connection = None;
                     self.turn = self.turn.wrapping_add(1);
                 }
             }
         }
         self.health.failed(&last.to_string(), false);
-        Err(pause(open.tries))
+        Err(last.pause(open.tries))
+    }
+
+    /// A broker that wants SASL answers ApiVersions, and closes at whatever comes next.
+    fn shut_out(&self, t: Trouble) -> Trouble {
+        match t {
+            Trouble::Ended if self.shared.options.sasl.is_none() => {
+                Trouble::Denied("closed at the first question: it may ask for SASL (set [kafka.sasl])".into())
+            }
+            other => other,
+        }
     }
 
     /// One question on the connection there is. The outer error is the connection's, the inner one the broker's.
     fn ask(&mut self, open: &Open) -> Result<Result<(), Duration>, Trouble> {
         let Some(c) = &mut self.connection else { return Err(Trouble::Ended) };
         let options = &self.shared.options;
+        if c.must_renew() {
+            c.authenticate(options)?;
+        }
         let deadline = Instant::now() + patience(&self.shared);
         let id = c.next_correlation();
         match &open.question {
             Question::Metadata { topics, .. } => {
                 let version = c.versions.metadata.unwrap_or(1);
-                let names = topics.iter().map(|t| &**t);
-                let request =
-                    messages::ask_metadata(version, id, &options.client_id, names, options.create_topics);
-                let answer = messages::metadata(c.call(&request, id, deadline)?, version)?;
+                let names: Vec<&str> = topics.iter().map(|t| &**t).collect();
+                let (client, create) = (&options.client_id, options.create_topics);
+                let request = messages::ask_metadata(version, id, client, &names, create);
+                let answer = messages::metadata(c.call(&request, id, deadline)?, version, &names)?;
                 if answer.nodes.is_empty() {
                     return Err(Trouble::Lost("it knows no brokers yet".into()));
                 }
@@ -153,12 +172,13 @@ impl Scout {
                     self.shared.event(Event::ProducerId { pid, epoch });
                     return Ok(Ok(()));
                 }
-                if (open.tries + 1).is_power_of_two() {
+                // A broker that has just started, or never gave one, says 14 once or twice.
+                if open.tries >= 3 && (open.tries + 1).is_power_of_two() {
                     log::warn!("no producer id: {}; asking again", errors::text(error, ""));
                 }
                 Ok(Err(match errors::of(error).fate {
                     errors::Fate::Again(Pace::Held) => Duration::from_secs(60),
-                    _ => pause(open.tries),
+                    _ => Trouble::Ended.pause(open.tries),
                 }))
             }
         }

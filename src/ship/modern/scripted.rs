@@ -3,12 +3,12 @@
 //! other request goes to the test, which says what happens to it.
 
 use super::trial::Feeder;
-use super::{Event, Options};
+use super::{Ends, Event, Options, Order};
 use crate::ship::driver::Verdict;
 use crate::ship::flight::Batch;
 use crate::ship::testing::{batch, chunk, origin};
 use bytes::{Buf, Bytes, BytesMut};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -71,7 +71,7 @@ pub struct Asked {
 impl Peers {
     /// Brokers 1..=n, all partitions 0..n of topic `t` led by broker partition + 1.
     pub fn start(n: i32) -> Self {
-        let (asked_to, asked) = unbounded();
+        let (asked_to, asked) = bounded(1000);
         let world = World {
             nodes: BTreeMap::new(),
             leaders: (0..n).map(|p| (("t".to_owned(), p), (p + 1, 0))).collect(),
@@ -325,6 +325,12 @@ pub fn one(partition: i32, base: i32) -> Batch {
 }
 
 impl Feeder {
+    /// Takes topic `t` up, and no producer id.
+    pub fn with(ends: Ends) -> Self {
+        ends.orders.send(Order::Topic("t".into())).unwrap();
+        Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None }
+    }
+
     /// The next batch that comes back: its partition, its base sequence and what became of it.
     pub fn done(&mut self) -> (i32, i32, Verdict) {
         loop {

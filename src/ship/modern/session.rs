@@ -7,10 +7,11 @@ use super::connection::{Connection, Trouble, mismatch};
 use super::errors::{self, Also};
 use super::inbox::Job;
 use super::messages::{self, Produced};
-use super::records::{Encoder, Envelope};
-use super::{IN_FLIGHT, News};
-use crate::chunk::Topic;
-use crate::ship::driver::{Acks, Event, Pace, Verdict};
+use super::pick::{pick, place};
+use super::records::Envelope;
+use super::wire::Malformed;
+use super::{IN_FLIGHT, News, Producer};
+use crate::ship::driver::{Acks, Pace, Verdict};
 use crate::ship::flight::Batch;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -53,11 +54,7 @@ enum What {
         version: i16,
         batches: Vec<Option<Batch>>,
     },
-    Ask {
-        topic: Topic,
-        partition: i32,
-        pid: i64,
-    },
+    Ask(Producer),
 }
 
 pub struct Session<'b> {
@@ -65,7 +62,7 @@ pub struct Session<'b> {
     connection: Connection,
     /// Batches not yet in a request, in the order they came.
     waiting: VecDeque<Batch>,
-    asks: VecDeque<(Topic, i32, i64)>,
+    asks: VecDeque<Producer>,
     /// Being written: `out` up to here has left.
     writing: Option<(Request, usize)>,
     /// Waiting for their answers, which come in this order.
@@ -123,15 +120,16 @@ impl<'b> Session<'b> {
             let (waiting, asks) = (&mut self.waiting, &mut self.asks);
             let open = self.broker.inbox.take(|job| match job {
                 Job::Send(batch) => waiting.push_back(batch),
-                Job::Ask { topic, partition, pid } => asks.push_back((topic, partition, pid)),
+                Job::Ask(asked) => asks.push_back(asked),
             });
             if !open {
                 return Ok(End::Closed);
             }
+            self.sift();
             self.send()?;
             let now = Instant::now();
             let Some(limit) = self.limit(now)? else { return Ok(End::Idle) };
-            let (connection, write) = (&self.connection, self.writing.is_some());
+            let (connection, write) = (&mut self.connection, self.writing.is_some());
             let readable = self
                 .broker
                 .inbox
@@ -187,19 +185,25 @@ impl<'b> Session<'b> {
     fn send(&mut self) -> Result<(), Trouble> {
         loop {
             if let Some((mut request, mut at)) = self.writing.take() {
-                at += match self.connection.write(&self.broker.out.filled()[at..]) {
-                    Ok(n) => n,
+                match self.connection.write(&self.broker.out.filled()[at..]) {
+                    Ok(0) => {}
+                    Ok(n) => (at, request.sent) = (at + n, Instant::now()),
                     Err(t) => {
                         self.writing = Some((request, at));
                         return Err(t);
                     }
-                };
-                request.sent = Instant::now();
+                }
                 if at < self.broker.out.filled().len() {
                     self.writing = Some((request, at));
                     return Ok(());
                 }
                 self.sent(request);
+            }
+            if self.connection.must_renew() {
+                if !self.air.is_empty() {
+                    return Ok(()); // what comes back first are those answers
+                }
+                self.connection.authenticate(&self.broker.shared.options)?;
             }
             let window = if self.fresh || !self.broker.shared.numbered() { 1 } else { IN_FLIGHT };
             if self.air.len() >= window || self.quiet.is_some_and(|q| q > Instant::now()) || !self.begin() {
@@ -225,16 +229,17 @@ impl<'b> Session<'b> {
     /// Puts the next request into `out`. `false`: there is nothing to send.
     fn begin(&mut self) -> bool {
         let now = Instant::now();
-        if let Some((topic, partition, pid)) = self.asks.pop_front() {
+        if let Some(asked) = self.asks.pop_front() {
             if self.connection.versions.describe_producers.is_none() {
-                let last = Err("the broker cannot tell (DescribeProducers, from 2.8)".into());
-                self.broker.shared.event(Event::Knows { topic, partition, pid, last });
+                let why = "the broker cannot tell (DescribeProducers, from 2.8)".to_owned();
+                self.broker.shared.knows(&asked, Err(why));
                 return self.begin();
             }
             let correlation = self.connection.next_correlation();
             let client = &self.broker.shared.options.client_id;
-            self.broker.out.set(&messages::ask_producers(correlation, client, &topic, partition));
-            let what = What::Ask { topic, partition, pid };
+            let request = messages::ask_producers(correlation, client, &asked.topic, asked.partition);
+            self.broker.out.set(&request);
+            let what = What::Ask(asked);
             self.writing = Some((Request { correlation, sent: now, bytes: 0, what }, 0));
             return true;
         }
@@ -264,7 +269,9 @@ impl<'b> Session<'b> {
     }
 
     fn answer(&mut self, correlation: i32, body: std::ops::Range<usize>) -> Result<(), Trouble> {
-        let Some(mut request) = self.air.pop_front() else { return Err(mismatch(correlation, 0)) };
+        let Some(mut request) = self.air.pop_front() else {
+            return Err(Trouble::Lost("an answer that nobody asked for".into()));
+        };
         if request.correlation != correlation {
             let due = request.correlation;
             self.air.push_front(request);
@@ -272,20 +279,22 @@ impl<'b> Session<'b> {
         }
         let body = self.connection.body(body);
         match &mut request.what {
-            What::Ask { topic, partition, pid } => {
-                let last = match messages::producers(body, topic, *partition, *pid) {
+            What::Ask(asked) => {
+                let last = match messages::producers(body, &asked.topic, asked.partition, asked.pid) {
                     Ok(known) => known.map_err(|(code, message)| errors::text(code, &message)),
                     Err(e) => {
                         self.air.push_front(request);
                         return Err(e.into());
                     }
                 };
-                let event = Event::Knows { topic: topic.clone(), partition: *partition, pid: *pid, last };
-                self.broker.shared.event(event);
+                self.broker.shared.knows(asked, last);
             }
             What::Produce { version, batches } => {
                 let mut said = Vec::with_capacity(batches.len());
                 let read = messages::produced(body, *version, |topic, p| {
+                    if said.len() == batches.len() {
+                        return Err(Malformed("more partitions than were asked about"));
+                    }
                     said.push((place(batches, topic, p.partition, said.len())?, p));
                     Ok(())
                 });
@@ -356,30 +365,21 @@ impl<'b> Session<'b> {
                 }
             }
         }
-        if !matches!(verdict, Verdict::Stored { .. }) {
-            self.hold_back(&batch);
-        }
         self.broker.shared.done(batch, verdict);
+        self.sift();
     }
 
-    /// Batches behind one that was not stored would only be refused for their sequence, or overtake it.
-    fn hold_back(&mut self, failed: &Batch) {
-        let same = |b: &Batch| b.partition == failed.partition && b.load.topic == failed.load.topic;
-        if !self.waiting.iter().any(same) {
-            return;
-        }
-        let (back, keep): (Vec<Batch>, VecDeque<Batch>) = {
-            let all = std::mem::take(&mut self.waiting);
-            let mut keep = VecDeque::new();
-            let mut back = Vec::new();
-            all.into_iter().for_each(|b| if same(&b) { back.push(b) } else { keep.push_back(b) });
-            (back, keep)
-        };
-        self.waiting = keep;
-        for batch in back {
-            let why = "a batch before it was not stored".to_owned();
-            // Never sent, so behind the failed one in ship's order: its own pace is the failed one's.
-            self.broker.shared.done(batch, Verdict::Again { maybe_stored: false, pace: Pace::Now, why });
+    /// Gives back what may not overtake a batch that has come back.
+    fn sift(&mut self) {
+        let shared = &self.broker.shared;
+        if shared.fences.any() {
+            for batch in std::mem::take(&mut self.waiting) {
+                if shared.fences.admit(&batch) {
+                    self.waiting.push_back(batch);
+                } else {
+                    shared.give_back(Job::Send(batch), Pace::Now, "a batch before it was not stored");
+                }
+            }
         }
     }
 
@@ -397,56 +397,10 @@ impl<'b> Session<'b> {
                         shared.done(batch, Verdict::Again { maybe_stored, pace, why });
                     }
                 }
-                What::Ask { topic, partition, pid } => {
-                    shared.give_back(Job::Ask { topic, partition, pid }, pace, why);
-                }
+                What::Ask(asked) => shared.give_back(Job::Ask(asked), pace, why),
             }
         }
         self.waiting.drain(..).for_each(|b| shared.give_back(Job::Send(b), pace, why));
-        for (topic, partition, pid) in self.asks.drain(..) {
-            shared.give_back(Job::Ask { topic, partition, pid }, pace, why);
-        }
+        self.asks.drain(..).for_each(|a| shared.give_back(Job::Ask(a), pace, why));
     }
-}
-
-/// Takes batches for one request: of each partition the first, up to `most` bytes (one larger goes alone), those of one
-/// topic side by side. What stays keeps its order.
-fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
-    let mut picked: Vec<Batch> = Vec::new();
-    let mut stay = VecDeque::new();
-    let mut bytes = 0;
-    while let Some(batch) = waiting.pop_front() {
-        let size = Encoder::estimate(&batch);
-        if !picked.is_empty() && bytes + size > most {
-            waiting.push_front(batch);
-            break;
-        }
-        if picked.iter().any(|p| p.partition == batch.partition && p.load.topic == batch.load.topic) {
-            stay.push_back(batch);
-            continue;
-        }
-        bytes += size;
-        picked.push(batch);
-    }
-    while let Some(batch) = stay.pop_back() {
-        waiting.push_front(batch);
-    }
-    picked.sort_by(|a, b| a.load.topic.cmp(&b.load.topic)); // stable
-    picked
-}
-
-/// The place of a partition in the request; `nth` is where it stands if the answer has the request's order.
-fn place(
-    batches: &[Option<Batch>],
-    topic: &[u8],
-    partition: i32,
-    nth: usize,
-) -> Result<usize, super::wire::Malformed> {
-    let is = |b: &Option<Batch>| {
-        b.as_ref().is_some_and(|b| b.partition == partition && b.load.topic.as_bytes() == topic)
-    };
-    if batches.get(nth).is_some_and(is) {
-        return Ok(nth);
-    }
-    batches.iter().position(is).ok_or(super::wire::Malformed("a partition that was not asked about"))
 }

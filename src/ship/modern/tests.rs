@@ -4,7 +4,8 @@
 use super::scripted::{Asked, Peers, one, part, produced};
 use super::trial::Feeder;
 use super::*;
-use crate::ship::driver::Refusal;
+use crate::ship::driver::{Pace, Refusal};
+use crossbeam_channel::select;
 use kafka_protocol::messages::produce_response::{BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint};
 use kafka_protocol::protocol::StrBytes;
 
@@ -73,7 +74,7 @@ fn several_partitions_in_one_request_and_each_once() {
     assert_eq!(first.produce(), [(0, 0), (1, 0)]);
     first.answer(&produced(vec![part(1, 0, 20), part(0, 19, -1)]));
     let got: Vec<_> = (0..3).map(|_| f.done()).map(|(p, b, _)| (p, b)).collect();
-    assert_eq!(got, [(1, 0), (0, 1), (0, 0)], "the batch behind the refused one comes back too, unsent");
+    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one comes back too, unsent");
     peers.nothing_within(50);
 }
 
@@ -99,7 +100,8 @@ fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     let good = produced(vec![part(0, 0, 5)]);
-    let bad: Vec<Box<dyn Fn(&Asked)>> = vec![
+    type Wrong<'a> = Box<dyn Fn(&Asked) + 'a>;
+    let bad: Vec<Wrong<'_>> = vec![
         Box::new(|a| a.write(&a.frame(a.correlation + 1, &good, a.version))),
         Box::new(|a| {
             let frame = a.frame(a.correlation, &good, a.version);
@@ -124,7 +126,7 @@ fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
     for (i, wrong) in bad.iter().enumerate() {
         f.send(one(0, 0));
         wrong(&peers.next());
-        assert_eq!(again(&f.done().2).0, true, "case {i}");
+        assert!(again(&f.done().2).0, "case {i}");
         insist(&peers, &mut f).answer_all(0);
         assert_eq!(stored(&f.done().2), Some(100), "case {i}");
     }
@@ -260,8 +262,7 @@ fn an_idle_connection_is_closed_quietly() {
     let board = Arc::new(Board::default());
     let options = Options { idle: Duration::from_millis(150), ..peers.options() };
     let ends = start(options, board.clone()).unwrap();
-    let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-    f.ends.orders.send(Order::Topic("t".into())).unwrap();
+    let mut f = Feeder::with(ends);
     f.living(&[0]);
     let address = format!("127.0.0.1:{}", peers.world().nodes[&1]);
     for base in 0..2 {
@@ -279,11 +280,14 @@ fn an_idle_connection_is_closed_quietly() {
     }
 }
 
-/// Fails when the broker's own close of an idle connection counts as a failure.
+/// Fails when the broker's own close of an idle connection counts as a failure, or costs a batch.
 #[test]
 fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     let peers = Peers::start(1);
-    let mut f = peers.feed();
+    let board = Arc::new(Board::default());
+    let mut f = Feeder::with(start(peers.options(), board.clone()).unwrap());
+    f.living(&[0]);
+    let address = peers.options().brokers.remove(0);
     for base in 0..3 {
         f.send(one(0, base));
         let a = peers.next();
@@ -291,6 +295,8 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
         assert_eq!(stored(&f.done().2), Some(100));
         a.close();
         f.nothing_within(50);
+        let seen = board.brokers()[&address].clone();
+        assert_eq!((seen.state.as_str(), seen.last_error), ("idle", None));
     }
 }
 
@@ -323,8 +329,7 @@ fn acks_zero_is_stored_when_written() {
     let peers = Peers::start(1);
     let options = Options { acks: Acks::Zero, ..peers.options() };
     let ends = start(options, Arc::default()).unwrap();
-    let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-    f.ends.orders.send(Order::Topic("t".into())).unwrap();
+    let mut f = Feeder::with(ends);
     f.living(&[0]);
     for base in 0..20 {
         f.send(one(0, base));
@@ -383,8 +388,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
 
     let fixed = Options { ..peers.options() };
     let ends = start(fixed, Arc::default()).unwrap();
-    let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-    f.ends.orders.send(Order::Topic("t".into())).unwrap();
+    let mut f = Feeder::with(ends);
     f.nothing_within(300);
     peers.world().produce = (0, 9);
     f.living(&[0]);
@@ -403,8 +407,7 @@ fn hostile_bootstrap_brokers_are_survived() {
         peers.world().noise = Some(noise);
         let board = Arc::new(Board::default());
         let ends = start(peers.options(), board.clone()).unwrap();
-        let mut f = Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None };
-        f.ends.orders.send(Order::Topic("t".into())).unwrap();
+        let mut f = Feeder::with(ends);
         f.nothing_within(400);
         let attempts = board.brokers()["bootstrap"].attempts;
         assert!((1..=5).contains(&attempts), "{attempts} attempts: {:?}", board.brokers());
@@ -456,7 +459,7 @@ fn what_a_leader_knows_of_a_producer() {
             .with_partitions(vec![part(0, vec![]), part(1, vec![other, one])]);
         DescribeProducersResponse::default().with_topics(vec![topic])
     };
-    let mut knows = |does: &dyn Fn(&Asked)| {
+    let knows = |does: &dyn Fn(&Asked)| {
         f.ends.orders.send(Order::Ask { topic: "t".into(), partition: 1, pid: 7 }).unwrap();
         let asked = peers.next();
         assert_eq!((asked.node, asked.api, asked.version), (2, 61, 0));
@@ -477,4 +480,30 @@ fn what_a_leader_knows_of_a_producer() {
             .contains("TOPIC_AUTHORIZATION_FAILED (29): no READ")
     );
     assert!(knows(&|a| a.close()).is_err());
+}
+
+/// Fails when an order that ship gave before it could hear of a failure is sent, or the failed batch is not.
+#[test]
+fn nothing_overtakes_a_batch_that_came_back() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    for base in 0..2 {
+        f.send(one(0, base));
+        peers.next().answer_all(0);
+        assert_eq!(f.done().1, base);
+    }
+    f.send(one(0, 2));
+    peers.next().close();
+    // Ship has not looked at its events yet.
+    while f.ends.events.is_empty() {
+        thread::yield_now();
+    }
+    f.send(one(0, 3));
+    assert_eq!((f.done().1, f.done().1), (2, 3));
+    peers.nothing_within(50);
+    f.ends.orders.send(Order::Send(vec![one(0, 2), one(0, 3)])).unwrap();
+    let again = peers.next();
+    assert_eq!(again.produce(), [(0, 2)]);
+    again.answer_all(0);
+    assert_eq!(peers.next().produce(), [(0, 3)]);
 }

@@ -1,13 +1,14 @@
 //! The driver on a real broker, measured; nothing here runs by itself.
 //!
-//! `LOGAGENT_TRIAL=127.0.0.1:9092 cargo test --release trial -- --ignored --nocapture`, with `LOGAGENT_TRIAL_TOPIC`,
+//! `LOGAGENT_TRIAL=127.0.0.1:9092 cargo test --release trial::trial -- --ignored --nocapture`, with `LOGAGENT_TRIAL_TOPIC`,
 //! `_LINES`, `_BATCH` (bytes), `_CODEC`, `_ACKS` (0, 1, all) as needed.
 
 use super::*;
 use crate::chunk::Chunk;
+use crate::ship::driver::{Pace, TopicView};
 use crate::ship::flight::Numbers;
 use crate::ship::testing::{batch, chunk, plain};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::env::var;
 
 /// A stand-in for ship that numbers, retries in order and keeps a few batches of each partition in the air.
@@ -172,6 +173,19 @@ fn trial() {
         stored as f64 / took / 1e6,
         used / stored as f64 * 1e6
     );
+    if let (Acks::All, Some((pid, epoch))) = (acks, f.pid) {
+        for (at, partition) in partitions.iter().enumerate().filter(|(at, _)| next[*at] > 0) {
+            f.ends.orders.send(Order::Ask { topic: f.topic.clone(), partition: *partition, pid }).unwrap();
+            let last = f.ends.events.iter().find_map(|e| match e {
+                Event::Knows { last, .. } => Some(last),
+                _ => None,
+            });
+            match last.unwrap() {
+                Ok(last) => assert_eq!(last, Some((epoch, next[at] - 1)), "what the leader knows of us"),
+                Err(why) => println!("the leader does not tell what it knows of us: {why}"),
+            }
+        }
+    }
 }
 
 /// Unique lines at a steady rate over all living partitions, for `LOGAGENT_TRIAL_SECONDS`, while somebody kills brokers.

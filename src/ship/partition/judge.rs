@@ -26,7 +26,7 @@ impl Partition {
     ) {
         match what {
             Refusal::Timestamp => match batch.restamped {
-                // The broker's own clock is the judge; no stamp at all is the last it can be offered (KAFKA.md 3.3).
+                // The broker's own clock is the judge; no stamp at all is the last it can be offered.
                 Some(-1) => {
                     self.give_back(batch);
                     self.drain(Then::Held, why);
@@ -98,6 +98,7 @@ impl Partition {
             (Some(n), Some(ours)) if code == FENCED => {
                 if n.pid == ours.pid {
                     actions.push(Action::NewId { pid: n.pid });
+                    n.bump = true;
                 }
                 self.drain(Then::Now, why);
             }
@@ -116,6 +117,12 @@ impl Partition {
 
     /// What the leader knows of our producer id, for the first batch.
     pub fn knows(&mut self, pid: i64, last: Known, now: Now, actions: &mut Vec<Action>) {
+        if let Some(past) = self.pasts.front() {
+            if past.pid == pid && matches!(self.health, Health::Asking { .. }) {
+                self.recall(last, now, actions);
+            }
+            return;
+        }
         let ours = self.numbering.as_ref().is_some_and(|n| n.pid == pid);
         if ours && matches!(self.health, Health::Asking { .. }) {
             self.learned(last, now, actions);

@@ -18,7 +18,7 @@ struct Bench {
     flight: u64,
 }
 
-const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)) };
+const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
 impl Bench {
     fn new(rules: Rules) -> Self {
@@ -133,7 +133,7 @@ fn after_long_idleness_the_first_flies_alone_again() {
 /// Fails without an id, or when batches leave while it is asked for.
 #[test]
 fn without_an_id_nothing_leaves() {
-    let mut b = Bench::new(Rules::Numbered { in_flight: 5, id: None });
+    let mut b = Bench::new(Rules::Numbered { in_flight: 5, id: None, once: false });
     b.push(1);
     assert!(b.flying().is_empty());
     b.rules = NUMBERED;
@@ -264,11 +264,11 @@ fn a_fenced_id_is_left() {
     (0..2).for_each(|_| b.push(1));
     b.misnumbered(0, 47);
     assert_eq!(b.told, ["NewId { pid: 7 }"]);
-    b.rules = Rules::Numbered { in_flight: 3, id: None };
+    b.rules = Rules::Numbered { in_flight: 3, id: None, once: false };
     b.misnumbered(0, 47);
     b.pass(1000);
     assert!(b.flying().is_empty());
-    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 0)) };
+    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 0)), once: false };
     b.pass(1000);
     assert_eq!((b.flying(), b.air[0].numbers.map(|n| n.pid)), (vec![(2, 0, 0)], Some(8)));
 }

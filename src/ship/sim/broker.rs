@@ -1,7 +1,7 @@
 //! The simulator's brokers, and the driver's share of what goes wrong. Knows nothing of ship's state.
 //!
-//! Producer state is `ProducerStateManager`'s (KAFKA.md 3.2): the last five batches, of which a restart leaves one; an
-//! exact repeat is answered with its first offset; an unknown id may begin anywhere; a new epoch only at 0.
+//! Producer state is Kafka's `ProducerStateManager`'s: the last five batches, of which a restart leaves one; an exact
+//! repeat is answered with its first offset; an unknown id may begin anywhere; a new epoch only at 0.
 
 use super::World;
 use crate::ship::driver::{Event, Pace, Refusal, Verdict};

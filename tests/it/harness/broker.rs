@@ -83,6 +83,33 @@ impl Broker {
         }
         place.get().unwrap()
     }
+    /// One with TLS, SASL and ACLs (see `tests/kafka/broker`), where a session ends after 4 s. For all tests that only take
+    /// topics and rights of their own.
+    #[track_caller]
+    pub fn secure(version: Version) -> &'static Broker {
+        static SECURE: [OnceLock<Broker>; 4] = [const { OnceLock::new() }; 4];
+        SECURE[version as usize].get_or_init(|| {
+            let conf = ["connections.max.reauth.ms=4000"];
+            let (dir, address) = start(&["start", version.name(), "--secure"], &conf);
+            Broker { version, address, dir }
+        })
+    }
+    /// Where a listener of a secure broker is.
+    pub fn listener(&self, name: &str) -> String {
+        script(["address".as_ref(), self.dir.as_os_str(), name.as_ref()])
+    }
+    /// A file of a secure broker's keys.
+    pub fn key(&self, name: &str) -> PathBuf {
+        self.dir.join("keys").join(name)
+    }
+    /// Gives a user the right to write to a topic.
+    pub fn allow(&self, user: &str, topic: &Topic) {
+        script(["acl".as_ref(), self.dir.as_os_str(), "add".as_ref(), user.as_ref(), topic.name.as_ref()]);
+    }
+    /// Takes it away.
+    pub fn forbid(&self, user: &str, topic: &Topic) {
+        script(["acl".as_ref(), self.dir.as_os_str(), "remove".as_ref(), user.as_ref(), topic.name.as_ref()]);
+    }
     /// One for this test alone.
     #[track_caller]
     pub fn own(version: Version) -> Broker {

@@ -106,6 +106,8 @@ pub enum Reply {
     Raw(Vec<u8>),
     /// Half of the frame, then the connection is closed.
     Half,
+    /// As Kafka would, one byte a second.
+    Drip,
     /// The right correlation id with this after it.
     Body(Vec<u8>),
     /// Produce: the code for these partitions, which do not store; Metadata: for partitions with these ids.
@@ -418,6 +420,13 @@ fn answer(
     match reply {
         Reply::Lost => Ok(false),
         Reply::Swallow => Ok(true),
+        Reply::Drip => {
+            for byte in frame {
+                stream.write_all(&[byte])?;
+                pause(millis(1000));
+            }
+            Ok(true)
+        }
         Reply::Half => stream.write_all(&frame[..frame.len() / 2]).map(|()| false),
         // acks=0: a broker answers nothing
         _ if request.api == Api::Produce && body.is_empty() => Ok(true),

@@ -1,0 +1,290 @@
+//! Exactly-once at the start: from the state folder's `flights` and `offsets` to what ship, tails and checkpoint take over.
+//! The only place that knows journal, saved positions and files together. Sends nothing.
+//!
+//! What cannot be trusted is not used: then the agent goes on from the saved positions with a new producer id, says so, and
+//! counts what may stand twice.
+
+use super::crew::Plan;
+use crate::budget::Permit;
+use crate::checkpoint::store::private;
+use crate::checkpoint::{Job, Saved, SavedStream};
+use crate::chunk::{Chunk, Origin, StreamId, Topic};
+use crate::cover::{Cover, Taker};
+use crate::error::Error;
+use crate::report::{Board, Gauge};
+use crate::ship::driver::Ends;
+use crate::ship::flight::{Load, Pick};
+use crate::ship::journal::Journal;
+use crate::ship::journal::intent::{Piece, Record};
+use crate::ship::journal::load::{Loaded, Rebuild, Wanted, load};
+use crate::ship::journal::store::{Binding, Found, Store};
+use crate::ship::resume::{Once, Resumed};
+use crate::stop;
+use crate::tail::reread::{self, reread};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// What goes on from an earlier run, or begins.
+pub struct Recovered {
+    pub journal: Journal,
+    pub taker: Taker,
+    pub once: Once,
+    /// The saved positions as tails are to see them: what is sent again without them is not theirs to read.
+    pub for_tails: Saved,
+}
+
+impl Recovered {
+    pub fn put_before(journal: Journal, taker: Taker, driver: Ends) -> Result<Ends, Error> {
+        let fix = "raise the limit of threads (ulimit -u, TasksMax)";
+        journal.put_before(driver, taker).map_err(|e| Error::failed("start a thread", e, fix))
+    }
+}
+
+/// `saved` and `job` are changed: lines that are proved stored count as acknowledged.
+pub fn recover(
+    (folder, always): (&Path, bool),
+    plans: &[Plan],
+    job: &mut Job,
+    saved: &mut Saved,
+    taker: Taker,
+    board: &Arc<Board>,
+) -> Result<Recovered, Error> {
+    board.once.active.store(true, Relaxed);
+    let path = folder.join("flights");
+    let trouble = |e| {
+        let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
+        Error::failed(format_args!("open {}", path.display()), e, fix)
+    };
+    let (store, found) = private(&path, false).and_then(Store::open).map_err(trouble)?;
+    let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
+    let cover = cover(saved);
+    let mut loaded = match doubt(&found, &binding, job.trusted, saved) {
+        None => load(records(found.records), &cover),
+        Some(why) => {
+            log::error!(
+                "{}: {why}; going on from the saved positions with a new producer id: lines sent since they were saved may stand \
+                 twice, doubled_at_most counts them",
+                path.display()
+            );
+            job.distrust();
+            Loaded::default()
+        }
+    };
+    for ack in &loaded.settled {
+        if saved.acknowledge(ack) {
+            board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
+        }
+    }
+    let flights = resume(&mut loaded, plans, saved, board)?;
+    if loaded.id.is_some() {
+        // What is neither acknowledged nor in these flights is read again.
+        let lines = flights.iter().flat_map(|f| &f.load.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
+        board.totals.read_lines.store(board.totals.acked_lines.load(Relaxed) + lines, Relaxed);
+    }
+    let mut for_tails = saved.clone();
+    let mut rebuilt: HashMap<StreamId, u64> = HashMap::new();
+    for chunk in flights.iter().flat_map(|f| &f.load.chunks) {
+        let end = rebuilt.entry(chunk.origin.stream).or_default();
+        *end = chunk.range.end.max(*end);
+        for_tails.acknowledge(&chunk.ack());
+    }
+    job.take_over(saved, rebuilt);
+    if !flights.is_empty() {
+        log::info!("{} flight(s) of the last run are taken up again", flights.len());
+    }
+    let journal = Journal::begin(store, binding, &loaded, cover, board.clone()).map_err(trouble)?;
+    // Each run has an epoch of its own.
+    let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
+    let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
+    Ok(Recovered { journal, taker, once, for_tails })
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn boot() -> String {
+    read("/proc/sys/kernel/random/boot_id")
+}
+
+fn cover(saved: &Saved) -> Cover {
+    let ranges = |s: &SavedStream| s.beyond.iter().map(|(range, _)| range.clone()).collect();
+    Cover(saved.streams.iter().map(|s| (s.stream, (s.at.offset, ranges(s)))).collect())
+}
+
+/// Why the journal says nothing that may be relied on.
+fn doubt(found: &Found, now: &Binding, trusted: bool, saved: &Saved) -> Option<String> {
+    let Some(then) = &found.binding else {
+        let unfinished = saved.streams.iter().any(|s| !s.finished);
+        return match found.content {
+            true => Some("it is damaged".into()),
+            false if unfinished => Some("it is missing, though positions are saved".into()),
+            false => None,
+        };
+    };
+    if then.machine != now.machine {
+        return Some("it was written on another machine (/etc/machine-id)".into());
+    }
+    if then.boot != now.boot && !then.synced && !trusted {
+        return Some(
+            "the machine went down before it was on the disk (sync = \"always\" covers that)".into(),
+        );
+    }
+    if then.boot == now.boot && !trusted {
+        return Some("the saved positions are older than it".into());
+    }
+    None
+}
+
+fn records(payloads: Vec<Vec<u8>>) -> Vec<Record> {
+    let understood = |payload: &Vec<u8>| {
+        let record = Record::read(payload);
+        if record.is_none() {
+            log::error!("flights: a record of {} bytes is not understood", payload.len());
+        }
+        record
+    };
+    payloads.iter().filter_map(understood).collect()
+}
+
+/// Reads the flights again. What is nowhere any more is given up, and counted.
+fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> Result<Vec<Resumed>, Error> {
+    let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
+    let mut bytes = read_all(&loaded.flights, &streams)?;
+    let mut permits = permits(&loaded.flights, plans);
+    let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
+    let mut resumed = Vec::new();
+    for flight in std::mem::take(&mut loaded.flights) {
+        let mut chunks = Vec::new();
+        let mut places = HashMap::new();
+        let mut stored = Vec::new();
+        for (i, wanted) in flight.chunks.iter().enumerate() {
+            let key = (wanted.piece.stream, wanted.piece.range.start);
+            let chunk = streams.get(&wanted.piece.stream).and_then(|stream| {
+                chunk(&flight.topic, wanted, bytes.remove(&key)?, stream, plans, &mut permits)
+            });
+            let Some(chunk) = chunk else {
+                gone.insert(key);
+                give_up(board, wanted.stored.len(), &wanted.piece, &streams);
+                continue;
+            };
+            places.insert(i, chunks.len());
+            stored.extend(wanted.stored.iter().map(|l| Pick { chunk: chunks.len() as u16, line: *l }));
+            chunks.push(chunk);
+        }
+        let mut open = flight.open;
+        open.retain_mut(|o| {
+            let there = o.picks.iter_mut().all(|(at, _)| match places.get(at) {
+                Some(now) => {
+                    *at = *now;
+                    true
+                }
+                None => false,
+            });
+            if !there {
+                board.totals.uncertain.fetch_add(o.count.into(), Relaxed);
+                log::error!(
+                    "{} lines of an open batch cannot be proved stored: counted as uncertain",
+                    o.count
+                );
+            }
+            there
+        });
+        if !chunks.is_empty() {
+            let Rebuild { topic, topic_id, stamp_ms, flight, .. } = flight;
+            resumed.push(Resumed { flight, load: Load { topic, topic_id, stamp_ms, chunks }, open, stored });
+        }
+    }
+    loaded.keep.retain(|i| !i.pieces.iter().any(|p| gone.contains(&(p.stream, p.range.start))));
+    Ok(resumed)
+}
+
+fn give_up(board: &Board, lines: usize, piece: &Piece, streams: &HashMap<StreamId, &SavedStream>) {
+    board.totals.uncertain.fetch_add(lines as u64, Relaxed);
+    let path = streams.get(&piece.stream).map(|s| s.path.display().to_string()).unwrap_or_default();
+    log::error!(
+        "{path}: bytes {}..{} of an unfinished flight are not there any more, or not followed; what is there is read anew",
+        piece.range.start,
+        piece.range.end
+    );
+}
+
+/// The bytes of all chunks, by stream and start.
+fn read_all(
+    flights: &[Rebuild],
+    streams: &HashMap<StreamId, &SavedStream>,
+) -> Result<HashMap<(StreamId, u64), Vec<u8>>, Error> {
+    let mut wanted: HashMap<StreamId, Vec<reread::Wanted>> = HashMap::new();
+    for p in flights.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
+        let of = wanted.entry(p.stream).or_default();
+        of.push(reread::Wanted { range: p.range.clone(), crc: p.crc });
+    }
+    let mut out = HashMap::new();
+    for (stream, wanted) in wanted {
+        let Some(s) = streams.get(&stream) else { continue };
+        let found = reread(&s.path, &s.identity, &wanted).map_err(|e| {
+            let fix = "let the agent's user read its folder; flights that may have been sent are read again from there";
+            Error::failed(format_args!("read {}", s.path.display()), e, fix)
+        })?;
+        for (w, bytes) in wanted.iter().zip(found) {
+            // What is acknowledged in part was framed otherwise since.
+            if let Some(bytes) = bytes.filter(|_| w.range.start >= s.at.offset) {
+                out.insert((stream, w.range.start), bytes);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// One permit for each topic, before any tail runs: it is granted at once, also where `memory` was made smaller.
+fn permits(flights: &[Rebuild], plans: &[Plan]) -> HashMap<Topic, Permit> {
+    let mut sizes: HashMap<&Topic, usize> = HashMap::new();
+    for f in flights {
+        let of = |c: &Wanted| (c.piece.range.end - c.piece.range.start) as usize + c.piece.lines as usize * 8;
+        *sizes.entry(&f.topic).or_default() += f.chunks.iter().map(of).sum::<usize>();
+    }
+    let (_handle, stop) = stop::pair();
+    let permit = |(topic, size): (&Topic, usize)| {
+        let plan = plans.iter().find(|p| p.tail.topic == *topic).or(plans.first())?;
+        Some((topic.clone(), plan.tail.reading.share.take(size, &stop)?))
+    };
+    sizes.into_iter().filter_map(permit).collect()
+}
+
+fn chunk(
+    topic: &Topic,
+    wanted: &Wanted,
+    bytes: Vec<u8>,
+    stream: &SavedStream,
+    plans: &[Plan],
+    permits: &mut HashMap<Topic, Permit>,
+) -> Option<Chunk> {
+    let piece = &wanted.piece;
+    let lines = piece.lines_in(&bytes)?;
+    let follows = |p: &&Plan| {
+        let path = &stream.path;
+        p.watched.patterns.iter().any(|x| x.matches(path)) && !p.watched.exclude.matches(path)
+    };
+    let plan = plans.iter().find(follows)?;
+    let end = piece.range.end;
+    let origin = Origin {
+        stream: piece.stream,
+        source: plan.tail.source,
+        topic: topic.clone(),
+        path: stream.path.clone(),
+        shape: plan.tail.shape.clone(),
+        gauge: Arc::new(Gauge::new(end, end, None)),
+    };
+    let permit = permits.get_mut(topic)?.split(bytes.len() + lines.len() * 8);
+    Some(Chunk {
+        origin: Arc::new(origin),
+        range: piece.range.clone(),
+        end: piece.end,
+        last: piece.last,
+        lines,
+        bytes,
+        permit,
+    })
+}

@@ -1,0 +1,287 @@
+//! Exactly once. A worker between ship and the driver: before a batch is first sent with its numbers, what it carries is
+//! written down (its *intent*); so whatever is killed, the next run knows what may be stored, and proves it by sending the
+//! same numbers again. Decides nothing about sending or numbers, and reads no log file.
+//!
+//! Invariant: no batch leaves whose intent is not in `flights` (with `sync = "always"`: on the disk). Per partition one
+//! intent is open at most. No stream flies before its opening is saved, or an intent could name a stream that the next run
+//! gives to another file.
+//!
+//! # One id, with an epoch of each partition
+//!
+//! One producer id serves all partitions; it is kept over restarts, and each run uses it with an epoch of its own, higher
+//! than all before (KIP-98 lets a client choose a higher epoch, if it begins at sequence 0). So a copy of the state folder,
+//! or one put back from a backup, meets an epoch that its numbers cannot explain, and requests of a killed run that are
+//! still under way are refused (47) as soon as this run has stored something there. Only open batches are sent again with
+//! the epoch they had.
+//!
+//! Measured on 3.9.1 and 4.1.0 (`modern/trial_epochs.rs`): what a broker keeps of a producer is kept per partition, so an epoch that
+//! rises in one partition does nothing to another; a jump over several epochs is taken, at sequence 0 only; an exact repeat
+//! is answered with the first offset, also after `kill -9` of the broker; `DescribeProducers` tells epoch and last sequence
+//! of the id after each of these, and nothing where it never wrote.
+//!
+//! # At the start
+//!
+//! [`mod@load`] says what the intents mean. Lines of settled ones count as acknowledged; a flight with open ones is read again
+//! and handed to ship as it was. Before a partition is first used, its leader is asked about our id (`partition/recall.rs`):
+//! it must know neither more nor other numbers than ours. A batch that it may have is sent again with the numbers it had:
+//! the answer is the proof.
+//!
+//! In reading order: [`intent`] (what is written), [`store`] (the file), [`mod@load`].
+
+pub mod intent;
+pub mod load;
+pub mod store;
+
+use super::driver::{Ends, Order};
+use super::flight::Batch;
+use crate::chunk::{Range, StreamId};
+use crate::cover::{Cover, Taker};
+use crate::report::Board;
+use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use intent::{Intent, Last, Record};
+use load::{Loaded, Place};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Duration;
+use store::{Binding, Group, Store};
+
+/// What is known of an intent that the saved positions do not cover.
+#[derive(Debug)]
+struct Live {
+    serial: u64,
+    spans: Vec<(StreamId, Range)>,
+    /// Its record, to be carried over when the file changes halves.
+    payload: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Journal {
+    store: Store,
+    binding: Binding,
+    cover: Cover,
+    lasts: HashMap<Place, Last>,
+    /// By serial, ascending.
+    live: Vec<Live>,
+    serial: u64,
+    board: Arc<Board>,
+}
+
+/// After a failed write the next try comes so much later.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Batches whose intents are written together.
+const GROUP: usize = 256;
+
+impl Journal {
+    /// Begins this run: what is still needed of `loaded` goes to the other half of the file.
+    pub fn begin(
+        store: Store,
+        binding: Binding,
+        loaded: &Loaded,
+        cover: Cover,
+        board: Arc<Board>,
+    ) -> io::Result<Journal> {
+        let live = loaded.keep.iter().map(|intent| Live::of(intent.clone())).collect();
+        let lasts = loaded.lasts.clone();
+        let mut journal = Journal { store, binding, cover, lasts, live, serial: loaded.serial, board };
+        journal.change_halves()?;
+        Ok(journal)
+    }
+
+    /// Puts the worker before `driver`. It is detached, as the driver's are: it may be inside a slow disk.
+    #[allow(clippy::disallowed_methods, reason = "bounded by the batches that ship has in flight")]
+    pub fn put_before(self, driver: Ends, cover: Taker) -> io::Result<Ends> {
+        let (orders, inbox) = unbounded();
+        let Ends { orders: next, events } = driver;
+        let worker = Worker { journal: self, next, cover, waiting: Vec::new(), trouble: None };
+        thread::Builder::new()
+            .name("journal".into())
+            .stack_size(256 << 10)
+            .spawn(move || worker.run(&inbox))?;
+        Ok(Ends { orders, events })
+    }
+
+    /// Writes intents until they would not fit; how many of the batches have theirs. Those batches know it.
+    fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
+        let mut group = Group::default();
+        let mut added: Vec<(Live, Last, u64)> = Vec::new();
+        let mut fits = 0;
+        for batch in batches.iter() {
+            let Some(numbers) = batch.numbers.filter(|n| batch.noted != Some(*n)) else {
+                fits += 1; // without numbers there is nothing to prove; or it is written already
+                continue;
+            };
+            let place = (batch.load.topic.clone(), batch.partition);
+            let follows = self.lasts.get(&place).is_some_and(|l| l.pid == numbers.pid);
+            let serial = self.serial + 1 + added.len() as u64;
+            let intent = Intent::of(batch, numbers, serial, follows);
+            let (last, voids) = (intent.last(), intent.voids);
+            let live = Live::of(intent);
+            if !self.store.has_room(&group, live.payload.len()) {
+                break;
+            }
+            self.store.add(&mut group, &live.payload);
+            added.push((live, last, voids));
+            fits += 1;
+        }
+        if group.is_empty() {
+            return Ok(fits);
+        }
+        self.store.append(&group, self.binding.synced)?;
+        let mut serials = added.iter().map(|(live, ..)| live.serial);
+        for batch in &mut batches[..fits] {
+            if batch.numbers.is_some() && batch.noted != batch.numbers {
+                (batch.intent, batch.noted) = (serials.next().unwrap_or_default(), batch.numbers);
+            }
+        }
+        drop(serials);
+        for (live, last, voids) in added {
+            self.live.retain(|l| l.serial != voids);
+            self.serial = live.serial;
+            self.lasts.insert((last.topic.clone(), last.partition), last);
+            self.live.push(live);
+        }
+        self.tell();
+        Ok(fits)
+    }
+
+    /// Only what is needed is carried over, so there is room afterwards, unless much is unsettled.
+    fn change_halves(&mut self) -> io::Result<()> {
+        let is_live = |l: &Last| self.live.binary_search_by_key(&l.serial, |live| live.serial).is_ok();
+        // After the intents: a partition's last word.
+        let lasts = self.lasts.values().filter(|l| !is_live(l)).map(|l| {
+            let mut payload = Vec::new();
+            Record::Last(l.clone()).write(&mut payload);
+            payload
+        });
+        let payloads = self.live.iter().map(|l| l.payload.clone()).chain(lasts);
+        self.store.begin(&self.binding, payloads)?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Positions are saved: what they cover is not needed any more.
+    fn covered(&mut self, cover: Cover) {
+        self.cover = cover;
+        let cover = &self.cover;
+        self.live.retain(|l| !l.spans.iter().all(|(stream, range)| cover.holds(*stream, range)));
+        self.tell();
+    }
+
+    fn may_fly(&self, batch: &Batch) -> bool {
+        batch.load.chunks.iter().all(|c| self.cover.knows(c.origin.stream))
+    }
+
+    fn tell(&self) {
+        self.board.once.unsettled.store(self.live.len() as u64, Relaxed);
+        self.board.once.bytes.store(self.store.written(), Relaxed);
+    }
+}
+
+impl Live {
+    fn of(intent: Intent) -> Live {
+        let spans = intent.pieces.iter().map(|p| p.spans()).collect();
+        let serial = intent.serial;
+        let mut payload = Vec::new();
+        Record::Intent(intent).write(&mut payload);
+        Live { serial, spans, payload }
+    }
+}
+
+struct Worker {
+    journal: Journal,
+    next: Sender<Order>,
+    cover: Taker,
+    /// Batches without an intent yet, in the order they came.
+    waiting: Vec<Batch>,
+    trouble: Option<String>,
+}
+
+impl Worker {
+    /// Until ship drops its orders, or the driver is gone.
+    fn run(mut self, inbox: &Receiver<Order>) {
+        let bell = self.cover.bell.clone();
+        loop {
+            let mut open = true;
+            let retry = if self.trouble.is_some() { RETRY } else { Duration::from_secs(3600) };
+            select! {
+                recv(inbox) -> order => match order {
+                    Ok(order) => open = self.take(order),
+                    Err(_) => return,
+                },
+                recv(bell) -> _ => {}
+                default(retry) => {}
+            }
+            while open
+                && self.waiting.len() < GROUP
+                && let Ok(order) = inbox.try_recv()
+            {
+                open = self.take(order);
+            }
+            if let Some(cover) = self.cover.take() {
+                self.journal.covered(cover);
+            }
+            if !open || !self.send() {
+                return;
+            }
+        }
+    }
+
+    /// `false`: the driver is gone.
+    fn take(&mut self, order: Order) -> bool {
+        match order {
+            Order::Send(batches) => {
+                self.waiting.extend(batches);
+                true
+            }
+            other => self.next.send(other).is_ok(),
+        }
+    }
+
+    /// Writes and passes on what may fly.
+    fn send(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.journal.may_fly(b));
+        self.waiting = rest;
+        if ready.is_empty() {
+            return true;
+        }
+        let mut done = self.journal.write(&mut ready);
+        if done.as_ref().is_ok_and(|n| *n < ready.len()) {
+            // What was written stays good: it is among what is carried over.
+            let before = done.unwrap_or_default();
+            let more = self.journal.change_halves().and_then(|()| self.journal.write(&mut ready[before..]));
+            done = more.map(|n| n + before);
+        }
+        let n = match done {
+            Ok(n) => {
+                if self.trouble.take().is_some() {
+                    log::info!("flights are written again");
+                }
+                n
+            }
+            Err(e) => {
+                self.failed(&e);
+                ready.iter().take_while(|b| b.noted == b.numbers).count()
+            }
+        };
+        // What has no room waits until positions are saved.
+        let late = ready.split_off(n);
+        self.waiting.splice(0..0, late);
+        ready.is_empty() || self.next.send(Order::Send(ready)).is_ok()
+    }
+
+    fn failed(&mut self, e: &io::Error) {
+        let why = e.to_string();
+        if self.trouble.as_ref() != Some(&why) {
+            log::error!(
+                "write flights in the state folder: {why}; nothing is sent until it can be: mend its disk, or \
+                 set delivery = \"at-least-once\""
+            );
+            self.trouble = Some(why);
+        }
+    }
+}

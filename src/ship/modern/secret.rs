@@ -1,0 +1,97 @@
+//! Files with keys, certificates and passwords: read whole, anew at each connect, within limits, and wiped after use.
+//! Knows nothing of what is in them.
+
+use rustix::fs::OFlags;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use zeroize::Zeroizing;
+
+/// Longest file with certificates: all roots of a distribution are some 220 KB.
+pub const PEM_MOST: u64 = 2 << 20;
+/// Longest password.
+pub const PASSWORD_MOST: u64 = 4096;
+
+/// All of a regular file. The error names the path and what to do, and never what is in the file.
+pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    let wrong = |why: &str| format!("{what} {}: {why}", path.display());
+    // NONBLOCK: a FIFO in its place must not hold the connection up.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path);
+    let mut file = file.map_err(|e| wrong(&format!("{e}; let the agent's user read it")))?;
+    let meta = file.metadata().map_err(|e| wrong(&e.to_string()))?;
+    if !meta.is_file() {
+        return Err(wrong("no regular file"));
+    }
+    if meta.len() > most {
+        return Err(wrong(&format!("{} bytes, at most {most} taken", meta.len())));
+    }
+    // With room for all of it from the start: a vector that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(meta.len() as usize + 1));
+    let room = meta.len() + 1;
+    file.by_ref().take(room).read_to_end(&mut bytes).map_err(|e| wrong(&e.to_string()))?;
+    if bytes.len() as u64 > meta.len() {
+        return Err(wrong("grew while it was read"));
+    }
+    Ok(bytes)
+}
+
+/// A password's file without the end of its line, as `echo` and editors write one; systemd's credentials are just such
+/// files.
+pub fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let mut bytes = read(path, "password_file", PASSWORD_MOST)?;
+    for end in [b'\n', b'\r'] {
+        if bytes.last() == Some(&end) {
+            bytes.pop();
+        }
+    }
+    if bytes.is_empty() {
+        return Err(format!("password_file {}: it is empty; write the password into it", path.display()));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a line's end becomes part of the password, or more than one is cut off.
+    #[test]
+    fn one_line_end_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        let all: [(&[u8], Option<&[u8]>); 7] = [
+            (b"s3cret", Some(b"s3cret")),
+            (b"s3cret\n", Some(b"s3cret")),
+            (b"s3cret\r\n", Some(b"s3cret")),
+            (b"two\n\n", Some(b"two\n")),
+            (b" blank \n", Some(b" blank ")),
+            (b"\n", None),
+            (b"", None),
+        ];
+        for (written, want) in all {
+            std::fs::write(&path, written).unwrap();
+            assert_eq!(password(&path).ok().as_deref().map(|p| &p[..]), want, "{written:?}");
+        }
+    }
+
+    /// Fails when a FIFO, a folder or a huge file is read.
+    #[test]
+    fn only_small_regular_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+        let large = dir.path().join("large");
+        std::fs::write(&large, vec![b'x'; PASSWORD_MOST as usize + 1]).unwrap();
+        for (path, why) in [
+            (&fifo, "no regular file"),
+            (&dir.path().to_owned(), "no regular file"),
+            (&large, "at most 4096"),
+            (&dir.path().join("gone"), "No such file"),
+        ] {
+            let said = password(path).unwrap_err();
+            assert!(said.starts_with("password_file /") && said.contains(why), "{said}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Reads ranges of a stream again, wherever its bytes are by now: under its path, renamed, copied or compressed. Frames
+//! nothing. The checksum is the proof: bytes that agree with it at that offset are those that were read.
+
+use super::gz::Gz;
+use super::identity;
+use super::siblings::{self, Packed};
+use crate::chunk::{Identity, Range};
+use crossbeam_channel::after;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// A range and the crc32c of its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    pub range: Range,
+    pub crc: u32,
+}
+
+/// A rotation under way may hide a file between two names: so often, and so long apart, it is looked for.
+const LOOKS: u32 = 4;
+const APART: Duration = Duration::from_millis(50);
+
+/// The bytes of each range, in the order asked; `None`: they are nowhere. An error is one of the folder's, and may pass.
+pub fn reread(path: &Path, identity: &Identity, wanted: &[Wanted]) -> io::Result<Vec<Option<Vec<u8>>>> {
+    let mut found = vec![None; wanted.len()];
+    for look in 0..LOOKS {
+        if look > 0 {
+            let _ = after(APART).recv();
+        }
+        look_once(path, identity, wanted, &mut found)?;
+        if found.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn look_once(
+    path: &Path,
+    identity: &Identity,
+    wanted: &[Wanted],
+    found: &mut [Option<Vec<u8>>],
+) -> io::Result<()> {
+    let mut files = Vec::new();
+    if let Ok((file, look)) = identity::open(path) {
+        files.push((look.identity != *identity, Packed::Plain, file));
+    }
+    for sibling in siblings::list(path)? {
+        if let Ok((file, look)) = identity::open(&sibling.path) {
+            files.push((look.identity != *identity, sibling.packed, file));
+        }
+    }
+    files.sort_by_key(|(other, packed, _)| (*other, *packed != Packed::Plain)); // the file itself first
+    for (_, packed, file) in files {
+        // An error (a damaged `.gz`, a disk) is as good as other bytes: the next file may have them.
+        let _ = match packed {
+            Packed::Plain => plain(&file, wanted, found),
+            Packed::Gzip => packed_in(file, wanted, found),
+            Packed::Other => Ok(()),
+        };
+        if found.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn plain(file: &File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    for (w, slot) in wanted.iter().zip(found).filter(|(w, slot)| slot.is_none() && w.range.end <= size) {
+        let mut bytes = vec![0; (w.range.end - w.range.start) as usize];
+        file.read_exact_at(&mut bytes, w.range.start)?;
+        *slot = (crc32c::crc32c(&bytes) == w.crc).then_some(bytes);
+    }
+    Ok(())
+}
+
+fn packed_in(file: File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io::Result<()> {
+    let mut gz = Gz::new(file);
+    let mut order: Vec<usize> = (0..wanted.len()).filter(|i| found[*i].is_none()).collect();
+    order.sort_by_key(|i| wanted[*i].range.start);
+    for i in order {
+        let Wanted { range, crc } = &wanted[i];
+        if gz.position() > range.start {
+            continue; // ranges of one stream do not overlap
+        }
+        gz.skip_to(range.start)?;
+        if gz.position() < range.start {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        gz.fill(range.start, &mut bytes, (range.end - range.start) as usize)?;
+        if bytes.len() as u64 == range.end - range.start && crc32c::crc32c(&bytes) == *crc {
+            found[i] = Some(bytes);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+
+    /// Fails when bytes are not found after a rotation, in a copy or in a `.gz`, or when others pass for them.
+    #[test]
+    fn wherever_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let content: Vec<u8> = (0..50_000u32).flat_map(|i| format!("{i}\n").into_bytes()).collect();
+        std::fs::write(&path, &content).unwrap();
+        let identity = identity::look_at(&path).unwrap().unwrap().identity;
+        let of = |range: Range| {
+            let bytes = &content[range.start as usize..range.end as usize];
+            (Wanted { range: range.clone(), crc: crc32c::crc32c(bytes) }, Some(bytes.to_vec()))
+        };
+        let (wanted, want): (Vec<_>, Vec<_>) = [1000..2000, 5000..100_000, 0..10].map(of).into_iter().unzip();
+        let check = |want: &[Option<Vec<u8>>]| assert_eq!(reread(&path, &identity, &wanted).unwrap(), want);
+        check(&want);
+        #[allow(clippy::disallowed_methods)]
+        std::fs::rename(&path, dir.path().join("a.log.1")).unwrap();
+        std::fs::write(&path, vec![b'x'; 300_000]).unwrap();
+        check(&want);
+        let mut e = GzEncoder::new(File::create(dir.path().join("a.log.2.gz")).unwrap(), Compression::fast());
+        e.write_all(&content).unwrap();
+        e.finish().unwrap();
+        std::fs::remove_file(dir.path().join("a.log.1")).unwrap();
+        check(&want);
+        std::fs::remove_file(dir.path().join("a.log.2.gz")).unwrap();
+        check(&[None, None, None]);
+    }
+}

@@ -1,0 +1,131 @@
+//! Streams whose file is not open: one that cannot be found now, and those that wait because enough files are open. Decides
+//! nothing about files that are open.
+
+use super::known::Entry;
+use super::{Halt, Tail};
+use crate::chunk::{Closed, Ending, Parcel, StreamId};
+use log::warn;
+use std::time::{Duration, Instant};
+
+/// A stream whose bytes are not where they should be. A file that is being moved, a folder that does not answer, too few
+/// descriptors: none of these means that it is gone. Only when it was not there at several looks is it lost.
+#[derive(Debug)]
+pub struct Absent {
+    entry: Entry,
+    why: &'static str,
+    /// Looks that found the folder in order and the file not in it.
+    not_there: u32,
+    looks: u32,
+    next: Instant,
+}
+
+impl Absent {
+    /// Looks until a file is given up, or until the others no longer wait for it.
+    const LOOKS: u32 = 5;
+    const BETWEEN: Duration = Duration::from_millis(500);
+    /// Between two looks for what nobody waits for any more.
+    const LATER: Duration = Duration::from_secs(10);
+
+    fn holds_up(&self) -> bool {
+        self.looks < Self::LOOKS
+    }
+}
+
+impl Tail<'_> {
+    /// Looks for this stream's file again and again before it is declared lost.
+    pub(super) fn miss(&mut self, entry: Entry, why: &'static str) {
+        let next = self.now + Absent::BETWEEN;
+        self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next });
+    }
+
+    /// The next look for what is absent. `Some`: what is newer waits that long for it.
+    pub(super) fn find_absent(&mut self) -> Result<Option<Duration>, Halt> {
+        let mut i = 0;
+        while i < self.absent.len() {
+            if self.absent[i].next > self.now || !self.look_for(i)? {
+                i += 1;
+            }
+        }
+        let waits = self.absent.iter().filter(|a| a.holds_up()).map(|a| a.next.duration_since(self.now));
+        Ok(waits.max().map(|w| w.max(Duration::from_millis(1))))
+    }
+
+    /// Streams that are this tail's though no file of theirs is open.
+    pub(super) fn not_open(&self) -> impl Iterator<Item = StreamId> + '_ {
+        self.absent.iter().map(|a| a.entry.stream).chain(self.shelf.iter().map(|e| e.stream))
+    }
+
+    /// When something absent is to be looked for again.
+    pub(super) fn absent_until(&self) -> Option<Instant> {
+        self.absent.iter().map(|a| a.next).min()
+    }
+
+    /// True: it is found, or lost, and no longer in the list.
+    fn look_for(&mut self, i: usize) -> Result<bool, Halt> {
+        let entry = self.absent[i].entry.clone();
+        let found = match self.find(&entry) {
+            Ok(true) => true,
+            Ok(false) => {
+                self.absent[i].not_there += 1;
+                false
+            }
+            Err(Halt::Io(e)) => {
+                self.trouble(&e);
+                false
+            }
+            Err(stopped) => return Err(stopped),
+        };
+        let now = self.now;
+        let absent = &mut self.absent[i];
+        absent.looks += 1;
+        absent.next = now + if absent.holds_up() { Absent::BETWEEN } else { Absent::LATER };
+        if !found && absent.not_there < Absent::LOOKS {
+            return Ok(false);
+        }
+        let why = self.absent.remove(i).why;
+        if !found {
+            self.lose(&entry, why)?;
+        }
+        Ok(true)
+    }
+
+    /// What was not read of it is gone.
+    pub(super) fn lose(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
+        let lost = entry.size.saturating_sub(entry.at.offset);
+        self.lost(entry.stream, lost, why);
+        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
+    }
+
+    pub(super) fn lost(&self, stream: StreamId, lost: u64, why: &str) {
+        self.known.forget(stream);
+        if lost > 0 {
+            warn!("{}: {lost} bytes were not read and are lost: {why}", self.o.path.display());
+        }
+    }
+
+    /// Closes a rotated file for now.
+    pub(super) fn shelve(&mut self, i: usize) {
+        let open = self.open.remove(i);
+        // Still this tail's, so that no other takes it.
+        let Some(known) = self.known.of(&self.o.path).into_iter().find(|e| e.stream == open.origin.stream)
+        else {
+            return;
+        };
+        let (at, beyond, size, modified) = (open.at, open.beyond(), open.size, open.modified);
+        let place = self.shelf.partition_point(|e| (e.modified, e.stream) < (modified, known.stream));
+        self.shelf.insert(place, Entry { at, beyond, size, modified, ..known });
+        self.say("catching up", None);
+    }
+
+    /// Opens the oldest of them again.
+    pub(super) fn unshelve(&mut self) -> Result<(), Halt> {
+        let Some(entry) = self.shelf.front().cloned() else { return Ok(()) };
+        match self.find(&entry) {
+            Ok(true) => {}
+            Ok(false) => self.miss(entry, "it was removed before there was room to read it"),
+            Err(e) => return Err(e),
+        }
+        self.shelf.pop_front();
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! Files that are truncated, S18 and S32 to S40 of the cases: seen at once, seen late, regrown past where reading was.
+
+use crate::harness::*;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+
+const LIVE: &str = "run --output stdout --from beginning --state-dir state f.log";
+
+fn truncate(folder: &Folder, len: u64) {
+    OpenOptions::new().write(true).open(folder.path("f.log")).unwrap().set_len(len).unwrap();
+}
+
+fn part(range: std::ops::Range<u64>) -> Lines {
+    Lines::new("f", range)
+}
+
+fn lost(folder: &Folder) -> u64 {
+    let status = status_json(folder, &folder.path("state"));
+    status["totals"]["lost_bytes"].as_u64().unwrap_or_else(|| panic!("{status}"))
+}
+
+/// S32, S33, S37. Fails when a shorter file is read on from the old offset, or the copy is read as new lines.
+#[test]
+fn fifty_times() {
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let mut agent = folder.agent_line(LIVE).start();
+    for round in 0..50 {
+        folder.append("f.log", part(round * 20..(round + 1) * 20 - round % 7).bytes());
+        agent.wait_lines((0..=round).map(|r| 20 - (r % 7) as usize).sum());
+        std::fs::copy(folder.path("f.log"), folder.path(format!("f.log.{}", round + 1))).unwrap();
+        truncate(&folder, 0);
+    }
+    let want: Vec<Lines> = (0..50).map(|r| part(r * 20..(r + 1) * 20 - r % 7)).collect();
+    Delivered::of(agent.lines()).assert_exactly_once(&want.iter().collect::<Vec<_>>());
+    agent.stop().expect_code(0);
+    assert_eq!(lost(&folder), 0);
+    // Nor are the copies new to the next run.
+    folder.append("f.log", "last\n");
+    let agent = folder.agent_line(LIVE).start();
+    assert_eq!(agent.wait_lines(1), [b"last".to_vec()]);
+}
+
+/// S34, S35, S38: regrown to less, as much, more, while the agent could not look and while it was stopped. Fails when the
+/// size alone decides.
+#[test]
+fn rewritten_while_nobody_looked() {
+    for stopped in [false, true] {
+        for lines in [5, 10, 30] {
+            let folder = Folder::new();
+            folder.write("f.log", b"");
+            let mut agent = folder.agent_line(LIVE).start();
+            folder.append("f.log", part(0..10).bytes());
+            let mut seen = agent.wait_lines(10);
+            if stopped {
+                agent.stop().expect_code(0);
+            } else {
+                agent.pause();
+            }
+            truncate(&folder, 0);
+            folder.append("f.log", part(100..100 + lines).bytes());
+            if stopped {
+                agent = folder.agent_line(LIVE).start();
+                seen.extend(agent.wait_lines(lines as usize));
+            } else {
+                agent.resume();
+                seen = agent.wait_lines(10 + lines as usize);
+            }
+            Delivered::of(seen).assert_exactly_once(&[&part(0..10), &part(100..100 + lines)]);
+        }
+    }
+}
+
+/// S36. Fails when the bytes are not counted to the last one seen, or in silence.
+#[test]
+fn truncated_unread_is_counted() {
+    let folder = Folder::new();
+    folder.write("f.log", part(0..10).bytes());
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(10);
+    folder.append("f.log", "half a line");
+    pause(millis(300)); // it is seen, and cannot be sent
+    truncate(&folder, 0);
+    folder.append("f.log", "new\n");
+    agent.wait_lines(11);
+    let done = agent.stop().expect_code(0);
+    assert_eq!(done.stderr.matches("11 bytes were not read and are lost").count(), 1, "{}", done.stderr);
+    assert_eq!(lost(&folder), 11);
+}
+
+/// S36 with a copy: its rest is read. Fails when only the truncated file is looked at.
+#[test]
+fn the_rest_is_read_from_the_copy() {
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let mut agent = folder.agent_line(LIVE).start();
+    folder.append("f.log", part(0..10).bytes());
+    agent.wait_lines(10);
+    agent.pause();
+    folder.append("f.log", part(10..500).bytes());
+    std::fs::copy(folder.path("f.log"), folder.path("f.log.1")).unwrap();
+    truncate(&folder, 0);
+    folder.append("f.log", part(500..510).bytes());
+    agent.resume();
+    Delivered::of(agent.wait_lines(510)).assert_exactly_once(&[&part(0..510)]);
+    agent.stop().expect_code(0);
+    assert_eq!(lost(&folder), 0);
+}
+
+/// S39, S40. Fails when a file cut to half is read on from somewhere in the middle.
+#[test]
+fn cut_to_half_is_read_from_its_beginning() {
+    let folder = Folder::new();
+    folder.write("f.log", part(0..10).bytes());
+    let agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(10);
+    truncate(&folder, 5 * 201);
+    folder.append("f.log", part(20..21).bytes());
+    let seen = agent.wait_lines(16);
+    assert_eq!(seen[10..], part(0..5).iter().chain(part(20..21).iter()).collect::<Vec<_>>());
+}
+
+/// S18. Fails when a NUL of the hole comes out, or the line behind it is lost.
+#[test]
+fn a_writer_without_append_leaves_a_hole() {
+    let folder = Folder::new();
+    let mut writer = File::create(folder.path("f.log")).unwrap();
+    let agent = folder.agent_line(LIVE).start();
+    writer.write_all(&part(0..1000).bytes()).unwrap();
+    agent.wait_lines(1000);
+    truncate(&folder, 0);
+    writer.write_all(&part(1000..1100).bytes()).unwrap();
+    Delivered::of(agent.wait_lines(1100)).assert_exactly_once(&[&part(0..1100)]);
+    assert!(!agent.stdout().contains(&0));
+}

@@ -1,0 +1,149 @@
+//! Files that are removed and made again, S41 to S47 of the cases: inode reuse, equal heads, two names, slow growth.
+
+use crate::harness::*;
+use std::os::unix::fs::MetadataExt;
+
+const LIVE: &str = "run --output stdout --from beginning --state-dir state";
+
+/// S41. Fails when a deleted file is held for ever without a further event, or closed before its last ack.
+#[test]
+fn a_deleted_file_is_let_go() {
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..1000);
+    folder.write("f.log", lines.bytes());
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    agent.wait_lines(1000);
+    folder.remove("f.log");
+    agent.wait_closed(&folder.path("f.log"), secs(20));
+    let threads = agent.threads();
+    folder.write("f.log", "again\n");
+    agent.wait_lines(1001);
+    assert!(agent.threads() <= threads + 1);
+}
+
+/// S41: unread when it is removed. Fails when it is closed with its name.
+#[test]
+fn a_deleted_file_is_read_to_its_end() {
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..200_000).width(60);
+    lines.append_to(&folder.path("f.log"));
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    folder.remove("f.log");
+    Delivered::of(agent.wait_lines(200_000)).assert_exactly_once(&[&lines]);
+}
+
+/// `deleted_hold`: what is over it is given up, with the exact bytes. Fails when it is held without bound, or not counted.
+#[test]
+fn more_than_may_be_held() {
+    let folder = Folder::new();
+    let config = "[[files]]\npaths = [\"f.log\"]\nstart = \"beginning\"\nrate_limit = \"1KiB/s\"\n\
+        deleted_hold = { bytes = \"64KiB\", time = \"1h\" }\n";
+    folder.write("c.toml", config.replace("f.log", &folder.path("f.log").display().to_string()));
+    let lines = Lines::new("f", 0..2000);
+    folder.write("f.log", lines.bytes());
+    let mut agent = folder.agent_line("run -c c.toml --output stdout --state-dir state").start();
+    wait_until(SOON, "something is read", || !agent.lines().is_empty());
+    folder.remove("f.log");
+    let said = agent.wait_log("deleted_hold", SOON);
+    agent.wait_closed(&folder.path("f.log"), secs(5));
+    let read = agent.lines().len() as u64;
+    agent.stop().expect_code(0);
+    let lost = status_json(&folder, &folder.path("state"))["totals"]["lost_bytes"].as_u64().unwrap();
+    assert_eq!(lost, 2000 * 201 - read * 201, "{said}");
+}
+
+/// S42. Fails when the inode alone is the identity.
+#[test]
+fn removed_and_made_again_twenty_times() {
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    let (mut want, mut reused, mut last) = (Vec::new(), 0, 0);
+    for round in 0..20u64 {
+        let lines = Lines::new("f", round * 100..round * 100 + [5, 50][round as usize % 2]);
+        folder.append("f.log", lines.bytes());
+        let inode = std::fs::metadata(folder.path("f.log")).unwrap().ino();
+        reused += usize::from(inode == last);
+        last = inode;
+        want.push(lines);
+        agent.wait_lines(want.iter().map(Lines::count).sum());
+        folder.remove("f.log");
+    }
+    let _ = reused; // with the file held open it is another one; the next test has it reused
+    Delivered::of(agent.lines()).assert_exactly_once(&want.iter().collect::<Vec<_>>());
+}
+
+/// S43. Fails when the inode and the head are the identity: both are the same here.
+#[test]
+fn made_again_with_the_same_head_while_stopped() {
+    let folder = Folder::new();
+    let head = vec![b'#'; 2047];
+    let head = [&head[..], b"\n"].concat();
+    let args = format!("{LIVE} f.log");
+    for longer in [3, 300] {
+        folder.write("f.log", [&head[..], b"one\ntwo\nthree\nfour\n"].concat());
+        let mut agent = folder.agent_line(&args).start();
+        agent.wait_lines(5);
+        agent.stop().expect_code(0);
+        folder.remove("f.log");
+        let lines = Lines::new("f", 0..longer);
+        folder.write("f.log", [&head[..], &lines.bytes()].concat());
+        let mut agent = folder.agent_line(&args).start();
+        let seen = agent.wait_lines(longer as usize + 1);
+        Delivered::of(&seen[1..]).assert_exactly_once(&[&lines]);
+        agent.stop().expect_code(0);
+        folder.remove("f.log");
+        let _ = std::fs::remove_dir_all(folder.path("state"));
+    }
+}
+
+/// S44. Fails when a file is known by its first bytes.
+#[test]
+fn two_files_with_the_same_first_4_kib() {
+    let folder = Folder::new();
+    let head = format!("{}\n", "x".repeat(4095));
+    let (a, b) = (Lines::new("a", 0..10), Lines::new("b", 0..10));
+    folder.write("a.log", [head.as_bytes(), &a.bytes()].concat());
+    folder.write("b.log", [head.as_bytes(), &b.bytes()].concat());
+    let agent = folder.agent_line(LIVE).arg("*.log").start();
+    let seen = agent.wait_lines(22);
+    assert_eq!(seen.iter().filter(|l| l.len() == 4095).count(), 2);
+    let rest: Vec<_> = seen.into_iter().filter(|l| l.len() != 4095).collect();
+    Delivered::of(rest).assert_exactly_once(&[&a, &b]);
+}
+
+/// S45. Fails when a file is known by its name.
+#[test]
+fn one_file_under_three_names() {
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..100);
+    folder.write("a.log", lines.bytes());
+    std::fs::hard_link(folder.path("a.log"), folder.path("b.log")).unwrap();
+    std::os::unix::fs::symlink("a.log", folder.path("c.log")).unwrap();
+    let agent = folder.agent_line(LIVE).arg("*.log").start();
+    agent.wait_lines(100);
+    folder.append("b.log", Lines::new("f", 100..200).bytes());
+    agent.wait_lines(200);
+    pause(millis(500));
+    Delivered::of(agent.lines()).assert_exactly_once(&[&Lines::new("f", 0..200)]);
+}
+
+/// S46, S47. Fails when a short file waits for more bytes, or each size makes another state entry.
+#[test]
+fn a_file_that_grows_over_restarts() {
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let (mut seen, mut from) = (Vec::new(), 0);
+    for to in [0, 1, 2, 1000, 2000] {
+        let lines = Lines::new("f", from..to).width(20);
+        folder.append("f.log", lines.bytes());
+        let mut agent = folder.agent_line(LIVE).arg("f.log").start();
+        seen.extend(agent.wait_lines(lines.count()));
+        agent.stop().expect_code(0);
+        from = to;
+    }
+    Delivered::of(seen).assert_exactly_once(&[&Lines::new("f", 0..2000).width(20)]);
+    let status = status_json(&folder, &folder.path("state"));
+    let files = status["files"].as_array().unwrap();
+    assert_eq!(files.len(), 1, "{status}");
+}

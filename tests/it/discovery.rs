@@ -1,0 +1,175 @@
+//! Which files are found, S04, S05, S64, S66, S88 of the cases: globs, new folders, permissions, odd names, two patterns.
+
+use crate::harness::*;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+
+const LIVE: &str = "run --output stdout --from beginning";
+
+/// A config with these `[[files]]` settings; `DIR` is the folder.
+fn config(folder: &Folder, text: &str) {
+    folder.write("c.toml", text.replace("DIR", &folder.root().display().to_string()));
+}
+
+fn sorted(mut lines: Vec<Vec<u8>>) -> Vec<String> {
+    lines.sort();
+    lines.iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect()
+}
+
+/// Fails when `**` does not enter new folders, or `exclude` is for whole paths only.
+#[test]
+fn folders_below_folders() {
+    let folder = Folder::new();
+    config(
+        &folder,
+        "[[files]]\npaths = [\"DIR/top/**/*.log\"]\nexclude = [\"no*.log\", \"*.gz\"]\nstart = \"beginning\"\n",
+    );
+    folder.write("top/a.log", "top\n");
+    folder.write("top/x/y/b.log", "deep\n");
+    folder.write("top/x/no.log", "no\n");
+    folder.write("top/x/b.txt", "no\n");
+    let agent = folder.agent_line("run -c c.toml --output stdout --state-dir state").start();
+    agent.wait_lines(2);
+    folder.write("top/new/z/c.log", "new\n");
+    agent.wait_lines(3);
+    std::fs::remove_dir_all(folder.path("top/new")).unwrap();
+    folder.write("top/new/z/c.log", "again\n");
+    assert_eq!(sorted(agent.wait_lines(4)), ["again", "deep", "new", "top"]);
+}
+
+/// Fails when a file that two sources mean is read by both.
+#[test]
+fn two_sources_mean_one_file() {
+    let folder = Folder::new();
+    config(
+        &folder,
+        "[[files]]\npaths = [\"DIR/*.log\"]\nstart = \"beginning\"\n[[files]]\npaths = [\"DIR/a.*\", \"DIR/./a.log\"]\nstart = \"beginning\"\n",
+    );
+    folder.write("a.log", Lines::new("f", 0..100).bytes());
+    let agent = folder.agent_line("run -c c.toml --output stdout --state-dir state").start();
+    agent.wait_lines(100);
+    folder.append("a.log", Lines::new("f", 100..200).bytes());
+    agent.wait_lines(200);
+    pause(millis(300));
+    Delivered::of(agent.lines()).assert_exactly_once(&[&Lines::new("f", 0..200)]);
+}
+
+/// Fails when a name goes through a `String`.
+#[test]
+fn names_that_are_not_utf8() {
+    let folder = Folder::new();
+    let name = OsStr::from_bytes(b"a\xff\nb.log");
+    std::fs::write(folder.path(name), "odd\n").unwrap();
+    let mut agent = folder.agent_line(LIVE).arg("*.log").arg("--state-dir=state").start();
+    agent.wait_lines(1);
+    agent.stop().expect_code(0);
+    let again = folder.agent_line(LIVE).arg(name).arg("--state-dir=state").arg("--once").run().expect_code(0);
+    assert!(again.lines().is_empty(), "its position is known");
+    assert!(again.stderr.lines().all(|l| !l.contains('\u{fffd}') || l.contains("log")), "{}", again.stderr);
+}
+
+/// S66. Fails when opening one blocks, or it ends the agent.
+#[test]
+fn what_is_no_regular_file_is_refused() {
+    let folder = Folder::new();
+    let fifo = folder.path("fifo.log");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(folder.path("socket.log")).unwrap();
+    folder.mkdir("folder.log");
+    std::os::unix::fs::symlink("/dev/null", folder.path("device.log")).unwrap();
+    folder.write("f.log", "line\n");
+    let mut agent = folder.agent_line(LIVE).arg("*.log").start();
+    assert_eq!(agent.wait_lines(1), [b"line".to_vec()]);
+    let log = agent.stop().expect_code(0).stderr;
+    for name in ["fifo.log", "socket.log", "device.log"] {
+        assert_eq!(log.matches(name).count(), 1, "{log}");
+    }
+    std::fs::remove_file(&fifo).unwrap();
+}
+
+/// S64, as a user that permissions hold for. Fails when each try is a line in the log, or the file is not tried again.
+#[test]
+fn an_unreadable_file_is_read_when_it_is_readable() {
+    need("setpriv");
+    let folder = Folder::new();
+    folder.write("f.log", Lines::new("f", 0..100).bytes());
+    let mode =
+        |mode| std::fs::set_permissions(folder.path("f.log"), std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0);
+    let bin = folder.path("logagent");
+    std::fs::copy(binary(), &bin).unwrap();
+    for path in [folder.root(), &bin] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let log = std::fs::File::create(folder.path("err")).unwrap();
+    let out = std::fs::File::create(folder.path("out")).unwrap();
+    let root = rustix::process::geteuid().is_root();
+    let mut command = std::process::Command::new(if root { "setpriv" } else { "env" });
+    if root {
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    }
+    let mut child = command
+        .arg(&bin)
+        .args(["run", "--output", "stdout", "--from", "beginning"])
+        .arg(folder.path("f.log"))
+        .stdout(out)
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let said = || std::fs::read_to_string(folder.path("err")).unwrap();
+    wait_until(SOON, "one line", || said().contains("cannot be read now"));
+    pause(secs(3));
+    assert_eq!(said().matches("cannot be read now").count(), 1, "{}", said());
+    mode(0o644);
+    wait_until(SOON, "all is read", || {
+        std::fs::read(folder.path("out")).unwrap() == Lines::new("f", 0..100).bytes()
+    });
+    wait_until(SOON, "and said", || said().contains("readable again"));
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// S88. Fails when the agent reads what it writes.
+#[test]
+fn its_own_log_is_not_followed() {
+    let folder = Folder::new();
+    folder.write("f.log", "line\n");
+    let err = std::fs::File::create(folder.path("agent.log")).unwrap();
+    let out = std::fs::File::create(folder.path("out.log")).unwrap();
+    let mut child = std::process::Command::new(binary())
+        .current_dir(folder.root())
+        .args(["run", "--output", "stdout", "--from", "beginning", "*.log"])
+        .env("RUST_LOG", "debug")
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .unwrap();
+    let read = || std::fs::read(folder.path("out.log")).unwrap();
+    wait_until(SOON, "the line", || read() == b"line\n");
+    pause(secs(2));
+    let log = std::fs::read_to_string(folder.path("agent.log")).unwrap();
+    let grown = read();
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!(grown, b"line\n");
+    assert!(log.lines().count() < 30, "{log}");
+}
+
+/// `must_exist`, `follow = false`, `reopen = false`. Fails when one of them is not heeded.
+#[test]
+fn the_options_of_old() {
+    let folder = Folder::new();
+    config(&folder, "[[files]]\npaths = [\"DIR/no.log\"]\nmust_exist = true\n");
+    folder.agent_line("run -c c.toml --output stdout --state-dir s1").run().expect_code(1);
+    config(&folder, "[[files]]\npaths = [\"DIR/f.log\"]\nreopen = false\nstart = \"beginning\"\n");
+    folder.write("f.log", "one\n");
+    let agent = folder.agent_line("run -c c.toml --output stdout --state-dir s2").start();
+    agent.wait_lines(1);
+    folder.rename("f.log", "away");
+    folder.write("f.log", "other\n");
+    folder.append("away", "two\n");
+    assert_eq!(agent.wait_lines(2), [b"one".to_vec(), b"two".to_vec()]);
+    pause(secs(1));
+    assert_eq!(agent.lines().len(), 2);
+}

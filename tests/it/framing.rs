@@ -1,0 +1,163 @@
+//! What is a line, beyond `basics.rs`: very long ones, holes, several in one record, filters, JSON, rates. S14 to S18, S91.
+
+use crate::harness::*;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::time::Instant;
+
+/// A config with these settings for `f.log`.
+fn config(folder: &Folder, settings: &str) {
+    let path = folder.path("f.log");
+    folder.write(
+        "c.toml",
+        format!("[[files]]\npaths = [\"{}\"]\nstart = \"beginning\"\n{settings}\n", path.display()),
+    );
+}
+
+const ONCE: &str = "run -c c.toml --once --output stdout --state-dir state";
+const LIVE: &str = "run -c c.toml --output stdout --state-dir state";
+
+fn once(settings: &str, bytes: impl AsRef<[u8]>) -> Vec<String> {
+    let folder = Folder::new();
+    config(&folder, settings);
+    folder.write("f.log", bytes);
+    let done = folder.agent_line(ONCE).run().expect_code(0);
+    done.lines().iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect()
+}
+
+/// S15. Fails when the line is gathered, searched again from its start at each append, or its rest becomes a line.
+#[test]
+fn a_gibibyte_without_a_newline() {
+    let folder = Folder::new();
+    config(&folder, "");
+    folder.write("f.log", "before\n");
+    let mut agent = folder.agent_line(LIVE).start();
+    let mut file = OpenOptions::new().append(true).open(folder.path("f.log")).unwrap();
+    let piece = vec![b'x'; 1 << 20];
+    for _ in 0..1024 {
+        file.write_all(&piece).unwrap();
+    }
+    file.write_all(b"\nafter\n").unwrap();
+    wait_until(secs(60), "three lines", || agent.lines().len() == 3);
+    let seen: Vec<usize> = agent.lines().iter().map(Vec::len).collect();
+    assert_eq!(seen, [6, 1_000_000, 5]);
+    let done = agent.stop().expect_code(0);
+    assert!(done.vm_hwm < 24_000, "{} KiB", done.vm_hwm);
+    assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty(), "the position is behind it");
+}
+
+/// S15 over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
+#[test]
+fn a_restart_within_the_rest_of_a_cut_line() {
+    let folder = Folder::new();
+    config(&folder, "");
+    folder.write("f.log", vec![b'x'; 3_000_000]);
+    let mut agent = folder.agent_line(LIVE).start();
+    wait_until(SOON, "the cut line", || agent.stdout().len() == 1_000_001);
+    agent.stop().expect_code(0);
+    folder.append("f.log", "rest of it\nafter\n");
+    assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [b"after".to_vec()]);
+}
+
+/// S17. Fails when a hole is read byte by byte, or comes out.
+#[test]
+fn a_sparse_file_of_100_gib() {
+    let folder = Folder::new();
+    config(&folder, "");
+    folder.write("f.log", "first\n");
+    OpenOptions::new().write(true).open(folder.path("f.log")).unwrap().set_len(100 << 30).unwrap();
+    folder.append("f.log", "x\n");
+    let begun = Instant::now();
+    let done = folder.agent_line(ONCE).run().expect_code(0);
+    assert_eq!(done.lines(), [b"first".to_vec(), b"x".to_vec()]);
+    assert!(begun.elapsed() < secs(5) && done.vm_hwm < 24_000, "{:?} {} KiB", begun.elapsed(), done.vm_hwm);
+}
+
+/// Fails when a record ends at the wrong line, its limits do not hold, or the last one waits for ever.
+#[test]
+fn several_lines_in_one_record() {
+    let start = "multiline = { start = \"^\\\\d\" }";
+    assert_eq!(
+        once(start, "1 a\n  b\n  c\n2 d\n"),
+        ["1 a\n  b\n  c", "2 d"].join("\n").split('\n').collect::<Vec<_>>()
+    );
+    let folder = Folder::new();
+    config(&folder, "multiline = { start = \"^\\\\d\", timeout = \"500ms\" }\nformat = \"json\"");
+    folder.write("f.log", "1 a\n  b\n");
+    let agent = folder.agent_line(LIVE).start();
+    let message = |line: &[u8]| -> String {
+        serde_json::from_slice::<serde_json::Value>(line).unwrap()["message"].as_str().unwrap().into()
+    };
+    assert_eq!(message(&agent.wait_lines(1)[0]), "1 a\n  b", "after the timeout");
+    folder.append("f.log", "2 c\n  d\n3 e\n");
+    let seen = agent.wait_lines(3);
+    assert_eq!((message(&seen[1]), message(&seen[2])), ("2 c\n  d".into(), "3 e".into()));
+    let json = |settings: &str, text: &str| -> Vec<String> {
+        once(&format!("{settings}\nformat = \"json\""), text).iter().map(|l| message(l.as_bytes())).collect()
+    };
+    let go_on = "multiline = { continue = \"^ \" }";
+    assert_eq!(json(go_on, "a\n b\n c\nd\n e\n"), ["a\n b\n c", "d\n e"]);
+    assert_eq!(
+        json("multiline = { start = \"^1\", max_lines = 2 }", "1\n2\n3\n4\n5\n"),
+        ["1\n2", "3\n4", "5"]
+    );
+}
+
+/// `partial_after`. Fails when the rest waits for its end, or is sent twice.
+#[test]
+fn a_rest_is_sent_after_a_while() {
+    let folder = Folder::new();
+    config(&folder, "partial_after = \"500ms\"");
+    folder.write("f.log", "prompt> ");
+    let agent = folder.agent_line(LIVE).start();
+    wait_until(SOON, "the rest", || agent.stdout() == b"prompt> \n");
+    folder.append("f.log", "yes\n");
+    wait_until(SOON, "what came after", || agent.stdout() == b"prompt> \nyes\n");
+}
+
+/// S91. Fails when dropped lines do not move the position.
+#[test]
+fn dropped_lines_are_not_read_again() {
+    assert_eq!(once("include = [\"^k\"]\ndrop = [\"x$\"]", "keep\nno\nkx\nk2\n"), ["keep", "k2"]);
+    assert_eq!(once("skip_empty = true", "\na\n\nb\n"), ["a", "b"]);
+    let folder = Folder::new();
+    config(&folder, "drop = [\".\"]");
+    folder.write("f.log", Lines::new("f", 0..5000).bytes());
+    let mut agent = folder.agent_line(LIVE).start();
+    wait_status(&folder, &folder.path("state"), "the position is at the end", |s| {
+        s["files"][0]["streams"][0]["acknowledged"].as_u64() == Some(5000 * 201)
+    });
+    agent.stop().expect_code(0);
+    config(&folder, "");
+    assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty());
+}
+
+/// Fails when a field is missing, or bytes that are no UTF-8 end the agent.
+#[test]
+fn records_in_json() {
+    let lines = once("format = \"json\"\nfields = { env = \"test\" }", b"a\"b\n\xff\xfe\n");
+    let first: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+    let second: serde_json::Value = serde_json::from_str(&lines[1]).unwrap();
+    assert_eq!((first["message"].as_str(), first["env"].as_str()), (Some("a\"b"), Some("test")));
+    assert_eq!((first["offset"].as_u64(), second["offset"].as_u64()), (Some(0), Some(4)));
+    assert!(first["host"].is_string() && first["path"].is_string() && first["time"].is_string(), "{first}");
+    assert_ne!(second["message"], first["message"]);
+}
+
+/// `rate_limit` slows and skips nothing, also over a rotation. Fails when bytes over the rate are passed over.
+#[test]
+fn a_rate_slows_and_never_skips() {
+    let folder = Folder::new();
+    config(&folder, "rate_limit = \"200KiB/s\"");
+    folder.write("f.log", b"");
+    let agent = folder.agent_line(LIVE).start();
+    let begun = Instant::now();
+    for round in 0..4 {
+        folder.append("f.log", Lines::new("f", round * 1000..(round + 1) * 1000).bytes());
+        if round < 3 {
+            crate::rotation::chain(&folder, "f.log");
+        }
+    }
+    Delivered::of(agent.wait_lines(4000)).assert_exactly_once(&[&Lines::new("f", 0..4000)]);
+    assert!(begun.elapsed() > millis(1500), "{:?} for 785 KiB", begun.elapsed());
+}

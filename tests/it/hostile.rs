@@ -1,0 +1,101 @@
+//! Peers that lie, with every driver: whatever comes from the network, the agent lives, stays small and idle, says what is
+//! wrong, and ends when it is told to. What real brokers refuse is in `security.rs`.
+
+use crate::harness::*;
+use std::time::Instant;
+
+/// How each lie is told, and whether it is one that shows at once.
+fn lies() -> Vec<(&'static str, Reply, bool)> {
+    let noise: Vec<u8> = (0u32..1 << 16).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 | 1).collect();
+    let http = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
+    vec![
+        ("2 GiB", Reply::Raw([&[0x7f, 0xff, 0xff, 0xff][..], &[0; 64]].concat()), true),
+        ("negative", Reply::Raw([&[0xff; 4][..], &[0; 64]].concat()), true),
+        ("a count that does not fit", Reply::Body(vec![0x7f; 40]), true),
+        ("half", Reply::Half, true),
+        ("http", Reply::Raw(http), true),
+        ("tls alert", Reply::Raw(vec![0x15, 3, 3, 0, 2, 2, 0x46]), true),
+        ("another's answer", Reply::Correlation(1), true),
+        ("noise", Reply::Raw(noise), true),
+        ("mute", Reply::Mute, false),
+        ("a byte a second", Reply::Drip, false),
+    ]
+}
+
+/// Lets ten agents at a time meet the lies in one kind of answer.
+#[track_caller]
+fn meets(driver: &str, at: Api) {
+    let folder = Folder::new();
+    folder.write("f.log", "one\ntwo\n");
+    let mut all = Vec::new();
+    for (n, (lie, reply, shows)) in lies().into_iter().enumerate() {
+        let kafka = Scripted::start(1);
+        kafka.topic("t", &[0]);
+        kafka.script(move |r| if r.api == at { reply.clone() } else { Reply::Default });
+        let config = format!(
+            "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n\
+             driver = {driver:?}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+            folder.path(format!("state-{n}")),
+            kafka.address(),
+            folder.path("f.log"),
+        );
+        let config = folder.write(&format!("{n}.toml"), config);
+        let agent = folder.agent(["run", "-c"]).arg(config).start();
+        all.push((lie, shows, kafka, agent));
+    }
+    pause(secs(6));
+    for (lie, shows, kafka, mut agent) in all {
+        let what = format!("{driver}, {at:?}, {lie}");
+        assert!(kafka.count(at) > 0, "{what}: it never came to that");
+        assert!(agent.ended().is_none(), "{what}: it ended\n{}", agent.log());
+        let told = Instant::now();
+        let done = agent.stop().expect_code(0);
+        assert!(told.elapsed() < secs(4), "{what}: {:?} to end", told.elapsed());
+        // Those of the kafka crate are caught, and are an outage like any other.
+        assert!(!done.stderr.contains("panic in"), "{what}: {}", done.stderr);
+        assert!(done.vm_hwm < 24_000, "{what}: {} KiB resident", done.vm_hwm);
+        assert!(done.cpu < millis(500), "{what}: {:?} of processor time", done.cpu);
+        // Classic takes a peer that hangs up on ApiVersions for Kafka 0.9, and reads no correlation ids (KAFKA.md, D1): then
+        // it gets on with its work.
+        let said = done.stderr.contains(" WARN ") || kafka.stored("t").len() >= 2;
+        assert!(!shows || said, "{what}: nothing is said\n{}", done.stderr);
+    }
+}
+
+/// Each fails when a length or count is believed before it is compared, a time is not limited, or a loop has no pause.
+#[test]
+fn versions_by_classic() {
+    meets("classic", Api::ApiVersions);
+}
+#[test]
+fn versions_by_modern() {
+    meets("modern", Api::ApiVersions);
+}
+#[test]
+fn versions_by_auto() {
+    meets("auto", Api::ApiVersions);
+}
+#[test]
+fn metadata_by_classic() {
+    meets("classic", Api::Metadata);
+}
+#[test]
+fn metadata_by_modern() {
+    meets("modern", Api::Metadata);
+}
+#[test]
+fn metadata_by_auto() {
+    meets("auto", Api::Metadata);
+}
+#[test]
+fn produce_by_classic() {
+    meets("classic", Api::Produce);
+}
+#[test]
+fn produce_by_modern() {
+    meets("modern", Api::Produce);
+}
+#[test]
+fn produce_by_auto() {
+    meets("auto", Api::Produce);
+}

@@ -1,0 +1,207 @@
+//! Long forms of what the two drivers must show: a broker that is killed or stands still again and again, a cluster that
+//! loses each of its brokers in turn, and the race with `kcat -P -l`.
+
+use super::{Figures, LINES, LONG, MAX_KIB, kcat_produces, micros_a_line};
+use crate::harness::*;
+use std::time::{Duration, Instant};
+
+/// A broker that answers again has this long until lines arrive.
+const BACK: u64 = 15_000;
+
+/// What is kept over the rounds of a trial under a steady writer.
+struct Trial {
+    figures: Figures,
+    slowest: u64,
+}
+
+impl Trial {
+    /// Lines arrive again: how long after `since`.
+    fn back(&mut self, topic: &Topic, since: Instant) {
+        let before = topic.end_offsets();
+        wait_until(LONG, "lines arrive again", || topic.end_offsets() > before);
+        self.slowest = self.slowest.max(since.elapsed().as_millis() as u64);
+    }
+
+    fn end(
+        mut self,
+        agent: &mut Agent,
+        again: impl Fn() -> Setup,
+        writer: Writer,
+        topic: &Topic,
+        begun: Instant,
+    ) {
+        let lines = writer.finish();
+        let (cpu, hwm) = (agent.cpu(), agent.vm_hwm());
+        agent.stop().expect_code(0);
+        again().arg("--once").run_for(LONG).expect_code(0);
+        let verdict = Delivered::in_topic(topic).against(&[&lines]);
+        self.figures.nothing_lost(&verdict);
+        self.figures.at_most("slowest way back after the broker", self.slowest, BACK, "ms");
+        self.figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
+        let share = cpu.as_secs_f64() / begun.elapsed().as_secs_f64();
+        self.figures.row("CPU", format!("{:.1} % of a core", share * 100.0), "≤ 5 %", share <= 0.05);
+        self.figures.judge();
+    }
+}
+
+fn again_and_again(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Broker)) {
+    let mut trial =
+        Trial { figures: Figures::of(format!("{driver}: {case}, under 5,000 lines/s")), slowest: 0 };
+    let broker = Broker::own(Version::V39);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --driver {driver} --from beginning --state-dir state f.log",
+        broker.address, topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    let begun = Instant::now();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    topic.wait_count_for(1, LONG);
+    for round in 0..rounds {
+        trouble(&broker);
+        trial.back(&topic, Instant::now());
+        pause(millis(500 + 97 * (round as u64 % 7)));
+    }
+    trial.end(&mut agent, || folder.agent_line(&args), writer, &topic, begun);
+}
+
+fn kill_and_restart(broker: &Broker) {
+    broker.kill();
+    broker.restart();
+}
+
+fn stand_still(broker: &Broker) {
+    broker.pause();
+    pause(secs(40));
+    broker.resume();
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn classic_twenty_kills() {
+    again_and_again("classic", "the broker killed 20 times", 20, kill_and_restart);
+}
+
+/// A quarter of an hour: each of the twenty stops takes 40 s.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn classic_twenty_stops() {
+    again_and_again("classic", "the broker stopped for 40 s 20 times", 20, stand_still);
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn modern_twenty_kills() {
+    again_and_again("modern", "the broker killed 20 times", 20, kill_and_restart);
+}
+
+/// Three brokers, each killed in turn during 20,000 lines/s: nothing lost, nothing doubled, and the living partitions go on.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn modern_each_broker_killed_in_turn() {
+    let mut figures =
+        Figures::of("three brokers, min.insync.replicas=2, each killed in turn, 20,000 lines/s");
+    let cluster = Cluster::start(Version::V41, &["min.insync.replicas=2", "default.replication.factor=3"]);
+    let topic = cluster.topic(6);
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --driver modern --from beginning --state-dir state f.log",
+        cluster.bootstrap(),
+        topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 20_000);
+    topic.wait_count_for(20_000, LONG);
+    let mut longest = Duration::ZERO;
+    for node in 1..=3 {
+        cluster.kill(node);
+        longest = longest.max(longest_pause(&topic, secs(12)));
+        cluster.restart(node);
+        longest = longest.max(longest_pause(&topic, secs(12)));
+    }
+    let lines = writer.finish();
+    let hwm = agent.vm_hwm();
+    agent.stop().expect_code(0);
+    folder.agent_line(&format!("{args} --once")).run_for(LONG).expect_code(0);
+    figures.exactly_once(&Delivered::in_topic(&topic).against(&[&lines]));
+    figures.at_most("longest time without a new line", longest.as_millis() as u64, 10_000, "ms");
+    figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
+    figures.judge();
+}
+
+/// The longest time in which nothing arrived, looked at for `time`.
+fn longest_pause(topic: &Topic, time: Duration) -> Duration {
+    let (begun, mut last, mut count, mut longest) = (Instant::now(), Instant::now(), 0, Duration::ZERO);
+    while begun.elapsed() < time {
+        let now = topic.end_offsets();
+        if now != count {
+            longest = longest.max(last.elapsed());
+            (last, count) = (Instant::now(), now);
+        }
+        pause(millis(100));
+    }
+    longest.max(last.elapsed())
+}
+
+/// Medians of five, interleaved, into a fresh topic of three partitions each time.
+fn race(version: Version) {
+    let mut figures =
+        Figures::of(format!("2,000,000 lines into {version:?}, modern against kcat -P -l, medians of 5"));
+    let broker = Broker::own(version);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..LINES);
+    let path = folder.path("f.log");
+    lines.append_to(&path);
+    let warm = folder.write("warm.log", Lines::new("w", 0..300_000).bytes());
+    kcat_produces(&broker.topic(3), &warm);
+    let (mut ours, mut theirs, mut hwm) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..5 {
+        let topic = broker.topic_with(3, &["retention.bytes=-1"]);
+        theirs.push(kcat_produces(&topic, &path));
+        topic.delete();
+        let topic = broker.topic(3);
+        let args =
+            format!("run --once --brokers {} --topic {} --driver modern f.log", broker.address, topic.name);
+        let done = folder.agent_line(&args).run_for(LONG).expect_code(0);
+        let verdict = Delivered::in_topic(&topic).against(&[&lines]);
+        assert!(verdict.missing.is_empty() && verdict.doubled == 0, "{verdict}");
+        hwm = hwm.max(done.vm_hwm);
+        ours.push((done.took, done.cpu));
+        topic.delete();
+    }
+    let median = |runs: &mut Vec<(Duration, Duration)>| {
+        let mut wall: Vec<_> = runs.iter().map(|r| r.0).collect();
+        let mut cpu: Vec<_> = runs.iter().map(|r| r.1).collect();
+        wall.sort();
+        cpu.sort();
+        (wall[2], cpu[2])
+    };
+    let (us, they) = (median(&mut ours), median(&mut theirs));
+    let speed = they.0.as_secs_f64() / us.0.as_secs_f64();
+    let cost = us.1.as_secs_f64() / they.1.as_secs_f64();
+    let rates = format!(
+        "{} / {} lines a second",
+        per_second(LINES as usize, us.0),
+        per_second(LINES as usize, they.0)
+    );
+    figures.row("speed against kcat", format!("{speed:.2} ({rates})"), "≥ 1.5", speed >= 1.5);
+    let costs = format!("{} / {}", micros_a_line(us.1, LINES), micros_a_line(they.1, LINES));
+    figures.row("CPU a line against kcat", format!("{cost:.2} ({costs})"), "≤ 0.5", cost <= 0.5);
+    figures.at_most("VmHWM", hwm, 16_000, "KiB");
+    figures.judge();
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn modern_races_kcat_into_4_1() {
+    race(Version::V41);
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn modern_races_kcat_into_3_9() {
+    race(Version::V39);
+}

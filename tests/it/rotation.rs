@@ -1,0 +1,198 @@
+//! Rotation by renaming, S21 to S31 of the cases: chains in both directions, late writers, moves, many at once. Without a
+//! broker; the real logrotate is in `logrotate.rs`, compression too.
+
+use crate::harness::*;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+
+const LIVE: &str = "run --output stdout --from beginning --state-dir state";
+
+fn log(folder: &Folder, name: &str) -> File {
+    OpenOptions::new().create(true).append(true).open(folder.path(name)).unwrap()
+}
+
+/// `f.log.1` becomes `.2` and so on, `f.log` becomes `.1`.
+pub fn chain(folder: &Folder, name: &str) {
+    for i in (1..100).rev().filter(|i| folder.path(format!("{name}.{i}")).exists()) {
+        folder.rename(&format!("{name}.{i}"), &format!("{name}.{}", i + 1));
+    }
+    folder.rename(name, &format!("{name}.1"));
+}
+
+#[track_caller]
+fn all_once_in_order(lines: Vec<Vec<u8>>, written: &[&Lines]) {
+    let delivered = Delivered::of(lines);
+    delivered.assert_exactly_once(written);
+    delivered.assert_ordered();
+}
+
+/// S21, S28. Fails when the old file is closed at once, when siblings are read by their numbers, or when a pattern that
+/// means rotated files too reads them again.
+#[test]
+fn three_files_three_rotations() {
+    let folder = Folder::new();
+    folder.mkdir("logs");
+    let agent = folder.agent_line(LIVE).arg("logs/*").start();
+    let all = [Lines::new("a", 0..1200), Lines::new("b", 0..1200), Lines::new("c", 0..1200)];
+    for round in 0..4 {
+        for lines in &all {
+            let name = format!("logs/{}.log", lines.file);
+            if round > 0 {
+                chain(&folder, &name);
+            }
+            let part = Lines { range: round * 300..(round + 1) * 300, ..lines.clone() };
+            folder.append(&name, part.bytes());
+        }
+    }
+    // A rotated file has a name of its own in this pattern, and may be read by that: order is not asked for.
+    Delivered::of(agent.wait_lines(3600)).assert_exactly_once(&[&all[0], &all[1], &all[2]]);
+}
+
+/// S22, S26. Fails when the renamed file is left before `rotate_grace`, or starves the new one.
+#[test]
+fn a_writer_that_goes_on_in_the_renamed_file() {
+    let folder = Folder::new();
+    let mut old = log(&folder, "f.log");
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    let (first, late, new) = (Lines::new("f", 0..100), Lines::new("late", 0..10), Lines::new("new", 0..10));
+    old.write_all(&first.bytes()).unwrap();
+    agent.wait_lines(100);
+    chain(&folder, "f.log");
+    folder.append("f.log", b"");
+    for (a, b) in late.iter().zip(new.iter()) {
+        old.write_all(&[a, vec![b'\n']].concat()).unwrap();
+        folder.append("f.log", [b, vec![b'\n']].concat());
+        pause(millis(100));
+    }
+    Delivered::of(agent.wait_lines(120)).assert_exactly_once(&[&first, &late, &new]);
+}
+
+/// S24. Fails when only the newest sibling is looked for.
+#[test]
+fn five_rotations_within_a_moment() {
+    for paused in [false, true] {
+        let folder = Folder::new();
+        folder.append("f.log", b"");
+        let agent = folder.agent_line(LIVE).arg("f.log").start();
+        if paused {
+            agent.pause();
+        }
+        let lines = Lines::new("f", 0..60);
+        for round in 0..6 {
+            if round > 0 {
+                chain(&folder, "f.log");
+            }
+            folder.append("f.log", Lines { range: round * 10..(round + 1) * 10, ..lines.clone() }.bytes());
+            pause(millis(15)); // so that the times of two files differ
+        }
+        agent.resume();
+        all_once_in_order(agent.wait_lines(60), &[&lines]);
+    }
+}
+
+/// The other direction: names that count up, and dates. Fails when order is taken from numbers.
+#[test]
+fn names_that_count_up() {
+    for paused in [false, true] {
+        let folder = Folder::new();
+        folder.append("f.log", b"");
+        let agent = folder.agent_line(LIVE).arg("f.log").start();
+        if paused {
+            agent.pause();
+        }
+        let lines = Lines::new("f", 0..120);
+        for round in 0..12 {
+            folder.append("f.log", Lines { range: round * 10..(round + 1) * 10, ..lines.clone() }.bytes());
+            let name =
+                if paused { format!("f.log-202611{:02}", round + 1) } else { format!("f.log.{}", round + 1) };
+            folder.rename("f.log", &name);
+            folder.append("f.log", b"");
+            pause(millis(15));
+        }
+        agent.resume();
+        all_once_in_order(agent.wait_lines(120), &[&lines]);
+    }
+}
+
+/// S23, S25. Fails when the file is closed with its name.
+#[test]
+fn moved_out_of_the_folder_while_it_is_read() {
+    let folder = Folder::new();
+    folder.mkdir("away");
+    let lines = Lines::new("f", 0..400_000).width(60);
+    lines.append_to(&folder.path("f.log"));
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    folder.rename("f.log", "away/elsewhere");
+    all_once_in_order(agent.wait_lines(400_000), &[&lines]);
+}
+
+/// S29. Fails when the last line without an end waits for ever, or is glued to the first of the new file.
+#[test]
+fn an_unterminated_last_line_is_a_line_of_its_own() {
+    let folder = Folder::new();
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    folder.append("f.log", "whole\nhalf");
+    agent.wait_lines(1);
+    chain(&folder, "f.log");
+    folder.append("f.log", "new\n");
+    let mut seen = agent.wait_lines(3);
+    seen.sort();
+    assert_eq!(seen, [&b"half"[..], b"new", b"whole"]);
+}
+
+/// S30. Fails when a file that replaces another atomically is taken for grown.
+#[test]
+fn replaced_atomically_is_a_new_file() {
+    let folder = Folder::new();
+    folder.write("f.log", "one\ntwo\n");
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    agent.wait_lines(2);
+    folder.write("tmp", "one\ntwo\nthree\n");
+    folder.rename("tmp", "f.log");
+    assert_eq!(agent.wait_lines(5).concat(), b"onetwoonetwothree");
+}
+
+/// The bound on open files. Fails when rotated files are held without limit, or those beyond it are not found again.
+#[test]
+fn thirty_rotated_files_are_not_all_open() {
+    let folder = Folder::new();
+    folder.append("f.log", b"");
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    let lines = Lines::new("f", 0..3000);
+    agent.pause();
+    for round in 0..30 {
+        if round > 0 {
+            chain(&folder, "f.log");
+        }
+        folder.append("f.log", Lines { range: round * 100..(round + 1) * 100, ..lines.clone() }.bytes());
+        pause(millis(8));
+    }
+    agent.resume();
+    all_once_in_order(agent.wait_lines(3000), &[&lines]);
+    wait_until(SOON, "at most 8 rotated files and the live one are open", || {
+        let is_log = |p: &&std::path::PathBuf| {
+            p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"f.log"))
+        };
+        agent.open_files().iter().filter(is_log).count() <= 9
+    });
+}
+
+/// S31 in a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
+#[test]
+fn a_fast_writer_and_fast_rotation() {
+    let folder = Folder::new();
+    let mut file = log(&folder, "f.log");
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
+    let mut next = 0;
+    for _ in 0..20 {
+        for _ in 0..10 {
+            file.write_all(&Lines::new("f", next..next + 1000).bytes()).unwrap();
+            next += 1000;
+            pause(millis(40));
+        }
+        chain(&folder, "f.log");
+        file = log(&folder, "f.log");
+        let _ = std::fs::remove_file(folder.path("f.log.6"));
+    }
+    all_once_in_order(agent.wait_lines(next as usize), &[&Lines::new("f", 0..next)]);
+}

@@ -1,0 +1,310 @@
+//! TLS, SASL and ACLs on real brokers: what must work, and what must be one clear line. Peers that lie are in `hostile.rs`.
+
+use crate::harness::*;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, path::PathBuf, time::Instant};
+
+const PASSWORD: &str = "alice-secret";
+
+/// A config of one file `NAME.log`, read from its beginning; `security` is the tables [kafka.tls] and [kafka.sasl].
+fn config(folder: &Folder, name: &str, address: &str, topic: &str, driver: &str, security: &str) -> PathBuf {
+    let (state, log) = (folder.path(format!("state-{name}")), folder.path(format!("{name}.log")));
+    let text = format!(
+        "[agent]\nstate_dir = {state:?}\ndrain_timeout = \"2s\"\n\
+         [kafka]\nbrokers = [{address:?}]\ntopic = {topic:?}\ndriver = {driver:?}\n{security}\n\
+         [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n"
+    );
+    folder.write(&format!("{name}.toml"), text)
+}
+
+fn tls(broker: &Broker) -> String {
+    format!("[kafka.tls]\nca = {:?}\n", broker.key("ca.crt"))
+}
+
+fn client(broker: &Broker, name: &str) -> String {
+    let (cert, key) = (broker.key(&format!("{name}.pem")), broker.key(&format!("{name}.key")));
+    format!("{}cert = {cert:?}\nkey = {key:?}\n", tls(broker))
+}
+
+fn sasl(folder: &Folder, mechanism: &str, password: &str) -> String {
+    let file = folder.write(&format!("password-{mechanism}-{password}"), format!("{password}\n"));
+    sasl_from(mechanism, &file)
+}
+
+fn sasl_from(mechanism: &str, file: &Path) -> String {
+    format!("[kafka.sasl]\nmechanism = {mechanism:?}\nusername = \"alice\"\npassword_file = {file:?}\n")
+}
+
+fn run(folder: &Folder, config: &Path) -> Setup {
+    folder.agent(["run", "-c"]).arg(config)
+}
+
+/// Every way in, into one topic whose ACL allows these users and no other.
+#[track_caller]
+fn every_way_in(version: Version) {
+    let broker = Broker::secure(version);
+    let folder = Folder::new();
+    let topic = broker.topic(2);
+    broker.allow("alice", &topic);
+    broker.allow("CN=client", &topic);
+    let over_tls = |mechanism| format!("{}{}", tls(broker), sasl(&folder, mechanism, PASSWORD));
+    let ways = [
+        ("mtls", "mtls", client(broker, "client")),
+        ("plain", "sasltls", over_tls("PLAIN")),
+        ("scram256", "sasltls", over_tls("SCRAM-SHA-256")),
+        ("scram512", "sasltls", over_tls("SCRAM-SHA-512")),
+        ("bare", "saslplain", sasl(&folder, "SCRAM-SHA-256", PASSWORD)),
+        ("named", "elsewhere", format!("{}server_name = \"kafka.example.org\"\n", tls(broker))),
+    ];
+    let all: Vec<Lines> = ways.iter().map(|(name, ..)| Lines::new(name, 0..20_000)).collect();
+    for (lines, (name, listener, security)) in all.iter().zip(&ways) {
+        lines.append_to(&folder.path(format!("{name}.log")));
+        let config = config(&folder, name, &broker.listener(listener), &topic.name, "auto", security);
+        let done = run(&folder, &config).arg("--once").run_for(PATIENT).expect_code(0);
+        assert!(done.vm_hwm < 24_000, "{name}: {} KiB resident", done.vm_hwm);
+    }
+    Delivered::in_topic(&topic).assert_exactly_once(&all.iter().collect::<Vec<_>>());
+}
+
+/// Fails when any part of TLS, client certificates, PLAIN, SCRAM or server_name is wrong: nothing then arrives.
+#[test]
+fn every_way_into_kafka_3_9() {
+    every_way_in(Version::V39);
+}
+#[test]
+fn every_way_into_kafka_4_1() {
+    every_way_in(Version::V41);
+}
+
+/// Sessions end after 4 s there. Fails when the agent authenticates too late or not again: the broker closes then.
+#[test]
+fn a_session_is_renewed_before_its_end() {
+    let broker = Broker::secure(Version::V41);
+    let folder = Folder::new();
+    let topic = broker.topic(1);
+    broker.allow("alice", &topic);
+    let security = format!("{}{}", tls(broker), sasl(&folder, "SCRAM-SHA-512", PASSWORD));
+    let config = config(&folder, "r", &broker.listener("sasltls"), &topic.name, "auto", &security);
+    folder.write("r.log", "");
+    let mut agent = run(&folder, &config).start();
+    let began = Instant::now();
+    let mut written: u64 = 0;
+    while began.elapsed() < secs(14) {
+        Lines::new("r", written..written + 10).append_to(&folder.path("r.log"));
+        written += 10;
+        pause(millis(100));
+    }
+    // Longer than a session without a word, then on: authenticated again before the first request.
+    topic.wait_count(written);
+    pause(secs(6));
+    Lines::new("r", written..written + 10).append_to(&folder.path("r.log"));
+    topic.wait_count(written + 10);
+    let done = agent.stop().expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("r", 0..written + 10)]);
+    for trouble in ["down", "lost", "closed"] {
+        assert!(!done.stderr.contains(trouble), "{}", done.stderr);
+    }
+}
+
+/// Each of these must be said in one line that tells what to do, at little cost, without the password, and without
+/// holding up the end.
+#[test]
+fn what_is_wrong_is_one_clear_line() {
+    let broker = Broker::secure(Version::V41);
+    let folder = Folder::new();
+    let tls = tls(broker);
+    let wrong = |mechanism| format!("{tls}{}", sasl(&folder, mechanism, "wrong-secret"));
+    let gone = sasl_from("PLAIN", &folder.path("no-such-password"));
+    let other_ca = format!("[kafka.tls]\nca = {:?}\n", broker.key("other-ca.crt"));
+    let mixed = client(broker, "client").replace("client.key", "stranger.key");
+    let cases: Vec<(&str, &str, String, &[&str])> = vec![
+        ("password", "sasltls", wrong("PLAIN"), &["refuses user alice", "set username and password_file"]),
+        (
+            "scram",
+            "sasltls",
+            wrong("SCRAM-SHA-512"),
+            &["refuses user alice", "set username and password_file"],
+        ),
+        (
+            "mechanism",
+            "saslplain",
+            sasl(&folder, "SCRAM-SHA-512", PASSWORD),
+            &["does not take SCRAM-SHA-512 but", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
+        ),
+        ("no-file", "sasltls", format!("{tls}{gone}"), &["no-such-password", "No such file"]),
+        ("no-sasl", "tls", format!("{tls}{}", sasl(&folder, "PLAIN", PASSWORD)), &["asks for no SASL"]),
+        ("need-sasl", "saslplain", String::new(), &["SASL", "[kafka.sasl]"]),
+        ("ca", "tls", other_ca, &["a CA that is not trusted here; set ca"]),
+        ("system-ca", "tls", "[kafka.tls]\n".into(), &["set ca in [kafka.tls]"]),
+        ("expired", "expired", tls.clone(), &["has expired", "renew it there, or set the clock"]),
+        ("name", "elsewhere", tls.clone(), &["for kafka.example.org, not for 127.0.0.1", "set server_name"]),
+        ("no-cert", "mtls", tls.clone(), &["asks for one", "set cert and key"]),
+        ("stranger", "mtls", client(broker, "stranger"), &["refuses our certificate", "set cert and key"]),
+        ("mixed", "mtls", mixed, &["name a certificate and its own key"]),
+        ("tls-on-plain", "saslplain", tls.clone(), &["a port without TLS"]),
+        ("plain-on-tls", "tls", String::new(), &["TLS", "[kafka.tls]"]),
+    ];
+    let mut agents = Vec::new();
+    for (name, listener, security, said) in cases {
+        folder.write(&format!("{name}.log"), "a line\n");
+        let config = config(&folder, name, &broker.listener(listener), "t", "modern", &security);
+        let agent = run(&folder, &config).env("RUST_LOG", "trace").start();
+        agents.push((name, said, agent));
+    }
+    for (name, said, agent) in &agents {
+        let line = agent.wait_log(said[0], SOON);
+        for part in *said {
+            assert!(line.contains(part), "{name}: {part:?} in {line}");
+        }
+    }
+    let before: Vec<_> = agents.iter().map(|(.., agent)| agent.cpu()).collect();
+    pause(secs(10));
+    for ((name, said, agent), before) in agents.iter_mut().zip(before) {
+        let used = agent.cpu() - before;
+        assert!(used < millis(500), "{name}: {used:?} in 10 s");
+        let stopped = Instant::now();
+        let done = agent.stop().expect_code(0);
+        assert!(stopped.elapsed() < secs(5), "{name}: {:?} to stop", stopped.elapsed());
+        let repeated = done.stderr.lines().filter(|l| l.contains(said[0])).count();
+        assert!(repeated <= 6, "{name}: {repeated} times\n{}", done.stderr);
+        for secret in [PASSWORD, "wrong-secret", "PRIVATE KEY"] {
+            assert!(!done.stderr.contains(secret), "{name}: {}", done.stderr);
+        }
+    }
+}
+
+/// Certificate, CA and password are read at each connect. Fails when any of them is kept from the start.
+#[test]
+fn what_is_replaced_on_disk_is_taken() {
+    let broker = Broker::secure(Version::V39);
+    let folder = Folder::new();
+    let topic = broker.topic(1);
+    broker.allow("alice", &topic);
+    broker.allow("CN=client", &topic);
+    let copy = |from: &str, to: &str| folder.write(to, fs::read(broker.key(from)).unwrap());
+    let (ca, cert, key) = (
+        copy("other-ca.crt", "k/ca.crt"),
+        copy("stranger.pem", "k/cert.pem"),
+        copy("stranger.key", "k/key.pem"),
+    );
+    let security = format!("[kafka.tls]\nca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n");
+    let mtls = config(&folder, "m", &broker.listener("mtls"), &topic.name, "auto", &security);
+    let password = folder.write("p", "not-yet");
+    let security = format!("{}{}", tls(broker), sasl_from("SCRAM-SHA-256", &password));
+    let scram = config(&folder, "s", &broker.listener("sasltls"), &topic.name, "auto", &security);
+    let (m, s) = (Lines::new("m", 0..1000), Lines::new("s", 0..1000));
+    m.append_to(&folder.path("m.log"));
+    s.append_to(&folder.path("s.log"));
+    let (mut by_cert, mut by_password) = (run(&folder, &mtls).start(), run(&folder, &scram).start());
+    by_cert.wait_log("CA that is not trusted here", SOON);
+    copy("ca.crt", "k/ca.crt");
+    by_cert.wait_log("set cert and key", SOON);
+    copy("client.pem", "k/cert.pem");
+    copy("client.key", "k/key.pem");
+    by_password.wait_log("refuses user alice", SOON);
+    folder.write("p", PASSWORD);
+    topic.wait_count(2000);
+    by_cert.wait_log("up again", SOON);
+    by_password.wait_log("up again", SOON);
+    by_cert.stop().expect_code(0);
+    by_password.stop().expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&m, &s]);
+}
+
+/// Fails when a right that is missing drops lines, ends the agent, keeps it from being ready, or is not asked for again.
+#[test]
+fn a_right_taken_and_given_back() {
+    let broker = Broker::secure(Version::V41);
+    let folder = Folder::new();
+    let topic = broker.topic(1);
+    let security = format!("{}{}", tls(broker), sasl(&folder, "SCRAM-SHA-256", PASSWORD));
+    let config = config(&folder, "a", &broker.listener("sasltls"), &topic.name, "auto", &security);
+    let log = folder.path("a.log");
+    Lines::new("a", 0..100).append_to(&log);
+    let mut agent = run(&folder, &config).start(); // ready, although it may not yet
+    let line = agent.wait_log("TOPIC_AUTHORIZATION_FAILED", SOON);
+    assert!(line.contains("allow WRITE on the topic"), "{line}");
+    broker.allow("alice", &topic);
+    topic.wait_count(100);
+    broker.forbid("alice", &topic);
+    Lines::new("a", 100..200).append_to(&log);
+    wait_until(PATIENT, "it is said again", || {
+        agent.log().matches("TOPIC_AUTHORIZATION_FAILED").count() >= 2
+    });
+    let before = agent.cpu();
+    pause(secs(5));
+    assert!(agent.cpu() - before < millis(250), "{:?} in 5 s", agent.cpu() - before);
+    assert_eq!(topic.end_offsets(), 100);
+    broker.allow("alice", &topic);
+    topic.wait_count(200);
+    agent.stop().expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("a", 0..200)]);
+}
+
+/// Fails when a step is left out, in another order, or without advice, or when check writes or creates something.
+#[test]
+fn check_connect_goes_step_by_step() {
+    let broker = Broker::secure(Version::V41);
+    let folder = Folder::new();
+    let topic = broker.topic(1);
+    broker.allow("alice", &topic);
+    folder.write("c.log", "");
+    let steps = |name: &str, listener: &str, topic: &str, security: &str, code: i32| -> Vec<String> {
+        let config = config(&folder, name, &broker.listener(listener), topic, "auto", security);
+        let done = folder.agent(["check", "--connect", "-c"]).arg(config).run().expect_code(code);
+        let text = String::from_utf8(done.stdout).unwrap();
+        let is_step = |l: &&str| (l.starts_with("ok ") || l.starts_with("failed ")) && l.contains(" ms)");
+        text.lines().filter(is_step).map(str::to_owned).collect()
+    };
+    let heads = |steps: &[String]| -> Vec<String> {
+        steps
+            .iter()
+            .map(|s| s.split(" (").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
+    };
+    let security = format!("{}{}", tls(broker), sasl(&folder, "SCRAM-SHA-512", PASSWORD));
+    let address = broker.listener("sasltls");
+    let way = ["ok name 127.0.0.1".to_owned(), format!("ok TCP {address}"), "ok TLS".into()];
+    let good = steps("good", "sasltls", &topic.name, &security, 0);
+    let rest = ["ok SASL SCRAM-SHA-512".to_owned(), "ok versions".into(), "ok metadata".into()];
+    let all = [&way[..], &rest[..], &[format!("ok write {}", topic.name)][..]].concat();
+    assert_eq!(heads(&good), all);
+    let no_right = steps("right", "sasltls", "another", &security, 1);
+    assert_eq!(no_right.last().unwrap().split(" (").next().unwrap(), "failed  write another");
+    assert!(no_right.last().unwrap().contains("allow WRITE on the topic"), "{no_right:?}");
+    let security = format!("{}{}", tls(broker), sasl(&folder, "SCRAM-SHA-512", "wrong-secret"));
+    let wrong = steps("wrong", "sasltls", &topic.name, &security, 1);
+    assert_eq!(heads(&wrong), [&way[..], &["failed SASL SCRAM-SHA-512".to_owned()][..]].concat());
+    assert!(wrong[3].contains("set username and password_file"), "{wrong:?}");
+    let expired = steps("expired", "expired", &topic.name, &tls(broker), 1);
+    assert!(expired[2].starts_with("failed  TLS") && expired[2].contains("; renew it there"), "{expired:?}");
+    assert_eq!(topic.end_offsets(), 0);
+}
+
+/// Fails when state is open to others, or a path's own newline or escape reaches a terminal.
+#[test]
+fn state_is_private_and_names_are_washed() {
+    let folder = Folder::new();
+    let name = "a\n2026-01-01T00:00:00Z ERROR forged\x1b[2J.log";
+    fs::write(folder.path(name), "x\n").unwrap();
+    fs::create_dir(folder.path("dir\n\x1b[31m.log")).unwrap();
+    let mut agent = folder
+        .agent(["run", "--output", "stdout", "--from", "beginning", "--state-dir", "state", "*.log"])
+        .env("RUST_LOG", "trace")
+        .start();
+    agent.wait_lines(1);
+    let state = folder.path("state");
+    wait_until(SOON, "the position is saved", || state.join("offsets").exists());
+    let status = folder.agent(["status", "--state-dir"]).arg(&state).run().expect_code(0);
+    let said = [agent.log(), String::from_utf8_lossy(&status.stdout).into_owned()];
+    fs::set_permissions(folder.path(name), fs::Permissions::from_mode(0o000)).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&state), 0o700);
+    for entry in fs::read_dir(&state).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path) & 0o177, 0, "{}", path.display());
+    }
+    let done = agent.stop().expect_code(0);
+    for text in said.iter().chain([&done.stderr]) {
+        assert!(!text.contains('\x1b') && !text.contains("\n2026-01-01"), "{text:?}");
+    }
+}

@@ -1,0 +1,261 @@
+//! The state folder over restarts, kills and damage, and what `status` says of it. Without a broker:
+//! delivery is to standard output. Crash images of single saves are unit tests of `checkpoint/store.rs`.
+
+use crate::harness::*;
+use rustix::process::Signal;
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+const LIVE: &str = "run --output stdout --from beginning --state-dir state";
+
+fn agent(folder: &Folder) -> Setup {
+    folder.agent_line(LIVE).arg("f.log")
+}
+
+fn state(folder: &Folder) -> serde_json::Value {
+    status_json(folder, &folder.path("state"))
+}
+
+/// `logagent status --shipped FILE`: its exit code, and what it says.
+fn shipped(folder: &Folder, file: &str) -> (Option<i32>, String) {
+    let done = folder.agent_line("status --state-dir state --shipped").arg(file).run();
+    (done.code(), done.stderr.clone())
+}
+
+/// Names, times and lengths; `lock` holds the process id, which is another at each start.
+fn look(folder: &Path) -> Vec<(String, SystemTime, u64)> {
+    let mut all: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let about = entry.metadata().unwrap();
+            (entry.file_name().into_string().unwrap(), about.modified().unwrap(), about.len())
+        })
+        .filter(|(name, ..)| name != "lock" && name != "status")
+        .collect();
+    all.sort();
+    all
+}
+
+/// Fails when a grown file becomes another stream.
+#[test]
+fn a_growing_file_keeps_its_one_entry() {
+    let folder = Folder::new();
+    let mut seen = Vec::new();
+    for (from, to) in [(0, 1), (1, 2), (2, 1000), (1000, 2000)] {
+        folder.append("f.log", Lines::new("f", from..to).bytes());
+        let mut agent = agent(&folder).start();
+        seen.extend(agent.wait_lines((to - from) as usize));
+        agent.stop().expect_code(0);
+        assert_eq!(state(&folder)["files"][0]["streams"].as_array().unwrap().len(), 1);
+    }
+    Delivered::of(seen).assert_exactly_once(&[&Lines::new("f", 0..2000)]);
+    let text = fs::read_to_string(folder.path("state/offsets")).unwrap();
+    assert_eq!(text.matches("\nstream ").count(), 1, "{text}");
+}
+
+/// Fails when a kill loses a line, when a clean stop doubles one, or when `doubled_at_most` is below the truth.
+#[test]
+fn kills_lose_nothing_and_what_they_double_is_bounded() {
+    let folder = Folder::new();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    let mut seen = Vec::new();
+    for round in 0..8u64 {
+        let mut agent = agent(&folder).start();
+        pause(millis(100 + 250 * (round % 4)));
+        let done = if round % 2 == 0 { agent.kill() } else { agent.stop() };
+        seen.extend(done.lines());
+    }
+    let written = writer.finish();
+    let mut last = agent(&folder).start();
+    wait_until(SOON, "all is acknowledged", || shipped(&folder, "f.log").0 == Some(0));
+    let at_most = state(&folder)["totals"]["doubled_at_most"].as_u64().unwrap();
+    seen.extend(last.stop().expect_code(0).lines());
+    let doubled = Delivered::of(seen).assert_at_least_once(&[&written]) as u64;
+    assert!(doubled <= at_most, "{doubled} doubled, {at_most} at most");
+    let after = &state(&folder)["totals"];
+    assert_eq!(after["doubled_at_most"].as_u64(), Some(at_most), "kept over the end");
+    assert_eq!(after["acked"].as_u64(), Some(written.count() as u64));
+}
+
+/// Fails when a damaged file is taken for an empty state, or when both damaged do not stop the start.
+#[test]
+fn damage_is_met_with_the_previous_state_or_a_refusal() {
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..100);
+    folder.write("f.log", lines.bytes());
+    for more in [0..100, 100..200] {
+        folder.write("f.log", Lines::new("f", 0..more.end).bytes());
+        let mut agent = agent(&folder).start();
+        agent.wait_lines(100);
+        agent.stop().expect_code(0);
+    }
+    let good = fs::read(folder.path("state/offsets")).unwrap();
+    let random: Vec<u8> = (0..500u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let damages = [
+        Vec::new(),
+        vec![0; good.len()],
+        random,
+        good[..good.len() / 2].to_vec(),
+        [&good[..], b"tail"].concat(),
+    ];
+    for bytes in &damages {
+        folder.write("state/offsets", bytes);
+        let mut agent = agent(&folder).start();
+        agent.wait_log("going on from offsets.previous", SOON);
+        agent.stop().expect_code(0);
+        assert_eq!(state(&folder)["files"][0]["acknowledged"], state(&folder)["files"][0]["size"]);
+        folder.write("state/offsets", &good);
+    }
+    for bytes in &damages {
+        folder.write("state/offsets", bytes);
+        folder.write("state/offsets.previous", bytes);
+        let said = agent(&folder).run().expect_code(78).stderr;
+        assert!(said.contains("damaged_state") && said.trim_end().lines().count() == 1, "{said}");
+    }
+    folder.write("logagent.toml", format!(
+        "[agent]\nstate_dir = {:?}\ndamaged_state = \"beginning\"\n[[files]]\npaths = [{:?}]\nstart = \"end\"\n",
+        folder.path("state"), folder.path("f.log")
+    ));
+    let mut agent = folder.agent_line("run -c logagent.toml --output stdout").start();
+    Delivered::of(agent.wait_lines(200)).assert_exactly_once(&[&Lines::new("f", 0..200)]);
+    agent.stop().expect_code(0);
+}
+
+/// A disk that refuses. Fails when delivery stops, when status does not show it, or when it is not overcome.
+#[test]
+fn positions_that_cannot_be_saved_do_not_stop_delivery() {
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    let mut agent = agent(&folder).start();
+    agent.wait_lines(10);
+    wait_until(SOON, "the first save", || {
+        state(&folder)["files"][0]["saved"] == state(&folder)["files"][0]["size"]
+    });
+    fs::create_dir(folder.path("state/offsets.tmp")).unwrap(); // refuses root as well
+    folder.append("f.log", Lines::new("f", 10..20).bytes());
+    agent.wait_lines(20);
+    let is_degraded = |s: &serde_json::Value| s["state"]["degraded"].is_string();
+    wait_status(&folder, &folder.path("state"), "shown as degraded", is_degraded);
+    fs::remove_dir(folder.path("state/offsets.tmp")).unwrap();
+    wait_status(&folder, &folder.path("state"), "saved again", |s| !is_degraded(s));
+    let log = agent.stop().expect_code(0).stderr;
+    assert_eq!(log.matches("ERROR").count(), 1, "{log}");
+}
+
+/// Fails when every rotated file leaves an entry behind for ever. The short form; the ledger's unit test has 10,000.
+#[test]
+fn rotations_leave_a_bounded_state() {
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..1).bytes());
+    let config = format!(
+        "[agent]\nstate_dir = {:?}\n[[files]]\npaths = [{:?}]\nrotate_grace = \"1ms\"\n",
+        folder.path("state"),
+        folder.path("f.log")
+    );
+    folder.write("logagent.toml", config);
+    let mut agent = folder.agent_line("run -c logagent.toml --output stdout --from beginning").start();
+    agent.wait_lines(1);
+    let rounds = 150;
+    for round in 1..=rounds {
+        folder.rename("f.log", "f.log.1");
+        folder.append("f.log", Lines::new("f", round..round + 1).bytes());
+        agent.wait_lines(round as usize + 1);
+    }
+    let done = agent.stop().expect_code(0);
+    Delivered::of(done.lines()).assert_exactly_once(&[&Lines::new("f", 0..rounds + 1)]);
+    let text = fs::read_to_string(folder.path("state/offsets")).unwrap();
+    let kept = text.matches("\nstream ").count();
+    assert!(kept <= 80, "{kept} streams after {rounds} rotations");
+}
+
+/// Fails when an idle agent, or a restart without news, writes to the state folder.
+#[test]
+fn nothing_is_written_while_nothing_changes() {
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    let mut first = agent(&folder).start();
+    first.wait_lines(10);
+    wait_until(SOON, "the first save", || {
+        state(&folder)["files"][0]["saved"] == state(&folder)["files"][0]["size"]
+    });
+    let before = look(&folder.path("state"));
+    pause(secs(3));
+    assert_eq!(look(&folder.path("state")), before);
+    first.stop().expect_code(0);
+    let before = look(&folder.path("state"));
+    agent(&folder).start().stop().expect_code(0);
+    assert_eq!(look(&folder.path("state")), before);
+}
+
+/// Fails without the lock, when the message does not name the other, or when a kill leaves the folder locked.
+#[test]
+fn two_agents_on_one_folder() {
+    let folder = Folder::new();
+    folder.append("f.log", "a\n");
+    let mut first = agent(&folder).start();
+    let said = agent(&folder).run().expect_code(1).stderr;
+    assert!(said.contains(&format!("process {}", first.id())), "{said}");
+    first.kill();
+    agent(&folder).start().stop().expect_code(0);
+}
+
+/// Fails when a rotated file is judged by its name, when an unread line counts as shipped, or the rest of one as unread.
+#[test]
+fn shipped_is_exact() {
+    let folder = Folder::new();
+    folder.append("f.log", "one\ntwo\nrest");
+    assert_eq!(shipped(&folder, "f.log").0, Some(1), "nothing was ever read");
+    let mut agent = agent(&folder).start();
+    agent.wait_lines(2);
+    wait_until(SOON, "shipped", || shipped(&folder, "f.log").0 == Some(0));
+    agent.pause();
+    folder.append("f.log", " is here\n");
+    agent.resume();
+    wait_until(SOON, "shipped again", || shipped(&folder, "f.log").0 == Some(0));
+    agent.stop().expect_code(0);
+    assert_eq!(shipped(&folder, "f.log").0, Some(0), "post mortem");
+    folder.append("f.log", "not read\n");
+    let (code, said) = shipped(&folder, "f.log");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("9 of 30 bytes") && said.trim_end().lines().count() == 1, "{said}");
+    folder.rename("f.log", "f.log.1");
+    folder.append("f.log", "new\n");
+    assert!(shipped(&folder, "f.log.1").1.contains("9 of 30 bytes"));
+    assert!(shipped(&folder, "f.log").1.contains("has read this file"));
+    fs::copy(folder.path("f.log.1"), folder.path("copy")).unwrap();
+    assert_eq!(shipped(&folder, "copy").0, Some(1));
+    assert_eq!(shipped(&folder, "no such file").0, Some(1));
+}
+
+/// Fails when status needs a terminal, does not see its reader go, or takes a killed agent for a running one.
+#[test]
+fn status_while_running_and_after() {
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    assert!(
+        folder.agent_line("status --state-dir state").run().expect_code(1).stderr.contains("--state-dir")
+    );
+    let mut agent = agent(&folder).start();
+    agent.wait_lines(10);
+    let live = state(&folder);
+    assert_eq!((live["live"].as_bool(), live["pid"].as_u64()), (Some(true), Some(u64::from(agent.id()))));
+    assert_eq!(live["totals"]["read"], 10);
+    let mut watching = folder.agent_line("status --state-dir state --watch").spawn();
+    wait_until(SOON, "three looks", || {
+        String::from_utf8_lossy(&watching.stdout()).matches("per second").count() >= 2
+    });
+    watching.signal(Signal::TERM);
+    assert_eq!(watching.wait_exit(SOON).code(), Some(0));
+    agent.signal(Signal::USR1);
+    agent.wait_log("status: 1 file(s)", SOON);
+    agent.kill();
+    let after = state(&folder);
+    assert_eq!(
+        (after["live"].as_bool(), after["files"][0]["state"].as_str()),
+        (Some(false), Some("not running"))
+    );
+    let text = folder.agent_line("status --state-dir state").run().expect_code(0);
+    assert!(String::from_utf8_lossy(&text.stdout).starts_with("logagent is not running here"));
+}
