@@ -378,7 +378,7 @@ fn the_driver_changes() {
 fn another_id_waits_for_what_is_out() {
     let mut b = Bench::proven();
     b.push(1);
-    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 4)) };
+    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 4)), once: false };
     (0..2).for_each(|_| b.push(1));
     assert_eq!(b.flying(), [(2, 0, 1)]);
     b.stored(0);
