@@ -74,15 +74,25 @@ pub struct Job {
     cover: Option<Giver>,
     /// Per stream: bytes up to here may be acknowledged though no tail of this run reads them.
     rebuilt: HashMap<StreamId, u64>,
-    /// All that the last run left is there: it was ended cleanly, or in this boot.
-    pub trusted: bool,
+    /// There is something to be saved before anything happens.
+    changed: bool,
+    pub found: Footing,
+}
+
+/// How far what was found can be relied on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footing {
+    /// The last run ended cleanly, or in this boot: what it wrote without syncing is there.
+    pub whole: bool,
+    /// The positions are those of `offsets.previous`, or none although there were some.
+    pub fell_back: bool,
 }
 
 impl Job {
     /// Exactly-once: lines that an earlier run sent are acknowledged now, or will be. `saved` is what was opened, with the
     /// former taken in.
     pub fn take_over(&mut self, saved: &Saved, rebuilt: HashMap<StreamId, u64>) {
-        (self.saved, self.rebuilt) = (saved.clone(), rebuilt);
+        (self.saved, self.rebuilt, self.changed) = (saved.clone(), rebuilt, true);
     }
 
     /// Nothing proves what is stored: lines that are sent again count as doubled at most. Before any tail runs.
@@ -102,12 +112,12 @@ const BURST: usize = 1024;
 
 /// Opens the state folder and puts its totals on the board; before any stage runs.
 pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
-    let (store, saved, air, trusted) = match &options.state_dir {
-        None => (None, Saved::default(), Arc::new(Air::nowhere()), false),
+    let (store, saved, air, found) = match &options.state_dir {
+        None => (None, Saved::default(), Arc::new(Air::nowhere()), Footing::default()),
         Some(folder) => {
             let (store, mut saved, fell_back) = Store::open(folder, options.damaged)?;
-            let (air, trusted) = open_air(&store, &mut saved, fell_back, options.exactly_once.is_some());
-            (Some(store), saved, Arc::new(air), trusted)
+            let (air, whole) = open_air(&store, &mut saved, fell_back, options.exactly_once.is_some());
+            (Some(store), saved, Arc::new(air), Footing { whole, fell_back })
         }
     };
     board.state().path = options.state_dir;
@@ -115,10 +125,10 @@ pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
     let _ = board.air.set(air.clone());
     let (sync, cover) = (options.sync, options.exactly_once);
     let rebuilt = HashMap::new();
-    Ok((Job { store, air, saved: saved.clone(), sync, cover, rebuilt, trusted }, saved))
+    Ok((Job { store, air, saved: saved.clone(), sync, cover, rebuilt, changed: false, found }, saved))
 }
 
-/// Takes up what the last run wrote of how far it sent; see `air.rs`. The flag: that is all there is to know.
+/// Takes up what the last run wrote of how far it sent; see `air.rs`. The flag: it is whole.
 fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (Air, bool) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
@@ -130,7 +140,7 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
             return (Air::nowhere(), false);
         }
     };
-    let trusted = found.trusted && !fell_back;
+    let whole = found.trusted;
     saved.totals.resent = saved.totals.resent.max(found.resent);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
@@ -141,7 +151,7 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
     } else {
         air.retain(|stream| ids.contains(&stream));
     }
-    (air, trusted)
+    (air, whole)
 }
 
 /// The thread: drains notes, acknowledges, saves; ends after a last synced save when the inbox closes.
@@ -195,7 +205,7 @@ struct Keeper<'a> {
 
 impl<'a> Keeper<'a> {
     fn start(job: Job, board: &'a Board) -> Result<Self, Error> {
-        let Job { store, air, mut saved, sync, cover, rebuilt, trusted: _ } = job;
+        let Job { store, air, mut saved, sync, cover, rebuilt, changed, found: _ } = job;
         let started = Instant::now();
         let saver = match store {
             None => None,
@@ -207,13 +217,17 @@ impl<'a> Keeper<'a> {
                 )
             })?),
         };
+        let mut rhythm = Rhythm::new(sync, started);
+        if changed {
+            rhythm.change(started);
+        }
         Ok(Keeper {
             board,
             ledger: Ledger::new(std::mem::take(&mut saved.streams), saved.next_stream).rebuilding(&rebuilt),
             cover,
             covering: Cover::default(),
             air,
-            rhythm: Rhythm::new(sync, started),
+            rhythm,
             saver,
             busy: false,
             clock_before: saved.clock,
@@ -266,7 +280,10 @@ impl<'a> Keeper<'a> {
                 new
             }
             Note::Flush(answer) => return self.flush(answer, now),
-            Note::Hurry => return self.rhythm.hurry(),
+            Note::Hurry => {
+                self.rhythm.hurry();
+                true
+            }
         };
         if changed {
             self.rhythm.change(now);

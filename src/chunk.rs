@@ -121,8 +121,6 @@ pub struct Shape {
     pub key: Key,
     pub format: Format,
     pub headers: Vec<(String, Vec<u8>)>,
-    /// Hash of all of the above and of the encoder's version: two shapes with equal hashes give equal records.
-    pub hash: u64,
 }
 
 /// One per open stream, shared by its chunks: whose bytes these are.

@@ -74,6 +74,9 @@ use error::{Error, ExitCode};
 use std::io::{self, Write as _};
 use std::process;
 
+#[global_allocator]
+static ALLOCATOR: sys::Roomy = sys::Roomy;
+
 fn main() -> process::ExitCode {
     logging::init();
     end_on_panic();

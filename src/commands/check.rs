@@ -47,7 +47,7 @@ pub fn run(asked: cli::Check) -> Result<ExitCode, Error> {
 
 fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
-    super::plan::refuse_unready(&config)?;
+    super::plan::refuse_too_much(&config)?;
     let report = Report::of(&config);
     print(&report.text)?;
     let mut failed = report.failed;

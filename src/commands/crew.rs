@@ -10,7 +10,7 @@ use crate::tail::{self, Start};
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use log::info;
+use log::{info, warn};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::os::fd::AsFd;
@@ -47,6 +47,7 @@ pub struct Crew<'s, 'e> {
     pub sighted: Receiver<Infallible>,
     sighting: Option<Sender<Infallible>>,
     watching: bool,
+    once: bool,
     /// When this began.
     since: (i64, u32),
 }
@@ -90,6 +91,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             sighted,
             sighting: Some(sighting),
             watching: true,
+            once,
             since: now(),
         })
     }
@@ -134,7 +136,10 @@ impl<'s, 'e> Crew<'s, 'e> {
                 let fix = "create it, or leave must_exist out";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
-            info!("{what}: waiting for the file");
+            match self.once {
+                true => warn!("{what}: there is no such file"),
+                false => info!("{what}: waiting for the file"),
+            }
         }
         Ok(())
     }

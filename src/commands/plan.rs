@@ -24,12 +24,15 @@ const CHUNK: usize = 256 << 10;
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
 
-/// What the config may ask for and the program cannot do yet is refused: an agent that promised exactly-once and
-/// delivered at-least-once would be believed.
-pub fn refuse_unready(config: &Config) -> Result<(), Error> {
-    if false && config.agent.delivery == config::Delivery::ExactlyOnce {
-        let why = "delivery = \"exactly-once\" does not work yet";
-        return Err(Error::config("[agent]", why, "write delivery = \"at-least-once\", or leave it out"));
+/// Bytes of a batch that exactly-once can write an intent for, whatever its lines are like.
+const LARGEST_BATCH: usize = 4 << 20;
+
+/// What exactly-once cannot do is refused, rather than promised.
+pub fn refuse_too_much(config: &Config) -> Result<(), Error> {
+    let Output::Kafka(kafka) = &config.output else { return Ok(()) };
+    if config.agent.delivery == config::Delivery::ExactlyOnce && kafka.batch > LARGEST_BATCH {
+        let why = "delivery = \"exactly-once\" takes no batches over 4 MiB";
+        return Err(Error::config("[kafka] batch", why, "write batch = \"4MiB\" or less"));
     }
     Ok(())
 }
@@ -112,7 +115,7 @@ fn rules(s: &Source) -> Rules {
     }
 }
 
-/// What makes a record of a line; its hash is that of everything in it, as written.
+/// What makes a record of a line.
 fn shape(config: &Config, s: &Source) -> Shape {
     let key = match &config.output {
         Output::Kafka(k) => k.key.as_ref(),
@@ -132,8 +135,7 @@ fn shape(config: &Config, s: &Source) -> Shape {
         }
     };
     let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
-    let hash = crate::chunk::fnv1a(format!("1 {key:?} {format:?} {headers:?}").as_bytes());
-    Shape { key, format, headers, hash }
+    Shape { key, format, headers }
 }
 
 pub fn ship(config: &Config) -> ship::Options {

@@ -7,7 +7,7 @@
 use super::crew::Plan;
 use crate::budget::Permit;
 use crate::checkpoint::store::private;
-use crate::checkpoint::{Job, Saved, SavedStream};
+use crate::checkpoint::{Footing, Job, Saved, SavedStream};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::cover::{Cover, Taker};
 use crate::error::Error;
@@ -60,7 +60,7 @@ pub fn recover(
     let (store, found) = private(&path, false).and_then(Store::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let cover = cover(saved);
-    let mut loaded = match doubt(&found, &binding, job.trusted, saved) {
+    let mut loaded = match doubt(&found, &binding, job.found, saved) {
         None => load(records(found.records), &cover),
         Some(why) => {
             log::error!(
@@ -72,6 +72,8 @@ pub fn recover(
             Loaded::default()
         }
     };
+    let uncertain_now = || board.totals.uncertain.load(Relaxed);
+    let uncertain = uncertain_now();
     for ack in &loaded.settled {
         if saved.acknowledge(ack) {
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
@@ -90,7 +92,13 @@ pub fn recover(
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
     }
-    job.take_over(saved, rebuilt);
+    if !loaded.settled.is_empty()
+        || !loaded.keep.is_empty()
+        || !flights.is_empty()
+        || uncertain < uncertain_now()
+    {
+        job.take_over(saved, rebuilt);
+    }
     if !flights.is_empty() {
         log::info!("{} flight(s) of the last run are taken up again", flights.len());
     }
@@ -115,7 +123,7 @@ fn cover(saved: &Saved) -> Cover {
 }
 
 /// Why the journal says nothing that may be relied on.
-fn doubt(found: &Found, now: &Binding, trusted: bool, saved: &Saved) -> Option<String> {
+fn doubt(found: &Found, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
         return match found.content {
@@ -127,13 +135,16 @@ fn doubt(found: &Found, now: &Binding, trusted: bool, saved: &Saved) -> Option<S
     if then.machine != now.machine {
         return Some("it was written on another machine (/etc/machine-id)".into());
     }
-    if then.boot != now.boot && !then.synced && !trusted {
+    if saved.next_stream == 0 && !found.records.is_empty() {
+        return Some("the saved positions that belong to it are gone".into());
+    }
+    if saved_as.fell_back {
+        return Some("the saved positions are older than what it leaves out".into());
+    }
+    if then.boot != now.boot && !then.synced && !saved_as.whole {
         return Some(
             "the machine went down before it was on the disk (sync = \"always\" covers that)".into(),
         );
-    }
-    if then.boot == now.boot && !trusted {
-        return Some("the saved positions are older than it".into());
     }
     None
 }
@@ -287,4 +298,42 @@ fn chunk(
         bytes,
         permit,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when numbers are used that somebody else may have used since, or thrown away without need.
+    #[test]
+    fn what_a_journal_is_doubted_for() {
+        let binding = |machine: &str, boot: &str, synced| Binding {
+            machine: machine.into(),
+            boot: boot.into(),
+            synced,
+        };
+        let found = |binding| Found { binding, records: Vec::new(), content: true };
+        let whole = Footing { whole: true, fell_back: false };
+        let torn = Footing { whole: false, fell_back: false };
+        let older = Footing { whole: true, fell_back: true };
+        let now = binding("m", "b", false);
+        for (then, footing, word) in [
+            (Some(binding("m", "b", false)), whole, None),
+            (Some(binding("m", "b", false)), torn, None),
+            (Some(binding("m", "a", false)), whole, None),
+            (Some(binding("m", "a", true)), torn, None),
+            (Some(binding("m", "a", false)), torn, Some("went down")),
+            (Some(binding("n", "b", true)), whole, Some("another machine")),
+            (Some(binding("m", "a", true)), older, Some("older")),
+            (Some(binding("m", "b", false)), older, Some("older")),
+            (None, whole, Some("damaged")),
+        ] {
+            let why = doubt(&found(then.clone()), &now, footing, &Saved::default());
+            match word {
+                None => assert_eq!(why, None, "{then:?}"),
+                Some(word) => assert!(why.as_ref().is_some_and(|w| w.contains(word)), "{then:?}: {why:?}"),
+            }
+        }
+        assert_eq!(doubt(&Found::default(), &now, torn, &Saved::default()), None, "the first start of all");
+    }
 }

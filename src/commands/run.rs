@@ -47,7 +47,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let config = config::load(&asked.overrides())?;
-    plan::refuse_unready(&config)?;
+    plan::refuse_too_much(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
@@ -208,7 +208,9 @@ impl Office<'_, '_> {
         if self.stopping.is_some() {
             return;
         }
-        info!("following {} file(s)", self.crew.files());
+        if !self.config.once {
+            info!("following {} file(s)", self.crew.files());
+        }
         self.notify.ready(&self.line());
     }
 

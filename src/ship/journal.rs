@@ -105,7 +105,7 @@ impl Journal {
     }
 
     /// Writes intents until they would not fit; how many of the batches have theirs. Those batches know it.
-    fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
+    pub fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
         let mut group = Group::default();
         let mut added: Vec<(Live, Last, u64)> = Vec::new();
         let mut fits = 0;
@@ -164,7 +164,7 @@ impl Journal {
     }
 
     /// Positions are saved: what they cover is not needed any more.
-    fn covered(&mut self, cover: Cover) {
+    pub fn covered(&mut self, cover: Cover) {
         self.cover = cover;
         let cover = &self.cover;
         self.live.retain(|l| !l.spans.iter().all(|(stream, range)| cover.holds(*stream, range)));

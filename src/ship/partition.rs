@@ -186,7 +186,9 @@ impl Partition {
         let place = batch.place();
         let mut at = self.pending.partition_point(|p| p.place() < place);
         // An open intent stays the partition's only one: nothing comes before it, whatever its place.
-        if batch.noted.is_none() && self.pending.front().is_some_and(|b| b.noted.is_some()) {
+        if batch.noted.is_some() {
+            at = 0;
+        } else if self.pending.front().is_some_and(|b| b.noted.is_some()) {
             at = at.max(1);
         }
         self.pending.insert(at, batch);

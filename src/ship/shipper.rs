@@ -247,6 +247,9 @@ impl<'b> Shipper<'b> {
                     }
                     Action::Uncertain(lines) => {
                         self.board.totals.uncertain.fetch_add(u64::from(lines), Relaxed);
+                        if self.once {
+                            self.notes.push(Note::Hurry); // it may be all that there is to save
+                        }
                     }
                     Action::Doubled(lines) => {
                         self.board.resent(u64::from(lines));

@@ -4,6 +4,7 @@
 //! The brokers are in `sim/broker.rs`.
 
 mod broker;
+mod once;
 
 use super::driver::{Abilities, Event, Order, TopicView, Verdict};
 use super::flight::Batch;

@@ -1,7 +1,8 @@
 //! The tail against a writer, rotation, compression, crashes and restarts, by seeds: real small files, time that is only a
 //! number, the saved state a map. Asserts contents: nothing lost, nothing doubled but what a crash had in the air, in order.
 //!
-//! A failing seed is tried alone with `LOGAGENT_SEED=n`.
+//! Longer than other files: the world, the agent's life in it and the judgement belong together. A failing seed is tried alone
+//! with `LOGAGENT_SEED=n`.
 
 use super::known::{Entry, Known};
 use super::*;

@@ -247,18 +247,3 @@ fn tail_prints_lines_as_they_come() {
     assert_eq!(agent.wait_lines(n + 1)[0], b"old");
     agent.stop().expect_code(0);
 }
-
-/// Fails when the agent promises what it cannot keep.
-#[test]
-fn exactly_once_is_refused_until_it_works() {
-    let folder = Folder::new();
-    folder.write(
-        "c.toml",
-        "[agent]\nstate_dir = \"state\"\ndelivery = \"exactly-once\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\n\
-         topic = \"t\"\n[[files]]\npaths = [\"/x.log\"]\n",
-    );
-    for command in ["run", "check"] {
-        let said = folder.agent_line(&format!("{command} -c c.toml")).run().expect_code(78).stderr;
-        assert!(said.contains("exactly-once") && said.contains("at-least-once"), "{said}");
-    }
-}

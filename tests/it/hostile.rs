@@ -2,7 +2,10 @@
 //! wrong, and ends when it is told to. What real brokers refuse is in `security.rs`.
 
 use crate::harness::*;
-use std::time::Instant;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How each lie is told, and whether it is one that shows at once.
 fn lies() -> Vec<(&'static str, Reply, bool)> {
@@ -29,6 +32,12 @@ fn meets(driver: &str, at: Api) {
     folder.write("f.log", "one\ntwo\n");
     let mut all = Vec::new();
     for (n, (lie, reply, shows)) in lies().into_iter().enumerate() {
+        // The kafka crate reserves memory by that count. The binary that ships survives it by its allocator, glibc's ends
+        // the process (see main.rs); so this one is for LOGAGENT_BIN.
+        let by_the_crate = driver != "modern" && at == Api::Produce && lie == "a count that does not fit";
+        if by_the_crate && std::env::var_os("LOGAGENT_BIN").is_none() {
+            continue;
+        }
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
         kafka.script(move |r| if r.api == at { reply.clone() } else { Reply::Default });
@@ -59,6 +68,70 @@ fn meets(driver: &str, at: Api) {
         // it gets on with its work.
         let said = done.stderr.contains(" WARN ") || kafka.stored("t").len() >= 2;
         assert!(!shows || said, "{what}: nothing is said\n{}", done.stderr);
+    }
+}
+
+/// A peer that speaks no protocol: says this to everybody who connects, at this pace, then waits.
+fn blurts(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let says = says.clone();
+            thread::spawn(move || {
+                let (mut sink, mut heard) = (stream.try_clone().unwrap(), [0; 4096]);
+                if stream.read(&mut heard).is_err() {
+                    return;
+                }
+                for bytes in says.chunks(if pace.is_some() { 1 } else { 1 << 16 }) {
+                    if sink.write_all(bytes).is_err() {
+                        return;
+                    }
+                    pace.into_iter().for_each(pause);
+                }
+                while stream.read(&mut heard).is_ok_and(|n| n > 0) {}
+            });
+        }
+    });
+    address
+}
+
+/// Fails when TLS is waited for without a limit, when what is no TLS is not named, or when a large record takes memory.
+#[test]
+fn tls_by_modern() {
+    let hello = [&[0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3][..], &[7; 3000]].concat();
+    let cases = [
+        ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), None, "does not answer in TLS"),
+        ("kafka", [&[0, 0, 0, 40][..], &[0; 40]].concat(), None, "does not answer in TLS"),
+        ("alert", vec![0x15, 3, 3, 0, 2, 2, 0x28], None, "refuses the handshake"),
+        ("half a hello", hello.clone(), None, ""),
+        ("a hello, a byte a second", hello, Some(secs(1)), ""),
+        ("an endless record", [&[0x16, 3, 3, 0xff, 0xff][..], &[0; 1 << 20]].concat(), None, "TLS"),
+        ("mute", Vec::new(), None, ""),
+    ];
+    let folder = Folder::new();
+    folder.write("f.log", "one\n");
+    let mut all = Vec::new();
+    for (n, (lie, says, pace, said)) in cases.into_iter().enumerate() {
+        let config = format!(
+            "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [\"{}\"]\ntopic = \"t\"\n\
+             [kafka.tls]\n[[files]]\npaths = [{:?}]\n",
+            folder.path(format!("state-{n}")),
+            blurts(says, pace),
+            folder.path("f.log"),
+        );
+        let config = folder.write(&format!("{n}.toml"), config);
+        all.push((lie, said, folder.agent(["run", "-c"]).arg(config).start()));
+    }
+    pause(secs(6));
+    for (lie, said, mut agent) in all {
+        assert!(said.is_empty() || agent.log().contains(said), "{lie}: {}", agent.log());
+        let told = Instant::now();
+        let done = agent.stop().expect_code(0);
+        assert!(told.elapsed() < secs(4), "{lie}: {:?} to end", told.elapsed());
+        assert!(!done.stderr.contains("panic in"), "{lie}: {}", done.stderr);
+        assert!(done.vm_hwm < 24_000, "{lie}: {} KiB resident", done.vm_hwm);
+        assert!(done.cpu < millis(1000), "{lie}: {:?} of processor time", done.cpu);
     }
 }
 

@@ -65,7 +65,6 @@ fn shapes() -> impl Strategy<Value = Shape> {
                 Format::Raw
             },
             headers: headers.into_iter().collect(),
-            hash: 0,
         })
 }
 

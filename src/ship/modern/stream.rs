@@ -130,6 +130,7 @@ impl Tls {
 
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         if self.sealed == 0 {
+            self.push()?; // TLS's own, so that there is room
             self.sealed = self.session.writer().write(from)?; // up to rustls's own buffer, 64 KiB
         }
         self.push()?;

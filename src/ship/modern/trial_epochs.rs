@@ -14,7 +14,10 @@ use std::process::Command;
 /// "stored at 5", or the code.
 fn send(f: &mut Feeder, partition: i32, epoch: i16, base: i32, lines: usize) -> String {
     let mut b = batch(1, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]);
-    Arc::get_mut(&mut b.load).unwrap().topic = f.topic.clone();
+    let load = Arc::get_mut(&mut b.load).unwrap();
+    // A broker that starts drops producers whose last stamp is older than a day: with the tests' stamp all are gone.
+    load.stamp_ms = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+    load.topic = f.topic.clone();
     let pid = f.pid.unwrap().0;
     let mut b = Batch { partition, numbers: Some(Numbers { pid, epoch, base }), ..b };
     loop {

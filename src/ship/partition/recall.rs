@@ -29,10 +29,16 @@ pub struct Past {
 }
 
 /// No broker forgets a producer within this time, unless it is told to keep them for less (the default is a day, looked at
-/// every 10 minutes).
+/// every 10 minutes, and at its start), or our clock is a day behind the broker's.
 const FRESH_MS: i64 = 120_000;
+/// 2025-01-01: an earlier clock is not set yet.
+const PLAUSIBLE_MS: i64 = 1_735_689_600_000;
 /// A batch that was stamped earlier, and is not stored, is stamped anew: a broker judges by the stamp when it forgets us.
 const OLD_MS: i64 = 6 * 3_600_000;
+
+fn is_fresh(now: Now, stamp_ms: i64) -> bool {
+    stamp_ms >= PLAUSIBLE_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
+}
 
 impl Partition {
     pub(super) fn ask_about_past(&mut self, now: Now, actions: &mut Vec<Action>) {
@@ -82,20 +88,16 @@ impl Partition {
         let end = after(n.base, batch.count);
         // `Some(found)`: it goes again with its numbers.
         let again = match known {
-            None if !past.proven && past.same_topic && (0..FRESH_MS).contains(&age) => Some(false),
+            None if !past.proven && past.same_topic && is_fresh(now, batch.load.stamp_ms) => Some(false),
             None => None,
             Some((epoch, last)) => match epoch.cmp(&n.epoch) {
                 Ordering::Equal if after(last, 1) == end => Some(true),
                 Ordering::Equal if after(last, 1) == n.base => Some(false),
                 Ordering::Less if n.base == 0 => Some(false),
                 Ordering::Equal if ahead(after(last, 1), end) > 0 => {
-                    self.betrayed(past.pid, (epoch, last), actions);
-                    return;
+                    return self.betrayed(past, (epoch, last), actions);
                 }
-                Ordering::Greater => {
-                    self.betrayed(past.pid, (epoch, last), actions);
-                    return;
-                }
+                Ordering::Greater => return self.betrayed(past, (epoch, last), actions),
                 Ordering::Equal | Ordering::Less => None,
             },
         };
@@ -126,26 +128,26 @@ impl Partition {
             None => false,
             Some((e, end)) => epoch < e || (epoch == e && ahead(after(last, 1), end) <= 0),
         };
-        if ours {
-            return;
+        if !ours {
+            self.betrayed(past, (epoch, last), actions);
         }
-        // As many at least stand there that the saved state knows nothing of; they are read and sent again.
+    }
+
+    /// Somebody used our id after the state was saved that we started from.
+    fn betrayed(&mut self, past: &Past, (epoch, last): (i16, i32), actions: &mut Vec<Action>) {
+        let pid = past.pid;
+        // As many stand there that the saved state knows nothing of, or more: of earlier epochs nobody knows any more.
         let more = match past.last {
             Some((e, end)) if e == epoch => ahead(after(last, 1), end).unsigned_abs(),
             _ => after(last, 1).unsigned_abs(),
         };
         actions.push(Action::Uncertain(more));
-        self.betrayed(past.pid, (epoch, last), actions);
-    }
-
-    /// Somebody used our id after the state was saved that we started from.
-    fn betrayed(&mut self, pid: i64, known: (i16, i32), actions: &mut Vec<Action>) {
         log::error!(
             "partition {}: the broker knows producer {pid} up to epoch {}, sequence {}, which this state folder never used: \
-             it is a copy, or was put back from a backup; taking a new id, and what may stand twice is counted as uncertain",
+             it is a copy, or was put back from a backup; taking a new id; {more} lines at least stand twice, counted as uncertain",
             self.id,
-            known.0,
-            known.1
+            epoch,
+            last
         );
         self.numbering = None;
         actions.push(Action::NewId { pid });
@@ -159,17 +161,22 @@ mod tests {
     use crate::ship::flight::{Batch, Numbers};
     use crate::ship::partition::Rules;
     use crate::ship::testing::{STAMP, batch, chunk, plain};
+    use std::sync::Arc;
     use std::time::Instant;
 
     const RULES: Rules = Rules::Numbered { in_flight: 5, id: Some((7, 3)), once: true };
 
     fn now() -> Now {
-        Now { at: Instant::now(), wall_ms: STAMP + 1000 }
+        Now { at: Instant::now(), wall_ms: STAMP + LATER + 1000 }
     }
+
+    /// [`STAMP`] is of 2023.
+    const LATER: i64 = 80_000_000_000;
 
     fn open(epoch: i16, base: i32, lines: usize) -> Batch {
         let numbers = Some(Numbers { pid: 7, epoch, base });
-        let b = batch(4, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]);
+        let mut b = batch(4, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]);
+        Arc::get_mut(&mut b.load).unwrap().stamp_ms = STAMP + LATER;
         Batch { numbers, noted: numbers, intent: 9, maybe_stored: true, ..b }
     }
 

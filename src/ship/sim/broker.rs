@@ -28,9 +28,9 @@ pub(super) struct Producer {
 
 impl Log {
     /// Kafka's append: refusals first, then duplicates, then sequences.
-    fn append(&mut self, batch: &Batch, ids: &[u64]) -> Result<i64, i16> {
-        if let Some(Numbers { pid, epoch, base }) = batch.numbers {
-            let end = after(base, batch.count - 1);
+    pub fn append(&mut self, numbers: Option<Numbers>, ids: &[u64]) -> Result<i64, i16> {
+        if let Some(Numbers { pid, epoch, base }) = numbers {
+            let end = after(base, ids.len() as u32 - 1);
             if let Some(p) = self.producers.get(&pid) {
                 let repeat = p.last.iter().find(|l| p.epoch == epoch && (l.0, l.1) == (base, end));
                 if let Some((_, _, offset)) = repeat {
@@ -59,7 +59,7 @@ impl Log {
     }
 
     /// A snapshot keeps one batch of each producer.
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         for p in self.producers.values_mut() {
             p.last.drain(..p.last.len().saturating_sub(1));
         }
@@ -87,7 +87,7 @@ impl World<'_> {
         if let Some(what) = self.refuse(&batch, &ids) {
             return self.done(batch, Verdict::Refused { what, why: "refused".into() });
         }
-        let result = self.logs.get_mut(&id).unwrap().append(&batch, &ids);
+        let result = self.logs.get_mut(&id).unwrap().append(batch.numbers, &ids);
         match result {
             // Appended, but the replicas were late, or the answer was lost and the connection with it.
             Ok(_) if self.faults && self.chance(8) => self.again(batch, true),
@@ -127,7 +127,7 @@ impl World<'_> {
             let ids = self.ids(&batch);
             let bad = ids.iter().any(|id| self.bad.contains(id));
             if i < arrive && !bad && batch.bytes <= self.largest {
-                let _ = self.logs.get_mut(&id).unwrap().append(&batch, &ids);
+                let _ = self.logs.get_mut(&id).unwrap().append(batch.numbers, &ids);
             }
             lost.push(batch);
         }
