@@ -4,7 +4,7 @@ pub mod check;
 pub mod crew;
 pub mod drivers;
 pub mod plan;
-mod recover;
+pub mod recover;
 pub mod run;
 pub mod send;
 pub mod status;

@@ -24,6 +24,9 @@
 //! 4. [`checkpoint`] is STAGE 3: it keeps, per stream, how far everything is acknowledged without a gap and which ranges
 //!    are acknowledged beyond it, and saves that.
 //!
+//! With exactly-once [`ship::journal`] stands between ship and driver and writes down what each batch carries before it is
+//! sent; [`commands::recover`] reads it at the start, and [`cover`] is the way back from a save to it.
+//!
 //! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; what there is
 //! to see is on one board ([`report`]), of which status, metrics and log lines are views. [`commands::run`] alone knows all
 //! stages. No stage imports another, or [`config`].
@@ -47,7 +50,7 @@
 //! # Threads
 //!
 //! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `ship`, `checkpoint` and its saver, `status`, and
-//! the drivers' workers. Signals are blocked in all but one. Workers may hang in name resolution or in the `kafka` crate, the
+//! the drivers' workers; with exactly-once `journal`. Signals are blocked in all but one. Workers may hang in name resolution or in the `kafka` crate, the
 //! saver in a slow flash: those are left to the end of the process, all others are joined.
 
 mod air;

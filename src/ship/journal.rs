@@ -46,7 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
-use store::{Binding, Group, Store};
+use store::{Binding, Group, HALF, Store};
 
 /// What is known of an intent that the saved positions do not cover.
 #[derive(Debug)]
@@ -104,8 +104,20 @@ impl Journal {
         Ok(Ends { orders, events })
     }
 
+    /// Writes intents; how many of the batches have theirs. The others have to wait until positions are saved.
+    pub fn put(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
+        let n = self.write(batches)?;
+        let needed: usize = self.live.iter().map(|l| l.payload.len()).sum();
+        if n == batches.len() || needed as u64 > HALF / 2 {
+            return Ok(n);
+        }
+        // What was written stays good: it is among what is carried over.
+        self.change_halves()?;
+        Ok(n + self.write(&mut batches[n..])?)
+    }
+
     /// Writes intents until they would not fit; how many of the batches have theirs. Those batches know it.
-    pub fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
+    fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
         let mut group = Group::default();
         let mut added: Vec<(Live, Last, u64)> = Vec::new();
         let mut fits = 0;
@@ -249,13 +261,7 @@ impl Worker {
         if ready.is_empty() {
             return true;
         }
-        let mut done = self.journal.write(&mut ready);
-        if done.as_ref().is_ok_and(|n| *n < ready.len()) {
-            // What was written stays good: it is among what is carried over.
-            let before = done.unwrap_or_default();
-            let more = self.journal.change_halves().and_then(|()| self.journal.write(&mut ready[before..]));
-            done = more.map(|n| n + before);
-        }
+        let done = self.journal.put(&mut ready);
         let n = match done {
             Ok(n) => {
                 if self.trouble.take().is_some() {

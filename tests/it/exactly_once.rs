@@ -42,11 +42,11 @@ pub fn config(folder: &Folder, topic: &Topic, chaos: &Chaos) {
 
 fn config_by(folder: &Folder, topic: &Topic, address: &str, chaos: &Chaos) {
     let text = format!(
-        "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\n{}\n[[files]]\n\
+        "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{}\n[kafka]\nbrokers = {:?}\ntopic = {:?}\n{}\n[[files]]\n\
          paths = [{:?}]\nstart = \"beginning\"\n",
         folder.path("state"),
         chaos.agent,
-        address,
+        address.split(',').collect::<Vec<_>>(),
         topic.name,
         chaos.kafka,
         folder.path("*.log"),
@@ -54,7 +54,7 @@ fn config_by(folder: &Folder, topic: &Topic, address: &str, chaos: &Chaos) {
     folder.write("c.toml", text);
 }
 
-fn totals(folder: &Folder) -> serde_json::Value {
+pub fn totals(folder: &Folder) -> serde_json::Value {
     status_json(folder, &folder.path("state"))
 }
 
@@ -70,7 +70,7 @@ fn rotate(folder: &Folder) {
 }
 
 /// Appends `n` lines to each file; in the test's own thread, so that a rotation falls between two writes.
-fn write_some(folder: &Folder, next: &mut u64, n: u64, files: &[&str]) {
+pub fn write_some(folder: &Folder, next: &mut u64, n: u64, files: &[&str]) {
     for (i, file) in files.iter().enumerate() {
         let lines = Lines::new(&file[..1], *next..*next + n);
         if i + 1 == files.len() {
@@ -230,7 +230,7 @@ impl Killed {
 }
 
 /// Lines that status says may stand twice.
-fn announced(status: &serde_json::Value) -> u64 {
+pub fn announced(status: &serde_json::Value) -> u64 {
     status["totals"]["uncertain"].as_u64().unwrap() + status["totals"]["doubled_at_most"].as_u64().unwrap()
 }
 

@@ -253,7 +253,8 @@ impl<'b> World<'b> {
             }
         } else if !a.to_journal.is_empty() {
             let mut batches = std::mem::take(&mut a.to_journal);
-            assert_eq!(a.journal.write(&mut batches).unwrap(), batches.len());
+            let n = a.journal.put(&mut batches).unwrap();
+            a.to_journal = batches.split_off(n);
             *ready = batches;
         }
     }
