@@ -127,7 +127,6 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Origin {
     pub stream: StreamId,
-    pub source: SourceId,
     pub topic: Topic,
     /// The *followed* path, also when the bytes are read from a rotated file.
     pub path: PathBuf,
@@ -194,13 +193,12 @@ pub struct Ack {
     pub lines: u64,
 }
 
-/// A stream as a tail takes it up: at first sight, or again after a start. Acknowledged up to `at`, and `beyond` it.
+/// A stream as a tail takes it up: at first sight, or again after a start. Acknowledged up to `at`.
 #[derive(Clone, Debug)]
 pub struct Opened {
     pub origin: Arc<Origin>,
     pub identity: Identity,
     pub at: Point,
-    pub beyond: Vec<Range>,
 }
 
 /// What a tail tells: everything of a stream takes this one way, so its order holds up to the ledger.

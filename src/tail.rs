@@ -5,6 +5,7 @@
 //! backpressure. Events are hints: without them a look comes later, and no line is lost.
 
 pub mod catchup;
+mod copies;
 pub mod follow;
 pub mod framing;
 mod gz;
@@ -16,21 +17,20 @@ mod shelf;
 pub mod siblings;
 #[cfg(test)]
 mod simulated;
+mod streams;
 
-use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, Range, Shape, SourceId, StreamId, Topic};
+use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
-use identity::Look;
-use known::{Claim, Entry, Known};
+use known::{Entry, Known};
 use log::{info, warn};
-use open::{Bytes, Got, Open, Reading};
+use open::{Got, Open, Reading};
 use shelf::Absent;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,7 +55,6 @@ pub struct Hold {
 /// One followed path and all that its source says about it.
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub source: SourceId,
     pub topic: Topic,
     pub shape: Arc<Shape>,
     pub path: PathBuf,
@@ -410,160 +409,6 @@ impl Tail<'_> {
         file.state = state.into();
         file.last_error = error;
         file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
-    }
-
-    /// Takes up a stream that is open in `known`: tells it, and puts it before the live file.
-    fn take_up(&mut self, bytes: Bytes, look: &Look, e: Entry) -> Result<Option<usize>, Halt> {
-        let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // of a .gz it is not known yet
-        let origin = self.origin(e.stream, e.at.offset, size);
-        let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone(), self.now)? else {
-            return Ok(None);
-        };
-        open.owed = look.size;
-        if self.o.until == Until::Read {
-            open.limit = look.size;
-        }
-        let beyond: Vec<Range> = e.beyond.iter().map(|(r, _)| r.clone()).collect();
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at, beyond }))?;
-        // Oldest first; the live one is last.
-        let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
-        let place = self.open.iter().position(after).unwrap_or(self.open.len());
-        self.open.insert(place, open);
-        self.say("following", None);
-        Ok(Some(place))
-    }
-
-    fn take_up_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
-        let Some(place) = self.take_up(Bytes::Plain(file), look, e)? else { return Ok(false) };
-        let mut open = self.open.remove(place);
-        open.live = true;
-        open.owed = 0;
-        self.open.push(open);
-        self.say("following", None);
-        Ok(true)
-    }
-
-    fn origin(&self, stream: StreamId, at: u64, size: u64) -> Arc<Origin> {
-        Arc::new(Origin {
-            stream,
-            source: self.o.source,
-            topic: self.o.topic.clone(),
-            path: self.o.path.clone(),
-            shape: self.o.shape.clone(),
-            gauge: self.board.gauge(stream, at, size),
-        })
-    }
-
-    /// A new stream in `file` from `offset` on.
-    fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
-        let offset = offset.min(look.size);
-        let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
-        Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
-    }
-
-    /// Reads a file that nobody knows from `offset` on.
-    fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        let offset = offset.min(look.size);
-        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
-        match self.known.begin_if_new(look, &self.o.path) {
-            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
-            None => Ok(()), // another tail was faster
-        }
-    }
-
-    /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
-    fn open_new(&mut self) -> Result<(), Halt> {
-        let (file, look) = identity::open(&self.o.path)?;
-        let had_live = self.open.iter().any(|o| o.live);
-        self.orphan();
-        if had_live || !self.open.is_empty() {
-            self.catch_up()?;
-            self.look_again = Some(self.now + Duration::from_secs(1));
-        }
-        match self.known.claim(&look, &self.o.path) {
-            Claim::Anothers => Ok(()),
-            Claim::New => self.take_up_new(file, &look, 0),
-            Claim::Known(entry) => self.resume(file, look, entry),
-        }
-    }
-
-    /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one.
-    fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        if catchup::goes_on(&file, &look, &entry)? {
-            return self.take_up_live(file, &look, entry).map(drop);
-        }
-        self.find_rest(entry, catchup::REWRITTEN)?;
-        let fresh = self.fresh(&file, &look, 0)?;
-        self.take_up_live(file, &look, fresh).map(drop)
-    }
-
-    /// The live file is an old one now. What it holds goes first.
-    fn orphan(&mut self) {
-        for open in self.open.iter_mut().filter(|o| o.live) {
-            open.live = false;
-            open.owed = open.size;
-            open.changed = self.now;
-        }
-    }
-
-    /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
-    /// is one; else what was not read is lost, and counted.
-    fn truncated(&mut self, i: usize) -> Result<(), Halt> {
-        let file = self.open[i].file().map(File::try_clone).transpose()?;
-        let look = file.as_ref().map(identity::look).transpose()?;
-        let old = self.open.remove(i);
-        let entry = Entry {
-            stream: old.origin.stream,
-            path: self.o.path.clone(),
-            identity: old.identity.clone(),
-            at: old.at,
-            beyond: Vec::new(),
-            size: old.size,
-            modified: old.modified,
-            finished: false,
-            open: true,
-        };
-        if let (Some(file), Some(look)) = (file, look) {
-            let fresh = self.fresh(&file, &look, 0)?;
-            if old.live {
-                self.take_up_live(file, &look, fresh)?;
-            } else {
-                self.take_up(Bytes::Plain(file), &look, fresh)?;
-            }
-        }
-        self.find_rest(entry, "it was truncated")
-    }
-
-    /// What could be decompressed is sent; the rest cannot be had.
-    fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
-        let open = self.open.remove(i);
-        let stream = open.origin.stream;
-        let lost = open.origin.gauge.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
-        let (path, at) = (self.o.path.display(), open.at.offset);
-        warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
-        // It stays known, so that it is not tried again.
-        self.known.release(stream, open.at, open.size, open.modified, true);
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
-    }
-
-    fn leave(&mut self, i: usize) -> Result<(), Halt> {
-        let open = self.open.remove(i);
-        let stream = open.origin.stream;
-        let (why, finished) = match (self.o.until, open.live) {
-            (Until::Read, true) => (Ending::Parked, false),
-            _ => (Ending::Finished, true),
-        };
-        self.known.release(stream, open.at, open.size, open.modified, finished);
-        self.say("following", None);
-        self.send(Parcel::Closed(Closed { stream, why }))
-    }
-
-    /// Deleted, unread, and more than may be held.
-    fn give_up(&mut self, i: usize) -> Result<(), Halt> {
-        let open = self.open.remove(i);
-        let lost = open.backlog();
-        self.lost(open.origin.stream, lost, "it was deleted, and more than deleted_hold waits");
-        self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 
     /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.

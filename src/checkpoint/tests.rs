@@ -1,7 +1,7 @@
 //! The whole stage on a real folder: notes in, files out.
 
 use super::*;
-use crate::chunk::{Ack, Closed, Identity, Mark, Opened, Origin, Point, Shape, SourceId, Then};
+use crate::chunk::{Ack, Closed, Identity, Mark, Opened, Origin, Point, Shape, Then};
 use crate::report::Gauge;
 use crossbeam_channel::bounded;
 use std::fs;
@@ -47,7 +47,6 @@ impl Bench {
         let gauge = self.board.gauge(StreamId(stream), at, size);
         let origin = Origin {
             stream: StreamId(stream),
-            source: SourceId(0),
             topic: "t".into(),
             path: "/var/log/a".into(),
             shape: Arc::new(Shape::default()),
@@ -55,7 +54,7 @@ impl Bench {
         };
         let at = if at == 0 { Point::default() } else { point(at) };
         let identity = Identity { dev: 1, ino: stream, born: None };
-        self.note(Note::Opened(Opened { origin: origin.into(), identity, at, beyond: Vec::new() }));
+        self.note(Note::Opened(Opened { origin: origin.into(), identity, at }));
         gauge
     }
 

@@ -51,7 +51,6 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
         let known = watched.patterns.iter().filter(is_known).cloned().collect();
         Ok(Plan {
             tail: Options {
-                source: watched.source,
                 topic: topic.clone(),
                 shape: Arc::new(shape(config, s)),
                 path: PathBuf::new(),

@@ -282,7 +282,6 @@ fn chunk(
     let end = piece.range.end;
     let origin = Origin {
         stream: piece.stream,
-        source: plan.tail.source,
         topic: topic.clone(),
         path: stream.path.clone(),
         shape: plan.tail.shape.clone(),

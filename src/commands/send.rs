@@ -4,9 +4,7 @@
 
 use super::drivers;
 use crate::budget::{Budget, Share};
-use crate::chunk::{
-    Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, Shape, SourceId, StreamId, Then,
-};
+use crate::chunk::{Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, Shape, StreamId, Then};
 use crate::cli;
 use crate::config::{self, Compression, Kafka};
 use crate::error::{Error, ExitCode};
@@ -227,7 +225,6 @@ impl Input {
         let key = key.map_or(Key::None, Key::Constant);
         let origin = Origin {
             stream: StreamId(1),
-            source: SourceId(0),
             topic: topic.into(),
             path: PathBuf::from("-"),
             shape: Arc::new(Shape { key, ..Shape::default() }),

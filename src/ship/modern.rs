@@ -9,11 +9,11 @@
 //!   └──────────────── Event ────────────────────┘
 //! ```
 //!
-//! Files in reading order: `wire` (primitive types), `messages` (requests, answers), `errors` (what each code means),
-//! `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files), `tls`, `stream`, `scram`, `sasl`,
-//! `connection`, `inbox`, `pick` (what makes a request), `session` (requests in the air),
-//! `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health` (board and log), `visit` (for
-//! `check`).
+//! Files in reading order: `wire` (primitive types), `messages` and `passes` (requests, answers; those of SASL), `errors`
+//! (what each code means), `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files),
+//! `tls`, `stream` (a socket, bare or in TLS), `input` (frames), `scram`, `sasl`, `connection`, `inbox`, `pick` (what makes
+//! a request), `session` (requests in the air), `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health`
+//! (board and log), `visit` (for `check --connect`).
 //!
 //! Invariant: a batch is held by exactly one of: an inbox, a session, an event. A worker that connects holds none.
 
@@ -26,7 +26,9 @@ mod errors;
 mod fence;
 mod health;
 mod inbox;
+mod input;
 mod messages;
+mod passes;
 mod pick;
 mod records;
 pub mod sasl;

@@ -2,7 +2,7 @@
 
 use super::flight::{Batch, Load, Records};
 use crate::budget::{Budget, Share};
-use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, SourceId, StreamId, Then};
+use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
 use crate::report::Gauge;
 use crate::stop;
 use std::path::PathBuf;
@@ -14,7 +14,6 @@ pub const STAMP: i64 = 1_700_000_000_123;
 pub fn origin(stream: u64, topic: &str, path: impl Into<PathBuf>, shape: Shape) -> Arc<Origin> {
     Arc::new(Origin {
         stream: StreamId(stream),
-        source: SourceId(0),
         topic: topic.into(),
         path: path.into(),
         shape: Arc::new(shape),

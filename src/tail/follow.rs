@@ -299,4 +299,95 @@ mod tests {
             Step::SendRest(0)
         );
     }
+
+    /// Only so many rotated files are open. Fails when one more is kept, or one with unread bytes is closed for good.
+    #[test]
+    fn the_ninth_rotated_file() {
+        let d = |seen: &[Seen], shelved| decide(AtPath::Live, seen, shelved, Until::Stopped, patience(), 0);
+        let owed = Seen { unread: true, owed: true, ..old() };
+        let mut seen = vec![owed; HELD + 1];
+        seen.push(live());
+        assert_eq!(d(&seen, 0), Step::Shelve(HELD), "the newest waits");
+        seen[3] = old();
+        assert_eq!(d(&seen, 0), Step::Leave(3), "one that is read makes room");
+        seen.remove(3);
+        assert_eq!(d(&seen, 1), Step::Read(0), "the shelf waits for room");
+        seen[0] = old();
+        assert_eq!(d(&seen, 1), Step::Leave(0));
+        assert_eq!(d(&seen[1..], 1), Step::Unshelve);
+        let unread = Seen { unread: true, ..live() };
+        assert_eq!(d(&[unread], 1), Step::Unshelve, "before the live one is read on");
+        let deleted = Seen { deleted: true, ..owed };
+        assert_eq!(
+            d(&[vec![deleted; 30], vec![live()]].concat(), 0),
+            Step::Read(0),
+            "these cannot be found again"
+        );
+    }
+
+    use proptest::prelude::*;
+
+    fn any_seen() -> impl Strategy<Value = Seen> {
+        let flags =
+            (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        (flags, any::<bool>(), 0..120u64).prop_map(
+            |((unread, owed, rest, truncated, deleted, acked), too_much, quiet)| Seen {
+                live: false,
+                unread,
+                owed: owed && unread,
+                rest,
+                truncated,
+                deleted,
+                acked,
+                quiet: S(quiet),
+                too_much: too_much && deleted,
+            },
+        )
+    }
+
+    proptest! {
+        /// What must hold of every step, whatever is seen.
+        #[test]
+        fn no_step_loses_anything(
+            old in prop::collection::vec(any_seen(), 0..12),
+            live in prop::option::of(any_seen()),
+            path in prop::sample::select(vec![AtPath::Live, AtPath::Another, AtPath::Nothing, AtPath::Unknown]),
+            shelved in 0..3usize,
+            once in any::<bool>(),
+            turn in any::<usize>(),
+        ) {
+            let mut seen = old;
+            seen.extend(live.map(|s| Seen { live: true, owed: false, ..s }));
+            let until = if once { Until::Read } else { Until::Stopped };
+            let held = seen.iter().filter(|s| !s.live && !s.deleted).count();
+            match decide(path, &seen, shelved, until, patience(), turn) {
+                Step::Leave(i) => {
+                    let s = seen[i];
+                    prop_assert!(!s.unread && !s.rest && !s.truncated, "left with something in it");
+                    prop_assert!(once || !s.live, "the live one is never left");
+                    let enough = s.quiet >= S(10) || once || held + shelved > HELD;
+                    prop_assert!(enough, "left too soon");
+                    prop_assert!(!s.deleted || s.acked || once, "left before its last ack");
+                }
+                Step::Read(i) => {
+                    prop_assert!(seen[i].unread);
+                    let first = seen.iter().position(|s| s.owed);
+                    prop_assert!(first.is_none_or(|f| f == i), "not in order");
+                    prop_assert!(!(seen[i].live && shelved > 0), "the live one before what is on the shelf");
+                }
+                Step::SendRest(i) => prop_assert!(seen[i].rest && !seen[i].unread && (once || !seen[i].live)),
+                Step::GiveUp(i) => prop_assert!(seen[i].too_much),
+                Step::Truncated(i) => prop_assert!(seen[i].truncated),
+                Step::Shelve(i) => prop_assert!(held > HELD && !seen[i].live && !seen[i].deleted),
+                Step::Unshelve => prop_assert!(shelved > 0 && held < HELD),
+                Step::Open => prop_assert!(path == AtPath::Another),
+                Step::Orphan => prop_assert!(path == AtPath::Nothing && seen.iter().any(|s| s.live)),
+                Step::Wait(time) => {
+                    prop_assert!(time <= patience().poll);
+                    prop_assert!(!seen.iter().any(|s| s.unread && !(s.live && shelved > 0)), "bytes wait");
+                }
+                Step::End => prop_assert!(seen.is_empty() && shelved == 0),
+            }
+        }
+    }
 }

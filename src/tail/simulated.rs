@@ -1,7 +1,8 @@
 //! The tail against a writer, rotation, compression, crashes and restarts, by seeds: real small files, time that is only a
 //! number, the saved state a map. Asserts contents: nothing lost, nothing doubled but what a crash had in the air, in order.
 //!
-//! A failing seed is tried alone with `LOGAGENT_SEED=n`.
+//! Longer than other files: the world, the agent's life in it and the judgement belong together. A failing seed is tried alone
+//! with `LOGAGENT_SEED=n`.
 
 use super::known::{Entry, Known};
 use super::*;
@@ -10,7 +11,7 @@ use crate::chunk::Chunk;
 use crossbeam_channel::unbounded;
 use flate2::{Compression, write::GzEncoder};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
@@ -247,7 +248,6 @@ impl World {
 
 fn options(path: &Path, budget: &Budget) -> Options {
     Options {
-        source: SourceId(0),
         topic: "t".into(),
         shape: Arc::default(),
         path: path.into(),

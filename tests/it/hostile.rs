@@ -64,7 +64,7 @@ fn meets(driver: &str, at: Api) {
         assert!(!done.stderr.contains("panic in"), "{what}: {}", done.stderr);
         assert!(done.vm_hwm < 24_000, "{what}: {} KiB resident", done.vm_hwm);
         assert!(done.cpu < millis(500), "{what}: {:?} of processor time", done.cpu);
-        // Classic takes a peer that hangs up on ApiVersions for Kafka 0.9, and reads no correlation ids (KAFKA.md, D1): then
+        // Classic takes a peer that hangs up on ApiVersions for Kafka 0.9, and reads no correlation ids (D1): then
         // it gets on with its work.
         let said = done.stderr.contains(" WARN ") || kafka.stored("t").len() >= 2;
         assert!(!shows || said, "{what}: nothing is said\n{}", done.stderr);

@@ -268,3 +268,42 @@ fn a_minute_without_a_broker() {
     figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
     figures.judge();
 }
+
+/// Seeded days of a log file: must show 2 of the tailing.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn a_hundred_soaks() {
+    crate::soak::a_hundred();
+}
+
+/// One writer at 20 MB/s, a rotation each second for a minute, at most five rotated files kept.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn a_rotation_each_second() {
+    use std::io::Write;
+    let mut figures = Figures::of("20 MB/s, a rotation each second for 60 s, five rotated files kept");
+    let folder = Folder::new();
+    let open = || std::fs::OpenOptions::new().create(true).append(true).open(folder.path("f.log")).unwrap();
+    let mut file = open();
+    let mut agent = folder.agent_line("run --output stdout --from beginning --state-dir state f.log").start();
+    let (begun, mut next, mut rotations) = (Instant::now(), 0u64, 0);
+    while begun.elapsed() < secs(60) {
+        let lines = Lines::new("f", next..next + 1000);
+        file.write_all(&lines.bytes()).unwrap();
+        next += 1000;
+        if begun.elapsed().as_secs() > rotations {
+            rotations += 1;
+            crate::rotation::chain(&folder, "f.log");
+            file = open();
+            let _ = std::fs::remove_file(folder.path("f.log.6"));
+        }
+        let due = std::time::Duration::from_micros(next * 201 / 20);
+        pause(due.saturating_sub(begun.elapsed()));
+    }
+    wait_until(LONG, "all lines", || agent.stdout().iter().filter(|b| **b == b'\n').count() as u64 >= next);
+    let done = agent.stop().expect_code(0);
+    figures.exactly_once(&Delivered::of(done.lines()).against(&[&Lines::new("f", 0..next)]));
+    figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
+    figures.note("MB written", next * 201 / 1_000_000);
+    figures.judge();
+}

@@ -41,7 +41,9 @@ fn a_thousand_files() {
         "1,000 files: {} KiB, {cpu:?} and {switches} switches in 5 idle s, lines out {out:?} after the last was written",
         agent.vm_rss()
     );
-    assert!(agent.vm_rss() < 40 * 1024, "{} KiB", agent.vm_rss());
+    // Unoptimized code needs deeper stacks.
+    let most = if std::env::var_os("LOGAGENT_BIN").is_some() { 40 * 1024 } else { 64 * 1024 };
+    assert!(agent.vm_rss() < most, "{} KiB", agent.vm_rss());
     assert!(cpu <= millis(50), "{cpu:?} in 5 idle seconds");
     assert!(out < secs(1), "{out:?}");
     agent.stop().expect_code(0);

@@ -105,18 +105,16 @@ fn a_session_is_renewed_before_its_end() {
     }
 }
 
-/// Each of these must be said in one line that tells what to do, at little cost, without the password, and without
-/// holding up the end.
-#[test]
-fn what_is_wrong_is_one_clear_line() {
-    let broker = Broker::secure(Version::V41);
-    let folder = Folder::new();
+/// Name, listener, tables of the config, and what one line of the log must hold.
+type Case = (&'static str, &'static str, String, &'static [&'static str]);
+
+fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
     let tls = tls(broker);
-    let wrong = |mechanism| format!("{tls}{}", sasl(&folder, mechanism, "wrong-secret"));
+    let wrong = |mechanism| format!("{tls}{}", sasl(folder, mechanism, "wrong-secret"));
     let gone = sasl_from("PLAIN", &folder.path("no-such-password"));
     let other_ca = format!("[kafka.tls]\nca = {:?}\n", broker.key("other-ca.crt"));
     let mixed = client(broker, "client").replace("client.key", "stranger.key");
-    let cases: Vec<(&str, &str, String, &[&str])> = vec![
+    vec![
         ("password", "sasltls", wrong("PLAIN"), &["refuses user alice", "set username and password_file"]),
         (
             "scram",
@@ -127,11 +125,11 @@ fn what_is_wrong_is_one_clear_line() {
         (
             "mechanism",
             "saslplain",
-            sasl(&folder, "SCRAM-SHA-512", PASSWORD),
+            sasl(folder, "SCRAM-SHA-512", PASSWORD),
             &["does not take SCRAM-SHA-512 but", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
         ),
         ("no-file", "sasltls", format!("{tls}{gone}"), &["no-such-password", "No such file"]),
-        ("no-sasl", "tls", format!("{tls}{}", sasl(&folder, "PLAIN", PASSWORD)), &["asks for no SASL"]),
+        ("no-sasl", "tls", format!("{tls}{}", sasl(folder, "PLAIN", PASSWORD)), &["asks for no SASL"]),
         ("need-sasl", "saslplain", String::new(), &["SASL", "[kafka.sasl]"]),
         ("ca", "tls", other_ca, &["a CA that is not trusted here; set ca"]),
         ("system-ca", "tls", "[kafka.tls]\n".into(), &["set ca in [kafka.tls]"]),
@@ -142,7 +140,16 @@ fn what_is_wrong_is_one_clear_line() {
         ("mixed", "mtls", mixed, &["name a certificate and its own key"]),
         ("tls-on-plain", "saslplain", tls.clone(), &["a port without TLS"]),
         ("plain-on-tls", "tls", String::new(), &["TLS", "[kafka.tls]"]),
-    ];
+    ]
+}
+
+/// Each of these must be said in one line that tells what to do, at little cost, without the password, and without
+/// holding up the end.
+#[test]
+fn what_is_wrong_is_one_clear_line() {
+    let broker = Broker::secure(Version::V41);
+    let folder = Folder::new();
+    let cases = wrong_configs(broker, &folder);
     let mut agents = Vec::new();
     for (name, listener, security, said) in cases {
         folder.write(&format!("{name}.log"), "a line\n");
@@ -152,7 +159,7 @@ fn what_is_wrong_is_one_clear_line() {
     }
     for (name, said, agent) in &agents {
         let line = agent.wait_log(said[0], SOON);
-        for part in *said {
+        for part in said.iter() {
             assert!(line.contains(part), "{name}: {part:?} in {line}");
         }
     }

@@ -201,9 +201,8 @@ fn five_with_kills() {
     soak(100..105, secs(5), true);
 }
 
-#[test]
-#[ignore = "long form: tests/run --long"]
-fn a_hundred() {
+/// The long form; called from `long.rs`.
+pub fn a_hundred() {
     soak(1000..1050, secs(15), false);
     soak(1050..1100, secs(15), true);
 }

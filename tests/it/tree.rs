@@ -145,7 +145,9 @@ fn stages_know_their_neighbours_types_only() {
         };
         for other in STAGES.iter().filter(|s| s != &stage).chain(&["config", "commands"]) {
             let reach = format!("crate::{other}::");
-            let found = code(&text).find(|line| line.contains(&reach));
+            // A test may hold one stage against another.
+            let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            let found = code(program).find(|line| line.contains(&reach));
             assert!(found.is_none(), "{path} imports {other}: {found:?}");
         }
     }

@@ -1,7 +1,7 @@
 //! The ledger against a naive model, and its bounds.
 
 use super::*;
-use crate::chunk::{Closed, Mark, Origin, Range, Shape, SourceId, Then};
+use crate::chunk::{Closed, Mark, Origin, Range, Shape, Then};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -14,7 +14,6 @@ fn point(offset: u64) -> Point {
 fn origin(stream: u64, path: &str, gauge: &Arc<Gauge>) -> Arc<Origin> {
     Arc::new(Origin {
         stream: StreamId(stream),
-        source: SourceId(0),
         topic: "t".into(),
         path: path.into(),
         shape: Arc::new(Shape::default()),
@@ -26,7 +25,7 @@ fn opened(stream: u64, path: &str) -> (Opened, Arc<Gauge>) {
     let gauge = Arc::new(Gauge::new(0, 0, None));
     let origin = origin(stream, path, &gauge);
     let identity = Identity { dev: 1, ino: stream, born: None };
-    (Opened { origin, identity, at: Point::default(), beyond: Vec::new() }, gauge)
+    (Opened { origin, identity, at: Point::default() }, gauge)
 }
 
 fn ack(stream: u64, range: Range) -> Ack {

@@ -6,6 +6,7 @@
 //! is dropped, never used again.
 
 use super::Options;
+use super::input::Input;
 use super::messages::{self, Versions};
 use super::stream::Stream;
 use super::wire::Malformed;
@@ -74,66 +75,6 @@ impl From<Malformed> for Trouble {
     }
 }
 
-/// Bytes read and not yet taken as frames. Holds no more than one frame's cap and what was read behind it.
-#[derive(Debug)]
-struct Input {
-    buf: Vec<u8>,
-    from: usize,
-    to: usize,
-    cap: usize,
-}
-
-impl Input {
-    const FIRST: usize = 4096;
-
-    /// The next whole frame without its length; `None`: not all of it is here.
-    fn frame(&mut self) -> Result<Option<std::ops::Range<usize>>, Trouble> {
-        let have = &self.buf[self.from..self.to];
-        let Some((head, _)) = have.split_first_chunk::<4>() else { return Ok(None) };
-        let len = u32::from_be_bytes(*head) as usize;
-        if len < 4 || len > self.cap {
-            return Err(Trouble::Lost(foreign(*head, self.cap)));
-        }
-        if have.len() < 4 + len {
-            return Ok(None);
-        }
-        let start = self.from + 4;
-        self.from = start + len;
-        Ok(Some(start..self.from))
-    }
-
-    /// Room for more, growing only as bytes come: a peer that announces much and sends little costs little.
-    fn room(&mut self) -> &mut [u8] {
-        if self.from == self.to {
-            (self.from, self.to) = (0, 0);
-            if self.buf.len() > 1 << 16 {
-                self.buf = Vec::new();
-            }
-        } else if self.from > 0 && self.to == self.buf.len() {
-            self.buf.copy_within(self.from..self.to, 0);
-            (self.from, self.to) = (0, self.to - self.from);
-        }
-        if self.to == self.buf.len() {
-            let more = (self.buf.len() * 2).clamp(Self::FIRST, self.cap + 2 * Self::FIRST);
-            self.buf.resize(more, 0);
-        }
-        &mut self.buf[self.to..]
-    }
-}
-
-/// Says what a peer that speaks something else seems to be.
-fn foreign(head: [u8; 4], cap: usize) -> String {
-    match &head {
-        b"HTTP" => "it answers in HTTP: no Kafka broker; give Kafka's port".into(),
-        [0x15, 3, ..] => "it answers in TLS; set [kafka.tls], or give the port without".into(),
-        b"SSH-" => "it answers in SSH: no Kafka broker; give Kafka's port".into(),
-        _ => format!(
-            "an answer of {} bytes, at most {cap} taken: no Kafka broker, or damaged on its way",
-            u32::from_be_bytes(head)
-        ),
-    }
-}
-
 /// A connection whose versions are known.
 #[derive(Debug)]
 pub struct Connection {
@@ -159,7 +100,7 @@ impl Connection {
 
     /// Nothing has been said yet.
     pub fn over(stream: Stream, cap: usize) -> Connection {
-        let input = Input { buf: Vec::new(), from: 0, to: 0, cap };
+        let input = Input::new(cap);
         Connection { stream, input, versions: Versions::default(), correlation: 0, renew: None }
     }
 
@@ -231,7 +172,7 @@ impl Connection {
                 if id != correlation || sent < request.len() {
                     return Err(mismatch(id, correlation));
                 }
-                return Ok(&self.input.buf[body]);
+                return Ok(self.input.bytes(body));
             }
             let now = Instant::now();
             if now >= deadline {
@@ -261,12 +202,12 @@ impl Connection {
 
     /// Reads what is there into the buffer, at most once its room.
     pub fn read(&mut self) -> Result<(), Trouble> {
-        let between = self.input.from == self.input.to;
+        let between = self.input.is_between();
         match self.stream.read(self.input.room()) {
             Ok(0) if between => Err(Trouble::Ended),
             Ok(0) => Err(Trouble::Lost("closed in the middle of an answer".into())),
             Ok(n) => {
-                self.input.to += n;
+                self.input.took(n);
                 Ok(())
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
@@ -277,13 +218,13 @@ impl Connection {
     /// The next whole answer: its correlation id, and where [`Connection::body`] finds the rest.
     pub fn frame(&mut self) -> Result<Option<(i32, std::ops::Range<usize>)>, Trouble> {
         let Some(frame) = self.input.frame()? else { return Ok(None) };
-        let (head, _) = self.input.buf[frame.clone()].split_first_chunk::<4>().ok_or(Malformed("frame"))?;
+        let (head, _) = self.input.bytes(frame.clone()).split_first_chunk::<4>().ok_or(Malformed("frame"))?;
         Ok(Some((i32::from_be_bytes(*head), frame.start + 4..frame.end)))
     }
 
     /// The bytes of an answer, valid until the next read.
     pub fn body(&self, range: std::ops::Range<usize>) -> &[u8] {
-        &self.input.buf[range]
+        self.input.bytes(range)
     }
 
     /// Waits until there is something to read (or, with `write`, the socket can be written) or `also` can be read, at most
@@ -382,73 +323,4 @@ fn tune(socket: &TcpStream) -> Result<(), Trouble> {
     sockopt::set_tcp_keepcnt(socket, 3)?;
     sockopt::set_tcp_user_timeout(socket, UNACKED.as_millis() as u32)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Takes in bytes in pieces of these sizes; gives the frames, and the most room that was ever held.
-    fn feed(bytes: &[u8], pieces: &[usize], cap: usize) -> (Vec<Vec<u8>>, usize, Result<(), Trouble>) {
-        let mut input = Input { buf: Vec::new(), from: 0, to: 0, cap };
-        let (mut frames, mut most, mut at, mut turn) = (Vec::new(), 0, 0, 0);
-        while at < bytes.len() {
-            let room = input.room();
-            let n = room.len().min(pieces[turn % pieces.len()]).min(bytes.len() - at);
-            room[..n].copy_from_slice(&bytes[at..at + n]);
-            (at, turn) = (at + n, turn + 1);
-            input.to += n;
-            most = most.max(input.buf.len());
-            loop {
-                match input.frame() {
-                    Ok(Some(range)) => frames.push(input.buf[range].to_vec()),
-                    Ok(None) => break,
-                    Err(t) => return (frames, most, Err(t)),
-                }
-            }
-        }
-        (frames, most, Ok(()))
-    }
-
-    proptest! {
-        /// Fails when a frame that comes in pieces is not the one that was sent, or more room is taken than the cap allows.
-        #[test]
-        fn frames_come_out_however_they_are_cut(
-            lengths in proptest::collection::vec(4usize..20_000, 1..8),
-            pieces in proptest::collection::vec(1usize..9000, 1..5),
-        ) {
-            let sent: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(i, n)| vec![i as u8; *n]).collect();
-            let wire: Vec<u8> =
-                sent.iter().flat_map(|f| [&(f.len() as u32).to_be_bytes()[..], f].concat()).collect();
-            let (frames, most, done) = feed(&wire, &pieces, 20_000);
-            prop_assert_eq!(done, Ok(()));
-            prop_assert_eq!(frames, sent);
-            prop_assert!(most <= 20_000 + 2 * Input::FIRST, "{} bytes of room", most);
-        }
-
-        /// Fails when noise panics or takes room.
-        #[test]
-        fn noise_takes_no_room(
-            noise in proptest::collection::vec(any::<u8>(), 1..4000),
-            pieces in proptest::collection::vec(1usize..900, 1..5),
-        ) {
-            let (_, most, _) = feed(&noise, &pieces, 1000);
-            prop_assert!(most <= 1000 + 2 * Input::FIRST, "{} bytes of room", most);
-        }
-    }
-
-    /// Fails when a foreign protocol is not named.
-    #[test]
-    fn foreigners_are_named() {
-        for (head, said) in [
-            (b"HTTP", "HTTP"),
-            (b"\x15\x03\x03\0", "[kafka.tls]"),
-            (b"SSH-", "SSH"),
-            (&[0xff; 4], "4294967295"),
-        ] {
-            let (_, _, done) = feed(&[&head[..], &[0; 16]].concat(), &[7], ANSWER_CAP);
-            assert!(done.unwrap_err().to_string().contains(said));
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! Real brokers' answers, damaged in a loop: no reader may panic, run on, or keep more than it should. Answers in every
 //! version, made by another hand, are in `messages_tests.rs`.
 
-use super::messages;
 use super::wire::Read;
+use super::{messages, passes};
 use std::time::{Duration, Instant};
 
 struct Answer {
@@ -36,10 +36,10 @@ fn kept(a: &Answer, bytes: &[u8]) -> Read<usize> {
         }
         3 => messages::metadata(bytes, a.version, &["t"])
             .map(|m| m.nodes.len() + m.topics.iter().map(|t| 1 + t.partitions.len()).sum::<usize>()),
-        17 => messages::mechanisms(bytes).map(|(_, all)| all.len()),
+        17 => passes::mechanisms(bytes).map(|(_, all)| all.len()),
         18 => messages::versions(bytes, a.version).map(|_| 1),
         22 => messages::producer_id(bytes, a.version).map(|_| 1),
-        36 => messages::authenticated(bytes, a.version).map(|a| a.bytes.len() + a.message.chars().count()),
+        36 => passes::authenticated(bytes, a.version).map(|a| a.bytes.len() + a.message.chars().count()),
         61 => messages::producers(bytes, "t", 0, 1).map(|_| 1),
         other => panic!("api {other}"),
     }

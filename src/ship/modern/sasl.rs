@@ -3,7 +3,7 @@
 
 use super::connection::{Connection, Trouble};
 use super::scram::{self, Hash, Scram};
-use super::{errors, messages, secret};
+use super::{errors, passes, secret};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -121,8 +121,8 @@ impl Talk<'_> {
         }
         let name = self.options.mechanism.name();
         let id = self.c.next_correlation();
-        let request = messages::ask_mechanism(id, self.client_id, name);
-        let (error, offered) = messages::mechanisms(self.c.call(&request, id, self.deadline)?)?;
+        let request = passes::ask_mechanism(id, self.client_id, name);
+        let (error, offered) = passes::mechanisms(self.c.call(&request, id, self.deadline)?)?;
         match error {
             0 => Ok(()),
             33 => Err(Trouble::Denied(format!(
@@ -140,8 +140,8 @@ impl Talk<'_> {
     fn send(&mut self, message: &[u8]) -> Result<(Vec<u8>, i64), Trouble> {
         let version = self.c.versions.sasl_authenticate.unwrap_or(0);
         let id = self.c.next_correlation();
-        let request = messages::authenticate(version, id, self.client_id, message);
-        let said = messages::authenticated(self.c.call(&request, id, self.deadline)?, version)?;
+        let request = passes::authenticate(version, id, self.client_id, message);
+        let said = passes::authenticated(self.c.call(&request, id, self.deadline)?, version)?;
         if said.error == 0 {
             return Ok((said.bytes, said.lifetime_ms));
         }

@@ -372,3 +372,15 @@ fn the_driver_changes() {
     b.pass(1000);
     assert_eq!((b.flying(), b.told.last().unwrap().as_str()), (vec![(1, -1, -1)], "Doubled(3)"));
 }
+
+/// Fails when another id is taken up while batches of the old one are out: their order would be lost.
+#[test]
+fn another_id_waits_for_what_is_out() {
+    let mut b = Bench::proven();
+    b.push(1);
+    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 4)), once: false };
+    (0..2).for_each(|_| b.push(1));
+    assert_eq!(b.flying(), [(2, 0, 1)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(3, 4, 0)], "alone, too");
+}

@@ -99,11 +99,11 @@ impl<'b> World<'b> {
         let all = [Partitioner::Sticky, Partitioner::RoundRobin, Partitioner::Random];
         let streams = 1..=2u64;
         let stream = |s: u64| SavedStream {
+            beyond: Vec::new(),
             stream: StreamId(s),
             path: "/log".into(),
             identity: Identity::default(),
             at: Point::default(),
-            beyond: Vec::new(),
             size: 0,
             finished: false,
             seen: 0,

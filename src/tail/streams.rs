@@ -1,0 +1,167 @@
+//! Takes files up and lets them go: what a step of [`follow`] does with the open files. Decides nothing, reads no line.
+
+use super::identity::Look;
+use super::known::{Claim, Entry};
+use super::open::{Bytes, Open};
+use super::{Halt, Tail, Until, catchup, copies, identity, open};
+use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, StreamId};
+use log::warn;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+impl Tail<'_> {
+    /// Takes up a stream that is open in `known`: tells it, and puts it before the live file.
+    pub(super) fn take_up(&mut self, bytes: Bytes, look: &Look, e: Entry) -> Result<Option<usize>, Halt> {
+        let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // of a .gz it is not known yet
+        let origin = self.origin(e.stream, e.at.offset, size);
+        let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone(), self.now)? else {
+            return Ok(None);
+        };
+        open.owed = look.size;
+        if self.o.until == Until::Read {
+            open.limit = look.size;
+        }
+        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
+        // Oldest first; the live one is last.
+        let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
+        let place = self.open.iter().position(after).unwrap_or(self.open.len());
+        self.open.insert(place, open);
+        self.say("following", None);
+        Ok(Some(place))
+    }
+
+    pub(super) fn take_up_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
+        let Some(place) = self.take_up(Bytes::Plain(file), look, e)? else { return Ok(false) };
+        let mut open = self.open.remove(place);
+        open.live = true;
+        open.owed = 0;
+        self.open.push(open);
+        self.say("following", None);
+        Ok(true)
+    }
+
+    pub(super) fn origin(&self, stream: StreamId, at: u64, size: u64) -> Arc<Origin> {
+        Arc::new(Origin {
+            stream,
+            topic: self.o.topic.clone(),
+            path: self.o.path.clone(),
+            shape: self.o.shape.clone(),
+            gauge: self.board.gauge(stream, at, size),
+        })
+    }
+
+    /// A new stream in `file` from `offset` on.
+    pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
+        let offset = offset.min(look.size);
+        let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
+        Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
+    }
+
+    /// Reads a file that nobody knows from `offset` on.
+    pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
+        let offset = offset.min(look.size);
+        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+        match self.known.begin_if_new(look, &self.o.path) {
+            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
+            None => Ok(()), // another tail was faster
+        }
+    }
+
+    /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
+    pub(super) fn open_new(&mut self) -> Result<(), Halt> {
+        let (file, look) = identity::open(&self.o.path)?;
+        let had_live = self.open.iter().any(|o| o.live);
+        self.orphan();
+        if had_live || !self.open.is_empty() {
+            self.catch_up()?;
+            self.look_again = Some(self.now + Duration::from_secs(1));
+        }
+        match self.known.claim(&look, &self.o.path) {
+            Claim::Anothers => Ok(()),
+            Claim::New => self.take_up_new(file, &look, 0),
+            Claim::Known(entry) => self.resume(file, look, entry),
+        }
+    }
+
+    /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one.
+    pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
+        if copies::goes_on(&file, &look, &entry)? {
+            return self.take_up_live(file, &look, entry).map(drop);
+        }
+        self.find_rest(entry, catchup::REWRITTEN)?;
+        let fresh = self.fresh(&file, &look, 0)?;
+        self.take_up_live(file, &look, fresh).map(drop)
+    }
+
+    /// The live file is an old one now. What it holds goes first.
+    pub(super) fn orphan(&mut self) {
+        for open in self.open.iter_mut().filter(|o| o.live) {
+            open.live = false;
+            open.owed = open.size;
+            open.changed = self.now;
+        }
+    }
+
+    /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
+    /// is one; else what was not read is lost, and counted.
+    pub(super) fn truncated(&mut self, i: usize) -> Result<(), Halt> {
+        let file = self.open[i].file().map(File::try_clone).transpose()?;
+        let look = file.as_ref().map(identity::look).transpose()?;
+        let old = self.open.remove(i);
+        let entry = Entry {
+            stream: old.origin.stream,
+            path: self.o.path.clone(),
+            identity: old.identity.clone(),
+            at: old.at,
+            beyond: Vec::new(),
+            size: old.size,
+            modified: old.modified,
+            finished: false,
+            open: true,
+        };
+        if let (Some(file), Some(look)) = (file, look) {
+            let fresh = self.fresh(&file, &look, 0)?;
+            if old.live {
+                self.take_up_live(file, &look, fresh)?;
+            } else {
+                self.take_up(Bytes::Plain(file), &look, fresh)?;
+            }
+        }
+        self.find_rest(entry, "it was truncated")
+    }
+
+    /// What could be decompressed is sent; the rest cannot be had.
+    pub(super) fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
+        let open = self.open.remove(i);
+        let stream = open.origin.stream;
+        let lost = open.origin.gauge.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
+        let (path, at) = (self.o.path.display(), open.at.offset);
+        warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
+        // It stays known, so that it is not tried again.
+        self.known.release(stream, open.at, open.size, open.modified, true);
+        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+    }
+
+    pub(super) fn leave(&mut self, i: usize) -> Result<(), Halt> {
+        let open = self.open.remove(i);
+        let stream = open.origin.stream;
+        let (why, finished) = match (self.o.until, open.live) {
+            (Until::Read, true) => (Ending::Parked, false),
+            _ => (Ending::Finished, true),
+        };
+        self.known.release(stream, open.at, open.size, open.modified, finished);
+        self.say("following", None);
+        self.send(Parcel::Closed(Closed { stream, why }))
+    }
+
+    /// Deleted, unread, and more than may be held.
+    pub(super) fn give_up(&mut self, i: usize) -> Result<(), Halt> {
+        let open = self.open.remove(i);
+        let lost = open.backlog();
+        self.lost(open.origin.stream, lost, "it was deleted, and more than deleted_hold waits");
+        self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
+    }
+}
