@@ -184,13 +184,10 @@ impl Partition {
     /// One more batch of this partition.
     pub fn push(&mut self, batch: Batch) {
         let place = batch.place();
-        let mut at = self.pending.partition_point(|p| p.place() < place);
-        // An open intent stays the partition's only one: nothing comes before it, whatever its place.
-        if batch.noted.is_some() {
-            at = 0;
-        } else if self.pending.front().is_some_and(|b| b.noted.is_some()) {
-            at = at.max(1);
-        }
+        // Exactly-once: an open intent is the partition's only one, so the batch goes before all others, and so do the parts
+        // of one that was refused: their intent is void only when they have their own.
+        let rank = |b: &Batch| (b.noted.is_none(), b.intent == 0);
+        let at = self.pending.partition_point(|p| (rank(p), p.place()) < (rank(&batch), place));
         self.pending.insert(at, batch);
     }
 
