@@ -14,10 +14,12 @@
 //! still under way are refused (47) as soon as this run has stored something there. Only open batches are sent again with
 //! the epoch they had.
 //!
-//! Measured on 3.9.1 and 4.1.0 (`modern/trial_epochs.rs`): what a broker keeps of a producer is kept per partition, so an epoch that
-//! rises in one partition does nothing to another; a jump over several epochs is taken, at sequence 0 only; an exact repeat
-//! is answered with the first offset, also after `kill -9` of the broker; `DescribeProducers` tells epoch and last sequence
-//! of the id after each of these, and nothing where it never wrote.
+//! Measured on 3.9.1 and 4.1.0 (`modern/trial_epochs.rs`): what a broker keeps of a producer is kept per partition, so an
+//! epoch that rises in one partition does nothing to another; a jump over several epochs is taken, at sequence 0 only (45
+//! else); an older epoch gets 47; an exact repeat is answered with the first offset, from any connection, also after `kill -9` of
+//! the broker, but then for the last batch only (45 for the one before); `DescribeProducers` tells epoch and last sequence of
+//! the id after each of these, and nothing where it never wrote. A broker that starts drops producers whose last *record
+//! timestamp* is older than a day: a machine whose clock is a day behind is forgotten at each restart of the broker.
 //!
 //! # At the start
 //!
