@@ -124,7 +124,7 @@ fn sixty_four_busy_files() {
     assert!(done.vm_hwm < 24_000 + 64 * 64, "{} KiB", done.vm_hwm);
 }
 
-/// S92. Fails when a busy file takes all of the budget or the channel.
+/// Fails when a busy file takes all of the budget or the channel.
 #[test]
 fn slow_files_beside_a_fast_one() {
     let folder = Folder::new();
