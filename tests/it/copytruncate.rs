@@ -88,7 +88,7 @@ fn truncated_unread_is_counted() {
     assert_eq!(lost(&folder), 11);
 }
 
-/// S36 with a copy: its rest is read. Fails when only the truncated file is looked at.
+/// With a copy: its rest is read. Fails when only the truncated file is looked at.
 #[test]
 fn the_rest_is_read_from_the_copy() {
     let folder = Folder::new();

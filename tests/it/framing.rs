@@ -46,7 +46,7 @@ fn a_gibibyte_without_a_newline() {
     assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty(), "the position is behind it");
 }
 
-/// S15 over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
+/// Over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
 #[test]
 fn a_restart_within_the_rest_of_a_cut_line() {
     let folder = Folder::new();

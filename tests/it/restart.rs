@@ -74,7 +74,7 @@ fn rotated_while_stopped() {
     }
 }
 
-/// S54 the other way: rotated and removed while stopped. Fails when the loss is silent, or a look that fails is proof.
+/// Rotated and removed while stopped. Fails when the loss is silent, or a look that fails is proof.
 #[test]
 fn removed_while_stopped_is_counted() {
     let folder = Folder::new();
@@ -147,7 +147,7 @@ fn nothing_is_written_when_nothing_changed() {
     assert_eq!(std::fs::metadata(folder.path("state/offsets")).unwrap().modified().unwrap(), before);
 }
 
-/// S63 as an operator meets them. Fails when a damaged state is an empty one, or two agents share a folder.
+/// As an operator meets them. Fails when a damaged state is an empty one, or two agents share a folder.
 #[test]
 fn damaged_state_and_a_second_agent() {
     let folder = Folder::new();

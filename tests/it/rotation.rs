@@ -177,7 +177,7 @@ fn thirty_rotated_files_are_not_all_open() {
     });
 }
 
-/// S31 in a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
+/// In a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
 #[test]
 fn a_fast_writer_and_fast_rotation() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! Many files, busy neighbours, idle ones: S92 of the cases and what an idle agent costs. Figures of the release build are
+//! Many files, busy neighbours, idle ones, and what an idle agent costs. Figures of the release build are
 //! taken by the long forms; here the limits are those a debug build must hold on a busy machine.
 
 use crate::harness::*;
