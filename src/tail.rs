@@ -60,7 +60,7 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
-    /// Files born later than this (as [`Identity::born`]) are new, also those that were renamed before they were seen.
+    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were seen.
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,

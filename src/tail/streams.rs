@@ -1,4 +1,4 @@
-//! Takes files up and lets them go: what a step of [`follow`] does with the open files. Decides nothing, reads no line.
+//! Takes files up and lets them go: what a step of [`super::follow`] does with the open files. Decides nothing, reads no line.
 
 use super::identity::Look;
 use super::known::{Claim, Entry};

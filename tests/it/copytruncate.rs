@@ -1,4 +1,4 @@
-//! Files that are truncated, S18 and S32 to S40 of the cases: seen at once, seen late, regrown past where reading was.
+//! Files that are truncated: seen at once, seen late, regrown past where reading was.
 
 use crate::harness::*;
 use std::fs::{File, OpenOptions};
@@ -19,7 +19,7 @@ fn lost(folder: &Folder) -> u64 {
     status["totals"]["lost_bytes"].as_u64().unwrap_or_else(|| panic!("{status}"))
 }
 
-/// S32, S33, S37. Fails when a shorter file is read on from the old offset, or the copy is read as new lines.
+/// Fails when a shorter file is read on from the old offset, or the copy is read as new lines.
 #[test]
 fn fifty_times() {
     let folder = Folder::new();
@@ -41,7 +41,7 @@ fn fifty_times() {
     assert_eq!(agent.wait_lines(1), [b"last".to_vec()]);
 }
 
-/// S34, S35, S38: regrown to less, as much, more, while the agent could not look and while it was stopped. Fails when the
+/// Regrown to less, as much, more, while the agent could not look and while it was stopped. Fails when the
 /// size alone decides.
 #[test]
 fn rewritten_while_nobody_looked() {
@@ -71,7 +71,7 @@ fn rewritten_while_nobody_looked() {
     }
 }
 
-/// S36. Fails when the bytes are not counted to the last one seen, or in silence.
+/// Fails when the bytes are not counted to the last one seen, or in silence.
 #[test]
 fn truncated_unread_is_counted() {
     let folder = Folder::new();
@@ -88,7 +88,7 @@ fn truncated_unread_is_counted() {
     assert_eq!(lost(&folder), 11);
 }
 
-/// S36 with a copy: its rest is read. Fails when only the truncated file is looked at.
+/// With a copy: its rest is read. Fails when only the truncated file is looked at.
 #[test]
 fn the_rest_is_read_from_the_copy() {
     let folder = Folder::new();
@@ -107,7 +107,7 @@ fn the_rest_is_read_from_the_copy() {
     assert_eq!(lost(&folder), 0);
 }
 
-/// S39, S40. Fails when a file cut to half is read on from somewhere in the middle.
+/// Fails when a file cut to half is read on from somewhere in the middle.
 #[test]
 fn cut_to_half_is_read_from_its_beginning() {
     let folder = Folder::new();
@@ -120,7 +120,7 @@ fn cut_to_half_is_read_from_its_beginning() {
     assert_eq!(seen[10..], part(0..5).iter().chain(part(20..21).iter()).collect::<Vec<_>>());
 }
 
-/// S18. Fails when a NUL of the hole comes out, or the line behind it is lost.
+/// Fails when a NUL of the hole comes out, or the line behind it is lost.
 #[test]
 fn a_writer_without_append_leaves_a_hole() {
     let folder = Folder::new();

@@ -1,11 +1,11 @@
-//! Files that are removed and made again, S41 to S47 of the cases: inode reuse, equal heads, two names, slow growth.
+//! Files that are removed and made again: inode reuse, equal heads, two names, slow growth.
 
 use crate::harness::*;
 use std::os::unix::fs::MetadataExt;
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state";
 
-/// S41. Fails when a deleted file is held for ever without a further event, or closed before its last ack.
+/// Fails when a deleted file is held for ever without a further event, or closed before its last ack.
 #[test]
 fn a_deleted_file_is_let_go() {
     let folder = Folder::new();
@@ -21,7 +21,7 @@ fn a_deleted_file_is_let_go() {
     assert!(agent.threads() <= threads + 1);
 }
 
-/// S41: unread when it is removed. Fails when it is closed with its name.
+/// Unread when it is removed. Fails when it is closed with its name.
 #[test]
 fn a_deleted_file_is_read_to_its_end() {
     let folder = Folder::new();
@@ -52,7 +52,7 @@ fn more_than_may_be_held() {
     assert_eq!(lost, 2000 * 201 - read * 201, "{said}");
 }
 
-/// S42. Fails when neither birth time nor the bytes before the position tell two users of an inode apart.
+/// Fails when neither birth time nor the bytes before the position tell two users of an inode apart.
 #[test]
 fn removed_and_made_again_twenty_times() {
     let folder = Folder::new();
@@ -69,7 +69,7 @@ fn removed_and_made_again_twenty_times() {
     Delivered::of(agent.lines()).assert_exactly_once(&want.iter().collect::<Vec<_>>());
 }
 
-/// S43. Fails when the inode alone is the identity: the bytes before the position are the same in the new file.
+/// Fails when the inode alone is the identity: the bytes before the position are the same in the new file.
 #[test]
 fn made_again_with_the_same_bytes_and_more() {
     let folder = Folder::new();
@@ -94,7 +94,7 @@ fn made_again_with_the_same_bytes_and_more() {
     Delivered::of(agent.wait_lines(200)).assert_exactly_once(&[&Lines::new("f", 0..200)]);
 }
 
-/// S43. Fails when the first bytes are the identity.
+/// Fails when the first bytes are the identity.
 #[test]
 fn made_again_with_the_same_head_while_stopped() {
     let folder = Folder::new();
@@ -118,7 +118,7 @@ fn made_again_with_the_same_head_while_stopped() {
     }
 }
 
-/// S44. Fails when a file is known by its first bytes.
+/// Fails when a file is known by its first bytes.
 #[test]
 fn two_files_with_the_same_first_4_kib() {
     let folder = Folder::new();
@@ -133,7 +133,7 @@ fn two_files_with_the_same_first_4_kib() {
     Delivered::of(rest).assert_exactly_once(&[&a, &b]);
 }
 
-/// S45. Fails when a file is known by its name.
+/// Fails when a file is known by its name.
 #[test]
 fn one_file_under_three_names() {
     let folder = Folder::new();
@@ -149,7 +149,7 @@ fn one_file_under_three_names() {
     Delivered::of(agent.lines()).assert_exactly_once(&[&Lines::new("f", 0..200)]);
 }
 
-/// S46, S47. Fails when a short file waits for more bytes, or each size makes another state entry.
+/// Fails when a short file waits for more bytes, or each size makes another state entry.
 #[test]
 fn a_file_that_grows_over_restarts() {
     let folder = Folder::new();

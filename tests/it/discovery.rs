@@ -1,4 +1,4 @@
-//! Which files are found, S04, S05, S64, S66, S88 of the cases: globs, new folders, permissions, odd names, two patterns.
+//! Which files are found: globs, new folders, permissions, odd names, two patterns.
 
 use crate::harness::*;
 use std::ffi::OsStr;
@@ -69,7 +69,7 @@ fn names_that_are_not_utf8() {
     assert!(again.stderr.lines().all(|l| !l.contains('\u{fffd}') || l.contains("log")), "{}", again.stderr);
 }
 
-/// S66. Fails when opening one blocks, or it ends the agent.
+/// Fails when opening one blocks, or it ends the agent.
 #[test]
 fn what_is_no_regular_file_is_refused() {
     let folder = Folder::new();
@@ -88,7 +88,7 @@ fn what_is_no_regular_file_is_refused() {
     std::fs::remove_file(&fifo).unwrap();
 }
 
-/// S64, as a user that permissions hold for. Fails when each try is a line in the log, or the file is not tried again.
+/// As a user that permissions hold for. Fails when each try is a line in the log, or the file is not tried again.
 #[test]
 fn an_unreadable_file_is_read_when_it_is_readable() {
     need("setpriv");
@@ -130,7 +130,7 @@ fn an_unreadable_file_is_read_when_it_is_readable() {
     let _ = child.wait();
 }
 
-/// S88. Fails when the agent reads what it writes.
+/// Fails when the agent reads what it writes.
 #[test]
 fn its_own_log_is_not_followed() {
     let folder = Folder::new();

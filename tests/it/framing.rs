@@ -1,4 +1,4 @@
-//! What is a line, beyond `basics.rs`: very long ones, holes, several in one record, filters, JSON, rates. S14 to S18, S91.
+//! What is a line, beyond `basics.rs`: very long ones, holes, several in one record, filters, JSON, rates.
 
 use crate::harness::*;
 use std::fs::OpenOptions;
@@ -25,7 +25,7 @@ fn once(settings: &str, bytes: impl AsRef<[u8]>) -> Vec<String> {
     done.lines().iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect()
 }
 
-/// S15. Fails when the line is gathered, searched again from its start at each append, or its rest becomes a line.
+/// Fails when the line is gathered, searched again from its start at each append, or its rest becomes a line.
 #[test]
 fn a_gibibyte_without_a_newline() {
     let folder = Folder::new();
@@ -46,7 +46,7 @@ fn a_gibibyte_without_a_newline() {
     assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty(), "the position is behind it");
 }
 
-/// S15 over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
+/// Over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
 #[test]
 fn a_restart_within_the_rest_of_a_cut_line() {
     let folder = Folder::new();
@@ -59,7 +59,7 @@ fn a_restart_within_the_rest_of_a_cut_line() {
     assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [b"after".to_vec()]);
 }
 
-/// S17. Fails when a hole is read byte by byte, or comes out.
+/// Fails when a hole is read byte by byte, or comes out.
 #[test]
 fn a_sparse_file_of_100_gib() {
     let folder = Folder::new();
@@ -115,7 +115,7 @@ fn a_rest_is_sent_after_a_while() {
     wait_until(SOON, "what came after", || agent.stdout() == b"prompt> \nyes\n");
 }
 
-/// S91. Fails when dropped lines do not move the position.
+/// Fails when dropped lines do not move the position.
 #[test]
 fn dropped_lines_are_not_read_again() {
     assert_eq!(once("include = [\"^k\"]\ndrop = [\"x$\"]", "keep\nno\nkx\nk2\n"), ["keep", "k2"]);

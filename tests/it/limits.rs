@@ -1,4 +1,4 @@
-//! Where the system ends, S19, S55, S65, S67 to S69, S89 of the cases: no inotify, no descriptors, no room, a full queue.
+//! Where the system ends: no inotify, no descriptors, no room, a full queue.
 //! Limits are set for the agent alone: by prlimit, or in a user and mount namespace of its own.
 
 use crate::harness::*;
@@ -62,7 +62,7 @@ impl Drop for Scripted {
 
 const RUN: &str = "exec \"$A\" run --output stdout --from beginning --state-dir state";
 
-/// S67. Fails when the agent ends, polls never, or says it for each file.
+/// Fails when the agent ends, polls never, or says it for each file.
 #[test]
 fn no_inotify_instance_and_no_watch_left() {
     for limit in ["max_inotify_instances", "max_inotify_watches"] {
@@ -89,7 +89,7 @@ fn no_inotify_instance_and_no_watch_left() {
     }
 }
 
-/// S68. Fails when a full queue is not a reason to look at everything.
+/// Fails when a full queue is not a reason to look at everything.
 #[test]
 fn the_queue_runs_over() {
     let folder = Folder::new();
@@ -122,7 +122,7 @@ fn the_queue_runs_over() {
     ]);
 }
 
-/// S19. Fails when the agent takes all descriptors, gives a file up, or says it for each try.
+/// Fails when the agent takes all descriptors, gives a file up, or says it for each try.
 #[test]
 fn more_files_than_descriptors() {
     need("prlimit");
@@ -153,7 +153,7 @@ fn more_files_than_descriptors() {
     assert!(folder.path("state/offsets").exists());
 }
 
-/// S55. Fails when a full disk stops delivery, or is said at each save.
+/// Fails when a full disk stops delivery, or is said at each save.
 #[test]
 fn the_state_folder_is_full() {
     let folder = Folder::new();
@@ -186,7 +186,7 @@ fn the_state_folder_is_full() {
     Delivered::of(agent.wait_lines(70)).assert_exactly_once(&[&Lines::new("f", 0..70)]);
 }
 
-/// S69. Fails when a source that is polled needs an event.
+/// Fails when a source that is polled needs an event.
 #[test]
 fn polled() {
     let folder = Folder::new();
@@ -211,7 +211,7 @@ fn polled() {
     Delivered::of(agent.wait_lines(110)).assert_exactly_once(&[&Lines::new("a", 0..110)]);
 }
 
-/// S65. A folder that cannot be searched for a while. Fails when what cannot be seen is taken for gone.
+/// A folder that cannot be searched for a while. Fails when what cannot be seen is taken for gone.
 #[test]
 fn a_folder_that_may_not_be_searched_for_a_while() {
     need("setpriv");

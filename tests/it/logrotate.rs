@@ -1,4 +1,4 @@
-//! The real logrotate in its modes, S26, S27, S32, S54 of the cases: while the agent runs, and while it is stopped.
+//! The real logrotate in its modes: while the agent runs, and while it is stopped.
 
 use crate::harness::*;
 use std::process::Command;
@@ -90,7 +90,7 @@ fn compress() {
     rotations(" create 0600\n compress\n delaycompress", true);
 }
 
-/// S54: rotated and compressed three times while stopped, in the middle of a file.
+/// Rotated and compressed three times while stopped, in the middle of a file.
 #[test]
 fn compressed_while_stopped() {
     let folder = Folder::new();

@@ -14,6 +14,7 @@ mod delivery;
 mod discovery;
 mod drivers;
 mod exactly_once;
+mod faults;
 mod framing;
 mod hostile;
 mod limits;

@@ -1,4 +1,4 @@
-//! Stops and kills, S51 to S60 of the cases, without a broker: what is saved is what was written out.
+//! Stops and kills, without a broker: what is saved is what was written out.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -9,7 +9,7 @@ fn once(folder: &Folder) -> Vec<Vec<u8>> {
     folder.agent_line(&format!("{LIVE} --once")).run().expect_code(0).lines()
 }
 
-/// S51. Fails when a position is saved that was not written out, or not at all at the end.
+/// Fails when a position is saved that was not written out, or not at all at the end.
 #[test]
 fn ten_stops_during_a_steady_writer() {
     let folder = Folder::new();
@@ -28,7 +28,7 @@ fn ten_stops_during_a_steady_writer() {
     delivered.assert_ordered();
 }
 
-/// S51. Fails when a position is saved before its acknowledgement.
+/// Fails when a position is saved before its acknowledgement.
 #[test]
 fn ten_kills_during_a_steady_writer() {
     let folder = Folder::new();
@@ -50,7 +50,7 @@ fn ten_kills_during_a_steady_writer() {
     Delivered::of(seen).assert_at_least_once(&[&lines]);
 }
 
-/// S52, S53. Fails when siblings are not looked for at the start, or are read in the wrong order.
+/// Fails when siblings are not looked for at the start, or are read in the wrong order.
 #[test]
 fn rotated_while_stopped() {
     for rotations in 1..=3u64 {
@@ -74,7 +74,7 @@ fn rotated_while_stopped() {
     }
 }
 
-/// S54 the other way: rotated and removed while stopped. Fails when the loss is silent, or a look that fails is proof.
+/// Rotated and removed while stopped. Fails when the loss is silent, or a look that fails is proof.
 #[test]
 fn removed_while_stopped_is_counted() {
     let folder = Folder::new();
@@ -99,7 +99,7 @@ fn removed_while_stopped_is_counted() {
     assert_eq!(status["totals"]["lost_bytes"].as_u64(), Some((1000 - read) * 201));
 }
 
-/// S57. Fails when half a line is dropped or sent at a restart.
+/// Fails when half a line is dropped or sent at a restart.
 #[test]
 fn half_a_line_over_a_restart() {
     let folder = Folder::new();
@@ -109,7 +109,7 @@ fn half_a_line_over_a_restart() {
     assert_eq!(once(&folder), [b"abcd".to_vec()]);
 }
 
-/// S59. Fails when finished streams, descriptors, watches or threads pile up.
+/// Fails when finished streams, descriptors, watches or threads pile up.
 #[test]
 fn many_rotated_and_removed_files_leave_little() {
     let folder = Folder::new();
@@ -132,7 +132,7 @@ fn many_rotated_and_removed_files_leave_little() {
     assert!(size < 40_000, "{size} bytes of state");
 }
 
-/// S60. Fails when a start or a stop writes what has not changed.
+/// Fails when a start or a stop writes what has not changed.
 #[test]
 fn nothing_is_written_when_nothing_changed() {
     let folder = Folder::new();
@@ -147,7 +147,7 @@ fn nothing_is_written_when_nothing_changed() {
     assert_eq!(std::fs::metadata(folder.path("state/offsets")).unwrap().modified().unwrap(), before);
 }
 
-/// S55, S63 as an operator meets them. Fails when a damaged state is an empty one, or two agents share a folder.
+/// As an operator meets them. Fails when a damaged state is an empty one, or two agents share a folder.
 #[test]
 fn damaged_state_and_a_second_agent() {
     let folder = Folder::new();
@@ -169,7 +169,7 @@ fn damaged_state_and_a_second_agent() {
     assert!(done.stdout.is_empty() && done.stderr.lines().count() <= 3, "{}", done.stderr);
 }
 
-/// S84. Fails when a stop waits for a deadline, or a second signal does not end it.
+/// Fails when a stop waits for a deadline, or a second signal does not end it.
 #[test]
 fn an_idle_agent_stops_at_once() {
     let folder = Folder::new();

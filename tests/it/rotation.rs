@@ -1,4 +1,4 @@
-//! Rotation by renaming, S21 to S31 of the cases: chains in both directions, late writers, moves, many at once. Without a
+//! Rotation by renaming: chains in both directions, late writers, moves, many at once. Without a
 //! broker; the real logrotate is in `logrotate.rs`, compression too.
 
 use crate::harness::*;
@@ -26,7 +26,7 @@ fn all_once_in_order(lines: Vec<Vec<u8>>, written: &[&Lines]) {
     delivered.assert_ordered();
 }
 
-/// S21, S28. Fails when the old file is closed at once, when siblings are read by their numbers, or when a pattern that
+/// Fails when the old file is closed at once, when siblings are read by their numbers, or when a pattern that
 /// means rotated files too reads them again.
 #[test]
 fn three_files_three_rotations() {
@@ -48,7 +48,7 @@ fn three_files_three_rotations() {
     Delivered::of(agent.wait_lines(3600)).assert_exactly_once(&[&all[0], &all[1], &all[2]]);
 }
 
-/// S22, S26. Fails when the renamed file is left before `rotate_grace`, or starves the new one.
+/// Fails when the renamed file is left before `rotate_grace`, or starves the new one.
 #[test]
 fn a_writer_that_goes_on_in_the_renamed_file() {
     let folder = Folder::new();
@@ -67,7 +67,7 @@ fn a_writer_that_goes_on_in_the_renamed_file() {
     Delivered::of(agent.wait_lines(120)).assert_exactly_once(&[&first, &late, &new]);
 }
 
-/// S24. Fails when only the newest sibling is looked for.
+/// Fails when only the newest sibling is looked for.
 #[test]
 fn five_rotations_within_a_moment() {
     for paused in [false, true] {
@@ -114,7 +114,7 @@ fn names_that_count_up() {
     }
 }
 
-/// S23, S25. Fails when the file is closed with its name.
+/// Fails when the file is closed with its name.
 #[test]
 fn moved_out_of_the_folder_while_it_is_read() {
     let folder = Folder::new();
@@ -126,7 +126,7 @@ fn moved_out_of_the_folder_while_it_is_read() {
     all_once_in_order(agent.wait_lines(400_000), &[&lines]);
 }
 
-/// S29. Fails when the last line without an end waits for ever, or is glued to the first of the new file.
+/// Fails when the last line without an end waits for ever, or is glued to the first of the new file.
 #[test]
 fn an_unterminated_last_line_is_a_line_of_its_own() {
     let folder = Folder::new();
@@ -140,7 +140,7 @@ fn an_unterminated_last_line_is_a_line_of_its_own() {
     assert_eq!(seen, [&b"half"[..], b"new", b"whole"]);
 }
 
-/// S30. Fails when a file that replaces another atomically is taken for grown.
+/// Fails when a file that replaces another atomically is taken for grown.
 #[test]
 fn replaced_atomically_is_a_new_file() {
     let folder = Folder::new();
@@ -177,7 +177,7 @@ fn thirty_rotated_files_are_not_all_open() {
     });
 }
 
-/// S31 in a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
+/// In a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
 #[test]
 fn a_fast_writer_and_fast_rotation() {
     let folder = Folder::new();

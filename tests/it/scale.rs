@@ -1,4 +1,4 @@
-//! Many files, busy neighbours, idle ones: S92 of the cases and what an idle agent costs. Figures of the release build are
+//! Many files, busy neighbours, idle ones, and what an idle agent costs. Figures of the release build are
 //! taken by the long forms; here the limits are those a debug build must hold on a busy machine.
 
 use crate::harness::*;
@@ -124,7 +124,7 @@ fn sixty_four_busy_files() {
     assert!(done.vm_hwm < 24_000 + 64 * 64, "{} KiB", done.vm_hwm);
 }
 
-/// S92. Fails when a busy file takes all of the budget or the channel.
+/// Fails when a busy file takes all of the budget or the channel.
 #[test]
 fn slow_files_beside_a_fast_one() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! Random days in the life of a log file, by seeds, S93 of the cases: appends cut anywhere, rotations, truncations,
+//! Random days in the life of a log file, by seeds: appends cut anywhere, rotations, truncations,
 //! removals, stops, kills, pauses. Ten of them daily, a hundred in the long form; `LOGAGENT_SEED=n` tries one alone.
 
 use crate::harness::*;

@@ -1,11 +1,11 @@
-//! Names that are links, S48 to S50 of the cases: swapped, swapped above the file, dangling.
+//! Names that are links: swapped, swapped above the file, dangling.
 
 use crate::harness::*;
 use std::os::unix::fs::symlink;
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state";
 
-/// S48. Fails when a link is resolved once, or only its target's changes make a wake.
+/// Fails when a link is resolved once, or only its target's changes make a wake.
 #[test]
 fn thirty_swaps() {
     let folder = Folder::new();
@@ -28,7 +28,7 @@ fn thirty_swaps() {
     delivered.assert_ordered();
 }
 
-/// S49. Fails when only the last part of a path is looked at for a link.
+/// Fails when only the last part of a path is looked at for a link.
 #[test]
 fn a_folder_above_is_swapped() {
     let folder = Folder::new();
@@ -43,7 +43,7 @@ fn a_folder_above_is_swapped() {
     Delivered::of(agent.wait_lines(200)).assert_exactly_once(&[&Lines::new("f", 0..200)]);
 }
 
-/// S50. Fails when a link to nothing ends a tail for good, or is looked at in a loop.
+/// Fails when a link to nothing ends a tail for good, or is looked at in a loop.
 #[test]
 fn a_link_to_nothing() {
     let folder = Folder::new();

@@ -317,6 +317,26 @@ impl Topic {
         let text = String::from_utf8_lossy(&out.stdout);
         text.lines().filter_map(|line| line.rsplit_once("offset ")?.1.trim().parse::<u64>().ok()).sum()
     }
+    /// Bytes of the partitions' segments on the broker's disk, which are the batches as they came over the wire.
+    pub fn bytes_on_disk(&self) -> u64 {
+        fn sum(dir: &Path, topic: &str) -> u64 {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+            entries
+                .map(|e| {
+                    let path = e.path();
+                    let of_topic = path.parent().and_then(Path::file_name).is_some_and(|p| {
+                        p.to_string_lossy().rsplit_once('-').is_some_and(|(name, _)| name == topic)
+                    });
+                    match e.metadata() {
+                        Ok(m) if m.is_dir() => sum(&path, topic),
+                        Ok(m) if of_topic && path.extension().is_some_and(|x| x == "log") => m.len(),
+                        _ => 0,
+                    }
+                })
+                .sum()
+        }
+        sum(&self.dir, &self.name)
+    }
     /// Waits until at least `n` records are there.
     #[track_caller]
     pub fn wait_count(&self, n: u64) {

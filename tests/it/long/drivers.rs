@@ -205,3 +205,52 @@ fn modern_races_kcat_into_4_1() {
 fn modern_races_kcat_into_3_9() {
     race(Version::V39);
 }
+
+/// What each codec costs and saves, on lines like those of a web server.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn codecs() {
+    const COUNT: u64 = 1_000_000;
+    let mut figures = Figures::of("1,000,000 lines of an access log into Kafka 4.1 by modern, by codec");
+    let broker = Broker::own(Version::V41);
+    let folder = Folder::new();
+    let mut text = Vec::new();
+    let mut seed = 88_172_645_463_325_252u64;
+    for n in 0..COUNT {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let (a, b, page, size, took) =
+            (seed % 251, seed >> 8 & 255, seed >> 16 & 1023, seed >> 26 & 65535, seed >> 42 & 4095);
+        text.extend_from_slice(
+            format!(
+                "10.{a}.{b}.17 - - [22/Nov/2026:20:{:02}:{:02} +0000] \"GET /shop/item/{page}?ref=start HTTP/1.1\" 200 {size} \"https://shop.example/list\" \"Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101\" {took} {n:07}\n",
+                n / 60_000 % 60,
+                n / 1000 % 60
+            )
+            .as_bytes(),
+        );
+    }
+    let path = folder.write("f.log", &text);
+    figures.note("the file", format!("{} bytes", text.len()));
+    for codec in ["none", "snappy", "lz4", "zstd", "gzip"] {
+        let topic = broker.topic(3);
+        let config = format!(
+            "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\ndriver = \"modern\"\ncompression = {codec:?}\n[[files]]\npaths = [{path:?}]\n",
+            folder.path(format!("state-{codec}")),
+            topic.address,
+            topic.name
+        );
+        folder.write("c.toml", config);
+        let done = folder.agent_line("run -c c.toml --once").run_for(LONG).expect_code(0);
+        assert_eq!(topic.end_offsets(), COUNT);
+        let (bytes, rate) = (topic.bytes_on_disk(), per_second(COUNT as usize, done.took));
+        let share = 100.0 * bytes as f64 / text.len() as f64;
+        let cost = micros_a_line(done.cpu, COUNT);
+        figures.note(
+            codec,
+            format!("{share:.1} % of the bytes, {cost}, {rate} lines a second, {} KiB", done.vm_hwm),
+        );
+    }
+    figures.judge();
+}

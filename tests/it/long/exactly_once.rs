@@ -1,4 +1,4 @@
-//! Must show of exactly-once: lines by the million through many kills. `tests/run --long exactly_once`.
+//! Long forms of exactly-once: lines by the million through many kills. `tests/run --long exactly_once`.
 
 use crate::exactly_once::{Chaos, Dice, announced, config, survive, totals, write_some};
 use crate::harness::*;

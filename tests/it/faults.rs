@@ -1,0 +1,99 @@
+//! What real brokers can refuse, and what becomes of the neighbours: a topic that is not there, a record that is too large, a
+//! partition without enough replicas. Answers that are lost are in `delivery.rs`, lies in `hostile.rs`.
+
+use crate::harness::*;
+
+/// Two topics, one of which is not there yet: its file waits, the other one's lines flow; then it is created. Fails when
+/// an unknown topic holds up the driver, ends anything, or drops its lines.
+#[test]
+fn a_topic_that_comes_late_holds_up_nobody() {
+    for (version, driver) in [(Version::V39, "classic"), (Version::V41, "modern")] {
+        let broker = Broker::own_with(version, &["auto.create.topics.enable=false"]);
+        let (there, late) = (broker.topic(1), broker.unborn_topic(2));
+        let folder = Folder::new();
+        let (a, b) = (Lines::new("a", 0..2000), Lines::new("b", 0..2000));
+        a.append_to(&folder.path("a.log"));
+        b.append_to(&folder.path("b.log"));
+        let source = |file: &str, topic: &Topic| {
+            format!(
+                "[[files]]\npaths = [{:?}]\nstart = \"beginning\"\ntopic = {:?}\n",
+                folder.path(file),
+                topic.name
+            )
+        };
+        folder.write(
+            "c.toml",
+            format!(
+                "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = \"none\"\ndriver = {driver:?}\n{}{}",
+                folder.path("state"),
+                broker.address,
+                source("a.log", &there),
+                source("b.log", &late)
+            ),
+        );
+        let mut agent = folder.agent_line("run -c c.toml").start();
+        there.wait_count(2000);
+        agent.wait_log(&late.name, PATIENT);
+        late.create(&[]);
+        late.wait_count(2000);
+        agent.stop().expect_code(0);
+        Delivered::in_topic(&there).assert_exactly_once(&[&a]);
+        Delivered::in_topic(&late).assert_exactly_once(&[&b]);
+    }
+}
+
+/// One record of 60 KB among 500, where the topic takes 20 KB: 499 arrive, one is a dead letter with its place. Fails when a
+/// refused batch is dropped as a whole, or retried for ever.
+#[test]
+fn a_record_that_is_too_large_is_found_among_500() {
+    for (version, driver) in [(Version::V39, "classic"), (Version::V41, "modern")] {
+        let broker = Broker::shared(version);
+        let topic = broker.topic_with(1, &["max.message.bytes=20000"]);
+        let folder = Folder::new();
+        let lines = Lines::new("f", 0..499);
+        let mut text = lines.bytes();
+        let middle = text.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(249).unwrap().0 + 1;
+        let large = [vec![b'L'; 60_000], b"\n".to_vec()].concat();
+        text.splice(middle..middle, large);
+        folder.write("f.log", text);
+        let args = format!(
+            "run --once --brokers {} --topic {} --driver {driver} --state-dir state f.log",
+            topic.address, topic.name
+        );
+        let done = folder.agent_line(&args).run_for(PATIENT).expect_code(0);
+        Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+        let letters = std::fs::read_to_string(folder.path("state/dead-letter")).unwrap();
+        assert_eq!(letters.lines().count(), 1, "{driver}: {}", done.stderr);
+        assert!(letters.contains("f.log") && letters.contains("LLLL"), "{driver}: {:.300}", letters);
+        let status = status_json(&folder, &folder.path("state"));
+        assert_eq!(status["totals"]["dead_lettered"].as_u64(), Some(1), "{status}");
+    }
+}
+
+/// Two of three replicas are gone for a while, where two are wanted: lines wait and then arrive once. Fails when
+/// NOT_ENOUGH_REPLICAS counts as a refusal.
+#[test]
+fn too_few_replicas_for_a_while() {
+    let cluster = Cluster::start(Version::V41, &["min.insync.replicas=3", "default.replication.factor=3"]);
+    let topic = cluster.topic(2);
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --driver modern --from beginning --state-dir state f.log",
+        cluster.bootstrap(),
+        topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 500);
+    topic.wait_count(500);
+    cluster.kill(3);
+    agent.wait_log("NOT_ENOUGH_REPLICAS", PATIENT);
+    pause(secs(5));
+    cluster.restart(3);
+    let before = topic.end_offsets();
+    topic.wait_count(before + 500);
+    let lines = writer.finish();
+    agent.stop().expect_code(0);
+    folder.agent_line(&format!("{args} --once")).run_for(PATIENT).expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+}
