@@ -359,41 +359,45 @@ impl Open {
     }
 
     fn read_before(&mut self, offset: u64) -> io::Result<Vec<u8>> {
-        if let Bytes::Gz(gz) = &mut self.bytes {
-            return if gz.position() <= offset { gz.skip_to(offset) } else { Ok(self.before.clone()) };
+        match &mut self.bytes {
+            Bytes::Plain(file) => before(file, offset),
+            Bytes::Gz(gz) if gz.position() <= offset => gz.skip_to(offset),
+            Bytes::Gz(_) => Ok(self.before.clone()),
         }
-        let len = offset.min(Mark::SPAN as u64) as usize;
-        let mut buffer = vec![0; len];
-        let n = self.read_at(offset - len as u64, &mut buffer)?;
-        buffer.truncate(n);
-        Ok(buffer)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let Bytes::Plain(file) = &self.bytes else { return Ok(0) };
-        let mut n = 0;
-        while n < buffer.len() {
-            match pread(file, &mut buffer[n..], offset + n as u64) {
-                Ok(0) => break,
-                Ok(more) => n += more,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+        match &self.bytes {
+            Bytes::Plain(file) => read_at(file, offset, buffer),
+            Bytes::Gz(_) => Ok(0),
         }
-        Ok(n)
     }
 }
 
-/// The mark of a plain file's end.
+/// The mark of an offset of a plain file.
 pub fn mark_at(file: &File, offset: u64) -> io::Result<Mark> {
+    Ok(Mark::of(&before(file, offset)?))
+}
+
+/// The ≤ 256 bytes before `offset`; fewer where the file is shorter.
+fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let len = offset.min(Mark::SPAN as u64);
     let mut buffer = vec![0; len as usize];
+    let n = read_at(file, offset - len, &mut buffer)?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+/// Fills `buffer` from `offset` on, as far as the file goes.
+fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let mut n = 0;
     while n < buffer.len() {
-        match pread(file, &mut buffer[n..], offset - len + n as u64)? {
-            0 => break,
-            more => n += more,
+        match pread(file, &mut buffer[n..], offset + n as u64) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
         }
     }
-    Ok(Mark::of(&buffer[..n]))
+    Ok(n)
 }
