@@ -27,6 +27,7 @@ pub mod testing;
 use crate::chunk::{Note, Parcel};
 use crate::report::Board;
 use crate::stop::Stop;
+use crate::sys::heap;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
 use partition::Now;
 use shipper::Shipper;
@@ -149,6 +150,9 @@ pub fn run(
         }
         let more = !inbox.is_empty() || !ends.events.is_empty();
         let wait = if more { Duration::ZERO } else { until(wake) };
+        if !more && ship.is_empty() {
+            heap::trim();
+        }
         select! {
             recv(inbox) -> parcel => if let Ok(parcel) = parcel { ship.parcel(parcel, now()) },
             recv(ends.events) -> event => if let Ok(event) = event { ship.event(event, now())? },
