@@ -7,6 +7,7 @@
 mod harness;
 
 mod basics;
+mod check;
 mod cli;
 mod copytruncate;
 mod deletion;
@@ -20,6 +21,7 @@ mod hostile;
 mod limits;
 mod logrotate;
 mod long;
+mod oracle;
 mod readme;
 mod restart;
 mod rotation;

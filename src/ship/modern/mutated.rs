@@ -2,7 +2,7 @@
 //! version, made by another hand, are in `messages_tests.rs`.
 
 use super::wire::Read;
-use super::{messages, passes};
+use super::{limits, messages, passes};
 use std::time::{Duration, Instant};
 
 struct Answer {
@@ -39,6 +39,7 @@ fn kept(a: &Answer, bytes: &[u8]) -> Read<usize> {
         17 => passes::mechanisms(bytes).map(|(_, all)| all.len()),
         18 => messages::versions(bytes, a.version).map(|_| 1),
         22 => messages::producer_id(bytes, a.version).map(|_| 1),
+        32 => limits::largest_batch(bytes, a.version).map(|n| usize::from(n.is_some())),
         36 => passes::authenticated(bytes, a.version).map(|a| a.bytes.len() + a.message.chars().count()),
         61 => messages::producers(bytes, "t", 0, 1).map(|_| 1),
         other => panic!("api {other}"),
@@ -82,7 +83,7 @@ fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
 #[test]
 fn real_answers_are_read() {
     let all = real();
-    assert_eq!(all.len(), 16);
+    assert_eq!(all.len(), 18);
     for a in all {
         assert!(kept(&a, &a.bytes).is_ok_and(|n| n > 0), "api {} version {}", a.api, a.version);
     }

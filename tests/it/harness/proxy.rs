@@ -95,11 +95,11 @@ impl Proxy {
     }
     /// The next request of this kind goes through, its answer does not: the connection is closed instead.
     pub fn drop_next_response(&self, api: Api) {
-        lock(&self.state).faults.push((key(api), Fault::DropResponse));
+        lock(&self.state).faults.push((api.key(), Fault::DropResponse));
     }
     /// Of the next request of this kind only so many bytes go through; then the connection is closed.
     pub fn cut_next_request(&self, api: Api, after: usize) {
-        lock(&self.state).faults.push((key(api), Fault::CutRequest(after)));
+        lock(&self.state).faults.push((api.key(), Fault::CutRequest(after)));
     }
     /// How many of the faults asked for have not happened yet.
     pub fn pending(&self) -> usize {
@@ -125,17 +125,6 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         lock(&self.state).ended = true;
         self.cut();
-    }
-}
-
-fn key(api: Api) -> i16 {
-    match api {
-        Api::Produce => 0,
-        Api::Metadata => 3,
-        Api::ApiVersions => 18,
-        Api::InitProducerId => 22,
-        Api::DescribeProducers => 61,
-        Api::Other(key) => key,
     }
 }
 
