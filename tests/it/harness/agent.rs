@@ -255,11 +255,11 @@ impl Agent {
     /// The id of its thread of this name.
     #[track_caller]
     pub fn thread(&self, name: &str) -> u32 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        let mut tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
         let named = |task: &fs::DirEntry| {
             fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
         };
-        let task = tasks.filter(named).next().unwrap_or_else(|| panic!("no thread {name}"));
+        let task = tasks.find(named).unwrap_or_else(|| panic!("no thread {name}"));
         task.file_name().to_str().unwrap().parse().unwrap()
     }
 
