@@ -226,20 +226,20 @@ impl<'b> Shipper<'b> {
                         self.lanes[lane].stored(batch.bytes);
                         self.finish(&batch);
                     }
-                    Action::Bury { batch, why } => match {
+                    Action::Bury { batch, why } => {
                         self.beat.within(Beat::SLOW); // a disk
-                        self.letters.write(&batch, &why, now.wall_ms)
-                    } {
-                        Ok(()) => {
-                            self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
-                            self.finish(&batch);
-                        }
-                        Err(why) => {
-                            if let Some(p) = self.lanes[lane].partition(partition) {
-                                p.hold(batch, why, now, &mut self.rng, &mut actions);
+                        match self.letters.write(&batch, &why, now.wall_ms) {
+                            Ok(()) => {
+                                self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
+                                self.finish(&batch);
+                            }
+                            Err(why) => {
+                                if let Some(p) = self.lanes[lane].partition(partition) {
+                                    p.hold(batch, why, now, &mut self.rng, &mut actions);
+                                }
                             }
                         }
-                    },
+                    }
                     Action::Ask { pid } => {
                         let topic = self.lanes[lane].topic.clone();
                         self.orders.push(Order::Ask { topic, partition, pid });
