@@ -31,3 +31,4 @@ mod soak;
 mod state;
 mod symlinks;
 mod tree;
+mod watchdog;
