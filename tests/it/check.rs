@@ -118,7 +118,12 @@ fn each_step_that_fails(version: Version) {
             "; set username and password_file",
         ),
         ("need-tls", to("tls"), "versions", "[kafka.tls]"),
-        ("need-sasl", to("saslplain"), "metadata", "; set [kafka.sasl]"),
+        (
+            "need-sasl",
+            to("saslplain"),
+            "metadata",
+            "closed at the first question; it may ask for SASL: set [kafka.sasl]",
+        ),
         (
             "no-right",
             to("mtls") + "\n" + &mine,

@@ -31,4 +31,5 @@ mod soak;
 mod state;
 mod symlinks;
 mod tree;
+mod untrusted;
 mod watchdog;

@@ -173,16 +173,25 @@ impl Day<'_> {
 
     /// Asks, and compares. A line acknowledged is a line that has arrived by then; one that came twice before was counted.
     fn look(&mut self) {
-        let doubled: u64 = self.arrived().values().flat_map(|log| log.values()).map(|n| n - 1).sum();
-        let status = status_json(&self.folder, &self.folder.path("state"));
-        let arrived = self.arrived();
         self.looks += 1;
-        if let Err(why) = self.judge(&status, doubled, &arrived) {
-            panic!("{why}\ndid {:?}\n{status:#}", self.did);
+        let end = Instant::now() + Self::STALE;
+        loop {
+            let doubled: u64 = self.arrived().values().flat_map(|log| log.values()).map(|n| n - 1).sum();
+            let status = status_json(&self.folder, &self.folder.path("state"));
+            let Err(why) = self.judge(&status, doubled, &self.arrived()) else { return };
+            let (why, may_pass) = match why {
+                Wrong::Old(why) => (why, Instant::now() < end),
+                Wrong::Never(why) => (why, false),
+            };
+            assert!(may_pass, "{why}\ndid {:?}\n{status:#}", self.did);
+            pause(millis(100));
         }
     }
 
-    fn judge(&self, status: &Value, doubled: u64, arrived: &Arrived) -> Result<(), String> {
+    /// A tail that waits for memory looks at its files every 2 s.
+    const STALE: std::time::Duration = secs(4);
+
+    fn judge(&self, status: &Value, doubled: u64, arrived: &Arrived) -> Result<(), Wrong> {
         let live = self.agent.is_some();
         must(status["live"] == live, || format!("live, and it is {live}"))?;
         for log in &self.logs {
@@ -245,11 +254,22 @@ impl Day<'_> {
     }
 }
 
-fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(format!("not so: {}", what())) }
+/// What `status` says wrongly.
+enum Wrong {
+    /// It may be what was so a moment ago.
+    Old(String),
+    Never(String),
 }
 
-fn judge_file(log: &Log, file: &Value, live: bool, arrived: &Arrived) -> Result<(), String> {
+fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), Wrong> {
+    if holds { Ok(()) } else { Err(Wrong::Never(format!("not so: {}", what()))) }
+}
+
+fn must_become(holds: bool, what: impl FnOnce() -> String) -> Result<(), Wrong> {
+    if holds { Ok(()) } else { Err(Wrong::Old(format!("not so: {}", what()))) }
+}
+
+fn judge_file(log: &Log, file: &Value, live: bool, arrived: &Arrived) -> Result<(), Wrong> {
     let none = BTreeMap::new();
     let here = arrived.get(log.name).unwrap_or(&none);
     let streams = file["streams"].as_array().unwrap();
@@ -262,21 +282,24 @@ fn judge_file(log: &Log, file: &Value, live: bool, arrived: &Arrived) -> Result<
         lag += size - acked;
         let Some(inode) = stream["identity"]["inode"].as_u64() else { continue };
         let Some((_, lines)) = log.files.iter().find(|(ino, _)| *ino == inode) else {
-            return Err(format!("{} was never the file {inode}", log.name));
+            return Err(Wrong::Never(format!("{} was never the file {inode}", log.name)));
         };
         seen.push(inode);
         let bytes = (lines.end - lines.start) * WIDTH;
-        must(size == bytes || !live && size < bytes, || format!("{inode} has {bytes} bytes: {stream}"))?;
+        must_become(size == bytes || !live && size < bytes, || {
+            format!("{inode} has {bytes} bytes: {stream}")
+        })?;
         let first_open = lines.start + acked / WIDTH;
         if let Some(gone) = (lines.start..first_open).find(|n| !here.contains_key(n)) {
-            return Err(format!("{} {gone} has not arrived, and is acknowledged: {stream}", log.name));
+            let why = format!("{} {gone} has not arrived, and is acknowledged: {stream}", log.name);
+            return Err(Wrong::Never(why));
         }
     }
     must(file["lag_bytes"] == lag, || format!("{lag} bytes wait"))?;
     if live && file["state"] == "following" {
         for (inode, lines) in log.files.iter().filter(|(inode, _)| !seen.contains(inode)) {
             let gone = lines.clone().find(|n| !here.contains_key(n));
-            must(gone.is_none(), || {
+            must_become(gone.is_none(), || {
                 format!("{} {gone:?} waits in the file {inode}, which is not told", log.name)
             })?;
         }
