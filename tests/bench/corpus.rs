@@ -24,18 +24,22 @@ pub struct Check {
     pub missing: u64,
     pub doubled: u64,
     pub strange: u64,
+    /// Of those missing: with a later number than any of their file that arrived. Left out by what is stopped early.
+    pub unsent: u64,
 }
 
 /// Appends the line `file seq …` without its end. No byte of it needs an escape in JSON.
 pub fn push_line(out: &mut String, file: u32, seq: u64, width: usize) {
     let end = out.len() + width;
-    let mut x = (seq + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(file).wrapping_mul(0xD1B5_4A32_D192_ED03);
+    let mut x =
+        (seq + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(file).wrapping_mul(0xD1B5_4A32_D192_ED03);
     let _ = write!(out, "{file:04} {seq:09} ");
     while out.len() < end {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
-        let (a, b, page, size, took) = (x % 251, x >> 8 & 255, x >> 16 & 1023, x >> 26 & 65535, x >> 42 & 4095);
+        let (a, b, page, size, took) =
+            (x % 251, x >> 8 & 255, x >> 16 & 1023, x >> 26 & 65535, x >> 42 & 4095);
         let (minute, second) = (seq / 60_000 % 60, seq / 1000 % 60);
         let _ = write!(
             out,
@@ -100,6 +104,7 @@ impl Corpus {
         let mut seen = vec![0u64; (self.total() as usize).div_ceil(64)];
         let mut check = Check::default();
         let mut line = String::new();
+        let mut next = vec![0; self.files as usize];
         topic.each(|record| {
             check.arrived += 1;
             let value = record.value.unwrap_or(b"");
@@ -112,17 +117,20 @@ impl Corpus {
                     let at = (u64::from(file) * self.lines + seq) as usize;
                     check.doubled += seen[at / 64] >> (at % 64) & 1;
                     seen[at / 64] |= 1 << (at % 64);
+                    let next: &mut u64 = &mut next[file as usize];
+                    *next = (*next).max(seq + 1);
                 }
                 None => check.strange += 1,
             }
         });
         check.missing = self.total() - seen.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        check.unsent = next.into_iter().map(|next| self.lines - next).sum();
         check
     }
     /// For what sends lines of the file at random: how many arrived.
     pub fn count(&self, topic: &Topic) -> Check {
         let arrived = topic.end_offsets();
         let (missing, doubled) = (self.total().saturating_sub(arrived), arrived.saturating_sub(self.total()));
-        Check { arrived, missing, doubled, strange: 0 }
+        Check { arrived, missing, doubled, strange: 0, unsent: missing }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -36,15 +36,23 @@ struct Lane {
     delay: Duration,
     free: Mutex<Instant>,
     passed: AtomicU64,
+    first: OnceLock<Instant>,
 }
 
 impl Lane {
     fn of(bits_per_s: u64, delay: Duration) -> Arc<Lane> {
         let free = Mutex::new(Instant::now());
-        Arc::new(Lane { bytes_per_s: bits_per_s as f64 / 8.0, delay, free, passed: AtomicU64::new(0) })
+        Arc::new(Lane {
+            bytes_per_s: bits_per_s as f64 / 8.0,
+            delay,
+            free,
+            passed: AtomicU64::new(0),
+            first: OnceLock::new(),
+        })
     }
     /// Waits until so many bytes have gone; when they arrive.
     fn send(&self, bytes: usize) -> Instant {
+        self.first.get_or_init(Instant::now);
         let gone = {
             let mut free = self.free.lock().unwrap();
             *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
@@ -68,7 +76,8 @@ impl Link {
         let (up, down) = (Lane::of(bits_per_s, round_trip / 2), Lane::of(bits_per_s, round_trip / 2));
         let ended = Arc::new(AtomicBool::new(false));
         let open = Arc::new(Mutex::new(Vec::new()));
-        let link = Link { address: own.to_string(), up: up.clone(), ended: ended.clone(), open: open.clone() };
+        let link =
+            Link { address: own.to_string(), up: up.clone(), ended: ended.clone(), open: open.clone() };
         thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 match listener.accept() {
@@ -80,6 +89,10 @@ impl Link {
             }
         });
         link
+    }
+    /// When the first byte came.
+    pub fn first(&self) -> Option<Instant> {
+        self.up.first.get().copied()
     }
     /// Bytes towards the broker so far.
     pub fn sent(&self) -> u64 {

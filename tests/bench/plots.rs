@@ -17,27 +17,36 @@ pub fn draw(results: &Results, folder: &Path) {
     for (name, case) in [("speed.svg", "none"), ("speed-lz4.svg", "lz4")] {
         let title = format!("Lines per second, compression {case}");
         let rows = rows(results, 'a', case, &["lines_per_s"], true, |v| short(v[0]));
-        chart(name, &rows, svg::bars(&title, &settings(results, 'a'), &rows, false));
+        chart(name, &rows, svg::bars(&title, &settings(results, 'a'), &rows));
     }
-    let rows_of = |figure: &'static str, text: fn(&[f64]) -> String| rows(results, 'a', "none", &[figure], false, text);
+    let rows_of =
+        |figure: &'static str, text: fn(&[f64]) -> String| rows(results, 'a', "none", &[figure], false, text);
     let cost = rows_of("cpu_us_per_line", |v| format!("{} µs", short(v[0])));
-    chart("cpu.svg", &cost, svg::bars("Processor time per line, logarithmic", &settings(results, 'a'), &cost, true));
+    chart(
+        "cpu.svg",
+        &cost,
+        svg::dots("Processor time per line, logarithmic", &settings(results, 'a'), &cost),
+    );
     let memory = rows_of("peak_kib", |v| format!("{} MB", short(v[0] * 1024.0 / 1e6)));
     let in_mb: Vec<Row> = memory
         .into_iter()
         .map(|row| Row { values: row.values.iter().map(|kib| kib * 1024.0 / 1e6).collect(), ..row })
         .collect();
-    chart("memory.svg", &in_mb, svg::bars("Peak memory in MB, logarithmic", &settings(results, 'a'), &in_mb, true));
+    chart("memory.svg", &in_mb, svg::bars("Peak memory in MB", &settings(results, 'a'), &in_mb));
     let text = |v: &[f64]| format!("{} / {} ms", short(v[0]), short(v[1]));
     let late = rows(results, 'b', "100 lines/s", &["p50_ms", "p99_ms", "max_ms"], false, text);
     let note = "dot: half of the lines within; end of the span: 99 %; ring: the last";
-    chart("latency.svg", &late, svg::spans("From write to consumer in ms at 100 lines/s, logarithmic", note, &late));
+    chart(
+        "latency.svg",
+        &late,
+        svg::dots("From write to consumer in ms at 100 lines/s, logarithmic", note, &late),
+    );
     for round_trip in [20, 200] {
         let case = format!("{round_trip} ms, lz4");
         let link = rows(results, 'f', &case, &["lines_per_s"], true, |v| short(v[0]));
         let title = format!("Lines per second through 10 Mbit/s, {round_trip} ms round trip, lz4");
         let note = "delay of the application's bytes, not of TCP's packets";
-        chart(&format!("uplink-{round_trip}ms.svg"), &link, svg::bars(&title, note, &link, false));
+        chart(&format!("uplink-{round_trip}ms.svg"), &link, svg::bars(&title, note, &link));
     }
     growth(results, folder);
 }
@@ -95,10 +104,10 @@ fn growth(results: &Results, folder: &Path) {
         panel("bytes", "peak MB, by bytes per line", "peak_kib", &|_| 1024.0 / 1e6),
     ];
     if panels.iter().all(|panel| !panel.points.is_empty()) {
-        let note = settings(results, 'i');
-        let cpu = svg::curves("How the agent's processor time grows", &note, &panels);
+        let note = "logagent alone; logarithmic to the right";
+        let cpu = svg::curves("How the agent's processor time grows", note, &panels);
         fs::write(folder.join("growth-cpu.svg"), cpu).unwrap();
-        let memory = svg::curves("How the agent's memory grows", &note, &memory);
+        let memory = svg::curves("How the agent's memory grows", note, &memory);
         fs::write(folder.join("growth-memory.svg"), memory).unwrap();
     }
 }

@@ -65,7 +65,14 @@ impl Results {
     }
     pub fn add(&mut self, sample: Sample) {
         let figures: Vec<String> = sample.figures.iter().map(|(k, v)| format!("{k} {v:.3}")).collect();
-        eprintln!("{} {} · {} · {} · {}", sample.work, sample.case, sample.system, figures.join(", "), sample.note);
+        eprintln!(
+            "{} {} · {} · {} · {}",
+            sample.work,
+            sample.case,
+            sample.system,
+            figures.join(", "),
+            sample.note
+        );
         self.entries.push(Entry::Sample(sample));
         self.save();
     }

@@ -1,10 +1,10 @@
-//! Three plain charts as SVG: bars, spans, curves. Knows nothing of what they show. Colours follow the reader's light or dark
+//! Three plain charts as SVG: bars, dots, curves. Knows nothing of what they show. Colours follow the reader's light or dark
 //! scheme; there is no script and no font to fetch.
 
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 760.0;
-const LEFT: f64 = 210.0;
+const LEFT: f64 = 236.0;
 const RIGHT: f64 = 90.0;
 const TOP: f64 = 54.0;
 const ROW: f64 = 26.0;
@@ -38,7 +38,7 @@ impl Look {
 pub struct Row {
     pub label: String,
     pub look: Look,
-    /// Bars show the first; spans show median, a high percentile, and the most.
+    /// Bars and dots show the first; spans go to the second, with a ring at the third.
     pub values: Vec<f64>,
     pub text: String,
 }
@@ -114,7 +114,8 @@ fn open(title: &str, note: &str, height: f64) -> String {
 fn grid(out: &mut String, scale: &Scale, bottom: f64) {
     for tick in scale.ticks() {
         let x = scale.at(tick);
-        let _ = writeln!(out, "<line class=\"grid\" x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\"/>");
+        let _ =
+            writeln!(out, "<line class=\"grid\" x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\"/>");
         let _ = writeln!(
             out,
             "<text class=\"note\" x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
@@ -134,13 +135,11 @@ fn label(out: &mut String, text: &str, y: f64) {
     );
 }
 
-/// A bar for each row, with its text behind it. Limits are dashed.
-pub fn bars(title: &str, note: &str, rows: &[Row], log: bool) -> String {
+/// A bar for each row, from 0, with its text behind it. Limits are dashed.
+pub fn bars(title: &str, note: &str, rows: &[Row]) -> String {
     let bottom = TOP + rows.len() as f64 * ROW;
-    let values: Vec<f64> = rows.iter().filter_map(|r| r.values.first().copied()).collect();
-    let most = values.iter().copied().fold(0.0, f64::max);
-    let (from, to) = (LEFT, WIDTH - RIGHT);
-    let scale = if log { Scale::log(&values, from, to) } else { Scale::linear(most, from, to) };
+    let most = rows.iter().filter_map(|r| r.values.first().copied()).fold(0.0, f64::max);
+    let scale = Scale::linear(most, LEFT, WIDTH - RIGHT);
     let mut out = open(title, note, bottom + 24.0);
     grid(&mut out, &scale, bottom);
     for (at, row) in rows.iter().enumerate() {
@@ -155,13 +154,19 @@ pub fn bars(title: &str, note: &str, rows: &[Row], log: bool) -> String {
             (end - LEFT).max(1.0),
             ROW - 10.0
         );
-        let _ = writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", end + 6.0, y + ROW / 2.0 + 3.0, escape(&row.text));
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            end + 6.0,
+            y + ROW / 2.0 + 3.0,
+            escape(&row.text)
+        );
     }
     out + "</svg>\n"
 }
 
-/// For each row a span from its first value to its second, and a ring at its third, on a logarithmic scale.
-pub fn spans(title: &str, note: &str, rows: &[Row]) -> String {
+/// For each row a dot on a logarithmic scale (where a bar's length would mean nothing); with more values, a span and a ring.
+pub fn dots(title: &str, note: &str, rows: &[Row]) -> String {
     let bottom = TOP + rows.len() as f64 * ROW;
     let values: Vec<f64> = rows.iter().flat_map(|r| r.values.iter().copied()).collect();
     let scale = Scale::log(&values, LEFT, WIDTH - RIGHT);
@@ -170,15 +175,22 @@ pub fn spans(title: &str, note: &str, rows: &[Row]) -> String {
     for (at, row) in rows.iter().enumerate() {
         let (y, class) = (TOP + at as f64 * ROW + ROW / 2.0 - 2.0, row.look.class());
         label(&mut out, &row.label, y - ROW / 2.0 + 2.0);
-        let [low, high, most] = row.values[..] else { continue };
-        let (low, high, most) = (scale.at(low), scale.at(high), scale.at(most));
+        let places: Vec<f64> = row.values.iter().map(|value| scale.at(*value)).collect();
+        if let [low, high, most] = places[..] {
+            let _ = writeln!(
+                out,
+                "<line class=\"span {class}\" x1=\"{low:.1}\" y1=\"{y:.1}\" x2=\"{high:.1}\" y2=\"{y:.1}\"/>\
+                 <circle class=\"max {class}\" style=\"fill:none\" cx=\"{most:.1}\" cy=\"{y:.1}\" r=\"4\"/>"
+            );
+        }
+        let (first, last) = (places.first().unwrap_or(&LEFT), places.last().unwrap_or(&LEFT));
         let _ = writeln!(
             out,
-            "<line class=\"span {class}\" x1=\"{low:.1}\" y1=\"{y:.1}\" x2=\"{high:.1}\" y2=\"{y:.1}\"/>\
-             <circle class=\"{class}\" cx=\"{low:.1}\" cy=\"{y:.1}\" r=\"5\"/>\
-             <circle class=\"max {class}\" style=\"fill:none\" cx=\"{most:.1}\" cy=\"{y:.1}\" r=\"4\"/>"
+            "<circle class=\"{class}\" cx=\"{first:.1}\" cy=\"{y:.1}\" r=\"5\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            last + 10.0,
+            y + 5.0,
+            escape(&row.text)
         );
-        let _ = writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", most.max(high) + 9.0, y + 5.0, escape(&row.text));
     }
     out + "</svg>\n"
 }
@@ -204,13 +216,19 @@ pub fn curves(title: &str, note: &str, panels: &[Panel]) -> String {
             (x.low, x.high) = (first.log10(), last.log10().max(first.log10() + 0.1));
         }
         let y = Scale::linear(most * 1.15, bottom, TOP + 26.0);
-        let _ = writeln!(out, "<text class=\"note\" x=\"{left:.1}\" y=\"{}\">{}</text>", TOP + 14.0, escape(&panel.title));
+        let _ = writeln!(
+            out,
+            "<text class=\"note\" x=\"{left:.1}\" y=\"{}\">{}</text>",
+            TOP + 14.0,
+            escape(&panel.title)
+        );
         let _ = writeln!(
             out,
             "<line class=\"grid\" x1=\"{left:.1}\" y1=\"{bottom}\" x2=\"{:.1}\" y2=\"{bottom}\"/>",
             left + width
         );
-        let path: Vec<String> = panel.points.iter().map(|p| format!("{:.1},{:.1}", x.at(p.0), y.at(p.1))).collect();
+        let path: Vec<String> =
+            panel.points.iter().map(|p| format!("{:.1},{:.1}", x.at(p.0), y.at(p.1))).collect();
         let _ = writeln!(out, "<polyline class=\"curve\" points=\"{}\"/>", path.join(" "));
         for (px, py) in &panel.points {
             let (cx, cy) = (x.at(*px), y.at(*py));

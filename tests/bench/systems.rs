@@ -10,11 +10,17 @@ use std::{
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    Agent { driver: &'static str },
+    Agent {
+        driver: &'static str,
+    },
     /// Follows files, as the agent does.
-    Shipper { run: &'static str },
+    Shipper {
+        run: &'static str,
+    },
     /// Sends one file and ends.
-    Limit { run: &'static str },
+    Limit {
+        run: &'static str,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -28,7 +34,8 @@ pub const AGENT: System = System { name: "logagent", kind: Kind::Agent { driver:
 pub const CLASSIC: System =
     System { name: "logagent, classic driver, into 3.9", kind: Kind::Agent { driver: "classic" } };
 /// Sends line by line, waiting for each: it gets a tenth of the lines, or fewer.
-pub const LINE_BY_LINE: System = System { name: "hpcloud/tail + sarama", kind: Kind::Shipper { run: "sarama" } };
+pub const LINE_BY_LINE: System =
+    System { name: "hpcloud/tail + sarama", kind: Kind::Shipper { run: "sarama" } };
 /// Takes lines at random, so that only their count can be checked.
 pub const PERF_TEST: System =
     System { name: "Kafka's ProducerPerformance", kind: Kind::Limit { run: "perf-test" } };
@@ -114,7 +121,8 @@ impl System {
 }
 
 fn peer(run: &str) -> Command {
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/peers").join(run).join("run"));
+    let mut command =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/peers").join(run).join("run"));
     command.env("PEERS", peers());
     command
 }

@@ -16,12 +16,18 @@ struct Column {
     show: fn(f64) -> String,
 }
 
-const fn column(head: &'static str, case: &'static str, figure: &'static str, show: fn(f64) -> String) -> Column {
+const fn column(
+    head: &'static str,
+    case: &'static str,
+    figure: &'static str,
+    show: fn(f64) -> String,
+) -> Column {
     Column { head, case, figure, show }
 }
 
-fn thousands(value: f64) -> String {
-    let digits = format!("{:.0}", three_digits(value));
+/// 1234567 as 1,234,567.
+pub fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at) % 3 == 0 {
@@ -30,6 +36,9 @@ fn thousands(value: f64) -> String {
         text.push(digit);
     }
     text
+}
+fn thousands(value: f64) -> String {
+    grouped(three_digits(value))
 }
 /// More would be noise.
 fn three_digits(value: f64) -> f64 {
@@ -59,6 +68,9 @@ fn milliseconds(value: f64) -> String {
         v if v >= 99.5 => format!("{v:.0}"),
         v => format!("{v:.1}"),
     }
+}
+fn yes_or_no(value: f64) -> String {
+    if value > 0.0 { "yes" } else { "**ends**" }.into()
 }
 fn fine(value: f64) -> String {
     format!("{value:.3}")
@@ -104,6 +116,7 @@ const TABLES: [Table; 7] = [
         work: 'c',
         title: "(c) The broker is down",
         columns: &[
+            column("goes on", "broker down", "goes_on", yes_or_no),
             column("CPU s", "broker down", "cpu_s", micros),
             column("peak MB", "broker down", "peak_kib", megabytes),
             column("ends after SIGTERM, ms", "broker down", "stop_ms", milliseconds),
@@ -169,7 +182,8 @@ pub fn all(results: &Results) -> String {
 fn one(results: &Results, table: &Table) -> String {
     let Some(about) = results.about(table.work) else { return String::new() };
     let rounds = results.samples().filter(|s| s.work == table.work).map(|s| s.round).max().unwrap_or(0);
-    let mut text = format!("**{}.** {}. Medians of {rounds} rounds, {}.\n\n|", table.title, about.settings, about.date);
+    let mut text =
+        format!("**{}.** {}. Medians of {rounds} rounds, {}.\n\n|", table.title, about.settings, about.date);
     table.columns.iter().for_each(|column| write!(text, " | {}", column.head).unwrap());
     text += " | lost | doubled |\n|---";
     text += &"|---".repeat(table.columns.len() + 2);
@@ -178,7 +192,10 @@ fn one(results: &Results, table: &Table) -> String {
         text += &row(results, table, system);
     }
     for system in systems::ALL {
-        let noted = results.cases(table.work).into_iter().find_map(|case| results.note(table.work, case, system.name));
+        let noted = results
+            .cases(table.work)
+            .into_iter()
+            .find_map(|case| results.note(table.work, case, system.name));
         if let Some(note) = noted {
             let _ = writeln!(text, "\n{}: {note}.", system.name);
         }
@@ -202,7 +219,10 @@ fn row(results: &Results, table: &Table, system: &System) -> String {
     cases.dedup();
     for figures in [["missing", "strange"], ["doubled", "doubled"]] {
         let worst = |figure: &str| {
-            cases.iter().filter_map(|case| results.worst(table.work, case, system.name, figure)).max_by(f64::total_cmp)
+            cases
+                .iter()
+                .filter_map(|case| results.worst(table.work, case, system.name, figure))
+                .max_by(f64::total_cmp)
         };
         let cell = worst(figures[0]).map(|a| a.max(worst(figures[1]).unwrap_or(0.0)));
         write!(text, " {} |", cell.map_or("–".into(), thousands)).unwrap();
@@ -215,7 +235,8 @@ fn growth(results: &Results) -> String {
     let mut text = format!("**(i) Growth.** {}. {}.\n\n", about.settings, about.date);
     text += "| | lines/s | CPU µs/line | peak MB | lost | doubled |\n|---|---|---|---|---|---|\n";
     for case in results.cases('i') {
-        let median = |figure: &str| results.median('i', case, systems::AGENT.name, figure).unwrap_or(f64::NAN);
+        let median =
+            |figure: &str| results.median('i', case, systems::AGENT.name, figure).unwrap_or(f64::NAN);
         let worst = |figure: &str| results.worst('i', case, systems::AGENT.name, figure).unwrap_or(f64::NAN);
         let (kind, number) = case.split_once(' ').unwrap();
         let what = match kind {
@@ -236,7 +257,9 @@ fn growth(results: &Results) -> String {
 }
 
 fn versions(results: &Results) -> String {
-    let Some(about) = TABLES.iter().filter_map(|table| results.about(table.work)).next() else { return String::new() };
+    let Some(about) = TABLES.iter().filter_map(|table| results.about(table.work)).next() else {
+        return String::new();
+    };
     let list: Vec<String> = systems::ALL
         .iter()
         .map(|s| format!("{}: {}", s.name, about.versions.get(s.name).map_or("not run", String::as_str)))

@@ -69,7 +69,10 @@ pub fn run(plan: &Plan) {
         broker: Broker::own(Version::V41),
         old: None,
         folder: Folder::new(),
-        systems: systems::ALL.into_iter().filter(|s| versions.contains_key(s.name) && is_asked_for(plan, s)).collect(),
+        systems: systems::ALL
+            .into_iter()
+            .filter(|s| versions.contains_key(s.name) && is_asked_for(plan, s))
+            .collect(),
     };
     for work in ALL.iter().filter(|work| plan.only.contains(&work.letter)) {
         let about = About {
@@ -97,7 +100,8 @@ fn output(command: &str, args: &[&str]) -> String {
 
 fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("").trim_matches([':', '\t', ' ']);
+    let model =
+        info.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("").trim_matches([':', '\t', ' ']);
     let cores = info.lines().filter(|l| l.starts_with("processor")).count();
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 = memory.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
@@ -155,8 +159,14 @@ impl Bench<'_> {
     ) -> AtWork {
         let state = self.folder.path(format!("state-{}", topic.name));
         let pattern = corpus.pattern(data);
-        let job =
-            Job { pattern: &pattern, topic: &topic.name, brokers, compression, lines: corpus.total(), state: &state };
+        let job = Job {
+            pattern: &pattern,
+            topic: &topic.name,
+            brokers,
+            compression,
+            lines: corpus.total(),
+            state: &state,
+        };
         let mut offsets = Offsets::of(&topic);
         offsets.now();
         let running = Running::start(system, &job);
@@ -189,8 +199,11 @@ impl AtWork {
     /// Stops it, reads the topic, and takes the topic and the state away.
     fn end(mut self) -> (Check, String) {
         self.running.stop(secs(15));
-        let check =
-            if self.system == systems::PERF_TEST { self.corpus.count(&self.topic) } else { self.corpus.check(&self.topic) };
+        let check = if self.system == systems::PERF_TEST {
+            self.corpus.count(&self.topic)
+        } else {
+            self.corpus.check(&self.topic)
+        };
         self.topic.delete();
         let _ = std::fs::remove_dir_all(&self.state);
         (check, self.note)

@@ -39,7 +39,8 @@ fn after(by: &[OsString], agent: &Path, lines: u64, to_kafka: bool, count: &dyn 
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{by:?}: {}: {said}", output.status);
-    let arrived = topic.map_or_else(|| memchr::memchr_iter(b'\n', &output.stdout).count() as u64, |t| t.end_offsets());
+    let arrived =
+        topic.map_or_else(|| memchr::memchr_iter(b'\n', &output.stdout).count() as u64, |t| t.end_offsets());
     assert_eq!(arrived, lines, "all lines went through: {said}");
     count(&folder)
 }

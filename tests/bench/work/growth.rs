@@ -1,12 +1,14 @@
 //! (i) The agent alone: how cost grows with the number of lines, of files, and with the length of lines.
 
 use super::{Bench, Work, ship};
-use crate::{corpus::Corpus, plan::Plan, systems::AGENT};
+use crate::{corpus::Corpus, plan::Plan, systems::AGENT, tables::grouped};
 
 pub const WORK: Work = Work { letter: 'i', settings, takes: |system| *system == AGENT, round };
 
 fn settings(plan: &Plan) -> String {
-    let (most, all, bytes) = (plan.size(20_000_000, 200_000), plan.size(2_000_000, 100_000), plan.size(400, 10));
+    let all = plan.size(2_000_000, 100_000);
+    let [most, all] = [all * 10, all].map(|n| grouped(n as f64));
+    let bytes = plan.size(400, 10);
     format!(
         "logagent alone: up to {most} lines of 200 bytes in one file; {all} lines in 1 to 1,000 files; \
          {bytes} MB of lines of 20 bytes to 20 KB"

@@ -20,7 +20,10 @@ const FILES: u32 = 200;
 const RATE: u64 = 50;
 
 fn settings(plan: &Plan) -> String {
-    format!("{FILES} files, {RATE} lines/s of 200 bytes into each, a write per line, for {} s", plan.size(15, 3))
+    format!(
+        "{FILES} files, {RATE} lines/s of 200 bytes into each, a write per line, for {} s",
+        plan.size(15, 3)
+    )
 }
 
 fn round(bench: &mut Bench<'_>, round: u32) {
@@ -55,11 +58,11 @@ fn once(
         at_work.remark("not all lines arrived within 30 s");
     }
     let (check, note) = at_work.end();
-    let mut figures = vec![
-        ("cpu_us_per_line", cpu.as_secs_f64() * 1e6 / corpus.total() as f64),
-        ("peak_kib", peak as f64),
-    ];
-    figures.extend(done.map(|at| ("last_line_after_ms", at.saturating_duration_since(written).as_secs_f64() * 1e3)));
+    let mut figures =
+        vec![("cpu_us_per_line", cpu.as_secs_f64() * 1e6 / corpus.total() as f64), ("peak_kib", peak as f64)];
+    figures.extend(
+        done.map(|at| ("last_line_after_ms", at.saturating_duration_since(written).as_secs_f64() * 1e3)),
+    );
     figures.extend(checked(&check));
     (figures, note)
 }

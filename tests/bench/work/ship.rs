@@ -7,6 +7,7 @@ use crate::{
     harness::{millis, pause, secs},
     plan::Plan,
     systems::{CLASSIC, LINE_BY_LINE, System},
+    tables::grouped,
 };
 use std::path::Path;
 
@@ -16,7 +17,8 @@ pub const COMPRESSIONS: [&str; 2] = ["none", "lz4"];
 
 fn settings(plan: &Plan) -> String {
     let lines = plan.size(2_000_000, 100_000);
-    format!("{lines} lines of 200 bytes (hpcloud/tail + sarama: {}), 3 partitions, acks=all", lines / 10)
+    let [lines, few] = [lines, lines / 10].map(|n| grouped(n as f64));
+    format!("{lines} lines of 200 bytes (hpcloud/tail + sarama: {few}), 3 partitions, acks=all")
 }
 
 fn round(bench: &mut Bench<'_>, round: u32) {

@@ -27,7 +27,8 @@ fn round(bench: &mut Bench<'_>, round: u32) {
             let running = &mut at_work.running;
             let done = at_work.offsets.wait(1, millis(1), patience, || running.ended());
             pause(millis(100));
-            let mut figures = vec![("installed_bytes", running.installed() as f64), ("peak_kib", running.peak() as f64)];
+            let mut figures =
+                vec![("installed_bytes", running.installed() as f64), ("peak_kib", running.peak() as f64)];
             match done {
                 Some(at) => figures.push(("first_line_ms", (at - begun).as_secs_f64() * 1e3)),
                 None => at_work.remark("the line did not arrive before it was stopped"),

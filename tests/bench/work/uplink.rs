@@ -1,5 +1,5 @@
 //! (f) A slow uplink: each system has a link of its own (`link.rs`), and all are at work at once, since the links are what is
-//! short. Lines and bytes a second between the first and the last change of what the topic holds.
+//! short. Lines and bytes a second from a program's first byte, so with its connections and questions, to its last line.
 
 use super::{AtWork, Bench, PARTITIONS, Work, checked, ship::COMPRESSIONS};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     link::Link,
     plan::Plan,
     systems::{CLASSIC, LINE_BY_LINE, PERF_TEST},
+    tables::grouped,
 };
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ fn amounts(plan: &Plan) -> [u64; 2] {
 }
 
 fn settings(plan: &Plan) -> String {
-    let [plain, compressed] = amounts(plan);
+    let [plain, compressed] = amounts(plan).map(|n| grouped(n as f64));
     format!(
         "{plain} lines of 200 bytes, {compressed} with lz4 (hpcloud/tail + sarama: 200), through 10 Mbit/s; delay of the \
          application's bytes, half of it each way; all systems at once, each through a link of its own"
@@ -41,7 +42,6 @@ fn round(bench: &mut Bench<'_>, round: u32) {
 struct Behind {
     link: Link,
     at_work: AtWork,
-    first: Option<Mark>,
     last: Option<Mark>,
 }
 
@@ -58,10 +58,10 @@ impl Behind {
         let Some(lines) = self.at_work.offsets.now() else { return false };
         let mark = Mark { at: Instant::now(), lines, bytes: self.link.sent() };
         if lines > self.last.map_or(0, |last| last.lines) {
-            self.first.get_or_insert(mark);
             self.last = Some(mark);
         }
-        lines + self.at_work.system.holds_back() >= self.at_work.corpus.total() || self.at_work.running.ended()
+        lines + self.at_work.system.holds_back() >= self.at_work.corpus.total()
+            || self.at_work.running.ended()
     }
 }
 
@@ -75,7 +75,7 @@ fn together(bench: &mut Bench<'_>, round: u32, case: &str, round_trip: u64, comp
         let link = Link::to(&topic.address, BITS_PER_S, millis(round_trip));
         let address = link.address.clone();
         let at_work = bench.begin_at(&system, data, corpus, compression, topic, &address);
-        all.push(Behind { link, at_work, first: None, last: None });
+        all.push(Behind { link, at_work, last: None });
     }
     let end = Instant::now() + secs(90);
     loop {
@@ -88,16 +88,16 @@ fn together(bench: &mut Bench<'_>, round: u32, case: &str, round_trip: u64, comp
     }
     for mut one in all {
         let mut figures = Vec::new();
-        if let (Some(first), Some(last)) = (one.first, one.last)
-            && last.at > first.at
-        {
-            let time = (last.at - first.at).as_secs_f64();
-            let bytes_per_s = (last.bytes - first.bytes) as f64 / time;
-            figures.push(("lines_per_s", (last.lines - first.lines) as f64 / time));
-            figures.push(("link_share", bytes_per_s / (BITS_PER_S as f64 / 8.0)));
-            figures.push(("wire_bytes_per_line", (last.bytes - first.bytes) as f64 / (last.lines - first.lines) as f64));
+        if let (Some(first), Some(last)) = (one.link.first(), one.last) {
+            let (time, bytes) = ((last.at - first).as_secs_f64(), last.bytes as f64);
+            figures.push(("lines_per_s", last.lines as f64 / time));
+            figures.push(("link_share", bytes / time / (BITS_PER_S as f64 / 8.0)));
+            figures.push(("wire_bytes_per_line", bytes / last.lines as f64));
         }
-        if one.last.is_none_or(|last| last.lines + one.at_work.system.holds_back() < one.at_work.corpus.total()) {
+        if one
+            .last
+            .is_none_or(|last| last.lines + one.at_work.system.holds_back() < one.at_work.corpus.total())
+        {
             one.at_work.remark("not all lines arrived");
         }
         let name = one.at_work.system.name;
