@@ -91,21 +91,25 @@ fn at_most(what: &str, measured: u64, limit: u64) {
     assert!(measured <= limit, "{measured} {what} for a million lines; there should be at most {limit}");
 }
 
+/// Fails when a line costs an allocation: a `vec![0u8; 16]` in `Framer::push` makes a million more.
 #[test]
 fn allocations_to_standard_output() {
     at_most("allocations", allocations(false), LIMIT);
 }
 
+/// Fails as the one above, and when a record costs one on its way to the broker.
 #[test]
 fn allocations_to_kafka() {
     at_most("allocations", allocations(true), LIMIT);
 }
 
+/// Fails when reads or writes become small: `Chunk::MAX_LINES` of 100 makes 93,000.
 #[test]
 fn system_calls_to_standard_output() {
     at_most("system calls", system_calls(false), LIMIT);
 }
 
+/// Fails as the one above (76,000), and when requests become small.
 #[test]
 fn system_calls_to_kafka() {
     at_most("system calls", system_calls(true), LIMIT);
