@@ -30,3 +30,4 @@ mod soak;
 mod state;
 mod symlinks;
 mod tree;
+mod watchdog;
