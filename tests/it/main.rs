@@ -14,6 +14,7 @@ mod deletion;
 mod delivery;
 mod discovery;
 mod drivers;
+mod effort;
 mod exactly_once;
 mod faults;
 mod framing;

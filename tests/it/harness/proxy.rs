@@ -164,7 +164,7 @@ fn join(client: TcpStream, target: std::net::SocketAddr, state: &Arc<Mutex<State
     });
 }
 
-fn read_frame(from: &mut TcpStream) -> io::Result<Vec<u8>> {
+pub fn read_frame(from: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; 4];
     from.read_exact(&mut frame)?;
     let size = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
@@ -269,7 +269,7 @@ fn responses(mut from: TcpStream, to: TcpStream, state: &Arc<Mutex<State>>, aske
 }
 
 /// `127.0.0.1` followed by a broker's port, as Metadata has it in all versions.
-fn rewrite(frame: &mut [u8], ports: &[(u16, u16)]) {
+pub fn rewrite(frame: &mut [u8], ports: &[(u16, u16)]) {
     const HOST: &[u8] = b"127.0.0.1";
     let found: Vec<usize> = memchr::memmem::find_iter(frame, HOST).map(|at| at + HOST.len()).collect();
     for at in found {
