@@ -4,7 +4,7 @@
 //! that does not move holds only its own share.
 
 use crate::stop::Stop;
-use crossbeam_channel::{Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +33,14 @@ struct Inner {
 
 /// Smaller buffers are cheap to make.
 const WORTH_KEEPING: usize = 64 << 10;
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Asked {
+    Granted(Permit),
+    /// It comes here.
+    Queued(Receiver<Permit>),
+}
 
 /// The right to hold `bytes`; dropping it gives them back.
 #[derive(Debug)]
@@ -74,20 +82,23 @@ impl Share {
 
     /// Waits for `bytes`, first come first served; more than the limit is granted alone. `None`: stopped.
     pub fn take(&self, bytes: usize, stop: &Stop) -> Option<Permit> {
-        let granted = {
-            let mut s = self.lock();
-            if s.queue.is_empty() && s.fits(bytes) {
-                s.take(bytes);
-                None
-            } else {
-                let (tx, rx) = bounded(1);
-                s.queue.push_back((bytes, tx));
-                Some(rx)
-            }
-        };
-        let Some(granted) = granted else { return Some(Permit { share: self.clone(), bytes }) };
-        // Stopped: a permit that was granted meanwhile drops with the receiver and goes back.
-        select! { recv(granted) -> p => p.ok(), recv(stop.on()) -> _ => None }
+        match self.ask(bytes) {
+            Asked::Granted(permit) => Some(permit),
+            // Stopped: a permit that was granted meanwhile drops with the receiver and goes back.
+            Asked::Queued(granted) => select! { recv(granted) -> p => p.ok(), recv(stop.on()) -> _ => None },
+        }
+    }
+
+    /// The same for who has something to do while waiting; letting the receiver go gives the place in the queue up.
+    pub fn ask(&self, bytes: usize) -> Asked {
+        let mut s = self.lock();
+        if s.queue.is_empty() && s.fits(bytes) {
+            s.take(bytes);
+            return Asked::Granted(Permit { share: self.clone(), bytes });
+        }
+        let (tx, rx) = bounded(1);
+        s.queue.push_back((bytes, tx));
+        Asked::Queued(rx)
     }
 
     /// An empty buffer for `bytes`, which a permit covers.

@@ -64,6 +64,7 @@ mod commands;
 mod config;
 mod cover;
 mod error;
+mod fdstore;
 mod logging;
 mod pulse;
 mod report;

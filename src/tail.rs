@@ -12,6 +12,7 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+mod outlive;
 pub mod reread;
 mod shelf;
 pub mod siblings;
@@ -19,7 +20,7 @@ pub mod siblings;
 mod simulated;
 mod streams;
 
-use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, never, select};
@@ -119,6 +120,7 @@ pub fn run(
     let path = options.path.clone();
     board.files().entry(path.clone()).or_default().topic = options.topic.to_string();
     let mut tail = Tail::new(options, known, board, out, stop, Instant::now());
+    tail.wake = wake.slot.clone();
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();
     loop {
@@ -153,8 +155,13 @@ struct Tail<'a> {
     board: &'a Board,
     out: Sender<Parcel>,
     stop: &'a Stop,
+    wake: Receiver<()>,
+    /// Events come, at the last look.
+    hints: bool,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
+    /// Left, and kept by the store until what was acknowledged of them is saved.
+    leaving: Vec<Arc<Origin>>,
     turn: usize,
     /// The first look is still to come.
     first: bool,
@@ -195,7 +202,10 @@ impl<'a> Tail<'a> {
             board,
             out,
             stop,
+            wake: never(),
+            hints: false,
             open: Vec::new(),
+            leaving: Vec::new(),
             turn: 0,
             first: true,
             error: None,
@@ -215,7 +225,7 @@ impl<'a> Tail<'a> {
 impl Tail<'_> {
     /// One look and one step.
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
-        self.now = now;
+        (self.now, self.hints) = (now, hints);
         if self.first {
             self.begin()?;
             self.first = false;
@@ -230,6 +240,7 @@ impl Tail<'_> {
             self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
+        self.outlive(at_path, &seen);
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
             rest_after: self.o.rest_after,
@@ -256,7 +267,7 @@ impl Tail<'_> {
             Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
         }
-        Ok(step)
+        Ok(self.until_saved(step))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
@@ -332,7 +343,14 @@ impl Tail<'_> {
 
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
         self.stuck(None);
-        let got = self.open[i].read(&self.o.reading, rest, self.stop)?;
+        let sentry = self.sentry();
+        let (share, stop, wake) = (&self.o.reading.share, self.stop, &self.wake);
+        let every = if self.hints { UNHURRIED } else { self.o.poll };
+        let mut take = |bytes| match &sentry {
+            Some(sentry) => sentry.take((share, bytes), stop, (wake, every)),
+            None => share.take(bytes, stop),
+        };
+        let got = self.open[i].read(&self.o.reading, rest, &mut take)?;
         let open = &self.open[i];
         open.origin.gauge.searched.store(open.searched, Relaxed);
         match got {

@@ -3,9 +3,8 @@
 use super::framing::{self, Input, Rest, Rules};
 use super::gz::Gz;
 use super::identity::Look;
-use crate::budget::Share;
+use crate::budget::{Permit, Share};
 use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Then};
-use crate::stop::Stop;
 use memchr::memchr;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::{Errno, pread};
@@ -18,7 +17,7 @@ use std::time::Instant;
 /// Where a stream's bytes are.
 #[derive(Debug)]
 pub enum Bytes {
-    Plain(File),
+    Plain(Arc<File>),
     Gz(Box<Gz>),
 }
 
@@ -126,7 +125,7 @@ impl Open {
     }
 
     /// The descriptor, of a plain file.
-    pub fn file(&self) -> Option<&File> {
+    pub fn file(&self) -> Option<&Arc<File>> {
         match &self.bytes {
             Bytes::Plain(f) => Some(f),
             Bytes::Gz(_) => None,
@@ -173,8 +172,13 @@ impl Open {
         self.size.saturating_sub(self.at.offset)
     }
 
-    /// Reads the next chunk. `rest` says what bytes after the last line's end are.
-    pub fn read(&mut self, how: &Reading, rest: Rest, stop: &Stop) -> io::Result<Got> {
+    /// Reads the next chunk. `rest` says what bytes after the last line's end are; `take` waits for memory, `None`: stopped.
+    pub fn read(
+        &mut self,
+        how: &Reading,
+        rest: Rest,
+        take: &mut dyn FnMut(usize) -> Option<Permit>,
+    ) -> io::Result<Got> {
         self.pass_over();
         let hole_ends = self.beyond.front().map_or(u64::MAX, |(r, _)| r.start);
         let end = self.end().min(hole_ends);
@@ -184,7 +188,7 @@ impl Open {
                 return Ok(Got::Nothing);
             }
             let most = (len / self.per_line.max(1) + 64).min(Chunk::MAX_LINES);
-            let Some(mut permit) = how.share.take(len + most * size_of::<Line>(), stop) else {
+            let Some(mut permit) = take(len + most * size_of::<Line>()) else {
                 return Ok(Got::Stopped);
             };
             let mut bytes = how.share.buffer(len);

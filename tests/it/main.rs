@@ -15,6 +15,7 @@ mod discovery;
 mod drivers;
 mod exactly_once;
 mod faults;
+mod fdstore;
 mod framing;
 mod hostile;
 mod limits;

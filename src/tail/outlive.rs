@@ -1,0 +1,188 @@
+//! Which files are to outlive the process: deleted or rotated, with bytes whose delivery is not saved. While the agent is not
+//! running nobody else could give them back. Reads no line; the store itself is `fdstore.rs`.
+
+use super::follow::{AtPath, Patience, Seen, Step};
+use super::{Tail, identity};
+use crate::budget::{Asked, Permit, Share};
+use crate::chunk::{Identity, Origin};
+use crate::fdstore::FdStore;
+use crate::stop::Stop;
+use crossbeam_channel::{Receiver, never, select};
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// What the store is to do with an open file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Keep,
+    Drop,
+    AsItIs,
+}
+
+/// `saved`: so is all that was framed of it.
+fn fate(seen: &Seen, saved: bool, path: AtPath) -> Fate {
+    if !seen.unread && !seen.rest && saved {
+        return Fate::Drop;
+    }
+    match path {
+        _ if !seen.live || seen.deleted => Fate::Keep,
+        AtPath::Another | AtPath::Nothing => Fate::Keep,
+        AtPath::Live => Fate::Drop,
+        AtPath::Unknown => Fate::AsItIs,
+    }
+}
+
+impl Tail<'_> {
+    /// Tells the store what became of the open files, and of those that were left.
+    pub(super) fn outlive(&mut self, path: AtPath, seen: &[Seen]) {
+        let store = &self.known.store;
+        if !store.is_on() {
+            return;
+        }
+        for (open, seen) in self.open.iter().zip(seen) {
+            let stream = open.origin.stream;
+            let Some(file) = open.file() else { continue }; // a packed file has the plain one before it
+            match fate(seen, is_saved(&open.origin), path) {
+                Fate::Keep => store.keep(stream, file, open.identity.ino, seen.deleted),
+                Fate::Drop if store.keeps(stream) => store.done(stream),
+                Fate::Drop | Fate::AsItIs => {}
+            }
+        }
+        self.leaving.retain(|origin| {
+            let saved = is_saved(origin);
+            if saved {
+                store.done(origin.stream);
+            }
+            !saved
+        });
+    }
+
+    /// A file that is read to its end: it stays in the store until that is saved.
+    pub(super) fn left(&mut self, origin: Arc<Origin>) {
+        if self.known.store.keeps(origin.stream) {
+            self.leaving.push(origin);
+        }
+    }
+
+    /// Saving makes no event, so it is looked at soon again; and somebody must be there to look.
+    pub(super) fn until_saved(&self, step: Step) -> Step {
+        match step {
+            Step::Wait(time) if !self.leaving.is_empty() => Step::Wait(time.min(Patience::RECHECK)),
+            Step::End if !self.leaving.is_empty() => Step::Wait(Patience::RECHECK),
+            step => step,
+        }
+    }
+
+    /// Who looks at the live file while its tail waits for memory.
+    pub(super) fn sentry(&self) -> Option<Sentry> {
+        let live = self.open.iter().find(|o| o.live).filter(|_| self.known.store.is_on())?;
+        Some(Sentry {
+            origin: live.origin.clone(),
+            file: live.file()?.clone(),
+            identity: live.identity.clone(),
+            store: self.known.store.clone(),
+        })
+    }
+}
+
+fn is_saved(origin: &Origin) -> bool {
+    let gauge = &origin.gauge;
+    gauge.saved.load(Relaxed) >= gauge.framed.load(Relaxed)
+}
+
+/// In an outage a tail waits for memory, for hours perhaps: the live file may be rotated or deleted meanwhile.
+pub(super) struct Sentry {
+    origin: Arc<Origin>,
+    file: Arc<File>,
+    identity: Identity,
+    store: FdStore,
+}
+
+/// Between two looks while a writer is at work.
+const CALM: Duration = Duration::from_millis(250);
+
+impl Sentry {
+    fn look(&self) {
+        let Ok(look) = identity::look(&*self.file) else { return };
+        let deleted = look.links == 0;
+        let moved = || match identity::look_at(&self.origin.path) {
+            Ok(there) => there.is_none_or(|there| there.identity != self.identity),
+            Err(_) => false,
+        };
+        if deleted || moved() {
+            self.store.keep(self.origin.stream, &self.file, self.identity.ino, deleted);
+        }
+    }
+
+    /// As [`Share::take`].
+    pub(super) fn take(
+        &self,
+        (share, bytes): (&Share, usize),
+        stop: &Stop,
+        (wake, every): (&Receiver<()>, Duration),
+    ) -> Option<Permit> {
+        let granted = match share.ask(bytes) {
+            Asked::Granted(permit) => return Some(permit),
+            Asked::Queued(granted) => granted,
+        };
+        let mut wake = wake.clone();
+        loop {
+            self.look();
+            select! {
+                recv(granted) -> permit => return permit.ok(),
+                recv(stop.on()) -> _ => return None,
+                default(CALM) => {}
+            }
+            select! {
+                recv(granted) -> permit => return permit.ok(),
+                recv(stop.on()) -> _ => return None,
+                recv(wake) -> woken => if woken.is_err() { wake = never() },
+                default(every) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a file that has a name is kept without need, or one that has none is let go before its delivery is saved.
+    #[test]
+    fn what_is_kept() {
+        use AtPath::{Another, Live, Nothing, Unknown};
+        let live = Seen {
+            live: true,
+            unread: true,
+            owed: false,
+            rest: false,
+            truncated: false,
+            deleted: false,
+            acked: false,
+            quiet: Duration::ZERO,
+            too_much: false,
+        };
+        let rotated = Seen { live: false, ..live };
+        let deleted = Seen { deleted: true, ..rotated };
+        let read = |s: Seen| Seen { unread: false, acked: true, ..s };
+        for (seen, saved, path, want) in [
+            (live, false, Live, Fate::Drop),
+            (live, false, Unknown, Fate::AsItIs),
+            (live, false, Nothing, Fate::Keep),
+            (live, false, Another, Fate::Keep),
+            (Seen { deleted: true, ..live }, false, Unknown, Fate::Keep),
+            (rotated, false, Live, Fate::Keep),
+            (rotated, true, Live, Fate::Keep),
+            (deleted, false, Nothing, Fate::Keep),
+            (read(deleted), false, Nothing, Fate::Keep),
+            (read(deleted), true, Nothing, Fate::Drop),
+            (Seen { rest: true, ..read(deleted) }, true, Nothing, Fate::Keep),
+            (read(rotated), true, Live, Fate::Drop),
+            (read(live), true, Nothing, Fate::Drop),
+        ] {
+            assert_eq!(fate(&seen, saved, path), want, "{seen:?} {saved} {path:?}");
+        }
+    }
+}
