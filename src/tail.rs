@@ -438,6 +438,7 @@ impl Tail<'_> {
 
     /// Stopped: the agent goes on at the next start.
     fn park(&mut self) {
+        self.outlive_restart();
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };

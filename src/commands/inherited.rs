@@ -37,7 +37,10 @@ pub fn adopt(given: Vec<Given>, store: &FdStore, saved: &Saved, plans: &[Plan]) 
         store.dismiss(name);
     }
     if !adopted.is_empty() {
-        info!("{} rotated or deleted file(s) were kept by systemd and are read on", adopted.len());
+        info!(
+            "{} file(s) with lines that are not delivered were kept by systemd, and are read on",
+            adopted.len()
+        );
     }
 }
 

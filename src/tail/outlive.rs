@@ -1,5 +1,5 @@
-//! Which files are to outlive the process: deleted or rotated, with bytes whose delivery is not saved. While the agent is not
-//! running nobody else could give them back. Reads no line; the store itself is `fdstore.rs`.
+//! Which files are to outlive the process: deleted or rotated, with bytes whose delivery is not saved; and at a stop all with
+//! such bytes. While the agent is not running nobody else could give them back. Reads no line; the store itself is `fdstore.rs`.
 
 use super::follow::{AtPath, Patience, Seen, Step};
 use super::{Tail, identity};
@@ -57,6 +57,13 @@ impl Tail<'_> {
             }
             !saved
         });
+    }
+
+    /// Stopped: a file may go before the next start looks, so those with a name are kept as well.
+    pub(super) fn outlive_restart(&mut self) {
+        if let Ok(seen) = self.look_at_open(self.now) {
+            self.outlive(AtPath::Nothing, &seen);
+        }
     }
 
     /// A file that is read to its end: it stays in the store until that is saved.

@@ -51,6 +51,30 @@ fn deleted_unread_and_killed() {
     all_arrive_once(&folder, &mut agent, &broker, &[&lines]);
 }
 
+/// The file goes while the agent is down. Fails when a stop keeps only what was seen to be rotated or deleted.
+#[test]
+fn deleted_between_two_lives() {
+    let (folder, broker) = (Folder::new(), unreachable());
+    let lines = Lines::new("f", 0..1000);
+    lines.append_to(&folder.path("f.log"));
+    let mut agent = shipping(&folder, &broker).start();
+    stop_at_once(&mut agent);
+    folder.remove("f.log");
+    let mut agent = shipping(&folder, &broker).given(agent.take_kept()).start();
+    broker.up(1);
+    all_arrive_once(&folder, &mut agent, &broker, &[&lines]);
+}
+
+/// SIGTERM, and again: the drain would wait for a broker that is away.
+fn stop_at_once(agent: &mut Agent) {
+    agent.signal(rustix::process::Signal::TERM);
+    agent.wait_log("stopping", SOON);
+    wait_until(SOON, "the tail keeps what it has", || !agent.kept().is_empty());
+    pause(millis(100));
+    agent.signal(rustix::process::Signal::TERM);
+    agent.wait_exit(SOON);
+}
+
 /// Rotated in an outage, stopped, the rotated file removed, a new one at the path. Fails when only deleted files are kept, or a stop
 /// lets go of them.
 #[test]
@@ -62,10 +86,7 @@ fn rotated_stopped_and_removed_meanwhile() {
     folder.rename("f.log", "f.log.1");
     new.append_to(&folder.path("f.log"));
     wait_until(SOON, "the store has it", || agent.kept().len() == 1);
-    agent.signal(rustix::process::Signal::TERM);
-    pause(millis(200));
-    agent.signal(rustix::process::Signal::TERM);
-    agent.wait_exit(SOON);
+    stop_at_once(&mut agent);
     folder.remove("f.log.1");
     let mut agent = shipping(&folder, &broker).given(agent.take_kept()).start();
     broker.up(1);

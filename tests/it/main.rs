@@ -30,4 +30,5 @@ mod soak;
 mod state;
 mod symlinks;
 mod tree;
+mod unit;
 mod watchdog;
