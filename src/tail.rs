@@ -120,7 +120,6 @@ pub fn run(
     let path = options.path.clone();
     board.files().entry(path.clone()).or_default().topic = options.topic.to_string();
     let mut tail = Tail::new(options, known, board, out, stop, Instant::now());
-    tail.wake = wake.slot.clone();
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();
     loop {
@@ -155,9 +154,6 @@ struct Tail<'a> {
     board: &'a Board,
     out: Sender<Parcel>,
     stop: &'a Stop,
-    wake: Receiver<()>,
-    /// Events come, at the last look.
-    hints: bool,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
     /// Left, and kept by the store until what was acknowledged of them is saved.
@@ -202,8 +198,6 @@ impl<'a> Tail<'a> {
             board,
             out,
             stop,
-            wake: never(),
-            hints: false,
             open: Vec::new(),
             leaving: Vec::new(),
             turn: 0,
@@ -225,7 +219,7 @@ impl<'a> Tail<'a> {
 impl Tail<'_> {
     /// One look and one step.
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
-        (self.now, self.hints) = (now, hints);
+        self.now = now;
         if self.first {
             self.begin()?;
             self.first = false;
@@ -248,6 +242,9 @@ impl Tail<'_> {
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
         self.well();
+        // Nothing is held by a file that is not read now.
+        let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
+        self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
         match step {
             Step::Open => self.open_new()?,
             Step::Orphan => self.orphan(),
@@ -343,19 +340,12 @@ impl Tail<'_> {
 
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
         self.stuck(None);
-        let sentry = self.sentry();
-        let (share, stop, wake) = (&self.o.reading.share, self.stop, &self.wake);
-        let every = if self.hints { UNHURRIED } else { self.o.poll };
-        let mut take = |bytes| match &sentry {
-            Some(sentry) => sentry.take((share, bytes), stop, (wake, every)),
-            None => share.take(bytes, stop),
-        };
-        let got = self.open[i].read(&self.o.reading, rest, &mut take)?;
+        let got = self.open[i].read(&self.o.reading, rest, self.stop)?;
         let open = &self.open[i];
         open.origin.gauge.searched.store(open.searched, Relaxed);
         match got {
             Got::Stopped => Err(Halt::Stopped),
-            Got::Nothing => Ok(()),
+            Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => self.truncated(i),
             Got::Broken(e) => self.broken(i, &e),
             Got::Chunk(chunk, counts) => {

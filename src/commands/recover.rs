@@ -59,7 +59,7 @@ pub fn recover(
         let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
-    let (flights_file, found) = private(&path, false).and_then(Store::open).map_err(trouble)?;
+    let (store, found) = private(&path).and_then(Store::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let cover = cover(saved);
     let mut loaded = match doubt(&found, &binding, job.found, saved) {
@@ -104,7 +104,7 @@ pub fn recover(
     if !flights.is_empty() {
         log::info!("{} flight(s) of the last run are taken up again", flights.len());
     }
-    let journal = Journal::begin(flights_file, binding, &loaded, cover, board.clone()).map_err(trouble)?;
+    let journal = Journal::begin(store, binding, &loaded, cover, board.clone()).map_err(trouble)?;
     // Each run has an epoch of its own.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
     let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };

@@ -1,17 +1,11 @@
 //! Which files are to outlive the process: deleted or rotated, with bytes whose delivery is not saved; and at a stop all with
 //! such bytes. While the agent is not running nobody else could give them back. Reads no line; the store itself is `fdstore.rs`.
 
+use super::Tail;
 use super::follow::{AtPath, Patience, Seen, Step};
-use super::{Tail, identity};
-use crate::budget::{Asked, Permit, Share};
-use crate::chunk::{Identity, Origin};
-use crate::fdstore::FdStore;
-use crate::stop::Stop;
-use crossbeam_channel::{Receiver, never, select};
-use std::fs::File;
+use crate::chunk::Origin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 /// What the store is to do with an open file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,17 +75,6 @@ impl Tail<'_> {
             step => step,
         }
     }
-
-    /// Who looks at the live file while its tail waits for memory.
-    pub(super) fn sentry(&self) -> Option<Sentry> {
-        let live = self.open.iter().find(|o| o.live).filter(|_| self.known.store.is_on())?;
-        Some(Sentry {
-            origin: live.origin.clone(),
-            file: live.file()?.clone(),
-            identity: live.identity.clone(),
-            store: self.known.store.clone(),
-        })
-    }
 }
 
 fn is_saved(origin: &Origin) -> bool {
@@ -99,62 +82,10 @@ fn is_saved(origin: &Origin) -> bool {
     gauge.saved.load(Relaxed) >= gauge.framed.load(Relaxed)
 }
 
-/// In an outage a tail waits for memory, for hours perhaps: the live file may be rotated or deleted meanwhile.
-pub(super) struct Sentry {
-    origin: Arc<Origin>,
-    file: Arc<File>,
-    identity: Identity,
-    store: FdStore,
-}
-
-/// Between two looks while a writer is at work.
-const CALM: Duration = Duration::from_millis(250);
-
-impl Sentry {
-    fn look(&self) {
-        let Ok(look) = identity::look(&*self.file) else { return };
-        let deleted = look.links == 0;
-        let moved = || match identity::look_at(&self.origin.path) {
-            Ok(there) => there.is_none_or(|there| there.identity != self.identity),
-            Err(_) => false,
-        };
-        if deleted || moved() {
-            self.store.keep(self.origin.stream, &self.file, self.identity.ino, deleted);
-        }
-    }
-
-    /// As [`Share::take`].
-    pub(super) fn take(
-        &self,
-        (share, bytes): (&Share, usize),
-        stop: &Stop,
-        (wake, every): (&Receiver<()>, Duration),
-    ) -> Option<Permit> {
-        let granted = match share.ask(bytes) {
-            Asked::Granted(permit) => return Some(permit),
-            Asked::Queued(granted) => granted,
-        };
-        let mut wake = wake.clone();
-        loop {
-            self.look();
-            select! {
-                recv(granted) -> permit => return permit.ok(),
-                recv(stop.on()) -> _ => return None,
-                default(CALM) => {}
-            }
-            select! {
-                recv(granted) -> permit => return permit.ok(),
-                recv(stop.on()) -> _ => return None,
-                recv(wake) -> woken => if woken.is_err() { wake = never() },
-                default(every) => {}
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     /// Fails when a file that has a name is kept without need, or one that has none is let go before its delivery is saved.
     #[test]

@@ -7,12 +7,14 @@
 mod harness;
 
 mod basics;
+mod check;
 mod cli;
 mod copytruncate;
 mod deletion;
 mod delivery;
 mod discovery;
 mod drivers;
+mod effort;
 mod exactly_once;
 mod faults;
 mod fdstore;
@@ -21,6 +23,7 @@ mod hostile;
 mod limits;
 mod logrotate;
 mod long;
+mod oracle;
 mod readme;
 mod restart;
 mod rotation;
@@ -31,4 +34,5 @@ mod state;
 mod symlinks;
 mod tree;
 mod unit;
+mod untrusted;
 mod watchdog;
