@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The way to the store; a clone is another way to the same. Without a service manager nothing is kept.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +32,31 @@ struct State {
     shelf: Shelf,
     /// Given back at the start, and not taken up by a tail yet.
     given: HashMap<StreamId, File>,
+    /// Names that the manager is to let go of.
+    unwanted: Vec<String>,
+    /// It takes nothing now: no tail is to wait for it again before.
+    deaf_until: Option<Instant>,
+}
+
+impl State {
+    fn is_deaf(&self) -> bool {
+        self.deaf_until.is_some_and(|at| Instant::now() < at)
+    }
+
+    fn deaf(&mut self) {
+        self.deaf_until = Some(Instant::now() + DEAF);
+    }
+
+    fn tell(&mut self, notify: &Notify) {
+        while !self.is_deaf()
+            && let Some(name) = self.unwanted.last()
+        {
+            match notify.forget(name) {
+                Ok(()) => drop(self.unwanted.pop()),
+                Err(_) => self.deaf(),
+            }
+        }
+    }
 }
 
 /// A descriptor that was given back at the start.
@@ -42,6 +68,9 @@ pub struct Given {
 
 /// `FileDescriptorStoreMax=` of our unit, for a systemd that does not tell (`$FDSTORE` is there from 254 on).
 const ROOM: usize = 512;
+
+/// After a message that found no room in the manager's queue.
+const DEAF: Duration = Duration::from_secs(5);
 
 /// Takes what the manager passed on. Once, and before anything else is opened.
 pub fn given() -> Vec<Given> {
@@ -77,7 +106,8 @@ impl FdStore {
         if !notify.is_heard() || room == 0 {
             return FdStore(None);
         }
-        let state = State { shelf: Shelf::new(room), given: HashMap::new() };
+        let shelf = Shelf::new(room);
+        let state = State { shelf, given: HashMap::new(), unwanted: Vec::new(), deaf_until: None };
         FdStore(Some(Arc::new(Inner { notify: notify.clone(), state: Mutex::new(state) })))
     }
 
@@ -95,8 +125,11 @@ impl FdStore {
     }
 
     /// Nobody wants what is there by this name.
-    pub fn dismiss(&self, name: &str) {
-        self.remove(Some(name.to_owned()));
+    pub fn dismiss(&self, name: String) {
+        if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
+            state.unwanted.push(name);
+            state.tell(&inner.notify);
+        }
     }
 
     /// What was given back for a stream, once more.
@@ -110,9 +143,13 @@ impl FdStore {
     }
 
     /// Keeps a stream's file beyond the end of this process. To be asked again and again: the first time counts, and
-    /// what found no room finds it later.
+    /// what could not be kept is tried again.
     pub fn keep(&self, stream: StreamId, file: &File, inode: u64, deleted: bool) {
         let (Some(inner), Some(mut state)) = (&self.0, self.state()) else { return };
+        state.tell(&inner.notify);
+        if state.is_deaf() {
+            return;
+        }
         let name = match state.shelf.want(stream, inode, deleted) {
             Want::Nothing => return,
             Want::Full => {
@@ -123,15 +160,15 @@ impl FdStore {
                 return;
             }
             Want::Store { name, instead_of } => {
-                instead_of.into_iter().for_each(|old| inner.notify.forget(&old));
+                state.unwanted.extend(instead_of);
+                state.tell(&inner.notify);
                 name
             }
         };
         if let Err(e) = inner.notify.store(&name, file.as_fd()) {
-            log::warn!(
-                "systemd does not keep {name}: {e}; it is lost if it is deleted and the agent is restarted"
-            );
+            log::warn!("systemd does not keep {name}: {e}; trying again");
             state.shelf.unwant(stream);
+            state.deaf();
         }
     }
 
@@ -142,16 +179,17 @@ impl FdStore {
 
     /// Nothing of this stream is needed any more.
     pub fn done(&self, stream: StreamId) {
-        let Some(mut state) = self.state() else { return };
+        let (Some(inner), Some(mut state)) = (&self.0, self.state()) else { return };
         state.given.remove(&stream);
         let name = state.shelf.unwant(stream);
-        drop(state);
-        self.remove(name);
+        state.unwanted.extend(name);
+        state.tell(&inner.notify);
     }
 
-    fn remove(&self, name: Option<String>) {
-        if let (Some(inner), Some(name)) = (&self.0, name) {
-            inner.notify.forget(&name);
+    /// Tries again what could not be told.
+    pub fn again(&self) {
+        if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
+            state.tell(&inner.notify);
         }
     }
 

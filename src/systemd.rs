@@ -78,8 +78,8 @@ impl Notify {
     }
 
     /// Let go of what is kept under this name.
-    pub fn forget(&self, name: &str) {
-        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", Escaped(name)));
+    pub fn forget(&self, name: &str) -> io::Result<()> {
+        self.try_send(&format!("FDSTOREREMOVE=1\nFDNAME={}", Escaped(name)), &[])
     }
 
     fn send(&self, message: &str) {

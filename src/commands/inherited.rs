@@ -33,9 +33,8 @@ pub fn adopt(given: Vec<Given>, store: &FdStore, saved: &Saved, plans: &[Plan]) 
             }
         }
     }
-    for name in others.iter().filter(|other| adopted.iter().all(|(_, name)| name != *other)) {
-        store.dismiss(name);
-    }
+    others.retain(|other| adopted.iter().all(|(_, name)| name != other));
+    others.into_iter().for_each(|name| store.dismiss(name));
     if !adopted.is_empty() {
         info!(
             "{} file(s) with lines that are not delivered were kept by systemd, and are read on",

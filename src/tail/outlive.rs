@@ -35,6 +35,7 @@ impl Tail<'_> {
         if !store.is_on() {
             return;
         }
+        store.again();
         for (open, seen) in self.open.iter().zip(seen) {
             let stream = open.origin.stream;
             let Some(file) = open.file() else { continue }; // a packed file has the plain one before it

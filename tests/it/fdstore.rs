@@ -157,3 +157,24 @@ fn what_is_not_ours_is_closed_and_said() {
     assert!(!agent.log().contains("kept by systemd"), "{}", agent.log());
     agent.stop().expect_code(0);
 }
+
+/// Nobody takes messages. Fails when tails wait for the manager at each look.
+#[test]
+fn a_manager_that_does_not_listen() {
+    let folder = Folder::new();
+    let deaf = std::os::unix::net::UnixDatagram::bind(folder.path("deaf")).unwrap();
+    folder.write("f.log", b"");
+    let to_nobody = format!("NOTIFY_SOCKET={}", folder.path("deaf").display());
+    let args = "run --output stdout --from beginning --state-dir state f.log";
+    let agent = folder.behind(["env", &to_nobody], args).spawn();
+    wait_until(SOON, "it runs", || agent.log().contains("following"));
+    let mut seen = 0;
+    for round in 0..40 {
+        folder.append("f.log", Lines::new("f", round * 10..round * 10 + 10).bytes());
+        seen += 10;
+        agent.wait_lines(seen);
+        folder.remove("f.log");
+    }
+    assert!(agent.log().contains("systemd does not keep"), "{}", agent.log());
+    drop(deaf);
+}

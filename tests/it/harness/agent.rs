@@ -99,6 +99,15 @@ impl Folder {
         let socket = self.path(format!(".notify-{}", self.agents.fetch_add(1, Ordering::Relaxed)));
         Setup { command, socket, input: None, given: Vec::new() }
     }
+    /// As [`Folder::agent_line`], started by another program that becomes it: `env`, `setpriv` and the like.
+    pub fn behind<S: AsRef<OsStr>>(&self, starter: impl IntoIterator<Item = S>, args: &str) -> Setup {
+        let mut setup = self.agent(Vec::<&str>::new());
+        let mut words = starter.into_iter();
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words).arg(binary()).args(args.split_whitespace());
+        setup.replace(command);
+        setup
+    }
     /// As [`Folder::agent`], from one string split at blanks.
     pub fn agent_line(&self, args: &str) -> Setup {
         self.agent(args.split_whitespace())
@@ -115,7 +124,7 @@ pub struct Setup {
 
 impl Setup {
     /// Starts with these descriptors, as systemd passes its store on: from 3 upwards, told by the environment.
-    pub fn given(self, store: Vec<(String, OwnedFd)>) -> Setup {
+    pub fn given(mut self, store: Vec<(String, OwnedFd)>) -> Setup {
         let names: Vec<&str> = store.iter().map(|(name, _)| name.as_str()).collect();
         let (own, count) = (std::process::id(), store.len());
         assert!((1..=7).contains(&count), "a shell's redirections have one digit");
@@ -128,6 +137,12 @@ impl Setup {
         let script = format!("exec {opened}; LISTEN_PID=${{LISTEN_PID:-$$}} exec \"$@\"");
         let mut command = Command::new("sh");
         command.args(["-c", &script, "sh"]).arg(self.command.get_program()).args(self.command.get_args());
+        self.replace(command);
+        self.command.env("LISTEN_FDS", count.to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        Setup { given: store, ..self }
+    }
+    /// Another command in the same surroundings.
+    fn replace(&mut self, mut command: Command) {
         for (name, value) in self.command.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
@@ -137,8 +152,7 @@ impl Setup {
         if let Some(folder) = self.command.get_current_dir() {
             command.current_dir(folder);
         }
-        command.env("LISTEN_FDS", count.to_string()).env("LISTEN_FDNAMES", names.join(":"));
-        Setup { command, given: store, ..self }
+        self.command = command;
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Setup {
@@ -267,6 +281,7 @@ impl Agent {
                 panic!("the agent ended before it was ready: {:?}\n{}", done.status, done.stderr);
             }
             assert!(Instant::now() < end, "no READY=1 within {SOON:?} of {:?}:\n{}", self.args, self.log());
+            pause(millis(5));
         }
     }
 
@@ -276,11 +291,11 @@ impl Agent {
     }
     /// The names of the descriptors that the service manager keeps for it.
     pub fn kept(&self) -> Vec<String> {
-        self.notify.kept().iter().map(|(name, _)| name.clone()).collect()
+        self.notify.kept()
     }
     /// Those descriptors, for its next life.
     pub fn take_kept(&self) -> Vec<(String, OwnedFd)> {
-        self.notify.kept().drain(..).collect()
+        self.notify.take()
     }
     /// The id of its thread of this name.
     #[track_caller]
