@@ -5,6 +5,7 @@ pub mod crew;
 pub mod drivers;
 pub mod plan;
 pub mod recover;
+pub mod reload;
 pub mod run;
 pub mod send;
 pub mod status;

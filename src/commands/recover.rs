@@ -274,11 +274,7 @@ fn chunk(
 ) -> Option<Chunk> {
     let piece = &wanted.piece;
     let lines = piece.lines_in(&bytes)?;
-    let follows = |p: &&Plan| {
-        let path = &stream.path;
-        p.watched.patterns.iter().any(|x| x.matches(path)) && !p.watched.exclude.matches(path)
-    };
-    let plan = plans.iter().find(follows)?;
+    let plan = plans.iter().find(|p| p.watched.means(&stream.path))?;
     let end = piece.range.end;
     let origin = Origin {
         stream: piece.stream,

@@ -34,7 +34,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     let trouble = |e| Error::failed("signals", e, "start it where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let board = Arc::new(Board::default());
-    let ends = drivers::of_kafka(&kafka(&asked), &[], &board).map_err(threads)?;
+    let ends = drivers::of_kafka(&kafka(&asked), &[]).start(&board).map_err(threads)?;
     let (receipt_tx, receipts) = bounded::<Receipt>(1024);
     let options = ship::Options {
         partitioner: match (asked.partition, &asked.key) {
@@ -53,7 +53,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     let (give_up, give_up_on) = stop::pair();
     thread::scope(|scope| {
         let board: &Board = &board;
-        let body = move || ship::run(options, inbox, ends, notes, board, &give_up_on);
+        let body = move || ship::run(options, inbox, never(), ends, notes, board, &give_up_on);
         let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
         thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));

@@ -21,6 +21,7 @@ mod limits;
 mod logrotate;
 mod long;
 mod readme;
+mod reload;
 mod restart;
 mod rotation;
 mod scale;
