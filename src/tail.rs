@@ -5,6 +5,7 @@
 //! backpressure. Events are hints: without them a look comes later, and no line is lost.
 
 pub mod catchup;
+mod change;
 mod copies;
 pub mod follow;
 pub mod framing;
@@ -18,6 +19,8 @@ pub mod siblings;
 #[cfg(test)]
 mod simulated;
 mod streams;
+
+pub use change::Change;
 
 use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
@@ -74,14 +77,6 @@ pub struct Options {
     pub deleted_hold: Hold,
     /// Bytes per second.
     pub rate: Option<u64>,
-}
-
-/// Other options for a running tail. It holds no more than one: a later one takes its place.
-#[derive(Debug)]
-pub struct Change {
-    pub options: Options,
-    /// On when the next change comes, or the end: nothing is waited for with options that no longer hold.
-    pub outdated: Stop,
 }
 
 /// What a tail is woken by.
@@ -231,32 +226,7 @@ impl<'a> Tail<'a> {
     }
 }
 
-impl Options {
-    fn paced(mut self) -> Options {
-        if let Some(rate) = self.rate {
-            // A second's worth at a time.
-            let second = usize::try_from(rate).unwrap_or(usize::MAX).max(4096);
-            self.reading.chunk = self.reading.chunk.min(second);
-        }
-        self
-    }
-}
-
 impl Tail<'_> {
-    /// Goes on where it stands, with all that is open. Where it begins is as it was told first.
-    fn change(&mut self, change: Change) {
-        let (start, since) = (self.o.start, self.o.since);
-        self.o = Options { start, since, ..change.options.paced() };
-        self.outdated = change.outdated;
-        for open in &mut self.open {
-            open.relabel(&self.o.topic, &self.o.shape);
-            open.limit = if self.o.until == Until::Read { open.size } else { u64::MAX };
-        }
-        if let Some(file) = self.board.files().get_mut(&self.o.path) {
-            file.topic = self.o.topic.to_string();
-        }
-    }
-
     /// One look and one step.
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
         self.now = now;
@@ -393,7 +363,9 @@ impl Tail<'_> {
                     let (path, max) = (self.o.path.display(), self.o.reading.rules.max_line);
                     if let Some(all) = self.cuts.more(counts.cut_lines, self.now) {
                         let (lines, at) = (counts.cut_lines, chunk.range.start);
-                        warn!("{path}: {lines} line(s) over {max} bytes cut near offset {at}, {all} of late");
+                        warn!(
+                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} of late)"
+                        );
                     }
                 }
                 self.spend(chunk.bytes.len());

@@ -75,7 +75,7 @@ pub enum Sight {
 #[derive(Debug)]
 enum Control {
     Ended(PathBuf),
-    Sources { sources: Vec<Watched>, expected: Vec<PathBuf> },
+    Sources { sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf> },
 }
 
 /// How the others speak to the thread. Dropping it ends the thread.
@@ -91,9 +91,10 @@ impl Remote {
         self.tell(Control::Ended(path.into()));
     }
 
-    /// Look for these from now on. Paths whose tails live are not told again; ends with a [`Sight::Walked`].
-    pub fn sources(&self, sources: Vec<Watched>, expected: Vec<PathBuf>) {
-        self.tell(Control::Sources { sources, expected });
+    /// Look for these from now on; `ended` as by [`Remote::ended`], all in one message, for the thread may wait for the
+    /// caller to take what it found. Paths whose tails live are not told again; ends with a [`Sight::Walked`].
+    pub fn sources(&self, sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf>) {
+        self.tell(Control::Sources { sources, expected, ended });
     }
 
     fn tell(&self, what: Control) {
@@ -151,7 +152,10 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
         loop {
             match ears.control.try_recv() {
                 Ok(Control::Ended(path)) => w.ended(&path),
-                Ok(Control::Sources { sources, expected }) => w.take_up(sources, expected),
+                Ok(Control::Sources { sources, expected, ended }) => {
+                    ended.iter().for_each(|path| w.ended(path));
+                    w.take_up(sources, expected);
+                }
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
             }
@@ -615,7 +619,7 @@ mod tests {
         fs::write(&other, "x").unwrap();
         let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
         let patterns = patterns.iter().map(|p| Pattern::glob(p).unwrap()).collect();
-        remote.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![]);
+        remote.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
         assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(f)) if f.path == other));
         assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { .. })));
         drop(remote);

@@ -132,8 +132,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         let (sighting, sighted) = bounded(0);
         (self.sighting, self.sighted) = (Some(sighting), sighted);
         if let Some(remote) = &self.remote {
-            self.done.drain(..).for_each(|path| remote.ended(&path));
-            remote.sources(watched(&self.plans), self.known.unread());
+            remote.sources(watched(&self.plans), self.known.unread(), std::mem::take(&mut self.done));
         }
         let plans = &self.plans;
         self.tails.retain(|path, reins| match plan_of(plans, path) {

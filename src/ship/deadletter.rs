@@ -46,10 +46,9 @@ impl DeadLetters {
         append(path, &self.scratch, self.limit)?;
         self.scratch.shrink_to(64 << 10);
         if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
-            let (topic, path) = (&batch.load.topic, path.display());
+            let (n, topic, path) = (batch.count, &batch.load.topic, path.display());
             log::error!(
-                "{} record(s) of topic {topic} cannot be delivered: {why}; kept in {path}, with {all} of late",
-                batch.count
+                "{n} record(s) of topic {topic} cannot be delivered: {why}; kept in {path} ({all} of late)"
             );
         }
         Ok(())

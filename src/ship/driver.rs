@@ -8,6 +8,7 @@
 //! ([`Order::Topic`]) anew, for the driver before may have taken those orders with it.
 
 use super::flight::Batch;
+use super::outage;
 use crate::chunk::Topic;
 use crate::report::Board;
 use crate::sys;
@@ -70,7 +71,7 @@ impl Drive {
             }
             let mut drive = self;
             while let Leave::Changed(next) = drive.run(&orders, &events, &board) {
-                board.brokers().clear();
+                outage::forget(&board);
                 drive = next;
             }
         };

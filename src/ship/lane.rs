@@ -102,6 +102,13 @@ impl Lane {
         }
     }
 
+    /// The topic is another cluster's from now on: its id says nothing about the one before.
+    pub fn elsewhere(&mut self) {
+        if let Some(view) = &mut self.view {
+            view.id = [0; 16];
+        }
+    }
+
     /// Batches that the driver has.
     pub fn in_air(&self) -> usize {
         self.partitions.iter().map(Partition::in_air).sum()

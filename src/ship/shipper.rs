@@ -115,6 +115,7 @@ impl<'b> Shipper<'b> {
         self.lanes.iter_mut().for_each(|lane| lane.tune(&self.options));
         self.next = change.drive.or(self.next.take());
         if change.elsewhere {
+            self.lanes.iter_mut().for_each(Lane::elsewhere);
             self.id = Id::None;
         }
     }

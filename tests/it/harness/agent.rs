@@ -118,6 +118,21 @@ impl Setup {
         self.command.env(name, value);
         self
     }
+    /// As the last arguments of this program, which has to become it (`exec`).
+    pub fn within<S: AsRef<OsStr>>(mut self, wrap: impl IntoIterator<Item = S>) -> Setup {
+        let mut words = wrap.into_iter();
+        let mut outer = Command::new(words.next().expect("a program"));
+        outer.args(words).arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => outer.env(name, value),
+                None => outer.env_remove(name),
+            };
+        }
+        outer.current_dir(self.command.get_current_dir().expect("set by `Folder::agent`"));
+        self.command = outer;
+        self
+    }
     /// What it reads from standard input; without this, that is empty.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Setup {
         self.input = Some(bytes.into());
