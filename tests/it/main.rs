@@ -7,12 +7,14 @@
 mod harness;
 
 mod basics;
+mod check;
 mod cli;
 mod copytruncate;
 mod deletion;
 mod delivery;
 mod discovery;
 mod drivers;
+mod effort;
 mod exactly_once;
 mod faults;
 mod floods;
@@ -21,6 +23,7 @@ mod hostile;
 mod limits;
 mod logrotate;
 mod long;
+mod oracle;
 mod readme;
 mod reload;
 mod restart;
@@ -32,4 +35,5 @@ mod state;
 mod stop;
 mod symlinks;
 mod tree;
+mod untrusted;
 mod watchdog;
