@@ -18,8 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of a chunk: large enough that a busy file fills a batch with two, small enough for several in the budget.
-const CHUNK: usize = 256 << 10;
+/// Most bytes of a chunk: large enough that a busy file costs few hand-overs, small enough for many in the budget.
+const CHUNK: usize = 512 << 10;
 
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
@@ -73,7 +73,7 @@ pub fn sources(
 ) -> Result<Vec<Plan>, Error> {
     shares.divide(config);
     let topics = &shares.of;
-    let chunk = CHUNK.min(config.agent.memory / topics.len().max(1) / 8).max(4096);
+    let chunk = whole_part(config).min(config.agent.memory / topics.len().max(1) / 8).max(4096);
     let plan = |s: &Source| {
         let (topic, share) = &topics[s.topic.as_str()];
         let watched = watched(s)?;
@@ -103,6 +103,14 @@ pub fn sources(
         })
     };
     config.sources.iter().map(plan).collect()
+}
+
+/// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
+fn whole_part(config: &Config) -> usize {
+    match &config.output {
+        Output::Kafka(kafka) => kafka.batch / kafka.batch.div_ceil(CHUNK).max(1),
+        Output::Stdout => CHUNK,
+    }
 }
 
 fn watched(s: &Source) -> Result<Watched, Error> {
