@@ -68,21 +68,24 @@ fn whatever_the_broker_does() {
     }
 }
 
-/// A name server that says nothing: in a network of its own, where all that is sent is dropped. Fails when the end waits for
-/// the resolver, which no thread can be called back from.
+/// A name server that says nothing, in a network of its own: `perl` binds its port and becomes the agent. Fails when the end
+/// waits for the resolver, which no thread can be called back from.
 #[test]
 fn while_a_name_is_resolved() {
-    need("unshare");
-    need("ip");
+    for tool in ["unshare", "ip", "perl"] {
+        need(tool);
+    }
+    const SHELL: &str = "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
+    const PERL: &str = "$^F = 99; socket(S, AF_INET, SOCK_DGRAM, 0) && bind(S, sockaddr_in(53, INADDR_LOOPBACK)) \
+        or die $!; exec @ARGV";
     for driver in ["classic", "modern", "auto"] {
         let folder = Folder::new();
         config(&folder, "kafka.example:9092", driver);
-        let resolver = folder.write("resolv.conf", "nameserver 192.0.2.1\n");
-        let script = "ip link add d type dummy && ip addr add 192.0.2.2/24 dev d && ip link set d up && \
-            mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
-        let wrap = ["unshare", "--map-root-user", "--mount", "--net", "sh", "-c", script, "sh"];
+        let resolver = folder.write("resolv.conf", "nameserver 127.0.0.1\n");
         let resolver = resolver.to_str().unwrap();
-        let setup = folder.agent_line("run -c c.toml").within(wrap.into_iter().chain([resolver]));
+        let alone = ["unshare", "--map-root-user", "--mount", "--net"];
+        let inside = ["sh", "-c", SHELL, "sh", resolver, "perl", "-MSocket", "-e", PERL];
+        let setup = folder.agent_line("run -c c.toml").within(alone.into_iter().chain(inside));
         ends_in_time(driver, setup, |agent| {
             pause(secs(1));
             assert!(!agent.log().contains("down"), "it was to wait for the name server:\n{}", agent.log());
