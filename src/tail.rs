@@ -13,6 +13,7 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+mod outlive;
 pub mod reread;
 mod shelf;
 pub mod siblings;
@@ -22,7 +23,7 @@ mod streams;
 
 pub use change::Change;
 
-use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
 use crate::stop::Stop;
@@ -166,6 +167,8 @@ struct Tail<'a> {
     outdated: Stop,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
+    /// Left, and kept by the store until what was acknowledged of them is saved.
+    leaving: Vec<Arc<Origin>>,
     turn: usize,
     /// The first look is still to come.
     first: bool,
@@ -208,6 +211,7 @@ impl<'a> Tail<'a> {
             out,
             stop,
             open: Vec::new(),
+            leaving: Vec::new(),
             turn: 0,
             first: true,
             error: None,
@@ -244,6 +248,7 @@ impl Tail<'_> {
             self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
+        self.outlive(at_path, &seen);
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
             rest_after: self.o.rest_after,
@@ -273,7 +278,7 @@ impl Tail<'_> {
             Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
         }
-        Ok(step)
+        Ok(self.until_saved(step))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
@@ -447,6 +452,7 @@ impl Tail<'_> {
 
     /// Stopped: the agent goes on at the next start.
     fn park(&mut self) {
+        self.outlive_restart();
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };

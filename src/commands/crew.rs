@@ -33,6 +33,12 @@ pub struct Plan {
     pub must_exist: bool,
 }
 
+impl Plan {
+    pub fn follows(&self, path: &Path) -> bool {
+        self.watched.means(path)
+    }
+}
+
 pub struct Crew<'s, 'e> {
     scope: &'s Scope<'s, 'e>,
     known: &'e Known,
@@ -262,7 +268,7 @@ impl<'s, 'e> Crew<'s, 'e> {
 
 /// The plan of the source that a path belongs to.
 fn plan_of<'p>(plans: &'p [Plan], path: &Path) -> Option<&'p Plan> {
-    plans.iter().find(|p| p.watched.means(path))
+    plans.iter().find(|p| p.follows(path))
 }
 
 fn watched(plans: &[Plan]) -> Vec<Watched> {

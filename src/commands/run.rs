@@ -10,7 +10,7 @@ use super::crew::Crew;
 use super::plan::{self, Shares};
 use super::recover::{Recovered, recover};
 use super::watchdog::Watchdog;
-use super::{drivers, reload};
+use super::{drivers, inherited, reload};
 use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
@@ -18,6 +18,7 @@ use crate::cli;
 use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
 use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
+use crate::fdstore::{self, FdStore};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
@@ -50,6 +51,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// `at_once` ends the process: for the second signal.
 pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+    let given = fdstore::given();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let asked = asked.overrides();
@@ -66,8 +68,11 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
     let plans = plan::sources(&config, &mut shares, is_known)?;
+    let notify = Notify::from_env();
+    let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
+    inherited::adopt(given, &store, &saved, &plans);
     let recovered = match exactly_once(&config) {
-        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &board)?),
+        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &store, &board)?),
         None => None,
     };
     let trouble = |e| Error::failed("start the driver", e, "raise the limits of threads and descriptors");
@@ -79,7 +84,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         }
         None => (ends, None),
     };
-    let known = Known::new(entries(&saved), saved.next_stream);
+    let known = Known::new(entries(&saved), saved.next_stream).keeping(store);
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
@@ -111,7 +116,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             reload: false,
             parcels: Some(parcels),
             give_up: Some(give_up),
-            notify: Notify::from_env(),
+            notify,
             watchdog,
             stopping: None,
             live,
@@ -218,8 +223,9 @@ impl Office<'_, '_> {
             }
             if self.reload && !self.opening && self.stopping.is_none() {
                 self.reload = false;
-                self.read_again();
-                sighted = self.crew.sighted.clone();
+                if self.read_again() {
+                    sighted = self.crew.sighted.clone();
+                }
             }
             if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
                 self.parcels = None;
@@ -227,10 +233,11 @@ impl Office<'_, '_> {
         }
     }
 
-    /// SIGHUP. A config with problems changes nothing.
-    fn read_again(&mut self) {
+    /// SIGHUP. A config with problems changes nothing. `true`: the sources of now are at their first sight.
+    fn read_again(&mut self) -> bool {
         if self.config.once || self.config.read_from.is_empty() {
-            return info!("SIGHUP: there is no config to be read again");
+            info!("SIGHUP: there is no config to be read again");
+            return false;
         }
         self.notify.reloading();
         let read = reload::read(&self.asked, &self.config).and_then(|(config, changes)| {
@@ -242,7 +249,8 @@ impl Office<'_, '_> {
             Err(problems) => {
                 let all = problems.to_string();
                 all.lines().for_each(|line| error!("SIGHUP: the config stays as it was: {line}"));
-                return self.notify.ready(&self.line());
+                self.notify.ready(&self.line());
+                return false;
             }
         };
         match changes.needs_restart() {
@@ -258,6 +266,7 @@ impl Office<'_, '_> {
         });
         self.opening = true;
         self.crew.change(plans);
+        true
     }
 
     /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
