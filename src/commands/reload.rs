@@ -92,7 +92,7 @@ impl Changes {
         self.drives("[kafka.sasl]", *sasl != new.sasl);
     }
 
-    /// A table is another one if its `paths` are; [kafka] `topic` is theirs by now.
+    /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
         let named = |all: &[Source], s: &Source| all.iter().any(|o| o.paths == s.paths);
         let added = new.iter().filter(|s| !named(old, s)).count();
@@ -134,7 +134,7 @@ impl Changes {
     }
 }
 
-/// "taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync".
+/// `taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.taken.as_slice() {
