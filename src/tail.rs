@@ -8,7 +8,7 @@ pub mod catchup;
 mod copies;
 pub mod follow;
 pub mod framing;
-mod gz;
+pub mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
@@ -22,7 +22,7 @@ mod streams;
 use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, SendError, Sender, never, select};
+use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
@@ -60,7 +60,8 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
-    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were seen.
+    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were
+    /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
@@ -288,7 +289,7 @@ impl Tail<'_> {
             return Ok(AtPath::Unknown);
         }
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
-            || self.known.get(&look.identity).is_some_and(|e| e.open);
+            || self.known.get(&look.identity, &self.o.path).is_some_and(|e| e.open);
         Ok(match (read_elsewhere, live) {
             (false, _) => AtPath::Another,
             (true, Some(_)) => AtPath::Nothing,
@@ -303,12 +304,13 @@ impl Tail<'_> {
             let mut truncated = false;
             if let Some(file) = open.file() {
                 let look = identity::look(file)?;
-                truncated = look.size < open.searched;
                 let touched = look.modified != open.modified;
+                truncated = look.size < open.searched
+                    || touched && look.size == open.searched && !open.unchanged()?;
+                // What is not done at once must be seen again at the next look.
                 if !truncated {
                     open.saw(&look, now);
                 }
-                truncated = truncated || (touched && !open.unread() && !open.unchanged()?);
             }
             let deleted = open.links == 0;
             if deleted {
@@ -362,9 +364,12 @@ impl Tail<'_> {
 
     /// The channel is bounded: this is where a tail waits while ship is busy.
     fn send(&self, parcel: Parcel) -> Result<(), Halt> {
-        select! {
-            send(self.out, parcel) -> sent => Ok(sent?),
-            recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+        match self.out.try_send(parcel) {
+            Err(TrySendError::Full(parcel)) => select! {
+                send(self.out, parcel) -> sent => Ok(sent?),
+                recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+            },
+            sent => sent.map_err(|_| Halt::Stopped), // disconnected: ship has given up
         }
     }
 
@@ -421,10 +426,31 @@ impl Tail<'_> {
         self.known.let_go(&self.o.path, &mine);
     }
 
+    /// Truncations since the last look.
+    fn see_truncations(&mut self) -> Result<(), Halt> {
+        while let Some(i) = self.a_truncated_one()? {
+            self.truncated(i)?;
+        }
+        Ok(())
+    }
+
+    fn a_truncated_one(&mut self) -> Result<Option<usize>, Halt> {
+        for (i, open) in self.open.iter_mut().enumerate() {
+            let Some(look) = open.file().map(identity::look).transpose()? else { continue };
+            let touched = look.modified != open.modified || open.unread();
+            if look.size < open.at.offset || touched && !open.unchanged()? {
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
+    }
+
     /// Stopped: the agent goes on at the next start.
     fn park(&mut self) {
+        // At the next start nobody knows any more what a copy begins with.
+        let _ = self.see_truncations();
         for open in std::mem::take(&mut self.open) {
-            self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
+            self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
             let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
         }

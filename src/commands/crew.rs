@@ -106,10 +106,12 @@ impl<'s, 'e> Crew<'s, 'e> {
         let (Some(out), Some(plan)) = (&self.out, self.plans.get(found.source.0 as usize)) else {
             return Ok(());
         };
-        let new = self.sighting.is_some() && !plan.known.iter().any(|p| p.matches(&found.path));
+        let known = plan.known.iter().any(|p| p.matches(&found.path));
+        let new = self.sighting.is_some() && !known;
         let options = tail::Options {
             start: if new { plan.tail.start } else { Start::Beginning },
-            since: self.since,
+            // What came and was rotated away while no agent ran is new.
+            since: if known { plan.tail.since } else { self.since },
             path: found.path.clone(),
             ..plan.tail.clone()
         };

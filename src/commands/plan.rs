@@ -25,6 +25,9 @@ const CHUNK: usize = 256 << 10;
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
 
+/// Seconds before the last save in which a file may have come that is not in it, since the agent was killed.
+const ABOUT: i64 = 60;
+
 /// Bytes of a batch that exactly-once can write an intent for, whatever its lines are like.
 const LARGEST_BATCH: usize = 4 << 20;
 
@@ -57,7 +60,7 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: start(s.start),
-                since: (0, 0),
+                since: saved.written.map_or((0, 0), |(s, ns)| (s - ABOUT, ns)),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),

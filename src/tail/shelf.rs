@@ -98,6 +98,10 @@ impl Tail<'_> {
 
     pub(super) fn lost(&self, stream: StreamId, lost: u64, why: &str) {
         self.known.forget(stream);
+        self.count_lost(lost, why);
+    }
+
+    pub(super) fn count_lost(&self, lost: u64, why: &str) {
         if lost > 0 {
             warn!("{}: {lost} bytes were not read and are lost: {why}", self.o.path.display());
         }
@@ -111,7 +115,7 @@ impl Tail<'_> {
         else {
             return;
         };
-        let (at, beyond, size, modified) = (open.at, open.beyond(), open.size, open.modified);
+        let (at, beyond, size, modified) = (open.at, open.beyond(), open.known_size(), open.modified);
         let place = self.shelf.partition_point(|e| (e.modified, e.stream) < (modified, known.stream));
         self.shelf.insert(place, Entry { at, beyond, size, modified, ..known });
         self.say("catching up", None);

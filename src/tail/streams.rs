@@ -117,7 +117,7 @@ impl Tail<'_> {
             identity: old.identity.clone(),
             at: old.at,
             beyond: Vec::new(),
-            size: old.size,
+            size: old.proven,
             modified: old.modified,
             finished: false,
             open: true,
@@ -130,7 +130,15 @@ impl Tail<'_> {
                 self.take_up(Bytes::Plain(file), &look, fresh)?;
             }
         }
-        self.find_rest(entry, "it was truncated")
+        match self.find(&entry) {
+            Ok(false) if self.take_short_copy(&old)? => {
+                let lost = old.proven.saturating_sub(old.at.offset);
+                self.count_lost(lost, catchup::TRUNCATED);
+                let stream = old.origin.stream;
+                self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+            }
+            found => self.found_or_lost(found, entry, catchup::TRUNCATED),
+        }
     }
 
     /// What could be decompressed is sent; the rest cannot be had.
@@ -141,7 +149,7 @@ impl Tail<'_> {
         let (path, at) = (self.o.path.display(), open.at.offset);
         warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
         // It stays known, so that it is not tried again.
-        self.known.release(stream, open.at, open.size, open.modified, true);
+        self.known.release(stream, open.at, open.known_size(), open.modified, true);
         self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
@@ -152,7 +160,7 @@ impl Tail<'_> {
             (Until::Read, true) => (Ending::Parked, false),
             _ => (Ending::Finished, true),
         };
-        self.known.release(stream, open.at, open.size, open.modified, finished);
+        self.known.release(stream, open.at, open.known_size(), open.modified, finished);
         self.say("following", None);
         self.send(Parcel::Closed(Closed { stream, why }))
     }
