@@ -12,6 +12,7 @@ pub mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+mod outlive;
 pub mod reread;
 mod shelf;
 pub mod siblings;
@@ -19,7 +20,7 @@ pub mod siblings;
 mod simulated;
 mod streams;
 
-use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
@@ -156,6 +157,8 @@ struct Tail<'a> {
     stop: &'a Stop,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
+    /// Left, and kept by the store until what was acknowledged of them is saved.
+    leaving: Vec<Arc<Origin>>,
     turn: usize,
     /// The first look is still to come.
     first: bool,
@@ -197,6 +200,7 @@ impl<'a> Tail<'a> {
             out,
             stop,
             open: Vec::new(),
+            leaving: Vec::new(),
             turn: 0,
             first: true,
             error: None,
@@ -231,6 +235,7 @@ impl Tail<'_> {
             self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
+        self.outlive(at_path, &seen);
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
             rest_after: self.o.rest_after,
@@ -260,7 +265,7 @@ impl Tail<'_> {
             Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
         }
-        Ok(step)
+        Ok(self.until_saved(step))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
@@ -449,6 +454,7 @@ impl Tail<'_> {
     fn park(&mut self) {
         // At the next start nobody knows any more what a copy begins with.
         let _ = self.see_truncations();
+        self.outlive_restart();
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };

@@ -98,6 +98,7 @@ impl Tail<'_> {
 
     pub(super) fn lost(&self, stream: StreamId, lost: u64, why: &str) {
         self.known.forget(stream);
+        self.known.store.done(stream);
         self.count_lost(lost, why);
     }
 
