@@ -108,6 +108,11 @@ impl<T> From<SendError<T>> for Halt {
     }
 }
 
+/// The file system went from under an open file: a server forgot its handle, or the process behind a mount ended.
+fn is_cut_off(e: &io::Error) -> bool {
+    e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
+}
+
 /// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
 pub fn run(
     options: Options,
@@ -130,6 +135,9 @@ pub fn run(
             Err(Halt::Io(e)) => {
                 tail.let_go();
                 tail.trouble(&e);
+                if is_cut_off(&e) {
+                    tail.begin_again();
+                }
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
             }
         };
@@ -450,16 +458,26 @@ impl Tail<'_> {
         Ok(None)
     }
 
+    /// The open files are of no use any more: they are looked for again by their names.
+    fn begin_again(&mut self) {
+        self.release();
+        (self.first, self.history) = (true, None);
+    }
+
     /// Stopped: the agent goes on at the next start.
     fn park(&mut self) {
         // At the next start nobody knows any more what a copy begins with.
         let _ = self.see_truncations();
         self.outlive_restart();
+        self.release();
+        self.known.let_go(&self.o.path, &[]);
+    }
+
+    fn release(&mut self) {
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
             let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
         }
-        self.known.let_go(&self.o.path, &[]);
     }
 }

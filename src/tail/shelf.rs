@@ -92,14 +92,11 @@ impl Tail<'_> {
     /// What was not read of it is gone.
     pub(super) fn lose(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
         let lost = entry.size.saturating_sub(entry.at.offset);
-        self.lost(entry.stream, lost, why);
-        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
-    }
-
-    pub(super) fn lost(&self, stream: StreamId, lost: u64, why: &str) {
-        self.known.forget(stream);
-        self.known.store.done(stream);
+        // Known for the case that it comes back, with a mount or from a move: then it goes on where it was.
+        self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
+        self.known.store.done(entry.stream);
         self.count_lost(lost, why);
+        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
     }
 
     pub(super) fn count_lost(&self, lost: u64, why: &str) {

@@ -172,7 +172,9 @@ impl Tail<'_> {
     pub(super) fn give_up(&mut self, i: usize) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let lost = open.backlog();
-        self.lost(open.origin.stream, lost, "it was deleted, and more than deleted_hold waits");
+        self.known.forget(open.origin.stream);
+        self.known.store.done(open.origin.stream);
+        self.count_lost(lost, "it was deleted, and more than deleted_hold waits");
         self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 }
