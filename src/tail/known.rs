@@ -6,7 +6,7 @@
 use super::identity::Look;
 use crate::chunk::{Identity, Point, Range, StreamId};
 use crate::fdstore::FdStore;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,6 +52,9 @@ pub struct Known {
     inner: Mutex<Inner>,
     /// Where files are kept beyond the end of this process.
     pub store: FdStore,
+    /// When all this was saved, in seconds and nanoseconds since 1970; a minute before, since a file may have come just then that
+    /// is not in it. What came under a known pattern later is new.
+    pub since: (i64, u32),
 }
 
 #[derive(Debug, Default)]
@@ -78,11 +81,16 @@ impl Known {
         let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
         let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
         let inner = Mutex::new(Inner { next: next.max(above).max(1), entries });
-        Known { inner, store: FdStore::default() }
+        Known { inner, store: FdStore::default(), since: (0, 0) }
     }
 
     pub fn keeping(self, store: FdStore) -> Known {
         Known { store, ..self }
+    }
+
+    /// `None`: nothing was saved, or what was is damaged.
+    pub fn saved_at(self, written: Option<(i64, u32)>) -> Known {
+        Known { since: written.map_or((0, 0), |(s, ns)| (s - 60, ns)), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -157,6 +165,14 @@ impl Known {
     /// Who has this file, as seen from a followed path.
     pub fn get(&self, identity: &Identity, path: &Path) -> Option<Entry> {
         self.lock().by_identity(identity, path).cloned()
+    }
+
+    /// Followed paths with streams that are not read to their end, and that no tail has open.
+    pub fn unread(&self) -> Vec<PathBuf> {
+        let known = self.lock();
+        let paths: BTreeSet<&PathBuf> =
+            known.entries.values().filter(|e| !e.finished && !e.open).map(|e| &e.path).collect();
+        paths.into_iter().cloned().collect()
     }
 
     /// All streams of a followed path, oldest first.
