@@ -6,14 +6,19 @@ use crate::limits::{Jail, RUN};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// The folder `real` is seen by the agent as `seen`, for as long as the script runs.
+/// The folder `real` is seen by the agent as `seen`, for as long as it runs. When there is a file `die`, the mount's server
+/// dies; when there is one `back`, another takes its place.
 fn start(folder: &Folder, from: &str) -> Jail {
     need("bindfs");
     assert!(std::path::Path::new("/dev/fuse").exists(), "this test needs /dev/fuse (modprobe fuse)");
     folder.mkdir("real");
     folder.mkdir("seen");
     let run = RUN.replace("--from beginning", &format!("--from {from}"));
-    Jail::start(folder, &format!("bindfs real seen\n{run} 'seen/*.log'"))
+    let script = "bindfs -f real seen & server=$!
+        while ! stat -f seen | grep -q fuse; do sleep 0.05; done
+        wait_for() { while ! [ -e $1 ]; do sleep 0.05; done; }
+        (wait_for die; kill -9 $server; wait_for back; umount -l seen; bindfs real seen) &";
+    Jail::start(folder, &format!("{script}\n{run} 'seen/*.log'"))
 }
 
 /// A shell beside the agent, which sees what it sees; `input` is its standard input.
@@ -80,4 +85,23 @@ fn mounted_again() {
         folder.append("real/a.log", b"");
     }
     Delivered::of(arrived).assert_exactly_once(&[&Lines::new("a", 10..60)]);
+}
+
+/// The server of the mounted folder dies, as one of NFS does, and comes back: what was written meanwhile is read, and nothing
+/// again. Fails when a stale handle is tried for ever, or what cannot be seen is taken for gone.
+#[test]
+fn a_mount_that_goes_away_for_a_while() {
+    let folder = Folder::new();
+    folder.write("real/a.log", Lines::new("a", 0..10).bytes());
+    let agent = start(&folder, "beginning");
+    agent.wait_lines(10);
+    folder.write("die", b"");
+    wait_until(SOON, "it is said", || agent.log().contains("cannot be read now"));
+    folder.append("real/a.log", Lines::new("a", 10..20).bytes());
+    pause(secs(4));
+    folder.write("back", b"");
+    agent.wait_lines(20);
+    append(&folder, &agent, "a.log", &Lines::new("a", 20..30));
+    Delivered::of(agent.wait_lines(30)).assert_exactly_once(&[&Lines::new("a", 0..30)]);
+    assert!(!agent.log().contains("lost"), "{}", agent.log());
 }
