@@ -23,7 +23,7 @@ mod streams;
 
 pub use change::Change;
 
-use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Origin, Parcel, Shape, Topic};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
 use crate::stop::Stop;
@@ -454,54 +454,5 @@ impl Tail<'_> {
         file.state = state.into();
         file.last_error = error;
         file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
-    }
-
-    /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
-    fn let_go(&self) {
-        let open = self.open.iter().map(|o| o.origin.stream);
-        let mine: Vec<StreamId> = open.chain(self.not_open()).collect();
-        self.known.let_go(&self.o.path, &mine);
-    }
-
-    /// Truncations since the last look.
-    fn see_truncations(&mut self) -> Result<(), Halt> {
-        while let Some(i) = self.a_truncated_one()? {
-            self.truncated(i)?;
-        }
-        Ok(())
-    }
-
-    fn a_truncated_one(&mut self) -> Result<Option<usize>, Halt> {
-        for (i, open) in self.open.iter_mut().enumerate() {
-            let Some(look) = open.file().map(identity::look).transpose()? else { continue };
-            let touched = look.modified != open.modified || open.unread();
-            if look.size < open.at.offset || touched && !open.unchanged()? {
-                return Ok(Some(i));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The open files are of no use any more: they are looked for again by their names.
-    fn begin_again(&mut self) {
-        self.release();
-        (self.first, self.history) = (true, None);
-    }
-
-    /// Stopped: the agent goes on at the next start.
-    fn park(&mut self) {
-        // At the next start nobody knows any more what a copy begins with.
-        let _ = self.see_truncations();
-        self.outlive_restart();
-        self.release();
-        self.known.let_go(&self.o.path, &[]);
-    }
-
-    fn release(&mut self) {
-        for open in std::mem::take(&mut self.open) {
-            self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
-            let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
-        }
     }
 }
