@@ -20,6 +20,7 @@ mod hostile;
 mod limits;
 mod logrotate;
 mod long;
+mod package;
 mod readme;
 mod restart;
 mod rotation;
