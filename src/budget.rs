@@ -4,9 +4,10 @@
 //! that does not move holds only its own share.
 
 use crate::stop::Stop;
-use crossbeam_channel::{Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// All shares of one process.
 #[derive(Debug)]
@@ -33,6 +34,13 @@ struct Inner {
 
 /// Smaller buffers are cheap to make.
 const WORTH_KEEPING: usize = 64 << 10;
+
+/// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
+#[derive(Debug)]
+pub struct Place {
+    bytes: usize,
+    granted: Receiver<Permit>,
+}
 
 /// The right to hold `bytes`; dropping it gives them back.
 #[derive(Debug)]
@@ -74,20 +82,48 @@ impl Share {
 
     /// Waits for `bytes`, first come first served; more than the limit is granted alone. `None`: stopped.
     pub fn take(&self, bytes: usize, stop: &Stop) -> Option<Permit> {
-        let granted = {
-            let mut s = self.lock();
-            if s.queue.is_empty() && s.fits(bytes) {
-                s.take(bytes);
-                None
-            } else {
-                let (tx, rx) = bounded(1);
-                s.queue.push_back((bytes, tx));
-                Some(rx)
-            }
+        let granted = match self.ask(bytes) {
+            Ok(permit) => return Some(permit),
+            Err(place) => place.granted,
         };
-        let Some(granted) = granted else { return Some(Permit { share: self.clone(), bytes }) };
         // Stopped: a permit that was granted meanwhile drops with the receiver and goes back.
         select! { recv(granted) -> p => p.ok(), recv(stop.on()) -> _ => None }
+    }
+
+    /// As [`Share::take`], but waits no longer than `time`: then, or stopped, `place` keeps the place in the queue for the next
+    /// call with as many bytes.
+    pub fn take_within(
+        &self,
+        bytes: usize,
+        place: &mut Option<Place>,
+        time: Duration,
+        stop: &Stop,
+    ) -> Option<Permit> {
+        let kept = place.take().filter(|p| p.bytes == bytes);
+        let waiting = match kept.map_or_else(|| self.ask(bytes), Err) {
+            Ok(permit) => return Some(permit),
+            Err(waiting) => place.insert(waiting),
+        };
+        let granted = select! {
+            recv(waiting.granted) -> p => p.ok(),
+            recv(stop.on()) -> _ => None,
+            default(time) => None,
+        };
+        if granted.is_some() {
+            *place = None;
+        }
+        granted
+    }
+
+    fn ask(&self, bytes: usize) -> Result<Permit, Place> {
+        let mut s = self.lock();
+        if s.queue.is_empty() && s.fits(bytes) {
+            s.take(bytes);
+            return Ok(Permit { share: self.clone(), bytes });
+        }
+        let (tx, granted) = bounded(1);
+        s.queue.push_back((bytes, tx));
+        Err(Place { bytes, granted })
     }
 
     /// An empty buffer for `bytes`, which a permit covers.
@@ -246,6 +282,26 @@ mod tests {
         second.recycle(again);
         drop(second);
         assert_eq!(s.lock().spare.len(), 0);
+    }
+
+    /// Fails when who looks up from waiting has to wait behind those that came later, or a place that is left keeps bytes.
+    #[test]
+    fn a_place_is_kept() {
+        let b = Budget::new(10);
+        let s = b.share();
+        let (_h, stop) = stop::pair();
+        let moment = Duration::from_millis(1);
+        let (mut first, mut second) = (None, None);
+        let all = s.take(10, &stop).unwrap();
+        assert!(s.take_within(10, &mut first, moment, &stop).is_none());
+        assert!(s.take_within(9, &mut second, moment, &stop).is_none());
+        drop(all);
+        assert!(s.take_within(9, &mut second, moment, &stop).is_none());
+        let got = s.take_within(10, &mut first, moment, &stop);
+        assert!(got.is_some() && first.is_none());
+        drop(got);
+        drop(second);
+        assert_eq!(b.used(), 0);
     }
 
     /// Fails when a permit granted to a waiter that stopped meanwhile is not given back.
