@@ -26,14 +26,7 @@ struct Inner {
     /// Invariant: the sum of all living permits of this share.
     used: usize,
     queue: VecDeque<(usize, Sender<Permit>)>,
-    /// Buffers of chunks that are gone, for the next ones: a fresh one costs a system call and a fault for each page. Held
-    /// only while others are in use. Invariant: `used + spare_bytes ≤ limit`, or there are none.
-    spare: Vec<Vec<u8>>,
-    spare_bytes: usize,
 }
-
-/// Smaller buffers are cheap to make.
-const WORTH_KEEPING: usize = 64 << 10;
 
 /// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
 #[derive(Debug)]
@@ -118,31 +111,12 @@ impl Share {
     fn ask(&self, bytes: usize) -> Result<Permit, Place> {
         let mut s = self.lock();
         if s.queue.is_empty() && s.fits(bytes) {
-            s.take(bytes);
+            s.used += bytes;
             return Ok(Permit { share: self.clone(), bytes });
         }
         let (tx, granted) = bounded(1);
         s.queue.push_back((bytes, tx));
         Err(Place { bytes, granted })
-    }
-
-    /// An empty buffer for `bytes`, which a permit covers.
-    pub fn buffer(&self, bytes: usize) -> Vec<u8> {
-        if bytes < WORTH_KEEPING {
-            return Vec::with_capacity(bytes);
-        }
-        let mut s = self.lock();
-        let found = s.spare.iter().position(|b| (bytes..=bytes + bytes / 4).contains(&b.capacity()));
-        match found.map(|i| s.spare.swap_remove(i)) {
-            Some(spare) => {
-                s.spare_bytes -= spare.capacity();
-                spare
-            }
-            None => {
-                drop(s);
-                Vec::with_capacity(bytes)
-            }
-        }
     }
 
     fn serve(&self) {
@@ -153,7 +127,7 @@ impl Share {
                 break;
             }
             let Some((bytes, to)) = s.queue.pop_front() else { break };
-            s.take(bytes);
+            s.used += bytes;
             let sent = to.send(Permit { share: self.clone(), bytes });
             handed.push((to, sent));
         }
@@ -163,18 +137,6 @@ impl Share {
 }
 
 impl Inner {
-    fn take(&mut self, bytes: usize) {
-        self.used += bytes;
-        if self.used + self.spare_bytes > self.limit {
-            self.drop_spare();
-        }
-    }
-
-    fn drop_spare(&mut self) {
-        self.spare.clear();
-        self.spare_bytes = 0;
-    }
-
     fn fits(&self, bytes: usize) -> bool {
         self.used == 0 || self.used + bytes <= self.limit
     }
@@ -193,18 +155,6 @@ impl Permit {
         Permit { share: self.share.clone(), bytes }
     }
 
-    /// Takes back a chunk's buffer, to give it out again.
-    pub fn recycle(&self, mut buffer: Vec<u8>) {
-        let mut s = self.share.lock();
-        let bytes = buffer.capacity();
-        // The permit still counts the buffer as used.
-        if bytes >= WORTH_KEEPING && bytes <= self.bytes && s.used + s.spare_bytes <= s.limit {
-            buffer.clear();
-            s.spare.push(buffer);
-            s.spare_bytes += bytes;
-        }
-    }
-
     /// Gives back what is over `to` bytes.
     pub fn shrink(&mut self, to: usize) {
         if to < self.bytes {
@@ -220,9 +170,6 @@ impl Drop for Permit {
         let waiting = {
             let mut s = self.share.lock();
             s.used -= self.bytes;
-            if s.used == 0 {
-                s.drop_spare(); // idle files hold no buffer
-            }
             !s.queue.is_empty()
         };
         if waiting {
@@ -263,25 +210,6 @@ mod tests {
         p.shrink(7);
         assert_eq!((p.bytes(), b.used()), (7, 7));
         assert!(s.take(3, &stop).is_some());
-    }
-
-    /// Fails when a buffer is made anew for each chunk, or when buffers stay after the last permit.
-    #[test]
-    fn buffers_are_used_again_while_others_are_in_use() {
-        let b = Budget::new(1 << 20);
-        let s = b.share();
-        let (_h, stop) = stop::pair();
-        let first = s.take(256 << 10, &stop).unwrap();
-        let second = s.take(256 << 10, &stop).unwrap();
-        let buffer = s.buffer(256 << 10);
-        let place = buffer.as_ptr();
-        first.recycle(buffer);
-        drop(first);
-        let again = s.buffer(250 << 10);
-        assert_eq!((again.as_ptr(), again.len()), (place, 0));
-        second.recycle(again);
-        drop(second);
-        assert_eq!(s.lock().spare.len(), 0);
     }
 
     /// Fails when who looks up from waiting has to wait behind those that came later, or a place that is left keeps bytes.

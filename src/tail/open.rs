@@ -197,7 +197,7 @@ impl Open {
             let Some(mut permit) = how.share.take_within(wanted, &mut self.place, PATIENCE, stop) else {
                 return Ok(if stop.is_on() { Got::Stopped } else { Got::NoRoom });
             };
-            let mut bytes = how.share.buffer(len);
+            let mut bytes = Vec::with_capacity(len);
             let filled = match self.fill(&mut bytes, len) {
                 Err(e) if self.is_broken(&e) => return Ok(Got::Broken(e)),
                 filled => filled?,
@@ -230,8 +230,7 @@ impl Open {
             }
             self.per_line = (framed.consumed / lines.len().max(1)).clamp(1, how.chunk);
             if lines.is_empty() {
-                permit.recycle(std::mem::take(&mut bytes));
-                lines = Vec::new();
+                (bytes, lines) = Default::default();
             }
             bytes.truncate(framed.consumed);
             permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
