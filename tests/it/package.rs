@@ -24,7 +24,7 @@ fn tags(lines: &[String]) -> impl Iterator<Item = Vec<&str>> {
 #[test]
 fn the_man_page_has_every_option() {
     let mut told = Names::new();
-    for (command, lines) in part("COMMANDS").iter().fold(Vec::new(), by_command) {
+    for (command, lines) in by_command(part("COMMANDS")) {
         let names = tags(&lines).flatten().filter(|w| w.starts_with('-')).map(|w| format!("{command} {w}"));
         told.extend(names);
         told.insert(command);
@@ -32,11 +32,15 @@ fn the_man_page_has_every_option() {
     assert_same("commands and options of the man page", &told, &options());
 }
 
-fn by_command(mut found: Vec<(String, Vec<String>)>, line: &String) -> Vec<(String, Vec<String>)> {
-    match (line.strip_prefix(".SS "), found.last_mut()) {
-        (Some(command), _) => found.push((command.to_owned(), Vec::new())),
-        (None, Some((_, lines))) => lines.push(line.clone()),
-        (None, None) => {}
+/// A `.SS command` and the lines below it.
+fn by_command(section: Vec<String>) -> Vec<(String, Vec<String>)> {
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    for line in section {
+        match (line.strip_prefix(".SS "), found.last_mut()) {
+            (Some(command), _) => found.push((command.to_owned(), Vec::new())),
+            (None, Some((_, lines))) => lines.push(line),
+            (None, None) => {}
+        }
     }
     found
 }
