@@ -26,6 +26,7 @@ mod limits;
 mod logrotate;
 mod long;
 mod oracle;
+mod package;
 mod readme;
 mod reload;
 mod restart;
