@@ -164,10 +164,12 @@ impl<'s, 'e> Crew<'s, 'e> {
             self.remote.iter().for_each(|remote| remote.ended(&found.path));
             return Ok(());
         };
-        let new = self.sighting.is_some() && !plan.known.iter().any(|p| p.matches(&found.path));
+        let known = plan.known.iter().any(|p| p.matches(&found.path));
+        let new = self.sighting.is_some() && !known;
         let options = tail::Options {
             start: if new { plan.tail.start } else { Start::Beginning },
-            since: self.since,
+            // What came and was rotated away while no agent ran is new.
+            since: if known { self.known.since } else { self.since },
             path: found.path.clone(),
             ..plan.tail.clone()
         };
