@@ -5,10 +5,11 @@
 //! backpressure. Events are hints: without them a look comes later, and no line is lost.
 
 pub mod catchup;
+mod change;
 mod copies;
 pub mod follow;
 pub mod framing;
-mod gz;
+pub mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
@@ -20,10 +21,13 @@ pub mod siblings;
 mod simulated;
 mod streams;
 
-use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
+pub use change::Change;
+
+use crate::chunk::{Origin, Parcel, Shape, Topic};
 use crate::report::Board;
+use crate::report::repeats::Repeats;
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, SendError, Sender, never, select};
+use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
@@ -61,7 +65,8 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
-    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were seen.
+    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were
+    /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
@@ -79,6 +84,7 @@ pub struct Options {
 /// What a tail is woken by.
 #[derive(Debug)]
 pub struct Wake {
+    pub changes: Receiver<Change>,
     /// One slot: a wake that finds it full is already told.
     pub slot: Receiver<()>,
     /// False where inotify gives no events for this path, so that it must be polled.
@@ -107,9 +113,14 @@ impl<T> From<SendError<T>> for Halt {
     }
 }
 
+/// The file system went from under an open file: a server forgot its handle, or the process behind a mount ended.
+fn is_cut_off(e: &io::Error) -> bool {
+    e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
+}
+
 /// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
 pub fn run(
-    options: Options,
+    first: Change,
     known: &Known,
     board: &Board,
     wake: &Wake,
@@ -117,18 +128,24 @@ pub fn run(
     sighted: Sender<Infallible>,
     stop: &Stop,
 ) {
-    let path = options.path.clone();
-    board.files().entry(path.clone()).or_default().topic = options.topic.to_string();
-    let mut tail = Tail::new(options, known, board, out, stop, Instant::now());
+    let path = first.options.path.clone();
+    board.files().entry(path.clone()).or_default().topic = first.options.topic.to_string();
+    let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();
     loop {
+        if let Ok(change) = wake.changes.try_recv() {
+            tail.change(change);
+        }
         let step = match tail.step(Instant::now(), wake.hints.load(Relaxed)) {
             Ok(step) => step,
             Err(Halt::Stopped) => break,
             Err(Halt::Io(e)) => {
                 tail.let_go();
                 tail.trouble(&e);
+                if is_cut_off(&e) {
+                    tail.begin_again();
+                }
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
             }
         };
@@ -138,6 +155,7 @@ pub fn run(
             Step::Wait(time) => select! {
                 recv(slot) -> w => if w.is_err() { slot = never() }, // watch has ended: `--once`
                 recv(stop.on()) -> _ => break,
+                recv(tail.outdated.on()) -> _ => {} // what comes now is in `changes`
                 default(time) => {}
             },
             _ if stop.is_on() => break,
@@ -154,6 +172,8 @@ struct Tail<'a> {
     board: &'a Board,
     out: Sender<Parcel>,
     stop: &'a Stop,
+    /// See [`Change::outdated`].
+    outdated: Stop,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
     /// Left, and kept by the store until what was acknowledged of them is saved.
@@ -162,6 +182,10 @@ struct Tail<'a> {
     /// The first look is still to come.
     first: bool,
     error: Option<String>,
+    /// How often it could not be read; while `error` is set, whether that was told.
+    failures: Repeats,
+    told: bool,
+    cuts: Repeats,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
     /// `rate`: nothing is read before.
@@ -181,19 +205,16 @@ struct Tail<'a> {
 
 impl<'a> Tail<'a> {
     fn new(
-        o: Options,
+        first: Change,
         known: &'a Known,
         board: &'a Board,
         out: Sender<Parcel>,
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
-        let mut o = o;
-        if let Some(rate) = o.rate {
-            // A second's worth at a time.
-            o.reading.chunk = o.reading.chunk.min(usize::try_from(rate).unwrap_or(usize::MAX).max(4096));
-        }
         Tail {
+            o: first.options.paced(),
+            outdated: first.outdated,
             known,
             board,
             out,
@@ -203,6 +224,9 @@ impl<'a> Tail<'a> {
             turn: 0,
             first: true,
             error: None,
+            failures: Repeats::default(),
+            told: false,
+            cuts: Repeats::default(),
             look_again: None,
             free_at: now,
             now,
@@ -211,7 +235,6 @@ impl<'a> Tail<'a> {
             absent: Vec::new(),
             denied: None,
             shelf: VecDeque::new(),
-            o,
         }
     }
 }
@@ -293,7 +316,7 @@ impl Tail<'_> {
             return Ok(AtPath::Unknown);
         }
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
-            || self.known.get(&look.identity).is_some_and(|e| e.open);
+            || self.known.get(&look.identity, &self.o.path).is_some_and(|e| e.open);
         Ok(match (read_elsewhere, live) {
             (false, _) => AtPath::Another,
             (true, Some(_)) => AtPath::Nothing,
@@ -308,12 +331,13 @@ impl Tail<'_> {
             let mut truncated = false;
             if let Some(file) = open.file() {
                 let look = identity::look(file)?;
-                truncated = look.size < open.searched;
                 let touched = look.modified != open.modified;
+                truncated = look.size < open.searched
+                    || touched && look.size == open.searched && !open.unchanged()?;
+                // What is not done at once must be seen again at the next look.
                 if !truncated {
                     open.saw(&look, now);
                 }
-                truncated = truncated || (touched && !open.unread() && !open.unchanged()?);
             }
             let deleted = open.links == 0;
             if deleted {
@@ -340,11 +364,12 @@ impl Tail<'_> {
 
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
         self.stuck(None);
-        let got = self.open[i].read(&self.o.reading, rest, self.stop)?;
+        let got = self.open[i].read(&self.o.reading, rest, &self.outdated)?;
         let open = &self.open[i];
         open.origin.gauge.searched.store(open.searched, Relaxed);
         match got {
-            Got::Stopped => Err(Halt::Stopped),
+            Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
+            Got::Stopped => Ok(()), // with other options
             Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => self.truncated(i),
             Got::Broken(e) => self.broken(i, &e),
@@ -354,10 +379,12 @@ impl Tail<'_> {
                 if counts.cut_lines > 0 {
                     t.cut_lines.fetch_add(counts.cut_lines, Relaxed);
                     let (path, max) = (self.o.path.display(), self.o.reading.rules.max_line);
-                    warn!(
-                        "{path}: {} line(s) over {max} bytes cut near offset {}",
-                        counts.cut_lines, chunk.range.start
-                    );
+                    if let Some(all) = self.cuts.more(counts.cut_lines, self.now) {
+                        let (lines, at) = (counts.cut_lines, chunk.range.start);
+                        warn!(
+                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} of late)"
+                        );
+                    }
                 }
                 self.spend(chunk.bytes.len());
                 self.send(Parcel::Chunk(chunk))
@@ -367,9 +394,12 @@ impl Tail<'_> {
 
     /// The channel is bounded: this is where a tail waits while ship is busy.
     fn send(&self, parcel: Parcel) -> Result<(), Halt> {
-        select! {
-            send(self.out, parcel) -> sent => Ok(sent?),
-            recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+        match self.out.try_send(parcel) {
+            Err(TrySendError::Full(parcel)) => select! {
+                send(self.out, parcel) -> sent => Ok(sent?),
+                recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+            },
+            sent => sent.map_err(|_| Halt::Stopped), // disconnected: ship has given up
         }
     }
 
@@ -394,11 +424,16 @@ impl Tail<'_> {
         }
     }
 
-    /// One error when it begins, one line when it is over.
+    /// One line when it begins, one when it is over; of a file that comes and goes, fewer and fewer.
     fn trouble(&mut self, e: &io::Error) {
         let text = e.to_string();
         if self.error.as_deref() != Some(&text) {
-            warn!("{}: cannot be read now: {text}; what is saved stays, trying again", self.o.path.display());
+            if let Some(times) = self.failures.more(1, self.now) {
+                let path = self.o.path.display();
+                let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
+                warn!("{path}: cannot be read now: {text}{again}; what is saved stays, trying again");
+                self.told = true;
+            }
             self.say("unreadable", Some(text.clone()));
             self.error = Some(text);
         }
@@ -406,7 +441,9 @@ impl Tail<'_> {
 
     fn well(&mut self) {
         if self.error.take().is_some() {
-            info!("{}: readable again", self.o.path.display());
+            if std::mem::take(&mut self.told) {
+                info!("{}: readable again", self.o.path.display());
+            }
             self.say("following", None);
         }
     }
@@ -417,23 +454,5 @@ impl Tail<'_> {
         file.state = state.into();
         file.last_error = error;
         file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
-    }
-
-    /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
-    fn let_go(&self) {
-        let open = self.open.iter().map(|o| o.origin.stream);
-        let mine: Vec<StreamId> = open.chain(self.not_open()).collect();
-        self.known.let_go(&self.o.path, &mine);
-    }
-
-    /// Stopped: the agent goes on at the next start.
-    fn park(&mut self) {
-        self.outlive_restart();
-        for open in std::mem::take(&mut self.open) {
-            self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
-            let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
-        }
-        self.known.let_go(&self.o.path, &[]);
     }
 }

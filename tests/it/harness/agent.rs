@@ -2,7 +2,7 @@
 //! Knows the command line of no command; tests give it.
 
 use super::manager::Manager;
-use super::{SOON, limit_the_suite, millis, pause, wait_for, wait_until};
+use super::{SOON, Topic, limit_the_suite, millis, pause, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::{OsStr, OsString},
@@ -108,6 +108,14 @@ impl Folder {
         setup.replace(command);
         setup
     }
+    /// An agent that follows `f.log` from its beginning into a topic and keeps its positions in `state`. `driver` as in the
+    /// config.
+    pub fn follows(&self, brokers: &str, topic: &Topic, driver: &str) -> Setup {
+        let name = &topic.name;
+        self.agent_line(&format!(
+            "run --brokers {brokers} --topic {name} --driver {driver} --from beginning --state-dir state f.log"
+        ))
+    }
     /// As [`Folder::agent`], from one string split at blanks.
     pub fn agent_line(&self, args: &str) -> Setup {
         self.agent(args.split_whitespace())
@@ -161,6 +169,21 @@ impl Setup {
     }
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Setup {
         self.command.env(name, value);
+        self
+    }
+    /// As the last arguments of this program, which has to become it (`exec`).
+    pub fn within<S: AsRef<OsStr>>(mut self, wrap: impl IntoIterator<Item = S>) -> Setup {
+        let mut words = wrap.into_iter();
+        let mut outer = Command::new(words.next().expect("a program"));
+        outer.args(words).arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => outer.env(name, value),
+                None => outer.env_remove(name),
+            };
+        }
+        outer.current_dir(self.command.get_current_dir().expect("set by `Folder::agent`"));
+        self.command = outer;
         self
     }
     /// What it reads from standard input; without this, that is empty.
@@ -272,15 +295,28 @@ impl Agent {
     /// `READY=1` on `NOTIFY_SOCKET`: config, state and watches are in order (not Kafka).
     #[track_caller]
     pub fn wait_ready(&mut self) {
+        self.wait_notify("READY=1");
+    }
+    /// SIGHUP; waits until it says that it has read its config again.
+    #[track_caller]
+    pub fn reload(&mut self) {
+        self.signal(Signal::HUP);
+        self.wait_notify("RELOADING=1");
+        self.wait_ready();
+    }
+
+    /// A line to the service manager; those before it are passed over.
+    #[track_caller]
+    pub fn wait_notify(&mut self, what: &str) {
         let end = Instant::now() + SOON;
         loop {
-            if self.notify.next().is_some_and(|m| m.lines().any(|line| line == "READY=1")) {
+            if self.notify.next().is_some_and(|m| m.lines().any(|line| line == what)) {
                 return;
             }
             if let Some(done) = self.ended() {
-                panic!("the agent ended before it was ready: {:?}\n{}", done.status, done.stderr);
+                panic!("the agent ended before {what}: {:?}\n{}", done.status, done.stderr);
             }
-            assert!(Instant::now() < end, "no READY=1 within {SOON:?} of {:?}:\n{}", self.args, self.log());
+            assert!(Instant::now() < end, "no {what} within {SOON:?} of {:?}:\n{}", self.args, self.log());
             pause(millis(5));
         }
     }
@@ -300,12 +336,15 @@ impl Agent {
     /// The id of its thread of this name.
     #[track_caller]
     pub fn thread(&self, name: &str) -> u32 {
+        self.find_thread(name).unwrap_or_else(|| panic!("no thread {name}"))
+    }
+    /// The same, if there is one now.
+    pub fn find_thread(&self, name: &str) -> Option<u32> {
         let mut tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
         let named = |task: &fs::DirEntry| {
             fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
         };
-        let task = tasks.find(named).unwrap_or_else(|| panic!("no thread {name}"));
-        task.file_name().to_str().unwrap().parse().unwrap()
+        tasks.find(named)?.file_name().to_str()?.parse().ok()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -387,6 +426,10 @@ impl Agent {
     }
     pub fn stdout(&self) -> Vec<u8> {
         self.stdout.bytes()
+    }
+    /// Complete lines on standard output so far.
+    pub fn count_lines(&self) -> usize {
+        self.stdout.count_lines()
     }
     /// Waits until standard output has `n` complete lines, then a little more for one too many; returns them all.
     #[track_caller]
