@@ -121,14 +121,26 @@ pub struct Dead {
     pub why: String,
 }
 
+/// When the thread is to end although something is left.
+#[derive(Debug)]
+pub struct Halts {
+    /// As soon as nothing moves: what is left is refused, or goes nowhere because no broker can be reached. `None`: never.
+    pub stuck: Option<Stop>,
+    /// At once.
+    pub now: Stop,
+}
+
+/// How long a broker that cannot be reached may take to come back before a stop waits for it no longer.
+const RETURN: Duration = Duration::from_secs(1);
+
 /// Parcels and events taken at a time before what they make possible is sent.
 const AT_A_TIME: usize = 256;
 
 /// The thread. It takes whatever comes, from either side, and waits nowhere but in its select; so a topic that does not
 /// move holds only its own share of the byte budget. Notes go out in bounded space, but the ledger always takes them.
 ///
-/// Ends when the inbox is closed (the tails have ended) and nothing is left, or at once when `give_up` is on; dropping
-/// `ends` and `out` then ends worker and ledger.
+/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says; dropping `ends` and `out`
+/// then ends worker and ledger.
 pub fn run(
     options: Options,
     mut inbox: Receiver<Parcel>,
@@ -136,8 +148,10 @@ pub fn run(
     ends: driver::Ends,
     out: Sender<Note>,
     board: &Board,
-    give_up: &Stop,
+    halts: Halts,
 ) -> Result<(), Dead> {
+    let mut halt = halts.stuck.as_ref().map_or_else(never, |stop| stop.on().clone());
+    let mut halted: Option<Instant> = None;
     let mut carrier =
         Carrier { limit: options.untaken, beat: board.pulse.beat("driver"), waiting: 0, moved: false };
     let mut ship = Shipper::new(options, board, now());
@@ -176,6 +190,12 @@ pub fn run(
         if !open && ship.is_empty() {
             return Ok(());
         }
+        let patience = halted.map(|at| at + RETURN);
+        if !open && patience.is_some_and(|until| Instant::now() >= until) && ship.is_stuck() {
+            log::warn!("no broker takes what is left; it is sent at the next start");
+            return Ok(());
+        }
+        let wake = wake.into_iter().chain(patience.filter(|until| *until > Instant::now())).min();
         let more = !inbox.is_empty() || !ends.events.is_empty();
         if !more && ship.is_empty() {
             heap::trim();
@@ -192,7 +212,8 @@ pub fn run(
                 Ok(change) => ship.change(change, now()),
                 Err(_) => changes = never(), // there will be no more
             },
-            recv(give_up.on()) -> _ => return Ok(()),
+            recv(halt) -> _ => (halt, halted) = (never(), Some(Instant::now())),
+            recv(halts.now.on()) -> _ => return Ok(()),
             default(wait) => {}
         }
     }

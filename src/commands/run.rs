@@ -22,7 +22,7 @@ use crate::fdstore::{self, FdStore};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
-use crate::ship::{self, Dead};
+use crate::ship::{self, Dead, Halts};
 use crate::signals::{self, Signal};
 use crate::stop;
 use crate::systemd::Notify;
@@ -88,6 +88,9 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
+    let (halt, halt_on) = stop::pair();
+    // Without saved positions the next start knows nothing of what was left: then the whole time is given.
+    let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let (changes, changed) = bounded(1);
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
@@ -99,7 +102,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             let options = ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) };
             move || {
                 let _gone = gone;
-                ship::run(options, inbox, changed, ends, notes, board, &give_up_on)
+                ship::run(options, inbox, changed, ends, notes, board, Halts { stuck, now: give_up_on })
             }
         })?;
         let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
@@ -116,6 +119,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             reload: false,
             parcels: Some(parcels),
             give_up: Some(give_up),
+            halt: Some(halt),
             notify,
             watchdog,
             stopping: None,
@@ -161,6 +165,8 @@ struct Office<'s, 'e> {
     /// For what is told to checkpoint by the way of the data, until the tails are to end.
     parcels: Option<Sender<Parcel>>,
     give_up: Option<stop::Handle>,
+    /// Until the first signal to stop.
+    halt: Option<stop::Handle>,
     notify: Notify,
     watchdog: Watchdog,
     /// Since the first signal to stop.
@@ -311,6 +317,7 @@ impl Office<'_, '_> {
         self.notify.stopping("waiting for acknowledgements");
         self.crew.stop();
         self.parcels = None;
+        self.halt = None;
         after(self.config.agent.drain_timeout)
     }
 

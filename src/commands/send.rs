@@ -60,7 +60,17 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     let (give_up, give_up_on) = stop::pair();
     thread::scope(|scope| {
         let board: &Board = &board;
-        let body = move || ship::run(options, inbox, never(), ends, notes, board, &give_up_on);
+        let body = move || {
+            ship::run(
+                options,
+                inbox,
+                never(),
+                ends,
+                notes,
+                board,
+                ship::Halts { stuck: None, now: give_up_on },
+            )
+        };
         let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
         thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));

@@ -178,6 +178,11 @@ impl<'b> Shipper<'b> {
         self.air.is_empty() && self.lanes.iter().all(Lane::is_empty)
     }
 
+    /// Something is left, and none of it is on its way.
+    pub fn is_stuck(&self) -> bool {
+        !self.is_empty() && self.lanes.iter().all(|lane| lane.is_empty() || lane.is_stuck())
+    }
+
     /// What the driver says.
     pub fn event(&mut self, event: Event, now: Now) -> Result<(), Dead> {
         match event {

@@ -1,6 +1,6 @@
 //! The thread between its channels: a test stands at both ends.
 
-use super::driver::{Abilities, Drive, Ends, Event, Leave, Order, Refusal, TopicView, Verdict};
+use super::driver::{Abilities, Drive, Ends, Event, Leave, Order, Pace, Refusal, TopicView, Verdict};
 use super::flight::Batch;
 use super::testing::{chunk, plain};
 use super::*;
@@ -18,6 +18,7 @@ struct Bench {
     events: Option<Sender<Event>>,
     notes: Receiver<Note>,
     changes: Sender<Change>,
+    halt: Option<Handle>,
     stop: Option<Handle>,
     /// With the CPU time that the thread took.
     ship: JoinHandle<(Result<(), Dead>, Duration, u64)>,
@@ -31,15 +32,18 @@ impl Bench {
         let (out, notes) = bounded(64);
         let (ends, orders, events) = Ends::pair();
         let (stop, give_up) = pair();
+        let (halt, stuck) = pair();
         let (changes, changed) = bounded(1);
         let ship = spawn(move || {
             let board = Board::default();
-            let result = run(options, inbox, changed, ends, out, &board, &give_up);
+            let halts = Halts { stuck: Some(stuck), now: give_up };
+            let result = run(options, inbox, changed, ends, out, &board, halts);
             let cpu = clock_gettime(ClockId::ThreadCPUTime);
             let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
             (result, cpu, board.totals.dead_lettered.load(Relaxed))
         });
-        Bench { inbox: Some(parcels), changes, orders, events: Some(events), notes, stop: Some(stop), ship }
+        let (inbox, events, halt, stop) = (Some(parcels), Some(events), Some(halt), Some(stop));
+        Bench { inbox, changes, orders, events, notes, halt, stop, ship }
     }
 
     fn ready(self) -> Self {
@@ -313,4 +317,38 @@ fn a_driver_that_takes_nothing() {
     carrier.beat.within(Duration::ZERO);
     carrier.look(4);
     assert!(board.pulse.late(after(10)).is_none(), "it has taken one");
+}
+
+/// Fails when a stop waits for a broker that cannot be reached, or does not wait for a batch that is on its way.
+#[test]
+fn a_stop_waits_for_what_moves_only() {
+    let mut b = Bench::new(Options::default()).ready();
+    b.line(0);
+    let batch = b.sent().remove(0);
+    (b.inbox, b.halt) = (None, None);
+    std::thread::sleep(RETURN + Duration::from_millis(300));
+    assert!(!b.ship.is_finished(), "the answer may still come");
+    let back = |batch| {
+        let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Backoff, why: "refused".into() };
+        b.say(Event::Done { batch, verdict });
+    };
+    back(batch);
+    let end = Instant::now() + LIMIT;
+    while !b.ship.is_finished() && Instant::now() < end {
+        b.orders.try_iter().for_each(drop);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(b.ship.is_finished());
+    assert_eq!(b.end().0, Ok(()));
+}
+
+/// Fails when a stop waits for the partitions of a topic that no broker tells of.
+#[test]
+fn a_stop_does_not_wait_for_a_cluster_that_nobody_has_seen() {
+    let mut b = Bench::new(Options::default());
+    b.line(0);
+    (b.inbox, b.halt) = (None, None);
+    let begun = Instant::now();
+    assert_eq!(b.end().0, Ok(()));
+    assert!((RETURN..LIMIT / 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
 }
