@@ -2,7 +2,8 @@
 //!
 //! Wrong configs do not come this far: [`config::load`] names their problems. What is found here (an unreadable file, a
 //! state folder that cannot be written) may be right for the agent's own user, so it is a warning and not a failure; a
-//! missing `must_exist` file, and a broker that cannot be reached with `--connect`, fail.
+//! missing `must_exist` file, and a broker that cannot be reached with `--connect`, fail. A broker that is reached and can
+//! never do what the config asks for is a mistake of the config.
 
 mod connect;
 mod found;
@@ -28,6 +29,8 @@ pub struct Step {
     pub took: Duration,
     /// What is there, or why it failed and what to do.
     pub outcome: Result<String, (String, String)>,
+    /// Where it failed: no waiting mends it, the config asks for what is not to be had there.
+    pub never: bool,
 }
 
 /// Goes to the brokers and tells each step as soon as it is done.
@@ -51,16 +54,21 @@ fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     super::plan::refuse_too_much(&config)?;
     let report = Report::of(&config);
     print(&report.text)?;
-    let mut failed = report.failed;
+    let (mut failed, mut never) = (report.failed, false);
     if asked.connect {
         let mut unsaid = Ok(());
         connect(&config, &mut |step| {
             failed |= step.outcome.is_err();
+            never |= step.outcome.is_err() && step.never;
             unsaid = print(&step_line(&step));
         });
         unsaid?;
     }
-    Ok(if failed { ExitCode::Failed } else { ExitCode::Done })
+    Ok(match (never, failed) {
+        (true, _) => ExitCode::Config,
+        (false, true) => ExitCode::Failed,
+        (false, false) => ExitCode::Done,
+    })
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -291,7 +291,7 @@ impl Lane {
             chunks.push(chunk);
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
-        Load { topic: self.topic.clone(), topic_id, stamp_ms: now.wall_ms, chunks }
+        Load::new(self.topic.clone(), topic_id, now.wall_ms, chunks)
     }
 
     /// A batch of so many bytes was too large for the broker: the next ones are smaller.

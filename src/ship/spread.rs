@@ -238,7 +238,7 @@ mod tests {
         let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
         let o = origin(1, "t", "/log", Shape { key, ..Shape::default() });
         let chunks = vec![chunk(&o, 0, &texts[..lines / 2]), chunk(&o, 0, &texts[lines / 2..])];
-        Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks }
+        Load::new("t".into(), [0; 16], STAMP, chunks)
     }
 
     fn deal(partitioner: Partitioner) -> Deal<'static> {
@@ -296,7 +296,7 @@ mod tests {
         let long = [b'x'; 500];
         let o = plain(1);
         let chunks = vec![chunk(&o, 0, &[&b"a"[..]; 30]), chunk(&o, 60, &[b"b", &long, b"c"])];
-        let load = Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks };
+        let load = Load::new("t".into(), [0; 16], STAMP, chunks);
         let parts = d.out(&load);
         let mut picks = Vec::new();
         for p in &parts {

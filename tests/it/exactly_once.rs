@@ -1,6 +1,8 @@
 //! `delivery = "exactly-once"`: kills of the agent and of the broker at random moments, every line counted by a consumer.
 //! The long form is `tests/run --long`, in `long/`.
 
+mod conditions;
+
 use crate::harness::*;
 
 /// xorshift64*: moments of kills, the same for the same seed.
@@ -41,14 +43,16 @@ pub fn config(folder: &Folder, topic: &Topic, chaos: &Chaos) {
 }
 
 fn config_by(folder: &Folder, topic: &Topic, address: &str, chaos: &Chaos) {
+    write_config(folder, &topic.name, address, chaos.agent, chaos.kafka);
+}
+
+/// `c.toml`, with more of `[agent]` and `[kafka]`.
+fn write_config(folder: &Folder, topic: &str, address: &str, agent: &str, kafka: &str) {
     let text = format!(
-        "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{}\n[kafka]\nbrokers = {:?}\ntopic = {:?}\n{}\n[[files]]\n\
-         paths = [{:?}]\nstart = \"beginning\"\n",
+        "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{agent}\n[kafka]\nbrokers = {:?}\ntopic = {topic:?}\n\
+         {kafka}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
         folder.path("state"),
-        chaos.agent,
         address.split(',').collect::<Vec<_>>(),
-        topic.name,
-        chaos.kafka,
         folder.path("*.log"),
     );
     folder.write("c.toml", text);

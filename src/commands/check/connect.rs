@@ -53,7 +53,7 @@ fn advised(step: visit::Step, address: &str) -> Step {
             (why, fix.to_owned())
         }
     });
-    Step { what, took: step.took, outcome }
+    Step { what, took: step.took, outcome, never: step.never }
 }
 
 fn advice(what: &str) -> &'static str {

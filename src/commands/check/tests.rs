@@ -121,13 +121,21 @@ fn a_failed_step_fails() {
     let p = Place::new();
     p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     let asked = |connect| cli::Check { config: Some(p.path("c.toml").into()), connect };
-    let failing: Connect = |_, tell| {
+    fn told(tell: &mut dyn FnMut(Step), never: bool) {
         let outcome = Err(("refused".into(), "start it".into()));
-        tell(Step { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
-    };
+        tell(Step { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome, never });
+    }
+    let failing: Connect = |_, tell| told(tell, false);
+    let hopeless: Connect = |_, tell| [true, false].into_iter().for_each(|never| told(tell, never));
+    assert_eq!(run_with(asked(true), hopeless).unwrap(), ExitCode::Config);
     assert_eq!(run_with(asked(true), failing).unwrap(), ExitCode::Failed);
     assert_eq!(run_with(asked(false), failing).unwrap(), ExitCode::Done);
-    let step = Step { what: "TLS".into(), took: Duration::from_millis(3), outcome: Ok("1.3\x1b".into()) };
+    let step = Step {
+        what: "TLS".into(),
+        took: Duration::from_millis(3),
+        outcome: Ok("1.3\x1b".into()),
+        never: false,
+    };
     assert_eq!(step_line(&step), "ok      TLS (3 ms): 1.3\\x1b\n");
 }
 

@@ -35,6 +35,8 @@ pub struct Step {
     pub took: Duration,
     /// What was found; else "why", or "why; what to do".
     pub outcome: Result<String, String>,
+    /// Where it failed: the config asks for what this broker cannot do, or does not allow. No waiting mends it.
+    pub never: bool,
 }
 
 /// Tells each step as it is done, in this order: name, TCP, TLS, SASL, versions, metadata, rights. Gives the addresses of
@@ -56,7 +58,7 @@ fn step<T>(
         Ok((value, found)) => (Some(value), Ok(found)),
         Err(why) => (None, Err(why)),
     };
-    tell(Step { what: what.into(), took, outcome });
+    tell(Step { what: what.into(), took, outcome, never: false });
     value
 }
 
@@ -81,9 +83,17 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
         c.versions = *found;
         authenticate(v, &mut c, tell)?;
     }
+    let told = versions.as_ref().ok().map(|found| found.describe_producers.is_some());
     let outcome = versions.map_err(|t| t.to_string()).and_then(|found| suits(&found, v.speaks));
     let failed = outcome.is_err();
-    tell(Step { what: "versions".into(), took: greeting, outcome });
+    tell(Step { what: "versions".into(), took: greeting, outcome, never: false });
+    if v.read && told == Some(false) {
+        let why = "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" \
+                   cannot be kept here; upgrade it, or write delivery = \"at-least-once\"";
+        let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
+        tell(Step { what, took, outcome: Err(why.into()), never: true });
+        return None;
+    }
     if failed {
         return None;
     }
@@ -178,7 +188,9 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
     {
         if asked {
             let outcome = found(right, allow);
-            tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
+            // Without the right to write lines wait for it; without that to read, exactly-once cannot be kept at all.
+            let never = right == MAY_READ && outcome.is_err();
+            tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome, never });
         }
     }
 }
