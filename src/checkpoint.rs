@@ -20,6 +20,7 @@ use crate::air::Air;
 use crate::chunk::{Ending, Note, StreamId};
 use crate::cover::{Cover, Giver};
 use crate::error::Error;
+use crate::pulse::Beat;
 use crate::report::Board;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, never};
 use ledger::Ledger;
@@ -159,12 +160,14 @@ pub fn run(job: Job, inbox: Receiver<Note>, board: &Board) -> Result<(), Error> 
     let mut keeper = Keeper::start(job, board)?;
     loop {
         let now = Instant::now();
-        let until = keeper.turn(now);
+        let until = keeper.turn(now).min(now + board.pulse.longest());
         let reports = keeper.saver.as_ref().map_or_else(never, |s| s.reports.clone());
         let mut select = Select::new();
         select.recv(&inbox);
         select.recv(&reports);
+        keeper.beat.within(until.saturating_duration_since(Instant::now()));
         let _ = select.ready_deadline(until);
+        keeper.beat.within(Beat::TURN);
         match reports.try_recv() {
             Ok(report) => keeper.take_report(report, Instant::now()),
             Err(TryRecvError::Disconnected) => keeper.lose_saver(),
@@ -178,6 +181,9 @@ pub fn run(job: Job, inbox: Receiver<Note>, board: &Board) -> Result<(), Error> 
 
 struct Keeper<'a> {
     board: &'a Board,
+    beat: Arc<Beat>,
+    /// The saver's: it is told what to do here, and one that has nothing to do needs no wake-up.
+    savers_beat: Arc<Beat>,
     ledger: Ledger,
     air: Arc<Air>,
     rhythm: Rhythm,
@@ -223,6 +229,8 @@ impl<'a> Keeper<'a> {
         }
         Ok(Keeper {
             board,
+            beat: board.pulse.beat("checkpoint"),
+            savers_beat: board.pulse.beat("saver"),
             ledger: Ledger::new(std::mem::take(&mut saved.streams), saved.next_stream).rebuilding(&rebuilt),
             cover,
             covering: Cover::default(),
@@ -358,6 +366,7 @@ impl<'a> Keeper<'a> {
 
     fn order(&mut self, order: Order) {
         if let Some(saver) = &self.saver {
+            self.savers_beat.within(Beat::SLOW);
             // Bounded to one, and free: this never waits.
             self.busy = saver.orders.send(order).is_ok();
             if !self.busy {
@@ -369,6 +378,7 @@ impl<'a> Keeper<'a> {
     /// It panicked, which is logged where it happened.
     fn lose_saver(&mut self) {
         (self.saver, self.busy) = (None, false);
+        self.savers_beat.rests();
         self.served.clear();
         self.waiting.clear();
         self.trouble = Some("the thread that saves has ended".into());
@@ -377,6 +387,7 @@ impl<'a> Keeper<'a> {
 
     fn take_report(&mut self, report: Report, now: Instant) {
         self.busy = false;
+        self.savers_beat.rests();
         let served = std::mem::take(&mut self.served); // let go at the end, when the board says how it went
         match report {
             Report::Saved { bytes, sync, done } => {

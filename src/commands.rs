@@ -9,3 +9,4 @@ pub mod run;
 pub mod send;
 pub mod status;
 pub mod tail;
+mod watchdog;

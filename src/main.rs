@@ -28,7 +28,8 @@
 //! sent; [`commands::recover`] reads it at the start, and [`cover`] is the way back from a save to it.
 //!
 //! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; what there is
-//! to see is on one board ([`report`]), of which status, metrics and log lines are views. [`commands::run`] alone knows all
+//! to see is on one board ([`report`]), of which status, metrics and log lines are views; whether all make progress is in
+//! [`pulse`]. [`commands::run`] alone knows all
 //! stages. No stage imports another, or [`config`].
 //!
 //! # Invariants
@@ -64,6 +65,7 @@ mod config;
 mod cover;
 mod error;
 mod logging;
+mod pulse;
 mod report;
 mod ship;
 mod signals;

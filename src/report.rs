@@ -14,6 +14,7 @@ pub use gauge::Gauge;
 use crate::air::Air;
 use crate::budget::Budget;
 use crate::chunk::StreamId;
+use crate::pulse::Pulse;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -105,6 +106,7 @@ pub struct Board {
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, by checkpoint.
     pub air: OnceLock<Arc<Air>>,
+    pub pulse: Pulse,
     pub started: Instant,
 }
 
@@ -120,6 +122,7 @@ impl Default for Board {
             once: Once::default(),
             budget: OnceLock::new(),
             air: OnceLock::new(),
+            pulse: Pulse::default(),
             started: Instant::now(),
         }
     }

@@ -25,12 +25,14 @@ pub mod stdout;
 pub mod testing;
 
 use crate::chunk::{Note, Parcel};
+use crate::pulse::Beat;
 use crate::report::Board;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
 use partition::Now;
 use shipper::Shipper;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a record's partition is chosen. "Living" are partitions with a reachable leader that are not in trouble.
@@ -66,6 +68,8 @@ pub struct Options {
     pub seed: u64,
     /// For `send`: what became of each batch, as it is stored.
     pub receipts: Option<Sender<Receipt>>,
+    /// How long the driver may leave orders untaken before it counts as stuck; `None`: as long as it takes.
+    pub untaken: Option<Duration>,
     /// Exactly-once: what an earlier run left. The driver's ends then are the journal's.
     pub once: Option<resume::Once>,
 }
@@ -81,6 +85,7 @@ impl Default for Options {
             dead_letter_limit: 64 << 20,
             seed: 1,
             receipts: None,
+            untaken: None,
             once: None,
         }
     }
@@ -116,9 +121,12 @@ pub fn run(
     board: &Board,
     give_up: &Stop,
 ) -> Result<(), Dead> {
+    let mut carrier =
+        Carrier { limit: options.untaken, beat: board.pulse.beat("driver"), waiting: 0, moved: false };
     let mut ship = Shipper::new(options, board, now());
     let mut open = true;
     loop {
+        ship.beat.within(Beat::TURN);
         if open && take(&inbox, |parcel| ship.parcel(parcel, now())) {
             // A closed channel is always ready: in the select it would be a busy loop.
             (open, inbox) = (false, never());
@@ -126,6 +134,7 @@ pub fn run(
         }
         let mut result = Ok(());
         let gone = take(&ends.events, |event| {
+            carrier.moved();
             if result.is_ok() {
                 result = ship.event(event, now());
             }
@@ -135,6 +144,7 @@ pub fn run(
             // Unbounded, so this never waits; a worker that is gone shows at its events.
             let _ = ends.orders.send(order);
         }
+        carrier.look(ends.orders.len());
         for note in ship.notes.drain(..) {
             if out.send(note).is_err() {
                 return Err(Dead { why: "nobody keeps the positions any more".into() });
@@ -149,12 +159,43 @@ pub fn run(
             return Ok(());
         }
         let more = !inbox.is_empty() || !ends.events.is_empty();
-        let wait = if more { Duration::ZERO } else { until(wake) };
+        let wait = if more { Duration::ZERO } else { until(wake).min(board.pulse.longest()) };
+        ship.beat.within(wait);
         select! {
             recv(inbox) -> parcel => if let Ok(parcel) = parcel { ship.parcel(parcel, now()) },
-            recv(ends.events) -> event => if let Ok(event) = event { ship.event(event, now())? },
+            recv(ends.events) -> event => if let Ok(event) = event {
+                carrier.moved();
+                ship.event(event, now())?;
+            },
             recv(give_up.on()) -> _ => return Ok(()),
             default(wait) => {}
+        }
+    }
+}
+
+/// Whether the driver's worker takes its orders, seen from here: it promises nothing itself while it has none, and an
+/// outage is no reason to leave them (they come back).
+struct Carrier {
+    limit: Option<Duration>,
+    beat: Arc<Beat>,
+    /// Orders not yet taken at the last look.
+    waiting: usize,
+    /// Something has come from it since.
+    moved: bool,
+}
+
+impl Carrier {
+    fn moved(&mut self) {
+        self.moved = true;
+    }
+
+    fn look(&mut self, waiting: usize) {
+        let before = std::mem::replace(&mut self.waiting, waiting);
+        let moved = std::mem::take(&mut self.moved) || waiting < before || before == 0;
+        match self.limit {
+            Some(limit) if waiting > 0 && moved => self.beat.within(limit),
+            Some(_) if waiting > 0 => {}
+            _ => self.beat.rests(),
         }
     }
 }

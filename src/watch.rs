@@ -9,6 +9,7 @@
 pub mod pattern;
 
 use crate::chunk::SourceId;
+use crate::pulse::Beat;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use log::{info, warn};
@@ -43,6 +44,9 @@ pub struct Options {
     pub own: Vec<(u64, u64)>,
     /// End after the first walk.
     pub once: bool,
+    pub beat: Arc<Beat>,
+    /// Longest wait between two beats.
+    pub longest: Duration,
 }
 
 /// A file to follow. The slot was made here and travels with the find; whoever drops it says so by [`Remote::ended`].
@@ -164,6 +168,8 @@ struct Watch<'a> {
     expected: Vec<PathBuf>,
     own: Vec<(u64, u64)>,
     once: bool,
+    beat: Arc<Beat>,
+    longest: Duration,
     inotify: Option<Inotify>,
     /// How watches are added and removed, also while events are being read.
     watches: Option<Watches>,
@@ -192,6 +198,8 @@ impl<'a> Watch<'a> {
             expected: o.expected,
             own: o.own,
             once: o.once,
+            beat: o.beat,
+            longest: o.longest,
             inotify: None,
             watches: None,
             folders: HashMap::new(),
@@ -229,12 +237,15 @@ impl<'a> Watch<'a> {
         let now = Instant::now();
         let at = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
         let left = at.min(self.next_walk).saturating_duration_since(now) + Duration::from_millis(1);
+        let left = left.min(self.longest);
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(&*ears.bell, PollFlags::IN)];
         if let Some(i) = &self.inotify {
             fds.push(PollFd::new(i, PollFlags::IN));
         }
+        self.beat.within(left);
         let _ = poll(&mut fds, Some(&time)); // EINTR is a wake-up like any other
+        self.beat.rests(); // a file system that hangs would hang after a restart too
         let mut count = [0; 8];
         let _ = rustix::io::read(&*ears.bell, &mut count);
     }
@@ -550,7 +561,15 @@ mod tests {
             exclude: Exclude::default(),
             poll: false,
         };
-        let options = Options { sources: vec![watched], expected: vec![], own: vec![], once: false };
+        let beat = crate::pulse::Pulse::default().beat("watch");
+        let options = Options {
+            sources: vec![watched],
+            expected: vec![],
+            own: vec![],
+            once: false,
+            beat,
+            longest: WALK,
+        };
         let (tx, sights) = bounded(16);
         let (remote, ears) = remote().unwrap();
         let t = thread::spawn(move || run(options, &ears, &tx));

@@ -74,6 +74,8 @@ impl<'s, 'e> Crew<'s, 'e> {
             expected,
             own: own_log(),
             once,
+            beat: board.pulse.beat("watch"),
+            longest: board.pulse.longest(),
         };
         let watch = Builder::new().name("watch".into()).stack_size(STACK * 2);
         watch.spawn_scoped(scope, move || watch::run(options, &ears, &sight_tx)).map_err(trouble)?;

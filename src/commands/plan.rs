@@ -6,6 +6,7 @@ use crate::checkpoint::Saved;
 use crate::chunk::{Format, Key, Shape, SourceId, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
+use crate::pulse::Beat;
 use crate::ship::{self, Partitioner};
 use crate::tail::follow::Until;
 use crate::tail::framing::{self, Multiline, Rules};
@@ -148,6 +149,7 @@ pub fn ship(config: &Config) -> ship::Options {
             config::Partition::Random => Partitioner::Random,
             config::Partition::Fixed(n) => Partitioner::Fixed(n),
         },
+        untaken: Some(Beat::SLOW),
         batch: kafka.batch,
         linger: kafka.linger,
         rate: kafka.rate,

@@ -6,6 +6,7 @@
 
 use super::crew::Crew;
 use super::recover::{Recovered, recover};
+use super::watchdog::Watchdog;
 use super::{drivers, plan};
 use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
@@ -19,10 +20,10 @@ use crate::report::{Board, live};
 use crate::ship::{self, Dead};
 use crate::signals::{self, Signal};
 use crate::stop;
-use crate::systemd::{self, Notify};
+use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
 use crate::watch::Sight;
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
 use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::convert::Infallible;
@@ -50,6 +51,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     plan::refuse_too_much(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
+    let watchdog = Watchdog::from_env(&board.pulse);
     let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
     let _ = board.budget.set(budget.clone());
     let (giver, taker) = cover::pair();
@@ -95,6 +97,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             parcels: Some(parcels),
             give_up: Some(give_up),
             notify: Notify::from_env(),
+            watchdog,
             stopping: None,
             at_once,
         };
@@ -130,6 +133,7 @@ struct Office<'s, 'e> {
     parcels: Option<Sender<Parcel>>,
     give_up: Option<stop::Handle>,
     notify: Notify,
+    watchdog: Watchdog,
     /// Since the first signal to stop.
     stopping: Option<Instant>,
     at_once: fn(ExitCode) -> !,
@@ -141,7 +145,7 @@ impl Office<'_, '_> {
         let mut sighted = self.crew.sighted.clone();
         let mut too_slow = never();
         let mut flushed = never::<()>();
-        let pulse = systemd::watchdog_interval().map_or(never(), tick);
+        let mut pulse = self.watchdog.next();
         loop {
             select! {
                 recv(self.crew.sights) -> sight => match sight {
@@ -181,8 +185,9 @@ impl Office<'_, '_> {
                     self.give_up = None;
                 }
                 recv(pulse) -> _ => {
-                    self.notify.watchdog();
-                    self.notify.status(&self.line());
+                    let line = || Snapshot::take(self.board, Instant::now()).line();
+                    self.watchdog.look(&self.board.pulse, &self.notify, line);
+                    pulse = self.watchdog.next();
                 }
                 recv(ship_gone) -> _ => return Ok(()),
             }

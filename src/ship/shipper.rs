@@ -11,10 +11,11 @@ use super::resume::Memory;
 use super::retry::Rng;
 use super::{Dead, Options, Receipt};
 use crate::chunk::{Chunk, FlightNo, Note, Parcel, Topic};
+use crate::pulse::Beat;
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub struct Shipper<'b> {
@@ -22,6 +23,7 @@ pub struct Shipper<'b> {
     /// Exactly-once.
     once: bool,
     board: &'b Board,
+    pub beat: Arc<Beat>,
     letters: DeadLetters,
     rng: Rng,
     rate: Option<Rate>,
@@ -56,6 +58,7 @@ impl<'b> Shipper<'b> {
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
             options,
+            beat: board.pulse.beat("ship"),
             board,
             abilities: None,
             id: Id::None,
@@ -223,17 +226,20 @@ impl<'b> Shipper<'b> {
                         self.lanes[lane].stored(batch.bytes);
                         self.finish(&batch);
                     }
-                    Action::Bury { batch, why } => match self.letters.write(&batch, &why, now.wall_ms) {
-                        Ok(()) => {
-                            self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
-                            self.finish(&batch);
-                        }
-                        Err(why) => {
-                            if let Some(p) = self.lanes[lane].partition(partition) {
-                                p.hold(batch, why, now, &mut self.rng, &mut actions);
+                    Action::Bury { batch, why } => {
+                        self.beat.within(Beat::SLOW); // a disk
+                        match self.letters.write(&batch, &why, now.wall_ms) {
+                            Ok(()) => {
+                                self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
+                                self.finish(&batch);
+                            }
+                            Err(why) => {
+                                if let Some(p) = self.lanes[lane].partition(partition) {
+                                    p.hold(batch, why, now, &mut self.rng, &mut actions);
+                                }
                             }
                         }
-                    },
+                    }
                     Action::Ask { pid } => {
                         let topic = self.lanes[lane].topic.clone();
                         self.orders.push(Order::Ask { topic, partition, pid });

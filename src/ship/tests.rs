@@ -255,3 +255,28 @@ fn latencies() -> Vec<Duration> {
         })
         .collect()
 }
+
+/// Fails when a driver that takes its orders is believed stuck, or one that takes none is not.
+#[test]
+fn a_driver_that_takes_nothing() {
+    let board = Board::default();
+    let after = |s| Instant::now() + Duration::from_secs(s);
+    let limit = Some(Duration::from_secs(60));
+    let mut carrier = Carrier { limit, beat: board.pulse.beat("driver"), waiting: 0, moved: false };
+    carrier.look(3);
+    assert!(board.pulse.late(after(50)).is_none());
+    assert!(board.pulse.late(after(70)).is_some());
+    carrier.look(0);
+    assert!(board.pulse.late(after(70)).is_none(), "all is taken");
+    carrier.look(2);
+    carrier.beat.within(Duration::ZERO); // long ago
+    carrier.look(2);
+    carrier.look(5);
+    assert!(board.pulse.late(after(10)).is_some(), "more orders are no progress");
+    carrier.moved();
+    carrier.look(5);
+    assert!(board.pulse.late(after(10)).is_none(), "it works on one for long");
+    carrier.beat.within(Duration::ZERO);
+    carrier.look(4);
+    assert!(board.pulse.late(after(10)).is_none(), "it has taken one");
+}

@@ -29,3 +29,4 @@ mod soak;
 mod state;
 mod symlinks;
 mod tree;
+mod watchdog;

@@ -159,7 +159,8 @@ impl Coordinator {
         }
         self.serial += 1;
         let serial = self.serial;
-        let (post, inbox) = inbox::pair().map_err(|e| (Pace::Backoff, format!("eventfd: {e}")))?;
+        let (post, inbox) = inbox::pair(self.shared.board.pulse.beat(format!("broker-{node}")))
+            .map_err(|e| (Pace::Backoff, format!("eventfd: {e}")))?;
         let broker = Broker::new(node, serial, address.clone(), self.shared.clone(), inbox);
         thread::Builder::new()
             .name(format!("broker-{node}"))
@@ -281,7 +282,7 @@ mod tests {
     #[test]
     fn before_another_driver_takes_over_every_batch_is_back() {
         let (mut c, seen, _news, told) = coordinator();
-        let (post, inbox) = inbox::pair().unwrap();
+        let (post, inbox) = inbox::pair(crate::pulse::Pulse::default().beat("test")).unwrap();
         c.shared.held.store(2, SeqCst);
         post.put(Job::Send(one(0, 0)));
         let mut taken = None;

@@ -2,6 +2,7 @@
 //! Knows no sockets and no Kafka.
 
 use super::Producer;
+use crate::pulse::Beat;
 use crate::ship::flight::Batch;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use rustix::event::{EventfdFlags, eventfd};
@@ -43,11 +44,13 @@ struct Bell {
     event: OwnedFd,
     /// The worker waits, or is about to: only then does a ring cost a system call.
     asleep: AtomicBool,
+    /// The worker's, which promises nothing while it has nothing to do; so who rings does.
+    beat: Arc<Beat>,
 }
 
-pub fn pair() -> io::Result<(Post, Inbox)> {
+pub fn pair(beat: Arc<Beat>) -> io::Result<(Post, Inbox)> {
     let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let bell = Arc::new(Bell { event, asleep: AtomicBool::new(false) });
+    let bell = Arc::new(Bell { event, asleep: AtomicBool::new(false), beat });
     #[allow(clippy::disallowed_methods, reason = "bounded by the batches that ship has in flight")]
     let (jobs, waiting) = crossbeam_channel::unbounded();
     let open = Arc::new(());
@@ -65,6 +68,7 @@ impl Post {
 
     pub fn ring(&self) {
         if self.bell.asleep.swap(false, SeqCst) {
+            self.bell.beat.within(Beat::SLOW);
             self.bell.ring();
         }
     }
@@ -122,13 +126,24 @@ impl Inbox {
     ) -> Result<T, E> {
         self.bell.asleep.store(true, SeqCst);
         let limit = if self.jobs.is_empty() { limit } else { Some(Duration::ZERO) };
+        match limit {
+            Some(limit) => self.bell.beat.within(limit),
+            None => self.bell.beat.rests(),
+        }
         let woken = wait(self.bell.event.as_fd(), limit);
         self.bell.asleep.store(false, SeqCst);
+        self.bell.beat.within(Beat::SLOW);
         let (other, rang) = woken?;
         if rang {
             let _ = rustix::io::read(&self.bell.event, &mut [0u8; 8]);
         }
         Ok(other)
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.bell.beat.rests();
     }
 }
 
@@ -154,7 +169,7 @@ mod tests {
     /// Fails when a job laid down between the look into the queue and the wait is not heard (no `asleep` before the look).
     #[test]
     fn no_job_is_slept_over() {
-        let (post, inbox) = pair().unwrap();
+        let (post, inbox) = pair(crate::pulse::Pulse::default().beat("test")).unwrap();
         let worker = std::thread::spawn(move || {
             let (mut seen, start) = (0, Instant::now());
             while inbox.take(|_| seen += 1) {
@@ -177,7 +192,7 @@ mod tests {
     /// Fails when dropping the sender does not ring, or jobs that nobody took are lost.
     #[test]
     fn what_was_not_taken_can_be_taken_back() {
-        let (post, inbox) = pair().unwrap();
+        let (post, inbox) = pair(crate::pulse::Pulse::default().beat("test")).unwrap();
         post.put(ask(1));
         assert_eq!(post.take_back().count(), 1);
         let start = Instant::now();

@@ -8,6 +8,7 @@ use super::connection::{Connection, METADATA_CAP, Trouble};
 use super::health::Health;
 use super::{News, Shared, errors, messages};
 use crate::chunk::Topic;
+use crate::pulse::Beat;
 use crate::ship::driver::{Event, Pace};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
@@ -54,11 +55,15 @@ impl Scout {
     /// Until the questions' sender is dropped.
     pub fn run(mut self, questions: Receiver<Question>) {
         let mut open: Vec<Open> = Vec::new();
+        let beat = self.shared.board.pulse.beat("modern-scout");
         loop {
             let now = Instant::now();
             let next = open.iter().map(|o| o.at).min();
             let wait = next.map_or(self.shared.options.idle, |at| at.saturating_duration_since(now));
-            match questions.recv_timeout(wait) {
+            beat.within(wait);
+            let question = questions.recv_timeout(wait);
+            beat.within(Beat::SLOW);
+            match question {
                 Ok(question) => open.push(Open { question, at: Instant::now(), tries: 0 }),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) if open.is_empty() => self.rest(),

@@ -243,6 +243,26 @@ impl Agent {
         }
     }
 
+    /// What it has told its service manager since the last look, one message each.
+    pub fn notices(&self) -> Vec<String> {
+        let mut buffer = [0; 4096];
+        let next = || {
+            let n = self.notify.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..n]).into_owned())
+        };
+        std::iter::from_fn(next).collect()
+    }
+    /// The id of its thread of this name.
+    #[track_caller]
+    pub fn thread(&self, name: &str) -> u32 {
+        let mut tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        let named = |task: &fs::DirEntry| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let task = tasks.find(named).unwrap_or_else(|| panic!("no thread {name}"));
+        task.file_name().to_str().unwrap().parse().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
         if self.done.is_none() {
             let _ = kill_process(Pid::from_child(&self.child), signal);

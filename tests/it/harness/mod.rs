@@ -8,6 +8,7 @@ mod agent;
 mod broker;
 mod lines;
 mod proxy;
+mod ptrace;
 mod records;
 mod scripted;
 mod self_check;
@@ -17,6 +18,7 @@ pub use agent::{Agent, Done, Folder, Setup, binary, status_json, wait_status};
 pub use broker::{Broker, Cluster, Record, Topic, Version};
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
 pub use proxy::{Mode, Proxy};
+pub use ptrace::Halted;
 pub use scripted::{Api, Produced, Reply, Request, Scripted, full_backlog};
 
 use std::{
