@@ -32,9 +32,11 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// With the default batch of 512 KiB the wire's share stays below the broker's default `message.max.bytes` (1 MiB).
+    /// A batch of up to a MiB is meant for a broker with the default `message.max.bytes` (1,048,588), whatever its lines
+    /// are like.
     pub fn of(batch: usize) -> Self {
-        Limit { bytes: batch, wire: batch / 4 * 7 }
+        let wire = batch / 4 * 7;
+        Limit { bytes: batch, wire: if batch <= 1 << 20 { wire.min(1_000_000) } else { wire } }
     }
 }
 
