@@ -4,9 +4,10 @@
 //! that does not move holds only its own share.
 
 use crate::stop::Stop;
-use crossbeam_channel::{Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// All shares of one process.
 #[derive(Debug)]
@@ -25,14 +26,14 @@ struct Inner {
     /// Invariant: the sum of all living permits of this share.
     used: usize,
     queue: VecDeque<(usize, Sender<Permit>)>,
-    /// Buffers of chunks that are gone, for the next ones: a fresh one costs a system call and a fault for each page. Held
-    /// only while others are in use. Invariant: `used + spare_bytes ≤ limit`, or there are none.
-    spare: Vec<Vec<u8>>,
-    spare_bytes: usize,
 }
 
-/// Smaller buffers are cheap to make.
-const WORTH_KEEPING: usize = 64 << 10;
+/// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
+#[derive(Debug)]
+pub struct Place {
+    bytes: usize,
+    granted: Receiver<Permit>,
+}
 
 /// The right to hold `bytes`; dropping it gives them back.
 #[derive(Debug)]
@@ -74,39 +75,48 @@ impl Share {
 
     /// Waits for `bytes`, first come first served; more than the limit is granted alone. `None`: stopped.
     pub fn take(&self, bytes: usize, stop: &Stop) -> Option<Permit> {
-        let granted = {
-            let mut s = self.lock();
-            if s.queue.is_empty() && s.fits(bytes) {
-                s.take(bytes);
-                None
-            } else {
-                let (tx, rx) = bounded(1);
-                s.queue.push_back((bytes, tx));
-                Some(rx)
-            }
+        let granted = match self.ask(bytes) {
+            Ok(permit) => return Some(permit),
+            Err(place) => place.granted,
         };
-        let Some(granted) = granted else { return Some(Permit { share: self.clone(), bytes }) };
         // Stopped: a permit that was granted meanwhile drops with the receiver and goes back.
         select! { recv(granted) -> p => p.ok(), recv(stop.on()) -> _ => None }
     }
 
-    /// An empty buffer for `bytes`, which a permit covers.
-    pub fn buffer(&self, bytes: usize) -> Vec<u8> {
-        if bytes < WORTH_KEEPING {
-            return Vec::with_capacity(bytes);
+    /// As [`Share::take`], but waits no longer than `time`: then, or stopped, `place` keeps the place in the queue for the next
+    /// call with as many bytes.
+    pub fn take_within(
+        &self,
+        bytes: usize,
+        place: &mut Option<Place>,
+        time: Duration,
+        stop: &Stop,
+    ) -> Option<Permit> {
+        let kept = place.take().filter(|p| p.bytes == bytes);
+        let waiting = match kept.map_or_else(|| self.ask(bytes), Err) {
+            Ok(permit) => return Some(permit),
+            Err(waiting) => place.insert(waiting),
+        };
+        let granted = select! {
+            recv(waiting.granted) -> p => p.ok(),
+            recv(stop.on()) -> _ => None,
+            default(time) => None,
+        };
+        if granted.is_some() {
+            *place = None;
         }
+        granted
+    }
+
+    fn ask(&self, bytes: usize) -> Result<Permit, Place> {
         let mut s = self.lock();
-        let found = s.spare.iter().position(|b| (bytes..=bytes + bytes / 4).contains(&b.capacity()));
-        match found.map(|i| s.spare.swap_remove(i)) {
-            Some(spare) => {
-                s.spare_bytes -= spare.capacity();
-                spare
-            }
-            None => {
-                drop(s);
-                Vec::with_capacity(bytes)
-            }
+        if s.queue.is_empty() && s.fits(bytes) {
+            s.used += bytes;
+            return Ok(Permit { share: self.clone(), bytes });
         }
+        let (tx, granted) = bounded(1);
+        s.queue.push_back((bytes, tx));
+        Err(Place { bytes, granted })
     }
 
     fn serve(&self) {
@@ -117,7 +127,7 @@ impl Share {
                 break;
             }
             let Some((bytes, to)) = s.queue.pop_front() else { break };
-            s.take(bytes);
+            s.used += bytes;
             let sent = to.send(Permit { share: self.clone(), bytes });
             handed.push((to, sent));
         }
@@ -127,18 +137,6 @@ impl Share {
 }
 
 impl Inner {
-    fn take(&mut self, bytes: usize) {
-        self.used += bytes;
-        if self.used + self.spare_bytes > self.limit {
-            self.drop_spare();
-        }
-    }
-
-    fn drop_spare(&mut self) {
-        self.spare.clear();
-        self.spare_bytes = 0;
-    }
-
     fn fits(&self, bytes: usize) -> bool {
         self.used == 0 || self.used + bytes <= self.limit
     }
@@ -157,18 +155,6 @@ impl Permit {
         Permit { share: self.share.clone(), bytes }
     }
 
-    /// Takes back a chunk's buffer, to give it out again.
-    pub fn recycle(&self, mut buffer: Vec<u8>) {
-        let mut s = self.share.lock();
-        let bytes = buffer.capacity();
-        // The permit still counts the buffer as used.
-        if bytes >= WORTH_KEEPING && bytes <= self.bytes && s.used + s.spare_bytes <= s.limit {
-            buffer.clear();
-            s.spare.push(buffer);
-            s.spare_bytes += bytes;
-        }
-    }
-
     /// Gives back what is over `to` bytes.
     pub fn shrink(&mut self, to: usize) {
         if to < self.bytes {
@@ -184,9 +170,6 @@ impl Drop for Permit {
         let waiting = {
             let mut s = self.share.lock();
             s.used -= self.bytes;
-            if s.used == 0 {
-                s.drop_spare(); // idle files hold no buffer
-            }
             !s.queue.is_empty()
         };
         if waiting {
@@ -229,23 +212,24 @@ mod tests {
         assert!(s.take(3, &stop).is_some());
     }
 
-    /// Fails when a buffer is made anew for each chunk, or when buffers stay after the last permit.
+    /// Fails when who looks up from waiting has to wait behind those that came later, or a place that is left keeps bytes.
     #[test]
-    fn buffers_are_used_again_while_others_are_in_use() {
-        let b = Budget::new(1 << 20);
+    fn a_place_is_kept() {
+        let b = Budget::new(10);
         let s = b.share();
         let (_h, stop) = stop::pair();
-        let first = s.take(256 << 10, &stop).unwrap();
-        let second = s.take(256 << 10, &stop).unwrap();
-        let buffer = s.buffer(256 << 10);
-        let place = buffer.as_ptr();
-        first.recycle(buffer);
-        drop(first);
-        let again = s.buffer(250 << 10);
-        assert_eq!((again.as_ptr(), again.len()), (place, 0));
-        second.recycle(again);
+        let moment = Duration::from_millis(1);
+        let (mut first, mut second) = (None, None);
+        let all = s.take(10, &stop).unwrap();
+        assert!(s.take_within(10, &mut first, moment, &stop).is_none());
+        assert!(s.take_within(9, &mut second, moment, &stop).is_none());
+        drop(all);
+        assert!(s.take_within(9, &mut second, moment, &stop).is_none());
+        let got = s.take_within(10, &mut first, moment, &stop);
+        assert!(got.is_some() && first.is_none());
+        drop(got);
         drop(second);
-        assert_eq!(s.lock().spare.len(), 0);
+        assert_eq!(b.used(), 0);
     }
 
     /// Fails when a permit granted to a waiter that stopped meanwhile is not given back.

@@ -133,7 +133,7 @@ pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
 fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (Air, bool) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
-    let opened = store::private(&path, false).and_then(|file| Air::open(file, boot.trim(), recognized));
+    let opened = store::private(&path).and_then(|file| Air::open(file, boot.trim(), recognized));
     let (air, found) = match opened {
         Ok(opened) => opened,
         Err(e) => {

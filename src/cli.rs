@@ -93,24 +93,26 @@ pub struct Tail {
     pub files: Vec<PathBuf>,
 }
 
-/// `argh` would take a plain `Vec` as an option that may be repeated.
-type Brokers = Vec<Broker>;
-
 /// Stage 2 alone.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(
     subcommand,
     name = "send",
     help_triggers("-h", "--help"),
-    description = "Send values to Kafka, one record each, and print pid:<partition> offset:<offset> for each."
+    description = "Send values to Kafka, one record each, and print pid:<partition> offset:<offset> for each. Needs \
+                   --brokers and --topic, or -c for what its [kafka] says: also TLS and SASL.",
+    example = "{command_name} --brokers kafka.example:9092 --topic t 'a value'\n{command_name} -c /etc/logagent.toml 'a value'"
 )]
 pub struct Send {
+    /// config file whose [kafka] is taken, without key and partition; its files are not read
+    #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
+    pub config: Option<PathBuf>,
     /// brokers to begin with, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
-    pub brokers: Brokers,
+    pub brokers: Option<Vec<Broker>>,
     /// topic
     #[argh(option, from_str_fn(topic))]
-    pub topic: String,
+    pub topic: Option<String>,
     /// key of every record
     #[argh(option, from_str_fn(bytes))]
     pub key: Option<Vec<u8>>,
@@ -118,11 +120,11 @@ pub struct Send {
     #[argh(option, from_str_fn(partition))]
     pub partition: Option<i32>,
     /// all (the default), 1 or 0
-    #[argh(option, default = "Acks::All", from_str_fn(word))]
-    pub acks: Acks,
+    #[argh(option, from_str_fn(word))]
+    pub acks: Option<Acks>,
     /// auto (the default), classic (the kafka crate) or modern
-    #[argh(option, default = "Driver::Auto", from_str_fn(word))]
-    pub driver: Driver,
+    #[argh(option, from_str_fn(word))]
+    pub driver: Option<Driver>,
     /// what to send; the lines of standard input if there is none
     #[argh(positional, arg_name = "VALUE", from_str_fn(bytes))]
     pub values: Vec<Vec<u8>>,
@@ -177,6 +179,20 @@ impl Run {
     }
 }
 
+impl Send {
+    /// What of it concerns the config.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            config: self.config.clone(),
+            brokers: self.brokers.clone(),
+            topic: self.topic.clone(),
+            driver: self.driver,
+            output: Some(OutputName::Kafka),
+            ..Overrides::default()
+        }
+    }
+}
+
 /// `args` without the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Error> {
     let args: Vec<String> = args.into_iter().map(|a| escape(&a)).collect();
@@ -221,6 +237,9 @@ fn wrong(command: Option<&str>, why: &str) -> Error {
 fn judge(command: Command) -> Result<Command, Error> {
     match &command {
         Command::Tail(t) if t.files.is_empty() => Err(wrong(Some("tail"), "no FILE is given")),
+        Command::Send(s) if s.config.is_none() && (s.brokers.is_none() || s.topic.is_none()) => {
+            Err(wrong(Some("send"), "it needs --brokers and --topic, or a config file by -c"))
+        }
         Command::Status(s) if s.config.is_some() && s.state_dir.is_some() => {
             Err(wrong(Some("status"), "-c and --state-dir both name the state folder: one is enough"))
         }
@@ -253,10 +272,18 @@ fn split_values(args: Vec<String>) -> Vec<String> {
     out
 }
 
-/// `argh`'s several lines as one.
+/// `argh`'s several lines as one, and its longest words shorter.
 fn readable(output: &str) -> String {
     let parts: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-    String::from_utf8_lossy(&unescape(&parts.join(" "))).into_owned()
+    let text = String::from_utf8_lossy(&unescape(&parts.join(" "))).into_owned();
+    let of_a_value =
+        text.strip_prefix("Error parsing option '").and_then(|rest| rest.split_once("' with value '"));
+    let Some((option, rest)) = of_a_value else { return text };
+    match rest.split_once("': ") {
+        Some((_, "duplicate values provided")) => format!("{option} is given twice"),
+        Some((_, why)) => format!("{option}: {why}"),
+        None => text,
+    }
 }
 
 /// Any bytes as text, reversibly: those that are no UTF-8 become private characters, U+10FF00 and the byte, and so do the

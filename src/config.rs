@@ -17,7 +17,7 @@ mod values;
 mod walk;
 
 use crate::chunk::{Chunk, Line};
-use crate::error::{Error, ExitCode};
+use crate::error::Error;
 use places::Problems;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -323,10 +323,16 @@ fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
         Some(path) => typed::read(path, &mut problems)?,
     };
     let config = resolve::resolve(typed, asked, around, &mut problems)?;
-    match problems.into_lines() {
-        lines if lines.is_empty() => Ok(config),
-        lines => Err(Error::several(ExitCode::Config, lines)),
-    }
+    problems.into_result(config)
+}
+
+/// `[kafka]` alone and its topic, for `send`; the defaults where `asked` names no config. Errors as of [`load`].
+pub fn load_kafka(asked: &Overrides) -> Result<(Kafka, String), Error> {
+    let mut problems = Problems::default();
+    let typed =
+        asked.config.as_ref().map_or_else(|| Ok(Default::default()), |p| typed::read(p, &mut problems))?;
+    let found = resolve::kafka(typed, asked, &Surroundings::of_this_process(), &mut problems)?;
+    problems.into_result(found)
 }
 
 /// The state folder that `config` (or the default file) names. For `status`, which must work while the rest of the
@@ -367,13 +373,25 @@ impl Config {
     /// What the config asks for that only the modern driver does, in the operator's words.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let Output::Kafka(k) = &self.output else { return Vec::new() };
+        let mut all = k.needs_modern();
+        if self.agent.delivery == Delivery::ExactlyOnce {
+            all.insert(0, "exactly-once");
+        }
+        if self.sources.iter().any(|s| !s.headers.is_empty()) {
+            all.push("headers");
+        }
+        all
+    }
+}
+
+impl Kafka {
+    /// As [`Config::needs_modern`], as far as `[kafka]` says it.
+    pub fn needs_modern(&self) -> Vec<&'static str> {
         let all = [
-            (self.agent.delivery == Delivery::ExactlyOnce, "exactly-once"),
-            (k.tls.is_some(), "TLS"),
-            (k.sasl.is_some(), "SASL"),
-            (k.compression == Compression::Lz4, "lz4"),
-            (k.compression == Compression::Zstd, "zstd"),
-            (self.sources.iter().any(|s| !s.headers.is_empty()), "headers"),
+            (self.tls.is_some(), "TLS"),
+            (self.sasl.is_some(), "SASL"),
+            (self.compression == Compression::Lz4, "lz4"),
+            (self.compression == Compression::Zstd, "zstd"),
         ];
         all.into_iter().filter_map(|(asked, what)| asked.then_some(what)).collect()
     }

@@ -81,7 +81,7 @@ use std::io::{self, Write as _};
 use std::process;
 
 #[global_allocator]
-static ALLOCATOR: sys::Roomy = sys::Roomy;
+static ALLOCATOR: sys::heap::Heap = sys::heap::Heap;
 
 fn main() -> process::ExitCode {
     logging::init();

@@ -28,6 +28,7 @@ use crate::chunk::{Note, Parcel};
 use crate::pulse::Beat;
 use crate::report::Board;
 use crate::stop::Stop;
+use crate::sys::heap;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
 use partition::Now;
 use shipper::Shipper;
@@ -159,6 +160,9 @@ pub fn run(
             return Ok(());
         }
         let more = !inbox.is_empty() || !ends.events.is_empty();
+        if !more && ship.is_empty() {
+            heap::trim();
+        }
         let wait = if more { Duration::ZERO } else { until(wake).min(board.pulse.longest()) };
         ship.beat.within(wait);
         select! {

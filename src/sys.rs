@@ -2,73 +2,12 @@
 //! nothing and keeps nothing.
 #![allow(unsafe_code)]
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use std::alloc::{GlobalAlloc, Layout, System};
+pub mod heap;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-
-/// The system's allocator, which gives absurd amounts as address space without memory behind.
-///
-/// The `kafka` crate believes a count from the wire and asks for 100 GB before it reads on (D10). The system's allocator
-/// refuses, and a refused allocation ends the process; this way the answer's end is met, and the answer refused.
-pub struct Roomy;
-
-/// Nothing of ours is so large.
-const ABSURD: usize = 256 << 20;
-
-// SAFETY: below `ABSURD` everything is the system allocator's; from there on memory comes from mmap(2), page-aligned and
-// zeroed, and goes back by munmap(2) with the size it was asked for. Layouts of the two kinds never mix: both functions
-// go by the same layout, and `realloc` copies where it crosses from one to the other.
-unsafe impl GlobalAlloc for Roomy {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size() < ABSURD || layout.align() > 4096 {
-            // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-            return unsafe { System.alloc(layout) };
-        }
-        let (access, kind) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let new = unsafe { mmap_anonymous(std::ptr::null_mut(), layout.size(), access, kind) };
-        new.map_or(std::ptr::null_mut(), |p| p.cast())
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if layout.size() < ABSURD || layout.align() > 4096 {
-            // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc_zeroed`.
-            return unsafe { System.alloc_zeroed(layout) };
-        }
-        // SAFETY: as above; a new mapping is zero already.
-        unsafe { self.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        if layout.size() < ABSURD || layout.align() > 4096 {
-            // SAFETY: it came from `System` with this layout.
-            unsafe { System.dealloc(place, layout) }
-        } else {
-            // SAFETY: it came from `mmap_anonymous` with this size, and nobody uses it any more.
-            let _ = unsafe { munmap(place.cast(), layout.size()) };
-        }
-    }
-
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let Ok(new) = Layout::from_size_align(size, layout.align()) else { return std::ptr::null_mut() };
-        if layout.size() < ABSURD && size < ABSURD || layout.align() > 4096 {
-            // SAFETY: it came from `System` with this layout, and the new one is `System`'s too.
-            return unsafe { System.realloc(place, layout, size) };
-        }
-        // SAFETY: both are valid for the smaller of the two sizes, and do not overlap.
-        unsafe {
-            let to = self.alloc(new);
-            if !to.is_null() {
-                std::ptr::copy_nonoverlapping(place, to, layout.size().min(size));
-                self.dealloc(place, layout);
-            }
-            to
-        }
-    }
-}
 
 /// Keeps all signals from the calling thread, and from those it starts from now on: a signal in the midst of a `write`
 /// makes it short, and the `kafka` crate takes a short write for a whole one. Signals that a thread raises by its own
@@ -209,18 +148,6 @@ mod tests {
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
     use std::time::{Duration, Instant};
-
-    /// Fails when absurd amounts are the system's: it refuses this one, and a refused allocation ends the process.
-    #[test]
-    fn absurd_amounts_are_address_space_only() {
-        let mut much: Vec<u8> = Vec::with_capacity(100 << 30);
-        much.extend_from_slice(b"abc");
-        let mut zeros = vec![0u8; 1 << 30];
-        zeros[1 << 29] = 1;
-        zeros.truncate(3);
-        zeros.shrink_to_fit();
-        assert_eq!((much.as_slice(), zeros.as_slice()), (&b"abc"[..], &[0, 0, 0][..]));
-    }
 
     /// Signal numbers blocked in the calling thread, as `/proc` shows them.
     fn blocked() -> u64 {

@@ -237,6 +237,9 @@ impl Tail<'_> {
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
         self.well();
+        // Nothing is held by a file that is not read now.
+        let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
+        self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
         match step {
             Step::Open => self.open_new()?,
             Step::Orphan => self.orphan(),
@@ -337,7 +340,7 @@ impl Tail<'_> {
         open.origin.gauge.searched.store(open.searched, Relaxed);
         match got {
             Got::Stopped => Err(Halt::Stopped),
-            Got::Nothing => Ok(()),
+            Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => self.truncated(i),
             Got::Broken(e) => self.broken(i, &e),
             Got::Chunk(chunk, counts) => {

@@ -166,7 +166,7 @@ impl Store {
     fn step(&mut self, step: Step, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
-            Step::WriteTmp => private(&at(TMP), true)?.write_all(bytes)?,
+            Step::WriteTmp => anew(&at(TMP))?.write_all(bytes)?,
             Step::SyncTmp => File::open(at(TMP))?.sync_all()?,
             Step::SyncOffsets => File::open(at(OFFSETS))?.sync_all()?,
             Step::KeepPrevious => {
@@ -193,8 +193,17 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Opens a file that only its owner may read, making it where it is missing.
-pub fn private(path: &Path, anew: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(anew).mode(0o600).open(path)
+pub fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// The same, in place of whatever has that name: a symlink there is not written through.
+fn anew(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Reads what is saved in a folder, without its lock: also for `status`.
@@ -289,7 +298,7 @@ impl From<io::Error> for NotLocked {
 fn lock(folder: &Path) -> Result<File, NotLocked> {
     make(folder)?;
     let path = folder.join(LOCK);
-    let mut file = match private(&path, false) {
+    let mut file = match private(&path) {
         // Read-only: a lock that is there can still be taken.
         Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path).map_err(|_| e)?,
         file => file?,

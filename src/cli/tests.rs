@@ -48,11 +48,11 @@ fn the_other_commands() {
     else {
         panic!()
     };
-    assert_eq!((s.key.as_deref(), s.partition, s.acks), (Some(&b"a=b"[..]), Some(2), Acks::None));
+    assert_eq!((s.key.as_deref(), s.partition, s.acks), (Some(&b"a=b"[..]), Some(2), Some(Acks::None)));
     assert_eq!(s.values, [b"x".to_vec(), b"--y=z".to_vec()]);
     // A value may look like an option with a value.
     let Command::Send(s) = command("send --brokers k:1 --topic t --key --acks=1") else { panic!() };
-    assert_eq!((s.key.as_deref(), s.acks), (Some(&b"--acks=1"[..]), Acks::All));
+    assert_eq!((s.key.as_deref(), s.acks), (Some(&b"--acks=1"[..]), None));
     let Command::Tail(t) = command("tail help") else { panic!() };
     assert_eq!(t.files, [Path::new("help")]);
 }
@@ -70,11 +70,16 @@ fn wrong_lines() {
         (&["run", "--once=yes"], "--once=yes"),
         (&["run", "-c"], "No value provided"),
         (&["run", "-c", ""], "it is empty"),
-        (&["run", "--topic", "a", "--topic", "b"], "duplicate"),
+        (&["run", "--topic", "a", "--topic", "b"], "run: --topic is given twice; see"),
+        (&["run", "--from=end", "--from=end"], "run: --from is given twice; see"),
         (&["tail"], "no FILE"),
         (&["send", "--topic", "t"], "--brokers"),
         (&["send", "--brokers", "k:1", "--topic", "t", "--partition", "-1"], "--partition"),
-        (&["send", "--brokers", "k:1", "--topic", "t", "--acks", "2"], "none of all, 1, 0"),
+        (
+            &["send", "--brokers", "k:1", "--topic", "t", "--acks", "2"],
+            "send: --acks: \"2\" is none of all, 1, 0; see",
+        ),
+        (&["send", "--brokers", "k:1"], "it needs --brokers and --topic, or a config file by -c"),
         (&["check", "extra"], "extra"),
         (&["status", "-c", "a", "--state-dir", "b"], "one is enough"),
         (&["run", "--x\u{1b}[2J"], "\\x1b"),

@@ -24,13 +24,26 @@ use std::time::Duration;
 
 /// One step on the way to a broker: what was tried, how long it took, and what came of it.
 pub struct Step {
-    /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log" …
+    /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log",
+    /// "size web_log" …
     pub what: String,
     pub took: Duration,
-    /// What is there, or why it failed and what to do.
-    pub outcome: Result<String, (String, String)>,
-    /// Where it failed: no waiting mends it, the config asks for what is not to be had there.
-    pub never: bool,
+    pub outcome: Outcome,
+}
+
+pub enum Outcome {
+    /// What is there.
+    Good(String),
+    Doubtful(Trouble),
+    Failed(Trouble),
+    /// No waiting mends it: the config asks for what is not to be had there.
+    Never(Trouble),
+}
+
+/// What is wrong, and what to do.
+pub struct Trouble {
+    pub why: String,
+    pub fix: String,
 }
 
 /// Goes to the brokers and tells each step as soon as it is done.
@@ -58,8 +71,8 @@ fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     if asked.connect {
         let mut unsaid = Ok(());
         connect(&config, &mut |step| {
-            failed |= step.outcome.is_err();
-            never |= step.outcome.is_err() && step.never;
+            failed |= matches!(step.outcome, Outcome::Failed(_));
+            never |= matches!(step.outcome, Outcome::Never(_));
             unsaid = print(&step_line(&step));
         });
         unsaid?;
@@ -79,12 +92,12 @@ fn print(text: &str) -> Result<(), Error> {
 
 fn step_line(step: &Step) -> String {
     let ms = step.took.as_millis();
-    match &step.outcome {
-        Ok(found) => format!("ok      {} ({ms} ms): {}\n", Escaped(&step.what), Escaped(found)),
-        Err((why, fix)) => {
-            format!("failed  {} ({ms} ms): {}; {}\n", Escaped(&step.what), Escaped(why), Escaped(fix))
-        }
-    }
+    let (head, told) = match &step.outcome {
+        Outcome::Good(found) => ("ok", found.clone()),
+        Outcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
+        Outcome::Failed(t) | Outcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
+    };
+    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
 }
 
 /// Everything there is to say without the network.
@@ -111,11 +124,18 @@ impl Report {
             r.source(i, source);
         }
         r.memory(config);
-        for warning in std::mem::take(&mut r.warnings) {
-            r.line("warning", &warning);
+        let warnings = std::mem::take(&mut r.warnings);
+        for warning in &warnings {
+            r.line("warning", warning);
         }
-        if !r.failed {
-            r.line("ok", "the config has no mistakes");
+        match warnings.len() {
+            _ if r.failed => {}
+            0 => r.line("ok", "the config has no mistakes"),
+            1 => r.line("ok", "the config can be used; one thing is worth a look, see the warning above"),
+            n => r.line(
+                "ok",
+                &format!("the config can be used; {n} things are worth a look, see the warnings above"),
+            ),
         }
         r
     }

@@ -48,6 +48,8 @@ pub struct Crew<'s, 'e> {
     sighting: Option<Sender<Infallible>>,
     watching: bool,
     once: bool,
+    /// Some file was found.
+    met: bool,
     /// When this began.
     since: (i64, u32),
 }
@@ -94,6 +96,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             sighting: Some(sighting),
             watching: true,
             once,
+            met: false,
             since: now(),
         })
     }
@@ -126,6 +129,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
         })?;
         self.tails.insert(found.path, handle);
+        self.met = true;
         Ok(())
     }
 
@@ -138,10 +142,18 @@ impl<'s, 'e> Crew<'s, 'e> {
                 let fix = "create it, or leave must_exist out";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
-            match self.once {
-                true => warn!("{what}: there is no such file"),
-                false => info!("{what}: waiting for the file"),
+            match (path.is_dir(), self.once) {
+                (true, _) => warn!(
+                    "{what}: it is a folder, of which nothing is read; name its files, as in {what}/*.log"
+                ),
+                (_, true) => {
+                    warn!("{what}: there is no such file, so nothing of it is read; correct the path")
+                }
+                (_, false) => info!("{what}: waiting for the file"),
             }
+        }
+        if self.once && missing.is_empty() && !self.met {
+            warn!("no file matches, so nothing is read; correct the patterns");
         }
         Ok(())
     }

@@ -19,8 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of a chunk: large enough that a busy file fills a batch with two, small enough for several in the budget.
-const CHUNK: usize = 256 << 10;
+/// Most bytes of a chunk: large enough that a busy file costs few hand-overs, small enough for many in the budget.
+const CHUNK: usize = 512 << 10;
 
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
     for s in &config.sources {
         topics.entry(&s.topic).or_insert_with(|| (s.topic.as_str().into(), budget.share()));
     }
-    let chunk = CHUNK.min(config.agent.memory / topics.len().max(1) / 8).max(4096);
+    let chunk = whole_part(config).min(config.agent.memory / topics.len().max(1) / 8).max(4096);
     let plan = |(i, s): (usize, &Source)| {
         let (topic, share) = &topics[s.topic.as_str()];
         let watched = watched(SourceId(i as u32), s)?;
@@ -75,6 +75,14 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
         })
     };
     config.sources.iter().enumerate().map(plan).collect()
+}
+
+/// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
+fn whole_part(config: &Config) -> usize {
+    match &config.output {
+        Output::Kafka(kafka) => kafka.batch / kafka.batch.div_ceil(CHUNK).max(1),
+        Output::Stdout => CHUNK,
+    }
 }
 
 fn watched(source: SourceId, s: &Source) -> Result<Watched, Error> {

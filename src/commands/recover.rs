@@ -57,7 +57,7 @@ pub fn recover(
         let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
-    let (store, found) = private(&path, false).and_then(Store::open).map_err(trouble)?;
+    let (store, found) = private(&path).and_then(Store::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let cover = cover(saved);
     let mut loaded = match doubt(&found, &binding, job.found, saved) {

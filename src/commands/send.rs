@@ -6,13 +6,13 @@ use super::drivers;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, Shape, StreamId, Then};
 use crate::cli;
-use crate::config::{self, Compression, Kafka};
+use crate::config;
 use crate::error::{Error, ExitCode};
 use crate::report::{Board, Gauge};
 use crate::ship::{self, Partitioner, Receipt};
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
+use crossbeam_channel::{Receiver, Select, Sender, after, bounded, never, select};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,8 +33,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let trouble = |e| Error::failed("signals", e, "start it where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
+    let (mut kafka, topic) = config::load_kafka(&asked.overrides())?;
+    kafka.acks = asked.acks.unwrap_or(kafka.acks);
     let board = Arc::new(Board::default());
-    let ends = drivers::of_kafka(&kafka(&asked), &[], &board).map_err(threads)?;
     let (receipt_tx, receipts) = bounded::<Receipt>(1024);
     let options = ship::Options {
         partitioner: match (asked.partition, &asked.key) {
@@ -42,13 +43,19 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
             (None, Some(_)) => Partitioner::Hash,
             (None, None) => Partitioner::Sticky,
         },
+        batch: kafka.batch,
+        rate: kafka.rate,
         receipts: Some(receipt_tx),
         ..ship::Options::default()
     };
     let (parcels, inbox) = bounded(4);
     let (input_stop, input_on) = stop::pair();
     let given = Arc::new(AtomicU64::new(0));
-    let failed = Input::start(asked, &given, parcels, input_on)?;
+    let failed = Input::start(asked, &topic, &given, parcels, input_on)?;
+    if first(&inbox, &signals.inbox).is_none() {
+        return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
+    }
+    let ends = drivers::of_kafka(&kafka, &kafka.needs_modern(), &board).map_err(threads)?;
     let (notes, forgotten) = bounded::<Note>(1024);
     let (give_up, give_up_on) = stop::pair();
     thread::scope(|scope| {
@@ -68,6 +75,22 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
         }
         verdict(given.load(Relaxed), stored, board.totals.dead_lettered.load(Relaxed))
     })
+}
+
+/// Waits for the first value, so that no broker is asked for anything where there is none. `None`: all was read, or a
+/// signal says to stop.
+fn first(inbox: &Receiver<Parcel>, signals: &Receiver<Signal>) -> Option<()> {
+    loop {
+        let mut either = Select::new();
+        either.recv(inbox);
+        let signalled = either.recv(signals);
+        if either.ready() != signalled {
+            return (!inbox.is_empty()).then_some(()); // empty: closed
+        }
+        if signals.try_recv() == Ok(Signal::Stop) {
+            return None;
+        }
+    }
 }
 
 fn verdict(given: u64, stored: u64, refused: u64) -> Result<ExitCode, Error> {
@@ -92,24 +115,6 @@ fn thread(name: &str) -> Builder {
 
 fn threads(e: io::Error) -> Error {
     Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
-}
-
-fn kafka(asked: &cli::Send) -> Kafka {
-    Kafka {
-        brokers: asked.brokers.clone(),
-        acks: asked.acks,
-        driver: asked.driver,
-        client_id: env!("CARGO_PKG_NAME").to_owned(),
-        key: None,
-        partition: config::Partition::Sticky, // both are ship's, and set there
-        compression: Compression::None,
-        linger: Duration::ZERO,
-        batch: 512 << 10,
-        rate: None,
-        create_topics: true,
-        tls: None,
-        sasl: None,
-    }
 }
 
 /// The main thread: prints what is stored, heeds signals.
@@ -194,11 +199,12 @@ impl Input {
     /// What comes back is what went wrong; it closes when all has been read.
     fn start(
         asked: cli::Send,
+        topic: &str,
         given: &Arc<AtomicU64>,
         out: Sender<Parcel>,
         stop: Stop,
     ) -> Result<Receiver<Error>, Error> {
-        let mut input = Input::new(&asked.topic, asked.key, given, out, stop);
+        let mut input = Input::new(topic, asked.key, given, out, stop);
         let (tell, failed) = bounded(1);
         let body = move || {
             let done = match asked.values {

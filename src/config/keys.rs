@@ -49,7 +49,12 @@ pub fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
     match integer(v) {
         Some(Ok(0)) => Some(Acks::None),
         Some(Ok(1)) => Some(Acks::Leader),
-        _ => named(walk, key, v),
+        Some(_) => {
+            let n = v.get_ref().as_integer().map_or("another number", |n| n.as_str());
+            walk.wrong(v.span(), format!("`{key}` cannot be {n}"), "write \"all\", 1 or 0");
+            None
+        }
+        None => named(walk, key, v),
     }
 }
 

@@ -4,7 +4,11 @@
 pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let plain = |s: &str| s.to_ascii_lowercase().replace('-', "_");
     let typed = plain(typed);
-    let near = names.map(|n| (distance(&typed, &plain(n)), n)).min_by_key(|(d, _)| *d)?;
+    // Of one letter, every other is as near.
+    let near = names
+        .filter(|n| typed.chars().count() > 1 || n.len() > 1)
+        .map(|n| (distance(&typed, &plain(n)), n))
+        .min_by_key(|(d, _)| *d)?;
     (near.0 <= (typed.chars().count() / 3).clamp(1, 3)).then_some(near.1)
 }
 
@@ -34,7 +38,7 @@ mod tests {
 
     #[test]
     fn what_was_meant() {
-        let keys = ["brokers", "topic", "acks", "max_line", "drop"];
+        let keys = ["brokers", "topic", "acks", "max_line", "drop", "1"];
         for (typed, meant) in [
             ("broker", Some("brokers")),
             ("tpoic", Some("topic")),
@@ -44,6 +48,7 @@ mod tests {
             ("ack", Some("acks")),
             ("zebra", None),
             ("", None),
+            ("2", None),
         ] {
             assert_eq!(nearest(typed, keys.iter().copied()), meant, "{typed}");
         }

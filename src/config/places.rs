@@ -1,6 +1,6 @@
 //! Where in which file a problem is, and what the operator should write there. Parses nothing.
 
-use crate::error::Line;
+use crate::error::{Error, ExitCode, Line};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,14 @@ impl Problems {
 
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.docs.iter().map(|d| d.path.as_path())
+    }
+
+    /// `value`, unless there are problems: then the error that names them all, with code 78.
+    pub fn into_result<T>(self, value: T) -> Result<T, Error> {
+        match self.into_lines() {
+            lines if lines.is_empty() => Ok(value),
+            lines => Err(Error::several(ExitCode::Config, lines)),
+        }
     }
 
     /// `FILE:LINE:COL`, what is wrong, what to write instead; in the order of the files.

@@ -40,6 +40,29 @@ pub fn resolve(
     Ok(config)
 }
 
+/// `[kafka]` alone, and its topic: `send` follows no files, and numbers nothing.
+pub fn kafka(
+    typed: Typed,
+    asked: &Overrides,
+    around: &Surroundings,
+    problems: &mut Problems,
+) -> Result<(Kafka, String), Error> {
+    let typed = Typed { agent: typed::Agent::default(), files: Vec::new(), ..typed };
+    let mut r = Resolver { asked, around, top: typed.top, problems };
+    r.check_classic(&typed);
+    r.check_kafka(&typed.kafka, Delivery::AtLeastOnce);
+    r.writes_stdout(&typed)?;
+    let topic = asked.topic.clone().or(typed.kafka.topic.get().cloned());
+    if topic.is_none() && typed.kafka.topic.is_missing() {
+        r.missing(
+            typed.kafka.place,
+            "`topic` is missing in [kafka]",
+            "write topic = \"web_log\", or give --topic",
+        );
+    }
+    Ok((r.kafka(typed.kafka, Delivery::AtLeastOnce, &around.hostname), topic.unwrap_or_default()))
+}
+
 /// The folder to use when `--state-dir` names none.
 pub fn state_dir(typed: Option<PathBuf>, around: &Surroundings) -> PathBuf {
     typed.or_else(|| around.state_directory.clone()).unwrap_or_else(|| DEFAULT_STATE_DIR.into())
@@ -241,7 +264,7 @@ impl Resolver<'_> {
         let plan = config.memory_plan();
         if config.agent.memory < plan.needed {
             let what = format!(
-                "`memory` of {} bytes does not hold what {} need: {} for the longest line of each and its tables, and {} to encode",
+                "`memory` of {} bytes is too small for {}: {} bytes for each (its longest line, and tables) and {} to encode are needed",
                 config.agent.memory,
                 if plan.topics == 1 { "1 topic".into() } else { format!("{} topics", plan.topics) },
                 plan.per_topic,

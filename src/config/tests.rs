@@ -2,6 +2,7 @@
 //! table of all of them.
 
 use super::*;
+use crate::error::ExitCode;
 use std::fs;
 
 struct Box {
@@ -289,7 +290,6 @@ fn one_mistake_each() {
         ("key = { field = \"a..b\" }", "4:17", "a name in it is empty"),
         ("key = { constant = \"a\", field = \"b\" }", "4:7", "not exactly one source"),
         ("key = \"paht\"", "4:7", "cannot be \"paht\""),
-        ("acks = 2", "4:8", "not one of these words"),
         ("acks = \"most\"", "4:8", "cannot be \"most\""),
         ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "cannot do lz4"),
         ("driver = \"classic\"\n[kafka.tls]", "5:1", "cannot do TLS"),
@@ -308,11 +308,13 @@ fn one_mistake_each() {
             "unknown key `password`",
         ),
         ("rate = \"1MiB\"", "4:8", "a rate ends in /s"),
+        ("acks = 2", "4:8", "`acks` cannot be 2; write \"all\", 1 or 0"),
+        ("acks = \"al\"", "4:8", "`acks` cannot be \"al\"; did you mean \"all\"?"),
         ("batch = 0", "4:9", "not from 1 byte"),
         ("memory = 1", "4:1", "it belongs in [agent]"),
         ("nonsense = 1", "4:1", "known here: brokers, topic"),
         ("create_topics = \"yes\"", "4:17", "is a text, not true or false"),
-        ("batch = \"20MiB\"", "4:9", "`memory` of 8388608 bytes does not hold"),
+        ("batch = \"20MiB\"", "4:9", "`memory` of 8388608 bytes is too small for 1 topic:"),
     ];
     for (line, at, said) in in_kafka {
         let config = LEAST.replace("topic = \"t\"", &format!("topic = \"t\"\n{line}"));
@@ -331,7 +333,7 @@ fn one_mistake_each() {
         ("multiline = { start = 'a', continue = 'b' }", "6:13", "exactly one of"),
         ("multiline = { start = 'a', max_lines = 0 }", "6:40", "not from 1"),
         ("topic = \"a b\"", "6:9", "Kafka takes"),
-        ("max_line = \"20MiB\"", "1:1", "`memory` of 8388608 bytes does not hold"),
+        ("max_line = \"20MiB\"", "1:1", "`memory` of 8388608 bytes is too small for 1 topic:"),
         ("[metric]\ntextfile = \"/x\"", "6:2", "did you mean `metrics`?"),
         ("[metrics]\ntextfile = \"x\"", "7:12", "relative path"),
         ("[agent]\ndelivery = \"exactly-once\"\n[[files]]\npaths = \"/x\"\nheader = 1", "10:1", "`headers`"),
@@ -349,7 +351,17 @@ fn one_mistake_each() {
         (
             "[kafka]\nbrokers = [\"a\"]\ntopic = \"t\"\n[[files]]\npaths = \"/x\"",
             "2:12",
-            "the port is missing",
+            "the port is missing; write for example brokers = [\"a:9092\"]",
+        ),
+        (
+            "[kafka]\nbrokers = \"127.0.0.1\"\ntopic = \"t\"\n[[files]]\npaths = \"/x\"",
+            "2:11",
+            "`brokers` is a text, not a list; write brokers = [\"127.0.0.1:9092\"]",
+        ),
+        (
+            "[kafka]\nbrokers = \"a:1, b:2\"\ntopic = \"t\"\n[[files]]\npaths = \"/x\"",
+            "2:11",
+            "write brokers = [\"a:1\", \"b:2\"]",
         ),
         ("[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n[files]\npaths = \"/x\"", "4:1", "[[files]]"),
     ];
@@ -526,6 +538,35 @@ fn files_without_a_config() {
     }
 }
 
+/// Fails when `send` asks for [[files]], looks at what only files need, or lets the config win over the command line.
+#[test]
+fn kafka_alone() {
+    let b = Box::new(
+        "[agent]\ndelivery = \"exactly-once\"\n[kafka]\nbrokers = [\"k:1\"]\nacks = 1\nclient_id = \"me\"\n[kafka.tls]\n",
+    );
+    let asked = |topic: Option<&str>| Overrides {
+        config: Some(b.path("c.toml")),
+        topic: topic.map(str::to_owned),
+        ..Overrides::default()
+    };
+    let (k, topic) = load_kafka(&asked(Some("t"))).unwrap();
+    assert_eq!(
+        (k.brokers[0].to_string().as_str(), k.acks, k.client_id.as_str()),
+        ("k:1", Acks::Leader, "me")
+    );
+    assert_eq!((topic.as_str(), k.needs_modern()), ("t", vec!["TLS"]));
+    let (k, _) =
+        load_kafka(&Overrides { brokers: Some(brokers("l:2").unwrap()), ..asked(Some("t")) }).unwrap();
+    assert_eq!(k.brokers[0].port, 2);
+    let error = load_kafka(&asked(None)).unwrap_err();
+    assert!(error.code == ExitCode::Config && error.to_string().contains("or give --topic"), "{error}");
+    let classic = Overrides { driver: Some(Driver::Classic), ..asked(Some("t")) };
+    let error = load_kafka(&classic).unwrap_err().to_string();
+    assert!(error.contains("c.toml:7:1: the classic driver") && error.lines().count() == 1, "{error}");
+    let bare = Overrides { brokers: Some(brokers("l:2").unwrap()), config: None, ..asked(Some("t")) };
+    assert_eq!(load_kafka(&bare).unwrap().0.acks, Acks::All);
+}
+
 #[test]
 fn the_state_folder_is_found_in_a_broken_config() {
     let b = Box::new("[agent]\nstate_dir = \"/s\"\nmemory = [\n[kafka]\nx = 1\n");
@@ -543,6 +584,8 @@ fn no_such_config() {
     let error = load_in(&asked, &b.around()).unwrap_err();
     assert_eq!(error.code, ExitCode::Config);
     assert!(error.to_string().contains("none.toml: No such file"), "{error}");
+    let error = load_in(&Overrides { config: Some(b.path(".")), ..asked }, &b.around()).unwrap_err();
+    assert!(error.to_string().contains("it is a folder; name the file in it"), "{error}");
 }
 
 proptest::proptest! {

@@ -7,6 +7,7 @@ use super::syntax::{self, Repaired};
 use super::values::*;
 use super::walk::*;
 use super::*;
+use std::io::ErrorKind;
 use toml::de::DeTable;
 
 /// All files together: `[agent]`, `[kafka]` and `[metrics]` from the main one, `[[files]]` from each.
@@ -97,10 +98,7 @@ pub struct Files {
 
 /// Reads `main` and the `*.toml` of the `.d` folder beside it.
 pub fn read(main: &Path, problems: &mut Problems) -> Result<Typed, Error> {
-    let bytes = std::fs::read(main).map_err(|e| {
-        let fix = "write one there, name another with -c, or give the files: logagent run FILE…";
-        Error::config(format!("read {}", main.display()), e, fix)
-    })?;
+    let bytes = std::fs::read(main).map_err(|e| unreadable(main, &e))?;
     let mut typed = Typed::default();
     let doc = take_up(main, bytes, problems, &mut typed, true);
     typed.top = Some(problems.place(doc, 0));
@@ -120,6 +118,21 @@ pub fn read(main: &Path, problems: &mut Problems) -> Result<Typed, Error> {
     }
     typed.read_from = problems.files().map(Path::to_owned).collect();
     Ok(typed)
+}
+
+fn unreadable(main: &Path, e: &std::io::Error) -> Error {
+    let what = format!("read {}", main.display());
+    match e.kind() {
+        ErrorKind::IsADirectory => {
+            let fix = format!("name the file in it, as in -c {}", main.join("logagent.toml").display());
+            Error::config(what, "it is a folder", fix)
+        }
+        ErrorKind::NotFound => {
+            let fix = "write one there, name another with -c, or give the files: logagent run FILE…";
+            Error::config(what, e, fix)
+        }
+        _ => Error::config(what, e, "let this user read it, or name another with -c"),
+    }
 }
 
 /// In the order of their names. No such folder: none.
@@ -209,7 +222,7 @@ fn kafka(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Kafka> {
     let mut s = Section::new(walk, "[kafka]", found);
     let kafka = Kafka {
         place,
-        brokers: s.field("brokers", list(broker)),
+        brokers: s.field("brokers", broker_list),
         topic: s.field("topic", topic),
         acks: s.field("acks", acks),
         driver: s.field("driver", named),

@@ -129,8 +129,24 @@ pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     Some(s.into())
 }
 
-pub fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::Broker> {
-    walk.parsed(key, v, ("a broker", "[\"kafka.example:9092\"]"), units::broker)
+pub fn broker_list(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::Broker>> {
+    if let Some(s) = v.get_ref().as_str() {
+        let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
+        walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
+        return None;
+    }
+    list(broker)(walk, key, v)
+}
+
+fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::Broker> {
+    let example = format!("[{:?}]", with_port(v.get_ref().as_str().unwrap_or_default()));
+    walk.parsed(key, v, ("a broker", &example), units::broker)
+}
+
+/// What may have been meant, as an example of how to write it.
+fn with_port(s: &str) -> String {
+    let meant = [s.to_owned(), format!("{s}:9092"), "kafka.example:9092".into()];
+    meant.into_iter().find(|m| units::broker(m).is_ok()).unwrap_or_default()
 }
 
 /// The topic names that Kafka takes (`org.apache.kafka.common.internals.Topic`).

@@ -126,7 +126,10 @@ fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
 pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp"); // the collector reads only *.prom
-    let mut file: Disk = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&tmp)?;
+    // The folder may be another's, and so may a symlink there.
+    let left = std::fs::remove_file(&tmp);
+    left.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+    let mut file: Disk = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&tmp)?;
     file.write_all(text(s).as_bytes())?;
     #[allow(clippy::disallowed_methods)] // nothing here has to outlive a power loss
     std::fs::rename(&tmp, path)

@@ -78,13 +78,8 @@ impl Outages {
         if new {
             outage.reasons.push(why.to_owned());
         }
-        match outage.attempts {
-            1 => log::warn!("{who} down: {why}; retrying"),
-            n if new || n.is_power_of_two() => {
-                let wait = Span(now.duration_since(outage.since));
-                log::warn!("{who} still down after {wait}, attempt {n}: {why}; retrying");
-            }
-            _ => {}
+        if new || outage.attempts.is_power_of_two() {
+            say_down(&who, "down", outage.attempts, now.duration_since(outage.since), why);
         }
         let (since, attempts) = (outage.since, outage.attempts);
         let of = |state: &str| {
@@ -109,7 +104,7 @@ impl Outages {
         let key = who.key();
         let outage = self.open.remove(&key);
         if let Some(o) = &outage {
-            log::info!("{who} up again after {}, {} attempts", Span(now.duration_since(o.since)), o.attempts);
+            say_up(&who, o.attempts, now.duration_since(o.since));
         } else if known {
             return;
         }
@@ -137,6 +132,19 @@ impl Outages {
         self.shown.remove(broker);
         self.board.brokers().remove(broker);
     }
+}
+
+/// The line for a failed attempt, in the words of both drivers. `how`: "down", or "lost" where it worked a moment ago.
+pub fn say_down(who: &impl fmt::Display, how: &str, attempts: u64, since: Duration, why: &str) {
+    match attempts {
+        1 => log::warn!("{who} {how}: {why}; retrying"),
+        n => log::warn!("{who} still down after {}, attempt {n}: {why}; retrying", Span(since)),
+    }
+}
+
+pub fn say_up(who: &impl fmt::Display, attempts: u64, after: Duration) {
+    let s = if attempts == 1 { "" } else { "s" };
+    log::info!("{who} up again after {}, {attempts} attempt{s}", Span(after));
 }
 
 /// A time as a person says it: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.

@@ -3,7 +3,7 @@
 use super::framing::{self, Input, Rest, Rules};
 use super::gz::Gz;
 use super::identity::Look;
-use crate::budget::Share;
+use crate::budget::{Place, Share};
 use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Then};
 use crate::stop::Stop;
 use memchr::memchr;
@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where a stream's bytes are.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub enum Got {
     Changed,
     /// Stopped while waiting for the budget.
     Stopped,
+    /// The budget has had no room for some time: see whether the file is still the same.
+    NoRoom,
     /// A compressed file that goes no further.
     Broken(io::Error),
 }
@@ -79,7 +81,13 @@ pub struct Open {
     pub changed: Instant,
     /// Bytes per line lately; the line table is made for it.
     per_line: usize,
+    /// Among those who wait for the budget.
+    pub place: Option<Place>,
 }
+
+/// Longest wait for the budget without a look at the files. While nothing can be sent a log grows, is rotated and removed:
+/// what was never opened is lost then, and nobody would know.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Length of a first guess.
 const USUAL_LINE: usize = 100;
@@ -110,6 +118,7 @@ impl Open {
             limit: u64::MAX,
             changed: now,
             per_line: USUAL_LINE,
+            place: None,
         };
         open.before = open.read_before(at.offset)?;
         let kept = &open.before[open.before.len().saturating_sub(usize::from(at.mark.len))..];
@@ -184,10 +193,11 @@ impl Open {
                 return Ok(Got::Nothing);
             }
             let most = (len / self.per_line.max(1) + 64).min(Chunk::MAX_LINES);
-            let Some(mut permit) = how.share.take(len + most * size_of::<Line>(), stop) else {
-                return Ok(Got::Stopped);
+            let wanted = len + most * size_of::<Line>();
+            let Some(mut permit) = how.share.take_within(wanted, &mut self.place, PATIENCE, stop) else {
+                return Ok(if stop.is_on() { Got::Stopped } else { Got::NoRoom });
             };
-            let mut bytes = how.share.buffer(len);
+            let mut bytes = Vec::with_capacity(len);
             let filled = match self.fill(&mut bytes, len) {
                 Err(e) if self.is_broken(&e) => return Ok(Got::Broken(e)),
                 filled => filled?,
@@ -220,8 +230,7 @@ impl Open {
             }
             self.per_line = (framed.consumed / lines.len().max(1)).clamp(1, how.chunk);
             if lines.is_empty() {
-                permit.recycle(std::mem::take(&mut bytes));
-                lines = Vec::new();
+                (bytes, lines) = Default::default();
             }
             bytes.truncate(framed.consumed);
             permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());

@@ -52,6 +52,45 @@ fn more_than_may_be_held() {
     assert_eq!(lost, 2000 * 201 - read * 201, "{said}");
 }
 
+/// While no broker takes anything and the memory is full: three files at the path in turn, of which the second is rotated and
+/// removed before a line of it could be read. Fails when a tail that waits for memory looks at nothing: nobody would know
+/// that there was a second file.
+#[test]
+fn rotated_and_removed_while_nothing_can_be_sent() {
+    let folder = Folder::new();
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    kafka.down(1);
+    let (state, log) = (folder.path("state"), folder.path("f.log"));
+    let config = format!(
+        "[agent]\nstate_dir = {state:?}\nmemory = \"192KiB\"\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n\
+         driver = \"modern\"\nbatch = \"16KiB\"\n[[files]]\npaths = [{log:?}]\nmax_line = 4096\nstart = \"beginning\"\n",
+        kafka.address()
+    );
+    folder.write("c.toml", config);
+    let lines = [Lines::new("a", 0..3000), Lines::new("b", 0..500), Lines::new("c", 0..500)];
+    lines[0].append_to(&log);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let told = |what: &str, name: &'static str, wanted: u64| {
+        wait_status(&folder, &state, what, |s| s["files"][0][name] == wanted);
+    };
+    pause(secs(3)); // the memory is full
+    folder.rename("f.log", "f.log.1");
+    lines[1].append_to(&log);
+    told("the second file is seen", "lag_bytes", 3500 * 201);
+    folder.remove("f.log.1");
+    folder.rename("f.log", "f.log.1");
+    lines[2].append_to(&log);
+    told("the third file is seen", "lag_bytes", 4000 * 201);
+    folder.remove("f.log.1");
+    kafka.up(1);
+    wait_until(PATIENT, "all is delivered", || kafka.stored("t").len() >= 4000);
+    told("nothing waits", "lag_bytes", 0);
+    agent.stop().expect_code(0);
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&lines.iter().collect::<Vec<_>>());
+    assert_eq!(status_json(&folder, &state)["totals"]["lost_bytes"], 0);
+}
+
 /// Fails when neither birth time nor the bytes before the position tell two users of an inode apart.
 #[test]
 fn removed_and_made_again_twenty_times() {

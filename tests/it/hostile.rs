@@ -22,48 +22,63 @@ fn lies() -> Vec<(&'static str, Reply, bool)> {
         ("noise", Reply::Raw(noise), true),
         ("mute", Reply::Mute, false),
         ("a byte a second", Reply::Drip, false),
+        ("closed", Reply::Close, true),
+        ("half, and mute", Reply::Raw(vec![0, 0, 0, 100, 0, 0]), false),
+        ("a frame as large as may be", Reply::Raw([&[0, 0x10, 0, 0][..], &[0x55; 1 << 20]].concat()), true),
     ]
 }
 
-/// Lets ten agents at a time meet the lies in one kind of answer.
+/// Starts an agent on this broker; its config is written for it. Modern authenticates, so that there are lies about that.
+fn starts(folder: &Folder, n: usize, broker: &str, driver: &str, more: &str) -> Agent {
+    let config = format!(
+        "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [{broker:?}]\ntopic = \"t\"\n\
+         driver = {driver:?}\n{more}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+        folder.path(format!("state-{n}")),
+        folder.path("f.log"),
+    );
+    let config = folder.write(&format!("{n}.toml"), config);
+    folder.agent(["run", "-c"]).arg(config).start()
+}
+
+/// What every agent must hold after some seconds with a peer that lies: alive, small, idle, and gone when told.
+#[track_caller]
+fn lives(what: &str, agent: &mut Agent) -> Done {
+    assert!(agent.ended().is_none(), "{what}: it ended\n{}", agent.log());
+    let told = Instant::now();
+    let done = agent.stop().expect_code(0);
+    assert!(told.elapsed() < secs(4), "{what}: {:?} to end", told.elapsed());
+    // Those of the kafka crate are caught, and are an outage like any other.
+    assert!(!done.stderr.contains("panic in"), "{what}: {}", done.stderr);
+    assert!(done.vm_hwm < 24_000, "{what}: {} KiB resident", done.vm_hwm);
+    assert!(done.cpu < millis(500), "{what}: {:?} of processor time in {:?}", done.cpu, done.took);
+    done
+}
+
+/// Lets a dozen agents at a time meet the lies in one kind of answer.
 #[track_caller]
 fn meets(driver: &str, at: Api) {
     let folder = Folder::new();
     folder.write("f.log", "one\ntwo\n");
+    let sasl = match at {
+        Api::SaslHandshake | Api::SaslAuthenticate => {
+            let password = folder.write("password", "p");
+            format!("sasl = {{ mechanism = \"PLAIN\", username = \"u\", password_file = {password:?} }}")
+        }
+        _ => String::new(),
+    };
     let mut all = Vec::new();
     for (n, (lie, reply, shows)) in lies().into_iter().enumerate() {
-        // The kafka crate reserves memory by that count. The binary that ships survives it by its allocator, glibc's ends
-        // the process (see main.rs); so this one is for LOGAGENT_BIN.
-        let by_the_crate = driver != "modern" && at == Api::Produce && lie == "a count that does not fit";
-        if by_the_crate && std::env::var_os("LOGAGENT_BIN").is_none() {
-            continue;
-        }
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
         kafka.script(move |r| if r.api == at { reply.clone() } else { Reply::Default });
-        let config = format!(
-            "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n\
-             driver = {driver:?}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
-            folder.path(format!("state-{n}")),
-            kafka.address(),
-            folder.path("f.log"),
-        );
-        let config = folder.write(&format!("{n}.toml"), config);
-        let agent = folder.agent(["run", "-c"]).arg(config).start();
+        let agent = starts(&folder, n, &kafka.address(), driver, &sasl);
         all.push((lie, shows, kafka, agent));
     }
     pause(secs(6));
     for (lie, shows, kafka, mut agent) in all {
         let what = format!("{driver}, {at:?}, {lie}");
         assert!(kafka.count(at) > 0, "{what}: it never came to that");
-        assert!(agent.ended().is_none(), "{what}: it ended\n{}", agent.log());
-        let told = Instant::now();
-        let done = agent.stop().expect_code(0);
-        assert!(told.elapsed() < secs(4), "{what}: {:?} to end", told.elapsed());
-        // Those of the kafka crate are caught, and are an outage like any other.
-        assert!(!done.stderr.contains("panic in"), "{what}: {}", done.stderr);
-        assert!(done.vm_hwm < 24_000, "{what}: {} KiB resident", done.vm_hwm);
-        assert!(done.cpu < millis(500), "{what}: {:?} of processor time", done.cpu);
+        let done = lives(&what, &mut agent);
         // Classic takes a peer that hangs up on ApiVersions for Kafka 0.9, and reads no correlation ids (D1): then
         // it gets on with its work.
         let said = done.stderr.contains(" WARN ") || kafka.stored("t").len() >= 2;
@@ -94,6 +109,90 @@ fn blurts(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
         }
     });
     address
+}
+
+/// What a peer does with a connection before anything is asked of it.
+#[derive(Clone, Copy)]
+enum First {
+    Says(&'static [u8]),
+    /// The same, as fast as it can and without end.
+    Floods(&'static [u8]),
+    Closes,
+    /// By a reset.
+    Resets,
+}
+
+fn begins(how: First) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || match how {
+                First::Says(bytes) => {
+                    let _ = stream.write_all(bytes);
+                    while stream.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {}
+                }
+                First::Floods(bytes) => while stream.write_all(&bytes.repeat(1000)).is_ok() {},
+                First::Closes => {}
+                First::Resets => {
+                    let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Fails when bytes that nobody asked for are kept, answered, or taken for an answer, or when a loop has no pause.
+#[test]
+fn who_begins_without_being_asked() {
+    let firsts = [
+        ("a banner", First::Says(b"SSH-2.0-OpenSSH_9.6\r\n")),
+        ("an answer", First::Says(b"\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0")),
+        ("answers without end", First::Floods(b"\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0")),
+        ("zeros without end", First::Floods(&[0; 64])),
+        ("noise without end", First::Floods(b"\0\x0f\xff\xff logagent ")),
+        ("closed", First::Closes),
+        ("reset", First::Resets),
+    ];
+    let folder = Folder::new();
+    folder.write("f.log", "one\n");
+    let mut all = Vec::new();
+    for driver in ["classic", "modern", "auto"] {
+        for (what, first) in firsts {
+            let broker = begins(first).to_string();
+            all.push((driver, what, starts(&folder, all.len(), &broker, driver, "")));
+        }
+    }
+    pause(secs(10));
+    for (driver, what, mut agent) in all {
+        let done = lives(&format!("{driver}, {what}"), &mut agent);
+        assert!(done.stderr.contains(" WARN "), "{driver}, {what}: nothing is said\n{}", done.stderr);
+    }
+}
+
+/// A cluster as large as an answer may tell of, of which only the first broker is there. Fails when each broker, or each
+/// partition, costs a thread or a connection of its own for no use, or memory without limit.
+#[test]
+fn a_cluster_that_is_mostly_invented() {
+    let folder = Folder::new();
+    folder.write("f.log", Lines::new("f", 0..2000).bytes());
+    let mut all = Vec::new();
+    for (driver, partitions) in [("classic", 20_000), ("modern", 40_000), ("auto", 20_000)] {
+        let kafka = Scripted::start(1);
+        let first = kafka.node_address(1).to_string();
+        kafka.invent(1900);
+        kafka.topic("t", &(0..partitions).collect::<Vec<_>>());
+        let agent = starts(&folder, all.len(), &first, driver, "");
+        all.push((driver, kafka, agent));
+    }
+    pause(secs(10));
+    for (driver, kafka, mut agent) in all {
+        assert!(kafka.count(Api::Metadata) > 0, "{driver}");
+        assert!(agent.threads() < 100, "{driver}: {} threads", agent.threads());
+        let done = lives(driver, &mut agent);
+        println!("{driver}: {} KiB, {:?}, {} stored", done.vm_hwm, done.cpu, kafka.stored("t").len());
+    }
 }
 
 /// Fails when TLS is waited for without a limit, when what is no TLS is not named, or when a large record takes memory.
@@ -147,6 +246,18 @@ fn versions_by_modern() {
 #[test]
 fn versions_by_auto() {
     meets("auto", Api::ApiVersions);
+}
+#[test]
+fn producer_id_by_modern() {
+    meets("modern", Api::InitProducerId);
+}
+#[test]
+fn sasl_handshake_by_modern() {
+    meets("modern", Api::SaslHandshake);
+}
+#[test]
+fn sasl_authenticate_by_modern() {
+    meets("modern", Api::SaslAuthenticate);
 }
 #[test]
 fn metadata_by_classic() {

@@ -277,6 +277,55 @@ fn a_hundred_soaks() {
     crate::soak::a_hundred();
 }
 
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn ten_idle_minutes() {
+    let mut figures = Figures::of("ten files, all delivered, for ten minutes");
+    let (cpu, written, saved) = crate::scale::ten_idle_files(secs(600));
+    figures.at_most("CPU", cpu.as_millis() as u64, 100, "ms");
+    figures.at_most("state written", saved, 0, "bytes");
+    figures.note("written at all", format!("{written} bytes"));
+    figures.judge();
+}
+
+/// Prometheus' own opinion of the metrics file. Debian's package `prometheus` brings promtool, and a service that nobody
+/// wants on a test machine, so `tests/run` does not install it.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn promtool_takes_the_metrics() {
+    need("promtool");
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let folder = Folder::new();
+    folder.write("we\"ird\\n\n.log", "a\n");
+    let (textfile, logs) = (folder.path("m.prom"), folder.path("*.log"));
+    let config = format!(
+        "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n[metrics]\ntextfile = {textfile:?}\n\
+         [[files]]\npaths = [{logs:?}]\nstart = \"beginning\"\n",
+        folder.path("state"),
+        kafka.address(),
+    );
+    folder.write("c.toml", config);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let delivered = || std::fs::read_to_string(&textfile).is_ok_and(|t| t.contains("acknowledged_total 1\n"));
+    wait_until(PATIENT, "the metrics tell of the line", delivered);
+    agent.stop().expect_code(0);
+    let checked = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::fs::File::open(&textfile).unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+    assert!(checked.status.success() && said.is_empty(), "{said}");
+}
+
+/// `status` against the truth, ten bad days of a minute each.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn status_is_the_truth() {
+    crate::oracle::many_days();
+}
+
 /// One writer at 20 MB/s, a rotation each second for a minute, at most five rotated files kept.
 #[test]
 #[ignore = "long form: tests/run --long"]

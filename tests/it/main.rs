@@ -7,12 +7,14 @@
 mod harness;
 
 mod basics;
+mod check;
 mod cli;
 mod copytruncate;
 mod deletion;
 mod delivery;
 mod discovery;
 mod drivers;
+mod effort;
 mod exactly_once;
 mod faults;
 mod framing;
@@ -20,6 +22,7 @@ mod hostile;
 mod limits;
 mod logrotate;
 mod long;
+mod oracle;
 mod readme;
 mod restart;
 mod rotation;
@@ -29,4 +32,5 @@ mod soak;
 mod state;
 mod symlinks;
 mod tree;
+mod untrusted;
 mod watchdog;

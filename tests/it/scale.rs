@@ -73,6 +73,50 @@ fn one_idle_file() {
     assert!(agent.vm_rss() < most, "{} KiB", agent.vm_rss());
 }
 
+/// Ten files whose lines are all delivered: what that costs in this time, in processor time and bytes written anywhere.
+pub fn ten_idle_files(time: std::time::Duration) -> (std::time::Duration, u64, u64) {
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let folder = Folder::new();
+    let names: Vec<String> = (0..10).map(|i| format!("{i}.log")).collect();
+    names.iter().for_each(|name| folder.append(name, Lines::new(name, 0..100).bytes()));
+    let args = format!(
+        "run --brokers {} --topic t --from beginning --state-dir state {}",
+        kafka.address(),
+        names.join(" ")
+    );
+    let mut agent = folder.agent_line(&args).start();
+    let state = folder.path("state");
+    wait_until(SOON, "all is saved", || {
+        let status = status_json(&folder, &state);
+        let files = status["files"].as_array().unwrap().clone();
+        files.len() == 10 && files.iter().all(|f| f["saved"] == 100 * 201)
+    });
+    pause(secs(3));
+    let wrote = || {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", agent.id())).unwrap();
+        io.lines().find_map(|l| l.strip_prefix("wchar: ")).unwrap().parse::<u64>().unwrap()
+    };
+    let state_bytes = || status_json(&folder, &state)["state"]["bytes_written"].as_u64().unwrap();
+    let saved = state_bytes();
+    let (cpu, written) = (agent.cpu(), wrote());
+    pause(time);
+    let (cpu, written) = (agent.cpu() - cpu, wrote() - written);
+    let saved = state_bytes() - saved;
+    agent.stop().expect_code(0);
+    (cpu, written, saved)
+}
+
+/// Fails when anything is written while nothing changes, or a timer runs. The long form takes ten minutes.
+#[test]
+fn ten_idle_files_cost_nothing() {
+    let (cpu, written, saved) = ten_idle_files(secs(20));
+    // 0.1 s in ten minutes are 3 ms in 20 s; the kernel counts in steps of 10 ms.
+    assert!(cpu <= millis(10), "{cpu:?} in 20 idle seconds");
+    // A wake-up of a thread is 8 bytes in an eventfd.
+    assert!(written <= 64 && saved == 0, "{written} bytes written, {saved} of them state");
+}
+
 /// Fails when a tail holds a part of the budget while it waits for more.
 #[test]
 fn eight_files_with_growing_lines_of_900_kb() {

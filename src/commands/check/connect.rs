@@ -1,10 +1,11 @@
 //! The way to each broker for `--connect`: first to those that the config names, then to those that lead the topics, by
 //! the addresses that they give of themselves. The steps are the modern driver's own; here they get their advice.
 
-use super::Step;
+use super::{Outcome, Step, Trouble};
 use crate::commands::drivers;
-use crate::config::{Config, Delivery, Driver, Output};
-use crate::ship::modern::visit::{self, Speaks, Visit};
+use crate::config::{Compression, Config, Delivery, Driver, Kafka, Output};
+use crate::ship::modern::visit::{self, Speaks, Visit, Wanted};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Longest wait in one step.
@@ -15,9 +16,7 @@ const LEADERS: usize = 16;
 pub fn steps(config: &Config, tell: &mut dyn FnMut(Step)) {
     let Output::Kafka(kafka) = &config.output else { return };
     let options = drivers::visiting(kafka, PATIENCE);
-    let mut topics: Vec<&str> = config.sources.iter().map(|s| s.topic.as_str()).collect();
-    topics.sort_unstable();
-    topics.dedup();
+    let topics = wanted(config, kafka);
     let speaks = match kafka.driver {
         Driver::Classic => Speaks::Classic,
         Driver::Auto if config.needs_modern().is_empty() => Speaks::Any,
@@ -39,6 +38,17 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(Step)) {
     }
 }
 
+/// Each topic once, with the longest line of all its files.
+fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
+    let batch = (kafka.compression == Compression::None).then_some(kafka.batch);
+    let mut longest = BTreeMap::new();
+    for s in &config.sources {
+        let of_topic = longest.entry(s.topic.as_str()).or_insert(0);
+        *of_topic = s.max_line.max(*of_topic);
+    }
+    longest.into_iter().map(|(topic, longest_line)| Wanted { topic, longest_line, batch }).collect()
+}
+
 /// With the broker's name where the step does not say it, and with what to do where it failed.
 fn advised(step: visit::Step, address: &str) -> Step {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -46,14 +56,17 @@ fn advised(step: visit::Step, address: &str) -> Step {
         "name" => format!("name {host}"),
         other => other.to_owned(),
     };
-    let outcome = step.outcome.map_err(|why| match why.rsplit_once("; ") {
-        Some((why, fix)) => (why.to_owned(), fix.to_owned()),
-        None => {
-            let fix = advice(&what);
-            (why, fix.to_owned())
-        }
-    });
-    Step { what, took: step.took, outcome, never: step.never }
+    let trouble = |told: String| match told.rsplit_once("; ") {
+        Some((why, fix)) => Trouble { why: why.to_owned(), fix: fix.to_owned() },
+        None => Trouble { fix: advice(&what).to_owned(), why: told },
+    };
+    let outcome = match step.outcome {
+        visit::Outcome::Good(found) => Outcome::Good(found),
+        visit::Outcome::Doubtful(told) => Outcome::Doubtful(trouble(told)),
+        visit::Outcome::Failed(told) => Outcome::Failed(trouble(told)),
+        visit::Outcome::Never(told) => Outcome::Never(trouble(told)),
+    };
+    Step { what, took: step.took, outcome }
 }
 
 fn advice(what: &str) -> &'static str {

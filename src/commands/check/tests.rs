@@ -96,6 +96,7 @@ fn every_warning() {
         "state is open to other users",
         "is matched twice, by [[files]] 1",
         "auto: modern, because of SASL",
+        "ok       the config can be used; 6 things are worth a look, see the warnings above\n",
     ] {
         assert!(r.text.contains(said), "{said}\n{}", r.text);
     }
@@ -121,22 +122,22 @@ fn a_failed_step_fails() {
     let p = Place::new();
     p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     let asked = |connect| cli::Check { config: Some(p.path("c.toml").into()), connect };
-    fn told(tell: &mut dyn FnMut(Step), never: bool) {
-        let outcome = Err(("refused".into(), "start it".into()));
-        tell(Step { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome, never });
-    }
-    let failing: Connect = |_, tell| told(tell, false);
-    let hopeless: Connect = |_, tell| [true, false].into_iter().for_each(|never| told(tell, never));
+    let failing: Connect = |_, tell| {
+        let outcome = Outcome::Failed(Trouble { why: "refused".into(), fix: "start it".into() });
+        tell(Step { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
+    };
+    let hopeless: Connect = |_, tell| {
+        for outcome in [Outcome::Never, Outcome::Failed] {
+            let outcome = outcome(Trouble { why: "too old".into(), fix: "upgrade it".into() });
+            tell(Step { what: "DescribeProducers".into(), took: Duration::ZERO, outcome });
+        }
+    };
     assert_eq!(run_with(asked(true), hopeless).unwrap(), ExitCode::Config);
     assert_eq!(run_with(asked(true), failing).unwrap(), ExitCode::Failed);
     assert_eq!(run_with(asked(false), failing).unwrap(), ExitCode::Done);
-    let step = Step {
-        what: "TLS".into(),
-        took: Duration::from_millis(3),
-        outcome: Ok("1.3\x1b".into()),
-        never: false,
-    };
-    assert_eq!(step_line(&step), "ok      TLS (3 ms): 1.3\\x1b\n");
+    let step =
+        Step { what: "TLS".into(), took: Duration::from_millis(3), outcome: Outcome::Good("1.3\x1b".into()) };
+    assert_eq!(step_line(&step), "ok       TLS (3 ms): 1.3\\x1b\n");
 }
 
 #[test]
@@ -144,6 +145,6 @@ fn a_port_where_nothing_listens() {
     let p = Place::new();
     let config = p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     let mut steps = Vec::new();
-    connect::steps(&config, &mut |s| steps.push((s.what, s.outcome.is_ok())));
+    connect::steps(&config, &mut |s| steps.push((s.what, matches!(s.outcome, Outcome::Good(_)))));
     assert_eq!(steps, [("name 127.0.0.1".into(), true), ("TCP 127.0.0.1:1".into(), false)]);
 }

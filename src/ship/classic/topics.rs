@@ -84,7 +84,7 @@ impl Worker<'_> {
             Ok(answer) => answer,
             Err(found) => {
                 let why = match found {
-                    Finding::Closed => "closes the connection on Metadata; it may ask for SASL".to_owned(),
+                    Finding::Closed => "closed at the first question; it may ask for SASL: set [kafka.sasl], and driver = \"auto\"".to_owned(),
                     other => other.to_string(),
                 };
                 return Err(self.host_failed(&host, &why));

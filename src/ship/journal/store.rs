@@ -258,7 +258,7 @@ mod tests {
     use std::path::Path;
 
     fn open(path: &Path) -> (Store, Found) {
-        Store::open(private(path, false).unwrap()).unwrap()
+        Store::open(private(path).unwrap()).unwrap()
     }
 
     fn binding() -> Binding {

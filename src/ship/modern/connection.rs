@@ -284,9 +284,12 @@ pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
 /// Tries every address of the name in turn, each with the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
-    for one in resolve(address)? {
+    let all = resolve(address)?;
+    let several = all.len() > 1;
+    for one in all {
         match reach(one, limit) {
             Ok(socket) => return Ok(socket),
+            Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}")),
             Err(t) => last = t,
         }
     }
@@ -295,8 +298,11 @@ fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
 
 /// A socket that never blocks from now on.
 pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
-    let socket = TcpStream::connect_timeout(&one, limit)
-        .map_err(|e| Trouble::Lost(format!("cannot connect to {one}: {e}")))?;
+    let socket = TcpStream::connect_timeout(&one, limit).map_err(|e| match e.kind() {
+        ErrorKind::ConnectionRefused => Trouble::Lost("connection refused".into()),
+        ErrorKind::TimedOut => Trouble::Lost(format!("no connection in {} s", limit.as_secs_f32())),
+        _ => e.into(),
+    })?;
     tune(&socket)?;
     Ok(socket)
 }

@@ -1,8 +1,9 @@
 //! What one broker looks like to the operator: its line on the board, and a log line at each change. Decides nothing.
 
 use crate::report::{Board, BrokerState};
+use crate::ship::outage;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -61,25 +62,15 @@ impl Health {
             self.failing_since = Instant::now();
         }
         if self.failures.is_power_of_two() {
-            let nth =
-                if self.failures == 1 { String::new() } else { format!(" (attempt {})", self.failures) };
-            log::warn!(
-                "{} {}: {why}; trying again{nth}",
-                self.what(),
-                if connected { "lost" } else { "down" }
-            );
+            let how = if connected { "lost" } else { "down" };
+            outage::say_down(&self.what(), how, self.failures, self.failing_since.elapsed(), why);
         }
         self.show(State::Down, "down".into(), Some(why.to_owned()));
     }
 
     fn mended(&mut self) {
         if self.failures > 0 {
-            let (n, after) = (self.failures, spell(self.failing_since.elapsed()));
-            log::info!(
-                "{} up again after {after}, {n} attempt{}",
-                self.what(),
-                if n == 1 { "" } else { "s" }
-            );
+            outage::say_up(&self.what(), self.failures, self.failing_since.elapsed());
             self.failures = 0;
         }
     }
@@ -111,15 +102,6 @@ impl Health {
         if error.is_some() {
             entry.last_error = error;
         }
-    }
-}
-
-/// "12 s", "3 min", "5 h".
-fn spell(time: Duration) -> String {
-    match time.as_secs() {
-        s @ 0..=119 => format!("{s} s"),
-        s @ 120..=7199 => format!("{} min", s / 60),
-        s => format!("{} h", s / 3600),
     }
 }
 

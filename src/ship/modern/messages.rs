@@ -20,6 +20,8 @@ const PRODUCE: (i16, i16) = (3, 12);
 const METADATA: (i16, i16) = (1, 12);
 const INIT_PRODUCER_ID: (i16, i16) = (0, 4);
 const DESCRIBE_PRODUCERS: (i16, i16) = (0, 0);
+/// Version 0 has its fields elsewhere, and ended with Kafka 1.1.
+const DESCRIBE_CONFIGS: (i16, i16) = (1, 4);
 /// Version 0 would be followed by bare SASL bytes without frames.
 const SASL_HANDSHAKE: (i16, i16) = (1, 1);
 const SASL_AUTHENTICATE: (i16, i16) = (0, 2);
@@ -31,6 +33,7 @@ pub struct Versions {
     pub metadata: Option<i16>,
     pub init_producer_id: Option<i16>,
     pub describe_producers: Option<i16>,
+    pub describe_configs: Option<i16>,
     pub sasl_handshake: Option<i16>,
     pub sasl_authenticate: Option<i16>,
     /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests.
@@ -62,6 +65,7 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
             3 => found.metadata = common(METADATA),
             17 => found.sasl_handshake = common(SASL_HANDSHAKE),
             22 => found.init_producer_id = common(INIT_PRODUCER_ID),
+            32 => found.describe_configs = common(DESCRIBE_CONFIGS),
             36 => found.sasl_authenticate = common(SASL_AUTHENTICATE),
             61 => found.describe_producers = common(DESCRIBE_PRODUCERS),
             _ => {}

@@ -2,7 +2,7 @@
 //! version, made by another hand, are in `messages_tests.rs`.
 
 use super::wire::Read;
-use super::{messages, passes};
+use super::{limits, messages, passes};
 use std::time::{Duration, Instant};
 
 struct Answer {
@@ -39,6 +39,7 @@ fn kept(a: &Answer, bytes: &[u8]) -> Read<usize> {
         17 => passes::mechanisms(bytes).map(|(_, all)| all.len()),
         18 => messages::versions(bytes, a.version).map(|_| 1),
         22 => messages::producer_id(bytes, a.version).map(|_| 1),
+        32 => limits::largest_batch(bytes, a.version).map(|n| usize::from(n.is_some())),
         36 => passes::authenticated(bytes, a.version).map(|a| a.bytes.len() + a.message.chars().count()),
         61 => messages::producers(bytes, "t", 0, 1).map(|_| 1),
         other => panic!("api {other}"),
@@ -82,7 +83,7 @@ fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
 #[test]
 fn real_answers_are_read() {
     let all = real();
-    assert_eq!(all.len(), 16);
+    assert_eq!(all.len(), 18);
     for a in all {
         assert!(kept(&a, &a.bytes).is_ok_and(|n| n > 0), "api {} version {}", a.api, a.version);
     }
@@ -91,8 +92,20 @@ fn real_answers_are_read() {
 /// Fails when a length or count is believed, or the loop takes longer than it should.
 #[test]
 fn damaged_answers_are_read_or_refused() {
-    let (all, mut dice, began) = (real(), Dice(0x6c6f_6761_6765_6e74), Instant::now());
-    for round in 0..60_000 {
+    let began = Instant::now();
+    damaged(60_000, 0x6c6f_6761_6765_6e74);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn ten_million_damaged_answers() {
+    damaged(10_000_000, 7);
+}
+
+fn damaged(rounds: usize, seed: u64) {
+    let (all, mut dice) = (real(), Dice(seed));
+    for round in 0..rounds {
         let a = &all[round % all.len()];
         let mut bytes = a.bytes.clone();
         damage(&mut bytes, &mut dice);
@@ -100,7 +113,6 @@ fn damaged_answers_are_read_or_refused() {
             assert!(n <= bytes.len(), "api {}: {n} things of {} bytes", a.api, bytes.len());
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 /// Fails when what an answer of a whole frame's size makes us keep is not bounded by what was asked for.

@@ -139,7 +139,7 @@ impl Scout {
     fn shut_out(&self, t: Trouble) -> Trouble {
         match t {
             Trouble::Ended if self.shared.options.sasl.is_none() => {
-                Trouble::Denied("closed at the first question: it may ask for SASL (set [kafka.sasl])".into())
+                Trouble::Denied("closed at the first question; it may ask for SASL: set [kafka.sasl]".into())
             }
             other => other,
         }

@@ -13,6 +13,7 @@ use super::wire::Malformed;
 use super::{IN_FLIGHT, News, Producer};
 use crate::ship::driver::{Acks, Pace, Verdict};
 use crate::ship::flight::Batch;
+use crate::sys::heap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,6 +177,7 @@ impl<'b> Session<'b> {
         if idle >= RELEASE && self.broker.out.held() > 0 {
             self.broker.out = Default::default();
             self.broker.encoder.release();
+            heap::trim();
         }
         let next = if idle < RELEASE { RELEASE.min(options.idle) } else { options.idle };
         Ok(Some(next - idle))

@@ -4,7 +4,7 @@
 use super::connection::{self, Connection, METADATA_CAP, Trouble};
 use super::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
 use super::stream::Stream;
-use super::{Options, errors, tls};
+use super::{Options, errors, limits, tls};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,19 @@ pub struct Visit<'a> {
     pub address: &'a str,
     pub options: &'a Options,
     /// Empty: nothing is asked beyond the versions.
-    pub topics: &'a [&'a str],
+    pub topics: &'a [Wanted<'a>],
     pub speaks: Speaks,
     /// The right to read is needed too (exactly-once asks `DescribeProducers`).
     pub read: bool,
+}
+
+/// What is to be sent to a topic, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    pub topic: &'a str,
+    pub longest_line: usize,
+    /// `None`: batches are compressed, so nobody knows how large they are on the wire.
+    pub batch: Option<usize>,
 }
 
 /// Which driver must be able to work with the broker.
@@ -30,16 +39,30 @@ pub enum Speaks {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// "name", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log", "read web_log".
+    /// "name", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log", "read web_log",
+    /// "size web_log".
     pub what: String,
     pub took: Duration,
-    /// What was found; else "why", or "why; what to do".
-    pub outcome: Result<String, String>,
-    /// Where it failed: the config asks for what this broker cannot do, or does not allow. No waiting mends it.
-    pub never: bool,
+    pub outcome: Outcome,
 }
 
-/// Tells each step as it is done, in this order: name, TCP, TLS, SASL, versions, metadata, rights. Gives the addresses of
+/// A text is what was found; where it is not good, "why" or "why; what to do".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Good(String),
+    Doubtful(String),
+    Failed(String),
+    /// The config asks for what this broker cannot do, or does not allow: no waiting mends it.
+    Never(String),
+}
+
+impl From<Result<String, String>> for Outcome {
+    fn from(found: Result<String, String>) -> Self {
+        found.map_or_else(Outcome::Failed, Outcome::Good)
+    }
+}
+
+/// Tells each step as it is done, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Gives the addresses of
 /// the topics' leaders.
 pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Vec<String> {
     walk(v, tell).unwrap_or_default()
@@ -58,7 +81,7 @@ fn step<T>(
         Ok((value, found)) => (Some(value), Ok(found)),
         Err(why) => (None, Err(why)),
     };
-    tell(Step { what: what.into(), took, outcome, never: false });
+    tell(Step { what: what.into(), took, outcome: outcome.into() });
     value
 }
 
@@ -83,18 +106,18 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
         c.versions = *found;
         authenticate(v, &mut c, tell)?;
     }
-    let told = versions.as_ref().ok().map(|found| found.describe_producers.is_some());
+    let tells = versions.as_ref().is_ok_and(|found| found.describe_producers.is_some());
     let outcome = versions.map_err(|t| t.to_string()).and_then(|found| suits(&found, v.speaks));
     let failed = outcome.is_err();
-    tell(Step { what: "versions".into(), took: greeting, outcome, never: false });
-    if v.read && told == Some(false) {
+    tell(Step { what: "versions".into(), took: greeting, outcome: outcome.into() });
+    if failed {
+        return None;
+    }
+    if v.read && !tells {
         let why = "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" \
                    cannot be kept here; upgrade it, or write delivery = \"at-least-once\"";
         let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
-        tell(Step { what, took, outcome: Err(why.into()), never: true });
-        return None;
-    }
-    if failed {
+        tell(Step { what, took, outcome: Outcome::Never(why.into()) });
         return None;
     }
     if v.topics.is_empty() {
@@ -105,9 +128,12 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
         let found = format!("{} brokers, {} topics", answer.nodes.len(), answer.topics.len());
         Ok((answer, found))
     })?;
-    for topic in v.topics {
-        let meta = answer.topics.iter().find(|t| t.name == *topic);
-        rights(v, topic, meta, tell);
+    for wanted in v.topics {
+        let meta = answer.topics.iter().find(|t| t.name == wanted.topic);
+        rights(v, wanted.topic, meta, tell);
+    }
+    for wanted in v.topics {
+        size(v, wanted, &mut c, tell)?;
     }
     Some(leaders(&answer))
 }
@@ -157,14 +183,15 @@ fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
         return Err("it takes no Metadata from version 1 on".into());
     };
     let id = c.next_correlation();
-    let request = messages::ask_metadata(version, id, &v.options.client_id, v.topics, false);
+    let topics: Vec<&str> = v.topics.iter().map(|w| w.topic).collect();
+    let request = messages::ask_metadata(version, id, &v.options.client_id, &topics, false);
     let answer = c.call(&request, id, Instant::now() + v.options.connect_timeout).map_err(|t| match t {
         Trouble::Ended if v.options.sasl.is_none() => {
             "closed at the first question; it may ask for SASL: set [kafka.sasl]".into()
         }
         other => other.to_string(),
     })?;
-    messages::metadata(answer, version, v.topics).map_err(|e| e.to_string())
+    messages::metadata(answer, version, &topics).map_err(|e| e.to_string())
 }
 
 /// What we may do with a topic, as the broker says with its metadata (KIP-430); so nothing need be written.
@@ -187,15 +214,77 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
         [(true, "write", MAY_WRITE, "WRITE"), (v.read, "read", MAY_READ, "READ")]
     {
         if asked {
-            let outcome = found(right, allow);
-            // Without the right to write lines wait for it; without that to read, exactly-once cannot be kept at all.
-            let never = right == MAY_READ && outcome.is_err();
-            tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome, never });
+            let outcome = match found(right, allow) {
+                // Without the right to write lines wait for it; without that to read, exactly-once cannot be kept.
+                Err(why) if right == MAY_READ => Outcome::Never(why),
+                other => other.into(),
+            };
+            tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
         }
+    }
+}
+
+/// A batch of one record is longer than its line by its header, the record's own lengths, and some.
+const ENVELOPE: usize = 100;
+
+/// Whether the topic takes what will be sent. Nothing is told where the broker does not say, as without the right to
+/// DESCRIBE_CONFIGS. `None`: the connection is no more.
+fn size(v: &Visit<'_>, wanted: &Wanted<'_>, c: &mut Connection, tell: &mut dyn FnMut(Step)) -> Option<()> {
+    let Some(version) = c.versions.describe_configs else { return Some(()) };
+    let began = Instant::now();
+    let id = c.next_correlation();
+    let request = limits::ask_largest_batch(version, id, &v.options.client_id, wanted.topic);
+    let answer = c.call(&request, id, began + v.options.connect_timeout).ok()?;
+    let Some(most) = limits::largest_batch(answer, version).ok()? else { return Some(()) };
+    let outcome = judge_size(most, wanted);
+    tell(Step { what: format!("size {}", wanted.topic), took: began.elapsed(), outcome });
+    Some(())
+}
+
+fn judge_size(most: u64, wanted: &Wanted<'_>) -> Outcome {
+    let fits = |n: usize| n as u64 + ENVELOPE as u64 <= most;
+    let least = wanted.longest_line.max(wanted.batch.unwrap_or(0)) + ENVELOPE;
+    if !fits(wanted.longest_line) {
+        let fit = most.saturating_sub(ENVELOPE as u64);
+        return Outcome::Doubtful(format!(
+            "max.message.bytes is {most}, so lines near max_line ({}) are refused and go to the dead-letter file; set it to \
+             {least} on the topic, or write max_line = {fit}",
+            wanted.longest_line
+        ));
+    }
+    match wanted.batch {
+        Some(batch) if !fits(batch) => Outcome::Doubtful(format!(
+            "max.message.bytes is {most}, so full batches ({batch} bytes) are refused and sent again in parts; set it to \
+             {least} on the topic, or write batch = {}",
+            most.saturating_sub(ENVELOPE as u64)
+        )),
+        _ => Outcome::Good(format!("max.message.bytes is {most}")),
     }
 }
 
 fn leaders(answer: &Metadata) -> Vec<String> {
     let leads = |id: i32| answer.topics.iter().any(|t| t.partitions.iter().any(|p| p.leader == id));
     answer.nodes.iter().filter(|n| leads(n.id)).map(messages::Node::address).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a limit that is too small by one byte is good, or a batch's limit matters where batches are compressed.
+    #[test]
+    fn sizes() {
+        let wanted = |longest_line, batch| Wanted { topic: "t", longest_line, batch };
+        let told = |most, w: Wanted<'_>| match judge_size(most, &w) {
+            Outcome::Good(_) => "good",
+            Outcome::Doubtful(why) if why.contains("max_line (1000)") => "line",
+            Outcome::Doubtful(why) if why.contains("batch = 1900") => "batch",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(1100, wanted(1000, None)), "good");
+        assert_eq!(told(1099, wanted(1000, None)), "line");
+        assert_eq!(told(2000, wanted(1000, Some(1900))), "good");
+        assert_eq!(told(2000, wanted(1000, Some(1901))), "batch");
+        assert_eq!(told(0, wanted(1000, Some(9))), "line");
+    }
 }

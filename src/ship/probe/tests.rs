@@ -83,3 +83,41 @@ fn hosts_as_people_write_them() {
     }
     assert!(resolve("nowhere").is_err());
 }
+
+/// Metadata v4 with one broker, one topic and the partitions 1 and 0.
+fn an_answer() -> Vec<u8> {
+    let partition =
+        |id: u8| [&[0, 0, 0, 0, 0, id, 0, 0, 0, 1][..], &[0, 0, 0, 1, 0, 0, 0, 1].repeat(2)[..]].concat();
+    [
+        &[0, 0, 0, 0, 0, 0, 0, 1][..],                           // throttle time, brokers
+        &[0, 0, 0, 1, 0, 1, b'h', 0, 0, 0x23, 0x84, 0xff, 0xff], // id, host, port, rack
+        &[0, 1, b'c', 0, 0, 0, 1],                               // cluster, controller
+        &[0, 0, 0, 1, 0, 0, 0, 1, b't', 0, 0, 0, 0, 2],          // topics: code, name, internal, partitions
+        &partition(1)[..],
+        &partition(0)[..],
+    ]
+    .concat()
+}
+
+proptest::proptest! {
+    /// Fails (panics, or takes for ever) when a length or a count is believed.
+    #[test]
+    fn noise_and_damage_are_read_or_refused(
+        noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+        changes in proptest::collection::vec(
+            (proptest::prelude::any::<proptest::sample::Index>(), proptest::sample::select(vec![0, 1, 0x7f, 0x80, 0xff])),
+            0..6,
+        ),
+    ) {
+        let _ = (ranges(&noise), topic_answer(&noise));
+        let mut answer = an_answer();
+        proptest::prop_assert_eq!(topic_answer(&answer), Some(TopicAnswer { code: 0, partitions: vec![0, 1] }));
+        for (at, byte) in changes {
+            let at = at.index(answer.len());
+            answer[at] = byte;
+        }
+        if let Some(found) = topic_answer(&answer) {
+            proptest::prop_assert!(found.partitions.len() <= answer.len());
+        }
+    }
+}

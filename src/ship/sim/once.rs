@@ -133,7 +133,7 @@ impl<'b> World<'b> {
 
     /// A start: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = Store::open(private(&self.path, false).unwrap()).unwrap();
+        let (store, found) = Store::open(private(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| Record::read(p).unwrap()).collect();
         let cover = cover(&self.disk);
         let loaded = load(records, &cover);

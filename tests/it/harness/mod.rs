@@ -12,12 +12,12 @@ mod ptrace;
 mod records;
 mod scripted;
 mod self_check;
-mod wire;
+pub mod wire;
 
 pub use agent::{Agent, Done, Folder, Setup, binary, status_json, wait_status};
 pub use broker::{Broker, Cluster, Record, Topic, Version};
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
-pub use proxy::{Mode, Proxy};
+pub use proxy::{Mode, Proxy, read_frame, rewrite};
 pub use ptrace::Halted;
 pub use scripted::{Api, Produced, Reply, Request, Scripted, full_backlog};
 
@@ -30,6 +30,9 @@ use std::{
 
 pub const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
+}
+pub const fn micros(n: u64) -> Duration {
+    Duration::from_micros(n)
 }
 pub const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)

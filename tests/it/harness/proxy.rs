@@ -95,11 +95,11 @@ impl Proxy {
     }
     /// The next request of this kind goes through, its answer does not: the connection is closed instead.
     pub fn drop_next_response(&self, api: Api) {
-        lock(&self.state).faults.push((key(api), Fault::DropResponse));
+        lock(&self.state).faults.push((api.key(), Fault::DropResponse));
     }
     /// Of the next request of this kind only so many bytes go through; then the connection is closed.
     pub fn cut_next_request(&self, api: Api, after: usize) {
-        lock(&self.state).faults.push((key(api), Fault::CutRequest(after)));
+        lock(&self.state).faults.push((api.key(), Fault::CutRequest(after)));
     }
     /// How many of the faults asked for have not happened yet.
     pub fn pending(&self) -> usize {
@@ -125,17 +125,6 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         lock(&self.state).ended = true;
         self.cut();
-    }
-}
-
-fn key(api: Api) -> i16 {
-    match api {
-        Api::Produce => 0,
-        Api::Metadata => 3,
-        Api::ApiVersions => 18,
-        Api::InitProducerId => 22,
-        Api::DescribeProducers => 61,
-        Api::Other(key) => key,
     }
 }
 
@@ -175,7 +164,7 @@ fn join(client: TcpStream, target: std::net::SocketAddr, state: &Arc<Mutex<State
     });
 }
 
-fn read_frame(from: &mut TcpStream) -> io::Result<Vec<u8>> {
+pub fn read_frame(from: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; 4];
     from.read_exact(&mut frame)?;
     let size = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
@@ -280,7 +269,7 @@ fn responses(mut from: TcpStream, to: TcpStream, state: &Arc<Mutex<State>>, aske
 }
 
 /// `127.0.0.1` followed by a broker's port, as Metadata has it in all versions.
-fn rewrite(frame: &mut [u8], ports: &[(u16, u16)]) {
+pub fn rewrite(frame: &mut [u8], ports: &[(u16, u16)]) {
     const HOST: &[u8] = b"127.0.0.1";
     let found: Vec<usize> = memchr::memmem::find_iter(frame, HOST).map(|at| at + HOST.len()).collect();
     for at in found {

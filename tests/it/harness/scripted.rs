@@ -30,8 +30,10 @@ use std::{
 pub enum Api {
     Produce,
     Metadata,
+    SaslHandshake,
     ApiVersions,
     InitProducerId,
+    SaslAuthenticate,
     DescribeProducers,
     Other(i16),
 }
@@ -41,16 +43,20 @@ impl Api {
         match key {
             0 => Api::Produce,
             3 => Api::Metadata,
+            17 => Api::SaslHandshake,
+            36 => Api::SaslAuthenticate,
             18 => Api::ApiVersions,
             22 => Api::InitProducerId,
             61 => Api::DescribeProducers,
             key => Api::Other(key),
         }
     }
-    fn key(self) -> i16 {
+    pub fn key(self) -> i16 {
         match self {
             Api::Produce => 0,
             Api::Metadata => 3,
+            Api::SaslHandshake => 17,
+            Api::SaslAuthenticate => 36,
             Api::ApiVersions => 18,
             Api::InitProducerId => 22,
             Api::DescribeProducers => 61,
@@ -61,9 +67,9 @@ impl Api {
         match self {
             Api::Produce | Api::Metadata => version >= 9,
             Api::ApiVersions => version >= 3,
-            Api::InitProducerId => version >= 2,
+            Api::InitProducerId | Api::SaslAuthenticate => version >= 2,
             Api::DescribeProducers => true,
-            Api::Other(_) => false,
+            Api::SaslHandshake | Api::Other(_) => false,
         }
     }
 }
@@ -174,7 +180,16 @@ impl Scripted {
             nodes: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),
             topics: BTreeMap::new(),
             auto_create: None,
-            versions: vec![(0, 0, 11), (1, 0, 17), (3, 0, 12), (18, 0, 4), (22, 0, 5), (61, 0, 0)],
+            versions: vec![
+                (0, 0, 11),
+                (1, 0, 17),
+                (3, 0, 12),
+                (17, 0, 1),
+                (18, 0, 4),
+                (22, 0, 5),
+                (36, 0, 2),
+                (61, 0, 0),
+            ],
             requests: Vec::new(),
             produced: Vec::new(),
             malformed: Vec::new(),
@@ -217,6 +232,11 @@ impl Scripted {
     }
     pub fn remove_topic(&self, name: &str) {
         self.lock().topics.remove(name);
+    }
+    /// So many brokers more in its metadata, where nobody listens.
+    pub fn invent(&self, nodes: u16) {
+        let nobody = (0..nodes).map(|n| SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], 9)));
+        self.lock().nodes.extend(nobody);
     }
     /// Metadata of an unknown topic creates it with so many partitions.
     pub fn auto_create(&self, partitions: i32) {
@@ -460,6 +480,21 @@ impl State {
             Api::Produce => self.produce(request, reply, &mut out),
             Api::InitProducerId => self.init_producer_id(reply, &mut out),
             Api::DescribeProducers => self.describe_producers(request, reply, &mut out),
+            Api::SaslHandshake => {
+                out.i16(whole_code(reply));
+                out.list(vec!["PLAIN"], |out, name| out.string(Some(name)));
+                Some(())
+            }
+            Api::SaslAuthenticate => {
+                out.i16(whole_code(reply));
+                out.string(None);
+                out.list(Vec::new(), Out::i8); // bytes
+                if version >= 1 {
+                    out.i64(0);
+                }
+                out.tags();
+                Some(())
+            }
             Api::Other(_) => None,
         };
         if done.is_none() {

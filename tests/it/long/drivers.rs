@@ -1,7 +1,7 @@
 //! Long forms of what the two drivers must show: a broker that is killed or stands still again and again, a cluster that
-//! loses each of its brokers in turn, and the race with `kcat -P -l`.
+//! loses each of its brokers in turn, what each codec costs. How fast beside others: `tests/bench/run`.
 
-use super::{Figures, LINES, LONG, MAX_KIB, kcat_produces, micros_a_line};
+use super::{Figures, LONG, MAX_KIB, micros_a_line};
 use crate::harness::*;
 use std::time::{Duration, Instant};
 
@@ -144,66 +144,6 @@ fn longest_pause(topic: &Topic, time: Duration) -> Duration {
         pause(millis(100));
     }
     longest.max(last.elapsed())
-}
-
-/// Medians of five, interleaved, into a fresh topic of three partitions each time.
-fn race(version: Version) {
-    let mut figures =
-        Figures::of(format!("2,000,000 lines into {version:?}, modern against kcat -P -l, medians of 5"));
-    let broker = Broker::own(version);
-    let folder = Folder::new();
-    let lines = Lines::new("f", 0..LINES);
-    let path = folder.path("f.log");
-    lines.append_to(&path);
-    let warm = folder.write("warm.log", Lines::new("w", 0..300_000).bytes());
-    kcat_produces(&broker.topic(3), &warm);
-    let (mut ours, mut theirs, mut hwm) = (Vec::new(), Vec::new(), 0);
-    for _ in 0..5 {
-        let topic = broker.topic_with(3, &["retention.bytes=-1"]);
-        theirs.push(kcat_produces(&topic, &path));
-        topic.delete();
-        let topic = broker.topic(3);
-        let args =
-            format!("run --once --brokers {} --topic {} --driver modern f.log", broker.address, topic.name);
-        let done = folder.agent_line(&args).run_for(LONG).expect_code(0);
-        let verdict = Delivered::in_topic(&topic).against(&[&lines]);
-        assert!(verdict.missing.is_empty() && verdict.doubled == 0, "{verdict}");
-        hwm = hwm.max(done.vm_hwm);
-        ours.push((done.took, done.cpu));
-        topic.delete();
-    }
-    let median = |runs: &mut Vec<(Duration, Duration)>| {
-        let mut wall: Vec<_> = runs.iter().map(|r| r.0).collect();
-        let mut cpu: Vec<_> = runs.iter().map(|r| r.1).collect();
-        wall.sort();
-        cpu.sort();
-        (wall[2], cpu[2])
-    };
-    let (us, they) = (median(&mut ours), median(&mut theirs));
-    let speed = they.0.as_secs_f64() / us.0.as_secs_f64();
-    let cost = us.1.as_secs_f64() / they.1.as_secs_f64();
-    let rates = format!(
-        "{} / {} lines a second",
-        per_second(LINES as usize, us.0),
-        per_second(LINES as usize, they.0)
-    );
-    figures.row("speed against kcat", format!("{speed:.2} ({rates})"), "≥ 1.5", speed >= 1.5);
-    let costs = format!("{} / {}", micros_a_line(us.1, LINES), micros_a_line(they.1, LINES));
-    figures.row("CPU a line against kcat", format!("{cost:.2} ({costs})"), "≤ 0.5", cost <= 0.5);
-    figures.at_most("VmHWM", hwm, 16_000, "KiB");
-    figures.judge();
-}
-
-#[test]
-#[ignore = "long form: tests/run --long"]
-fn modern_races_kcat_into_4_1() {
-    race(Version::V41);
-}
-
-#[test]
-#[ignore = "long form: tests/run --long"]
-fn modern_races_kcat_into_3_9() {
-    race(Version::V39);
 }
 
 /// What each codec costs and saves, on lines like those of a web server.

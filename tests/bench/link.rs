@@ -1,0 +1,163 @@
+//! A slow uplink between one program and a broker: so many bits a second each way, and a delay. A delay *of the application's
+//! bytes*: what TCP itself would make of a long line (slow start, lost packets) is not in it. Addresses in the broker's
+//! answers become the link's own, so that everything goes through it.
+
+use crate::harness::{millis, pause, read_frame, rewrite, secs};
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What a sender can have on its way besides what is on the line: as small as sockets allow.
+const SOCKET_BUFFER: usize = 64 << 10;
+const PIECE: usize = 4 << 10;
+/// Pieces on the line: 200 ms at 10 Mbit/s are 61.
+const ON_THE_LINE: usize = 256;
+
+/// Runs until dropped.
+pub struct Link {
+    pub address: String,
+    up: Arc<Lane>,
+    ended: Arc<AtomicBool>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+/// One direction, which all connections share.
+struct Lane {
+    bytes_per_s: f64,
+    /// One way.
+    delay: Duration,
+    free: Mutex<Instant>,
+    passed: AtomicU64,
+    first: OnceLock<Instant>,
+}
+
+impl Lane {
+    fn of(bits_per_s: u64, delay: Duration) -> Arc<Lane> {
+        let free = Mutex::new(Instant::now());
+        Arc::new(Lane {
+            bytes_per_s: bits_per_s as f64 / 8.0,
+            delay,
+            free,
+            passed: AtomicU64::new(0),
+            first: OnceLock::new(),
+        })
+    }
+    /// Waits until so many bytes have gone; when they arrive.
+    fn send(&self, bytes: usize) -> Instant {
+        self.first.get_or_init(Instant::now);
+        let gone = {
+            let mut free = self.free.lock().unwrap();
+            *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+            *free
+        };
+        pause(gone.saturating_duration_since(Instant::now()));
+        self.passed.fetch_add(bytes as u64, Ordering::Relaxed);
+        gone + self.delay
+    }
+}
+
+impl Link {
+    /// `round_trip`: how much later an answer comes.
+    pub fn to(broker: &str, bits_per_s: u64, round_trip: Duration) -> Link {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Connections that it takes have the same.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&listener, SOCKET_BUFFER).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let own = listener.local_addr().unwrap();
+        let target: SocketAddr = broker.parse().unwrap();
+        let (up, down) = (Lane::of(bits_per_s, round_trip / 2), Lane::of(bits_per_s, round_trip / 2));
+        let ended = Arc::new(AtomicBool::new(false));
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let link =
+            Link { address: own.to_string(), up: up.clone(), ended: ended.clone(), open: open.clone() };
+        thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((client, _)) => {
+                        let _ = connect(client, target, own.port(), &up, &down, &open);
+                    }
+                    Err(_) => pause(millis(2)),
+                }
+            }
+        });
+        link
+    }
+    /// When the first byte came.
+    pub fn first(&self) -> Option<Instant> {
+        self.up.first.get().copied()
+    }
+    /// Bytes towards the broker so far.
+    pub fn sent(&self) -> u64 {
+        self.up.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn connect(
+    client: TcpStream,
+    target: SocketAddr,
+    own: u16,
+    up: &Arc<Lane>,
+    down: &Arc<Lane>,
+    open: &Mutex<Vec<TcpStream>>,
+) -> io::Result<()> {
+    client.set_nonblocking(false)?;
+    let server = TcpStream::connect_timeout(&target, secs(1))?;
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+        open.lock().unwrap().push(stream.try_clone()?);
+    }
+    let (mut from, to, lane) = (client.try_clone()?, server.try_clone()?, up.clone());
+    carry(to, move |line| {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let n = from.read(&mut piece)?;
+            if n == 0 {
+                return Ok(());
+            }
+            line.send((lane.send(n), piece[..n].to_vec())).map_err(io::Error::other)?;
+        }
+    });
+    let (mut from, lane) = (server, down.clone());
+    carry(client, move |line| {
+        loop {
+            let mut frame = read_frame(&mut from)?;
+            rewrite(&mut frame, &[(target.port(), own)]);
+            line.send((lane.send(frame.len()), frame)).map_err(io::Error::other)?;
+        }
+    });
+    Ok(())
+}
+
+type Due = (Instant, Vec<u8>);
+
+/// One thread puts bytes on the line, another takes them off when they are due.
+fn carry(mut to: TcpStream, mut put: impl FnMut(SyncSender<Due>) -> io::Result<()> + Send + 'static) {
+    let (line, off): (SyncSender<Due>, Receiver<Due>) = sync_channel(ON_THE_LINE);
+    thread::spawn(move || put(line));
+    thread::spawn(move || {
+        for (at, bytes) in off {
+            pause(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    });
+}

@@ -1,0 +1,68 @@
+//! What the command line asks for, and the sizes that follow from it.
+
+use argh::FromArgs;
+use std::path::PathBuf;
+
+/// Measure the agent beside its peers, each line checked at the other end.
+#[derive(FromArgs)]
+#[argh(name = "tests/bench/run")]
+struct Args {
+    /// kinds of work, `a,b,…`: a ship a file, b latency, c broker down, d idle, e 200 files, f slow uplink, g start-up and
+    /// size, i growth; all by default
+    #[argh(option)]
+    only: Option<String>,
+    /// only these systems, by the start of their names, with commas
+    #[argh(option)]
+    systems: Option<String>,
+    /// rounds; figures are their medians
+    #[argh(option, default = "3")]
+    runs: u32,
+    /// small amounts and one round: shows that everything works, not how fast
+    #[argh(switch)]
+    short: bool,
+    /// add rounds to those in the folder instead of replacing them
+    #[argh(switch)]
+    add: bool,
+    /// folder for what was measured and drawn
+    #[argh(option, default = "PathBuf::from(\"target/bench\")")]
+    out: PathBuf,
+    /// measure nothing: draw anew from what is in the folder
+    #[argh(switch)]
+    draw: bool,
+    /// write the tables into README too
+    #[argh(switch)]
+    readme: bool,
+}
+
+pub struct Plan {
+    pub only: Vec<char>,
+    pub systems: Option<Vec<String>>,
+    pub runs: u32,
+    pub short: bool,
+    pub add: bool,
+    pub out: PathBuf,
+    pub draw: bool,
+    pub readme: bool,
+}
+
+impl Plan {
+    pub fn from_args() -> Plan {
+        let args: Args = argh::from_env();
+        let only = args.only.unwrap_or_else(|| "a,b,c,d,e,f,g,i".into());
+        std::fs::create_dir_all(&args.out).unwrap();
+        Plan {
+            only: only.split(',').filter_map(|w| w.chars().next()).collect(),
+            systems: args.systems.map(|list| list.split(',').map(str::to_owned).collect()),
+            runs: if args.short { 1 } else { args.runs },
+            short: args.short,
+            add: args.add,
+            out: args.out,
+            draw: args.draw,
+            readme: args.readme,
+        }
+    }
+    /// The long form's amount, or the short one's.
+    pub fn size(&self, long: u64, short: u64) -> u64 {
+        if self.short { short } else { long }
+    }
+}

@@ -1,0 +1,137 @@
+//! Who takes part: the agent with each driver, the peers, and two limits that follow no file. How a peer is started, and
+//! which version is there, its own `peers/NAME/run` knows.
+
+use crate::harness::binary;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Agent {
+        driver: &'static str,
+    },
+    /// Follows files, as the agent does.
+    Shipper {
+        run: &'static str,
+    },
+    /// Sends one file and ends.
+    Limit {
+        run: &'static str,
+    },
+}
+
+#[derive(Clone, Copy)]
+pub struct System {
+    pub name: &'static str,
+    pub kind: Kind,
+}
+
+pub const AGENT: System = System { name: "logagent", kind: Kind::Agent { driver: "auto" } };
+/// Into a broker 3.9: brokers 4.x no longer take what the `kafka` crate sends.
+pub const CLASSIC: System =
+    System { name: "logagent, classic driver, into 3.9", kind: Kind::Agent { driver: "classic" } };
+/// Sends line by line, waiting for each: it gets a tenth of the lines, or fewer.
+pub const LINE_BY_LINE: System =
+    System { name: "hpcloud/tail + sarama", kind: Kind::Shipper { run: "sarama" } };
+/// Takes lines at random, so that only their count can be checked.
+pub const PERF_TEST: System =
+    System { name: "Kafka's ProducerPerformance", kind: Kind::Limit { run: "perf-test" } };
+
+pub const ALL: [System; 10] = [
+    AGENT,
+    CLASSIC,
+    System { name: "tail | kcat", kind: Kind::Shipper { run: "tail-kcat" } },
+    System { name: "OpenTelemetry collector", kind: Kind::Shipper { run: "otelcol" } },
+    System { name: "rsyslog", kind: Kind::Shipper { run: "rsyslog" } },
+    System { name: "syslog-ng", kind: Kind::Shipper { run: "syslog-ng" } },
+    System { name: "Filebeat", kind: Kind::Shipper { run: "filebeat" } },
+    LINE_BY_LINE,
+    System { name: "kcat -P -l", kind: Kind::Limit { run: "kcat-l" } },
+    PERF_TEST,
+];
+
+/// What a program is to do.
+pub struct Job<'a> {
+    pub pattern: &'a str,
+    pub topic: &'a str,
+    pub brokers: &'a str,
+    pub compression: &'a str,
+    /// How many lines there are, for what cannot see it.
+    pub lines: u64,
+    /// A folder of its own, kept over restarts.
+    pub state: &'a Path,
+}
+
+impl PartialEq for System {
+    fn eq(&self, other: &System) -> bool {
+        self.name == other.name
+    }
+}
+
+impl System {
+    /// How many lines at the end it does not send before more come: kcat reads its input 1,024 bytes at a time.
+    pub fn holds_back(&self) -> u64 {
+        if self.kind == (Kind::Shipper { run: "tail-kcat" }) { 6 } else { 0 }
+    }
+    pub fn follows(&self) -> bool {
+        !matches!(self.kind, Kind::Limit { .. })
+    }
+    /// What is there; `None` if it is not installed.
+    pub fn version(&self) -> Option<String> {
+        let mut command = match self.kind {
+            Kind::Agent { .. } => Command::new(binary()),
+            Kind::Shipper { run } | Kind::Limit { run } => peer(run),
+        };
+        let output = command.arg("--version").stdin(Stdio::null()).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        (!text.is_empty()).then_some(text)
+    }
+    pub fn command(&self, job: &Job<'_>) -> Command {
+        fs::create_dir_all(job.state).unwrap();
+        let (Kind::Shipper { run } | Kind::Limit { run }) = self.kind else { return self.agent(job) };
+        let mut command = peer(run);
+        command
+            .args([job.pattern, job.topic, job.brokers])
+            .env("COMP", job.compression)
+            .env("STATE", job.state)
+            .env("LINES", job.lines.to_string());
+        command
+    }
+    /// Everything by default but what has no default.
+    fn agent(&self, job: &Job<'_>) -> Command {
+        let Kind::Agent { driver } = self.kind else { unreachable!("asked of the agent only") };
+        let config = job.state.join("logagent.toml");
+        let text = format!(
+            "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\ndriver = {driver:?}\ncompression = {:?}\n\
+             [[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+            job.state.join("positions"),
+            job.brokers,
+            job.topic,
+            job.compression,
+            job.pattern
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new(binary());
+        command.arg("run").arg("-c").arg(config).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+        command
+    }
+}
+
+fn peer(run: &str) -> Command {
+    let mut command =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/peers").join(run).join("run"));
+    command.env("PEERS", peers());
+    command
+}
+
+/// Where `peers/setup` put them.
+fn peers() -> PathBuf {
+    std::env::var_os("PEERS").map(PathBuf::from).unwrap_or_else(|| {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+        cache.unwrap_or_else(|| home().join(".cache")).join("logagent-peers")
+    })
+}

@@ -1,0 +1,113 @@
+//! What others put into names and lines of log files, and who may look into the state folder. Peers that lie are in
+//! `hostile.rs`, symlinks in `symlinks.rs`.
+
+use crate::harness::*;
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+/// A name that forges a line of our log and clears the screen, as far as nobody washes it.
+const NAME: &str = "a\n2026-01-01T00:00:00Z ERROR forged\x1b[2J.log";
+const LINE: &str = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}a line\n";
+
+#[track_caller]
+fn is_clean(what: &str, text: &str) {
+    let active = |c: char| c.is_control() && c != '\n' || "\u{9b}\u{202e}".contains(c);
+    assert!(!text.contains(active) && !text.contains("\n2026-01-01"), "{what}: {text:?}");
+    assert!(!text.contains("owned"), "{what} tells what stands in a line: {text}");
+}
+
+/// Fails when a path's own newline or escape, or any of a line, reaches a terminal by the log, `status` or `check`.
+#[test]
+fn names_are_washed_and_lines_are_not_told() {
+    let folder = Folder::new();
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    kafka.script(|r| if r.api == Api::Produce { Reply::Code(10) } else { Reply::Default });
+    let long = format!("{LINE}\x1b[1m{}\n", "x".repeat(5000));
+    fs::write(folder.path(NAME), format!("{LINE}{long}")).unwrap();
+    fs::create_dir(folder.path("dir\n\x1b[31m.log")).unwrap();
+    let (state, logs) = (folder.path("state"), folder.path("*.log"));
+    let config = format!(
+        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n[[files]]\npaths = [{logs:?}]\n\
+         start = \"beginning\"\nmax_line = 4096\nformat = \"json\"\n",
+        kafka.address()
+    );
+    folder.write("c.toml", config);
+    let mut agent = folder.agent_line("run -c c.toml").env("RUST_LOG", "trace").start();
+    wait_status(&folder, &state, "three lines are refused", |s| s["totals"]["dead_lettered"] == 3);
+    agent.signal(Signal::USR1);
+    agent.wait_log("status: ", SOON);
+    for args in
+        ["status -c c.toml", "status --json -c c.toml", "check -c c.toml", "check --connect -c c.toml"]
+    {
+        let done = folder.agent_line(args).run().expect_code(0);
+        is_clean(args, &String::from_utf8(done.stdout).unwrap());
+        is_clean(args, &done.stderr);
+    }
+    // Root reads what nobody may, so the file becomes another thing.
+    folder.remove(NAME);
+    fs::create_dir(folder.path(NAME)).unwrap();
+    pause(secs(1));
+    let done = agent.stop().expect_code(0);
+    is_clean("the log", &done.stderr);
+    let status = folder.agent_line("status -c c.toml").run().expect_code(0);
+    is_clean("status post mortem", &String::from_utf8(status.stdout).unwrap());
+    // Kept for whoever looks into it, and safe to print.
+    let kept = fs::read_to_string(state.join("dead-letter")).unwrap();
+    assert!(kept.contains("owned") && !kept.contains(['\x1b', '\x07']), "{kept}");
+}
+
+/// Even where the creation mask forbids nothing. Fails when a file is created with the mode that the mask leaves.
+#[test]
+fn state_is_for_its_owner_alone() {
+    let folder = Folder::new();
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    kafka.script(|r| if r.api == Api::Produce && r.nth == 1 { Reply::Code(10) } else { Reply::Default });
+    let (state, log) = (folder.path("deep/state"), folder.write("f.log", "x\n"));
+    let config = format!(
+        "[agent]\nstate_dir = {state:?}\ndelivery = \"exactly-once\"\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n\
+         [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n",
+        kafka.address()
+    );
+    folder.write("c.toml", config);
+    for line in ["", "y\n", "z\n"] {
+        folder.append("f.log", line);
+        let run = format!("umask 0; exec {:?} run --once -c c.toml", binary());
+        let done = Command::new("sh").args(["-c", &run]).current_dir(folder.root()).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&state), 0o700);
+    let mut names: Vec<String> = Vec::new();
+    for entry in fs::read_dir(&state).unwrap() {
+        let entry = entry.unwrap();
+        names.push(entry.file_name().into_string().unwrap());
+        assert_eq!(mode(&entry.path()), 0o600, "{names:?}");
+    }
+    names.sort();
+    assert_eq!(names, ["air", "dead-letter", "flights", "lock", "offsets", "offsets.previous"]);
+}
+
+/// A name in the state folder that leads elsewhere. Fails when a save writes through it.
+#[test]
+fn a_save_replaces_a_symlink_and_does_not_follow_it() {
+    let folder = Folder::new();
+    folder.write("f.log", "x\n");
+    let other = folder.write("other", "mine\n");
+    for round in 0..3 {
+        let done =
+            folder.agent_line("run --once --output stdout --from beginning --state-dir state f.log").run();
+        done.expect_code(0);
+        folder.append("f.log", "y\n");
+        for name in ["offsets.tmp", "offsets.previous"] {
+            let _ = fs::remove_file(folder.path("state").join(name));
+            std::os::unix::fs::symlink(&other, folder.path("state").join(name)).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&other).unwrap(), "mine\n", "round {round}");
+    }
+    assert_eq!(fs::metadata(&other).unwrap().nlink(), 1);
+}
