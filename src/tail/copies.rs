@@ -29,12 +29,11 @@ impl Tail<'_> {
         if size == 0 {
             return Ok(Whose::Read);
         }
-        for open in self.open.iter().filter(|o| o.size >= size) {
-            // Also a copy that was taken while the file still grew.
+        for open in &self.open {
+            let Some(of) = open.file() else { continue };
+            // Also a copy that was taken while the file still grew; and one with lines that we have not seen here yet.
             let ends_there = (open.at.offset, open.at.mark) == (size, mark);
-            if let Some(of) = open.file()
-                && (ends_there || open::mark_at(of, size)? == mark)
-            {
+            if ends_there || (of.metadata()?.len() >= size && open::mark_at(of, size)? == mark) {
                 return Ok(Whose::Waits); // it may be needed when the original goes
             }
         }
