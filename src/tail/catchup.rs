@@ -58,7 +58,8 @@ impl Tail<'_> {
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        let mut begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        let at_path = live.as_ref().map(|(file, ..)| file);
+        let mut begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)), at_path)?;
         for entry in unread {
             if entry.size == 0 || begun > 0 {
                 begun -= usize::from(entry.size > 0);
@@ -99,7 +100,7 @@ impl Tail<'_> {
         };
         // Made and rotated before we had a first look.
         let since = Identity { born: Some(since), ..look.identity.clone() };
-        self.unread_siblings(Some(&Entry::of(since)))?;
+        self.unread_siblings(Some(&Entry::of(since)), Some(&file))?;
         self.take_up_new(file, &look, offset)
     }
 
@@ -128,7 +129,7 @@ impl Tail<'_> {
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
         let open: Vec<Entry> = open.collect();
-        self.unread_siblings(oldest(open.iter())).map(drop)
+        self.unread_siblings(oldest(open.iter()), None).map(drop)
     }
 
     /// Goes on with a stream that is open in `known` and whose file is not where it was.
@@ -235,8 +236,9 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// Every sibling that nobody has read and that is newer than `last`, oldest first. How many streams that began.
-    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<usize, Halt> {
+    /// Every sibling that nobody has read and that is newer than `last`, oldest first. How many streams that began. `at_path`
+    /// was opened before, comes after them all, and may be renamed and packed meanwhile.
+    fn unread_siblings(&mut self, last: Option<&Entry>, at_path: Option<&File>) -> Result<usize, Halt> {
         let mut begun = 0;
         let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
         let list = self.siblings()?;
@@ -251,7 +253,7 @@ impl Tail<'_> {
                 continue;
             }
             let Some((file, look)) = self.open_sibling(sibling)? else { continue };
-            match self.whose(sibling.packed, &file, &look)? {
+            match self.whose(sibling.packed, &file, &look, at_path)? {
                 Whose::Nobodys => {}
                 Whose::Read => {
                     self.note_as_read(sibling)?;
