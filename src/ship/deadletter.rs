@@ -14,6 +14,8 @@
 
 use super::flight::{Batch, Pick};
 use super::json;
+use super::partition::Now;
+use crate::report::repeats::Repeats;
 use memchr::memmem;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -32,6 +34,7 @@ pub struct DeadLetters {
     scratch: Vec<u8>,
     /// Letters of an earlier run, by [`what`]; `None` until the first letter of this one.
     before: Option<HashSet<u64>>,
+    repeats: Repeats,
 }
 
 /// How much of the file's end may hold letters that an earlier run wrote and did not get acknowledged.
@@ -39,12 +42,12 @@ const RECALLED: u64 = 8 << 20;
 
 impl DeadLetters {
     pub fn new(path: Option<PathBuf>, limit: u64) -> Self {
-        DeadLetters { path, limit, scratch: Vec::new(), before: None }
+        DeadLetters { path, limit, scratch: Vec::new(), before: None, repeats: Repeats::default() }
     }
 
     /// Writes all records of the batch, or none that counts: after an error the file is cut back to what it was. In the
     /// file's cache when this returns, not on the disk: positions reach the disk no sooner.
-    pub fn write(&mut self, batch: &Batch, why: &str, wall_ms: i64) -> Result<(), String> {
+    pub fn write(&mut self, batch: &Batch, why: &str, now: Now) -> Result<(), String> {
         let Some(path) = self.path.as_deref() else {
             log_each(batch, why);
             return Ok(());
@@ -56,19 +59,19 @@ impl DeadLetters {
         self.scratch.clear();
         for pick in batch.picks() {
             let at = self.scratch.len();
-            letter(&mut self.scratch, batch, pick, why, wall_ms);
+            letter(&mut self.scratch, batch, pick, why, now.wall_ms);
             if !before.is_empty() && before.contains(&what(&self.scratch[at..])) {
                 self.scratch.truncate(at);
             }
         }
         append(path, &self.scratch, self.limit)?;
         self.scratch.shrink_to(64 << 10);
-        log::error!(
-            "{} record(s) of topic {} cannot be delivered: {why}; kept in {}",
-            batch.count,
-            batch.load.topic,
-            path.display()
-        );
+        if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
+            let (n, topic, path) = (batch.count, &batch.load.topic, path.display());
+            log::error!(
+                "{n} record(s) of topic {topic} cannot be delivered: {why}; kept in {path} ({all} of late)"
+            );
+        }
         Ok(())
     }
 }
@@ -196,6 +199,10 @@ mod tests {
     use crate::ship::testing::{STAMP, batch, chunk, plain};
     use serde_json::Value;
 
+    fn now() -> Now {
+        Now { at: std::time::Instant::now(), wall_ms: STAMP }
+    }
+
     fn written(path: &Path) -> Vec<Value> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
@@ -208,7 +215,7 @@ mod tests {
         let path = dir.path().join("dead-letter");
         let b = batch(1, vec![chunk(&plain(7), 100, &[b"a \"b\"\n\tc", b"\xff\x00x", b""])]);
         let mut letters = DeadLetters::new(Some(path.clone()), 1 << 20);
-        letters.write(&b, "10 MESSAGE_TOO_LARGE", STAMP).unwrap();
+        letters.write(&b, "10 MESSAGE_TOO_LARGE", now()).unwrap();
         let all = written(&path);
         assert_eq!(all.len(), 3);
         assert_eq!(all[0]["value"], "a \"b\"\n\tc");
@@ -227,12 +234,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letter");
         let of = |start| batch(1, vec![chunk(&plain(7), start, &[b"a,\"path", b"b"])]);
-        DeadLetters::new(Some(path.clone()), 1 << 20).write(&of(0), "first, \"path\"", STAMP).unwrap();
+        DeadLetters::new(Some(path.clone()), 1 << 20).write(&of(0), "first, \"path\"", now()).unwrap();
         let torn = [std::fs::read(&path).unwrap(), b"{\"time\":\"20".to_vec()].concat();
         std::fs::write(&path, torn).unwrap();
         let mut after = DeadLetters::new(Some(path.clone()), 1 << 20);
         for start in [0, 100, 0] {
-            after.write(&of(start), "second", STAMP + 5000).unwrap();
+            after.write(&of(start), "second", now()).unwrap();
         }
         let told: Vec<_> =
             written(&path).iter().map(|l| (l["reason"].clone(), l["offset"].clone())).collect();
@@ -260,11 +267,11 @@ mod tests {
         let path = dir.path().join("dead-letter");
         let b = batch(1, vec![chunk(&plain(7), 0, &[&[b'x'; 300][..]])]);
         let mut letters = DeadLetters::new(Some(path.clone()), 1000);
-        let taken = (0..5).take_while(|_| letters.write(&b, "r", STAMP).is_ok()).count();
+        let taken = (0..5).take_while(|_| letters.write(&b, "r", now()).is_ok()).count();
         assert_eq!((taken, written(&path).len()), (2, 2));
         #[allow(clippy::disallowed_methods)] // the operator's hand
         std::fs::rename(&path, dir.path().join("old")).unwrap();
-        letters.write(&b, "r", STAMP).unwrap();
+        letters.write(&b, "r", now()).unwrap();
         assert_eq!(written(&path).len(), 1);
     }
 }
