@@ -25,6 +25,7 @@ mod limits;
 mod logrotate;
 mod long;
 mod oracle;
+mod package;
 mod readme;
 mod reload;
 mod restart;
