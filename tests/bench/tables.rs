@@ -1,7 +1,7 @@
 //! Tables in Markdown from what was measured: medians of the rounds, with what was lost or doubled in any of them.
 
 use crate::{
-    results::Results,
+    results::{OTHERS, Results},
     svg::short,
     systems::{self, System},
     work::takes,
@@ -182,8 +182,13 @@ pub fn all(results: &Results) -> String {
 fn one(results: &Results, table: &Table) -> String {
     let Some(about) = results.about(table.work) else { return String::new() };
     let rounds = results.samples().filter(|s| s.work == table.work).map(|s| s.round).max().unwrap_or(0);
-    let mut text =
-        format!("**{}.** {}. Medians of {rounds} rounds, {}.\n\n|", table.title, about.settings, about.date);
+    let mut text = format!(
+        "**{}.** {}. Medians of {rounds} rounds, {}; {}.\n\n|",
+        table.title,
+        about.settings,
+        about.date,
+        others(results, table.work)
+    );
     table.columns.iter().for_each(|column| write!(text, " | {}", column.head).unwrap());
     text += " | lost | doubled |\n|---";
     text += &"|---".repeat(table.columns.len() + 2);
@@ -201,6 +206,12 @@ fn one(results: &Results, table: &Table) -> String {
         }
     }
     text + "\n"
+}
+
+/// How quiet the machine was.
+fn others(results: &Results, work: char) -> String {
+    let most = results.worst(work, "", OTHERS, "cores").unwrap_or(f64::NAN);
+    format!("other programs on the machine had at most {most:.2} cores")
 }
 
 fn row(results: &Results, table: &Table, system: &System) -> String {
@@ -232,7 +243,8 @@ fn row(results: &Results, table: &Table, system: &System) -> String {
 
 fn growth(results: &Results) -> String {
     let Some(about) = results.about('i') else { return String::new() };
-    let mut text = format!("**(i) Growth.** {}. {}.\n\n", about.settings, about.date);
+    let mut text =
+        format!("**(i) Growth.** {}. {}; {}.\n\n", about.settings, about.date, others(results, 'i'));
     text += "| | lines/s | CPU µs/line | peak MB | lost | doubled |\n|---|---|---|---|---|---|\n";
     for case in results.cases('i') {
         let median =
