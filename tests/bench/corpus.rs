@@ -49,6 +49,11 @@ pub fn push_line(out: &mut String, file: u32, seq: u64, width: usize) {
         );
     }
     out.truncate(end);
+    // Some shippers cut blanks off a line's end, as is their right.
+    if out.ends_with(' ') {
+        out.pop();
+        out.push('.');
+    }
 }
 
 /// File and number of a line; also of one that came as a JSON string.
