@@ -3,6 +3,7 @@
 pub mod check;
 pub mod crew;
 pub mod drivers;
+pub mod inherited;
 pub mod plan;
 pub mod recover;
 pub mod run;

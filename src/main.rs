@@ -27,6 +27,9 @@
 //! With exactly-once [`ship::journal`] stands between ship and driver and writes down what each batch carries before it is
 //! sent; [`commands::recover`] reads it at the start, and [`cover`] is the way back from a save to it.
 //!
+//! What is rotated or deleted before it is delivered outlives the process in systemd's descriptor store: [`fdstore`],
+//! [`commands::inherited`].
+//!
 //! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; what there is
 //! to see is on one board ([`report`]), of which status, metrics and log lines are views; whether all make progress is in
 //! [`pulse`]. [`commands::run`] alone knows all
@@ -64,6 +67,7 @@ mod commands;
 mod config;
 mod cover;
 mod error;
+mod fdstore;
 mod logging;
 mod pulse;
 mod report;

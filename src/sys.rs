@@ -8,6 +8,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Keeps all signals from the calling thread, and from those it starts from now on: a signal in the midst of a `write`
 /// makes it short, and the `kafka` crate takes a short write for a whole one. Signals that a thread raises by its own
@@ -44,6 +45,22 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code)),
     }
+}
+
+/// The descriptors that the service manager passed on, from 3 upwards (sd_listen_fds(3)); `None` where nothing is open. None
+/// of them goes on to a child. Given once: a second call gets nothing.
+pub fn passed_on(count: usize) -> Vec<Option<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Vec::new();
+    }
+    let take = |number: RawFd| {
+        // SAFETY: F_SETFD takes any number and fails with EBADF where nothing is open; it touches no memory.
+        let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        // SAFETY: it is open, by the manager's word for us alone, and nobody else in this process knows the number.
+        open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    (0..count).map(|n| RawFd::try_from(n + 3).ok().and_then(take)).collect()
 }
 
 /// A TCP socket of this process, held by a descriptor of its own: what happens to the owner's number meanwhile does

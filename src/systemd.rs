@@ -2,19 +2,22 @@
 //! when the agent is ready, and whether it makes progress, is `commands/run.rs`'s.
 
 use crate::error::Escaped;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 use std::ffi::OsStr;
-use std::io;
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest wait for room in systemd's queue; a message that finds none is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The way to the service manager, if there is one.
-#[derive(Debug, Default)]
-pub struct Notify(Option<(UnixDatagram, SocketAddr)>);
+/// The way to the service manager, if there is one. A clone is another user of the same.
+#[derive(Clone, Debug, Default)]
+pub struct Notify(Option<Arc<(UnixDatagram, SocketAddrUnix)>>);
 
 impl Notify {
     /// To the manager that started us. A socket that cannot be used is logged once and not tried again.
@@ -31,8 +34,8 @@ impl Notify {
     /// `name`: a path, or `@` and the name of an abstract socket.
     fn to(name: &OsStr) -> io::Result<Notify> {
         let address = match name.as_bytes() {
-            [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
-            [b'/', ..] => SocketAddr::from_pathname(name)?,
+            [b'@', rest @ ..] => SocketAddrUnix::new_abstract_name(rest)?,
+            [b'/', ..] => SocketAddrUnix::new(name)?,
             _ => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
@@ -42,7 +45,12 @@ impl Notify {
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Notify(Some((socket, address))))
+        Ok(Notify(Some(Arc::new((socket, address)))))
+    }
+
+    /// Somebody is told.
+    pub fn is_heard(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Started: config, state and watches are in order.
@@ -64,12 +72,32 @@ impl Notify {
         self.send(&format!("STOPPING=1\nSTATUS={}", Escaped(status)));
     }
 
+    /// Keep this descriptor beyond our end, under this name. (`FDPOLL=0`: a regular file has no hang-up to be polled for.)
+    pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.try_send(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), &[fd])
+    }
+
+    /// Let go of what is kept under this name.
+    pub fn forget(&self, name: &str) -> io::Result<()> {
+        self.try_send(&format!("FDSTOREREMOVE=1\nFDNAME={}", Escaped(name)), &[])
+    }
+
     fn send(&self, message: &str) {
-        if let Some((socket, address)) = &self.0
-            && let Err(e) = socket.send_to_addr(message.as_bytes(), address)
-        {
+        if let Err(e) = self.try_send(message, &[]) {
             log::debug!("systemd: {}: {e}", message.lines().next().unwrap_or_default());
         }
+    }
+
+    fn try_send(&self, message: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let Some(to) = &self.0 else { return Ok(()) };
+        let (socket, address) = &**to;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !rights.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        sendmsg_addr(socket, address, &[IoSlice::new(message.as_bytes())], &mut rights, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 }
 
@@ -91,6 +119,8 @@ fn interval(micros: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duratio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
 
     fn received(socket: &UnixDatagram) -> String {
         let mut buffer = [0; 512];

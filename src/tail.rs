@@ -12,6 +12,7 @@ mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
+mod outlive;
 pub mod reread;
 mod shelf;
 pub mod siblings;
@@ -19,7 +20,7 @@ pub mod siblings;
 mod simulated;
 mod streams;
 
-use crate::chunk::{Closed, Ending, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, never, select};
@@ -155,6 +156,8 @@ struct Tail<'a> {
     stop: &'a Stop,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
+    /// Left, and kept by the store until what was acknowledged of them is saved.
+    leaving: Vec<Arc<Origin>>,
     turn: usize,
     /// The first look is still to come.
     first: bool,
@@ -196,6 +199,7 @@ impl<'a> Tail<'a> {
             out,
             stop,
             open: Vec::new(),
+            leaving: Vec::new(),
             turn: 0,
             first: true,
             error: None,
@@ -230,6 +234,7 @@ impl Tail<'_> {
             self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
+        self.outlive(at_path, &seen);
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
             rest_after: self.o.rest_after,
@@ -259,7 +264,7 @@ impl Tail<'_> {
             Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
         }
-        Ok(step)
+        Ok(self.until_saved(step))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
@@ -423,6 +428,7 @@ impl Tail<'_> {
 
     /// Stopped: the agent goes on at the next start.
     fn park(&mut self) {
+        self.outlive_restart();
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };

@@ -32,6 +32,12 @@ pub struct Plan {
     pub must_exist: bool,
 }
 
+impl Plan {
+    pub fn follows(&self, path: &Path) -> bool {
+        self.watched.patterns.iter().any(|p| p.matches(path)) && !self.watched.exclude.matches(path)
+    }
+}
+
 pub struct Crew<'s, 'e> {
     scope: &'s Scope<'s, 'e>,
     known: &'e Known,

@@ -11,6 +11,7 @@ use crate::checkpoint::{Footing, Job, Saved, SavedStream};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::cover::{Cover, Taker};
 use crate::error::Error;
+use crate::fdstore::FdStore;
 use crate::report::{Board, Gauge};
 use crate::ship::driver::Ends;
 use crate::ship::flight::{Load, Pick};
@@ -49,6 +50,7 @@ pub fn recover(
     job: &mut Job,
     saved: &mut Saved,
     taker: Taker,
+    kept: &FdStore,
     board: &Arc<Board>,
 ) -> Result<Recovered, Error> {
     board.once.active.store(true, Relaxed);
@@ -79,7 +81,7 @@ pub fn recover(
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
         }
     }
-    let flights = resume(&mut loaded, plans, saved, board)?;
+    let flights = resume(&mut loaded, plans, saved, kept, board)?;
     if loaded.id.is_some() {
         // What is neither acknowledged nor in these flights is read again.
         let lines = flights.iter().flat_map(|f| &f.load.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
@@ -161,9 +163,15 @@ fn records(payloads: Vec<Vec<u8>>) -> Vec<Record> {
 }
 
 /// Reads the flights again. What is nowhere any more is given up, and counted.
-fn resume(loaded: &mut Loaded, plans: &[Plan], saved: &Saved, board: &Board) -> Result<Vec<Resumed>, Error> {
+fn resume(
+    loaded: &mut Loaded,
+    plans: &[Plan],
+    saved: &Saved,
+    kept: &FdStore,
+    board: &Board,
+) -> Result<Vec<Resumed>, Error> {
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
-    let mut bytes = read_all(&loaded.flights, &streams)?;
+    let mut bytes = read_all(&loaded.flights, &streams, kept)?;
     let mut permits = permits(&loaded.flights, plans);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
     let mut resumed = Vec::new();
@@ -226,6 +234,7 @@ fn give_up(board: &Board, lines: usize, piece: &Piece, streams: &HashMap<StreamI
 fn read_all(
     flights: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
+    kept: &FdStore,
 ) -> Result<HashMap<(StreamId, u64), Vec<u8>>, Error> {
     let mut wanted: HashMap<StreamId, Vec<reread::Wanted>> = HashMap::new();
     for p in flights.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
@@ -235,7 +244,7 @@ fn read_all(
     let mut out = HashMap::new();
     for (stream, wanted) in wanted {
         let Some(s) = streams.get(&stream) else { continue };
-        let found = reread(&s.path, &s.identity, &wanted).map_err(|e| {
+        let found = reread(&s.path, &s.identity, kept.of(stream).as_ref(), &wanted).map_err(|e| {
             let fix = "let the agent's user read its folder; flights that may have been sent are read again from there";
             Error::failed(format_args!("read {}", s.path.display()), e, fix)
         })?;
@@ -274,11 +283,7 @@ fn chunk(
 ) -> Option<Chunk> {
     let piece = &wanted.piece;
     let lines = piece.lines_in(&bytes)?;
-    let follows = |p: &&Plan| {
-        let path = &stream.path;
-        p.watched.patterns.iter().any(|x| x.matches(path)) && !p.watched.exclude.matches(path)
-    };
-    let plan = plans.iter().find(follows)?;
+    let plan = plans.iter().find(|p| p.follows(&stream.path))?;
     let end = piece.range.end;
     let origin = Origin {
         stream: piece.stream,

@@ -7,7 +7,7 @@
 use super::crew::Crew;
 use super::recover::{Recovered, recover};
 use super::watchdog::Watchdog;
-use super::{drivers, plan};
+use super::{drivers, inherited, plan};
 use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
@@ -15,6 +15,7 @@ use crate::cli;
 use crate::config::{self, Config, DamagedState, Delivery, Output};
 use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
+use crate::fdstore::{self, FdStore};
 use crate::report::snapshot::Snapshot;
 use crate::report::{Board, live};
 use crate::ship::{self, Dead};
@@ -45,6 +46,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// `at_once` ends the process: for the second signal.
 pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+    let given = fdstore::given();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let config = config::load(&asked.overrides())?;
@@ -57,8 +59,11 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (giver, taker) = cover::pair();
     let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
     let plans = plan::sources(&config, &budget, &saved)?;
+    let notify = Notify::from_env();
+    let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
+    inherited::adopt(given, &store, &saved, &plans);
     let recovered = match exactly_once(&config) {
-        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &board)?),
+        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &store, &board)?),
         None => None,
     };
     let ends = drivers::start(&config, &board)?;
@@ -69,7 +74,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         }
         None => (ends, None),
     };
-    let known = Known::new(entries(&saved), saved.next_stream);
+    let known = Known::new(entries(&saved), saved.next_stream).keeping(store);
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
@@ -96,7 +101,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             config: &config,
             parcels: Some(parcels),
             give_up: Some(give_up),
-            notify: Notify::from_env(),
+            notify,
             watchdog,
             stopping: None,
             at_once,

@@ -166,6 +166,9 @@ impl Tail<'_> {
 
     /// Whether the stream goes on in some file, which is open then.
     pub(super) fn find(&mut self, entry: &Entry) -> Result<bool, Halt> {
+        if self.go_on_in_kept(entry)? {
+            return Ok(true);
+        }
         let list = siblings::list(&self.o.path)?;
         let is_it = |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other;
         let by_identity = list.iter().find(is_it);
@@ -184,6 +187,18 @@ impl Tail<'_> {
         Ok(false)
     }
 
+    /// Whether the stream's file was kept beyond the end of the last run; if so it is open now.
+    fn go_on_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
+        let Some(file) = self.known.store.of(entry.stream) else { return Ok(false) };
+        let look = identity::look(&file)?;
+        if look.identity == entry.identity && goes_on(&file, &look, entry)? {
+            return Ok(self.take_up(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
+        }
+        warn!("{}: the file that systemd kept for it holds other bytes now", self.o.path.display());
+        self.known.store.done(entry.stream);
+        Ok(false)
+    }
+
     /// Whether this sibling holds the stream's bytes up to where it was read; if so it is open now.
     fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
@@ -194,7 +209,7 @@ impl Tail<'_> {
             {
                 return Ok(false);
             }
-            Packed::Plain => Bytes::Plain(file),
+            Packed::Plain => Bytes::Plain(file.into()),
             Packed::Gzip if !is_whole(&file, &look) => return Ok(false),
             Packed::Gzip => match holds(&file, entry) {
                 Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
@@ -249,7 +264,7 @@ impl Tail<'_> {
                 }
             }
             let (bytes, size) = match sibling.packed {
-                Packed::Plain => (Bytes::Plain(file), look.size),
+                Packed::Plain => (Bytes::Plain(file.into()), look.size),
                 Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
                 Packed::Other => {
                     warn!(

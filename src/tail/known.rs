@@ -5,6 +5,7 @@
 
 use super::identity::Look;
 use crate::chunk::{Identity, Point, Range, StreamId};
+use crate::fdstore::FdStore;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -47,7 +48,11 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-pub struct Known(Mutex<Inner>);
+pub struct Known {
+    inner: Mutex<Inner>,
+    /// Where files are kept beyond the end of this process.
+    pub store: FdStore,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -72,11 +77,16 @@ impl Known {
     pub fn new(entries: impl IntoIterator<Item = Entry>, next: u64) -> Known {
         let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
         let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
-        Known(Mutex::new(Inner { next: next.max(above).max(1), entries }))
+        let inner = Mutex::new(Inner { next: next.max(above).max(1), entries });
+        Known { inner, store: FdStore::default() }
+    }
+
+    pub fn keeping(self, store: FdStore) -> Known {
+        Known { store, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the file for `path`, if no other tail has it.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Where a stream's bytes are.
 #[derive(Debug)]
 pub enum Bytes {
-    Plain(File),
+    Plain(Arc<File>),
     Gz(Box<Gz>),
 }
 
@@ -135,7 +135,7 @@ impl Open {
     }
 
     /// The descriptor, of a plain file.
-    pub fn file(&self) -> Option<&File> {
+    pub fn file(&self) -> Option<&Arc<File>> {
         match &self.bytes {
             Bytes::Plain(f) => Some(f),
             Bytes::Gz(_) => None,

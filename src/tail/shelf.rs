@@ -98,6 +98,7 @@ impl Tail<'_> {
 
     pub(super) fn lost(&self, stream: StreamId, lost: u64, why: &str) {
         self.known.forget(stream);
+        self.known.store.done(stream);
         if lost > 0 {
             warn!("{}: {lost} bytes were not read and are lost: {why}", self.o.path.display());
         }

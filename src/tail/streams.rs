@@ -25,6 +25,7 @@ impl Tail<'_> {
             open.limit = look.size;
         }
         self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
+        self.known.store.taken_up(e.stream);
         // Oldest first; the live one is last.
         let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
         let place = self.open.iter().position(after).unwrap_or(self.open.len());
@@ -34,7 +35,7 @@ impl Tail<'_> {
     }
 
     pub(super) fn take_up_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
-        let Some(place) = self.take_up(Bytes::Plain(file), look, e)? else { return Ok(false) };
+        let Some(place) = self.take_up(Bytes::Plain(file.into()), look, e)? else { return Ok(false) };
         let mut open = self.open.remove(place);
         open.live = true;
         open.owed = 0;
@@ -108,9 +109,10 @@ impl Tail<'_> {
     /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
     /// is one; else what was not read is lost, and counted.
     pub(super) fn truncated(&mut self, i: usize) -> Result<(), Halt> {
-        let file = self.open[i].file().map(File::try_clone).transpose()?;
+        let file = self.open[i].file().map(|f| f.try_clone()).transpose()?;
         let look = file.as_ref().map(identity::look).transpose()?;
         let old = self.open.remove(i);
+        self.known.store.done(old.origin.stream);
         let entry = Entry {
             stream: old.origin.stream,
             path: self.o.path.clone(),
@@ -127,7 +129,7 @@ impl Tail<'_> {
             if old.live {
                 self.take_up_live(file, &look, fresh)?;
             } else {
-                self.take_up(Bytes::Plain(file), &look, fresh)?;
+                self.take_up(Bytes::Plain(file.into()), &look, fresh)?;
             }
         }
         self.find_rest(entry, "it was truncated")
@@ -153,6 +155,7 @@ impl Tail<'_> {
             _ => (Ending::Finished, true),
         };
         self.known.release(stream, open.at, open.size, open.modified, finished);
+        self.left(open.origin.clone());
         self.say("following", None);
         self.send(Parcel::Closed(Closed { stream, why }))
     }

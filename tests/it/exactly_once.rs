@@ -338,6 +338,37 @@ fn a_source_that_is_gone_is_counted() {
     assert!(totals(&killed.folder)["totals"]["uncertain"].as_u64().unwrap() > 0);
 }
 
+/// Deleted while its last batches have no answer, and kept by the service manager. Fails when flights are rebuilt from names only.
+#[test]
+fn a_source_that_is_gone_and_was_kept() {
+    let broker = Broker::shared(Version::V41);
+    let (folder, topic) = (Folder::new(), broker.topic(2));
+    let proxy = Proxy::to(&broker.address);
+    config_by(&folder, &topic, &proxy.address, &SHORT);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let mut next = 0;
+    write_some(&folder, &mut next, 1000, &["a.log"]);
+    topic.wait_count_for(next, PATIENT);
+    proxy.mode(Mode::Delay(secs(60)));
+    write_some(&folder, &mut next, 20_000, &["a.log"]);
+    wait_status(&folder, &folder.path("state"), "batches without an answer", |s| {
+        s["files"][0]["framed"] == s["files"][0]["size"]
+            && s["exactly_once"]["open_intents"].as_u64() > Some(0)
+    });
+    folder.remove("a.log");
+    wait_until(SOON, "the store has it", || agent.kept().len() == 1);
+    agent.kill();
+    proxy.mode(Mode::Pass);
+    let mut agent = folder.agent_line("run -c c.toml").given(agent.take_kept()).start();
+    topic.wait_count_for(next, PATIENT);
+    wait_until(SOON, "nothing is kept any longer", || agent.kept().is_empty());
+    let log = agent.stop().expect_code(0).stderr;
+    Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("a", 0..next)]);
+    let status = totals(&folder);
+    assert_eq!(announced(&status), 0, "{log}");
+    assert!(status["exactly_once"]["resent"].as_u64() > Some(0), "{status}");
+}
+
 /// Fails when a rebuilt batch depends on the config of now.
 #[test]
 fn a_changed_config_changes_nothing_that_was_sent() {

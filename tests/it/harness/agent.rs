@@ -1,13 +1,15 @@
 //! The real binary in a folder of its own: started, stopped, killed, watched from outside through /proc.
 //! Knows the command line of no command; tests give it.
 
+use super::manager::Manager;
 use super::{SOON, limit_the_suite, millis, pause, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{Read, Write},
-    os::unix::{net::UnixDatagram, process::ExitStatusExt},
+    os::fd::{AsRawFd, OwnedFd},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -88,13 +90,23 @@ impl Folder {
             "STATE_DIRECTORY",
             "NOTIFY_SOCKET",
             "WATCHDOG_USEC",
+            "FDSTORE",
             "INVOCATION_ID",
             "JOURNAL_STREAM",
         ] {
             command.env_remove(name);
         }
         let socket = self.path(format!(".notify-{}", self.agents.fetch_add(1, Ordering::Relaxed)));
-        Setup { command, socket, input: None }
+        Setup { command, socket, input: None, given: Vec::new() }
+    }
+    /// As [`Folder::agent_line`], started by another program that becomes it: `env`, `setpriv` and the like.
+    pub fn behind<S: AsRef<OsStr>>(&self, starter: impl IntoIterator<Item = S>, args: &str) -> Setup {
+        let mut setup = self.agent(Vec::<&str>::new());
+        let mut words = starter.into_iter();
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words).arg(binary()).args(args.split_whitespace());
+        setup.replace(command);
+        setup
     }
     /// As [`Folder::agent`], from one string split at blanks.
     pub fn agent_line(&self, args: &str) -> Setup {
@@ -107,9 +119,42 @@ pub struct Setup {
     command: Command,
     socket: PathBuf,
     input: Option<Vec<u8>>,
+    given: Vec<(String, OwnedFd)>,
 }
 
 impl Setup {
+    /// Starts with these descriptors, as systemd passes its store on: from 3 upwards, told by the environment.
+    pub fn given(mut self, store: Vec<(String, OwnedFd)>) -> Setup {
+        let names: Vec<&str> = store.iter().map(|(name, _)| name.as_str()).collect();
+        let (own, count) = (std::process::id(), store.len());
+        assert!((1..=7).contains(&count), "a shell's redirections have one digit");
+        let open = |(i, (_, fd)): (usize, &(String, OwnedFd))| {
+            format!("{}</proc/{own}/fd/{}", i + 3, fd.as_raw_fd())
+        };
+        let opened: Vec<String> = store.iter().enumerate().map(open).collect();
+        let opened = opened.join(" ");
+        // The agent's own number is known in the process that becomes the agent only.
+        let script = format!("exec {opened}; LISTEN_PID=${{LISTEN_PID:-$$}} exec \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh"]).arg(self.command.get_program()).args(self.command.get_args());
+        self.replace(command);
+        self.command.env("LISTEN_FDS", count.to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        Setup { given: store, ..self }
+    }
+    /// Another command in the same surroundings.
+    fn replace(&mut self, mut command: Command) {
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if let Some(folder) = self.command.get_current_dir() {
+            command.current_dir(folder);
+        }
+        self.command = command;
+    }
+
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Setup {
         self.command.arg(arg);
         self
@@ -126,8 +171,7 @@ impl Setup {
 
     /// Starts it and returns at once.
     pub fn spawn(mut self) -> Agent {
-        let notify = UnixDatagram::bind(&self.socket).expect("a notify socket");
-        notify.set_read_timeout(Some(millis(20))).unwrap();
+        let notify = Manager::bind(&self.socket, self.given);
         self.command.env("NOTIFY_SOCKET", &self.socket);
         self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child =
@@ -213,7 +257,7 @@ pub struct Agent {
     child: Child,
     stdout: Capture,
     stderr: Capture,
-    notify: UnixDatagram,
+    notify: Manager,
     watch: Watch,
     started: Instant,
     done: Option<Done>,
@@ -229,28 +273,29 @@ impl Agent {
     #[track_caller]
     pub fn wait_ready(&mut self) {
         let end = Instant::now() + SOON;
-        let mut buffer = [0; 4096];
         loop {
-            if let Ok(n) = self.notify.recv(&mut buffer)
-                && buffer[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1")
-            {
+            if self.notify.next().is_some_and(|m| m.lines().any(|line| line == "READY=1")) {
                 return;
             }
             if let Some(done) = self.ended() {
                 panic!("the agent ended before it was ready: {:?}\n{}", done.status, done.stderr);
             }
             assert!(Instant::now() < end, "no READY=1 within {SOON:?} of {:?}:\n{}", self.args, self.log());
+            pause(millis(5));
         }
     }
 
     /// What it has told its service manager since the last look, one message each.
     pub fn notices(&self) -> Vec<String> {
-        let mut buffer = [0; 4096];
-        let next = || {
-            let n = self.notify.recv(&mut buffer).ok()?;
-            Some(String::from_utf8_lossy(&buffer[..n]).into_owned())
-        };
-        std::iter::from_fn(next).collect()
+        std::iter::from_fn(|| self.notify.next()).collect()
+    }
+    /// The names of the descriptors that the service manager keeps for it.
+    pub fn kept(&self) -> Vec<String> {
+        self.notify.kept()
+    }
+    /// Those descriptors, for its next life.
+    pub fn take_kept(&self) -> Vec<(String, OwnedFd)> {
+        self.notify.take()
     }
     /// The id of its thread of this name.
     #[track_caller]

@@ -7,6 +7,7 @@
 mod agent;
 mod broker;
 mod lines;
+mod manager;
 mod proxy;
 mod ptrace;
 mod records;

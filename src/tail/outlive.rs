@@ -1,0 +1,127 @@
+//! Which files are to outlive the process: deleted or rotated, with bytes whose delivery is not saved; and at a stop all with
+//! such bytes. While the agent is not running nobody else could give them back. Reads no line; the store itself is `fdstore.rs`.
+
+use super::Tail;
+use super::follow::{AtPath, Patience, Seen, Step};
+use crate::chunk::Origin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// What the store is to do with an open file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Keep,
+    Drop,
+    AsItIs,
+}
+
+/// `saved`: so is all that was framed of it.
+fn fate(seen: &Seen, saved: bool, path: AtPath) -> Fate {
+    if !seen.unread && !seen.rest && saved {
+        return Fate::Drop;
+    }
+    match path {
+        _ if !seen.live || seen.deleted => Fate::Keep,
+        AtPath::Another | AtPath::Nothing => Fate::Keep,
+        AtPath::Live => Fate::Drop,
+        AtPath::Unknown => Fate::AsItIs,
+    }
+}
+
+impl Tail<'_> {
+    /// Tells the store what became of the open files, and of those that were left.
+    pub(super) fn outlive(&mut self, path: AtPath, seen: &[Seen]) {
+        let store = &self.known.store;
+        if !store.is_on() {
+            return;
+        }
+        store.again();
+        for (open, seen) in self.open.iter().zip(seen) {
+            let stream = open.origin.stream;
+            let Some(file) = open.file() else { continue }; // a packed file has the plain one before it
+            match fate(seen, is_saved(&open.origin), path) {
+                Fate::Keep => store.keep(stream, file, open.identity.ino, seen.deleted),
+                Fate::Drop if store.keeps(stream) => store.done(stream),
+                Fate::Drop | Fate::AsItIs => {}
+            }
+        }
+        self.leaving.retain(|origin| {
+            let saved = is_saved(origin);
+            if saved {
+                store.done(origin.stream);
+            }
+            !saved
+        });
+    }
+
+    /// Stopped: a file may go before the next start looks, so those with a name are kept as well.
+    pub(super) fn outlive_restart(&mut self) {
+        if let Ok(seen) = self.look_at_open(self.now) {
+            self.outlive(AtPath::Nothing, &seen);
+        }
+    }
+
+    /// A file that is read to its end: it stays in the store until that is saved.
+    pub(super) fn left(&mut self, origin: Arc<Origin>) {
+        if self.known.store.keeps(origin.stream) {
+            self.leaving.push(origin);
+        }
+    }
+
+    /// Saving makes no event, so it is looked at soon again; and somebody must be there to look.
+    pub(super) fn until_saved(&self, step: Step) -> Step {
+        match step {
+            Step::Wait(time) if !self.leaving.is_empty() => Step::Wait(time.min(Patience::RECHECK)),
+            Step::End if !self.leaving.is_empty() => Step::Wait(Patience::RECHECK),
+            step => step,
+        }
+    }
+}
+
+fn is_saved(origin: &Origin) -> bool {
+    let gauge = &origin.gauge;
+    gauge.saved.load(Relaxed) >= gauge.framed.load(Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Fails when a file that has a name is kept without need, or one that has none is let go before its delivery is saved.
+    #[test]
+    fn what_is_kept() {
+        use AtPath::{Another, Live, Nothing, Unknown};
+        let live = Seen {
+            live: true,
+            unread: true,
+            owed: false,
+            rest: false,
+            truncated: false,
+            deleted: false,
+            acked: false,
+            quiet: Duration::ZERO,
+            too_much: false,
+        };
+        let rotated = Seen { live: false, ..live };
+        let deleted = Seen { deleted: true, ..rotated };
+        let read = |s: Seen| Seen { unread: false, acked: true, ..s };
+        for (seen, saved, path, want) in [
+            (live, false, Live, Fate::Drop),
+            (live, false, Unknown, Fate::AsItIs),
+            (live, false, Nothing, Fate::Keep),
+            (live, false, Another, Fate::Keep),
+            (Seen { deleted: true, ..live }, false, Unknown, Fate::Keep),
+            (rotated, false, Live, Fate::Keep),
+            (rotated, true, Live, Fate::Keep),
+            (deleted, false, Nothing, Fate::Keep),
+            (read(deleted), false, Nothing, Fate::Keep),
+            (read(deleted), true, Nothing, Fate::Drop),
+            (Seen { rest: true, ..read(deleted) }, true, Nothing, Fate::Keep),
+            (read(rotated), true, Live, Fate::Drop),
+            (read(live), true, Nothing, Fate::Drop),
+        ] {
+            assert_eq!(fate(&seen, saved, path), want, "{seen:?} {saved} {path:?}");
+        }
+    }
+}
