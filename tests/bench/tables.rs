@@ -1,6 +1,7 @@
 //! Tables in Markdown from what was measured: medians of the rounds, with what was lost or doubled in any of them.
 
 use crate::{
+    plots,
     results::{OTHERS, Results},
     svg::short,
     systems::{self, System},
@@ -282,11 +283,20 @@ fn versions(results: &Results) -> String {
 const BEGIN: &str = "<!-- what tests/bench/run measured -->\n";
 const END: &str = "<!-- end of what tests/bench/run measured -->\n";
 
-/// Puts the tables between the two marks in README.
+/// Where the plots are that README shows.
+const SHOWN: &str = "tests/bench/results";
+
+/// Puts the tables, and the plots that are in [`SHOWN`], between the two marks in README.
 pub fn into_readme(results: &Results) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(&path).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let (before, rest) = readme.split_once(BEGIN).expect("README has the mark");
     let (_, after) = rest.split_once(END).expect("README has the mark of the end");
-    std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", all(results))).unwrap();
+    let plots: String = plots::NAMES
+        .into_iter()
+        .filter(|name| root.join(SHOWN).join(name).exists())
+        .map(|name| format!("![{}]({SHOWN}/{name})\n\n", name.trim_end_matches(".svg")))
+        .collect();
+    std::fs::write(root.join("README.md"), format!("{before}{BEGIN}\n{plots}{}{END}{after}", all(results)))
+        .unwrap();
 }
