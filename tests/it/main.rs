@@ -7,6 +7,7 @@
 mod harness;
 
 mod basics;
+mod blind;
 mod check;
 mod cli;
 mod copytruncate;
