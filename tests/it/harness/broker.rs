@@ -159,6 +159,9 @@ impl Broker {
         script(["restart".as_ref(), self.dir.as_os_str(), version.name().as_ref()]);
         self.version = version;
     }
+    pub fn pid(&self) -> u32 {
+        self.tell("pid").parse().expect("the broker's process")
+    }
     pub fn port(&self) -> u16 {
         self.address.rsplit_once(':').unwrap().1.parse().unwrap()
     }
