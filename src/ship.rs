@@ -184,6 +184,7 @@ pub fn run(
             }
         }
         result?;
+        ship.prepare();
         if gone {
             return Err(Dead { why: "its worker has ended".into() });
         }
