@@ -158,7 +158,7 @@ fn what_is_not_ours_is_closed_and_said() {
     agent.stop().expect_code(0);
 }
 
-/// Nobody takes messages. Fails when tails wait for the manager at each look.
+/// Nobody takes messages. Fails when tails wait for the manager at each look (`DEAF` zero).
 #[test]
 fn a_manager_that_does_not_listen() {
     let folder = Folder::new();
