@@ -6,14 +6,17 @@
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// All shares of one process.
 #[derive(Debug)]
-pub struct Budget {
+pub struct Budget(Mutex<All>);
+
+#[derive(Debug)]
+struct All {
     total: usize,
-    shares: Mutex<Vec<Share>>,
+    shares: Vec<Share>,
 }
 
 /// One topic's part of the budget.
@@ -26,6 +29,8 @@ struct Inner {
     /// Invariant: the sum of all living permits of this share.
     used: usize,
     queue: VecDeque<(usize, Sender<Permit>)>,
+    /// Set: it has no part any more. What is still in use of it is taken off the others.
+    retired: Option<Weak<Budget>>,
 }
 
 /// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
@@ -44,27 +49,58 @@ pub struct Permit {
 
 impl Budget {
     pub fn new(total: usize) -> Self {
-        Budget { total, shares: Mutex::default() }
+        Budget(Mutex::new(All { total, shares: Vec::new() }))
     }
 
-    /// One more equal share. On a reload a limit may shrink below what is in use; then nothing is granted until it fits.
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more equal share. A limit may shrink below what is in use; then nothing is granted until it fits.
     pub fn share(&self) -> Share {
-        let mut all = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         let share = Share(Arc::new(Mutex::new(Inner::default())));
-        all.push(share.clone());
-        for s in all.iter() {
-            s.lock().limit = self.total / all.len();
-        }
+        self.all().shares.push(share.clone());
+        self.divide();
         share
     }
 
+    /// The others have its part, as far as nothing of it is in use, and the rest as it comes back.
+    pub fn retire(self: &Arc<Self>, share: &Share) {
+        share.lock().retired = Some(Arc::downgrade(self));
+        self.divide();
+    }
+
+    pub fn resize(&self, total: usize) {
+        self.all().total = total;
+        self.divide();
+    }
+
+    fn divide(&self) {
+        let mut all = self.all();
+        all.shares.retain(|s| {
+            let s = s.lock();
+            s.retired.is_none() || s.used > 0
+        });
+        let retired: Vec<usize> =
+            all.shares.iter().map(Share::lock).filter(|s| s.retired.is_some()).map(|s| s.used).collect();
+        let living = (all.shares.len() - retired.len()).max(1);
+        let each = all.total.saturating_sub(retired.iter().sum()) / living;
+        for share in &all.shares {
+            let mut s = share.lock();
+            s.limit = if s.retired.is_some() { 0 } else { each };
+        }
+        let shares = all.shares.clone();
+        drop(all);
+        shares.iter().for_each(Share::serve);
+    }
+
     pub fn total(&self) -> usize {
-        self.total
+        self.all().total
     }
 
     /// Bytes in use now, over all shares.
     pub fn used(&self) -> usize {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.lock().used).sum()
+        self.all().shares.iter().map(|s| s.lock().used).sum()
     }
 }
 
@@ -167,13 +203,16 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let waiting = {
+        let (waiting, retired) = {
             let mut s = self.share.lock();
             s.used -= self.bytes;
-            !s.queue.is_empty()
+            (!s.queue.is_empty(), s.retired.clone())
         };
         if waiting {
             self.share.serve();
+        }
+        if let Some(budget) = retired.and_then(|b| b.upgrade()) {
+            budget.divide();
         }
     }
 }
@@ -210,6 +249,29 @@ mod tests {
         p.shrink(7);
         assert_eq!((p.bytes(), b.used()), (7, 7));
         assert!(s.take(3, &stop).is_some());
+    }
+
+    /// Fails when a share that is retired keeps its part for ever, when its bytes in use are given out a second time, or
+    /// when nobody who waits is told of the room.
+    #[test]
+    fn a_retired_share_is_the_others() {
+        let b = Arc::new(Budget::new(100));
+        let (one, two) = (b.share(), b.share());
+        let (_h, stop) = stop::pair();
+        let old = one.take(40, &stop).unwrap();
+        b.retire(&one);
+        let most = two.take(60, &stop).unwrap();
+        let (tx, rx) = bounded(1);
+        let again = two.clone();
+        let t = thread::spawn(move || tx.send(again.take(40, &stop).is_some()).unwrap());
+        assert!(rx.recv_timeout(Duration::from_millis(50)).is_err(), "what is in use was given out again");
+        assert_eq!(b.used(), 100);
+        drop(old);
+        assert!(rx.recv_timeout(Duration::from_secs(5)).unwrap());
+        t.join().unwrap();
+        drop(most);
+        b.resize(10);
+        assert_eq!((b.total(), two.lock().limit, b.all().shares.len()), (10, 10, 1));
     }
 
     /// Fails when who looks up from waiting has to wait behind those that came later, or a place that is left keeps bytes.

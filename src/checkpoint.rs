@@ -22,6 +22,7 @@ use crate::cover::{Cover, Giver};
 use crate::error::Error;
 use crate::pulse::Beat;
 use crate::report::Board;
+use crate::wall;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, never};
 use ledger::Ledger;
 use presence::{Asked, Presence};
@@ -346,6 +347,7 @@ impl<'a> Keeper<'a> {
     fn save(&mut self, sync: bool, now: Instant) {
         let mut bytes = std::mem::take(&mut self.bytes);
         self.head.clock = self.clock(now);
+        self.head.wall_ms = wall::stamp(wall::now_ms(), self.head.wall_ms);
         self.head.next_stream = self.ledger.next_stream();
         self.head.totals.take_from(self.board);
         self.head.totals.lost_bytes = self.lost_before + self.ledger.lost_bytes();

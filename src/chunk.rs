@@ -12,10 +12,6 @@ pub type Range = std::ops::Range<u64>;
 /// A topic's name, shared by everything that belongs to it.
 pub type Topic = Arc<str>;
 
-/// A `[[files]]` table: its place in the merged config. Never saved.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct SourceId(pub u32);
-
 /// One unbroken run of bytes: a file between two truncations. Serial, saved, never reused, whatever the file is called
 /// and whichever inode (or `.gz`) holds the bytes now.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

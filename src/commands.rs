@@ -6,6 +6,7 @@ pub mod drivers;
 pub mod inherited;
 pub mod plan;
 pub mod recover;
+pub mod reload;
 pub mod run;
 pub mod send;
 pub mod status;

@@ -19,6 +19,7 @@ mod walk;
 use crate::chunk::{Chunk, Line};
 use crate::error::Error;
 use places::Problems;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 pub use units::{Broker, brokers};
@@ -35,7 +36,7 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/logagent";
 const LINE_TABLE: usize = Chunk::MAX_LINES * size_of::<Line>();
 
 /// Everything decided: no value is missing, and every path is absolute.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     pub agent: Agent,
     pub output: Output,
@@ -49,7 +50,7 @@ pub struct Config {
     pub read_from: Vec<PathBuf>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Agent {
     /// `None`: nothing is saved.
     pub state_dir: Option<PathBuf>,
@@ -82,14 +83,14 @@ pub enum DamagedState {
     Beginning,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 #[expect(clippy::large_enum_variant)] // a process has one
 pub enum Output {
     Stdout,
     Kafka(Kafka),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Kafka {
     /// Never empty.
     pub brokers: Vec<Broker>,
@@ -124,14 +125,30 @@ pub enum Driver {
     Modern,
 }
 
+/// A regular expression; equal to another that is written the same.
+#[derive(Clone)]
+pub struct Regex(pub regex::bytes::Regex);
+
+impl fmt::Debug for Regex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl PartialEq for Regex {
+    fn eq(&self, other: &Regex) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
 /// Where a record's key comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Key {
     /// Also `"host"`, which is the same for every record.
     Constant(Vec<u8>),
     Path,
     /// The first group, or the whole match where there is none.
-    Regex(regex::bytes::Regex),
+    Regex(Regex),
     /// The way to a field of a line that is a JSON object; never empty.
     Field(Vec<String>),
 }
@@ -155,7 +172,7 @@ pub enum Compression {
 }
 
 /// Files are named, not read: they are read again at each connect.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Tls {
     /// PEM; the system's roots when missing.
     pub ca: Option<PathBuf>,
@@ -166,7 +183,7 @@ pub struct Tls {
     pub server_name: Option<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Sasl {
     pub mechanism: Mechanism,
     pub username: String,
@@ -181,7 +198,7 @@ pub enum Mechanism {
 }
 
 /// One `[[files]]` table, or the FILEs of the command line.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Source {
     /// Never empty.
     pub paths: Vec<Pattern>,
@@ -202,8 +219,8 @@ pub struct Source {
     pub partial_after: Option<Duration>,
     pub multiline: Option<Multiline>,
     /// A line is sent if one of these matches (or there is none), and none of `drop` does.
-    pub include: Vec<regex::bytes::Regex>,
-    pub drop: Vec<regex::bytes::Regex>,
+    pub include: Vec<Regex>,
+    pub drop: Vec<Regex>,
     pub skip_empty: bool,
     pub format: Format,
     /// For [`Format::Json`]; `${host}` is filled in already.
@@ -236,7 +253,7 @@ pub struct Hold {
     pub time: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Multiline {
     pub joint: Joint,
     pub timeout: Duration,
@@ -244,12 +261,12 @@ pub struct Multiline {
 }
 
 /// Which lines belong together.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Joint {
     /// A match starts a new record.
-    Start(regex::bytes::Regex),
+    Start(Regex),
     /// A match goes on with the record before it.
-    Continue(regex::bytes::Regex),
+    Continue(Regex),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

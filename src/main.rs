@@ -77,6 +77,7 @@ mod stop;
 mod sys;
 mod systemd;
 mod tail;
+mod wall;
 mod watch;
 
 use cli::{Asked, Command};

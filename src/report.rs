@@ -6,6 +6,7 @@
 mod gauge;
 pub mod live;
 pub mod metrics;
+pub mod repeats;
 pub mod snapshot;
 pub mod text;
 

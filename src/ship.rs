@@ -29,12 +29,13 @@ use crate::pulse::Beat;
 use crate::report::Board;
 use crate::stop::Stop;
 use crate::sys::heap;
+use crate::wall;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
 use partition::Now;
 use shipper::Shipper;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How a record's partition is chosen. "Living" are partitions with a reachable leader that are not in trouble.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,7 +52,7 @@ pub enum Partitioner {
     Sticky,
 }
 
-/// What ship needs to know; nothing of it changes while it runs.
+/// What ship needs to know.
 #[derive(Debug)]
 pub struct Options {
     pub partitioner: Partitioner,
@@ -65,6 +66,8 @@ pub struct Options {
     pub dead_letter: Option<PathBuf>,
     /// Most bytes in that file; a full one holds the topic.
     pub dead_letter_limit: u64,
+    /// What the wall clock showed at the last save of an earlier run, in ms since 1970: see [`wall::stamp`].
+    pub saved_ms: i64,
     /// For `random` and the jitter of retries.
     pub seed: u64,
     /// For `send`: what became of each batch, as it is stored.
@@ -84,12 +87,24 @@ impl Default for Options {
             rate: None,
             dead_letter: None,
             dead_letter_limit: 64 << 20,
+            saved_ms: 0,
             seed: 1,
             receipts: None,
             untaken: None,
             once: None,
         }
     }
+}
+
+/// What a running ship is to do otherwise from now on.
+#[derive(Debug)]
+pub struct Change {
+    /// `partitioner`, `batch`, `linger` and `rate` of these are taken up.
+    pub options: Options,
+    /// Another driver. It begins when all batches have come back from the one before; until then none is sent.
+    pub drive: Option<driver::Drive>,
+    /// With brokers that may be another cluster: there our producer id may be somebody else's.
+    pub elsewhere: bool,
 }
 
 /// `count` records stand in `partition`, the first at `offset` (unknown with `acks = 0`).
@@ -117,6 +132,7 @@ const AT_A_TIME: usize = 256;
 pub fn run(
     options: Options,
     mut inbox: Receiver<Parcel>,
+    mut changes: Receiver<Change>,
     ends: driver::Ends,
     out: Sender<Note>,
     board: &Board,
@@ -140,6 +156,8 @@ pub fn run(
                 result = ship.event(event, now());
             }
         });
+        // Behind the inbox: what a tail sent after the change is not for the driver before it.
+        changes.try_iter().for_each(|change| ship.change(change, now()));
         let wake = ship.tick(now());
         for order in ship.orders() {
             // Unbounded, so this never waits; a worker that is gone shows at its events.
@@ -169,6 +187,10 @@ pub fn run(
             recv(ends.events) -> event => if let Ok(event) = event {
                 carrier.moved();
                 ship.event(event, now())?;
+            },
+            recv(changes) -> change => match change {
+                Ok(change) => ship.change(change, now()),
+                Err(_) => changes = never(), // there will be no more
             },
             recv(give_up.on()) -> _ => return Ok(()),
             default(wait) => {}
@@ -220,8 +242,7 @@ fn until(wake: Option<Instant>) -> Duration {
 }
 
 fn now() -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now { at: Instant::now(), wall_ms: wall.as_millis() as i64 }
+    Now { at: Instant::now(), wall_ms: wall::now_ms() }
 }
 
 #[cfg(test)]

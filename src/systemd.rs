@@ -3,6 +3,7 @@
 
 use crate::error::Escaped;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
+use rustix::time::{ClockId, clock_gettime};
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -56,6 +57,13 @@ impl Notify {
     /// Started: config, state and watches are in order.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", Escaped(status)));
+    }
+
+    /// The config is read again; [`Notify::ready`] says when that is done (sd_notify(3), `RELOADING=1`).
+    pub fn reloading(&self) {
+        let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
+        let micros = now.as_micros();
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     /// One line for `systemctl status`.
@@ -144,6 +152,11 @@ mod tests {
             assert_eq!(received(&socket), "READY=1\nSTATUS=3 files");
             notify.watchdog();
             assert_eq!(received(&socket), "WATCHDOG=1");
+            notify.reloading();
+            let said = received(&socket);
+            let micros =
+                said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|n| n.parse::<u64>().ok());
+            assert!(micros.is_some_and(|n| n > 0), "{said}");
             notify.stopping("draining");
             assert_eq!(received(&socket), "STOPPING=1\nSTATUS=draining");
         }

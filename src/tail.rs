@@ -5,6 +5,7 @@
 //! backpressure. Events are hints: without them a look comes later, and no line is lost.
 
 pub mod catchup;
+mod change;
 mod copies;
 pub mod follow;
 pub mod framing;
@@ -20,8 +21,11 @@ pub mod siblings;
 mod simulated;
 mod streams;
 
+pub use change::Change;
+
 use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
 use crate::report::Board;
+use crate::report::repeats::Repeats;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
@@ -79,6 +83,7 @@ pub struct Options {
 /// What a tail is woken by.
 #[derive(Debug)]
 pub struct Wake {
+    pub changes: Receiver<Change>,
     /// One slot: a wake that finds it full is already told.
     pub slot: Receiver<()>,
     /// False where inotify gives no events for this path, so that it must be polled.
@@ -109,7 +114,7 @@ impl<T> From<SendError<T>> for Halt {
 
 /// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
 pub fn run(
-    options: Options,
+    first: Change,
     known: &Known,
     board: &Board,
     wake: &Wake,
@@ -117,12 +122,15 @@ pub fn run(
     sighted: Sender<Infallible>,
     stop: &Stop,
 ) {
-    let path = options.path.clone();
-    board.files().entry(path.clone()).or_default().topic = options.topic.to_string();
-    let mut tail = Tail::new(options, known, board, out, stop, Instant::now());
+    let path = first.options.path.clone();
+    board.files().entry(path.clone()).or_default().topic = first.options.topic.to_string();
+    let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();
     loop {
+        if let Ok(change) = wake.changes.try_recv() {
+            tail.change(change);
+        }
         let step = match tail.step(Instant::now(), wake.hints.load(Relaxed)) {
             Ok(step) => step,
             Err(Halt::Stopped) => break,
@@ -138,6 +146,7 @@ pub fn run(
             Step::Wait(time) => select! {
                 recv(slot) -> w => if w.is_err() { slot = never() }, // watch has ended: `--once`
                 recv(stop.on()) -> _ => break,
+                recv(tail.outdated.on()) -> _ => {} // what comes now is in `changes`
                 default(time) => {}
             },
             _ if stop.is_on() => break,
@@ -154,6 +163,8 @@ struct Tail<'a> {
     board: &'a Board,
     out: Sender<Parcel>,
     stop: &'a Stop,
+    /// See [`Change::outdated`].
+    outdated: Stop,
     /// Oldest first; the live one is last.
     open: Vec<Open>,
     /// Left, and kept by the store until what was acknowledged of them is saved.
@@ -162,6 +173,10 @@ struct Tail<'a> {
     /// The first look is still to come.
     first: bool,
     error: Option<String>,
+    /// How often it could not be read; while `error` is set, whether that was told.
+    failures: Repeats,
+    told: bool,
+    cuts: Repeats,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
     /// `rate`: nothing is read before.
@@ -181,19 +196,16 @@ struct Tail<'a> {
 
 impl<'a> Tail<'a> {
     fn new(
-        o: Options,
+        first: Change,
         known: &'a Known,
         board: &'a Board,
         out: Sender<Parcel>,
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
-        let mut o = o;
-        if let Some(rate) = o.rate {
-            // A second's worth at a time.
-            o.reading.chunk = o.reading.chunk.min(usize::try_from(rate).unwrap_or(usize::MAX).max(4096));
-        }
         Tail {
+            o: first.options.paced(),
+            outdated: first.outdated,
             known,
             board,
             out,
@@ -203,6 +215,9 @@ impl<'a> Tail<'a> {
             turn: 0,
             first: true,
             error: None,
+            failures: Repeats::default(),
+            told: false,
+            cuts: Repeats::default(),
             look_again: None,
             free_at: now,
             now,
@@ -211,7 +226,6 @@ impl<'a> Tail<'a> {
             absent: Vec::new(),
             denied: None,
             shelf: VecDeque::new(),
-            o,
         }
     }
 }
@@ -340,11 +354,12 @@ impl Tail<'_> {
 
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
         self.stuck(None);
-        let got = self.open[i].read(&self.o.reading, rest, self.stop)?;
+        let got = self.open[i].read(&self.o.reading, rest, &self.outdated)?;
         let open = &self.open[i];
         open.origin.gauge.searched.store(open.searched, Relaxed);
         match got {
-            Got::Stopped => Err(Halt::Stopped),
+            Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
+            Got::Stopped => Ok(()), // with other options
             Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => self.truncated(i),
             Got::Broken(e) => self.broken(i, &e),
@@ -354,10 +369,12 @@ impl Tail<'_> {
                 if counts.cut_lines > 0 {
                     t.cut_lines.fetch_add(counts.cut_lines, Relaxed);
                     let (path, max) = (self.o.path.display(), self.o.reading.rules.max_line);
-                    warn!(
-                        "{path}: {} line(s) over {max} bytes cut near offset {}",
-                        counts.cut_lines, chunk.range.start
-                    );
+                    if let Some(all) = self.cuts.more(counts.cut_lines, self.now) {
+                        let (lines, at) = (counts.cut_lines, chunk.range.start);
+                        warn!(
+                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} of late)"
+                        );
+                    }
                 }
                 self.spend(chunk.bytes.len());
                 self.send(Parcel::Chunk(chunk))
@@ -394,11 +411,16 @@ impl Tail<'_> {
         }
     }
 
-    /// One error when it begins, one line when it is over.
+    /// One line when it begins, one when it is over; of a file that comes and goes, fewer and fewer.
     fn trouble(&mut self, e: &io::Error) {
         let text = e.to_string();
         if self.error.as_deref() != Some(&text) {
-            warn!("{}: cannot be read now: {text}; what is saved stays, trying again", self.o.path.display());
+            if let Some(times) = self.failures.more(1, self.now) {
+                let path = self.o.path.display();
+                let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
+                warn!("{path}: cannot be read now: {text}{again}; what is saved stays, trying again");
+                self.told = true;
+            }
             self.say("unreadable", Some(text.clone()));
             self.error = Some(text);
         }
@@ -406,7 +428,9 @@ impl Tail<'_> {
 
     fn well(&mut self) {
         if self.error.take().is_some() {
-            info!("{}: readable again", self.o.path.display());
+            if std::mem::take(&mut self.told) {
+                info!("{}: readable again", self.o.path.display());
+            }
             self.say("following", None);
         }
     }

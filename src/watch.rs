@@ -8,7 +8,6 @@
 
 pub mod pattern;
 
-use crate::chunk::SourceId;
 use crate::pulse::Beat;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -28,11 +27,17 @@ use std::time::{Duration, Instant};
 /// What a source follows.
 #[derive(Debug, Clone)]
 pub struct Watched {
-    pub source: SourceId,
     pub patterns: Vec<Pattern>,
     pub exclude: Exclude,
     /// Events are not wanted: look again and again.
     pub poll: bool,
+}
+
+impl Watched {
+    /// A path belongs to the first source that means it.
+    pub fn means(&self, path: &Path) -> bool {
+        self.patterns.iter().any(|p| p.matches(path)) && !self.exclude.matches(path)
+    }
 }
 
 #[derive(Debug)]
@@ -52,7 +57,6 @@ pub struct Options {
 /// A file to follow. The slot was made here and travels with the find; whoever drops it says so by [`Remote::ended`].
 #[derive(Debug)]
 pub struct Found {
-    pub source: SourceId,
     pub path: PathBuf,
     pub slot: Receiver<()>,
     /// Whether events come for this path.
@@ -62,15 +66,16 @@ pub struct Found {
 #[derive(Debug)]
 pub enum Sight {
     Found(Found),
-    /// The first walk is done; these literal paths lead to nothing.
+    /// The first walk (of these sources) is done; these literal paths lead to nothing.
     Walked {
-        missing: Vec<(SourceId, PathBuf)>,
+        missing: Vec<PathBuf>,
     },
 }
 
 #[derive(Debug)]
 enum Control {
     Ended(PathBuf),
+    Sources { sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf> },
 }
 
 /// How the others speak to the thread. Dropping it ends the thread.
@@ -84,6 +89,12 @@ impl Remote {
     /// The tail of this path has ended. If something is there (again), it is told as found.
     pub fn ended(&self, path: &Path) {
         self.tell(Control::Ended(path.into()));
+    }
+
+    /// Look for these from now on; `ended` as by [`Remote::ended`], all in one message, for the thread may wait for the
+    /// caller to take what it found. Paths whose tails live are not told again; ends with a [`Sight::Walked`].
+    pub fn sources(&self, sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf>) {
+        self.tell(Control::Sources { sources, expected, ended });
     }
 
     fn tell(&self, what: Control) {
@@ -141,6 +152,10 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
         loop {
             match ears.control.try_recv() {
                 Ok(Control::Ended(path)) => w.ended(&path),
+                Ok(Control::Sources { sources, expected, ended }) => {
+                    ended.iter().for_each(|path| w.ended(path));
+                    w.take_up(sources, expected);
+                }
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
             }
@@ -322,7 +337,7 @@ impl<'a> Watch<'a> {
                     self.watch_folder(&folder, &mut kept);
                 }
                 for path in met.files.into_iter().filter(|p| !source.exclude.matches(p)) {
-                    self.meet(source, path);
+                    self.meet(source.poll, path);
                 }
             }
         }
@@ -341,29 +356,33 @@ impl<'a> Watch<'a> {
     /// Paths that are not there, and still have bytes that were not read, in rotated files.
     fn meet_expected(&mut self, sources: &[Watched]) {
         for path in std::mem::take(&mut self.expected) {
-            let means =
-                |s: &&Watched| s.patterns.iter().any(|p| p.matches(&path)) && !s.exclude.matches(&path);
-            if let Some(source) = sources.iter().find(means)
+            if let Some(source) = sources.iter().find(|s| s.means(&path))
                 && !self.slots.contains_key(&path)
             {
-                self.found(source, path);
+                self.found(source.poll, path);
             }
         }
     }
 
-    fn missing(&mut self, sources: &[Watched]) -> Vec<(SourceId, PathBuf)> {
-        let mut missing = Vec::new();
-        for source in sources {
-            for path in source.patterns.iter().filter_map(Pattern::literal) {
-                if !self.slots.contains_key(&path) && !self.said.contains_key(&path) {
-                    missing.push((source.source, path));
-                }
-            }
-        }
-        missing
+    fn missing(&mut self, sources: &[Watched]) -> Vec<PathBuf> {
+        let literal = sources.iter().flat_map(|s| s.patterns.iter().filter_map(Pattern::literal));
+        literal.filter(|path| !self.slots.contains_key(path) && !self.said.contains_key(path)).collect()
     }
 
-    fn meet(&mut self, source: &Watched, path: PathBuf) {
+    fn take_up(&mut self, sources: Vec<Watched>, expected: Vec<PathBuf>) {
+        (self.sources, self.expected) = (sources, expected);
+        self.said.clear();
+        let paths: Vec<PathBuf> = self.slots.keys().cloned().collect();
+        for path in paths {
+            if let Some(slot) = self.slots.get(&path) {
+                slot.hints.store(true, Relaxed);
+            }
+            self.watch_file(&path);
+        }
+        self.walk(true);
+    }
+
+    fn meet(&mut self, poll: bool, path: PathBuf) {
         if self.slots.contains_key(&path) {
             return;
         }
@@ -372,7 +391,7 @@ impl<'a> Watch<'a> {
             Ok(m) if self.own.contains(&(m.dev(), m.ino())) => {
                 self.refuse(path, "is where this agent writes its own log")
             }
-            _ => self.found(source, path),
+            _ => self.found(poll, path),
         }
     }
 
@@ -383,9 +402,9 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn found(&mut self, source: &Watched, path: PathBuf) {
+    fn found(&mut self, poll: bool, path: PathBuf) {
         let (wake, slot) = bounded(1);
-        let hints = Arc::new(AtomicBool::new(!source.poll));
+        let hints = Arc::new(AtomicBool::new(!poll));
         let link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
         let entry = Slot { wake, hints: hints.clone(), watches: VecDeque::new(), link };
         self.slots.insert(path.clone(), entry);
@@ -393,7 +412,7 @@ impl<'a> Watch<'a> {
             info!("{}: is a file now", path.display());
         }
         self.watch_file(&path);
-        let _ = self.out.send(Sight::Found(Found { source: source.source, path, slot, hints }));
+        let _ = self.out.send(Sight::Found(Found { path, slot, hints }));
     }
 
     fn watch_folder(&mut self, folder: &Path, kept: &mut HashSet<WatchDescriptor>) {
@@ -436,7 +455,7 @@ impl<'a> Watch<'a> {
     /// Watches what the path leads to now; the files it led to before stay watched for late writers.
     fn watch_file(&mut self, path: &Path) {
         let Some(slot) = self.slots.get_mut(path) else { return };
-        let polled = self.sources.iter().any(|s| s.poll && s.patterns.iter().any(|p| p.matches(path)));
+        let polled = self.sources.iter().find(|s| s.means(path)).is_some_and(|s| s.poll);
         let Some(watches) = self.watches.as_mut().filter(|_| !polled) else {
             slot.hints.store(false, Relaxed);
             return;
@@ -556,7 +575,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let glob = format!("{}/sub/*.log", dir.path().display());
         let watched = Watched {
-            source: SourceId(0),
             patterns: vec![Pattern::glob(&glob).unwrap()],
             exclude: Exclude::default(),
             poll: false,
@@ -596,6 +614,14 @@ mod tests {
         remote.ended(&path);
         fs::write(&path, "again").unwrap();
         assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(_))));
+        // Other sources: fails when a path that is followed is told again, or a new one is not.
+        let other = dir.path().join("other.txt");
+        fs::write(&other, "x").unwrap();
+        let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
+        let patterns = patterns.iter().map(|p| Pattern::glob(p).unwrap()).collect();
+        remote.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
+        assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(f)) if f.path == other));
+        assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { .. })));
         drop(remote);
         t.join().unwrap();
     }

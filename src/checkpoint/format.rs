@@ -5,6 +5,7 @@
 //! ```text
 //! logagent offsets 1
 //! clock 86400                                      seconds that agents have run on this folder
+//! wall 1795371317000                               wall clock at this save, in ms since 1970, as far as it can be believed
 //! next 18                                          the lowest stream id never given away
 //! totals read=9 acked=9 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0
 //! flights resent=1 found=1                         exactly-once, if there were any: batches sent again, and found stored
@@ -60,6 +61,9 @@ pub fn write(out: &mut Vec<u8>, head: &Saved, streams: impl Iterator<Item = Save
     let mut text = Text(out);
     text.line(format_args!("{MAGIC}{VERSION}"));
     text.line(format_args!("clock {}", head.clock));
+    if head.wall_ms > 0 {
+        text.line(format_args!("wall {}", head.wall_ms));
+    }
     text.line(format_args!("next {}", head.next_stream));
     text.line(format_args!("{}", head.totals));
     let t = &head.totals;
@@ -209,6 +213,7 @@ fn take_line(saved: &mut Saved, line: &str) -> Option<()> {
     let (kind, rest) = line.split_once(' ')?;
     match kind {
         "clock" => saved.clock = rest.parse().ok()?,
+        "wall" => saved.wall_ms = rest.parse().ok()?,
         "next" => saved.next_stream = rest.parse().ok()?,
         "totals" => saved.totals = totals(rest)?,
         "flights" => {

@@ -18,6 +18,8 @@ pub struct Saved {
     pub sources: Vec<Vec<u8>>,
     /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
     pub clock: u64,
+    /// Wall clock of the last save, in ms since 1970; 0: none. For the stamps of records; see `wall.rs`.
+    pub wall_ms: i64,
     pub totals: SavedTotals,
     /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
     /// every file is read from its beginning.

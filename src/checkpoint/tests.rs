@@ -263,6 +263,17 @@ fn nothing_is_saved_without_a_folder() {
     bench.stop().unwrap();
 }
 
+/// For the stamps after a boot in 1970. Fails when the wall clock is not saved, or one that is not set is.
+#[test]
+fn the_wall_clock_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = wall::now_ms();
+    let bench = Bench::start(options(dir.path()));
+    bench.open(1, 0, 100);
+    bench.stop().unwrap();
+    assert!((before..=wall::now_ms()).contains(&on_disk(dir.path()).wall_ms));
+}
+
 /// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before first sight is over.
 #[test]
 fn the_beginning_holds_until_first_sight_is_saved() {
@@ -277,4 +288,31 @@ fn the_beginning_holds_until_first_sight_is_saved() {
     bench.flush();
     bench.stop().unwrap();
     assert!(!on_disk(dir.path()).from_beginning);
+}
+
+/// A box that boots in 1970, or has its clock set to another century. Fails when the wall clock decides what is forgotten.
+#[test]
+fn positions_are_forgotten_by_running_time_alone() {
+    for (days, wall_ms, kept) in
+        [(29, 0, 1), (29, 5_000, 1), (29, i64::MAX, 1), (31, 0, 0), (31, wall::now_ms(), 0)]
+    {
+        let board = Board::default();
+        let nowhere = Options { state_dir: None, ..options(Path::new("/nowhere")) };
+        let (mut job, _) = open(nowhere, &board).unwrap();
+        let stream = SavedStream {
+            stream: StreamId(1),
+            path: "/var/log/a".into(),
+            identity: Identity::default(),
+            at: point(5),
+            beyond: Vec::new(),
+            size: 5,
+            finished: false,
+            seen: 1000,
+        };
+        job.saved = Saved { clock: 1000, wall_ms, streams: vec![stream], next_stream: 2, ..Saved::default() };
+        let mut keeper = Keeper::start(job, &board).unwrap();
+        let now = keeper.started + Duration::from_secs(days * 24 * 3600);
+        keeper.forget_absent(&[(StreamId(1), Presence::Absent)], now);
+        assert_eq!(keeper.ledger.resting().count(), kept, "after {days} days, {wall_ms}");
+    }
 }

@@ -1,15 +1,16 @@
 //! The watch and one tail for each file it finds, started and stopped together: what `run` and `tail` share. Knows neither
 //! ship nor checkpoint.
 
-use crate::chunk::{Parcel, SourceId};
+use crate::chunk::Parcel;
 use crate::error::Error;
 use crate::report::Board;
 use crate::stop;
+use crate::tail::follow::Until;
 use crate::tail::known::Known;
-use crate::tail::{self, Start};
+use crate::tail::{self, Change, Start};
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use log::{info, warn};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -34,7 +35,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn follows(&self, path: &Path) -> bool {
-        self.watched.patterns.iter().any(|p| p.matches(path)) && !self.watched.exclude.matches(path)
+        self.watched.means(path)
     }
 }
 
@@ -47,7 +48,9 @@ pub struct Crew<'s, 'e> {
     pub sights: Receiver<Sight>,
     pub ends: Receiver<PathBuf>,
     ended: Sender<PathBuf>,
-    tails: HashMap<PathBuf, stop::Handle>,
+    tails: HashMap<PathBuf, Reins>,
+    /// Read to the end (`follow = false`): not looked for again before the sources change.
+    done: Vec<PathBuf>,
     out: Option<Sender<Parcel>>,
     /// Closes when every tail of the first walk has had its first look.
     pub sighted: Receiver<Infallible>,
@@ -56,17 +59,38 @@ pub struct Crew<'s, 'e> {
     once: bool,
     /// Some file was found.
     met: bool,
-    /// When this began.
+    /// When looking for these sources began.
     since: (i64, u32),
+    /// The first walk of all is done.
+    walked: bool,
+}
+
+/// What a running tail is held by. Dropping it ends the tail.
+struct Reins {
+    _stop: stop::Handle,
+    outdated: stop::Handle,
+    changes: Sender<Change>,
+    /// The tail's own end: a change that it has not taken gives way to the next one.
+    untaken: Receiver<Change>,
+}
+
+impl Reins {
+    fn change(&mut self, options: tail::Options) {
+        let (handle, outdated) = stop::pair();
+        let mut change = Change { options, outdated };
+        while let Err(TrySendError::Full(again)) = self.changes.try_send(change) {
+            let _ = self.untaken.try_recv();
+            change = again;
+        }
+        self.outdated = handle; // the tail hears of it by the end of the one before
+    }
 }
 
 impl<'s, 'e> Crew<'s, 'e> {
-    /// `expected`: paths with unread bytes of an earlier life.
     pub fn start(
         scope: &'s Scope<'s, 'e>,
         (known, board): (&'e Known, &'e Board),
         plans: Vec<Plan>,
-        expected: Vec<PathBuf>,
         once: bool,
         out: Sender<Parcel>,
     ) -> Result<Self, Error> {
@@ -78,8 +102,8 @@ impl<'s, 'e> Crew<'s, 'e> {
         let (ended, ends) = crossbeam_channel::unbounded();
         let (sighting, sighted) = bounded(0);
         let options = watch::Options {
-            sources: plans.iter().map(|p| p.watched.clone()).collect(),
-            expected,
+            sources: watched(&plans),
+            expected: known.unread(),
             own: own_log(),
             once,
             beat: board.pulse.beat("watch"),
@@ -97,6 +121,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             ends,
             ended,
             tails: HashMap::new(),
+            done: Vec::new(),
             out: Some(out),
             sighted,
             sighting: Some(sighting),
@@ -104,12 +129,39 @@ impl<'s, 'e> Crew<'s, 'e> {
             once,
             met: false,
             since: now(),
+            walked: false,
         })
+    }
+
+    /// Other sources. Tails go on with what is open, those of paths that no source means end; what is found then is at its
+    /// first sight, until [`Crew::sighted`] closes.
+    pub fn change(&mut self, plans: Vec<Plan>) {
+        self.plans = plans;
+        self.since = now();
+        let (sighting, sighted) = bounded(0);
+        (self.sighting, self.sighted) = (Some(sighting), sighted);
+        if let Some(remote) = &self.remote {
+            remote.sources(watched(&self.plans), self.known.unread(), std::mem::take(&mut self.done));
+        }
+        let plans = &self.plans;
+        self.tails.retain(|path, reins| match plan_of(plans, path) {
+            Some(plan) => {
+                reins.change(tail::Options { path: path.clone(), ..plan.tail.clone() });
+                true
+            }
+            None => {
+                info!("{}: no longer followed", path.display());
+                false
+            }
+        });
     }
 
     /// Starts the tail of a file that was found.
     pub fn follow(&mut self, found: Found) -> Result<(), Error> {
-        let (Some(out), Some(plan)) = (&self.out, self.plans.get(found.source.0 as usize)) else {
+        let Some(out) = &self.out else { return Ok(()) };
+        let Some(plan) = plan_of(&self.plans, &found.path) else {
+            // Found by sources that are not those of now.
+            self.remote.iter().for_each(|remote| remote.ended(&found.path));
             return Ok(());
         };
         let new = self.sighting.is_some() && !plan.known.iter().any(|p| p.matches(&found.path));
@@ -119,32 +171,35 @@ impl<'s, 'e> Crew<'s, 'e> {
             path: found.path.clone(),
             ..plan.tail.clone()
         };
-        let (handle, stop) = stop::pair();
+        let ((handle, stop), (outdated, outdated_on)) = (stop::pair(), stop::pair());
+        let (changes, untaken) = bounded(1);
         let (known, board, out, ended) = (self.known, self.board, out.clone(), self.ended.clone());
         let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
         let path = found.path.clone();
-        let wake = tail::Wake { slot: found.slot, hints: found.hints };
+        let wake = tail::Wake { changes: untaken.clone(), slot: found.slot, hints: found.hints };
+        let first = Change { options, outdated: outdated_on };
         let name = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {
-            tail::run(options, known, board, &wake, out, sighted, &stop);
+            tail::run(first, known, board, &wake, out, sighted, &stop);
             drop(wake);
             let _ = ended.send(path);
         });
         spawned.map_err(|e| {
             Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
         })?;
-        self.tails.insert(found.path, handle);
+        self.tails.insert(found.path, Reins { _stop: handle, outdated, changes, untaken });
         self.met = true;
         Ok(())
     }
 
-    /// The first walk is done: every tail of it is started.
-    pub fn walked(&mut self, missing: &[(SourceId, PathBuf)]) -> Result<(), Error> {
+    /// The first walk (of these sources) is done: every tail of it is started.
+    pub fn walked(&mut self, missing: &[PathBuf]) -> Result<(), Error> {
         self.sighting = None;
-        for (source, path) in missing {
+        let first = !std::mem::replace(&mut self.walked, true);
+        for path in missing {
             let what = path.display();
-            if self.plans.get(source.0 as usize).is_some_and(|p| p.must_exist) {
+            if first && plan_of(&self.plans, path).is_some_and(|p| p.must_exist) {
                 let fix = "create it, or leave must_exist out";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
@@ -173,8 +228,12 @@ impl<'s, 'e> Crew<'s, 'e> {
 
     pub fn ended(&mut self, path: &Path) {
         self.tails.remove(path);
-        if let Some(remote) = &self.remote {
-            remote.ended(path);
+        match &self.remote {
+            Some(_) if plan_of(&self.plans, path).is_some_and(|p| p.tail.until == Until::Read) => {
+                self.done.push(path.into());
+            }
+            Some(remote) => remote.ended(path),
+            None => {}
         }
         self.close_if_done();
     }
@@ -205,6 +264,15 @@ impl<'s, 'e> Crew<'s, 'e> {
             self.out = None;
         }
     }
+}
+
+/// The plan of the source that a path belongs to.
+fn plan_of<'p>(plans: &'p [Plan], path: &Path) -> Option<&'p Plan> {
+    plans.iter().find(|p| p.follows(path))
+}
+
+fn watched(plans: &[Plan]) -> Vec<Watched> {
+    plans.iter().map(|p| p.watched.clone()).collect()
 }
 
 /// As the kernel stamps files, whose clock is a few milliseconds behind.

@@ -1,29 +1,30 @@
-//! From the config to a running driver: which one, with which options. Speaks to no broker itself.
+//! From the config to a driver: which one, with which options. Starts nothing, and speaks to no broker itself.
 
 use crate::config::{self, Compression, Config, Driver, Kafka, Output};
-use crate::error::Error;
-use crate::report::Board;
-use crate::ship::driver::{Acks, Ends};
+use crate::ship::driver::{Acks, Drive};
 use crate::ship::{auto, classic, modern, probe, stdout};
-use std::sync::Arc;
 use std::time::Duration;
 
-/// Starts the worker that `driver` and what the config asks for decide.
-pub fn start(config: &Config, board: &Arc<Board>) -> Result<Ends, Error> {
-    let started = match &config.output {
-        Output::Stdout => stdout::start(),
-        Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern(), board),
-    };
-    started.map_err(|e| Error::failed("start the driver", e, "raise the limits of threads and descriptors"))
+/// The driver that `driver` and what the config asks for decide.
+pub fn drive(config: &Config) -> Drive {
+    match &config.output {
+        Output::Stdout => Drive::new(|orders, events, _| stdout::run(orders, events)),
+        Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern()),
+    }
 }
 
-pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], board: &Arc<Board>) -> std::io::Result<Ends> {
+pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
     match kafka.driver {
-        Driver::Classic => classic::start(classic_options(kafka, classic::Unfit::Wait), board),
-        Driver::Modern => start_modern(kafka, board, "the config asks for it"),
+        Driver::Classic => {
+            let options = classic_options(kafka, classic::Unfit::Wait);
+            Drive::new(move |orders, events, board| {
+                *board.driver() = "classic: the config asks for it".into();
+                classic::run(&options, orders, events, board)
+            })
+        }
+        Driver::Modern => only_modern(kafka, "the config asks for it"),
         Driver::Auto if !needs_modern.is_empty() => {
-            let why = format!("the config asks for {}", needs_modern.join(", "));
-            start_modern(kafka, board, &why)
+            only_modern(kafka, &format!("the config asks for {}", needs_modern.join(", ")))
         }
         Driver::Auto => {
             let (c, m) = (classic_options(kafka, classic::Unfit::Leave), modern_options(kafka, true));
@@ -31,17 +32,20 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], board: &Arc<Board>) -> std
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
-                classic: Box::new(move |orders, events, board| classic::run(&c, orders, events, board)),
-                modern: Box::new(move |orders, events, board| modern::run(&m, orders, events, board)),
+                classic: Drive::new(move |orders, events, board| classic::run(&c, orders, events, board)),
+                modern: Drive::new(move |orders, events, board| modern::run(&m, orders, events, board)),
             };
-            auto::start(options, board)
+            Drive::new(move |orders, events, board| auto::run(&options, orders, events, board))
         }
     }
 }
 
-fn start_modern(kafka: &Kafka, board: &Arc<Board>, why: &str) -> std::io::Result<Ends> {
-    *board.driver() = format!("modern: {why}");
-    modern::start(modern_options(kafka, false), board.clone())
+fn only_modern(kafka: &Kafka, why: &str) -> Drive {
+    let (options, why) = (modern_options(kafka, false), format!("modern: {why}"));
+    Drive::new(move |orders, events, board| {
+        board.driver().clone_from(&why);
+        modern::run(&options, orders, events, board)
+    })
 }
 
 fn addresses(kafka: &Kafka) -> Vec<String> {

@@ -2,8 +2,7 @@
 
 use super::crew::Plan;
 use crate::budget::{Budget, Share};
-use crate::checkpoint::Saved;
-use crate::chunk::{Format, Key, Shape, SourceId, Topic};
+use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
 use crate::pulse::Beat;
@@ -38,18 +37,47 @@ pub fn refuse_too_much(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// One plan for each source. To patterns that are known from before, `start` does not apply; to none after damaged state.
-pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Plan>, Error> {
-    let mut topics: BTreeMap<&str, (Topic, Share)> = BTreeMap::new();
-    for s in &config.sources {
-        topics.entry(&s.topic).or_insert_with(|| (s.topic.as_str().into(), budget.share()));
+/// Each topic's share of the budget, over all configs.
+pub struct Shares {
+    budget: Arc<Budget>,
+    of: BTreeMap<String, (Topic, Share)>,
+}
+
+impl Shares {
+    pub fn of(budget: &Arc<Budget>) -> Shares {
+        Shares { budget: budget.clone(), of: BTreeMap::new() }
     }
+
+    /// Divides the budget between the topics of this config.
+    fn divide(&mut self, config: &Config) {
+        self.budget.resize(config.agent.memory.saturating_sub(config.memory_plan().encoding));
+        let named = |topic: &str| config.sources.iter().any(|s| s.topic == topic);
+        self.of.retain(|topic, (_, share)| {
+            if !named(topic) {
+                self.budget.retire(share);
+            }
+            named(topic)
+        });
+        for s in &config.sources {
+            let new = || (Topic::from(s.topic.as_str()), self.budget.share());
+            self.of.entry(s.topic.clone()).or_insert_with(new);
+        }
+    }
+}
+
+/// One plan for each source. To patterns that are known from before, `start` does not apply.
+pub fn sources(
+    config: &Config,
+    shares: &mut Shares,
+    is_known: impl Fn(&[u8]) -> bool,
+) -> Result<Vec<Plan>, Error> {
+    shares.divide(config);
+    let topics = &shares.of;
     let chunk = whole_part(config).min(config.agent.memory / topics.len().max(1) / 8).max(4096);
-    let plan = |(i, s): (usize, &Source)| {
+    let plan = |s: &Source| {
         let (topic, share) = &topics[s.topic.as_str()];
-        let watched = watched(SourceId(i as u32), s)?;
-        let is_known = |p: &&pattern::Pattern| saved.from_beginning || saved.sources.contains(&p.text);
-        let known = watched.patterns.iter().filter(is_known).cloned().collect();
+        let watched = watched(s)?;
+        let known = watched.patterns.iter().filter(|p| is_known(&p.text)).cloned().collect();
         Ok(Plan {
             tail: Options {
                 topic: topic.clone(),
@@ -74,7 +102,7 @@ pub fn sources(config: &Config, budget: &Budget, saved: &Saved) -> Result<Vec<Pl
             must_exist: s.must_exist,
         })
     };
-    config.sources.iter().enumerate().map(plan).collect()
+    config.sources.iter().map(plan).collect()
 }
 
 /// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
@@ -85,14 +113,13 @@ fn whole_part(config: &Config) -> usize {
     }
 }
 
-fn watched(source: SourceId, s: &Source) -> Result<Watched, Error> {
+fn watched(s: &Source) -> Result<Watched, Error> {
     let bad = |e: globset::Error| Error::config("glob", e, "correct it");
     let pattern = |p: &Pattern| match p {
         Pattern::Path(path) => Ok(pattern::Pattern::path(path)),
         Pattern::Glob(glob) => pattern::Pattern::glob(glob).map_err(bad),
     };
     Ok(Watched {
-        source,
         patterns: s.paths.iter().map(pattern).collect::<Result<_, Error>>()?,
         exclude: Exclude::new(&s.exclude).map_err(bad)?,
         poll: s.poll.is_some(),
@@ -113,13 +140,13 @@ fn rules(s: &Source) -> Rules {
         skip_empty: s.skip_empty,
         multiline: s.multiline.as_ref().map(|m| Multiline {
             joint: match &m.joint {
-                Joint::Start(r) => framing::Joint::Start(r.clone()),
-                Joint::Continue(r) => framing::Joint::Continue(r.clone()),
+                Joint::Start(r) => framing::Joint::Start(r.0.clone()),
+                Joint::Continue(r) => framing::Joint::Continue(r.0.clone()),
             },
             max_lines: m.max_lines,
         }),
-        include: s.include.clone(),
-        drop: s.drop.clone(),
+        include: s.include.iter().map(|r| r.0.clone()).collect(),
+        drop: s.drop.iter().map(|r| r.0.clone()).collect(),
     }
 }
 
@@ -133,7 +160,7 @@ fn shape(config: &Config, s: &Source) -> Shape {
         None => Key::None,
         Some(config::Key::Constant(c)) => Key::Constant(c.clone()),
         Some(config::Key::Path) => Key::Path,
-        Some(config::Key::Regex(r)) => Key::Regex(r.clone()),
+        Some(config::Key::Regex(r)) => Key::Regex(r.0.clone()),
         Some(config::Key::Field(f)) => Key::Field(f.clone()),
     };
     let format = match s.format {

@@ -1,23 +1,27 @@
 //! Follow files and deliver their lines: the only file that knows all stages. It starts them, and ends them by dropping
 //! what they wait on.
 //!
+//! SIGHUP: the config is read again (`reload.rs`); tails and ship go on with what is new in it, nothing is stopped for it.
+//!
 //! Shutdown goes in the direction of the data: tails end, ship drains what is left and waits for its acks up to
 //! `drain_timeout`, then checkpoint saves. A second signal ends the process at once.
 
 use super::crew::Crew;
+use super::plan::{self, Shares};
 use super::recover::{Recovered, recover};
 use super::watchdog::Watchdog;
-use super::{drivers, inherited, plan};
+use super::{drivers, inherited, reload};
 use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
 use crate::cli;
-use crate::config::{self, Config, DamagedState, Delivery, Output};
+use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
 use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
+use crate::report::Board;
+use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
-use crate::report::{Board, live};
 use crate::ship::{self, Dead};
 use crate::signals::{self, Signal};
 use crate::stop;
@@ -25,10 +29,11 @@ use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
 use crate::watch::Sight;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
-use log::{info, warn};
+use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::collections::HashSet;
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -49,16 +54,20 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let given = fdstore::given();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
-    let config = config::load(&asked.overrides())?;
+    let asked = asked.overrides();
+    let config = config::load(&asked)?;
     plan::refuse_too_much(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let watchdog = Watchdog::from_env(&board.pulse);
-    let budget = Arc::new(Budget::new(config.agent.memory.saturating_sub(config.memory_plan().encoding)));
+    let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
     let (giver, taker) = cover::pair();
     let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
-    let plans = plan::sources(&config, &budget, &saved)?;
+    let mut shares = Shares::of(&budget);
+    // After damaged state `start` applies to nothing.
+    let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
+    let plans = plan::sources(&config, &mut shares, is_known)?;
     let notify = Notify::from_env();
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
     inherited::adopt(given, &store, &saved, &plans);
@@ -66,7 +75,8 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &store, &board)?),
         None => None,
     };
-    let ends = drivers::start(&config, &board)?;
+    let trouble = |e| Error::failed("start the driver", e, "raise the limits of threads and descriptors");
+    let ends = drivers::drive(&config).start(&board).map_err(trouble)?;
     let (ends, once) = match recovered {
         Some(Recovered { journal, taker, once, for_tails }) => {
             saved = for_tails;
@@ -78,37 +88,42 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
-    let expected = unread_paths(&saved);
+    let (changes, changed) = bounded(1);
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
-    let live = live::start(board.clone(), config.agent.state_dir.as_deref(), config.textfile.clone())
-        .map_err(trouble)?;
+    let live = live::start(board.clone(), config.agent.state_dir.as_deref()).map_err(trouble)?;
     thread::scope(|scope| {
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "ship", {
-            let options = ship::Options { once, ..plan::ship(&config) };
+            let options = ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) };
             move || {
                 let _gone = gone;
-                ship::run(options, inbox, ends, notes, board, &give_up_on)
+                ship::run(options, inbox, changed, ends, notes, board, &give_up_on)
             }
         })?;
         let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
-        let crew = Crew::start(scope, (&known, board), plans, expected, config.once, parcels.clone())?;
+        let crew = Crew::start(scope, (&known, board), plans, config.once, parcels.clone())?;
         let mut office = Office {
             crew,
             board,
-            config: &config,
+            asked,
+            config,
+            shares,
+            known: saved.sources.into_iter().collect(),
+            changes,
+            opening: true,
+            reload: false,
             parcels: Some(parcels),
             give_up: Some(give_up),
             notify,
             watchdog,
             stopping: None,
+            live,
             at_once,
         };
         let ended = office.work(&signals.inbox, &ship_gone);
         drop(office);
-        drop(live);
         let shipped = shipping.join();
         let saved = saving.join();
         ended?;
@@ -133,7 +148,16 @@ fn start<'s, T: Send + 's>(
 struct Office<'s, 'e> {
     crew: Crew<'s, 'e>,
     board: &'e Board,
-    config: &'e Config,
+    asked: Overrides,
+    config: Config,
+    shares: Shares,
+    /// Patterns whose files have had their first sight, in this run or before.
+    known: HashSet<Vec<u8>>,
+    changes: Sender<ship::Change>,
+    /// Sources are at their first sight: ready is yet to be said, also after a reload.
+    opening: bool,
+    /// A reload is asked for; it waits while `opening`.
+    reload: bool,
     /// For what is told to checkpoint by the way of the data, until the tails are to end.
     parcels: Option<Sender<Parcel>>,
     give_up: Option<stop::Handle>,
@@ -141,6 +165,7 @@ struct Office<'s, 'e> {
     watchdog: Watchdog,
     /// Since the first signal to stop.
     stopping: Option<Instant>,
+    live: Live,
     at_once: fn(ExitCode) -> !,
 }
 
@@ -180,7 +205,7 @@ impl Office<'_, '_> {
                 recv(signals) -> signal => match signal {
                     Ok(Signal::Stop) => deadline = self.stop(),
                     Ok(Signal::Report) => self.log_status(),
-                    Ok(Signal::Reload) => warn!("SIGHUP: the config is read at start only; restart to have a new one"),
+                    Ok(Signal::Reload) => self.reload = true,
                     Err(_) => {}
                 },
                 recv(deadline) -> _ => {
@@ -196,10 +221,52 @@ impl Office<'_, '_> {
                 }
                 recv(ship_gone) -> _ => return Ok(()),
             }
+            if self.reload && !self.opening && self.stopping.is_none() {
+                self.reload = false;
+                if self.read_again() {
+                    sighted = self.crew.sighted.clone();
+                }
+            }
             if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
                 self.parcels = None;
             }
         }
+    }
+
+    /// SIGHUP. A config with problems changes nothing. `true`: the sources of now are at their first sight.
+    fn read_again(&mut self) -> bool {
+        if self.config.once || self.config.read_from.is_empty() {
+            info!("SIGHUP: there is no config to be read again");
+            return false;
+        }
+        self.notify.reloading();
+        let read = reload::read(&self.asked, &self.config).and_then(|(config, changes)| {
+            let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p))?;
+            Ok((config, changes, plans))
+        });
+        let (config, changes, plans) = match read {
+            Ok(read) => read,
+            Err(problems) => {
+                let all = problems.to_string();
+                all.lines().for_each(|line| error!("SIGHUP: the config stays as it was: {line}"));
+                self.notify.ready(&self.line());
+                return false;
+            }
+        };
+        match changes.needs_restart() {
+            true => warn!("SIGHUP: {changes}"),
+            false => info!("SIGHUP: {changes}"),
+        }
+        self.config = config;
+        // First: no driver gets a line that is made for the next one.
+        let _ = self.changes.send(ship::Change {
+            options: plan::ship(&self.config),
+            drive: changes.driver.then(|| drivers::drive(&self.config)),
+            elsewhere: changes.elsewhere,
+        });
+        self.opening = true;
+        self.crew.change(plans);
+        true
     }
 
     /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
@@ -207,20 +274,24 @@ impl Office<'_, '_> {
         let (done, flushed) = bounded(1);
         if let Some(parcels) = &self.parcels {
             for pattern in self.crew.patterns() {
-                let _ = parcels.send(Parcel::Source(pattern));
+                if self.known.insert(pattern.clone()) {
+                    let _ = parcels.send(Parcel::Source(pattern));
+                }
             }
             let _ = parcels.send(Parcel::Flush(done));
         }
         flushed
     }
 
-    fn ready(&self) {
+    fn ready(&mut self) {
+        self.opening = false;
         if self.stopping.is_some() {
             return;
         }
         if !self.config.once {
             info!("following {} file(s)", self.crew.files());
         }
+        self.live.metrics(self.config.textfile.clone());
         self.notify.ready(&self.line());
     }
 
@@ -294,12 +365,4 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
         finished: s.finished,
         open: false,
     })
-}
-
-fn unread_paths(saved: &Saved) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> =
-        saved.streams.iter().filter(|s| !s.finished).map(|s| s.path.clone()).collect();
-    paths.sort();
-    paths.dedup();
-    paths
 }

@@ -55,12 +55,12 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     if first(&inbox, &signals.inbox).is_none() {
         return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
     }
-    let ends = drivers::of_kafka(&kafka, &kafka.needs_modern(), &board).map_err(threads)?;
+    let ends = drivers::of_kafka(&kafka, &kafka.needs_modern()).start(&board).map_err(threads)?;
     let (notes, forgotten) = bounded::<Note>(1024);
     let (give_up, give_up_on) = stop::pair();
     thread::scope(|scope| {
         let board: &Board = &board;
-        let body = move || ship::run(options, inbox, ends, notes, board, &give_up_on);
+        let body = move || ship::run(options, inbox, never(), ends, notes, board, &give_up_on);
         let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
         thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));

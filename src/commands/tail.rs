@@ -2,7 +2,6 @@
 
 use super::{crew::Crew, plan};
 use crate::budget::Budget;
-use crate::checkpoint::Saved;
 use crate::chunk::{Chunk, Parcel};
 use crate::cli;
 use crate::config::{self, Overrides};
@@ -13,6 +12,7 @@ use crate::tail::known::Known;
 use crate::watch::Sight;
 use crossbeam_channel::{bounded, select};
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::thread;
 
 pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
@@ -20,11 +20,12 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
         signals::start().map_err(|e| Error::failed("signals", e, "start it where signals can be handled"))?;
     let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };
     let config = config::load(&overrides)?;
-    let (board, known, budget) = (Board::default(), Known::default(), Budget::new(config.agent.memory));
-    let plans = plan::sources(&config, &budget, &Saved::default())?;
+    let (board, known) = (Board::default(), Known::default());
+    let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
+    let plans = plan::sources(&config, &mut shares, |_| false)?;
     let (out, parcels) = bounded::<Parcel>(64);
     thread::scope(|scope| {
-        let mut crew = Crew::start(scope, (&known, &board), plans, Vec::new(), false, out)?;
+        let mut crew = Crew::start(scope, (&known, &board), plans, false, out)?;
         let mut stdout = io::stdout().lock();
         loop {
             select! {

@@ -4,7 +4,7 @@
 use super::typed::elsewhere;
 use super::values::*;
 use super::walk::*;
-use super::{Acks, Partition, Pattern, Start, Sync};
+use super::{Acks, Partition, Pattern, Regex, Start, Sync};
 use std::time::Duration;
 
 /// As typed; `"host"` becomes a constant once the host's name is known.
@@ -16,8 +16,8 @@ pub enum Key {
 
 #[derive(Clone, Debug)]
 pub struct Multiline {
-    pub start: Field<regex::bytes::Regex>,
-    pub continues: Field<regex::bytes::Regex>,
+    pub start: Field<Regex>,
+    pub continues: Field<Regex>,
     pub timeout: Field<Duration>,
     pub max_lines: Field<u64>,
 }

@@ -1,6 +1,7 @@
 //! The kinds of values that keys take: texts, numbers, sizes, paths, patterns and lists of them. A reader reports a wrong
 //! value at its place and then gives `None`; it knows no key by name.
 
+use super::Regex;
 use super::nearest::nearest;
 use super::units;
 use super::walk::{Named, Value, Walk, by_name};
@@ -164,15 +165,15 @@ pub fn topic_name(s: &str) -> Result<String, String> {
 
 /// A regular expression over bytes, with the limits that all stages use: a program and a cache that stay small, since
 /// there is one cache for each thread that searches.
-pub fn regex(s: &str) -> Result<regex::bytes::Regex, String> {
+pub fn regex(s: &str) -> Result<Regex, String> {
     let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
-    built.map_err(|e| {
+    built.map(Regex).map_err(|e| {
         let text = e.to_string();
         text.lines().last().unwrap_or("it cannot be compiled").trim_start_matches("error: ").to_owned()
     })
 }
 
-pub fn pattern(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<regex::bytes::Regex> {
+pub fn pattern(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Regex> {
     walk.parsed(key, v, ("a regular expression", "'^[0-9]+ '"), regex)
 }
 

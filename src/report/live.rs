@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -29,33 +29,48 @@ const MOST_BYTES: u64 = 256 << 20;
 /// The running thread. Dropping it ends the thread and takes the socket away.
 #[derive(Debug)]
 pub struct Live {
-    /// Closed to wake the thread.
+    /// A byte: the metrics are to be written now. Closed: the end.
     wake: Option<UnixStream>,
+    textfile: Textfile,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Serves snapshots of `board` in `folder`, and writes the metrics to `textfile`. A socket that cannot be made is said and
-/// left out: status is then what is saved.
-pub fn start(board: Arc<Board>, folder: Option<&Path>, textfile: Option<PathBuf>) -> io::Result<Live> {
-    let listener = folder.and_then(|folder| match listen(folder) {
+/// Where the metrics are to go; `None`: nowhere.
+type Textfile = Arc<Mutex<Option<PathBuf>>>;
+
+/// Serves snapshots of `board` in `folder`; writes no metrics before [`Live::metrics`]. A socket that cannot be made is
+/// said and left out: status is then what is saved. Without a folder there is nothing to serve.
+pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<Live> {
+    let textfile = Textfile::default();
+    let Some(folder) = folder else { return Ok(Live { wake: None, textfile, thread: None }) };
+    let listener = match listen(folder) {
         Ok(listener) => Some(listener),
         Err(e) => {
             log::warn!("status socket in {}: {e}; status will only tell what is saved", folder.display());
             None
         }
-    });
-    if listener.is_none() && textfile.is_none() {
-        return Ok(Live { wake: None, thread: None });
-    }
-    let socket = folder.filter(|_| listener.is_some()).map(|f| f.join(SOCKET));
+    };
+    let socket = listener.as_ref().map(|_| folder.join(SOCKET));
     let (wake, woken) = UnixStream::pair()?;
+    let to = textfile.clone();
     let thread = thread::Builder::new().name("status".into()).stack_size(128 << 10).spawn(move || {
-        serve(&board, listener.as_ref(), textfile.as_deref(), &woken);
+        serve(&board, listener.as_ref(), &to, &woken);
         if let Some(socket) = socket {
             let _ = fs::remove_file(socket); // a stale one is harmless
         }
     })?;
-    Ok(Live { wake: Some(wake), thread: Some(thread) })
+    Ok(Live { wake: Some(wake), textfile, thread: Some(thread) })
+}
+
+impl Live {
+    /// Writes the metrics there, now and from now on; `None`: no more. A file that is left is removed, so that nobody takes
+    /// its last words for news.
+    pub fn metrics(&self, textfile: Option<PathBuf>) {
+        *self.textfile.lock().unwrap_or_else(PoisonError::into_inner) = textfile;
+        if let Some(mut wake) = self.wake.as_ref() {
+            let _ = wake.write(&[0]); // the thread has ended, and has said why
+        }
+    }
 }
 
 impl Drop for Live {
@@ -67,27 +82,25 @@ impl Drop for Live {
     }
 }
 
-fn serve(board: &Board, listener: Option<&UnixListener>, textfile: Option<&Path>, woken: &UnixStream) {
-    let mut metrics_at = textfile.map(|_| Instant::now());
+fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, woken: &UnixStream) {
+    let (mut to, mut metrics_at): (Option<PathBuf>, Option<Instant>) = (None, None);
     let mut failed = false;
     loop {
         let now = Instant::now();
-        if let (Some(path), Some(_)) = (textfile, metrics_at.filter(|at| *at <= now)) {
-            let done = metrics::write(path, &Snapshot::take(board, now));
-            match &done {
-                Err(e) if !failed => log::warn!(
-                    "write metrics {}: {e}; make its folder, and let the agent's user write there",
-                    path.display()
-                ),
-                Ok(()) if failed => log::info!("metrics are written again"),
-                _ => {}
-            }
-            failed = done.is_err();
+        if let (Some(path), Some(_)) = (&to, metrics_at.filter(|at| *at <= now)) {
+            failed = write_metrics(path, board, now, failed);
             metrics_at = Some(now + METRICS);
         }
-        let wait = metrics_at.map(|at| at.saturating_duration_since(now));
+        let wait = metrics_at.filter(|_| to.is_some()).map(|at| at.saturating_duration_since(now));
         match next(listener, woken, wait) {
-            Ok(Next::Woken) => return,
+            Ok(Next::End) => return,
+            Ok(Next::Metrics) => {
+                let asked = textfile.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some(left) = to.filter(|left| asked.as_ref() != Some(left)) {
+                    let _ = fs::remove_file(left); // nobody wrote it, or it is gone already
+                }
+                (to, metrics_at) = (asked, Some(Instant::now()));
+            }
             Ok(Next::Nobody) => {}
             Ok(Next::Reader(stream)) => {
                 let _ = answer(board, stream); // whoever does not take it goes without
@@ -100,8 +113,23 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: Option<&Path>
     }
 }
 
+/// Whether it failed; said when that changes.
+fn write_metrics(path: &Path, board: &Board, now: Instant, failed: bool) -> bool {
+    let done = metrics::write(path, &Snapshot::take(board, now));
+    match &done {
+        Err(e) if !failed => log::warn!(
+            "write metrics {}: {e}; make its folder, and let the agent's user write there",
+            path.display()
+        ),
+        Ok(()) if failed => log::info!("metrics are written again"),
+        _ => {}
+    }
+    done.is_err()
+}
+
 enum Next {
-    Woken,
+    End,
+    Metrics,
     Nobody,
     Reader(UnixStream),
 }
@@ -111,7 +139,11 @@ fn next(listener: Option<&UnixListener>, woken: &UnixStream, wait: Option<Durati
     fds.extend(listener.map(|l| PollFd::new(l, PollFlags::IN)));
     let wait = wait.and_then(|w| Timespec::try_from(w).ok());
     match poll(&mut fds, wait.as_ref()) {
-        Ok(_) if !fds[0].revents().is_empty() => return Ok(Next::Woken),
+        Ok(_) if !fds[0].revents().is_empty() => {
+            let mut woken = woken;
+            let end = woken.read(&mut [0; 64]).is_ok_and(|n| n == 0);
+            return Ok(if end { Next::End } else { Next::Metrics });
+        }
         Ok(_) => {}
         Err(rustix::io::Errno::INTR) => return Ok(Next::Nobody),
         Err(e) => return Err(e.into()),
@@ -205,7 +237,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn live(folder: &Path, board: &Arc<Board>) -> Live {
-        start(board.clone(), Some(folder), None).unwrap()
+        start(board.clone(), Some(folder)).unwrap()
     }
 
     /// Fails when the socket stays after the end, when a dead one is in the way, or others may connect.
@@ -264,17 +296,35 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join(SOCKET)).unwrap(), "mine");
     }
 
+    /// Fails when metrics are written before anybody says that there is something to tell, when they come later than that,
+    /// or when a file that is left stays behind.
     #[test]
-    fn metrics_are_written_at_once() {
+    fn metrics_are_written_when_told_and_where_told() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.prom");
-        let running = start(Arc::new(Board::default()), None, Some(path.clone())).unwrap();
-        let tick = crossbeam_channel::tick(Duration::from_millis(5));
-        let before = Instant::now();
-        while !path.exists() {
-            tick.recv().unwrap();
-            assert!(before.elapsed() < Duration::from_secs(5));
-        }
+        let (a, b) = (dir.path().join("a.prom"), dir.path().join("b.prom"));
+        let board = Arc::new(Board::default());
+        let running = live(dir.path(), &board);
+        let says = |path: &Path, files: usize| {
+            fs::read_to_string(path).is_ok_and(|t| t.contains(&format!("\nlogagent_files {files}\n")))
+        };
+        let soon = |path: &Path, files: usize| {
+            let (tick, before) = (crossbeam_channel::tick(Duration::from_millis(5)), Instant::now());
+            while !says(path, files) {
+                tick.recv().unwrap();
+                assert!(before.elapsed() < Duration::from_secs(5), "{}", path.display());
+            }
+        };
+        board.files().entry("/a".into()).or_default();
+        running.metrics(Some(a.clone()));
+        soon(&a, 1);
+        board.files().entry("/b".into()).or_default();
+        running.metrics(Some(a.clone()));
+        soon(&a, 2);
+        running.metrics(Some(b.clone()));
+        soon(&b, 2);
+        assert!(!a.exists());
+        running.metrics(None);
         drop(running);
+        assert!(!b.exists());
     }
 }

@@ -5,9 +5,9 @@
 
 use super::snapshot::{File, Peer, Snapshot};
 use std::fmt::Write as _;
-use std::fs::{File as Disk, OpenOptions};
+use std::fs::{File as Disk, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// A number of the whole agent: name, type, meaning, value.
@@ -130,6 +130,7 @@ pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
     let left = std::fs::remove_file(&tmp);
     left.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
     let mut file: Disk = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&tmp)?;
+    file.set_permissions(Permissions::from_mode(0o644))?; // the collector is another user, and our mask hides the state
     file.write_all(text(s).as_bytes())?;
     #[allow(clippy::disallowed_methods)] // nothing here has to outlive a power loss
     std::fs::rename(&tmp, path)

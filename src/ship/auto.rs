@@ -1,19 +1,15 @@
 //! Chooses the driver by what the brokers say they take, runs it on ship's own channel ends, and chooses again when it says
 //! that the broker is one for the other. Sends nothing itself and knows no driver's options.
 
-use super::driver::{Ends, Event, Leave, Order, Pace, Verdict};
+use super::driver::{Drive, Event, Leave, Order, Pace, Verdict};
 use super::outage::{Outages, Who};
 use super::probe::{self, Finding, Ranges};
 use crate::report::Board;
-use crate::sys;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
-
-/// A driver's `run` with its options bound.
-pub type Drive = Box<dyn Fn(&Receiver<Order>, &Sender<Event>, &Arc<Board>) -> Leave + Send>;
 
 pub struct Options {
     /// The bootstrap list, `host:port` each.
@@ -40,26 +36,23 @@ impl fmt::Display for Name {
     }
 }
 
-/// Starts the worker. Its thread is never joined: see [`Ends`].
-pub fn start(options: Options, board: &Arc<Board>) -> std::io::Result<Ends> {
-    let (ends, orders, events) = Ends::pair();
-    let board = Arc::clone(board);
-    let body = move || {
-        match sys::block_signals() {
-            // the drivers' threads inherit it
-            Ok(()) => run(&options, &orders, &events, &board),
-            Err(e) => drop(events.send(Event::Dead { why: format!("cannot block signals: {e}") })),
-        }
-    };
-    thread::Builder::new().name("kafka-auto".to_owned()).stack_size(256 << 10).spawn(body)?;
-    Ok(ends)
+/// Works until ship drops its ends, or changes to another driver.
+pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
+    let mut chooser = Chooser { options, outages: Outages::new(board), turn: 0 };
+    let Err(leave) = work(&mut chooser, orders, events, board);
+    leave
 }
 
-/// Works until ship drops its ends.
-pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) {
-    let mut chooser = Chooser { options, outages: Outages::new(board), turn: 0 };
+fn work(
+    chooser: &mut Chooser<'_>,
+    orders: &Receiver<Order>,
+    events: &Sender<Event>,
+    board: &Arc<Board>,
+) -> Result<Infallible, Leave> {
+    let options = chooser.options;
     let mut left = None;
-    while let Some((name, why)) = chooser.choose(left, orders, events) {
+    loop {
+        let (name, why) = chooser.choose(left, orders, events)?;
         log::info!("driver {name}: {why}");
         *board.driver() = format!("{name}: {why}");
         let drive = match name {
@@ -67,13 +60,14 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
             Name::Modern => &options.modern,
         };
         let began = Instant::now();
-        let Leave::Unfit { why } = drive(orders, events, board) else { return };
+        let why = match drive.run(orders, events, board) {
+            Leave::Unfit { why } => why,
+            leave => return Err(leave),
+        };
         log::warn!("driver {name} gives up: {why}; choosing again");
         left = Some(name);
         // Two drivers that both give up at once must not chase each other.
-        if hold(orders, events, &why, options.pause.saturating_sub(began.elapsed())).is_none() {
-            return;
-        }
+        hold(orders, events, &why, options.pause.saturating_sub(began.elapsed()))?;
     }
 }
 
@@ -84,14 +78,14 @@ struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    /// Asks the hosts in turn, for ever, until one answers as Kafka. `None`: ship is gone. A driver that has just `left` is
-    /// taken again only where the other cannot be.
+    /// Asks the hosts in turn, for ever, until one answers as Kafka. A driver that has just `left` is taken again only where
+    /// the other cannot be.
     fn choose(
         &mut self,
         left: Option<Name>,
         orders: &Receiver<Order>,
         events: &Sender<Event>,
-    ) -> Option<(Name, String)> {
+    ) -> Result<(Name, String), Leave> {
         let mut pause = Duration::from_millis(100);
         let mut again = left;
         loop {
@@ -101,7 +95,7 @@ impl Chooser<'_> {
                 match self.visit(host).and_then(|r| decide(again, r.as_ref())) {
                     Ok((name, why)) => {
                         self.outages.works(Who::Broker(host), Instant::now());
-                        return Some((name, format!("{host} {why}")));
+                        return Ok((name, format!("{host} {why}")));
                     }
                     Err(trouble) => {
                         self.outages.failed(Who::Broker(host), &trouble, Instant::now());
@@ -150,8 +144,9 @@ fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<(Name, String),
     }
 }
 
-/// While no driver runs: batches go back at once, topics are said again by ship after the next `Ready`. `None`: ship is gone.
-fn hold(orders: &Receiver<Order>, events: &Sender<Event>, why: &str, time: Duration) -> Option<()> {
+/// While no driver runs: batches go back at once, topics are said again by ship after the next `Ready`.
+fn hold(orders: &Receiver<Order>, events: &Sender<Event>, why: &str, time: Duration) -> Result<(), Leave> {
+    let say = |event| events.send(event).map_err(|_| Leave::Closed);
     let until = Instant::now() + time;
     loop {
         match orders.recv_deadline(until) {
@@ -159,15 +154,16 @@ fn hold(orders: &Receiver<Order>, events: &Sender<Event>, why: &str, time: Durat
                 for batch in batches {
                     let why = why.to_owned();
                     let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Backoff, why };
-                    events.send(Event::Done { batch, verdict }).ok()?;
+                    say(Event::Done { batch, verdict })?;
                 }
             }
             Ok(Order::Ask { topic, partition, pid }) => {
-                events.send(Event::Knows { topic, partition, pid, last: Err(why.to_owned()) }).ok()?;
+                say(Event::Knows { topic, partition, pid, last: Err(why.to_owned()) })?;
             }
             Ok(Order::Topic(_) | Order::ProducerId) => {}
-            Err(RecvTimeoutError::Timeout) => return Some(()),
-            Err(RecvTimeoutError::Disconnected) => return None,
+            Ok(Order::Change(next)) => return Err(Leave::Changed(next)),
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
         }
     }
 }

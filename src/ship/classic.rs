@@ -43,20 +43,18 @@ mod tests;
 
 pub use client::{Codec, fenced};
 
-use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Pace, TopicView, Verdict};
+use super::driver::{Abilities, Acks, Event, Leave, Order, Pace, TopicView, Verdict};
 use super::flight::Batch;
 use super::outage::{Outages, Who};
 use super::{probe, render};
 use crate::chunk::Topic;
 use crate::report::Board;
-use crate::sys;
 use client::{Led, Trouble};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use session::{Session, Wait};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 use watchdog::Watchdog;
 
@@ -116,21 +114,7 @@ impl Default for Limits {
     }
 }
 
-/// Starts the worker. Its thread is never joined: it may hang in name resolution while all else has ended.
-pub fn start(options: Options, board: &Arc<Board>) -> std::io::Result<Ends> {
-    let (ends, orders, events) = Ends::pair();
-    let board = Arc::clone(board);
-    *board.driver() = "classic: the config asks for it".to_owned();
-    let body = move || match sys::block_signals() {
-        // D3: a signal in mid-write would cut a frame short; the watching thread inherits it
-        Ok(()) => drop(run(&options, &orders, &events, &board)),
-        Err(e) => drop(events.send(Event::Dead { why: format!("cannot block signals: {e}") })),
-    };
-    thread::Builder::new().name("kafka-classic".to_owned()).stack_size(256 << 10).spawn(body)?;
-    Ok(ends)
-}
-
-/// Works until ship drops its ends, or the broker is one for another driver.
+/// Works until ship drops its ends or changes to another driver, or the broker is one for another.
 pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
     let watch = match Watchdog::start(options.limits.call) {
         Ok(watch) => watch,
@@ -225,6 +209,7 @@ impl Worker<'_> {
                 Ok(Order::Topic(topic)) => self.take_up(&topic),
                 Ok(Order::Send(batches)) => self.send(batches),
                 Ok(Order::ProducerId) => Ok(()), // not numbered: nobody asks
+                Ok(Order::Change(next)) => return Err(Leave::Changed(next)),
                 Ok(Order::Ask { topic, partition, pid }) => {
                     let last = Err("the classic driver cannot ask for a producer's state".to_owned());
                     self.say(Event::Knows { topic, partition, pid, last })
@@ -315,7 +300,7 @@ impl Worker<'_> {
                     Ok(verdict) => verdict,
                     Err(Fault::Again(pace, why)) => Verdict::Again { maybe_stored: false, pace, why },
                     Err(Fault::Leave(Leave::Unfit { why })) => unfit(left.insert(why)),
-                    Err(Fault::Leave(Leave::Closed)) => return Err(Leave::Closed),
+                    Err(Fault::Leave(leave)) => return Err(leave),
                 },
             };
             self.say(Event::Done { batch, verdict })?;

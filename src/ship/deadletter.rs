@@ -11,6 +11,8 @@
 
 use super::flight::Batch;
 use super::json;
+use super::partition::Now;
+use crate::report::repeats::Repeats;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -24,30 +26,31 @@ pub struct DeadLetters {
     /// In bytes.
     limit: u64,
     scratch: Vec<u8>,
+    repeats: Repeats,
 }
 
 impl DeadLetters {
     pub fn new(path: Option<PathBuf>, limit: u64) -> Self {
-        DeadLetters { path, limit, scratch: Vec::new() }
+        DeadLetters { path, limit, scratch: Vec::new(), repeats: Repeats::default() }
     }
 
     /// Writes all records of the batch, or none that counts: after an error the file is cut back to what it was. In the
     /// file's cache when this returns, not on the disk: positions reach the disk no sooner.
-    pub fn write(&mut self, batch: &Batch, why: &str, wall_ms: i64) -> Result<(), String> {
+    pub fn write(&mut self, batch: &Batch, why: &str, now: Now) -> Result<(), String> {
         let Some(path) = self.path.as_deref() else {
             log_each(batch, why);
             return Ok(());
         };
         self.scratch.clear();
-        letters(&mut self.scratch, batch, why, wall_ms);
+        letters(&mut self.scratch, batch, why, now.wall_ms);
         append(path, &self.scratch, self.limit)?;
         self.scratch.shrink_to(64 << 10);
-        log::error!(
-            "{} record(s) of topic {} cannot be delivered: {why}; kept in {}",
-            batch.count,
-            batch.load.topic,
-            path.display()
-        );
+        if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
+            let (n, topic, path) = (batch.count, &batch.load.topic, path.display());
+            log::error!(
+                "{n} record(s) of topic {topic} cannot be delivered: {why}; kept in {path} ({all} of late)"
+            );
+        }
         Ok(())
     }
 }
@@ -139,6 +142,10 @@ mod tests {
     use crate::ship::testing::{STAMP, batch, chunk, plain};
     use serde_json::Value;
 
+    fn now() -> Now {
+        Now { at: std::time::Instant::now(), wall_ms: STAMP }
+    }
+
     fn written(path: &Path) -> Vec<Value> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
@@ -151,7 +158,7 @@ mod tests {
         let path = dir.path().join("dead-letter");
         let b = batch(1, vec![chunk(&plain(7), 100, &[b"a \"b\"\n\tc", b"\xff\x00x", b""])]);
         let mut letters = DeadLetters::new(Some(path.clone()), 1 << 20);
-        letters.write(&b, "10 MESSAGE_TOO_LARGE", STAMP).unwrap();
+        letters.write(&b, "10 MESSAGE_TOO_LARGE", now()).unwrap();
         let all = written(&path);
         assert_eq!(all.len(), 3);
         assert_eq!(all[0]["value"], "a \"b\"\n\tc");
@@ -182,11 +189,11 @@ mod tests {
         let path = dir.path().join("dead-letter");
         let b = batch(1, vec![chunk(&plain(7), 0, &[&[b'x'; 300][..]])]);
         let mut letters = DeadLetters::new(Some(path.clone()), 1000);
-        let taken = (0..5).take_while(|_| letters.write(&b, "r", STAMP).is_ok()).count();
+        let taken = (0..5).take_while(|_| letters.write(&b, "r", now()).is_ok()).count();
         assert_eq!((taken, written(&path).len()), (2, 2));
         #[allow(clippy::disallowed_methods)] // the operator's hand
         std::fs::rename(&path, dir.path().join("old")).unwrap();
-        letters.write(&b, "r", STAMP).unwrap();
+        letters.write(&b, "r", now()).unwrap();
         assert_eq!(written(&path).len(), 1);
     }
 }

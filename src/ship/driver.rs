@@ -3,13 +3,20 @@
 //! Invariant: every batch that was submitted comes back exactly once, in one [`Event::Done`]. A driver never retries a
 //! batch by itself: it reports, ship decides and submits again.
 //!
-//! Kafka's drivers have one shape, `run(options, orders, events, board) -> Leave`, so that `auto` can run one after the
-//! other on the same channel ends. Each says [`Event::Ready`] first; after every `Ready` ship says its topics
+//! Drivers have one shape, [`Drive`], so that one can follow another on the same channel ends: `auto` changes them by what
+//! the broker takes, ship by [`Order::Change`]. Each says [`Event::Ready`] first; after every `Ready` ship says its topics
 //! ([`Order::Topic`]) anew, for the driver before may have taken those orders with it.
 
 use super::flight::Batch;
+use super::outage;
 use crate::chunk::Topic;
+use crate::report::Board;
+use crate::sys;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread;
 
 /// Ship's side. The worker's thread is detached: it may hang in name resolution while all else has ended. Dropping
 /// `orders` ends the worker.
@@ -31,13 +38,63 @@ impl Ends {
     }
 }
 
-/// Why a driver's worker ended. By then every batch it held has come back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Bytes of a worker's stack. Code that is not optimised builds miniz's state of some 300 KB there before it boxes it.
+pub const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
+
+/// A driver's `run` with its options bound.
+#[derive(Clone)]
+pub struct Drive(Arc<Run>);
+
+type Run = dyn Fn(&Receiver<Order>, &Sender<Event>, &Arc<Board>) -> Leave + Send + Sync;
+
+impl Drive {
+    pub fn new(
+        run: impl Fn(&Receiver<Order>, &Sender<Event>, &Arc<Board>) -> Leave + Send + Sync + 'static,
+    ) -> Self {
+        Drive(Arc::new(run))
+    }
+
+    /// Carries out orders until it leaves.
+    pub fn run(&self, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
+        (self.0)(orders, events, board)
+    }
+
+    /// Starts the worker: this driver, and after it those that ship changes to. Its thread is never joined: see [`Ends`].
+    pub fn start(self, board: &Arc<Board>) -> io::Result<Ends> {
+        let (ends, orders, events) = Ends::pair();
+        let board = board.clone();
+        let body = move || {
+            // A signal in mid-write would cut a frame short; the drivers' own threads inherit this.
+            if let Err(e) = sys::block_signals() {
+                let _ = events.send(Event::Dead { why: format!("cannot block signals: {e}") });
+                return;
+            }
+            let mut drive = self;
+            while let Leave::Changed(next) = drive.run(&orders, &events, &board) {
+                outage::forget(&board);
+                drive = next;
+            }
+        };
+        thread::Builder::new().name("driver".into()).stack_size(STACK).spawn(body)?;
+        Ok(ends)
+    }
+}
+
+impl fmt::Debug for Drive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Drive")
+    }
+}
+
+/// Why a driver ended. By then every batch it held has come back.
+#[derive(Debug, Clone)]
 pub enum Leave {
     /// Ship dropped its orders (or its events): the end.
     Closed,
     /// The broker is one for another driver. Only `auto` lets a driver say so; a fixed one waits.
     Unfit { why: String },
+    /// Ship changes to this one.
+    Changed(Drive),
 }
 
 /// What a broker must have done before it says "stored".
@@ -64,6 +121,8 @@ pub enum Order {
     /// Send these, each to the leader of its partition; batches of one partition in this order. Records, keys and
     /// headers come from [`super::render::Pen::each`], the timestamp from [`Batch::stamp_ms`].
     Send(Vec<Batch>),
+    /// Leave, and let this driver go on. The driver holds no batch when it comes.
+    Change(Drive),
 }
 
 #[derive(Debug)]

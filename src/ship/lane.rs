@@ -9,6 +9,7 @@ use super::retry::Rng;
 use super::spread::{Deal, Limit, wire};
 use super::{Options, Partitioner};
 use crate::chunk::{Chunk, FlightNo, Key, Topic};
+use crate::wall;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,6 +35,8 @@ pub struct Lane {
     /// Exactly-once: what an earlier run left. Its flights wait for the partitions.
     memory: Memory,
     seed: u64,
+    /// See [`Options::saved_ms`].
+    saved_ms: i64,
 }
 
 /// When the next flight may leave.
@@ -72,6 +75,7 @@ impl Lane {
         Lane {
             memory: Memory::default(),
             seed: options.seed,
+            saved_ms: options.saved_ms,
             topic,
             partitioner: options.partitioner,
             linger: options.linger,
@@ -88,6 +92,26 @@ impl Lane {
     /// With what an earlier run left.
     pub fn remembering(self, memory: Memory) -> Self {
         Lane { memory, ..self }
+    }
+
+    /// From the next flight on.
+    pub fn tune(&mut self, options: &Options) {
+        (self.partitioner, self.linger) = (options.partitioner, options.linger);
+        if self.batch.most != options.batch.max(1) {
+            self.batch = Cap::new(options.batch);
+        }
+    }
+
+    /// The topic is another cluster's from now on: its id says nothing about the one before.
+    pub fn elsewhere(&mut self) {
+        if let Some(view) = &mut self.view {
+            view.id = [0; 16];
+        }
+    }
+
+    /// Batches that the driver has.
+    pub fn in_air(&self) -> usize {
+        self.partitions.iter().map(Partition::in_air).sum()
     }
 
     pub fn push(&mut self, chunk: Chunk, now: Now) {
@@ -291,7 +315,8 @@ impl Lane {
             chunks.push(chunk);
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
-        Load { topic: self.topic.clone(), topic_id, stamp_ms: now.wall_ms, chunks }
+        let stamp_ms = wall::stamp(now.wall_ms, self.saved_ms);
+        Load { topic: self.topic.clone(), topic_id, stamp_ms, chunks }
     }
 
     /// A batch of so many bytes was too large for the broker: the next ones are smaller.

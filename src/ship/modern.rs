@@ -53,7 +53,7 @@ mod trial;
 #[cfg(test)]
 mod trial_epochs;
 
-use super::driver::{Abilities, Acks, Ends, Event, Leave, Order, Verdict};
+use super::driver::{Abilities, Acks, Event, Leave, Order, STACK, Verdict};
 use super::flight::Batch;
 use crate::chunk::Topic;
 use crate::report::Board;
@@ -68,9 +68,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stack of each thread, in bytes; compression and name resolution fit into it. Code that is not optimised builds
-/// miniz's state of some 300 KB on the stack before it boxes it.
-const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 /// Requests in the air per connection with numbers (KIP-98: the broker remembers five batches per producer).
 const IN_FLIGHT: usize = 5;
 
@@ -148,6 +145,10 @@ enum News {
     Metadata {
         answer: messages::Metadata,
         topics: Vec<Topic>,
+    },
+    ProducerId {
+        pid: i64,
+        epoch: i16,
     },
     Unfit(String),
 }
@@ -227,19 +228,13 @@ impl Shared {
     }
 }
 
-/// Starts a worker of its own, detached: it ends when `orders` is dropped.
-pub fn start(options: Options, board: Arc<Board>) -> std::io::Result<Ends> {
-    #[allow(clippy::disallowed_methods, reason = "both bounded by the batches that ship has in flight")]
-    let ((orders, inbox), (outbox, events)) = (unbounded(), unbounded());
-    let name = "modern".to_owned();
-    thread::Builder::new()
-        .name(name)
-        .stack_size(STACK)
-        .spawn(move || run(&options, &inbox, &outbox, &board))?;
-    Ok(Ends { orders, events })
+/// A worker of this driver alone.
+#[cfg(test)]
+fn start(options: Options, board: Arc<Board>) -> std::io::Result<super::driver::Ends> {
+    super::driver::Drive::new(move |orders, events, board| run(&options, orders, events, board)).start(&board)
 }
 
-/// Carries out orders until they end, or until the broker turns out to be one for another driver.
+/// Carries out orders until they end or change to another driver, or until the broker turns out to be one for another.
 pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
     #[allow(clippy::disallowed_methods, reason = "a few per batch in flight, and per broker")]
     let (news, told) = unbounded();

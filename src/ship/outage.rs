@@ -29,6 +29,12 @@ struct Outage {
 /// A topic's state on the board.
 const WAITING: &str = "waiting";
 
+/// Takes off the board what the drivers so far have written there: another one begins.
+pub fn forget(board: &Board) {
+    board.brokers().clear();
+    board.topics().retain(|_, topic| topic.state != WAITING);
+}
+
 impl Outage {
     const REASONS: usize = 8;
 }

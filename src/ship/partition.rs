@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub at: Instant,
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, as the machine has it.
     pub wall_ms: i64,
 }
 

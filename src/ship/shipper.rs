@@ -3,13 +3,13 @@
 //! `ship::run`, or the simulator.
 
 use super::deadletter::DeadLetters;
-use super::driver::{Abilities, Event, Order};
+use super::driver::{Abilities, Drive, Event, Order};
 use super::flight::{Aloft, Batch};
 use super::lane::{Change, Lane, Ready};
 use super::partition::{Action, Now, Rules};
 use super::resume::Memory;
 use super::retry::Rng;
-use super::{Dead, Options, Receipt};
+use super::{Change as Changed, Dead, Options, Receipt};
 use crate::chunk::{Chunk, FlightNo, Note, Parcel, Topic};
 use crate::pulse::Beat;
 use crate::report::{Board, BrokerState};
@@ -30,6 +30,8 @@ pub struct Shipper<'b> {
     /// `None` until the driver has said what it can do: nothing flies before.
     abilities: Option<Abilities>,
     id: Id,
+    /// The next driver, while batches are to come back from the one before.
+    next: Option<Drive>,
     lanes: Vec<Lane>,
     by_topic: HashMap<Topic, usize>,
     air: HashMap<FlightNo, Aloft>,
@@ -62,6 +64,7 @@ impl<'b> Shipper<'b> {
             board,
             abilities: None,
             id: Id::None,
+            next: None,
             lanes: Vec::new(),
             by_topic: HashMap::new(),
             air: HashMap::new(),
@@ -99,6 +102,30 @@ impl<'b> Shipper<'b> {
         if self.once {
             let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
             *self.board.once.producer.lock().unwrap_or_else(PoisonError::into_inner) = id;
+        }
+    }
+
+    /// Goes on otherwise.
+    pub fn change(&mut self, change: Changed, now: Now) {
+        let Options { partitioner, batch, linger, rate, .. } = change.options;
+        if rate != self.options.rate {
+            self.rate = rate.map(|per_second| Rate::new(per_second, now.at));
+        }
+        self.options = Options { partitioner, batch, linger, rate, ..std::mem::take(&mut self.options) };
+        self.lanes.iter_mut().for_each(|lane| lane.tune(&self.options));
+        self.next = change.drive.or(self.next.take());
+        if change.elsewhere {
+            self.lanes.iter_mut().for_each(Lane::elsewhere);
+            self.id = Id::None;
+        }
+    }
+
+    /// Nothing is in the driver's hands: the next one may have them.
+    fn change_driver(&mut self) {
+        let in_air = |l: &Lane| l.in_air() > 0;
+        if let Some(next) = self.next.take_if(|_| !self.lanes.iter().any(in_air)) {
+            self.orders.push(Order::Change(next));
+            self.abilities = None;
         }
     }
 
@@ -160,6 +187,8 @@ impl<'b> Shipper<'b> {
                     self.lanes[*at].see(view);
                 }
             }
+            // An answer to the driver before, or one more for a question that both got.
+            Event::ProducerId { .. } if self.id != Id::Asked || self.rules().is_none() => {}
             Event::ProducerId { pid, epoch } => {
                 self.id = Id::Have(pid, epoch);
                 self.tell_id();
@@ -200,8 +229,9 @@ impl<'b> Shipper<'b> {
         self.abilities = Some(abilities);
     }
 
+    /// `None`: nothing flies now.
     fn rules(&self) -> Option<Rules> {
-        let abilities = self.abilities.as_ref()?;
+        let abilities = self.abilities.as_ref().filter(|_| self.next.is_none())?;
         let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
         Some(match abilities.numbered {
             true => Rules::Numbered { in_flight: abilities.in_flight, id, once: self.once },
@@ -228,7 +258,7 @@ impl<'b> Shipper<'b> {
                     }
                     Action::Bury { batch, why } => {
                         self.beat.within(Beat::SLOW); // a disk
-                        match self.letters.write(&batch, &why, now.wall_ms) {
+                        match self.letters.write(&batch, &why, now) {
                             Ok(()) => {
                                 self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
                                 self.finish(&batch);
@@ -288,6 +318,7 @@ impl<'b> Shipper<'b> {
 
     /// Lets everything leave that may leave now. When to come again, if nothing happens before.
     pub fn tick(&mut self, now: Now) -> Option<Instant> {
+        self.change_driver();
         let rules = self.rules();
         let mut wake: Option<Instant> = None;
         for at in 0..self.lanes.len() {

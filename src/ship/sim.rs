@@ -6,14 +6,14 @@
 mod broker;
 mod once;
 
-use super::driver::{Abilities, Event, Order, TopicView, Verdict};
+use super::driver::{Abilities, Drive, Event, Leave, Order, TopicView, Verdict};
 use super::flight::Batch;
 use super::partition::Now;
 use super::render::Pen;
 use super::retry::Rng;
 use super::shipper::Shipper;
 use super::testing::{chunk_of, origin};
-use super::{Options, Partitioner};
+use super::{Change, Options, Partitioner};
 use crate::budget::{Budget, Share};
 use crate::chunk::{Key, Note, Origin, Parcel, Shape, StreamId};
 use crate::report::Board;
@@ -37,6 +37,8 @@ struct Script {
     amnesia: bool,
     /// `auto` changes the driver.
     changes: bool,
+    /// Ship is told to change it, and to make other batches.
+    reloads: bool,
     /// The leader cannot be asked (before 2.8, or no right to).
     mute: bool,
     partitioner: Option<Partitioner>,
@@ -49,6 +51,7 @@ struct World<'b> {
     board: &'b Board,
     now: Now,
     share: Share,
+    partitioner: Partitioner,
     origins: Vec<Arc<Origin>>,
     offsets: Vec<u64>,
     /// Next line of each stream; a line is `stream * 1_000_000 + n`.
@@ -89,6 +92,7 @@ impl<'b> World<'b> {
         World {
             ship: Shipper::new(options, board, now),
             share: budget.share(),
+            partitioner,
             offsets: vec![0; origins.len()],
             next: vec![0; origins.len()],
             left: 40 + rng.below(200) as u64,
@@ -172,6 +176,11 @@ impl<'b> World<'b> {
                     self.back.push_back(Event::Knows { topic, partition, pid, last });
                 }
                 Order::Send(batches) => batches.into_iter().for_each(|b| self.depart(b)),
+                Order::Change(_) => {
+                    assert!(self.logs.values().all(|l| l.wire.is_empty()), "the driver still has batches");
+                    self.abilities = None;
+                    self.ready();
+                }
             }
         }
         for note in std::mem::take(&mut self.ship.notes) {
@@ -217,6 +226,14 @@ impl<'b> World<'b> {
         let numbered = if self.script.changes { self.chance(50) } else { self.script.numbered };
         let in_flight = if numbered { 1 + self.rng.below(5) } else { 1 };
         self.back.push_back(Event::Ready(Abilities { name: "model", numbered, in_flight }));
+    }
+
+    fn reload(&mut self) {
+        let batch = [64, 400, 4000][self.rng.below(3)];
+        let linger = Duration::from_millis([0, 0, 30][self.rng.below(3)]);
+        let options = Options { partitioner: self.partitioner, batch, linger, ..Options::default() };
+        let drive = self.chance(70).then(|| Drive::new(|_, _, _| Leave::Closed));
+        self.ship.change(Change { options, drive, elsewhere: false }, self.now);
     }
 
     fn step(&mut self) -> bool {
@@ -390,6 +407,15 @@ fn forgetful_and_mute_brokers_lose_nothing() {
 fn the_driver_may_change_at_any_time() {
     for refusals in [false, true] {
         worlds(SEEDS, Script { numbered: true, changes: true, refusals, ..Script::default() });
+    }
+}
+
+/// A reload with healthy and with failing brokers: nothing is lost, and with numbers nothing is doubled. Fails when a
+/// driver is changed while it has batches, when numbers do not outlive it, or when what waits is forgotten.
+#[test]
+fn a_reload_loses_and_doubles_nothing() {
+    for numbered in [false, true] {
+        worlds(SEEDS, Script { numbered, reloads: true, ..Script::default() });
     }
 }
 

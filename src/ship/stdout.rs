@@ -1,33 +1,30 @@
 //! The driver that writes each record's value and a newline to standard output. No keys, no headers, no retries: what
 //! cannot be written there never will be.
 
-use super::driver::{Abilities, Ends, Event, Order, TopicView, Verdict};
+use super::driver::{Abilities, Event, Leave, Order, TopicView, Verdict};
 use super::flight::Batch;
 use super::render::Pen;
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::thread;
 
 /// Most bytes gathered for one write.
 const BUFFER: usize = 256 << 10;
 
-/// Starts the worker, a thread of its own: whoever reads the other end of the pipe may stop doing so for ever.
-pub fn start() -> io::Result<Ends> {
-    // The bound of both is the byte budget, see `Ends`.
-    #[allow(clippy::disallowed_methods)]
-    let ((orders, inbox), (out, events)) = (unbounded(), unbounded());
-    let worker = move || {
-        let mut page =
-            Page { to: Fd, text: Vec::with_capacity(BUFFER), written: Vec::new(), pen: Pen::default() };
-        if let Err(Ended::Broken(e)) = work(&inbox, &out, &mut page) {
-            let _ = out.send(Event::Dead { why: format!("standard output: {e}") });
+/// Works until ship drops its ends. Whoever reads the other end of the pipe may stop doing so for ever.
+pub fn run(orders: &Receiver<Order>, events: &Sender<Event>) -> Leave {
+    let mut page =
+        Page { to: Fd, text: Vec::with_capacity(BUFFER), written: Vec::new(), pen: Pen::default() };
+    match work(orders, events, &mut page) {
+        Ok(leave) => leave,
+        Err(Ended::Alone) => Leave::Closed,
+        Err(Ended::Broken(e)) => {
+            let _ = events.send(Event::Dead { why: format!("standard output: {e}") });
+            Leave::Closed
         }
-    };
-    thread::Builder::new().name("stdout".into()).stack_size(128 << 10).spawn(worker)?;
-    Ok(Ends { orders, events })
+    }
 }
 
 /// Why the worker ends before its orders do.
@@ -50,7 +47,7 @@ impl<T> From<crossbeam_channel::SendError<T>> for Ended {
     }
 }
 
-fn work<W: Write>(inbox: &Receiver<Order>, out: &Sender<Event>, page: &mut Page<W>) -> Result<(), Ended> {
+fn work<W: Write>(inbox: &Receiver<Order>, out: &Sender<Event>, page: &mut Page<W>) -> Result<Leave, Ended> {
     out.send(Event::Ready(Abilities { name: "stdout", numbered: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {
@@ -67,6 +64,7 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Sender<Event>, page: &mut Page<
                 Order::Send(batches) => batches.into_iter().try_for_each(|b| page.put(b))?,
                 // Only for drivers with numbers.
                 Order::ProducerId | Order::Ask { .. } => {}
+                Order::Change(next) => return Ok(Leave::Changed(next)),
             }
         }
         page.flush()?;
@@ -74,7 +72,7 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Sender<Event>, page: &mut Page<
             out.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } })?;
         }
     }
-    Ok(())
+    Ok(Leave::Closed)
 }
 
 /// One reused buffer before the output.
@@ -164,7 +162,7 @@ mod tests {
         }
     }
 
-    fn worked(batches: Vec<Batch>, room: usize) -> (Vec<u8>, usize, usize, Result<(), Ended>) {
+    fn worked(batches: Vec<Batch>, room: usize) -> (Vec<u8>, usize, usize, Result<Leave, Ended>) {
         let (orders, inbox) = bounded(9);
         let (out, events) = bounded(9);
         orders.send(Order::Send(batches)).unwrap();

@@ -1,6 +1,6 @@
 //! The thread between its channels: a test stands at both ends.
 
-use super::driver::{Abilities, Ends, Event, Order, Refusal, TopicView, Verdict};
+use super::driver::{Abilities, Drive, Ends, Event, Leave, Order, Refusal, TopicView, Verdict};
 use super::flight::Batch;
 use super::testing::{chunk, plain};
 use super::*;
@@ -17,6 +17,7 @@ struct Bench {
     orders: Receiver<Order>,
     events: Option<Sender<Event>>,
     notes: Receiver<Note>,
+    changes: Sender<Change>,
     stop: Option<Handle>,
     /// With the CPU time that the thread took.
     ship: JoinHandle<(Result<(), Dead>, Duration, u64)>,
@@ -30,14 +31,15 @@ impl Bench {
         let (out, notes) = bounded(64);
         let (ends, orders, events) = Ends::pair();
         let (stop, give_up) = pair();
+        let (changes, changed) = bounded(1);
         let ship = spawn(move || {
             let board = Board::default();
-            let result = run(options, inbox, ends, out, &board, &give_up);
+            let result = run(options, inbox, changed, ends, out, &board, &give_up);
             let cpu = clock_gettime(ClockId::ThreadCPUTime);
             let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
             (result, cpu, board.totals.dead_lettered.load(Relaxed))
         });
-        Bench { inbox: Some(parcels), orders, events: Some(events), notes, stop: Some(stop), ship }
+        Bench { inbox: Some(parcels), changes, orders, events: Some(events), notes, stop: Some(stop), ship }
     }
 
     fn ready(self) -> Self {
@@ -120,6 +122,38 @@ fn a_closed_inbox_drains() {
     let (result, cpu, _) = b.end();
     assert_eq!(result, Ok(()));
     assert!(cpu < Duration::from_millis(100), "{cpu:?} of CPU for two lines");
+}
+
+/// A producer id is another cluster's where the brokers are others. Fails when the next driver comes while the one before
+/// holds a batch, when anything is sent in between, when topics or the id are not asked for anew, or when an id that the
+/// driver before gave is used.
+#[test]
+fn a_driver_is_changed_when_all_is_back() {
+    let b = Bench::new(Options::default());
+    let ready = || b.say(Event::Ready(Abilities { name: "test", numbered: true, in_flight: 5 }));
+    let numbered = |pid| b.say(Event::ProducerId { pid, epoch: 0 });
+    let asked = || assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::ProducerId)));
+    ready();
+    asked();
+    numbered(1);
+    b.line(0);
+    let mut first = b.sent();
+    assert_eq!(first[0].numbers.map(|n| n.pid), Some(1));
+    let drive = Some(Drive::new(|_, _, _| Leave::Closed));
+    b.changes.send(Change { options: Options::default(), drive, elsewhere: true }).unwrap();
+    b.line(5);
+    let soon = Duration::from_millis(300);
+    assert!(b.orders.recv_timeout(soon).is_err(), "an order while a batch is out");
+    b.stored(first.pop().unwrap(), 0);
+    assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::Change(_))));
+    numbered(1);
+    assert!(b.orders.recv_timeout(soon).is_err(), "an order to a driver that is not ready");
+    ready();
+    assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::Topic(_))));
+    asked();
+    assert!(b.orders.recv_timeout(soon).is_err(), "sent under the old id");
+    numbered(2);
+    assert_eq!(b.sent()[0].numbers.map(|n| n.pid), Some(2));
 }
 
 /// Fails when ship waits for the broker although it was told to give up.
@@ -222,7 +256,7 @@ fn throughput(partitioner: Partitioner, shape: crate::chunk::Shape, numbered: bo
                     let _ = events.send(Event::Topic(view));
                 }
                 Order::ProducerId => drop(events.send(Event::ProducerId { pid: 1, epoch: 0 })),
-                Order::Ask { .. } => {}
+                Order::Ask { .. } | Order::Change(_) => {}
                 Order::Send(batches) => batches.into_iter().for_each(|batch| {
                     let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
                 }),

@@ -6,7 +6,7 @@
 use super::identity::Look;
 use crate::chunk::{Identity, Point, Range, StreamId};
 use crate::fdstore::FdStore;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -155,6 +155,14 @@ impl Known {
 
     pub fn get(&self, identity: &Identity) -> Option<Entry> {
         self.lock().by_identity(identity).cloned()
+    }
+
+    /// Followed paths with streams that are not read to their end, and that no tail has open.
+    pub fn unread(&self) -> Vec<PathBuf> {
+        let known = self.lock();
+        let paths: BTreeSet<&PathBuf> =
+            known.entries.values().filter(|e| !e.finished && !e.open).map(|e| &e.path).collect();
+        paths.into_iter().cloned().collect()
     }
 
     /// All streams of a followed path, oldest first.

@@ -4,7 +4,7 @@ use super::framing::{self, Input, Rest, Rules};
 use super::gz::Gz;
 use super::identity::Look;
 use crate::budget::{Place, Share};
-use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Then};
+use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Shape, Then, Topic};
 use crate::stop::Stop;
 use memchr::memchr;
 use rustix::fs::{SeekFrom, seek};
@@ -39,7 +39,7 @@ pub enum Got {
     Nothing,
     /// The bytes before the position are others than those that were read.
     Changed,
-    /// Stopped while waiting for the budget.
+    /// `stop` came while waiting for the budget.
     Stopped,
     /// The budget has had no room for some time: see whether the file is still the same.
     NoRoom,
@@ -127,6 +127,18 @@ impl Open {
         }
         open.at.mark = Mark::of(&open.before);
         Ok(Some(open))
+    }
+
+    /// The same stream, whose lines become other records from here on. What was not framed yet is looked at again.
+    pub fn relabel(&mut self, topic: &Topic, shape: &Arc<Shape>) {
+        let Origin { stream, path, gauge, .. } = &*self.origin;
+        let (path, gauge) = (path.clone(), gauge.clone());
+        self.origin =
+            Arc::new(Origin { stream: *stream, topic: topic.clone(), path, shape: shape.clone(), gauge });
+        if let Bytes::Plain(_) = self.bytes {
+            self.searched = self.at.offset;
+        }
+        self.place = None; // it may be another topic's
     }
 
     /// Acknowledged in an earlier life, and not passed yet.

@@ -402,7 +402,8 @@ impl World {
         self.acked = self.saved.clone();
         let (out, parcels) = unbounded_for_a_test();
         let path = self.path("app.log");
-        let tail = Tail::new(options(&path, &budget), &known, &board, out, &stop, self.now);
+        let first = Change { options: options(&path, &budget), outdated: stop.clone() };
+        let tail = Tail::new(first, &known, &board, out, &stop, self.now);
         let gauges = HashMap::new();
         let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), gauges };
         life.step(self);

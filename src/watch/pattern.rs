@@ -78,7 +78,7 @@ impl Pattern {
         walk(&self.root, &self.parts, 0, to);
     }
 
-    /// Whether the pattern means this path.
+    /// Whether the pattern means this path: whether a walk would visit it, if it is there.
     pub fn matches(&self, path: &Path) -> bool {
         let Ok(rest) = path.strip_prefix(&self.root) else { return false };
         let names: Vec<&Path> = rest
@@ -86,7 +86,7 @@ impl Pattern {
             .filter(|c| matches!(c, Component::Normal(_)))
             .map(|c| Path::new(c.as_os_str()))
             .collect();
-        fits(&self.parts, &names)
+        fits(&self.parts, &names, &self.root)
     }
 }
 
@@ -104,15 +104,16 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     .filter(|p| !p.is_empty() && *p != ".")
 }
 
-fn fits(parts: &[Part], names: &[&Path]) -> bool {
-    match (parts, names) {
-        ([], []) => true,
-        ([Part::Deep, rest @ ..], _) => {
-            fits(rest, names) || names.split_first().is_some_and(|(_, names)| fits(parts, names))
-        }
-        ([Part::Name(n), rest @ ..], [name, names @ ..]) => name.as_os_str() == n && fits(rest, names),
-        ([Part::Wild(w), rest @ ..], [name, names @ ..]) => w.is_match(name) && fits(rest, names),
-        _ => false,
+/// `at`: where the names begin.
+fn fits(parts: &[Part], names: &[&Path], at: &Path) -> bool {
+    let Some((part, rest)) = parts.split_first() else { return names.is_empty() };
+    let Some((name, others)) = names.split_first() else { return false };
+    let below = at.join(name);
+    match part {
+        // A walk does not enter symlinks there.
+        Part::Deep => fits(rest, names, at) || (!below.is_symlink() && fits(parts, others, &below)),
+        Part::Name(n) => name.as_os_str() == n && fits(rest, others, &below),
+        Part::Wild(w) => w.is_match(name) && fits(rest, others, &below),
     }
 }
 

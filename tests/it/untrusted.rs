@@ -60,6 +60,22 @@ fn names_are_washed_and_lines_are_not_told() {
     assert!(kept.contains("owned") && !kept.contains(['\x1b', '\x07']), "{kept}");
 }
 
+/// Whatever the creation mask is: the unit's forbids all. Fails when node_exporter, which is another user, may not read.
+#[test]
+fn metrics_are_for_everybody() {
+    let folder = Folder::new();
+    let (textfile, log) = (folder.path("m.prom"), folder.write("f.log", "x\n"));
+    let config = format!("[metrics]\ntextfile = {textfile:?}\n[[files]]\npaths = [{log:?}]\n");
+    folder.write("c.toml", config);
+    let run = format!("umask 077; exec {:?} run --output stdout --state-dir state -c c.toml", binary());
+    let mut agent = Command::new("sh").args(["-c", &run]).current_dir(folder.root()).spawn().unwrap();
+    wait_until(PATIENT, "the metrics are written", || textfile.exists());
+    let mode = fs::metadata(&textfile).unwrap().permissions().mode();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert_eq!(mode & 0o777, 0o644);
+}
+
 /// Even where the creation mask forbids nothing. Fails when a file is created with the mode that the mask leaves.
 #[test]
 fn state_is_for_its_owner_alone() {

@@ -60,12 +60,13 @@ fn contents() -> impl Strategy<Value = Saved> {
         state_bytes: t[9],
     });
     let sources = vec(vec(any::<u8>(), 0..30), 0..4);
-    (vec(streams(), 0..5), any::<(u64, u64, bool)>(), sources, totals).prop_map(
-        |(streams, (next_stream, clock, from_beginning), sources, totals)| Saved {
+    (vec(streams(), 0..5), any::<(u64, u64, u32, bool)>(), sources, totals).prop_map(
+        |(streams, (next_stream, clock, wall, from_beginning), sources, totals)| Saved {
             streams,
             next_stream,
             sources,
             clock,
+            wall_ms: wall.into(),
             totals,
             from_beginning,
         },

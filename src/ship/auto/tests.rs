@@ -3,20 +3,21 @@
 use super::*;
 use crate::chunk::Topic;
 use crate::ship::classic::peer::{KAFKA_3_9, KAFKA_4_1, Peer, parrot};
-use crate::ship::driver::Abilities;
+use crate::ship::driver::{Abilities, Ends};
 use crate::ship::testing::{batch, chunk, plain};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A driver that says its name, and leaves when it is told of the topic "leave".
 fn stub(name: &'static str) -> Drive {
-    Box::new(move |orders, events, _board| {
+    Drive::new(move |orders, events, _board| {
         let ready = Event::Ready(Abilities { name, numbered: false, in_flight: 1 });
         if events.send(ready).is_err() {
             return Leave::Closed;
         }
         for order in orders {
             match order {
+                Order::Change(next) => return Leave::Changed(next),
                 Order::Topic(t) if &*t == "leave" => return Leave::Unfit { why: "told to".to_owned() },
                 Order::Send(batches) => {
                     for batch in batches {
@@ -40,7 +41,8 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
         classic: stub("classic"),
         modern: stub("modern"),
     };
-    (start(options, &board).unwrap(), board)
+    let drive = Drive::new(move |orders, events, board| run(&options, orders, events, board));
+    (drive.start(&board).unwrap(), board)
 }
 
 fn ready(ends: &Ends) -> &'static str {
@@ -96,6 +98,23 @@ fn one_after_the_other_on_the_same_ends() {
     assert_eq!(ready(&ends), "modern");
     leave();
     assert_eq!(ready(&ends), "modern");
+}
+
+/// On the same ends, while a driver runs and while none answers. Fails when `hold`, or a driver, keeps ship's order for
+/// itself, or when brokers of the driver before stay on the board.
+#[test]
+fn ship_changes_the_driver() {
+    let peer = Peer::start();
+    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for host in [peer.host(), refused.to_string()] {
+        let (ends, board) = auto(std::slice::from_ref(&host));
+        if host == peer.host() {
+            assert_eq!(ready(&ends), "classic");
+        }
+        ends.orders.send(Order::Change(stub("another"))).unwrap();
+        assert_eq!(ready(&ends), "another");
+        assert!(board.brokers().is_empty());
+    }
 }
 
 /// Fails when batches wait for a driver that may never come: ship could not end, nor count them.

@@ -4,6 +4,7 @@ use super::*;
 use crate::ship::driver::{Pace, Verdict};
 use crate::ship::partition::Action;
 use crate::ship::testing::{STAMP, chunk, origin, plain};
+use crate::wall::MADE_MS;
 
 const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
@@ -23,6 +24,17 @@ impl Bench {
         lane.see(view(partitions, partitions));
         let now = Now { at: Instant::now(), wall_ms: STAMP };
         Bench { lane, now, rules, closing: false, rng: Rng::new(3), no: 0, air: vec![] }
+    }
+
+    /// The stamp of the next flight.
+    fn stamp(&mut self) -> i64 {
+        self.arrive();
+        let batch = self.air.pop().expect("a batch");
+        let stamp = batch.stamp_ms();
+        let (mut actions, rng) = (Vec::new(), &mut self.rng);
+        let partition = self.lane.partition(batch.partition).expect("its partition");
+        partition.done(batch, Verdict::Stored { offset: None }, self.now, rng, &mut actions);
+        stamp
     }
 
     fn sticky(batch: usize, rules: Rules, partitions: &[i32]) -> Self {
@@ -275,4 +287,16 @@ fn a_flight_is_bounded() {
     let mut b = Bench::sticky(1, NUMBERED, &[0]);
     b.arrive();
     assert_eq!(b.air[0].count, 1, "one that is too large goes alone");
+}
+
+/// A box that boots in 1970, and has its clock set while it delivers. Fails when a clock that is not set is believed, when
+/// the time of the last save counts for nothing, or when a jump of the clock changes anything else.
+#[test]
+fn stamps_of_a_box_that_boots_in_1970() {
+    let saved_ms = MADE_MS + 1000;
+    let mut b = Bench::new(&Options { saved_ms, ..Options::default() }, Rules::Plain, &[0]);
+    for (wall_ms, stamp) in [(5, saved_ms), (70_000, saved_ms), (saved_ms + 9, saved_ms + 9), (5, saved_ms)] {
+        b.now.wall_ms = wall_ms;
+        assert_eq!(b.stamp(), stamp, "at {wall_ms}");
+    }
 }

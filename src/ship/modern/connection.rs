@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 /// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred.
 pub const ANSWER_CAP: usize = 1 << 20;
-/// Longest answer to Metadata: 2 MiB hold some 50,000 partitions of three replicas. More would let a peer that lies take
-/// more memory than the whole agent may have.
-pub const METADATA_CAP: usize = 2 << 20;
+/// Longest answer to Metadata: 1 MiB holds some 25,000 partitions of three replicas. With 2 MiB a peer that lies took
+/// 24.5 MB of memory, of which the agent may have 24 in all.
+pub const METADATA_CAP: usize = 1 << 20;
 /// How long the kernel may go without any sign of the peer having taken what was sent (`TCP_USER_TIMEOUT`).
 const UNACKED: Duration = Duration::from_secs(30);
 

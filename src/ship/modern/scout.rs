@@ -9,7 +9,7 @@ use super::health::Health;
 use super::{News, Shared, errors, messages};
 use crate::chunk::Topic;
 use crate::pulse::Beat;
-use crate::ship::driver::{Event, Pace};
+use crate::ship::driver::Pace;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -174,7 +174,8 @@ impl Scout {
                 let request = messages::ask_producer_id(version, id, &options.client_id);
                 let (error, pid, epoch) = messages::producer_id(c.call(&request, id, deadline)?, version)?;
                 if error == 0 {
-                    self.shared.event(Event::ProducerId { pid, epoch });
+                    // By the coordinator: one that comes after this driver's end is another's no longer.
+                    self.shared.news(News::ProducerId { pid, epoch });
                     return Ok(Ok(()));
                 }
                 // A broker that has just started, or never gave one, says 14 once or twice.

@@ -3,7 +3,8 @@
 //! other request goes to the test, which says what happens to it.
 
 use super::trial::Feeder;
-use super::{Ends, Event, Options, Order};
+use super::{Event, Options, Order};
+use crate::ship::driver::Ends;
 use crate::ship::driver::Verdict;
 use crate::ship::flight::Batch;
 use crate::ship::testing::{batch, chunk, origin};

@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::chunk::Chunk;
-use crate::ship::driver::{Pace, TopicView};
+use crate::ship::driver::{Ends, Pace, TopicView};
 use crate::ship::flight::Numbers;
 use crate::ship::testing::{batch, chunk, plain};
 use std::collections::{HashMap, VecDeque};

@@ -13,6 +13,7 @@
 
 use super::{Action, Health, Now, PATIENCE, Partition};
 use crate::ship::numbers::{Numbering, after, ahead};
+use crate::wall::MADE_MS;
 use std::cmp::Ordering;
 use std::time::Duration;
 
@@ -31,13 +32,11 @@ pub struct Past {
 /// No broker forgets a producer within this time, unless it is told to keep them for less (the default is a day, looked at
 /// every 10 minutes, and at its start), or our clock is a day behind the broker's.
 const FRESH_MS: i64 = 120_000;
-/// 2025-01-01: an earlier clock is not set yet.
-const PLAUSIBLE_MS: i64 = 1_735_689_600_000;
 /// A batch that was stamped earlier, and is not stored, is stamped anew: a broker judges by the stamp when it forgets us.
 const OLD_MS: i64 = 6 * 3_600_000;
 
 fn is_fresh(now: Now, stamp_ms: i64) -> bool {
-    stamp_ms >= PLAUSIBLE_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
+    stamp_ms >= MADE_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
 }
 
 impl Partition {
@@ -171,7 +170,7 @@ mod tests {
     }
 
     /// [`STAMP`] is of 2023.
-    const LATER: i64 = 80_000_000_000;
+    const LATER: i64 = 100_000_000_000;
 
     fn open(epoch: i16, base: i32, lines: usize) -> Batch {
         let numbers = Some(Numbers { pid: 7, epoch, base });

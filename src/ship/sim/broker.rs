@@ -162,6 +162,7 @@ impl World<'_> {
                     }),
                 }
             }
+            7 if self.script.reloads => self.reload(),
             7 if self.script.changes => {
                 ids.into_iter().for_each(|id| self.cut(id));
                 self.ready();

@@ -232,6 +232,7 @@ impl<'b> World<'b> {
                     a.back.push_back(Event::Knows { topic, partition, pid, last });
                 }
                 Order::Send(batches) => a.to_journal.extend(batches),
+                Order::Change(_) => panic!("nobody changes the driver"),
             }
         }
         for note in std::mem::take(&mut a.ship.notes) {

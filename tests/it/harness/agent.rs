@@ -163,6 +163,21 @@ impl Setup {
         self.command.env(name, value);
         self
     }
+    /// As the last arguments of this program, which has to become it (`exec`).
+    pub fn within<S: AsRef<OsStr>>(mut self, wrap: impl IntoIterator<Item = S>) -> Setup {
+        let mut words = wrap.into_iter();
+        let mut outer = Command::new(words.next().expect("a program"));
+        outer.args(words).arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => outer.env(name, value),
+                None => outer.env_remove(name),
+            };
+        }
+        outer.current_dir(self.command.get_current_dir().expect("set by `Folder::agent`"));
+        self.command = outer;
+        self
+    }
     /// What it reads from standard input; without this, that is empty.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Setup {
         self.input = Some(bytes.into());
@@ -272,15 +287,28 @@ impl Agent {
     /// `READY=1` on `NOTIFY_SOCKET`: config, state and watches are in order (not Kafka).
     #[track_caller]
     pub fn wait_ready(&mut self) {
+        self.wait_notify("READY=1");
+    }
+    /// SIGHUP; waits until it says that it has read its config again.
+    #[track_caller]
+    pub fn reload(&mut self) {
+        self.signal(Signal::HUP);
+        self.wait_notify("RELOADING=1");
+        self.wait_ready();
+    }
+
+    /// A line to the service manager; those before it are passed over.
+    #[track_caller]
+    pub fn wait_notify(&mut self, what: &str) {
         let end = Instant::now() + SOON;
         loop {
-            if self.notify.next().is_some_and(|m| m.lines().any(|line| line == "READY=1")) {
+            if self.notify.next().is_some_and(|m| m.lines().any(|line| line == what)) {
                 return;
             }
             if let Some(done) = self.ended() {
-                panic!("the agent ended before it was ready: {:?}\n{}", done.status, done.stderr);
+                panic!("the agent ended before {what}: {:?}\n{}", done.status, done.stderr);
             }
-            assert!(Instant::now() < end, "no READY=1 within {SOON:?} of {:?}:\n{}", self.args, self.log());
+            assert!(Instant::now() < end, "no {what} within {SOON:?} of {:?}:\n{}", self.args, self.log());
             pause(millis(5));
         }
     }
@@ -300,12 +328,15 @@ impl Agent {
     /// The id of its thread of this name.
     #[track_caller]
     pub fn thread(&self, name: &str) -> u32 {
+        self.find_thread(name).unwrap_or_else(|| panic!("no thread {name}"))
+    }
+    /// The same, if there is one now.
+    pub fn find_thread(&self, name: &str) -> Option<u32> {
         let mut tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
         let named = |task: &fs::DirEntry| {
             fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
         };
-        let task = tasks.find(named).unwrap_or_else(|| panic!("no thread {name}"));
-        task.file_name().to_str().unwrap().parse().unwrap()
+        tasks.find(named)?.file_name().to_str()?.parse().ok()
     }
 
     pub fn signal(&self, signal: Signal) {

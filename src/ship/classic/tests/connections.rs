@@ -3,6 +3,8 @@
 use super::super::peer::{Act, Peer, hole, parrot};
 use super::super::*;
 use super::{PATIENCE, Rig, again, one, options};
+use crate::ship::driver::Drive;
+use std::thread;
 
 /// D1, answers late. Fails when the client outlives an error (`fence` putting it back): batch 2 then meets the cut
 /// connection, and without the cut takes batch 1's answer for its own.
@@ -55,11 +57,15 @@ fn d2_a_closed_connection_is_replaced() {
 #[test]
 fn d3_signals_are_blocked_in_the_drivers_threads() {
     let peer = Peer::start();
-    let ends = start(options(&[peer.host()]), &Arc::new(Board::default())).unwrap();
+    let ends = {
+        let options = options(&[peer.host()]);
+        let drive = Drive::new(move |orders, events, board| run(&options, orders, events, board));
+        drive.start(&Arc::new(Board::default())).unwrap()
+    };
     ends.orders.send(Order::Send(vec![one("a")])).unwrap();
     let stored = |e: Event| matches!(e, Event::Done { verdict: Verdict::Stored { .. }, .. });
     assert!(ends.events.iter().any(stored));
-    for name in ["kafka-classic", "classic-watch"] {
+    for name in ["driver", "classic-watch"] {
         let mut found = 0;
         for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
             let Ok(comm) = std::fs::read_to_string(task.path().join("comm")) else { continue };

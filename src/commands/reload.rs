@@ -1,0 +1,223 @@
+//! SIGHUP: what a config that was read again changes. Pure but for the reading; takes nothing up: that is `run.rs`'s.
+//!
+//! Every key is taken up by a running agent but those that are bound to its state folder or, with exactly-once, to the
+//! numbers of batches that may be stored; they are put back, so that what runs is what [`crate::config::Config`] says.
+
+use super::plan;
+use crate::config::{self, Agent, Config, Delivery, Kafka, Output, Overrides, Source};
+use crate::error::Error;
+use std::fmt;
+
+/// What is different.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Keys, and numbers of tables.
+    taken: Vec<String>,
+    /// Keys that stay as they were.
+    restart: Vec<&'static str>,
+    /// Another driver is wanted, or the same with other options.
+    pub driver: bool,
+    /// The brokers may be those of another cluster.
+    pub elsewhere: bool,
+}
+
+/// Reads the config again. An error has every problem of it.
+pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, Changes), Error> {
+    let mut new = config::load(asked)?;
+    plan::refuse_too_much(&new)?;
+    let changes = Changes::make(running, &mut new);
+    Ok((new, changes))
+}
+
+impl Changes {
+    /// From `old` to `new`, in which what needs a restart is put back.
+    pub fn make(old: &Config, new: &mut Config) -> Changes {
+        let mut changes = Changes::default();
+        let needs_modern = old.needs_modern();
+        changes.agent(&old.agent, &mut new.agent);
+        if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
+            changes.kafka(was, is, old.agent.delivery == Delivery::ExactlyOnce);
+        }
+        changes.takes("[metrics] textfile", old.textfile != new.textfile);
+        changes.files(&old.sources, &new.sources);
+        changes.driver |= needs_modern != new.needs_modern();
+        changes
+    }
+
+    fn agent(&mut self, old: &Agent, new: &mut Agent) {
+        let Agent { state_dir, memory, delivery, sync, drain_timeout, damaged_state, hostname } = old;
+        self.keeps("[agent] state_dir", state_dir, &mut new.state_dir);
+        self.keeps("[agent] delivery", delivery, &mut new.delivery);
+        self.keeps("[agent] sync", sync, &mut new.sync);
+        self.takes("[agent] memory", *memory != new.memory);
+        self.takes("[agent] drain_timeout", *drain_timeout != new.drain_timeout);
+        self.takes("[agent] damaged_state", *damaged_state != new.damaged_state); // looked at by the next start
+        self.takes("[agent] hostname", *hostname != new.hostname);
+    }
+
+    fn kafka(&mut self, old: &Kafka, new: &mut Kafka, exactly_once: bool) {
+        let Kafka {
+            brokers,
+            acks,
+            driver,
+            client_id,
+            key,
+            partition,
+            compression,
+            linger,
+            batch,
+            rate,
+            create_topics,
+            tls,
+            sasl,
+        } = old;
+        if exactly_once {
+            self.keeps("[kafka] brokers", brokers, &mut new.brokers);
+            self.keeps("[kafka] acks", acks, &mut new.acks);
+            self.keeps("[kafka] driver", driver, &mut new.driver);
+            self.keeps("[kafka] batch", batch, &mut new.batch);
+        }
+        self.elsewhere = self.drives("[kafka] brokers", *brokers != new.brokers);
+        self.drives("[kafka] acks", *acks != new.acks);
+        self.drives("[kafka] driver", *driver != new.driver);
+        self.drives("[kafka] client_id", *client_id != new.client_id);
+        self.takes("[kafka] key", *key != new.key);
+        self.takes("[kafka] partition", *partition != new.partition);
+        self.drives("[kafka] compression", *compression != new.compression);
+        self.takes("[kafka] linger", *linger != new.linger);
+        self.takes("[kafka] batch", *batch != new.batch);
+        self.takes("[kafka] rate", *rate != new.rate);
+        self.drives("[kafka] create_topics", *create_topics != new.create_topics);
+        self.drives("[kafka.tls]", *tls != new.tls);
+        self.drives("[kafka.sasl]", *sasl != new.sasl);
+    }
+
+    /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
+    fn files(&mut self, old: &[Source], new: &[Source]) {
+        let named = |all: &[Source], s: &Source| all.iter().any(|o| o.paths == s.paths);
+        let added = new.iter().filter(|s| !named(old, s)).count();
+        let removed = old.iter().filter(|s| !named(new, s)).count();
+        let changed = new.iter().filter(|s| named(old, s) && !old.contains(s)).count();
+        for (n, what) in [(added, "added"), (removed, "removed"), (changed, "changed")] {
+            if n > 0 {
+                self.taken.push(format!("{n} [[files]] {what}"));
+            }
+        }
+        let order = |all: &[Source]| all.iter().map(|s| s.paths.clone()).collect::<Vec<_>>();
+        if added + removed == 0 && order(old) != order(new) {
+            self.taken.push("the order of [[files]]".into());
+        }
+    }
+
+    fn takes(&mut self, key: &str, differs: bool) -> bool {
+        if differs {
+            self.taken.push(key.into());
+        }
+        differs
+    }
+
+    fn drives(&mut self, key: &str, differs: bool) -> bool {
+        self.driver |= differs;
+        self.takes(key, differs)
+    }
+
+    fn keeps<T: PartialEq + Clone>(&mut self, key: &'static str, old: &T, new: &mut T) {
+        if old != new {
+            new.clone_from(old);
+            self.restart.push(key);
+        }
+    }
+
+    /// Keys that only a restart takes up.
+    pub fn needs_restart(&self) -> bool {
+        !self.restart.is_empty()
+    }
+}
+
+/// `taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.taken.as_slice() {
+            [] if self.restart.is_empty() => return f.write_str("nothing has changed"),
+            [] => f.write_str("nothing to take up")?,
+            taken => write!(f, "taken up: {}", taken.join(", "))?,
+        }
+        if !self.restart.is_empty() {
+            write!(f, "; needs a restart: {}", self.restart.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "[agent]\nstate_dir = \"/s\"\n[kafka]\nbrokers = [\"b:9092\"]\ntopic = \"t\"\n";
+    const FILES: &str = "[[files]]\npaths = [\"/a.log\"]\n[[files]]\npaths = [\"/b/*.log\"]\n";
+
+    fn config(text: &str) -> Config {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        config::load(&Overrides { config: Some(path), ..Overrides::default() }).unwrap()
+    }
+
+    fn changes(from: &str, to: &str) -> (Changes, Config) {
+        let mut new = config(to);
+        (Changes::make(&config(from), &mut new), new)
+    }
+
+    /// Fails when a change is not seen, is called by another name, or does not reach the driver though it is the driver's.
+    #[test]
+    fn what_differs_and_what_it_takes() {
+        let old = format!("{BASE}{FILES}");
+        let kafka = |line: &str| format!("{BASE}{line}\n{FILES}");
+        let agent = |line: &str| old.replace("[agent]", &format!("[agent]\n{line}"));
+        for (new, said, driver) in [
+            (old.clone(), "nothing has changed", false),
+            (agent("memory = \"9MiB\""), "taken up: [agent] memory", false),
+            (agent("sync = \"1s\""), "nothing to take up; needs a restart: [agent] sync", false),
+            (
+                agent("delivery = \"exactly-once\"\ndrain_timeout = \"1s\""),
+                "taken up: [agent] drain_timeout; needs a restart: [agent] delivery",
+                false,
+            ),
+            (kafka("linger = \"1s\""), "taken up: [kafka] linger", false),
+            (kafka("compression = \"zstd\""), "taken up: [kafka] compression", true),
+            (kafka("[kafka.tls]"), "taken up: [kafka.tls]", true),
+            (old.replace("b:9092", "c:9092"), "taken up: [kafka] brokers", true),
+            (old.replace("topic = \"t\"", "topic = \"u\""), "taken up: 2 [[files]] changed", false),
+            (format!("{old}drop = ['x']"), "taken up: 1 [[files]] changed", false),
+            (format!("{old}headers = {{ a = \"b\" }}"), "taken up: 1 [[files]] changed", true),
+            (format!("{old}[[files]]\npaths = [\"/c\"]"), "taken up: 1 [[files]] added", false),
+            (old.replace("/a.log", "/c.log"), "taken up: 1 [[files]] added, 1 [[files]] removed", false),
+            (format!("{old}[metrics]\ntextfile = \"/m\""), "taken up: [metrics] textfile", false),
+            (
+                format!("{BASE}[[files]]\npaths = [\"/b/*.log\"]\n[[files]]\npaths = [\"/a.log\"]\n"),
+                "taken up: the order of [[files]]",
+                false,
+            ),
+        ] {
+            let (changes, _) = changes(&old, &new);
+            assert_eq!((changes.to_string().as_str(), changes.driver), (said, driver), "{new}");
+            assert_eq!(changes.elsewhere, said.contains("brokers"));
+        }
+    }
+
+    /// Fails when the config says something else than what runs.
+    #[test]
+    fn what_needs_a_restart_is_put_back() {
+        let (_, new) = changes(&format!("{BASE}{FILES}"), &format!("{BASE}{FILES}").replace("/s", "/t"));
+        assert_eq!(new.agent.state_dir.unwrap().to_str(), Some("/s"));
+        let once = |brokers: &str, rest: &str| {
+            let kafka = BASE.replace("b:9092", brokers);
+            format!("{kafka}{rest}\n{FILES}").replace("[agent]", "[agent]\ndelivery = \"exactly-once\"")
+        };
+        let (changes, new) = changes(&once("b:9092", ""), &once("c:9092", "batch = 1000\nlinger = \"1s\""));
+        let said = "taken up: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
+        assert_eq!((changes.to_string().as_str(), changes.driver, changes.elsewhere), (said, false, false));
+        let Output::Kafka(kafka) = new.output else { panic!() };
+        assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 512 << 10));
+    }
+}

@@ -1,0 +1,385 @@
+//! SIGHUP: a running agent takes up another config. What did not change goes on, with its descriptors; nothing is lost
+//! and nothing doubled by it.
+
+use crate::harness::*;
+use rustix::process::Signal;
+use std::time::Instant;
+
+/// The config `c.toml`: these lines before `[kafka]`, in it, and behind it. State is in `state`, logs are in the folder.
+fn config(folder: &Folder, brokers: &str, kafka: &str, rest: &str) {
+    let here = folder.root().display();
+    let rest = rest.replace("paths = [\"", &format!("paths = [\"{here}/"));
+    let text = format!(
+        "[agent]\nstate_dir = \"{here}/state\"\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [\"{brokers}\"]\n{kafka}\n{rest}"
+    );
+    folder.write("c.toml", text);
+}
+
+/// Lines to standard output.
+fn files(folder: &Folder, files: &str) {
+    config(folder, "unused:9092", "", files);
+}
+
+const PRINTS: &str = "run -c c.toml --output stdout";
+
+const F: &str = "[[files]]\npaths = [\"f.log\"]\nstart = \"beginning\"\n";
+
+/// Sources are added and taken away while another one has unread lines in a file that has no name any more. Fails when a
+/// reload ends the tails and starts them anew: the bytes are nowhere else.
+#[test]
+fn an_unchanged_source_keeps_its_thread_and_its_deleted_files() {
+    let folder = Folder::new();
+    let slow = format!("{F}rate_limit = \"16KiB/s\"\n");
+    files(&folder, &slow);
+    let lines = Lines::new("f", 0..400);
+    folder.write("f.log", lines.bytes());
+    let mut agent = folder.agent_line(PRINTS).start();
+    folder.remove("f.log");
+    let thread = agent.thread("tail f.log");
+    folder.write("g.log", "old\n");
+    files(&folder, &format!("{slow}[[files]]\npaths = [\"g.log\"]\n"));
+    agent.reload();
+    folder.append("g.log", "new\n");
+    wait_until(SOON, "the other source", || agent.lines().contains(&b"new".to_vec()));
+    files(&folder, &slow);
+    agent.reload();
+    agent.wait_closed(&folder.path("g.log"), SOON);
+    assert_eq!(agent.thread("tail f.log"), thread, "another thread");
+    assert!(agent.lines().len() < 400, "it was to be unread until now");
+    let seen = agent.wait_lines(401);
+    Delivered::of(seen.iter().filter(|l| *l != b"new")).assert_exactly_once(&[&lines]);
+    assert!(agent.log().contains("taken up: 1 [[files]] added"), "{}", agent.log());
+    assert!(agent.log().contains("taken up: 1 [[files]] removed"), "{}", agent.log());
+}
+
+/// Fails when the options of a tail that runs stay those it began with, or when it loses its descriptors with them.
+#[test]
+fn a_changed_source_goes_on_where_it_stands() {
+    let folder = Folder::new();
+    files(&folder, &format!("{F}rate_limit = \"8KiB/s\"\n"));
+    let lines = Lines::new("f", 0..2000);
+    folder.write("f.log", lines.bytes());
+    let mut agent = folder.agent_line(PRINTS).start();
+    folder.remove("f.log");
+    wait_until(SOON, "something is read", || !agent.lines().is_empty());
+    // 400 KB at 8 KiB/s would take 49 s.
+    files(&folder, &format!("{F}drop = ['tick']\n"));
+    agent.reload();
+    folder.append("f.log", "tick\nlast\n");
+    wait_until(SOON, "the rest", || agent.lines().contains(&b"last".to_vec()));
+    let seen = agent.lines();
+    assert!(!seen.contains(&b"tick".to_vec()));
+    Delivered::of(seen.iter().filter(|l| *l != b"last")).assert_exactly_once(&[&lines]);
+}
+
+/// `start` is for what is there when the paths are first known, and that is kept before READY=1. Fails when a new source is
+/// read from its beginning, when what comes later is not, or when a kill after the reload makes its old lines new.
+#[test]
+fn a_new_source_has_its_first_sight() {
+    let folder = Folder::new();
+    files(&folder, F);
+    folder.write("f.log", b"");
+    folder.write("new/old.log", "old\n");
+    let mut agent = folder.agent_line(PRINTS).start();
+    files(&folder, &format!("{F}[[files]]\npaths = [\"new/*.log\"]\n"));
+    agent.reload();
+    agent.kill();
+    folder.append("new/old.log", "a\n");
+    folder.write("new/later.log", "b\n");
+    let mut agent = folder.agent_line(PRINTS).start();
+    let mut seen = agent.wait_lines(2);
+    seen.sort();
+    assert_eq!(seen, [b"a", b"b"]);
+    // Known by now: another start says nothing.
+    folder.write("new/third.log", "c\n");
+    files(&folder, &format!("{F}[[files]]\npaths = [\"new/*.log\"]\nstart = \"beginning\"\n"));
+    agent.reload();
+    agent.wait_lines(3);
+    folder.append("new/old.log", "d\n");
+    assert_eq!(agent.wait_lines(4).last().unwrap(), b"d");
+    assert_eq!(agent.stop().expect_code(0).lines().len(), 4);
+}
+
+/// Fails when a path that is followed no more keeps its descriptor, or when it is read anew, or from its end, as its source
+/// comes back.
+#[test]
+fn a_source_goes_and_comes_back() {
+    let folder = Folder::new();
+    let both = format!("{F}[[files]]\npaths = [\"g.log\"]\nstart = \"beginning\"\n");
+    let lines = Lines::new("g", 0..3000);
+    folder.write("f.log", b"");
+    let mut agent = None;
+    for part in lines.bytes().chunks(1000 * 201) {
+        files(&folder, &both);
+        folder.append("g.log", part);
+        let agent = agent.get_or_insert_with(|| folder.agent_line(PRINTS).start());
+        agent.reload();
+        let so_far = std::fs::metadata(folder.path("g.log")).unwrap().len() as usize / 201;
+        agent.wait_lines(so_far);
+        files(&folder, F);
+        agent.reload();
+        agent.wait_closed(&folder.path("g.log"), SOON);
+        assert_eq!(agent.find_thread("tail g.log"), None);
+    }
+    let done = agent.unwrap().stop().expect_code(0);
+    Delivered::of(done.lines()).assert_exactly_once(&[&lines]);
+}
+
+/// `follow = false`. Fails when such a file is looked at again and again, or is left alone though its source has changed.
+#[test]
+fn a_file_read_once_is_left_alone() {
+    let folder = Folder::new();
+    files(&folder, &format!("{F}follow = false\n"));
+    folder.write("f.log", "one\n");
+    let mut agent = folder.agent_line(PRINTS).start();
+    agent.wait_lines(1);
+    wait_until(SOON, "its tail has ended", || agent.find_thread("tail f.log").is_none());
+    pause(secs(1));
+    let before = agent.switches();
+    folder.append("f.log", "two\n");
+    pause(secs(2));
+    let woken = agent.switches() - before;
+    assert!(agent.lines().len() == 1 && woken < 20, "{:?}, woken {woken} times in 2 s", agent.lines());
+    files(&folder, F);
+    agent.reload();
+    assert_eq!(agent.wait_lines(2), [b"one", b"two"]);
+    agent.stop().expect_code(0);
+}
+
+/// Fails when a wrong config ends the agent, is taken up in part, or leaves systemd waiting; or when only one problem is told.
+#[test]
+fn a_config_with_problems_changes_nothing() {
+    let folder = Folder::new();
+    files(&folder, F);
+    folder.write("f.log", b"");
+    folder.write("g.log", b"");
+    let mut agent = folder.agent_line(PRINTS).start();
+    let wrong = "[[files]]\npaths = [\"g.log\"]\nstart = \"beginning\"\nmax_line = 0\nno_such = 1\n";
+    files(&folder, wrong);
+    agent.reload();
+    folder.append("f.log", "f\n");
+    folder.append("g.log", "g\n");
+    assert_eq!(agent.wait_lines(1), [b"f"]);
+    let log = agent.log();
+    let told: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
+    assert_eq!(told.len(), 2, "{log}");
+    assert!(told[0].contains("c.toml:") && told[0].contains("max_line"), "{log}");
+    std::fs::remove_file(folder.path("c.toml")).unwrap();
+    agent.reload();
+    folder.append("f.log", "h\n");
+    agent.wait_lines(2);
+    agent.stop().expect_code(0);
+}
+
+/// Fails when a key that cannot be taken up is taken up, or passed over in silence.
+#[test]
+fn what_needs_a_restart_is_said() {
+    let folder = Folder::new();
+    files(&folder, F);
+    folder.write("f.log", b"");
+    let mut agent = folder.agent_line(PRINTS).start();
+    let text = std::fs::read_to_string(folder.path("c.toml")).unwrap();
+    let other = text.replace("/state\"", "/other\"\nsync = \"always\"").replace("\"1s\"", "\"2s\"");
+    folder.write("c.toml", other);
+    for _ in 0..2 {
+        agent.reload();
+    }
+    let said = "taken up: [agent] drain_timeout; needs a restart: [agent] state_dir, [agent] sync";
+    assert!(agent.log().contains(said), "{}", agent.log());
+    let again = "nothing to take up; needs a restart: [agent] state_dir, [agent] sync";
+    assert!(agent.log().contains(again), "{}", agent.log());
+    assert!(!folder.path("other").exists());
+    agent.stop().expect_code(0);
+}
+
+/// Fails when the first metrics tell of no file, or when a file that is left stays behind with its last numbers.
+#[test]
+fn metrics_are_there_when_ready() {
+    let folder = Folder::new();
+    let to = |name: &str| {
+        let path = folder.path(name);
+        files(&folder, &format!("{F}[metrics]\ntextfile = \"{}\"\n", path.display()));
+        path
+    };
+    let follows = |path: &std::path::Path| {
+        std::fs::read_to_string(path).is_ok_and(|text| text.contains("\nlogagent_files 1\n"))
+    };
+    folder.write("f.log", b"");
+    let a = to("a.prom");
+    let mut agent = folder.agent_line(PRINTS).start();
+    wait_until(secs(5), "metrics of one file", || a.exists());
+    assert!(follows(&a), "{}", std::fs::read_to_string(&a).unwrap());
+    let b = to("b.prom");
+    agent.reload();
+    wait_until(secs(5), "metrics in another file", || follows(&b) && !a.exists());
+    agent.stop().expect_code(0);
+}
+
+/// One reload after the other while 5,000 lines a second go to a real broker by either driver. Fails when no driver follows
+/// the one that leaves, or when ship does not take it up. (That none leaves with a batch in its hands is seen in
+/// `ship/tests.rs` and by the simulator: here the moment would be too short.)
+#[test]
+fn reloads_under_load_neither_lose_nor_double() {
+    let broker = Broker::shared(Version::V39);
+    let topic = broker.topic(3);
+    let folder = Folder::new();
+    let kafka = |line: &str| {
+        let kafka = format!("topic = \"{}\"\n{line}", topic.name);
+        config(&folder, &broker.address, &kafka, "[[files]]\npaths = [\"f.log\"]\nstart = \"beginning\"\n");
+    };
+    kafka("");
+    folder.write("f.log", b"");
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    let lines = [
+        "compression = \"gzip\"",
+        "driver = \"modern\"",
+        "driver = \"modern\"\ncompression = \"lz4\"\nlinger = \"50ms\"",
+        "driver = \"modern\"\nacks = 1",
+        "driver = \"classic\"\nbatch = \"16KiB\"\npartition = \"random\"",
+        "driver = \"modern\"\nkey = \"path\"",
+        "driver = \"modern\"\nclient_id = \"other\"\nrate = \"10MiB/s\"",
+    ];
+    for line in lines {
+        let goal = topic.end_offsets() + 1500;
+        wait_until(PATIENT, "lines arrive", || topic.end_offsets() >= goal);
+        kafka(line);
+        agent.reload();
+    }
+    let goal = topic.end_offsets() + 1500;
+    wait_until(PATIENT, "lines arrive at the end", || topic.end_offsets() >= goal);
+    let written = writer.finish();
+    topic.wait_count(written.count() as u64);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&written]);
+    let totals = status_json(&folder, &folder.path("state"))["totals"].clone();
+    assert_eq!((totals["doubled_at_most"].as_u64(), totals["uncertain"].as_u64()), (Some(0), Some(0)));
+    agent.stop().expect_code(0);
+}
+
+/// From a broker that is not there, with memory full of lines, to one that is; and on to another cluster. Fails when the
+/// agent goes on with the old list, waits for it for ever, or uses a producer id of another cluster.
+#[test]
+fn other_brokers() {
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..60_000);
+    lines.append_to(&folder.path("f.log"));
+    let (black_hole, _held, _listener) = full_backlog();
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0, 1]);
+    for dead in ["127.0.0.1:1".to_owned(), black_hole.to_string()] {
+        let _ = std::fs::remove_dir_all(folder.path("state"));
+        let stored = kafka.stored("t").len();
+        config(&folder, &dead, "topic = \"t\"", F);
+        let mut agent = folder.agent_line("run -c c.toml").start();
+        agent.wait_log("down", SOON);
+        config(&folder, &kafka.address(), "topic = \"t\"", F);
+        agent.reload();
+        wait_until(PATIENT, "all lines", || kafka.stored("t").len() >= stored + 60_000);
+        Delivered::of(&kafka.stored("t")[stored..]).assert_exactly_once(&[&lines]);
+        let brokers = status_json(&folder, &folder.path("state"))["brokers"].to_string();
+        assert!(!brokers.contains(&dead), "{brokers}");
+        agent.stop().expect_code(0);
+    }
+    let other = Scripted::start(1);
+    other.topic("t", &[0, 1]);
+    config(&folder, &kafka.address(), "topic = \"t\"\ndriver = \"modern\"", F);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    folder.append("f.log", "one\n");
+    wait_until(SOON, "a line in the first cluster", || kafka.stored("t").contains(&b"one".to_vec()));
+    config(&folder, &other.address(), "topic = \"t\"\ndriver = \"modern\"", F);
+    agent.reload();
+    folder.append("f.log", "two\n");
+    wait_until(SOON, "a line in the other", || !other.stored("t").is_empty());
+    assert_eq!(other.stored("t"), [b"two"]);
+    assert_eq!(other.count(Api::InitProducerId), 1, "an id of its own");
+    agent.stop().expect_code(0);
+}
+
+/// A mistyped topic that nobody makes: its lines fill their part of memory, and the tail waits for room. Fails when the
+/// waiting tail does not hear of the change, or when lines are lost or doubled as the others follow after a restart.
+#[test]
+fn another_topic_for_a_tail_that_waits() {
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..100_000);
+    lines.append_to(&folder.path("f.log"));
+    let kafka = Scripted::start(1);
+    kafka.topic("right", &[0]);
+    let topic = |name: &str| {
+        let kafka_table = format!("topic = \"{name}\"\ncreate_topics = false\ndriver = \"modern\"");
+        config(&folder, &kafka.address(), &kafka_table, F);
+    };
+    topic("wrong");
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let state = folder.path("state");
+    wait_status(&folder, &state, "memory is full", |s| {
+        s["memory"]["used"].as_u64() > s["memory"]["limit"].as_u64().map(|n| n / 2)
+    });
+    topic("right");
+    agent.reload();
+    wait_until(SOON, "lines of the right topic", || kafka.stored("right").len() > 40_000);
+    wait_status(&folder, &state, "read to the end", |s| s["files"][0]["framed"] == s["files"][0]["size"]);
+    agent.stop().expect_code(0);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    wait_until(SOON, "all lines", || kafka.stored("right").len() >= 100_000);
+    Delivered::of(kafka.stored("right")).assert_exactly_once(&[&lines]);
+    agent.stop().expect_code(0);
+}
+
+/// With exactly-once a driver may change, brokers may not. Fails when numbers are lost in a change.
+#[test]
+fn exactly_once_over_reloads() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic(2);
+    let folder = Folder::new();
+    let kafka = |brokers: &str, line: &str| {
+        config(&folder, brokers, &format!("topic = \"{}\"\n{line}", topic.name), F);
+        let text = std::fs::read_to_string(folder.path("c.toml")).unwrap();
+        folder.write("c.toml", text.replace("[agent]", "[agent]\ndelivery = \"exactly-once\""));
+    };
+    kafka(&broker.address, "");
+    folder.write("f.log", b"");
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let writer = Writer::steady(folder.path("f.log"), "f", 2000);
+    for (brokers, line) in [
+        (broker.address.as_str(), "compression = \"zstd\""),
+        ("127.0.0.1:1", "client_id = \"other\""),
+        (&broker.address, "linger = \"20ms\""),
+    ] {
+        let goal = topic.end_offsets() + 1000;
+        wait_until(PATIENT, "lines arrive", || topic.end_offsets() >= goal);
+        kafka(brokers, line);
+        agent.reload();
+    }
+    assert!(agent.log().contains("needs a restart: [kafka] brokers"), "{}", agent.log());
+    agent.kill();
+    let agent = folder.agent_line("run -c c.toml").start();
+    let written = writer.finish();
+    topic.wait_count(written.count() as u64);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&written]);
+    drop(agent);
+}
+
+/// Fails when a reload that waits for a dead broker holds up the end, when a signal of the two is lost, or when a reload
+/// that comes while another is under way is forgotten.
+#[test]
+fn sigterm_during_a_reload() {
+    let (black_hole, _held, _listener) = full_backlog();
+    for wait in [0, 300] {
+        let folder = Folder::new();
+        folder.write("f.log", Lines::new("f", 0..1000).bytes());
+        config(&folder, &black_hole.to_string(), "topic = \"t\"", F);
+        let mut agent = folder.agent_line("run -c c.toml").start();
+        for i in 0..10 {
+            config(&folder, &black_hole.to_string(), &format!("topic = \"t\"\nclient_id = \"c{i}\""), F);
+            agent.signal(Signal::HUP);
+        }
+        pause(millis(wait));
+        let start = Instant::now();
+        agent.signal(Signal::TERM);
+        agent.wait_notify("STOPPING=1");
+        let done = agent.wait_exit(SOON).expect_code(0);
+        assert!(start.elapsed() < secs(4), "{:?} with drain_timeout = 1 s", start.elapsed());
+        let reloads = done.stderr.lines().filter(|l| l.contains("SIGHUP: ")).count();
+        assert!(wait == 0 || reloads >= 2, "{reloads} reloads:\n{}", done.stderr);
+    }
+}

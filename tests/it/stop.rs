@@ -1,0 +1,94 @@
+//! SIGTERM: the end comes within `drain_timeout`, whatever the agent waits for, with code 0 and the positions saved.
+
+use crate::harness::*;
+use std::time::Instant;
+
+/// Lines of a file that is larger than memory, for `brokers`; `drain_timeout` is 1 s.
+fn config(folder: &Folder, brokers: &str, driver: &str) {
+    let here = folder.root().display();
+    let text = format!(
+        "[agent]\nstate_dir = \"{here}/state\"\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [\"{brokers}\"]\ntopic = \"t\"\n\
+         driver = \"{driver}\"\n[[files]]\npaths = [\"{here}/f.log\"]\nstart = \"beginning\"\n"
+    );
+    folder.write("c.toml", text);
+    if !folder.path("f.log").exists() {
+        Lines::new("f", 0..60_000).append_to(&folder.path("f.log"));
+    }
+}
+
+/// After `wait`, SIGTERM. 1 s of drain and 2 s for a busy machine.
+#[track_caller]
+fn ends_in_time(what: &str, setup: Setup, wait: impl FnOnce(&Agent)) {
+    let mut agent = setup.start();
+    wait(&agent);
+    let start = Instant::now();
+    let done = agent.stop().expect_code(0);
+    assert!(
+        start.elapsed() < secs(3),
+        "{what}: {:?} with drain_timeout = 1 s:\n{}",
+        start.elapsed(),
+        done.stderr
+    );
+    assert!(done.stderr.contains("not everything was acknowledged"), "{what}: {}", done.stderr);
+}
+
+/// Backing off, connecting, waiting for the first answer, waiting for the answer to a batch, each with memory full of lines, by
+/// each driver and before one is chosen. Fails when the drain has no limit, or a thread that waits for a broker is joined.
+#[test]
+fn whatever_the_broker_does() {
+    let (black_hole, _held, _listener) = full_backlog();
+    let mute = Scripted::start(1);
+    mute.topic("t", &[0]);
+    mute.script(|_| Reply::Mute);
+    let swallows = Scripted::start(1);
+    swallows.topic("t", &[0]);
+    swallows.script(|r| if r.api == Api::Produce { Reply::Swallow } else { Reply::Default });
+    for driver in ["classic", "modern", "auto"] {
+        for (what, address) in [
+            ("backing off", "127.0.0.1:1".to_owned()),
+            ("connecting", black_hole.to_string()),
+            ("no answer", mute.address()),
+            ("no answer to a batch", swallows.address()),
+        ] {
+            let folder = Folder::new();
+            config(&folder, &address, driver);
+            let before = swallows.count(Api::Produce);
+            ends_in_time(
+                &format!("{driver}, {what}"),
+                folder.agent_line("run -c c.toml"),
+                |agent| match what {
+                    "backing off" => drop(agent.wait_log("down", SOON)),
+                    "no answer to a batch" => {
+                        wait_until(SOON, "a batch is in the air", || swallows.count(Api::Produce) > before);
+                    }
+                    _ => pause(millis(500)),
+                },
+            );
+        }
+    }
+}
+
+/// A name server that says nothing, in a network of its own: `perl` binds its port and becomes the agent. Fails when the end
+/// waits for the resolver, which no thread can be called back from.
+#[test]
+fn while_a_name_is_resolved() {
+    for tool in ["unshare", "ip", "perl"] {
+        need(tool);
+    }
+    const SHELL: &str = "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
+    const PERL: &str = "$^F = 99; socket(S, AF_INET, SOCK_DGRAM, 0) && bind(S, sockaddr_in(53, INADDR_LOOPBACK)) \
+        or die $!; exec @ARGV";
+    for driver in ["classic", "modern", "auto"] {
+        let folder = Folder::new();
+        config(&folder, "kafka.example:9092", driver);
+        let resolver = folder.write("resolv.conf", "nameserver 127.0.0.1\n");
+        let resolver = resolver.to_str().unwrap();
+        let alone = ["unshare", "--map-root-user", "--mount", "--net"];
+        let inside = ["sh", "-c", SHELL, "sh", resolver, "perl", "-MSocket", "-e", PERL];
+        let setup = folder.agent_line("run -c c.toml").within(alone.into_iter().chain(inside));
+        ends_in_time(driver, setup, |agent| {
+            pause(secs(1));
+            assert!(!agent.log().contains("down"), "it was to wait for the name server:\n{}", agent.log());
+        });
+    }
+}
