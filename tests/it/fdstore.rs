@@ -196,7 +196,7 @@ fn a_manager_that_does_not_listen() {
     let agent = folder.behind(["env", &to_nobody], args).spawn();
     wait_until(SOON, "it runs", || agent.log().contains("following"));
     let mut seen = 0;
-    for round in 0..40 {
+    for round in 0..20 {
         folder.append("f.log", Lines::new("f", round * 10..round * 10 + 10).bytes());
         seen += 10;
         agent.wait_lines(seen);
