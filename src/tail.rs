@@ -9,7 +9,7 @@ mod change;
 mod copies;
 pub mod follow;
 pub mod framing;
-mod gz;
+pub mod gz;
 pub mod identity;
 pub mod known;
 pub mod open;
@@ -23,11 +23,11 @@ mod streams;
 
 pub use change::Change;
 
-use crate::chunk::{Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Origin, Parcel, Shape, Topic};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, SendError, Sender, never, select};
+use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
@@ -65,7 +65,8 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
-    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were seen.
+    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were
+    /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
@@ -112,6 +113,11 @@ impl<T> From<SendError<T>> for Halt {
     }
 }
 
+/// The file system went from under an open file: a server forgot its handle, or the process behind a mount ended.
+fn is_cut_off(e: &io::Error) -> bool {
+    e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
+}
+
 /// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
 pub fn run(
     first: Change,
@@ -137,6 +143,9 @@ pub fn run(
             Err(Halt::Io(e)) => {
                 tail.let_go();
                 tail.trouble(&e);
+                if is_cut_off(&e) {
+                    tail.begin_again();
+                }
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
             }
         };
@@ -307,7 +316,7 @@ impl Tail<'_> {
             return Ok(AtPath::Unknown);
         }
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
-            || self.known.get(&look.identity).is_some_and(|e| e.open);
+            || self.known.get(&look.identity, &self.o.path).is_some_and(|e| e.open);
         Ok(match (read_elsewhere, live) {
             (false, _) => AtPath::Another,
             (true, Some(_)) => AtPath::Nothing,
@@ -322,12 +331,13 @@ impl Tail<'_> {
             let mut truncated = false;
             if let Some(file) = open.file() {
                 let look = identity::look(file)?;
-                truncated = look.size < open.searched;
                 let touched = look.modified != open.modified;
+                truncated = look.size < open.searched
+                    || touched && look.size == open.searched && !open.unchanged()?;
+                // What is not done at once must be seen again at the next look.
                 if !truncated {
                     open.saw(&look, now);
                 }
-                truncated = truncated || (touched && !open.unread() && !open.unchanged()?);
             }
             let deleted = open.links == 0;
             if deleted {
@@ -384,9 +394,12 @@ impl Tail<'_> {
 
     /// The channel is bounded: this is where a tail waits while ship is busy.
     fn send(&self, parcel: Parcel) -> Result<(), Halt> {
-        select! {
-            send(self.out, parcel) -> sent => Ok(sent?),
-            recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+        match self.out.try_send(parcel) {
+            Err(TrySendError::Full(parcel)) => select! {
+                send(self.out, parcel) -> sent => Ok(sent?),
+                recv(self.stop.on()) -> _ => Err(Halt::Stopped),
+            },
+            sent => sent.map_err(|_| Halt::Stopped), // disconnected: ship has given up
         }
     }
 
@@ -441,23 +454,5 @@ impl Tail<'_> {
         file.state = state.into();
         file.last_error = error;
         file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
-    }
-
-    /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
-    fn let_go(&self) {
-        let open = self.open.iter().map(|o| o.origin.stream);
-        let mine: Vec<StreamId> = open.chain(self.not_open()).collect();
-        self.known.let_go(&self.o.path, &mine);
-    }
-
-    /// Stopped: the agent goes on at the next start.
-    fn park(&mut self) {
-        self.outlive_restart();
-        for open in std::mem::take(&mut self.open) {
-            self.known.release(open.origin.stream, open.at, open.size, open.modified, false);
-            let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
-        }
-        self.known.let_go(&self.o.path, &[]);
     }
 }

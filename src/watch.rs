@@ -7,14 +7,14 @@
 //! the tail or the next walk comes later, and no line is lost.
 
 pub mod pattern;
+mod watches;
 
 use crate::pulse::Beat;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use watches::{Heard, OfPath, Told, Watches};
 
 /// What a source follows.
 #[derive(Debug, Clone)]
@@ -137,8 +138,6 @@ const WALK_BLIND: Duration = Duration::from_secs(1);
 const TOGETHER: Duration = Duration::from_millis(2);
 /// Between two walks that events ask for.
 const CALM: Duration = Duration::from_millis(50);
-/// Inodes that are watched for one path: the live file and some rotated ones.
-const WATCHES_PER_PATH: usize = 10;
 
 pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
     let mut w = Watch::new(options, out);
@@ -146,7 +145,6 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
     if w.once {
         return;
     }
-    let mut buffer = vec![0; 16 * 1024];
     loop {
         w.wait(ears);
         loop {
@@ -161,7 +159,7 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
             }
         }
         w.gather(ears);
-        w.events(&mut buffer);
+        w.events();
         let now = Instant::now();
         if (w.dirty && now >= w.walked + CALM.max(w.walk_cost * 20)) || now >= w.next_walk {
             w.walk(false);
@@ -172,7 +170,7 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
 struct Slot {
     wake: Sender<()>,
     hints: Arc<AtomicBool>,
-    watches: VecDeque<WatchDescriptor>,
+    watches: OfPath,
     /// A link in the path's last part: other names in its folder may change where it leads.
     link: bool,
 }
@@ -185,11 +183,7 @@ struct Watch<'a> {
     once: bool,
     beat: Arc<Beat>,
     longest: Duration,
-    inotify: Option<Inotify>,
-    /// How watches are added and removed, also while events are being read.
-    watches: Option<Watches>,
-    folders: HashMap<WatchDescriptor, PathBuf>,
-    files: HashMap<WatchDescriptor, Vec<PathBuf>>,
+    watches: Watches,
     slots: BTreeMap<PathBuf, Slot>,
     /// Paths that were refused or found missing, with what was said about them.
     said: HashMap<PathBuf, String>,
@@ -199,7 +193,6 @@ struct Watch<'a> {
     next_walk: Instant,
     /// Some folder cannot be watched.
     blind: bool,
-    limits_said: bool,
     /// Events were last read.
     heard: Instant,
 }
@@ -207,7 +200,7 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     fn new(o: Options, out: &'a Sender<Sight>) -> Self {
         let now = Instant::now();
-        let mut w = Watch {
+        Watch {
             out,
             sources: o.sources,
             expected: o.expected,
@@ -215,10 +208,7 @@ impl<'a> Watch<'a> {
             once: o.once,
             beat: o.beat,
             longest: o.longest,
-            inotify: None,
-            watches: None,
-            folders: HashMap::new(),
-            files: HashMap::new(),
+            watches: Watches::new(),
             slots: BTreeMap::new(),
             said: HashMap::new(),
             dirty: false,
@@ -226,25 +216,7 @@ impl<'a> Watch<'a> {
             walk_cost: Duration::ZERO,
             next_walk: now,
             blind: false,
-            limits_said: false,
             heard: now,
-        };
-        match Inotify::init() {
-            Ok(i) => {
-                w.watches = Some(i.watches());
-                w.inotify = Some(i);
-            }
-            Err(e) => w.limit("inotify", &e, "fs.inotify.max_user_instances"),
-        }
-        w
-    }
-
-    /// One line, whatever number of watches fail.
-    fn limit(&mut self, what: &str, e: &io::Error, sysctl: &str) {
-        if !std::mem::replace(&mut self.limits_said, true) {
-            warn!(
-                "{what}: {e}; looking at the files every second instead, raise {sysctl} (sysctl) to have events"
-            );
         }
     }
 
@@ -255,9 +227,7 @@ impl<'a> Watch<'a> {
         let left = left.min(self.longest);
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(&*ears.bell, PollFlags::IN)];
-        if let Some(i) = &self.inotify {
-            fds.push(PollFd::new(i, PollFlags::IN));
-        }
+        fds.extend(self.watches.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         self.beat.within(left);
         let _ = poll(&mut fds, Some(&time)); // EINTR is a wake-up like any other
         self.beat.rests(); // a file system that hangs would hang after a restart too
@@ -276,65 +246,52 @@ impl<'a> Watch<'a> {
         self.heard = Instant::now();
     }
 
-    fn events(&mut self, buffer: &mut [u8]) {
-        let Some(mut inotify) = self.inotify.take() else { return };
-        while let Ok(events) = inotify.read_events(buffer) {
-            for event in events {
-                self.event(&event.wd, event.mask, event.name);
+    fn events(&mut self) {
+        loop {
+            let heard = self.watches.hear();
+            if heard.is_empty() {
+                return;
             }
+            heard.into_iter().for_each(|h| self.event(h));
         }
-        self.inotify = Some(inotify);
     }
 
-    fn event(&mut self, wd: &WatchDescriptor, mask: EventMask, name: Option<&std::ffi::OsStr>) {
-        if mask.contains(EventMask::Q_OVERFLOW) {
-            self.dirty = true;
-            self.slots.values().for_each(wake);
-            return;
-        }
-        if mask.contains(EventMask::IGNORED) {
-            if self.folders.remove(wd).is_some() {
+    fn event(&mut self, heard: Heard) {
+        match heard {
+            Heard::Overflow => {
                 self.dirty = true;
+                self.slots.values().for_each(wake);
             }
-            self.files.remove(wd);
-            return;
-        }
-        if let Some(paths) = self.files.get(wd) {
-            paths.iter().filter_map(|p| self.slots.get(p)).for_each(wake);
-        }
-        let Some(folder) = self.folders.get(wd).cloned() else { return };
-        let Some(name) = name else {
-            self.dirty = true; // the folder itself went or moved
-            return;
-        };
-        let path = folder.join(name);
-        if self.slots.contains_key(&path) {
-            self.watch_file(&path);
-            self.slots.get(&path).into_iter().for_each(wake);
-        } else {
-            self.dirty = true;
-            let links = self.slots.iter().filter(|(p, s)| s.link && p.parent() == Some(&folder));
-            let links: Vec<PathBuf> = links.map(|(p, _)| p.clone()).collect();
-            for path in links {
-                self.watch_file(&path);
-                self.slots.get(&path).into_iter().for_each(wake);
+            Heard::Folder => self.dirty = true,
+            Heard::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).for_each(wake),
+            Heard::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
+            Heard::Name(path) => {
+                self.dirty = true;
+                let links = self.slots.iter().filter(|(p, s)| s.link && p.parent() == path.parent());
+                let links: Vec<PathBuf> = links.map(|(p, _)| p.clone()).collect();
+                links.iter().for_each(|path| self.look_at(path));
             }
         }
+    }
+
+    /// Another file may be at the path.
+    fn look_at(&mut self, path: &Path) {
+        self.watch_file(path);
+        self.slots.get(path).into_iter().for_each(wake);
     }
 
     /// Looks for everything that the patterns mean; keeps the watches on the folders met, and lets the others go.
     fn walk(&mut self, first: bool) {
         let start = Instant::now();
         self.dirty = false;
-        self.blind = self.watches.is_none();
-        let mut kept = HashSet::new();
+        self.blind = !self.watches.work();
         let sources = std::mem::take(&mut self.sources);
         for source in &sources {
             for pattern in &source.patterns {
                 let mut met = Met::default();
                 pattern.walk(&mut met);
                 for folder in met.folders {
-                    self.watch_folder(&folder, &mut kept);
+                    self.blind |= self.watches.folder(&folder) == Told::No;
                 }
                 for path in met.files.into_iter().filter(|p| !source.exclude.matches(p)) {
                     self.meet(source.poll, path);
@@ -347,7 +304,7 @@ impl<'a> Watch<'a> {
             let _ = self.out.send(Sight::Walked { missing });
         }
         self.sources = sources;
-        self.let_go(&kept);
+        self.watches.walked();
         self.walked = Instant::now();
         self.walk_cost = self.walked - start;
         self.next_walk = self.walked + if self.blind { WALK_BLIND } else { WALK };
@@ -406,7 +363,7 @@ impl<'a> Watch<'a> {
         let (wake, slot) = bounded(1);
         let hints = Arc::new(AtomicBool::new(!poll));
         let link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
-        let entry = Slot { wake, hints: hints.clone(), watches: VecDeque::new(), link };
+        let entry = Slot { wake, hints: hints.clone(), watches: OfPath::default(), link };
         self.slots.insert(path.clone(), entry);
         if self.said.remove(&path).is_some() {
             info!("{}: is a file now", path.display());
@@ -415,104 +372,18 @@ impl<'a> Watch<'a> {
         let _ = self.out.send(Sight::Found(Found { path, slot, hints }));
     }
 
-    fn watch_folder(&mut self, folder: &Path, kept: &mut HashSet<WatchDescriptor>) {
-        let mask = WatchMask::CREATE
-            | WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE
-            | WatchMask::ATTRIB
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR;
-        let Some(watches) = &mut self.watches else { return };
-        let mut folder = folder;
-        loop {
-            match watches.add(folder, mask) {
-                Ok(wd) => {
-                    self.folders.insert(wd.clone(), folder.into());
-                    kept.insert(wd);
-                    self.blind |= !gives_events(folder);
-                    return;
-                }
-                // Not there yet: its parent tells when it comes.
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    match folder.parent() {
-                        Some(parent) => folder = parent,
-                        None => return,
-                    }
-                }
-                Err(e) => {
-                    self.blind = true;
-                    if e.raw_os_error() == Some(libc::ENOSPC) {
-                        self.limit("inotify watches", &e, "fs.inotify.max_user_watches");
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Watches what the path leads to now; the files it led to before stay watched for late writers.
+    /// Without events for it, its tail looks by itself.
     fn watch_file(&mut self, path: &Path) {
         let Some(slot) = self.slots.get_mut(path) else { return };
         let polled = self.sources.iter().find(|s| s.means(path)).is_some_and(|s| s.poll);
-        let Some(watches) = self.watches.as_mut().filter(|_| !polled) else {
+        if polled || self.watches.file(path, &mut slot.watches) == Told::No {
             slot.hints.store(false, Relaxed);
-            return;
-        };
-        let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
-        match watches.add(path, mask) {
-            Ok(wd) => {
-                slot.hints.store(slot.hints.load(Relaxed) && gives_events(path), Relaxed);
-                let paths = self.files.entry(wd.clone()).or_default();
-                if !paths.iter().any(|p| p == path) {
-                    paths.push(path.into());
-                }
-                if slot.watches.contains(&wd) {
-                    return;
-                }
-                slot.watches.push_back(wd);
-                if slot.watches.len() > WATCHES_PER_PATH
-                    && let Some(old) = slot.watches.pop_front()
-                {
-                    self.forget(path.into(), old);
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => {
-                slot.hints.store(false, Relaxed);
-                if e.raw_os_error() == Some(libc::ENOSPC) {
-                    self.limit("inotify watches", &e, "fs.inotify.max_user_watches");
-                }
-            }
-        }
-    }
-
-    fn forget(&mut self, path: PathBuf, wd: WatchDescriptor) {
-        let Some(paths) = self.files.get_mut(&wd) else { return };
-        paths.retain(|p| *p != path);
-        if paths.is_empty() {
-            self.files.remove(&wd);
-            if let Some(watches) = &mut self.watches {
-                let _ = watches.remove(wd); // gone with its file already
-            }
-        }
-    }
-
-    fn let_go(&mut self, kept: &HashSet<WatchDescriptor>) {
-        let Some(watches) = &mut self.watches else { return };
-        let gone: Vec<_> = self.folders.keys().filter(|wd| !kept.contains(wd)).cloned().collect();
-        for wd in gone {
-            self.folders.remove(&wd);
-            let _ = watches.remove(wd);
         }
     }
 
     fn ended(&mut self, path: &Path) {
         let Some(slot) = self.slots.remove(path) else { return };
-        for wd in slot.watches {
-            self.forget(path.into(), wd);
-        }
+        self.watches.forget(path, slot.watches);
         self.dirty = true; // it may be there again
     }
 }
@@ -532,21 +403,6 @@ fn kind(m: &fs::Metadata) -> &'static str {
     }
 }
 
-/// File systems where another host's or a user-space server's changes make no events (`statfs(2)`, f_type).
-fn gives_events(path: &Path) -> bool {
-    const BLIND: [u64; 8] = [
-        0x6969,      // NFS
-        0x517b,      // SMB
-        0xfe53_4d42, // SMB2
-        0xff53_4d42, // CIFS
-        0x6573_5546, // FUSE
-        0x0102_1997, // 9P
-        0x00c3_6400, // CEPH
-        0x5346_414f, // AFS
-    ];
-    rustix::fs::statfs(path).map_or(true, |s| !BLIND.contains(&(s.f_type as u64 & 0xffff_ffff)))
-}
-
 #[derive(Default)]
 struct Met {
     folders: Vec<PathBuf>,
@@ -564,65 +420,4 @@ impl Visitor for Met {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-    use std::thread;
-
-    /// Fails when files are not watched, or when a new file needs the next regular walk to be found.
-    #[test]
-    fn tells_of_files_and_wakes_their_tails() {
-        let dir = tempfile::tempdir().unwrap();
-        let glob = format!("{}/sub/*.log", dir.path().display());
-        let watched = Watched {
-            patterns: vec![Pattern::glob(&glob).unwrap()],
-            exclude: Exclude::default(),
-            poll: false,
-        };
-        let beat = crate::pulse::Pulse::default().beat("watch");
-        let options = Options {
-            sources: vec![watched],
-            expected: vec![],
-            own: vec![],
-            once: false,
-            beat,
-            longest: WALK,
-        };
-        let (tx, sights) = bounded(16);
-        let (remote, ears) = remote().unwrap();
-        let t = thread::spawn(move || run(options, &ears, &tx));
-        let soon = Duration::from_secs(5);
-        assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { missing }) if missing.is_empty()));
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        let path = dir.path().join("sub/a.log");
-        let mut file = fs::File::create(&path).unwrap();
-        let Ok(Sight::Found(found)) = sights.recv_timeout(soon) else { panic!("not found") };
-        assert_eq!(found.path, path);
-        found.slot.try_iter().for_each(drop);
-        file.write_all(b"x").unwrap();
-        found.slot.recv_timeout(soon).unwrap();
-        // Another file at the path is watched too: fails when watches cannot be added while events are read.
-        fs::remove_file(&path).unwrap();
-        found.slot.recv_timeout(soon).unwrap();
-        let mut file = fs::File::create(&path).unwrap();
-        assert!(found.slot.recv_timeout(soon).is_ok() && found.hints.load(Relaxed));
-        while found.slot.recv_timeout(Duration::from_millis(200)).is_ok() {}
-        file.write_all(b"x").unwrap();
-        found.slot.recv_timeout(soon).unwrap();
-        fs::remove_file(&path).unwrap();
-        found.slot.recv_timeout(soon).unwrap();
-        remote.ended(&path);
-        fs::write(&path, "again").unwrap();
-        assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(_))));
-        // Other sources: fails when a path that is followed is told again, or a new one is not.
-        let other = dir.path().join("other.txt");
-        fs::write(&other, "x").unwrap();
-        let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
-        let patterns = patterns.iter().map(|p| Pattern::glob(p).unwrap()).collect();
-        remote.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
-        assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(f)) if f.path == other));
-        assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { .. })));
-        drop(remote);
-        t.join().unwrap();
-    }
-}
+mod tests;

@@ -21,6 +21,8 @@ pub struct Saved {
     /// Wall clock of the last save, in ms since 1970; 0: none. For the stamps of records; see `wall.rs`.
     pub wall_ms: i64,
     pub totals: SavedTotals,
+    /// When it was written, in seconds and nanoseconds since 1970 by the file system's clock; not part of the text. `None`: never.
+    pub written: Option<(i64, u32)>,
     /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
     /// every file is read from its beginning.
     pub from_beginning: bool,

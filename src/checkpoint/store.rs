@@ -11,9 +11,9 @@ use super::Damaged;
 use super::format::{self, Bad};
 use super::saved::Saved;
 use crate::error::Error;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub const OFFSETS: &str = "offsets";
@@ -96,6 +96,11 @@ pub enum Found {
     },
 }
 
+fn written(path: &Path) -> Option<(i64, u32)> {
+    let time = fs::metadata(path).ok()?;
+    Some((time.mtime(), time.mtime_nsec().try_into().ok()?))
+}
+
 impl Store {
     /// Makes the folder where it is missing, locks it and reads what was saved. The flag: it is `offsets.previous`.
     pub fn open(folder: &Path, damaged: Damaged) -> Result<(Store, Saved, bool), Error> {
@@ -112,7 +117,7 @@ impl Store {
             }
         };
         let mut store = Store { folder: folder.into(), lock, current: Current::Bad, previous: false };
-        let (saved, previous) = match look(folder)? {
+        let (mut saved, previous) = match look(folder)? {
             Found::Nothing => (Saved::default(), false),
             Found::Good(saved) => {
                 store.current = Current::Found;
@@ -128,6 +133,9 @@ impl Store {
             }
             Found::Neither { offsets, previous } => (hopeless(folder, damaged, &offsets, &previous)?, true),
         };
+        if !saved.from_beginning {
+            saved.written = written(&folder.join(if previous { PREVIOUS } else { OFFSETS }));
+        }
         Ok((store, saved, previous))
     }
 

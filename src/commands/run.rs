@@ -84,7 +84,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         }
         None => (ends, None),
     };
-    let known = Known::new(entries(&saved), saved.next_stream).keeping(store);
+    let known = Known::new(entries(&saved), saved.next_stream).saved_at(saved.written).keeping(store);
     let (parcels, inbox) = bounded::<Parcel>(PARCELS);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();

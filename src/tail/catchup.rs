@@ -3,9 +3,9 @@
 //! The last known file is looked for by identity, else by its mark, beside the path; then come the siblings that nobody
 //! has read, oldest first; then the live file. What cannot be found any more is named with its bytes.
 
-use super::copies::{Whose, goes_on, holds, is_being_packed, is_whole, packs};
+use super::copies::{Whose, goes_on, holds, is_being_packed, is_whole, packs, proof};
 use super::gz::Gz;
-use super::identity::{self, Look};
+use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry};
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
@@ -58,13 +58,11 @@ impl Tail<'_> {
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        let mut begun = self.unread_siblings(oldest(history.iter().rev().take(RECENT)))?;
+        self.unread_siblings(oldest(history.iter().rev().take(RECENT)), &mut unread)?;
         for entry in unread {
-            if entry.size == 0 || begun > 0 {
-                begun -= usize::from(entry.size > 0);
-                self.lose(&Entry { size: 0, ..entry }, "")?;
-            } else {
-                self.miss(entry, "it is gone");
+            match entry.size {
+                0 => self.lose(&entry, "")?,
+                _ => self.miss(entry, "it is gone"),
             }
         }
         let Some((file, look, entry)) = live else { return Ok(()) };
@@ -86,9 +84,10 @@ impl Tail<'_> {
             Claim::New => {}
         }
         let since = self.o.since;
-        let new = |s: &&Sibling| s.look.identity.born.unwrap_or_default() >= since;
-        for old in self.siblings()?.iter().filter(|s| !new(s)).rev().take(OLD_SIBLINGS) {
-            if self.known.get(&old.look.identity).is_none() && old.look.identity != look.identity {
+        for old in self.siblings()?.iter().filter(|s| !s.look.is_since(since)).rev().take(OLD_SIBLINGS) {
+            if self.known.get(&old.look.identity, &self.o.path).is_none()
+                && old.look.identity != look.identity
+            {
                 self.note_as_read(old)?;
             }
         }
@@ -99,7 +98,7 @@ impl Tail<'_> {
         };
         // Made and rotated before we had a first look.
         let since = Identity { born: Some(since), ..look.identity.clone() };
-        self.unread_siblings(Some(&Entry::of(since)))?;
+        self.unread_siblings(Some(&Entry::of(since)), &mut Vec::new())?;
         self.take_up_new(file, &look, offset)
     }
 
@@ -110,30 +109,45 @@ impl Tail<'_> {
             (Packed::Plain, Ok((file, _))) => open::mark_at(&file, size)?,
             _ => Mark::default(),
         };
-        let at = Point { offset: size, mark, ..Point::default() };
-        let Some(Entry { stream, .. }) = self.known.begin_if_new(&old.look, &self.o.path) else {
+        self.note(&old.look, Point { offset: size, mark, ..Point::default() })
+    }
+
+    /// A file that was read up to `at`, which is its end, is known from now on.
+    pub(super) fn note(&mut self, look: &Look, at: Point) -> Result<(), Halt> {
+        let Some(Entry { stream, .. }) = self.known.begin_if_new(look, &self.o.path) else {
             return Ok(());
         };
-        self.known.release(stream, at, size, old.look.modified, true);
-        let origin = self.origin(stream, size, size);
-        self.send(Parcel::Opened(Opened { origin, identity: old.look.identity.clone(), at }))?;
+        self.known.release(stream, at, at.offset, look.modified, true);
+        let origin = self.origin(stream, at.offset, at.offset);
+        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
         self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
     }
 
     /// After a rotation: siblings that came and went between two looks.
     pub(super) fn catch_up(&mut self) -> Result<(), Halt> {
+        self.see_truncations()?; // a copy is known by what it is a copy of
         let known = self.known.of(&self.o.path);
         let open = self.open.iter().filter_map(|o| {
             let entry = known.iter().find(|e| e.stream == o.origin.stream)?;
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
         let open: Vec<Entry> = open.collect();
-        self.unread_siblings(oldest(open.iter())).map(drop)
+        self.unread_siblings(oldest(open.iter()), &mut Vec::new())
     }
 
     /// Goes on with a stream that is open in `known` and whose file is not where it was.
     pub(super) fn find_rest(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
-        match self.find(&entry) {
+        let found = self.find(&entry);
+        self.found_or_lost(found, entry, why)
+    }
+
+    pub(super) fn found_or_lost(
+        &mut self,
+        found: Result<bool, Halt>,
+        entry: Entry,
+        why: &'static str,
+    ) -> Result<(), Halt> {
+        match found {
             Ok(true) => Ok(()),
             Ok(false) => self.lose(&entry, why),
             Err(Halt::Io(e)) => {
@@ -157,7 +171,7 @@ impl Tail<'_> {
     }
 
     /// A folder whose names may not be read has no siblings for us.
-    fn siblings(&self) -> Result<Vec<Sibling>, Halt> {
+    pub(super) fn siblings(&self) -> Result<Vec<Sibling>, Halt> {
         match siblings::list(&self.o.path) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
             list => Ok(list?),
@@ -170,7 +184,12 @@ impl Tail<'_> {
             return Ok(true);
         }
         let list = siblings::list(&self.o.path)?;
-        let is_it = |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other;
+        // Without a birth time the inode may be another file's by now; of a `.gz` of which nothing was read that shows nowhere.
+        let is_sure = |s: &Sibling| {
+            s.packed == Packed::Plain || s.look.identity.born.is_some() || proof(entry).offset > 0
+        };
+        let is_it =
+            |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other && is_sure(s);
         let by_identity = list.iter().find(is_it);
         if let Some(sibling) = by_identity
             && self.go_on_in(sibling, entry)?
@@ -178,8 +197,8 @@ impl Tail<'_> {
             return Ok(true);
         }
         for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
-            let known = self.known.get(&sibling.look.identity).is_some_and(|e| e.stream != entry.stream);
-            let may_be = entry.at.offset > 0 || packs(sibling, entry);
+            let known = self.known_as(sibling)?.is_some_and(|e| e.stream != entry.stream);
+            let may_be = proof(entry).offset > 0 || packs(sibling, entry);
             if !known && may_be && self.go_on_in(sibling, entry)? {
                 return Ok(true);
             }
@@ -203,12 +222,7 @@ impl Tail<'_> {
     fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let bytes = match sibling.packed {
-            Packed::Plain if look.size < entry.at.offset => return Ok(false),
-            Packed::Plain
-                if open::mark_at(&file, entry.at.offset)? != entry.at.mark && entry.at.mark.len > 0 =>
-            {
-                return Ok(false);
-            }
+            Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
             Packed::Gzip if !is_whole(&file, &look) => return Ok(false),
             Packed::Gzip => match holds(&file, entry) {
@@ -235,9 +249,9 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// Every sibling that nobody has read and that is newer than `last`, oldest first. How many streams that began.
-    fn unread_siblings(&mut self, last: Option<&Entry>) -> Result<usize, Halt> {
-        let mut begun = 0;
+    /// Every sibling that nobody has read and that is newer than `last`, oldest first. Streams of `untouched`, of which nothing
+    /// was read, and whose files are not found, are most likely these: there is no byte by which to know.
+    fn unread_siblings(&mut self, last: Option<&Entry>, untouched: &mut Vec<Entry>) -> Result<(), Halt> {
         let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
         let list = self.siblings()?;
         for sibling in &list {
@@ -245,14 +259,14 @@ impl Tail<'_> {
                 continue;
             }
             if Some(&sibling.look.identity) == live.as_ref()
-                || !self.is_unknown(sibling, last)
+                || !self.is_unknown(sibling, last)?
                 || is_being_packed(sibling, &list)
             {
                 continue;
             }
             let Some((file, look)) = self.open_sibling(sibling)? else { continue };
-            match self.whose(sibling.packed, &file, &look)? {
-                Whose::Nobodys => {}
+            let size = match self.whose(sibling.packed, &file, &look)? {
+                Whose::Nobodys { size } => size,
                 Whose::Read => {
                     self.note_as_read(sibling)?;
                     continue;
@@ -262,8 +276,8 @@ impl Tail<'_> {
                     self.look_again = Some(self.now + Duration::from_secs(1));
                     continue;
                 }
-            }
-            let (bytes, size) = match sibling.packed {
+            };
+            let (bytes, limit) = match sibling.packed {
                 Packed::Plain => (Bytes::Plain(file.into()), look.size),
                 Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
                 Packed::Other => {
@@ -275,21 +289,30 @@ impl Tail<'_> {
                     continue;
                 }
             };
-            let Some(entry) = self.known.begin_if_new(&look, &self.o.path) else { continue };
+            let fits = |(_, e): &(usize, &Entry)| e.size <= size && e.beyond.is_empty();
+            let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, e)| e.size);
+            let entry = match likely.map(|(i, _)| i) {
+                Some(i) => untouched.remove(i),
+                None => match self.known.begin_if_new(&look, &self.o.path) {
+                    Some(entry) => entry,
+                    None => continue,
+                },
+            };
+            self.known.found_again(entry.stream, &look.identity);
             info!(
                 "{}: reading {}, rotated while nobody looked",
                 self.o.path.display(),
                 sibling.path.display()
             );
-            let taken = self.take_up(bytes, &Look { size, ..look }, entry)?;
+            let entry = Entry { size: size.max(entry.size), ..entry };
+            let taken = self.take_up(bytes, &Look { size: limit, ..look }, entry)?;
             debug_assert!(taken.is_some(), "offset 0 agrees with every file");
-            begun += 1;
         }
-        Ok(begun)
+        Ok(())
     }
 
     /// `None`: it is gone again, or may not be read by us, which is said once.
-    fn open_sibling(&mut self, sibling: &Sibling) -> Result<Option<(File, Look)>, Halt> {
+    pub(super) fn open_sibling(&mut self, sibling: &Sibling) -> Result<Option<(File, Look)>, Halt> {
         match identity::open(&sibling.path) {
             Ok(opened) => Ok(Some(opened)),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(None),
@@ -313,7 +336,9 @@ impl Tail<'_> {
         if sibling.packed != Packed::Plain {
             return Ok(false);
         }
-        let Some(entry) = self.known.get(&sibling.look.identity).filter(grown) else { return Ok(false) };
+        let Some(entry) = self.known.get(&sibling.look.identity, &self.o.path).filter(grown) else {
+            return Ok(false);
+        };
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         if !goes_on(&file, &look, &entry)? {
             return Ok(false);
@@ -324,20 +349,47 @@ impl Tail<'_> {
         }
     }
 
-    /// Never opened by anybody, and newer than the last known file: by modification, where that is not known by birth.
-    fn is_unknown(&self, sibling: &Sibling, last: Option<&Entry>) -> bool {
-        if self.known.get(&sibling.look.identity).is_some() {
-            return false;
+    /// Never opened by anybody, and newer than the last known file: by modification, where that is not known by birth, and
+    /// where there is no birth time either, written about when we ran last or later.
+    fn is_unknown(&mut self, sibling: &Sibling, last: Option<&Entry>) -> Result<bool, Halt> {
+        if self.known_as(sibling)?.is_some() {
+            return Ok(false);
         }
-        let Some(last) = last else { return true };
+        let Sibling { packed, look, .. } = sibling;
+        let Some(last) = last else { return Ok(true) };
         if last.modified != 0 {
-            return sibling.look.modified >= last.modified;
+            return Ok(look.modified >= last.modified);
         }
-        let Some((s, ns)) = last.identity.born else { return true };
-        let born = s.saturating_mul(1_000_000_000) + i64::from(ns);
+        let (Some(last), Some(born)) = (last.identity.born, look.identity.born) else {
+            return Ok(look.modified >= nanos(self.o.since));
+        };
         // A packed file is born when it is packed, and keeps the time of its lines.
-        sibling.look.modified >= born
-            && (sibling.packed != Packed::Plain || sibling.look.identity.born >= last.identity.born)
+        Ok(look.modified >= nanos(last) && (*packed != Packed::Plain || born >= last))
+    }
+
+    /// The stream that has this file, if its bytes are still there: the file may have been truncated, and where there is no birth
+    /// time, the inode may be another file's by now.
+    fn known_as(&mut self, sibling: &Sibling) -> Result<Option<Entry>, Halt> {
+        let Some(entry) = self.known.get(&sibling.look.identity, &self.o.path) else { return Ok(None) };
+        let is_here = self.open.iter().any(|o| o.origin.stream == entry.stream);
+        let being_read = is_here || entry.open && entry.path != self.o.path;
+        let as_it_was = (entry.size, entry.modified) == (sibling.look.size, sibling.look.modified);
+        // Of a file that was read to its end, and a copy that was shorter than that, who it is says enough.
+        let is_sure = entry.finished && entry.identity.born.is_some();
+        if being_read || as_it_was || is_sure || sibling.packed == Packed::Other {
+            return Ok(Some(entry));
+        }
+        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(Some(entry)) };
+        let goes_on = match sibling.packed {
+            Packed::Gzip if look.identity.born.is_some() => true,
+            Packed::Gzip => proof(&entry).offset > 0 && holds(&file, &entry).unwrap_or(true),
+            _ => goes_on(&file, &look, &entry)?,
+        };
+        if goes_on {
+            return Ok(Some(entry));
+        }
+        self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from there
+        Ok(None)
     }
 }
 
@@ -349,6 +401,7 @@ fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
     entries.min_by_key(|e| (e.identity.born, e.modified))
 }
 
+pub(super) const TRUNCATED: &str = "it was truncated";
 pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
 
 /// When a sibling that may not be read is tried again.

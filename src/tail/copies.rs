@@ -3,9 +3,10 @@
 use super::gz::Gz;
 use super::identity::Look;
 use super::known::Entry;
+use super::open::Open;
 use super::siblings::{Packed, Sibling};
 use super::{Halt, Tail, open};
-use crate::chunk::{Mark, Point, StreamId};
+use crate::chunk::{Identity, Mark, Opened, Parcel, Point, StreamId};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,11 +20,11 @@ impl Tail<'_> {
             Packed::Gzip => match Gz::end(file) {
                 Ok(end) => end,
                 Err(_) if is_young(look) => return Ok(Whose::Incomplete),
-                Err(_) => return Ok(Whose::Nobodys), // damaged: what can be read of it is
+                Err(_) => return Ok(Whose::Nobodys { size: 0 }), // damaged: what can be read of it is
             },
             Packed::Other => {
                 let read = known.iter().any(|e| e.finished && e.modified == look.modified);
-                return Ok(if read { Whose::Read } else { Whose::Nobodys });
+                return Ok(if read { Whose::Read } else { Whose::Nobodys { size: 0 } });
             }
         };
         if size == 0 {
@@ -46,7 +47,7 @@ impl Tail<'_> {
         if packed == Packed::Gzip && shelved.into_iter().any(|e| is_packed_of(look, size, e)) {
             return Ok(Whose::Waits);
         }
-        for entry in known.iter().filter(|e| absent.contains(&e.stream) && e.at.offset > 0) {
+        for entry in known.iter().filter(|e| absent.contains(&e.stream) && proof(e).offset > 0) {
             let same = match packed {
                 Packed::Plain => goes_on(file, look, entry)?,
                 _ => holds(file, entry)?,
@@ -55,13 +56,51 @@ impl Tail<'_> {
                 return Ok(Whose::Waits);
             }
         }
-        Ok(Whose::Nobodys)
+        Ok(Whose::Nobodys { size })
     }
+}
+
+impl Tail<'_> {
+    /// After a truncation: a copy of what was read of `old` that is too short to go on in, since the writer went on while it was
+    /// made. As long as not all is acknowledged, it is where the stream's bytes can be had after a crash: so the stream moves
+    /// to it. By its length and mark it is known when it is packed.
+    pub(super) fn take_short_copy(&mut self, old: &Open) -> Result<bool, Halt> {
+        for sibling in self.siblings()?.into_iter().rev() {
+            let known = self.known.get(&sibling.look.identity, &self.o.path).is_some();
+            if known || sibling.packed == Packed::Other {
+                continue;
+            }
+            let Some((file, look)) = self.open_sibling(&sibling)? else { continue };
+            let Some(end) = end_if_short(&file, &look, sibling.packed, old).unwrap_or(None) else { continue };
+            self.known.release(old.origin.stream, old.at, old.size, old.modified, true);
+            self.known.found_again(old.origin.stream, &look.identity);
+            let opened = Opened { origin: old.origin.clone(), identity: look.identity.clone(), at: old.at };
+            self.send(Parcel::Opened(opened))?;
+            self.note(&Look { identity: Identity::default(), ..look }, end)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+/// The end of the file, if it is what the stream began with and no longer than what was read of it. As with marks: 256 equal
+/// bytes at the same place are taken for the same; a shorter copy is read again rather than taken for one.
+fn end_if_short(file: &File, look: &Look, packed: Packed, old: &Open) -> io::Result<Option<Point>> {
+    let (head, offset, mark) = match packed {
+        Packed::Plain => (open::before(file, Mark::SPAN as u64)?, look.size, open::mark_at(file, look.size)?),
+        _ => {
+            let (size, mark) = Gz::end(file)?;
+            (Gz::new(file.try_clone()?).skip_to(Mark::SPAN as u64)?, size, mark)
+        }
+    };
+    let is_it = offset <= old.at.offset && head.len() == Mark::SPAN && head == old.head;
+    Ok(is_it.then_some(Point { offset, mark, ..Point::default() }))
 }
 
 /// See [`Tail::whose`].
 pub(super) enum Whose {
-    Nobodys,
+    /// With its length, decompressed; 0 where that cannot be had.
+    Nobodys { size: u64 },
     /// All of it is read.
     Read,
     /// A stream's that is being read elsewhere, or will be.
@@ -88,9 +127,16 @@ pub(super) fn is_whole(file: &File, look: &Look) -> bool {
     !is_young(look) || Gz::end(file).is_ok()
 }
 
+/// The point by which a file is known to hold the stream's bytes: its position, and where nothing is gapless, the end of
+/// what is acknowledged beyond.
+pub(super) fn proof(entry: &Entry) -> Point {
+    let beyond = entry.beyond.first().map(|(_, end)| *end);
+    if entry.at.offset > 0 { entry.at } else { beyond.unwrap_or(entry.at) }
+}
+
 /// Whether the file still has the bytes before the stream's position.
 pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
-    let Point { offset, mark, .. } = entry.at;
+    let Point { offset, mark, .. } = proof(entry);
     Ok(look.size >= offset && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
@@ -110,8 +156,9 @@ pub(super) fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
     let mut rewind = file;
     rewind.rewind()?;
     let mut gz = Gz::new(file.try_clone()?);
-    let before = gz.skip_to(entry.at.offset)?;
-    let kept = &before[before.len().saturating_sub(usize::from(entry.at.mark.len))..];
+    let Point { offset, mark, .. } = proof(entry);
+    let before = gz.skip_to(offset)?;
+    let kept = &before[before.len().saturating_sub(usize::from(mark.len))..];
     rewind.rewind()?;
-    Ok(gz.position() == entry.at.offset && Mark::of(kept) == entry.at.mark)
+    Ok(gz.position() == offset && Mark::of(kept) == mark)
 }

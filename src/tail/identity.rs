@@ -22,6 +22,19 @@ pub struct Look {
     pub kind: FileType,
 }
 
+impl Look {
+    /// Whether the file was made after this moment, given in seconds and nanoseconds since 1970. Where the file system does
+    /// not say when files are made: whether it was written after it.
+    pub fn is_since(&self, moment: (i64, u32)) -> bool {
+        self.identity.born.map_or(self.modified >= nanos(moment), |born| born >= moment)
+    }
+}
+
+/// In nanoseconds.
+pub fn nanos((s, ns): (i64, u32)) -> i64 {
+    s.saturating_mul(1_000_000_000).saturating_add(i64::from(ns))
+}
+
 /// Looks at what `path` leads to, through symlinks. `None`: nothing is there.
 pub fn look_at(path: &Path) -> io::Result<Option<Look>> {
     match fs::statx(fs::CWD, path, AtFlags::empty(), wanted()) {
@@ -79,14 +92,27 @@ impl From<&Statx> for Look {
                 dev: fs::makedev(s.stx_dev_major, s.stx_dev_minor),
                 ino: s.stx_ino,
                 // Some file systems claim to have it and give 0.
-                born: born.filter(|b| *b != (0, 0)),
+                born: born.filter(|b| *b != (0, 0) && !is_birthless()),
             },
             size: s.stx_size,
-            modified: s.stx_mtime.tv_sec.saturating_mul(1_000_000_000) + i64::from(s.stx_mtime.tv_nsec),
+            modified: nanos((s.stx_mtime.tv_sec, s.stx_mtime.tv_nsec)),
             links: s.stx_nlink,
             kind: FileType::from_raw_mode(u32::from(s.stx_mode)),
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// For tests on this thread: as if the file system kept no birth times.
+    pub static BIRTHLESS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+fn is_birthless() -> bool {
+    #[cfg(test)]
+    return BIRTHLESS.get();
+    #[cfg(not(test))]
+    false
 }
 
 #[cfg(test)]

@@ -52,6 +52,9 @@ pub struct Known {
     inner: Mutex<Inner>,
     /// Where files are kept beyond the end of this process.
     pub store: FdStore,
+    /// When all this was saved, in seconds and nanoseconds since 1970; a minute before, since a file may have come just then that
+    /// is not in it. What came under a known pattern later is new.
+    pub since: (i64, u32),
 }
 
 #[derive(Debug, Default)]
@@ -78,11 +81,16 @@ impl Known {
         let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
         let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
         let inner = Mutex::new(Inner { next: next.max(above).max(1), entries });
-        Known { inner, store: FdStore::default() }
+        Known { inner, store: FdStore::default(), since: (0, 0) }
     }
 
     pub fn keeping(self, store: FdStore) -> Known {
         Known { store, ..self }
+    }
+
+    /// `None`: nothing was saved, or what was is damaged.
+    pub fn saved_at(self, written: Option<(i64, u32)>) -> Known {
+        Known { since: written.map_or((0, 0), |(s, ns)| (s - 60, ns)), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -92,12 +100,13 @@ impl Known {
     /// Takes the file for `path`, if no other tail has it.
     pub fn claim(&self, look: &Look, path: &Path) -> Claim {
         let mut known = self.lock();
-        let Some(entry) = known.by_identity(&look.identity) else { return Claim::New };
+        let Some(entry) = known.by_identity(&look.identity, path) else { return Claim::New };
         if entry.open {
             return Claim::Anothers;
         }
         entry.open = true;
         entry.path = path.into();
+        entry.identity = look.identity.clone();
         Claim::Known(entry.clone())
     }
 
@@ -113,7 +122,7 @@ impl Known {
     /// A new stream, open, unless another tail has made the file known meanwhile.
     pub fn begin_if_new(&self, look: &Look, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
-        known.by_identity(&look.identity).is_none().then(|| known.begin(look, path))
+        known.by_identity(&look.identity, path).is_none().then(|| known.begin(look, path))
     }
 
     /// A new stream, open, in a file whose former stream was the caller's.
@@ -153,8 +162,9 @@ impl Known {
         self.lock().entries.remove(&stream);
     }
 
-    pub fn get(&self, identity: &Identity) -> Option<Entry> {
-        self.lock().by_identity(identity).cloned()
+    /// Who has this file, as seen from a followed path.
+    pub fn get(&self, identity: &Identity, path: &Path) -> Option<Entry> {
+        self.lock().by_identity(identity, path).cloned()
     }
 
     /// Followed paths with streams that are not read to their end, and that no tail has open.
@@ -190,11 +200,15 @@ impl Inner {
         entry
     }
 
-    /// The newest stream of a file. The device number may differ after a reboot where inode and birth time agree.
-    fn by_identity(&mut self, id: &Identity) -> Option<&mut Entry> {
-        let same =
-            |e: &Identity| e.ino == id.ino && e.born == id.born && (e.dev == id.dev || id.born.is_some());
-        self.entries.values_mut().rev().find(|e| same(&e.identity))
+    /// The stream of a file: one that is not finished before others, then the newest. After a reboot, or when it is mounted again, the device number may be another one:
+    /// inode and birth time say enough, and where there is no birth time (NFS, FUSE), inode and path.
+    fn by_identity(&mut self, id: &Identity, path: &Path) -> Option<&mut Entry> {
+        let same = |e: &Entry| {
+            (e.identity.ino, e.identity.born) == (id.ino, id.born)
+                && (e.identity.dev == id.dev || id.born.is_some() || e.path == path)
+                && id.ino != 0 // no file has that: it is gone, and only its mark is of use
+        };
+        self.entries.values_mut().filter(|e| same(e)).max_by_key(|e| (e.open, !e.finished, e.stream))
     }
 
     fn forget_some(&mut self, path: &Path) {
@@ -241,5 +255,20 @@ mod tests {
             known.release(s.stream, Point::default(), 0, 0, true);
         }
         assert_eq!(known.of(Path::new("/f")).len(), FINISHED_PER_PATH);
+    }
+
+    /// A file system without birth times is mounted again and has another number. Fails when its files are taken for new
+    /// ones, or a file on another file system for one of them.
+    #[test]
+    fn mounted_again() {
+        let id = |dev, ino| Identity { dev, ino, born: None };
+        let look = |dev| Look { identity: id(dev, 7), ..identity::look_at(Path::new("/")).unwrap().unwrap() };
+        let known = Known::new([], 1);
+        let (path, other) = (Path::new("/mnt/a"), Path::new("/other/a"));
+        let stream = known.begin(&look(40), path).stream;
+        known.release(stream, Point { offset: 1, ..Point::default() }, 1, 0, false);
+        assert!(known.get(&id(41, 7), other).is_none() && known.get(&id(41, 8), path).is_none());
+        assert!(matches!(known.claim(&look(41), path), Claim::Known(e) if e.stream == stream));
+        assert!(known.get(&id(41, 7), other).is_some_and(|e| e.open), "its number is the new one");
     }
 }

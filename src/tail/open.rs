@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// Where a stream's bytes are.
@@ -63,12 +64,17 @@ pub struct Open {
     pub at: Point,
     /// The ≤ 256 bytes before `at`, as they were read.
     before: Vec<u8>,
+    /// The first ≤ 256 bytes of a plain file, as far as they were read: what a copy of it begins with.
+    pub head: Vec<u8>,
     /// Acknowledged in an earlier life: passed over.
     beyond: VecDeque<(Range, Point)>,
     /// `at.offset..searched` was looked at and holds no whole record. Invariant: `at.offset ≤ searched ≤ size`.
     pub searched: u64,
     /// As last seen.
     pub size: u64,
+    /// Its size when the bytes before `at` were last found to be those that were read: what is lost when they no longer are is
+    /// counted up to here, since a larger size may be that of other bytes.
+    pub proven: u64,
     /// As last seen, ns since 1970.
     pub modified: i64,
     pub links: u32,
@@ -108,9 +114,11 @@ impl Open {
             identity: look.identity.clone(),
             at,
             before: Vec::new(),
+            head: Vec::new(),
             beyond: beyond.into(),
             searched: at.offset,
             size: look.size,
+            proven: look.size,
             modified: look.modified,
             links: look.links,
             live: false,
@@ -126,6 +134,9 @@ impl Open {
             return Ok(None);
         }
         open.at.mark = Mark::of(&open.before);
+        if let Bytes::Plain(file) = &open.bytes {
+            open.head = before(file, at.offset.min(Mark::SPAN as u64))?;
+        }
         Ok(Some(open))
     }
 
@@ -189,9 +200,14 @@ impl Open {
         self.searched > self.at.offset
     }
 
+    /// The size as far as it is known: that of a `.gz` only at its end.
+    pub fn known_size(&self) -> u64 {
+        if self.size == u64::MAX { self.origin.gauge.size.load(Relaxed) } else { self.size }
+    }
+
     /// Bytes seen and not framed.
     pub fn backlog(&self) -> u64 {
-        self.size.saturating_sub(self.at.offset)
+        self.known_size().saturating_sub(self.at.offset)
     }
 
     /// Reads the next chunk. `rest` says what bytes after the last line's end are.
@@ -218,6 +234,7 @@ impl Open {
             if !self.unchanged()? {
                 return Ok(Got::Changed);
             }
+            self.proven = self.size;
             let rest = if is_end && end == hole_ends { Rest::IsALine } else { rest };
             let rest = if is_end { rest } else { Rest::Waits };
             let mut lines = Vec::with_capacity(most);
@@ -300,6 +317,10 @@ impl Open {
     fn advance(&mut self, bytes: &[u8], consumed: usize, then: Then) {
         self.keep(&bytes[consumed..]);
         let read = &bytes[..consumed];
+        if self.at.offset == self.head.len() as u64 {
+            let missing = Mark::SPAN - self.head.len();
+            self.head.extend_from_slice(&read[..consumed.min(missing)]);
+        }
         if consumed >= Mark::SPAN {
             self.before.clear();
             self.before.extend_from_slice(&read[consumed - Mark::SPAN..]);
@@ -401,7 +422,7 @@ pub fn mark_at(file: &File, offset: u64) -> io::Result<Mark> {
 }
 
 /// The ≤ 256 bytes before `offset`; fewer where the file is shorter.
-fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
+pub fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let len = offset.min(Mark::SPAN as u64);
     let mut buffer = vec![0; len as usize];
     let n = read_at(file, offset - len, &mut buffer)?;

@@ -92,13 +92,14 @@ impl Tail<'_> {
     /// What was not read of it is gone.
     pub(super) fn lose(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
         let lost = entry.size.saturating_sub(entry.at.offset);
-        self.lost(entry.stream, lost, why);
+        // Known for the case that it comes back, with a mount or from a move: then it goes on where it was.
+        self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
+        self.known.store.done(entry.stream);
+        self.count_lost(lost, why);
         self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
     }
 
-    pub(super) fn lost(&self, stream: StreamId, lost: u64, why: &str) {
-        self.known.forget(stream);
-        self.known.store.done(stream);
+    pub(super) fn count_lost(&self, lost: u64, why: &str) {
         if lost > 0 {
             warn!("{}: {lost} bytes were not read and are lost: {why}", self.o.path.display());
         }
@@ -112,7 +113,7 @@ impl Tail<'_> {
         else {
             return;
         };
-        let (at, beyond, size, modified) = (open.at, open.beyond(), open.size, open.modified);
+        let (at, beyond, size, modified) = (open.at, open.beyond(), open.known_size(), open.modified);
         let place = self.shelf.partition_point(|e| (e.modified, e.stream) < (modified, known.stream));
         self.shelf.insert(place, Entry { at, beyond, size, modified, ..known });
         self.say("catching up", None);

@@ -119,7 +119,7 @@ impl Tail<'_> {
             identity: old.identity.clone(),
             at: old.at,
             beyond: Vec::new(),
-            size: old.size,
+            size: old.proven,
             modified: old.modified,
             finished: false,
             open: true,
@@ -132,7 +132,15 @@ impl Tail<'_> {
                 self.take_up(Bytes::Plain(file.into()), &look, fresh)?;
             }
         }
-        self.find_rest(entry, "it was truncated")
+        match self.find(&entry) {
+            Ok(false) if self.take_short_copy(&old)? => {
+                let lost = old.proven.saturating_sub(old.at.offset);
+                self.count_lost(lost, catchup::TRUNCATED);
+                let stream = old.origin.stream;
+                self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+            }
+            found => self.found_or_lost(found, entry, catchup::TRUNCATED),
+        }
     }
 
     /// What could be decompressed is sent; the rest cannot be had.
@@ -143,7 +151,7 @@ impl Tail<'_> {
         let (path, at) = (self.o.path.display(), open.at.offset);
         warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
         // It stays known, so that it is not tried again.
-        self.known.release(stream, open.at, open.size, open.modified, true);
+        self.known.release(stream, open.at, open.known_size(), open.modified, true);
         self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
@@ -154,7 +162,7 @@ impl Tail<'_> {
             (Until::Read, true) => (Ending::Parked, false),
             _ => (Ending::Finished, true),
         };
-        self.known.release(stream, open.at, open.size, open.modified, finished);
+        self.known.release(stream, open.at, open.known_size(), open.modified, finished);
         self.left(open.origin.clone());
         self.say("following", None);
         self.send(Parcel::Closed(Closed { stream, why }))
@@ -164,7 +172,58 @@ impl Tail<'_> {
     pub(super) fn give_up(&mut self, i: usize) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let lost = open.backlog();
-        self.lost(open.origin.stream, lost, "it was deleted, and more than deleted_hold waits");
+        self.known.forget(open.origin.stream);
+        self.known.store.done(open.origin.stream);
+        self.count_lost(lost, "it was deleted, and more than deleted_hold waits");
         self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
+    }
+
+    /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
+    pub(super) fn let_go(&self) {
+        let open = self.open.iter().map(|o| o.origin.stream);
+        let mine: Vec<StreamId> = open.chain(self.not_open()).collect();
+        self.known.let_go(&self.o.path, &mine);
+    }
+
+    /// Truncations since the last look.
+    pub(super) fn see_truncations(&mut self) -> Result<(), Halt> {
+        while let Some(i) = self.a_truncated_one()? {
+            self.truncated(i)?;
+        }
+        Ok(())
+    }
+
+    fn a_truncated_one(&mut self) -> Result<Option<usize>, Halt> {
+        for (i, open) in self.open.iter_mut().enumerate() {
+            let Some(look) = open.file().map(identity::look).transpose()? else { continue };
+            let touched = look.modified != open.modified || open.unread();
+            if look.size < open.at.offset || touched && !open.unchanged()? {
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The open files are of no use any more: they are looked for again by their names.
+    pub(super) fn begin_again(&mut self) {
+        self.release();
+        (self.first, self.history) = (true, None);
+    }
+
+    /// Stopped: the agent goes on at the next start.
+    pub(super) fn park(&mut self) {
+        // At the next start nobody knows any more what a copy begins with.
+        let _ = self.see_truncations();
+        self.outlive_restart();
+        self.release();
+        self.known.let_go(&self.o.path, &[]);
+    }
+
+    fn release(&mut self) {
+        for open in std::mem::take(&mut self.open) {
+            self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
+            let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
+            let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
+        }
     }
 }

@@ -133,3 +133,87 @@ fn a_writer_without_append_leaves_a_hole() {
     Delivered::of(agent.wait_lines(1100)).assert_exactly_once(&[&part(0..1100)]);
     assert!(!agent.stdout().contains(&0));
 }
+
+/// The writer goes on while the file is copied, and the agent has read that by the time of the truncation: the copy ends
+/// before what was read. Fails when it is read again after a restart, as it is or compressed.
+#[test]
+fn a_copy_that_is_shorter_than_what_was_read() {
+    for packed in [false, true] {
+        let folder = Folder::new();
+        folder.write("f.log", part(0..100).bytes());
+        let mut agent = folder.agent_line(LIVE).start();
+        agent.wait_lines(100);
+        std::fs::copy(folder.path("f.log"), folder.path("f.log.1")).unwrap();
+        folder.append("f.log", part(100..110).bytes());
+        agent.wait_lines(110);
+        truncate(&folder, 0);
+        folder.append("f.log", part(110..120).bytes());
+        agent.wait_lines(120);
+        agent.stop().expect_code(0);
+        if packed {
+            let gzip = std::process::Command::new("gzip").arg(folder.path("f.log.1")).status().unwrap();
+            assert!(gzip.success());
+        }
+        folder.append("f.log", part(120..130).bytes());
+        let mut again = folder.agent_line(LIVE).start();
+        let seen = [agent.lines(), again.wait_lines(10)].concat();
+        Delivered::of(seen).assert_exactly_once(&[&part(0..130)]);
+        again.stop().expect_code(0);
+        assert_eq!(lost(&folder), 0);
+    }
+}
+
+/// Truncated and grown to more than before, which nobody could see in between. Fails when the new bytes count as lost.
+#[test]
+fn what_came_after_the_truncation_is_not_lost() {
+    let folder = Folder::new();
+    folder.write("f.log", part(0..10).bytes());
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(10);
+    agent.pause();
+    truncate(&folder, 0);
+    folder.append("f.log", part(10..40).bytes());
+    agent.resume();
+    Delivered::of(agent.wait_lines(40)).assert_exactly_once(&[&part(0..40)]);
+    agent.stop().expect_code(0);
+    assert_eq!(lost(&folder), 0);
+}
+
+/// Truncated and written anew to the same length, then rotated, and all that between two looks. Fails when a rotation hides
+/// the truncation.
+#[test]
+fn truncated_and_rotated_between_two_looks() {
+    for lines in [5, 10, 20] {
+        let folder = Folder::new();
+        folder.write("f.log", part(0..10).bytes());
+        let agent = folder.agent_line(LIVE).start();
+        agent.wait_lines(10);
+        agent.pause();
+        truncate(&folder, 0);
+        folder.append("f.log", part(100..100 + lines).bytes());
+        crate::rotation::chain(&folder, "f.log");
+        folder.append("f.log", part(200..201).bytes());
+        agent.resume();
+        let seen = agent.wait_lines(11 + lines as usize);
+        Delivered::of(seen).assert_exactly_once(&[&part(0..10), &part(100..100 + lines), &part(200..201)]);
+    }
+}
+
+/// The same while no agent ran. Fails when the rotated file passes for the one that was read.
+#[test]
+fn truncated_and_rotated_while_stopped() {
+    for lines in [5, 10, 20] {
+        let folder = Folder::new();
+        folder.write("f.log", part(0..10).bytes());
+        let mut agent = folder.agent_line(LIVE).start();
+        agent.wait_lines(10);
+        agent.stop().expect_code(0);
+        truncate(&folder, 0);
+        folder.append("f.log", part(100..100 + lines).bytes());
+        crate::rotation::chain(&folder, "f.log");
+        folder.append("f.log", part(200..201).bytes());
+        let agent = folder.agent_line(LIVE).start();
+        let seen = agent.wait_lines(1 + lines as usize);
+        Delivered::of(seen).assert_exactly_once(&[&part(100..100 + lines), &part(200..201)]);
+    }
+}

@@ -82,23 +82,20 @@ fn restarted(signal: Signal, times: usize) -> (Delivered, Lines) {
     let topic = broker.topic(3);
     let folder = Folder::new();
     folder.write("f.log", b"");
-    let args = format!(
-        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
-        broker.address, topic.name
-    );
-    let mut agent = folder.agent_line(&args).start();
+    let follows = || folder.follows(&broker.address, &topic, "auto");
+    let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 5000);
     for round in 1..=times as u64 {
         topic.wait_count(round * 2000);
         agent.signal(signal);
         let done = agent.wait_exit(SOON);
         assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
-        agent = folder.agent_line(&args).start();
+        agent = follows().start();
     }
     let lines = writer.finish();
     agent.stop().expect_code(0);
     // To the end of the file: a count of records would not do, since repeats count too.
-    folder.agent_line(&format!("{args} --once")).run_for(PATIENT).expect_code(0);
+    follows().arg("--once").run_for(PATIENT).expect_code(0);
     (Delivered::in_topic(&topic), lines)
 }
 
@@ -126,11 +123,8 @@ fn a_broker_that_comes_late() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..100_000);
     lines.append_to(&folder.path("f.log"));
-    let args = format!(
-        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
-        broker.address, topic.name
-    );
-    let mut agent = folder.agent_line(&args).start();
+    let follows = || folder.follows(&broker.address, &topic, "auto");
+    let mut agent = follows().start();
     pause(secs(6));
     assert!(agent.cpu() < millis(900), "{:?} of CPU in 6 s of waiting", agent.cpu());
     let said = agent.log().lines().count();
@@ -274,12 +268,10 @@ fn a_cluster_that_is_upgraded() {
     let mut broker = Broker::own(Version::V39);
     let topic = broker.topic(3);
     let folder = Folder::new();
-    let args = format!(
-        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
-        broker.address, topic.name
-    );
+    let address = broker.address.clone();
+    let follows = || folder.follows(&address, &topic, "auto");
     folder.write("f.log", b"");
-    let mut agent = folder.agent_line(&args).start();
+    let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 2000);
     topic.wait_count(4000);
     broker.replace_by(Version::V41);
@@ -289,6 +281,6 @@ fn a_cluster_that_is_upgraded() {
     let lines = writer.finish();
     agent.stop().expect_code(0);
     // To the end of the file: a count of records would not do, since repeats count too.
-    folder.agent_line(&format!("{args} --once")).run_for(PATIENT).expect_code(0);
+    follows().arg("--once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_at_least_once(&[&lines]);
 }

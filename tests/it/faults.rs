@@ -78,12 +78,8 @@ fn too_few_replicas_for_a_while() {
     let topic = cluster.topic(2);
     let folder = Folder::new();
     folder.write("f.log", b"");
-    let args = format!(
-        "run --brokers {} --topic {} --driver modern --from beginning --state-dir state f.log",
-        cluster.bootstrap(),
-        topic.name
-    );
-    let mut agent = folder.agent_line(&args).start();
+    let follows = || folder.follows(&cluster.bootstrap(), &topic, "modern");
+    let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 500);
     topic.wait_count(500);
     cluster.kill(3);
@@ -94,6 +90,6 @@ fn too_few_replicas_for_a_while() {
     topic.wait_count(before + 500);
     let lines = writer.finish();
     agent.stop().expect_code(0);
-    folder.agent_line(&format!("{args} --once")).run_for(PATIENT).expect_code(0);
+    follows().arg("--once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }

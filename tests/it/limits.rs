@@ -6,19 +6,29 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// An agent started by a script, whose output goes to files.
-struct Scripted {
+/// An agent started by a script in namespaces of its own, as root there; its output goes to files, and all of it ends with it.
+pub struct Jail {
     child: Child,
     out: PathBuf,
     err: PathBuf,
 }
 
-impl Scripted {
+impl Jail {
     /// `$A` is the agent.
-    fn start(folder: &Folder, script: &str) -> Scripted {
+    pub fn start(folder: &Folder, script: &str) -> Jail {
         let (out, err) = (folder.path("stdout"), folder.path("stderr"));
         let child = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script])
+            .args([
+                "--user",
+                "--map-root-user",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "sh",
+                "-ec",
+                script,
+            ])
             .current_dir(folder.root())
             .env("A", binary())
             .stdin(Stdio::null())
@@ -26,17 +36,17 @@ impl Scripted {
             .stderr(File::create(&err).unwrap())
             .spawn()
             .unwrap();
-        Scripted { child, out, err }
+        Jail { child, out, err }
     }
-    fn lines(&self) -> Vec<Vec<u8>> {
+    pub fn lines(&self) -> Vec<Vec<u8>> {
         let bytes = std::fs::read(&self.out).unwrap();
         bytes.split_inclusive(|b| *b == b'\n').map(|l| l.strip_suffix(b"\n").unwrap_or(l).to_vec()).collect()
     }
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap()
     }
     #[track_caller]
-    fn wait_lines(&self, n: usize) -> Vec<Vec<u8>> {
+    pub fn wait_lines(&self, n: usize) -> Vec<Vec<u8>> {
         let enough = || self.lines().len() >= n;
         let end = std::time::Instant::now() + SOON;
         while !enough() {
@@ -51,16 +61,20 @@ impl Scripted {
         pause(millis(50));
         self.lines()
     }
+    /// Of a process that sees what the agent sees.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
 }
 
-impl Drop for Scripted {
+impl Drop for Jail {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-const RUN: &str = "exec \"$A\" run --output stdout --from beginning --state-dir state";
+pub const RUN: &str = "exec \"$A\" run --output stdout --from beginning --state-dir state";
 
 /// Fails when the agent ends, polls never, or says it for each file.
 #[test]
@@ -75,7 +89,7 @@ fn no_inotify_instance_and_no_watch_left() {
         }
         // A user namespace has limits of its own.
         let few = if limit.ends_with("watches") { 1 } else { 0 };
-        let agent = Scripted::start(&folder, &format!("echo {few} >/proc/sys/user/{limit}\n{RUN} '*.log'"));
+        let agent = Jail::start(&folder, &format!("echo {few} >/proc/sys/user/{limit}\n{RUN} '*.log'"));
         agent.wait_lines(50);
         for (i, lines) in want.iter().enumerate() {
             folder.append(&format!("{i}.log"), Lines { range: 10..20, ..lines.clone() }.bytes());
@@ -132,7 +146,7 @@ fn more_files_than_descriptors() {
         folder.write(name, Lines::new(name, 0..5).bytes());
     }
     let agent =
-        Scripted::start(&folder, &format!("exec prlimit --nofile=100:100 sh -ec '{RUN} \"$@\"' sh '*.log'"));
+        Jail::start(&folder, &format!("exec prlimit --nofile=100:100 sh -ec '{RUN} \"$@\"' sh '*.log'"));
     // Those that are open are let go when they are gone; then there is room for others.
     let mut seen = 0;
     wait_until(secs(60), "every file is read", || {
@@ -166,7 +180,7 @@ fn the_state_folder_is_full() {
          cat state/offsets >saved; kill $pid; wait $pid"
     )
     .replace("exec ", "");
-    let agent = Scripted::start(&folder, &script);
+    let agent = Jail::start(&folder, &script);
     folder.append("f.log", Lines::new("f", 0..10).bytes());
     agent.wait_lines(10);
     pause(secs(2));
@@ -225,7 +239,7 @@ fn a_folder_that_may_not_be_searched_for_a_while() {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(folder.path("logs"), std::fs::Permissions::from_mode(mode)).unwrap();
     };
-    let agent = Scripted::start(&folder, script);
+    let agent = Jail::start(&folder, script);
     agent.wait_lines(10);
     mode(0);
     pause(secs(3));

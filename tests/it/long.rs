@@ -183,11 +183,8 @@ fn ten_restarts(signal: Signal) -> (Delivered, Lines, u64) {
     let topic = broker.topic(3);
     let folder = Folder::new();
     folder.write("f.log", b"");
-    let args = format!(
-        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
-        broker.address, topic.name
-    );
-    let mut agent = folder.agent_line(&args).start();
+    let follows = || folder.follows(&broker.address, &topic, "auto");
+    let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 5000);
     let mut hwm = 0;
     for round in 1..=10u64 {
@@ -197,12 +194,12 @@ fn ten_restarts(signal: Signal) -> (Delivered, Lines, u64) {
         let done = agent.wait_exit(SOON);
         assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
         hwm = hwm.max(done.vm_hwm);
-        agent = folder.agent_line(&args).start();
+        agent = follows().start();
     }
     let lines = writer.finish();
     agent.stop().expect_code(0);
     // To the end of the file: a count of records would not do, since repeats count too.
-    folder.agent_line(&format!("{args} --once")).run_for(LONG).expect_code(0);
+    follows().arg("--once").run_for(LONG).expect_code(0);
     (Delivered::in_topic(&topic), lines, hwm)
 }
 
@@ -239,19 +236,16 @@ fn a_minute_without_a_broker() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..2_500_000);
     lines.append_to(&folder.path("f.log"));
-    let args = format!(
-        "run --brokers {} --topic {} --from beginning --state-dir state f.log",
-        broker.address, topic.name
-    );
+    let follows = || folder.follows(&broker.address, &topic, "auto");
 
-    let mut agent = folder.agent_line(&args).start();
+    let mut agent = follows().start();
     pause(secs(20));
     let stopping = Instant::now();
     agent.signal(Signal::TERM);
     agent.wait_exit(SOON).expect_code(0);
     figures.at_most("SIGTERM meanwhile: ends within", stopping.elapsed().as_millis() as u64, 13_000, "ms");
 
-    let mut agent = folder.agent_line(&args).start();
+    let mut agent = follows().start();
     pause(secs(60));
     let said = agent.log();
     figures.at_most("CPU in the 60 s", agent.cpu().as_millis() as u64, 1000, "ms");
@@ -349,9 +343,10 @@ fn a_rotation_each_second() {
         let due = std::time::Duration::from_micros(next * 201 / 20);
         pause(due.saturating_sub(begun.elapsed()));
     }
-    wait_until(LONG, "all lines", || agent.stdout().iter().filter(|b| **b == b'\n').count() as u64 >= next);
+    wait_until(LONG, "all lines", || agent.count_lines() as u64 >= next);
     let done = agent.stop().expect_code(0);
-    figures.exactly_once(&Delivered::of(done.lines()).against(&[&Lines::new("f", 0..next)]));
+    let lines = done.stdout.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    figures.exactly_once(&Delivered::of(lines).against(&[&Lines::new("f", 0..next)]));
     figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
     figures.note("MB written", next * 201 / 1_000_000);
     figures.judge();

@@ -7,6 +7,7 @@
 mod harness;
 
 mod basics;
+mod blind;
 mod check;
 mod cli;
 mod copytruncate;
@@ -25,6 +26,7 @@ mod limits;
 mod logrotate;
 mod long;
 mod oracle;
+mod package;
 mod readme;
 mod reload;
 mod restart;

@@ -5,15 +5,15 @@
 use crate::harness::*;
 use std::{collections::BTreeSet, fs, path::Path};
 
-type Names = BTreeSet<String>;
+pub type Names = BTreeSet<String>;
 
-fn text(path: &str) -> String {
+pub fn text(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// README from a heading to the next one that is not below it.
-fn section(heading: &str) -> String {
+pub fn section(heading: &str) -> String {
     let level = heading.split(' ').next().unwrap().len();
     let readme = text("README.md");
     let mut lines = readme.lines().skip_while(|l| *l != heading);
@@ -54,7 +54,7 @@ fn first_column(text: &str) -> Names {
 }
 
 /// What stands between `before` and `after`, everywhere.
-fn between<'t>(text: &'t str, before: &'t str, after: char) -> impl Iterator<Item = &'t str> {
+pub fn between<'t>(text: &'t str, before: &'t str, after: char) -> impl Iterator<Item = &'t str> {
     text.split(before).skip(1).filter_map(move |rest| rest.split(after).next())
 }
 
@@ -64,15 +64,15 @@ fn source(path: &str) -> String {
 }
 
 #[track_caller]
-fn assert_same(what: &str, readme: &Names, program: &Names) {
+pub fn assert_same(what: &str, readme: &Names, program: &Names) {
     let only = |a: &Names, b: &Names| a.difference(b).cloned().collect::<Vec<_>>().join(", ");
     let (wrong, missing) = (only(readme, program), only(program, readme));
-    assert!(wrong.is_empty(), "{what} in README that the program does not have: {wrong}");
-    assert!(missing.is_empty(), "{what} of the program that README does not have: {missing}");
+    assert!(wrong.is_empty(), "{what} that are told of and that the program does not have: {wrong}");
+    assert!(missing.is_empty(), "{what} of the program that are not told of: {missing}");
 }
 
 /// `command --option`, as `--help` says.
-fn options() -> Names {
+pub fn options() -> Names {
     let folder = Folder::new();
     let help = |args: &[&str]| {
         let done = folder.agent(args).run().expect_code(0);

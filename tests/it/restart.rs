@@ -203,3 +203,74 @@ fn shipped_is_exact() {
     once(&folder);
     assert_eq!(shipped("f.log.1"), Some(0));
 }
+
+/// A file that comes under a known pattern and is rotated away, also twice and compressed, while no agent runs: all of it is
+/// new. Fails when its first sight is the pattern's.
+#[test]
+fn made_and_rotated_while_stopped() {
+    let folder = Folder::new();
+    folder.write("logs/known.log", "known\n");
+    let run = "run --output stdout --state-dir state logs/*.log";
+    folder.agent_line(run).start().stop().expect_code(0);
+    pause(secs(1));
+    let lines = Lines::new("new", 0..30);
+    for round in 0..3 {
+        let name = "logs/new.log";
+        folder.append(name, Lines { range: round * 10..round * 10 + 10, ..lines.clone() }.bytes());
+        if round < 2 {
+            crate::rotation::chain(&folder, name);
+        }
+        if round == 0 {
+            let gzip = std::process::Command::new("gzip").arg(folder.path("logs/new.log.1")).status();
+            assert!(gzip.unwrap().success());
+            folder.rename("logs/new.log.1.gz", "logs/new.log.3.gz");
+        }
+        pause(millis(20));
+    }
+    let delivered = Delivered::of(folder.agent_line(run).start().wait_lines(30));
+    delivered.assert_exactly_once(&[&lines]);
+    delivered.assert_ordered();
+}
+
+/// A file leaves the config and comes back: its position is kept meanwhile. Fails when it is forgotten with its source.
+#[test]
+fn a_file_that_leaves_the_config_for_a_while() {
+    let folder = Folder::new();
+    let source = |name: &str| format!("[[files]]\npaths = [{:?}]\nstart = \"end\"\n", folder.path(name));
+    let run = "run -c c.toml --output stdout --state-dir state";
+    let both = source("a.log") + &source("b.log");
+    for name in ["a", "b"] {
+        folder.write(&format!("{name}.log"), "old\n");
+    }
+    let mut seen = Vec::new();
+    for (round, config) in [&both, &source("a.log"), &both].into_iter().enumerate() {
+        folder.write("c.toml", config);
+        let mut agent = folder.agent_line(run).start();
+        let from = round as u64 * 10;
+        for name in ["a", "b"] {
+            folder.append(&format!("{name}.log"), Lines::new(name, from..from + 10).bytes());
+        }
+        seen.extend(agent.wait_lines([20, 10, 30][round]));
+        agent.stop().expect_code(0);
+    }
+    Delivered::of(seen).assert_exactly_once(&[&Lines::new("a", 0..30), &Lines::new("b", 0..30)]);
+}
+
+/// Ready means that the size of every file is saved: what comes later is new, whatever becomes of the agent. No broker is
+/// needed for that. Fails when ready is said first.
+#[test]
+fn killed_as_soon_as_it_is_ready() {
+    let folder = Folder::new();
+    let names: Vec<String> = (0..50).map(|i| format!("{i:02}")).collect();
+    for name in &names {
+        folder.write(&format!("{name}.log"), "old\n");
+    }
+    let run = |to: &str| folder.agent_line(&format!("run {to} --from end --state-dir state *.log"));
+    run("--brokers 127.0.0.1:1 --topic t").start().kill();
+    for name in &names {
+        folder.append(&format!("{name}.log"), Lines::new(name, 0..2).bytes());
+    }
+    let want: Vec<Lines> = names.iter().map(|n| Lines::new(n, 0..2)).collect();
+    let agent = run("--output stdout").start();
+    Delivered::of(agent.wait_lines(100)).assert_exactly_once(&want.iter().collect::<Vec<_>>());
+}

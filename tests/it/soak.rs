@@ -76,11 +76,12 @@ impl Soak {
     /// Both take away what is not read, so it is read before.
     fn destroy(&mut self, by_copy: bool) {
         let Some(agent) = self.agent.as_ref().filter(|_| !self.paused) else { return };
-        let whole = self.next as usize - self.seen.len();
         if !self.kills {
-            agent.wait_lines(whole);
+            agent.wait_lines(self.next as usize - self.seen.len());
         }
-        pause(millis(if self.kills { 1500 } else { 100 }));
+        wait_until(SOON, "what is in the file is delivered", || {
+            self.folder.agent_line("status --state-dir state --shipped f.log").run().code() == Some(0)
+        });
         if by_copy {
             let to = self.folder.path("f.log.1");
             if to.exists() {

@@ -259,3 +259,57 @@ fn status_while_running_and_after() {
     let text = folder.agent_line("status --state-dir state").run().expect_code(0);
     assert!(String::from_utf8_lossy(&text.stdout).starts_with("logagent is not running here"));
 }
+
+/// After rotations, a truncation and a restart. Fails when a counter is of one file, of one run, or of what is only read.
+#[test]
+fn status_and_metrics_are_the_truth() {
+    let folder = Folder::new();
+    folder.append("f.log", b"");
+    let config = format!(
+        "[agent]\nstate_dir = {:?}\n[metrics]\ntextfile = {:?}\n[[files]]\npaths = [{:?}]\nrotate_grace = \"1s\"\n",
+        folder.path("state"),
+        folder.path("logagent.prom"),
+        folder.path("f.log")
+    );
+    folder.write("logagent.toml", config);
+    let run = "run -c logagent.toml --output stdout --from beginning";
+    let mut agent = folder.agent_line(run).start();
+    for round in 0..3 {
+        folder.append("f.log", Lines::new("f", round * 1000..(round + 1) * 1000).bytes());
+        crate::rotation::chain(&folder, "f.log");
+        folder.append("f.log", b"");
+    }
+    agent.wait_lines(3000);
+    agent.stop().expect_code(0);
+    let mut agent = folder.agent_line(run).start();
+    folder.append("f.log", Lines::new("f", 3000..3001).bytes());
+    folder.append("f.log", "half a line");
+    wait_status(&folder, &folder.path("state"), "the half line is seen", |s| {
+        (s["files"][0]["lag_bytes"].as_u64(), s["files"][0]["size"].as_u64()) == (Some(11), Some(212))
+    });
+    fs::OpenOptions::new().write(true).open(folder.path("f.log")).unwrap().set_len(0).unwrap();
+    folder.append("f.log", Lines::new("f", 3001..3011).bytes());
+    agent.wait_lines(11);
+    let truth = wait_status(&folder, &folder.path("state"), "all is acknowledged and saved", |s| {
+        let file = &s["files"][0];
+        file["size"] == 2010 && file["acknowledged"] == 2010 && file["saved"] == 2010
+    });
+    let totals = &truth["totals"];
+    assert_eq!((totals["read"].as_u64(), totals["acked"].as_u64()), (Some(3011), Some(3011)), "{truth}");
+    assert_eq!(totals["lost_bytes"].as_u64(), Some(11), "{truth}");
+    assert_eq!(truth["files"][0]["lag_bytes"].as_u64(), Some(0), "{truth}");
+    let metric = |name: &str| {
+        let text = fs::read_to_string(folder.path("logagent.prom")).unwrap_or_default();
+        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok())
+    };
+    for (name, want) in [
+        ("logagent_files", 1.0),
+        ("logagent_lines_read_total", 3011.0),
+        ("logagent_lines_acknowledged_total", 3011.0),
+        ("logagent_lost_bytes_total", 11.0),
+        ("logagent_lag_bytes", 0.0),
+    ] {
+        wait_until(secs(40), name, || metric(name) == Some(want));
+    }
+    agent.stop().expect_code(0);
+}

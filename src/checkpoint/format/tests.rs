@@ -62,6 +62,7 @@ fn contents() -> impl Strategy<Value = Saved> {
     let sources = vec(vec(any::<u8>(), 0..30), 0..4);
     (vec(streams(), 0..5), any::<(u64, u64, u32, bool)>(), sources, totals).prop_map(
         |(streams, (next_stream, clock, wall, from_beginning), sources, totals)| Saved {
+            written: None,
             streams,
             next_stream,
             sources,

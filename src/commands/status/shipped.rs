@@ -1,16 +1,17 @@
 //! `status --shipped FILE`: is every complete line of this file acknowledged? For logrotate and clean-up scripts, so the
 //! answer is yes only where it is proved: by the file's identity and the position of its stream, or, for a copy, by the
-//! bytes before the position (its mark).
+//! bytes before the position (its mark). Of a `.gz`, all of this is about what it holds decompressed.
 
 use crate::checkpoint::{Saved, SavedStream};
 use crate::chunk::{Identity, Mark};
 use crate::error::{Error, ExitCode};
 use crate::report::snapshot::{Id, Snapshot};
+use crate::tail::gz::Gz;
 use crate::tail::identity::{self, Look};
 use crate::tail::open::mark_at;
 use memchr::memrchr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -21,9 +22,8 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
     let what = || format!("{} is not shipped", path.display());
     let trouble = |e: io::Error| Error::failed(what(), e, "name a file that can be read");
     let (file, look) = identity::open(path).map_err(trouble)?;
-    let lines_end = lines_end(&file, look.size).map_err(trouble)?;
-    if lines_end == 0 {
-        return Ok(ExitCode::Done); // no complete line
+    if look.size == 0 {
+        return Ok(ExitCode::Done); // no complete line, whoever reads it
     }
     // First what runs, then what is saved: a file that is finished in between is in the second.
     let live = super::ask(folder)?;
@@ -32,7 +32,14 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
         Err(_) if live.is_some() => Saved::default(),
         Err(e) => return Err(e),
     };
-    match reached(&file, &look, lines_end, live.as_ref(), &saved).map_err(trouble)? {
+    let is_packed = path.extension().is_some_and(|e| e == "gz") && !is_followed(&look, live.as_ref(), &saved);
+    let content = if is_packed { Content::packed(file) } else { Content::plain(file, look.size) };
+    let content = content.map_err(trouble)?;
+    let lines_end = content.lines_end;
+    if lines_end == 0 {
+        return Ok(ExitCode::Done); // no complete line
+    }
+    match reached(&content, &look, live.as_ref(), &saved).map_err(trouble)? {
         Some(at) if at >= lines_end => Ok(ExitCode::Done),
         Some(at) => {
             let why = format!("{} of {lines_end} bytes of lines are not acknowledged", lines_end - at);
@@ -50,7 +57,55 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
     }
 }
 
-/// The position after the last newline.
+/// Whether a stream's own path leads to this file: then it is read as it is, whatever its name.
+fn is_followed(look: &Look, live: Option<&Snapshot>, saved: &Saved) -> bool {
+    let live = live.into_iter().flat_map(|s| &s.files).map(|f| Path::new(&f.path));
+    let mut paths = live.chain(saved.streams.iter().map(|s| s.path.as_path()));
+    paths.any(|p| identity::look_at(p).is_ok_and(|at| at.is_some_and(|at| at.identity == look.identity)))
+}
+
+/// What a file holds, by the offsets of its stream.
+struct Content {
+    file: File,
+    packed: bool,
+    size: u64,
+    /// The position after the last newline.
+    lines_end: u64,
+}
+
+impl Content {
+    fn plain(file: File, size: u64) -> io::Result<Content> {
+        let lines_end = lines_end(&file, size)?;
+        Ok(Content { file, packed: false, size, lines_end })
+    }
+
+    fn packed(file: File) -> io::Result<Content> {
+        let (mut gz, mut window, mut lines_end) = (Gz::new(file.try_clone()?), Vec::new(), 0);
+        while !gz.is_at_end() {
+            let start = gz.position();
+            window.clear();
+            gz.fill(start, &mut window, WINDOW as usize)?;
+            lines_end = memrchr(b'\n', &window).map_or(lines_end, |at| start + at as u64 + 1);
+        }
+        Ok(Content { file, packed: true, size: gz.position(), lines_end })
+    }
+
+    fn mark_at(&self, offset: u64) -> io::Result<Mark> {
+        if !self.packed {
+            return mark_at(&self.file, offset);
+        }
+        let mut file = &self.file;
+        file.rewind()?;
+        Ok(Mark::of(&Gz::new(file.try_clone()?).skip_to(offset)?))
+    }
+
+    /// The bytes before the saved position are there.
+    fn fits(&self, stream: &SavedStream) -> io::Result<bool> {
+        let at = &stream.at;
+        Ok(at.offset == 0 || at.offset <= self.size && self.mark_at(at.offset)? == at.mark)
+    }
+}
+
 fn lines_end(file: &File, size: u64) -> io::Result<u64> {
     let mut buffer = vec![0; WINDOW as usize];
     let mut end = size;
@@ -68,9 +123,8 @@ fn lines_end(file: &File, size: u64) -> io::Result<u64> {
 
 /// How far the file is acknowledged; `None`: it is not known.
 fn reached(
-    file: &File,
+    content: &Content,
     look: &Look,
-    lines_end: u64,
     live: Option<&Snapshot>,
     saved: &Saved,
 ) -> io::Result<Option<u64>> {
@@ -82,28 +136,31 @@ fn reached(
     if let Some(open) = newest
         && kept.is_none_or(|kept| kept.stream.0 <= open.stream)
     {
-        return Ok(Some(open.acknowledged));
+        // The agent may not have seen yet that the file is another now.
+        let kept = kept.filter(|kept| kept.stream.0 == open.stream);
+        let is_there = open.acknowledged <= content.size && kept.map_or(Ok(true), |k| content.fits(k))?;
+        return Ok(Some(if is_there { open.acknowledged } else { 0 }));
     }
     if let Some(kept) = kept
-        && fits(file, look.size, kept)?
+        && content.fits(kept)?
     {
         return Ok(Some(kept.at.offset));
     }
+    if kept.is_some_and(|kept| !kept.finished) {
+        return Ok(None);
+    }
     // A copy (`copytruncate`, `cp`) holds the bytes of a stream that was read from another file.
-    for stream in saved.streams.iter().rev().filter(|s| s.at.offset >= lines_end) {
+    for stream in saved.streams.iter().rev().filter(|s| s.at.offset >= content.lines_end) {
+        // One of a writer that went on meanwhile is known before all that it holds is acknowledged.
+        let is_acked = |s: &SavedStream| s.finished || s.stream >= stream.stream || s.path != stream.path;
         if usize::from(stream.at.mark.len) >= Mark::SPAN.min(stream.at.offset as usize)
-            && fits(file, look.size, stream)?
+            && saved.streams.iter().all(is_acked)
+            && content.fits(stream)?
         {
             return Ok(Some(stream.at.offset));
         }
     }
     Ok(None)
-}
-
-/// The bytes before the saved position are there.
-fn fits(file: &File, size: u64, stream: &SavedStream) -> io::Result<bool> {
-    let at = &stream.at;
-    Ok(at.offset > 0 && at.offset <= size && mark_at(file, at.offset)? == at.mark || at.offset == 0)
 }
 
 /// The device number may be another after a boot.
@@ -120,7 +177,9 @@ mod tests {
     use super::*;
     use crate::chunk::{Point, StreamId};
     use crate::report::snapshot;
+    use flate2::{Compression, write::GzEncoder};
     use std::fs;
+    use std::io::Write;
     use std::path::PathBuf;
 
     struct Bench {
@@ -162,8 +221,9 @@ mod tests {
 
         fn reached(&self, path: &Path, live: Option<&Snapshot>) -> Option<u64> {
             let (file, look) = identity::open(path).unwrap();
-            let end = lines_end(&file, look.size).unwrap();
-            reached(&file, &look, end, live, &self.saved).unwrap()
+            let packed = path.extension().is_some_and(|e| e == "gz");
+            let content = if packed { Content::packed(file) } else { Content::plain(file, look.size) };
+            reached(&content.unwrap(), &look, live, &self.saved).unwrap()
         }
     }
 
@@ -249,5 +309,41 @@ mod tests {
         bench.save(1, &path, 790);
         fs::write(&path, vec![b'\n'; 790]).unwrap();
         assert_eq!(bench.reached(&path, None), None);
+    }
+
+    /// Fails when the lines of a `.gz` are looked for in its compressed bytes, which are fewer than those acknowledged.
+    #[test]
+    fn a_compressed_file_is_judged_by_what_it_holds() {
+        let mut bench = Bench::new();
+        let (text, path) = (lines(10_000), bench.write("a.log", &lines(10_000)));
+        bench.save(1, &path, 50_000);
+        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(&text).unwrap();
+        let gz = bench.write("a.log.1.gz", &packed.finish().unwrap());
+        assert!(fs::metadata(&gz).unwrap().len() < 50_000);
+        bench.saved.streams[0].identity = identity::look_at(&gz).unwrap().unwrap().identity;
+        assert_eq!(bench.reached(&gz, None), Some(50_000), "a part of it");
+        fs::remove_file(&path).unwrap();
+        let whole = bench.write("whole.log", &text);
+        bench.save(2, &whole, text.len() as u64);
+        bench.saved.streams.remove(0);
+        assert_eq!(bench.reached(&gz, None), Some(text.len() as u64), "packed after it was read");
+    }
+
+    /// Fails when the running agent's word counts for a file that was truncated or rewritten since it looked.
+    #[test]
+    fn a_truncation_that_the_agent_has_not_seen() {
+        let mut bench = Bench::new();
+        let path = bench.write("a.log", &lines(100));
+        bench.save(1, &path, 790);
+        let identity = Some((&identity::look_at(&path).unwrap().unwrap().identity).into());
+        let stream = snapshot::Stream { stream: 1, acknowledged: 790, identity, ..Default::default() };
+        let file = snapshot::File { streams: vec![stream], ..Default::default() };
+        let live = Snapshot { live: true, files: vec![file], ..Snapshot::default() };
+        assert_eq!(bench.reached(&path, Some(&live)), Some(790));
+        fs::write(&path, lines(20)).unwrap();
+        assert_eq!(bench.reached(&path, Some(&live)), Some(0), "shorter");
+        fs::write(&path, vec![b'\n'; 790]).unwrap();
+        assert_eq!(bench.reached(&path, Some(&live)), Some(0), "rewritten");
     }
 }

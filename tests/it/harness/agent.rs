@@ -2,7 +2,7 @@
 //! Knows the command line of no command; tests give it.
 
 use super::manager::Manager;
-use super::{SOON, limit_the_suite, millis, pause, wait_for, wait_until};
+use super::{SOON, Topic, limit_the_suite, millis, pause, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::{OsStr, OsString},
@@ -107,6 +107,14 @@ impl Folder {
         command.args(words).arg(binary()).args(args.split_whitespace());
         setup.replace(command);
         setup
+    }
+    /// An agent that follows `f.log` from its beginning into a topic and keeps its positions in `state`. `driver` as in the
+    /// config.
+    pub fn follows(&self, brokers: &str, topic: &Topic, driver: &str) -> Setup {
+        let name = &topic.name;
+        self.agent_line(&format!(
+            "run --brokers {brokers} --topic {name} --driver {driver} --from beginning --state-dir state f.log"
+        ))
     }
     /// As [`Folder::agent`], from one string split at blanks.
     pub fn agent_line(&self, args: &str) -> Setup {
@@ -418,6 +426,10 @@ impl Agent {
     }
     pub fn stdout(&self) -> Vec<u8> {
         self.stdout.bytes()
+    }
+    /// Complete lines on standard output so far.
+    pub fn count_lines(&self) -> usize {
+        self.stdout.count_lines()
     }
     /// Waits until standard output has `n` complete lines, then a little more for one too many; returns them all.
     #[track_caller]

@@ -51,11 +51,8 @@ fn again_and_again(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Br
     let topic = broker.topic(3);
     let folder = Folder::new();
     folder.write("f.log", b"");
-    let args = format!(
-        "run --brokers {} --topic {} --driver {driver} --from beginning --state-dir state f.log",
-        broker.address, topic.name
-    );
-    let mut agent = folder.agent_line(&args).start();
+    let follows = || folder.follows(&broker.address, &topic, driver);
+    let mut agent = follows().start();
     let begun = Instant::now();
     let writer = Writer::steady(folder.path("f.log"), "f", 5000);
     topic.wait_count_for(1, LONG);
@@ -64,7 +61,7 @@ fn again_and_again(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Br
         trial.back(&topic, Instant::now());
         pause(millis(500 + 97 * (round as u64 % 7)));
     }
-    trial.end(&mut agent, || folder.agent_line(&args), writer, &topic, begun);
+    trial.end(&mut agent, follows, writer, &topic, begun);
 }
 
 fn kill_and_restart(broker: &Broker) {
@@ -107,12 +104,8 @@ fn modern_each_broker_killed_in_turn() {
     let topic = cluster.topic(6);
     let folder = Folder::new();
     folder.write("f.log", b"");
-    let args = format!(
-        "run --brokers {} --topic {} --driver modern --from beginning --state-dir state f.log",
-        cluster.bootstrap(),
-        topic.name
-    );
-    let mut agent = folder.agent_line(&args).start();
+    let follows = || folder.follows(&cluster.bootstrap(), &topic, "modern");
+    let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 20_000);
     topic.wait_count_for(20_000, LONG);
     let mut longest = Duration::ZERO;
@@ -125,7 +118,7 @@ fn modern_each_broker_killed_in_turn() {
     let lines = writer.finish();
     let hwm = agent.vm_hwm();
     agent.stop().expect_code(0);
-    folder.agent_line(&format!("{args} --once")).run_for(LONG).expect_code(0);
+    follows().arg("--once").run_for(LONG).expect_code(0);
     figures.exactly_once(&Delivered::in_topic(&topic).against(&[&lines]));
     figures.at_most("longest time without a new line", longest.as_millis() as u64, 10_000, "ms");
     figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");

@@ -1,0 +1,256 @@
+//! One life of the agent in a world: from a start to a stop or a crash, with what is in the air and what is acknowledged.
+
+use super::{Op, World};
+use crate::budget::Budget;
+use crate::chunk::{Chunk, Ending, Parcel, StreamId};
+use crate::report::Board;
+use crate::tail::follow::{Step, Until};
+use crate::tail::known::{Entry, Known};
+use crate::tail::open::Reading;
+use crate::tail::{Change, Halt, Hold, Options, Start, Tail, framing};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
+
+/// One life of the agent.
+pub struct Life<'a> {
+    tail: Tail<'a>,
+    parcels: Receiver<Parcel>,
+    /// Sent and not acknowledged.
+    air: VecDeque<Chunk>,
+    closed: Vec<StreamId>,
+    gauges: HashMap<StreamId, Arc<crate::report::Gauge>>,
+}
+
+fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
+    // A file may have come just before the save that does not have it.
+    let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().saturating_sub(Duration::from_secs(60));
+    Options {
+        topic: "t".into(),
+        shape: Arc::default(),
+        path: path.into(),
+        reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
+        start: Start::Beginning,
+        since: (since.as_secs() as i64, since.subsec_nanos()),
+        until: Until::Stopped,
+        reopen: true,
+        poll: Duration::from_secs(1),
+        rotate_grace: Duration::from_secs(60),
+        rest_after: None,
+        deleted_hold: Hold { bytes: u64::MAX, time: Duration::from_secs(1 << 20) },
+        rate: None,
+    }
+}
+
+/// The chunk is delivered; what is gapless now is joined.
+fn acknowledge(w: &mut World, chunk: &Chunk) {
+    let e = w.acked.get_mut(&chunk.origin.stream).expect("opened before");
+    assert!(chunk.range.start >= e.at.offset, "acknowledged twice; after {:?}", w.did);
+    e.beyond.push((chunk.range.clone(), chunk.end));
+    e.beyond.sort_by_key(|(range, _)| range.start);
+    while e.beyond.first().is_some_and(|(range, _)| range.start == e.at.offset) {
+        e.at = e.beyond.remove(0).1;
+    }
+    chunk.origin.gauge.acked.store(e.at.offset, Relaxed);
+}
+
+impl Life<'_> {
+    pub fn step(&mut self, w: &mut World) -> Step {
+        let step = match self.tail.step(w.now, true) {
+            Ok(step) => step,
+            Err(Halt::Io(e)) => panic!("{e} after {:?}", w.did),
+            Err(Halt::Stopped) => panic!("stopped"),
+        };
+        self.drain(w);
+        step
+    }
+
+    pub fn drain(&mut self, w: &mut World) {
+        for parcel in self.parcels.try_iter() {
+            match parcel {
+                Parcel::Opened(o) => {
+                    self.gauges.insert(o.origin.stream, o.origin.gauge.clone());
+                    self.closed.retain(|c| *c != o.origin.stream);
+                    let e = w.acked.entry(o.origin.stream).or_insert_with(|| Entry {
+                        stream: o.origin.stream,
+                        path: o.origin.path.clone(),
+                        identity: o.identity.clone(),
+                        at: o.at,
+                        beyond: Vec::new(),
+                        size: o.at.offset,
+                        modified: 0,
+                        finished: false,
+                        open: false,
+                    });
+                    (e.identity, e.finished) = (o.identity, false);
+                }
+                Parcel::Chunk(chunk) => {
+                    w.delivered.extend((0..chunk.lines.len()).map(|i| chunk.line(i).to_vec()));
+                    self.air.push_back(chunk);
+                }
+                Parcel::Closed(c) => {
+                    if let Ending::Truncated { lost } | Ending::Gone { lost } = c.why {
+                        w.lost += lost;
+                    }
+                    if c.why != Ending::Parked {
+                        self.closed.push(c.stream);
+                    }
+                }
+                Parcel::Source(_) | Parcel::Flush(_) => {}
+            }
+        }
+        self.finish(w);
+    }
+
+    /// The first `n` in the air.
+    pub fn ack(&mut self, w: &mut World, n: usize) {
+        for chunk in self.air.drain(..n.min(self.air.len())) {
+            acknowledge(w, &chunk);
+        }
+        self.finish(w);
+    }
+
+    /// One out of its turn.
+    pub fn ack_any(&mut self, w: &mut World) {
+        if !self.air.is_empty() {
+            let i = w.dice.below(self.air.len() as u64) as usize;
+            acknowledge(w, &self.air.remove(i).expect("within"));
+        }
+        self.finish(w);
+    }
+
+    pub fn finish(&mut self, w: &mut World) {
+        let in_air = |s: &StreamId| self.air.iter().any(|c| c.origin.stream == *s);
+        for stream in self.closed.iter().filter(|s| !in_air(s)) {
+            if let Some(e) = w.acked.get_mut(stream) {
+                e.finished = true;
+            }
+        }
+    }
+
+    pub fn save(&mut self, w: &mut World) {
+        for (stream, e) in &mut w.acked {
+            e.size = self.gauges.get(stream).map_or(e.size, |g| g.size.load(Relaxed));
+        }
+        w.saved = w.acked.clone();
+        w.saved_at = w.tick();
+    }
+
+    /// Until nothing is left to do now.
+    pub fn settle(&mut self, w: &mut World) {
+        for _ in 0..10_000 {
+            match self.step(w) {
+                Step::Wait(_) if self.tail.absent.is_empty() => return,
+                Step::End => return,
+                Step::Wait(time) => w.now += time,
+                _ => {}
+            }
+        }
+        panic!("does not come to rest after {:?}", w.did);
+    }
+
+    pub fn act(&mut self, w: &mut World, op: Op) {
+        match op {
+            Op::Look => {
+                for _ in 0..1 + w.dice.below(8) {
+                    self.step(w);
+                }
+            }
+            Op::Ack => {
+                let n = w.dice.below(20) as usize;
+                self.ack(w, n);
+            }
+            Op::AckAny => self.ack_any(w),
+            Op::Save => self.save(w),
+            Op::Compress => {
+                if let Some(rest) = w.compress() {
+                    for _ in 0..w.dice.below(4) {
+                        self.step(w);
+                    }
+                    World::complete(rest);
+                }
+            }
+            Op::CopyTruncate if w.half.is_none() => {
+                self.settle(w);
+                w.copy();
+                w.truncate();
+            }
+            // Copies of less than 256 bytes are read again.
+            Op::CopyTruncateLate if w.half.is_none() && w.log.metadata().unwrap().len() >= 256 => {
+                self.settle(w);
+                w.copy();
+                w.append();
+                self.settle(w);
+                w.truncate();
+            }
+            Op::DeleteCreate if w.half.is_none() => {
+                self.settle(w);
+                fs::remove_file(w.path("app.log")).unwrap();
+                w.reopen(false);
+            }
+            op => w.act(op),
+        }
+    }
+}
+
+impl World {
+    /// Until the agent stops, is killed, or has done `ops`.
+    pub fn live(&mut self, ops: &mut Vec<Op>, last: bool) {
+        let budget = Budget::new(1 << 40);
+        let (handle, stop) = crate::stop::pair();
+        let board = Board::default();
+        let known = Known::new(self.saved.values().cloned(), 0);
+        self.acked = self.saved.clone();
+        let (out, parcels) = unbounded_for_a_test();
+        let path = self.path("app.log");
+        let options = options(&path, self.saved_at, &budget);
+        let first = Change { options, outdated: stop.clone() };
+        let tail = Tail::new(first, &known, &board, out, &stop, self.now);
+        let gauges = HashMap::new();
+        let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), gauges };
+        life.step(self);
+        life.save(self); // first sight is saved before ready
+        while let Some(op) = ops.pop() {
+            self.did.push(op);
+            match op {
+                Op::Stop => break,
+                Op::Crash => {
+                    self.crashes += 1;
+                    return;
+                }
+                op => life.act(self, op),
+            }
+        }
+        if last {
+            self.last(&mut life);
+        }
+        life.tail.park();
+        life.drain(self);
+        life.ack(self, usize::MAX);
+        life.save(self);
+        drop(handle);
+    }
+
+    /// Everything is read in the end, also what comes after a grace.
+    pub fn last(&mut self, life: &mut Life<'_>) {
+        let end = self.now + Duration::from_secs(300);
+        while self.now < end {
+            life.ack(self, usize::MAX);
+            match life.step(self) {
+                Step::Wait(time) => self.now += time.max(Duration::from_millis(1)),
+                Step::End => return,
+                _ => {}
+            }
+        }
+        let held: Vec<_> = life.tail.open.iter().map(|o| (o.live, o.at.offset, o.size)).collect();
+        assert!(held.len() <= 1 && life.tail.shelf.is_empty(), "{held:?} open at the end of {:?}", self.did);
+    }
+}
+#[allow(clippy::disallowed_methods)]
+fn unbounded_for_a_test() -> (Sender<Parcel>, Receiver<Parcel>) {
+    unbounded() // one thread writes and reads it
+}

@@ -1,0 +1,208 @@
+//! The folder, its writer and its rotation, whether or not somebody reads; and what a reader has made of it so far.
+
+use super::{Dice, Op};
+use crate::chunk::StreamId;
+use crate::tail::known::Entry;
+use flate2::{Compression, write::GzEncoder};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What was saved, or would be.
+pub type State = BTreeMap<StreamId, Entry>;
+
+pub struct World {
+    pub dice: Dice,
+    pub dir: tempfile::TempDir,
+    pub log: File,
+    pub half: Option<Vec<u8>>,
+    pub written: Vec<Vec<u8>>,
+    pub delivered: Vec<Vec<u8>>,
+    pub acked: State,
+    pub saved: State,
+    /// By the clock of files.
+    pub saved_at: SystemTime,
+    pub lost: u64,
+    pub crashes: u64,
+    pub late: bool,
+    pub dates: u64,
+    pub now: Instant,
+    pub began: SystemTime,
+    pub ticks: u64,
+    pub did: Vec<Op>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let log = OpenOptions::new().create(true).append(true).open(dir.path().join("app.log")).unwrap();
+        let mut world = World {
+            dice: Dice(seed),
+            dir,
+            log,
+            half: None,
+            written: Vec::new(),
+            delivered: Vec::new(),
+            acked: State::new(),
+            saved: State::new(),
+            saved_at: SystemTime::UNIX_EPOCH,
+            lost: 0,
+            crashes: 0,
+            late: false,
+            dates: 0,
+            now: Instant::now(),
+            began: SystemTime::now(),
+            ticks: 0,
+            did: Vec::new(),
+        };
+        world.touch();
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn line(&mut self) -> Vec<u8> {
+        let width = self.dice.of(&[0, 0, 10, 100, 300, 3000]);
+        let n = self.written.len();
+        // The number at the end too: 256 equal bytes at the same offset cannot be told apart, which is a stated limit.
+        let line = format!("{n:06} {}{n:06}", "x".repeat(width)).into_bytes();
+        self.written.push(line.clone());
+        line
+    }
+
+    pub fn append(&mut self) {
+        let mut bytes = self.half.take().unwrap_or_default();
+        for _ in 0..1 + self.dice.below(6) {
+            bytes.extend(self.line());
+            bytes.push(b'\n');
+        }
+        self.write(&bytes);
+    }
+
+    /// Times of modification that differ: the kernel's clock is too coarse for how fast this is.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.log.write_all(bytes).unwrap();
+        self.touch();
+    }
+
+    pub fn tick(&mut self) -> SystemTime {
+        self.ticks += 1;
+        self.began + Duration::from_millis(100 * self.ticks)
+    }
+
+    pub fn touch(&mut self) {
+        let time = self.tick();
+        self.log.set_modified(time).unwrap();
+    }
+
+    pub fn half(&mut self) {
+        self.append();
+        let mut line = self.line();
+        line.push(b'\n');
+        let cut = self.dice.below(line.len() as u64) as usize;
+        self.write(&line[..cut]);
+        self.half = Some(line.split_off(cut));
+    }
+
+    #[allow(clippy::disallowed_methods)]
+    pub fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    pub fn rotate(&mut self, late: bool) {
+        for suffix in ["", ".gz"] {
+            for i in (1..60).rev().filter(|i| self.path(&format!("app.log.{i}{suffix}")).exists()) {
+                self.rename(&format!("app.log.{i}{suffix}"), &format!("app.log.{}{suffix}", i + 1));
+            }
+        }
+        self.rename("app.log", "app.log.1");
+        self.reopen(late);
+    }
+
+    pub fn rotate_by_date(&mut self) {
+        self.dates += 1;
+        self.rename("app.log", &format!("app.log-2026{:04}", self.dates));
+        self.reopen(false);
+    }
+
+    pub fn reopen(&mut self, late: bool) {
+        if let Some(rest) = self.half.take() {
+            self.write(&rest);
+        }
+        if late {
+            self.late = true;
+            self.append();
+        }
+        self.log = OpenOptions::new().create(true).append(true).open(self.path("app.log")).unwrap();
+        self.touch();
+    }
+
+    /// What logrotate's copytruncate does first.
+    pub fn copy(&mut self) {
+        self.dates += 1;
+        let to = self.path(&format!("app.log-2025{:04}", self.dates));
+        fs::copy(self.path("app.log"), &to).unwrap();
+        let time = self.tick();
+        File::open(to).unwrap().set_modified(time).unwrap();
+    }
+
+    pub fn truncate(&mut self) {
+        self.log.set_len(0).unwrap();
+        self.touch();
+    }
+
+    pub fn rotated(&self) -> Vec<PathBuf> {
+        let all = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().path());
+        let mut found: Vec<PathBuf> =
+            all.filter(|p| p.file_name().unwrap() != "app.log" && p.extension().unwrap() != "gz").collect();
+        found.sort();
+        found
+    }
+
+    /// Returns what completes it.
+    pub fn compress(&mut self) -> Option<(PathBuf, PathBuf, Vec<u8>)> {
+        let rotated = self.rotated();
+        if rotated.is_empty() {
+            return None;
+        }
+        let plain = rotated[self.dice.below(rotated.len() as u64) as usize].clone();
+        let packed = PathBuf::from(format!("{}.gz", plain.display()));
+        let mut e = GzEncoder::new(Vec::new(), Compression::fast());
+        e.write_all(&fs::read(&plain).unwrap()).unwrap();
+        let bytes = e.finish().unwrap();
+        let cut = self.dice.below(bytes.len() as u64) as usize;
+        fs::write(&packed, &bytes[..cut]).unwrap();
+        Some((plain, packed, bytes[cut..].to_vec()))
+    }
+
+    pub fn complete((plain, packed, rest): (PathBuf, PathBuf, Vec<u8>)) {
+        let mut file = OpenOptions::new().append(true).open(&packed).unwrap();
+        file.write_all(&rest).unwrap();
+        file.set_modified(fs::metadata(&plain).unwrap().modified().unwrap()).unwrap();
+        fs::remove_file(plain).unwrap();
+    }
+
+    /// What a writer and its rotation do, whether or not somebody reads.
+    pub fn act(&mut self, op: Op) {
+        match op {
+            Op::Append => self.append(),
+            Op::Half if self.half.is_none() => self.half(),
+            Op::Rotate => self.rotate(false),
+            Op::RotateLate => self.rotate(true),
+            Op::RotateTwice => {
+                self.rotate(false);
+                self.append();
+                self.rotate(false);
+            }
+            Op::RotateByDate => self.rotate_by_date(),
+            Op::Time => {
+                self.now += Duration::from_millis(self.dice.of(&[10, 300, 1100, 4000, 20_000, 61_000]))
+            }
+            _ => {}
+        }
+    }
+}

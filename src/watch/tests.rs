@@ -1,0 +1,53 @@
+//! Discovery and wakes, on real folders.
+
+use super::*;
+use std::io::Write;
+use std::thread;
+
+/// Fails when files are not watched, or when a new file needs the next regular walk to be found.
+#[test]
+fn tells_of_files_and_wakes_their_tails() {
+    let dir = tempfile::tempdir().unwrap();
+    let glob = format!("{}/sub/*.log", dir.path().display());
+    let watched =
+        Watched { patterns: vec![Pattern::glob(&glob).unwrap()], exclude: Exclude::default(), poll: false };
+    let beat = crate::pulse::Pulse::default().beat("watch");
+    let options =
+        Options { sources: vec![watched], expected: vec![], own: vec![], once: false, beat, longest: WALK };
+    let (tx, sights) = bounded(16);
+    let (remote, ears) = remote().unwrap();
+    let t = thread::spawn(move || run(options, &ears, &tx));
+    let soon = Duration::from_secs(5);
+    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { missing }) if missing.is_empty()));
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    let path = dir.path().join("sub/a.log");
+    let mut file = fs::File::create(&path).unwrap();
+    let Ok(Sight::Found(found)) = sights.recv_timeout(soon) else { panic!("not found") };
+    assert_eq!(found.path, path);
+    found.slot.try_iter().for_each(drop);
+    file.write_all(b"x").unwrap();
+    found.slot.recv_timeout(soon).unwrap();
+    // Another file at the path is watched too: fails when watches cannot be added while events are read.
+    fs::remove_file(&path).unwrap();
+    found.slot.recv_timeout(soon).unwrap();
+    let mut file = fs::File::create(&path).unwrap();
+    assert!(found.slot.recv_timeout(soon).is_ok() && found.hints.load(Relaxed));
+    while found.slot.recv_timeout(Duration::from_millis(200)).is_ok() {}
+    file.write_all(b"x").unwrap();
+    found.slot.recv_timeout(soon).unwrap();
+    fs::remove_file(&path).unwrap();
+    found.slot.recv_timeout(soon).unwrap();
+    remote.ended(&path);
+    fs::write(&path, "again").unwrap();
+    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(_))));
+    // Other sources: fails when a path that is followed is told again, or a new one is not.
+    let other = dir.path().join("other.txt");
+    fs::write(&other, "x").unwrap();
+    let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
+    let patterns = patterns.iter().map(|p| Pattern::glob(p).unwrap()).collect();
+    remote.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
+    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(f)) if f.path == other));
+    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { .. })));
+    drop(remote);
+    t.join().unwrap();
+}

@@ -1,0 +1,268 @@
+//! The one inotify instance: what it watches, and what its events say. The only file that knows the `inotify` crate. Walks
+//! no folder and wakes no tail.
+//!
+//! A folder is watched for names that come and go, a followed file for its contents: a folder's other files make no
+//! wake-up.
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use log::warn;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+/// What an event says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The queue was full: anything may have changed.
+    Overflow,
+    /// One of these followed paths may have changed.
+    Files(Vec<PathBuf>),
+    /// This name in a watched folder came, went, or has other permissions.
+    Name(PathBuf),
+    /// A watched folder itself went, or moved.
+    Folder,
+}
+
+/// The watches of one path: of what it leads to now, and of some files that it led to before.
+#[derive(Debug, Default)]
+pub struct OfPath(VecDeque<WatchDescriptor>);
+
+impl OfPath {
+    /// The live file and some rotated ones.
+    const MOST: usize = 10;
+}
+
+/// Whether a folder or a file tells of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    Yes,
+    /// It must be looked at again and again.
+    No,
+}
+
+#[derive(Debug)]
+pub struct Watches {
+    /// `None`: there are too many on this machine.
+    inotify: Option<Inotify>,
+    folders: HashMap<WatchDescriptor, PathBuf>,
+    /// Folders that this walk met.
+    met: HashSet<WatchDescriptor>,
+    files: HashMap<WatchDescriptor, Vec<PathBuf>>,
+    limits_said: bool,
+    buffer: Vec<u8>,
+}
+
+impl Watches {
+    pub fn new() -> Watches {
+        let (inotify, trouble) = match Inotify::init() {
+            Ok(inotify) => (Some(inotify), None),
+            Err(e) => (None, Some(e)),
+        };
+        let mut w = Watches {
+            inotify,
+            folders: HashMap::new(),
+            met: HashSet::new(),
+            files: HashMap::new(),
+            limits_said: false,
+            buffer: vec![0; 16 * 1024],
+        };
+        if let Some(e) = trouble {
+            w.limit("inotify", &e, "fs.inotify.max_user_instances");
+        }
+        w
+    }
+
+    pub fn work(&self) -> bool {
+        self.inotify.is_some()
+    }
+
+    /// Readable when there is something to hear.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+
+    /// One line, whatever number of watches fail.
+    fn limit(&mut self, what: &str, e: &io::Error, sysctl: &str) {
+        if !std::mem::replace(&mut self.limits_said, true) {
+            warn!(
+                "{what}: {e}; looking at the files every second instead, raise {sysctl} (sysctl) to have events"
+            );
+        }
+    }
+
+    fn refused(&mut self, e: &io::Error) -> Told {
+        if e.raw_os_error() == Some(libc::ENOSPC) {
+            self.limit("inotify watches", e, "fs.inotify.max_user_watches");
+        }
+        Told::No
+    }
+
+    /// Some of what has happened; empty: nothing more.
+    pub fn hear(&mut self) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        let Some(inotify) = &mut self.inotify else { return heard };
+        let Ok(events) = inotify.read_events(&mut self.buffer) else { return heard };
+        for event in events {
+            if event.mask.contains(EventMask::Q_OVERFLOW) {
+                heard.push(Heard::Overflow);
+            } else if event.mask.contains(EventMask::IGNORED) {
+                self.files.remove(&event.wd);
+                heard.extend(self.folders.remove(&event.wd).map(|_| Heard::Folder));
+            } else {
+                heard.extend(self.files.get(&event.wd).map(|paths| Heard::Files(paths.clone())));
+                heard.extend(self.folders.get(&event.wd).map(|folder| match event.name {
+                    Some(name) => Heard::Name(folder.join(name)),
+                    None => Heard::Folder,
+                }));
+            }
+        }
+        heard
+    }
+
+    /// Watches a folder; where it is not there, the next one above that is, which tells when it comes.
+    pub fn folder(&mut self, folder: &Path) -> Told {
+        let mask = WatchMask::CREATE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        for folder in folder.ancestors() {
+            let Some(inotify) = &self.inotify else { return Told::No };
+            match inotify.watches().add(folder, mask) {
+                Ok(wd) => {
+                    self.folders.insert(wd.clone(), folder.into());
+                    self.met.insert(wd);
+                    return told(folder);
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(e) => return self.refused(&e),
+            }
+        }
+        Told::Yes
+    }
+
+    /// A walk is over: folders that it did not meet are let go.
+    pub fn walked(&mut self) {
+        let met = std::mem::take(&mut self.met);
+        let gone: Vec<_> = self.folders.keys().filter(|wd| !met.contains(wd)).cloned().collect();
+        for wd in gone {
+            self.folders.remove(&wd);
+            self.remove(wd);
+        }
+    }
+
+    /// Watches what the path leads to now; the files it led to before stay watched for late writers.
+    pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> Told {
+        let Some(inotify) = &self.inotify else { return Told::No };
+        let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
+        match inotify.watches().add(path, mask) {
+            Ok(wd) => {
+                let paths = self.files.entry(wd.clone()).or_default();
+                if !paths.iter().any(|p| p == path) {
+                    paths.push(path.into());
+                }
+                if !of_path.0.contains(&wd) {
+                    of_path.0.push_back(wd);
+                }
+                if of_path.0.len() > OfPath::MOST
+                    && let Some(oldest) = of_path.0.pop_front()
+                {
+                    self.forget_one(path, oldest);
+                }
+                told(path)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Told::Yes,
+            Err(e) => self.refused(&e),
+        }
+    }
+
+    /// Nobody follows this path any more.
+    pub fn forget(&mut self, path: &Path, of_path: OfPath) {
+        for wd in of_path.0 {
+            self.forget_one(path, wd);
+        }
+    }
+
+    fn forget_one(&mut self, path: &Path, wd: WatchDescriptor) {
+        let Some(paths) = self.files.get_mut(&wd) else { return };
+        paths.retain(|p| p != path);
+        if paths.is_empty() {
+            self.files.remove(&wd);
+            self.remove(wd);
+        }
+    }
+
+    fn remove(&self, wd: WatchDescriptor) {
+        if let Some(inotify) = &self.inotify {
+            let _ = inotify.watches().remove(wd); // gone with its file already
+        }
+    }
+}
+
+/// False for file systems where another host's or a user-space server's changes make no events (`statfs(2)`, f_type).
+fn told(path: &Path) -> Told {
+    const BLIND: [u64; 8] = [
+        0x6969,      // NFS
+        0x517b,      // SMB
+        0xfe53_4d42, // SMB2
+        0xff53_4d42, // CIFS
+        0x6573_5546, // FUSE
+        0x0102_1997, // 9P
+        0x00c3_6400, // CEPH
+        0x5346_414f, // AFS
+    ];
+    let blind = rustix::fs::statfs(path).is_ok_and(|s| BLIND.contains(&(s.f_type as u64 & 0xffff_ffff)));
+    if blind { Told::No } else { Told::Yes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn all(w: &mut Watches) -> Vec<Heard> {
+        std::iter::from_fn(|| Some(w.hear()).filter(|h| !h.is_empty())).flatten().collect()
+    }
+
+    /// Fails when a folder above a missing one is not watched, or a folder stays watched that no walk meets.
+    #[test]
+    fn folders_that_a_walk_meets() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut w = Watches::new();
+        assert_eq!(w.folder(&dir.path().join("a/b")), Told::Yes);
+        w.walked();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a"))]);
+        w.folder(&dir.path().join("a/b"));
+        w.walked();
+        fs::write(dir.path().join("beside"), "").unwrap();
+        fs::create_dir(dir.path().join("a/b")).unwrap();
+        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a/b"))]);
+    }
+
+    /// Fails when watches of one path grow without bound, or a path that is let go still tells.
+    #[test]
+    fn a_path_that_leads_to_many_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let (mut w, mut of_path) = (Watches::new(), OfPath::default());
+        let mut held = Vec::new(); // so that no inode is given twice
+        for _ in 0..30 {
+            let _ = fs::remove_file(&path);
+            held.push(fs::File::create(&path).unwrap());
+            assert_eq!(w.file(&path, &mut of_path), Told::Yes);
+            assert!(of_path.0.len() <= OfPath::MOST && w.files.len() <= 30);
+        }
+        all(&mut w);
+        fs::write(&path, "x").unwrap();
+        assert!(all(&mut w).contains(&Heard::Files(vec![path.clone()])));
+        w.forget(&path, of_path);
+        all(&mut w);
+        fs::write(&path, "y").unwrap();
+        assert_eq!((all(&mut w), w.files.len()), (vec![], 0));
+    }
+}
