@@ -170,6 +170,7 @@ pub fn run(
             }
         }
         result?;
+        ship.prepare();
         if gone {
             return Err(Dead { why: "its worker has ended".into() });
         }

@@ -2,7 +2,8 @@
 //!
 //! Wrong configs do not come this far: [`config::load`] names their problems. What is found here (an unreadable file, a
 //! state folder that cannot be written) may be right for the agent's own user, so it is a warning and not a failure; a
-//! missing `must_exist` file, and a broker that cannot be reached with `--connect`, fail.
+//! missing `must_exist` file, and a broker that cannot be reached with `--connect`, fail. A broker that is reached and can
+//! never do what the config asks for is a mistake of the config.
 
 mod connect;
 mod found;
@@ -35,6 +36,8 @@ pub enum Outcome {
     Good(String),
     Doubtful(Trouble),
     Failed(Trouble),
+    /// No waiting mends it: the config asks for what is not to be had there.
+    Never(Trouble),
 }
 
 /// What is wrong, and what to do.
@@ -64,16 +67,21 @@ fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     super::plan::refuse_too_much(&config)?;
     let report = Report::of(&config);
     print(&report.text)?;
-    let mut failed = report.failed;
+    let (mut failed, mut never) = (report.failed, false);
     if asked.connect {
         let mut unsaid = Ok(());
         connect(&config, &mut |step| {
             failed |= matches!(step.outcome, Outcome::Failed(_));
+            never |= matches!(step.outcome, Outcome::Never(_));
             unsaid = print(&step_line(&step));
         });
         unsaid?;
     }
-    Ok(if failed { ExitCode::Failed } else { ExitCode::Done })
+    Ok(match (never, failed) {
+        (true, _) => ExitCode::Config,
+        (false, true) => ExitCode::Failed,
+        (false, false) => ExitCode::Done,
+    })
 }
 
 fn print(text: &str) -> Result<(), Error> {
@@ -87,7 +95,7 @@ fn step_line(step: &Step) -> String {
     let (head, told) = match &step.outcome {
         Outcome::Good(found) => ("ok", found.clone()),
         Outcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
-        Outcome::Failed(t) => ("failed", format!("{}; {}", t.why, t.fix)),
+        Outcome::Failed(t) | Outcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
     };
     format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
 }

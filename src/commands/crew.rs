@@ -8,6 +8,7 @@ use crate::stop;
 use crate::tail::follow::Until;
 use crate::tail::known::Known;
 use crate::tail::{self, Change, Start};
+use crate::wall;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -17,7 +18,6 @@ use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, Scope};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
 const STACK: usize = 128 << 10;
@@ -128,7 +128,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             watching: true,
             once,
             met: false,
-            since: now(),
+            since: since(wall::now_ms()),
             walked: false,
         })
     }
@@ -137,7 +137,7 @@ impl<'s, 'e> Crew<'s, 'e> {
     /// first sight, until [`Crew::sighted`] closes.
     pub fn change(&mut self, plans: Vec<Plan>) {
         self.plans = plans;
-        self.since = now();
+        self.since = since(wall::now_ms());
         let (sighting, sighted) = bounded(0);
         (self.sighting, self.sighted) = (Some(sighting), sighted);
         if let Some(remote) = &self.remote {
@@ -277,15 +277,32 @@ fn watched(plans: &[Plan]) -> Vec<Watched> {
     plans.iter().map(|p| p.watched.clone()).collect()
 }
 
-/// As the kernel stamps files, whose clock is a few milliseconds behind.
-fn now() -> (i64, u32) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = now.saturating_sub(Duration::from_millis(20));
-    (now.as_secs() as i64, now.subsec_nanos())
+/// Files born later than this are new, by a clock that shows `wall_ms`; the kernel's, by which it stamps files, is a few
+/// milliseconds behind. A clock that is not set tells nothing: no file is new by it, or all that were rotated before would be.
+fn since(wall_ms: i64) -> (i64, u32) {
+    if wall_ms < wall::MADE_MS {
+        return (i64::MAX, 0);
+    }
+    let ms = wall_ms - 20;
+    (ms / 1000, (ms % 1000) as u32 * 1_000_000)
 }
 
 /// Device and inode of standard output and error, when they are files: following them would never end.
 fn own_log() -> Vec<(u64, u64)> {
     let seen = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
     [seen(std::io::stdout().as_fd()), seen(std::io::stderr().as_fd())].into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a clock that is not set makes every rotated file a new one: they would be sent, whatever `start` says.
+    #[test]
+    fn new_files() {
+        let set = wall::MADE_MS + 1_234;
+        assert_eq!(since(set), (wall::MADE_MS / 1000 + 1, 214_000_000));
+        let today = (wall::MADE_MS / 1000, 0);
+        assert!(since(5_000) > today, "a file of today is new to a box in 1970");
+    }
 }

@@ -106,9 +106,12 @@ pub fn sources(
 }
 
 /// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
+/// With exactly-once batches come near to what a broker takes, framing and all: so that what has no room is a part of them
+/// and not the half, chunks are a third as large.
 fn whole_part(config: &Config) -> usize {
+    let finer = if config.agent.delivery == config::Delivery::ExactlyOnce { 3 } else { 1 };
     match &config.output {
-        Output::Kafka(kafka) => kafka.batch / kafka.batch.div_ceil(CHUNK).max(1),
+        Output::Kafka(kafka) => kafka.batch / kafka.batch.div_ceil(CHUNK).max(1) / finer,
         Output::Stdout => CHUNK,
     }
 }

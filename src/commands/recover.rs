@@ -213,7 +213,8 @@ fn resume(
         });
         if !chunks.is_empty() {
             let Rebuild { topic, topic_id, stamp_ms, flight, .. } = flight;
-            resumed.push(Resumed { flight, load: Load { topic, topic_id, stamp_ms, chunks }, open, stored });
+            let load = Load::new(topic, topic_id, stamp_ms, chunks);
+            resumed.push(Resumed { flight, load, open, stored });
         }
     }
     loaded.keep.retain(|i| !i.pieces.iter().any(|p| gone.contains(&(p.stream, p.range.start))));

@@ -34,6 +34,11 @@ impl Changes {
     pub fn make(old: &Config, new: &mut Config) -> Changes {
         let mut changes = Changes::default();
         let needs_modern = old.needs_modern();
+        if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output)
+            && old.agent.delivery != new.agent.delivery
+        {
+            is.batch = was.batch; // its default is the delivery's, which needs a restart
+        }
         changes.agent(&old.agent, &mut new.agent);
         if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
             changes.kafka(was, is, old.agent.delivery == Delivery::ExactlyOnce);
@@ -218,6 +223,6 @@ mod tests {
         let said = "taken up: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
         assert_eq!((changes.to_string().as_str(), changes.driver, changes.elsewhere), (said, false, false));
         let Output::Kafka(kafka) = new.output else { panic!() };
-        assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 512 << 10));
+        assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 900 << 10));
     }
 }

@@ -24,7 +24,8 @@ pub fn resolve(
     let host = typed.agent.hostname.get().unwrap_or(&around.hostname).clone();
     let sources = r.sources(typed.files, typed.has_files, &typed.kafka, &host, stdout)?;
     let agent = r.agent(typed.agent, delivery, host);
-    let output = if stdout { Output::Stdout } else { Output::Kafka(r.kafka(typed.kafka, &agent.hostname)) };
+    let output =
+        if stdout { Output::Stdout } else { Output::Kafka(r.kafka(typed.kafka, delivery, &agent.hostname)) };
     let config = Config {
         agent,
         output,
@@ -59,12 +60,21 @@ pub fn kafka(
             "write topic = \"web_log\", or give --topic",
         );
     }
-    Ok((r.kafka(typed.kafka, &around.hostname), topic.unwrap_or_default()))
+    Ok((r.kafka(typed.kafka, Delivery::AtLeastOnce, &around.hostname), topic.unwrap_or_default()))
 }
 
 /// The folder to use when `--state-dir` names none.
 pub fn state_dir(typed: Option<PathBuf>, around: &Surroundings) -> PathBuf {
     typed.or_else(|| around.state_directory.clone()).unwrap_or_else(|| DEFAULT_STATE_DIR.into())
+}
+
+/// Bytes of lines in a batch, where the config does not say. With exactly-once a partition has one batch in the air at a
+/// time, so the way there and back is paid once per batch: larger ones made 0.92 of at-least-once's speed out of 0.64.
+fn usual_batch(delivery: Delivery) -> usize {
+    match delivery {
+        Delivery::AtLeastOnce => 512 << 10,
+        Delivery::ExactlyOnce => 900 << 10,
+    }
 }
 
 struct Resolver<'a> {
@@ -146,7 +156,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn kafka(&mut self, typed: typed::Kafka, host: &str) -> Kafka {
+    fn kafka(&mut self, typed: typed::Kafka, delivery: Delivery, host: &str) -> Kafka {
         let key = typed.key.value().map(|k| match k {
             keys::Key::Host => Key::Constant(host.as_bytes().to_vec()),
             keys::Key::Other(key) => key,
@@ -161,7 +171,7 @@ impl Resolver<'_> {
             partition: typed.partition.or(by_key),
             compression: typed.compression.or(Compression::None),
             linger: typed.linger.or(Duration::ZERO),
-            batch: typed.batch.or(512 << 10),
+            batch: typed.batch.or(usual_batch(delivery)),
             rate: typed.rate.value(),
             create_topics: typed.create_topics.or(true),
             tls: typed.tls.value().map(|t| Tls {

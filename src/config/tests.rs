@@ -82,6 +82,21 @@ fn defaults() {
     assert!(c.textfile.is_none() && !c.once);
 }
 
+/// Fails when exactly-once flies with small batches, or overrules what the config says.
+#[test]
+fn exactly_once_flies_with_larger_batches() {
+    for (agent, batch, want) in [
+        ("", "", 512 << 10),
+        ("delivery = \"exactly-once\"", "", 900 << 10),
+        ("delivery = \"exactly-once\"", "batch = \"64KiB\"", 64 << 10),
+    ] {
+        let text = format!(
+            "[agent]\n{agent}\n[kafka]\nbrokers = [\"a:1\"]\ntopic = \"t\"\n{batch}\n[[files]]\npaths = \"/x\""
+        );
+        assert_eq!(kafka(&good(&text)).batch, want, "{agent} {batch}");
+    }
+}
+
 #[test]
 fn every_key_is_read() {
     let c = good(

@@ -287,13 +287,16 @@ impl Stream {
         let who = gauge.who();
         // In this order, so that a line acknowledged meanwhile cannot make one of them look ahead of the next.
         let (saved, acknowledged) = (read(&gauge.saved), read(&gauge.acked));
+        let framed = read(&gauge.framed);
+        // How long a `.gz` is shows at its end.
+        let size = Some(read(&gauge.size)).filter(|size| *size != u64::MAX).unwrap_or(framed);
         Stream {
             stream: who.as_ref().map_or(0, |(StreamId(stream), _)| *stream),
             identity: who.map(|(_, identity)| (&identity).into()),
             saved,
             acknowledged,
-            framed: read(&gauge.framed),
-            size: read(&gauge.size),
+            framed,
+            size,
         }
     }
 }

@@ -8,13 +8,19 @@
 //!
 //! `offset` and `length` are bytes of the file; `value` is the line, or `value_base64` where it is not UTF-8 (RFC 4648,
 //! padded); `path_base64` likewise. The file is opened for each letter, so it may be moved away at any time.
+//!
+//! A letter is written before its record counts as done; so after a crash the record comes again, and is refused again. It
+//! is dropped as a repeat if the file ends with its letter, or has it among its last 8 MiB: positions are saved within 2 s.
 
-use super::flight::Batch;
+use super::flight::{Batch, Pick};
 use super::json;
 use super::partition::Now;
 use crate::report::repeats::Repeats;
-use std::fs::OpenOptions;
-use std::io::Write;
+use memchr::memmem;
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -26,12 +32,17 @@ pub struct DeadLetters {
     /// In bytes.
     limit: u64,
     scratch: Vec<u8>,
+    /// Letters of an earlier run, by [`what`]; `None` until the first letter of this one.
+    before: Option<HashSet<u64>>,
     repeats: Repeats,
 }
 
+/// How much of the file's end may hold letters that an earlier run wrote and did not get acknowledged.
+const RECALLED: u64 = 8 << 20;
+
 impl DeadLetters {
     pub fn new(path: Option<PathBuf>, limit: u64) -> Self {
-        DeadLetters { path, limit, scratch: Vec::new(), repeats: Repeats::default() }
+        DeadLetters { path, limit, scratch: Vec::new(), before: None, repeats: Repeats::default() }
     }
 
     /// Writes all records of the batch, or none that counts: after an error the file is cut back to what it was. In the
@@ -41,8 +52,18 @@ impl DeadLetters {
             log_each(batch, why);
             return Ok(());
         };
+        let before = match &mut self.before {
+            Some(before) => before,
+            none => none.insert(recall(path).map_err(|e| cannot(path, &e))?),
+        };
         self.scratch.clear();
-        letters(&mut self.scratch, batch, why, now.wall_ms);
+        for pick in batch.picks() {
+            let at = self.scratch.len();
+            letter(&mut self.scratch, batch, pick, why, now.wall_ms);
+            if !before.is_empty() && before.contains(&what(&self.scratch[at..])) {
+                self.scratch.truncate(at);
+            }
+        }
         append(path, &self.scratch, self.limit)?;
         self.scratch.shrink_to(64 << 10);
         if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
@@ -55,8 +76,46 @@ impl DeadLetters {
     }
 }
 
+fn cannot(path: &Path, e: &io::Error) -> String {
+    format!("cannot write the dead letter to {}: {e}", path.display())
+}
+
+/// The letters that an earlier run may have written last. A torn one, of a run that was killed in the middle, is cut off.
+fn recall(path: &Path) -> io::Result<HashSet<u64>> {
+    let file = match File::options().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+        Err(e) => return Err(e),
+    };
+    let mut at = file.metadata()?.len().saturating_sub(RECALLED);
+    let mut rest = BufReader::new(&file);
+    rest.seek(SeekFrom::Start(at))?;
+    let (mut before, mut line) = (HashSet::new(), Vec::new());
+    while rest.read_until(b'\n', &mut line)? > 0 {
+        if !line.ends_with(b"\n") {
+            file.set_len(at)?;
+            break;
+        }
+        at += line.len() as u64;
+        before.insert(what(&line));
+        line.clear();
+    }
+    Ok(before)
+}
+
+/// A hash of what a letter is about: all but time, reason and partition. A quote within a value is escaped, so each name is
+/// found where it stands as one.
+fn what(letter: &[u8]) -> u64 {
+    let at = |name: &str| memmem::find(letter, name.as_bytes()).unwrap_or(letter.len());
+    let (topic, partition, path) = (at(",\"topic"), at(",\"partition"), at(",\"path"));
+    let mut hash = DefaultHasher::new();
+    letter.get(topic..partition).hash(&mut hash);
+    letter[path..].hash(&mut hash);
+    hash.finish()
+}
+
 fn append(path: &Path, text: &[u8], limit: u64) -> Result<(), String> {
-    let named = |e: std::io::Error| format!("cannot write the dead letter to {}: {e}", path.display());
+    let named = |e: io::Error| cannot(path, &e);
     let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(named)?;
     let before = file.metadata().map_err(named)?.len();
     // One letter always has room in an empty file.
@@ -85,23 +144,21 @@ fn log_each(batch: &Batch, why: &str) {
     }
 }
 
-fn letters(out: &mut Vec<u8>, batch: &Batch, why: &str, wall_ms: i64) {
-    for pick in batch.picks() {
-        let chunk = &batch.load.chunks[usize::from(pick.chunk)];
-        let line = chunk.lines[usize::from(pick.line)];
-        out.extend_from_slice(b"{\"time\":\"");
-        json::time(out, wall_ms);
-        out.push(b'"');
-        member(out, "reason", why.as_bytes());
-        member(out, "topic", batch.load.topic.as_bytes());
-        count(out, "partition", u64::from(batch.partition.unsigned_abs()));
-        member(out, "path", chunk.origin.path.as_os_str().as_bytes());
-        count(out, "stream", chunk.origin.stream.0);
-        count(out, "offset", chunk.range.start + u64::from(line.at));
-        count(out, "length", u64::from(line.len));
-        member(out, "value", chunk.line(usize::from(pick.line)));
-        out.extend_from_slice(b"}\n");
-    }
+fn letter(out: &mut Vec<u8>, batch: &Batch, pick: Pick, why: &str, wall_ms: i64) {
+    let chunk = &batch.load.chunks[usize::from(pick.chunk)];
+    let line = chunk.lines[usize::from(pick.line)];
+    out.extend_from_slice(b"{\"time\":\"");
+    json::time(out, wall_ms);
+    out.push(b'"');
+    member(out, "reason", why.as_bytes());
+    member(out, "topic", batch.load.topic.as_bytes());
+    count(out, "partition", u64::from(batch.partition.unsigned_abs()));
+    member(out, "path", chunk.origin.path.as_os_str().as_bytes());
+    count(out, "stream", chunk.origin.stream.0);
+    count(out, "offset", chunk.range.start + u64::from(line.at));
+    count(out, "length", u64::from(line.len));
+    member(out, "value", chunk.line(usize::from(pick.line)));
+    out.extend_from_slice(b"}\n");
 }
 
 fn member(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
@@ -168,6 +225,27 @@ mod tests {
         );
         assert_eq!((&all[1]["value_base64"], &all[1]["offset"]), (&"/wB4".into(), &109.into()));
         assert_eq!((&all[2]["value"], &all[2]["reason"]), (&"".into(), &"10 MESSAGE_TOO_LARGE".into()));
+    }
+
+    /// Fails when a record that comes again after a crash is written twice, when another that looks like it is dropped, or
+    /// when a torn letter is left in the file.
+    #[test]
+    fn a_repeat_after_a_crash_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dead-letter");
+        let of = |start| batch(1, vec![chunk(&plain(7), start, &[b"a,\"path", b"b"])]);
+        DeadLetters::new(Some(path.clone()), 1 << 20).write(&of(0), "first, \"path\"", now()).unwrap();
+        let torn = [std::fs::read(&path).unwrap(), b"{\"time\":\"20".to_vec()].concat();
+        std::fs::write(&path, torn).unwrap();
+        let mut after = DeadLetters::new(Some(path.clone()), 1 << 20);
+        for start in [0, 100, 0] {
+            after.write(&of(start), "second", now()).unwrap();
+        }
+        let told: Vec<_> =
+            written(&path).iter().map(|l| (l["reason"].clone(), l["offset"].clone())).collect();
+        let (first, second) = ("first, \"path\"", "second");
+        let want = [(first, 0), (first, 8), (second, 100), (second, 108)];
+        assert_eq!(told, want.map(|(r, o)| (r.into(), o.into())));
     }
 
     /// RFC 4648, section 10; fails with wrong padding.

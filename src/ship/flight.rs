@@ -1,7 +1,7 @@
 //! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
 
 use crate::chunk::{Ack, Chunk, FlightNo, Topic};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The chunks of a flight, shared by its batches. When the last batch is gone, bytes and permits go back by themselves.
 #[derive(Debug)]
@@ -13,11 +13,30 @@ pub struct Load {
     pub stamp_ms: i64,
     /// At most [`Load::MAX_CHUNKS`].
     pub chunks: Vec<Chunk>,
+    /// Exactly-once: of each chunk, as soon as it is known.
+    seals: OnceLock<Vec<Seal>>,
 }
 
 impl Load {
     /// So that a record is addressed by two `u16`.
     pub const MAX_CHUNKS: usize = 1024;
+
+    pub fn new(topic: Topic, topic_id: [u8; 16], stamp_ms: i64, chunks: Vec<Chunk>) -> Self {
+        Load { topic, topic_id, stamp_ms, chunks, seals: OnceLock::new() }
+    }
+
+    /// What an intent says of each chunk's bytes: found out once, for all partitions and resends.
+    pub fn seals(&self) -> &[Seal] {
+        self.seals.get_or_init(|| self.chunks.iter().map(Seal::of).collect())
+    }
+}
+
+/// What an intent says of a chunk's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seal {
+    pub crc: u32,
+    /// The lines are those that [`split`](super::journal::intent::split) finds.
+    pub usual: bool,
 }
 
 /// One record: line `line` of chunk `chunk` of the load.

@@ -316,7 +316,7 @@ impl Lane {
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
         let stamp_ms = wall::stamp(now.wall_ms, self.saved_ms);
-        Load { topic: self.topic.clone(), topic_id, stamp_ms, chunks }
+        Load::new(self.topic.clone(), topic_id, stamp_ms, chunks)
     }
 
     /// A batch of so many bytes was too large for the broker: the next ones are smaller.

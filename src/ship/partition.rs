@@ -203,6 +203,11 @@ impl Partition {
         std::mem::take(&mut self.pending)
     }
 
+    /// What has not left.
+    pub fn pending(&self) -> impl Iterator<Item = &Batch> {
+        self.pending.iter()
+    }
+
     pub fn in_air(&self) -> usize {
         self.air.len()
     }

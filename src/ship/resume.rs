@@ -38,6 +38,8 @@ pub struct Resumed {
 /// What a lane needs to know of it.
 #[derive(Debug, Default)]
 pub struct Memory {
+    /// Delivery is exactly-once.
+    once: bool,
     id: Option<(i64, i16)>,
     lasts: Arc<HashMap<Place, Last>>,
     pub flights: VecDeque<Resumed>,
@@ -49,7 +51,7 @@ impl Memory {
         let (mine, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut once.flights).into_iter().partition(|f: &Resumed| f.load.topic == *topic);
         once.flights = others;
-        Memory { id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
+        Memory { once: true, id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
     }
 
     /// A partition, with what its leader is to be asked first.
@@ -69,6 +71,9 @@ impl Memory {
             && last.is_none_or(|l| l.pid != pid)
         {
             pasts.push_back(Past { pid, last: None, proven: false, same_topic: true });
+        }
+        if self.once && pasts.is_empty() {
+            pasts.push_back(Past::NONE);
         }
         Partition::remembering(id, pasts)
     }
@@ -148,7 +153,7 @@ mod tests {
     fn every_line_once() {
         let lines: Vec<&[u8]> = vec![b"x"; 10];
         let chunks = vec![chunk(&plain(1), 0, &lines), chunk(&plain(2), 0, &lines)];
-        let load = Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks };
+        let load = Load::new("t".into(), [0; 16], STAMP, chunks);
         let pick = |chunk, line| Pick { chunk, line };
         let stored = vec![pick(0, 0), pick(1, 9)];
         let numbers = Numbers { pid: 1, epoch: 2, base: 3 };

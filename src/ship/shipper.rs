@@ -403,6 +403,15 @@ impl<'b> Shipper<'b> {
         }
     }
 
+    /// Work for the time after the orders are out: with exactly-once the next batch leaves only when the one before is
+    /// stored, so what its intent says of its bytes is found out before.
+    pub fn prepare(&mut self) {
+        if self.once {
+            let partitions = self.lanes.iter_mut().flat_map(|lane| lane.partitions());
+            partitions.flat_map(|p| p.pending()).for_each(|batch| _ = batch.load.seals());
+        }
+    }
+
     pub fn orders(&mut self) -> std::vec::Drain<'_, Order> {
         self.orders.drain(..)
     }

@@ -32,9 +32,11 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// With the default batch of 512 KiB the wire's share stays below the broker's default `message.max.bytes` (1 MiB).
+    /// A batch of up to a MiB is meant for a broker with the default `message.max.bytes` (1,048,588), whatever its lines
+    /// are like.
     pub fn of(batch: usize) -> Self {
-        Limit { bytes: batch, wire: batch / 4 * 7 }
+        let wire = batch / 4 * 7;
+        Limit { bytes: batch, wire: if batch <= 1 << 20 { wire.min(1_000_000) } else { wire } }
     }
 }
 
@@ -238,7 +240,7 @@ mod tests {
         let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
         let o = origin(1, "t", "/log", Shape { key, ..Shape::default() });
         let chunks = vec![chunk(&o, 0, &texts[..lines / 2]), chunk(&o, 0, &texts[lines / 2..])];
-        Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks }
+        Load::new("t".into(), [0; 16], STAMP, chunks)
     }
 
     fn deal(partitioner: Partitioner) -> Deal<'static> {
@@ -296,7 +298,7 @@ mod tests {
         let long = [b'x'; 500];
         let o = plain(1);
         let chunks = vec![chunk(&o, 0, &[&b"a"[..]; 30]), chunk(&o, 60, &[b"b", &long, b"c"])];
-        let load = Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks };
+        let load = Load::new("t".into(), [0; 16], STAMP, chunks);
         let parts = d.out(&load);
         let mut picks = Vec::new();
         for p in &parts {

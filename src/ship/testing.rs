@@ -57,7 +57,7 @@ pub fn chunk(origin: &Arc<Origin>, start: u64, lines: &[&[u8]]) -> Chunk {
 pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
     let count = chunks.iter().map(|c| c.lines.len() as u32).sum();
     let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
-    let load = Load { topic: "t".into(), topic_id: [0; 16], stamp_ms: STAMP, chunks };
+    let load = Load::new("t".into(), [0; 16], STAMP, chunks);
     Batch {
         flight: FlightNo(flight),
         partition: 0,

@@ -58,7 +58,8 @@ impl Tail<'_> {
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        self.unread_siblings(oldest(history.iter().rev().take(RECENT)), &mut unread)?;
+        let at_path = live.as_ref().map(|(file, ..)| file);
+        self.unread_siblings(oldest(history.iter().rev().take(RECENT)), at_path, &mut unread)?;
         for entry in unread {
             match entry.size {
                 0 => self.lose(&entry, "")?,
@@ -98,7 +99,7 @@ impl Tail<'_> {
         };
         // Made and rotated before we had a first look.
         let since = Identity { born: Some(since), ..look.identity.clone() };
-        self.unread_siblings(Some(&Entry::of(since)), &mut Vec::new())?;
+        self.unread_siblings(Some(&Entry::of(since)), Some(&file), &mut Vec::new())?;
         self.take_up_new(file, &look, offset)
     }
 
@@ -132,7 +133,7 @@ impl Tail<'_> {
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
         let open: Vec<Entry> = open.collect();
-        self.unread_siblings(oldest(open.iter()), &mut Vec::new())
+        self.unread_siblings(oldest(open.iter()), None, &mut Vec::new())
     }
 
     /// Goes on with a stream that is open in `known` and whose file is not where it was.
@@ -249,9 +250,15 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// Every sibling that nobody has read and that is newer than `last`, oldest first. Streams of `untouched`, of which nothing
-    /// was read, and whose files are not found, are most likely these: there is no byte by which to know.
-    fn unread_siblings(&mut self, last: Option<&Entry>, untouched: &mut Vec<Entry>) -> Result<(), Halt> {
+    /// Every sibling that nobody has read and that is newer than `last`, oldest first. `at_path` was opened before, comes after
+    /// them all, and may be renamed and packed meanwhile. Streams of `untouched`, of which nothing was read, and whose files
+    /// are not found, are most likely these: there is no byte by which to know.
+    fn unread_siblings(
+        &mut self,
+        last: Option<&Entry>,
+        at_path: Option<&File>,
+        untouched: &mut Vec<Entry>,
+    ) -> Result<(), Halt> {
         let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
         let list = self.siblings()?;
         for sibling in &list {
@@ -265,7 +272,7 @@ impl Tail<'_> {
                 continue;
             }
             let Some((file, look)) = self.open_sibling(sibling)? else { continue };
-            let size = match self.whose(sibling.packed, &file, &look)? {
+            let size = match self.whose(sibling.packed, &file, &look, at_path)? {
                 Whose::Nobodys { size } => size,
                 Whose::Read => {
                     self.note_as_read(sibling)?;

@@ -13,7 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Tail<'_> {
     /// Whose bytes a sibling holds that is no known file: it may be a copy (copytruncate) or a `.gz` of one.
-    pub(super) fn whose(&mut self, packed: Packed, file: &File, look: &Look) -> Result<Whose, Halt> {
+    /// `at_path` is opened already and among no streams yet: it may be packed by now.
+    pub(super) fn whose(
+        &mut self,
+        packed: Packed,
+        file: &File,
+        look: &Look,
+        at_path: Option<&File>,
+    ) -> Result<Whose, Halt> {
         let known = self.known.of(&self.o.path);
         let (size, mark) = match packed {
             Packed::Plain => (look.size, open::mark_at(file, look.size)?),
@@ -30,12 +37,16 @@ impl Tail<'_> {
         if size == 0 {
             return Ok(Whose::Read);
         }
-        for open in self.open.iter().filter(|o| o.size >= size) {
-            // Also a copy that was taken while the file still grew.
+        let holds_it =
+            |of: &File| Ok::<_, io::Error>(of.metadata()?.len() >= size && open::mark_at(of, size)? == mark);
+        if packed == Packed::Gzip && at_path.is_some_and(|of| holds_it(of).unwrap_or(false)) {
+            return Ok(Whose::Waits);
+        }
+        for open in &self.open {
+            let Some(of) = open.file() else { continue };
+            // Also a copy that was taken while the file still grew; and one with lines that we have not seen here yet.
             let ends_there = (open.at.offset, open.at.mark) == (size, mark);
-            if let Some(of) = open.file()
-                && (ends_there || open::mark_at(of, size)? == mark)
-            {
+            if ends_there || holds_it(of)? {
                 return Ok(Whose::Waits); // it may be needed when the original goes
             }
         }

@@ -49,6 +49,11 @@ pub fn push_line(out: &mut String, file: u32, seq: u64, width: usize) {
         );
     }
     out.truncate(end);
+    // Some shippers cut blanks off a line's end, as is their right.
+    if out.ends_with(' ') {
+        out.pop();
+        out.push('.');
+    }
 }
 
 /// File and number of a line; also of one that came as a JSON string.
@@ -56,6 +61,17 @@ pub fn number_of(line: &[u8]) -> Option<(u32, u64)> {
     let line = line.strip_prefix(b"\"").unwrap_or(line);
     let number = |part: Option<&[u8]>| std::str::from_utf8(part?).ok()?.parse::<u64>().ok();
     Some((number(line.get(0..4))? as u32, number(line.get(5..14))?))
+}
+
+/// For whoever looks on: what a record looks like that nobody wrote.
+fn show_first(strange: u64, value: &[u8]) {
+    if strange == 1 {
+        eprintln!(
+            "strange, {} bytes: {}",
+            value.len(),
+            String::from_utf8_lossy(&value[..value.len().min(300)])
+        );
+    }
 }
 
 impl Corpus {
@@ -113,14 +129,20 @@ impl Corpus {
                 Some((file, seq)) => {
                     line.clear();
                     push_line(&mut line, file, seq, self.width);
-                    check.strange += u64::from(line.as_bytes() != bare);
+                    if line.as_bytes() != bare {
+                        check.strange += 1;
+                        show_first(check.strange, value);
+                    }
                     let at = (u64::from(file) * self.lines + seq) as usize;
                     check.doubled += seen[at / 64] >> (at % 64) & 1;
                     seen[at / 64] |= 1 << (at % 64);
                     let next: &mut u64 = &mut next[file as usize];
                     *next = (*next).max(seq + 1);
                 }
-                None => check.strange += 1,
+                None => {
+                    check.strange += 1;
+                    show_first(check.strange, value);
+                }
             }
         });
         check.missing = self.total() - seen.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();

@@ -8,6 +8,19 @@ use crate::{
 };
 use std::{fs, path::Path};
 
+/// In the order in which they are shown.
+pub const NAMES: [&str; 9] = [
+    "speed.svg",
+    "speed-lz4.svg",
+    "cpu.svg",
+    "memory.svg",
+    "latency.svg",
+    "uplink-20ms.svg",
+    "uplink-200ms.svg",
+    "growth-cpu.svg",
+    "growth-memory.svg",
+];
+
 pub fn draw(results: &Results, folder: &Path) {
     let chart = |name: &str, rows: &[Row], text: String| {
         if !rows.is_empty() {

@@ -40,6 +40,9 @@ enum Entry {
     Sample(Sample),
 }
 
+/// As a sample's system: all programs that have no part in the benchmark.
+pub const OTHERS: &str = "others on the machine";
+
 pub struct Results {
     path: PathBuf,
     entries: Vec<Entry>,
@@ -122,7 +125,7 @@ impl Results {
     /// Cases of a kind of work, as they were first measured.
     pub fn cases(&self, work: char) -> Vec<&str> {
         let mut cases: Vec<&str> = Vec::new();
-        for sample in self.samples().filter(|s| s.work == work) {
+        for sample in self.samples().filter(|s| s.work == work && s.system != OTHERS) {
             if !cases.contains(&sample.case.as_str()) {
                 cases.push(&sample.case);
             }

@@ -182,8 +182,15 @@ fn is_zombie(pid: u32) -> bool {
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
+/// Of all processes, since the machine started: all but idle and waiting for disks.
+pub fn machine_ticks() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let of = |at: usize| stat.split_whitespace().nth(1 + at).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis([0, 1, 2, 5, 6].into_iter().map(of).sum::<u64>() * 10)
+}
+
 /// User and system, with children that were waited for; 100 ticks a second on Linux whatever HZ is.
-fn ticks(pid: u32) -> Duration {
+pub fn ticks(pid: u32) -> Duration {
     let stat = read(pid, "stat");
     let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let four = after.split_whitespace().skip(11).take(4).filter_map(|t| t.parse::<u64>().ok());

@@ -1,7 +1,8 @@
 //! Tables in Markdown from what was measured: medians of the rounds, with what was lost or doubled in any of them.
 
 use crate::{
-    results::Results,
+    plots,
+    results::{OTHERS, Results},
     svg::short,
     systems::{self, System},
     work::takes,
@@ -182,8 +183,13 @@ pub fn all(results: &Results) -> String {
 fn one(results: &Results, table: &Table) -> String {
     let Some(about) = results.about(table.work) else { return String::new() };
     let rounds = results.samples().filter(|s| s.work == table.work).map(|s| s.round).max().unwrap_or(0);
-    let mut text =
-        format!("**{}.** {}. Medians of {rounds} rounds, {}.\n\n|", table.title, about.settings, about.date);
+    let mut text = format!(
+        "**{}.** {}. Medians of {rounds} rounds, {}; {}.\n\n|",
+        table.title,
+        about.settings,
+        about.date,
+        others(results, table.work)
+    );
     table.columns.iter().for_each(|column| write!(text, " | {}", column.head).unwrap());
     text += " | lost | doubled |\n|---";
     text += &"|---".repeat(table.columns.len() + 2);
@@ -201,6 +207,12 @@ fn one(results: &Results, table: &Table) -> String {
         }
     }
     text + "\n"
+}
+
+/// How quiet the machine was.
+fn others(results: &Results, work: char) -> String {
+    let most = results.worst(work, "", OTHERS, "cores").unwrap_or(f64::NAN);
+    format!("other programs on the machine had at most {most:.2} cores")
 }
 
 fn row(results: &Results, table: &Table, system: &System) -> String {
@@ -232,7 +244,8 @@ fn row(results: &Results, table: &Table, system: &System) -> String {
 
 fn growth(results: &Results) -> String {
     let Some(about) = results.about('i') else { return String::new() };
-    let mut text = format!("**(i) Growth.** {}. {}.\n\n", about.settings, about.date);
+    let mut text =
+        format!("**(i) Growth.** {}. {}; {}.\n\n", about.settings, about.date, others(results, 'i'));
     text += "| | lines/s | CPU µs/line | peak MB | lost | doubled |\n|---|---|---|---|---|---|\n";
     for case in results.cases('i') {
         let median =
@@ -270,11 +283,20 @@ fn versions(results: &Results) -> String {
 const BEGIN: &str = "<!-- what tests/bench/run measured -->\n";
 const END: &str = "<!-- end of what tests/bench/run measured -->\n";
 
-/// Puts the tables between the two marks in README.
+/// Where the plots are that README shows.
+const SHOWN: &str = "tests/bench/results";
+
+/// Puts the tables, and the plots that are in [`SHOWN`], between the two marks in README.
 pub fn into_readme(results: &Results) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(&path).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let (before, rest) = readme.split_once(BEGIN).expect("README has the mark");
     let (_, after) = rest.split_once(END).expect("README has the mark of the end");
-    std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", all(results))).unwrap();
+    let plots: String = plots::NAMES
+        .into_iter()
+        .filter(|name| root.join(SHOWN).join(name).exists())
+        .map(|name| format!("![{}]({SHOWN}/{name})\n\n", name.trim_end_matches(".svg")))
+        .collect();
+    std::fs::write(root.join("README.md"), format!("{before}{BEGIN}\n{plots}{}{END}{after}", all(results)))
+        .unwrap();
 }

@@ -14,8 +14,8 @@ use crate::{
     harness::{Broker, Folder, Topic, Version, binary, secs},
     offsets::Offsets,
     plan::Plan,
-    results::{About, Results, Sample},
-    running::Running,
+    results::{About, OTHERS, Results, Sample},
+    running::{self, Running},
     systems::{self, Job, Kind, System},
 };
 use std::{
@@ -84,7 +84,10 @@ pub fn run(plan: &Plan) {
         };
         let before = bench.results.begin(about, plan);
         for round in before + 1..=before + plan.runs {
+            let before = Spent::now(&bench);
             (work.round)(&mut bench, round);
+            let cores = Spent::now(&bench).others_since(&before);
+            bench.add(work, "", round, OTHERS, &[("cores", cores)], "");
         }
     }
 }
@@ -181,6 +184,27 @@ impl Bench<'_> {
             figures: figures.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
             note: note.into(),
         });
+    }
+}
+
+/// Processor time up to now, to tell afterwards how much others had: no figure is worth more than its machine was quiet.
+struct Spent {
+    at: Instant,
+    all: Duration,
+    ours: Duration,
+}
+
+impl Spent {
+    fn now(bench: &Bench<'_>) -> Spent {
+        let brokers = [Some(&bench.broker), bench.old.as_ref()].into_iter().flatten();
+        let brokers: Duration = brokers.map(|broker| running::ticks(broker.pid())).sum();
+        let (at, all) = (Instant::now(), running::machine_ticks());
+        Spent { at, all, ours: brokers + running::ticks(std::process::id()) }
+    }
+    /// In cores. A broker that was restarted takes its past with it.
+    fn others_since(&self, before: &Spent) -> f64 {
+        let others = (self.all - before.all).saturating_sub(self.ours.saturating_sub(before.ours));
+        others.as_secs_f64() / (self.at - before.at).as_secs_f64()
     }
 }
 

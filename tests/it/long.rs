@@ -3,6 +3,7 @@
 
 mod drivers;
 mod exactly_once;
+mod once_cost;
 
 use crate::harness::*;
 use rustix::process::Signal;

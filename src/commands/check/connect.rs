@@ -64,6 +64,7 @@ fn advised(step: visit::Step, address: &str) -> Step {
         visit::Outcome::Good(found) => Outcome::Good(found),
         visit::Outcome::Doubtful(told) => Outcome::Doubtful(trouble(told)),
         visit::Outcome::Failed(told) => Outcome::Failed(trouble(told)),
+        visit::Outcome::Never(told) => Outcome::Never(trouble(told)),
     };
     Step { what, took: step.took, outcome }
 }

@@ -126,6 +126,13 @@ fn a_failed_step_fails() {
         let outcome = Outcome::Failed(Trouble { why: "refused".into(), fix: "start it".into() });
         tell(Step { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
     };
+    let hopeless: Connect = |_, tell| {
+        for outcome in [Outcome::Never, Outcome::Failed] {
+            let outcome = outcome(Trouble { why: "too old".into(), fix: "upgrade it".into() });
+            tell(Step { what: "DescribeProducers".into(), took: Duration::ZERO, outcome });
+        }
+    };
+    assert_eq!(run_with(asked(true), hopeless).unwrap(), ExitCode::Config);
     assert_eq!(run_with(asked(true), failing).unwrap(), ExitCode::Failed);
     assert_eq!(run_with(asked(false), failing).unwrap(), ExitCode::Done);
     let step =

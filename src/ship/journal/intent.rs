@@ -9,7 +9,7 @@
 //! one of two short numbers per line. [`split`] is part of the format: it must stay as it is.
 
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Point, Range, StreamId, Then, Topic};
-use crate::ship::flight::{Batch, Numbers, Pick, Records};
+use crate::ship::flight::{Batch, Numbers, Pick, Records, Seal};
 use memchr::memchr_iter;
 
 /// One batch that may have been sent.
@@ -81,18 +81,24 @@ pub fn split(bytes: &[u8]) -> impl Iterator<Item = Line> + '_ {
     })
 }
 
-impl Piece {
-    fn of(chunk: &Chunk, picks: Option<Vec<u16>>) -> Piece {
+impl Seal {
+    pub fn of(chunk: &Chunk) -> Seal {
         debug_assert_eq!(chunk.range.end - chunk.range.start, chunk.bytes.len() as u64);
         let usual = chunk.last == Break::Newline && split(&chunk.bytes).eq(chunk.lines.iter().copied());
+        Seal { crc: crc32c::crc32c(&chunk.bytes), usual }
+    }
+}
+
+impl Piece {
+    fn of(chunk: &Chunk, seal: Seal, picks: Option<Vec<u16>>) -> Piece {
         Piece {
             stream: chunk.origin.stream,
             range: chunk.range.clone(),
             end: chunk.end,
             last: chunk.last,
-            crc: crc32c::crc32c(&chunk.bytes),
+            crc: seal.crc,
             lines: chunk.lines.len() as u32,
-            table: (!usual).then(|| chunk.lines.clone()),
+            table: (!seal.usual).then(|| chunk.lines.clone()),
             picks,
         }
     }
@@ -116,15 +122,19 @@ impl Piece {
 impl Intent {
     /// Of a batch that has numbers.
     pub fn of(batch: &Batch, numbers: Numbers, serial: u64, follows: bool) -> Intent {
-        let chunks = &batch.load.chunks;
+        let (chunks, seals) = (&batch.load.chunks, batch.load.seals());
         let pieces = match &batch.records {
-            Records::All => chunks.iter().map(|c| Piece::of(c, None)).collect(),
+            Records::All => chunks.iter().zip(seals).map(|(c, seal)| Piece::of(c, *seal, None)).collect(),
             Records::Picked(picks) => picks
                 .chunk_by(|a, b| a.chunk == b.chunk)
                 .map(|run| {
-                    let chunk = &chunks[usize::from(run[0].chunk)];
-                    let all = run.len() == chunk.lines.len();
-                    Piece::of(chunk, (!all).then(|| run.iter().map(|p: &Pick| p.line).collect()))
+                    let at = usize::from(run[0].chunk);
+                    let all = run.len() == chunks[at].lines.len();
+                    Piece::of(
+                        &chunks[at],
+                        seals[at],
+                        (!all).then(|| run.iter().map(|p: &Pick| p.line).collect()),
+                    )
                 })
                 .collect(),
         };

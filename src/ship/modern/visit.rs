@@ -52,6 +52,8 @@ pub enum Outcome {
     Good(String),
     Doubtful(String),
     Failed(String),
+    /// The config asks for what this broker cannot do, or does not allow: no waiting mends it.
+    Never(String),
 }
 
 impl From<Result<String, String>> for Outcome {
@@ -104,10 +106,18 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
         c.versions = *found;
         authenticate(v, &mut c, tell)?;
     }
+    let tells = versions.as_ref().is_ok_and(|found| found.describe_producers.is_some());
     let outcome = versions.map_err(|t| t.to_string()).and_then(|found| suits(&found, v.speaks));
     let failed = outcome.is_err();
     tell(Step { what: "versions".into(), took: greeting, outcome: outcome.into() });
     if failed {
+        return None;
+    }
+    if v.read && !tells {
+        let why = "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" \
+                   cannot be kept here; upgrade it, or write delivery = \"at-least-once\"";
+        let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
+        tell(Step { what, took, outcome: Outcome::Never(why.into()) });
         return None;
     }
     if v.topics.is_empty() {
@@ -204,7 +214,11 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
         [(true, "write", MAY_WRITE, "WRITE"), (v.read, "read", MAY_READ, "READ")]
     {
         if asked {
-            let outcome = found(right, allow).into();
+            let outcome = match found(right, allow) {
+                // Without the right to write lines wait for it; without that to read, exactly-once cannot be kept.
+                Err(why) if right == MAY_READ => Outcome::Never(why),
+                other => other.into(),
+            };
             tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
         }
     }

@@ -1,6 +1,7 @@
 //! Exactly-once, at the start: what an earlier run left in a partition, against what its leader knows. Pure, as the rest.
 //!
-//! Nothing of this run leaves before the leader was asked about our id. What it may say:
+//! Nothing of this run leaves before the leader was asked about our id; it is asked at the very first start too, so that a
+//! broker that never tells holds the topic, loudly, before there is anything to prove. What it may say:
 //!
 //! | the leader knows | an open batch | otherwise |
 //! |---|---|---|
@@ -27,6 +28,11 @@ pub struct Past {
     pub proven: bool,
     /// The topic is the one it was used in.
     pub same_topic: bool,
+}
+
+impl Past {
+    /// Of no earlier run: only to see that the leader tells. No broker gives this id.
+    pub const NONE: Past = Past { pid: -1, last: None, proven: false, same_topic: false };
 }
 
 /// No broker forgets a producer within this time, unless it is told to keep them for less (the default is a day, looked at
@@ -66,7 +72,9 @@ impl Partition {
             Err(why) => {
                 // Without the answer nothing may leave; the leader may be on its way up.
                 self.attempts = self.attempts.saturating_add(1);
-                self.why = format!("cannot ask what is stored of an earlier run: {why}");
+                self.why = format!(
+                    "the leader does not tell what it has of us (exactly-once needs Kafka from 2.8, and READ on the topic): {why}"
+                );
                 let wait = Duration::from_millis(100 << self.attempts.min(6)).min(Duration::from_secs(5));
                 self.health = Health::Waiting { until: now.at + wait };
                 return;

@@ -154,7 +154,7 @@ impl<'b> World<'b> {
                 stored.extend(wanted.stored.iter().map(|l| Pick { chunk: i as u16, line: *l }));
                 chunks.push(chunk);
             }
-            let load = Load { topic: "t".into(), topic_id: TOPIC, stamp_ms: f.stamp_ms, chunks };
+            let load = Load::new("t".into(), TOPIC, f.stamp_ms, chunks);
             flights.push(Resumed { flight: f.flight, load, open: f.open.clone(), stored });
         }
         let binding = Binding { synced: false, ..Binding::default() };

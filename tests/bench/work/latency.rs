@@ -31,13 +31,13 @@ fn settings(plan: &Plan) -> String {
     format!(
         "lines of 200 bytes for {} s after {WARM} s that do not count; 100 lines/s in writes of 1, 5,000 lines/s in writes of 5; \
          no compression",
-        plan.size(10, 3)
+        plan.size(8, 3)
     )
 }
 
 fn round(bench: &mut Bench<'_>, round: u32) {
     for rate in RATES {
-        let lines = rate * (WARM + bench.plan.size(10, 3));
+        let lines = rate * (WARM + bench.plan.size(8, 3));
         for system in bench.order(&WORK, round) {
             let (figures, note) = once(bench, &system, rate, lines);
             bench.add(&WORK, &format!("{rate} lines/s"), round, system.name, &figures, &note);

@@ -22,12 +22,12 @@ const RATE: u64 = 50;
 fn settings(plan: &Plan) -> String {
     format!(
         "{FILES} files, {RATE} lines/s of 200 bytes into each, a write per line, for {} s",
-        plan.size(15, 3)
+        plan.size(10, 3)
     )
 }
 
 fn round(bench: &mut Bench<'_>, round: u32) {
-    let corpus = Corpus { files: FILES, lines: RATE * bench.plan.size(15, 3), width: 200 };
+    let corpus = Corpus { files: FILES, lines: RATE * bench.plan.size(10, 3), width: 200 };
     for system in bench.order(&WORK, round) {
         let data = bench.folder.mkdir("many");
         let mut logs: Vec<File> = (0..FILES)

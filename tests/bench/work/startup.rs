@@ -12,13 +12,13 @@ use crate::{
 pub const WORK: Work = Work { letter: 'g', settings, takes: |s| s.follows() && *s != CLASSIC, round };
 
 fn settings(plan: &Plan) -> String {
-    format!("a file of one line; {} starts a round", plan.size(5, 1))
+    format!("a file of one line; {} starts a round", plan.size(3, 1))
 }
 
 fn round(bench: &mut Bench<'_>, round: u32) {
     let corpus = Corpus::one(1);
     let data = bench.data("startup", corpus);
-    for _ in 0..bench.plan.size(5, 1) {
+    for _ in 0..bench.plan.size(3, 1) {
         for system in bench.order(&WORK, round) {
             let mut at_work = bench.begin(&system, &data, corpus, "none");
             let begun = at_work.running.started;

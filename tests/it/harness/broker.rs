@@ -106,7 +106,12 @@ impl Broker {
     pub fn allow(&self, user: &str, topic: &Topic) {
         script(["acl".as_ref(), self.dir.as_os_str(), "add".as_ref(), user.as_ref(), topic.name.as_ref()]);
     }
-    /// Takes it away.
+    /// Gives a user the right to read a topic.
+    pub fn allow_reading(&self, user: &str, topic: &Topic) {
+        let (dir, name) = (self.dir.as_os_str(), topic.name.as_ref());
+        script(["acl".as_ref(), dir, "add".as_ref(), user.as_ref(), name, "read".as_ref()]);
+    }
+    /// Takes that to write away.
     pub fn forbid(&self, user: &str, topic: &Topic) {
         script(["acl".as_ref(), self.dir.as_os_str(), "remove".as_ref(), user.as_ref(), topic.name.as_ref()]);
     }
@@ -153,6 +158,9 @@ impl Broker {
     pub fn replace_by(&mut self, version: Version) {
         script(["restart".as_ref(), self.dir.as_os_str(), version.name().as_ref()]);
         self.version = version;
+    }
+    pub fn pid(&self) -> u32 {
+        self.tell("pid").parse().expect("the broker's process")
     }
     pub fn port(&self) -> u16 {
         self.address.rsplit_once(':').unwrap().1.parse().unwrap()
@@ -290,7 +298,7 @@ impl Topic {
             text
         });
         let mut out = BufReader::with_capacity(1 << 18, kcat.stdout.take().unwrap());
-        let guard = limit_process(&mut kcat);
+        let guard = limit_process(&mut kcat, READING);
         let (mut head, mut body) = (Vec::new(), Vec::new());
         while read_record(&mut out, &mut head, &mut body, &mut look) {}
         let status = kcat.wait().unwrap();
@@ -384,12 +392,15 @@ fn read_record(
     true
 }
 
-/// Kills a child that is still there after [`PATIENT`]; dropped, it does nothing.
-fn limit_process(child: &mut std::process::Child) -> std::sync::mpsc::Sender<()> {
+/// Longest time for a whole topic: millions of records on a busy machine.
+const READING: Duration = Duration::from_secs(600);
+
+/// Kills a child that is still there after `limit`; dropped, it does nothing.
+fn limit_process(child: &mut std::process::Child, limit: Duration) -> std::sync::mpsc::Sender<()> {
     let (keep, gone) = std::sync::mpsc::channel::<()>();
     let pid = rustix::process::Pid::from_child(child);
     thread::spawn(move || {
-        if gone.recv_timeout(PATIENT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if gone.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     });

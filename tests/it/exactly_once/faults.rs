@@ -1,0 +1,202 @@
+//! State, broker or files are not what the numbers say: put back, copied, damaged, forgotten, made anew, gone, changed.
+//! Nothing is lost, and whatever may stand twice is counted and said.
+
+use super::{Chaos, SHORT, announced, config, config_by, totals, write_some};
+use crate::harness::*;
+
+/// What faults begin with: an agent that was killed while it delivered `a.log`.
+struct Killed {
+    folder: Folder,
+    topic: Topic,
+    next: u64,
+}
+
+impl Killed {
+    fn on(broker: &Broker) -> Killed {
+        let (folder, topic) = (Folder::new(), broker.topic(2));
+        config(&folder, &topic, &SHORT);
+        let mut killed = Killed { folder, topic, next: 0 };
+        killed.run_for(1500);
+        killed
+    }
+    /// The agent runs for so many ms of writing, and is killed.
+    fn run_for(&mut self, ms: u64) -> String {
+        let mut agent = self.folder.agent_line("run -c c.toml").start();
+        for _ in 0..ms / 20 {
+            write_some(&self.folder, &mut self.next, 100, &["a.log"]);
+            pause(millis(20));
+        }
+        agent.kill().stderr
+    }
+    /// Starts it again, until everything is acknowledged; its log, what arrived, and the status.
+    fn go_on(&self) -> (String, Delivered, serde_json::Value) {
+        let mut agent = self.folder.agent_line("run -c c.toml").start();
+        let state = self.folder.path("state");
+        wait_status(&self.folder, &state, "all is acknowledged", |s| {
+            let files = s["files"].as_array().unwrap();
+            files.iter().all(|f| f["acknowledged"] == f["size"] && f["saved"] == f["size"])
+        });
+        let log = agent.stop().expect_code(0).stderr;
+        (log, Delivered::in_topic(&self.topic), totals(&self.folder))
+    }
+    fn copy(&self, from: &str, to: &str) {
+        let _ = std::fs::remove_dir_all(self.folder.path(to));
+        self.folder.mkdir(to);
+        for entry in std::fs::read_dir(self.folder.path(from)).unwrap() {
+            let entry = entry.unwrap();
+            if entry.metadata().unwrap().is_file() {
+                std::fs::copy(entry.path(), self.folder.path(to).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    fn lines(&self) -> Lines {
+        Lines::new("a", 0..self.next)
+    }
+}
+
+/// Nothing lost, and no more doubled than announced.
+#[track_caller]
+fn nothing_silent(killed: &Killed, log: &str, delivered: &Delivered, status: &serde_json::Value) -> u64 {
+    let doubled = delivered.assert_at_least_once(&[&killed.lines()]) as u64;
+    eprintln!("{doubled} doubled, {} announced", announced(status));
+    assert!(doubled <= announced(status), "{doubled} doubled, {} announced\n{log}", announced(status));
+    doubled
+}
+
+/// Fails when a folder from a backup goes on with the numbers it has, silently.
+#[test]
+fn a_folder_that_was_put_back_takes_a_new_id() {
+    let mut killed = Killed::on(Broker::shared(Version::V41));
+    killed.copy("state", "backup");
+    killed.run_for(1500);
+    killed.copy("backup", "state");
+    let (log, delivered, status) = killed.go_on();
+    assert!(log.contains("put back from a backup"), "{log}");
+    assert!(nothing_silent(&killed, &log, &delivered, &status) > 0);
+}
+
+/// Two agents with one folder's copy. Fails when one takes the other's numbers for its own: its lines would be dropped.
+#[test]
+fn a_copied_folder_takes_a_new_id() {
+    let mut killed = Killed::on(Broker::shared(Version::V41));
+    killed.copy("state", "copy");
+    let mut first = killed.folder.agent_line("run -c c.toml").start();
+    write_some(&killed.folder, &mut killed.next, 2000, &["a.log"]);
+    killed.topic.wait_count_for(killed.next, PATIENT);
+    let second_config =
+        std::fs::read_to_string(killed.folder.path("c.toml")).unwrap().replace("/state\"", "/copy\"");
+    killed.folder.write("d.toml", second_config);
+    let mut second = killed.folder.agent_line("run -c d.toml").start();
+    write_some(&killed.folder, &mut killed.next, 3000, &["a.log"]);
+    wait_status(&killed.folder, &killed.folder.path("copy"), "the second has sent all", |s| {
+        s["files"].as_array().unwrap().iter().all(|f| f["acknowledged"] == f["size"])
+    });
+    wait_status(&killed.folder, &killed.folder.path("state"), "the first has sent all", |s| {
+        s["files"].as_array().unwrap().iter().all(|f| f["acknowledged"] == f["size"])
+    });
+    let log = second.stop().expect_code(0).stderr;
+    first.stop().expect_code(0);
+    assert!(log.contains("put back from a backup"), "{log}");
+    // What both have read stands twice; that is what two agents for one file do. Nothing is missing.
+    Delivered::in_topic(&killed.topic).assert_at_least_once(&[&killed.lines()]);
+}
+
+/// Fails when a journal without contents passes for one that says that nothing was sent.
+#[test]
+fn a_zeroed_or_missing_journal_is_said_and_counted() {
+    for zeroed in [true, false] {
+        let killed = Killed::on(Broker::shared(Version::V41));
+        match zeroed {
+            true => {
+                let len = std::fs::metadata(killed.folder.path("state/flights")).unwrap().len();
+                killed.folder.write("state/flights", vec![0; len as usize]);
+            }
+            false => killed.folder.remove("state/flights"),
+        }
+        let (log, delivered, status) = killed.go_on();
+        assert!(log.contains(if zeroed { "it is damaged" } else { "it is missing" }), "{log}");
+        nothing_silent(&killed, &log, &delivered, &status);
+        assert!(announced(&status) > 0);
+    }
+}
+
+/// Fails when a broker that has forgotten the producer gets a resend that it cannot recognize, and nobody counts it.
+#[test]
+fn an_expired_producer_id_is_counted() {
+    let conf = ["producer.id.expiration.ms=1000", "producer.id.expiration.check.interval.ms=200"];
+    let broker = Broker::own_with(Version::V41, &conf);
+    let killed = Killed::on(&broker);
+    pause(secs(4));
+    let (log, delivered, status) = killed.go_on();
+    assert!(log.contains("has forgotten our producer id"), "{log}");
+    assert!(nothing_silent(&killed, &log, &delivered, &status) > 0);
+}
+
+/// Fails when the agent waits for numbers that a new topic never knew.
+#[test]
+fn a_topic_that_was_created_anew() {
+    let mut killed = Killed::on(Broker::shared(Version::V41));
+    killed.topic.delete();
+    killed.topic.create(&[]);
+    let from = killed.next;
+    write_some(&killed.folder, &mut killed.next, 1000, &["a.log"]);
+    let (_, delivered, status) = killed.go_on();
+    let verdict = delivered.against(&[&Lines::new("a", from..killed.next)]);
+    assert!(verdict.missing.is_empty(), "{verdict}");
+    assert!(verdict.doubled as u64 <= announced(&status), "{verdict}");
+}
+
+/// Fails when an open batch whose bytes are gone is forgotten without a word.
+#[test]
+fn a_source_that_is_gone_is_counted() {
+    let killed = Killed::on(Broker::shared(Version::V41));
+    killed.folder.remove("a.log");
+    let mut agent = killed.folder.agent_line("run -c c.toml").start();
+    pause(secs(1));
+    let log = agent.stop().expect_code(0).stderr;
+    assert!(log.contains("cannot be proved stored"), "{log}");
+    assert!(totals(&killed.folder)["totals"]["uncertain"].as_u64().unwrap() > 0);
+}
+
+/// Deleted while its last batches have no answer, and kept by the service manager. Fails when flights are rebuilt from names only.
+#[test]
+fn a_source_that_is_gone_and_was_kept() {
+    let broker = Broker::shared(Version::V41);
+    let (folder, topic) = (Folder::new(), broker.topic(2));
+    let proxy = Proxy::to(&broker.address);
+    config_by(&folder, &topic, &proxy.address, &SHORT);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let mut next = 0;
+    write_some(&folder, &mut next, 1000, &["a.log"]);
+    topic.wait_count_for(next, PATIENT);
+    proxy.mode(Mode::Delay(secs(60)));
+    write_some(&folder, &mut next, 20_000, &["a.log"]);
+    wait_status(&folder, &folder.path("state"), "batches without an answer", |s| {
+        s["files"][0]["framed"] == s["files"][0]["size"]
+            && s["exactly_once"]["open_intents"].as_u64() > Some(0)
+    });
+    folder.remove("a.log");
+    wait_until(SOON, "the store has it", || agent.kept().len() == 1);
+    agent.kill();
+    proxy.mode(Mode::Pass);
+    let mut agent = folder.agent_line("run -c c.toml").given(agent.take_kept()).start();
+    topic.wait_count_for(next, PATIENT);
+    wait_until(SOON, "nothing is kept any longer", || agent.kept().is_empty());
+    let log = agent.stop().expect_code(0).stderr;
+    Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("a", 0..next)]);
+    let status = totals(&folder);
+    assert_eq!(announced(&status), 0, "{log}");
+    assert!(status["exactly_once"]["resent"].as_u64() > Some(0), "{status}");
+}
+
+/// Fails when a rebuilt batch depends on the config of now.
+#[test]
+fn a_changed_config_changes_nothing_that_was_sent() {
+    let killed = Killed::on(Broker::shared(Version::V41));
+    let changed = Chaos { kafka: "key = \"path\"\ncompression = \"gzip\"\nbatch = \"32KiB\"", ..SHORT };
+    config(&killed.folder, &killed.topic, &changed);
+    let (log, delivered, status) = killed.go_on();
+    assert_eq!(nothing_silent(&killed, &log, &delivered, &status), 0);
+    assert_eq!(announced(&status), 0, "{log}");
+    assert!(status["exactly_once"]["resent"].as_u64() > Some(0));
+}
