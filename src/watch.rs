@@ -10,7 +10,7 @@ pub mod pattern;
 mod watches;
 
 use crate::pulse::Beat;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -126,7 +126,9 @@ pub struct Ears {
 
 pub fn remote() -> io::Result<(Remote, Ears)> {
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    let (tx, rx) = bounded(256);
+    // Whoever ends a tail must not wait for a walk, which waits until what it finds is followed.
+    #[allow(clippy::disallowed_methods, reason = "at most one for each tail, and one for each reload")]
+    let (tx, rx) = unbounded();
     Ok((Remote { control: Some(tx), bell: bell.clone() }, Ears { control: rx, bell }))
 }
 
@@ -134,8 +136,10 @@ pub fn remote() -> io::Result<(Remote, Ears)> {
 const WALK: Duration = Duration::from_secs(30);
 /// The same where events do not come for some folder.
 const WALK_BLIND: Duration = Duration::from_secs(1);
-/// Between two readings of events.
-const TOGETHER: Duration = Duration::from_millis(2);
+/// Between two readings of events, for each tail that the first of them woke, within limits: a wake-up costs more than a
+/// line, and a thousand in a second are enough.
+const PER_WAKE: Duration = Duration::from_millis(1);
+const TOGETHER: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(200));
 /// Between two walks that events ask for.
 const CALM: Duration = Duration::from_millis(50);
 
@@ -195,6 +199,8 @@ struct Watch<'a> {
     blind: bool,
     /// Events were last read.
     heard: Instant,
+    /// Not to be read again before so long after.
+    rest: Duration,
 }
 
 impl<'a> Watch<'a> {
@@ -217,6 +223,7 @@ impl<'a> Watch<'a> {
             next_walk: now,
             blind: false,
             heard: now,
+            rest: Duration::ZERO,
         }
     }
 
@@ -235,10 +242,10 @@ impl<'a> Watch<'a> {
         let _ = rustix::io::read(&*ears.bell, &mut count);
     }
 
-    /// Under many events they are taken together, so that 5,000 lines a second are 500 wake-ups and not 5,000. An event
-    /// after a rest is passed on at once.
+    /// Under many events they are taken together, so that 5,000 lines a second are 250 wake-ups of a tail and not 5,000, and
+    /// 200 busy files a thousand. An event after a rest is passed on at once.
     fn gather(&mut self, ears: &Ears) {
-        let left = TOGETHER.saturating_sub(self.heard.elapsed());
+        let left = self.rest.saturating_sub(self.heard.elapsed());
         if !left.is_zero() {
             let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
             let _ = poll(&mut [PollFd::new(&*ears.bell, PollFlags::IN)], Some(&time));
@@ -247,37 +254,36 @@ impl<'a> Watch<'a> {
     }
 
     fn events(&mut self) {
-        loop {
-            let heard = self.watches.hear();
-            if heard.is_empty() {
-                return;
-            }
-            heard.into_iter().for_each(|h| self.event(h));
-        }
+        let woken: u32 = self.watches.hear().into_iter().map(|heard| self.event(heard)).sum();
+        self.rest = (PER_WAKE * woken).clamp(TOGETHER.0, TOGETHER.1);
     }
 
-    fn event(&mut self, heard: Heard) {
+    /// How many tails that makes look.
+    fn event(&mut self, heard: Heard) -> u32 {
         match heard {
             Heard::Overflow => {
                 self.dirty = true;
-                self.slots.values().for_each(wake);
+                self.slots.values().map(wake).sum()
             }
-            Heard::Folder => self.dirty = true,
-            Heard::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).for_each(wake),
+            Heard::Folder => {
+                self.dirty = true;
+                0
+            }
+            Heard::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).map(wake).sum(),
             Heard::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
             Heard::Name(path) => {
                 self.dirty = true;
                 let links = self.slots.iter().filter(|(p, s)| s.link && p.parent() == path.parent());
                 let links: Vec<PathBuf> = links.map(|(p, _)| p.clone()).collect();
-                links.iter().for_each(|path| self.look_at(path));
+                links.iter().map(|path| self.look_at(path)).sum()
             }
         }
     }
 
     /// Another file may be at the path.
-    fn look_at(&mut self, path: &Path) {
+    fn look_at(&mut self, path: &Path) -> u32 {
         self.watch_file(path);
-        self.slots.get(path).into_iter().for_each(wake);
+        self.slots.get(path).map_or(0, wake)
     }
 
     /// Looks for everything that the patterns mean; keeps the watches on the folders met, and lets the others go.
@@ -388,8 +394,9 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn wake(slot: &Slot) {
-    let _ = slot.wake.try_send(()); // full: it is told already; closed: its end is on the way
+/// 1, or 0 where the slot is full (it is told already) or closed (its end is on the way).
+fn wake(slot: &Slot) -> u32 {
+    slot.wake.try_send(()).is_ok().into()
 }
 
 fn kind(m: &fs::Metadata) -> &'static str {

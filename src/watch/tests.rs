@@ -4,6 +4,19 @@ use super::*;
 use std::io::Write;
 use std::thread;
 
+/// Fails when the queue is bounded: the main thread would wait here for a walk that waits for the main thread.
+#[test]
+fn whoever_ends_a_tail_waits_for_nobody() {
+    let (remote, ears) = remote().unwrap();
+    let (done, told) = bounded(1);
+    thread::spawn(move || {
+        (0..10_000).for_each(|i| remote.ended(Path::new(&i.to_string())));
+        let _ = done.send(());
+    });
+    told.recv_timeout(Duration::from_secs(20)).unwrap();
+    drop(ears);
+}
+
 /// Fails when files are not watched, or when a new file needs the next regular walk to be found.
 #[test]
 fn tells_of_files_and_wakes_their_tails() {

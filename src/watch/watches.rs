@@ -11,6 +11,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+/// Most readings of the queue at a time.
+const READINGS: usize = 64;
+
 /// What an event says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -98,23 +101,30 @@ impl Watches {
         Told::No
     }
 
-    /// Some of what has happened; empty: nothing more.
+    /// What has happened, of each file once; in a storm that does not end, a part of it.
     pub fn hear(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
-        let Some(inotify) = &mut self.inotify else { return heard };
-        let Ok(events) = inotify.read_events(&mut self.buffer) else { return heard };
-        for event in events {
-            if event.mask.contains(EventMask::Q_OVERFLOW) {
-                heard.push(Heard::Overflow);
-            } else if event.mask.contains(EventMask::IGNORED) {
-                self.files.remove(&event.wd);
-                heard.extend(self.folders.remove(&event.wd).map(|_| Heard::Folder));
-            } else {
-                heard.extend(self.files.get(&event.wd).map(|paths| Heard::Files(paths.clone())));
-                heard.extend(self.folders.get(&event.wd).map(|folder| match event.name {
-                    Some(name) => Heard::Name(folder.join(name)),
-                    None => Heard::Folder,
-                }));
+        let mut files = HashSet::new();
+        for _ in 0..READINGS {
+            let Some(inotify) = &mut self.inotify else { break };
+            let Ok(events) = inotify.read_events(&mut self.buffer) else { break };
+            for event in events {
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    heard.push(Heard::Overflow);
+                } else if event.mask.contains(EventMask::IGNORED) {
+                    self.files.remove(&event.wd);
+                    heard.extend(self.folders.remove(&event.wd).map(|_| Heard::Folder));
+                } else {
+                    if let Some(paths) = self.files.get(&event.wd)
+                        && files.insert(event.wd.clone())
+                    {
+                        heard.push(Heard::Files(paths.clone()));
+                    }
+                    heard.extend(self.folders.get(&event.wd).map(|folder| match event.name {
+                        Some(name) => Heard::Name(folder.join(name)),
+                        None => Heard::Folder,
+                    }));
+                }
             }
         }
         heard

@@ -49,6 +49,21 @@ fn a_thousand_files() {
     agent.stop().expect_code(0);
 }
 
+/// Fails when the ends of tails and the finds of the first walk wait for one another, or when each tail's look at its
+/// folder costs more than a few milliseconds.
+#[test]
+fn a_thousand_files_once() {
+    let folder = Folder::new();
+    folder.mkdir("logs");
+    for i in 0..1000 {
+        folder.append(&format!("logs/{i:04}.log"), format!("{i}\n").as_bytes());
+    }
+    let done = folder.agent_line("run --once --output stdout logs/*.log").run_for(secs(60)).expect_code(0);
+    let mut got: Vec<String> = done.lines().into_iter().map(|l| String::from_utf8(l).unwrap()).collect();
+    got.sort_by_key(|l| l.parse::<u32>().unwrap());
+    assert_eq!(got, (0..1000).map(|i| i.to_string()).collect::<Vec<_>>());
+}
+
 /// Fails when anything but a deadline wakes an idle agent, or it writes its state again.
 #[test]
 fn one_idle_file() {
