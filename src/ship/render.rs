@@ -123,27 +123,32 @@ impl Pen {
         }
     }
 
-    #[inline]
+    // Inlined, and with little in it: most records are a line without a key.
+    #[inline(always)]
     fn record<'l, 'p>(&'p mut self, sheet: &mut Sheet<'l>, line: Line, index: u32) -> Record<'l, 'p> {
         let bytes = &sheet.chunk.bytes[line.at as usize..][..line.len as usize];
+        let headers = &sheet.chunk.origin.shape.headers;
+        if sheet.json {
+            self.json(sheet, line, bytes);
+        }
         let key = sheet.keys.key(bytes, &mut self.key);
-        let value = if sheet.json {
-            let out = &mut self.value;
-            out.clear();
-            out.extend_from_slice(b"{\"message\":\"");
-            let valid = json::text(out, bytes);
-            out.extend_from_slice(&self.head);
-            json::number(out, sheet.chunk.range.start + u64::from(line.at));
-            out.extend_from_slice(&self.tail);
-            if !valid && !sheet.flagged {
-                out.extend_from_slice(FLAGGED);
-            }
-            out.push(b'}');
-            Piece::Passing(out)
-        } else {
-            Piece::Lasting(bytes)
-        };
-        Record { index, key, value, headers: &sheet.chunk.origin.shape.headers }
+        let value = if sheet.json { Piece::Passing(&self.value) } else { Piece::Lasting(bytes) };
+        Record { index, key, value, headers }
+    }
+
+    /// Writes the JSON value of one line.
+    fn json(&mut self, sheet: &Sheet<'_>, line: Line, bytes: &[u8]) {
+        let out = &mut self.value;
+        out.clear();
+        out.extend_from_slice(b"{\"message\":\"");
+        let valid = json::text(out, bytes);
+        out.extend_from_slice(&self.head);
+        json::number(out, sheet.chunk.range.start + u64::from(line.at));
+        out.extend_from_slice(&self.tail);
+        if !valid && !sheet.flagged {
+            out.extend_from_slice(FLAGGED);
+        }
+        out.push(b'}');
     }
 }
 
@@ -181,11 +186,19 @@ impl<'l> Keys<'l> {
     }
 
     /// The key of one line; what must be written goes into `scratch`, which is cleared first.
-    #[inline]
+    #[inline(always)]
     pub fn key<'p>(&mut self, line: &'l [u8], scratch: &'p mut Vec<u8>) -> Option<Piece<'l, 'p>> {
         match self {
             Keys::None => None,
             Keys::Same(bytes) => Some(Piece::Lasting(bytes)),
+            _ => self.found(line, scratch),
+        }
+    }
+
+    /// A key that stands in the line.
+    fn found<'p>(&mut self, line: &'l [u8], scratch: &'p mut Vec<u8>) -> Option<Piece<'l, 'p>> {
+        match self {
+            Keys::None | Keys::Same(_) => None,
             Keys::Regex(r, None) => r.find(line).map(|m| Piece::Lasting(m.as_bytes())),
             Keys::Regex(r, Some(groups)) => {
                 r.captures_read(groups, line)?;

@@ -80,6 +80,16 @@ fn mounted_again() {
         pause(secs(2)); // positions are saved within a second
         arrived.extend(agent.lines());
         drop(agent);
+        // Killed from outside of its namespace, it may live a moment longer and hold the state folder.
+        wait_until(SOON, "it is gone", || {
+            Command::new("flock")
+                .arg("-n")
+                .arg(folder.path("state/lock"))
+                .arg("true")
+                .status()
+                .unwrap()
+                .success()
+        });
         folder.append("real/a.log", Lines::new("a", round * 20 + 20..round * 20 + 30).bytes());
         crate::rotation::chain(&folder, "real/a.log");
         folder.append("real/a.log", b"");

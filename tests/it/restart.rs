@@ -156,6 +156,9 @@ fn damaged_state_and_a_second_agent() {
     agent.wait_lines(10);
     let second = folder.agent_line(LIVE).run().expect_code(1);
     assert!(second.stderr.contains("state"), "{}", second.stderr);
+    wait_status(&folder, &folder.path("state"), "the first save", |s| s["files"][0]["saved"] == 2010);
+    folder.append("f.log", "one more save\n");
+    agent.wait_lines(11);
     agent.stop().expect_code(0);
     // The previous one is used: at least once from there.
     std::fs::write(folder.path("state/offsets"), [0; 100]).unwrap();

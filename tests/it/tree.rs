@@ -88,6 +88,7 @@ fn the_top_of_the_repository_is_small() {
         "src",
         "systemd",
         "tests",
+        ".cargo",
         ".ci",
         ".gitignore",
         "LICENSE",
