@@ -326,7 +326,7 @@ fn a_stop_waits_for_what_moves_only() {
     b.line(0);
     let batch = b.sent().remove(0);
     (b.inbox, b.halt) = (None, None);
-    std::thread::sleep(RETURN + Duration::from_millis(300));
+    assert!(b.notes.recv_timeout(RETURN + Duration::from_millis(300)).is_err());
     assert!(!b.ship.is_finished(), "the answer may still come");
     let back = |batch| {
         let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Backoff, why: "refused".into() };
@@ -336,7 +336,7 @@ fn a_stop_waits_for_what_moves_only() {
     let end = Instant::now() + LIMIT;
     while !b.ship.is_finished() && Instant::now() < end {
         b.orders.try_iter().for_each(drop);
-        std::thread::sleep(Duration::from_millis(5));
+        let _ = b.notes.recv_timeout(Duration::from_millis(5));
     }
     assert!(b.ship.is_finished());
     assert_eq!(b.end().0, Ok(()));
