@@ -170,7 +170,7 @@ fn exactly_once_needs_the_right_to_read() {
     );
     let text = format!("[kafka]\n{kafka}\n[[files]]\npaths = [{:?}]\n", folder.path("c.log"));
     let config = folder.write("c.toml", text);
-    let done = folder.agent(["check", "--connect", "-c"]).arg(config).run_for(PATIENT).expect_code(1);
+    let done = folder.agent(["check", "--connect", "-c"]).arg(config).run_for(PATIENT).expect_code(78);
     let text = String::from_utf8(done.stdout).unwrap();
     let last = text.lines().last().unwrap();
     assert!(last.starts_with(&format!("failed   read {}", topic.name)), "{text}");
