@@ -127,11 +127,10 @@ impl Lane {
     }
 
     /// Nothing is in the air, and what is left has nowhere to go: the topic's partitions are not known, or each that holds
-    /// something has failed, and so has each that could take what waits.
+    /// something has failed, and so has each that could take what waits. What may be stored already is worth a wait: this
+    /// run can send it again without doubling it, the next one cannot.
     pub fn is_stuck(&self) -> bool {
-        let fails = |p: &Partition| p.in_air() == 0 && p.trouble().is_some();
-        let idle = |p: &Partition| p.open() == 0;
-        self.partitions.iter().all(|p| fails(p) || (idle(p) && self.waiting.is_empty()))
+        self.partitions.iter().all(|p| p.is_stuck() || (p.open() == 0 && self.waiting.is_empty()))
     }
 
     pub fn partitions(&mut self) -> &mut [Partition] {

@@ -212,6 +212,11 @@ impl Partition {
         self.air.len()
     }
 
+    /// Something failed, nothing is in the air, and nothing that waits may be stored already.
+    pub fn is_stuck(&self) -> bool {
+        self.attempts > 0 && self.air.is_empty() && !self.pending.iter().any(|b| b.maybe_stored)
+    }
+
     /// Sends what may leave now.
     pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
         if !self.pasts.is_empty() {

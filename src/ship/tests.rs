@@ -319,7 +319,8 @@ fn a_driver_that_takes_nothing() {
     assert!(board.pulse.late(after(10)).is_none(), "it has taken one");
 }
 
-/// Fails when a stop waits for a broker that cannot be reached, or does not wait for a batch that is on its way.
+/// Fails when a stop waits for a broker that cannot be reached, or does not wait for a batch that is on its way or may be
+/// stored: the next run would double it.
 #[test]
 fn a_stop_waits_for_what_moves_only() {
     let mut b = Bench::new(Options::default()).ready();
@@ -328,11 +329,14 @@ fn a_stop_waits_for_what_moves_only() {
     (b.inbox, b.halt) = (None, None);
     assert!(b.notes.recv_timeout(RETURN + Duration::from_millis(300)).is_err());
     assert!(!b.ship.is_finished(), "the answer may still come");
-    let back = |batch| {
-        let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Backoff, why: "refused".into() };
+    let back = |batch, maybe_stored| {
+        let verdict = Verdict::Again { maybe_stored, pace: Pace::Backoff, why: "lost".into() };
         b.say(Event::Done { batch, verdict });
     };
-    back(batch);
+    back(batch, true);
+    let batch = b.sent().remove(0);
+    assert!(!b.ship.is_finished(), "it may be stored");
+    back(batch, false);
     let end = Instant::now() + LIMIT;
     while !b.ship.is_finished() && Instant::now() < end {
         b.orders.try_iter().for_each(drop);
