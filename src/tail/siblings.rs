@@ -72,7 +72,7 @@ fn in_folder_of(path: &Path) -> io::Result<Vec<Sibling>> {
     };
     let mut found = Vec::new();
     // Nothing is allocated for a name that is none of ours: with a thousand files in a folder, each is read by a thousand.
-    let mut buffer = [MaybeUninit::uninit(); 8 << 10];
+    let mut buffer = [MaybeUninit::uninit(); 2 << 10]; // small: the stack stays resident
     let mut entries = RawDir::new(open, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
