@@ -20,6 +20,7 @@ use crate::air::Air;
 use crate::chunk::{Ending, Note, StreamId};
 use crate::cover::{Cover, Giver};
 use crate::error::Error;
+use crate::files;
 use crate::pulse::Beat;
 use crate::report::Board;
 use crate::wall;
@@ -134,7 +135,7 @@ pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
 fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (Air, bool) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
-    let opened = store::private(&path).and_then(|file| Air::open(file, boot.trim(), recognized));
+    let opened = files::private(&path).and_then(|file| Air::open(file, boot.trim(), recognized));
     let (air, found) = match opened {
         Ok(opened) => opened,
         Err(e) => {

@@ -43,7 +43,7 @@
 //! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all batches with records
 //! of it are stored, or are in the dead-letter file.
 //!
-//! Invariant: every queue is bounded, by its capacity or by the byte budget; every wait has a deadline or selects on
+//! Invariant: every queue is bounded, by its capacity, the byte budget or the number of files; every wait has a deadline or selects on
 //! [`stop::Stop`]. A tail holds nothing while it waits for memory.
 //!
 //! Invariant: a stage ends because the channel it reads from is closed. SIGTERM stops the tails; the rest follows in the
@@ -68,6 +68,7 @@ mod config;
 mod cover;
 mod error;
 mod fdstore;
+mod files;
 mod logging;
 mod pulse;
 mod report;

@@ -188,17 +188,18 @@ pub fn run(
         if gone {
             return Err(Dead { why: "its worker has ended".into() });
         }
-        if !open && ship.is_empty() {
+        let empty = ship.is_empty();
+        if !open && empty {
             return Ok(());
         }
-        let patience = halted.map(|at| at + RETURN);
-        if !open && patience.is_some_and(|until| Instant::now() >= until) && ship.is_stuck() {
+        let (patience, here) = (halted.map(|at| at + RETURN), Instant::now());
+        if !open && patience.is_some_and(|until| here >= until) && ship.is_stuck() {
             log::warn!("no broker takes what is left; it is sent at the next start");
             return Ok(());
         }
-        let wake = wake.into_iter().chain(patience.filter(|until| *until > Instant::now())).min();
+        let wake = wake.into_iter().chain(patience.filter(|until| *until > here)).min();
         let more = !inbox.is_empty() || !ends.events.is_empty();
-        if !more && ship.is_empty() {
+        if !more && empty {
             heap::trim();
         }
         let wait = if more { Duration::ZERO } else { until(wake).min(board.pulse.longest()) };

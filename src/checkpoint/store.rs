@@ -11,9 +11,10 @@ use super::Damaged;
 use super::format::{self, Bad};
 use super::saved::Saved;
 use crate::error::Error;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use crate::files;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 pub const OFFSETS: &str = "offsets";
@@ -174,7 +175,7 @@ impl Store {
     fn step(&mut self, step: Step, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
-            Step::WriteTmp => anew(&at(TMP))?.write_all(bytes)?,
+            Step::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
             Step::SyncTmp => File::open(at(TMP))?.sync_all()?,
             Step::SyncOffsets => File::open(at(OFFSETS))?.sync_all()?,
             Step::KeepPrevious => {
@@ -198,20 +199,6 @@ impl Store {
 #[allow(clippy::disallowed_methods)]
 fn replace(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
-}
-
-/// Opens a file that only its owner may read, making it where it is missing.
-pub fn private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-/// The same, in place of whatever has that name: a symlink there is not written through.
-fn anew(path: &Path) -> io::Result<File> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Reads what is saved in a folder, without its lock: also for `status`.
@@ -306,7 +293,7 @@ impl From<io::Error> for NotLocked {
 fn lock(folder: &Path) -> Result<File, NotLocked> {
     make(folder)?;
     let path = folder.join(LOCK);
-    let mut file = match private(&path) {
+    let mut file = match files::private(&path) {
         // Read-only: a lock that is there can still be taken.
         Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path).map_err(|_| e)?,
         file => file?,

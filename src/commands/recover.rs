@@ -6,12 +6,12 @@
 
 use super::crew::Plan;
 use crate::budget::Permit;
-use crate::checkpoint::store::private;
 use crate::checkpoint::{Footing, Job, Saved, SavedStream};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::cover::{Cover, Taker};
 use crate::error::Error;
 use crate::fdstore::FdStore;
+use crate::files;
 use crate::report::{Board, Gauge};
 use crate::ship::driver::Ends;
 use crate::ship::flight::{Load, Pick};
@@ -59,7 +59,7 @@ pub fn recover(
         let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
-    let (store, found) = private(&path).and_then(Store::open).map_err(trouble)?;
+    let (store, found) = files::private(&path).and_then(Store::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let cover = cover(saved);
     let mut loaded = match doubt(&found, &binding, job.found, saved) {

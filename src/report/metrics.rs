@@ -4,10 +4,11 @@
 //! over restarts.
 
 use super::snapshot::{File, Peer, Snapshot};
+use crate::files;
 use std::fmt::Write as _;
-use std::fs::{File as Disk, OpenOptions, Permissions};
+use std::fs::Permissions;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// A number of the whole agent: name, type, meaning, value.
@@ -127,9 +128,7 @@ pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp"); // the collector reads only *.prom
     // The folder may be another's, and so may a symlink there.
-    let left = std::fs::remove_file(&tmp);
-    left.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
-    let mut file: Disk = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&tmp)?;
+    let mut file = files::anew(tmp.as_ref(), 0o644)?;
     file.set_permissions(Permissions::from_mode(0o644))?; // the collector is another user, and our mask hides the state
     file.write_all(text(s).as_bytes())?;
     #[allow(clippy::disallowed_methods)] // nothing here has to outlive a power loss

@@ -200,8 +200,9 @@ impl Inner {
         entry
     }
 
-    /// The stream of a file: one that is not finished before others, then the newest. After a reboot, or when it is mounted again, the device number may be another one:
-    /// inode and birth time say enough, and where there is no birth time (NFS, FUSE), inode and path.
+    /// The stream of a file: one that is not finished before others, then the newest. After a reboot, or when it is mounted
+    /// again, the device number may be another one: inode and birth time say enough, and where there is no birth time (NFS,
+    /// FUSE), inode and path.
     fn by_identity(&mut self, id: &Identity, path: &Path) -> Option<&mut Entry> {
         let same = |e: &Entry| {
             (e.identity.ino, e.identity.born) == (id.ino, id.born)

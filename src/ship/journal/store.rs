@@ -253,7 +253,7 @@ fn read_head(head: &[u8]) -> Option<(u64, Binding)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::store::private;
+    use crate::files::private;
     use crate::ship::retry::Rng;
     use std::path::Path;
 

@@ -7,10 +7,10 @@
 
 use super::broker::Log;
 use crate::budget::{Budget, Share};
-use crate::checkpoint::store::private;
 use crate::checkpoint::{Saved, SavedStream};
 use crate::chunk::{Chunk, Identity, Note, Origin, Parcel, Point, Shape, StreamId};
 use crate::cover::Cover;
+use crate::files::private;
 use crate::report::Board;
 use crate::ship::driver::{Abilities, Event, Order, Pace, Refusal, TopicView, Verdict};
 use crate::ship::flight::{Batch, Load, Numbers, Pick};
