@@ -2,7 +2,8 @@
 //!
 //! Wrong configs do not come this far: [`config::load`] names their problems. What is found here (an unreadable file, a
 //! state folder that cannot be written) may be right for the agent's own user, so it is a warning and not a failure; a
-//! missing `must_exist` file, and a broker that cannot be reached with `--connect`, fail. A broker that is reached and can
+//! missing `must_exist` file, a file in the place of the state folder, and a broker that cannot be reached with `--connect`,
+//! fail. A broker that is reached and can
 //! never do what the config asks for is a mistake of the config.
 
 mod connect;
@@ -120,6 +121,7 @@ impl Report {
         }
         r.output(config);
         r.state(config);
+        r.metrics(config);
         for (i, source) in config.sources.iter().enumerate() {
             r.source(i, source);
         }
@@ -228,7 +230,13 @@ impl Report {
     fn state(&mut self, config: &Config) {
         let Some(dir) = &config.agent.state_dir else { return self.line("state", "none: nothing is saved") };
         self.line("state", &shown(dir));
-        let existing = dir.ancestors().find(|d| d.is_dir()).unwrap_or(Path::new("/"));
+        let existing = dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
+        if !existing.is_dir() {
+            // Nobody's rights mend this.
+            self.failed = true;
+            let fix = "move it away, or name a folder by state_dir";
+            return self.line("failed", &format!("{}: it is no folder; {fix}", shown(existing)));
+        }
         if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
             self.warn(format!(
                 "{} cannot be written by this user; systemd makes it for the service by StateDirectory=, else chown it",
@@ -240,6 +248,17 @@ impl Report {
         }
     }
 
+    fn metrics(&mut self, config: &Config) {
+        let Some(file) = &config.textfile else { return };
+        self.line("metrics", &shown(file));
+        if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
+            self.warn(format!(
+                "textfile: there is no folder {}; make it for the agent's user",
+                shown(folder)
+            ));
+        }
+    }
+
     /// The files that a source follows now.
     fn source(&mut self, index: usize, source: &Source) {
         let patterns: Vec<String> = source.paths.iter().map(found::pattern_text).collect();
@@ -247,6 +266,12 @@ impl Report {
         let files = found::files(source);
         if files.is_empty() {
             self.line("", "  no file matches now");
+        }
+        for folder in found::folders(source) {
+            let folder = shown(folder);
+            self.warn(format!(
+                "{folder} is a folder, of which nothing is read; name its files, as in {folder}/*.log"
+            ));
         }
         if source.must_exist {
             for missing in found::missing(source) {

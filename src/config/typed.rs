@@ -276,7 +276,7 @@ fn metrics(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Field<PathBu
 
 fn files(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Files>> {
     let Some(tables) = v.get_ref().as_array().filter(|a| a.iter().all(|t| t.get_ref().is_table())) else {
-        walk.mismatch(key, v, "a list of tables", "… as a table of its own: [[files]]");
+        walk.wrong(v.span(), "`files` is not a list of tables", "write [[files]] above the keys of each");
         return None;
     };
     Some(tables.iter().filter_map(|t| one_files(walk, key, t)).collect())

@@ -98,6 +98,9 @@ pub fn duration(s: &str) -> Result<Duration, String> {
     }
     while !rest.is_empty() {
         let (number, unit) = split(rest);
+        if number.is_empty() {
+            return Err("no whole number stands first".into());
+        }
         let end = unit.find(|c: char| !c.is_alphabetic()).unwrap_or(unit.len());
         let millis: u64 = match &unit[..end] {
             "ms" => 1,

@@ -19,6 +19,14 @@ pub fn missing(source: &Source) -> Vec<String> {
     source.paths.iter().filter(|p| matches(p).is_empty()).map(pattern_text).collect()
 }
 
+/// The paths that are folders, of which nothing is read.
+pub fn folders(source: &Source) -> impl Iterator<Item = &Path> {
+    source.paths.iter().filter_map(|p| match p {
+        Pattern::Path(p) if p.is_dir() => Some(p.as_path()),
+        _ => None,
+    })
+}
+
 pub fn pattern_text(pattern: &Pattern) -> String {
     match pattern {
         Pattern::Path(p) => p.display().to_string(),

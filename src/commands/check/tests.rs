@@ -103,6 +103,33 @@ fn every_warning() {
     assert!(!r.failed && !r.text.contains("s3cret"), "{}", r.text);
 }
 
+/// Seen to fail with `is_dir` in place of `exists` in `Report::state`: the folder above is looked at, and all is well.
+#[test]
+fn a_file_in_the_place_of_the_state_folder_fails() {
+    let p = Place::new();
+    p.write("state", "", 0o644);
+    let r = p.report(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
+    assert!(r.failed, "{}", r.text);
+    assert!(r.text.contains(&format!("failed   {}: it is no folder; ", p.path("state"))), "{}", r.text);
+    assert!(!r.text.contains("\nok "), "{}", r.text);
+}
+
+/// What `run` says in its log only. Seen to fail with `found::folders` giving nothing, and without `Report::metrics`.
+#[test]
+fn a_folder_that_is_named_as_a_file_and_a_missing_one() {
+    let p = Place::new();
+    fs::create_dir(p.path("logs")).unwrap();
+    let (logs, metrics) = (p.path("logs"), p.path("none/m.prom"));
+    let r = p.report(&format!("{KAFKA}[metrics]\ntextfile = \"{metrics}\"\n[[files]]\npaths = \"{logs}\"\n"));
+    for said in [
+        format!("{logs} is a folder, of which nothing is read; name its files, as in {logs}/*.log"),
+        format!("textfile: there is no folder {}", p.path("none")),
+    ] {
+        assert!(r.text.contains(&said), "{said}\n{}", r.text);
+    }
+    assert!(!r.failed, "{}", r.text);
+}
+
 #[test]
 fn must_exist_fails_and_a_fifo_does_not_block() {
     let p = Place::new();
