@@ -91,6 +91,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (halt, halt_on) = stop::pair();
     // Without saved positions the next start knows nothing of what was left: then the whole time is given.
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
+    let left = left(&config);
     let (changes, changed) = bounded(1);
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
@@ -132,7 +133,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         let saved = saving.join();
         ended?;
         if let Ok(Err(Dead { why })) = shipped {
-            return Err(Error::failed("deliver", why, "what was not acknowledged is sent at the next start"));
+            return Err(Error::failed("deliver", why, format!("what was not acknowledged {left}")));
         }
         saved.unwrap_or(Ok(()))?;
         Ok(ExitCode::Done)
@@ -217,7 +218,7 @@ impl Office<'_, '_> {
                 recv(deadline) -> _ => {
                     deadline = never();
                     let time = self.config.agent.drain_timeout;
-                    warn!("not everything was acknowledged within drain_timeout ({time:?}); it is sent at the next start");
+                    warn!("not everything was acknowledged within drain_timeout ({time:?}); the rest {}", left(&self.config));
                     self.give_up = None;
                 }
                 recv(pulse) -> _ => {
@@ -309,7 +310,7 @@ impl Office<'_, '_> {
                     (since + self.config.agent.drain_timeout).saturating_duration_since(Instant::now()),
                 );
             }
-            warn!("stopped by a second signal; what was not acknowledged is sent at the next start");
+            warn!("stopped by a second signal; what was not acknowledged {}", left(&self.config));
             (self.at_once)(ExitCode::Failed);
         }
         self.stopping = Some(Instant::now());
@@ -327,6 +328,14 @@ impl Office<'_, '_> {
 
     fn log_status(&self) {
         Snapshot::take(self.board, Instant::now()).log();
+    }
+}
+
+/// What becomes of the lines that were not acknowledged when the agent ends.
+fn left(config: &Config) -> &'static str {
+    match config.agent.state_dir {
+        Some(_) => "is sent at the next start",
+        None => "is not known to the next start: only --state-dir saves positions",
     }
 }
 
