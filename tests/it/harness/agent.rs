@@ -176,14 +176,7 @@ impl Setup {
         let mut words = wrap.into_iter();
         let mut outer = Command::new(words.next().expect("a program"));
         outer.args(words).arg(self.command.get_program()).args(self.command.get_args());
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => outer.env(name, value),
-                None => outer.env_remove(name),
-            };
-        }
-        outer.current_dir(self.command.get_current_dir().expect("set by `Folder::agent`"));
-        self.command = outer;
+        self.replace(outer);
         self
     }
     /// What it reads from standard input; without this, that is empty.
