@@ -212,7 +212,7 @@ impl Open {
 
     /// Reads the next chunk. `rest` says what bytes after the last line's end are.
     pub fn read(&mut self, how: &Reading, rest: Rest, stop: &Stop) -> io::Result<Got> {
-        self.pass_over();
+        self.pass_over()?;
         let hole_ends = self.beyond.front().map_or(u64::MAX, |(r, _)| r.start);
         let end = self.end().min(hole_ends);
         let mut len = self.window(how, end);
@@ -361,17 +361,22 @@ impl Open {
         Ok(())
     }
 
-    /// Jumps over ranges that were acknowledged in an earlier life.
-    fn pass_over(&mut self) {
-        while self.beyond.front().is_some_and(|(r, _)| r.start <= self.at.offset) {
-            let Some((range, to)) = self.beyond.pop_front() else { return };
+    /// Jumps over ranges that were acknowledged in an earlier life. One before which nothing can be read now stays: with other
+    /// bytes before it the file would look truncated.
+    fn pass_over(&mut self) -> io::Result<()> {
+        while let Some((range, to)) = self.beyond.front().filter(|(r, _)| r.start <= self.at.offset) {
             if range.end > self.at.offset {
-                self.at = to;
+                let to = *to;
+                self.before = match self.read_before(to.offset) {
+                    Err(e) if self.is_broken(&e) => Vec::new(), // the read that follows says so
+                    before => before?,
+                };
+                self.at = Point { mark: Mark::of(&self.before), ..to };
                 self.searched = to.offset;
-                self.before = self.read_before(to.offset).unwrap_or_default();
-                self.at.mark = Mark::of(&self.before);
             }
+            self.beyond.pop_front();
         }
+        Ok(())
     }
 
     /// Appends up to `len` bytes at the position; true at the end of the file.
@@ -453,3 +458,6 @@ fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     }
     Ok(n)
 }
+
+#[cfg(test)]
+mod tests;
