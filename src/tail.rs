@@ -7,6 +7,7 @@
 pub mod catchup;
 mod change;
 mod copies;
+mod find;
 pub mod follow;
 pub mod framing;
 pub mod gz;
@@ -197,6 +198,8 @@ struct Tail<'a> {
     /// What was known when the first look began, which may take several tries.
     history: Option<Vec<Entry>>,
     absent: Vec<Absent>,
+    /// A sibling was not where it was listed.
+    moved: bool,
     /// A sibling that may not be read.
     denied: Option<PathBuf>,
     /// Rotated files that are not open because enough others are; oldest first, newer than those.
@@ -233,6 +236,7 @@ impl<'a> Tail<'a> {
             stuck: None,
             history: None,
             absent: Vec::new(),
+            moved: false,
             denied: None,
             shelf: VecDeque::new(),
         }
@@ -254,7 +258,7 @@ impl Tail<'_> {
         // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
-            self.catch_up()?;
+            self.catch_up(None)?;
         }
         let seen = self.look_at_open(now)?;
         self.outlive(at_path, &seen);

@@ -4,6 +4,7 @@
 //! never a bare prefix: `app.log.err` is another log.
 
 use super::identity::{self, Look};
+use super::known::Entry;
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -27,6 +28,13 @@ pub struct Sibling {
     pub path: PathBuf,
     pub packed: Packed,
     pub look: Look,
+}
+
+impl Sibling {
+    /// The packed file in which this stream is found.
+    pub fn is_packed_for(&self, entry: &Entry) -> bool {
+        self.packed != Packed::Plain && self.look.identity == entry.identity
+    }
 }
 
 /// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
