@@ -38,6 +38,7 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
         start: Start::Beginning,
         since: (since.as_secs() as i64, since.subsec_nanos()),
         until: Until::Stopped,
+        give_up: None,
         reopen: true,
         poll: Duration::from_secs(1),
         rotate_grace: Duration::from_secs(60),
