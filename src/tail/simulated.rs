@@ -237,7 +237,7 @@ fn crashes() {
 /// of them is.
 #[test]
 fn packed_among_kills_with_exactly_once_delivery() {
-    try_seeds(2000, KILLS, true);
+    try_seeds(700, KILLS, true);
 }
 
 /// A file is read and left, packed and noted as read, before the broker has its lines. Fails when a run after a kill does not go
