@@ -7,6 +7,7 @@
 pub mod catchup;
 mod change;
 mod copies;
+mod folder;
 pub mod follow;
 pub mod framing;
 pub mod gz;

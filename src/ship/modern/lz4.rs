@@ -3,7 +3,7 @@
 //!
 //! Of our own because the bytes on the wire are what an uplink costs: on records of 200-byte log lines a table of 2^15
 //! places leaves 17.7 % where `lz4_flex` (2^12, not to be changed) leaves 18.6 %, and 19.6 % in blocks of 64 KiB, all at about the same speed.
-//! The formats: `lz4_Block_format.md` and `lz4_Frame_format.md` of <https://github.com/lz4/lz4>.
+//! The formats: those of a block and of a frame in <https://github.com/lz4/lz4/tree/dev/doc>.
 
 /// Where which bytes were seen last, by their hash.
 #[derive(Debug)]
