@@ -71,6 +71,7 @@ mod fdstore;
 mod files;
 mod logging;
 mod pulse;
+mod remote;
 mod report;
 mod ship;
 mod signals;

@@ -8,6 +8,7 @@ pub mod catchup;
 mod change;
 mod copies;
 mod find;
+mod folder;
 pub mod follow;
 pub mod framing;
 pub mod gz;

@@ -28,6 +28,7 @@ mod health;
 mod inbox;
 mod input;
 mod limits;
+mod lz4;
 mod messages;
 mod passes;
 mod pick;

@@ -297,21 +297,31 @@ impl Open {
         if how.rules.multiline.is_some() || matches!(self.bytes, Bytes::Gz(_)) {
             return Ok(whole(limit, self.at.offset));
         }
+        match self.newline_before(limit)? {
+            Some(end) => Ok(whole(end, self.at.offset)),
+            None if self.searched >= self.at.offset + most => Ok(whole(limit, self.at.offset)),
+            None => Ok(None),
+        }
+    }
+
+    /// Searches on for a line's end; behind which it is. Apart from what calls it: its window would be part of every
+    /// tail's stack, and a stack stays resident.
+    #[inline(never)]
+    fn newline_before(&mut self, limit: u64) -> io::Result<Option<u64>> {
         let mut window = [0u8; 16 * 1024];
         while self.searched < limit {
             let want = window.len().min((limit - self.searched) as usize);
             let n = self.read_at(self.searched, &mut window[..want])?;
             if n == 0 {
-                return Ok(None);
+                break;
             }
-            if let Some(nl) = memchr(b'\n', &window[..n]) {
-                let to = self.searched + nl as u64 + 1;
-                self.searched = to;
-                return Ok(whole(to, self.at.offset));
+            let found = memchr(b'\n', &window[..n]);
+            self.searched += found.map_or(n, |nl| nl + 1) as u64;
+            if found.is_some() {
+                return Ok(Some(self.searched));
             }
-            self.searched += n as u64;
         }
-        Ok(if limit == self.at.offset + most { whole(limit, self.at.offset) } else { None })
+        Ok(None)
     }
 
     fn advance(&mut self, bytes: &[u8], consumed: usize, then: Then) {

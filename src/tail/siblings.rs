@@ -3,14 +3,13 @@
 //! A sibling is the name plus `.` or `-` plus digits or a date, optionally with a compression suffix, or `stem-date.ext`;
 //! never a bare prefix: `app.log.err` is another log.
 
+use super::folder::Names;
 use super::identity::{self, Look};
 use super::known::Entry;
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
-use rustix::io::Errno;
+use rustix::fs::FileType;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -40,11 +39,11 @@ impl Sibling {
 /// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
 ///
 /// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
-/// time: so the folder is read until two readings agree.
+/// time: so a folder that is not at rest is read until two readings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
-    let mut last = list_once(path)?;
-    for _ in 0..READINGS {
-        let next = list_once(path)?;
+    let (mut last, at_rest) = list_once(path)?;
+    for _ in 0..if at_rest { 0 } else { READINGS } {
+        let (next, _) = list_once(path)?;
         if next.iter().map(|s| &s.look.identity).eq(last.iter().map(|s| &s.look.identity)) {
             break;
         }
@@ -56,35 +55,30 @@ pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
 /// Most readings of a folder that does not come to rest.
 const READINGS: usize = 20;
 
-fn list_once(path: &Path) -> io::Result<Vec<Sibling>> {
+/// The siblings, and whether their folders were at rest.
+fn list_once(path: &Path) -> io::Result<(Vec<Sibling>, bool)> {
     // The file's own folder: where the path is a symlink, rotation happens beside its target too.
-    let mut found = in_folder_of(path)?;
+    let (mut found, mut at_rest) = in_folder_of(path)?;
     if let Ok(real) = fs::canonicalize(path)
         && real != path
     {
-        found.extend(in_folder_of(&real)?);
+        let (more, rests) = in_folder_of(&real)?;
+        found.extend(more);
+        at_rest &= rests;
     }
     found.sort_by_key(|s| (s.look.modified, s.look.identity.born, s.packed != Packed::Plain, rank(&s.path)));
     found.dedup_by(|a, b| a.look.identity == b.look.identity);
-    Ok(found)
+    Ok((found, at_rest))
 }
 
 /// An error is one of the folder's or of a file in it that says nothing about what is there.
-fn in_folder_of(path: &Path) -> io::Result<Vec<Sibling>> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
+fn in_folder_of(path: &Path) -> io::Result<(Vec<Sibling>, bool)> {
+    let nothing = Ok((Vec::new(), true));
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return nothing };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let open = match rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(open) => open,
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
-        Err(e) => return Err(e.into()),
-    };
+    let Some(names) = Names::of(folder)? else { return nothing };
     let mut found = Vec::new();
-    // Nothing is allocated for a name that is none of ours: with a thousand files in a folder, each is read by a thousand.
-    let mut buffer = [MaybeUninit::uninit(); 2 << 10]; // small: the stack stays resident
-    let mut entries = RawDir::new(open, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let other = OsStr::from_bytes(entry.file_name().to_bytes());
+    for other in names.iter() {
         let Some(packed) = rotated(name, other) else { continue };
         let path = folder.join(other);
         if let Some(look) = identity::look_at(&path)?
@@ -93,7 +87,7 @@ fn in_folder_of(path: &Path) -> io::Result<Vec<Sibling>> {
             found.push(Sibling { path, packed, look });
         }
     }
-    Ok(found)
+    Ok((found, names.hold_still(folder)))
 }
 
 /// For files of one moment only: a short number counts down to the newest as with logrotate, a date counts up.

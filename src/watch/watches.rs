@@ -4,6 +4,7 @@
 //! A folder is watched for names that come and go, a followed file for its contents: a folder's other files make no
 //! wake-up.
 
+use crate::remote::is_remote;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use log::warn;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -146,7 +147,7 @@ impl Watches {
                 Ok(wd) => {
                     self.folders.insert(wd.clone(), folder.into());
                     self.met.insert(wd);
-                    return told(folder);
+                    return heard_of(folder);
                 }
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(e) => return self.refused(&e),
@@ -183,7 +184,7 @@ impl Watches {
                 {
                     self.forget_one(path, oldest);
                 }
-                told(path)
+                heard_of(path)
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Told::Yes,
             Err(e) => self.refused(&e),
@@ -213,20 +214,8 @@ impl Watches {
     }
 }
 
-/// False for file systems where another host's or a user-space server's changes make no events (`statfs(2)`, f_type).
-fn told(path: &Path) -> Told {
-    const BLIND: [u64; 8] = [
-        0x6969,      // NFS
-        0x517b,      // SMB
-        0xfe53_4d42, // SMB2
-        0xff53_4d42, // CIFS
-        0x6573_5546, // FUSE
-        0x0102_1997, // 9P
-        0x00c3_6400, // CEPH
-        0x5346_414f, // AFS
-    ];
-    let blind = rustix::fs::statfs(path).is_ok_and(|s| BLIND.contains(&(s.f_type as u64 & 0xffff_ffff)));
-    if blind { Told::No } else { Told::Yes }
+fn heard_of(path: &Path) -> Told {
+    if is_remote(path) { Told::No } else { Told::Yes }
 }
 
 #[cfg(test)]

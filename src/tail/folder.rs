@@ -1,0 +1,145 @@
+//! The names in a folder, read as seldom as its times allow: where a thousand files of one folder are followed, each of
+//! their tails looks for its siblings among all names. Judges no name.
+//!
+//! A folder whose last change lies well before a reading, and is the last one still, holds what was read. "Well before":
+//! longer than the coarsest clock of a file system (FAT's two seconds). A remote file system's times show nothing.
+
+use crate::remote::is_remote;
+use rustix::fs::{Mode, OFlags, RawDir, fstat, open};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+use std::ffi::OsStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Seconds that a change must lie back.
+const REST: i64 = 3;
+/// Names of as many bytes are worth keeping.
+const LARGE: usize = 4 << 10;
+
+/// The large folder that was read last: tails of one folder begin together.
+static LAST: Mutex<Option<Arc<Names>>> = Mutex::new(None);
+
+/// What a folder held.
+#[derive(Debug)]
+pub struct Names {
+    /// Each ends in NUL.
+    all: Vec<u8>,
+    stamp: Stamp,
+    /// Nothing was changed for a while before the reading.
+    at_rest: bool,
+}
+
+/// Which folder, and when it was changed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(folder: impl AsFd) -> Result<Stamp, Errno> {
+        let s = fstat(folder)?;
+        Ok(Stamp {
+            device: s.st_dev,
+            inode: s.st_ino,
+            modified: (s.st_mtime as i64, s.st_mtime_nsec as i64),
+            changed: (s.st_ctime as i64, s.st_ctime_nsec as i64),
+        })
+    }
+
+    fn is_old(&self) -> bool {
+        let now = clock_gettime(ClockId::Realtime).tv_sec;
+        self.modified.0.max(self.changed.0) < now.saturating_sub(REST)
+    }
+}
+
+impl Names {
+    /// `None`: there is no such folder.
+    pub fn of(folder: &Path) -> Result<Option<Arc<Names>>, Errno> {
+        let Some(open) = opened(folder)? else { return Ok(None) };
+        let stamp = Stamp::of(&open)?;
+        let last = LAST.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(last) = last.filter(|l| l.at_rest && l.stamp == stamp) {
+            return Ok(Some(last));
+        }
+        let at_rest = stamp.is_old() && !is_remote(folder);
+        let names = Arc::new(Names { all: read(open)?, stamp, at_rest });
+        if names.at_rest && names.all.len() >= LARGE {
+            *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.clone());
+        }
+        Ok(Some(names))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &OsStr> {
+        self.all.split(|b| *b == 0).filter(|name| !name.is_empty()).map(OsStr::from_bytes)
+    }
+
+    /// Whether no name has come, gone or moved since a while before the reading.
+    pub fn hold_still(&self, folder: &Path) -> bool {
+        let now = opened(folder).ok().flatten().and_then(|folder| Stamp::of(folder).ok());
+        self.at_rest && now == Some(self.stamp)
+    }
+}
+
+fn opened(folder: &Path) -> Result<Option<OwnedFd>, Errno> {
+    match open(folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(folder) => Ok(Some(folder)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn read(folder: OwnedFd) -> Result<Vec<u8>, Errno> {
+    let mut all = Vec::new();
+    let mut buffer = [MaybeUninit::uninit(); 2 << 10]; // small: the stack stays resident
+    let mut entries = RawDir::new(folder, &mut buffer);
+    while let Some(entry) = entries.next() {
+        all.extend_from_slice(entry?.file_name().to_bytes_with_nul());
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::rename;
+    use std::fs::{File, remove_file};
+    use std::time::Duration;
+
+    fn read_again(names: &Arc<Names>, folder: &Path) -> Option<Arc<Names>> {
+        let now = Names::of(folder).unwrap().unwrap();
+        (!Arc::ptr_eq(names, &now)).then_some(now)
+    }
+
+    /// Fails when a folder at rest is read again, or when a name that came, went or moved is not seen at once.
+    #[test]
+    fn is_read_when_it_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |n: usize| dir.path().join(format!("a-rather-long-name-{n:05}.log"));
+        (0..300).for_each(|n| drop(File::create(file(n)).unwrap()));
+        let names = Names::of(dir.path()).unwrap().unwrap();
+        assert!(!names.hold_still(dir.path()), "it has only just been changed");
+        let mut names = read_again(&names, dir.path()).unwrap();
+        assert_eq!(names.iter().count(), 302, "with . and ..");
+        for change in 0..3 {
+            crossbeam_channel::after(Duration::from_secs(REST as u64 + 2)).recv().unwrap();
+            names = read_again(&names, dir.path()).unwrap();
+            assert!(names.hold_still(dir.path()));
+            assert!(read_again(&names, dir.path()).is_none(), "nothing was changed");
+            match change {
+                0 => drop(File::create(file(300)).unwrap()),
+                1 => rename(file(7), file(301)).unwrap(),
+                _ => remove_file(file(8)).unwrap(),
+            }
+            assert!(!names.hold_still(dir.path()));
+            names = read_again(&names, dir.path()).unwrap();
+        }
+        assert!(Names::of(&file(300).join("x")).unwrap().is_none() && Names::of(&file(8)).unwrap().is_none());
+    }
+}
