@@ -109,9 +109,13 @@ thread_local! {
     /// For tests on this thread: as if the file system kept no birth times.
     pub static BIRTHLESS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     /// For tests on this thread: what others do to the files, each just before so many more looks.
-    pub static MEANWHILE: std::cell::RefCell<std::collections::VecDeque<(u64, Box<dyn FnOnce()>)>> =
+    pub static MEANWHILE: std::cell::RefCell<std::collections::VecDeque<Deed>> =
         const { std::cell::RefCell::new(std::collections::VecDeque::new()) };
 }
+
+/// Looks before it, and what is done.
+#[cfg(test)]
+pub type Deed = (u64, Box<dyn FnOnce()>);
 
 /// Between any two looks.
 fn others_act() {
