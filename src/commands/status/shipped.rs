@@ -153,7 +153,7 @@ fn reached(
     for stream in saved.streams.iter().rev().filter(|s| s.at.offset >= content.lines_end) {
         // One of a writer that went on meanwhile is known before all that it holds is acknowledged.
         let is_acked = |s: &SavedStream| s.finished || s.stream >= stream.stream || s.path != stream.path;
-        if usize::from(stream.at.mark.len) >= Mark::SPAN.min(stream.at.offset as usize)
+        if u64::from(stream.at.mark.len) >= (Mark::SPAN as u64).min(stream.at.offset)
             && saved.streams.iter().all(is_acked)
             && content.fits(stream)?
         {
