@@ -32,6 +32,29 @@ fn a_file_created_later_is_read_from_its_beginning_at_once() {
     assert_eq!(seen, lines.iter().collect::<Vec<_>>());
 }
 
+/// Files of no byte, of one and of a few, each read at once, and not again after a restart: no file is too small to be known.
+/// Seen to fail with `self.end() > self.searched.max(255)` in `Open::unread`.
+#[test]
+fn no_file_is_too_small() {
+    let folder = Folder::new();
+    let args = "run --output stdout --from beginning --state-dir state";
+    let mut agent = folder.agent_line(args).arg("*.log").start();
+    let sizes = [0, 1, 2, 255, 256, 257, 1023, 1024, 1025];
+    for (seen, size) in sizes.into_iter().enumerate() {
+        let line = "x".repeat(size.max(1) - 1) + "\n";
+        folder.write(&format!("{size}.log"), if size == 0 { "" } else { &line });
+        let begun = Instant::now();
+        assert_eq!(agent.wait_lines(seen).len(), seen, "{size} bytes");
+        assert!(begun.elapsed() < secs(5), "{size} bytes: {:?}", begun.elapsed());
+    }
+    agent.stop().expect_code(0);
+    folder.append("0.log", "y\n");
+    let agent = folder.agent_line(args).arg("*.log").start();
+    assert_eq!(agent.wait_lines(1), text(&["y"]));
+    pause(millis(500));
+    assert_eq!(agent.lines().len(), 1);
+}
+
 /// Fails when `--from` is ignored, or when a saved position does not win over it.
 #[test]
 fn from_is_for_files_without_a_position() {

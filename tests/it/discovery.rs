@@ -188,7 +188,7 @@ fn its_own_log_is_not_followed() {
     assert!(log.lines().count() < 30, "{log}");
 }
 
-/// `must_exist`, `follow = false`, `reopen = false`. Fails when one of them is not heeded.
+/// `must_exist`, `reopen = false`. Fails when one of them is not heeded. `follow = false` is in `reload.rs`.
 #[test]
 fn the_options_of_old() {
     let folder = Folder::new();

@@ -46,6 +46,31 @@ fn a_gibibyte_without_a_newline() {
     assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty(), "the position is behind it");
 }
 
+/// Written in pieces, each of which is seen: lines that reach the limit, or pass it, before their end is there. Seen to fail
+/// with `max_line + 1` in `Open::longer`: the `\n` behind the longest line and its `\r` is out of sight, and it is never sent.
+#[test]
+fn lines_that_grow_to_the_limit() {
+    let folder = Folder::new();
+    config(&folder, "max_line = 1000");
+    folder.write("f.log", "before\n");
+    let agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(1);
+    let part = |n: usize, end: &str| "x".repeat(n) + end;
+    for line in [
+        vec![part(999, ""), part(1, "\r"), part(0, "\n")],
+        vec![part(999, ""), part(1, ""), part(1, "\r"), part(0, "\n")],
+        vec![part(600, ""), part(600, ""), part(600, ""), part(0, "\nafter\n")],
+    ] {
+        for piece in line {
+            folder.append("f.log", piece);
+            pause(millis(150));
+        }
+    }
+    let seen: Vec<usize> = agent.wait_lines(5).iter().map(Vec::len).collect();
+    assert_eq!(seen, [6, 1000, 1000, 1000, 5]);
+    assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["cut"], 2);
+}
+
 /// Over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
 #[test]
 fn a_restart_within_the_rest_of_a_cut_line() {
