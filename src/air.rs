@@ -3,18 +3,18 @@
 //!
 //! The rule. A tail writes the end of each chunk to the stream's slot *before* it hands the chunk on ([`Slot::frame`]). So
 //! when a run ends in whatever way, the lines from the saved position up to the slot's limit are those that may have been
-//! stored without our knowing. The next run counts them as it frames them again: each once for every run that may have
-//! sent it (`times`), because a run that was killed before it could save leaves one more copy. The count is shown at
-//! once and saved with the acknowledgement.
+//! stored without our knowing. The next run counts them as it frames them again, and writes the count down before it hands
+//! them on: so it holds whatever happens then, and a line of which two runs in a row left a copy is counted by both.
 //!
 //! The file `air` in the state folder, little-endian:
 //!
 //! ```text
-//! 0    "logagent air 1 <boot id>\n", padded with zeros to 64 bytes
+//! 0    "logagent air 2 <boot id>\n", padded with zeros to 64 bytes
 //! 64   u64  lines resent without a crash (`Board::resent`)
 //! 72   u64  1 from the first chunk of a run until its clean end
-//! 80   zeros up to 96
-//! 96   slots of 24 bytes: u64 stream, u64 limit, u64 times; stream 0 with limit 0: free
+//! 80   u64  lines framed again that an earlier run may have sent
+//! 88   zeros up to 96
+//! 96   slots of 16 bytes: u64 stream, u64 limit; both 0: free
 //! ```
 //!
 //! Slots are not synced: a kill does not lose the page cache. Only the word at 72 is, at the first chunk and at the end, so
@@ -28,11 +28,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
-const MAGIC: &str = "logagent air 1 ";
+const MAGIC: &str = "logagent air 2 ";
 const HEAD: u64 = 96;
 const RESENT: u64 = 64;
 const RUNNING: u64 = 72;
-const SLOT: u64 = 24;
+const AGAIN: u64 = 80;
+const SLOT: u64 = 16;
 
 /// All slots of one state folder.
 #[derive(Debug)]
@@ -40,8 +41,8 @@ pub struct Air {
     /// `None`: nothing is remembered over a kill.
     file: Option<File>,
     slots: Mutex<Slots>,
-    /// Lines counted in this run.
-    again: AtomicU64,
+    /// Lines framed again that an earlier run may have sent, over all runs.
+    again: Mutex<u64>,
     /// Bytes written.
     written: AtomicU64,
     broken: AtomicBool,
@@ -64,9 +65,8 @@ struct Slots {
 struct Place {
     index: u64,
     limit: u64,
-    times: u64,
-    /// Taken in this run.
-    taken: bool,
+    /// Taken in this run: lines that start before this may have been sent by an earlier one.
+    doubtful: Option<u64>,
 }
 
 /// One stream's place in [`Air`]. Written by its tail.
@@ -75,9 +75,8 @@ pub struct Slot {
     air: Arc<Air>,
     index: u64,
     limit: AtomicU64,
-    /// Lines that start before this were possibly sent by `times` earlier runs.
+    /// Lines that start before this were possibly sent by an earlier run.
     doubtful: u64,
-    times: u64,
 }
 
 /// What `air` said when it was opened.
@@ -92,6 +91,15 @@ pub struct Found {
     pub resent: u64,
 }
 
+/// What a file says of lines sent again, without a crash and after one; zeros where it is not ours.
+pub fn totals(bytes: &[u8]) -> (u64, u64) {
+    if is_ours(bytes) { (word(bytes, RESENT), word(bytes, AGAIN)) } else { (0, 0) }
+}
+
+fn is_ours(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC.as_bytes()) && bytes.len() >= HEAD as usize
+}
+
 impl Air {
     /// Without a file nothing is known over a restart.
     pub fn nowhere() -> Air {
@@ -102,7 +110,7 @@ impl Air {
         Air {
             file,
             slots: Mutex::new(slots),
-            again: AtomicU64::new(0),
+            again: Mutex::new(0),
             written: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             began: Once::new(),
@@ -115,9 +123,8 @@ impl Air {
     pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(Air, Found)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let ours = bytes.starts_with(MAGIC.as_bytes()) && bytes.len() >= HEAD as usize;
         let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..RESENT as usize]);
-        if !ours || !(same_boot || word(&bytes, RUNNING) == 0) {
+        if !is_ours(&bytes) || !(same_boot || word(&bytes, RUNNING) == 0) {
             let found = Found { stale: true, ..Found::default() };
             return Ok((Air::with(Some(file), Slots::default(), recognized), found));
         }
@@ -125,8 +132,7 @@ impl Air {
         for index in 0..slots.len {
             let at = HEAD + index * SLOT;
             let stream = StreamId(word(&bytes, at));
-            let place =
-                Place { index, limit: word(&bytes, at + 8), times: word(&bytes, at + 16), taken: false };
+            let place = Place { index, limit: word(&bytes, at + 8), doubtful: None };
             if (stream.0, place.limit) == (0, 0) {
                 slots.free.push(index);
             } else {
@@ -139,7 +145,19 @@ impl Air {
             limits: slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect(),
             resent: word(&bytes, RESENT),
         };
-        Ok((Air::with(Some(file), slots, recognized), found))
+        let air = Air::with(Some(file), slots, recognized);
+        air.count_from(word(&bytes, AGAIN));
+        Ok((air, found))
+    }
+
+    /// So many are known from elsewhere. Before any slot is taken.
+    pub fn count_from(&self, again: u64) {
+        let mut known = self.count();
+        *known = again.max(*known);
+    }
+
+    fn count(&self) -> MutexGuard<'_, u64> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The broker recognizes nothing, after all. Before any slot is taken.
@@ -156,10 +174,12 @@ impl Air {
     pub fn begin(&self, boot: &str, resent: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Slots::default();
         let mut bytes = head(boot);
-        bytes[RESENT as usize..RESENT as usize + 8].copy_from_slice(&resent.to_le_bytes());
+        for (at, total) in [(RESENT, resent), (AGAIN, self.again())] {
+            bytes[at as usize..at as usize + 8].copy_from_slice(&total.to_le_bytes());
+        }
         for (stream, limit) in limits {
-            slots.places.insert(stream, Place { index: slots.len, limit, times: 0, taken: false });
-            bytes.extend_from_slice(&record(stream, limit, 0));
+            slots.places.insert(stream, Place { index: slots.len, limit, doubtful: None });
+            bytes.extend_from_slice(&record(stream, limit));
             slots.len += 1;
         }
         *self.lock() = slots;
@@ -206,39 +226,29 @@ impl Air {
         let mut slots = self.lock();
         let old = slots.places.get(&stream).copied();
         let place = match old {
-            Some(p) if p.taken => p,
+            Some(p) if p.doubtful.is_some() => p,
             Some(p) => {
                 let limit = if p.limit == u64::MAX { size.max(at) } else { p.limit.max(at) };
-                Place { limit, times: if limit > at { p.times + 1 } else { 0 }, taken: true, ..p }
+                let known = limit == at || self.recognized.load(Relaxed);
+                Place { limit, doubtful: Some(if known { 0 } else { limit }), ..p }
             }
             None => {
                 let index = slots.free.pop().unwrap_or(slots.len);
                 slots.len = slots.len.max(index + 1);
-                Place { index, limit: at, times: 0, taken: true }
+                Place { index, limit: at, doubtful: Some(0) }
             }
         };
         slots.places.insert(stream, place);
         drop(slots);
-        if old.is_none_or(|o| (o.limit, o.times) != (place.limit, place.times)) {
-            self.write(HEAD + place.index * SLOT, &record(stream, place.limit, place.times));
+        if old.is_none_or(|o| o.limit != place.limit) {
+            self.write(HEAD + place.index * SLOT, &record(stream, place.limit));
         }
         Slot {
             air: self.clone(),
             index: place.index,
             limit: AtomicU64::new(place.limit),
-            doubtful: if place.times > 0 { place.limit } else { 0 },
-            times: if self.recognized.load(Relaxed) { 0 } else { place.times },
+            doubtful: place.doubtful.unwrap_or_default(),
         }
-    }
-
-    /// What was in doubt is acknowledged and saved: the next run counts only what this run sends from now on.
-    pub fn settle(&self, stream: StreamId) {
-        let mut slots = self.lock();
-        let Some(place) = slots.places.get_mut(&stream) else { return };
-        place.times = 0;
-        let at = HEAD + place.index * SLOT + 16;
-        drop(slots);
-        self.write(at, &0u64.to_le_bytes());
     }
 
     /// The stream is finished, and saved as such.
@@ -254,9 +264,9 @@ impl Air {
         self.write(RESENT, &total.to_le_bytes());
     }
 
-    /// Lines framed again in this run that earlier runs may have sent.
+    /// Lines framed again that an earlier run may have sent, over all runs.
     pub fn again(&self) -> u64 {
-        self.again.load(Relaxed)
+        *self.count()
     }
 
     /// A limit could not be written down, so the file says nothing any more.
@@ -299,17 +309,11 @@ impl Slot {
             self.limit.store(end, Relaxed);
             self.air.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
         }
-        self.air.again.fetch_add(self.counts(start, lines), Relaxed);
-    }
-
-    /// What a chunk that starts at `start` with `lines` adds to `doubled_at_most`.
-    pub fn counts(&self, start: u64, lines: u64) -> u64 {
-        if start < self.doubtful { lines * self.times } else { 0 }
-    }
-
-    /// Lines before this were in doubt when the stream was opened.
-    pub fn doubtful(&self) -> u64 {
-        self.doubtful
+        if start < self.doubtful {
+            let mut again = self.air.count(); // held while it is written, so that a lower one never comes last
+            *again += lines;
+            self.air.write(AGAIN, &again.to_le_bytes());
+        }
     }
 }
 
@@ -320,9 +324,9 @@ fn head(boot: &str) -> Vec<u8> {
     head
 }
 
-fn record(stream: StreamId, limit: u64, times: u64) -> [u8; SLOT as usize] {
+fn record(stream: StreamId, limit: u64) -> [u8; SLOT as usize] {
     let mut r = [0; SLOT as usize];
-    for (to, word) in r.chunks_exact_mut(8).zip([stream.0, limit, times]) {
+    for (to, word) in r.chunks_exact_mut(8).zip([stream.0, limit]) {
         to.copy_from_slice(&word.to_le_bytes());
     }
     r

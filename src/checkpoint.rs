@@ -145,6 +145,7 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
     };
     let whole = found.trusted;
     saved.totals.resent = saved.totals.resent.max(found.resent);
+    air.count_from(saved.totals.again);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
     if found.stale || fell_back {
@@ -272,7 +273,7 @@ impl<'a> Keeper<'a> {
         let changed = match note {
             Note::Opened(opened) => self.ledger.open(opened, self.clock(now)),
             Note::Ack(ack) => {
-                self.head.totals.again += self.ledger.ack(&ack);
+                self.ledger.ack(&ack);
                 self.board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
                 true
             }
@@ -402,11 +403,8 @@ impl<'a> Keeper<'a> {
                             cover.give(std::mem::take(&mut self.covering));
                         }
                         self.board.totals.state_bytes.fetch_add(written, Relaxed);
-                        let (air, mut settled) = (&self.air, Vec::new());
-                        self.ledger.saved(|stream| settled.push(stream), |stream| air.release(stream));
-                        if !settled.is_empty() {
-                            self.order(Order::Settle(settled));
-                        }
+                        let air = &self.air;
+                        self.ledger.saved(|stream| air.release(stream));
                         self.well();
                     }
                     Err(e) => self.failed(&e, now),

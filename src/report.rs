@@ -63,8 +63,6 @@ pub struct Totals {
     pub acked_lines: AtomicU64,
     /// Writer: ship.
     pub dead_lettered: AtomicU64,
-    /// Lines sent again after a crash of earlier runs, as saved; those of this run are counted in [`Air`].
-    pub again_before: AtomicU64,
     /// Lines sent again though their first attempt may have been stored. Writer: ship, by [`Board::resent`].
     pub resent: AtomicU64,
     /// Writer: ship.
@@ -163,9 +161,8 @@ impl Board {
 
     /// Lines that may be stored more than once, over all restarts.
     pub fn doubled_at_most(&self) -> u64 {
-        let t = &self.totals;
         let again = self.air.get().map_or(0, |air| air.again());
-        t.again_before.load(Relaxed) + again + t.resent.load(Relaxed)
+        again + self.totals.resent.load(Relaxed)
     }
 
     /// Topics that have been in trouble, by name; ship writes them.

@@ -130,7 +130,8 @@ pub struct Halts {
     pub now: Stop,
 }
 
-/// How long a broker that cannot be reached may take to come back before a stop waits for it no longer.
+/// How long a broker that cannot be reached may take to come back before a stop waits for it no longer: from the stop on,
+/// or from when nothing moved any more, if that was earlier.
 const RETURN: Duration = Duration::from_secs(1);
 
 /// Parcels and events taken at a time before what they make possible is sent.
@@ -151,7 +152,7 @@ pub fn run(
     halts: Halts,
 ) -> Result<(), Dead> {
     let mut halt = halts.stuck.as_ref().map_or_else(never, |stop| stop.on().clone());
-    let mut halted: Option<Instant> = None;
+    let (mut halted, mut stuck): (Option<Instant>, Option<Instant>) = (None, None);
     let mut carrier =
         Carrier { limit: options.untaken, beat: board.pulse.beat("driver"), waiting: 0, moved: false };
     let mut ship = Shipper::new(options, board, now());
@@ -192,8 +193,10 @@ pub fn run(
         if !open && empty {
             return Ok(());
         }
-        let (patience, here) = (halted.map(|at| at + RETURN), Instant::now());
-        if !open && patience.is_some_and(|until| here >= until) && ship.is_stuck() {
+        let here = Instant::now();
+        stuck = if ship.is_stuck() { stuck.or(Some(here)) } else { None };
+        let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
+        if !open && patience.is_some_and(|until| here >= until) {
             log::warn!("no broker takes what is left; it is sent at the next start");
             return Ok(());
         }

@@ -7,6 +7,7 @@
 pub mod catchup;
 mod change;
 mod copies;
+mod find;
 mod folder;
 pub mod follow;
 pub mod framing;
@@ -21,8 +22,10 @@ pub mod siblings;
 #[cfg(test)]
 mod simulated;
 mod streams;
+mod trouble;
 
 pub use change::Change;
+pub use trouble::Unread;
 
 use crate::chunk::{Origin, Parcel, Shape, Topic};
 use crate::report::Board;
@@ -32,7 +35,7 @@ use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
-use log::{info, warn};
+use log::warn;
 use open::{Got, Open, Reading};
 use shelf::Absent;
 use std::collections::VecDeque;
@@ -71,6 +74,8 @@ pub struct Options {
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
     pub until: Until,
+    /// `--once`: a file that cannot be read for this long is given up.
+    pub give_up: Option<Duration>,
     /// Whether a new file at the path is followed.
     pub reopen: bool,
     /// How often to look where events do not come, or are not wanted.
@@ -114,11 +119,6 @@ impl<T> From<SendError<T>> for Halt {
     }
 }
 
-/// The file system went from under an open file: a server forgot its handle, or the process behind a mount ended.
-fn is_cut_off(e: &io::Error) -> bool {
-    e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
-}
-
 /// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
 pub fn run(
     first: Change,
@@ -128,23 +128,26 @@ pub fn run(
     out: Sender<Parcel>,
     sighted: Sender<Infallible>,
     stop: &Stop,
-) {
+) -> Option<Unread> {
     let path = first.options.path.clone();
     board.files().entry(path.clone()).or_default().topic = first.options.topic.to_string();
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();
-    loop {
+    let unread = loop {
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
         let step = match tail.step(Instant::now(), wake.hints.load(Relaxed)) {
             Ok(step) => step,
-            Err(Halt::Stopped) => break,
+            Err(Halt::Stopped) => break None,
             Err(Halt::Io(e)) => {
                 tail.let_go();
                 tail.trouble(&e);
-                if is_cut_off(&e) {
+                if tail.is_hopeless() {
+                    break Some(Unread { path: path.clone(), why: e });
+                }
+                if trouble::is_cut_off(&e) {
                     tail.begin_again();
                 }
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
@@ -152,19 +155,20 @@ pub fn run(
         };
         sighted.take();
         match step {
-            Step::End => break,
+            Step::End => break tail.never_opened(),
             Step::Wait(time) => select! {
                 recv(slot) -> w => if w.is_err() { slot = never() }, // watch has ended: `--once`
-                recv(stop.on()) -> _ => break,
+                recv(stop.on()) -> _ => break None,
                 recv(tail.outdated.on()) -> _ => {} // what comes now is in `changes`
                 default(time) => {}
             },
-            _ if stop.is_on() => break,
+            _ if stop.is_on() => break None,
             _ => {}
         }
-    }
+    };
     tail.park();
     board.files().remove(&path);
+    unread
 }
 
 struct Tail<'a> {
@@ -186,6 +190,8 @@ struct Tail<'a> {
     /// How often it could not be read; while `error` is set, whether that was told.
     failures: Repeats,
     told: bool,
+    /// Since when it could not be read.
+    failing: Option<Instant>,
     cuts: Repeats,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
@@ -198,6 +204,8 @@ struct Tail<'a> {
     /// What was known when the first look began, which may take several tries.
     history: Option<Vec<Entry>>,
     absent: Vec<Absent>,
+    /// A sibling was not where it was listed.
+    moved: bool,
     /// A sibling that may not be read.
     denied: Option<PathBuf>,
     /// Rotated files that are not open because enough others are; oldest first, newer than those.
@@ -227,6 +235,7 @@ impl<'a> Tail<'a> {
             error: None,
             failures: Repeats::default(),
             told: false,
+            failing: None,
             cuts: Repeats::default(),
             look_again: None,
             free_at: now,
@@ -234,6 +243,7 @@ impl<'a> Tail<'a> {
             stuck: None,
             history: None,
             absent: Vec::new(),
+            moved: false,
             denied: None,
             shelf: VecDeque::new(),
         }
@@ -255,7 +265,7 @@ impl Tail<'_> {
         // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
-            self.catch_up()?;
+            self.catch_up(None)?;
         }
         let seen = self.look_at_open(now)?;
         self.outlive(at_path, &seen);
@@ -423,37 +433,5 @@ impl Tail<'_> {
             let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
             self.free_at = self.free_at.max(self.now) + cost;
         }
-    }
-
-    /// One line when it begins, one when it is over; of a file that comes and goes, fewer and fewer.
-    fn trouble(&mut self, e: &io::Error) {
-        let text = e.to_string();
-        if self.error.as_deref() != Some(&text) {
-            if let Some(times) = self.failures.more(1, self.now) {
-                let path = self.o.path.display();
-                let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
-                warn!("{path}: cannot be read now: {text}{again}; what is saved stays, trying again");
-                self.told = true;
-            }
-            self.say("unreadable", Some(text.clone()));
-            self.error = Some(text);
-        }
-    }
-
-    fn well(&mut self) {
-        if self.error.take().is_some() {
-            if std::mem::take(&mut self.told) {
-                info!("{}: readable again", self.o.path.display());
-            }
-            self.say("following", None);
-        }
-    }
-
-    fn say(&self, state: &str, error: Option<String>) {
-        let mut files = self.board.files();
-        let file = files.entry(self.o.path.clone()).or_default();
-        file.state = state.into();
-        file.last_error = error;
-        file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
     }
 }

@@ -39,8 +39,6 @@ pub struct Account {
     lost: u64,
     /// Bytes up to here may be acknowledged though no tail of this run reads them.
     rebuilt: u64,
-    /// The slot in `air` has been told that nothing is in doubt any more.
-    settled: bool,
 }
 
 /// A gapless point and what is acknowledged beyond it.
@@ -137,7 +135,6 @@ impl Ledger {
                 saving: s.at.offset,
                 lost: 0,
                 rebuilt: 0,
-                settled: true,
             };
             ledger.next_stream = ledger.next_stream.max(s.stream.0 + 1);
             ledger.accounts.insert(s.stream, account);
@@ -173,7 +170,6 @@ impl Ledger {
         let (stream, gauge) = (o.origin.stream, o.origin.gauge.clone());
         self.next_stream = self.next_stream.max(stream.0 + 1);
         gauge.belongs(stream, o.identity.clone());
-        let settled = gauge.slot().is_none_or(|s| s.doubtful() <= o.at.offset);
         self.unnote_finished(stream); // a late writer went on in a file that was left
         if let Some(known) = self.accounts.get_mut(&stream) {
             // Beyond it: the tail goes on in another file (a copy, a `.gz`) while chunks are in the air.
@@ -188,7 +184,6 @@ impl Ledger {
             known.phase = Phase::Open;
             known.gauge = Some(gauge);
             known.seen = clock;
-            known.settled = settled;
             return moved;
         }
         let account = Account {
@@ -202,36 +197,29 @@ impl Ledger {
             lost: 0,
             rebuilt: 0,
             gauge: Some(gauge),
-            settled,
         };
         self.accounts.insert(stream, account);
         true
     }
 
-    /// Takes an acknowledgement in and moves the gauge. Returns what it adds to the lines sent again after a crash.
-    pub fn ack(&mut self, ack: &Ack) -> u64 {
+    /// Takes an acknowledgement in and moves the gauge.
+    pub fn ack(&mut self, ack: &Ack) {
         let Some(account) = self.accounts.get_mut(&ack.stream) else {
             debug_assert!(false, "acknowledged {ack:?}, which was never opened");
-            return 0;
+            return;
         };
         debug_assert!(ack.end.offset == ack.range.end);
         account.reached.ack(ack.range.start, ack.end);
-        let again = match &account.gauge {
-            Some(gauge) => {
-                let acked = account.reached.at.offset;
-                debug_assert!(
-                    ack.range.end <= gauge.flown.load(Relaxed).max(account.rebuilt),
-                    "acknowledged what never flew: {ack:?}"
-                );
-                gauge.acked.store(acked, Relaxed);
-                gauge.slot().map_or(0, |s| s.counts(ack.range.start, ack.lines))
-            }
-            None => 0,
-        };
+        if let Some(gauge) = &account.gauge {
+            debug_assert!(
+                ack.range.end <= gauge.flown.load(Relaxed).max(account.rebuilt),
+                "acknowledged what never flew: {ack:?}"
+            );
+            gauge.acked.store(account.reached.at.offset, Relaxed);
+        }
         if account.phase == Phase::Ending {
             self.finish_if_done(ack.stream);
         }
-        again
     }
 
     /// Nothing more comes of `stream`. True: something is to be saved.
@@ -331,17 +319,12 @@ impl Ledger {
         self.accounts.iter_mut().map(move |(id, a)| a.write_down(*id, clock))
     }
 
-    /// The last [`Ledger::write_down`] is saved. Calls `settled` for each stream of which nothing is in doubt any more, and
-    /// `finished` for each that is finished since the last time.
-    pub fn saved(&mut self, mut settled: impl FnMut(StreamId), mut finished: impl FnMut(StreamId)) {
+    /// The last [`Ledger::write_down`] is saved. Calls `finished` for each stream that is finished since the last time.
+    pub fn saved(&mut self, mut finished: impl FnMut(StreamId)) {
         for (id, a) in &mut self.accounts {
             let Some(gauge) = &a.gauge else { continue };
             debug_assert!(a.saving <= gauge.acked.load(Relaxed), "saved what is not acknowledged: {id:?}");
             gauge.saved.store(a.saving, Relaxed);
-            if !a.settled && gauge.slot().is_none_or(|s| s.doubtful() <= a.saving) {
-                a.settled = true;
-                settled(*id);
-            }
             if a.phase == Phase::Finished && a.saving == a.reached.at.offset {
                 finished(*id);
                 a.gauge = None;

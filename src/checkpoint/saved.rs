@@ -96,7 +96,6 @@ impl SavedTotals {
         t.read_lines.store(self.read_lines, Relaxed);
         t.acked_lines.store(self.acked_lines, Relaxed);
         t.dead_lettered.store(self.dead_lettered, Relaxed);
-        t.again_before.store(self.again, Relaxed);
         t.resent.store(self.resent, Relaxed);
         t.uncertain.store(self.uncertain, Relaxed);
         t.lost_bytes.store(self.lost_bytes, Relaxed);
@@ -107,8 +106,8 @@ impl SavedTotals {
         board.once.found.store(self.flights_found, Relaxed);
     }
 
-    /// Takes over what the board counts, but for two that it counts too early to be saved: `again` also of lines not yet
-    /// acknowledged, `lost_bytes` also of streams not yet finished. After a crash both are counted anew.
+    /// Takes over what the board counts, but for `lost_bytes`, which it counts also of streams not yet finished: after a crash
+    /// those are counted anew.
     pub fn take_from(&mut self, board: &Board) {
         let t = &board.totals;
         let of = |n: &AtomicU64| n.load(Relaxed);
@@ -119,6 +118,9 @@ impl SavedTotals {
         self.uncertain = of(&t.uncertain);
         self.cut_lines = of(&t.cut_lines);
         self.retries = of(&t.retries);
+        if let Some(air) = board.air.get() {
+            self.again = air.again();
+        }
         let (air, flights) = (board.air.get().map_or(0, |air| air.written()), of(&board.once.bytes));
         self.state_bytes = of(&t.state_bytes) + air + flights;
         self.flights_resent = of(&board.once.resent);

@@ -17,8 +17,6 @@ pub enum Order {
     Sync,
     /// Do these files still exist?
     Look(Vec<Asked>),
-    /// Nothing is in doubt of these any more.
-    Settle(Vec<StreamId>),
     /// The run ends and all is saved: the next start need not doubt anything.
     End,
 }
@@ -60,10 +58,6 @@ fn serve(mut store: Store, air: &Air, inbox: &Receiver<Order>, outbox: &Sender<R
             }
             Order::Sync => Report::Synced(store.sync()),
             Order::Look(asked) => Report::Looked(presence::look(&asked)),
-            Order::Settle(streams) => {
-                streams.into_iter().for_each(|stream| air.settle(stream));
-                Report::Done
-            }
             Order::End => {
                 air.end();
                 drop(store); // the lock

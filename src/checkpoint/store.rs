@@ -61,7 +61,7 @@ pub fn steps(current: Current, previous: bool, sync: bool) -> Vec<Step> {
         steps.push(Step::SyncOffsets);
     }
     if matches!(current, Current::Found | Current::Synced) {
-        // Between these two there is no `offsets`, and `offsets.previous` is the state before this save.
+        // Between these two there is no `offsets`; `offsets.previous` is the state before this save, and `offsets.tmp` is whole.
         steps.push(Step::KeepPrevious);
     }
     steps.push(Step::Replace);
@@ -117,6 +117,10 @@ impl Store {
                 return Err(Error::failed(format_args!("open state folder {}", folder.display()), e, fix));
             }
         };
+        if lock.is_some() && is_cut_short(folder)? {
+            // An error says nothing: then the state before is there.
+            let _ = replace(&folder.join(TMP), &folder.join(OFFSETS));
+        }
         let mut store = Store { folder: folder.into(), lock, current: Current::Bad, previous: false };
         let (mut saved, previous) = match look(folder)? {
             Found::Nothing => (Saved::default(), false),
@@ -199,6 +203,13 @@ impl Store {
 #[allow(clippy::disallowed_methods)]
 fn replace(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
+}
+
+/// A kill came between the two renames of a save, and the state that was to be saved is whole: it goes on as if the save had been
+/// done. The one before would do, but it could not be told from one that is older than what others rely on.
+fn is_cut_short(folder: &Path) -> Result<bool, Error> {
+    let is_there = |name: &str| folder.join(name).exists();
+    Ok(!is_there(OFFSETS) && is_there(PREVIOUS) && matches!(read(&folder.join(TMP))?, Some(Ok(_))))
 }
 
 /// Reads what is saved in a folder, without its lock: also for `status`.

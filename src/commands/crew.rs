@@ -7,12 +7,12 @@ use crate::report::Board;
 use crate::stop;
 use crate::tail::follow::Until;
 use crate::tail::known::Known;
-use crate::tail::{self, Change, Start};
+use crate::tail::{self, Change, Start, Unread};
 use crate::wall;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use log::{info, warn};
+use log::{error, info, warn};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::os::fd::AsFd;
@@ -21,6 +21,9 @@ use std::thread::{Builder, Scope};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
 const STACK: usize = 128 << 10;
+
+/// The path of a tail that ended, and what it had to leave unread.
+type End = (PathBuf, Option<Unread>);
 
 /// A source: what to watch, and how to read what is found.
 #[derive(Debug, Clone)]
@@ -46,8 +49,8 @@ pub struct Crew<'s, 'e> {
     plans: Vec<Plan>,
     remote: Option<Remote>,
     pub sights: Receiver<Sight>,
-    pub ends: Receiver<PathBuf>,
-    ended: Sender<PathBuf>,
+    pub ends: Receiver<End>,
+    ended: Sender<End>,
     tails: HashMap<PathBuf, Reins>,
     /// Read to the end (`follow = false`): not looked for again before the sources change.
     done: Vec<PathBuf>,
@@ -57,6 +60,8 @@ pub struct Crew<'s, 'e> {
     sighting: Option<Sender<Infallible>>,
     watching: bool,
     once: bool,
+    /// What was given up (`--once`).
+    unread: Vec<PathBuf>,
     /// Some file was found.
     met: bool,
     /// When looking for these sources began.
@@ -127,6 +132,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             sighting: Some(sighting),
             watching: true,
             once,
+            unread: Vec::new(),
             met: false,
             since: since(wall::now_ms()),
             walked: false,
@@ -183,9 +189,9 @@ impl<'s, 'e> Crew<'s, 'e> {
         let name = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {
-            tail::run(first, known, board, &wake, out, sighted, &stop);
+            let unread = tail::run(first, known, board, &wake, out, sighted, &stop);
             drop(wake);
-            let _ = ended.send(path);
+            let _ = ended.send((path, unread));
         });
         spawned.map_err(|e| {
             Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
@@ -228,7 +234,12 @@ impl<'s, 'e> Crew<'s, 'e> {
         self.close_if_done();
     }
 
-    pub fn ended(&mut self, path: &Path) {
+    pub fn ended(&mut self, (path, unread): End) {
+        let path = &path;
+        if let Some(Unread { path, why }) = unread {
+            error!("{}: {why}; nothing more of it is read (--once)", path.display());
+            self.unread.push(path);
+        }
         self.tails.remove(path);
         match &self.remote {
             Some(_) if plan_of(&self.plans, path).is_some_and(|p| p.tail.until == Until::Read) => {
@@ -245,6 +256,14 @@ impl<'s, 'e> Crew<'s, 'e> {
         self.remote = None;
         self.tails.clear();
         self.out = None;
+    }
+
+    /// An error names what was given up.
+    pub fn verdict(&self) -> Result<(), Error> {
+        let Some((first, others)) = self.unread.split_first() else { return Ok(()) };
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        let fix = "let the agent's user read it, and run it again; what was read is delivered";
+        Err(Error::failed(format_args!("{}{more}", first.display()), "could not be read", fix))
     }
 
     /// All patterns, as they are saved.

@@ -24,6 +24,9 @@ const CHUNK: usize = 512 << 10;
 /// Where events do not come.
 const POLL: Duration = Duration::from_secs(1);
 
+/// `--once`: what hinders reading may pass for so long.
+const GIVE_UP: Duration = Duration::from_secs(5);
+
 /// Bytes of a batch that exactly-once can write an intent for, whatever its lines are like.
 const LARGEST_BATCH: usize = 4 << 20;
 
@@ -87,6 +90,7 @@ pub fn sources(
                 start: start(s.start),
                 since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
+                give_up: config.once.then_some(GIVE_UP),
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),
                 rotate_grace: s.rotate_grace,

@@ -192,7 +192,7 @@ impl Office<'_, '_> {
                     }
                     Err(_) => self.crew.blind(),
                 },
-                recv(self.crew.ends) -> path => if let Ok(path) = path { self.crew.ended(&path) },
+                recv(self.crew.ends) -> end => if let Ok(end) = end { self.crew.ended(end) },
                 recv(sighted) -> _ => { // closed: every tail of the first walk has looked
                     sighted = never();
                     too_slow = never();
@@ -225,7 +225,10 @@ impl Office<'_, '_> {
                     self.watchdog.look(&self.board.pulse, &self.notify, line);
                     pulse = self.watchdog.next();
                 }
-                recv(ship_gone) -> _ => return Ok(()),
+                recv(ship_gone) -> _ => return match self.stopping {
+                    None => self.crew.verdict(),
+                    Some(_) => Ok(()),
+                },
             }
             if self.reload && !self.opening && self.stopping.is_none() {
                 self.reload = false;

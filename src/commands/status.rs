@@ -3,6 +3,7 @@
 
 mod shipped;
 
+use crate::air;
 use crate::checkpoint::store::{self, Found};
 use crate::checkpoint::{Saved, SavedStream};
 use crate::cli;
@@ -98,6 +99,8 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
         File::with(path, "", state, shown)
     };
     let t = &saved.totals;
+    // What the last run sent again is there already, if not in what it saved.
+    let (resent, again) = air::totals(&std::fs::read(folder.join("air")).unwrap_or_default());
     Snapshot {
         version: env!("CARGO_PKG_VERSION").into(),
         files: paths.into_iter().map(file).collect(),
@@ -105,7 +108,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
             read: t.read_lines,
             acked: t.acked_lines.saturating_sub(t.dead_lettered),
             dead_lettered: t.dead_lettered,
-            doubled_at_most: t.again + t.resent,
+            doubled_at_most: t.again.max(again) + t.resent.max(resent),
             uncertain: t.uncertain,
             cut: t.cut_lines,
             lost_bytes: t.lost_bytes,

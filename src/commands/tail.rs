@@ -34,7 +34,7 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
                     Ok(Sight::Walked { missing }) => crew.walked(&missing)?,
                     Err(_) => crew.blind(),
                 },
-                recv(crew.ends) -> path => if let Ok(p) = path { crew.ended(&p) },
+                recv(crew.ends) -> end => if let Ok(end) = end { crew.ended(end) },
                 recv(parcels) -> p => if let Ok(Parcel::Chunk(chunk)) = p {
                     match print(&mut stdout, &chunk) {
                         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {

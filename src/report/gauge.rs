@@ -100,11 +100,6 @@ impl Gauge {
         since.filter(|_| late)
     }
 
-    /// Its place in the `air` file, if it has one.
-    pub fn slot(&self) -> Option<&Slot> {
-        self.slot.as_ref()
-    }
-
     /// Whose gauge it is. Writer: checkpoint, when the stream is opened.
     pub fn belongs(&self, stream: StreamId, identity: Identity) {
         *lock(&self.who) = Some((stream, identity));

@@ -1,19 +1,18 @@
-//! Finding bytes that are not where they were: rotated, copied or compressed while nobody looked. Reads no line.
+//! What was rotated, copied or compressed while nobody looked. Reads no line.
 //!
-//! The last known file is looked for by identity, else by its mark, beside the path; then come the siblings that nobody
-//! has read, oldest first; then the live file. What cannot be found any more is named with its bytes.
+//! The known streams are looked for first ([`super::find`]); then come the siblings that nobody has read, oldest first; then
+//! the live file. What cannot be found any more is named with its bytes.
 
-use super::copies::{Whose, goes_on, holds, is_being_packed, is_whole, packs, proof};
+use super::copies::{Whose, goes_on, holds, is_being_packed, proof};
 use super::gz::Gz;
 use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry};
 use super::open::{self, Bytes};
-use super::siblings::{self, Packed, Sibling};
+use super::siblings::{Packed, Sibling};
 use super::{Halt, Start, Tail};
 use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point};
 use log::{info, warn};
 use std::fs::File;
-use std::io;
 use std::time::Duration;
 
 impl Tail<'_> {
@@ -28,7 +27,7 @@ impl Tail<'_> {
         if history.is_empty() {
             return match at_path {
                 Some((file, look)) => self.first_sight(file, look),
-                None => Ok(()),
+                None => self.unread_siblings(Some(&self.since()), None, &mut Vec::new()),
             };
         }
         let (mut live, mut rewritten) = (None, false);
@@ -52,7 +51,7 @@ impl Tail<'_> {
         for entry in history.iter().filter(|e| !e.finished) {
             // `take` refuses those that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
-            match entry.at.offset {
+            match proof(&entry).offset {
                 0 if !self.find(&entry)? => unread.push(entry),
                 0 => {}
                 _ => self.find_or_miss(entry, "it is gone")?,
@@ -89,7 +88,11 @@ impl Tail<'_> {
             if self.known.get(&old.look.identity, &self.o.path).is_none()
                 && old.look.identity != look.identity
             {
-                self.note_as_read(old)?;
+                let file = identity::open(&old.path).ok();
+                self.note_as_read(
+                    old,
+                    file.as_ref().filter(|f| f.1.identity == old.look.identity).map(|f| &f.0),
+                )?;
             }
         }
         let offset = match self.o.start {
@@ -97,20 +100,32 @@ impl Tail<'_> {
             Start::End => look.size,
             Start::Offset(n) => n,
         };
-        // Made and rotated before we had a first look.
-        let since = Identity { born: Some(since), ..look.identity.clone() };
-        self.unread_siblings(Some(&Entry::of(since)), Some(&file), &mut Vec::new())?;
+        self.unread_siblings(Some(&self.since()), Some(&file), &mut Vec::new())?;
         self.take_up_new(file, &look, offset)
     }
 
+    /// What is newer than this was made, and perhaps rotated, before we had a first look.
+    fn since(&self) -> Entry {
+        Entry::of(Identity { born: Some(self.o.since), ..Identity::default() })
+    }
+
     /// A sibling that was there before us, or that holds what was read elsewhere: nothing of it is sent.
-    fn note_as_read(&mut self, old: &Sibling) -> Result<(), Halt> {
-        let size = old.look.size;
-        let mark = match (old.packed, identity::open(&old.path)) {
-            (Packed::Plain, Ok((file, _))) => open::mark_at(&file, size)?,
+    fn note_as_read(&mut self, old: &Sibling, file: Option<&File>) -> Result<(), Halt> {
+        let offset = old.look.size;
+        let mark = match file {
+            Some(file) if old.packed == Packed::Plain => open::mark_at(file, offset)?,
             _ => Mark::default(),
         };
-        self.note(&old.look, Point { offset: size, mark, ..Point::default() })
+        self.note(&old.look, Point { offset, mark, ..Point::default() })
+    }
+
+    /// What was read to its end is in another file now. Until all of it is acknowledged, that is where it is found after a crash.
+    fn move_on(&mut self, read: &Entry, look: &Look) -> Result<(), Halt> {
+        let (stream, at) = (read.stream, read.at);
+        self.known.found_again(stream, &look.identity);
+        let origin = self.origin(stream, at.offset, at.offset);
+        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
+        self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
     }
 
     /// A file that was read up to `at`, which is its end, is known from now on.
@@ -124,8 +139,8 @@ impl Tail<'_> {
         self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
     }
 
-    /// After a rotation: siblings that came and went between two looks.
-    pub(super) fn catch_up(&mut self) -> Result<(), Halt> {
+    /// After a rotation: siblings that came and went between two looks. `at_path` is as with [`Tail::unread_siblings`].
+    pub(super) fn catch_up(&mut self, at_path: Option<&File>) -> Result<(), Halt> {
         self.see_truncations()?; // a copy is known by what it is a copy of
         let known = self.known.of(&self.o.path);
         let open = self.open.iter().filter_map(|o| {
@@ -133,127 +148,24 @@ impl Tail<'_> {
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });
         let open: Vec<Entry> = open.collect();
-        self.unread_siblings(oldest(open.iter()), None, &mut Vec::new())
-    }
-
-    /// Goes on with a stream that is open in `known` and whose file is not where it was.
-    pub(super) fn find_rest(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
-        let found = self.find(&entry);
-        self.found_or_lost(found, entry, why)
-    }
-
-    pub(super) fn found_or_lost(
-        &mut self,
-        found: Result<bool, Halt>,
-        entry: Entry,
-        why: &'static str,
-    ) -> Result<(), Halt> {
-        match found {
-            Ok(true) => Ok(()),
-            Ok(false) => self.lose(&entry, why),
-            Err(Halt::Io(e)) => {
-                self.trouble(&e);
-                self.miss(entry, why);
-                Ok(())
-            }
-            Err(stopped) => Err(stopped),
-        }
-    }
-
-    fn find_or_miss(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
-        match self.find(&entry) {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(Halt::Io(e)) => self.trouble(&e),
-            Err(stopped) => return Err(stopped),
-        }
-        self.miss(entry, why);
-        Ok(())
-    }
-
-    /// A folder whose names may not be read has no siblings for us.
-    pub(super) fn siblings(&self) -> Result<Vec<Sibling>, Halt> {
-        match siblings::list(&self.o.path) {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
-            list => Ok(list?),
-        }
-    }
-
-    /// Whether the stream goes on in some file, which is open then.
-    pub(super) fn find(&mut self, entry: &Entry) -> Result<bool, Halt> {
-        if self.go_on_in_kept(entry)? {
-            return Ok(true);
-        }
-        let list = siblings::list(&self.o.path)?;
-        // Without a birth time the inode may be another file's by now; of a `.gz` of which nothing was read that shows nowhere.
-        let is_sure = |s: &Sibling| {
-            s.packed == Packed::Plain || s.look.identity.born.is_some() || proof(entry).offset > 0
-        };
-        let is_it =
-            |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other && is_sure(s);
-        let by_identity = list.iter().find(is_it);
-        if let Some(sibling) = by_identity
-            && self.go_on_in(sibling, entry)?
-        {
-            return Ok(true);
-        }
-        for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
-            let known = self.known_as(sibling)?.is_some_and(|e| e.stream != entry.stream);
-            let may_be = proof(entry).offset > 0 || packs(sibling, entry);
-            if !known && may_be && self.go_on_in(sibling, entry)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether the stream's file was kept beyond the end of the last run; if so it is open now.
-    fn go_on_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
-        let Some(file) = self.known.store.of(entry.stream) else { return Ok(false) };
-        let look = identity::look(&file)?;
-        if look.identity == entry.identity && goes_on(&file, &look, entry)? {
-            return Ok(self.take_up(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
-        }
-        warn!("{}: the file that systemd kept for it holds other bytes now", self.o.path.display());
-        self.known.store.done(entry.stream);
-        Ok(false)
-    }
-
-    /// Whether this sibling holds the stream's bytes up to where it was read; if so it is open now.
-    fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
-        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
-        let bytes = match sibling.packed {
-            Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
-            Packed::Plain => Bytes::Plain(file.into()),
-            Packed::Gzip if !is_whole(&file, &look) => return Ok(false),
-            Packed::Gzip => match holds(&file, entry) {
-                Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
-                Ok(false) => return Ok(false),
-                Err(e) => {
-                    warn!("{}: cannot be decompressed: {e}", sibling.path.display());
-                    return Ok(false);
-                }
-            },
-            Packed::Other => return Ok(false),
-        };
-        let unpacked = match bytes {
-            Bytes::Gz(_) => Look { size: u64::MAX, ..look },
-            Bytes::Plain(_) => look,
-        };
-        if self.take_up(bytes, &unpacked, entry.clone())?.is_none() {
-            return Ok(false);
-        }
-        self.known.found_again(entry.stream, &sibling.look.identity);
-        if unpacked.size > entry.at.offset {
-            info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);
-        }
-        Ok(true)
+        let last = oldest(open.iter()).or_else(|| oldest(known.iter().rev().take(RECENT))).cloned();
+        let last = last.unwrap_or_else(|| self.since());
+        self.unread_siblings(Some(&last), at_path, &mut Vec::new())
     }
 
     /// Every sibling that nobody has read and that is newer than `last`, oldest first. `at_path` was opened before, comes after
     /// them all, and may be renamed and packed meanwhile. Streams of `untouched`, of which nothing was read, and whose files
     /// are not found, are most likely these: there is no byte by which to know.
     fn unread_siblings(
+        &mut self,
+        last: Option<&Entry>,
+        at_path: Option<&File>,
+        untouched: &mut Vec<Entry>,
+    ) -> Result<(), Halt> {
+        self.listed(|tail| tail.unread_among_siblings(last, at_path, untouched).map(|()| false)).map(drop)
+    }
+
+    fn unread_among_siblings(
         &mut self,
         last: Option<&Entry>,
         at_path: Option<&File>,
@@ -274,8 +186,12 @@ impl Tail<'_> {
             let Some((file, look)) = self.open_sibling(sibling)? else { continue };
             let size = match self.whose(sibling.packed, &file, &look, at_path)? {
                 Whose::Nobodys { size } => size,
-                Whose::Read => {
-                    self.note_as_read(sibling)?;
+                Whose::Read(Some(entry)) if !list.iter().any(|s| s.is_packed_for(&entry)) => {
+                    self.move_on(&entry, &look)?;
+                    continue;
+                }
+                Whose::Read(_) => {
+                    self.note_as_read(sibling, Some(&file))?;
                     continue;
                 }
                 Whose::Waits => continue,
@@ -292,11 +208,11 @@ impl Tail<'_> {
                         "{}: holds lines that were never read, in a form that is not",
                         sibling.path.display()
                     );
-                    self.note_as_read(sibling)?;
+                    self.note_as_read(sibling, Some(&file))?;
                     continue;
                 }
             };
-            let fits = |(_, e): &(usize, &Entry)| e.size <= size && e.beyond.is_empty();
+            let fits = |(_, e): &(usize, &Entry)| e.size <= size;
             let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, e)| e.size);
             let entry = match likely.map(|(i, _)| i) {
                 Some(i) => untouched.remove(i),
@@ -316,24 +232,6 @@ impl Tail<'_> {
             debug_assert!(taken.is_some(), "offset 0 agrees with every file");
         }
         Ok(())
-    }
-
-    /// `None`: it is gone again, or may not be read by us, which is said once.
-    pub(super) fn open_sibling(&mut self, sibling: &Sibling) -> Result<Option<(File, Look)>, Halt> {
-        match identity::open(&sibling.path) {
-            Ok(opened) => Ok(Some(opened)),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                if self.denied.as_ref() != Some(&sibling.path) {
-                    warn!("{}: {e}; its lines wait until it may be read", sibling.path.display());
-                    self.denied = Some(sibling.path.clone());
-                }
-                let later = self.now + DENIED;
-                self.look_again = Some(self.look_again.map_or(later, |at| at.min(later)));
-                Ok(None)
-            }
-            Err(e) => Err(e.into()),
-        }
     }
 
     /// A rotated file that was left, and in which somebody wrote on.
@@ -376,7 +274,7 @@ impl Tail<'_> {
 
     /// The stream that has this file, if its bytes are still there: the file may have been truncated, and where there is no birth
     /// time, the inode may be another file's by now.
-    fn known_as(&mut self, sibling: &Sibling) -> Result<Option<Entry>, Halt> {
+    pub(super) fn known_as(&mut self, sibling: &Sibling) -> Result<Option<Entry>, Halt> {
         let Some(entry) = self.known.get(&sibling.look.identity, &self.o.path) else { return Ok(None) };
         let is_here = self.open.iter().any(|o| o.origin.stream == entry.stream);
         let being_read = is_here || entry.open && entry.path != self.o.path;
@@ -410,9 +308,6 @@ fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
 
 pub(super) const TRUNCATED: &str = "it was truncated";
 pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
-
-/// When a sibling that may not be read is tried again.
-const DENIED: Duration = Duration::from_secs(10);
 
 /// Siblings that are noted at first sight; older ones are told by their times.
 const OLD_SIBLINGS: usize = 8;

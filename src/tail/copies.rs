@@ -6,7 +6,7 @@ use super::known::Entry;
 use super::open::Open;
 use super::siblings::{Packed, Sibling};
 use super::{Halt, Tail, open};
-use crate::chunk::{Identity, Mark, Opened, Parcel, Point, StreamId};
+use crate::chunk::{Identity, Mark, Opened, Parcel, Point};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,11 +31,11 @@ impl Tail<'_> {
             },
             Packed::Other => {
                 let read = known.iter().any(|e| e.finished && e.modified == look.modified);
-                return Ok(if read { Whose::Read } else { Whose::Nobodys { size: 0 } });
+                return Ok(if read { Whose::Read(None) } else { Whose::Nobodys { size: 0 } });
             }
         };
         if size == 0 {
-            return Ok(Whose::Read);
+            return Ok(Whose::Read(None));
         }
         let holds_it =
             |of: &File| Ok::<_, io::Error>(of.metadata()?.len() >= size && open::mark_at(of, size)? == mark);
@@ -50,15 +50,14 @@ impl Tail<'_> {
                 return Ok(Whose::Waits); // it may be needed when the original goes
             }
         }
-        if known.iter().any(|e| e.finished && e.at.offset == size && e.at.mark == mark) {
-            return Ok(Whose::Read);
+        if let Some(read) = known.iter().find(|e| e.finished && e.at.offset == size && e.at.mark == mark) {
+            return Ok(Whose::Read(Some(read.clone()).filter(|_| packed == Packed::Gzip)));
         }
-        let absent: Vec<StreamId> = self.not_open().collect();
         let shelved = self.shelf.iter().filter(|e| e.at.offset == 0);
         if packed == Packed::Gzip && shelved.into_iter().any(|e| is_packed_of(look, size, e)) {
             return Ok(Whose::Waits);
         }
-        for entry in known.iter().filter(|e| absent.contains(&e.stream) && proof(e).offset > 0) {
+        for entry in self.not_open().filter(|e| proof(e).offset > 0) {
             let same = match packed {
                 Packed::Plain => goes_on(file, look, entry)?,
                 _ => holds(file, entry)?,
@@ -112,8 +111,8 @@ fn end_if_short(file: &File, look: &Look, packed: Packed, old: &Open) -> io::Res
 pub(super) enum Whose {
     /// With its length, decompressed; 0 where that cannot be had.
     Nobodys { size: u64 },
-    /// All of it is read.
-    Read,
+    /// All of it is read: where it is packed, as this stream.
+    Read(Option<Entry>),
     /// A stream's that is being read elsewhere, or will be.
     Waits,
     /// It is being written.

@@ -37,6 +37,7 @@ pub fn nanos((s, ns): (i64, u32)) -> i64 {
 
 /// Looks at what `path` leads to, through symlinks. `None`: nothing is there.
 pub fn look_at(path: &Path) -> io::Result<Option<Look>> {
+    others_act();
     match fs::statx(fs::CWD, path, AtFlags::empty(), wanted()) {
         Ok(s) => Ok(Some(Look::from(&s))),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
@@ -54,6 +55,7 @@ const RESERVE: u64 = 32;
 
 /// Opens a regular file for reading and refuses everything else, without ever blocking on a FIFO or a device.
 pub fn open(path: &Path) -> io::Result<(File, Look)> {
+    others_act();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = fs::open(path, flags, Mode::empty())?;
     // The lowest free number is given, so a high one says that few are left.
@@ -106,6 +108,29 @@ impl From<&Statx> for Look {
 thread_local! {
     /// For tests on this thread: as if the file system kept no birth times.
     pub static BIRTHLESS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// For tests on this thread: what others do to the files, each just before so many more looks.
+    pub static MEANWHILE: std::cell::RefCell<std::collections::VecDeque<Deed>> =
+        const { std::cell::RefCell::new(std::collections::VecDeque::new()) };
+}
+
+/// Looks before it, and what is done.
+#[cfg(test)]
+pub type Deed = (u64, Box<dyn FnOnce()>);
+
+/// Between any two looks.
+fn others_act() {
+    #[cfg(test)]
+    let due = MEANWHILE.with_borrow_mut(|deeds| match deeds.front_mut() {
+        Some((looks, _)) if *looks > 0 => {
+            *looks -= 1;
+            None
+        }
+        _ => deeds.pop_front(),
+    });
+    #[cfg(test)]
+    if let Some((_, deed)) = due {
+        deed();
+    }
 }
 
 fn is_birthless() -> bool {

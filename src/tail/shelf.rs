@@ -3,7 +3,7 @@
 
 use super::known::Entry;
 use super::{Halt, Tail};
-use crate::chunk::{Closed, Ending, Parcel, StreamId};
+use crate::chunk::{Closed, Ending, Parcel};
 use log::warn;
 use std::time::{Duration, Instant};
 
@@ -50,9 +50,9 @@ impl Tail<'_> {
         Ok(waits.max().map(|w| w.max(Duration::from_millis(1))))
     }
 
-    /// Streams that are this tail's though no file of theirs is open.
-    pub(super) fn not_open(&self) -> impl Iterator<Item = StreamId> + '_ {
-        self.absent.iter().map(|a| a.entry.stream).chain(self.shelf.iter().map(|e| e.stream))
+    /// Streams that are this tail's though no file of theirs is open, as they were left.
+    pub(super) fn not_open(&self) -> impl Iterator<Item = &Entry> {
+        self.absent.iter().map(|a| &a.entry).chain(self.shelf.iter())
     }
 
     /// When something absent is to be looked for again.

@@ -5,6 +5,7 @@
 
 use super::folder::Names;
 use super::identity::{self, Look};
+use super::known::Entry;
 use rustix::fs::FileType;
 use std::ffi::OsStr;
 use std::fs;
@@ -26,6 +27,13 @@ pub struct Sibling {
     pub path: PathBuf,
     pub packed: Packed,
     pub look: Look,
+}
+
+impl Sibling {
+    /// The packed file in which this stream is found.
+    pub fn is_packed_for(&self, entry: &Entry) -> bool {
+        self.packed != Packed::Plain && self.look.identity == entry.identity
+    }
 }
 
 /// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.

@@ -5,10 +5,11 @@
 
 mod judge;
 mod life;
+mod meanwhile;
 mod world;
 
 use super::identity;
-use world::World;
+use world::{Packing, World};
 
 /// Splitmix64.
 pub struct Dice(u64);
@@ -57,11 +58,15 @@ pub enum Op {
     Save,
     Stop,
     Crash,
+    /// Rotations and gzip(1) in the middle of a step.
+    Meanwhile,
+    /// The file system goes from under the open files, and comes back.
+    CutOff,
     Begin,
 }
 
-fn run_seed(seed: u64, ops: &[Op]) {
-    let mut w = World::new(seed);
+fn run_seed(seed: u64, ops: &[Op], once: bool) {
+    let mut w = World::new(seed, once);
     let mut ops: Vec<Op> = ops.iter().rev().copied().collect();
     while !ops.is_empty() {
         w.live(&mut ops, false);
@@ -69,7 +74,11 @@ fn run_seed(seed: u64, ops: &[Op]) {
             w.did.push(op);
             match op {
                 Op::Stop | Op::Crash | Op::CopyTruncate | Op::CopyTruncateLate | Op::DeleteCreate => {}
-                Op::Compress => w.compress().into_iter().for_each(World::complete),
+                Op::Compress => w.compress().into_iter().for_each(Packing::complete),
+                Op::Meanwhile => {
+                    w.meanwhile();
+                    w.afterwards();
+                }
                 op => w.act(op),
             }
         }
@@ -81,8 +90,8 @@ fn run_seed(seed: u64, ops: &[Op]) {
 }
 
 /// Leaves out what is not needed for the seed to fail.
-fn shrink(seed: u64, mut ops: Vec<Op>) -> Vec<Op> {
-    let fails = |ops: &[Op]| std::panic::catch_unwind(|| run_seed(seed, ops)).is_err();
+fn shrink(seed: u64, mut ops: Vec<Op>, once: bool) -> Vec<Op> {
+    let fails = |ops: &[Op]| std::panic::catch_unwind(|| run_seed(seed, ops, once)).is_err();
     let mut size = ops.len() / 2;
     while size > 0 {
         let mut at = 0;
@@ -131,22 +140,26 @@ fn draw(dice: &mut Dice, mix: &[Mix<'_>]) -> Op {
 }
 
 fn seeds(n: u64, mix: Mix<'_>) {
+    try_seeds(n, mix, false);
+}
+
+fn try_seeds(n: u64, mix: Mix<'_>, once: bool) {
     let mut failed = Vec::new();
     for seed in only().map_or(0..n, |s| s..s + 1) {
         let mut dice = Dice(!seed);
         let ops: Vec<Op> = (0..60).map(|_| draw(&mut dice, &[ALWAYS, mix])).collect();
-        if std::panic::catch_unwind(|| run_seed(seed, &ops)).is_err() {
+        if std::panic::catch_unwind(|| run_seed(seed, &ops, once)).is_err() {
             failed.push((seed, ops));
         }
     }
     if let Some((seed, ops)) = failed.first() {
-        let few = shrink(*seed, ops.clone());
+        let few = shrink(*seed, ops.clone(), once);
         eprintln!("{} of {n} seeds failed; the first, with as little as it takes: {few:?}", failed.len());
         if only().is_some() {
             log::set_max_level(log::LevelFilter::Debug);
             let _ = log::set_logger(&Said);
         }
-        run_seed(*seed, &few);
+        run_seed(*seed, &few, once);
     }
     assert!(failed.is_empty());
 }
@@ -175,6 +188,17 @@ const CRASHES: Mix<'_> = &[
     (1, RotateTwice),
     (1, Compress),
     (1, Crash),
+];
+
+const KILLS: Mix<'_> = &[
+    (1, Ack),
+    (1, AckAny),
+    (2, Save),
+    (1, RotateTwice),
+    (1, RotateByDate),
+    (1, Compress),
+    (4, Meanwhile),
+    (2, Crash),
 ];
 
 /// Renames in both directions of numbering, stops. Fails when the old file is closed at once, or a sibling is read by its
@@ -207,6 +231,26 @@ fn copies_made_under_a_busy_writer() {
 #[test]
 fn crashes() {
     seeds(500, CRASHES);
+}
+
+/// Fails when a `.gz` that is made while the tail looks, or between two runs, is read beside the file it was made of, or neither
+/// of them is.
+#[test]
+fn packed_among_kills_with_exactly_once_delivery() {
+    try_seeds(700, KILLS, true);
+}
+
+/// A file is read and left, packed and noted as read, before the broker has its lines. Fails when a run after a kill does not go
+/// on in the packed file.
+#[test]
+fn packed_before_it_is_acknowledged() {
+    for seed in 0..100 {
+        run_seed(
+            seed,
+            &[Append, Look, Rotate, Look, Look, Time, Look, Compress, CutOff, Look, Save, Crash, Begin],
+            true,
+        );
+    }
 }
 
 /// Fails when an inode that is given again is taken for the file that had it.

@@ -74,12 +74,9 @@ impl Tail<'_> {
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
     pub(super) fn open_new(&mut self) -> Result<(), Halt> {
         let (file, look) = identity::open(&self.o.path)?;
-        let had_live = self.open.iter().any(|o| o.live);
         self.orphan();
-        if had_live || !self.open.is_empty() {
-            self.catch_up()?;
-            self.look_again = Some(self.now + Duration::from_secs(1));
-        }
+        self.catch_up(Some(&file))?;
+        self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => Ok(()),
             Claim::New => self.take_up_new(file, &look, 0),
@@ -181,7 +178,7 @@ impl Tail<'_> {
     /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
     pub(super) fn let_go(&self) {
         let open = self.open.iter().map(|o| o.origin.stream);
-        let mine: Vec<StreamId> = open.chain(self.not_open()).collect();
+        let mine: Vec<StreamId> = open.chain(self.not_open().map(|e| e.stream)).collect();
         self.known.let_go(&self.o.path, &mine);
     }
 

@@ -88,6 +88,38 @@ fn what_is_no_regular_file_is_refused() {
     std::fs::remove_file(&fifo).unwrap();
 }
 
+/// As a user that permissions hold for. Fails when a file that cannot be read is tried for ever, keeps another from being
+/// delivered, or is not told by the exit code.
+#[test]
+fn once_ends_without_an_unreadable_file() {
+    need("setpriv");
+    let folder = Folder::new();
+    let bin = folder.path("logagent");
+    std::fs::copy(binary(), &bin).unwrap();
+    folder.write("no.log", "secret\n");
+    folder.write("yes.log", Lines::new("y", 0..100).bytes());
+    for (name, mode) in [("no.log", 0), ("yes.log", 0o644), ("logagent", 0o755), (".", 0o755)] {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(folder.path(name), mode).unwrap();
+    }
+    let root = rustix::process::geteuid().is_root();
+    let mut command = std::process::Command::new(if root { "setpriv" } else { "env" });
+    if root {
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    }
+    let done = command
+        .arg(&bin)
+        .args(["run", "--once", "--output", "stdout"])
+        .args([folder.path("no.log"), folder.path("yes.log")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(done.stdout == Lines::new("y", 0..100).bytes(), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.contains("no.log") && last.contains("could not be read"), "{said}");
+}
+
 /// As a user that permissions hold for. Fails when each try is a line in the log, or the file is not tried again.
 #[test]
 fn an_unreadable_file_is_read_when_it_is_readable() {

@@ -117,7 +117,7 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
     assert!(finished(&mut ledger));
     assert_eq!(ledger.lost_bytes(), 70);
     let mut told = Vec::new();
-    ledger.saved(|_| {}, |s| told.push(s));
+    ledger.saved(|s| told.push(s));
     assert_eq!((told, gauge.saved.load(Relaxed)), (vec![StreamId(1)], 30));
 }
 
@@ -131,7 +131,7 @@ fn saved_is_what_the_save_said() {
     ledger.ack(&ack(1, 0..10));
     assert_eq!(ledger.write_down(0).count(), 1);
     ledger.ack(&ack(1, 10..20));
-    ledger.saved(|_| {}, |_| {});
+    ledger.saved(|_| {});
     assert_eq!((gauge.saved.load(Relaxed), gauge.acked.load(Relaxed)), (10, 20));
 }
 

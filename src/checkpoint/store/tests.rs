@@ -129,6 +129,9 @@ impl Bench {
 
     fn open(&mut self, least: u64) {
         drop(self.store.take());
+        if is_cut_short(self.dir.path()).unwrap() {
+            self.model.step(Step::Replace, &[]);
+        }
         let (store, saved, _) =
             Store::open(self.dir.path(), Damaged::Refuse).expect("there is always a good state");
         assert!((least..=self.last).contains(&saved.clock), "{} not in {least}..={}", saved.clock, self.last);
@@ -290,6 +293,28 @@ fn damage_leads_to_the_previous_state_and_then_to_the_policy() {
         }
     }
     assert_eq!(damaged_with(&good, Some(b"\0"), Damaged::Refuse).unwrap().0.clock, 5);
+}
+
+/// A kill after any step of a save, then another start. Fails when that start takes what it finds for older than the last save,
+/// or begins anew from a state that was given up.
+#[test]
+fn a_kill_within_a_save_is_no_damage() {
+    for step in 0..=steps(Current::Synced, true, false).len() {
+        let mut bench = Bench::new();
+        bench.save(true, usize::MAX);
+        bench.save(false, step);
+        bench.store.take();
+        let (_, saved, fell_back) = Store::open(bench.dir.path(), Damaged::Refuse).unwrap();
+        assert!(
+            !fell_back && (1..=2).contains(&saved.clock),
+            "after {step} steps: {} {fell_back}",
+            saved.clock
+        );
+        fs::remove_file(bench.dir.path().join(OFFSETS)).unwrap();
+        let _ = fs::remove_file(bench.dir.path().join(PREVIOUS));
+        let (_, saved, fell_back) = Store::open(bench.dir.path(), Damaged::Refuse).unwrap();
+        assert_eq!((saved.clock, fell_back), (0, false), "both are removed to begin anew");
+    }
 }
 
 /// After damage the good previous file must outlive the next saves. Fails when a damaged `offsets` becomes the previous.

@@ -47,7 +47,7 @@ impl World {
             match count.remove(line.as_slice()) {
                 None => say("is missing", n),
                 Some(1) => {}
-                Some(_) if self.crashes > 0 || is_vague => {}
+                Some(_) if self.crashes > 0 && !self.once || is_vague => {}
                 Some(_) => say("came twice", n),
             }
         }
@@ -63,7 +63,8 @@ impl World {
             self.lost,
             self.did
         );
-        if self.crashes == 0 && !self.late && !is_vague {
+        // What comes and goes within a step has no order that could be seen.
+        if self.crashes == 0 && !self.late && !is_vague && !self.once {
             let at = self.delivered.windows(2).position(|w| w[0] > w[1]);
             if let (Some(at), Some(_)) = (at, only()) {
                 for line in &self.delivered[at..at + 2] {

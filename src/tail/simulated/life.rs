@@ -1,5 +1,6 @@
 //! One life of the agent in a world: from a start to a stop or a crash, with what is in the air and what is acknowledged.
 
+use super::world::State;
 use super::{Op, World};
 use crate::budget::Budget;
 use crate::chunk::{Chunk, Ending, Parcel, StreamId};
@@ -37,6 +38,7 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
         start: Start::Beginning,
         since: (since.as_secs() as i64, since.subsec_nanos()),
         until: Until::Stopped,
+        give_up: None,
         reopen: true,
         poll: Duration::from_secs(1),
         rotate_grace: Duration::from_secs(60),
@@ -47,14 +49,15 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
 }
 
 /// The chunk is delivered; what is gapless now is joined.
-fn acknowledge(w: &mut World, chunk: &Chunk) {
-    let e = w.acked.get_mut(&chunk.origin.stream).expect("opened before");
-    assert!(chunk.range.start >= e.at.offset, "acknowledged twice; after {:?}", w.did);
+fn acknowledge(state: &mut State, chunk: &Chunk) {
+    let e = state.get_mut(&chunk.origin.stream).expect("opened before");
+    assert!(chunk.range.start >= e.at.offset, "acknowledged twice: {chunk:?}");
     e.beyond.push((chunk.range.clone(), chunk.end));
     e.beyond.sort_by_key(|(range, _)| range.start);
     while e.beyond.first().is_some_and(|(range, _)| range.start == e.at.offset) {
         e.at = e.beyond.remove(0).1;
     }
+    e.size = e.size.max(chunk.range.end);
     chunk.origin.gauge.acked.store(e.at.offset, Relaxed);
 }
 
@@ -62,6 +65,11 @@ impl Life<'_> {
     pub fn step(&mut self, w: &mut World) -> Step {
         let step = match self.tail.step(w.now, true) {
             Ok(step) => step,
+            Err(Halt::Io(e)) if w.once => {
+                self.tail.let_go(); // as `run` does
+                self.tail.trouble(&e);
+                Step::Wait(Duration::from_secs(1))
+            }
             Err(Halt::Io(e)) => panic!("{e} after {:?}", w.did),
             Err(Halt::Stopped) => panic!("stopped"),
         };
@@ -106,10 +114,16 @@ impl Life<'_> {
         self.finish(w);
     }
 
-    /// The first `n` in the air.
+    /// The first `n` in the air that may have been sent.
     pub fn ack(&mut self, w: &mut World, n: usize) {
-        for chunk in self.air.drain(..n.min(self.air.len())) {
-            acknowledge(w, &chunk);
+        let mut left = n;
+        for chunk in std::mem::take(&mut self.air) {
+            if left > 0 && w.may_fly(&chunk) {
+                left -= 1;
+                acknowledge(&mut w.acked, &chunk);
+            } else {
+                self.air.push_back(chunk);
+            }
         }
         self.finish(w);
     }
@@ -118,9 +132,30 @@ impl Life<'_> {
     pub fn ack_any(&mut self, w: &mut World) {
         if !self.air.is_empty() {
             let i = w.dice.below(self.air.len() as u64) as usize;
-            acknowledge(w, &self.air.remove(i).expect("within"));
+            if w.may_fly(&self.air[i]) {
+                acknowledge(&mut w.acked, &self.air.remove(i).expect("within"));
+            }
         }
         self.finish(w);
+    }
+
+    /// Killed with exactly-once delivery: of what may have been sent the journal knows, and the next run takes it for
+    /// acknowledged or sends it again as it was; the rest was never sent.
+    fn killed(&mut self, w: &mut World) {
+        for (stream, e) in &mut w.saved {
+            let acked = &w.acked[stream];
+            (e.at, e.beyond, e.size) = (acked.at, acked.beyond.clone(), e.size.max(acked.size));
+        }
+        for chunk in self.air.drain(..) {
+            if w.may_fly(&chunk) && w.dice.below(3) > 0 {
+                acknowledge(&mut w.saved, &chunk);
+                continue;
+            }
+            for line in (0..chunk.lines.len()).map(|i| chunk.line(i)) {
+                let at = w.delivered.iter().rposition(|l| l == line).expect("framed");
+                w.delivered.remove(at);
+            }
+        }
     }
 
     pub fn finish(&mut self, w: &mut World) {
@@ -171,8 +206,16 @@ impl Life<'_> {
                     for _ in 0..w.dice.below(4) {
                         self.step(w);
                     }
-                    World::complete(rest);
+                    rest.complete();
                 }
+            }
+            Op::CutOff => self.tail.begin_again(),
+            Op::Meanwhile => {
+                w.meanwhile();
+                for _ in 0..1 + w.dice.below(4) {
+                    self.step(w);
+                }
+                w.afterwards();
             }
             Op::CopyTruncate if w.half.is_none() => {
                 self.settle(w);
@@ -198,6 +241,11 @@ impl Life<'_> {
 }
 
 impl World {
+    /// With exactly-once delivery nothing of a stream is sent before its opening is saved.
+    fn may_fly(&self, chunk: &Chunk) -> bool {
+        !self.once || self.saved.contains_key(&chunk.origin.stream)
+    }
+
     /// Until the agent stops, is killed, or has done `ops`.
     pub fn live(&mut self, ops: &mut Vec<Op>, last: bool) {
         let budget = Budget::new(1 << 40);
@@ -212,7 +260,13 @@ impl World {
         let tail = Tail::new(first, &known, &board, out, &stop, self.now);
         let gauges = HashMap::new();
         let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), gauges };
-        life.step(self);
+        if self.once && self.dice.below(2) == 0 {
+            self.meanwhile();
+            life.step(self);
+            self.afterwards();
+        } else {
+            life.step(self);
+        }
         life.save(self); // first sight is saved before ready
         while let Some(op) = ops.pop() {
             self.did.push(op);
@@ -220,6 +274,9 @@ impl World {
                 Op::Stop => break,
                 Op::Crash => {
                     self.crashes += 1;
+                    if self.once {
+                        life.killed(self);
+                    }
                     return;
                 }
                 op => life.act(self, op),
@@ -230,6 +287,7 @@ impl World {
         }
         life.tail.park();
         life.drain(self);
+        life.save(self); // so that all may be sent
         life.ack(self, usize::MAX);
         life.save(self);
         drop(handle);
@@ -239,6 +297,7 @@ impl World {
     pub fn last(&mut self, life: &mut Life<'_>) {
         let end = self.now + Duration::from_secs(300);
         while self.now < end {
+            life.save(self);
             life.ack(self, usize::MAX);
             match life.step(self) {
                 Step::Wait(time) => self.now += time.max(Duration::from_millis(1)),

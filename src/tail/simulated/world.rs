@@ -2,12 +2,13 @@
 
 use super::{Dice, Op};
 use crate::chunk::StreamId;
+use crate::tail::identity::MEANWHILE;
 use crate::tail::known::Entry;
 use flate2::{Compression, write::GzEncoder};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What was saved, or would be.
@@ -26,6 +27,8 @@ pub struct World {
     pub saved_at: SystemTime,
     pub lost: u64,
     pub crashes: u64,
+    /// Delivery is exactly-once.
+    pub once: bool,
     pub late: bool,
     pub dates: u64,
     pub now: Instant,
@@ -35,7 +38,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub fn new(seed: u64, once: bool) -> World {
+        MEANWHILE.take(); // of a seed that failed
         let dir = tempfile::tempdir().unwrap();
         let log = OpenOptions::new().create(true).append(true).open(dir.path().join("app.log")).unwrap();
         let mut world = World {
@@ -50,6 +54,7 @@ impl World {
             saved_at: SystemTime::UNIX_EPOCH,
             lost: 0,
             crashes: 0,
+            once,
             late: false,
             dates: 0,
             now: Instant::now(),
@@ -76,11 +81,17 @@ impl World {
 
     pub fn append(&mut self) {
         let mut bytes = self.half.take().unwrap_or_default();
+        bytes.extend(self.lines());
+        self.write(&bytes);
+    }
+
+    pub fn lines(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
         for _ in 0..1 + self.dice.below(6) {
             bytes.extend(self.line());
             bytes.push(b'\n');
         }
-        self.write(&bytes);
+        bytes
     }
 
     /// Times of modification that differ: the kernel's clock is too coarse for how fast this is.
@@ -108,24 +119,14 @@ impl World {
         self.half = Some(line.split_off(cut));
     }
 
-    #[allow(clippy::disallowed_methods)]
-    pub fn rename(&self, from: &str, to: &str) {
-        fs::rename(self.path(from), self.path(to)).unwrap();
-    }
-
     pub fn rotate(&mut self, late: bool) {
-        for suffix in ["", ".gz"] {
-            for i in (1..60).rev().filter(|i| self.path(&format!("app.log.{i}{suffix}")).exists()) {
-                self.rename(&format!("app.log.{i}{suffix}"), &format!("app.log.{}{suffix}", i + 1));
-            }
-        }
-        self.rename("app.log", "app.log.1");
+        rotate(self.dir.path());
         self.reopen(late);
     }
 
     pub fn rotate_by_date(&mut self) {
         self.dates += 1;
-        self.rename("app.log", &format!("app.log-2026{:04}", self.dates));
+        rename(self.dir.path(), "app.log", &format!("app.log-2026{:04}", self.dates));
         self.reopen(false);
     }
 
@@ -164,26 +165,13 @@ impl World {
     }
 
     /// Returns what completes it.
-    pub fn compress(&mut self) -> Option<(PathBuf, PathBuf, Vec<u8>)> {
+    pub fn compress(&mut self) -> Option<Packing> {
         let rotated = self.rotated();
         if rotated.is_empty() {
             return None;
         }
         let plain = rotated[self.dice.below(rotated.len() as u64) as usize].clone();
-        let packed = PathBuf::from(format!("{}.gz", plain.display()));
-        let mut e = GzEncoder::new(Vec::new(), Compression::fast());
-        e.write_all(&fs::read(&plain).unwrap()).unwrap();
-        let bytes = e.finish().unwrap();
-        let cut = self.dice.below(bytes.len() as u64) as usize;
-        fs::write(&packed, &bytes[..cut]).unwrap();
-        Some((plain, packed, bytes[cut..].to_vec()))
-    }
-
-    pub fn complete((plain, packed, rest): (PathBuf, PathBuf, Vec<u8>)) {
-        let mut file = OpenOptions::new().append(true).open(&packed).unwrap();
-        file.write_all(&rest).unwrap();
-        file.set_modified(fs::metadata(&plain).unwrap().modified().unwrap()).unwrap();
-        fs::remove_file(plain).unwrap();
+        Some(Packing::begin(plain, self.dice.below(100)))
     }
 
     /// What a writer and its rotation do, whether or not somebody reads.
@@ -204,5 +192,47 @@ impl World {
             }
             _ => {}
         }
+    }
+}
+
+#[allow(clippy::disallowed_methods)]
+fn rename(dir: &Path, from: &str, to: &str) {
+    fs::rename(dir.join(from), dir.join(to)).unwrap();
+}
+
+/// `app.log.1` becomes `.2` and so on, and `app.log` becomes `.1`.
+pub fn rotate(dir: &Path) {
+    for suffix in ["", ".gz"] {
+        for i in (1..60).rev().filter(|i| dir.join(format!("app.log.{i}{suffix}")).exists()) {
+            rename(dir, &format!("app.log.{i}{suffix}"), &format!("app.log.{}{suffix}", i + 1));
+        }
+    }
+    rename(dir, "app.log", "app.log.1");
+}
+
+/// gzip(1) at work.
+pub struct Packing {
+    plain: PathBuf,
+    packed: PathBuf,
+    rest: Vec<u8>,
+}
+
+impl Packing {
+    /// Writes so many per cent of the packed file.
+    pub fn begin(plain: PathBuf, percent: u64) -> Packing {
+        let packed = PathBuf::from(format!("{}.gz", plain.display()));
+        let mut e = GzEncoder::new(Vec::new(), Compression::fast());
+        e.write_all(&fs::read(&plain).unwrap()).unwrap();
+        let mut bytes = e.finish().unwrap();
+        let rest = bytes.split_off(bytes.len() * percent as usize / 100);
+        fs::write(&packed, &bytes).unwrap();
+        Packing { plain, packed, rest }
+    }
+
+    pub fn complete(self) {
+        let mut file = OpenOptions::new().append(true).open(&self.packed).unwrap();
+        file.write_all(&self.rest).unwrap();
+        file.set_modified(fs::metadata(&self.plain).unwrap().modified().unwrap()).unwrap();
+        fs::remove_file(self.plain).unwrap();
     }
 }

@@ -1,0 +1,66 @@
+//! A path that cannot be read: what is said of it, and when it is given up. Tries nothing itself.
+
+use super::Tail;
+use log::{info, warn};
+use std::io;
+use std::path::PathBuf;
+
+/// A file that was given up, or a rotated one that could not be opened, when a tail ended.
+#[derive(Debug)]
+pub struct Unread {
+    pub path: PathBuf,
+    pub why: io::Error,
+}
+
+/// The file system went from under an open file: a server forgot its handle, or the process behind a mount ended.
+pub(super) fn is_cut_off(e: &io::Error) -> bool {
+    e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
+}
+
+impl Tail<'_> {
+    /// One line when it begins, one when it is over; of a file that comes and goes, fewer and fewer.
+    pub(super) fn trouble(&mut self, e: &io::Error) {
+        let text = e.to_string();
+        if self.error.as_deref() != Some(&text) {
+            if let Some(times) = self.failures.more(1, self.now) {
+                let path = self.o.path.display();
+                let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
+                warn!("{path}: cannot be read now: {text}{again}; what is saved stays, trying again");
+                self.told = true;
+            }
+            self.say("unreadable", Some(text.clone()));
+            self.error = Some(text);
+        }
+    }
+
+    /// To be asked after each failure.
+    pub(super) fn is_hopeless(&mut self) -> bool {
+        let since = *self.failing.get_or_insert(self.now);
+        self.o.give_up.is_some_and(|most| self.now.duration_since(since) >= most)
+    }
+
+    /// `--once`: what is not opened by the end is not read.
+    pub(super) fn never_opened(&mut self) -> Option<Unread> {
+        self.o.give_up?;
+        let why = io::ErrorKind::PermissionDenied.into();
+        self.denied.take().map(|path| Unread { path, why })
+    }
+
+    pub(super) fn well(&mut self) {
+        self.failing = None;
+        if self.error.take().is_some() {
+            if std::mem::take(&mut self.told) {
+                info!("{}: readable again", self.o.path.display());
+            }
+            self.say("following", None);
+        }
+    }
+
+    pub(super) fn say(&self, state: &str, error: Option<String>) {
+        let mut files = self.board.files();
+        let file = files.entry(self.o.path.clone()).or_default();
+        file.state = state.into();
+        file.last_error = error;
+        file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
+    }
+}
