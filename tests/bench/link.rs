@@ -18,6 +18,8 @@ use std::{
 /// What a sender can have on its way besides what is on the line: as small as sockets allow.
 const SOCKET_BUFFER: usize = 64 << 10;
 const PIECE: usize = 4 << 10;
+/// A read that took no longer found its bytes waiting.
+const AT_ONCE: Duration = Duration::from_micros(500);
 /// Pieces on the line: 200 ms at 10 Mbit/s are 61.
 const ON_THE_LINE: usize = 256;
 
@@ -50,12 +52,13 @@ impl Lane {
             first: OnceLock::new(),
         })
     }
-    /// Waits until so many bytes have gone; when they arrive.
-    fn send(&self, bytes: usize) -> Instant {
+    /// Waits until so many bytes, which have been there since `there`, have gone; when they arrive. That this thread came
+    /// late to them is not the link's time.
+    fn send(&self, bytes: usize, there: Instant) -> Instant {
         self.first.get_or_init(Instant::now);
         let gone = {
             let mut free = self.free.lock().unwrap();
-            *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+            *free = (*free).max(there) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
             *free
         };
         pause(gone.saturating_duration_since(Instant::now()));
@@ -125,13 +128,17 @@ fn connect(
     }
     let (mut from, to, lane) = (client.try_clone()?, server.try_clone()?, up.clone());
     carry(to, move |line| {
-        let mut piece = vec![0; PIECE];
+        let (mut piece, mut there) = (vec![0; PIECE], Instant::now());
         loop {
+            let asked = Instant::now();
             let n = from.read(&mut piece)?;
             if n == 0 {
                 return Ok(());
             }
-            line.send((lane.send(n), piece[..n].to_vec())).map_err(io::Error::other)?;
+            if asked.elapsed() > AT_ONCE {
+                there = Instant::now();
+            }
+            line.send((lane.send(n, there), piece[..n].to_vec())).map_err(io::Error::other)?;
         }
     });
     let (mut from, lane) = (server, down.clone());
@@ -139,7 +146,7 @@ fn connect(
         loop {
             let mut frame = read_frame(&mut from)?;
             rewrite(&mut frame, &[(target.port(), own)]);
-            line.send((lane.send(frame.len()), frame)).map_err(io::Error::other)?;
+            line.send((lane.send(frame.len(), Instant::now()), frame)).map_err(io::Error::other)?;
         }
     });
     Ok(())

@@ -113,7 +113,9 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
     let mut kills = (0, 0);
     let mut log = String::new();
     while kills.0 < chaos.agent_kills || kills.1 < chaos.broker_kills {
-        let mut agent = folder.agent_line("run -c c.toml").spawn();
+        let setup = folder.agent_line("run -c c.toml");
+        // The first is waited for: what is rotated before it looks for the first time is old, and not sent.
+        let mut agent = if kills.0 == 0 { setup.start() } else { setup.spawn() };
         let life = 20 + dice.below(chaos.apart);
         let mut lived = 0;
         let broker_too = kills.1 < chaos.broker_kills && dice.below(4) == 0;
