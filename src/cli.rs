@@ -104,7 +104,7 @@ pub struct Tail {
     example = "{command_name} --brokers kafka.example:9092 --topic t 'a value'\n{command_name} -c /etc/logagent.toml 'a value'"
 )]
 pub struct Send {
-    /// config file whose [kafka] is taken, without key and partition; its files are not read
+    /// config file whose [kafka] is taken, without key, partition and linger; its files are not read
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
     /// brokers to begin with, host:port,…
@@ -119,7 +119,7 @@ pub struct Send {
     /// partition of every record
     #[argh(option, from_str_fn(partition))]
     pub partition: Option<i32>,
-    /// all (the default), 1 or 0
+    /// all, 1 or 0; by default as the config says, else all
     #[argh(option, from_str_fn(word))]
     pub acks: Option<Acks>,
     /// auto (the default), classic (the kafka crate) or modern

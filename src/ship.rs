@@ -197,7 +197,7 @@ pub fn run(
         stuck = if ship.is_stuck() { stuck.or(Some(here)) } else { None };
         let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
         if !open && patience.is_some_and(|until| here >= until) {
-            log::warn!("no broker takes what is left; it is sent at the next start");
+            log::warn!("no broker takes what is left: not waiting for it");
             return Ok(());
         }
         let wake = wake.into_iter().chain(patience.filter(|until| *until > here)).min();

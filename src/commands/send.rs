@@ -51,6 +51,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     let (parcels, inbox) = bounded(4);
     let (input_stop, input_on) = stop::pair();
     let given = Arc::new(AtomicU64::new(0));
+    let stuck = input_on.clone();
     let failed = Input::start(asked, &topic, &given, parcels, input_on)?;
     if first(&inbox, &signals.inbox).is_none() {
         return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
@@ -68,7 +69,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
                 ends,
                 notes,
                 board,
-                ship::Halts { stuck: None, now: give_up_on },
+                ship::Halts { stuck: Some(stuck), now: give_up_on },
             )
         };
         let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;

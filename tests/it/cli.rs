@@ -167,8 +167,8 @@ fn a_signal_ends_it_with_0() {
 fn a_second_signal_ends_it_at_once_with_1() {
     let folder = Folder::new();
     folder.write("f.log", "x\n");
-    // Nobody listens on port 1: the line waits for ever.
-    let args = "run --brokers 127.0.0.1:1 --topic t --from beginning --state-dir state f.log";
+    // Nobody listens on port 1: the line waits for ever, and a stop for it, since no position is saved.
+    let args = "run --brokers 127.0.0.1:1 --topic t --from beginning f.log";
     let mut agent = folder.agent_line(args).start();
     pause(millis(500));
     agent.signal(Signal::TERM);

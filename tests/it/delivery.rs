@@ -206,6 +206,19 @@ fn send_prints_partition_and_offset() {
     }
 }
 
+/// Fails when an interrupted `send` waits for brokers that cannot be reached.
+#[test]
+fn an_interrupted_send_ends() {
+    let mut send = Folder::new().agent_line("send --brokers 127.0.0.1:1 --topic t x").spawn();
+    send.wait_log("down", SOON);
+    pause(secs(1));
+    let begun = Instant::now();
+    send.signal(Signal::TERM);
+    let done = send.wait_exit(SOON).expect_code(1);
+    assert!(begun.elapsed() < secs(3), "{:?}", begun.elapsed());
+    assert!(done.stderr.contains("1 of 1 records were not acknowledged"), "{}", done.stderr);
+}
+
 /// Keys go where Kafka's Java client sends them: kcat's murmur2 is the same. Fails with another seed, a signed shift, or a
 /// forgotten `& 0x7fffffff`.
 #[test]

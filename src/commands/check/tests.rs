@@ -103,7 +103,7 @@ fn every_warning() {
     assert!(!r.failed && !r.text.contains("s3cret"), "{}", r.text);
 }
 
-/// Seen to fail with `is_dir` in place of `exists` in `Report::state`: the folder above is looked at, and all is well.
+/// Fails with `is_dir` in place of `exists` in `Report::state`: the folder above is looked at, and all is well.
 #[test]
 fn a_file_in_the_place_of_the_state_folder_fails() {
     let p = Place::new();
@@ -114,7 +114,7 @@ fn a_file_in_the_place_of_the_state_folder_fails() {
     assert!(!r.text.contains("\nok "), "{}", r.text);
 }
 
-/// What `run` says in its log only. Seen to fail with `found::folders` giving nothing, and without `Report::metrics`.
+/// What `run` says in its log only. Fails with `found::folders` giving nothing, and without `Report::metrics`.
 #[test]
 fn a_folder_that_is_named_as_a_file_and_a_missing_one() {
     let p = Place::new();
