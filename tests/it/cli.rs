@@ -180,19 +180,6 @@ fn a_second_signal_ends_it_at_once_with_1() {
     assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
 }
 
-/// Fails when the lock is not taken, or waited for.
-#[test]
-fn a_second_agent_on_the_same_state_is_refused() {
-    let folder = Folder::new();
-    let args = "run --output stdout --state-dir state f.log";
-    let mut first = folder.agent_line(args).start();
-    let second = folder.agent_line(args).run().expect_code(1);
-    assert!(second.stderr.contains("state"), "it says which folder: {}", second.stderr);
-    assert!(first.ended().is_none());
-    first.kill();
-    folder.agent_line(args).start().stop().expect_code(0);
-}
-
 /// Fails when `must_exist` is not looked at.
 #[test]
 fn a_file_that_must_exist() {

@@ -132,46 +132,6 @@ fn many_rotated_and_removed_files_leave_little() {
     assert!(size < 40_000, "{size} bytes of state");
 }
 
-/// Fails when a start or a stop writes what has not changed.
-#[test]
-fn nothing_is_written_when_nothing_changed() {
-    let folder = Folder::new();
-    folder.write("f.log", "a\n");
-    let mut agent = folder.agent_line(LIVE).start();
-    agent.wait_lines(1);
-    agent.stop().expect_code(0);
-    let before = std::fs::metadata(folder.path("state/offsets")).unwrap().modified().unwrap();
-    let mut agent = folder.agent_line(LIVE).start();
-    pause(secs(3));
-    agent.stop().expect_code(0);
-    assert_eq!(std::fs::metadata(folder.path("state/offsets")).unwrap().modified().unwrap(), before);
-}
-
-/// As an operator meets them. Fails when a damaged state is an empty one, or two agents share a folder.
-#[test]
-fn damaged_state_and_a_second_agent() {
-    let folder = Folder::new();
-    folder.write("f.log", Lines::new("f", 0..10).bytes());
-    let mut agent = folder.agent_line(LIVE).start();
-    agent.wait_lines(10);
-    let second = folder.agent_line(LIVE).run().expect_code(1);
-    assert!(second.stderr.contains("state"), "{}", second.stderr);
-    wait_status(&folder, &folder.path("state"), "the first save", |s| s["files"][0]["saved"] == 2010);
-    folder.append("f.log", "one more save\n");
-    agent.wait_lines(11);
-    agent.stop().expect_code(0);
-    // The previous one is used: at least once from there.
-    std::fs::write(folder.path("state/offsets"), [0; 100]).unwrap();
-    folder.append("f.log", Lines::new("f", 10..11).bytes());
-    let seen = once(&folder);
-    assert!(seen.contains(&Lines::new("f", 10..11).line(10)));
-    for name in ["offsets", "offsets.previous"] {
-        std::fs::write(folder.path("state").join(name), b"garbage").unwrap();
-    }
-    let done = folder.agent_line(&format!("{LIVE} --once")).run().expect_code(78);
-    assert!(done.stdout.is_empty() && done.stderr.lines().count() <= 3, "{}", done.stderr);
-}
-
 /// Fails when a stop waits for a deadline, or a second signal does not end it.
 #[test]
 fn an_idle_agent_stops_at_once() {
@@ -182,29 +142,6 @@ fn an_idle_agent_stops_at_once() {
     agent.signal(Signal::TERM);
     agent.wait_exit(SOON).expect_code(0);
     assert!(begun.elapsed() < secs(1), "{:?}", begun.elapsed());
-}
-
-/// `status --shipped`. Fails when it says yes for one line too few, or no for an unfinished rest.
-#[test]
-fn shipped_is_exact() {
-    let folder = Folder::new();
-    folder.write("f.log", "a\nb\nrest");
-    let shipped = |name: &str| folder.agent_line("status --state-dir state --shipped").arg(name).run().code();
-    let mut agent = folder.agent_line(LIVE).start();
-    agent.wait_lines(2);
-    wait_until(SOON, "shipped, live", || shipped("f.log") == Some(0));
-    agent.pause();
-    folder.append("f.log", "\nmore\n");
-    agent.resume();
-    wait_until(SOON, "shipped, live", || shipped("f.log") == Some(0));
-    agent.stop().expect_code(0);
-    assert_eq!(shipped("f.log"), Some(0));
-    folder.append("f.log", "unread\n");
-    assert_eq!(shipped("f.log"), Some(1));
-    folder.rename("f.log", "f.log.1");
-    assert_eq!(shipped("f.log.1"), Some(1));
-    once(&folder);
-    assert_eq!(shipped("f.log.1"), Some(0));
 }
 
 /// A file that comes under a known pattern and is rotated away, also twice and compressed, while no agent runs: all of it is

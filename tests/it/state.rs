@@ -212,14 +212,14 @@ fn shipped_is_exact() {
     let folder = Folder::new();
     folder.append("f.log", "one\ntwo\nrest");
     assert_eq!(shipped(&folder, "f.log").0, Some(1), "nothing was ever read");
-    let mut agent = agent(&folder).start();
-    agent.wait_lines(2);
+    let mut live = agent(&folder).start();
+    live.wait_lines(2);
     wait_until(SOON, "shipped", || shipped(&folder, "f.log").0 == Some(0));
-    agent.pause();
+    live.pause();
     folder.append("f.log", " is here\n");
-    agent.resume();
+    live.resume();
     wait_until(SOON, "shipped again", || shipped(&folder, "f.log").0 == Some(0));
-    agent.stop().expect_code(0);
+    live.stop().expect_code(0);
     assert_eq!(shipped(&folder, "f.log").0, Some(0), "post mortem");
     folder.append("f.log", "not read\n");
     let (code, said) = shipped(&folder, "f.log");
@@ -232,6 +232,8 @@ fn shipped_is_exact() {
     fs::copy(folder.path("f.log.1"), folder.path("copy")).unwrap();
     assert_eq!(shipped(&folder, "copy").0, Some(1));
     assert_eq!(shipped(&folder, "no such file").0, Some(1));
+    agent(&folder).arg("--once").run().expect_code(0);
+    assert_eq!(shipped(&folder, "f.log.1").0, Some(0), "rotated, and read since");
 }
 
 /// Fails when status needs a terminal, does not see its reader go, or takes a killed agent for a running one.
