@@ -2,7 +2,7 @@
 //! their tails looks for its siblings among all names. Judges no name.
 //!
 //! A folder whose last change lies well before a reading, and is the last one still, holds what was read. "Well before":
-//! longer than the coarsest clock of a file system (FAT's two seconds). A remote file system's times show nothing.
+//! longer than what the file system's clock can tell apart. A remote file system's times show nothing.
 
 use crate::remote::is_remote;
 use rustix::fs::{Mode, OFlags, RawDir, fstat, open};
@@ -15,8 +15,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Seconds that a change must lie back.
-const REST: i64 = 3;
+/// Nanoseconds that a change must lie back: more than a tick of the kernel's clock, by which files are stamped.
+const REST: i64 = 100_000_000;
+/// The same where stamps look round: FAT knows every second second, ext3 seconds, exFAT hundredths.
+const REST_IF_ROUND: i64 = 3_000_000_000;
+const ROUND: i64 = 10_000_000;
 /// Names of as many bytes are worth keeping.
 const LARGE: usize = 4 << 10;
 
@@ -38,8 +41,14 @@ pub struct Names {
 struct Stamp {
     device: u64,
     inode: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+    /// In nanoseconds since 1970, as [`Stamp::changed`].
+    modified: i64,
+    changed: i64,
+}
+
+/// As one number, which lasts until 2262.
+fn nanos(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 impl Stamp {
@@ -48,14 +57,15 @@ impl Stamp {
         Ok(Stamp {
             device: s.st_dev,
             inode: s.st_ino,
-            modified: (s.st_mtime as i64, s.st_mtime_nsec as i64),
-            changed: (s.st_ctime as i64, s.st_ctime_nsec as i64),
+            modified: nanos(s.st_mtime as i64, s.st_mtime_nsec as i64),
+            changed: nanos(s.st_ctime as i64, s.st_ctime_nsec as i64),
         })
     }
 
     fn is_old(&self) -> bool {
-        let now = clock_gettime(ClockId::Realtime).tv_sec;
-        self.modified.0.max(self.changed.0) < now.saturating_sub(REST)
+        let now = clock_gettime(ClockId::Realtime);
+        let rest = if self.changed % ROUND == 0 { REST_IF_ROUND } else { REST };
+        self.modified.max(self.changed) < nanos(now.tv_sec, now.tv_nsec).saturating_sub(rest)
     }
 }
 
@@ -112,9 +122,8 @@ mod tests {
     use std::fs::{File, remove_file};
     use std::time::Duration;
 
-    fn read_again(names: &Arc<Names>, folder: &Path) -> Option<Arc<Names>> {
-        let now = Names::of(folder).unwrap().unwrap();
-        (!Arc::ptr_eq(names, &now)).then_some(now)
+    fn is_read_again(names: &Arc<Names>, folder: &Path) -> bool {
+        !Arc::ptr_eq(names, &Names::of(folder).unwrap().unwrap())
     }
 
     /// Fails when a folder at rest is read again, or when a name that came, went or moved is not seen at once.
@@ -123,22 +132,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = |n: usize| dir.path().join(format!("a-rather-long-name-{n:05}.log"));
         (0..300).for_each(|n| drop(File::create(file(n)).unwrap()));
-        let names = Names::of(dir.path()).unwrap().unwrap();
-        assert!(!names.hold_still(dir.path()), "it has only just been changed");
-        let mut names = read_again(&names, dir.path()).unwrap();
-        assert_eq!(names.iter().count(), 302, "with . and ..");
+        let just_changed = |_| {
+            File::create(file(0)).and_then(|_| remove_file(file(0))).unwrap();
+            !Names::of(dir.path()).unwrap().unwrap().hold_still(dir.path())
+        };
+        assert!((0..20).any(just_changed), "however busy the machine is");
+        assert_eq!(Names::of(dir.path()).unwrap().unwrap().iter().count(), 301, "with . and ..");
         for change in 0..3 {
-            crossbeam_channel::after(Duration::from_secs(REST as u64 + 2)).recv().unwrap();
-            names = read_again(&names, dir.path()).unwrap();
+            crossbeam_channel::after(Duration::from_nanos(REST_IF_ROUND as u64 + ROUND as u64))
+                .recv()
+                .unwrap();
+            let names = Names::of(dir.path()).unwrap().unwrap();
             assert!(names.hold_still(dir.path()));
-            assert!(read_again(&names, dir.path()).is_none(), "nothing was changed");
+            assert!(!is_read_again(&names, dir.path()), "nothing was changed");
             match change {
                 0 => drop(File::create(file(300)).unwrap()),
                 1 => rename(file(7), file(301)).unwrap(),
                 _ => remove_file(file(8)).unwrap(),
             }
             assert!(!names.hold_still(dir.path()));
-            names = read_again(&names, dir.path()).unwrap();
+            assert!(is_read_again(&names, dir.path()));
         }
         assert!(Names::of(&file(300).join("x")).unwrap().is_none() && Names::of(&file(8)).unwrap().is_none());
     }
