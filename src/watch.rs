@@ -294,12 +294,11 @@ impl<'a> Watch<'a> {
         let sources = std::mem::take(&mut self.sources);
         for source in &sources {
             for pattern in &source.patterns {
-                let mut met = Met::default();
+                let mut met = Met { watches: &mut self.watches, blind: false, files: Vec::new() };
                 pattern.walk(&mut met);
-                for folder in met.folders {
-                    self.blind |= self.watches.folder(&folder) == Told::No;
-                }
-                for path in met.files.into_iter().filter(|p| !source.exclude.matches(p)) {
+                let Met { blind, files, .. } = met;
+                self.blind |= blind;
+                for path in files.into_iter().filter(|p| !source.exclude.matches(p)) {
                     self.meet(source.poll, path);
                 }
             }
@@ -410,15 +409,17 @@ fn kind(m: &fs::Metadata) -> &'static str {
     }
 }
 
-#[derive(Default)]
-struct Met {
-    folders: Vec<PathBuf>,
+struct Met<'a> {
+    watches: &'a mut Watches,
+    /// Some folder cannot be watched.
+    blind: bool,
     files: Vec<PathBuf>,
 }
 
-impl Visitor for Met {
+impl Visitor for Met<'_> {
+    /// Watched before it is read: what comes in between is told.
     fn folder(&mut self, path: &Path) {
-        self.folders.push(path.into());
+        self.blind |= self.watches.folder(path) == Told::No;
     }
 
     fn file(&mut self, path: PathBuf) {

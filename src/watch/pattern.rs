@@ -29,7 +29,7 @@ enum Part {
 
 /// What a walk meets.
 pub trait Visitor {
-    /// A folder in which matching names may come and go; it need not exist.
+    /// A folder in which matching names may come and go; it need not exist. Told before its names are read.
     fn folder(&mut self, path: &Path);
     fn file(&mut self, path: PathBuf);
 }
@@ -220,6 +220,36 @@ mod tests {
             assert_eq!(met.0, sorted, "{glob}");
             assert!(want.iter().all(|w| p.matches(w)), "{glob}");
             assert!(!p.matches(&at("a/y.txt")), "{glob}");
+        }
+    }
+
+    /// In each folder that is met a file comes at that moment.
+    struct Late(Met);
+
+    impl Visitor for Late {
+        fn folder(&mut self, path: &Path) {
+            fs::write(path.join("late.log"), "").unwrap();
+        }
+        fn file(&mut self, path: PathBuf) {
+            self.0.file(path);
+        }
+    }
+
+    /// Fails when a folder's names are read before it is told: what comes before it is watched would be missed.
+    #[test]
+    fn a_folder_is_told_before_it_is_read() {
+        for glob in ["*.log", "late.log", "**/*.log", "*/*.log"] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir_all(dir.path().join("a/b")).unwrap();
+            let mut met = Late(Met::default());
+            Pattern::glob(&format!("{}/{glob}", dir.path().display())).unwrap().walk(&mut met);
+            let below: &[&str] = match glob {
+                "**/*.log" => &["a/b/late.log", "a/late.log", "late.log"],
+                "*/*.log" => &["a/late.log"],
+                _ => &["late.log"],
+            };
+            met.0.0.sort();
+            assert_eq!(met.0.0, below.iter().map(|f| dir.path().join(f)).collect::<Vec<_>>(), "{glob}");
         }
     }
 

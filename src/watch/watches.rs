@@ -141,15 +141,22 @@ impl Watches {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        for folder in folder.ancestors() {
+        let mut missing: Option<&Path> = None;
+        for above in folder.ancestors() {
             let Some(inotify) = &self.inotify else { return Told::No };
-            match inotify.watches().add(folder, mask) {
+            match inotify.watches().add(above, mask) {
                 Ok(wd) => {
-                    self.folders.insert(wd.clone(), folder.into());
+                    self.folders.insert(wd.clone(), above.into());
                     self.met.insert(wd);
-                    return heard_of(folder);
+                    // What came before the watch on the folder above was there: nobody tells of it.
+                    return match missing {
+                        Some(below) if below.is_dir() => self.folder(folder),
+                        _ => heard_of(above),
+                    };
                 }
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    missing = Some(above);
+                }
                 Err(e) => return self.refused(&e),
             }
         }

@@ -156,7 +156,9 @@ fn eight_files_with_growing_lines_of_900_kb() {
     assert!(seen.iter().all(|l| l.len() == 900_000));
     let done = agent.stop().expect_code(0);
     println!("8 growing lines of 900 KB: {} KiB", done.vm_hwm);
-    assert!(done.vm_hwm < 24_000, "{} KiB", done.vm_hwm);
+    // Unoptimized code is twice as large, and needs deeper stacks.
+    let most = if std::env::var_os("LOGAGENT_BIN").is_some() { 16_000 } else { 28_000 };
+    assert!(done.vm_hwm < most, "{} KiB", done.vm_hwm);
 }
 
 /// Fails when some tails never get their share of the budget.
