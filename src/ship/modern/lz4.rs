@@ -2,7 +2,8 @@
 //! is one block as a rule, so that nothing in it is out of reach of what follows. Knows no records.
 //!
 //! Of our own because the bytes on the wire are what an uplink costs: on records of 200-byte log lines a table of 2^15
-//! places leaves 17.7 % where `lz4_flex` (2^12, not to be changed) leaves 18.6 %, and 19.6 % in blocks of 64 KiB, all at about the same speed.
+//! places leaves 17.7 % where `lz4_flex` (2^12, not to be changed) leaves 18.6 %, and 19.6 % in blocks of 64 KiB. It costs
+//! 0.1 µs of CPU a line more than those (0.43 for 0.33, of the whole program).
 //! The formats: those of a block and of a frame in <https://github.com/lz4/lz4/tree/dev/doc>.
 
 use std::ops::Range;
