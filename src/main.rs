@@ -32,8 +32,7 @@
 //!
 //! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; what there is
 //! to see is on one board ([`report`]), of which status, metrics and log lines are views; whether all make progress is in
-//! [`pulse`]. [`commands::run`] alone knows all
-//! stages. No stage imports another, or [`config`].
+//! [`pulse`]. [`commands::run`] alone knows all stages. No stage imports another, or [`config`].
 //!
 //! # Invariants
 //!
@@ -43,8 +42,8 @@
 //! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all batches with records
 //! of it are stored, or are in the dead-letter file.
 //!
-//! Invariant: every queue is bounded, by its capacity, the byte budget or the number of files; every wait has a deadline or selects on
-//! [`stop::Stop`]. A tail holds nothing while it waits for memory.
+//! Invariant: every queue is bounded, by its capacity, the byte budget or the number of files; every wait has a deadline or
+//! selects on [`stop::Stop`]. A tail holds nothing while it waits for memory.
 //!
 //! Invariant: a stage ends because the channel it reads from is closed. SIGTERM stops the tails; the rest follows in the
 //! direction of the data.

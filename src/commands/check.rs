@@ -3,8 +3,7 @@
 //! Wrong configs do not come this far: [`config::load`] names their problems. What is found here (an unreadable file, a
 //! state folder that cannot be written) may be right for the agent's own user, so it is a warning and not a failure; a
 //! missing `must_exist` file, a file in the place of the state folder, and a broker that cannot be reached with `--connect`,
-//! fail. A broker that is reached and can
-//! never do what the config asks for is a mistake of the config.
+//! fail. A broker that is reached and can never do what the config asks for is a mistake of the config.
 
 mod connect;
 mod found;

@@ -235,17 +235,16 @@ impl<'s, 'e> Crew<'s, 'e> {
     }
 
     pub fn ended(&mut self, (path, unread): End) {
-        let path = &path;
         if let Some(Unread { path, why }) = unread {
             error!("{}: {why}; nothing more of it is read (--once)", path.display());
             self.unread.push(path);
         }
-        self.tails.remove(path);
+        self.tails.remove(&path);
         match &self.remote {
-            Some(_) if plan_of(&self.plans, path).is_some_and(|p| p.tail.until == Until::Read) => {
-                self.done.push(path.into());
+            Some(_) if plan_of(&self.plans, &path).is_some_and(|p| p.tail.until == Until::Read) => {
+                self.done.push(path);
             }
-            Some(remote) => remote.ended(path),
+            Some(remote) => remote.ended(&path),
             None => {}
         }
         self.close_if_done();

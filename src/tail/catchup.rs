@@ -10,7 +10,7 @@ use super::known::{Claim, Entry};
 use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
 use super::{Halt, Start, Tail};
-use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point};
+use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
 use log::{info, warn};
 use std::fs::File;
 use std::time::Duration;
@@ -88,11 +88,8 @@ impl Tail<'_> {
             if self.known.get(&old.look.identity, &self.o.path).is_none()
                 && old.look.identity != look.identity
             {
-                let file = identity::open(&old.path).ok();
-                self.note_as_read(
-                    old,
-                    file.as_ref().filter(|f| f.1.identity == old.look.identity).map(|f| &f.0),
-                )?;
+                let file = identity::open(&old.path).ok().filter(|(_, l)| l.identity == old.look.identity);
+                self.note_as_read(old, file.as_ref().map(|(file, _)| file))?;
             }
         }
         let offset = match self.o.start {
@@ -121,11 +118,8 @@ impl Tail<'_> {
 
     /// What was read to its end is in another file now. Until all of it is acknowledged, that is where it is found after a crash.
     fn move_on(&mut self, read: &Entry, look: &Look) -> Result<(), Halt> {
-        let (stream, at) = (read.stream, read.at);
-        self.known.found_again(stream, &look.identity);
-        let origin = self.origin(stream, at.offset, at.offset);
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
+        self.known.found_again(read.stream, &look.identity);
+        self.tell_finished(read.stream, look, read.at)
     }
 
     /// A file that was read up to `at`, which is its end, is known from now on.
@@ -134,6 +128,11 @@ impl Tail<'_> {
             return Ok(());
         };
         self.known.release(stream, at, at.offset, look.modified, true);
+        self.tell_finished(stream, look, at)
+    }
+
+    /// To checkpoint: the stream is in this file, and ends at `at`.
+    fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
         let origin = self.origin(stream, at.offset, at.offset);
         self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
         self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))

@@ -42,7 +42,10 @@ impl Sibling {
 /// time: so a folder that is not at rest is read until two readings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
     let (mut last, at_rest) = list_once(path)?;
-    for _ in 0..if at_rest { 0 } else { READINGS } {
+    if at_rest {
+        return Ok(last);
+    }
+    for _ in 0..READINGS {
         let (next, _) = list_once(path)?;
         if next.iter().map(|s| &s.look.identity).eq(last.iter().map(|s| &s.look.identity)) {
             break;

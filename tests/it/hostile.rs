@@ -182,8 +182,7 @@ fn who_begins_without_being_asked() {
 fn a_cluster_that_is_mostly_invented() {
     let folder = Folder::new();
     folder.write("f.log", Lines::new("f", 0..2000).bytes());
-    // Unoptimized code takes several times as long for each partition.
-    let part = if std::env::var_os("LOGAGENT_BIN").is_some() { 1 } else { 8 };
+    let part = optimized(1, 8);
     let mut all = Vec::new();
     for (driver, partitions) in
         [("classic", 20_000 / part), ("modern", 35_000 / part), ("auto", 20_000 / part)]

@@ -41,9 +41,7 @@ fn a_thousand_files() {
         "1,000 files: {} KiB, {cpu:?} and {switches} switches in 5 idle s, lines out {out:?} after the last was written",
         agent.vm_rss()
     );
-    // Unoptimized code needs deeper stacks.
-    let most = if std::env::var_os("LOGAGENT_BIN").is_some() { 40 * 1024 } else { 64 * 1024 };
-    assert!(agent.vm_rss() < most, "{} KiB", agent.vm_rss());
+    assert!(agent.vm_rss() < optimized(40 * 1024, 64 * 1024), "{} KiB", agent.vm_rss());
     assert!(cpu <= millis(50), "{cpu:?} in 5 idle seconds");
     assert!(out < secs(1), "{out:?}");
     agent.stop().expect_code(0);
@@ -84,8 +82,7 @@ fn one_idle_file() {
     assert!(woken <= 12, "{woken} context switches in 10 idle seconds");
     assert!(agent.cpu() - cpu <= millis(10));
     assert_eq!(state(), saved);
-    let most = if std::env::var_os("LOGAGENT_BIN").is_some() { 4 * 1024 } else { 24_000 };
-    assert!(agent.vm_rss() < most, "{} KiB", agent.vm_rss());
+    assert!(agent.vm_rss() < optimized(4 * 1024, 24_000), "{} KiB", agent.vm_rss());
 }
 
 /// Ten files whose lines are all delivered: what that costs in this time, in processor time and bytes written anywhere.
@@ -156,9 +153,7 @@ fn eight_files_with_growing_lines_of_900_kb() {
     assert!(seen.iter().all(|l| l.len() == 900_000));
     let done = agent.stop().expect_code(0);
     println!("8 growing lines of 900 KB: {} KiB", done.vm_hwm);
-    // Unoptimized code is twice as large, and needs deeper stacks.
-    let most = if std::env::var_os("LOGAGENT_BIN").is_some() { 16_000 } else { 28_000 };
-    assert!(done.vm_hwm < most, "{} KiB", done.vm_hwm);
+    assert!(done.vm_hwm < optimized(16_000, 28_000), "{} KiB", done.vm_hwm);
 }
 
 /// Fails when some tails never get their share of the budget.

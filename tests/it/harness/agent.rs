@@ -25,6 +25,11 @@ pub fn binary() -> PathBuf {
     std::env::var_os("LOGAGENT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_logagent").into(), PathBuf::from)
 }
 
+/// The limit for an optimized agent, or the other: unoptimized code is larger, slower, and needs deeper stacks.
+pub fn optimized<T>(limit: T, otherwise: T) -> T {
+    if std::env::var_os("LOGAGENT_BIN").is_some() { limit } else { otherwise }
+}
+
 static ALIVE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Kills every agent that this process has started and not yet seen end.

@@ -15,7 +15,7 @@ mod scripted;
 mod self_check;
 pub mod wire;
 
-pub use agent::{Agent, Done, Folder, Setup, binary, status_json, wait_status};
+pub use agent::{Agent, Done, Folder, Setup, binary, optimized, status_json, wait_status};
 pub use broker::{Broker, Cluster, Record, Topic, Version};
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
 pub use proxy::{Mode, Proxy, read_frame, rewrite};
