@@ -13,6 +13,7 @@ use crate::systemd::Notify;
 use shelf::{Shelf, Want};
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,7 +35,7 @@ struct State {
     given: HashMap<StreamId, File>,
     /// Names that the manager is to let go of.
     unwanted: Vec<String>,
-    /// It takes nothing now: no tail is to wait for it again before.
+    /// It takes nothing now, which was said: no tail is to wait for it again before.
     deaf_until: Option<Instant>,
 }
 
@@ -43,18 +44,29 @@ impl State {
         self.deaf_until.is_some_and(|at| Instant::now() < at)
     }
 
-    fn deaf(&mut self) {
-        self.deaf_until = Some(Instant::now() + DEAF);
+    /// What came of a message to it. Silence is said once, and its end.
+    fn heard(&mut self, answer: &io::Result<()>) {
+        let was_deaf = self.deaf_until.is_some();
+        match answer {
+            Ok(()) if was_deaf => log::info!("systemd takes messages again"),
+            Err(e) if !was_deaf => log::warn!(
+                "systemd takes no messages ({e}): what is rotated or deleted unread from now on is lost if the agent ends before \
+                 it is read; trying again"
+            ),
+            _ => {}
+        }
+        self.deaf_until = answer.as_ref().err().map(|_| Instant::now() + DEAF);
     }
 
     fn tell(&mut self, notify: &Notify) {
         while !self.is_deaf()
             && let Some(name) = self.unwanted.last()
         {
-            match notify.forget(name) {
-                Ok(()) => drop(self.unwanted.pop()),
-                Err(_) => self.deaf(),
+            let answer = notify.forget(name);
+            if answer.is_ok() {
+                self.unwanted.pop();
             }
+            self.heard(&answer);
         }
     }
 }
@@ -165,11 +177,11 @@ impl FdStore {
                 name
             }
         };
-        if let Err(e) = inner.notify.store(&name, file.as_fd()) {
-            log::warn!("systemd does not keep {name}: {e}; trying again");
+        let answer = inner.notify.store(&name, file.as_fd());
+        if answer.is_err() {
             state.shelf.unwant(stream);
-            state.deaf();
         }
+        state.heard(&answer);
     }
 
     /// Whether a stream's file is kept.
