@@ -24,7 +24,7 @@ use crate::files;
 use crate::pulse::Beat;
 use crate::report::Board;
 use crate::wall;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, never};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, after, never};
 use ledger::Ledger;
 use presence::{Asked, Presence};
 use rhythm::{Next, Rhythm};
@@ -109,9 +109,16 @@ const FORGET_AFTER: u64 = 30 * 24 * 3600;
 
 /// The last save may take this long; a disk that is slower than that hangs.
 const LAST_SAVE: Duration = Duration::from_secs(10);
+/// How often it is tried, and the time between: a disk or a table of descriptors may be full for a moment.
+const LAST_TRIES: usize = 4;
+const LAST_AGAIN: Duration = Duration::from_millis(250);
 
 /// Notes taken in before the disk and the clock are looked at again.
 const BURST: usize = 1024;
+/// Acks are gathered for this long, as long as they are few: nobody waits for them, and a wake-up for each costs a slow
+/// writer's line a tenth of its processor time.
+const TOGETHER: Duration = Duration::from_millis(40);
+const FEW: usize = 128;
 
 /// Opens the state folder and puts its totals on the board; before any stage runs.
 pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
@@ -166,7 +173,13 @@ pub fn run(job: Job, inbox: Receiver<Note>, board: &Board) -> Result<(), Error> 
         let until = keeper.turn(now).min(now + board.pulse.longest());
         let reports = keeper.saver.as_ref().map_or_else(never, |s| s.reports.clone());
         let mut select = Select::new();
-        select.recv(&inbox);
+        let gather = std::mem::take(&mut keeper.gathers) && inbox.len() < FEW;
+        let until = if gather {
+            until.min(now + TOGETHER)
+        } else {
+            select.recv(&inbox);
+            until
+        };
         select.recv(&reports);
         keeper.beat.within(until.saturating_duration_since(Instant::now()));
         let _ = select.ready_deadline(until);
@@ -196,6 +209,8 @@ struct Keeper<'a> {
     covering: Cover,
     /// An order is under way.
     busy: bool,
+    /// What came last was acks, and few.
+    gathers: bool,
     /// Everything of `offsets` but its streams.
     head: Saved,
     /// `head.clock` when this run began.
@@ -241,6 +256,7 @@ impl<'a> Keeper<'a> {
             rhythm,
             saver,
             busy: false,
+            gathers: false,
             clock_before: saved.clock,
             lost_before: saved.totals.lost_bytes,
             head: saved,
@@ -260,10 +276,17 @@ impl<'a> Keeper<'a> {
     /// Takes in what has come. False: nothing comes any more.
     fn drain(&mut self, inbox: &Receiver<Note>) -> bool {
         let now = Instant::now();
-        for _ in 0..BURST {
+        let mut acks = 0;
+        for taken in 0..BURST {
             match inbox.try_recv() {
-                Ok(note) => self.take(note, now),
-                Err(e) => return e.is_empty(),
+                Ok(note) => {
+                    acks += usize::from(matches!(note, Note::Ack(_)));
+                    self.take(note, now);
+                }
+                Err(e) => {
+                    self.gathers = (1..FEW).contains(&taken) && taken == acks;
+                    return e.is_empty();
+                }
             }
         }
         true
@@ -467,12 +490,20 @@ impl<'a> Keeper<'a> {
         if self.ledger.sizes_moved() {
             self.rhythm.change(Instant::now());
         }
-        if self.rhythm.is_changed() {
-            self.save(true, Instant::now());
-        } else if self.rhythm.is_unsynced() {
-            self.order(Order::Sync);
+        for again in 0..LAST_TRIES {
+            if again > 0 {
+                let _ = after(LAST_AGAIN).recv();
+            }
+            if self.rhythm.is_changed() {
+                self.save(true, Instant::now());
+            } else if self.rhythm.is_unsynced() {
+                self.order(Order::Sync);
+            }
+            self.settle(until)?;
+            if self.trouble.is_none() || self.saver.is_none() {
+                break;
+            }
         }
-        self.settle(until)?;
         if let Some(why) = &self.trouble {
             let fix = "free or mend the disk of the state folder; what was delivered is sent again at the next start";
             return Err(Error::failed("save positions", why, fix));

@@ -110,7 +110,8 @@ fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
 /// Fails when a flush is answered before the save or waits for more changes, or when the pattern is not part of it.
 #[test]
 fn first_sight_is_saved_when_the_flush_is_answered() {
-    let dir = tempfile::tempdir().unwrap();
+    // Where fsync(2) is quick: what is timed is what is waited for beside it.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 500, 500);
     bench.note(Note::Source(b"/var/log/*".to_vec()));
@@ -231,7 +232,7 @@ fn a_disk_that_refuses_is_shown_and_overcome() {
     bench.stop().unwrap();
 }
 
-/// Fails when the last save is not made, or an error of it is not told.
+/// Fails when the last save is not made or not tried again, or an error of it is not told.
 #[test]
 fn the_end_saves_or_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
@@ -245,9 +246,21 @@ fn the_end_saves_or_says_why_not() {
     assert!(saved.streams[0].finished);
     assert_eq!(saved.totals.lost_bytes, 9);
 
+    let blocked = dir.path().join("offsets.tmp");
     let bench = Bench::start(options(dir.path()));
     bench.open(2, 0, 100);
-    fs::create_dir(dir.path().join("offsets.tmp")).unwrap();
+    fs::create_dir(&blocked).unwrap();
+    let freed = thread::spawn({
+        let (blocked, soon) = (blocked.clone(), crossbeam_channel::after(LAST_AGAIN / 2));
+        move || soon.recv().map(|_| fs::remove_dir(blocked))
+    });
+    bench.stop().unwrap();
+    freed.join().unwrap().unwrap().unwrap();
+    assert_eq!(on_disk(dir.path()).streams.len(), 2);
+
+    let bench = Bench::start(options(dir.path()));
+    bench.open(3, 0, 100);
+    fs::create_dir(&blocked).unwrap();
     assert!(bench.stop().unwrap_err().to_string().contains("save positions"));
 }
 

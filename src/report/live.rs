@@ -273,9 +273,9 @@ mod tests {
         let _slow = UnixStream::connect(dir.path().join(SOCKET)).unwrap();
         let before = Instant::now();
         assert_eq!(ask(dir.path()).unwrap().unwrap().files.len(), 5000);
-        assert!(before.elapsed() < READER + Duration::from_secs(1));
+        assert!(before.elapsed() < READER + Duration::from_secs(10));
         drop(running);
-        assert!(before.elapsed() < READER + Duration::from_secs(2));
+        assert!(before.elapsed() < READER + Duration::from_secs(20));
     }
 
     /// Fails when a deep state folder has no live status.

@@ -79,7 +79,9 @@ fn truncated_unread_is_counted() {
     let mut agent = folder.agent_line(LIVE).start();
     agent.wait_lines(10);
     folder.append("f.log", "half a line");
-    pause(millis(300)); // it is seen, and cannot be sent
+    wait_status(&folder, &folder.path("state"), "it is seen, and cannot be sent", |s| {
+        s["files"][0]["lag_bytes"] == 11
+    });
     truncate(&folder, 0);
     folder.append("f.log", "new\n");
     agent.wait_lines(11);

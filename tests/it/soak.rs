@@ -126,9 +126,7 @@ impl Soak {
         let Some(mut agent) = self.agent.take() else { return };
         let done =
             if self.kills && self.dice.below(2) == 0 { agent.kill() } else { agent.stop().expect_code(0) };
-        let whole = done.stdout.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        self.seen
-            .extend(done.stdout[..whole].split_inclusive(|b| *b == b'\n').map(|l| l[..l.len() - 1].to_vec()));
+        self.seen.extend(done.whole_lines());
     }
 
     /// Every line in its width, as it was written.

@@ -66,7 +66,7 @@ fn kills_lose_nothing_and_what_they_double_is_bounded() {
         let mut agent = agent(&folder).start();
         pause(millis(100 + 250 * (round % 4)));
         let done = if round % 4 != 3 { agent.kill() } else { agent.stop() };
-        seen.extend(done.lines());
+        seen.extend(done.whole_lines());
         let different: std::collections::HashSet<_> = seen.iter().collect();
         let (doubled, at_most) =
             (seen.len() - different.len(), state(&folder)["totals"]["doubled_at_most"].as_u64().unwrap());

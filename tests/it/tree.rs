@@ -161,12 +161,13 @@ fn stages_know_their_neighbours_types_only() {
 #[test]
 fn no_path_of_a_workplace() {
     let own = root().display().to_string();
+    let is_plain = own.matches('/').count() < 2; // "/src" is a word of many lines
     // Written in two halves, so that this file does not hold them itself.
     let homes = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/wo", "rk/")];
     for path in files() {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         for (at, line) in text.lines().enumerate() {
-            assert!(own.len() < 4 || !line.contains(&own), "{}:{}: {own}", path.display(), at + 1);
+            assert!(is_plain || !line.contains(&own), "{}:{}: {own}", path.display(), at + 1);
             for home in homes {
                 let absolute = line.match_indices(home).any(|(i, _)| {
                     !line[..i].ends_with(|c: char| c.is_alphanumeric() || "._-*}~/".contains(c))

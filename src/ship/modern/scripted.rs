@@ -128,7 +128,7 @@ impl Peers {
     pub fn options(&self) -> Options {
         Options {
             brokers: self.world().nodes.values().map(|p| format!("127.0.0.1:{p}")).collect(),
-            request_timeout: Duration::from_millis(400),
+            request_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
             ..Options::default()
         }

@@ -1,6 +1,6 @@
 //! One life of the agent in a world: from a start to a stop or a crash, with what is in the air and what is acknowledged.
 
-use super::world::State;
+use super::world::{State, remove};
 use super::{Op, World};
 use crate::budget::Budget;
 use crate::chunk::{Chunk, Ending, Parcel, StreamId};
@@ -11,7 +11,6 @@ use crate::tail::open::Reading;
 use crate::tail::{Change, Halt, Hold, Options, Start, Tail, framing};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{HashMap, VecDeque};
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -232,7 +231,7 @@ impl Life<'_> {
             }
             Op::DeleteCreate if w.half.is_none() => {
                 self.settle(w);
-                fs::remove_file(w.path("app.log")).unwrap();
+                remove(&w.path("app.log"));
                 w.reopen(false);
             }
             op => w.act(op),

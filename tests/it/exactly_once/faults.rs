@@ -19,13 +19,20 @@ impl Killed {
         killed.run_for(1500);
         killed
     }
-    /// The agent runs for so many ms of writing, and is killed.
+    /// The agent runs for so many ms of writing, and is killed once lines have arrived and a batch is open.
     fn run_for(&mut self, ms: u64) -> String {
+        let before = self.topic.end_offsets();
         let mut agent = self.folder.agent_line("run -c c.toml").start();
         for _ in 0..ms / 20 {
             write_some(&self.folder, &mut self.next, 100, &["a.log"]);
             pause(millis(20));
         }
+        wait_until(PATIENT, "lines have arrived", || self.topic.end_offsets() > before);
+        wait_until(PATIENT, "a batch is open", || {
+            write_some(&self.folder, &mut self.next, 100, &["a.log"]);
+            status_json(&self.folder, &self.folder.path("state"))["exactly_once"]["open_intents"].as_u64()
+                > Some(0)
+        });
         agent.kill().stderr
     }
     /// Starts it again, until everything is acknowledged; its log, what arrived, and the status.

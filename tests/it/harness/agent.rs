@@ -263,6 +263,11 @@ impl Done {
     pub fn lines(&self) -> Vec<Vec<u8>> {
         split_lines(&self.stdout)
     }
+    /// Those that have an end: a kill may cut the last one, which is sent again.
+    pub fn whole_lines(&self) -> Vec<Vec<u8>> {
+        let whole = self.stdout.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        split_lines(&self.stdout[..whole])
+    }
 }
 
 fn split_lines(bytes: &[u8]) -> Vec<Vec<u8>> {

@@ -30,7 +30,7 @@ fn d1_an_answer_that_nobody_asked_for_confirms_nothing() {
     peer.acts(&[Act::Twice, Act::Code(19)]);
     let rig = Rig::new(&peer);
     assert_eq!(rig.send("one").offset(), Some(100));
-    thread::park_timeout(Duration::from_millis(100));
+    thread::park_timeout(Duration::from_millis(300));
     let (.., why) = again(rig.send("two"));
     assert!(why.contains("nobody asked for"), "{why}");
     assert!(again(rig.send("two")).2.contains("NotEnoughReplicas"));
@@ -133,7 +133,7 @@ fn d6_without_acks_a_closed_connection_is_seen() {
     peer.acts(&[Act::StoreAndClose]);
     let rig = Rig::with(Options { acks: Acks::Zero, ..options(&[peer.host()]) });
     assert_eq!(rig.send("a").offset(), None);
-    thread::park_timeout(Duration::from_millis(100));
+    thread::park_timeout(Duration::from_millis(300));
     assert!(rig.insist("b") > 0);
     let until = Instant::now() + PATIENCE;
     while peer.values() != [b"a", b"b"] {
