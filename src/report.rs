@@ -27,6 +27,8 @@ use std::time::Instant;
 pub struct FileState {
     /// The stream that is read now, and those of rotated files still open.
     pub gauges: Vec<Arc<Gauge>>,
+    /// Of files that were read to their end and left, and whose lines were not all acknowledged then.
+    pub left: Vec<Arc<Gauge>>,
     /// "following", "waiting for the file", "unreadable", "catching up" …
     pub state: String,
     pub last_error: Option<String>,

@@ -37,7 +37,7 @@ use framing::Rest;
 use known::{Entry, Known};
 use log::warn;
 use open::{Got, Open, Reading};
-use shelf::Absent;
+use shelf::{Absent, Shelved};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
@@ -195,6 +195,8 @@ struct Tail<'a> {
     cuts: Repeats,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
+    /// The file at the path cannot be opened now: it is not tried before.
+    path_again: Option<Instant>,
     /// `rate`: nothing is read before.
     free_at: Instant,
     /// As it stands on the board.
@@ -209,7 +211,7 @@ struct Tail<'a> {
     /// A sibling that may not be read.
     denied: Option<PathBuf>,
     /// Rotated files that are not open because enough others are; oldest first, newer than those.
-    shelf: VecDeque<Entry>,
+    shelf: VecDeque<Shelved>,
 }
 
 impl<'a> Tail<'a> {
@@ -238,6 +240,7 @@ impl<'a> Tail<'a> {
             failing: None,
             cuts: Repeats::default(),
             look_again: None,
+            path_again: None,
             free_at: now,
             now,
             stuck: None,
@@ -261,7 +264,14 @@ impl Tail<'_> {
         if let Some(wait) = self.find_absent()? {
             return Ok(Step::Wait(wait));
         }
-        let at_path = self.look_at_path()?;
+        let at_path = match (self.look_at_path()?, self.path_again) {
+            (AtPath::Another, Some(at)) if at > now => AtPath::Unknown,
+            (AtPath::Another, _) => AtPath::Another,
+            (at_path, _) => {
+                self.path_again = None;
+                at_path
+            }
+        };
         // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
@@ -275,7 +285,6 @@ impl Tail<'_> {
             poll: self.between_looks(hints),
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
-        self.well();
         // Nothing is held by a file that is not read now.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
         self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
@@ -298,12 +307,15 @@ impl Tail<'_> {
             Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
         }
+        if self.path_again.is_none() {
+            self.well();
+        }
         Ok(self.until_saved(step))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
         let usual = if hints { UNHURRIED } else { self.o.poll };
-        let sooner = [self.look_again, self.absent_until()].into_iter().flatten().min();
+        let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
 
@@ -343,11 +355,12 @@ impl Tail<'_> {
             if let Some(file) = open.file() {
                 let look = identity::look(file)?;
                 let touched = look.modified != open.modified;
-                truncated = look.size < open.searched
-                    || touched && look.size == open.searched && !open.unchanged()?;
+                truncated =
+                    look.size < open.size || touched && look.size == open.searched && !open.unchanged()?;
                 // What is not done at once must be seen again at the next look.
                 if !truncated {
                     open.saw(&look, now);
+                    open.prove()?;
                 }
             }
             let deleted = open.links == 0;
@@ -363,7 +376,7 @@ impl Tail<'_> {
                 rest: open.rest(),
                 truncated,
                 deleted,
-                acked: gauge.acked.load(Relaxed) >= gauge.framed.load(Relaxed),
+                acked: gauge.is_done(),
                 quiet,
                 too_much: deleted
                     && open.backlog() > 0

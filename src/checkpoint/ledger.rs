@@ -240,7 +240,9 @@ impl Ledger {
         let Some(account) = self.accounts.get_mut(&stream) else { return false };
         // All chunks were framed before the stream was closed.
         let framed = account.gauge.as_ref().map_or(0, |g| g.framed.load(Relaxed)).max(account.rebuilt);
-        if account.reached.at.offset < framed || !account.reached.beyond.is_empty() {
+        // What lies between the position and what was acknowledged beyond it in an earlier life is lost, or to be read.
+        let gaps = !account.reached.beyond.is_empty() && account.lost == 0;
+        if account.reached.at.offset < framed || gaps {
             return false;
         }
         account.size = account.size_seen();

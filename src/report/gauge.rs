@@ -92,6 +92,11 @@ impl Gauge {
         self.framed.fetch_max(end, Relaxed);
     }
 
+    /// All that was framed is acknowledged.
+    pub fn is_done(&self) -> bool {
+        self.acked.load(Relaxed) >= self.framed.load(Relaxed)
+    }
+
     /// Since when the oldest line waits that is not acknowledged; `None` when nothing but an unfinished rest waits.
     pub fn waits_since(&self) -> Option<Instant> {
         let (acked, framed) = (self.acked.load(Relaxed), self.framed.load(Relaxed));

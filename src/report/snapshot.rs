@@ -229,8 +229,9 @@ impl Snapshot {
 
 impl File {
     fn of(path: &Path, file: &FileState, all: &Snapshot, now: Instant) -> File {
-        let streams: Vec<Stream> = file.gauges.iter().map(|g| Stream::of(g)).collect();
-        let since = file.gauges.iter().filter_map(|g| g.waits_since()).min();
+        let gauges = || file.left.iter().filter(|g| !g.is_done()).chain(&file.gauges);
+        let streams: Vec<Stream> = gauges().map(|g| Stream::of(g)).collect();
+        let since = gauges().filter_map(|g| g.waits_since()).min();
         let waits = since.map(|since| now.saturating_duration_since(since));
         File {
             oldest_unsent: waits.map(|w| w.as_secs_f64()),

@@ -21,7 +21,19 @@ impl Tail<'_> {
         let known = || self.known.of(&self.o.path);
         let history = self.history.get_or_insert_with(known).clone();
         let at_path = match identity::look_at(&self.o.path)? {
-            Some(_) => Some(identity::open(&self.o.path)?),
+            Some(look) => match identity::open(&self.o.path) {
+                Ok(opened) => Some(opened),
+                // A new one: what was rotated is read all the same.
+                Err(e)
+                    if !history.is_empty()
+                        && self.o.give_up.is_none()
+                        && self.known.get(&look.identity, &self.o.path).is_none() =>
+                {
+                    self.path_is_shut(&e);
+                    None
+                }
+                Err(e) => return Err(e.into()),
+            },
             None => None,
         };
         if history.is_empty() {
@@ -30,6 +42,8 @@ impl Tail<'_> {
                 None => self.unread_siblings(Some(&self.since()), None, &mut Vec::new()),
             };
         }
+        // Nothing of these was read, so they have no mark: a copy, or a packed file, is among what nobody has read.
+        let mut unread = Vec::new();
         let (mut live, mut rewritten) = (None, false);
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
@@ -39,15 +53,16 @@ impl Tail<'_> {
                 }
                 Claim::Known(entry) => {
                     // Before the siblings that nobody has read: one of them may be a copy of what was read here.
-                    self.find_rest(entry, REWRITTEN)?;
+                    match proof(&entry).offset {
+                        0 => unread.push(entry),
+                        _ => self.find_rest(entry, Some(&file), REWRITTEN)?,
+                    }
                     rewritten = true;
                     live = Some((file, look, None));
                 }
                 Claim::New => live = Some((file, look, None)),
             }
         }
-        // Nothing of these was read, so they have no mark: compressed, they are among what nobody has read.
-        let mut unread = Vec::new();
         for entry in history.iter().filter(|e| !e.finished) {
             // `take` refuses those that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
@@ -67,7 +82,7 @@ impl Tail<'_> {
         }
         let Some((file, look, entry)) = live else { return Ok(()) };
         match entry {
-            Some(entry) => self.take_up_live(file, &look, entry).map(drop),
+            Some(entry) => self.resume(file, look, entry),
             None if rewritten => {
                 let fresh = self.fresh(&file, &look, 0)?;
                 self.take_up_live(file, &look, fresh).map(drop)
@@ -155,7 +170,7 @@ impl Tail<'_> {
     /// Every sibling that nobody has read and that is newer than `last`, oldest first. `at_path` was opened before, comes after
     /// them all, and may be renamed and packed meanwhile. Streams of `untouched`, of which nothing was read, and whose files
     /// are not found, are most likely these: there is no byte by which to know.
-    fn unread_siblings(
+    pub(super) fn unread_siblings(
         &mut self,
         last: Option<&Entry>,
         at_path: Option<&File>,
@@ -247,10 +262,13 @@ impl Tail<'_> {
         if !goes_on(&file, &look, &entry)? {
             return Ok(false);
         }
-        match self.known.take(entry.stream, &look.identity) {
-            Some(entry) => self.go_on_in(sibling, &entry),
-            None => Ok(false),
+        let Some(entry) = self.known.take(entry.stream, &look.identity) else { return Ok(false) };
+        let goes_on = self.go_on_in(sibling, &entry);
+        if !matches!(goes_on, Ok(true)) {
+            // It was moved or truncated meanwhile: it is one that was read to its end, as before.
+            self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         }
+        goes_on
     }
 
     /// Never opened by anybody, and newer than the last known file: by modification, where that is not known by birth, and

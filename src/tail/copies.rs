@@ -53,11 +53,14 @@ impl Tail<'_> {
         if let Some(read) = known.iter().find(|e| e.finished && e.at.offset == size && e.at.mark == mark) {
             return Ok(Whose::Read(Some(read.clone()).filter(|_| packed == Packed::Gzip)));
         }
-        let shelved = self.shelf.iter().filter(|e| e.at.offset == 0);
-        if packed == Packed::Gzip && shelved.into_iter().any(|e| is_packed_of(look, size, e)) {
+        let mut untouched = self.shelved().filter(|e| e.at.offset == 0);
+        if packed == Packed::Gzip && untouched.any(|e| is_packed_of(look, size, e)) {
             return Ok(Whose::Waits);
         }
-        for entry in self.not_open().filter(|e| proof(e).offset > 0) {
+        // The one at the path may be claimed and still to be opened.
+        let is_open = |e: &&Entry| self.open.iter().any(|o| o.origin.stream == e.stream);
+        let claimed = known.iter().filter(|e| e.open && !is_open(e));
+        for entry in self.not_open().chain(claimed).filter(|e| proof(e).offset > 0) {
             let same = match packed {
                 Packed::Plain => goes_on(file, look, entry)?,
                 _ => holds(file, entry)?,
@@ -144,10 +147,12 @@ pub(super) fn proof(entry: &Entry) -> Point {
     if entry.at.offset > 0 { entry.at } else { beyond.unwrap_or(entry.at) }
 }
 
-/// Whether the file still has the bytes before the stream's position.
+/// Whether the file still has the bytes before the stream's position. Where nothing was read there are none: then it has other
+/// bytes if it is shorter than it was.
 pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
     let Point { offset, mark, .. } = proof(entry);
-    Ok(look.size >= offset && (mark.len == 0 || open::mark_at(file, offset)? == mark))
+    let least = if offset == 0 { entry.size } else { offset };
+    Ok(look.size >= least && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
 /// The `.gz` of a file of which nothing was read: it has its length and its time.

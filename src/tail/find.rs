@@ -17,10 +17,25 @@ use std::io;
 use std::time::Duration;
 
 impl Tail<'_> {
-    /// Goes on with a stream that is open in `known` and whose file is not where it was.
-    pub(super) fn find_rest(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
-        let found = self.find(&entry);
-        self.found_or_lost(found, entry, why)
+    /// Goes on with a stream that is open in `known` and whose file has other bytes now: in a copy of those that it had.
+    /// `at_path` is as with [`Tail::unread_siblings`].
+    pub(super) fn find_rest(
+        &mut self,
+        entry: Entry,
+        at_path: Option<&File>,
+        why: &'static str,
+    ) -> Result<(), Halt> {
+        if proof(&entry).offset > 0 {
+            let found = self.find(&entry);
+            return self.found_or_lost(found, entry, why);
+        }
+        // Nothing was read, so there is no byte by which to know a copy: it is among what nobody has read.
+        let mut untouched = vec![entry.clone()];
+        let done = self.unread_siblings(Some(&entry), at_path, &mut untouched).map(|()| false);
+        match untouched.pop() {
+            Some(entry) => self.found_or_lost(done, entry, why),
+            None => done.map(drop),
+        }
     }
 
     pub(super) fn found_or_lost(

@@ -188,6 +188,14 @@ impl Open {
         Ok(self.read_before(self.at.offset)? == self.before)
     }
 
+    /// After a look: its size is that of the bytes that were read, and of what came after them.
+    pub fn prove(&mut self) -> io::Result<()> {
+        if self.size > self.proven && self.unchanged()? {
+            self.proven = self.size;
+        }
+        Ok(())
+    }
+
     fn end(&self) -> u64 {
         self.size.min(self.limit)
     }
@@ -205,9 +213,14 @@ impl Open {
         if self.size == u64::MAX { self.origin.gauge.size.load(Relaxed) } else { self.size }
     }
 
-    /// Bytes seen and not framed.
+    /// Bytes seen and neither framed nor acknowledged in an earlier life.
     pub fn backlog(&self) -> u64 {
-        self.known_size().saturating_sub(self.at.offset)
+        unread(self.known_size(), self.at.offset, &self.beyond)
+    }
+
+    /// Of those, what is lost where the file's bytes are others now.
+    pub fn proven_backlog(&self) -> u64 {
+        unread(self.proven, self.at.offset, &self.beyond)
     }
 
     /// Reads the next chunk. `rest` says what bytes after the last line's end are.
@@ -429,6 +442,12 @@ impl Open {
             Bytes::Gz(_) => Ok(0),
         }
     }
+}
+
+/// Bytes from `at` to `size` that are in none of the ranges.
+pub fn unread<'a>(size: u64, at: u64, but: impl IntoIterator<Item = &'a (Range, Point)>) -> u64 {
+    let read = but.into_iter().map(|(r, _)| r.end.min(size).saturating_sub(r.start.max(at)));
+    size.saturating_sub(at).saturating_sub(read.sum())
 }
 
 /// The mark of an offset of a plain file.

@@ -2,9 +2,12 @@
 //! nothing about files that are open.
 
 use super::known::Entry;
+use super::open::unread;
 use super::{Halt, Tail};
 use crate::chunk::{Closed, Ending, Parcel};
+use crate::report::Gauge;
 use log::warn;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A stream whose bytes are not where they should be. A file that is being moved, a folder that does not answer, too few
@@ -17,6 +20,14 @@ pub struct Absent {
     not_there: u32,
     looks: u32,
     next: Instant,
+    gauge: Arc<Gauge>,
+}
+
+/// A rotated file that is not open because enough others are.
+#[derive(Debug)]
+pub struct Shelved {
+    entry: Entry,
+    gauge: Arc<Gauge>,
 }
 
 impl Absent {
@@ -35,7 +46,10 @@ impl Tail<'_> {
     /// Looks for this stream's file again and again before it is declared lost.
     pub(super) fn miss(&mut self, entry: Entry, why: &'static str) {
         let next = self.now + Absent::BETWEEN;
-        self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next });
+        let gauge = Arc::new(Gauge::new(entry.at.offset, entry.size, None));
+        gauge.belongs(entry.stream, entry.identity.clone());
+        self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next, gauge });
+        self.show();
     }
 
     /// The next look for what is absent. `Some`: what is newer waits that long for it.
@@ -52,7 +66,19 @@ impl Tail<'_> {
 
     /// Streams that are this tail's though no file of theirs is open, as they were left.
     pub(super) fn not_open(&self) -> impl Iterator<Item = &Entry> {
-        self.absent.iter().map(|a| &a.entry).chain(self.shelf.iter())
+        self.absent.iter().map(|a| &a.entry).chain(self.shelved())
+    }
+
+    pub(super) fn shelved(&self) -> impl Iterator<Item = &Entry> {
+        self.shelf.iter().map(|s| &s.entry)
+    }
+
+    /// Of all streams that this tail has, oldest first; the live one's is last.
+    pub(super) fn gauges(&self) -> Vec<Arc<Gauge>> {
+        let open = |live| self.open.iter().filter(move |o| o.live == live).map(|o| &o.origin.gauge);
+        let absent = self.absent.iter().map(|a| &a.gauge);
+        let shelved = self.shelf.iter().map(|s| &s.gauge);
+        absent.chain(open(false)).chain(shelved).chain(open(true)).cloned().collect()
     }
 
     /// When something absent is to be looked for again.
@@ -86,12 +112,13 @@ impl Tail<'_> {
         if !found {
             self.lose(&entry, why)?;
         }
+        self.show();
         Ok(true)
     }
 
     /// What was not read of it is gone.
     pub(super) fn lose(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
-        let lost = entry.size.saturating_sub(entry.at.offset);
+        let lost = unread(entry.size, entry.at.offset, &entry.beyond);
         // Known for the case that it comes back, with a mount or from a move: then it goes on where it was.
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         self.known.store.done(entry.stream);
@@ -114,20 +141,22 @@ impl Tail<'_> {
             return;
         };
         let (at, beyond, size, modified) = (open.at, open.beyond(), open.known_size(), open.modified);
-        let place = self.shelf.partition_point(|e| (e.modified, e.stream) < (modified, known.stream));
-        self.shelf.insert(place, Entry { at, beyond, size, modified, ..known });
+        let before = |s: &Shelved| (s.entry.modified, s.entry.stream) < (modified, known.stream);
+        let place = self.shelf.partition_point(before);
+        let entry = Entry { at, beyond, size, modified, ..known };
+        self.shelf.insert(place, Shelved { entry, gauge: open.origin.gauge.clone() });
         self.say("catching up", None);
     }
 
     /// Opens the oldest of them again.
     pub(super) fn unshelve(&mut self) -> Result<(), Halt> {
-        let Some(entry) = self.shelf.front().cloned() else { return Ok(()) };
-        match self.find(&entry) {
-            Ok(true) => {}
-            Ok(false) => self.miss(entry, "it was removed before there was room to read it"),
-            Err(e) => return Err(e),
-        }
+        let Some(entry) = self.shelf.front().map(|s| s.entry.clone()) else { return Ok(()) };
+        let found = self.find(&entry)?;
         self.shelf.pop_front();
+        match found {
+            true => self.show(),
+            false => self.miss(entry, "it was removed before there was room to read it"),
+        }
         Ok(())
     }
 }

@@ -253,6 +253,23 @@ fn packed_before_it_is_acknowledged() {
     }
 }
 
+/// The file is copied and truncated while it is taken up again after a stop. Fails when it is left, since it does not go on any
+/// more with what was found of it a moment before.
+#[test]
+fn copied_and_truncated_while_it_is_taken_up() {
+    for looks in 0..12 {
+        let mut w = World::new(looks, false);
+        (0..20).for_each(|_| w.append());
+        w.live(&mut vec![Stop, Save, Ack, Look, Look], false);
+        w.unseen();
+        w.append();
+        w.late = true; // which of these two is first depends on the moment
+        w.copytruncate_after(looks);
+        w.live(&mut Vec::new(), true);
+        w.judge(looks);
+    }
+}
+
 /// Fails when an inode that is given again is taken for the file that had it.
 #[test]
 fn on_a_file_system_without_birth_times() {

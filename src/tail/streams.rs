@@ -73,8 +73,16 @@ impl Tail<'_> {
 
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
     pub(super) fn open_new(&mut self) -> Result<(), Halt> {
-        let (file, look) = identity::open(&self.o.path)?;
+        let opened = identity::open(&self.o.path);
         self.orphan();
+        let (file, look) = match opened {
+            Ok(opened) => opened,
+            Err(e) => {
+                self.path_is_shut(&e);
+                return Ok(()); // what is open goes on
+            }
+        };
+        self.path_again = None;
         self.catch_up(Some(&file))?;
         self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
@@ -84,12 +92,15 @@ impl Tail<'_> {
         }
     }
 
-    /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one.
+    /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one: they may have
+    /// become others since they were looked at.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        if copies::goes_on(&file, &look, &entry)? {
-            return self.take_up_live(file, &look, entry).map(drop);
+        let goes_on = copies::goes_on(&file, &look, &entry)?;
+        if goes_on && self.take_up_live(file.try_clone()?, &look, entry.clone())? {
+            return Ok(());
         }
-        self.find_rest(entry, catchup::REWRITTEN)?;
+        self.find_rest(entry, Some(&file), catchup::REWRITTEN)?;
+        let look = identity::look(&file)?;
         let fresh = self.fresh(&file, &look, 0)?;
         self.take_up_live(file, &look, fresh).map(drop)
     }
@@ -104,10 +115,14 @@ impl Tail<'_> {
     }
 
     /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
-    /// is one; else what was not read is lost, and counted.
+    /// is one; else what was not read is lost, and counted. Where only the end was cut off, the new stream goes on where the
+    /// old one was.
     pub(super) fn truncated(&mut self, i: usize) -> Result<(), Halt> {
-        let file = self.open[i].file().map(|f| f.try_clone()).transpose()?;
+        let open = &mut self.open[i];
+        let file = open.file().map(|f| f.try_clone()).transpose()?;
         let look = file.as_ref().map(identity::look).transpose()?;
+        let cut = look.as_ref().map(|l| l.size).filter(|size| open.at.offset > 0 && *size >= open.at.offset);
+        let cut = if cut.is_some() && open.unchanged()? { cut } else { None };
         let old = self.open.remove(i);
         self.known.store.done(old.origin.stream);
         let entry = Entry {
@@ -115,29 +130,40 @@ impl Tail<'_> {
             path: self.o.path.clone(),
             identity: old.identity.clone(),
             at: old.at,
-            beyond: Vec::new(),
+            beyond: old.beyond(),
             size: old.proven,
             modified: old.modified,
             finished: false,
             open: true,
         };
         if let (Some(file), Some(look)) = (file, look) {
-            let fresh = self.fresh(&file, &look, 0)?;
+            let fresh = match cut {
+                Some(_) => Entry { at: old.at, ..self.known.begin(&look, &self.o.path) },
+                None => self.fresh(&file, &look, 0)?,
+            };
             if old.live {
                 self.take_up_live(file, &look, fresh)?;
             } else {
                 self.take_up(Bytes::Plain(file.into()), &look, fresh)?;
             }
         }
+        if let Some(size) = cut {
+            return self.ended(&old, old.proven_backlog().saturating_sub(size - old.at.offset));
+        }
+        if copies::proof(&entry).offset == 0 {
+            return self.find_rest(entry, None, catchup::TRUNCATED);
+        }
         match self.find(&entry) {
-            Ok(false) if self.take_short_copy(&old)? => {
-                let lost = old.proven.saturating_sub(old.at.offset);
-                self.count_lost(lost, catchup::TRUNCATED);
-                let stream = old.origin.stream;
-                self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
-            }
+            Ok(false) if self.take_short_copy(&old)? => self.ended(&old, old.proven_backlog()),
             found => self.found_or_lost(found, entry, catchup::TRUNCATED),
         }
+    }
+
+    /// Truncated, with so many bytes unread.
+    fn ended(&mut self, old: &Open, lost: u64) -> Result<(), Halt> {
+        self.count_lost(lost, catchup::TRUNCATED);
+        let stream = old.origin.stream;
+        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
     /// What could be decompressed is sent; the rest cannot be had.
@@ -161,6 +187,7 @@ impl Tail<'_> {
         };
         self.known.release(stream, open.at, open.known_size(), open.modified, finished);
         self.left(open.origin.clone());
+        self.show_left(open.origin.gauge.clone());
         self.say("following", None);
         self.send(Parcel::Closed(Closed { stream, why }))
     }
@@ -194,7 +221,7 @@ impl Tail<'_> {
         for (i, open) in self.open.iter_mut().enumerate() {
             let Some(look) = open.file().map(identity::look).transpose()? else { continue };
             let touched = look.modified != open.modified || open.unread();
-            if look.size < open.at.offset || touched && !open.unchanged()? {
+            if look.size < open.size || touched && !open.unchanged()? {
                 return Ok(Some(i));
             }
         }

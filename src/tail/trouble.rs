@@ -1,9 +1,12 @@
 //! A path that cannot be read: what is said of it, and when it is given up. Tries nothing itself.
 
 use super::Tail;
+use crate::report::Gauge;
 use log::{info, warn};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A file that was given up, or a rotated one that could not be opened, when a tail ended.
 #[derive(Debug)]
@@ -16,6 +19,9 @@ pub struct Unread {
 pub(super) fn is_cut_off(e: &io::Error) -> bool {
     e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
 }
+
+/// When a file that could not be opened is tried again.
+const SHUT: Duration = Duration::from_secs(1);
 
 impl Tail<'_> {
     /// One line when it begins, one when it is over; of a file that comes and goes, fewer and fewer.
@@ -31,6 +37,12 @@ impl Tail<'_> {
             self.say("unreadable", Some(text.clone()));
             self.error = Some(text);
         }
+    }
+
+    /// The file at the path cannot be opened; the rotated ones go on without it.
+    pub(super) fn path_is_shut(&mut self, e: &io::Error) {
+        self.trouble(e);
+        self.path_again = Some(self.now + SHUT);
     }
 
     /// To be asked after each failure.
@@ -61,6 +73,19 @@ impl Tail<'_> {
         let file = files.entry(self.o.path.clone()).or_default();
         file.state = state.into();
         file.last_error = error;
-        file.gauges = self.open.iter().map(|o| o.origin.gauge.clone()).collect();
+        file.gauges = self.gauges();
+    }
+
+    /// A file that was read to its end: its lines are unsent until they are acknowledged.
+    pub(super) fn show_left(&self, gauge: Arc<Gauge>) {
+        let mut files = self.board.files();
+        let left = &mut files.entry(self.o.path.clone()).or_default().left;
+        left.retain(|g| !g.is_done());
+        left.push(gauge);
+    }
+
+    /// What it has, while its state is the same.
+    pub(super) fn show(&self) {
+        self.board.files().entry(self.o.path.clone()).or_default().gauges = self.gauges();
     }
 }

@@ -90,6 +90,91 @@ fn truncated_unread_is_counted() {
     assert_eq!(lost(&folder), 11);
 }
 
+/// Memory is full of another file's lines, so nothing of this one is read when it is truncated: with a copy, without one, and
+/// while the agent is killed. Fails when a file of which nothing was read cannot be seen to be truncated.
+#[test]
+fn truncated_before_anything_was_read() {
+    for (copied, killed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (folder, broker) = (Folder::new(), Scripted::start(1));
+        broker.topic("t", &[0]);
+        broker.down(1);
+        let other = Lines::new("other", 0..50_000);
+        other.append_to(&folder.path("other.log"));
+        let state = folder.path("state");
+        let setup = || {
+            folder.agent_line(&format!(
+                "run --from beginning --driver modern --topic t --brokers {} --state-dir state other.log f.log",
+                broker.address()
+            ))
+        };
+        let mut agent = setup().start();
+        wait_status(&folder, &state, "memory is full", |s| s["memory"]["used"].as_u64() > Some(6 << 20));
+        let (unread, new) = (part(0..5000), part(5000..5010));
+        folder.write("f.log", unread.bytes());
+        let size = unread.bytes().len() as u64;
+        wait_status(&folder, &state, "it is seen", |s| {
+            let f = s["files"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|f| f["path"].as_str().unwrap().ends_with("/f.log"));
+            f.is_some_and(|f| (&f["size"], &f["framed"]) == (&size.into(), &0.into()))
+        });
+        if killed {
+            pause(secs(2)); // saved
+            agent.kill();
+        }
+        if copied {
+            std::fs::copy(folder.path("f.log"), folder.path("f.log.1")).unwrap();
+        }
+        truncate(&folder, 0);
+        folder.append("f.log", new.bytes());
+        if killed {
+            agent = setup().start();
+        }
+        wait_status(&folder, &state, "it is seen to be shorter", |s| {
+            let f = s["files"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|f| f["path"].as_str().unwrap().ends_with("/f.log"));
+            f.is_some_and(|f| f["size"] == new.bytes().len())
+        });
+        broker.up(1);
+        let want: Vec<&Lines> = if copied { vec![&other, &unread, &new] } else { vec![&other, &new] };
+        let count: usize = want.iter().map(|l| l.count()).sum();
+        wait_until(PATIENT, "all lines arrive", || broker.stored("t").len() >= count);
+        Delivered::of(broker.stored("t")).assert_exactly_once(&want);
+        wait_until(SOON, "it is counted", || {
+            agent.log().matches("bytes were not read and are lost").count() == usize::from(!copied)
+        });
+        agent.stop().expect_code(0);
+        assert_eq!(lost(&folder), if copied { 0 } else { size }, "copied {copied}, killed {killed}");
+    }
+}
+
+/// The end of a file is cut off, which was seen and not read. Fails when the rest is read again, or what was cut off is not counted.
+#[test]
+fn an_end_that_was_cut_off_is_counted() {
+    let folder = Folder::new();
+    folder.write("f.log", part(0..10).bytes());
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(10);
+    let whole = part(0..10).bytes().len() as u64;
+    folder.append("f.log", "half a line");
+    wait_status(&folder, &folder.path("state"), "it is seen", |s| s["files"][0]["lag_bytes"] == 11);
+    truncate(&folder, whole + 4);
+    wait_status(&folder, &folder.path("state"), "it is seen to be shorter", |s| {
+        s["files"][0]["lag_bytes"] == 4
+    });
+    folder.append("f.log", " a line\n");
+    agent.wait_lines(11);
+    let lines = agent.lines();
+    assert_eq!(lines[10], b"half a line");
+    agent.stop().expect_code(0);
+    assert_eq!(lost(&folder), 7);
+}
+
 /// With a copy: its rest is read. Fails when only the truncated file is looked at.
 #[test]
 fn the_rest_is_read_from_the_copy() {

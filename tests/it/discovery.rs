@@ -205,3 +205,35 @@ fn the_options_of_old() {
     pause(secs(1));
     assert_eq!(agent.lines().len(), 2);
 }
+
+/// A folder stands where the new file should be, while lines still come into the renamed one, and over a restart. Fails when a new
+/// file that cannot be opened holds up the old one, or is said to be readable in between.
+#[test]
+fn what_was_rotated_goes_on_while_the_path_cannot_be_opened() {
+    let folder = Folder::new();
+    folder.write("f.log", Lines::new("f", 0..10).bytes());
+    let args = "run --output stdout --from beginning --state-dir state f.log";
+    let mut agent = folder.agent_line(args).start();
+    agent.wait_lines(10);
+    folder.rename("f.log", "f.log.1");
+    folder.mkdir("f.log");
+    agent.wait_log("cannot be read now", SOON);
+    for round in 1..4 {
+        folder.append("f.log.1", Lines::new("f", round * 10..round * 10 + 10).bytes());
+        agent.wait_lines(round as usize * 10 + 10);
+        pause(millis(700));
+    }
+    assert!(!agent.log().contains("readable again"), "{}", agent.log());
+    let mut seen = agent.stop().expect_code(0).lines();
+    folder.append("f.log.1", Lines::new("f", 40..50).bytes());
+    let mut agent = folder.agent_line(args).start();
+    agent.wait_lines(10);
+    assert_eq!(agent.log().matches("cannot be read now").count(), 1, "{}", agent.log());
+    std::fs::remove_dir(folder.path("f.log")).unwrap();
+    folder.write("f.log", Lines::new("f", 50..60).bytes());
+    agent.wait_lines(20);
+    agent.wait_log("readable again", SOON);
+    seen.extend(agent.stop().expect_code(0).lines());
+    Delivered::of(seen).assert_exactly_once(&[&Lines::new("f", 0..60)]);
+    assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["lost_bytes"], 0);
+}

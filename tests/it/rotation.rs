@@ -177,6 +177,33 @@ fn thirty_rotated_files_are_not_all_open() {
     });
 }
 
+/// No broker is there, and two dozen rotated files wait. Fails when those that are not open are in no number.
+#[test]
+fn what_is_not_open_is_unsent_too() {
+    let (folder, broker) = (Folder::new(), Scripted::start(1));
+    broker.topic("t", &[0]);
+    broker.down(1);
+    folder.append("f.log", b"");
+    let args =
+        format!("run --driver modern --topic t --brokers {} --state-dir state f.log", broker.address());
+    let mut agent = folder.agent_line(&args).start();
+    let lines = Lines::new("f", 0..125_000);
+    for round in 0..25 {
+        if round > 0 {
+            chain(&folder, "f.log");
+        }
+        folder.append("f.log", Lines { range: round * 5000..(round + 1) * 5000, ..lines.clone() }.bytes());
+        pause(millis(200));
+    }
+    let written = lines.bytes().len();
+    wait_status(&folder, &folder.path("state"), "all is unsent", |s| s["files"][0]["lag_bytes"] == written);
+    broker.up(1);
+    wait_until(PATIENT, "all lines arrive", || broker.stored("t").len() >= lines.count());
+    wait_status(&folder, &folder.path("state"), "nothing is unsent", |s| s["files"][0]["lag_bytes"] == 0);
+    Delivered::of(broker.stored("t")).assert_exactly_once(&[&lines]);
+    agent.stop().expect_code(0);
+}
+
 /// In a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
 #[test]
 fn a_fast_writer_and_fast_rotation() {

@@ -37,3 +37,13 @@ fn a_range_is_passed_over_when_it_can_be_read() {
     };
     assert_eq!((chunk.range.clone(), chunk.line(0)), (6..13, &b"second"[..]));
 }
+
+/// Fails when what was acknowledged beyond the position counts as unread, or what lies outside takes something away.
+#[test]
+fn what_was_acknowledged_beyond_is_not_unread() {
+    let range = |r: Range| (r.clone(), Point { offset: r.end, ..Point::default() });
+    let beyond = [range(5..10), range(22..30), range(90..200)];
+    assert_eq!(unread(110, 11, &beyond), 110 - 11 - 8 - 20);
+    assert_eq!(unread(110, 11, &[]), 99);
+    assert_eq!(unread(10, 11, &beyond), 0);
+}

@@ -5,7 +5,7 @@ use super::World;
 use super::world::{Packing, rotate};
 use crate::tail::identity::MEANWHILE;
 use std::cell::RefCell;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::rc::Rc;
 
@@ -41,6 +41,21 @@ impl World {
         if self.half.is_none() {
             self.reopen(false);
         }
+    }
+
+    /// After so many looks: the file is copied, truncated and written anew.
+    pub fn copytruncate_after(&mut self, looks: u64) {
+        let (path, copy, bytes) = (self.path("app.log"), self.path("app.log-20250099"), self.lines());
+        let (then, now) = (self.tick(), self.tick());
+        MEANWHILE.with_borrow_mut(|deeds| {
+            let deed = move || {
+                fs::copy(&path, &copy).unwrap();
+                File::open(copy).unwrap().set_modified(then).unwrap();
+                fs::write(&path, bytes).unwrap();
+                File::open(path).unwrap().set_modified(now).unwrap();
+            };
+            deeds.push_back((looks, Box::new(deed)));
+        });
     }
 
     fn soon(&mut self, deed: impl FnOnce() + 'static) {

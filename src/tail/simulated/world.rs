@@ -154,6 +154,13 @@ impl World {
         File::open(to).unwrap().set_modified(time).unwrap();
     }
 
+    /// A rotated file with lines of its own, which nobody has seen.
+    pub fn unseen(&mut self) {
+        let (path, bytes, time) = (self.path("app.log-20250001"), self.lines(), self.tick());
+        fs::write(&path, bytes).unwrap();
+        File::open(path).unwrap().set_modified(time).unwrap();
+    }
+
     pub fn truncate(&mut self) {
         self.log.set_len(0).unwrap();
         self.touch();
