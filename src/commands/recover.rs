@@ -5,7 +5,7 @@
 //! counts what may stand twice.
 
 use super::crew::Plan;
-use crate::budget::Permit;
+use crate::budget::{Budget, Permit, Share};
 use crate::checkpoint::{Footing, Job, Saved, SavedStream};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::cover::{Cover, Taker};
@@ -46,7 +46,7 @@ impl Recovered {
 /// `saved` and `job` are changed: lines that are proved stored count as acknowledged.
 pub fn recover(
     (folder, always): (&Path, bool),
-    plans: &[Plan],
+    (plans, budget): (&[Plan], &Arc<Budget>),
     job: &mut Job,
     saved: &mut Saved,
     taker: Taker,
@@ -81,7 +81,7 @@ pub fn recover(
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
         }
     }
-    let flights = resume(&mut loaded, plans, saved, kept, board)?;
+    let flights = resume(&mut loaded, (plans, budget), saved, kept, board)?;
     if loaded.id.is_some() {
         // What is neither acknowledged nor in these flights is read again.
         let lines = flights.iter().flat_map(|f| &f.load.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
@@ -165,14 +165,16 @@ fn records(payloads: Vec<Vec<u8>>) -> Vec<Record> {
 /// Reads the flights again. What is nowhere any more is given up, and counted.
 fn resume(
     loaded: &mut Loaded,
-    plans: &[Plan],
+    (plans, budget): (&[Plan], &Arc<Budget>),
     saved: &Saved,
     kept: &FdStore,
     board: &Board,
 ) -> Result<Vec<Resumed>, Error> {
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
     let mut bytes = read_all(&loaded.flights, &streams, kept)?;
-    let mut permits = permits(&loaded.flights, plans);
+    let share =
+        |topic: &Topic| Some(plans.iter().find(|p| p.tail.topic == *topic)?.tail.reading.share.clone());
+    let mut permits = permits(&loaded.flights, share, budget);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
     let mut resumed = Vec::new();
     for flight in std::mem::take(&mut loaded.flights) {
@@ -259,19 +261,31 @@ fn read_all(
     Ok(out)
 }
 
-/// One permit for each topic, before any tail runs: it is granted at once, also where `memory` was made smaller.
-fn permits(flights: &[Rebuild], plans: &[Plan]) -> HashMap<Topic, Permit> {
+/// One permit for each topic, before any tail runs: the only one of its share, so it is granted at once, also where `memory`
+/// was made smaller. A topic that the config does not name any more has a share of its own, as after a reload: the others
+/// have its part as its lines are acknowledged. On one of theirs it would be the second, and nobody gives back the first.
+fn permits(
+    flights: &[Rebuild],
+    share_of: impl Fn(&Topic) -> Option<Share>,
+    budget: &Arc<Budget>,
+) -> HashMap<Topic, Permit> {
     let mut sizes: HashMap<&Topic, usize> = HashMap::new();
     for f in flights {
         let of = |c: &Wanted| (c.piece.range.end - c.piece.range.start) as usize + c.piece.lines as usize * 8;
         *sizes.entry(&f.topic).or_default() += f.chunks.iter().map(of).sum::<usize>();
     }
-    let (_handle, stop) = stop::pair();
+    let stop = stop::pair().1; // its handle is gone: no signal would end a wait here
+    let mut former = Vec::new();
     let permit = |(topic, size): (&Topic, usize)| {
-        let plan = plans.iter().find(|p| p.tail.topic == *topic).or(plans.first())?;
-        Some((topic.clone(), plan.tail.reading.share.take(size, &stop)?))
+        let share = share_of(topic).unwrap_or_else(|| {
+            former.push(budget.share());
+            former[former.len() - 1].clone()
+        });
+        Some((topic.clone(), share.take(size, &stop)?))
     };
-    sizes.into_iter().filter_map(permit).collect()
+    let permits = sizes.into_iter().filter_map(permit).collect();
+    former.iter().for_each(|share| budget.retire(share));
+    permits
 }
 
 fn chunk(
@@ -308,6 +322,34 @@ fn chunk(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::{Break, FlightNo, Point};
+
+    /// Fails when the start waits for memory that nobody gives back: the permits of two topics are taken of one share; or
+    /// when a topic that is not named any more keeps a part of the budget.
+    #[test]
+    fn each_topic_has_its_permit_at_once() {
+        let flight = |topic: &str, len| {
+            let range = 0..len;
+            let (end, last) = (Point::default(), Break::Newline);
+            let piece =
+                Piece { stream: StreamId(1), range, end, last, crc: 0, lines: 0, table: None, picks: None };
+            let chunks = vec![Wanted { piece, stored: Vec::new() }];
+            let topic = Topic::from(topic);
+            Rebuild { flight: FlightNo(1), topic, topic_id: [0; 16], stamp_ms: 0, chunks, open: Vec::new() }
+        };
+        let budget = Arc::new(Budget::new(1000));
+        let (named, other) = (budget.share(), budget.share());
+        let flights: Vec<Rebuild> =
+            ["gone", "named", "gone too", "named", "gone"].map(|t| flight(t, 400)).into();
+        let share = |topic: &Topic| (topic.as_ref() == "named").then(|| named.clone());
+        let mut permits = permits(&flights, share, &budget);
+        let sizes = ["gone", "named", "gone too"].map(|t| permits[&Topic::from(t)].bytes());
+        assert_eq!((sizes, budget.used()), ([800, 800, 400], 2000));
+        permits.retain(|topic, _| topic.as_ref() == "named");
+        let stop = stop::pair().1;
+        let half = (other.take(250, &stop), other.take(250, &stop));
+        assert!(half.0.is_some() && half.1.is_some());
+    }
 
     /// Fails when numbers are used that somebody else may have used since, or thrown away without need.
     #[test]

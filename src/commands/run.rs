@@ -76,7 +76,9 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
     inherited::adopt(given, &store, &saved, &plans);
     let recovered = match exactly_once(&config) {
-        Some(folder) => Some(recover(folder, &plans, &mut job, &mut saved, taker, &store, &board)?),
+        Some(folder) => {
+            Some(recover(folder, (&plans, &budget), &mut job, &mut saved, taker, &store, &board)?)
+        }
         None => None,
     };
     let trouble = |e| Error::failed("start the driver", e, "raise the limits of threads and descriptors");

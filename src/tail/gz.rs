@@ -4,18 +4,23 @@ use crate::chunk::Mark;
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
+use std::sync::Arc;
 
 /// A `.gz` that is read on from where it is; what was read and not used stays until the next read.
-pub struct Gz {
-    decoder: MultiGzDecoder<BufReader<File>>,
-    /// Behind the last byte that the decoder gave.
+pub struct Gz<R = Arc<File>> {
+    file: R,
+    /// `None`: the next read begins at the file's start.
+    decoder: Option<MultiGzDecoder<BufReader<R>>>,
+    /// Behind the last byte that the decoder gave, also before an error.
     position: u64,
     /// Bytes just before `position` that are read again.
     kept: Vec<u8>,
     at_end: bool,
+    /// What the decoder met behind its last bytes: told by the next read, since these can be used.
+    failed: Option<io::Error>,
 }
 
-impl std::fmt::Debug for Gz {
+impl<R> std::fmt::Debug for Gz<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Gz({})", self.position)
     }
@@ -23,18 +28,22 @@ impl std::fmt::Debug for Gz {
 
 impl Gz {
     pub fn new(file: File) -> Gz {
-        let decoder = MultiGzDecoder::new(BufReader::with_capacity(16 * 1024, file));
-        Gz { decoder, position: 0, kept: Vec::new(), at_end: false }
+        Gz::over(Arc::new(file))
     }
 
     /// Length of the content and the mark of its end; an error where the file is damaged, or not complete yet.
     pub fn end(file: &File) -> io::Result<(u64, Mark)> {
         let mut file = file;
-        file.rewind()?;
         let mut gz = Gz::new(file.try_clone()?);
         let before = gz.last_of(u64::MAX)?;
         file.rewind()?;
         Ok((gz.position, Mark::of(&before)))
+    }
+}
+
+impl<R: Read + Seek + Clone> Gz<R> {
+    fn over(file: R) -> Gz<R> {
+        Gz { file, decoder: None, position: 0, kept: Vec::new(), at_end: false, failed: None }
     }
 
     pub fn position(&self) -> u64 {
@@ -51,36 +60,66 @@ impl Gz {
         Ok(if self.position < offset { Vec::new() } else { before })
     }
 
-    /// Decompresses up to `offset`, or the end, and returns the ≤ 256 bytes before that.
+    /// Decompresses up to `offset`, or the end, and returns the ≤ 256 bytes before that. After an error it begins again:
+    /// else the bytes before `offset` would be fewer the next time, and damage would not be met a second time.
     fn last_of(&mut self, offset: u64) -> io::Result<Vec<u8>> {
-        let mut window = [0; 8 * 1024];
-        let mut before: Vec<u8> = Vec::with_capacity(window.len() + Mark::SPAN);
-        while self.position < offset {
-            let want = (window.len() as u64).min(offset - self.position) as usize;
-            let n = self.decoder.read(&mut window[..want])?;
-            if n == 0 {
-                self.at_end = true;
-                break;
+        const WINDOW: u64 = 8 * 1024;
+        let mut before: Vec<u8> = Vec::with_capacity(WINDOW as usize + Mark::SPAN);
+        while self.position < offset && !self.at_end {
+            if let Err(e) = self.decompress(&mut before, WINDOW.min(offset - self.position)) {
+                (self.decoder, self.position) = (None, 0);
+                return Err(e);
             }
-            self.position += n as u64;
-            before.extend_from_slice(&window[..n]);
             let over = before.len().saturating_sub(Mark::SPAN);
             before.drain(..over);
         }
         Ok(before)
     }
 
-    /// Appends up to `len` bytes from `offset` on, which is where the kept bytes start; true at the end.
+    /// Appends up to `len` bytes from `offset` on, which is where the kept bytes start; true at the end. Bytes before an
+    /// error come without it, the error with the next call; nothing of the file is passed over by then.
     pub fn fill(&mut self, offset: u64, bytes: &mut Vec<u8>, len: usize) -> io::Result<bool> {
-        debug_assert_eq!(offset + self.kept.len() as u64, self.position);
+        if let Some(e) = self.failed.take() {
+            return Err(e);
+        }
+        if self.position < offset {
+            self.last_of(offset)?; // the one that failed began again
+        }
+        debug_assert!(self.at_end || offset + self.kept.len() as u64 == self.position);
+        let (had, kept) = (bytes.len(), self.kept.len());
         bytes.append(&mut self.kept);
-        while bytes.len() < len && !self.at_end {
+        if bytes.len() < len && !self.at_end {
             let want = (len - bytes.len()) as u64;
-            let n = (&mut self.decoder).take(want).read_to_end(bytes)?;
-            self.position += n as u64;
-            self.at_end = (n as u64) < want;
+            match self.decompress(bytes, want) {
+                Err(e) if bytes.len() == had + kept => {
+                    self.kept = bytes.split_off(had);
+                    return Err(e);
+                }
+                done => self.failed = done.err(),
+            }
         }
         Ok(self.at_end)
+    }
+
+    /// Appends up to `most` bytes, also those before an error. After one of the file, such as EIO, the decoder goes on where
+    /// it is, but for the very first header: of that flate2 tells once, and then takes it for the end.
+    fn decompress(&mut self, bytes: &mut Vec<u8>, most: u64) -> io::Result<()> {
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => {
+                self.file.rewind()?;
+                none.insert(MultiGzDecoder::new(BufReader::with_capacity(16 * 1024, self.file.clone())))
+            }
+        };
+        let had = bytes.len();
+        let done = decoder.take(most).read_to_end(bytes);
+        let n = (bytes.len() - had) as u64;
+        self.position += n;
+        self.at_end = done.is_ok() && n < most;
+        if done.is_err() && self.position == 0 {
+            self.decoder = None;
+        }
+        done.map(drop)
     }
 
     pub fn keep(&mut self, rest: &[u8]) {
@@ -93,7 +132,9 @@ impl Gz {
 mod tests {
     use super::*;
     use flate2::{Compression, write::GzEncoder};
-    use std::io::Write;
+    use std::cell::{Cell, RefCell};
+    use std::io::{Cursor, SeekFrom, Write};
+    use std::rc::Rc;
 
     #[test]
     fn reads_on_from_an_offset() {
@@ -114,6 +155,138 @@ mod tests {
         got.clear();
         assert!(gz.fill(100_903, &mut got, 400_000).unwrap());
         assert_eq!(got, content[100_903..]);
+    }
+
+    /// A file of which some reads fail.
+    #[derive(Clone)]
+    struct Flaky {
+        file: Rc<RefCell<Cursor<Vec<u8>>>>,
+        reads: Rc<Cell<usize>>,
+        fails: fn(usize, usize) -> bool,
+        nth: usize,
+    }
+
+    impl Flaky {
+        fn new(bytes: Vec<u8>, nth: usize, fails: fn(usize, usize) -> bool) -> Flaky {
+            Flaky { file: Rc::new(Cursor::new(bytes).into()), reads: Rc::default(), fails, nth }
+        }
+    }
+
+    impl Read for Flaky {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let read = self.reads.replace(self.reads.get() + 1);
+            if (self.fails)(read, self.nth) {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            self.file.borrow_mut().read(buffer)
+        }
+    }
+
+    impl Seek for Flaky {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.file.borrow_mut().seek(to)
+        }
+    }
+
+    /// Lines that hardly compress, so that there are many reads of the file.
+    fn lines() -> Vec<u8> {
+        let line =
+            |i: u32| format!("{i} {:08x}{:08x}\n", i.wrapping_mul(0x9e37_79b1), i.wrapping_mul(0x85eb_ca6b));
+        (0..20_000).flat_map(|i| line(i).into_bytes()).collect()
+    }
+
+    fn packed(members: &[&[u8]]) -> Vec<u8> {
+        let pack = |member: &&[u8]| {
+            let mut e = GzEncoder::new(Vec::new(), Compression::fast());
+            e.write_all(member).unwrap();
+            e.finish().unwrap()
+        };
+        members.iter().flat_map(pack).collect()
+    }
+
+    /// Reads on as a tail does, line by line, with a rest that is kept; what came, how many errors, and the one that stays.
+    fn by_lines<R: Read + Seek + Clone>(gz: &mut Gz<R>, mut at: u64) -> (Vec<u8>, usize, Option<io::Error>) {
+        let (mut all, mut errors, mut in_a_row) = (Vec::new(), 0, 0);
+        loop {
+            let mut bytes = Vec::with_capacity(5000);
+            match gz.fill(at, &mut bytes, 5000) {
+                Ok(end) => {
+                    let whole = memchr::memrchr(b'\n', &bytes).map_or(0, |nl| nl + 1);
+                    gz.keep(&bytes[whole..]);
+                    all.extend_from_slice(&bytes[..whole]);
+                    at += whole as u64;
+                    in_a_row = 0;
+                    if end && whole == 0 {
+                        return (all, errors, None);
+                    }
+                }
+                Err(e) if in_a_row == 3 => return (all, errors, Some(e)),
+                Err(_) => (errors, in_a_row) = (errors + 1, in_a_row + 1),
+            }
+        }
+    }
+
+    /// Fails when a read error of the file loses what was decompressed before it or kept from the last read, glues two
+    /// lines, or ends the file; wherever it comes, once, twice in a row or at every second read.
+    #[test]
+    fn a_passing_read_error_costs_nothing() {
+        let content = lines();
+        let bytes = packed(&[&content[..200_000], &content[200_000..]]);
+        let all = Flaky::new(bytes.clone(), 0, |_, _| false);
+        by_lines(&mut Gz::over(all.clone()), 0);
+        let reads = all.reads.get();
+        let kinds: [fn(usize, usize) -> bool; 3] = [
+            |read, nth| read == nth,
+            |read, nth| read == nth || read == nth + 1,
+            |read, nth| read >= nth && (read - nth) % 2 == 0,
+        ];
+        for (kind, nth) in (0..kinds.len()).flat_map(|k| (0..reads).map(move |n| (k, n))) {
+            let mut gz = Gz::over(Flaky::new(bytes.clone(), nth, kinds[kind]));
+            let (got, errors, stays) = by_lines(&mut gz, 0);
+            assert!(stays.is_none() && errors > 0, "{kind}, read {nth}: {errors} errors, {stays:?}");
+            assert!(got == content, "{kind}, read {nth}: {} of {} bytes", got.len(), content.len());
+        }
+    }
+
+    /// Fails when what failed on the way to an offset is passed over at the next try, or its mark is of fewer bytes.
+    #[test]
+    fn an_error_on_the_way_to_an_offset_costs_nothing() {
+        let content = lines();
+        let bytes = packed(&[&content]);
+        let start = memchr::memchr(b'\n', &content[300_000..]).unwrap() + 300_001;
+        for nth in 0..5 {
+            let flaky = || Flaky::new(bytes.clone(), nth, |read, nth| read == nth);
+            let mut gz = Gz::over(flaky());
+            gz.skip_to(start as u64).unwrap_err();
+            assert_eq!(gz.skip_to(start as u64).unwrap(), content[start - Mark::SPAN..start], "read {nth}");
+            assert!(by_lines(&mut gz, start as u64).0 == content[start..], "read {nth}");
+            let mut gz = Gz::over(flaky());
+            gz.skip_to(start as u64).unwrap_err();
+            assert!(by_lines(&mut gz, start as u64).0 == content[start..], "read {nth}: not skipped again");
+        }
+    }
+
+    /// Fails when whole lines before the damage are not given, or the damage is taken for the end, if only at the second try.
+    #[test]
+    fn lines_before_damage_are_given() {
+        let content = lines();
+        let whole = packed(&[&content]);
+        let mut wrong_sum = whole.clone();
+        let sum = whole.len() - 8;
+        wrong_sum[sum] ^= 1;
+        let mut gz = Gz::over(Cursor::new(wrong_sum.clone()));
+        for _ in 0..2 {
+            gz.skip_to(u64::MAX).unwrap_err();
+        }
+        let mut gz = Gz::over(Cursor::new(wrong_sum));
+        let (got, errors, _) = by_lines(&mut gz, 0);
+        assert!(errors > 0 && got == content, "{} of {} bytes, {errors} errors", got.len(), content.len());
+        let mut gz = Gz::over(Cursor::new(whole[..whole.len() / 2].to_vec()));
+        let (got, _, stays) = by_lines(&mut gz, 0);
+        assert_eq!(stays.unwrap().kind(), io::ErrorKind::UnexpectedEof);
+        let len = content.len();
+        assert!(got.len() > len / 3 && content.starts_with(&got), "{} of {len} bytes", got.len());
+        assert!(gz.position() - (got.len() as u64) < 40, "a whole line was held back");
     }
 
     /// Fails when a `.gz` that is being written is taken for a shorter one.

@@ -103,9 +103,10 @@ fn packed_in(file: File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io
         if gz.position() < range.start {
             return Ok(());
         }
+        let len = (range.end - range.start) as usize;
         let mut bytes = Vec::new();
-        gz.fill(range.start, &mut bytes, (range.end - range.start) as usize)?;
-        if bytes.len() as u64 == range.end - range.start && crc32c::crc32c(&bytes) == *crc {
+        while bytes.len() < len && !gz.fill(range.start + bytes.len() as u64, &mut bytes, len)? {}
+        if bytes.len() == len && crc32c::crc32c(&bytes) == *crc {
             found[i] = Some(bytes);
         }
     }

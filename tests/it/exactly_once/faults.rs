@@ -207,3 +207,48 @@ fn a_changed_config_changes_nothing_that_was_sent() {
     assert_eq!(announced(&status), 0, "{log}");
     assert!(status["exactly_once"]["resent"].as_u64() > Some(0));
 }
+
+/// Open batches of two topics, of which the config names one no more, and less memory. Fails when the start waits for memory
+/// that its own permits hold: it then sends nothing and hears no signal.
+#[test]
+fn a_topic_that_the_config_does_not_name_any_more() {
+    let broker = Broker::own(Version::V41);
+    let (folder, [a, b, c]) = (Folder::new(), [(); 3].map(|()| broker.topic(4)));
+    let configure = |of_a: &Topic, memory: &str| {
+        let file = |name: &str, topic: &Topic| {
+            let (path, topic) = (folder.path(name), &topic.name);
+            format!("[[files]]\npaths = [{path:?}]\ntopic = {topic:?}\nmax_line = \"16KiB\"\n")
+        };
+        let (state, address) = (folder.path("state"), &broker.address);
+        let files = [file("b.log", &b), file("a.log", of_a)].concat();
+        let agent = format!("state_dir = {state:?}\ndelivery = \"exactly-once\"\nmemory = {memory:?}\n");
+        let text = format!("[agent]\n{agent}[kafka]\nbrokers = [{address:?}]\n");
+        folder.write("c.toml", format!("{text}batch = \"256KiB\"\n{files}"));
+    };
+    configure(&a, "16MiB");
+    let lines = ["a", "b"].map(|file| Lines::new(file, 0..20_000));
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let part = |range: std::ops::Range<u64>| {
+        for file in ["a", "b"] {
+            Lines::new(file, range.clone()).append_to(&folder.path(format!("{file}.log")));
+        }
+    };
+    part(0..10);
+    a.wait_count(10);
+    b.wait_count(10);
+    broker.pause();
+    part(10..20_000);
+    let open = || totals(&folder)["exactly_once"]["open_intents"].as_u64();
+    wait_until(PATIENT, "batches of both are open", || open() >= Some(6));
+    agent.kill();
+    broker.resume();
+    configure(&c, "1MiB");
+    let mut agent = folder.agent_line("run -c c.toml").spawn();
+    let there = |topics: &[&Topic]| topics.iter().map(|t| t.end_offsets()).sum::<u64>();
+    wait_until(PATIENT, "all has arrived", || there(&[&a, &b, &c]) >= 40_000);
+    let log = agent.stop().expect_code(0).stderr;
+    assert!(log.contains("taken up again"), "{log}");
+    Delivered::in_topic(&b).assert_exactly_once(&[&lines[1]]);
+    Delivered::of([a.values(), c.values()].concat()).assert_exactly_once(&[&lines[0]]);
+    assert_eq!(announced(&totals(&folder)), 0, "{log}");
+}
