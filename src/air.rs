@@ -6,6 +6,12 @@
 //! stored without our knowing. The next run counts them as it frames them again, and writes the count down before it hands
 //! them on: so it holds whatever happens then, and a line of which two runs in a row left a copy is counted by both.
 //!
+//! A stream that began after the last save is not known to the next run, though lines of it may be stored: its file is a new
+//! one then, with another stream. Which, nobody knows; so the highest limit of all such slots holds for every stream that
+//! begins before first sight is over, as far as its file goes. It stands in the head from before their slots are freed
+//! until then, when each of those streams has it in a slot of its own: also a second kill meanwhile leaves it known. What
+//! cannot be looked at by then, and began just before the kill, is not counted.
+//!
 //! The file `air` in the state folder, little-endian:
 //!
 //! ```text
@@ -13,7 +19,7 @@
 //! 64   u64  lines resent without a crash (`Board::resent`)
 //! 72   u64  1 from the first chunk of a run until its clean end
 //! 80   u64  lines framed again that an earlier run may have sent
-//! 88   zeros up to 96
+//! 88   u64  limit of streams that were sent of and never saved
 //! 96   slots of 16 bytes: u64 stream, u64 limit; both 0: free
 //! ```
 //!
@@ -33,6 +39,7 @@ const HEAD: u64 = 96;
 const RESENT: u64 = 64;
 const RUNNING: u64 = 72;
 const AGAIN: u64 = 80;
+const UNSAVED: u64 = 88;
 const SLOT: u64 = 16;
 
 /// All slots of one state folder.
@@ -58,6 +65,8 @@ struct Slots {
     free: Vec<u64>,
     /// Number of slots in the file.
     len: u64,
+    /// Up to here an earlier run may have sent of a file whose stream begins now.
+    unsaved: u64,
 }
 
 /// What is known of a stream's slot.
@@ -89,6 +98,16 @@ pub struct Found {
     /// Limit by stream.
     pub limits: HashMap<StreamId, u64>,
     pub resent: u64,
+    /// What the last run had found of unsaved streams, if it ended before first sight was over.
+    unsaved: u64,
+}
+
+impl Found {
+    /// Highest limit of streams that were never saved: `next` is the first of those.
+    pub fn unsaved(&self, next: u64) -> u64 {
+        let limits = self.limits.iter().filter(|(stream, _)| stream.0 >= next).map(|(_, limit)| *limit);
+        limits.fold(self.unsaved, u64::max)
+    }
 }
 
 /// What a file says of lines sent again, without a crash and after one; zeros where it is not ours.
@@ -128,7 +147,8 @@ impl Air {
             let found = Found { stale: true, ..Found::default() };
             return Ok((Air::with(Some(file), Slots::default(), recognized), found));
         }
-        let mut slots = Slots { len: (bytes.len() as u64 - HEAD) / SLOT, ..Slots::default() };
+        let unsaved = word(&bytes, UNSAVED);
+        let mut slots = Slots { len: (bytes.len() as u64 - HEAD) / SLOT, unsaved, ..Slots::default() };
         for index in 0..slots.len {
             let at = HEAD + index * SLOT;
             let stream = StreamId(word(&bytes, at));
@@ -144,6 +164,7 @@ impl Air {
             stale: !same_boot,
             limits: slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect(),
             resent: word(&bytes, RESENT),
+            unsaved,
         };
         let air = Air::with(Some(file), slots, recognized);
         air.count_from(word(&bytes, AGAIN));
@@ -169,12 +190,18 @@ impl Air {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the file anew for this boot, with what is known of each stream; [`u64::MAX`]: all that exists when it is
-    /// opened. Before any slot is taken.
-    pub fn begin(&self, boot: &str, resent: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
-        let mut slots = Slots::default();
+    /// Makes the file anew for this boot, with what is known of each stream, and of those that were never saved;
+    /// [`u64::MAX`]: all that exists when it is opened. Before any slot is taken.
+    pub fn begin(
+        &self,
+        boot: &str,
+        resent: u64,
+        unsaved: u64,
+        limits: impl Iterator<Item = (StreamId, u64)>,
+    ) {
+        let mut slots = Slots { unsaved, ..Slots::default() };
         let mut bytes = head(boot);
-        for (at, total) in [(RESENT, resent), (AGAIN, self.again())] {
+        for (at, total) in [(RESENT, resent), (AGAIN, self.again()), (UNSAVED, unsaved)] {
             bytes[at as usize..at as usize + 8].copy_from_slice(&total.to_le_bytes());
         }
         for (stream, limit) in limits {
@@ -208,17 +235,30 @@ impl Air {
         }
     }
 
-    /// Keeps only the slots of streams that `keep` names; the others are free for new ones.
-    pub fn retain(&self, keep: impl Fn(StreamId) -> bool) {
+    /// Keeps only the slots of streams that `keep` names; the others are free for new ones. `unsaved` is what
+    /// [`Found::unsaved`] says of them.
+    pub fn retain(&self, unsaved: u64, keep: impl Fn(StreamId) -> bool) {
+        self.begins_unsaved(unsaved); // as long as their slots say so too
         let mut slots = self.lock();
-        let Slots { places, free, .. } = &mut *slots;
-        places.retain(|stream, place| {
-            let kept = keep(*stream);
-            if !kept {
-                free.push(place.index);
-            }
-            kept
-        });
+        let dropped: Vec<Place> =
+            slots.places.extract_if(|stream, _| !keep(*stream)).map(|(_, place)| place).collect();
+        slots.free.extend(dropped.iter().map(|place| place.index));
+        drop(slots);
+        // The next run would take them for those of streams of this one.
+        for place in dropped {
+            self.write(HEAD + place.index * SLOT, &record(StreamId(0), 0));
+        }
+    }
+
+    /// All files of the earlier run have been opened: what begins from here on was never sent.
+    pub fn first_sight_is_over(&self) {
+        self.begins_unsaved(0);
+    }
+
+    fn begins_unsaved(&self, limit: u64) {
+        if std::mem::replace(&mut self.lock().unsaved, limit) != limit {
+            self.write(UNSAVED, &limit.to_le_bytes());
+        }
     }
 
     /// The slot of a stream that is opened at `at` while its file holds `size` bytes. Again in the same run: the same slot.
@@ -229,13 +269,13 @@ impl Air {
             Some(p) if p.doubtful.is_some() => p,
             Some(p) => {
                 let limit = if p.limit == u64::MAX { size.max(at) } else { p.limit.max(at) };
-                let known = limit == at || self.recognized.load(Relaxed);
-                Place { limit, doubtful: Some(if known { 0 } else { limit }), ..p }
+                Place { limit, doubtful: Some(self.in_doubt(limit, at)), ..p }
             }
             None => {
                 let index = slots.free.pop().unwrap_or(slots.len);
                 slots.len = slots.len.max(index + 1);
-                Place { index, limit: at, doubtful: Some(0) }
+                let limit = slots.unsaved.min(size).max(at);
+                Place { index, limit, doubtful: Some(self.in_doubt(limit, at)) }
             }
         };
         slots.places.insert(stream, place);
@@ -249,6 +289,11 @@ impl Air {
             limit: AtomicU64::new(place.limit),
             doubtful: place.doubtful.unwrap_or_default(),
         }
+    }
+
+    /// Lines of a stream that is opened at `at` are in doubt if they start before this.
+    fn in_doubt(&self, limit: u64, at: u64) -> u64 {
+        if limit == at || self.recognized.load(Relaxed) { 0 } else { limit }
     }
 
     /// The stream is finished, and saved as such.

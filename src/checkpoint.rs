@@ -142,6 +142,7 @@ pub fn open(options: Options, board: &Board) -> Result<(Job, Saved), Error> {
 fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (Air, bool) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
+    let first = !path.exists() && saved.next_stream == 0 && !fell_back;
     let opened = files::private(&path).and_then(|file| Air::open(file, boot.trim(), recognized));
     let (air, found) = match opened {
         Ok(opened) => opened,
@@ -155,12 +156,14 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
     air.count_from(saved.totals.again);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
+    let unsaved = found.unsaved(saved.next_stream);
     if found.stale || fell_back {
         let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
+        let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };
         let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
-        air.begin(boot.trim(), saved.totals.resent, unfinished().map(|s| (s.stream, limit(s))));
+        air.begin(boot.trim(), saved.totals.resent, unsaved, unfinished().map(|s| (s.stream, limit(s))));
     } else {
-        air.retain(|stream| ids.contains(&stream));
+        air.retain(unsaved, |stream| ids.contains(&stream));
     }
     (air, whole)
 }
@@ -325,7 +328,8 @@ impl<'a> Keeper<'a> {
     }
 
     fn flush(&mut self, answer: Sender<()>, now: Instant) {
-        // First sight is over: from here on every pattern is known.
+        self.air.first_sight_is_over();
+        // From here on every pattern is known.
         if std::mem::take(&mut self.head.from_beginning) {
             self.rhythm.change(now);
         }

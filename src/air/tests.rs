@@ -13,7 +13,7 @@ fn open(path: &Path, boot: &str) -> (Arc<Air>, Found) {
 fn first(path: &Path) -> Arc<Air> {
     let (air, found) = open(path, "boot-1");
     assert!(found.stale && !found.trusted);
-    air.begin("boot-1", 0, std::iter::empty());
+    air.begin("boot-1", 0, 0, std::iter::empty());
     air
 }
 
@@ -66,7 +66,7 @@ fn a_drained_end_leaves_nothing_in_doubt() {
         let (air, found) = open(&path, boot);
         assert!(found.trusted, "{boot}");
         if found.stale {
-            air.begin(boot, 0, found.limits.into_iter());
+            air.begin(boot, 0, 0, found.limits.into_iter());
         }
         air.take(S, at, 5000).frame(at, at + 400, 9);
         assert_eq!(air.again(), 0, "{boot}");
@@ -83,7 +83,7 @@ fn an_end_without_all_acks_leaves_them_in_doubt() {
     air.take(S, 0, 100).frame(0, 100, 10);
     air.end();
     let (air, found) = open(&path, "boot-2");
-    air.begin("boot-2", 0, found.limits.into_iter());
+    air.begin("boot-2", 0, 0, found.limits.into_iter());
     air.take(S, 40, 100).frame(40, 100, 6);
     assert_eq!(air.again(), 6);
 }
@@ -97,7 +97,7 @@ fn a_power_loss_puts_all_that_is_there_in_doubt() {
     air.take(S, 0, 100).frame(0, 100, 10);
     let (air, found) = open(&path, "boot-2");
     assert!(found.stale && !found.trusted && found.limits.is_empty());
-    air.begin("boot-2", 0, [(S, u64::MAX)].into_iter());
+    air.begin("boot-2", 0, 0, [(S, u64::MAX)].into_iter());
     let slot = air.take(S, 10, 100);
     slot.frame(10, 100, 9);
     slot.frame(100, 200, 10);
@@ -117,7 +117,7 @@ fn slots_are_reused() {
     }
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
     let (air, _) = open(&path, "boot-1");
-    air.retain(|_| false);
+    air.retain(0, |_| false);
     air.take(StreamId(5000), 50, 60).frame(50, 60, 1);
     assert_eq!(air.again(), 0);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
@@ -153,4 +153,70 @@ fn what_is_recognized_is_not_doubled() {
     let air = Arc::new(Air::open(file, "boot-1", true).unwrap().0);
     air.take(S, 0, 9).frame(0, 9, 9);
     assert_eq!(air.again(), 0);
+}
+
+/// A stream that began after the last save: its file is another stream's in the next run. Fails when its lines are sent
+/// again without being counted, also after a second kill, before or after that save; or when anything stays in doubt
+/// after first sight.
+#[test]
+fn what_was_sent_of_a_stream_that_was_never_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let (saved, again) = (StreamId(1), |air: &Air| air.again());
+    let air = first(&path);
+    air.take(saved, 0, 5000).frame(0, 5000, 1);
+    air.take(S, 0, 1000).frame(0, 100, 10);
+    air.take(StreamId(8), 0, 1000).frame(0, 60, 1);
+    // Killed; saved is only the first.
+    let restart = |next| {
+        let (air, found) = open(&path, "boot-1");
+        let unsaved = found.unsaved(next);
+        air.retain(unsaved, |stream| stream == saved);
+        (air, unsaved)
+    };
+    let (_, unsaved) = restart(2);
+    assert_eq!(unsaved, 100);
+    // Killed before anything was opened.
+    let (air, unsaved) = restart(2);
+    assert_eq!(unsaved, 100);
+    let slot = air.take(StreamId(2), 0, 1000);
+    slot.frame(0, 50, 5);
+    assert_eq!(again(&air), 5);
+    air.take(StreamId(3), 0, 30).frame(0, 30, 3);
+    assert_eq!(again(&air), 8, "it may be this one");
+    air.first_sight_is_over();
+    air.take(StreamId(4), 0, 1000).frame(0, 1000, 100);
+    assert_eq!(again(&air), 8, "it is new");
+    // Killed when the opening was saved: 50..100 is known to the broker since the first run.
+    let (air, found) = open(&path, "boot-1");
+    assert_eq!(found.unsaved(5), 0);
+    assert_eq!([2, 3, 4].map(|s| found.limits[&StreamId(s)]), [100, 30, 1000]);
+    air.retain(0, |stream| stream.0 <= 3);
+    let slot = air.take(StreamId(2), 50, 1000);
+    slot.frame(50, 100, 5);
+    slot.frame(100, 1000, 90);
+    air.take(StreamId(3), 30, 1000).frame(30, 1000, 97);
+    assert_eq!(again(&air), 13);
+    // What was free is nobody's, whichever numbers the next streams have.
+    let (_, found) = open(&path, "boot-1");
+    assert!(found.limits.keys().all(|stream| stream.0 <= 3), "{found:?}");
+}
+
+/// The same after a power loss, of which nothing is known, and over a boot before first sight was over.
+#[test]
+fn after_a_power_loss_a_new_file_is_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let (air, _) = open(&path, "boot-1");
+    air.begin("boot-1", 0, u64::MAX, std::iter::empty());
+    let (air, found) = open(&path, "boot-2");
+    assert!(found.trusted && found.stale);
+    air.begin("boot-2", 0, found.unsaved(1), std::iter::empty());
+    let slot = air.take(S, 0, 100);
+    slot.frame(0, 100, 10);
+    slot.frame(100, 200, 10);
+    air.take(StreamId(8), 70, 70).frame(70, 100, 3);
+    assert_eq!(air.again(), 10, "what came since is not in doubt");
+    air.first_sight_is_over();
+    assert_eq!(open(&path, "boot-2").1.unsaved(9), 0);
 }

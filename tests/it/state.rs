@@ -320,3 +320,32 @@ fn status_and_metrics_are_the_truth() {
     }
     agent.stop().expect_code(0);
 }
+
+/// Kills within the second before the opening of a new file is saved. Fails when its lines are delivered again, and not
+/// counted: 1,000 stood twice with `doubled_at_most` 0.
+#[test]
+fn doubled_lines_of_a_file_that_was_just_found_are_counted() {
+    let folder = Folder::new();
+    let all = || folder.agent_line(LIVE).arg("*.log");
+    let (mut doubled, mut files) = (0, Vec::new());
+    for life in 0..5 {
+        let mut killed = all().start();
+        let name = format!("f{life}");
+        let lines = Lines::new(&name, 0..1000);
+        folder.append(&format!("{name}.log"), lines.bytes());
+        let first = killed.wait_lines(1000).len();
+        killed.kill();
+        let mut agent = all().start();
+        wait_status(&folder, &folder.path("state"), "all is acknowledged", |s| {
+            let of = |f: &&serde_json::Value| f["path"].as_str().unwrap().ends_with(&format!("{name}.log"));
+            let file = s["files"].as_array().unwrap().iter().find(of).cloned();
+            file.is_some_and(|f| f["acknowledged"] == f["size"] && f["saved"] == f["size"])
+        });
+        doubled += first + agent.stop().expect_code(0).lines().len() - 1000;
+        files.push(lines);
+        let at_most = state(&folder)["totals"]["doubled_at_most"].as_u64().unwrap();
+        assert!(doubled as u64 <= at_most, "{doubled} doubled, {at_most} at most");
+        assert!(at_most <= 1000 * (life + 1), "{doubled} doubled, {at_most} at most");
+    }
+    assert!(doubled > 0, "no kill came before the save");
+}
