@@ -166,7 +166,7 @@ impl Tail<'_> {
         self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
-    /// What could be decompressed is sent; the rest cannot be had.
+    /// Whole lines before the damage are sent; the rest cannot be had.
     pub(super) fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
