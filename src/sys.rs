@@ -1,4 +1,4 @@
-//! What std and rustix do not offer without `unsafe`: the only file that may hold it, each use with its SAFETY. Decides
+//! What std and rustix do not offer without `unsafe`: the only place that may hold it, each use with its SAFETY. Decides
 //! nothing and keeps nothing.
 #![allow(unsafe_code)]
 
