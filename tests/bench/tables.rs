@@ -211,8 +211,10 @@ fn one(results: &Results, table: &Table) -> String {
 
 /// How quiet the machine was.
 fn others(results: &Results, work: char) -> String {
-    let most = results.worst(work, "", OTHERS, "cores").unwrap_or(f64::NAN);
-    format!("other programs on the machine had at most {most:.2} cores")
+    match results.worst(work, "", OTHERS, "cores") {
+        Some(most) => format!("other programs on the machine had at most {most:.2} cores"),
+        None => "what other programs had is not known".into(),
+    }
 }
 
 fn row(results: &Results, table: &Table, system: &System) -> String {

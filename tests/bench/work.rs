@@ -191,19 +191,22 @@ impl Bench<'_> {
 struct Spent {
     at: Instant,
     all: Duration,
-    ours: Duration,
+    /// Of this process, with the children that it has waited for, and of the brokers, by process.
+    ours: Vec<(u32, Duration)>,
 }
 
 impl Spent {
     fn now(bench: &Bench<'_>) -> Spent {
         let brokers = [Some(&bench.broker), bench.old.as_ref()].into_iter().flatten();
-        let brokers: Duration = brokers.map(|broker| running::ticks(broker.pid())).sum();
+        let ours = brokers.map(|broker| broker.pid()).chain([std::process::id()]);
         let (at, all) = (Instant::now(), running::machine_ticks());
-        Spent { at, all, ours: brokers + running::ticks(std::process::id()) }
+        Spent { at, all, ours: ours.map(|pid| (pid, running::ticks(pid))).collect() }
     }
-    /// In cores. A broker that was restarted takes its past with it.
+    /// In cores. A broker that was restarted counts from its start.
     fn others_since(&self, before: &Spent) -> f64 {
-        let others = (self.all - before.all).saturating_sub(self.ours.saturating_sub(before.ours));
+        let was = |pid: u32| before.ours.iter().find(|b| b.0 == pid).map_or(Duration::ZERO, |b| b.1);
+        let ours: Duration = self.ours.iter().map(|(pid, time)| time.saturating_sub(was(*pid))).sum();
+        let others = (self.all - before.all).saturating_sub(ours);
         others.as_secs_f64() / (self.at - before.at).as_secs_f64()
     }
 }
