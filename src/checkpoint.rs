@@ -115,9 +115,9 @@ const LAST_AGAIN: Duration = Duration::from_millis(250);
 
 /// Notes taken in before the disk and the clock are looked at again.
 const BURST: usize = 1024;
-/// Acks are gathered for this long, as long as they are few: nobody waits for them, and a wake-up for each costs a slow
-/// writer's line a tenth of its processor time.
+/// Acks are gathered for this long: nobody waits for them, and a wake-up for each is one of eight that a slow writer's line costs.
 const TOGETHER: Duration = Duration::from_millis(40);
+/// With this many at once there is work enough, and ship must not wait for room in the inbox.
 const FEW: usize = 128;
 
 /// Opens the state folder and puts its totals on the board; before any stage runs.

@@ -247,7 +247,6 @@ impl Open {
             if !self.unchanged()? {
                 return Ok(Got::Changed);
             }
-            self.proven = self.size;
             let rest = if is_end && end == hole_ends { Rest::IsALine } else { rest };
             let rest = if is_end { rest } else { Rest::Waits };
             let mut lines = Vec::with_capacity(most);

@@ -121,8 +121,10 @@ impl Tail<'_> {
         let open = &mut self.open[i];
         let file = open.file().map(|f| f.try_clone()).transpose()?;
         let look = file.as_ref().map(identity::look).transpose()?;
-        let cut = look.as_ref().map(|l| l.size).filter(|size| open.at.offset > 0 && *size >= open.at.offset);
-        let cut = if cut.is_some() && open.unchanged()? { cut } else { None };
+        let cut = match &look {
+            Some(l) if open.at.offset > 0 && l.size >= open.at.offset && open.unchanged()? => Some(l.size),
+            _ => None,
+        };
         let old = self.open.remove(i);
         self.known.store.done(old.origin.stream);
         let entry = Entry {

@@ -95,9 +95,7 @@ fn truncated_unread_is_counted() {
 #[test]
 fn truncated_before_anything_was_read() {
     for (copied, killed) in [(false, false), (true, false), (false, true), (true, true)] {
-        let (folder, broker) = (Folder::new(), Scripted::start(1));
-        broker.topic("t", &[0]);
-        broker.down(1);
+        let (folder, broker) = (Folder::new(), Scripted::away());
         let other = Lines::new("other", 0..50_000);
         other.append_to(&folder.path("other.log"));
         let state = folder.path("state");
@@ -112,14 +110,13 @@ fn truncated_before_anything_was_read() {
         let (unread, new) = (part(0..5000), part(5000..5010));
         folder.write("f.log", unread.bytes());
         let size = unread.bytes().len() as u64;
-        wait_status(&folder, &state, "it is seen", |s| {
-            let f = s["files"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|f| f["path"].as_str().unwrap().ends_with("/f.log"));
-            f.is_some_and(|f| (&f["size"], &f["framed"]) == (&size.into(), &0.into()))
-        });
+        let wait_file = |what: &str, condition: &dyn Fn(&serde_json::Value) -> bool| {
+            let is_it = |f: &&serde_json::Value| f["path"].as_str().unwrap().ends_with("/f.log");
+            wait_status(&folder, &state, what, |s| {
+                s["files"].as_array().unwrap().iter().find(is_it).is_some_and(condition)
+            });
+        };
+        wait_file("it is seen", &|f| (&f["size"], &f["framed"]) == (&size.into(), &0.into()));
         if killed {
             pause(secs(2)); // saved
             agent.kill();
@@ -132,14 +129,7 @@ fn truncated_before_anything_was_read() {
         if killed {
             agent = setup().start();
         }
-        wait_status(&folder, &state, "it is seen to be shorter", |s| {
-            let f = s["files"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|f| f["path"].as_str().unwrap().ends_with("/f.log"));
-            f.is_some_and(|f| f["size"] == new.bytes().len())
-        });
+        wait_file("it is seen to be shorter", &|f| f["size"] == new.bytes().len());
         broker.up(1);
         let want: Vec<&Lines> = if copied { vec![&other, &unread, &new] } else { vec![&other, &new] };
         let count: usize = want.iter().map(|l| l.count()).sum();

@@ -58,9 +58,7 @@ fn more_than_may_be_held() {
 #[test]
 fn rotated_and_removed_while_nothing_can_be_sent() {
     let folder = Folder::new();
-    let kafka = Scripted::start(1);
-    kafka.topic("t", &[0]);
-    kafka.down(1);
+    let kafka = Scripted::away();
     let (state, log) = (folder.path("state"), folder.path("f.log"));
     let config = format!(
         "[agent]\nstate_dir = {state:?}\nmemory = \"192KiB\"\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n\

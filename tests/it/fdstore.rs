@@ -15,13 +15,6 @@ fn shipping(folder: &Folder, broker: &Scripted) -> Setup {
     ))
 }
 
-fn unreachable() -> Scripted {
-    let broker = Scripted::start(1);
-    broker.topic("t", &[0]);
-    broker.down(1);
-    broker
-}
-
 #[track_caller]
 fn all_arrive_once(folder: &Folder, agent: &mut Agent, broker: &Scripted, lines: &[&Lines]) {
     let count = lines.iter().map(|l| l.count()).sum::<usize>();
@@ -37,7 +30,7 @@ fn all_arrive_once(folder: &Folder, agent: &mut Agent, broker: &Scripted, lines:
 /// is not read, or not from the saved position, or stays in the store.
 #[test]
 fn deleted_unread_and_killed() {
-    let (folder, broker) = (Folder::new(), unreachable());
+    let (folder, broker) = (Folder::new(), Scripted::away());
     let lines = Lines::new("f", 0..LINES);
     lines.append_to(&folder.path("f.log"));
     let mut agent = shipping(&folder, &broker).start();
@@ -56,7 +49,7 @@ fn deleted_unread_and_killed() {
 /// The file goes while the agent is down. Fails when a stop keeps only what was seen to be rotated or deleted.
 #[test]
 fn deleted_between_two_lives() {
-    let (folder, broker) = (Folder::new(), unreachable());
+    let (folder, broker) = (Folder::new(), Scripted::away());
     let lines = Lines::new("f", 0..1000);
     lines.append_to(&folder.path("f.log"));
     let mut agent = shipping(&folder, &broker).start();
@@ -81,7 +74,7 @@ fn stop_at_once(agent: &mut Agent) {
 /// lets go of them.
 #[test]
 fn rotated_stopped_and_removed_meanwhile() {
-    let (folder, broker) = (Folder::new(), unreachable());
+    let (folder, broker) = (Folder::new(), Scripted::away());
     let (old, new) = (Lines::new("f", 0..1000), Lines::new("f", 1000..1010));
     old.append_to(&folder.path("f.log"));
     let mut agent = shipping(&folder, &broker).start();

@@ -180,9 +180,7 @@ fn thirty_rotated_files_are_not_all_open() {
 /// No broker is there, and two dozen rotated files wait. Fails when those that are not open are in no number.
 #[test]
 fn what_is_not_open_is_unsent_too() {
-    let (folder, broker) = (Folder::new(), Scripted::start(1));
-    broker.topic("t", &[0]);
-    broker.down(1);
+    let (folder, broker) = (Folder::new(), Scripted::away());
     folder.append("f.log", b"");
     let args =
         format!("run --driver modern --topic t --brokers {} --state-dir state f.log", broker.address());

@@ -294,6 +294,13 @@ impl Scripted {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
+    /// One node with the topic `t`, which is not there until [`Scripted::up`].
+    pub fn away() -> Scripted {
+        let kafka = Scripted::start(1);
+        kafka.topic("t", &[0]);
+        kafka.down(1);
+        kafka
+    }
     /// Nothing listens on the node's port, and its connections are closed, until [`Scripted::up`].
     pub fn down(&self, node: i32) {
         self.down[node as usize - 1].store(true, Ordering::SeqCst);
