@@ -69,6 +69,7 @@ mod error;
 mod fdstore;
 mod files;
 mod logging;
+mod packed;
 mod pulse;
 mod remote;
 mod report;

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod known;
 pub mod open;
 mod outlive;
+mod own;
 pub mod reread;
 mod shelf;
 pub mod siblings;
@@ -34,14 +35,16 @@ use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
-use known::{Entry, Known};
+use known::{Entry, Known, Looks};
 use log::warn;
 use open::{Got, Open, Reading};
+use own::Undecided;
 use shelf::{Absent, Shelved};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -69,6 +72,9 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
+    /// The path's pattern is new: `start` applies, and nothing of it was read before.
+    pub first_sight: bool,
+    pub followed: Followed,
     /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were
     /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
     pub since: (i64, u32),
@@ -87,12 +93,30 @@ pub struct Options {
     pub rate: Option<u64>,
 }
 
+/// Whether a path is followed for its own sake, by a tail of its own.
+#[derive(Clone)]
+pub struct Followed(pub Arc<dyn Fn(&Path) -> bool + Send + Sync>);
+
+impl fmt::Debug for Followed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Followed")
+    }
+}
+
+impl Default for Followed {
+    fn default() -> Followed {
+        Followed(Arc::new(|_| false))
+    }
+}
+
 /// What a tail is woken by.
 #[derive(Debug)]
 pub struct Wake {
     pub changes: Receiver<Change>,
     /// One slot: a wake that finds it full is already told.
     pub slot: Receiver<()>,
+    /// Another tail asks for a look.
+    pub nudged: Receiver<()>,
     /// False where inotify gives no events for this path, so that it must be polled.
     pub hints: Arc<AtomicBool>,
 }
@@ -123,6 +147,7 @@ impl<T> From<SendError<T>> for Halt {
 pub fn run(
     first: Change,
     known: &Known,
+    looks: &Looks,
     board: &Board,
     wake: &Wake,
     out: Sender<Parcel>,
@@ -138,7 +163,10 @@ pub fn run(
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
-        let step = match tail.step(Instant::now(), wake.hints.load(Relaxed)) {
+        looks.begin();
+        let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
+        looks.end();
+        let step = match step {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
             Err(Halt::Io(e)) => {
@@ -157,7 +185,11 @@ pub fn run(
         match step {
             Step::End => break tail.never_opened(),
             Step::Wait(time) => select! {
-                recv(slot) -> w => if w.is_err() { slot = never() }, // watch has ended: `--once`
+                recv(slot) -> w => match w {
+                    Ok(()) => tail.look_at_undecided(),
+                    Err(_) => slot = never(), // watch has ended: `--once`
+                },
+                recv(wake.nudged) -> _ => tail.look_at_undecided(),
                 recv(stop.on()) -> _ => break None,
                 recv(tail.outdated.on()) -> _ => {} // what comes now is in `changes`
                 default(time) => {}
@@ -167,6 +199,7 @@ pub fn run(
         }
     };
     tail.park();
+    known.leave(&path);
     board.files().remove(&path);
     unread
 }
@@ -195,8 +228,10 @@ struct Tail<'a> {
     cuts: Repeats,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
-    /// The file at the path cannot be opened now: it is not tried before.
+    /// The file at the path cannot be opened now, or is not decided upon: it is not tried before.
     path_again: Option<Instant>,
+    /// The file at the path may be a copy of another one.
+    undecided: Option<Undecided>,
     /// `rate`: nothing is read before.
     free_at: Instant,
     /// As it stands on the board.
@@ -241,6 +276,7 @@ impl<'a> Tail<'a> {
             cuts: Repeats::default(),
             look_again: None,
             path_again: None,
+            undecided: None,
             free_at: now,
             now,
             stuck: None,
@@ -264,6 +300,7 @@ impl Tail<'_> {
         if let Some(wait) = self.find_absent()? {
             return Ok(Step::Wait(wait));
         }
+        self.save_undecided()?;
         let at_path = match (self.look_at_path()?, self.path_again) {
             (AtPath::Another, Some(at)) if at > now => AtPath::Unknown,
             (AtPath::Another, _) => AtPath::Another,
@@ -310,18 +347,20 @@ impl Tail<'_> {
         if self.path_again.is_none() {
             self.well();
         }
-        Ok(self.until_saved(step))
+        Ok(self.until_decided(self.until_saved(step)))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
-        let usual = if hints { UNHURRIED } else { self.o.poll };
+        // Nothing tells of a rotated file that was found by its name.
+        let untold = self.open.iter().any(|o| o.found_by_name && o.links > 0);
+        let usual = if hints && !untold { UNHURRIED } else { self.o.poll };
         let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
 
     /// What is at the path, seen from what is open.
-    fn look_at_path(&self) -> Result<AtPath, Halt> {
-        if self.o.until == Until::Read {
+    fn look_at_path(&mut self) -> Result<AtPath, Halt> {
+        if self.o.until == Until::Read && self.undecided.is_none() {
             return Ok(AtPath::Unknown); // what was there at the first look is all
         }
         let live = self.open.iter().find(|o| o.live);
@@ -335,11 +374,15 @@ impl Tail<'_> {
         if live.is_some_and(|l| l.identity == look.identity) {
             return Ok(AtPath::Live);
         }
+        if live.is_some_and(|l| l.identity.ino == look.identity.ino) && self.follow_copy_up(&look)? {
+            return Ok(AtPath::Live);
+        }
+        let live = self.open.iter().find(|o| o.live);
         if !self.o.reopen && !self.open.is_empty() {
             return Ok(AtPath::Unknown);
         }
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
-            || self.known.get(&look.identity, &self.o.path).is_some_and(|e| e.open);
+            || self.known.is_read_elsewhere(&look.identity, &self.o.path);
         Ok(match (read_elsewhere, live) {
             (false, _) => AtPath::Another,
             (true, Some(_)) => AtPath::Nothing,
@@ -411,6 +454,7 @@ impl Tail<'_> {
                     }
                 }
                 self.spend(chunk.bytes.len());
+                self.known.progress(chunk.origin.stream, chunk.end);
                 self.send(Parcel::Chunk(chunk))
             }
         }

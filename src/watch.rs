@@ -9,6 +9,7 @@
 pub mod pattern;
 mod watches;
 
+use crate::packed::{Packed, packing};
 use crate::pulse::Beat;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use log::{info, warn};
@@ -191,6 +192,8 @@ struct Watch<'a> {
     slots: BTreeMap<PathBuf, Slot>,
     /// Paths that were refused or found missing, with what was said about them.
     said: HashMap<PathBuf, String>,
+    /// It was said that compressed files are left out.
+    compressed_said: bool,
     dirty: bool,
     walked: Instant,
     walk_cost: Duration,
@@ -217,6 +220,7 @@ impl<'a> Watch<'a> {
             watches: Watches::new(),
             slots: BTreeMap::new(),
             said: HashMap::new(),
+            compressed_said: false,
             dirty: false,
             walked: now,
             walk_cost: Duration::ZERO,
@@ -298,8 +302,12 @@ impl<'a> Watch<'a> {
                 pattern.walk(&mut met);
                 let Met { blind, files, .. } = met;
                 self.blind |= blind;
+                let is_literal = pattern.literal().is_some();
                 for path in files.into_iter().filter(|p| !source.exclude.matches(p)) {
-                    self.meet(source.poll, path);
+                    match packing(&path) {
+                        Packed::Plain => self.meet(source.poll, path),
+                        _ => self.compressed(path, is_literal),
+                    }
                 }
             }
         }
@@ -354,6 +362,19 @@ impl<'a> Watch<'a> {
                 self.refuse(path, "is where this agent writes its own log")
             }
             _ => self.found(poll, path),
+        }
+    }
+
+    /// Warns about a compressed file that was named by itself; says once that patterns leave such files out.
+    fn compressed(&mut self, path: PathBuf, is_literal: bool) {
+        if is_literal {
+            self.refuse(path, "is compressed (zcat FILE | logagent send delivers it)");
+        } else if !std::mem::replace(&mut self.compressed_said, true) {
+            info!(
+                "{}: is compressed and not followed, like all such files that a pattern matches; \
+                 what a followed log still has unread in its rotated .gz is read all the same",
+                path.display()
+            );
         }
     }
 

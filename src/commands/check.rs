@@ -282,6 +282,9 @@ impl Report {
             self.matched += 1;
             self.file(index, &path);
         }
+        for path in found::compressed(source) {
+            self.line("", &format!("  {}: compressed, left out", shown(&path)));
+        }
     }
 
     fn file(&mut self, source: usize, path: &Path) {

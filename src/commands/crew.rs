@@ -3,11 +3,12 @@
 
 use crate::chunk::Parcel;
 use crate::error::Error;
+use crate::packed::{Packed, packing};
 use crate::report::Board;
 use crate::stop;
 use crate::tail::follow::Until;
-use crate::tail::known::Known;
-use crate::tail::{self, Change, Start, Unread};
+use crate::tail::known::{Known, Looks};
+use crate::tail::{self, Change, Followed, Start, Unread};
 use crate::wall;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
@@ -17,6 +18,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::{Builder, Scope};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
@@ -47,11 +49,14 @@ pub struct Crew<'s, 'e> {
     known: &'e Known,
     board: &'e Board,
     plans: Vec<Plan>,
+    followed: Followed,
     remote: Option<Remote>,
     pub sights: Receiver<Sight>,
     pub ends: Receiver<End>,
     ended: Sender<End>,
     tails: HashMap<PathBuf, Reins>,
+    /// Found by the walk that is under way: their tails start together, so that each stream is given to one of them.
+    found: Vec<Found>,
     /// Read to the end (`follow = false`): not looked for again before the sources change.
     done: Vec<PathBuf>,
     out: Option<Sender<Parcel>>,
@@ -120,12 +125,14 @@ impl<'s, 'e> Crew<'s, 'e> {
             scope,
             known,
             board,
+            followed: followed(&plans),
             plans,
             remote: Some(remote),
             sights,
             ends,
             ended,
             tails: HashMap::new(),
+            found: Vec::new(),
             done: Vec::new(),
             out: Some(out),
             sighted,
@@ -149,10 +156,12 @@ impl<'s, 'e> Crew<'s, 'e> {
         if let Some(remote) = &self.remote {
             remote.sources(watched(&self.plans), self.known.unread(), std::mem::take(&mut self.done));
         }
-        let plans = &self.plans;
+        self.followed = followed(&self.plans);
+        let (plans, followed) = (&self.plans, &self.followed);
         self.tails.retain(|path, reins| match plan_of(plans, path) {
             Some(plan) => {
-                reins.change(tail::Options { path: path.clone(), ..plan.tail.clone() });
+                let followed = followed.clone();
+                reins.change(tail::Options { path: path.clone(), followed, ..plan.tail.clone() });
                 true
             }
             None => {
@@ -162,18 +171,44 @@ impl<'s, 'e> Crew<'s, 'e> {
         });
     }
 
-    /// Starts the tail of a file that was found.
+    /// Starts the tail of a file that was found; while a first walk is under way, when that is over.
     pub fn follow(&mut self, found: Found) -> Result<(), Error> {
+        if self.sighting.is_some() {
+            self.found.push(found);
+            return Ok(());
+        }
+        self.follow_all(vec![found], None)
+    }
+
+    /// All at once: a tail must know which others there are before it takes a file.
+    fn follow_all(&mut self, found: Vec<Found>, sighting: Option<Sender<Infallible>>) -> Result<(), Error> {
+        self.known.settle(found.iter().map(|f| f.path.as_path()));
+        let joined: Vec<_> = found.iter().map(|f| self.known.join(&f.path)).collect();
+        for (found, joined) in found.into_iter().zip(joined) {
+            self.start_tail(found, joined, sighting.as_ref())?;
+        }
+        Ok(())
+    }
+
+    fn start_tail(
+        &mut self,
+        found: Found,
+        (looks, nudged): (Arc<Looks>, Receiver<()>),
+        sighting: Option<&Sender<Infallible>>,
+    ) -> Result<(), Error> {
         let Some(out) = &self.out else { return Ok(()) };
         let Some(plan) = plan_of(&self.plans, &found.path) else {
             // Found by sources that are not those of now.
+            self.known.leave(&found.path);
             self.remote.iter().for_each(|remote| remote.ended(&found.path));
             return Ok(());
         };
         let known = plan.known.iter().any(|p| p.matches(&found.path));
-        let new = self.sighting.is_some() && !known;
+        let new = sighting.is_some() && !known;
         let options = tail::Options {
             start: if new { plan.tail.start } else { Start::Beginning },
+            first_sight: new,
+            followed: self.followed.clone(),
             // What came and was rotated away while no agent ran is new.
             since: if known { self.known.since } else { self.since },
             path: found.path.clone(),
@@ -182,14 +217,14 @@ impl<'s, 'e> Crew<'s, 'e> {
         let ((handle, stop), (outdated, outdated_on)) = (stop::pair(), stop::pair());
         let (changes, untaken) = bounded(1);
         let (known, board, out, ended) = (self.known, self.board, out.clone(), self.ended.clone());
-        let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
+        let sighted = sighting.cloned().unwrap_or_else(|| bounded(0).0);
         let path = found.path.clone();
-        let wake = tail::Wake { changes: untaken.clone(), slot: found.slot, hints: found.hints };
+        let wake = tail::Wake { changes: untaken.clone(), slot: found.slot, nudged, hints: found.hints };
         let first = Change { options, outdated: outdated_on };
         let name = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {
-            let unread = tail::run(first, known, board, &wake, out, sighted, &stop);
+            let unread = tail::run(first, known, &looks, board, &wake, out, sighted, &stop);
             drop(wake);
             let _ = ended.send((path, unread));
         });
@@ -203,7 +238,9 @@ impl<'s, 'e> Crew<'s, 'e> {
 
     /// The first walk (of these sources) is done: every tail of it is started.
     pub fn walked(&mut self, missing: &[PathBuf]) -> Result<(), Error> {
-        self.sighting = None;
+        let sighting = self.sighting.take();
+        let found = std::mem::take(&mut self.found);
+        self.follow_all(found, sighting)?;
         let first = !std::mem::replace(&mut self.walked, true);
         for path in missing {
             let what = path.display();
@@ -289,6 +326,13 @@ impl<'s, 'e> Crew<'s, 'e> {
 /// The plan of the source that a path belongs to.
 fn plan_of<'p>(plans: &'p [Plan], path: &Path) -> Option<&'p Plan> {
     plans.iter().find(|p| p.follows(path))
+}
+
+/// By any of the sources. A compressed file never is.
+fn followed(plans: &[Plan]) -> Followed {
+    let sources = watched(plans);
+    let means = move |path: &Path| sources.iter().any(|s| s.means(path));
+    Followed(Arc::new(move |path| packing(path) == Packed::Plain && means(path)))
 }
 
 fn watched(plans: &[Plan]) -> Vec<Watched> {

@@ -10,7 +10,7 @@ use crate::ship::{self, Partitioner};
 use crate::tail::follow::Until;
 use crate::tail::framing::{self, Multiline, Rules};
 use crate::tail::open::Reading;
-use crate::tail::{Hold, Options, Start};
+use crate::tail::{Followed, Hold, Options, Start};
 use crate::watch::Watched;
 use crate::watch::pattern::{self, Exclude};
 use std::collections::BTreeMap;
@@ -88,6 +88,8 @@ pub fn sources(
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: start(s.start),
+                first_sight: false,
+                followed: Followed::default(),
                 since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
                 give_up: config.once.then_some(GIVE_UP),

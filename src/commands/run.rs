@@ -390,5 +390,6 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
         modified: 0,
         finished: s.finished,
         open: false,
+        absent: false,
     })
 }

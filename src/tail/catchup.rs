@@ -3,13 +3,13 @@
 //! The known streams are looked for first ([`super::find`]); then come the siblings that nobody has read, oldest first; then
 //! the live file. What cannot be found any more is named with its bytes.
 
-use super::copies::{Whose, goes_on, holds, is_being_packed, proof};
+use super::copies::{Whose, goes_on, holds, is_being_packed, proof, second};
 use super::gz::Gz;
 use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry};
-use super::open::{self, Bytes};
+use super::open::{self, Bytes, Open};
 use super::siblings::{Packed, Sibling};
-use super::{Halt, Start, Tail};
+use super::{Halt, Start, Tail, known};
 use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
 use log::{info, warn};
 use std::fs::File;
@@ -60,7 +60,10 @@ impl Tail<'_> {
                     rewritten = true;
                     live = Some((file, look, None));
                 }
-                Claim::New => live = Some((file, look, None)),
+                Claim::New => {
+                    let entry = self.copied_up(&history, &file, &look)?;
+                    live = Some((file, look, entry));
+                }
             }
         }
         for entry in history.iter().filter(|e| !e.finished) {
@@ -91,6 +94,36 @@ impl Tail<'_> {
         }
     }
 
+    /// The stream that this file had before overlayfs copied it to the upper layer, at the first write: it keeps its inode then,
+    /// and has another time of birth.
+    fn copied_up(&self, history: &[Entry], file: &File, look: &Look) -> Result<Option<Entry>, Halt> {
+        let was = history.iter().rev().find(|e| !e.finished && e.identity.ino == look.identity.ino);
+        let Some(was) = was.filter(|e| proof(e).offset > 0) else { return Ok(None) };
+        if !identity::is_on_overlay(file) || !goes_on(file, look, was)? {
+            return Ok(None);
+        }
+        Ok(self.known.take(was.stream, &look.identity))
+    }
+
+    /// Goes on with the live file, if the one at the path is the same, copied up by overlayfs as with [`Tail::copied_up`]: what is
+    /// open is the lower one, which nobody writes to any more.
+    pub(super) fn follow_copy_up(&mut self, at_path: &Look) -> Result<bool, Halt> {
+        let is_it = |o: &Open| o.live && o.identity.ino == at_path.identity.ino && o.links > 0;
+        let Some(i) = self.open.iter().position(is_it) else { return Ok(false) };
+        let Ok((file, look)) = identity::open(&self.o.path) else { return Ok(false) };
+        if look.identity != at_path.identity
+            || !identity::is_on_overlay(&file)
+            || !self.open[i].go_on_in(file, &look, self.now)?
+        {
+            return Ok(false);
+        }
+        let Open { origin, at, .. } = &self.open[i];
+        let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: *at };
+        self.known.found_again(origin.stream, &look.identity);
+        self.send(Parcel::Opened(opened))?;
+        Ok(true)
+    }
+
     /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
     fn first_sight(&mut self, file: File, look: Look) -> Result<(), Halt> {
         match self.known.claim(&look, &self.o.path) {
@@ -99,7 +132,10 @@ impl Tail<'_> {
             Claim::New => {}
         }
         let since = self.o.since;
-        for old in self.siblings()?.iter().filter(|s| !s.look.is_since(since)).rev().take(OLD_SIBLINGS) {
+        let old: Vec<Sibling> = self.siblings()?.into_iter().filter(|s| !s.look.is_since(since)).collect();
+        // What has a tail of its own is not for us to judge. Oldest first: the oldest are forgotten first.
+        let old: Vec<&Sibling> = old.iter().filter(|s| !self.has_own_tail(s)).collect();
+        for old in &old[old.len().saturating_sub(OLD_SIBLINGS)..] {
             if self.known.get(&old.look.identity, &self.o.path).is_none()
                 && old.look.identity != look.identity
             {
@@ -114,6 +150,10 @@ impl Tail<'_> {
         };
         self.unread_siblings(Some(&self.since()), Some(&file), &mut Vec::new())?;
         self.take_up_new(file, &look, offset)
+    }
+
+    pub(super) fn has_own_tail(&self, sibling: &Sibling) -> bool {
+        (self.o.followed.0)(&sibling.path)
     }
 
     /// What is newer than this was made, and perhaps rotated, before we had a first look.
@@ -185,14 +225,15 @@ impl Tail<'_> {
         at_path: Option<&File>,
         untouched: &mut Vec<Entry>,
     ) -> Result<(), Halt> {
-        let live = identity::look_at(&self.o.path).ok().flatten().map(|l| l.identity);
+        let live = identity::look_at(&self.o.path).ok().flatten();
         let list = self.siblings()?;
         for sibling in &list {
-            if self.goes_on_late(sibling)? {
+            // A file with a tail of its own is read there, unless it holds what was never read of a stream of ours.
+            if self.has_own_tail(sibling) && untouched.is_empty() || self.goes_on_late(sibling)? {
                 continue;
             }
-            if Some(&sibling.look.identity) == live.as_ref()
-                || !self.is_unknown(sibling, last)?
+            if live.as_ref().is_some_and(|l| l.identity == sibling.look.identity)
+                || !self.is_unknown(sibling, last, live.as_ref())?
                 || is_being_packed(sibling, &list)
             {
                 continue;
@@ -271,22 +312,36 @@ impl Tail<'_> {
         goes_on
     }
 
-    /// Never opened by anybody, and newer than the last known file: by modification, where that is not known by birth, and
-    /// where there is no birth time either, written about when we ran last or later.
-    fn is_unknown(&mut self, sibling: &Sibling, last: Option<&Entry>) -> Result<bool, Halt> {
+    /// Never opened by anybody, and made after the last known file: by birth, where the file system keeps that; a packed file
+    /// is born when it is packed, so by modification, which it has from its lines.
+    ///
+    /// Where the file at the path is older than what was known before it, the clock was set back in between, and times say
+    /// nothing: then what came before the file at the path is taken for new. The files that were there at first sight are known.
+    fn is_unknown(
+        &mut self,
+        sibling: &Sibling,
+        last: Option<&Entry>,
+        live: Option<&Look>,
+    ) -> Result<bool, Halt> {
         if self.known_as(sibling)?.is_some() {
             return Ok(false);
         }
-        let Sibling { packed, look, .. } = sibling;
         let Some(last) = last else { return Ok(true) };
-        if last.modified != 0 {
-            return Ok(look.modified >= last.modified);
-        }
-        let (Some(last), Some(born)) = (last.identity.born, look.identity.born) else {
-            return Ok(look.modified >= nanos(self.o.since));
+        let Sibling { packed, look, .. } = sibling;
+        let newer = |look: &Look, packed: Packed| match (last.identity.born, look.identity.born, packed) {
+            (Some(last), Some(born), Packed::Plain) => born >= last,
+            (Some(last), _, _) => second(look.modified) >= last.0,
+            (None, _, _) if last.modified != 0 => second(look.modified) >= second(last.modified),
+            (None, _, _) => look.modified >= nanos(self.o.since),
         };
-        // A packed file is born when it is packed, and keeps the time of its lines.
-        Ok(look.modified >= nanos(last) && (*packed != Packed::Plain || born >= last))
+        let clock_was_set_back = |live: &Look| {
+            let is_first_sight = last.stream == StreamId(0);
+            let unknown = !is_first_sight
+                && self.known.get(&live.identity, &self.o.path).is_none_or(|e| e.at.offset == 0);
+            unknown && (!newer(live, Packed::Plain) || live.made() < self.known.since)
+        };
+        Ok(newer(look, *packed)
+            || live.is_some_and(|live| look.made() <= live.made() && clock_was_set_back(live)))
     }
 
     /// The stream that has this file, if its bytes are still there: the file may have been truncated, and where there is no birth
@@ -327,4 +382,4 @@ pub(super) const TRUNCATED: &str = "it was truncated";
 pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
 
 /// Siblings that are noted at first sight; older ones are told by their times.
-const OLD_SIBLINGS: usize = 8;
+const OLD_SIBLINGS: usize = known::FINISHED_PER_PATH;

@@ -26,8 +26,8 @@ impl Options {
 impl Tail<'_> {
     /// Goes on where it stands, with all that is open. Where it begins is as it was told first.
     pub(super) fn change(&mut self, change: Change) {
-        let (start, since) = (self.o.start, self.o.since);
-        self.o = Options { start, since, ..change.options.paced() };
+        let Options { start, since, first_sight, .. } = self.o;
+        self.o = Options { start, since, first_sight, ..change.options.paced() };
         self.outdated = change.outdated;
         for open in &mut self.open {
             open.relabel(&self.o.topic, &self.o.shape);

@@ -21,7 +21,7 @@ impl Tail<'_> {
         look: &Look,
         at_path: Option<&File>,
     ) -> Result<Whose, Halt> {
-        let known = self.known.of(&self.o.path);
+        let known = self.known.family_of(&self.o.path);
         let (size, mark) = match packed {
             Packed::Plain => (look.size, open::mark_at(file, look.size)?),
             Packed::Gzip => match Gz::end(file) {
@@ -30,7 +30,8 @@ impl Tail<'_> {
                 Err(_) => return Ok(Whose::Nobodys { size: 0 }), // damaged: what can be read of it is
             },
             Packed::Other => {
-                let read = known.iter().any(|e| e.finished && e.modified == look.modified);
+                let is_it = |e: &Entry| second(e.modified) == second(look.modified); // as bzip2 keeps it
+                let read = known.iter().any(|e| e.finished && is_it(e));
                 return Ok(if read { Whose::Read(None) } else { Whose::Nobodys { size: 0 } });
             }
         };
@@ -155,9 +156,13 @@ pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<boo
     Ok(look.size >= least && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
+/// Of a time in nanoseconds.
+pub(super) fn second(ns: i64) -> i64 {
+    ns.div_euclid(1_000_000_000)
+}
+
 /// The `.gz` of a file of which nothing was read: it has its length and its time.
 pub(super) fn is_packed_of(look: &Look, size: u64, entry: &Entry) -> bool {
-    let second = |ns: i64| ns.div_euclid(1_000_000_000);
     entry.modified != 0 && second(look.modified) == second(entry.modified) && size == entry.size
 }
 

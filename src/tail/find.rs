@@ -73,7 +73,7 @@ impl Tail<'_> {
             return Ok(true);
         }
         self.listed(|tail| {
-            let list = siblings::list(&tail.o.path)?;
+            let list = siblings::list_family(&tail.o.path)?;
             tail.find_among(&list, entry)
         })
     }
@@ -152,9 +152,8 @@ impl Tail<'_> {
             Bytes::Gz(_) => Look { size: u64::MAX, ..look },
             Bytes::Plain(_) => look,
         };
-        if self.take_up(bytes, &unpacked, entry.clone())?.is_none() {
-            return Ok(false);
-        }
+        let Some(place) = self.take_up(bytes, &unpacked, entry.clone())? else { return Ok(false) };
+        self.open[place].found_by_name = true;
         self.known.found_again(entry.stream, &unpacked.identity);
         if unpacked.size > entry.at.offset {
             info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);

@@ -26,13 +26,22 @@ impl Look {
     /// Whether the file was made after this moment, given in seconds and nanoseconds since 1970. Where the file system does
     /// not say when files are made: whether it was written after it.
     pub fn is_since(&self, moment: (i64, u32)) -> bool {
-        self.identity.born.map_or(self.modified >= nanos(moment), |born| born >= moment)
+        self.made() >= moment
+    }
+
+    /// When the file was made, or where the file system does not say that, last written; seconds and nanoseconds since 1970.
+    pub fn made(&self) -> (i64, u32) {
+        let written = self.modified;
+        self.identity.born.unwrap_or((written.div_euclid(SECOND), written.rem_euclid(SECOND) as u32))
     }
 }
 
 /// In nanoseconds.
+const SECOND: i64 = 1_000_000_000;
+
+/// In nanoseconds.
 pub fn nanos((s, ns): (i64, u32)) -> i64 {
-    s.saturating_mul(1_000_000_000).saturating_add(i64::from(ns))
+    s.saturating_mul(SECOND).saturating_add(i64::from(ns))
 }
 
 /// Looks at what `path` leads to, through symlinks. `None`: nothing is there.
@@ -48,6 +57,13 @@ pub fn look_at(path: &Path) -> io::Result<Option<Look>> {
 /// Looks at an open file.
 pub fn look(file: impl AsFd) -> io::Result<Look> {
     Ok(Look::from(&fs::statx(file, "", AtFlags::EMPTY_PATH, wanted())?))
+}
+
+/// Whether the file is on overlayfs, the file system of containers.
+pub fn is_on_overlay(file: impl AsFd) -> bool {
+    const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630; // linux/magic.h
+    #[allow(clippy::unnecessary_cast, reason = "narrower on other machines")]
+    fs::fstatfs(file).is_ok_and(|s| s.f_type as i64 == OVERLAYFS_SUPER_MAGIC)
 }
 
 /// Descriptors that log files leave free, for the saved state and for sockets.

@@ -3,12 +3,16 @@
 //! Seeded from the saved state; locked when a file is opened or closed, never per chunk. Invariant: a stream is open in at
 //! most one tail, so a file that two patterns or names lead to is read once.
 
-use super::identity::Look;
+use super::copies::goes_on;
+use super::identity::{self, Look};
+use super::siblings;
 use crate::chunk::{Identity, Point, Range, StreamId};
 use crate::fdstore::FdStore;
-use std::collections::{BTreeMap, BTreeSet};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is known of a stream that no tail may have open now.
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ pub struct Entry {
     pub finished: bool,
     /// A tail has it open.
     pub open: bool,
+    /// Its tail cannot find the file: whichever tail finds it may go on with it.
+    pub absent: bool,
 }
 
 impl Entry {
@@ -43,7 +49,30 @@ impl Entry {
             modified: 0,
             finished: false,
             open: false,
+            absent: false,
         }
+    }
+}
+
+/// What other tails know of a running one: how often it has looked, and how to make it look again.
+#[derive(Debug)]
+pub struct Looks {
+    begun: AtomicU64,
+    done: AtomicU64,
+    nudge: Sender<()>,
+}
+
+impl Looks {
+    pub fn begin(&self) {
+        self.begun.fetch_add(1, SeqCst);
+    }
+
+    pub fn end(&self) {
+        self.done.store(self.begun.load(SeqCst), SeqCst);
+    }
+
+    fn nudge(&self) {
+        let _ = self.nudge.try_send(()); // a full slot is a nudge that was not taken yet
     }
 }
 
@@ -61,6 +90,10 @@ pub struct Known {
 struct Inner {
     next: u64,
     entries: BTreeMap<StreamId, Entry>,
+    /// The running tails, by followed path.
+    tails: HashMap<PathBuf, Arc<Looks>>,
+    /// Tails whose path leads to a file that another tail reads.
+    waiting: BTreeSet<(StreamId, PathBuf)>,
 }
 
 /// What becomes of a file that a tail would read.
@@ -74,13 +107,13 @@ pub enum Claim {
 }
 
 /// Finished entries kept per followed path, so that 10,000 rotations leave a bounded state.
-const FINISHED_PER_PATH: usize = 64;
+pub const FINISHED_PER_PATH: usize = 64;
 
 impl Known {
     pub fn new(entries: impl IntoIterator<Item = Entry>, next: u64) -> Known {
         let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
         let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
-        let inner = Mutex::new(Inner { next: next.max(above).max(1), entries });
+        let inner = Mutex::new(Inner { next: next.max(above).max(1), entries, ..Inner::default() });
         Known { inner, store: FdStore::default(), since: (0, 0) }
     }
 
@@ -97,14 +130,63 @@ impl Known {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A tail of this path is about to run. To be called for all that start together before the first of them runs.
+    pub fn join(&self, path: &Path) -> (Arc<Looks>, Receiver<()>) {
+        let (nudge, nudged) = bounded(1);
+        let looks = Arc::new(Looks { begun: AtomicU64::new(0), done: AtomicU64::new(0), nudge });
+        self.lock().tails.insert(path.into(), looks.clone());
+        (looks, nudged)
+    }
+
+    /// The tail of this path has ended.
+    pub fn leave(&self, path: &Path) {
+        let mut known = self.lock();
+        known.tails.remove(path);
+        known.waiting.retain(|(_, waiter)| waiter != path);
+    }
+
+    /// Gives each stream to the path where its file is now, for tails that are about to run: a stream whose file was renamed
+    /// to another followed path goes on there. Where the new name is a rotated form of the old one, the stream stays with its
+    /// path, whose tail looks for it there.
+    pub fn settle<'p>(&self, paths: impl Iterator<Item = &'p Path> + Clone) {
+        let here: Vec<(&Path, Look)> =
+            paths.filter_map(|path| Some((path, identity::look_at(path).ok()??))).collect();
+        for (path, look) in &here {
+            let Some(entry) = self.get(&look.identity, path) else { continue };
+            let still_there = here.iter().any(|(p, l)| *p == entry.path && l.identity == look.identity);
+            let is_rotated = entry.path.parent() == path.parent()
+                && entry
+                    .path
+                    .file_name()
+                    .zip(path.file_name())
+                    .is_some_and(|(old, new)| siblings::rotated(old, new).is_some());
+            if entry.path == *path || entry.open || entry.finished || still_there || is_rotated {
+                continue;
+            }
+            let has_its_bytes =
+                identity::open(path).is_ok_and(|(file, look)| goes_on(&file, &look, &entry).unwrap_or(false));
+            if let Some(entry) = self.lock().entries.get_mut(&entry.stream).filter(|_| has_its_bytes) {
+                entry.path = path.to_path_buf();
+            }
+        }
+    }
+
     /// Takes the file for `path`, if no other tail has it.
     pub fn claim(&self, look: &Look, path: &Path) -> Claim {
         let mut known = self.lock();
         let Some(entry) = known.by_identity(&look.identity, path) else { return Claim::New };
-        if entry.open {
+        let (stream, of) = (entry.stream, entry.path.clone());
+        let is_open = entry.open && !entry.absent;
+        let is_expected = !entry.open
+            && !entry.finished
+            && of != path
+            && known.tails.get(&of).is_some_and(|tail| tail.done.load(SeqCst) == 0);
+        if is_open || is_expected {
+            known.waiting.insert((stream, path.into()));
             return Claim::Anothers;
         }
-        entry.open = true;
+        let Some(entry) = known.entries.get_mut(&stream) else { return Claim::New };
+        (entry.open, entry.absent) = (true, false);
         entry.path = path.into();
         entry.identity = look.identity.clone();
         Claim::Known(entry.clone())
@@ -114,7 +196,7 @@ impl Known {
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
-        (entry.open, entry.finished) = (true, false);
+        (entry.open, entry.finished, entry.absent) = (true, false, false);
         entry.identity = identity.clone();
         Some(entry.clone())
     }
@@ -137,10 +219,70 @@ impl Known {
         entry.at = at;
         entry.beyond.retain(|(range, _)| range.start >= at.offset);
         (entry.size, entry.modified, entry.finished, entry.open) = (size, modified, finished, false);
+        entry.absent = false;
         if finished {
             let path = entry.path.clone();
             known.forget_some(&path);
         }
+        known.wake_waiting(stream);
+    }
+
+    /// Framed up to here: what a copy of its file is known by.
+    pub fn progress(&self, stream: StreamId, at: Point) {
+        if let Some(e) = self.lock().entries.get_mut(&stream) {
+            e.at = at;
+        }
+    }
+
+    /// The tail of this path cannot find the stream's file.
+    pub fn miss(&self, stream: StreamId) {
+        let mut known = self.lock();
+        if let Some(e) = known.entries.get_mut(&stream) {
+            e.absent = true;
+        }
+        known.wake_waiting(stream);
+    }
+
+    /// For the tail of `path`, which missed this stream: whether no other has found it meanwhile. None can then, until
+    /// [`Known::miss`] is called again.
+    pub fn take_missing(&self, stream: StreamId, path: &Path) -> bool {
+        let mut known = self.lock();
+        let Some(e) = known.entries.get_mut(&stream).filter(|e| e.absent && e.path == path) else {
+            return false;
+        };
+        e.absent = false;
+        true
+    }
+
+    /// Whether the tail of another path reads this file; that one is made to look, since it may have no events for it.
+    pub fn is_read_elsewhere(&self, identity: &Identity, path: &Path) -> bool {
+        let mut known = self.lock();
+        let Some(entry) = known.by_identity(identity, path).filter(|e| e.open && !e.absent) else {
+            return false;
+        };
+        let (stream, of) = (entry.stream, entry.path.clone());
+        if of != path {
+            known.tails.get(&of).inspect(|tail| tail.nudge());
+            known.waiting.insert((stream, path.into()));
+        }
+        true
+    }
+
+    /// How many looks the tail of this path has begun, and makes it look again. `None`: it does not run.
+    pub fn looks_begun(&self, path: &Path) -> Option<u64> {
+        let known = self.lock();
+        let tail = known.tails.get(path)?;
+        tail.nudge();
+        Some(tail.begun.load(SeqCst))
+    }
+
+    /// Whether the tail of this path has done a look that it began after so many, or has ended.
+    pub fn has_looked_since(&self, path: &Path, begun: u64) -> bool {
+        let known = self.lock();
+        let Some(tail) = known.tails.get(path) else { return true };
+        tail.nudge();
+        // One look may open a new file and leave a truncation to the next.
+        tail.done.load(SeqCst) >= begun + 3
     }
 
     /// The same bytes as a stream's, in another file (a copy, a `.gz`).
@@ -153,13 +295,26 @@ impl Known {
     /// Streams of a followed path are free again, but for these.
     pub fn let_go(&self, path: &Path, but: &[StreamId]) {
         for e in self.lock().entries.values_mut().filter(|e| e.path == path && !but.contains(&e.stream)) {
-            e.open = false;
+            (e.open, e.absent) = (false, false);
         }
     }
 
     /// A stream that ended otherwise than by being read (truncated, lost): its file is not known any more.
     pub fn forget(&self, stream: StreamId) {
-        self.lock().entries.remove(&stream);
+        let mut known = self.lock();
+        known.entries.remove(&stream);
+        known.wake_waiting(stream);
+    }
+
+    /// All streams whose paths are of the same family as this one, oldest first.
+    pub fn family_of(&self, path: &Path) -> Vec<Entry> {
+        let base = siblings::base_of(path.file_name().unwrap_or_default());
+        let is_kin = |other: &Path| {
+            other == path
+                || other.parent() == path.parent()
+                    && siblings::base_of(other.file_name().unwrap_or_default()) == base
+        };
+        self.lock().entries.values().filter(|e| is_kin(&e.path)).cloned().collect()
     }
 
     /// Who has this file, as seen from a followed path.
@@ -195,6 +350,7 @@ impl Inner {
             modified: look.modified,
             finished: false,
             open: true,
+            absent: false,
         };
         self.entries.insert(stream, entry.clone());
         entry
@@ -210,6 +366,15 @@ impl Inner {
                 && id.ino != 0 // no file has that: it is gone, and only its mark is of use
         };
         self.entries.values_mut().filter(|e| same(e)).max_by_key(|e| (e.open, !e.finished, e.stream))
+    }
+
+    /// Tails that found another one at their file look again.
+    fn wake_waiting(&mut self, stream: StreamId) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (woken, waiting) = waiting.into_iter().partition(|(s, _)| *s == stream);
+        self.waiting = waiting;
+        let woken: BTreeSet<(StreamId, PathBuf)> = woken;
+        woken.iter().filter_map(|(_, path)| self.tails.get(path)).for_each(|tail| tail.nudge());
     }
 
     fn forget_some(&mut self, path: &Path) {

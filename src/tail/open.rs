@@ -79,6 +79,8 @@ pub struct Open {
     pub modified: i64,
     pub links: u32,
     pub live: bool,
+    /// A rotated file that was found by its name: no event tells of it.
+    pub found_by_name: bool,
     /// Bytes up to here go before those of newer files.
     pub owed: u64,
     /// Read no further than this (`--once`).
@@ -122,6 +124,7 @@ impl Open {
             modified: look.modified,
             links: look.links,
             live: false,
+            found_by_name: false,
             owed: 0,
             limit: u64::MAX,
             changed: now,
@@ -150,6 +153,16 @@ impl Open {
             self.searched = self.at.offset;
         }
         self.place = None; // it may be another topic's
+    }
+
+    /// Reads on in another file, if it has the bytes before the position.
+    pub fn go_on_in(&mut self, file: File, look: &Look, now: Instant) -> io::Result<bool> {
+        if look.size < self.at.offset || before(&file, self.at.offset)? != self.before {
+            return Ok(false);
+        }
+        (self.bytes, self.identity, self.place) = (Bytes::Plain(file.into()), look.identity.clone(), None);
+        self.saw(look, now);
+        Ok(true)
     }
 
     /// Acknowledged in an earlier life, and not passed yet.

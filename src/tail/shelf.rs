@@ -48,6 +48,7 @@ impl Tail<'_> {
         let next = self.now + Absent::BETWEEN;
         let gauge = Arc::new(Gauge::new(entry.at.offset, entry.size, None));
         gauge.belongs(entry.stream, entry.identity.clone());
+        self.known.miss(entry.stream);
         self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next, gauge });
         self.show();
     }
@@ -89,6 +90,11 @@ impl Tail<'_> {
     /// True: it is found, or lost, and no longer in the list.
     fn look_for(&mut self, i: usize) -> Result<bool, Halt> {
         let entry = self.absent[i].entry.clone();
+        if !self.known.take_missing(entry.stream, &self.o.path) {
+            self.absent.remove(i); // another tail found it under its own path
+            self.show();
+            return Ok(true);
+        }
         let found = match self.find(&entry) {
             Ok(true) => true,
             Ok(false) => {
@@ -106,6 +112,7 @@ impl Tail<'_> {
         absent.looks += 1;
         absent.next = now + if absent.holds_up() { Absent::BETWEEN } else { Absent::LATER };
         if !found && absent.not_there < Absent::LOOKS {
+            self.known.miss(entry.stream);
             return Ok(false);
         }
         let why = self.absent.remove(i).why;

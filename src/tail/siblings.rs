@@ -1,26 +1,22 @@
 //! Rotated files beside a followed one: which names they have, and which of them hold a stream's bytes. Follows nothing.
 //!
-//! A sibling is the name plus `.` or `-` plus digits or a date, optionally with a compression suffix, or `stem-date.ext`;
-//! never a bare prefix: `app.log.err` is another log.
+//! A sibling is the name plus `.` or `-` plus digits or a date, optionally with a compression suffix, or `stem-date.ext`,
+//! or the name with a compression suffix alone; never a bare prefix: `app.log.err` is another log.
+//!
+//! Names that belong to one log form a *family*: the log itself and everything that [`base_of`] leads back to it. Where a
+//! pattern such as `app.log*` follows rotated files too, several followed paths are of one family.
 
 use super::folder::Names;
 use super::identity::{self, Look};
 use super::known::Entry;
+pub use crate::packed::Packed;
+use crate::packed::unpack;
 use rustix::fs::FileType;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-/// How a rotated file is packed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Packed {
-    Plain,
-    Gzip,
-    /// bzip2, xz, zstd, compress: not read, but named when it is the only one to hold unread lines.
-    Other,
-}
 
 #[derive(Clone, Debug)]
 pub struct Sibling {
@@ -41,12 +37,26 @@ impl Sibling {
 /// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
 /// time: so a folder that is not at rest is read until two readings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
-    let (mut last, at_rest) = list_once(path)?;
+    list_by(path, rotated)
+}
+
+/// Like [`list`], with every name of the path's family: a stream that was read as `app.log.1` may be in `app.log.2.gz` now.
+pub fn list_family(path: &Path) -> io::Result<Vec<Sibling>> {
+    list_by(path, |name, other| {
+        (other != name && base_of(other) == base_of(name)).then(|| unpack(other.as_bytes()).1)
+    })
+}
+
+/// Whether the second name is a form of the first, and how it is packed.
+type Form = fn(&OsStr, &OsStr) -> Option<Packed>;
+
+fn list_by(path: &Path, form: Form) -> io::Result<Vec<Sibling>> {
+    let (mut last, at_rest) = list_once(path, form)?;
     if at_rest {
         return Ok(last);
     }
     for _ in 0..READINGS {
-        let (next, _) = list_once(path)?;
+        let (next, _) = list_once(path, form)?;
         if next.iter().map(|s| &s.look.identity).eq(last.iter().map(|s| &s.look.identity)) {
             break;
         }
@@ -59,13 +69,13 @@ pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
 const READINGS: usize = 20;
 
 /// The siblings, and whether their folders were at rest.
-fn list_once(path: &Path) -> io::Result<(Vec<Sibling>, bool)> {
+fn list_once(path: &Path, form: Form) -> io::Result<(Vec<Sibling>, bool)> {
     // The file's own folder: where the path is a symlink, rotation happens beside its target too.
-    let (mut found, mut at_rest) = in_folder_of(path)?;
+    let (mut found, mut at_rest) = in_folder_of(path, form)?;
     if let Ok(real) = fs::canonicalize(path)
         && real != path
     {
-        let (more, rests) = in_folder_of(&real)?;
+        let (more, rests) = in_folder_of(&real, form)?;
         found.extend(more);
         at_rest &= rests;
     }
@@ -75,14 +85,14 @@ fn list_once(path: &Path) -> io::Result<(Vec<Sibling>, bool)> {
 }
 
 /// An error is one of the folder's or of a file in it that says nothing about what is there.
-fn in_folder_of(path: &Path) -> io::Result<(Vec<Sibling>, bool)> {
+fn in_folder_of(path: &Path, form: Form) -> io::Result<(Vec<Sibling>, bool)> {
     let nothing = Ok((Vec::new(), true));
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return nothing };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let Some(names) = Names::of(folder)? else { return nothing };
     let mut found = Vec::new();
     for other in names.iter() {
-        let Some(packed) = rotated(name, other) else { continue };
+        let Some(packed) = form(name, other) else { continue };
         let path = folder.join(other);
         if let Some(look) = identity::look_at(&path)?
             && look.kind == FileType::RegularFile
@@ -106,6 +116,9 @@ fn rank(path: &Path) -> i64 {
 pub fn rotated(base: &OsStr, name: &OsStr) -> Option<Packed> {
     let (base, name) = (base.as_bytes(), name.as_bytes());
     let (plain, packed) = unpack(name);
+    if plain == base && packed != Packed::Plain {
+        return Some(packed);
+    }
     let behind = plain.strip_prefix(base).and_then(|r| r.strip_prefix(b".").or_else(|| r.strip_prefix(b"-")));
     if behind.is_some_and(|mark| is_number(mark) || is_date(mark)) {
         return Some(packed);
@@ -117,12 +130,28 @@ pub fn rotated(base: &OsStr, name: &OsStr) -> Option<Packed> {
     is_date(mark).then_some(packed)
 }
 
-fn unpack(name: &[u8]) -> (&[u8], Packed) {
-    if let Some(plain) = name.strip_suffix(b".gz") {
-        return (plain, Packed::Gzip);
+/// The name of the log that a rotated name belongs to; of any other name, the name itself. Beside the forms of [`rotated`]
+/// also `stem.1.ext`, as logrotate's `extension` makes it.
+pub fn base_of(name: &OsStr) -> OsString {
+    let (mut base, _) = unpack(name.as_bytes());
+    let with_extension;
+    let separators =
+        |of: &[u8]| -> Vec<usize> { (1..of.len()).filter(|at| matches!(of[*at], b'.' | b'-')).collect() };
+    let marked = |at: &usize| is_number(&base[at + 1..]) || is_date(&base[at + 1..]);
+    if let Some(at) = separators(base).into_iter().find(marked) {
+        base = &base[..at];
+    } else if let Some(dot) = base.iter().rposition(|b| *b == b'.').filter(|at| *at > 0) {
+        let (stem, extension) = base.split_at(dot);
+        let marked = |at: &usize| {
+            let mark = &stem[at + 1..];
+            is_date(mark) || stem[*at] == b'.' && is_number(mark)
+        };
+        if let Some(at) = separators(stem).into_iter().find(marked) {
+            with_extension = [&stem[..at], extension].concat();
+            base = &with_extension;
+        }
     }
-    let other = [&b".bz2"[..], b".xz", b".zst", b".Z", b".lz4"].iter().find_map(|s| name.strip_suffix(*s));
-    other.map_or((name, Packed::Plain), |plain| (plain, Packed::Other))
+    OsStr::from_bytes(base).to_owned()
 }
 
 fn is_number(mark: &[u8]) -> bool {
@@ -162,10 +191,34 @@ mod tests {
             ("app.log2", None),
             ("app-2.log", None),
             ("app.log.", None),
-            ("app.log.gz", None),
+            ("app.log.gz", Some(Gzip)),
             ("other.log.1", None),
         ] {
             assert_eq!(rotated(OsStr::new("app.log"), OsStr::new(name)), want, "{name}");
+        }
+    }
+
+    /// Fails when two names of one log are taken for two logs, or two logs for one.
+    #[test]
+    fn families() {
+        for (name, base) in [
+            ("app.log", "app.log"),
+            ("app.log.1", "app.log"),
+            ("app.log.12.gz", "app.log"),
+            ("app.log.gz", "app.log"),
+            ("app.log-20261122-1700000000.gz", "app.log"),
+            ("app.log.2026-11-22_10:00:00", "app.log"),
+            ("app-20261122.log", "app.log"),
+            ("app-2026-11-22.log.xz", "app.log"),
+            ("a.1.log", "a.log"),
+            ("a-1.log", "a-1.log"),
+            ("app.log.err", "app.log.err"),
+            ("app.log.1.bak", "app.log.bak"),
+            (".1", ".1"),
+            ("1", "1"),
+            ("syslog", "syslog"),
+        ] {
+            assert_eq!(base_of(OsStr::new(name)), base, "{name}");
         }
     }
 

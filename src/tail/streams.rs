@@ -61,16 +61,6 @@ impl Tail<'_> {
         Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
     }
 
-    /// Reads a file that nobody knows from `offset` on.
-    pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        let offset = offset.min(look.size);
-        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
-        match self.known.begin_if_new(look, &self.o.path) {
-            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
-            None => Ok(()), // another tail was faster
-        }
-    }
-
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
     pub(super) fn open_new(&mut self) -> Result<(), Halt> {
         let opened = identity::open(&self.o.path);
@@ -137,6 +127,7 @@ impl Tail<'_> {
             modified: old.modified,
             finished: false,
             open: true,
+            absent: false,
         };
         if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {

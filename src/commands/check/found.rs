@@ -1,11 +1,25 @@
 //! Which files a source matches at this moment, in the eyes of the running agent's own discovery. Watches nothing.
 
 use crate::config::{Pattern, Source};
+use crate::packed::{Packed, packing};
 use crate::watch::pattern::{self, Exclude, Visitor};
 use std::path::{Path, PathBuf};
 
-/// Every file that the source names, in order, each path once.
+/// Every file that the source names and that would be followed, in order, each path once.
 pub fn files(source: &Source) -> Vec<PathBuf> {
+    let mut all = named(source);
+    all.retain(|p| packing(p) == Packed::Plain);
+    all
+}
+
+/// The compressed files that the source names: they are not followed.
+pub fn compressed(source: &Source) -> Vec<PathBuf> {
+    let mut all = named(source);
+    all.retain(|p| packing(p) != Packed::Plain);
+    all
+}
+
+fn named(source: &Source) -> Vec<PathBuf> {
     let excluded = Exclude::new(&source.exclude).unwrap_or_default(); // the globs were checked with the config
     let mut all: Vec<PathBuf> = source.paths.iter().flat_map(matches).collect();
     all.sort();

@@ -8,7 +8,7 @@ use crate::report::Board;
 use crate::tail::follow::{Step, Until};
 use crate::tail::known::{Entry, Known};
 use crate::tail::open::Reading;
-use crate::tail::{Change, Halt, Hold, Options, Start, Tail, framing};
+use crate::tail::{Change, Followed, Halt, Hold, Options, Start, Tail, framing};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -35,6 +35,8 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
         path: path.into(),
         reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
         start: Start::Beginning,
+        first_sight: false,
+        followed: Followed::default(),
         since: (since.as_secs() as i64, since.subsec_nanos()),
         until: Until::Stopped,
         give_up: None,
@@ -92,6 +94,7 @@ impl Life<'_> {
                         modified: 0,
                         finished: false,
                         open: false,
+                        absent: false,
                     });
                     (e.identity, e.finished) = (o.identity, false);
                 }
