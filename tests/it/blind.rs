@@ -22,7 +22,7 @@ fn start(folder: &Folder, from: &str) -> Jail {
 }
 
 /// A shell beside the agent, which sees what it sees; `input` is its standard input.
-fn beside(agent: &Jail, script: &str, input: &[u8]) {
+pub fn beside(agent: &Jail, script: &str, input: &[u8]) {
     need("nsenter");
     let mut shell = Command::new("nsenter")
         .args(["--preserve-credentials", "-U", "-m", "-t", &agent.id().to_string(), "sh", "-ec", script])

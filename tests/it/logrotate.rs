@@ -6,7 +6,7 @@ use std::process::Command;
 const LIVE: &str = "run --output stdout --from beginning --state-dir state f.log";
 
 #[track_caller]
-fn logrotate(folder: &Folder, settings: &str) {
+pub fn logrotate(folder: &Folder, settings: &str) {
     need("logrotate");
     let path = folder.path("f.log");
     let text = format!("{} {{\n su root root\n rotate 20\n missingok\n{settings}\n}}\n", path.display());

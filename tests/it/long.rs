@@ -271,6 +271,14 @@ fn a_hundred_soaks() {
     crate::soak::a_hundred();
 }
 
+/// The same with patterns that match their own rotated files: `create` and `copytruncate`, compression, restarts, clock steps,
+/// renames while down. `LOGAGENT_SEED=n` tries one alone.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn a_hundred_soaks_over_own_rotated_files() {
+    crate::soak::a_hundred_with_rotated_files_that_match_too();
+}
+
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn ten_idle_minutes() {

@@ -26,6 +26,7 @@ mod limits;
 mod logrotate;
 mod long;
 mod oracle;
+mod own_rotations;
 mod package;
 mod readme;
 mod reload;

@@ -1,10 +1,15 @@
 //! Random days in the life of a log file, by seeds: appends cut anywhere, rotations, truncations,
-//! removals, stops, kills, pauses. Ten of them daily, a hundred in the long form; `LOGAGENT_SEED=n` tries one alone.
+//! removals, stops, kills, pauses. Ten of them daily, a hundred in the long form; the same number of days with a pattern that
+//! matches the rotated files as well. `LOGAGENT_SEED=n` tries one seed alone, as in
+//! `LOGAGENT_SEED=2003 cargo test --test it soak::rotated_files_that_match_too_with_stops`.
+
+mod rotated;
 
 use crate::harness::*;
+use rotated::Day;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::time::Instant;
+use std::thread;
 
 /// Splitmix64.
 pub struct Dice(pub u64);
@@ -30,18 +35,39 @@ struct Soak {
     seen: Vec<Vec<u8>>,
     /// Whether a writer wrote into a renamed file: what it wrote interleaves.
     late: bool,
+    /// What was done, shown when a check fails.
     did: Vec<String>,
+    /// `Some`: rotated files match the pattern too.
+    day: Option<Day>,
 }
 
-const RUN: &str = "run --output stdout --from beginning --state-dir state f.log";
-
 impl Soak {
-    fn new(seed: u64, kills: bool) -> Soak {
+    fn new(seed: u64, kills: bool, rotated_match: bool) -> Soak {
         let folder = Folder::new();
         let log = open(&folder);
-        let agent = Some(folder.agent_line(RUN).start());
+        let mut dice = Dice(seed);
+        let day = rotated_match.then(|| Day::of(&mut dice));
         let (seen, did) = (Vec::new(), Vec::new());
-        Soak { dice: Dice(seed), folder, log, agent, paused: false, kills, next: 0, seen, late: false, did }
+        let mut soak = Soak {
+            dice,
+            folder,
+            log,
+            agent: None,
+            paused: false,
+            kills,
+            next: 0,
+            seen,
+            late: false,
+            did,
+            day,
+        };
+        soak.agent = Some(soak.agent().start());
+        soak
+    }
+
+    fn agent(&self) -> Setup {
+        let follow = self.day.as_ref().map_or("f.log", |day| day.follow);
+        self.folder.agent_line("run --output stdout --from beginning --state-dir state").arg(follow)
     }
 
     fn append(&mut self) {
@@ -49,7 +75,7 @@ impl Soak {
         let width = [30, 100, 1000, 5000][self.dice.below(4) as usize];
         let bytes = Lines::new("f", self.next..self.next + n).width(width).bytes();
         self.next += n;
-        self.widths(n, width);
+        self.did.push(format!("{n}x{width}"));
         let cut =
             if self.dice.below(3) == 0 { self.dice.below(bytes.len() as u64) as usize } else { bytes.len() };
         self.log.write_all(&bytes[..cut]).unwrap();
@@ -57,10 +83,6 @@ impl Soak {
             pause(millis(self.dice.below(20)));
             self.log.write_all(&bytes[cut..]).unwrap();
         }
-    }
-
-    fn widths(&mut self, n: u64, width: usize) {
-        self.did.push(format!("{n}x{width}"));
     }
 
     fn rotate(&mut self) {
@@ -105,28 +127,31 @@ impl Soak {
                 let by_copy = self.dice.below(2) == 0;
                 self.destroy(by_copy);
             }
-            830..930 if self.agent.is_none() => self.agent = Some(self.folder.agent_line(RUN).start()),
+            830..930 if self.agent.is_none() => self.agent = Some(self.agent().start()),
             930..940 if !self.paused => self.end(),
-            940..970 => {
-                if let Some(agent) = &self.agent {
-                    if self.paused {
-                        agent.resume()
-                    } else {
-                        agent.pause()
-                    }
-                    self.paused = !self.paused;
-                }
-            }
+            940..970 => self.pause_or_resume(),
             _ => {}
         }
         pause(millis(self.dice.below(20)));
     }
 
+    fn pause_or_resume(&mut self) {
+        if let Some(agent) = &self.agent {
+            if self.paused {
+                agent.resume()
+            } else {
+                agent.pause()
+            }
+            self.paused = !self.paused;
+        }
+    }
+
     fn end(&mut self) {
+        let kill = self.kills && self.dice.below(2) == 0;
         let Some(mut agent) = self.agent.take() else { return };
-        let done =
-            if self.kills && self.dice.below(2) == 0 { agent.kill() } else { agent.stop().expect_code(0) };
+        let done = if kill { agent.kill() } else { agent.stop().expect_code(0) };
         self.seen.extend(done.whole_lines());
+        self.did.push(if kill { "kill" } else { "stop" }.into());
     }
 
     /// Every line in its width, as it was written.
@@ -136,72 +161,155 @@ impl Soak {
         }
         self.paused = false;
         self.end();
-        let mut last = self.folder.agent_line(RUN).start();
+        let mut last = self.agent().start();
         let missing = |seen: usize| (self.next as usize).saturating_sub(seen + self.seen.len());
         if !self.kills {
             last.wait_lines(missing(0));
         }
         pause(secs(4)); // rests of rotated files
         self.seen.extend(last.stop().expect_code(0).lines());
-        let mut count = std::collections::HashMap::new();
-        for line in &self.seen {
-            *count.entry(&line[..11]).or_insert(0usize) += 1;
+        if self.day.is_some() {
+            self.did.push("the last --once".into());
+            let again = self.agent().arg("--once").run().expect_code(0).lines().len();
+            assert_eq!(again, 0, "seed {seed}: lines were sent by a further start");
         }
-        let gone: Vec<u64> =
-            (0..self.next).filter(|n| !count.contains_key(format!("f {n:09}").as_bytes())).collect();
+        self.all_are_seen(seed);
+        let doubled = self.seen.len() as u64 - self.next;
+        let totals = &status_json(&self.folder, &self.folder.path("state"))["totals"];
+        assert_eq!(totals["lost_bytes"].as_u64(), Some(0), "seed {seed}: {totals}");
+        if self.kills {
+            let at_most = totals["doubled_at_most"].as_u64();
+            assert!(Some(doubled) <= at_most, "seed {seed}: {doubled} lines came twice, {at_most:?} at most");
+        } else {
+            assert_eq!(doubled, 0, "seed {seed}: some came twice");
+            let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
+            // Rotated files that match are read for themselves.
+            let any_order = self.late || self.day.is_some();
+            assert!(any_order || order.is_none(), "seed {seed}: out of order at {order:?}");
+        }
+    }
+
+    /// All lines that were written, and nothing else.
+    #[track_caller]
+    fn all_are_seen(&self, seed: u64) {
+        let mut seen = std::collections::HashSet::new();
+        for line in &self.seen {
+            let number = number(line).filter(|n| Lines::new("f", 0..0).width(line.len()).line(*n) == *line);
+            let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
+            assert!(number < Some(self.next) && number.is_some(), "seed {seed}: never written: {shown:?}");
+            seen.extend(number);
+        }
+        let gone: Vec<u64> = (0..self.next).filter(|n| !seen.contains(n)).collect();
         assert!(
             gone.is_empty(),
-            "seed {seed}: {} of {} lines are missing, from {}",
+            "seed {seed}: {} of {} lines are missing, from {} to {}",
             gone.len(),
             self.next,
-            gone[0]
+            gone[0],
+            gone[gone.len() - 1]
         );
-        assert!(
-            self.seen.iter().all(|l| Lines::new("f", 0..0).width(l.len()).line(number(l)) == *l),
-            "seed {seed}: a line is not what was written"
-        );
-        if !self.kills {
-            assert_eq!(self.seen.len() as u64, self.next, "seed {seed}: some came twice");
-            let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
-            assert!(self.late || order.is_none(), "seed {seed}: out of order at {order:?}");
+    }
+}
+
+impl Drop for Soak {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let list = std::process::Command::new("ls")
+                .args(["-lni", "--time-style=full-iso"])
+                .arg(self.folder.root())
+                .output();
+            let list = list.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+            eprintln!("what was done: {:?} {}\n{list}", self.day, self.did.join(", "));
         }
     }
 }
 
-fn number(line: &[u8]) -> u64 {
-    std::str::from_utf8(&line[2..11]).unwrap().parse().unwrap()
+fn number(line: &[u8]) -> Option<u64> {
+    std::str::from_utf8(line.get(2..11)?).ok()?.parse().ok()
 }
 
 fn open(folder: &Folder) -> File {
     OpenOptions::new().create(true).append(true).open(folder.path("f.log")).unwrap()
 }
 
-fn soak(seeds: std::ops::Range<u64>, time: std::time::Duration, kills: bool) {
-    let only = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
-    for seed in only.map_or(seeds, |s| s..s + 1) {
-        let mut soak = Soak::new(seed, kills);
-        let end = Instant::now() + time;
-        while Instant::now() < end {
+fn soak(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
+    for seed in only(seeds) {
+        let mut soak = Soak::new(seed, kills, false);
+        for _ in 0..steps {
             soak.step();
         }
         soak.judge(seed);
     }
 }
 
+/// The seeds to try: all, or the one that the environment names.
+fn only(seeds: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let one = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
+    one.map_or(seeds, |s| s..s + 1)
+}
+
+/// Days with a pattern that matches rotated files too, some at the same time.
+fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
+    let next = std::sync::Mutex::new(only(seeds));
+    let failed = std::sync::Mutex::new(Vec::new());
+    let one_after_the_other = || {
+        loop {
+            let Some(seed) = next.lock().unwrap().next() else { return };
+            let day = thread::Builder::new().name(format!("seed {seed}")).spawn(move || {
+                let mut soak = Soak::new(seed, kills, true);
+                for _ in 0..steps {
+                    soak.rotated_step(seed);
+                }
+                soak.judge(seed);
+            });
+            if day.unwrap().join().is_err() {
+                failed.lock().unwrap().push(seed);
+            }
+        }
+    };
+    thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(one_after_the_other))));
+    let failed = failed.into_inner().unwrap();
+    assert!(
+        failed.is_empty(),
+        "failed: LOGAGENT_SEED={failed:?} with this test's name tries one of them again"
+    );
+}
+
+/// Days at the same time; each waits most of its time.
+const AT_ONCE: usize = 5;
+
 /// Fails when any rule of `follow::decide` is taken out.
 #[test]
 fn five_with_stops() {
-    soak(0..5, secs(5), false);
+    soak(0..5, 400, false);
 }
 
 /// Fails when a position is saved before its acknowledgement.
 #[test]
 fn five_with_kills() {
-    soak(100..105, secs(5), true);
+    soak(100..105, 400, true);
+}
+
+/// Fails when a rotated file, a copy or a `.gz` that the pattern matches is sent again, or left to another that does not read it.
+#[test]
+fn rotated_files_that_match_too_with_stops() {
+    rotated_match(2000..2005, 250, false);
+}
+
+/// The same, where nothing that was just found is saved yet.
+#[test]
+fn rotated_files_that_match_too_with_kills() {
+    rotated_match(2100..2105, 250, true);
 }
 
 /// The long form; called from `long.rs`.
 pub fn a_hundred() {
-    soak(1000..1050, secs(15), false);
-    soak(1050..1100, secs(15), true);
+    soak(1000..1050, 1200, false);
+    soak(1050..1100, 1200, true);
+}
+
+/// The same.
+pub fn a_hundred_with_rotated_files_that_match_too() {
+    rotated_match(3000..3050, 600, false);
+    rotated_match(3050..3100, 600, true);
 }
