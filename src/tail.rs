@@ -29,6 +29,7 @@ pub use change::Change;
 pub use trouble::Unread;
 
 use crate::chunk::{Origin, Parcel, Shape, Topic};
+use crate::packed::{Packed, packing};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
 use crate::stop::Stop;
@@ -189,7 +190,13 @@ pub fn run(
                     Ok(()) => tail.look_at_undecided(),
                     Err(_) => slot = never(), // watch has ended: `--once`
                 },
-                recv(wake.nudged) -> _ => tail.look_at_undecided(),
+                recv(wake.nudged) -> _ => {
+                    if stop.is_on() {
+                        break None;
+                    }
+                    tail.look_at_undecided();
+                    tail.look_for_copies();
+                }
                 recv(stop.on()) -> _ => break None,
                 recv(tail.outdated.on()) -> _ => {} // what comes now is in `changes`
                 default(time) => {}
@@ -219,6 +226,8 @@ struct Tail<'a> {
     turn: usize,
     /// The first look is still to come.
     first: bool,
+    /// It was begun then.
+    begun: Option<Instant>,
     error: Option<String>,
     /// How often it could not be read; while `error` is set, whether that was told.
     failures: Repeats,
@@ -269,6 +278,7 @@ impl<'a> Tail<'a> {
             leaving: Vec::new(),
             turn: 0,
             first: true,
+            begun: None,
             error: None,
             failures: Repeats::default(),
             told: false,
@@ -294,7 +304,9 @@ impl Tail<'_> {
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
         self.now = now;
         if self.first {
-            self.begin()?;
+            if let Some(wait) = self.begin()? {
+                return Ok(Step::Wait(wait));
+            }
             self.first = false;
         }
         if let Some(wait) = self.find_absent()? {
@@ -363,6 +375,9 @@ impl Tail<'_> {
         if self.o.until == Until::Read && self.undecided.is_none() {
             return Ok(AtPath::Unknown); // what was there at the first look is all
         }
+        if packing(&self.o.path) != Packed::Plain {
+            return Ok(AtPath::Nothing); // it is read once
+        }
         let live = self.open.iter().find(|o| o.live);
         let look = match identity::look_at(&self.o.path) {
             Ok(Some(look)) => look,
@@ -377,16 +392,19 @@ impl Tail<'_> {
         if live.is_some_and(|l| l.identity.ino == look.identity.ino) && self.follow_copy_up(&look)? {
             return Ok(AtPath::Live);
         }
-        let live = self.open.iter().find(|o| o.live);
         if !self.o.reopen && !self.open.is_empty() {
             return Ok(AtPath::Unknown);
         }
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
             || self.known.is_read_elsewhere(&look.identity, &self.o.path);
-        Ok(match (read_elsewhere, live) {
+        if read_elsewhere {
+            self.undecided = None;
+            self.known.met(&self.o.path);
+        }
+        Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {
             (false, _) => AtPath::Another,
-            (true, Some(_)) => AtPath::Nothing,
-            (true, None) => AtPath::Unknown,
+            (true, true) => AtPath::Nothing,
+            (true, false) => AtPath::Unknown,
         })
     }
 
@@ -454,7 +472,7 @@ impl Tail<'_> {
                     }
                 }
                 self.spend(chunk.bytes.len());
-                self.known.progress(chunk.origin.stream, chunk.end);
+                self.known.progress(chunk.origin.stream, chunk.end, &self.open[i].head);
                 self.send(Parcel::Chunk(chunk))
             }
         }

@@ -192,6 +192,8 @@ struct Watch<'a> {
     slots: BTreeMap<PathBuf, Slot>,
     /// Paths that were refused or found missing, with what was said about them.
     said: HashMap<PathBuf, String>,
+    /// Packed files that were found: device, inode, time of modification in seconds since 1970, bytes.
+    packed: HashMap<PathBuf, (u64, u64, i64, u64)>,
     /// It was said that compressed files are left out.
     compressed_said: bool,
     dirty: bool,
@@ -220,6 +222,7 @@ impl<'a> Watch<'a> {
             watches: Watches::new(),
             slots: BTreeMap::new(),
             said: HashMap::new(),
+            packed: HashMap::new(),
             compressed_said: false,
             dirty: false,
             walked: now,
@@ -306,7 +309,8 @@ impl<'a> Watch<'a> {
                 for path in files.into_iter().filter(|p| !source.exclude.matches(p)) {
                     match packing(&path) {
                         Packed::Plain => self.meet(source.poll, path),
-                        _ => self.compressed(path, is_literal),
+                        Packed::Gzip => self.meet_packed(source.poll, path),
+                        Packed::Other => self.compressed(path, is_literal),
                     }
                 }
             }
@@ -317,6 +321,7 @@ impl<'a> Watch<'a> {
             let _ = self.out.send(Sight::Walked { missing });
         }
         self.sources = sources;
+        self.packed.retain(|path, _| path.exists());
         self.watches.walked();
         self.walked = Instant::now();
         self.walk_cost = self.walked - start;
@@ -342,6 +347,7 @@ impl<'a> Watch<'a> {
     fn take_up(&mut self, sources: Vec<Watched>, expected: Vec<PathBuf>) {
         (self.sources, self.expected) = (sources, expected);
         self.said.clear();
+        self.packed.clear();
         let paths: Vec<PathBuf> = self.slots.keys().cloned().collect();
         for path in paths {
             if let Some(slot) = self.slots.get(&path) {
@@ -365,16 +371,23 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// A packed file is read once: its tail ends, and is not started again for the same file.
+    fn meet_packed(&mut self, poll: bool, path: PathBuf) {
+        let Ok(m) = fs::metadata(&path) else { return };
+        let file = (m.dev(), m.ino(), m.mtime(), m.size());
+        if self.packed.get(&path) != Some(&file) && !self.slots.contains_key(&path) {
+            self.packed.insert(path.clone(), file);
+            self.meet(poll, path);
+        }
+    }
+
     /// Warns about a compressed file that was named by itself; says once that patterns leave such files out.
     fn compressed(&mut self, path: PathBuf, is_literal: bool) {
         if is_literal {
-            self.refuse(path, "is compressed (zcat FILE | logagent send delivers it)");
+            self.refuse(path, "is compressed in a form that is not read");
         } else if !std::mem::replace(&mut self.compressed_said, true) {
-            info!(
-                "{}: is compressed and not followed, like all such files that a pattern matches; \
-                 what a followed log still has unread in its rotated .gz is read all the same",
-                path.display()
-            );
+            let path = path.display();
+            info!("{path}: is compressed in a form that is not read; all such files are left out");
         }
     }
 

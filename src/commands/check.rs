@@ -13,6 +13,7 @@ use crate::config::{
     self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
+use crate::packed::{Packed, packing};
 use crate::ship::journal::store::HALF;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -283,7 +284,7 @@ impl Report {
             self.file(index, &path);
         }
         for path in found::compressed(source) {
-            self.line("", &format!("  {}: compressed, left out", shown(&path)));
+            self.line("", &format!("  {}: compressed in a form that is not read, left out", shown(&path)));
         }
     }
 
@@ -302,7 +303,11 @@ impl Report {
             }
             Ok(meta) => meta,
         };
-        self.line("", &format!("  {} ({} bytes)", shown(path), meta.size()));
+        let packed = match packing(path) {
+            Packed::Plain => "",
+            _ => " compressed, of which each line is sent once unless it was sent already",
+        };
+        self.line("", &format!("  {} ({} bytes{packed})", shown(path), meta.size()));
         let id = (meta.dev(), meta.ino());
         if let Some((first, name)) = self.readers.get(&id) {
             let (first, name) = (first + 1, shown(name));

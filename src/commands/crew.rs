@@ -328,11 +328,11 @@ fn plan_of<'p>(plans: &'p [Plan], path: &Path) -> Option<&'p Plan> {
     plans.iter().find(|p| p.follows(path))
 }
 
-/// By any of the sources. A compressed file never is.
+/// By any of the sources. Of compressed files only a `.gz` is.
 fn followed(plans: &[Plan]) -> Followed {
     let sources = watched(plans);
     let means = move |path: &Path| sources.iter().any(|s| s.means(path));
-    Followed(Arc::new(move |path| packing(path) == Packed::Plain && means(path)))
+    Followed(Arc::new(move |path| packing(path) != Packed::Other && means(path)))
 }
 
 fn watched(plans: &[Plan]) -> Vec<Watched> {

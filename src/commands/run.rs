@@ -391,5 +391,6 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
         finished: s.finished,
         open: false,
         absent: false,
+        head: Vec::new(),
     })
 }

@@ -11,13 +11,21 @@ use super::open::{self, Bytes, Open};
 use super::siblings::{Packed, Sibling};
 use super::{Halt, Start, Tail, known};
 use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
+use crate::packed::packing;
 use log::{info, warn};
 use std::fs::File;
 use std::time::Duration;
 
 impl Tail<'_> {
-    /// The first look at the path.
-    pub(super) fn begin(&mut self) -> Result<(), Halt> {
+    /// The first look at the path. `Some`: it has to be repeated after this time.
+    pub(super) fn begin(&mut self) -> Result<Option<Duration>, Halt> {
+        match packing(&self.o.path) {
+            Packed::Plain => self.begin_plain().map(|()| None),
+            _ => self.begin_packed(),
+        }
+    }
+
+    fn begin_plain(&mut self) -> Result<(), Halt> {
         let known = || self.known.of(&self.o.path);
         let history = self.history.get_or_insert_with(known).clone();
         let at_path = match identity::look_at(&self.o.path)? {
@@ -50,6 +58,9 @@ impl Tail<'_> {
                 Claim::Anothers => {}
                 Claim::Known(entry) if goes_on(&file, &look, &entry)? => {
                     live = Some((file, look, Some(entry)))
+                }
+                Claim::Known(entry) if self.was_read(&file, &look)? => {
+                    self.follow_copy(file, &look, entry)?
                 }
                 Claim::Known(entry) => {
                     // Before the siblings that nobody has read: one of them may be a copy of what was read here.
@@ -97,8 +108,11 @@ impl Tail<'_> {
     /// The stream that this file had before overlayfs copied it to the upper layer, at the first write: it keeps its inode then,
     /// and has another time of birth.
     fn copied_up(&self, history: &[Entry], file: &File, look: &Look) -> Result<Option<Entry>, Halt> {
-        let was = history.iter().rev().find(|e| !e.finished && e.identity.ino == look.identity.ino);
-        let Some(was) = was.filter(|e| proof(e).offset > 0) else { return Ok(None) };
+        let Identity { ino, born, .. } = look.identity;
+        // Where it is mounted again, the upper file may have an inode of its own.
+        let is_it = |e: &&Entry| e.identity.ino == ino || born.is_some() && e.identity.born == born;
+        let was = history.iter().rev().filter(|e| !e.finished && proof(e).offset > 0).find(is_it);
+        let Some(was) = was else { return Ok(None) };
         if !identity::is_on_overlay(file) || !goes_on(file, look, was)? {
             return Ok(None);
         }
@@ -162,7 +176,7 @@ impl Tail<'_> {
     }
 
     /// A sibling that was there before us, or that holds what was read elsewhere: nothing of it is sent.
-    fn note_as_read(&mut self, old: &Sibling, file: Option<&File>) -> Result<(), Halt> {
+    pub(super) fn note_as_read(&mut self, old: &Sibling, file: Option<&File>) -> Result<(), Halt> {
         let offset = old.look.size;
         let mark = match file {
             Some(file) if old.packed == Packed::Plain => open::mark_at(file, offset)?,
@@ -172,7 +186,7 @@ impl Tail<'_> {
     }
 
     /// What was read to its end is in another file now. Until all of it is acknowledged, that is where it is found after a crash.
-    fn move_on(&mut self, read: &Entry, look: &Look) -> Result<(), Halt> {
+    pub(super) fn move_on(&mut self, read: &Entry, look: &Look) -> Result<(), Halt> {
         self.known.found_again(read.stream, &look.identity);
         self.tell_finished(read.stream, look, read.at)
     }
@@ -255,37 +269,46 @@ impl Tail<'_> {
                     continue;
                 }
             };
-            let (bytes, limit) = match sibling.packed {
-                Packed::Plain => (Bytes::Plain(file.into()), look.size),
-                Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
-                Packed::Other => {
-                    warn!(
-                        "{}: holds lines that were never read, in a form that is not",
-                        sibling.path.display()
-                    );
-                    self.note_as_read(sibling, Some(&file))?;
-                    continue;
-                }
-            };
-            let fits = |(_, e): &(usize, &Entry)| e.size <= size;
-            let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, e)| e.size);
-            let entry = match likely.map(|(i, _)| i) {
-                Some(i) => untouched.remove(i),
-                None => match self.known.begin_if_new(&look, &self.o.path) {
-                    Some(entry) => entry,
-                    None => continue,
-                },
-            };
-            self.known.found_again(entry.stream, &look.identity);
-            info!(
-                "{}: reading {}, rotated while nobody looked",
-                self.o.path.display(),
-                sibling.path.display()
-            );
-            let entry = Entry { size: size.max(entry.size), ..entry };
-            let taken = self.take_up(bytes, &Look { size: limit, ..look }, entry)?;
-            debug_assert!(taken.is_some(), "offset 0 agrees with every file");
+            self.take_up_sibling(sibling, file, &look, untouched, size)?;
         }
+        Ok(())
+    }
+
+    /// Reads a file of which nobody has read anything, from its beginning. `size` is that of its lines.
+    pub(super) fn take_up_sibling(
+        &mut self,
+        sibling: &Sibling,
+        file: File,
+        look: &Look,
+        untouched: &mut Vec<Entry>,
+        size: u64,
+    ) -> Result<(), Halt> {
+        let (bytes, limit) = match sibling.packed {
+            Packed::Plain => (Bytes::Plain(file.into()), look.size),
+            Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
+            Packed::Other => {
+                let path = sibling.path.display();
+                warn!("{path}: may hold lines that were never read, in a form that is not");
+                return self.note_as_read(sibling, Some(&file));
+            }
+        };
+        let fits = |(_, e): &(usize, &Entry)| e.size <= size;
+        let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, e)| e.size);
+        let entry = match likely.map(|(i, _)| i) {
+            Some(i) => untouched.remove(i),
+            None => match self.known.begin_if_new(look, &self.o.path) {
+                Some(entry) => entry,
+                None => return Ok(()),
+            },
+        };
+        self.known.found_again(entry.stream, &look.identity);
+        if sibling.path != self.o.path {
+            let (path, rotated) = (self.o.path.display(), sibling.path.display());
+            info!("{path}: reading {rotated}, rotated while nobody looked");
+        }
+        let entry = Entry { size: size.max(entry.size), ..entry };
+        let taken = self.take_up(bytes, &Look { size: limit, ..look.clone() }, entry)?;
+        debug_assert!(taken.is_some(), "offset 0 agrees with every file");
         Ok(())
     }
 
@@ -334,14 +357,19 @@ impl Tail<'_> {
             (None, _, _) if last.modified != 0 => second(look.modified) >= second(last.modified),
             (None, _, _) => look.modified >= nanos(self.o.since),
         };
+        let is_first_sight = last.stream == StreamId(0);
         let clock_was_set_back = |live: &Look| {
-            let is_first_sight = last.stream == StreamId(0);
-            let unknown = !is_first_sight
-                && self.known.get(&live.identity, &self.o.path).is_none_or(|e| e.at.offset == 0);
-            unknown && (!newer(live, Packed::Plain) || live.made() < self.known.since)
+            let was_read = self.known.get(&live.identity, &self.o.path).is_some_and(|e| e.at.offset > 0);
+            let is_odd = !newer(live, Packed::Plain)
+                || live.made() < self.known.since
+                || second(live.modified) < live.made().0;
+            is_odd && !is_first_sight && !was_read
         };
-        Ok(newer(look, *packed)
-            || live.is_some_and(|live| look.made() <= live.made() && clock_was_set_back(live)))
+        let older_than = |live: &Look| match packed {
+            Packed::Plain => look.made() <= live.made(),
+            _ => second(look.modified) <= second(live.modified),
+        };
+        Ok(newer(look, *packed) || live.is_some_and(|live| clock_was_set_back(live) && older_than(live)))
     }
 
     /// The stream that has this file, if its bytes are still there: the file may have been truncated, and where there is no birth

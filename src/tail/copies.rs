@@ -3,12 +3,12 @@
 use super::gz::Gz;
 use super::identity::Look;
 use super::known::Entry;
-use super::open::Open;
 use super::siblings::{Packed, Sibling};
 use super::{Halt, Tail, open};
-use crate::chunk::{Identity, Mark, Opened, Parcel, Point};
+use crate::chunk::{Identity, Mark, Opened, Origin, Parcel, Point};
 use std::fs::File;
 use std::io::{self, Seek};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Tail<'_> {
@@ -31,7 +31,13 @@ impl Tail<'_> {
             },
             Packed::Other => {
                 let is_it = |e: &Entry| second(e.modified) == second(look.modified); // as bzip2 keeps it
-                let read = known.iter().any(|e| e.finished && is_it(e));
+                // What is missing and was read to its end is most likely this.
+                let saved = self.known.saved_at.map_or(0, |(s, _)| s);
+                let is_missing = |e: &Entry| {
+                    let last = if e.modified == 0 { saved } else { second(e.modified) };
+                    e.at.offset >= e.size && second(look.modified) <= last
+                };
+                let read = known.iter().any(|e| e.finished && is_it(e)) || self.not_open().any(is_missing);
                 return Ok(if read { Whose::Read(None) } else { Whose::Nobodys { size: 0 } });
             }
         };
@@ -58,10 +64,10 @@ impl Tail<'_> {
         if packed == Packed::Gzip && untouched.any(|e| is_packed_of(look, size, e)) {
             return Ok(Whose::Waits);
         }
-        // The one at the path may be claimed and still to be opened.
+        // The one at the path may be claimed and still to be opened; others are of other tails.
         let is_open = |e: &&Entry| self.open.iter().any(|o| o.origin.stream == e.stream);
-        let claimed = known.iter().filter(|e| e.open && !is_open(e));
-        for entry in self.not_open().chain(claimed).filter(|e| proof(e).offset > 0) {
+        let others = known.iter().filter(|e| !e.finished && !is_open(e));
+        for entry in self.not_open().chain(others).filter(|e| proof(e).offset > 0) {
             let same = match packed {
                 Packed::Plain => goes_on(file, look, entry)?,
                 _ => holds(file, entry)?,
@@ -75,20 +81,20 @@ impl Tail<'_> {
 }
 
 impl Tail<'_> {
-    /// After a truncation: a copy of what was read of `old` that is too short to go on in, since the writer went on while it was
-    /// made. As long as not all is acknowledged, it is where the stream's bytes can be had after a crash: so the stream moves
+    /// After a truncation: a copy of what was read of the stream that is too short to go on in, since the writer went on while it
+    /// was made. As long as not all is acknowledged, it is where the stream's bytes can be had after a crash: so the stream moves
     /// to it. By its length and mark it is known when it is packed.
-    pub(super) fn take_short_copy(&mut self, old: &Open) -> Result<bool, Halt> {
-        for sibling in self.siblings()?.into_iter().rev() {
+    pub(super) fn take_short_copy(&mut self, old: &Entry, origin: &Arc<Origin>) -> Result<bool, Halt> {
+        for sibling in self.siblings()?.into_iter().chain(self.strangers()).rev() {
             let known = self.known.get(&sibling.look.identity, &self.o.path).is_some();
             if known || sibling.packed == Packed::Other {
                 continue;
             }
             let Some((file, look)) = self.open_sibling(&sibling)? else { continue };
             let Some(end) = end_if_short(&file, &look, sibling.packed, old).unwrap_or(None) else { continue };
-            self.known.release(old.origin.stream, old.at, old.size, old.modified, true);
-            self.known.found_again(old.origin.stream, &look.identity);
-            let opened = Opened { origin: old.origin.clone(), identity: look.identity.clone(), at: old.at };
+            self.known.release(old.stream, old.at, old.size, old.modified, true);
+            self.known.found_again(old.stream, &look.identity);
+            let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: old.at };
             self.send(Parcel::Opened(opened))?;
             self.note(&Look { identity: Identity::default(), ..look }, end)?;
             return Ok(true);
@@ -99,7 +105,7 @@ impl Tail<'_> {
 
 /// The end of the file, if it is what the stream began with and no longer than what was read of it. As with marks: 256 equal
 /// bytes at the same place are taken for the same; a shorter copy is read again rather than taken for one.
-fn end_if_short(file: &File, look: &Look, packed: Packed, old: &Open) -> io::Result<Option<Point>> {
+fn end_if_short(file: &File, look: &Look, packed: Packed, old: &Entry) -> io::Result<Option<Point>> {
     let (head, offset, mark) = match packed {
         Packed::Plain => (open::before(file, Mark::SPAN as u64)?, look.size, open::mark_at(file, look.size)?),
         _ => {

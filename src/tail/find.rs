@@ -73,7 +73,8 @@ impl Tail<'_> {
             return Ok(true);
         }
         self.listed(|tail| {
-            let list = siblings::list_family(&tail.o.path)?;
+            let mut list = siblings::list_family(&tail.o.path)?;
+            list.extend(tail.strangers());
             tail.find_among(&list, entry)
         })
     }
@@ -155,7 +156,7 @@ impl Tail<'_> {
         let Some(place) = self.take_up(bytes, &unpacked, entry.clone())? else { return Ok(false) };
         self.open[place].found_by_name = true;
         self.known.found_again(entry.stream, &unpacked.identity);
-        if unpacked.size > entry.at.offset {
+        if unpacked.size > entry.at.offset && sibling.path != self.o.path {
             info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);
         }
         Ok(true)

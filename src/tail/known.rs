@@ -22,6 +22,8 @@ pub struct Entry {
     pub path: PathBuf,
     pub identity: Identity,
     pub at: Point,
+    /// The first ≤ 256 bytes, as far as a tail of this run knows them.
+    pub head: Vec<u8>,
     /// Acknowledged beyond `at`, with where reading goes on behind each.
     pub beyond: Vec<(Range, Point)>,
     /// Last seen.
@@ -44,6 +46,7 @@ impl Entry {
             path: PathBuf::new(),
             identity,
             at: Point::default(),
+            head: Vec::new(),
             beyond: Vec::new(),
             size: 0,
             modified: 0,
@@ -81,8 +84,9 @@ pub struct Known {
     inner: Mutex<Inner>,
     /// Where files are kept beyond the end of this process.
     pub store: FdStore,
-    /// When all this was saved, in seconds and nanoseconds since 1970; a minute before, since a file may have come just then that
-    /// is not in it. What came under a known pattern later is new.
+    /// When all this was saved, in seconds and nanoseconds since 1970.
+    pub saved_at: Option<(i64, u32)>,
+    /// A minute before, since a file may have come just then that is not in it. What came under a known pattern later is new.
     pub since: (i64, u32),
 }
 
@@ -94,6 +98,8 @@ struct Inner {
     tails: HashMap<PathBuf, Arc<Looks>>,
     /// Tails whose path leads to a file that another tail reads.
     waiting: BTreeSet<(StreamId, PathBuf)>,
+    /// Followed paths with a file that is in no stream yet.
+    strangers: BTreeSet<PathBuf>,
 }
 
 /// What becomes of a file that a tail would read.
@@ -114,7 +120,7 @@ impl Known {
         let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
         let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
         let inner = Mutex::new(Inner { next: next.max(above).max(1), entries, ..Inner::default() });
-        Known { inner, store: FdStore::default(), since: (0, 0) }
+        Known { inner, store: FdStore::default(), saved_at: None, since: (0, 0) }
     }
 
     pub fn keeping(self, store: FdStore) -> Known {
@@ -123,7 +129,7 @@ impl Known {
 
     /// `None`: nothing was saved, or what was is damaged.
     pub fn saved_at(self, written: Option<(i64, u32)>) -> Known {
-        Known { since: written.map_or((0, 0), |(s, ns)| (s - 60, ns)), ..self }
+        Known { saved_at: written, since: written.map_or((0, 0), |(s, ns)| (s - 60, ns)), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -142,6 +148,7 @@ impl Known {
     pub fn leave(&self, path: &Path) {
         let mut known = self.lock();
         known.tails.remove(path);
+        known.strangers.remove(path);
         known.waiting.retain(|(_, waiter)| waiter != path);
     }
 
@@ -152,7 +159,10 @@ impl Known {
         let here: Vec<(&Path, Look)> =
             paths.filter_map(|path| Some((path, identity::look_at(path).ok()??))).collect();
         for (path, look) in &here {
-            let Some(entry) = self.get(&look.identity, path) else { continue };
+            let Some(entry) = self.get(&look.identity, path) else {
+                self.stranger(path);
+                continue;
+            };
             let still_there = here.iter().any(|(p, l)| *p == entry.path && l.identity == look.identity);
             let is_rotated = entry.path.parent() == path.parent()
                 && entry
@@ -227,11 +237,28 @@ impl Known {
         known.wake_waiting(stream);
     }
 
-    /// Framed up to here: what a copy of its file is known by.
-    pub fn progress(&self, stream: StreamId, at: Point) {
+    /// Framed up to here, and how it begins: what a copy of its file is known by.
+    pub fn progress(&self, stream: StreamId, at: Point, head: &[u8]) {
         if let Some(e) = self.lock().entries.get_mut(&stream) {
             e.at = at;
+            if head.len() > e.head.len() {
+                e.head = head.into();
+            }
         }
+    }
+
+    /// The file at this followed path is in no stream yet: tails may find in it what they miss.
+    pub fn stranger(&self, path: &Path) {
+        self.lock().strangers.insert(path.into());
+    }
+
+    /// The file at this followed path is in a stream now.
+    pub fn met(&self, path: &Path) {
+        self.lock().strangers.remove(path);
+    }
+
+    pub fn strangers(&self) -> Vec<PathBuf> {
+        self.lock().strangers.iter().cloned().collect()
     }
 
     /// The tail of this path cannot find the stream's file.
@@ -266,6 +293,18 @@ impl Known {
             known.waiting.insert((stream, path.into()));
         }
         true
+    }
+
+    /// Whether the stream waits for the first look of its tail.
+    pub fn is_expected(&self, entry: &Entry) -> bool {
+        let known = self.lock();
+        let has_not_looked = |tail: &Arc<Looks>| tail.done.load(SeqCst) == 0;
+        !entry.finished && !entry.open && known.tails.get(&entry.path).is_some_and(has_not_looked)
+    }
+
+    /// Whether every running tail has had its first look.
+    pub fn all_have_looked(&self) -> bool {
+        self.lock().tails.values().all(|tail| tail.done.load(SeqCst) > 0)
     }
 
     /// How many looks the tail of this path has begun, and makes it look again. `None`: it does not run.
@@ -306,6 +345,11 @@ impl Known {
         known.wake_waiting(stream);
     }
 
+    /// All streams of which `which` is true, oldest first.
+    pub fn all(&self, which: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        self.lock().entries.values().filter(|e| which(e)).cloned().collect()
+    }
+
     /// All streams whose paths are of the same family as this one, oldest first.
     pub fn family_of(&self, path: &Path) -> Vec<Entry> {
         let base = siblings::base_of(path.file_name().unwrap_or_default());
@@ -330,6 +374,11 @@ impl Known {
         paths.into_iter().cloned().collect()
     }
 
+    /// Whether the stream is one of this followed path.
+    pub fn is_of(&self, stream: StreamId, path: &Path) -> bool {
+        self.lock().entries.get(&stream).is_none_or(|e| e.path == path)
+    }
+
     /// All streams of a followed path, oldest first.
     pub fn of(&self, path: &Path) -> Vec<Entry> {
         self.lock().entries.values().filter(|e| e.path == path).cloned().collect()
@@ -345,6 +394,7 @@ impl Inner {
             path: path.into(),
             identity: look.identity.clone(),
             at: Point::default(),
+            head: Vec::new(),
             beyond: Vec::new(),
             size: look.size,
             modified: look.modified,

@@ -45,7 +45,11 @@ impl Tail<'_> {
                 Fate::Drop | Fate::AsItIs => {}
             }
         }
+        let (known, path) = (self.known, &self.o.path);
         self.leaving.retain(|origin| {
+            if !known.is_of(origin.stream, path) {
+                return false; // another tail goes on with it, and looks after it
+            }
             let saved = is_saved(origin);
             if saved {
                 store.done(origin.stream);

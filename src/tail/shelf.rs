@@ -1,10 +1,11 @@
 //! Streams whose file is not open: one that cannot be found now, and those that wait because enough files are open. Decides
 //! nothing about files that are open.
 
+use super::follow::Until;
 use super::known::Entry;
 use super::open::unread;
 use super::{Halt, Tail};
-use crate::chunk::{Closed, Ending, Parcel};
+use crate::chunk::{Closed, Ending, Origin, Parcel};
 use crate::report::Gauge;
 use log::warn;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub struct Absent {
     looks: u32,
     next: Instant,
     gauge: Arc<Gauge>,
+    /// It was truncated: its copy may be under a name that is not known yet. Nothing waits for it.
+    truncated: Option<Arc<Origin>>,
 }
 
 /// A rotated file that is not open because enough others are.
@@ -38,7 +41,7 @@ impl Absent {
     const LATER: Duration = Duration::from_secs(10);
 
     fn holds_up(&self) -> bool {
-        self.looks < Self::LOOKS
+        self.looks < Self::LOOKS && self.truncated.is_none()
     }
 }
 
@@ -49,8 +52,23 @@ impl Tail<'_> {
         let gauge = Arc::new(Gauge::new(entry.at.offset, entry.size, None));
         gauge.belongs(entry.stream, entry.identity.clone());
         self.known.miss(entry.stream);
-        self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next, gauge });
+        self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next, gauge, truncated: None });
         self.show();
+    }
+
+    /// A truncated file of which no copy was found: one may be under a name that another tail has still to meet. What is written
+    /// from now on does not wait for that.
+    pub(super) fn await_copy(&mut self, entry: Entry, origin: Arc<Origin>, why: &'static str) {
+        self.miss(entry, why);
+        if let Some(absent) = self.absent.last_mut() {
+            absent.truncated = Some(origin);
+        }
+    }
+
+    /// A file has come that may be a copy of what is missing.
+    pub(super) fn look_for_copies(&mut self) {
+        let now = self.now;
+        self.absent.iter_mut().filter(|a| a.truncated.is_some()).for_each(|a| a.next = now);
     }
 
     /// The next look for what is absent. `Some`: what is newer waits that long for it.
@@ -61,7 +79,9 @@ impl Tail<'_> {
                 i += 1;
             }
         }
-        let waits = self.absent.iter().filter(|a| a.holds_up()).map(|a| a.next.duration_since(self.now));
+        let ends = self.o.until == Until::Read;
+        let waits = self.absent.iter().filter(|a| a.holds_up() || ends && a.truncated.is_some());
+        let waits = waits.map(|a| a.next.saturating_duration_since(self.now));
         Ok(waits.max().map(|w| w.max(Duration::from_millis(1))))
     }
 
@@ -95,8 +115,19 @@ impl Tail<'_> {
             self.show();
             return Ok(true);
         }
+        let truncated = self.absent[i].truncated.clone();
         let found = match self.find(&entry) {
             Ok(true) => true,
+            Ok(false)
+                if let Some(origin) = &truncated
+                    && self.take_short_copy(&entry, origin)? =>
+            {
+                let lost = unread(entry.size, entry.at.offset, &entry.beyond);
+                self.count_lost(lost, self.absent[i].why);
+                let why = Ending::Truncated { lost };
+                self.send(Parcel::Closed(Closed { stream: entry.stream, why }))?;
+                true
+            }
             Ok(false) => {
                 self.absent[i].not_there += 1;
                 false
@@ -110,7 +141,8 @@ impl Tail<'_> {
         let now = self.now;
         let absent = &mut self.absent[i];
         absent.looks += 1;
-        absent.next = now + if absent.holds_up() { Absent::BETWEEN } else { Absent::LATER };
+        let soon = absent.holds_up() || absent.truncated.is_some();
+        absent.next = now + if soon { Absent::BETWEEN } else { Absent::LATER };
         if !found && absent.not_there < Absent::LOOKS {
             self.known.miss(entry.stream);
             return Ok(false);

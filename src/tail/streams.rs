@@ -26,6 +26,8 @@ impl Tail<'_> {
         }
         self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
         self.known.store.taken_up(e.stream);
+        self.leaving.retain(|left| left.stream != e.stream);
+        self.known.progress(e.stream, open.at, &open.head);
         // Oldest first; the live one is last.
         let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
         let place = self.open.iter().position(after).unwrap_or(self.open.len());
@@ -76,7 +78,10 @@ impl Tail<'_> {
         self.catch_up(Some(&file))?;
         self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
-            Claim::Anothers => Ok(()),
+            Claim::Anothers => {
+                self.path_again = Some(self.now + Duration::from_millis(100));
+                Ok(())
+            }
             Claim::New => self.take_up_new(file, &look, 0),
             Claim::Known(entry) => self.resume(file, look, entry),
         }
@@ -85,7 +90,12 @@ impl Tail<'_> {
     /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one: they may have
     /// become others since they were looked at.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
+        self.undecided = None;
+        self.known.met(&self.o.path);
         let goes_on = copies::goes_on(&file, &look, &entry)?;
+        if !goes_on && self.was_read(&file, &look)? {
+            return self.follow_copy(file, &look, entry);
+        }
         if goes_on && self.take_up_live(file.try_clone()?, &look, entry.clone())? {
             return Ok(());
         }
@@ -128,6 +138,7 @@ impl Tail<'_> {
             finished: false,
             open: true,
             absent: false,
+            head: old.head.clone(),
         };
         if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {
@@ -147,8 +158,13 @@ impl Tail<'_> {
             return self.find_rest(entry, None, catchup::TRUNCATED);
         }
         match self.find(&entry) {
-            Ok(false) if self.take_short_copy(&old)? => self.ended(&old, old.proven_backlog()),
-            found => self.found_or_lost(found, entry, catchup::TRUNCATED),
+            Ok(false) if self.take_short_copy(&entry, &old.origin)? => self.ended(&old, old.proven_backlog()),
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.await_copy(entry, old.origin, catchup::TRUNCATED);
+                Ok(())
+            }
+            failed => self.found_or_lost(failed, entry, catchup::TRUNCATED),
         }
     }
 
@@ -156,6 +172,7 @@ impl Tail<'_> {
     fn ended(&mut self, old: &Open, lost: u64) -> Result<(), Halt> {
         self.count_lost(lost, catchup::TRUNCATED);
         let stream = old.origin.stream;
+        self.known.release(stream, old.at, old.size, old.modified, true);
         self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 

@@ -62,6 +62,9 @@ impl Pattern {
         if parts.is_empty() {
             return Ok(Pattern::path(Path::new(text)));
         }
+        if let Some(Part::Deep) = parts.last() {
+            parts.push(Part::Wild(GlobBuilder::new("*").build()?.compile_matcher())); // every file below
+        }
         Ok(Pattern { root, parts, text: text.as_bytes().to_vec() })
     }
 

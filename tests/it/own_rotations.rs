@@ -870,6 +870,7 @@ fn a_gz_at_the_end() {
     case.folder.write("logs/old.log", Lines::new("old", 20..40).bytes());
     pause(millis(300));
     let agent = case.agent().start();
+    wait_until(SOON, "it has looked", || agent.log().contains("following"));
     case.pack("gzip", "logs/old.log");
     case.write_gz("logs/new.gz");
     case.write("logs/new.log");

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 /// Every file that the source names and that would be followed, in order, each path once.
 pub fn files(source: &Source) -> Vec<PathBuf> {
     let mut all = named(source);
-    all.retain(|p| packing(p) == Packed::Plain);
+    all.retain(|p| packing(p) != Packed::Other);
     all
 }
 
-/// The compressed files that the source names: they are not followed.
+/// The files that the source names and that are compressed in a form that is not read.
 pub fn compressed(source: &Source) -> Vec<PathBuf> {
     let mut all = named(source);
-    all.retain(|p| packing(p) != Packed::Plain);
+    all.retain(|p| packing(p) == Packed::Other);
     all
 }
 

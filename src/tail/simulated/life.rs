@@ -95,6 +95,7 @@ impl Life<'_> {
                         finished: false,
                         open: false,
                         absent: false,
+                        head: Vec::new(),
                     });
                     (e.identity, e.finished) = (o.identity, false);
                 }
