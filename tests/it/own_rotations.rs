@@ -77,11 +77,12 @@ impl Case {
 
     /// Every line was sent once, and a further start finds nothing to send.
     #[track_caller]
-    fn finish(mut self) {
-        self.once();
+    fn finish(&self) {
         Delivered::of(&self.seen).assert_exactly_once(&[&Lines::new("f", 0..self.next)]);
+        let again = self.agent().arg("--once").run().expect_code(0);
+        assert_eq!(again.lines().len(), 0, "lines sent by a further start: {}", again.stderr);
         let lost = status_json(&self.folder, &self.folder.path("state"))["totals"]["lost_bytes"].as_u64();
-        assert_eq!(lost, Some(0));
+        assert_eq!(lost, Some(0), "{}", again.stderr);
     }
 
     /// Ends a life in which everything was sent: nothing may come twice afterwards either.
@@ -255,13 +256,13 @@ fn the_first_start_sends_only_what_is_meant() {
 /// the next look at all files, or `--once` ends without them.
 #[test]
 fn renamed_while_down_and_another_made() {
-    each((0..8).map(|n| (n % 2 == 0, n / 2 % 2 == 0)), |&(once, known)| {
+    let renamed = |once: bool, known: bool| {
         let mut case = Case::new(["logs/x*"]);
         case.write("logs/x");
         if known {
             case.write("logs/x9"); // a name that sorts behind
         }
-        case.until_sent();
+        case.once();
         case.write("logs/x");
         case.folder.rename("logs/x", "logs/x2");
         case.write("logs/x");
@@ -272,7 +273,10 @@ fn renamed_while_down_and_another_made() {
             let agent = case.agent().start();
             case.finish_running(agent);
         }
-    });
+    };
+    // Two threads race here, and a machine that has much to do decides it.
+    (0..6).for_each(|n| renamed(true, n % 2 == 0));
+    each([false, false, true, true], |known| renamed(false, *known));
 }
 
 /// Fails when the entry of a file at another name is left to a tail that does not take it up.
