@@ -17,6 +17,7 @@ pub mod known;
 pub mod open;
 mod outlive;
 pub mod reread;
+mod reserve;
 mod shelf;
 pub mod siblings;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod streams;
 mod trouble;
 
 pub use change::Change;
+pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
 use crate::chunk::{Origin, Parcel, Shape, Topic};

@@ -113,7 +113,8 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             }
         })?;
         let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
-        let crew = Crew::start(scope, (&known, board), plans, config.once, parcels.clone())?;
+        let saves = config.agent.state_dir.is_some();
+        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, parcels.clone())?;
         let mut office = Office {
             crew,
             board,
@@ -192,13 +193,14 @@ impl Office<'_, '_> {
         loop {
             select! {
                 recv(self.crew.sights) -> sight => match sight {
-                    Ok(Sight::Found(found)) => self.crew.follow(found)?,
+                    Ok(Sight::Found(found)) => self.crew.follow(found),
                     Ok(Sight::Walked { missing }) => {
                         self.crew.walked(&missing)?;
                         too_slow = after(FIRST_LOOK);
                     }
                     Err(_) => self.crew.blind(),
                 },
+                recv(self.crew.retry) -> _ => self.crew.retry_waiting(),
                 recv(self.crew.ends) -> end => if let Ok(end) = end { self.crew.ended(end) },
                 recv(sighted) -> _ => { // closed: every tail of the first walk has looked
                     sighted = never();

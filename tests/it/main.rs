@@ -37,6 +37,7 @@ mod soak;
 mod state;
 mod stop;
 mod symlinks;
+mod threads;
 mod transient;
 mod tree;
 mod unit;
