@@ -29,6 +29,27 @@ pub fn block_signals() -> io::Result<()> {
     set_mask(&set)
 }
 
+/// Power fails.
+pub use libc::SIGPWR;
+
+/// Signals that mean nothing to the agent, and that would end it on the spot: of timers and descriptors that it does not use,
+/// and those that each program gives a meaning of its own. A write beyond `ulimit -f` fails instead (SIGXFSZ).
+pub fn ignore_stray_signals() {
+    let named = [
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGXFSZ,
+        libc::SIGSTKFLT,
+    ];
+    for signal in named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
+        // SAFETY: SIG_IGN runs no code; a number that cannot be ignored gives an error.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Opens the calling thread to all signals again: the one of `signals.rs`.
 pub fn unblock_signals() -> io::Result<()> {
     let mut set = MaybeUninit::uninit();

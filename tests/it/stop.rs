@@ -93,3 +93,29 @@ fn while_a_name_is_resolved() {
         });
     }
 }
+
+/// Fails when a signal that the agent has no use for ends it, or one that asks for an end is no orderly stop.
+#[test]
+fn signals_of_every_kind() {
+    let folder = Folder::new();
+    let args = "run --output stdout --from beginning --state-dir state f.log";
+    folder.write("f.log", Lines::new("f", 0..10).bytes());
+    let mut next = 10;
+    for ends in ["QUIT", "XCPU", "PWR"] {
+        let mut agent = folder.agent_line(args).start();
+        let send = |signal: &str| {
+            let script = format!("kill -{signal} {}", agent.id());
+            assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+        };
+        let strays = ["USR2", "ALRM", "VTALRM", "PROF", "IO", "XFSZ", "STKFLT"].map(str::to_owned);
+        strays.into_iter().chain((35..=64).map(|n| n.to_string())).for_each(|signal| send(&signal));
+        folder.append("f.log", Lines::new("f", next..next + 10).bytes());
+        next += 10;
+        agent.wait_lines(if next == 20 { 20 } else { 10 }); // the first life has the first ten as well
+        send(ends);
+        let done = agent.wait_exit(SOON).expect_code(0);
+        assert!(done.stderr.contains("stopping"), "{ends}: {}", done.stderr);
+    }
+    let status = status_json(&folder, &folder.path("state"));
+    assert_eq!(status["files"][0]["saved"], Lines::new("f", 0..next).bytes().len());
+}
