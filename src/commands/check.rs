@@ -182,7 +182,7 @@ impl Report {
     fn secrets(&mut self, k: &Kafka) {
         if let Some(sasl) = &k.sasl {
             self.secret(&sasl.password_file, "password_file");
-            if sasl.mechanism == Mechanism::Plain && k.tls.is_none() {
+            if sasl.mechanism == Mechanism::Plain && k.tls.is_none() && sasl.plain_without_tls {
                 self.warn(
                     "PLAIN without TLS sends the password readably; write [kafka.tls], or use SCRAM-SHA-512",
                 );
