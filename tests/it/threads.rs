@@ -149,3 +149,32 @@ fn check_warns_of_it() {
     assert!(warned(&few) && few.contains("ulimit -u"), "{few}");
     assert!(!warned(&many) || !many.contains("ulimit -u"), "{many}");
 }
+
+/// Fails when what was written to a file that waits for a thread is not shown, or, once the file is deleted, not counted as lost.
+#[test]
+fn deleted_before_it_gets_a_thread() {
+    let folder = Folder::new();
+    let names: Vec<String> = (0..60).map(|i| format!("f{i:03}.log")).collect();
+    for name in &names {
+        folder.append(name, "old\n");
+    }
+    let agent = limited(&folder, 40, "run --output stdout --state-dir state f*.log").spawn();
+    agent.wait_log("following 60 file(s)", SOON);
+    let waits = waiting(&folder);
+    let one = waits.first().unwrap();
+    folder.append(one, "new\n");
+    let state = folder.path("state");
+    let of_one = |status: &serde_json::Value| {
+        let files = status["files"].as_array().unwrap().iter();
+        files.cloned().find(|f| f["path"].as_str().unwrap().ends_with(one.as_str())).unwrap()
+    };
+    wait_status(&folder, &state, "its line is shown as unsent", |status| of_one(status)["lag_bytes"] == 4);
+    folder.remove(one);
+    for name in names.iter().filter(|name| !waits.contains(*name)) {
+        folder.remove(name);
+    }
+    let said = agent.wait_log("4 bytes were not read and are lost", PATIENT);
+    assert!(said.contains(one.as_str()), "{said}");
+    wait_status(&folder, &state, "it is counted", |status| status["totals"]["lost_bytes"] == 4);
+    assert!(agent.lines().is_empty(), "{:?}", agent.lines());
+}
