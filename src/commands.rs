@@ -11,4 +11,5 @@ pub mod run;
 pub mod send;
 pub mod status;
 pub mod tail;
+pub mod threads;
 mod watchdog;

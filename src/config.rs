@@ -188,6 +188,8 @@ pub struct Sasl {
     pub mechanism: Mechanism,
     pub username: String,
     pub password_file: PathBuf,
+    /// PLAIN without TLS, to other machines: the password is readable on the way.
+    pub plain_without_tls: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -55,7 +55,7 @@
 //! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `ship`, `checkpoint` and its saver, `status`, and
 //! the drivers' workers; with exactly-once `journal`. Signals are blocked in all but one. Workers may hang in name
 //! resolution or in the `kafka` crate, the saver and the journal in a slow flash: those are left to the end of the process,
-//! all others are joined. None takes the processor from the one that wakes it ([`sys::be_batch`]).
+//! all others are joined.
 
 mod air;
 mod budget;

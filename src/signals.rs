@@ -3,14 +3,15 @@
 
 use crate::sys;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXCPU};
 use signal_hook::iterator::{Handle, Signals as Incoming};
 use std::io;
 use std::thread::{self, JoinHandle};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Signal {
-    /// SIGTERM or SIGINT. The second one says: at once.
+    /// SIGTERM, SIGINT, SIGQUIT (Ctrl-\), SIGXCPU (the soft limit of processor time; at the hard one the kernel kills) or SIGPWR.
+    /// The second one says: at once.
     Stop,
     /// SIGHUP: read the config again.
     Reload,
@@ -29,11 +30,16 @@ pub struct Signals {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What is not listed here and would end a process without a save by default, such as SIGUSR2 and SIGALRM, is ignored: it is
+/// sent by mistake, or to another program that had our number before.
+const STOP: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGXCPU, sys::SIGPWR];
+
 /// Blocks the signals in the calling thread (so also in those started later) and takes them up in one of its own. Call it
 /// before any other thread is started.
 pub fn start() -> io::Result<Signals> {
     sys::block_signals()?;
-    let incoming = Incoming::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    sys::ignore_stray_signals();
+    let incoming = Incoming::new(STOP.into_iter().chain([SIGHUP, SIGUSR1]))?;
     let handle = incoming.handle();
     let (out, inbox) = bounded(WAITING);
     let thread = thread::Builder::new()
@@ -87,6 +93,9 @@ mod tests {
                 (Number::USR1, Signal::Report),
                 (Number::TERM, Signal::Stop),
                 (Number::INT, Signal::Stop),
+                (Number::QUIT, Signal::Stop),
+                (Number::XCPU, Signal::Stop),
+                (Number::POWER, Signal::Stop),
             ] {
                 send(number);
                 assert_eq!(wait(), meaning);

@@ -3,7 +3,6 @@
 #![allow(unsafe_code)]
 
 pub mod heap;
-pub mod image;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,6 +28,27 @@ pub fn block_signals() -> io::Result<()> {
     set_mask(&set)
 }
 
+/// Power fails.
+pub use libc::SIGPWR;
+
+/// Signals that mean nothing to the agent, and that would end it on the spot: of timers and descriptors that it does not use,
+/// and those that each program gives a meaning of its own. A write beyond `ulimit -f` fails instead (SIGXFSZ).
+pub fn ignore_stray_signals() {
+    let named = [
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGXFSZ,
+        libc::SIGSTKFLT,
+    ];
+    for signal in named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
+        // SAFETY: SIG_IGN runs no code; a number that cannot be ignored gives an error.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Opens the calling thread to all signals again: the one of `signals.rs`.
 pub fn unblock_signals() -> io::Result<()> {
     let mut set = MaybeUninit::uninit();
@@ -45,20 +65,6 @@ fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
     match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) } {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code)),
-    }
-}
-
-/// The calling thread, and those it starts from now on, do not take the processor from the thread that wakes them (SCHED_BATCH,
-/// sched(7)). One that does finds the channel still locked by the other, and both sleep and wake once more. By the system
-/// call: musl's function only says ENOSYS.
-pub fn be_batch() -> io::Result<()> {
-    // SAFETY: all fields are integers, for which zeros are a value: the one priority that this policy has.
-    let param: libc::sched_param = unsafe { std::mem::zeroed() };
-    let to: *const libc::sched_param = &param;
-    // SAFETY: the kernel reads one `sched_param`, of the calling thread (0); it changes no memory.
-    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, to) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -204,21 +210,6 @@ mod tests {
         }
         assert_eq!(inherited & (bit(libc::SIGSEGV) | bit(libc::SIGBUS)), 0);
         assert_eq!(after, 0);
-    }
-
-    /// Fails when a thread that is started later has another policy.
-    #[test]
-    fn threads_are_batch() {
-        let policy = || {
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            let (_, after_name) = stat.rsplit_once(") ").unwrap();
-            after_name.split(' ').nth(38).unwrap().to_owned() // the 41st field, proc_pid_stat(5)
-        };
-        let inherited = std::thread::spawn(move || {
-            be_batch().unwrap();
-            std::thread::spawn(policy).join().unwrap()
-        });
-        assert_eq!(inherited.join().unwrap(), libc::SCHED_BATCH.to_string());
     }
 
     /// Fails when `cut` closes its copy instead of shutting the connection down: the read then waits for its 20 s.

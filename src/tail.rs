@@ -18,6 +18,7 @@ pub mod open;
 mod outlive;
 mod own;
 pub mod reread;
+mod reserve;
 mod shelf;
 pub mod siblings;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod streams;
 mod trouble;
 
 pub use change::Change;
+pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
 use crate::chunk::{Origin, Parcel, Shape, Topic};

@@ -8,6 +8,7 @@
 mod connect;
 mod found;
 
+use super::threads;
 use crate::cli;
 use crate::config::{
     self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
@@ -55,9 +56,6 @@ const PROGRAM: usize = 6 << 20;
 
 /// Bytes of the largest stack (`run.rs`); all of it counts, though few threads ever touch it.
 const STACK: usize = 256 << 10;
-
-/// Threads beside one per file: main, signals, watch, ship, checkpoint and a driver's.
-const OTHER_THREADS: usize = 8;
 
 pub fn run(asked: cli::Check) -> Result<ExitCode, Error> {
     run_with(asked, connect::steps)
@@ -126,6 +124,7 @@ impl Report {
             r.source(i, source);
         }
         r.memory(config);
+        r.threads();
         let warnings = std::mem::take(&mut r.warnings);
         for warning in &warnings {
             r.line("warning", warning);
@@ -184,7 +183,7 @@ impl Report {
     fn secrets(&mut self, k: &Kafka) {
         if let Some(sasl) = &k.sasl {
             self.secret(&sasl.password_file, "password_file");
-            if sasl.mechanism == Mechanism::Plain && k.tls.is_none() {
+            if sasl.mechanism == Mechanism::Plain && k.tls.is_none() && sasl.plain_without_tls {
                 self.warn(
                     "PLAIN without TLS sends the password readably; write [kafka.tls], or use SCRAM-SHA-512",
                 );
@@ -330,7 +329,7 @@ impl Report {
             Output::Kafka(k) if k.driver != Driver::Modern => 2 * k.batch,
             _ => 0,
         };
-        let threads = (self.matched + OTHER_THREADS) * STACK;
+        let threads = (self.matched + threads::OTHERS) * STACK;
         let worst = PROGRAM + config.agent.memory + drivers_copies + threads;
         let line = format!(
             "at most {} resident: {} in flight (memory; at least {} for {}), {} for threads, {} for the rest",
@@ -342,6 +341,19 @@ impl Report {
             kib(PROGRAM + drivers_copies),
         );
         self.line("memory", &line);
+    }
+
+    /// One thread reads one file.
+    fn threads(&mut self) {
+        let Some(limit) = threads::lowest() else { return };
+        let (files, others) = (self.matched as u64, threads::OTHERS as u64);
+        if files > limit.for_tails(others) {
+            self.warn(format!(
+                "{files} files take a thread each, and {others} more are needed, but {} is {}: files for which no \
+                 thread is left are not read; raise it",
+                limit.what, limit.most
+            ));
+        }
     }
 }
 

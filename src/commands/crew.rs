@@ -1,28 +1,38 @@
 //! The watch and one tail for each file it finds, started and stopped together: what `run` and `tail` share. Knows neither
 //! ship nor checkpoint.
 
+use super::threads;
 use crate::chunk::Parcel;
 use crate::error::Error;
 use crate::packed::{Packed, packing};
 use crate::report::Board;
+use crate::report::repeats::Repeats;
 use crate::stop;
 use crate::tail::follow::Until;
-use crate::tail::known::{Known, Looks};
+use crate::tail::known::Known;
 use crate::tail::{self, Change, Followed, Start, Unread};
 use crate::wall;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use log::{error, info, warn};
-use std::collections::HashMap;
+use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
+use log::{debug, error, info, warn};
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{Builder, Scope};
+use std::time::{Duration, Instant};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
 const STACK: usize = 128 << 10;
+
+/// When a file that got no thread is tried again, unless a tail ends before.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Waiting files that are looked at between two tries.
+const LOOKS: usize = 64;
 
 /// The path of a tail that ended, and what it had to leave unread.
 type End = (PathBuf, Option<Unread>);
@@ -57,6 +67,21 @@ pub struct Crew<'s, 'e> {
     tails: HashMap<PathBuf, Reins>,
     /// Found by the walk that is under way: their tails start together, so that each stream is given to one of them.
     found: Vec<Found>,
+    /// Files that no thread is free for, in the order in which they were found.
+    waiting: VecDeque<Waiting>,
+    /// Fires when these are to be tried again.
+    pub retry: Receiver<Instant>,
+    /// Tails that may be started before the limits are looked at again.
+    granted: u64,
+    /// How often a file found no thread, and whether that was told.
+    refusals: Repeats,
+    told: bool,
+    /// Why the last one found none.
+    refusal: String,
+    /// Which of the waiting files is looked at next.
+    looked: usize,
+    /// Positions are saved, so what waits is told to checkpoint.
+    saves: bool,
     /// Read to the end (`follow = false`): not looked for again before the sources change.
     done: Vec<PathBuf>,
     out: Option<Sender<Parcel>>,
@@ -73,6 +98,15 @@ pub struct Crew<'s, 'e> {
     since: (i64, u32),
     /// The first walk of all is done.
     walked: bool,
+}
+
+/// A file that was found and has no tail yet.
+struct Waiting {
+    found: Found,
+    start: Start,
+    first_sight: bool,
+    since: (i64, u32),
+    found_at: Instant,
 }
 
 /// What a running tail is held by. Dropping it ends the tail.
@@ -102,6 +136,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         (known, board): (&'e Known, &'e Board),
         plans: Vec<Plan>,
         once: bool,
+        saves: bool,
         out: Sender<Parcel>,
     ) -> Result<Self, Error> {
         let trouble =
@@ -133,6 +168,14 @@ impl<'s, 'e> Crew<'s, 'e> {
             ended,
             tails: HashMap::new(),
             found: Vec::new(),
+            waiting: VecDeque::new(),
+            retry: never(),
+            granted: 0,
+            refusals: Repeats::default(),
+            told: false,
+            refusal: String::new(),
+            looked: 0,
+            saves,
             done: Vec::new(),
             out: Some(out),
             sighted,
@@ -169,78 +212,184 @@ impl<'s, 'e> Crew<'s, 'e> {
                 false
             }
         });
+        let (board, remote) = (self.board, &self.remote);
+        self.waiting.retain(|file| {
+            let stays = plan_of(plans, &file.found.path).is_some();
+            if !stays {
+                info!("{}: no longer followed", file.found.path.display());
+                board.files().remove(&file.found.path);
+                remote.iter().for_each(|remote| remote.ended(&file.found.path));
+            }
+            stays
+        });
     }
 
-    /// Starts the tail of a file that was found; while a first walk is under way, when that is over.
-    pub fn follow(&mut self, found: Found) -> Result<(), Error> {
-        if self.sighting.is_some() {
-            self.found.push(found);
-            return Ok(());
+    /// Starts the tail of a file that was found, or lets it wait for a thread; while a first walk is under way, when that is over.
+    pub fn follow(&mut self, found: Found) {
+        match self.sighting {
+            Some(_) => self.found.push(found),
+            None => self.follow_all(vec![found]),
         }
-        self.follow_all(vec![found], None)
     }
 
     /// All at once: a tail must know which others there are before it takes a file.
-    fn follow_all(&mut self, found: Vec<Found>, sighting: Option<Sender<Infallible>>) -> Result<(), Error> {
-        self.known.settle(found.iter().map(|f| f.path.as_path()));
-        let joined: Vec<_> = found.iter().map(|f| self.known.join(&f.path)).collect();
-        for (found, joined) in found.into_iter().zip(joined) {
-            self.start_tail(found, joined, sighting.as_ref())?;
-        }
-        Ok(())
+    fn follow_all(&mut self, all: Vec<Found>) {
+        self.known.settle(all.iter().map(|f| f.path.as_path()));
+        all.iter().for_each(|found| drop(self.known.join(&found.path)));
+        all.into_iter().for_each(|found| self.follow_one(found));
     }
 
-    fn start_tail(
-        &mut self,
-        found: Found,
-        (looks, nudged): (Arc<Looks>, Receiver<()>),
-        sighting: Option<&Sender<Infallible>>,
-    ) -> Result<(), Error> {
-        let Some(out) = &self.out else { return Ok(()) };
+    fn follow_one(&mut self, found: Found) {
+        if self.out.is_none() {
+            return;
+        }
         let Some(plan) = plan_of(&self.plans, &found.path) else {
             // Found by sources that are not those of now.
             self.known.leave(&found.path);
             self.remote.iter().for_each(|remote| remote.ended(&found.path));
-            return Ok(());
+            return;
         };
         let known = plan.known.iter().any(|p| p.matches(&found.path));
-        let new = sighting.is_some() && !known;
-        let options = tail::Options {
+        let new = self.sighting.is_some() && !known;
+        let file = Waiting {
+            found,
             start: if new { plan.tail.start } else { Start::Beginning },
             first_sight: new,
-            followed: self.followed.clone(),
             // What came and was rotated away while no agent ran is new.
             since: if known { self.known.since } else { self.since },
-            path: found.path.clone(),
-            ..plan.tail.clone()
+            found_at: Instant::now(),
         };
+        self.met = true;
+        if self.waiting.is_empty()
+            && let Err(why) = self.start_tail(&file)
+        {
+            if self.refusals.more(1, Instant::now()).is_some() {
+                let path = file.found.path.display();
+                warn!("{path}: no thread is free to read it: {why}; what is saved stays, trying again");
+                self.told = true;
+            }
+            self.refusal = why;
+            self.retry = after(RETRY);
+            self.wait(file);
+        } else if !self.waiting.is_empty() {
+            self.wait(file); // behind those that came before
+        }
+    }
+
+    /// Starts the tails of waiting files, as far as there are threads.
+    pub fn retry_waiting(&mut self) {
+        self.granted = 0; // the limits may be others by now
+        while let Some(file) = self.waiting.pop_front() {
+            let shown = self.board.files().remove(&file.found.path);
+            if let Err(why) = self.start_tail(&file) {
+                self.board.files().extend(shown.map(|shown| (file.found.path.clone(), shown)));
+                self.waiting.push_front(file);
+                self.refusal = why;
+                self.retry = after(RETRY);
+                self.look_at_waiting();
+                return self.give_up_waiting();
+            }
+        }
+        self.retry = never();
+        if std::mem::take(&mut self.told) {
+            info!("every file has a thread again");
+        }
+    }
+
+    /// Some at a time, in turn; not those on file systems that may hang (which have no events).
+    fn look_at_waiting(&mut self) {
+        let from = if self.looked < self.waiting.len() { self.looked } else { 0 };
+        for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.hints.load(Relaxed)) {
+            tail::look_again(&file.found.path, self.known, self.board);
+        }
+        self.looked = from + LOOKS;
+    }
+
+    /// `--once`: when no tail lives whose end could free a thread.
+    fn give_up_waiting(&mut self) {
+        if !self.once || !self.tails.is_empty() {
+            return;
+        }
+        let hopeless = |w: &Waiting| {
+            let most = plan_of(&self.plans, &w.found.path).and_then(|p| p.tail.give_up);
+            most.is_some_and(|most| w.found_at.elapsed() >= most)
+        };
+        let waiting = std::mem::take(&mut self.waiting);
+        let (given_up, waiting): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(hopeless);
+        self.waiting = waiting;
+        for Waiting { found, .. } in given_up {
+            let (path, why) = (found.path.display(), &self.refusal);
+            error!("{path}: no thread is free to read it: {why}; nothing of it is read (--once)");
+            self.board.files().remove(&found.path);
+            self.unread.push(found.path);
+        }
+        self.close_if_done();
+    }
+
+    /// A file without a thread is shown like one that cannot be read, and keeps its place.
+    fn wait(&mut self, file: Waiting) {
+        let Some(options) = self.options_of(&file) else { return };
+        {
+            let mut files = self.board.files();
+            let state = files.entry(file.found.path.clone()).or_default();
+            state.topic = options.topic.to_string();
+            state.state = "unreadable".into();
+            state.last_error = Some(format!("no thread is free to read it: {}", self.refusal));
+        }
+        match tail::reserve(&options, self.known, self.board) {
+            Ok(told) => {
+                if let Some(out) = self.out.as_ref().filter(|_| self.saves) {
+                    told.into_iter().flatten().for_each(|parcel| drop(out.send(parcel)));
+                }
+            }
+            Err(e) => debug!("{}: {e}", file.found.path.display()), // its tail will say it
+        }
+        self.waiting.push_back(file);
+    }
+
+    fn options_of(&self, file: &Waiting) -> Option<tail::Options> {
+        let plan = plan_of(&self.plans, &file.found.path)?;
+        let (start, first_sight, since) = (file.start, file.first_sight, file.since);
+        let (path, followed) = (file.found.path.clone(), self.followed.clone());
+        Some(tail::Options { start, first_sight, since, path, followed, ..plan.tail.clone() })
+    }
+
+    /// An error says why there is no thread for it.
+    fn start_tail(&mut self, file: &Waiting) -> Result<(), String> {
+        let (Some(out), Some(options)) = (&self.out, self.options_of(file)) else { return Ok(()) };
+        if !self.tails.is_empty() {
+            self.granted = threads::grant(self.granted).inspect_err(|_| self.known.leave(&file.found.path))?;
+        }
         let ((handle, stop), (outdated, outdated_on)) = (stop::pair(), stop::pair());
         let (changes, untaken) = bounded(1);
         let (known, board, out, ended) = (self.known, self.board, out.clone(), self.ended.clone());
-        let sighted = sighting.cloned().unwrap_or_else(|| bounded(0).0);
-        let path = found.path.clone();
-        let wake = tail::Wake { changes: untaken.clone(), slot: found.slot, nudged, hints: found.hints };
+        let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
+        let path = file.found.path.clone();
+        let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
+        let (looks, nudged) = known.join(&path);
+        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, hints };
         let first = Change { options, outdated: outdated_on };
-        let name = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {
             let unread = tail::run(first, known, &looks, board, &wake, out, sighted, &stop);
             drop(wake);
             let _ = ended.send((path, unread));
         });
-        spawned.map_err(|e| {
-            Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
-        })?;
-        self.tails.insert(found.path, Reins { _stop: handle, outdated, changes, untaken });
-        self.met = true;
+        if let Err(e) = spawned {
+            known.leave(&file.found.path);
+            return Err(format!("{e}; raise the limit of threads (ulimit -u, TasksMax)"));
+        }
+        let reins = Reins { _stop: handle, outdated, changes, untaken };
+        self.tails.insert(file.found.path.clone(), reins);
         Ok(())
     }
 
     /// The first walk (of these sources) is done: every tail of it is started.
     pub fn walked(&mut self, missing: &[PathBuf]) -> Result<(), Error> {
-        let sighting = self.sighting.take();
         let found = std::mem::take(&mut self.found);
-        self.follow_all(found, sighting)?;
+        self.follow_all(found);
+        self.sighting = None;
         let first = !std::mem::replace(&mut self.walked, true);
         for path in missing {
             let what = path.display();
@@ -257,6 +406,10 @@ impl<'s, 'e> Crew<'s, 'e> {
                 }
                 (_, false) => info!("{what}: waiting for the file"),
             }
+        }
+        if !self.waiting.is_empty() {
+            let (n, all) = (self.waiting.len(), self.files());
+            warn!("{n} of {all} files are not read, since no thread is free for them: {}", self.refusal);
         }
         if self.once && missing.is_empty() && !self.met {
             warn!("no file matches, so nothing is read; correct the patterns");
@@ -284,12 +437,17 @@ impl<'s, 'e> Crew<'s, 'e> {
             Some(remote) => remote.ended(&path),
             None => {}
         }
+        if !self.waiting.is_empty() {
+            self.retry_waiting();
+        }
         self.close_if_done();
     }
 
     /// Ends the watch and all tails; the parcel channel closes with the last of them.
     pub fn stop(&mut self) {
         self.remote = None;
+        self.waiting.clear();
+        self.retry = never();
         self.tails.clear();
         self.out = None;
     }
@@ -313,11 +471,11 @@ impl<'s, 'e> Crew<'s, 'e> {
     }
 
     pub fn files(&self) -> usize {
-        self.tails.len()
+        self.tails.len() + self.waiting.len()
     }
 
     fn close_if_done(&mut self) {
-        if !self.watching && self.tails.is_empty() {
+        if !self.watching && self.files() == 0 {
             self.out = None;
         }
     }

@@ -119,5 +119,6 @@ fn sasl(sasl: &config::Sasl) -> modern::sasl::Options {
         },
         username: sasl.username.clone(),
         password_file: sasl.password_file.clone(),
+        plain_without_tls: sasl.plain_without_tls,
     }
 }

@@ -25,12 +25,11 @@ use crate::report::snapshot::Snapshot;
 use crate::ship::{self, Dead, Halts};
 use crate::signals::{self, Signal};
 use crate::stop;
-use crate::sys::{self, image};
 use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
 use crate::watch::Sight;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -53,9 +52,6 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// `at_once` ends the process: for the second signal.
 pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let given = fdstore::given();
-    if let Err(e) = sys::be_batch() {
-        debug!("scheduling stays as it was: {e}"); // the unit asks for it too, and forbids us to
-    }
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let asked = asked.overrides();
@@ -113,7 +109,8 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             }
         })?;
         let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
-        let crew = Crew::start(scope, (&known, board), plans, config.once, parcels.clone())?;
+        let saves = config.agent.state_dir.is_some();
+        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, parcels.clone())?;
         let mut office = Office {
             crew,
             board,
@@ -192,13 +189,14 @@ impl Office<'_, '_> {
         loop {
             select! {
                 recv(self.crew.sights) -> sight => match sight {
-                    Ok(Sight::Found(found)) => self.crew.follow(found)?,
+                    Ok(Sight::Found(found)) => self.crew.follow(found),
                     Ok(Sight::Walked { missing }) => {
                         self.crew.walked(&missing)?;
                         too_slow = after(FIRST_LOOK);
                     }
                     Err(_) => self.crew.blind(),
                 },
+                recv(self.crew.retry) -> _ => self.crew.retry_waiting(),
                 recv(self.crew.ends) -> end => if let Ok(end) = end { self.crew.ended(end) },
                 recv(sighted) -> _ => { // closed: every tail of the first walk has looked
                     sighted = never();
@@ -309,7 +307,6 @@ impl Office<'_, '_> {
         }
         self.live.metrics(self.config.textfile.clone());
         self.notify.ready(&self.line());
-        image::release(); // what only the start needed
     }
 
     /// The first: tails end, ship drains. The second: at once.

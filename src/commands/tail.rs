@@ -25,15 +25,16 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
     let plans = plan::sources(&config, &mut shares, |_| false)?;
     let (out, parcels) = bounded::<Parcel>(64);
     thread::scope(|scope| {
-        let mut crew = Crew::start(scope, (&known, &board), plans, false, out)?;
+        let mut crew = Crew::start(scope, (&known, &board), plans, false, false, out)?;
         let mut stdout = io::stdout().lock();
         loop {
             select! {
                 recv(crew.sights) -> s => match s {
-                    Ok(Sight::Found(f)) => crew.follow(f)?,
+                    Ok(Sight::Found(f)) => crew.follow(f),
                     Ok(Sight::Walked { missing }) => crew.walked(&missing)?,
                     Err(_) => crew.blind(),
                 },
+                recv(crew.retry) -> _ => crew.retry_waiting(),
                 recv(crew.ends) -> end => if let Ok(end) = end { crew.ended(end) },
                 recv(parcels) -> p => if let Ok(Parcel::Chunk(chunk)) = p {
                     match print(&mut stdout, &chunk) {

@@ -185,6 +185,7 @@ impl Resolver<'_> {
                     mechanism: s.mechanism.value()?,
                     username: s.username.value()?,
                     password_file: s.password_file.value()?,
+                    plain_without_tls: s.plain_without_tls.or(false),
                 })
             }),
         }
@@ -242,6 +243,7 @@ impl Resolver<'_> {
             }
         }
         if let Some(sasl) = k.sasl.get() {
+            self.check_plain(k, sasl);
             for (missing, key) in [
                 (sasl.mechanism.is_missing(), "mechanism = \"SCRAM-SHA-512\""),
                 (sasl.username.is_missing(), "username = \"…\""),
@@ -256,6 +258,19 @@ impl Resolver<'_> {
                     );
                 }
             }
+        }
+    }
+
+    /// PLAIN is the password itself.
+    fn check_plain(&mut self, k: &typed::Kafka, sasl: &typed::Sasl) {
+        let brokers = self.asked.brokers.as_ref().or(k.brokers.get()).into_iter().flatten();
+        let allowed = k.tls.place().is_some() || sasl.plain_without_tls.get() == Some(&true);
+        let other = brokers.into_iter().find(|b| !b.is_loopback());
+        if let (Some(Mechanism::Plain), false, Some(broker)) = (sasl.mechanism.get(), allowed, other) {
+            let what = format!("PLAIN without TLS would send the password readably to {broker}");
+            let instead = "write [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, where the way there is safe, \
+                           plain_without_tls = true in [kafka.sasl]";
+            self.wrong(&sasl.mechanism, what, instead);
         }
     }
 

@@ -294,16 +294,20 @@ fn one_mistake_each() {
         ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "cannot do lz4"),
         ("driver = \"classic\"\n[kafka.tls]", "5:1", "cannot do TLS"),
         (
-            "driver = \"classic\"\nsasl = { mechanism = \"PLAIN\", username = \"u\", password_file = \"/p\" }",
+            "driver = \"classic\"\nsasl = { mechanism = \"SCRAM-SHA-256\", username = \"u\", password_file = \"/p\" }",
             "5:8",
             "cannot do SASL",
         ),
         ("[kafka.tls]\ncert = \"/c\"", "5:8", "without its `key`"),
         ("[kafka.tls]\nkey = \"/c\"", "5:7", "without its `cert`"),
         ("[kafka.tls]\nca = \"ca.pem\"", "5:6", "relative path"),
-        ("[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"", "4:1", "`password_file` is missing"),
         (
-            "[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"\npassword = \"s3cret\"",
+            "[kafka.sasl]\nmechanism = \"SCRAM-SHA-256\"\nusername = \"u\"",
+            "4:1",
+            "`password_file` is missing",
+        ),
+        (
+            "[kafka.sasl]\nmechanism = \"SCRAM-SHA-256\"\nusername = \"u\"\npassword_file = \"/p\"\npassword = \"s3cret\"",
             "8:1",
             "unknown key `password`",
         ),
@@ -380,6 +384,34 @@ fn one(config: &str, at: &str, said: &str) {
     );
     assert!(found.len() == 1 || config.is_empty(), "{config}\n{found:#?}");
     assert!(!found.concat().contains("s3cret"), "{found:?}");
+}
+
+/// Fails when the password would go out readably without a word, or where nobody can listen or it is allowed is refused.
+#[test]
+fn plain_without_tls() {
+    let config = |brokers: &str, rest: &str| {
+        let sasl = "[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"";
+        format!("[kafka]\nbrokers = [{brokers}]\ntopic = \"t\"\n{sasl}\n{rest}\n[[files]]\npaths = \"/x\"")
+    };
+    for brokers in [
+        "\"k:9092\"",
+        "\"127.0.0.1:9092\", \"10.0.0.1:9092\"",
+        "\"[::2]:9092\"",
+        "\"[::ffff:10.0.0.1]:9092\"",
+        "\"localhost.example:9092\"",
+    ] {
+        let found = problems(&config(brokers, ""));
+        assert_eq!(found.len(), 1, "{brokers}: {found:#?}");
+        let said = "c.toml:5:13: PLAIN without TLS would send the password readably";
+        assert!(found[0].starts_with(said) && found[0].contains("plain_without_tls = true"), "{found:?}");
+        for rest in ["plain_without_tls = true", "[kafka.tls]"] {
+            good(&config(brokers, rest));
+        }
+    }
+    good(&config(
+        "\"127.0.0.1:1\", \"127.9.9.9:1\", \"[::1]:1\", \"[::ffff:127.0.0.1]:1\", \"Localhost:1\"",
+        "",
+    ));
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub struct Sasl {
     pub mechanism: Field<Mechanism>,
     pub username: Field<String>,
     pub password_file: Field<PathBuf>,
+    pub plain_without_tls: Field<bool>,
 }
 
 #[derive(Default)]
@@ -261,6 +262,7 @@ fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
         mechanism: s.field("mechanism", named),
         username: s.field("username", text),
         password_file: s.field("password_file", path),
+        plain_without_tls: s.field("plain_without_tls", flag),
     };
     s.finish(elsewhere);
     Some(sasl)
@@ -321,7 +323,7 @@ pub const TABLES: [(&str, &str); 7] = [
         "brokers topic acks driver client_id key partition compression linger batch rate create_topics tls sasl",
     ),
     ("[kafka.tls]", "ca cert key server_name"),
-    ("[kafka.sasl]", "mechanism username password_file"),
+    ("[kafka.sasl]", "mechanism username password_file plain_without_tls"),
     ("[metrics]", "textfile"),
     (
         "[[files]]",

@@ -2,6 +2,7 @@
 //! the reason alone, and the caller says where.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A broker to begin with: a name or an address, and a port.
@@ -10,6 +11,17 @@ pub struct Broker {
     /// Without brackets, also for IPv6.
     pub host: String,
     pub port: u16,
+}
+
+impl Broker {
+    /// This machine, without a name server's word for it.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.split('%').next().and_then(|host| host.parse::<IpAddr>().ok());
+        address.map_or_else(
+            || self.host.eq_ignore_ascii_case("localhost"),
+            |address| address.to_canonical().is_loopback(),
+        )
+    }
 }
 
 impl fmt::Display for Broker {

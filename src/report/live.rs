@@ -22,6 +22,8 @@ pub const SOCKET: &str = "status";
 const READER: Duration = Duration::from_secs(1);
 /// How often the metrics file is written.
 const METRICS: Duration = Duration::from_secs(15);
+/// After a failure to take a reader (no descriptor is left, most likely), the socket is left alone for this long.
+const RETRY: Duration = Duration::from_secs(1);
 /// The client waits this long for the whole answer, and takes no more than so many bytes.
 const ANSWER: Duration = Duration::from_secs(5);
 const MOST_BYTES: u64 = 256 << 20;
@@ -85,14 +87,17 @@ impl Drop for Live {
 fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, woken: &UnixStream) {
     let (mut to, mut metrics_at): (Option<PathBuf>, Option<Instant>) = (None, None);
     let mut failed = false;
+    let (mut deaf_until, mut refused): (Option<Instant>, bool) = (None, false);
     loop {
         let now = Instant::now();
         if let (Some(path), Some(_)) = (&to, metrics_at.filter(|at| *at <= now)) {
             failed = write_metrics(path, board, now, failed);
             metrics_at = Some(now + METRICS);
         }
-        let wait = metrics_at.filter(|_| to.is_some()).map(|at| at.saturating_duration_since(now));
-        match next(listener, woken, wait) {
+        deaf_until = deaf_until.filter(|until| *until > now);
+        let next_at = [metrics_at.filter(|_| to.is_some()), deaf_until].into_iter().flatten().min();
+        let wait = next_at.map(|at| at.saturating_duration_since(now));
+        match next(listener.filter(|_| deaf_until.is_none()), woken, wait) {
             Ok(Next::End) => return,
             Ok(Next::Metrics) => {
                 let asked = textfile.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -103,11 +108,16 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
             }
             Ok(Next::Nobody) => {}
             Ok(Next::Reader(stream)) => {
+                if std::mem::take(&mut refused) {
+                    log::info!("status socket: answers again");
+                }
                 let _ = answer(board, stream); // whoever does not take it goes without
             }
             Err(e) => {
-                log::warn!("status socket: {e}; status will only tell what is saved");
-                return;
+                if !std::mem::replace(&mut refused, true) {
+                    log::warn!("status socket: {e}; status gets no answer now, trying again");
+                }
+                deaf_until = Some(Instant::now() + RETRY);
             }
         }
     }
@@ -146,14 +156,17 @@ fn next(listener: Option<&UnixListener>, woken: &UnixStream, wait: Option<Durati
         }
         Ok(_) => {}
         Err(rustix::io::Errno::INTR) => return Ok(Next::Nobody),
-        Err(e) => return Err(e.into()),
+        Err(e) => {
+            let _ = crossbeam_channel::after(RETRY).recv(); // nothing tells when the kernel has memory again
+            return Err(e.into());
+        }
     }
     let Some(listener) = listener.filter(|_| fds[1].revents().contains(PollFlags::IN)) else {
         return Ok(Next::Nobody);
     };
     match listener.accept() {
         Ok((stream, _)) => Ok(Next::Reader(stream)),
-        // Gone again, or no descriptor left: the next one may fare better.
+        // Gone again.
         Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::ConnectionAborted => {
             Ok(Next::Nobody)
         }

@@ -4,6 +4,7 @@
 //! over restarts.
 
 use super::snapshot::{File, Peer, Snapshot};
+use crate::error::Escaped;
 use crate::files;
 use std::fmt::Write as _;
 use std::fs::Permissions;
@@ -116,7 +117,9 @@ fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     out.push_str(name);
     for (i, (label, text)) in labels.iter().enumerate() {
         out.push(if i == 0 { '{' } else { ',' });
-        let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        // Prometheus knows no other escapes than these three; anything else that is active on a terminal is shown escaped.
+        let lines: Vec<String> = text.split('\n').map(|line| Escaped(line).to_string()).collect();
+        let text = lines.join("\n").replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let _ = write!(out, "{label}=\"{text}\"");
     }
     out.push_str(if labels.is_empty() { "" } else { "}" });
@@ -179,6 +182,17 @@ mod tests {
         );
         assert!(text.contains("logagent_broker_up{broker=\"k:9092\"} 0\n"));
         assert!(text.contains("driver=\"modern\"} 1\n"));
+    }
+
+    /// Fails when whoever looks at the file, or at a graph, has their terminal driven by a file's name.
+    #[test]
+    fn nothing_active_is_in_a_label() {
+        let file = File { path: "/a\x1b[2J\r\u{202e}\u{9b}b\n".into(), topic: "t".into(), ..File::default() };
+        let peer = Peer { name: "k\u{2066}:1".into(), ..Peer::default() };
+        let text = text(&Snapshot { files: vec![file], brokers: vec![peer], ..Snapshot::default() });
+        let label = r#"path="/a\\x1b[2J\\r\\u{202e}\\x9bb\n","#;
+        assert!(text.contains(label) && text.contains(r#"broker="k\\u{2066}:1""#), "{text}");
+        assert!(text.lines().all(|line| line == Escaped(line).to_string()), "{text}");
     }
 
     #[test]

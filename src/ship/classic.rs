@@ -20,7 +20,7 @@
 //! | D7 | Asks leaders in turn and forgets the first one's answer at an error of the second. | One partition, so one leader, in a call. |
 //! | D8 | `Producer` loads all topics, once. | `KafkaClient` alone, made anew every five minutes. |
 //! | D9 | Drops metadata's errors; panics where partition ids have gaps; a new topic is "ok, no partitions". | We ask ourselves; panics are caught; an empty list is asked again. |
-//! | D10 | Believes an answer's length: panics, or takes a gigabyte. | The probe tells other protocols apart; panics are caught. |
+//! | D10 | Believes an answer's length and counts: panics, takes a gigabyte, or, where that cannot be had, ends the process. | The probe tells other protocols apart; `byteorder/` stands in for the crate that reads them, and refuses what cannot be; panics are caught. |
 //! | D11 | `Producer` sends empty values as null, which is a tombstone. | `produce_messages` with `Some(b"")`. |
 //! | D12 | Message format 0: no timestamps, no headers. | None: the modern driver. |
 //! | D13 | `with_partitioner` forgets security settings and client id. | The builder is not used. |

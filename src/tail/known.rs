@@ -324,6 +324,15 @@ impl Known {
         tail.done.load(SeqCst) >= begun + 3
     }
 
+    /// A file that no tail has open has grown: what is lost with it is counted up to here.
+    pub fn grew(&self, look: &Look, path: &Path) {
+        let mut known = self.lock();
+        let entry = known.by_identity(&look.identity, path).filter(|e| !e.open && look.size > e.size);
+        if let Some(entry) = entry {
+            (entry.size, entry.modified) = (look.size, look.modified);
+        }
+    }
+
     /// The same bytes as a stream's, in another file (a copy, a `.gz`).
     pub fn found_again(&self, stream: StreamId, identity: &Identity) {
         if let Some(e) = self.lock().entries.get_mut(&stream) {

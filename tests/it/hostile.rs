@@ -30,6 +30,10 @@ fn lies() -> Vec<(&'static str, Reply, bool)> {
 
 /// Starts an agent on this broker; its config is written for it. Modern authenticates, so that there are lies about that.
 fn starts(folder: &Folder, n: usize, broker: &str, driver: &str, more: &str) -> Agent {
+    set_up(folder, n, broker, driver, more).start()
+}
+
+fn set_up(folder: &Folder, n: usize, broker: &str, driver: &str, more: &str) -> Setup {
     let config = format!(
         "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [{broker:?}]\ntopic = \"t\"\n\
          driver = {driver:?}\n{more}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
@@ -37,7 +41,7 @@ fn starts(folder: &Folder, n: usize, broker: &str, driver: &str, more: &str) -> 
         folder.path("f.log"),
     );
     let config = folder.write(&format!("{n}.toml"), config);
-    folder.agent(["run", "-c"]).arg(config).start()
+    folder.agent(["run", "-c"]).arg(config)
 }
 
 /// What every agent must hold after some seconds with a peer that lies: alive, small, idle, and gone when told.
@@ -291,4 +295,34 @@ fn produce_by_modern() {
 #[test]
 fn produce_by_auto() {
     meets("auto", Api::Produce);
+}
+
+/// Where address space is bounded. Fails when the `kafka` crate allocates what a broker says: that ends the process.
+#[test]
+fn lengths_that_cannot_be_had_by_classic() {
+    let folder = Folder::new();
+    folder.write("f.log", "one\ntwo\n");
+    let frame = |bytes: &[u8]| Reply::Raw([&0x7fff_ffffi32.to_be_bytes()[..], bytes].concat());
+    let count = |bytes: &[i32]| Reply::Body(bytes.iter().flat_map(|n| n.to_be_bytes()).collect());
+    for (n, (api, lie)) in [
+        (Api::Metadata, frame(&[0; 64])),
+        (Api::Metadata, count(&[i32::MAX, 0, 0])),
+        (Api::Metadata, count(&[0, i32::MAX, 0])),
+        (Api::Produce, frame(&[0; 64])),
+        (Api::Produce, count(&[i32::MAX, 0, 0])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let kafka = Scripted::start(1);
+        kafka.topic("t", &[0]);
+        // Version 0 is the crate's: our own question is another.
+        let reply = lie.clone();
+        kafka.script(move |r| if r.api == api && r.version == 0 { reply.clone() } else { Reply::Default });
+        let bounded = ["sh", "-c", "ulimit -v 600000; exec \"$@\"", "sh"];
+        let mut agent = set_up(&folder, n, &kafka.address(), "classic", "").within(bounded).start();
+        wait_until(SOON, "it is told", || kafka.requests().iter().any(|r| r.api == api && r.version == 0));
+        agent.wait_log("an answer of an impossible length", SOON);
+        lives(&format!("{api:?} {lie:?}"), &mut agent);
+    }
 }

@@ -167,6 +167,34 @@ fn more_files_than_descriptors() {
     assert!(folder.path("state/offsets").exists());
 }
 
+/// Fails when a moment without descriptors ends the status for good, or makes its thread spin.
+#[test]
+fn no_descriptor_for_the_status_socket() {
+    need("prlimit");
+    let folder = Folder::new();
+    folder.write("f.log", b"");
+    let agent = folder.agent_line("run --output stdout --from beginning --state-dir state f.log").start();
+    let state = folder.path("state");
+    let live = || status_json(&folder, &state)["live"] == true;
+    assert!(live());
+    let limit = |soft: &str| {
+        let pid = agent.id().to_string();
+        let done = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]).status();
+        assert!(done.unwrap().success());
+    };
+    limit("3");
+    let cpu = agent.cpu();
+    let client = std::os::unix::net::UnixStream::connect(state.join("status")).unwrap();
+    agent.wait_log("status socket: ", SOON);
+    pause(secs(3));
+    assert!(agent.cpu() - cpu < millis(200), "{:?} in 3 s", agent.cpu() - cpu);
+    assert_eq!(agent.log().matches("status socket: ").count(), 1, "{}", agent.log());
+    limit("1000");
+    wait_until(SOON, "status is told again", live);
+    agent.wait_log("status socket: answers again", SOON);
+    drop(client);
+}
+
 /// Fails when a full disk stops delivery, or is said at each save.
 #[test]
 fn the_state_folder_is_full() {

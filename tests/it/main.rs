@@ -38,6 +38,7 @@ mod soak;
 mod state;
 mod stop;
 mod symlinks;
+mod threads;
 mod transient;
 mod tree;
 mod unit;

@@ -308,3 +308,44 @@ fn a_right_taken(version: Version) {
     agent.stop().expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("a", 0..200)]);
 }
+
+/// The address by which other machines would reach this one; nothing is sent to find it.
+fn own_address() -> std::net::IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").expect("this test needs a network interface with an IPv4 address");
+    socket.local_addr().unwrap().ip()
+}
+
+/// PLAIN without TLS. Fails when the password goes to another machine without a word: to a broker of the config, or to one that
+/// is learned from metadata.
+#[test]
+fn plain_without_tls_is_for_this_machine_only() {
+    let folder = Folder::new();
+    folder.write("f.log", Lines::new("f", 0..10).bytes());
+    let plain = sasl(&folder, "PLAIN", PASSWORD);
+    let allowed = format!("{plain}plain_without_tls = true\n");
+
+    let text = config(&folder, "refused", "192.0.2.1:9092", "t", "auto", &plain);
+    for command in ["run", "check"] {
+        let done = folder.agent([command, "-c"]).arg(&text).run().expect_code(78);
+        assert!(
+            done.stderr.contains("PLAIN without TLS would send the password readably"),
+            "{}",
+            done.stderr
+        );
+    }
+
+    let kafka = Scripted::start_at(&[[127, 0, 0, 1].into(), own_address()]);
+    kafka.topic("t", &[0]);
+    kafka.lead("t", 0, 2);
+    let asked = |node| kafka.requests().iter().any(|r| r.api == Api::SaslAuthenticate && r.node == node);
+    let first = kafka.node_address(1).to_string();
+    let mut agent = run(&folder, &config(&folder, "f", &first, "t", "modern", &plain)).start();
+    agent.wait_log("PLAIN without TLS would send the password readably to", SOON);
+    assert!(asked(1) && !asked(2), "{}", agent.log());
+    agent.stop().expect_code(0);
+    let mut agent = run(&folder, &config(&folder, "f", &first, "t", "modern", &allowed)).start();
+    wait_until(SOON, "the lines are stored", || kafka.stored("t").len() == 10);
+    assert!(asked(2));
+    agent.stop().expect_code(0);
+}

@@ -93,3 +93,30 @@ fn while_a_name_is_resolved() {
         });
     }
 }
+
+/// Fails when a signal that the agent has no use for ends it, or one that asks for an end is no orderly stop.
+#[test]
+fn signals_of_every_kind() {
+    let folder = Folder::new();
+    let args = "run --output stdout --from beginning --state-dir state f.log";
+    folder.write("f.log", Lines::new("f", 0..10).bytes());
+    let mut next = 10;
+    // SIGQUIT, SIGXCPU, SIGPWR.
+    for ends in [3, 24, 30] {
+        let mut agent = folder.agent_line(args).start();
+        let send = |signal: i32| {
+            let script = format!("kill -{signal} {}", agent.id());
+            assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+        };
+        // SIGUSR2, SIGALRM, SIGSTKFLT, SIGXFSZ, SIGVTALRM, SIGPROF, SIGIO, and the real-time ones that no libc keeps for itself.
+        [12, 14, 16, 25, 26, 27, 29].into_iter().chain(35..=64).for_each(send);
+        folder.append("f.log", Lines::new("f", next..next + 10).bytes());
+        next += 10;
+        agent.wait_lines(if next == 20 { 20 } else { 10 }); // the first life has the first ten as well
+        send(ends);
+        let done = agent.wait_exit(SOON).expect_code(0);
+        assert!(done.stderr.contains("stopping"), "{ends}: {}", done.stderr);
+    }
+    let status = status_json(&folder, &folder.path("state"));
+    assert_eq!(status["files"][0]["saved"], Lines::new("f", 0..next).bytes().len());
+}

@@ -81,7 +81,8 @@ fn every_warning() {
     fs::create_dir(p.path("state")).unwrap();
     fs::set_permissions(p.path("state"), Permissions::from_mode(0o755)).unwrap();
     let config = p.load(&format!(
-        "{KAFKA}acks = 0\nsasl = {{ mechanism = \"PLAIN\", username = \"u\", password_file = \"{password}\" }}\n\
+        "{KAFKA}acks = 0\nsasl = {{ mechanism = \"PLAIN\", username = \"u\", password_file = \"{password}\", \
+         plain_without_tls = true }}\n\
          [[files]]\npaths = \"{}\"\n[[files]]\npaths = \"{}\"\n",
         p.path("*.log"),
         p.path("other"),

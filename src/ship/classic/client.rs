@@ -98,7 +98,7 @@ impl Client {
     /// One topic per call, so that one with gaps in its ids panics alone.
     pub fn load(&mut self, topic: &str, watch: &Watchdog) -> Result<Vec<Led>, Trouble> {
         let guard = watch.guard(vec![self.via]);
-        let led = self.fence(|c| {
+        let led = self.fence(byteorder::METADATA, |c| {
             c.load_metadata(&[topic]).map_err(trouble)?;
             let topics = c.topics();
             let all = topics.partitions(topic).into_iter();
@@ -125,7 +125,7 @@ impl Client {
             Acks::One => RequiredAcks::One,
             Acks::All => RequiredAcks::All,
         };
-        self.fence(|c| {
+        self.fence(byteorder::PRODUCED, |c| {
             // Always `Some`: an empty line is an empty record and not a tombstone (D11).
             let messages =
                 records.map(|(key, value)| ProduceMessage::new(topic, partition, key, Some(value)));
@@ -144,10 +144,16 @@ impl Client {
     }
 
     /// Runs one use of the crate. Whatever goes wrong in it, a panic too, is the client's end.
-    fn fence<T>(&mut self, call: impl FnOnce(&mut KafkaClient) -> Result<T, Trouble>) -> Result<T, Trouble> {
+    /// `answer` is the shape of what it reads (D10).
+    fn fence<T>(
+        &mut self,
+        answer: &'static [byteorder::Part],
+        call: impl FnOnce(&mut KafkaClient) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
         let Some(mut client) = self.crate_client.take() else {
             return Err(Trouble::NotSent("the connection is to be set up anew".to_owned()));
         };
+        byteorder::expect(answer);
         FENCED.set(true);
         let done = catch_unwind(AssertUnwindSafe(|| {
             let done = call(&mut client);

@@ -45,10 +45,6 @@ pub fn why(trouble: &Trouble) -> String {
         Trouble::Code(c) => format!("{c:?} (error {})", *c as i16),
         Trouble::NotSent(why) | Trouble::Lost(why) => why.clone(),
         Trouble::Closed => "the broker closed the connection".to_owned(),
-        // It believes any length that an answer announces (D10).
-        Trouble::Panic(text) if text == "capacity overflow" => {
-            "an answer of an impossible length: no Kafka broker, or damaged on its way".to_owned()
-        }
         Trouble::Panic(text) => format!("the kafka crate panicked: {text}"),
     }
 }

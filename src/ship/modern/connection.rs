@@ -104,6 +104,14 @@ impl Connection {
         Connection { stream, input, versions: Versions::default(), correlation: 0, renew: None }
     }
 
+    /// The socket, if whoever is on the way can read what goes through it.
+    pub fn readable(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(socket) => Some(socket),
+            Stream::Tls(_) => None,
+        }
+    }
+
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
             return Err(Trouble::Unfit(format!(

@@ -14,6 +14,8 @@ pub struct Options {
     pub mechanism: Mechanism,
     pub username: String,
     pub password_file: PathBuf,
+    /// PLAIN may go without TLS to other machines too.
+    pub plain_without_tls: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,9 @@ pub fn authenticate(
     client_id: &str,
     limit: Duration,
 ) -> Result<Option<Instant>, Trouble> {
+    if options.mechanism == Mechanism::Plain && !options.plain_without_tls {
+        refuse_readable(c)?;
+    }
     let began = Instant::now();
     let mut talk = Talk { c, options, client_id, deadline: began + limit, password: password(options)? };
     let lifetime = talk.run().map_err(|t| match t {
@@ -49,6 +54,20 @@ pub fn authenticate(
         other => other,
     })?;
     Ok(again_at(began, lifetime, random::<1>()?[0]))
+}
+
+/// PLAIN is the password itself. The brokers of the config were looked at before; others are learned from them, and
+/// `localhost` may lead elsewhere.
+fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
+    let Some(socket) = c.readable() else { return Ok(()) };
+    let peer = socket.peer_addr()?.ip().to_canonical();
+    if peer.is_loopback() {
+        return Ok(());
+    }
+    Err(Trouble::Denied(format!(
+        "PLAIN without TLS would send the password readably to {peer}; set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", \
+         or, where the way there is safe, plain_without_tls = true in [kafka.sasl]"
+    )))
 }
 
 fn password(options: &Options) -> Result<Zeroizing<Vec<u8>>, Trouble> {

@@ -13,7 +13,7 @@ use super::wire::Malformed;
 use super::{IN_FLIGHT, News, Producer};
 use crate::ship::driver::{Acks, Pace, Verdict};
 use crate::ship::flight::Batch;
-use crate::sys::{heap, image};
+use crate::sys::heap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,7 +178,6 @@ impl<'b> Session<'b> {
             self.broker.out = Default::default();
             self.broker.encoder.release();
             heap::trim();
-            image::release();
         }
         let next = if idle < RELEASE { RELEASE.min(options.idle) } else { options.idle };
         Ok(Some(next - idle))

@@ -154,6 +154,14 @@ impl Setup {
         self.command.env("LISTEN_FDS", count.to_string()).env("LISTEN_FDNAMES", names.join(":"));
         Setup { given: store, ..self }
     }
+    /// Another command in the same surroundings: a copy of the agent that another program becomes.
+    pub fn instead<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Setup {
+        let mut words = words.into_iter();
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
+        self.replace(command);
+        self
+    }
     /// Another command in the same surroundings.
     fn replace(&mut self, mut command: Command) {
         for (name, value) in self.command.get_envs() {

@@ -172,9 +172,13 @@ pub struct Scripted {
 impl Scripted {
     /// So many nodes with the ids 1…, looking like Kafka 3.9.
     pub fn start(nodes: i32) -> Scripted {
+        Scripted::start_at(&vec![[127, 0, 0, 1].into(); nodes as usize])
+    }
+    /// As [`Scripted::start`], a node at each of these addresses of this machine.
+    pub fn start_at(addresses: &[std::net::IpAddr]) -> Scripted {
         limit_the_suite();
         let listeners: Vec<TcpListener> =
-            (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            addresses.iter().map(|address| TcpListener::bind((*address, 0)).unwrap()).collect();
         let state = State {
             script: Arc::new(|_: &Request| Reply::Default),
             nodes: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),

@@ -58,7 +58,7 @@ fn d9_a_topic_without_partitions_is_asked_for_again() {
     assert!(rig.board.topics().is_empty());
 }
 
-/// D10: an answer's length is taken as it is. Fails without `catch_unwind` (0xFFFFFFFF panics with "capacity overflow").
+/// D10: an answer's length is taken as it is. Fails when the crate is given one that no answer has.
 #[test]
 fn d10_an_absurd_length_is_survived() {
     let peer = Peer::start();
@@ -153,4 +153,39 @@ fn d15_an_upgrade_is_noticed() {
     assert!(again(rig.send("b")).0);
     assert!(!again(rig.send("b")).0);
     assert!(matches!(rig.leave(), Leave::Unfit { .. }));
+}
+
+/// D10, which numbers of an answer are counts. Fails when the crate is given one that does not fit into the answer, or when
+/// one that does, or a large broker id, is kept from it.
+#[test]
+fn d10_counts_that_fit() {
+    use byteorder::{BigEndian, METADATA, PRODUCED, Part, ReadBytesExt};
+    let takes = |shape: &'static [Part], numbers: &[i32]| {
+        byteorder::expect(shape);
+        let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_be_bytes()).collect();
+        let mut bytes = &bytes[..];
+        numbers.iter().take_while(|_| bytes.read_i32::<BigEndian>().is_ok()).count()
+    };
+    let max = i32::MAX;
+    // Size and correlation id; two brokers; a topic with two partitions, of which one has no replicas.
+    let metadata =
+        [400, 7, 2, max, 9092, 1, 9093, 1, 2, 0, max, 1, max, 2, max, 1, 1, -1, 0, 0, 400, 7, 0, 0];
+    assert_eq!(takes(METADATA, &metadata), metadata.len(), "and another answer");
+    assert_eq!(takes(METADATA, &[1 << 20, 7, 1, 1, 9092, 1, (1 << 20) / 18]), 7);
+    for (numbers, fits) in [
+        (&[max][..], 0),
+        (&[(1 << 20) + 1], 0),
+        (&[-1], 0),
+        (&[400, 7, max], 2),
+        (&[400, 7, 41], 2),
+        (&[400, 7, 0, 51], 3),
+        (&[400, 7, 0, 1, 23], 4),
+        (&[400, 7, 0, 1, 1, 0, 0, 101], 7),
+        (&[400, 7, 0, 1, 1, 0, 0, 1, 0, max], 9),
+    ] {
+        assert_eq!(takes(METADATA, numbers), fits, "{numbers:?}");
+    }
+    let produced = [40, 7, 1, 1, max, 40, 8, 1];
+    assert_eq!(takes(PRODUCED, &produced), produced.len(), "and another answer");
+    assert_eq!((takes(PRODUCED, &[40, 7, 7]), takes(PRODUCED, &[40, 7, 1, 3])), (2, 3));
 }

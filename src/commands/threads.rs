@@ -1,0 +1,167 @@
+//! How many more threads this process may start: one thread reads one file, and the drivers must still get theirs.
+
+use rustix::process::{Resource, getrlimit, getuid};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Threads that the tails leave free, for connections that are made later and for whatever shares the limit.
+const RESERVE: u64 = 32;
+
+/// Threads beside one per file: main, signals, watch, ship, checkpoint, saver, status and a driver's.
+pub const OTHERS: usize = 12;
+
+/// The service's own control group where systemd runs it: what `check` looks at, which itself runs elsewhere.
+const UNIT: &str = "system.slice/logagent.service";
+
+/// One limit of threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    pub most: u64,
+    pub used: u64,
+    /// Whose limit it is, and where it is raised.
+    pub what: String,
+}
+
+impl Limit {
+    /// What tails may take of it at most, beside `others`.
+    pub fn for_tails(&self, others: u64) -> u64 {
+        self.most.saturating_sub(others + RESERVE.min(self.most / 4))
+    }
+}
+
+/// Before a tail is started: how many more may follow before the limits have to be looked at again, out of `granted` by the
+/// last look. An error says which limit is reached.
+pub fn grant(granted: u64) -> Result<u64, String> {
+    if granted > 0 {
+        return Ok(granted - 1);
+    }
+    let Some(limit) = limits().into_iter().min_by_key(|l| l.for_tails(l.used)) else { return Ok(UNLIMITED) };
+    match limit.for_tails(limit.used) {
+        0 => Err(format!(
+            "{} leaves room for {} threads, {} are there; raise it",
+            limit.what, limit.most, limit.used
+        )),
+        // Half of it: others may start threads too.
+        free => Ok(free / 2),
+    }
+}
+
+/// Tails that are started between two looks where no limit is known.
+const UNLIMITED: u64 = 64;
+
+/// The limits that hold for this process.
+fn limits() -> Vec<Limit> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut all = control_groups(Path::new("/sys/fs/cgroup"), &own);
+    let total = total_threads();
+    if let Ok(most) = fs::read_to_string("/proc/sys/kernel/threads-max")
+        && let (Ok(most), Some(used)) = (most.trim().parse(), total)
+    {
+        all.push(Limit { most, used, what: "the kernel's limit (sysctl kernel.threads-max)".into() });
+    }
+    if !getuid().is_root()
+        && let Some(most) = getrlimit(Resource::Nproc).current
+    {
+        // Counting is only worth its time where the limit is near.
+        let far = total.filter(|total| most > 2 * (total + RESERVE));
+        let used = far.unwrap_or_else(|| threads_of(getuid().as_raw()));
+        all.push(Limit { most, used, what: "the user's limit (ulimit -u, LimitNPROC=)".into() });
+    }
+    all
+}
+
+/// The lowest limit, whoever uses it now, also that of the service if systemd runs it here.
+pub fn lowest() -> Option<Limit> {
+    let unit = format!("0::/{UNIT}\n1:pids:/{UNIT}\n");
+    let service = control_groups(Path::new("/sys/fs/cgroup"), &unit);
+    limits().into_iter().chain(service).min_by_key(|l| l.most)
+}
+
+/// `pids.max` of a control group and of all above it; `own` is as `/proc/self/cgroup` has it (cgroups(7)).
+fn control_groups(mount: &Path, own: &str) -> Vec<Limit> {
+    let mut all: Vec<Limit> = Vec::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let folder = match controllers {
+            "" => mount.into(),
+            _ if controllers.split(',').any(|c| c == "pids") => mount.join(controllers),
+            _ => continue,
+        };
+        let inner = folder.join(path.trim_start_matches('/'));
+        for group in inner.ancestors().take_while(|g| g.starts_with(&folder)) {
+            all.extend(control_group(group));
+        }
+    }
+    all
+}
+
+fn control_group(group: &Path) -> Option<Limit> {
+    let number = |name: &str| fs::read_to_string(group.join(name)).ok()?.trim().parse().ok();
+    let (most, used) = (number("pids.max")?, number("pids.current")?);
+    Some(Limit { most, used, what: format!("pids.max of {} (TasksMax=)", group.display()) })
+}
+
+/// Of the whole machine: the fourth field of `/proc/loadavg`, "running/all".
+fn total_threads() -> Option<u64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
+}
+
+/// Threads of a user, as far as this process may see them.
+fn threads_of(user: u32) -> u64 {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbered = processes.filter(|p| p.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    let threads = |process: PathBuf| {
+        let status = fs::read_to_string(process.join("status")).ok()?;
+        let field = |name: &str| {
+            status.lines().find_map(|l| l.strip_prefix(name))?.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        field("Threads:").filter(|_| field("Uid:") == Some(user.into()))
+    };
+    numbered.filter_map(|p| threads(p.path())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both versions of control groups. Fails when the limit of a group above is not seen, or "max" is taken for one.
+    #[test]
+    fn limits_of_control_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = |path: &str, most: &str, used: &str| {
+            let folder = dir.path().join(path);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("pids.max"), most).unwrap();
+            fs::write(folder.join("pids.current"), used).unwrap();
+        };
+        group("system.slice", "50\n", "45\n");
+        group("system.slice/a.service", "max\n", "3\n");
+        group("pids/x", "20\n", "1\n");
+        let free =
+            |own: &str| control_groups(dir.path(), own).iter().map(|l| l.most - l.used).collect::<Vec<_>>();
+        assert_eq!(free("0::/system.slice/a.service\n"), [5]);
+        assert_eq!(free("3:cpu,cpuacct:/x\n2:pids:/x/gone\n"), [19]);
+        assert_eq!(free("0::/\nnonsense\n"), [0u64; 0]);
+    }
+
+    /// Fails when tails take the last threads, or none of a few.
+    #[test]
+    fn what_tails_may_take() {
+        let free = |most, used| Limit { most, used, what: String::new() }.for_tails(used);
+        assert_eq!([free(1000, 10), free(1000, 967), free(1000, 968), free(1000, 2000)], [958, 1, 0, 0]);
+        assert_eq!([free(20, 12), free(20, 15)], [3, 0]);
+    }
+
+    /// Fails when the threads of this process are not among the user's.
+    #[test]
+    fn threads_of_this_user() {
+        let (hold, on) = std::sync::mpsc::channel::<()>();
+        let waits = std::thread::spawn(move || on.recv().is_ok());
+        assert!(threads_of(getuid().as_raw()) >= 2);
+        assert!(total_threads().unwrap() >= 2);
+        drop(hold);
+        assert!(!waits.join().unwrap());
+    }
+}

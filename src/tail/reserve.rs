@@ -1,0 +1,54 @@
+//! Remembers where reading begins in a file that has no thread yet, so that `start` does not count from when it gets one,
+//! and a rename, a deletion or a restart meanwhile costs no line.
+
+use super::known::Known;
+use super::{Options, Start, identity, open};
+use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point};
+use crate::report::Board;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What checkpoint has to be told: the file's stream is opened, and parked at once. `None`: something is known of the path or
+/// the file already, and its tail will go on from that.
+pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[Parcel; 2]>> {
+    if !known.of(&o.path).is_empty() {
+        return Ok(None);
+    }
+    let (file, look) = identity::open(&o.path)?;
+    let offset = match o.start {
+        Start::Beginning => 0,
+        Start::End => look.size,
+        Start::Offset(n) => n.min(look.size),
+    };
+    let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+    let Some(entry) = known.begin_if_new(&look, &o.path) else { return Ok(None) };
+    known.release(entry.stream, at, look.size, look.modified, false);
+    let origin = Arc::new(Origin {
+        stream: entry.stream,
+        topic: o.topic.clone(),
+        path: o.path.clone(),
+        shape: o.shape.clone(),
+        gauge: board.gauge(entry.stream, offset, look.size),
+    });
+    if let Some(file) = board.files().get_mut(&o.path) {
+        file.gauges = vec![origin.gauge.clone()];
+    }
+    let closed = Closed { stream: entry.stream, why: Ending::Parked };
+    Ok(Some([Parcel::Opened(Opened { origin, identity: look.identity, at }), Parcel::Closed(closed)]))
+}
+
+/// A look at a file that still has no thread: status shows what waits in it, and if it is deleted, that is counted as lost.
+pub fn look_again(path: &Path, known: &Known, board: &Board) {
+    let Ok(Some(look)) = identity::look_at(path) else { return };
+    known.grew(&look, path);
+    let files = board.files();
+    let gauge = files.get(path).and_then(|f| f.gauges.last());
+    // Another file at the path shows once there is a thread.
+    if let Some(gauge) = gauge
+        && gauge.who().is_some_and(|(_, identity)| identity == look.identity)
+    {
+        gauge.saw(look.size, Instant::now());
+    }
+}
