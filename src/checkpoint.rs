@@ -301,7 +301,7 @@ impl<'a> Keeper<'a> {
             Note::Ack(ack) => {
                 self.ledger.ack(&ack);
                 self.board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
-                true
+                return self.rhythm.ack(now);
             }
             Note::Closed(closed) => {
                 if let Ending::Truncated { lost } | Ending::Gone { lost } = closed.why {

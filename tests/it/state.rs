@@ -84,6 +84,31 @@ fn kills_lose_nothing_and_what_they_double_is_bounded() {
     assert_eq!(after["acked"].as_u64(), Some(written.count() as u64));
 }
 
+/// Killed again and again before it has run for a second. Fails when a short life leaves no progress behind: each then sends
+/// all lines again.
+#[test]
+fn short_lives_make_progress() {
+    let folder = Folder::new();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    wait_until(SOON, "the first lines", || writer.written() > 0);
+    let (mut seen, mut saved) = (Vec::new(), vec![0]);
+    for _ in 0..8 {
+        let mut agent = agent(&folder).start();
+        wait_until(SOON, "its first line", || agent.count_lines() > 0);
+        pause(millis(300));
+        seen.extend(agent.kill().whole_lines());
+        saved.push(state(&folder)["files"][0]["acknowledged"].as_u64().unwrap_or_default());
+    }
+    let written = writer.finish();
+    let mut last = agent(&folder).start();
+    wait_until(SOON, "all is acknowledged", || shipped(&folder, "f.log").0 == Some(0));
+    seen.extend(last.stop().expect_code(0).lines());
+    let doubled = Delivered::of(seen).assert_at_least_once(&[&written]);
+    let lives_with_progress = saved.windows(2).filter(|w| w[1] > w[0]).count();
+    assert!(lives_with_progress >= 6, "saved after each life: {saved:?}");
+    assert!(doubled < written.count() * 2, "{doubled} doubled of {}", written.count());
+}
+
 /// Fails when a damaged file is taken for an empty state, or when both damaged do not stop the start.
 #[test]
 fn damage_is_met_with_the_previous_state_or_a_refusal() {
