@@ -16,7 +16,7 @@ pub mod store;
 
 pub use saved::{Saved, SavedStream};
 
-use crate::air::Air;
+use crate::air::{Air, Counts};
 use crate::chunk::{Ending, Note, StreamId};
 use crate::cover::{Cover, Giver};
 use crate::error::Error;
@@ -152,8 +152,11 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
         }
     };
     let whole = found.trusted;
-    saved.totals.resent = saved.totals.resent.max(found.resent);
-    air.count_from(saved.totals.again);
+    let totals = &mut saved.totals;
+    let (again, resent, uncertain) = (totals.again, totals.resent, totals.uncertain);
+    let counts = found.counts(Counts::of(again, resent, uncertain));
+    (totals.again, totals.resent) = (counts.again, counts.resent);
+    air.count_from(counts);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
     let unsaved = found.unsaved(saved.next_stream);
@@ -161,7 +164,7 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
         let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
         let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };
         let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
-        air.begin(boot.trim(), saved.totals.resent, unsaved, unfinished().map(|s| (s.stream, limit(s))));
+        air.begin(boot.trim(), unsaved, unfinished().map(|s| (s.stream, limit(s))));
     } else {
         air.retain(unsaved, |stream| ids.contains(&stream));
     }

@@ -155,13 +155,20 @@ impl Board {
 
     /// `lines` are about to be sent once more though their last attempt may have been stored (no producer id guards them).
     pub fn resent(&self, lines: u64) {
-        let total = self.totals.resent.fetch_add(lines, Relaxed) + lines;
         if let Some(air) = self.air.get() {
-            air.resent(total);
+            air.resent(lines);
+        }
+        self.totals.resent.fetch_add(lines, Relaxed);
+    }
+
+    /// `lines` are about to be sent again, with other numbers, though an earlier attempt may have been stored.
+    pub fn uncertain(&self, lines: u64) {
+        if let Some(air) = self.air.get() {
+            air.uncertain(lines);
         }
     }
 
-    /// Lines that may be stored more than once, over all restarts.
+    /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
     pub fn doubled_at_most(&self) -> u64 {
         let again = self.air.get().map_or(0, |air| air.again());
         again + self.totals.resent.load(Relaxed)
@@ -172,6 +179,7 @@ impl Board {
         lock(&self.topics)
     }
 }
+        self.totals.uncertain.fetch_add(lines, Relaxed);
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)

@@ -29,9 +29,12 @@ const AGENT: [One; 15] = [
         "Lines that Kafka can never take, kept in dead-letter.",
         |s| s.totals.dead_lettered as f64,
     ),
-    ("logagent_lines_doubled_at_most_total", "counter", "Upper bound of lines stored more than once.", |s| {
-        s.totals.doubled_at_most as f64
-    }),
+    (
+        "logagent_lines_doubled_at_most_total",
+        "counter",
+        "With the uncertain lines, upper bound of lines stored more than once.",
+        |s| s.totals.doubled_at_most as f64,
+    ),
     (
         "logagent_lines_uncertain_total",
         "counter",

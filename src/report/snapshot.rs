@@ -115,7 +115,7 @@ pub struct Totals {
     pub read: u64,
     pub acked: u64,
     pub dead_lettered: u64,
-    /// No more lines than this are stored twice (a line stored three times counts as two).
+    /// No more lines than this and `uncertain` together are stored twice (a line stored three times counts as two).
     pub doubled_at_most: u64,
     pub uncertain: u64,
     pub cut: u64,
