@@ -455,9 +455,17 @@ impl<'a> Keeper<'a> {
         let times = self.rhythm.failed(now);
         let why = e.to_string();
         if self.trouble.as_ref() != Some(&why) {
+            let effect = match self.cover {
+                // See the invariant in `ship/journal.rs`; and `flights` has room for so many batches only.
+                Some(_) => {
+                    "exactly-once needs saved positions: new files wait now, the others once flights is full"
+                }
+                None => {
+                    "delivery goes on, and what is delivered from now on is sent again if the agent is killed"
+                }
+            };
             log::error!(
-                "save positions: {why}; delivery goes on, and what is delivered from now on is sent again if the agent is \
-                 killed: free or mend the disk of the state folder"
+                "save positions: {why}; {effect}: make the state folder writable, free or mend its disk"
             );
             self.board.state().degraded = Some(why.clone());
             self.trouble = Some(why);

@@ -16,7 +16,7 @@ use crate::air::Air;
 use crate::budget::Budget;
 use crate::chunk::StreamId;
 use crate::pulse::Pulse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -52,8 +52,21 @@ pub struct BrokerState {
 pub struct StateFolder {
     /// `None`: nothing is saved.
     pub path: Option<PathBuf>,
-    /// Why it cannot be saved now. Delivery goes on.
+    /// Why positions cannot be saved now. Writer: checkpoint.
     pub degraded: Option<String>,
+    /// Exactly-once: batches wait for the folder. Writer: the journal.
+    pub blocked: Option<Blocked>,
+    /// Exactly-once: a write of `flights` has been under way since then. Writer: the journal.
+    pub writing: Option<Instant>,
+}
+
+/// Delivery that waits for the state folder.
+#[derive(Debug, Clone)]
+pub struct Blocked {
+    pub why: String,
+    pub since: Instant,
+    pub attempts: u64,
+    pub topics: BTreeSet<String>,
 }
 
 /// Counters of the whole process, over restarts where they are saved.
@@ -166,6 +179,7 @@ impl Board {
         if let Some(air) = self.air.get() {
             air.uncertain(lines);
         }
+        self.totals.uncertain.fetch_add(lines, Relaxed);
     }
 
     /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
@@ -179,7 +193,6 @@ impl Board {
         lock(&self.topics)
     }
 }
-        self.totals.uncertain.fetch_add(lines, Relaxed);
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)

@@ -16,7 +16,7 @@ const LOOK_FIRST: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(6 * 3600);
 /// A failed save is tried again after this, doubled each time up to [`RETRY_MOST`].
 const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MOST: Duration = Duration::from_secs(30);
+const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,7 +274,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert!((6..=9).contains(&tries), "{tries}");
+        assert!((20..=30).contains(&tries), "{tries}");
         r.hurry();
         assert!(matches!(r.next(now), Next::Save { .. }), "a flush is tried at once");
     }

@@ -53,7 +53,7 @@ const AGENT: [One; 15] = [
     ("logagent_state_written_bytes_total", "counter", "Bytes written to the state folder.", |s| {
         s.state.bytes_written as f64
     }),
-    ("logagent_state_degraded", "gauge", "1 while positions cannot be saved.", |s| {
+    ("logagent_state_degraded", "gauge", "1 while the state folder cannot be written.", |s| {
         f64::from(u8::from(s.state.degraded.is_some()))
     }),
     ("logagent_lag_bytes", "gauge", "Bytes not acknowledged, over all files.", |s| s.lag_bytes() as f64),
