@@ -232,7 +232,7 @@ fn a_folder_that_may_not_be_searched_for_a_while() {
     let folder = Folder::new();
     folder.write("logs/f.log", Lines::new("f", 0..10).bytes());
     std::fs::copy(binary(), folder.path("logagent")).unwrap();
-    let script = "chmod 755 . logagent; mkdir -p state; chmod 777 state\n\
+    let script = "chmod 755 . logagent; mkdir -p state\n\
          exec setpriv --bounding-set -all --inh-caps -all \
          ./logagent run --output stdout --from beginning --state-dir state logs/f.log";
     let mode = |mode| {
