@@ -16,6 +16,7 @@ use crate::air::Air;
 use crate::budget::Budget;
 use crate::chunk::StreamId;
 use crate::pulse::Pulse;
+use crate::quota::Quota;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -120,6 +121,8 @@ pub struct Board {
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, by checkpoint.
     pub air: OnceLock<Arc<Air>>,
+    /// Set once, by `run`; without a dead-letter file it is not.
+    pub quota: OnceLock<Quota>,
     pub pulse: Pulse,
     pub started: Instant,
 }
@@ -136,6 +139,7 @@ impl Default for Board {
             once: Once::default(),
             budget: OnceLock::new(),
             air: OnceLock::new(),
+            quota: OnceLock::new(),
             pulse: Pulse::default(),
             started: Instant::now(),
         }

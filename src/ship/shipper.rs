@@ -263,7 +263,7 @@ impl<'b> Shipper<'b> {
                     }
                     Action::Bury { batch, why } => {
                         self.beat.within(Beat::SLOW); // a disk
-                        match self.letters.write(&batch, &why, now) {
+                        match self.letters.write(&batch, &why, now, self.board.quota.get()) {
                             Ok(()) => {
                                 self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
                                 self.finish(&batch);
