@@ -223,7 +223,7 @@ struct Worker {
     cover: Taker,
     /// Batches without an intent yet, in the order they came.
     waiting: Vec<Batch>,
-    /// When batches were first left waiting.
+    /// When batches were first left waiting, since the last save.
     since: Option<Instant>,
     /// Why `flights` could not be written.
     trouble: Option<String>,
@@ -258,6 +258,7 @@ impl Worker {
             }
             if let Some(cover) = self.cover.take() {
                 self.journal.covered(cover);
+                self.since = None;
             }
             if !open || !self.send() {
                 return;
@@ -319,27 +320,19 @@ impl Worker {
 
     /// Says on the board, and once for each reason in the log, that batches wait for the state folder.
     fn report_blocked(&mut self, now: Instant) {
-        if self.waiting.is_empty() {
-            self.since = None;
+        let Some(why) = self.blocked_because(now) else {
             if self.blocked.take().is_some() {
                 self.journal.board.state().blocked = None;
                 log::info!("the state folder is written again, delivery is no longer blocked");
             }
             return;
-        }
-        let since = *self.since.get_or_insert(now);
-        let mut state = self.journal.board.state();
-        let why = if let Some(why) = &self.trouble {
-            format!("flights in the state folder cannot be written: {why}")
-        } else if let Some(why) = &state.degraded {
-            format!("positions cannot be saved in the state folder: {why}")
-        } else if now.duration_since(since) > SLOW {
-            "positions are not saved: the disk of the state folder does not answer".into()
-        } else {
-            return; // the save that they wait for is under way
         };
         let topics: BTreeSet<String> = self.waiting.iter().map(|b| b.load.topic.to_string()).collect();
-        let attempts = self.blocked.as_ref().map_or(1, |b| b.attempts + 1);
+        let (since, attempts) = match &self.blocked {
+            Some(blocked) => (blocked.since, blocked.attempts + 1),
+            None => (now, 1),
+        };
+        // That `flights` cannot be written is said already.
         if self.blocked.as_ref().is_none_or(|b| b.why != why) && self.trouble.is_none() {
             let names: Vec<&str> = topics.iter().map(String::as_str).collect();
             log::error!(
@@ -349,8 +342,23 @@ impl Worker {
             );
         }
         let blocked = Blocked { why, since, attempts, topics };
-        state.blocked = Some(blocked.clone());
-        drop(state);
+        self.journal.board.state().blocked = Some(blocked.clone());
         self.blocked = Some(blocked);
+    }
+
+    fn blocked_because(&mut self, now: Instant) -> Option<String> {
+        if self.waiting.is_empty() {
+            self.since = None;
+            return None;
+        }
+        let since = *self.since.get_or_insert(now);
+        if let Some(why) = &self.trouble {
+            return Some(format!("flights in the state folder cannot be written: {why}"));
+        }
+        if let Some(why) = &self.journal.board.state().degraded {
+            return Some(format!("positions cannot be saved in the state folder: {why}"));
+        }
+        let is_slow = now.duration_since(since) > SLOW; // else the save that they wait for is under way
+        is_slow.then(|| "positions are not saved: the disk of the state folder does not answer".into())
     }
 }

@@ -174,7 +174,7 @@ fn the_state_folder_is_full() {
     folder.mkdir("state");
     folder.write("f.log", b"");
     let script = format!(
-        "mount -t tmpfs -o size=64k none state\n{RUN} f.log & pid=$!\n\
+        "mount -t tmpfs -o size=64k,mode=700 none state\n{RUN} f.log & pid=$!\n\
          while ! [ -e go ]; do sleep 0.05; done\n(dd if=/dev/zero of=state/filler bs=1k 2>/dev/null || true)\n\
          touch full\nwhile ! [ -e room ]; do sleep 0.05; done\nrm state/filler\nwhile ! [ -e end ]; do sleep 0.05; done\n\
          cat state/offsets >saved; kill $pid; wait $pid"
