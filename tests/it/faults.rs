@@ -123,10 +123,7 @@ fn one_refused_log_does_not_stop_its_topic() {
     );
     let mut agent = folder.agent_line("run -c c.toml").start();
     let state = folder.path("state");
-    let of = |s: &serde_json::Value, name: &str| {
-        let files = s["files"].as_array().unwrap();
-        files.iter().find(|f| f["path"].as_str().unwrap().ends_with(name)).cloned().unwrap_or_default()
-    };
+    let of = file_status;
     wait_status(&folder, &state, "the refused file is stuck", |s| {
         of(s, "bad.log")["stuck_because"].is_string()
     });
@@ -149,5 +146,42 @@ fn one_refused_log_does_not_stop_its_topic() {
     let old = std::fs::read_to_string(folder.path("letters")).unwrap();
     let kept = new.lines().chain(old.lines()).filter(|l| l.contains("LLLL")).count();
     assert_eq!(kept, 60);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+}
+
+fn file_status(status: &serde_json::Value, name: &str) -> serde_json::Value {
+    let files = status["files"].as_array().unwrap();
+    files.iter().find(|f| f["path"].as_str().unwrap().ends_with(name)).cloned().unwrap_or_default()
+}
+
+/// 90 MB of lines that the broker refuses, in one log. Fails when it may fill `dead-letter`, so that the other file of its
+/// topic waits too.
+#[test]
+fn a_log_of_refused_lines_stops_at_its_share() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic_with(1, &["max.message.bytes=20000"]);
+    let folder = Folder::new();
+    let line = [vec![b'L'; 300_000], b"\n".to_vec()].concat();
+    folder.write("bad.log", line.repeat(300));
+    folder.write("good.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state bad.log good.log",
+        topic.address, topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    wait_for(PATIENT, "the log of refused lines is stuck", || {
+        let status = status_json(&folder, &folder.path("state"));
+        file_status(&status, "bad.log")["stuck_because"]
+            .as_str()?
+            .contains("move that file away")
+            .then_some(())
+    });
+    let lines = Lines::new("good", 0..1000);
+    folder.append("good.log", lines.bytes());
+    topic.wait_count(1000);
+    let log = agent.stop().expect_code(0).stderr;
+    assert!(log.contains("fill its share of"), "{log}");
+    let letters = std::fs::metadata(folder.path("state/dead-letter")).unwrap().len();
+    assert!((16 << 20..48 << 20).contains(&letters), "{letters}");
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
