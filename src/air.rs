@@ -15,7 +15,8 @@
 //! The file `air` in the state folder, little-endian:
 //!
 //! ```text
-//! 0    "logagent air 2 <boot id>\n", padded with zeros to 64 bytes
+//! 0    "logagent air 2 <boot id>\n", padded with zeros to 56 bytes
+//! 56   u64  upper bound of all lines counted as sent again (resent, framed again, uncertain); the only one that is synced
 //! 64   u64  lines resent without a crash (`Board::resent`)
 //! 72   u64  1 from the first chunk of a run until its clean end
 //! 80   u64  lines framed again that an earlier run may have sent
@@ -23,8 +24,12 @@
 //! 96   slots of 16 bytes: u64 stream, u64 limit; both 0: free
 //! ```
 //!
-//! Slots are not synced: a kill does not lose the page cache. Only the word at 72 is, at the first chunk and at the end, so
+//! Slots are not synced: a kill does not lose the page cache. The word at 72 is, at the first chunk and at the end, so
 //! that a power loss is seen; then all that a file holds at the next start is in doubt.
+//!
+//! Counts must outlive a second power loss too, so before one passes the bound at 56, the bound is raised and synced. It is
+//! raised by what this run has counted already, so a start after an unclean end syncs a few times, not once per chunk, and
+//! after a power loss at most twice the lines are counted that this run had counted.
 
 use crate::chunk::StreamId;
 use std::collections::HashMap;
@@ -36,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 const MAGIC: &str = "logagent air 2 ";
 const HEAD: u64 = 96;
+const BOUND: u64 = 56;
 const RESENT: u64 = 64;
 const RUNNING: u64 = 72;
 const AGAIN: u64 = 80;
@@ -48,8 +54,7 @@ pub struct Air {
     /// `None`: nothing is remembered over a kill.
     file: Option<File>,
     slots: Mutex<Slots>,
-    /// Lines framed again that an earlier run may have sent, over all runs.
-    again: Mutex<u64>,
+    counts: Mutex<Counts>,
     /// Bytes written.
     written: AtomicU64,
     broken: AtomicBool,
@@ -57,6 +62,34 @@ pub struct Air {
     began: Once,
     /// Lines that are sent again are not doubled: the broker recognizes them.
     recognized: AtomicBool,
+    /// What a power loss would leave.
+    #[cfg(test)]
+    synced: Mutex<Vec<u8>>,
+}
+
+/// Lines that may be stored more than once, over all runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Framed again, though an earlier run may have sent them.
+    pub again: u64,
+    /// Sent again in the same run, without numbers.
+    pub resent: u64,
+    /// Sent again with other numbers than the first attempt's; its own file is `offsets`.
+    pub uncertain: u64,
+    /// Synced: the sum is not higher than this.
+    bound: u64,
+    /// The sum when this run began.
+    began_at: u64,
+}
+
+impl Counts {
+    pub fn of(again: u64, resent: u64, uncertain: u64) -> Counts {
+        Counts { again, resent, uncertain, ..Counts::default() }
+    }
+
+    fn sum(&self) -> u64 {
+        self.again.saturating_add(self.resent).saturating_add(self.uncertain)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -97,12 +130,25 @@ pub struct Found {
     pub stale: bool,
     /// Limit by stream.
     pub limits: HashMap<StreamId, u64>,
+    again: u64,
     pub resent: u64,
+    /// Of all lines sent again, uncertain ones too; after a power loss no count but this is certain.
+    bound: u64,
     /// What the last run had found of unsaved streams, if it ended before first sight was over.
     unsaved: u64,
 }
 
 impl Found {
+    /// The counts to go on from, where `offsets` has `known`.
+    pub fn counts(&self, known: Counts) -> Counts {
+        let mut counts = Counts { resent: known.resent.max(self.resent), ..known };
+        counts.again = counts.again.max(self.again);
+        if !self.trusted {
+            counts.again += self.bound.saturating_sub(counts.sum());
+        }
+        counts
+    }
+
     /// Highest limit of streams that were never saved: `next` is the first of those.
     pub fn unsaved(&self, next: u64) -> u64 {
         let limits = self.limits.iter().filter(|(stream, _)| stream.0 >= next).map(|(_, limit)| *limit);
@@ -129,11 +175,13 @@ impl Air {
         Air {
             file,
             slots: Mutex::new(slots),
-            again: Mutex::new(0),
+            counts: Mutex::default(),
             written: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             began: Once::new(),
             recognized: AtomicBool::new(recognized),
+            #[cfg(test)]
+            synced: Mutex::default(),
         }
     }
 
@@ -142,9 +190,14 @@ impl Air {
     pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(Air, Found)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..RESENT as usize]);
+        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..BOUND as usize]);
         if !is_ours(&bytes) || !(same_boot || word(&bytes, RUNNING) == 0) {
-            let found = Found { stale: true, ..Found::default() };
+            let mut found = Found { stale: true, ..Found::default() };
+            if is_ours(&bytes) {
+                // These only rise, so each was true at some time.
+                (found.resent, found.again) = (word(&bytes, RESENT), word(&bytes, AGAIN));
+                found.bound = word(&bytes, BOUND);
+            }
             return Ok((Air::with(Some(file), Slots::default(), recognized), found));
         }
         let unsaved = word(&bytes, UNSAVED);
@@ -163,22 +216,46 @@ impl Air {
             trusted: true,
             stale: !same_boot,
             limits: slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect(),
+            again: word(&bytes, AGAIN),
             resent: word(&bytes, RESENT),
+            bound: word(&bytes, BOUND),
             unsaved,
         };
         let air = Air::with(Some(file), slots, recognized);
-        air.count_from(word(&bytes, AGAIN));
+        air.count_from(found.counts(Counts::default()));
         Ok((air, found))
     }
 
-    /// So many are known from elsewhere. Before any slot is taken.
-    pub fn count_from(&self, again: u64) {
-        let mut known = self.count();
-        *known = again.max(*known);
+    /// See [`Found::counts`]. Before any slot is taken.
+    pub fn count_from(&self, counts: Counts) {
+        // What an earlier run reserved and did not use is not taken over.
+        *self.counts() = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
     }
 
-    fn count(&self) -> MutexGuard<'_, u64> {
-        self.again.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the counts and writes them down; the bound first, if they pass it. The lock is held meanwhile, so that a
+    /// lower number never comes last.
+    fn count(&self, change: impl FnOnce(&mut Counts)) {
+        let mut counts = self.counts();
+        let before = *counts;
+        change(&mut counts);
+        let sum = counts.sum();
+        let passed = sum > counts.bound;
+        if passed {
+            counts.bound = sum.saturating_add(before.sum().saturating_sub(counts.began_at));
+            self.write(BOUND, &counts.bound.to_le_bytes());
+        }
+        for (at, was, is) in [(AGAIN, before.again, counts.again), (RESENT, before.resent, counts.resent)] {
+            if was != is {
+                self.write(at, &is.to_le_bytes());
+            }
+        }
+        if passed {
+            self.sync();
+        }
     }
 
     /// The broker recognizes nothing, after all. Before any slot is taken.
@@ -192,16 +269,13 @@ impl Air {
 
     /// Makes the file anew for this boot, with what is known of each stream, and of those that were never saved;
     /// [`u64::MAX`]: all that exists when it is opened. Before any slot is taken.
-    pub fn begin(
-        &self,
-        boot: &str,
-        resent: u64,
-        unsaved: u64,
-        limits: impl Iterator<Item = (StreamId, u64)>,
-    ) {
+    pub fn begin(&self, boot: &str, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Slots { unsaved, ..Slots::default() };
         let mut bytes = head(boot);
-        for (at, total) in [(RESENT, resent), (AGAIN, self.again()), (UNSAVED, unsaved)] {
+        let counts = *self.counts();
+        let words =
+            [(BOUND, counts.bound), (RESENT, counts.resent), (AGAIN, counts.again), (UNSAVED, unsaved)];
+        for (at, total) in words {
             bytes[at as usize..at as usize + 8].copy_from_slice(&total.to_le_bytes());
         }
         for (stream, limit) in limits {
@@ -211,13 +285,19 @@ impl Air {
         }
         *self.lock() = slots;
         if let Some(file) = &self.file {
-            // Cut short on the way, it is not ours or lacks streams; so the head, which makes it ours, comes last.
-            let done = file.set_len(0).and_then(|()| file.write_all_at(&bytes[HEAD as usize..], HEAD));
-            self.check(done.and_then(|()| file.write_all_at(&bytes[..HEAD as usize], 0)));
+            // In place, for a power loss may come at any of these steps and must not take the counts. Cut short, the file says
+            // that a run of another boot did not end, so it is not trusted; the head, which makes it this boot's, comes last.
+            let head = HEAD as usize;
+            let is_new = file.metadata().is_ok_and(|m| m.len() < HEAD);
+            let unended = match is_new {
+                true => Ok(()),
+                false => file.write_all_at(&1u64.to_le_bytes(), RUNNING).and_then(|()| file.sync_data()),
+            };
+            let done = unended.and_then(|()| file.write_all_at(&bytes[head..], HEAD));
+            let done = done.and_then(|()| file.set_len(bytes.len() as u64));
+            self.check(done.and_then(|()| file.write_all_at(&bytes[..head], 0)));
             self.written.fetch_add(bytes.len() as u64, Relaxed);
-            if bytes.len() > HEAD as usize {
-                self.sync(); // a head that reached the disk without its slots would say too little
-            }
+            self.sync(); // a head that reached the disk without its slots would say too little
         }
     }
 
@@ -232,6 +312,16 @@ impl Air {
     fn sync(&self) {
         if let Some(file) = self.file.as_ref().filter(|_| !self.is_broken()) {
             self.check(file.sync_data());
+            #[cfg(test)]
+            self.keep_synced(file);
+        }
+    }
+
+    #[cfg(test)]
+    fn keep_synced(&self, file: &File) {
+        let mut bytes = vec![0; file.metadata().map_or(0, |m| m.len() as usize)];
+        if file.read_exact_at(&mut bytes, 0).is_ok() {
+            *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
         }
     }
 
@@ -304,14 +394,19 @@ impl Air {
         }
     }
 
-    /// Total of lines resent without a crash.
-    pub fn resent(&self, total: u64) {
-        self.write(RESENT, &total.to_le_bytes());
+    /// Lines are about to be sent again without a crash.
+    pub fn resent(&self, lines: u64) {
+        self.count(|c| c.resent += lines);
+    }
+
+    /// Lines are about to be sent again with other numbers.
+    pub fn uncertain(&self, lines: u64) {
+        self.count(|c| c.uncertain += lines);
     }
 
     /// Lines framed again that an earlier run may have sent, over all runs.
     pub fn again(&self) -> u64 {
-        *self.count()
+        self.counts().again
     }
 
     /// A limit could not be written down, so the file says nothing any more.
@@ -355,9 +450,7 @@ impl Slot {
             self.air.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
         }
         if start < self.doubtful {
-            let mut again = self.air.count(); // held while it is written, so that a lower one never comes last
-            *again += lines;
-            self.air.write(AGAIN, &again.to_le_bytes());
+            self.air.count(|c| c.again += lines);
         }
     }
 }

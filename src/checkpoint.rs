@@ -16,7 +16,7 @@ pub mod store;
 
 pub use saved::{Saved, SavedStream};
 
-use crate::air::Air;
+use crate::air::{Air, Counts};
 use crate::chunk::{Ending, Note, StreamId};
 use crate::cover::{Cover, Giver};
 use crate::error::Error;
@@ -152,8 +152,11 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
         }
     };
     let whole = found.trusted;
-    saved.totals.resent = saved.totals.resent.max(found.resent);
-    air.count_from(saved.totals.again);
+    let totals = &mut saved.totals;
+    let (again, resent, uncertain) = (totals.again, totals.resent, totals.uncertain);
+    let counts = found.counts(Counts::of(again, resent, uncertain));
+    (totals.again, totals.resent) = (counts.again, counts.resent);
+    air.count_from(counts);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
     let unsaved = found.unsaved(saved.next_stream);
@@ -161,7 +164,7 @@ fn open_air(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool)
         let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
         let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };
         let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
-        air.begin(boot.trim(), saved.totals.resent, unsaved, unfinished().map(|s| (s.stream, limit(s))));
+        air.begin(boot.trim(), unsaved, unfinished().map(|s| (s.stream, limit(s))));
     } else {
         air.retain(unsaved, |stream| ids.contains(&stream));
     }
@@ -301,7 +304,7 @@ impl<'a> Keeper<'a> {
             Note::Ack(ack) => {
                 self.ledger.ack(&ack);
                 self.board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
-                true
+                return self.rhythm.ack(now);
             }
             Note::Closed(closed) => {
                 if let Ending::Truncated { lost } | Ending::Gone { lost } = closed.why {
@@ -452,9 +455,17 @@ impl<'a> Keeper<'a> {
         let times = self.rhythm.failed(now);
         let why = e.to_string();
         if self.trouble.as_ref() != Some(&why) {
+            let effect = match self.cover {
+                // See the invariant in `ship/journal.rs`; and `flights` has room for so many batches only.
+                Some(_) => {
+                    "exactly-once needs saved positions: new files wait now, the others once flights is full"
+                }
+                None => {
+                    "delivery goes on, and what is delivered from now on is sent again if the agent is killed"
+                }
+            };
             log::error!(
-                "save positions: {why}; delivery goes on, and what is delivered from now on is sent again if the agent is \
-                 killed: free or mend the disk of the state folder"
+                "save positions: {why}; {effect}: make the state folder writable, free or mend its disk"
             );
             self.board.state().degraded = Some(why.clone());
             self.trouble = Some(why);

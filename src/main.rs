@@ -30,9 +30,9 @@
 //! What is rotated or deleted before it is delivered outlives the process in systemd's descriptor store: [`fdstore`],
 //! [`commands::inherited`].
 //!
-//! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; what there is
-//! to see is on one board ([`report`]), of which status, metrics and log lines are views; whether all make progress is in
-//! [`pulse`]. [`commands::run`] alone knows all stages. No stage imports another, or [`config`].
+//! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; how much of the
+//! dead-letter file each path may fill is in [`quota`]; what there is to see is on one board ([`report`]), of which status,
+//! metrics and log lines are views; whether all make progress is in [`pulse`]. [`commands::run`] alone knows all stages. No stage imports another, or [`config`].
 //!
 //! # Invariants
 //!
@@ -71,6 +71,7 @@ mod files;
 mod logging;
 mod packed;
 mod pulse;
+mod quota;
 mod remote;
 mod report;
 mod ship;

@@ -16,7 +16,8 @@ use crate::air::Air;
 use crate::budget::Budget;
 use crate::chunk::StreamId;
 use crate::pulse::Pulse;
-use std::collections::BTreeMap;
+use crate::quota::Quota;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -52,8 +53,21 @@ pub struct BrokerState {
 pub struct StateFolder {
     /// `None`: nothing is saved.
     pub path: Option<PathBuf>,
-    /// Why it cannot be saved now. Delivery goes on.
+    /// Why positions cannot be saved now. Writer: checkpoint.
     pub degraded: Option<String>,
+    /// Exactly-once: batches wait for the folder. Writer: the journal.
+    pub blocked: Option<Blocked>,
+    /// Exactly-once: a write of `flights` has been under way since then. Writer: the journal.
+    pub writing: Option<Instant>,
+}
+
+/// Delivery that waits for the state folder.
+#[derive(Debug, Clone)]
+pub struct Blocked {
+    pub why: String,
+    pub since: Instant,
+    pub attempts: u64,
+    pub topics: BTreeSet<String>,
 }
 
 /// Counters of the whole process, over restarts where they are saved.
@@ -107,6 +121,8 @@ pub struct Board {
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, by checkpoint.
     pub air: OnceLock<Arc<Air>>,
+    /// Set once, by `run`; without a dead-letter file it is not.
+    pub quota: OnceLock<Quota>,
     pub pulse: Pulse,
     pub started: Instant,
 }
@@ -123,6 +139,7 @@ impl Default for Board {
             once: Once::default(),
             budget: OnceLock::new(),
             air: OnceLock::new(),
+            quota: OnceLock::new(),
             pulse: Pulse::default(),
             started: Instant::now(),
         }
@@ -155,13 +172,21 @@ impl Board {
 
     /// `lines` are about to be sent once more though their last attempt may have been stored (no producer id guards them).
     pub fn resent(&self, lines: u64) {
-        let total = self.totals.resent.fetch_add(lines, Relaxed) + lines;
         if let Some(air) = self.air.get() {
-            air.resent(total);
+            air.resent(lines);
         }
+        self.totals.resent.fetch_add(lines, Relaxed);
     }
 
-    /// Lines that may be stored more than once, over all restarts.
+    /// `lines` are about to be sent again, with other numbers, though an earlier attempt may have been stored.
+    pub fn uncertain(&self, lines: u64) {
+        if let Some(air) = self.air.get() {
+            air.uncertain(lines);
+        }
+        self.totals.uncertain.fetch_add(lines, Relaxed);
+    }
+
+    /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
     pub fn doubled_at_most(&self) -> u64 {
         let again = self.air.get().map_or(0, |air| air.again());
         again + self.totals.resent.load(Relaxed)

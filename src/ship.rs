@@ -2,7 +2,7 @@
 
 pub mod auto;
 pub mod classic;
-mod deadletter;
+pub mod deadletter;
 pub mod driver;
 pub mod flight;
 pub mod journal;

@@ -260,6 +260,9 @@ struct Tail<'a> {
     shelf: VecDeque<Shelved>,
 }
 
+/// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
+const QUOTA_AGAIN: Duration = Duration::from_secs(5);
+
 impl<'a> Tail<'a> {
     fn new(
         first: Change,
@@ -345,6 +348,12 @@ impl Tail<'_> {
             Step::Truncated(i) => self.truncated(i)?,
             Step::Read(i) => {
                 self.turn = self.turn.wrapping_add(1);
+                if self.board.quota.get().is_some_and(|quota| quota.must_wait(&self.o.path, now)) {
+                    self.stuck(Some(
+                        "its refused lines fill its share of dead-letter in the state folder: move that file away",
+                    ));
+                    return Ok(Step::Wait(QUOTA_AGAIN));
+                }
                 if let Some(wait) = self.rate_wait(now) {
                     self.stuck(Some("the rate limit"));
                     return Ok(Step::Wait(wait));

@@ -105,6 +105,7 @@ fn written(path: &Path) -> Option<(i64, u32)> {
 impl Store {
     /// Makes the folder where it is missing, locks it and reads what was saved. The flag: it is `offsets.previous`.
     pub fn open(folder: &Path, damaged: Damaged) -> Result<(Store, Saved, bool), Error> {
+        refuse_shared(folder)?;
         let lock = match lock(folder) {
             Ok(lock) => Some(lock),
             Err(NotLocked::Held(pid)) => return Err(held(folder, pid)),
@@ -117,6 +118,7 @@ impl Store {
                 return Err(Error::failed(format_args!("open state folder {}", folder.display()), e, fix));
             }
         };
+        refuse_newer(folder)?;
         if lock.is_some() && is_cut_short(folder)? {
             // An error says nothing: then the state before is there.
             let _ = replace(&folder.join(TMP), &folder.join(OFFSETS));
@@ -180,8 +182,8 @@ impl Store {
         let at = |name: &str| self.folder.join(name);
         match step {
             Step::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
-            Step::SyncTmp => File::open(at(TMP))?.sync_all()?,
-            Step::SyncOffsets => File::open(at(OFFSETS))?.sync_all()?,
+            Step::SyncTmp => files::read(&at(TMP))?.sync_all()?,
+            Step::SyncOffsets => files::read(&at(OFFSETS))?.sync_all()?,
             Step::KeepPrevious => {
                 replace(&at(OFFSETS), &at(PREVIOUS))?;
                 (self.current, self.previous) = (Current::Bad, true);
@@ -203,6 +205,42 @@ impl Store {
 #[allow(clippy::disallowed_methods)]
 fn replace(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
+}
+
+/// Others who may write in the folder could put anything in the place of the agent's files.
+fn refuse_shared(folder: &Path) -> Result<(), Error> {
+    let Ok(there) = fs::metadata(folder) else { return Ok(()) }; // it is made, or the lock says why not
+    let (owner, own) = (there.uid(), rustix::process::geteuid().as_raw());
+    let what = format!("state folder {}", folder.display());
+    let elsewhere = "or name another folder by state_dir or --state-dir";
+    // Root can change everything anyway.
+    if owner != own && owner != 0 {
+        let why = format!("it belongs to user {owner}, and the agent runs as user {own}");
+        let fix = format!("give it to the agent's user (chown), {elsewhere}");
+        return Err(Error::config(what, why, fix));
+    }
+    if there.mode() & 0o022 != 0 {
+        let why = format!("others than its owner may write there (mode {:o})", there.mode() & 0o7777);
+        let fix = format!("take that from them (chmod go-w), {elsewhere}");
+        return Err(Error::config(what, why, fix));
+    }
+    Ok(())
+}
+
+/// What a newer program has saved is not replaced by what this one goes on from, not even where an older copy could be read.
+fn refuse_newer(folder: &Path) -> Result<(), Error> {
+    let offsets = folder.join(OFFSETS);
+    // Where a save was cut short the newest state is in the temporary file.
+    let cut_short = !offsets.exists() && folder.join(PREVIOUS).exists();
+    let path = if cut_short { folder.join(TMP) } else { offsets };
+    match read(&path)? {
+        Some(Err(newer @ Bad::Newer(_))) => Err(too_new(&path, &newer)),
+        _ => Ok(()),
+    }
+}
+
+fn too_new(path: &Path, newer: &Bad) -> Error {
+    Error::config(path.display(), newer, "install that version again, or move the folder away to begin anew")
 }
 
 /// A kill came between the two renames of a save, and the state that was to be saved is whole: it goes on as if the save had been
@@ -239,7 +277,7 @@ pub fn look(folder: &Path) -> Result<Found, Error> {
 
 /// `None`: there is none. An error that may pass (permissions, descriptors) is not damage, and ends the start.
 fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
-    let bytes = File::open(path).and_then(|file| {
+    let bytes = files::read(path).and_then(|file| {
         let mut bytes = Vec::new();
         file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -262,9 +300,8 @@ fn hopeless(folder: &Path, damaged: Damaged, offsets: &Bad, previous: &Bad) -> R
     let path = folder.join(OFFSETS);
     if let (Bad::Newer(_), bad) | (bad, Bad::Newer(_)) = (offsets, previous) {
         let newer = if matches!(offsets, Bad::Newer(_)) { offsets } else { previous };
-        let fix = "install that version again, or move the folder away to begin anew";
         log::debug!("beside it: {bad}");
-        return Err(Error::config(path.display(), newer, fix));
+        return Err(too_new(&path, newer));
     }
     match damaged {
         Damaged::Refuse => {
@@ -306,7 +343,7 @@ fn lock(folder: &Path) -> Result<File, NotLocked> {
     let path = folder.join(LOCK);
     let mut file = match files::private(&path) {
         // Read-only: a lock that is there can still be taken.
-        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path).map_err(|_| e)?,
+        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => files::read(&path).map_err(|_| e)?,
         file => file?,
     };
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

@@ -202,6 +202,12 @@ pub fn ship(config: &Config) -> ship::Options {
     }
 }
 
+/// Where refused records go, and how many bytes of them are kept.
+pub fn dead_letter(config: &Config) -> (Option<PathBuf>, u64) {
+    let options = ship(config);
+    (options.dead_letter, options.dead_letter_limit)
+}
+
 /// Different in every process: two agents must not choose the same partitions and pauses.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};

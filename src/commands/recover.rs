@@ -205,7 +205,7 @@ fn resume(
                 None => false,
             });
             if !there {
-                board.totals.uncertain.fetch_add(o.count.into(), Relaxed);
+                board.uncertain(o.count.into());
                 log::error!(
                     "{} lines of an open batch cannot be proved stored: counted as uncertain",
                     o.count
@@ -224,7 +224,7 @@ fn resume(
 }
 
 fn give_up(board: &Board, lines: usize, piece: &Piece, streams: &HashMap<StreamId, &SavedStream>) {
-    board.totals.uncertain.fetch_add(lines as u64, Relaxed);
+    board.uncertain(lines as u64);
     let path = streams.get(&piece.stream).map(|s| s.path.display().to_string()).unwrap_or_default();
     log::error!(
         "{path}: bytes {}..{} of an unfinished flight are not there any more, or not followed; what is there is read anew",

@@ -22,7 +22,7 @@ use crate::fdstore::{self, FdStore};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
-use crate::ship::{self, Dead, Halts};
+use crate::ship::{self, Dead, Halts, deadletter};
 use crate::signals::{self, Signal};
 use crate::stop;
 use crate::systemd::Notify;
@@ -68,6 +68,13 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
     let plans = plan::sources(&config, &mut shares, is_known)?;
+    if let (Some(file), limit) = plan::dead_letter(&config) {
+        let trouble = |e| {
+            let fix = "let the agent's user read it, or move it away";
+            Error::failed(format_args!("read {}", file.display()), e, fix)
+        };
+        let _ = board.quota.set(deadletter::quota(&file, limit).map_err(trouble)?);
+    }
     let notify = Notify::from_env();
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
     inherited::adopt(given, &store, &saved, &plans);

@@ -9,6 +9,7 @@ use crate::checkpoint::{Saved, SavedStream};
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
+use crate::files;
 use crate::report::live;
 use crate::report::snapshot::{ExactlyOnce, File, Snapshot, State, Stream, Totals, shown};
 use crate::report::text;
@@ -16,7 +17,7 @@ use crate::signals::{self, Signal};
 use crate::tail::identity;
 use crossbeam_channel::{RecvTimeoutError, never};
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -100,7 +101,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
     };
     let t = &saved.totals;
     // What the last run sent again is there already, if not in what it saved.
-    let (resent, again) = air::totals(&std::fs::read(folder.join("air")).unwrap_or_default());
+    let (resent, again) = air::totals(&air(folder).unwrap_or_default());
     Snapshot {
         version: env!("CARGO_PKG_VERSION").into(),
         files: paths.into_iter().map(file).collect(),
@@ -122,6 +123,12 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
         }),
         ..Snapshot::default()
     }
+}
+
+fn air(folder: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    files::read(&folder.join("air"))?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// With the file's size of now, where the path still leads to it.

@@ -30,9 +30,12 @@ const AGENT: [One; 15] = [
         "Lines that Kafka can never take, kept in dead-letter.",
         |s| s.totals.dead_lettered as f64,
     ),
-    ("logagent_lines_doubled_at_most_total", "counter", "Upper bound of lines stored more than once.", |s| {
-        s.totals.doubled_at_most as f64
-    }),
+    (
+        "logagent_lines_doubled_at_most_total",
+        "counter",
+        "With the uncertain lines, upper bound of lines stored more than once.",
+        |s| s.totals.doubled_at_most as f64,
+    ),
     (
         "logagent_lines_uncertain_total",
         "counter",
@@ -51,7 +54,7 @@ const AGENT: [One; 15] = [
     ("logagent_state_written_bytes_total", "counter", "Bytes written to the state folder.", |s| {
         s.state.bytes_written as f64
     }),
-    ("logagent_state_degraded", "gauge", "1 while positions cannot be saved.", |s| {
+    ("logagent_state_degraded", "gauge", "1 while the state folder cannot be written.", |s| {
         f64::from(u8::from(s.state.degraded.is_some()))
     }),
     ("logagent_lag_bytes", "gauge", "Bytes not acknowledged, over all files.", |s| s.lag_bytes() as f64),

@@ -1,7 +1,7 @@
 //! The board at one moment, as a value: the one form between the board and its views. `status --json` is this,
 //! serialized; the text, the metrics and the log print it. Decides nothing, and reads no file.
 
-use super::{Board, BrokerState, FileState, Gauge};
+use super::{Board, BrokerState, FileState, Gauge, StateFolder};
 use crate::chunk::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -115,7 +115,7 @@ pub struct Totals {
     pub read: u64,
     pub acked: u64,
     pub dead_lettered: u64,
-    /// No more lines than this are stored twice (a line stored three times counts as two).
+    /// No more lines than this and `uncertain` together are stored twice (a line stored three times counts as two).
     pub doubled_at_most: u64,
     pub uncertain: u64,
     pub cut: u64,
@@ -137,7 +137,7 @@ pub struct Memory {
 pub struct State {
     /// `None`: nothing is saved.
     pub path: Option<String>,
-    /// Why positions cannot be saved now.
+    /// Why the folder cannot be written now, and whether that blocks delivery.
     pub degraded: Option<String>,
     /// Written to the folder, over all restarts.
     pub bytes_written: u64,
@@ -151,8 +151,19 @@ impl Snapshot {
         let peers = |states: &BTreeMap<String, BrokerState>| -> Vec<Peer> {
             states.iter().map(|(name, state)| Peer::of(name, state, now)).collect()
         };
-        let (brokers, topics) = (peers(&board.brokers()), peers(&board.topics()));
+        let (brokers, mut topics) = (peers(&board.brokers()), peers(&board.topics()));
         let folder = board.state().clone();
+        if let Some(blocked) = &folder.blocked {
+            topics.retain(|topic| !blocked.topics.contains(&topic.name));
+            topics.extend(blocked.topics.iter().map(|topic| Peer {
+                name: topic.clone(),
+                state: "blocked by the state folder".into(),
+                since: now.saturating_duration_since(blocked.since).as_secs_f64(),
+                attempts: blocked.attempts,
+                last_error: Some(blocked.why.clone()),
+            }));
+            topics.sort_by(|a, b| a.name.cmp(&b.name));
+        }
         let budget = board.budget.get();
         let mut snapshot = Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -170,15 +181,18 @@ impl Snapshot {
             },
             state: State {
                 path: folder.path.as_deref().map(shown),
-                degraded: folder.degraded,
+                degraded: degraded(&folder),
                 bytes_written: read(&board.totals.state_bytes)
                     + board.air.get().map_or(0, |a| a.written())
                     + read(&board.once.bytes),
             },
             exactly_once: ExactlyOnce::of(board),
         };
-        snapshot.files =
-            board.files().iter().map(|(path, file)| File::of(path, file, &snapshot, now)).collect();
+        snapshot.files = board
+            .files()
+            .iter()
+            .map(|(path, file)| File::of(path, file, (&snapshot, &folder), now))
+            .collect();
         snapshot
     }
 
@@ -221,21 +235,21 @@ impl Snapshot {
             line += &format!(", {stuck} file(s) stuck");
         }
         if self.state.degraded.is_some() {
-            line += ", positions cannot be saved";
+            line += ", the state folder cannot be written";
         }
         line
     }
 }
 
 impl File {
-    fn of(path: &Path, file: &FileState, all: &Snapshot, now: Instant) -> File {
+    fn of(path: &Path, file: &FileState, all: (&Snapshot, &StateFolder), now: Instant) -> File {
         let gauges = || file.left.iter().filter(|g| !g.is_done()).chain(&file.gauges);
         let streams: Vec<Stream> = gauges().map(|g| Stream::of(g)).collect();
         let since = gauges().filter_map(|g| g.waits_since()).min();
         let waits = since.map(|since| now.saturating_duration_since(since));
         File {
             oldest_unsent: waits.map(|w| w.as_secs_f64()),
-            stuck_because: stuck(file, waits, all),
+            stuck_because: stuck(file, waits, all, now),
             last_error: file.last_error.clone(),
             ..File::with(path, &file.topic, &file.state, streams)
         }
@@ -260,8 +274,25 @@ impl File {
     }
 }
 
+/// Why the folder cannot be written, and what that stops.
+fn degraded(folder: &StateFolder) -> Option<String> {
+    let Some(blocked) = &folder.blocked else { return folder.degraded.clone() };
+    let topics: Vec<&str> = blocked.topics.iter().map(String::as_str).collect();
+    Some(format!("{}; delivery to {} is blocked until that works", blocked.why, topics.join(", ")))
+}
+
 /// Why a file's lines do not leave, as far as the board knows.
-fn stuck(file: &FileState, waits: Option<Duration>, all: &Snapshot) -> Option<String> {
+fn stuck(
+    file: &FileState,
+    waits: Option<Duration>,
+    (all, folder): (&Snapshot, &StateFolder),
+    now: Instant,
+) -> Option<String> {
+    // Before the file's own reason: a tail that waits for memory does so because of this.
+    let blocked = folder.blocked.as_ref().filter(|b| b.topics.contains(&file.topic));
+    if let Some(blocked) = blocked.filter(|_| waits.is_some() && file.last_error.is_none()) {
+        return Some(blocked.why.clone());
+    }
     if file.stuck.is_some() || file.last_error.is_some() {
         return file.stuck.clone().or_else(|| file.last_error.clone());
     }
@@ -275,6 +306,10 @@ fn stuck(file: &FileState, waits: Option<Duration>, all: &Snapshot) -> Option<St
     let broker = all.brokers.iter().find(in_trouble);
     if let Some(broker) = broker {
         return Some(format!("broker {}", reason(broker)));
+    }
+    let writing = folder.writing.filter(|since| now.saturating_duration_since(*since) > STUCK_AFTER);
+    if writing.is_some() {
+        return Some("the disk of the state folder does not answer (writing flights)".into());
     }
     if all.driver.is_empty() && all.brokers.is_empty() {
         return None;

@@ -101,7 +101,7 @@ fn head(out: &mut String, s: &Snapshot) {
     match (&s.state.path, &s.state.degraded) {
         (None, _) => line(out, format_args!("positions are not saved (no state folder)")),
         (Some(path), None) => line(out, format_args!("state {path}, {written} written")),
-        (Some(path), Some(why)) => line(out, format_args!("state {path}: CANNOT BE SAVED: {why}")),
+        (Some(path), Some(why)) => line(out, format_args!("state {path}: CANNOT BE WRITTEN: {why}")),
     }
     out.push('\n');
 }

@@ -38,16 +38,16 @@ use super::driver::{Ends, Order};
 use super::flight::Batch;
 use crate::chunk::{Range, StreamId};
 use crate::cover::{Cover, Taker};
-use crate::report::Board;
+use crate::report::{Blocked, Board};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use intent::{Intent, Last, Record};
 use load::{Loaded, Place};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::{Binding, Group, HALF, Store};
 
 /// What is known of an intent that the saved positions do not cover.
@@ -73,6 +73,10 @@ pub struct Journal {
 
 /// After a failed write the next try comes so much later.
 const RETRY: Duration = Duration::from_secs(1);
+/// How soon it shows that batches wait because positions cannot be saved.
+const LOOK: Duration = Duration::from_millis(250);
+/// A save that takes longer than this is a disk that does not answer.
+const SLOW: Duration = Duration::from_secs(2);
 
 /// Batches whose intents are written together.
 const GROUP: usize = 256;
@@ -98,7 +102,15 @@ impl Journal {
     pub fn put_before(self, driver: Ends, cover: Taker) -> io::Result<Ends> {
         let (orders, inbox) = unbounded();
         let Ends { orders: next, events } = driver;
-        let worker = Worker { journal: self, next, cover, waiting: Vec::new(), trouble: None };
+        let worker = Worker {
+            journal: self,
+            next,
+            cover,
+            waiting: Vec::new(),
+            since: None,
+            trouble: None,
+            blocked: None,
+        };
         thread::Builder::new()
             .name("journal".into())
             .stack_size(256 << 10)
@@ -211,7 +223,12 @@ struct Worker {
     cover: Taker,
     /// Batches without an intent yet, in the order they came.
     waiting: Vec<Batch>,
+    /// When batches were first left waiting, since the last save.
+    since: Option<Instant>,
+    /// Why `flights` could not be written.
     trouble: Option<String>,
+    /// What stands on the board.
+    blocked: Option<Blocked>,
 }
 
 impl Worker {
@@ -220,7 +237,11 @@ impl Worker {
         let bell = self.cover.bell.clone();
         loop {
             let mut open = true;
-            let retry = if self.trouble.is_some() { RETRY } else { Duration::from_secs(3600) };
+            let retry = match self.since {
+                None => Duration::from_secs(3600),
+                Some(_) if self.blocked.is_some() => RETRY,
+                Some(_) => LOOK,
+            };
             select! {
                 recv(inbox) -> order => match order {
                     Ok(order) => open = self.take(order),
@@ -237,10 +258,12 @@ impl Worker {
             }
             if let Some(cover) = self.cover.take() {
                 self.journal.covered(cover);
+                self.since = None;
             }
             if !open || !self.send() {
                 return;
             }
+            self.report_blocked(Instant::now());
         }
     }
 
@@ -263,7 +286,9 @@ impl Worker {
         if ready.is_empty() {
             return true;
         }
+        self.journal.board.state().writing = Some(Instant::now());
         let done = self.journal.put(&mut ready);
+        self.journal.board.state().writing = None;
         let n = match done {
             Ok(n) => {
                 if self.trouble.take().is_some() {
@@ -291,5 +316,49 @@ impl Worker {
             );
             self.trouble = Some(why);
         }
+    }
+
+    /// Says on the board, and once for each reason in the log, that batches wait for the state folder.
+    fn report_blocked(&mut self, now: Instant) {
+        let Some(why) = self.blocked_because(now) else {
+            if self.blocked.take().is_some() {
+                self.journal.board.state().blocked = None;
+                log::info!("the state folder is written again, delivery is no longer blocked");
+            }
+            return;
+        };
+        let topics: BTreeSet<String> = self.waiting.iter().map(|b| b.load.topic.to_string()).collect();
+        let (since, attempts) = match &self.blocked {
+            Some(blocked) => (blocked.since, blocked.attempts + 1),
+            None => (now, 1),
+        };
+        // That `flights` cannot be written is said already.
+        if self.blocked.as_ref().is_none_or(|b| b.why != why) && self.trouble.is_none() {
+            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+            log::error!(
+                "delivery to {} is blocked: {why}; make the folder writable, free or mend its disk, or set \
+                 delivery = \"at-least-once\"",
+                names.join(", ")
+            );
+        }
+        let blocked = Blocked { why, since, attempts, topics };
+        self.journal.board.state().blocked = Some(blocked.clone());
+        self.blocked = Some(blocked);
+    }
+
+    fn blocked_because(&mut self, now: Instant) -> Option<String> {
+        if self.waiting.is_empty() {
+            self.since = None;
+            return None;
+        }
+        let since = *self.since.get_or_insert(now);
+        if let Some(why) = &self.trouble {
+            return Some(format!("flights in the state folder cannot be written: {why}"));
+        }
+        if let Some(why) = &self.journal.board.state().degraded {
+            return Some(format!("positions cannot be saved in the state folder: {why}"));
+        }
+        let is_slow = now.duration_since(since) > SLOW; // else the save that they wait for is under way
+        is_slow.then(|| "positions are not saved: the disk of the state folder does not answer".into())
     }
 }

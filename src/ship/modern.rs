@@ -32,6 +32,7 @@ mod lz4;
 mod messages;
 mod passes;
 mod pick;
+mod producers;
 mod records;
 pub mod sasl;
 mod scout;

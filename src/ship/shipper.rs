@@ -263,7 +263,7 @@ impl<'b> Shipper<'b> {
                     }
                     Action::Bury { batch, why } => {
                         self.beat.within(Beat::SLOW); // a disk
-                        match self.letters.write(&batch, &why, now) {
+                        match self.letters.write(&batch, &why, now, self.board.quota.get()) {
                             Ok(()) => {
                                 self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
                                 self.finish(&batch);
@@ -287,12 +287,14 @@ impl<'b> Shipper<'b> {
                         }
                     }
                     Action::Uncertain(lines) => {
-                        self.board.totals.uncertain.fetch_add(u64::from(lines), Relaxed);
+                        self.beat.within(Beat::SLOW); // a disk
+                        self.board.uncertain(u64::from(lines));
                         if self.once {
                             self.notes.push(Note::Hurry); // it may be all that there is to save
                         }
                     }
                     Action::Doubled(lines) => {
+                        self.beat.within(Beat::SLOW);
                         self.board.resent(u64::from(lines));
                     }
                     Action::Again { found } => {

@@ -93,3 +93,95 @@ fn too_few_replicas_for_a_while() {
     follows().arg("--once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
+
+/// `dead-letter` is nearly full of one file's letters, as an earlier program may have left it, and more of its lines are
+/// refused. Fails when the other file of the topic waits with it, when its own lines are dropped, or when it does not go on
+/// once the letters are moved away.
+#[test]
+fn one_refused_log_does_not_stop_its_topic() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic_with(1, &["max.message.bytes=20000"]);
+    let folder = Folder::new();
+    let bad = folder.path("bad.log");
+    let letter = format!(
+        "{{\"time\":\"2026-01-01T00:00:00.000Z\",\"reason\":\"r\",\"topic\":\"t\",\"partition\":0,\"path\":{bad:?},\"stream\":99,\"offset\":0,\
+         \"length\":100000,\"value\":\"{}\"}}\n",
+        "x".repeat(100_000)
+    );
+    folder.write("state/dead-letter", letter.repeat(62 * (1 << 20) / letter.len()));
+    let large = |n: usize| [vec![b'L'; 60_000 + n], b"\n".to_vec()].concat();
+    folder.write("bad.log", (0..60).flat_map(large).collect::<Vec<_>>());
+    folder.write(
+        "c.toml",
+        format!(
+            "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+            folder.path("state"),
+            topic.address,
+            topic.name,
+            folder.path("*.log")
+        ),
+    );
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    let state = folder.path("state");
+    let of = file_status;
+    wait_status(&folder, &state, "the refused file is stuck", |s| {
+        of(s, "bad.log")["stuck_because"].is_string()
+    });
+    let lines = Lines::new("good", 0..1000);
+    folder.append("good.log", lines.bytes());
+    topic.wait_count(1000);
+    let said = wait_status(&folder, &state, "the other is acknowledged", |s| {
+        of(s, "good.log")["acknowledged"].as_u64() == Some(lines.bytes().len() as u64)
+    });
+    let why = of(&said, "bad.log")["stuck_because"].to_string();
+    assert!(why.contains("move that file away"), "{said}");
+    assert!(of(&said, "good.log")["stuck_because"].is_null(), "{said}");
+    folder.rename("state/dead-letter", "letters");
+    wait_status(&folder, &state, "the rest is kept", |s| {
+        let bad = of(s, "bad.log");
+        bad["acknowledged"] == bad["size"] && bad["stuck_because"].is_null()
+    });
+    agent.stop().expect_code(0);
+    let new = std::fs::read_to_string(folder.path("state/dead-letter")).unwrap();
+    let old = std::fs::read_to_string(folder.path("letters")).unwrap();
+    let kept = new.lines().chain(old.lines()).filter(|l| l.contains("LLLL")).count();
+    assert_eq!(kept, 60);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+}
+
+fn file_status(status: &serde_json::Value, name: &str) -> serde_json::Value {
+    let files = status["files"].as_array().unwrap();
+    files.iter().find(|f| f["path"].as_str().unwrap().ends_with(name)).cloned().unwrap_or_default()
+}
+
+/// 90 MB of lines that the broker refuses, in one log. Fails when it may fill `dead-letter`, so that the other file of its
+/// topic waits too.
+#[test]
+fn a_log_of_refused_lines_stops_at_its_share() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic_with(1, &["max.message.bytes=20000"]);
+    let folder = Folder::new();
+    let line = [vec![b'L'; 300_000], b"\n".to_vec()].concat();
+    folder.write("bad.log", line.repeat(300));
+    folder.write("good.log", b"");
+    let args = format!(
+        "run --brokers {} --topic {} --from beginning --state-dir state bad.log good.log",
+        topic.address, topic.name
+    );
+    let mut agent = folder.agent_line(&args).start();
+    wait_for(PATIENT, "the log of refused lines is stuck", || {
+        let status = status_json(&folder, &folder.path("state"));
+        file_status(&status, "bad.log")["stuck_because"]
+            .as_str()?
+            .contains("move that file away")
+            .then_some(())
+    });
+    let lines = Lines::new("good", 0..1000);
+    folder.append("good.log", lines.bytes());
+    topic.wait_count(1000);
+    let log = agent.stop().expect_code(0).stderr;
+    assert!(log.contains("fill its share of"), "{log}");
+    let letters = std::fs::metadata(folder.path("state/dead-letter")).unwrap().len();
+    assert!((16 << 20..48 << 20).contains(&letters), "{letters}");
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+}

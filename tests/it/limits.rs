@@ -202,7 +202,7 @@ fn the_state_folder_is_full() {
     folder.mkdir("state");
     folder.write("f.log", b"");
     let script = format!(
-        "mount -t tmpfs -o size=64k none state\n{RUN} f.log & pid=$!\n\
+        "mount -t tmpfs -o size=64k,mode=700 none state\n{RUN} f.log & pid=$!\n\
          while ! [ -e go ]; do sleep 0.05; done\n(dd if=/dev/zero of=state/filler bs=1k 2>/dev/null || true)\n\
          touch full\nwhile ! [ -e room ]; do sleep 0.05; done\nrm state/filler\nwhile ! [ -e end ]; do sleep 0.05; done\n\
          cat state/offsets >saved; kill $pid; wait $pid"
@@ -260,7 +260,7 @@ fn a_folder_that_may_not_be_searched_for_a_while() {
     let folder = Folder::new();
     folder.write("logs/f.log", Lines::new("f", 0..10).bytes());
     std::fs::copy(binary(), folder.path("logagent")).unwrap();
-    let script = "chmod 755 . logagent; mkdir -p state; chmod 777 state\n\
+    let script = "chmod 755 . logagent; mkdir -p state\n\
          exec setpriv --bounding-set -all --inh-caps -all \
          ./logagent run --output stdout --from beginning --state-dir state logs/f.log";
     let mode = |mode| {

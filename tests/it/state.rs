@@ -84,6 +84,31 @@ fn kills_lose_nothing_and_what_they_double_is_bounded() {
     assert_eq!(after["acked"].as_u64(), Some(written.count() as u64));
 }
 
+/// Killed again and again before it has run for a second. Fails when a short life leaves no progress behind: each then sends
+/// all lines again.
+#[test]
+fn short_lives_make_progress() {
+    let folder = Folder::new();
+    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
+    wait_until(SOON, "the first lines", || writer.written() > 0);
+    let (mut seen, mut saved) = (Vec::new(), vec![0]);
+    for _ in 0..8 {
+        let mut agent = agent(&folder).start();
+        wait_until(SOON, "its first line", || agent.count_lines() > 0);
+        pause(millis(300));
+        seen.extend(agent.kill().whole_lines());
+        saved.push(state(&folder)["files"][0]["acknowledged"].as_u64().unwrap_or_default());
+    }
+    let written = writer.finish();
+    let mut last = agent(&folder).start();
+    wait_until(SOON, "all is acknowledged", || shipped(&folder, "f.log").0 == Some(0));
+    seen.extend(last.stop().expect_code(0).lines());
+    let doubled = Delivered::of(seen).assert_at_least_once(&[&written]);
+    let lives_with_progress = saved.windows(2).filter(|w| w[1] > w[0]).count();
+    assert!(lives_with_progress >= 6, "saved after each life: {saved:?}");
+    assert!(doubled < written.count() * 2, "{doubled} doubled of {}", written.count());
+}
+
 /// Fails when a damaged file is taken for an empty state, or when both damaged do not stop the start.
 #[test]
 fn damage_is_met_with_the_previous_state_or_a_refusal() {
@@ -348,4 +373,69 @@ fn doubled_lines_of_a_file_that_was_just_found_are_counted() {
         assert!(at_most <= 1000 * (life + 1), "{doubled} doubled, {at_most} at most");
     }
     assert!(doubled > 0, "no kill came before the save");
+}
+
+/// Fails when others who may write in the folder, or its owner who is somebody else, can tell the agent what to do.
+#[test]
+fn a_folder_of_others_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let folder = Folder::new();
+    folder.append("f.log", "a\n");
+    folder.mkdir("state");
+    let mode = |mode| fs::set_permissions(folder.path("state"), fs::Permissions::from_mode(mode)).unwrap();
+    for open in [0o775, 0o757, 0o1777] {
+        mode(open);
+        let said = agent(&folder).run().expect_code(78).stderr;
+        assert!(said.contains("others than its owner may write there") && said.contains("chmod"), "{said}");
+    }
+    mode(0o755);
+    chown(folder.path("state"), Some(12345), None).unwrap();
+    let said = agent(&folder).run().expect_code(78).stderr;
+    assert!(said.contains("belongs to user 12345") && said.contains("chown"), "{said}");
+    assert_eq!(fs::read_dir(folder.path("state")).unwrap().count(), 0, "nothing is made there");
+    chown(folder.path("state"), Some(0), None).unwrap();
+    agent(&folder).arg("--once").run().expect_code(0);
+}
+
+/// Fails when a file of the state folder is opened through a symlink: written over, or read into a message.
+#[test]
+fn nothing_in_the_folder_is_opened_through_a_symlink() {
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    for name in ["lock", "offsets", "offsets.previous", "air", "dead-letter"] {
+        let _ = fs::remove_dir_all(folder.path("state"));
+        folder.mkdir("state");
+        folder.write("victim", "as it was\n");
+        std::os::unix::fs::symlink(folder.path("victim"), folder.path("state").join(name)).unwrap();
+        let done = agent(&folder).arg("--once").run();
+        assert_eq!(fs::read_to_string(folder.path("victim")).unwrap(), "as it was\n", "{name}");
+        assert!(!done.stderr.contains("as it was"), "{}", done.stderr);
+        if name != "dead-letter" {
+            assert!(done.stderr.contains("symbolic link"), "{name}: {}", done.stderr);
+        }
+    }
+}
+
+/// After a step back to this version, with the older copy still there. Fails when that copy is taken, and what the newer
+/// program saved is written over.
+#[test]
+fn what_a_newer_program_saved_is_kept() {
+    let folder = Folder::new();
+    for end in [10, 20] {
+        folder.write("f.log", Lines::new("f", 0..end).bytes());
+        agent(&folder).arg("--once").run().expect_code(0);
+    }
+    let text = fs::read_to_string(folder.path("state/offsets")).unwrap();
+    let body = text.replace("logagent offsets 1\n", "logagent offsets 99\n");
+    let body = &body[..body.rfind("crc32c ").unwrap()];
+    let newer = format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()));
+    for name in ["offsets", "offsets.tmp"] {
+        let _ = fs::remove_file(folder.path("state/offsets"));
+        folder.write(&format!("state/{name}"), &newer);
+        assert!(folder.path("state/offsets.previous").exists());
+        let said = agent(&folder).run().expect_code(78).stderr;
+        assert!(said.contains("version 99") && said.contains("install that version"), "{said}");
+        assert_eq!(fs::read_to_string(folder.path("state").join(name)).unwrap(), newer, "{name}");
+        folder.remove(&format!("state/{name}"));
+    }
 }

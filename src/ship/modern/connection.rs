@@ -230,6 +230,29 @@ impl Connection {
         Ok(Some((i32::from_be_bytes(*head), frame.start + 4..frame.end)))
     }
 
+    /// The correlation id and the length, without that, of the next answer, which is then taken by parts. `None`: they are
+    /// not here yet.
+    pub fn begin_parts(&mut self, cap: usize) -> Result<Option<(i32, usize)>, Trouble> {
+        let Some(all) = self.input.head(cap)? else { return Ok(None) };
+        let Some(id) = self.input.here().get(4..8).and_then(|b| b.first_chunk::<4>()) else {
+            return Ok(None);
+        };
+        let id = i32::from_be_bytes(*id);
+        self.input.skip(8);
+        Ok(Some((id, all - 8)))
+    }
+
+    /// The part that is here of an answer of which `left` bytes are not done with.
+    pub fn part(&self, left: usize) -> &[u8] {
+        let here = self.input.here();
+        &here[..here.len().min(left)]
+    }
+
+    /// So many bytes of the part are done with.
+    pub fn took_part(&mut self, n: usize) {
+        self.input.skip(n);
+    }
+
     /// The bytes of an answer, valid until the next read.
     pub fn body(&self, range: std::ops::Range<usize>) -> &[u8] {
         self.input.bytes(range)

@@ -51,6 +51,27 @@ impl Input {
         Ok(Some(start..self.from))
     }
 
+    /// The length of the next frame, with its length word, which is not taken; `None`: it is not here. For one that is
+    /// taken by parts, so `cap` is its own.
+    pub fn head(&self, cap: usize) -> Result<Option<usize>, Trouble> {
+        let Some((head, _)) = self.buf[self.from..self.to].split_first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_be_bytes(*head) as usize;
+        if len < 4 || len > cap {
+            return Err(Trouble::Lost(foreign(*head, cap)));
+        }
+        Ok(Some(4 + len))
+    }
+
+    /// What is here, of one frame or several.
+    pub fn here(&self) -> &[u8] {
+        &self.buf[self.from..self.to]
+    }
+
+    /// So many bytes of it are done with.
+    pub fn skip(&mut self, n: usize) {
+        self.from += n;
+    }
+
     /// Room for more, growing only as bytes come: a peer that announces much and sends little costs little.
     pub fn room(&mut self) -> &mut [u8] {
         if self.from == self.to {

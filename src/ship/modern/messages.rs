@@ -275,43 +275,6 @@ pub fn producer_id(body: &[u8], version: i16) -> Read<(i16, i64, i16)> {
     }
 }
 
-/// Epoch and last sequence of producer `pid`; `Ok(Err(code, message))` where the broker refuses to say.
-#[allow(clippy::type_complexity, reason = "one use, and each layer is another party that can say no")]
-pub fn producers(
-    body: &[u8],
-    topic: &str,
-    partition: i32,
-    pid: i64,
-) -> Read<Result<Option<(i16, i32)>, (i16, String)>> {
-    let mut r = Reader::new(body, true);
-    r.skip_tags()?;
-    r.i32("throttle")?;
-    let mut found = None;
-    for _ in 0..r.count(3, "topic count")? {
-        let ours = r.string("topic name")? == Some(topic.as_bytes());
-        for _ in 0..r.count(9, "partition count")? {
-            let ours = r.i32("partition")? == partition && ours;
-            let error = r.i16("error")?;
-            let message = r.string("error message")?;
-            let mut last = None;
-            for _ in 0..r.count(37, "producer count")? {
-                let (id, epoch, sequence) = (r.i64("pid")?, r.i32("epoch")?, r.i32("sequence")?);
-                r.bytes(8 + 4 + 8, "producer")?;
-                r.skip_tags()?;
-                if id == pid {
-                    last = Some((epoch as i16, sequence));
-                }
-            }
-            r.skip_tags()?;
-            if ours {
-                found = Some(if error == 0 { Ok(last) } else { Err((error, text(message))) });
-            }
-        }
-        r.skip_tags()?;
-    }
-    found.ok_or(Malformed("our partition is not in it"))
-}
-
 /// What a produce answer says of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Produced {

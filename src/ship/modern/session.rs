@@ -8,6 +8,7 @@ use super::errors::{self, Also};
 use super::inbox::Job;
 use super::messages::{self, Produced};
 use super::pick::{pick, place};
+use super::producers::{self, Producers};
 use super::records::Envelope;
 use super::wire::Malformed;
 use super::{IN_FLIGHT, News, Producer};
@@ -51,11 +52,13 @@ struct Request {
 
 enum What {
     /// A batch is taken out when its verdict is known.
-    Produce {
-        version: i16,
-        batches: Vec<Option<Batch>>,
+    Produce { version: i16, batches: Vec<Option<Batch>> },
+    Ask {
+        asked: Producer,
+        answer: Producers,
+        /// Bytes of the answer that are not read yet; `None`: it has not begun.
+        left: Option<usize>,
     },
-    Ask(Producer),
 }
 
 pub struct Session<'b> {
@@ -137,9 +140,7 @@ impl<'b> Session<'b> {
                 .sleep(Some(limit), |bell, limit| connection.wait(write, Some(bell), limit))?;
             if readable {
                 self.connection.read()?;
-                while let Some((correlation, body)) = self.connection.frame()? {
-                    self.answer(correlation, body)?;
-                }
+                while self.next_answer()? {}
                 if let Some(why) = self.renew.take() {
                     return Err(Trouble::Lost(why));
                 }
@@ -241,7 +242,8 @@ impl<'b> Session<'b> {
             let client = &self.broker.shared.options.client_id;
             let request = messages::ask_producers(correlation, client, &asked.topic, asked.partition);
             self.broker.out.set(&request);
-            let what = What::Ask(asked);
+            let answer = Producers::new(&asked.topic, asked.partition, asked.pid);
+            let what = What::Ask { asked, answer, left: None };
             self.writing = Some((Request { correlation, sent: now, bytes: 0, what }, 0));
             return true;
         }
@@ -270,6 +272,63 @@ impl<'b> Session<'b> {
         true
     }
 
+    /// Takes the next answer, if it is here. `false`: it is not, or not as a whole.
+    fn next_answer(&mut self) -> Result<bool, Trouble> {
+        if let Some(Request { what: What::Ask { .. }, .. }) = self.air.front() {
+            return self.answer_by_parts();
+        }
+        let Some((correlation, body)) = self.connection.frame()? else { return Ok(false) };
+        self.answer(correlation, body)?;
+        Ok(true)
+    }
+
+    /// The answer to DescribeProducers may be larger than any other.
+    fn answer_by_parts(&mut self) -> Result<bool, Trouble> {
+        let Some(Request { correlation, bytes, what: What::Ask { answer, left, .. }, .. }) =
+            self.air.front_mut()
+        else {
+            return Ok(false);
+        };
+        let rest = match left {
+            Some(rest) => rest,
+            None => {
+                let Some((got, all)) = self.connection.begin_parts(producers::CAP)? else { return Ok(false) };
+                if got != *correlation {
+                    return Err(mismatch(got, *correlation));
+                }
+                *bytes = all as u64; // it may take as long as a request of that size
+                left.insert(all)
+            }
+        };
+        let part = self.connection.part(*rest);
+        let read = answer.read(part, *rest - part.len())?;
+        self.connection.took_part(read);
+        *rest -= read;
+        if *rest > 0 {
+            return Ok(false);
+        }
+        if let Some(Request { what: What::Ask { asked, answer, .. }, .. }) = self.air.pop_front() {
+            match answer.known() {
+                Ok(known) => {
+                    let known = known.map_err(|(code, message)| errors::text(code, &message));
+                    self.broker.shared.knows(&asked, known);
+                }
+                Err(e) => {
+                    self.asks.push_front(asked);
+                    return Err(e.into());
+                }
+            }
+        }
+        self.has_answered();
+        Ok(true)
+    }
+
+    fn has_answered(&mut self) {
+        self.fresh = false;
+        self.answered = Instant::now();
+        self.broker.health.answered();
+    }
+
     fn answer(&mut self, correlation: i32, body: std::ops::Range<usize>) -> Result<(), Trouble> {
         let Some(mut request) = self.air.pop_front() else {
             return Err(Trouble::Lost("an answer that nobody asked for".into()));
@@ -281,16 +340,7 @@ impl<'b> Session<'b> {
         }
         let body = self.connection.body(body);
         match &mut request.what {
-            What::Ask(asked) => {
-                let last = match messages::producers(body, &asked.topic, asked.partition, asked.pid) {
-                    Ok(known) => known.map_err(|(code, message)| errors::text(code, &message)),
-                    Err(e) => {
-                        self.air.push_front(request);
-                        return Err(e.into());
-                    }
-                };
-                self.broker.shared.knows(asked, last);
-            }
+            What::Ask { .. } => {} // taken by parts
             What::Produce { version, batches } => {
                 let mut said = Vec::with_capacity(batches.len());
                 let read = messages::produced(body, *version, |topic, p| {
@@ -320,9 +370,7 @@ impl<'b> Session<'b> {
                 self.throttle(throttle);
             }
         }
-        self.fresh = false;
-        self.answered = Instant::now();
-        self.broker.health.answered();
+        self.has_answered();
         Ok(())
     }
 
@@ -399,7 +447,7 @@ impl<'b> Session<'b> {
                         shared.done(batch, Verdict::Again { maybe_stored, pace, why });
                     }
                 }
-                What::Ask(asked) => shared.give_back(Job::Ask(asked), pace, why),
+                What::Ask { asked, .. } => shared.give_back(Job::Ask(asked), pace, why),
             }
         }
         self.waiting.drain(..).for_each(|b| shared.give_back(Job::Send(b), pace, why));

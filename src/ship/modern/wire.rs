@@ -30,6 +30,11 @@ impl<'a> Reader<'a> {
         Reader { rest: bytes, flexible }
     }
 
+    /// What has not been read.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     pub fn bytes(&mut self, n: usize, field: &'static str) -> Read<&'a [u8]> {
         let (head, rest) = self.rest.split_at_checked(n).ok_or(Malformed(field))?;
         self.rest = rest;
@@ -105,6 +110,11 @@ impl<'a> Reader<'a> {
 
     /// The number of items of an array (null is none), at most as many as fit when each takes `least` bytes.
     pub fn count(&mut self, least: usize, field: &'static str) -> Read<usize> {
+        self.count_within(0, least, field)
+    }
+
+    /// The same where `more` bytes of the answer are not here yet.
+    pub fn count_within(&mut self, more: usize, least: usize, field: &'static str) -> Read<usize> {
         let n = match self.flexible {
             true => i64::from(self.uvarint(field)?) - 1,
             false => i64::from(self.i32(field)?),
@@ -113,7 +123,7 @@ impl<'a> Reader<'a> {
             return Ok(0);
         }
         let n = usize::try_from(n).map_err(|_| Malformed(field))?;
-        if n.checked_mul(least.max(1)).is_none_or(|all| all > self.rest.len()) {
+        if n.checked_mul(least.max(1)).is_none_or(|all| all > self.rest.len() + more) {
             return Err(Malformed(field));
         }
         Ok(n)

@@ -1,7 +1,7 @@
 //! What exactly-once needs of a broker: Kafka from 2.8, and the right to read. `check --connect` says what is missing, and a
 //! running agent sends nothing before it has it.
 
-use super::{Chaos, SHORT, announced, survive, totals, write_config};
+use super::{Chaos, SHORT, announced, config, survive, totals, write_config};
 use crate::harness::*;
 
 /// `check --connect` by this config: its code, and the steps that failed.
@@ -63,4 +63,76 @@ fn nothing_is_sent_to_a_broker_that_cannot_tell() {
 #[test]
 fn kills_on_2_8() {
     survive(&Chaos { version: Some(Version::V28), agent_kills: 8, broker_kills: 1, seed: 5, ..SHORT });
+}
+
+/// A Produce request, version 3, with one record of this producer's first batch.
+fn produce(topic: &str, producer: i64) -> Vec<u8> {
+    let value = b"other";
+    let record = [&[22, 0, 0, 0, 1, 10][..], value, &[0]].concat(); // 11 bytes behind the first; no key, no headers
+    let mut body = Vec::new(); // from the attributes on, what the checksum covers
+    body.extend(0i16.to_be_bytes());
+    body.extend(0i32.to_be_bytes());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    [now, now, producer].iter().for_each(|n| body.extend(n.to_be_bytes()));
+    body.extend(0i16.to_be_bytes()); // epoch
+    body.extend(0i32.to_be_bytes()); // sequence
+    body.extend(1i32.to_be_bytes());
+    body.extend(record);
+    let mut batch = 0i64.to_be_bytes().to_vec();
+    batch.extend((body.len() as i32 + 9).to_be_bytes());
+    batch.extend((-1i32).to_be_bytes());
+    batch.push(2);
+    batch.extend(crc32c::crc32c(&body).to_be_bytes());
+    batch.extend(body);
+    let mut request = Vec::new();
+    request.extend([0, 0, 0, 3]); // Produce 3
+    request.extend((producer as i32).to_be_bytes());
+    request.extend((-1i16).to_be_bytes()); // no client id
+    request.extend((-1i16).to_be_bytes()); // no transaction
+    request.extend((-1i16).to_be_bytes()); // acks
+    request.extend(30_000i32.to_be_bytes());
+    request.extend(1i32.to_be_bytes());
+    request.extend((topic.len() as i16).to_be_bytes());
+    request.extend(topic.as_bytes());
+    request.extend(1i32.to_be_bytes());
+    request.extend(0i32.to_be_bytes());
+    request.extend((batch.len() as i32).to_be_bytes());
+    request.extend(batch);
+    [&(request.len() as i32).to_be_bytes()[..], &request].concat()
+}
+
+/// Fails when the answer to DescribeProducers, 37 bytes for each of them, has to fit into 1 MiB: nothing is ever sent then.
+#[test]
+fn sixty_thousand_producers_on_one_partition() {
+    use std::io::{Read, Write};
+    const PRODUCERS: i64 = 60_000;
+    let broker = Broker::own(Version::V41);
+    let (folder, topic) = (Folder::new(), broker.topic(1));
+    let mut socket = std::net::TcpStream::connect_timeout(&topic.address.parse().unwrap(), SOON).unwrap();
+    let mut answers = std::io::BufReader::new(socket.try_clone().unwrap());
+    let name = topic.name.clone();
+    let writer = std::thread::spawn(move || {
+        for first in (0..PRODUCERS).step_by(100) {
+            let many: Vec<u8> = (first..first + 100).flat_map(|n| produce(&name, 1_000_000 + n)).collect();
+            socket.write_all(&many).unwrap();
+        }
+        socket
+    });
+    for n in 0..PRODUCERS {
+        let mut length = [0; 4];
+        answers.read_exact(&mut length).unwrap();
+        let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+        answers.read_exact(&mut answer).unwrap();
+        let error = 4 + 4 + 2 + topic.name.len() + 4 + 4;
+        assert_eq!(answer[error..error + 2], [0, 0], "producer {n}");
+    }
+    writer.join().unwrap();
+    config(&folder, &topic, &SHORT);
+    let lines = Lines::new("a", 0..1000);
+    folder.append("a.log", lines.bytes());
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    topic.wait_count(PRODUCERS as u64 + 1000);
+    let log = agent.stop().expect_code(0).stderr;
+    Delivered::of(topic.values().into_iter().filter(|v| v != b"other")).assert_exactly_once(&[&lines]);
+    assert_eq!(announced(&totals(&folder)), 0, "{log}");
 }

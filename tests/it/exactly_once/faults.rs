@@ -252,3 +252,80 @@ fn a_topic_that_the_config_does_not_name_any_more() {
     Delivered::of([a.values(), c.values()].concat()).assert_exactly_once(&[&lines[0]]);
     assert_eq!(announced(&totals(&folder)), 0, "{log}");
 }
+
+/// The state folder refuses its files, two ways: `offsets` cannot be written (then a new file's lines may not be sent), or
+/// nothing can be written any more, `flights` neither. Fails when status, metrics or the log do not say that delivery is
+/// blocked and by what, when a line claims that it goes on, or when it does not resume.
+#[test]
+fn a_state_folder_that_fails_is_said_to_block_delivery() {
+    for whole in [false, true] {
+        let broker = Broker::shared(Version::V41);
+        let (folder, topic) = (Folder::new(), broker.topic(1));
+        config(&folder, &topic, &SHORT);
+        let metrics = format!("[metrics]\ntextfile = {:?}\n", folder.path("m.prom"));
+        folder.append("c.toml", metrics);
+        folder.append("a.log", Lines::new("a", 0..10).bytes());
+        // SIGXFSZ, which a limit on the size of files sends, is ignored: writes fail.
+        let ignoring = ["env", "--ignore-signal=XFSZ"];
+        let mut agent = folder.agent_line("run -c c.toml").within(ignoring).start();
+        let state = folder.path("state");
+        wait_status(&folder, &state, "the first lines are saved", |s| {
+            s["files"][0]["saved"] == s["files"][0]["size"] && s["files"][0]["saved"].as_u64() > Some(0)
+        });
+        let limit = |to: &str| {
+            let pid = agent.id().to_string();
+            let done = std::process::Command::new("prlimit").args(["--pid", &pid, to]).status().unwrap();
+            assert!(done.success(), "prlimit: {done}");
+        };
+        let file = if whole { "a.log" } else { "b.log" };
+        let lines = match whole {
+            true => {
+                limit("--fsize=0:");
+                Lines::new("a", 10..20)
+            }
+            false => {
+                std::fs::create_dir(folder.path("state/offsets.tmp")).unwrap(); // refuses root as well
+                Lines::new("b", 0..10)
+            }
+        };
+        let before = std::time::Instant::now();
+        folder.append(file, lines.bytes());
+        let said = wait_status(&folder, &state, "shown as blocked", |s| {
+            let files = s["files"].as_array().unwrap();
+            let ours = files.iter().find(|f| f["path"].as_str().unwrap().ends_with(file));
+            ours.is_some_and(|f| f["stuck_because"].as_str().is_some_and(|w| w.contains("state folder")))
+        });
+        let took = before.elapsed();
+        assert!(took < optimized(secs(2), secs(6)), "{took:?}");
+        let degraded = said["state"]["degraded"].as_str().unwrap_or_default();
+        assert!(degraded.contains(&format!("delivery to {} is blocked", topic.name)), "{said}");
+        let of = said["topics"].as_array().unwrap().iter().find(|t| t["name"] == topic.name.as_str());
+        let why = of.and_then(|t| t["last_error"].as_str()).unwrap_or_default();
+        assert!(why.contains(if whole { "flights" } else { "positions" }), "{said}");
+        assert!(of.is_some_and(|t| t["attempts"].as_u64() > Some(0)), "{said}");
+        agent.wait_log(if whole { "nothing is sent until it can be" } else { "is blocked" }, secs(2));
+        if !whole {
+            wait_until(secs(20), "the metrics say it", || {
+                let text = std::fs::read_to_string(folder.path("m.prom")).unwrap_or_default();
+                let is = |line: &str| text.lines().any(|l| l.starts_with(line) && l.ends_with(" 1"));
+                is("logagent_file_stuck{") && is("logagent_state_degraded")
+            });
+        }
+        assert_eq!(topic.end_offsets(), 10);
+        match whole {
+            true => limit("--fsize=unlimited:"),
+            false => std::fs::remove_dir(folder.path("state/offsets.tmp")).unwrap(),
+        }
+        topic.wait_count(20);
+        wait_status(&folder, &state, "well again", |s| {
+            let well = |f: &serde_json::Value| f["stuck_because"].is_null() && f["saved"] == f["size"];
+            s["state"]["degraded"].is_null() && s["files"].as_array().unwrap().iter().all(well)
+        });
+        let log = agent.stop().expect_code(0).stderr;
+        assert!(!log.contains("delivery goes on"), "{log}");
+        assert!(log.contains("delivery is no longer blocked"), "{log}");
+        let (a, b) =
+            (Lines::new("a", 0..if whole { 20 } else { 10 }), Lines::new("b", 0..if whole { 0 } else { 10 }));
+        Delivered::in_topic(&topic).assert_exactly_once(&[&a, &b]);
+    }
+}
