@@ -31,7 +31,8 @@ enum Part {
 pub trait Visitor {
     /// A folder in which matching names may come and go; it need not exist. Told before its names are read.
     fn folder(&mut self, path: &Path);
-    fn file(&mut self, path: PathBuf);
+    /// Something that is no folder, and what stat(2) says of it.
+    fn file(&mut self, path: PathBuf, m: fs::Metadata);
 }
 
 impl Pattern {
@@ -149,7 +150,7 @@ fn meet(path: PathBuf, rest: &[Part], depth: usize, to: &mut impl Visitor) {
         // A dangling symlink is no file yet; a folder never is one.
         match fs::metadata(&path) {
             Ok(m) if m.is_dir() => {}
-            Ok(_) => to.file(path),
+            Ok(m) => to.file(path, m),
             Err(_) => {}
         }
     } else if path.is_dir() {
@@ -186,7 +187,7 @@ mod tests {
 
     impl Visitor for Met {
         fn folder(&mut self, _: &Path) {}
-        fn file(&mut self, path: PathBuf) {
+        fn file(&mut self, path: PathBuf, _: fs::Metadata) {
             self.0.push(path);
         }
     }
@@ -230,8 +231,8 @@ mod tests {
         fn folder(&mut self, path: &Path) {
             fs::write(path.join("late.log"), "").unwrap();
         }
-        fn file(&mut self, path: PathBuf) {
-            self.0.file(path);
+        fn file(&mut self, path: PathBuf, m: fs::Metadata) {
+            self.0.file(path, m);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::config::{Pattern, Source};
 use crate::watch::pattern::{self, Exclude, Visitor};
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
 /// Every file that the source names, in order, each path once.
@@ -38,7 +39,7 @@ fn matches(pattern: &Pattern) -> Vec<PathBuf> {
     struct Met(Vec<PathBuf>);
     impl Visitor for Met {
         fn folder(&mut self, _: &Path) {}
-        fn file(&mut self, path: PathBuf) {
+        fn file(&mut self, path: PathBuf, _: Metadata) {
             self.0.push(path);
         }
     }
