@@ -319,10 +319,12 @@ impl<'a> Watch<'a> {
         let sources = std::mem::take(&mut self.sources);
         for source in &sources {
             for pattern in &source.patterns {
-                let mut met = Met { watches: &mut self.watches, blind: false, files: Vec::new() };
+                let (files, refused) = (Vec::new(), Vec::new());
+                let mut met = Met { watches: &mut self.watches, blind: false, files, refused };
                 pattern.walk(&mut met);
-                let Met { blind, files, .. } = met;
+                let Met { blind, files, refused, .. } = met;
                 self.blind |= blind;
+                refused.into_iter().for_each(|(folder, why)| self.refuse(folder, &why));
                 for (path, m) in files.into_iter().filter(|(p, _)| !source.exclude.matches(p)) {
                     self.meet(source.poll, path, &m);
                 }
@@ -455,6 +457,8 @@ struct Met<'a> {
     /// Some folder cannot be watched.
     blind: bool,
     files: Vec<(PathBuf, fs::Metadata)>,
+    /// Folders behind links that are not trusted, with the reason.
+    refused: Vec<(PathBuf, String)>,
 }
 
 impl Visitor for Met<'_> {
@@ -465,6 +469,10 @@ impl Visitor for Met<'_> {
 
     fn file(&mut self, path: PathBuf, m: fs::Metadata) {
         self.files.push((path, m));
+    }
+
+    fn refused(&mut self, folder: &Path, why: &io::Error) {
+        self.refused.push((folder.into(), why.to_string()));
     }
 }
 

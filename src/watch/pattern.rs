@@ -1,8 +1,10 @@
 //! Which paths a source means: one literal path, or a glob that is walked folder by folder. Watches nothing.
 
+use crate::links;
 use globset::{GlobBuilder, GlobMatcher};
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -33,6 +35,8 @@ pub trait Visitor {
     fn folder(&mut self, path: &Path);
     /// Something that is no folder, and what stat(2) says of it.
     fn file(&mut self, path: PathBuf, m: fs::Metadata);
+    /// A folder behind an untrusted symlink: what is in it is left out.
+    fn refused(&mut self, _folder: &Path, _why: &io::Error) {}
 }
 
 impl Pattern {
@@ -131,6 +135,12 @@ fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
         walk(folder, rest, depth + 1, to);
     }
     to.folder(folder);
+    if let Err(e) = links::enter(folder) {
+        if links::is_untrusted(&e) {
+            to.refused(folder, &e);
+        }
+        return;
+    }
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
     entries.sort_by_key(fs::DirEntry::file_name);
