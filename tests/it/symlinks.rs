@@ -105,7 +105,7 @@ fn a_link_of_another_user_is_not_followed() {
     folder.write(
         "c.toml",
         format!(
-            "[[files]]\npaths = [\"{0}/*.log\", \"{0}/*/*.log\"]\nstart = \"beginning\"\n",
+            "[kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n[[files]]\npaths = [\"{0}/*.log\", \"{0}/*/*.log\"]\nstart = \"beginning\"\n",
             logs.display()
         ),
     );
@@ -127,7 +127,7 @@ fn a_link_of_another_user_is_not_followed() {
     agent.wait_log("logs/folder belongs to user 65534", SOON);
     // In place of a file that is open; and it goes on when the link is root's.
     folder.remove("logs/swap.log");
-    link_of(OTHER, &folder, "../secret/s.log", "logs/swap.log");
+    link_of(OTHER, &folder, "../secret/t.log", "logs/swap.log");
     agent.wait_log("logs/swap.log belongs to user 65534", SOON);
     assert_eq!(agent.lines().len(), 4, "{:?}", texts(agent.lines()));
     std::os::unix::fs::lchown(folder.path("logs/file.log"), Some(0), Some(0)).unwrap();
