@@ -140,6 +140,8 @@ const WALK_BLIND: Duration = Duration::from_secs(1);
 /// line, and a thousand in a second are enough.
 const PER_WAKE: Duration = Duration::from_millis(1);
 const TOGETHER: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(200));
+/// The same after events that concern no followed path: a folder above one may be a busy one, such as `/tmp`.
+const BESIDE: Duration = Duration::from_millis(50);
 /// Between two walks that events ask for.
 const CALM: Duration = Duration::from_millis(50);
 
@@ -278,8 +280,10 @@ impl<'a> Watch<'a> {
     }
 
     fn events(&mut self) {
-        let woken: u32 = self.watches.hear().into_iter().map(|heard| self.event(heard)).sum();
-        self.rest = (PER_WAKE * woken).clamp(TOGETHER.0, TOGETHER.1);
+        let heard = self.watches.hear();
+        let least = if heard.is_empty() { BESIDE } else { TOGETHER.0 };
+        let woken: u32 = heard.into_iter().map(|heard| self.event(heard)).sum();
+        self.rest = (PER_WAKE * woken).clamp(least, TOGETHER.1);
     }
 
     /// How many tails that makes look.

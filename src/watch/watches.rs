@@ -23,12 +23,9 @@ const REPLACED: usize = 20;
 /// That a folder itself is renamed or removed. `MASK_ADD`: one folder may be watched for several reasons.
 const ITSELF: WatchMask =
     WatchMask::MOVE_SELF.union(WatchMask::DELETE_SELF).union(WatchMask::ONLYDIR).union(WatchMask::MASK_ADD);
-/// And that names in it come and go.
-const BY_NAME: WatchMask = ITSELF
-    .union(WatchMask::CREATE)
-    .union(WatchMask::DELETE)
-    .union(WatchMask::MOVED_FROM)
-    .union(WatchMask::MOVED_TO);
+/// And that names in it go or are replaced: while they are there, none of them has to come.
+const BY_NAME: WatchMask =
+    ITSELF.union(WatchMask::DELETE).union(WatchMask::MOVED_FROM).union(WatchMask::MOVED_TO);
 
 /// What an event says.
 #[derive(Debug, PartialEq, Eq)]
@@ -205,7 +202,7 @@ impl Watches {
     /// The folder itself, or the nearest one above it that exists, watched.
     fn nearest<'p>(&self, folder: &'p Path) -> io::Result<Option<(WatchDescriptor, &'p Path)>> {
         let Some(inotify) = &self.inotify else { return Err(io::ErrorKind::Unsupported.into()) };
-        let mask = BY_NAME | WatchMask::ATTRIB;
+        let mask = BY_NAME | WatchMask::CREATE | WatchMask::ATTRIB;
         for above in folder.ancestors() {
             match inotify.watches().add(above, mask) {
                 Ok(wd) => return Ok(Some((wd, above))),
