@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+/// What may be set aside is one part in so many of a share.
+const ASIDE: usize = 8;
+
 /// All shares of one process.
 #[derive(Debug)]
 pub struct Budget(Mutex<All>);
@@ -28,6 +31,8 @@ struct Inner {
     limit: usize,
     /// Invariant: the sum of all living permits of this share.
     used: usize,
+    /// Of that, bytes that were set aside.
+    aside: usize,
     queue: VecDeque<(usize, Sender<Permit>)>,
     /// Set: it has no part any more. What is still in use of it is taken off the others.
     retired: Option<Weak<Budget>>,
@@ -45,6 +50,8 @@ pub struct Place {
 pub struct Permit {
     share: Share,
     bytes: usize,
+    /// See [`Share::set_aside`].
+    aside: bool,
 }
 
 impl Budget {
@@ -144,11 +151,24 @@ impl Share {
         granted
     }
 
+    /// For bytes that stay until something else happens, so never waited for: `None` where others wait or this part of the share is
+    /// used up. It is small, and does not count when more than the limit is granted alone, so nobody waits for it either.
+    pub fn set_aside(&self, bytes: usize) -> Option<Permit> {
+        let mut s = self.lock();
+        let fits = s.queue.is_empty() && s.used + bytes <= s.limit && s.aside + bytes <= s.limit / ASIDE;
+        if !fits {
+            return None;
+        }
+        s.used += bytes;
+        s.aside += bytes;
+        Some(Permit { share: self.clone(), bytes, aside: true })
+    }
+
     fn ask(&self, bytes: usize) -> Result<Permit, Place> {
         let mut s = self.lock();
         if s.queue.is_empty() && s.fits(bytes) {
             s.used += bytes;
-            return Ok(Permit { share: self.clone(), bytes });
+            return Ok(Permit { share: self.clone(), bytes, aside: false });
         }
         let (tx, granted) = bounded(1);
         s.queue.push_back((bytes, tx));
@@ -164,7 +184,7 @@ impl Share {
             }
             let Some((bytes, to)) = s.queue.pop_front() else { break };
             s.used += bytes;
-            let sent = to.send(Permit { share: self.clone(), bytes });
+            let sent = to.send(Permit { share: self.clone(), bytes, aside: false });
             handed.push((to, sent));
         }
         drop(s);
@@ -174,7 +194,7 @@ impl Share {
 
 impl Inner {
     fn fits(&self, bytes: usize) -> bool {
-        self.used == 0 || self.used + bytes <= self.limit
+        self.used == self.aside || self.used + bytes <= self.limit
     }
 }
 
@@ -188,13 +208,20 @@ impl Permit {
     pub fn split(&mut self, bytes: usize) -> Permit {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Permit { share: self.share.clone(), bytes }
+        Permit { share: self.share.clone(), bytes, aside: self.aside }
+    }
+
+    /// What was set aside is on its way to the broker from now on.
+    pub fn put_to_use(&mut self) {
+        if std::mem::take(&mut self.aside) {
+            self.share.lock().aside -= self.bytes;
+        }
     }
 
     /// Gives back what is over `to` bytes.
     pub fn shrink(&mut self, to: usize) {
         if to < self.bytes {
-            let rest = Permit { share: self.share.clone(), bytes: self.bytes - to };
+            let rest = Permit { share: self.share.clone(), bytes: self.bytes - to, aside: self.aside };
             self.bytes = to;
             drop(rest);
         }
@@ -206,6 +233,7 @@ impl Drop for Permit {
         let (waiting, retired) = {
             let mut s = self.share.lock();
             s.used -= self.bytes;
+            s.aside -= if self.aside { self.bytes } else { 0 };
             (!s.queue.is_empty(), s.retired.clone())
         };
         if waiting {

@@ -68,6 +68,7 @@ mod cover;
 mod error;
 mod fdstore;
 mod files;
+mod links;
 mod logging;
 mod packed;
 mod pulse;

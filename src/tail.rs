@@ -30,7 +30,7 @@ pub use change::Change;
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
-use crate::chunk::{Origin, Parcel, Shape, Topic};
+use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
 use crate::packed::{Packed, packing};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
@@ -258,6 +258,10 @@ struct Tail<'a> {
     denied: Option<PathBuf>,
     /// Rotated files that are not open because enough others are; oldest first, newer than those.
     shelf: VecDeque<Shelved>,
+    /// A stream that begins because other bytes stand in its file now, and is still to be taken up.
+    begun_anew: Option<StreamId>,
+    /// Of truncated streams, what was read of a record that waited for its end: sent, unless a copy has it.
+    in_memory: Vec<Chunk>,
 }
 
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
@@ -300,6 +304,8 @@ impl<'a> Tail<'a> {
             moved: false,
             denied: None,
             shelf: VecDeque::new(),
+            begun_anew: None,
+            in_memory: Vec::new(),
         }
     }
 }

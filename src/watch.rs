@@ -23,7 +23,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use watches::{Heard, OfPath, Told, Watches};
 
 /// What a source follows.
@@ -141,6 +141,8 @@ const WALK_BLIND: Duration = Duration::from_secs(1);
 /// line, and a thousand in a second are enough.
 const PER_WAKE: Duration = Duration::from_millis(1);
 const TOGETHER: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(200));
+/// The same after events that concern no followed path: a folder above one may be a busy one, such as `/tmp`.
+const BESIDE: Duration = Duration::from_millis(50);
 /// Between two walks that events ask for.
 const CALM: Duration = Duration::from_millis(50);
 
@@ -178,6 +180,20 @@ struct Slot {
     watches: OfPath,
     /// A link in the path's last part: other names in its folder may change where it leads.
     link: bool,
+    /// What the last walk found at the path.
+    at_path: Option<FileId>,
+    /// Number of the last walk that found something there.
+    walk: u64,
+}
+
+/// Tells one file from another: device, inode, and where the file system keeps it, when it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct FileId(u64, u64, Option<SystemTime>);
+
+impl FileId {
+    fn of(m: &fs::Metadata) -> FileId {
+        FileId(m.dev(), m.ino(), m.created().ok())
+    }
 }
 
 struct Watch<'a> {
@@ -189,6 +205,9 @@ struct Watch<'a> {
     beat: Arc<Beat>,
     longest: Duration,
     watches: Watches,
+    /// `/proc/self/mountinfo`, which poll(2) reports at each change (proc_pid_mounts(5)): what is mounted over a folder makes no
+    /// event.
+    mounts: Option<fs::File>,
     slots: BTreeMap<PathBuf, Slot>,
     /// Paths that were refused or found missing, with what was said about them.
     said: HashMap<PathBuf, String>,
@@ -197,6 +216,8 @@ struct Watch<'a> {
     /// It was said that compressed files are left out.
     compressed_said: bool,
     dirty: bool,
+    /// Number of the walk under way, or of the last one.
+    walk: u64,
     walked: Instant,
     walk_cost: Duration,
     next_walk: Instant,
@@ -220,11 +241,13 @@ impl<'a> Watch<'a> {
             beat: o.beat,
             longest: o.longest,
             watches: Watches::new(),
+            mounts: fs::File::open("/proc/self/mountinfo").ok(),
             slots: BTreeMap::new(),
             said: HashMap::new(),
             packed: HashMap::new(),
             compressed_said: false,
             dirty: false,
+            walk: 0,
             walked: now,
             walk_cost: Duration::ZERO,
             next_walk: now,
@@ -234,19 +257,22 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn wait(&self, ears: &Ears) {
+    fn wait(&mut self, ears: &Ears) {
         let now = Instant::now();
         let at = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
         let left = at.min(self.next_walk).saturating_duration_since(now) + Duration::from_millis(1);
         let left = left.min(self.longest);
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(&*ears.bell, PollFlags::IN)];
+        fds.extend(self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
         fds.extend(self.watches.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         self.beat.within(left);
         let _ = poll(&mut fds, Some(&time)); // EINTR is a wake-up like any other
+        let mounted = self.mounts.is_some() && !fds[1].revents().is_empty();
         self.beat.rests(); // a file system that hangs would hang after a restart too
         let mut count = [0; 8];
         let _ = rustix::io::read(&*ears.bell, &mut count);
+        self.dirty |= mounted;
     }
 
     /// Under many events they are taken together, so that 5,000 lines a second are 250 wake-ups of a tail and not 5,000, and
@@ -261,8 +287,10 @@ impl<'a> Watch<'a> {
     }
 
     fn events(&mut self) {
-        let woken: u32 = self.watches.hear().into_iter().map(|heard| self.event(heard)).sum();
-        self.rest = (PER_WAKE * woken).clamp(TOGETHER.0, TOGETHER.1);
+        let heard = self.watches.hear();
+        let least = if heard.is_empty() { BESIDE } else { TOGETHER.0 };
+        let woken: u32 = heard.into_iter().map(|heard| self.event(heard)).sum();
+        self.rest = (PER_WAKE * woken).clamp(least, TOGETHER.1);
     }
 
     /// How many tails that makes look.
@@ -297,24 +325,28 @@ impl<'a> Watch<'a> {
     fn walk(&mut self, first: bool) {
         let start = Instant::now();
         self.dirty = false;
+        self.walk += 1;
         self.blind = !self.watches.work();
         let sources = std::mem::take(&mut self.sources);
         for source in &sources {
             for pattern in &source.patterns {
-                let mut met = Met { watches: &mut self.watches, blind: false, files: Vec::new() };
+                let (files, refused) = (Vec::new(), Vec::new());
+                let mut met = Met { watches: &mut self.watches, blind: false, files, refused };
                 pattern.walk(&mut met);
-                let Met { blind, files, .. } = met;
+                let Met { blind, files, refused, .. } = met;
                 self.blind |= blind;
+                refused.into_iter().for_each(|(folder, why)| self.refuse(folder, &why));
                 let is_literal = pattern.literal().is_some();
-                for path in files.into_iter().filter(|p| !source.exclude.matches(p)) {
+                for (path, m) in files.into_iter().filter(|(p, _)| !source.exclude.matches(p)) {
                     match packing(&path) {
-                        Packed::Plain => self.meet(source.poll, path),
-                        Packed::Gzip => self.meet_packed(source.poll, path),
+                        Packed::Plain => self.meet(source.poll, path, &m),
+                        Packed::Gzip => self.meet_packed(source.poll, path, &m),
                         Packed::Other => self.compressed(path, is_literal),
                     }
                 }
             }
         }
+        self.wake_missing();
         if first {
             self.meet_expected(&sources);
             let missing = self.missing(&sources);
@@ -334,7 +366,7 @@ impl<'a> Watch<'a> {
             if let Some(source) = sources.iter().find(|s| s.means(&path))
                 && !self.slots.contains_key(&path)
             {
-                self.found(source.poll, path);
+                self.found(source.poll, path, None);
             }
         }
     }
@@ -358,26 +390,39 @@ impl<'a> Watch<'a> {
         self.walk(true);
     }
 
-    fn meet(&mut self, poll: bool, path: PathBuf) {
-        if self.slots.contains_key(&path) {
-            return;
-        }
-        match fs::metadata(&path) {
-            Ok(m) if !m.is_file() => self.refuse(path, kind(&m)),
-            Ok(m) if self.own.contains(&(m.dev(), m.ino())) => {
-                self.refuse(path, "is where this agent writes its own log")
+    /// A walk found a file. Where it is another one than the last walk found, no event may have reported that: its folder was
+    /// replaced, or mounted over.
+    fn meet(&mut self, poll: bool, path: PathBuf, m: &fs::Metadata) {
+        let at_path = Some(FileId::of(m));
+        if let Some(slot) = self.slots.get_mut(&path) {
+            slot.walk = self.walk;
+            if std::mem::replace(&mut slot.at_path, at_path) != at_path {
+                self.look_at(&path);
             }
-            _ => self.found(poll, path),
+        } else if !m.is_file() {
+            self.refuse(path, kind(m));
+        } else if self.own.contains(&(m.dev(), m.ino())) {
+            self.refuse(path, "is where this agent writes its own log");
+        } else {
+            self.found(poll, path, at_path);
+        }
+    }
+
+    /// Paths at which this walk found nothing, and the one before did.
+    fn wake_missing(&mut self) {
+        for slot in self.slots.values_mut().filter(|s| s.walk != self.walk) {
+            if slot.at_path.take().is_some() {
+                wake(slot);
+            }
         }
     }
 
     /// A packed file is read once: its tail ends, and is not started again for the same file.
-    fn meet_packed(&mut self, poll: bool, path: PathBuf) {
-        let Ok(m) = fs::metadata(&path) else { return };
+    fn meet_packed(&mut self, poll: bool, path: PathBuf, m: &fs::Metadata) {
         let file = (m.dev(), m.ino(), m.mtime(), m.size());
-        if self.packed.get(&path) != Some(&file) && !self.slots.contains_key(&path) {
+        if self.slots.contains_key(&path) || self.packed.get(&path) != Some(&file) {
             self.packed.insert(path.clone(), file);
-            self.meet(poll, path);
+            self.meet(poll, path, m);
         }
     }
 
@@ -398,11 +443,12 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn found(&mut self, poll: bool, path: PathBuf) {
+    fn found(&mut self, poll: bool, path: PathBuf, at_path: Option<FileId>) {
         let (wake, slot) = bounded(1);
         let hints = Arc::new(AtomicBool::new(!poll));
         let link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
-        let entry = Slot { wake, hints: hints.clone(), watches: OfPath::default(), link };
+        let watches = OfPath::default();
+        let entry = Slot { wake, hints: hints.clone(), watches, link, at_path, walk: self.walk };
         self.slots.insert(path.clone(), entry);
         if self.said.remove(&path).is_some() {
             info!("{}: is a file now", path.display());
@@ -447,7 +493,9 @@ struct Met<'a> {
     watches: &'a mut Watches,
     /// Some folder cannot be watched.
     blind: bool,
-    files: Vec<PathBuf>,
+    files: Vec<(PathBuf, fs::Metadata)>,
+    /// Folders behind links that are not trusted, with the reason.
+    refused: Vec<(PathBuf, String)>,
 }
 
 impl Visitor for Met<'_> {
@@ -456,8 +504,12 @@ impl Visitor for Met<'_> {
         self.blind |= self.watches.folder(path) == Told::No;
     }
 
-    fn file(&mut self, path: PathBuf) {
-        self.files.push(path);
+    fn file(&mut self, path: PathBuf, m: fs::Metadata) {
+        self.files.push((path, m));
+    }
+
+    fn refused(&mut self, folder: &Path, why: &io::Error) {
+        self.refused.push((folder.into(), why.to_string()));
     }
 }
 

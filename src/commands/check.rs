@@ -14,13 +14,15 @@ use crate::config::{
     self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
+use crate::links;
 use crate::packed::{Packed, packing};
 use crate::ship::journal::store::HALF;
+use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -278,6 +280,9 @@ impl Report {
                 self.line("", &format!("  {}: missing, and must_exist is set", missing));
             }
         }
+        for (folder, why) in found::refused(source) {
+            self.warn(format!("nothing in {} is read: {why}", shown(&folder)));
+        }
         for path in files {
             self.matched += 1;
             self.file(index, &path);
@@ -289,9 +294,11 @@ impl Report {
 
     fn file(&mut self, source: usize, path: &Path) {
         // NONBLOCK: what was a file a moment ago may be a FIFO now.
-        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let opened = File::options().read(true).custom_flags(flags).open(path).and_then(|f| f.metadata());
-        let meta = match opened {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let meta = match links::open(path, flags).and_then(|f| File::from(f).metadata()) {
+            Err(e) if links::is_untrusted(&e) => {
+                return self.warn(format!("{} is not read: {e}", shown(path)));
+            }
             Err(e) => {
                 self.line("", &format!("  {}: {e}", shown(path)));
                 let fix = "add the agent's user to its group (adm), or give it CAP_DAC_READ_SEARCH";

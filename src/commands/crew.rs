@@ -358,7 +358,8 @@ impl<'s, 'e> Crew<'s, 'e> {
     fn start_tail(&mut self, file: &Waiting) -> Result<(), String> {
         let (Some(out), Some(options)) = (&self.out, self.options_of(file)) else { return Ok(()) };
         if !self.tails.is_empty() {
-            self.granted = threads::grant(self.granted).inspect_err(|_| self.known.leave(&file.found.path))?;
+            self.granted =
+                threads::grant(self.granted).inspect_err(|_| self.known.leave(&file.found.path))?;
         }
         let ((handle, stop), (outdated, outdated_on)) = (stop::pair(), stop::pair());
         let (changes, untaken) = bounded(1);

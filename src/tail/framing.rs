@@ -63,30 +63,32 @@ pub struct Framed {
     pub last: Break,
     /// Lines longer than `max_line`.
     pub cut: u64,
-    /// Bytes left out: of cut lines, and NULs at a line's start.
+    /// Bytes left out: of cut lines, and of holes.
     pub left_out: u64,
+    /// `consumed` is within a hole that was left out, so NULs that follow are part of it.
+    pub in_hole: bool,
 }
 
 /// The bytes to frame: `bytes[0]` is where reading goes on as `then` says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Input<'a> {
     pub bytes: &'a [u8],
-    /// `bytes[0]` is the first byte of the file: a byte order mark may be there.
-    pub first: bool,
     pub then: Then,
     pub rest: Rest,
+    /// NULs at the start of `bytes` go on with a hole.
+    pub in_hole: bool,
+    /// Whether this run of NULs, a range of `bytes`, overlaps a hole of the file.
+    pub is_hole: &'a dyn Fn(Run) -> bool,
 }
 
-const BOM: &[u8] = b"\xef\xbb\xbf";
+/// A run of NULs at a line's start.
+pub type Run = std::ops::Range<usize>;
 
 /// Appends the records in `input` to `lines`, until there are `most`.
 pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize) -> Framed {
     let mut f =
-        Framer { rules, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(input.then) };
-    let from = match f.begin(&input) {
-        Some(from) => from,
-        None => return f.out,
-    };
+        Framer { rules, input, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(&input) };
+    let Some(from) = f.begin() else { return f.out };
     if rules.multiline.is_none() && rules.include.is_empty() && rules.drop.is_empty() && !rules.skip_empty {
         f.plain(from);
     } else {
@@ -98,6 +100,7 @@ pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize
 
 struct Framer<'a> {
     rules: &'a Rules,
+    input: Input<'a>,
     bytes: &'a [u8],
     lines: &'a mut Vec<Line>,
     most: usize,
@@ -118,31 +121,23 @@ struct Group {
 }
 
 impl Framed {
-    fn nothing(then: Then) -> Framed {
-        Framed { consumed: 0, then, last: Break::Newline, cut: 0, left_out: 0 }
+    fn nothing(input: &Input<'_>) -> Framed {
+        let in_hole = input.in_hole && input.then == Then::Line;
+        Framed { consumed: 0, then: input.then, last: Break::Newline, cut: 0, left_out: 0, in_hole }
     }
 }
 
 impl Framer<'_> {
-    /// Where the first line starts; `None` when that is not known yet or no line starts here.
-    fn begin(&mut self, input: &Input<'_>) -> Option<usize> {
-        if input.then == Then::SkipToNewline {
-            let end = memchr(b'\n', self.bytes);
-            self.out.consumed = end.map_or(self.bytes.len(), |e| e + 1);
-            self.out.left_out += end.unwrap_or(self.bytes.len()) as u64;
-            self.out.then = if end.is_some() { Then::Line } else { Then::SkipToNewline };
-            return end.map(|e| e + 1);
+    /// Where the first line starts; `None` when none does.
+    fn begin(&mut self) -> Option<usize> {
+        if self.input.then == Then::Line {
+            return Some(0);
         }
-        if input.first {
-            if self.bytes.starts_with(BOM) {
-                self.out.consumed = BOM.len();
-                return Some(BOM.len());
-            }
-            if self.bytes.len() < BOM.len() && BOM.starts_with(self.bytes) && input.rest == Rest::Waits {
-                return None;
-            }
-        }
-        Some(0)
+        let end = memchr(b'\n', self.bytes);
+        self.out.consumed = end.map_or(self.bytes.len(), |e| e + 1);
+        self.out.left_out += end.unwrap_or(self.bytes.len()) as u64;
+        self.out.then = if end.is_some() { Then::Line } else { Then::SkipToNewline };
+        end.map(|e| e + 1)
     }
 
     /// The common case: every line is a record.
@@ -167,16 +162,24 @@ impl Framer<'_> {
         self.out.last = Break::Newline;
     }
 
-    /// Without `\r` at the end and NULs at the start.
+    /// Without `\r` at the end and a hole at the start.
     #[inline]
     fn trim(&mut self, start: usize, nl: usize) -> (usize, usize) {
         let end = if nl > start && self.bytes[nl - 1] == b'\r' { nl - 1 } else { nl };
-        if start < end && self.bytes[start] == 0 {
-            let nuls = nuls(&self.bytes[start..end]);
-            self.out.left_out += nuls as u64;
-            return (start + nuls, end);
-        }
+        let start = if start < end && self.bytes[start] == 0 { self.behind_hole(start, end) } else { start };
+        self.out.in_hole = false;
         (start, end)
+    }
+
+    /// Where the line goes on that starts with NULs: behind them, if they are a hole.
+    fn behind_hole(&mut self, start: usize, end: usize) -> usize {
+        let nuls = start..start + nuls(&self.bytes[start..end]);
+        let is_hole = (start == 0 && self.out.in_hole) || (self.input.is_hole)(nuls.clone());
+        if !is_hole {
+            return start;
+        }
+        self.out.left_out += nuls.len() as u64;
+        nuls.end
     }
 
     /// A record, cut where it is too long.
@@ -265,7 +268,7 @@ impl Framer<'_> {
                 return;
             }
         }
-        self.nuls_first();
+        self.pass_hole();
         let start = self.out.consumed;
         let tail = &self.bytes[start..];
         let max = self.rules.max_line;
@@ -274,20 +277,22 @@ impl Framer<'_> {
             self.out.consumed = self.bytes.len();
             self.out.then = Then::SkipToNewline;
             self.out.last = Break::Cut;
+            self.out.in_hole = false;
         } else if rest == Rest::IsALine && !tail.is_empty() {
             self.keep(start, start + tail.len());
             self.out.consumed = self.bytes.len();
             self.out.last = Break::Forced;
+            self.out.in_hole = false;
         }
     }
 
     /// A hole at the start of the rest: passed over now, so that it is neither kept nor read again.
-    fn nuls_first(&mut self) {
-        let tail = &self.bytes[self.out.consumed..];
-        if tail.first() == Some(&0) {
-            let n = nuls(tail);
-            self.out.left_out += n as u64;
-            self.out.consumed += n;
+    fn pass_hole(&mut self) {
+        let start = self.out.consumed;
+        if self.bytes.get(start) == Some(&0) {
+            let behind = self.behind_hole(start, self.bytes.len());
+            self.out.in_hole = behind > start;
+            self.out.consumed = behind;
         }
     }
 }
@@ -302,9 +307,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn input(bytes: &[u8], then: Then, rest: Rest) -> Input<'_> {
+        Input { bytes, then, rest, in_hole: false, is_hole: &|_| false }
+    }
+
     fn all(rules: &Rules, bytes: &[u8], rest: Rest) -> (Vec<Vec<u8>>, Framed) {
         let mut lines = Vec::new();
-        let f = frame(rules, Input { bytes, first: true, then: Then::Line, rest }, &mut lines, usize::MAX);
+        let f = frame(rules, input(bytes, Then::Line, rest), &mut lines, usize::MAX);
         (lines.iter().map(|l| bytes[l.at as usize..(l.at + l.len) as usize].to_vec()).collect(), f)
     }
 
@@ -323,11 +332,11 @@ mod tests {
             (b"a\rb\r\r\n", &["a\rb\r"], 6),
             (b"abc", &[], 0),
             (b"abc\nde", &["abc"], 4),
-            (b"\xef\xbb\xbfabc\n", &["abc"], 7),
+            (b"\xef\xbb\xbfabc\n", &["\u{feff}abc"], 7),
             (b"\xef\xbb", &[], 0),
             (b"", &[], 0),
-            (b"\0\0\0abc\n", &["abc"], 7),
-            (b"abc\n\0\0\0", &["abc"], 7),
+            (b"\0\0\0abc\n", &["\0\0\0abc"], 7),
+            (b"abc\n\0\0\0", &["abc"], 4),
             (b"a\0b\n", &["a\0b"], 4),
         ] {
             let (got, f) = all(&r, input, Rest::Waits);
@@ -343,6 +352,34 @@ mod tests {
         assert_eq!(texts(&r, b"a\n", Rest::IsALine), ["a"]);
         assert_eq!(texts(&r, b"", Rest::IsALine), [""; 0]);
         assert_eq!(texts(&r, b"\xef\xbb", Rest::IsALine).len(), 1);
+    }
+
+    /// A hole at 5..8 of the bytes. Fails when NULs that are none are left out, when a hole's edge within a block comes out, or when
+    /// the end of the bytes makes a difference.
+    #[test]
+    fn holes_are_left_out() {
+        let frame_at = |bytes: &[u8], in_hole, rest| {
+            let mut lines = Vec::new();
+            let is_hole = |run: Run| run.start < 8 && run.end > 5;
+            let input = Input { in_hole, is_hole: &is_hole, ..input(bytes, Then::Line, rest) };
+            let f = frame(&Rules::default(), input, &mut lines, 9);
+            let text = |l: &Line| bytes[l.at as usize..(l.at + l.len) as usize].to_vec();
+            (lines.iter().map(text).collect::<Vec<_>>(), f.consumed, f.left_out, f.in_hole)
+        };
+        let wait = |bytes, in_hole| frame_at(bytes, in_hole, Rest::Waits);
+        assert_eq!(wait(b"abc\n\0\0\0\0d\n", false), (vec![b"abc".to_vec(), b"d".to_vec()], 10, 4, false));
+        assert_eq!(wait(b"a\n\0\0\0\0\0\0\0d\n", false).2, 7, "the hole's blocks are not all of it");
+        assert_eq!(wait(b"a\n\0\0b\n", false).0[1], b"\0\0b");
+        assert_eq!(wait(b"a\n\0\0", false), (vec![b"a".to_vec()], 2, 0, false), "it may be part of one");
+        assert_eq!(wait(b"a\n\0\0\0\0", false), (vec![b"a".to_vec()], 6, 4, true));
+        assert_eq!(wait(b"\0\0d\n\0e\n", true), (vec![b"d".to_vec(), b"\0e".to_vec()], 7, 2, false));
+        assert_eq!(wait(b"\0\0", true), (vec![], 2, 2, true));
+        assert_eq!(
+            wait(b"\0\0d", true),
+            (vec![], 2, 2, true),
+            "what follows is no NUL, so that is all of it"
+        );
+        assert_eq!(frame_at(b"\0\0", false, Rest::IsALine).0, [b"\0\0"]);
     }
 
     /// Exactly `max_line`, one less, one more, with either line end. Fails when the `\r` counts as part of the line.
@@ -369,7 +406,7 @@ mod tests {
     fn the_rest_of_a_cut_line_is_left_out() {
         let r = Rules::default();
         let mut lines = Vec::new();
-        let input = |bytes| Input { bytes, first: false, then: Then::SkipToNewline, rest: Rest::Waits };
+        let input = |bytes| input(bytes, Then::SkipToNewline, Rest::Waits);
         let f = frame(&r, input(b"more"), &mut lines, 9);
         assert_eq!((f.consumed, f.then, f.left_out, lines.len()), (4, Then::SkipToNewline, 4, 0));
         let f = frame(&r, input(b"re\nnext\n"), &mut lines, 9);
@@ -379,7 +416,7 @@ mod tests {
     #[test]
     fn at_most_so_many() {
         let mut lines = Vec::new();
-        let input = Input { bytes: b"a\nb\nc\nd", first: true, then: Then::Line, rest: Rest::IsALine };
+        let input = input(b"a\nb\nc\nd", Then::Line, Rest::IsALine);
         assert_eq!(frame(&Rules::default(), input, &mut lines, 2).consumed, 4);
         assert_eq!(lines.len(), 2);
     }
@@ -429,7 +466,7 @@ mod tests {
                 let rest = if seen == bytes.len() { Rest::IsALine } else { Rest::Waits };
                 let mut lines = Vec::new();
                 let b = &bytes[at..seen];
-                let f = frame(&r, Input { bytes: b, first: at == 0, then, rest }, &mut lines, usize::MAX);
+                let f = frame(&r, input(b, then, rest), &mut lines, usize::MAX);
                 got.extend(lines.iter().map(|l| b[l.at as usize..(l.at + l.len) as usize].to_vec()));
                 prop_assert!(f.consumed <= b.len());
                 at += f.consumed;

@@ -1,7 +1,7 @@
 //! What the kernel says about a file: identity, size, times. Reads no contents and remembers nothing.
 
 use crate::chunk::Identity;
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{self, AtFlags, FileType, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::fs::File;
@@ -73,7 +73,7 @@ const RESERVE: u64 = 32;
 pub fn open(path: &Path) -> io::Result<(File, Look)> {
     others_act();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = fs::open(path, flags, Mode::empty())?;
+    let fd = crate::links::open(path, flags)?;
     // The lowest free number is given, so a high one says that few are left.
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if fd.as_raw_fd() as u64 + RESERVE >= limit {
@@ -159,6 +159,7 @@ fn is_birthless() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::Mode;
 
     #[test]
     fn a_directory_is_refused_and_a_fifo_does_not_block() {

@@ -1,14 +1,15 @@
 //! One open file of a stream: reads on from where it is, frames, and makes chunks. Knows nothing of paths and rotation.
 
-use super::framing::{self, Input, Rest, Rules};
+use super::framing::{self, Input, Rest, Rules, Run};
 use super::gz::Gz;
 use super::identity::Look;
-use crate::budget::{Place, Share};
+use crate::budget::{Permit, Place, Share};
 use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Shape, Then, Topic};
 use crate::stop::Stop;
-use memchr::memchr;
+use memchr::{memchr, memrchr};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::{Errno, pread};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -91,6 +92,10 @@ pub struct Open {
     per_line: usize,
     /// Among those who wait for the budget.
     pub place: Option<Place>,
+    /// NULs at `at` are the rest of a hole: of one that ends there, or of what a truncation left behind.
+    pub in_hole: bool,
+    /// The whole lines behind `at` of a record that waits for its end: they would be gone with the file's contents.
+    waiting: Option<(Vec<u8>, Permit)>,
 }
 
 /// Longest wait for the budget without a look at the files. While nothing can be sent a log grows, is rotated and removed:
@@ -130,6 +135,8 @@ impl Open {
             changed: now,
             per_line: USUAL_LINE,
             place: None,
+            in_hole: false,
+            waiting: None,
         };
         open.before = open.read_before(at.offset)?;
         let kept = &open.before[open.before.len().saturating_sub(usize::from(at.mark.len))..];
@@ -139,6 +146,7 @@ impl Open {
         open.at.mark = Mark::of(&open.before);
         if let Bytes::Plain(file) = &open.bytes {
             open.head = before(file, at.offset.min(Mark::SPAN as u64))?;
+            open.in_hole = open.before.last() == Some(&0) && ends_in_hole(file, at.offset)?;
         }
         Ok(Some(open))
     }
@@ -152,7 +160,7 @@ impl Open {
         if let Bytes::Plain(_) = self.bytes {
             self.searched = self.at.offset;
         }
-        self.place = None; // it may be another topic's
+        (self.place, self.waiting) = (None, None); // they may be another topic's
     }
 
     /// Reads on in another file, if it has the bytes before the position.
@@ -231,11 +239,6 @@ impl Open {
         unread(self.known_size(), self.at.offset, &self.beyond)
     }
 
-    /// Of those, what is lost where the file's bytes are others now.
-    pub fn proven_backlog(&self) -> u64 {
-        unread(self.proven, self.at.offset, &self.beyond)
-    }
-
     /// Reads the next chunk. `rest` says what bytes after the last line's end are.
     pub fn read(&mut self, how: &Reading, rest: Rest, stop: &Stop) -> io::Result<Got> {
         self.pass_over()?;
@@ -263,20 +266,24 @@ impl Open {
             let rest = if is_end && end == hole_ends { Rest::IsALine } else { rest };
             let rest = if is_end { rest } else { Rest::Waits };
             let mut lines = Vec::with_capacity(most);
-            let input = Input { bytes: &bytes, first: self.at.offset == 0, then: self.at.then, rest };
-            let framed = framing::frame(&how.rules, input, &mut lines, most);
+            let framed = self.frame(&how.rules, &bytes, rest, &mut lines, most);
             if framed.consumed == 0 {
                 self.keep(&bytes);
                 self.searched = self.at.offset + bytes.len() as u64;
                 drop(permit);
                 match self.longer(how, len, end)? {
                     Some(longer) => len = longer,
-                    None => return Ok(Got::Nothing),
+                    None => {
+                        self.keep_waiting(how, &bytes);
+                        return Ok(Got::Nothing);
+                    }
                 }
                 continue;
             }
             let start = self.at.offset;
             self.advance(&bytes, framed.consumed, framed.then);
+            self.in_hole = framed.in_hole;
+            self.keep_waiting(how, &bytes[framed.consumed..]);
             let all = lines.len() < most; // else there may be more lines in the same bytes
             self.searched = self.searched.max(if all { start + bytes.len() as u64 } else { self.at.offset });
             if framed.consumed == bytes.len() && lines.is_empty() {
@@ -300,6 +307,63 @@ impl Open {
             };
             return Ok(Got::Chunk(chunk, Counts { cut_lines: framed.cut, left_out_bytes: framed.left_out }));
         }
+    }
+
+    fn frame(
+        &self,
+        rules: &Rules,
+        bytes: &[u8],
+        rest: Rest,
+        lines: &mut Vec<Line>,
+        most: usize,
+    ) -> framing::Framed {
+        let no_hole_before = Cell::new(0);
+        let is_hole = |run: Run| match &self.bytes {
+            Bytes::Plain(file) => {
+                let at = self.at.offset;
+                is_hole(file, at + run.start as u64..at + run.end as u64, &no_hole_before)
+            }
+            // Holes are not kept in it: a run that is as long as the shortest one.
+            Bytes::Gz(_) => run.len() as u64 >= BLOCK,
+        };
+        let input = Input { bytes, then: self.at.then, rest, in_hole: self.in_hole, is_hole: &is_hole };
+        framing::frame(rules, input, lines, most)
+    }
+
+    /// Keeps the whole lines at the position that are no record yet, as far as memory allows.
+    fn keep_waiting(&mut self, how: &Reading, rest: &[u8]) {
+        self.waiting = None;
+        if how.rules.multiline.is_some()
+            && let Bytes::Plain(_) = self.bytes
+            && let Some(end) = memrchr(b'\n', rest)
+            && let Some(permit) = how.share.set_aside(end + 1 + size_of::<Line>())
+        {
+            self.waiting = Some((rest[..=end].to_vec(), permit));
+        }
+    }
+
+    /// The record that waits for its end, as far as it was read: the file holds other bytes now.
+    pub fn take_waiting(&mut self, rules: &Rules) -> Option<Chunk> {
+        let (mut bytes, mut permit) = self.waiting.take()?;
+        let mut lines = Vec::with_capacity(1);
+        let framed = self.frame(rules, &bytes, Rest::IsALine, &mut lines, Chunk::MAX_LINES);
+        bytes.truncate(framed.consumed);
+        let start = self.at.offset;
+        let before = [&self.before[..], &bytes].concat();
+        let offset = start + bytes.len() as u64;
+        if lines.is_empty() {
+            bytes = Vec::new();
+        }
+        permit.put_to_use();
+        Some(Chunk {
+            origin: self.origin.clone(),
+            range: start..offset,
+            end: Point { offset, mark: Mark::of(&before), then: framed.then },
+            last: framed.last,
+            lines,
+            bytes,
+            permit,
+        })
     }
 
     /// How much to read: what is there, up to a chunk; of a long rest, only when its end is in sight.
@@ -391,6 +455,7 @@ impl Open {
     fn pass_over(&mut self) -> io::Result<()> {
         while let Some((range, to)) = self.beyond.front().filter(|(r, _)| r.start <= self.at.offset) {
             if range.end > self.at.offset {
+                (self.in_hole, self.waiting) = (false, None);
                 let to = *to;
                 self.before = match self.read_before(to.offset) {
                     Err(e) if self.is_broken(&e) => Vec::new(), // the read that follows says so
@@ -460,6 +525,31 @@ impl Open {
 pub fn unread<'a>(size: u64, at: u64, but: impl IntoIterator<Item = &'a (Range, Point)>) -> u64 {
     let read = but.into_iter().map(|(r, _)| r.end.min(size).saturating_sub(r.start.max(at)));
     size.saturating_sub(at).saturating_sub(read.sum())
+}
+
+/// The least that file systems leave out of a file, and its edge: behind a hole the first bytes of a block may be NULs that
+/// were filled in.
+const BLOCK: u64 = 4096;
+
+/// Whether a part of this range is a hole (`lseek(2)`, SEEK_HOLE). Where the file system cannot tell, nothing is.
+/// `no_hole_before`: there is none between the last place that was asked about and this one, so that it is asked once for many
+/// lines.
+fn is_hole(file: &File, run: Range, no_hole_before: &Cell<u64>) -> bool {
+    if run.end <= no_hole_before.get() {
+        return false;
+    }
+    let Ok(hole) = seek(file, SeekFrom::Hole(run.start)) else { return false };
+    no_hole_before.set(hole);
+    hole < run.end
+}
+
+/// Whether the NULs before `offset` are the end of a hole, with what is filled in up to there.
+fn ends_in_hole(file: &File, offset: u64) -> io::Result<bool> {
+    let block = offset.saturating_sub(1) / BLOCK * BLOCK;
+    let mut filled = vec![0; (offset - block) as usize];
+    let n = read_at(file, block, &mut filled)?;
+    let from = block.saturating_sub(1);
+    Ok(filled[..n].iter().all(|b| *b == 0) && is_hole(file, from..offset, &Cell::new(0)))
 }
 
 /// The mark of an offset of a plain file.

@@ -122,10 +122,7 @@ impl Tail<'_> {
                 if let Some(origin) = &truncated
                     && self.take_short_copy(&entry, origin)? =>
             {
-                let lost = unread(entry.size, entry.at.offset, &entry.beyond);
-                self.count_lost(lost, self.absent[i].why);
-                let why = Ending::Truncated { lost };
-                self.send(Parcel::Closed(Closed { stream: entry.stream, why }))?;
+                self.ended(&entry, 0)?;
                 true
             }
             Ok(false) => {
@@ -151,12 +148,15 @@ impl Tail<'_> {
         if !found {
             self.lose(&entry, why)?;
         }
+        self.forget_memory();
         self.show();
         Ok(true)
     }
 
     /// What was not read of it is gone.
     pub(super) fn lose(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
+        let at = self.send_from_memory(entry.stream)?.unwrap_or(entry.at);
+        let entry = &Entry { at, ..entry.clone() };
         let lost = unread(entry.size, entry.at.offset, &entry.beyond);
         // Known for the case that it comes back, with a mount or from a move: then it goes on where it was.
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);

@@ -70,10 +70,12 @@ const READINGS: usize = 20;
 
 /// The siblings, and whether their folders were at rest.
 fn list_once(path: &Path, form: Form) -> io::Result<(Vec<Sibling>, bool)> {
-    // The file's own folder: where the path is a symlink, rotation happens beside its target too.
+    // Where the path is a symlink, rotation happens beside its target too. Elsewhere than below the path's own folder nobody
+    // has asked for those files.
     let (mut found, mut at_rest) = in_folder_of(path, form)?;
     if let Ok(real) = fs::canonicalize(path)
         && real != path
+        && path.parent().is_some_and(|own| fs::canonicalize(own).is_ok_and(|own| real.starts_with(own)))
     {
         let (more, rests) = in_folder_of(&real, form)?;
         found.extend(more);

@@ -21,6 +21,7 @@ impl Tail<'_> {
             return Ok(None);
         };
         open.owed = look.size;
+        open.in_hole |= self.begun_anew == Some(e.stream) && e.at.offset == 0;
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
@@ -60,7 +61,9 @@ impl Tail<'_> {
     pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
         let offset = offset.min(look.size);
         let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
-        Ok(Entry { at, ..self.known.begin(look, &self.o.path) })
+        let entry = Entry { at, ..self.known.begin(look, &self.o.path) };
+        self.begun_anew = Some(entry.stream);
+        Ok(entry)
     }
 
     /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
@@ -125,8 +128,9 @@ impl Tail<'_> {
             Some(l) if open.at.offset > 0 && l.size >= open.at.offset && open.unchanged()? => Some(l.size),
             _ => None,
         };
-        let old = self.open.remove(i);
+        let mut old = self.open.remove(i);
         self.known.store.done(old.origin.stream);
+        self.in_memory.extend(old.take_waiting(&self.o.reading.rules));
         let entry = Entry {
             stream: old.origin.stream,
             path: self.o.path.clone(),
@@ -152,27 +156,53 @@ impl Tail<'_> {
             }
         }
         if let Some(size) = cut {
-            return self.ended(&old, old.proven_backlog().saturating_sub(size - old.at.offset));
-        }
-        if copies::proof(&entry).offset == 0 {
-            return self.find_rest(entry, None, catchup::TRUNCATED);
-        }
-        match self.find(&entry) {
-            Ok(false) if self.take_short_copy(&entry, &old.origin)? => self.ended(&old, old.proven_backlog()),
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                self.await_copy(entry, old.origin, catchup::TRUNCATED);
-                Ok(())
+            let kept = size - old.at.offset;
+            if kept > 0 {
+                self.forget_memory(); // a part of the record is in the file still
             }
-            failed => self.found_or_lost(failed, entry, catchup::TRUNCATED),
+            return self.ended(&entry, kept);
         }
+        let done = if copies::proof(&entry).offset == 0 {
+            self.find_rest(entry, None, catchup::TRUNCATED)
+        } else {
+            match self.find(&entry) {
+                Ok(true) => Ok(()),
+                Ok(false) if self.take_short_copy(&entry, &old.origin)? => self.ended(&entry, 0),
+                Ok(false) => {
+                    self.await_copy(entry, old.origin, catchup::TRUNCATED);
+                    Ok(())
+                }
+                failed => self.found_or_lost(failed, entry, catchup::TRUNCATED),
+            }
+        };
+        self.forget_memory();
+        done
     }
 
-    /// Truncated, with so many bytes unread.
-    fn ended(&mut self, old: &Open, lost: u64) -> Result<(), Halt> {
+    /// Sends what is in memory of a stream whose file has other bytes now; up to where that goes.
+    pub(super) fn send_from_memory(&mut self, stream: StreamId) -> Result<Option<Point>, Halt> {
+        let Some(i) = self.in_memory.iter().position(|c| c.origin.stream == stream) else { return Ok(None) };
+        let chunk = self.in_memory.remove(i);
+        let (end, lines) = (chunk.end, chunk.lines.len() as u64);
+        chunk.origin.gauge.frame(chunk.range.start, end.offset, lines);
+        self.board.totals.read_lines.fetch_add(lines, Relaxed);
+        self.send(Parcel::Chunk(chunk))?;
+        Ok(Some(end))
+    }
+
+    /// Keeps in memory only what may still be needed: that of streams that are looked for.
+    pub(super) fn forget_memory(&mut self) {
+        let absent: Vec<StreamId> = self.not_open().map(|e| e.stream).collect();
+        self.in_memory.retain(|chunk| absent.contains(&chunk.origin.stream));
+    }
+
+    /// Truncated; of what was unread, `kept` bytes are read as another stream's.
+    pub(super) fn ended(&mut self, entry: &Entry, kept: u64) -> Result<(), Halt> {
+        let stream = entry.stream;
+        let at = self.send_from_memory(stream)?.unwrap_or(entry.at);
+        self.known.release(stream, at, entry.size, entry.modified, true);
+        let lost = open::unread(entry.size, at.offset, &entry.beyond).saturating_sub(kept);
         self.count_lost(lost, catchup::TRUNCATED);
-        let stream = old.origin.stream;
-        self.known.release(stream, old.at, old.size, old.modified, true);
         self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 

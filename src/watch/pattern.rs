@@ -1,8 +1,10 @@
 //! Which paths a source means: one literal path, or a glob that is walked folder by folder. Watches nothing.
 
+use crate::links;
 use globset::{GlobBuilder, GlobMatcher};
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -31,7 +33,10 @@ enum Part {
 pub trait Visitor {
     /// A folder in which matching names may come and go; it need not exist. Told before its names are read.
     fn folder(&mut self, path: &Path);
-    fn file(&mut self, path: PathBuf);
+    /// Something that is no folder, and what stat(2) says of it.
+    fn file(&mut self, path: PathBuf, m: fs::Metadata);
+    /// A folder behind an untrusted symlink: what is in it is left out.
+    fn refused(&mut self, _folder: &Path, _why: &io::Error) {}
 }
 
 impl Pattern {
@@ -133,6 +138,12 @@ fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
         walk(folder, rest, depth + 1, to);
     }
     to.folder(folder);
+    if let Err(e) = links::enter(folder) {
+        if links::is_untrusted(&e) {
+            to.refused(folder, &e);
+        }
+        return;
+    }
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
     entries.sort_by_key(fs::DirEntry::file_name);
@@ -152,7 +163,7 @@ fn meet(path: PathBuf, rest: &[Part], depth: usize, to: &mut impl Visitor) {
         // A dangling symlink is no file yet; a folder never is one.
         match fs::metadata(&path) {
             Ok(m) if m.is_dir() => {}
-            Ok(_) => to.file(path),
+            Ok(m) => to.file(path, m),
             Err(_) => {}
         }
     } else if path.is_dir() {
@@ -189,7 +200,7 @@ mod tests {
 
     impl Visitor for Met {
         fn folder(&mut self, _: &Path) {}
-        fn file(&mut self, path: PathBuf) {
+        fn file(&mut self, path: PathBuf, _: fs::Metadata) {
             self.0.push(path);
         }
     }
@@ -233,8 +244,8 @@ mod tests {
         fn folder(&mut self, path: &Path) {
             fs::write(path.join("late.log"), "").unwrap();
         }
-        fn file(&mut self, path: PathBuf) {
-            self.0.file(path);
+        fn file(&mut self, path: PathBuf, m: fs::Metadata) {
+            self.0.file(path, m);
         }
     }
 

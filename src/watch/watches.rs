@@ -8,12 +8,24 @@ use crate::remote::is_remote;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use log::warn;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// Most readings of the queue at a time.
 const READINGS: usize = 64;
+
+/// How often a folder is watched again that is replaced at that moment.
+const REPLACED: usize = 20;
+
+/// That a folder itself is renamed or removed. `MASK_ADD`: one folder may be watched for several reasons.
+const ITSELF: WatchMask =
+    WatchMask::MOVE_SELF.union(WatchMask::DELETE_SELF).union(WatchMask::ONLYDIR).union(WatchMask::MASK_ADD);
+/// And that names in it go or are replaced: while they are there, none of them has to come.
+const BY_NAME: WatchMask =
+    ITSELF.union(WatchMask::DELETE).union(WatchMask::MOVED_FROM).union(WatchMask::MOVED_TO);
 
 /// What an event says.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,8 +36,17 @@ pub enum Heard {
     Files(Vec<PathBuf>),
     /// This name in a watched folder came, went, or has other permissions.
     Name(PathBuf),
-    /// A watched folder itself went, or moved.
+    /// A watched folder, or one above it, went, came or moved.
     Folder,
+}
+
+/// What one watched folder is watched for; several paths may lead to it.
+#[derive(Debug, Default)]
+struct Folder {
+    /// Its paths where a walk reads its names: every change of a name is reported.
+    walked: Vec<PathBuf>,
+    /// Names in it that lead to walked folders: only changes of these are reported.
+    on_the_way: HashSet<OsString>,
 }
 
 /// The watches of one path: of what it leads to now, and of some files that it led to before.
@@ -45,13 +66,25 @@ pub enum Told {
     No,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct FollowedUp {
+    /// Changes of its name are reported, not only its renaming.
+    by_name: bool,
+    /// It or a folder above it is a symlink.
+    through_link: bool,
+}
+
 #[derive(Debug)]
 pub struct Watches {
     /// `None`: there are too many on this machine.
     inotify: Option<Inotify>,
-    folders: HashMap<WatchDescriptor, PathBuf>,
+    folders: HashMap<WatchDescriptor, Folder>,
     /// Folders that this walk met.
     met: HashSet<WatchDescriptor>,
+    /// Paths that this walk has followed up to `/`.
+    followed_up: HashMap<PathBuf, FollowedUp>,
+    /// A folder above a walked one could not be watched because the watches have run out.
+    exhausted: bool,
     files: HashMap<WatchDescriptor, Vec<PathBuf>>,
     limits_said: bool,
     buffer: Vec<u8>,
@@ -67,6 +100,8 @@ impl Watches {
             inotify,
             folders: HashMap::new(),
             met: HashSet::new(),
+            followed_up: HashMap::new(),
+            exhausted: false,
             files: HashMap::new(),
             limits_said: false,
             buffer: vec![0; 16 * 1024],
@@ -121,51 +156,109 @@ impl Watches {
                     {
                         heard.push(Heard::Files(paths.clone()));
                     }
-                    heard.extend(self.folders.get(&event.wd).map(|folder| match event.name {
-                        Some(name) => Heard::Name(folder.join(name)),
-                        None => Heard::Folder,
-                    }));
+                    match (self.folders.get(&event.wd), event.name) {
+                        (Some(folder), Some(name)) => {
+                            heard.extend(folder.walked.iter().map(|path| Heard::Name(path.join(name))));
+                            heard.extend(folder.on_the_way.contains(name).then_some(Heard::Folder));
+                        }
+                        (Some(_), None) => heard.push(Heard::Folder),
+                        (None, _) => {}
+                    }
                 }
             }
         }
         heard
     }
 
-    /// Watches a folder; where it is not there, the next one above that is, which tells when it comes.
+    /// Watches a folder and what is above it, since it may be replaced; where it is not there, the nearest one above that is,
+    /// which reports when it comes.
     pub fn folder(&mut self, folder: &Path) -> Told {
-        let mask = WatchMask::CREATE
-            | WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE
-            | WatchMask::ATTRIB
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR;
-        let mut missing: Option<&Path> = None;
-        for above in folder.ancestors() {
-            let Some(inotify) = &self.inotify else { return Told::No };
-            match inotify.watches().add(above, mask) {
-                Ok(wd) => {
-                    self.folders.insert(wd.clone(), above.into());
-                    self.met.insert(wd);
-                    // What came before the watch on the folder above was there: nobody tells of it.
-                    return match missing {
-                        Some(below) if below.is_dir() => self.folder(folder),
-                        _ => heard_of(above),
-                    };
-                }
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    missing = Some(above);
-                }
+        for _ in 0..REPLACED {
+            let (wd, found) = match self.nearest(folder) {
+                Ok(Some(nearest)) => nearest,
+                Ok(None) => return Told::Yes,
                 Err(e) => return self.refused(&e),
+            };
+            let through_link = self.follow_up(found, true);
+            if through_link && let Ok(real) = fs::canonicalize(found) {
+                self.follow_up(&real, true);
+            }
+            // What was done before the watches above were there was reported by nobody.
+            if self.nearest(folder).ok().flatten() != Some((wd.clone(), found)) {
+                continue;
+            }
+            let watched = self.meet(wd);
+            if found == folder {
+                watched.walked.push(folder.into());
+            } else {
+                let below = folder.strip_prefix(found).ok().and_then(|rest| rest.iter().next());
+                watched.on_the_way.extend(below.map(OsString::from));
+            }
+            return if self.exhausted { Told::No } else { heard_of(found) };
+        }
+        Told::No // it is replaced all the time
+    }
+
+    /// The folder itself, or the nearest one above it that exists, watched.
+    fn nearest<'p>(&self, folder: &'p Path) -> io::Result<Option<(WatchDescriptor, &'p Path)>> {
+        let Some(inotify) = &self.inotify else { return Err(io::ErrorKind::Unsupported.into()) };
+        let mask = BY_NAME | WatchMask::CREATE | WatchMask::ATTRIB;
+        for above in folder.ancestors() {
+            match inotify.watches().add(above, mask) {
+                Ok(wd) => return Ok(Some((wd, above))),
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(e) => return Err(e),
             }
         }
-        Told::Yes
+        Ok(None)
+    }
+
+    /// Watches the folders above `path`, the highest first. `by_name`: its removal must be reported too. The folder's own watch
+    /// does not do that as long as somebody, such as this agent, has a file of it open. Further up a rename is all that can
+    /// happen unnoticed, and a watch for renames is not woken by other names. Returns whether a symlink is on the way.
+    fn follow_up(&mut self, path: &Path, by_name: bool) -> bool {
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return false };
+        let done = self.followed_up.get(path).copied();
+        if let Some(done) = done.filter(|done| done.by_name || !by_name) {
+            return done.through_link;
+        }
+        let is_link = path.is_symlink();
+        let by_name = by_name || is_link; // a link that is replaced is not renamed
+        let through_link = self.follow_up(above, false) || is_link;
+        self.followed_up.insert(path.into(), FollowedUp { by_name, through_link });
+        let Some(inotify) = &self.inotify else { return through_link };
+        let mask = if by_name { BY_NAME } else { ITSELF };
+        match inotify.watches().add(above, mask) {
+            Ok(wd) => {
+                let watched = self.meet(wd);
+                if by_name {
+                    watched.on_the_way.insert(name.into());
+                }
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+                self.refused(&e);
+                self.exhausted = true;
+            }
+            // Gone, which the caller sees, or not readable to us: the next regular walk finds what changes there.
+            Err(_) => {}
+        }
+        through_link
+    }
+
+    /// Keeps a folder beyond this walk.
+    fn meet(&mut self, wd: WatchDescriptor) -> &mut Folder {
+        let watched = self.folders.entry(wd.clone()).or_default();
+        if self.met.insert(wd) {
+            *watched = Folder::default();
+        }
+        watched
     }
 
     /// A walk is over: folders that it did not meet are let go.
     pub fn walked(&mut self) {
         let met = std::mem::take(&mut self.met);
+        self.followed_up.clear();
+        self.exhausted = false;
         let gone: Vec<_> = self.folders.keys().filter(|wd| !met.contains(wd)).cloned().collect();
         for wd in gone {
             self.folders.remove(&wd);
@@ -234,7 +327,8 @@ mod tests {
         std::iter::from_fn(|| Some(w.hear()).filter(|h| !h.is_empty())).flatten().collect()
     }
 
-    /// Fails when a folder above a missing one is not watched, or a folder stays watched that no walk meets.
+    /// Fails when a folder above is not watched, names that are nobody's business are reported there, or a folder stays watched
+    /// that no walk meets.
     #[test]
     fn folders_that_a_walk_meets() {
         let dir = tempfile::tempdir().unwrap();
@@ -242,12 +336,18 @@ mod tests {
         assert_eq!(w.folder(&dir.path().join("a/b")), Told::Yes);
         w.walked();
         fs::create_dir(dir.path().join("a")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a"))]);
+        assert_eq!(all(&mut w), [Heard::Folder]);
         w.folder(&dir.path().join("a/b"));
         w.walked();
         fs::write(dir.path().join("beside"), "").unwrap();
         fs::create_dir(dir.path().join("a/b")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a/b"))]);
+        assert_eq!(all(&mut w), [Heard::Folder]);
+        w.folder(&dir.path().join("a/b"));
+        w.walked();
+        let _open = fs::File::create(dir.path().join("a/b/f")).unwrap();
+        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a/b/f"))]);
+        fs::remove_dir_all(dir.path().join("a/b")).unwrap();
+        assert!(all(&mut w).contains(&Heard::Folder), "though a file of it is open");
     }
 
     /// Fails when watches of one path grow without bound, or a path that is let go still tells.

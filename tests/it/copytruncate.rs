@@ -211,6 +211,72 @@ fn a_writer_without_append_leaves_a_hole() {
     assert!(!agent.stdout().contains(&0));
 }
 
+/// The file is shorter than a block, so that the file system fills in the hole. Fails when its NULs come out.
+#[test]
+fn a_writer_without_append_leaves_less_than_a_block() {
+    let folder = Folder::new();
+    let mut writer = File::create(folder.path("f.log")).unwrap();
+    let agent = folder.agent_line(LIVE).start();
+    for round in 0..3 {
+        writer.write_all(&part(round * 5..round * 5 + 5).bytes()).unwrap();
+        agent.wait_lines(round as usize * 5 + 5);
+        truncate(&folder, 0);
+    }
+    Delivered::of(agent.wait_lines(15)).assert_exactly_once(&[&part(0..15)]);
+    assert!(!agent.stdout().contains(&0));
+}
+
+/// A record of several lines waits for its end when the file is truncated: alone in it or behind others, with half a line behind it,
+/// with a copy in which it goes on. Fails when its lines are dropped, come twice, or what is half a line is not counted.
+#[test]
+fn a_record_that_waits_is_not_lost_with_the_file() {
+    for before in ["", "0 before\n"] {
+        for half in ["", " half"] {
+            for copied in [false, true] {
+                let folder = Folder::new();
+                let path = folder.path("f.log");
+                folder.write(
+                    "c.toml",
+                    format!(
+                        "[[files]]\npaths = [{path:?}]\nstart = \"beginning\"\nformat = \"json\"\n\
+                         multiline = {{ start = '^\\d', timeout = \"1h\" }}\n"
+                    ),
+                );
+                folder.write("f.log", format!("{before}1 a\n b\n{half}"));
+                let size = std::fs::metadata(&path).unwrap().len();
+                let mut agent = folder.agent_line("run -c c.toml --output stdout --state-dir state").start();
+                wait_status(&folder, &folder.path("state"), "it is read", |s| {
+                    let waits = size - before.len() as u64;
+                    (&s["files"][0]["size"], &s["files"][0]["lag_bytes"]) == (&size.into(), &waits.into())
+                });
+                if copied {
+                    agent.pause();
+                    folder.append("f.log", "\n c\n");
+                    std::fs::copy(&path, folder.path("f.log.1")).unwrap();
+                }
+                truncate(&folder, 0);
+                agent.resume();
+                folder.append("f.log", "2\n3\n");
+                let end = if copied { format!("\n{half}\n c") } else { String::new() };
+                let mut want = vec![format!("1 a\n b{end}"), "2".into()];
+                want.splice(0..0, (!before.is_empty()).then(|| "0 before".into()));
+                let message = |line: &Vec<u8>| -> String {
+                    serde_json::from_slice::<serde_json::Value>(line).unwrap()["message"]
+                        .as_str()
+                        .unwrap()
+                        .into()
+                };
+                let mut seen: Vec<String> = agent.wait_lines(want.len()).iter().map(message).collect();
+                seen.sort(); // a copy that is read late may come behind the new lines
+                want.sort();
+                assert_eq!(seen, want, "before {before:?}, half {half:?}, copied {copied}");
+                agent.stop().expect_code(0);
+                assert_eq!(lost(&folder), if copied { 0 } else { half.len() as u64 });
+            }
+        }
+    }
+}
+
 /// The writer goes on while the file is copied, and the agent has read that by the time of the truncation: the copy ends
 /// before what was read. Fails when it is read again after a restart, as it is or compressed.
 #[test]

@@ -3,6 +3,7 @@
 use crate::harness::*;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 /// A config with these settings for `f.log`.
@@ -96,6 +97,34 @@ fn a_sparse_file_of_100_gib() {
     let done = folder.agent_line(ONCE).run().expect_code(0);
     assert_eq!(done.lines(), [b"first".to_vec(), b"x".to_vec()]);
     assert!(begun.elapsed() < secs(5) && done.vm_hwm < 24_000, "{:?} {} KiB", begun.elapsed(), done.vm_hwm);
+}
+
+/// NULs and a byte order mark that somebody wrote. Fails when a byte of a line is left out.
+#[test]
+fn every_byte_that_was_written_is_passed_on() {
+    let nuls = "\0".repeat(10_000);
+    let lines = ["\u{feff}\0a".into(), "\0\0b".into(), format!("{nuls}c"), "\0".into(), "d\0".into()];
+    assert_eq!(once("", lines.join("\n")), lines);
+    assert_eq!(once("", "\u{feff}"), ["\u{feff}"]);
+}
+
+/// Holes end within a block, where the file system fills in NULs, and the agent is stopped in them. Fails when one of those
+/// NULs comes out, or when a hole takes NULs of another line with it.
+#[test]
+fn holes_are_left_out_over_restarts() {
+    let folder = Folder::new();
+    config(&folder, "");
+    folder.write("f.log", "first\n");
+    let file = OpenOptions::new().write(true).open(folder.path("f.log")).unwrap();
+    let mut seen = Vec::new();
+    for (grown, text) in [(10_000u64, "second\n\0third\n"), (100_000, ""), (200_001, "fourth\n")] {
+        file.set_len(grown).unwrap();
+        seen.extend(folder.agent_line(ONCE).run().expect_code(0).lines());
+        file.write_all_at(text.as_bytes(), grown).unwrap();
+    }
+    seen.extend(folder.agent_line(ONCE).run().expect_code(0).lines());
+    let seen: Vec<_> = seen.iter().map(|l| String::from_utf8_lossy(l)).collect();
+    assert_eq!(seen, ["first", "second", "\0third", "fourth"]);
 }
 
 /// Fails when a record ends at the wrong line, its limits do not hold, or the last one waits for ever.

@@ -20,6 +20,7 @@ mod exactly_once;
 mod faults;
 mod fdstore;
 mod floods;
+mod folders;
 mod framing;
 mod hostile;
 mod limits;

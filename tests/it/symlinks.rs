@@ -61,3 +61,104 @@ fn a_link_to_nothing() {
     folder.write("later", Lines::new("f", 10..20).bytes());
     Delivered::of(agent.wait_lines(20)).assert_exactly_once(&[&Lines::new("f", 0..20)]);
 }
+
+/// Whoever is neither root nor the agent's user.
+const OTHER: u32 = 65534;
+
+/// Needs root, who alone can give a link to somebody else; any other user has no such links to fear of making.
+fn may_give_away() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A link that belongs to this user.
+fn link_of(user: u32, folder: &Folder, target: &str, link: &str) {
+    symlink(target, folder.path(link)).unwrap();
+    std::os::unix::fs::lchown(folder.path(link), Some(user), Some(user)).unwrap();
+}
+
+/// Links of others in the followed folder: to a file, to a folder, over another link, in place of a file that is followed. Fails when
+/// one of them has a file of somebody else's sent, when a link of root or of the target's owner is not followed, or when the
+/// log, `status` and `check` do not say why.
+#[test]
+fn a_link_of_another_user_is_not_followed() {
+    if !may_give_away() {
+        return;
+    }
+    let folder = Folder::new();
+    for name in
+        ["secret/s.log", "secret/t.log", "theirs/f.log", "pod/v1/f.log", "logs/real.log", "logs/swap.log"]
+    {
+        folder.write(name, format!("{name}\n"));
+    }
+    for theirs in ["theirs", "theirs/f.log"] {
+        std::os::unix::fs::chown(folder.path(theirs), Some(OTHER), Some(OTHER)).unwrap();
+    }
+    link_of(OTHER, &folder, "../secret/s.log", "logs/file.log");
+    link_of(OTHER, &folder, "../secret", "logs/folder");
+    link_of(0, &folder, "secret/t.log", "trusted");
+    link_of(OTHER, &folder, "../trusted", "logs/over.log");
+    link_of(OTHER, &folder, "../theirs/f.log", "logs/own.log");
+    link_of(0, &folder, "../pod", "logs/pod");
+    link_of(0, &folder, "v1", "pod/..data");
+    link_of(0, &folder, "..data/f.log", "pod/f.log");
+    let logs = folder.path("logs");
+    folder.write(
+        "c.toml",
+        format!(
+            "[kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n[[files]]\npaths = [\"{0}/*.log\", \"{0}/*/*.log\"]\nstart = \"beginning\"\n",
+            logs.display()
+        ),
+    );
+    let agent = folder.agent_line("run -c c.toml --output stdout --state-dir state").start();
+    let texts = |lines: Vec<Vec<u8>>| {
+        let mut texts: Vec<String> = lines.iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect();
+        texts.sort();
+        texts
+    };
+    let followed = ["logs/real.log", "logs/swap.log", "pod/v1/f.log", "theirs/f.log"];
+    assert_eq!(texts(agent.wait_lines(4)), followed);
+    wait_status(&folder, &folder.path("state"), "the links are told of", |s| {
+        let refused = |f: &&serde_json::Value| {
+            f["state"] == "unreadable"
+                && f["last_error"].as_str().is_some_and(|e| e.contains("chown -h root"))
+        };
+        s["files"].as_array().unwrap().iter().filter(refused).count() == 2
+    });
+    agent.wait_log("logs/folder belongs to user 65534", SOON);
+    // In place of a file that is open; and it goes on when the link is root's.
+    folder.remove("logs/swap.log");
+    link_of(OTHER, &folder, "../secret/t.log", "logs/swap.log");
+    agent.wait_log("logs/swap.log belongs to user 65534", SOON);
+    assert_eq!(agent.lines().len(), 4, "{:?}", texts(agent.lines()));
+    std::os::unix::fs::lchown(folder.path("logs/file.log"), Some(0), Some(0)).unwrap();
+    assert!(texts(agent.wait_lines(5)).contains(&"secret/s.log".to_owned()));
+    let check = folder.agent_line("check -c c.toml").run().expect_code(0);
+    let said = [String::from_utf8_lossy(&check.stdout).as_ref(), check.stderr.as_str()].concat();
+    for name in ["logs/folder", "logs/over.log", "logs/swap.log"] {
+        assert!(said.lines().any(|l| l.contains(name) && l.contains("chown -h root")), "{name}: {said}");
+    }
+}
+
+/// Rotated files beside a link's target, outside of the followed folder. Fails when those are read, or those within it are not.
+#[test]
+fn rotated_files_elsewhere_are_not_looked_for() {
+    let folder = Folder::new();
+    for kind in ["elsewhere", "logs/within"] {
+        folder.write(&format!("{kind}/f.log"), format!("{kind} 1\n"));
+        let target = if kind == "elsewhere" { "../elsewhere/f.log" } else { "within/f.log" };
+        folder.mkdir("logs");
+        symlink(target, folder.path(format!("logs/{}.log", &kind[kind.len() - 4..]))).unwrap();
+    }
+    let mut agent = folder.agent_line(LIVE).arg("logs/*.log").start();
+    agent.wait_lines(2);
+    agent.stop().expect_code(0);
+    for kind in ["elsewhere", "logs/within"] {
+        folder.rename(&format!("{kind}/f.log"), &format!("{kind}/f.log.1"));
+        folder.append(&format!("{kind}/f.log.1"), format!("{kind} 2\n"));
+        folder.write(&format!("{kind}/f.log"), format!("{kind} 3\n"));
+    }
+    let agent = folder.agent_line(LIVE).arg("logs/*.log").start();
+    let mut seen = agent.wait_lines(3);
+    seen.sort();
+    assert_eq!(seen, [&b"elsewhere 3"[..], b"logs/within 2", b"logs/within 3"]);
+}

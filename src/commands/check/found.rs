@@ -3,6 +3,8 @@
 use crate::config::{Pattern, Source};
 use crate::packed::{Packed, packing};
 use crate::watch::pattern::{self, Exclude, Visitor};
+use std::fs::Metadata;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Every file that the source names and that would be followed, in order, each path once.
@@ -21,7 +23,7 @@ pub fn compressed(source: &Source) -> Vec<PathBuf> {
 
 fn named(source: &Source) -> Vec<PathBuf> {
     let excluded = Exclude::new(&source.exclude).unwrap_or_default(); // the globs were checked with the config
-    let mut all: Vec<PathBuf> = source.paths.iter().flat_map(matches).collect();
+    let mut all: Vec<PathBuf> = source.paths.iter().flat_map(|p| walk(p).files).collect();
     all.sort();
     all.dedup();
     all.retain(|p| !excluded.matches(p));
@@ -30,7 +32,7 @@ fn named(source: &Source) -> Vec<PathBuf> {
 
 /// The paths and globs behind which there is nothing.
 pub fn missing(source: &Source) -> Vec<String> {
-    source.paths.iter().filter(|p| matches(p).is_empty()).map(pattern_text).collect()
+    source.paths.iter().filter(|p| walk(p).files.is_empty()).map(pattern_text).collect()
 }
 
 /// The paths that are folders, of which nothing is read.
@@ -48,15 +50,29 @@ pub fn pattern_text(pattern: &Pattern) -> String {
     }
 }
 
-fn matches(pattern: &Pattern) -> Vec<PathBuf> {
-    struct Met(Vec<PathBuf>);
-    impl Visitor for Met {
-        fn folder(&mut self, _: &Path) {}
-        fn file(&mut self, path: PathBuf) {
-            self.0.push(path);
-        }
+/// Folders that are left out, with the reason.
+pub fn refused(source: &Source) -> Vec<(PathBuf, String)> {
+    source.paths.iter().flat_map(|p| walk(p).refused).collect()
+}
+
+#[derive(Default)]
+struct Met {
+    files: Vec<PathBuf>,
+    refused: Vec<(PathBuf, String)>,
+}
+
+impl Visitor for Met {
+    fn folder(&mut self, _: &Path) {}
+    fn file(&mut self, path: PathBuf, _: Metadata) {
+        self.files.push(path);
     }
-    let mut met = Met(Vec::new());
+    fn refused(&mut self, folder: &Path, why: &io::Error) {
+        self.refused.push((folder.into(), why.to_string()));
+    }
+}
+
+fn walk(pattern: &Pattern) -> Met {
+    let mut met = Met::default();
     match pattern {
         Pattern::Path(p) => pattern::Pattern::path(p).walk(&mut met),
         Pattern::Glob(g) => {
@@ -65,5 +81,5 @@ fn matches(pattern: &Pattern) -> Vec<PathBuf> {
             }
         }
     }
-    met.0
+    met
 }

@@ -422,9 +422,11 @@ mod tests {
         use crate::tail::framing::{Input, Rest, Rules, frame};
         for text in ["", "a\n", "a\r\n\n\r\nb\nrest", "\n\n"] {
             let mut lines = Vec::new();
-            let input = Input { bytes: text.as_bytes(), first: false, then: Then::Line, rest: Rest::Waits };
+            let text = text.as_bytes();
+            let (then, rest) = (Then::Line, Rest::Waits);
+            let input = Input { bytes: text, then, rest, in_hole: false, is_hole: &|_| false };
             let framed = frame(&Rules::default(), input, &mut lines, 100);
-            assert_eq!(split(&text.as_bytes()[..framed.consumed]).collect::<Vec<_>>(), lines, "{text:?}");
+            assert_eq!(split(&text[..framed.consumed]).collect::<Vec<_>>(), lines, "{text:?}");
         }
     }
 }
