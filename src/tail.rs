@@ -32,8 +32,8 @@ pub use trouble::Unread;
 
 use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
 use crate::packed::{Packed, packing};
-use crate::report::Board;
 use crate::report::repeats::Repeats;
+use crate::report::{Board, FileState};
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
@@ -158,7 +158,9 @@ pub fn run(
     stop: &Stop,
 ) -> Option<Unread> {
     let path = first.options.path.clone();
-    board.files().entry(path.clone()).or_default().topic = first.options.topic.to_string();
+    // In place of what was said while it waited for a thread.
+    let state = FileState { topic: first.options.topic.to_string(), ..FileState::default() };
+    board.files().insert(path.clone(), state);
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let mut slot = wake.slot.clone();

@@ -1,6 +1,8 @@
 //! The watch and one tail for each file it finds, started and stopped together: what `run` and `tail` share. Knows neither
 //! ship nor checkpoint.
 
+mod waiting;
+
 use super::threads;
 use crate::chunk::Parcel;
 use crate::error::Error;
@@ -15,24 +17,18 @@ use crate::wall;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, Remote, Sight, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{Builder, Scope};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use waiting::{RETRY, Waiting};
 
 /// Bytes of a tail's stack: the budget's memory is for lines.
 const STACK: usize = 128 << 10;
-
-/// When a file that got no thread is tried again, unless a tail ends before.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Waiting files that are looked at between two tries.
-const LOOKS: usize = 64;
 
 /// The path of a tail that ended, and what it had to leave unread.
 type End = (PathBuf, Option<Unread>);
@@ -98,15 +94,6 @@ pub struct Crew<'s, 'e> {
     since: (i64, u32),
     /// The first walk of all is done.
     walked: bool,
-}
-
-/// A file that was found and has no tail yet.
-struct Waiting {
-    found: Found,
-    start: Start,
-    first_sight: bool,
-    since: (i64, u32),
-    found_at: Instant,
 }
 
 /// What a running tail is held by. Dropping it ends the tail.
@@ -274,77 +261,6 @@ impl<'s, 'e> Crew<'s, 'e> {
         } else if !self.waiting.is_empty() {
             self.wait(file); // behind those that came before
         }
-    }
-
-    /// Starts the tails of waiting files, as far as there are threads.
-    pub fn retry_waiting(&mut self) {
-        self.granted = 0; // the limits may be others by now
-        while let Some(file) = self.waiting.pop_front() {
-            let shown = self.board.files().remove(&file.found.path);
-            if let Err(why) = self.start_tail(&file) {
-                self.board.files().extend(shown.map(|shown| (file.found.path.clone(), shown)));
-                self.waiting.push_front(file);
-                self.refusal = why;
-                self.retry = after(RETRY);
-                self.look_at_waiting();
-                return self.give_up_waiting();
-            }
-        }
-        self.retry = never();
-        if std::mem::take(&mut self.told) {
-            info!("every file has a thread again");
-        }
-    }
-
-    /// Some at a time, in turn; not those on file systems that may hang (which have no events).
-    fn look_at_waiting(&mut self) {
-        let from = if self.looked < self.waiting.len() { self.looked } else { 0 };
-        for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.hints.load(Relaxed)) {
-            tail::look_again(&file.found.path, self.known, self.board);
-        }
-        self.looked = from + LOOKS;
-    }
-
-    /// `--once`: when no tail lives whose end could free a thread.
-    fn give_up_waiting(&mut self) {
-        if !self.once || !self.tails.is_empty() {
-            return;
-        }
-        let hopeless = |w: &Waiting| {
-            let most = plan_of(&self.plans, &w.found.path).and_then(|p| p.tail.give_up);
-            most.is_some_and(|most| w.found_at.elapsed() >= most)
-        };
-        let waiting = std::mem::take(&mut self.waiting);
-        let (given_up, waiting): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(hopeless);
-        self.waiting = waiting;
-        for Waiting { found, .. } in given_up {
-            let (path, why) = (found.path.display(), &self.refusal);
-            error!("{path}: no thread is free to read it: {why}; nothing of it is read (--once)");
-            self.board.files().remove(&found.path);
-            self.unread.push(found.path);
-        }
-        self.close_if_done();
-    }
-
-    /// A file without a thread is shown like one that cannot be read, and keeps its place.
-    fn wait(&mut self, file: Waiting) {
-        let Some(options) = self.options_of(&file) else { return };
-        {
-            let mut files = self.board.files();
-            let state = files.entry(file.found.path.clone()).or_default();
-            state.topic = options.topic.to_string();
-            state.state = "unreadable".into();
-            state.last_error = Some(format!("no thread is free to read it: {}", self.refusal));
-        }
-        match tail::reserve(&options, self.known, self.board) {
-            Ok(told) => {
-                if let Some(out) = self.out.as_ref().filter(|_| self.saves) {
-                    told.into_iter().flatten().for_each(|parcel| drop(out.send(parcel)));
-                }
-            }
-            Err(e) => debug!("{}: {e}", file.found.path.display()), // its tail will say it
-        }
-        self.waiting.push_back(file);
     }
 
     fn options_of(&self, file: &Waiting) -> Option<tail::Options> {

@@ -165,8 +165,8 @@ fn deleted_before_it_gets_a_thread() {
     folder.append(one, "new\n");
     let state = folder.path("state");
     let of_one = |status: &serde_json::Value| {
-        let files = status["files"].as_array().unwrap().iter();
-        files.cloned().find(|f| f["path"].as_str().unwrap().ends_with(one.as_str())).unwrap()
+        let mut files = status["files"].as_array().unwrap().iter();
+        files.find(|f| f["path"].as_str().unwrap().ends_with(one.as_str())).unwrap().clone()
     };
     wait_status(&folder, &state, "its line is shown as unsent", |status| of_one(status)["lag_bytes"] == 4);
     folder.remove(one);
