@@ -4,6 +4,7 @@
 mod drivers;
 mod exactly_once;
 mod once_cost;
+mod versions;
 
 use crate::harness::*;
 use rustix::process::Signal;

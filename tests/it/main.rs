@@ -44,4 +44,5 @@ mod transient;
 mod tree;
 mod unit;
 mod untrusted;
+mod versions;
 mod watchdog;

@@ -161,8 +161,9 @@ fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
         ("system-ca", "tls", "[kafka.tls]\n".into(), &["set ca in [kafka.tls]"]),
         ("expired", "expired", tls.clone(), &["has expired", "renew it there, or set the clock"]),
         ("name", "elsewhere", tls.clone(), &["for kafka.example.org, not for 127.0.0.1", "set server_name"]),
-        ("no-cert", "mtls", tls.clone(), &["asks for one", "set cert and key"]),
-        ("stranger", "mtls", client(broker, "stranger"), &["refuses our certificate", "set cert and key"]),
+        // The alert, and with it the sentence, is the JVM's choice: bad_certificate, or certificate_required from JDK 17.0.16 on.
+        ("no-cert", "mtls", tls.clone(), &["asks for ", "set cert and key"]),
+        ("stranger", "mtls", client(broker, "stranger"), &["our certificate", "set cert and key"]),
         ("mixed", "mtls", mixed, &["name a certificate and its own key"]),
         ("tls-on-plain", "saslplain", tls.clone(), &["a port without TLS"]),
         ("plain-on-tls", "tls", String::new(), &["TLS", "[kafka.tls]"]),

@@ -2,12 +2,13 @@
 
 use super::{PATIENT, limit_the_suite, millis, need, pause};
 use std::{
+    collections::HashMap,
     fs,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Mutex, OnceLock,
+        LazyLock, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -16,28 +17,47 @@ use std::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
+    V011,
+    V24,
     V28,
     V39,
     V39Zk,
     V41,
+    V44,
+    /// Any release, such as `3.5.2`; only `tests/run --long` installs it.
+    Release(&'static str),
 }
 
 impl Version {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
+            Version::V011 => "0.11",
+            Version::V24 => "2.4",
             Version::V28 => "2.8",
             Version::V39 => "3.9",
             Version::V39Zk => "3.9-zk",
             Version::V41 => "4.1",
+            Version::V44 => "4.4",
+            Version::Release(name) => name,
         }
     }
+}
+
+/// One broker of each version that was asked for; the first to ask starts it, the others wait for that.
+type OneEach = Mutex<HashMap<&'static str, &'static OnceLock<Broker>>>;
+
+fn one_of(all: &OneEach, version: Version, start: impl FnOnce() -> Broker) -> &'static Broker {
+    let mut all = all.lock().unwrap_or_else(|e| e.into_inner());
+    let place = *all.entry(version.name()).or_insert_with(|| Box::leak(Box::default()));
+    drop(all);
+    place.get_or_init(start)
 }
 
 /// Runs `tests/kafka/broker` and returns what it prints; fails with what it says.
 #[track_caller]
 fn script<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
     limit_the_suite();
-    for tool in ["bash", "java", "kcat"] {
+    for tool in ["bash", "kcat"] {
         need(tool);
     }
     // To a file, not a pipe: the brokers it starts live on and would keep a pipe open.
@@ -73,22 +93,20 @@ impl Broker {
     /// One for all tests that only read and write. Never stop or kill it: others are at work with it.
     #[track_caller]
     pub fn shared(version: Version) -> &'static Broker {
-        static SHARED: [OnceLock<Broker>; 4] = [const { OnceLock::new() }; 4];
+        static SHARED: LazyLock<OneEach> = LazyLock::new(Mutex::default);
         // One start at a time: two at once on two cores take longer than one after the other.
         static STARTING: Mutex<()> = Mutex::new(());
-        let place = &SHARED[version as usize];
-        if place.get().is_none() {
+        one_of(&SHARED, version, || {
             let _one = STARTING.lock().unwrap_or_else(|e| e.into_inner());
-            return place.get_or_init(|| Broker::own(version));
-        }
-        place.get().unwrap()
+            Broker::own(version)
+        })
     }
     /// One with TLS, SASL and ACLs (see `tests/kafka/broker`), where a session ends after 4 s. For all tests that only take
     /// topics and rights of their own.
     #[track_caller]
     pub fn secure(version: Version) -> &'static Broker {
-        static SECURE: [OnceLock<Broker>; 4] = [const { OnceLock::new() }; 4];
-        SECURE[version as usize].get_or_init(|| {
+        static SECURE: LazyLock<OneEach> = LazyLock::new(Mutex::default);
+        one_of(&SECURE, version, || {
             let conf = ["connections.max.reauth.ms=4000"];
             let (dir, address) = start(&["start", version.name(), "--secure"], &conf);
             Broker { version, address, dir }
