@@ -134,7 +134,10 @@ enum News {
     /// A worker's thread is over.
     Ended,
     /// Someone else leads now; ask who.
-    Stale(Topic),
+    Stale {
+        topic: Topic,
+        partition: i32,
+    },
     /// Someone else leads now: this one.
     Leader {
         topic: Topic,

@@ -25,6 +25,7 @@ mod hostile;
 mod limits;
 mod logrotate;
 mod long;
+mod moves;
 mod oracle;
 mod package;
 mod readme;

@@ -355,7 +355,9 @@ impl<'b> Session<'b> {
                         *pace = Pace::Now;
                     }
                 }
-                None => self.broker.shared.news(News::Stale(topic.clone())),
+                None => {
+                    self.broker.shared.news(News::Stale { topic: topic.clone(), partition: p.partition });
+                }
             },
             Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
             Also::Uncompressed => {
