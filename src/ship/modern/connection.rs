@@ -11,6 +11,7 @@ use super::messages::{self, Versions};
 use super::stream::Stream;
 use super::wire::Malformed;
 use super::{sasl, tls};
+use crate::ship::probe;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use std::fmt;
@@ -131,6 +132,7 @@ impl Connection {
     /// ApiVersions, version 3 and where that is too new 0.
     pub fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
         let deadline = Instant::now() + options.connect_timeout;
+        let peer = self.stream.socket().peer_addr();
         for version in [3, 0] {
             let correlation = self.next_correlation();
             let request = messages::ask_versions(version, correlation, &options.client_id);
@@ -143,9 +145,12 @@ impl Connection {
                      is no Kafka broker"
                 }
             };
-            let answer = self.call(&request, correlation, deadline).map_err(|t| match t {
-                Trouble::Ended => Trouble::Lost(closed.into()),
-                other => other,
+            let answer = self.call(&request, correlation, deadline).map_err(|t| match (t, &peer) {
+                (Trouble::Ended, Ok(peer)) if probe::closes_unasked(*peer, options.connect_timeout) => {
+                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                }
+                (Trouble::Ended, _) => Trouble::Lost(closed.into()),
+                (other, _) => other,
             })?;
             match messages::versions(answer, version)? {
                 Ok(found) => return Ok(found),
@@ -194,6 +199,7 @@ impl Connection {
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if is_closed(&e) => return Err(Trouble::Ended),
                 Err(e) => return Err(e.into()),
             }
         }
@@ -211,6 +217,7 @@ impl Connection {
                 Ok(())
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(e) if is_closed(&e) && between => Err(Trouble::Ended),
             Err(e) => Err(e.into()),
         }
     }
@@ -251,6 +258,11 @@ impl Connection {
         }
         Ok((more || socket_readable, also_readable))
     }
+}
+
+/// The peer has closed the connection, and what we sent after that was answered by a reset.
+fn is_closed(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
 /// `poll(2)` with a limit; a signal counts as nothing happened.
@@ -312,8 +324,15 @@ pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Str
     match &options.tls {
         None => Ok(Stream::Plain(socket)),
         Some(tls) => {
+            let peer = socket.peer_addr();
             let done = tls::handshake(socket, address, tls, options.connect_timeout);
-            Ok(Stream::Tls(Box::new(done.map_err(Trouble::Lost)?)))
+            let told = |why: String| match peer {
+                Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
+                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                }
+                _ => Trouble::Lost(why),
+            };
+            Ok(Stream::Tls(Box::new(done.map_err(told)?)))
         }
     }
 }

@@ -83,7 +83,7 @@ pub const TABLE: &[Rule] = &[
     rule(34,  "ILLEGAL_SASL_STATE",               Again(Held),    Reconnect,    "set [kafka.sasl]"),
     rule(35,  "UNSUPPORTED_VERSION",              Again(Held),    Reconnect,    ""),
     rule(42,  "INVALID_REQUEST",                  Again(Held),    Reconnect,    ""),
-    rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Again(Held),    Reconnect,    "raise message.format.version of the topic"),
+    rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Again(Held),    Reconnect,    "set acks = 1, or raise message.format.version of the topic to 0.11 or later"),
     rule(44,  "POLICY_VIOLATION",                 Again(Held),    Nothing,      "ask who keeps the cluster"),
     rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     Misnumbered,    Nothing,      ""),
     rule(46,  "DUPLICATE_SEQUENCE_NUMBER",        Stored,         Nothing,      ""),
