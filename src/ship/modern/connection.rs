@@ -51,10 +51,11 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s, or 30 s where we are denied.
+    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s; where we are denied 5 s, doubled
+    /// up to 30 s.
     pub fn pause(&self, failures: u32) -> Duration {
-        let most = if matches!(self, Trouble::Denied(_)) { 30 } else { 5 };
-        Duration::from_millis(100 << failures.min(9)).min(Duration::from_secs(most))
+        let (first_ms, most) = if matches!(self, Trouble::Denied(_)) { (5000, 30) } else { (100, 5) };
+        Duration::from_millis(first_ms << failures.min(9)).min(Duration::from_secs(most))
     }
 }
 
@@ -293,13 +294,20 @@ pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
     }
 }
 
-/// Tries every address of the name in turn, each with the limit.
+/// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
     let all = resolve(address)?;
     let several = all.len() > 1;
-    for one in all {
-        match reach(one, limit) {
+    let until = Instant::now() + limit * 2;
+    for (tried, one) in all.iter().enumerate() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let share = left / (all.len() - tried) as u32;
+        // `connect` takes no limit of zero; and less than this would reach nobody.
+        match reach(*one, share.min(limit).max(Duration::from_millis(200))) {
             Ok(socket) => return Ok(socket),
             Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}")),
             Err(t) => last = t,
