@@ -17,6 +17,7 @@ mod discovery;
 mod drivers;
 mod effort;
 mod exactly_once;
+mod fallback;
 mod faults;
 mod fdstore;
 mod floods;

@@ -108,6 +108,11 @@ pub fn of(code: i16) -> &'static Rule {
     TABLE.binary_search_by_key(&code, |r| r.code).map_or(&UNKNOWN, |i| &TABLE[i])
 }
 
+/// The broker does not take this kind of request, or of batch; the same in an older form it may take.
+pub fn is_ours_unknown(code: i16) -> bool {
+    matches!(code, 35 | 43)
+}
+
 /// "NOT_ENOUGH_REPLICAS (19): what the broker says; what to do".
 pub fn text(code: i16, message: &str) -> String {
     let rule = of(code);

@@ -6,7 +6,7 @@
 
 use super::connection::{Connection, METADATA_CAP, Trouble};
 use super::health::Health;
-use super::{News, Shared, errors, messages};
+use super::{News, Shared, Unfit, errors, messages};
 use crate::chunk::Topic;
 use crate::pulse::Beat;
 use crate::ship::driver::Pace;
@@ -200,7 +200,7 @@ impl Scout {
                     return done;
                 }
                 Err(t) => {
-                    if let (Trouble::Unfit(why), true) = (&t, self.shared.options.auto) {
+                    if let (Trouble::Unfit(why), true) = (&t, self.shared.options.unfit != Unfit::Wait) {
                         self.shared.news(News::Unfit(format!("{address}: {why}")));
                     }
                     let told = format!("{address}: {t}");
@@ -267,6 +267,10 @@ impl Scout {
                     // By the coordinator: one that comes after this driver's end is another's no longer.
                     self.shared.news(News::ProducerId { pid, epoch });
                     return Ok(Asked::Answered);
+                }
+                if self.shared.options.unfit == Unfit::Refused && matches!(error, 31 | 35 | 53) {
+                    let why = errors::text(error, "");
+                    self.shared.news(News::Unfit(format!("no producer id: {why}")));
                 }
                 // A broker that has just started, or never gave one, says 14 once or twice.
                 if open.tries >= 3 && (open.tries + 1).is_power_of_two() {
