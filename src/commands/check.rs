@@ -159,7 +159,7 @@ impl Report {
         let reasons = config.needs_modern();
         let driver = match (k.driver, reasons.is_empty()) {
             (Driver::Auto, true) => {
-                "auto: classic (the kafka crate) where the broker takes it, else modern".into()
+                "auto: modern where the broker takes it (from 0.11), else classic (the kafka crate)".into()
             }
             (Driver::Auto, false) => format!("auto: modern, because of {}", reasons.join(", ")),
             (fixed, _) => name(fixed).to_owned(),

@@ -27,13 +27,27 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
             only_modern(kafka, &format!("the config asks for {}", needs_modern.join(", ")))
         }
         Driver::Auto => {
-            let (c, m) = (classic_options(kafka, classic::Unfit::Leave), modern_options(kafka, true));
+            let classic = |unfit| {
+                let options = classic_options(kafka, unfit);
+                Drive::new(move |orders, events, board| classic::run(&options, orders, events, board))
+            };
+            let modern = |unfit| {
+                let options = modern_options(kafka, unfit);
+                Drive::new(move |orders, events, board| modern::run(&options, orders, events, board))
+            };
             let options = auto::Options {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
-                classic: Drive::new(move |orders, events, board| classic::run(&c, orders, events, board)),
-                modern: Drive::new(move |orders, events, board| modern::run(&m, orders, events, board)),
+                numbered: acks(kafka) == Acks::All,
+                classic: auto::Choice {
+                    first: classic(classic::Unfit::Refused),
+                    only: classic(classic::Unfit::Replaced),
+                },
+                modern: auto::Choice {
+                    first: modern(modern::Unfit::Refused),
+                    only: modern(modern::Unfit::TooOld),
+                },
             };
             Drive::new(move |orders, events, board| auto::run(&options, orders, events, board))
         }
@@ -41,7 +55,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
 }
 
 fn only_modern(kafka: &Kafka, why: &str) -> Drive {
-    let (options, why) = (modern_options(kafka, false), format!("modern: {why}"));
+    let (options, why) = (modern_options(kafka, modern::Unfit::Wait), format!("modern: {why}"));
     Drive::new(move |orders, events, board| {
         board.driver().clone_from(&why);
         modern::run(&options, orders, events, board)
@@ -77,7 +91,7 @@ fn classic_options(kafka: &Kafka, unfit: classic::Unfit) -> classic::Options {
     }
 }
 
-fn modern_options(kafka: &Kafka, auto: bool) -> modern::Options {
+fn modern_options(kafka: &Kafka, unfit: modern::Unfit) -> modern::Options {
     modern::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -90,7 +104,7 @@ fn modern_options(kafka: &Kafka, auto: bool) -> modern::Options {
             Compression::Zstd => modern::codec::Codec::Zstd,
         },
         create_topics: kafka.create_topics,
-        auto,
+        unfit,
         tls: kafka.tls.as_ref().map(tls),
         sasl: kafka.sasl.as_ref().map(sasl),
         ..modern::Options::default()
@@ -99,7 +113,8 @@ fn modern_options(kafka: &Kafka, auto: bool) -> modern::Options {
 
 /// For looking at brokers without a driver; `limit` is for each step.
 pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
-    modern::Options { connect_timeout: limit, request_timeout: limit, ..modern_options(kafka, false) }
+    let options = modern_options(kafka, modern::Unfit::Wait);
+    modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
 fn tls(tls: &config::Tls) -> modern::tls::Options {

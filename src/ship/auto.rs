@@ -17,8 +17,18 @@ pub struct Options {
     pub probe: probe::Limits,
     /// Longest pause between two rounds through the list while none answers.
     pub pause: Duration,
-    pub classic: Drive,
-    pub modern: Drive,
+    /// Whether the modern driver needs producer ids: it numbers batches with `acks = "all"`.
+    pub numbered: bool,
+    pub classic: Choice,
+    pub modern: Choice,
+}
+
+/// One driver, set up for either case.
+pub struct Choice {
+    /// For a broker that says it takes the other driver's requests too: leaves when the broker refuses this one's.
+    pub first: Drive,
+    /// For a broker that says it takes this driver's requests alone: leaves when the broker says otherwise.
+    pub only: Drive,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +61,16 @@ fn work(
 ) -> Result<Infallible, Leave> {
     let options = chooser.options;
     let mut left = None;
+    let mut short_runs = 0;
     loop {
-        let (name, why) = chooser.choose(left, orders, events)?;
+        let Chosen { name, only, why } = chooser.choose(left, orders, events)?;
         log::info!("driver {name}: {why}");
         *board.driver() = format!("{name}: {why}");
-        let drive = match name {
+        let choice = match name {
             Name::Classic => &options.classic,
             Name::Modern => &options.modern,
         };
+        let drive = if only { &choice.only } else { &choice.first };
         let began = Instant::now();
         let why = match drive.run(orders, events, board) {
             Leave::Unfit { why } => why,
@@ -67,9 +79,15 @@ fn work(
         log::warn!("driver {name} gives up: {why}; choosing again");
         left = Some(name);
         // Two drivers that both give up at once must not chase each other.
-        hold(orders, events, &why, options.pause.saturating_sub(began.elapsed()))?;
+        let took = began.elapsed();
+        short_runs = if took < LONG_RUN { short_runs + 1 } else { 0 };
+        let pause = options.pause * (1 << u32::min(short_runs, 5)) / 2;
+        hold(orders, events, &why, pause.saturating_sub(took))?;
     }
 }
+
+/// A driver that worked for so long does not count as one that gives up at once.
+const LONG_RUN: Duration = Duration::from_secs(600);
 
 struct Chooser<'a> {
     options: &'a Options,
@@ -85,17 +103,17 @@ impl Chooser<'_> {
         left: Option<Name>,
         orders: &Receiver<Order>,
         events: &Sender<Event>,
-    ) -> Result<(Name, String), Leave> {
+    ) -> Result<Chosen, Leave> {
         let mut pause = Duration::from_millis(100);
         let mut again = left;
         loop {
             let mut why = "no broker is configured".to_owned();
             for _ in 0..self.options.brokers.len() {
                 let host = &self.options.brokers[self.turn % self.options.brokers.len()];
-                match self.visit(host).and_then(|r| decide(again, r.as_ref())) {
-                    Ok((name, why)) => {
+                match self.visit(host).and_then(|r| decide(again, r.as_ref(), self.options.numbered)) {
+                    Ok(chosen) => {
                         self.outages.works(Who::Broker(host), Instant::now());
-                        return Ok((name, format!("{host} {why}")));
+                        return Ok(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
                     }
                     Err(trouble) => {
                         self.outages.failed(Who::Broker(host), &trouble, Instant::now());
@@ -127,19 +145,39 @@ impl Chooser<'_> {
     }
 }
 
-/// The rule: the `kafka` crate where the broker takes it, else modern.
-fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<(Name, String), String> {
+/// Which driver, and why.
+#[derive(Debug, PartialEq, Eq)]
+struct Chosen {
+    name: Name,
+    /// The broker does not say that it takes the other one's requests.
+    only: bool,
+    why: String,
+}
+
+/// The rule: modern where the broker takes it, else the `kafka` crate. `numbered`: modern would ask for producer ids.
+fn decide(left: Option<Name>, ranges: Option<&Ranges>, numbered: bool) -> Result<Chosen, String> {
+    let only = |name, why| Ok(Chosen { name, only: true, why });
+    let first = |name, why| Ok(Chosen { name, only: false, why });
     let Some(r) = ranges else {
         return match left {
             Some(Name::Classic) => Err(Finding::Closed.to_string()),
-            _ => Ok((Name::Classic, "closes the connection on ApiVersions, as Kafka 0.9 does".to_owned())),
+            _ => only(Name::Classic, "closes the connection on ApiVersions, as Kafka 0.9 does".to_owned()),
         };
     };
+    let without_ids = numbered && !r.gives_producer_ids();
     match (r.suits_classic(), r.suits_modern(), left) {
-        (true, false, _) => Ok((Name::Classic, format!("takes no record batches ({r})"))),
-        (true, true, Some(Name::Classic)) => Ok((Name::Modern, format!("takes both ({r}), classic gave up"))),
-        (true, true, _) => Ok((Name::Classic, format!("takes the kafka crate's requests ({r})"))),
-        (false, true, _) => Ok((Name::Modern, format!("no longer takes the kafka crate's requests ({r})"))),
+        // Beside brokers that do take them, as in a cluster that is being upgraded: not to be left for one of those.
+        (true, false, Some(Name::Modern)) => first(Name::Classic, format!("takes no record batches ({r})")),
+        (true, false, _) => only(Name::Classic, format!("takes no record batches ({r})")),
+        (true, true, _) if without_ids => {
+            first(Name::Classic, format!("gives no producer ids; acks = 1 needs none ({r})"))
+        }
+        (true, true, Some(Name::Modern)) => first(Name::Classic, format!("takes both ({r}), modern gave up")),
+        (true, true, Some(Name::Classic)) => {
+            first(Name::Modern, format!("takes both ({r}), classic gave up"))
+        }
+        (true, true, None) => first(Name::Modern, format!("takes record batches ({r})")),
+        (false, true, _) => only(Name::Modern, format!("no longer takes the kafka crate's requests ({r})")),
         (false, false, _) => Err(format!("takes neither driver's requests ({r})")),
     }
 }

@@ -78,8 +78,11 @@ pub struct Options {
 pub enum Unfit {
     /// Say it and wait: the config asks for this driver.
     Wait,
-    /// Leave it to another driver.
-    Leave,
+    /// Leave a broker that is too new, or that refuses our requests though it says that it takes them, to another driver.
+    Refused,
+    /// Leave a broker that is too new, or one that could be served by the modern driver: this one was chosen because the
+    /// broker before could not.
+    Replaced,
 }
 
 /// Limits of time. With the defaults no failure holds the worker for more than 30 s.
@@ -135,6 +138,7 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, 
         wait: Wait::default(),
         down: HashMap::new(),
         unproven: HashSet::new(),
+        proven: false,
         leaving: None,
     };
     let Err(leave) = worker.work(orders);
@@ -171,6 +175,8 @@ struct Worker<'a> {
     down: HashMap<String, Wait>,
     /// Leaders whose last batch got no answer: that they answer other requests does not end their outage.
     unproven: HashSet<String>,
+    /// A broker has answered a batch.
+    proven: bool,
     /// A batch's answer has shown that this broker is another driver's.
     leaving: Option<String>,
 }
@@ -332,12 +338,21 @@ impl Worker<'_> {
             return Err(Fault::Again(Pace::Now, why));
         }
         let guard = self.watch.guard(peers);
-        let done = page::produce(&mut session.client, &mut self.pen, batch, self.options);
+        // A broker that takes no such request at all would swallow every line without a word (D6), so the first batch of
+        // each session asks for an answer.
+        let acks = match self.options.acks {
+            Acks::Zero if !session.proven => Acks::One,
+            acks => acks,
+        };
+        let how = (acks, self.options.limits.ack);
+        let done = page::produce(&mut session.client, &mut self.pen, batch, how);
         let done = done.map_err(|t| t.after(&guard));
         drop(guard);
         match done {
             Ok(offset) => {
                 session.used(&leader);
+                session.proven = true;
+                self.proven = true;
                 self.unproven.remove(&leader);
                 self.outages.works(Who::Broker(&leader), Instant::now());
                 Ok(Verdict::Stored { offset })
@@ -355,12 +370,13 @@ impl Worker<'_> {
             self.outages.failed(Who::Broker(leader), &why, Instant::now());
             self.unproven.insert(leader.to_owned());
         }
-        if verdict::is_nameless(trouble)
-            && batch.attempts >= 2
-            && modern
-            && self.options.unfit == Unfit::Leave
+        if verdict::is_nameless(trouble) && batch.attempts >= 2 && modern && self.options.unfit != Unfit::Wait
         {
-            self.leaving = Some(why); // D14: the other driver can tell the code, and knows what to do about it
+            self.leaving = Some(why.clone()); // D14: the other driver can tell the code, and knows what to do about it
+        }
+        let hangs_up = matches!(trouble, Trouble::Closed) && !self.proven && batch.attempts >= 3; // D15
+        if (hangs_up || verdict::is_version(trouble)) && modern && self.options.unfit == Unfit::Refused {
+            self.leaving = Some(format!("{leader}: {why}"));
         }
         verdict::verdict(trouble)
     }

@@ -97,8 +97,18 @@ pub struct Options {
     /// `Some` turns TLS on.
     pub tls: Option<tls::Options>,
     pub sasl: Option<sasl::Options>,
-    /// [`Leave::Unfit`] at a broker without Produce 3, instead of waiting for it to change.
-    pub auto: bool,
+    pub unfit: Unfit,
+}
+
+/// When to leave the broker to another driver ([`Leave::Unfit`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// Never: the config asks for this driver.
+    Wait,
+    /// Where the broker says that it has no Produce 3.
+    TooOld,
+    /// Also where it claims to have it, and then refuses our requests or hangs up on them: another driver may do better.
+    Refused,
 }
 
 impl Default for Options {
@@ -116,7 +126,7 @@ impl Default for Options {
             metadata_age: Duration::from_secs(300),
             tls: None,
             sasl: None,
-            auto: false,
+            unfit: Unfit::Wait,
         }
     }
 }
@@ -135,7 +145,10 @@ enum News {
     /// A worker's thread is over.
     Ended,
     /// Someone else leads now; ask who.
-    Stale(Topic),
+    Stale {
+        topic: Topic,
+        partition: i32,
+    },
     /// Someone else leads now: this one.
     Leader {
         topic: Topic,
@@ -165,6 +178,8 @@ struct Shared {
     /// Batches handed to workers and not yet back.
     held: AtomicUsize,
     fences: Fences,
+    /// How often a broker hung up on a Produce request while none has ever been answered. `None`: one was.
+    hang_ups: Mutex<Option<u32>>,
     /// Questions to leaders that are not answered yet, and until when they must be.
     asks: Mutex<Vec<(Producer, Instant)>>,
 }
@@ -176,6 +191,9 @@ struct Producer {
     partition: i32,
     pid: i64,
 }
+
+/// So many Produce requests that a broker hangs up on show that it does not take ours, where none was ever answered.
+const HANG_UPS: u32 = 5;
 
 /// After this a question about a producer counts as unanswered. (Ship is promised an answer within 30 s.)
 const ASK_PATIENCE: Duration = Duration::from_secs(25);
@@ -189,6 +207,7 @@ impl Shared {
             news,
             held: AtomicUsize::new(0),
             fences: Fences::default(),
+            hang_ups: Mutex::new(Some(0)),
             asks: Mutex::default(),
         }
     }
@@ -217,6 +236,21 @@ impl Shared {
 
     fn asks(&self) -> MutexGuard<'_, Vec<(Producer, Instant)>> {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A broker answered a Produce request.
+    fn takes_ours(&self) {
+        *self.hang_ups.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// A broker closed the connection on a Produce request.
+    fn hung_up(&self, why: &str) {
+        let mut hang_ups = self.hang_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(so_far) = hang_ups.as_mut() else { return };
+        *so_far += 1;
+        if *so_far >= HANG_UPS && self.options.unfit == Unfit::Refused {
+            self.news(News::Unfit(format!("{why} on each of {so_far} Produce requests")));
+        }
     }
 
     /// What a leader knows of a producer. An answer that comes after its time was told already.

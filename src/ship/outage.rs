@@ -1,7 +1,8 @@
 //! The record of a wait: what does not answer, since when, how often it was tried, and the last reason. Writes it to the
 //! board and to the log; waits for nothing and decides nothing.
 //!
-//! A line in the log at attempts 1, 2, 4, 8 … and for each reason that is new in this outage; one when it works again.
+//! A line in the log at attempts 1, 2, 4, 8 … and for each reason that is new since the last of those; one when it works
+//! again.
 
 use crate::report::{Board, BrokerState};
 use std::collections::{HashMap, HashSet};
@@ -22,8 +23,29 @@ pub struct Outages {
 struct Outage {
     since: Instant,
     attempts: u64,
-    /// Reasons that were logged in this outage; at most [`Outage::REASONS`], so that a changing text cannot fill memory.
-    reasons: Vec<String>,
+    reasons: Reasons,
+}
+
+/// Which attempts of an outage are worth a line in the log: 1, 2, 4, 8 …, and each reason that was not logged since the
+/// last of those.
+#[derive(Debug, Default)]
+pub struct Reasons(Vec<String>);
+
+impl Reasons {
+    /// Most lines between two powers of two: a text that changes at each attempt must fill neither log nor memory.
+    const MOST: usize = 4;
+
+    /// `attempt` counts from 1.
+    pub fn is_worth_a_line(&mut self, attempt: u64, why: &str) -> bool {
+        if attempt.is_power_of_two() {
+            self.0.clear();
+        }
+        let new = self.0.len() < Reasons::MOST && !self.0.iter().any(|r| r == why);
+        if new {
+            self.0.push(why.to_owned());
+        }
+        new
+    }
 }
 
 /// A topic's state on the board.
@@ -33,10 +55,6 @@ const WAITING: &str = "waiting";
 pub fn forget(board: &Board) {
     board.brokers().clear();
     board.topics().retain(|_, topic| topic.state != WAITING);
-}
-
-impl Outage {
-    const REASONS: usize = 8;
 }
 
 /// Who does not answer as wanted.
@@ -77,14 +95,10 @@ impl Outages {
         let outage = self.open.entry(key.clone()).or_insert_with(|| Outage {
             since: now,
             attempts: 0,
-            reasons: Vec::new(),
+            reasons: Reasons::default(),
         });
         outage.attempts += 1;
-        let new = outage.reasons.len() < Outage::REASONS && !outage.reasons.iter().any(|r| r == why);
-        if new {
-            outage.reasons.push(why.to_owned());
-        }
-        if new || outage.attempts.is_power_of_two() {
+        if outage.reasons.is_worth_a_line(outage.attempts, why) {
             say_down(&who, "down", outage.attempts, now.duration_since(outage.since), why);
         }
         let (since, attempts) = (outage.since, outage.attempts);
@@ -190,6 +204,20 @@ mod tests {
         assert_eq!(b.last_error.as_deref(), Some("refused"));
         o.failed(Who::Broker("b:1"), "refused", t + Duration::from_secs(10));
         assert_eq!(board.brokers()["b:1"].attempts, 1);
+    }
+
+    /// Fails when a new reason waits for the next power of two, or a text that changes each time is logged each time.
+    #[test]
+    fn a_new_reason_is_logged_at_once_but_not_without_end() {
+        let mut r = Reasons::default();
+        let said: Vec<u64> =
+            (1..=8).filter(|n| r.is_worth_a_line(*n, if *n < 7 { "a" } else { "b" })).collect();
+        assert_eq!(said, [1, 2, 4, 7, 8]);
+        let mut r = Reasons::default();
+        assert_eq!(
+            (1..=1024u64).filter(|n| r.is_worth_a_line(*n, &n.to_string())).count(),
+            1 + 2 + 4 * 8 + 1
+        );
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub enum Finding {
     /// Closed the connection on ApiVersions: Kafka 0.9 does that (KIP-35 came with 0.10), and so do many things that
     /// are not Kafka at all.
     Closed,
+    /// Closes every connection before anything is asked: a broker at its limit of connections, or a proxy without a
+    /// backend.
+    ClosesUnasked,
     Tls,
     Http,
     /// Answers, but not as Kafka does; its first bytes.
@@ -46,6 +49,7 @@ pub enum Finding {
 pub const PRODUCE: i16 = 0;
 pub const FETCH: i16 = 1;
 pub const METADATA: i16 = 3;
+const INIT_PRODUCER_ID: i16 = 22;
 const API_VERSIONS: i16 = 18;
 
 /// Which versions of which request a broker takes, as it says.
@@ -69,6 +73,11 @@ impl Ranges {
         self.of(PRODUCE).is_some_and(|(_, max)| max >= 3)
     }
 
+    /// Needed to number batches (idempotent producer).
+    pub fn gives_producer_ids(&self) -> bool {
+        self.of(INIT_PRODUCER_ID).is_some()
+    }
+
     fn show(&self, api: i16) -> String {
         self.of(api).map_or_else(|| "none".to_owned(), |(min, max)| format!("{min}..{max}"))
     }
@@ -88,6 +97,7 @@ impl fmt::Display for Finding {
             Finding::Closed => {
                 f.write_str("closed the connection on the first request (Kafka 0.9, or not Kafka)")
             }
+            Finding::ClosesUnasked => f.write_str(CLOSES_UNASKED),
             Finding::Tls => f.write_str("this port speaks TLS; give the plaintext port, or set [kafka.tls]"),
             Finding::Http => f.write_str("a web server, not Kafka; give Kafka's port"),
             Finding::Foreign(b) => {
@@ -117,11 +127,29 @@ pub fn ask(addr: SocketAddr, limits: &Limits) -> Finding {
     let request = frame(API_VERSIONS, 0, &[]);
     let answer = match exchange(&mut stream, &request, limits) {
         Ok(answer) => answer,
+        Err(Finding::Closed) if closes_unasked(addr, limits.connect) => return Finding::ClosesUnasked,
         Err(found) => return found,
     };
     match ranges(&answer) {
         Some(found) => Finding::Kafka(found),
         None => Finding::Foreign(answer[..answer.len().min(16)].to_vec()),
+    }
+}
+
+/// What is said of a peer that [`closes_unasked`].
+pub const CLOSES_UNASKED: &str = "closes every connection at once, before any request: too many connections \
+    (max.connections.per.ip or max.connections of the broker), or a proxy without a backend; close some, or raise the limit";
+
+/// How long a peer may take to close a connection that nobody says anything on.
+const UNASKED: Duration = Duration::from_secs(1);
+
+/// Whether the peer closes a connection before anything is asked on it. A listener of Kafka's, with TLS or without, waits
+/// for the first request for minutes.
+pub fn closes_unasked(addr: SocketAddr, connect: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&addr, connect) else { return false };
+    match fill(&mut stream, &mut [0], Instant::now() + UNASKED) {
+        Ok(read) => read == 0,
+        Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
     }
 }
 

@@ -46,7 +46,8 @@ fn a_plain_config() {
     for line in [
         format!("config   {}\n", p.path("c.toml")),
         "brokers  127.0.0.1:1 with acks = all\n".into(),
-        "driver   auto: classic (the kafka crate) where the broker takes it, else modern\n".into(),
+        "driver   auto: modern where the broker takes it (from 0.11), else classic (the kafka crate)\n"
+            .into(),
         "delivery at-least-once\n".into(),
         format!("state    {}\n", p.path("state")),
         format!("files    {glob} to topic t\n"),

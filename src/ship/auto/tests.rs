@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chunk::Topic;
-use crate::ship::classic::peer::{KAFKA_3_9, KAFKA_4_1, Peer, parrot};
+use crate::ship::classic::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
 use crate::ship::driver::{Abilities, Ends};
 use crate::ship::testing::{batch, chunk, plain};
 
@@ -38,8 +38,9 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
         brokers: brokers.to_vec(),
         probe: probe::Limits { connect: second, answer: second },
         pause: second / 5,
-        classic: stub("classic"),
-        modern: stub("modern"),
+        numbered: true,
+        classic: Choice { first: stub("classic"), only: stub("only classic") },
+        modern: Choice { first: stub("modern"), only: stub("only modern") },
     };
     let drive = Drive::new(move |orders, events, board| run(&options, orders, events, board));
     (drive.start(&board).unwrap(), board)
@@ -53,19 +54,25 @@ fn ready(ends: &Ends) -> &'static str {
     }
 }
 
+/// What a server says that speaks Kafka's protocol and has no producer ids.
+const WITHOUT_IDS: [(i16, i16, i16); 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
+
 /// Fails when the rule changes, or its reason does not stand on the board.
 #[test]
 fn by_what_the_broker_takes() {
     let peer = Peer::start();
     for (ranges, name) in [
-        (Some(KAFKA_3_9.to_vec()), "classic"),
-        (Some(KAFKA_4_1.to_vec()), "modern"),
-        (None, "classic"),
-        (Some(vec![(0, 3, 9), (1, 4, 11)]), "modern"), // others that speak Kafka's protocol
+        (Some(KAFKA_3_9.to_vec()), "modern"),
+        (Some(KAFKA_4_1.to_vec()), "only modern"),
+        (Some(KAFKA_0_10.to_vec()), "only classic"),
+        (None, "only classic"),
+        (Some(WITHOUT_IDS.to_vec()), "classic"),
+        (Some(vec![(0, 3, 9), (1, 4, 11)]), "only modern"), // others that speak Kafka's protocol
     ] {
         peer.set(|s| s.ranges = ranges.clone());
         let (ends, board) = auto(&[peer.host()]);
         assert_eq!(ready(&ends), name);
+        let name = name.trim_start_matches("only ");
         assert!(board.driver().starts_with(&format!("{name}: {}", peer.host())), "{}", board.driver());
     }
 }
@@ -76,7 +83,7 @@ fn the_first_that_answers_decides() {
     let peer = Peer::start();
     let web = parrot(b"HTTP/1.1 400 Bad Request\r\n\r\n").to_string();
     let (ends, board) = auto(&[web.clone(), peer.host()]);
-    assert_eq!(ready(&ends), "classic");
+    assert_eq!(ready(&ends), "modern");
     let said = board.brokers()[&web].last_error.clone().unwrap();
     assert!(said.contains("web server"), "{said}");
 }
@@ -88,16 +95,21 @@ fn one_after_the_other_on_the_same_ends() {
     let peer = Peer::start();
     let (ends, _board) = auto(&[peer.host()]);
     let leave = || ends.orders.send(Order::Topic(Topic::from("leave"))).unwrap();
-    assert_eq!(ready(&ends), "classic");
-    leave();
     assert_eq!(ready(&ends), "modern");
     leave();
     assert_eq!(ready(&ends), "classic");
+    leave();
+    assert_eq!(ready(&ends), "modern");
+    peer.set(|s| s.ranges = Some(KAFKA_0_10.to_vec()));
+    leave();
+    assert_eq!(ready(&ends), "classic");
+    leave();
+    assert_eq!(ready(&ends), "only classic");
     peer.set(|s| s.ranges = Some(KAFKA_4_1.to_vec()));
     leave();
-    assert_eq!(ready(&ends), "modern");
+    assert_eq!(ready(&ends), "only modern");
     leave();
-    assert_eq!(ready(&ends), "modern");
+    assert_eq!(ready(&ends), "only modern");
 }
 
 /// On the same ends, while a driver runs and while none answers. Fails when `hold`, or a driver, keeps ship's order for
@@ -109,7 +121,7 @@ fn ship_changes_the_driver() {
     for host in [peer.host(), refused.to_string()] {
         let (ends, board) = auto(std::slice::from_ref(&host));
         if host == peer.host() {
-            assert_eq!(ready(&ends), "classic");
+            assert_eq!(ready(&ends), "modern");
         }
         ends.orders.send(Order::Change(stub("another"))).unwrap();
         assert_eq!(ready(&ends), "another");
@@ -140,7 +152,7 @@ fn while_nobody_answers_batches_come_back() {
 fn a_running_driver_gets_every_order() {
     let peer = Peer::start();
     let (ends, _board) = auto(&[peer.host()]);
-    assert_eq!(ready(&ends), "classic");
+    assert_eq!(ready(&ends), "modern");
     let mut seen = 0;
     for _ in 0..50 {
         ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
@@ -151,4 +163,24 @@ fn a_running_driver_gets_every_order() {
         seen += 1;
     }
     assert_eq!(seen, 50);
+}
+
+/// A peer that closes every connection at once is at a limit, or a proxy without a backend; it is not Kafka 0.9. Fails
+/// when the `kafka` crate is chosen for it, or when it is not asked again.
+#[test]
+fn a_peer_that_closes_unasked_is_no_old_kafka() {
+    let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = full.local_addr().unwrap().to_string();
+    std::thread::spawn(move || full.incoming().for_each(drop));
+    let (ends, board) = auto(std::slice::from_ref(&host));
+    let until = Instant::now() + PATIENCE;
+    let said = loop {
+        let said = board.brokers().get(&host).and_then(|b| b.last_error.clone());
+        if let Some(said) = said {
+            break said;
+        }
+        assert!(Instant::now() < until && ends.events.try_recv().is_err());
+        std::thread::yield_now();
+    };
+    assert!(said.contains("max.connections.per.ip"), "{said}");
 }

@@ -1,10 +1,11 @@
 //! A batch as the `kafka` crate must have it: all records of a frame at once, as slices. Copies no line, and gives no verdict.
 
-use super::Options;
 use super::client::{Client, Trouble};
+use crate::ship::driver::Acks;
 use crate::ship::flight::Batch;
 use crate::ship::render::{Pen, Piece};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Sends a batch in frames of up to [`FRAME`] bytes, mostly one, each answered before the next goes. The first
 /// record's offset; none where other producers' records came in between.
@@ -12,13 +13,12 @@ pub fn produce(
     client: &mut Client,
     pen: &mut Pen,
     batch: &Batch,
-    options: &Options,
+    how: (Acks, Duration),
 ) -> Result<Option<i64>, Trouble> {
     let mut page = Page::default();
     let mut sent = Ok(Sent::default());
     let mut flush = |page: &mut Page<'_>, sent: &mut Result<Sent, Trouble>| {
         if let Ok(so_far) = sent {
-            let how = (options.acks, options.limits.ack);
             let done = client.produce(&batch.load.topic, batch.partition, how, page.records());
             match done {
                 Ok(offset) => so_far.add(offset, page.places.len()),

@@ -45,8 +45,8 @@ pub struct Script {
     pub connections: usize,
 }
 
-pub const KAFKA_3_9: [(i16, i16, i16); 3] = [(0, 0, 11), (1, 0, 17), (3, 0, 12)];
-pub const KAFKA_4_1: [(i16, i16, i16); 3] = [(0, 0, 13), (1, 4, 18), (3, 0, 13)];
+pub const KAFKA_3_9: [(i16, i16, i16); 4] = [(0, 0, 11), (1, 0, 17), (3, 0, 12), (22, 0, 5)];
+pub const KAFKA_4_1: [(i16, i16, i16); 4] = [(0, 0, 13), (1, 4, 18), (3, 0, 13), (22, 0, 6)];
 /// Before 0.11: no Metadata v4.
 pub const KAFKA_0_10: [(i16, i16, i16); 3] = [(0, 0, 2), (1, 0, 3), (3, 0, 2)];
 
@@ -252,9 +252,13 @@ pub struct Hole {
 }
 
 pub fn hole() -> Hole {
+    hole_on("127.0.0.1:0")
+}
+
+pub fn hole_on(address: &str) -> Hole {
     use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
     let listener = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-    bind(&listener, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+    bind(&listener, &address.parse::<SocketAddr>().unwrap()).unwrap();
     listen(&listener, 0).unwrap();
     let addr = SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
     let brief = Duration::from_millis(200);

@@ -45,6 +45,8 @@ pub struct Session {
     pub via: SocketAddr,
     pub ranges: Ranges,
     pub born: Instant,
+    /// A batch was answered in it.
+    pub proven: bool,
     leaders: HashMap<String, Leader>,
 }
 
@@ -106,7 +108,8 @@ impl Worker<'_> {
                     let o = self.options;
                     let client = Client::new(via, &o.client_id, o.codec, o.limits.idle);
                     let (born, leaders) = (Instant::now(), HashMap::new());
-                    self.session = Some(Session { client, host, via, ranges, born, leaders });
+                    let proven = false;
+                    self.session = Some(Session { client, host, via, ranges, born, proven, leaders });
                     self.wait.until = None; // `tries` goes back when the cluster has answered for a topic
                     return Ok(());
                 }
@@ -138,10 +141,14 @@ impl Worker<'_> {
             Err(last)
         });
         let why = match found {
+            Ok((_, ranges)) if self.options.unfit == Unfit::Replaced && ranges.suits_modern() => {
+                let why = format!("{host} takes the modern driver's requests now ({ranges})");
+                return Err(Leave::Unfit { why }.into());
+            }
             Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
                 return Ok((addr, ranges));
             }
-            Ok((_, ranges)) if self.options.unfit == Unfit::Leave => {
+            Ok((_, ranges)) if self.options.unfit != Unfit::Wait => {
                 return Err(Leave::Unfit { why: too_new(&ranges) }.into());
             }
             Ok((_, ranges)) => format!("{}; set driver = \"auto\" or \"modern\"", too_new(&ranges)),

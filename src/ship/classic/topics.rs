@@ -94,7 +94,7 @@ impl Worker<'_> {
         match answer.code {
             0 | 5 | 72 if gaps => {
                 let why = "its partition ids have gaps, which the kafka crate cannot take".to_owned();
-                if o.unfit == Unfit::Leave && modern {
+                if o.unfit != Unfit::Wait && modern {
                     return Err(Leave::Unfit { why: format!("topic {topic}: {why}") }.into());
                 }
                 let why = format!("{why}; set driver = \"modern\"");

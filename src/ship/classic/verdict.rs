@@ -54,6 +54,11 @@ pub fn is_brokers(trouble: &Trouble) -> bool {
     !matches!(trouble, Trouble::Code(_))
 }
 
+/// The broker does not take this version of the request, whatever it says in ApiVersions.
+pub fn is_version(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::Code(Code::UnsupportedVersion))
+}
+
 /// A code that the crate cannot tell from others (D14).
 pub fn is_nameless(trouble: &Trouble) -> bool {
     matches!(trouble, Trouble::Code(Code::Unknown))

@@ -7,7 +7,7 @@ use super::health::Health;
 use super::inbox::{Inbox, Job};
 use super::records::{Encoder, Out};
 use super::session::{End, Session};
-use super::{News, Shared};
+use super::{News, Shared, Unfit};
 use crate::ship::driver::{Pace, Verdict};
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::BorrowedFd;
@@ -108,7 +108,7 @@ impl Broker {
                 }
                 Err(t) => {
                     let why = t.to_string();
-                    if let (Trouble::Unfit(_), true) = (&t, self.shared.options.auto) {
+                    if let (Trouble::Unfit(_), true) = (&t, self.shared.options.unfit != Unfit::Wait) {
                         self.shared.news(News::Unfit(format!("{}: {why}", self.address)));
                     }
                     self.health.failed(&why, false);

@@ -5,7 +5,7 @@ use super::errors;
 use super::messages::{Metadata, Node, TopicMeta};
 use crate::chunk::Topic;
 use crate::ship::driver::{Pace, TopicView};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// Between two questions about a topic in trouble, doubled up to [`SLOWEST`], or [`ELECTION`] where it only lacks leaders:
@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 const QUICKEST: Duration = Duration::from_millis(100);
 const SLOWEST: Duration = Duration::from_secs(5);
 const ELECTION: Duration = Duration::from_secs(1);
+/// How many answers in a row may name an older leader epoch, each after a refusal by the leader with the newer one, before
+/// the older one is believed. One such answer can come from a broker that lags behind.
+const DOUBTS: u8 = 2;
 
 #[derive(Debug)]
 pub struct Cluster {
@@ -20,8 +23,8 @@ pub struct Cluster {
     age: Duration,
     pub id: Option<String>,
     nodes: BTreeMap<i32, Node>,
-    /// Brokers that cannot be reached.
-    down: BTreeSet<i32>,
+    /// The address at which a broker cannot be reached. At another address the same node is another broker to us.
+    down: BTreeMap<i32, String>,
     topics: HashMap<Topic, Known>,
 }
 
@@ -44,11 +47,21 @@ struct Leader {
     node: i32,
     /// -1: not known.
     epoch: i32,
+    /// It says that it does not lead, and no metadata has come since.
+    refuses: bool,
+    /// Answers in a row that named an older epoch after such a refusal.
+    doubts: u8,
+}
+
+impl Leader {
+    fn new(node: i32, epoch: i32) -> Self {
+        Leader { node, epoch, refuses: false, doubts: 0 }
+    }
 }
 
 impl Cluster {
     pub fn new(age: Duration) -> Self {
-        Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeSet::new(), topics: HashMap::new() }
+        Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeMap::new(), topics: HashMap::new() }
     }
 
     /// Takes a topic up. What ship was told already, it is told again.
@@ -73,6 +86,14 @@ impl Cluster {
         }
     }
 
+    /// The leader of a partition refused a batch: ask soon who leads.
+    pub fn refused(&mut self, topic: &Topic, partition: i32, now: Instant) {
+        if let Some(leader) = self.topics.get_mut(topic).and_then(|k| k.leaders.get_mut(&partition)) {
+            leader.refuses = true;
+        }
+        self.stale(topic, now);
+    }
+
     /// The topics to ask about now.
     pub fn due(&self, now: Instant) -> Vec<Topic> {
         self.topics.iter().filter(|(_, k)| k.next <= now).map(|(t, _)| t.clone()).collect()
@@ -88,10 +109,15 @@ impl Cluster {
             && old != new
         {
             log::warn!("the bootstrap brokers are of another cluster now: {new} instead of {old}");
+            // Its leader epochs have nothing to do with those of the cluster before.
+            for leader in self.topics.values_mut().flat_map(|k| k.leaders.values_mut()) {
+                leader.epoch = -1;
+            }
         }
         self.id = answer.cluster.or(self.id.take());
         self.nodes = answer.nodes.into_iter().map(|n| (n.id, n)).collect();
-        self.down.retain(|id| self.nodes.contains_key(id));
+        let nodes = &self.nodes;
+        self.down.retain(|id, address| nodes.get(id).is_some_and(|n| n.address() == *address));
         for meta in &answer.topics {
             if let Some(known) = self.topics.get_mut(meta.name.as_str()) {
                 known.learn(&meta.name, meta);
@@ -105,7 +131,7 @@ impl Cluster {
                 && known
                     .leaders
                     .values()
-                    .all(|l| self.nodes.contains_key(&l.node) && !self.down.contains(&l.node));
+                    .all(|l| self.nodes.contains_key(&l.node) && !self.down.contains_key(&l.node));
             if well {
                 (known.pace, known.next) = (QUICKEST, now + self.age);
             } else {
@@ -116,7 +142,8 @@ impl Cluster {
         self.changes()
     }
 
-    /// A broker's own word on who leads a partition (KIP-951). `nodes`: where the leaders are.
+    /// A broker that refused a batch says who leads the partition (KIP-951). `nodes`: where the leaders are. A hint that is
+    /// not newer than what is known cannot be used, and metadata is asked instead.
     pub fn hint(
         &mut self,
         topic: &Topic,
@@ -124,6 +151,7 @@ impl Cluster {
         node: i32,
         epoch: i32,
         nodes: &[Node],
+        now: Instant,
     ) -> Vec<TopicView> {
         // Only the one that leads now: what else an answer names must not add up.
         if let Some(n) = nodes.iter().find(|n| n.id == node) {
@@ -134,17 +162,23 @@ impl Cluster {
             && epoch > leader.epoch
             && self.nodes.contains_key(&node)
         {
-            *leader = Leader { node, epoch };
+            *leader = Leader::new(node, epoch);
+        } else {
+            self.refused(topic, partition, now);
         }
         self.changes()
     }
 
-    /// A broker can or cannot be reached. In the latter case its partitions may soon have another leader.
-    pub fn reachable(&mut self, node: i32, yes: bool, now: Instant) -> Vec<TopicView> {
-        match yes {
-            true => self.down.remove(&node),
-            false => self.down.insert(node),
-        };
+    /// A broker can or cannot be reached at this address. In the latter case its partitions may soon have another leader.
+    pub fn reachable(&mut self, node: i32, address: &str, yes: bool, now: Instant) -> Vec<TopicView> {
+        if self.nodes.get(&node).is_none_or(|n| n.address() != address) {
+            return Vec::new(); // it has another address by now
+        }
+        if yes {
+            self.down.remove(&node);
+        } else {
+            self.down.insert(node, address.to_owned());
+        }
         let led: Vec<Topic> = self
             .topics
             .iter()
@@ -161,7 +195,7 @@ impl Cluster {
             return Err((Pace::Backoff, format!("topic {topic} was not taken up")));
         };
         match known.leaders.get(&partition) {
-            Some(l) if self.down.contains(&l.node) => {
+            Some(l) if self.down.contains_key(&l.node) => {
                 let at = self.nodes.get(&l.node).map(Node::address).unwrap_or_default();
                 Err((Pace::Backoff, format!("broker {at} is down")))
             }
@@ -194,7 +228,7 @@ impl Cluster {
             if known.leaders.is_empty() {
                 continue;
             }
-            let lives = |l: &Leader| self.nodes.contains_key(&l.node) && !self.down.contains(&l.node);
+            let lives = |l: &Leader| self.nodes.contains_key(&l.node) && !self.down.contains_key(&l.node);
             let living = match known.error {
                 0 => known.leaders.iter().filter(|(_, l)| lives(l)).map(|(p, _)| *p).collect(),
                 _ => Vec::new(),
@@ -207,6 +241,23 @@ impl Cluster {
             }
         }
         changed
+    }
+}
+
+impl Leader {
+    /// What is kept of a leader when metadata names an older epoch: a broker that lags behind may name a leader that has
+    /// been replaced already. `None`: it has refused so often that the older one is believed.
+    fn outlives(&self, older: i32) -> Option<Leader> {
+        let doubts = self.doubts + u8::from(self.refuses);
+        if doubts < DOUBTS {
+            return Some(Leader { refuses: false, doubts, ..*self });
+        }
+        log::warn!(
+            "node {} refuses what it should lead with leader epoch {}; believing metadata, which says epoch {older}",
+            self.node,
+            self.epoch
+        );
+        None
     }
 }
 
@@ -228,10 +279,9 @@ impl Known {
         self.id = meta.id;
         let old = std::mem::take(&mut self.leaders);
         for p in &meta.partitions {
-            let told = Leader { node: p.leader, epoch: p.epoch };
-            // A broker that lags behind may name a leader that has been replaced already.
+            let told = Leader::new(p.leader, p.epoch);
             let newer = old.get(&p.partition).filter(|o| same && told.epoch >= 0 && o.epoch > told.epoch);
-            self.leaders.insert(p.partition, newer.copied().unwrap_or(told));
+            self.leaders.insert(p.partition, newer.and_then(|o| o.outlives(told.epoch)).unwrap_or(told));
         }
     }
 }
@@ -304,12 +354,12 @@ mod tests {
         let parts = [(0, 1, 0), (1, -1, 0), (2, 9, 0), (5, 2, 0)];
         assert_eq!(a.learn(&[1, 2], 0, &parts), Some((vec![0, 1, 2, 5], vec![0, 5])));
         assert_eq!(a.learn(&[1, 2], 0, &parts), None, "told twice");
-        assert_eq!(a.c.reachable(2, false, a.now)[0].living, [0]);
+        assert_eq!(a.c.reachable(2, "h:2", false, a.now)[0].living, [0]);
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
         assert!(a.c.route(&a.t, 1).unwrap_err().1.contains("no leader"));
         assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("no partition 7"));
-        assert_eq!(a.c.reachable(2, true, a.now)[0].living, [0, 5]);
+        assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].living, [0, 5]);
         assert!(a.c.want(a.t.clone(), a.now).is_some_and(|v| v.living == [0, 5]), "asked again, told again");
     }
 
@@ -318,18 +368,90 @@ mod tests {
     fn a_newer_leader_stays() {
         let mut a = At::new();
         a.learn(&[1, 2, 3], 0, &[(0, 1, 4)]);
-        a.c.hint(&a.t.clone(), 0, 2, 5, &[]);
+        a.c.hint(&a.t.clone(), 0, 2, 5, &[], a.now);
         assert_eq!(a.c.route(&a.t, 0), Ok(2));
         a.learn(&[1, 2, 3], 0, &[(0, 1, 4)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(2));
-        a.c.hint(&a.t.clone(), 0, 1, 5, &[]);
+        a.c.hint(&a.t.clone(), 0, 1, 5, &[], a.now);
         assert_eq!(a.c.route(&a.t, 0), Ok(2));
-        a.c.hint(&a.t.clone(), 0, 44, 9, &[]);
+        a.c.hint(&a.t.clone(), 0, 44, 9, &[], a.now);
         assert_eq!(a.c.route(&a.t, 0), Ok(2), "a leader nobody knows");
         a.learn(&[1, 2, 3], 0, &[(0, 3, 6)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(3));
         a.learn(&[1, 2, 3], 0, &[(0, 1, -1)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(1), "without epochs the last word counts");
+    }
+
+    /// Fails when a broker that could not be reached counts as down at another address too, when it does not at the same
+    /// one, or when what is told of the old address counts for the new one.
+    #[test]
+    fn down_is_an_address_and_not_a_node() {
+        let mut a = At::new();
+        a.learn(&[1], 0, &[(0, 1, 0)]);
+        assert!(a.c.reachable(1, "h:1", false, a.now)[0].living.is_empty());
+        assert_eq!(a.learn(&[1], 0, &[(0, 1, 0)]), None, "the same address");
+        let moved = Node { id: 1, host: "h".into(), port: 77 };
+        let mut news = answer(&[], &[("t", 0, &[(0, 1, 0)])]);
+        news.nodes.push(moved);
+        let views = a.c.learn(news, &[a.t.clone()], a.now);
+        assert_eq!(views[0].living, [0]);
+        assert_eq!((a.c.route(&a.t, 0), a.waits()), (Ok(1), 300_000));
+        assert!(a.c.reachable(1, "h:1", false, a.now).is_empty());
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
+    }
+
+    /// Fails when a hint that cannot be used leaves everything as it was until the metadata is old.
+    #[test]
+    fn a_hint_that_is_not_newer_asks_for_metadata() {
+        let mut a = At::new();
+        a.learn(&[1, 2], 0, &[(0, 1, 4)]);
+        a.now += Duration::from_secs(10);
+        for (node, epoch) in [(2, 4), (2, 0), (44, 9)] {
+            a.learn(&[1, 2], 0, &[(0, 1, 4)]);
+            assert_eq!(a.waits(), 300_000);
+            a.c.hint(&a.t.clone(), 0, node, epoch, &[], a.now);
+            assert_eq!(a.waits(), 100, "node {node}, epoch {epoch}");
+        }
+        a.learn(&[1, 2], 0, &[(0, 1, 4)]);
+        a.c.hint(&a.t.clone(), 0, 2, 5, &[], a.now);
+        assert_eq!(a.waits(), 300_000, "it was taken");
+    }
+
+    /// One broker once said that the epoch is as high as can be. Fails when that is believed for ever, or when a single
+    /// answer of a broker that lags behind takes a partition back.
+    #[test]
+    fn a_leader_that_refuses_is_not_believed_for_ever() {
+        let mut a = At::new();
+        a.learn(&[1, 2], 0, &[(0, 1, i32::MAX)]);
+        for _ in 0..5 {
+            a.learn(&[1, 2], 0, &[(0, 2, 6)]);
+        }
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "it has refused nothing");
+        for _ in 0..3 {
+            a.c.refused(&a.t.clone(), 0, a.now);
+        }
+        a.learn(&[1, 2], 0, &[(0, 2, 6)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "one answer");
+        a.c.refused(&a.t.clone(), 0, a.now);
+        a.learn(&[1, 2], 0, &[(0, 2, 6)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.c.hint(&a.t.clone(), 0, 1, 7, &[], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "its epochs count again");
+    }
+
+    /// Fails when the leader epochs of the cluster before hold back those of the one behind the same name now.
+    #[test]
+    fn another_cluster_has_other_epochs() {
+        let mut a = At::new();
+        let of = |cluster: &str, leader, epoch| Metadata {
+            cluster: Some(cluster.into()),
+            ..answer(&[1, 2], &[("t", 0, &[(0, leader, epoch)])])
+        };
+        a.c.learn(of("a", 1, 9), &[a.t.clone()], a.now);
+        a.c.learn(of("a", 2, 3), &[a.t.clone()], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
+        a.c.learn(of("b", 2, 0), &[a.t.clone()], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
     }
 
     /// Fails when trouble is asked about at once and without end, or only after the age of what is well.

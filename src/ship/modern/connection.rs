@@ -11,6 +11,7 @@ use super::messages::{self, Versions};
 use super::stream::Stream;
 use super::wire::Malformed;
 use super::{sasl, tls};
+use crate::ship::probe;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use std::fmt;
@@ -50,10 +51,11 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s, or 30 s where we are denied.
+    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s; where we are denied 5 s, doubled
+    /// up to 30 s.
     pub fn pause(&self, failures: u32) -> Duration {
-        let most = if matches!(self, Trouble::Denied(_)) { 30 } else { 5 };
-        Duration::from_millis(100 << failures.min(9)).min(Duration::from_secs(most))
+        let (first_ms, most) = if matches!(self, Trouble::Denied(_)) { (5000, 30) } else { (100, 5) };
+        Duration::from_millis(first_ms << failures.min(9)).min(Duration::from_secs(most))
     }
 }
 
@@ -139,6 +141,7 @@ impl Connection {
     /// ApiVersions, version 3 and where that is too new 0.
     pub fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
         let deadline = Instant::now() + options.connect_timeout;
+        let peer = self.stream.socket().peer_addr();
         for version in [3, 0] {
             let correlation = self.next_correlation();
             let request = messages::ask_versions(version, correlation, &options.client_id);
@@ -151,9 +154,12 @@ impl Connection {
                      is no Kafka broker"
                 }
             };
-            let answer = self.call(&request, correlation, deadline).map_err(|t| match t {
-                Trouble::Ended => Trouble::Lost(closed.into()),
-                other => other,
+            let answer = self.call(&request, correlation, deadline).map_err(|t| match (t, &peer) {
+                (Trouble::Ended, Ok(peer)) if probe::closes_unasked(*peer, options.connect_timeout) => {
+                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                }
+                (Trouble::Ended, _) => Trouble::Lost(closed.into()),
+                (other, _) => other,
             })?;
             match messages::versions(answer, version)? {
                 Ok(found) => return Ok(found),
@@ -202,6 +208,7 @@ impl Connection {
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if is_closed(&e) => return Err(Trouble::Ended),
                 Err(e) => return Err(e.into()),
             }
         }
@@ -219,6 +226,7 @@ impl Connection {
                 Ok(())
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(e) if is_closed(&e) && between => Err(Trouble::Ended),
             Err(e) => Err(e.into()),
         }
     }
@@ -284,6 +292,11 @@ impl Connection {
     }
 }
 
+/// The peer has closed the connection, and what we sent after that was answered by a reset.
+fn is_closed(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
 /// `poll(2)` with a limit; a signal counts as nothing happened.
 pub fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Trouble> {
     let limit =
@@ -312,13 +325,20 @@ pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
     }
 }
 
-/// Tries every address of the name in turn, each with the limit.
+/// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
     let all = resolve(address)?;
     let several = all.len() > 1;
-    for one in all {
-        match reach(one, limit) {
+    let until = Instant::now() + limit * 2;
+    for (tried, one) in all.iter().enumerate() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let share = left / (all.len() - tried) as u32;
+        // `connect` takes no limit of zero; and less than this would reach nobody.
+        match reach(*one, share.min(limit).max(Duration::from_millis(200))) {
             Ok(socket) => return Ok(socket),
             Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}")),
             Err(t) => last = t,
@@ -343,8 +363,15 @@ pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Str
     match &options.tls {
         None => Ok(Stream::Plain(socket)),
         Some(tls) => {
+            let peer = socket.peer_addr();
             let done = tls::handshake(socket, address, tls, options.connect_timeout);
-            Ok(Stream::Tls(Box::new(done.map_err(Trouble::Lost)?)))
+            let told = |why: String| match peer {
+                Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
+                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                }
+                _ => Trouble::Lost(why),
+            };
+            Ok(Stream::Tls(Box::new(done.map_err(told)?)))
         }
     }
 }

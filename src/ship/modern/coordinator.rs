@@ -20,7 +20,6 @@ struct Worker {
     post: Post,
     serial: u64,
     address: String,
-    down: bool,
 }
 
 pub struct Coordinator {
@@ -169,7 +168,7 @@ impl Coordinator {
             .stack_size(STACK)
             .spawn(move || broker.run())
             .map_err(|e| (Pace::Backoff, format!("cannot start a thread: {e}")))?;
-        self.brokers.insert(node, Worker { post, serial, address, down: false });
+        self.brokers.insert(node, Worker { post, serial, address });
         Ok(())
     }
 
@@ -193,13 +192,10 @@ impl Coordinator {
             News::Up { node, serial } => self.reachable(node, serial, true),
             News::Down { node, serial } => self.reachable(node, serial, false),
             News::Ended => {}
-            News::Stale(topic) => self.cluster.stale(&topic, now),
+            News::Stale { topic, partition } => self.cluster.refused(&topic, partition, now),
             News::Leader { topic, partition, leader, epoch, nodes } => {
-                let views = self.cluster.hint(&topic, partition, leader, epoch, &nodes);
+                let views = self.cluster.hint(&topic, partition, leader, epoch, &nodes, now);
                 self.tell(views);
-                if self.cluster.node(leader).is_none() {
-                    self.cluster.stale(&topic, now);
-                }
             }
             News::Metadata { answer, topics } => {
                 self.asking = false;
@@ -218,9 +214,8 @@ impl Coordinator {
     }
 
     fn reachable(&mut self, node: i32, serial: u64, yes: bool) {
-        if let Some(worker) = self.brokers.get_mut(&node).filter(|w| w.serial == serial) {
-            worker.down = !yes;
-            let views = self.cluster.reachable(node, yes, Instant::now());
+        if let Some(worker) = self.brokers.get(&node).filter(|w| w.serial == serial) {
+            let views = self.cluster.reachable(node, &worker.address, yes, Instant::now());
             self.tell(views);
         }
     }
@@ -292,7 +287,7 @@ mod tests {
         assert!(inbox.take(|job| taken = Some(job)));
         post.put(Job::Send(one(0, 1)));
         let address = String::new();
-        c.brokers.insert(1, Worker { post, serial: 1, address, down: false });
+        c.brokers.insert(1, Worker { post, serial: 1, address });
         let shared = c.shared.clone();
         let slow = thread::spawn(move || {
             while !inbox.is_closed() {

@@ -83,7 +83,7 @@ pub const TABLE: &[Rule] = &[
     rule(34,  "ILLEGAL_SASL_STATE",               Again(Held),    Reconnect,    "set [kafka.sasl]"),
     rule(35,  "UNSUPPORTED_VERSION",              Again(Held),    Reconnect,    ""),
     rule(42,  "INVALID_REQUEST",                  Again(Held),    Reconnect,    ""),
-    rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Again(Held),    Reconnect,    "raise message.format.version of the topic"),
+    rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Again(Held),    Reconnect,    "set acks = 1, or raise message.format.version of the topic to 0.11 or later"),
     rule(44,  "POLICY_VIOLATION",                 Again(Held),    Nothing,      "ask who keeps the cluster"),
     rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     Misnumbered,    Nothing,      ""),
     rule(46,  "DUPLICATE_SEQUENCE_NUMBER",        Stored,         Nothing,      ""),
@@ -106,6 +106,11 @@ pub const TABLE: &[Rule] = &[
 
 pub fn of(code: i16) -> &'static Rule {
     TABLE.binary_search_by_key(&code, |r| r.code).map_or(&UNKNOWN, |i| &TABLE[i])
+}
+
+/// The broker does not take this kind of request, or of batch; the same in an older form it may take.
+pub fn is_ours_unknown(code: i16) -> bool {
+    matches!(code, 35 | 43)
 }
 
 /// "NOT_ENOUGH_REPLICAS (19): what the broker says; what to do".

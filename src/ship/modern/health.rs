@@ -1,7 +1,7 @@
 //! What one broker looks like to the operator: its line on the board, and a log line at each change. Decides nothing.
 
 use crate::report::{Board, BrokerState};
-use crate::ship::outage;
+use crate::ship::outage::{self, Reasons};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,11 +25,20 @@ pub struct Health {
     failing_since: Instant,
     /// The last failure came after connecting: a connection alone does not mend that.
     shaky: bool,
+    reasons: Reasons,
 }
 
 impl Health {
     pub fn new(board: Arc<Board>, name: String) -> Self {
-        Health { board, name, state: State::New, failures: 0, failing_since: Instant::now(), shaky: false }
+        Health {
+            board,
+            name,
+            state: State::New,
+            failures: 0,
+            failing_since: Instant::now(),
+            shaky: false,
+            reasons: Reasons::default(),
+        }
     }
 
     /// Connected; `speaks` says by what.
@@ -54,6 +63,11 @@ impl Health {
         self.show(State::Idle, "idle".into(), None);
     }
 
+    /// The connection is gone and another is looked for; whether that is a failure is not known yet.
+    pub fn searching(&mut self, why: &str) {
+        self.show(State::Down, "down".into(), Some(why.to_owned()));
+    }
+
     /// One more failure: `connected` says whether it came after connecting.
     pub fn failed(&mut self, why: &str, connected: bool) {
         self.failures += 1;
@@ -61,7 +75,7 @@ impl Health {
         if self.failures == 1 {
             self.failing_since = Instant::now();
         }
-        if self.failures.is_power_of_two() {
+        if self.reasons.is_worth_a_line(self.failures, why) {
             let how = if connected { "lost" } else { "down" };
             outage::say_down(&self.what(), how, self.failures, self.failing_since.elapsed(), why);
         }

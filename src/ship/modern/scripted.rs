@@ -31,6 +31,10 @@ use std::time::Duration;
 pub struct World {
     /// Node and port.
     pub nodes: BTreeMap<i32, u16>,
+    /// Not in the metadata, as a proxy in front of the cluster.
+    pub hidden: Option<i32>,
+    /// In the metadata only.
+    pub ghosts: Vec<std::net::SocketAddr>,
     /// Topic, partition → leader, epoch.
     pub leaders: BTreeMap<(String, i32), (i32, i32)>,
     pub produce: (i16, i16),
@@ -75,6 +79,8 @@ impl Peers {
         let (asked_to, asked) = bounded(1000);
         let world = World {
             nodes: BTreeMap::new(),
+            hidden: None,
+            ghosts: Vec::new(),
             leaders: (0..n).map(|p| (("t".to_owned(), p), (p + 1, 0))).collect(),
             produce: (0, 11),
             versions_refused_from: i16::MAX,
@@ -91,6 +97,12 @@ impl Peers {
 
     pub fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap()
+    }
+
+    /// Starts a broker that was killed, on another port.
+    pub fn move_away(&mut self, node: i32) {
+        self.world().nodes.remove(&node);
+        self.revive(node);
     }
 
     /// Starts a broker, on the port it had before.
@@ -214,12 +226,16 @@ impl World {
     fn metadata(&mut self, mut a: Asked) {
         self.metadata_asked += 1;
         let asked = MetadataRequest::decode(&mut a.body, a.version).unwrap();
-        let broker = |(id, port): (&i32, &u16)| {
+        let broker = |id: i32, host: String, port: u16| {
             MetadataResponseBroker::default()
-                .with_node_id(BrokerId(*id))
-                .with_host(StrBytes::from_static_str("127.0.0.1"))
-                .with_port(i32::from(*port))
+                .with_node_id(BrokerId(id))
+                .with_host(StrBytes::from_string(host))
+                .with_port(i32::from(port))
         };
+        let shown = self.nodes.iter().filter(|(id, _)| self.hidden != Some(**id));
+        let shown = shown.map(|(id, port)| broker(*id, "127.0.0.1".into(), *port));
+        let ghosts = self.ghosts.iter().zip(1000..).map(|(a, id)| broker(id, a.ip().to_string(), a.port()));
+        let brokers = shown.chain(ghosts).collect();
         let topic = |name: TopicName| {
             let of = |((t, p), (node, epoch)): (&(String, i32), &(i32, i32))| {
                 (t.as_str() == name.as_str()).then(|| {
@@ -238,7 +254,7 @@ impl World {
         };
         let topics = asked.topics.unwrap().into_iter().map(|t| topic(t.name.unwrap())).collect();
         let answer = MetadataResponse::default()
-            .with_brokers(self.nodes.iter().map(broker).collect())
+            .with_brokers(brokers)
             .with_cluster_id(Some(StrBytes::from_static_str("scripted")))
             .with_topics(topics);
         a.answer(&answer);

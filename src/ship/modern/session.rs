@@ -11,7 +11,7 @@ use super::pick::{pick, place};
 use super::producers::{self, Producers};
 use super::records::Envelope;
 use super::wire::Malformed;
-use super::{IN_FLIGHT, News, Producer};
+use super::{IN_FLIGHT, News, Producer, Unfit};
 use crate::ship::driver::{Acks, Pace, Verdict};
 use crate::ship::flight::Batch;
 use crate::sys::heap;
@@ -52,7 +52,12 @@ struct Request {
 
 enum What {
     /// A batch is taken out when its verdict is known.
-    Produce { version: i16, batches: Vec<Option<Batch>> },
+    Produce {
+        version: i16,
+        /// What this request asks for: see [`Session::acks`].
+        acks: Acks,
+        batches: Vec<Option<Batch>>,
+    },
     Ask {
         asked: Producer,
         answer: Producers,
@@ -113,6 +118,11 @@ impl<'b> Session<'b> {
             Err(t) => {
                 let why = t.to_string();
                 let told = self.broker.told(&why);
+                let produce = |r: &Request| matches!(r.what, What::Produce { .. });
+                let asked = self.air.iter().chain(self.writing.as_ref().map(|(r, _)| r)).any(produce);
+                if t == Trouble::Ended && asked {
+                    self.broker.shared.hung_up(&told);
+                }
                 self.abandon(Pace::Backoff, &told);
                 End::Lost { why, worked: worked(&self) }
             }
@@ -216,9 +226,9 @@ impl<'b> Session<'b> {
     }
 
     fn sent(&mut self, request: Request) {
-        let nothing_comes = self.broker.shared.options.acks == Acks::Zero;
         match request.what {
-            What::Produce { batches, .. } if nothing_comes => {
+            // Nothing comes.
+            What::Produce { batches, acks: Acks::Zero, .. } => {
                 self.answered = request.sent;
                 self.broker.health.answered();
                 for batch in batches.into_iter().flatten() {
@@ -226,6 +236,15 @@ impl<'b> Session<'b> {
                 }
             }
             what => self.air.push_back(Request { what, ..request }),
+        }
+    }
+
+    /// With `acks = 0` a broker that takes no such request at all would swallow every line without a word, so the first
+    /// request of each connection asks for an answer.
+    fn acks(&self) -> Acks {
+        match self.broker.shared.options.acks {
+            Acks::Zero if self.fresh => Acks::One,
+            acks => acks,
         }
     }
 
@@ -258,7 +277,7 @@ impl<'b> Session<'b> {
             version,
             correlation,
             client: &options.client_id,
-            acks: options.acks,
+            acks: self.acks(),
             timeout_ms: options.request_timeout.as_millis().min(i32::MAX as u128) as i32,
             codec: match self.broker.codec {
                 Codec::Zstd if version < 7 => Codec::Gzip,
@@ -267,7 +286,8 @@ impl<'b> Session<'b> {
         };
         self.broker.encoder.request(&mut self.broker.out, &envelope, &batches);
         let bytes = self.broker.out.filled().len() as u64;
-        let what = What::Produce { version, batches: batches.into_iter().map(Some).collect() };
+        let (acks, batches) = (self.acks(), batches.into_iter().map(Some).collect());
+        let what = What::Produce { version, acks, batches };
         self.writing = Some((Request { correlation, sent: now, bytes, what }, 0));
         true
     }
@@ -341,7 +361,7 @@ impl<'b> Session<'b> {
         let body = self.connection.body(body);
         match &mut request.what {
             What::Ask { .. } => {} // taken by parts
-            What::Produce { version, batches } => {
+            What::Produce { version, batches, .. } => {
                 let mut said = Vec::with_capacity(batches.len());
                 let read = messages::produced(body, *version, |topic, p| {
                     if said.len() == batches.len() {
@@ -367,6 +387,7 @@ impl<'b> Session<'b> {
                     self.air.push_front(request);
                     return Err(Trouble::Lost("an answer without one of the partitions asked".into()));
                 }
+                self.broker.shared.takes_ours();
                 self.throttle(throttle);
             }
         }
@@ -384,6 +405,10 @@ impl<'b> Session<'b> {
 
     /// Says what became of a batch, and does what else the code asks for.
     fn verdict(&mut self, batch: Batch, p: Produced, nodes: &Arc<[messages::Node]>) {
+        if errors::is_ours_unknown(p.error) && self.broker.shared.options.unfit == Unfit::Refused {
+            let why = errors::text(p.error, &p.message);
+            self.broker.shared.news(News::Unfit(self.broker.told(&why)));
+        }
         let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
         let topic = &batch.load.topic;
         match errors::of(p.error).also {
@@ -402,7 +427,9 @@ impl<'b> Session<'b> {
                         *pace = Pace::Now;
                     }
                 }
-                None => self.broker.shared.news(News::Stale(topic.clone())),
+                None => {
+                    self.broker.shared.news(News::Stale { topic: topic.clone(), partition: p.partition });
+                }
             },
             Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
             Also::Uncompressed => {

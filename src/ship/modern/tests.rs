@@ -328,20 +328,97 @@ fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
     assert_eq!(f.view.as_ref().unwrap().topic, "later".into());
 }
 
-/// Fails when a batch is not given as stored once it was written, or an answer is waited for.
+/// Fails when a batch is not given as stored once it was written, or an answer is waited for; and when nothing shows
+/// whether the broker takes such requests at all: the first of a connection asks for an answer.
 #[test]
-fn acks_zero_is_stored_when_written() {
+fn acks_zero_is_stored_when_written_but_for_the_first() {
     let peers = Peers::start(1);
     let options = Options { acks: Acks::Zero, ..peers.options() };
     let ends = start(options, Arc::default()).unwrap();
     let mut f = Feeder::with(ends);
     f.living(&[0]);
-    for base in 0..20 {
+    f.send(one(0, 0));
+    peers.next().close();
+    assert_eq!(again(&f.done().2), (true, Pace::Backoff));
+    let asked = insist(&peers, &mut f);
+    f.nothing_within(50);
+    asked.answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+    for base in 1..20 {
         f.send(one(0, base));
         assert_eq!(stored(&f.done().2), None);
         assert_eq!(peers.next().produce(), [(0, base)]);
     }
     assert_eq!(f.abilities, Some(Abilities { name: "modern", numbered: false, in_flight: 1 }));
+}
+
+/// A server that says it takes our requests and does not. Fails when it is not left to the other driver, or when a fixed
+/// driver, or one whose requests were answered before, leaves it.
+#[test]
+fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
+    type Refusal<'a> = &'a dyn Fn(&Asked);
+    let refusals: [(Refusal<'_>, &str); 3] = [
+        (&|a| a.answer_all(35), "UNSUPPORTED_VERSION"),
+        (&|a| a.answer_all(43), "UNSUPPORTED_FOR_MESSAGE_FORMAT"),
+        (&|a| a.close(), "closed by the broker on each of 5"),
+    ];
+    let leaves = |unfit, refusal: Refusal<'_>, answered_before| {
+        let peers = Peers::start(1);
+        let options = Options { unfit, ..peers.options() };
+        let (orders, inbox) = crossbeam_channel::bounded(64);
+        let (outbox, events) = crossbeam_channel::bounded(64);
+        let worker = thread::spawn(move || run(&options, &inbox, &outbox, &Arc::default()));
+        orders.send(Order::Topic("t".into())).unwrap();
+        while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
+        let mut refused = 0;
+        let send = || drop(orders.send(Order::Send(vec![one(0, 0)])));
+        send();
+        let until = Instant::now() + Duration::from_secs(30);
+        while !worker.is_finished() && refused < 8 {
+            assert!(Instant::now() < until);
+            select! {
+                recv(peers.asked) -> asked => match refused {
+                    0 if answered_before => {
+                        asked.unwrap().answer_all(0);
+                        refused = 1;
+                    }
+                    _ => {
+                        refusal(&asked.unwrap());
+                        refused += 1;
+                    }
+                },
+                recv(events) -> event => if let Ok(Event::Done { .. }) = event { send() },
+                default(Duration::from_millis(20)) => {}
+            }
+        }
+        drop(orders);
+        match worker.join().unwrap() {
+            Leave::Unfit { why } => Some(why),
+            _ => None,
+        }
+    };
+    for (refusal, why) in refusals {
+        let left = leaves(Unfit::Refused, refusal, false);
+        assert!(left.as_ref().is_some_and(|l| l.contains(why)), "{left:?}");
+        assert_eq!(leaves(Unfit::TooOld, refusal, false), None);
+    }
+    assert_eq!(leaves(Unfit::Refused, refusals[2].0, true), None, "an outage like any other");
+}
+
+/// Fails when a broker that refuses a producer id, which the `kafka` crate needs not, is waited for under auto.
+#[test]
+fn a_refused_producer_id_is_left_to_the_other_driver() {
+    let peers = Peers::start(1);
+    peers.world().no_pid = [31; 10].into();
+    let options = Options { unfit: Unfit::Refused, ..peers.options() };
+    let (orders, inbox) = crossbeam_channel::bounded(64);
+    let (outbox, _events) = crossbeam_channel::bounded(64);
+    orders.send(Order::ProducerId).unwrap();
+    let left = run(&options, &inbox, &outbox, &Arc::default());
+    assert!(
+        matches!(&left, Leave::Unfit { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
+        "{left:?}"
+    );
 }
 
 /// Fails when an old broker's error 35 is not followed by version 0, or the refusal of a producer id is final.
@@ -365,7 +442,7 @@ fn versions_and_producer_id_by_the_second_try() {
 #[test]
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
-    let options = Options { auto: true, ..peers.options() };
+    let options = Options { unfit: Unfit::TooOld, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, events) = crossbeam_channel::bounded(64);
     let worker = thread::spawn(move || run(&options, &inbox, &outbox, &Arc::default()));
@@ -511,4 +588,90 @@ fn nothing_overtakes_a_batch_that_came_back() {
     assert_eq!(again.produce(), [(0, 2)]);
     again.answer_all(0);
     assert_eq!(peers.next().produce(), [(0, 3)]);
+}
+
+/// A broker comes back on another port with the node id it had. Fails when the node counts as down for ever.
+#[test]
+fn a_broker_that_comes_back_elsewhere_is_found() {
+    let mut peers = Peers::start(2);
+    let mut f = peers.feed();
+    f.living(&[0, 1]);
+    f.send(one(0, 0));
+    peers.next().answer_all(0);
+    f.done();
+    peers.kill(1);
+    f.send(one(0, 1));
+    assert_eq!(again(&f.done().2).1, Pace::Backoff);
+    f.living(&[1]);
+    peers.move_away(1);
+    f.living(&[0, 1]);
+    f.send(one(0, 1));
+    peers.next().answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// The leader says by a hint that another leads, in the epoch that is known already: the topic was made anew. Fails when
+/// metadata is not asked.
+#[test]
+fn a_hint_that_is_not_newer_asks_for_metadata() {
+    let peers = Peers::start(2);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    peers.world().leaders.insert(("t".into(), 0), (2, 0));
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let a = peers.next();
+        if a.node == 2 {
+            a.answer_all(0);
+            break;
+        }
+        let leader = LeaderIdAndEpoch::default().with_leader_id(2.into()).with_leader_epoch(0);
+        a.answer(&produced(vec![part(0, 6, -1).with_current_leader(leader)]));
+        again(&f.done().2);
+        assert!(Instant::now() < until, "the new leader is not found");
+        thread::yield_now();
+        f.send(one(0, 0));
+    }
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// A configured broker that the metadata does not show, and a hundred learned ones that do not answer. Fails when all of
+/// them are asked before the configured one, or while they are, the board says that the bootstrap brokers are up.
+#[test]
+fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
+    let mut peers = Peers::start(2);
+    peers.world().leaders.remove(&("t".to_owned(), 1));
+    let hole = crate::ship::classic::peer::hole_on("0.0.0.0:0");
+    peers.world().hidden = Some(2);
+    let ghosts = (0..100).map(|n| std::net::SocketAddr::from(([127, 2, 0, n], hole.addr.port())));
+    peers.world().ghosts = ghosts.collect();
+    let options = Options {
+        brokers: vec![format!("127.0.0.1:{}", peers.world().nodes[&2])],
+        connect_timeout: Duration::from_millis(500),
+        metadata_age: Duration::from_millis(300),
+        idle: Duration::from_millis(100),
+        ..peers.options()
+    };
+    let board = Arc::new(Board::default());
+    let mut f = Feeder::with(start(options, board.clone()).unwrap());
+    f.living(&[0]);
+    peers.kill(1);
+    peers.kill(2);
+    let bootstrap = || board.brokers()["bootstrap"].clone();
+    let killed = Instant::now();
+    while bootstrap().state != "down" {
+        assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", bootstrap());
+        f.nothing_within(10);
+    }
+    while bootstrap().attempts < 3 {
+        assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", bootstrap());
+        assert_eq!(bootstrap().state, "down");
+        f.nothing_within(10);
+    }
+    peers.revive(2);
+    let (revived, asked) = (Instant::now(), peers.world().metadata_asked);
+    while peers.world().metadata_asked == asked {
+        assert!(revived.elapsed() < Duration::from_secs(8), "{:?}", bootstrap());
+        f.nothing_within(10);
+    }
 }

@@ -33,6 +33,10 @@ const ROOTS: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// The peer ended the handshake without a word.
+pub const CLOSED: &str =
+    "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)";
+
 /// Makes the handshake on a connected, non-blocking socket. `address`: the broker's `host:port`.
 pub fn handshake(
     socket: TcpStream,
@@ -48,10 +52,7 @@ pub fn handshake(
     let mut tls = Tls::new(socket, session);
     while tls.session.is_handshaking() || tls.session.wants_write() {
         step(&mut tls).map_err(|e| match e.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)"
-                    .into()
-            }
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => CLOSED.into(),
             _ => e.to_string(),
         })?;
         let now = Instant::now();

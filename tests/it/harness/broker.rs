@@ -167,6 +167,11 @@ impl Broker {
     pub fn restart(&self) {
         self.tell("restart");
     }
+    /// The same node and data on another port; gives its new address.
+    pub fn move_away(&mut self) -> String {
+        self.address = self.tell("move");
+        self.address.clone()
+    }
     /// As [`Broker::restart`] with other settings, which stay.
     pub fn restart_with(&self, conf: &[&str]) {
         let conf = conf.iter().flat_map(|c| ["--conf".as_ref(), std::ffi::OsStr::new(*c)]);
@@ -223,6 +228,17 @@ impl Cluster {
             Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions };
         topic.create(&[]);
         topic
+    }
+    /// One partition, on this node alone.
+    pub fn topic_on(&self, node: usize) -> Topic {
+        let topic =
+            Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions: 1 };
+        topic.create_on(node);
+        topic
+    }
+    /// The same node and data on another port.
+    pub fn move_away(&mut self, node: usize) {
+        self.addresses[node - 1] = script(["move".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
     }
     /// Nodes are 1, 2 and 3.
     pub fn kill(&self, node: usize) {
@@ -282,6 +298,18 @@ impl Topic {
         ];
         let config = config.iter().flat_map(|c| ["--config".as_ref(), std::ffi::OsStr::new(*c)]);
         script(args.into_iter().chain(config));
+    }
+    /// One partition, on this node of a cluster alone.
+    #[track_caller]
+    pub fn create_on(&self, node: usize) {
+        let node = node.to_string();
+        script([
+            "topic".as_ref(),
+            self.dir.as_os_str(),
+            self.name.as_ref(),
+            "--node".as_ref(),
+            node.as_ref(),
+        ]);
     }
     #[track_caller]
     pub fn delete(&self) {
