@@ -120,6 +120,8 @@ pub struct Wake {
     pub slot: Receiver<()>,
     /// Another tail asks for a look.
     pub nudged: Receiver<()>,
+    /// What other tails know of this one's looks.
+    pub looks: Arc<Looks>,
     /// False where inotify gives no events for this path, so that it must be polled.
     pub hints: Arc<AtomicBool>,
 }
@@ -150,7 +152,6 @@ impl<T> From<SendError<T>> for Halt {
 pub fn run(
     first: Change,
     known: &Known,
-    looks: &Looks,
     board: &Board,
     wake: &Wake,
     out: Sender<Parcel>,
@@ -168,9 +169,9 @@ pub fn run(
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
-        looks.begin();
+        wake.looks.begin();
         let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
-        looks.end();
+        wake.looks.end();
         let step = match step {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,

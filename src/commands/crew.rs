@@ -284,12 +284,12 @@ impl<'s, 'e> Crew<'s, 'e> {
         let path = file.found.path.clone();
         let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
         let (looks, nudged) = known.join(&path);
-        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, hints };
+        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
         let first = Change { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {
-            let unread = tail::run(first, known, &looks, board, &wake, out, sighted, &stop);
+            let unread = tail::run(first, known, board, &wake, out, sighted, &stop);
             drop(wake);
             let _ = ended.send((path, unread));
         });
