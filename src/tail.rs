@@ -96,19 +96,29 @@ pub struct Options {
     pub rate: Option<u64>,
 }
 
-/// Whether a path is followed for its own sake, by a tail of its own.
+/// What is followed for its own sake, by a tail of its own.
 #[derive(Clone)]
-pub struct Followed(pub Arc<dyn Fn(&Path) -> bool + Send + Sync>);
+pub struct Followed {
+    pub means: Arc<dyn Fn(&Path) -> bool + Send + Sync>,
+    /// Files may come under names that are not known yet.
+    pub by_pattern: bool,
+}
+
+impl Followed {
+    pub fn has(&self, path: &Path) -> bool {
+        (self.means)(path)
+    }
+}
 
 impl fmt::Debug for Followed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Followed")
+        f.debug_struct("Followed").field("by_pattern", &self.by_pattern).finish_non_exhaustive()
     }
 }
 
 impl Default for Followed {
     fn default() -> Followed {
-        Followed(Arc::new(|_| false))
+        Followed { means: Arc::new(|_| false), by_pattern: false }
     }
 }
 

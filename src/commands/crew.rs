@@ -406,8 +406,9 @@ fn plan_of<'p>(plans: &'p [Plan], path: &Path) -> Option<&'p Plan> {
 /// By any of the sources. Of compressed files only a `.gz` is.
 fn followed(plans: &[Plan]) -> Followed {
     let sources = watched(plans);
-    let means = move |path: &Path| sources.iter().any(|s| s.means(path));
-    Followed(Arc::new(move |path| packing(path) != Packed::Other && means(path)))
+    let by_pattern = sources.iter().flat_map(|s| &s.patterns).any(|p| p.literal().is_none());
+    let means = move |path: &Path| packing(path) != Packed::Other && sources.iter().any(|s| s.means(path));
+    Followed { means: Arc::new(means), by_pattern }
 }
 
 fn watched(plans: &[Plan]) -> Vec<Watched> {

@@ -249,6 +249,8 @@ impl Office<'_, '_> {
                 }
             }
             if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
+                // The tails may have ended before their first looks were noticed here.
+                drop(self.save_first_sight());
                 self.parcels = None;
             }
         }

@@ -167,7 +167,7 @@ impl Tail<'_> {
     }
 
     pub(super) fn has_own_tail(&self, sibling: &Sibling) -> bool {
-        (self.o.followed.0)(&sibling.path)
+        self.o.followed.has(&sibling.path)
     }
 
     /// What is newer than this was made, and perhaps rotated, before we had a first look.

@@ -128,7 +128,9 @@ impl Tail<'_> {
     fn holds(&self, file: &File, look: &Look, last: Option<&Undecided>) -> Result<Holds, Halt> {
         let size = look.size;
         if size == 0 {
-            return Ok(Holds::Nothing);
+            // It may be the beginning of a copy of any file that is read now.
+            let is_read = |e: &Entry| !e.finished && e.identity != look.identity;
+            return Ok(if self.known.all(is_read).is_empty() { Holds::New } else { Holds::Nothing });
         }
         let (mark, head) = (open::mark_at(file, size)?, head(file, size)?);
         let name = |path: &Path| siblings::base_of(path.file_name().unwrap_or_default());
@@ -198,10 +200,12 @@ impl Tail<'_> {
             return Ok(());
         }
         let look = identity::look(&u.file)?;
-        let Some(Undecided { file, settled, .. }) = self.undecided.take() else { return Ok(()) };
+        let Some(Undecided { file, settled, look: before, .. }) = self.undecided.take() else {
+            return Ok(());
+        };
         self.path_again = None;
         if look.links == 0
-            && !settled
+            && !(settled && look.size == before.size)
             && let Some(entry) = self.known.begin_if_new(&look, &self.o.path)
         {
             self.take_up(Bytes::Plain(file.into()), &look, entry)?;
@@ -259,7 +263,7 @@ impl Tail<'_> {
         }
         let (plain, once) = (self.o.path.with_extension(""), self.o.until == Until::Read);
         let later = if is_young(&look) { Undecided::STILL } else { Undecided::LATER };
-        if plain.exists() && (self.o.followed.0)(&plain) {
+        if plain.exists() && self.o.followed.has(&plain) {
             return Ok(Some(later).filter(|_| !once)); // gzip(1) removes it when the packed file is complete
         }
         match self.whose(Packed::Gzip, &file, &look, None)? {

@@ -65,6 +65,17 @@ impl Tail<'_> {
         }
     }
 
+    /// Stopped: what was truncated is counted now, unless its copy has come.
+    pub(super) fn count_truncated(&mut self) -> Result<(), Halt> {
+        while let Some(i) = self.absent.iter().position(|a| a.truncated.is_some()) {
+            self.absent[i].not_there = Absent::LOOKS;
+            if !self.look_for(i)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// A file has come that may be a copy of what is missing.
     pub(super) fn look_for_copies(&mut self) {
         let now = self.now;
@@ -118,17 +129,16 @@ impl Tail<'_> {
         let truncated = self.absent[i].truncated.clone();
         let found = match self.find(&entry) {
             Ok(true) => true,
-            Ok(false)
-                if let Some(origin) = &truncated
-                    && self.take_short_copy(&entry, origin)? =>
-            {
-                self.ended(&entry, 0)?;
-                true
-            }
-            Ok(false) => {
-                self.absent[i].not_there += 1;
-                false
-            }
+            Ok(false) => match &truncated {
+                Some(origin) if self.take_short_copy(&entry, origin)? => {
+                    self.ended(&entry, 0)?;
+                    true
+                }
+                _ => {
+                    self.absent[i].not_there += 1;
+                    false
+                }
+            },
             Err(Halt::Io(e)) => {
                 self.trouble(&e);
                 false

@@ -168,11 +168,11 @@ impl Tail<'_> {
             match self.find(&entry) {
                 Ok(true) => Ok(()),
                 Ok(false) if self.take_short_copy(&entry, &old.origin)? => self.ended(&entry, 0),
-                Ok(false) => {
+                Ok(false) if self.o.followed.by_pattern => {
                     self.await_copy(entry, old.origin, catchup::TRUNCATED);
                     Ok(())
                 }
-                failed => self.found_or_lost(failed, entry, catchup::TRUNCATED),
+                found => self.found_or_lost(found, entry, catchup::TRUNCATED),
             }
         };
         self.forget_memory();
@@ -278,6 +278,7 @@ impl Tail<'_> {
     pub(super) fn park(&mut self) {
         // At the next start nobody knows any more what a copy begins with.
         let _ = self.see_truncations();
+        let _ = self.count_truncated();
         self.outlive_restart();
         self.release();
         self.known.let_go(&self.o.path, &[]);

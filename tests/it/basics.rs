@@ -223,22 +223,6 @@ fn bytes_are_passed_on_as_they_are() {
     assert_eq!(once(&bytes), lines.map(<[u8]>::to_vec));
 }
 
-/// Fails when the mark stays, or when the same bytes go elsewhere than at offset 0 (also after a restart).
-#[test]
-fn a_byte_order_mark_at_the_beginning_goes() {
-    assert_eq!(once("\u{feff}first\n\u{feff}second\n"), text(&["first", "\u{feff}second"]));
-    assert_eq!(once("\u{feff}\nx\n"), text(&["", "x"]));
-    let folder = Folder::new();
-    let args = "run --output stdout --from beginning --state-dir state f.log";
-    folder.write("f.log", "\u{feff}first\n");
-    let mut agent = folder.agent_line(args).start();
-    assert_eq!(agent.wait_lines(1), text(&["first"]));
-    agent.stop().expect_code(0);
-    folder.append("f.log", "\u{feff}second\n");
-    let agent = folder.agent_line(args).start();
-    assert_eq!(agent.wait_lines(1), text(&["\u{feff}second"]));
-}
-
 /// Fails when the limit is off by one, counts the `\r`, or the rest of a cut line becomes a line.
 #[test]
 fn the_longest_line_is_exact() {
