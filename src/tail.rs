@@ -197,7 +197,10 @@ pub fn run(
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
             }
         };
-        sighted.take();
+        // What an earlier run may have sent of a file that it did not save is counted for those that are met until then.
+        if !tail.is_deciding() {
+            sighted.take();
+        }
         match step {
             Step::End => break tail.never_opened(),
             Step::Wait(time) => select! {

@@ -192,6 +192,12 @@ impl Tail<'_> {
         }
     }
 
+    /// Whether it will soon be known what the file at the path holds.
+    pub(super) fn is_deciding(&self) -> bool {
+        let begun = self.begun.is_some_and(|begun| self.now.duration_since(begun) < FIRST_LOOKS);
+        self.undecided.as_ref().is_some_and(|u| !u.settled) || self.first && begun
+    }
+
     /// A file that was deleted before it was decided upon is read, unless it was a copy.
     pub(super) fn save_undecided(&mut self) -> Result<(), Halt> {
         let Some(u) = &self.undecided else { return Ok(()) };
