@@ -259,6 +259,8 @@ struct Tail<'a> {
     path_again: Option<Instant>,
     /// The file at the path may be a copy of another one.
     undecided: Option<Undecided>,
+    /// The file at the path is in a stream that another tail has still to look for.
+    expected_elsewhere: bool,
     /// `rate`: nothing is read before.
     free_at: Instant,
     /// As it stands on the board.
@@ -312,6 +314,7 @@ impl<'a> Tail<'a> {
             look_again: None,
             path_again: None,
             undecided: None,
+            expected_elsewhere: false,
             free_at: now,
             now,
             stuck: None,
@@ -405,7 +408,7 @@ impl Tail<'_> {
 
     /// What is at the path, seen from what is open.
     fn look_at_path(&mut self) -> Result<AtPath, Halt> {
-        if self.o.until == Until::Read && self.undecided.is_none() {
+        if self.o.until == Until::Read && self.undecided.is_none() && !self.expected_elsewhere {
             return Ok(AtPath::Unknown); // what was there at the first look is all
         }
         if packing(&self.o.path) != Packed::Plain {
@@ -431,7 +434,7 @@ impl Tail<'_> {
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
             || self.known.is_read_elsewhere(&look.identity, &self.o.path);
         if read_elsewhere {
-            self.undecided = None;
+            (self.undecided, self.expected_elsewhere) = (None, false);
             self.known.met(&self.o.path);
         }
         Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {

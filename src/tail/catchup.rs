@@ -55,7 +55,7 @@ impl Tail<'_> {
         let (mut live, mut rewritten) = (None, false);
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
-                Claim::Anothers => {}
+                Claim::Anothers => self.leave_to_another(),
                 Claim::Known(entry) if goes_on(&file, &look, &entry)? => {
                     live = Some((file, look, Some(entry)))
                 }
@@ -141,7 +141,10 @@ impl Tail<'_> {
     /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
     fn first_sight(&mut self, file: File, look: Look) -> Result<(), Halt> {
         match self.known.claim(&look, &self.o.path) {
-            Claim::Anothers => return Ok(()),
+            Claim::Anothers => {
+                self.leave_to_another();
+                return Ok(());
+            }
             Claim::Known(entry) => return self.resume(file, look, entry), // it had another name
             Claim::New => {}
         }

@@ -219,13 +219,20 @@ impl Tail<'_> {
         Ok(())
     }
 
+    /// Another tail reads the file at the path, or is about to look for the stream that it is in. It may find that elsewhere, so
+    /// this is looked at again.
+    pub(super) fn leave_to_another(&mut self) {
+        self.expected_elsewhere = true;
+        self.path_again = Some(self.now + Undecided::BETWEEN);
+    }
+
     /// `--once`: the end waits until it is known what the file holds.
     pub(super) fn until_decided(&self, step: Step) -> Step {
-        match (&self.undecided, step) {
-            (Some(u), Step::End) if !(u.settled && self.o.until == Until::Read) => {
-                Step::Wait(Undecided::BETWEEN)
-            }
-            (_, step) => step,
+        let once = self.o.until == Until::Read;
+        let undecided = self.undecided.as_ref().is_some_and(|u| !(u.settled && once));
+        match step {
+            Step::End if undecided || self.expected_elsewhere && once => Step::Wait(Undecided::BETWEEN),
+            step => step,
         }
     }
 

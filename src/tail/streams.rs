@@ -38,6 +38,7 @@ impl Tail<'_> {
     }
 
     pub(super) fn take_up_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
+        self.expected_elsewhere = false;
         let Some(place) = self.take_up(Bytes::Plain(file.into()), look, e)? else { return Ok(false) };
         let mut open = self.open.remove(place);
         open.live = true;
@@ -82,7 +83,7 @@ impl Tail<'_> {
         self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
-                self.path_again = Some(self.now + Duration::from_millis(100));
+                self.leave_to_another();
                 Ok(())
             }
             Claim::New => self.take_up_new(file, &look, 0),
