@@ -8,6 +8,7 @@ use super::identity::{self, Look};
 use super::siblings;
 use crate::chunk::{Identity, Point, Range, StreamId};
 use crate::fdstore::FdStore;
+use crate::packed::{Packed, packing};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -173,8 +174,11 @@ impl Known {
             if entry.path == *path || entry.open || entry.finished || still_there || is_rotated {
                 continue;
             }
-            let has_its_bytes =
-                identity::open(path).is_ok_and(|(file, look)| goes_on(&file, &look, &entry).unwrap_or(false));
+            // A packed file is not written to, so who it is says enough.
+            let is_packed = packing(path) != Packed::Plain;
+            let has_its_bytes = is_packed
+                || identity::open(path)
+                    .is_ok_and(|(file, look)| goes_on(&file, &look, &entry).unwrap_or(false));
             if let Some(entry) = self.lock().entries.get_mut(&entry.stream).filter(|_| has_its_bytes) {
                 entry.path = path.to_path_buf();
             }

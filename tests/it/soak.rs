@@ -150,6 +150,14 @@ impl Soak {
         let kill = self.kills && self.dice.below(2) == 0;
         let Some(mut agent) = self.agent.take() else { return };
         let done = if kill { agent.kill() } else { agent.stop().expect_code(0) };
+        if std::env::var("SOAK_KEEP").is_ok() {
+            eprintln!(
+                "END {:?} LOG\n{}OFFSETS\n{}",
+                self.did.last(),
+                done.stderr,
+                std::fs::read_to_string(self.folder.path("state/offsets")).unwrap_or_default()
+            );
+        }
         self.seen.extend(done.whole_lines());
         self.did.push(if kill { "kill" } else { "stop" }.into());
     }
@@ -192,6 +200,12 @@ impl Soak {
     /// All lines that were written, and nothing else.
     #[track_caller]
     fn all_are_seen(&self, seed: u64) {
+        if std::env::var("SOAK_KEEP").is_ok() {
+            let _ = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("rm -rf /tmp/keep; cp -a {} /tmp/keep", self.folder.root().display()))
+                .status();
+        }
         let mut seen = std::collections::HashSet::new();
         for line in &self.seen {
             let number = number(line).filter(|n| Lines::new("f", 0..0).width(line.len()).line(*n) == *line);
