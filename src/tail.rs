@@ -434,7 +434,9 @@ impl Tail<'_> {
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
             || self.known.is_read_elsewhere(&look.identity, &self.o.path);
         if read_elsewhere {
-            (self.undecided, self.expected_elsewhere) = (None, false);
+            self.undecided = None;
+            // Its tail may still be looking for the stream, and find it elsewhere.
+            self.expected_elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
             self.known.met(&self.o.path);
         }
         Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {

@@ -397,6 +397,7 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
         finished: s.finished,
         open: false,
         absent: false,
+        reading: false,
         head: Vec::new(),
     })
 }

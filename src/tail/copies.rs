@@ -57,8 +57,14 @@ impl Tail<'_> {
                 return Ok(Whose::Waits); // it may be needed when the original goes
             }
         }
-        if let Some(read) = known.iter().find(|e| e.finished && e.at.offset == size && e.at.mark == mark) {
+        // What ends so is the same, under whatever name.
+        let ends_so = |e: &Entry| e.at.offset == size && e.at.mark == mark;
+        let same = self.known.all(|e| size >= Mark::SPAN as u64 && ends_so(e));
+        if let Some(read) = known.iter().chain(&same).find(|e| e.finished && ends_so(e)) {
             return Ok(Whose::Read(Some(read.clone()).filter(|_| packed == Packed::Gzip)));
+        }
+        if !same.is_empty() {
+            return Ok(Whose::Waits);
         }
         let mut untouched = self.shelved().filter(|e| e.at.offset == 0);
         if packed == Packed::Gzip && untouched.any(|e| is_packed_of(look, size, e)) {

@@ -153,9 +153,14 @@ impl Tail<'_> {
             Bytes::Gz(_) => Look { size: u64::MAX, ..look },
             Bytes::Plain(_) => look,
         };
-        let Some(place) = self.take_up(bytes, &unpacked, entry.clone())? else { return Ok(false) };
+        let Some(before) = self.known.go_on_in(entry.stream, &unpacked.identity, &self.o.path) else {
+            return Ok(false);
+        };
+        let Some(place) = self.take_up(bytes, &unpacked, entry.clone())? else {
+            self.known.found_again(entry.stream, &before);
+            return Ok(false);
+        };
         self.open[place].found_by_name = true;
-        self.known.found_again(entry.stream, &unpacked.identity);
         if unpacked.size > entry.at.offset && sibling.path != self.o.path {
             info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);
         }

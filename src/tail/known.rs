@@ -33,8 +33,10 @@ pub struct Entry {
     pub modified: i64,
     /// Read to its end and left behind.
     pub finished: bool,
-    /// A tail has it open.
+    /// A tail has it, and reads it or looks for it.
     pub open: bool,
+    /// That tail has found it.
+    pub reading: bool,
     /// Its tail cannot find the file: whichever tail finds it may go on with it.
     pub absent: bool,
 }
@@ -53,6 +55,7 @@ impl Entry {
             modified: 0,
             finished: false,
             open: false,
+            reading: false,
             absent: false,
         }
     }
@@ -200,7 +203,7 @@ impl Known {
             return Claim::Anothers;
         }
         let Some(entry) = known.entries.get_mut(&stream) else { return Claim::New };
-        (entry.open, entry.absent) = (true, false);
+        (entry.open, entry.reading, entry.absent) = (true, false, false);
         entry.path = path.into();
         entry.identity = look.identity.clone();
         Claim::Known(entry.clone())
@@ -211,6 +214,7 @@ impl Known {
         let mut known = self.lock();
         let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
         (entry.open, entry.finished, entry.absent) = (true, false, false);
+        entry.reading = false;
         entry.identity = identity.clone();
         Some(entry.clone())
     }
@@ -233,7 +237,7 @@ impl Known {
         entry.at = at;
         entry.beyond.retain(|(range, _)| range.start >= at.offset);
         (entry.size, entry.modified, entry.finished, entry.open) = (size, modified, finished, false);
-        entry.absent = false;
+        (entry.absent, entry.reading) = (false, false);
         if finished {
             let path = entry.path.clone();
             known.forget_some(&path);
@@ -244,7 +248,7 @@ impl Known {
     /// Framed up to here, and how it begins: what a copy of its file is known by.
     pub fn progress(&self, stream: StreamId, at: Point, head: &[u8]) {
         if let Some(e) = self.lock().entries.get_mut(&stream) {
-            e.at = at;
+            (e.at, e.reading) = (at, true);
             if head.len() > e.head.len() {
                 e.head = head.into();
             }
@@ -311,6 +315,11 @@ impl Known {
         self.lock().tails.values().all(|tail| tail.done.load(SeqCst) > 0)
     }
 
+    /// Whether a tail reads this very file.
+    pub fn is_being_read(&self, identity: &Identity, path: &Path) -> bool {
+        self.lock().by_identity(identity, path).is_some_and(|e| e.open && e.reading)
+    }
+
     /// How many looks the tail of this path has begun, and makes it look again. `None`: it does not run.
     pub fn looks_begun(&self, path: &Path) -> Option<u64> {
         let known = self.lock();
@@ -344,10 +353,20 @@ impl Known {
         }
     }
 
+    /// The same, before the stream goes on there. `None`: another tail reads that file. Else where the stream was before.
+    pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
+        let mut known = self.lock();
+        if known.by_identity(identity, path).is_some_and(|e| e.stream != stream && e.open && e.reading) {
+            return None;
+        }
+        let e = known.entries.get_mut(&stream)?;
+        Some(std::mem::replace(&mut e.identity, identity.clone()))
+    }
+
     /// Streams of a followed path are free again, but for these.
     pub fn let_go(&self, path: &Path, but: &[StreamId]) {
         for e in self.lock().entries.values_mut().filter(|e| e.path == path && !but.contains(&e.stream)) {
-            (e.open, e.absent) = (false, false);
+            (e.open, e.reading, e.absent) = (false, false, false);
         }
     }
 
@@ -413,6 +432,7 @@ impl Inner {
             modified: look.modified,
             finished: false,
             open: true,
+            reading: false,
             absent: false,
         };
         self.entries.insert(stream, entry.clone());

@@ -143,6 +143,7 @@ impl Tail<'_> {
             finished: false,
             open: true,
             absent: false,
+            reading: false,
             head: old.head.clone(),
         };
         if let (Some(file), Some(look)) = (file, look) {

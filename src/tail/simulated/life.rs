@@ -96,6 +96,7 @@ impl Life<'_> {
                         finished: false,
                         open: false,
                         absent: false,
+                        reading: false,
                         head: Vec::new(),
                     });
                     (e.identity, e.finished) = (o.identity, false);
