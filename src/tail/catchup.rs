@@ -8,7 +8,7 @@ use super::gz::Gz;
 use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry};
 use super::open::{self, Bytes, Open};
-use super::siblings::{Packed, Sibling};
+use super::siblings::{self, Packed, Sibling};
 use super::{Halt, Start, Tail, known};
 use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
 use crate::packed::packing;
@@ -243,7 +243,10 @@ impl Tail<'_> {
         untouched: &mut Vec<Entry>,
     ) -> Result<(), Halt> {
         let live = identity::look_at(&self.o.path).ok().flatten();
-        let list = self.siblings()?;
+        let list = match untouched.is_empty() {
+            true => self.siblings()?,
+            false => siblings::list_family(&self.o.path)?.into_iter().chain(self.strangers()).collect(),
+        };
         for sibling in &list {
             // A file with a tail of its own is read there, unless it holds what was never read of a stream of ours.
             if self.has_own_tail(sibling) && untouched.is_empty() || self.goes_on_late(sibling)? {

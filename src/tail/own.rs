@@ -67,7 +67,7 @@ impl Tail<'_> {
     /// Reads a file that is in no known stream from `offset` on, as soon as it is certain that it is no copy.
     pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
         let last = self.undecided.take();
-        let holds = match self.is_new_path() {
+        let holds = match self.may_be_a_copy() {
             true => self.holds(&file, look, last.as_ref())?,
             false => Holds::New,
         };
@@ -120,9 +120,11 @@ impl Tail<'_> {
     }
 
     /// Files that were there before anything was known are not asked about: `start` says what is read of them. Nor is what
-    /// follows a file that was read under this path.
-    fn is_new_path(&self) -> bool {
-        !self.o.first_sight && self.open.is_empty() && self.known.of(&self.o.path).is_empty()
+    /// follows a file that was read under this path, unless that has the name of a rotated file.
+    fn may_be_a_copy(&self) -> bool {
+        let name = self.o.path.file_name().unwrap_or_default();
+        let is_new = self.open.is_empty() && self.known.of(&self.o.path).is_empty();
+        !self.o.first_sight && (is_new || siblings::base_of(name) != name)
     }
 
     fn holds(&self, file: &File, look: &Look, last: Option<&Undecided>) -> Result<Holds, Halt> {
