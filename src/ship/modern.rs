@@ -9,7 +9,7 @@
 //!   └──────────────── Event ────────────────────┘
 //! ```
 //!
-//! Files in reading order: `wire` (primitive types), `messages`, `passes` and `limits` (requests, answers; those of SASL; of topics' limits), `errors`
+//! Files in reading order: `wire` (primitive types, request header), `messages`, `passes` and `limits` (requests, answers; those of SASL; of topics' limits), `errors`
 //! (what each code means), `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files),
 //! `tls`, `stream` (a socket, bare or in TLS), `input` (frames), `scram`, `sasl`, `connection`, `inbox`, `pick` (what makes
 //! a request), `session` (requests in the air), `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health`

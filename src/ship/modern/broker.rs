@@ -5,8 +5,9 @@ use super::codec::Codec;
 use super::connection::{ANSWER_CAP, Connection, Trouble, wait_for};
 use super::health::Health;
 use super::inbox::{Inbox, Job};
-use super::records::{Encoder, Out};
+use super::records::Encoder;
 use super::session::{End, Session};
+use super::wire::Writer;
 use super::{News, Shared, Unfit};
 use crate::ship::driver::{Pace, Verdict};
 use rustix::event::{PollFd, PollFlags};
@@ -24,7 +25,7 @@ pub struct Broker {
     pub inbox: Inbox,
     pub health: Health,
     pub encoder: Encoder,
-    pub out: Out,
+    pub out: Writer,
     /// The configured one, or what this broker takes instead.
     pub codec: Codec,
 }

@@ -1,11 +1,8 @@
 //! What a broker says of a topic's limits (`DescribeConfigs`), for `check --connect`. Asks by itself for nothing; all other
 //! questions and answers are in `messages.rs` and `passes.rs`.
 
-use super::messages::frame;
-use super::wire::{Malformed, Read, Reader};
-use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
-use kafka_protocol::messages::{ApiKey, DescribeConfigsRequest};
-use kafka_protocol::protocol::StrBytes;
+use super::messages::request;
+use super::wire::{ApiKey, Malformed, Read, Reader};
 
 /// Of Kafka's `ConfigResource.Type`.
 const TOPIC: i8 = 2;
@@ -13,17 +10,24 @@ const TOPIC: i8 = 2;
 const KEY: &str = "max.message.bytes";
 
 pub fn ask_largest_batch(version: i16, correlation: i32, client: &str, topic: &str) -> Vec<u8> {
-    let one = DescribeConfigsResource::default()
-        .with_resource_type(TOPIC)
-        .with_resource_name(StrBytes::from_string(topic.to_owned()))
-        .with_configuration_keys(Some(vec![StrBytes::from_static_str(KEY)]));
-    let body = DescribeConfigsRequest::default().with_resources(vec![one]);
-    frame(ApiKey::DescribeConfigs, version, correlation, client, &body)
+    let mut to = request(ApiKey::DescribeConfigs, version, correlation, client, 64 + topic.len());
+    to.count(1);
+    to.i8(TOPIC);
+    to.string(topic);
+    to.count(1);
+    to.string(KEY);
+    to.tags();
+    to.bool(false); // no synonyms
+    if version >= 3 {
+        to.bool(false); // no documentation
+    }
+    to.tags();
+    to.into_frame()
 }
 
 /// `None`: the broker does not say, for want of the right (`DESCRIBE_CONFIGS`) or for another reason.
 pub fn largest_batch(body: &[u8], version: i16) -> Read<Option<u64>> {
-    let mut r = Reader::new(body, version >= 4);
+    let mut r = Reader::new(body, ApiKey::DescribeConfigs.is_flexible(version));
     let mut found = None;
     r.skip_tags()?; // of the answer's header
     r.i32("throttle")?;
@@ -58,6 +62,9 @@ pub fn largest_batch(body: &[u8], version: i16) -> Read<Option<u64>> {
 }
 
 #[cfg(test)]
+pub use tests::some_answer;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use bytes::BytesMut;
@@ -65,7 +72,7 @@ mod tests {
         DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym,
     };
     use kafka_protocol::messages::{DescribeConfigsResponse, ResponseHeader};
-    use kafka_protocol::protocol::{Encodable, HeaderVersion};
+    use kafka_protocol::protocol::{Encodable, HeaderVersion, StrBytes};
 
     fn answer(version: i16, value: &str) -> Vec<u8> {
         let text = |t: &str| StrBytes::from_string(t.to_owned());
@@ -91,6 +98,11 @@ mod tests {
         ResponseHeader::default().encode(&mut to, header).unwrap();
         all.encode(&mut to, version).unwrap();
         to[4..].to_vec()
+    }
+
+    /// For the tests of all readers together.
+    pub fn some_answer(version: i16) -> Vec<u8> {
+        answer(version, "1048588")
     }
 
     /// Fails when a field is read that its version does not have, or another key's value is taken.

@@ -1,18 +1,10 @@
 //! Kafka's requests and answers, as far as a producer needs them. Sends nothing, decides nothing.
 //!
-//! Requests are built with `kafka-protocol`'s structs; answers are read by hand, because that crate reserves memory by a
-//! count from the wire, and because nearly all fields of an answer are of no use here. Field order and versions:
-//! `clients/src/main/resources/common/message/*.json` of apache/kafka.
+//! Written and read by hand: they are few, and of an answer nearly all fields are of no use here. Field order and
+//! versions: `clients/src/main/resources/common/message/*.json` of apache/kafka. In the tests the crate
+//! `kafka-protocol` is the other side.
 
-use super::wire::{Malformed, Read, Reader};
-use bytes::BytesMut;
-use kafka_protocol::messages::describe_producers_request::TopicRequest;
-use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, DescribeProducersRequest, InitProducerIdRequest, MetadataRequest,
-    RequestHeader, TopicName,
-};
-use kafka_protocol::protocol::{Encodable, StrBytes};
+use super::wire::{ApiKey, Malformed, Read, Reader, Writer};
 
 /// Highest version of each API that we speak: Produce 13 names topics by id, which a re-created topic
 /// would break; Metadata 13 asks for rebootstrap; InitProducerId 5 is for transactions.
@@ -49,7 +41,7 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
     if error != 0 {
         return Ok(Err(error));
     }
-    let mut r = Reader::new(&body[2..], version >= 3);
+    let mut r = Reader::new(&body[2..], ApiKey::ApiVersions.is_flexible(version));
     let mut found = Versions { produce_max: -1, ..Versions::default() };
     for _ in 0..r.count(6, "api count")? {
         let (key, low, high) = (r.i16("api key")?, r.i16("min version")?, r.i16("max version")?);
@@ -74,60 +66,71 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
     Ok(Ok(found))
 }
 
-/// A request's frame, length in front.
-pub fn frame(api: ApiKey, version: i16, correlation: i32, client: &str, body: &impl Encodable) -> Vec<u8> {
-    let header = RequestHeader::default()
-        .with_request_api_key(api as i16)
-        .with_request_api_version(version)
-        .with_correlation_id(correlation)
-        .with_client_id(Some(StrBytes::from_string(client.to_owned())));
-    let mut to = BytesMut::from(&[0u8; 4][..]);
-    header
-        .encode(&mut to, api.request_header_version(version))
-        .and_then(|()| body.encode(&mut to, version))
-        .expect("our own requests set only fields that their version has");
-    let len = (to.len() - 4) as u32;
-    to[..4].copy_from_slice(&len.to_be_bytes());
-    to.to_vec()
-}
-
-fn topic_name(name: &str) -> TopicName {
-    TopicName(StrBytes::from_string(name.to_owned()))
+/// A request whose body follows; [`Writer::into_frame`] completes it.
+pub fn request(api: ApiKey, version: i16, correlation: i32, client: &str, body: usize) -> Writer {
+    let mut to = Writer::with_room(32 + client.len() + body);
+    to.begin(api, version, correlation, client);
+    to
 }
 
 /// Version 3, and version 0 for a broker that answers 35.
 pub fn ask_versions(version: i16, correlation: i32, client: &str) -> Vec<u8> {
-    let mut body = ApiVersionsRequest::default();
+    let mut to = request(ApiKey::ApiVersions, version, correlation, client, 64);
     if version >= 3 {
-        body = body
-            .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
-            .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
+        to.string(env!("CARGO_PKG_NAME"));
+        to.string(env!("CARGO_PKG_VERSION"));
     }
-    frame(ApiKey::ApiVersions, version, correlation, client, &body)
+    to.tags();
+    to.into_frame()
 }
 
 /// `create`: the broker may create topics that are not there (from version 4; before, its own config decides alone).
 pub fn ask_metadata(version: i16, correlation: i32, client: &str, topics: &[&str], create: bool) -> Vec<u8> {
-    let topics =
-        topics.iter().map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t)))).collect();
-    let body = MetadataRequest::default()
-        .with_topics(Some(topics))
-        .with_allow_auto_topic_creation(create || version < 4)
-        // What we may do there comes with it from version 8.
-        .with_include_topic_authorized_operations(version >= 8);
-    frame(ApiKey::Metadata, version, correlation, client, &body)
+    // Beside a topic's name: its id, its length, tags.
+    let room = 32 + topics.iter().map(|t| t.len() + 24).sum::<usize>();
+    let mut to = request(ApiKey::Metadata, version, correlation, client, room);
+    to.count(topics.len());
+    for topic in topics {
+        if version >= 10 {
+            to.put(&[0; 16]); // asked for by name
+        }
+        to.string(topic);
+        to.tags();
+    }
+    if version >= 4 {
+        to.bool(create);
+    }
+    if matches!(version, 8..=10) {
+        to.bool(false); // what we may do in the cluster
+    }
+    if version >= 8 {
+        to.bool(true); // what we may do with each topic
+    }
+    to.tags();
+    to.into_frame()
 }
 
 pub fn ask_producer_id(version: i16, correlation: i32, client: &str) -> Vec<u8> {
-    let body =
-        InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
-    frame(ApiKey::InitProducerId, version, correlation, client, &body)
+    let mut to = request(ApiKey::InitProducerId, version, correlation, client, 32);
+    to.null_string(); // no transactional id
+    to.i32(i32::MAX); // the time limit of a transaction
+    if version >= 3 {
+        to.i64(-1); // we have no producer id yet
+        to.i16(-1);
+    }
+    to.tags();
+    to.into_frame()
 }
 
 pub fn ask_producers(correlation: i32, client: &str, topic: &str, partition: i32) -> Vec<u8> {
-    let one = TopicRequest::default().with_name(topic_name(topic)).with_partition_indexes(vec![partition]);
-    let body = DescribeProducersRequest::default().with_topics(vec![one]);
-    frame(ApiKey::DescribeProducers, 0, correlation, client, &body)
+    let mut to = request(ApiKey::DescribeProducers, 0, correlation, client, 32 + topic.len());
+    to.count(1);
+    to.string(topic);
+    to.count(1);
+    to.i32(partition);
+    to.tags();
+    to.tags();
+    to.into_frame()
 }
 
 /// Longest text that is taken over from a broker, in characters.
@@ -205,7 +208,7 @@ const NODES: usize = 2000;
 /// `asked`: the names of the topics that were asked for; others are left out, so that no answer can fill the memory with
 /// topics that nobody wants.
 pub fn metadata(body: &[u8], version: i16, asked: &[&str]) -> Read<Metadata> {
-    let mut r = Reader::new(body, version >= 9);
+    let mut r = Reader::new(body, ApiKey::Metadata.is_flexible(version));
     let mut found = Metadata::default();
     r.skip_tags()?; // of the answer's header
     if version >= 3 {
@@ -264,7 +267,7 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
 
 /// Error code, producer id, epoch.
 pub fn producer_id(body: &[u8], version: i16) -> Read<(i16, i64, i16)> {
-    let mut r = Reader::new(body, version >= 2);
+    let mut r = Reader::new(body, ApiKey::InitProducerId.is_flexible(version));
     r.skip_tags()?;
     r.i32("throttle")?;
     let (error, pid, epoch) = (r.i16("error")?, r.i64("producer id")?, r.i16("producer epoch")?);
@@ -298,7 +301,7 @@ pub fn produced(
     version: i16,
     mut each: impl FnMut(&[u8], Produced) -> Read<()>,
 ) -> Read<(i32, Vec<Node>)> {
-    let mut r = Reader::new(body, version >= 9);
+    let mut r = Reader::new(body, ApiKey::Produce.is_flexible(version));
     r.skip_tags()?;
     for _ in 0..r.count(2, "topic count")? {
         let topic = r.string("topic name")?.ok_or(Malformed("topic name"))?;

@@ -1,6 +1,9 @@
-//! Tests of our readers against `kafka-protocol`'s writers, and against answers that were tampered with.
+//! Our requests byte for byte against those of `kafka-protocol`, our readers against its writers and against answers that
+//! were tampered with.
 
+use super::super::{limits, passes};
 use super::*;
+use bytes::BytesMut;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -8,9 +11,133 @@ use kafka_protocol::messages::metadata_response::{
 use kafka_protocol::messages::produce_response::{
     BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
 };
-use kafka_protocol::messages::{ApiVersionsResponse, MetadataResponse, ProduceResponse, ResponseHeader};
-use kafka_protocol::protocol::{Decodable, HeaderVersion};
+use kafka_protocol::messages::{
+    ApiKey as TheirKey, ApiVersionsRequest, ApiVersionsResponse, DescribeConfigsRequest,
+    DescribeProducersRequest, InitProducerIdRequest, InitProducerIdResponse, MetadataRequest,
+    MetadataResponse, ProduceResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest,
+    SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse, TopicName,
+    describe_configs_request::DescribeConfigsResource, describe_producers_request::TopicRequest,
+    metadata_request::MetadataRequestTopic,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use proptest::prelude::*;
+
+fn topic_name(name: &str) -> TopicName {
+    TopicName(StrBytes::from_string(name.to_owned()))
+}
+
+/// Compares a request of ours with that of `kafka-protocol` in both directions: it reads ours as `theirs`, and writes the
+/// same bytes.
+fn same<M>(ours: &[u8], api: TheirKey, version: i16, client: &str, theirs: &M)
+where
+    M: Encodable + Decodable + PartialEq + std::fmt::Debug,
+{
+    let header = RequestHeader::default()
+        .with_request_api_key(api as i16)
+        .with_request_api_version(version)
+        .with_correlation_id(CORRELATION)
+        .with_client_id(Some(StrBytes::from_string(client.to_owned())));
+    let headed = api.request_header_version(version);
+    let mut to = BytesMut::from(&(ours.len() as u32 - 4).to_be_bytes()[..]);
+    header.encode(&mut to, headed).unwrap();
+    theirs.encode(&mut to, version).unwrap();
+    assert_eq!(ours, &to[..], "{api:?} {version}");
+    let mut rest = bytes::Bytes::copy_from_slice(&ours[4..]);
+    assert_eq!(RequestHeader::decode(&mut rest, headed).unwrap(), header, "{api:?} {version}");
+    assert_eq!(&M::decode(&mut rest, version).unwrap(), theirs, "{api:?} {version}");
+    assert!(rest.is_empty(), "{api:?} {version}");
+}
+
+const CORRELATION: i32 = 0x0102_0304;
+
+/// All requests but Produce, which `records_tests.rs` has, in every version we may send.
+fn all_requests(client: &str, topics: &[&str], partition: i32, sasl: &[u8], create: bool) {
+    let text = |t: &str| StrBytes::from_string(t.to_owned());
+    for version in [0, 3] {
+        let mut body = ApiVersionsRequest::default();
+        if version == 3 {
+            body = body
+                .with_client_software_name(text("logagent"))
+                .with_client_software_version(text(env!("CARGO_PKG_VERSION")));
+        }
+        let ours = ask_versions(version, CORRELATION, client);
+        same(&ours, TheirKey::ApiVersions, version, client, &body);
+    }
+    for version in METADATA.0..=METADATA.1 {
+        let all = topics.iter().map(|t| MetadataRequestTopic::default().with_name(Some(topic_name(t))));
+        let body = MetadataRequest::default()
+            .with_topics(Some(all.collect()))
+            .with_allow_auto_topic_creation(create || version < 4)
+            .with_include_topic_authorized_operations(version >= 8);
+        let ours = ask_metadata(version, CORRELATION, client, topics, create);
+        same(&ours, TheirKey::Metadata, version, client, &body);
+    }
+    for version in INIT_PRODUCER_ID.0..=INIT_PRODUCER_ID.1 {
+        let body = InitProducerIdRequest::default()
+            .with_transactional_id(None)
+            .with_transaction_timeout_ms(i32::MAX);
+        let ours = ask_producer_id(version, CORRELATION, client);
+        same(&ours, TheirKey::InitProducerId, version, client, &body);
+    }
+    for topic in topics {
+        let one =
+            TopicRequest::default().with_name(topic_name(topic)).with_partition_indexes(vec![partition]);
+        let body = DescribeProducersRequest::default().with_topics(vec![one]);
+        let ours = ask_producers(CORRELATION, client, topic, partition);
+        same(&ours, TheirKey::DescribeProducers, 0, client, &body);
+        for version in DESCRIBE_CONFIGS.0..=DESCRIBE_CONFIGS.1 {
+            let one = DescribeConfigsResource::default()
+                .with_resource_type(2)
+                .with_resource_name(text(topic))
+                .with_configuration_keys(Some(vec![text("max.message.bytes")]));
+            let body = DescribeConfigsRequest::default().with_resources(vec![one]);
+            let ours = limits::ask_largest_batch(version, CORRELATION, client, topic);
+            same(&ours, TheirKey::DescribeConfigs, version, client, &body);
+        }
+    }
+    let body = SaslHandshakeRequest::default().with_mechanism(text("SCRAM-SHA-256"));
+    let ours = passes::ask_mechanism(CORRELATION, client, "SCRAM-SHA-256");
+    same(&ours, TheirKey::SaslHandshake, 1, client, &body);
+    for version in SASL_AUTHENTICATE.0..=SASL_AUTHENTICATE.1 {
+        let body = SaslAuthenticateRequest::default().with_auth_bytes(sasl.to_vec().into());
+        let ours = passes::authenticate(version, CORRELATION, client, sasl);
+        same(&ours, TheirKey::SaslAuthenticate, version, client, &body);
+    }
+}
+
+/// Fails when a field of any version is missing, too many or of another size, also where a compact length or count takes
+/// one byte more.
+#[test]
+fn requests_in_every_version() {
+    for len in [1, 126, 127, 128, 249] {
+        let long = "t".repeat(len);
+        all_requests("c", &[&long], 3, long.as_bytes(), false);
+        all_requests(&long, &["t"; 127][..len.min(127)], -1, &vec![7; len * 130], true);
+    }
+    all_requests("", &[], 0, b"", false);
+}
+
+/// Fails when the two disagree on which versions are flexible.
+#[test]
+fn flexible_versions_are_those_of_the_protocol() {
+    let all = [
+        (ApiKey::Produce, TheirKey::Produce, PRODUCE),
+        (ApiKey::Metadata, TheirKey::Metadata, METADATA),
+        (ApiKey::SaslHandshake, TheirKey::SaslHandshake, SASL_HANDSHAKE),
+        (ApiKey::ApiVersions, TheirKey::ApiVersions, (0, 3)),
+        (ApiKey::InitProducerId, TheirKey::InitProducerId, INIT_PRODUCER_ID),
+        (ApiKey::DescribeConfigs, TheirKey::DescribeConfigs, DESCRIBE_CONFIGS),
+        (ApiKey::SaslAuthenticate, TheirKey::SaslAuthenticate, SASL_AUTHENTICATE),
+        (ApiKey::DescribeProducers, TheirKey::DescribeProducers, DESCRIBE_PRODUCERS),
+    ];
+    for (ours, theirs, (low, high)) in all {
+        assert_eq!(ours as i16, theirs as i16);
+        for version in low..=high {
+            let flexible = theirs.request_header_version(version) >= 2;
+            assert_eq!(ours.is_flexible(version), flexible, "{ours:?} {version}");
+        }
+    }
+}
 
 /// An answer as it stands behind its correlation id.
 fn body<M: Encodable + HeaderVersion>(message: &M, version: i16) -> Vec<u8> {
@@ -88,6 +215,44 @@ fn some_versions(version: i16) -> Vec<u8> {
     to.to_vec()
 }
 
+fn some_producer_id(version: i16) -> Vec<u8> {
+    let all = InitProducerIdResponse::default().with_throttle_time_ms(5).with_producer_id((1 << 40).into());
+    body(&all.with_producer_epoch(9), version)
+}
+
+fn some_mechanisms() -> Vec<u8> {
+    let all = ["PLAIN", "SCRAM-SHA-256"].map(StrBytes::from_static_str).to_vec();
+    body(&SaslHandshakeResponse::default().with_error_code(33).with_mechanisms(all), 1)
+}
+
+fn some_authenticated(version: i16) -> Vec<u8> {
+    let all = SaslAuthenticateResponse::default()
+        .with_error_code(58)
+        .with_error_message(Some(StrBytes::from_static_str("no\n")))
+        .with_auth_bytes(vec![1, 2, 3].into())
+        .with_session_lifetime_ms(if version >= 1 { 1 << 33 } else { 0 });
+    body(&all, version)
+}
+
+/// Fails when a field of any version is missing, too many or of another size.
+#[test]
+fn producer_ids_and_sasl_in_every_version() {
+    for version in INIT_PRODUCER_ID.0..=INIT_PRODUCER_ID.1 {
+        assert_eq!(producer_id(&some_producer_id(version), version), Ok((0, 1 << 40, 9)), "{version}");
+    }
+    let names = ["PLAIN", "SCRAM-SHA-256"].map(str::to_owned).to_vec();
+    assert_eq!(passes::mechanisms(&some_mechanisms()), Ok((33, names)));
+    for version in SASL_AUTHENTICATE.0..=SASL_AUTHENTICATE.1 {
+        let want = passes::Authenticated {
+            error: 58,
+            message: "no?".into(),
+            bytes: vec![1, 2, 3],
+            lifetime_ms: if version >= 1 { 1 << 33 } else { 0 },
+        };
+        assert_eq!(passes::authenticated(&some_authenticated(version), version), Ok(want), "{version}");
+    }
+}
+
 /// Fails when a field of any version is missing, too many or of another size.
 #[test]
 fn metadata_in_every_version() {
@@ -159,17 +324,23 @@ fn all_answers() -> Vec<(u8, i16, Vec<u8>)> {
     let produced = (3..=12).map(|v| (0, v, some_produced(v)));
     let metadata = (1..=12).map(|v| (3, v, some_metadata(v)));
     let versions = [0, 3].map(|v| (18, v, some_versions(v)));
-    produced.chain(metadata).chain(versions).collect()
+    let producer_ids = (0..=4).map(|v| (22, v, some_producer_id(v)));
+    let passes = (0..=2).map(|v| (36, v, some_authenticated(v))).chain([(17, 1, some_mechanisms())]);
+    let configs = (1..=4).map(|v| (32, v, limits::some_answer(v)));
+    produced.chain(metadata).chain(versions).chain(producer_ids).chain(passes).chain(configs).collect()
 }
 
 fn read(api: u8, version: i16, bytes: &[u8]) -> bool {
     let read = match api {
         0 => produced(bytes, version, |_, _| Ok(())).map(drop),
         3 => metadata(bytes, version, &["t", "u"]).map(drop),
-        _ => versions(bytes, version).map(drop),
+        17 => passes::mechanisms(bytes).map(drop),
+        18 => versions(bytes, version).map(drop),
+        22 => producer_id(bytes, version).map(drop),
+        32 => limits::largest_batch(bytes, version).map(drop),
+        36 => passes::authenticated(bytes, version).map(drop),
+        other => panic!("api {other}"),
     };
-    // Whatever these are given, they must not panic either.
-    let _ = producer_id(bytes, version);
     read.is_ok()
 }
 
@@ -185,6 +356,7 @@ fn half_an_answer_is_none() {
             (3, 9..) => 5,
             (3, _) => 4,
             (18, 3..) => 5,
+            (22 | 36, 2..) | (32, 4..) => 1,
             _ => 0,
         };
         for n in 0..bytes.len() - unread {
@@ -199,6 +371,19 @@ fn half_an_answer_is_none() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
+    /// Fails when a name, a number or a message is written otherwise than `kafka-protocol` does.
+    #[test]
+    fn requests_are_those_of_the_protocol(
+        client in "\\PC{0,40}",
+        topics in proptest::collection::btree_set("[a-zA-Z0-9._-]{1,249}", 0..12),
+        partition: i32,
+        sasl in proptest::collection::vec(any::<u8>(), 0..400),
+        create: bool,
+    ) {
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        all_requests(&client, &topics, partition, &sasl, create);
+    }
+
     /// Fails (panics, or runs out of time or memory) when a length or count of a real answer is believed unchecked.
     #[test]
     fn mutated_answers_are_read_or_refused(

@@ -1,15 +1,14 @@
 //! SASL's requests and answers; all others are in `messages.rs`. Knows no mechanism.
 
-use super::messages::{frame, text};
-use super::wire::{Read, Reader, put_uvarint};
-use kafka_protocol::messages::{ApiKey, SaslHandshakeRequest};
-use kafka_protocol::protocol::StrBytes;
+use super::messages::{request, text};
+use super::wire::{ApiKey, Read, Reader};
 use zeroize::Zeroizing;
 
 /// Names the SASL mechanism; version 1.
 pub fn ask_mechanism(correlation: i32, client: &str, mechanism: &str) -> Vec<u8> {
-    let body = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_string(mechanism.to_owned()));
-    frame(ApiKey::SaslHandshake, 1, correlation, client, &body)
+    let mut to = request(ApiKey::SaslHandshake, 1, correlation, client, 2 + mechanism.len());
+    to.string(mechanism);
+    to.into_frame()
 }
 
 /// Error code, and the mechanisms that the broker takes.
@@ -26,34 +25,19 @@ pub fn mechanisms(body: &[u8]) -> Read<(i16, Vec<String>)> {
     Ok((error, all))
 }
 
-/// A message of a SASL mechanism. Written by hand into one buffer that is wiped: it may hold a password, and a vector
-/// that grows would leave copies behind.
+/// A message of a SASL mechanism, in one buffer that is wiped: it may hold a password, and a buffer that grows would leave
+/// copies behind.
 pub fn authenticate(version: i16, correlation: i32, client: &str, message: &[u8]) -> Zeroizing<Vec<u8>> {
-    let flexible = version >= 2;
-    let mut varint = [0; 5];
-    let of_len = put_uvarint(&mut varint, message.len() as u32 + 1);
-    let mut to = Zeroizing::new(Vec::with_capacity(32 + client.len() + message.len()));
-    to.extend_from_slice(&[0; 4]);
-    to.extend_from_slice(&(ApiKey::SaslAuthenticate as i16).to_be_bytes());
-    to.extend_from_slice(&version.to_be_bytes());
-    to.extend_from_slice(&correlation.to_be_bytes());
-    to.extend_from_slice(&(client.len() as i16).to_be_bytes());
-    to.extend_from_slice(client.as_bytes());
-    match flexible {
-        true => {
-            to.push(0); // no tagged fields in the header
-            to.extend_from_slice(&varint[..of_len]);
-        }
-        false => to.extend_from_slice(&(message.len() as i32).to_be_bytes()),
-    }
-    to.extend_from_slice(message);
-    if flexible {
-        to.push(0);
-    }
-    let len = (to.len() - 4) as u32;
-    to[..4].copy_from_slice(&len.to_be_bytes());
-    to
+    let mut to = request(ApiKey::SaslAuthenticate, version, correlation, client, AROUND + message.len());
+    let room = to.held();
+    to.blob(message);
+    to.tags();
+    debug_assert_eq!(to.held(), room, "the message was moved");
+    Zeroizing::new(to.into_frame())
 }
+
+/// Most bytes beside the message: its length, and tags.
+const AROUND: usize = 6;
 
 /// The broker's answer to [`authenticate`].
 #[derive(Debug, PartialEq, Eq)]
@@ -66,7 +50,7 @@ pub struct Authenticated {
 }
 
 pub fn authenticated(body: &[u8], version: i16) -> Read<Authenticated> {
-    let mut r = Reader::new(body, version >= 2);
+    let mut r = Reader::new(body, ApiKey::SaslAuthenticate.is_flexible(version));
     r.skip_tags()?;
     let error = r.i16("error")?;
     let message = text(r.string("error message")?);

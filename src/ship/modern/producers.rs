@@ -2,7 +2,7 @@
 //! no more of it than that one.
 
 use super::messages::text;
-use super::wire::{Malformed, Read, Reader};
+use super::wire::{ApiKey, Malformed, Read, Reader};
 
 /// Longest answer taken: 1.8 million producers at 37 bytes each. A broker keeps one for a day by default
 /// (`producer.id.expiration.ms`).
@@ -65,7 +65,7 @@ impl Producers {
     pub fn read(&mut self, bytes: &[u8], more: usize) -> Read<usize> {
         let mut rest = bytes;
         while self.part != Part::Rest {
-            let mut r = Reader::new(rest, true);
+            let mut r = Reader::new(rest, ApiKey::DescribeProducers.is_flexible(0));
             match self.next(&mut r, more) {
                 Ok(()) => rest = r.rest(),
                 Err(_) if more > 0 && rest.len() < LONGEST_PART => break,

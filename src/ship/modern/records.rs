@@ -7,7 +7,7 @@
 //! delta, offset delta, key, value, headers; lengths and deltas are zigzag varints, length -1 is null.
 
 use super::codec::{Codec, Press};
-use super::wire::{put_uvarint, uvarint_len, zigzag};
+use super::wire::{ApiKey, Writer, put_uvarint, uvarint_len, zigzag};
 use crate::chunk::{Chunk, Format, Key, Line};
 use crate::ship::driver::Acks;
 use crate::ship::flight::{Batch, Records};
@@ -25,84 +25,7 @@ const FRAMING: usize = 24;
 const BLOCK: usize = 64;
 const LONG: usize = 2048;
 
-/// A buffer that is filled from the front and used again. `bytes` is initialised to its end, so nothing is zeroed twice.
-#[derive(Debug, Default)]
-pub struct Out {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Out {
-    pub fn filled(&self) -> &[u8] {
-        &self.bytes[..self.at]
-    }
-
-    pub fn clear(&mut self) {
-        self.at = 0;
-    }
-
-    /// These bytes and no others.
-    pub fn set(&mut self, bytes: &[u8]) {
-        self.clear();
-        self.put(bytes);
-    }
-
-    /// Bytes of memory it holds.
-    pub fn held(&self) -> usize {
-        self.bytes.capacity()
-    }
-
-    /// Room for `more` bytes after those filled.
-    #[inline]
-    fn room(&mut self, more: usize) -> &mut [u8] {
-        if self.bytes.len() - self.at < more {
-            self.grow(more);
-        }
-        &mut self.bytes[self.at..]
-    }
-
-    #[cold]
-    fn grow(&mut self, more: usize) {
-        self.bytes.truncate(self.at); // what is behind need not be copied
-        self.bytes.reserve_exact(more);
-        self.bytes.resize(self.at + more, 0);
-    }
-
-    fn put(&mut self, bytes: &[u8]) {
-        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
-        self.at += bytes.len();
-    }
-
-    fn uvarint(&mut self, value: u32) {
-        self.at += put_uvarint(self.room(5), value);
-    }
-
-    fn varint(&mut self, value: usize) {
-        self.uvarint(zigzag(value as i32));
-    }
-
-    fn string(&mut self, text: &str, flexible: bool) {
-        match flexible {
-            true => self.uvarint(text.len() as u32 + 1),
-            false => self.put(&(text.len() as u16).to_be_bytes()),
-        }
-        self.put(text.as_bytes());
-    }
-
-    fn count(&mut self, n: usize, flexible: bool) {
-        match flexible {
-            true => self.uvarint(n as u32 + 1),
-            false => self.put(&(n as u32).to_be_bytes()),
-        }
-    }
-
-    /// The end of a struct: no tagged fields.
-    fn tags(&mut self, flexible: bool) {
-        if flexible {
-            self.put(&[0]);
-        }
-    }
-
+impl Writer {
     /// One record without key and headers, its value `len` bytes at the front of `from`; what is behind may be read too.
     #[inline]
     fn plain(&mut self, delta: u32, from: &[u8], len: usize) {
@@ -189,7 +112,7 @@ pub struct Encoder {
     press: Press,
     pen: Pen,
     /// Records before compression.
-    loose: Out,
+    loose: Writer,
 }
 
 impl Encoder {
@@ -206,45 +129,34 @@ impl Encoder {
 
     /// Writes the whole frame of a produce request. Batches of one topic must stand side by side, and no partition twice:
     /// a broker takes exactly one record batch per partition (two give 87).
-    pub fn request(&mut self, out: &mut Out, envelope: &Envelope<'_>, batches: &[Batch]) {
-        let flexible = envelope.version >= 9;
-        out.clear();
-        out.put(&[0; 4]);
-        out.put(&0i16.to_be_bytes()); // Produce
-        out.put(&envelope.version.to_be_bytes());
-        out.put(&envelope.correlation.to_be_bytes());
-        out.string(envelope.client, false); // in the header it is never a compact one (KIP-511)
-        out.tags(flexible);
-        match flexible {
-            true => out.put(&[0]), // no transactional id
-            false => out.put(&(-1i16).to_be_bytes()),
-        }
-        let acks: i16 = match envelope.acks {
+    pub fn request(&mut self, out: &mut Writer, envelope: &Envelope<'_>, batches: &[Batch]) {
+        out.begin(ApiKey::Produce, envelope.version, envelope.correlation, envelope.client);
+        out.null_string(); // no transactional id
+        out.i16(match envelope.acks {
             Acks::Zero => 0,
             Acks::One => 1,
             Acks::All => -1,
-        };
-        out.put(&acks.to_be_bytes());
-        out.put(&envelope.timeout_ms.to_be_bytes());
+        });
+        out.i32(envelope.timeout_ms);
         let by_topic = || batches.chunk_by(|a, b| a.load.topic == b.load.topic);
-        out.count(by_topic().count(), flexible);
+        out.count(by_topic().count());
         for group in by_topic() {
-            out.string(&group[0].load.topic, flexible);
-            out.count(group.len(), flexible);
+            out.string(&group[0].load.topic);
+            out.count(group.len());
             for batch in group {
-                out.put(&batch.partition.to_be_bytes());
-                self.sized_batch(out, batch, envelope.codec, flexible);
-                out.tags(flexible);
+                out.i32(batch.partition);
+                self.sized_batch(out, batch, envelope.codec);
+                out.tags();
             }
-            out.tags(flexible);
+            out.tags();
         }
-        out.tags(flexible);
-        let len = (out.at - 4) as u32;
-        out.bytes[..4].copy_from_slice(&len.to_be_bytes());
+        out.tags();
+        out.end();
     }
 
     /// A batch behind its length. A compact length is a varint whose own size is guessed; a wrong guess costs a move.
-    fn sized_batch(&mut self, out: &mut Out, batch: &Batch, codec: Codec, flexible: bool) {
+    fn sized_batch(&mut self, out: &mut Writer, batch: &Batch, codec: Codec) {
+        let flexible = out.is_flexible();
         let length_at = out.at;
         let guess = match flexible {
             true => uvarint_len(Self::estimate(batch) as u32),
@@ -269,7 +181,7 @@ impl Encoder {
     }
 
     /// Appends one record batch.
-    pub fn batch(&mut self, out: &mut Out, batch: &Batch, mut codec: Codec) {
+    pub fn batch(&mut self, out: &mut Writer, batch: &Batch, mut codec: Codec) {
         let start = out.at;
         if codec != Codec::None {
             self.loose.clear();
@@ -292,7 +204,7 @@ impl Encoder {
 }
 
 /// Appends the records of a batch; says how many there are.
-fn records(pen: &mut Pen, out: &mut Out, batch: &Batch) -> u32 {
+fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> u32 {
     let mut count = 0;
     if !batch.load.chunks.iter().all(is_plain) {
         pen.each(batch, |r| {

@@ -21,7 +21,7 @@ fn decode(bytes: &[u8]) -> RecordSet {
 }
 
 fn encode(encoder: &mut Encoder, b: &Batch, codec: Codec) -> Vec<u8> {
-    let mut out = Out::default();
+    let mut out = Writer::default();
     encoder.batch(&mut out, b, codec);
     out.filled().to_vec()
 }
@@ -141,7 +141,7 @@ fn header_by_the_book() {
 fn a_used_buffer_gives_the_same_bytes() {
     let long = batch(1, vec![chunk(&plain(1), 0, &[&[b'x'; 5000], b"y"])]);
     let short = batch(1, vec![chunk(&plain(1), 0, &[b"", b"ab"])]);
-    let (mut encoder, mut out) = (Encoder::default(), Out::default());
+    let (mut encoder, mut out) = (Encoder::default(), Writer::default());
     for codec in ALL {
         let fresh = encode(&mut Encoder::default(), &short, codec);
         encoder.batch(&mut out, &long, codec);
@@ -173,7 +173,7 @@ fn a_request_reads_back_in_every_version() {
                 let all = [make("one", 0, size), make("one", 7, 1), make("two", 0, 3)];
                 let envelope =
                     Envelope { version, correlation: 77, client: "c", acks: Acks::All, timeout_ms: 9, codec };
-                let (mut encoder, mut out) = (Encoder::default(), Out::default());
+                let (mut encoder, mut out) = (Encoder::default(), Writer::default());
                 encoder.request(&mut out, &envelope, &all);
                 let mut bytes = Bytes::copy_from_slice(out.filled());
                 assert_eq!(bytes.get_u32() as usize, bytes.remaining());
@@ -231,7 +231,7 @@ fn cost_per_line() {
             .map(|i| batch(i, vec![chunk(&o, 0, &lines[..1300]), chunk(&o, 0, &lines[1300..])]))
             .collect();
         for codec in ALL {
-            let (mut encoder, mut out) = (Encoder::default(), Out::default());
+            let (mut encoder, mut out) = (Encoder::default(), Writer::default());
             let mut best = f64::MAX;
             let mut size = 0;
             for _ in 0..7 {

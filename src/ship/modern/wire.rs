@@ -1,5 +1,5 @@
-//! Kafka's primitive types read from an answer's bytes, and the few that a produce request needs written. Knows no
-//! message and reads no socket.
+//! Kafka's primitive types: [`Reader`] takes them from an answer, [`Writer`] puts them into a request. Also the request
+//! header, and from which version on each API has compact lengths and tagged fields.
 //!
 //! Every answer is hostile until read: a length or a count is compared with what the frame still holds before anything
 //! is done with it, and nothing is ever allocated by a count.
@@ -154,6 +154,186 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The requests we make, by their number in the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i16)]
+pub enum ApiKey {
+    Produce = 0,
+    Metadata = 3,
+    SaslHandshake = 17,
+    ApiVersions = 18,
+    InitProducerId = 22,
+    DescribeConfigs = 32,
+    SaslAuthenticate = 36,
+    DescribeProducers = 61,
+}
+
+impl ApiKey {
+    /// Whether this version has compact lengths and tagged fields (KIP-482), in the request as in the answer.
+    pub const fn is_flexible(self, version: i16) -> bool {
+        match self {
+            ApiKey::Produce | ApiKey::Metadata => version >= 9,
+            ApiKey::SaslHandshake => false,
+            ApiKey::ApiVersions => version >= 3,
+            ApiKey::InitProducerId | ApiKey::SaslAuthenticate => version >= 2,
+            ApiKey::DescribeConfigs => version >= 4,
+            ApiKey::DescribeProducers => true,
+        }
+    }
+}
+
+/// Writes a request into a buffer that is filled from the front and used again. `bytes` is initialised to its end, so
+/// nothing is zeroed twice.
+#[derive(Debug, Default)]
+pub struct Writer {
+    pub(super) bytes: Vec<u8>,
+    /// The end of what was written.
+    pub(super) at: usize,
+    flexible: bool,
+}
+
+impl Writer {
+    /// With room for `bytes` bytes.
+    pub fn with_room(bytes: usize) -> Self {
+        Writer { bytes: vec![0; bytes], ..Writer::default() }
+    }
+
+    /// Starts a new frame, and writes the header of the request. The body follows, and then [`Writer::end`].
+    pub fn begin(&mut self, api: ApiKey, version: i16, correlation: i32, client: &str) {
+        self.clear();
+        self.flexible = false; // the client id is never compact (KIP-511)
+        self.i32(0); // the frame's length
+        self.i16(api as i16);
+        self.i16(version);
+        self.i32(correlation);
+        self.string(client);
+        self.flexible = api.is_flexible(version);
+        self.tags();
+    }
+
+    /// Completes the frame.
+    pub fn end(&mut self) {
+        let len = (self.at - 4) as u32;
+        self.bytes[..4].copy_from_slice(&len.to_be_bytes());
+    }
+
+    /// The completed frame, in the buffer it was written into.
+    pub fn into_frame(mut self) -> Vec<u8> {
+        self.end();
+        self.bytes.truncate(self.at);
+        self.bytes
+    }
+
+    pub fn filled(&self) -> &[u8] {
+        &self.bytes[..self.at]
+    }
+
+    pub fn clear(&mut self) {
+        self.at = 0;
+    }
+
+    /// These bytes and no others.
+    pub fn set(&mut self, bytes: &[u8]) {
+        self.clear();
+        self.put(bytes);
+    }
+
+    /// Bytes of memory it holds.
+    pub fn held(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    pub fn is_flexible(&self) -> bool {
+        self.flexible
+    }
+
+    /// Room for `more` bytes after those filled.
+    #[inline]
+    pub fn room(&mut self, more: usize) -> &mut [u8] {
+        if self.bytes.len() - self.at < more {
+            self.grow(more);
+        }
+        &mut self.bytes[self.at..]
+    }
+
+    #[cold]
+    fn grow(&mut self, more: usize) {
+        self.bytes.truncate(self.at); // what is behind need not be copied
+        self.bytes.reserve_exact(more);
+        self.bytes.resize(self.at + more, 0);
+    }
+
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    pub fn i8(&mut self, value: i8) {
+        self.put(&value.to_be_bytes());
+    }
+
+    pub fn bool(&mut self, value: bool) {
+        self.i8(i8::from(value));
+    }
+
+    pub fn i16(&mut self, value: i16) {
+        self.put(&value.to_be_bytes());
+    }
+
+    pub fn i32(&mut self, value: i32) {
+        self.put(&value.to_be_bytes());
+    }
+
+    pub fn i64(&mut self, value: i64) {
+        self.put(&value.to_be_bytes());
+    }
+
+    pub fn uvarint(&mut self, value: u32) {
+        self.at += put_uvarint(self.room(5), value);
+    }
+
+    /// A signed varint that is a length or an index of a record.
+    pub fn varint(&mut self, value: usize) {
+        self.uvarint(zigzag(value as i32));
+    }
+
+    pub fn string(&mut self, text: &str) {
+        match self.flexible {
+            true => self.uvarint(text.len() as u32 + 1),
+            false => self.i16(text.len() as i16),
+        }
+        self.put(text.as_bytes());
+    }
+
+    pub fn null_string(&mut self) {
+        match self.flexible {
+            true => self.uvarint(0),
+            false => self.i16(-1),
+        }
+    }
+
+    /// Bytes, which may be more than a string can have.
+    pub fn blob(&mut self, bytes: &[u8]) {
+        self.count(bytes.len());
+        self.put(bytes);
+    }
+
+    /// The number of items of an array, which follow.
+    pub fn count(&mut self, n: usize) {
+        match self.flexible {
+            true => self.uvarint(n as u32 + 1),
+            false => self.i32(n as i32),
+        }
+    }
+
+    /// The end of a struct: no tagged fields.
+    pub fn tags(&mut self) {
+        if self.flexible {
+            self.i8(0);
+        }
+    }
+}
+
 /// Bytes that `value` takes as an unsigned varint.
 #[inline]
 pub const fn uvarint_len(value: u32) -> usize {
@@ -206,6 +386,40 @@ mod tests {
         assert_eq!(Reader::new(&[0, 0, 0, 2, 1, 2], false).count(1, "c"), Ok(2));
         assert_eq!(Reader::new(&[0, 0, 0, 2, 1, 2], false).count(2, "c"), Err(Malformed("c")));
         assert_eq!(Reader::new(&[0xff; 5], true).uvarint("v"), Err(Malformed("v")));
+    }
+
+    /// Fails when the reader does not take a length, a count or a null as the writer puts it.
+    #[test]
+    fn what_is_written_is_read() {
+        // SaslHandshake is flexible in no version, DescribeProducers in all.
+        for api in [ApiKey::SaslHandshake, ApiKey::DescribeProducers] {
+            for len in [0, 1, 126, 127, 128, 16_382, 16_383, 32_767] {
+                let text = "x".repeat(len);
+                let mut w = Writer::default();
+                w.begin(api, 1, 7, "c");
+                let head = w.filled().len();
+                w.string(&text);
+                w.null_string();
+                w.blob(text.as_bytes());
+                w.count(2);
+                w.i32(-1);
+                w.i32(i32::MIN);
+                w.i64(i64::MIN);
+                w.bool(true);
+                w.tags();
+                w.end();
+                let bytes = w.filled();
+                assert_eq!(bytes[..4], (bytes.len() as u32 - 4).to_be_bytes());
+                let mut r = Reader::new(&bytes[head..], api.is_flexible(1));
+                assert_eq!(r.string("s"), Ok(Some(text.as_bytes())));
+                assert_eq!(r.string("s"), Ok(None));
+                assert_eq!(r.blob("b"), Ok(Some(text.as_bytes())));
+                assert_eq!(r.count(4, "c"), Ok(2));
+                assert_eq!([r.i32("n"), r.i32("n")], [Ok(-1), Ok(i32::MIN)]);
+                assert_eq!((r.i64("n"), r.i8("b"), r.skip_tags()), (Ok(i64::MIN), Ok(1), Ok(())));
+                assert!(r.rest().is_empty());
+            }
+        }
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! What the crates `kafka` and `kafka-protocol` use of the crate `crc`, and nothing more, on `crc32fast`.
+//! What the crates `kafka` and, in tests, `kafka-protocol` use of the crate `crc`, and nothing more, on `crc32fast`.
 //!
 //! The `kafka` crate makes a new [`Crc`] for every message, and in `crc` that computes the whole table again: more work
 //! than all else that the classic driver does for a line.
