@@ -15,7 +15,8 @@
 //!    are hints: a lost one costs delay, never a line.
 //! 2. [`tail`] is STAGE 1, one thread per followed path: it looks, lets [`tail::follow::decide`] say what to do, does it,
 //!    and waits with a deadline. What it reads is framed into [`chunk::Chunk`]s. [`tail::catchup`] finds bytes that were
-//!    rotated, copied or compressed while nobody looked.
+//!    rotated, copied or compressed while nobody looked. Which stream goes on in which file is settled for all files of a walk
+//!    before their tails start, and [`tail::known`] is where tails see each other.
 //! 3. [`ship`] is STAGE 2, the synchronous producer thread: it gathers chunks into flights ([`ship::flight`]), gives each
 //!    partition one batch, hands them to a driver behind two channel ends ([`ship::driver`]) and turns what comes back into
 //!    acks. It decides on retries, splitting and numbering; a driver never sends anything twice by itself.

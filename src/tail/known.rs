@@ -1,7 +1,10 @@
-//! Which stream is whose, and how far it has been framed: the one place where two tails meet. Reads no file.
+//! Which stream is whose, and how far it has been framed: the one place where tails meet.
 //!
-//! Seeded from the saved state; locked when a file is opened or closed, never per chunk. Invariant: a stream is open in at
-//! most one tail, so a file that two patterns or names lead to is read once.
+//! Seeded from the saved state; locked for look-ups and small updates, at most once per chunk. Invariant: a stream is open in
+//! at most one tail, so a file that two patterns or names lead to is read once.
+//!
+//! Tails that start together are registered before the first of them runs ([`Known::join`]), and each stream is given to one
+//! path ([`Known::settle`]), so the order in which threads start does not matter.
 
 use super::copies::goes_on;
 use super::identity::{self, Look};
