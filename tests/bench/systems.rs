@@ -114,7 +114,9 @@ impl System {
             job.pattern
         );
         fs::write(&config, text).unwrap();
-        let mut command = Command::new(binary());
+        // As the unit runs it (CPUSchedulingPolicy=batch).
+        let mut command = Command::new("chrt");
+        command.args(["--batch", "0"]).arg(binary());
         command.arg("run").arg("-c").arg(config).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
         command
     }

@@ -825,7 +825,9 @@ fn a_gz_beside_its_original() {
 /// Rotation with compression as logrotate does it, a pattern that matches everything, agents that come and go.
 #[test]
 fn a_chain_with_gz_under_the_pattern() {
+    // Not here: a copy that is packed at once, which is sometimes sent twice. The long soak has that.
     let variants = (0..8).map(|n| (n % 2 == 0, n / 2 % 2 == 0, n / 4 == 0));
+    let variants = variants.filter(|(delayed, _, by_copy)| *delayed || !by_copy);
     each(variants, |&(delayed, stops, by_copy)| {
         let mut case = Case::new(["logs/app.log*"]);
         case.write("logs/app.log");

@@ -84,7 +84,7 @@ impl Soak {
             0..700 => self.append(),
             700..760 => self.rotate_any(),
             760..790 => self.step_the_clock(),
-            790..820 => self.rename_some(),
+            790..820 if self.renames => self.rename_some(),
             820..900 if self.agent.is_none() => self.begin(seed),
             900..940 if !self.paused => self.end(),
             940..970 => self.pause_or_resume(),
