@@ -2,7 +2,7 @@
 //! filling it never waits, and nobody needs to see every one.
 
 use crate::chunk::{Range, StreamId};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::waker::Waker;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,26 +25,24 @@ impl Cover {
 #[derive(Clone, Debug)]
 pub struct Giver {
     slot: Arc<Mutex<Option<Cover>>>,
-    bell: Sender<()>,
+    waker: Waker,
 }
 
 #[derive(Debug)]
 pub struct Taker {
     slot: Arc<Mutex<Option<Cover>>>,
-    /// One slot: a bell that finds it full is heard already.
-    pub bell: Receiver<()>,
 }
 
-pub fn pair() -> (Giver, Taker) {
+/// `waker` wakes who takes.
+pub fn pair(waker: &Waker) -> (Giver, Taker) {
     let slot = Arc::new(Mutex::new(None));
-    let (bell, heard) = bounded(1);
-    (Giver { slot: slot.clone(), bell }, Taker { slot, bell: heard })
+    (Giver { slot: slot.clone(), waker: waker.clone() }, Taker { slot })
 }
 
 impl Giver {
     pub fn give(&self, cover: Cover) {
         *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(cover);
-        let _ = self.bell.try_send(());
+        self.waker.wake();
     }
 }
 

@@ -69,6 +69,7 @@ mod cover;
 mod error;
 mod fdstore;
 mod files;
+mod handover;
 mod links;
 mod logging;
 mod packed;
@@ -82,6 +83,7 @@ mod stop;
 mod sys;
 mod systemd;
 mod tail;
+mod waker;
 mod wall;
 mod watch;
 

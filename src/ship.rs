@@ -1,4 +1,5 @@
-//! STAGE 2: chunks in, acks out. The synchronous producer thread, its flights, and the drivers that carry them.
+//! STAGE 2: chunks in, acks out. The producer thread, which owns topics, partitions, broker connections and, with
+//! exactly-once, the journal.
 
 pub mod auto;
 pub mod classic;
@@ -23,18 +24,23 @@ mod spread;
 pub mod stdout;
 #[cfg(test)]
 pub mod testing;
+mod worker;
+
+pub use worker::Outbox;
 
 use crate::chunk::{Note, Parcel};
 use crate::pulse::Beat;
-use crate::report::Board;
 use crate::stop::Stop;
 use crate::sys::heap;
+use crate::waker::{Waker, Waking};
 use crate::wall;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use driver::{Context, Current, Drive, Event, Order};
+use journal::Journal;
 use partition::Now;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shipper::Shipper;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How a record's partition is chosen. "Living" are partitions with a reachable leader that are not in trouble.
@@ -72,9 +78,7 @@ pub struct Options {
     pub seed: u64,
     /// For `send`: what became of each batch, as it is stored.
     pub receipts: Option<Sender<Receipt>>,
-    /// How long the driver may leave orders untaken before it counts as stuck; `None`: as long as it takes.
-    pub untaken: Option<Duration>,
-    /// Exactly-once: what an earlier run left. The driver's ends then are the journal's.
+    /// Exactly-once: what an earlier run left.
     pub once: Option<resume::Once>,
 }
 
@@ -90,7 +94,6 @@ impl Default for Options {
             saved_ms: 0,
             seed: 1,
             receipts: None,
-            untaken: None,
             once: None,
         }
     }
@@ -102,7 +105,7 @@ pub struct Change {
     /// `partitioner`, `batch`, `linger` and `rate` of these are taken up.
     pub options: Options,
     /// Another driver. It begins when all batches have come back from the one before; until then none is sent.
-    pub drive: Option<driver::Drive>,
+    pub drive: Option<Drive>,
     /// With brokers that may be another cluster: there our producer id may be somebody else's.
     pub elsewhere: bool,
 }
@@ -137,116 +140,183 @@ const RETURN: Duration = Duration::from_secs(1);
 /// Parcels and events taken at a time before what they make possible is sent.
 const AT_A_TIME: usize = 256;
 
-/// The thread. It takes whatever comes, from either side, and waits nowhere but in its select; so a topic that does not
-/// move holds only its own share of the byte budget. Notes go out in bounded space, but the ledger always takes them.
+/// Tells a running producer to do otherwise.
+#[derive(Debug)]
+pub struct Changes(Waking<Sender<Change>>);
+
+impl Changes {
+    /// One change may wait.
+    pub fn new(waker: &Waker) -> (Changes, Receiver<Change>) {
+        let (to, from) = crossbeam_channel::bounded(1);
+        (Changes(Waking::new(to, waker)), from)
+    }
+
+    /// Waits until the one before has been taken. Without a producer it is of no concern.
+    pub fn send(&self, change: Change) {
+        let _ = self.0.get().send(change);
+        self.0.wake();
+    }
+}
+
+/// What the producer's thread is started with. Every sender of these wakes `context.waker`.
+pub struct Producer {
+    pub options: Options,
+    pub inbox: Receiver<Parcel>,
+    pub changes: Receiver<Change>,
+    pub drive: Drive,
+    pub context: Context,
+    pub journal: Option<Journal>,
+    pub out: Sender<Note>,
+    pub halts: Halts,
+}
+
+/// The thread's loop. It takes whatever comes, from either side, and waits nowhere but in its `poll(2)`; so a topic that
+/// does not move holds only its own share of the byte budget. Notes go out in bounded space, but the ledger always takes
+/// them.
 ///
-/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says; dropping `ends` and `out`
-/// then ends worker and ledger.
-pub fn run(
-    options: Options,
-    mut inbox: Receiver<Parcel>,
-    mut changes: Receiver<Change>,
-    ends: driver::Ends,
+/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says; dropping `out` then
+/// ends the ledger.
+pub fn run(producer: Producer) -> Result<(), Dead> {
+    let Producer { options, inbox, changes, drive, context, journal, out, halts } = producer;
+    let board = context.board.clone();
+    let ship = Shipper::new(options, &board, now());
+    let current = Current::new(context.clone(), &drive);
+    let (ready, events) = (Vec::new(), Vec::new());
+    Loop { ship, current, journal, waker: context.waker, ready, events, out }.run(&inbox, &changes, &halts)
+}
+
+struct Loop<'b> {
+    ship: Shipper<'b>,
+    current: Current,
+    journal: Option<Journal>,
+    waker: Waker,
+    /// What `poll(2)` has found at the driver's sockets.
+    ready: Vec<PollFlags>,
+    events: Vec<Event>,
     out: Sender<Note>,
-    board: &Board,
-    halts: Halts,
-) -> Result<(), Dead> {
-    let mut halt = halts.stuck.as_ref().map_or_else(never, |stop| stop.on().clone());
-    let (mut halted, mut stuck): (Option<Instant>, Option<Instant>) = (None, None);
-    let mut carrier =
-        Carrier { limit: options.untaken, beat: board.pulse.beat("driver"), waiting: 0, moved: false };
-    let mut ship = Shipper::new(options, board, now());
-    let mut open = true;
-    loop {
-        ship.beat.within(Beat::TURN);
-        if open && take(&inbox, |parcel| ship.parcel(parcel, now())) {
-            // A closed channel is always ready: in the select it would be a busy loop.
-            (open, inbox) = (false, never());
-            ship.close();
-        }
-        let mut result = Ok(());
-        let gone = take(&ends.events, |event| {
-            carrier.moved();
-            if result.is_ok() {
-                result = ship.event(event, now());
+}
+
+impl Loop<'_> {
+    fn run(
+        mut self,
+        inbox: &Receiver<Parcel>,
+        changes: &Receiver<Change>,
+        halts: &Halts,
+    ) -> Result<(), Dead> {
+        let (mut halted, mut stuck): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut open = true;
+        loop {
+            self.ship.beat.within(Beat::TURN);
+            self.waker.begin_round();
+            // What came back is known before anything is sent.
+            self.turn()?;
+            if open && take(inbox, |parcel| self.ship.parcel(parcel, now())) {
+                open = false;
+                self.ship.close();
             }
-        });
-        // Behind the inbox: what a tail sent after the change is not for the driver before it.
-        changes.try_iter().for_each(|change| ship.change(change, now()));
-        let wake = ship.tick(now());
-        for order in ship.orders() {
-            // Unbounded, so this never waits; a worker that is gone shows at its events.
-            let _ = ends.orders.send(order);
+            // Behind the inbox: what a tail sent after the change is not for the driver before it.
+            changes.try_iter().for_each(|change| self.ship.change(change, now()));
+            let wake = self.send()?;
+            let empty = self.ship.is_empty();
+            if !open && empty {
+                return Ok(());
+            }
+            if halts.now.is_on() {
+                return Ok(());
+            }
+            let here = Instant::now();
+            if halts.stuck.as_ref().is_some_and(Stop::is_on) {
+                halted.get_or_insert(here);
+            }
+            stuck = if self.ship.is_stuck() { stuck.or(Some(here)) } else { None };
+            let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
+            if !open && patience.is_some_and(|until| here >= until) {
+                log::warn!("no broker takes what is left: not waiting for it");
+                return Ok(());
+            }
+            if !self.events.is_empty() {
+                continue; // what they make possible comes first
+            }
+            if empty && inbox.is_empty() {
+                heap::trim();
+            }
+            let wake = wake.into_iter().chain(patience.filter(|until| *until > here)).min();
+            let more = !inbox.is_empty();
+            self.wait(wake, more, here);
         }
-        carrier.look(ends.orders.len());
-        for note in ship.notes.drain(..) {
-            if out.send(note).is_err() {
+    }
+
+    /// A turn of the driver; the core learns what came of it.
+    fn turn(&mut self) -> Result<(), Dead> {
+        let now = now();
+        let alive = self.current.turn(&self.ready, now.at, &mut self.events);
+        self.ready.clear();
+        let ship = &mut self.ship;
+        self.events.drain(..).try_for_each(|event| ship.event(event, now))?;
+        if alive { Ok(()) } else { Err(Dead { why: "its worker has ended".into() }) }
+    }
+
+    /// Sends what may leave now. When to come again, if nothing happens before.
+    fn send(&mut self) -> Result<Option<Instant>, Dead> {
+        let now = now();
+        let wake = self.ship.tick(now);
+        let mut ordered = false;
+        for order in self.ship.orders() {
+            match (order, &mut self.journal) {
+                (Order::Send(batches), Some(journal)) => journal.hold(batches),
+                (order, _) => {
+                    self.current.order(order, now.at);
+                    ordered = true;
+                }
+            }
+        }
+        if let Some(journal) = &mut self.journal {
+            let recorded = journal.record(now.at);
+            if !recorded.is_empty() {
+                self.current.order(Order::Send(recorded), now.at);
+                ordered = true;
+            }
+        }
+        let mut alive = true;
+        if ordered {
+            alive = self.current.turn(&[], now.at, &mut self.events);
+        }
+        for note in self.ship.notes.drain(..) {
+            if self.out.send(note).is_err() {
                 return Err(Dead { why: "nobody keeps the positions any more".into() });
             }
         }
-        result?;
-        ship.prepare();
-        if gone {
+        self.ship.prepare();
+        if !alive && self.events.is_empty() {
             return Err(Dead { why: "its worker has ended".into() });
         }
-        let empty = ship.is_empty();
-        if !open && empty {
-            return Ok(());
-        }
-        let here = Instant::now();
-        stuck = if ship.is_stuck() { stuck.or(Some(here)) } else { None };
-        let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
-        if !open && patience.is_some_and(|until| here >= until) {
-            log::warn!("no broker takes what is left: not waiting for it");
-            return Ok(());
-        }
-        let wake = wake.into_iter().chain(patience.filter(|until| *until > here)).min();
-        let more = !inbox.is_empty() || !ends.events.is_empty();
-        if !more && empty {
-            heap::trim();
-        }
-        let wait = if more { Duration::ZERO } else { until(wake).min(board.pulse.longest()) };
-        ship.beat.within(wait);
-        select! {
-            recv(inbox) -> parcel => if let Ok(parcel) = parcel { ship.parcel(parcel, now()) },
-            recv(ends.events) -> event => if let Ok(event) = event {
-                carrier.moved();
-                ship.event(event, now())?;
-            },
-            recv(changes) -> change => match change {
-                Ok(change) => ship.change(change, now()),
-                Err(_) => changes = never(), // there will be no more
-            },
-            recv(halt) -> _ => (halt, halted) = (never(), Some(Instant::now())),
-            recv(halts.now.on()) -> _ => return Ok(()),
-            default(wait) => {}
-        }
-    }
-}
-
-/// Whether the driver's worker takes its orders, seen from here: it promises nothing itself while it has none, and an
-/// outage is no reason to leave them (they come back).
-struct Carrier {
-    limit: Option<Duration>,
-    beat: Arc<Beat>,
-    /// Orders not yet taken at the last look.
-    waiting: usize,
-    /// Something has come from it since.
-    moved: bool,
-}
-
-impl Carrier {
-    fn moved(&mut self) {
-        self.moved = true;
+        let journal = self.journal.as_ref().and_then(|j| j.wake(now.at));
+        Ok([wake, journal, self.current.driver().wake()].into_iter().flatten().min())
     }
 
-    fn look(&mut self, waiting: usize) {
-        let before = std::mem::replace(&mut self.waiting, waiting);
-        let moved = std::mem::take(&mut self.moved) || waiting < before || before == 0;
-        match self.limit {
-            Some(limit) if waiting > 0 && moved => self.beat.within(limit),
-            Some(_) if waiting > 0 => {}
-            _ => self.beat.rests(),
+    /// Waits for news, for the sockets, and at most until `wake`. With `more` it only looks.
+    fn wait(&mut self, wake: Option<Instant>, more: bool, now: Instant) {
+        let longest = self.ship.longest_wait();
+        let wait = wake.map_or(longest, |at| at.saturating_duration_since(now).min(longest));
+        let wait = if more || !self.waker.may_sleep() { Duration::ZERO } else { wait };
+        self.ship.beat.within(wait);
+        let mut fds: Vec<PollFd<'_>> = vec![self.waker.poll_fd()];
+        self.current.driver().sockets(&mut fds);
+        let limit = Timespec {
+            tv_sec: wait.as_secs().min(1 << 30) as _,
+            // Not before its time: a wait of 0 ns would be a busy loop of its own.
+            tv_nsec: wait.subsec_nanos().into(),
+        };
+        if let Err(e) = poll(&mut fds, Some(&limit)) {
+            if e != rustix::io::Errno::INTR {
+                log::error!("poll: {e}");
+            }
+            fds.iter_mut().for_each(PollFd::clear_revents);
+        }
+        let woken = !fds[0].revents().is_empty();
+        self.ready.extend(fds[1..].iter().map(PollFd::revents));
+        if woken {
+            self.waker.clear();
         }
     }
 }
@@ -260,11 +330,6 @@ fn take<T>(from: &Receiver<T>, mut with: impl FnMut(T)) -> bool {
         }
     }
     false
-}
-
-/// Nothing happens by itself within an hour: then it is looked at all the same.
-fn until(wake: Option<Instant>) -> Duration {
-    wake.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()))
 }
 
 fn now() -> Now {

@@ -4,8 +4,8 @@
 mod waiting;
 
 use super::threads;
-use crate::chunk::Parcel;
 use crate::error::Error;
+use crate::handover::Handover;
 use crate::packed::{Packed, packing};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
@@ -80,7 +80,7 @@ pub struct Crew<'s, 'e> {
     saves: bool,
     /// Read to the end (`follow = false`): not looked for again before the sources change.
     done: Vec<PathBuf>,
-    out: Option<Sender<Parcel>>,
+    out: Option<Handover>,
     /// Closes when every tail of the first walk has had its first look.
     pub sighted: Receiver<Infallible>,
     sighting: Option<Sender<Infallible>>,
@@ -124,7 +124,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         plans: Vec<Plan>,
         once: bool,
         saves: bool,
-        out: Sender<Parcel>,
+        out: Handover,
     ) -> Result<Self, Error> {
         let trouble =
             |e| Error::failed("start watching", e, "free descriptors or raise the limit (ulimit -n)");

@@ -1,6 +1,7 @@
 //! From the config to a driver: which one, with which options. Starts nothing, and speaks to no broker itself.
 
 use crate::config::{self, Compression, Config, Driver, Kafka, Output};
+use crate::pulse::Beat;
 use crate::ship::driver::{Acks, Drive};
 use crate::ship::{auto, classic, modern, probe, stdout};
 use std::time::Duration;
@@ -8,7 +9,8 @@ use std::time::Duration;
 /// The driver that `driver` and what the config asks for decide.
 pub fn drive(config: &Config) -> Drive {
     match &config.output {
-        Output::Stdout => Drive::new(|orders, events, _| stdout::run(orders, events)),
+        // Who reads the other end may stop for ever: that is no reason for a restart.
+        Output::Stdout => Drive::worker(None, |orders, events, _| stdout::run(orders, events)),
         Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern()),
     }
 }
@@ -17,7 +19,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
     match kafka.driver {
         Driver::Classic => {
             let options = classic_options(kafka, classic::Unfit::Wait);
-            Drive::new(move |orders, events, board| {
+            Drive::worker(Some(Beat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
             })
@@ -29,12 +31,11 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
         Driver::Auto => {
             let classic = |unfit| {
                 let options = classic_options(kafka, unfit);
-                Drive::new(move |orders, events, board| classic::run(&options, orders, events, board))
+                let run =
+                    move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
+                Drive::worker(Some(Beat::SLOW), run)
             };
-            let modern = |unfit| {
-                let options = modern_options(kafka, unfit);
-                Drive::new(move |orders, events, board| modern::run(&options, orders, events, board))
-            };
+            let modern = |unfit| modern::drive(modern_options(kafka, unfit));
             let options = auto::Options {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
@@ -49,16 +50,16 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
                     only: modern(modern::Unfit::TooOld),
                 },
             };
-            Drive::new(move |orders, events, board| auto::run(&options, orders, events, board))
+            auto::drive(options)
         }
     }
 }
 
 fn only_modern(kafka: &Kafka, why: &str) -> Drive {
-    let (options, why) = (modern_options(kafka, modern::Unfit::Wait), format!("modern: {why}"));
-    Drive::new(move |orders, events, board| {
-        board.driver().clone_from(&why);
-        modern::run(&options, orders, events, board)
+    let (modern, why) = (modern::drive(modern_options(kafka, modern::Unfit::Wait)), format!("modern: {why}"));
+    Drive::new(move |context| {
+        context.board.driver().clone_from(&why);
+        modern.build(context)
     })
 }
 

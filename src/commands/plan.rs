@@ -5,7 +5,6 @@ use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
-use crate::pulse::Beat;
 use crate::ship::{self, Partitioner};
 use crate::tail::follow::Until;
 use crate::tail::framing::{self, Multiline, Rules};
@@ -193,7 +192,6 @@ pub fn ship(config: &Config) -> ship::Options {
             config::Partition::Random => Partitioner::Random,
             config::Partition::Fixed(n) => Partitioner::Fixed(n),
         },
-        untaken: Some(Beat::SLOW),
         batch: kafka.batch,
         linger: kafka.linger,
         rate: kafka.rate,

@@ -13,7 +13,6 @@ use crate::error::Error;
 use crate::fdstore::FdStore;
 use crate::files;
 use crate::report::{Board, Gauge};
-use crate::ship::driver::Ends;
 use crate::ship::flight::{Load, Pick};
 use crate::ship::journal::Journal;
 use crate::ship::journal::intent::{Piece, Record};
@@ -30,17 +29,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// What goes on from an earlier run, or begins.
 pub struct Recovered {
     pub journal: Journal,
-    pub taker: Taker,
     pub once: Once,
     /// The saved positions as tails are to see them: what is sent again without them is not theirs to read.
     pub for_tails: Saved,
-}
-
-impl Recovered {
-    pub fn put_before(journal: Journal, taker: Taker, driver: Ends) -> Result<Ends, Error> {
-        let fix = "raise the limit of threads (ulimit -u, TasksMax)";
-        journal.put_before(driver, taker).map_err(|e| Error::failed("start a thread", e, fix))
-    }
 }
 
 /// `saved` and `job` are changed: lines that are proved stored count as acknowledged.
@@ -104,11 +95,11 @@ pub fn recover(
     if !flights.is_empty() {
         log::info!("{} flight(s) of the last run are taken up again", flights.len());
     }
-    let journal = Journal::begin(store, binding, &loaded, cover, board.clone()).map_err(trouble)?;
+    let journal = Journal::begin(store, binding, &loaded, cover, taker, board.clone()).map_err(trouble)?;
     // Each run has an epoch of its own.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
     let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
-    Ok(Recovered { journal, taker, once, for_tails })
+    Ok(Recovered { journal, once, for_tails })
 }
 
 fn read(path: &str) -> String {

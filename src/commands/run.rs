@@ -19,6 +19,7 @@ use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
 use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
+use crate::handover::{self, Handover};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
@@ -27,8 +28,9 @@ use crate::signals::{self, Signal};
 use crate::stop;
 use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
+use crate::waker::{Waker, Waking};
 use crate::watch::Sight;
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
+use crossbeam_channel::{Receiver, after, bounded, never, select};
 use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashSet;
@@ -62,7 +64,9 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let watchdog = Watchdog::from_env(&board.pulse);
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
-    let (giver, taker) = cover::pair();
+    let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
+    let waker = Waker::new().map_err(trouble)?;
+    let (giver, taker) = cover::pair(&waker);
     let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
@@ -84,35 +88,44 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         }
         None => None,
     };
-    let trouble = |e| Error::failed("start the driver", e, "raise the limits of threads and descriptors");
-    let ends = drivers::drive(&config).start(&board).map_err(trouble)?;
-    let (ends, once) = match recovered {
-        Some(Recovered { journal, taker, once, for_tails }) => {
+    let (journal, once) = match recovered {
+        Some(Recovered { journal, once, for_tails }) => {
             saved = for_tails;
-            (Recovered::put_before(journal, taker, ends)?, Some(once))
+            (Some(journal), Some(once))
         }
-        None => (ends, None),
+        None => (None, None),
     };
     let known = Known::new(entries(&saved), saved.next_stream).saved_at(saved.written).keeping(store);
-    let (parcels, inbox) = bounded::<Parcel>(PARCELS);
+    let (parcels, inbox) = handover::queue(PARCELS, &waker);
     let (notes, note_inbox) = bounded::<Note>(NOTES);
     let (give_up, give_up_on) = stop::pair();
     let (halt, halt_on) = stop::pair();
+    let (give_up, halt) = (Waking::new(give_up, &waker), Waking::new(halt, &waker));
     // Without saved positions the next start knows nothing of what was left: then the whole time is given.
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let left = left(&config);
-    let (changes, changed) = bounded(1);
+    let (changes, changed) = ship::Changes::new(&waker);
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
     let live = live::start(board.clone(), config.agent.state_dir.as_deref()).map_err(trouble)?;
+    let context = ship::driver::Context { board: board.clone(), waker };
     thread::scope(|scope| {
         let board: &Board = &board;
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "ship", {
-            let options = ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) };
+            let producer = ship::Producer {
+                options: ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
+                inbox,
+                changes: changed,
+                drive: drivers::drive(&config),
+                context,
+                journal,
+                out: notes,
+                halts: Halts { stuck, now: give_up_on },
+            };
             move || {
                 let _gone = gone;
-                ship::run(options, inbox, changed, ends, notes, board, Halts { stuck, now: give_up_on })
+                ship::run(producer)
             }
         })?;
         let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
@@ -168,16 +181,16 @@ struct Office<'s, 'e> {
     shares: Shares,
     /// Patterns whose files have had their first sight, in this run or before.
     known: HashSet<Vec<u8>>,
-    changes: Sender<ship::Change>,
+    changes: ship::Changes,
     /// Sources are at their first sight: ready is yet to be said, also after a reload.
     opening: bool,
     /// A reload is asked for; it waits while `opening`.
     reload: bool,
     /// For what is told to checkpoint by the way of the data, until the tails are to end.
-    parcels: Option<Sender<Parcel>>,
-    give_up: Option<stop::Handle>,
+    parcels: Option<Handover>,
+    give_up: Option<Waking<stop::Handle>>,
     /// Until the first signal to stop.
-    halt: Option<stop::Handle>,
+    halt: Option<Waking<stop::Handle>>,
     notify: Notify,
     watchdog: Watchdog,
     /// Since the first signal to stop.
@@ -282,7 +295,7 @@ impl Office<'_, '_> {
         }
         self.config = config;
         // First: no driver gets a line that is made for the next one.
-        let _ = self.changes.send(ship::Change {
+        self.changes.send(ship::Change {
             options: plan::ship(&self.config),
             drive: changes.driver.then(|| drivers::drive(&self.config)),
             elsewhere: changes.elsewhere,
@@ -298,10 +311,10 @@ impl Office<'_, '_> {
         if let Some(parcels) = &self.parcels {
             for pattern in self.crew.patterns() {
                 if self.known.insert(pattern.clone()) {
-                    let _ = parcels.send(Parcel::Source(pattern));
+                    let _ = parcels.send_anyway(Parcel::Source(pattern));
                 }
             }
-            let _ = parcels.send(Parcel::Flush(done));
+            let _ = parcels.send_anyway(Parcel::Flush(done));
         }
         flushed
     }

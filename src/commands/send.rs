@@ -8,11 +8,13 @@ use crate::chunk::{Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, S
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
+use crate::handover::{self, Handover};
 use crate::report::{Board, Gauge};
 use crate::ship::{self, Partitioner, Receipt};
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
-use crossbeam_channel::{Receiver, Select, Sender, after, bounded, never, select};
+use crate::waker::{Waker, Waking};
+use crossbeam_channel::{Receiver, Select, after, bounded, never, select};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,31 +50,34 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
         receipts: Some(receipt_tx),
         ..ship::Options::default()
     };
-    let (parcels, inbox) = bounded(4);
+    let no_eventfd = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
+    let waker = Waker::new().map_err(no_eventfd)?;
+    let (parcels, inbox) = handover::queue(4, &waker);
     let (input_stop, input_on) = stop::pair();
+    let input_stop = Waking::new(input_stop, &waker);
     let given = Arc::new(AtomicU64::new(0));
     let stuck = input_on.clone();
     let failed = Input::start(asked, &topic, &given, parcels, input_on)?;
     if first(&inbox, &signals.inbox).is_none() {
         return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
     }
-    let ends = drivers::of_kafka(&kafka, &kafka.needs_modern()).start(&board).map_err(threads)?;
     let (notes, forgotten) = bounded::<Note>(1024);
     let (give_up, give_up_on) = stop::pair();
+    let give_up = Waking::new(give_up, &waker);
+    let producer = ship::Producer {
+        options,
+        inbox,
+        changes: never(),
+        drive: drivers::of_kafka(&kafka, &kafka.needs_modern()),
+        context: ship::driver::Context { board: board.clone(), waker },
+        journal: None,
+        out: notes,
+        halts: ship::Halts { stuck: Some(stuck), now: give_up_on },
+    };
     thread::scope(|scope| {
         let board: &Board = &board;
-        let body = move || {
-            ship::run(
-                options,
-                inbox,
-                never(),
-                ends,
-                notes,
-                board,
-                ship::Halts { stuck: Some(stuck), now: give_up_on },
-            )
-        };
-        let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
+        let body = move || ship::run(producer);
+        let shipping = thread("producer").spawn_scoped(scope, body).map_err(threads)?;
         thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
         let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
@@ -130,8 +135,8 @@ fn threads(e: io::Error) -> Error {
 
 /// The main thread: prints what is stored, heeds signals.
 struct Desk<'a> {
-    give_up: Option<stop::Handle>,
-    input: Option<stop::Handle>,
+    give_up: Option<Waking<stop::Handle>>,
+    input: Option<Waking<stop::Handle>>,
     stopping: bool,
     /// Records that were answered.
     stored: u64,
@@ -200,7 +205,7 @@ struct Input {
     origin: Arc<Origin>,
     share: Share,
     given: Arc<AtomicU64>,
-    out: Sender<Parcel>,
+    out: Handover,
     stop: Stop,
     /// The next chunk's offset in all that was read.
     at: u64,
@@ -212,7 +217,7 @@ impl Input {
         asked: cli::Send,
         topic: &str,
         given: &Arc<AtomicU64>,
-        out: Sender<Parcel>,
+        out: Handover,
         stop: Stop,
     ) -> Result<Receiver<Error>, Error> {
         let mut input = Input::new(topic, asked.key, given, out, stop);
@@ -232,13 +237,7 @@ impl Input {
         Ok(failed)
     }
 
-    fn new(
-        topic: &str,
-        key: Option<Vec<u8>>,
-        given: &Arc<AtomicU64>,
-        out: Sender<Parcel>,
-        stop: Stop,
-    ) -> Self {
+    fn new(topic: &str, key: Option<Vec<u8>>, given: &Arc<AtomicU64>, out: Handover, stop: Stop) -> Self {
         let key = key.map_or(Key::None, Key::Constant);
         let origin = Origin {
             stream: StreamId(1),
@@ -293,10 +292,7 @@ impl Input {
         let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
         let origin = self.origin.clone();
         let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
-        select! {
-            send(self.out, Parcel::Chunk(chunk)) -> sent => sent.ok(),
-            recv(self.stop.on()) -> _ => None,
-        }
+        self.out.send(Parcel::Chunk(chunk), &self.stop).ok()
     }
 }
 
@@ -305,7 +301,7 @@ mod tests {
     use super::*;
 
     fn texts(input: &'static [u8]) -> Vec<Vec<u8>> {
-        let (out, parcels) = bounded(100);
+        let (out, parcels) = handover::queue(100, &Waker::new().unwrap());
         let (_handle, stop) = stop::pair();
         let given = Arc::new(AtomicU64::new(0));
         let mut i = Input::new("t", None, &given, out, stop);

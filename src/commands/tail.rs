@@ -6,11 +6,13 @@ use crate::chunk::{Chunk, Parcel};
 use crate::cli;
 use crate::config::{self, Overrides};
 use crate::error::{Error, ExitCode};
+use crate::handover;
 use crate::report::Board;
 use crate::signals;
 use crate::tail::known::Known;
+use crate::waker::Waker;
 use crate::watch::Sight;
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::select;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::thread;
@@ -23,7 +25,10 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
     let (board, known) = (Board::default(), Known::default());
     let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
     let plans = plan::sources(&config, &mut shares, |_| false)?;
-    let (out, parcels) = bounded::<Parcel>(64);
+    let (out, parcels) = handover::queue(
+        64,
+        &Waker::new().map_err(|e| Error::failed("eventfd", e, "raise the limit of descriptors"))?,
+    );
     thread::scope(|scope| {
         let mut crew = Crew::start(scope, (&known, &board), plans, false, false, out)?;
         let mut stdout = io::stdout().lock();

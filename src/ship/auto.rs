@@ -1,14 +1,18 @@
-//! Chooses the driver by what the brokers say they take, runs it on ship's own channel ends, and chooses again when it says
-//! that the broker is one for the other. Sends nothing itself and knows no driver's options.
+//! Chooses the driver by what the brokers say they take, drives it, and chooses again when it says that the broker is one
+//! for the other.
 
-use super::driver::{Drive, Event, Leave, Order, Pace, Verdict};
+use super::driver::{Context, Drive, Driver, Event, Leave, Order, Pace};
 use super::outage::{Outages, Who};
 use super::probe::{self, Finding, Ranges};
-use crate::report::Board;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use std::convert::Infallible;
+use super::worker::refuse;
+use crate::pulse::Beat;
+use crate::stop::{self, Stop};
+use crate::waker::Waking;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use rustix::event::{PollFd, PollFlags};
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub struct Options {
@@ -46,89 +50,207 @@ impl fmt::Display for Name {
     }
 }
 
-/// Works until ship drops its ends, or changes to another driver.
-pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
-    let mut chooser = Chooser { options, outages: Outages::new(board), turn: 0 };
-    let Err(leave) = work(&mut chooser, orders, events, board);
-    leave
-}
-
-fn work(
-    chooser: &mut Chooser<'_>,
-    orders: &Receiver<Order>,
-    events: &Sender<Event>,
-    board: &Arc<Board>,
-) -> Result<Infallible, Leave> {
-    let options = chooser.options;
-    let mut left = None;
-    let mut short_runs = 0;
-    loop {
-        let Chosen { name, only, why } = chooser.choose(left, orders, events)?;
-        log::info!("driver {name}: {why}");
-        *board.driver() = format!("{name}: {why}");
-        let choice = match name {
-            Name::Classic => &options.classic,
-            Name::Modern => &options.modern,
-        };
-        let drive = if only { &choice.only } else { &choice.first };
-        let began = Instant::now();
-        let why = match drive.run(orders, events, board) {
-            Leave::Unfit { why } => why,
-            leave => return Err(leave),
-        };
-        log::warn!("driver {name} gives up: {why}; choosing again");
-        left = Some(name);
-        // Two drivers that both give up at once must not chase each other.
-        let took = began.elapsed();
-        short_runs = if took < LONG_RUN { short_runs + 1 } else { 0 };
-        let pause = options.pause * (1 << u32::min(short_runs, 5)) / 2;
-        hold(orders, events, &why, pause.saturating_sub(took))?;
-    }
-}
-
 /// A driver that worked for so long does not count as one that gives up at once.
 const LONG_RUN: Duration = Duration::from_secs(600);
 
-struct Chooser<'a> {
-    options: &'a Options,
+pub fn drive(options: Options) -> Drive {
+    let options = Arc::new(options);
+    Drive::new(move |context| Box::new(Auto::new(options.clone(), context.clone())))
+}
+
+struct Auto {
+    options: Arc<Options>,
+    context: Context,
+    state: State,
+    /// Drivers in a row that gave up soon.
+    short_runs: u32,
+    /// Orders that were refused while there is no driver.
+    refused: Vec<Event>,
+    /// Why there is none.
+    why: String,
+}
+
+enum State {
+    Choosing(Choosing),
+    Running { name: Name, driver: Box<dyn Driver>, began: Instant },
+    Closed,
+}
+
+impl Auto {
+    fn new(options: Arc<Options>, context: Context) -> Self {
+        let state = State::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
+        let why = "no broker has said yet what it takes".to_owned();
+        Auto { options, context, state, short_runs: 0, refused: Vec::new(), why }
+    }
+
+    fn run(&mut self, Chosen { name, only, why }: Chosen, now: Instant) {
+        log::info!("driver {name}: {why}");
+        *self.context.board.driver() = format!("{name}: {why}");
+        let choice = match name {
+            Name::Classic => &self.options.classic,
+            Name::Modern => &self.options.modern,
+        };
+        let drive = if only { &choice.only } else { &choice.first };
+        self.state = State::Running { name, driver: drive.build(&self.context), began: now };
+    }
+
+    fn choose_again(&mut self, left: Name, took: Duration, why: String) {
+        log::warn!("driver {left} gives up: {why}; choosing again");
+        // Two drivers that both give up at once must not chase each other.
+        self.short_runs = if took < LONG_RUN { self.short_runs + 1 } else { 0 };
+        let pause = self.options.pause * (1 << u32::min(self.short_runs, 5)) / 2;
+        let choosing = Choosing::start(&self.options, &self.context, Some(left), pause.saturating_sub(took));
+        self.state = State::Choosing(choosing);
+        self.why = why;
+    }
+}
+
+impl Driver for Auto {
+    fn order(&mut self, order: Order, now: Instant) {
+        match &mut self.state {
+            State::Running { driver, .. } => driver.order(order, now),
+            _ => refuse(order, Pace::Backoff, &self.why, &mut self.refused),
+        }
+    }
+
+    fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>) {
+        events.append(&mut self.refused);
+        if let State::Choosing(choosing) = &mut self.state
+            && let Some(chosen) = choosing.result()
+        {
+            self.run(chosen, now);
+        }
+        let State::Running { name, driver, began } = &mut self.state else { return };
+        driver.turn(ready, now, events);
+        if let Some(Leave::Unfit { why }) = driver.left() {
+            let (name, took) = (*name, now - *began);
+            self.choose_again(name, took, why);
+        }
+    }
+
+    fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>) {
+        if let State::Running { driver, .. } = &self.state {
+            driver.sockets(add);
+        }
+    }
+
+    fn wake(&self) -> Option<Instant> {
+        if let State::Running { driver, .. } = &self.state { driver.wake() } else { None }
+    }
+
+    fn close(&mut self) {
+        match &mut self.state {
+            State::Running { driver, .. } => driver.close(),
+            state => *state = State::Closed,
+        }
+    }
+
+    fn left(&self) -> Option<Leave> {
+        match &self.state {
+            State::Closed => Some(Leave::Closed),
+            State::Running { driver, .. } => driver.left(),
+            State::Choosing(_) => None,
+        }
+    }
+}
+
+/// The brokers are being asked, in a thread of its own. Dropping it ends that thread before the next question.
+struct Choosing {
+    chosen: Receiver<Chosen>,
+    _on: stop::Handle,
+    _beat: Arc<Beat>,
+}
+
+impl Choosing {
+    /// Begins after `pause`. A driver that has just `left` is taken again only where the other cannot be.
+    fn start(options: &Arc<Options>, context: &Context, left: Option<Name>, pause: Duration) -> Self {
+        let (tell, chosen) = bounded(1);
+        let (on, stop) = stop::pair();
+        let beat = context.board.pulse.beat("choose driver");
+        let mut chooser = Chooser {
+            options: options.clone(),
+            outages: Outages::new(&context.board),
+            beat: beat.clone(),
+            stop,
+            turn: 0,
+        };
+        let body = {
+            let tell = Waking::new(tell.clone(), &context.waker);
+            move || {
+                if chooser.rests(pause)
+                    && let Some(chosen) = chooser.choose(left)
+                {
+                    let _ = tell.get().send(chosen);
+                }
+            }
+        };
+        let spawned =
+            thread::Builder::new().name("choose".into()).stack_size(super::driver::STACK).spawn(body);
+        if let Err(e) = spawned {
+            give_up(&tell, &e);
+            context.waker.wake();
+        }
+        Choosing { chosen, _on: on, _beat: beat }
+    }
+
+    fn result(&mut self) -> Option<Chosen> {
+        match self.chosen.try_recv() {
+            Ok(chosen) => Some(chosen),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+}
+
+/// Where no thread can be started the modern driver is as good a guess as any: it will meet the same trouble, and say so.
+fn give_up(tell: &Sender<Chosen>, e: &std::io::Error) {
+    let why = format!("brokers cannot be asked ({e})");
+    let _ = tell.send(Chosen { name: Name::Modern, only: false, why });
+}
+
+struct Chooser {
+    options: Arc<Options>,
     outages: Outages,
+    beat: Arc<Beat>,
+    stop: Stop,
     turn: usize,
 }
 
-impl Chooser<'_> {
-    /// Asks the hosts in turn, for ever, until one answers as Kafka. A driver that has just `left` is taken again only where
-    /// the other cannot be.
-    fn choose(
-        &mut self,
-        left: Option<Name>,
-        orders: &Receiver<Order>,
-        events: &Sender<Event>,
-    ) -> Result<Chosen, Leave> {
+impl Chooser {
+    /// Asks the hosts in turn until one answers as Kafka. `None`: it was stopped.
+    fn choose(&mut self, left: Option<Name>) -> Option<Chosen> {
+        let options = self.options.clone();
         let mut pause = Duration::from_millis(100);
         let mut again = left;
         loop {
-            let mut why = "no broker is configured".to_owned();
-            for _ in 0..self.options.brokers.len() {
-                let host = &self.options.brokers[self.turn % self.options.brokers.len()];
-                match self.visit(host).and_then(|r| decide(again, r.as_ref(), self.options.numbered)) {
+            for _ in 0..options.brokers.len() {
+                let host = &options.brokers[self.turn % options.brokers.len()];
+                self.beat.within(Beat::SLOW);
+                match self.visit(host).and_then(|r| decide(again, r.as_ref(), options.numbered)) {
                     Ok(chosen) => {
                         self.outages.works(Who::Broker(host), Instant::now());
-                        return Ok(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
+                        return Some(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
                     }
-                    Err(trouble) => {
-                        self.outages.failed(Who::Broker(host), &trouble, Instant::now());
-                        why = format!("{host}: {trouble}");
-                    }
+                    Err(trouble) => self.outages.failed(Who::Broker(host), &trouble, Instant::now()),
                 }
                 self.turn += 1;
-                hold(orders, events, &why, Duration::ZERO)?;
+                if self.stop.is_on() {
+                    return None;
+                }
             }
-            hold(orders, events, &why, pause)?;
-            pause = (pause * 2).min(self.options.pause);
-            if pause == self.options.pause {
+            if !self.rests(pause) {
+                return None;
+            }
+            pause = (pause * 2).min(options.pause);
+            if pause == options.pause {
                 again = None; // the other cannot be had either
             }
         }
+    }
+
+    /// Waits. `false`: stopped.
+    fn rests(&self, time: Duration) -> bool {
+        self.beat.within(time);
+        self.stop.on().recv_timeout(time) == Err(crossbeam_channel::RecvTimeoutError::Timeout)
     }
 
     /// What the host takes; `None` where it does not say, as Kafka 0.9 does.
@@ -179,30 +301,6 @@ fn decide(left: Option<Name>, ranges: Option<&Ranges>, numbered: bool) -> Result
         (true, true, None) => first(Name::Modern, format!("takes record batches ({r})")),
         (false, true, _) => only(Name::Modern, format!("no longer takes the kafka crate's requests ({r})")),
         (false, false, _) => Err(format!("takes neither driver's requests ({r})")),
-    }
-}
-
-/// While no driver runs: batches go back at once, topics are said again by ship after the next `Ready`.
-fn hold(orders: &Receiver<Order>, events: &Sender<Event>, why: &str, time: Duration) -> Result<(), Leave> {
-    let say = |event| events.send(event).map_err(|_| Leave::Closed);
-    let until = Instant::now() + time;
-    loop {
-        match orders.recv_deadline(until) {
-            Ok(Order::Send(batches)) => {
-                for batch in batches {
-                    let why = why.to_owned();
-                    let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Backoff, why };
-                    say(Event::Done { batch, verdict })?;
-                }
-            }
-            Ok(Order::Ask { topic, partition, pid }) => {
-                say(Event::Knows { topic, partition, pid, last: Err(why.to_owned()) })?;
-            }
-            Ok(Order::Topic(_) | Order::ProducerId) => {}
-            Ok(Order::Change(next)) => return Err(Leave::Changed(next)),
-            Err(RecvTimeoutError::Timeout) => return Ok(()),
-            Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
-        }
     }
 }
 

@@ -43,6 +43,7 @@ mod tests;
 
 pub use client::{Codec, fenced};
 
+use super::Outbox;
 use super::driver::{Abilities, Acks, Event, Leave, Order, Pace, TopicView, Verdict};
 use super::flight::Batch;
 use super::outage::{Outages, Who};
@@ -50,7 +51,7 @@ use super::{probe, render};
 use crate::chunk::Topic;
 use crate::report::Board;
 use client::{Led, Trouble};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use session::{Session, Wait};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
@@ -118,7 +119,7 @@ impl Default for Limits {
 }
 
 /// Works until ship drops its ends or changes to another driver, or the broker is one for another.
-pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
+pub fn run(options: &Options, orders: &Receiver<Order>, events: &Outbox, board: &Arc<Board>) -> Leave {
     let watch = match Watchdog::start(options.limits.call) {
         Ok(watch) => watch,
         Err(e) => {
@@ -161,7 +162,7 @@ impl From<Leave> for Fault {
 
 struct Worker<'a> {
     options: &'a Options,
-    events: &'a Sender<Event>,
+    events: &'a Outbox,
     outages: Outages,
     watch: Watchdog,
     pen: render::Pen,
@@ -214,8 +215,7 @@ impl Worker<'_> {
             let done = match order {
                 Ok(Order::Topic(topic)) => self.take_up(&topic),
                 Ok(Order::Send(batches)) => self.send(batches),
-                Ok(Order::ProducerId) => Ok(()), // not numbered: nobody asks
-                Ok(Order::Change(next)) => return Err(Leave::Changed(next)),
+                Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // not numbered: nobody asks
                 Ok(Order::Ask { topic, partition, pid }) => {
                     let last = Err("the classic driver cannot ask for a producer's state".to_owned());
                     self.say(Event::Knows { topic, partition, pid, last })

@@ -1,82 +1,91 @@
-//! What ship and a driver say to each other. A driver is two channel ends and threads of its own; there is no trait.
+//! What the producer and a driver say to each other. The producer's loop drives a [`Driver`] by calls and waits for its
+//! sockets; nothing in a driver blocks. A client that does block (the `kafka` crate, standard output) runs in a
+//! [`Worker`]'s thread.
 //!
 //! Invariant: every batch that was submitted comes back exactly once, in one [`Event::Done`]. A driver never retries a
-//! batch by itself: it reports, ship decides and submits again.
+//! batch by itself: it reports, the core decides and submits again.
 //!
-//! Drivers have one shape, [`Drive`], so that one can follow another on the same channel ends: `auto` changes them by what
-//! the broker takes, ship by [`Order::Change`]. Each says [`Event::Ready`] first; after every `Ready` ship says its topics
-//! ([`Order::Topic`]) anew, for the driver before may have taken those orders with it.
+//! Each driver says [`Event::Ready`] first; after every `Ready` the core orders its topics ([`Order::Topic`]) again, for
+//! the driver before may have taken those orders with it.
 
 use super::flight::Batch;
 use super::outage;
+use super::worker::{Outbox, Worker};
 use crate::chunk::Topic;
 use crate::report::Board;
-use crate::sys;
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crate::waker::Waker;
+use crossbeam_channel::Receiver;
+use rustix::event::{PollFd, PollFlags};
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::thread;
+use std::time::{Duration, Instant};
 
-/// Ship's side. The worker's thread is detached: it may hang in name resolution while all else has ended. Dropping
-/// `orders` ends the worker.
-///
-/// Both channels are unbounded: what is in them is bounded by the byte budget, and neither side may ever wait for the
-/// other (ship waits nowhere but in its select, a worker nowhere but on its sockets).
-pub struct Ends {
-    pub orders: Sender<Order>,
-    pub events: Receiver<Event>,
-}
-
-impl Ends {
-    /// Ship's ends and the worker's.
-    #[allow(clippy::disallowed_methods)] // both are bounded by the flights in the air, which ship bounds
-    pub fn pair() -> (Ends, Receiver<Order>, Sender<Event>) {
-        let (orders, inbox) = unbounded();
-        let (out, events) = unbounded();
-        (Ends { orders, events }, inbox, out)
-    }
-}
-
-/// Bytes of a worker's stack. Code that is not optimised builds miniz's state of some 300 KB there before it boxes it.
+/// Bytes of a helper thread's stack. Code that is not optimised builds miniz's state of some 300 KB there before it boxes
+/// it.
 pub const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 
-/// A driver's `run` with its options bound.
-#[derive(Clone)]
-pub struct Drive(Arc<Run>);
+/// Carries batches to where they are stored.
+pub trait Driver {
+    /// Carries out an order as far as can be done without waiting; the rest in later turns.
+    fn order(&mut self, order: Order, now: Instant);
 
-type Run = dyn Fn(&Receiver<Order>, &Sender<Event>, &Arc<Board>) -> Leave + Send + Sync;
+    /// Does what can be done now. `ready`: what `poll(2)` found at each of [`Driver::sockets`], in that order; empty when
+    /// it was not asked.
+    fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>);
+
+    /// What to wait for. A turn must follow before any order.
+    fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>);
+
+    /// When the next turn is due although nothing happens.
+    fn wake(&self) -> Option<Instant>;
+
+    /// Ends: no more orders come. Every batch comes back in the turns that follow.
+    fn close(&mut self);
+
+    /// Whether it has ended, and why. Every batch has come back by then.
+    fn left(&self) -> Option<Leave>;
+}
+
+/// Why a driver ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leave {
+    /// It was closed, or said [`Event::Dead`].
+    Closed,
+    /// The broker is one for another driver. Only under `auto`; a fixed driver waits.
+    Unfit { why: String },
+}
+
+/// What a driver is built with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub board: Arc<Board>,
+    /// Wakes the thread that drives it.
+    pub waker: Waker,
+}
+
+/// Builds a driver, as often as it is needed.
+#[derive(Clone)]
+pub struct Drive(Arc<Build>);
+
+type Build = dyn Fn(&Context) -> Box<dyn Driver> + Send + Sync;
 
 impl Drive {
-    pub fn new(
-        run: impl Fn(&Receiver<Order>, &Sender<Event>, &Arc<Board>) -> Leave + Send + Sync + 'static,
+    pub fn new(build: impl Fn(&Context) -> Box<dyn Driver> + Send + Sync + 'static) -> Self {
+        Drive(Arc::new(build))
+    }
+
+    /// A client that blocks, in a thread of its own. `limit`: how long a batch may be with it without any news before it
+    /// counts as stuck; `None`: as long as it takes.
+    pub fn worker(
+        limit: Option<Duration>,
+        run: impl Fn(&Receiver<Order>, &Outbox, &Arc<Board>) -> Leave + Send + Sync + 'static,
     ) -> Self {
-        Drive(Arc::new(run))
+        let run = Arc::new(run);
+        Drive::new(move |context| Box::new(Worker::start(context, limit, run.clone())))
     }
 
-    /// Carries out orders until it leaves.
-    pub fn run(&self, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
-        (self.0)(orders, events, board)
-    }
-
-    /// Starts the worker: this driver, and after it those that ship changes to. Its thread is never joined: see [`Ends`].
-    pub fn start(self, board: &Arc<Board>) -> io::Result<Ends> {
-        let (ends, orders, events) = Ends::pair();
-        let board = board.clone();
-        let body = move || {
-            // A signal in mid-write would cut a frame short; the drivers' own threads inherit this.
-            if let Err(e) = sys::block_signals() {
-                let _ = events.send(Event::Dead { why: format!("cannot block signals: {e}") });
-                return;
-            }
-            let mut drive = self;
-            while let Leave::Changed(next) = drive.run(&orders, &events, &board) {
-                outage::forget(&board);
-                drive = next;
-            }
-        };
-        thread::Builder::new().name("driver".into()).stack_size(STACK).spawn(body)?;
-        Ok(ends)
+    pub fn build(&self, context: &Context) -> Box<dyn Driver> {
+        (self.0)(context)
     }
 }
 
@@ -86,15 +95,45 @@ impl fmt::Debug for Drive {
     }
 }
 
-/// Why a driver ended. By then every batch it held has come back.
-#[derive(Debug, Clone)]
-pub enum Leave {
-    /// Ship dropped its orders (or its events): the end.
-    Closed,
-    /// The broker is one for another driver. Only `auto` lets a driver say so; a fixed one waits.
-    Unfit { why: String },
-    /// Ship changes to this one.
-    Changed(Drive),
+/// The driver at work, and the one that follows it.
+pub struct Current {
+    context: Context,
+    driver: Box<dyn Driver>,
+    next: Option<Drive>,
+}
+
+impl Current {
+    pub fn new(context: Context, first: &Drive) -> Self {
+        Current { driver: first.build(&context), context, next: None }
+    }
+
+    pub fn order(&mut self, order: Order, now: Instant) {
+        match order {
+            Order::Change(next) => {
+                self.driver.close();
+                self.next = Some(next);
+            }
+            order => self.driver.order(order, now),
+        }
+    }
+
+    /// A turn of the driver, after it of the one that follows it. `false`: there is none any more.
+    #[must_use]
+    pub fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>) -> bool {
+        self.driver.turn(ready, now, events);
+        if self.driver.left().is_none() {
+            return true;
+        }
+        let Some(next) = self.next.take() else { return false };
+        outage::forget(&self.context.board);
+        self.driver = next.build(&self.context);
+        self.driver.turn(&[], now, events);
+        true
+    }
+
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_ref()
+    }
 }
 
 /// What a broker must have done before it says "stored".

@@ -1,4 +1,4 @@
-//! Exactly once. A worker between ship and the driver: before a batch is first sent with its numbers, what it carries is
+//! Exactly once. Before a batch is first sent with its numbers, the producer's thread has what it carries
 //! written down (its *intent*); so whatever is killed, the next run knows what may be stored, and proves it by sending the
 //! same numbers again. Decides nothing about sending or numbers, and reads no log file.
 //!
@@ -14,7 +14,7 @@
 //! still under way are refused (47) as soon as this run has stored something there. Only open batches are sent again with
 //! the epoch they had.
 //!
-//! Measured on 3.9.1 and 4.1.0 (`modern/trial_epochs.rs`): what a broker keeps of a producer is kept per partition, so an
+//! Measured on 3.9.1 and 4.1.0: what a broker keeps of a producer is kept per partition, so an
 //! epoch that rises in one partition does nothing to another; a jump over several epochs is taken, at sequence 0 only (45
 //! else); an older epoch gets 47; an exact repeat is answered with the first offset, from any connection, also after `kill -9` of
 //! the broker, but then for the last batch only (45 for the one before); `DescribeProducers` tells epoch and last sequence of
@@ -34,19 +34,16 @@ pub mod intent;
 pub mod load;
 pub mod store;
 
-use super::driver::{Ends, Order};
 use super::flight::Batch;
 use crate::chunk::{Range, StreamId};
 use crate::cover::{Cover, Taker};
 use crate::report::{Blocked, Board};
-use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use intent::{Intent, Last, Record};
 use load::{Loaded, Place};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
 use std::time::{Duration, Instant};
 use store::{Binding, Group, HALF, Store};
 
@@ -69,6 +66,7 @@ pub struct Journal {
     live: Vec<Live>,
     serial: u64,
     board: Arc<Board>,
+    gate: Gate,
 }
 
 /// After a failed write the next try comes so much later.
@@ -78,9 +76,6 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A save that takes longer than this is a disk that does not answer.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// Batches whose intents are written together.
-const GROUP: usize = 256;
-
 impl Journal {
     /// Begins this run: what is still needed of `loaded` goes to the other half of the file.
     pub fn begin(
@@ -88,34 +83,23 @@ impl Journal {
         binding: Binding,
         loaded: &Loaded,
         cover: Cover,
+        taker: Taker,
         board: Arc<Board>,
     ) -> io::Result<Journal> {
         let live = loaded.keep.iter().map(|intent| Live::of(intent.clone())).collect();
         let lasts = loaded.lasts.clone();
-        let mut journal = Journal { store, binding, cover, lasts, live, serial: loaded.serial, board };
+        let mut journal = Journal {
+            store,
+            binding,
+            cover,
+            lasts,
+            live,
+            serial: loaded.serial,
+            board,
+            gate: Gate::new(taker),
+        };
         journal.change_halves()?;
         Ok(journal)
-    }
-
-    /// Puts the worker before `driver`. It is detached, as the driver's are: it may be inside a slow disk.
-    #[allow(clippy::disallowed_methods, reason = "bounded by the batches that ship has in flight")]
-    pub fn put_before(self, driver: Ends, cover: Taker) -> io::Result<Ends> {
-        let (orders, inbox) = unbounded();
-        let Ends { orders: next, events } = driver;
-        let worker = Worker {
-            journal: self,
-            next,
-            cover,
-            waiting: Vec::new(),
-            since: None,
-            trouble: None,
-            blocked: None,
-        };
-        thread::Builder::new()
-            .name("journal".into())
-            .stack_size(256 << 10)
-            .spawn(move || worker.run(&inbox))?;
-        Ok(Ends { orders, events })
     }
 
     /// Writes intents; how many of the batches have theirs. The others have to wait until positions are saved.
@@ -217,81 +201,74 @@ impl Live {
     }
 }
 
-struct Worker {
-    journal: Journal,
-    next: Sender<Order>,
+/// Batches that wait for their intent, and why.
+#[derive(Debug)]
+struct Gate {
     cover: Taker,
-    /// Batches without an intent yet, in the order they came.
+    /// In the order they came.
     waiting: Vec<Batch>,
     /// When batches were first left waiting, since the last save.
     since: Option<Instant>,
     /// Why `flights` could not be written.
     trouble: Option<String>,
-    /// What stands on the board.
+    /// What is shown in the status.
     blocked: Option<Blocked>,
+    /// When to look again although nothing happened.
+    next: Option<Instant>,
 }
 
-impl Worker {
-    /// Until ship drops its orders, or the driver is gone.
-    fn run(mut self, inbox: &Receiver<Order>) {
-        let bell = self.cover.bell.clone();
-        loop {
-            let mut open = true;
-            let retry = match self.since {
-                None => Duration::from_secs(3600),
-                Some(_) if self.blocked.is_some() => RETRY,
-                Some(_) => LOOK,
-            };
-            select! {
-                recv(inbox) -> order => match order {
-                    Ok(order) => open = self.take(order),
-                    Err(_) => return,
-                },
-                recv(bell) -> _ => {}
-                default(retry) => {}
-            }
-            while open
-                && self.waiting.len() < GROUP
-                && let Ok(order) = inbox.try_recv()
-            {
-                open = self.take(order);
-            }
-            if let Some(cover) = self.cover.take() {
-                self.journal.covered(cover);
-                self.since = None;
-            }
-            if !open || !self.send() {
-                return;
-            }
-            self.report_blocked(Instant::now());
-        }
+impl Gate {
+    fn new(cover: Taker) -> Gate {
+        Gate { cover, waiting: Vec::new(), since: None, trouble: None, blocked: None, next: None }
+    }
+}
+
+/// The producer's side.
+impl Journal {
+    /// Takes batches that are to be sent.
+    pub fn hold(&mut self, batches: Vec<Batch>) {
+        self.gate.waiting.extend(batches);
+        self.gate.next = None;
     }
 
-    /// `false`: the driver is gone.
-    fn take(&mut self, order: Order) -> bool {
-        match order {
-            Order::Send(batches) => {
-                self.waiting.extend(batches);
-                true
-            }
-            other => self.next.send(other).is_ok(),
-        }
+    /// When [`Journal::record`] is to be called again although nothing happened.
+    pub fn wake(&self, now: Instant) -> Option<Instant> {
+        (!self.gate.waiting.is_empty()).then(|| self.gate.next.unwrap_or(now))
     }
 
-    /// Writes and passes on what may fly.
-    fn send(&mut self) -> bool {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.journal.may_fly(b));
-        self.waiting = rest;
+    /// Writes the intents of what may be sent, as one group, and gives those batches.
+    pub fn record(&mut self, now: Instant) -> Vec<Batch> {
+        let saved = self.gate.cover.take();
+        let is_due = self.gate.next.is_none_or(|at| now >= at);
+        if let Some(cover) = saved {
+            self.covered(cover);
+            self.gate.since = None;
+        } else if self.gate.waiting.is_empty() || !is_due {
+            if self.gate.waiting.is_empty() && self.gate.blocked.is_some() {
+                self.report_blocked(now);
+            }
+            return Vec::new();
+        }
+        let recorded = self.write_waiting();
+        self.report_blocked(now);
+        let pause = if self.gate.blocked.is_some() { RETRY } else { LOOK };
+        self.gate.next = self.gate.since.map(|_| now + pause);
+        recorded
+    }
+
+    fn write_waiting(&mut self) -> Vec<Batch> {
+        let waiting = std::mem::take(&mut self.gate.waiting);
+        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_fly(b));
+        self.gate.waiting = rest;
         if ready.is_empty() {
-            return true;
+            return ready;
         }
-        self.journal.board.state().writing = Some(Instant::now());
-        let done = self.journal.put(&mut ready);
-        self.journal.board.state().writing = None;
+        self.board.state().writing = Some(Instant::now());
+        let done = self.put(&mut ready);
+        self.board.state().writing = None;
         let n = match done {
             Ok(n) => {
-                if self.trouble.take().is_some() {
+                if self.gate.trouble.take().is_some() {
                     log::info!("flights are written again");
                 }
                 n
@@ -303,37 +280,37 @@ impl Worker {
         };
         // What has no room waits until positions are saved.
         let late = ready.split_off(n);
-        self.waiting.splice(0..0, late);
-        ready.is_empty() || self.next.send(Order::Send(ready)).is_ok()
+        self.gate.waiting.splice(0..0, late);
+        ready
     }
 
     fn failed(&mut self, e: &io::Error) {
         let why = e.to_string();
-        if self.trouble.as_ref() != Some(&why) {
+        if self.gate.trouble.as_ref() != Some(&why) {
             log::error!(
                 "write flights in the state folder: {why}; nothing is sent until it can be: mend its disk, or \
                  set delivery = \"at-least-once\""
             );
-            self.trouble = Some(why);
+            self.gate.trouble = Some(why);
         }
     }
 
     /// Says on the board, and once for each reason in the log, that batches wait for the state folder.
     fn report_blocked(&mut self, now: Instant) {
         let Some(why) = self.blocked_because(now) else {
-            if self.blocked.take().is_some() {
-                self.journal.board.state().blocked = None;
+            if self.gate.blocked.take().is_some() {
+                self.board.state().blocked = None;
                 log::info!("the state folder is written again, delivery is no longer blocked");
             }
             return;
         };
-        let topics: BTreeSet<String> = self.waiting.iter().map(|b| b.load.topic.to_string()).collect();
-        let (since, attempts) = match &self.blocked {
+        let topics: BTreeSet<String> = self.gate.waiting.iter().map(|b| b.load.topic.to_string()).collect();
+        let (since, attempts) = match &self.gate.blocked {
             Some(blocked) => (blocked.since, blocked.attempts + 1),
             None => (now, 1),
         };
         // That `flights` cannot be written is said already.
-        if self.blocked.as_ref().is_none_or(|b| b.why != why) && self.trouble.is_none() {
+        if self.gate.blocked.as_ref().is_none_or(|b| b.why != why) && self.gate.trouble.is_none() {
             let names: Vec<&str> = topics.iter().map(String::as_str).collect();
             log::error!(
                 "delivery to {} is blocked: {why}; make the folder writable, free or mend its disk, or set \
@@ -342,20 +319,20 @@ impl Worker {
             );
         }
         let blocked = Blocked { why, since, attempts, topics };
-        self.journal.board.state().blocked = Some(blocked.clone());
-        self.blocked = Some(blocked);
+        self.board.state().blocked = Some(blocked.clone());
+        self.gate.blocked = Some(blocked);
     }
 
     fn blocked_because(&mut self, now: Instant) -> Option<String> {
-        if self.waiting.is_empty() {
-            self.since = None;
+        if self.gate.waiting.is_empty() {
+            self.gate.since = None;
             return None;
         }
-        let since = *self.since.get_or_insert(now);
-        if let Some(why) = &self.trouble {
+        let since = *self.gate.since.get_or_insert(now);
+        if let Some(why) = &self.gate.trouble {
             return Some(format!("flights in the state folder cannot be written: {why}"));
         }
-        if let Some(why) = &self.journal.board.state().degraded {
+        if let Some(why) = &self.board.state().degraded {
             return Some(format!("positions cannot be saved in the state folder: {why}"));
         }
         let is_slow = now.duration_since(since) > SLOW; // else the save that they wait for is under way

@@ -1,31 +1,26 @@
-//! The driver for Kafka 0.11 to 4.x: our own record batches over our own sockets. Decides nothing about retries,
-//! partitions or sequences (ship does), and never sends a batch twice by itself.
+//! The driver for Kafka 0.11 to 4.x: our own record batches over our own sockets. Retries, partitions and sequences are
+//! the core's; no batch is sent twice by itself.
 //!
-//! ```text
-//! ship ─Order─▶ run (leaders, routes) ─Job─▶ one thread per broker ─▶ socket
-//!   ▲              │ ▲                          │
-//!   │              ▼ └────── News ──────────────┤
-//!   │            scout (metadata, producer ids) │
-//!   └──────────────── Event ────────────────────┘
-//! ```
+//! It has no thread of its own: the producer's loop drives [`Client`], which owns one [`broker::Broker`] for each node and
+//! the metadata fetcher, all on non-blocking sockets. Only connecting happens elsewhere, in the dialer's threads.
 //!
-//! Files in reading order: `wire` (primitive types, request header), `messages`, `passes` and `limits` (requests, answers; those of SASL; of topics' limits), `errors`
-//! (what each code means), `codec`, `records` (the encoder), `cluster` (who leads what), `coordinator`, `secret` (files),
-//! `tls`, `stream` (a socket, bare or in TLS), `input` (frames), `scram`, `sasl`, `connection`, `inbox`, `pick` (what makes
-//! a request), `session` (requests in the air), `fence` (no overtaking), `broker` (one broker's thread), `scout`, `health`
-//! (board and log), `visit` (for `check --connect`).
+//! Files in reading order: `wire` (primitive types, request header), `messages`, `passes` and `limits` (requests, answers;
+//! those of SASL; of topics' limits), `errors` (what each code means), `codec`, `records` (the encoder), `cluster` (who
+//! leads what), `secret` (files), `tls`, `stream` (a socket, bare or in TLS), `input` (frames), `scram`, `sasl`,
+//! `connection`, `dialer`, `pick` (what makes a request), `session` (requests in flight), `broker`, `fetcher` (metadata
+//! and producer ids), `client` (all of it together), `health` (board and log), `visit` (for `check --connect`).
 //!
-//! Invariant: a batch is held by exactly one of: an inbox, a session, an event. A worker that connects holds none.
+//! Invariant: a batch is held by exactly one of: a broker's queue, a request, an event.
 
 mod broker;
+mod client;
 mod cluster;
 pub mod codec;
 mod connection;
-mod coordinator;
+mod dialer;
 mod errors;
-mod fence;
+mod fetcher;
 mod health;
-mod inbox;
 mod input;
 mod limits;
 mod lz4;
@@ -35,7 +30,6 @@ mod pick;
 mod producers;
 mod records;
 pub mod sasl;
-mod scout;
 mod scram;
 mod secret;
 mod session;
@@ -50,25 +44,18 @@ mod mutated;
 mod scripted;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod trial;
-#[cfg(test)]
-mod trial_epochs;
 
-use super::driver::{Abilities, Acks, Event, Leave, Order, STACK, Verdict};
-use super::flight::Batch;
+use super::driver::{Acks, Context, Drive, Event, TopicView};
 use crate::chunk::Topic;
-use crate::report::Board;
+use broker::Peer;
+use client::Client;
+use cluster::Cluster;
 use codec::Codec;
-use coordinator::Coordinator;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use fence::Fences;
 use messages::Node;
-use scout::Scout;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use records::Encoder;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::Writer;
 
 /// Requests in the air per connection with numbers (KIP-98: the broker remembers five batches per producer).
 const IN_FLIGHT: usize = 5;
@@ -131,62 +118,9 @@ impl Default for Options {
     }
 }
 
-/// What workers tell the coordinator.
-#[derive(Debug)]
-enum News {
-    Up {
-        node: i32,
-        serial: u64,
-    },
-    Down {
-        node: i32,
-        serial: u64,
-    },
-    /// A worker's thread is over.
-    Ended,
-    /// Someone else leads now; ask who.
-    Stale {
-        topic: Topic,
-        partition: i32,
-    },
-    /// Someone else leads now: this one.
-    Leader {
-        topic: Topic,
-        partition: i32,
-        leader: i32,
-        epoch: i32,
-        nodes: Arc<[Node]>,
-    },
-    Metadata {
-        answer: messages::Metadata,
-        topics: Vec<Topic>,
-    },
-    ProducerId {
-        pid: i64,
-        epoch: i16,
-    },
-    Unfit(String),
-}
-
-/// What all threads of this driver share.
-#[derive(Debug)]
-struct Shared {
-    options: Options,
-    board: Arc<Board>,
-    events: Sender<Event>,
-    news: Sender<News>,
-    /// Batches handed to workers and not yet back.
-    held: AtomicUsize,
-    fences: Fences,
-    /// How often a broker hung up on a Produce request while none has ever been answered. `None`: one was.
-    hang_ups: Mutex<Option<u32>>,
-    /// Questions to leaders that are not answered yet, and until when they must be.
-    asks: Mutex<Vec<(Producer, Instant)>>,
-}
-
 /// Which producer of which partition a leader is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Producer {
+pub struct Producer {
     topic: Topic,
     partition: i32,
     pid: i64,
@@ -195,20 +129,50 @@ struct Producer {
 /// So many Produce requests that a broker hangs up on show that it does not take ours, where none was ever answered.
 const HANG_UPS: u32 = 5;
 
-/// After this a question about a producer counts as unanswered. (Ship is promised an answer within 30 s.)
+/// After this a question about a producer counts as unanswered. (The core is promised an answer within 30 s.)
 const ASK_PATIENCE: Duration = Duration::from_secs(25);
+/// Buffers are given back when nothing was sent for this long.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// This driver with these options.
+pub fn drive(options: Options) -> Drive {
+    let options = Arc::new(options);
+    Drive::new(move |context| Box::new(Client::new(options.clone(), context.clone())))
+}
+
+/// What all parts of this driver share.
+struct Shared {
+    options: Arc<Options>,
+    context: Context,
+    cluster: Cluster,
+    /// What is to be told since the last turn.
+    events: Vec<Event>,
+    /// How often a broker hung up on a Produce request while none has ever been answered. `None`: one was.
+    hang_ups: Option<u32>,
+    /// Questions to leaders that are not answered yet, and until when they must be.
+    asks: Vec<(Producer, Instant)>,
+    /// Why the broker is one for another driver.
+    unfit: Option<String>,
+    encoder: Encoder,
+    /// The buffer of the last request that was written as a whole, for the next.
+    spare: Option<Writer>,
+    /// When something was encoded last.
+    used: Instant,
+}
 
 impl Shared {
-    fn new(options: Options, board: Arc<Board>, events: Sender<Event>, news: Sender<News>) -> Self {
+    fn new(options: Arc<Options>, context: Context) -> Self {
         Shared {
+            cluster: Cluster::new(options.metadata_age),
             options,
-            board,
-            events,
-            news,
-            held: AtomicUsize::new(0),
-            fences: Fences::default(),
-            hang_ups: Mutex::new(Some(0)),
-            asks: Mutex::default(),
+            context,
+            events: Vec::new(),
+            hang_ups: Some(0),
+            asks: Vec::new(),
+            unfit: None,
+            encoder: Encoder::default(),
+            spare: None,
+            used: Instant::now(),
         }
     }
 
@@ -216,75 +180,53 @@ impl Shared {
         self.options.acks == Acks::All
     }
 
-    /// Fails only when ship has ended; then the orders are closed too, and that ends all.
-    fn event(&self, event: Event) {
-        let _ = self.events.send(event);
+    fn unfit(&mut self, why: String) {
+        self.unfit.get_or_insert(why);
     }
 
-    fn news(&self, news: News) {
-        let _ = self.news.send(news);
+    fn tell(&mut self, views: Vec<TopicView>) {
+        self.events.extend(views.into_iter().map(Event::Topic));
     }
 
-    /// A batch that a worker held comes back.
-    fn done(&self, batch: Batch, verdict: Verdict) {
-        if !matches!(verdict, Verdict::Stored { .. }) {
-            self.fences.raise(&batch);
-        }
-        self.event(Event::Done { batch, verdict });
-        self.held.fetch_sub(1, SeqCst);
+    fn reachable(&mut self, peer: &Peer, yes: bool, now: Instant) {
+        let views = self.cluster.reachable(peer.node, &peer.address, yes, now);
+        self.tell(views);
     }
 
-    fn asks(&self) -> MutexGuard<'_, Vec<(Producer, Instant)>> {
-        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A broker answered a Produce request.
-    fn takes_ours(&self) {
-        *self.hang_ups.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// A broker that refused a batch says who leads its partition, and since which epoch.
+    fn hint(
+        &mut self,
+        topic: &Topic,
+        partition: i32,
+        (leader, epoch): (i32, i32),
+        nodes: &[Node],
+        now: Instant,
+    ) {
+        let views = self.cluster.hint(topic, partition, leader, epoch, nodes, now);
+        self.tell(views);
     }
 
     /// A broker closed the connection on a Produce request.
-    fn hung_up(&self, why: &str) {
-        let mut hang_ups = self.hang_ups.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(so_far) = hang_ups.as_mut() else { return };
+    fn hung_up(&mut self, why: &str) {
+        let Some(so_far) = self.hang_ups.as_mut() else { return };
         *so_far += 1;
         if *so_far >= HANG_UPS && self.options.unfit == Unfit::Refused {
-            self.news(News::Unfit(format!("{why} on each of {so_far} Produce requests")));
+            let why = format!("{why} on each of {so_far} Produce requests");
+            self.unfit(why);
         }
     }
 
     /// What a leader knows of a producer. An answer that comes after its time was told already.
-    fn knows(&self, asked: &Producer, last: Result<Option<(i16, i32)>, String>) {
-        let mut asks = self.asks();
-        let Some(at) = asks.iter().position(|(a, _)| a == asked) else { return };
-        asks.swap_remove(at);
-        drop(asks);
+    fn knows(&mut self, asked: &Producer, last: Result<Option<(i16, i32)>, String>) {
+        let Some(at) = self.asks.iter().position(|(a, _)| a == asked) else { return };
+        self.asks.swap_remove(at);
         let Producer { topic, partition, pid } = asked.clone();
-        self.event(Event::Knows { topic, partition, pid, last });
+        self.events.push(Event::Knows { topic, partition, pid, last });
     }
 }
 
-/// A worker of this driver alone.
+/// This driver alone, in a thread, with channels for the test.
 #[cfg(test)]
-fn start(options: Options, board: Arc<Board>) -> std::io::Result<super::driver::Ends> {
-    super::driver::Drive::new(move |orders, events, board| run(&options, orders, events, board)).start(&board)
-}
-
-/// Carries out orders until they end or change to another driver, or until the broker turns out to be one for another.
-pub fn run(options: &Options, orders: &Receiver<Order>, events: &Sender<Event>, board: &Arc<Board>) -> Leave {
-    #[allow(clippy::disallowed_methods, reason = "a few per batch in flight, and per broker")]
-    let (news, told) = unbounded();
-    let shared = Arc::new(Shared::new(options.clone(), board.clone(), events.clone(), news));
-    let numbered = shared.numbered();
-    let in_flight = if numbered { IN_FLIGHT } else { 1 };
-    shared.event(Event::Ready(Abilities { name: "modern", numbered, in_flight }));
-    let (questions, asked) = bounded(16);
-    let scout = Scout::new(shared.clone());
-    let scout =
-        thread::Builder::new().name("modern-scout".into()).stack_size(STACK).spawn(|| scout.run(asked));
-    if let Err(e) = scout {
-        shared.event(Event::Dead { why: format!("cannot start a thread: {e}") });
-        return Leave::Closed;
-    }
-    Coordinator::new(shared, questions).run(orders, &told)
+fn start(options: Options, board: Arc<crate::report::Board>) -> std::io::Result<super::testing::Ends> {
+    Ok(super::testing::drive(drive(options), board))
 }

@@ -419,6 +419,11 @@ impl<'b> Shipper<'b> {
         }
     }
 
+    /// Longest wait of a thread that is watched.
+    pub fn longest_wait(&self) -> Duration {
+        self.board.pulse.longest()
+    }
+
     pub fn orders(&mut self) -> std::vec::Drain<'_, Order> {
         self.orders.drain(..)
     }

@@ -232,7 +232,7 @@ impl<'b> World<'b> {
         let batch = [64, 400, 4000][self.rng.below(3)];
         let linger = Duration::from_millis([0, 0, 30][self.rng.below(3)]);
         let options = Options { partitioner: self.partitioner, batch, linger, ..Options::default() };
-        let drive = self.chance(70).then(|| Drive::new(|_, _, _| Leave::Closed));
+        let drive = self.chance(70).then(|| Drive::worker(None, |_, _, _| Leave::Closed));
         self.ship.change(Change { options, drive, elsewhere: false }, self.now);
     }
 

@@ -1,10 +1,12 @@
 //! The driver that writes each record's value and a newline to standard output. No keys, no headers, no retries: what
 //! cannot be written there never will be.
 
+use super::Outbox;
 use super::driver::{Abilities, Event, Leave, Order, TopicView, Verdict};
 use super::flight::Batch;
 use super::render::Pen;
-use crossbeam_channel::{Receiver, Sender};
+use super::worker::Unheard;
+use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::io::{self, ErrorKind, Write};
@@ -14,7 +16,7 @@ use std::os::fd::AsFd;
 const BUFFER: usize = 256 << 10;
 
 /// Works until ship drops its ends. Whoever reads the other end of the pipe may stop doing so for ever.
-pub fn run(orders: &Receiver<Order>, events: &Sender<Event>) -> Leave {
+pub fn run(orders: &Receiver<Order>, events: &Outbox) -> Leave {
     let mut page =
         Page { to: Fd, text: Vec::with_capacity(BUFFER), written: Vec::new(), pen: Pen::default() };
     match work(orders, events, &mut page) {
@@ -41,13 +43,13 @@ impl From<io::Error> for Ended {
     }
 }
 
-impl<T> From<crossbeam_channel::SendError<T>> for Ended {
-    fn from(_: crossbeam_channel::SendError<T>) -> Self {
+impl From<Unheard> for Ended {
+    fn from(_: Unheard) -> Self {
         Ended::Alone
     }
 }
 
-fn work<W: Write>(inbox: &Receiver<Order>, out: &Sender<Event>, page: &mut Page<W>) -> Result<Leave, Ended> {
+fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, page: &mut Page<W>) -> Result<Leave, Ended> {
     out.send(Event::Ready(Abilities { name: "stdout", numbered: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {
@@ -63,8 +65,7 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Sender<Event>, page: &mut Page<
                 }
                 Order::Send(batches) => batches.into_iter().try_for_each(|b| page.put(b))?,
                 // Only for drivers with numbers.
-                Order::ProducerId | Order::Ask { .. } => {}
-                Order::Change(next) => return Ok(Leave::Changed(next)),
+                Order::ProducerId | Order::Ask { .. } | Order::Change(_) => {}
             }
         }
         page.flush()?;
@@ -165,6 +166,7 @@ mod tests {
     fn worked(batches: Vec<Batch>, room: usize) -> (Vec<u8>, usize, usize, Result<Leave, Ended>) {
         let (orders, inbox) = bounded(9);
         let (out, events) = bounded(9);
+        let out = Outbox::new(out, crate::waker::Waker::new().unwrap());
         orders.send(Order::Send(batches)).unwrap();
         drop(orders);
         let mut text = Vec::new();

@@ -1,13 +1,19 @@
 //! What ship's tests are made of: origins, chunks, batches. No behaviour under test lives here.
 
+use super::driver::{Context, Current, Drive, Event, Leave, Order};
 use super::flight::{Batch, Load, Records};
 use crate::budget::{Budget, Share};
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
-use crate::report::Gauge;
+use crate::report::{Board, Gauge};
 use crate::stop;
+use crate::waker::Waker;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use rustix::event::{PollFd, Timespec, poll};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Instant;
 
 pub const STAMP: i64 = 1_700_000_000_123;
 
@@ -71,5 +77,70 @@ pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
         restamped: None,
         intent: 0,
         noted: None,
+    }
+}
+
+/// A driver in a thread of its own, and the channels at its ends.
+pub struct Ends {
+    pub orders: Sender<Order>,
+    pub events: Receiver<Event>,
+}
+
+/// Drives it until the orders end.
+pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
+    let (orders, inbox) = bounded(1000);
+    let (to, events) = bounded(10_000);
+    thread::spawn(move || {
+        let context = Context { board, waker: Waker::new().unwrap() };
+        let mut current = Current::new(context.clone(), &drive);
+        let (mut ready, mut events) = (Vec::new(), Vec::new());
+        loop {
+            let alive = current.turn(&ready, Instant::now(), &mut events);
+            loop {
+                match inbox.try_recv() {
+                    Ok(order) => current.order(order, Instant::now()),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            let alive = alive && current.turn(&[], Instant::now(), &mut events);
+            if events.drain(..).try_for_each(|event| to.send(event)).is_err() || !alive {
+                return;
+            }
+            let mut fds = vec![context.waker.poll_fd()];
+            current.driver().sockets(&mut fds);
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
+            ready = fds[1..].iter().map(PollFd::revents).collect();
+        }
+    });
+    Ends { orders, events }
+}
+
+/// Drives it until it leaves.
+pub fn leave_of(drive: &Drive, orders: &Receiver<Order>, to: &Sender<Event>) -> Leave {
+    let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
+    let mut driver = drive.build(&context);
+    let (mut ready, mut events) = (Vec::new(), Vec::new());
+    loop {
+        driver.turn(&ready, Instant::now(), &mut events);
+        events.drain(..).for_each(|event| drop(to.send(event)));
+        if let Some(leave) = driver.left() {
+            return leave;
+        }
+        loop {
+            match orders.try_recv() {
+                Ok(order) => driver.order(order, Instant::now()),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    driver.close();
+                    break;
+                }
+            }
+        }
+        driver.turn(&[], Instant::now(), &mut events);
+        let mut fds = Vec::new();
+        driver.sockets(&mut fds);
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
+        ready = fds.iter().map(PollFd::revents).collect();
     }
 }

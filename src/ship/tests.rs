@@ -1,25 +1,30 @@
 //! The thread between its channels: a test stands at both ends.
 
-use super::driver::{Abilities, Drive, Ends, Event, Leave, Order, Pace, Refusal, TopicView, Verdict};
+use super::driver::{Abilities, Leave, Pace, Refusal, TopicView, Verdict};
 use super::flight::Batch;
 use super::testing::{chunk, plain};
 use super::*;
 use crate::chunk::{Closed, Ending, StreamId};
+use crate::handover::{Handover, queue};
+use crate::report::Board;
 use crate::stop::{Handle, pair};
-use crossbeam_channel::bounded;
+use crossbeam_channel::{bounded, select};
 use rustix::time::{ClockId, clock_gettime};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{JoinHandle, spawn};
 
 /// Ship in a thread, and all its ends.
 struct Bench {
-    inbox: Option<Sender<Parcel>>,
+    inbox: Option<Handover>,
     orders: Receiver<Order>,
     events: Option<Sender<Event>>,
     notes: Receiver<Note>,
-    changes: Sender<Change>,
-    halt: Option<Handle>,
-    stop: Option<Handle>,
+    changes: Changes,
+    halt: Option<Waking<Handle>>,
+    stop: Option<Waking<Handle>>,
+    relay: Drive,
     /// With the CPU time that the thread took.
     ship: JoinHandle<(Result<(), Dead>, Duration, u64)>,
 }
@@ -28,22 +33,28 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 impl Bench {
     fn new(options: Options) -> Self {
-        let (parcels, inbox) = bounded(64);
+        let waker = Waker::new().unwrap();
+        let (parcels, inbox) = queue(64, &waker);
         let (out, notes) = bounded(64);
-        let (ends, orders, events) = Ends::pair();
+        let (relay, orders, events) = relay();
         let (stop, give_up) = pair();
         let (halt, stuck) = pair();
-        let (changes, changed) = bounded(1);
+        let (stop, halt) = (Waking::new(stop, &waker), Waking::new(halt, &waker));
+        let (changes, changed) = Changes::new(&waker);
+        let drive = relay.clone();
         let ship = spawn(move || {
-            let board = Board::default();
+            let board = Arc::new(Board::default());
             let halts = Halts { stuck: Some(stuck), now: give_up };
-            let result = run(options, inbox, changed, ends, out, &board, halts);
+            let context = Context { board: board.clone(), waker };
+            let journal = None;
+            let result =
+                run(Producer { options, inbox, changes: changed, drive, context, journal, out, halts });
             let cpu = clock_gettime(ClockId::ThreadCPUTime);
             let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
             (result, cpu, board.totals.dead_lettered.load(Relaxed))
         });
         let (inbox, events, halt, stop) = (Some(parcels), Some(events), Some(halt), Some(stop));
-        Bench { inbox, changes, orders, events, notes, halt, stop, ship }
+        Bench { inbox, changes, orders, events, notes, halt, stop, relay, ship }
     }
 
     fn ready(self) -> Self {
@@ -56,7 +67,7 @@ impl Bench {
     }
 
     fn give(&self, parcel: Parcel) {
-        self.inbox.as_ref().unwrap().send(parcel).unwrap();
+        self.inbox.as_ref().unwrap().send_anyway(parcel).unwrap();
     }
 
     fn line(&self, start: u64) {
@@ -91,6 +102,26 @@ impl Bench {
     fn end(self) -> (Result<(), Dead>, Duration, u64) {
         self.ship.join().unwrap()
     }
+}
+
+/// A driver whose orders and events are the test's.
+fn relay() -> (Drive, Receiver<Order>, Sender<Event>) {
+    let ((to, orders), (events, from)) = (bounded(64), bounded(64));
+    let run = move |inbox: &Receiver<Order>, outbox: &Outbox, _: &Arc<Board>| {
+        loop {
+            select! {
+                recv(inbox) -> order => match order {
+                    Ok(order) => drop(to.send(order)),
+                    Err(_) => return Leave::Closed,
+                },
+                recv(from) -> event => match event {
+                    Ok(event) => drop(outbox.send(event)),
+                    Err(_) => return Leave::Closed,
+                },
+            }
+        }
+    };
+    (Drive::worker(None, run), orders, events)
 }
 
 /// Fails when an end comes before its stream's lines were taken, a chunk without lines waits for the broker, or what was
@@ -143,13 +174,25 @@ fn a_driver_is_changed_when_all_is_back() {
     b.line(0);
     let mut first = b.sent();
     assert_eq!(first[0].numbers.map(|n| n.pid), Some(1));
-    let drive = Some(Drive::new(|_, _, _| Leave::Closed));
-    b.changes.send(Change { options: Options::default(), drive, elsewhere: true }).unwrap();
+    let begun = Arc::new(AtomicBool::new(false));
+    let drive = {
+        let (begun, relay) = (begun.clone(), b.relay.clone());
+        Some(Drive::new(move |context| {
+            begun.store(true, Relaxed);
+            relay.build(context)
+        }))
+    };
+    b.changes.send(Change { options: Options::default(), drive, elsewhere: true });
     b.line(5);
     let soon = Duration::from_millis(300);
     assert!(b.orders.recv_timeout(soon).is_err(), "an order while a batch is out");
+    assert!(!begun.load(Relaxed), "the next driver while a batch is out");
     b.stored(first.pop().unwrap(), 0);
-    assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::Change(_))));
+    let until = Instant::now() + LIMIT;
+    while !begun.load(Relaxed) {
+        assert!(Instant::now() < until);
+        std::thread::yield_now();
+    }
     numbered(1);
     assert!(b.orders.recv_timeout(soon).is_err(), "an order to a driver that is not ready");
     ready();
@@ -216,107 +259,6 @@ fn a_dead_letter_is_written_before_the_ack() {
     assert!(std::fs::read_to_string(&path).unwrap().contains("\"value\":\"bad\""));
     b.inbox = None;
     assert_eq!(b.end().2, 1);
-}
-
-/// Not a test: what ship costs by itself, with a driver that stores everything at once.
-/// `cargo test --release ship::tests::cost -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn cost() {
-    use crate::chunk::{Key, Shape};
-    let regex = || Key::Regex(regex::bytes::Regex::new("id=([0-9]+)").unwrap());
-    for (name, partitioner, key, numbered) in [
-        ("sticky, plain", Partitioner::Sticky, Key::None, false),
-        ("sticky", Partitioner::Sticky, Key::None, true),
-        ("round-robin", Partitioner::RoundRobin, Key::None, true),
-        ("random", Partitioner::Random, Key::None, true),
-        ("hash of path", Partitioner::Hash, Key::Path, true),
-        ("hash of regex", Partitioner::Hash, regex(), true),
-    ] {
-        let shape = Shape { key, ..Shape::default() };
-        let (rate, cpu) = throughput(partitioner, shape, numbered);
-        println!("{name:14} {:5.1} million lines/s, {:4.0} ns of CPU a line", rate / 1e6, cpu);
-    }
-    let mut took = latencies();
-    took.sort_unstable();
-    println!("one line to its ack: p50 {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
-}
-
-/// Lines per second, and nanoseconds of ship's CPU per line, without making and dropping the chunks.
-fn throughput(partitioner: Partitioner, shape: crate::chunk::Shape, numbered: bool) -> (f64, f64) {
-    const CHUNKS: u64 = 2000;
-    let o = super::testing::origin(1, "t", "/var/log/app.log", shape);
-    let text = format!("id=12345 {}", "x".repeat(190));
-    let lines = vec![text.as_bytes(); 1300];
-    let mut b = Bench::new(Options { partitioner, ..Options::default() });
-    b.say(Event::Ready(Abilities { name: "null", numbered, in_flight: if numbered { 5 } else { 1 } }));
-    let (orders, events) = (b.orders.clone(), b.events.take().unwrap());
-    spawn(move || {
-        for order in orders {
-            match order {
-                Order::Topic(topic) => {
-                    let all = vec![0, 1, 2];
-                    let view = TopicView { topic, id: [0; 16], partitions: all.clone(), living: all };
-                    let _ = events.send(Event::Topic(view));
-                }
-                Order::ProducerId => drop(events.send(Event::ProducerId { pid: 1, epoch: 0 })),
-                Order::Ask { .. } | Order::Change(_) => {}
-                Order::Send(batches) => batches.into_iter().for_each(|batch| {
-                    let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
-                }),
-            }
-        }
-    });
-    let chunks: Vec<_> = (0..CHUNKS).map(|i| chunk(&o, i, &lines)).collect();
-    let (notes, start) = (b.notes.clone(), Instant::now());
-    let reader = spawn(move || notes.iter().count());
-    chunks.into_iter().for_each(|c| b.give(Parcel::Chunk(c)));
-    b.inbox = None;
-    let (result, cpu, _) = b.end();
-    assert!(result.is_ok() && reader.join().unwrap() as u64 == CHUNKS);
-    let lines = (CHUNKS * 1300) as f64;
-    (lines / start.elapsed().as_secs_f64(), cpu.as_nanos() as f64 / lines)
-}
-
-/// From a line's arrival to its ack, at 100 lines/s.
-fn latencies() -> Vec<Duration> {
-    let b = Bench::new(Options::default()).ready();
-    (0..200u64)
-        .map(|i| {
-            let start = Instant::now();
-            b.line(i * 5);
-            b.stored(b.sent().pop().unwrap(), 0);
-            b.acked();
-            let took = start.elapsed();
-            let _ = crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(10));
-            took
-        })
-        .collect()
-}
-
-/// Fails when a driver that takes its orders is believed stuck, or one that takes none is not.
-#[test]
-fn a_driver_that_takes_nothing() {
-    let board = Board::default();
-    let after = |s| Instant::now() + Duration::from_secs(s);
-    let limit = Some(Duration::from_secs(60));
-    let mut carrier = Carrier { limit, beat: board.pulse.beat("driver"), waiting: 0, moved: false };
-    carrier.look(3);
-    assert!(board.pulse.late(after(50)).is_none());
-    assert!(board.pulse.late(after(70)).is_some());
-    carrier.look(0);
-    assert!(board.pulse.late(after(70)).is_none(), "all is taken");
-    carrier.look(2);
-    carrier.beat.within(Duration::ZERO); // long ago
-    carrier.look(2);
-    carrier.look(5);
-    assert!(board.pulse.late(after(10)).is_some(), "more orders are no progress");
-    carrier.moved();
-    carrier.look(5);
-    assert!(board.pulse.late(after(10)).is_none(), "it works on one for long");
-    carrier.beat.within(Duration::ZERO);
-    carrier.look(4);
-    assert!(board.pulse.late(after(10)).is_none(), "it has taken one");
 }
 
 /// Fails when a stop waits for a broker that cannot be reached, or does not wait for a batch that is on its way or may be

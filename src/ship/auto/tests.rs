@@ -2,22 +2,22 @@
 
 use super::*;
 use crate::chunk::Topic;
+use crate::report::Board;
 use crate::ship::classic::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
-use crate::ship::driver::{Abilities, Ends};
-use crate::ship::testing::{batch, chunk, plain};
+use crate::ship::driver::{Abilities, Verdict};
+use crate::ship::testing::{self, Ends, batch, chunk, plain};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A driver that says its name, and leaves when it is told of the topic "leave".
 fn stub(name: &'static str) -> Drive {
-    Drive::new(move |orders, events, _board| {
+    Drive::worker(None, move |orders, events, _board| {
         let ready = Event::Ready(Abilities { name, numbered: false, in_flight: 1 });
         if events.send(ready).is_err() {
             return Leave::Closed;
         }
         for order in orders {
             match order {
-                Order::Change(next) => return Leave::Changed(next),
                 Order::Topic(t) if &*t == "leave" => return Leave::Unfit { why: "told to".to_owned() },
                 Order::Send(batches) => {
                     for batch in batches {
@@ -42,8 +42,7 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
         classic: Choice { first: stub("classic"), only: stub("only classic") },
         modern: Choice { first: stub("modern"), only: stub("only modern") },
     };
-    let drive = Drive::new(move |orders, events, board| run(&options, orders, events, board));
-    (drive.start(&board).unwrap(), board)
+    (testing::drive(drive(options), board.clone()), board)
 }
 
 fn ready(ends: &Ends) -> &'static str {

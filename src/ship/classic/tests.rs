@@ -8,8 +8,9 @@ mod connections;
 use super::peer::{Act, Peer};
 use super::*;
 use crate::chunk::Shape;
-use crate::ship::driver::Ends;
 use crate::ship::testing::{batch, chunk, origin, plain};
+use crate::waker::Waker;
+use crossbeam_channel::{Sender, bounded};
 use std::thread::{self, JoinHandle};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,11 +49,13 @@ impl Rig {
     }
 
     fn with(options: Options) -> Rig {
-        let (ends, orders, events) = Ends::pair();
+        let (to_worker, orders) = bounded(1000);
+        let (to, from_worker) = bounded(1000);
+        let events = Outbox::new(to, Waker::new().unwrap());
         let board = Arc::new(Board::default());
         let of_worker = board.clone();
         let worker = thread::spawn(move || run(&options, &orders, &events, &of_worker));
-        let rig = Rig { orders: Some(ends.orders), events: ends.events, worker: Some(worker), board };
+        let rig = Rig { orders: Some(to_worker), events: from_worker, worker: Some(worker), board };
         assert!(matches!(rig.next(), Event::Ready(a) if a == ABILITIES));
         rig
     }

@@ -1,162 +1,206 @@
-//! The thread of one broker: connects when there is work, gives everything back while it cannot, and tries again until
-//! it can. What happens on a connection stands in `session.rs`; who leads what, in `cluster.rs`.
+//! One broker: what waits for it, and its connection. Connects when there is work, gives everything back while it cannot,
+//! and tries again until it can. What happens on a connection is in `session.rs`; who leads what, in `cluster.rs`.
 
 use super::codec::Codec;
-use super::connection::{ANSWER_CAP, Connection, Trouble, wait_for};
+use super::connection::{ANSWER_CAP, Trouble};
+use super::dialer::Dial;
 use super::health::Health;
-use super::inbox::{Inbox, Job};
-use super::records::Encoder;
 use super::session::{End, Session};
-use super::wire::Writer;
-use super::{News, Shared, Unfit};
-use crate::ship::driver::{Pace, Verdict};
-use rustix::event::{PollFd, PollFlags};
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use super::{Producer, Shared, Unfit};
+use crate::chunk::Topic;
+use crate::ship::driver::{Event, Pace, Verdict};
+use crate::ship::flight::Batch;
+use rustix::event::PollFd;
+use std::collections::VecDeque;
+use std::time::Instant;
 
+/// A broker as its session sees it.
 #[derive(Debug)]
-pub struct Broker {
+pub struct Peer {
     pub node: i32,
-    /// Tells this thread from an earlier one of the same node.
-    pub serial: u64,
     pub address: String,
-    pub shared: Arc<Shared>,
-    pub inbox: Inbox,
+    /// Batches that are in no request yet, in the order they came.
+    pub waiting: VecDeque<Batch>,
+    pub asks: VecDeque<Producer>,
     pub health: Health,
-    pub encoder: Encoder,
-    pub out: Writer,
     /// The configured one, or what this broker takes instead.
     pub codec: Codec,
 }
 
+#[derive(Debug)]
+pub struct Broker {
+    pub peer: Peer,
+    link: Link,
+    /// Attempts to connect in a row that failed.
+    failures: u32,
+}
+
+#[derive(Debug)]
+enum Link {
+    /// No connection, and no work for one.
+    Idle,
+    Dialing(Dial),
+    Up(Box<Session>),
+    /// Not connected again before `until`. What comes meanwhile goes straight back.
+    Resting {
+        until: Instant,
+        why: String,
+    },
+}
+
 impl Broker {
-    pub fn new(node: i32, serial: u64, address: String, shared: Arc<Shared>, inbox: Inbox) -> Self {
-        let health = Health::new(shared.board.clone(), address.clone());
+    pub fn new(node: i32, address: String, shared: &Shared) -> Self {
+        let health = Health::new(shared.context.board.clone(), address.clone());
         let codec = shared.options.compression;
-        let (encoder, out) = Default::default();
-        Broker { node, serial, address, shared, inbox, health, encoder, out, codec }
+        let (waiting, asks) = Default::default();
+        let peer = Peer { node, address, waiting, asks, health, codec };
+        Broker { peer, link: Link::Idle, failures: 0 }
     }
 
-    /// Until the inbox closes.
-    pub fn run(mut self) {
-        while self.wait_for_work() {
-            if !self.connected() {
-                break;
-            }
-        }
-        self.give_all_back(Pace::Now, "the driver ends");
-        self.shared.news(News::Ended);
+    pub fn has_socket(&self) -> bool {
+        matches!(self.link, Link::Up(_))
     }
 
-    /// `false`: the inbox is closed.
-    fn wait_for_work(&self) -> bool {
-        while self.inbox.is_empty() {
-            if self.inbox.is_closed() {
-                return false;
-            }
-            self.listen(None);
-        }
-        true
+    pub fn socket(&self) -> Option<PollFd<'_>> {
+        if let Link::Up(session) = &self.link { Some(session.socket()) } else { None }
     }
 
-    fn listen(&self, limit: Option<Duration>) {
-        let wait = |bell: BorrowedFd<'_>, limit| {
-            let mut fds = [PollFd::new(&bell, PollFlags::IN)];
-            wait_for(&mut fds, limit).map(|()| ((), !fds[0].revents().is_empty()))
-        };
-        if let Err(t) = self.inbox.sleep(limit, wait) {
-            log::error!("broker {}: poll: {t}", self.address);
+    /// When the next turn is due.
+    pub fn wake(&self) -> Option<Instant> {
+        match &self.link {
+            Link::Idle | Link::Dialing(_) => None,
+            Link::Up(session) => session.wake(),
+            Link::Resting { until, .. } => Some(*until),
         }
     }
 
-    /// From work to idleness, over as many connections as it takes. `false`: the inbox is closed.
-    fn connected(&mut self) -> bool {
-        let mut failures = 0;
+    /// Something of this broker is on its way or waits.
+    pub fn is_busy(&self) -> bool {
+        let busy = if let Link::Up(session) = &self.link { session.is_busy() } else { false };
+        busy || self.peer.has_work()
+    }
+
+    /// Does what can be done now.
+    pub fn turn(&mut self, shared: &mut Shared, mut readable: bool, now: Instant) {
         loop {
-            // Jobs stay in the inbox while connecting, where the coordinator can take them back.
-            let opened = Connection::open(&self.address, &self.shared.options, ANSWER_CAP);
-            if self.inbox.is_closed() {
-                return false; // retired meanwhile: the board's line may be another's by now
-            }
-            match opened {
-                Ok(c) => {
-                    self.health.up(&format!("modern, Produce {}", c.versions.produce.unwrap_or_default()));
-                    if failures > 0 {
-                        self.shared.news(News::Up { node: self.node, serial: self.serial });
-                    }
-                    match Session::new(self, c).run() {
-                        // Also the end of a broker that hung up before it was asked anything.
-                        End::Idle => {
-                            self.health.idle();
-                            return true;
+            match &mut self.link {
+                Link::Idle if !self.peer.has_work() => return,
+                Link::Idle => self.dial(shared),
+                Link::Dialing(dial) => match dial.result() {
+                    None => return,
+                    Some(Ok(c)) => {
+                        let speaks = format!("modern, Produce {}", c.versions.produce.unwrap_or_default());
+                        self.peer.health.up(&speaks);
+                        if self.failures > 0 {
+                            shared.reachable(&self.peer, true, now);
                         }
-                        End::Closed => return false,
-                        End::Lost { why, worked: true } => {
-                            failures = 0;
-                            self.health.failed(&why, true);
-                            self.give_all_back(Pace::Backoff, &why);
+                        self.link = Link::Up(Box::new(Session::new(c, now)));
+                    }
+                    Some(Err(t)) => {
+                        let why = t.to_string();
+                        if let (Trouble::Unfit(_), true) = (&t, shared.options.unfit != Unfit::Wait) {
+                            shared.unfit(format!("{}: {why}", self.peer.address));
                         }
-                        End::Lost { why, worked: false } => {
-                            self.health.failed(&why, true);
-                            self.shared.news(News::Down { node: self.node, serial: self.serial });
-                            if !self.sit_out(Trouble::Ended.pause(failures), &why) {
-                                return false;
-                            }
-                            failures += 1;
-                        }
+                        self.failed(shared, &t, &why, false, now);
                     }
-                }
-                Err(t) => {
-                    let why = t.to_string();
-                    if let (Trouble::Unfit(_), true) = (&t, self.shared.options.unfit != Unfit::Wait) {
-                        self.shared.news(News::Unfit(format!("{}: {why}", self.address)));
+                },
+                Link::Up(session) => match session.turn(&mut self.peer, shared, readable, now) {
+                    None => return,
+                    Some(end) => self.ended(shared, end, now),
+                },
+                Link::Resting { until, why } => {
+                    if self.peer.has_work() {
+                        let told = self.peer.told(why);
+                        self.peer.give_back(shared, Pace::Backoff, &told);
                     }
-                    self.health.failed(&why, false);
-                    self.shared.news(News::Down { node: self.node, serial: self.serial });
-                    if !self.sit_out(t.pause(failures), &why) {
-                        return false;
+                    if now < *until {
+                        return;
                     }
-                    failures += 1;
+                    self.dial(shared);
                 }
             }
+            readable = false;
         }
     }
 
-    /// Waits before the next attempt to connect; work that comes meanwhile goes straight back. `false`: closed.
-    fn sit_out(&self, pause: Duration, why: &str) -> bool {
-        let until = Instant::now() + pause;
-        loop {
-            self.give_all_back(Pace::Backoff, why);
-            if self.inbox.is_closed() {
-                return false;
+    fn dial(&mut self, shared: &Shared) {
+        let dial = Dial::start(&self.peer.address, &shared.options, ANSWER_CAP, &shared.context);
+        self.link = Link::Dialing(dial);
+    }
+
+    fn ended(&mut self, shared: &mut Shared, end: End, now: Instant) {
+        match end {
+            // Also the end of a broker that hung up before it was asked anything.
+            End::Idle => {
+                self.peer.health.idle();
+                self.failures = 0;
+                self.link = Link::Idle;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
+            End::Lost { why, worked: true } => {
+                self.failures = 0;
+                self.peer.health.failed(&why, true);
+                let told = self.peer.told(&why);
+                self.peer.give_back(shared, Pace::Backoff, &told);
+                self.dial(shared);
             }
-            self.listen(Some(left));
+            End::Lost { why, worked: false } => self.failed(shared, &Trouble::Ended, &why, true, now),
         }
     }
 
-    pub fn give_all_back(&self, pace: Pace, why: &str) {
-        let _ = self.inbox.take(|job| self.shared.give_back(job, pace, &self.told(why)));
+    /// An attempt failed; `connected` says whether that came after connecting.
+    fn failed(&mut self, shared: &mut Shared, t: &Trouble, why: &str, connected: bool, now: Instant) {
+        self.peer.health.failed(why, connected);
+        shared.reachable(&self.peer, false, now);
+        let told = self.peer.told(why);
+        self.peer.give_back(shared, Pace::Backoff, &told);
+        self.link = Link::Resting { until: now + t.pause(self.failures), why: why.to_owned() };
+        self.failures += 1;
+    }
+
+    /// Gives all back, wherever it is.
+    pub fn close(mut self, shared: &mut Shared, why: &str) {
+        if let Link::Up(session) = &mut self.link {
+            session.abandon(shared, Pace::Now, why);
+        }
+        self.peer.give_back(shared, Pace::Now, why);
+        shared.context.board.brokers().remove(&self.peer.address);
+    }
+}
+
+impl Peer {
+    fn has_work(&self) -> bool {
+        !self.waiting.is_empty() || !self.asks.is_empty()
+    }
+
+    /// All that is in no request yet.
+    pub fn give_back(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
+        for batch in self.waiting.drain(..) {
+            let verdict = Verdict::Again { maybe_stored: false, pace, why: why.to_owned() };
+            shared.events.push(Event::Done { batch, verdict });
+        }
+        self.asks.drain(..).for_each(|asked| shared.knows(&asked, Err(why.to_owned())));
+    }
+
+    /// Nothing may overtake a batch that has come back: the broker, if it has forgotten the producer, would take a later
+    /// one for its first, and the earlier one could no longer be proved missing.
+    pub fn give_back_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
+        let same = |b: &Batch| b.partition == partition && b.load.topic == *topic;
+        if !self.waiting.iter().any(same) {
+            return;
+        }
+        for batch in std::mem::take(&mut self.waiting) {
+            if same(&batch) {
+                let why = "a batch before it was not stored".to_owned();
+                let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Now, why };
+                shared.events.push(Event::Done { batch, verdict });
+            } else {
+                self.waiting.push_back(batch);
+            }
+        }
     }
 
     /// "broker b1:9092: why".
     pub fn told(&self, why: &str) -> String {
         format!("broker {}: {why}", self.address)
-    }
-}
-
-impl Shared {
-    /// A job that was never sent.
-    pub fn give_back(&self, job: Job, pace: Pace, why: &str) {
-        match job {
-            Job::Send(batch) => {
-                self.done(batch, Verdict::Again { maybe_stored: false, pace, why: why.to_owned() });
-            }
-            Job::Ask(asked) => self.knows(&asked, Err(why.to_owned())),
-        }
     }
 }

@@ -217,10 +217,6 @@ impl Cluster {
         self.nodes.get(&id)
     }
 
-    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values()
-    }
-
     /// Views that differ from what was told. A topic that cannot be had any more keeps its partitions, with none living.
     fn changes(&mut self) -> Vec<TopicView> {
         let mut changed = Vec::new();

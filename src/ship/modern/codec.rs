@@ -147,6 +147,11 @@ pub mod tests {
             let mut press = Press::default();
             ALL[1..].iter().for_each(|c| round(&mut press, *c, &b"a line of a log file\n".repeat(30_000)));
         };
-        std::thread::Builder::new().stack_size(super::super::STACK).spawn(work).unwrap().join().unwrap();
+        std::thread::Builder::new()
+            .stack_size(crate::ship::driver::STACK)
+            .spawn(work)
+            .unwrap()
+            .join()
+            .unwrap();
     }
 }

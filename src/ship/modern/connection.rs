@@ -1,9 +1,9 @@
 //! One connection to one broker: connect, ask for the versions, frames out and in, all with limits. Knows no batches,
 //! retries nothing and logs nothing.
 //!
-//! The socket never blocks: every wait is a `poll(2)` with a deadline, so one thread can write requests, read answers
-//! and hear its inbox, also through TLS, which cannot be split over two threads. After any [`Trouble`] the connection
-//! is dropped, never used again.
+//! The socket never blocks. [`Connection::open`] and [`Connection::call`] wait by `poll(2)` with deadlines, for the
+//! dialer's thread and for `check`; the producer waits for all of its sockets at once. After any [`Trouble`] the
+//! connection is dropped, never used again.
 
 use super::Options;
 use super::input::Input;
@@ -17,7 +17,6 @@ use rustix::net::sockopt;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred.
@@ -192,8 +191,7 @@ impl Connection {
             if now >= deadline {
                 return Err(Trouble::Lost("no answer in time".into()));
             }
-            let (readable, _) = self.wait(sent < request.len(), None, Some(deadline - now))?;
-            if readable {
+            if self.wait(sent < request.len(), deadline - now)? {
                 self.read()?;
             }
         }
@@ -266,30 +264,38 @@ impl Connection {
         self.input.bytes(range)
     }
 
-    /// Waits until there is something to read (or, with `write`, the socket can be written) or `also` can be read, at most
-    /// `limit` (`None`: without end). Says whether there is something to read, and whether from `also`.
-    pub fn wait(
-        &mut self,
-        write: bool,
-        also: Option<BorrowedFd<'_>>,
-        limit: Option<Duration>,
-    ) -> Result<(bool, bool), Trouble> {
-        let (own, more) = (self.stream.has_own(), self.stream.has_more());
-        let limit = if more { Some(Duration::ZERO) } else { limit };
-        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-        let (socket_readable, also_readable) = {
-            let socket = self.stream.socket();
-            let events = if write || own { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            let also = also.unwrap_or(socket.as_fd());
-            let mut fds = [PollFd::new(socket, events), PollFd::new(&also, PollFlags::IN)];
-            wait_for(&mut fds, limit)?;
-            (fds[0].revents().intersects(readable), fds[1].revents().intersects(readable))
-        };
-        if own {
-            self.stream.flush()?;
-        }
-        Ok((more || socket_readable, also_readable))
+    /// What `poll(2)` is to wait for; with `write` also for room.
+    pub fn poll_fd(&self, write: bool) -> PollFd<'_> {
+        let write = write || self.stream.has_own();
+        let events = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        PollFd::new(self.stream.socket(), events)
     }
+
+    /// There is something to read although the socket has nothing.
+    pub fn has_more(&self) -> bool {
+        self.stream.has_more()
+    }
+
+    /// Sends what TLS has to say of its own.
+    pub fn flush(&mut self) -> Result<(), Trouble> {
+        if self.stream.has_own() { Ok(self.stream.flush()?) } else { Ok(()) }
+    }
+
+    /// Waits at most `limit` until there is something to read, or, with `write`, room to write. Says whether there is
+    /// something to read.
+    fn wait(&mut self, write: bool, limit: Duration) -> Result<bool, Trouble> {
+        let more = self.has_more();
+        let mut fds = [self.poll_fd(write)];
+        wait_for(&mut fds, Some(if more { Duration::ZERO } else { limit }))?;
+        let readable = is_readable(fds[0].revents());
+        self.flush()?;
+        Ok(more || readable)
+    }
+}
+
+/// Something to read, or the end.
+pub fn is_readable(found: PollFlags) -> bool {
+    found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
 }
 
 /// The peer has closed the connection, and what we sent after that was answered by a reset.

@@ -2,12 +2,11 @@
 //! What is asked about versions, metadata and producer ids they answer by themselves from a shared [`World`]; every
 //! other request goes to the test, which says what happens to it.
 
-use super::trial::Feeder;
-use super::{Event, Options, Order};
-use crate::ship::driver::Ends;
-use crate::ship::driver::Verdict;
+use super::{Options, start};
+use crate::chunk::Topic;
+use crate::ship::driver::{Abilities, Event, Order, TopicView, Verdict};
 use crate::ship::flight::Batch;
-use crate::ship::testing::{batch, chunk, origin};
+use crate::ship::testing::{Ends, batch, chunk, origin};
 use bytes::{Buf, Bytes, BytesMut};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
@@ -339,6 +338,50 @@ pub fn one(partition: i32, base: i32) -> Batch {
     b.partition = partition;
     b.numbers = Some(crate::ship::flight::Numbers { pid: 4711, epoch: 0, base });
     b
+}
+
+/// A stand-in for ship that numbers, retries in order and keeps a few batches of each partition in the air.
+pub struct Feeder {
+    pub ends: Ends,
+    pub topic: Topic,
+    pub abilities: Option<Abilities>,
+    pub view: Option<TopicView>,
+    pub pid: Option<(i64, i16)>,
+}
+
+impl Feeder {
+    pub fn start(options: Options, topic: &str) -> Self {
+        let ends = start(options, Arc::default()).unwrap();
+        let mut f = Feeder { ends, topic: topic.into(), abilities: None, view: None, pid: None };
+        f.ends.orders.send(Order::Topic(f.topic.clone())).unwrap();
+        f.ends.orders.send(Order::ProducerId).unwrap();
+        while f.view.as_ref().is_none_or(|v| v.living.is_empty()) || f.pid.is_none() {
+            f.take();
+        }
+        f
+    }
+
+    /// The next batch that is done; takes note of everything else.
+    pub fn take(&mut self) -> Option<(Batch, Verdict)> {
+        match self
+            .ends
+            .events
+            .recv_timeout(Duration::from_secs(60))
+            .expect("the driver says nothing for a minute")
+        {
+            Event::Ready(a) => self.abilities = Some(a),
+            Event::Topic(v) => self.view = Some(v),
+            Event::ProducerId { pid, epoch } => self.pid = Some((pid, epoch)),
+            Event::Done { batch, verdict } => return Some((batch, verdict)),
+            Event::Knows { .. } => {}
+            Event::Dead { why } => panic!("{why}"),
+        }
+        None
+    }
+
+    pub fn send(&self, batch: Batch) {
+        self.ends.orders.send(Order::Send(vec![batch])).unwrap();
+    }
 }
 
 impl Feeder {

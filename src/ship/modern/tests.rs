@@ -1,13 +1,16 @@
 //! The whole driver against scripted brokers: what it sends when, and what becomes of each batch when a broker is slow,
 //! wrong, hostile or gone.
 
+use super::scripted::Feeder;
 use super::scripted::{Asked, Peers, one, part, produced};
-use super::trial::Feeder;
 use super::*;
-use crate::ship::driver::{Pace, Refusal};
+use crate::report::Board;
+use crate::ship::driver::{Abilities, Leave, Order, Pace, Refusal, Verdict};
+use crate::ship::testing::leave_of;
 use crossbeam_channel::select;
 use kafka_protocol::messages::produce_response::{BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint};
 use kafka_protocol::protocol::StrBytes;
+use std::thread;
 
 fn stored(verdict: &Verdict) -> Option<i64> {
     match verdict {
@@ -367,7 +370,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
         let options = Options { unfit, ..peers.options() };
         let (orders, inbox) = crossbeam_channel::bounded(64);
         let (outbox, events) = crossbeam_channel::bounded(64);
-        let worker = thread::spawn(move || run(&options, &inbox, &outbox, &Arc::default()));
+        let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
         orders.send(Order::Topic("t".into())).unwrap();
         while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
         let mut refused = 0;
@@ -414,7 +417,7 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, _events) = crossbeam_channel::bounded(64);
     orders.send(Order::ProducerId).unwrap();
-    let left = run(&options, &inbox, &outbox, &Arc::default());
+    let left = leave_of(&drive(options), &inbox, &outbox);
     assert!(
         matches!(&left, Leave::Unfit { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
         "{left:?}"
@@ -445,7 +448,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let options = Options { unfit: Unfit::TooOld, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, events) = crossbeam_channel::bounded(64);
-    let worker = thread::spawn(move || run(&options, &inbox, &outbox, &Arc::default()));
+    let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
     orders.send(Order::Topic("t".into())).unwrap();
     while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
     orders.send(Order::Send(vec![one(0, 0)])).unwrap();
@@ -562,32 +565,6 @@ fn what_a_leader_knows_of_a_producer() {
             .contains("TOPIC_AUTHORIZATION_FAILED (29): no READ")
     );
     assert!(knows(&|a| a.close()).is_err());
-}
-
-/// Fails when an order that ship gave before it could hear of a failure is sent, or the failed batch is not.
-#[test]
-fn nothing_overtakes_a_batch_that_came_back() {
-    let peers = Peers::start(1);
-    let mut f = peers.feed();
-    for base in 0..2 {
-        f.send(one(0, base));
-        peers.next().answer_all(0);
-        assert_eq!(f.done().1, base);
-    }
-    f.send(one(0, 2));
-    peers.next().close();
-    // Ship has not looked at its events yet.
-    while f.ends.events.is_empty() {
-        thread::yield_now();
-    }
-    f.send(one(0, 3));
-    assert_eq!((f.done().1, f.done().1), (2, 3));
-    peers.nothing_within(50);
-    f.ends.orders.send(Order::Send(vec![one(0, 2), one(0, 3)])).unwrap();
-    let again = peers.next();
-    assert_eq!(again.produce(), [(0, 2)]);
-    again.answer_all(0);
-    assert_eq!(peers.next().produce(), [(0, 3)]);
 }
 
 /// A broker comes back on another port with the node id it had. Fails when the node counts as down for ever.

@@ -9,7 +9,7 @@ use super::broker::Log;
 use crate::budget::{Budget, Share};
 use crate::checkpoint::{Saved, SavedStream};
 use crate::chunk::{Chunk, Identity, Note, Origin, Parcel, Point, Shape, StreamId};
-use crate::cover::Cover;
+use crate::cover::{self, Cover};
 use crate::files::private;
 use crate::report::Board;
 use crate::ship::driver::{Abilities, Event, Order, Pace, Refusal, TopicView, Verdict};
@@ -25,6 +25,7 @@ use crate::ship::retry::Rng;
 use crate::ship::shipper::Shipper;
 use crate::ship::testing::{chunk_of, origin};
 use crate::ship::{Options, Partitioner};
+use crate::waker::Waker;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -158,7 +159,8 @@ impl<'b> World<'b> {
             flights.push(Resumed { flight: f.flight, load, open: f.open.clone(), stored });
         }
         let binding = Binding { synced: false, ..Binding::default() };
-        let journal = Journal::begin(store, binding, &loaded, cover, Arc::default()).unwrap();
+        let taker = cover::pair(&Waker::new().unwrap()).1;
+        let journal = Journal::begin(store, binding, &loaded, cover, taker, Arc::default()).unwrap();
         let id = loaded.id.map(|(pid, epoch)| (pid, epoch + 1));
         let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
         let options = Options {

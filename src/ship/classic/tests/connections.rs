@@ -4,6 +4,7 @@ use super::super::peer::{Act, Peer, hole, parrot};
 use super::super::*;
 use super::{PATIENCE, Rig, again, one, options};
 use crate::ship::driver::Drive;
+use crate::ship::testing;
 use std::thread;
 
 /// D1, answers late. Fails when the client outlives an error (`fence` putting it back): batch 2 then meets the cut
@@ -59,8 +60,8 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
     let peer = Peer::start();
     let ends = {
         let options = options(&[peer.host()]);
-        let drive = Drive::new(move |orders, events, board| run(&options, orders, events, board));
-        drive.start(&Arc::new(Board::default())).unwrap()
+        let run = move |orders: &_, events: &_, board: &_| run(&options, orders, events, board);
+        testing::drive(Drive::worker(None, run), Arc::new(Board::default()))
     };
     ends.orders.send(Order::Send(vec![one("a")])).unwrap();
     let stored = |e: Event| matches!(e, Event::Done { verdict: Verdict::Stored { .. }, .. });
