@@ -1,56 +1,81 @@
-//! Where a tail hands its chunks to the producer: a bounded queue, and a wake-up for a producer that sleeps.
+//! The tails' way out: streams are opened and closed in the registry, chunks go to the producer over a bounded channel.
 
-use crate::chunk::Parcel;
+use crate::chunk::{Chunk, Parcel};
 use crate::stop::Stop;
+use crate::streams::Registry;
 use crate::waker::{Waker, Waking};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use std::sync::Arc;
 
-/// The tails' end; the producer learns when the last clone is gone.
-#[derive(Clone, Debug)]
-pub struct Handover(Waking<Sender<Parcel>>);
+/// The chunks' channel as tails hold it: the producer, which sleeps in `poll(2)`, is woken for each chunk and when the last
+/// tail has ended.
+pub type Chunks = Waking<Sender<Chunk>>;
 
-/// Why a parcel was not handed over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
-    /// The tail was stopped while the queue was full.
-    Stopped,
-    /// The queue is full ([`Handover::try_send`] alone), or the producer has ended.
-    NoRoom,
-}
-
-/// `capacity` parcels may wait.
-pub fn queue(capacity: usize, waker: &Waker) -> (Handover, Receiver<Parcel>) {
+/// `capacity` chunks may wait.
+pub fn chunks(capacity: usize, waker: &Waker) -> (Chunks, Receiver<Chunk>) {
     let (to, from) = bounded(capacity);
-    (Handover(Waking::new(to, waker)), from)
+    (Waking::new(to, waker), from)
 }
 
-impl Handover {
-    /// Waits while the queue is full: this is where a tail stands while the producer is busy.
-    pub fn send(&self, parcel: Parcel, stop: &Stop) -> Result<(), Refused> {
-        let to = self.0.get();
-        match to.try_send(parcel) {
-            Ok(()) => {}
-            Err(TrySendError::Full(parcel)) => select! {
-                send(to, parcel) -> sent => sent.map_err(|_| Refused::NoRoom)?,
-                recv(stop.on()) -> _ => return Err(Refused::Stopped),
-            },
-            Err(TrySendError::Disconnected(_)) => return Err(Refused::NoRoom),
+/// One tail's end.
+#[derive(Clone, Debug)]
+pub struct Outlet(To);
+
+#[derive(Clone, Debug)]
+enum To {
+    Agent {
+        registry: Arc<Registry>,
+        chunks: Chunks,
+    },
+    /// A simulator takes everything in its order.
+    #[cfg(test)]
+    Recorder(Sender<Parcel>),
+}
+
+/// The producer has ended, or the tail is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+impl Outlet {
+    pub fn new(registry: Arc<Registry>, chunks: Chunks) -> Outlet {
+        Outlet(To::Agent { registry, chunks })
+    }
+
+    #[cfg(test)]
+    pub fn recorder(to: Sender<Parcel>) -> Outlet {
+        Outlet(To::Recorder(to))
+    }
+
+    /// An opening or a closing, outside a tail's thread.
+    pub fn tell(&self, parcel: Parcel) {
+        match (&self.0, parcel) {
+            (To::Agent { registry, .. }, Parcel::Opened(opened)) => registry.open(opened),
+            (To::Agent { registry, .. }, Parcel::Closed(closed)) => registry.close(&closed),
+            (_, parcel) => debug_assert!(false, "{parcel:?} is for a tail to send"),
         }
-        self.0.wake();
-        Ok(())
     }
 
-    /// Does not wait.
-    pub fn try_send(&self, parcel: Parcel) -> Result<(), Refused> {
-        self.0.get().try_send(parcel).map_err(|_| Refused::NoRoom)?;
-        self.0.wake();
-        Ok(())
-    }
-
-    /// Waits as long as it takes; for a thread that is not stopped by itself.
-    pub fn send_anyway(&self, parcel: Parcel) -> Result<(), Refused> {
-        self.0.get().send(parcel).map_err(|_| Refused::NoRoom)?;
-        self.0.wake();
+    /// Opening and closing never wait; a chunk waits while the producer is busy.
+    pub fn send(&self, parcel: Parcel, stop: &Stop) -> Result<(), Stopped> {
+        let (registry, chunks) = match &self.0 {
+            To::Agent { registry, chunks } => (registry, chunks),
+            #[cfg(test)]
+            To::Recorder(to) => return to.send(parcel).map_err(|_| Stopped),
+        };
+        match parcel {
+            Parcel::Opened(opened) => registry.open(opened),
+            Parcel::Closed(closed) => registry.close(&closed),
+            Parcel::Chunk(chunk) => {
+                match chunks.get().try_send(chunk) {
+                    Err(TrySendError::Full(chunk)) => select! {
+                        send(chunks.get(), chunk) -> sent => sent.map_err(|_| Stopped)?,
+                        recv(stop.on()) -> _ => return Err(Stopped),
+                    },
+                    sent => sent.map_err(|_| Stopped)?,
+                }
+                chunks.wake();
+            }
+        }
         Ok(())
     }
 }

@@ -28,9 +28,10 @@ mod worker;
 
 pub use worker::Outbox;
 
-use crate::chunk::{Note, Parcel};
+use crate::chunk::Chunk;
 use crate::pulse::Beat;
 use crate::stop::Stop;
+use crate::streams::Registry;
 use crate::sys::heap;
 use crate::waker::{Waker, Waking};
 use crate::wall;
@@ -137,7 +138,7 @@ pub struct Halts {
 /// or from when nothing moved any more, if that was earlier.
 const RETURN: Duration = Duration::from_secs(1);
 
-/// Parcels and events taken at a time before what they make possible is sent.
+/// Chunks taken at a time before what they make possible is sent.
 const AT_A_TIME: usize = 256;
 
 /// Tells a running producer to do otherwise.
@@ -159,30 +160,29 @@ impl Changes {
 }
 
 /// What the producer's thread is started with. Every sender of these wakes `context.waker`.
-pub struct Producer {
+pub struct Producer<'a> {
     pub options: Options,
-    pub inbox: Receiver<Parcel>,
+    pub inbox: Receiver<Chunk>,
     pub changes: Receiver<Change>,
     pub drive: Drive,
     pub context: Context,
     pub journal: Option<Journal>,
-    pub out: Sender<Note>,
+    pub registry: &'a Registry,
     pub halts: Halts,
 }
 
 /// The thread's loop. It takes whatever comes, from either side, and waits nowhere but in its `poll(2)`; so a topic that
-/// does not move holds only its own share of the byte budget. Notes go out in bounded space, but the ledger always takes
-/// them.
+/// does not move holds only its own share of the byte budget.
 ///
-/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says; dropping `out` then
-/// ends the ledger.
-pub fn run(producer: Producer) -> Result<(), Dead> {
-    let Producer { options, inbox, changes, drive, context, journal, out, halts } = producer;
+/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says.
+pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
+    let Producer { options, inbox, changes, drive, context, journal, registry, halts } = producer;
     let board = context.board.clone();
     let ship = Shipper::new(options, &board, now());
     let current = Current::new(context.clone(), &drive);
     let (ready, events) = (Vec::new(), Vec::new());
-    Loop { ship, current, journal, waker: context.waker, ready, events, out }.run(&inbox, &changes, &halts)
+    Loop { ship, current, journal, waker: context.waker, ready, events, registry }
+        .run(&inbox, &changes, &halts)
 }
 
 struct Loop<'b> {
@@ -193,16 +193,11 @@ struct Loop<'b> {
     /// What `poll(2)` has found at the driver's sockets.
     ready: Vec<PollFlags>,
     events: Vec<Event>,
-    out: Sender<Note>,
+    registry: &'b Registry,
 }
 
 impl Loop<'_> {
-    fn run(
-        mut self,
-        inbox: &Receiver<Parcel>,
-        changes: &Receiver<Change>,
-        halts: &Halts,
-    ) -> Result<(), Dead> {
+    fn run(mut self, inbox: &Receiver<Chunk>, changes: &Receiver<Change>, halts: &Halts) -> Result<(), Dead> {
         let (mut halted, mut stuck): (Option<Instant>, Option<Instant>) = (None, None);
         let mut open = true;
         loop {
@@ -210,7 +205,7 @@ impl Loop<'_> {
             self.waker.begin_round();
             // What came back is known before anything is sent.
             self.turn()?;
-            if open && take(inbox, |parcel| self.ship.parcel(parcel, now())) {
+            if open && take(inbox, |chunk| self.ship.chunk(chunk, now())) {
                 open = false;
                 self.ship.close();
             }
@@ -281,10 +276,9 @@ impl Loop<'_> {
         if ordered {
             alive = self.current.turn(&[], now.at, &mut self.events);
         }
-        for note in self.ship.notes.drain(..) {
-            if self.out.send(note).is_err() {
-                return Err(Dead { why: "nobody keeps the positions any more".into() });
-            }
+        self.registry.acknowledge(self.ship.acks.drain(..));
+        if std::mem::take(&mut self.ship.save_soon) {
+            self.registry.save_soon();
         }
         self.ship.prepare();
         if !alive && self.events.is_empty() {

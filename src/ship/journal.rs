@@ -36,8 +36,9 @@ pub mod store;
 
 use super::flight::Batch;
 use crate::chunk::{Range, StreamId};
-use crate::cover::{Cover, Taker};
 use crate::report::{Blocked, Board};
+use crate::streams::SavedPositions;
+use crate::streams::mailbox::Mailbox;
 use intent::{Intent, Last, Record};
 use load::{Loaded, Place};
 use std::collections::{BTreeSet, HashMap};
@@ -60,7 +61,7 @@ struct Live {
 pub struct Journal {
     store: Store,
     binding: Binding,
-    cover: Cover,
+    saved: SavedPositions,
     lasts: HashMap<Place, Last>,
     /// By serial, ascending.
     live: Vec<Live>,
@@ -82,8 +83,8 @@ impl Journal {
         store: Store,
         binding: Binding,
         loaded: &Loaded,
-        cover: Cover,
-        taker: Taker,
+        saved: SavedPositions,
+        mailbox: Mailbox,
         board: Arc<Board>,
     ) -> io::Result<Journal> {
         let live = loaded.keep.iter().map(|intent| Live::of(intent.clone())).collect();
@@ -91,12 +92,12 @@ impl Journal {
         let mut journal = Journal {
             store,
             binding,
-            cover,
+            saved,
             lasts,
             live,
             serial: loaded.serial,
             board,
-            gate: Gate::new(taker),
+            gate: Gate::new(mailbox),
         };
         journal.change_halves()?;
         Ok(journal)
@@ -174,15 +175,14 @@ impl Journal {
     }
 
     /// Positions are saved: what they cover is not needed any more.
-    pub fn covered(&mut self, cover: Cover) {
-        self.cover = cover;
-        let cover = &self.cover;
-        self.live.retain(|l| !l.spans.iter().all(|(stream, range)| cover.holds(*stream, range)));
+    pub fn covered(&mut self, saved: SavedPositions) {
+        self.live.retain(|l| !l.spans.iter().all(|(stream, range)| saved.holds(*stream, range)));
+        self.saved = saved;
         self.tell();
     }
 
     fn may_fly(&self, batch: &Batch) -> bool {
-        batch.load.chunks.iter().all(|c| self.cover.knows(c.origin.stream))
+        batch.load.chunks.iter().all(|c| self.saved.knows(c.origin.stream))
     }
 
     fn tell(&self) {
@@ -204,7 +204,7 @@ impl Live {
 /// Batches that wait for their intent, and why.
 #[derive(Debug)]
 struct Gate {
-    cover: Taker,
+    mailbox: Mailbox,
     /// In the order they came.
     waiting: Vec<Batch>,
     /// When batches were first left waiting, since the last save.
@@ -218,8 +218,8 @@ struct Gate {
 }
 
 impl Gate {
-    fn new(cover: Taker) -> Gate {
-        Gate { cover, waiting: Vec::new(), since: None, trouble: None, blocked: None, next: None }
+    fn new(mailbox: Mailbox) -> Gate {
+        Gate { mailbox, waiting: Vec::new(), since: None, trouble: None, blocked: None, next: None }
     }
 }
 
@@ -238,10 +238,10 @@ impl Journal {
 
     /// Writes the intents of what may be sent, as one group, and gives those batches.
     pub fn record(&mut self, now: Instant) -> Vec<Batch> {
-        let saved = self.gate.cover.take();
+        let saved = self.gate.mailbox.take();
         let is_due = self.gate.next.is_none_or(|at| now >= at);
-        if let Some(cover) = saved {
-            self.covered(cover);
+        if let Some(saved) = saved {
+            self.covered(saved);
             self.gate.since = None;
         } else if self.gate.waiting.is_empty() || !is_due {
             if self.gate.waiting.is_empty() && self.gate.blocked.is_some() {

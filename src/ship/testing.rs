@@ -4,8 +4,9 @@ use super::driver::{Context, Current, Drive, Event, Leave, Order};
 use super::flight::{Batch, Load, Records};
 use crate::budget::{Budget, Share};
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
-use crate::report::{Board, Gauge};
+use crate::report::Board;
 use crate::stop;
+use crate::streams::Progress;
 use crate::waker::Waker;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use rustix::event::{PollFd, Timespec, poll};
@@ -23,7 +24,7 @@ pub fn origin(stream: u64, topic: &str, path: impl Into<PathBuf>, shape: Shape) 
         topic: topic.into(),
         path: path.into(),
         shape: Arc::new(shape),
-        gauge: Arc::new(Gauge::default()),
+        gauge: Arc::new(Progress::default()),
     })
 }
 

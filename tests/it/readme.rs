@@ -289,7 +289,7 @@ fn status_fields_metrics_and_state_files() {
     let told = first_column(&section("### State folder"));
     let strange: Vec<&String> = listed.difference(&told).collect();
     assert!(strange.is_empty(), "files of the state folder that README does not have: {strange:?}");
-    let store = ["checkpoint/store", "checkpoint", "commands/plan", "commands/recover"]
+    let store = ["state/store", "state", "commands/plan", "commands/recover"]
         .map(|module| source(&format!("src/{module}.rs")))
         .concat();
     for name in told.difference(&listed) {

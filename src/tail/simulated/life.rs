@@ -4,14 +4,13 @@ use super::world::{State, remove};
 use super::{Op, World};
 use crate::budget::Budget;
 use crate::chunk::{Chunk, Ending, Parcel, StreamId};
-use crate::handover::queue;
+use crate::handover::Outlet;
 use crate::report::Board;
 use crate::tail::follow::{Step, Until};
 use crate::tail::known::{Entry, Known};
 use crate::tail::open::Reading;
 use crate::tail::{Change, Followed, Halt, Hold, Options, Start, Tail, framing};
-use crate::waker::Waker;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -115,7 +114,6 @@ impl Life<'_> {
                         self.closed.push(c.stream);
                     }
                 }
-                Parcel::Source(_) | Parcel::Flush(_) => {}
             }
         }
         self.finish(w);
@@ -260,11 +258,11 @@ impl World {
         let board = Board::default();
         let known = Known::new(self.saved.values().cloned(), 0);
         self.acked = self.saved.clone();
-        let (out, parcels) = queue(10_000, &Waker::new().unwrap());
+        let (out, parcels) = unbounded_for_a_test();
         let path = self.path("app.log");
         let options = options(&path, self.saved_at, &budget);
         let first = Change { options, outdated: stop.clone() };
-        let tail = Tail::new(first, &known, &board, out, &stop, self.now);
+        let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
         let gauges = HashMap::new();
         let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), gauges };
         if self.once && self.dice.below(2) == 0 {
@@ -315,4 +313,8 @@ impl World {
         let held: Vec<_> = life.tail.open.iter().map(|o| (o.live, o.at.offset, o.size)).collect();
         assert!(held.len() <= 1 && life.tail.shelf.is_empty(), "{held:?} open at the end of {:?}", self.did);
     }
+}
+#[allow(clippy::disallowed_methods)]
+fn unbounded_for_a_test() -> (Sender<Parcel>, Receiver<Parcel>) {
+    unbounded() // one thread writes and reads it
 }
