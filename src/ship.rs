@@ -138,6 +138,9 @@ pub struct Halts {
 /// or from when nothing moved any more, if that was earlier.
 const RETURN: Duration = Duration::from_secs(1);
 
+/// Memory is given back after so long without lines.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
+
 /// Chunks taken at a time before what they make possible is sent.
 const AT_A_TIME: usize = 256;
 
@@ -181,7 +184,7 @@ pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
     let ship = Shipper::new(options, &board, now());
     let current = Current::new(context.clone(), &drive);
     let (ready, events) = (Vec::new(), Vec::new());
-    Loop { ship, current, journal, waker: context.waker, ready, events, registry }
+    Loop { ship, current, journal, waker: context.waker, ready, events, registry, idle: Idle::No }
         .run(&inbox, &changes, &halts)
 }
 
@@ -194,6 +197,15 @@ struct Loop<'b> {
     ready: Vec<PollFlags>,
     events: Vec<Event>,
     registry: &'b Registry,
+    idle: Idle,
+}
+
+/// Since when there is nothing to send and nothing unacknowledged.
+#[derive(Clone, Copy)]
+enum Idle {
+    No,
+    TrimAt(Instant),
+    Trimmed,
 }
 
 impl Loop<'_> {
@@ -232,13 +244,29 @@ impl Loop<'_> {
             if !self.events.is_empty() {
                 continue; // what they make possible comes first
             }
-            if empty && inbox.is_empty() {
-                heap::trim();
-            }
-            let wake = wake.into_iter().chain(patience.filter(|until| *until > here)).min();
+            let trim = self.trim(empty && inbox.is_empty(), here);
+            let patience = patience.filter(|until| *until > here);
+            let wake = [wake, patience, trim].into_iter().flatten().min();
             let more = !inbox.is_empty();
             self.wait(wake, more, here);
         }
+    }
+
+    /// Gives free buffers back to the system after a second without lines; not between two lines of a trickle, each of
+    /// which would map and fault them in again. When that is due.
+    fn trim(&mut self, idle: bool, now: Instant) -> Option<Instant> {
+        if !idle {
+            self.idle = Idle::No;
+        }
+        match self.idle {
+            Idle::No if idle => self.idle = Idle::TrimAt(now + TRIM_AFTER),
+            Idle::TrimAt(at) if now >= at => {
+                heap::trim();
+                self.idle = Idle::Trimmed;
+            }
+            _ => {}
+        }
+        if let Idle::TrimAt(at) = self.idle { Some(at) } else { None }
     }
 
     /// A turn of the driver; the core learns what came of it.
@@ -296,11 +324,8 @@ impl Loop<'_> {
         self.ship.beat.within(wait);
         let mut fds: Vec<PollFd<'_>> = vec![self.waker.poll_fd()];
         self.current.driver().sockets(&mut fds);
-        let limit = Timespec {
-            tv_sec: wait.as_secs().min(1 << 30) as _,
-            // Not before its time: a wait of 0 ns would be a busy loop of its own.
-            tv_nsec: wait.subsec_nanos().into(),
-        };
+        let limit =
+            Timespec { tv_sec: wait.as_secs().min(1 << 30) as _, tv_nsec: wait.subsec_nanos().into() };
         if let Err(e) = poll(&mut fds, Some(&limit)) {
             if e != rustix::io::Errno::INTR {
                 log::error!("poll: {e}");
