@@ -68,19 +68,23 @@ mod cli;
 mod commands;
 mod config;
 mod error;
+mod exactly_once;
 mod fdstore;
 mod files;
 mod handover;
+mod kafka;
+mod kafka_crate;
 mod links;
 mod logging;
 mod packed;
+mod producer;
 mod pulse;
 mod quota;
 mod remote;
 mod report;
-mod ship;
 mod signals;
 mod state;
+mod stdout;
 mod stop;
 mod streams;
 mod sys;
@@ -135,7 +139,7 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 /// it catches them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
-        if ship::classic::fenced() {
+        if kafka_crate::fenced() {
             return; // it becomes the reason of an outage, and is said there
         }
         let thread = std::thread::current();

@@ -1,9 +1,11 @@
 //! From the config to a driver: which one, with which options. Starts nothing, and speaks to no broker itself.
 
 use crate::config::{self, Compression, Config, Driver, Kafka, Output};
+use crate::kafka::{self as modern, auto, net, net::probe, protocol::codec::Codec};
+use crate::kafka_crate as classic;
+use crate::producer::driver::{Acks, Drive};
 use crate::pulse::Beat;
-use crate::ship::driver::{Acks, Drive};
-use crate::ship::{auto, classic, modern, probe, stdout};
+use crate::stdout;
 use std::time::Duration;
 
 /// The driver that `driver` and what the config asks for decide.
@@ -98,11 +100,11 @@ fn modern_options(kafka: &Kafka, unfit: modern::Unfit) -> modern::Options {
         client_id: kafka.client_id.clone(),
         acks: acks(kafka),
         compression: match kafka.compression {
-            Compression::None => modern::codec::Codec::None,
-            Compression::Gzip => modern::codec::Codec::Gzip,
-            Compression::Snappy => modern::codec::Codec::Snappy,
-            Compression::Lz4 => modern::codec::Codec::Lz4,
-            Compression::Zstd => modern::codec::Codec::Zstd,
+            Compression::None => Codec::None,
+            Compression::Gzip => Codec::Gzip,
+            Compression::Snappy => Codec::Snappy,
+            Compression::Lz4 => Codec::Lz4,
+            Compression::Zstd => Codec::Zstd,
         },
         create_topics: kafka.create_topics,
         unfit,
@@ -118,20 +120,20 @@ pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
     modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
-fn tls(tls: &config::Tls) -> modern::tls::Options {
-    modern::tls::Options {
+fn tls(tls: &config::Tls) -> net::tls::Options {
+    net::tls::Options {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),
         server_name: tls.server_name.clone(),
     }
 }
 
-fn sasl(sasl: &config::Sasl) -> modern::sasl::Options {
-    modern::sasl::Options {
+fn sasl(sasl: &config::Sasl) -> net::sasl::Options {
+    net::sasl::Options {
         mechanism: match sasl.mechanism {
-            config::Mechanism::Plain => modern::sasl::Mechanism::Plain,
-            config::Mechanism::ScramSha256 => modern::sasl::Mechanism::ScramSha256,
-            config::Mechanism::ScramSha512 => modern::sasl::Mechanism::ScramSha512,
+            config::Mechanism::Plain => net::sasl::Mechanism::Plain,
+            config::Mechanism::ScramSha256 => net::sasl::Mechanism::ScramSha256,
+            config::Mechanism::ScramSha512 => net::sasl::Mechanism::ScramSha512,
         },
         username: sasl.username.clone(),
         password_file: sasl.password_file.clone(),

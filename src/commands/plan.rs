@@ -5,7 +5,7 @@ use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{self, Config, Joint, Output, Pattern, Source};
 use crate::error::Error;
-use crate::ship::{self, Partitioner};
+use crate::producer::{self, Partitioner};
 use crate::tail::follow::Until;
 use crate::tail::framing::{self, Multiline, Rules};
 use crate::tail::open::Reading;
@@ -181,10 +181,10 @@ fn shape(config: &Config, s: &Source) -> Shape {
     Shape { key, format, headers }
 }
 
-pub fn ship(config: &Config) -> ship::Options {
-    let defaults = ship::Options { seed: seed(), ..ship::Options::default() };
+pub fn ship(config: &Config) -> producer::Options {
+    let defaults = producer::Options { seed: seed(), ..producer::Options::default() };
     let Output::Kafka(kafka) = &config.output else { return defaults };
-    ship::Options {
+    producer::Options {
         partitioner: match kafka.partition {
             config::Partition::Sticky => Partitioner::Sticky,
             config::Partition::Hash => Partitioner::Hash,

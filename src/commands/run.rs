@@ -17,10 +17,10 @@ use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
+use crate::producer::{self, Dead, Halts, deadletter};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
-use crate::ship::{self, Dead, Halts, deadletter};
 use crate::signals::{self, Signal};
 use crate::state::{self, Saver};
 use crate::stop;
@@ -104,17 +104,17 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     // Without saved positions the next start knows nothing of what was left: then the whole time is given.
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let left = left(&config);
-    let (changes, changed) = ship::Changes::new(&waker);
+    let (changes, changed) = producer::Changes::new(&waker);
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
     let live = live::start(board.clone(), config.agent.state_dir.as_deref()).map_err(trouble)?;
-    let context = ship::driver::Context { board: board.clone(), waker };
+    let context = producer::driver::Context { board: board.clone(), waker };
     let ended = thread::scope(|scope| {
         let (board, registry): (&Board, &Registry) = (&board, &registry);
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "ship", {
-            let producer = ship::Producer {
-                options: ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
+            let producer = producer::Producer {
+                options: producer::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
                 inbox,
                 changes: changed,
                 drive: drivers::drive(&config),
@@ -125,7 +125,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             };
             move || {
                 let _gone = gone;
-                ship::run(producer)
+                producer::run(producer)
             }
         })?;
         let saves = config.agent.state_dir.is_some();
@@ -182,7 +182,7 @@ struct Office<'s, 'e> {
     shares: Shares,
     /// Patterns whose files have had their first sight, in this run or before.
     known: HashSet<Vec<u8>>,
-    changes: ship::Changes,
+    changes: producer::Changes,
     /// Sources are at their first sight: ready is yet to be said, also after a reload.
     opening: bool,
     /// A reload is asked for; it waits while `opening`.
@@ -301,7 +301,7 @@ impl Office<'_, '_> {
         }
         self.config = config;
         // First: no driver gets a line that is made for the next one.
-        self.changes.send(ship::Change {
+        self.changes.send(producer::Change {
             options: plan::ship(&self.config),
             drive: changes.driver.then(|| drivers::drive(&self.config)),
             elsewhere: changes.elsewhere,

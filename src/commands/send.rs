@@ -11,8 +11,8 @@ use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
 use crate::handover::{self, Outlet};
+use crate::producer::{self, Partitioner, Receipt};
 use crate::report::Board;
-use crate::ship::{self, Partitioner, Receipt};
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
 use crate::streams::{Progress, Registry};
@@ -42,7 +42,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     kafka.acks = asked.acks.unwrap_or(kafka.acks);
     let board = Arc::new(Board::default());
     let (receipt_tx, receipts) = bounded::<Receipt>(1024);
-    let options = ship::Options {
+    let options = producer::Options {
         partitioner: match (asked.partition, &asked.key) {
             (Some(n), _) => Partitioner::Fixed(n),
             (None, Some(_)) => Partitioner::Hash,
@@ -51,7 +51,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
         batch: kafka.batch,
         rate: kafka.rate,
         receipts: Some(receipt_tx),
-        ..ship::Options::default()
+        ..producer::Options::default()
     };
     let no_eventfd = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let waker = Waker::new().map_err(no_eventfd)?;
@@ -68,19 +68,19 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     }
     let (give_up, give_up_on) = stop::pair();
     let give_up = Waking::new(give_up, &waker);
-    let producer = ship::Producer {
+    let producer = producer::Producer {
         options,
         inbox,
         changes: never(),
         drive: drivers::of_kafka(&kafka, &kafka.needs_modern()),
-        context: ship::driver::Context { board: board.clone(), waker },
+        context: producer::driver::Context { board: board.clone(), waker },
         journal: None,
         registry: &registry,
-        halts: ship::Halts { stuck: Some(stuck), now: give_up_on },
+        halts: producer::Halts { stuck: Some(stuck), now: give_up_on },
     };
     thread::scope(|scope| {
         let board: &Board = &board;
-        let body = move || ship::run(producer);
+        let body = move || producer::run(producer);
         let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
         let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };

@@ -214,7 +214,7 @@ impl Work {
         let why = e.to_string();
         if self.trouble.as_ref() != Some(&why) {
             let effect = match self.publisher {
-                // See the invariant in `ship/journal.rs`; and `flights` has room for so many batches only.
+                // See the invariant in `exactly_once.rs`; and `flights` has room for so many batches only.
                 Some(_) => {
                     "exactly-once needs saved positions: new files wait now, the others once flights is full"
                 }

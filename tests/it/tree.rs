@@ -112,9 +112,9 @@ fn the_top_of_the_repository_is_small() {
 fn one_crate_one_file() {
     for (words, allowed) in [
         (&["inotify::", "use inotify"][..], &["src/watch/watches.rs"][..]),
-        (&["kafka::", "use kafka;"], &["src/ship/classic.rs", "src/ship/classic/"]),
+        (&["kafka::", "use kafka;"], &["src/kafka_crate.rs", "src/kafka_crate/"]),
         // For tests alone: it is a dev-dependency.
-        (&["kafka_protocol"], &["src/ship/modern/"]),
+        (&["kafka_protocol"], &["src/kafka/"]),
         (&["signal_hook"], &["src/signals.rs"]),
         (&["argh::", "use argh"], &["src/cli.rs"]),
         (&["env_logger"], &["src/logging.rs"]),
@@ -138,9 +138,9 @@ fn one_crate_one_file() {
 /// Fails when a stage reaches into another one, or into the config.
 #[test]
 fn stages_know_their_neighbours_types_only() {
-    const STAGES: [&str; 4] = ["watch", "tail", "ship", "state"];
+    const STAGES: [&str; 4] = ["watch", "tail", "producer", "state"];
     for (path, text) in sources() {
-        if path.starts_with("src/ship/sim") {
+        if path.starts_with("src/producer/sim") {
             continue; // a simulator of several stages, for tests
         }
         let Some(stage) =
