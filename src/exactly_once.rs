@@ -35,7 +35,7 @@ pub mod file;
 pub mod intent;
 
 use crate::chunk::{Range, StreamId};
-use crate::producer::flight::Batch;
+use crate::producer::batch::Batch;
 use crate::report::{Blocked, Board};
 use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
@@ -125,7 +125,7 @@ impl Journal {
                 fits += 1; // without numbers there is nothing to prove; or it is written already
                 continue;
             };
-            let place = (batch.load.topic.clone(), batch.partition);
+            let place = (batch.group.topic.clone(), batch.partition);
             let follows = self.lasts.get(&place).is_some_and(|l| l.pid == numbers.pid);
             let serial = self.serial + 1 + added.len() as u64;
             let intent = Intent::of(batch, numbers, serial, follows);
@@ -182,7 +182,7 @@ impl Journal {
     }
 
     fn may_fly(&self, batch: &Batch) -> bool {
-        batch.load.chunks.iter().all(|c| self.saved.knows(c.origin.stream))
+        batch.group.chunks.iter().all(|c| self.saved.knows(c.origin.stream))
     }
 
     fn tell(&self) {
@@ -304,7 +304,7 @@ impl Journal {
             }
             return;
         };
-        let topics: BTreeSet<String> = self.gate.waiting.iter().map(|b| b.load.topic.to_string()).collect();
+        let topics: BTreeSet<String> = self.gate.waiting.iter().map(|b| b.group.topic.to_string()).collect();
         let (since, attempts) = match &self.gate.blocked {
             Some(blocked) => (blocked.since, blocked.attempts + 1),
             None => (now, 1),

@@ -67,12 +67,12 @@ pub struct Options {
     /// `Some` turns TLS on.
     pub tls: Option<net::tls::Options>,
     pub sasl: Option<net::sasl::Options>,
-    pub unfit: Unfit,
+    pub unfit: Incompatible,
 }
 
-/// When to leave the broker to another driver ([`Leave::Unfit`]).
+/// When to leave the broker to another driver ([`Leave::Incompatible`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unfit {
+pub enum Incompatible {
     /// Never: the config asks for this driver.
     Wait,
     /// Where the broker says that it has no Produce 3.
@@ -96,7 +96,7 @@ impl Default for Options {
             metadata_age: Duration::from_secs(300),
             tls: None,
             sasl: None,
-            unfit: Unfit::Wait,
+            unfit: Incompatible::Wait,
         }
     }
 }
@@ -193,7 +193,7 @@ impl Shared {
     fn hung_up(&mut self, why: &str) {
         let Some(so_far) = self.hang_ups.as_mut() else { return };
         *so_far += 1;
-        if *so_far >= HANG_UPS && self.options.unfit == Unfit::Refused {
+        if *so_far >= HANG_UPS && self.options.unfit == Incompatible::Refused {
             let why = format!("{why} on each of {so_far} Produce requests");
             self.unfit(why);
         }

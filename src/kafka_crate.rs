@@ -46,8 +46,8 @@ pub use client::{Codec, fenced};
 use crate::chunk::Topic;
 use crate::kafka::net::probe;
 use crate::producer::Outbox;
-use crate::producer::driver::{Abilities, Acks, Event, Leave, Order, Pace, TopicView, Verdict};
-use crate::producer::flight::Batch;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Acks, Capabilities, Event, Leave, Order, Pace, TopicView, Verdict};
 use crate::producer::outage::{Outages, Who};
 use crate::producer::render;
 use crate::report::Board;
@@ -60,7 +60,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use watchdog::Watchdog;
 
-pub const ABILITIES: Abilities = Abilities { name: "classic", numbered: false, in_flight: 1 };
+pub const CAPABILITIES: Capabilities = Capabilities { name: "classic", numbered: false, in_flight: 1 };
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -71,13 +71,13 @@ pub struct Options {
     pub codec: Codec,
     /// Whether asking for a topic may create it. Brokers before 0.11 create it all the same, if their own config says so.
     pub create_topics: bool,
-    pub unfit: Unfit,
+    pub unfit: Incompatible,
     pub limits: Limits,
 }
 
 /// What to do about a broker that the `kafka` crate cannot speak to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unfit {
+pub enum Incompatible {
     /// Say it and wait: the config asks for this driver.
     Wait,
     /// Leave a broker that is too new, or that refuses our requests though it says that it takes them, to another driver.
@@ -152,7 +152,7 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Outbox, board: 
 enum Fault {
     Leave(Leave),
     /// Nothing was sent; worth another try.
-    Again(Pace, String),
+    Retry(Pace, String),
 }
 
 impl From<Leave> for Fault {
@@ -168,7 +168,7 @@ struct Worker<'a> {
     watch: Watchdog,
     pen: render::Pen,
     session: Option<Session>,
-    topics: BTreeMap<Topic, Lane>,
+    topics: BTreeMap<Topic, TopicState>,
     /// Which bootstrap host is asked first.
     turn: usize,
     /// Until when no host of the bootstrap list is tried again, and why.
@@ -185,7 +185,7 @@ struct Worker<'a> {
 
 /// One topic.
 #[derive(Debug, Default)]
-struct Lane {
+struct TopicState {
     /// As the crate's present client knows them; empty when it was not asked, or there are none.
     led: Vec<Led>,
     /// What ship was told last.
@@ -194,10 +194,10 @@ struct Lane {
     pace: Option<Pace>,
 }
 
-impl Lane {
+impl TopicState {
     /// To be looked at again without being asked: not there yet, or a partition has no leader.
     fn is_wanting(&self) -> bool {
-        self.said.as_ref().is_none_or(|v| v.living.len() < v.partitions.len())
+        self.said.as_ref().is_none_or(|v| v.available.len() < v.partitions.len())
     }
 
     fn leader(&self, partition: i32) -> Option<&str> {
@@ -207,7 +207,7 @@ impl Lane {
 
 impl Worker<'_> {
     fn work(&mut self, orders: &Receiver<Order>) -> Result<Infallible, Leave> {
-        self.say(Event::Ready(ABILITIES))?;
+        self.say(Event::Ready(CAPABILITIES))?;
         loop {
             let order = match self.next_chore() {
                 Some(at) => orders.recv_deadline(at),
@@ -224,7 +224,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Timeout) => self.chores(),
                 Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
             };
-            if let Err(Leave::Unfit { why }) = &done {
+            if let Err(Leave::Incompatible { why }) = &done {
                 self.give_back(orders, why)?;
             }
             done?;
@@ -247,19 +247,19 @@ impl Worker<'_> {
     }
 
     fn take_up(&mut self, topic: &Topic) -> Result<(), Leave> {
-        let lane = self.topics.entry(topic.clone()).or_default();
-        if let Some(view) = &lane.said {
+        let topic_state = self.topics.entry(topic.clone()).or_default();
+        if let Some(view) = &topic_state.said {
             let view = view.clone();
             return self.say(Event::Topic(view)); // asked again: ship has forgotten
         }
-        lane.wait = Wait::default();
+        topic_state.wait = Wait::default();
         self.quietly(|w| w.learn(topic))
     }
 
     /// Does something that no batch waits for: a failure is recorded already, and comes up again at the next chore.
     fn quietly(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Leave> {
         match act(self) {
-            Ok(()) | Err(Fault::Again(..)) => Ok(()),
+            Ok(()) | Err(Fault::Retry(..)) => Ok(()),
             Err(Fault::Leave(leave)) => Err(leave),
         }
     }
@@ -289,9 +289,9 @@ impl Worker<'_> {
         for host in down {
             self.quietly(|w| w.reach(&host).map(drop))?;
         }
-        let lanes = self.topics.iter().filter(|(_, l)| l.is_wanting() && due(&l.wait));
-        let lanes: Vec<Topic> = lanes.map(|(t, _)| t.clone()).collect();
-        for topic in lanes {
+        let topics = self.topics.iter().filter(|(_, l)| l.is_wanting() && due(&l.wait));
+        let topics: Vec<Topic> = topics.map(|(t, _)| t.clone()).collect();
+        for topic in topics {
             self.quietly(|w| w.learn(&topic))?;
         }
         Ok(())
@@ -305,19 +305,19 @@ impl Worker<'_> {
                 Some(why) => unfit(why),
                 None => match self.deliver(&batch) {
                     Ok(verdict) => verdict,
-                    Err(Fault::Again(pace, why)) => Verdict::Again { maybe_stored: false, pace, why },
-                    Err(Fault::Leave(Leave::Unfit { why })) => unfit(left.insert(why)),
+                    Err(Fault::Retry(pace, why)) => Verdict::Retry { maybe_stored: false, pace, why },
+                    Err(Fault::Leave(Leave::Incompatible { why })) => unfit(left.insert(why)),
                     Err(Fault::Leave(leave)) => return Err(leave),
                 },
             };
             self.say(Event::Done { batch, verdict })?;
             left = left.or(self.leaving.take());
         }
-        left.map_or(Ok(()), |why| Err(Leave::Unfit { why }))
+        left.map_or(Ok(()), |why| Err(Leave::Incompatible { why }))
     }
 
     fn deliver(&mut self, batch: &Batch) -> Result<Verdict, Fault> {
-        let topic = &batch.load.topic;
+        let topic = &batch.group.topic;
         self.connect()?;
         let known = |w: &Self| w.topics.get(topic).and_then(|l| l.leader(batch.partition)).map(str::to_owned);
         let leader = match known(self) {
@@ -325,18 +325,18 @@ impl Worker<'_> {
             None => {
                 self.learn(topic)?;
                 let why = || format!("partition {} has no leader", batch.partition);
-                known(self).ok_or_else(|| Fault::Again(Pace::Backoff, why()))?
+                known(self).ok_or_else(|| Fault::Retry(Pace::Backoff, why()))?
             }
         };
         let peers = self.reach(&leader)?;
         let Some(session) = &mut self.session else {
-            return Err(Fault::Again(Pace::Backoff, "the connection is to be set up anew".to_owned()));
+            return Err(Fault::Retry(Pace::Backoff, "the connection is to be set up anew".to_owned()));
         };
         if !session.is_silent(&leader) {
             self.drop_session();
             let why =
                 format!("{leader}: the connection was closed, or holds an answer that nobody asked for");
-            return Err(Fault::Again(Pace::Now, why));
+            return Err(Fault::Retry(Pace::Now, why));
         }
         let guard = self.watch.guard(peers);
         // A broker that takes no such request at all would swallow every line without a word (D6), so the first batch of
@@ -371,12 +371,16 @@ impl Worker<'_> {
             self.outages.failed(Who::Broker(leader), &why, Instant::now());
             self.unproven.insert(leader.to_owned());
         }
-        if verdict::is_nameless(trouble) && batch.attempts >= 2 && modern && self.options.unfit != Unfit::Wait
+        if verdict::is_nameless(trouble)
+            && batch.attempts >= 2
+            && modern
+            && self.options.unfit != Incompatible::Wait
         {
             self.leaving = Some(why.clone()); // D14: the other driver can tell the code, and knows what to do about it
         }
         let hangs_up = matches!(trouble, Trouble::Closed) && !self.proven && batch.attempts >= 3; // D15
-        if (hangs_up || verdict::is_version(trouble)) && modern && self.options.unfit == Unfit::Refused {
+        if (hangs_up || verdict::is_version(trouble)) && modern && self.options.unfit == Incompatible::Refused
+        {
             self.leaving = Some(format!("{leader}: {why}"));
         }
         verdict::verdict(trouble)
@@ -384,5 +388,5 @@ impl Worker<'_> {
 }
 
 fn unfit(why: &str) -> Verdict {
-    Verdict::Again { maybe_stored: false, pace: Pace::Now, why: format!("another driver takes over: {why}") }
+    Verdict::Retry { maybe_stored: false, pace: Pace::Now, why: format!("another driver takes over: {why}") }
 }

@@ -1,23 +1,23 @@
 //! STAGE 2: chunks in, acks out. The producer thread, which owns topics, partitions, broker connections and, with
 //! exactly-once, the journal.
 
-pub mod deadletter;
+pub mod batch;
+mod core;
+pub mod dead_letter;
 pub mod driver;
-pub mod flight;
 mod json;
-mod lane;
-pub mod numbers;
 pub mod outage;
 mod partition;
+mod partitioner;
+pub mod recovered;
 pub mod render;
-pub mod resume;
 pub mod retry;
-mod shipper;
+pub mod sequence;
 #[cfg(test)]
 mod sim;
-mod spread;
 #[cfg(test)]
 pub mod testing;
+mod topic_queue;
 pub mod worker;
 
 pub use worker::Outbox;
@@ -33,9 +33,9 @@ use crate::wall;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use driver::{Context, Current, Drive, Event, Order};
 
+use core::Core;
 use partition::Now;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use shipper::Shipper;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -46,11 +46,11 @@ pub enum Partitioner {
     Fixed(i32),
     /// By the key's murmur2 over all partitions, as Kafka's Java client; records without a key go `Sticky`.
     Hash,
-    /// The next living one for each record.
+    /// The next available one for each record.
     RoundRobin,
-    /// Any living one for each record.
+    /// Any available one for each record.
     Random,
-    /// One living partition per flight: the cheapest.
+    /// One available partition per flight: the cheapest.
     Sticky,
 }
 
@@ -75,7 +75,7 @@ pub struct Options {
     /// For `send`: what became of each batch, as it is stored.
     pub receipts: Option<Sender<Receipt>>,
     /// Exactly-once: what an earlier run left.
-    pub once: Option<resume::Once>,
+    pub once: Option<recovered::RecoveredState>,
 }
 
 impl Default for Options {
@@ -133,7 +133,7 @@ pub struct Halts {
 /// or from when nothing moved any more, if that was earlier.
 const RETURN: Duration = Duration::from_secs(1);
 
-/// Memory is given back after so long without lines.
+/// RecoveredTopic is given back after so long without lines.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
 /// Chunks taken at a time before what they make possible is sent.
@@ -176,7 +176,7 @@ pub struct Producer<'a> {
 pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
     let Producer { options, inbox, changes, drive, context, journal, registry, halts } = producer;
     let board = context.board.clone();
-    let ship = Shipper::new(options, &board, now());
+    let ship = Core::new(options, &board, now());
     let current = Current::new(context.clone(), &drive);
     let (ready, events) = (Vec::new(), Vec::new());
     Loop { ship, current, journal, waker: context.waker, ready, events, registry, idle: Idle::No }
@@ -184,7 +184,7 @@ pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
 }
 
 struct Loop<'b> {
-    ship: Shipper<'b>,
+    ship: Core<'b>,
     current: Current,
     journal: Option<Journal>,
     waker: Waker,

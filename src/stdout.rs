@@ -2,8 +2,8 @@
 //! cannot be written there never will be.
 
 use crate::producer::Outbox;
-use crate::producer::driver::{Abilities, Event, Leave, Order, TopicView, Verdict};
-use crate::producer::flight::Batch;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Capabilities, Event, Leave, Order, TopicView, Verdict};
 use crate::producer::render::Pen;
 use crate::producer::worker::Unheard;
 use crossbeam_channel::Receiver;
@@ -50,7 +50,7 @@ impl From<Unheard> for Ended {
 }
 
 fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, page: &mut Page<W>) -> Result<Leave, Ended> {
-    out.send(Event::Ready(Abilities { name: "stdout", numbered: false, in_flight: 1 }))?;
+    out.send(Event::Ready(Capabilities { name: "stdout", numbered: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {
             match order {
@@ -60,7 +60,7 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, page: &mut Page<W>) -> 
                         topic,
                         id: [0; 16],
                         partitions: one.clone(),
-                        living: one,
+                        available: one,
                     }))?;
                 }
                 Order::Send(batches) => batches.into_iter().try_for_each(|b| page.put(b))?,

@@ -20,7 +20,7 @@ pub fn drive(config: &Config) -> Drive {
 pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
     match kafka.driver {
         Driver::Classic => {
-            let options = classic_options(kafka, classic::Unfit::Wait);
+            let options = classic_options(kafka, classic::Incompatible::Wait);
             Drive::worker(Some(Beat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
@@ -44,12 +44,12 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
                 pause: Duration::from_secs(5),
                 numbered: acks(kafka) == Acks::All,
                 classic: auto::Choice {
-                    first: classic(classic::Unfit::Refused),
-                    only: classic(classic::Unfit::Replaced),
+                    first: classic(classic::Incompatible::Refused),
+                    only: classic(classic::Incompatible::Replaced),
                 },
                 modern: auto::Choice {
-                    first: modern(modern::Unfit::Refused),
-                    only: modern(modern::Unfit::TooOld),
+                    first: modern(modern::Incompatible::Refused),
+                    only: modern(modern::Incompatible::TooOld),
                 },
             };
             auto::drive(options)
@@ -58,7 +58,8 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
 }
 
 fn only_modern(kafka: &Kafka, why: &str) -> Drive {
-    let (modern, why) = (modern::drive(modern_options(kafka, modern::Unfit::Wait)), format!("modern: {why}"));
+    let (modern, why) =
+        (modern::drive(modern_options(kafka, modern::Incompatible::Wait)), format!("modern: {why}"));
     Drive::new(move |context| {
         context.board.driver().clone_from(&why);
         modern.build(context)
@@ -77,7 +78,7 @@ fn acks(kafka: &Kafka) -> Acks {
     }
 }
 
-fn classic_options(kafka: &Kafka, unfit: classic::Unfit) -> classic::Options {
+fn classic_options(kafka: &Kafka, unfit: classic::Incompatible) -> classic::Options {
     classic::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -94,7 +95,7 @@ fn classic_options(kafka: &Kafka, unfit: classic::Unfit) -> classic::Options {
     }
 }
 
-fn modern_options(kafka: &Kafka, unfit: modern::Unfit) -> modern::Options {
+fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options {
     modern::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -116,7 +117,7 @@ fn modern_options(kafka: &Kafka, unfit: modern::Unfit) -> modern::Options {
 
 /// For looking at brokers without a driver; `limit` is for each step.
 pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
-    let options = modern_options(kafka, modern::Unfit::Wait);
+    let options = modern_options(kafka, modern::Incompatible::Wait);
     modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
 }
 

@@ -14,8 +14,8 @@ use crate::exactly_once::file::{Binding, Found, Store};
 use crate::exactly_once::intent::{Piece, Record};
 use crate::fdstore::FdStore;
 use crate::files;
-use crate::producer::flight::{Load, Pick};
-use crate::producer::resume::{Once, Resumed};
+use crate::producer::batch::{BatchGroup, Pick};
+use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::report::{Board, Gauge};
 use crate::state::{Footing, StateFolder};
 use crate::stop;
@@ -30,7 +30,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// What goes on from an earlier run, or begins.
 pub struct Recovered {
     pub journal: Journal,
-    pub once: Once,
+    pub once: RecoveredState,
     /// The saved positions as tails are to see them: what is sent again without them is not theirs to read.
     pub for_tails: Saved,
 }
@@ -76,12 +76,12 @@ pub fn recover(
     let flights = resume(&mut loaded, (plans, budget), saved, kept, board)?;
     if loaded.id.is_some() {
         // What is neither acknowledged nor in these flights is read again.
-        let lines = flights.iter().flat_map(|f| &f.load.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
+        let lines = flights.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
         board.totals.read_lines.store(board.totals.acked_lines.load(Relaxed) + lines, Relaxed);
     }
     let mut for_tails = saved.clone();
     let mut rebuilt: HashMap<StreamId, u64> = HashMap::new();
-    for chunk in flights.iter().flat_map(|f| &f.load.chunks) {
+    for chunk in flights.iter().flat_map(|f| &f.group.chunks) {
         let end = rebuilt.entry(chunk.origin.stream).or_default();
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
@@ -100,7 +100,7 @@ pub fn recover(
         Journal::begin(store, binding, &loaded, saved_positions, mailbox, board.clone()).map_err(trouble)?;
     // Each run has an epoch of its own.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
-    let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
+    let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
     Ok(Recovered { journal, once, for_tails })
 }
 
@@ -203,8 +203,8 @@ fn resume(
         });
         if !chunks.is_empty() {
             let Rebuild { topic, topic_id, stamp_ms, flight, .. } = flight;
-            let load = Load::new(topic, topic_id, stamp_ms, chunks);
-            resumed.push(Resumed { flight, load, open, stored });
+            let group = BatchGroup::new(topic, topic_id, stamp_ms, chunks);
+            resumed.push(Resumed { flight, group, open, stored });
         }
     }
     loaded.keep.retain(|i| !i.pieces.iter().any(|p| gone.contains(&(p.stream, p.range.start))));

@@ -17,7 +17,7 @@ use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
-use crate::producer::{self, Dead, Halts, deadletter};
+use crate::producer::{self, Dead, Halts, dead_letter};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
@@ -75,7 +75,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             let fix = "let the agent's user read it, or move it away";
             Error::failed(format_args!("read {}", file.display()), e, fix)
         };
-        let _ = board.quota.set(deadletter::quota(&file, limit).map_err(trouble)?);
+        let _ = board.quota.set(dead_letter::quota(&file, limit).map_err(trouble)?);
     }
     let notify = Notify::from_env();
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();

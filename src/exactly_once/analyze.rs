@@ -6,7 +6,7 @@
 
 use super::intent::{Intent, Last, Piece, Record};
 use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
-use crate::producer::flight::Numbers;
+use crate::producer::batch::Numbers;
 use crate::streams::SavedPositions;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -194,7 +194,7 @@ impl Intent {
             partition: self.partition,
             pid: self.numbers.pid,
             epoch: self.numbers.epoch,
-            end: crate::producer::numbers::after(self.numbers.base, self.count),
+            end: crate::producer::sequence::after(self.numbers.base, self.count),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! one of two short numbers per line. [`split`] is part of the format: it must stay as it is.
 
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Point, Range, StreamId, Then, Topic};
-use crate::producer::flight::{Batch, Numbers, Pick, Records, Seal};
+use crate::producer::batch::{Batch, Numbers, Pick, Records, Seal};
 use memchr::memchr_iter;
 
 /// One batch that may have been sent.
@@ -122,7 +122,7 @@ impl Piece {
 impl Intent {
     /// Of a batch that has numbers.
     pub fn of(batch: &Batch, numbers: Numbers, serial: u64, follows: bool) -> Intent {
-        let (chunks, seals) = (&batch.load.chunks, batch.load.seals());
+        let (chunks, seals) = (&batch.group.chunks, batch.group.seals());
         let pieces = match &batch.records {
             Records::All => chunks.iter().zip(seals).map(|(c, seal)| Piece::of(c, *seal, None)).collect(),
             Records::Picked(picks) => picks
@@ -142,13 +142,13 @@ impl Intent {
             serial,
             voids: batch.intent,
             flight: batch.flight,
-            topic: batch.load.topic.clone(),
-            topic_id: batch.load.topic_id,
+            topic: batch.group.topic.clone(),
+            topic_id: batch.group.topic_id,
             partition: batch.partition,
             numbers,
             count: batch.count,
             follows,
-            stamp_ms: batch.load.stamp_ms,
+            stamp_ms: batch.group.stamp_ms,
             pieces,
         }
     }
@@ -391,7 +391,7 @@ mod tests {
         let lines: Vec<&[u8]> = vec![b"abc"; 1000];
         let b = batch(5, vec![chunk(&plain(1), 0, &lines), chunk(&plain(2), 70_000, &lines[..1])]);
         let intent = Intent::of(&b, NUMBERS, 9, true);
-        for (piece, chunk) in intent.pieces.iter().zip(&b.load.chunks) {
+        for (piece, chunk) in intent.pieces.iter().zip(&b.group.chunks) {
             assert_eq!(piece.lines_in(&chunk.bytes).as_ref(), Some(&chunk.lines));
             let mut other = chunk.bytes.clone();
             other[0] ^= 1;

@@ -122,7 +122,7 @@ impl Driver for Auto {
         }
         let State::Running { name, driver, began } = &mut self.state else { return };
         driver.turn(ready, now, events);
-        if let Some(Leave::Unfit { why }) = driver.left() {
+        if let Some(Leave::Incompatible { why }) = driver.left() {
             let (name, took) = (*name, now - *began);
             self.choose_again(name, took, why);
         }

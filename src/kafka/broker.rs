@@ -1,15 +1,15 @@
 //! One broker: what waits for it, and its connection. Connects when there is work, gives everything back while it cannot,
 //! and tries again until it can. What happens on a connection is in `session.rs`; who leads what, in `cluster.rs`.
 
-use super::{Producer, Shared, Unfit};
+use super::{Incompatible, Producer, Shared};
 use crate::chunk::Topic;
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{ANSWER_CAP, Trouble};
 use crate::kafka::net::dialer::Dial;
 use crate::kafka::protocol::codec::Codec;
 use crate::kafka::session::{End, Session};
+use crate::producer::batch::Batch;
 use crate::producer::driver::{Event, Pace, Verdict};
-use crate::producer::flight::Batch;
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -98,7 +98,9 @@ impl Broker {
                     }
                     Some(Err(t)) => {
                         let why = t.to_string();
-                        if let (Trouble::Unfit(_), true) = (&t, shared.options.unfit != Unfit::Wait) {
+                        if let (Trouble::Incompatible(_), true) =
+                            (&t, shared.options.unfit != Incompatible::Wait)
+                        {
                             shared.unfit(format!("{}: {why}", self.peer.address));
                         }
                         self.failed(shared, &t, &why, false, now);
@@ -175,7 +177,7 @@ impl Peer {
     /// All that is in no request yet.
     pub fn give_back(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
         for batch in self.waiting.drain(..) {
-            let verdict = Verdict::Again { maybe_stored: false, pace, why: why.to_owned() };
+            let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
             shared.events.push(Event::Done { batch, verdict });
         }
         self.asks.drain(..).for_each(|asked| shared.knows(&asked, Err(why.to_owned())));
@@ -184,14 +186,14 @@ impl Peer {
     /// Nothing may overtake a batch that has come back: the broker, if it has forgotten the producer, would take a later
     /// one for its first, and the earlier one could no longer be proved missing.
     pub fn give_back_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
-        let same = |b: &Batch| b.partition == partition && b.load.topic == *topic;
+        let same = |b: &Batch| b.partition == partition && b.group.topic == *topic;
         if !self.waiting.iter().any(same) {
             return;
         }
         for batch in std::mem::take(&mut self.waiting) {
             if same(&batch) {
                 let why = "a batch before it was not stored".to_owned();
-                let verdict = Verdict::Again { maybe_stored: false, pace: Pace::Now, why };
+                let verdict = Verdict::Retry { maybe_stored: false, pace: Pace::Now, why };
                 shared.events.push(Event::Done { batch, verdict });
             } else {
                 self.waiting.push_back(batch);

@@ -5,8 +5,8 @@ use crate::kafka::broker::Broker;
 use crate::kafka::fetcher::Fetcher;
 use crate::kafka::net::connection::is_readable;
 use crate::kafka::protocol::messages::Node;
-use crate::producer::driver::{Abilities, Context, Driver, Event, Leave, Order, Verdict};
-use crate::producer::flight::Batch;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Capabilities, Context, Driver, Event, Leave, Order, Verdict};
 use crate::sys::heap;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ impl Client {
         let mut shared = Shared::new(options, context);
         let numbered = shared.numbered();
         let in_flight = if numbered { IN_FLIGHT } else { 1 };
-        shared.events.push(Event::Ready(Abilities { name: "modern", numbered, in_flight }));
+        shared.events.push(Event::Ready(Capabilities { name: "modern", numbered, in_flight }));
         Client { shared, brokers: BTreeMap::new(), fetcher, left: None }
     }
 
@@ -47,11 +47,11 @@ impl Client {
     }
 
     fn send(&mut self, batch: Batch, now: Instant) {
-        match self.shared.cluster.route(&batch.load.topic, batch.partition) {
+        match self.shared.cluster.route(&batch.group.topic, batch.partition) {
             Ok(node) => self.broker(node).peer.waiting.push_back(batch),
             Err((pace, why)) => {
-                self.shared.cluster.stale(&batch.load.topic, now);
-                let verdict = Verdict::Again { maybe_stored: false, pace, why };
+                self.shared.cluster.stale(&batch.group.topic, now);
+                let verdict = Verdict::Retry { maybe_stored: false, pace, why };
                 self.shared.events.push(Event::Done { batch, verdict });
             }
         }
@@ -130,7 +130,7 @@ impl Driver for Client {
             self.release(now);
             if let Some(why) = self.shared.unfit.take() {
                 self.close();
-                self.left = Some(Leave::Unfit { why });
+                self.left = Some(Leave::Incompatible { why });
             }
         }
         events.append(&mut self.shared.events);

@@ -202,7 +202,7 @@ impl Cluster {
             Some(l) if self.nodes.contains_key(&l.node) && known.error == 0 => Ok(l.node),
             _ if known.error != 0 => {
                 let pace = match errors::of(known.error).fate {
-                    errors::Fate::Again(Pace::Held) => Pace::Held,
+                    errors::Fate::Retry(Pace::Blocked) => Pace::Blocked,
                     _ => Pace::Backoff,
                 };
                 Err((pace, format!("topic {topic}: {}", errors::text(known.error, ""))))
@@ -217,7 +217,7 @@ impl Cluster {
         self.nodes.get(&id)
     }
 
-    /// Views that differ from what was told. A topic that cannot be had any more keeps its partitions, with none living.
+    /// Views that differ from what was told. A topic that cannot be had any more keeps its partitions, with none available.
     fn changes(&mut self) -> Vec<TopicView> {
         let mut changed = Vec::new();
         for (topic, known) in &mut self.topics {
@@ -225,12 +225,12 @@ impl Cluster {
                 continue;
             }
             let lives = |l: &Leader| self.nodes.contains_key(&l.node) && !self.down.contains_key(&l.node);
-            let living = match known.error {
+            let available = match known.error {
                 0 => known.leaders.iter().filter(|(_, l)| lives(l)).map(|(p, _)| *p).collect(),
                 _ => Vec::new(),
             };
             let partitions = known.leaders.keys().copied().collect();
-            let view = TopicView { topic: topic.clone(), id: known.id, partitions, living };
+            let view = TopicView { topic: topic.clone(), id: known.id, partitions, available };
             if known.told.as_ref() != Some(&view) {
                 known.told = Some(view.clone());
                 changed.push(view);
@@ -325,7 +325,7 @@ mod tests {
             At { c, now, t }
         }
 
-        /// The answer to a question about `t`; partitions and living ones as ship is told, if it is.
+        /// The answer to a question about `t`; partitions and available ones as ship is told, if it is.
         fn learn(
             &mut self,
             nodes: &[i32],
@@ -335,7 +335,7 @@ mod tests {
             let t = self.t.clone();
             let views = self.c.learn(answer(nodes, &[("t", error, parts)]), &[t], self.now);
             assert!(views.len() <= 1);
-            views.into_iter().next().map(|v| (v.partitions, v.living))
+            views.into_iter().next().map(|v| (v.partitions, v.available))
         }
 
         fn waits(&self) -> u128 {
@@ -343,20 +343,23 @@ mod tests {
         }
     }
 
-    /// Fails when a leaderless partition, or one of a broker that is not in the answer or is down, counts as living.
+    /// Fails when a leaderless partition, or one of a broker that is not in the answer or is down, counts as available.
     #[test]
     fn living_are_those_with_a_leader_that_can_be_reached() {
         let mut a = At::new();
         let parts = [(0, 1, 0), (1, -1, 0), (2, 9, 0), (5, 2, 0)];
         assert_eq!(a.learn(&[1, 2], 0, &parts), Some((vec![0, 1, 2, 5], vec![0, 5])));
         assert_eq!(a.learn(&[1, 2], 0, &parts), None, "told twice");
-        assert_eq!(a.c.reachable(2, "h:2", false, a.now)[0].living, [0]);
+        assert_eq!(a.c.reachable(2, "h:2", false, a.now)[0].available, [0]);
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
         assert!(a.c.route(&a.t, 1).unwrap_err().1.contains("no leader"));
         assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("no partition 7"));
-        assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].living, [0, 5]);
-        assert!(a.c.want(a.t.clone(), a.now).is_some_and(|v| v.living == [0, 5]), "asked again, told again");
+        assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].available, [0, 5]);
+        assert!(
+            a.c.want(a.t.clone(), a.now).is_some_and(|v| v.available == [0, 5]),
+            "asked again, told again"
+        );
     }
 
     /// Fails when a lagging broker's answer takes a partition back to a leader that was replaced, or an older hint does.
@@ -384,13 +387,13 @@ mod tests {
     fn down_is_an_address_and_not_a_node() {
         let mut a = At::new();
         a.learn(&[1], 0, &[(0, 1, 0)]);
-        assert!(a.c.reachable(1, "h:1", false, a.now)[0].living.is_empty());
+        assert!(a.c.reachable(1, "h:1", false, a.now)[0].available.is_empty());
         assert_eq!(a.learn(&[1], 0, &[(0, 1, 0)]), None, "the same address");
         let moved = Node { id: 1, host: "h".into(), port: 77 };
         let mut news = answer(&[], &[("t", 0, &[(0, 1, 0)])]);
         news.nodes.push(moved);
         let views = a.c.learn(news, &[a.t.clone()], a.now);
-        assert_eq!(views[0].living, [0]);
+        assert_eq!(views[0].available, [0]);
         assert_eq!((a.c.route(&a.t, 0), a.waits()), (Ok(1), 300_000));
         assert!(a.c.reachable(1, "h:1", false, a.now).is_empty());
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
@@ -483,14 +486,14 @@ mod tests {
         assert_eq!(a.c.due(a.now + Duration::from_millis(150)), [other]);
     }
 
-    /// Fails when a topic that was deleted, or that we may not see any more, keeps its living partitions or its view.
+    /// Fails when a topic that was deleted, or that we may not see any more, keeps its available partitions or its view.
     #[test]
     fn a_lost_topic_keeps_its_partitions_but_none_lives() {
         let mut a = At::new();
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert_eq!(a.learn(&[1], 29, &[]), Some((vec![0], vec![])));
         assert!(
-            matches!(a.c.route(&a.t, 0), Err((Pace::Held, why)) if why.contains("TOPIC_AUTHORIZATION_FAILED"))
+            matches!(a.c.route(&a.t, 0), Err((Pace::Blocked, why)) if why.contains("TOPIC_AUTHORIZATION_FAILED"))
         );
         assert_eq!(a.learn(&[1], 3, &[]), None);
         assert!(matches!(a.c.route(&a.t, 0), Err((Pace::Backoff, _))));

@@ -4,7 +4,7 @@
 //! bootstrap broker that hangs holds up no batch.
 
 use super::protocol::{errors, messages};
-use super::{Shared, Unfit};
+use super::{Incompatible, Shared};
 use crate::chunk::Topic;
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
@@ -312,7 +312,7 @@ impl Fetcher {
             self.producer_id = None;
             return;
         }
-        if shared.options.unfit == Unfit::Refused && matches!(error, 31 | 35 | 53) {
+        if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 35 | 53) {
             shared.unfit(format!("no producer id: {}", errors::text(error, "")));
         }
         // A broker that has just started, or never gave one, says 14 once or twice.
@@ -321,7 +321,7 @@ impl Fetcher {
         }
         asked.at = now
             + match errors::of(error).fate {
-                errors::Fate::Again(Pace::Held) => Duration::from_secs(60),
+                errors::Fate::Retry(Pace::Blocked) => Duration::from_secs(60),
                 _ => Trouble::Ended.pause(asked.tries),
             };
         asked.tries += 1;
@@ -360,7 +360,7 @@ impl Fetcher {
         let Some(mut round) = self.round.take() else { return };
         let (kind, address) = round.at.clone();
         let told = format!("{address}: {t}");
-        if let (Trouble::Unfit(_), true) = (t, shared.options.unfit != Unfit::Wait) {
+        if let (Trouble::Incompatible(_), true) = (t, shared.options.unfit != Incompatible::Wait) {
             shared.unfit(told.clone());
         }
         self.candidates.failed(kind, &address);

@@ -2,7 +2,7 @@
 
 use crate::kafka::protocol::records::Encoder;
 use crate::kafka::protocol::wire::Malformed;
-use crate::producer::flight::Batch;
+use crate::producer::batch::Batch;
 use std::collections::VecDeque;
 
 /// Takes batches for one request: of each partition the first, up to `most` bytes (one larger goes alone), those of one
@@ -17,7 +17,7 @@ pub fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
             waiting.push_front(batch);
             break;
         }
-        if picked.iter().any(|p| p.partition == batch.partition && p.load.topic == batch.load.topic) {
+        if picked.iter().any(|p| p.partition == batch.partition && p.group.topic == batch.group.topic) {
             stay.push_back(batch);
             continue;
         }
@@ -27,7 +27,7 @@ pub fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
     while let Some(batch) = stay.pop_back() {
         waiting.push_front(batch);
     }
-    picked.sort_by(|a, b| a.load.topic.cmp(&b.load.topic)); // stable
+    picked.sort_by(|a, b| a.group.topic.cmp(&b.group.topic)); // stable
     picked
 }
 
@@ -39,7 +39,7 @@ pub fn place(
     nth: usize,
 ) -> Result<usize, Malformed> {
     let is = |b: &Option<Batch>| {
-        b.as_ref().is_some_and(|b| b.partition == partition && b.load.topic.as_bytes() == topic)
+        b.as_ref().is_some_and(|b| b.partition == partition && b.group.topic.as_bytes() == topic)
     };
     if batches.get(nth).is_some_and(is) {
         return Ok(nth);
@@ -55,13 +55,13 @@ mod tests {
 
     fn of(topic: &str, partition: i32, base: i32, bytes: usize) -> Batch {
         let mut b = one(partition, base);
-        Arc::get_mut(&mut b.load).unwrap().topic = topic.into();
+        Arc::get_mut(&mut b.group).unwrap().topic = topic.into();
         b.bytes = bytes;
         b
     }
 
     fn names(batches: &[Batch]) -> Vec<(&str, i32, i32)> {
-        batches.iter().map(|b| (&*b.load.topic, b.partition, b.numbers.unwrap().base)).collect()
+        batches.iter().map(|b| (&*b.group.topic, b.partition, b.numbers.unwrap().base)).collect()
     }
 
     /// Fails when a partition goes twice into a request, order is lost within a partition, topics are mixed, or the

@@ -4,8 +4,8 @@
 
 use super::{Options, start};
 use crate::chunk::Topic;
-use crate::producer::driver::{Abilities, Event, Order, TopicView, Verdict};
-use crate::producer::flight::Batch;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Capabilities, Event, Order, TopicView, Verdict};
 use crate::producer::testing::{Ends, batch, chunk, origin};
 use bytes::{Buf, Bytes, BytesMut};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -53,7 +53,7 @@ pub struct Peers {
     pub world: Arc<Mutex<World>>,
     pub asked: Receiver<Asked>,
     asked_to: Sender<Asked>,
-    living: BTreeMap<i32, Living>,
+    available: BTreeMap<i32, Living>,
 }
 
 struct Living {
@@ -89,7 +89,7 @@ impl Peers {
             mute: false,
         };
         let world = Arc::new(Mutex::new(world));
-        let mut peers = Peers { world, asked, asked_to, living: BTreeMap::new() };
+        let mut peers = Peers { world, asked, asked_to, available: BTreeMap::new() };
         (1..=n).for_each(|node| peers.revive(node));
         peers
     }
@@ -123,12 +123,12 @@ impl Peers {
                 thread::spawn(move || drop(converse(node, stream, &world, &asked)));
             }
         });
-        self.living.insert(node, Living { connections, end, acceptor });
+        self.available.insert(node, Living { connections, end, acceptor });
     }
 
     /// As SIGKILL does: connections closed, port refused.
     pub fn kill(&mut self, node: i32) {
-        let Living { connections, end, acceptor } = self.living.remove(&node).unwrap();
+        let Living { connections, end, acceptor } = self.available.remove(&node).unwrap();
         *end.lock().unwrap() = true;
         let port = self.world().nodes[&node];
         drop(TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_secs(1)));
@@ -161,7 +161,7 @@ impl Peers {
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        self.living.keys().copied().collect::<Vec<_>>().into_iter().for_each(|n| self.kill(n));
+        self.available.keys().copied().collect::<Vec<_>>().into_iter().for_each(|n| self.kill(n));
     }
 }
 
@@ -336,7 +336,7 @@ pub fn one(partition: i32, base: i32) -> Batch {
     let o = origin(1, "t", "/log", Default::default());
     let mut b = batch(1, vec![chunk(&o, 0, &[b"line"])]);
     b.partition = partition;
-    b.numbers = Some(crate::producer::flight::Numbers { pid: 4711, epoch: 0, base });
+    b.numbers = Some(crate::producer::batch::Numbers { pid: 4711, epoch: 0, base });
     b
 }
 
@@ -344,7 +344,7 @@ pub fn one(partition: i32, base: i32) -> Batch {
 pub struct Feeder {
     pub ends: Ends,
     pub topic: Topic,
-    pub abilities: Option<Abilities>,
+    pub abilities: Option<Capabilities>,
     pub view: Option<TopicView>,
     pub pid: Option<(i64, i16)>,
 }
@@ -355,7 +355,7 @@ impl Feeder {
         let mut f = Feeder { ends, topic: topic.into(), abilities: None, view: None, pid: None };
         f.ends.orders.send(Order::Topic(f.topic.clone())).unwrap();
         f.ends.orders.send(Order::ProducerId).unwrap();
-        while f.view.as_ref().is_none_or(|v| v.living.is_empty()) || f.pid.is_none() {
+        while f.view.as_ref().is_none_or(|v| v.available.is_empty()) || f.pid.is_none() {
             f.take();
         }
         f
@@ -401,8 +401,8 @@ impl Feeder {
     }
 
     /// Waits until exactly these partitions live. Batches that come back meanwhile fail the test.
-    pub fn living(&mut self, want: &[i32]) {
-        while self.view.as_ref().is_none_or(|v| v.living != want) {
+    pub fn available(&mut self, want: &[i32]) {
+        while self.view.as_ref().is_none_or(|v| v.available != want) {
             let done = self.take();
             assert!(done.is_none(), "{done:?}");
         }

@@ -1,7 +1,7 @@
 //! One connection at work: requests put together from waiting batches, up to five in flight, answers taken as they come.
 //! A batch comes back with its verdict, and when the connection is lost, all of them do.
 
-use super::{IN_FLIGHT, Producer, Shared, Unfit};
+use super::{IN_FLIGHT, Incompatible, Producer, Shared};
 use crate::kafka::broker::Peer;
 use crate::kafka::net::connection::{ANSWER_CAP, Connection, Trouble, mismatch};
 use crate::kafka::net::dialer::Dial;
@@ -12,8 +12,8 @@ use crate::kafka::protocol::producers::{self, Producers};
 use crate::kafka::protocol::records::Envelope;
 use crate::kafka::protocol::wire::{Malformed, Writer};
 use crate::kafka::request::{pick, place};
+use crate::producer::batch::Batch;
 use crate::producer::driver::{Acks, Event, Pace, Verdict};
-use crate::producer::flight::Batch;
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -450,17 +450,17 @@ impl Session {
         shared: &mut Shared,
         now: Instant,
     ) {
-        if errors::is_ours_unknown(p.error) && shared.options.unfit == Unfit::Refused {
+        if errors::is_ours_unknown(p.error) && shared.options.unfit == Incompatible::Refused {
             shared.unfit(peer.told(&errors::text(p.error, &p.message)));
         }
         let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
-        let topic = &batch.load.topic;
+        let topic = &batch.group.topic;
         match errors::of(p.error).also {
             Also::Nothing => {}
             Also::FindLeader => match p.leader.filter(|l| l.0 != peer.node) {
                 Some((leader, epoch)) => {
                     shared.hint(topic, p.partition, (leader, epoch), nodes, now);
-                    if let Verdict::Again { pace, .. } = &mut verdict {
+                    if let Verdict::Retry { pace, .. } = &mut verdict {
                         *pace = Pace::Now;
                     }
                 }
@@ -494,7 +494,7 @@ impl Session {
                         let why = why.to_owned();
                         shared
                             .events
-                            .push(Event::Done { batch, verdict: Verdict::Again { maybe_stored, pace, why } });
+                            .push(Event::Done { batch, verdict: Verdict::Retry { maybe_stored, pace, why } });
                     }
                 }
                 What::Ask { asked, .. } => shared.knows(&asked, Err(why.to_owned())),

@@ -4,7 +4,7 @@
 use super::*;
 use crate::kafka::scripted::Feeder;
 use crate::kafka::scripted::{Asked, Peers, one, part, produced};
-use crate::producer::driver::{Abilities, Leave, Order, Pace, Refusal, Verdict};
+use crate::producer::driver::{Capabilities, Leave, Order, Pace, Refusal, Verdict};
 use crate::producer::testing::leave_of;
 use crate::report::Board;
 use crossbeam_channel::select;
@@ -21,7 +21,7 @@ fn stored(verdict: &Verdict) -> Option<i64> {
 
 fn again(verdict: &Verdict) -> (bool, Pace) {
     match verdict {
-        Verdict::Again { maybe_stored, pace, .. } => (*maybe_stored, *pace),
+        Verdict::Retry { maybe_stored, pace, .. } => (*maybe_stored, *pace),
         other => panic!("{other:?}"),
     }
 }
@@ -230,13 +230,13 @@ fn bad_records_are_named() {
     }
 }
 
-/// Fails when a dead broker's batches wait for it, its partition stays among the living, the other one is held up, or
+/// Fails when a dead broker's batches wait for it, its partition stays among the available, the other one is held up, or
 /// its return is not noticed by itself.
 #[test]
 fn a_dead_broker_stops_only_its_partition() {
     let mut peers = Peers::start(2);
     let mut f = peers.feed();
-    f.living(&[0, 1]);
+    f.available(&[0, 1]);
     f.send(one(0, 0));
     peers.next().answer_all(0);
     f.done();
@@ -244,7 +244,7 @@ fn a_dead_broker_stops_only_its_partition() {
     f.send(one(0, 1));
     let (p, _, verdict) = f.done();
     assert_eq!((p, again(&verdict).1), (0, Pace::Backoff));
-    f.living(&[1]);
+    f.available(&[1]);
     f.send(one(0, 1));
     assert_eq!(again(&f.done().2), (false, Pace::Backoff));
     f.send(one(1, 0));
@@ -253,7 +253,7 @@ fn a_dead_broker_stops_only_its_partition() {
     a.answer_all(0);
     assert_eq!(stored(&f.done().2), Some(100));
     peers.revive(1);
-    f.living(&[0, 1]);
+    f.available(&[0, 1]);
     f.send(one(0, 1));
     peers.next().answer_all(0);
     assert_eq!(stored(&f.done().2), Some(100));
@@ -267,7 +267,7 @@ fn an_idle_connection_is_closed_quietly() {
     let options = Options { idle: Duration::from_millis(150), ..peers.options() };
     let ends = start(options, board.clone()).unwrap();
     let mut f = Feeder::with(ends);
-    f.living(&[0]);
+    f.available(&[0]);
     let address = format!("127.0.0.1:{}", peers.world().nodes[&1]);
     for base in 0..2 {
         f.send(one(0, base));
@@ -290,7 +290,7 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     let peers = Peers::start(1);
     let board = Arc::new(Board::default());
     let mut f = Feeder::with(start(peers.options(), board.clone()).unwrap());
-    f.living(&[0]);
+    f.available(&[0]);
     let address = peers.options().brokers.remove(0);
     for base in 0..3 {
         f.send(one(0, base));
@@ -315,7 +315,7 @@ fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
     let mut f = peers.feed();
     f.ends.orders.send(Order::Topic("later".into())).unwrap();
     let mut b = one(0, 0);
-    Arc::get_mut(&mut b.load).unwrap().topic = "later".into();
+    Arc::get_mut(&mut b.group).unwrap().topic = "later".into();
     f.send(b);
     assert_eq!(again(&f.done().2), (false, Pace::Backoff));
     f.send(one(0, 0));
@@ -327,7 +327,7 @@ fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
     assert!((1..=6).contains(&asked), "asked {asked} times");
     peers.world().leaders.insert(("later".into(), 0), (1, 0));
     f.view = None;
-    f.living(&[0]);
+    f.available(&[0]);
     assert_eq!(f.view.as_ref().unwrap().topic, "later".into());
 }
 
@@ -339,7 +339,7 @@ fn acks_zero_is_stored_when_written_but_for_the_first() {
     let options = Options { acks: Acks::Zero, ..peers.options() };
     let ends = start(options, Arc::default()).unwrap();
     let mut f = Feeder::with(ends);
-    f.living(&[0]);
+    f.available(&[0]);
     f.send(one(0, 0));
     peers.next().close();
     assert_eq!(again(&f.done().2), (true, Pace::Backoff));
@@ -352,7 +352,7 @@ fn acks_zero_is_stored_when_written_but_for_the_first() {
         assert_eq!(stored(&f.done().2), None);
         assert_eq!(peers.next().produce(), [(0, base)]);
     }
-    assert_eq!(f.abilities, Some(Abilities { name: "modern", numbered: false, in_flight: 1 }));
+    assert_eq!(f.abilities, Some(Capabilities { name: "modern", numbered: false, in_flight: 1 }));
 }
 
 /// A server that says it takes our requests and does not. Fails when it is not left to the other driver, or when a fixed
@@ -396,16 +396,16 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
         }
         drop(orders);
         match worker.join().unwrap() {
-            Leave::Unfit { why } => Some(why),
+            Leave::Incompatible { why } => Some(why),
             _ => None,
         }
     };
     for (refusal, why) in refusals {
-        let left = leaves(Unfit::Refused, refusal, false);
+        let left = leaves(Incompatible::Refused, refusal, false);
         assert!(left.as_ref().is_some_and(|l| l.contains(why)), "{left:?}");
-        assert_eq!(leaves(Unfit::TooOld, refusal, false), None);
+        assert_eq!(leaves(Incompatible::TooOld, refusal, false), None);
     }
-    assert_eq!(leaves(Unfit::Refused, refusals[2].0, true), None, "an outage like any other");
+    assert_eq!(leaves(Incompatible::Refused, refusals[2].0, true), None, "an outage like any other");
 }
 
 /// Fails when a broker that refuses a producer id, which the `kafka` crate needs not, is waited for under auto.
@@ -413,13 +413,13 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
 fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
     peers.world().no_pid = [31; 10].into();
-    let options = Options { unfit: Unfit::Refused, ..peers.options() };
+    let options = Options { unfit: Incompatible::Refused, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, _events) = crossbeam_channel::bounded(64);
     orders.send(Order::ProducerId).unwrap();
     let left = leave_of(&drive(options), &inbox, &outbox);
     assert!(
-        matches!(&left, Leave::Unfit { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
+        matches!(&left, Leave::Incompatible { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
         "{left:?}"
     );
 }
@@ -445,7 +445,7 @@ fn versions_and_producer_id_by_the_second_try() {
 #[test]
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
-    let options = Options { unfit: Unfit::TooOld, ..peers.options() };
+    let options = Options { unfit: Incompatible::TooOld, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, events) = crossbeam_channel::bounded(64);
     let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
@@ -468,7 +468,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     }
     back += events.try_iter().filter(|e| matches!(e, Event::Done { .. })).count();
     let left = orders.len();
-    assert!(matches!(worker.join().unwrap(), Leave::Unfit { why } if why.contains("version 2")));
+    assert!(matches!(worker.join().unwrap(), Leave::Incompatible { why } if why.contains("version 2")));
     assert_eq!(back + left, sent, "batches back and orders not taken");
 
     let fixed = Options { ..peers.options() };
@@ -476,7 +476,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut f = Feeder::with(ends);
     f.nothing_within(300);
     peers.world().produce = (0, 9);
-    f.living(&[0]);
+    f.available(&[0]);
     peers.kill(1);
 }
 
@@ -497,7 +497,7 @@ fn hostile_bootstrap_brokers_are_survived() {
         let attempts = board.brokers()["bootstrap"].attempts;
         assert!((1..=5).contains(&attempts), "{attempts} attempts: {:?}", board.brokers());
         peers.world().noise = None;
-        f.living(&[0]);
+        f.available(&[0]);
     }
 }
 
@@ -572,16 +572,16 @@ fn what_a_leader_knows_of_a_producer() {
 fn a_broker_that_comes_back_elsewhere_is_found() {
     let mut peers = Peers::start(2);
     let mut f = peers.feed();
-    f.living(&[0, 1]);
+    f.available(&[0, 1]);
     f.send(one(0, 0));
     peers.next().answer_all(0);
     f.done();
     peers.kill(1);
     f.send(one(0, 1));
     assert_eq!(again(&f.done().2).1, Pace::Backoff);
-    f.living(&[1]);
+    f.available(&[1]);
     peers.move_away(1);
-    f.living(&[0, 1]);
+    f.available(&[0, 1]);
     f.send(one(0, 1));
     peers.next().answer_all(0);
     assert_eq!(stored(&f.done().2), Some(100));
@@ -631,7 +631,7 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     };
     let board = Arc::new(Board::default());
     let mut f = Feeder::with(start(options, board.clone()).unwrap());
-    f.living(&[0]);
+    f.available(&[0]);
     peers.kill(1);
     peers.kill(2);
     let bootstrap = || board.brokers()["bootstrap"].clone();

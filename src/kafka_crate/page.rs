@@ -1,8 +1,8 @@
 //! A batch as the `kafka` crate must have it: all records of a frame at once, as slices. Copies no line, and gives no verdict.
 
 use super::client::{Client, Trouble};
+use crate::producer::batch::Batch;
 use crate::producer::driver::Acks;
-use crate::producer::flight::Batch;
 use crate::producer::render::{Pen, Piece};
 use std::ops::Range;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub fn produce(
     let mut sent = Ok(Sent::default());
     let mut flush = |page: &mut Page<'_>, sent: &mut Result<Sent, Trouble>| {
         if let Ok(so_far) = sent {
-            let done = client.produce(&batch.load.topic, batch.partition, how, page.records());
+            let done = client.produce(&batch.group.topic, batch.partition, how, page.records());
             match done {
                 Ok(offset) => so_far.add(offset, page.places.len()),
                 Err(trouble) => *sent = Err(trouble),

@@ -2,7 +2,7 @@
 //! forget with it, and sends nothing.
 
 use super::client::Client;
-use super::{Fault, Lane, Unfit, Worker};
+use super::{Fault, Incompatible, TopicState, Worker};
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Leave, Pace};
 use crate::producer::outage::Who;
@@ -81,10 +81,10 @@ impl Worker<'_> {
     pub fn drop_session(&mut self) {
         self.session = None;
         let soon = Instant::now() + self.options.limits.pause;
-        for lane in self.topics.values_mut() {
-            lane.led.clear();
-            if lane.is_wanting() {
-                lane.wait.until.get_or_insert(soon);
+        for topic_state in self.topics.values_mut() {
+            topic_state.led.clear();
+            if topic_state.is_wanting() {
+                topic_state.wait.until.get_or_insert(soon);
             }
         }
     }
@@ -96,7 +96,7 @@ impl Worker<'_> {
         }
         self.drop_session();
         if !self.wait.is_over() {
-            return Err(Fault::Again(Pace::Backoff, self.wait.why.clone()));
+            return Err(Fault::Retry(Pace::Backoff, self.wait.why.clone()));
         }
         let began = Instant::now();
         let hosts = self.options.brokers.len();
@@ -113,7 +113,7 @@ impl Worker<'_> {
                     self.wait.until = None; // `tries` goes back when the cluster has answered for a topic
                     return Ok(());
                 }
-                Err(Fault::Again(_, why)) => last = format!("{host}: {why}"),
+                Err(Fault::Retry(_, why)) => last = format!("{host}: {why}"),
                 Err(other) => return Err(other),
             }
             // D5: the next attempt begins with the next host, so that none that hangs stands before the others.
@@ -123,7 +123,7 @@ impl Worker<'_> {
             }
         }
         self.wait.failed(last.clone(), self.options.limits.pause);
-        Err(Fault::Again(Pace::Backoff, last))
+        Err(Fault::Retry(Pace::Backoff, last))
     }
 
     /// Asks what listens at a host (D4, D10), at each of its addresses, with its outage recorded.
@@ -141,21 +141,21 @@ impl Worker<'_> {
             Err(last)
         });
         let why = match found {
-            Ok((_, ranges)) if self.options.unfit == Unfit::Replaced && ranges.suits_modern() => {
+            Ok((_, ranges)) if self.options.unfit == Incompatible::Replaced && ranges.suits_modern() => {
                 let why = format!("{host} takes the modern driver's requests now ({ranges})");
-                return Err(Leave::Unfit { why }.into());
+                return Err(Leave::Incompatible { why }.into());
             }
             Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
                 return Ok((addr, ranges));
             }
-            Ok((_, ranges)) if self.options.unfit != Unfit::Wait => {
-                return Err(Leave::Unfit { why: too_new(&ranges) }.into());
+            Ok((_, ranges)) if self.options.unfit != Incompatible::Wait => {
+                return Err(Leave::Incompatible { why: too_new(&ranges) }.into());
             }
             Ok((_, ranges)) => format!("{}; set driver = \"auto\" or \"modern\"", too_new(&ranges)),
             Err(why) => why,
         };
         self.outages.failed(Who::Broker(host), &why, Instant::now());
-        Err(Fault::Again(Pace::Backoff, why))
+        Err(Fault::Retry(Pace::Backoff, why))
     }
 
     /// The way to a leader: probed before the crate connects without a limit (D4), and again after a pause (D2).
@@ -166,7 +166,7 @@ impl Worker<'_> {
             return Ok(known.peers.clone());
         }
         if let Some(wait) = self.down.get(leader).filter(|w| !w.is_over()) {
-            return Err(Fault::Again(Pace::Backoff, wait.why.clone()));
+            return Err(Fault::Retry(Pace::Backoff, wait.why.clone()));
         }
         match self.visit(leader) {
             Ok(_) => {
@@ -181,16 +181,16 @@ impl Worker<'_> {
                 }
                 Ok(peers)
             }
-            Err(Fault::Again(pace, why)) => {
+            Err(Fault::Retry(pace, why)) => {
                 let why = format!("{leader}: {why}");
                 self.lost(leader, &why)?;
-                Err(Fault::Again(pace, why))
+                Err(Fault::Retry(pace, why))
             }
             Err(other) => Err(other),
         }
     }
 
-    /// A leader cannot be reached: it is not among the living any more, and perhaps soon no longer the leader. The others
+    /// A leader cannot be reached: it is not among the available any more, and perhaps soon no longer the leader. The others
     /// go on.
     fn lost(&mut self, leader: &str, why: &str) -> Result<(), Leave> {
         let pause = self.options.limits.pause;
@@ -198,9 +198,9 @@ impl Worker<'_> {
         if let Some(session) = &mut self.session {
             session.leaders.remove(leader);
         }
-        let its = |l: &Lane| l.led.iter().any(|l| l.leader.as_deref() == Some(leader));
-        for lane in self.topics.values_mut().filter(|l| its(l)) {
-            lane.wait.failed(why.to_owned(), pause); // then its metadata is loaded again
+        let its = |l: &TopicState| l.led.iter().any(|l| l.leader.as_deref() == Some(leader));
+        for topic_state in self.topics.values_mut().filter(|l| its(l)) {
+            topic_state.wait.failed(why.to_owned(), pause); // then its metadata is loaded again
         }
         self.say_views()
     }

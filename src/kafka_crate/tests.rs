@@ -23,7 +23,7 @@ fn options(brokers: &[String]) -> Options {
         acks: Acks::All,
         codec: Codec::None,
         create_topics: true,
-        unfit: Unfit::Wait,
+        unfit: Incompatible::Wait,
         limits: Limits {
             probe: probe::Limits { connect: second, answer: second },
             call: watchdog::Limits { still: second, whole: 3 * second },
@@ -56,7 +56,7 @@ impl Rig {
         let of_worker = board.clone();
         let worker = thread::spawn(move || run(&options, &orders, &events, &of_worker));
         let rig = Rig { orders: Some(to_worker), events: from_worker, worker: Some(worker), board };
-        assert!(matches!(rig.next(), Event::Ready(a) if a == ABILITIES));
+        assert!(matches!(rig.next(), Event::Ready(a) if a == CAPABILITIES));
         rig
     }
 
@@ -118,7 +118,7 @@ fn one(value: &str) -> Batch {
 
 fn again(v: Verdict) -> (bool, Pace, String) {
     match v {
-        Verdict::Again { maybe_stored, pace, why } => (maybe_stored, pace, why),
+        Verdict::Retry { maybe_stored, pace, why } => (maybe_stored, pace, why),
         other => panic!("{other:?}"),
     }
 }
@@ -128,7 +128,7 @@ fn lines_arrive_with_keys_in_order_and_with_their_offset() {
     let peer = Peer::start();
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
-    assert_eq!((rig.view().living, rig.send("a").offset()), (vec![0], Some(100)));
+    assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
     let keyed = origin(1, "t", "/p", Shape { key: crate::chunk::Key::Path, ..Shape::default() });
     assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
     let b = |s: &str| Some(s.as_bytes().to_vec());
@@ -190,8 +190,8 @@ fn known_codes() {
         (7, true, Pace::Backoff),
         (19, false, Pace::Backoff),
         (20, true, Pace::Backoff),
-        (29, false, Pace::Held),
-        (31, false, Pace::Held),
+        (29, false, Pace::Blocked),
+        (31, false, Pace::Blocked),
     ] {
         let peer = Peer::start();
         peer.acts(&[Act::Code(code)]);
@@ -227,14 +227,14 @@ fn a_partition_without_a_leader_holds_up_nobody() {
     peer.set(|s| s.partitions = vec![(0, 0), (1, port)]);
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
-    assert_eq!(rig.view().living, [1]);
+    assert_eq!(rig.view().available, [1]);
     for _ in 0..5 {
         rig.order(Order::Send(vec![one("a"), Batch { partition: 1, ..one("b") }]));
         assert!(again(rig.verdict()).2.contains("no leader"));
         rig.verdict().offset();
     }
     peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
-    assert_eq!(rig.view().living, [0, 1]);
+    assert_eq!(rig.view().available, [0, 1]);
     rig.send("a").offset();
 }
 

@@ -2,7 +2,7 @@
 
 use super::client::Trouble;
 use super::session::Wait;
-use super::{Fault, Lane, Unfit, Worker, verdict};
+use super::{Fault, Incompatible, TopicState, Worker, verdict};
 use crate::chunk::Topic;
 use crate::kafka::net::probe::{self, Finding};
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
@@ -14,14 +14,14 @@ impl Worker<'_> {
     pub fn learn(&mut self, topic: &Topic) -> Result<(), Fault> {
         self.topics.entry(topic.clone()).or_default();
         if let Err(fault) = self.connect() {
-            if let (Some(lane), Fault::Again(_, why)) = (self.topics.get_mut(topic), &fault) {
-                lane.wait.failed(why.clone(), self.options.limits.pause);
+            if let (Some(topic_state), Fault::Retry(_, why)) = (self.topics.get_mut(topic), &fault) {
+                topic_state.wait.failed(why.clone(), self.options.limits.pause);
             }
             return Err(fault);
         }
         let held = self.topics.get(topic).and_then(|l| l.pace.filter(|_| !l.wait.is_over()).map(|p| (p, l)));
-        if let Some((pace, lane)) = held {
-            return Err(Fault::Again(pace, lane.wait.why.clone()));
+        if let Some((pace, topic_state)) = held {
+            return Err(Fault::Retry(pace, topic_state.wait.why.clone()));
         }
         self.ask_for(topic)?;
         let Some(session) = &mut self.session else { return Ok(()) };
@@ -44,13 +44,13 @@ impl Worker<'_> {
         }
         self.outages.works(Who::Topic(topic), now);
         let pause = self.options.limits.pause;
-        if let Some(lane) = self.topics.get_mut(topic) {
+        if let Some(topic_state) = self.topics.get_mut(topic) {
             let leaderless = led.iter().any(|l| l.leader.is_none());
-            let wait = std::mem::take(&mut lane.wait);
-            *lane = Lane { led, said: lane.said.take(), ..Lane::default() };
+            let wait = std::mem::take(&mut topic_state.wait);
+            *topic_state = TopicState { led, said: topic_state.said.take(), ..TopicState::default() };
             if leaderless {
-                lane.wait = wait;
-                lane.wait.failed("a partition has no leader".to_owned(), pause);
+                topic_state.wait = wait;
+                topic_state.wait.failed("a partition has no leader".to_owned(), pause);
             }
         }
         self.forget_former_leaders();
@@ -94,18 +94,18 @@ impl Worker<'_> {
         match answer.code {
             0 | 5 | 72 if gaps => {
                 let why = "its partition ids have gaps, which the kafka crate cannot take".to_owned();
-                if o.unfit != Unfit::Wait && modern {
-                    return Err(Leave::Unfit { why: format!("topic {topic}: {why}") }.into());
+                if o.unfit != Incompatible::Wait && modern {
+                    return Err(Leave::Incompatible { why: format!("topic {topic}: {why}") }.into());
                 }
                 let why = format!("{why}; set driver = \"modern\"");
-                Err(self.topic_failed(topic, Pace::Held, &why))
+                Err(self.topic_failed(topic, Pace::Blocked, &why))
             }
             0 | 5 | 72 => Ok(()),
             29 => {
                 let why = "not authorized (error 29); give the client DESCRIBE and WRITE on it";
-                Err(self.topic_failed(topic, Pace::Held, why))
+                Err(self.topic_failed(topic, Pace::Blocked, why))
             }
-            17 => Err(self.topic_failed(topic, Pace::Held, "not a name that Kafka takes (error 17)")),
+            17 => Err(self.topic_failed(topic, Pace::Blocked, "not a name that Kafka takes (error 17)")),
             3 if o.create_topics => {
                 Err(self.topic_absent(topic, "it is not there, and the broker does not create it"))
             }
@@ -120,7 +120,7 @@ impl Worker<'_> {
         if matches!(trouble, Trouble::Panic(_)) {
             // D9, D10: this topic's answer, not the others'. The client is gone all the same.
             self.drop_session();
-            return self.topic_failed(topic, Pace::Held, &why);
+            return self.topic_failed(topic, Pace::Blocked, &why);
         }
         self.host_failed(&host, &why)
     }
@@ -131,49 +131,49 @@ impl Worker<'_> {
         self.turn += 1;
         let why = format!("{host}: {why}");
         self.wait.failed(why.clone(), self.options.limits.pause);
-        Fault::Again(Pace::Backoff, why)
+        Fault::Retry(Pace::Backoff, why)
     }
 
     /// Not there, or without partitions: at the first time it is about to be created, as a rule, which is not worth a word.
     fn topic_absent(&mut self, topic: &Topic, why: &str) -> Fault {
-        let lane = self.topics.entry(topic.clone()).or_default();
-        if lane.wait.tries > 0 {
+        let topic_state = self.topics.entry(topic.clone()).or_default();
+        if topic_state.wait.tries > 0 {
             return self.topic_failed(topic, Pace::Backoff, why);
         }
-        lane.wait.failed(why.to_owned(), self.options.limits.pause);
-        lane.pace = Some(Pace::Backoff);
-        Fault::Again(Pace::Backoff, why.to_owned())
+        topic_state.wait.failed(why.to_owned(), self.options.limits.pause);
+        topic_state.pace = Some(Pace::Backoff);
+        Fault::Retry(Pace::Backoff, why.to_owned())
     }
 
     /// Records what is wrong with a topic, and when it is looked at again.
     pub fn topic_failed(&mut self, topic: &Topic, pace: Pace, why: &str) -> Fault {
         self.outages.failed(Who::Topic(topic), why, Instant::now());
-        let lane = self.topics.entry(topic.clone()).or_default();
+        let topic_state = self.topics.entry(topic.clone()).or_default();
         let limits = &self.options.limits;
-        if pace == Pace::Held {
-            lane.wait.until = Some(Instant::now() + limits.held);
-            lane.wait.why = why.to_owned();
+        if pace == Pace::Blocked {
+            topic_state.wait.until = Some(Instant::now() + limits.held);
+            topic_state.wait.why = why.to_owned();
         } else {
-            lane.wait.failed(why.to_owned(), limits.pause);
+            topic_state.wait.failed(why.to_owned(), limits.pause);
         }
-        lane.pace = Some(pace);
-        Fault::Again(pace, why.to_owned())
+        topic_state.pace = Some(pace);
+        Fault::Retry(pace, why.to_owned())
     }
 
-    /// Tells ship of every topic whose partitions, or the living among them, are others than it was told.
+    /// Tells ship of every topic whose partitions, or the available among them, are others than it was told.
     pub fn say_views(&mut self) -> Result<(), Leave> {
         let mut news = Vec::new();
-        for (topic, lane) in self.topics.iter_mut().filter(|(_, l)| !l.led.is_empty()) {
+        for (topic, topic_state) in self.topics.iter_mut().filter(|(_, l)| !l.led.is_empty()) {
             let lives = |h: &String| !self.down.contains_key(h);
-            let living = lane.led.iter().filter(|l| l.leader.as_ref().is_some_and(lives));
+            let available = topic_state.led.iter().filter(|l| l.leader.as_ref().is_some_and(lives));
             let view = TopicView {
                 topic: topic.clone(),
                 id: [0; 16],
-                partitions: lane.led.iter().map(|l| l.partition).collect(),
-                living: living.map(|l| l.partition).collect(),
+                partitions: topic_state.led.iter().map(|l| l.partition).collect(),
+                available: available.map(|l| l.partition).collect(),
             };
-            if lane.said.as_ref() != Some(&view) {
-                lane.said = Some(view.clone());
+            if topic_state.said.as_ref() != Some(&view) {
+                topic_state.said = Some(view.clone());
                 news.push(view);
             }
         }

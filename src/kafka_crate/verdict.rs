@@ -18,7 +18,7 @@ pub fn verdict(trouble: &Trouble) -> Verdict {
             Code::TopicAuthorizationFailed
             | Code::ClusterAuthorizationFailed
             | Code::InvalidTopic
-            | Code::InvalidRequiredAcks => (false, Pace::Held),
+            | Code::InvalidRequiredAcks => (false, Pace::Blocked),
             Code::UnknownTopicOrPartition
             | Code::LeaderNotAvailable
             | Code::NotLeaderForPartition
@@ -32,7 +32,7 @@ pub fn verdict(trouble: &Trouble) -> Verdict {
             _ => (true, Pace::Backoff),
         },
     };
-    Verdict::Again { maybe_stored, pace, why }
+    Verdict::Retry { maybe_stored, pace, why }
 }
 
 /// The reason as the operator reads it.

@@ -8,7 +8,7 @@
 //! Each driver says [`Event::Ready`] first; after every `Ready` the core orders its topics ([`Order::Topic`]) again, for
 //! the driver before may have taken those orders with it.
 
-use super::flight::Batch;
+use super::batch::Batch;
 use super::outage;
 use super::worker::{Outbox, Worker};
 use crate::chunk::Topic;
@@ -52,7 +52,7 @@ pub enum Leave {
     /// It was closed, or said [`Event::Dead`].
     Closed,
     /// The broker is one for another driver. Only under `auto`; a fixed driver waits.
-    Unfit { why: String },
+    Incompatible { why: String },
 }
 
 /// What a driver is built with.
@@ -152,7 +152,7 @@ pub enum Acks {
 pub enum Order {
     /// Take this topic up: an [`Event::Topic`] as soon as its partitions are known, and again at each change.
     Topic(Topic),
-    /// A new producer id, for a driver with [`Abilities::numbered`].
+    /// A new producer id, for a driver with [`Capabilities::numbered`].
     ProducerId,
     /// What the partition's leader knows of a producer (DescribeProducers, brokers from 2.8). Always answered by an
     /// [`Event::Knows`], at the latest after 30 s.
@@ -168,7 +168,7 @@ pub enum Order {
 pub enum Event {
     /// What this driver can do: before anything else, and again when `auto` has changed the driver. All batches have
     /// come back by then.
-    Ready(Abilities),
+    Ready(Capabilities),
     Topic(TopicView),
     ProducerId {
         pid: i64,
@@ -193,7 +193,7 @@ pub enum Event {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Abilities {
+pub struct Capabilities {
     /// "classic", "modern" or "stdout".
     pub name: &'static str,
     /// Batches carry a producer id, an epoch and sequences: retries neither double nor reorder.
@@ -210,7 +210,7 @@ pub struct TopicView {
     /// All partitions, in order. Usually `0..n`, but ids may have gaps.
     pub partitions: Vec<i32>,
     /// Those with a leader that can be reached, as far as known.
-    pub living: Vec<i32>,
+    pub available: Vec<i32>,
 }
 
 /// What became of a batch.
@@ -222,11 +222,11 @@ pub enum Verdict {
     /// connection), so only the same numbers may carry the same bytes. When a connection is lost, what waits for it comes
     /// back unsent as well, also what ship orders before it can have heard: a broker that has forgotten the producer
     /// would take a later batch for its first, and an earlier one could no longer be proved missing.
-    Again { maybe_stored: bool, pace: Pace, why: String },
+    Retry { maybe_stored: bool, pace: Pace, why: String },
     /// Not stored, and the same batch never will be.
     Refused { what: Refusal, why: String },
     /// Only when numbered: 45 OUT_OF_ORDER_SEQUENCE_NUMBER, 59 UNKNOWN_PRODUCER_ID, 47 INVALID_PRODUCER_EPOCH.
-    Misnumbered { code: i16, why: String },
+    SequenceError { code: i16, why: String },
 }
 
 /// How soon a batch is worth another try.
@@ -237,7 +237,7 @@ pub enum Pace {
     /// Backoff up to 5 s.
     Backoff,
     /// Somebody must give a right or a topic first: each minute.
-    Held,
+    Blocked,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,14 +14,14 @@
 //! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
 //! so does each whose outcome is unknown.
 
-mod judge;
-pub mod recall;
+mod on_refused;
+pub mod producer_recovery;
 
+use super::batch::{Batch, Place};
 use super::driver::{Pace, Verdict};
-use super::flight::{Batch, Place};
-use super::numbers::{Fit, Numbering};
-use super::retry::{HELD, Rng, backoff};
-use recall::Past;
+use super::retry::{BLOCKED, Rng, backoff};
+use super::sequence::{Fit, ProducerState};
+use producer_recovery::PastProducer;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ pub enum Action {
         offset: Option<i64>,
     },
     /// These records can never be taken: write them to the dead letters, or give them back by [`Partition::hold`].
-    Bury {
+    DeadLetter {
         batch: Batch,
         why: String,
     },
@@ -75,7 +75,7 @@ pub enum Action {
     /// The broker takes no batch of so many bytes of lines.
     TooLarge(usize),
     /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
-    Again {
+    Retry {
         found: bool,
     },
 }
@@ -91,13 +91,13 @@ pub struct Partition {
     /// Failures in a row.
     attempts: u32,
     why: String,
-    numbering: Option<Numbering>,
+    numbering: Option<ProducerState>,
     /// Questions to the leader in a row that could not be asked.
     unasked: u32,
     /// When something was last stored.
     stored_at: Option<Instant>,
     /// Exactly-once: what the leader is to be asked before anything leaves, in this order.
-    pasts: VecDeque<Past>,
+    pasts: VecDeque<PastProducer>,
 }
 
 #[derive(Debug)]
@@ -120,10 +120,10 @@ enum Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Then {
     /// Nothing is wrong with the broker: batches were refused and taken apart, or came back because of an earlier one.
-    Mend,
+    Resume,
     Now,
     Backoff,
-    Held,
+    Blocked,
     Ask,
 }
 
@@ -154,7 +154,7 @@ impl Partition {
     }
 
     /// With an id that an earlier run has used.
-    pub fn remembering(id: i32, pasts: VecDeque<Past>) -> Self {
+    pub fn remembering(id: i32, pasts: VecDeque<PastProducer>) -> Self {
         Partition { pasts, ..Partition::new(id) }
     }
 
@@ -304,7 +304,7 @@ impl Partition {
             Some(n) if once && n.holds(batch) => n,
             // Another id: only once nothing of the old one is under way.
             Some(_) if !alone => return false,
-            other => other.insert(Numbering::new(pid, epoch)),
+            other => other.insert(ProducerState::new(pid, epoch)),
         };
         match numbering.fit(batch, alone, &self.pending) {
             Fit::Go => true,
@@ -343,18 +343,18 @@ impl Partition {
                 self.stored_at = Some(now.at);
                 self.stored(batch, offset, actions);
             }
-            Verdict::Again { maybe_stored, pace, why } => {
+            Verdict::Retry { maybe_stored, pace, why } => {
                 batch.maybe_stored |= maybe_stored;
                 let then = match pace {
                     Pace::Now => Then::Now,
                     Pace::Backoff => Then::Backoff,
-                    Pace::Held => Then::Held,
+                    Pace::Blocked => Then::Blocked,
                 };
                 self.give_back(batch);
                 self.drain(then, why);
             }
             Verdict::Refused { what, why } => self.refused(batch, &what, why, now, actions),
-            Verdict::Misnumbered { code, why } => self.misnumbered(batch, code, why, behind, actions),
+            Verdict::SequenceError { code, why } => self.misnumbered(batch, code, why, behind, actions),
         }
         self.settle(now, rng, actions);
     }
@@ -362,7 +362,7 @@ impl Partition {
     /// These records were to be buried and could not be: the topic waits until they can.
     pub fn hold(&mut self, batch: Batch, why: String, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         self.give_back(batch);
-        self.drain(Then::Held, why);
+        self.drain(Then::Blocked, why);
         self.settle(now, rng, actions);
     }
 
@@ -388,8 +388,8 @@ impl Partition {
     }
 
     fn drain(&mut self, then: Then, why: String) {
-        let before = if let Health::Draining(before) = self.health { before } else { Then::Mend };
-        if then > Then::Mend && (then >= before || self.why.is_empty()) {
+        let before = if let Health::Draining(before) = self.health { before } else { Then::Resume };
+        if then > Then::Resume && (then >= before || self.why.is_empty()) {
             self.why = why;
         }
         self.health = Health::Draining(then.max(before));
@@ -401,14 +401,14 @@ impl Partition {
         if !self.air.is_empty() {
             return;
         }
-        if then > Then::Mend {
+        if then > Then::Resume {
             self.attempts = self.attempts.saturating_add(1);
         }
         let wait = match then {
-            Then::Mend => Duration::ZERO,
+            Then::Resume => Duration::ZERO,
             Then::Now | Then::Ask if self.attempts <= AT_ONCE => Duration::ZERO,
             Then::Now | Then::Ask | Then::Backoff => backoff(self.attempts, rng),
-            Then::Held => HELD,
+            Then::Blocked => BLOCKED,
         };
         self.health = match (then, &self.numbering) {
             (Then::Ask, Some(n)) => {

@@ -10,7 +10,7 @@
 //! });
 //! ```
 
-use super::flight::{Batch, Pick, Records};
+use super::batch::{Batch, Pick, Records};
 use super::json;
 use crate::chunk::{Chunk, Format, Key, Line, Origin};
 use regex::bytes::{CaptureLocations, Regex};
@@ -68,8 +68,8 @@ impl Pen {
         };
         match &batch.records {
             Records::All => {
-                for chunk in &batch.load.chunks {
-                    let mut sheet = self.sheet(chunk, batch.load.stamp_ms);
+                for chunk in &batch.group.chunks {
+                    let mut sheet = self.sheet(chunk, batch.group.stamp_ms);
                     for line in &chunk.lines {
                         next(self, &mut sheet, *line);
                     }
@@ -78,8 +78,8 @@ impl Pen {
             Records::Picked(picks) => {
                 for run in picks.chunk_by(|a, b| a.chunk == b.chunk) {
                     let Some(Pick { chunk, .. }) = run.first() else { continue };
-                    let chunk = &batch.load.chunks[usize::from(*chunk)];
-                    let mut sheet = self.sheet(chunk, batch.load.stamp_ms);
+                    let chunk = &batch.group.chunks[usize::from(*chunk)];
+                    let mut sheet = self.sheet(chunk, batch.group.stamp_ms);
                     for pick in run {
                         next(self, &mut sheet, chunk.lines[usize::from(pick.line)]);
                     }

@@ -27,7 +27,7 @@ impl Rng {
 }
 
 /// Where a right, a topic or room must be given first: once a minute.
-pub const HELD: Duration = Duration::from_secs(60);
+pub const BLOCKED: Duration = Duration::from_secs(60);
 
 const FIRST_MS: u64 = 100;
 const LONGEST_MS: u64 = 5000;

@@ -6,12 +6,12 @@
 mod broker;
 mod once;
 
-use super::driver::{Abilities, Drive, Event, Leave, Order, TopicView, Verdict};
-use super::flight::Batch;
+use super::batch::Batch;
+use super::core::Core;
+use super::driver::{Capabilities, Drive, Event, Leave, Order, TopicView, Verdict};
 use super::partition::Now;
 use super::render::Pen;
 use super::retry::Rng;
-use super::shipper::Shipper;
 use super::testing::{chunk_of, origin};
 use super::{Change, Options, Partitioner};
 use crate::budget::{Budget, Share};
@@ -47,7 +47,7 @@ struct Script {
 struct World<'b> {
     rng: Rng,
     script: Script,
-    ship: Shipper<'b>,
+    ship: Core<'b>,
     board: &'b Board,
     now: Now,
     share: Share,
@@ -58,7 +58,7 @@ struct World<'b> {
     next: Vec<u64>,
     left: u64,
     logs: BTreeMap<i32, Log>,
-    abilities: Option<Abilities>,
+    abilities: Option<Capabilities>,
     pids: i64,
     /// Answers on their way back, of any order between partitions.
     back: VecDeque<Event>,
@@ -90,7 +90,7 @@ impl<'b> World<'b> {
             (0..streams).map(|s| origin(s, "t", "/log", Shape { key: key(), ..Shape::default() })).collect();
         let logs = (0..1 + rng.below(4) as i32).map(|id| (id, Log::default())).collect();
         World {
-            ship: Shipper::new(options, board, now),
+            ship: Core::new(options, board, now),
             share: budget.share(),
             partitioner,
             offsets: vec![0; origins.len()],
@@ -217,14 +217,19 @@ impl<'b> World<'b> {
     fn view(&mut self) {
         let partitions: Vec<i32> = self.logs.keys().copied().collect();
         let dead = if self.faults { self.rng.below(3) } else { 0 };
-        let living = partitions.iter().copied().filter(|_| dead == 0 || self.rng.below(3) > 0).collect();
-        self.back.push_back(Event::Topic(TopicView { topic: "t".into(), id: [0; 16], partitions, living }));
+        let available = partitions.iter().copied().filter(|_| dead == 0 || self.rng.below(3) > 0).collect();
+        self.back.push_back(Event::Topic(TopicView {
+            topic: "t".into(),
+            id: [0; 16],
+            partitions,
+            available,
+        }));
     }
 
     fn ready(&mut self) {
         let numbered = if self.script.changes { self.chance(50) } else { self.script.numbered };
         let in_flight = if numbered { 1 + self.rng.below(5) } else { 1 };
-        self.back.push_back(Event::Ready(Abilities { name: "model", numbered, in_flight }));
+        self.back.push_back(Event::Ready(Capabilities { name: "model", numbered, in_flight }));
     }
 
     fn reload(&mut self) {
@@ -259,7 +264,7 @@ impl<'b> World<'b> {
     }
 
     fn tell(&mut self, event: Event) {
-        if let Event::Done { batch, verdict: Verdict::Again { maybe_stored: true, .. } } = &event {
+        if let Event::Done { batch, verdict: Verdict::Retry { maybe_stored: true, .. } } = &event {
             self.logs.get_mut(&batch.partition).unwrap().untold -= 1;
         }
         if let Event::Ready(abilities) = &event {

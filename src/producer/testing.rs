@@ -1,7 +1,7 @@
 //! What ship's tests are made of: origins, chunks, batches. No behaviour under test lives here.
 
+use super::batch::{Batch, BatchGroup, Records};
 use super::driver::{Context, Current, Drive, Event, Leave, Order};
-use super::flight::{Batch, Load, Records};
 use crate::budget::{Budget, Share};
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
 use crate::report::Board;
@@ -64,11 +64,11 @@ pub fn chunk(origin: &Arc<Origin>, start: u64, lines: &[&[u8]]) -> Chunk {
 pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
     let count = chunks.iter().map(|c| c.lines.len() as u32).sum();
     let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
-    let load = Load::new("t".into(), [0; 16], STAMP, chunks);
+    let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
     Batch {
         flight: FlightNo(flight),
         partition: 0,
-        load: Arc::new(load),
+        group: Arc::new(group),
         records: Records::All,
         count,
         bytes,

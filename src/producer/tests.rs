@@ -1,7 +1,7 @@
 //! The thread between its channels: a test stands at both ends.
 
-use super::driver::{Abilities, Leave, Pace, Refusal, TopicView, Verdict};
-use super::flight::Batch;
+use super::batch::Batch;
+use super::driver::{Capabilities, Leave, Pace, Refusal, TopicView, Verdict};
 use super::testing::{chunk, plain};
 use super::*;
 use crate::chunk::{Chunk, Identity, Opened, Origin, Point};
@@ -62,7 +62,7 @@ impl Bench {
     }
 
     fn ready(self) -> Self {
-        self.say(Event::Ready(Abilities { name: "test", numbered: false, in_flight: 1 }));
+        self.say(Event::Ready(Capabilities { name: "test", numbered: false, in_flight: 1 }));
         self
     }
 
@@ -90,8 +90,8 @@ impl Bench {
             match self.orders.recv_timeout(LIMIT).expect("an order") {
                 Order::Send(batches) => return batches,
                 Order::Topic(topic) => {
-                    let (partitions, living) = (vec![0, 1], vec![0, 1]);
-                    self.say(Event::Topic(TopicView { topic, id: [0; 16], partitions, living }));
+                    let (partitions, available) = (vec![0, 1], vec![0, 1]);
+                    self.say(Event::Topic(TopicView { topic, id: [0; 16], partitions, available }));
                 }
                 other => panic!("{other:?}"),
             }
@@ -179,7 +179,7 @@ fn a_closed_inbox_drains() {
 #[test]
 fn a_driver_is_changed_when_all_is_back() {
     let b = Bench::new(Options::default());
-    let ready = || b.say(Event::Ready(Abilities { name: "test", numbered: true, in_flight: 5 }));
+    let ready = || b.say(Event::Ready(Capabilities { name: "test", numbered: true, in_flight: 5 }));
     let numbered = |pid| b.say(Event::ProducerId { pid, epoch: 0 });
     let asked = || assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::ProducerId)));
     ready();
@@ -286,7 +286,7 @@ fn a_stop_waits_for_what_moves_only() {
     pause(RETURN + Duration::from_millis(300));
     assert!(!b.ship.is_finished(), "the answer may still come");
     let back = |batch, maybe_stored| {
-        let verdict = Verdict::Again { maybe_stored, pace: Pace::Backoff, why: "lost".into() };
+        let verdict = Verdict::Retry { maybe_stored, pace: Pace::Backoff, why: "lost".into() };
         b.say(Event::Done { batch, verdict });
     };
     back(batch, true);

@@ -107,7 +107,7 @@ impl Worker {
 pub fn refuse(order: Order, pace: Pace, why: &str, events: &mut Vec<Event>) {
     match order {
         Order::Send(batches) => events.extend(batches.into_iter().map(|batch| {
-            let verdict = Verdict::Again { maybe_stored: false, pace, why: why.to_owned() };
+            let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
             Event::Done { batch, verdict }
         })),
         Order::Ask { topic, partition, pid } => {
@@ -186,7 +186,7 @@ mod tests {
             for batch in batches {
                 let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
             }
-            Leave::Unfit { why: "told to".into() }
+            Leave::Incompatible { why: "told to".into() }
         };
         let mut w = Worker::start(&context, Some(Duration::from_secs(60)), Arc::new(run));
         let one = |n| Order::Send(vec![batch(n, vec![chunk(&plain(1), 0, &[b"a"])])]);
@@ -205,10 +205,10 @@ mod tests {
             &events[..],
             [
                 Event::Done { verdict: Verdict::Stored { .. }, .. },
-                Event::Done { verdict: Verdict::Again { maybe_stored: false, .. }, .. }
+                Event::Done { verdict: Verdict::Retry { maybe_stored: false, .. }, .. }
             ]
         ));
         assert!(!late(70));
-        assert_eq!(w.left(), Some(Leave::Unfit { why: "told to".into() }));
+        assert_eq!(w.left(), Some(Leave::Incompatible { why: "told to".into() }));
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::chunk::Topic;
 use crate::kafka_crate::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
-use crate::producer::driver::{Abilities, Verdict};
+use crate::producer::driver::{Capabilities, Verdict};
 use crate::producer::testing::{self, Ends, batch, chunk, plain};
 use crate::report::Board;
 
@@ -12,13 +12,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A driver that says its name, and leaves when it is told of the topic "leave".
 fn stub(name: &'static str) -> Drive {
     Drive::worker(None, move |orders, events, _board| {
-        let ready = Event::Ready(Abilities { name, numbered: false, in_flight: 1 });
+        let ready = Event::Ready(Capabilities { name, numbered: false, in_flight: 1 });
         if events.send(ready).is_err() {
             return Leave::Closed;
         }
         for order in orders {
             match order {
-                Order::Topic(t) if &*t == "leave" => return Leave::Unfit { why: "told to".to_owned() },
+                Order::Topic(t) if &*t == "leave" => {
+                    return Leave::Incompatible { why: "told to".to_owned() };
+                }
                 Order::Send(batches) => {
                     for batch in batches {
                         let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
@@ -135,7 +137,7 @@ fn while_nobody_answers_batches_come_back() {
     let (ends, board) = auto(&[refused.to_string()]);
     ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
     let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
-    assert!(matches!(&verdict, Verdict::Again { pace: Pace::Backoff, .. }), "{verdict:?}");
+    assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
     let b = board.brokers()[&refused.to_string()].clone();
     assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
     let events = ends.events;

@@ -37,13 +37,13 @@ pub enum Trouble {
     /// The broker does not let us in: to be tried again, but not often (accounts get locked).
     Denied(String),
     /// The broker is too old for this driver.
-    Unfit(String),
+    Incompatible(String),
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Unfit(why) => f.write_str(why),
+            Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Incompatible(why) => f.write_str(why),
             Trouble::Ended => f.write_str("closed by the broker"),
         }
     }
@@ -115,7 +115,7 @@ impl Connection {
 
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
-            return Err(Trouble::Unfit(format!(
+            return Err(Trouble::Incompatible(format!(
                 "the broker takes Produce up to version {}, this driver speaks 3 to 12 (Kafka from 0.11); set driver = \"auto\"",
                 self.versions.produce_max
             )));

@@ -21,16 +21,16 @@ pub enum Codec {
 
 /// Contexts of one worker. Each is made at its first use: an unused codec costs nothing.
 #[derive(Default)]
-pub struct Press {
+pub struct Compressor {
     gzip: Option<Compress>,
     snappy: Option<snap::raw::Encoder>,
     lz4: Option<lz4::Table>,
     zstd: Option<zstd::bulk::Compressor<'static>>,
 }
 
-impl fmt::Debug for Press {
+impl fmt::Debug for Compressor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Press")
+        f.write_str("Compressor")
     }
 }
 
@@ -38,7 +38,7 @@ impl fmt::Debug for Press {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpressed;
 
-impl Press {
+impl Compressor {
     /// Most bytes that `len` bytes can become, header and trailer included.
     pub fn bound(codec: Codec, len: usize) -> usize {
         match codec {
@@ -51,7 +51,7 @@ impl Press {
         }
     }
 
-    /// Compresses `from` to the front of `to`, which holds [`Press::bound`] bytes; says how many were written.
+    /// Compresses `from` to the front of `to`, which holds [`Compressor::bound`] bytes; says how many were written.
     pub fn press(&mut self, codec: Codec, from: &[u8], to: &mut [u8]) -> Result<usize, Unpressed> {
         match codec {
             Codec::None => Err(Unpressed),
@@ -112,8 +112,8 @@ pub mod tests {
 
     pub const ALL: [Codec; 5] = [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 
-    fn round(press: &mut Press, codec: Codec, plain: &[u8]) {
-        let mut to = vec![0; Press::bound(codec, plain.len())];
+    fn round(press: &mut Compressor, codec: Codec, plain: &[u8]) {
+        let mut to = vec![0; Compressor::bound(codec, plain.len())];
         let n = press.press(codec, plain, &mut to).unwrap();
         assert!(unpress(codec, &to[..n]) == plain, "{codec:?}, {} bytes", plain.len());
     }
@@ -124,7 +124,7 @@ pub mod tests {
         /// `spread` 1 is noise: what cannot shrink.
         #[test]
         fn comes_back(sizes in proptest::collection::vec(0usize..300_000, 1..4), spread in 1u32..40, seed: u64) {
-            let mut press = Press::default();
+            let mut press = Compressor::default();
             for codec in &ALL[1..] {
                 let mut x = seed | 1;
                 for size in &sizes {
@@ -144,7 +144,7 @@ pub mod tests {
     #[test]
     fn fits_into_a_small_stack() {
         let work = || {
-            let mut press = Press::default();
+            let mut press = Compressor::default();
             ALL[1..].iter().for_each(|c| round(&mut press, *c, &b"a line of a log file\n".repeat(30_000)));
         };
         std::thread::Builder::new()

@@ -11,7 +11,7 @@ use crate::producer::driver::{Pace, Refusal, Verdict};
 pub enum Fate {
     Stored,
     /// Once more, and the broker has not stored it.
-    Again(Pace),
+    Retry(Pace),
     /// Once more; it may be stored, for the error can also come after the append (a leader that steps down while the
     /// followers still fetch answers 6).
     Maybe(Pace),
@@ -20,7 +20,7 @@ pub enum Fate {
     BadRecords,
     BadTimestamp,
     /// Sequence or producer id do not fit what the leader knows.
-    Misnumbered,
+    SequenceError,
 }
 
 /// What else is to be done about it.
@@ -52,15 +52,15 @@ const fn rule(code: i16, name: &'static str, fate: Fate, also: Also, help: &'sta
 }
 
 use Also::{FindLeader, Nothing, Reconnect, Uncompressed};
-use Fate::{Again, BadRecords, BadTimestamp, Maybe, Misnumbered, Stored, TooLarge};
-use Pace::{Backoff, Held};
+use Fate::{BadRecords, BadTimestamp, Maybe, Retry, SequenceError, Stored, TooLarge};
+use Pace::{Backoff, Blocked};
 
 /// In order of code.
 #[rustfmt::skip]
 pub const TABLE: &[Rule] = &[
     rule(-1,  "UNKNOWN_SERVER_ERROR",             Maybe(Backoff), FindLeader,   "see the broker's log"),
     rule(0,   "NONE",                             Stored,         Nothing,      ""),
-    rule(2,   "CORRUPT_MESSAGE",                  Again(Backoff), Nothing,      "the batch was damaged on its way, or its topic is compacted and a line has no key"),
+    rule(2,   "CORRUPT_MESSAGE",                  Retry(Backoff), Nothing,      "the batch was damaged on its way, or its topic is compacted and a line has no key"),
     rule(3,   "UNKNOWN_TOPIC_OR_PARTITION",       Maybe(Backoff), FindLeader,   "create the topic"),
     rule(5,   "LEADER_NOT_AVAILABLE",             Maybe(Backoff), FindLeader,   ""),
     rule(6,   "NOT_LEADER_OR_FOLLOWER",           Maybe(Backoff), FindLeader,   ""),
@@ -68,38 +68,38 @@ pub const TABLE: &[Rule] = &[
     rule(9,   "REPLICA_NOT_AVAILABLE",            Maybe(Backoff), FindLeader,   ""),
     rule(10,  "MESSAGE_TOO_LARGE",                TooLarge,       Nothing,      "raise max.message.bytes of the topic"),
     rule(13,  "NETWORK_EXCEPTION",                Maybe(Backoff), FindLeader,   ""),
-    rule(14,  "COORDINATOR_LOAD_IN_PROGRESS",     Again(Backoff), Nothing,      ""),
-    rule(15,  "COORDINATOR_NOT_AVAILABLE",        Again(Backoff), Nothing,      ""),
-    rule(16,  "NOT_COORDINATOR",                  Again(Backoff), Nothing,      ""),
-    rule(17,  "INVALID_TOPIC_EXCEPTION",          Again(Held),    Nothing,      "this topic name can never be; set another"),
+    rule(14,  "COORDINATOR_LOAD_IN_PROGRESS",     Retry(Backoff), Nothing,      ""),
+    rule(15,  "COORDINATOR_NOT_AVAILABLE",        Retry(Backoff), Nothing,      ""),
+    rule(16,  "NOT_COORDINATOR",                  Retry(Backoff), Nothing,      ""),
+    rule(17,  "INVALID_TOPIC_EXCEPTION",          Retry(Blocked), Nothing,      "this topic name can never be; set another"),
     rule(18,  "RECORD_LIST_TOO_LARGE",            TooLarge,       Nothing,      "raise segment.bytes of the topic"),
-    rule(19,  "NOT_ENOUGH_REPLICAS",              Again(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
+    rule(19,  "NOT_ENOUGH_REPLICAS",              Retry(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
     rule(20,  "NOT_ENOUGH_REPLICAS_AFTER_APPEND", Maybe(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
-    rule(21,  "INVALID_REQUIRED_ACKS",            Again(Held),    Nothing,      "set acks = \"all\""),
-    rule(29,  "TOPIC_AUTHORIZATION_FAILED",       Again(Held),    Nothing,      "allow WRITE on the topic"),
-    rule(31,  "CLUSTER_AUTHORIZATION_FAILED",     Again(Held),    Nothing,      "allow IDEMPOTENT_WRITE on the cluster"),
+    rule(21,  "INVALID_REQUIRED_ACKS",            Retry(Blocked), Nothing,      "set acks = \"all\""),
+    rule(29,  "TOPIC_AUTHORIZATION_FAILED",       Retry(Blocked), Nothing,      "allow WRITE on the topic"),
+    rule(31,  "CLUSTER_AUTHORIZATION_FAILED",     Retry(Blocked), Nothing,      "allow IDEMPOTENT_WRITE on the cluster"),
     rule(32,  "INVALID_TIMESTAMP",                BadTimestamp,   Nothing,      "set the clock of this machine"),
-    rule(33,  "UNSUPPORTED_SASL_MECHANISM",       Again(Held),    Reconnect,    "set another mechanism in [kafka.sasl]"),
-    rule(34,  "ILLEGAL_SASL_STATE",               Again(Held),    Reconnect,    "set [kafka.sasl]"),
-    rule(35,  "UNSUPPORTED_VERSION",              Again(Held),    Reconnect,    ""),
-    rule(42,  "INVALID_REQUEST",                  Again(Held),    Reconnect,    ""),
-    rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Again(Held),    Reconnect,    "set acks = 1, or raise message.format.version of the topic to 0.11 or later"),
-    rule(44,  "POLICY_VIOLATION",                 Again(Held),    Nothing,      "ask who keeps the cluster"),
-    rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     Misnumbered,    Nothing,      ""),
+    rule(33,  "UNSUPPORTED_SASL_MECHANISM",       Retry(Blocked), Reconnect,    "set another mechanism in [kafka.sasl]"),
+    rule(34,  "ILLEGAL_SASL_STATE",               Retry(Blocked), Reconnect,    "set [kafka.sasl]"),
+    rule(35,  "UNSUPPORTED_VERSION",              Retry(Blocked), Reconnect,    ""),
+    rule(42,  "INVALID_REQUEST",                  Retry(Blocked), Reconnect,    ""),
+    rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Retry(Blocked), Reconnect,    "set acks = 1, or raise message.format.version of the topic to 0.11 or later"),
+    rule(44,  "POLICY_VIOLATION",                 Retry(Blocked), Nothing,      "ask who keeps the cluster"),
+    rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     SequenceError,    Nothing,      ""),
     rule(46,  "DUPLICATE_SEQUENCE_NUMBER",        Stored,         Nothing,      ""),
-    rule(47,  "INVALID_PRODUCER_EPOCH",           Misnumbered,    Nothing,      "another agent uses the same producer id: a copied state folder?"),
-    rule(51,  "CONCURRENT_TRANSACTIONS",          Again(Backoff), Nothing,      ""),
-    rule(53,  "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", Again(Held), Nothing,    "allow IDEMPOTENT_WRITE on the cluster"),
+    rule(47,  "INVALID_PRODUCER_EPOCH",           SequenceError,    Nothing,      "another agent uses the same producer id: a copied state folder?"),
+    rule(51,  "CONCURRENT_TRANSACTIONS",          Retry(Backoff), Nothing,      ""),
+    rule(53,  "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", Retry(Blocked), Nothing,    "allow IDEMPOTENT_WRITE on the cluster"),
     rule(56,  "KAFKA_STORAGE_ERROR",              Maybe(Backoff), FindLeader,   "see the broker's disks"),
-    rule(58,  "SASL_AUTHENTICATION_FAILED",       Again(Held),    Reconnect,    "set user name and password in [kafka.sasl]"),
-    rule(59,  "UNKNOWN_PRODUCER_ID",              Misnumbered,    Nothing,      ""),
+    rule(58,  "SASL_AUTHENTICATION_FAILED",       Retry(Blocked), Reconnect,    "set user name and password in [kafka.sasl]"),
+    rule(59,  "UNKNOWN_PRODUCER_ID",              SequenceError,    Nothing,      ""),
     rule(72,  "LISTENER_NOT_FOUND",               Maybe(Backoff), FindLeader,   "the leader has no listener of this name"),
     rule(74,  "FENCED_LEADER_EPOCH",              Maybe(Backoff), FindLeader,   ""),
     rule(75,  "UNKNOWN_LEADER_EPOCH",             Maybe(Backoff), FindLeader,   ""),
-    rule(76,  "UNSUPPORTED_COMPRESSION_TYPE",     Again(Backoff), Uncompressed, "set another compression"),
+    rule(76,  "UNSUPPORTED_COMPRESSION_TYPE",     Retry(Backoff), Uncompressed, "set another compression"),
     rule(87,  "INVALID_RECORD",                   BadRecords,     Nothing,      "the topic takes no such record (compacted topics need keys)"),
-    rule(89,  "THROTTLING_QUOTA_EXCEEDED",        Again(Backoff), Nothing,      ""),
-    rule(90,  "PRODUCER_FENCED",                  Misnumbered,    Nothing,      "another agent uses the same producer id: a copied state folder?"),
+    rule(89,  "THROTTLING_QUOTA_EXCEEDED",        Retry(Backoff), Nothing,      ""),
+    rule(90,  "PRODUCER_FENCED",                  SequenceError,    Nothing,      "another agent uses the same producer id: a copied state folder?"),
     rule(100, "UNKNOWN_TOPIC_ID",                 Maybe(Backoff), FindLeader,   ""),
     rule(103, "INCONSISTENT_TOPIC_ID",            Maybe(Backoff), FindLeader,   ""),
 ];
@@ -133,15 +133,15 @@ pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32
     let why = || text(code, message);
     match rule.fate {
         Stored => Verdict::Stored { offset: (code == 0 && offset >= 0).then_some(offset) },
-        Again(pace) => {
+        Retry(pace) => {
             let quick = match (code, rule.also) {
                 (2, _) => attempts < 3,
                 (35 | 42 | 43, Reconnect) => attempts < 1,
                 _ => pace == Backoff,
             };
-            Verdict::Again { maybe_stored: false, pace: if quick { Backoff } else { Held }, why: why() }
+            Verdict::Retry { maybe_stored: false, pace: if quick { Backoff } else { Blocked }, why: why() }
         }
-        Maybe(pace) => Verdict::Again { maybe_stored: true, pace, why: why() },
+        Maybe(pace) => Verdict::Retry { maybe_stored: true, pace, why: why() },
         TooLarge => Verdict::Refused { what: Refusal::TooLarge, why: why() },
         BadTimestamp => Verdict::Refused { what: Refusal::Timestamp, why: why() },
         BadRecords => {
@@ -151,7 +151,7 @@ pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32
             let what = if bad.is_empty() { Refusal::Something } else { Refusal::Records(bad) };
             Verdict::Refused { what, why: why() }
         }
-        Misnumbered => Verdict::Misnumbered { code, why: why() },
+        SequenceError => Verdict::SequenceError { code, why: why() },
     }
 }
 
@@ -162,10 +162,10 @@ mod tests {
     fn short(code: i16, attempts: u32) -> String {
         match verdict(code, "", 5, &[], attempts, 10) {
             Verdict::Stored { offset } => format!("stored {offset:?}"),
-            Verdict::Again { maybe_stored: true, pace, .. } => format!("maybe {pace:?}"),
-            Verdict::Again { maybe_stored: false, pace, .. } => format!("again {pace:?}"),
+            Verdict::Retry { maybe_stored: true, pace, .. } => format!("maybe {pace:?}"),
+            Verdict::Retry { maybe_stored: false, pace, .. } => format!("again {pace:?}"),
             Verdict::Refused { what, .. } => format!("refused {what:?}"),
-            Verdict::Misnumbered { code, .. } => format!("misnumbered {code}"),
+            Verdict::SequenceError { code, .. } => format!("misnumbered {code}"),
         }
     }
 
@@ -180,7 +180,7 @@ mod tests {
                 &[-1, 3, 5, 6, 7, 9, 13, 20, 56, 72, 74, 75, 100, 103, 1, 4, 60, 9999, i16::MIN, i16::MAX],
             ),
             ("again Backoff", &[2, 14, 15, 16, 19, 35, 42, 43, 51, 76, 89]),
-            ("again Held", &[17, 21, 29, 31, 33, 34, 44, 53, 58]),
+            ("again Blocked", &[17, 21, 29, 31, 33, 34, 44, 53, 58]),
             ("refused TooLarge", &[10, 18]),
             ("refused Something", &[87]),
             ("refused Timestamp", &[32]),
@@ -199,9 +199,9 @@ mod tests {
     /// Fails when bytes that were refused three times are sent again and again in quick succession.
     #[test]
     fn what_does_not_help_slows_down() {
-        assert_eq!((short(2, 2), short(2, 3)), ("again Backoff".into(), "again Held".into()));
+        assert_eq!((short(2, 2), short(2, 3)), ("again Backoff".into(), "again Blocked".into()));
         for code in [35, 42, 43] {
-            assert_eq!(short(code, 1), "again Held");
+            assert_eq!(short(code, 1), "again Blocked");
         }
         assert_eq!(short(19, 1000), "again Backoff");
     }

@@ -7,10 +7,10 @@
 //! delta, offset delta, key, value, headers; lengths and deltas are zigzag varints, length -1 is null.
 
 use crate::chunk::{Chunk, Format, Key, Line};
-use crate::kafka::protocol::codec::{Codec, Press};
+use crate::kafka::protocol::codec::{Codec, Compressor};
 use crate::kafka::protocol::wire::{ApiKey, Writer, put_uvarint, uvarint_len, zigzag};
+use crate::producer::batch::{Batch, Records};
 use crate::producer::driver::Acks;
-use crate::producer::flight::{Batch, Records};
 use crate::producer::render::{Pen, Record};
 use std::hint::black_box;
 
@@ -109,7 +109,7 @@ pub struct Envelope<'a> {
 /// One worker's encoder: contexts and scratch, made once.
 #[derive(Debug, Default)]
 pub struct Encoder {
-    press: Press,
+    press: Compressor,
     pen: Pen,
     /// Records before compression.
     loose: Writer,
@@ -138,10 +138,10 @@ impl Encoder {
             Acks::All => -1,
         });
         out.i32(envelope.timeout_ms);
-        let by_topic = || batches.chunk_by(|a, b| a.load.topic == b.load.topic);
+        let by_topic = || batches.chunk_by(|a, b| a.group.topic == b.group.topic);
         out.count(by_topic().count());
         for group in by_topic() {
-            out.string(&group[0].load.topic);
+            out.string(&group[0].group.topic);
             out.count(group.len());
             for batch in group {
                 out.i32(batch.partition);
@@ -187,7 +187,7 @@ impl Encoder {
             self.loose.clear();
             let count = records(&mut self.pen, &mut self.loose, batch);
             let loose = &self.loose.bytes[..self.loose.at];
-            let to = out.room(HEADER + Press::bound(codec, loose.len()));
+            let to = out.room(HEADER + Compressor::bound(codec, loose.len()));
             match self.press.press(codec, loose, &mut to[HEADER..]) {
                 Ok(n) => {
                     out.at += HEADER + n;
@@ -206,7 +206,7 @@ impl Encoder {
 /// Appends the records of a batch; says how many there are.
 fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> u32 {
     let mut count = 0;
-    if !batch.load.chunks.iter().all(is_plain) {
+    if !batch.group.chunks.iter().all(is_plain) {
         pen.each(batch, |r| {
             out.record(&r);
             count += 1;
@@ -218,9 +218,9 @@ fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> u32 {
         count += 1;
     };
     match &batch.records {
-        Records::All => batch.load.chunks.iter().for_each(|c| c.lines.iter().for_each(|l| put(c, l))),
+        Records::All => batch.group.chunks.iter().for_each(|c| c.lines.iter().for_each(|l| put(c, l))),
         Records::Picked(picks) => picks.iter().for_each(|p| {
-            let chunk = &batch.load.chunks[usize::from(p.chunk)];
+            let chunk = &batch.group.chunks[usize::from(p.chunk)];
             put(chunk, &chunk.lines[usize::from(p.line)]);
         }),
     }

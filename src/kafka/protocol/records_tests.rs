@@ -3,7 +3,7 @@
 use super::*;
 use crate::chunk::Shape;
 use crate::kafka::protocol::codec::tests::{ALL, unpress};
-use crate::producer::flight::{Numbers, Pick};
+use crate::producer::batch::{Numbers, Pick};
 use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
 use bytes::{Buf, Bytes};
 use kafka_protocol::records::{Compression, RecordBatchDecoder, RecordSet, TimestampType};
@@ -163,8 +163,8 @@ fn a_request_reads_back_in_every_version() {
             origin(1, topic, "/log", Shape { headers: vec![("h".into(), vec![1; 300])], ..Shape::default() });
         let mut b = batch(1, vec![chunk(&o, 0, &[&vec![b'x'; size]])]);
         b.partition = partition;
-        let load = Arc::get_mut(&mut b.load).unwrap();
-        load.topic = topic.into();
+        let group = Arc::get_mut(&mut b.group).unwrap();
+        group.topic = topic.into();
         b
     };
     for version in 3..=12 {

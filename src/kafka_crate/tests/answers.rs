@@ -14,10 +14,10 @@ fn d9_gaps_in_partition_ids_are_told() {
     peer.set(|s| s.partitions = vec![(0, port), (2, port)]);
     let rig = Rig::new(&peer);
     let (_, pace, why) = again(rig.send("a"));
-    assert!(pace == Pace::Held && why.contains("gaps"), "{why}");
-    let rig = Rig::with(Options { unfit: Unfit::Refused, ..options(&[peer.host()]) });
+    assert!(pace == Pace::Blocked && why.contains("gaps"), "{why}");
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
     assert!(again(rig.send("a")).2.contains("another driver"));
-    assert!(matches!(rig.leave(), Leave::Unfit { why } if why.contains("gaps")));
+    assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("gaps")));
 }
 
 /// D9, as above from a broker too old to be asked. Fails without `catch_unwind`: the worker's thread is gone.
@@ -31,7 +31,7 @@ fn d9_a_panic_of_the_crate_is_caught() {
     });
     let rig = Rig::new(&peer);
     let (maybe_stored, pace, why) = again(rig.send("a"));
-    assert!(!maybe_stored && pace == Pace::Held && why.contains("panicked"), "{why}");
+    assert!(!maybe_stored && pace == Pace::Blocked && why.contains("panicked"), "{why}");
     peer.set(|s| s.partitions = vec![(0, port)]);
     rig.insist("a");
     assert!(matches!(rig.leave(), Leave::Closed));
@@ -110,11 +110,11 @@ fn d14_an_unknown_code_is_retried_for_ever() {
 fn d14_an_unknown_code_again_and_again_is_left_to_the_other_driver() {
     let peer = Peer::start();
     peer.set(|s| s.produce = Box::new(|_| Act::Code(87)));
-    let rig = Rig::with(Options { unfit: Unfit::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
     for attempts in 0..3 {
         assert!(again(rig.send_batch(Batch { attempts, ..one("a") })).0);
     }
-    assert!(matches!(rig.leave(), Leave::Unfit { .. }));
+    assert!(matches!(rig.leave(), Leave::Incompatible { .. }));
 }
 
 /// D15: Kafka 4 answers Metadata v0 and closes the connection on Produce v0. Fails when Produce's own range is believed.
@@ -131,12 +131,12 @@ fn d15_a_broker_too_new_is_told_and_left_only_under_auto() {
     assert!(said.contains("driver = \"auto\""), "{said}");
     assert!(matches!(rig.leave(), Leave::Closed));
 
-    let rig = Rig::with(Options { unfit: Unfit::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
     rig.order(Order::Send(vec![one("a"), one("b")]));
     for _ in 0..2 {
         assert_eq!(again(rig.verdict()).1, Pace::Now);
     }
-    assert!(matches!(rig.leave(), Leave::Unfit { why } if why.contains("too new")));
+    assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("too new")));
     assert!(peer.script.lock().unwrap().produced.is_empty());
 }
 
@@ -144,7 +144,7 @@ fn d15_a_broker_too_new_is_told_and_left_only_under_auto() {
 #[test]
 fn d15_an_upgrade_is_noticed() {
     let peer = Peer::start();
-    let rig = Rig::with(Options { unfit: Unfit::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
     rig.send("a").offset();
     peer.set(|s| {
         s.ranges = Some(KAFKA_4_1.to_vec());
@@ -152,7 +152,7 @@ fn d15_an_upgrade_is_noticed() {
     });
     assert!(again(rig.send("b")).0);
     assert!(!again(rig.send("b")).0);
-    assert!(matches!(rig.leave(), Leave::Unfit { .. }));
+    assert!(matches!(rig.leave(), Leave::Incompatible { .. }));
 }
 
 /// D10, which numbers of an answer are counts. Fails when the crate is given one that does not fit into the answer, or when

@@ -1,9 +1,9 @@
 //! One partition against verdicts, move by move: what leaves, with which numbers, and when.
 
-use super::judge::ASK_TIMES;
+use super::on_refused::ASK_TIMES;
 use super::*;
+use crate::producer::batch::Numbers;
 use crate::producer::driver::Refusal;
-use crate::producer::flight::Numbers;
 use crate::producer::testing::{STAMP, batch, chunk, plain};
 
 /// A partition, its clock, and what the driver would hold.
@@ -53,7 +53,7 @@ impl Bench {
             match a {
                 Action::Send(b) => self.air.push(b),
                 Action::Stored { batch, .. } => self.told.push(format!("stored {}", batch.flight.0)),
-                Action::Bury { batch, .. } => {
+                Action::DeadLetter { batch, .. } => {
                     self.told.push(format!("bury {} of {}", batch.count, batch.flight.0))
                 }
                 other => self.told.push(format!("{other:?}")),
@@ -74,7 +74,7 @@ impl Bench {
     }
 
     fn again(&mut self, i: usize, maybe_stored: bool, pace: Pace) {
-        self.back(i, Verdict::Again { maybe_stored, pace, why: "why".into() });
+        self.back(i, Verdict::Retry { maybe_stored, pace, why: "why".into() });
     }
 
     fn refused(&mut self, i: usize, what: Refusal) {
@@ -82,7 +82,7 @@ impl Bench {
     }
 
     fn misnumbered(&mut self, i: usize, code: i16) {
-        self.back(i, Verdict::Misnumbered { code, why: "code".into() });
+        self.back(i, Verdict::SequenceError { code, why: "code".into() });
     }
 
     fn pass(&mut self, ms: u64) {
@@ -168,7 +168,7 @@ fn trouble_drains_waits_and_resends_in_order() {
 fn paces() {
     for (pace, waits) in [
         (Pace::Backoff, &[100, 200, 400, 800, 1600, 3200, 4000, 4000][..]),
-        (Pace::Held, &[60_000, 60_000]),
+        (Pace::Blocked, &[60_000, 60_000]),
         (Pace::Now, &[0, 0, 0, 800, 1600]),
     ] {
         let mut b = Bench::new(Rules::Plain);
@@ -319,7 +319,7 @@ fn a_refused_timestamp_is_stamped_anew() {
     b.refused(0, Refusal::Timestamp);
     assert_eq!(b.air[0].stamp_ms(), -1);
     b.refused(0, Refusal::Timestamp);
-    assert_eq!((b.flying(), b.p.wake()), (vec![], Some(b.now.at + HELD)));
+    assert_eq!((b.flying(), b.p.wake()), (vec![], Some(b.now.at + BLOCKED)));
     assert!(b.told.is_empty(), "{:?}", b.told);
 }
 
@@ -336,7 +336,7 @@ fn a_full_dead_letter_file_holds() {
         &mut b.rng,
         &mut actions,
     );
-    let Some(Action::Bury { batch, .. }) = actions.pop() else { panic!("not buried") };
+    let Some(Action::DeadLetter { batch, .. }) = actions.pop() else { panic!("not buried") };
     b.p.hold(batch, "full".into(), b.now, &mut b.rng, &mut actions);
     b.push(1);
     b.pass(59_000);

@@ -4,9 +4,9 @@
 //! repeat is answered with its first offset; an unknown id may begin anywhere; a new epoch only at 0.
 
 use super::World;
+use crate::producer::batch::{Batch, Numbers};
 use crate::producer::driver::{Event, Pace, Refusal, Verdict};
-use crate::producer::flight::{Batch, Numbers};
-use crate::producer::numbers::after;
+use crate::producer::sequence::after;
 use std::collections::{HashMap, VecDeque};
 
 /// One partition at its broker, with the requests on their way to it.
@@ -68,9 +68,9 @@ impl Log {
 
 impl World<'_> {
     pub(super) fn again(&mut self, batch: Batch, maybe_stored: bool) {
-        let pace = [Pace::Now, Pace::Backoff, Pace::Backoff, Pace::Held][self.rng.below(4)];
+        let pace = [Pace::Now, Pace::Backoff, Pace::Backoff, Pace::Blocked][self.rng.below(4)];
         self.logs.get_mut(&batch.partition).unwrap().untold += usize::from(maybe_stored);
-        self.done(batch, Verdict::Again { maybe_stored, pace, why: "fault".into() });
+        self.done(batch, Verdict::Retry { maybe_stored, pace, why: "fault".into() });
     }
 
     pub(super) fn done(&mut self, batch: Batch, verdict: Verdict) {
@@ -96,7 +96,7 @@ impl World<'_> {
                 self.cut(id);
             }
             Ok(offset) => self.done(batch, Verdict::Stored { offset: Some(offset) }),
-            Err(code) => self.done(batch, Verdict::Misnumbered { code, why: "numbers".into() }),
+            Err(code) => self.done(batch, Verdict::SequenceError { code, why: "numbers".into() }),
         }
     }
 

@@ -13,13 +13,13 @@ use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, Store};
 use crate::exactly_once::intent::Record;
 use crate::files::private;
-use crate::producer::driver::{Abilities, Event, Order, Pace, Refusal, TopicView, Verdict};
-use crate::producer::flight::{Batch, Load, Numbers, Pick};
+use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
+use crate::producer::core::Core;
+use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicView, Verdict};
 use crate::producer::partition::Now;
+use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::render::Pen;
-use crate::producer::resume::{Once, Resumed};
 use crate::producer::retry::Rng;
-use crate::producer::shipper::Shipper;
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{Options, Partitioner};
 use crate::report::Board;
@@ -53,7 +53,7 @@ struct Leader {
 
 /// One life of the agent.
 struct Agent<'b> {
-    ship: Shipper<'b>,
+    ship: Core<'b>,
     journal: Journal,
     /// What the ledger has.
     acked: Saved,
@@ -149,14 +149,14 @@ impl<'b> World<'b> {
                 stored.extend(wanted.stored.iter().map(|l| Pick { chunk: i as u16, line: *l }));
                 chunks.push(chunk);
             }
-            let load = Load::new("t".into(), TOPIC, f.stamp_ms, chunks);
-            flights.push(Resumed { flight: f.flight, load, open: f.open.clone(), stored });
+            let group = BatchGroup::new("t".into(), TOPIC, f.stamp_ms, chunks);
+            flights.push(Resumed { flight: f.flight, group, open: f.open.clone(), stored });
         }
         let binding = Binding { synced: false, ..Binding::default() };
         let mailbox = mailbox::pair(&Waker::new().unwrap()).1;
         let journal = Journal::begin(store, binding, &loaded, saved, mailbox, Arc::default()).unwrap();
         let id = loaded.id.map(|(pid, epoch)| (pid, epoch + 1));
-        let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
+        let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
         let options = Options {
             partitioner: self.partitioner,
             batch: [40, 200][self.rng.below(2)],
@@ -164,8 +164,8 @@ impl<'b> World<'b> {
             once: Some(once),
             ..Options::default()
         };
-        let ship = Shipper::new(options, self.board, self.now);
-        let abilities = Abilities { name: "model", numbered: true, in_flight: 5 };
+        let ship = Core::new(options, self.board, self.now);
+        let abilities = Capabilities { name: "model", numbered: true, in_flight: 5 };
         let back = VecDeque::from([Event::Ready(abilities)]);
         Agent { ship, journal, acked, tails, to_journal: Vec::new(), back }
     }
@@ -211,8 +211,8 @@ impl<'b> World<'b> {
             match order {
                 Order::Topic(_) => {
                     let partitions: Vec<i32> = self.leaders.keys().copied().collect();
-                    let living = partitions.clone();
-                    let view = TopicView { topic: "t".into(), id: TOPIC, partitions, living };
+                    let available = partitions.clone();
+                    let view = TopicView { topic: "t".into(), id: TOPIC, partitions, available };
                     a.back.push_back(Event::Topic(view));
                 }
                 Order::ProducerId => {
@@ -261,7 +261,7 @@ impl<'b> World<'b> {
         let (lost, slow, unreplicated) = (self.chance(8), self.chance(10), self.chance(10));
         let leader = self.leaders.get_mut(&p).unwrap();
         let Some(request) = leader.wire.pop_front() else { return };
-        let again = |maybe_stored| Verdict::Again { maybe_stored, pace: Pace::Now, why: "fault".into() };
+        let again = |maybe_stored| Verdict::Retry { maybe_stored, pace: Pace::Now, why: "fault".into() };
         let too_large = request.ids.len() as u32 > self.largest;
         let verdict = if too_large {
             Verdict::Refused { what: Refusal::TooLarge, why: "too large".into() }
@@ -279,7 +279,7 @@ impl<'b> World<'b> {
                     leader.committed = None;
                     if slow { again(true) } else { Verdict::Stored { offset: Some(offset) } }
                 }
-                Err(code) => Verdict::Misnumbered { code, why: "numbers".into() },
+                Err(code) => Verdict::SequenceError { code, why: "numbers".into() },
             }
         };
         if let Some(batch) = request.batch {

@@ -9,7 +9,7 @@ use crate::wall::MADE_MS;
 const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
 struct Bench {
-    lane: Lane,
+    queue: TopicQueue,
     now: Now,
     rules: Rules,
     closing: bool,
@@ -20,10 +20,10 @@ struct Bench {
 
 impl Bench {
     fn new(options: &Options, rules: Rules, partitions: &[i32]) -> Self {
-        let mut lane = Lane::new("t".into(), options);
-        lane.see(view(partitions, partitions));
+        let mut queue = TopicQueue::new("t".into(), options);
+        queue.see(view(partitions, partitions));
         let now = Now { at: Instant::now(), wall_ms: STAMP };
-        Bench { lane, now, rules, closing: false, rng: Rng::new(3), no: 0, air: vec![] }
+        Bench { queue, now, rules, closing: false, rng: Rng::new(3), no: 0, air: vec![] }
     }
 
     /// The stamp of the next flight.
@@ -32,7 +32,7 @@ impl Bench {
         let batch = self.air.pop().expect("a batch");
         let stamp = batch.stamp_ms();
         let (mut actions, rng) = (Vec::new(), &mut self.rng);
-        let partition = self.lane.partition(batch.partition).expect("its partition");
+        let partition = self.queue.partition(batch.partition).expect("its partition");
         partition.done(batch, Verdict::Stored { offset: None }, self.now, rng, &mut actions);
         stamp
     }
@@ -43,7 +43,7 @@ impl Bench {
 
     /// One chunk of 100 bytes, and what leaves because of it.
     fn arrive(&mut self) -> usize {
-        self.lane.push(chunk(&plain(1), 0, &[&[b'x'; 99]]), self.now);
+        self.queue.push(chunk(&plain(1), 0, &[&[b'x'; 99]]), self.now);
         self.go()
     }
 
@@ -51,12 +51,12 @@ impl Bench {
         let mut formed = 0;
         loop {
             let mut actions = Vec::new();
-            self.lane.partitions().iter_mut().for_each(|p| p.launch(self.now, self.rules, &mut actions));
+            self.queue.partitions().iter_mut().for_each(|p| p.launch(self.now, self.rules, &mut actions));
             self.air.extend(
                 actions.into_iter().filter_map(|a| if let Action::Send(b) = a { Some(b) } else { None }),
             );
             self.no += 1;
-            if self.lane.form(FlightNo(self.no), self.now, self.rules, self.closing, &mut self.rng).is_none()
+            if self.queue.form(FlightNo(self.no), self.now, self.rules, self.closing, &mut self.rng).is_none()
             {
                 return formed;
             }
@@ -71,7 +71,7 @@ impl Bench {
 
     fn back(&mut self, i: usize, verdict: Verdict) -> usize {
         let (b, mut actions) = (self.air.remove(i), Vec::new());
-        let p = self.lane.partition(b.partition).unwrap();
+        let p = self.queue.partition(b.partition).unwrap();
         p.done(b, verdict, self.now, &mut self.rng, &mut actions);
         self.go()
     }
@@ -81,16 +81,16 @@ impl Bench {
     }
 
     fn trouble(&mut self, i: usize) -> usize {
-        self.back(i, Verdict::Again { maybe_stored: false, pace: Pace::Backoff, why: "down".into() })
+        self.back(i, Verdict::Retry { maybe_stored: false, pace: Pace::Backoff, why: "down".into() })
     }
 }
 
-fn view(partitions: &[i32], living: &[i32]) -> TopicView {
-    let (partitions, living) = (partitions.to_vec(), living.to_vec());
-    TopicView { topic: "t".into(), id: [0; 16], partitions, living }
+fn view(partitions: &[i32], available: &[i32]) -> TopicView {
+    let (partitions, available) = (partitions.to_vec(), available.to_vec());
+    TopicView { topic: "t".into(), id: [0; 16], partitions, available }
 }
 
-/// Fails when an idle lane waits, a busy one sends small flights, or a full batch waits although there is room.
+/// Fails when an idle queue waits, a busy one sends small flights, or a full batch waits although there is room.
 #[test]
 fn gathers_while_something_is_in_the_air() {
     let mut b = Bench::sticky(400, NUMBERED, &[0]);
@@ -102,10 +102,10 @@ fn gathers_while_something_is_in_the_air() {
     assert_eq!(b.stored(0), 1, "nothing in the air: the rest goes");
     let sizes: Vec<usize> = b.air.iter().map(|b| b.bytes).collect();
     assert_eq!(sizes, [99]);
-    assert!(b.lane.waiting.is_empty() && b.lane.waiting_bytes == 0);
+    assert!(b.queue.waiting.is_empty() && b.queue.waiting_bytes == 0);
 }
 
-/// Fails when a lane goes over what may be in flight.
+/// Fails when a queue goes over what may be in flight.
 #[test]
 fn room_is_limited() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
@@ -133,7 +133,7 @@ fn a_silent_partition_holds_lines_only_for_a_moment() {
     let mut b = Bench::sticky(1000, NUMBERED, &[0, 1]);
     b.arrive();
     assert_eq!(b.arrive(), 0);
-    assert_eq!(b.lane.ready(b.now, NUMBERED, false), Ready::At(b.now.at + PATIENCE));
+    assert_eq!(b.queue.ready(b.now, NUMBERED, false), Ready::At(b.now.at + PATIENCE));
     assert_eq!(b.pass(100), 1);
     assert_ne!(b.air[0].partition, b.air[1].partition);
 }
@@ -156,7 +156,7 @@ fn linger() {
 #[test]
 fn keyless_lines_go_to_living_partitions() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1, 2, 3]);
-    b.lane.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
+    b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
     b.arrive();
     let bad = b.air[0].partition;
     b.trouble(0);
@@ -173,11 +173,11 @@ fn keyless_lines_go_to_living_partitions() {
     assert_eq!(to, [[good[0]; 3], [good[1]; 3]].concat());
 }
 
-/// Fails when a lane goes on forming flights although no partition can take them, or never tries any again.
+/// Fails when a queue goes on forming flights although no partition can take them, or never tries any again.
 #[test]
 fn all_in_trouble_stops_the_lane() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
-    b.lane.see(view(&[0, 1], &[]));
+    b.queue.see(view(&[0, 1], &[]));
     b.arrive();
     b.trouble(0);
     assert_eq!(b.arrive(), 1, "said to be dead, but not tried yet");
@@ -199,7 +199,7 @@ fn keyed_lines_wait_for_their_partition() {
     let mut both = |b: &mut Bench| {
         // Partitions 0, 1 and 2 by murmur2.
         let lines: [&[u8]; 3] = [b"k0", b"k1", b"k4"];
-        b.lane.push(chunk(&o, offset, &lines), b.now);
+        b.queue.push(chunk(&o, offset, &lines), b.now);
         offset += 9;
         b.go()
     };
@@ -213,7 +213,7 @@ fn keyed_lines_wait_for_their_partition() {
     assert_eq!(both(&mut b), 1, "the others' go on");
     let now: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
     assert_eq!(now, all[1..]);
-    assert_eq!(b.lane.partition(all[0]).unwrap().open(), 2);
+    assert_eq!(b.queue.partition(all[0]).unwrap().open(), 2);
 }
 
 /// Fails when a fixed partition that does not exist is replaced, or is not taken up once it exists.
@@ -222,7 +222,7 @@ fn a_fixed_partition_is_waited_for() {
     let options = Options { partitioner: Partitioner::Fixed(2), ..Options::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
     assert_eq!((b.arrive(), b.pass(60_000)), (0, 0));
-    b.lane.see(view(&[0, 1, 2], &[0, 1]));
+    b.queue.see(view(&[0, 1, 2], &[0, 1]));
     assert_eq!((b.go(), b.air[0].partition), (1, 2));
 }
 
@@ -232,12 +232,12 @@ fn batches_of_a_removed_partition_find_another() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
     b.arrive();
     let (gone, left) = (b.air[0].partition, 1 - b.air[0].partition);
-    b.lane.see(view(&[left], &[left]));
+    b.queue.see(view(&[left], &[left]));
     b.trouble(0);
-    b.lane.rehouse();
+    b.queue.rehouse();
     b.pass(1000);
-    assert_eq!((b.air[0].partition, b.lane.partitions().len()), (left, 1));
-    assert!(b.lane.partition(gone).is_none());
+    assert_eq!((b.air[0].partition, b.queue.partitions().len()), (left, 1));
+    assert!(b.queue.partition(gone).is_none());
 }
 
 /// Fails when what is too large is sent as large again, or one outlier makes all batches small for good.
@@ -262,28 +262,28 @@ fn trouble_is_told_when_it_changes() {
     let mut told = Vec::new();
     for _ in 0..20 {
         b.trouble(0);
-        if let Some(Change::Trouble { attempts, partitions, why }) = b.lane.change(b.now) {
+        if let Some(Change::Trouble { attempts, partitions, why }) = b.queue.change(b.now) {
             assert_eq!((partitions, why), (vec![0], "down".into()));
             told.push(attempts);
         }
         b.pass(5000);
-        assert_eq!(b.lane.change(b.now), None);
+        assert_eq!(b.queue.change(b.now), None);
     }
     assert_eq!(told, [1, 2, 4, 8, 16]);
     b.stored(0);
-    assert_eq!(b.lane.change(b.now), Some(Change::Well { after: Duration::from_secs(100), attempts: 20 }));
-    assert_eq!(b.lane.change(b.now), None);
+    assert_eq!(b.queue.change(b.now), Some(Change::Well { after: Duration::from_secs(100), attempts: 20 }));
+    assert_eq!(b.queue.change(b.now), None);
 }
 
 /// Fails when a flight takes more chunks than picks can address, or less than one.
 #[test]
 fn a_flight_is_bounded() {
     let mut b = Bench::sticky(usize::MAX / 8, NUMBERED, &[0]);
-    for _ in 0..Load::MAX_CHUNKS + 5 {
-        b.lane.push(chunk(&plain(1), 0, &[b""]), b.now);
+    for _ in 0..BatchGroup::MAX_CHUNKS + 5 {
+        b.queue.push(chunk(&plain(1), 0, &[b""]), b.now);
     }
     b.go();
-    assert_eq!((b.air[0].load.chunks.len(), b.lane.waiting.len()), (Load::MAX_CHUNKS, 5));
+    assert_eq!((b.air[0].group.chunks.len(), b.queue.waiting.len()), (BatchGroup::MAX_CHUNKS, 5));
     let mut b = Bench::sticky(1, NUMBERED, &[0]);
     b.arrive();
     assert_eq!(b.air[0].count, 1, "one that is too large goes alone");

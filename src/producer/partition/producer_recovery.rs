@@ -13,14 +13,14 @@
 //! | more than we ever used | the state was put back or copied: new id, counted as uncertain | the same |
 
 use super::{Action, Health, Now, PATIENCE, Partition};
-use crate::producer::numbers::{Numbering, after, ahead};
+use crate::producer::sequence::{ProducerState, after, ahead};
 use crate::wall::MADE_MS;
 use std::cmp::Ordering;
 use std::time::Duration;
 
 /// An id that an earlier run used, or may have used, in this partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Past {
+pub struct PastProducer {
     pub pid: i64,
     /// Epoch, and the sequence after the last one used; `None`: it was not used here.
     pub last: Option<(i16, i32)>,
@@ -30,9 +30,9 @@ pub struct Past {
     pub same_topic: bool,
 }
 
-impl Past {
+impl PastProducer {
     /// Of no earlier run: only to see that the leader tells. No broker gives this id.
-    pub const NONE: Past = Past { pid: -1, last: None, proven: false, same_topic: false };
+    pub const NONE: PastProducer = PastProducer { pid: -1, last: None, proven: false, same_topic: false };
 }
 
 /// No broker forgets a producer within this time, unless it is told to keep them for less (the default is a day, looked at
@@ -88,14 +88,20 @@ impl Partition {
         }
     }
 
-    fn recall_open(&mut self, past: &Past, known: Option<(i16, i32)>, now: Now, actions: &mut Vec<Action>) {
+    fn recall_open(
+        &mut self,
+        past: &PastProducer,
+        known: Option<(i16, i32)>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(batch) = self.pending.front_mut() else { return };
         let Some(n) = batch.noted else { return };
-        let age = now.wall_ms.saturating_sub(batch.load.stamp_ms);
+        let age = now.wall_ms.saturating_sub(batch.group.stamp_ms);
         let end = after(n.base, batch.count);
         // `Some(found)`: it goes again with its numbers.
         let again = match known {
-            None if !past.proven && past.same_topic && is_fresh(now, batch.load.stamp_ms) => Some(false),
+            None if !past.proven && past.same_topic && is_fresh(now, batch.group.stamp_ms) => Some(false),
             None => None,
             Some((epoch, last)) => match epoch.cmp(&n.epoch) {
                 Ordering::Equal if after(last, 1) == end => Some(true),
@@ -110,11 +116,11 @@ impl Partition {
         };
         match again {
             Some(found) => {
-                self.numbering = Some(Numbering::resumed(n, batch.count));
+                self.numbering = Some(ProducerState::resumed(n, batch.count));
                 if !found && age > OLD_MS {
                     batch.restamped = Some(now.wall_ms);
                 }
-                actions.push(Action::Again { found });
+                actions.push(Action::Retry { found });
             }
             None => {
                 // Its numbers prove nothing any more: it gets new ones, and is counted when it does.
@@ -129,7 +135,7 @@ impl Partition {
         }
     }
 
-    fn recall_rest(&mut self, past: &Past, known: Option<(i16, i32)>, actions: &mut Vec<Action>) {
+    fn recall_rest(&mut self, past: &PastProducer, known: Option<(i16, i32)>, actions: &mut Vec<Action>) {
         let Some((epoch, last)) = known.filter(|_| past.same_topic) else { return };
         let ours = match past.last {
             None => false,
@@ -141,7 +147,7 @@ impl Partition {
     }
 
     /// Somebody used our id after the state was saved that we started from.
-    fn betrayed(&mut self, past: &Past, (epoch, last): (i16, i32), actions: &mut Vec<Action>) {
+    fn betrayed(&mut self, past: &PastProducer, (epoch, last): (i16, i32), actions: &mut Vec<Action>) {
         let pid = past.pid;
         // As many stand there that the saved state knows nothing of, or more: of earlier epochs nobody knows any more.
         let more = match past.last {
@@ -164,8 +170,8 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::producer::batch::{Batch, Numbers};
     use crate::producer::driver::Verdict;
-    use crate::producer::flight::{Batch, Numbers};
     use crate::producer::partition::Rules;
     use crate::producer::testing::{STAMP, batch, chunk, plain};
     use std::sync::Arc;
@@ -183,12 +189,12 @@ mod tests {
     fn open(epoch: i16, base: i32, lines: usize) -> Batch {
         let numbers = Some(Numbers { pid: 7, epoch, base });
         let mut b = batch(4, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]);
-        Arc::get_mut(&mut b.load).unwrap().stamp_ms = STAMP + LATER;
+        Arc::get_mut(&mut b.group).unwrap().stamp_ms = STAMP + LATER;
         Batch { numbers, noted: numbers, intent: 9, maybe_stored: true, ..b }
     }
 
-    fn past(last: Option<(i16, i32)>, proven: bool) -> Past {
-        Past { pid: 7, last, proven, same_topic: true }
+    fn past(last: Option<(i16, i32)>, proven: bool) -> PastProducer {
+        PastProducer { pid: 7, last, proven, same_topic: true }
     }
 
     fn asked(p: &mut Partition, known: Option<(i16, i32)>) -> Vec<Action> {

@@ -1,14 +1,14 @@
-//! All lanes, what is in the air, and what is to be said to driver and ledger. Pure: [`Shipper::parcel`],
-//! [`Shipper::event`] and [`Shipper::tick`] take the time and leave orders and notes behind; the loop around it is
+//! All queues, what is in the air, and what is to be said to driver and ledger. Pure: [`Core::parcel`],
+//! [`Core::event`] and [`Core::tick`] take the time and leave orders and notes behind; the loop around it is
 //! `ship::run`, or the simulator.
 
-use super::deadletter::DeadLetters;
-use super::driver::{Abilities, Drive, Event, Order};
-use super::flight::{Aloft, Batch};
-use super::lane::{Change, Lane, Ready};
+use super::batch::{Batch, PendingAcks};
+use super::dead_letter::DeadLetters;
+use super::driver::{Capabilities, Drive, Event, Order};
 use super::partition::{Action, Now, Rules};
-use super::resume::Memory;
+use super::recovered::RecoveredTopic;
 use super::retry::Rng;
+use super::topic_queue::{Change, Ready, TopicQueue};
 use super::{Change as Changed, Dead, Options, Receipt};
 use crate::chunk::{Ack, Chunk, FlightNo, Topic};
 use crate::pulse::Beat;
@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-pub struct Shipper<'b> {
+pub struct Core<'b> {
     options: Options,
     /// Exactly-once.
     once: bool,
@@ -28,13 +28,13 @@ pub struct Shipper<'b> {
     rng: Rng,
     rate: Option<Rate>,
     /// `None` until the driver has said what it can do: nothing flies before.
-    abilities: Option<Abilities>,
+    abilities: Option<Capabilities>,
     id: Id,
     /// The next driver, while batches are to come back from the one before.
     next: Option<Drive>,
-    lanes: Vec<Lane>,
+    queues: Vec<TopicQueue>,
     by_topic: HashMap<Topic, usize>,
-    air: HashMap<FlightNo, Aloft>,
+    air: HashMap<FlightNo, PendingAcks>,
     /// The last one given.
     flight: FlightNo,
     /// Nothing more comes in.
@@ -54,9 +54,9 @@ enum Id {
     Have(i64, i16),
 }
 
-impl<'b> Shipper<'b> {
+impl<'b> Core<'b> {
     pub fn new(options: Options, board: &'b Board, now: Now) -> Self {
-        let mut ship = Shipper {
+        let mut ship = Core {
             once: options.once.is_some(),
             letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
             rng: Rng::new(options.seed),
@@ -67,7 +67,7 @@ impl<'b> Shipper<'b> {
             abilities: None,
             id: Id::None,
             next: None,
-            lanes: Vec::new(),
+            queues: Vec::new(),
             by_topic: HashMap::new(),
             air: HashMap::new(),
             flight: FlightNo(0),
@@ -90,13 +90,13 @@ impl<'b> Shipper<'b> {
         }
         let mut topics: Vec<Topic> = Vec::new();
         for f in &once.flights {
-            self.air.insert(f.flight, f.aloft());
-            if !topics.contains(&f.load.topic) {
-                topics.push(f.load.topic.clone());
+            self.air.insert(f.flight, f.pending());
+            if !topics.contains(&f.group.topic) {
+                topics.push(f.group.topic.clone());
             }
         }
         topics.into_iter().for_each(|topic| {
-            self.lane(&topic);
+            self.queue(&topic);
         });
         self.tell_id();
     }
@@ -115,18 +115,18 @@ impl<'b> Shipper<'b> {
             self.rate = rate.map(|per_second| Rate::new(per_second, now.at));
         }
         self.options = Options { partitioner, batch, linger, rate, ..std::mem::take(&mut self.options) };
-        self.lanes.iter_mut().for_each(|lane| lane.tune(&self.options));
+        self.queues.iter_mut().for_each(|queue| queue.tune(&self.options));
         self.next = change.drive.or(self.next.take());
         if change.elsewhere {
-            self.lanes.iter_mut().for_each(Lane::elsewhere);
+            self.queues.iter_mut().for_each(TopicQueue::elsewhere);
             self.id = Id::None;
         }
     }
 
     /// Nothing is in the driver's hands: the next one may have them.
     fn change_driver(&mut self) {
-        let in_air = |l: &Lane| l.in_air() > 0;
-        if let Some(next) = self.next.take_if(|_| !self.lanes.iter().any(in_air)) {
+        let in_air = |l: &TopicQueue| l.in_air() > 0;
+        if let Some(next) = self.next.take_if(|_| !self.queues.iter().any(in_air)) {
             self.orders.push(Order::Change(next));
             self.abilities = None;
         }
@@ -138,22 +138,23 @@ impl<'b> Shipper<'b> {
             chunk.origin.gauge.send(&chunk);
             return self.acks.push(chunk.ack());
         }
-        let at = self.lane(&chunk.origin.topic.clone());
-        self.lanes[at].push(chunk, now);
+        let at = self.queue(&chunk.origin.topic.clone());
+        self.queues[at].push(chunk, now);
     }
 
-    /// The topic's lane.
-    fn lane(&mut self, topic: &Topic) -> usize {
+    /// The topic's queue.
+    fn queue(&mut self, topic: &Topic) -> usize {
         if let Some(at) = self.by_topic.get(topic) {
             return *at;
         }
         if self.abilities.is_some() {
             self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
         }
-        self.by_topic.insert(topic.clone(), self.lanes.len());
-        let memory = self.options.once.as_mut().map(|once| Memory::of(once, topic)).unwrap_or_default();
-        self.lanes.push(Lane::new(topic.clone(), &self.options).remembering(memory));
-        self.lanes.len() - 1
+        self.by_topic.insert(topic.clone(), self.queues.len());
+        let memory =
+            self.options.once.as_mut().map(|once| RecoveredTopic::of(once, topic)).unwrap_or_default();
+        self.queues.push(TopicQueue::new(topic.clone(), &self.options).remembering(memory));
+        self.queues.len() - 1
     }
 
     /// All tails have ended: what is here goes out without waiting for more.
@@ -163,12 +164,12 @@ impl<'b> Shipper<'b> {
 
     /// Nothing waits, nothing is in the air.
     pub fn is_empty(&self) -> bool {
-        self.air.is_empty() && self.lanes.iter().all(Lane::is_empty)
+        self.air.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
     }
 
     /// Something is left, and none of it is on its way.
     pub fn is_stuck(&self) -> bool {
-        !self.is_empty() && self.lanes.iter().all(|lane| lane.is_empty() || lane.is_stuck())
+        !self.is_empty() && self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck())
     }
 
     /// What the driver says.
@@ -177,7 +178,7 @@ impl<'b> Shipper<'b> {
             Event::Ready(abilities) => self.ready(abilities),
             Event::Topic(view) => {
                 if let Some(at) = self.by_topic.get(&view.topic) {
-                    self.lanes[*at].see(view);
+                    self.queues[*at].see(view);
                 }
             }
             // An answer to the driver before, or one more for a question that both got.
@@ -189,29 +190,29 @@ impl<'b> Shipper<'b> {
             Event::Knows { topic, partition, pid, last } => {
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {
-                    if let Some(p) = self.lanes[at].partition(partition) {
+                    if let Some(p) = self.queues[at].partition(partition) {
                         p.knows(pid, last, now, &mut actions);
                     }
                     self.act(at, partition, actions, now);
                 }
             }
             Event::Done { batch, verdict } => {
-                let Some(at) = self.by_topic.get(&batch.load.topic).copied() else { return Ok(()) };
+                let Some(at) = self.by_topic.get(&batch.group.topic).copied() else { return Ok(()) };
                 let (id, mut actions) = (batch.partition, Vec::new());
-                if let Some(p) = self.lanes[at].partition(id) {
+                if let Some(p) = self.queues[at].partition(id) {
                     p.done(batch, verdict, now, &mut self.rng, &mut actions);
                 }
                 self.act(at, id, actions, now);
-                self.lanes[at].rehouse();
+                self.queues[at].rehouse();
             }
             Event::Dead { why } => return Err(Dead { why }),
         }
         Ok(())
     }
 
-    fn ready(&mut self, abilities: Abilities) {
+    fn ready(&mut self, abilities: Capabilities) {
         // A driver, another one, or another run of the same: it has not heard of our topics.
-        self.orders.extend(self.lanes.iter().map(|l| Order::Topic(l.topic.clone())));
+        self.orders.extend(self.queues.iter().map(|l| Order::Topic(l.topic.clone())));
         if !abilities.numbered {
             self.id = Id::None;
         } else if !matches!(self.id, Id::Have(..)) {
@@ -233,7 +234,7 @@ impl<'b> Shipper<'b> {
     }
 
     /// Does what a partition wants done.
-    fn act(&mut self, lane: usize, partition: i32, mut actions: Vec<Action>, now: Now) {
+    fn act(&mut self, queue: usize, partition: i32, mut actions: Vec<Action>, now: Now) {
         while !actions.is_empty() {
             for action in std::mem::take(&mut actions) {
                 match action {
@@ -246,10 +247,10 @@ impl<'b> Shipper<'b> {
                             // `send` has gone: nobody reads them.
                             let _ = receipts.send(Receipt { partition, offset, count: batch.count });
                         }
-                        self.lanes[lane].stored(batch.bytes);
+                        self.queues[queue].stored(batch.bytes);
                         self.finish(&batch);
                     }
-                    Action::Bury { batch, why } => {
+                    Action::DeadLetter { batch, why } => {
                         self.beat.within(Beat::SLOW); // a disk
                         match self.letters.write(&batch, &why, now, self.board.quota.get()) {
                             Ok(()) => {
@@ -257,14 +258,14 @@ impl<'b> Shipper<'b> {
                                 self.finish(&batch);
                             }
                             Err(why) => {
-                                if let Some(p) = self.lanes[lane].partition(partition) {
+                                if let Some(p) = self.queues[queue].partition(partition) {
                                     p.hold(batch, why, now, &mut self.rng, &mut actions);
                                 }
                             }
                         }
                     }
                     Action::Ask { pid } => {
-                        let topic = self.lanes[lane].topic.clone();
+                        let topic = self.queues[queue].topic.clone();
                         self.orders.push(Order::Ask { topic, partition, pid });
                     }
                     Action::NewId { pid } => {
@@ -285,11 +286,11 @@ impl<'b> Shipper<'b> {
                         self.beat.within(Beat::SLOW);
                         self.board.resent(u64::from(lines));
                     }
-                    Action::Again { found } => {
+                    Action::Retry { found } => {
                         self.board.once.resent.fetch_add(1, Relaxed);
                         self.board.once.found.fetch_add(u64::from(found), Relaxed);
                     }
-                    Action::TooLarge(bytes) => self.lanes[lane].too_large(bytes),
+                    Action::TooLarge(bytes) => self.queues[queue].too_large(bytes),
                 }
             }
         }
@@ -297,13 +298,13 @@ impl<'b> Shipper<'b> {
 
     /// These records need nothing more.
     fn finish(&mut self, batch: &Batch) {
-        let Some(aloft) = self.air.get_mut(&batch.flight) else {
+        let Some(pending) = self.air.get_mut(&batch.flight) else {
             debug_assert!(false, "{:?} is over already", batch.flight);
             return;
         };
         let acks = &mut self.acks;
-        aloft.done(batch, |ack| acks.push(ack.clone()));
-        if aloft.is_over() {
+        pending.done(batch, |ack| acks.push(ack.clone()));
+        if pending.is_over() {
             self.air.remove(&batch.flight);
         }
     }
@@ -313,12 +314,12 @@ impl<'b> Shipper<'b> {
         self.change_driver();
         let rules = self.rules();
         let mut wake: Option<Instant> = None;
-        for at in 0..self.lanes.len() {
+        for at in 0..self.queues.len() {
             if let Some(rules) = rules {
                 let next = self.drive(at, rules, now);
                 wake = wake.into_iter().chain(next).min();
             }
-            if let Some(change) = self.lanes[at].change(now) {
+            if let Some(change) = self.queues[at].change(now) {
                 self.tell(at, change, now);
             }
         }
@@ -331,7 +332,7 @@ impl<'b> Shipper<'b> {
     fn drive(&mut self, at: usize, rules: Rules, now: Now) -> Option<Instant> {
         self.launch(at, rules, now);
         let ready = loop {
-            let ready = self.lanes[at].ready(now, rules, self.closing);
+            let ready = self.queues[at].ready(now, rules, self.closing);
             if ready != Ready::Now {
                 break ready;
             }
@@ -339,24 +340,24 @@ impl<'b> Shipper<'b> {
                 break Ready::At(until);
             }
             let no = FlightNo(self.flight.0 + 1);
-            let formed = self.lanes[at].form(no, now, rules, self.closing, &mut self.rng);
-            let Some((bytes, aloft)) = formed else { break Ready::No };
+            let formed = self.queues[at].form(no, now, rules, self.closing, &mut self.rng);
+            let Some((bytes, pending)) = formed else { break Ready::No };
             self.flight = no;
-            self.air.insert(no, aloft);
+            self.air.insert(no, pending);
             if let Some(rate) = &mut self.rate {
                 rate.spend(bytes);
             }
             self.launch(at, rules, now);
         };
-        let partitions = self.lanes[at].partitions().iter().filter_map(|p| p.wake()).min();
+        let partitions = self.queues[at].partitions().iter().filter_map(|p| p.wake()).min();
         let ready = if let Ready::At(until) = ready { Some(until) } else { None };
         partitions.into_iter().chain(ready).min()
     }
 
     fn launch(&mut self, at: usize, rules: Rules, now: Now) {
-        for i in 0..self.lanes[at].partitions().len() {
+        for i in 0..self.queues[at].partitions().len() {
             let mut actions = Vec::new();
-            let p = &mut self.lanes[at].partitions()[i];
+            let p = &mut self.queues[at].partitions()[i];
             let id = p.id;
             p.launch(now, rules, &mut actions);
             self.act(at, id, actions, now);
@@ -365,7 +366,7 @@ impl<'b> Shipper<'b> {
 
     /// Log and board, on a change of state only.
     fn tell(&self, at: usize, change: Change, now: Now) {
-        let topic = &self.lanes[at].topic;
+        let topic = &self.queues[at].topic;
         let mut states = self.board.topics();
         let state = states.entry(topic.to_string()).or_insert_with(|| BrokerState {
             state: String::new(),
@@ -399,8 +400,8 @@ impl<'b> Shipper<'b> {
     /// stored, so what its intent says of its bytes is found out before.
     pub fn prepare(&mut self) {
         if self.once {
-            let partitions = self.lanes.iter_mut().flat_map(|lane| lane.partitions());
-            partitions.flat_map(|p| p.pending()).for_each(|batch| _ = batch.load.seals());
+            let partitions = self.queues.iter_mut().flat_map(|queue| queue.partitions());
+            partitions.flat_map(|p| p.pending()).for_each(|batch| _ = batch.group.seals());
         }
     }
 

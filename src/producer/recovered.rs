@@ -2,11 +2,11 @@
 //! file; which lines are stored was decided in `exactly_once/analyze.rs`.
 
 use super::Partitioner;
+use super::batch::{Batch, BatchGroup, PendingAcks, Pick, Records};
 use super::driver::TopicView;
-use super::flight::{Aloft, Batch, Load, Pick, Records};
 use super::partition::Partition;
-use super::partition::recall::Past;
-use super::spread::{Deal, Limit};
+use super::partition::producer_recovery::PastProducer;
+use super::partitioner::{Deal, Limit};
 use crate::chunk::{FlightNo, Topic};
 use crate::exactly_once::analyze::{Open, Place};
 use crate::exactly_once::intent::Last;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// From the journal.
 #[derive(Debug, Default)]
-pub struct Once {
+pub struct RecoveredState {
     /// The id to go on with, in an epoch that no run has used; `None`: a new one is to be asked for.
     pub id: Option<(i64, i16)>,
     pub lasts: Arc<HashMap<Place, Last>>,
@@ -28,16 +28,16 @@ pub struct Once {
 #[derive(Debug)]
 pub struct Resumed {
     pub flight: FlightNo,
-    pub load: Load,
+    pub group: BatchGroup,
     /// Batches that may be stored.
     pub open: Vec<Open>,
     /// Records that are stored, ascending.
     pub stored: Vec<Pick>,
 }
 
-/// What a lane needs to know of it.
+/// What a queue needs to know of it.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct RecoveredTopic {
     /// Delivery is exactly-once.
     once: bool,
     id: Option<(i64, i16)>,
@@ -45,13 +45,13 @@ pub struct Memory {
     pub flights: VecDeque<Resumed>,
 }
 
-impl Memory {
+impl RecoveredTopic {
     /// The part of one topic; takes its flights.
-    pub fn of(once: &mut Once, topic: &Topic) -> Memory {
+    pub fn of(once: &mut RecoveredState, topic: &Topic) -> RecoveredTopic {
         let (mine, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut once.flights).into_iter().partition(|f: &Resumed| f.load.topic == *topic);
+            std::mem::take(&mut once.flights).into_iter().partition(|f: &Resumed| f.group.topic == *topic);
         once.flights = others;
-        Memory { once: true, id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
+        RecoveredTopic { once: true, id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
     }
 
     /// A partition, with what its leader is to be asked first.
@@ -60,7 +60,7 @@ impl Memory {
         let last = self.lasts.get(&(view.topic.clone(), id));
         if let Some(l) = last {
             let open = self.flights.iter().flat_map(|f| &f.open).find(|o| o.partition == id);
-            pasts.push_back(Past {
+            pasts.push_back(PastProducer {
                 pid: l.pid,
                 last: Some((l.epoch, l.end)),
                 proven: open.is_none_or(|o| o.follows),
@@ -70,10 +70,10 @@ impl Memory {
         if let Some((pid, _)) = self.id
             && last.is_none_or(|l| l.pid != pid)
         {
-            pasts.push_back(Past { pid, last: None, proven: false, same_topic: true });
+            pasts.push_back(PastProducer { pid, last: None, proven: false, same_topic: true });
         }
         if self.once && pasts.is_empty() {
-            pasts.push_back(Past::NONE);
+            pasts.push_back(PastProducer::NONE);
         }
         Partition::remembering(id, pasts)
     }
@@ -81,16 +81,16 @@ impl Memory {
 
 impl Resumed {
     /// What is still waited for.
-    pub fn aloft(&self) -> Aloft {
-        let mut aloft = Aloft::of(&self.load);
-        aloft.forget(&self.stored);
-        aloft
+    pub fn pending(&self) -> PendingAcks {
+        let mut pending = PendingAcks::of(&self.group);
+        pending.forget(&self.stored);
+        pending
     }
 
     /// Its batches: the open ones as they were, and those lines that never got numbers, dealt out anew.
     pub fn batches(self, view: &TopicView, partitioner: Partitioner, batch: usize, seed: u64) -> Vec<Batch> {
-        let load = Arc::new(self.load);
-        let whole = Batch::whole(self.flight, load.clone());
+        let group = Arc::new(self.group);
+        let whole = Batch::whole(self.flight, group.clone());
         let mut taken: HashSet<Pick> = self.stored.iter().copied().collect();
         let mut out = Vec::new();
         for open in self.open {
@@ -111,7 +111,7 @@ impl Resumed {
         };
         let sticky = fixed[seed as usize % fixed.len()];
         let deal = Deal { partitioner, all, open: &fixed, sticky, seed, limit: Limit::of(batch) };
-        for part in deal.out(&load) {
+        for part in deal.out(&group) {
             let dealt = Batch { records: part.records, count: part.count, ..whole.of(&[]) };
             let rest: Vec<Pick> = dealt.picks().filter(|p| !taken.contains(p)).collect();
             if !rest.is_empty() {
@@ -123,12 +123,12 @@ impl Resumed {
 }
 
 impl Batch {
-    /// All records of a load, for no partition yet.
-    fn whole(flight: FlightNo, load: Arc<Load>) -> Batch {
+    /// All records of a group, for no partition yet.
+    fn whole(flight: FlightNo, group: Arc<BatchGroup>) -> Batch {
         Batch {
             flight,
             partition: 0,
-            load,
+            group,
             records: Records::All,
             count: 0,
             bytes: 0,
@@ -145,7 +145,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::producer::flight::Numbers;
+    use crate::producer::batch::Numbers;
     use crate::producer::testing::{STAMP, chunk, plain};
 
     /// Fails when a line of the flight goes into two batches or into none, or the open one is not as it was.
@@ -153,7 +153,7 @@ mod tests {
     fn every_line_once() {
         let lines: Vec<&[u8]> = vec![b"x"; 10];
         let chunks = vec![chunk(&plain(1), 0, &lines), chunk(&plain(2), 0, &lines)];
-        let load = Load::new("t".into(), [0; 16], STAMP, chunks);
+        let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
         let pick = |chunk, line| Pick { chunk, line };
         let stored = vec![pick(0, 0), pick(1, 9)];
         let numbers = Numbers { pid: 1, epoch: 2, base: 3 };
@@ -165,10 +165,10 @@ mod tests {
             follows: true,
             picks: vec![(0, 1), (0, 2), (1, 0)],
         };
-        let resumed = Resumed { flight: FlightNo(3), load, open: vec![open], stored: stored.clone() };
-        let mut aloft = resumed.aloft();
+        let resumed = Resumed { flight: FlightNo(3), group, open: vec![open], stored: stored.clone() };
+        let mut pending = resumed.pending();
         let view =
-            TopicView { topic: "t".into(), id: [0; 16], partitions: vec![0, 1, 2], living: vec![0, 1, 2] };
+            TopicView { topic: "t".into(), id: [0; 16], partitions: vec![0, 1, 2], available: vec![0, 1, 2] };
         let batches = resumed.batches(&view, Partitioner::RoundRobin, 1 << 20, 7);
         let first = &batches[0];
         assert_eq!((first.partition, first.numbers, first.noted), (1, Some(numbers), Some(numbers)));
@@ -180,7 +180,7 @@ mod tests {
         let want: Vec<Pick> = (0..2).flat_map(|c| (0..10).map(move |l| pick(c, l))).collect();
         assert_eq!(all, want);
         let mut acked = 0;
-        batches.iter().for_each(|b| aloft.done(b, |_| acked += 1));
-        assert!(acked == 2 && aloft.is_over());
+        batches.iter().for_each(|b| pending.done(b, |_| acked += 1));
+        assert!(acked == 2 && pending.is_over());
     }
 }

@@ -1,8 +1,8 @@
 //! What a refusal, wrong numbers, and a leader's answer mean for one partition. Sends nothing, waits for nothing.
 
 use super::{Action, Health, Now, Partition, Then};
+use crate::producer::batch::Batch;
 use crate::producer::driver::Refusal;
-use crate::producer::flight::Batch;
 use std::time::Duration;
 
 /// A leader that cannot be asked so often in a row never can (before 2.8, or no right to read).
@@ -29,7 +29,7 @@ impl Partition {
                 // The broker's own clock is the judge; no stamp at all is the last it can be offered.
                 Some(-1) => {
                     self.give_back(batch);
-                    self.drain(Then::Held, why);
+                    self.drain(Then::Blocked, why);
                     return;
                 }
                 Some(_) => batch.restamped = Some(-1),
@@ -44,11 +44,11 @@ impl Partition {
                     if let Some(good) = good {
                         self.push(good);
                     }
-                    actions.push(Action::Bury { batch: bad, why });
+                    actions.push(Action::DeadLetter { batch: bad, why });
                 } else {
                     self.take_apart(batch, why, actions);
                 }
-                self.drain(Then::Mend, String::new());
+                self.drain(Then::Resume, String::new());
                 return;
             }
             Refusal::TooLarge | Refusal::Something => {
@@ -56,12 +56,12 @@ impl Partition {
                     actions.push(Action::TooLarge(batch.bytes));
                 }
                 self.take_apart(batch, why, actions);
-                self.drain(Then::Mend, String::new());
+                self.drain(Then::Resume, String::new());
                 return;
             }
         }
         self.give_back(batch);
-        self.drain(Then::Mend, String::new());
+        self.drain(Then::Resume, String::new());
     }
 
     /// Its records are about to get other numbers. Where an attempt may have been stored under the old ones, only a new
@@ -74,7 +74,7 @@ impl Partition {
 
     fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
         if batch.count == 1 {
-            actions.push(Action::Bury { batch, why });
+            actions.push(Action::DeadLetter { batch, why });
         } else {
             self.part_with_numbers(&batch);
             let (front, back) = batch.halve();
@@ -103,7 +103,7 @@ impl Partition {
                 self.drain(Then::Now, why);
             }
             _ if behind || matches!(self.health, Health::Draining(_)) => {
-                self.drain(Then::Mend, String::new())
+                self.drain(Then::Resume, String::new())
             }
             (Some(_), Some(_)) if maybe_stored => self.drain(Then::Ask, why),
             (Some(n), _) => {

@@ -1,12 +1,12 @@
 //! One topic's way through ship: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
 //! no other topic and no driver; time and chance come in.
 
+use super::batch::{Batch, BatchGroup, PendingAcks};
 use super::driver::TopicView;
-use super::flight::{Aloft, Batch, Load};
 use super::partition::{Now, Partition, Rules};
-use super::resume::Memory;
+use super::partitioner::{Deal, Limit, wire};
+use super::recovered::RecoveredTopic;
 use super::retry::Rng;
-use super::spread::{Deal, Limit, wire};
 use super::{Options, Partitioner};
 use crate::chunk::{Chunk, FlightNo, Key, Topic};
 use crate::wall;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
-pub struct Lane {
+pub struct TopicQueue {
     pub topic: Topic,
     partitioner: Partitioner,
     linger: Duration,
@@ -32,7 +32,7 @@ pub struct Lane {
     turn: usize,
     trouble: Option<Trouble>,
     /// Exactly-once: what an earlier run left. Its flights wait for the partitions.
-    memory: Memory,
+    memory: RecoveredTopic,
     seed: u64,
     /// See [`Options::saved_ms`].
     saved_ms: i64,
@@ -48,7 +48,7 @@ pub enum Ready {
     No,
 }
 
-/// What there is to say when the lane's state has changed.
+/// What there is to say when the queue's state has changed.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Change {
     Trouble { attempts: u32, partitions: Vec<i32>, why: String },
@@ -69,10 +69,10 @@ const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// A flight that is spread over partitions is that many batches large, if there are as many partitions.
 const SPREAD: usize = 4;
 
-impl Lane {
+impl TopicQueue {
     pub fn new(topic: Topic, options: &Options) -> Self {
-        Lane {
-            memory: Memory::default(),
+        TopicQueue {
+            memory: RecoveredTopic::default(),
             seed: options.seed,
             saved_ms: options.saved_ms,
             topic,
@@ -89,8 +89,8 @@ impl Lane {
     }
 
     /// With what an earlier run left.
-    pub fn remembering(self, memory: Memory) -> Self {
-        Lane { memory, ..self }
+    pub fn remembering(self, memory: RecoveredTopic) -> Self {
+        TopicQueue { memory, ..self }
     }
 
     /// From the next flight on.
@@ -144,7 +144,7 @@ impl Lane {
     /// The topic's partitions, or a change of them.
     pub fn see(&mut self, mut view: TopicView) {
         view.partitions.sort_unstable();
-        view.living.sort_unstable();
+        view.available.sort_unstable();
         for id in &view.partitions {
             if let Err(at) = self.partitions.binary_search_by_key(id, |p| p.id) {
                 self.partitions.insert(at, self.memory.partition(&view, *id));
@@ -199,14 +199,14 @@ impl Lane {
         }
     }
 
-    /// Partitions that new lines may go to: living, as far as known, and not in trouble. Where the driver says that none
+    /// Partitions that new lines may go to: available, as far as known, and not in trouble. Where the driver says that none
     /// lives, all are tried: it may learn otherwise only from that.
     fn up(&self) -> Vec<&Partition> {
         let Some(view) = &self.view else { return Vec::new() };
-        let living = if view.living.is_empty() { &view.partitions } else { &view.living };
+        let available = if view.available.is_empty() { &view.partitions } else { &view.available };
         let fits = |p: &&Partition| match self.partitioner {
             Partitioner::Fixed(n) => p.id == n,
-            _ => living.binary_search(&p.id).is_ok() && view.partitions.binary_search(&p.id).is_ok(),
+            _ => available.binary_search(&p.id).is_ok() && view.partitions.binary_search(&p.id).is_ok(),
         };
         self.partitions.iter().filter(fits).filter(|p| p.is_up()).collect()
     }
@@ -245,7 +245,7 @@ impl Lane {
         (if due <= now.at { Ready::Now } else { Ready::At(due) }, open)
     }
 
-    /// When [`Lane::form`] makes a flight.
+    /// When [`TopicQueue::form`] makes a flight.
     pub fn ready(&self, now: Now, rules: Rules, closing: bool) -> Ready {
         self.plan(now, rules, closing).0
     }
@@ -259,21 +259,21 @@ impl Lane {
         rules: Rules,
         closing: bool,
         rng: &mut Rng,
-    ) -> Option<(usize, Aloft)> {
+    ) -> Option<(usize, PendingAcks)> {
         let (Ready::Now, open) = self.plan(now, rules, closing) else { return None };
         let sticky = self.least_busy(&open);
-        let load = Arc::new(self.take(now));
-        let aloft = Aloft::of(&load);
+        let group = Arc::new(self.take(now));
+        let pending = PendingAcks::of(&group);
         let all = &self.view.as_ref()?.partitions;
         let (partitioner, limit) = (self.partitioner, Limit::of(self.batch.now));
-        let parts = Deal { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&load);
+        let parts = Deal { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&group);
         let mut bytes = 0;
         for part in parts {
             bytes += part.bytes;
             let batch = Batch {
                 flight: no,
                 partition: part.partition,
-                load: load.clone(),
+                group: group.clone(),
                 records: part.records,
                 count: part.count,
                 bytes: part.bytes,
@@ -288,7 +288,7 @@ impl Lane {
                 p.push(batch);
             }
         }
-        Some((bytes, aloft))
+        Some((bytes, pending))
     }
 
     /// Among `open`, the one with the fewest batches; equals take turns.
@@ -301,7 +301,7 @@ impl Lane {
     }
 
     /// The oldest chunks, as many as fit; at least one.
-    fn take(&mut self, now: Now) -> Load {
+    fn take(&mut self, now: Now) -> BatchGroup {
         let spread = self.spread();
         let limit = Limit::of(self.batch.now);
         let (mut bytes, mut on_wire) = (0, 0);
@@ -310,7 +310,7 @@ impl Lane {
             bytes += next.bytes.len();
             on_wire += wire(next);
             let fits = bytes <= limit.bytes * spread && on_wire <= limit.wire * spread;
-            if !chunks.is_empty() && (!fits || chunks.len() == Load::MAX_CHUNKS) {
+            if !chunks.is_empty() && (!fits || chunks.len() == BatchGroup::MAX_CHUNKS) {
                 break;
             }
             let Some((_, chunk)) = self.waiting.pop_front() else { break };
@@ -320,7 +320,7 @@ impl Lane {
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
         let stamp_ms = wall::stamp(now.wall_ms, self.saved_ms);
-        Load::new(self.topic.clone(), topic_id, stamp_ms, chunks)
+        BatchGroup::new(self.topic.clone(), topic_id, stamp_ms, chunks)
     }
 
     /// A batch of so many bytes was too large for the broker: the next ones are smaller.

@@ -15,7 +15,7 @@
 //! Each followed path has a share of the file ([`crate::quota`]), by the letters' `path`; one that has filled it is not read
 //! on. Where the whole file is full nevertheless, the topic waits.
 
-use super::flight::{Batch, Pick};
+use super::batch::{Batch, Pick};
 use super::json;
 use super::partition::Now;
 use crate::files;
@@ -71,7 +71,7 @@ impl DeadLetters {
                 continue;
             }
             let (source, bytes) =
-                (&*batch.load.chunks[usize::from(pick.chunk)].origin.path, self.scratch.len() - at);
+                (&*batch.group.chunks[usize::from(pick.chunk)].origin.path, self.scratch.len() - at);
             match sources.last_mut().filter(|(last, _)| *last == source) {
                 Some((_, sum)) => *sum += bytes as u64,
                 None => sources.push((source, bytes as u64)),
@@ -89,7 +89,7 @@ impl DeadLetters {
             }
         }
         if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
-            let (n, topic, path) = (batch.count, &batch.load.topic, path.display());
+            let (n, topic, path) = (batch.count, &batch.group.topic, path.display());
             log::error!(
                 "{n} record(s) of topic {topic} cannot be delivered: {why}; kept in {path} ({all} of late)"
             );
@@ -188,26 +188,26 @@ fn append(path: &Path, text: &[u8], limit: u64) -> Result<(), String> {
 /// Without a state folder nothing keeps the record: name each, so that somebody can find it.
 fn log_each(batch: &Batch, why: &str) {
     for pick in batch.picks() {
-        let chunk = &batch.load.chunks[usize::from(pick.chunk)];
+        let chunk = &batch.group.chunks[usize::from(pick.chunk)];
         let line = chunk.lines[usize::from(pick.line)];
         log::error!(
             "{}: {} bytes at offset {} cannot be delivered to topic {} and are left out: {why}",
             chunk.origin.path.display(),
             line.len,
             chunk.range.start + u64::from(line.at),
-            batch.load.topic,
+            batch.group.topic,
         );
     }
 }
 
 fn letter(out: &mut Vec<u8>, batch: &Batch, pick: Pick, why: &str, wall_ms: i64) {
-    let chunk = &batch.load.chunks[usize::from(pick.chunk)];
+    let chunk = &batch.group.chunks[usize::from(pick.chunk)];
     let line = chunk.lines[usize::from(pick.line)];
     out.extend_from_slice(b"{\"time\":\"");
     json::time(out, wall_ms);
     out.push(b'"');
     member(out, "reason", why.as_bytes());
-    member(out, "topic", batch.load.topic.as_bytes());
+    member(out, "topic", batch.group.topic.as_bytes());
     count(out, "partition", u64::from(batch.partition.unsigned_abs()));
     member(out, "path", chunk.origin.path.as_os_str().as_bytes());
     count(out, "stream", chunk.origin.stream.0);

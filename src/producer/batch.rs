@@ -5,24 +5,24 @@ use std::sync::{Arc, OnceLock};
 
 /// The chunks of a flight, shared by its batches. When the last batch is gone, bytes and permits go back by themselves.
 #[derive(Debug)]
-pub struct Load {
+pub struct BatchGroup {
     pub topic: Topic,
     /// As the flight was formed; all zeros where the broker has no topic ids.
     pub topic_id: [u8; 16],
     /// Time of reading in ms since 1970: the records' timestamp.
     pub stamp_ms: i64,
-    /// At most [`Load::MAX_CHUNKS`].
+    /// At most [`BatchGroup::MAX_CHUNKS`].
     pub chunks: Vec<Chunk>,
     /// Exactly-once: of each chunk, as soon as it is known.
     seals: OnceLock<Vec<Seal>>,
 }
 
-impl Load {
+impl BatchGroup {
     /// So that a record is addressed by two `u16`.
     pub const MAX_CHUNKS: usize = 1024;
 
     pub fn new(topic: Topic, topic_id: [u8; 16], stamp_ms: i64, chunks: Vec<Chunk>) -> Self {
-        Load { topic, topic_id, stamp_ms, chunks, seals: OnceLock::new() }
+        BatchGroup { topic, topic_id, stamp_ms, chunks, seals: OnceLock::new() }
     }
 
     /// What an intent says of each chunk's bytes: found out once, for all partitions and resends.
@@ -39,7 +39,7 @@ pub struct Seal {
     pub usual: bool,
 }
 
-/// One record: line `line` of chunk `chunk` of the load.
+/// One record: line `line` of chunk `chunk` of the group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Pick {
     pub chunk: u16,
@@ -67,7 +67,7 @@ pub struct Numbers {
 pub struct Batch {
     pub flight: FlightNo,
     pub partition: i32,
-    pub load: Arc<Load>,
+    pub group: Arc<BatchGroup>,
     pub records: Records,
     /// Records in it, at least 1.
     pub count: u32,
@@ -89,13 +89,13 @@ pub struct Batch {
 impl Batch {
     /// The records' timestamp in ms since 1970; -1: none.
     pub fn stamp_ms(&self) -> i64 {
-        self.restamped.unwrap_or(self.load.stamp_ms)
+        self.restamped.unwrap_or(self.group.stamp_ms)
     }
 
     /// The records in order, as picks.
     pub fn picks(&self) -> impl Iterator<Item = Pick> + '_ {
         let (all, picked): (&[Chunk], &[Pick]) = match &self.records {
-            Records::All => (&self.load.chunks, &[]),
+            Records::All => (&self.group.chunks, &[]),
             Records::Picked(p) => (&[], p),
         };
         let every = all.iter().enumerate().flat_map(|(c, chunk)| {
@@ -137,11 +137,11 @@ impl Batch {
 
     /// These of its records.
     pub fn of(&self, picks: &[Pick]) -> Batch {
-        let line = |p: &Pick| self.load.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
+        let line = |p: &Pick| self.group.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
         Batch {
             flight: self.flight,
             partition: self.partition,
-            load: self.load.clone(),
+            group: self.group.clone(),
             records: Records::Picked(picks.into()),
             count: picks.len() as u32,
             bytes: picks.iter().map(line).sum(),
@@ -158,17 +158,17 @@ impl Batch {
 /// What ship keeps of a flight that has left: no bytes, only for how many records each chunk still waits. Records are
 /// counted rather than batches, so that a split changes nothing here.
 #[derive(Debug)]
-pub struct Aloft {
+pub struct PendingAcks {
     waits: Vec<(Ack, u32)>,
     /// Invariant: the sum of what `waits` counts.
     open: u64,
 }
 
-impl Aloft {
-    pub fn of(load: &Load) -> Self {
-        let waits: Vec<_> = load.chunks.iter().map(|c| (c.ack(), c.lines.len() as u32)).collect();
+impl PendingAcks {
+    pub fn of(group: &BatchGroup) -> Self {
+        let waits: Vec<_> = group.chunks.iter().map(|c| (c.ack(), c.lines.len() as u32)).collect();
         let open = waits.iter().map(|w| u64::from(w.1)).sum();
-        Aloft { waits, open }
+        PendingAcks { waits, open }
     }
 
     /// These records are done already; no chunk is done by them alone.
@@ -192,7 +192,7 @@ impl Aloft {
         };
         match &batch.records {
             Records::All => {
-                for (i, c) in batch.load.chunks.iter().enumerate() {
+                for (i, c) in batch.group.chunks.iter().enumerate() {
                     strike(i, c.lines.len() as u32);
                 }
             }
@@ -256,12 +256,12 @@ mod tests {
     #[test]
     fn a_chunk_is_acked_with_its_last_record() {
         let b = three();
-        let mut aloft = Aloft::of(&b.load);
+        let mut pending = PendingAcks::of(&b.group);
         let mut acked = Vec::new();
         let (front, back) = b.halve();
-        aloft.done(&back, |a| acked.push(a.stream.0));
-        assert_eq!((acked.as_slice(), aloft.is_over()), (&[2][..], false));
-        aloft.done(&front, |a| acked.push(a.stream.0));
-        assert_eq!((acked.as_slice(), aloft.is_over()), (&[2, 1][..], true));
+        pending.done(&back, |a| acked.push(a.stream.0));
+        assert_eq!((acked.as_slice(), pending.is_over()), (&[2][..], false));
+        pending.done(&front, |a| acked.push(a.stream.0));
+        assert_eq!((acked.as_slice(), pending.is_over()), (&[2, 1][..], true));
     }
 }

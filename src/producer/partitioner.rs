@@ -1,8 +1,8 @@
-//! Which record goes to which partition, and what fits into one batch. Pure: the same load, rule and seed always give the
+//! Which record goes to which partition, and what fits into one batch. Pure: the same group, rule and seed always give the
 //! same batches. Chooses among partitions, knows nothing of their state.
 
 use super::Partitioner;
-use super::flight::{Load, Pick, Records};
+use super::batch::{BatchGroup, Pick, Records};
 use super::render::Keys;
 use super::retry::Rng;
 use crate::chunk::{Chunk, Format, Key};
@@ -77,34 +77,34 @@ pub fn wire(chunk: &Chunk) -> usize {
 }
 
 impl Deal<'_> {
-    /// The batches of a load, each in the load's order; several of one partition in theirs. No batch is empty.
-    pub fn out(&self, load: &Load) -> Vec<Part> {
+    /// The batches of a group, each in the load's order; several of one partition in theirs. No batch is empty.
+    pub fn out(&self, group: &BatchGroup) -> Vec<Part> {
         let whole = match self.partitioner {
             Partitioner::Fixed(_) | Partitioner::Sticky => true,
             // One partition takes whatever key there is.
-            Partitioner::Hash => self.all.len() == 1 || keyless(load),
+            Partitioner::Hash => self.all.len() == 1 || keyless(group),
             Partitioner::RoundRobin | Partitioner::Random => self.open.len() == 1,
         };
-        let bytes = load.chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
+        let bytes = group.chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
         let fits =
-            bytes <= self.limit.bytes && load.chunks.iter().map(wire).sum::<usize>() <= self.limit.wire;
+            bytes <= self.limit.bytes && group.chunks.iter().map(wire).sum::<usize>() <= self.limit.wire;
         if whole && fits {
-            let count = load.chunks.iter().map(|c| c.lines.len() as u32).sum();
+            let count = group.chunks.iter().map(|c| c.lines.len() as u32).sum();
             return vec![Part { partition: self.sticky, records: Records::All, count, bytes }];
         }
         let mut hands = Hands::new(self.all, self.limit);
-        self.record_by_record(load, whole, &mut hands);
+        self.record_by_record(group, whole, &mut hands);
         hands.parts.into_iter().map(Hand::close).collect()
     }
 
-    fn record_by_record(&self, load: &Load, whole: bool, hands: &mut Hands<'_>) {
+    fn record_by_record(&self, group: &BatchGroup, whole: bool, hands: &mut Hands<'_>) {
         let slot = |id: i32| self.all.binary_search(&id).unwrap_or(0);
         let sticky = slot(self.sticky);
         let open: Vec<usize> = self.open.iter().map(|id| slot(*id)).collect();
         let mut rng = Rng::new(self.seed);
         let mut turn = self.seed as usize % open.len();
         let mut scratch = Vec::new();
-        for (c, chunk) in load.chunks.iter().enumerate() {
+        for (c, chunk) in group.chunks.iter().enumerate() {
             let extra = extra(chunk);
             let mut keys = Keys::of(&chunk.origin);
             // A key that all lines share is hashed once.
@@ -131,8 +131,8 @@ impl Deal<'_> {
     }
 }
 
-fn keyless(load: &Load) -> bool {
-    load.chunks.iter().all(|c| matches!(c.origin.shape.key, Key::None))
+fn keyless(group: &BatchGroup) -> bool {
+    group.chunks.iter().all(|c| matches!(c.origin.shape.key, Key::None))
 }
 
 /// Batches while they are filled.
@@ -235,12 +235,12 @@ mod tests {
         assert_eq!(by_key(b"21", 3), 1_173_551_340 % 3);
     }
 
-    fn load(key: Key, lines: usize) -> Load {
+    fn load(key: Key, lines: usize) -> BatchGroup {
         let texts: Vec<Vec<u8>> = (0..lines).map(|i| format!("id={} x", i % 10).into_bytes()).collect();
         let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
         let o = origin(1, "t", "/log", Shape { key, ..Shape::default() });
         let chunks = vec![chunk(&o, 0, &texts[..lines / 2]), chunk(&o, 0, &texts[lines / 2..])];
-        Load::new("t".into(), [0; 16], STAMP, chunks)
+        BatchGroup::new("t".into(), [0; 16], STAMP, chunks)
     }
 
     fn deal(partitioner: Partitioner) -> Deal<'static> {
@@ -298,8 +298,8 @@ mod tests {
         let long = [b'x'; 500];
         let o = plain(1);
         let chunks = vec![chunk(&o, 0, &[&b"a"[..]; 30]), chunk(&o, 60, &[b"b", &long, b"c"])];
-        let load = Load::new("t".into(), [0; 16], STAMP, chunks);
-        let parts = d.out(&load);
+        let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
+        let parts = d.out(&group);
         let mut picks = Vec::new();
         for p in &parts {
             assert!(p.count == 1 || (p.bytes <= 100 && p.count as usize * FRAME <= 1000), "{p:?}");

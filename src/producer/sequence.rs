@@ -4,7 +4,7 @@
 //! range of one of the last five is answered with its first offset; another content under the same numbers is silently
 //! taken for the first, so numbers that may have been stored never go to other records.
 
-use super::flight::{Batch, Numbers};
+use super::batch::{Batch, Numbers};
 use std::cmp::Ordering;
 
 /// The sequence after `count` records from `base`; after 2147483647 comes 0.
@@ -22,7 +22,7 @@ const SPAN: u32 = i32::MAX as u32;
 
 /// A partition's use of a producer id.
 #[derive(Debug)]
-pub struct Numbering {
+pub struct ProducerState {
     pub pid: i64,
     pub epoch: i16,
     /// Follows the last record that is known to be stored.
@@ -51,16 +51,16 @@ pub enum Fit {
     Spent,
 }
 
-impl Numbering {
+impl ProducerState {
     pub fn new(pid: i64, epoch: i16) -> Self {
-        Numbering { pid, epoch, settled: 0, next: 0, sent: 0, proven: false, bump: false }
+        ProducerState { pid, epoch, settled: 0, next: 0, sent: 0, proven: false, bump: false }
     }
 
     /// An earlier run's numbering, in which this batch may be stored and nothing after it.
     pub fn resumed(open: Numbers, count: u32) -> Self {
         let Numbers { pid, epoch, base } = open;
         let sent = after(base, count);
-        Numbering { pid, epoch, settled: base, next: base, sent, proven: false, bump: false }
+        ProducerState { pid, epoch, settled: base, next: base, sent, proven: false, bump: false }
     }
 
     /// The batch may be stored under these numbers, and goes again under them.
@@ -104,7 +104,7 @@ impl Numbering {
             if self.epoch == i16::MAX {
                 return Fit::Spent;
             }
-            *self = Numbering::new(self.pid, self.epoch + 1);
+            *self = ProducerState::new(self.pid, self.epoch + 1);
         }
         batch.numbers = Some(Numbers { pid: self.pid, epoch: self.epoch, base: self.next });
         self.advance(batch.count);
@@ -181,7 +181,7 @@ mod tests {
     /// Fails when sequences do not follow on, also over the wrap.
     #[test]
     fn fresh_batches_follow_on() {
-        let mut n = Numbering::new(9, 3).starting_at(i32::MAX - 1);
+        let mut n = ProducerState::new(9, 3).starting_at(i32::MAX - 1);
         let (mut a, mut b) = (lines(1, 3), lines(2, 1));
         assert_eq!((n.fit(&mut a, true, []), n.fit(&mut b, false, [])), (Fit::Go, Fit::Go));
         assert_eq!((base(&a), base(&b)), ((3, i32::MAX - 1), (3, 1)));
@@ -190,7 +190,7 @@ mod tests {
     /// Fails when a resend changes the numbers of what may have been stored, or those of what a later one proves.
     #[test]
     fn numbers_stay_with_what_may_have_been_stored() {
-        let mut n = Numbering::new(9, 0);
+        let mut n = ProducerState::new(9, 0);
         let (mut a, mut b) = (lines(1, 2), lines(2, 2));
         n.fit(&mut a, true, []);
         n.fit(&mut b, false, []);
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn after_a_refusal_the_rest_moves_up() {
         for maybe_stored in [false, true] {
-            let mut n = Numbering::new(9, 0);
+            let mut n = ProducerState::new(9, 0);
             let (mut a, mut b, mut c) = (lines(1, 2), lines(2, 2), lines(3, 2));
             for (i, x) in [&mut a, &mut b, &mut c].into_iter().enumerate() {
                 n.fit(x, i == 0, []);
@@ -223,7 +223,7 @@ mod tests {
     /// Fails when a batch gets numbers under which another may be stored already: the broker would drop it as a repeat.
     #[test]
     fn numbers_in_doubt_are_given_to_no_other() {
-        let mut n = Numbering::new(9, 0);
+        let mut n = ProducerState::new(9, 0);
         let (mut a, mut b, mut late) = (lines(1, 2), lines(2, 2), lines(0, 1));
         n.fit(&mut a, true, []);
         n.fit(&mut b, false, []);
@@ -237,7 +237,7 @@ mod tests {
     /// Fails when a new epoch begins while batches of the old one are in the air, or twice for one loss.
     #[test]
     fn a_new_epoch_waits_and_renumbers_all_once() {
-        let mut n = Numbering::new(9, 0);
+        let mut n = ProducerState::new(9, 0);
         let (mut a, mut b) = (lines(1, 2), lines(2, 2));
         n.fit(&mut a, true, []);
         n.fit(&mut b, false, []);
@@ -254,7 +254,7 @@ mod tests {
     /// Fails when a last sequence in the middle of a batch, of another epoch, or beyond what was sent, proves anything.
     #[test]
     fn what_a_leader_knows() {
-        let mut n = Numbering::new(9, 5).starting_at(10);
+        let mut n = ProducerState::new(9, 5).starting_at(10);
         let (mut b, mut c) = (lines(1, 3), lines(2, 7));
         n.fit(&mut b, true, []);
         n.fit(&mut c, false, []);
