@@ -169,9 +169,7 @@ impl<'a> Hands<'a> {
     fn put(&mut self, slot: usize, pick: Pick, bytes: usize, wire: usize) {
         let limit = self.limit;
         let full = |h: &Hand| {
-            h.bytes + bytes > limit.bytes
-                || h.wire + wire > limit.wire
-                || h.picks.len() == limit.records
+            h.bytes + bytes > limit.bytes || h.wire + wire > limit.wire || h.picks.len() == limit.records
         };
         if self.parts.get(self.filling[slot]).is_none_or(full) {
             self.filling[slot] = self.parts.len();
