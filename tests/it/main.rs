@@ -24,6 +24,7 @@ mod floods;
 mod folders;
 mod framing;
 mod hostile;
+mod leaders;
 mod limits;
 mod logrotate;
 mod long;
