@@ -32,6 +32,7 @@ mod moves;
 mod oracle;
 mod own_rotations;
 mod package;
+mod power;
 mod readme;
 mod reload;
 mod restart;
