@@ -468,6 +468,7 @@ impl<'a> Keeper<'a> {
                 "save positions: {why}; {effect}: make the state folder writable, free or mend its disk"
             );
             self.board.state().degraded = Some(why.clone());
+            self.board.alarm();
             self.trouble = Some(why);
         } else if times.is_power_of_two() {
             log::warn!("save positions: {why} ({times} times)");
@@ -478,6 +479,7 @@ impl<'a> Keeper<'a> {
         if self.trouble.take().is_some() {
             log::info!("positions are saved again");
             self.board.state().degraded = None;
+            self.board.alarm();
         }
     }
 

@@ -18,6 +18,8 @@ use crate::chunk::StreamId;
 use crate::pulse::Pulse;
 use crate::quota::Quota;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -123,6 +125,8 @@ pub struct Board {
     pub air: OnceLock<Arc<Air>>,
     /// Set once, by `run`; without a dead-letter file it is not.
     pub quota: OnceLock<Quota>,
+    /// Set once, by the status thread: a byte makes it write the metrics now.
+    alarm: OnceLock<UnixStream>,
     pub pulse: Pulse,
     pub started: Instant,
 }
@@ -140,6 +144,7 @@ impl Default for Board {
             budget: OnceLock::new(),
             air: OnceLock::new(),
             quota: OnceLock::new(),
+            alarm: OnceLock::new(),
             pulse: Pulse::default(),
             started: Instant::now(),
         }
@@ -162,6 +167,13 @@ impl Board {
 
     pub fn state(&self) -> MutexGuard<'_, StateFolder> {
         lock(&self.state)
+    }
+
+    /// The state folder began to block delivery, or ended it: the metrics say so at once, not with their next turn.
+    pub fn alarm(&self) {
+        if let Some(mut alarm) = self.alarm.get() {
+            let _ = alarm.write(&[0]); // full: it is awake
+        }
     }
 
     /// The gauge of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how

@@ -323,6 +323,7 @@ impl Worker {
         let Some(why) = self.blocked_because(now) else {
             if self.blocked.take().is_some() {
                 self.journal.board.state().blocked = None;
+                self.journal.board.alarm();
                 log::info!("the state folder is written again, delivery is no longer blocked");
             }
             return;
@@ -343,7 +344,9 @@ impl Worker {
         }
         let blocked = Blocked { why, since, attempts, topics };
         self.journal.board.state().blocked = Some(blocked.clone());
-        self.blocked = Some(blocked);
+        if self.blocked.replace(blocked).is_none() {
+            self.journal.board.alarm();
+        }
     }
 
     fn blocked_because(&mut self, now: Instant) -> Option<String> {

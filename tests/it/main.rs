@@ -14,6 +14,7 @@ mod copytruncate;
 mod deletion;
 mod delivery;
 mod discovery;
+mod disk;
 mod drivers;
 mod effort;
 mod exactly_once;
@@ -32,7 +33,7 @@ mod moves;
 mod oracle;
 mod own_rotations;
 mod package;
-mod power;
+
 mod readme;
 mod reload;
 mod restart;

@@ -1,5 +1,5 @@
-//! Power cuts: the state folder is a file system of its own on a disk image. What the image holds at the cut is what the
-//! next life finds, under another boot id; what was in the page cache alone is gone. Logs and broker lose nothing.
+//! The disk under the state folder is an image of its own. A power cut: what the image holds at that moment is what the next
+//! life finds, under another boot id; what was in the page cache alone is gone. And a disk that turns read-only.
 
 use crate::exactly_once::{announced, write_config};
 use crate::harness::*;
@@ -50,6 +50,14 @@ impl Machine {
         // The kernel writes the rest to the old image once nobody uses it.
         self.folder.rename("after", "disk");
         done
+    }
+
+    /// As a command sees it that runs beside this agent.
+    fn beside(&self, agent: &Agent, args: &[&str]) -> Done {
+        let pid = agent.id().to_string();
+        let nsenter = ["nsenter", "--mount", "--target", &pid].map(str::to_owned);
+        let state = self.folder.path("state");
+        self.folder.agent(args).arg("--state-dir").arg(state).within(nsenter).run()
     }
 
     fn status(&mut self) -> serde_json::Value {
@@ -115,4 +123,58 @@ fn two_power_cuts_within_seconds_are_counted_with_exactly_once() {
     let status = machine.status();
     assert!(doubled > 0, "the cuts have taken nothing with them");
     assert!((doubled..=2 * doubled).contains(&announced(&status)), "{doubled} doubled: {}", status["totals"]);
+}
+
+/// The kernel makes the file system read-only under a running agent, as after an error of the disk. Fails when status, the
+/// metrics or the log do not say within 2 s that delivery is blocked and why, when a log line claims that it goes on, or
+/// when the next start with a sound disk loses or doubles a line.
+#[test]
+fn a_disk_that_turns_read_only_is_said_to_block_delivery() {
+    need("nsenter");
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic(1);
+    let mut machine = Machine::new();
+    write_config(&machine.folder, &topic.name, &topic.address, "sync = \"always\"", "");
+    let metrics = machine.folder.path("m.prom");
+    machine.folder.append("c.toml", format!("[metrics]\ntextfile = {metrics:?}\n"));
+    machine.folder.append("f.log", Lines::new("f", 0..10).bytes());
+    let mut agent = machine.boot("run -c c.toml").start();
+    let status = |machine: &Machine, agent: &Agent| -> serde_json::Value {
+        let done = machine.beside(agent, &["status", "--json"]).expect_code(0);
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+    wait_until(SOON, "the first lines are saved", || {
+        let file = &status(&machine, &agent)["files"][0];
+        file["saved"] == file["size"] && file["saved"].as_u64() > Some(0)
+    });
+    let pid = agent.id().to_string();
+    let state = machine.folder.path("state");
+    let abort = ["--mount", "--target", &pid, "mount", "-o", "remount,abort", state.to_str().unwrap()];
+    run("nsenter", &abort, &machine.folder);
+    machine.folder.append("f.log", Lines::new("f", 10..20).bytes());
+    let before = std::time::Instant::now();
+    let limit = optimized(secs(2), secs(6));
+    let said = wait_for(SOON, "status says it", || {
+        let said = status(&machine, &agent);
+        let because = said["files"][0]["stuck_because"].as_str()?;
+        because.contains("state folder").then_some(said)
+    });
+    wait_until(SOON, "the metrics say it", || {
+        let text = fs::read_to_string(&metrics).unwrap_or_default();
+        let is = |line: &str| text.lines().any(|l| l.starts_with(line) && l.ends_with(" 1"));
+        is("logagent_file_stuck{") && is("logagent_state_degraded")
+    });
+    let log = agent.wait_log("nothing is sent until it can be", SOON);
+    assert!(before.elapsed() < limit, "{:?}", before.elapsed());
+    for told in
+        [&said["state"]["degraded"], &said["files"][0]["stuck_because"], &said["topics"][0]["last_error"]]
+    {
+        assert!(told.as_str().unwrap_or_default().contains("Read-only file system"), "{said:#}");
+    }
+    assert!(log.contains("Read-only file system"), "{log}");
+    let log = machine.cut(&mut agent).stderr;
+    assert!(!log.contains("delivery goes on"), "{log}");
+    assert_eq!(topic.end_offsets(), 10);
+    machine.boot("run -c c.toml --once").run_for(PATIENT).expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("f", 0..20)]);
 }
