@@ -70,3 +70,30 @@ fn an_impossible_leader_epoch_is_not_believed_for_ever() {
     agent.stop().expect_code(0);
     Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
 }
+
+/// Another cluster answers behind the same name. Fails when the agent keeps the producer id that the one before gave: in
+/// this one it may be another's, whose numbers would make the broker take new lines for repeated ones.
+#[test]
+fn another_cluster_gives_another_producer_id() {
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..200);
+    Lines::new("f", 0..100).append_to(&folder.path("f.log"));
+    let mut agent = follows(&folder, kafka.address()).start();
+    wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
+    kafka.cluster("another");
+    // What a broker says that has just come: metadata is asked.
+    let refused = kafka.count(Api::Produce) + 1;
+    kafka.script(
+        move |r| if r.api == Api::Produce && r.nth <= refused { Reply::Code(6) } else { Reply::Default },
+    );
+    Lines::new("f", 100..200).append_to(&folder.path("f.log"));
+    wait_until(PATIENT, "all lines", || kafka.stored("t").len() == 200);
+    let log = agent.stop().expect_code(0).stderr;
+    let ids: std::collections::BTreeSet<i64> = kafka.produced().iter().map(|p| p.batch.producer_id).collect();
+    assert_eq!((kafka.count(Api::InitProducerId), ids.len()), (2, 2), "{ids:?}");
+    assert_eq!(kafka.produced().last().map(|p| p.batch.producer_id), ids.last().copied());
+    assert!(log.contains("another cluster") && log.contains("taking a new one"), "{log}");
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
+}

@@ -199,7 +199,11 @@ impl Coordinator {
             }
             News::Metadata { answer, topics } => {
                 self.asking = false;
+                let before = self.cluster.id.clone();
                 let views = self.cluster.learn(answer, &topics, now);
+                if before.is_some() && before != self.cluster.id {
+                    self.shared.event(Event::OtherCluster);
+                }
                 let gone = |(node, w): (&i32, &Worker)| {
                     (self.cluster.node(*node).map(Node::address).as_ref() != Some(&w.address))
                         .then_some(*node)

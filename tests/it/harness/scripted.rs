@@ -152,6 +152,7 @@ struct State {
     topics: BTreeMap<String, BTreeMap<i32, i32>>,
     auto_create: Option<i32>,
     epoch: i32,
+    cluster: String,
     versions: Vec<(i16, i16, i16)>,
     requests: Vec<Request>,
     produced: Vec<Produced>,
@@ -186,6 +187,7 @@ impl Scripted {
             topics: BTreeMap::new(),
             auto_create: None,
             epoch: 1,
+            cluster: "scripted".into(),
             versions: vec![
                 (0, 0, 11),
                 (1, 0, 17),
@@ -246,6 +248,10 @@ impl Scripted {
     /// More brokers in its metadata, at these addresses.
     pub fn also(&self, nodes: impl IntoIterator<Item = SocketAddr>) {
         self.lock().nodes.extend(nodes);
+    }
+    /// The cluster's id in its metadata; "scripted" at first.
+    pub fn cluster(&self, id: &str) {
+        self.lock().cluster = id.into();
     }
     /// The leader epoch of all partitions in its metadata; 1 at first.
     pub fn epoch(&self, epoch: i32) {
@@ -583,7 +589,7 @@ impl State {
             out.tags();
         });
         if v >= 2 {
-            out.string(Some("scripted"));
+            out.string(Some(&self.cluster));
         }
         if v >= 1 {
             out.i32(1);
