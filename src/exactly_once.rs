@@ -300,6 +300,7 @@ impl Journal {
         let Some(why) = self.blocked_because(now) else {
             if self.gate.blocked.take().is_some() {
                 self.board.state().blocked = None;
+                self.board.alarm();
                 log::info!("the state folder is written again, delivery is no longer blocked");
             }
             return;
@@ -320,7 +321,9 @@ impl Journal {
         }
         let blocked = Blocked { why, since, attempts, topics };
         self.board.state().blocked = Some(blocked.clone());
-        self.gate.blocked = Some(blocked);
+        if self.gate.blocked.replace(blocked).is_none() {
+            self.board.alarm();
+        }
     }
 
     fn blocked_because(&mut self, now: Instant) -> Option<String> {

@@ -227,7 +227,7 @@ fn kafka(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Kafka> {
         topic: s.field("topic", topic),
         acks: s.field("acks", acks),
         driver: s.field("driver", named),
-        client_id: s.field("client_id", text),
+        client_id: s.field("client_id", client_id),
         key: s.field("key", record_key),
         partition: s.field("partition", partition),
         compression: s.field("compression", named),

@@ -150,6 +150,15 @@ fn with_port(s: &str) -> String {
     meant.into_iter().find(|m| units::broker(m).is_ok()).unwrap_or_default()
 }
 
+/// What brokers write into their logs; the protocol has room for 32,767 bytes in every request.
+pub fn client_id(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
+    let fits = |s: &str| match s.len() {
+        1..=255 => Ok(s.to_owned()),
+        n => Err(format!("1 to 255 bytes, not {n}")),
+    };
+    walk.parsed(key, v, ("a client id", "\"logagent\""), fits)
+}
+
 /// The topic names that Kafka takes (`org.apache.kafka.common.internals.Topic`).
 pub fn topic(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
     walk.parsed(key, v, ("a topic", "\"web_log\""), topic_name)

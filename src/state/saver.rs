@@ -226,6 +226,7 @@ impl Work {
                 "save positions: {why}; {effect}: make the state folder writable, free or mend its disk"
             );
             self.board.state().degraded = Some(why.clone());
+            self.board.alarm();
             self.trouble = Some(why);
         } else if times.is_power_of_two() {
             log::warn!("save positions: {why} ({times} times)");
@@ -236,6 +237,7 @@ impl Work {
         if self.trouble.take().is_some() {
             log::info!("positions are saved again");
             self.board.state().degraded = None;
+            self.board.alarm();
         }
     }
 
