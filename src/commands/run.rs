@@ -15,7 +15,7 @@ use crate::budget::Budget;
 use crate::checkpoint::{self, Saved};
 use crate::chunk::{Note, Parcel};
 use crate::cli;
-use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
+use crate::config::{self, Config, Delivery, Output, Overrides};
 use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
@@ -56,7 +56,6 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let signals = signals::start().map_err(trouble)?;
     let asked = asked.overrides();
     let config = config::load(&asked)?;
-    plan::refuse_too_much(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let watchdog = Watchdog::from_env(&board.pulse);
@@ -373,14 +372,8 @@ fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
 fn checkpoint_options(config: &Config, giver: Giver) -> checkpoint::Options {
     checkpoint::Options {
         state_dir: config.agent.state_dir.clone(),
-        sync: match config.agent.sync {
-            config::Sync::Always => checkpoint::Sync::Always,
-            config::Sync::Every(time) => checkpoint::Sync::Every(time),
-        },
-        damaged: match config.agent.damaged_state {
-            DamagedState::Refuse => checkpoint::Damaged::Refuse,
-            DamagedState::Beginning => checkpoint::Damaged::Beginning,
-        },
+        sync: config.agent.sync,
+        damaged: config.agent.damaged_state,
         exactly_once: exactly_once(config).map(|_| giver),
     }
 }
