@@ -5,6 +5,8 @@
 //! one run must name all its problems; [`resolve`] merges and checks what they mean together. What is wrong is a
 //! [`problem::Fault`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
 
+#[cfg(test)]
+mod generated;
 mod keys;
 mod names;
 mod nearest;

@@ -1,116 +1,74 @@
 //! What can be wrong with a config, where it stands, and how that is told.
 
+use super::MemoryPlan;
+use super::table::Key;
 use super::units::{Broker, Invalid};
-use crate::error::{Error, ExitCode, Line};
+use crate::error::{Error, ExitCode};
 use std::collections::HashMap;
+use std::fmt::{self, Display};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// One mistake.
+/// One mistake. The first text is the key, if there is one.
 #[derive(Debug)]
 pub enum Fault {
     /// A file of the `.d` folder.
     Unreadable(std::io::Error),
     NotUtf8,
     /// The parser's message, and the line it is about.
-    Syntax {
-        message: String,
-        line: String,
-    },
-    UnknownKey {
-        key: String,
-        table: &'static str,
-        hint: Hint,
-    },
-    EmptyName {
-        key: String,
-    },
-    MissingKey {
-        key: &'static str,
-        table: &'static str,
-        example: &'static str,
-    },
-    MissingTopic {
-        alone: bool,
-    },
+    Syntax(String, String),
+    /// With the table it is in.
+    UnknownKey(String, &'static str, Hint),
+    /// With its table and an example.
+    MissingKey(&'static Key, &'static str),
+    MissingTopic,
     NoFiles,
     NotTables,
-    Type {
-        key: String,
-        is: &'static str,
-        wanted: &'static str,
-        example: String,
-    },
-    Value {
-        key: String,
-        value: String,
-        wanted: &'static str,
-        why: Invalid,
-        example: String,
-    },
-    Word {
-        key: String,
-        value: String,
-        words: Vec<String>,
-        nearest: Option<&'static str>,
-    },
+    /// What it is, what is wanted, and an example.
+    Type(String, &'static str, &'static str, String),
+    /// With the value.
+    Value(String, String, Expected),
+    /// With the value, all words, and the nearest.
+    Word(String, String, Vec<String>, Option<&'static str>),
     /// As `Word`, where not all that can be written are words.
-    Choice {
-        key: String,
-        value: String,
-        choices: &'static str,
-    },
-    Range {
-        key: String,
-        from: u64,
-        to: u64,
-    },
-    Bytes {
-        key: String,
-    },
-    NoTime {
-        key: String,
-    },
-    EmptyList {
-        key: String,
-        example: &'static str,
-    },
-    RelativePath {
-        key: String,
-        path: String,
-    },
-    KeySources {
-        choices: &'static str,
-    },
+    Choice(String, String, &'static str),
+    /// Not from the first number to the second.
+    Range(String, u64, u64),
+    Bytes(String),
+    /// A duration of zero.
+    NoTime(String),
+    /// With an example.
+    EmptyList(String, &'static str),
+    /// A name within the key's value.
+    EmptyName(String),
+    /// With the path.
+    RelativePath(String, String),
+    /// With what can be written.
+    KeySources(&'static str),
     MultilineSources,
-    Placeholder {
-        name: String,
-        text: String,
-    },
+    /// A name in `fields` or `headers`, and its text.
+    Placeholder(String, String),
     /// Only the modern driver does this.
-    Classic {
-        what: &'static str,
-    },
+    Classic(&'static str),
     ExactlyOnceAcks,
-    ExactlyOnceBatch {
-        most: usize,
-    },
+    /// With the most bytes.
+    ExactlyOnceBatch(usize),
     HashWithoutKey,
     StickyWithKey,
     CertWithoutKey,
     KeyWithoutCert,
-    PlainWithoutTls {
-        broker: Broker,
-    },
+    PlainWithoutTls(Broker),
     ReopenWithoutFollow,
     FieldsOfRaw,
-    Memory {
-        memory: usize,
-        topics: usize,
-        per_topic: usize,
-        encoding: usize,
-        needed: usize,
-    },
+    Memory(usize, MemoryPlan),
+}
+
+/// What a text should have been.
+#[derive(Debug)]
+pub struct Expected {
+    pub wanted: &'static str,
+    pub why: Invalid,
+    pub example: String,
 }
 
 /// Where an unknown key may have been meant to go.
@@ -121,142 +79,120 @@ pub enum Hint {
     Known(Vec<&'static str>),
 }
 
-impl Fault {
-    /// What is wrong, and what to write instead.
-    fn told(&self) -> (String, String) {
+/// What is wrong, and what to write instead.
+impl Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use Fault::*;
-        let (what, instead) = match self {
-            Unreadable(e) => {
-                return (format!("cannot be read: {e}"), "let the agent's user read it, or remove it".into());
+        match self {
+            Unreadable(e) => write!(f, "cannot be read: {e}; let the agent's user read it, or remove it"),
+            NotUtf8 => f.write_str("a byte that is not UTF-8; save the file as UTF-8"),
+            Syntax(message, line) => write!(f, "{message}; correct the TOML of this line: {line}"),
+            UnknownKey(key, table, hint) => {
+                write!(f, "unknown key `{key}` in {table}; ")?;
+                match hint {
+                    Hint::Nearest(near) => write!(f, "did you mean `{near}`?"),
+                    Hint::Elsewhere(table) => write!(f, "it belongs in {table}"),
+                    Hint::Known(known) => write!(f, "known here: {}", known.join(", ")),
+                }
             }
-            NotUtf8 => ("a byte that is not UTF-8", "save the file as UTF-8"),
-            Syntax { message, line } => {
-                return (message.clone(), format!("correct the TOML of this line: {line}"));
-            }
-            UnknownKey { key, table, hint } => {
-                let instead = match hint {
-                    Hint::Nearest(near) => format!("did you mean `{near}`?"),
-                    Hint::Elsewhere(table) => format!("it belongs in {table}"),
-                    Hint::Known(known) => format!("known here: {}", known.join(", ")),
-                };
-                return (format!("unknown key `{key}` in {table}"), instead);
-            }
-            EmptyName { key } => return (format!("a name in `{key}` is empty"), "give it a name".into()),
-            MissingKey { key, table, example } => {
-                let instead = format!("write {key} = {example}");
+            EmptyName(key) => write!(f, "a name in `{key}` is empty; give it a name"),
+            MissingKey(Key { name: key, value: example, .. }, table) => {
                 let or = if *key == "brokers" { ", or run with --output stdout" } else { "" };
-                return (format!("`{key}` is missing in {table}"), instead + or);
+                write!(f, "`{key}` is missing in {table}; write {key} = {example}{or}")
             }
-            MissingTopic { alone: true } => {
-                ("`topic` is missing in [kafka]", "write topic = \"web_log\", or give --topic")
-            }
-            MissingTopic { alone: false } => (
-                "`topic` is missing in [kafka], and not every [[files]] has its own",
-                "write topic = \"web_log\" in [kafka], or one in each [[files]]",
+            MissingTopic => f.write_str(
+                "`topic` is missing in [kafka], and not every [[files]] has its own; write topic = \"web_log\" in \
+                 [kafka], or one in each [[files]], or give --topic",
             ),
-            NoFiles => ("there is no [[files]]", "write [[files]] and below it paths = [\"/var/log/…\"]"),
-            NotTables => ("`files` is not a list of tables", "write [[files]] above the keys of each"),
-            Type { key, is, wanted, example } => {
-                return (format!("`{key}` is {is}, not {wanted}"), format!("write {key} = {example}"));
+            NoFiles => {
+                f.write_str("there is no [[files]]; write [[files]] and below it paths = [\"/var/log/…\"]")
             }
-            Value { key, value, wanted, why, example } => {
-                let what = format!("`{key}`: {value:?} is not {wanted}: {why}");
-                return (what, format!("write for example {key} = {example}"));
+            NotTables => f.write_str("`files` is not a list of tables; write [[files]] above the keys of each"),
+            Type(key, is, wanted, example) => {
+                write!(f, "`{key}` is {is}, not {wanted}; write {key} = {example}")
             }
-            Word { key, value, words, nearest } => {
-                let instead = match nearest {
-                    Some(near) => format!("did you mean {near:?}?"),
-                    None => format!("write {}", words.join(" or ")),
-                };
-                return (format!("`{key}` cannot be {value:?}"), instead);
+            Value(key, value, Expected { wanted, why, example }) => {
+                write!(f, "`{key}`: {value:?} is not {wanted}: {why}; write for example {key} = {example}")
             }
-            Choice { key, value, choices } => {
-                return (format!("`{key}` cannot be {value}"), format!("write {choices}"));
+            Word(key, value, _, Some(near)) => {
+                write!(f, "`{key}` cannot be {value:?}; did you mean {near:?}?")
             }
-            Bytes { key } => {
-                let what = format!("`{key}` is not from 1 byte to 1 GiB");
-                return (what, "write a size such as \"8MiB\"".into());
+            Word(key, value, words, None) => {
+                write!(f, "`{key}` cannot be {value:?}; write {}", words.join(" or "))
             }
-            Range { key, from, to } => {
-                return (
-                    format!("`{key}` is not from {from} to {to}"),
-                    "write a number in that range".into(),
-                );
+            Choice(key, value, choices) => write!(f, "`{key}` cannot be {value}; write {choices}"),
+            Range(key, from, to) => {
+                write!(f, "`{key}` is not from {from} to {to}; write a number in that range")
             }
-            NoTime { key } => {
-                return (format!("`{key}` is no time at all"), format!("write {key} = \"1s\" or longer"));
+            Bytes(key) => {
+                write!(f, "`{key}` is not from 1 byte to 1 GiB; write a size such as \"8MiB\"")
             }
-            EmptyList { key, example } => {
-                return (format!("`{key}` is empty"), format!("write {key} = {example}"));
-            }
-            RelativePath { key, path } => {
-                let instead = "begin it with /, because a service has no folder of its own to start from";
-                return (format!("`{key}`: {path:?} is a relative path"), instead.into());
-            }
-            KeySources { choices } => {
-                return ("`key` has not exactly one source".into(), format!("write key = {choices}"));
-            }
-            MultilineSources => (
-                "`multiline` does not have exactly one of `start` and `continue`",
-                "write the one that says which lines belong together",
+            NoTime(key) => write!(f, "`{key}` is no time at all; write {key} = \"1s\" or longer"),
+            EmptyList(key, example) => write!(f, "`{key}` is empty; write {key} = {example}"),
+            RelativePath(key, path) => write!(
+                f,
+                "`{key}`: {path:?} is a relative path; begin it with /, because a service has no folder of its own to \
+                 start from"
             ),
-            Placeholder { name, text } => {
-                let what = format!("{text:?} of {name:?} has a ${{…}} that is not ${{host}}");
-                return (what, "write ${host}, or leave out the $".into());
-            }
-            Classic { what } => {
-                let what = format!("the classic driver, which `driver` asks for, cannot do {what}");
-                return (what, "write driver = \"auto\" or \"modern\", or take this out".into());
-            }
-            ExactlyOnceAcks => (
-                "exactly-once needs the acknowledgement of all in-sync replicas",
-                "write acks = \"all\", or delivery = \"at-least-once\" in [agent]",
+            KeySources(choices) => write!(f, "`key` has not exactly one source; write key = {choices}"),
+            MultilineSources => f.write_str(
+                "`multiline` does not have exactly one of `start` and `continue`; write the one that says which lines \
+                 belong together",
             ),
-            ExactlyOnceBatch { most } => {
+            Placeholder(name, text) => write!(
+                f,
+                "{text:?} of {name:?} has a ${{…}} that is not ${{host}}; write ${{host}}, or leave out the $"
+            ),
+            Classic(what) => write!(
+                f,
+                "the classic driver, which `driver` asks for, cannot do {what}; write driver = \"auto\" or \"modern\", \
+                 or take this out"
+            ),
+            ExactlyOnceAcks => f.write_str(
+                "exactly-once needs the acknowledgement of all in-sync replicas; write acks = \"all\", or delivery = \
+                 \"at-least-once\" in [agent]",
+            ),
+            ExactlyOnceBatch(most) => {
                 let most = most >> 20;
-                let what = format!("delivery = \"exactly-once\" takes no batches over {most} MiB");
-                return (what, format!("write batch = \"{most}MiB\" or less"));
+                write!(
+                    f,
+                    "delivery = \"exactly-once\" takes no batches over {most} MiB; write batch = \"{most}MiB\" or less"
+                )
             }
-            HashWithoutKey => (
-                "`partition` is by the hash of the key, and there is no `key`",
-                "write for example key = \"path\", or partition = \"sticky\"",
+            HashWithoutKey => f.write_str(
+                "`partition` is by the hash of the key, and there is no `key`; write for example key = \"path\", or \
+                 partition = \"sticky\"",
             ),
-            StickyWithKey => (
-                "`partition` = \"sticky\" ignores the `key`, so lines with the same key would lose their order",
-                "write partition = \"hash\", or leave it out",
+            StickyWithKey => f.write_str(
+                "`partition` = \"sticky\" ignores the `key`, so lines with the same key would lose their order; write \
+                 partition = \"hash\", or leave it out",
             ),
-            CertWithoutKey => {
-                ("a client certificate without its `key`", "name both `cert` and `key`, or neither")
+            CertWithoutKey => f.write_str(
+                "a client certificate without its `key`; name both `cert` and `key`, or neither",
+            ),
+            KeyWithoutCert => {
+                f.write_str("a client key without its `cert`; name both `cert` and `key`, or neither")
             }
-            KeyWithoutCert => ("a client key without its `cert`", "name both `cert` and `key`, or neither"),
-            PlainWithoutTls { broker } => {
-                let instead = "write [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, where the network path is safe, \
-                               plain_without_tls = true in [kafka.sasl]";
-                let what = format!("PLAIN without TLS would send the password readably to {broker}");
-                return (what, instead.into());
-            }
-            ReopenWithoutFollow => (
-                "`reopen` without `follow`: a file that is read once is not waited for",
-                "take out one of them",
+            PlainWithoutTls(broker) => write!(
+                f,
+                "PLAIN without TLS would send the password readably to {broker}; write [kafka.tls], or mechanism = \
+                 \"SCRAM-SHA-512\", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
             ),
-            FieldsOfRaw => (
-                "`fields` has no place in a record that is the line alone",
-                "write format = \"json\", or use headers",
+            ReopenWithoutFollow => f.write_str(
+                "`reopen` without `follow`: a file that is read once is not waited for; take out one of them",
             ),
-            Memory { memory, topics, per_topic, encoding, needed } => {
-                let topics = if *topics == 1 { "1 topic".into() } else { format!("{topics} topics") };
-                let what = format!(
-                    "`memory` of {memory} bytes is too small for {topics}: {per_topic} bytes for each (its longest \
-                     line, and tables) and {encoding} to encode are needed"
-                );
-                let least = needed.div_ceil(1 << 10);
-                return (
-                    what,
-                    format!("write memory = \"{least}KiB\" or more in [agent], or a smaller max_line"),
-                );
-            }
-        };
-        (what.into(), instead.into())
+            FieldsOfRaw => f.write_str(
+                "`fields` has no place in a record that is the line alone; write format = \"json\", or use headers",
+            ),
+            Memory(memory, MemoryPlan { encoding, topics, per_topic, needed }) => write!(
+                f,
+                "`memory` of {memory} bytes is too small for {topics} topic{}: {per_topic} bytes for each (its longest \
+                 line, and tables) and {encoding} to encode are needed; write memory = \"{}KiB\" or more in [agent], or \
+                 a smaller max_line",
+                if *topics == 1 { "" } else { "s" },
+                needed.div_ceil(1 << 10),
+            ),
+        }
     }
 }
 
@@ -314,7 +250,7 @@ impl Problems {
         let text = &self.docs[doc].text;
         let (number, _) = line_and_column(text, at);
         let line = text.lines().nth(number - 1).unwrap_or_default().trim().to_owned();
-        self.add_broken(doc, at, span, Fault::Syntax { message: message.into(), line });
+        self.add_broken(doc, at, span, Fault::Syntax(message.into(), line));
     }
 
     pub fn add_broken(&mut self, doc: usize, at: usize, span: Range<usize>, fault: Fault) {
@@ -369,15 +305,14 @@ impl Problems {
     }
 
     /// `FILE:LINE:COL`, what is wrong, what to write instead; in the order of the files.
-    fn into_lines(mut self) -> Vec<Line> {
+    fn into_lines(mut self) -> Vec<String> {
         self.found.sort_by_key(|(place, _)| *place);
         let line = |(place, fault): &(Place, Fault)| {
             let doc = &self.docs[place.doc];
             let (line, column) = line_and_column(&doc.text, place.at);
-            let (what, instead) = fault.told();
-            Line::new(format!("{}:{line}:{column}", doc.path.display()), what, instead)
+            format!("{}:{line}:{column}: {fault}", doc.path.display())
         };
-        let mut lines: Vec<Line> = self.found.iter().map(line).collect();
+        let mut lines: Vec<String> = self.found.iter().map(line).collect();
         lines.dedup();
         lines
     }
@@ -423,7 +358,7 @@ mod tests {
         let two = p.add_file(Path::new("/2"), "a");
         p.add(Place { doc: two, at: 0 }, Fault::NoFiles);
         p.add(Place { doc: one, at: 2 }, Fault::NotUtf8);
-        let whats: Vec<String> = p.into_lines().into_iter().map(|l| l.what).collect();
-        assert_eq!(whats, ["/1:2:1", "/2:1:1"]);
+        let lines = p.into_lines();
+        assert!(lines[0].starts_with("/1:2:1: ") && lines[1].starts_with("/2:1:1: "), "{lines:?}");
     }
 }

@@ -71,7 +71,7 @@ pub fn kafka(
     r.check_classic(&written, Delivery::AtLeastOnce);
     let topic = asked.topic.clone().or(written.kafka.topic.clone());
     if topic.is_none() && !r.problems.has(KAFKA, "topic") {
-        r.missing(r.problems.header_of(KAFKA), Fault::MissingTopic { alone: true });
+        r.missing(r.problems.header_of(KAFKA), Fault::MissingTopic);
     }
     Ok((written.kafka, topic.unwrap_or_default()))
 }
@@ -141,7 +141,7 @@ impl Resolver<'_> {
             self.problems.add_at(KAFKA, "acks", Fault::ExactlyOnceAcks);
         }
         if delivery == Delivery::ExactlyOnce && kafka.batch > LARGEST_INTENT {
-            self.problems.add_at(KAFKA, "batch", Fault::ExactlyOnceBatch { most: LARGEST_INTENT });
+            self.problems.add_at(KAFKA, "batch", Fault::ExactlyOnceBatch(LARGEST_INTENT));
         }
         self.check_plain(kafka);
     }
@@ -152,7 +152,7 @@ impl Resolver<'_> {
         let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
         let other = kafka.brokers.iter().find(|b| !b.is_loopback());
         if let (Mechanism::Plain, false, Some(broker)) = (sasl.mechanism, allowed, other) {
-            self.problems.add_at(SASL, "mechanism", Fault::PlainWithoutTls { broker: broker.clone() });
+            self.problems.add_at(SASL, "mechanism", Fault::PlainWithoutTls(broker.clone()));
         }
     }
 
@@ -172,7 +172,7 @@ impl Resolver<'_> {
         }
         beyond.extend((0..written.files.len()).map(|i| (("[[files]]", i), "headers", "headers")));
         for (table, key, what) in beyond {
-            self.problems.add_at(table, key, Fault::Classic { what });
+            self.problems.add_at(table, key, Fault::Classic(what));
         }
     }
 
@@ -207,19 +207,18 @@ impl Resolver<'_> {
             }
         }
         if is_lacking && common.is_none() && !stdout && !self.problems.has(KAFKA, "topic") {
-            self.missing(self.problems.header_of(KAFKA), Fault::MissingTopic { alone: false });
+            self.missing(self.problems.header_of(KAFKA), Fault::MissingTopic);
         }
     }
 
     /// A budget that is too small would stop a file for ever at its first long line.
     fn check_memory(&mut self, config: &Config) {
-        let MemoryPlan { encoding, topics, per_topic, needed } = config.memory_plan();
-        let memory = config.agent.memory;
+        let (memory, plan) = (config.agent.memory, config.memory_plan());
         let place = self.problems.place_of(AGENT, "memory").or(self.problems.place_of(KAFKA, "batch"));
         if let Some(place) = place.or(self.top)
-            && memory < needed
+            && memory < plan.needed
         {
-            self.problems.add(place, Fault::Memory { memory, topics, per_topic, encoding, needed });
+            self.problems.add(place, Fault::Memory(memory, plan));
         }
     }
 }

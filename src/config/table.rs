@@ -14,6 +14,7 @@ pub type Value<'t> = Spanned<DeValue<'t>>;
 pub type Read<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
 
 /// A table of the config, or an inline table that is the value of a key.
+#[derive(Debug)]
 pub struct Table {
     /// As the operator sees it: `[kafka]`; an inline table has its key's name.
     pub name: &'static str,
@@ -23,6 +24,7 @@ pub struct Table {
 }
 
 /// Everything there is to say of a key, except how its value is read: the macro has that.
+#[derive(Debug)]
 pub struct Key {
     pub name: &'static str,
     /// TOML.
@@ -70,6 +72,7 @@ pub enum Reload {
 }
 
 #[cfg(test)]
+#[derive(Debug)]
 pub struct TableDocs {
     /// Commented out in the example.
     pub optional: bool,
@@ -77,6 +80,7 @@ pub struct TableDocs {
 }
 
 #[cfg(test)]
+#[derive(Debug)]
 pub struct KeyDocs {
     pub kind: fn() -> String,
     pub note: &'static str,
@@ -230,7 +234,7 @@ impl<'p> Walk<'p> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.wrong(v.span(), Fault::Type { key: key.into(), is, wanted, example: example.into() });
+        self.wrong(v.span(), Fault::Type(key.into(), is, wanted, example.into()));
     }
 
     /// The table at `v` as its description says, its keys known as those of source number `self.source`.
@@ -262,7 +266,7 @@ impl<'p> Walk<'p> {
                 (None, Some(other)) => Hint::Elsewhere(other),
                 (None, None) => Hint::Known(known.to_vec()),
             };
-            self.wrong(key.span(), Fault::UnknownKey { key: name.into(), table, hint });
+            self.wrong(key.span(), Fault::UnknownKey(name.into(), table, hint));
         }
     }
 }
@@ -298,7 +302,7 @@ impl Section<'_, '_, '_> {
         for key in self.table.keys {
             let is_there = self.values.is_some_and(|t| t.contains_key(key.name));
             if key.shown == Shown::Required && !is_there && !self.walk.given.contains(&key.name) {
-                let fault = Fault::MissingKey { key: key.name, table: self.table.name, example: key.value };
+                let fault = Fault::MissingKey(key, self.table.name);
                 self.walk.problems.add_missing(self.place, fault);
             }
         }

@@ -3,7 +3,7 @@
 use super::keys::{KeyTable, MultilineTable, PartitionTable, Tls};
 use super::names::{Named, by_name};
 use super::nearest::nearest;
-use super::problem::Fault;
+use super::problem::{Expected, Fault};
 use super::table::{Described, Read, Value, Walk};
 use super::units::{self, Invalid};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Pattern, Sasl, Start, Sync};
@@ -34,8 +34,8 @@ fn parsed<T>(
         walk.mismatch(key, v, wanted, example);
         return None;
     };
-    let wrong = |why| Fault::Value { key: key.into(), value: s.into(), wanted, why, example: example.into() };
-    parse(s).map_err(|why| walk.wrong(v.span(), wrong(why))).ok()
+    let expected = |why| Expected { wanted, why, example: example.into() };
+    parse(s).map_err(|why| walk.wrong(v.span(), Fault::Value(key.into(), s.into(), expected(why)))).ok()
 }
 
 pub fn text(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
@@ -64,7 +64,7 @@ fn number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, (from, to): (u64, u64))
     };
     let n = found.ok().filter(|n| (from..=to).contains(n));
     if n.is_none() {
-        walk.wrong(v.span(), Fault::Range { key: key.into(), from, to });
+        walk.wrong(v.span(), Fault::Range(key.into(), from, to));
     }
     n
 }
@@ -85,7 +85,7 @@ pub fn word<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T
         walk.mismatch(key, v, "one of these words", &words.join(" or "));
         return None;
     };
-    let wrong = || Fault::Word { key: key.into(), value: s.into(), words, nearest: nearest(s, names) };
+    let wrong = || Fault::Word(key.into(), s.into(), words, nearest(s, names));
     by_name(s).map_err(|_| walk.wrong(v.span(), wrong())).ok()
 }
 
@@ -102,7 +102,7 @@ pub fn bytes(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
     let n = size(walk, key, v)?;
     let fits = usize::try_from(n).ok().filter(|n| (1..=1 << 30).contains(n));
     if fits.is_none() {
-        walk.wrong(v.span(), Fault::Bytes { key: key.into() });
+        walk.wrong(v.span(), Fault::Bytes(key.into()));
     }
     fits
 }
@@ -123,7 +123,7 @@ pub fn duration(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duratio
 pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
     let d = duration(walk, key, v)?;
     if d.is_zero() {
-        walk.wrong(v.span(), Fault::NoTime { key: key.into() });
+        walk.wrong(v.span(), Fault::NoTime(key.into()));
         return None;
     }
     Some(d)
@@ -132,7 +132,7 @@ pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
 pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     let s = text(walk, key, v)?;
     if !s.starts_with('/') || s.contains('\0') {
-        walk.wrong(v.span(), Fault::RelativePath { key: key.into(), path: s });
+        walk.wrong(v.span(), Fault::RelativePath(key.into(), s));
         return None;
     }
     Some(s.into())
@@ -224,7 +224,7 @@ fn not_empty<T>(
     example: &'static str,
 ) -> Option<Vec<T>> {
     if all.is_empty() {
-        walk.wrong(v.span(), Fault::EmptyList { key: key.into(), example });
+        walk.wrong(v.span(), Fault::EmptyList(key.into(), example));
         return None;
     }
     Some(all)
@@ -242,14 +242,14 @@ pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(Strin
         match value.get_ref().as_str() {
             Some(s) if s.replace("${host}", "").contains("${") => {
                 let name = name.get_ref().to_string();
-                walk.wrong(v.span(), Fault::Placeholder { name, text: s.into() });
+                walk.wrong(v.span(), Fault::Placeholder(name, s.into()));
                 good = false;
             }
             Some(s) if !name.get_ref().is_empty() => {
                 all.push((name.get_ref().to_string(), s.replace("${host}", &walk.host)));
             }
             Some(_) => {
-                walk.wrong(name.span(), Fault::EmptyName { key: key.into() });
+                walk.wrong(name.span(), Fault::EmptyName(key.into()));
                 good = false;
             }
             None => {
@@ -300,7 +300,7 @@ pub fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
         Some(Ok(1)) => Some(Acks::One),
         Some(_) => {
             let value = v.get_ref().as_integer().map_or("another number", |n| n.as_str()).into();
-            walk.wrong(v.span(), Fault::Choice { key: key.into(), value, choices: "\"all\", 1 or 0" });
+            walk.wrong(v.span(), Fault::Choice(key.into(), value, "\"all\", 1 or 0"));
             None
         }
         None => word(walk, key, v),
@@ -313,7 +313,7 @@ pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> 
         Some("host") => return Some(Key::Constant(walk.host.clone().into_bytes())),
         Some(other) => {
             let value = format!("{other:?}");
-            walk.wrong(v.span(), Fault::Choice { key: key.into(), value, choices: RECORD_KEYS });
+            walk.wrong(v.span(), Fault::Choice(key.into(), value, RECORD_KEYS));
             return None;
         }
         None => {}
@@ -326,7 +326,7 @@ pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> 
     let id = (KeyTable::TABLE.name, walk.source);
     let sources = ["constant", "regex", "field"].iter().filter(|k| walk.problems.has(id, k)).count();
     if sources != 1 {
-        walk.wrong(v.span(), Fault::KeySources { choices: RECORD_KEYS });
+        walk.wrong(v.span(), Fault::KeySources(RECORD_KEYS));
         return None;
     }
     let constant = found.constant.map(|c| Key::Constant(c.into_bytes()));
