@@ -9,13 +9,14 @@
 mod generated;
 mod keys;
 mod names;
-mod nearest;
+
 mod problem;
 mod read;
 mod resolve;
 mod table;
 mod units;
 mod values;
+mod words;
 
 pub use crate::checkpoint::{Damaged, Sync};
 use crate::chunk::{Chunk, Format, Key, Line};
@@ -28,11 +29,11 @@ use crate::tail::Hold;
 pub use crate::tail::Start;
 use crate::tail::framing::{Joint, Multiline};
 pub use keys::{Agent, Kafka, Source, Tls};
-pub use names::{Named, by_name};
 use problem::Problems;
 use std::path::{Path, PathBuf};
 pub use table::{Described, Key as ConfigKey, Reload, Shown, Table, differ};
 pub use units::{Broker, brokers, topic as topic_name};
+pub use words::{Named, by_name};
 
 /// Read when neither `-c` nor a FILE is given.
 pub const DEFAULT_FILE: &str = "/etc/logagent.toml";

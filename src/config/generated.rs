@@ -40,8 +40,8 @@ reports all problems at once, each with file, line and column. Options of the co
 .PP
 On SIGHUP
 .RB ( \"systemctl reload logagent\" )
-a running agent reads the files again. Most keys take effect at once; the others keep their old value until a restart,
-and the log names them. A configuration with problems changes nothing.
+a running agent reads the files again. Each key below says whether its new value takes effect at once or needs a
+restart; the log names those that do. A configuration with problems changes nothing.
 .SS Values
 .TP
 size
@@ -121,9 +121,9 @@ fn comment(out: &mut String, text: &str) {
 fn page() -> String {
     let mut out = PAGE_HEAD.to_owned();
     for table in TABLES {
-        let _ = writeln!(out, ".SH {}", roff(table.name).to_uppercase().replace("\\(DQ", "\\(dq"));
-        if !table.docs.text.is_empty() {
-            let _ = writeln!(out, "{}", roff(table.docs.text));
+        let _ = writeln!(out, ".SH {}", roff(table.name));
+        for text in [table.docs.text].into_iter().filter(|t| !t.is_empty()) {
+            let _ = writeln!(out, "{}", roff(text));
         }
         keys(&mut out, table);
     }
@@ -137,14 +137,13 @@ fn keys(out: &mut String, table: &Table) {
             let _ = writeln!(out, "The table {}, below.", roff(key.value));
             continue;
         }
-        let _ = write!(out, "{}; {}", roff(&(key.docs.kind)()), roff(&default(key)));
+        for text in [key.docs.text, key.docs.more].into_iter().filter(|t| !t.is_empty()) {
+            let _ = writeln!(out, "{}", roff(text));
+        }
+        let _ = writeln!(out, ".br\nType: {}. {}.", roff(&(key.docs.kind)()), roff(&default(key)));
         // Within a value, the rule of the value's own key applies.
         if !table.name.starts_with('`') {
-            let _ = write!(out, "; {}", rule(key.reload));
-        }
-        let _ = writeln!(out, ".");
-        for text in [key.docs.text, key.docs.more].into_iter().filter(|t| !t.is_empty()) {
-            let _ = writeln!(out, ".br\n{}", roff(text));
+            let _ = writeln!(out, "Reload: {}.", roff(rule(key.reload)));
         }
         if let Some(inner) = key.docs.inner {
             let _ = writeln!(out, ".RS");
@@ -156,26 +155,23 @@ fn keys(out: &mut String, table: &Table) {
 
 fn default(key: &Key) -> String {
     match key.shown {
-        Shown::Instance if matches!(key.value, "[]" | "{}") => format!("for example {}", key.docs.note),
-        Shown::Default | Shown::Instance => format!("default {}", key.value),
-        Shown::Computed => format!("default {}", key.docs.note),
-        Shown::Required => format!("required, for example {}", key.value),
-        Shown::Example | Shown::Sample | Shown::Table => format!("for example {}", key.value),
+        Shown::Instance if matches!(key.value, "[]" | "{}") => {
+            format!("Default: none. Example: {}", key.docs.note)
+        }
+        Shown::Default | Shown::Instance => format!("Default: {}", key.value),
+        Shown::Computed => format!("Default: {}", key.docs.note),
+        Shown::Required => format!("Required. Example: {}", key.value),
+        Shown::Example | Shown::Sample | Shown::Table => format!("Default: none. Example: {}", key.value),
     }
 }
 
 fn rule(reload: Reload) -> &'static str {
     match reload {
-        Reload::AtOnce => "a reload applies it at once",
-        Reload::Reconnects => "a reload applies it at once, over new connections",
-        Reload::Restart => "a change needs a restart",
-        Reload::AtOnceOrRestart => {
-            "a reload applies it at once, but with exactly-once a change needs a restart"
-        }
-        Reload::ReconnectsOrRestart => {
-            "a reload applies it at once, over new connections, but with exactly-once a change needs a restart"
-        }
-        Reload::OfFiles => "a reload applies it at once",
+        Reload::AtOnce | Reload::OfFiles => "at once",
+        Reload::Reconnects => "at once, over new connections",
+        Reload::Restart => "needs a restart",
+        Reload::AtOnceOrRestart => "at once; with exactly-once needs a restart",
+        Reload::ReconnectsOrRestart => "at once, over new connections; with exactly-once needs a restart",
     }
 }
 

@@ -35,9 +35,9 @@ table! {
             "It is split between the topics. More helps on links with a long delay. The check command says how much \
              is needed, and the worst case for the whole process.";
         delivery: Delivery = word(words::<Delivery>()), Default("\"at-least-once\""), Restart,
-            "Or \"exactly-once\": also across crashes of the agent and of the broker (Kafka from 2.8, acks = \"all\").",
-            "With exactly-once no line is stored twice, also when agent or broker is killed. It needs the modern \
-             driver and the right to READ the topics.";
+            "With \"exactly-once\" no line is stored twice, also when agent or broker crashes (Kafka from 2.8, acks = \
+             \"all\").",
+            "It needs the modern driver and the right to READ the topics.";
         sync: Sync = sync("duration, or \"always\""), Default("\"30s\""), Restart,
             "How often positions are forced to the disk; after a power cut, lines since then are sent again. \
              \"always\": also before each request, so that exactly-once survives power cuts.",
@@ -71,14 +71,14 @@ table! {
             "Change it only to pin one of the two.";
         client_id: String = text("text"), Default("\"logagent\""), Reconnects, "",
             "Tells agents apart in the logs, metrics and quotas of the broker.";
-        key: Option<RecordKey> = record_key("\"path\", \"host\", or a table with one of these keys" => KeyTable),
+        key: Option<RecordKey> = record_key("\"path\", \"host\", or a table with one key" => KeyTable),
             Example("\"path\""), AtOnce,
             "The record's key: \"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or \
              { field = \"user.id\" } of a JSON line. Without it records have none.",
             "Needed for order per file or per user, and by compacted topics.";
-        partition: Partitioner = partition("word, or a table with this key" => PartitionTable),
+        partition: Partitioner = partition(words::<Partitioner>() + ", or a table with one key" => PartitionTable),
             Computed("\"hash\"", "\"hash\" with a key, else \"sticky\""), AtOnce,
-            "By the key's hash if there is a key; else \"sticky\": one partition for what is sent together, the \
+            "By the hash of the key if there is one; else \"sticky\": one partition for what is sent together, the \
              cheapest. Also \"round-robin\", \"random\", { fixed = 0 }. Only lines of one partition keep their order.",
             "\"hash\" chooses the same partition as the Java client of Kafka.";
         compression: Codec = word(words::<Codec>()), Default("\"none\""), Reconnects,
@@ -162,7 +162,7 @@ table! {
              rotated ones are read to their end.",
             "A file that two tables match is read once, by the first.";
         exclude: Vec<String> = exclusions("glob or list of globs"), Instance("[]", "[\"*.gz\"]"), AtOnce,
-            "Without / for the file's name, with / for the whole path.";
+            "Leave these out: without / for the file's name, with / for the whole path.";
         topic: Option<String> = topic("topic"), Example("\"nginx\""), AtOnce,
             "Overrides the one in [kafka].";
         start: Start = start("\"end\", \"beginning\" or an offset in bytes"), Default("\"end\""), AtOnce,
@@ -195,8 +195,7 @@ table! {
             "Several lines as one record: `start` matches the first line of each, or `continue` each line but the \
              first.";
         include: Vec<Regex> = patterns("regular expression or list"), Instance("[]", "['\"(GET|POST) ']"), AtOnce,
-            "Only lines that one of these matches, and none of these.",
-            "Of drop: a line that one of those matches is not sent.";
+            "Only lines that one of these matches and none of drop.";
         drop: Vec<Regex> = patterns("regular expression or list"), Instance("[]", "['\"GET /health ']"), AtOnce, "",
             "Lines that one of these matches are not sent.";
         skip_empty: bool = flag("true or false"), Default("false"), AtOnce, "", "Leave out empty lines.";
@@ -215,8 +214,8 @@ table! {
 
 table! {
     for Hold "`deleted_hold`" false "" {
-        bytes: u64 = size("size"), Default("\"1GiB\""), AtOnce, "Over all deleted files of one path.";
-        time: Duration = duration("duration"), Default("\"7d\""), AtOnce, "Since the file was deleted.";
+        bytes: u64 = size("size"), Default("\"1GiB\""), AtOnce, "Undelivered bytes of all deleted files of one path.";
+        time: Duration = duration("duration"), Default("\"7d\""), AtOnce, "Since the file last changed.";
     }
 }
 

@@ -1,11 +1,10 @@
 //! Readers for the values of keys. A reader reports a wrong value at its place and then gives `None`.
 
 use super::keys::{KeyTable, MultilineTable, PartitionTable, Tls};
-use super::names::{Named, by_name};
-use super::nearest::nearest;
 use super::problem::{Expected, Fault};
 use super::table::{Described, Read, Value, Walk};
 use super::units::{self, Invalid};
+use super::words::{Named, by_name, nearest};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Pattern, Sasl, Start, Sync};
 use regex::bytes::Regex;
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ const RECORD_KEYS: &str =
 #[cfg(test)]
 pub fn words<T: Named>() -> String {
     let names: Vec<String> = T::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
-    names.join(", ")
+    names.join(" or ")
 }
 
 /// A text that `parse` understands.
