@@ -28,6 +28,7 @@ pub use crate::ship::modern::sasl::{Mechanism, Options as Sasl};
 use crate::tail::Hold;
 pub use crate::tail::Start;
 use crate::tail::framing::{Joint, Multiline};
+use crate::watch::pattern::Pattern;
 pub use keys::{Agent, Kafka, Source, Tls};
 use problem::Problems;
 use std::path::{Path, PathBuf};
@@ -75,14 +76,6 @@ pub enum Driver {
     Auto,
     Classic,
     Modern,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Pattern {
-    /// This one path, whatever characters it has; it need not exist yet.
-    Path(PathBuf),
-    /// Absolute; every piece between two `/` is a glob by itself.
-    Glob(String),
 }
 
 /// What the command line says; it wins over the file.

@@ -268,7 +268,7 @@ impl Report {
             self.line("", "  no file matches now");
         }
         for folder in found::folders(source) {
-            let folder = shown(folder);
+            let folder = shown(&folder);
             self.warn(format!(
                 "{folder} is a folder, of which nothing is read; name its files, as in {folder}/*.log"
             ));

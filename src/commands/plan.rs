@@ -3,8 +3,7 @@
 use super::crew::Plan;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, Topic};
-use crate::config::{Config, Delivery, Output, Pattern, Source};
-use crate::error::Error;
+use crate::config::{Config, Delivery, Output, Source};
 use crate::pulse::Beat;
 use crate::ship;
 use crate::tail::follow::Until;
@@ -12,7 +11,6 @@ use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
 use crate::tail::{Followed, Options};
 use crate::watch::Watched;
-use crate::watch::pattern::{self, Exclude};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,19 +54,16 @@ impl Shares {
 }
 
 /// One plan for each source. To patterns that are known from before, `start` does not apply.
-pub fn sources(
-    config: &Config,
-    shares: &mut Shares,
-    is_known: impl Fn(&[u8]) -> bool,
-) -> Result<Vec<Plan>, Error> {
+pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<Plan> {
     shares.divide(config);
     let topics = &shares.of;
     let chunk = whole_part(config).min(config.agent.memory / topics.len().max(1) / 8).max(4096);
     let plan = |s: &Source| {
         let (topic, share) = &topics[s.topic()];
-        let watched = watched(s)?;
-        let known = watched.patterns.iter().filter(|p| is_known(&p.text)).cloned().collect();
-        Ok(Plan {
+        let known = s.paths.iter().filter(|p| is_known(&p.text)).cloned().collect();
+        let watched =
+            Watched { patterns: s.paths.clone(), exclude: s.exclude.clone(), poll: s.poll.is_some() };
+        Plan {
             tail: Options {
                 topic: topic.clone(),
                 shape: Arc::new(shape(config, s)),
@@ -93,7 +88,7 @@ pub fn sources(
             watched,
             known,
             must_exist: s.must_exist,
-        })
+        }
     };
     config.sources.iter().map(plan).collect()
 }
@@ -107,19 +102,6 @@ fn whole_part(config: &Config) -> usize {
         Output::Kafka(kafka) => kafka.batch / kafka.batch.div_ceil(CHUNK).max(1) / finer,
         Output::Stdout => CHUNK,
     }
-}
-
-fn watched(s: &Source) -> Result<Watched, Error> {
-    let bad = |e: globset::Error| Error::config("glob", e, "correct it");
-    let pattern = |p: &Pattern| match p {
-        Pattern::Path(path) => Ok(pattern::Pattern::path(path)),
-        Pattern::Glob(glob) => pattern::Pattern::glob(glob).map_err(bad),
-    };
-    Ok(Watched {
-        patterns: s.paths.iter().map(pattern).collect::<Result<_, Error>>()?,
-        exclude: Exclude::new(&s.exclude).map_err(bad)?,
-        poll: s.poll.is_some(),
-    })
 }
 
 fn rules(s: &Source) -> Rules {

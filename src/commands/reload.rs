@@ -77,7 +77,7 @@ impl Changes {
 
     /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
-        let named = |all: &[Source], s: &Source| all.iter().any(|o| o.paths == s.paths);
+        let named = |all: &[Source], s: &Source| all.iter().any(|o| !differ(&o.paths, &s.paths));
         let added = new.iter().filter(|s| !named(old, s)).count();
         let removed = old.iter().filter(|s| !named(new, s)).count();
         let before: Vec<String> = old.iter().map(|s| format!("{s:?}")).collect();
@@ -88,7 +88,7 @@ impl Changes {
             }
         }
         let order = |all: &[Source]| all.iter().map(|s| s.paths.clone()).collect::<Vec<_>>();
-        if added + removed == 0 && order(old) != order(new) {
+        if added + removed == 0 && differ(&order(old), &order(new)) {
             self.taken.push("the order of [[files]]".into());
         }
     }

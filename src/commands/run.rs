@@ -66,7 +66,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
-    let plans = plan::sources(&config, &mut shares, is_known)?;
+    let plans = plan::sources(&config, &mut shares, is_known);
     if let (Some(file), limit) = plan::dead_letter(&config) {
         let trouble = |e| {
             let fix = "let the agent's user read it, or move it away";
@@ -262,11 +262,7 @@ impl Office<'_, '_> {
             return false;
         }
         self.notify.reloading();
-        let read = reload::read(&self.asked, &self.config).and_then(|(config, changes)| {
-            let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p))?;
-            Ok((config, changes, plans))
-        });
-        let (config, changes, plans) = match read {
+        let (config, changes) = match reload::read(&self.asked, &self.config) {
             Ok(read) => read,
             Err(problems) => {
                 let all = problems.to_string();
@@ -275,6 +271,7 @@ impl Office<'_, '_> {
                 return false;
             }
         };
+        let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p));
         match changes.needs_restart() {
             true => warn!("SIGHUP: {changes}"),
             false => info!("SIGHUP: {changes}"),

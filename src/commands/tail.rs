@@ -22,7 +22,7 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
     let config = config::load(&overrides)?;
     let (board, known) = (Board::default(), Known::default());
     let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
-    let plans = plan::sources(&config, &mut shares, |_| false)?;
+    let plans = plan::sources(&config, &mut shares, |_| false);
     let (out, parcels) = bounded::<Parcel>(64);
     thread::scope(|scope| {
         let mut crew = Crew::start(scope, (&known, &board), plans, false, false, out)?;

@@ -6,8 +6,9 @@ use super::units::Broker;
 use super::values::*;
 use super::{
     Acks, Codec, Damaged, Delivery, Driver, Format, Hold, Key as RecordKey, Mechanism, Multiline,
-    Partitioner, Pattern, Sasl, Start, Sync,
+    Partitioner, Sasl, Start, Sync,
 };
+use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -161,7 +162,7 @@ table! {
             "Globs: * and ? stop at /, ** does not; [abc] and {a,b} work. New files are found without a reload, \
              rotated ones are read to their end.",
             "A file that two tables match is read once, by the first.";
-        exclude: Vec<String> = exclusions("glob or list of globs"), Instance("[]", "[\"*.gz\"]"), AtOnce,
+        exclude: Exclude = exclusions("glob or list of globs"), Instance("[]", "[\"*.gz\"]"), AtOnce,
             "Leave these out: without / for the file's name, with / for the whole path.";
         topic: Option<String> = topic("topic"), Example("\"nginx\""), AtOnce,
             "Overrides the one in [kafka].";

@@ -226,9 +226,9 @@ impl Resolver<'_> {
 /// A FILE of the command line: as it is if it exists, else as a glob if it has a glob's characters.
 fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
     let path = absolute(file, around);
-    let Some(text) = file.to_str().filter(|t| units::has_glob(t)) else { return Ok(Pattern::Path(path)) };
+    let Some(text) = file.to_str().filter(|t| units::has_glob(t)) else { return Ok(Pattern::path(&path)) };
     if path.symlink_metadata().is_ok() {
-        return Ok(Pattern::Path(path));
+        return Ok(Pattern::path(&path));
     }
     // The folder we are in is meant as it is, whatever its name looks like.
     let pattern = match around.working_directory.to_str() {
@@ -236,15 +236,11 @@ fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
         Some(here) => {
             format!("{}/{}", globset::escape(here.trim_end_matches('/')), text.trim_start_matches("./"))
         }
-        None => return Ok(Pattern::Path(path)),
+        None => return Ok(Pattern::path(&path)),
     };
-    match units::path_glob(&pattern) {
-        Ok(()) => Ok(Pattern::Glob(pattern)),
-        Err(why) => {
-            let what = format!("FILE {text}");
-            Err(Error::usage(what, why, "give a path, or a glob such as '/var/log/*.log'"))
-        }
-    }
+    units::path_glob(&pattern).map_err(|why| {
+        Error::usage(format!("FILE {text}"), why, "give a path, or a glob such as '/var/log/*.log'")
+    })
 }
 
 fn absolute(path: &Path, around: &Surroundings) -> PathBuf {

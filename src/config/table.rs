@@ -40,9 +40,9 @@ pub struct Key {
 pub enum Shown {
     /// The default.
     Default,
-    /// The default; [`KeyDocs::note`] is an example that says more.
+    /// The default; its note is an example that says more.
     Instance,
-    /// The default depends on something else, which [`KeyDocs::note`] names and [`super::resolve`] knows; the value stands
+    /// The default depends on something else, which its note names and [`super::resolve`] knows; the value stands
     /// in until then.
     Computed,
     /// There is no default; an example.
@@ -128,7 +128,7 @@ macro_rules! table {
         #[doc = concat!("`", $name, "`")]
         #[derive(Clone, Debug)]
         pub struct $type {
-            $(#[doc = $text] pub $field: $ty,)*
+            $(pub $field: $ty,)*
         }
 
         table! { for $type $name $optional $about {

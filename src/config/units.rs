@@ -1,6 +1,7 @@
 //! Sizes, durations, rates, broker addresses, topics and patterns, parsed from what a person writes in the config or on the
 //! command line.
 
+use crate::watch::pattern::Pattern;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -199,12 +200,12 @@ pub fn glob(s: &str) -> Result<globset::Glob, Invalid> {
 }
 
 /// A glob for paths, which is walked folder by folder: each piece between two `/` is a glob by itself, or `**`.
-pub fn path_glob(s: &str) -> Result<(), Invalid> {
+pub fn path_glob(s: &str) -> Result<Pattern, Invalid> {
     glob(s)?;
     if s.split('/').any(|piece| glob(piece).is_err()) {
         return Err(Text("a / within {…} or […] is not understood, write one path for each"));
     }
-    Ok(())
+    Pattern::glob(s).map_err(|e| Invalid::Glob(e.kind().clone()))
 }
 
 /// Whether globbing would take some character of `s` as more than itself.

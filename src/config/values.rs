@@ -5,7 +5,8 @@ use super::problem::{Expected, Fault};
 use super::table::{Described, Read, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, by_name, nearest};
-use super::{Acks, Joint, Key, Multiline, Partitioner, Pattern, Sasl, Start, Sync};
+use super::{Acks, Joint, Key, Multiline, Partitioner, Sasl, Start, Sync};
+use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -175,10 +176,11 @@ pub fn patterns(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Reg
     one_or_list(walk, key, v, pattern)
 }
 
-pub fn exclusions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<String>> {
-    one_or_list(walk, key, v, |walk, key, v| {
+pub fn exclusions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Exclude> {
+    let globs = one_or_list(walk, key, v, |walk, key, v| {
         parsed(walk, key, v, ("a glob", "[\"*.gz\"]"), |s| units::glob(s).map(|_| s.to_owned()))
-    })
+    })?;
+    Exclude::new(&globs).ok()
 }
 
 pub fn paths(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Pattern>> {
@@ -191,10 +193,9 @@ fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern> {
     let found = path(walk, key, v)?;
     let s = v.get_ref().as_str()?;
     if !units::has_glob(s) {
-        return Some(Pattern::Path(found));
+        return Some(Pattern::path(&found));
     }
-    parsed(walk, key, v, ("a glob", "[\"/var/log/nginx/*.log\"]"), units::path_glob)?;
-    Some(Pattern::Glob(s.to_owned()))
+    parsed(walk, key, v, ("a glob", "[\"/var/log/nginx/*.log\"]"), units::path_glob)
 }
 
 fn list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: Read<T>) -> Option<Vec<T>> {
