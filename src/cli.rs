@@ -340,11 +340,11 @@ fn text(arg: &str) -> Result<String, String> {
 }
 
 fn topic(arg: &str) -> Result<String, String> {
-    config::topic_name(&text(arg)?)
+    config::topic_name(&text(arg)?).map_err(|e| e.to_string())
 }
 
 fn brokers(arg: &str) -> Result<Vec<Broker>, String> {
-    config::brokers(&text(arg)?)
+    config::brokers(&text(arg)?).map_err(|e| e.to_string())
 }
 
 fn word<T: config::Named>(arg: &str) -> Result<T, String> {

@@ -48,7 +48,7 @@ fn the_other_commands() {
     else {
         panic!()
     };
-    assert_eq!((s.key.as_deref(), s.partition, s.acks), (Some(&b"a=b"[..]), Some(2), Some(Acks::None)));
+    assert_eq!((s.key.as_deref(), s.partition, s.acks), (Some(&b"a=b"[..]), Some(2), Some(Acks::Zero)));
     assert_eq!(s.values, [b"x".to_vec(), b"--y=z".to_vec()]);
     // A value may look like an option with a value.
     let Command::Send(s) = command("send --brokers k:1 --topic t --key --acks=1") else { panic!() };

@@ -65,7 +65,6 @@ pub fn run(asked: cli::Check) -> Result<ExitCode, Error> {
 
 fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
-    super::plan::refuse_too_much(&config)?;
     let report = Report::of(&config);
     print(&report.text)?;
     let (mut failed, mut never) = (report.failed, false);
@@ -172,10 +171,10 @@ impl Report {
     fn delivery(&mut self, delivery: Delivery, k: &Kafka) {
         self.line("delivery", name(delivery));
         match k.acks {
-            Acks::None => self.warn(
+            Acks::Zero => self.warn(
                 "acks = 0 can lose lines: written to the socket counts as delivered; write acks = \"all\" to lose none",
             ),
-            Acks::Leader => self.warn(
+            Acks::One => self.warn(
                 "acks = 1 can lose lines when a leader dies before its followers have them; write acks = \"all\" to lose none",
             ),
             Acks::All => {}
@@ -263,13 +262,13 @@ impl Report {
     /// The files that a source follows now.
     fn source(&mut self, index: usize, source: &Source) {
         let patterns: Vec<String> = source.paths.iter().map(found::pattern_text).collect();
-        self.line("files", &format!("{} to topic {}", patterns.join(", "), source.topic));
+        self.line("files", &format!("{} to topic {}", patterns.join(", "), source.topic()));
         let files = found::files(source);
         if files.is_empty() {
             self.line("", "  no file matches now");
         }
         for folder in found::folders(source) {
-            let folder = shown(folder);
+            let folder = shown(&folder);
             self.warn(format!(
                 "{folder} is a folder, of which nothing is read; name its files, as in {folder}/*.log"
             ));

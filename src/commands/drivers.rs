@@ -1,9 +1,9 @@
 //! From the config to a driver: which one, with which options. Starts nothing, and speaks to no broker itself.
 
-use crate::config::{self, Compression, Config, Driver, Kafka, Output};
-use crate::kafka::{self as modern, auto, net, net::probe, protocol::codec::Codec};
+use crate::config::{self, Acks, Codec, Config, Driver, Kafka, Output};
+use crate::kafka::{self as modern, auto, net, net::probe};
 use crate::kafka_crate as classic;
-use crate::producer::driver::{Acks, Drive};
+use crate::producer::driver::Drive;
 use crate::pulse::Beat;
 use crate::stdout;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
-                numbered: acks(kafka) == Acks::All,
+                numbered: kafka.acks == Acks::All,
                 classic: auto::Choice {
                     first: classic(classic::Incompatible::Refused),
                     only: classic(classic::Incompatible::Replaced),
@@ -70,24 +70,16 @@ fn addresses(kafka: &Kafka) -> Vec<String> {
     kafka.brokers.iter().map(ToString::to_string).collect()
 }
 
-fn acks(kafka: &Kafka) -> Acks {
-    match kafka.acks {
-        config::Acks::None => Acks::Zero,
-        config::Acks::Leader => Acks::One,
-        config::Acks::All => Acks::All,
-    }
-}
-
 fn classic_options(kafka: &Kafka, unfit: classic::Incompatible) -> classic::Options {
     classic::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
-        acks: acks(kafka),
+        acks: kafka.acks,
         codec: match kafka.compression {
-            Compression::Gzip => classic::Codec::Gzip,
-            Compression::Snappy => classic::Codec::Snappy,
+            Codec::Gzip => classic::Codec::Gzip,
+            Codec::Snappy => classic::Codec::Snappy,
             // lz4 and zstd ask for the modern driver: see `Config::needs_modern`.
-            Compression::None | Compression::Lz4 | Compression::Zstd => classic::Codec::None,
+            Codec::None | Codec::Lz4 | Codec::Zstd => classic::Codec::None,
         },
         create_topics: kafka.create_topics,
         unfit,
@@ -99,18 +91,12 @@ fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options
     modern::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
-        acks: acks(kafka),
-        compression: match kafka.compression {
-            Compression::None => Codec::None,
-            Compression::Gzip => Codec::Gzip,
-            Compression::Snappy => Codec::Snappy,
-            Compression::Lz4 => Codec::Lz4,
-            Compression::Zstd => Codec::Zstd,
-        },
+        acks: kafka.acks,
+        compression: kafka.compression,
         create_topics: kafka.create_topics,
         unfit,
         tls: kafka.tls.as_ref().map(tls),
-        sasl: kafka.sasl.as_ref().map(sasl),
+        sasl: kafka.sasl.clone(),
         ..modern::Options::default()
     }
 }
@@ -126,18 +112,5 @@ fn tls(tls: &config::Tls) -> net::tls::Options {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),
         server_name: tls.server_name.clone(),
-    }
-}
-
-fn sasl(sasl: &config::Sasl) -> net::sasl::Options {
-    net::sasl::Options {
-        mechanism: match sasl.mechanism {
-            config::Mechanism::Plain => net::sasl::Mechanism::Plain,
-            config::Mechanism::ScramSha256 => net::sasl::Mechanism::ScramSha256,
-            config::Mechanism::ScramSha512 => net::sasl::Mechanism::ScramSha512,
-        },
-        username: sasl.username.clone(),
-        password_file: sasl.password_file.clone(),
-        plain_without_tls: sasl.plain_without_tls,
     }
 }

@@ -40,10 +40,6 @@ fn state_folder(asked: &cli::Status) -> Result<PathBuf, Error> {
     if let Some(folder) = &asked.state_dir {
         return Ok(folder.clone());
     }
-    if asked.config.is_none() && !Path::new(config::DEFAULT_FILE).exists() {
-        let systemd = std::env::var_os("STATE_DIRECTORY").filter(|d| !d.is_empty());
-        return Ok(systemd.map_or_else(|| config::DEFAULT_STATE_DIR.into(), PathBuf::from));
-    }
     config::state_dir(asked.config.as_deref())
 }
 

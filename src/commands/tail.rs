@@ -24,7 +24,7 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
     let config = config::load(&overrides)?;
     let (board, known) = (Board::default(), Known::default());
     let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
-    let plans = plan::sources(&config, &mut shares, |_| false)?;
+    let plans = plan::sources(&config, &mut shares, |_| false);
     // Nothing here sleeps in poll(2): the waker wakes nobody.
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);

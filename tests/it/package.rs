@@ -64,12 +64,16 @@ fn the_logrotate_example_is_the_one_of_readme() {
     assert!(installed.ends_with(shown), "README:\n{shown}\ninstalled:\n{installed}");
 }
 
-/// Fails when the package is to hold a file that is not there: seen to fail with a man page of another name.
+/// Fails when the package is to hold a file that is not there, or has no page of the config: seen to fail with a man page of
+/// another name.
 #[test]
 fn the_files_of_the_package_are_there() {
     let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
     let deb = &manifest["package"]["metadata"]["deb"];
     let sources = deb["assets"].as_array().unwrap().iter().map(|a| a[0].as_str().unwrap());
+    let is_page = |a: &toml::Value| a[0].as_str() == Some("systemd/logagent.toml.5");
+    let page = deb["assets"].as_array().unwrap().iter().find(|a| is_page(a)).expect("the page of the config");
+    assert_eq!(page[1].as_str(), Some("usr/share/man/man5/"));
     let mut kept = sources.filter(|s| !s.starts_with("target/")).map(text);
     assert!(kept.all(|text| !text.is_empty()));
     assert!(text("systemd/postrm").contains("\n#DEBHELPER#\n"), "where cargo-deb puts its part");

@@ -3,7 +3,7 @@
 
 use super::{Outcome, Step, Trouble};
 use crate::commands::drivers;
-use crate::config::{Compression, Config, Delivery, Driver, Kafka, Output};
+use crate::config::{Codec, Config, Delivery, Driver, Kafka, Output};
 use crate::kafka::broker_check::{self, Speaks, Visit, Wanted};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,10 +40,10 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(Step)) {
 
 /// Each topic once, with the longest line of all its files.
 fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
-    let batch = (kafka.compression == Compression::None).then_some(kafka.batch);
+    let batch = (kafka.compression == Codec::None).then_some(kafka.batch);
     let mut longest = BTreeMap::new();
     for s in &config.sources {
-        let of_topic = longest.entry(s.topic.as_str()).or_insert(0);
+        let of_topic = longest.entry(s.topic()).or_insert(0);
         *of_topic = s.max_line.max(*of_topic);
     }
     longest.into_iter().map(|(topic, longest_line)| Wanted { topic, longest_line, batch }).collect()
