@@ -1,6 +1,6 @@
 //! README and the other documents: their length, and that what they point to exists.
 
-use crate::harness::page::*;
+use crate::harness::{page::*, *};
 use std::{fs, path::Path};
 
 const DOCUMENTS: [&str; 4] =
@@ -35,6 +35,21 @@ fn what_the_documents_point_to_exists() {
             assert!(!ours || there, "{document} names {word}");
         }
     }
+}
+
+/// Fails when README's config has a key or a value that the program rejects.
+#[test]
+fn the_config_is_valid() {
+    let readme = text("README.md");
+    let config = between(&readme, "```toml\n[kafka]", '`').next().expect("README has a config");
+    let folder = Folder::new();
+    let state = folder.path("state");
+    folder.write("c.toml", format!("[agent]\nstate_dir = {state:?}\n[kafka]{config}"));
+    let done = folder.agent(["check", "-c", "c.toml"]).run().expect_code(0);
+    assert!(
+        String::from_utf8_lossy(&done.stdout).contains("/var/log/nginx"),
+        "it is this config that is checked"
+    );
 }
 
 /// A heading as GitHub links to it.
