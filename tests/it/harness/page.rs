@@ -68,10 +68,14 @@ impl Page {
     }
 
     pub fn section(&self, heading: &str) -> Page {
-        self.parts(".SH ")
+        self.sections()
             .into_iter()
             .find(|(name, _)| name == heading)
             .map_or_else(|| panic!("no section {heading}"), |(_, part)| part)
+    }
+
+    pub fn sections(&self) -> Vec<(String, Page)> {
+        self.parts(".SH ")
     }
 
     pub fn subsections(&self) -> Vec<(String, Page)> {
