@@ -104,8 +104,12 @@ impl Page {
             let tag = pieces(lines.next().expect("a tag after .TP"));
             let ends = |l: &str| [".TP", ".PP", ".SH", ".SS", ".IP"].iter().any(|m| l.starts_with(m));
             let mut body = Vec::new();
-            while let Some(line) = lines.next_if(|l| !ends(l)) {
-                body.push(displayed(line));
+            let mut depth = 0;
+            while let Some(line) = lines.next_if(|l| depth > 0 || !ends(l)) {
+                depth += i32::from(line == ".RS") - i32::from(line == ".RE");
+                if depth == 0 {
+                    body.push(displayed(line)); // without entries within the entry
+                }
             }
             found.push(Entry {
                 tag: tag.iter().map(|(_, text)| text.as_str()).collect(),
