@@ -62,6 +62,7 @@
 //! resolution or in the `kafka` crate, the saver and the journal in a slow flash: those are left to the end of the process,
 //! all others are joined.
 
+mod base64;
 mod budget;
 mod chunk;
 mod cli;

@@ -111,7 +111,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let ended = thread::scope(|scope| {
         let (board, registry): (&Board, &Registry) = (&board, &registry);
         let (gone, ship_gone) = bounded::<Infallible>(0);
-        let shipping = start(scope, "ship", {
+        let shipping = start(scope, "producer", {
             let producer = producer::Producer {
                 options: producer::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
                 inbox,

@@ -81,7 +81,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     thread::scope(|scope| {
         let board: &Board = &board;
         let body = move || producer::run(producer);
-        let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
+        let shipping = thread("producer").spawn_scoped(scope, body).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
         let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
         let done = desk.work(failed, &receipts, &signals.inbox);

@@ -8,7 +8,7 @@ use crate::producer::worker::refuse;
 use crate::pulse::Beat;
 use crate::stop::{self, Stop};
 use crate::waker::Waking;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags};
 use std::fmt;
 use std::sync::Arc;
@@ -196,10 +196,7 @@ impl Choosing {
     }
 
     fn result(&mut self) -> Option<Chosen> {
-        match self.chosen.try_recv() {
-            Ok(chosen) => Some(chosen),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.chosen.try_recv().ok()
     }
 }
 

@@ -62,7 +62,7 @@ impl<'b> Core<'b> {
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
             options,
-            beat: board.pulse.beat("ship"),
+            beat: board.pulse.beat("producer"),
             board,
             abilities: None,
             id: Id::None,

@@ -105,7 +105,7 @@ pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
                 }
             }
             let alive = alive && current.turn(&[], Instant::now(), &mut events);
-            if events.drain(..).try_for_each(|event| to.send(event)).is_err() || !alive {
+            if !events.drain(..).all(|event| to.send(event).is_ok()) || !alive {
                 return;
             }
             let mut fds = vec![context.waker.poll_fd()];

@@ -2,8 +2,9 @@
 //! password is read from its file each time, wiped after use, and part of no text.
 
 use super::secret;
+use crate::base64;
 use crate::kafka::net::connection::{Connection, Trouble};
-use crate::kafka::net::scram::{self, Hash, Scram};
+use crate::kafka::net::scram::{Hash, Scram};
 use crate::kafka::protocol::{errors, sasl as messages};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::path::PathBuf;
@@ -112,7 +113,7 @@ impl Talk<'_> {
             Mechanism::ScramSha256 => Hash::Sha256,
             Mechanism::ScramSha512 => Hash::Sha512,
         };
-        let nonce = scram::encode(&random::<24>()?);
+        let nonce = base64::encode(&random::<24>()?);
         let (scram, first) = Scram::begin(hash, &self.options.username, nonce);
         let (server_first, _) = self.send(&first)?;
         let lied = |why: String| Trouble::Denied(format!("the broker's authentication is not right: {why}"));

@@ -24,7 +24,7 @@ pub enum Codec {
 pub struct Compressor {
     gzip: Option<Compress>,
     snappy: Option<snap::raw::Encoder>,
-    lz4: Option<lz4::Table>,
+    lz4: Option<lz4_flex::block::CompressTable>,
     zstd: Option<zstd::bulk::Compressor<'static>>,
 }
 
