@@ -1,4 +1,4 @@
-//! From the config to a driver: which one, with which options. Starts nothing, and speaks to no broker itself.
+//! Chooses the driver that the config asks for, and makes its options.
 
 use crate::config::{self, Acks, Codec, Config, Driver, Kafka, Output};
 use crate::kafka::{self as modern, auto, net, net::probe};

@@ -1,4 +1,4 @@
-//! From the config to each stage's options: the only place where both are known. Starts nothing.
+//! Makes each stage's options from the config.
 
 use super::crew::Plan;
 use crate::budget::{Budget, Share};

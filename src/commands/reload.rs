@@ -1,7 +1,8 @@
-//! SIGHUP: what a config that was read again changes. Pure but for the reading; takes nothing up: that is `run.rs`'s.
+//! Reload (SIGHUP): compares the config that was read again with the running one, key by key, by the rule in each key's
+//! description. `run.rs` applies the result.
 //!
-//! Every key is taken up by a running agent but those that are bound to its state folder or, with exactly-once, to the
-//! numbers of batches that may be stored; they are put back, so that what runs is what [`crate::config::Config`] says.
+//! Keys that are bound to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need
+//! a restart. Their old values are put back, so that [`crate::config::Config`] says what runs.
 
 use crate::config::{
     self, Config, ConfigKey, Delivery, Described, Output, Overrides, Reload, Shown, Source, Table, differ,
@@ -77,18 +78,16 @@ impl Changes {
 
     /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
-        let named = |all: &[Source], s: &Source| all.iter().any(|o| !differ(&o.paths, &s.paths));
-        let added = new.iter().filter(|s| !named(old, s)).count();
-        let removed = old.iter().filter(|s| !named(new, s)).count();
-        let before: Vec<String> = old.iter().map(|s| format!("{s:?}")).collect();
-        let changed = new.iter().filter(|s| named(old, s) && !before.contains(&format!("{s:?}"))).count();
+        let (old, new) = (Tables::of(old), Tables::of(new));
+        let added = new.paths.iter().filter(|paths| !old.paths.contains(paths)).count();
+        let removed = old.paths.iter().filter(|paths| !new.paths.contains(paths)).count();
+        let changed = new.whole.iter().filter(|whole| !old.whole.contains(whole)).count() - added;
         for (n, what) in [(added, "added"), (removed, "removed"), (changed, "changed")] {
             if n > 0 {
                 self.taken.push(format!("{n} [[files]] {what}"));
             }
         }
-        let order = |all: &[Source]| all.iter().map(|s| s.paths.clone()).collect::<Vec<_>>();
-        if added + removed == 0 && differ(&order(old), &order(new)) {
+        if added + removed == 0 && old.paths != new.paths {
             self.taken.push("the order of [[files]]".into());
         }
     }
@@ -96,6 +95,21 @@ impl Changes {
     /// Keys that only a restart takes up.
     pub fn needs_restart(&self) -> bool {
         !self.restart.is_empty()
+    }
+}
+
+/// All `[[files]]`, printed once to be compared many times.
+struct Tables {
+    paths: Vec<String>,
+    whole: Vec<String>,
+}
+
+impl Tables {
+    fn of(all: &[Source]) -> Self {
+        Tables {
+            paths: all.iter().map(|s| format!("{:?}", s.paths)).collect(),
+            whole: all.iter().map(|s| format!("{s:?}")).collect(),
+        }
     }
 }
 

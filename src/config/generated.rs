@@ -289,20 +289,20 @@ fn the_example_still_means_the_same() {
     assert_ne!(shown(FIRST_EXAMPLE), shown(&uncommented(FIRST_EXAMPLE)));
 }
 
-/// Fails when the default of a key is not the one that the example shows.
+/// Fails when a key that is left out means something else than the default it is documented with.
 #[test]
-fn the_defaults_are_those_of_the_example() {
-    for table in TABLES {
-        for key in table.keys.iter().filter(|k| k.shown == Shown::Default) {
-            let line = format!("{} = {}", key.name, key.value);
-            let (head, rest) = FIRST_EXAMPLE.split_once(&format!("{}\n", table.name)).unwrap();
-            assert!(rest.contains(&format!("#{line}\n")), "{line}");
-            let with = format!("{head}{}\n{line}\n{rest}", table.name);
-            if !table.docs.optional {
-                assert_eq!(format!("{:?}", good(&with).agent), format!("{:?}", good(FIRST_EXAMPLE).agent));
-            }
+fn a_default_written_out_changes_nothing() {
+    let mut text = String::new();
+    for table in TABLES.iter().filter(|t| !t.docs.optional) {
+        let _ = writeln!(text, "{}", table.name);
+        let is_set =
+            |k: &&Key| matches!(k.shown, Shown::Default | Shown::Instance | Shown::Required | Shown::Sample);
+        for key in table.keys.iter().filter(is_set) {
+            let _ = writeln!(text, "{} = {}", key.name, key.value);
         }
     }
+    let shown = |text: &str| format!("{:#?}", Config { read_from: Vec::new(), ..good(text) });
+    assert_eq!(shown(&text), shown(&example()), "{text}");
 }
 
 /// Fails when a text of the tables does anything but being shown: groff says so.

@@ -174,10 +174,8 @@ fn file_beside(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
 /// `[agent]`, `[kafka]` or `[metrics]`.
 fn of_its_own<T: Described>(walk: &mut Walk<'_>, root: &DeTable<'_>, key: &str) -> T {
     let Some(v) = root.get(key) else { return walk.section(walk.place(0), None) };
-    walk.table(v).unwrap_or_else(|| {
-        walk.mismatch(key, v, "a table", T::TABLE.name);
-        defaults()
-    })
+    let found = walk.table(v).or_else(|| walk.mismatch(key, v, "a table", T::TABLE.name));
+    found.unwrap_or_else(defaults)
 }
 
 fn files(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {

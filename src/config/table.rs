@@ -225,7 +225,20 @@ impl<'p> Walk<'p> {
         }
     }
 
-    pub fn mismatch(&mut self, key: &str, v: &Value<'_>, wanted: &'static str, example: &str) {
+    /// As `wrong`, for a reader that has nothing else to say of the value.
+    pub fn refuse<T>(&mut self, v: &Value<'_>, fault: Fault) -> Option<T> {
+        self.wrong(v.span(), fault);
+        None
+    }
+
+    /// The value is not even of the right type.
+    pub fn mismatch<T>(
+        &mut self,
+        key: &str,
+        v: &Value<'_>,
+        wanted: &'static str,
+        example: &str,
+    ) -> Option<T> {
         let is = match v.get_ref() {
             DeValue::String(_) => "a text",
             DeValue::Integer(_) | DeValue::Float(_) => "a number",
@@ -234,7 +247,7 @@ impl<'p> Walk<'p> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.wrong(v.span(), Fault::Type(key.into(), is, wanted, example.into()));
+        self.refuse(v, Fault::Type(key.into(), is, wanted, example.into()))
     }
 
     /// The table at `v` as its description says, its keys known as those of source number `self.source`.

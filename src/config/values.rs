@@ -8,8 +8,10 @@ use super::words::{Named, by_name, nearest};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Sasl, Start, Sync};
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
+use toml::Spanned;
 
 /// Where a record's key may come from.
 const RECORD_KEYS: &str =
@@ -31,8 +33,7 @@ fn parsed<T>(
     parse: impl FnOnce(&str) -> Result<T, Invalid>,
 ) -> Option<T> {
     let Some(s) = v.get_ref().as_str() else {
-        walk.mismatch(key, v, wanted, example);
-        return None;
+        return walk.mismatch(key, v, wanted, example);
     };
     let expected = |why| Expected { wanted, why, example: example.into() };
     parse(s).map_err(|why| walk.wrong(v.span(), Fault::Value(key.into(), s.into(), expected(why)))).ok()
@@ -44,11 +45,7 @@ pub fn text(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
 }
 
 pub fn flag(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<bool> {
-    let found = v.get_ref().as_bool();
-    if found.is_none() {
-        walk.mismatch(key, v, "true or false", "true");
-    }
-    found
+    v.get_ref().as_bool().or_else(|| walk.mismatch(key, v, "true or false", "true"))
 }
 
 /// `None`: not an integer. `Err`: one that does not fit.
@@ -59,14 +56,10 @@ fn integer(v: &Value<'_>) -> Option<Result<u64, ()>> {
 
 fn number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, (from, to): (u64, u64)) -> Option<u64> {
     let Some(found) = integer(v) else {
-        walk.mismatch(key, v, "a whole number", &from.to_string());
-        return None;
+        return walk.mismatch(key, v, "a whole number", &from.to_string());
     };
     let n = found.ok().filter(|n| (from..=to).contains(n));
-    if n.is_none() {
-        walk.wrong(v.span(), Fault::Range(key.into(), from, to));
-    }
-    n
+    n.or_else(|| walk.refuse(v, Fault::Range(key.into(), from, to)))
 }
 
 pub fn partition_number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<i32> {
@@ -82,8 +75,7 @@ pub fn word<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T
     let names = T::NAMES.iter().map(|(name, _)| *name);
     let words: Vec<String> = names.clone().map(|name| format!("{name:?}")).collect();
     let Some(s) = v.get_ref().as_str() else {
-        walk.mismatch(key, v, "one of these words", &words.join(" or "));
-        return None;
+        return walk.mismatch(key, v, "one of these words", &words.join(" or "));
     };
     let wrong = || Fault::Word(key.into(), s.into(), words, nearest(s, names));
     by_name(s).map_err(|_| walk.wrong(v.span(), wrong())).ok()
@@ -101,10 +93,7 @@ pub fn size(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
 pub fn bytes(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
     let n = size(walk, key, v)?;
     let fits = usize::try_from(n).ok().filter(|n| (1..=1 << 30).contains(n));
-    if fits.is_none() {
-        walk.wrong(v.span(), Fault::Bytes(key.into()));
-    }
-    fits
+    fits.or_else(|| walk.refuse(v, Fault::Bytes(key.into())))
 }
 
 /// Bytes per second.
@@ -123,8 +112,7 @@ pub fn duration(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duratio
 pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
     let d = duration(walk, key, v)?;
     if d.is_zero() {
-        walk.wrong(v.span(), Fault::NoTime(key.into()));
-        return None;
+        return walk.refuse(v, Fault::NoTime(key.into()));
     }
     Some(d)
 }
@@ -132,8 +120,7 @@ pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
 pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     let s = text(walk, key, v)?;
     if !s.starts_with('/') || s.contains('\0') {
-        walk.wrong(v.span(), Fault::RelativePath(key.into(), s));
-        return None;
+        return walk.refuse(v, Fault::RelativePath(key.into(), s));
     }
     Some(s.into())
 }
@@ -146,11 +133,14 @@ pub fn folder(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Pa
 pub fn brokers(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::Broker>> {
     if let Some(s) = v.get_ref().as_str() {
         let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
-        walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
-        return None;
+        return walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
     }
     let all = list(walk, key, v, broker)?;
-    not_empty(walk, key, v, all, "[\"kafka.example:9092\"]")
+    if all.is_empty() {
+        walk.refuse(v, Fault::EmptyList(key.into(), "[\"kafka.example:9092\"]"))
+    } else {
+        Some(all)
+    }
 }
 
 fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::Broker> {
@@ -189,7 +179,11 @@ pub fn exclusions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Exclu
 
 pub fn paths(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Pattern>> {
     let all = one_or_list(walk, key, v, followed)?;
-    not_empty(walk, key, v, all, "[\"/var/log/nginx/*.log\"]")
+    if all.is_empty() {
+        walk.refuse(v, Fault::EmptyList(key.into(), "[\"/var/log/nginx/*.log\"]"))
+    } else {
+        Some(all)
+    }
 }
 
 /// A path, or a glob where it has a glob's characters.
@@ -204,11 +198,14 @@ fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern> {
 
 fn list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: Read<T>) -> Option<Vec<T>> {
     let Some(items) = v.get_ref().as_array() else {
-        walk.mismatch(key, v, "a list", "[…]");
-        return None;
+        return walk.mismatch(key, v, "a list", "[…]");
     };
-    // All of them, so that each wrong one is reported.
-    let read: Vec<Option<T>> = items.iter().map(|item| read(walk, key, item)).collect();
+    all(items.iter().map(|item| read(walk, key, item)))
+}
+
+/// Reads all of them, so that each wrong one is reported.
+fn all<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
+    let read: Vec<Option<T>> = items.collect();
     read.into_iter().collect()
 }
 
@@ -220,59 +217,31 @@ fn one_or_list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: Read<T>) 
     }
 }
 
-fn not_empty<T>(
-    walk: &mut Walk<'_>,
-    key: &str,
-    v: &Value<'_>,
-    all: Vec<T>,
-    example: &'static str,
-) -> Option<Vec<T>> {
-    if all.is_empty() {
-        walk.wrong(v.span(), Fault::EmptyList(key.into(), example));
-        return None;
-    }
-    Some(all)
-}
-
 /// A table of names and texts, in the order of the names; `${host}` is filled in.
 pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(String, String)>> {
     let Some(found) = v.get_ref().as_table() else {
-        walk.mismatch(key, v, "a table of texts", "{ service = \"web\" }");
-        return None;
+        return walk.mismatch(key, v, "a table of texts", "{ service = \"web\" }");
     };
-    let mut all = Vec::new();
-    let mut good = true;
-    for (name, value) in found.iter() {
-        match value.get_ref().as_str() {
-            Some(s) if s.replace("${host}", "").contains("${") => {
-                let name = name.get_ref().to_string();
-                walk.wrong(v.span(), Fault::Placeholder(name, s.into()));
-                good = false;
-            }
-            Some(s) if !name.get_ref().is_empty() => {
-                all.push((name.get_ref().to_string(), s.replace("${host}", &walk.host)));
-            }
-            Some(_) => {
-                walk.wrong(name.span(), Fault::EmptyName(key.into()));
-                good = false;
-            }
-            None => {
-                let name = format!("{key}.{}", name.get_ref());
-                walk.mismatch(&name, value, "a text", "\"…\"");
-                good = false;
-            }
+    let one = |(name, value): (&Spanned<Cow<'_, str>>, &Value<'_>)| {
+        let (name, at) = (name.get_ref().to_string(), name.span());
+        let Some(text) = value.get_ref().as_str() else {
+            return walk.mismatch(&format!("{key}.{name}"), value, "a text", "\"…\"");
+        };
+        if text.replace("${host}", "").contains("${") {
+            return walk.refuse(v, Fault::Placeholder(name, text.into()));
         }
-    }
-    good.then_some(all)
+        if name.is_empty() {
+            walk.wrong(at, Fault::EmptyName(key.into()));
+            return None;
+        }
+        Some((name, text.replace("${host}", &walk.host)))
+    };
+    all(found.iter().map(one))
 }
 
 /// A table of its own.
 pub fn nested<T: Described>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
-    let found = walk.table(v);
-    if found.is_none() {
-        walk.mismatch(key, v, "a table", "{ … }");
-    }
-    found
+    walk.table(v).or_else(|| walk.mismatch(key, v, "a table", "{ … }"))
 }
 
 pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Tls> {
@@ -304,8 +273,7 @@ pub fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
         Some(Ok(1)) => Some(Acks::One),
         Some(_) => {
             let value = v.get_ref().as_integer().map_or("another number", |n| n.as_str()).into();
-            walk.wrong(v.span(), Fault::Choice(key.into(), value, "\"all\", 1 or 0"));
-            None
+            walk.refuse(v, Fault::Choice(key.into(), value, "\"all\", 1 or 0"))
         }
         None => word(walk, key, v),
     }
@@ -317,21 +285,18 @@ pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> 
         Some("host") => return Some(Key::Constant(walk.host.clone().into_bytes())),
         Some(other) => {
             let value = format!("{other:?}");
-            walk.wrong(v.span(), Fault::Choice(key.into(), value, RECORD_KEYS));
-            return None;
+            return walk.refuse(v, Fault::Choice(key.into(), value, RECORD_KEYS));
         }
         None => {}
     }
     if !v.get_ref().is_table() {
-        walk.mismatch(key, v, "a record's key", RECORD_KEYS);
-        return None;
+        return walk.mismatch(key, v, "a record's key", RECORD_KEYS);
     }
     let found: KeyTable = nested(walk, key, v)?;
     let id = (KeyTable::TABLE.name, walk.source);
     let sources = ["constant", "regex", "field"].iter().filter(|k| walk.problems.has(id, k)).count();
     if sources != 1 {
-        walk.wrong(v.span(), Fault::KeySources(RECORD_KEYS));
-        return None;
+        return walk.refuse(v, Fault::KeySources(RECORD_KEYS));
     }
     let constant = found.constant.map(|c| Key::Constant(c.into_bytes()));
     constant.or(found.regex.map(Key::Regex)).or(found.field.map(Key::Field))
@@ -374,8 +339,7 @@ pub fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<(Multi
     let found: MultilineTable = nested(walk, key, v)?;
     let id = (MultilineTable::TABLE.name, walk.source);
     if walk.problems.has(id, "start") == walk.problems.has(id, "continue") {
-        walk.wrong(v.span(), Fault::MultilineSources);
-        return None;
+        return walk.refuse(v, Fault::MultilineSources);
     }
     let joint = found.start.map(Joint::Start).or(found.continues.map(Joint::Continue))?;
     Some((Multiline { joint, max_lines: found.max_lines }, found.timeout))
