@@ -238,8 +238,8 @@ fn count(out: &mut Vec<u8>, name: &str, n: u64) {
 mod tests {
     use super::*;
     use crate::chunk::Shape;
-    use crate::quota::Room;
     use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
+    use crate::quota::Room;
     use serde_json::Value;
 
     fn now() -> Now {

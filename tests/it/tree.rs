@@ -120,7 +120,7 @@ fn one_crate_one_place() {
         (&["argh::", "use argh"], &["src/cli.rs"]),
         (&["env_logger"], &["src/logging.rs"]),
         (&["rustls"], &["src/kafka/net/"]),
-        (&["zstd::", "snap::", "lz4_flex::"], &["src/kafka/protocol/codec.rs"]),
+        (&["zstd::", "snap::", "lz4_flex::"], &["src/kafka/protocol/codec.rs", "src/kafka/protocol/lz4.rs"]),
         (
             &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe_code"],
             &["src/sys.rs", "src/sys/"],
