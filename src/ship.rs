@@ -24,10 +24,11 @@ pub mod stdout;
 #[cfg(test)]
 pub mod testing;
 
-use crate::chunk::{Note, Parcel};
+use crate::chunk::Chunk;
 use crate::pulse::Beat;
 use crate::report::Board;
 use crate::stop::Stop;
+use crate::streams::Registry;
 use crate::sys::heap;
 use crate::wall;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
@@ -134,20 +135,20 @@ pub struct Halts {
 /// or from when nothing moved any more, if that was earlier.
 const RETURN: Duration = Duration::from_secs(1);
 
-/// Parcels and events taken at a time before what they make possible is sent.
+/// Chunks and events taken at a time before what they make possible is sent.
 const AT_A_TIME: usize = 256;
 
 /// The thread. It takes whatever comes, from either side, and waits nowhere but in its select; so a topic that does not
-/// move holds only its own share of the byte budget. Notes go out in bounded space, but the ledger always takes them.
+/// move holds only its own share of the byte budget.
 ///
-/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says; dropping `ends` and `out`
-/// then ends worker and ledger.
+/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says; dropping `ends`
+/// then ends the worker.
 pub fn run(
     options: Options,
-    mut inbox: Receiver<Parcel>,
+    mut inbox: Receiver<Chunk>,
     mut changes: Receiver<Change>,
     ends: driver::Ends,
-    out: Sender<Note>,
+    registry: &Registry,
     board: &Board,
     halts: Halts,
 ) -> Result<(), Dead> {
@@ -159,7 +160,7 @@ pub fn run(
     let mut open = true;
     loop {
         ship.beat.within(Beat::TURN);
-        if open && take(&inbox, |parcel| ship.parcel(parcel, now())) {
+        if open && take(&inbox, |chunk| ship.chunk(chunk, now())) {
             // A closed channel is always ready: in the select it would be a busy loop.
             (open, inbox) = (false, never());
             ship.close();
@@ -179,10 +180,9 @@ pub fn run(
             let _ = ends.orders.send(order);
         }
         carrier.look(ends.orders.len());
-        for note in ship.notes.drain(..) {
-            if out.send(note).is_err() {
-                return Err(Dead { why: "nobody keeps the positions any more".into() });
-            }
+        registry.acknowledge(ship.acks.drain(..));
+        if std::mem::take(&mut ship.save_soon) {
+            registry.save_soon();
         }
         result?;
         ship.prepare();
@@ -208,7 +208,7 @@ pub fn run(
         let wait = if more { Duration::ZERO } else { until(wake).min(board.pulse.longest()) };
         ship.beat.within(wait);
         select! {
-            recv(inbox) -> parcel => if let Ok(parcel) = parcel { ship.parcel(parcel, now()) },
+            recv(inbox) -> chunk => if let Ok(chunk) = chunk { ship.chunk(chunk, now()) },
             recv(ends.events) -> event => if let Ok(event) = event {
                 carrier.moved();
                 ship.event(event, now())?;

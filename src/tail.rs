@@ -31,11 +31,12 @@ pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
 use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
+use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
 use crate::report::repeats::Repeats;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known, Looks};
@@ -152,9 +153,9 @@ impl From<io::Error> for Halt {
     }
 }
 
-impl<T> From<SendError<T>> for Halt {
-    fn from(_: SendError<T>) -> Halt {
-        Halt::Stopped // ship has given up
+impl From<Stopped> for Halt {
+    fn from(_: Stopped) -> Halt {
+        Halt::Stopped
     }
 }
 
@@ -164,7 +165,7 @@ pub fn run(
     known: &Known,
     board: &Board,
     wake: &Wake,
-    out: Sender<Parcel>,
+    out: Outlet,
     sighted: Sender<Infallible>,
     stop: &Stop,
 ) -> Option<Unread> {
@@ -233,7 +234,7 @@ struct Tail<'a> {
     o: Options,
     known: &'a Known,
     board: &'a Board,
-    out: Sender<Parcel>,
+    out: Outlet,
     stop: &'a Stop,
     /// See [`Change::outdated`].
     outdated: Stop,
@@ -290,7 +291,7 @@ impl<'a> Tail<'a> {
         first: Change,
         known: &'a Known,
         board: &'a Board,
-        out: Sender<Parcel>,
+        out: Outlet,
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
@@ -516,15 +517,9 @@ impl Tail<'_> {
         }
     }
 
-    /// The channel is bounded: this is where a tail waits while ship is busy.
+    /// This is where a tail waits while the producer is busy.
     fn send(&self, parcel: Parcel) -> Result<(), Halt> {
-        match self.out.try_send(parcel) {
-            Err(TrySendError::Full(parcel)) => select! {
-                send(self.out, parcel) -> sent => Ok(sent?),
-                recv(self.stop.on()) -> _ => Err(Halt::Stopped),
-            },
-            sent => sent.map_err(|_| Halt::Stopped), // disconnected: ship has given up
-        }
+        Ok(self.out.send(parcel, self.stop)?)
     }
 
     fn rate_wait(&self, now: Instant) -> Option<Duration> {

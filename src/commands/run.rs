@@ -4,7 +4,7 @@
 //! SIGHUP: the config is read again (`reload.rs`); tails and ship go on with what is new in it, nothing is stopped for it.
 //!
 //! Shutdown goes in the direction of the data: tails end, ship drains what is left and waits for its acks up to
-//! `drain_timeout`, then checkpoint saves. A second signal ends the process at once.
+//! `drain_timeout`, then the saver saves. A second signal ends the process at once.
 
 use super::crew::Crew;
 use super::plan::{self, Shares};
@@ -12,19 +12,21 @@ use super::recover::{Recovered, recover};
 use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
 use crate::budget::Budget;
-use crate::checkpoint::{self, Saved};
-use crate::chunk::{Note, Parcel};
+use crate::chunk::Chunk;
 use crate::cli;
 use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
-use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
+use crate::handover::Outlet;
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
 use crate::ship::{self, Dead, Halts, deadletter};
 use crate::signals::{self, Signal};
+use crate::state::{self, Saver};
 use crate::stop;
+use crate::streams::mailbox::{self, Publisher};
+use crate::streams::{Registry, Saved};
 use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
 use crate::watch::Sight;
@@ -39,9 +41,7 @@ use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 /// Chunks between the tails and ship: enough that neither waits for the other's turn.
-const PARCELS: usize = 64;
-/// Notes between ship and checkpoint, which only ever waits for the disk.
-const NOTES: usize = 1024;
+const CHUNKS: usize = 64;
 /// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
 /// `timeout(1)` and shells send a signal to the process and to its group: a repeat within this time is the same one.
@@ -62,8 +62,8 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let watchdog = Watchdog::from_env(&board.pulse);
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
-    let (giver, taker) = cover::pair();
-    let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
+    let (publisher, mailbox) = mailbox::pair();
+    let (mut folder, mut saved) = state::open(state_options(&config, publisher), &board)?;
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
@@ -79,23 +79,25 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
     inherited::adopt(given, &store, &saved, &plans);
     let recovered = match exactly_once(&config) {
-        Some(folder) => {
-            Some(recover(folder, (&plans, &budget), &mut job, &mut saved, taker, &store, &board)?)
+        Some(settings) => {
+            Some(recover(settings, (&plans, &budget), &mut folder, &mut saved, mailbox, &store, &board)?)
         }
         None => None,
     };
     let trouble = |e| Error::failed("start the driver", e, "raise the limits of threads and descriptors");
     let ends = drivers::drive(&config).start(&board).map_err(trouble)?;
+    let registry = folder.registry(&board);
+    let saver = Saver::start(folder, registry.clone(), &board)?;
     let (ends, once) = match recovered {
-        Some(Recovered { journal, taker, once, for_tails }) => {
+        Some(Recovered { journal, mailbox, once, for_tails }) => {
             saved = for_tails;
-            (Recovered::put_before(journal, taker, ends)?, Some(once))
+            (Recovered::put_before(journal, mailbox, ends)?, Some(once))
         }
         None => (ends, None),
     };
     let known = Known::new(entries(&saved), saved.next_stream).saved_at(saved.written).keeping(store);
-    let (parcels, inbox) = bounded::<Parcel>(PARCELS);
-    let (notes, note_inbox) = bounded::<Note>(NOTES);
+    let (chunks, inbox) = bounded::<Chunk>(CHUNKS);
+    let outlet = Outlet::new(registry.clone(), chunks);
     let (give_up, give_up_on) = stop::pair();
     let (halt, halt_on) = stop::pair();
     // Without saved positions the next start knows nothing of what was left: then the whole time is given.
@@ -105,19 +107,19 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
     let live = live::start(board.clone(), config.agent.state_dir.as_deref()).map_err(trouble)?;
-    thread::scope(|scope| {
-        let board: &Board = &board;
+    let ended = thread::scope(|scope| {
+        let (board, registry): (&Board, &Registry) = (&board, &registry);
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "ship", {
             let options = ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) };
             move || {
                 let _gone = gone;
-                ship::run(options, inbox, changed, ends, notes, board, Halts { stuck, now: give_up_on })
+                let halts = Halts { stuck, now: give_up_on };
+                ship::run(options, inbox, changed, ends, registry, board, halts)
             }
         })?;
-        let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
         let saves = config.agent.state_dir.is_some();
-        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, parcels.clone())?;
+        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, outlet)?;
         let mut office = Office {
             crew,
             board,
@@ -128,7 +130,9 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             changes,
             opening: true,
             reload: false,
-            parcels: Some(parcels),
+            all_read: false,
+            registry,
+            saver: &saver,
             give_up: Some(give_up),
             halt: Some(halt),
             notify,
@@ -140,14 +144,14 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         let ended = office.work(&signals.inbox, &ship_gone);
         drop(office);
         let shipped = shipping.join();
-        let saved = saving.join();
         ended?;
         if let Ok(Err(Dead { why })) = shipped {
             return Err(Error::failed("deliver", why, format!("what was not acknowledged {left}")));
         }
-        saved.unwrap_or(Ok(()))?;
         Ok(ExitCode::Done)
-    })
+    });
+    let saved = saver.finish();
+    ended.and_then(|code| saved.map(|()| code))
 }
 
 fn start<'s, T: Send + 's>(
@@ -173,8 +177,10 @@ struct Office<'s, 'e> {
     opening: bool,
     /// A reload is asked for; it waits while `opening`.
     reload: bool,
-    /// For what is told to checkpoint by the way of the data, until the tails are to end.
-    parcels: Option<Sender<Parcel>>,
+    /// `--once`: every file was read to its end.
+    all_read: bool,
+    registry: &'e Registry,
+    saver: &'e Saver,
     give_up: Option<stop::Handle>,
     /// Until the first signal to stop.
     halt: Option<stop::Handle>,
@@ -248,10 +254,13 @@ impl Office<'_, '_> {
                     sighted = self.crew.sighted.clone();
                 }
             }
-            if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
+            if self.config.once
+                && self.crew.files() == 0
+                && self.crew.is_closed()
+                && !std::mem::replace(&mut self.all_read, true)
+            {
                 // The tails may have ended before their first looks were noticed here.
                 drop(self.save_first_sight());
-                self.parcels = None;
             }
         }
     }
@@ -295,13 +304,13 @@ impl Office<'_, '_> {
     /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
     fn save_first_sight(&mut self) -> Receiver<()> {
         let (done, flushed) = bounded(1);
-        if let Some(parcels) = &self.parcels {
+        if self.stopping.is_none() {
             for pattern in self.crew.patterns() {
                 if self.known.insert(pattern.clone()) {
-                    let _ = parcels.send(Parcel::Source(pattern));
+                    self.registry.pattern_known(pattern);
                 }
             }
-            let _ = parcels.send(Parcel::Flush(done));
+            self.saver.first_scan_done(done);
         }
         flushed
     }
@@ -333,7 +342,6 @@ impl Office<'_, '_> {
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
         self.crew.stop();
-        self.parcels = None;
         self.halt = None;
         after(self.config.agent.drain_timeout)
     }
@@ -370,25 +378,25 @@ fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
     Some((folder, config.agent.sync == config::Sync::Always))
 }
 
-fn checkpoint_options(config: &Config, giver: Giver) -> checkpoint::Options {
-    checkpoint::Options {
+fn state_options(config: &Config, publisher: Publisher) -> state::Options {
+    state::Options {
         state_dir: config.agent.state_dir.clone(),
         sync: match config.agent.sync {
-            config::Sync::Always => checkpoint::Sync::Always,
-            config::Sync::Every(time) => checkpoint::Sync::Every(time),
+            config::Sync::Always => state::Sync::Always,
+            config::Sync::Every(time) => state::Sync::Every(time),
         },
         damaged: match config.agent.damaged_state {
-            DamagedState::Refuse => checkpoint::Damaged::Refuse,
-            DamagedState::Beginning => checkpoint::Damaged::Beginning,
+            DamagedState::Refuse => state::Damaged::Refuse,
+            DamagedState::Beginning => state::Damaged::Beginning,
         },
-        exactly_once: exactly_once(config).map(|_| giver),
+        exactly_once: exactly_once(config).map(|_| publisher),
     }
 }
 
 fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().map(|s| Entry {
         stream: s.stream,
-        path: s.path.clone(),
+        path: s.path.to_path_buf(),
         identity: s.identity.clone(),
         at: s.at,
         beyond: s.beyond.clone(),

@@ -4,15 +4,19 @@
 
 use super::drivers;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, Shape, StreamId, Then};
+use crate::chunk::{
+    Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then,
+};
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
-use crate::report::{Board, Gauge};
+use crate::handover::Outlet;
+use crate::report::Board;
 use crate::ship::{self, Partitioner, Receipt};
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
-use crossbeam_channel::{Receiver, Select, Sender, after, bounded, never, select};
+use crate::streams::{Progress, Registry};
+use crossbeam_channel::{Receiver, Select, after, bounded, never, select};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,16 +52,17 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
         receipts: Some(receipt_tx),
         ..ship::Options::default()
     };
-    let (parcels, inbox) = bounded(4);
+    let (chunks, inbox) = bounded(4);
+    let registry = Arc::new(Registry::default());
+    let outlet = Outlet::new(registry.clone(), chunks);
     let (input_stop, input_on) = stop::pair();
     let given = Arc::new(AtomicU64::new(0));
     let stuck = input_on.clone();
-    let failed = Input::start(asked, &topic, &given, parcels, input_on)?;
+    let failed = Input::start(asked, &topic, &given, outlet, input_on)?;
     if first(&inbox, &signals.inbox).is_none() {
         return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
     }
     let ends = drivers::of_kafka(&kafka, &kafka.needs_modern()).start(&board).map_err(threads)?;
-    let (notes, forgotten) = bounded::<Note>(1024);
     let (give_up, give_up_on) = stop::pair();
     thread::scope(|scope| {
         let board: &Board = &board;
@@ -67,13 +72,12 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
                 inbox,
                 never(),
                 ends,
-                notes,
+                &registry,
                 board,
                 ship::Halts { stuck: Some(stuck), now: give_up_on },
             )
         };
         let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
-        thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
         let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
         let done = desk.work(failed, &receipts, &signals.inbox);
@@ -90,7 +94,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
 
 /// Waits for the first value, so that no broker is asked for anything where there is none. `None`: all was read, or a
 /// signal says to stop.
-fn first(inbox: &Receiver<Parcel>, signals: &Receiver<Signal>) -> Option<()> {
+fn first(inbox: &Receiver<Chunk>, signals: &Receiver<Signal>) -> Option<()> {
     loop {
         let mut either = Select::new();
         either.recv(inbox);
@@ -200,7 +204,7 @@ struct Input {
     origin: Arc<Origin>,
     share: Share,
     given: Arc<AtomicU64>,
-    out: Sender<Parcel>,
+    out: Outlet,
     stop: Stop,
     /// The next chunk's offset in all that was read.
     at: u64,
@@ -212,7 +216,7 @@ impl Input {
         asked: cli::Send,
         topic: &str,
         given: &Arc<AtomicU64>,
-        out: Sender<Parcel>,
+        out: Outlet,
         stop: Stop,
     ) -> Result<Receiver<Error>, Error> {
         let mut input = Input::new(topic, asked.key, given, out, stop);
@@ -232,23 +236,20 @@ impl Input {
         Ok(failed)
     }
 
-    fn new(
-        topic: &str,
-        key: Option<Vec<u8>>,
-        given: &Arc<AtomicU64>,
-        out: Sender<Parcel>,
-        stop: Stop,
-    ) -> Self {
+    fn new(topic: &str, key: Option<Vec<u8>>, given: &Arc<AtomicU64>, out: Outlet, stop: Stop) -> Self {
         let key = key.map_or(Key::None, Key::Constant);
         let origin = Origin {
             stream: StreamId(1),
             topic: topic.into(),
             path: PathBuf::from("-"),
             shape: Arc::new(Shape { key, ..Shape::default() }),
-            gauge: Arc::new(Gauge::default()),
+            gauge: Arc::new(Progress::default()),
         };
         let share = Budget::new(MEMORY).share();
-        Input { origin: Arc::new(origin), share, given: given.clone(), out, stop, at: 0 }
+        let origin = Arc::new(origin);
+        let opened = Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() };
+        out.tell(Parcel::Opened(opened));
+        Input { origin, share, given: given.clone(), out, stop, at: 0 }
     }
 
     /// One chunk for what can be had without waiting. `Err(None)`: stopped.
@@ -288,15 +289,12 @@ impl Input {
         }
         let range = self.at..self.at + size as u64;
         self.at = range.end;
-        self.origin.gauge.framed.fetch_max(range.end, Relaxed);
+        self.origin.gauge.frame(range.end);
         self.given.fetch_add(table.len() as u64, Relaxed);
         let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
         let origin = self.origin.clone();
         let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
-        select! {
-            send(self.out, Parcel::Chunk(chunk)) -> sent => sent.ok(),
-            recv(self.stop.on()) -> _ => None,
-        }
+        self.out.send(Parcel::Chunk(chunk), &self.stop).ok()
     }
 }
 
@@ -305,15 +303,15 @@ mod tests {
     use super::*;
 
     fn texts(input: &'static [u8]) -> Vec<Vec<u8>> {
-        let (out, parcels) = bounded(100);
+        let (out, chunks) = bounded(100);
+        let out = Outlet::new(Arc::default(), out);
         let (_handle, stop) = stop::pair();
         let given = Arc::new(AtomicU64::new(0));
         let mut i = Input::new("t", None, &given, out, stop);
         i.lines(input).unwrap();
         drop(i);
         let mut texts = vec![];
-        for parcel in parcels {
-            let Parcel::Chunk(c) = parcel else { panic!() };
+        for c in chunks {
             texts.extend((0..c.lines.len()).map(|i| c.line(i).to_vec()));
         }
         assert_eq!(given.load(Relaxed), texts.len() as u64);

@@ -179,15 +179,15 @@ impl Aloft {
         }
     }
 
-    /// The batch's records need nothing more; `acked` gets each chunk that thereby waits for nothing.
-    pub fn done(&mut self, batch: &Batch, mut acked: impl FnMut(&Chunk, &Ack)) {
+    /// The batch's records need nothing more; `acked` gets each chunk of which nothing is left.
+    pub fn done(&mut self, batch: &Batch, mut acked: impl FnMut(&Ack)) {
         debug_assert!(self.open >= u64::from(batch.count), "a record was done twice");
         self.open -= u64::from(batch.count);
         let mut strike = |chunk: usize, records: u32| {
             let (ack, left) = &mut self.waits[chunk];
             *left -= records;
             if *left == 0 {
-                acked(&batch.load.chunks[chunk], ack);
+                acked(ack);
             }
         };
         match &batch.records {
@@ -259,9 +259,9 @@ mod tests {
         let mut aloft = Aloft::of(&b.load);
         let mut acked = Vec::new();
         let (front, back) = b.halve();
-        aloft.done(&back, |_, a| acked.push(a.stream.0));
+        aloft.done(&back, |a| acked.push(a.stream.0));
         assert_eq!((acked.as_slice(), aloft.is_over()), (&[2][..], false));
-        aloft.done(&front, |_, a| acked.push(a.stream.0));
+        aloft.done(&front, |a| acked.push(a.stream.0));
         assert_eq!((acked.as_slice(), aloft.is_over()), (&[2, 1][..], true));
     }
 }

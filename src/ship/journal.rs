@@ -37,8 +37,9 @@ pub mod store;
 use super::driver::{Ends, Order};
 use super::flight::Batch;
 use crate::chunk::{Range, StreamId};
-use crate::cover::{Cover, Taker};
 use crate::report::{Blocked, Board};
+use crate::streams::SavedPositions;
+use crate::streams::mailbox::Mailbox;
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use intent::{Intent, Last, Record};
 use load::{Loaded, Place};
@@ -63,7 +64,7 @@ struct Live {
 pub struct Journal {
     store: Store,
     binding: Binding,
-    cover: Cover,
+    saved: SavedPositions,
     lasts: HashMap<Place, Last>,
     /// By serial, ascending.
     live: Vec<Live>,
@@ -87,25 +88,25 @@ impl Journal {
         store: Store,
         binding: Binding,
         loaded: &Loaded,
-        cover: Cover,
+        saved: SavedPositions,
         board: Arc<Board>,
     ) -> io::Result<Journal> {
         let live = loaded.keep.iter().map(|intent| Live::of(intent.clone())).collect();
         let lasts = loaded.lasts.clone();
-        let mut journal = Journal { store, binding, cover, lasts, live, serial: loaded.serial, board };
+        let mut journal = Journal { store, binding, saved, lasts, live, serial: loaded.serial, board };
         journal.change_halves()?;
         Ok(journal)
     }
 
     /// Puts the worker before `driver`. It is detached, as the driver's are: it may be inside a slow disk.
     #[allow(clippy::disallowed_methods, reason = "bounded by the batches that ship has in flight")]
-    pub fn put_before(self, driver: Ends, cover: Taker) -> io::Result<Ends> {
+    pub fn put_before(self, driver: Ends, mailbox: Mailbox) -> io::Result<Ends> {
         let (orders, inbox) = unbounded();
         let Ends { orders: next, events } = driver;
         let worker = Worker {
             journal: self,
             next,
-            cover,
+            mailbox,
             waiting: Vec::new(),
             since: None,
             trouble: None,
@@ -190,15 +191,14 @@ impl Journal {
     }
 
     /// Positions are saved: what they cover is not needed any more.
-    pub fn covered(&mut self, cover: Cover) {
-        self.cover = cover;
-        let cover = &self.cover;
-        self.live.retain(|l| !l.spans.iter().all(|(stream, range)| cover.holds(*stream, range)));
+    pub fn covered(&mut self, saved: SavedPositions) {
+        self.live.retain(|l| !l.spans.iter().all(|(stream, range)| saved.holds(*stream, range)));
+        self.saved = saved;
         self.tell();
     }
 
     fn may_fly(&self, batch: &Batch) -> bool {
-        batch.load.chunks.iter().all(|c| self.cover.knows(c.origin.stream))
+        batch.load.chunks.iter().all(|c| self.saved.knows(c.origin.stream))
     }
 
     fn tell(&self) {
@@ -220,7 +220,7 @@ impl Live {
 struct Worker {
     journal: Journal,
     next: Sender<Order>,
-    cover: Taker,
+    mailbox: Mailbox,
     /// Batches without an intent yet, in the order they came.
     waiting: Vec<Batch>,
     /// When batches were first left waiting, since the last save.
@@ -234,7 +234,7 @@ struct Worker {
 impl Worker {
     /// Until ship drops its orders, or the driver is gone.
     fn run(mut self, inbox: &Receiver<Order>) {
-        let bell = self.cover.bell.clone();
+        let bell = self.mailbox.bell.clone();
         loop {
             let mut open = true;
             let retry = match self.since {
@@ -256,8 +256,8 @@ impl Worker {
             {
                 open = self.take(order);
             }
-            if let Some(cover) = self.cover.take() {
-                self.journal.covered(cover);
+            if let Some(saved) = self.mailbox.take() {
+                self.journal.covered(saved);
                 self.since = None;
             }
             if !open || !self.send() {

@@ -12,7 +12,6 @@ use crate::chunk::{Chunk, FlightNo, Key, Topic};
 use crate::wall;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
@@ -316,9 +315,7 @@ impl Lane {
             }
             let Some((_, chunk)) = self.waiting.pop_front() else { break };
             self.waiting_bytes -= chunk.bytes.len();
-            let gauge = &chunk.origin.gauge;
-            debug_assert!(chunk.range.end <= gauge.framed.load(Relaxed), "flown ≤ framed");
-            gauge.flown.fetch_max(chunk.range.end, Relaxed);
+            chunk.origin.gauge.send(&chunk);
             chunks.push(chunk);
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);

@@ -180,7 +180,7 @@ mod tests {
         let want: Vec<Pick> = (0..2).flat_map(|c| (0..10).map(move |l| pick(c, l))).collect();
         assert_eq!(all, want);
         let mut acked = 0;
-        batches.iter().for_each(|b| aloft.done(b, |_, _| acked += 1));
+        batches.iter().for_each(|b| aloft.done(b, |_| acked += 1));
         assert!(acked == 2 && aloft.is_over());
     }
 }

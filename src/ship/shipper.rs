@@ -10,7 +10,7 @@ use super::partition::{Action, Now, Rules};
 use super::resume::Memory;
 use super::retry::Rng;
 use super::{Change as Changed, Dead, Options, Receipt};
-use crate::chunk::{Chunk, FlightNo, Note, Parcel, Topic};
+use crate::chunk::{Ack, Chunk, FlightNo, Topic};
 use crate::pulse::Beat;
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
@@ -41,7 +41,9 @@ pub struct Shipper<'b> {
     closing: bool,
     sends: Vec<Batch>,
     orders: Vec<Order>,
-    pub notes: Vec<Note>,
+    pub acks: Vec<Ack>,
+    /// Something must be saved soon: it may be all that there is to save.
+    pub save_soon: bool,
 }
 
 /// The producer id.
@@ -72,7 +74,8 @@ impl<'b> Shipper<'b> {
             closing: false,
             sends: Vec::new(),
             orders: Vec::new(),
-            notes: Vec::new(),
+            acks: Vec::new(),
+            save_soon: false,
         };
         ship.resume();
         ship
@@ -130,26 +133,11 @@ impl<'b> Shipper<'b> {
     }
 
     /// What a tail has sent.
-    pub fn parcel(&mut self, parcel: Parcel, now: Now) {
-        match parcel {
-            Parcel::Opened(opened) => {
-                self.notes.push(Note::Opened(opened));
-                if self.once {
-                    self.notes.push(Note::Hurry); // nothing of it flies before that is saved
-                }
-            }
-            Parcel::Closed(closed) => self.notes.push(Note::Closed(closed)),
-            Parcel::Source(pattern) => self.notes.push(Note::Source(pattern)),
-            Parcel::Flush(done) => self.notes.push(Note::Flush(done)),
-            Parcel::Chunk(chunk) if chunk.lines.is_empty() => {
-                chunk.origin.gauge.flown.fetch_max(chunk.range.end, Relaxed);
-                self.notes.push(Note::Ack(chunk.ack()));
-            }
-            Parcel::Chunk(chunk) => self.chunk(chunk, now),
+    pub fn chunk(&mut self, chunk: Chunk, now: Now) {
+        if chunk.lines.is_empty() {
+            chunk.origin.gauge.send(&chunk);
+            return self.acks.push(chunk.ack());
         }
-    }
-
-    fn chunk(&mut self, chunk: Chunk, now: Now) {
         let at = self.lane(&chunk.origin.topic.clone());
         self.lanes[at].push(chunk, now);
     }
@@ -290,7 +278,7 @@ impl<'b> Shipper<'b> {
                         self.beat.within(Beat::SLOW); // a disk
                         self.board.uncertain(u64::from(lines));
                         if self.once {
-                            self.notes.push(Note::Hurry); // it may be all that there is to save
+                            self.save_soon = true;
                         }
                     }
                     Action::Doubled(lines) => {
@@ -313,11 +301,8 @@ impl<'b> Shipper<'b> {
             debug_assert!(false, "{:?} is over already", batch.flight);
             return;
         };
-        let notes = &mut self.notes;
-        aloft.done(batch, |chunk, ack| {
-            debug_assert!(ack.range.end <= chunk.origin.gauge.flown.load(Relaxed), "acked ≤ flown");
-            notes.push(Note::Ack(ack.clone()));
-        });
+        let acks = &mut self.acks;
+        aloft.done(batch, |ack| acks.push(ack.clone()));
         if aloft.is_over() {
             self.air.remove(&batch.flight);
         }

@@ -15,7 +15,7 @@ use super::shipper::Shipper;
 use super::testing::{chunk_of, origin};
 use super::{Change, Options, Partitioner};
 use crate::budget::{Budget, Share};
-use crate::chunk::{Key, Note, Origin, Parcel, Shape, StreamId};
+use crate::chunk::{Key, Origin, Shape, StreamId};
 use crate::report::Board;
 use broker::Log;
 use regex::bytes::Regex;
@@ -144,7 +144,7 @@ impl<'b> World<'b> {
         }
         self.offsets[s] = chunk.range.end;
         self.chunks.insert((s as u64, chunk.range.start), ids);
-        self.ship.parcel(Parcel::Chunk(chunk), self.now);
+        self.ship.chunk(chunk, self.now);
     }
 
     fn ids(&mut self, batch: &Batch) -> Vec<u64> {
@@ -157,7 +157,7 @@ impl<'b> World<'b> {
         ids
     }
 
-    /// Takes ship's orders and notes.
+    /// Takes ship's orders and acks.
     fn collect(&mut self) -> Option<Instant> {
         let wake = self.ship.tick(self.now);
         let orders: Vec<Order> = self.ship.orders().collect();
@@ -183,8 +183,7 @@ impl<'b> World<'b> {
                 }
             }
         }
-        for note in std::mem::take(&mut self.ship.notes) {
-            let Note::Ack(ack) = note else { panic!("nothing was opened") };
+        for ack in std::mem::take(&mut self.ship.acks) {
             self.check_ack(ack.stream, ack.range);
         }
         wake

@@ -3,8 +3,8 @@
 use super::flight::{Batch, Load, Records};
 use crate::budget::{Budget, Share};
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
-use crate::report::Gauge;
 use crate::stop;
+use crate::streams::Progress;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,7 +17,7 @@ pub fn origin(stream: u64, topic: &str, path: impl Into<PathBuf>, shape: Shape) 
         topic: topic.into(),
         path: path.into(),
         shape: Arc::new(shape),
-        gauge: Arc::new(Gauge::default()),
+        gauge: Arc::new(Progress::default()),
     })
 }
 

@@ -4,7 +4,7 @@ use super::driver::{Abilities, Drive, Ends, Event, Leave, Order, Pace, Refusal, 
 use super::flight::Batch;
 use super::testing::{chunk, plain};
 use super::*;
-use crate::chunk::{Closed, Ending, StreamId};
+use crate::chunk::{Chunk, Identity, Opened, Origin, Point};
 use crate::stop::{Handle, pair};
 use crossbeam_channel::bounded;
 use rustix::time::{ClockId, clock_gettime};
@@ -13,10 +13,10 @@ use std::thread::{JoinHandle, spawn};
 
 /// Ship in a thread, and all its ends.
 struct Bench {
-    inbox: Option<Sender<Parcel>>,
+    inbox: Option<Sender<Chunk>>,
+    origin: Arc<Origin>,
     orders: Receiver<Order>,
     events: Option<Sender<Event>>,
-    notes: Receiver<Note>,
     changes: Sender<Change>,
     halt: Option<Handle>,
     stop: Option<Handle>,
@@ -24,12 +24,17 @@ struct Bench {
     ship: JoinHandle<(Result<(), Dead>, Duration, u64)>,
 }
 
+fn pause(time: Duration) {
+    let _ = crossbeam_channel::after(time).recv();
+}
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 impl Bench {
     fn new(options: Options) -> Self {
-        let (parcels, inbox) = bounded(64);
-        let (out, notes) = bounded(64);
+        let (chunks, inbox) = bounded(64);
+        let (registry, origin) = (Registry::default(), plain(1));
+        registry.open(Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() });
         let (ends, orders, events) = Ends::pair();
         let (stop, give_up) = pair();
         let (halt, stuck) = pair();
@@ -37,13 +42,13 @@ impl Bench {
         let ship = spawn(move || {
             let board = Board::default();
             let halts = Halts { stuck: Some(stuck), now: give_up };
-            let result = run(options, inbox, changed, ends, out, &board, halts);
+            let result = run(options, inbox, changed, ends, &registry, &board, halts);
             let cpu = clock_gettime(ClockId::ThreadCPUTime);
             let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
             (result, cpu, board.totals.dead_lettered.load(Relaxed))
         });
-        let (inbox, events, halt, stop) = (Some(parcels), Some(events), Some(halt), Some(stop));
-        Bench { inbox, changes, orders, events, notes, halt, stop, ship }
+        let (inbox, events, halt, stop) = (Some(chunks), Some(events), Some(halt), Some(stop));
+        Bench { inbox, origin, changes, orders, events, halt, stop, ship }
     }
 
     fn ready(self) -> Self {
@@ -55,12 +60,12 @@ impl Bench {
         self.events.as_ref().unwrap().send(event).unwrap();
     }
 
-    fn give(&self, parcel: Parcel) {
-        self.inbox.as_ref().unwrap().send(parcel).unwrap();
+    fn give(&self, start: u64, lines: &[&[u8]]) {
+        self.inbox.as_ref().unwrap().send(chunk(&self.origin, start, lines)).unwrap();
     }
 
     fn line(&self, start: u64) {
-        self.give(Parcel::Chunk(chunk(&plain(1), start, &[b"line"])));
+        self.give(start, &[b"line"]);
     }
 
     /// The next batches that ship orders sent; its topics are known at once.
@@ -82,9 +87,14 @@ impl Bench {
     }
 
     fn acked(&self) -> u64 {
-        match self.notes.recv_timeout(LIMIT).expect("a note") {
-            Note::Ack(ack) => ack.range.end,
-            other => panic!("{other:?}"),
+        self.origin.gauge.acked.load(Relaxed)
+    }
+
+    fn is_acked(&self, end: u64) {
+        let (begun, tick) = (Instant::now(), crossbeam_channel::tick(Duration::from_millis(2)));
+        while self.acked() != end {
+            assert!(begun.elapsed() < LIMIT, "acknowledged {} of {end}", self.acked());
+            tick.recv().unwrap();
         }
     }
 
@@ -93,20 +103,19 @@ impl Bench {
     }
 }
 
-/// Fails when an end comes before its stream's lines were taken, a chunk without lines waits for the broker, or what was
-/// not stored is acknowledged.
+/// Fails when a chunk without lines waits for the broker, or what was not stored is acknowledged.
 #[test]
-fn notes_come_in_the_streams_order() {
+fn acknowledged_when_stored() {
     let b = Bench::new(Options::default()).ready();
-    b.give(Parcel::Chunk(chunk(&plain(1), 7, &[])));
-    assert_eq!(b.acked(), 7);
+    let mut skipped = chunk(&b.origin, 0, &[b"123456"]);
+    (skipped.lines, skipped.bytes) = (vec![], vec![]);
+    b.inbox.as_ref().unwrap().send(skipped).unwrap();
+    b.is_acked(7);
     b.line(7);
-    b.give(Parcel::Closed(Closed { stream: StreamId(1), why: Ending::Finished }));
-    assert!(matches!(b.notes.recv_timeout(LIMIT), Ok(Note::Closed(_))));
     let mut batches = b.sent();
-    assert!(b.notes.try_recv().is_err());
+    assert_eq!(b.acked(), 7);
     b.stored(batches.pop().unwrap(), 0);
-    assert_eq!(b.acked(), 12);
+    b.is_acked(12);
 }
 
 /// Fails when ship ends with lines in the air, spins on its closed inbox meanwhile, or does not end when all is acked.
@@ -119,9 +128,9 @@ fn a_closed_inbox_drains() {
     b.inbox = None;
     assert!(b.orders.recv_timeout(Duration::from_millis(300)).is_err());
     b.stored(batches.pop().unwrap(), 0);
-    assert_eq!(b.acked(), 5);
+    b.is_acked(5);
     b.stored(b.sent().pop().unwrap(), 1);
-    assert_eq!(b.acked(), 10);
+    b.is_acked(10);
     assert!(b.orders.recv_timeout(LIMIT).is_err(), "the worker ends with ship");
     let (result, cpu, _) = b.end();
     assert_eq!(result, Ok(()));
@@ -191,7 +200,7 @@ fn receipts() {
     let b =
         Bench::new(Options { partitioner: Partitioner::Fixed(1), receipts: Some(to), ..Options::default() })
             .ready();
-    b.give(Parcel::Chunk(chunk(&plain(1), 0, &[b"a", b"b"])));
+    b.give(0, &[b"a", b"b"]);
     b.stored(b.sent().pop().unwrap(), 41);
     assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), Receipt { partition: 1, offset: Some(41), count: 2 });
 }
@@ -202,7 +211,7 @@ fn a_dead_letter_is_written_before_the_ack() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("dead-letter");
     let mut b = Bench::new(Options { dead_letter: Some(path.clone()), ..Options::default() }).ready();
-    b.give(Parcel::Chunk(chunk(&plain(1), 0, &[b"good", b"bad", b"fine"])));
+    b.give(0, &[b"good", b"bad", b"fine"]);
     let batch = b.sent().pop().unwrap();
     b.say(Event::Done {
         batch,
@@ -210,88 +219,12 @@ fn a_dead_letter_is_written_before_the_ack() {
     });
     let rest = b.sent().pop().unwrap();
     assert_eq!(rest.count, 2);
-    assert!(b.notes.try_recv().is_err());
+    assert_eq!(b.acked(), 0);
     b.stored(rest, 0);
-    assert_eq!(b.acked(), 14);
+    b.is_acked(14);
     assert!(std::fs::read_to_string(&path).unwrap().contains("\"value\":\"bad\""));
     b.inbox = None;
     assert_eq!(b.end().2, 1);
-}
-
-/// Not a test: what ship costs by itself, with a driver that stores everything at once.
-/// `cargo test --release ship::tests::cost -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn cost() {
-    use crate::chunk::{Key, Shape};
-    let regex = || Key::Regex(regex::bytes::Regex::new("id=([0-9]+)").unwrap());
-    for (name, partitioner, key, numbered) in [
-        ("sticky, plain", Partitioner::Sticky, Key::None, false),
-        ("sticky", Partitioner::Sticky, Key::None, true),
-        ("round-robin", Partitioner::RoundRobin, Key::None, true),
-        ("random", Partitioner::Random, Key::None, true),
-        ("hash of path", Partitioner::Hash, Key::Path, true),
-        ("hash of regex", Partitioner::Hash, regex(), true),
-    ] {
-        let shape = Shape { key, ..Shape::default() };
-        let (rate, cpu) = throughput(partitioner, shape, numbered);
-        println!("{name:14} {:5.1} million lines/s, {:4.0} ns of CPU a line", rate / 1e6, cpu);
-    }
-    let mut took = latencies();
-    took.sort_unstable();
-    println!("one line to its ack: p50 {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
-}
-
-/// Lines per second, and nanoseconds of ship's CPU per line, without making and dropping the chunks.
-fn throughput(partitioner: Partitioner, shape: crate::chunk::Shape, numbered: bool) -> (f64, f64) {
-    const CHUNKS: u64 = 2000;
-    let o = super::testing::origin(1, "t", "/var/log/app.log", shape);
-    let text = format!("id=12345 {}", "x".repeat(190));
-    let lines = vec![text.as_bytes(); 1300];
-    let mut b = Bench::new(Options { partitioner, ..Options::default() });
-    b.say(Event::Ready(Abilities { name: "null", numbered, in_flight: if numbered { 5 } else { 1 } }));
-    let (orders, events) = (b.orders.clone(), b.events.take().unwrap());
-    spawn(move || {
-        for order in orders {
-            match order {
-                Order::Topic(topic) => {
-                    let all = vec![0, 1, 2];
-                    let view = TopicView { topic, id: [0; 16], partitions: all.clone(), living: all };
-                    let _ = events.send(Event::Topic(view));
-                }
-                Order::ProducerId => drop(events.send(Event::ProducerId { pid: 1, epoch: 0 })),
-                Order::Ask { .. } | Order::Change(_) => {}
-                Order::Send(batches) => batches.into_iter().for_each(|batch| {
-                    let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
-                }),
-            }
-        }
-    });
-    let chunks: Vec<_> = (0..CHUNKS).map(|i| chunk(&o, i, &lines)).collect();
-    let (notes, start) = (b.notes.clone(), Instant::now());
-    let reader = spawn(move || notes.iter().count());
-    chunks.into_iter().for_each(|c| b.give(Parcel::Chunk(c)));
-    b.inbox = None;
-    let (result, cpu, _) = b.end();
-    assert!(result.is_ok() && reader.join().unwrap() as u64 == CHUNKS);
-    let lines = (CHUNKS * 1300) as f64;
-    (lines / start.elapsed().as_secs_f64(), cpu.as_nanos() as f64 / lines)
-}
-
-/// From a line's arrival to its ack, at 100 lines/s.
-fn latencies() -> Vec<Duration> {
-    let b = Bench::new(Options::default()).ready();
-    (0..200u64)
-        .map(|i| {
-            let start = Instant::now();
-            b.line(i * 5);
-            b.stored(b.sent().pop().unwrap(), 0);
-            b.acked();
-            let took = start.elapsed();
-            let _ = crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(10));
-            took
-        })
-        .collect()
 }
 
 /// Fails when a driver that takes its orders is believed stuck, or one that takes none is not.
@@ -327,7 +260,7 @@ fn a_stop_waits_for_what_moves_only() {
     b.line(0);
     let batch = b.sent().remove(0);
     (b.inbox, b.halt) = (None, None);
-    assert!(b.notes.recv_timeout(RETURN + Duration::from_millis(300)).is_err());
+    pause(RETURN + Duration::from_millis(300));
     assert!(!b.ship.is_finished(), "the answer may still come");
     let back = |batch, maybe_stored| {
         let verdict = Verdict::Again { maybe_stored, pace: Pace::Backoff, why: "lost".into() };
@@ -340,7 +273,7 @@ fn a_stop_waits_for_what_moves_only() {
     let end = Instant::now() + LIMIT;
     while !b.ship.is_finished() && Instant::now() < end {
         b.orders.try_iter().for_each(drop);
-        let _ = b.notes.recv_timeout(Duration::from_millis(5));
+        pause(Duration::from_millis(5));
     }
     assert!(b.ship.is_finished());
     assert_eq!(b.end().0, Ok(()));
@@ -354,7 +287,7 @@ fn a_stop_does_not_wait_for_a_cluster_that_nobody_has_seen() {
     {
         let mut b = Bench::new(Options::default());
         b.line(0);
-        assert!(b.notes.recv_timeout(stands).is_err());
+        pause(stands);
         (b.inbox, b.halt) = (None, None);
         let begun = Instant::now();
         assert_eq!(b.end().0, Ok(()));

@@ -139,7 +139,7 @@ fn one_crate_one_file() {
 /// Fails when a stage reaches into another one, or into the config.
 #[test]
 fn stages_know_their_neighbours_types_only() {
-    const STAGES: [&str; 4] = ["watch", "tail", "ship", "checkpoint"];
+    const STAGES: [&str; 4] = ["watch", "tail", "ship", "state"];
     for (path, text) in sources() {
         if path.starts_with("src/ship/sim") {
             continue; // a simulator of several stages, for tests

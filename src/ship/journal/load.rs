@@ -6,8 +6,8 @@
 
 use super::intent::{Intent, Last, Piece, Record};
 use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
-use crate::cover::Cover;
 use crate::ship::flight::Numbers;
+use crate::streams::SavedPositions;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A partition of a topic.
@@ -67,7 +67,7 @@ fn key(p: &Piece) -> ChunkKey {
     (p.stream, p.range.start, p.range.end)
 }
 
-pub fn load(records: Vec<Record>, cover: &Cover) -> Loaded {
+pub fn load(records: Vec<Record>, saved: &SavedPositions) -> Loaded {
     let mut out = Loaded::default();
     let mut intents: Vec<Intent> = Vec::new();
     let mut last_intent: HashMap<Place, u64> = HashMap::new();
@@ -96,7 +96,7 @@ pub fn load(records: Vec<Record>, cover: &Cover) -> Loaded {
     }
     out.id = latest.1;
     // One covered piece of a batch that still counts: all of it was done.
-    let covered = |p: &Piece| cover.holds(p.stream, &p.range);
+    let covered = |p: &Piece| saved.holds(p.stream, &p.range);
     intents.retain(|i| !void.contains(&i.serial) && !i.pieces.iter().all(covered));
     let is_open = |i: &Intent| {
         last_intent.get(&(i.topic.clone(), i.partition)) == Some(&i.serial) && !i.pieces.iter().any(covered)
@@ -248,12 +248,12 @@ mod tests {
         }
     }
 
-    fn cover(of: &[(u64, u64)]) -> Cover {
-        Cover(of.iter().map(|(s, at)| (StreamId(*s), (*at, vec![]))).collect())
+    fn saved(of: &[(u64, u64)]) -> SavedPositions {
+        SavedPositions(of.iter().map(|(s, at)| (StreamId(*s), (*at, vec![]))).collect())
     }
 
     fn loaded(intents: &[Intent], of: &[(u64, u64)]) -> Loaded {
-        load(intents.iter().cloned().map(Record::Intent).collect(), &cover(of))
+        load(intents.iter().cloned().map(Record::Intent).collect(), &saved(of))
     }
 
     /// Fails when an earlier intent of a partition counts as open, or the last one as stored.

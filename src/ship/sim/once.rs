@@ -7,9 +7,7 @@
 
 use super::broker::Log;
 use crate::budget::{Budget, Share};
-use crate::checkpoint::{Saved, SavedStream};
-use crate::chunk::{Chunk, Identity, Note, Origin, Parcel, Point, Shape, StreamId};
-use crate::cover::Cover;
+use crate::chunk::{Chunk, Identity, Origin, Point, Shape, StreamId};
 use crate::files::private;
 use crate::report::Board;
 use crate::ship::driver::{Abilities, Event, Order, Pace, Refusal, TopicView, Verdict};
@@ -25,6 +23,7 @@ use crate::ship::retry::Rng;
 use crate::ship::shipper::Shipper;
 use crate::ship::testing::{chunk_of, origin};
 use crate::ship::{Options, Partitioner};
+use crate::streams::{Saved, SavedPositions, SavedStream};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,11 +89,6 @@ fn text(id: u64) -> String {
     format!("{id:07}")
 }
 
-fn cover(saved: &Saved) -> Cover {
-    let ranges = |s: &SavedStream| s.beyond.iter().map(|(r, _)| r.clone()).collect();
-    Cover(saved.streams.iter().map(|s| (s.stream, (s.at.offset, ranges(s)))).collect())
-}
-
 impl<'b> World<'b> {
     fn new(seed: u64, lines: u64, partitions: i32, board: &'b Board, budget: &Budget, path: PathBuf) -> Self {
         let mut rng = Rng::new(seed);
@@ -103,7 +97,7 @@ impl<'b> World<'b> {
         let stream = |s: u64| SavedStream {
             beyond: Vec::new(),
             stream: StreamId(s),
-            path: "/log".into(),
+            path: std::path::Path::new("/log").into(),
             identity: Identity::default(),
             at: Point::default(),
             size: 0,
@@ -135,8 +129,8 @@ impl<'b> World<'b> {
     fn start(&mut self) -> Agent<'b> {
         let (store, found) = Store::open(private(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| Record::read(p).unwrap()).collect();
-        let cover = cover(&self.disk);
-        let loaded = load(records, &cover);
+        let saved = SavedPositions::of(&self.disk);
+        let loaded = load(records, &saved);
         let mut acked = self.disk.clone();
         for ack in &loaded.settled {
             self.check(ack.stream.0, &ack.range);
@@ -158,7 +152,7 @@ impl<'b> World<'b> {
             flights.push(Resumed { flight: f.flight, load, open: f.open.clone(), stored });
         }
         let binding = Binding { synced: false, ..Binding::default() };
-        let journal = Journal::begin(store, binding, &loaded, cover, Arc::default()).unwrap();
+        let journal = Journal::begin(store, binding, &loaded, saved, Arc::default()).unwrap();
         let id = loaded.id.map(|(pid, epoch)| (pid, epoch + 1));
         let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
         let options = Options {
@@ -178,9 +172,7 @@ impl<'b> World<'b> {
         let texts: Vec<String> = (from..to).map(|n| text(id(stream, n))).collect();
         let lines: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
         let origin = &self.origins[stream as usize - 1];
-        let chunk = chunk_of(origin, &self.share, from * LINE, &lines);
-        origin.gauge.flown.fetch_max(chunk.range.end, Relaxed);
-        chunk
+        chunk_of(origin, &self.share, from * LINE, &lines)
     }
 
     /// Acknowledged: so each line of it stands somewhere, for good.
@@ -207,7 +199,7 @@ impl<'b> World<'b> {
         if from < to {
             let chunk = self.chunk(s as u64 + 1, from, to);
             assert!(a.tails.acknowledge(&chunk.ack()));
-            a.ship.parcel(Parcel::Chunk(chunk), self.now);
+            a.ship.chunk(chunk, self.now);
         }
     }
 
@@ -235,11 +227,9 @@ impl<'b> World<'b> {
                 Order::Change(_) => panic!("nobody changes the driver"),
             }
         }
-        for note in std::mem::take(&mut a.ship.notes) {
-            if let Note::Ack(ack) = note {
-                self.check(ack.stream.0, &ack.range);
-                assert!(a.acked.acknowledge(&ack), "acknowledged twice: {ack:?}");
-            }
+        for ack in std::mem::take(&mut a.ship.acks) {
+            self.check(ack.stream.0, &ack.range);
+            assert!(a.acked.acknowledge(&ack), "acknowledged twice: {ack:?}");
         }
         wake
     }
@@ -353,7 +343,7 @@ impl<'b> World<'b> {
                 7..=8 => self.serve(&mut a),
                 9 if self.chance(30) => {
                     self.disk = a.acked.clone();
-                    a.journal.covered(cover(&self.disk));
+                    a.journal.covered(SavedPositions::of(&self.disk));
                 }
                 10 if faults && self.chance(15) => self.broker_fault(),
                 11 => {

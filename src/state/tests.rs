@@ -1,12 +1,17 @@
-//! The whole stage on a real folder: notes in, files out.
+//! Registry and saver on a real folder.
 
 use super::*;
-use crate::chunk::{Ack, Closed, Identity, Mark, Opened, Origin, Point, Shape, Then};
-use crate::report::Gauge;
+use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
+use crate::state::saver::LAST_RETRY;
+use crate::streams::Progress;
+use crate::wall;
 use crossbeam_channel::bounded;
 use std::fs;
+use std::io;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
+use std::time::Instant;
 
 fn options(folder: &Path) -> Options {
     Options {
@@ -21,29 +26,24 @@ fn point(offset: u64) -> Point {
     Point { offset, mark: Mark { len: 3, hash: offset }, then: Then::Line }
 }
 
-/// One running stage.
+/// One run of the agent, as far as the state folder is concerned.
 struct Bench {
     board: Arc<Board>,
-    notes: Option<Sender<Note>>,
-    thread: Option<thread::JoinHandle<Result<(), Error>>>,
+    registry: Arc<Registry>,
+    saver: Saver,
     saved: Saved,
 }
 
 impl Bench {
     fn start(options: Options) -> Bench {
         let board = Arc::new(Board::default());
-        let (job, saved) = open(options, &board).unwrap();
-        let (notes, inbox) = bounded(1024);
-        let b = board.clone();
-        let thread = Some(thread::spawn(move || run(job, inbox, &b)));
-        Bench { board, notes: Some(notes), thread, saved }
+        let (folder, saved) = open(options, &board).unwrap();
+        let registry = folder.registry(&board);
+        let saver = Saver::start(folder, registry.clone(), &board).unwrap();
+        Bench { board, registry, saver, saved }
     }
 
-    fn note(&self, note: Note) {
-        self.notes.as_ref().unwrap().send(note).unwrap();
-    }
-
-    fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Gauge> {
+    fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Progress> {
         let gauge = self.board.gauge(StreamId(stream), at, size);
         let origin = Origin {
             stream: StreamId(stream),
@@ -54,38 +54,38 @@ impl Bench {
         };
         let at = if at == 0 { Point::default() } else { point(at) };
         let identity = Identity { dev: 1, ino: stream, born: None };
-        self.note(Note::Opened(Opened { origin: origin.into(), identity, at }));
+        self.registry.open(Opened { origin: origin.into(), identity, at });
         gauge
     }
 
-    /// A chunk is framed and flies.
-    fn fly(gauge: &Gauge, start: u64, end: u64) {
-        gauge.frame(start, end, end - start);
-        gauge.flown.store(end, Relaxed);
+    /// A chunk is framed and sent.
+    fn fly(progress: &Progress, start: u64, end: u64) {
+        progress.frame(end);
+        progress.send_range(&(start..end), end - start);
     }
 
     /// Ten bytes are a line here.
     fn ack(&self, stream: u64, start: u64, end: u64) {
-        self.note(Note::Ack(Ack {
+        let lines = end - start;
+        self.registry.acknowledge([Ack {
             stream: StreamId(stream),
             range: start..end,
             end: point(end),
-            lines: end - start,
-        }));
+            lines,
+        }]);
     }
 
     fn flush(&self) {
         let (answer, saved) = bounded(0);
-        self.note(Note::Flush(answer));
+        self.saver.first_scan_done(answer);
         assert!(
             saved.recv_timeout(Duration::from_secs(10)).is_err_and(|e| e.is_disconnected()),
             "not answered"
         );
     }
 
-    fn stop(mut self) -> Result<(), Error> {
-        drop(self.notes.take());
-        self.thread.take().unwrap().join().unwrap()
+    fn stop(self) -> Result<(), Error> {
+        self.saver.finish()
     }
 }
 
@@ -114,7 +114,7 @@ fn first_sight_is_saved_when_the_flush_is_answered() {
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 500, 500);
-    bench.note(Note::Source(b"/var/log/*".to_vec()));
+    bench.registry.pattern_known(b"/var/log/*".to_vec());
     let before = Instant::now();
     bench.flush();
     assert!(before.elapsed() < Duration::from_millis(500), "the agent is ready only after this");
@@ -158,7 +158,7 @@ fn a_restart_without_news_writes_nothing() {
     let bench = Bench::start(options(dir.path()));
     assert_eq!(bench.saved.streams[0].at, point(100));
     bench.open(1, 100, 100);
-    bench.note(Note::Source(b"x".to_vec()));
+    bench.registry.pattern_known(b"x".to_vec());
     bench.stop().unwrap();
     assert_ne!(names_and_times(dir.path()), before, "a new pattern is news");
     let before = names_and_times(dir.path());
@@ -278,7 +278,7 @@ fn the_end_saves_or_says_why_not() {
     let gauge = bench.open(1, 0, 100);
     Bench::fly(&gauge, 0, 100);
     bench.ack(1, 0, 100);
-    bench.note(Note::Closed(Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } }));
+    bench.registry.close(&Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } });
     bench.stop().unwrap();
     let saved = on_disk(dir.path());
     assert!(saved.streams[0].finished);
@@ -289,7 +289,7 @@ fn the_end_saves_or_says_why_not() {
     bench.open(2, 0, 100);
     fs::create_dir(&blocked).unwrap();
     let freed = thread::spawn({
-        let (blocked, soon) = (blocked.clone(), crossbeam_channel::after(LAST_AGAIN / 2));
+        let (blocked, soon) = (blocked.clone(), crossbeam_channel::after(LAST_RETRY / 2));
         move || soon.recv().map(|_| fs::remove_dir(blocked))
     });
     bench.stop().unwrap();
@@ -344,26 +344,20 @@ fn the_beginning_holds_until_first_sight_is_saved() {
 /// A box that boots in 1970, or has its clock set to another century. Fails when the wall clock decides what is forgotten.
 #[test]
 fn positions_are_forgotten_by_running_time_alone() {
-    for (days, wall_ms, kept) in
-        [(29, 0, 1), (29, 5_000, 1), (29, i64::MAX, 1), (31, 0, 0), (31, wall::now_ms(), 0)]
-    {
-        let board = Board::default();
-        let nowhere = Options { state_dir: None, ..options(Path::new("/nowhere")) };
-        let (mut job, _) = open(nowhere, &board).unwrap();
-        let stream = SavedStream {
-            stream: StreamId(1),
-            path: "/var/log/a".into(),
-            identity: Identity::default(),
-            at: point(5),
-            beyond: Vec::new(),
-            size: 5,
-            finished: false,
-            seen: 1000,
-        };
-        job.saved = Saved { clock: 1000, wall_ms, streams: vec![stream], next_stream: 2, ..Saved::default() };
-        let mut keeper = Keeper::start(job, &board).unwrap();
-        let now = keeper.started + Duration::from_secs(days * 24 * 3600);
-        keeper.forget_absent(&[(StreamId(1), Presence::Absent)], now);
-        assert_eq!(keeper.ledger.resting().count(), kept, "after {days} days, {wall_ms}");
-    }
+    const DAY: u64 = 24 * 3600;
+    let registry = Registry::default();
+    let origin = Origin {
+        stream: StreamId(1),
+        topic: "t".into(),
+        path: "/var/log/a".into(),
+        shape: Arc::new(Shape::default()),
+        gauge: Arc::default(),
+    };
+    registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
+    registry.snapshot(&mut Saved::default(), 1000);
+    assert!(registry.absent(StreamId(1), 1000 + 100 * DAY, 30 * DAY).is_none(), "a tail has it");
+    registry.close(&Closed { stream: StreamId(1), why: Ending::Parked });
+    assert!(registry.absent(StreamId(1), 1000 + 29 * DAY, 30 * DAY).is_none());
+    assert!(registry.absent(StreamId(1), 1000 + 31 * DAY, 30 * DAY).is_some());
+    assert!(registry.resting().is_empty());
 }

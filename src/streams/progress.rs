@@ -1,24 +1,26 @@
-//! The offsets of one open stream, and since when its oldest unsent byte waits. Reads no file.
+//! The offsets of one open stream, and how long its oldest unacknowledged byte has been waiting.
 
-use crate::air::Slot;
-use crate::chunk::{Identity, StreamId};
+use super::sent_marks::SentMark;
+use crate::chunk::{Chunk, Identity, Range, StreamId};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ flown ≤ framed ≤ size` (but for truncation).
+/// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ sent ≤ framed ≤ size` (but for truncation).
 #[derive(Debug, Default)]
-pub struct Gauge {
+pub struct Progress {
     pub size: AtomicU64,
-    /// Moved by [`Gauge::frame`].
+    /// End of the last chunk that the tail handed over, or is about to.
     pub framed: AtomicU64,
-    pub flown: AtomicU64,
+    /// End of the last chunk that may have been sent. Moved by [`Progress::send`].
+    pub sent: AtomicU64,
     pub acked: AtomicU64,
     pub saved: AtomicU64,
     /// From `framed` up to here there is no end of a line: an unfinished rest, which is not late. Writer: the tail.
     pub searched: AtomicU64,
-    slot: Option<Slot>,
+    /// Remembers `sent` over a crash.
+    mark: Option<SentMark>,
     seen: Mutex<Seen>,
     who: Mutex<Option<(StreamId, Identity)>>,
 }
@@ -67,15 +69,15 @@ impl Seen {
     }
 }
 
-impl Gauge {
+impl Progress {
     /// Of a stream opened at offset `at`, whose file holds `size` bytes.
-    pub fn new(at: u64, size: u64, slot: Option<Slot>) -> Gauge {
-        let gauge = Gauge { slot, ..Gauge::default() };
-        for offset in [&gauge.framed, &gauge.flown, &gauge.acked, &gauge.saved] {
+    pub fn new(at: u64, size: u64, mark: Option<SentMark>) -> Progress {
+        let progress = Progress { mark, ..Progress::default() };
+        for offset in [&progress.framed, &progress.sent, &progress.acked, &progress.saved] {
             offset.store(at, Relaxed);
         }
-        gauge.saw(size, Instant::now());
-        gauge
+        progress.saw(size, Instant::now());
+        progress
     }
 
     /// The file holds `size` bytes now. Once per look at the file, not per chunk.
@@ -84,12 +86,23 @@ impl Gauge {
         lock(&self.seen).grew(size, now);
     }
 
-    /// A chunk `start..end` with `lines` is about to be handed on; to be called before it is.
-    pub fn frame(&self, start: u64, end: u64, lines: u64) {
-        if let Some(slot) = &self.slot {
-            slot.frame(start, end, lines);
-        }
+    /// A chunk that ends at `end` is about to be handed over.
+    pub fn frame(&self, end: u64) {
         self.framed.fetch_max(end, Relaxed);
+    }
+
+    /// The chunk is about to be sent for the first time. On return that is written down, so that a crash leaves known which
+    /// lines may have been stored without an acknowledgement.
+    pub fn send(&self, chunk: &Chunk) {
+        self.send_range(&chunk.range, chunk.lines.len() as u64);
+    }
+
+    pub fn send_range(&self, range: &Range, lines: u64) {
+        assert!(range.end <= self.framed.load(Relaxed), "{range:?} is sent before it is framed");
+        if let Some(mark) = &self.mark {
+            mark.raise(range.start, range.end, lines);
+        }
+        self.sent.fetch_max(range.end, Relaxed);
     }
 
     /// All that was framed is acknowledged.
@@ -105,7 +118,7 @@ impl Gauge {
         since.filter(|_| late)
     }
 
-    /// Whose gauge it is. Writer: checkpoint, when the stream is opened.
+    /// Whose progress it is. Writer: the registry, when the stream is opened.
     pub fn belongs(&self, stream: StreamId, identity: Identity) {
         *lock(&self.who) = Some((stream, identity));
     }

@@ -1,4 +1,4 @@
-//! Is the file of a stream that nobody reads still there? Opens and reads no log file, and forgets nothing itself.
+//! Whether the files of streams without a tail still exist.
 //!
 //! Conservative: a stream counts as present while its followed path exists, or any name in that folder has its inode (it
 //! was rotated); as unknown on every error that may pass. Only a folder that could be listed, or is gone, proves absence.
@@ -18,13 +18,13 @@ pub struct Asked {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub enum Existence {
     Present,
     Absent,
     Unknown,
 }
 
-pub fn look(asked: &[Asked]) -> Vec<(StreamId, Presence)> {
+pub fn look(asked: &[Asked]) -> Vec<(StreamId, Existence)> {
     let mut folders = HashMap::new();
     asked.iter().map(|a| (a.stream, of(a, &mut folders))).collect()
 }
@@ -32,18 +32,18 @@ pub fn look(asked: &[Asked]) -> Vec<(StreamId, Presence)> {
 /// Inodes of a folder's names; `None`: it could not be listed.
 type Listed = Option<HashSet<u64>>;
 
-fn of(asked: &Asked, folders: &mut HashMap<PathBuf, Listed>) -> Presence {
+fn of(asked: &Asked, folders: &mut HashMap<PathBuf, Listed>) -> Existence {
     match fs::symlink_metadata(&asked.path) {
-        Ok(_) => return Presence::Present,
+        Ok(_) => return Existence::Present,
         Err(e) if is_gone(&e) => {}
-        Err(_) => return Presence::Unknown,
+        Err(_) => return Existence::Unknown,
     }
     let folder = asked.path.parent().unwrap_or(Path::new("/"));
     let listed = folders.entry(folder.to_owned()).or_insert_with(|| list(folder).ok());
     match listed {
-        Some(inodes) if inodes.contains(&asked.ino) => Presence::Present,
-        Some(_) => Presence::Absent,
-        None => Presence::Unknown,
+        Some(inodes) if inodes.contains(&asked.ino) => Existence::Present,
+        Some(_) => Existence::Absent,
+        None => Existence::Unknown,
     }
 }
 
@@ -72,14 +72,14 @@ mod tests {
         fs::write(&path, "x").unwrap();
         let ino = fs::metadata(&path).unwrap().ino();
         let seen = |path: &Path, ino| look(&[Asked { stream: StreamId(1), path: path.into(), ino }])[0].1;
-        assert_eq!(seen(&path, ino), Presence::Present);
+        assert_eq!(seen(&path, ino), Existence::Present);
         let rotated = dir.path().join("a.log.1");
         #[allow(clippy::disallowed_methods)]
         fs::rename(&path, &rotated).unwrap();
-        assert_eq!(seen(&path, ino), Presence::Present);
+        assert_eq!(seen(&path, ino), Existence::Present);
         fs::remove_file(&rotated).unwrap();
-        assert_eq!(seen(&path, ino), Presence::Absent);
-        assert_eq!(seen(&dir.path().join("no/folder/a.log"), ino), Presence::Absent);
-        assert_eq!(seen(&dir.path().join("x".repeat(300)), ino), Presence::Unknown);
+        assert_eq!(seen(&path, ino), Existence::Absent);
+        assert_eq!(seen(&dir.path().join("no/folder/a.log"), ino), Existence::Absent);
+        assert_eq!(seen(&dir.path().join("x".repeat(300)), ino), Existence::Unknown);
     }
 }

@@ -1,5 +1,5 @@
 //! The state folder's `offsets`: which file is the good one, and in which order files are written, synced and renamed so
-//! that there always is one. Knows no ledger and no rule of when to save.
+//! that there always is one.
 //!
 //! Invariant: from the first save on, at every moment and whatever a power loss does to data that was not synced, `offsets` or
 //! `offsets.previous` is whole. A kill loses nothing (the page cache stays); a power loss may take any file that was not
@@ -9,9 +9,9 @@
 
 use super::Damaged;
 use super::format::{self, Bad};
-use super::saved::Saved;
 use crate::error::Error;
 use crate::files;
+use crate::streams::Saved;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};

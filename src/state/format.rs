@@ -22,8 +22,8 @@
 //! bytes. In patterns and paths every byte but `!`..`~` without `\` is written `\xHH`. The last
 //! line is the CRC-32C of all bytes before it; nothing follows it.
 
-use super::saved::{Saved, SavedStream, SavedTotals};
 use crate::chunk::{Identity, Mark, Point, StreamId, Then};
+use crate::streams::{Saved, SavedStream, SavedTotals};
 use std::ffi::OsString;
 use std::fmt::{self, Display, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -55,28 +55,28 @@ impl Display for Bad {
     }
 }
 
-/// Writes `head` and `streams` (in place of the head's own) over what `out` held.
-pub fn write(out: &mut Vec<u8>, head: &Saved, streams: impl Iterator<Item = SavedStream>) {
+/// Writes `saved` over what `out` held.
+pub fn write(out: &mut Vec<u8>, saved: &Saved) {
     out.clear();
     let mut text = Text(out);
     text.line(format_args!("{MAGIC}{VERSION}"));
-    text.line(format_args!("clock {}", head.clock));
-    if head.wall_ms > 0 {
-        text.line(format_args!("wall {}", head.wall_ms));
+    text.line(format_args!("clock {}", saved.clock));
+    if saved.wall_ms > 0 {
+        text.line(format_args!("wall {}", saved.wall_ms));
     }
-    text.line(format_args!("next {}", head.next_stream));
-    text.line(format_args!("{}", head.totals));
-    let t = &head.totals;
+    text.line(format_args!("next {}", saved.next_stream));
+    text.line(format_args!("{}", saved.totals));
+    let t = &saved.totals;
     if t.flights_resent > 0 {
         text.line(format_args!("flights resent={} found={}", t.flights_resent, t.flights_found));
     }
-    if head.from_beginning {
+    if saved.from_beginning {
         text.line(format_args!("start beginning"));
     }
-    for pattern in &head.sources {
+    for pattern in &saved.sources {
         text.line(format_args!("source {}", Escaped(pattern)));
     }
-    for s in streams {
+    for s in &saved.streams {
         text.line(format_args!("{s}"));
         for (range, end) in &s.beyond {
             text.line(format_args!("beyond {} {}", range.start, Shown(end)));
@@ -282,7 +282,7 @@ fn stream(rest: &str) -> Option<SavedStream> {
             "finished" => true,
             _ => return None,
         },
-        path: PathBuf::from(OsString::from_vec(unescaped(field(w, "path=")?)?)),
+        path: PathBuf::from(OsString::from_vec(unescaped(field(w, "path=")?)?)).into(),
     };
     words.next().is_none().then_some(stream)
 }

@@ -1,15 +1,16 @@
-//! When to save, to sync and to look around. Pure: time is an argument; waits for nothing and writes nothing.
+//! When to save positions, to sync them and to look for deleted files. Pure: time is an argument.
 
 use super::Sync;
+use crate::streams::Urgency;
 use std::time::{Duration, Instant};
 
-/// From the first change to its save: so it is saved within 1 s with the time that writing takes, and what comes
-/// meanwhile goes with it.
+/// From the first change to its save, and from one save to the next while something changes: so a change is saved within
+/// 1 s, writing included.
 const GATHER: Duration = Duration::from_millis(800);
-/// From the first acknowledgement of a run to its save, so that a run of less than a second leaves progress behind. With
-/// the gathering of acks before and the write after it, saved within 100 ms.
+/// From the first acknowledgement of a run to its save: with the write it takes less than 100 ms, so an agent that is
+/// killed every half second still makes progress.
 const FIRST: Duration = Duration::from_millis(40);
-/// How often sizes on the board are compared with those saved: what an unread file held is told after its loss.
+/// How often sizes are compared with those saved: they tell how much of an unread file was lost, should it disappear.
 const SIZES: Duration = Duration::from_secs(30);
 /// The first look for files that are gone, and then each.
 const LOOK_FIRST: Duration = Duration::from_secs(600);
@@ -27,20 +28,22 @@ pub enum Next {
     Sync,
     CompareSizes,
     LookForFiles,
-    /// Nothing until then, unless something happens.
-    Wait(Instant),
+    /// Nothing until then, unless a change of this urgency comes.
+    Wait(Instant, Urgency),
 }
 
 /// What has happened so far.
 #[derive(Debug)]
-pub struct Rhythm {
+pub struct Schedule {
     policy: Sync,
     /// The first change that no save, not even one under way, holds.
     changed: Option<Instant>,
     /// When the first acknowledgement of this run came, until a save with it is under way.
     first_ack: First,
-    /// A save is wanted at once.
-    hurry: bool,
+    /// Someone waits for the next save.
+    urgent: bool,
+    /// The last save.
+    saved_at: Option<Instant>,
     /// The first save that is not synced.
     unsynced: Option<Instant>,
     /// After this many failures in a row, the next try is not before that.
@@ -56,13 +59,14 @@ enum First {
     Saved,
 }
 
-impl Rhythm {
-    pub fn new(policy: Sync, now: Instant) -> Rhythm {
-        Rhythm {
+impl Schedule {
+    pub fn new(policy: Sync, now: Instant) -> Schedule {
+        Schedule {
             policy,
             changed: None,
             first_ack: First::Awaited,
-            hurry: false,
+            urgent: false,
+            saved_at: None,
             unsynced: None,
             failed: None,
             sizes_at: now + SIZES,
@@ -70,8 +74,8 @@ impl Rhythm {
         }
     }
 
-    pub fn change(&mut self, now: Instant) {
-        self.changed.get_or_insert(now);
+    pub fn change(&mut self, at: Instant) {
+        self.changed.get_or_insert(at);
     }
 
     /// Lines are acknowledged.
@@ -91,22 +95,22 @@ impl Rhythm {
         self.unsynced.is_some()
     }
 
-    /// Somebody waits for the next save.
+    /// Someone waits for the next save.
     pub fn hurry(&mut self) {
-        self.hurry = true;
+        self.urgent = true;
     }
 
     /// A save with all changes so far is under way.
     pub fn begun(&mut self) {
         self.changed = None;
-        self.hurry = false;
+        self.urgent = false;
         if matches!(self.first_ack, First::Came(_)) {
             self.first_ack = First::Saved;
         }
     }
 
     pub fn saved(&mut self, sync: bool, now: Instant) {
-        self.failed = None;
+        (self.failed, self.saved_at) = (None, Some(now));
         if sync {
             self.unsynced = None;
         } else {
@@ -138,10 +142,13 @@ impl Rhythm {
 
     pub fn next(&self, now: Instant) -> Next {
         let not_before = self.failed.map_or(now, |(_, at)| at);
+        let pause_ends = self.saved_at.map(|saved| saved + GATHER);
         let save_at = self.changed.map(|at| match self.first_ack {
-            _ if self.hurry => at,
+            _ if self.urgent => at,
             First::Came(ack) => (ack + FIRST).min(at + GATHER).max(not_before),
-            First::Awaited | First::Saved => (at + GATHER).max(not_before),
+            First::Awaited | First::Saved => {
+                pause_ends.filter(|end| at < *end).unwrap_or(at + GATHER).max(not_before)
+            }
         });
         let sync_at = match self.policy {
             Sync::Every(every) => self.unsynced.map(|at| (at + every).max(not_before)),
@@ -165,7 +172,15 @@ impl Rhythm {
         for at in [save_at, sync_at].into_iter().flatten() {
             until = until.min(at);
         }
-        Next::Wait(until)
+        // Between two saves nothing less than the first acknowledgement is worth a wake-up.
+        let pause_ends = pause_ends.filter(|end| now < *end);
+        let wakes = match self.first_ack {
+            First::Awaited if self.changed.is_some() || pause_ends.is_some() => Urgency::Ack,
+            _ if self.changed.is_some() || pause_ends.is_some() => Urgency::Now,
+            _ => Urgency::Change,
+        };
+        let until = if self.changed.is_none() { until.min(pause_ends.unwrap_or(until)) } else { until };
+        Next::Wait(until, wakes)
     }
 }
 
@@ -181,12 +196,12 @@ mod tests {
     #[test]
     fn idle_writes_nothing() {
         let t = Instant::now();
-        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(30)), t);
-        assert_eq!(r.next(t), Next::Wait(t + SIZES));
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(30)), t);
+        assert_eq!(r.next(t), Next::Wait(t + SIZES, Urgency::Change));
         let mut now = t;
         for _ in 0..1000 {
             match r.next(now) {
-                Next::Wait(at) => now = at,
+                Next::Wait(at, _) => now = at,
                 Next::CompareSizes => r.compared(now),
                 Next::LookForFiles => r.looked(now),
                 other => panic!("{other:?} while nothing changes"),
@@ -198,7 +213,7 @@ mod tests {
     #[test]
     fn a_busy_file_is_saved_once_a_second() {
         let t = Instant::now();
-        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(3600)), t);
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
         let mut saves = Vec::new();
         for ms in 0..10_000 {
             let now = t + Duration::from_millis(ms);
@@ -219,9 +234,9 @@ mod tests {
     fn the_first_acknowledgement_is_saved_at_once() {
         let t = Instant::now();
         let at = |ms| t + Duration::from_millis(ms);
-        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(3600)), t);
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
         r.change(t); // a file is opened
-        assert_eq!(r.next(at(200)), Next::Wait(t + GATHER));
+        assert_eq!(r.next(at(200)), Next::Wait(t + GATHER, Urgency::Ack));
         let mut saves = Vec::new();
         for ms in 200..3000 {
             r.ack(at(ms));
@@ -240,17 +255,17 @@ mod tests {
     fn what_is_saved_is_synced_in_time() {
         let t = Instant::now();
         let every = Duration::from_secs(30);
-        let mut r = Rhythm::new(Sync::Every(every), t);
+        let mut r = Schedule::new(Sync::Every(every), t);
         r.saved(false, t);
         r.saved(false, after(20.0)(t));
-        assert_eq!(r.next(after(29.0)(t)), Next::Wait(t + every));
+        assert_eq!(r.next(after(29.0)(t)), Next::Wait(t + every, Urgency::Change));
         assert_eq!(r.next(t + every), Next::Sync);
         r.change(after(29.9)(t));
         assert_eq!(r.next(t + every), Next::Save { sync: true });
         r.begun();
         r.saved(true, t + every);
         assert!(matches!(r.next(t + every), Next::CompareSizes));
-        let mut always = Rhythm::new(Sync::Always, t);
+        let mut always = Schedule::new(Sync::Always, t);
         always.change(t);
         assert_eq!(always.next(t + GATHER), Next::Save { sync: true });
     }
@@ -259,7 +274,7 @@ mod tests {
     #[test]
     fn a_failure_is_retried_at_growing_intervals() {
         let t = Instant::now();
-        let mut r = Rhythm::new(Sync::Every(Duration::from_secs(3600)), t);
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
         r.change(t);
         let (mut now, mut tries) = (t, 0);
         while now < after(120.0)(t) {
@@ -270,7 +285,7 @@ mod tests {
                     assert_eq!(r.failed(now), tries);
                 }
                 Next::CompareSizes => r.compared(now),
-                Next::Wait(at) => now = at,
+                Next::Wait(at, _) => now = at,
                 other => panic!("{other:?}"),
             }
         }

@@ -1,30 +1,30 @@
-//! How far each stream may have been sent, written down before it is sent, so that a kill leaves it known. Decides
-//! nothing about sending and is not needed for delivery: it only makes `doubled_at_most` honest.
+//! Sent marks: how far each stream may have been sent, written down before it is sent, so that a crash leaves it known.
+//! Delivery does not need them; they make `doubled_at_most` honest.
 //!
-//! The rule. A tail writes the end of each chunk to the stream's slot *before* it hands the chunk on ([`Slot::frame`]). So
-//! when a run ends in whatever way, the lines from the saved position up to the slot's limit are those that may have been
-//! stored without our knowing. The next run counts them as it frames them again, and writes the count down before it hands
-//! them on: so it holds whatever happens then, and a line of which two runs in a row left a copy is counted by both.
+//! The producer writes the end of each chunk to the stream's mark before the chunk is first sent ([`SentMark::raise`]). So,
+//! however a run ends, the lines from the saved position up to the mark may have been stored without an acknowledgement.
+//! The next run counts them as it sends them again, and writes the count down first: a line of which two runs in a row left
+//! a copy is counted by both.
 //!
-//! A stream that began after the last save is not known to the next run, though lines of it may be stored: its file is a new
-//! one then, with another stream. Which, nobody knows; so the highest limit of all such slots holds for every stream that
-//! begins before first sight is over, as far as its file goes. It stands in the head from before their slots are freed
-//! until then, when each of those streams has it in a slot of its own: also a second kill meanwhile leaves it known. What
-//! cannot be looked at by then, and began just before the kill, is not counted.
+//! A stream that was opened after the last save is unknown to the next run, which gives its file a new stream. Nothing says
+//! which one, so the highest mark of all such streams applies to every stream that is opened before the first scan of the
+//! patterns is over, as far as its file goes. That limit is in the file's head from before the old marks are freed until
+//! each of those streams has it in a mark of its own, so a second crash in between does not lose it. Files that cannot be
+//! opened by then, and were created just before the crash, are not counted.
 //!
 //! The file `air` in the state folder, little-endian:
 //!
 //! ```text
 //! 0    "logagent air 2 <boot id>\n", padded with zeros to 56 bytes
-//! 56   u64  upper bound of all lines counted as sent again (resent, framed again, uncertain); the only one that is synced
+//! 56   u64  upper bound of all lines counted as sent again (resent, again, uncertain); the only one that is synced
 //! 64   u64  lines resent without a crash (`Board::resent`)
 //! 72   u64  1 from the first chunk of a run until its clean end
-//! 80   u64  lines framed again that an earlier run may have sent
+//! 80   u64  lines sent again that an earlier run may have sent
 //! 88   u64  limit of streams that were sent of and never saved
-//! 96   slots of 16 bytes: u64 stream, u64 limit; both 0: free
+//! 96   marks of 16 bytes: u64 stream, u64 limit; both 0: free
 //! ```
 //!
-//! Slots are not synced: a kill does not lose the page cache. The word at 72 is, at the first chunk and at the end, so
+//! Places are not synced: a kill does not lose the page cache. The word at 72 is, at the first chunk and at the end, so
 //! that a power loss is seen; then all that a file holds at the next start is in doubt.
 //!
 //! Counts must outlive a second power loss too, so before one passes the bound at 56, the bound is raised and synced. It is
@@ -48,12 +48,12 @@ const AGAIN: u64 = 80;
 const UNSAVED: u64 = 88;
 const SLOT: u64 = 16;
 
-/// All slots of one state folder.
+/// All sent marks of one state folder.
 #[derive(Debug)]
-pub struct Air {
+pub struct SentMarks {
     /// `None`: nothing is remembered over a kill.
     file: Option<File>,
-    slots: Mutex<Slots>,
+    slots: Mutex<Places>,
     counts: Mutex<Counts>,
     /// Bytes written.
     written: AtomicU64,
@@ -70,7 +70,7 @@ pub struct Air {
 /// Lines that may be stored more than once, over all runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Framed again, though an earlier run may have sent them.
+    /// Sent again, though an earlier run may have sent them.
     pub again: u64,
     /// Sent again in the same run, without numbers.
     pub resent: u64,
@@ -93,7 +93,7 @@ impl Counts {
 }
 
 #[derive(Debug, Default)]
-struct Slots {
+struct Places {
     places: HashMap<StreamId, Place>,
     free: Vec<u64>,
     /// Number of slots in the file.
@@ -111,10 +111,10 @@ struct Place {
     doubtful: Option<u64>,
 }
 
-/// One stream's place in [`Air`]. Written by its tail.
+/// One stream's mark. Written by the producer.
 #[derive(Debug)]
-pub struct Slot {
-    air: Arc<Air>,
+pub struct SentMark {
+    marks: Arc<SentMarks>,
     index: u64,
     limit: AtomicU64,
     /// Lines that start before this were possibly sent by an earlier run.
@@ -126,7 +126,7 @@ pub struct Slot {
 pub struct Found {
     /// It holds whatever the last run wrote: that ended cleanly, or in this boot. Else nothing is known.
     pub trusted: bool,
-    /// It is of an earlier boot, or damaged: [`Air::begin`] has to make it anew.
+    /// It is of an earlier boot, or damaged: [`SentMarks::begin`] has to make it anew.
     pub stale: bool,
     /// Limit by stream.
     pub limits: HashMap<StreamId, u64>,
@@ -165,14 +165,14 @@ fn is_ours(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC.as_bytes()) && bytes.len() >= HEAD as usize
 }
 
-impl Air {
+impl SentMarks {
     /// Without a file nothing is known over a restart.
-    pub fn nowhere() -> Air {
-        Air::with(None, Slots::default(), false)
+    pub fn nowhere() -> SentMarks {
+        SentMarks::with(None, Places::default(), false)
     }
 
-    fn with(file: Option<File>, slots: Slots, recognized: bool) -> Air {
-        Air {
+    fn with(file: Option<File>, slots: Places, recognized: bool) -> SentMarks {
+        SentMarks {
             file,
             slots: Mutex::new(slots),
             counts: Mutex::default(),
@@ -187,7 +187,7 @@ impl Air {
 
     /// Takes up `file` (readable and writable). `boot` is empty where the kernel tells none. `recognized`: with
     /// exactly-once nothing counts as doubled.
-    pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(Air, Found)> {
+    pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(SentMarks, Found)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..BOUND as usize]);
@@ -198,10 +198,10 @@ impl Air {
                 (found.resent, found.again) = (word(&bytes, RESENT), word(&bytes, AGAIN));
                 found.bound = word(&bytes, BOUND);
             }
-            return Ok((Air::with(Some(file), Slots::default(), recognized), found));
+            return Ok((SentMarks::with(Some(file), Places::default(), recognized), found));
         }
         let unsaved = word(&bytes, UNSAVED);
-        let mut slots = Slots { len: (bytes.len() as u64 - HEAD) / SLOT, unsaved, ..Slots::default() };
+        let mut slots = Places { len: (bytes.len() as u64 - HEAD) / SLOT, unsaved, ..Places::default() };
         for index in 0..slots.len {
             let at = HEAD + index * SLOT;
             let stream = StreamId(word(&bytes, at));
@@ -221,7 +221,7 @@ impl Air {
             bound: word(&bytes, BOUND),
             unsaved,
         };
-        let air = Air::with(Some(file), slots, recognized);
+        let air = SentMarks::with(Some(file), slots, recognized);
         air.count_from(found.counts(Counts::default()));
         Ok((air, found))
     }
@@ -263,14 +263,14 @@ impl Air {
         self.recognized.store(false, Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slots> {
+    fn lock(&self) -> MutexGuard<'_, Places> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the file anew for this boot, with what is known of each stream, and of those that were never saved;
     /// [`u64::MAX`]: all that exists when it is opened. Before any slot is taken.
     pub fn begin(&self, boot: &str, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
-        let mut slots = Slots { unsaved, ..Slots::default() };
+        let mut slots = Places { unsaved, ..Places::default() };
         let mut bytes = head(boot);
         let counts = *self.counts();
         let words =
@@ -341,7 +341,7 @@ impl Air {
     }
 
     /// All files of the earlier run have been opened: what begins from here on was never sent.
-    pub fn first_sight_is_over(&self) {
+    pub fn first_scan_done(&self) {
         self.begins_unsaved(0);
     }
 
@@ -352,7 +352,7 @@ impl Air {
     }
 
     /// The slot of a stream that is opened at `at` while its file holds `size` bytes. Again in the same run: the same slot.
-    pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> Slot {
+    pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> SentMark {
         let mut slots = self.lock();
         let old = slots.places.get(&stream).copied();
         let place = match old {
@@ -373,8 +373,8 @@ impl Air {
         if old.is_none_or(|o| o.limit != place.limit) {
             self.write(HEAD + place.index * SLOT, &record(stream, place.limit));
         }
-        Slot {
-            air: self.clone(),
+        SentMark {
+            marks: self.clone(),
             index: place.index,
             limit: AtomicU64::new(place.limit),
             doubtful: place.doubtful.unwrap_or_default(),
@@ -404,7 +404,7 @@ impl Air {
         self.count(|c| c.uncertain += lines);
     }
 
-    /// Lines framed again that an earlier run may have sent, over all runs.
+    /// Lines sent again that an earlier run may have sent, over all runs.
     pub fn again(&self) -> u64 {
         self.counts().again
     }
@@ -432,25 +432,25 @@ impl Air {
         let _ = file.set_len(0);
         if !self.broken.swap(true, Relaxed) {
             log::error!(
-                "write air in the state folder: {e}; free its disk: after a crash doubled_at_most will count all that is read again"
+                "write `air` in the state folder: {e}; free its disk: after a crash doubled_at_most will count all that is read again"
             );
         }
     }
 }
 
-impl Slot {
-    /// Lines of a chunk `start..end` are about to be handed on. To be called before they are.
-    pub fn frame(&self, start: u64, end: u64, lines: u64) {
-        self.air.began.call_once(|| {
-            self.air.write(RUNNING, &1u64.to_le_bytes());
-            self.air.sync();
+impl SentMark {
+    /// Lines of a chunk `start..end` are about to be sent for the first time.
+    pub fn raise(&self, start: u64, end: u64, lines: u64) {
+        self.marks.began.call_once(|| {
+            self.marks.write(RUNNING, &1u64.to_le_bytes());
+            self.marks.sync();
         });
         if end > self.limit.load(Relaxed) {
             self.limit.store(end, Relaxed);
-            self.air.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
+            self.marks.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
         }
         if start < self.doubtful {
-            self.air.count(|c| c.again += lines);
+            self.marks.count(|c| c.again += lines);
         }
     }
 }

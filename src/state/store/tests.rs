@@ -1,8 +1,8 @@
 //! Crash images: after every step of a save, and whatever a power loss makes of what was not synced, there is a good file.
 
 use super::*;
-use crate::checkpoint::saved::SavedTotals;
 use crate::error::ExitCode;
+use crate::streams::SavedTotals;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,11 +14,7 @@ fn state(number: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     // Of different lengths, so that a truncated one cannot pass for another.
     let sources = vec![b"x".to_vec(); (number % 5) as usize];
-    format::write(
-        &mut bytes,
-        &Saved { clock: number, totals, sources, ..Saved::default() },
-        std::iter::empty(),
-    );
+    format::write(&mut bytes, &Saved { clock: number, totals, sources, ..Saved::default() });
     bytes
 }
 

@@ -1,10 +1,10 @@
-//! What `offsets` holds, as a value. Knows no file and no text form.
+//! What is saved of the streams: the content of the state folder's `offsets`, as values.
 
-use super::ledger::Reached;
+use super::ranges::AckedRanges;
 use crate::chunk::{Ack, Identity, Point, Range, StreamId};
-use crate::report::Board;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 
 /// The whole content of `offsets`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,10 +38,10 @@ impl Saved {
             return false;
         }
         let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
-        let mut reached = Reached { at: s.at, beyond };
-        reached.ack(ack.range.start, ack.end);
-        s.at = reached.at;
-        s.beyond = reached.beyond.iter().map(|(start, end)| (*start..end.offset, *end)).collect();
+        let mut acked = AckedRanges { at: s.at, beyond };
+        acked.ack(ack.range.start, ack.end);
+        s.at = acked.at;
+        s.beyond = acked.beyond.iter().map(|(start, end)| (*start..end.offset, *end)).collect();
         s.size = s.size.max(ack.range.end);
         true
     }
@@ -52,7 +52,7 @@ impl Saved {
 pub struct SavedStream {
     pub stream: StreamId,
     /// The followed path.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     pub identity: Identity,
     /// Acknowledged without a gap up to here.
     pub at: Point,
@@ -73,7 +73,7 @@ pub struct SavedTotals {
     pub read_lines: u64,
     pub acked_lines: u64,
     pub dead_lettered: u64,
-    /// Lines sent again after a crash; see `air.rs`.
+    /// Lines sent again after a crash; see `sent_marks`.
     pub again: u64,
     /// Lines sent again without a crash, though the first attempt may have been stored.
     pub resent: u64,
@@ -89,41 +89,24 @@ pub struct SavedTotals {
     pub flights_found: u64,
 }
 
-impl SavedTotals {
-    /// At the start: the board counts on from here.
-    pub fn put_on(&self, board: &Board) {
-        let t = &board.totals;
-        t.read_lines.store(self.read_lines, Relaxed);
-        t.acked_lines.store(self.acked_lines, Relaxed);
-        t.dead_lettered.store(self.dead_lettered, Relaxed);
-        t.resent.store(self.resent, Relaxed);
-        t.uncertain.store(self.uncertain, Relaxed);
-        t.lost_bytes.store(self.lost_bytes, Relaxed);
-        t.cut_lines.store(self.cut_lines, Relaxed);
-        t.retries.store(self.retries, Relaxed);
-        t.state_bytes.store(self.state_bytes, Relaxed);
-        board.once.resent.store(self.flights_resent, Relaxed);
-        board.once.found.store(self.flights_found, Relaxed);
+/// Acknowledged per stream, as saved: without a gap up to an offset, and ranges beyond it. With `sync = "always"` this has
+/// been synced.
+#[derive(Clone, Debug, Default)]
+pub struct SavedPositions(pub HashMap<StreamId, (u64, Vec<Range>)>);
+
+impl SavedPositions {
+    pub fn of(saved: &Saved) -> SavedPositions {
+        let ranges = |s: &SavedStream| s.beyond.iter().map(|(range, _)| range.clone()).collect();
+        SavedPositions(saved.streams.iter().map(|s| (s.stream, (s.at.offset, ranges(s)))).collect())
     }
 
-    /// Takes over what the board counts, but for `lost_bytes`, which it counts also of streams not yet finished: after a crash
-    /// those are counted anew.
-    pub fn take_from(&mut self, board: &Board) {
-        let t = &board.totals;
-        let of = |n: &AtomicU64| n.load(Relaxed);
-        self.read_lines = of(&t.read_lines);
-        self.acked_lines = of(&t.acked_lines);
-        self.dead_lettered = of(&t.dead_lettered);
-        self.resent = of(&t.resent);
-        self.uncertain = of(&t.uncertain);
-        self.cut_lines = of(&t.cut_lines);
-        self.retries = of(&t.retries);
-        if let Some(air) = board.air.get() {
-            self.again = air.again();
-        }
-        let (air, flights) = (board.air.get().map_or(0, |air| air.written()), of(&board.once.bytes));
-        self.state_bytes = of(&t.state_bytes) + air + flights;
-        self.flights_resent = of(&board.once.resent);
-        self.flights_found = of(&board.once.found);
+    pub fn knows(&self, stream: StreamId) -> bool {
+        self.0.contains_key(&stream)
+    }
+
+    /// Whether all of the range is acknowledged. A stream that is not known any more was finished, and is forgotten.
+    pub fn holds(&self, stream: StreamId, range: &Range) -> bool {
+        let Some((at, beyond)) = self.0.get(&stream) else { return true };
+        range.end <= *at || beyond.iter().any(|b| b.start <= range.start && range.end <= b.end)
     }
 }
