@@ -24,11 +24,11 @@
 //! # At the start
 //!
 //! [`mod@analyze`] says what the intents mean. Lines of settled ones count as acknowledged; a flight with open ones is read again
-//! and handed to ship as it was. Before a partition is first used, its leader is asked about our id (`partition/recall.rs`):
+//! and handed to the core as it was. Before a partition is first used, its leader is asked about our id (`partition/recall.rs`):
 //! it must know neither more nor other numbers than ours. A batch that it may have is sent again with the numbers it had:
 //! the answer is the proof.
 //!
-//! In reading order: [`intent`] (what is written), [`file`] (the file), [`mod@analyze`].
+//! In reading order: [`intent`] (what is written), [`mod@file`] (the file), [`mod@analyze`].
 
 pub mod analyze;
 pub mod file;

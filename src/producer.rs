@@ -11,7 +11,6 @@ mod partition;
 mod partitioner;
 pub mod recovered;
 pub mod render;
-pub mod retry;
 pub mod sequence;
 #[cfg(test)]
 mod sim;
@@ -54,7 +53,7 @@ pub enum Partitioner {
     Sticky,
 }
 
-/// What ship needs to know.
+/// What the core needs to know.
 #[derive(Debug)]
 pub struct Options {
     pub partitioner: Partitioner,
@@ -95,7 +94,7 @@ impl Default for Options {
     }
 }
 
-/// What a running ship is to do otherwise from now on.
+/// What a running producer is to do otherwise from now on.
 #[derive(Debug)]
 pub struct Change {
     /// `partitioner`, `batch`, `linger` and `rate` of these are taken up.
@@ -114,7 +113,7 @@ pub struct Receipt {
     pub count: u32,
 }
 
-/// No driver carries this ship's lines any more, and none ever will.
+/// No driver carries this producer's lines any more, and none ever will.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Dead {
     pub why: String,
@@ -289,7 +288,9 @@ impl Loop<'_> {
             }
         }
         if let Some(journal) = &mut self.journal {
+            self.ship.beat.within(Beat::SLOW); // a disk
             let recorded = journal.record(now.at);
+            self.ship.beat.within(Beat::TURN);
             if !recorded.is_empty() {
                 self.current.order(Order::Send(recorded), now.at);
                 ordered = true;

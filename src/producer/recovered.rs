@@ -1,4 +1,4 @@
-//! Exactly-once: what ship takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
+//! Exactly-once: what the core takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
 //! file; which lines are stored was decided in `exactly_once/analyze.rs`.
 
 use super::Partitioner;

@@ -6,6 +6,7 @@
 //! connection is dropped, never used again.
 
 use super::{sasl, tls};
+use crate::backoff::{Backoff, Rng};
 use crate::kafka::Options;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
@@ -52,9 +53,10 @@ impl fmt::Display for Trouble {
 impl Trouble {
     /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s; where we are denied 5 s, doubled
     /// up to 30 s.
-    pub fn pause(&self, failures: u32) -> Duration {
-        let (first_ms, most) = if matches!(self, Trouble::Denied(_)) { (5000, 30) } else { (100, 5) };
-        Duration::from_millis(first_ms << failures.min(9)).min(Duration::from_secs(most))
+    pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
+        let denied = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(30) };
+        let backoff = if matches!(self, Trouble::Denied(_)) { denied } else { Backoff::QUICK };
+        backoff.pause(failures + 1, rng)
     }
 }
 
