@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred.
@@ -323,20 +323,10 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
     Trouble::Lost(format!("answer to request {got} where {want} was due"))
 }
 
-/// The addresses of `host:port`, asked anew each time. Blocks as long as the system's resolver does.
-pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
-    let found = address.to_socket_addrs().map(Vec::from_iter);
-    match found {
-        Ok(all) if all.is_empty() => Err(Trouble::Lost("the name has no address".into())),
-        Ok(all) => Ok(all),
-        Err(e) => Err(Trouble::Lost(format!("cannot resolve the name: {e}"))),
-    }
-}
-
 /// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
-    let all = resolve(address)?;
+    let all = probe::resolve(address).map_err(Trouble::Lost)?;
     let several = all.len() > 1;
     let until = Instant::now() + limit * 2;
     for (tried, one) in all.iter().enumerate() {
