@@ -22,7 +22,6 @@ pub mod worker;
 pub use worker::Outbox;
 
 use crate::chunk::Chunk;
-use crate::exactly_once::Journal;
 use crate::pulse::Beat;
 use crate::stop::Stop;
 use crate::streams::Registry;
@@ -32,6 +31,7 @@ use crate::wall;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use driver::{Context, Current, Drive, Event, Order};
 
+use batch::Batch;
 use core::Core;
 use partition::Now;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -156,6 +156,18 @@ impl Changes {
     }
 }
 
+/// What exactly-once does before a batch reaches the driver: it is written down.
+pub trait BeforeSend: Send {
+    /// Takes batches that are to be sent.
+    fn hold(&mut self, batches: Vec<Batch>);
+
+    /// Writes down what may be sent, as one group, and gives those batches.
+    fn record(&mut self, now: Instant) -> Vec<Batch>;
+
+    /// When to record again although nothing happened.
+    fn wake(&self, now: Instant) -> Option<Instant>;
+}
+
 /// What the producer's thread is started with. Every sender of these wakes `context.waker`.
 pub struct Producer<'a> {
     pub options: Options,
@@ -163,7 +175,8 @@ pub struct Producer<'a> {
     pub changes: Receiver<Change>,
     pub drive: Drive,
     pub context: Context,
-    pub journal: Option<Journal>,
+    /// Exactly-once.
+    pub journal: Option<Box<dyn BeforeSend>>,
     pub registry: &'a Registry,
     pub halts: Halts,
 }
@@ -185,7 +198,7 @@ pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
 struct Loop<'b> {
     ship: Core<'b>,
     current: Current,
-    journal: Option<Journal>,
+    journal: Option<Box<dyn BeforeSend>>,
     waker: Waker,
     /// What `poll(2)` has found at the driver's sockets.
     ready: Vec<PollFlags>,

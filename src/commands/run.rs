@@ -17,7 +17,7 @@ use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
-use crate::producer::{self, Dead, Halts, dead_letter};
+use crate::producer::{self, BeforeSend, Dead, Halts, dead_letter};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
@@ -91,7 +91,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (journal, once) = match recovered {
         Some(Recovered { journal, once, for_tails }) => {
             saved = for_tails;
-            (Some(journal), Some(once))
+            (Some(Box::new(journal) as Box<dyn BeforeSend>), Some(once))
         }
         None => (None, None),
     };

@@ -35,7 +35,7 @@ impl BatchGroup {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seal {
     pub crc: u32,
-    /// The lines are those that [`split`](crate::exactly_once::intent::split) finds.
+    /// The lines are those that `exactly_once::intent::split` finds.
     pub usual: bool,
 }
 
