@@ -24,24 +24,26 @@
 //! # At the start
 //!
 //! [`mod@analyze`] says what the intents mean. Lines of settled ones count as acknowledged; a flight with open ones is read again
-//! and handed to ship as it was. Before a partition is first used, its leader is asked about our id (`partition/recall.rs`):
+//! and handed to the core as it was. Before a partition is first used, its leader is asked about our id (`partition/recall.rs`):
 //! it must know neither more nor other numbers than ours. A batch that it may have is sent again with the numbers it had:
 //! the answer is the proof.
 //!
-//! In reading order: [`intent`] (what is written), [`file`] (the file), [`mod@analyze`].
+//! In reading order: [`intent`] (what is written), [`mod@file`] (the file), [`mod@analyze`].
 
 pub mod analyze;
 pub mod file;
 pub mod intent;
 
 use crate::chunk::{Range, StreamId};
+use crate::producer::BeforeSend;
 use crate::producer::batch::Batch;
+use crate::producer::recovered::{LastSequence, TopicPartition};
 use crate::report::{Blocked, Board};
 use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
-use analyze::{Loaded, Place};
+use analyze::Loaded;
 use file::{Binding, Group, HALF, Store};
-use intent::{Intent, Last, Record};
+use intent::{Intent, Record};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -62,7 +64,7 @@ pub struct Journal {
     store: Store,
     binding: Binding,
     saved: SavedPositions,
-    lasts: HashMap<Place, Last>,
+    lasts: HashMap<TopicPartition, LastSequence>,
     /// By serial, ascending.
     live: Vec<Live>,
     serial: u64,
@@ -118,7 +120,7 @@ impl Journal {
     /// Writes intents until they would not fit; how many of the batches have theirs. Those batches know it.
     fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
         let mut group = Group::default();
-        let mut added: Vec<(Live, Last, u64)> = Vec::new();
+        let mut added: Vec<(Live, LastSequence, u64)> = Vec::new();
         let mut fits = 0;
         for batch in batches.iter() {
             let Some(numbers) = batch.numbers.filter(|n| batch.noted != Some(*n)) else {
@@ -161,7 +163,8 @@ impl Journal {
 
     /// Only what is needed is carried over, so there is room afterwards, unless much is unsettled.
     fn change_halves(&mut self) -> io::Result<()> {
-        let is_live = |l: &Last| self.live.binary_search_by_key(&l.serial, |live| live.serial).is_ok();
+        let is_live =
+            |l: &LastSequence| self.live.binary_search_by_key(&l.serial, |live| live.serial).is_ok();
         // After the intents: a partition's last word.
         let lasts = self.lasts.values().filter(|l| !is_live(l)).map(|l| {
             let mut payload = Vec::new();
@@ -223,21 +226,17 @@ impl Gate {
     }
 }
 
-/// The producer's side.
-impl Journal {
-    /// Takes batches that are to be sent.
-    pub fn hold(&mut self, batches: Vec<Batch>) {
+impl BeforeSend for Journal {
+    fn hold(&mut self, batches: Vec<Batch>) {
         self.gate.waiting.extend(batches);
         self.gate.next = None;
     }
 
-    /// When [`Journal::record`] is to be called again although nothing happened.
-    pub fn wake(&self, now: Instant) -> Option<Instant> {
+    fn wake(&self, now: Instant) -> Option<Instant> {
         (!self.gate.waiting.is_empty()).then(|| self.gate.next.unwrap_or(now))
     }
 
-    /// Writes the intents of what may be sent, as one group, and gives those batches.
-    pub fn record(&mut self, now: Instant) -> Vec<Batch> {
+    fn record(&mut self, now: Instant) -> Vec<Batch> {
         let saved = self.gate.mailbox.take();
         let is_due = self.gate.next.is_none_or(|at| now >= at);
         if let Some(saved) = saved {
@@ -255,7 +254,9 @@ impl Journal {
         self.gate.next = self.gate.since.map(|_| now + pause);
         recorded
     }
+}
 
+impl Journal {
     fn write_waiting(&mut self) -> Vec<Batch> {
         let waiting = std::mem::take(&mut self.gate.waiting);
         let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_fly(b));

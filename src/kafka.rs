@@ -28,6 +28,7 @@ mod scripted;
 #[cfg(test)]
 mod tests;
 
+use crate::backoff::Rng;
 use crate::chunk::Topic;
 use crate::producer::driver::{Acks, Context, Drive, Event, TopicView};
 use broker::Peer;
@@ -57,8 +58,8 @@ pub struct Options {
     pub request_timeout: Duration,
     /// For connecting to one address, and for the answer to the first question.
     pub connect_timeout: Duration,
-    /// Most bytes in one request; a batch that is larger goes alone. The encoding buffer of each broker's thread grows to
-    /// this (twice with compression), and is given back after 10 s without work.
+    /// Most bytes in one request; a batch that is larger goes alone. The encoding buffer grows to this (twice with
+    /// compression), and is given back after 10 s without work.
     pub request_max: usize,
     /// A connection without work is closed after this: before a NAT in between forgets it (5 min and up).
     pub idle: Duration,
@@ -70,7 +71,7 @@ pub struct Options {
     pub unfit: Incompatible,
 }
 
-/// When to leave the broker to another driver ([`Leave::Incompatible`]).
+/// When to leave the broker to another driver ([`crate::producer::driver::Leave`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incompatible {
     /// Never: the config asks for this driver.
@@ -136,6 +137,7 @@ struct Shared {
     asks: Vec<(Producer, Instant)>,
     /// Why the broker is one for another driver.
     unfit: Option<String>,
+    rng: Rng,
     encoder: Encoder,
     /// The buffer of the last request that was written as a whole, for the next.
     spare: Option<Writer>,
@@ -153,6 +155,7 @@ impl Shared {
             hang_ups: Some(0),
             asks: Vec::new(),
             unfit: None,
+            rng: Rng::random(),
             encoder: Encoder::default(),
             spare: None,
             used: Instant::now(),

@@ -27,7 +27,7 @@
 //! | D14 | Codes above 35 all look alike. | Retried for ever; under `auto` the other driver is asked. |
 //! | D15 | Asserts on the shape of an answer; on Kafka 4 metadata works and every send fails. | The probe tells by versions; a connection closed on a send is "too new". |
 //! | D16 | Copies byte by byte, and makes its checksum's table for every message; gzip at level 9 only (12 MB/s); no lz4, no zstd. | `crc/` stands in for the checksum's crate. Snappy, or the modern driver. |
-//! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | Ship chooses partitions; addresses are parsed as it writes them. |
+//! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | The core chooses partitions; addresses are parsed as it writes them. |
 
 mod client;
 mod page;
@@ -119,7 +119,7 @@ impl Default for Limits {
     }
 }
 
-/// Works until ship drops its ends or changes to another driver, or the broker is one for another.
+/// Works until the core drops its ends or changes to another driver, or the broker is one for another.
 pub fn run(options: &Options, orders: &Receiver<Order>, events: &Outbox, board: &Arc<Board>) -> Leave {
     let watch = match Watchdog::start(options.limits.call) {
         Ok(watch) => watch,
@@ -188,7 +188,7 @@ struct Worker<'a> {
 struct TopicState {
     /// As the crate's present client knows them; empty when it was not asked, or there are none.
     led: Vec<Led>,
-    /// What ship was told last.
+    /// What the core was told last.
     said: Option<TopicView>,
     wait: Wait,
     pace: Option<Pace>,
@@ -250,7 +250,7 @@ impl Worker<'_> {
         let topic_state = self.topics.entry(topic.clone()).or_default();
         if let Some(view) = &topic_state.said {
             let view = view.clone();
-            return self.say(Event::Topic(view)); // asked again: ship has forgotten
+            return self.say(Event::Topic(view)); // asked again: the core has forgotten
         }
         topic_state.wait = Wait::default();
         self.quietly(|w| w.learn(topic))

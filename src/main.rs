@@ -6,9 +6,9 @@
 //! # The way of a line
 //!
 //! ```text
-//! kernel ─▶ watch ──wake──▶ tail (one thread per file) ──Chunk──▶ ship ──Batch──▶ driver ─▶ broker
-//!         (1 inotify fd)  (1 slot)   │ open, close   (bounded)    │  ◀──Event────┘
-//!                                    ▼                            │
+//! kernel ─▶ watch ──wake──▶ tail (one thread per file) ──Chunk──▶ producer ◀──▶ broker sockets
+//!         (1 inotify fd)  (1 slot)   │ open, close   (bounded)    │    ▲  one poll(2)
+//!                                    ▼                            │    └── dialers, clients that block
 //!                                 registry ◀──────────acks────────┘
 //!                                    │ ▲
 //!                           snapshot ▼ │ saved
@@ -21,16 +21,18 @@
 //!    and waits with a deadline. What it reads is framed into [`chunk::Chunk`]s. [`tail::catchup`] finds bytes that were
 //!    rotated, copied or compressed while nobody looked. Which stream goes on in which file is settled for all files of a walk
 //!    before their tails start, and [`tail::known`] is where tails see each other.
-//! 3. [`ship`] is STAGE 2, the synchronous producer thread: it gathers chunks into flights ([`ship::flight`]), gives each
-//!    partition one batch, hands them to a driver behind two channel ends ([`ship::driver`]) and turns what comes back into
-//!    acks. It decides on retries, splitting and numbering; a driver never sends anything twice by itself.
-//!    Drivers: [`ship::classic`] on the `kafka` crate, [`ship::modern`] on our own sockets, [`ship::stdout`];
-//!    [`ship::auto`] chooses between the first two by what the broker takes, again after each change of it.
+//! 3. [`producer`] is STAGE 2, one thread that owns everything about sending. Its core (`producer/core.rs`) is pure: it
+//!    gathers chunks into batch groups ([`producer::batch`]), gives each partition one batch, and turns what comes back
+//!    into acks; it alone decides on retries, splitting and sequence numbers. Its loop drives a [`producer::driver::Driver`]
+//!    by calls and waits for the driver's sockets, an eventfd ([`waker`]) and deadlines in one `poll(2)`. Whatever may
+//!    block happens elsewhere: connecting in [`kafka::net::dialer`]'s threads, a client that blocks in a
+//!    [`producer::worker`]'s.
+//!    Drivers: [`mod@kafka`] on our own sockets, [`kafka_crate`] on the `kafka` crate, [`stdout`]; [`kafka::auto`] chooses
+//!    between the first two by what the broker takes, again after each change of it.
 //! 4. [`streams`] is the registry of all log streams: per stream, how far it is framed, sent, acknowledged (without a gap,
 //!    and which ranges beyond it) and saved. [`state`] saves it, in a thread of its own.
 //!
-//! With exactly-once [`ship::journal`] stands between ship and driver and writes down what each batch carries before it is
-//! sent; [`commands::recover`] reads it at the start, and [`streams::mailbox`] brings it the saved positions.
+//! With exactly-once the producer has [`exactly_once`] write down what each batch carries before it is sent; [`commands::recover`] reads it at the start, and [`streams::mailbox`] brings it the saved positions.
 //!
 //! What is rotated or deleted before it is delivered outlives the process in systemd's descriptor store: [`fdstore`],
 //! [`commands::inherited`].
@@ -57,11 +59,12 @@
 //!
 //! # Threads
 //!
-//! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `ship`, `saver`, `status`, and
-//! the drivers' workers; with exactly-once `journal`. Signals are blocked in all but one. Workers may hang in name
-//! resolution or in the `kafka` crate, the saver and the journal in a slow flash: those are left to the end of the process,
-//! all others are joined.
+//! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `producer`, `saver`, `status`;
+//! short-lived `dial` and `choose`; and `driver` where the client blocks (the `kafka` crate, standard output). Signals are
+//! blocked in all but one. Dialers and clients may hang in name resolution or in the `kafka` crate, the saver in a slow
+//! flash: those are left to the end of the process, all others are joined.
 
+mod backoff;
 mod base64;
 mod budget;
 mod chunk;
@@ -136,7 +139,7 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 }
 
 /// A panic of ours leaves shared state that nobody vouches for: one line, and the process ends, so that systemd starts it
-/// again from what is saved. The `kafka` crate's panics are expected (D9, D10 in [`ship::classic`]): the thread that calls
+/// again from what is saved. The `kafka` crate's panics are expected (D9, D10 in [`kafka_crate`]): the thread that calls
 /// it catches them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {

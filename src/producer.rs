@@ -11,7 +11,6 @@ mod partition;
 mod partitioner;
 pub mod recovered;
 pub mod render;
-pub mod retry;
 pub mod sequence;
 #[cfg(test)]
 mod sim;
@@ -23,7 +22,6 @@ pub mod worker;
 pub use worker::Outbox;
 
 use crate::chunk::Chunk;
-use crate::exactly_once::Journal;
 use crate::pulse::Beat;
 use crate::stop::Stop;
 use crate::streams::Registry;
@@ -33,6 +31,7 @@ use crate::wall;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use driver::{Context, Current, Drive, Event, Order};
 
+use batch::Batch;
 use core::Core;
 use partition::Now;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -54,7 +53,7 @@ pub enum Partitioner {
     Sticky,
 }
 
-/// What ship needs to know.
+/// What the core needs to know.
 #[derive(Debug)]
 pub struct Options {
     pub partitioner: Partitioner,
@@ -95,7 +94,7 @@ impl Default for Options {
     }
 }
 
-/// What a running ship is to do otherwise from now on.
+/// What a running producer is to do otherwise from now on.
 #[derive(Debug)]
 pub struct Change {
     /// `partitioner`, `batch`, `linger` and `rate` of these are taken up.
@@ -114,7 +113,7 @@ pub struct Receipt {
     pub count: u32,
 }
 
-/// No driver carries this ship's lines any more, and none ever will.
+/// No driver carries this producer's lines any more, and none ever will.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Dead {
     pub why: String,
@@ -157,6 +156,18 @@ impl Changes {
     }
 }
 
+/// What exactly-once does before a batch reaches the driver: it is written down.
+pub trait BeforeSend: Send {
+    /// Takes batches that are to be sent.
+    fn hold(&mut self, batches: Vec<Batch>);
+
+    /// Writes down what may be sent, as one group, and gives those batches.
+    fn record(&mut self, now: Instant) -> Vec<Batch>;
+
+    /// When to record again although nothing happened.
+    fn wake(&self, now: Instant) -> Option<Instant>;
+}
+
 /// What the producer's thread is started with. Every sender of these wakes `context.waker`.
 pub struct Producer<'a> {
     pub options: Options,
@@ -164,7 +175,8 @@ pub struct Producer<'a> {
     pub changes: Receiver<Change>,
     pub drive: Drive,
     pub context: Context,
-    pub journal: Option<Journal>,
+    /// Exactly-once.
+    pub journal: Option<Box<dyn BeforeSend>>,
     pub registry: &'a Registry,
     pub halts: Halts,
 }
@@ -186,7 +198,7 @@ pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
 struct Loop<'b> {
     ship: Core<'b>,
     current: Current,
-    journal: Option<Journal>,
+    journal: Option<Box<dyn BeforeSend>>,
     waker: Waker,
     /// What `poll(2)` has found at the driver's sockets.
     ready: Vec<PollFlags>,
@@ -289,7 +301,9 @@ impl Loop<'_> {
             }
         }
         if let Some(journal) = &mut self.journal {
+            self.ship.beat.within(Beat::SLOW); // a disk
             let recorded = journal.record(now.at);
+            self.ship.beat.within(Beat::TURN);
             if !recorded.is_empty() {
                 self.current.order(Order::Send(recorded), now.at);
                 ordered = true;

@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 /// Most bytes gathered for one write.
 const BUFFER: usize = 256 << 10;
 
-/// Works until ship drops its ends. Whoever reads the other end of the pipe may stop doing so for ever.
+/// Works until the core drops its ends. Whoever reads the other end of the pipe may stop doing so for ever.
 pub fn run(orders: &Receiver<Order>, events: &Outbox) -> Leave {
     let mut page =
         Page { to: Fd, text: Vec::with_capacity(BUFFER), written: Vec::new(), pen: Pen::default() };

@@ -1,5 +1,5 @@
 //! The watch and one tail for each file it finds, started and stopped together: what `run` and `tail` share. Knows neither
-//! ship nor the state folder.
+//! the producer nor the state folder.
 
 mod waiting;
 

@@ -1,9 +1,9 @@
 //! Follow files and deliver their lines: the only file that knows all stages. It starts them, and ends them by dropping
 //! what they wait on.
 //!
-//! SIGHUP: the config is read again (`reload.rs`); tails and ship go on with what is new in it, nothing is stopped for it.
+//! SIGHUP: the config is read again (`reload.rs`); tails and the producer go on with what is new in it, nothing is stopped for it.
 //!
-//! Shutdown goes in the direction of the data: tails end, ship drains what is left and waits for its acks up to
+//! Shutdown goes in the direction of the data: tails end, the producer drains what is left and waits for its acks up to
 //! `drain_timeout`, then the saver saves. A second signal ends the process at once.
 
 use super::crew::Crew;
@@ -17,7 +17,7 @@ use crate::config::{self, Config, Delivery, Output, Overrides};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
-use crate::producer::{self, Dead, Halts, dead_letter};
+use crate::producer::{self, BeforeSend, Dead, Halts, dead_letter};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
@@ -90,7 +90,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let (journal, once) = match recovered {
         Some(Recovered { journal, once, for_tails }) => {
             saved = for_tails;
-            (Some(journal), Some(once))
+            (Some(Box::new(journal) as Box<dyn BeforeSend>), Some(once))
         }
         None => (None, None),
     };
@@ -333,7 +333,7 @@ impl Office<'_, '_> {
         self.notify.ready(&self.line());
     }
 
-    /// The first: tails end, ship drains. The second: at once.
+    /// The first: tails end, the producer drains. The second: at once.
     fn stop(&mut self) -> Receiver<Instant> {
         if let Some(since) = self.stopping {
             if since.elapsed() < SAME_SIGNAL {

@@ -143,14 +143,14 @@ struct Desk<'a> {
     stopping: bool,
     /// Records that were answered.
     stored: u64,
-    /// Records handed to ship.
+    /// Records handed to the producer.
     given: &'a AtomicU64,
     board: &'a Board,
     at_once: fn(ExitCode) -> !,
 }
 
 impl Desk<'_> {
-    /// Until ship has nothing left, which closes the receipts.
+    /// Until the producer has nothing left, which closes the receipts.
     fn work(
         &mut self,
         mut failed: Receiver<Error>,
@@ -178,7 +178,7 @@ impl Desk<'_> {
                 },
                 recv(deadline) -> _ => self.give_up = None,
             }
-            // A thread that reads a terminal cannot be told to stop: ship would wait for it.
+            // A thread that reads a terminal cannot be told to stop: the producer would wait for it.
             let refused = self.board.totals.dead_lettered.load(Relaxed);
             if self.stopping && self.stored + refused >= self.given.load(Relaxed) {
                 self.give_up = None;
@@ -281,7 +281,7 @@ impl Input {
         }
     }
 
-    /// Hands these on as one chunk, and empties the list. `None`: stopped, or ship is gone.
+    /// Hands these on as one chunk, and empties the list. `None`: stopped, or the producer is gone.
     fn pass(&mut self, lines: &mut Vec<Vec<u8>>) -> Option<()> {
         let size: usize = lines.iter().map(|l| l.len() + 1).sum();
         let permit = self.share.take(size + lines.len() * size_of::<Line>(), &self.stop)?;

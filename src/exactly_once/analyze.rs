@@ -4,14 +4,11 @@
 //! The rule: a partition has one open intent at most, for the next one is written only when the one before is settled (all
 //! its records are stored, or are dead letters) or is voided by name. So of a partition's intents only the last can be open.
 
-use super::intent::{Intent, Last, Piece, Record};
+use super::intent::{Intent, Piece, Record};
 use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
-use crate::producer::batch::Numbers;
+use crate::producer::recovered::{LastSequence, OpenBatch, TopicPartition};
 use crate::streams::SavedPositions;
 use std::collections::{BTreeMap, HashMap, HashSet};
-
-/// A partition of a topic.
-pub type Place = (Topic, i32);
 
 #[derive(Debug, Default)]
 pub struct Loaded {
@@ -20,7 +17,7 @@ pub struct Loaded {
     /// Flights with lines that may be stored, or are not, beside lines that are.
     pub flights: Vec<Rebuild>,
     /// The last numbers of each partition.
-    pub lasts: HashMap<Place, Last>,
+    pub lasts: HashMap<TopicPartition, LastSequence>,
     /// Intents that are still needed, in order.
     pub keep: Vec<Intent>,
     /// The highest serial, flight number, and epoch of the id that was used last.
@@ -37,7 +34,7 @@ pub struct Rebuild {
     pub topic_id: [u8; 16],
     pub stamp_ms: i64,
     pub chunks: Vec<Wanted>,
-    pub open: Vec<Open>,
+    pub open: Vec<OpenBatch>,
 }
 
 /// A chunk of it.
@@ -46,18 +43,6 @@ pub struct Wanted {
     pub piece: Piece,
     /// Lines that are stored, ascending.
     pub stored: Vec<u16>,
-}
-
-/// A batch that may be stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Open {
-    pub serial: u64,
-    pub partition: i32,
-    pub numbers: Numbers,
-    pub count: u32,
-    pub follows: bool,
-    /// By chunk of the flight and line, ascending.
-    pub picks: Vec<(usize, u16)>,
 }
 
 /// The chunk, as the same in all intents that name it.
@@ -70,7 +55,7 @@ fn key(p: &Piece) -> ChunkKey {
 pub fn load(records: Vec<Record>, saved: &SavedPositions) -> Loaded {
     let mut out = Loaded::default();
     let mut intents: Vec<Intent> = Vec::new();
-    let mut last_intent: HashMap<Place, u64> = HashMap::new();
+    let mut last_intent: HashMap<TopicPartition, u64> = HashMap::new();
     let mut void: HashSet<u64> = HashSet::new();
     let mut latest = (0, None);
     for record in records {
@@ -164,7 +149,7 @@ fn one_flight(
             }
         }
         picks.sort_unstable();
-        Open {
+        OpenBatch {
             serial: i.serial,
             partition: i.partition,
             numbers: i.numbers,
@@ -186,8 +171,8 @@ fn one_flight(
 }
 
 impl Intent {
-    pub fn last(&self) -> Last {
-        Last {
+    pub fn last(&self) -> LastSequence {
+        LastSequence {
             serial: self.serial,
             topic: self.topic.clone(),
             topic_id: self.topic_id,
@@ -213,6 +198,7 @@ impl Piece {
 mod tests {
     use super::*;
     use crate::chunk::{Break, Point};
+    use crate::producer::batch::Numbers;
 
     fn piece(stream: u64, start: u64, lines: u32, picks: Option<Vec<u16>>) -> Piece {
         let range = start..start + 10 * u64::from(lines);

@@ -253,8 +253,8 @@ fn read_head(head: &[u8]) -> Option<(u64, Binding)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backoff::Rng;
     use crate::files::private;
-    use crate::producer::retry::Rng;
     use std::path::Path;
 
     fn open(path: &Path) -> (Store, Found) {

@@ -10,6 +10,7 @@
 
 use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Point, Range, StreamId, Then, Topic};
 use crate::producer::batch::{Batch, Numbers, Pick, Records, Seal};
+use crate::producer::recovered::LastSequence;
 use memchr::memchr_iter;
 
 /// One batch that may have been sent.
@@ -50,24 +51,10 @@ pub struct Piece {
     pub picks: Option<Vec<u16>>,
 }
 
-/// The numbers of a partition whose last intent is covered by the saved positions.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Last {
-    /// Of the intent that used them.
-    pub serial: u64,
-    pub topic: Topic,
-    pub topic_id: [u8; 16],
-    pub partition: i32,
-    pub pid: i64,
-    pub epoch: i16,
-    /// The sequence after the last one used.
-    pub end: i32,
-}
-
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
     Intent(Intent),
-    Last(Last),
+    Last(LastSequence),
 }
 
 /// Lines that end in `\n`, without it and without a `\r` before it. Bytes after the last `\n` are no line.
@@ -182,7 +169,7 @@ impl Record {
         let mut r = Reader(bytes);
         let record = match r.byte()? {
             INTENT => Record::Intent(read_intent(&mut r)?),
-            LAST => Record::Last(Last {
+            LAST => Record::Last(LastSequence {
                 serial: r.u64()?,
                 topic: r.name()?,
                 topic_id: r.array()?,

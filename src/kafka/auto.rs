@@ -1,6 +1,7 @@
 //! Chooses the driver by what the brokers say they take, drives it, and chooses again when it says that the broker is one
 //! for the other.
 
+use crate::backoff::{Backoff, Rng};
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Context, Drive, Driver, Event, Leave, Order, Pace};
 use crate::producer::outage::{Outages, Who};
@@ -68,6 +69,7 @@ struct Auto {
     refused: Vec<Event>,
     /// Why there is none.
     why: String,
+    closing: bool,
 }
 
 enum State {
@@ -80,7 +82,7 @@ impl Auto {
     fn new(options: Arc<Options>, context: Context) -> Self {
         let state = State::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
         let why = "no broker has said yet what it takes".to_owned();
-        Auto { options, context, state, short_runs: 0, refused: Vec::new(), why }
+        Auto { options, context, state, short_runs: 0, refused: Vec::new(), why, closing: false }
     }
 
     fn run(&mut self, Chosen { name, only, why }: Chosen, now: Instant) {
@@ -122,7 +124,7 @@ impl Driver for Auto {
         }
         let State::Running { name, driver, began } = &mut self.state else { return };
         driver.turn(ready, now, events);
-        if let Some(Leave::Incompatible { why }) = driver.left() {
+        if let Some(Leave::Incompatible { why }) = driver.left().filter(|_| !self.closing) {
             let (name, took) = (*name, now - *began);
             self.choose_again(name, took, why);
         }
@@ -139,6 +141,7 @@ impl Driver for Auto {
     }
 
     fn close(&mut self) {
+        self.closing = true;
         match &mut self.state {
             State::Running { driver, .. } => driver.close(),
             state => *state = State::Closed,
@@ -206,6 +209,9 @@ fn give_up(tell: &Sender<Chosen>, e: &std::io::Error) {
     let _ = tell.send(Chosen { name: Name::Modern, only: false, why });
 }
 
+/// Rounds after which a driver that has left is taken again: some 3 s.
+const ENOUGH: u32 = 5;
+
 struct Chooser {
     options: Arc<Options>,
     outages: Outages,
@@ -218,7 +224,8 @@ impl Chooser {
     /// Asks the hosts in turn until one answers as Kafka. `None`: it was stopped.
     fn choose(&mut self, left: Option<Name>) -> Option<Chosen> {
         let options = self.options.clone();
-        let mut pause = Duration::from_millis(100);
+        let backoff = Backoff { most: options.pause, ..Backoff::QUICK };
+        let (mut tries, mut rng) = (0, Rng::random());
         let mut again = left;
         loop {
             for _ in 0..options.brokers.len() {
@@ -236,11 +243,11 @@ impl Chooser {
                     return None;
                 }
             }
-            if !self.rests(pause) {
+            tries += 1;
+            if !self.rests(backoff.pause(tries, &mut rng)) {
                 return None;
             }
-            pause = (pause * 2).min(options.pause);
-            if pause == options.pause {
+            if tries >= ENOUGH {
                 again = None; // the other cannot be had either
             }
         }

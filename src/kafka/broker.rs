@@ -155,7 +155,8 @@ impl Broker {
         shared.reachable(&self.peer, false, now);
         let told = self.peer.told(why);
         self.peer.give_back(shared, Pace::Backoff, &told);
-        self.link = Link::Resting { until: now + t.pause(self.failures), why: why.to_owned() };
+        self.link =
+            Link::Resting { until: now + t.pause(self.failures, &mut shared.rng), why: why.to_owned() };
         self.failures += 1;
     }
 

@@ -2,7 +2,7 @@
 //! what works here works there. Writes nothing, creates no topic, and tries nothing twice.
 
 use super::Options;
-use super::net::tls;
+use super::net::{probe, tls};
 use super::protocol::{errors, limits};
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
 use crate::kafka::net::stream::Stream;
@@ -90,7 +90,7 @@ fn step<T>(
 fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
     let limit = v.options.connect_timeout;
     let addresses = step("name", tell, || {
-        let all = connection::resolve(v.address).map_err(|t| t.to_string())?;
+        let all = probe::resolve(v.address)?;
         let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
         Ok((all, shown.join(", ")))
     })?;

@@ -34,7 +34,7 @@ struct Known {
     /// Of the last answer; 0: none.
     error: i16,
     leaders: BTreeMap<i32, Leader>,
-    /// As ship knows it.
+    /// As the core knows it.
     told: Option<TopicView>,
     asked: Option<Instant>,
     next: Instant,
@@ -64,7 +64,7 @@ impl Cluster {
         Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeMap::new(), topics: HashMap::new() }
     }
 
-    /// Takes a topic up. What ship was told already, it is told again.
+    /// Takes a topic up. What the core was told already, it is told again.
     pub fn want(&mut self, topic: Topic, now: Instant) -> Option<TopicView> {
         let known = self.topics.entry(topic).or_insert_with(|| Known {
             id: [0; 16],
@@ -103,7 +103,7 @@ impl Cluster {
         self.topics.values().map(|k| k.next).min()
     }
 
-    /// Takes an answer in; gives what ship must be told.
+    /// Takes an answer in; gives what the core must be told.
     pub fn learn(&mut self, answer: Metadata, asked: &[Topic], now: Instant) -> Vec<TopicView> {
         if let (Some(old), Some(new)) = (&self.id, &answer.cluster)
             && old != new
@@ -325,7 +325,7 @@ mod tests {
             At { c, now, t }
         }
 
-        /// The answer to a question about `t`; partitions and available ones as ship is told, if it is.
+        /// The answer to a question about `t`; partitions and available ones as the core is told, if it is.
         fn learn(
             &mut self,
             nodes: &[i32],

@@ -326,7 +326,7 @@ impl Fetcher {
         asked.at = now
             + match errors::of(error).fate {
                 errors::Fate::Retry(Pace::Blocked) => Duration::from_secs(60),
-                _ => Trouble::Ended.pause(asked.tries),
+                _ => Trouble::Ended.pause(asked.tries, &mut shared.rng),
             };
         asked.tries += 1;
     }
@@ -382,7 +382,7 @@ impl Fetcher {
         }
         self.health.failed(&told, false);
         let last = if denied { Trouble::Denied(told) } else { Trouble::Lost(told) };
-        self.next_round = now + last.pause(self.failures);
+        self.next_round = now + last.pause(self.failures, &mut shared.rng);
         self.failures = self.failures.saturating_add(1);
     }
 }

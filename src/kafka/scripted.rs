@@ -340,7 +340,7 @@ pub fn one(partition: i32, base: i32) -> Batch {
     b
 }
 
-/// A stand-in for ship that numbers, retries in order and keeps a few batches of each partition in the air.
+/// A stand-in for the core that numbers, retries in order and keeps a few batches of each partition in the air.
 pub struct Feeder {
     pub ends: Ends,
     pub topic: Topic,

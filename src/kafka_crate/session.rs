@@ -3,12 +3,12 @@
 
 use super::client::Client;
 use super::{Fault, Incompatible, TopicState, Worker};
+use crate::backoff::{Backoff, Rng};
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Leave, Pace};
 use crate::producer::outage::Who;
 use crate::sys;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,10 @@ pub struct Wait {
 }
 
 impl Wait {
-    /// 0.1 s, doubled each time up to `longest`, of which a random part of up to a quarter is left out, so that a fleet
-    /// does not come back in step.
     pub fn failed(&mut self, why: String, longest: Duration) {
-        let base = Duration::from_millis(100) * 2u32.pow(self.tries.min(10));
-        let random = std::hash::RandomState::new().build_hasher().finish() % 250;
-        let pause = base.min(longest);
-        self.until = Some(Instant::now() + pause - pause * random as u32 / 1000);
         self.tries += 1;
+        let backoff = Backoff { most: longest, ..Backoff::QUICK };
+        self.until = Some(Instant::now() + backoff.pause(self.tries, &mut Rng::random()));
         self.why = why;
     }
 

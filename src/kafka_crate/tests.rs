@@ -93,7 +93,7 @@ impl Rig {
         self.send_batch(one(value))
     }
 
-    /// Sends as ship does: again and again until it is stored. How often it came back before.
+    /// Sends as the core does: again and again until it is stored. How often it came back before.
     fn insist(&self, value: &str) -> usize {
         let until = Instant::now() + PATIENCE;
         for n in 0.. {

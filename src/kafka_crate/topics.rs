@@ -1,4 +1,4 @@
-//! The topics of a session: whether they are there, their partitions and leaders, what ship is told of them. Sends no batch.
+//! The topics of a session: whether they are there, their partitions and leaders, what the core is told of them. Sends no batch.
 
 use super::client::Trouble;
 use super::session::Wait;
@@ -10,7 +10,7 @@ use crate::producer::outage::Who;
 use std::time::Instant;
 
 impl Worker<'_> {
-    /// Learns a topic's partitions and leaders, and tells ship what is new.
+    /// Learns a topic's partitions and leaders, and tells the core what is new.
     pub fn learn(&mut self, topic: &Topic) -> Result<(), Fault> {
         self.topics.entry(topic.clone()).or_default();
         if let Err(fault) = self.connect() {
@@ -160,7 +160,7 @@ impl Worker<'_> {
         Fault::Retry(pace, why.to_owned())
     }
 
-    /// Tells ship of every topic whose partitions, or the available among them, are others than it was told.
+    /// Tells the core of every topic whose partitions, or the available among them, are others than it was told.
     pub fn say_views(&mut self) -> Result<(), Leave> {
         let mut news = Vec::new();
         for (topic, topic_state) in self.topics.iter_mut().filter(|(_, l)| !l.led.is_empty()) {

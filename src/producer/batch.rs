@@ -35,7 +35,7 @@ impl BatchGroup {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seal {
     pub crc: u32,
-    /// The lines are those that [`split`](crate::exactly_once::intent::split) finds.
+    /// The lines are those that `exactly_once::intent::split` finds.
     pub usual: bool,
 }
 
@@ -155,7 +155,7 @@ impl Batch {
     }
 }
 
-/// What ship keeps of a flight that has left: no bytes, only for how many records each chunk still waits. Records are
+/// What the core keeps of a flight that has left: no bytes, only for how many records each chunk still waits. Records are
 /// counted rather than batches, so that a split changes nothing here.
 #[derive(Debug)]
 pub struct PendingAcks {

@@ -1,15 +1,15 @@
-//! All queues, what is in the air, and what is to be said to driver and ledger. Pure: [`Core::parcel`],
-//! [`Core::event`] and [`Core::tick`] take the time and leave orders and notes behind; the loop around it is
-//! `ship::run`, or the simulator.
+//! The producer's core: all topic queues, what is unacknowledged, and what the driver and the registry are to be told. Pure:
+//! [`Core::chunk`], [`Core::event`] and [`Core::tick`] take the time and leave orders and acks behind; the loop around it is
+//! `producer::run`, or the simulator.
 
 use super::batch::{Batch, PendingAcks};
 use super::dead_letter::DeadLetters;
 use super::driver::{Capabilities, Drive, Event, Order};
 use super::partition::{Action, Now, Rules};
 use super::recovered::RecoveredTopic;
-use super::retry::Rng;
 use super::topic_queue::{Change, Ready, TopicQueue};
 use super::{Change as Changed, Dead, Options, Receipt};
+use crate::backoff::Rng;
 use crate::chunk::{Ack, Chunk, FlightNo, Topic};
 use crate::pulse::Beat;
 use crate::report::{Board, BrokerState};

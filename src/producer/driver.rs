@@ -188,7 +188,7 @@ pub enum Event {
         verdict: Verdict,
     },
     /// This driver can never work here (standard output is closed, a fixed driver meets a broker it cannot speak to is
-    /// *not* such a case: that is waited for). Ship ends with this reason.
+    /// *not* such a case: that is waited for). The core ends with this reason.
     Dead {
         why: String,
     },
@@ -222,7 +222,7 @@ pub enum Verdict {
     Stored { offset: Option<i64> },
     /// Not acknowledged, to be sent again. `maybe_stored`: the broker may have it all the same (a time-out, a lost
     /// connection), so only the same numbers may carry the same bytes. When a connection is lost, what waits for it comes
-    /// back unsent as well, also what ship orders before it can have heard: a broker that has forgotten the producer
+    /// back unsent as well, also what the core orders before it can have heard: a broker that has forgotten the producer
     /// would take a later batch for its first, and an earlier one could no longer be proved missing.
     Retry { maybe_stored: bool, pace: Pace, why: String },
     /// Not stored, and the same batch never will be.

@@ -62,7 +62,7 @@ pub fn forget(board: &Board) {
 pub enum Who<'a> {
     /// `host:port` as the config or the cluster calls it.
     Broker(&'a str),
-    /// A topic that cannot be taken up. What becomes of its batches is ship's to tell.
+    /// A topic that cannot be taken up. What becomes of its batches is the core's to tell.
     Topic(&'a str),
 }
 
@@ -138,7 +138,7 @@ impl Outages {
             }
             Who::Topic(t) => {
                 let mut topics = self.board.topics();
-                // Ship's own word on the topic stays.
+                // The core's own word on the topic stays.
                 if topics.get(t).is_some_and(|s| s.state == WAITING) {
                     topics.remove(t);
                 }

@@ -19,8 +19,8 @@ pub mod producer_recovery;
 
 use super::batch::{Batch, Place};
 use super::driver::{Pace, Verdict};
-use super::retry::{BLOCKED, Rng, backoff};
 use super::sequence::{Fit, ProducerState};
+use crate::backoff::{BLOCKED, Backoff, Rng};
 use producer_recovery::PastProducer;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -407,7 +407,7 @@ impl Partition {
         let wait = match then {
             Then::Resume => Duration::ZERO,
             Then::Now | Then::Ask if self.attempts <= AT_ONCE => Duration::ZERO,
-            Then::Now | Then::Ask | Then::Backoff => backoff(self.attempts, rng),
+            Then::Now | Then::Ask | Then::Backoff => Backoff::QUICK.pause(self.attempts, rng),
             Then::Blocked => BLOCKED,
         };
         self.health = match (then, &self.numbering) {

@@ -4,7 +4,7 @@
 use super::Partitioner;
 use super::batch::{BatchGroup, Pick, Records};
 use super::render::Keys;
-use super::retry::Rng;
+use crate::backoff::Rng;
 use crate::chunk::{Chunk, Format, Key};
 
 /// What a flight is dealt out to.

@@ -1,24 +1,51 @@
-//! Exactly-once: what ship takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
+//! Exactly-once: what the core takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
 //! file; which lines are stored was decided in `exactly_once/analyze.rs`.
 
 use super::Partitioner;
-use super::batch::{Batch, BatchGroup, PendingAcks, Pick, Records};
+use super::batch::{Batch, BatchGroup, Numbers, PendingAcks, Pick, Records};
 use super::driver::TopicView;
 use super::partition::Partition;
 use super::partition::producer_recovery::PastProducer;
 use super::partitioner::{Deal, Limit};
 use crate::chunk::{FlightNo, Topic};
-use crate::exactly_once::analyze::{Open, Place};
-use crate::exactly_once::intent::Last;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+
+/// A partition of a topic.
+pub type TopicPartition = (Topic, i32);
+
+/// The last sequence numbers that were used in a partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LastSequence {
+    /// Of the intent that used them.
+    pub serial: u64,
+    pub topic: Topic,
+    pub topic_id: [u8; 16],
+    pub partition: i32,
+    pub pid: i64,
+    pub epoch: i16,
+    /// The sequence after the last one used.
+    pub end: i32,
+}
+
+/// A batch that may be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBatch {
+    pub serial: u64,
+    pub partition: i32,
+    pub numbers: Numbers,
+    pub count: u32,
+    pub follows: bool,
+    /// By chunk of the flight and line, ascending.
+    pub picks: Vec<(usize, u16)>,
+}
 
 /// From the journal.
 #[derive(Debug, Default)]
 pub struct RecoveredState {
     /// The id to go on with, in an epoch that no run has used; `None`: a new one is to be asked for.
     pub id: Option<(i64, i16)>,
-    pub lasts: Arc<HashMap<Place, Last>>,
+    pub lasts: Arc<HashMap<TopicPartition, LastSequence>>,
     pub flights: Vec<Resumed>,
     /// The highest flight number used.
     pub flight: FlightNo,
@@ -30,7 +57,7 @@ pub struct Resumed {
     pub flight: FlightNo,
     pub group: BatchGroup,
     /// Batches that may be stored.
-    pub open: Vec<Open>,
+    pub open: Vec<OpenBatch>,
     /// Records that are stored, ascending.
     pub stored: Vec<Pick>,
 }
@@ -41,7 +68,7 @@ pub struct RecoveredTopic {
     /// Delivery is exactly-once.
     once: bool,
     id: Option<(i64, i16)>,
-    lasts: Arc<HashMap<Place, Last>>,
+    lasts: Arc<HashMap<TopicPartition, LastSequence>>,
     pub flights: VecDeque<Resumed>,
 }
 
@@ -157,7 +184,7 @@ mod tests {
         let pick = |chunk, line| Pick { chunk, line };
         let stored = vec![pick(0, 0), pick(1, 9)];
         let numbers = Numbers { pid: 1, epoch: 2, base: 3 };
-        let open = Open {
+        let open = OpenBatch {
             serial: 5,
             partition: 1,
             numbers,

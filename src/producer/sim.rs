@@ -1,4 +1,4 @@
-//! A seeded simulator: ship's pure part between tails that feed it and a model of Kafka's brokers that fails in every way
+//! A seeded simulator: the core's pure part between tails that feed it and a model of Kafka's brokers that fails in every way
 //! known. It asserts contents: every line stored, how often, in which order, and each ack only after its lines.
 //!
 //! The brokers are in `sim/broker.rs`.
@@ -11,9 +11,9 @@ use super::core::Core;
 use super::driver::{Capabilities, Drive, Event, Leave, Order, TopicView, Verdict};
 use super::partition::Now;
 use super::render::Pen;
-use super::retry::Rng;
 use super::testing::{chunk_of, origin};
 use super::{Change, Options, Partitioner};
+use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Key, Origin, Shape, StreamId};
 use crate::report::Board;
@@ -37,7 +37,7 @@ struct Script {
     amnesia: bool,
     /// `auto` changes the driver.
     changes: bool,
-    /// Ship is told to change it, and to make other batches.
+    /// The core is told to change it, and to make other batches.
     reloads: bool,
     /// The leader cannot be asked (before 2.8, or no right to).
     mute: bool,
@@ -157,7 +157,7 @@ impl<'b> World<'b> {
         ids
     }
 
-    /// Takes ship's orders and acks.
+    /// Takes the core's orders and acks.
     fn collect(&mut self) -> Option<Instant> {
         let wake = self.ship.tick(self.now);
         let orders: Vec<Order> = self.ship.orders().collect();

@@ -1,4 +1,4 @@
-//! What ship's tests are made of: origins, chunks, batches. No behaviour under test lives here.
+//! What the core's tests are made of: origins, chunks, batches. No behaviour under test lives here.
 
 use super::batch::{Batch, BatchGroup, Records};
 use super::driver::{Context, Current, Drive, Event, Leave, Order};

@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{JoinHandle, spawn};
 
-/// Ship in a thread, and all its ends.
+/// The core in a thread, and all its ends.
 struct Bench {
     inbox: Option<Chunks>,
     origin: Arc<Origin>,
@@ -84,7 +84,7 @@ impl Bench {
         self.give(start, &[b"line"]);
     }
 
-    /// The next batches that ship orders sent; its topics are known at once.
+    /// The next batches that the core orders sent; its topics are known at once.
     fn sent(&self) -> Vec<Batch> {
         loop {
             match self.orders.recv_timeout(LIMIT).expect("an order") {
@@ -154,7 +154,7 @@ fn acknowledged_when_stored() {
     b.is_acked(12);
 }
 
-/// Fails when ship ends with lines in the air, spins on its closed inbox meanwhile, or does not end when all is acked.
+/// Fails when the core ends with lines in the air, spins on its closed inbox meanwhile, or does not end when all is acked.
 #[test]
 fn a_closed_inbox_drains() {
     let mut b = Bench::new(Options::default()).ready();
@@ -217,7 +217,7 @@ fn a_driver_is_changed_when_all_is_back() {
     assert_eq!(b.sent()[0].numbers.map(|n| n.pid), Some(2));
 }
 
-/// Fails when ship waits for the broker although it was told to give up.
+/// Fails when the core waits for the broker although it was told to give up.
 #[test]
 fn giving_up_ends_at_once() {
     let mut b = Bench::new(Options::default()).ready();
@@ -229,7 +229,7 @@ fn giving_up_ends_at_once() {
     assert!(start.elapsed() < LIMIT / 4);
 }
 
-/// Fails when ship goes on without a driver.
+/// Fails when the core goes on without a driver.
 #[test]
 fn a_dead_driver_ends_ship() {
     let b = Bench::new(Options::default()).ready();

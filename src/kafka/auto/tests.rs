@@ -113,7 +113,7 @@ fn one_after_the_other_on_the_same_ends() {
     assert_eq!(ready(&ends), "only modern");
 }
 
-/// On the same ends, while a driver runs and while none answers. Fails when `hold`, or a driver, keeps ship's order for
+/// On the same ends, while a driver runs and while none answers. Fails when `hold`, or a driver, keeps the core's order for
 /// itself, or when brokers of the driver before stay on the board.
 #[test]
 fn ship_changes_the_driver() {
@@ -130,7 +130,7 @@ fn ship_changes_the_driver() {
     }
 }
 
-/// Fails when batches wait for a driver that may never come: ship could not end, nor count them.
+/// Fails when batches wait for a driver that may never come: the core could not end, nor count them.
 #[test]
 fn while_nobody_answers_batches_come_back() {
     let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

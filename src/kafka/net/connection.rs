@@ -6,6 +6,7 @@
 //! connection is dropped, never used again.
 
 use super::{sasl, tls};
+use crate::backoff::{Backoff, Rng};
 use crate::kafka::Options;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
@@ -16,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred, unless it names each
@@ -53,9 +54,10 @@ impl fmt::Display for Trouble {
 impl Trouble {
     /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s; where we are denied 5 s, doubled
     /// up to 30 s.
-    pub fn pause(&self, failures: u32) -> Duration {
-        let (first_ms, most) = if matches!(self, Trouble::Denied(_)) { (5000, 30) } else { (100, 5) };
-        Duration::from_millis(first_ms << failures.min(9)).min(Duration::from_secs(most))
+    pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
+        let denied = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(30) };
+        let backoff = if matches!(self, Trouble::Denied(_)) { denied } else { Backoff::QUICK };
+        backoff.pause(failures + 1, rng)
     }
 }
 
@@ -322,20 +324,10 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
     Trouble::Lost(format!("answer to request {got} where {want} was due"))
 }
 
-/// The addresses of `host:port`, asked anew each time. Blocks as long as the system's resolver does.
-pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
-    let found = address.to_socket_addrs().map(Vec::from_iter);
-    match found {
-        Ok(all) if all.is_empty() => Err(Trouble::Lost("the name has no address".into())),
-        Ok(all) => Ok(all),
-        Err(e) => Err(Trouble::Lost(format!("cannot resolve the name: {e}"))),
-    }
-}
-
 /// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
-    let all = resolve(address)?;
+    let all = probe::resolve(address).map_err(Trouble::Lost)?;
     let several = all.len() > 1;
     let until = Instant::now() + limit * 2;
     for (tried, one) in all.iter().enumerate() {

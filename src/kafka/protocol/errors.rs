@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    /// Written apart from the table, by what ship does with it. Fails when any code changes its meaning.
+    /// Written apart from the table, by what the core does with it. Fails when any code changes its meaning.
     #[test]
     fn every_code_at_its_first_attempt() {
         let want: &[(&str, &[i16])] = &[
@@ -213,7 +213,7 @@ mod tests {
         TABLE.iter().for_each(|r| assert_eq!(of(r.code), r));
     }
 
-    /// Fails when an index that is not in the batch, or twice in the answer, reaches ship.
+    /// Fails when an index that is not in the batch, or twice in the answer, reaches the core.
     #[test]
     fn bad_records() {
         let what = |bad: &[u32]| match verdict(87, "why", -1, bad, 0, 10) {

@@ -281,7 +281,7 @@ mod tests {
             first,
             Verdict::Stored { offset: Some(1) },
             now(),
-            &mut crate::producer::retry::Rng::new(1),
+            &mut crate::backoff::Rng::new(1),
             &mut actions,
         );
         p.launch(now(), RULES, &mut actions);

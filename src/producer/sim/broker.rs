@@ -1,4 +1,4 @@
-//! The simulator's brokers, and the driver's share of what goes wrong. Knows nothing of ship's state.
+//! The simulator's brokers, and the driver's share of what goes wrong. Knows nothing of the core's state.
 //!
 //! Producer state is Kafka's `ProducerStateManager`'s: the last five batches, of which a restart leaves one; an exact
 //! repeat is answered with its first offset; an unknown id may begin anywhere; a new epoch only at 0.
@@ -15,7 +15,7 @@ pub(super) struct Log {
     pub lines: Vec<u64>,
     pub producers: HashMap<i64, Producer>,
     pub wire: VecDeque<Batch>,
-    /// Batches of unknown outcome that ship has not heard of yet: until then the driver sends no other.
+    /// Batches of unknown outcome that the core has not heard of yet: until then the driver sends no other.
     pub untold: usize,
 }
 

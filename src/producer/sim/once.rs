@@ -1,11 +1,12 @@
 //! Exactly-once under the simulator: the agent and the brokers crash at every step, and every line must stand once, with
-//! nothing counted as uncertain. Real are ship, the journal with its file, what it says of itself at the start, and the saved
+//! nothing counted as uncertain. Real are the core, the journal with its file, what it says of itself at the start, and the saved
 //! positions as a value; tails, the disk's clock and the brokers are models.
 //!
 //! A request of a killed agent may still arrive, at any time. A leader may go before its followers have what it took: then
 //! the batch, and what the leader knew of it, is gone, though a question may have been answered by it.
 
 use super::broker::Log;
+use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Identity, Origin, Point, Shape, StreamId};
 use crate::exactly_once::Journal;
@@ -19,7 +20,6 @@ use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicVi
 use crate::producer::partition::Now;
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::render::Pen;
-use crate::producer::retry::Rng;
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{Options, Partitioner};
 use crate::report::Board;

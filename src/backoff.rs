@@ -1,5 +1,6 @@
-//! How long to wait before another try, and the small generator its jitter comes from. Waits for nothing itself.
+//! The one backoff, and the small random number generator that its jitter comes from.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 /// xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators"): seeded once, good enough for
@@ -11,6 +12,11 @@ impl Rng {
     pub fn new(seed: u64) -> Self {
         // The state must not be zero, and neighbouring seeds should not begin alike.
         Rng(seed.wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1)
+    }
+
+    /// With a seed of its own in every process and at every call.
+    pub fn random() -> Self {
+        Rng::new(RandomState::new().build_hasher().finish())
     }
 
     pub fn next(&mut self) -> u64 {
@@ -29,16 +35,26 @@ impl Rng {
 /// Where a right, a topic or room must be given first: once a minute.
 pub const BLOCKED: Duration = Duration::from_secs(60);
 
-const FIRST_MS: u64 = 100;
-const LONGEST_MS: u64 = 5000;
+/// How waits between attempts grow: doubling from `first` to `most`.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: Duration,
+    pub most: Duration,
+}
 
-/// The wait after the `attempt`-th failure in a row, counted from 1: 100 ms doubling, ±20 %, never over 5 s.
-pub fn backoff(attempt: u32, rng: &mut Rng) -> Duration {
-    let nominal = FIRST_MS << attempt.saturating_sub(1).min(6);
-    let longest_ms = (nominal * 6 / 5).min(LONGEST_MS);
-    // 2/3 of 120 % are 80 %.
-    let third_us = longest_ms * 1000 / 3;
-    Duration::from_micros(2 * third_us + rng.below(third_us as usize + 1) as u64)
+impl Backoff {
+    /// For whatever may work again at once.
+    pub const QUICK: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
+
+    /// The wait after the `attempt`-th failure in a row, counted from 1, with ±20 % of jitter, so that a fleet does not come
+    /// back in step. Never over `most`.
+    pub fn pause(self, attempt: u32, rng: &mut Rng) -> Duration {
+        let nominal = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20));
+        let longest = (nominal * 6 / 5).min(self.most);
+        // 2/3 of 120 % are 80 %.
+        let third_us = longest.as_micros() as usize / 3;
+        Duration::from_micros((2 * third_us + rng.below(third_us + 1)) as u64)
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +74,7 @@ mod tests {
             (u32::MAX, 3333, 5000),
         ] {
             for _ in 0..1000 {
-                let ms = backoff(attempt, &mut rng).as_millis() as u64;
+                let ms = Backoff::QUICK.pause(attempt, &mut rng).as_millis() as u64;
                 assert!((low..=high).contains(&ms), "attempt {attempt}: {ms} ms");
             }
         }
