@@ -3,8 +3,9 @@
 //!
 //! [`keys`] describes every key once. [`read`] takes a file apart by these descriptions, by hand and not by `serde`, because
 //! one run must name all its problems; [`resolve`] merges and checks what they mean together. What is wrong is a
-//! [`problem::Fault`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
+//! [`fault::Fault`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
 
+mod fault;
 #[cfg(test)]
 mod generated;
 mod keys;

@@ -204,9 +204,11 @@ table! {
             "\"raw\": the line as it is. \"json\": an object with message, host, path, offset, time, and the fields \
              below.",
             "A line that is not UTF-8 gets invalid_utf8 too, and its bad bytes become U+FFFD.";
-        fields: Vec<(String, String)> = texts("table of texts"), Instance("{}", "{ service = \"nginx\", node = \"${host}\" }"), AtOnce, "",
+        fields: Vec<(String, String)> = texts("table of texts"),
+            Instance("{}", "{ service = \"nginx\", node = \"${host}\" }"), AtOnce, "",
             "Added by format = \"json\"; ${host} is filled in.";
-        headers: Vec<(String, String)> = texts("table of texts"), Instance("{}", "{ source = \"logagent@${host}\" }"), AtOnce,
+        headers: Vec<(String, String)> = texts("table of texts"),
+            Instance("{}", "{ source = \"logagent@${host}\" }"), AtOnce,
             "Kafka record headers; by the modern driver.", "${host} is filled in.";
         rate_limit: Option<u64> = rate("rate"), Example("\"100KiB/s\""), AtOnce,
             "For each of these files; slows down, never skips.";

@@ -3,8 +3,9 @@
 //! The parser goes on after a mistake, so that one run names the problems of the whole file; what it had to guess is not
 //! judged.
 
+use super::fault::Fault;
 use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
-use super::problem::{Fault, Place, Problems};
+use super::problem::{Place, Problems};
 use super::table::{Described, Value, Walk, defaults};
 use crate::error::Error;
 use std::io::ErrorKind;

@@ -1,8 +1,9 @@
 //! From what is written to what it means: the command line over the file, defaults that depend on other keys, and the
 //! checks that need more than one key. Reads nothing but whether a FILE of the command line exists.
 
+use super::fault::{Conflict, Fault};
 use super::keys::{Kafka, Source};
-use super::problem::{Fault, Place, Problems, TableId};
+use super::problem::{Place, Problems, TableId};
 use super::read::Written;
 use super::table::defaults;
 use super::*;
@@ -131,17 +132,19 @@ impl Resolver<'_> {
             kafka.batch = 900 << 10;
         }
         match kafka.partition {
-            Partitioner::Hash if !has_key => self.problems.add_at(KAFKA, "partition", Fault::HashWithoutKey),
+            Partitioner::Hash if !has_key => {
+                self.problems.add_at(KAFKA, "partition", Conflict::HashWithoutKey)
+            }
             Partitioner::Sticky if kafka.key.is_some() => {
-                self.problems.add_at(KAFKA, "partition", Fault::StickyWithKey);
+                self.problems.add_at(KAFKA, "partition", Conflict::StickyWithKey);
             }
             _ => {}
         }
         if delivery == Delivery::ExactlyOnce && kafka.acks != Acks::All {
-            self.problems.add_at(KAFKA, "acks", Fault::ExactlyOnceAcks);
+            self.problems.add_at(KAFKA, "acks", Conflict::ExactlyOnceAcks);
         }
         if delivery == Delivery::ExactlyOnce && kafka.batch > LARGEST_INTENT {
-            self.problems.add_at(KAFKA, "batch", Fault::ExactlyOnceBatch(LARGEST_INTENT));
+            self.problems.add_at(KAFKA, "batch", Conflict::ExactlyOnceBatch(LARGEST_INTENT));
         }
         self.check_plain(kafka);
     }
@@ -152,7 +155,7 @@ impl Resolver<'_> {
         let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
         let other = kafka.brokers.iter().find(|b| !b.is_loopback());
         if let (Mechanism::Plain, false, Some(broker)) = (sasl.mechanism, allowed, other) {
-            self.problems.add_at(SASL, "mechanism", Fault::PlainWithoutTls(broker.clone()));
+            self.problems.add_at(SASL, "mechanism", Conflict::PlainWithoutTls(broker.clone()));
         }
     }
 
@@ -172,7 +175,7 @@ impl Resolver<'_> {
         }
         beyond.extend((0..written.files.len()).map(|i| (("[[files]]", i), "headers", "headers")));
         for (table, key, what) in beyond {
-            self.problems.add_at(table, key, Fault::Classic(what));
+            self.problems.add_at(table, key, Conflict::Classic(what));
         }
     }
 
@@ -187,10 +190,10 @@ impl Resolver<'_> {
             source.reopen = source.follow;
         }
         if source.reopen && !source.follow {
-            self.problems.add_at(id, "reopen", Fault::ReopenWithoutFollow);
+            self.problems.add_at(id, "reopen", Conflict::ReopenWithoutFollow);
         }
         if matches!(source.format, Format::Raw) && !source.fields.is_empty() {
-            self.problems.add_at(id, "fields", Fault::FieldsOfRaw);
+            self.problems.add_at(id, "fields", Conflict::FieldsOfRaw);
         }
     }
 
@@ -218,7 +221,7 @@ impl Resolver<'_> {
         if let Some(place) = place.or(self.top)
             && memory < plan.needed
         {
-            self.problems.add(place, Fault::Memory(memory, plan));
+            self.problems.add(place, Conflict::Memory(memory, plan).into());
         }
     }
 }

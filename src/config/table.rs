@@ -1,7 +1,8 @@
 //! What a table of the config is: the description of its keys, the macro that declares one, and reading one by its
 //! description. The tables themselves are in [`super::keys`].
 
-use super::problem::{Fault, Hint, Place, Problems};
+use super::fault::{Fault, Hint};
+use super::problem::{Place, Problems};
 use super::words::nearest;
 use std::fmt::Debug;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Readers for the values of keys. A reader reports a wrong value at its place and then gives `None`.
 
+use super::fault::{Conflict, Expected, Fault};
 use super::keys::{KeyTable, MultilineTable, PartitionTable, Tls};
-use super::problem::{Expected, Fault};
 use super::table::{Described, Read, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, by_name, nearest};
@@ -244,10 +244,10 @@ pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Tls> {
     let tls: Tls = nested(walk, key, v)?;
     let id = (Tls::TABLE.name, walk.source);
     if !walk.problems.has(id, "key") {
-        walk.problems.add_at(id, "cert", Fault::CertWithoutKey);
+        walk.problems.add_at(id, "cert", Conflict::CertWithoutKey);
     }
     if !walk.problems.has(id, "cert") {
-        walk.problems.add_at(id, "key", Fault::KeyWithoutCert);
+        walk.problems.add_at(id, "key", Conflict::KeyWithoutCert);
     }
     Some(tls)
 }
