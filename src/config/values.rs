@@ -224,7 +224,7 @@ pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(Strin
             return walk.mismatch(&format!("{key}.{name}"), value, "a text", "\"…\"");
         };
         if text.replace("${host}", "").contains("${") {
-            return walk.refuse(v, Fault::Placeholder(name, text.into()));
+            walk.wrong(v.span(), Fault::Placeholder(name.clone(), text.into()));
         }
         if name.is_empty() {
             walk.wrong(at, Fault::EmptyName(key.into()));
