@@ -115,14 +115,17 @@ pub fn differ(a: &impl Debug, b: &impl Debug) -> bool {
     format!("{a:?}") != format!("{b:?}")
 }
 
-/// Declares a table: `pub struct NAME …` with the struct that holds its values, `for NAME …` for a struct that belongs to
-/// the stage whose options these are. Each key:
+/// Declares a table: `pub struct …` with the struct that holds its values, `for …` for a struct of the stage whose options
+/// these are. `optional` tables are commented out in the example; what follows in brackets may be left out:
 ///
 /// ```text
-/// field as "key": Type = reader("kind" in Inner), Shown("value"), Reload, "text", "more text for the page";
+/// pub struct Type "[table]" [optional] [: "text"] {
+///     field [as "key"]: Type = reader("kind of value" [=> table within the value]), Shown("value" [, "note"]), Reload,
+///         "text for the example and the page" [, "more for the page"];
+/// }
 /// ```
 macro_rules! table {
-    (pub struct $type:ident $name:literal $optional:literal $about:literal {
+    (pub struct $type:ident $name:literal $($optional:ident)? $(: $about:literal)? {
         $($field:ident $(as $alias:literal)? : $ty:ty = $read:ident($kind:expr $(=> $inner:ty)?),
             $shown:ident($value:literal $(, $note:literal)?), $reload:ident, $text:literal $(, $more:literal)?;)*
     }) => {
@@ -132,13 +135,13 @@ macro_rules! table {
             $(pub $field: $ty,)*
         }
 
-        table! { for $type $name $optional $about {
+        table! { for $type $name $($optional)? $(: $about)? {
             $($field $(as $alias)? : $ty = $read($kind $(=> $inner)?),
                 $shown($value $(, $note)?), $reload, $text $(, $more)?;)*
         } }
     };
 
-    (for $type:ident $name:literal $optional:literal $about:literal {
+    (for $type:ident $name:literal $($optional:ident)? $(: $about:literal)? {
         $($field:ident $(as $alias:literal)? : $ty:ty = $read:ident($kind:expr $(=> $inner:ty)?),
             $shown:ident($value:literal $(, $note:literal)?), $reload:ident, $text:literal $(, $more:literal)?;)*
     }) => {
@@ -160,7 +163,10 @@ macro_rules! table {
                     },
                 },)*],
                 #[cfg(test)]
-                docs: TableDocs { optional: $optional, text: $about },
+                docs: TableDocs {
+                    optional: !stringify!($($optional)?).is_empty(),
+                    text: concat!($($about)?),
+                },
             };
 
             fn read(section: &mut Section<'_, '_, '_>) -> Self {
@@ -171,10 +177,7 @@ macro_rules! table {
             fn compare(
                 &self,
                 new: &mut Self,
-                keep: &mut dyn FnMut(
-                    &'static Table,
-                    &'static Key,
-                ) -> bool,
+                keep: &mut dyn FnMut(&'static Table, &'static Key) -> bool,
             ) {
                 $({
                     let key = Self::TABLE.key(table!(@name $field $($alias)?));
