@@ -2,7 +2,7 @@
 //! `systemd/logagent.toml`, the page `systemd/logagent.toml.5` and what a reload does.
 
 use super::table::*;
-use super::units::Broker;
+use super::units::BrokerAddress;
 use super::values::*;
 use super::{
     Acks, Codec, Damaged, Delivery, Driver, Format, Hold, Key as RecordKey, Mechanism, Multiline,
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// In the order of the example.
-pub const TABLES: [&Table; 6] =
-    [Agent::TABLE, Kafka::TABLE, Tls::TABLE, Sasl::TABLE, Metrics::TABLE, Source::TABLE];
+pub const TABLES: [&TableSpec; 6] =
+    [Agent::TABLE, Kafka::TABLE, KafkaTls::TABLE, Sasl::TABLE, Metrics::TABLE, Source::TABLE];
 
 /// Where a key belongs that is in the wrong table.
 pub fn elsewhere(key: &str) -> Option<&'static str> {
@@ -57,7 +57,7 @@ table! {
 
 table! {
     pub struct Kafka "[kafka]" {
-        brokers: Vec<Broker> = brokers("list of host:port"), Required("[\"127.0.0.1:9092\"]"), ReconnectsOrRestart,
+        brokers: Vec<BrokerAddress> = brokers("list of host:port"), Required("[\"127.0.0.1:9092\"]"), ReconnectsOrRestart,
             "One or more to begin with: names, IPv4, [IPv6]. The others of the cluster are learned from them.",
             "Name two or three.";
         topic: Option<String> = topic("topic"), Sample("\"web_log\""), OfFiles, "",
@@ -96,7 +96,7 @@ table! {
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
-        tls: Option<Tls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
+        tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
         sasl: Option<Sasl> = sasl("table"), Table("[kafka.sasl]"), Reconnects, "";
     }
 }
@@ -118,7 +118,7 @@ table! {
 }
 
 table! {
-    pub struct Tls "[kafka.tls]" optional:
+    pub struct KafkaTls "[kafka.tls]" optional:
         "This table, even empty, turns TLS on. Files are PEM, and are read again at each connect." {
         ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/kafka-ca.pem\""), Reconnects,
             "Who signed the brokers' certificates; the system's own roots if missing.";

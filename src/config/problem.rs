@@ -1,6 +1,6 @@
 //! All mistakes of the config files, each with its place, and the places of the keys that were read.
 
-use super::fault::{Conflict, Fault};
+use super::mistake::{Conflict, Mistake};
 use crate::error::{Error, ExitCode};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// A position in one of the files that were read.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Place {
+pub struct TextPosition {
     pub doc: usize,
     pub at: usize,
 }
@@ -20,12 +20,12 @@ pub type TableId = (&'static str, usize);
 #[derive(Debug, Default)]
 pub struct Problems {
     docs: Vec<Doc>,
-    found: Vec<(Place, Fault)>,
+    found: Vec<(TextPosition, Mistake)>,
     /// Keys that are missing, which they may only seem to be where a file could not be parsed to its end.
-    missing: Vec<(Place, Fault)>,
-    headers: HashMap<TableId, Place>,
+    missing: Vec<(TextPosition, Mistake)>,
+    headers: HashMap<TableId, TextPosition>,
     /// With whether the value is a good one.
-    keys: HashMap<(TableId, &'static str), (Place, bool)>,
+    keys: HashMap<(TableId, &'static str), (TextPosition, bool)>,
 }
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ struct Doc {
 }
 
 impl Problems {
-    /// Adds a file; gives its number, the first half of a [`Place`].
+    /// Adds a file; gives its number, the first half of a [`TextPosition`].
     pub fn add_file(&mut self, path: &Path, text: &str) -> usize {
         self.docs.push(Doc { path: path.into(), text: text.into(), broken: Vec::new() });
         self.docs.len() - 1
@@ -47,12 +47,12 @@ impl Problems {
         self.docs.iter().map(|d| d.path.as_path())
     }
 
-    pub fn add(&mut self, place: Place, fault: Fault) {
-        self.found.push((place, fault));
+    pub fn add(&mut self, place: TextPosition, mistake: Mistake) {
+        self.found.push((place, mistake));
     }
 
-    pub fn add_missing(&mut self, place: Place, fault: Fault) {
-        self.missing.push((place, fault));
+    pub fn add_missing(&mut self, place: TextPosition, mistake: Mistake) {
+        self.missing.push((place, mistake));
     }
 
     /// The text itself is wrong within `span`, and the parser's error is `message`; reported at `at`.
@@ -60,11 +60,11 @@ impl Problems {
         let text = &self.docs[doc].text;
         let (number, _) = line_and_column(text, at);
         let line = text.lines().nth(number - 1).unwrap_or_default().trim().to_owned();
-        self.add_broken(doc, at, span, Fault::Syntax(message.into(), line));
+        self.add_broken(doc, at, span, Mistake::Syntax(message.into(), line));
     }
 
-    pub fn add_broken(&mut self, doc: usize, at: usize, span: Range<usize>, fault: Fault) {
-        self.add(Place { doc, at }, fault);
+    pub fn add_broken(&mut self, doc: usize, at: usize, span: Range<usize>, mistake: Mistake) {
+        self.add(TextPosition { doc, at }, mistake);
         self.docs[doc].broken.push(span);
     }
 
@@ -74,15 +74,15 @@ impl Problems {
         broken.iter().any(|b| b.start <= span.end && span.start <= b.end)
     }
 
-    pub fn header(&mut self, table: TableId, place: Place) {
+    pub fn header(&mut self, table: TableId, place: TextPosition) {
         self.headers.insert(table, place);
     }
 
-    pub fn written(&mut self, table: TableId, key: &'static str, place: Place, good: bool) {
+    pub fn written(&mut self, table: TableId, key: &'static str, place: TextPosition, good: bool) {
         self.keys.insert((table, key), (place, good));
     }
 
-    pub fn header_of(&self, table: TableId) -> Option<Place> {
+    pub fn header_of(&self, table: TableId) -> Option<TextPosition> {
         self.headers.get(&table).copied()
     }
 
@@ -92,7 +92,7 @@ impl Problems {
     }
 
     /// The place of a key's value, where that is a good one.
-    pub fn place_of(&self, table: TableId, key: &'static str) -> Option<Place> {
+    pub fn place_of(&self, table: TableId, key: &'static str) -> Option<TextPosition> {
         self.keys.get(&(table, key)).and_then(|(place, good)| good.then_some(*place))
     }
 
@@ -117,10 +117,10 @@ impl Problems {
     /// `FILE:LINE:COL`, what is wrong, what to write instead; in the order of the files.
     fn into_lines(mut self) -> Vec<String> {
         self.found.sort_by_key(|(place, _)| *place);
-        let line = |(place, fault): &(Place, Fault)| {
+        let line = |(place, mistake): &(TextPosition, Mistake)| {
             let doc = &self.docs[place.doc];
             let (line, column) = line_and_column(&doc.text, place.at);
-            format!("{}:{line}:{column}: {fault}", doc.path.display())
+            format!("{}:{line}:{column}: {mistake}", doc.path.display())
         };
         let mut lines: Vec<String> = self.found.iter().map(line).collect();
         lines.dedup();
@@ -166,8 +166,8 @@ mod tests {
         let mut p = Problems::default();
         let one = p.add_file(Path::new("/1"), "a\nb");
         let two = p.add_file(Path::new("/2"), "a");
-        p.add(Place { doc: two, at: 0 }, Fault::NoFiles);
-        p.add(Place { doc: one, at: 2 }, Fault::NotUtf8);
+        p.add(TextPosition { doc: two, at: 0 }, Mistake::NoFiles);
+        p.add(TextPosition { doc: one, at: 2 }, Mistake::NotUtf8);
         let lines = p.into_lines();
         assert!(lines[0].starts_with("/1:2:1: ") && lines[1].starts_with("/2:1:1: "), "{lines:?}");
     }

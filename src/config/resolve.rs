@@ -1,9 +1,9 @@
 //! From what is written to what it means: the command line over the file, defaults that depend on other keys, and the
 //! checks that need more than one key. Reads nothing but whether a FILE of the command line exists.
 
-use super::fault::{Conflict, Fault};
 use super::keys::{Kafka, Source};
-use super::problem::{Place, Problems, TableId};
+use super::mistake::{Conflict, Mistake};
+use super::problem::{Problems, TableId, TextPosition};
 use super::read::Written;
 use super::table::defaults;
 use super::*;
@@ -38,7 +38,7 @@ pub fn resolve(
         r.source(&mut source, sources.len());
         sources = vec![source];
     } else if !written.has_files {
-        r.missing(None, Fault::NoFiles);
+        r.missing(None, Mistake::NoFiles);
     }
     r.topics(&mut sources, &written.kafka, stdout);
     let mut agent = written.agent;
@@ -72,7 +72,7 @@ pub fn kafka(
     r.check_classic(&written, Delivery::AtLeastOnce);
     let topic = asked.topic.clone().or(written.kafka.topic.clone());
     if topic.is_none() && !r.problems.has(KAFKA, "topic") {
-        r.missing(r.problems.header_of(KAFKA), Fault::MissingTopic);
+        r.missing(r.problems.header_of(KAFKA), Mistake::MissingTopic);
     }
     Ok((written.kafka, topic.unwrap_or_default()))
 }
@@ -86,14 +86,14 @@ pub fn state_dir(written: Option<PathBuf>, around: &Surroundings, problems: &Pro
 struct Resolver<'a> {
     asked: &'a Overrides,
     /// `None`: there is no config file, so every mistake is the command line's.
-    top: Option<Place>,
+    top: Option<TextPosition>,
     problems: &'a mut Problems,
 }
 
 impl Resolver<'_> {
-    fn missing(&mut self, place: Option<Place>, fault: Fault) {
+    fn missing(&mut self, place: Option<TextPosition>, mistake: Mistake) {
         if let Some(place) = place.or(self.top) {
-            self.problems.add_missing(place, fault);
+            self.problems.add_missing(place, mistake);
         }
     }
 
@@ -210,7 +210,7 @@ impl Resolver<'_> {
             }
         }
         if is_lacking && common.is_none() && !stdout && !self.problems.has(KAFKA, "topic") {
-            self.missing(self.problems.header_of(KAFKA), Fault::MissingTopic);
+            self.missing(self.problems.header_of(KAFKA), Mistake::MissingTopic);
         }
     }
 

@@ -1,13 +1,13 @@
 //! What can be wrong with a config. Each text says what is wrong and, after a semicolon, what to write instead.
 
 use super::MemoryPlan;
-use super::table::Key;
-use super::units::{Broker, Invalid};
+use super::table::KeySpec;
+use super::units::{BrokerAddress, Invalid};
 use std::fmt::{self, Display};
 
 /// One mistake. The first text is the key, if there is one.
 #[derive(Debug)]
-pub enum Fault {
+pub enum Mistake {
     /// A file of the `.d` folder.
     Unreadable(std::io::Error),
     NotUtf8,
@@ -16,14 +16,14 @@ pub enum Fault {
     /// With the table it is in.
     UnknownKey(String, &'static str, Hint),
     /// With its table and an example.
-    MissingKey(&'static Key, &'static str),
+    MissingKey(&'static KeySpec, &'static str),
     MissingTopic,
     NoFiles,
     NotTables,
     /// What it is, what is wanted, and an example.
     Type(String, &'static str, &'static str, String),
     /// With the value.
-    Value(String, String, Expected),
+    Value(String, String, WrongValue),
     /// With the value, all words, and the nearest.
     Word(String, String, Vec<String>, Option<&'static str>),
     /// As `Word`, where not all that can be written are words.
@@ -59,21 +59,21 @@ pub enum Conflict {
     StickyWithKey,
     CertWithoutKey,
     KeyWithoutCert,
-    PlainWithoutTls(Broker),
+    PlainWithoutTls(BrokerAddress),
     ReopenWithoutFollow,
     FieldsOfRaw,
     Memory(usize, MemoryPlan),
 }
 
-impl From<Conflict> for Fault {
+impl From<Conflict> for Mistake {
     fn from(conflict: Conflict) -> Self {
-        Fault::Conflict(conflict)
+        Mistake::Conflict(conflict)
     }
 }
 
 /// What a text should have been.
 #[derive(Debug)]
-pub struct Expected {
+pub struct WrongValue {
     pub wanted: &'static str,
     pub why: Invalid,
     pub example: String,
@@ -88,9 +88,9 @@ pub enum Hint {
 }
 
 /// What is wrong, and what to write instead.
-impl Display for Fault {
+impl Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use Fault::*;
+        use Mistake::*;
         match self {
             Unreadable(e) => write!(f, "cannot be read: {e}; let the agent's user read it, or remove it"),
             NotUtf8 => f.write_str("a byte that is not UTF-8; save the file as UTF-8"),
@@ -104,7 +104,7 @@ impl Display for Fault {
                 }
             }
             EmptyName(key) => write!(f, "a name in `{key}` is empty; give it a name"),
-            MissingKey(Key { name: key, value: example, .. }, table) => {
+            MissingKey(KeySpec { name: key, value: example, .. }, table) => {
                 let or = if *key == "brokers" { ", or run with --output stdout" } else { "" };
                 write!(f, "`{key}` is missing in {table}; write {key} = {example}{or}")
             }
@@ -119,7 +119,7 @@ impl Display for Fault {
             Type(key, is, wanted, example) => {
                 write!(f, "`{key}` is {is}, not {wanted}; write {key} = {example}")
             }
-            Value(key, value, Expected { wanted, why, example }) => {
+            Value(key, value, WrongValue { wanted, why, example }) => {
                 write!(f, "`{key}`: {value:?} is not {wanted}: {why}; write for example {key} = {example}")
             }
             Word(key, value, _, Some(near)) => {
