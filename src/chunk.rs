@@ -1,8 +1,7 @@
 //! The words that all stages share: streams, ranges, chunks, acks. No I/O, no threads, no config.
 
 use crate::budget::Permit;
-use crate::report::Gauge;
-use crossbeam_channel::Sender;
+use crate::streams::Progress;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -127,7 +126,7 @@ pub struct Origin {
     /// The *followed* path, also when the bytes are read from a rotated file.
     pub path: PathBuf,
     pub shape: Arc<Shape>,
-    pub gauge: Arc<Gauge>,
+    pub gauge: Arc<Progress>,
 }
 
 /// One record: `len` bytes at `at` of its chunk, so its place in the file is `range.start + at`.
@@ -192,17 +191,13 @@ pub struct Opened {
     pub at: Point,
 }
 
-/// What a tail tells: everything of a stream takes this one way, so its order holds up to the ledger.
+/// What a tail hands over.
 #[derive(Debug)]
 pub enum Parcel {
     Opened(Opened),
     Chunk(Chunk),
     /// Nothing more comes of this stream: it was left after rotation, deleted, or truncated.
     Closed(Closed),
-    /// A pattern whose existing files have all been told as [`Parcel::Opened`]: `start` no longer applies to it.
-    Source(Vec<u8>),
-    /// Save now what was told before this, then let the sender go (saved, or failed to be).
-    Flush(Sender<()>),
 }
 
 #[derive(Clone, Debug)]
@@ -222,20 +217,6 @@ pub enum Ending {
     Gone { lost: u64 },
     /// The agent goes on with it at the next start.
     Parked,
-}
-
-/// What goes from ship to checkpoint.
-#[derive(Debug)]
-pub enum Note {
-    Opened(Opened),
-    Ack(Ack),
-    Closed(Closed),
-    /// See [`Parcel::Source`].
-    Source(Vec<u8>),
-    /// See [`Parcel::Flush`].
-    Flush(Sender<()>),
-    /// Save soon: somebody waits for a stream's opening to be saved.
-    Hurry,
 }
 
 #[cfg(test)]

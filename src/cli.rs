@@ -42,8 +42,8 @@ pub enum Command {
     Status(Status),
 }
 
-/// Follow files and deliver their lines. With FILE and without -c no config is needed: without --brokers lines go to
-/// standard output, without --state-dir nothing is saved.
+/// Follow files and deliver their lines. With FILE and without -c no config is needed: without --brokers, lines go to
+/// standard output; without --state-dir, nothing is saved.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(
     subcommand,
@@ -55,7 +55,7 @@ pub struct Run {
     /// config file (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
-    /// brokers to begin with, host:port,…
+    /// bootstrap brokers, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
     pub brokers: Option<Vec<BrokerAddress>>,
     /// topic for all files
@@ -67,16 +67,16 @@ pub struct Run {
     /// beginning or end: where to start in files without a saved position
     #[argh(option, from_str_fn(word))]
     pub from: Option<Start>,
-    /// folder for positions
+    /// folder for saved positions
     #[argh(option, arg_name = "DIR", from_str_fn(path))]
     pub state_dir: Option<PathBuf>,
-    /// auto, classic (the kafka crate) or modern
+    /// auto (modern where the broker supports it), classic (the kafka crate) or modern
     #[argh(option, from_str_fn(word))]
     pub driver: Option<Driver>,
-    /// read what is there now, deliver it, end
+    /// read what exists now, deliver it, and exit
     #[argh(switch)]
     pub once: bool,
-    /// files to follow instead of the config's, as they are if they exist, else as globs
+    /// files to follow instead of the config's; taken literally if they exist, otherwise as globs
     #[argh(positional, arg_name = "FILE", from_str_fn(path))]
     pub files: Vec<PathBuf>,
 }
@@ -85,10 +85,10 @@ pub struct Run {
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
 pub struct Tail {
-    /// beginning or end (the default)
+    /// beginning or end (the default): where to start
     #[argh(option, default = "Start::End", from_str_fn(word))]
     pub from: Start,
-    /// files to follow, as they are if they exist, else as globs
+    /// files to follow; taken literally if they exist, otherwise as globs
     #[argh(positional, arg_name = "FILE", from_str_fn(path))]
     pub files: Vec<PathBuf>,
 }
@@ -100,14 +100,14 @@ pub struct Tail {
     name = "send",
     help_triggers("-h", "--help"),
     description = "Send values to Kafka, one record each, and print pid:<partition> offset:<offset> for each. Needs \
-                   --brokers and --topic, or -c for what its [kafka] says: also TLS and SASL.",
+                   --brokers and --topic, or -c with a config, whose TLS and SASL settings are used too.",
     example = "{command_name} --brokers kafka.example:9092 --topic t 'a value'\n{command_name} -c /etc/logagent.toml 'a value'"
 )]
 pub struct Send {
-    /// config file whose [kafka] is taken, without key, partition and linger; its files are not read
+    /// config file whose [kafka] section is used, except for key, partition and linger; its files are not read
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
-    /// brokers to begin with, host:port,…
+    /// bootstrap brokers, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
     pub brokers: Option<Vec<BrokerAddress>>,
     /// topic
@@ -119,30 +119,30 @@ pub struct Send {
     /// partition of every record
     #[argh(option, from_str_fn(partition))]
     pub partition: Option<i32>,
-    /// all, 1 or 0; by default as the config says, else all
+    /// all, 1 or 0; by default as in the config, otherwise all
     #[argh(option, from_str_fn(word))]
     pub acks: Option<Acks>,
-    /// auto (the default), classic (the kafka crate) or modern
+    /// auto (modern where the broker supports it), classic (the kafka crate) or modern
     #[argh(option, from_str_fn(word))]
     pub driver: Option<Driver>,
-    /// what to send; the lines of standard input if there is none
+    /// what to send; without one, the lines of standard input
     #[argh(positional, arg_name = "VALUE", from_str_fn(bytes))]
     pub values: Vec<Vec<u8>>,
 }
 
-/// Tell what is wrong with the config, which files it follows, and how much memory it can take.
+/// Report every mistake in the config, the files that it follows, and how much memory it needs.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
 pub struct Check {
     /// config file (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
-    /// also go to the brokers, step by step
+    /// also check the brokers, step by step
     #[argh(switch)]
     pub connect: bool,
 }
 
-/// Tell how far the files are delivered.
+/// Show how far each file is delivered.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
 pub struct Status {
@@ -152,13 +152,13 @@ pub struct Status {
     /// state folder
     #[argh(option, arg_name = "DIR", from_str_fn(path))]
     pub state_dir: Option<PathBuf>,
-    /// as JSON
+    /// print JSON
     #[argh(switch)]
     pub json: bool,
-    /// again each second
+    /// repeat every second, with rates
     #[argh(switch)]
     pub watch: bool,
-    /// exit 0 if every complete line of this file is acknowledged, else 1
+    /// exit with 0 if every complete line of this file is acknowledged, otherwise with 1
     #[argh(option, arg_name = "FILE", from_str_fn(path))]
     pub shipped: Option<PathBuf>,
 }

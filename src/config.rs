@@ -18,13 +18,13 @@ mod units;
 mod values;
 mod words;
 
-pub use crate::checkpoint::{Damaged, Sync};
 use crate::chunk::{Chunk, Format, Key, Line};
 use crate::error::Error;
-pub use crate::ship::Partitioner;
-pub use crate::ship::driver::Acks;
-pub use crate::ship::modern::codec::Codec;
-pub use crate::ship::modern::sasl::{Mechanism, Options as Sasl};
+pub use crate::kafka::net::sasl::{Mechanism, Options as Sasl};
+pub use crate::kafka::protocol::codec::Codec;
+pub use crate::producer::Partitioner;
+pub use crate::producer::driver::Acks;
+pub use crate::state::{Damaged, Sync};
 use crate::tail::Hold;
 pub use crate::tail::Start;
 use crate::tail::framing::{Joint, Multiline};

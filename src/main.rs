@@ -7,8 +7,12 @@
 //!
 //! ```text
 //! kernel ─▶ watch ──wake──▶ tail (one thread per file) ──Chunk──▶ ship ──Batch──▶ driver ─▶ broker
-//!         (1 inotify fd)  (1 slot)                  (bounded)     │  ◀──Event────┘
-//!                                                                 └──Note (acks)──▶ checkpoint ─▶ disk
+//!         (1 inotify fd)  (1 slot)   │ open, close   (bounded)    │  ◀──Event────┘
+//!                                    ▼                            │
+//!                                 registry ◀──────────acks────────┘
+//!                                    │ ▲
+//!                           snapshot ▼ │ saved
+//!                                  saver ─▶ disk
 //! ```
 //!
 //! 1. [`watch`] owns the only inotify instance. It finds the files that the patterns mean and wakes their tails. Events
@@ -22,11 +26,11 @@
 //!    acks. It decides on retries, splitting and numbering; a driver never sends anything twice by itself.
 //!    Drivers: [`ship::classic`] on the `kafka` crate, [`ship::modern`] on our own sockets, [`ship::stdout`];
 //!    [`ship::auto`] chooses between the first two by what the broker takes, again after each change of it.
-//! 4. [`checkpoint`] is STAGE 3: it keeps, per stream, how far everything is acknowledged without a gap and which ranges
-//!    are acknowledged beyond it, and saves that.
+//! 4. [`streams`] is the registry of all log streams: per stream, how far it is framed, sent, acknowledged (without a gap,
+//!    and which ranges beyond it) and saved. [`state`] saves it, in a thread of its own.
 //!
 //! With exactly-once [`ship::journal`] stands between ship and driver and writes down what each batch carries before it is
-//! sent; [`commands::recover`] reads it at the start, and [`cover`] is the way back from a save to it.
+//! sent; [`commands::recover`] reads it at the start, and [`streams::mailbox`] brings it the saved positions.
 //!
 //! What is rotated or deleted before it is delivered outlives the process in systemd's descriptor store: [`fdstore`],
 //! [`commands::inherited`].
@@ -37,7 +41,7 @@
 //!
 //! # Invariants
 //!
-//! Invariant: per stream, `saved ≤ acked ≤ flown ≤ framed`; each stage asserts its link. A truncation begins a new stream,
+//! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`; the registry asserts it. A truncation begins a new stream,
 //! so none of them ever moves back.
 //!
 //! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all batches with records
@@ -53,35 +57,41 @@
 //!
 //! # Threads
 //!
-//! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `ship`, `checkpoint` and its saver, `status`, and
+//! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `ship`, `saver`, `status`, and
 //! the drivers' workers; with exactly-once `journal`. Signals are blocked in all but one. Workers may hang in name
 //! resolution or in the `kafka` crate, the saver and the journal in a slow flash: those are left to the end of the process,
 //! all others are joined.
 
-mod air;
+mod base64;
 mod budget;
-mod checkpoint;
 mod chunk;
 mod cli;
 mod commands;
 mod config;
-mod cover;
 mod error;
+mod exactly_once;
 mod fdstore;
 mod files;
+mod handover;
+mod kafka;
+mod kafka_crate;
 mod links;
 mod logging;
 mod packed;
+mod producer;
 mod pulse;
 mod quota;
 mod remote;
 mod report;
-mod ship;
 mod signals;
+mod state;
+mod stdout;
 mod stop;
+mod streams;
 mod sys;
 mod systemd;
 mod tail;
+mod waker;
 mod wall;
 mod watch;
 
@@ -130,7 +140,7 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 /// it catches them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
-        if ship::classic::fenced() {
+        if kafka_crate::fenced() {
             return; // it becomes the reason of an outage, and is said there
         }
         let thread = std::thread::current();

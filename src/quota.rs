@@ -1,39 +1,80 @@
 //! Shares of the dead-letter file: which followed paths have filled theirs with refused lines and have to wait, so that one
-//! log that the broker refuses cannot fill the file and stop the others of its topic. Ship counts what it writes, tails ask
-//! before they read.
+//! log that the broker refuses cannot fill the file and stop the others of its topic. Ship counts what it writes; tails ask
+//! before they read, and reserve room for what they have read.
 //!
-//! A path waits once its letters take more than a third of what is still free (dynamic thresholds, as switches share a
-//! buffer): one path alone stops at a quarter of the limit, of many each stops earlier, and a newcomer always finds room. The
-//! rest is room for the lines that were read before the path had to wait; they are refused and written too.
+//! A path waits once its letters, and what the lines on their way to the broker would take as letters, are more than a third
+//! of what is still free (dynamic thresholds, as switches share a buffer): one path alone stops at a quarter of the limit, of
+//! many each stops earlier, and a newcomer always finds room. A letter is counted with everything around its line: that of a
+//! line of one byte has some 250, so 8 MiB of short lines in memory would else be 200 MiB of letters.
+//!
+//! A path without letters always has one chunk on its way, however full the file is.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the file was moved away, while somebody waits for that.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Longest reason in a letter, in bytes.
+pub const REASON: usize = 160;
+
+/// Most that a letter has beside its texts: names, quotes, numbers and time.
+pub const FRAME: usize = 200;
+
 #[derive(Debug)]
 pub struct Quota {
     /// The dead-letter file.
-    file: PathBuf,
+    pub file: PathBuf,
     limit: u64,
-    /// Some path has to wait: else tails need no lock.
-    any: AtomicBool,
     used: Mutex<Used>,
 }
 
 #[derive(Debug, Default)]
 struct Used {
-    /// Bytes of letters by followed path.
-    bytes: HashMap<PathBuf, u64>,
-    /// Device and inode of the file that these are in.
+    paths: HashMap<PathBuf, Share>,
+    /// Bytes of letters of all paths.
+    letters: u64,
+    /// Bytes that are reserved, of all paths.
+    reserved: Arc<AtomicU64>,
+    /// Device and inode of the file that the letters are in.
     of: Option<(u64, u64)>,
     looked: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    letters: u64,
+    reserved: Arc<AtomicU64>,
+}
+
+/// Whether a path may be read on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Enough,
+    /// Once some of its lines have been acknowledged.
+    Later,
+    /// Once the letters have been moved away.
+    Full,
+}
+
+/// Room for the letters of a chunk; given back when it is dropped.
+#[derive(Debug)]
+pub struct Reserved {
+    bytes: u64,
+    of: [Arc<AtomicU64>; 2],
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        for sum in &self.of {
+            sum.fetch_sub(self.bytes, Relaxed);
+        }
+    }
 }
 
 impl Quota {
@@ -42,42 +83,56 @@ impl Quota {
         let mut used = Used::default();
         used.renew(&file);
         for (path, bytes) in letters {
-            *used.bytes.entry(path).or_default() += bytes;
+            used.paths.entry(path).or_default().letters += bytes;
+            used.letters += bytes;
         }
-        let quota = Quota { file, limit, any: AtomicBool::new(false), used: Mutex::new(used) };
-        quota.tell(&quota.lock());
-        quota
+        Quota { file, limit, used: Mutex::new(used) }
     }
 
-    /// A letter of this path was written. `true`: the path has to wait from now on.
-    pub fn wrote(&self, path: &Path, bytes: u64) -> bool {
+    /// A letter of this path was written.
+    pub fn wrote(&self, path: &Path, bytes: u64) {
         let mut used = self.lock();
         used.renew(&self.file);
-        let before = used.is_full(path, self.limit);
-        match used.bytes.get_mut(path) {
-            Some(sum) => *sum += bytes,
-            None => drop(used.bytes.insert(path.to_owned(), bytes)),
-        }
-        self.tell(&used);
-        !before && used.is_full(path, self.limit)
+        used.share(path).letters += bytes;
+        used.letters += bytes;
     }
 
-    /// Nothing more is to be read of this path.
-    pub fn must_wait(&self, path: &Path, now: Instant) -> bool {
-        if !self.any.load(Relaxed) {
-            return false;
-        }
+    /// Whether more is to be read of this path; `next`: what that takes if it is refused.
+    pub fn room(&self, path: &Path, next: u64, now: Instant) -> Room {
         let mut used = self.lock();
-        if used.looked.is_none_or(|at| now.saturating_duration_since(at) > LOOK) {
+        let (letters, reserved) =
+            used.paths.get(path).map_or((0, 0), |own| (own.letters, own.reserved.load(Relaxed)));
+        if letters == 0 && reserved == 0 {
+            return Room::Enough;
+        }
+        let all = used.letters + used.reserved.load(Relaxed);
+        if !self.is_full(all + next, letters + reserved + next) {
+            return Room::Enough;
+        }
+        if letters > 0 && used.looked.is_none_or(|at| now.saturating_duration_since(at) > LOOK) {
             used.looked = Some(now);
             used.renew(&self.file);
-            self.tell(&used);
         }
-        used.is_full(path, self.limit)
+        if letters > 0 && (reserved == 0 || self.is_full(used.letters, letters)) {
+            Room::Full
+        } else {
+            Room::Later
+        }
     }
 
-    fn tell(&self, used: &Used) {
-        self.any.store(used.bytes.keys().any(|path| used.is_full(path, self.limit)), Relaxed);
+    /// Room for the letters of lines that were read of this path.
+    pub fn reserve(&self, path: &Path, bytes: u64) -> Reserved {
+        let mut used = self.lock();
+        let of = [used.share(path).reserved.clone(), used.reserved.clone()];
+        for sum in &of {
+            sum.fetch_add(bytes, Relaxed);
+        }
+        Reserved { bytes, of }
+    }
+
+    /// `own` of `all` bytes are too much for one path.
+    fn is_full(&self, all: u64, own: u64) -> bool {
+        own > 0 && own.saturating_mul(3) >= self.limit.saturating_sub(all)
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -86,71 +141,127 @@ impl Quota {
 }
 
 impl Used {
+    fn share(&mut self, path: &Path) -> &mut Share {
+        if !self.paths.contains_key(path) {
+            // Those that are followed no more: one that comes back begins again.
+            self.paths.retain(|_, s| s.letters > 0 || s.reserved.load(Relaxed) > 0);
+        }
+        self.paths.entry(path.to_owned()).or_default()
+    }
+
     /// The file may be moved away or emptied at any time: then all begin with nothing.
     fn renew(&mut self, file: &Path) {
         let there = fs::symlink_metadata(file).ok();
         let now = there.as_ref().map(|m| (m.dev(), m.ino()));
         let len = there.map_or(0, |m| m.len());
-        if now != self.of || len < self.total() {
-            self.bytes.clear();
+        if now != self.of || len < self.letters {
+            self.paths.values_mut().for_each(|s| s.letters = 0);
+            self.letters = 0;
             self.of = now;
         }
     }
+}
 
-    fn total(&self) -> u64 {
-        self.bytes.values().sum()
-    }
+/// Most bytes of the letters of `lines` lines, which are all of `bytes`.
+pub fn letters(path: &[u8], topic: &str, lines: usize, bytes: &[u8]) -> u64 {
+    (lines * (FRAME + REASON + topic.len() + text(path)) + text(bytes) + 4 * lines) as u64
+}
 
-    fn is_full(&self, path: &Path, limit: u64) -> bool {
-        let Some(own) = self.bytes.get(path) else { return false };
-        let free = limit.saturating_sub(self.total());
-        own.saturating_mul(3) >= free
+/// Most that bytes take as JSON text: two for a quote or a backslash, six for a control character, and in base64 four for
+/// three.
+fn text(bytes: &[u8]) -> usize {
+    let (mut any, mut more) = (0, 0);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut last = *b"        ";
+    last[..rest.len()].copy_from_slice(rest);
+    for word in words.iter().chain([&last]).map(|w| u64::from_le_bytes(*w)) {
+        any |= word;
+        more += 5 * below(word, 0x20) + equal(word, b'"') + equal(word, b'\\') + 5 * equal(word, 0x7f);
     }
+    let base64 = if any & HIGH == 0 { 0 } else { bytes.len() / 3 + 4 };
+    bytes.len() + more.max(base64)
+}
+
+const ONES: u64 = u64::MAX / 255;
+const HIGH: u64 = ONES * 0x80;
+
+/// How many of eight bytes are less than `n`, which is at most 128 (Bit Twiddling Hacks, "countless").
+fn below(word: u64, n: u64) -> usize {
+    ((ONES * (127 + n) - (word & !HIGH)) & !word & HIGH).count_ones() as usize
+}
+
+fn equal(word: u64, byte: u8) -> usize {
+    below(word ^ (ONES * u64::from(byte)), 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn quota(limit: u64, letters: &[(&Path, u64)]) -> (tempfile::TempDir, PathBuf, Quota) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("dead-letter");
+        fs::write(&file, "x".repeat(2 * limit as usize)).unwrap();
+        let quota = Quota::new(file.clone(), limit, letters.iter().map(|(p, n)| (p.to_path_buf(), *n)));
+        (dir, file, quota)
+    }
+
     /// Fails when one path may fill the file, when one that has written little has to wait for it, or when a file that was
     /// moved away still counts.
     #[test]
     fn nobody_fills_the_file_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("dead-letter");
-        fs::write(&file, "x".repeat(2000)).unwrap();
         let (bad, good, now) = (Path::new("/bad"), Path::new("/good"), Instant::now());
-        let quota = Quota::new(file.clone(), 1000, [(bad.into(), 200)].into_iter());
-        assert!(!quota.must_wait(bad, now));
-        assert!(!quota.wrote(bad, 40));
-        assert!(quota.wrote(bad, 10), "250 of 1000");
-        assert!(!quota.wrote(bad, 10), "said once");
-        assert!(quota.must_wait(bad, now) && !quota.must_wait(good, now));
-        assert!(!quota.wrote(good, 100) && !quota.must_wait(good, now));
+        let (_dir, _, q) = quota(1000, &[(bad, 200)]);
+        assert_eq!(q.room(bad, 0, now), Room::Enough);
+        q.wrote(bad, 40);
+        assert_eq!(q.room(bad, 0, now), Room::Enough);
+        q.wrote(bad, 10); // 250 of 1000
+        assert_eq!((q.room(bad, 0, now), q.room(good, 0, now)), (Room::Full, Room::Enough));
+        q.wrote(good, 100);
+        assert_eq!(q.room(good, 0, now), Room::Enough);
         // A restart counts what is there.
-        let letters = [(bad.into(), 260), (good.into(), 100)];
-        let quota = Quota::new(file.clone(), 1000, letters.into_iter());
-        assert!(quota.must_wait(bad, now) && !quota.must_wait(good, now));
+        let (_dir, file, q) = quota(1000, &[(bad, 260), (good, 100)]);
+        assert_eq!((q.room(bad, 0, now), q.room(good, 0, now)), (Room::Full, Room::Enough));
         fs::remove_file(&file).unwrap();
-        assert!(!quota.must_wait(bad, now + LOOK * 2));
+        q.room(bad, 0, now + LOOK * 2);
+        assert_eq!(q.room(bad, 0, now + LOOK * 2), Room::Enough);
+    }
+
+    /// Fails when what is on its way to the broker does not count for its path, is not given back, or passes for letters;
+    /// or when a path without letters stands still because the file is full.
+    #[test]
+    fn what_is_on_its_way_counts() {
+        let (bad, good, now) = (Path::new("/bad"), Path::new("/good"), Instant::now());
+        let (_dir, _, q) = quota(1000, &[]);
+        let first = q.reserve(bad, 100);
+        assert_eq!((q.room(bad, 100, now), q.room(bad, 180, now)), (Room::Enough, Room::Later));
+        let second = q.reserve(bad, 150);
+        assert_eq!((q.room(bad, 0, now), q.room(good, 0, now)), (Room::Later, Room::Enough));
+        drop(first);
+        assert_eq!(q.room(bad, 0, now), Room::Enough);
+        q.wrote(bad, 240);
+        assert_eq!(q.room(bad, 0, now), Room::Later);
+        drop(second);
+        assert_eq!((q.room(bad, 0, now), q.room(bad, 10, now)), (Room::Enough, Room::Full));
+        q.wrote(bad, 760);
+        assert_eq!(q.room(good, 500, now), Room::Enough);
+        let _third = q.reserve(good, 10);
+        assert_eq!(q.room(good, 500, now), Room::Later);
     }
 
     /// Fails when many paths together fill the file, so that a newcomer finds no room.
     #[test]
     fn many_leave_room_for_one_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("dead-letter");
-        fs::write(&file, "x".repeat(20_000)).unwrap();
-        let quota = Quota::new(file, 10_000, std::iter::empty());
+        let (_dir, _, q) = quota(10_000, &[]);
         let mut total = 0;
         for path in 0..50 {
             let path = PathBuf::from(format!("/{path}"));
-            while !quota.must_wait(&path, Instant::now()) {
+            while q.room(&path, 0, Instant::now()) == Room::Enough {
                 total += 1;
-                quota.wrote(&path, 1);
+                q.wrote(&path, 1);
             }
         }
         assert!(total < 10_050, "{total}");
-        assert!(!quota.must_wait(Path::new("/new"), Instant::now()));
+        assert_eq!(q.room(Path::new("/new"), 0, Instant::now()), Room::Enough);
     }
 }

@@ -3,21 +3,22 @@
 //! Every counter has one writer. The board's lock is taken when a file or a broker comes, goes or changes its state and when
 //! somebody looks, never per chunk.
 
-mod gauge;
 pub mod live;
 pub mod metrics;
 pub mod repeats;
 pub mod snapshot;
 pub mod text;
 
-pub use gauge::Gauge;
+pub use crate::streams::{Progress as Gauge, Totals};
 
-use crate::air::Air;
 use crate::budget::Budget;
 use crate::chunk::StreamId;
 use crate::pulse::Pulse;
 use crate::quota::Quota;
+use crate::streams::sent_marks::SentMarks;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -53,7 +54,7 @@ pub struct BrokerState {
 pub struct StateFolder {
     /// `None`: nothing is saved.
     pub path: Option<PathBuf>,
-    /// Why positions cannot be saved now. Writer: checkpoint.
+    /// Why positions cannot be saved now. Writer: the saver.
     pub degraded: Option<String>,
     /// Exactly-once: batches wait for the folder. Writer: the journal.
     pub blocked: Option<Blocked>,
@@ -68,27 +69,6 @@ pub struct Blocked {
     pub since: Instant,
     pub attempts: u64,
     pub topics: BTreeSet<String>,
-}
-
-/// Counters of the whole process, over restarts where they are saved.
-#[derive(Debug, Default)]
-pub struct Totals {
-    /// Writer: tails.
-    pub read_lines: AtomicU64,
-    /// Lines of acknowledged chunks, with those that were dead-lettered. Writer: checkpoint.
-    pub acked_lines: AtomicU64,
-    /// Writer: ship.
-    pub dead_lettered: AtomicU64,
-    /// Lines sent again though their first attempt may have been stored. Writer: ship, by [`Board::resent`].
-    pub resent: AtomicU64,
-    /// Writer: ship.
-    pub uncertain: AtomicU64,
-    /// What `Closed` names as lost. Writer: checkpoint.
-    pub lost_bytes: AtomicU64,
-    pub cut_lines: AtomicU64,
-    pub retries: AtomicU64,
-    /// Bytes written to the state folder. Writer: checkpoint.
-    pub state_bytes: AtomicU64,
 }
 
 /// Exactly-once: what the journal and ship say of it. Over all restarts, but for `unsettled` and `bytes`.
@@ -115,14 +95,16 @@ pub struct Board {
     driver: Mutex<String>,
     state: Mutex<StateFolder>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
-    pub totals: Totals,
+    pub totals: Arc<Totals>,
     pub once: Once,
     /// Set once, by whoever makes the budget.
     pub budget: OnceLock<Arc<Budget>>,
-    /// Set once, by checkpoint.
-    pub air: OnceLock<Arc<Air>>,
+    /// Set once, when the state folder is opened.
+    pub sent_marks: OnceLock<Arc<SentMarks>>,
     /// Set once, by `run`; without a dead-letter file it is not.
     pub quota: OnceLock<Quota>,
+    /// Set once, by the status thread: a byte makes it write the metrics now.
+    alarm: OnceLock<UnixStream>,
     pub pulse: Pulse,
     pub started: Instant,
 }
@@ -135,11 +117,12 @@ impl Default for Board {
             driver: Mutex::default(),
             topics: Mutex::default(),
             state: Mutex::default(),
-            totals: Totals::default(),
+            totals: Arc::default(),
             once: Once::default(),
             budget: OnceLock::new(),
-            air: OnceLock::new(),
+            sent_marks: OnceLock::new(),
             quota: OnceLock::new(),
+            alarm: OnceLock::new(),
             pulse: Pulse::default(),
             started: Instant::now(),
         }
@@ -164,31 +147,38 @@ impl Board {
         lock(&self.state)
     }
 
+    /// The state folder began to block delivery, or ended it: the metrics say so at once, not with their next turn.
+    pub fn alarm(&self) {
+        if let Some(mut alarm) = self.alarm.get() {
+            let _ = alarm.write(&[0]); // full: it is awake
+        }
+    }
+
     /// The gauge of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how
-    /// far the stream was framed, so a tail makes its gauges here and moves them by [`Gauge::frame`].
+    /// far the stream was sent.
     pub fn gauge(&self, stream: StreamId, at: u64, size: u64) -> Arc<Gauge> {
-        Arc::new(Gauge::new(at, size, self.air.get().map(|air| air.take(stream, at, size))))
+        Arc::new(Gauge::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
     }
 
     /// `lines` are about to be sent once more though their last attempt may have been stored (no producer id guards them).
     pub fn resent(&self, lines: u64) {
-        if let Some(air) = self.air.get() {
-            air.resent(lines);
+        if let Some(marks) = self.sent_marks.get() {
+            marks.resent(lines);
         }
         self.totals.resent.fetch_add(lines, Relaxed);
     }
 
     /// `lines` are about to be sent again, with other numbers, though an earlier attempt may have been stored.
     pub fn uncertain(&self, lines: u64) {
-        if let Some(air) = self.air.get() {
-            air.uncertain(lines);
+        if let Some(marks) = self.sent_marks.get() {
+            marks.uncertain(lines);
         }
         self.totals.uncertain.fetch_add(lines, Relaxed);
     }
 
     /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
     pub fn doubled_at_most(&self) -> u64 {
-        let again = self.air.get().map_or(0, |air| air.again());
+        let again = self.sent_marks.get().map_or(0, |marks| marks.again());
         again + self.totals.resent.load(Relaxed)
     }
 

@@ -31,15 +31,17 @@ pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
 use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
+use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
+use crate::quota::{self, Room};
 use crate::report::repeats::Repeats;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known, Looks};
-use log::warn;
+use log::{error, warn};
 use open::{Got, Open, Reading};
 use own::Undecided;
 use shelf::{Absent, Shelved};
@@ -152,9 +154,9 @@ impl From<io::Error> for Halt {
     }
 }
 
-impl<T> From<SendError<T>> for Halt {
-    fn from(_: SendError<T>) -> Halt {
-        Halt::Stopped // ship has given up
+impl From<Stopped> for Halt {
+    fn from(_: Stopped) -> Halt {
+        Halt::Stopped
     }
 }
 
@@ -164,7 +166,7 @@ pub fn run(
     known: &Known,
     board: &Board,
     wake: &Wake,
-    out: Sender<Parcel>,
+    out: Outlet,
     sighted: Sender<Infallible>,
     stop: &Stop,
 ) -> Option<Unread> {
@@ -233,7 +235,7 @@ struct Tail<'a> {
     o: Options,
     known: &'a Known,
     board: &'a Board,
-    out: Sender<Parcel>,
+    out: Outlet,
     stop: &'a Stop,
     /// See [`Change::outdated`].
     outdated: Stop,
@@ -280,17 +282,23 @@ struct Tail<'a> {
     begun_anew: Option<StreamId>,
     /// Of truncated streams, what was read of a record that waited for its end: sent, unless a copy has it.
     in_memory: Vec<Chunk>,
+    /// What the last chunk would take in dead-letter: the next will be alike.
+    letters: u64,
 }
 
+const LETTERS_FULL: &str =
+    "its refused lines fill its share of dead-letter in the state folder: move that file away";
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
+/// While as much of a path is on its way to the broker as may be: less than it takes to acknowledge that.
+const ROOM_AGAIN: Duration = Duration::from_millis(20);
 
 impl<'a> Tail<'a> {
     fn new(
         first: Change,
         known: &'a Known,
         board: &'a Board,
-        out: Sender<Parcel>,
+        out: Outlet,
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
@@ -325,6 +333,7 @@ impl<'a> Tail<'a> {
             shelf: VecDeque::new(),
             begun_anew: None,
             in_memory: Vec::new(),
+            letters: 0,
         }
     }
 }
@@ -373,11 +382,8 @@ impl Tail<'_> {
             Step::Truncated(i) => self.truncated(i)?,
             Step::Read(i) => {
                 self.turn = self.turn.wrapping_add(1);
-                if self.board.quota.get().is_some_and(|quota| quota.must_wait(&self.o.path, now)) {
-                    self.stuck(Some(
-                        "its refused lines fill its share of dead-letter in the state folder: move that file away",
-                    ));
-                    return Ok(Step::Wait(QUOTA_AGAIN));
+                if let Some(wait) = self.letters_wait(now) {
+                    return Ok(Step::Wait(wait));
                 }
                 if let Some(wait) = self.rate_wait(now) {
                     self.stuck(Some("the rate limit"));
@@ -496,7 +502,13 @@ impl Tail<'_> {
             Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => self.truncated(i),
             Got::Broken(e) => self.broken(i, &e),
-            Got::Chunk(chunk, counts) => {
+            Got::Chunk(mut chunk, counts) => {
+                if let Some(quota) = self.board.quota.get() {
+                    let origin = &chunk.origin;
+                    let path = origin.path.as_os_str().as_encoded_bytes();
+                    self.letters = quota::letters(path, &origin.topic, chunk.lines.len(), &chunk.bytes);
+                    chunk.permit.with_letters(quota.reserve(&origin.path, self.letters));
+                }
                 let t = &self.board.totals;
                 t.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
                 if counts.cut_lines > 0 {
@@ -516,14 +528,28 @@ impl Tail<'_> {
         }
     }
 
-    /// The channel is bounded: this is where a tail waits while ship is busy.
+    /// This is where a tail waits while the producer is busy.
     fn send(&self, parcel: Parcel) -> Result<(), Halt> {
-        match self.out.try_send(parcel) {
-            Err(TrySendError::Full(parcel)) => select! {
-                send(self.out, parcel) -> sent => Ok(sent?),
-                recv(self.stop.on()) -> _ => Err(Halt::Stopped),
-            },
-            sent => sent.map_err(|_| Halt::Stopped), // disconnected: ship has given up
+        Ok(self.out.send(parcel, self.stop)?)
+    }
+
+    /// How long to wait for room in dead-letter, if any line of this path is refused.
+    fn letters_wait(&mut self, now: Instant) -> Option<Duration> {
+        let quota = self.board.quota.get()?;
+        match quota.room(&self.o.path, self.letters, now) {
+            Room::Enough => None,
+            Room::Later => Some(ROOM_AGAIN),
+            Room::Full => {
+                if self.stuck != Some(LETTERS_FULL) {
+                    error!(
+                        "{}: its refused lines fill its share of {}: it is not read on until that file is moved away",
+                        self.o.path.display(),
+                        quota.file.display()
+                    );
+                }
+                self.stuck(Some(LETTERS_FULL));
+                Some(QUOTA_AGAIN)
+            }
         }
     }
 

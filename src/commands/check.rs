@@ -14,9 +14,9 @@ use crate::config::{
     self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
+use crate::exactly_once::file::HALF;
 use crate::links;
 use crate::packed::{Packed, packing};
-use crate::ship::journal::store::HALF;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fmt::Write as _;

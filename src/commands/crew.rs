@@ -1,11 +1,11 @@
 //! The watch and one tail for each file it finds, started and stopped together: what `run` and `tail` share. Knows neither
-//! ship nor checkpoint.
+//! ship nor the state folder.
 
 mod waiting;
 
 use super::threads;
-use crate::chunk::Parcel;
 use crate::error::Error;
+use crate::handover::Outlet;
 use crate::packed::{Packed, packing};
 use crate::report::Board;
 use crate::report::repeats::Repeats;
@@ -76,11 +76,11 @@ pub struct Crew<'s, 'e> {
     refusal: String,
     /// Which of the waiting files is looked at next.
     looked: usize,
-    /// Positions are saved, so what waits is told to checkpoint.
+    /// Positions are saved, so what waits is told to the registry.
     saves: bool,
     /// Read to the end (`follow = false`): not looked for again before the sources change.
     done: Vec<PathBuf>,
-    out: Option<Sender<Parcel>>,
+    out: Option<Outlet>,
     /// Closes when every tail of the first walk has had its first look.
     pub sighted: Receiver<Infallible>,
     sighting: Option<Sender<Infallible>>,
@@ -124,7 +124,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         plans: Vec<Plan>,
         once: bool,
         saves: bool,
-        out: Sender<Parcel>,
+        out: Outlet,
     ) -> Result<Self, Error> {
         let trouble =
             |e| Error::failed("start watching", e, "free descriptors or raise the limit (ulimit -n)");

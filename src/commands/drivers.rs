@@ -1,14 +1,18 @@
 //! Chooses the driver that the config asks for, and makes its options.
 
 use crate::config::{self, Acks, Codec, Config, Driver, Kafka, Output};
-use crate::ship::driver::Drive;
-use crate::ship::{auto, classic, modern, probe, stdout};
+use crate::kafka::{self as modern, auto, net, net::probe};
+use crate::kafka_crate as classic;
+use crate::producer::driver::Drive;
+use crate::pulse::Beat;
+use crate::stdout;
 use std::time::Duration;
 
 /// The driver that `driver` and what the config asks for decide.
 pub fn drive(config: &Config) -> Drive {
     match &config.output {
-        Output::Stdout => Drive::new(|orders, events, _| stdout::run(orders, events)),
+        // Who reads the other end may stop for ever: that is no reason for a restart.
+        Output::Stdout => Drive::worker(None, |orders, events, _| stdout::run(orders, events)),
         Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern()),
     }
 }
@@ -16,8 +20,8 @@ pub fn drive(config: &Config) -> Drive {
 pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
     match kafka.driver {
         Driver::Classic => {
-            let options = classic_options(kafka, classic::Unfit::Wait);
-            Drive::new(move |orders, events, board| {
+            let options = classic_options(kafka, classic::Incompatible::Wait);
+            Drive::worker(Some(Beat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
             })
@@ -29,36 +33,36 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
         Driver::Auto => {
             let classic = |unfit| {
                 let options = classic_options(kafka, unfit);
-                Drive::new(move |orders, events, board| classic::run(&options, orders, events, board))
+                let run =
+                    move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
+                Drive::worker(Some(Beat::SLOW), run)
             };
-            let modern = |unfit| {
-                let options = modern_options(kafka, unfit);
-                Drive::new(move |orders, events, board| modern::run(&options, orders, events, board))
-            };
+            let modern = |unfit| modern::drive(modern_options(kafka, unfit));
             let options = auto::Options {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
                 numbered: kafka.acks == Acks::All,
                 classic: auto::Choice {
-                    first: classic(classic::Unfit::Refused),
-                    only: classic(classic::Unfit::Replaced),
+                    first: classic(classic::Incompatible::Refused),
+                    only: classic(classic::Incompatible::Replaced),
                 },
                 modern: auto::Choice {
-                    first: modern(modern::Unfit::Refused),
-                    only: modern(modern::Unfit::TooOld),
+                    first: modern(modern::Incompatible::Refused),
+                    only: modern(modern::Incompatible::TooOld),
                 },
             };
-            Drive::new(move |orders, events, board| auto::run(&options, orders, events, board))
+            auto::drive(options)
         }
     }
 }
 
 fn only_modern(kafka: &Kafka, why: &str) -> Drive {
-    let (options, why) = (modern_options(kafka, modern::Unfit::Wait), format!("modern: {why}"));
-    Drive::new(move |orders, events, board| {
-        board.driver().clone_from(&why);
-        modern::run(&options, orders, events, board)
+    let (modern, why) =
+        (modern::drive(modern_options(kafka, modern::Incompatible::Wait)), format!("modern: {why}"));
+    Drive::new(move |context| {
+        context.board.driver().clone_from(&why);
+        modern.build(context)
     })
 }
 
@@ -66,7 +70,7 @@ fn addresses(kafka: &Kafka) -> Vec<String> {
     kafka.brokers.iter().map(ToString::to_string).collect()
 }
 
-fn classic_options(kafka: &Kafka, unfit: classic::Unfit) -> classic::Options {
+fn classic_options(kafka: &Kafka, unfit: classic::Incompatible) -> classic::Options {
     classic::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -83,7 +87,7 @@ fn classic_options(kafka: &Kafka, unfit: classic::Unfit) -> classic::Options {
     }
 }
 
-fn modern_options(kafka: &Kafka, unfit: modern::Unfit) -> modern::Options {
+fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options {
     modern::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -99,12 +103,12 @@ fn modern_options(kafka: &Kafka, unfit: modern::Unfit) -> modern::Options {
 
 /// For looking at brokers without a driver; `limit` is for each step.
 pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
-    let options = modern_options(kafka, modern::Unfit::Wait);
+    let options = modern_options(kafka, modern::Incompatible::Wait);
     modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
-fn tls(tls: &config::KafkaTls) -> modern::tls::Options {
-    modern::tls::Options {
+fn tls(tls: &config::KafkaTls) -> net::tls::Options {
+    net::tls::Options {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),
         server_name: tls.server_name.clone(),

@@ -2,9 +2,9 @@
 //! name. Reads no contents: that the bytes agree is seen by the tail that takes it up.
 
 use super::crew::Plan;
-use crate::checkpoint::{Saved, SavedStream};
 use crate::chunk::StreamId;
 use crate::fdstore::{FdStore, Given};
+use crate::streams::{Saved, SavedStream};
 use crate::tail::identity::{self, Look};
 use log::{info, warn};
 use rustix::fs::{FileType, OFlags, fcntl_getfl};

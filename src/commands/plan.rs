@@ -4,8 +4,7 @@ use super::crew::Plan;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{Config, Delivery, Output, Source};
-use crate::pulse::Beat;
-use crate::ship;
+use crate::producer;
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
@@ -128,12 +127,11 @@ fn shape(config: &Config, s: &Source) -> Shape {
     Shape { key, format, headers }
 }
 
-pub fn ship(config: &Config) -> ship::Options {
-    let defaults = ship::Options { seed: seed(), ..ship::Options::default() };
+pub fn ship(config: &Config) -> producer::Options {
+    let defaults = producer::Options { seed: seed(), ..producer::Options::default() };
     let Output::Kafka(kafka) = &config.output else { return defaults };
-    ship::Options {
+    producer::Options {
         partitioner: kafka.partition,
-        untaken: Some(Beat::SLOW),
         batch: kafka.batch,
         linger: kafka.linger,
         rate: kafka.rate,

@@ -1,4 +1,4 @@
-//! Exactly-once at the start: from the state folder's `flights` and `offsets` to what ship, tails and checkpoint take over.
+//! Exactly-once at the start: from the state folder's `flights` and `offsets` to what the producer, the tails and the saver take over.
 //! The only place that knows journal, saved positions and files together. Sends nothing.
 //!
 //! What cannot be trusted is not used: then the agent goes on from the saved positions with a new producer id, says so, and
@@ -6,21 +6,21 @@
 
 use super::crew::Plan;
 use crate::budget::{Budget, Permit, Share};
-use crate::checkpoint::{Footing, Job, Saved, SavedStream};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
-use crate::cover::{Cover, Taker};
 use crate::error::Error;
+use crate::exactly_once::Journal;
+use crate::exactly_once::analyze::{Loaded, Rebuild, Wanted, load};
+use crate::exactly_once::file::{Binding, Found, Store};
+use crate::exactly_once::intent::{Piece, Record};
 use crate::fdstore::FdStore;
 use crate::files;
+use crate::producer::batch::{BatchGroup, Pick};
+use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::report::{Board, Gauge};
-use crate::ship::driver::Ends;
-use crate::ship::flight::{Load, Pick};
-use crate::ship::journal::Journal;
-use crate::ship::journal::intent::{Piece, Record};
-use crate::ship::journal::load::{Loaded, Rebuild, Wanted, load};
-use crate::ship::journal::store::{Binding, Found, Store};
-use crate::ship::resume::{Once, Resumed};
+use crate::state::{Footing, StateFolder};
 use crate::stop;
+use crate::streams::mailbox::Mailbox;
+use crate::streams::{Saved, SavedPositions, SavedStream};
 use crate::tail::reread::{self, reread};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -30,26 +30,18 @@ use std::sync::atomic::Ordering::Relaxed;
 /// What goes on from an earlier run, or begins.
 pub struct Recovered {
     pub journal: Journal,
-    pub taker: Taker,
-    pub once: Once,
+    pub once: RecoveredState,
     /// The saved positions as tails are to see them: what is sent again without them is not theirs to read.
     pub for_tails: Saved,
 }
 
-impl Recovered {
-    pub fn put_before(journal: Journal, taker: Taker, driver: Ends) -> Result<Ends, Error> {
-        let fix = "raise the limit of threads (ulimit -u, TasksMax)";
-        journal.put_before(driver, taker).map_err(|e| Error::failed("start a thread", e, fix))
-    }
-}
-
-/// `saved` and `job` are changed: lines that are proved stored count as acknowledged.
+/// `saved` and `state` are changed: lines that are proved stored count as acknowledged.
 pub fn recover(
     (folder, always): (&Path, bool),
     (plans, budget): (&[Plan], &Arc<Budget>),
-    job: &mut Job,
+    state: &mut StateFolder,
     saved: &mut Saved,
-    taker: Taker,
+    mailbox: Mailbox,
     kept: &FdStore,
     board: &Arc<Board>,
 ) -> Result<Recovered, Error> {
@@ -61,16 +53,16 @@ pub fn recover(
     };
     let (store, found) = files::private(&path).and_then(Store::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
-    let cover = cover(saved);
-    let mut loaded = match doubt(&found, &binding, job.found, saved) {
-        None => load(records(found.records), &cover),
+    let saved_positions = SavedPositions::of(saved);
+    let mut loaded = match doubt(&found, &binding, state.found, saved) {
+        None => load(records(found.records), &saved_positions),
         Some(why) => {
             log::error!(
                 "{}: {why}; going on from the saved positions with a new producer id: lines sent since they were saved may stand \
                  twice, doubled_at_most counts them",
                 path.display()
             );
-            job.distrust();
+            state.distrust();
             Loaded::default()
         }
     };
@@ -84,12 +76,12 @@ pub fn recover(
     let flights = resume(&mut loaded, (plans, budget), saved, kept, board)?;
     if loaded.id.is_some() {
         // What is neither acknowledged nor in these flights is read again.
-        let lines = flights.iter().flat_map(|f| &f.load.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
+        let lines = flights.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
         board.totals.read_lines.store(board.totals.acked_lines.load(Relaxed) + lines, Relaxed);
     }
     let mut for_tails = saved.clone();
     let mut rebuilt: HashMap<StreamId, u64> = HashMap::new();
-    for chunk in flights.iter().flat_map(|f| &f.load.chunks) {
+    for chunk in flights.iter().flat_map(|f| &f.group.chunks) {
         let end = rebuilt.entry(chunk.origin.stream).or_default();
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
@@ -99,16 +91,17 @@ pub fn recover(
         || !flights.is_empty()
         || uncertain < uncertain_now()
     {
-        job.take_over(saved, rebuilt);
+        state.take_over(saved, rebuilt);
     }
     if !flights.is_empty() {
         log::info!("{} flight(s) of the last run are taken up again", flights.len());
     }
-    let journal = Journal::begin(store, binding, &loaded, cover, board.clone()).map_err(trouble)?;
+    let journal =
+        Journal::begin(store, binding, &loaded, saved_positions, mailbox, board.clone()).map_err(trouble)?;
     // Each run has an epoch of its own.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
-    let once = Once { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
-    Ok(Recovered { journal, taker, once, for_tails })
+    let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
+    Ok(Recovered { journal, once, for_tails })
 }
 
 fn read(path: &str) -> String {
@@ -117,11 +110,6 @@ fn read(path: &str) -> String {
 
 fn boot() -> String {
     read("/proc/sys/kernel/random/boot_id")
-}
-
-fn cover(saved: &Saved) -> Cover {
-    let ranges = |s: &SavedStream| s.beyond.iter().map(|(range, _)| range.clone()).collect();
-    Cover(saved.streams.iter().map(|s| (s.stream, (s.at.offset, ranges(s)))).collect())
 }
 
 /// Why the journal says nothing that may be relied on.
@@ -215,8 +203,8 @@ fn resume(
         });
         if !chunks.is_empty() {
             let Rebuild { topic, topic_id, stamp_ms, flight, .. } = flight;
-            let load = Load::new(topic, topic_id, stamp_ms, chunks);
-            resumed.push(Resumed { flight, load, open, stored });
+            let group = BatchGroup::new(topic, topic_id, stamp_ms, chunks);
+            resumed.push(Resumed { flight, group, open, stored });
         }
     }
     loaded.keep.retain(|i| !i.pieces.iter().any(|p| gone.contains(&(p.stream, p.range.start))));
@@ -303,7 +291,7 @@ fn chunk(
     let origin = Origin {
         stream: piece.stream,
         topic: topic.clone(),
-        path: stream.path.clone(),
+        path: stream.path.to_path_buf(),
         shape: plan.tail.shape.clone(),
         gauge: Arc::new(Gauge::new(end, end, None)),
     };

@@ -4,7 +4,7 @@
 //! SIGHUP: the config is read again (`reload.rs`); tails and ship go on with what is new in it, nothing is stopped for it.
 //!
 //! Shutdown goes in the direction of the data: tails end, ship drains what is left and waits for its acks up to
-//! `drain_timeout`, then checkpoint saves. A second signal ends the process at once.
+//! `drain_timeout`, then the saver saves. A second signal ends the process at once.
 
 use super::crew::Crew;
 use super::plan::{self, Shares};
@@ -12,23 +12,25 @@ use super::recover::{Recovered, recover};
 use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
 use crate::budget::Budget;
-use crate::checkpoint::{self, Saved};
-use crate::chunk::{Note, Parcel};
 use crate::cli;
 use crate::config::{self, Config, Delivery, Output, Overrides};
-use crate::cover::{self, Giver};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
+use crate::handover::{self, Outlet};
+use crate::producer::{self, Dead, Halts, dead_letter};
 use crate::report::Board;
 use crate::report::live::{self, Live};
 use crate::report::snapshot::Snapshot;
-use crate::ship::{self, Dead, Halts, deadletter};
 use crate::signals::{self, Signal};
+use crate::state::{self, Saver};
 use crate::stop;
+use crate::streams::mailbox::{self, Publisher};
+use crate::streams::{Registry, Saved};
 use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
+use crate::waker::{Waker, Waking};
 use crate::watch::Sight;
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
+use crossbeam_channel::{Receiver, after, bounded, never, select};
 use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashSet;
@@ -39,9 +41,7 @@ use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 /// Chunks between the tails and ship: enough that neither waits for the other's turn.
-const PARCELS: usize = 64;
-/// Notes between ship and checkpoint, which only ever waits for the disk.
-const NOTES: usize = 1024;
+const CHUNKS: usize = 64;
 /// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
 /// `timeout(1)` and shells send a signal to the process and to its group: a repeat within this time is the same one.
@@ -61,8 +61,10 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let watchdog = Watchdog::from_env(&board.pulse);
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
-    let (giver, taker) = cover::pair();
-    let (mut job, mut saved) = checkpoint::open(checkpoint_options(&config, giver), &board)?;
+    let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
+    let waker = Waker::new().map_err(trouble)?;
+    let (publisher, mailbox) = mailbox::pair(&waker);
+    let (mut folder, mut saved) = state::open(state_options(&config, publisher), &board)?;
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
@@ -72,51 +74,61 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             let fix = "let the agent's user read it, or move it away";
             Error::failed(format_args!("read {}", file.display()), e, fix)
         };
-        let _ = board.quota.set(deadletter::quota(&file, limit).map_err(trouble)?);
+        let _ = board.quota.set(dead_letter::quota(&file, limit).map_err(trouble)?);
     }
     let notify = Notify::from_env();
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
     inherited::adopt(given, &store, &saved, &plans);
     let recovered = match exactly_once(&config) {
-        Some(folder) => {
-            Some(recover(folder, (&plans, &budget), &mut job, &mut saved, taker, &store, &board)?)
+        Some(settings) => {
+            Some(recover(settings, (&plans, &budget), &mut folder, &mut saved, mailbox, &store, &board)?)
         }
         None => None,
     };
-    let trouble = |e| Error::failed("start the driver", e, "raise the limits of threads and descriptors");
-    let ends = drivers::drive(&config).start(&board).map_err(trouble)?;
-    let (ends, once) = match recovered {
-        Some(Recovered { journal, taker, once, for_tails }) => {
+    let registry = folder.registry(&board);
+    let saver = Saver::start(folder, registry.clone(), &board)?;
+    let (journal, once) = match recovered {
+        Some(Recovered { journal, once, for_tails }) => {
             saved = for_tails;
-            (Recovered::put_before(journal, taker, ends)?, Some(once))
+            (Some(journal), Some(once))
         }
-        None => (ends, None),
+        None => (None, None),
     };
     let known = Known::new(entries(&saved), saved.next_stream).saved_at(saved.written).keeping(store);
-    let (parcels, inbox) = bounded::<Parcel>(PARCELS);
-    let (notes, note_inbox) = bounded::<Note>(NOTES);
+    let (chunks, inbox) = handover::chunks(CHUNKS, &waker);
+    let outlet = Outlet::new(registry.clone(), chunks);
     let (give_up, give_up_on) = stop::pair();
     let (halt, halt_on) = stop::pair();
+    let (give_up, halt) = (Waking::new(give_up, &waker), Waking::new(halt, &waker));
     // Without saved positions the next start knows nothing of what was left: then the whole time is given.
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let left = left(&config);
-    let (changes, changed) = bounded(1);
+    let (changes, changed) = producer::Changes::new(&waker);
     let trouble =
         |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
     let live = live::start(board.clone(), config.agent.state_dir.as_deref()).map_err(trouble)?;
-    thread::scope(|scope| {
-        let board: &Board = &board;
+    let context = producer::driver::Context { board: board.clone(), waker };
+    let ended = thread::scope(|scope| {
+        let (board, registry): (&Board, &Registry) = (&board, &registry);
         let (gone, ship_gone) = bounded::<Infallible>(0);
-        let shipping = start(scope, "ship", {
-            let options = ship::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) };
+        let shipping = start(scope, "producer", {
+            let producer = producer::Producer {
+                options: producer::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
+                inbox,
+                changes: changed,
+                drive: drivers::drive(&config),
+                context,
+                journal,
+                registry,
+                halts: Halts { stuck, now: give_up_on },
+            };
             move || {
                 let _gone = gone;
-                ship::run(options, inbox, changed, ends, notes, board, Halts { stuck, now: give_up_on })
+                producer::run(producer)
             }
         })?;
-        let saving = start(scope, "checkpoint", move || checkpoint::run(job, note_inbox, board))?;
         let saves = config.agent.state_dir.is_some();
-        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, parcels.clone())?;
+        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, outlet)?;
         let mut office = Office {
             crew,
             board,
@@ -127,7 +139,9 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
             changes,
             opening: true,
             reload: false,
-            parcels: Some(parcels),
+            all_read: false,
+            registry,
+            saver: &saver,
             give_up: Some(give_up),
             halt: Some(halt),
             notify,
@@ -139,14 +153,14 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
         let ended = office.work(&signals.inbox, &ship_gone);
         drop(office);
         let shipped = shipping.join();
-        let saved = saving.join();
         ended?;
         if let Ok(Err(Dead { why })) = shipped {
             return Err(Error::failed("deliver", why, format!("what was not acknowledged {left}")));
         }
-        saved.unwrap_or(Ok(()))?;
         Ok(ExitCode::Done)
-    })
+    });
+    let saved = saver.finish();
+    ended.and_then(|code| saved.map(|()| code))
 }
 
 fn start<'s, T: Send + 's>(
@@ -167,16 +181,18 @@ struct Office<'s, 'e> {
     shares: Shares,
     /// Patterns whose files have had their first sight, in this run or before.
     known: HashSet<Vec<u8>>,
-    changes: Sender<ship::Change>,
+    changes: producer::Changes,
     /// Sources are at their first sight: ready is yet to be said, also after a reload.
     opening: bool,
     /// A reload is asked for; it waits while `opening`.
     reload: bool,
-    /// For what is told to checkpoint by the way of the data, until the tails are to end.
-    parcels: Option<Sender<Parcel>>,
-    give_up: Option<stop::Handle>,
+    /// `--once`: every file was read to its end.
+    all_read: bool,
+    registry: &'e Registry,
+    saver: &'e Saver,
+    give_up: Option<Waking<stop::Handle>>,
     /// Until the first signal to stop.
-    halt: Option<stop::Handle>,
+    halt: Option<Waking<stop::Handle>>,
     notify: Notify,
     watchdog: Watchdog,
     /// Since the first signal to stop.
@@ -247,10 +263,13 @@ impl Office<'_, '_> {
                     sighted = self.crew.sighted.clone();
                 }
             }
-            if self.config.once && self.crew.files() == 0 && self.crew.is_closed() {
+            if self.config.once
+                && self.crew.files() == 0
+                && self.crew.is_closed()
+                && !std::mem::replace(&mut self.all_read, true)
+            {
                 // The tails may have ended before their first looks were noticed here.
                 drop(self.save_first_sight());
-                self.parcels = None;
             }
         }
     }
@@ -278,7 +297,7 @@ impl Office<'_, '_> {
         }
         self.config = config;
         // First: no driver gets a line that is made for the next one.
-        let _ = self.changes.send(ship::Change {
+        self.changes.send(producer::Change {
             options: plan::ship(&self.config),
             drive: changes.driver.then(|| drivers::drive(&self.config)),
             elsewhere: changes.elsewhere,
@@ -291,13 +310,13 @@ impl Office<'_, '_> {
     /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
     fn save_first_sight(&mut self) -> Receiver<()> {
         let (done, flushed) = bounded(1);
-        if let Some(parcels) = &self.parcels {
+        if self.stopping.is_none() {
             for pattern in self.crew.patterns() {
                 if self.known.insert(pattern.clone()) {
-                    let _ = parcels.send(Parcel::Source(pattern));
+                    self.registry.pattern_known(pattern);
                 }
             }
-            let _ = parcels.send(Parcel::Flush(done));
+            self.saver.first_scan_done(done);
         }
         flushed
     }
@@ -329,7 +348,6 @@ impl Office<'_, '_> {
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
         self.crew.stop();
-        self.parcels = None;
         self.halt = None;
         after(self.config.agent.drain_timeout)
     }
@@ -366,19 +384,19 @@ fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
     Some((folder, config.agent.sync == config::Sync::Always))
 }
 
-fn checkpoint_options(config: &Config, giver: Giver) -> checkpoint::Options {
-    checkpoint::Options {
+fn state_options(config: &Config, publisher: Publisher) -> state::Options {
+    state::Options {
         state_dir: config.agent.state_dir.clone(),
         sync: config.agent.sync,
         damaged: config.agent.damaged_state,
-        exactly_once: exactly_once(config).map(|_| giver),
+        exactly_once: exactly_once(config).map(|_| publisher),
     }
 }
 
 fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().map(|s| Entry {
         stream: s.stream,
-        path: s.path.clone(),
+        path: s.path.to_path_buf(),
         identity: s.identity.clone(),
         at: s.at,
         beyond: s.beyond.clone(),

@@ -4,15 +4,20 @@
 
 use super::drivers;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Break, Chunk, Key, Line, Mark, Note, Origin, Parcel, Point, Shape, StreamId, Then};
+use crate::chunk::{
+    Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then,
+};
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
-use crate::report::{Board, Gauge};
-use crate::ship::{self, Partitioner, Receipt};
+use crate::handover::{self, Outlet};
+use crate::producer::{self, Partitioner, Receipt};
+use crate::report::Board;
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
-use crossbeam_channel::{Receiver, Select, Sender, after, bounded, never, select};
+use crate::streams::{Progress, Registry};
+use crate::waker::{Waker, Waking};
+use crossbeam_channel::{Receiver, Select, after, bounded, never, select};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +42,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     kafka.acks = asked.acks.unwrap_or(kafka.acks);
     let board = Arc::new(Board::default());
     let (receipt_tx, receipts) = bounded::<Receipt>(1024);
-    let options = ship::Options {
+    let options = producer::Options {
         partitioner: match (asked.partition, &asked.key) {
             (Some(n), _) => Partitioner::Fixed(n),
             (None, Some(_)) => Partitioner::Hash,
@@ -46,34 +51,37 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
         batch: kafka.batch,
         rate: kafka.rate,
         receipts: Some(receipt_tx),
-        ..ship::Options::default()
+        ..producer::Options::default()
     };
-    let (parcels, inbox) = bounded(4);
+    let no_eventfd = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
+    let waker = Waker::new().map_err(no_eventfd)?;
+    let (chunks, inbox) = handover::chunks(4, &waker);
+    let registry = Arc::new(Registry::default());
+    let outlet = Outlet::new(registry.clone(), chunks);
     let (input_stop, input_on) = stop::pair();
+    let input_stop = Waking::new(input_stop, &waker);
     let given = Arc::new(AtomicU64::new(0));
     let stuck = input_on.clone();
-    let failed = Input::start(asked, &topic, &given, parcels, input_on)?;
+    let failed = Input::start(asked, &topic, &given, outlet, input_on)?;
     if first(&inbox, &signals.inbox).is_none() {
         return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
     }
-    let ends = drivers::of_kafka(&kafka, &kafka.needs_modern()).start(&board).map_err(threads)?;
-    let (notes, forgotten) = bounded::<Note>(1024);
     let (give_up, give_up_on) = stop::pair();
+    let give_up = Waking::new(give_up, &waker);
+    let producer = producer::Producer {
+        options,
+        inbox,
+        changes: never(),
+        drive: drivers::of_kafka(&kafka, &kafka.needs_modern()),
+        context: producer::driver::Context { board: board.clone(), waker },
+        journal: None,
+        registry: &registry,
+        halts: producer::Halts { stuck: Some(stuck), now: give_up_on },
+    };
     thread::scope(|scope| {
         let board: &Board = &board;
-        let body = move || {
-            ship::run(
-                options,
-                inbox,
-                never(),
-                ends,
-                notes,
-                board,
-                ship::Halts { stuck: Some(stuck), now: give_up_on },
-            )
-        };
-        let shipping = thread("ship").spawn_scoped(scope, body).map_err(threads)?;
-        thread("notes").spawn_scoped(scope, move || forgotten.iter().for_each(drop)).map_err(threads)?;
+        let body = move || producer::run(producer);
+        let shipping = thread("producer").spawn_scoped(scope, body).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
         let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
         let done = desk.work(failed, &receipts, &signals.inbox);
@@ -90,7 +98,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
 
 /// Waits for the first value, so that no broker is asked for anything where there is none. `None`: all was read, or a
 /// signal says to stop.
-fn first(inbox: &Receiver<Parcel>, signals: &Receiver<Signal>) -> Option<()> {
+fn first(inbox: &Receiver<Chunk>, signals: &Receiver<Signal>) -> Option<()> {
     loop {
         let mut either = Select::new();
         either.recv(inbox);
@@ -130,8 +138,8 @@ fn threads(e: io::Error) -> Error {
 
 /// The main thread: prints what is stored, heeds signals.
 struct Desk<'a> {
-    give_up: Option<stop::Handle>,
-    input: Option<stop::Handle>,
+    give_up: Option<Waking<stop::Handle>>,
+    input: Option<Waking<stop::Handle>>,
     stopping: bool,
     /// Records that were answered.
     stored: u64,
@@ -200,7 +208,7 @@ struct Input {
     origin: Arc<Origin>,
     share: Share,
     given: Arc<AtomicU64>,
-    out: Sender<Parcel>,
+    out: Outlet,
     stop: Stop,
     /// The next chunk's offset in all that was read.
     at: u64,
@@ -212,7 +220,7 @@ impl Input {
         asked: cli::Send,
         topic: &str,
         given: &Arc<AtomicU64>,
-        out: Sender<Parcel>,
+        out: Outlet,
         stop: Stop,
     ) -> Result<Receiver<Error>, Error> {
         let mut input = Input::new(topic, asked.key, given, out, stop);
@@ -232,23 +240,20 @@ impl Input {
         Ok(failed)
     }
 
-    fn new(
-        topic: &str,
-        key: Option<Vec<u8>>,
-        given: &Arc<AtomicU64>,
-        out: Sender<Parcel>,
-        stop: Stop,
-    ) -> Self {
+    fn new(topic: &str, key: Option<Vec<u8>>, given: &Arc<AtomicU64>, out: Outlet, stop: Stop) -> Self {
         let key = key.map_or(Key::None, Key::Constant);
         let origin = Origin {
             stream: StreamId(1),
             topic: topic.into(),
             path: PathBuf::from("-"),
             shape: Arc::new(Shape { key, ..Shape::default() }),
-            gauge: Arc::new(Gauge::default()),
+            gauge: Arc::new(Progress::default()),
         };
         let share = Budget::new(MEMORY).share();
-        Input { origin: Arc::new(origin), share, given: given.clone(), out, stop, at: 0 }
+        let origin = Arc::new(origin);
+        let opened = Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() };
+        out.tell(Parcel::Opened(opened));
+        Input { origin, share, given: given.clone(), out, stop, at: 0 }
     }
 
     /// One chunk for what can be had without waiting. `Err(None)`: stopped.
@@ -288,15 +293,12 @@ impl Input {
         }
         let range = self.at..self.at + size as u64;
         self.at = range.end;
-        self.origin.gauge.framed.fetch_max(range.end, Relaxed);
+        self.origin.gauge.frame(range.end);
         self.given.fetch_add(table.len() as u64, Relaxed);
         let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
         let origin = self.origin.clone();
         let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
-        select! {
-            send(self.out, Parcel::Chunk(chunk)) -> sent => sent.ok(),
-            recv(self.stop.on()) -> _ => None,
-        }
+        self.out.send(Parcel::Chunk(chunk), &self.stop).ok()
     }
 }
 
@@ -305,15 +307,15 @@ mod tests {
     use super::*;
 
     fn texts(input: &'static [u8]) -> Vec<Vec<u8>> {
-        let (out, parcels) = bounded(100);
+        let (out, chunks) = handover::chunks(100, &Waker::new().unwrap());
+        let out = Outlet::new(Arc::default(), out);
         let (_handle, stop) = stop::pair();
         let given = Arc::new(AtomicU64::new(0));
         let mut i = Input::new("t", None, &given, out, stop);
         i.lines(input).unwrap();
         drop(i);
         let mut texts = vec![];
-        for parcel in parcels {
-            let Parcel::Chunk(c) = parcel else { panic!() };
+        for c in chunks {
             texts.extend((0..c.lines.len()).map(|i| c.line(i).to_vec()));
         }
         assert_eq!(given.load(Relaxed), texts.len() as u64);

@@ -3,9 +3,6 @@
 
 mod shipped;
 
-use crate::air;
-use crate::checkpoint::store::{self, Found};
-use crate::checkpoint::{Saved, SavedStream};
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
@@ -14,6 +11,8 @@ use crate::report::live;
 use crate::report::snapshot::{ExactlyOnce, File, Snapshot, State, Stream, Totals, shown};
 use crate::report::text;
 use crate::signals::{self, Signal};
+use crate::state::store::{self, Found};
+use crate::streams::{Saved, SavedStream, sent_marks};
 use crate::tail::identity;
 use crossbeam_channel::{RecvTimeoutError, never};
 use std::collections::BTreeMap;
@@ -97,7 +96,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
     };
     let t = &saved.totals;
     // What the last run sent again is there already, if not in what it saved.
-    let (resent, again) = air::totals(&air(folder).unwrap_or_default());
+    let (resent, again) = sent_marks::totals(&sent_marks_file(folder).unwrap_or_default());
     Snapshot {
         version: env!("CARGO_PKG_VERSION").into(),
         files: paths.into_iter().map(file).collect(),
@@ -121,7 +120,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
     }
 }
 
-fn air(folder: &Path) -> io::Result<Vec<u8>> {
+fn sent_marks_file(folder: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     files::read(&folder.join("air"))?.read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -2,15 +2,17 @@
 
 use super::{crew::Crew, plan};
 use crate::budget::Budget;
-use crate::chunk::{Chunk, Parcel};
+use crate::chunk::Chunk;
 use crate::cli;
 use crate::config::{self, Overrides};
 use crate::error::{Error, ExitCode};
+use crate::handover::{self, Outlet};
 use crate::report::Board;
 use crate::signals;
 use crate::tail::known::Known;
+use crate::waker::Waker;
 use crate::watch::Sight;
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::select;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::thread;
@@ -23,7 +25,10 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
     let (board, known) = (Board::default(), Known::default());
     let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
     let plans = plan::sources(&config, &mut shares, |_| false);
-    let (out, parcels) = bounded::<Parcel>(64);
+    // Nothing here sleeps in poll(2): the waker wakes nobody.
+    let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
+    let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);
+    let out = Outlet::new(Arc::default(), out);
     thread::scope(|scope| {
         let mut crew = Crew::start(scope, (&known, &board), plans, false, false, out)?;
         let mut stdout = io::stdout().lock();
@@ -36,7 +41,7 @@ pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
                 },
                 recv(crew.retry) -> _ => crew.retry_waiting(),
                 recv(crew.ends) -> end => if let Ok(end) = end { crew.ended(end) },
-                recv(parcels) -> p => if let Ok(Parcel::Chunk(chunk)) = p {
+                recv(chunks) -> chunk => if let Ok(chunk) = chunk {
                     match print(&mut stdout, &chunk) {
                         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
                             return Err(Error::failed("standard output", "it was closed", "nothing is lost: start it again"));

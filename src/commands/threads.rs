@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Threads that the tails leave free, for connections that are made later and for whatever shares the limit.
 const RESERVE: u64 = 32;
 
-/// Threads beside one per file: main, signals, watch, ship, checkpoint, saver, status and a driver's.
+/// Threads beside one per file: main, signals, watch, ship, saver, status and a driver's.
 pub const OTHERS: usize = 12;
 
 /// The service's own control group where systemd runs it: what `check` looks at, which itself runs elsewhere.

@@ -70,7 +70,7 @@ table! {
             "auto takes modern where the broker does (Kafka 0.11 and later), else classic: the `kafka` crate, for \
              brokers up to 3.9 and without TLS, SASL, lz4, zstd, headers and exactly-once.",
             "Change it only to pin one of the two.";
-        client_id: String = text("text"), Default("\"logagent\""), Reconnects, "",
+        client_id: String = client_id("text, 1 to 255 bytes"), Default("\"logagent\""), Reconnects, "",
             "Tells agents apart in the logs, metrics and quotas of the broker.";
         key: Option<RecordKey> = record_key("\"path\", \"host\", or a table with one key" => KeyTable),
             Example("\"path\""), AtOnce,

@@ -227,7 +227,9 @@ fn six_mistakes_of_six_kinds_are_all_named() {
 /// Each line is a mistake put after `[kafka]`, `[[files]]` or at the top, with what must be said.
 #[test]
 fn one_mistake_each() {
+    let long = format!("client_id = \"{}\"", "x".repeat(256));
     let in_kafka = [
+        (&*long, "4:13", "1 to 255 bytes"),
         ("key = \"path\"\npartition = \"sticky\"", "5:13", "ignores the `key`"),
         ("partition = \"hash\"", "4:13", "there is no `key`"),
         ("partition = \"hsah\"", "4:13", "did you mean \"hash\"?"),

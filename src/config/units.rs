@@ -177,6 +177,14 @@ fn whole(digits: &str) -> Result<u64, Invalid> {
     digits.parse().map_err(|_| Text("it is too large"))
 }
 
+/// What brokers write into their logs. The protocol has room for 32,767 bytes, in every request.
+pub fn client_id(s: &str) -> Result<String, Invalid> {
+    match s.len() {
+        1..=255 => Ok(s.to_owned()),
+        _ => Err(Text("it has 1 to 255 bytes")),
+    }
+}
+
 /// The topic names that Kafka takes (`org.apache.kafka.common.internals.Topic`).
 pub fn topic(s: &str) -> Result<String, Invalid> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);

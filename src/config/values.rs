@@ -154,6 +154,10 @@ fn with_port(s: &str) -> String {
     meant.into_iter().find(|m| units::broker(m).is_ok()).unwrap_or_default()
 }
 
+pub fn client_id(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
+    parsed(walk, key, v, ("a client id", "\"logagent\""), units::client_id)
+}
+
 pub fn topic(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
     parsed(walk, key, v, ("a topic", "\"web_log\""), units::topic)
 }

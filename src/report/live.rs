@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -54,6 +55,8 @@ pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<Live> {
     };
     let socket = listener.as_ref().map(|_| folder.join(SOCKET));
     let (wake, woken) = UnixStream::pair()?;
+    wake.set_nonblocking(true)?;
+    let _ = board.alarm.set(wake.try_clone()?);
     let to = textfile.clone();
     let thread = thread::Builder::new().name("status".into()).stack_size(128 << 10).spawn(move || {
         serve(&board, listener.as_ref(), &to, &woken);
@@ -77,7 +80,9 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        drop(self.wake.take());
+        if let Some(wake) = self.wake.take() {
+            let _ = wake.shutdown(Shutdown::Both); // the board has it too
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -183,7 +183,7 @@ impl Snapshot {
                 path: folder.path.as_deref().map(shown),
                 degraded: degraded(&folder),
                 bytes_written: read(&board.totals.state_bytes)
-                    + board.air.get().map_or(0, |a| a.written())
+                    + board.sent_marks.get().map_or(0, |m| m.written())
                     + read(&board.once.bytes),
             },
             exactly_once: ExactlyOnce::of(board),
@@ -408,7 +408,7 @@ mod tests {
     fn board() -> (Board, Arc<Gauge>, Arc<Gauge>) {
         let board = Board::default();
         let (old, live) = (board.gauge(StreamId(3), 50, 100), board.gauge(StreamId(4), 0, 1000));
-        live.frame(0, 600, 6);
+        live.frame(600);
         live.acked.store(400, Relaxed);
         live.belongs(StreamId(4), Identity { dev: 1, ino: 2, born: None });
         let gauges = vec![old.clone(), live.clone()];
@@ -437,9 +437,9 @@ mod tests {
         live.saw(2000, later);
         let age = |now| Snapshot::take(&board, now).files[0].oldest_unsent;
         assert!(age(later).is_some_and(|a| (59.0..70.0).contains(&a)), "{:?}", age(later));
-        old.frame(50, 100, 1);
+        old.frame(100);
         old.acked.store(100, Relaxed);
-        live.frame(600, 1900, 1);
+        live.frame(1900);
         live.acked.store(1500, Relaxed);
         assert!(age(later + Duration::from_secs(5)).is_some_and(|a| (4.9..6.0).contains(&a)));
         live.acked.store(1900, Relaxed);
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(stuck().as_deref(), Some("denied"));
         board.files().get_mut(Path::new("/a")).unwrap().last_error = None;
         for gauge in [old, live] {
-            gauge.frame(0, 1000, 0);
+            gauge.frame(1000);
             gauge.acked.store(1000, Relaxed);
         }
         assert_eq!(stuck(), None);

@@ -203,7 +203,7 @@ impl Tail<'_> {
         self.tell_finished(stream, look, at)
     }
 
-    /// To checkpoint: the stream is in this file, and ends at `at`.
+    /// To the registry: the stream is in this file, and ends at `at`.
     fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
         let origin = self.origin(stream, at.offset, at.offset);
         self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;

@@ -295,7 +295,7 @@ impl Open {
             }
             bytes.truncate(framed.consumed);
             permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
-            self.origin.gauge.frame(start, self.at.offset, lines.len() as u64);
+            self.origin.gauge.frame(self.at.offset);
             let chunk = Chunk {
                 origin: self.origin.clone(),
                 range: start..self.at.offset,

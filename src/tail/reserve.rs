@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What checkpoint has to be told: the file's stream is opened, and parked at once. `None`: something is known of the path or
+/// What the registry has to be told: the file's stream is opened, and parked at once. `None`: something is known of the path or
 /// the file already, and its tail will go on from that.
 pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[Parcel; 2]>> {
     if !known.of(&o.path).is_empty() {

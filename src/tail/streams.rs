@@ -186,7 +186,7 @@ impl Tail<'_> {
         let Some(i) = self.in_memory.iter().position(|c| c.origin.stream == stream) else { return Ok(None) };
         let chunk = self.in_memory.remove(i);
         let (end, lines) = (chunk.end, chunk.lines.len() as u64);
-        chunk.origin.gauge.frame(chunk.range.start, end.offset, lines);
+        chunk.origin.gauge.frame(end.offset);
         self.board.totals.read_lines.fetch_add(lines, Relaxed);
         self.send(Parcel::Chunk(chunk))?;
         Ok(Some(end))
@@ -290,7 +290,7 @@ impl Tail<'_> {
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.out.try_send(Parcel::Closed(parked)); // it says nothing new
+            let _ = self.send(Parcel::Closed(parked)); // it says nothing new
         }
     }
 }

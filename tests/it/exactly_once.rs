@@ -51,7 +51,7 @@ fn config_by(folder: &Folder, topic: &Topic, address: &str, chaos: &Chaos) {
 }
 
 /// `c.toml`, with more of `[agent]` and `[kafka]`.
-fn write_config(folder: &Folder, topic: &str, address: &str, agent: &str, kafka: &str) {
+pub fn write_config(folder: &Folder, topic: &str, address: &str, agent: &str, kafka: &str) {
     let text = format!(
         "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{agent}\n[kafka]\nbrokers = {:?}\ntopic = {topic:?}\n\
          {kafka}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",

@@ -217,7 +217,7 @@ fn metrics_are_there_when_ready() {
 
 /// One reload after the other while 5,000 lines a second go to a real broker by either driver. Fails when no driver follows
 /// the one that leaves, or when ship does not take it up. (That none leaves with a batch in its hands is seen in
-/// `ship/tests.rs` and by the simulator: here the moment would be too short.)
+/// `producer/tests.rs` and by the simulator: here the moment would be too short.)
 #[test]
 fn reloads_under_load_neither_lose_nor_double() {
     let broker = Broker::shared(Version::V39);

@@ -1,5 +1,5 @@
 //! The state folder over restarts, kills and damage, and what `status` says of it. Without a broker:
-//! delivery is to standard output. Crash images of single saves are unit tests of `checkpoint/store.rs`.
+//! delivery is to standard output. Crash images of single saves are unit tests of `state/store.rs`.
 
 use crate::harness::*;
 use rustix::process::Signal;

@@ -38,7 +38,7 @@ fn one_stopped_thread_ends_the_pings() {
     );
     let agent = folder.agent_line(&args).env("WATCHDOG_USEC", WATCHDOG).start();
     wait_until(SOON, "the line is there", || broker.stored("t").len() == 1);
-    for name in ["watch", "ship", "checkpoint"] {
+    for name in ["watch", "producer", "saver"] {
         pings_come(&agent);
         let halted = Halted::new(agent.thread(name));
         pings_end(&agent, &format!("{name} stands still, and the pings go on"));

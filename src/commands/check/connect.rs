@@ -4,7 +4,7 @@
 use super::{Outcome, Step, Trouble};
 use crate::commands::drivers;
 use crate::config::{Codec, Config, Delivery, Driver, Kafka, Output};
-use crate::ship::modern::visit::{self, Speaks, Visit, Wanted};
+use crate::kafka::broker_check::{self, Speaks, Visit, Wanted};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -27,12 +27,12 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(Step)) {
     let mut leaders = Vec::new();
     for address in &seen {
         let v = Visit { address, options: &options, topics: &topics, speaks, read };
-        leaders.extend(visit::visit(&v, &mut |step| tell(advised(step, address))));
+        leaders.extend(broker_check::visit(&v, &mut |step| tell(advised(step, address))));
     }
     for address in leaders.into_iter().take(LEADERS) {
         if !seen.contains(&address) {
             let v = Visit { address: &address, options: &options, topics: &[], speaks, read };
-            visit::visit(&v, &mut |step| tell(advised(step, &address)));
+            broker_check::visit(&v, &mut |step| tell(advised(step, &address)));
             seen.push(address);
         }
     }
@@ -50,7 +50,7 @@ fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
 }
 
 /// With the broker's name where the step does not say it, and with what to do where it failed.
-fn advised(step: visit::Step, address: &str) -> Step {
+fn advised(step: broker_check::Step, address: &str) -> Step {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let what = match step.what.as_str() {
         "name" => format!("name {host}"),
@@ -61,10 +61,10 @@ fn advised(step: visit::Step, address: &str) -> Step {
         None => Trouble { fix: advice(&what).to_owned(), why: told },
     };
     let outcome = match step.outcome {
-        visit::Outcome::Good(found) => Outcome::Good(found),
-        visit::Outcome::Doubtful(told) => Outcome::Doubtful(trouble(told)),
-        visit::Outcome::Failed(told) => Outcome::Failed(trouble(told)),
-        visit::Outcome::Never(told) => Outcome::Never(trouble(told)),
+        broker_check::Outcome::Good(found) => Outcome::Good(found),
+        broker_check::Outcome::Doubtful(told) => Outcome::Doubtful(trouble(told)),
+        broker_check::Outcome::Failed(told) => Outcome::Failed(trouble(told)),
+        broker_check::Outcome::Never(told) => Outcome::Never(trouble(told)),
     };
     Step { what, took: step.took, outcome }
 }

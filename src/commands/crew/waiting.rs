@@ -87,7 +87,7 @@ impl Crew<'_, '_> {
         match tail::reserve(&options, self.known, self.board) {
             Ok(told) => {
                 if let Some(out) = self.out.as_ref().filter(|_| self.saves) {
-                    told.into_iter().flatten().for_each(|parcel| drop(out.send(parcel)));
+                    told.into_iter().flatten().for_each(|parcel| out.tell(parcel));
                 }
             }
             Err(e) => debug!("{}: {e}", file.found.path.display()), // its tail will say it

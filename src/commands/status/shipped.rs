@@ -2,10 +2,10 @@
 //! answer is yes only where it is proved: by the file's identity and the position of its stream, or, for a copy, by the
 //! bytes before the position (its mark). Of a `.gz`, all of this is about what it holds decompressed.
 
-use crate::checkpoint::{Saved, SavedStream};
 use crate::chunk::{Identity, Mark};
 use crate::error::{Error, ExitCode};
 use crate::report::snapshot::{Id, Snapshot};
+use crate::streams::{Saved, SavedStream};
 use crate::tail::gz::Gz;
 use crate::tail::identity::{self, Look};
 use crate::tail::open::mark_at;
@@ -60,7 +60,7 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
 /// Whether a stream's own path leads to this file: then it is read as it is, whatever its name.
 fn is_followed(look: &Look, live: Option<&Snapshot>, saved: &Saved) -> bool {
     let live = live.into_iter().flat_map(|s| &s.files).map(|f| Path::new(&f.path));
-    let mut paths = live.chain(saved.streams.iter().map(|s| s.path.as_path()));
+    let mut paths = live.chain(saved.streams.iter().map(|s| &*s.path));
     paths.any(|p| identity::look_at(p).is_ok_and(|at| at.is_some_and(|at| at.identity == look.identity)))
 }
 

@@ -4,6 +4,7 @@ use super::world::{State, remove};
 use super::{Op, World};
 use crate::budget::Budget;
 use crate::chunk::{Chunk, Ending, Parcel, StreamId};
+use crate::handover::Outlet;
 use crate::report::Board;
 use crate::tail::follow::{Step, Until};
 use crate::tail::known::{Entry, Known};
@@ -113,7 +114,6 @@ impl Life<'_> {
                         self.closed.push(c.stream);
                     }
                 }
-                Parcel::Source(_) | Parcel::Flush(_) => {}
             }
         }
         self.finish(w);
@@ -262,7 +262,7 @@ impl World {
         let path = self.path("app.log");
         let options = options(&path, self.saved_at, &budget);
         let first = Change { options, outdated: stop.clone() };
-        let tail = Tail::new(first, &known, &board, out, &stop, self.now);
+        let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
         let gauges = HashMap::new();
         let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), gauges };
         if self.once && self.dice.below(2) == 0 {

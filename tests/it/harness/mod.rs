@@ -8,6 +8,7 @@ mod agent;
 mod broker;
 mod lines;
 mod manager;
+pub mod page;
 mod proxy;
 mod ptrace;
 mod records;

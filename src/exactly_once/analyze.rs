@@ -1,0 +1,312 @@
+//! What the records of an earlier run mean: which lines are stored, which may be, and which numbers a partition used last.
+//! Pure: reads no file, asks no broker.
+//!
+//! The rule: a partition has one open intent at most, for the next one is written only when the one before is settled (all
+//! its records are stored, or are dead letters) or is voided by name. So of a partition's intents only the last can be open.
+
+use super::intent::{Intent, Last, Piece, Record};
+use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
+use crate::producer::batch::Numbers;
+use crate::streams::SavedPositions;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A partition of a topic.
+pub type Place = (Topic, i32);
+
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Chunks all of whose lines are stored, though the saved positions do not say so.
+    pub settled: Vec<Ack>,
+    /// Flights with lines that may be stored, or are not, beside lines that are.
+    pub flights: Vec<Rebuild>,
+    /// The last numbers of each partition.
+    pub lasts: HashMap<Place, Last>,
+    /// Intents that are still needed, in order.
+    pub keep: Vec<Intent>,
+    /// The highest serial, flight number, and epoch of the id that was used last.
+    pub serial: u64,
+    pub flight: FlightNo,
+    pub id: Option<(i64, i16)>,
+}
+
+/// A flight to be read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebuild {
+    pub flight: FlightNo,
+    pub topic: Topic,
+    pub topic_id: [u8; 16],
+    pub stamp_ms: i64,
+    pub chunks: Vec<Wanted>,
+    pub open: Vec<Open>,
+}
+
+/// A chunk of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub piece: Piece,
+    /// Lines that are stored, ascending.
+    pub stored: Vec<u16>,
+}
+
+/// A batch that may be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Open {
+    pub serial: u64,
+    pub partition: i32,
+    pub numbers: Numbers,
+    pub count: u32,
+    pub follows: bool,
+    /// By chunk of the flight and line, ascending.
+    pub picks: Vec<(usize, u16)>,
+}
+
+/// The chunk, as the same in all intents that name it.
+type ChunkKey = (StreamId, u64, u64);
+
+fn key(p: &Piece) -> ChunkKey {
+    (p.stream, p.range.start, p.range.end)
+}
+
+pub fn load(records: Vec<Record>, saved: &SavedPositions) -> Loaded {
+    let mut out = Loaded::default();
+    let mut intents: Vec<Intent> = Vec::new();
+    let mut last_intent: HashMap<Place, u64> = HashMap::new();
+    let mut void: HashSet<u64> = HashSet::new();
+    let mut latest = (0, None);
+    for record in records {
+        match record {
+            Record::Last(l) => {
+                let at = (l.topic.clone(), l.partition);
+                last_intent.remove(&at);
+                note_id(&mut latest, l.serial, l.pid, l.epoch);
+                out.serial = out.serial.max(l.serial);
+                out.lasts.insert(at, l);
+            }
+            Record::Intent(i) => {
+                let at = (i.topic.clone(), i.partition);
+                void.insert(i.voids);
+                last_intent.insert(at.clone(), i.serial);
+                note_id(&mut latest, i.serial, i.numbers.pid, i.numbers.epoch);
+                out.serial = out.serial.max(i.serial);
+                out.flight = out.flight.max(i.flight);
+                out.lasts.insert(at, i.last());
+                intents.push(i);
+            }
+        }
+    }
+    out.id = latest.1;
+    // One covered piece of a batch that still counts: all of it was done.
+    let covered = |p: &Piece| saved.holds(p.stream, &p.range);
+    intents.retain(|i| !void.contains(&i.serial) && !i.pieces.iter().all(covered));
+    let is_open = |i: &Intent| {
+        last_intent.get(&(i.topic.clone(), i.partition)) == Some(&i.serial) && !i.pieces.iter().any(covered)
+    };
+    let mut flights: BTreeMap<FlightNo, Vec<&Intent>> = BTreeMap::new();
+    for i in &intents {
+        flights.entry(i.flight).or_default().push(i);
+    }
+    for (_, of_flight) in flights {
+        one_flight(&of_flight, &is_open, &covered, &mut out);
+    }
+    out.keep = intents;
+    out
+}
+
+/// The id that was used last, and its highest epoch.
+fn note_id(latest: &mut (u64, Option<(i64, i16)>), serial: u64, pid: i64, epoch: i16) {
+    match &mut latest.1 {
+        Some((known, e)) if *known == pid => *e = epoch.max(*e),
+        _ if serial >= latest.0 => latest.1 = Some((pid, epoch)),
+        _ => return,
+    }
+    latest.0 = serial.max(latest.0);
+}
+
+fn one_flight(
+    intents: &[&Intent],
+    is_open: &impl Fn(&Intent) -> bool,
+    covered: &impl Fn(&Piece) -> bool,
+    out: &mut Loaded,
+) {
+    let mut stored: BTreeMap<ChunkKey, (&Piece, Vec<u16>)> = BTreeMap::new();
+    let mut order: Vec<ChunkKey> = Vec::new();
+    for i in intents {
+        for p in i.pieces.iter().filter(|p| !covered(p)) {
+            let entry = stored.entry(key(p)).or_insert_with(|| {
+                order.push(key(p));
+                (p, Vec::new())
+            });
+            if !is_open(i) {
+                entry.1.extend(p.picked());
+            }
+        }
+    }
+    order.sort_unstable(); // of one stream, in its order: as the flight had them
+    let mut chunks = Vec::new();
+    let mut place: HashMap<ChunkKey, usize> = HashMap::new();
+    for k in order {
+        let Some((piece, mut lines)) = stored.remove(&k) else { continue };
+        lines.sort_unstable();
+        lines.dedup();
+        if lines.len() == piece.lines as usize {
+            out.settled.push(piece.ack());
+            continue;
+        }
+        place.insert(k, chunks.len());
+        chunks.push(Wanted { piece: Piece { picks: None, ..piece.clone() }, stored: lines });
+    }
+    let Some(first) = intents.first().filter(|_| !chunks.is_empty()) else { return };
+    let open = intents.iter().filter(|i| is_open(i)).map(|i| {
+        let mut picks: Vec<(usize, u16)> = Vec::new();
+        for p in &i.pieces {
+            if let Some(at) = place.get(&key(p)) {
+                picks.extend(p.picked().map(|line| (*at, line)));
+            }
+        }
+        picks.sort_unstable();
+        Open {
+            serial: i.serial,
+            partition: i.partition,
+            numbers: i.numbers,
+            count: i.count,
+            follows: i.follows,
+            picks,
+        }
+    });
+    let open = open.collect();
+    let (topic, topic_id) = (first.topic.clone(), first.topic_id);
+    out.flights.push(Rebuild {
+        flight: first.flight,
+        topic,
+        topic_id,
+        stamp_ms: first.stamp_ms,
+        chunks,
+        open,
+    });
+}
+
+impl Intent {
+    pub fn last(&self) -> Last {
+        Last {
+            serial: self.serial,
+            topic: self.topic.clone(),
+            topic_id: self.topic_id,
+            partition: self.partition,
+            pid: self.numbers.pid,
+            epoch: self.numbers.epoch,
+            end: crate::producer::sequence::after(self.numbers.base, self.count),
+        }
+    }
+}
+
+impl Piece {
+    pub fn ack(&self) -> Ack {
+        Ack { stream: self.stream, range: self.range.clone(), end: self.end, lines: self.lines.into() }
+    }
+
+    pub fn spans(&self) -> (StreamId, Range) {
+        (self.stream, self.range.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::{Break, Point};
+
+    fn piece(stream: u64, start: u64, lines: u32, picks: Option<Vec<u16>>) -> Piece {
+        let range = start..start + 10 * u64::from(lines);
+        let end = Point { offset: range.end, ..Point::default() };
+        Piece {
+            stream: StreamId(stream),
+            range,
+            end,
+            last: Break::Newline,
+            crc: 0,
+            lines,
+            table: None,
+            picks,
+        }
+    }
+
+    fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<Piece>) -> Intent {
+        let count = pieces.iter().map(|p| p.picked().count() as u32).sum();
+        let numbers = Numbers { pid: 1, epoch: 0, base: 0 };
+        let flight = FlightNo(flight);
+        Intent {
+            serial,
+            voids: 0,
+            flight,
+            topic: "t".into(),
+            topic_id: [1; 16],
+            partition,
+            numbers,
+            count,
+            follows: true,
+            stamp_ms: 5,
+            pieces,
+        }
+    }
+
+    fn saved(of: &[(u64, u64)]) -> SavedPositions {
+        SavedPositions(of.iter().map(|(s, at)| (StreamId(*s), (*at, vec![]))).collect())
+    }
+
+    fn loaded(intents: &[Intent], of: &[(u64, u64)]) -> Loaded {
+        load(intents.iter().cloned().map(Record::Intent).collect(), &saved(of))
+    }
+
+    /// Fails when an earlier intent of a partition counts as open, or the last one as stored.
+    #[test]
+    fn only_the_last_of_a_partition_is_open() {
+        let a = intent(1, 1, 0, vec![piece(1, 0, 3, None)]);
+        let b = intent(2, 2, 0, vec![piece(1, 30, 2, None)]);
+        let l = loaded(&[a, b], &[(1, 0)]);
+        assert_eq!((l.settled.len(), l.settled[0].range.clone()), (1, 0..30));
+        assert_eq!(l.flights.len(), 1);
+        assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.len()), (2, 0));
+        assert_eq!((l.serial, l.flight, l.id, l.keep.len()), (2, FlightNo(2), Some((1, 0)), 2));
+        assert_eq!(l.lasts[&("t".into(), 0)].end, 2);
+    }
+
+    /// Fails when a covered intent is taken up again, or one that the saved positions cover in part counts as open: what is
+    /// saved was acknowledged, and a chunk is only when all batches with lines of it are stored.
+    #[test]
+    fn what_is_covered_is_done() {
+        let a = intent(1, 1, 0, vec![piece(1, 0, 3, None), piece(2, 0, 4, Some(vec![0, 2]))]);
+        let l = loaded(std::slice::from_ref(&a), &[(1, 30), (2, 40)]);
+        assert!(l.flights.is_empty() && l.settled.is_empty() && l.keep.is_empty());
+        let l = loaded(&[a], &[(1, 30), (2, 0)]);
+        assert_eq!(l.flights[0].chunks[0].stored, [0, 2]);
+        assert!(l.flights[0].open.is_empty(), "lines 1 and 3 are to be sent anew, 0 and 2 are stored");
+    }
+
+    /// Fails when lines of a split batch that got no numbers of their own count as stored.
+    #[test]
+    fn a_voided_intent_says_nothing() {
+        let whole = intent(1, 1, 0, vec![piece(1, 0, 4, None)]);
+        let front = Intent { voids: 1, ..intent(2, 1, 0, vec![piece(1, 0, 4, Some(vec![0, 1]))]) };
+        let l = loaded(&[whole.clone(), front.clone()], &[(1, 0)]);
+        let f = &l.flights[0];
+        assert_eq!((f.open.len(), f.open[0].picks.clone()), (1, vec![(0, 0), (0, 1)]));
+        assert!(f.chunks[0].stored.is_empty());
+        // The other half elsewhere: then the front is settled, if its partition went on.
+        let back = Intent { voids: 1, ..intent(3, 1, 0, vec![piece(1, 0, 4, Some(vec![2, 3]))]) };
+        let l = loaded(&[whole, front, back], &[(1, 0)]);
+        assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.clone()), (3, vec![0, 1]));
+    }
+
+    /// Fails when a flight over two partitions is not put together from its two intents.
+    #[test]
+    fn a_flight_over_partitions() {
+        let even = intent(1, 7, 0, vec![piece(1, 0, 4, Some(vec![0, 2]))]);
+        let odd = intent(2, 7, 1, vec![piece(1, 0, 4, Some(vec![1, 3]))]);
+        let l = loaded(&[even.clone(), odd.clone()], &[(1, 0)]);
+        assert_eq!((l.flights[0].open.len(), l.flights[0].chunks.len()), (2, 1));
+        let next = intent(3, 8, 0, vec![piece(1, 40, 1, None)]);
+        let more = intent(4, 9, 1, vec![piece(1, 50, 1, None)]);
+        let l = loaded(&[even, odd, next, more], &[(1, 0)]);
+        assert_eq!(l.settled.len(), 1);
+        assert_eq!(l.flights.iter().map(|f| f.flight.0).collect::<Vec<_>>(), [8, 9]);
+    }
+}

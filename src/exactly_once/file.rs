@@ -1,0 +1,346 @@
+//! The file `flights`: records that survive a kill, and with `sync = "always"` a power loss. Knows nothing of what they say.
+//!
+//! ```text
+//! 0       head of half 0, 4096 bytes            8192            half 0: records
+//! 4096    head of half 1, 4096 bytes            8192 + HALF     half 1: records
+//! head    "logagent flights 1\n", u64 generation, u8 synced, 3 x (u8 length, text) machine, boot, made by; u32 crc32c
+//! record  u32 length, u32 crc32c of generation and payload, payload
+//! ```
+//!
+//! The half with the highest generation counts. Records are appended to it; when it is full, and at each start, what is
+//! still needed goes to the other half, and that half's head, written last, makes it the one that counts. So at every
+//! moment one half is whole. Bytes of an earlier generation never pass for records: the checksum covers the generation.
+//! After a start nothing is ever appended behind a torn record. The file is allocated whole when it is made, so a full disk
+//! cannot stop it later.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+const MAGIC: &[u8] = b"logagent flights 1\n";
+const HEAD: u64 = 4096;
+const DATA: u64 = 2 * HEAD;
+/// Bytes of each half. In tests so few that halves change often.
+pub const HALF: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
+const FRAME: usize = 8;
+
+/// On which machine, in which boot and by what a half was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    pub machine: String,
+    pub boot: String,
+    /// All records were synced before they counted.
+    pub synced: bool,
+}
+
+#[derive(Debug)]
+pub struct Store {
+    file: File,
+    half: u64,
+    generation: u64,
+    /// Where the next record goes, from the half's start.
+    at: u64,
+    written: u64,
+}
+
+/// What a `flights` file held.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// `None`: no half is whole.
+    pub binding: Option<Binding>,
+    pub records: Vec<Vec<u8>>,
+    /// The file had content, so without a whole half it is damaged.
+    pub content: bool,
+}
+
+/// Records to be appended together.
+#[derive(Debug, Default)]
+pub struct Group {
+    bytes: Vec<u8>,
+}
+
+impl Store {
+    /// Takes up a file, readable and writable. Nothing is written before [`Store::begin`], which has to come next.
+    pub fn open(file: File) -> io::Result<(Store, Found)> {
+        let mut store = Store { file, half: 1, generation: 0, at: 0, written: 0 };
+        let mut found = Found { content: store.file.metadata()?.len() > 0, ..Found::default() };
+        let mut best: Option<(u64, u64, Binding)> = None;
+        for half in 0..2 {
+            let mut head = vec![0; HEAD as usize];
+            if store.file.read_exact_at(&mut head, half * HEAD).is_err() {
+                continue;
+            }
+            if let Some((generation, binding)) = read_head(&head)
+                && best.as_ref().is_none_or(|b| b.0 < generation)
+            {
+                best = Some((generation, half, binding));
+            }
+        }
+        if let Some((generation, half, binding)) = best {
+            (store.generation, store.half) = (generation, half);
+            found.records = store.records()?;
+            found.binding = Some(binding);
+        }
+        Ok((store, found))
+    }
+
+    fn base(&self) -> u64 {
+        DATA + self.half * HALF
+    }
+
+    fn records(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut records = Vec::new();
+        let mut at = 0;
+        loop {
+            let mut frame = [0; FRAME];
+            if at + FRAME as u64 > HALF || !self.is_there(&mut frame, at)? {
+                return Ok(records);
+            }
+            let [a, b, c, d, e, f, g, h] = frame;
+            let (len, crc) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+            at += FRAME as u64;
+            if len == 0 || at + u64::from(len) > HALF {
+                return Ok(records);
+            }
+            let mut payload = vec![0; len as usize];
+            if !self.is_there(&mut payload, at)? || crc != check(self.generation, &payload) {
+                return Ok(records);
+            }
+            at += u64::from(len);
+            records.push(payload);
+        }
+    }
+
+    /// Reads from the half; `false`: the file ends before.
+    fn is_there(&self, bytes: &mut [u8], at: u64) -> io::Result<bool> {
+        match self.file.read_exact_at(bytes, self.base() + at) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes the other half the one that counts, with these records. After an error the old one still counts.
+    pub fn begin(&mut self, binding: &Binding, payloads: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
+        if self.file.metadata()?.len() < DATA + 2 * HALF {
+            allocate(&self.file, DATA + 2 * HALF)?;
+        }
+        let mut next = Store {
+            file: self.file.try_clone()?,
+            half: 1 - self.half,
+            generation: self.generation + 1,
+            at: 0,
+            written: self.written,
+        };
+        let mut group = Group::default();
+        for payload in payloads {
+            next.add(&mut group, &payload);
+        }
+        if !next.fits(&group) {
+            return Err(io::Error::other("more unsettled flights than the file holds"));
+        }
+        next.append(&group, false)?;
+        if binding.synced {
+            next.file.sync_data()?;
+        }
+        let head = head(next.generation, binding);
+        next.file.write_all_at(&head, next.half * HEAD)?;
+        next.written += head.len() as u64;
+        if binding.synced {
+            next.file.sync_data()?;
+        }
+        *self = next;
+        Ok(())
+    }
+
+    pub fn add(&self, group: &mut Group, payload: &[u8]) {
+        group.bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        group.bytes.extend_from_slice(&check(self.generation, payload).to_le_bytes());
+        group.bytes.extend_from_slice(payload);
+    }
+
+    pub fn fits(&self, group: &Group) -> bool {
+        self.at + group.bytes.len() as u64 <= HALF
+    }
+
+    /// Room for a record of so many bytes behind this group.
+    pub fn has_room(&self, group: &Group, payload: usize) -> bool {
+        self.at + (group.bytes.len() + FRAME + payload) as u64 <= HALF
+    }
+
+    /// After an error the same place is written again.
+    pub fn append(&mut self, group: &Group, sync: bool) -> io::Result<()> {
+        self.file.write_all_at(&group.bytes, self.base() + self.at)?;
+        if sync {
+            self.file.sync_data()?;
+        }
+        self.at += group.bytes.len() as u64;
+        self.written += group.bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes written by this process.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+}
+
+impl Group {
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Ok(()) => Ok(()),
+        // A file system without it: zeros do the same.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            let have = file.metadata()?.len();
+            let zeros = vec![0; 64 << 10];
+            let mut at = have;
+            while at < len {
+                let n = zeros.len().min((len - at) as usize);
+                file.write_all_at(&zeros[..n], at)?;
+                at += n as u64;
+            }
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn check(generation: u64, payload: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&generation.to_le_bytes()), payload)
+}
+
+fn head(generation: u64, b: &Binding) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend_from_slice(&generation.to_le_bytes());
+    out.push(u8::from(b.synced));
+    for text in [b.machine.as_str(), b.boot.as_str(), env!("CARGO_PKG_VERSION")] {
+        let text = &text.as_bytes()[..text.len().min(255)];
+        out.push(text.len() as u8);
+        out.extend_from_slice(text);
+    }
+    out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
+    out.resize(HEAD as usize, 0);
+    out
+}
+
+fn read_head(head: &[u8]) -> Option<(u64, Binding)> {
+    let rest = head.strip_prefix(MAGIC)?;
+    let (generation, rest) = rest.split_first_chunk::<8>()?;
+    let (synced, mut rest) = rest.split_first()?;
+    let mut texts = Vec::new();
+    for _ in 0..3 {
+        let (len, after) = rest.split_first()?;
+        let (text, after) = after.split_at_checked(usize::from(*len))?;
+        texts.push(String::from_utf8_lossy(text).into_owned());
+        rest = after;
+    }
+    let said = head.len() - rest.len();
+    let crc = rest.first_chunk::<4>()?;
+    if u32::from_le_bytes(*crc) != crc32c::crc32c(&head[..said]) {
+        return None;
+    }
+    texts.pop();
+    let (boot, machine) = (texts.pop()?, texts.pop()?);
+    Some((u64::from_le_bytes(*generation), Binding { machine, boot, synced: *synced == 1 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::private;
+    use crate::producer::retry::Rng;
+    use std::path::Path;
+
+    fn open(path: &Path) -> (Store, Found) {
+        Store::open(private(path).unwrap()).unwrap()
+    }
+
+    fn binding() -> Binding {
+        Binding { machine: "m".into(), boot: "b".into(), synced: true }
+    }
+
+    fn put(store: &mut Store, payload: &[u8]) {
+        let mut group = Group::default();
+        store.add(&mut group, payload);
+        store.append(&group, false).unwrap();
+    }
+
+    /// Fails when a record is lost, or one of an earlier generation comes back.
+    #[test]
+    fn records_over_many_generations() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flights");
+        assert_eq!(open(&path).1, Found::default());
+        let mut want: Vec<Vec<u8>> = Vec::new();
+        let mut rng = Rng::new(1);
+        for round in 0..50u8 {
+            let (mut store, found) = open(&path);
+            assert_eq!(found.records, want);
+            assert_eq!(found.binding.is_some(), round > 0);
+            want.drain(..rng.below(want.len() + 1));
+            store.begin(&binding(), want.iter().cloned()).unwrap();
+            for _ in 0..rng.below(5) {
+                let payload = vec![round; 1 + rng.below(300)];
+                put(&mut store, &payload);
+                want.push(payload);
+            }
+        }
+    }
+
+    /// Crash images: the writes of a change of halves and of an append, each cut short at every length (a kill keeps what was
+    /// written before it). Fails when any of them loses a record that counted before, or gives one that is torn.
+    #[test]
+    fn every_cut_leaves_a_whole_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flights");
+        let (mut store, _) = open(&path);
+        store.begin(&binding(), [b"one".to_vec(), b"two".to_vec()].into_iter()).unwrap();
+        let old = vec![b"one".to_vec(), b"two".to_vec()];
+        let image = std::fs::read(&path).unwrap();
+        // An append.
+        put(&mut store, b"three");
+        let after = std::fs::read(&path).unwrap();
+        let changed: Vec<usize> = (0..image.len()).filter(|i| image[*i] != after[*i]).collect();
+        for cut in 0..=changed.len() {
+            let mut torn = image.clone();
+            changed[..cut].iter().for_each(|i| torn[*i] = after[*i]);
+            std::fs::write(&path, &torn).unwrap();
+            let records = open(&path).1.records;
+            assert_eq!(&records[..2], &old[..]);
+            assert_eq!(records.len(), if cut == changed.len() { 3 } else { 2 });
+        }
+        // A change of halves, its records before its head.
+        std::fs::write(&path, &image).unwrap();
+        let (mut store, _) = open(&path);
+        store.begin(&binding(), [b"two".to_vec()].into_iter()).unwrap();
+        let after = std::fs::read(&path).unwrap();
+        let mut changed: Vec<usize> = (0..image.len()).filter(|i| image[*i] != after[*i]).collect();
+        changed.sort_by_key(|i| *i < DATA as usize);
+        for cut in 0..=changed.len() {
+            let mut torn = image.clone();
+            changed[..cut].iter().for_each(|i| torn[*i] = after[*i]);
+            std::fs::write(&path, &torn).unwrap();
+            let records = open(&path).1.records;
+            let new = cut == changed.len();
+            assert_eq!(records, if new { vec![b"two".to_vec()] } else { old.clone() }, "cut {cut}");
+        }
+    }
+
+    /// Fails when a zeroed or a damaged file passes for an empty one.
+    #[test]
+    fn damage_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flights");
+        for bytes in [vec![0; 1 << 20], vec![7; 100]] {
+            std::fs::write(&path, bytes).unwrap();
+            let found = open(&path).1;
+            assert!(found.content && found.binding.is_none());
+        }
+    }
+}

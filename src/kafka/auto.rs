@@ -1,0 +1,307 @@
+//! Chooses the driver by what the brokers say they take, drives it, and chooses again when it says that the broker is one
+//! for the other.
+
+use crate::kafka::net::probe::{self, Finding, Ranges};
+use crate::producer::driver::{Context, Drive, Driver, Event, Leave, Order, Pace};
+use crate::producer::outage::{Outages, Who};
+use crate::producer::worker::refuse;
+use crate::pulse::Beat;
+use crate::stop::{self, Stop};
+use crate::waker::Waking;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::{PollFd, PollFlags};
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub struct Options {
+    /// The bootstrap list, `host:port` each.
+    pub brokers: Vec<String>,
+    pub probe: probe::Limits,
+    /// Longest pause between two rounds through the list while none answers.
+    pub pause: Duration,
+    /// Whether the modern driver needs producer ids: it numbers batches with `acks = "all"`.
+    pub numbered: bool,
+    pub classic: Choice,
+    pub modern: Choice,
+}
+
+/// One driver, set up for either case.
+pub struct Choice {
+    /// For a broker that says it takes the other driver's requests too: leaves when the broker refuses this one's.
+    pub first: Drive,
+    /// For a broker that says it takes this driver's requests alone: leaves when the broker says otherwise.
+    pub only: Drive,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Classic,
+    Modern,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Name::Classic => "classic",
+            Name::Modern => "modern",
+        })
+    }
+}
+
+/// A driver that worked for so long does not count as one that gives up at once.
+const LONG_RUN: Duration = Duration::from_secs(600);
+
+pub fn drive(options: Options) -> Drive {
+    let options = Arc::new(options);
+    Drive::new(move |context| Box::new(Auto::new(options.clone(), context.clone())))
+}
+
+struct Auto {
+    options: Arc<Options>,
+    context: Context,
+    state: State,
+    /// Drivers in a row that gave up soon.
+    short_runs: u32,
+    /// Orders that were refused while there is no driver.
+    refused: Vec<Event>,
+    /// Why there is none.
+    why: String,
+}
+
+enum State {
+    Choosing(Choosing),
+    Running { name: Name, driver: Box<dyn Driver>, began: Instant },
+    Closed,
+}
+
+impl Auto {
+    fn new(options: Arc<Options>, context: Context) -> Self {
+        let state = State::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
+        let why = "no broker has said yet what it takes".to_owned();
+        Auto { options, context, state, short_runs: 0, refused: Vec::new(), why }
+    }
+
+    fn run(&mut self, Chosen { name, only, why }: Chosen, now: Instant) {
+        log::info!("driver {name}: {why}");
+        *self.context.board.driver() = format!("{name}: {why}");
+        let choice = match name {
+            Name::Classic => &self.options.classic,
+            Name::Modern => &self.options.modern,
+        };
+        let drive = if only { &choice.only } else { &choice.first };
+        self.state = State::Running { name, driver: drive.build(&self.context), began: now };
+    }
+
+    fn choose_again(&mut self, left: Name, took: Duration, why: String) {
+        log::warn!("driver {left} gives up: {why}; choosing again");
+        // Two drivers that both give up at once must not chase each other.
+        self.short_runs = if took < LONG_RUN { self.short_runs + 1 } else { 0 };
+        let pause = self.options.pause * (1 << u32::min(self.short_runs, 5)) / 2;
+        let choosing = Choosing::start(&self.options, &self.context, Some(left), pause.saturating_sub(took));
+        self.state = State::Choosing(choosing);
+        self.why = why;
+    }
+}
+
+impl Driver for Auto {
+    fn order(&mut self, order: Order, now: Instant) {
+        match &mut self.state {
+            State::Running { driver, .. } => driver.order(order, now),
+            _ => refuse(order, Pace::Backoff, &self.why, &mut self.refused),
+        }
+    }
+
+    fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>) {
+        events.append(&mut self.refused);
+        if let State::Choosing(choosing) = &mut self.state
+            && let Some(chosen) = choosing.result()
+        {
+            self.run(chosen, now);
+        }
+        let State::Running { name, driver, began } = &mut self.state else { return };
+        driver.turn(ready, now, events);
+        if let Some(Leave::Incompatible { why }) = driver.left() {
+            let (name, took) = (*name, now - *began);
+            self.choose_again(name, took, why);
+        }
+    }
+
+    fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>) {
+        if let State::Running { driver, .. } = &self.state {
+            driver.sockets(add);
+        }
+    }
+
+    fn wake(&self) -> Option<Instant> {
+        if let State::Running { driver, .. } = &self.state { driver.wake() } else { None }
+    }
+
+    fn close(&mut self) {
+        match &mut self.state {
+            State::Running { driver, .. } => driver.close(),
+            state => *state = State::Closed,
+        }
+    }
+
+    fn left(&self) -> Option<Leave> {
+        match &self.state {
+            State::Closed => Some(Leave::Closed),
+            State::Running { driver, .. } => driver.left(),
+            State::Choosing(_) => None,
+        }
+    }
+}
+
+/// The brokers are being asked, in a thread of its own. Dropping it ends that thread before the next question.
+struct Choosing {
+    chosen: Receiver<Chosen>,
+    _on: stop::Handle,
+    _beat: Arc<Beat>,
+}
+
+impl Choosing {
+    /// Begins after `pause`. A driver that has just `left` is taken again only where the other cannot be.
+    fn start(options: &Arc<Options>, context: &Context, left: Option<Name>, pause: Duration) -> Self {
+        let (tell, chosen) = bounded(1);
+        let (on, stop) = stop::pair();
+        let beat = context.board.pulse.beat("choose driver");
+        let mut chooser = Chooser {
+            options: options.clone(),
+            outages: Outages::new(&context.board),
+            beat: beat.clone(),
+            stop,
+            turn: 0,
+        };
+        let body = {
+            let tell = Waking::new(tell.clone(), &context.waker);
+            move || {
+                if chooser.rests(pause)
+                    && let Some(chosen) = chooser.choose(left)
+                {
+                    let _ = tell.get().send(chosen);
+                }
+            }
+        };
+        let spawned = thread::Builder::new()
+            .name("choose".into())
+            .stack_size(crate::producer::driver::STACK)
+            .spawn(body);
+        if let Err(e) = spawned {
+            give_up(&tell, &e);
+            context.waker.wake();
+        }
+        Choosing { chosen, _on: on, _beat: beat }
+    }
+
+    fn result(&mut self) -> Option<Chosen> {
+        self.chosen.try_recv().ok()
+    }
+}
+
+/// Where no thread can be started the modern driver is as good a guess as any: it will meet the same trouble, and say so.
+fn give_up(tell: &Sender<Chosen>, e: &std::io::Error) {
+    let why = format!("brokers cannot be asked ({e})");
+    let _ = tell.send(Chosen { name: Name::Modern, only: false, why });
+}
+
+struct Chooser {
+    options: Arc<Options>,
+    outages: Outages,
+    beat: Arc<Beat>,
+    stop: Stop,
+    turn: usize,
+}
+
+impl Chooser {
+    /// Asks the hosts in turn until one answers as Kafka. `None`: it was stopped.
+    fn choose(&mut self, left: Option<Name>) -> Option<Chosen> {
+        let options = self.options.clone();
+        let mut pause = Duration::from_millis(100);
+        let mut again = left;
+        loop {
+            for _ in 0..options.brokers.len() {
+                let host = &options.brokers[self.turn % options.brokers.len()];
+                self.beat.within(Beat::SLOW);
+                match self.visit(host).and_then(|r| decide(again, r.as_ref(), options.numbered)) {
+                    Ok(chosen) => {
+                        self.outages.works(Who::Broker(host), Instant::now());
+                        return Some(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
+                    }
+                    Err(trouble) => self.outages.failed(Who::Broker(host), &trouble, Instant::now()),
+                }
+                self.turn += 1;
+                if self.stop.is_on() {
+                    return None;
+                }
+            }
+            if !self.rests(pause) {
+                return None;
+            }
+            pause = (pause * 2).min(options.pause);
+            if pause == options.pause {
+                again = None; // the other cannot be had either
+            }
+        }
+    }
+
+    /// Waits. `false`: stopped.
+    fn rests(&self, time: Duration) -> bool {
+        self.beat.within(time);
+        self.stop.on().recv_timeout(time) == Err(crossbeam_channel::RecvTimeoutError::Timeout)
+    }
+
+    /// What the host takes; `None` where it does not say, as Kafka 0.9 does.
+    fn visit(&self, host: &str) -> Result<Option<Ranges>, String> {
+        let mut last = String::new();
+        for addr in probe::resolve(host)? {
+            match probe::ask(addr, &self.options.probe) {
+                Finding::Kafka(ranges) => return Ok(Some(ranges)),
+                Finding::Closed => return Ok(None),
+                other => last = other.to_string(),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Which driver, and why.
+#[derive(Debug, PartialEq, Eq)]
+struct Chosen {
+    name: Name,
+    /// The broker does not say that it takes the other one's requests.
+    only: bool,
+    why: String,
+}
+
+/// The rule: modern where the broker takes it, else the `kafka` crate. `numbered`: modern would ask for producer ids.
+fn decide(left: Option<Name>, ranges: Option<&Ranges>, numbered: bool) -> Result<Chosen, String> {
+    let only = |name, why| Ok(Chosen { name, only: true, why });
+    let first = |name, why| Ok(Chosen { name, only: false, why });
+    let Some(r) = ranges else {
+        return match left {
+            Some(Name::Classic) => Err(Finding::Closed.to_string()),
+            _ => only(Name::Classic, "closes the connection on ApiVersions, as Kafka 0.9 does".to_owned()),
+        };
+    };
+    let without_ids = numbered && !r.gives_producer_ids();
+    match (r.suits_classic(), r.suits_modern(), left) {
+        // Beside brokers that do take them, as in a cluster that is being upgraded: not to be left for one of those.
+        (true, false, Some(Name::Modern)) => first(Name::Classic, format!("takes no record batches ({r})")),
+        (true, false, _) => only(Name::Classic, format!("takes no record batches ({r})")),
+        (true, true, _) if without_ids => {
+            first(Name::Classic, format!("gives no producer ids; acks = 1 needs none ({r})"))
+        }
+        (true, true, Some(Name::Modern)) => first(Name::Classic, format!("takes both ({r}), modern gave up")),
+        (true, true, Some(Name::Classic)) => {
+            first(Name::Modern, format!("takes both ({r}), classic gave up"))
+        }
+        (true, true, None) => first(Name::Modern, format!("takes record batches ({r})")),
+        (false, true, _) => only(Name::Modern, format!("no longer takes the kafka crate's requests ({r})")),
+        (false, false, _) => Err(format!("takes neither driver's requests ({r})")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

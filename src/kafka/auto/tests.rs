@@ -1,0 +1,187 @@
+//! The choice, with drivers that only say who they are.
+
+use super::*;
+use crate::chunk::Topic;
+use crate::kafka_crate::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
+use crate::producer::driver::{Capabilities, Verdict};
+use crate::producer::testing::{self, Ends, batch, chunk, plain};
+use crate::report::Board;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A driver that says its name, and leaves when it is told of the topic "leave".
+fn stub(name: &'static str) -> Drive {
+    Drive::worker(None, move |orders, events, _board| {
+        let ready = Event::Ready(Capabilities { name, numbered: false, in_flight: 1 });
+        if events.send(ready).is_err() {
+            return Leave::Closed;
+        }
+        for order in orders {
+            match order {
+                Order::Topic(t) if &*t == "leave" => {
+                    return Leave::Incompatible { why: "told to".to_owned() };
+                }
+                Order::Send(batches) => {
+                    for batch in batches {
+                        let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
+                    }
+                }
+                _ => {}
+            }
+        }
+        Leave::Closed
+    })
+}
+
+fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
+    let second = Duration::from_secs(1);
+    let board = Arc::new(Board::default());
+    let options = Options {
+        brokers: brokers.to_vec(),
+        probe: probe::Limits { connect: second, answer: second },
+        pause: second / 5,
+        numbered: true,
+        classic: Choice { first: stub("classic"), only: stub("only classic") },
+        modern: Choice { first: stub("modern"), only: stub("only modern") },
+    };
+    (testing::drive(drive(options), board.clone()), board)
+}
+
+fn ready(ends: &Ends) -> &'static str {
+    loop {
+        if let Event::Ready(a) = ends.events.recv_timeout(PATIENCE).expect("no driver is chosen") {
+            return a.name;
+        }
+    }
+}
+
+/// What a server says that speaks Kafka's protocol and has no producer ids.
+const WITHOUT_IDS: [(i16, i16, i16); 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
+
+/// Fails when the rule changes, or its reason does not stand on the board.
+#[test]
+fn by_what_the_broker_takes() {
+    let peer = Peer::start();
+    for (ranges, name) in [
+        (Some(KAFKA_3_9.to_vec()), "modern"),
+        (Some(KAFKA_4_1.to_vec()), "only modern"),
+        (Some(KAFKA_0_10.to_vec()), "only classic"),
+        (None, "only classic"),
+        (Some(WITHOUT_IDS.to_vec()), "classic"),
+        (Some(vec![(0, 3, 9), (1, 4, 11)]), "only modern"), // others that speak Kafka's protocol
+    ] {
+        peer.set(|s| s.ranges = ranges.clone());
+        let (ends, board) = auto(&[peer.host()]);
+        assert_eq!(ready(&ends), name);
+        let name = name.trim_start_matches("only ");
+        assert!(board.driver().starts_with(&format!("{name}: {}", peer.host())), "{}", board.driver());
+    }
+}
+
+/// Fails when a host that is no Kafka ends the search, or is not recorded.
+#[test]
+fn the_first_that_answers_decides() {
+    let peer = Peer::start();
+    let web = parrot(b"HTTP/1.1 400 Bad Request\r\n\r\n").to_string();
+    let (ends, board) = auto(&[web.clone(), peer.host()]);
+    assert_eq!(ready(&ends), "modern");
+    let said = board.brokers()[&web].last_error.clone().unwrap();
+    assert!(said.contains("web server"), "{said}");
+}
+
+/// A driver leaves, the other takes over on the same channel ends; the one that left is taken again only where it is the
+/// only one. Fails when `left` is forgotten.
+#[test]
+fn one_after_the_other_on_the_same_ends() {
+    let peer = Peer::start();
+    let (ends, _board) = auto(&[peer.host()]);
+    let leave = || ends.orders.send(Order::Topic(Topic::from("leave"))).unwrap();
+    assert_eq!(ready(&ends), "modern");
+    leave();
+    assert_eq!(ready(&ends), "classic");
+    leave();
+    assert_eq!(ready(&ends), "modern");
+    peer.set(|s| s.ranges = Some(KAFKA_0_10.to_vec()));
+    leave();
+    assert_eq!(ready(&ends), "classic");
+    leave();
+    assert_eq!(ready(&ends), "only classic");
+    peer.set(|s| s.ranges = Some(KAFKA_4_1.to_vec()));
+    leave();
+    assert_eq!(ready(&ends), "only modern");
+    leave();
+    assert_eq!(ready(&ends), "only modern");
+}
+
+/// On the same ends, while a driver runs and while none answers. Fails when `hold`, or a driver, keeps ship's order for
+/// itself, or when brokers of the driver before stay on the board.
+#[test]
+fn ship_changes_the_driver() {
+    let peer = Peer::start();
+    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for host in [peer.host(), refused.to_string()] {
+        let (ends, board) = auto(std::slice::from_ref(&host));
+        if host == peer.host() {
+            assert_eq!(ready(&ends), "modern");
+        }
+        ends.orders.send(Order::Change(stub("another"))).unwrap();
+        assert_eq!(ready(&ends), "another");
+        assert!(board.brokers().is_empty());
+    }
+}
+
+/// Fails when batches wait for a driver that may never come: ship could not end, nor count them.
+#[test]
+fn while_nobody_answers_batches_come_back() {
+    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (ends, board) = auto(&[refused.to_string()]);
+    ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
+    let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
+    assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
+    let b = board.brokers()[&refused.to_string()].clone();
+    assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
+    let events = ends.events;
+    drop(ends.orders);
+    let until = Instant::now() + PATIENCE;
+    while !matches!(events.recv_timeout(PATIENCE), Err(crossbeam_channel::RecvTimeoutError::Disconnected)) {
+        assert!(Instant::now() < until, "it goes on without ship");
+    }
+}
+
+/// What runs meanwhile sees the orders in their order. Fails when `choose` takes one from a driver that runs.
+#[test]
+fn a_running_driver_gets_every_order() {
+    let peer = Peer::start();
+    let (ends, _board) = auto(&[peer.host()]);
+    assert_eq!(ready(&ends), "modern");
+    let mut seen = 0;
+    for _ in 0..50 {
+        ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
+    }
+    for _ in 0..50 {
+        let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { continue };
+        assert!(matches!(verdict, Verdict::Stored { .. }));
+        seen += 1;
+    }
+    assert_eq!(seen, 50);
+}
+
+/// A peer that closes every connection at once is at a limit, or a proxy without a backend; it is not Kafka 0.9. Fails
+/// when the `kafka` crate is chosen for it, or when it is not asked again.
+#[test]
+fn a_peer_that_closes_unasked_is_no_old_kafka() {
+    let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = full.local_addr().unwrap().to_string();
+    std::thread::spawn(move || full.incoming().for_each(drop));
+    let (ends, board) = auto(std::slice::from_ref(&host));
+    let until = Instant::now() + PATIENCE;
+    let said = loop {
+        let said = board.brokers().get(&host).and_then(|b| b.last_error.clone());
+        if let Some(said) = said {
+            break said;
+        }
+        assert!(Instant::now() < until && ends.events.try_recv().is_err());
+        std::thread::yield_now();
+    };
+    assert!(said.contains("max.connections.per.ip"), "{said}");
+}

@@ -1,0 +1,292 @@
+//! The way to one broker, step by step, for `check --connect`: by the connections that the driver itself makes, so that
+//! what works here works there. Writes nothing, creates no topic, and tries nothing twice.
+
+use super::Options;
+use super::net::tls;
+use super::protocol::{errors, limits};
+use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
+use crate::kafka::net::stream::Stream;
+use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// What is to be found out.
+pub struct Visit<'a> {
+    /// `host:port`.
+    pub address: &'a str,
+    pub options: &'a Options,
+    /// Empty: nothing is asked beyond the versions.
+    pub topics: &'a [Wanted<'a>],
+    pub speaks: Speaks,
+    /// The right to read is needed too (exactly-once asks `DescribeProducers`).
+    pub read: bool,
+}
+
+/// What is to be sent to a topic, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    pub topic: &'a str,
+    pub longest_line: usize,
+    /// `None`: batches are compressed, so nobody knows how large they are on the wire.
+    pub batch: Option<usize>,
+}
+
+/// Which driver must be able to work with the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    Any,
+    Classic,
+    Modern,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// "name", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log", "read web_log",
+    /// "size web_log".
+    pub what: String,
+    pub took: Duration,
+    pub outcome: Outcome,
+}
+
+/// A text is what was found; where it is not good, "why" or "why; what to do".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Good(String),
+    Doubtful(String),
+    Failed(String),
+    /// The config asks for what this broker cannot do, or does not allow: no waiting mends it.
+    Never(String),
+}
+
+impl From<Result<String, String>> for Outcome {
+    fn from(found: Result<String, String>) -> Self {
+        found.map_or_else(Outcome::Failed, Outcome::Good)
+    }
+}
+
+/// Tells each step as it is done, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Gives the addresses of
+/// the topics' leaders.
+pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Vec<String> {
+    walk(v, tell).unwrap_or_default()
+}
+
+/// Runs one step; `None`: it failed, and there is no next.
+fn step<T>(
+    what: impl Into<String>,
+    tell: &mut dyn FnMut(Step),
+    run: impl FnOnce() -> Result<(T, String), String>,
+) -> Option<T> {
+    let began = Instant::now();
+    let done = run();
+    let took = began.elapsed();
+    let (value, outcome) = match done {
+        Ok((value, found)) => (Some(value), Ok(found)),
+        Err(why) => (None, Err(why)),
+    };
+    tell(Step { what: what.into(), took, outcome: outcome.into() });
+    value
+}
+
+fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
+    let limit = v.options.connect_timeout;
+    let addresses = step("name", tell, || {
+        let all = connection::resolve(v.address).map_err(|t| t.to_string())?;
+        let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
+        Ok((all, shown.join(", ")))
+    })?;
+    let reach = |one| connection::reach(one, limit).map(|s| (s, "something listens".to_owned()));
+    let socket = addresses
+        .into_iter()
+        .find_map(|one| step(format!("TCP {one}"), tell, || reach(one).map_err(|t| t.to_string())))?;
+    let stream = secure(v, socket, tell)?;
+    let mut c = Connection::over(stream, METADATA_CAP);
+    // The question about the versions comes first on the wire, for it says whether there is SASL at all.
+    let began = Instant::now();
+    let versions = c.greet(v.options);
+    let greeting = began.elapsed();
+    if let Ok(found) = &versions {
+        c.versions = *found;
+        authenticate(v, &mut c, tell)?;
+    }
+    let tells = versions.as_ref().is_ok_and(|found| found.describe_producers.is_some());
+    let outcome = versions.map_err(|t| t.to_string()).and_then(|found| suits(&found, v.speaks));
+    let failed = outcome.is_err();
+    tell(Step { what: "versions".into(), took: greeting, outcome: outcome.into() });
+    if failed {
+        return None;
+    }
+    if v.read && !tells {
+        let why = "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" \
+                   cannot be kept here; upgrade it, or write delivery = \"at-least-once\"";
+        let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
+        tell(Step { what, took, outcome: Outcome::Never(why.into()) });
+        return None;
+    }
+    if v.topics.is_empty() {
+        return Some(Vec::new());
+    }
+    let answer = step("metadata", tell, || {
+        let answer = metadata(v, &mut c)?;
+        let found = format!("{} brokers, {} topics", answer.nodes.len(), answer.topics.len());
+        Ok((answer, found))
+    })?;
+    for wanted in v.topics {
+        let meta = answer.topics.iter().find(|t| t.name == wanted.topic);
+        rights(v, wanted.topic, meta, tell);
+    }
+    for wanted in v.topics {
+        size(v, wanted, &mut c, tell)?;
+    }
+    Some(leaders(&answer))
+}
+
+fn secure(v: &Visit<'_>, socket: TcpStream, tell: &mut dyn FnMut(Step)) -> Option<Stream> {
+    if v.options.tls.is_none() {
+        return Some(Stream::Plain(socket));
+    }
+    step("TLS", tell, || {
+        let stream = connection::secure(socket, v.address, v.options).map_err(|t| t.to_string())?;
+        let found = match &stream {
+            Stream::Tls(session) => tls::agreed(session),
+            Stream::Plain(_) => String::new(),
+        };
+        Ok((stream, found))
+    })
+}
+
+fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(Step)) -> Option<()> {
+    let Some(sasl) = &v.options.sasl else { return Some(()) };
+    step(format!("SASL {}", sasl.mechanism.name()), tell, || {
+        c.authenticate(v.options).map_err(|t| t.to_string())?;
+        Ok(((), format!("user {}", sasl.username)))
+    })
+}
+
+fn suits(found: &Versions, speaks: Speaks) -> Result<String, String> {
+    let classic = found.fetch_min == Some(0);
+    let modern = found.produce.is_some() && found.metadata.is_some();
+    let (most, fetch) = (found.produce_max, found.fetch_min.unwrap_or(-1));
+    match (speaks, classic, modern) {
+        (Speaks::Classic, false, _) => Err(format!(
+            "it no longer takes the kafka crate's requests (Fetch from {fetch}); set driver = \"auto\" or \"modern\""
+        )),
+        (Speaks::Modern, _, false) => Err(format!(
+            "it takes Produce up to {most}, the modern driver speaks 3 to 12; set driver = \"auto\" or \"classic\""
+        )),
+        (_, false, false) => {
+            Err(format!("it takes neither driver's requests (Produce up to {most}, Fetch from {fetch})"))
+        }
+        _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
+    }
+}
+
+fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
+    let Some(version) = c.versions.metadata else {
+        return Err("it takes no Metadata from version 1 on".into());
+    };
+    let id = c.next_correlation();
+    let topics: Vec<&str> = v.topics.iter().map(|w| w.topic).collect();
+    let request = messages::ask_metadata(version, id, &v.options.client_id, &topics, false);
+    let answer = c.call(&request, id, Instant::now() + v.options.connect_timeout).map_err(|t| match t {
+        Trouble::Ended if v.options.sasl.is_none() => {
+            "closed at the first question; it may ask for SASL: set [kafka.sasl]".into()
+        }
+        other => other.to_string(),
+    })?;
+    messages::metadata(answer, version, &topics).map_err(|e| e.to_string())
+}
+
+/// What we may do with a topic, as the broker says with its metadata (KIP-430); so nothing need be written.
+fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(Step)) {
+    let found = |right: i32, allow: &str| {
+        let meta = meta.ok_or("the answer does not speak of it")?;
+        match (meta.error, meta.rights) {
+            (0 | 5, None) => Ok("the broker does not say (it is older than 2.3)".to_owned()),
+            (0 | 5, Some(all)) if all & right != 0 => {
+                Ok(format!("allowed, {} partitions", meta.partitions.len()))
+            }
+            (0 | 5, Some(_)) => Err(format!("not allowed; allow {allow} on the topic to this user")),
+            (3, _) if v.options.create_topics => {
+                Ok("no such topic yet; the broker may create it with the first line".into())
+            }
+            (code, _) => Err(errors::text(code, "")),
+        }
+    };
+    for (asked, what, right, allow) in
+        [(true, "write", MAY_WRITE, "WRITE"), (v.read, "read", MAY_READ, "READ")]
+    {
+        if asked {
+            let outcome = match found(right, allow) {
+                // Without the right to write lines wait for it; without that to read, exactly-once cannot be kept.
+                Err(why) if right == MAY_READ => Outcome::Never(why),
+                other => other.into(),
+            };
+            tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
+        }
+    }
+}
+
+/// A batch of one record is longer than its line by its header, the record's own lengths, and some.
+const ENVELOPE: usize = 100;
+
+/// Whether the topic takes what will be sent. Nothing is told where the broker does not say, as without the right to
+/// DESCRIBE_CONFIGS. `None`: the connection is no more.
+fn size(v: &Visit<'_>, wanted: &Wanted<'_>, c: &mut Connection, tell: &mut dyn FnMut(Step)) -> Option<()> {
+    let Some(version) = c.versions.describe_configs else { return Some(()) };
+    let began = Instant::now();
+    let id = c.next_correlation();
+    let request = limits::ask_largest_batch(version, id, &v.options.client_id, wanted.topic);
+    let answer = c.call(&request, id, began + v.options.connect_timeout).ok()?;
+    let Some(most) = limits::largest_batch(answer, version).ok()? else { return Some(()) };
+    let outcome = judge_size(most, wanted);
+    tell(Step { what: format!("size {}", wanted.topic), took: began.elapsed(), outcome });
+    Some(())
+}
+
+fn judge_size(most: u64, wanted: &Wanted<'_>) -> Outcome {
+    let fits = |n: usize| n as u64 + ENVELOPE as u64 <= most;
+    let least = wanted.longest_line.max(wanted.batch.unwrap_or(0)) + ENVELOPE;
+    if !fits(wanted.longest_line) {
+        let fit = most.saturating_sub(ENVELOPE as u64);
+        return Outcome::Doubtful(format!(
+            "max.message.bytes is {most}, so lines near max_line ({}) are refused and go to the dead-letter file; set it to \
+             {least} on the topic, or write max_line = {fit}",
+            wanted.longest_line
+        ));
+    }
+    match wanted.batch {
+        Some(batch) if !fits(batch) => Outcome::Doubtful(format!(
+            "max.message.bytes is {most}, so full batches ({batch} bytes) are refused and sent again in parts; set it to \
+             {least} on the topic, or write batch = {}",
+            most.saturating_sub(ENVELOPE as u64)
+        )),
+        _ => Outcome::Good(format!("max.message.bytes is {most}")),
+    }
+}
+
+fn leaders(answer: &Metadata) -> Vec<String> {
+    let leads = |id: i32| answer.topics.iter().any(|t| t.partitions.iter().any(|p| p.leader == id));
+    answer.nodes.iter().filter(|n| leads(n.id)).map(messages::Node::address).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a limit that is too small by one byte is good, or a batch's limit matters where batches are compressed.
+    #[test]
+    fn sizes() {
+        let wanted = |longest_line, batch| Wanted { topic: "t", longest_line, batch };
+        let told = |most, w: Wanted<'_>| match judge_size(most, &w) {
+            Outcome::Good(_) => "good",
+            Outcome::Doubtful(why) if why.contains("max_line (1000)") => "line",
+            Outcome::Doubtful(why) if why.contains("batch = 1900") => "batch",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(1100, wanted(1000, None)), "good");
+        assert_eq!(told(1099, wanted(1000, None)), "line");
+        assert_eq!(told(2000, wanted(1000, Some(1900))), "good");
+        assert_eq!(told(2000, wanted(1000, Some(1901))), "batch");
+        assert_eq!(told(0, wanted(1000, Some(9))), "line");
+    }
+}

@@ -1,0 +1,164 @@
+//! The driver as the producer's loop sees it: carries its orders to the brokers concerned, and gives each part its turn.
+
+use super::{ASK_PATIENCE, IN_FLIGHT, Options, Producer, RELEASE, Shared};
+use crate::kafka::broker::Broker;
+use crate::kafka::fetcher::Fetcher;
+use crate::kafka::net::connection::is_readable;
+use crate::kafka::protocol::messages::Node;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Capabilities, Context, Driver, Event, Leave, Order, Verdict};
+use crate::sys::heap;
+use rustix::event::{PollFd, PollFlags};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub struct Client {
+    shared: Shared,
+    brokers: BTreeMap<i32, Broker>,
+    fetcher: Fetcher,
+    left: Option<Leave>,
+}
+
+impl Client {
+    pub fn new(options: Arc<Options>, context: Context) -> Self {
+        let fetcher = Fetcher::new(context.board.clone());
+        let mut shared = Shared::new(options, context);
+        let numbered = shared.numbered();
+        let in_flight = if numbered { IN_FLIGHT } else { 1 };
+        shared.events.push(Event::Ready(Capabilities { name: "modern", numbered, in_flight }));
+        Client { shared, brokers: BTreeMap::new(), fetcher, left: None }
+    }
+
+    /// The broker of a node, at the address that it has now.
+    fn broker(&mut self, node: i32) -> &mut Broker {
+        let address = self.shared.cluster.node(node).map(Node::address).unwrap_or_default();
+        if self.brokers.get(&node).is_some_and(|b| b.peer.address != address) {
+            self.retire(node);
+        }
+        let shared = &self.shared;
+        self.brokers.entry(node).or_insert_with(|| Broker::new(node, address, shared))
+    }
+
+    fn retire(&mut self, node: i32) {
+        if let Some(broker) = self.brokers.remove(&node) {
+            broker.close(&mut self.shared, "the broker has another address");
+        }
+    }
+
+    fn send(&mut self, batch: Batch, now: Instant) {
+        match self.shared.cluster.route(&batch.group.topic, batch.partition) {
+            Ok(node) => self.broker(node).peer.waiting.push_back(batch),
+            Err((pace, why)) => {
+                self.shared.cluster.stale(&batch.group.topic, now);
+                let verdict = Verdict::Retry { maybe_stored: false, pace, why };
+                self.shared.events.push(Event::Done { batch, verdict });
+            }
+        }
+    }
+
+    fn ask(&mut self, asked: Producer, now: Instant) {
+        self.shared.asks.push((asked.clone(), now + ASK_PATIENCE));
+        match self.shared.cluster.route(&asked.topic, asked.partition) {
+            Ok(node) => self.broker(node).peer.asks.push_back(asked),
+            Err((_, why)) => self.shared.knows(&asked, Err(why)),
+        }
+    }
+
+    /// Answers for leaders that were asked and say nothing.
+    fn overdue(&mut self, now: Instant) {
+        while let Some((late, _)) = self.shared.asks.iter().find(|(_, due)| *due <= now).cloned() {
+            self.shared.knows(&late, Err("the leader does not answer".into()));
+        }
+    }
+
+    /// Brokers that are no longer in the metadata, or at another address.
+    fn retire_gone(&mut self) {
+        let cluster = &self.shared.cluster;
+        let gone = |(node, b): (&i32, &Broker)| {
+            (cluster.node(*node).map(Node::address).as_ref() != Some(&b.peer.address)).then_some(*node)
+        };
+        let gone: Vec<i32> = self.brokers.iter().filter_map(gone).collect();
+        gone.into_iter().for_each(|node| self.retire(node));
+    }
+
+    fn is_busy(&self) -> bool {
+        self.brokers.values().any(Broker::is_busy)
+    }
+
+    /// Gives the encoder's buffers back after a time without work.
+    fn release(&mut self, now: Instant) {
+        let s = &mut self.shared;
+        if s.spare.is_some() && now >= s.used + RELEASE && !self.brokers.values().any(Broker::is_busy) {
+            s.spare = None;
+            s.encoder.release();
+            heap::trim();
+        }
+    }
+}
+
+impl Driver for Client {
+    fn order(&mut self, order: Order, now: Instant) {
+        match order {
+            Order::Change(_) => {} // taken by `Current`
+            Order::Topic(topic) => {
+                let view = self.shared.cluster.want(topic, now);
+                self.shared.tell(view.into_iter().collect());
+            }
+            Order::ProducerId => self.fetcher.want_producer_id(now),
+            Order::Ask { topic, partition, pid } => self.ask(Producer { topic, partition, pid }, now),
+            Order::Send(batches) => batches.into_iter().for_each(|b| self.send(b, now)),
+        }
+    }
+
+    fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>) {
+        if self.left.is_none() {
+            let mut found = ready.iter().copied();
+            let mut next = |has_socket: bool| {
+                let one = if has_socket { found.next() } else { None };
+                one.is_some_and(is_readable)
+            };
+            for broker in self.brokers.values_mut() {
+                let readable = next(broker.has_socket());
+                broker.turn(&mut self.shared, readable, now);
+            }
+            let readable = next(self.fetcher.has_socket());
+            if self.fetcher.turn(&mut self.shared, readable, now) {
+                self.retire_gone();
+            }
+            self.overdue(now);
+            self.release(now);
+            if let Some(why) = self.shared.unfit.take() {
+                self.close();
+                self.left = Some(Leave::Incompatible { why });
+            }
+        }
+        events.append(&mut self.shared.events);
+    }
+
+    fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>) {
+        add.extend(self.brokers.values().filter_map(Broker::socket));
+        add.extend(self.fetcher.socket());
+    }
+
+    fn wake(&self) -> Option<Instant> {
+        let shared = &self.shared;
+        let release = (shared.spare.is_some() && !self.is_busy()).then_some(shared.used + RELEASE);
+        let asks = shared.asks.iter().map(|(_, due)| *due).min();
+        let brokers = self.brokers.values().filter_map(Broker::wake).min();
+        [release, asks, brokers, self.fetcher.wake(shared)].into_iter().flatten().min()
+    }
+
+    fn close(&mut self) {
+        for (_, broker) in std::mem::take(&mut self.brokers) {
+            broker.close(&mut self.shared, "the driver ends");
+        }
+        self.fetcher.close();
+        self.shared.context.board.brokers().remove("bootstrap");
+        self.left.get_or_insert(Leave::Closed);
+    }
+
+    fn left(&self) -> Option<Leave> {
+        self.left.clone()
+    }
+}

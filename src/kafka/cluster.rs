@@ -1,0 +1,502 @@
+//! What is known of the cluster: brokers, topics, leaders, and when to ask again. Pure: time comes in, nothing goes out;
+//! opens no connection.
+
+use crate::chunk::Topic;
+use crate::kafka::protocol::errors;
+use crate::kafka::protocol::messages::{Metadata, Node, TopicMeta};
+use crate::producer::driver::{Pace, TopicView};
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`], or [`ELECTION`] where it only lacks leaders:
+/// those come within seconds, and every one of them counts.
+const QUICKEST: Duration = Duration::from_millis(100);
+const SLOWEST: Duration = Duration::from_secs(5);
+const ELECTION: Duration = Duration::from_secs(1);
+/// How many answers in a row may name an older leader epoch, each after a refusal by the leader with the newer one, before
+/// the older one is believed. One such answer can come from a broker that lags behind.
+const DOUBTS: u8 = 2;
+
+#[derive(Debug)]
+pub struct Cluster {
+    /// How long an answer is believed where nothing is wrong.
+    age: Duration,
+    pub id: Option<String>,
+    nodes: BTreeMap<i32, Node>,
+    /// The address at which a broker cannot be reached. At another address the same node is another broker to us.
+    down: BTreeMap<i32, String>,
+    topics: HashMap<Topic, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    id: [u8; 16],
+    /// Of the last answer; 0: none.
+    error: i16,
+    leaders: BTreeMap<i32, Leader>,
+    /// As ship knows it.
+    told: Option<TopicView>,
+    asked: Option<Instant>,
+    next: Instant,
+    pace: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leader {
+    /// -1: none.
+    node: i32,
+    /// -1: not known.
+    epoch: i32,
+    /// It says that it does not lead, and no metadata has come since.
+    refuses: bool,
+    /// Answers in a row that named an older epoch after such a refusal.
+    doubts: u8,
+}
+
+impl Leader {
+    fn new(node: i32, epoch: i32) -> Self {
+        Leader { node, epoch, refuses: false, doubts: 0 }
+    }
+}
+
+impl Cluster {
+    pub fn new(age: Duration) -> Self {
+        Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeMap::new(), topics: HashMap::new() }
+    }
+
+    /// Takes a topic up. What ship was told already, it is told again.
+    pub fn want(&mut self, topic: Topic, now: Instant) -> Option<TopicView> {
+        let known = self.topics.entry(topic).or_insert_with(|| Known {
+            id: [0; 16],
+            error: 0,
+            leaders: BTreeMap::new(),
+            told: None,
+            asked: None,
+            next: now,
+            pace: QUICKEST,
+        });
+        known.told.clone()
+    }
+
+    /// Something is wrong with a topic's leaders: ask soon, but not more often than every 100 ms.
+    pub fn stale(&mut self, topic: &Topic, now: Instant) {
+        if let Some(known) = self.topics.get_mut(topic) {
+            let soon = known.asked.map_or(now, |asked| (asked + QUICKEST).max(now));
+            known.next = known.next.min(soon);
+        }
+    }
+
+    /// The leader of a partition refused a batch: ask soon who leads.
+    pub fn refused(&mut self, topic: &Topic, partition: i32, now: Instant) {
+        if let Some(leader) = self.topics.get_mut(topic).and_then(|k| k.leaders.get_mut(&partition)) {
+            leader.refuses = true;
+        }
+        self.stale(topic, now);
+    }
+
+    /// The topics to ask about now.
+    pub fn due(&self, now: Instant) -> Vec<Topic> {
+        self.topics.iter().filter(|(_, k)| k.next <= now).map(|(t, _)| t.clone()).collect()
+    }
+
+    pub fn next_due(&self) -> Option<Instant> {
+        self.topics.values().map(|k| k.next).min()
+    }
+
+    /// Takes an answer in; gives what ship must be told.
+    pub fn learn(&mut self, answer: Metadata, asked: &[Topic], now: Instant) -> Vec<TopicView> {
+        if let (Some(old), Some(new)) = (&self.id, &answer.cluster)
+            && old != new
+        {
+            log::warn!("the bootstrap brokers are of another cluster now: {new} instead of {old}");
+            // Its leader epochs have nothing to do with those of the cluster before.
+            for leader in self.topics.values_mut().flat_map(|k| k.leaders.values_mut()) {
+                leader.epoch = -1;
+            }
+        }
+        self.id = answer.cluster.or(self.id.take());
+        self.nodes = answer.nodes.into_iter().map(|n| (n.id, n)).collect();
+        let nodes = &self.nodes;
+        self.down.retain(|id, address| nodes.get(id).is_some_and(|n| n.address() == *address));
+        for meta in &answer.topics {
+            if let Some(known) = self.topics.get_mut(meta.name.as_str()) {
+                known.learn(&meta.name, meta);
+            }
+        }
+        for topic in asked {
+            let Some(known) = self.topics.get_mut(topic) else { continue };
+            known.asked = Some(now);
+            let well = known.error == 0
+                && !known.leaders.is_empty()
+                && known
+                    .leaders
+                    .values()
+                    .all(|l| self.nodes.contains_key(&l.node) && !self.down.contains_key(&l.node));
+            if well {
+                (known.pace, known.next) = (QUICKEST, now + self.age);
+            } else {
+                let most = if known.error == 0 && !known.leaders.is_empty() { ELECTION } else { SLOWEST };
+                (known.pace, known.next) = ((known.pace * 2).min(SLOWEST), now + known.pace.min(most));
+            }
+        }
+        self.changes()
+    }
+
+    /// A broker that refused a batch says who leads the partition (KIP-951). `nodes`: where the leaders are. A hint that is
+    /// not newer than what is known cannot be used, and metadata is asked instead.
+    pub fn hint(
+        &mut self,
+        topic: &Topic,
+        partition: i32,
+        node: i32,
+        epoch: i32,
+        nodes: &[Node],
+        now: Instant,
+    ) -> Vec<TopicView> {
+        // Only the one that leads now: what else an answer names must not add up.
+        if let Some(n) = nodes.iter().find(|n| n.id == node) {
+            self.nodes.entry(n.id).or_insert_with(|| n.clone());
+        }
+        if let Some(known) = self.topics.get_mut(topic)
+            && let Some(leader) = known.leaders.get_mut(&partition)
+            && epoch > leader.epoch
+            && self.nodes.contains_key(&node)
+        {
+            *leader = Leader::new(node, epoch);
+        } else {
+            self.refused(topic, partition, now);
+        }
+        self.changes()
+    }
+
+    /// A broker can or cannot be reached at this address. In the latter case its partitions may soon have another leader.
+    pub fn reachable(&mut self, node: i32, address: &str, yes: bool, now: Instant) -> Vec<TopicView> {
+        if self.nodes.get(&node).is_none_or(|n| n.address() != address) {
+            return Vec::new(); // it has another address by now
+        }
+        if yes {
+            self.down.remove(&node);
+        } else {
+            self.down.insert(node, address.to_owned());
+        }
+        let led: Vec<Topic> = self
+            .topics
+            .iter()
+            .filter(|(_, k)| !yes && k.leaders.values().any(|l| l.node == node))
+            .map(|(t, _)| t.clone())
+            .collect();
+        led.iter().for_each(|t| self.stale(t, now));
+        self.changes()
+    }
+
+    /// Which broker takes a partition's batches; else why none does.
+    pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
+        let Some(known) = self.topics.get(topic) else {
+            return Err((Pace::Backoff, format!("topic {topic} was not taken up")));
+        };
+        match known.leaders.get(&partition) {
+            Some(l) if self.down.contains_key(&l.node) => {
+                let at = self.nodes.get(&l.node).map(Node::address).unwrap_or_default();
+                Err((Pace::Backoff, format!("broker {at} is down")))
+            }
+            Some(l) if self.nodes.contains_key(&l.node) && known.error == 0 => Ok(l.node),
+            _ if known.error != 0 => {
+                let pace = match errors::of(known.error).fate {
+                    errors::Fate::Retry(Pace::Blocked) => Pace::Blocked,
+                    _ => Pace::Backoff,
+                };
+                Err((pace, format!("topic {topic}: {}", errors::text(known.error, ""))))
+            }
+            Some(_) => Err((Pace::Backoff, format!("partition {topic}/{partition} has no leader"))),
+            None if known.asked.is_none() => Err((Pace::Backoff, "the cluster is not known yet".into())),
+            None => Err((Pace::Backoff, format!("topic {topic} has no partition {partition}"))),
+        }
+    }
+
+    pub fn node(&self, id: i32) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// Views that differ from what was told. A topic that cannot be had any more keeps its partitions, with none available.
+    fn changes(&mut self) -> Vec<TopicView> {
+        let mut changed = Vec::new();
+        for (topic, known) in &mut self.topics {
+            if known.leaders.is_empty() {
+                continue;
+            }
+            let lives = |l: &Leader| self.nodes.contains_key(&l.node) && !self.down.contains_key(&l.node);
+            let available = match known.error {
+                0 => known.leaders.iter().filter(|(_, l)| lives(l)).map(|(p, _)| *p).collect(),
+                _ => Vec::new(),
+            };
+            let partitions = known.leaders.keys().copied().collect();
+            let view = TopicView { topic: topic.clone(), id: known.id, partitions, available };
+            if known.told.as_ref() != Some(&view) {
+                known.told = Some(view.clone());
+                changed.push(view);
+            }
+        }
+        changed
+    }
+}
+
+impl Leader {
+    /// What is kept of a leader when metadata names an older epoch: a broker that lags behind may name a leader that has
+    /// been replaced already. `None`: it has refused so often that the older one is believed.
+    fn outlives(&self, older: i32) -> Option<Leader> {
+        let doubts = self.doubts + u8::from(self.refuses);
+        if doubts < DOUBTS {
+            return Some(Leader { refuses: false, doubts, ..*self });
+        }
+        log::warn!(
+            "node {} refuses what it should lead with leader epoch {}; believing metadata, which says epoch {older}",
+            self.node,
+            self.epoch
+        );
+        None
+    }
+}
+
+impl Known {
+    fn learn(&mut self, name: &str, meta: &TopicMeta) {
+        if self.error != meta.error {
+            match meta.error {
+                0 => log::info!("topic {name}: in order now"),
+                // A topic that is being created, or whose leaders are elected: over in a moment, or it shows elsewhere.
+                5 => {}
+                code => log::warn!("topic {name}: {}; asking again", errors::text(code, "")),
+            }
+        }
+        self.error = meta.error;
+        if meta.partitions.is_empty() {
+            return;
+        }
+        let same = self.id == meta.id;
+        self.id = meta.id;
+        let old = std::mem::take(&mut self.leaders);
+        for p in &meta.partitions {
+            let told = Leader::new(p.leader, p.epoch);
+            let newer = old.get(&p.partition).filter(|o| same && told.epoch >= 0 && o.epoch > told.epoch);
+            self.leaders.insert(p.partition, newer.and_then(|o| o.outlives(told.epoch)).unwrap_or(told));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::protocol::messages::PartitionMeta;
+
+    const ZERO: [u8; 16] = [0; 16];
+
+    /// Name, error, and of each partition its number, leader and epoch.
+    type Told<'a> = (&'a str, i16, &'a [(i32, i32, i32)]);
+
+    fn answer(nodes: &[i32], topics: &[Told<'_>]) -> Metadata {
+        let node = |id: &i32| Node { id: *id, host: "h".into(), port: *id as u16 };
+        let topic = |(name, error, partitions): &Told<'_>| TopicMeta {
+            error: *error,
+            name: (*name).into(),
+            id: ZERO,
+            rights: None,
+            partitions: partitions
+                .iter()
+                .map(|&(partition, leader, epoch)| PartitionMeta { partition, leader, epoch })
+                .collect(),
+        };
+        Metadata {
+            nodes: nodes.iter().map(node).collect(),
+            cluster: None,
+            topics: topics.iter().map(topic).collect(),
+        }
+    }
+
+    struct At {
+        c: Cluster,
+        now: Instant,
+        t: Topic,
+    }
+
+    impl At {
+        fn new() -> Self {
+            let (mut c, now, t) = (Cluster::new(Duration::from_secs(300)), Instant::now(), Topic::from("t"));
+            assert_eq!(c.want(t.clone(), now), None);
+            assert!(c.due(now) == [&*t].map(Topic::from));
+            At { c, now, t }
+        }
+
+        /// The answer to a question about `t`; partitions and available ones as ship is told, if it is.
+        fn learn(
+            &mut self,
+            nodes: &[i32],
+            error: i16,
+            parts: &[(i32, i32, i32)],
+        ) -> Option<(Vec<i32>, Vec<i32>)> {
+            let t = self.t.clone();
+            let views = self.c.learn(answer(nodes, &[("t", error, parts)]), &[t], self.now);
+            assert!(views.len() <= 1);
+            views.into_iter().next().map(|v| (v.partitions, v.available))
+        }
+
+        fn waits(&self) -> u128 {
+            self.c.next_due().unwrap().saturating_duration_since(self.now).as_millis()
+        }
+    }
+
+    /// Fails when a leaderless partition, or one of a broker that is not in the answer or is down, counts as available.
+    #[test]
+    fn living_are_those_with_a_leader_that_can_be_reached() {
+        let mut a = At::new();
+        let parts = [(0, 1, 0), (1, -1, 0), (2, 9, 0), (5, 2, 0)];
+        assert_eq!(a.learn(&[1, 2], 0, &parts), Some((vec![0, 1, 2, 5], vec![0, 5])));
+        assert_eq!(a.learn(&[1, 2], 0, &parts), None, "told twice");
+        assert_eq!(a.c.reachable(2, "h:2", false, a.now)[0].available, [0]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
+        assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
+        assert!(a.c.route(&a.t, 1).unwrap_err().1.contains("no leader"));
+        assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("no partition 7"));
+        assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].available, [0, 5]);
+        assert!(
+            a.c.want(a.t.clone(), a.now).is_some_and(|v| v.available == [0, 5]),
+            "asked again, told again"
+        );
+    }
+
+    /// Fails when a lagging broker's answer takes a partition back to a leader that was replaced, or an older hint does.
+    #[test]
+    fn a_newer_leader_stays() {
+        let mut a = At::new();
+        a.learn(&[1, 2, 3], 0, &[(0, 1, 4)]);
+        a.c.hint(&a.t.clone(), 0, 2, 5, &[], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.learn(&[1, 2, 3], 0, &[(0, 1, 4)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.c.hint(&a.t.clone(), 0, 1, 5, &[], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.c.hint(&a.t.clone(), 0, 44, 9, &[], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2), "a leader nobody knows");
+        a.learn(&[1, 2, 3], 0, &[(0, 3, 6)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(3));
+        a.learn(&[1, 2, 3], 0, &[(0, 1, -1)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "without epochs the last word counts");
+    }
+
+    /// Fails when a broker that could not be reached counts as down at another address too, when it does not at the same
+    /// one, or when what is told of the old address counts for the new one.
+    #[test]
+    fn down_is_an_address_and_not_a_node() {
+        let mut a = At::new();
+        a.learn(&[1], 0, &[(0, 1, 0)]);
+        assert!(a.c.reachable(1, "h:1", false, a.now)[0].available.is_empty());
+        assert_eq!(a.learn(&[1], 0, &[(0, 1, 0)]), None, "the same address");
+        let moved = Node { id: 1, host: "h".into(), port: 77 };
+        let mut news = answer(&[], &[("t", 0, &[(0, 1, 0)])]);
+        news.nodes.push(moved);
+        let views = a.c.learn(news, &[a.t.clone()], a.now);
+        assert_eq!(views[0].available, [0]);
+        assert_eq!((a.c.route(&a.t, 0), a.waits()), (Ok(1), 300_000));
+        assert!(a.c.reachable(1, "h:1", false, a.now).is_empty());
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
+    }
+
+    /// Fails when a hint that cannot be used leaves everything as it was until the metadata is old.
+    #[test]
+    fn a_hint_that_is_not_newer_asks_for_metadata() {
+        let mut a = At::new();
+        a.learn(&[1, 2], 0, &[(0, 1, 4)]);
+        a.now += Duration::from_secs(10);
+        for (node, epoch) in [(2, 4), (2, 0), (44, 9)] {
+            a.learn(&[1, 2], 0, &[(0, 1, 4)]);
+            assert_eq!(a.waits(), 300_000);
+            a.c.hint(&a.t.clone(), 0, node, epoch, &[], a.now);
+            assert_eq!(a.waits(), 100, "node {node}, epoch {epoch}");
+        }
+        a.learn(&[1, 2], 0, &[(0, 1, 4)]);
+        a.c.hint(&a.t.clone(), 0, 2, 5, &[], a.now);
+        assert_eq!(a.waits(), 300_000, "it was taken");
+    }
+
+    /// One broker once said that the epoch is as high as can be. Fails when that is believed for ever, or when a single
+    /// answer of a broker that lags behind takes a partition back.
+    #[test]
+    fn a_leader_that_refuses_is_not_believed_for_ever() {
+        let mut a = At::new();
+        a.learn(&[1, 2], 0, &[(0, 1, i32::MAX)]);
+        for _ in 0..5 {
+            a.learn(&[1, 2], 0, &[(0, 2, 6)]);
+        }
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "it has refused nothing");
+        for _ in 0..3 {
+            a.c.refused(&a.t.clone(), 0, a.now);
+        }
+        a.learn(&[1, 2], 0, &[(0, 2, 6)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "one answer");
+        a.c.refused(&a.t.clone(), 0, a.now);
+        a.learn(&[1, 2], 0, &[(0, 2, 6)]);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+        a.c.hint(&a.t.clone(), 0, 1, 7, &[], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "its epochs count again");
+    }
+
+    /// Fails when the leader epochs of the cluster before hold back those of the one behind the same name now.
+    #[test]
+    fn another_cluster_has_other_epochs() {
+        let mut a = At::new();
+        let of = |cluster: &str, leader, epoch| Metadata {
+            cluster: Some(cluster.into()),
+            ..answer(&[1, 2], &[("t", 0, &[(0, leader, epoch)])])
+        };
+        a.c.learn(of("a", 1, 9), &[a.t.clone()], a.now);
+        a.c.learn(of("a", 2, 3), &[a.t.clone()], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
+        a.c.learn(of("b", 2, 0), &[a.t.clone()], a.now);
+        assert_eq!(a.c.route(&a.t, 0), Ok(2));
+    }
+
+    /// Fails when trouble is asked about at once and without end, or only after the age of what is well.
+    #[test]
+    fn questions_are_paced() {
+        let mut a = At::new();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            a.learn(&[1], 3, &[]);
+            waits.push(a.waits());
+            a.now += Duration::from_millis(a.waits() as u64);
+        }
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        a.learn(&[1], 0, &[(0, -1, 0)]);
+        assert_eq!(a.waits(), 1000, "an election");
+        a.learn(&[1], 0, &[(0, 1, 0)]);
+        assert_eq!(a.waits(), 300_000);
+        a.c.stale(&a.t.clone(), a.now);
+        assert_eq!(a.waits(), 100, "just asked");
+        a.now += Duration::from_secs(1);
+        a.c.stale(&a.t.clone(), a.now);
+        assert_eq!(a.waits(), 0);
+    }
+
+    /// Fails when a topic in trouble is asked about less often because of another, or more often.
+    #[test]
+    fn each_topic_has_its_own_pace() {
+        let mut a = At::new();
+        let other = Topic::from("u");
+        a.c.want(other.clone(), a.now);
+        let both = [a.t.clone(), other.clone()];
+        a.c.learn(answer(&[1], &[("t", 0, &[(0, 1, 0)]), ("u", 3, &[])]), &both, a.now);
+        assert_eq!(a.c.due(a.now + Duration::from_millis(150)), [other]);
+    }
+
+    /// Fails when a topic that was deleted, or that we may not see any more, keeps its available partitions or its view.
+    #[test]
+    fn a_lost_topic_keeps_its_partitions_but_none_lives() {
+        let mut a = At::new();
+        a.learn(&[1], 0, &[(0, 1, 0)]);
+        assert_eq!(a.learn(&[1], 29, &[]), Some((vec![0], vec![])));
+        assert!(
+            matches!(a.c.route(&a.t, 0), Err((Pace::Blocked, why)) if why.contains("TOPIC_AUTHORIZATION_FAILED"))
+        );
+        assert_eq!(a.learn(&[1], 3, &[]), None);
+        assert!(matches!(a.c.route(&a.t, 0), Err((Pace::Backoff, _))));
+        assert_eq!(a.learn(&[1], 0, &[(0, 1, 0)]), Some((vec![0], vec![0])));
+    }
+}

@@ -1,0 +1,459 @@
+//! The metadata fetcher: asks any broker about topics and leaders, and for producer ids.
+//!
+//! It has a connection of its own, so that a question never waits behind a batch that waits for its replicas, and a
+//! bootstrap broker that hangs holds up no batch.
+
+use super::protocol::{errors, messages};
+use super::{Incompatible, Shared};
+use crate::chunk::Topic;
+use crate::kafka::health::Health;
+use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
+use crate::kafka::net::dialer::Dial;
+use crate::producer::driver::{Event, Pace};
+use crate::report::Board;
+use rustix::event::PollFd;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An open question for a producer id.
+#[derive(Debug)]
+struct ProducerId {
+    /// Not before.
+    at: Instant,
+    /// How often a broker has answered "not now".
+    tries: u32,
+}
+
+#[derive(Debug)]
+enum Link {
+    None,
+    Dialing(Dial),
+    Up(Box<Up>),
+}
+
+#[derive(Debug)]
+struct Up {
+    connection: Connection,
+    /// The question that is on the wire.
+    asked: Option<Asked>,
+    /// Since the last answer.
+    idle: Instant,
+}
+
+#[derive(Debug)]
+struct Asked {
+    question: Question,
+    version: i16,
+    correlation: i32,
+    request: Vec<u8>,
+    sent: usize,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+enum Question {
+    Metadata(Vec<Topic>),
+    ProducerId,
+}
+
+/// One round through the brokers, until one of them has answered.
+#[derive(Debug)]
+struct Round {
+    rest: VecDeque<(Kind, String)>,
+    /// The one that is being asked.
+    at: (Kind, String),
+    /// After this the round is over once one of each kind was tried: the next one begins with others.
+    until: Instant,
+    tried: [usize; 2],
+}
+
+pub struct Fetcher {
+    link: Link,
+    round: Option<Round>,
+    producer_id: Option<ProducerId>,
+    health: Health,
+    candidates: Candidates,
+    /// Rounds in a row in which no broker could be asked.
+    failures: u32,
+    /// When the next round may begin.
+    next_round: Instant,
+}
+
+/// The brokers to ask, in the order of a round: the one that answered last, then learned and configured ones in turn, so
+/// that many learned ones that are gone do not keep a configured one waiting.
+#[derive(Debug, Default)]
+struct Candidates {
+    /// From the last question that brought some.
+    learned: Vec<String>,
+    /// How many of each kind have failed so far: the next round begins behind them.
+    failed: [usize; 2],
+    last: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Learned,
+    Configured,
+}
+
+impl Candidates {
+    fn round(&self, configured: &[String]) -> Vec<(Kind, String)> {
+        let learned = self.learned.iter().filter(|l| !configured.contains(l));
+        let learned = turned(learned, self.failed[Kind::Learned as usize]);
+        let configured = turned(configured.iter(), self.failed[Kind::Configured as usize]);
+        let longest = learned.len().max(configured.len());
+        let mut all: Vec<(Kind, String)> = Vec::new();
+        for i in 0..longest {
+            all.extend(learned.get(i).map(|l| (Kind::Learned, (*l).clone())));
+            all.extend(configured.get(i).map(|c| (Kind::Configured, (*c).clone())));
+        }
+        if let Some(at) = all.iter().position(|(_, a)| self.last.as_ref() == Some(a)) {
+            all[..=at].rotate_right(1);
+        }
+        all
+    }
+
+    fn failed(&mut self, kind: Kind, address: &str) {
+        if self.last.as_deref() == Some(address) {
+            self.last = None;
+        } else {
+            self.failed[kind as usize] = self.failed[kind as usize].wrapping_add(1);
+        }
+    }
+}
+
+/// These, begun at the `first`-th and wrapped around.
+fn turned<'a>(all: impl Iterator<Item = &'a String>, first: usize) -> Vec<&'a String> {
+    let mut all: Vec<&String> = all.collect();
+    if !all.is_empty() {
+        let first = first % all.len();
+        all.rotate_left(first);
+    }
+    all
+}
+
+/// A broker answers these at once, or it hangs.
+fn patience(shared: &Shared) -> Duration {
+    shared.options.request_timeout.min(Duration::from_secs(10))
+}
+
+impl Fetcher {
+    pub fn new(board: Arc<Board>) -> Self {
+        Fetcher {
+            link: Link::None,
+            round: None,
+            producer_id: None,
+            health: Health::new(board, "bootstrap".into()),
+            candidates: Candidates::default(),
+            failures: 0,
+            next_round: Instant::now(),
+        }
+    }
+
+    pub fn want_producer_id(&mut self, now: Instant) {
+        self.producer_id.get_or_insert(ProducerId { at: now, tries: 0 });
+    }
+
+    pub fn has_socket(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    pub fn socket(&self) -> Option<PollFd<'_>> {
+        let Link::Up(up) = &self.link else { return None };
+        let writing = up.asked.as_ref().is_some_and(|a| a.sent < a.request.len());
+        Some(up.connection.poll_fd(writing))
+    }
+
+    pub fn close(&mut self) {
+        (self.link, self.round) = (Link::None, None);
+    }
+
+    pub fn wake(&self, shared: &Shared) -> Option<Instant> {
+        let due = self.due(shared);
+        match &self.link {
+            Link::Dialing(_) => None,
+            Link::None => due.map(|at| at.max(self.next_round)),
+            Link::Up(up) => match &up.asked {
+                Some(asked) => Some(asked.deadline),
+                None => due.into_iter().chain([up.idle + shared.options.idle]).min(),
+            },
+        }
+    }
+
+    /// When the next question is to be asked.
+    fn due(&self, shared: &Shared) -> Option<Instant> {
+        shared.cluster.next_due().into_iter().chain(self.producer_id.as_ref().map(|p| p.at)).min()
+    }
+
+    /// Does what can be done now. `true`: the cluster's brokers may have changed.
+    pub fn turn(&mut self, shared: &mut Shared, mut readable: bool, now: Instant) -> bool {
+        let mut learned = false;
+        loop {
+            let is_due = self.due(shared).is_some_and(|at| at <= now);
+            match &mut self.link {
+                Link::None => {
+                    if !is_due || now < self.next_round || !self.begin_round(shared, now) {
+                        return learned;
+                    }
+                }
+                Link::Dialing(dial) => match dial.result() {
+                    None => return learned,
+                    Some(Ok(connection)) => {
+                        self.link = Link::Up(Box::new(Up { connection, asked: None, idle: now }));
+                        // At once, also where nothing is due any more: what it is worth shows only then.
+                        self.ask(shared, now);
+                    }
+                    Some(Err(t)) => self.next_of_round(&t, shared, now),
+                },
+                Link::Up(up) if up.asked.is_none() => {
+                    // Closed by the broker for being idle, or by us.
+                    let idle = now >= up.idle + shared.options.idle;
+                    if idle || (readable && up.connection.read().is_err()) {
+                        self.link = Link::None;
+                        self.round = None;
+                        self.health.idle();
+                    } else if is_due {
+                        if up.connection.must_renew() {
+                            self.link = Link::None; // a new connection, with a new SASL session
+                        } else {
+                            self.ask(shared, now);
+                        }
+                    } else {
+                        return learned;
+                    }
+                }
+                Link::Up(up) => match up.talk(readable, now) {
+                    Ok(None) => return learned,
+                    Ok(Some(range)) => learned |= self.answered(range, shared, now),
+                    Err(t) => self.lost(t, shared, now),
+                },
+            }
+            readable = false;
+        }
+    }
+
+    /// Puts the next question on the wire.
+    fn ask(&mut self, shared: &mut Shared, now: Instant) {
+        let Link::Up(up) = &mut self.link else { return };
+        let options = &shared.options;
+        let topics = shared.cluster.due(now);
+        let correlation = up.connection.next_correlation();
+        let (question, version, request) =
+            if topics.is_empty() && self.producer_id.as_ref().is_some_and(|p| p.at <= now) {
+                let Some(version) = up.connection.versions.init_producer_id else {
+                    let why = "it gives no producer ids (InitProducerId); set acks = 1";
+                    return self.lost(Trouble::Lost(why.into()), shared, now);
+                };
+                let request = messages::ask_producer_id(version, correlation, &options.client_id);
+                (Question::ProducerId, version, request)
+            } else {
+                let version = up.connection.versions.metadata.unwrap_or(1);
+                let names: Vec<&str> = topics.iter().map(|t| &**t).collect();
+                let (client, create) = (&options.client_id, options.create_topics);
+                let request = messages::ask_metadata(version, correlation, client, &names, create);
+                (Question::Metadata(topics), version, request)
+            };
+        let deadline = now + patience(shared);
+        up.asked = Some(Asked { question, version, correlation, request, sent: 0, deadline });
+    }
+
+    /// Takes the answer in. `true`: it was metadata.
+    fn answered(&mut self, body: std::ops::Range<usize>, shared: &mut Shared, now: Instant) -> bool {
+        let Link::Up(up) = &mut self.link else { return false };
+        let Some(Asked { question, version, .. }) = up.asked.take() else { return false };
+        up.idle = now;
+        let body = up.connection.body(body);
+        let done = match question {
+            Question::Metadata(topics) => {
+                let names: Vec<&str> = topics.iter().map(|t| &**t).collect();
+                match messages::metadata(body, version, &names) {
+                    Ok(answer) if answer.nodes.is_empty() => {
+                        Err(Trouble::Lost("it knows no brokers yet".into()))
+                    }
+                    Ok(answer) => {
+                        self.candidates.learned = answer.nodes.iter().map(messages::Node::address).collect();
+                        let before = shared.cluster.id.clone();
+                        let views = shared.cluster.learn(answer, &topics, now);
+                        if before.is_some() && before != shared.cluster.id {
+                            shared.events.push(Event::OtherCluster);
+                        }
+                        shared.tell(views);
+                        Ok(true)
+                    }
+                    Err(e) => Err(e.into()),
+                }
+            }
+            Question::ProducerId => match messages::producer_id(body, version) {
+                Ok(answer) => {
+                    self.producer_id(answer, shared, now);
+                    Ok(false)
+                }
+                Err(e) => Err(e.into()),
+            },
+        };
+        match done {
+            Ok(learned) => {
+                // Not before: a broker that hangs up on every question would be up and down at each.
+                if let Some(Round { at: (_, address), .. }) = self.round.take() {
+                    self.health.up(&format!("{address}, modern"));
+                    self.candidates.last = Some(address);
+                    self.failures = 0;
+                }
+                learned
+            }
+            Err(t) => {
+                self.lost(t, shared, now);
+                false
+            }
+        }
+    }
+
+    fn producer_id(&mut self, (error, pid, epoch): (i16, i64, i16), shared: &mut Shared, now: Instant) {
+        let Some(asked) = &mut self.producer_id else { return };
+        if error == 0 {
+            shared.events.push(Event::ProducerId { pid, epoch });
+            self.producer_id = None;
+            return;
+        }
+        if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 35 | 53) {
+            shared.unfit(format!("no producer id: {}", errors::text(error, "")));
+        }
+        // A broker that has just started, or never gave one, says 14 once or twice.
+        if asked.tries >= 3 && (asked.tries + 1).is_power_of_two() {
+            log::warn!("no producer id: {}; asking again", errors::text(error, ""));
+        }
+        asked.at = now
+            + match errors::of(error).fate {
+                errors::Fate::Retry(Pace::Blocked) => Duration::from_secs(60),
+                _ => Trouble::Ended.pause(asked.tries),
+            };
+        asked.tries += 1;
+    }
+
+    /// The connection is of no use. Most likely it was closed for being idle: the question is asked on a new one.
+    fn lost(&mut self, t: Trouble, shared: &mut Shared, now: Instant) {
+        if self.round.is_some() {
+            let t = shut_out(t, shared);
+            return self.next_of_round(&t, shared, now);
+        }
+        self.link = Link::None;
+        self.health.searching(&t.to_string());
+        self.begin_round(shared, now);
+    }
+
+    /// `false`: there is nobody to ask.
+    fn begin_round(&mut self, shared: &Shared, now: Instant) -> bool {
+        let mut rest: VecDeque<_> = self.candidates.round(&shared.options.brokers).into();
+        let Some(at) = rest.pop_front() else {
+            self.next_round = now + shared.options.idle;
+            return false;
+        };
+        self.dial(&at.1, shared);
+        self.round = Some(Round { rest, at, until: now + shared.options.connect_timeout, tried: [0; 2] });
+        true
+    }
+
+    fn dial(&mut self, address: &str, shared: &Shared) {
+        self.link = Link::Dialing(Dial::start(address, &shared.options, METADATA_CAP, &shared.context));
+    }
+
+    /// One broker of the round could not be asked: the next one, or the round is over.
+    fn next_of_round(&mut self, t: &Trouble, shared: &mut Shared, now: Instant) {
+        self.link = Link::None;
+        let Some(mut round) = self.round.take() else { return };
+        let (kind, address) = round.at.clone();
+        let told = format!("{address}: {t}");
+        if let (Trouble::Incompatible(_), true) = (t, shared.options.unfit != Incompatible::Wait) {
+            shared.unfit(told.clone());
+        }
+        self.candidates.failed(kind, &address);
+        self.health.searching(&told);
+        let denied = matches!(t, Trouble::Denied(_));
+        round.tried[kind as usize] += 1;
+        let [learned, configured] = round.tried;
+        let late = now >= round.until && configured > 0 && learned + configured > 1;
+        // A refused login is one for every broker, and too many of them lock the account.
+        let over = late || (denied && shared.options.sasl.is_some());
+        if let Some(next) = round.rest.pop_front().filter(|_| !over) {
+            self.dial(&next.1, shared);
+            self.round = Some(Round { at: next, ..round });
+            return;
+        }
+        self.health.failed(&told, false);
+        let last = if denied { Trouble::Denied(told) } else { Trouble::Lost(told) };
+        self.next_round = now + last.pause(self.failures);
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+impl Up {
+    /// Goes on with the question; gives where its answer is, once it is here.
+    fn talk(&mut self, readable: bool, now: Instant) -> Result<Option<std::ops::Range<usize>>, Trouble> {
+        let Some(asked) = &mut self.asked else { return Ok(None) };
+        let c = &mut self.connection;
+        c.flush()?;
+        if asked.sent < asked.request.len() {
+            asked.sent += c.write(&asked.request[asked.sent..])?;
+        }
+        if readable {
+            c.read()?;
+        }
+        loop {
+            if let Some((correlation, body)) = c.frame()? {
+                if correlation != asked.correlation || asked.sent < asked.request.len() {
+                    return Err(mismatch(correlation, asked.correlation));
+                }
+                return Ok(Some(body));
+            }
+            if !c.has_more() {
+                break;
+            }
+            c.read()?;
+        }
+        if now >= asked.deadline {
+            return Err(Trouble::Lost("no answer in time".into()));
+        }
+        Ok(None)
+    }
+}
+
+/// A broker that wants SASL answers ApiVersions, and closes at whatever comes next.
+fn shut_out(t: Trouble, shared: &Shared) -> Trouble {
+    match t {
+        Trouble::Ended if shared.options.sasl.is_none() => {
+            Trouble::Denied("closed at the first question; it may ask for SASL: set [kafka.sasl]".into())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(candidates: &Candidates, configured: &[String]) -> String {
+        candidates.round(configured).iter().map(|(_, a)| a.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Fails when learned brokers all come before a configured one, when a round begins where the last one did, or when
+    /// one that is both is asked twice.
+    #[test]
+    fn learned_and_configured_brokers_take_turns() {
+        let configured = ["c1".to_owned(), "c2".to_owned()];
+        let learned = ["l1", "l2", "c2", "l3"].map(str::to_owned).to_vec();
+        let mut c = Candidates { learned, ..Candidates::default() };
+        assert_eq!(names(&c, &configured), "l1 c1 l2 c2 l3");
+        c.failed(Kind::Learned, "l1");
+        c.failed(Kind::Configured, "c1");
+        c.failed(Kind::Learned, "l2");
+        assert_eq!(names(&c, &configured), "l3 c2 l1 c1 l2");
+        c.last = Some("c1".into());
+        assert_eq!(names(&c, &configured), "c1 l3 c2 l1 l2");
+        c.failed(Kind::Configured, "c1");
+        assert_eq!(names(&c, &configured), "l3 c2 l1 c1 l2");
+        c.last = Some("gone".into());
+        assert_eq!(names(&c, &configured), "l3 c2 l1 c1 l2");
+        assert_eq!(names(&Candidates::default(), &[]), "");
+    }
+}

@@ -1,0 +1,148 @@
+//! What one broker looks like to the operator: its line on the board, and a log line at each change. Decides nothing.
+
+use crate::producer::outage::{self, Reasons};
+use crate::report::{Board, BrokerState};
+use std::sync::Arc;
+use std::time::Instant;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    New,
+    Up,
+    Idle,
+    Down,
+}
+
+#[derive(Debug)]
+pub struct Health {
+    board: Arc<Board>,
+    /// Its place on the board: an address, or "bootstrap".
+    name: String,
+    state: State,
+    /// Failures since it last answered.
+    failures: u64,
+    /// When the first of them was.
+    failing_since: Instant,
+    /// The last failure came after connecting: a connection alone does not mend that.
+    shaky: bool,
+    reasons: Reasons,
+}
+
+impl Health {
+    pub fn new(board: Arc<Board>, name: String) -> Self {
+        Health {
+            board,
+            name,
+            state: State::New,
+            failures: 0,
+            failing_since: Instant::now(),
+            shaky: false,
+            reasons: Reasons::default(),
+        }
+    }
+
+    /// Connected; `speaks` says by what.
+    pub fn up(&mut self, speaks: &str) {
+        if !self.shaky {
+            self.mended();
+        }
+        self.show(State::Up, format!("up ({speaks})"), None);
+    }
+
+    /// Answered a request.
+    pub fn answered(&mut self) {
+        if self.shaky {
+            self.shaky = false;
+            self.mended();
+            self.show(State::Up, String::new(), None);
+        }
+    }
+
+    /// Closed for want of work.
+    pub fn idle(&mut self) {
+        self.show(State::Idle, "idle".into(), None);
+    }
+
+    /// The connection is gone and another is looked for; whether that is a failure is not known yet.
+    pub fn searching(&mut self, why: &str) {
+        self.show(State::Down, "down".into(), Some(why.to_owned()));
+    }
+
+    /// One more failure: `connected` says whether it came after connecting.
+    pub fn failed(&mut self, why: &str, connected: bool) {
+        self.failures += 1;
+        self.shaky |= connected;
+        if self.failures == 1 {
+            self.failing_since = Instant::now();
+        }
+        if self.reasons.is_worth_a_line(self.failures, why) {
+            let how = if connected { "lost" } else { "down" };
+            outage::say_down(&self.what(), how, self.failures, self.failing_since.elapsed(), why);
+        }
+        self.show(State::Down, "down".into(), Some(why.to_owned()));
+    }
+
+    fn mended(&mut self) {
+        if self.failures > 0 {
+            outage::say_up(&self.what(), self.failures, self.failing_since.elapsed());
+            self.failures = 0;
+        }
+    }
+
+    fn what(&self) -> String {
+        match self.name.as_str() {
+            "bootstrap" => "bootstrap brokers".into(),
+            name => format!("broker {name}"),
+        }
+    }
+
+    fn show(&mut self, state: State, text: String, error: Option<String>) {
+        let mut brokers = self.board.brokers();
+        let changed = self.state != state;
+        let entry = brokers.entry(self.name.clone()).or_insert_with(|| BrokerState {
+            state: String::new(),
+            since: Instant::now(),
+            attempts: 0,
+            last_error: None,
+        });
+        if changed {
+            entry.since = Instant::now();
+            self.state = state;
+        }
+        if !text.is_empty() {
+            entry.state = text;
+        }
+        entry.attempts = self.failures;
+        if error.is_some() {
+            entry.last_error = error;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(board: &Arc<Board>) -> (String, u64, Option<String>) {
+        let b = board.brokers();
+        let b = b.get("b:9092").unwrap();
+        (b.state.clone(), b.attempts, b.last_error.clone())
+    }
+
+    /// Fails when a connection that is refused at the first request counts as mended each time it is made: the log would
+    /// get two lines per retry.
+    #[test]
+    fn what_fails_after_connecting_is_mended_by_an_answer() {
+        let board = Arc::new(Board::default());
+        let mut h = Health::new(board.clone(), "b:9092".into());
+        h.failed("refused", false);
+        assert_eq!(of(&board), ("down".into(), 1, Some("refused".into())));
+        h.up("modern");
+        assert_eq!(of(&board), ("up (modern)".into(), 0, Some("refused".into())));
+        h.failed("closed", true);
+        h.up("modern");
+        assert_eq!(of(&board).1, 1);
+        h.answered();
+        assert_eq!(of(&board).1, 0);
+    }
+}

@@ -1,0 +1,11 @@
+//! Connections to brokers: sockets, frames, TLS, SASL, and the dialer that opens them. Knows no batches.
+
+pub mod connection;
+pub mod dialer;
+pub mod frames;
+pub mod probe;
+pub mod sasl;
+mod scram;
+pub mod secret;
+pub mod stream;
+pub mod tls;

@@ -1,0 +1,397 @@
+//! One connection to one broker: connect, ask for the versions, frames out and in, all with limits. Knows no batches,
+//! retries nothing and logs nothing.
+//!
+//! The socket never blocks. [`Connection::open`] and [`Connection::call`] wait by `poll(2)` with deadlines, for the
+//! dialer's thread and for `check`; the producer waits for all of its sockets at once. After any [`Trouble`] the
+//! connection is dropped, never used again.
+
+use super::{sasl, tls};
+use crate::kafka::Options;
+use crate::kafka::net::frames::Input;
+use crate::kafka::net::probe;
+use crate::kafka::net::stream::Stream;
+use crate::kafka::protocol::messages::{self, Versions};
+use crate::kafka::protocol::wire::Malformed;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred, unless it names each
+/// record that it refuses, which takes up to 340 bytes for each of 8,192.
+pub const ANSWER_CAP: usize = 3 << 20;
+/// Longest answer to Metadata: 1 MiB holds some 25,000 partitions of three replicas. With 2 MiB a peer that lies took
+/// 24.5 MB of memory, of which the agent may have 24 in all.
+pub const METADATA_CAP: usize = 1 << 20;
+/// How long the kernel may go without any sign of the peer having taken what was sent (`TCP_USER_TIMEOUT`).
+const UNACKED: Duration = Duration::from_secs(30);
+
+/// Why a connection cannot be had, or is no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// May be over at the next try.
+    Lost(String),
+    /// Ended by the peer between two answers: what a broker does with a connection that was idle for long.
+    Ended,
+    /// The broker does not let us in: to be tried again, but not often (accounts get locked).
+    Denied(String),
+    /// The broker is too old for this driver.
+    Incompatible(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Incompatible(why) => f.write_str(why),
+            Trouble::Ended => f.write_str("closed by the broker"),
+        }
+    }
+}
+
+impl Trouble {
+    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s; where we are denied 5 s, doubled
+    /// up to 30 s.
+    pub fn pause(&self, failures: u32) -> Duration {
+        let (first_ms, most) = if matches!(self, Trouble::Denied(_)) { (5000, 30) } else { (100, 5) };
+        Duration::from_millis(first_ms << failures.min(9)).min(Duration::from_secs(most))
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(e: io::Error) -> Self {
+        Trouble::Lost(e.to_string())
+    }
+}
+
+impl From<rustix::io::Errno> for Trouble {
+    fn from(e: rustix::io::Errno) -> Self {
+        Trouble::Lost(e.to_string())
+    }
+}
+
+impl From<Malformed> for Trouble {
+    fn from(e: Malformed) -> Self {
+        Trouble::Lost(e.to_string())
+    }
+}
+
+/// A connection whose versions are known.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    input: Input,
+    pub versions: Versions,
+    correlation: i32,
+    /// When to authenticate again; `None`: never.
+    renew: Option<Instant>,
+}
+
+impl Connection {
+    /// Resolves the name, connects, makes the TLS handshake, asks for versions, authenticates. `cap`: longest answer taken.
+    pub fn open(address: &str, options: &Options, cap: usize) -> Result<Connection, Trouble> {
+        let stream = connect(address, options.connect_timeout)?;
+        let stream = secure(stream, address, options)?;
+        let mut c = Connection::over(stream, cap);
+        c.versions = c.greet(options)?;
+        c.suits()?;
+        c.authenticate(options)?;
+        Ok(c)
+    }
+
+    /// Nothing has been said yet.
+    pub fn over(stream: Stream, cap: usize) -> Connection {
+        let input = Input::new(cap);
+        Connection { stream, input, versions: Versions::default(), correlation: 0, renew: None }
+    }
+
+    /// The socket, if whoever is on the way can read what goes through it.
+    pub fn readable(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(socket) => Some(socket),
+            Stream::Tls(_) => None,
+        }
+    }
+
+    fn suits(&self) -> Result<(), Trouble> {
+        if self.versions.produce.is_none() || self.versions.metadata.is_none() {
+            return Err(Trouble::Incompatible(format!(
+                "the broker takes Produce up to version {}, this driver speaks 3 to 12 (Kafka from 0.11); set driver = \"auto\"",
+                self.versions.produce_max
+            )));
+        }
+        Ok(())
+    }
+
+    /// By SASL, where it is asked for.
+    pub fn authenticate(&mut self, options: &Options) -> Result<(), Trouble> {
+        if let Some(sasl) = &options.sasl {
+            self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
+        }
+        Ok(())
+    }
+
+    /// Most of the session is over. To be looked at before a request, not by a timer: only a request after its end makes
+    /// the broker close the connection (KIP-368).
+    pub fn must_renew(&self) -> bool {
+        self.renew.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// ApiVersions, version 3 and where that is too new 0.
+    pub fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
+        let deadline = Instant::now() + options.connect_timeout;
+        let peer = self.stream.socket().peer_addr();
+        for version in [3, 0] {
+            let correlation = self.next_correlation();
+            let request = messages::ask_versions(version, correlation, &options.client_id);
+            let closed = match self.stream {
+                Stream::Plain(_) => {
+                    "closed at the first request: a port with TLS (set [kafka.tls]), no Kafka broker, or one before 0.10"
+                }
+                Stream::Tls(_) => {
+                    "closed after the TLS handshake: it may want a client certificate (set cert and key in [kafka.tls]), or \
+                     is no Kafka broker"
+                }
+            };
+            let answer = self.call(&request, correlation, deadline).map_err(|t| match (t, &peer) {
+                (Trouble::Ended, Ok(peer)) if probe::closes_unasked(*peer, options.connect_timeout) => {
+                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                }
+                (Trouble::Ended, _) => Trouble::Lost(closed.into()),
+                (other, _) => other,
+            })?;
+            match messages::versions(answer, version)? {
+                Ok(found) => return Ok(found),
+                Err(35) if version > 0 => {}
+                Err(code) => return Err(Trouble::Lost(crate::kafka::protocol::errors::text(code, ""))),
+            }
+        }
+        Err(Trouble::Lost("refuses ApiVersions in every version".into()))
+    }
+
+    pub fn next_correlation(&mut self) -> i32 {
+        self.correlation = self.correlation.wrapping_add(1) & i32::MAX;
+        self.correlation
+    }
+
+    /// One request and its answer (without the correlation id), alone on the connection.
+    pub fn call(&mut self, request: &[u8], correlation: i32, deadline: Instant) -> Result<&[u8], Trouble> {
+        let mut sent = 0;
+        loop {
+            if sent < request.len() {
+                sent += self.write(&request[sent..])?;
+            }
+            if let Some((id, body)) = self.frame()? {
+                if id != correlation || sent < request.len() {
+                    return Err(mismatch(id, correlation));
+                }
+                return Ok(self.input.bytes(body));
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Trouble::Lost("no answer in time".into()));
+            }
+            if self.wait(sent < request.len(), deadline - now)? {
+                self.read()?;
+            }
+        }
+    }
+
+    /// Sends what the socket takes now; 0: nothing.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<usize, Trouble> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(0) => return Err(Trouble::Lost("the socket takes no more".into())),
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if is_closed(&e) => return Err(Trouble::Ended),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Reads what is there into the buffer, at most once its room.
+    pub fn read(&mut self) -> Result<(), Trouble> {
+        let between = self.input.is_between();
+        match self.stream.read(self.input.room()) {
+            Ok(0) if between => Err(Trouble::Ended),
+            Ok(0) => Err(Trouble::Lost("closed in the middle of an answer".into())),
+            Ok(n) => {
+                self.input.took(n);
+                Ok(())
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(e) if is_closed(&e) && between => Err(Trouble::Ended),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The next whole answer: its correlation id, and where [`Connection::body`] finds the rest.
+    pub fn frame(&mut self) -> Result<Option<(i32, std::ops::Range<usize>)>, Trouble> {
+        let Some(frame) = self.input.frame()? else { return Ok(None) };
+        let (head, _) = self.input.bytes(frame.clone()).split_first_chunk::<4>().ok_or(Malformed("frame"))?;
+        Ok(Some((i32::from_be_bytes(*head), frame.start + 4..frame.end)))
+    }
+
+    /// The correlation id and the length, without that, of the next answer, which is then taken by parts. `None`: they are
+    /// not here yet.
+    pub fn begin_parts(&mut self, cap: usize) -> Result<Option<(i32, usize)>, Trouble> {
+        let Some(all) = self.input.head(cap)? else { return Ok(None) };
+        let Some(id) = self.input.here().get(4..8).and_then(|b| b.first_chunk::<4>()) else {
+            return Ok(None);
+        };
+        let id = i32::from_be_bytes(*id);
+        self.input.skip(8);
+        Ok(Some((id, all - 8)))
+    }
+
+    /// The part that is here of an answer of which `left` bytes are not done with.
+    pub fn part(&self, left: usize) -> &[u8] {
+        let here = self.input.here();
+        &here[..here.len().min(left)]
+    }
+
+    /// So many bytes of the part are done with.
+    pub fn took_part(&mut self, n: usize) {
+        self.input.skip(n);
+    }
+
+    /// The bytes of an answer, valid until the next read.
+    pub fn body(&self, range: std::ops::Range<usize>) -> &[u8] {
+        self.input.bytes(range)
+    }
+
+    /// What `poll(2)` is to wait for; with `write` also for room.
+    pub fn poll_fd(&self, write: bool) -> PollFd<'_> {
+        let write = write || self.stream.has_own();
+        let events = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        PollFd::new(self.stream.socket(), events)
+    }
+
+    /// There is something to read although the socket has nothing.
+    pub fn has_more(&self) -> bool {
+        self.stream.has_more()
+    }
+
+    /// Sends what TLS has to say of its own.
+    pub fn flush(&mut self) -> Result<(), Trouble> {
+        if self.stream.has_own() { Ok(self.stream.flush()?) } else { Ok(()) }
+    }
+
+    /// Waits at most `limit` until there is something to read, or, with `write`, room to write. Says whether there is
+    /// something to read.
+    fn wait(&mut self, write: bool, limit: Duration) -> Result<bool, Trouble> {
+        let more = self.has_more();
+        let mut fds = [self.poll_fd(write)];
+        wait_for(&mut fds, Some(if more { Duration::ZERO } else { limit }))?;
+        let readable = is_readable(fds[0].revents());
+        self.flush()?;
+        Ok(more || readable)
+    }
+}
+
+/// Something to read, or the end.
+pub fn is_readable(found: PollFlags) -> bool {
+    found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
+}
+
+/// The peer has closed the connection, and what we sent after that was answered by a reset.
+fn is_closed(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// `poll(2)` with a limit; a signal counts as nothing happened.
+pub fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Trouble> {
+    let limit =
+        limit.map(|l| Timespec { tv_sec: l.as_secs().min(1 << 30) as _, tv_nsec: l.subsec_nanos().into() });
+    match poll(fds, limit.as_ref()) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::INTR) => {
+            fds.iter_mut().for_each(PollFd::clear_revents);
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub fn mismatch(got: i32, want: i32) -> Trouble {
+    Trouble::Lost(format!("answer to request {got} where {want} was due"))
+}
+
+/// The addresses of `host:port`, asked anew each time. Blocks as long as the system's resolver does.
+pub fn resolve(address: &str) -> Result<Vec<SocketAddr>, Trouble> {
+    let found = address.to_socket_addrs().map(Vec::from_iter);
+    match found {
+        Ok(all) if all.is_empty() => Err(Trouble::Lost("the name has no address".into())),
+        Ok(all) => Ok(all),
+        Err(e) => Err(Trouble::Lost(format!("cannot resolve the name: {e}"))),
+    }
+}
+
+/// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
+fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+    let mut last = Trouble::Ended;
+    let all = resolve(address)?;
+    let several = all.len() > 1;
+    let until = Instant::now() + limit * 2;
+    for (tried, one) in all.iter().enumerate() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let share = left / (all.len() - tried) as u32;
+        // `connect` takes no limit of zero; and less than this would reach nobody.
+        match reach(*one, share.min(limit).max(Duration::from_millis(200))) {
+            Ok(socket) => return Ok(socket),
+            Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}")),
+            Err(t) => last = t,
+        }
+    }
+    Err(last)
+}
+
+/// A socket that never blocks from now on.
+pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
+    let socket = TcpStream::connect_timeout(&one, limit).map_err(|e| match e.kind() {
+        ErrorKind::ConnectionRefused => Trouble::Lost("connection refused".into()),
+        ErrorKind::TimedOut => Trouble::Lost(format!("no connection in {} s", limit.as_secs_f32())),
+        _ => e.into(),
+    })?;
+    tune(&socket)?;
+    Ok(socket)
+}
+
+/// Puts TLS around it, where it is asked for.
+pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Stream, Trouble> {
+    match &options.tls {
+        None => Ok(Stream::Plain(socket)),
+        Some(tls) => {
+            let peer = socket.peer_addr();
+            let done = tls::handshake(socket, address, tls, options.connect_timeout);
+            let told = |why: String| match peer {
+                Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
+                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                }
+                _ => Trouble::Lost(why),
+            };
+            Ok(Stream::Tls(Box::new(done.map_err(told)?)))
+        }
+    }
+}
+
+/// A dead peer is noticed within 30 + 3 × 10 s when idle (keepalive) and after [`UNACKED`] when not; small requests
+/// leave at once.
+fn tune(socket: &TcpStream) -> Result<(), Trouble> {
+    socket.set_nonblocking(true)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(30))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(socket, 3)?;
+    sockopt::set_tcp_user_timeout(socket, UNACKED.as_millis() as u32)?;
+    Ok(())
+}

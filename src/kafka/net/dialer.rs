@@ -1,0 +1,48 @@
+//! Opens a connection in a short-lived thread of its own, with ordinary blocking code and deadlines: name resolution,
+//! connect, TLS, ApiVersions and SASL.
+
+use crate::kafka::Options;
+use crate::kafka::net::connection::{Connection, Trouble};
+use crate::producer::driver::{Context, STACK};
+use crate::pulse::Beat;
+use crate::waker::Waking;
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
+use std::sync::Arc;
+use std::thread;
+
+/// A connection attempt. Dropping it abandons the thread, which ends at its next deadline.
+#[derive(Debug)]
+pub struct Dial {
+    done: Receiver<Result<Connection, Trouble>>,
+    /// Kept here, not in the thread: an abandoned attempt that hangs in the resolver is nobody's concern.
+    _beat: Arc<Beat>,
+}
+
+impl Dial {
+    /// `cap`: longest answer that the connection takes.
+    pub fn start(address: &str, options: &Arc<Options>, cap: usize, context: &Context) -> Dial {
+        let (tell, done) = bounded(1);
+        let beat = context.board.pulse.beat("dial");
+        beat.within(Beat::SLOW);
+        let (address, options) = (address.to_owned(), options.clone());
+        let dial = {
+            let tell = Waking::new(tell.clone(), &context.waker);
+            move || drop(tell.get().send(Connection::open(&address, &options, cap)))
+        };
+        let spawned = thread::Builder::new().name("dial".into()).stack_size(STACK).spawn(dial);
+        if let Err(e) = spawned {
+            let _ = tell.send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
+            context.waker.wake();
+        }
+        Dial { done, _beat: beat }
+    }
+
+    /// `None`: not yet.
+    pub fn result(&self) -> Option<Result<Connection, Trouble>> {
+        match self.done.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(Trouble::Lost("connecting failed".into()))),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! SASL over Kafka's frames: PLAIN and SCRAM, and when to do it again (KIP-368). The mathematics stand in `scram.rs`; a
+//! password is read from its file each time, wiped after use, and part of no text.
+
+use super::secret;
+use crate::base64;
+use crate::kafka::net::connection::{Connection, Trouble};
+use crate::kafka::net::scram::{Hash, Scram};
+use crate::kafka::protocol::{errors, sasl as messages};
+use ring::rand::{SecureRandom, SystemRandom};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub mechanism: Mechanism,
+    pub username: String,
+    pub password_file: PathBuf,
+    /// PLAIN may go without TLS to other machines too.
+    pub plain_without_tls: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    Plain,
+    ScramSha256,
+    ScramSha512,
+}
+
+impl Mechanism {
+    pub fn name(self) -> &'static str {
+        match self {
+            Mechanism::Plain => "PLAIN",
+            Mechanism::ScramSha256 => "SCRAM-SHA-256",
+            Mechanism::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// Says who we are. Gives when it is to be said again; `None`: never.
+pub fn authenticate(
+    c: &mut Connection,
+    options: &Options,
+    client_id: &str,
+    limit: Duration,
+) -> Result<Option<Instant>, Trouble> {
+    if options.mechanism == Mechanism::Plain && !options.plain_without_tls {
+        refuse_readable(c)?;
+    }
+    let began = Instant::now();
+    let mut talk = Talk { c, options, client_id, deadline: began + limit, password: password(options)? };
+    let lifetime = talk.run().map_err(|t| match t {
+        Trouble::Ended => {
+            Trouble::Lost("closed in the middle of authentication; see the broker's log".into())
+        }
+        other => other,
+    })?;
+    Ok(again_at(began, lifetime, random::<1>()?[0]))
+}
+
+/// PLAIN is the password itself. The brokers of the config were looked at before; others are learned from them, and
+/// `localhost` may lead elsewhere.
+fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
+    let Some(socket) = c.readable() else { return Ok(()) };
+    let peer = socket.peer_addr()?.ip().to_canonical();
+    if peer.is_loopback() {
+        return Ok(());
+    }
+    Err(Trouble::Denied(format!(
+        "PLAIN without TLS would send the password readably to {peer}; set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", \
+         or, where the way there is safe, plain_without_tls = true in [kafka.sasl]"
+    )))
+}
+
+fn password(options: &Options) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    let password = secret::password(&options.password_file).map_err(Trouble::Lost)?;
+    if options.mechanism == Mechanism::Plain && password.contains(&0) {
+        let path = options.password_file.display();
+        return Err(Trouble::Lost(format!(
+            "password_file {path}: PLAIN allows no NUL in it; write text into it"
+        )));
+    }
+    Ok(password)
+}
+
+/// At 85 to 95 % of the session, so that many agents do not come at once. The broker allows it once a second at most.
+fn again_at(began: Instant, lifetime_ms: i64, random: u8) -> Option<Instant> {
+    let ms = u64::try_from(lifetime_ms).ok().filter(|ms| *ms > 0)?;
+    let share = 850 + u64::from(random) * 100 / 255;
+    began.checked_add(Duration::from_millis((ms.saturating_mul(share) / 1000).max(1000)))
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Trouble> {
+    let mut bytes = [0; N];
+    let done = SystemRandom::new().fill(&mut bytes);
+    done.map(|()| bytes).map_err(|_| Trouble::Lost("the system gives no random numbers".into()))
+}
+
+struct Talk<'a> {
+    c: &'a mut Connection,
+    options: &'a Options,
+    client_id: &'a str,
+    deadline: Instant,
+    password: Zeroizing<Vec<u8>>,
+}
+
+impl Talk<'_> {
+    /// The session's lifetime in ms; 0: without end.
+    fn run(&mut self) -> Result<i64, Trouble> {
+        self.choose()?;
+        let hash = match self.options.mechanism {
+            Mechanism::Plain => return self.plain(),
+            Mechanism::ScramSha256 => Hash::Sha256,
+            Mechanism::ScramSha512 => Hash::Sha512,
+        };
+        let nonce = base64::encode(&random::<24>()?);
+        let (scram, first) = Scram::begin(hash, &self.options.username, nonce);
+        let (server_first, _) = self.send(&first)?;
+        let lied = |why: String| Trouble::Denied(format!("the broker's authentication is not right: {why}"));
+        let (expected, last) = scram.prove(&server_first, &self.password).map_err(lied)?;
+        let (server_final, lifetime) = self.send(&last)?;
+        expected.verify(&server_final).map_err(lied)?;
+        Ok(lifetime)
+    }
+
+    fn plain(&mut self) -> Result<i64, Trouble> {
+        let name = self.options.username.as_bytes();
+        let mut message = Zeroizing::new(Vec::with_capacity(name.len() + self.password.len() + 2));
+        for part in [name, &self.password] {
+            message.push(0);
+            message.extend_from_slice(part);
+        }
+        self.send(&message).map(|(_, lifetime)| lifetime)
+    }
+
+    /// Names the mechanism (SaslHandshake).
+    fn choose(&mut self) -> Result<(), Trouble> {
+        if self.c.versions.sasl_handshake.is_none() || self.c.versions.sasl_authenticate.is_none() {
+            return Err(Trouble::Denied(
+                "it has no SaslAuthenticate (Kafka from 1.0): no SASL with this driver".into(),
+            ));
+        }
+        let name = self.options.mechanism.name();
+        let id = self.c.next_correlation();
+        let request = messages::ask_mechanism(id, self.client_id, name);
+        let (error, offered) = messages::mechanisms(self.c.call(&request, id, self.deadline)?)?;
+        match error {
+            0 => Ok(()),
+            33 => Err(Trouble::Denied(format!(
+                "it does not take {name} but {}; set another mechanism in [kafka.sasl]",
+                if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") }
+            ))),
+            34 => Err(Trouble::Denied(
+                "this port asks for no SASL; give the port with SASL, or take [kafka.sasl] out".into(),
+            )),
+            code => Err(Trouble::Denied(errors::text(code, ""))),
+        }
+    }
+
+    /// One message of the mechanism and the broker's answer to it, with the session's lifetime.
+    fn send(&mut self, message: &[u8]) -> Result<(Vec<u8>, i64), Trouble> {
+        let version = self.c.versions.sasl_authenticate.unwrap_or(0);
+        let id = self.c.next_correlation();
+        let request = messages::authenticate(version, id, self.client_id, message);
+        let said = messages::authenticated(self.c.call(&request, id, self.deadline)?, version)?;
+        if said.error == 0 {
+            return Ok((said.bytes, said.lifetime_ms));
+        }
+        let name = &self.options.username;
+        Err(Trouble::Denied(match said.error {
+            58 => format!(
+                "the broker refuses user {name} with this password ({}): {}; set username and password_file in [kafka.sasl]",
+                self.options.mechanism.name(),
+                self.wiped(&said.message),
+            ),
+            code => errors::text(code, &self.wiped(&said.message)),
+        }))
+    }
+
+    /// A broker that repeats the password does not get it into our log.
+    fn wiped(&self, text: &str) -> String {
+        let secret = Zeroizing::new(String::from_utf8_lossy(&self.password).into_owned());
+        if text.contains(secret.as_str()) { "(its words hold the password)".into() } else { text.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a session is renewed too late, at once for ever, or a lifetime from the wire overflows.
+    #[test]
+    fn sessions_are_renewed_before_their_end() {
+        let now = Instant::now();
+        let after = |ms, random| again_at(now, ms, random).map(|at| (at - now).as_millis());
+        assert_eq!((after(0, 9), after(-1, 9), after(i64::MIN, 9)), (None, None, None));
+        assert_eq!((after(10_000, 0), after(10_000, 255)), (Some(8500), Some(9500)));
+        assert_eq!(after(1, 0), Some(1000));
+        let _ = after(i64::MAX, 255);
+    }
+}

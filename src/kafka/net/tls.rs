@@ -1,0 +1,284 @@
+//! TLS by rustls and ring: from the files that are named to a finished handshake, and what to do where there is none.
+//! Files are read anew each time, so that a certificate that was replaced counts at the next connect. Carries no frames.
+
+use crate::kafka::net::secret::{self, PEM_MOST};
+use crate::kafka::net::stream::Tls;
+use rustix::event::{PollFd, PollFlags};
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// PEM; the system's roots when missing.
+    pub ca: Option<PathBuf>,
+    /// Certificate chain and key for a broker that asks for them, PEM.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Checked against the broker's certificate in place of the host it was reached by.
+    pub server_name: Option<String>,
+}
+
+/// Where systems keep the roots they trust, all in one file: Debian, Alpine, Arch · Fedora, RHEL · SUSE · OpenWrt, BSD.
+const ROOTS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The peer ended the handshake without a word.
+pub const CLOSED: &str =
+    "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)";
+
+/// Makes the handshake on a connected, non-blocking socket. `address`: the broker's `host:port`.
+pub fn handshake(
+    socket: TcpStream,
+    address: &str,
+    options: &Options,
+    limit: Duration,
+) -> Result<Tls, String> {
+    let deadline = Instant::now() + limit;
+    let name = options.server_name.as_deref().unwrap_or_else(|| host(address));
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|_| format!("{name:?} is no host name; set server_name in [kafka.tls]"))?;
+    let session = ClientConnection::new(Arc::new(config(options)?), name).map_err(|e| explain(&e))?;
+    let mut tls = Tls::new(socket, session);
+    while tls.session.is_handshaking() || tls.session.wants_write() {
+        step(&mut tls).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => CLOSED.into(),
+            _ => e.to_string(),
+        })?;
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(format!("no end of the TLS handshake within {} s", limit.as_secs()));
+        }
+        if tls.session.is_handshaking() || tls.session.wants_write() {
+            let events =
+                if tls.session.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let mut fds = [PollFd::new(tls.socket(), events)];
+            crate::kafka::net::connection::wait_for(&mut fds, Some(deadline - now))
+                .map_err(|t| t.to_string())?;
+        }
+    }
+    Ok(tls)
+}
+
+/// Sends and takes what can be at once.
+fn step(tls: &mut Tls) -> std::io::Result<()> {
+    let idle = |done: std::io::Result<()>| match done {
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+        done => done,
+    };
+    idle(tls.push())?;
+    idle(tls.pull().and_then(|open| if open { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }))
+}
+
+/// What was agreed on, for the operator.
+pub fn agreed(tls: &Tls) -> String {
+    let version = tls.session.protocol_version().and_then(|v| v.as_str()).unwrap_or("TLS");
+    let suite = tls.session.negotiated_cipher_suite().and_then(|s| s.suite().as_str());
+    format!("{}, {}", version.replace('v', " ").replace('_', "."), suite.unwrap_or("?"))
+}
+
+/// The host in `host:port` or `[IPv6]:port`.
+fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.')
+}
+
+fn config(options: &Options) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| explain(&e))?
+        .with_root_certificates(roots(options.ca.as_deref())?);
+    let mut config = match &options.client {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => {
+            let chain = certificates(cert, "cert")?;
+            let pem = secret::read(key, "key", PEM_MOST)?;
+            let none = |_| format!("key {}: no unencrypted private key in PEM", key.display());
+            let der = PrivateKeyDer::from_pem_slice(&pem).map_err(none)?;
+            builder.with_client_auth_cert(chain, der).map_err(|e| {
+                let (cert, key) = (cert.display(), key.display());
+                format!("cert {cert} and key {key}: {e}; name a certificate and its own key")
+            })?
+        }
+    };
+    // Each connect reads all files anew, so nothing is ever resumed; and 256 places for it take memory.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = ca {
+        for one in certificates(path, "ca")? {
+            roots.add(one).map_err(|e| format!("ca {}: {}", path.display(), explain(&e)))?;
+        }
+        return Ok(roots);
+    }
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let path = named.or_else(|| ROOTS.iter().map(PathBuf::from).find(|p| p.is_file())).ok_or_else(|| {
+        "this system has no root certificates; install ca-certificates, or set ca in [kafka.tls]".to_owned()
+    })?;
+    // Systems ship some that are out of the ordinary; those are left out.
+    roots.add_parsable_certificates(certificates(&path, "root certificates")?);
+    Ok(roots)
+}
+
+fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let wrong = |why: &str| format!("{what} {}: {why}", path.display());
+    let pem = secret::read(path, what, PEM_MOST)?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match all {
+        Ok(all) if all.is_empty() => Err(wrong("no certificate in PEM")),
+        Ok(all) => Ok(all),
+        Err(_) => Err(wrong("damaged PEM")),
+    }
+}
+
+/// What went wrong in TLS, and what to do about it.
+pub fn explain(e: &rustls::Error) -> String {
+    use rustls::Error as E;
+    match e {
+        E::InvalidCertificate(e) => certificate(e),
+        E::AlertReceived(alert) => alerted(*alert),
+        E::InvalidMessage(_) => {
+            "it does not answer in TLS: give the TLS port, or take [kafka.tls] out".into()
+        }
+        E::PeerIncompatible(why) => {
+            format!("no TLS in common ({why:?}); the broker must offer TLS 1.2 or 1.3")
+        }
+        E::NoCertificatesPresented => "the broker shows no certificate; give it one".into(),
+        other => other.to_string(),
+    }
+}
+
+fn certificate(e: &CertificateError) -> String {
+    use CertificateError as C;
+    match e {
+        C::UnknownIssuer => {
+            "the broker's certificate is signed by a CA that is not trusted here; set ca in [kafka.tls] \
+             to that CA's certificate"
+                .into()
+        }
+        C::Expired => expired(""),
+        C::ExpiredContext { time, not_after } => expired(&format!(" ({})", spell(*not_after, *time))),
+        C::NotValidYet | C::NotValidYetContext { .. } => {
+            "the broker's certificate is not valid yet; set the clock of this machine".into()
+        }
+        C::NotValidForName => elsewhere("another host", "this one"),
+        C::NotValidForNameContext { expected, presented } => {
+            let shown: Vec<&str> = presented.iter().take(8).map(|n| name(n)).collect();
+            let of = if shown.is_empty() { "no host at all".to_owned() } else { shown.join(", ") };
+            elsewhere(&of, &expected.to_str())
+        }
+        C::BadSignature => {
+            "the broker's certificate is not signed by the CA of its issuer's name; set ca in [kafka.tls] \
+             to the CA's certificate of today"
+                .into()
+        }
+        C::Revoked => "the broker's certificate was revoked; give the broker another".into(),
+        C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
+            "the broker's certificate is not for servers; give it one with serverAuth".into()
+        }
+        other => format!("the broker's certificate is refused: {other}"),
+    }
+}
+
+fn expired(when: &str) -> String {
+    format!("the broker's certificate has expired{when}; renew it there, or set the clock of this machine")
+}
+
+fn elsewhere(of: &str, expected: &str) -> String {
+    format!(
+        "the broker's certificate is for {of}, not for {expected}; name the broker as its certificate does, or set \
+         server_name in [kafka.tls]"
+    )
+}
+
+/// rustls shows names as `DnsName("kafka1")`; only the inner part says something.
+fn name(shown: &str) -> &str {
+    shown.split('"').nth(1).unwrap_or(shown)
+}
+
+/// "40 days ago".
+fn spell(then: UnixTime, now: UnixTime) -> String {
+    let s = now.as_secs().saturating_sub(then.as_secs());
+    match s {
+        0..=119 => format!("{s} s ago"),
+        120..=7199 => format!("{} min ago", s / 60),
+        7200..=172_799 => format!("{} h ago", s / 3600),
+        _ => format!("{} days ago", s / 86_400),
+    }
+}
+
+fn alerted(alert: AlertDescription) -> String {
+    use AlertDescription as A;
+    let ours = |what: &str| format!("the broker {what}; set cert and key in [kafka.tls] to what it accepts");
+    match alert {
+        A::CertificateRequired => ours("asks for a client certificate"),
+        A::CertificateExpired => ours("says that our certificate has expired"),
+        A::CertificateRevoked => ours("says that our certificate was revoked"),
+        A::UnknownCA => ours("does not know the CA of our certificate"),
+        A::BadCertificate | A::UnsupportedCertificate | A::CertificateUnknown | A::AccessDenied => {
+            ours(&format!("refuses our certificate, or asks for one ({alert:?})"))
+        }
+        A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => {
+            format!(
+                "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it wants a client certificate"
+            )
+        }
+        A::UnrecognisedName => {
+            "the broker does not know itself by this name; set server_name in [kafka.tls]".into()
+        }
+        other => format!("the broker ends TLS with the alert {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        for (address, want) in [
+            ("kafka1:9093", "kafka1"),
+            ("[fe80::1]:9093", "fe80::1"),
+            ("10.0.0.1:1", "10.0.0.1"),
+            ("a.b.:1", "a.b"),
+        ] {
+            assert_eq!(host(address), want);
+        }
+    }
+
+    /// Fails when an error is left without advice.
+    #[test]
+    fn what_to_do() {
+        let time = |s| UnixTime::since_unix_epoch(Duration::from_secs(s));
+        let expected = ServerName::try_from("kafka1").unwrap();
+        let presented = vec!["DnsName(\"other\")".to_owned()];
+        for (e, said) in [
+            (CertificateError::UnknownIssuer, "not trusted here; set ca"),
+            (
+                CertificateError::ExpiredContext { time: time(864_000), not_after: time(0) },
+                "expired (10 days ago); renew",
+            ),
+            (
+                CertificateError::NotValidForNameContext { expected, presented },
+                "for other, not for kafka1; name the",
+            ),
+        ] {
+            let text = explain(&rustls::Error::InvalidCertificate(e));
+            assert!(text.contains(said), "{text}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Real brokers' answers, damaged in a loop: no reader may panic, run on, or keep more than it should. Answers in every
+//! version, made by another hand, are in `messages_tests.rs`.
+
+use super::{limits, messages, producers, sasl};
+use crate::kafka::protocol::wire::Read;
+use std::time::{Duration, Instant};
+
+struct Answer {
+    api: u8,
+    version: i16,
+    bytes: Vec<u8>,
+}
+
+fn real() -> Vec<Answer> {
+    let lines = include_str!("answers.txt").lines().filter(|l| !l.starts_with('#'));
+    lines
+        .map(|line| {
+            let [_, api, version, hex] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes = (0..hex.len()).step_by(2).map(byte).collect();
+            Answer { api: api.parse().unwrap(), version: version.parse().unwrap(), bytes }
+        })
+        .collect()
+}
+
+/// Reads an answer as its kind, and says how many things were kept of it.
+fn kept(a: &Answer, bytes: &[u8]) -> Read<usize> {
+    match a.api {
+        0 => {
+            let mut parts = 0;
+            let each = |_: &[u8], p: messages::Produced| {
+                parts += 1 + p.bad.len();
+                Ok(())
+            };
+            messages::produced(bytes, a.version, each).map(|(_, nodes)| nodes.len()).map(|n| n + parts)
+        }
+        3 => messages::metadata(bytes, a.version, &["t"])
+            .map(|m| m.nodes.len() + m.topics.iter().map(|t| 1 + t.partitions.len()).sum::<usize>()),
+        17 => sasl::mechanisms(bytes).map(|(_, all)| all.len()),
+        18 => messages::versions(bytes, a.version).map(|_| 1),
+        22 => messages::producer_id(bytes, a.version).map(|_| 1),
+        32 => limits::largest_batch(bytes, a.version).map(|n| usize::from(n.is_some())),
+        36 => sasl::authenticated(bytes, a.version).map(|a| a.bytes.len() + a.message.chars().count()),
+        61 => {
+            let mut answer = producers::Producers::new("t", 0, 1);
+            answer.read(bytes, 0).and_then(|_| answer.known()).map(|_| 1)
+        }
+        other => panic!("api {other}"),
+    }
+}
+
+/// A generator of numbers that anybody can repeat (Marsaglia's xorshift64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+}
+
+fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
+    for _ in 0..=dice.below(4) {
+        let at = dice.below(bytes.len());
+        match dice.below(6) {
+            0 => bytes[at] = [0xff, 0x7f, 0x80, 0, 1, 0xfe][dice.below(6)],
+            1 => bytes[at] ^= 1 << dice.below(8),
+            2 => bytes.truncate(at.max(1)),
+            3 => bytes.insert(at, dice.below(256) as u8),
+            4 => {
+                let to = (at + 1 + dice.below(16)).min(bytes.len());
+                bytes.extend_from_within(at..to); // a part of it once more
+            }
+            _ => {
+                let lie = [i32::MAX, i32::MIN, -1, 1 << 16][dice.below(4)].to_be_bytes();
+                let to = (at + 4).min(bytes.len());
+                bytes[at..to].copy_from_slice(&lie[..to - at]);
+            }
+        }
+    }
+}
+
+/// Fails when one of our readers does not understand a real broker.
+#[test]
+fn real_answers_are_read() {
+    let all = real();
+    assert_eq!(all.len(), 18);
+    for a in all {
+        assert!(kept(&a, &a.bytes).is_ok_and(|n| n > 0), "api {} version {}", a.api, a.version);
+    }
+}
+
+/// Fails when a length or count is believed, or the loop takes longer than it should.
+#[test]
+fn damaged_answers_are_read_or_refused() {
+    let began = Instant::now();
+    damaged(60_000, 0x6c6f_6761_6765_6e74);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn ten_million_damaged_answers() {
+    damaged(10_000_000, 7);
+}
+
+fn damaged(rounds: usize, seed: u64) {
+    let (all, mut dice) = (real(), Dice(seed));
+    for round in 0..rounds {
+        let a = &all[round % all.len()];
+        let mut bytes = a.bytes.clone();
+        damage(&mut bytes, &mut dice);
+        if let Ok(n) = kept(a, &bytes) {
+            assert!(n <= bytes.len(), "api {}: {n} things of {} bytes", a.api, bytes.len());
+        }
+    }
+}
+
+/// Fails when what an answer of a whole frame's size makes us keep is not bounded by what was asked for.
+#[test]
+fn a_large_answer_fills_no_memory() {
+    let one_topic = [&[0, 0, 0, 1][..], b"u\0\0\0\0\0"].concat(); // error, name "u", internal, no partitions
+    let many = 200_000i32;
+    let mut topics = [0; 8].to_vec(); // no brokers, the controller
+    topics.extend(many.to_be_bytes());
+    (0..many).for_each(|_| topics.extend(&one_topic));
+    let found = messages::metadata(&topics, 1, &["t"]).unwrap();
+    assert_eq!(found.topics.len(), 0);
+    let same: Vec<u8> = topics.iter().map(|b| if *b == b'u' { b't' } else { *b }).collect();
+    assert_eq!(messages::metadata(&same, 1, &["t"]).unwrap().topics.len(), 1);
+    let mut brokers = many.to_be_bytes().to_vec();
+    brokers.resize(brokers.len() + many as usize * 12, 0);
+    assert!(messages::metadata(&brokers, 1, &["t"]).is_err());
+}

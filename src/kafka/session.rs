@@ -1,0 +1,504 @@
+//! One connection at work: requests put together from waiting batches, up to five in flight, answers taken as they come.
+//! A batch comes back with its verdict, and when the connection is lost, all of them do.
+
+use super::{IN_FLIGHT, Incompatible, Producer, Shared};
+use crate::kafka::broker::Peer;
+use crate::kafka::net::connection::{ANSWER_CAP, Connection, Trouble, mismatch};
+use crate::kafka::net::dialer::Dial;
+use crate::kafka::protocol::codec::Codec;
+use crate::kafka::protocol::errors::{self, Also};
+use crate::kafka::protocol::messages::{self, Produced};
+use crate::kafka::protocol::producers::{self, Producers};
+use crate::kafka::protocol::records::Envelope;
+use crate::kafka::protocol::wire::{Malformed, Writer};
+use crate::kafka::request::{pick, place};
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Acks, Event, Pace, Verdict};
+use rustix::event::PollFd;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// What a broker may take beyond the time it was given for its replicas, before it counts as hung.
+const GRACE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
+/// The slowest uplink that is not mistaken for a hung broker: a request gets this much more time for its way, in bytes/s.
+const SLOWEST: u64 = 64 << 10;
+/// A broker that throttles is believed up to this.
+const LONGEST_THROTTLE: Duration = Duration::from_secs(60);
+
+/// Why a session ended. Everything that was in a request has been given back; what was in none is still waiting.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    Idle,
+    /// `worked`: at least one request had been answered.
+    Lost {
+        why: String,
+        worked: bool,
+    },
+}
+
+/// A request that was sent, or is being sent.
+#[derive(Debug)]
+struct Request {
+    correlation: i32,
+    /// When its last byte left.
+    sent: Instant,
+    bytes: u64,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// A batch is taken out when its verdict is known.
+    Produce {
+        version: i16,
+        /// What this request asks for: see [`Session::acks`].
+        acks: Acks,
+        batches: Vec<Option<Batch>>,
+    },
+    Ask {
+        asked: Producer,
+        answer: Producers,
+        /// Bytes of the answer that are not read yet; `None`: it has not begun.
+        left: Option<usize>,
+    },
+}
+
+/// A request that is partly written.
+#[derive(Debug)]
+struct Writing {
+    request: Request,
+    bytes: Writer,
+    /// So many of them have left.
+    at: usize,
+}
+
+#[derive(Debug)]
+pub struct Session {
+    connection: Connection,
+    writing: Option<Writing>,
+    /// Waiting for their answers, which come in this order.
+    air: VecDeque<Request>,
+    /// No request of this connection has been answered yet: one alone, then more.
+    fresh: bool,
+    /// Any request has been answered.
+    worked: bool,
+    /// Throttled until then.
+    quiet: Option<Instant>,
+    /// When the last answer came or, at first, the session began.
+    answered: Instant,
+    /// The answer just read asks for a new connection.
+    renew: Option<String>,
+    /// The connection that replaces this one, whose SASL session ends soon (KIP-368).
+    successor: Option<Dial>,
+    wake: Option<Instant>,
+}
+
+impl Session {
+    pub fn new(connection: Connection, now: Instant) -> Self {
+        Session {
+            connection,
+            writing: None,
+            air: VecDeque::new(),
+            fresh: true,
+            worked: false,
+            quiet: None,
+            answered: now,
+            renew: None,
+            successor: None,
+            wake: None,
+        }
+    }
+
+    pub fn socket(&self) -> PollFd<'_> {
+        self.connection.poll_fd(self.writing.is_some())
+    }
+
+    pub fn wake(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.writing.is_some() || !self.air.is_empty()
+    }
+
+    /// Takes what is there to read, and sends what may be sent. `Some`: the connection is over.
+    pub fn turn(
+        &mut self,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        readable: bool,
+        now: Instant,
+    ) -> Option<End> {
+        let t = match self.work(peer, shared, readable, now) {
+            Ok(end) => return end,
+            Err(t) => t,
+        };
+        // A broker that hangs up on everything is not idle.
+        if t == Trouble::Ended && !self.is_busy() && (self.worked || peer.waiting.is_empty()) {
+            return Some(End::Idle);
+        }
+        let why = t.to_string();
+        let told = peer.told(&why);
+        let produce = |r: &Request| matches!(r.what, What::Produce { .. });
+        let asked = self.air.iter().chain(self.writing.as_ref().map(|w| &w.request)).any(produce);
+        if t == Trouble::Ended && asked {
+            shared.hung_up(&told);
+        }
+        self.abandon(shared, Pace::Backoff, &told);
+        Some(End::Lost { why, worked: self.worked })
+    }
+
+    fn work(
+        &mut self,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        readable: bool,
+        now: Instant,
+    ) -> Result<Option<End>, Trouble> {
+        self.connection.flush()?;
+        if readable || self.connection.has_more() {
+            self.connection.read()?;
+            while self.next_answer(peer, shared, now)? {}
+            if let Some(why) = self.renew.take() {
+                return Err(Trouble::Lost(why));
+            }
+        }
+        self.send(peer, shared, now)?;
+        let Some(wake) = self.deadline(peer, shared, now)? else { return Ok(Some(End::Idle)) };
+        self.wake = Some(if self.connection.has_more() { now } else { wake });
+        Ok(None)
+    }
+
+    /// When the next turn is due at the latest. `None`: idle for so long that the connection is to be closed.
+    fn deadline(&mut self, peer: &Peer, shared: &Shared, now: Instant) -> Result<Option<Instant>, Trouble> {
+        let options = &shared.options;
+        let allowed = |r: &Request| options.request_timeout + GRACE + Duration::from_secs(r.bytes / SLOWEST);
+        let quiet = self.quiet.filter(|q| *q > now && !peer.waiting.is_empty());
+        if let Some(first) = self.air.front() {
+            let due = first.sent.max(self.answered) + allowed(first);
+            if now >= due {
+                return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs())));
+            }
+            return Ok(Some(quiet.map_or(due, |q| q.min(due))));
+        }
+        if let Some(Writing { request, .. }) = &self.writing {
+            let due = request.sent.max(self.answered) + allowed(request);
+            if now >= due {
+                return Err(Trouble::Lost("takes nothing more".into()));
+            }
+            return Ok(Some(due));
+        }
+        if quiet.is_some() {
+            return Ok(quiet);
+        }
+        if self.successor.is_some() && !peer.waiting.is_empty() {
+            return Ok(Some(now + options.idle)); // its end wakes
+        }
+        let idle_at = self.answered + options.idle;
+        Ok((now < idle_at).then_some(idle_at))
+    }
+
+    /// Writes what is being written, and begins the next requests while there is room.
+    fn send(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> Result<(), Trouble> {
+        loop {
+            if let Some(writing) = &mut self.writing {
+                let all = writing.bytes.filled();
+                let n = self.connection.write(&all[writing.at..])?;
+                if n > 0 {
+                    (writing.at, writing.request.sent) = (writing.at + n, now);
+                }
+                if writing.at < all.len() {
+                    return Ok(());
+                }
+            }
+            if let Some(Writing { request, bytes, .. }) = self.writing.take() {
+                shared.spare = Some(bytes);
+                self.sent(request, peer, shared, now);
+            }
+            let window = if self.fresh || !shared.numbered() { 1 } else { IN_FLIGHT };
+            let nothing = peer.waiting.is_empty() && peer.asks.is_empty();
+            if nothing || self.air.len() >= window || self.quiet.is_some_and(|q| q > now) {
+                return Ok(());
+            }
+            if !self.is_authenticated(peer, shared)? || !self.begin(peer, shared, now) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether a request may go out by this connection: not when most of its SASL session is over. Looked at before a
+    /// request, not by a timer: only a request after its end makes the broker close the connection (KIP-368). Then another
+    /// connection takes its place once all answers are back.
+    fn is_authenticated(&mut self, peer: &Peer, shared: &Shared) -> Result<bool, Trouble> {
+        if !self.connection.must_renew() {
+            return Ok(true);
+        }
+        let Some(dial) = &self.successor else {
+            self.successor = Some(Dial::start(&peer.address, &shared.options, ANSWER_CAP, &shared.context));
+            return Ok(false);
+        };
+        if !self.air.is_empty() {
+            return Ok(false);
+        }
+        let Some(result) = dial.result() else { return Ok(false) };
+        self.successor = None;
+        self.connection = result?;
+        self.fresh = true;
+        Ok(true)
+    }
+
+    fn sent(&mut self, request: Request, peer: &mut Peer, shared: &mut Shared, now: Instant) {
+        match request.what {
+            // Nothing comes.
+            What::Produce { batches, acks: Acks::Zero, .. } => {
+                self.answered = now;
+                peer.health.answered();
+                for batch in batches.into_iter().flatten() {
+                    shared.events.push(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
+                }
+            }
+            what => self.air.push_back(Request { what, ..request }),
+        }
+    }
+
+    /// With `acks = 0` a broker that takes no such request at all would swallow every line without a word, so the first
+    /// request of each connection asks for an answer.
+    fn acks(&self, shared: &Shared) -> Acks {
+        match shared.options.acks {
+            Acks::Zero if self.fresh => Acks::One,
+            acks => acks,
+        }
+    }
+
+    /// Encodes the next request. `false`: there is nothing to send.
+    fn begin(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> bool {
+        while let Some(asked) = peer.asks.pop_front() {
+            if self.connection.versions.describe_producers.is_none() {
+                let why = "the broker cannot tell (DescribeProducers, from 2.8)".to_owned();
+                shared.knows(&asked, Err(why));
+                continue;
+            }
+            let correlation = self.connection.next_correlation();
+            let client = &shared.options.client_id;
+            let request = messages::ask_producers(correlation, client, &asked.topic, asked.partition);
+            let mut bytes = Writer::default();
+            bytes.set(&request);
+            let answer = Producers::new(&asked.topic, asked.partition, asked.pid);
+            let what = What::Ask { asked, answer, left: None };
+            let request = Request { correlation, sent: now, bytes: 0, what };
+            self.writing = Some(Writing { request, bytes, at: 0 });
+            return true;
+        }
+        let batches = pick(&mut peer.waiting, shared.options.request_max);
+        if batches.is_empty() {
+            return false;
+        }
+        let version = self.connection.versions.produce.unwrap_or(3);
+        let correlation = self.connection.next_correlation();
+        let acks = self.acks(shared);
+        let options = &shared.options;
+        let envelope = Envelope {
+            version,
+            correlation,
+            client: &options.client_id,
+            acks,
+            timeout_ms: options.request_timeout.as_millis().min(i32::MAX as u128) as i32,
+            codec: match peer.codec {
+                Codec::Zstd if version < 7 => Codec::Gzip,
+                codec => codec,
+            },
+        };
+        let mut bytes = shared.spare.take().unwrap_or_default();
+        shared.encoder.request(&mut bytes, &envelope, &batches);
+        shared.used = now;
+        let batches = batches.into_iter().map(Some).collect();
+        let what = What::Produce { version, acks, batches };
+        let request = Request { correlation, sent: now, bytes: bytes.filled().len() as u64, what };
+        self.writing = Some(Writing { request, bytes, at: 0 });
+        true
+    }
+
+    /// Takes the next answer, if it is here. `false`: it is not, or not as a whole.
+    fn next_answer(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> Result<bool, Trouble> {
+        if let Some(Request { what: What::Ask { .. }, .. }) = self.air.front() {
+            return self.answer_by_parts(peer, shared, now);
+        }
+        let Some((correlation, body)) = self.connection.frame()? else { return Ok(false) };
+        self.answer(correlation, body, peer, shared, now)?;
+        Ok(true)
+    }
+
+    /// The answer to DescribeProducers may be larger than any other.
+    fn answer_by_parts(
+        &mut self,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Result<bool, Trouble> {
+        let Some(Request { correlation, bytes, what: What::Ask { answer, left, .. }, .. }) =
+            self.air.front_mut()
+        else {
+            return Ok(false);
+        };
+        let rest = match left {
+            Some(rest) => rest,
+            None => {
+                let Some((got, all)) = self.connection.begin_parts(producers::CAP)? else { return Ok(false) };
+                if got != *correlation {
+                    return Err(mismatch(got, *correlation));
+                }
+                *bytes = all as u64; // it may take as long as a request of that size
+                left.insert(all)
+            }
+        };
+        let part = self.connection.part(*rest);
+        let read = answer.read(part, *rest - part.len())?;
+        self.connection.took_part(read);
+        *rest -= read;
+        if *rest > 0 {
+            return Ok(false);
+        }
+        if let Some(Request { what: What::Ask { asked, answer, .. }, .. }) = self.air.pop_front() {
+            match answer.known() {
+                Ok(known) => {
+                    let known = known.map_err(|(code, message)| errors::text(code, &message));
+                    shared.knows(&asked, known);
+                }
+                Err(e) => {
+                    peer.asks.push_front(asked);
+                    return Err(e.into());
+                }
+            }
+        }
+        self.has_answered(peer, now);
+        Ok(true)
+    }
+
+    fn has_answered(&mut self, peer: &mut Peer, now: Instant) {
+        (self.fresh, self.worked) = (false, true);
+        self.answered = now;
+        peer.health.answered();
+    }
+
+    fn answer(
+        &mut self,
+        correlation: i32,
+        body: std::ops::Range<usize>,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Result<(), Trouble> {
+        let Some(mut request) = self.air.pop_front() else {
+            return Err(Trouble::Lost("an answer that nobody asked for".into()));
+        };
+        if request.correlation != correlation {
+            let due = request.correlation;
+            self.air.push_front(request);
+            return Err(mismatch(correlation, due));
+        }
+        let body = self.connection.body(body);
+        match &mut request.what {
+            What::Ask { .. } => {} // taken by parts
+            What::Produce { version, batches, .. } => {
+                let mut said = Vec::with_capacity(batches.len());
+                let read = messages::produced(body, *version, |topic, p| {
+                    if said.len() == batches.len() {
+                        return Err(Malformed("more partitions than were asked about"));
+                    }
+                    said.push((place(batches, topic, p.partition, said.len())?, p));
+                    Ok(())
+                });
+                let (throttle, nodes) = match read {
+                    Ok(read) => read,
+                    Err(e) => {
+                        self.air.push_front(request);
+                        return Err(e.into());
+                    }
+                };
+                for (i, p) in said {
+                    if let Some(batch) = batches[i].take() {
+                        self.verdict(batch, p, &nodes, peer, shared, now);
+                    }
+                }
+                if batches.iter().any(Option::is_some) {
+                    self.air.push_front(request);
+                    return Err(Trouble::Lost("an answer without one of the partitions asked".into()));
+                }
+                shared.hang_ups = None;
+                self.throttle(throttle, peer, now);
+            }
+        }
+        self.has_answered(peer, now);
+        Ok(())
+    }
+
+    fn throttle(&mut self, ms: i32, peer: &Peer, now: Instant) {
+        if let Some(ms) = u64::try_from(ms).ok().filter(|ms| *ms > 0) {
+            let pause = Duration::from_millis(ms).min(LONGEST_THROTTLE);
+            log::debug!("broker {} throttles for {} ms", peer.address, pause.as_millis());
+            self.quiet = Some(now + pause);
+        }
+    }
+
+    /// Says what became of a batch, and does what else the code asks for.
+    fn verdict(
+        &mut self,
+        batch: Batch,
+        p: Produced,
+        nodes: &[messages::Node],
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) {
+        if errors::is_ours_unknown(p.error) && shared.options.unfit == Incompatible::Refused {
+            shared.unfit(peer.told(&errors::text(p.error, &p.message)));
+        }
+        let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
+        let topic = &batch.group.topic;
+        match errors::of(p.error).also {
+            Also::Nothing => {}
+            Also::FindLeader => match p.leader.filter(|l| l.0 != peer.node) {
+                Some((leader, epoch)) => {
+                    shared.hint(topic, p.partition, (leader, epoch), nodes, now);
+                    if let Verdict::Retry { pace, .. } = &mut verdict {
+                        *pace = Pace::Now;
+                    }
+                }
+                None => shared.cluster.refused(topic, p.partition, now),
+            },
+            Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
+            Also::Uncompressed => {
+                if peer.codec != Codec::None {
+                    log::warn!("{}; sending uncompressed", peer.told(&errors::text(p.error, &p.message)));
+                    peer.codec = Codec::None;
+                }
+            }
+        }
+        let stored = matches!(verdict, Verdict::Stored { .. });
+        let (topic, partition) = (topic.clone(), batch.partition);
+        shared.events.push(Event::Done { batch, verdict });
+        if !stored {
+            peer.give_back_behind(&topic, partition, shared);
+        }
+    }
+
+    /// Gives back all that is in a request, oldest first.
+    pub fn abandon(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
+        // A request of which a byte has not left cannot have been read as a whole.
+        let writing = self.writing.take().map(|w| (w.request, false));
+        let air = self.air.drain(..).map(|r| (r, true));
+        for (request, maybe_stored) in air.chain(writing) {
+            match request.what {
+                What::Produce { batches, .. } => {
+                    for batch in batches.into_iter().flatten() {
+                        let why = why.to_owned();
+                        shared
+                            .events
+                            .push(Event::Done { batch, verdict: Verdict::Retry { maybe_stored, pace, why } });
+                    }
+                }
+                What::Ask { asked, .. } => shared.knows(&asked, Err(why.to_owned())),
+            }
+        }
+    }
+}

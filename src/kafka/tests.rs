@@ -1,0 +1,654 @@
+//! The whole driver against scripted brokers: what it sends when, and what becomes of each batch when a broker is slow,
+//! wrong, hostile or gone.
+
+use super::*;
+use crate::kafka::scripted::Feeder;
+use crate::kafka::scripted::{Asked, Peers, one, part, produced};
+use crate::producer::driver::{Capabilities, Leave, Order, Pace, Refusal, Verdict};
+use crate::producer::testing::leave_of;
+use crate::report::Board;
+use crossbeam_channel::select;
+use kafka_protocol::messages::produce_response::{BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint};
+use kafka_protocol::protocol::StrBytes;
+use std::thread;
+
+fn stored(verdict: &Verdict) -> Option<i64> {
+    match verdict {
+        Verdict::Stored { offset } => *offset,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn again(verdict: &Verdict) -> (bool, Pace) {
+    match verdict {
+        Verdict::Retry { maybe_stored, pace, .. } => (*maybe_stored, *pace),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Sends a batch until it arrives: right after a failure the broker counts as down until it could be reached again.
+fn insist(peers: &Peers, f: &mut Feeder) -> Asked {
+    let until = Instant::now() + Duration::from_secs(20);
+    f.send(one(0, 0));
+    loop {
+        select! {
+            recv(peers.asked) -> asked => return asked.unwrap(),
+            recv(f.ends.events) -> event => if let Event::Done { verdict, .. } = event.unwrap() {
+                assert_eq!(again(&verdict), (false, Pace::Backoff));
+                assert!(Instant::now() < until, "the broker is not reached again");
+                thread::yield_now();
+                f.send(one(0, 0));
+            },
+        }
+    }
+}
+
+/// Fails when requests go out before the first of a connection was answered, or more than five after that, or when
+/// answers are not taken as they come.
+#[test]
+fn one_request_alone_then_five() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    (0..8).for_each(|base| f.send(one(0, base)));
+    let first = peers.next();
+    peers.nothing_within(100);
+    first.answer_all(0);
+    assert_eq!((0, 0, Some(100)), {
+        let (p, b, v) = f.done();
+        (p, b, stored(&v))
+    });
+    let five: Vec<Asked> = (0..5).map(|_| peers.next()).collect();
+    peers.nothing_within(100);
+    five[0].answer_all(0);
+    assert_eq!(f.done().1, 1);
+    assert_eq!(peers.next().produce(), [(0, 6)]);
+    five[1..].iter().for_each(|a| a.answer_all(0));
+    assert_eq!([f.done().1, f.done().1, f.done().1, f.done().1], [2, 3, 4, 5]);
+}
+
+/// Fails when batches of several partitions go in requests of their own, or two of one partition in one request.
+#[test]
+fn several_partitions_in_one_request_and_each_once() {
+    let peers = Peers::start(1);
+    peers.world().leaders.insert(("t".into(), 1), (1, 0));
+    let mut f = peers.feed();
+    f.ends.orders.send(Order::Send(vec![one(0, 0), one(0, 1), one(1, 0)])).unwrap();
+    let first = peers.next();
+    assert_eq!(first.produce(), [(0, 0), (1, 0)]);
+    first.answer(&produced(vec![part(1, 0, 20), part(0, 19, -1)]));
+    let got: Vec<_> = (0..3).map(|_| f.done()).map(|(p, b, _)| (p, b)).collect();
+    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one comes back too, unsent");
+    peers.nothing_within(50);
+}
+
+/// Fails when the answer to a request that timed out is taken for that of a later one, or the connection is used again.
+#[test]
+fn a_late_answer_is_never_taken() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    let late = peers.next();
+    let (_, _, verdict) = f.done();
+    assert_eq!(again(&verdict), (true, Pace::Backoff));
+    let second = insist(&peers, &mut f);
+    late.answer_all(0);
+    second.answer_all(19);
+    assert_eq!(again(&f.done().2), (false, Pace::Backoff));
+}
+
+/// Fails when a correlation id is not compared, an answer's end is taken for its whole, a partition that was not asked
+/// about or one left out goes unnoticed, or a batch does not come back at a closed connection.
+#[test]
+fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    let good = produced(vec![part(0, 0, 5)]);
+    type Wrong<'a> = Box<dyn Fn(&Asked) + 'a>;
+    let bad: Vec<Wrong<'_>> = vec![
+        Box::new(|a| a.write(&a.frame(a.correlation + 1, &good, a.version))),
+        Box::new(|a| {
+            let frame = a.frame(a.correlation, &good, a.version);
+            a.write(&frame[..frame.len() - 3]);
+            a.close();
+        }),
+        Box::new(|a| a.answer(&produced(vec![part(3, 0, 5)]))),
+        Box::new(|a| a.answer(&produced(vec![]))),
+        Box::new(|a| a.close()),
+        Box::new(|a| a.write(&[0x7f, 0xff, 0xff, 0xff, 0, 0])),
+        Box::new(|a| a.write(&[0xff, 0xff, 0xff, 0xff, 0, 0])),
+        Box::new(|a| a.write(&[0, 0, 0, 3, 0, 0, 0])),
+        Box::new(|a| a.write(b"HTTP/1.1 400 Bad Request\r\n")),
+        Box::new(|a| {
+            // A topic count of 4,294,967,294 in an answer of ten bytes.
+            let mut frame = vec![0, 0, 0, 10];
+            frame.extend(a.correlation.to_be_bytes());
+            frame.extend([0, 0xff, 0xff, 0xff, 0xff, 0x0f]);
+            a.write(&frame);
+        }),
+    ];
+    for (i, wrong) in bad.iter().enumerate() {
+        f.send(one(0, 0));
+        wrong(&peers.next());
+        assert!(again(&f.done().2).0, "case {i}");
+        insist(&peers, &mut f).answer_all(0);
+        assert_eq!(stored(&f.done().2), Some(100), "case {i}");
+    }
+}
+
+/// Fails when an answer of many small pieces is not put together, or only looked at when it is whole.
+#[test]
+fn an_answer_may_come_byte_by_byte() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    let a = peers.next();
+    let frame = a.frame(a.correlation, &produced(vec![part(0, 0, 7)]), a.version);
+    frame.chunks(1).for_each(|b| {
+        a.write(b);
+        thread::yield_now();
+    });
+    assert_eq!(stored(&f.done().2), Some(7));
+}
+
+/// Fails when a throttled broker is sent to before its time is over.
+#[test]
+fn throttle_is_honoured() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    let asked = peers.next();
+    let start = Instant::now();
+    asked.answer(&produced(vec![part(0, 0, 0)]).with_throttle_time_ms(400));
+    f.done();
+    f.send(one(0, 1));
+    peers.next().answer_all(0);
+    assert!(start.elapsed() >= Duration::from_millis(380), "{:?}", start.elapsed());
+    f.done();
+}
+
+/// Fails when the hint is not used: the batch would go to the old leader again, or metadata would be asked.
+#[test]
+fn a_hint_moves_the_leader_without_metadata() {
+    let peers = Peers::start(2);
+    let mut f = peers.feed();
+    let asked = peers.world().metadata_asked;
+    f.send(one(0, 0));
+    let a = peers.next();
+    assert_eq!(a.node, 1);
+    let leader = LeaderIdAndEpoch::default().with_leader_id(2.into()).with_leader_epoch(5);
+    let port = i32::from(peers.world().nodes[&2]);
+    let node = NodeEndpoint::default()
+        .with_node_id(2.into())
+        .with_host(StrBytes::from_static_str("127.0.0.1"))
+        .with_port(port);
+    a.answer(&produced(vec![part(0, 6, -1).with_current_leader(leader)]).with_node_endpoints(vec![node]));
+    assert_eq!(again(&f.done().2), (true, Pace::Now));
+    f.send(one(0, 0));
+    let b = peers.next();
+    assert_eq!((b.node, peers.world().metadata_asked), (2, asked));
+    b.answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// Fails when NOT_LEADER without a hint does not ask for metadata.
+#[test]
+fn without_a_hint_metadata_is_asked() {
+    let peers = Peers::start(2);
+    peers.world().produce = (0, 9);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    peers.world().leaders.insert(("t".into(), 0), (2, 1));
+    peers.next().answer_all(6);
+    assert_eq!(again(&f.done().2), (true, Pace::Backoff));
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        f.send(one(0, 0));
+        let a = peers.next();
+        a.answer_all(if a.node == 2 { 0 } else { 6 });
+        if let (_, _, Verdict::Stored { .. }) = f.done() {
+            break;
+        }
+        assert!(Instant::now() < until, "the new leader is not found");
+    }
+}
+
+/// Fails when the list of bad records is not read, or an index out of the batch passes.
+#[test]
+fn bad_records_are_named() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    let bad = |i| BatchIndexAndErrorMessage::default().with_batch_index(i);
+    let p = part(0, 87, -1).with_record_errors(vec![bad(0), bad(7)]);
+    peers.next().answer(&produced(vec![p.with_error_message(Some(StrBytes::from_static_str("no key\n")))]));
+    match f.done().2 {
+        Verdict::Refused { what, why } => {
+            assert_eq!(what, Refusal::Records(vec![0]));
+            assert!(why.contains("INVALID_RECORD (87): no key?"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Fails when a dead broker's batches wait for it, its partition stays among the available, the other one is held up, or
+/// its return is not noticed by itself.
+#[test]
+fn a_dead_broker_stops_only_its_partition() {
+    let mut peers = Peers::start(2);
+    let mut f = peers.feed();
+    f.available(&[0, 1]);
+    f.send(one(0, 0));
+    peers.next().answer_all(0);
+    f.done();
+    peers.kill(1);
+    f.send(one(0, 1));
+    let (p, _, verdict) = f.done();
+    assert_eq!((p, again(&verdict).1), (0, Pace::Backoff));
+    f.available(&[1]);
+    f.send(one(0, 1));
+    assert_eq!(again(&f.done().2), (false, Pace::Backoff));
+    f.send(one(1, 0));
+    let a = peers.next();
+    assert_eq!(a.node, 2);
+    a.answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+    peers.revive(1);
+    f.available(&[0, 1]);
+    f.send(one(0, 1));
+    peers.next().answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// Fails when an idle connection is kept, or its end costs a batch or a line on the board.
+#[test]
+fn an_idle_connection_is_closed_quietly() {
+    let peers = Peers::start(1);
+    let board = Arc::new(Board::default());
+    let options = Options { idle: Duration::from_millis(150), ..peers.options() };
+    let ends = start(options, board.clone()).unwrap();
+    let mut f = Feeder::with(ends);
+    f.available(&[0]);
+    let address = format!("127.0.0.1:{}", peers.world().nodes[&1]);
+    for base in 0..2 {
+        f.send(one(0, base));
+        let a = peers.next();
+        assert_eq!(a.correlation, 2, "the second request of a new connection");
+        a.answer_all(0);
+        assert_eq!(stored(&f.done().2), Some(100));
+        let until = Instant::now() + Duration::from_secs(10);
+        while board.brokers().get(&address).is_none_or(|b| b.state != "idle") {
+            assert!(Instant::now() < until, "{:?}", board.brokers());
+            thread::yield_now();
+        }
+        assert_eq!(board.brokers()[&address].last_error, None);
+    }
+}
+
+/// Fails when the broker's own close of an idle connection counts as a failure, or costs a batch.
+#[test]
+fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
+    let peers = Peers::start(1);
+    let board = Arc::new(Board::default());
+    let mut f = Feeder::with(start(peers.options(), board.clone()).unwrap());
+    f.available(&[0]);
+    let address = peers.options().brokers.remove(0);
+    for base in 0..3 {
+        f.send(one(0, base));
+        let a = peers.next();
+        a.answer_all(0);
+        assert_eq!(stored(&f.done().2), Some(100));
+        a.close();
+        let until = Instant::now() + Duration::from_secs(20);
+        let seen = || board.brokers()[&address].clone();
+        while seen().state != "idle" {
+            assert!(Instant::now() < until, "{:?}", seen());
+            f.nothing_within(10);
+        }
+        assert_eq!(seen().last_error, None);
+    }
+}
+
+/// Fails when a topic that is not there holds up another, is not found once it is, or is asked for too often.
+#[test]
+fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
+    let peers = Peers::start(1);
+    let mut f = peers.feed();
+    f.ends.orders.send(Order::Topic("later".into())).unwrap();
+    let mut b = one(0, 0);
+    Arc::get_mut(&mut b.group).unwrap().topic = "later".into();
+    f.send(b);
+    assert_eq!(again(&f.done().2), (false, Pace::Backoff));
+    f.send(one(0, 0));
+    peers.next().answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+    let before = peers.world().metadata_asked;
+    f.nothing_within(1000);
+    let asked = peers.world().metadata_asked - before;
+    assert!((1..=6).contains(&asked), "asked {asked} times");
+    peers.world().leaders.insert(("later".into(), 0), (1, 0));
+    f.view = None;
+    f.available(&[0]);
+    assert_eq!(f.view.as_ref().unwrap().topic, "later".into());
+}
+
+/// Fails when a batch is not given as stored once it was written, or an answer is waited for; and when nothing shows
+/// whether the broker takes such requests at all: the first of a connection asks for an answer.
+#[test]
+fn acks_zero_is_stored_when_written_but_for_the_first() {
+    let peers = Peers::start(1);
+    let options = Options { acks: Acks::Zero, ..peers.options() };
+    let ends = start(options, Arc::default()).unwrap();
+    let mut f = Feeder::with(ends);
+    f.available(&[0]);
+    f.send(one(0, 0));
+    peers.next().close();
+    assert_eq!(again(&f.done().2), (true, Pace::Backoff));
+    let asked = insist(&peers, &mut f);
+    f.nothing_within(50);
+    asked.answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+    for base in 1..20 {
+        f.send(one(0, base));
+        assert_eq!(stored(&f.done().2), None);
+        assert_eq!(peers.next().produce(), [(0, base)]);
+    }
+    assert_eq!(f.abilities, Some(Capabilities { name: "modern", numbered: false, in_flight: 1 }));
+}
+
+/// A server that says it takes our requests and does not. Fails when it is not left to the other driver, or when a fixed
+/// driver, or one whose requests were answered before, leaves it.
+#[test]
+fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
+    type Refusal<'a> = &'a dyn Fn(&Asked);
+    let refusals: [(Refusal<'_>, &str); 3] = [
+        (&|a| a.answer_all(35), "UNSUPPORTED_VERSION"),
+        (&|a| a.answer_all(43), "UNSUPPORTED_FOR_MESSAGE_FORMAT"),
+        (&|a| a.close(), "closed by the broker on each of 5"),
+    ];
+    let leaves = |unfit, refusal: Refusal<'_>, answered_before| {
+        let peers = Peers::start(1);
+        let options = Options { unfit, ..peers.options() };
+        let (orders, inbox) = crossbeam_channel::bounded(64);
+        let (outbox, events) = crossbeam_channel::bounded(64);
+        let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
+        orders.send(Order::Topic("t".into())).unwrap();
+        while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
+        let mut refused = 0;
+        let send = || drop(orders.send(Order::Send(vec![one(0, 0)])));
+        send();
+        let until = Instant::now() + Duration::from_secs(30);
+        while !worker.is_finished() && refused < 8 {
+            assert!(Instant::now() < until);
+            select! {
+                recv(peers.asked) -> asked => match refused {
+                    0 if answered_before => {
+                        asked.unwrap().answer_all(0);
+                        refused = 1;
+                    }
+                    _ => {
+                        refusal(&asked.unwrap());
+                        refused += 1;
+                    }
+                },
+                recv(events) -> event => if let Ok(Event::Done { .. }) = event { send() },
+                default(Duration::from_millis(20)) => {}
+            }
+        }
+        drop(orders);
+        match worker.join().unwrap() {
+            Leave::Incompatible { why } => Some(why),
+            _ => None,
+        }
+    };
+    for (refusal, why) in refusals {
+        let left = leaves(Incompatible::Refused, refusal, false);
+        assert!(left.as_ref().is_some_and(|l| l.contains(why)), "{left:?}");
+        assert_eq!(leaves(Incompatible::TooOld, refusal, false), None);
+    }
+    assert_eq!(leaves(Incompatible::Refused, refusals[2].0, true), None, "an outage like any other");
+}
+
+/// Fails when a broker that refuses a producer id, which the `kafka` crate needs not, is waited for under auto.
+#[test]
+fn a_refused_producer_id_is_left_to_the_other_driver() {
+    let peers = Peers::start(1);
+    peers.world().no_pid = [31; 10].into();
+    let options = Options { unfit: Incompatible::Refused, ..peers.options() };
+    let (orders, inbox) = crossbeam_channel::bounded(64);
+    let (outbox, _events) = crossbeam_channel::bounded(64);
+    orders.send(Order::ProducerId).unwrap();
+    let left = leave_of(&drive(options), &inbox, &outbox);
+    assert!(
+        matches!(&left, Leave::Incompatible { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
+        "{left:?}"
+    );
+}
+
+/// Fails when an old broker's error 35 is not followed by version 0, or the refusal of a producer id is final.
+#[test]
+fn versions_and_producer_id_by_the_second_try() {
+    let peers = Peers::start(1);
+    peers.world().versions_refused_from = 1;
+    peers.world().produce = (0, 3);
+    peers.world().no_pid = [14, 15].into();
+    let mut f = peers.feed();
+    assert_eq!(f.pid, Some((4711, 0)));
+    f.send(one(0, 0));
+    let a = peers.next();
+    assert_eq!(a.version, 3);
+    a.answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// Fails when `auto` is not told, a batch is missing by then, or a fixed driver leaves (or does not notice that the
+/// broker has been replaced).
+#[test]
+fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
+    let mut peers = Peers::start(1);
+    let options = Options { unfit: Incompatible::TooOld, ..peers.options() };
+    let (orders, inbox) = crossbeam_channel::bounded(64);
+    let (outbox, events) = crossbeam_channel::bounded(64);
+    let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
+    orders.send(Order::Topic("t".into())).unwrap();
+    while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
+    orders.send(Order::Send(vec![one(0, 0)])).unwrap();
+    let flying = peers.next();
+    peers.world().produce = (0, 2);
+    flying.close();
+    let mut back = 0;
+    let mut sent = 1;
+    while !worker.is_finished() {
+        if let Ok(Event::Done { verdict, .. }) = events.recv_timeout(Duration::from_millis(20)) {
+            again(&verdict);
+            back += 1;
+            if sent < 20 && orders.send(Order::Send(vec![one(0, 0)])).is_ok() {
+                sent += 1;
+            }
+        }
+    }
+    back += events.try_iter().filter(|e| matches!(e, Event::Done { .. })).count();
+    let left = orders.len();
+    assert!(matches!(worker.join().unwrap(), Leave::Incompatible { why } if why.contains("version 2")));
+    assert_eq!(back + left, sent, "batches back and orders not taken");
+
+    let fixed = Options { ..peers.options() };
+    let ends = start(fixed, Arc::default()).unwrap();
+    let mut f = Feeder::with(ends);
+    f.nothing_within(300);
+    peers.world().produce = (0, 9);
+    f.available(&[0]);
+    peers.kill(1);
+}
+
+/// Fails when noise in the place of any answer makes the driver panic, spin or end.
+#[test]
+fn hostile_bootstrap_brokers_are_survived() {
+    let tls_alert = vec![0x15, 3, 3, 0, 2, 2, 0x28];
+    let huge = vec![0x40, 0, 0, 0, 1, 2, 3, 4];
+    let count =
+        [&[0u8, 0, 0, 14, 0, 0, 0, 1, 0, 0][..], &[0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0, 0][..]].concat();
+    for noise in [tls_alert, huge, count, b"HTTP/1.0 200 OK\r\n\r\n".to_vec(), vec![0; 64], vec![0xff; 64]] {
+        let peers = Peers::start(1);
+        peers.world().noise = Some(noise);
+        let board = Arc::new(Board::default());
+        let ends = start(peers.options(), board.clone()).unwrap();
+        let mut f = Feeder::with(ends);
+        f.nothing_within(400);
+        let attempts = board.brokers()["bootstrap"].attempts;
+        assert!((1..=5).contains(&attempts), "{attempts} attempts: {:?}", board.brokers());
+        peers.world().noise = None;
+        f.available(&[0]);
+    }
+}
+
+/// Fails when a broker that accepts and says nothing holds the driver up for longer than the limits.
+#[test]
+fn a_mute_bootstrap_broker_is_passed_over() {
+    let peers = Peers::start(1);
+    let mute = Peers::start(1);
+    mute.world().mute = true;
+    let mut options = peers.options();
+    options.brokers.insert(0, mute.options().brokers[0].clone());
+    options.connect_timeout = Duration::from_millis(300);
+    let start = Instant::now();
+    let f = Feeder::start(options, "t");
+    assert!(f.pid.is_some() && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// Fails when the question goes to another than the leader, the producer is looked for under the wrong partition, or a
+/// refusal or a lost connection gives no answer.
+#[test]
+fn what_a_leader_knows_of_a_producer() {
+    use kafka_protocol::messages::DescribeProducersResponse;
+    use kafka_protocol::messages::describe_producers_response::{
+        PartitionResponse, ProducerState, TopicResponse,
+    };
+    let peers = Peers::start(2);
+    let f = peers.feed();
+    let answer = |error: i16, pid: i64| {
+        let one = ProducerState::default()
+            .with_producer_id(pid.into())
+            .with_producer_epoch(3)
+            .with_last_sequence(41);
+        let other = ProducerState::default().with_producer_id(1.into()).with_last_sequence(9);
+        let part = |i, all| {
+            let text = (error != 0).then(|| StrBytes::from_static_str("no READ"));
+            PartitionResponse::default()
+                .with_partition_index(i)
+                .with_error_code(error)
+                .with_error_message(text)
+                .with_active_producers(all)
+        };
+        let topic = TopicResponse::default()
+            .with_name(kafka_protocol::messages::TopicName(StrBytes::from_static_str("t")))
+            .with_partitions(vec![part(0, vec![]), part(1, vec![other, one])]);
+        DescribeProducersResponse::default().with_topics(vec![topic])
+    };
+    let knows = |does: &dyn Fn(&Asked)| {
+        f.ends.orders.send(Order::Ask { topic: "t".into(), partition: 1, pid: 7 }).unwrap();
+        let asked = peers.next();
+        assert_eq!((asked.node, asked.api, asked.version), (2, 61, 0));
+        does(&asked);
+        loop {
+            if let Event::Knows { partition: 1, pid: 7, last, .. } =
+                f.ends.events.recv_timeout(Duration::from_secs(20)).unwrap()
+            {
+                return last;
+            }
+        }
+    };
+    assert_eq!(knows(&|a| a.answer(&answer(0, 7))), Ok(Some((3, 41))));
+    assert_eq!(knows(&|a| a.answer(&answer(0, 8))), Ok(None));
+    assert!(
+        knows(&|a| a.answer(&answer(29, 7)))
+            .unwrap_err()
+            .contains("TOPIC_AUTHORIZATION_FAILED (29): no READ")
+    );
+    assert!(knows(&|a| a.close()).is_err());
+}
+
+/// A broker comes back on another port with the node id it had. Fails when the node counts as down for ever.
+#[test]
+fn a_broker_that_comes_back_elsewhere_is_found() {
+    let mut peers = Peers::start(2);
+    let mut f = peers.feed();
+    f.available(&[0, 1]);
+    f.send(one(0, 0));
+    peers.next().answer_all(0);
+    f.done();
+    peers.kill(1);
+    f.send(one(0, 1));
+    assert_eq!(again(&f.done().2).1, Pace::Backoff);
+    f.available(&[1]);
+    peers.move_away(1);
+    f.available(&[0, 1]);
+    f.send(one(0, 1));
+    peers.next().answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// The leader says by a hint that another leads, in the epoch that is known already: the topic was made anew. Fails when
+/// metadata is not asked.
+#[test]
+fn a_hint_that_is_not_newer_asks_for_metadata() {
+    let peers = Peers::start(2);
+    let mut f = peers.feed();
+    f.send(one(0, 0));
+    peers.world().leaders.insert(("t".into(), 0), (2, 0));
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let a = peers.next();
+        if a.node == 2 {
+            a.answer_all(0);
+            break;
+        }
+        let leader = LeaderIdAndEpoch::default().with_leader_id(2.into()).with_leader_epoch(0);
+        a.answer(&produced(vec![part(0, 6, -1).with_current_leader(leader)]));
+        again(&f.done().2);
+        assert!(Instant::now() < until, "the new leader is not found");
+        thread::yield_now();
+        f.send(one(0, 0));
+    }
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// A configured broker that the metadata does not show, and a hundred learned ones that do not answer. Fails when all of
+/// them are asked before the configured one, or while they are, the board says that the bootstrap brokers are up.
+#[test]
+fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
+    let mut peers = Peers::start(2);
+    peers.world().leaders.remove(&("t".to_owned(), 1));
+    let hole = crate::kafka_crate::peer::hole_on("0.0.0.0:0");
+    peers.world().hidden = Some(2);
+    let ghosts = (0..100).map(|n| std::net::SocketAddr::from(([127, 2, 0, n], hole.addr.port())));
+    peers.world().ghosts = ghosts.collect();
+    let options = Options {
+        brokers: vec![format!("127.0.0.1:{}", peers.world().nodes[&2])],
+        connect_timeout: Duration::from_millis(500),
+        metadata_age: Duration::from_millis(300),
+        idle: Duration::from_millis(100),
+        ..peers.options()
+    };
+    let board = Arc::new(Board::default());
+    let mut f = Feeder::with(start(options, board.clone()).unwrap());
+    f.available(&[0]);
+    peers.kill(1);
+    peers.kill(2);
+    let bootstrap = || board.brokers()["bootstrap"].clone();
+    let killed = Instant::now();
+    while bootstrap().state != "down" {
+        assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", bootstrap());
+        f.nothing_within(10);
+    }
+    while bootstrap().attempts < 3 {
+        assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", bootstrap());
+        assert_eq!(bootstrap().state, "down");
+        f.nothing_within(10);
+    }
+    peers.revive(2);
+    let (revived, asked) = (Instant::now(), peers.world().metadata_asked);
+    while peers.world().metadata_asked == asked {
+        assert!(revived.elapsed() < Duration::from_secs(8), "{:?}", bootstrap());
+        f.nothing_within(10);
+    }
+}

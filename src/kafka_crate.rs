@@ -1,0 +1,392 @@
+//! The driver on the `kafka` crate, for brokers up to 3.9: takes orders, keeps a session with the cluster, gives every batch
+//! back with a verdict. One request at a time; no retry of a batch, no partitioning, no TLS or SASL (D3, D17: on TLS the
+//! crate sends only the first 16 KiB of a frame). The crate itself is used in `client.rs` and `verdict.rs` alone.
+//!
+//! Invariant: a session ends at any trouble, whoever is to blame, and the next order sets up another (D1, D2: the crate
+//! never recovers from a broken connection, and may take a late answer for the next one's).
+//!
+//! # The `kafka` crate's defects
+//!
+//! Version 0.10.0, found in its source, most of them seen to happen. The numbers are used in comments and tests here.
+//!
+//! | | what it does | the way round |
+//! |---|---|---|
+//! | D1 | Never compares an answer's correlation id: after a time-out the late answer confirms the next batch, also one that was refused. | A new client after any error; the broker's time to answer is far below the crate's. |
+//! | D2 | Keeps a dead connection in its pool for ever. | The same; and an idle limit below a NAT's. |
+//! | D3 | Sends a frame by one `write`: a signal cuts it short, and TLS sends the first 16 KiB only. | Signals are blocked in the thread; no TLS. |
+//! | D4 | Connects without a limit (some 127 s), and reads with one of 120 s. | A probe first; a watchdog cuts the socket. |
+//! | D5 | Asks only the first bootstrap host that takes the request. | It gets one host at a time, one that has just answered. |
+//! | D6 | Reads no answer with `acks = 0`, so errors are invisible. | `all` is the default; a silent connection is looked at before use. |
+//! | D7 | Asks leaders in turn and forgets the first one's answer at an error of the second. | One partition, so one leader, in a call. |
+//! | D8 | `Producer` loads all topics, once. | `KafkaClient` alone, made anew every five minutes. |
+//! | D9 | Drops metadata's errors; panics where partition ids have gaps; a new topic is "ok, no partitions". | We ask ourselves; panics are caught; an empty list is asked again. |
+//! | D10 | Believes an answer's length and counts: panics, takes a gigabyte, or, where that cannot be had, ends the process. | The probe tells other protocols apart; `byteorder/` stands in for the crate that reads them, and refuses what cannot be; panics are caught. |
+//! | D11 | `Producer` sends empty values as null, which is a tombstone. | `produce_messages` with `Some(b"")`. |
+//! | D12 | Message format 0: no timestamps, no headers. | None: the modern driver. |
+//! | D13 | `with_partitioner` forgets security settings and client id. | The builder is not used. |
+//! | D14 | Codes above 35 all look alike. | Retried for ever; under `auto` the other driver is asked. |
+//! | D15 | Asserts on the shape of an answer; on Kafka 4 metadata works and every send fails. | The probe tells by versions; a connection closed on a send is "too new". |
+//! | D16 | Copies byte by byte, and makes its checksum's table for every message; gzip at level 9 only (12 MB/s); no lz4, no zstd. | `crc/` stands in for the checksum's crate. Snappy, or the modern driver. |
+//! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | Ship chooses partitions; addresses are parsed as it writes them. |
+
+mod client;
+mod page;
+mod session;
+mod topics;
+mod verdict;
+mod watchdog;
+
+#[cfg(test)]
+pub mod peer;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Codec, fenced};
+
+use crate::chunk::Topic;
+use crate::kafka::net::probe;
+use crate::producer::Outbox;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Acks, Capabilities, Event, Leave, Order, Pace, TopicView, Verdict};
+use crate::producer::outage::{Outages, Who};
+use crate::producer::render;
+use crate::report::Board;
+use client::{Led, Trouble};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use session::{Session, Wait};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use watchdog::Watchdog;
+
+pub const CAPABILITIES: Capabilities = Capabilities { name: "classic", numbered: false, in_flight: 1 };
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The bootstrap list, `host:port` each.
+    pub brokers: Vec<String>,
+    pub client_id: String,
+    pub acks: Acks,
+    pub codec: Codec,
+    /// Whether asking for a topic may create it. Brokers before 0.11 create it all the same, if their own config says so.
+    pub create_topics: bool,
+    pub unfit: Incompatible,
+    pub limits: Limits,
+}
+
+/// What to do about a broker that the `kafka` crate cannot speak to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Incompatible {
+    /// Say it and wait: the config asks for this driver.
+    Wait,
+    /// Leave a broker that is too new, or that refuses our requests though it says that it takes them, to another driver.
+    Refused,
+    /// Leave a broker that is too new, or one that could be served by the modern driver: this one was chosen because the
+    /// broker before could not.
+    Replaced,
+}
+
+/// Limits of time. With the defaults no failure holds the worker for more than 30 s.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub probe: probe::Limits,
+    pub call: watchdog::Limits,
+    /// How long the broker may wait for its replicas before it answers; well below `call.still`, so that the broker, which
+    /// knows why, answers first (D1).
+    pub ack: Duration,
+    /// A connection unused for so long is made anew (D2): a NAT may have forgotten it, and the crate would not notice.
+    pub idle: Duration,
+    /// Age at which a session, with all it knows of topics and leaders, is made anew (D8).
+    pub refresh: Duration,
+    /// Longest pause between two attempts to reach a broker or to find a topic.
+    pub pause: Duration,
+    /// Between two looks at a topic that nobody but an operator can give or open to us.
+    pub held: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            probe: probe::Limits::default(),
+            call: watchdog::Limits::default(),
+            ack: Duration::from_secs(20),
+            idle: Duration::from_secs(25),
+            refresh: Duration::from_secs(300),
+            pause: Duration::from_secs(2),
+            held: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Works until ship drops its ends or changes to another driver, or the broker is one for another.
+pub fn run(options: &Options, orders: &Receiver<Order>, events: &Outbox, board: &Arc<Board>) -> Leave {
+    let watch = match Watchdog::start(options.limits.call) {
+        Ok(watch) => watch,
+        Err(e) => {
+            let _ = events.send(Event::Dead { why: format!("cannot start a thread: {e}") });
+            return Leave::Closed;
+        }
+    };
+    let mut worker = Worker {
+        options,
+        events,
+        outages: Outages::new(board),
+        watch,
+        pen: render::Pen::default(),
+        session: None,
+        topics: BTreeMap::new(),
+        turn: 0,
+        wait: Wait::default(),
+        down: HashMap::new(),
+        unproven: HashSet::new(),
+        proven: false,
+        leaving: None,
+    };
+    let Err(leave) = worker.work(orders);
+    leave
+}
+
+/// Why something was not done.
+#[derive(Debug)]
+enum Fault {
+    Leave(Leave),
+    /// Nothing was sent; worth another try.
+    Retry(Pace, String),
+}
+
+impl From<Leave> for Fault {
+    fn from(leave: Leave) -> Self {
+        Fault::Leave(leave)
+    }
+}
+
+struct Worker<'a> {
+    options: &'a Options,
+    events: &'a Outbox,
+    outages: Outages,
+    watch: Watchdog,
+    pen: render::Pen,
+    session: Option<Session>,
+    topics: BTreeMap<Topic, TopicState>,
+    /// Which bootstrap host is asked first.
+    turn: usize,
+    /// Until when no host of the bootstrap list is tried again, and why.
+    wait: Wait,
+    /// The same for leaders that could not be reached.
+    down: HashMap<String, Wait>,
+    /// Leaders whose last batch got no answer: that they answer other requests does not end their outage.
+    unproven: HashSet<String>,
+    /// A broker has answered a batch.
+    proven: bool,
+    /// A batch's answer has shown that this broker is another driver's.
+    leaving: Option<String>,
+}
+
+/// One topic.
+#[derive(Debug, Default)]
+struct TopicState {
+    /// As the crate's present client knows them; empty when it was not asked, or there are none.
+    led: Vec<Led>,
+    /// What ship was told last.
+    said: Option<TopicView>,
+    wait: Wait,
+    pace: Option<Pace>,
+}
+
+impl TopicState {
+    /// To be looked at again without being asked: not there yet, or a partition has no leader.
+    fn is_wanting(&self) -> bool {
+        self.said.as_ref().is_none_or(|v| v.available.len() < v.partitions.len())
+    }
+
+    fn leader(&self, partition: i32) -> Option<&str> {
+        self.led.iter().find(|l| l.partition == partition)?.leader.as_deref()
+    }
+}
+
+impl Worker<'_> {
+    fn work(&mut self, orders: &Receiver<Order>) -> Result<Infallible, Leave> {
+        self.say(Event::Ready(CAPABILITIES))?;
+        loop {
+            let order = match self.next_chore() {
+                Some(at) => orders.recv_deadline(at),
+                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let done = match order {
+                Ok(Order::Topic(topic)) => self.take_up(&topic),
+                Ok(Order::Send(batches)) => self.send(batches),
+                Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // not numbered: nobody asks
+                Ok(Order::Ask { topic, partition, pid }) => {
+                    let last = Err("the classic driver cannot ask for a producer's state".to_owned());
+                    self.say(Event::Knows { topic, partition, pid, last })
+                }
+                Err(RecvTimeoutError::Timeout) => self.chores(),
+                Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
+            };
+            if let Err(Leave::Incompatible { why }) = &done {
+                self.give_back(orders, why)?;
+            }
+            done?;
+        }
+    }
+
+    fn say(&self, event: Event) -> Result<(), Leave> {
+        self.events.send(event).map_err(|_| Leave::Closed)
+    }
+
+    /// Before another driver takes over: what waits in the queue was made for this one's abilities.
+    fn give_back(&self, orders: &Receiver<Order>, why: &str) -> Result<(), Leave> {
+        for order in orders.try_iter() {
+            let Order::Send(batches) = order else { continue };
+            for batch in batches {
+                self.say(Event::Done { batch, verdict: unfit(why) })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_up(&mut self, topic: &Topic) -> Result<(), Leave> {
+        let topic_state = self.topics.entry(topic.clone()).or_default();
+        if let Some(view) = &topic_state.said {
+            let view = view.clone();
+            return self.say(Event::Topic(view)); // asked again: ship has forgotten
+        }
+        topic_state.wait = Wait::default();
+        self.quietly(|w| w.learn(topic))
+    }
+
+    /// Does something that no batch waits for: a failure is recorded already, and comes up again at the next chore.
+    fn quietly(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Leave> {
+        match act(self) {
+            Ok(()) | Err(Fault::Retry(..)) => Ok(()),
+            Err(Fault::Leave(leave)) => Err(leave),
+        }
+    }
+
+    /// When something is to be done without an order.
+    fn next_chore(&self) -> Option<Instant> {
+        let refresh = self.session.as_ref().map(|s| s.born + self.options.limits.refresh);
+        let wanting = self.topics.values().filter(|l| l.is_wanting()).filter_map(|l| l.wait.until);
+        let due = wanting.chain(self.down.values().filter_map(|w| w.until)).min();
+        // Without a session all of it waits for one.
+        let due =
+            due.map(|at| if self.session.is_none() { at.max(self.wait.until.unwrap_or(at)) } else { at });
+        [refresh, due].into_iter().flatten().min()
+    }
+
+    fn chores(&mut self) -> Result<(), Leave> {
+        let now = Instant::now();
+        if self.session.as_ref().is_some_and(|s| now >= s.born + self.options.limits.refresh) {
+            self.drop_session(); // D8: a new client, new metadata, and the broker's version looked at again
+            let all: Vec<Topic> = self.topics.keys().cloned().collect();
+            for topic in all {
+                self.quietly(|w| w.learn(&topic))?;
+            }
+        }
+        let due = |w: &Wait| w.until.is_some_and(|at| now >= at);
+        let down: Vec<String> = self.down.iter().filter(|(_, w)| due(w)).map(|(h, _)| h.clone()).collect();
+        for host in down {
+            self.quietly(|w| w.reach(&host).map(drop))?;
+        }
+        let topics = self.topics.iter().filter(|(_, l)| l.is_wanting() && due(&l.wait));
+        let topics: Vec<Topic> = topics.map(|(t, _)| t.clone()).collect();
+        for topic in topics {
+            self.quietly(|w| w.learn(&topic))?;
+        }
+        Ok(())
+    }
+
+    /// Every batch comes back, whatever happens to those before it.
+    fn send(&mut self, batches: Vec<Batch>) -> Result<(), Leave> {
+        let mut left: Option<String> = None;
+        for batch in batches {
+            let verdict = match &left {
+                Some(why) => unfit(why),
+                None => match self.deliver(&batch) {
+                    Ok(verdict) => verdict,
+                    Err(Fault::Retry(pace, why)) => Verdict::Retry { maybe_stored: false, pace, why },
+                    Err(Fault::Leave(Leave::Incompatible { why })) => unfit(left.insert(why)),
+                    Err(Fault::Leave(leave)) => return Err(leave),
+                },
+            };
+            self.say(Event::Done { batch, verdict })?;
+            left = left.or(self.leaving.take());
+        }
+        left.map_or(Ok(()), |why| Err(Leave::Incompatible { why }))
+    }
+
+    fn deliver(&mut self, batch: &Batch) -> Result<Verdict, Fault> {
+        let topic = &batch.group.topic;
+        self.connect()?;
+        let known = |w: &Self| w.topics.get(topic).and_then(|l| l.leader(batch.partition)).map(str::to_owned);
+        let leader = match known(self) {
+            Some(leader) => leader,
+            None => {
+                self.learn(topic)?;
+                let why = || format!("partition {} has no leader", batch.partition);
+                known(self).ok_or_else(|| Fault::Retry(Pace::Backoff, why()))?
+            }
+        };
+        let peers = self.reach(&leader)?;
+        let Some(session) = &mut self.session else {
+            return Err(Fault::Retry(Pace::Backoff, "the connection is to be set up anew".to_owned()));
+        };
+        if !session.is_silent(&leader) {
+            self.drop_session();
+            let why =
+                format!("{leader}: the connection was closed, or holds an answer that nobody asked for");
+            return Err(Fault::Retry(Pace::Now, why));
+        }
+        let guard = self.watch.guard(peers);
+        // A broker that takes no such request at all would swallow every line without a word (D6), so the first batch of
+        // each session asks for an answer.
+        let acks = match self.options.acks {
+            Acks::Zero if !session.proven => Acks::One,
+            acks => acks,
+        };
+        let how = (acks, self.options.limits.ack);
+        let done = page::produce(&mut session.client, &mut self.pen, batch, how);
+        let done = done.map_err(|t| t.after(&guard));
+        drop(guard);
+        match done {
+            Ok(offset) => {
+                session.used(&leader);
+                session.proven = true;
+                self.proven = true;
+                self.unproven.remove(&leader);
+                self.outages.works(Who::Broker(&leader), Instant::now());
+                Ok(Verdict::Stored { offset })
+            }
+            Err(trouble) => Ok(self.failed(batch, &leader, &trouble)),
+        }
+    }
+
+    /// After a call that went wrong: the session is over, the reason recorded, the verdict looked up.
+    fn failed(&mut self, batch: &Batch, leader: &str, trouble: &Trouble) -> Verdict {
+        let modern = self.session.as_ref().is_some_and(|s| s.ranges.suits_modern());
+        self.drop_session();
+        let why = verdict::why(trouble);
+        if verdict::is_brokers(trouble) {
+            self.outages.failed(Who::Broker(leader), &why, Instant::now());
+            self.unproven.insert(leader.to_owned());
+        }
+        if verdict::is_nameless(trouble)
+            && batch.attempts >= 2
+            && modern
+            && self.options.unfit != Incompatible::Wait
+        {
+            self.leaving = Some(why.clone()); // D14: the other driver can tell the code, and knows what to do about it
+        }
+        let hangs_up = matches!(trouble, Trouble::Closed) && !self.proven && batch.attempts >= 3; // D15
+        if (hangs_up || verdict::is_version(trouble)) && modern && self.options.unfit == Incompatible::Refused
+        {
+            self.leaving = Some(format!("{leader}: {why}"));
+        }
+        verdict::verdict(trouble)
+    }
+}
+
+fn unfit(why: &str) -> Verdict {
+    Verdict::Retry { maybe_stored: false, pace: Pace::Now, why: format!("another driver takes over: {why}") }
+}

@@ -1,0 +1,201 @@
+//! The `kafka` crate, fenced: one client, its panics caught, its calls watched. Knows no flights and retries nothing.
+//!
+//! Invariant: after any trouble the client is spoilt and never asked again (D1, D2). The crate does not compare correlation
+//! ids, so a late answer to batch 1 would confirm batch 2, and it keeps dead connections in its pool.
+
+use super::watchdog::{Guard, Watchdog};
+use crate::producer::driver::Acks;
+use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
+use kafka::error::{Error, KafkaCode};
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+/// What the crate can compress with (D16: gzip at level 9 only, 12 MB/s; snappy is the sane one).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Codec {
+    #[default]
+    None,
+    Gzip,
+    Snappy,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The broker's error code for this partition; `None` where the crate has no name for it (above 35, D14).
+    Code(KafkaCode),
+    /// The request was not sent.
+    NotSent(String),
+    /// Sent, or partly sent, and no answer that can be trusted.
+    Lost(String),
+    /// As `Lost`: the broker closed the connection instead of answering, as Kafka 4 does on Produce v0 (D15).
+    Closed,
+    /// The crate panicked (D9, D10).
+    Panic(String),
+}
+
+impl Trouble {
+    /// What a watched call says of a connection that we have cut ourselves.
+    pub fn after(self, guard: &Guard) -> Trouble {
+        match self {
+            Trouble::Closed | Trouble::Lost(_) if guard.has_cut() => {
+                Trouble::Lost("no answer in time; the connection was cut".to_owned())
+            }
+            other => other,
+        }
+    }
+}
+
+/// One partition as the crate knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Led {
+    pub partition: i32,
+    /// `host:port` as the cluster advertises it; `None` while there is no leader.
+    pub leader: Option<String>,
+}
+
+pub struct Client {
+    /// `None` once spoilt.
+    crate_client: Option<KafkaClient>,
+    via: SocketAddr,
+}
+
+thread_local! {
+    static FENCED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Is this thread inside the crate, so that a panic now will be caught and become a new client? For the panic hook.
+pub fn fenced() -> bool {
+    FENCED.get()
+}
+
+impl Client {
+    /// Connects to nothing yet. `via` must just have answered a probe: the crate connects without a limit (D4), and of a list
+    /// of hosts it would ask only the first that takes the request (D5), so it gets one, as an address.
+    ///
+    /// `KafkaClient`, never `Producer`: that one loads all topics and freezes them (D8), sends empty values as null (D11),
+    /// forgets its security settings (D13) and asserts on the answer's shape (D15).
+    pub fn new(via: SocketAddr, client_id: &str, codec: Codec, idle: Duration) -> Self {
+        let mut c = KafkaClient::new(vec![via.to_string()]);
+        c.set_client_id(client_id.to_owned());
+        c.set_connection_idle_timeout(idle); // D2: below what NATs and load balancers forget
+        c.set_compression(match codec {
+            Codec::None => Compression::NONE,
+            Codec::Gzip => Compression::GZIP,
+            Codec::Snappy => Compression::SNAPPY,
+        });
+        Client { crate_client: Some(c), via }
+    }
+
+    pub fn is_spoilt(&self) -> bool {
+        self.crate_client.is_none()
+    }
+
+    /// Partitions and leaders of one topic; none where the topic is not there (yet): the crate drops the error (D9).
+    /// One topic per call, so that one with gaps in its ids panics alone.
+    pub fn load(&mut self, topic: &str, watch: &Watchdog) -> Result<Vec<Led>, Trouble> {
+        let guard = watch.guard(vec![self.via]);
+        let led = self.fence(byteorder::METADATA, |c| {
+            c.load_metadata(&[topic]).map_err(trouble)?;
+            let topics = c.topics();
+            let all = topics.partitions(topic).into_iter();
+            let led = all.flat_map(|p| p.iter().collect::<Vec<_>>());
+            Ok(led
+                .map(|p| Led { partition: p.id(), leader: p.leader().map(|b| b.host().to_owned()) })
+                .collect())
+        });
+        led.map_err(|t| t.after(&guard))
+    }
+
+    /// Sends the records of one batch to one partition's leader (D7: the crate asks leaders in turn, and an error of the
+    /// second throws away the first one's confirmation) and waits for its word. The first record's offset; `None` with
+    /// `Acks::Zero`, where the crate reads no answer (D6) and "stored" is "written to the socket".
+    pub fn produce<'r>(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        (acks, ack_timeout): (Acks, Duration),
+        records: impl Iterator<Item = (Option<&'r [u8]>, &'r [u8])>,
+    ) -> Result<Option<i64>, Trouble> {
+        let required = match acks {
+            Acks::Zero => RequiredAcks::None,
+            Acks::One => RequiredAcks::One,
+            Acks::All => RequiredAcks::All,
+        };
+        self.fence(byteorder::PRODUCED, |c| {
+            // Always `Some`: an empty line is an empty record and not a tombstone (D11).
+            let messages =
+                records.map(|(key, value)| ProduceMessage::new(topic, partition, key, Some(value)));
+            let confirms = c.produce_messages(required, ack_timeout, messages).map_err(trouble)?;
+            if acks == Acks::Zero {
+                return Ok(None);
+            }
+            let of_topic =
+                |c: kafka::client::ProduceConfirm| (c.topic == topic).then_some(c.partition_confirms);
+            let mut ours = confirms.into_iter().filter_map(of_topic).flatten();
+            match (ours.next(), ours.next()) {
+                (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(Trouble::Code),
+                _ => Err(Trouble::Lost("the answer is not about this batch".to_owned())),
+            }
+        })
+    }
+
+    /// Runs one use of the crate. Whatever goes wrong in it, a panic too, is the client's end.
+    /// `answer` is the shape of what it reads (D10).
+    fn fence<T>(
+        &mut self,
+        answer: &'static [byteorder::Part],
+        call: impl FnOnce(&mut KafkaClient) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let Some(mut client) = self.crate_client.take() else {
+            return Err(Trouble::NotSent("the connection is to be set up anew".to_owned()));
+        };
+        byteorder::expect(answer);
+        FENCED.set(true);
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let done = call(&mut client);
+            (client, done)
+        }));
+        FENCED.set(false);
+        match done {
+            Ok((client, Ok(value))) => {
+                self.crate_client = Some(client);
+                Ok(value)
+            }
+            Ok((_, Err(trouble))) => Err(trouble),
+            Err(panic) => Err(Trouble::Panic(panic_text(&*panic))),
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+        .to_owned()
+}
+
+fn trouble(e: Error) -> Trouble {
+    match e {
+        // Said by the crate itself, before it sends: it knows no leader for this partition.
+        Error::Kafka(KafkaCode::UnknownTopicOrPartition) => {
+            Trouble::NotSent("no leader is known for the partition".to_owned())
+        }
+        Error::NoHostReachable => Trouble::NotSent("the broker cannot be reached".to_owned()),
+        Error::Io(e) => match e.kind() {
+            io::ErrorKind::ConnectionRefused => Trouble::NotSent("connection refused".to_owned()),
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe => Trouble::Closed,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Trouble::Lost("no answer in time".to_owned())
+            }
+            _ => Trouble::Lost(e.to_string()),
+        },
+        other => Trouble::Lost(other.to_string()),
+    }
+}

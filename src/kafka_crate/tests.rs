@@ -1,0 +1,257 @@
+//! The classic driver against a scripted peer: each of the crate's defects (D1–D17, see [`super`]) that
+//! shows from outside.
+//! Times are short; what is asserted is order and content, with deadlines that only a hang passes.
+
+mod answers;
+mod connections;
+
+use super::peer::{Act, Peer};
+use super::*;
+use crate::chunk::Shape;
+use crate::producer::testing::{batch, chunk, origin, plain};
+use crate::waker::Waker;
+use crossbeam_channel::{Sender, bounded};
+use std::thread::{self, JoinHandle};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn options(brokers: &[String]) -> Options {
+    let second = Duration::from_secs(1);
+    Options {
+        brokers: brokers.to_vec(),
+        client_id: "test".to_owned(),
+        acks: Acks::All,
+        codec: Codec::None,
+        create_topics: true,
+        unfit: Incompatible::Wait,
+        limits: Limits {
+            probe: probe::Limits { connect: second, answer: second },
+            call: watchdog::Limits { still: second, whole: 3 * second },
+            ack: second / 2,
+            pause: second / 10,
+            held: second / 3,
+            ..Limits::default()
+        },
+    }
+}
+
+/// A running driver.
+struct Rig {
+    orders: Option<Sender<Order>>,
+    events: Receiver<Event>,
+    worker: Option<JoinHandle<Leave>>,
+    board: Arc<Board>,
+}
+
+impl Rig {
+    fn new(peer: &Peer) -> Rig {
+        Rig::with(options(&[peer.host()]))
+    }
+
+    fn with(options: Options) -> Rig {
+        let (to_worker, orders) = bounded(1000);
+        let (to, from_worker) = bounded(1000);
+        let events = Outbox::new(to, Waker::new().unwrap());
+        let board = Arc::new(Board::default());
+        let of_worker = board.clone();
+        let worker = thread::spawn(move || run(&options, &orders, &events, &of_worker));
+        let rig = Rig { orders: Some(to_worker), events: from_worker, worker: Some(worker), board };
+        assert!(matches!(rig.next(), Event::Ready(a) if a == CAPABILITIES));
+        rig
+    }
+
+    fn next(&self) -> Event {
+        self.events.recv_timeout(PATIENCE).expect("the driver says nothing")
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.as_ref().unwrap().send(order).unwrap();
+    }
+
+    fn verdict(&self) -> Verdict {
+        loop {
+            if let Event::Done { verdict, .. } = self.next() {
+                return verdict;
+            }
+        }
+    }
+
+    fn view(&self) -> TopicView {
+        loop {
+            if let Event::Topic(view) = self.next() {
+                return view;
+            }
+        }
+    }
+
+    fn send_batch(&self, batch: Batch) -> Verdict {
+        self.order(Order::Send(vec![batch]));
+        self.verdict()
+    }
+
+    fn send(&self, value: &str) -> Verdict {
+        self.send_batch(one(value))
+    }
+
+    /// Sends as ship does: again and again until it is stored. How often it came back before.
+    fn insist(&self, value: &str) -> usize {
+        let until = Instant::now() + PATIENCE;
+        for n in 0.. {
+            match self.send(value) {
+                Verdict::Stored { .. } => return n,
+                v => assert!(Instant::now() < until, "still {v:?}"),
+            }
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        unreachable!()
+    }
+
+    fn leave(mut self) -> Leave {
+        self.orders = None;
+        self.worker.take().unwrap().join().expect("the worker panicked")
+    }
+}
+
+fn one(value: &str) -> Batch {
+    batch(1, vec![chunk(&plain(1), 0, &[value.as_bytes()])])
+}
+
+fn again(v: Verdict) -> (bool, Pace, String) {
+    match v {
+        Verdict::Retry { maybe_stored, pace, why } => (maybe_stored, pace, why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn lines_arrive_with_keys_in_order_and_with_their_offset() {
+    let peer = Peer::start();
+    let rig = Rig::new(&peer);
+    rig.order(Order::Topic("t".into()));
+    assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
+    let keyed = origin(1, "t", "/p", Shape { key: crate::chunk::Key::Path, ..Shape::default() });
+    assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
+    let b = |s: &str| Some(s.as_bytes().to_vec());
+    let want = [(None, b("a")), (b("/p"), b("b")), (b("/p"), b("c"))];
+    assert_eq!(peer.script.lock().unwrap().stored, want);
+    assert!(matches!(rig.leave(), Leave::Closed));
+}
+
+impl Verdict {
+    fn offset(&self) -> Option<i64> {
+        match self {
+            Verdict::Stored { offset } => *offset,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// D17: the crate writes an IPv6 leader as `::1:9092`. Fails when addresses are parsed more strictly than it does.
+#[test]
+fn d17_ipv6_literals() {
+    if TcpListenerV6::missing() {
+        return;
+    }
+    let peer = Peer::on("::1");
+    let rig = Rig::with(options(&[format!("[::1]:{}", peer.addr.port())]));
+    rig.send("a").offset();
+    assert_eq!(peer.values(), [b"a"]);
+}
+
+struct TcpListenerV6;
+
+impl TcpListenerV6 {
+    fn missing() -> bool {
+        std::net::TcpListener::bind("[::1]:0").is_err()
+    }
+}
+
+/// A frame of very short lines would be many times its batch. Fails when the batch goes as one frame, or out of order.
+#[test]
+fn many_short_lines_go_in_several_frames() {
+    let peer = Peer::start();
+    let mut o = options(&[peer.host()]);
+    o.limits.call = watchdog::Limits { still: PATIENCE, whole: PATIENCE }; // a busy machine may take its time
+    let rig = Rig::with(o);
+    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
+    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
+    assert_eq!(rig.send_batch(batch(1, chunks)).offset(), Some(100));
+    assert_eq!(peer.values(), lines);
+    assert!(peer.script.lock().unwrap().produced.len() > 2);
+}
+
+/// Codes that have a name. Fails when a line of the table in `verdict.rs` changes.
+#[test]
+fn known_codes() {
+    for (code, maybe_stored, pace) in [
+        (3, false, Pace::Backoff),
+        (6, false, Pace::Backoff),
+        (7, true, Pace::Backoff),
+        (19, false, Pace::Backoff),
+        (20, true, Pace::Backoff),
+        (29, false, Pace::Blocked),
+        (31, false, Pace::Blocked),
+    ] {
+        let peer = Peer::start();
+        peer.acts(&[Act::Code(code)]);
+        let rig = Rig::new(&peer);
+        let v = again(rig.send("a"));
+        assert_eq!((v.0, v.1), (maybe_stored, pace), "{code}: {}", v.2);
+        rig.send("a").offset();
+    }
+    let peer = Peer::start();
+    peer.acts(&[Act::Code(10)]);
+    let v = Rig::new(&peer).send("a");
+    assert!(matches!(v, Verdict::Refused { what: crate::producer::driver::Refusal::TooLarge, .. }), "{v:?}");
+}
+
+/// A broker that says nothing more is cut by the watchdog, and back at work as soon as it answers. Fails without the cut:
+/// the crate's own limit is 120 s.
+#[test]
+fn a_mute_broker_costs_one_limit() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Mute]);
+    let rig = Rig::new(&peer);
+    let began = Instant::now();
+    assert!(again(rig.send("a")).0);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    rig.send("a").offset();
+}
+
+/// Fails when a partition without a leader holds up its neighbour, or is not looked for again.
+#[test]
+fn a_partition_without_a_leader_holds_up_nobody() {
+    let peer = Peer::start();
+    let port = peer.addr.port();
+    peer.set(|s| s.partitions = vec![(0, 0), (1, port)]);
+    let rig = Rig::new(&peer);
+    rig.order(Order::Topic("t".into()));
+    assert_eq!(rig.view().available, [1]);
+    for _ in 0..5 {
+        rig.order(Order::Send(vec![one("a"), Batch { partition: 1, ..one("b") }]));
+        assert!(again(rig.verdict()).2.contains("no leader"));
+        rig.verdict().offset();
+    }
+    peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
+    assert_eq!(rig.view().available, [0, 1]);
+    rig.send("a").offset();
+}
+
+/// The record of the wait: who, how often, why. Fails when an attempt is not recorded, or paused for too long.
+#[test]
+fn a_broker_that_is_away_is_recorded_and_found_again() {
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // free again at once
+    let rig = Rig::with(options(&[addr.to_string()]));
+    rig.order(Order::Topic("t".into()));
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(b) = rig.board.brokers().get(&addr.to_string()).filter(|b| b.attempts >= 3) {
+            assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
+            break;
+        }
+        assert!(Instant::now() < until);
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    assert!(again(rig.send("a")).2.contains("connection refused"));
+}

@@ -1,0 +1,191 @@
+//! D9–D15: what brokers, and things that are none, may answer.
+
+use super::super::peer::{Act, KAFKA_0_10, KAFKA_4_1, Peer, parrot};
+use super::super::*;
+use super::{PATIENCE, Rig, again, one, options};
+use crate::producer::testing::{batch, chunk, plain};
+use std::thread;
+
+/// D9, partition ids with gaps, told by our own Metadata request. Fails when `ask_for` does not look at them.
+#[test]
+fn d9_gaps_in_partition_ids_are_told() {
+    let peer = Peer::start();
+    let port = peer.addr.port();
+    peer.set(|s| s.partitions = vec![(0, port), (2, port)]);
+    let rig = Rig::new(&peer);
+    let (_, pace, why) = again(rig.send("a"));
+    assert!(pace == Pace::Blocked && why.contains("gaps"), "{why}");
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
+    assert!(again(rig.send("a")).2.contains("another driver"));
+    assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("gaps")));
+}
+
+/// D9, as above from a broker too old to be asked. Fails without `catch_unwind`: the worker's thread is gone.
+#[test]
+fn d9_a_panic_of_the_crate_is_caught() {
+    let peer = Peer::start();
+    let port = peer.addr.port();
+    peer.set(|s| {
+        s.ranges = Some(KAFKA_0_10.to_vec());
+        s.partitions = vec![(0, port), (7, port)];
+    });
+    let rig = Rig::new(&peer);
+    let (maybe_stored, pace, why) = again(rig.send("a"));
+    assert!(!maybe_stored && pace == Pace::Blocked && why.contains("panicked"), "{why}");
+    peer.set(|s| s.partitions = vec![(0, port)]);
+    rig.insist("a");
+    assert!(matches!(rig.leave(), Leave::Closed));
+}
+
+/// D9: the first answer about a topic that is just being created is "ok, no partitions". Fails when an empty list ends the
+/// search: no view ever comes, and nobody asks again.
+#[test]
+fn d9_a_topic_without_partitions_is_asked_for_again() {
+    let peer = Peer::start();
+    let port = peer.addr.port();
+    peer.set(|s| s.partitions = vec![]);
+    let rig = Rig::new(&peer);
+    rig.order(Order::Topic("t".into()));
+    assert!(again(rig.send("a")).2.contains("no partitions"));
+    let until = Instant::now() + PATIENCE;
+    while rig.board.topics().get("t").is_none_or(|t| t.state != "waiting") {
+        assert!(Instant::now() < until);
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
+    assert_eq!(rig.view().partitions, [0, 1]);
+    rig.insist("a");
+    assert!(rig.board.topics().is_empty());
+}
+
+/// D10: an answer's length is taken as it is. Fails when the crate is given one that no answer has.
+#[test]
+fn d10_an_absurd_length_is_survived() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Raw(vec![0xff; 4]), Act::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())]);
+    let rig = Rig::new(&peer);
+    let (maybe_stored, _, why) = again(rig.send("a"));
+    assert!(maybe_stored && why.contains("impossible length"), "{why}");
+    assert!(again(rig.send("a")).0);
+    rig.send("a").offset();
+    assert_eq!(peer.values(), [b"a"]);
+}
+
+/// D10: a port that is not Kafka's is told by the probe. Fails when the crate is let loose on an address that did not answer
+/// the probe: the reason is then a panic or a time-out.
+#[test]
+fn d10_foreign_ports_are_told_apart() {
+    for (answer, what) in [(&b"HTTP/1.1 400 Bad"[..], "web server"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")]
+    {
+        let rig = Rig::with(options(&[parrot(answer).to_string()]));
+        let (maybe_stored, pace, why) = again(rig.send("a"));
+        assert!(!maybe_stored && pace == Pace::Backoff && why.contains(what), "{why}");
+    }
+}
+
+/// D11. Fails when an empty line's value goes as `None` or through `Producer`: a null value is a tombstone.
+#[test]
+fn d11_an_empty_line_is_an_empty_record() {
+    let peer = Peer::start();
+    let rig = Rig::new(&peer);
+    rig.send_batch(batch(1, vec![chunk(&plain(1), 0, &[b"", b"x", b""])])).offset();
+    assert_eq!(peer.values(), [&b""[..], b"x", b""]);
+}
+
+/// D14: codes above 35 all look alike. Fails when an unknown code is refused, or given up on.
+#[test]
+fn d14_an_unknown_code_is_retried_for_ever() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Code(87), Act::Code(44), Act::Code(-1), Act::Code(89)]);
+    let rig = Rig::new(&peer);
+    for attempts in 0..4 {
+        let (maybe_stored, pace, why) = again(rig.send_batch(Batch { attempts, ..one("a") }));
+        assert!(maybe_stored && pace == Pace::Backoff && why.contains("modern"), "{why}");
+    }
+    rig.send("a").offset();
+}
+
+/// D14, under `auto`: the other driver is asked. Fails when the first unknown code leaves, or none ever does.
+#[test]
+fn d14_an_unknown_code_again_and_again_is_left_to_the_other_driver() {
+    let peer = Peer::start();
+    peer.set(|s| s.produce = Box::new(|_| Act::Code(87)));
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
+    for attempts in 0..3 {
+        assert!(again(rig.send_batch(Batch { attempts, ..one("a") })).0);
+    }
+    assert!(matches!(rig.leave(), Leave::Incompatible { .. }));
+}
+
+/// D15: Kafka 4 answers Metadata v0 and closes the connection on Produce v0. Fails when Produce's own range is believed.
+#[test]
+fn d15_a_broker_too_new_is_told_and_left_only_under_auto() {
+    let peer = Peer::start();
+    peer.set(|s| {
+        s.ranges = Some(KAFKA_4_1.to_vec());
+        s.produce = Box::new(|_| Act::Close);
+    });
+    let rig = Rig::new(&peer);
+    assert!(again(rig.send("a")).2.contains("too new for the kafka crate"));
+    let said = rig.board.brokers()[&peer.host()].last_error.clone().unwrap();
+    assert!(said.contains("driver = \"auto\""), "{said}");
+    assert!(matches!(rig.leave(), Leave::Closed));
+
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
+    rig.order(Order::Send(vec![one("a"), one("b")]));
+    for _ in 0..2 {
+        assert_eq!(again(rig.verdict()).1, Pace::Now);
+    }
+    assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("too new")));
+    assert!(peer.script.lock().unwrap().produced.is_empty());
+}
+
+/// D15: a cluster upgraded under a running agent. Fails when the broker is not probed anew after a closed connection.
+#[test]
+fn d15_an_upgrade_is_noticed() {
+    let peer = Peer::start();
+    let rig = Rig::with(Options { unfit: Incompatible::Refused, ..options(&[peer.host()]) });
+    rig.send("a").offset();
+    peer.set(|s| {
+        s.ranges = Some(KAFKA_4_1.to_vec());
+        s.produce = Box::new(|_| Act::Close);
+    });
+    assert!(again(rig.send("b")).0);
+    assert!(!again(rig.send("b")).0);
+    assert!(matches!(rig.leave(), Leave::Incompatible { .. }));
+}
+
+/// D10, which numbers of an answer are counts. Fails when the crate is given one that does not fit into the answer, or when
+/// one that does, or a large broker id, is kept from it.
+#[test]
+fn d10_counts_that_fit() {
+    use byteorder::{BigEndian, METADATA, PRODUCED, Part, ReadBytesExt};
+    let takes = |shape: &'static [Part], numbers: &[i32]| {
+        byteorder::expect(shape);
+        let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_be_bytes()).collect();
+        let mut bytes = &bytes[..];
+        numbers.iter().take_while(|_| bytes.read_i32::<BigEndian>().is_ok()).count()
+    };
+    let max = i32::MAX;
+    // Size and correlation id; two brokers; a topic with two partitions, of which one has no replicas.
+    let metadata =
+        [400, 7, 2, max, 9092, 1, 9093, 1, 2, 0, max, 1, max, 2, max, 1, 1, -1, 0, 0, 400, 7, 0, 0];
+    assert_eq!(takes(METADATA, &metadata), metadata.len(), "and another answer");
+    assert_eq!(takes(METADATA, &[1 << 20, 7, 1, 1, 9092, 1, (1 << 20) / 18]), 7);
+    for (numbers, fits) in [
+        (&[max][..], 0),
+        (&[(1 << 20) + 1], 0),
+        (&[-1], 0),
+        (&[400, 7, max], 2),
+        (&[400, 7, 41], 2),
+        (&[400, 7, 0, 51], 3),
+        (&[400, 7, 0, 1, 23], 4),
+        (&[400, 7, 0, 1, 1, 0, 0, 101], 7),
+        (&[400, 7, 0, 1, 1, 0, 0, 1, 0, max], 9),
+    ] {
+        assert_eq!(takes(METADATA, numbers), fits, "{numbers:?}");
+    }
+    let produced = [40, 7, 1, 1, max, 40, 8, 1];
+    assert_eq!(takes(PRODUCED, &produced), produced.len(), "and another answer");
+    assert_eq!((takes(PRODUCED, &[40, 7, 7]), takes(PRODUCED, &[40, 7, 1, 3])), (2, 3));
+}

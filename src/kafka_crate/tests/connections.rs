@@ -1,0 +1,145 @@
+//! D1–D6: connections that hang, close, or carry the wrong answer.
+
+use super::super::peer::{Act, Peer, hole, parrot};
+use super::super::*;
+use super::{PATIENCE, Rig, again, one, options};
+use crate::producer::driver::Drive;
+use crate::producer::testing;
+use std::thread;
+
+/// D1, answers late. Fails when the client outlives an error (`fence` putting it back): batch 2 then meets the cut
+/// connection, and without the cut takes batch 1's answer for its own.
+#[test]
+fn d1_a_late_answer_never_confirms_the_next_batch() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Late(Duration::from_secs(2)), Act::Code(19)]);
+    let rig = Rig::new(&peer);
+    let (maybe_stored, _, why) = again(rig.send("one"));
+    assert!(maybe_stored && why.contains("no answer in time"), "{why}");
+    let (maybe_stored, _, why) = again(rig.send("two"));
+    assert!(!maybe_stored && why.contains("NotEnoughReplicas"), "{why}");
+    assert_eq!(rig.send("two").offset(), Some(101));
+    let by = peer.script.lock().unwrap().produced.clone();
+    assert!(by[0] != by[1] && by[1] != by[2], "a connection was used again: {by:?}");
+}
+
+/// D1, wrong correlation id: an answer nobody asked for lies in the socket when batch 2 is due. Fails without
+/// `Session::is_silent`: batch 2 is "stored" while the peer refused it.
+#[test]
+fn d1_an_answer_that_nobody_asked_for_confirms_nothing() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Twice, Act::Code(19)]);
+    let rig = Rig::new(&peer);
+    assert_eq!(rig.send("one").offset(), Some(100));
+    thread::park_timeout(Duration::from_millis(300));
+    let (.., why) = again(rig.send("two"));
+    assert!(why.contains("nobody asked for"), "{why}");
+    assert!(again(rig.send("two")).2.contains("NotEnoughReplicas"));
+    assert_eq!(peer.values(), [b"one"]);
+}
+
+/// D2. Fails when the client is kept after an error: its pool keeps the dead connection, and all batches fail for ever.
+#[test]
+fn d2_a_closed_connection_is_replaced() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Store, Act::Close, Act::StoreAndClose]);
+    let rig = Rig::new(&peer);
+    rig.send("a").offset();
+    assert!(again(rig.send("b")).0, "it may be stored");
+    rig.send("b").offset();
+    assert!(rig.insist("c") <= 1);
+    assert_eq!(peer.values(), [b"a", b"b", b"c"]);
+    let brokers = rig.board.brokers().clone();
+    assert_eq!(brokers[&peer.host()].state, "up");
+    assert!(brokers[&peer.host()].last_error.is_some());
+}
+
+/// D3: a signal in mid-write would cut a frame short. Fails when `start` does not block signals before it works.
+#[test]
+fn d3_signals_are_blocked_in_the_drivers_threads() {
+    let peer = Peer::start();
+    let ends = {
+        let options = options(&[peer.host()]);
+        let run = move |orders: &_, events: &_, board: &_| run(&options, orders, events, board);
+        testing::drive(Drive::worker(None, run), Arc::new(Board::default()))
+    };
+    ends.orders.send(Order::Send(vec![one("a")])).unwrap();
+    let stored = |e: Event| matches!(e, Event::Done { verdict: Verdict::Stored { .. }, .. });
+    assert!(ends.events.iter().any(stored));
+    for name in ["driver", "classic-watch"] {
+        let mut found = 0;
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let Ok(comm) = std::fs::read_to_string(task.path().join("comm")) else { continue };
+            let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
+            let blocked = status.lines().find_map(|l| l.strip_prefix("SigBlk:\t")).unwrap_or("0");
+            let blocked = u64::from_str_radix(blocked, 16).unwrap();
+            // TERM, INT and USR1; the watching threads of other tests are started without `start`.
+            found +=
+                usize::from(comm.trim() == name && [15, 2, 10].iter().all(|s| blocked >> (s - 1) & 1 == 1));
+        }
+        assert!(found > 0, "{name} takes signals");
+    }
+}
+
+/// D4, a leader behind a black hole. Fails when leaders are not probed before the crate connects to them: its `connect`
+/// has no limit, and the watchdog's is 20 s here.
+#[test]
+fn d4_a_leader_that_does_not_answer_costs_one_limit() {
+    let (peer, hole) = (Peer::start(), hole());
+    peer.set(|s| s.partitions = vec![(0, hole.addr.port()), (1, s.partitions[0].1)]);
+    let mut o = options(&[peer.host()]);
+    o.limits.call = watchdog::Limits { still: PATIENCE, whole: PATIENCE };
+    let rig = Rig::with(o);
+    let began = Instant::now();
+    let other = Batch { partition: 1, ..one("b") };
+    rig.order(Order::Send(vec![one("a"), other]));
+    assert!(again(rig.verdict()).2.contains("no connection in 1 s"));
+    rig.verdict().offset(); // the other leader's batch goes on
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let brokers = rig.board.brokers().clone();
+    assert_eq!(brokers[&hole.addr.to_string()].state, "down");
+}
+
+/// D4, in the crate's own `connect`. Fails when `sys::sockets_to` leaves out sockets that are still connecting (`getpeername`
+/// knows no peer of theirs): 127 s.
+#[test]
+fn d4_a_hanging_connect_is_cut() {
+    let hole = hole();
+    let second = Duration::from_secs(1);
+    let watch = Watchdog::start(watchdog::Limits { still: second, whole: second }).unwrap();
+    let mut client = client::Client::new(hole.addr, "test", Codec::None, second);
+    let began = Instant::now();
+    let trouble = client.load("t", &watch).unwrap_err();
+    assert!(began.elapsed() < PATIENCE, "{:?} {trouble:?}", began.elapsed());
+    assert!(client.is_spoilt());
+}
+
+/// D5. Fails when the client gets the whole list: it asks the first host that takes the request, and no other.
+#[test]
+fn d5_a_bootstrap_host_that_hangs_does_not_stand_before_the_others() {
+    let (peer, hole, mute) = (Peer::start(), hole(), parrot(b""));
+    let rig = Rig::with(options(&[mute.to_string(), hole.addr.to_string(), peer.host()]));
+    let began = Instant::now();
+    rig.insist("a");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let down: Vec<_> = rig.board.brokers().iter().map(|(h, b)| (h.clone(), b.state.clone())).collect();
+    assert!(down.contains(&(mute.to_string(), "down".to_owned())), "{down:?}");
+}
+
+/// D6: with acks = 0 nothing is answered, but for a session's first batch. Fails without `Session::is_silent`: the third
+/// batch goes into the closed connection, which still takes one, and is "stored" without being anywhere.
+#[test]
+fn d6_without_acks_a_closed_connection_is_seen() {
+    let peer = Peer::start();
+    peer.acts(&[Act::Store, Act::StoreAndClose]);
+    let rig = Rig::with(Options { acks: Acks::Zero, ..options(&[peer.host()]) });
+    assert!(rig.send("a").offset().is_some());
+    assert_eq!(rig.send("b").offset(), None);
+    thread::park_timeout(Duration::from_millis(300));
+    assert!(rig.insist("c") > 0);
+    let until = Instant::now() + PATIENCE;
+    while peer.values() != [b"a", b"b", b"c"] {
+        assert!(Instant::now() < until, "{:?}", peer.values());
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,65 @@
+//! The table: what went wrong with a batch, and what to do about it. Pure.
+
+use super::client::Trouble;
+use crate::producer::driver::{Pace, Refusal, Verdict};
+use kafka::error::KafkaCode as Code;
+
+/// What comes back for a batch that met `trouble`. Whatever is not in the table is retried for ever (D14: the crate knows no
+/// code above 35, so 44, 56, 74, 76, 87 and 89 look alike).
+pub fn verdict(trouble: &Trouble) -> Verdict {
+    let why = why(trouble);
+    let (maybe_stored, pace) = match trouble {
+        Trouble::NotSent(_) => (false, Pace::Backoff),
+        Trouble::Lost(_) | Trouble::Closed | Trouble::Panic(_) => (true, Pace::Backoff),
+        Trouble::Code(code) => match code {
+            Code::MessageSizeTooLarge | Code::RecordListTooLarge => {
+                return Verdict::Refused { what: Refusal::TooLarge, why };
+            }
+            Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::InvalidTopic
+            | Code::InvalidRequiredAcks => (false, Pace::Blocked),
+            Code::UnknownTopicOrPartition
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::BrokerNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::CorruptMessage
+            | Code::NotEnoughReplicas
+            | Code::InvalidTimestamp
+            | Code::UnsupportedVersion => (false, Pace::Backoff),
+            // RequestTimedOut, NotEnoughReplicasAfterAppend: written by the leader, not by enough others.
+            _ => (true, Pace::Backoff),
+        },
+    };
+    Verdict::Retry { maybe_stored, pace, why }
+}
+
+/// The reason as the operator reads it.
+pub fn why(trouble: &Trouble) -> String {
+    match trouble {
+        Trouble::Code(Code::Unknown) => {
+            "an error code that the kafka crate does not know (above 35); driver = \"modern\" would tell it"
+                .to_owned()
+        }
+        Trouble::Code(c) => format!("{c:?} (error {})", *c as i16),
+        Trouble::NotSent(why) | Trouble::Lost(why) => why.clone(),
+        Trouble::Closed => "the broker closed the connection".to_owned(),
+        Trouble::Panic(text) => format!("the kafka crate panicked: {text}"),
+    }
+}
+
+/// Is the broker, or the way to it, in trouble, rather than this batch or its topic?
+pub fn is_brokers(trouble: &Trouble) -> bool {
+    !matches!(trouble, Trouble::Code(_))
+}
+
+/// The broker does not take this version of the request, whatever it says in ApiVersions.
+pub fn is_version(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::Code(Code::UnsupportedVersion))
+}
+
+/// A code that the crate cannot tell from others (D14).
+pub fn is_nameless(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::Code(Code::Unknown))
+}

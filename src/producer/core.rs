@@ -1,0 +1,486 @@
+//! All queues, what is in the air, and what is to be said to driver and ledger. Pure: [`Core::parcel`],
+//! [`Core::event`] and [`Core::tick`] take the time and leave orders and notes behind; the loop around it is
+//! `ship::run`, or the simulator.
+
+use super::batch::{Batch, PendingAcks};
+use super::dead_letter::DeadLetters;
+use super::driver::{Capabilities, Drive, Event, Order};
+use super::partition::{Action, Now, Rules};
+use super::recovered::RecoveredTopic;
+use super::retry::Rng;
+use super::topic_queue::{Change, Ready, TopicQueue};
+use super::{Change as Changed, Dead, Options, Receipt};
+use crate::chunk::{Ack, Chunk, FlightNo, Topic};
+use crate::pulse::Beat;
+use crate::report::{Board, BrokerState};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+pub struct Core<'b> {
+    options: Options,
+    /// Exactly-once.
+    once: bool,
+    board: &'b Board,
+    pub beat: Arc<Beat>,
+    letters: DeadLetters,
+    rng: Rng,
+    rate: Option<Rate>,
+    /// `None` until the driver has said what it can do: nothing flies before.
+    abilities: Option<Capabilities>,
+    id: Id,
+    /// The next driver, while batches are to come back from the one before.
+    next: Option<Drive>,
+    queues: Vec<TopicQueue>,
+    by_topic: HashMap<Topic, usize>,
+    air: HashMap<FlightNo, PendingAcks>,
+    /// The last one given.
+    flight: FlightNo,
+    /// Nothing more comes in.
+    closing: bool,
+    sends: Vec<Batch>,
+    orders: Vec<Order>,
+    pub acks: Vec<Ack>,
+    /// Something must be saved soon: it may be all that there is to save.
+    pub save_soon: bool,
+}
+
+/// The producer id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Id {
+    None,
+    Asked,
+    Have(i64, i16),
+}
+
+impl<'b> Core<'b> {
+    pub fn new(options: Options, board: &'b Board, now: Now) -> Self {
+        let mut ship = Core {
+            once: options.once.is_some(),
+            letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
+            rng: Rng::new(options.seed),
+            rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
+            options,
+            beat: board.pulse.beat("producer"),
+            board,
+            abilities: None,
+            id: Id::None,
+            next: None,
+            queues: Vec::new(),
+            by_topic: HashMap::new(),
+            air: HashMap::new(),
+            flight: FlightNo(0),
+            closing: false,
+            sends: Vec::new(),
+            orders: Vec::new(),
+            acks: Vec::new(),
+            save_soon: false,
+        };
+        ship.resume();
+        ship
+    }
+
+    /// Takes over what an earlier run left.
+    fn resume(&mut self) {
+        let Some(once) = &mut self.options.once else { return };
+        self.flight = once.flight;
+        if let Some((pid, epoch)) = once.id {
+            self.id = Id::Have(pid, epoch);
+        }
+        let mut topics: Vec<Topic> = Vec::new();
+        for f in &once.flights {
+            self.air.insert(f.flight, f.pending());
+            if !topics.contains(&f.group.topic) {
+                topics.push(f.group.topic.clone());
+            }
+        }
+        topics.into_iter().for_each(|topic| {
+            self.queue(&topic);
+        });
+        self.tell_id();
+    }
+
+    fn tell_id(&self) {
+        if self.once {
+            let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
+            *self.board.once.producer.lock().unwrap_or_else(PoisonError::into_inner) = id;
+        }
+    }
+
+    /// Goes on otherwise.
+    pub fn change(&mut self, change: Changed, now: Now) {
+        let Options { partitioner, batch, linger, rate, .. } = change.options;
+        if rate != self.options.rate {
+            self.rate = rate.map(|per_second| Rate::new(per_second, now.at));
+        }
+        self.options = Options { partitioner, batch, linger, rate, ..std::mem::take(&mut self.options) };
+        self.queues.iter_mut().for_each(|queue| queue.tune(&self.options));
+        self.next = change.drive.or(self.next.take());
+        if change.elsewhere {
+            self.queues.iter_mut().for_each(TopicQueue::elsewhere);
+            self.id = Id::None;
+        }
+    }
+
+    /// Nothing is in the driver's hands: the next one may have them.
+    fn change_driver(&mut self) {
+        let in_air = |l: &TopicQueue| l.in_air() > 0;
+        if let Some(next) = self.next.take_if(|_| !self.queues.iter().any(in_air)) {
+            self.orders.push(Order::Change(next));
+            self.abilities = None;
+        }
+    }
+
+    /// What a tail has sent.
+    pub fn chunk(&mut self, chunk: Chunk, now: Now) {
+        if chunk.lines.is_empty() {
+            chunk.origin.gauge.send(&chunk);
+            return self.acks.push(chunk.ack());
+        }
+        let at = self.queue(&chunk.origin.topic.clone());
+        self.queues[at].push(chunk, now);
+    }
+
+    /// The topic's queue.
+    fn queue(&mut self, topic: &Topic) -> usize {
+        if let Some(at) = self.by_topic.get(topic) {
+            return *at;
+        }
+        if self.abilities.is_some() {
+            self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
+        }
+        self.by_topic.insert(topic.clone(), self.queues.len());
+        let memory =
+            self.options.once.as_mut().map(|once| RecoveredTopic::of(once, topic)).unwrap_or_default();
+        self.queues.push(TopicQueue::new(topic.clone(), &self.options).remembering(memory));
+        self.queues.len() - 1
+    }
+
+    /// All tails have ended: what is here goes out without waiting for more.
+    pub fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Nothing waits, nothing is in the air.
+    pub fn is_empty(&self) -> bool {
+        self.air.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
+    }
+
+    /// Something is left, and none of it is on its way.
+    pub fn is_stuck(&self) -> bool {
+        !self.is_empty() && self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck())
+    }
+
+    /// What the driver says.
+    pub fn event(&mut self, event: Event, now: Now) -> Result<(), Dead> {
+        match event {
+            Event::Ready(abilities) => self.ready(abilities),
+            Event::Topic(view) => {
+                if let Some(at) = self.by_topic.get(&view.topic) {
+                    self.queues[*at].see(view);
+                }
+            }
+            // An answer to the driver before, or one more for a question that both got.
+            Event::ProducerId { .. } if self.id != Id::Asked || self.rules().is_none() => {}
+            Event::ProducerId { pid, epoch } => {
+                self.id = Id::Have(pid, epoch);
+                self.tell_id();
+            }
+            Event::OtherCluster => {
+                if let Id::Have(pid, _) = self.id {
+                    log::warn!("producer id {pid} is of the cluster before; taking a new one");
+                    self.id = Id::Asked;
+                    self.orders.push(Order::ProducerId);
+                }
+            }
+            Event::Knows { topic, partition, pid, last } => {
+                let mut actions = Vec::new();
+                if let Some(at) = self.by_topic.get(&topic).copied() {
+                    if let Some(p) = self.queues[at].partition(partition) {
+                        p.knows(pid, last, now, &mut actions);
+                    }
+                    self.act(at, partition, actions, now);
+                }
+            }
+            Event::Done { batch, verdict } => {
+                let Some(at) = self.by_topic.get(&batch.group.topic).copied() else { return Ok(()) };
+                let (id, mut actions) = (batch.partition, Vec::new());
+                if let Some(p) = self.queues[at].partition(id) {
+                    p.done(batch, verdict, now, &mut self.rng, &mut actions);
+                }
+                self.act(at, id, actions, now);
+                self.queues[at].rehouse();
+            }
+            Event::Dead { why } => return Err(Dead { why }),
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, abilities: Capabilities) {
+        // A driver, another one, or another run of the same: it has not heard of our topics.
+        self.orders.extend(self.queues.iter().map(|l| Order::Topic(l.topic.clone())));
+        if !abilities.numbered {
+            self.id = Id::None;
+        } else if !matches!(self.id, Id::Have(..)) {
+            // Also when it was asked for: the driver before took that order with it.
+            self.id = Id::Asked;
+            self.orders.push(Order::ProducerId);
+        }
+        self.abilities = Some(abilities);
+    }
+
+    /// `None`: nothing flies now.
+    fn rules(&self) -> Option<Rules> {
+        let abilities = self.abilities.as_ref().filter(|_| self.next.is_none())?;
+        let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
+        Some(match abilities.numbered {
+            true => Rules::Numbered { in_flight: abilities.in_flight, id, once: self.once },
+            false => Rules::Plain,
+        })
+    }
+
+    /// Does what a partition wants done.
+    fn act(&mut self, queue: usize, partition: i32, mut actions: Vec<Action>, now: Now) {
+        while !actions.is_empty() {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Send(batch) => {
+                        self.board.totals.retries.fetch_add(u64::from(batch.attempts > 0), Relaxed);
+                        self.sends.push(batch);
+                    }
+                    Action::Stored { batch, offset } => {
+                        if let Some(receipts) = &self.options.receipts {
+                            // `send` has gone: nobody reads them.
+                            let _ = receipts.send(Receipt { partition, offset, count: batch.count });
+                        }
+                        self.queues[queue].stored(batch.bytes);
+                        self.finish(&batch);
+                    }
+                    Action::DeadLetter { batch, why } => {
+                        self.beat.within(Beat::SLOW); // a disk
+                        match self.letters.write(&batch, &why, now, self.board.quota.get()) {
+                            Ok(()) => {
+                                self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
+                                self.finish(&batch);
+                            }
+                            Err(why) => {
+                                if let Some(p) = self.queues[queue].partition(partition) {
+                                    p.hold(batch, why, now, &mut self.rng, &mut actions);
+                                }
+                            }
+                        }
+                    }
+                    Action::Ask { pid } => {
+                        let topic = self.queues[queue].topic.clone();
+                        self.orders.push(Order::Ask { topic, partition, pid });
+                    }
+                    Action::NewId { pid } => {
+                        if matches!(self.id, Id::Have(now, _) if now == pid) {
+                            log::warn!("producer id {pid} cannot be used any longer; taking a new one");
+                            self.id = Id::Asked;
+                            self.orders.push(Order::ProducerId);
+                        }
+                    }
+                    Action::Uncertain(lines) => {
+                        self.beat.within(Beat::SLOW); // a disk
+                        self.board.uncertain(u64::from(lines));
+                        if self.once {
+                            self.save_soon = true;
+                        }
+                    }
+                    Action::Doubled(lines) => {
+                        self.beat.within(Beat::SLOW);
+                        self.board.resent(u64::from(lines));
+                    }
+                    Action::Retry { found } => {
+                        self.board.once.resent.fetch_add(1, Relaxed);
+                        self.board.once.found.fetch_add(u64::from(found), Relaxed);
+                    }
+                    Action::TooLarge(bytes) => self.queues[queue].too_large(bytes),
+                }
+            }
+        }
+    }
+
+    /// These records need nothing more.
+    fn finish(&mut self, batch: &Batch) {
+        let Some(pending) = self.air.get_mut(&batch.flight) else {
+            debug_assert!(false, "{:?} is over already", batch.flight);
+            return;
+        };
+        let acks = &mut self.acks;
+        pending.done(batch, |ack| acks.push(ack.clone()));
+        if pending.is_over() {
+            self.air.remove(&batch.flight);
+        }
+    }
+
+    /// Lets everything leave that may leave now. When to come again, if nothing happens before.
+    pub fn tick(&mut self, now: Now) -> Option<Instant> {
+        self.change_driver();
+        let rules = self.rules();
+        let mut wake: Option<Instant> = None;
+        for at in 0..self.queues.len() {
+            if let Some(rules) = rules {
+                let next = self.drive(at, rules, now);
+                wake = wake.into_iter().chain(next).min();
+            }
+            if let Some(change) = self.queues[at].change(now) {
+                self.tell(at, change, now);
+            }
+        }
+        if !self.sends.is_empty() {
+            self.orders.push(Order::Send(std::mem::take(&mut self.sends)));
+        }
+        wake
+    }
+
+    fn drive(&mut self, at: usize, rules: Rules, now: Now) -> Option<Instant> {
+        self.launch(at, rules, now);
+        let ready = loop {
+            let ready = self.queues[at].ready(now, rules, self.closing);
+            if ready != Ready::Now {
+                break ready;
+            }
+            if let Some(until) = self.rate.as_mut().and_then(|r| r.wait(now.at)) {
+                break Ready::At(until);
+            }
+            let no = FlightNo(self.flight.0 + 1);
+            let formed = self.queues[at].form(no, now, rules, self.closing, &mut self.rng);
+            let Some((bytes, pending)) = formed else { break Ready::No };
+            self.flight = no;
+            self.air.insert(no, pending);
+            if let Some(rate) = &mut self.rate {
+                rate.spend(bytes);
+            }
+            self.launch(at, rules, now);
+        };
+        let partitions = self.queues[at].partitions().iter().filter_map(|p| p.wake()).min();
+        let ready = if let Ready::At(until) = ready { Some(until) } else { None };
+        partitions.into_iter().chain(ready).min()
+    }
+
+    fn launch(&mut self, at: usize, rules: Rules, now: Now) {
+        for i in 0..self.queues[at].partitions().len() {
+            let mut actions = Vec::new();
+            let p = &mut self.queues[at].partitions()[i];
+            let id = p.id;
+            p.launch(now, rules, &mut actions);
+            self.act(at, id, actions, now);
+        }
+    }
+
+    /// Log and board, on a change of state only.
+    fn tell(&self, at: usize, change: Change, now: Now) {
+        let topic = &self.queues[at].topic;
+        let mut states = self.board.topics();
+        let state = states.entry(topic.to_string()).or_insert_with(|| BrokerState {
+            state: String::new(),
+            since: now.at,
+            attempts: 0,
+            last_error: None,
+        });
+        let before = std::mem::take(&mut state.state);
+        state.state = match &change {
+            Change::Trouble { .. } => "retrying".into(),
+            Change::Well { .. } => "delivering".into(),
+        };
+        if before != state.state {
+            state.since = now.at;
+        }
+        match change {
+            Change::Trouble { attempts, partitions, why } => {
+                let of = listed(&partitions);
+                log::warn!("topic {topic}: {of}: {why}; retrying (attempt {attempts})");
+                state.attempts = u64::from(attempts);
+                state.last_error = Some(why);
+            }
+            Change::Well { after, attempts } => {
+                log::info!("topic {topic}: delivering again after {after:.1?}, {attempts} attempt(s)");
+                state.attempts = 0;
+            }
+        }
+    }
+
+    /// Work for the time after the orders are out: with exactly-once the next batch leaves only when the one before is
+    /// stored, so what its intent says of its bytes is found out before.
+    pub fn prepare(&mut self) {
+        if self.once {
+            let partitions = self.queues.iter_mut().flat_map(|queue| queue.partitions());
+            partitions.flat_map(|p| p.pending()).for_each(|batch| _ = batch.group.seals());
+        }
+    }
+
+    /// Longest wait of a thread that is watched.
+    pub fn longest_wait(&self) -> Duration {
+        self.board.pulse.longest()
+    }
+
+    pub fn orders(&mut self) -> std::vec::Drain<'_, Order> {
+        self.orders.drain(..)
+    }
+}
+
+/// "partition 3", "partitions 0, 1, 2 and 7 more".
+fn listed(ids: &[i32]) -> String {
+    let some: Vec<String> = ids.iter().take(5).map(i32::to_string).collect();
+    let word = if ids.len() == 1 { "partition" } else { "partitions" };
+    let more = if ids.len() > 5 { format!(" and {} more", ids.len() - 5) } else { String::new() };
+    format!("{word} {}{more}", some.join(", "))
+}
+
+/// The uplink's budget: a bucket of one second.
+#[derive(Debug)]
+struct Rate {
+    per_second: u64,
+    /// Below zero after a flight that was larger than what was left: that is waited for.
+    left: i128,
+    seen: Instant,
+}
+
+impl Rate {
+    fn new(per_second: u64, now: Instant) -> Self {
+        let per_second = per_second.max(1);
+        Rate { per_second, left: i128::from(per_second), seen: now }
+    }
+
+    fn wait(&mut self, now: Instant) -> Option<Instant> {
+        let gained = (now - self.seen).as_nanos() as i128 * i128::from(self.per_second) / 1_000_000_000;
+        // Time that gains nothing yet is kept.
+        if gained > 0 {
+            self.left = (self.left + gained).min(i128::from(self.per_second));
+            self.seen = now;
+        }
+        let missing = 1 - self.left;
+        let ms = (missing * 1000 / i128::from(self.per_second)).max(1) as u64;
+        (missing > 0).then(|| now + Duration::from_millis(ms))
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.left -= bytes as i128;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when the rate drifts by more than one flight, or a bucket that was idle for long bursts.
+    #[test]
+    fn rate_over_time() {
+        let start = Instant::now();
+        let mut rate = Rate::new(1000, start);
+        let (mut now, mut sent) = (start, 0);
+        while now < start + Duration::from_secs(20) {
+            match rate.wait(now) {
+                Some(until) => now = until,
+                None => {
+                    rate.spend(300);
+                    sent += 300;
+                }
+            }
+        }
+        assert!((20_700..=21_300).contains(&sent), "{sent} bytes in 20 s, with a burst of 1 s");
+    }
+}

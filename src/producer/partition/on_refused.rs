@@ -1,0 +1,156 @@
+//! What a refusal, wrong numbers, and a leader's answer mean for one partition. Sends nothing, waits for nothing.
+
+use super::{Action, Health, Now, Partition, Then};
+use crate::producer::batch::Batch;
+use crate::producer::driver::Refusal;
+use std::time::Duration;
+
+/// A leader that cannot be asked so often in a row never can (before 2.8, or no right to read).
+pub(super) const ASK_TIMES: u32 = 3;
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// 47 INVALID_PRODUCER_EPOCH: somebody else uses our producer id.
+const FENCED: i16 = 47;
+
+/// As [`Event::Knows`](crate::producer::driver::Event::Knows) has it.
+type Known = Result<Option<(i16, i32)>, String>;
+
+impl Partition {
+    pub(super) fn refused(
+        &mut self,
+        mut batch: Batch,
+        what: &Refusal,
+        why: String,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        match what {
+            Refusal::Timestamp => match batch.restamped {
+                // The broker's own clock is the judge; no stamp at all is the last it can be offered.
+                Some(-1) => {
+                    self.give_back(batch);
+                    self.drain(Then::Blocked, why);
+                    return;
+                }
+                Some(_) => batch.restamped = Some(-1),
+                None => batch.restamped = Some(now.wall_ms),
+            },
+            Refusal::Records(bad) => {
+                let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
+                bad.sort_unstable();
+                if !bad.is_empty() {
+                    self.part_with_numbers(&batch);
+                    let (good, bad) = batch.sift(&bad);
+                    if let Some(good) = good {
+                        self.push(good);
+                    }
+                    actions.push(Action::DeadLetter { batch: bad, why });
+                } else {
+                    self.take_apart(batch, why, actions);
+                }
+                self.drain(Then::Resume, String::new());
+                return;
+            }
+            Refusal::TooLarge | Refusal::Something => {
+                if *what == Refusal::TooLarge && batch.count > 1 {
+                    actions.push(Action::TooLarge(batch.bytes));
+                }
+                self.take_apart(batch, why, actions);
+                self.drain(Then::Resume, String::new());
+                return;
+            }
+        }
+        self.give_back(batch);
+        self.drain(Then::Resume, String::new());
+    }
+
+    /// Its records are about to get other numbers. Where an attempt may have been stored under the old ones, only a new
+    /// epoch keeps the broker from taking one for the other.
+    fn part_with_numbers(&mut self, batch: &Batch) {
+        if let Some(n) = self.numbering.as_mut().filter(|_| batch.maybe_stored) {
+            n.bump = true;
+        }
+    }
+
+    fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
+        if batch.count == 1 {
+            actions.push(Action::DeadLetter { batch, why });
+        } else {
+            self.part_with_numbers(&batch);
+            let (front, back) = batch.halve();
+            self.push(back);
+            self.push(front);
+        }
+    }
+
+    pub(super) fn misnumbered(
+        &mut self,
+        batch: Batch,
+        code: i16,
+        why: String,
+        behind: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let ours = batch.numbers;
+        let maybe_stored = batch.maybe_stored;
+        self.give_back(batch);
+        match (&mut self.numbering, ours) {
+            (Some(n), Some(ours)) if code == FENCED => {
+                if n.pid == ours.pid {
+                    actions.push(Action::NewId { pid: n.pid });
+                    n.bump = true;
+                }
+                self.drain(Then::Now, why);
+            }
+            _ if behind || matches!(self.health, Health::Draining(_)) => {
+                self.drain(Then::Resume, String::new())
+            }
+            (Some(_), Some(_)) if maybe_stored => self.drain(Then::Ask, why),
+            (Some(n), _) => {
+                n.bump = true;
+                self.drain(Then::Now, why);
+            }
+            // A driver without numbers cannot say so; whatever it was, it is tried again.
+            (None, _) => self.drain(Then::Backoff, why),
+        }
+    }
+
+    /// What the leader knows of our producer id, for the first batch.
+    pub fn knows(&mut self, pid: i64, last: Known, now: Now, actions: &mut Vec<Action>) {
+        if let Some(past) = self.pasts.front() {
+            if past.pid == pid && matches!(self.health, Health::Asking { .. }) {
+                self.recall(last, now, actions);
+            }
+            return;
+        }
+        let ours = self.numbering.as_ref().is_some_and(|n| n.pid == pid);
+        if ours && matches!(self.health, Health::Asking { .. }) {
+            self.learned(last, now, actions);
+        }
+    }
+
+    pub(super) fn learned(&mut self, last: Known, now: Now, actions: &mut Vec<Action>) {
+        if last.is_err() && self.unasked < ASK_TIMES {
+            // The leader may be moving or starting. Sent again, the batch brings the question up again.
+            self.unasked += 1;
+            self.health = Health::Waiting { until: now.at + ASK_AGAIN };
+            return;
+        }
+        self.health = Health::Waiting { until: now.at };
+        self.unasked = 0;
+        let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
+        match last.ok().flatten().and_then(|last| n.has(last, first)) {
+            Some(true) => {
+                n.stored(first);
+                if let Some(batch) = self.pending.pop_front() {
+                    actions.push(Action::Stored { batch, offset: None });
+                }
+            }
+            Some(false) => {
+                first.maybe_stored = false;
+                n.bump = true;
+            }
+            None => n.bump = true,
+        }
+    }
+}

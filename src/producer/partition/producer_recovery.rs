@@ -1,0 +1,290 @@
+//! Exactly-once, at the start: what an earlier run left in a partition, against what its leader knows. Pure, as the rest.
+//!
+//! Nothing of this run leaves before the leader was asked about our id; it is asked at the very first start too, so that a
+//! broker that never tells holds the topic, loudly, before there is anything to prove. What it may say:
+//!
+//! | the leader knows | an open batch | otherwise |
+//! |---|---|---|
+//! | its last sequence | stored; sent again: the answer is the proof | as it should be |
+//! | the one before its first | not stored; sent again | |
+//! | nothing, and we never had an answer, lately | not stored; sent again | as it should be |
+//! | nothing | forgotten: sent with new numbers, counted as uncertain | as it should be |
+//! | less | new numbers, counted as uncertain | the leader lost what it had acknowledged, or a batch that was given up |
+//! | more than we ever used | the state was put back or copied: new id, counted as uncertain | the same |
+
+use super::{Action, Health, Now, PATIENCE, Partition};
+use crate::producer::sequence::{ProducerState, after, ahead};
+use crate::wall::MADE_MS;
+use std::cmp::Ordering;
+use std::time::Duration;
+
+/// An id that an earlier run used, or may have used, in this partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastProducer {
+    pub pid: i64,
+    /// Epoch, and the sequence after the last one used; `None`: it was not used here.
+    pub last: Option<(i16, i32)>,
+    /// The leader has acknowledged something of it here.
+    pub proven: bool,
+    /// The topic is the one it was used in.
+    pub same_topic: bool,
+}
+
+impl PastProducer {
+    /// Of no earlier run: only to see that the leader tells. No broker gives this id.
+    pub const NONE: PastProducer = PastProducer { pid: -1, last: None, proven: false, same_topic: false };
+}
+
+/// No broker forgets a producer within this time, unless it is told to keep them for less (the default is a day, looked at
+/// every 10 minutes, and at its start), or our clock is a day behind the broker's.
+const FRESH_MS: i64 = 120_000;
+/// A batch that was stamped earlier, and is not stored, is stamped anew: a broker judges by the stamp when it forgets us.
+const OLD_MS: i64 = 6 * 3_600_000;
+
+fn is_fresh(now: Now, stamp_ms: i64) -> bool {
+    stamp_ms >= MADE_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
+}
+
+impl Partition {
+    pub(super) fn ask_about_past(&mut self, now: Now, actions: &mut Vec<Action>) {
+        match self.health {
+            Health::Asking { until } if now.at >= until => {
+                self.recall(Err("no answer".into()), now, actions);
+            }
+            Health::Waiting { until } if now.at < until => {}
+            Health::Up | Health::Waiting { .. } => {
+                let Some(past) = self.pasts.front() else { return };
+                actions.push(Action::Ask { pid: past.pid });
+                self.health = Health::Asking { until: now.at + PATIENCE };
+            }
+            Health::Asking { .. } | Health::Draining(_) | Health::Probing => {}
+        }
+    }
+
+    pub(super) fn recall(
+        &mut self,
+        last: Result<Option<(i16, i32)>, String>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let known = match last {
+            Ok(known) => known,
+            Err(why) => {
+                // Without the answer nothing may leave; the leader may be on its way up.
+                self.attempts = self.attempts.saturating_add(1);
+                self.why = format!(
+                    "the leader does not tell what it has of us (exactly-once needs Kafka from 2.8, and READ on the topic): {why}"
+                );
+                let wait = Duration::from_millis(100 << self.attempts.min(6)).min(Duration::from_secs(5));
+                self.health = Health::Waiting { until: now.at + wait };
+                return;
+            }
+        };
+        let Some(past) = self.pasts.pop_front() else { return };
+        self.recover();
+        match self.pending.front().is_some_and(|b| b.noted.is_some_and(|n| n.pid == past.pid)) {
+            true => self.recall_open(&past, known, now, actions),
+            false => self.recall_rest(&past, known, actions),
+        }
+    }
+
+    fn recall_open(
+        &mut self,
+        past: &PastProducer,
+        known: Option<(i16, i32)>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(batch) = self.pending.front_mut() else { return };
+        let Some(n) = batch.noted else { return };
+        let age = now.wall_ms.saturating_sub(batch.group.stamp_ms);
+        let end = after(n.base, batch.count);
+        // `Some(found)`: it goes again with its numbers.
+        let again = match known {
+            None if !past.proven && past.same_topic && is_fresh(now, batch.group.stamp_ms) => Some(false),
+            None => None,
+            Some((epoch, last)) => match epoch.cmp(&n.epoch) {
+                Ordering::Equal if after(last, 1) == end => Some(true),
+                Ordering::Equal if after(last, 1) == n.base => Some(false),
+                Ordering::Less if n.base == 0 => Some(false),
+                Ordering::Equal if ahead(after(last, 1), end) > 0 => {
+                    return self.betrayed(past, (epoch, last), actions);
+                }
+                Ordering::Greater => return self.betrayed(past, (epoch, last), actions),
+                Ordering::Equal | Ordering::Less => None,
+            },
+        };
+        match again {
+            Some(found) => {
+                self.numbering = Some(ProducerState::resumed(n, batch.count));
+                if !found && age > OLD_MS {
+                    batch.restamped = Some(now.wall_ms);
+                }
+                actions.push(Action::Retry { found });
+            }
+            None => {
+                // Its numbers prove nothing any more: it gets new ones, and is counted when it does.
+                log::warn!(
+                    "partition {}: the broker has forgotten our producer id (it knows {known:?}): {} lines are sent again \
+                     though they may be stored; they are counted as uncertain",
+                    self.id,
+                    batch.count
+                );
+                self.numbering = None;
+            }
+        }
+    }
+
+    fn recall_rest(&mut self, past: &PastProducer, known: Option<(i16, i32)>, actions: &mut Vec<Action>) {
+        let Some((epoch, last)) = known.filter(|_| past.same_topic) else { return };
+        let ours = match past.last {
+            None => false,
+            Some((e, end)) => epoch < e || (epoch == e && ahead(after(last, 1), end) <= 0),
+        };
+        if !ours {
+            self.betrayed(past, (epoch, last), actions);
+        }
+    }
+
+    /// Somebody used our id after the state was saved that we started from.
+    fn betrayed(&mut self, past: &PastProducer, (epoch, last): (i16, i32), actions: &mut Vec<Action>) {
+        let pid = past.pid;
+        // As many stand there that the saved state knows nothing of, or more: of earlier epochs nobody knows any more.
+        let more = match past.last {
+            Some((e, end)) if e == epoch => ahead(after(last, 1), end).unsigned_abs(),
+            _ => after(last, 1).unsigned_abs(),
+        };
+        actions.push(Action::Uncertain(more));
+        log::error!(
+            "partition {}: the broker knows producer {pid} up to epoch {}, sequence {}, which this state folder never used: \
+             it is a copy, or was put back from a backup; taking a new id; {more} lines at least stand twice, counted as uncertain",
+            self.id,
+            epoch,
+            last
+        );
+        self.numbering = None;
+        actions.push(Action::NewId { pid });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::producer::batch::{Batch, Numbers};
+    use crate::producer::driver::Verdict;
+    use crate::producer::partition::Rules;
+    use crate::producer::testing::{STAMP, batch, chunk, plain};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    const RULES: Rules = Rules::Numbered { in_flight: 5, id: Some((7, 3)), once: true };
+
+    fn now() -> Now {
+        Now { at: Instant::now(), wall_ms: STAMP + LATER + 1000 }
+    }
+
+    /// [`STAMP`] is of 2023.
+    const LATER: i64 = 100_000_000_000;
+
+    fn open(epoch: i16, base: i32, lines: usize) -> Batch {
+        let numbers = Some(Numbers { pid: 7, epoch, base });
+        let mut b = batch(4, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]);
+        Arc::get_mut(&mut b.group).unwrap().stamp_ms = STAMP + LATER;
+        Batch { numbers, noted: numbers, intent: 9, maybe_stored: true, ..b }
+    }
+
+    fn past(last: Option<(i16, i32)>, proven: bool) -> PastProducer {
+        PastProducer { pid: 7, last, proven, same_topic: true }
+    }
+
+    fn asked(p: &mut Partition, known: Option<(i16, i32)>) -> Vec<Action> {
+        let mut actions = Vec::new();
+        p.launch(now(), RULES, &mut actions);
+        assert!(matches!(actions.as_slice(), [Action::Ask { pid: 7 }]), "{actions:?}");
+        actions.clear();
+        p.knows(7, Ok(known), now(), &mut actions);
+        p.launch(now(), RULES, &mut actions);
+        actions
+    }
+
+    /// Numbers of the batch that left, lines counted as uncertain, and whether a new id was asked for.
+    fn outcome(actions: &[Action]) -> (Option<(i16, i32)>, u32, bool) {
+        let mut out = (None, 0, false);
+        for a in actions {
+            match a {
+                Action::Send(b) => out.0 = b.numbers.map(|n| (n.epoch, n.base)),
+                Action::Uncertain(n) => out.1 += n,
+                Action::NewId { .. } => out.2 = true,
+                _ => {}
+            }
+        }
+        out
+    }
+
+    /// The table of this file's head, for an open batch 10..15 of epoch 2; the run has epoch 3.
+    #[test]
+    fn what_becomes_of_an_open_batch() {
+        for (known, proven, want) in [
+            (Some((2, 14)), true, (Some((2, 10)), 0, false)),
+            (Some((2, 9)), true, (Some((2, 10)), 0, false)),
+            (None, false, (Some((2, 10)), 0, false)),
+            (None, true, (Some((3, 0)), 5, false)),
+            (Some((2, 7)), true, (Some((3, 0)), 5, false)),
+            (Some((2, 12)), true, (Some((3, 0)), 5, false)),
+            (Some((1, 99)), true, (Some((3, 0)), 5, false)),
+        ] {
+            let mut p = Partition::remembering(0, [past(Some((2, 15)), proven)].into());
+            p.push(open(2, 10, 5));
+            assert_eq!(outcome(&asked(&mut p, known)), want, "{known:?}");
+        }
+        for known in [Some((2, 15)), Some((3, 0))] {
+            let mut p = Partition::remembering(0, [past(Some((2, 15)), true)].into());
+            p.push(open(2, 10, 5));
+            assert!(outcome(&asked(&mut p, known)).2, "{known:?}");
+        }
+        let mut p = Partition::remembering(0, [past(Some((2, 5)), true)].into());
+        p.push(open(2, 0, 5));
+        assert_eq!(outcome(&asked(&mut p, Some((1, 99)))), (Some((2, 0)), 0, false));
+    }
+
+    /// Fails when a folder that was put back goes on with its old numbers, or a good one does not.
+    #[test]
+    fn what_a_leader_may_know_when_nothing_is_open() {
+        for (last, known, want) in [
+            (Some((2, 15)), Some((2, 14)), (0, false)),
+            (Some((2, 15)), Some((2, 9)), (0, false)),
+            (Some((2, 15)), None, (0, false)),
+            (None, None, (0, false)),
+            (Some((2, 15)), Some((2, 24)), (10, true)),
+            (Some((2, 15)), Some((3, 4)), (5, true)),
+            (None, Some((0, 4)), (5, true)),
+        ] {
+            let mut p = Partition::remembering(0, [past(last, true)].into());
+            let (_, uncertain, new_id) = outcome(&asked(&mut p, known));
+            assert_eq!((uncertain, new_id), want, "{last:?} {known:?}");
+        }
+    }
+
+    /// Fails when the first new batch goes on in the epoch of the earlier run: its late requests could be taken for ours.
+    #[test]
+    fn after_the_open_batch_the_runs_own_epoch_begins() {
+        let mut p = Partition::remembering(0, [past(Some((2, 15)), true)].into());
+        p.push(open(2, 10, 5));
+        p.push(batch(5, vec![chunk(&plain(1), 9, &[b"y"])]));
+        let mut actions = asked(&mut p, Some((2, 14)));
+        let sent = actions.iter().position(|a| matches!(a, Action::Send(_))).unwrap();
+        let Action::Send(first) = actions.swap_remove(sent) else { unreachable!() };
+        actions.clear();
+        p.launch(now(), RULES, &mut actions);
+        assert!(actions.is_empty(), "the next one waits");
+        p.done(
+            first,
+            Verdict::Stored { offset: Some(1) },
+            now(),
+            &mut crate::producer::retry::Rng::new(1),
+            &mut actions,
+        );
+        p.launch(now(), RULES, &mut actions);
+        assert_eq!(outcome(&actions).0, Some((3, 0)));
+    }
+}

@@ -1,0 +1,386 @@
+//! One partition against verdicts, move by move: what leaves, with which numbers, and when.
+
+use super::on_refused::ASK_TIMES;
+use super::*;
+use crate::producer::batch::Numbers;
+use crate::producer::driver::Refusal;
+use crate::producer::testing::{STAMP, batch, chunk, plain};
+
+/// A partition, its clock, and what the driver would hold.
+struct Bench {
+    p: Partition,
+    now: Now,
+    rules: Rules,
+    rng: Rng,
+    air: Vec<Batch>,
+    /// Everything but `Send`, as text.
+    told: Vec<String>,
+    flight: u64,
+}
+
+const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
+
+impl Bench {
+    fn new(rules: Rules) -> Self {
+        let now = Now { at: Instant::now(), wall_ms: STAMP + 5 };
+        let (p, rng) = (Partition::new(0), Rng::new(1));
+        Bench { p, now, rules, rng, air: vec![], told: vec![], flight: 0 }
+    }
+
+    /// One whose id the broker knows already.
+    fn proven() -> Self {
+        let mut b = Bench::new(NUMBERED);
+        b.push(1);
+        b.stored(0);
+        b.told.clear();
+        b
+    }
+
+    fn push(&mut self, lines: usize) {
+        self.flight += 1;
+        self.p.push(batch(self.flight, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]));
+        self.launch();
+    }
+
+    fn launch(&mut self) {
+        let mut actions = Vec::new();
+        self.p.launch(self.now, self.rules, &mut actions);
+        self.note(actions);
+    }
+
+    fn note(&mut self, actions: Vec<Action>) {
+        for a in actions {
+            match a {
+                Action::Send(b) => self.air.push(b),
+                Action::Stored { batch, .. } => self.told.push(format!("stored {}", batch.flight.0)),
+                Action::DeadLetter { batch, .. } => {
+                    self.told.push(format!("bury {} of {}", batch.count, batch.flight.0))
+                }
+                other => self.told.push(format!("{other:?}")),
+            }
+        }
+    }
+
+    /// The `i`-th batch in the air comes back.
+    fn back(&mut self, i: usize, verdict: Verdict) {
+        let (batch, mut actions) = (self.air.remove(i), Vec::new());
+        self.p.done(batch, verdict, self.now, &mut self.rng, &mut actions);
+        self.note(actions);
+        self.launch();
+    }
+
+    fn stored(&mut self, i: usize) {
+        self.back(i, Verdict::Stored { offset: None });
+    }
+
+    fn again(&mut self, i: usize, maybe_stored: bool, pace: Pace) {
+        self.back(i, Verdict::Retry { maybe_stored, pace, why: "why".into() });
+    }
+
+    fn refused(&mut self, i: usize, what: Refusal) {
+        self.back(i, Verdict::Refused { what, why: "bad".into() });
+    }
+
+    fn misnumbered(&mut self, i: usize, code: i16) {
+        self.back(i, Verdict::SequenceError { code, why: "code".into() });
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.at += Duration::from_millis(ms);
+        self.launch();
+    }
+
+    fn knows(&mut self, last: Result<Option<(i16, i32)>, String>) {
+        let mut actions = Vec::new();
+        self.p.knows(7, last, self.now, &mut actions);
+        self.note(actions);
+        self.launch();
+    }
+
+    /// Flight, epoch and first sequence of each in the air.
+    fn flying(&self) -> Vec<(u64, i16, i32)> {
+        let of = |b: &Batch| {
+            let Numbers { epoch, base, .. } = b.numbers.unwrap_or(Numbers { pid: 0, epoch: -1, base: -1 });
+            (b.flight.0, epoch, base)
+        };
+        self.air.iter().map(of).collect()
+    }
+}
+
+/// Fails when a broker that does not know the id may get two batches at once: it would take the second for the first.
+#[test]
+fn the_first_of_an_id_flies_alone() {
+    let mut b = Bench::new(NUMBERED);
+    (0..5).for_each(|_| b.push(2));
+    assert_eq!(b.flying(), [(1, 0, 0)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(2, 0, 2), (3, 0, 4), (4, 0, 6)]);
+    b.stored(1);
+    assert_eq!(b.flying(), [(2, 0, 2), (4, 0, 6), (5, 0, 8)], "answers may come in any order");
+}
+
+/// Fails when a partition that nobody wrote to for long is taken for known.
+#[test]
+fn after_long_idleness_the_first_flies_alone_again() {
+    let mut b = Bench::proven();
+    b.pass(IDLE.as_millis() as u64 + 1);
+    (0..3).for_each(|_| b.push(1));
+    assert_eq!(b.flying(), [(2, 0, 1)]);
+    b.stored(0);
+    assert_eq!(b.flying().len(), 2);
+}
+
+/// Fails without an id, or when batches leave while it is asked for.
+#[test]
+fn without_an_id_nothing_leaves() {
+    let mut b = Bench::new(Rules::Numbered { in_flight: 5, id: None, once: false });
+    b.push(1);
+    assert!(b.flying().is_empty());
+    b.rules = NUMBERED;
+    b.launch();
+    assert_eq!(b.flying(), [(1, 0, 0)]);
+}
+
+/// Fails when one in trouble is overtaken, leaves before its time, not alone, or out of order.
+#[test]
+fn trouble_drains_waits_and_resends_in_order() {
+    let mut b = Bench::proven();
+    (0..4).for_each(|_| b.push(1));
+    assert_eq!(b.flying(), [(2, 0, 1), (3, 0, 2), (4, 0, 3)]);
+    b.again(1, false, Pace::Backoff);
+    b.pass(60_000);
+    assert_eq!(b.flying(), [(2, 0, 1), (4, 0, 3)], "nothing leaves while others are out");
+    assert!(!b.p.is_up());
+    b.misnumbered(1, 45);
+    b.stored(0);
+    assert!(b.flying().is_empty() && b.p.trouble().is_some_and(|t| t.0 == 1));
+    b.pass(70);
+    assert!(b.flying().is_empty(), "before its time");
+    b.pass(60);
+    assert_eq!(b.flying(), [(3, 0, 2)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(4, 0, 3), (5, 0, 4)]);
+    assert!(b.p.is_up() && b.p.trouble().is_none());
+}
+
+/// Fails when the waits do not grow, a held one is asked more often than each minute, or "now" becomes a busy loop.
+#[test]
+fn paces() {
+    for (pace, waits) in [
+        (Pace::Backoff, &[100, 200, 400, 800, 1600, 3200, 4000, 4000][..]),
+        (Pace::Blocked, &[60_000, 60_000]),
+        (Pace::Now, &[0, 0, 0, 800, 1600]),
+    ] {
+        let mut b = Bench::new(Rules::Plain);
+        b.push(1);
+        for wait in waits {
+            b.again(0, false, pace);
+            let (start, due) = (b.now.at, b.p.wake().unwrap_or(b.now.at));
+            let ms = (due - start).as_millis() as u64;
+            assert!((wait * 8 / 10..=wait * 125 / 100).contains(&ms), "{pace:?}: {ms} ms, not about {wait}");
+            b.pass(ms + 1);
+            assert_eq!(b.flying().len(), 1);
+        }
+        assert_eq!(b.air[0].attempts, waits.len() as u32);
+    }
+}
+
+/// Fails when a batch that may be stored gets other numbers, or others leave beside it.
+#[test]
+fn one_of_unknown_outcome_flies_alone_as_it_was() {
+    let mut b = Bench::proven();
+    (0..3).for_each(|_| b.push(1));
+    (0..3).for_each(|_| b.again(0, true, Pace::Now));
+    for (flight, base) in [(2, 1), (3, 2), (4, 3)] {
+        assert_eq!(b.flying(), [(flight, 0, base)]);
+        b.stored(0);
+    }
+    assert_eq!(b.told, ["stored 2", "stored 3", "stored 4"]);
+    // Nor does it leave beside those that were certainly not stored.
+    (0..3).for_each(|_| b.push(1));
+    for maybe_stored in [false, false, true] {
+        b.again(0, maybe_stored, Pace::Now);
+    }
+    b.stored(0);
+    assert_eq!(b.flying(), [(6, 0, 5)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(7, 0, 6)]);
+}
+
+/// Fails when 45 is believed where an earlier batch explains it, or not believed where none does.
+#[test]
+fn out_of_order_at_the_head_means_state_lost() {
+    let mut b = Bench::proven();
+    (0..2).for_each(|_| b.push(2));
+    b.misnumbered(1, 45);
+    b.stored(0);
+    assert_eq!(b.flying(), [(3, 0, 3)], "only the earlier one's fault");
+    b.misnumbered(0, 45);
+    assert_eq!(b.flying(), [(3, 1, 0)], "a new epoch, sequence 0");
+    assert!(b.told.iter().all(|t| t.starts_with("stored")), "nothing is uncertain: {:?}", b.told);
+}
+
+/// Fails when what the leader knows is not asked for, or not used: stored lines would be sent again.
+#[test]
+fn the_leader_is_asked_about_a_lost_answer() {
+    for (last, flying, told) in [
+        (Ok(Some((0, 2))), vec![], "stored 2"),
+        (Ok(Some((0, 0))), vec![(2, 1, 0)], ""),
+        (Ok(None), vec![(2, 1, 0)], "Uncertain(2)"),
+        (Ok(Some((0, 99))), vec![(2, 1, 0)], "Uncertain(2)"),
+    ] {
+        let mut b = Bench::proven();
+        b.push(2);
+        b.again(0, true, Pace::Now);
+        b.misnumbered(0, 59);
+        assert_eq!((b.told.pop().unwrap(), b.flying()), ("Ask { pid: 7 }".into(), vec![]));
+        b.knows(last.clone());
+        assert_eq!((b.flying(), b.told.join(" ")), (flying, told.into()), "{last:?}");
+    }
+}
+
+/// Fails when a leader that is just away counts as one that knows nothing, or one that never answers holds for ever.
+#[test]
+fn a_leader_that_cannot_be_asked() {
+    let mut b = Bench::proven();
+    b.push(2);
+    b.again(0, true, Pace::Now);
+    for _ in 0..ASK_TIMES {
+        b.misnumbered(0, 45);
+        b.knows(Err("away".into()));
+        b.pass(10_000);
+        assert_eq!(b.flying(), [(2, 0, 1)]);
+    }
+    b.misnumbered(0, 45);
+    b.pass(PATIENCE.as_millis() as u64);
+    assert_eq!(b.flying(), [(2, 1, 0)]);
+    assert_eq!(b.told.last().unwrap(), "Uncertain(2)");
+}
+
+/// Fails when a fenced id is used on, or its batches are lost.
+#[test]
+fn a_fenced_id_is_left() {
+    let mut b = Bench::proven();
+    (0..2).for_each(|_| b.push(1));
+    b.misnumbered(0, 47);
+    assert_eq!(b.told, ["NewId { pid: 7 }"]);
+    b.rules = Rules::Numbered { in_flight: 3, id: None, once: false };
+    b.misnumbered(0, 47);
+    b.pass(1000);
+    assert!(b.flying().is_empty());
+    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 0)), once: false };
+    b.pass(1000);
+    assert_eq!((b.flying(), b.air[0].numbers.map(|n| n.pid)), (vec![(2, 0, 0)], Some(8)));
+}
+
+/// Fails when a refusal costs a good record, leaves a gap in the sequences, or is not narrowed down to one record.
+#[test]
+fn refusals() {
+    let mut b = Bench::proven();
+    (0..2).for_each(|_| b.push(4));
+    b.refused(0, Refusal::Records(vec![2, 0, 9]));
+    assert_eq!(b.told, ["bury 2 of 2"]);
+    b.misnumbered(0, 45);
+    assert_eq!((b.flying(), b.air[0].count), (vec![(2, 0, 1)], 2));
+    b.stored(0);
+    assert_eq!(b.flying(), [(3, 0, 3)], "two numbers are free again");
+    b.refused(0, Refusal::TooLarge);
+    assert_eq!((b.flying(), b.air[0].count), (vec![(3, 0, 3)], 2));
+    b.refused(0, Refusal::Something);
+    assert_eq!((b.flying(), b.air[0].count), (vec![(3, 0, 3)], 1));
+    b.refused(0, Refusal::TooLarge);
+    b.stored(0);
+    b.stored(0);
+    assert_eq!(b.told[1..], ["stored 2", "TooLarge(4)", "bury 1 of 3", "stored 3", "stored 3"]);
+    assert!(b.p.is_up() && b.p.open() == 0);
+}
+
+/// Fails when parts of a batch that may be stored keep its epoch: the broker could take one for the other.
+#[test]
+fn parts_of_a_doubtful_batch_begin_a_new_epoch() {
+    let mut b = Bench::proven();
+    b.push(2);
+    b.again(0, true, Pace::Now);
+    b.refused(0, Refusal::Something);
+    assert_eq!(b.flying(), [(2, 1, 0)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(2, 1, 1)]);
+    assert_eq!(b.told, ["Uncertain(1)", "stored 2", "Uncertain(1)"]);
+}
+
+/// Fails when a refused timestamp becomes a dead letter, loses the numbers, or is offered for ever without a wait.
+#[test]
+fn a_refused_timestamp_is_stamped_anew() {
+    let mut b = Bench::proven();
+    b.push(2);
+    assert_eq!(b.air[0].stamp_ms(), STAMP);
+    b.refused(0, Refusal::Timestamp);
+    assert_eq!((b.air[0].stamp_ms(), b.flying()), (STAMP + 5, vec![(2, 0, 1)]));
+    b.refused(0, Refusal::Timestamp);
+    assert_eq!(b.air[0].stamp_ms(), -1);
+    b.refused(0, Refusal::Timestamp);
+    assert_eq!((b.flying(), b.p.wake()), (vec![], Some(b.now.at + BLOCKED)));
+    assert!(b.told.is_empty(), "{:?}", b.told);
+}
+
+/// Fails when records that could not be buried are dropped, or retried without a pause.
+#[test]
+fn a_full_dead_letter_file_holds() {
+    let mut b = Bench::proven();
+    b.push(1);
+    let mut actions = Vec::new();
+    b.p.done(
+        b.air.remove(0),
+        Verdict::Refused { what: Refusal::Something, why: String::new() },
+        b.now,
+        &mut b.rng,
+        &mut actions,
+    );
+    let Some(Action::DeadLetter { batch, .. }) = actions.pop() else { panic!("not buried") };
+    b.p.hold(batch, "full".into(), b.now, &mut b.rng, &mut actions);
+    b.push(1);
+    b.pass(59_000);
+    assert!(b.flying().is_empty() && b.p.trouble() == Some((1, "full")));
+    b.pass(1000);
+    assert_eq!(b.flying(), [(2, 0, 1)]);
+}
+
+/// Fails when a plain driver gets numbers, two batches at once, or a repeat is not announced.
+#[test]
+fn plain_rules() {
+    let mut b = Bench::new(Rules::Plain);
+    (0..2).for_each(|_| b.push(3));
+    assert_eq!(b.flying(), [(1, -1, -1)]);
+    b.again(0, true, Pace::Now);
+    assert_eq!((b.flying(), b.told.as_slice()), (vec![(1, -1, -1)], &["Doubled(3)".to_owned()][..]));
+    b.again(0, false, Pace::Now);
+    b.stored(0);
+    assert_eq!((b.flying(), b.told.len()), (vec![(2, -1, -1)], 2));
+}
+
+/// Fails when numbers of one driver go on with another, or a repeat under new numbers is silent.
+#[test]
+fn the_driver_changes() {
+    let mut b = Bench::new(Rules::Plain);
+    b.push(3);
+    b.again(0, true, Pace::Backoff);
+    b.rules = NUMBERED;
+    b.pass(1000);
+    assert_eq!((b.flying(), b.told.as_slice()), (vec![(1, 0, 0)], &["Uncertain(3)".to_owned()][..]));
+    b.again(0, true, Pace::Backoff);
+    b.rules = Rules::Plain;
+    b.pass(1000);
+    assert_eq!((b.flying(), b.told.last().unwrap().as_str()), (vec![(1, -1, -1)], "Doubled(3)"));
+}
+
+/// Fails when another id is taken up while batches of the old one are out: their order would be lost.
+#[test]
+fn another_id_waits_for_what_is_out() {
+    let mut b = Bench::proven();
+    b.push(1);
+    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 4)), once: false };
+    (0..2).for_each(|_| b.push(1));
+    assert_eq!(b.flying(), [(2, 0, 1)]);
+    b.stored(0);
+    assert_eq!(b.flying(), [(3, 4, 0)], "alone, too");
+}

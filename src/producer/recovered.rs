@@ -1,0 +1,186 @@
+//! Exactly-once: what ship takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
+//! file; which lines are stored was decided in `exactly_once/analyze.rs`.
+
+use super::Partitioner;
+use super::batch::{Batch, BatchGroup, PendingAcks, Pick, Records};
+use super::driver::TopicView;
+use super::partition::Partition;
+use super::partition::producer_recovery::PastProducer;
+use super::partitioner::{Deal, Limit};
+use crate::chunk::{FlightNo, Topic};
+use crate::exactly_once::analyze::{Open, Place};
+use crate::exactly_once::intent::Last;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+/// From the journal.
+#[derive(Debug, Default)]
+pub struct RecoveredState {
+    /// The id to go on with, in an epoch that no run has used; `None`: a new one is to be asked for.
+    pub id: Option<(i64, i16)>,
+    pub lasts: Arc<HashMap<Place, Last>>,
+    pub flights: Vec<Resumed>,
+    /// The highest flight number used.
+    pub flight: FlightNo,
+}
+
+/// A flight whose chunks are read again.
+#[derive(Debug)]
+pub struct Resumed {
+    pub flight: FlightNo,
+    pub group: BatchGroup,
+    /// Batches that may be stored.
+    pub open: Vec<Open>,
+    /// Records that are stored, ascending.
+    pub stored: Vec<Pick>,
+}
+
+/// What a queue needs to know of it.
+#[derive(Debug, Default)]
+pub struct RecoveredTopic {
+    /// Delivery is exactly-once.
+    once: bool,
+    id: Option<(i64, i16)>,
+    lasts: Arc<HashMap<Place, Last>>,
+    pub flights: VecDeque<Resumed>,
+}
+
+impl RecoveredTopic {
+    /// The part of one topic; takes its flights.
+    pub fn of(once: &mut RecoveredState, topic: &Topic) -> RecoveredTopic {
+        let (mine, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut once.flights).into_iter().partition(|f: &Resumed| f.group.topic == *topic);
+        once.flights = others;
+        RecoveredTopic { once: true, id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
+    }
+
+    /// A partition, with what its leader is to be asked first.
+    pub fn partition(&self, view: &TopicView, id: i32) -> Partition {
+        let mut pasts = VecDeque::new();
+        let last = self.lasts.get(&(view.topic.clone(), id));
+        if let Some(l) = last {
+            let open = self.flights.iter().flat_map(|f| &f.open).find(|o| o.partition == id);
+            pasts.push_back(PastProducer {
+                pid: l.pid,
+                last: Some((l.epoch, l.end)),
+                proven: open.is_none_or(|o| o.follows),
+                same_topic: l.topic_id == view.id,
+            });
+        }
+        if let Some((pid, _)) = self.id
+            && last.is_none_or(|l| l.pid != pid)
+        {
+            pasts.push_back(PastProducer { pid, last: None, proven: false, same_topic: true });
+        }
+        if self.once && pasts.is_empty() {
+            pasts.push_back(PastProducer::NONE);
+        }
+        Partition::remembering(id, pasts)
+    }
+}
+
+impl Resumed {
+    /// What is still waited for.
+    pub fn pending(&self) -> PendingAcks {
+        let mut pending = PendingAcks::of(&self.group);
+        pending.forget(&self.stored);
+        pending
+    }
+
+    /// Its batches: the open ones as they were, and those lines that never got numbers, dealt out anew.
+    pub fn batches(self, view: &TopicView, partitioner: Partitioner, batch: usize, seed: u64) -> Vec<Batch> {
+        let group = Arc::new(self.group);
+        let whole = Batch::whole(self.flight, group.clone());
+        let mut taken: HashSet<Pick> = self.stored.iter().copied().collect();
+        let mut out = Vec::new();
+        for open in self.open {
+            let picks: Vec<Pick> =
+                open.picks.iter().map(|(chunk, line)| Pick { chunk: *chunk as u16, line: *line }).collect();
+            debug_assert_eq!(picks.len(), open.count as usize);
+            taken.extend(&picks);
+            let numbers = Some(open.numbers);
+            let (partition, intent) = (open.partition, open.serial);
+            // An attempt, as far as anyone knows: so it counts as a retry, and as possibly stored.
+            let of = Batch { attempts: 1, maybe_stored: true, ..whole.of(&picks) };
+            out.push(Batch { partition, intent, numbers, noted: numbers, ..of });
+        }
+        let all = &view.partitions;
+        let fixed = match partitioner {
+            Partitioner::Fixed(n) => vec![n],
+            _ => all.clone(),
+        };
+        let sticky = fixed[seed as usize % fixed.len()];
+        let deal = Deal { partitioner, all, open: &fixed, sticky, seed, limit: Limit::of(batch) };
+        for part in deal.out(&group) {
+            let dealt = Batch { records: part.records, count: part.count, ..whole.of(&[]) };
+            let rest: Vec<Pick> = dealt.picks().filter(|p| !taken.contains(p)).collect();
+            if !rest.is_empty() {
+                out.push(Batch { partition: part.partition, ..whole.of(&rest) });
+            }
+        }
+        out
+    }
+}
+
+impl Batch {
+    /// All records of a group, for no partition yet.
+    fn whole(flight: FlightNo, group: Arc<BatchGroup>) -> Batch {
+        Batch {
+            flight,
+            partition: 0,
+            group,
+            records: Records::All,
+            count: 0,
+            bytes: 0,
+            numbers: None,
+            attempts: 0,
+            maybe_stored: false,
+            restamped: None,
+            intent: 0,
+            noted: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::producer::batch::Numbers;
+    use crate::producer::testing::{STAMP, chunk, plain};
+
+    /// Fails when a line of the flight goes into two batches or into none, or the open one is not as it was.
+    #[test]
+    fn every_line_once() {
+        let lines: Vec<&[u8]> = vec![b"x"; 10];
+        let chunks = vec![chunk(&plain(1), 0, &lines), chunk(&plain(2), 0, &lines)];
+        let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
+        let pick = |chunk, line| Pick { chunk, line };
+        let stored = vec![pick(0, 0), pick(1, 9)];
+        let numbers = Numbers { pid: 1, epoch: 2, base: 3 };
+        let open = Open {
+            serial: 5,
+            partition: 1,
+            numbers,
+            count: 3,
+            follows: true,
+            picks: vec![(0, 1), (0, 2), (1, 0)],
+        };
+        let resumed = Resumed { flight: FlightNo(3), group, open: vec![open], stored: stored.clone() };
+        let mut pending = resumed.pending();
+        let view =
+            TopicView { topic: "t".into(), id: [0; 16], partitions: vec![0, 1, 2], available: vec![0, 1, 2] };
+        let batches = resumed.batches(&view, Partitioner::RoundRobin, 1 << 20, 7);
+        let first = &batches[0];
+        assert_eq!((first.partition, first.numbers, first.noted), (1, Some(numbers), Some(numbers)));
+        assert!(first.maybe_stored && batches[1..].iter().all(|b| !b.maybe_stored && b.numbers.is_none()));
+        let mut all: Vec<Pick> = batches.iter().flat_map(|b| b.picks().collect::<Vec<_>>()).collect();
+        assert!(batches.iter().all(|b| b.picks().count() == b.count as usize && b.bytes == b.count as usize));
+        all.extend(stored);
+        all.sort();
+        let want: Vec<Pick> = (0..2).flat_map(|c| (0..10).map(move |l| pick(c, l))).collect();
+        assert_eq!(all, want);
+        let mut acked = 0;
+        batches.iter().for_each(|b| pending.done(b, |_| acked += 1));
+        assert!(acked == 2 && pending.is_over());
+    }
+}

@@ -1,0 +1,273 @@
+//! Sequence numbers of one partition: which numbers a batch gets, and when they must never be used again. Sends nothing.
+//!
+//! Rules of the broker (KIP-98): sequences count records per partition; a batch that repeats producer id, epoch and
+//! range of one of the last five is answered with its first offset; another content under the same numbers is silently
+//! taken for the first, so numbers that may have been stored never go to other records.
+
+use super::batch::{Batch, Numbers};
+use std::cmp::Ordering;
+
+/// The sequence after `count` records from `base`; after 2147483647 comes 0.
+pub fn after(base: i32, count: u32) -> i32 {
+    ((base as u32).wrapping_add(count) & SPAN) as i32
+}
+
+/// How far `a` is ahead of `b`; negative when it is behind. Right as long as they are within 2^30.
+pub fn ahead(a: i32, b: i32) -> i32 {
+    let d = ((a as u32).wrapping_sub(b as u32)) & SPAN;
+    if d > SPAN / 2 { d as i32 - i32::MAX - 1 } else { d as i32 }
+}
+
+const SPAN: u32 = i32::MAX as u32;
+
+/// A partition's use of a producer id.
+#[derive(Debug)]
+pub struct ProducerState {
+    pub pid: i64,
+    pub epoch: i16,
+    /// Follows the last record that is known to be stored.
+    settled: i32,
+    /// Follows the last record that was sent.
+    next: i32,
+    /// As far as `next` ever was.
+    sent: i32,
+    /// The broker has acknowledged something of this id and epoch. Until then it takes *any* sequence for the first, so
+    /// only one batch may be on its way.
+    pub proven: bool,
+    /// The broker's state does not fit ours: the next batch begins a new epoch.
+    pub bump: bool,
+}
+
+/// What the numbers of the next batch ask for.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Fit {
+    /// It may go.
+    Go,
+    /// It may go, but an earlier attempt under other numbers may have been stored: this many lines.
+    Uncertain(u32),
+    /// First all that is in the air must come back.
+    Wait,
+    /// The epochs of this id are used up.
+    Spent,
+}
+
+impl ProducerState {
+    pub fn new(pid: i64, epoch: i16) -> Self {
+        ProducerState { pid, epoch, settled: 0, next: 0, sent: 0, proven: false, bump: false }
+    }
+
+    /// An earlier run's numbering, in which this batch may be stored and nothing after it.
+    pub fn resumed(open: Numbers, count: u32) -> Self {
+        let Numbers { pid, epoch, base } = open;
+        let sent = after(base, count);
+        ProducerState { pid, epoch, settled: base, next: base, sent, proven: false, bump: false }
+    }
+
+    /// The batch may be stored under these numbers, and goes again under them.
+    pub fn holds(&self, batch: &Batch) -> bool {
+        let ours = |n: Numbers| (n.pid, n.epoch) == (self.pid, self.epoch);
+        !self.bump && batch.maybe_stored && batch.numbers.is_some_and(ours)
+    }
+
+    /// Gives the batch that leaves next its numbers, or leaves it those it has. `alone`: nothing is in the air; `rest`:
+    /// what waits behind it.
+    pub fn fit<'b>(
+        &mut self,
+        batch: &mut Batch,
+        alone: bool,
+        rest: impl IntoIterator<Item = &'b Batch>,
+    ) -> Fit {
+        if alone {
+            self.next = self.settled;
+        }
+        let ours = batch.numbers.filter(|n| n.pid == self.pid && n.epoch == self.epoch);
+        if let Some(n) = ours.filter(|_| !self.bump) {
+            if n.base == self.next {
+                self.advance(batch.count);
+                return Fit::Go;
+            }
+            // A later one is stored already, so this one is too, and will be answered with its offset.
+            if batch.maybe_stored && ahead(self.next, n.base) > 0 {
+                return Fit::Go;
+            }
+        }
+        let end = after(self.next, batch.count);
+        // Numbers that may be stored with other records: the broker would take this batch for that one, and drop it.
+        let clash = |b: &Batch| {
+            let ours = b.numbers.filter(|n| b.maybe_stored && n.pid == self.pid && n.epoch == self.epoch);
+            ours.is_some_and(|n| ahead(end, n.base) > 0 && ahead(after(n.base, b.count), self.next) > 0)
+        };
+        if self.bump || (ours.is_some() && batch.maybe_stored) || rest.into_iter().any(clash) {
+            if !alone {
+                return Fit::Wait;
+            }
+            if self.epoch == i16::MAX {
+                return Fit::Spent;
+            }
+            *self = ProducerState::new(self.pid, self.epoch + 1);
+        }
+        batch.numbers = Some(Numbers { pid: self.pid, epoch: self.epoch, base: self.next });
+        self.advance(batch.count);
+        if std::mem::take(&mut batch.maybe_stored) { Fit::Uncertain(batch.count) } else { Fit::Go }
+    }
+
+    fn advance(&mut self, count: u32) {
+        self.next = after(self.next, count);
+        if ahead(self.next, self.sent) > 0 {
+            self.sent = self.next;
+        }
+    }
+
+    /// The broker has this batch.
+    pub fn stored(&mut self, batch: &Batch) {
+        let Some(n) = batch.numbers.filter(|n| n.pid == self.pid && n.epoch == self.epoch) else { return };
+        let end = after(n.base, batch.count);
+        if ahead(end, self.settled) > 0 {
+            self.settled = end;
+        }
+        self.proven = true;
+    }
+
+    /// Whether a leader that knows this producer up to `last`, epoch and sequence, has the batch; `None`: cannot be told.
+    pub fn has(&self, last: (i16, i32), batch: &Batch) -> Option<bool> {
+        let n = batch.numbers.filter(|n| n.epoch == self.epoch)?;
+        let end = after(last.1, 1);
+        match last.0.cmp(&n.epoch) {
+            Ordering::Less => Some(false),
+            // Beyond what we ever sent: somebody else's, who has our id.
+            Ordering::Equal if ahead(end, self.sent) > 0 => None,
+            Ordering::Equal if ahead(end, after(n.base, batch.count)) >= 0 => Some(true),
+            Ordering::Equal if ahead(n.base, last.1) > 0 => Some(false),
+            Ordering::Equal | Ordering::Greater => None,
+        }
+    }
+
+    #[cfg(test)]
+    pub fn starting_at(mut self, next: i32) -> Self {
+        (self.settled, self.next, self.sent) = (next, next, next);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::producer::testing::{batch, chunk, plain};
+
+    fn lines(flight: u64, n: usize) -> Batch {
+        batch(flight, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; n])])
+    }
+
+    fn base(b: &Batch) -> (i16, i32) {
+        b.numbers.map_or((-1, -1), |n| (n.epoch, n.base))
+    }
+
+    /// Fails when the wrap is off by one (after 2147483647 comes 0).
+    #[test]
+    fn sequences_wrap() {
+        for (from, count, to) in [
+            (0, 0, 0),
+            (0, 5, 5),
+            (i32::MAX, 1, 0),
+            (i32::MAX - 1, 3, 1),
+            (i32::MAX, u32::from(u16::MAX), 65534),
+        ] {
+            assert_eq!(after(from, count), to);
+            assert_eq!(ahead(to, from), count as i32);
+            assert_eq!(ahead(from, to), -(count as i32));
+        }
+    }
+
+    /// Fails when sequences do not follow on, also over the wrap.
+    #[test]
+    fn fresh_batches_follow_on() {
+        let mut n = ProducerState::new(9, 3).starting_at(i32::MAX - 1);
+        let (mut a, mut b) = (lines(1, 3), lines(2, 1));
+        assert_eq!((n.fit(&mut a, true, []), n.fit(&mut b, false, [])), (Fit::Go, Fit::Go));
+        assert_eq!((base(&a), base(&b)), ((3, i32::MAX - 1), (3, 1)));
+    }
+
+    /// Fails when a resend changes the numbers of what may have been stored, or those of what a later one proves.
+    #[test]
+    fn numbers_stay_with_what_may_have_been_stored() {
+        let mut n = ProducerState::new(9, 0);
+        let (mut a, mut b) = (lines(1, 2), lines(2, 2));
+        n.fit(&mut a, true, []);
+        n.fit(&mut b, false, []);
+        a.maybe_stored = true;
+        n.stored(&b);
+        assert_eq!((n.fit(&mut a, true, []), base(&a)), (Fit::Go, (0, 0)));
+        n.stored(&a);
+        let mut c = lines(3, 1);
+        assert_eq!((n.fit(&mut c, true, []), base(&c)), (Fit::Go, (0, 4)));
+    }
+
+    /// Fails when a freed number leaves a gap, or when a batch that may have been stored is moved within its epoch.
+    #[test]
+    fn after_a_refusal_the_rest_moves_up() {
+        for maybe_stored in [false, true] {
+            let mut n = ProducerState::new(9, 0);
+            let (mut a, mut b, mut c) = (lines(1, 2), lines(2, 2), lines(3, 2));
+            for (i, x) in [&mut a, &mut b, &mut c].into_iter().enumerate() {
+                n.fit(x, i == 0, []);
+            }
+            n.stored(&a);
+            // b is a dead letter; c came back as 45.
+            c.maybe_stored = maybe_stored;
+            let want = if maybe_stored { (Fit::Uncertain(2), (1, 0)) } else { (Fit::Go, (0, 2)) };
+            assert_eq!((n.fit(&mut c, true, []), base(&c)), want);
+            assert_eq!(n.proven, !maybe_stored, "a new epoch is not proven");
+        }
+    }
+
+    /// Fails when a batch gets numbers under which another may be stored already: the broker would drop it as a repeat.
+    #[test]
+    fn numbers_in_doubt_are_given_to_no_other() {
+        let mut n = ProducerState::new(9, 0);
+        let (mut a, mut b, mut late) = (lines(1, 2), lines(2, 2), lines(0, 1));
+        n.fit(&mut a, true, []);
+        n.fit(&mut b, false, []);
+        n.stored(&a);
+        b.maybe_stored = true;
+        // It comes from a partition that is gone, and is older than what waits here.
+        assert_eq!((n.fit(&mut late, true, [&b]), base(&late)), (Fit::Go, (1, 0)));
+        assert_eq!((n.fit(&mut b, false, []), base(&b)), (Fit::Uncertain(2), (1, 1)));
+    }
+
+    /// Fails when a new epoch begins while batches of the old one are in the air, or twice for one loss.
+    #[test]
+    fn a_new_epoch_waits_and_renumbers_all_once() {
+        let mut n = ProducerState::new(9, 0);
+        let (mut a, mut b) = (lines(1, 2), lines(2, 2));
+        n.fit(&mut a, true, []);
+        n.fit(&mut b, false, []);
+        (a.maybe_stored, b.maybe_stored, n.bump) = (true, true, true);
+        assert_eq!(n.fit(&mut a, false, []), Fit::Wait);
+        assert_eq!((n.fit(&mut a, true, []), base(&a)), (Fit::Uncertain(2), (1, 0)));
+        n.stored(&a);
+        assert_eq!((n.fit(&mut b, true, []), base(&b)), (Fit::Uncertain(2), (1, 2)));
+        n.epoch = i16::MAX;
+        n.bump = true;
+        assert_eq!(n.fit(&mut b, true, []), Fit::Spent);
+    }
+
+    /// Fails when a last sequence in the middle of a batch, of another epoch, or beyond what was sent, proves anything.
+    #[test]
+    fn what_a_leader_knows() {
+        let mut n = ProducerState::new(9, 5).starting_at(10);
+        let (mut b, mut c) = (lines(1, 3), lines(2, 7));
+        n.fit(&mut b, true, []);
+        n.fit(&mut c, false, []);
+        for (last, want) in [
+            ((5, 12), Some(true)),
+            ((5, 19), Some(true)),
+            ((5, 20), None),
+            ((5, 11), None),
+            ((5, 9), Some(false)),
+            ((4, 12), Some(false)),
+            ((6, 0), None),
+        ] {
+            assert_eq!(n.has(last, &b), want, "{last:?}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What ship's tests are made of: origins, chunks, batches. No behaviour under test lives here.
+
+use super::batch::{Batch, BatchGroup, Records};
+use super::driver::{Context, Current, Drive, Event, Leave, Order};
+use crate::budget::{Budget, Share};
+use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
+use crate::report::Board;
+use crate::stop;
+use crate::streams::Progress;
+use crate::waker::Waker;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use rustix::event::{PollFd, Timespec, poll};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Instant;
+
+pub const STAMP: i64 = 1_700_000_000_123;
+
+pub fn origin(stream: u64, topic: &str, path: impl Into<PathBuf>, shape: Shape) -> Arc<Origin> {
+    Arc::new(Origin {
+        stream: StreamId(stream),
+        topic: topic.into(),
+        path: path.into(),
+        shape: Arc::new(shape),
+        gauge: Arc::new(Progress::default()),
+    })
+}
+
+pub fn plain(stream: u64) -> Arc<Origin> {
+    origin(stream, "t", "/log", Shape::default())
+}
+
+/// A chunk of whole lines that begins at `start`, each with its newline in between, as `tail` makes them.
+pub fn chunk_of(origin: &Arc<Origin>, share: &Share, start: u64, lines: &[&[u8]]) -> Chunk {
+    let mut bytes = Vec::new();
+    let mut table = Vec::new();
+    for line in lines {
+        table.push(Line { at: bytes.len() as u32, len: line.len() as u32 });
+        bytes.extend_from_slice(line);
+        bytes.push(b'\n');
+    }
+    let end = start + bytes.len() as u64;
+    origin.gauge.framed.fetch_max(end, Relaxed);
+    let (_handle, stop) = stop::pair();
+    let permit = share.take(bytes.len(), &stop).expect("the test's budget is large enough");
+    Chunk {
+        origin: origin.clone(),
+        range: start..end,
+        end: Point { offset: end, mark: Mark::default(), then: Then::Line },
+        last: Break::Newline,
+        lines: table,
+        bytes,
+        permit,
+    }
+}
+
+pub fn chunk(origin: &Arc<Origin>, start: u64, lines: &[&[u8]]) -> Chunk {
+    chunk_of(origin, &Budget::new(1 << 30).share(), start, lines)
+}
+
+/// One batch of all lines of these chunks.
+pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
+    let count = chunks.iter().map(|c| c.lines.len() as u32).sum();
+    let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
+    let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
+    Batch {
+        flight: FlightNo(flight),
+        partition: 0,
+        group: Arc::new(group),
+        records: Records::All,
+        count,
+        bytes,
+        numbers: None,
+        attempts: 0,
+        maybe_stored: false,
+        restamped: None,
+        intent: 0,
+        noted: None,
+    }
+}
+
+/// A driver in a thread of its own, and the channels at its ends.
+pub struct Ends {
+    pub orders: Sender<Order>,
+    pub events: Receiver<Event>,
+}
+
+/// Drives it until the orders end.
+pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
+    let (orders, inbox) = bounded(1000);
+    let (to, events) = bounded(10_000);
+    thread::spawn(move || {
+        let context = Context { board, waker: Waker::new().unwrap() };
+        let mut current = Current::new(context.clone(), &drive);
+        let (mut ready, mut events) = (Vec::new(), Vec::new());
+        loop {
+            let alive = current.turn(&ready, Instant::now(), &mut events);
+            loop {
+                match inbox.try_recv() {
+                    Ok(order) => current.order(order, Instant::now()),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            let alive = alive && current.turn(&[], Instant::now(), &mut events);
+            if !events.drain(..).all(|event| to.send(event).is_ok()) || !alive {
+                return;
+            }
+            let mut fds = vec![context.waker.poll_fd()];
+            current.driver().sockets(&mut fds);
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
+            ready = fds[1..].iter().map(PollFd::revents).collect();
+        }
+    });
+    Ends { orders, events }
+}
+
+/// Drives it until it leaves.
+pub fn leave_of(drive: &Drive, orders: &Receiver<Order>, to: &Sender<Event>) -> Leave {
+    let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
+    let mut driver = drive.build(&context);
+    let (mut ready, mut events) = (Vec::new(), Vec::new());
+    loop {
+        driver.turn(&ready, Instant::now(), &mut events);
+        events.drain(..).for_each(|event| drop(to.send(event)));
+        if let Some(leave) = driver.left() {
+            return leave;
+        }
+        loop {
+            match orders.try_recv() {
+                Ok(order) => driver.order(order, Instant::now()),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    driver.close();
+                    break;
+                }
+            }
+        }
+        driver.turn(&[], Instant::now(), &mut events);
+        let mut fds = Vec::new();
+        driver.sockets(&mut fds);
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
+        ready = fds.iter().map(PollFd::revents).collect();
+    }
+}

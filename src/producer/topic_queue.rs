@@ -1,0 +1,396 @@
+//! One topic's way through ship: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
+//! no other topic and no driver; time and chance come in.
+
+use super::batch::{Batch, BatchGroup, PendingAcks};
+use super::driver::TopicView;
+use super::partition::{Now, Partition, Rules};
+use super::partitioner::{Deal, Limit, wire};
+use super::recovered::RecoveredTopic;
+use super::retry::Rng;
+use super::{Options, Partitioner};
+use crate::chunk::{Chunk, FlightNo, Key, Topic};
+use crate::wall;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub struct TopicQueue {
+    pub topic: Topic,
+    partitioner: Partitioner,
+    linger: Duration,
+    batch: Cap,
+    /// `None` until the driver knows the topic's partitions. Both lists are in order.
+    view: Option<TopicView>,
+    /// Those of the view, in order; and those of an earlier view that still have something in the air.
+    partitions: Vec<Partition>,
+    /// In order of arrival.
+    waiting: VecDeque<(Instant, Chunk)>,
+    /// Invariant: the bytes of all chunks of `waiting`.
+    waiting_bytes: usize,
+    /// Which partition is next among equals.
+    turn: usize,
+    trouble: Option<Trouble>,
+    /// Exactly-once: what an earlier run left. Its flights wait for the partitions.
+    memory: RecoveredTopic,
+    seed: u64,
+    /// See [`Options::saved_ms`].
+    saved_ms: i64,
+}
+
+/// When the next flight may leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ready {
+    Now,
+    /// Then, if nothing changes before.
+    At(Instant),
+    /// Something must come first: lines, the partitions, or a batch that is in the air.
+    No,
+}
+
+/// What there is to say when the queue's state has changed.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Change {
+    Trouble { attempts: u32, partitions: Vec<i32>, why: String },
+    Well { after: Duration, attempts: u32 },
+}
+
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    attempts: u32,
+}
+
+/// How long lines wait for a batch in the air when another partition, or room for one more, is there: a broker that does
+/// not answer is not known as such before its time-out, and must not hold the lines of others until then.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// The same for drivers without numbers, which keep one flight of a topic in the air.
+const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
+/// A flight that is spread over partitions is that many batches large, if there are as many partitions.
+const SPREAD: usize = 4;
+
+impl TopicQueue {
+    pub fn new(topic: Topic, options: &Options) -> Self {
+        TopicQueue {
+            memory: RecoveredTopic::default(),
+            seed: options.seed,
+            saved_ms: options.saved_ms,
+            topic,
+            partitioner: options.partitioner,
+            linger: options.linger,
+            batch: Cap::new(options.batch),
+            view: None,
+            partitions: Vec::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            turn: 0,
+            trouble: None,
+        }
+    }
+
+    /// With what an earlier run left.
+    pub fn remembering(self, memory: RecoveredTopic) -> Self {
+        TopicQueue { memory, ..self }
+    }
+
+    /// From the next flight on.
+    pub fn tune(&mut self, options: &Options) {
+        (self.partitioner, self.linger) = (options.partitioner, options.linger);
+        if self.batch.most != options.batch.max(1) {
+            self.batch = Cap::new(options.batch);
+        }
+    }
+
+    /// The topic is another cluster's from now on: its id says nothing about the one before.
+    pub fn elsewhere(&mut self) {
+        if let Some(view) = &mut self.view {
+            view.id = [0; 16];
+        }
+    }
+
+    /// Batches that the driver has.
+    pub fn in_air(&self) -> usize {
+        self.partitions.iter().map(Partition::in_air).sum()
+    }
+
+    pub fn push(&mut self, chunk: Chunk, now: Now) {
+        self.waiting_bytes += chunk.bytes.len();
+        self.waiting.push_back((now.at, chunk));
+    }
+
+    /// Nothing waits and nothing is in the air.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+            && self.memory.flights.is_empty()
+            && self.partitions.iter().all(|p| p.open() == 0)
+    }
+
+    /// Nothing is in the air, and what is left has nowhere to go: the topic's partitions are not known, or each that holds
+    /// something has failed, and so has each that could take what waits. What may be stored already is worth a wait: this
+    /// run can send it again without doubling it, the next one cannot.
+    pub fn is_stuck(&self) -> bool {
+        self.partitions.iter().all(|p| p.is_stuck() || (p.open() == 0 && self.waiting.is_empty()))
+    }
+
+    pub fn partitions(&mut self) -> &mut [Partition] {
+        &mut self.partitions
+    }
+
+    pub fn partition(&mut self, id: i32) -> Option<&mut Partition> {
+        let at = self.partitions.binary_search_by_key(&id, |p| p.id).ok()?;
+        Some(&mut self.partitions[at])
+    }
+
+    /// The topic's partitions, or a change of them.
+    pub fn see(&mut self, mut view: TopicView) {
+        view.partitions.sort_unstable();
+        view.available.sort_unstable();
+        for id in &view.partitions {
+            if let Err(at) = self.partitions.binary_search_by_key(id, |p| p.id) {
+                self.partitions.insert(at, self.memory.partition(&view, *id));
+            }
+        }
+        // Zeros: the classic driver, or a broker before 2.8, does not know the id.
+        let known = |id: &[u8; 16]| *id != [0; 16];
+        if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
+            log::warn!("topic {}: was deleted and created anew", self.topic);
+            self.partitions.iter_mut().for_each(Partition::unproven);
+        }
+        self.view = Some(view);
+        self.resume();
+        self.rehouse();
+    }
+
+    /// Flights of an earlier run go to their partitions, before any of this run is formed.
+    fn resume(&mut self) {
+        let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
+        for resumed in std::mem::take(&mut self.memory.flights) {
+            for mut batch in resumed.batches(view, self.partitioner, self.batch.now, self.seed) {
+                if view.partitions.binary_search(&batch.partition).is_err() {
+                    let n = batch.partition.unsigned_abs() as usize % view.partitions.len();
+                    (batch.partition, batch.numbers, batch.noted) = (view.partitions[n], None, None);
+                }
+                if let Ok(at) = self.partitions.binary_search_by_key(&batch.partition, |p| p.id) {
+                    self.partitions[at].push(batch);
+                }
+            }
+        }
+    }
+
+    /// Batches of partitions that exist no more go to others; none while the topic has no partition at all. Again after
+    /// each batch that comes back.
+    pub fn rehouse(&mut self) {
+        let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
+        if self.partitions.len() == view.partitions.len() {
+            return;
+        }
+        let gone = |p: &Partition| view.partitions.binary_search(&p.id).is_err();
+        let homeless: Vec<Batch> =
+            self.partitions.iter_mut().filter(|p| gone(p)).flat_map(Partition::leave).collect();
+        self.partitions.retain(|p| !gone(p) || p.in_air() > 0);
+        for mut batch in homeless {
+            batch.partition =
+                view.partitions[batch.partition.unsigned_abs() as usize % view.partitions.len()];
+            // Numbers are the old partition's. If it may be stored there, the new ones are counted as uncertain.
+            (batch.numbers, batch.noted) = (None, None);
+            if let Some(p) = self.partitions.iter_mut().find(|p| p.id == batch.partition) {
+                p.push(batch);
+            }
+        }
+    }
+
+    /// Partitions that new lines may go to: available, as far as known, and not in trouble. Where the driver says that none
+    /// lives, all are tried: it may learn otherwise only from that.
+    fn up(&self) -> Vec<&Partition> {
+        let Some(view) = &self.view else { return Vec::new() };
+        let available = if view.available.is_empty() { &view.partitions } else { &view.available };
+        let fits = |p: &&Partition| match self.partitioner {
+            Partitioner::Fixed(n) => p.id == n,
+            _ => available.binary_search(&p.id).is_ok() && view.partitions.binary_search(&p.id).is_ok(),
+        };
+        self.partitions.iter().filter(fits).filter(|p| p.is_up()).collect()
+    }
+
+    /// How many batches large a flight may be.
+    fn spread(&self) -> usize {
+        let keyed = |(_, c): &(Instant, Chunk)| !matches!(c.origin.shape.key, Key::None);
+        let over = match self.partitioner {
+            Partitioner::Fixed(_) | Partitioner::Sticky => 1,
+            // One source's key is every source's: the key is a setting of the whole agent.
+            Partitioner::Hash if !self.waiting.front().is_some_and(keyed) => 1,
+            _ => self.view.as_ref().map_or(1, |v| v.partitions.len()),
+        };
+        over.clamp(1, SPREAD)
+    }
+
+    /// Whether a flight may leave, and to which partitions.
+    fn plan(&self, now: Now, rules: Rules, closing: bool) -> (Ready, Vec<i32>) {
+        let Some((since, _)) = self.waiting.front() else { return (Ready::No, vec![]) };
+        let (most, patience) = match rules {
+            Rules::Plain => (1, PLAIN_PATIENCE),
+            Rules::Numbered { in_flight, .. } => (in_flight.max(1), PATIENCE),
+        };
+        let up = self.up();
+        let open: Vec<i32> = up.iter().filter(|p| p.open() < most).map(|p| p.id).collect();
+        // Keys go where they must: a full partition holds the flight.
+        if open.is_empty() || (self.partitioner == Partitioner::Hash && open.len() < up.len()) {
+            return (Ready::No, open);
+        }
+        let idle = up.iter().all(|p| p.open() == 0);
+        let full = self.waiting_bytes >= self.batch.now * self.spread();
+        let mut due = if idle || (full && rules != Rules::Plain) { now.at } else { *since + patience };
+        if !full && !closing {
+            due = due.max(*since + self.linger);
+        }
+        (if due <= now.at { Ready::Now } else { Ready::At(due) }, open)
+    }
+
+    /// When [`TopicQueue::form`] makes a flight.
+    pub fn ready(&self, now: Now, rules: Rules, closing: bool) -> Ready {
+        self.plan(now, rules, closing).0
+    }
+
+    /// The next flight, if it may leave: its batches go to the partitions, which send them when they can. Gives its bytes
+    /// and what is to be kept of it.
+    pub fn form(
+        &mut self,
+        no: FlightNo,
+        now: Now,
+        rules: Rules,
+        closing: bool,
+        rng: &mut Rng,
+    ) -> Option<(usize, PendingAcks)> {
+        let (Ready::Now, open) = self.plan(now, rules, closing) else { return None };
+        let sticky = self.least_busy(&open);
+        let group = Arc::new(self.take(now));
+        let pending = PendingAcks::of(&group);
+        let all = &self.view.as_ref()?.partitions;
+        let (partitioner, limit) = (self.partitioner, Limit::of(self.batch.now));
+        let parts = Deal { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&group);
+        let mut bytes = 0;
+        for part in parts {
+            bytes += part.bytes;
+            let batch = Batch {
+                flight: no,
+                partition: part.partition,
+                group: group.clone(),
+                records: part.records,
+                count: part.count,
+                bytes: part.bytes,
+                numbers: None,
+                attempts: 0,
+                maybe_stored: false,
+                restamped: None,
+                intent: 0,
+                noted: None,
+            };
+            if let Some(p) = self.partition(part.partition) {
+                p.push(batch);
+            }
+        }
+        Some((bytes, pending))
+    }
+
+    /// Among `open`, the one with the fewest batches; equals take turns.
+    fn least_busy(&mut self, open: &[i32]) -> i32 {
+        self.turn = self.turn.wrapping_add(1);
+        let busy = |id: i32| self.partitions.iter().find(|p| p.id == id).map_or(usize::MAX, Partition::open);
+        let (before, from) = open.split_at(self.turn % open.len());
+        // `min_by_key` takes the first of equals.
+        from.iter().chain(before).copied().min_by_key(|id| busy(*id)).unwrap_or(open[0])
+    }
+
+    /// The oldest chunks, as many as fit; at least one.
+    fn take(&mut self, now: Now) -> BatchGroup {
+        let spread = self.spread();
+        let limit = Limit::of(self.batch.now);
+        let (mut bytes, mut on_wire, mut records) = (0, 0, 0);
+        let mut chunks = Vec::new();
+        while let Some((_, next)) = self.waiting.front() {
+            bytes += next.bytes.len();
+            on_wire += wire(next);
+            records += next.lines.len();
+            let fits = bytes <= limit.bytes * spread
+                && on_wire <= limit.wire * spread
+                && records <= limit.records * spread;
+            if !chunks.is_empty() && (!fits || chunks.len() == BatchGroup::MAX_CHUNKS) {
+                break;
+            }
+            let Some((_, chunk)) = self.waiting.pop_front() else { break };
+            self.waiting_bytes -= chunk.bytes.len();
+            chunk.origin.gauge.send(&chunk);
+            chunks.push(chunk);
+        }
+        let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
+        let stamp_ms = wall::stamp(now.wall_ms, self.saved_ms);
+        BatchGroup::new(self.topic.clone(), topic_id, stamp_ms, chunks)
+    }
+
+    /// A batch of so many bytes was too large for the broker: the next ones are smaller.
+    pub fn too_large(&mut self, bytes: usize) {
+        self.batch.lower(bytes);
+    }
+
+    pub fn stored(&mut self, bytes: usize) {
+        self.batch.stored(bytes);
+    }
+
+    /// What to say since it was last asked: trouble at attempts 1, 2, 4, 8 …, and its end.
+    pub fn change(&mut self, now: Now) -> Option<Change> {
+        let bad: Vec<(i32, u32, &str)> =
+            self.partitions.iter().filter_map(|p| p.trouble().map(|(n, why)| (p.id, n, why))).collect();
+        let Some((_, attempts, why)) = bad.iter().max_by_key(|(_, n, _)| *n) else {
+            let t = self.trouble.take()?;
+            return Some(Change::Well { after: now.at - t.since, attempts: t.attempts });
+        };
+        let trouble = self.trouble.get_or_insert(Trouble { since: now.at, attempts: 0 });
+        // One partition may come up while another stays down: what was told is not told again.
+        if *attempts <= trouble.attempts {
+            return None;
+        }
+        trouble.attempts = *attempts;
+        attempts.is_power_of_two().then(|| Change::Trouble {
+            attempts: *attempts,
+            partitions: bad.iter().map(|(id, _, _)| *id).collect(),
+            why: (*why).to_owned(),
+        })
+    }
+}
+
+/// How large a batch may be: halved when the broker refuses one, and slowly raised again, for it may have been a single
+/// record's fault.
+#[derive(Debug)]
+struct Cap {
+    now: usize,
+    most: usize,
+    /// Batches of more than half of `now` that were stored since it changed.
+    good: u32,
+}
+
+impl Cap {
+    /// Below it a batch is refused for its records, not for their number.
+    const LEAST: usize = 16 << 10;
+    /// So many good ones double it: a wrong guess costs one refusal in that many.
+    const GOOD: u32 = 64;
+
+    fn new(most: usize) -> Self {
+        Cap { now: most.max(1), most: most.max(1), good: 0 }
+    }
+
+    fn lower(&mut self, refused: usize) {
+        self.now = self.now.min((refused / 2).max(Self::LEAST)).min(self.most);
+        self.good = 0;
+    }
+
+    fn stored(&mut self, bytes: usize) {
+        if self.now < self.most && bytes > self.now / 2 {
+            self.good += 1;
+            if self.good == Self::GOOD {
+                *self = Cap { now: (self.now * 2).min(self.most), most: self.most, good: 0 };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

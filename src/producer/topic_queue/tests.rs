@@ -1,0 +1,302 @@
+//! When a flight leaves, how large it is, where it goes, and what is said about trouble.
+
+use super::*;
+use crate::producer::driver::{Pace, Verdict};
+use crate::producer::partition::Action;
+use crate::producer::testing::{STAMP, chunk, origin, plain};
+use crate::wall::MADE_MS;
+
+const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
+
+struct Bench {
+    queue: TopicQueue,
+    now: Now,
+    rules: Rules,
+    closing: bool,
+    rng: Rng,
+    no: u64,
+    air: Vec<Batch>,
+}
+
+impl Bench {
+    fn new(options: &Options, rules: Rules, partitions: &[i32]) -> Self {
+        let mut queue = TopicQueue::new("t".into(), options);
+        queue.see(view(partitions, partitions));
+        let now = Now { at: Instant::now(), wall_ms: STAMP };
+        Bench { queue, now, rules, closing: false, rng: Rng::new(3), no: 0, air: vec![] }
+    }
+
+    /// The stamp of the next flight.
+    fn stamp(&mut self) -> i64 {
+        self.arrive();
+        let batch = self.air.pop().expect("a batch");
+        let stamp = batch.stamp_ms();
+        let (mut actions, rng) = (Vec::new(), &mut self.rng);
+        let partition = self.queue.partition(batch.partition).expect("its partition");
+        partition.done(batch, Verdict::Stored { offset: None }, self.now, rng, &mut actions);
+        stamp
+    }
+
+    fn sticky(batch: usize, rules: Rules, partitions: &[i32]) -> Self {
+        Bench::new(&Options { batch, ..Options::default() }, rules, partitions)
+    }
+
+    /// One chunk of 100 bytes, and what leaves because of it.
+    fn arrive(&mut self) -> usize {
+        self.queue.push(chunk(&plain(1), 0, &[&[b'x'; 99]]), self.now);
+        self.go()
+    }
+
+    fn go(&mut self) -> usize {
+        let mut formed = 0;
+        loop {
+            let mut actions = Vec::new();
+            self.queue.partitions().iter_mut().for_each(|p| p.launch(self.now, self.rules, &mut actions));
+            self.air.extend(
+                actions.into_iter().filter_map(|a| if let Action::Send(b) = a { Some(b) } else { None }),
+            );
+            self.no += 1;
+            if self.queue.form(FlightNo(self.no), self.now, self.rules, self.closing, &mut self.rng).is_none()
+            {
+                return formed;
+            }
+            formed += 1;
+        }
+    }
+
+    fn pass(&mut self, ms: u64) -> usize {
+        self.now.at += Duration::from_millis(ms);
+        self.go()
+    }
+
+    fn back(&mut self, i: usize, verdict: Verdict) -> usize {
+        let (b, mut actions) = (self.air.remove(i), Vec::new());
+        let p = self.queue.partition(b.partition).unwrap();
+        p.done(b, verdict, self.now, &mut self.rng, &mut actions);
+        self.go()
+    }
+
+    fn stored(&mut self, i: usize) -> usize {
+        self.back(i, Verdict::Stored { offset: None })
+    }
+
+    fn trouble(&mut self, i: usize) -> usize {
+        self.back(i, Verdict::Retry { maybe_stored: false, pace: Pace::Backoff, why: "down".into() })
+    }
+}
+
+fn view(partitions: &[i32], available: &[i32]) -> TopicView {
+    let (partitions, available) = (partitions.to_vec(), available.to_vec());
+    TopicView { topic: "t".into(), id: [0; 16], partitions, available }
+}
+
+/// Fails when an idle queue waits, a busy one sends small flights, or a full batch waits although there is room.
+#[test]
+fn gathers_while_something_is_in_the_air() {
+    let mut b = Bench::sticky(400, NUMBERED, &[0]);
+    assert_eq!(b.arrive(), 1, "idle: at once");
+    assert_eq!([b.arrive(), b.arrive(), b.arrive()], [0; 3], "busy: what arrives gathers");
+    assert_eq!(b.arrive(), 1, "a full batch goes");
+    assert_eq!(b.arrive(), 0);
+    b.stored(0);
+    assert_eq!(b.stored(0), 1, "nothing in the air: the rest goes");
+    let sizes: Vec<usize> = b.air.iter().map(|b| b.bytes).collect();
+    assert_eq!(sizes, [99]);
+    assert!(b.queue.waiting.is_empty() && b.queue.waiting_bytes == 0);
+}
+
+/// Fails when a queue goes over what may be in flight.
+#[test]
+fn room_is_limited() {
+    let mut b = Bench::sticky(100, NUMBERED, &[0]);
+    b.arrive();
+    b.stored(0);
+    let formed: usize = (0..9).map(|_| b.arrive()).sum();
+    assert_eq!((formed, b.air.len()), (3, 3));
+    assert_eq!(b.stored(0), 1);
+}
+
+/// Fails when a plain driver gets a second flight of a topic, but for one that does not answer.
+#[test]
+fn plain_drivers_have_one_flight_of_a_topic_in_the_air() {
+    let mut b = Bench::sticky(100, Rules::Plain, &[0, 1]);
+    b.arrive();
+    assert_eq!((0..5).map(|_| b.arrive()).sum::<usize>(), 0);
+    let hung = b.air[0].partition;
+    assert_eq!(b.pass(PLAIN_PATIENCE.as_millis() as u64), 1);
+    assert_ne!(b.air[1].partition, hung);
+}
+
+/// Fails when lines wait for a broker that is slow to fail although another partition is there.
+#[test]
+fn a_silent_partition_holds_lines_only_for_a_moment() {
+    let mut b = Bench::sticky(1000, NUMBERED, &[0, 1]);
+    b.arrive();
+    assert_eq!(b.arrive(), 0);
+    assert_eq!(b.queue.ready(b.now, NUMBERED, false), Ready::At(b.now.at + PATIENCE));
+    assert_eq!(b.pass(100), 1);
+    assert_ne!(b.air[0].partition, b.air[1].partition);
+}
+
+/// Fails when linger does not wait, waits for a full batch, or outlasts the end.
+#[test]
+fn linger() {
+    let options = Options { batch: 300, linger: Duration::from_millis(50), ..Options::default() };
+    let mut b = Bench::new(&options, NUMBERED, &[0, 1, 2]);
+    assert_eq!((b.arrive(), b.pass(49), b.pass(1)), (0, 0, 1));
+    b.stored(0);
+    assert_eq!([b.arrive(), b.arrive(), b.arrive()], [0, 0, 1], "full");
+    b.stored(0);
+    assert_eq!(b.arrive(), 0);
+    b.closing = true;
+    assert_eq!(b.go(), 1, "nothing more will come");
+}
+
+/// Fails when keyless lines go to partitions in trouble or without a leader, or when equals do not take turns.
+#[test]
+fn keyless_lines_go_to_living_partitions() {
+    let mut b = Bench::sticky(100, NUMBERED, &[0, 1, 2, 3]);
+    b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
+    b.arrive();
+    let bad = b.air[0].partition;
+    b.trouble(0);
+    let mut to: Vec<i32> = (0..6)
+        .map(|_| {
+            b.arrive();
+            let p = b.air[0].partition;
+            b.stored(0);
+            p
+        })
+        .collect();
+    to.sort_unstable();
+    let good: Vec<i32> = [0, 1, 3].into_iter().filter(|p| *p != bad).collect();
+    assert_eq!(to, [[good[0]; 3], [good[1]; 3]].concat());
+}
+
+/// Fails when a queue goes on forming flights although no partition can take them, or never tries any again.
+#[test]
+fn all_in_trouble_stops_the_lane() {
+    let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
+    b.queue.see(view(&[0, 1], &[]));
+    b.arrive();
+    b.trouble(0);
+    assert_eq!(b.arrive(), 1, "said to be dead, but not tried yet");
+    b.trouble(0);
+    assert_eq!((0..20).map(|_| b.arrive()).sum::<usize>(), 0);
+    b.pass(200);
+    assert_eq!(b.air.len(), 2, "each tries again");
+    assert!(b.stored(0) > 0);
+}
+
+/// Fails when keyed lines go elsewhere because theirs is in trouble, or hold those of other partitions.
+#[test]
+fn keyed_lines_wait_for_their_partition() {
+    let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());
+    let o = origin(1, "t", "/log", crate::chunk::Shape { key, ..Default::default() });
+    let options = Options { partitioner: Partitioner::Hash, ..Options::default() };
+    let mut b = Bench::new(&options, NUMBERED, &[0, 1, 2]);
+    let mut offset = 0;
+    let mut both = |b: &mut Bench| {
+        // Partitions 0, 1 and 2 by murmur2.
+        let lines: [&[u8]; 3] = [b"k0", b"k1", b"k4"];
+        b.queue.push(chunk(&o, offset, &lines), b.now);
+        offset += 9;
+        b.go()
+    };
+    assert_eq!(both(&mut b), 1);
+    let all: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
+    assert!(all.len() > 1, "{all:?}");
+    b.trouble(0);
+    while !b.air.is_empty() {
+        b.stored(0);
+    }
+    assert_eq!(both(&mut b), 1, "the others' go on");
+    let now: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
+    assert_eq!(now, all[1..]);
+    assert_eq!(b.queue.partition(all[0]).unwrap().open(), 2);
+}
+
+/// Fails when a fixed partition that does not exist is replaced, or is not taken up once it exists.
+#[test]
+fn a_fixed_partition_is_waited_for() {
+    let options = Options { partitioner: Partitioner::Fixed(2), ..Options::default() };
+    let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
+    assert_eq!((b.arrive(), b.pass(60_000)), (0, 0));
+    b.queue.see(view(&[0, 1, 2], &[0, 1]));
+    assert_eq!((b.go(), b.air[0].partition), (1, 2));
+}
+
+/// Fails when batches of a partition that is gone wait for ever, or take their numbers along.
+#[test]
+fn batches_of_a_removed_partition_find_another() {
+    let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
+    b.arrive();
+    let (gone, left) = (b.air[0].partition, 1 - b.air[0].partition);
+    b.queue.see(view(&[left], &[left]));
+    b.trouble(0);
+    b.queue.rehouse();
+    b.pass(1000);
+    assert_eq!((b.air[0].partition, b.queue.partitions().len()), (left, 1));
+    assert!(b.queue.partition(gone).is_none());
+}
+
+/// Fails when what is too large is sent as large again, or one outlier makes all batches small for good.
+#[test]
+fn the_cap_falls_and_rises() {
+    let mut cap = Cap::new(512 << 10);
+    cap.lower(400 << 10);
+    assert_eq!(cap.now, 200 << 10);
+    cap.lower(600 << 10);
+    assert_eq!(cap.now, 200 << 10, "a larger one says nothing new");
+    cap.lower(10);
+    assert_eq!(cap.now, Cap::LEAST);
+    (0..Cap::GOOD * 20).for_each(|_| cap.stored(300 << 10));
+    assert_eq!(cap.now, 512 << 10);
+}
+
+/// Fails when trouble is told at each retry, or its end not at all.
+#[test]
+fn trouble_is_told_when_it_changes() {
+    let mut b = Bench::sticky(100, NUMBERED, &[0]);
+    b.arrive();
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        b.trouble(0);
+        if let Some(Change::Trouble { attempts, partitions, why }) = b.queue.change(b.now) {
+            assert_eq!((partitions, why), (vec![0], "down".into()));
+            told.push(attempts);
+        }
+        b.pass(5000);
+        assert_eq!(b.queue.change(b.now), None);
+    }
+    assert_eq!(told, [1, 2, 4, 8, 16]);
+    b.stored(0);
+    assert_eq!(b.queue.change(b.now), Some(Change::Well { after: Duration::from_secs(100), attempts: 20 }));
+    assert_eq!(b.queue.change(b.now), None);
+}
+
+/// Fails when a flight takes more chunks than picks can address, or less than one.
+#[test]
+fn a_flight_is_bounded() {
+    let mut b = Bench::sticky(usize::MAX / 8, NUMBERED, &[0]);
+    for _ in 0..BatchGroup::MAX_CHUNKS + 5 {
+        b.queue.push(chunk(&plain(1), 0, &[b""]), b.now);
+    }
+    b.go();
+    assert_eq!((b.air[0].group.chunks.len(), b.queue.waiting.len()), (BatchGroup::MAX_CHUNKS, 5));
+    let mut b = Bench::sticky(1, NUMBERED, &[0]);
+    b.arrive();
+    assert_eq!(b.air[0].count, 1, "one that is too large goes alone");
+}
+
+/// A box that boots in 1970, and has its clock set while it delivers. Fails when a clock that is not set is believed, when
+/// the time of the last save counts for nothing, or when a jump of the clock changes anything else.
+#[test]
+fn stamps_of_a_box_that_boots_in_1970() {
+    let saved_ms = MADE_MS + 1000;
+    let mut b = Bench::new(&Options { saved_ms, ..Options::default() }, Rules::Plain, &[0]);
+    for (wall_ms, stamp) in [(5, saved_ms), (70_000, saved_ms), (saved_ms + 9, saved_ms + 9), (5, saved_ms)] {
+        b.now.wall_ms = wall_ms;
+        assert_eq!(b.stamp(), stamp, "at {wall_ms}");
+    }
+}

@@ -1,0 +1,214 @@
+//! A driver whose client blocks, in a thread of its own: it takes orders from a channel and answers by another one.
+
+use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK, Verdict};
+use crate::pulse::Beat;
+use crate::report::Board;
+use crate::sys;
+use crate::waker::{Waker, Waking};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use rustix::event::{PollFd, PollFlags};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The thread's end for what it has to say.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    to: Sender<Event>,
+    waker: Waker,
+}
+
+/// Nobody listens any more.
+#[derive(Debug)]
+pub struct Unheard;
+
+impl Outbox {
+    pub fn new(to: Sender<Event>, waker: Waker) -> Self {
+        Outbox { to, waker }
+    }
+
+    pub fn send(&self, event: Event) -> Result<(), Unheard> {
+        self.to.send(event).map_err(|_| Unheard)?;
+        self.waker.wake();
+        Ok(())
+    }
+}
+
+/// The producer's end. The thread is never joined: it may hang in name resolution, or in a pipe that nobody reads.
+pub struct Worker {
+    /// `None` once closed, which ends the thread.
+    orders: Option<Sender<Order>>,
+    /// The thread's own end: what it leaves there when it ends is given back.
+    untaken: Receiver<Order>,
+    events: Receiver<Event>,
+    ended: Receiver<Leave>,
+    left: Option<Leave>,
+    limit: Option<Duration>,
+    beat: Arc<Beat>,
+    /// Batches that the thread has.
+    held: usize,
+}
+
+impl Worker {
+    /// Both channels are unbounded: the byte budget bounds what is in them, and neither side may wait for the other.
+    #[allow(clippy::disallowed_methods, reason = "bounded by the batches in flight")]
+    pub fn start(
+        context: &Context,
+        limit: Option<Duration>,
+        run: Arc<impl Fn(&Receiver<Order>, &Outbox, &Arc<Board>) -> Leave + Send + Sync + 'static + ?Sized>,
+    ) -> Self {
+        let (orders, inbox) = unbounded();
+        let (to, events) = unbounded();
+        let (leave, ended) = crossbeam_channel::bounded(1);
+        let outbox = Outbox::new(to, context.waker.clone());
+        let board = context.board.clone();
+        let untaken = inbox.clone();
+        let leave = Waking::new(leave, &context.waker);
+        let body = move || {
+            // A signal in mid-write would cut a frame short (D3); the thread's own threads inherit this.
+            let left = match sys::block_signals() {
+                Ok(()) => run(&inbox, &outbox, &board),
+                Err(e) => {
+                    let _ = outbox.send(Event::Dead { why: format!("cannot block signals: {e}") });
+                    Leave::Closed
+                }
+            };
+            let _ = leave.get().send(left);
+        };
+        let spawned = thread::Builder::new().name("driver".into()).stack_size(STACK).spawn(body);
+        let beat = context.board.pulse.beat("driver");
+        let mut worker =
+            Worker { orders: Some(orders), untaken, events, ended, left: None, limit, beat, held: 0 };
+        if let Err(e) = spawned {
+            let (to, events) = unbounded();
+            let _ = to.send(Event::Dead { why: format!("cannot start a thread: {e}") });
+            (worker.events, worker.left) = (events, Some(Leave::Closed));
+        }
+        worker
+    }
+
+    fn moved(&self) {
+        match self.limit {
+            Some(limit) if self.held > 0 => self.beat.within(limit),
+            _ => self.beat.rests(),
+        }
+    }
+
+    /// Orders that the thread did not take before it ended.
+    fn give_back(&mut self, events: &mut Vec<Event>) {
+        let why = "another driver takes over";
+        for order in self.untaken.try_iter() {
+            refuse(order, Pace::Now, why, events);
+        }
+    }
+}
+
+/// Answers an order that no driver can carry out now. Topics and producer ids are ordered again after the next `Ready`.
+pub fn refuse(order: Order, pace: Pace, why: &str, events: &mut Vec<Event>) {
+    match order {
+        Order::Send(batches) => events.extend(batches.into_iter().map(|batch| {
+            let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
+            Event::Done { batch, verdict }
+        })),
+        Order::Ask { topic, partition, pid } => {
+            events.push(Event::Knows { topic, partition, pid, last: Err(why.to_owned()) });
+        }
+        Order::Topic(_) | Order::ProducerId | Order::Change(_) => {}
+    }
+}
+
+impl Driver for Worker {
+    fn order(&mut self, order: Order, _now: Instant) {
+        if let Order::Send(batches) = &order {
+            let idle = self.held == 0;
+            self.held += batches.len();
+            if idle {
+                self.moved();
+            }
+        }
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(order); // cannot fail: `untaken` lives as long
+        }
+    }
+
+    fn turn(&mut self, _ready: &[PollFlags], _now: Instant, events: &mut Vec<Event>) {
+        // Before the events: the end comes behind all of them.
+        let ended = match self.ended.try_recv() {
+            Ok(leave) => Some(leave),
+            Err(TryRecvError::Disconnected) if self.left.is_none() => Some(Leave::Closed), // it panicked
+            Err(_) => None,
+        };
+        let before = events.len();
+        events.extend(self.events.try_iter());
+        if let Some(leave) = ended {
+            self.left = Some(leave);
+        }
+        if self.left.is_some() {
+            self.give_back(events);
+        }
+        let news = &events[before..];
+        if !news.is_empty() {
+            self.held -= news.iter().filter(|e| matches!(e, Event::Done { .. })).count().min(self.held);
+            self.moved();
+        }
+    }
+
+    fn sockets<'a>(&'a self, _add: &mut Vec<PollFd<'a>>) {}
+
+    fn wake(&self) -> Option<Instant> {
+        None
+    }
+
+    fn close(&mut self) {
+        self.orders = None;
+    }
+
+    fn left(&self) -> Option<Leave> {
+        self.left.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::producer::testing::{batch, chunk, plain};
+    use crossbeam_channel::bounded;
+
+    /// Fails when a client that takes its batches is believed stuck, or one that takes none is not; or when a batch that
+    /// it leaves behind is lost.
+    #[test]
+    fn a_client_that_takes_nothing() {
+        let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
+        let (go, wait) = bounded::<()>(0);
+        let run = move |orders: &Receiver<Order>, events: &Outbox, _: &Arc<Board>| {
+            let _ = wait.recv();
+            let Ok(Order::Send(batches)) = orders.recv() else { return Leave::Closed };
+            for batch in batches {
+                let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
+            }
+            Leave::Incompatible { why: "told to".into() }
+        };
+        let mut w = Worker::start(&context, Some(Duration::from_secs(60)), Arc::new(run));
+        let one = |n| Order::Send(vec![batch(n, vec![chunk(&plain(1), 0, &[b"a"])])]);
+        let late = |s| context.board.pulse.late(Instant::now() + Duration::from_secs(s)).is_some();
+        assert!(!late(70), "it has nothing to do");
+        w.order(one(1), Instant::now());
+        w.order(one(2), Instant::now());
+        assert!(!late(50) && late(70));
+        go.send(()).unwrap();
+        let mut events = Vec::new();
+        while w.left().is_none() {
+            w.turn(&[], Instant::now(), &mut events);
+            thread::yield_now();
+        }
+        assert!(matches!(
+            &events[..],
+            [
+                Event::Done { verdict: Verdict::Stored { .. }, .. },
+                Event::Done { verdict: Verdict::Retry { maybe_stored: false, .. }, .. }
+            ]
+        ));
+        assert!(!late(70));
+        assert_eq!(w.left(), Some(Leave::Incompatible { why: "told to".into() }));
+    }
+}

@@ -1,0 +1,156 @@
+//! The state folder: what is saved of the streams over restarts, which copy of it is good, and when it is written.
+//!
+//! In reading order: [`mod@format`] (the positions as text), [`store`] (as files), [`schedule`] (when), [`saver`] (the thread).
+
+mod existence;
+pub mod format;
+mod saver;
+mod schedule;
+pub mod store;
+mod totals;
+
+pub use saver::Saver;
+
+use crate::chunk::StreamId;
+use crate::error::Error;
+use crate::files;
+use crate::report::Board;
+use crate::streams::mailbox::Publisher;
+use crate::streams::sent_marks::{Counts, SentMarks};
+use crate::streams::{Registry, Saved, SavedStream};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use store::Store;
+
+/// Where and how positions are kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `None`: nothing is saved, positions live as long as the process.
+    pub state_dir: Option<PathBuf>,
+    pub sync: Sync,
+    pub damaged: Damaged,
+    /// Exactly-once: lines that are sent again are recognized by the broker, so they are not counted as doubled; and what
+    /// is saved is told here.
+    pub exactly_once: Option<Publisher>,
+}
+
+/// When saved state is forced to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// This long after the first save that is not yet on the disk, and at exit.
+    Every(Duration),
+    /// At every save.
+    Always,
+}
+
+/// What to do when neither `offsets` nor `offsets.previous` can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damaged {
+    /// End with exit code 78.
+    Refuse,
+    /// Send everything again.
+    Beginning,
+}
+
+/// An open state folder, locked.
+#[derive(Debug)]
+pub struct StateFolder {
+    /// `None`: nothing is saved.
+    store: Option<Store>,
+    marks: Arc<SentMarks>,
+    saved: Saved,
+    sync: Sync,
+    publisher: Option<Publisher>,
+    /// Per stream: bytes up to here are sent again though no tail of this run reads them.
+    resent: HashMap<StreamId, u64>,
+    /// There is something to save before anything happens.
+    changed: bool,
+    pub found: Footing,
+}
+
+/// How far what was found can be relied on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footing {
+    /// The last run ended cleanly, or in this boot: what it wrote without syncing is there.
+    pub whole: bool,
+    /// The positions are those of `offsets.previous`, or none although there were some.
+    pub fell_back: bool,
+}
+
+impl StateFolder {
+    /// Exactly-once: lines that an earlier run sent are acknowledged now, or will be. `saved` is what was opened, with the
+    /// former taken in.
+    pub fn take_over(&mut self, saved: &Saved, resent: HashMap<StreamId, u64>) {
+        (self.saved, self.resent, self.changed) = (saved.clone(), resent, true);
+    }
+
+    /// All streams as they were saved.
+    pub fn registry(&self, board: &Board) -> Arc<Registry> {
+        let registry = Registry::new(&self.saved, &self.resent, board.totals.clone());
+        Arc::new(if self.publisher.is_some() { registry.saving_openings() } else { registry })
+    }
+
+    /// Nothing proves what is stored: lines that are sent again count as doubled. To be called before any tail runs.
+    pub fn distrust(&self) {
+        self.marks.doubt_all();
+    }
+}
+
+/// Opens the state folder and puts its totals on the board; before any stage runs.
+pub fn open(options: Options, board: &Board) -> Result<(StateFolder, Saved), Error> {
+    let (store, saved, marks, found) = match &options.state_dir {
+        None => (None, Saved::default(), Arc::new(SentMarks::nowhere()), Footing::default()),
+        Some(folder) => {
+            let (store, mut saved, fell_back) = Store::open(folder, options.damaged)?;
+            let (marks, whole) = open_marks(&store, &mut saved, fell_back, options.exactly_once.is_some());
+            (Some(store), saved, Arc::new(marks), Footing { whole, fell_back })
+        }
+    };
+    board.state().path = options.state_dir;
+    saved.totals.put_on(board);
+    let _ = board.sent_marks.set(marks.clone());
+    let (sync, publisher) = (options.sync, options.exactly_once);
+    let resent = HashMap::new();
+    Ok((
+        StateFolder { store, marks, saved: saved.clone(), sync, publisher, resent, changed: false, found },
+        saved,
+    ))
+}
+
+/// Takes up what the last run wrote of how far it sent; see `sent_marks`. The flag: it is whole.
+fn open_marks(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (SentMarks, bool) {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let path = store.folder().join("air");
+    let first = !path.exists() && saved.next_stream == 0 && !fell_back;
+    let opened = files::private(&path).and_then(|file| SentMarks::open(file, boot.trim(), recognized));
+    let (marks, found) = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            log::error!("open {}: {e}; doubled_at_most will not count over a crash", path.display());
+            return (SentMarks::nowhere(), false);
+        }
+    };
+    let whole = found.trusted;
+    let totals = &mut saved.totals;
+    let (again, resent, uncertain) = (totals.again, totals.resent, totals.uncertain);
+    let counts = found.counts(Counts::of(again, resent, uncertain));
+    (totals.again, totals.resent) = (counts.again, counts.resent);
+    marks.count_from(counts);
+    let unfinished = || saved.streams.iter().filter(|s| !s.finished);
+    let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
+    let unsaved = found.unsaved(saved.next_stream);
+    if found.stale || fell_back {
+        let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
+        let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };
+        let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
+        marks.begin(boot.trim(), unsaved, unfinished().map(|s| (s.stream, limit(s))));
+    } else {
+        marks.retain(unsaved, |stream| ids.contains(&stream));
+    }
+    (marks, whole)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,296 @@
+//! The saver thread: takes snapshots of the registry, writes them to the state folder, and wakes whoever waits for a save.
+//!
+//! Delivery never waits for it. It is detached rather than joined, because a thread inside a slow or dead flash cannot be.
+
+use super::existence::{self, Asked, Existence};
+use super::schedule::{Next, Schedule};
+use super::store::Store;
+use super::{StateFolder, format};
+use crate::error::Error;
+use crate::pulse::Beat;
+use crate::report::Board;
+use crate::streams::mailbox::Publisher;
+use crate::streams::sent_marks::SentMarks;
+use crate::streams::{Registry, Saved, SavedPositions};
+use crate::wall;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Running time, in seconds, after which a stream whose file is absent is forgotten.
+const FORGET_AFTER: u64 = 30 * 24 * 3600;
+
+/// The last save may take this long; a disk that is slower than that hangs.
+const LAST_SAVE: Duration = Duration::from_secs(10);
+/// How often the last save is tried, and the time between: a disk or a table of descriptors may be full for a moment.
+const LAST_TRIES: usize = 4;
+pub(super) const LAST_RETRY: Duration = Duration::from_millis(250);
+
+/// Held by the main thread.
+#[derive(Debug)]
+pub struct Saver {
+    registry: Arc<Registry>,
+    marks: Arc<SentMarks>,
+    /// How the thread ended. `None`: there is no state folder, so nothing is saved.
+    ended: Option<Receiver<Result<(), Error>>>,
+}
+
+impl Saver {
+    pub fn start(folder: StateFolder, registry: Arc<Registry>, board: &Arc<Board>) -> Result<Saver, Error> {
+        let marks = folder.marks.clone();
+        let ended = match Work::new(folder, registry.clone(), board.clone()) {
+            None => None,
+            Some(work) => {
+                let (tell, ended) = bounded(1);
+                let body = move || _ = tell.send(work.run());
+                let trouble = |e| {
+                    let fix = "raise the limit of threads (TasksMax, ulimit -u)";
+                    Error::failed("start the thread that saves", e, fix)
+                };
+                thread::Builder::new()
+                    .name("saver".into())
+                    .stack_size(128 << 10)
+                    .spawn(body)
+                    .map_err(trouble)?;
+                Some(ended)
+            }
+        };
+        Ok(Saver { registry, marks, ended })
+    }
+
+    /// The first scan of all patterns is over. `done` is dropped when the files that it found are saved, or could not be.
+    pub fn first_scan_done(&self, done: Sender<()>) {
+        self.marks.first_scan_done();
+        if self.ended.is_some() {
+            self.registry.first_scan_done(done);
+        }
+    }
+
+    /// Nothing changes any more: waits for the last save, which is synced.
+    pub fn finish(self) -> Result<(), Error> {
+        self.registry.end();
+        let Some(ended) = self.ended else { return Ok(()) };
+        match ended.recv_timeout(LAST_SAVE) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Disconnected) => Err(failed(&"the thread that saves has ended")),
+            Err(RecvTimeoutError::Timeout) => {
+                let fix = "look at the disk of the state folder; what was delivered is sent again at the next start";
+                Err(Error::failed("save positions", "the disk does not answer", fix))
+            }
+        }
+    }
+}
+
+fn failed(why: &dyn std::fmt::Display) -> Error {
+    let fix = "free or mend the disk of the state folder; what was delivered is sent again at the next start";
+    Error::failed("save positions", why, fix)
+}
+
+/// What the thread works with.
+struct Work {
+    store: Store,
+    marks: Arc<SentMarks>,
+    registry: Arc<Registry>,
+    board: Arc<Board>,
+    beat: Arc<Beat>,
+    schedule: Schedule,
+    publisher: Option<Publisher>,
+    /// The last snapshot.
+    saved: Saved,
+    /// `saved.clock` and `saved.totals.lost_bytes` when this run began.
+    clock_before: u64,
+    lost_before: u64,
+    started: Instant,
+    /// Each waits for the next save.
+    waiting: Vec<Sender<()>>,
+    /// The text of `offsets`; its memory is reused.
+    text: Vec<u8>,
+    trouble: Option<String>,
+}
+
+impl Work {
+    fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
+        let StateFolder { store, marks, saved, sync, publisher, changed, .. } = folder;
+        let started = Instant::now();
+        let mut schedule = Schedule::new(sync, started);
+        if changed {
+            schedule.change(started);
+        }
+        Some(Work {
+            store: store?,
+            marks,
+            registry,
+            beat: board.pulse.beat("saver"),
+            board,
+            schedule,
+            publisher,
+            clock_before: saved.clock,
+            lost_before: saved.totals.lost_bytes,
+            saved,
+            started,
+            waiting: Vec::new(),
+            text: Vec::new(),
+            trouble: None,
+        })
+    }
+
+    fn run(mut self) -> Result<(), Error> {
+        loop {
+            let now = Instant::now();
+            match self.schedule.next(now) {
+                Next::Save { sync } => self.save(sync),
+                Next::Sync => self.sync(),
+                Next::CompareSizes => self.compare_sizes(now),
+                Next::LookForFiles => self.look_for_files(now),
+                Next::Wait(until, wakes) => {
+                    self.waiting.clear(); // everything is saved, or has just failed to be
+                    let until = until.min(now + self.board.pulse.longest());
+                    self.beat.within(until.saturating_duration_since(now));
+                    let pending = self.registry.wait(wakes, until);
+                    self.beat.within(Beat::SLOW); // a disk
+                    if let Some(at) = pending.changed {
+                        self.schedule.change(at);
+                    }
+                    if let Some(at) = pending.acked {
+                        self.schedule.ack(at);
+                    }
+                    self.waiting = pending.waiting;
+                    if pending.urgent || !self.waiting.is_empty() && self.schedule.is_changed() {
+                        self.schedule.hurry();
+                    }
+                    if pending.ending {
+                        return self.finish();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Seconds that agents have run on this folder.
+    fn clock(&self, now: Instant) -> u64 {
+        self.clock_before + now.duration_since(self.started).as_secs()
+    }
+
+    fn save(&mut self, sync: bool) {
+        let waiting = std::mem::take(&mut self.waiting); // dropped when the board says how it went
+        self.saved.totals.take_from(&self.board);
+        let clock = self.clock(Instant::now());
+        self.registry.snapshot(&mut self.saved, clock);
+        self.saved.totals.lost_bytes += self.lost_before;
+        self.saved.wall_ms = wall::stamp(wall::now_ms(), self.saved.wall_ms);
+        self.schedule.begun();
+        format::write(&mut self.text, &self.saved);
+        match self.store.save(&self.text, sync) {
+            Ok(written) => {
+                self.schedule.saved(sync, Instant::now());
+                self.board.totals.state_bytes.fetch_add(written, Relaxed);
+                let marks = &self.marks;
+                self.registry.saved(|stream| marks.release(stream));
+                if let Some(publisher) = &self.publisher {
+                    publisher.publish(SavedPositions::of(&self.saved));
+                }
+                self.recovered();
+            }
+            Err(e) => self.failed(&e),
+        }
+        drop(waiting);
+    }
+
+    fn sync(&mut self) {
+        match self.store.sync() {
+            Ok(()) => {
+                self.schedule.synced();
+                self.recovered();
+            }
+            Err(e) => self.failed(&e),
+        }
+    }
+
+    fn failed(&mut self, e: &io::Error) {
+        let times = self.schedule.failed(Instant::now());
+        let why = e.to_string();
+        if self.trouble.as_ref() != Some(&why) {
+            let effect = match self.publisher {
+                // See the invariant in `exactly_once.rs`; and `flights` has room for so many batches only.
+                Some(_) => {
+                    "exactly-once needs saved positions: new files wait now, the others once flights is full"
+                }
+                None => {
+                    "delivery goes on, and what is delivered from now on is sent again if the agent is killed"
+                }
+            };
+            log::error!(
+                "save positions: {why}; {effect}: make the state folder writable, free or mend its disk"
+            );
+            self.board.state().degraded = Some(why.clone());
+            self.board.alarm();
+            self.trouble = Some(why);
+        } else if times.is_power_of_two() {
+            log::warn!("save positions: {why} ({times} times)");
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.trouble.take().is_some() {
+            log::info!("positions are saved again");
+            self.board.state().degraded = None;
+            self.board.alarm();
+        }
+    }
+
+    fn compare_sizes(&mut self, now: Instant) {
+        self.schedule.compared(now);
+        if self.registry.sizes_moved() {
+            self.schedule.change(now);
+        }
+    }
+
+    fn look_for_files(&mut self, now: Instant) {
+        self.schedule.looked(now);
+        let asked: Vec<Asked> = self
+            .registry
+            .resting()
+            .into_iter()
+            .map(|(stream, path, ino)| Asked { stream, path: path.to_path_buf(), ino })
+            .collect();
+        let clock = self.clock(now);
+        for (stream, existence) in existence::look(&asked) {
+            match existence {
+                Existence::Present => self.registry.exists(stream, clock),
+                Existence::Absent => {
+                    if let Some(path) = self.registry.absent(stream, clock, FORGET_AFTER) {
+                        log::info!("{}: absent for 30 days of running time, forgotten", path.display());
+                    }
+                }
+                Existence::Unknown => {}
+            }
+        }
+    }
+
+    /// The last save, synced. What has not changed is not written.
+    fn finish(mut self) -> Result<(), Error> {
+        self.compare_sizes(Instant::now());
+        for again in 0..LAST_TRIES {
+            if again > 0 {
+                let _ = after(LAST_RETRY).recv();
+            }
+            if self.schedule.is_changed() {
+                self.save(true);
+            } else if self.schedule.is_unsynced() {
+                self.sync();
+            }
+            if self.trouble.is_none() {
+                break;
+            }
+        }
+        self.waiting.clear();
+        if let Some(why) = &self.trouble {
+            return Err(failed(why));
+        }
+        self.marks.end();
+        Ok(()) // dropping the store frees its lock
+    }
+}

@@ -1,0 +1,296 @@
+//! When to save positions, to sync them and to look for deleted files. Pure: time is an argument.
+
+use super::Sync;
+use crate::streams::Urgency;
+use std::time::{Duration, Instant};
+
+/// From the first change to its save, and from one save to the next while something changes: so a change is saved within
+/// 1 s, writing included.
+const GATHER: Duration = Duration::from_millis(800);
+/// From the first acknowledgement of a run to its save: with the write it takes less than 100 ms, so an agent that is
+/// killed every half second still makes progress.
+const FIRST: Duration = Duration::from_millis(40);
+/// How often sizes are compared with those saved: they tell how much of an unread file was lost, should it disappear.
+const SIZES: Duration = Duration::from_secs(30);
+/// The first look for files that are gone, and then each.
+const LOOK_FIRST: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_secs(6 * 3600);
+/// A failed save is tried again after this, doubled each time up to [`RETRY_MOST`].
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Save {
+        sync: bool,
+    },
+    Sync,
+    CompareSizes,
+    LookForFiles,
+    /// Nothing until then, unless a change of this urgency comes.
+    Wait(Instant, Urgency),
+}
+
+/// What has happened so far.
+#[derive(Debug)]
+pub struct Schedule {
+    policy: Sync,
+    /// The first change that no save, not even one under way, holds.
+    changed: Option<Instant>,
+    /// When the first acknowledgement of this run came, until a save with it is under way.
+    first_ack: First,
+    /// Someone waits for the next save.
+    urgent: bool,
+    /// The last save.
+    saved_at: Option<Instant>,
+    /// The first save that is not synced.
+    unsynced: Option<Instant>,
+    /// After this many failures in a row, the next try is not before that.
+    failed: Option<(u32, Instant)>,
+    sizes_at: Instant,
+    look_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Awaited,
+    Came(Instant),
+    Saved,
+}
+
+impl Schedule {
+    pub fn new(policy: Sync, now: Instant) -> Schedule {
+        Schedule {
+            policy,
+            changed: None,
+            first_ack: First::Awaited,
+            urgent: false,
+            saved_at: None,
+            unsynced: None,
+            failed: None,
+            sizes_at: now + SIZES,
+            look_at: now + LOOK_FIRST,
+        }
+    }
+
+    pub fn change(&mut self, at: Instant) {
+        self.changed.get_or_insert(at);
+    }
+
+    /// Lines are acknowledged.
+    pub fn ack(&mut self, now: Instant) {
+        if self.first_ack == First::Awaited {
+            self.first_ack = First::Came(now);
+        }
+        self.change(now);
+    }
+
+    /// Something is to be saved that no save holds yet.
+    pub fn is_changed(&self) -> bool {
+        self.changed.is_some()
+    }
+
+    pub fn is_unsynced(&self) -> bool {
+        self.unsynced.is_some()
+    }
+
+    /// Someone waits for the next save.
+    pub fn hurry(&mut self) {
+        self.urgent = true;
+    }
+
+    /// A save with all changes so far is under way.
+    pub fn begun(&mut self) {
+        self.changed = None;
+        self.urgent = false;
+        if matches!(self.first_ack, First::Came(_)) {
+            self.first_ack = First::Saved;
+        }
+    }
+
+    pub fn saved(&mut self, sync: bool, now: Instant) {
+        (self.failed, self.saved_at) = (None, Some(now));
+        if sync {
+            self.unsynced = None;
+        } else {
+            self.unsynced.get_or_insert(now);
+        }
+    }
+
+    pub fn synced(&mut self) {
+        self.failed = None;
+        self.unsynced = None;
+    }
+
+    /// A save or sync failed: what it held is to be saved again. Failures in a row.
+    pub fn failed(&mut self, now: Instant) -> u32 {
+        let times = self.failed.map_or(1, |(times, _)| times.saturating_add(1));
+        let pause = RETRY.saturating_mul(1 << (times - 1).min(10)).min(RETRY_MOST);
+        self.failed = Some((times, now + pause));
+        self.changed.get_or_insert(now);
+        times
+    }
+
+    pub fn compared(&mut self, now: Instant) {
+        self.sizes_at = now + SIZES;
+    }
+
+    pub fn looked(&mut self, now: Instant) {
+        self.look_at = now + LOOK;
+    }
+
+    pub fn next(&self, now: Instant) -> Next {
+        let not_before = self.failed.map_or(now, |(_, at)| at);
+        let pause_ends = self.saved_at.map(|saved| saved + GATHER);
+        let save_at = self.changed.map(|at| match self.first_ack {
+            _ if self.urgent => at,
+            First::Came(ack) => (ack + FIRST).min(at + GATHER).max(not_before),
+            First::Awaited | First::Saved => {
+                pause_ends.filter(|end| at < *end).unwrap_or(at + GATHER).max(not_before)
+            }
+        });
+        let sync_at = match self.policy {
+            Sync::Every(every) => self.unsynced.map(|at| (at + every).max(not_before)),
+            Sync::Always => self.unsynced.map(|_| not_before),
+        };
+        let sync_due = sync_at.is_some_and(|at| at <= now);
+        if save_at.is_some_and(|at| at <= now) {
+            return Next::Save { sync: sync_due || self.policy == Sync::Always };
+        }
+        if sync_due {
+            // A change that waits goes along: one write and one sync instead of two.
+            return if self.changed.is_some() { Next::Save { sync: true } } else { Next::Sync };
+        }
+        if self.sizes_at <= now {
+            return Next::CompareSizes;
+        }
+        if self.look_at <= now {
+            return Next::LookForFiles;
+        }
+        let mut until = self.sizes_at.min(self.look_at);
+        for at in [save_at, sync_at].into_iter().flatten() {
+            until = until.min(at);
+        }
+        // Between two saves nothing less than the first acknowledgement is worth a wake-up.
+        let pause_ends = pause_ends.filter(|end| now < *end);
+        let wakes = match self.first_ack {
+            First::Awaited if self.changed.is_some() || pause_ends.is_some() => Urgency::Ack,
+            _ if self.changed.is_some() || pause_ends.is_some() => Urgency::Now,
+            _ => Urgency::Change,
+        };
+        let until = if self.changed.is_none() { until.min(pause_ends.unwrap_or(until)) } else { until };
+        Next::Wait(until, wakes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: f64) -> impl Fn(Instant) -> Instant {
+        move |t| t + Duration::from_secs_f64(seconds)
+    }
+
+    /// Fails when nothing to do leads to a write, or to a wait shorter than the comparison of sizes.
+    #[test]
+    fn idle_writes_nothing() {
+        let t = Instant::now();
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(30)), t);
+        assert_eq!(r.next(t), Next::Wait(t + SIZES, Urgency::Change));
+        let mut now = t;
+        for _ in 0..1000 {
+            match r.next(now) {
+                Next::Wait(at, _) => now = at,
+                Next::CompareSizes => r.compared(now),
+                Next::LookForFiles => r.looked(now),
+                other => panic!("{other:?} while nothing changes"),
+            }
+        }
+    }
+
+    /// Fails when each change moves the save on, or when the first change is saved later than 1 s.
+    #[test]
+    fn a_busy_file_is_saved_once_a_second() {
+        let t = Instant::now();
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
+        let mut saves = Vec::new();
+        for ms in 0..10_000 {
+            let now = t + Duration::from_millis(ms);
+            r.change(now);
+            if let Next::Save { sync } = r.next(now) {
+                assert!(!sync);
+                saves.push(ms);
+                r.begun();
+                r.saved(false, now);
+            }
+        }
+        assert!(saves[0] <= 1000 && saves.windows(2).all(|w| w[1] - w[0] <= 1000), "{saves:?}");
+        assert!(saves.len() <= 13, "{saves:?}");
+    }
+
+    /// Fails when a run that is killed within a second saves nothing, or when each acknowledgement is saved that soon.
+    #[test]
+    fn the_first_acknowledgement_is_saved_at_once() {
+        let t = Instant::now();
+        let at = |ms| t + Duration::from_millis(ms);
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
+        r.change(t); // a file is opened
+        assert_eq!(r.next(at(200)), Next::Wait(t + GATHER, Urgency::Ack));
+        let mut saves = Vec::new();
+        for ms in 200..3000 {
+            r.ack(at(ms));
+            if let Next::Save { .. } = r.next(at(ms)) {
+                saves.push(ms);
+                r.begun();
+                r.saved(false, at(ms));
+            }
+        }
+        assert!(saves[0] < 300, "{saves:?}");
+        assert!(saves.windows(2).all(|w| (800..=1000).contains(&(w[1] - w[0]))), "{saves:?}");
+    }
+
+    /// Fails when the sync is counted from the last save instead of the first that is not synced.
+    #[test]
+    fn what_is_saved_is_synced_in_time() {
+        let t = Instant::now();
+        let every = Duration::from_secs(30);
+        let mut r = Schedule::new(Sync::Every(every), t);
+        r.saved(false, t);
+        r.saved(false, after(20.0)(t));
+        assert_eq!(r.next(after(29.0)(t)), Next::Wait(t + every, Urgency::Change));
+        assert_eq!(r.next(t + every), Next::Sync);
+        r.change(after(29.9)(t));
+        assert_eq!(r.next(t + every), Next::Save { sync: true });
+        r.begun();
+        r.saved(true, t + every);
+        assert!(matches!(r.next(t + every), Next::CompareSizes));
+        let mut always = Schedule::new(Sync::Always, t);
+        always.change(t);
+        assert_eq!(always.next(t + GATHER), Next::Save { sync: true });
+    }
+
+    /// Fails when a full disk is asked again at once, or never.
+    #[test]
+    fn a_failure_is_retried_at_growing_intervals() {
+        let t = Instant::now();
+        let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
+        r.change(t);
+        let (mut now, mut tries) = (t, 0);
+        while now < after(120.0)(t) {
+            match r.next(now) {
+                Next::Save { .. } => {
+                    tries += 1;
+                    r.begun();
+                    assert_eq!(r.failed(now), tries);
+                }
+                Next::CompareSizes => r.compared(now),
+                Next::Wait(at, _) => now = at,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((20..=30).contains(&tries), "{tries}");
+        r.hurry();
+        assert!(matches!(r.next(now), Next::Save { .. }), "a flush is tried at once");
+    }
+}

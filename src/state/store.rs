@@ -1,0 +1,395 @@
+//! The state folder's `offsets`: which file is the good one, and in which order files are written, synced and renamed so
+//! that there always is one.
+//!
+//! Invariant: from the first save on, at every moment and whatever a power loss does to data that was not synced, `offsets` or
+//! `offsets.previous` is whole. A kill loses nothing (the page cache stays); a power loss may take any file that was not
+//! synced, also one that was renamed into place (ext4 without `auto_da_alloc`, f2fs, XFS). So `offsets.previous` is only
+//! ever a file that was synced as `offsets` (one that an earlier run left is synced before it becomes that), and where
+//! there is neither, the save syncs before it renames.
+
+use super::Damaged;
+use super::format::{self, Bad};
+use crate::error::Error;
+use crate::files;
+use crate::streams::Saved;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+pub const OFFSETS: &str = "offsets";
+pub const PREVIOUS: &str = "offsets.previous";
+const TMP: &str = "offsets.tmp";
+const LOCK: &str = "lock";
+
+/// Larger than this no `offsets` is: what is there is not ours.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// What `offsets` is, as far as this process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Current {
+    /// There is none, or what is there is damaged.
+    Bad,
+    /// Whole, from an earlier run: it may be synced or not.
+    Found,
+    /// Whole, but a power loss may take it.
+    Unsynced,
+    Synced,
+}
+
+/// One call of the system on the way to a saved state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    WriteTmp,
+    SyncTmp,
+    SyncOffsets,
+    /// `offsets` becomes `offsets.previous`.
+    KeepPrevious,
+    /// `offsets.tmp` becomes `offsets`.
+    Replace,
+    SyncFolder,
+}
+
+/// The steps of a save, in order. `previous`: `offsets.previous` is whole and synced. `sync`: the policy asks for it.
+pub fn steps(current: Current, previous: bool, sync: bool) -> Vec<Step> {
+    let sync = sync || !(previous || matches!(current, Current::Found | Current::Synced));
+    let mut steps = vec![Step::WriteTmp];
+    if sync {
+        steps.push(Step::SyncTmp);
+    }
+    if current == Current::Found {
+        steps.push(Step::SyncOffsets);
+    }
+    if matches!(current, Current::Found | Current::Synced) {
+        // Between these two there is no `offsets`; `offsets.previous` is the state before this save, and `offsets.tmp` is whole.
+        steps.push(Step::KeepPrevious);
+    }
+    steps.push(Step::Replace);
+    if sync {
+        steps.push(Step::SyncFolder);
+    }
+    steps
+}
+
+/// The open state folder. Its lock is held until it is dropped.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    /// `None`: the disk was full or read-only when it was to be made.
+    lock: Option<File>,
+    current: Current,
+    /// `offsets.previous` is whole and synced. Only asked for where `current` is not.
+    previous: bool,
+}
+
+/// What was found in a state folder.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Neither `offsets` nor `offsets.previous` is there.
+    Nothing,
+    Good(Box<Saved>),
+    /// `offsets` is not there or damaged, as said; this is `offsets.previous`.
+    Previous(Box<Saved>, String),
+    /// Neither can be read, for these reasons.
+    Neither {
+        offsets: Bad,
+        previous: Bad,
+    },
+}
+
+fn written(path: &Path) -> Option<(i64, u32)> {
+    let time = fs::metadata(path).ok()?;
+    Some((time.mtime(), time.mtime_nsec().try_into().ok()?))
+}
+
+impl Store {
+    /// Makes the folder where it is missing, locks it and reads what was saved. The flag: it is `offsets.previous`.
+    pub fn open(folder: &Path, damaged: Damaged) -> Result<(Store, Saved, bool), Error> {
+        refuse_shared(folder)?;
+        let lock = match lock(folder) {
+            Ok(lock) => Some(lock),
+            Err(NotLocked::Held(pid)) => return Err(held(folder, pid)),
+            Err(NotLocked::Failed(e)) if is_disk_trouble(&e) => {
+                log::error!("{}: {e}; positions are not saved until this is mended", folder.display());
+                None
+            }
+            Err(NotLocked::Failed(e)) => {
+                let fix = "give the agent's user this folder, or name another by state_dir or --state-dir";
+                return Err(Error::failed(format_args!("open state folder {}", folder.display()), e, fix));
+            }
+        };
+        refuse_newer(folder)?;
+        if lock.is_some() && is_cut_short(folder)? {
+            // An error says nothing: then the state before is there.
+            let _ = replace(&folder.join(TMP), &folder.join(OFFSETS));
+        }
+        let mut store = Store { folder: folder.into(), lock, current: Current::Bad, previous: false };
+        let (mut saved, previous) = match look(folder)? {
+            Found::Nothing => (Saved::default(), false),
+            Found::Good(saved) => {
+                store.current = Current::Found;
+                (*saved, false)
+            }
+            Found::Previous(saved, why) => {
+                log::warn!(
+                    "{}: {why}; going on from {PREVIOUS}, so lines delivered since it was saved are sent again",
+                    folder.join(OFFSETS).display()
+                );
+                store.previous = true;
+                (*saved, true)
+            }
+            Found::Neither { offsets, previous } => (hopeless(folder, damaged, &offsets, &previous)?, true),
+        };
+        if !saved.from_beginning {
+            saved.written = written(&folder.join(if previous { PREVIOUS } else { OFFSETS }));
+        }
+        Ok((store, saved, previous))
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes `bytes` as the new `offsets`. Bytes written; after an error the old state is still there.
+    pub fn save(&mut self, bytes: &[u8], sync: bool) -> io::Result<u64> {
+        self.locked()?;
+        for step in steps(self.current, self.previous, sync) {
+            self.step(step, bytes)?;
+        }
+        Ok(bytes.len() as u64)
+    }
+
+    /// Forces what the last save wrote to the disk.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if matches!(self.current, Current::Found | Current::Unsynced) {
+            self.step(Step::SyncOffsets, &[])?;
+            self.step(Step::SyncFolder, &[])?;
+        }
+        Ok(())
+    }
+
+    fn locked(&mut self) -> io::Result<()> {
+        if self.lock.is_none() {
+            self.lock = Some(lock(&self.folder).map_err(|e| match e {
+                NotLocked::Held(pid) => io::Error::other(format!("another agent saves there{}", named(pid))),
+                NotLocked::Failed(e) => e,
+            })?);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: Step, bytes: &[u8]) -> io::Result<()> {
+        let at = |name: &str| self.folder.join(name);
+        match step {
+            Step::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
+            Step::SyncTmp => files::read(&at(TMP))?.sync_all()?,
+            Step::SyncOffsets => files::read(&at(OFFSETS))?.sync_all()?,
+            Step::KeepPrevious => {
+                replace(&at(OFFSETS), &at(PREVIOUS))?;
+                (self.current, self.previous) = (Current::Bad, true);
+            }
+            Step::Replace => {
+                replace(&at(TMP), &at(OFFSETS))?;
+                self.current = Current::Unsynced;
+            }
+            Step::SyncFolder => {
+                File::open(&self.folder)?.sync_all()?;
+                self.current = Current::Synced;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The only `rename` of the program.
+#[allow(clippy::disallowed_methods)]
+fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
+}
+
+/// Others who may write in the folder could put anything in the place of the agent's files.
+fn refuse_shared(folder: &Path) -> Result<(), Error> {
+    let Ok(there) = fs::metadata(folder) else { return Ok(()) }; // it is made, or the lock says why not
+    let (owner, own) = (there.uid(), rustix::process::geteuid().as_raw());
+    let what = format!("state folder {}", folder.display());
+    let elsewhere = "or name another folder by state_dir or --state-dir";
+    // Root can change everything anyway.
+    if owner != own && owner != 0 {
+        let why = format!("it belongs to user {owner}, and the agent runs as user {own}");
+        let fix = format!("give it to the agent's user (chown), {elsewhere}");
+        return Err(Error::config(what, why, fix));
+    }
+    if there.mode() & 0o022 != 0 {
+        let why = format!("others than its owner may write there (mode {:o})", there.mode() & 0o7777);
+        let fix = format!("take that from them (chmod go-w), {elsewhere}");
+        return Err(Error::config(what, why, fix));
+    }
+    Ok(())
+}
+
+/// What a newer program has saved is not replaced by what this one goes on from, not even where an older copy could be read.
+fn refuse_newer(folder: &Path) -> Result<(), Error> {
+    let offsets = folder.join(OFFSETS);
+    // Where a save was cut short the newest state is in the temporary file.
+    let cut_short = !offsets.exists() && folder.join(PREVIOUS).exists();
+    let path = if cut_short { folder.join(TMP) } else { offsets };
+    match read(&path)? {
+        Some(Err(newer @ Bad::Newer(_))) => Err(too_new(&path, &newer)),
+        _ => Ok(()),
+    }
+}
+
+fn too_new(path: &Path, newer: &Bad) -> Error {
+    Error::config(path.display(), newer, "install that version again, or move the folder away to begin anew")
+}
+
+/// A kill came between the two renames of a save, and the state that was to be saved is whole: it goes on as if the save had been
+/// done. The one before would do, but it could not be told from one that is older than what others rely on.
+fn is_cut_short(folder: &Path) -> Result<bool, Error> {
+    let is_there = |name: &str| folder.join(name).exists();
+    Ok(!is_there(OFFSETS) && is_there(PREVIOUS) && matches!(read(&folder.join(TMP))?, Some(Ok(_))))
+}
+
+/// Reads what is saved in a folder, without its lock: also for `status`.
+pub fn look(folder: &Path) -> Result<Found, Error> {
+    let offsets = read(&folder.join(OFFSETS))?;
+    if let Some(Ok(saved)) = offsets {
+        return Ok(Found::Good(Box::new(saved)));
+    }
+    let previous = read(&folder.join(PREVIOUS))?;
+    // A save that ran meanwhile has taken `offsets` away for a moment.
+    let offsets = match offsets {
+        None => read(&folder.join(OFFSETS))?,
+        bad => bad,
+    };
+    let missing = || Bad::Damaged("it is missing".into());
+    Ok(match (offsets, previous) {
+        (Some(Ok(saved)), _) => Found::Good(Box::new(saved)),
+        (None, None) => Found::Nothing,
+        (None, Some(Ok(saved))) => Found::Previous(Box::new(saved), "missing, a save was cut short".into()),
+        (Some(Err(bad)), Some(Ok(saved))) => Found::Previous(Box::new(saved), bad.to_string()),
+        (offsets, previous) => Found::Neither {
+            offsets: offsets.and_then(Result::err).unwrap_or_else(missing),
+            previous: previous.and_then(Result::err).unwrap_or_else(missing),
+        },
+    })
+}
+
+/// `None`: there is none. An error that may pass (permissions, descriptors) is not damage, and ends the start.
+fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
+    let bytes = files::read(path).and_then(|file| {
+        let mut bytes = Vec::new();
+        file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    });
+    match bytes {
+        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => {
+            Ok(Some(Err(Bad::Damaged("it is far too long".into()))))
+        }
+        Ok(bytes) => Ok(Some(format::read(&bytes))),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) if is_rot(&e) => Ok(Some(Err(Bad::Damaged(e.to_string())))),
+        Err(e) => {
+            let fix = "let the agent's user read it; nothing was changed";
+            Err(Error::failed(format_args!("read {}", path.display()), e, fix))
+        }
+    }
+}
+
+fn hopeless(folder: &Path, damaged: Damaged, offsets: &Bad, previous: &Bad) -> Result<Saved, Error> {
+    let path = folder.join(OFFSETS);
+    if let (Bad::Newer(_), bad) | (bad, Bad::Newer(_)) = (offsets, previous) {
+        let newer = if matches!(offsets, Bad::Newer(_)) { offsets } else { previous };
+        log::debug!("beside it: {bad}");
+        return Err(too_new(&path, newer));
+    }
+    match damaged {
+        Damaged::Refuse => {
+            let why = format!("{offsets}; and {PREVIOUS}: {previous}");
+            let fix = format!(
+                "put back a copy of either, or remove both and begin by `start`, or set damaged_state = \"beginning\" \
+                 to send every file from its beginning ({})",
+                folder.display()
+            );
+            Err(Error::config(path.display(), why, fix))
+        }
+        Damaged::Beginning => {
+            log::error!(
+                "{}: {offsets}; and {PREVIOUS}: {previous}; every file is sent from its beginning (damaged_state)",
+                path.display()
+            );
+            Ok(Saved { from_beginning: true, ..Saved::default() })
+        }
+    }
+}
+
+#[derive(Debug)]
+enum NotLocked {
+    /// By the agent with this process id, if it could be told.
+    Held(Option<u32>),
+    Failed(io::Error),
+}
+
+impl From<io::Error> for NotLocked {
+    fn from(e: io::Error) -> Self {
+        NotLocked::Failed(e)
+    }
+}
+
+/// `flock(2)` on `lock`, which holds our process id from then on. It is never removed: who waits for it could lock a file
+/// that is gone.
+fn lock(folder: &Path) -> Result<File, NotLocked> {
+    make(folder)?;
+    let path = folder.join(LOCK);
+    let mut file = match files::private(&path) {
+        // Read-only: a lock that is there can still be taken.
+        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => files::read(&path).map_err(|_| e)?,
+        file => file?,
+    };
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            let _ = file.take(32).read_to_string(&mut pid);
+            return Err(NotLocked::Held(pid.trim().parse().ok()));
+        }
+        Err(e) => return Err(NotLocked::Failed(e.into())),
+    }
+    // Only for the other's message: a full disk does not matter.
+    let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    Ok(file)
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // So that a power loss does not take the folder with all that was synced in it; not every file system can.
+    let _ = folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all());
+    Ok(())
+}
+
+fn named(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
+}
+
+fn held(folder: &Path, pid: Option<u32>) -> Error {
+    let why = format!("another agent uses it{}", named(pid));
+    let fix = "stop that one, or give this one a folder of its own by --state-dir or state_dir";
+    Error::failed(format_args!("lock state folder {}", folder.display()), why, fix)
+}
+
+/// The disk's trouble, not a mistake in the set-up: delivery goes on without saving.
+fn is_disk_trouble(e: &io::Error) -> bool {
+    use ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(e.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded) || is_rot(e)
+}
+
+/// The medium does not give its bytes back.
+fn is_rot(e: &io::Error) -> bool {
+    [libc::EIO, libc::EUCLEAN, libc::EISDIR].iter().any(|code| e.raw_os_error() == Some(*code))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,363 @@
+//! Registry and saver on a real folder.
+
+use super::*;
+use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
+use crate::state::saver::LAST_RETRY;
+use crate::streams::Progress;
+use crate::wall;
+use crossbeam_channel::bounded;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Instant;
+
+fn options(folder: &Path) -> Options {
+    Options {
+        state_dir: Some(folder.into()),
+        sync: Sync::Every(Duration::from_secs(30)),
+        damaged: Damaged::Refuse,
+        exactly_once: None,
+    }
+}
+
+fn point(offset: u64) -> Point {
+    Point { offset, mark: Mark { len: 3, hash: offset }, then: Then::Line }
+}
+
+/// One run of the agent, as far as the state folder is concerned.
+struct Bench {
+    board: Arc<Board>,
+    registry: Arc<Registry>,
+    saver: Saver,
+    saved: Saved,
+}
+
+impl Bench {
+    fn start(options: Options) -> Bench {
+        let board = Arc::new(Board::default());
+        let (folder, saved) = open(options, &board).unwrap();
+        let registry = folder.registry(&board);
+        let saver = Saver::start(folder, registry.clone(), &board).unwrap();
+        Bench { board, registry, saver, saved }
+    }
+
+    fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Progress> {
+        let gauge = self.board.gauge(StreamId(stream), at, size);
+        let origin = Origin {
+            stream: StreamId(stream),
+            topic: "t".into(),
+            path: "/var/log/a".into(),
+            shape: Arc::new(Shape::default()),
+            gauge: gauge.clone(),
+        };
+        let at = if at == 0 { Point::default() } else { point(at) };
+        let identity = Identity { dev: 1, ino: stream, born: None };
+        self.registry.open(Opened { origin: origin.into(), identity, at });
+        gauge
+    }
+
+    /// A chunk is framed and sent.
+    fn fly(progress: &Progress, start: u64, end: u64) {
+        progress.frame(end);
+        progress.send_range(&(start..end), end - start);
+    }
+
+    /// Ten bytes are a line here.
+    fn ack(&self, stream: u64, start: u64, end: u64) {
+        let lines = end - start;
+        self.registry.acknowledge([Ack {
+            stream: StreamId(stream),
+            range: start..end,
+            end: point(end),
+            lines,
+        }]);
+    }
+
+    fn flush(&self) {
+        let (answer, saved) = bounded(0);
+        self.saver.first_scan_done(answer);
+        assert!(
+            saved.recv_timeout(Duration::from_secs(10)).is_err_and(|e| e.is_disconnected()),
+            "not answered"
+        );
+    }
+
+    fn stop(self) -> Result<(), Error> {
+        self.saver.finish()
+    }
+}
+
+fn on_disk(folder: &Path) -> Saved {
+    match store::look(folder).unwrap() {
+        store::Found::Good(saved) => *saved,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
+    let entry = |e: io::Result<fs::DirEntry>| {
+        let e = e.unwrap();
+        (e.file_name().into_string().unwrap(), e.metadata().unwrap().modified().unwrap())
+    };
+    let mut all: Vec<_> =
+        fs::read_dir(folder).unwrap().map(entry).filter(|(name, _)| name != "lock").collect();
+    all.sort();
+    all
+}
+
+/// Fails when a flush is answered before the save or waits for more changes, or when the pattern is not part of it.
+#[test]
+fn first_sight_is_saved_when_the_flush_is_answered() {
+    // Where fsync(2) is quick: what is timed is what is waited for beside it.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let bench = Bench::start(options(dir.path()));
+    bench.open(1, 500, 500);
+    bench.registry.pattern_known(b"/var/log/*".to_vec());
+    let before = Instant::now();
+    bench.flush();
+    assert!(before.elapsed() < Duration::from_millis(500), "the agent is ready only after this");
+    let saved = on_disk(dir.path());
+    assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
+    assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
+    bench.flush(); // nothing to save: answered all the same
+    bench.stop().unwrap();
+}
+
+/// Fails when acks wait for more than a second, or when `saved` passes `acked`.
+#[test]
+fn an_ack_is_saved_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    bench.flush();
+    Bench::fly(&gauge, 0, 50);
+    let before = Instant::now();
+    bench.ack(1, 0, 50);
+    let tick = crossbeam_channel::tick(Duration::from_millis(5));
+    while gauge.saved.load(Relaxed) < 50 {
+        tick.recv().unwrap();
+        assert!(before.elapsed() < Duration::from_millis(1500), "not saved");
+    }
+    assert_eq!(on_disk(dir.path()).streams[0].at, point(50));
+    assert_eq!(on_disk(dir.path()).totals.acked_lines, 50);
+    bench.stop().unwrap();
+}
+
+/// Fails when a restart in which nothing happens writes anything but its process id.
+#[test]
+fn a_restart_without_news_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 100);
+    bench.ack(1, 0, 100);
+    bench.stop().unwrap();
+    let before = names_and_times(dir.path());
+    let bench = Bench::start(options(dir.path()));
+    assert_eq!(bench.saved.streams[0].at, point(100));
+    bench.open(1, 100, 100);
+    bench.registry.pattern_known(b"x".to_vec());
+    bench.stop().unwrap();
+    assert_ne!(names_and_times(dir.path()), before, "a new pattern is news");
+    let before = names_and_times(dir.path());
+    let bench = Bench::start(options(dir.path()));
+    bench.open(1, 100, 100);
+    bench.flush();
+    bench.stop().unwrap();
+    assert_eq!(names_and_times(dir.path()), before);
+}
+
+/// What a kill leaves is what was copied from the folder while the stage ran. Fails when doubled lines are not counted,
+/// are counted twice over a later clean restart, or a total goes back.
+#[test]
+fn doubled_lines_are_counted_over_a_kill_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 30);
+    bench.ack(1, 0, 30);
+    bench.flush();
+    Bench::fly(&gauge, 30, 80);
+    for name in ["offsets", "air"] {
+        fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    bench.stop().unwrap();
+
+    let bench = Bench::start(options(copy.path()));
+    assert_eq!(bench.saved.streams[0].at, point(30));
+    let gauge = bench.open(1, 30, 100);
+    Bench::fly(&gauge, 30, 80);
+    assert_eq!(bench.board.doubled_at_most(), 50, "counted before it is sent");
+    Bench::fly(&gauge, 80, 100);
+    bench.ack(1, 80, 100);
+    bench.ack(1, 30, 80);
+    bench.stop().unwrap();
+    assert_eq!(on_disk(copy.path()).totals.again, 50);
+
+    let bench = Bench::start(options(copy.path()));
+    let gauge = bench.open(1, 100, 200);
+    Bench::fly(&gauge, 100, 200);
+    assert_eq!(bench.board.doubled_at_most(), 50);
+    assert_eq!(bench.board.totals.acked_lines.load(Relaxed), 100);
+    bench.ack(1, 100, 200);
+    bench.stop().unwrap();
+}
+
+/// A kill before a stream's opening is saved, which is another stream then; also before the very first save, and with the
+/// positions lost. Fails when its doubled lines are not counted, or lines of a first start or after first sight are.
+#[test]
+fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
+    for (kept, damaged, doubled) in
+        [(&["offsets", "air"][..], false, 80), (&["air"], false, 80), (&["air"], true, 100)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        let bench = Bench::start(options(dir.path()));
+        bench.open(1, 0, 0);
+        bench.flush();
+        let gauge = bench.open(2, 0, 100);
+        Bench::fly(&gauge, 0, 80);
+        assert_eq!(bench.board.doubled_at_most(), 0, "a first start");
+        for name in kept {
+            fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+        }
+        bench.ack(2, 0, 80);
+        bench.stop().unwrap();
+        if damaged {
+            fs::write(copy.path().join("offsets"), b"\0").unwrap();
+        }
+        let bench = Bench::start(Options { damaged: Damaged::Beginning, ..options(copy.path()) });
+        let gauge = bench.open(5, 0, 100);
+        Bench::fly(&gauge, 0, 80);
+        Bench::fly(&gauge, 80, 100);
+        assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
+        bench.ack(5, 0, 100);
+        bench.flush();
+        let gauge = bench.open(6, 0, 100);
+        Bench::fly(&gauge, 0, 100);
+        bench.ack(6, 0, 100);
+        assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
+        bench.stop().unwrap();
+    }
+}
+
+/// Fails when a save that fails ends the stage, is not shown, or is not tried again.
+#[test]
+fn a_disk_that_refuses_is_shown_and_overcome() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    bench.flush();
+    let blocked = dir.path().join("offsets.tmp");
+    fs::create_dir(&blocked).unwrap();
+    Bench::fly(&gauge, 0, 10);
+    bench.ack(1, 0, 10);
+    bench.flush(); // answered though it failed: the agent must become ready
+    assert!(bench.board.state().degraded.is_some());
+    assert_eq!(gauge.acked.load(Relaxed), 10);
+    assert_eq!(gauge.saved.load(Relaxed), 0);
+    fs::remove_dir(&blocked).unwrap();
+    let tick = crossbeam_channel::tick(Duration::from_millis(5));
+    let before = Instant::now();
+    while gauge.saved.load(Relaxed) < 10 {
+        tick.recv().unwrap();
+        assert!(before.elapsed() < Duration::from_secs(5), "not tried again");
+    }
+    assert_eq!(bench.board.state().degraded, None);
+    bench.stop().unwrap();
+}
+
+/// Fails when the last save is not made or not tried again, or an error of it is not told.
+#[test]
+fn the_end_saves_or_says_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 100);
+    bench.ack(1, 0, 100);
+    bench.registry.close(&Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } });
+    bench.stop().unwrap();
+    let saved = on_disk(dir.path());
+    assert!(saved.streams[0].finished);
+    assert_eq!(saved.totals.lost_bytes, 9);
+
+    let blocked = dir.path().join("offsets.tmp");
+    let bench = Bench::start(options(dir.path()));
+    bench.open(2, 0, 100);
+    fs::create_dir(&blocked).unwrap();
+    let freed = thread::spawn({
+        let (blocked, soon) = (blocked.clone(), crossbeam_channel::after(LAST_RETRY / 2));
+        move || soon.recv().map(|_| fs::remove_dir(blocked))
+    });
+    bench.stop().unwrap();
+    freed.join().unwrap().unwrap().unwrap();
+    assert_eq!(on_disk(dir.path()).streams.len(), 2);
+
+    let bench = Bench::start(options(dir.path()));
+    bench.open(3, 0, 100);
+    fs::create_dir(&blocked).unwrap();
+    assert!(bench.stop().unwrap_err().to_string().contains("save positions"));
+}
+
+/// Fails when a run without a state folder waits for one, or forgets to move the gauges.
+#[test]
+fn nothing_is_saved_without_a_folder() {
+    let bench = Bench::start(Options { state_dir: None, ..options(Path::new("/nowhere")) });
+    let gauge = bench.open(1, 0, 100);
+    Bench::fly(&gauge, 0, 100);
+    bench.ack(1, 0, 100);
+    bench.flush();
+    assert_eq!((gauge.acked.load(Relaxed), gauge.saved.load(Relaxed)), (100, 0));
+    bench.stop().unwrap();
+}
+
+/// For the stamps after a boot in 1970. Fails when the wall clock is not saved, or one that is not set is.
+#[test]
+fn the_wall_clock_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = wall::now_ms();
+    let bench = Bench::start(options(dir.path()));
+    bench.open(1, 0, 100);
+    bench.stop().unwrap();
+    assert!((before..=wall::now_ms()).contains(&on_disk(dir.path()).wall_ms));
+}
+
+/// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before first sight is over.
+#[test]
+fn the_beginning_holds_until_first_sight_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("offsets"), b"\0").unwrap();
+    let bench = Bench::start(Options { damaged: Damaged::Beginning, ..options(dir.path()) });
+    assert!(bench.saved.from_beginning);
+    bench.open(1, 0, 100);
+    bench.stop().unwrap();
+    let bench = Bench::start(options(dir.path()));
+    assert!(bench.saved.from_beginning);
+    bench.flush();
+    bench.stop().unwrap();
+    assert!(!on_disk(dir.path()).from_beginning);
+}
+
+/// A box that boots in 1970, or has its clock set to another century. Fails when the wall clock decides what is forgotten.
+#[test]
+fn positions_are_forgotten_by_running_time_alone() {
+    const DAY: u64 = 24 * 3600;
+    let registry = Registry::default();
+    let origin = Origin {
+        stream: StreamId(1),
+        topic: "t".into(),
+        path: "/var/log/a".into(),
+        shape: Arc::new(Shape::default()),
+        gauge: Arc::default(),
+    };
+    registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
+    registry.snapshot(&mut Saved::default(), 1000);
+    assert!(registry.absent(StreamId(1), 1000 + 100 * DAY, 30 * DAY).is_none(), "a tail has it");
+    registry.close(&Closed { stream: StreamId(1), why: Ending::Parked });
+    assert!(registry.absent(StreamId(1), 1000 + 29 * DAY, 30 * DAY).is_none());
+    assert!(registry.absent(StreamId(1), 1000 + 31 * DAY, 30 * DAY).is_some());
+    assert!(registry.resting().is_empty());
+}

@@ -1,0 +1,265 @@
+//! The registry of log streams: whose file each one is, and how far it is framed, sent, acknowledged and saved.
+//!
+//! Tails open and close streams here, the producer acknowledges here, the saver takes snapshots here. One mutex guards it,
+//! held for look-ups and small updates and never during I/O; the offsets that every chunk moves are atomics
+//! ([`Progress`]).
+//!
+//! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`, asserted in release builds: a position that runs ahead of what
+//! was acknowledged loses lines silently at the next crash, and ending the process is cheaper than that. Positions never
+//! move back; a truncated file becomes a new stream.
+//!
+//! Invariant: a stream is open here before its first chunk can reach the producer.
+
+pub mod mailbox;
+mod progress;
+mod ranges;
+pub mod saved;
+pub mod sent_marks;
+mod table;
+mod totals;
+
+pub use progress::Progress;
+pub use saved::{Saved, SavedPositions, SavedStream, SavedTotals};
+pub use totals::Totals;
+
+use crate::chunk::{Ack, Closed, Ending, Opened, StreamId};
+use crossbeam_channel::Sender;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use table::Table;
+
+/// All streams this process knows.
+#[derive(Debug, Default)]
+pub struct Registry {
+    inner: Mutex<Inner>,
+    /// Wakes the saver.
+    news: Condvar,
+    totals: Arc<Totals>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    table: Table,
+    pending: Pending,
+    /// The least urgent change that wakes the saver while it waits.
+    wakes: Urgency,
+    /// Exactly-once: nothing of a stream is sent before its opening is saved.
+    opens_are_urgent: bool,
+    /// Patterns whose existing files are all known here; see [`Saved::sources`].
+    sources: Vec<Vec<u8>>,
+    /// See [`Saved::from_beginning`].
+    from_beginning: bool,
+    /// Seconds that agents have run on this state folder, as of the saver's last look.
+    clock: u64,
+}
+
+/// What has changed since the saver last looked.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// The first change.
+    pub changed: Option<Instant>,
+    /// The first acknowledgement.
+    pub acked: Option<Instant>,
+    /// Someone waits for the next save.
+    pub urgent: bool,
+    /// Dropped when a save that holds everything up to now has succeeded or failed.
+    pub waiting: Vec<Sender<()>>,
+    /// No more changes will come: save, and end.
+    pub ending: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Any change.
+    #[default]
+    Change,
+    Ack,
+    /// Someone waits for a save, or the end has come.
+    Now,
+}
+
+impl Registry {
+    /// Goes on from what an earlier run saved. `resent` names, per stream, up to where bytes are sent again without a tail
+    /// that reads them (exactly-once).
+    pub fn new(saved: &Saved, resent: &HashMap<StreamId, u64>, totals: Arc<Totals>) -> Registry {
+        let inner = Inner {
+            table: Table::new(&saved.streams, saved.next_stream).resending(resent),
+            sources: saved.sources.clone(),
+            from_beginning: saved.from_beginning,
+            clock: saved.clock,
+            ..Inner::default()
+        };
+        Registry { inner: Mutex::new(inner), news: Condvar::new(), totals }
+    }
+
+    /// Exactly-once: nothing of a stream is sent before its opening is saved, so that is saved at once.
+    pub fn saving_openings(mut self) -> Registry {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).opens_are_urgent = true;
+        self
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tail reads `opened` from now on. To be called before its first chunk is handed over.
+    pub fn open(&self, opened: Opened) {
+        let mut inner = self.lock();
+        let clock = inner.clock;
+        if inner.table.open(opened, clock) {
+            let urgency = if inner.opens_are_urgent { Urgency::Now } else { Urgency::Change };
+            inner.pending.urgent |= inner.opens_are_urgent;
+            self.changed(&mut inner, urgency);
+        }
+    }
+
+    /// The tail will hand over nothing more of this stream.
+    pub fn close(&self, closed: &Closed) {
+        if let Ending::Truncated { lost } | Ending::Gone { lost } = closed.why {
+            self.totals.lost_bytes.fetch_add(lost, Relaxed);
+        }
+        let mut inner = self.lock();
+        if inner.table.close(closed.stream, &closed.why) {
+            self.changed(&mut inner, Urgency::Change);
+        }
+    }
+
+    /// Everything in these ranges is stored, or is in the dead-letter file.
+    pub fn acknowledge(&self, acks: impl IntoIterator<Item = Ack>) {
+        let mut acks = acks.into_iter().peekable();
+        if acks.peek().is_none() {
+            return;
+        }
+        let mut inner = self.lock();
+        for ack in acks {
+            inner.table.ack(&ack);
+            self.totals.acked_lines.fetch_add(ack.lines, Relaxed);
+        }
+        let pending = &mut inner.pending;
+        if pending.acked.is_none() {
+            pending.acked = Some(Instant::now());
+            self.changed(&mut inner, Urgency::Ack);
+        }
+    }
+
+    /// All existing files of this pattern are open here, so `start` no longer applies to it.
+    pub fn pattern_known(&self, pattern: Vec<u8>) {
+        let mut inner = self.lock();
+        if !inner.sources.contains(&pattern) {
+            inner.sources.push(pattern);
+            self.changed(&mut inner, Urgency::Change);
+        }
+    }
+
+    /// The first scan of all patterns is over. `done` is dropped when that is saved, or could not be.
+    pub fn first_scan_done(&self, done: Sender<()>) {
+        let mut inner = self.lock();
+        if std::mem::take(&mut inner.from_beginning) {
+            inner.pending.changed.get_or_insert_with(Instant::now);
+        }
+        inner.pending.waiting.push(done);
+        self.wake(&mut inner, Urgency::Now);
+    }
+
+    /// Save now: batches wait for it (exactly-once), or the counters must not be lost.
+    pub fn save_soon(&self) {
+        let mut inner = self.lock();
+        inner.pending.urgent = true;
+        self.changed(&mut inner, Urgency::Now);
+    }
+
+    /// Nothing changes any more.
+    pub fn end(&self) {
+        let mut inner = self.lock();
+        inner.pending.ending = true;
+        self.wake(&mut inner, Urgency::Now);
+    }
+
+    fn changed(&self, inner: &mut Inner, urgency: Urgency) {
+        inner.pending.changed.get_or_insert_with(Instant::now);
+        self.wake(inner, urgency);
+    }
+
+    fn wake(&self, inner: &mut Inner, urgency: Urgency) {
+        if urgency >= inner.wakes {
+            inner.wakes = Urgency::Now; // once is enough
+            self.news.notify_one();
+        }
+    }
+}
+
+/// The saver's side.
+impl Registry {
+    /// Waits until `until`, or for a change that is at least as urgent as `wakes`, and takes what has changed.
+    pub fn wait(&self, wakes: Urgency, until: Instant) -> Pending {
+        let mut inner = self.lock();
+        let is_there = |inner: &Inner| {
+            let p = &inner.pending;
+            let now = p.urgent || p.ending || !p.waiting.is_empty();
+            now || (wakes <= Urgency::Ack && p.acked.is_some())
+                || (wakes == Urgency::Change && p.changed.is_some())
+        };
+        while !is_there(&inner) {
+            let time = until.saturating_duration_since(Instant::now());
+            if time.is_zero() {
+                break;
+            }
+            inner.wakes = wakes;
+            inner = self.news.wait_timeout(inner, time).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        inner.wakes = Urgency::Now;
+        let ending = inner.pending.ending;
+        std::mem::replace(&mut inner.pending, Pending { ending, ..Pending::default() })
+    }
+
+    /// What `offsets` is to say at `clock` seconds of running time: fills `head`'s streams and what belongs to them.
+    pub fn snapshot(&self, head: &mut Saved, clock: u64) {
+        let mut inner = self.lock();
+        inner.clock = clock;
+        (head.clock, head.next_stream, head.from_beginning) =
+            (clock, inner.table.next_stream(), inner.from_beginning);
+        if head.sources.len() < inner.sources.len() {
+            head.sources.extend_from_slice(&inner.sources[head.sources.len()..]);
+        }
+        // Together with the positions: after a crash each line counts as often as its acknowledgement was saved.
+        head.totals.acked_lines = self.totals.acked_lines.load(Relaxed);
+        head.totals.lost_bytes = inner.table.lost_bytes();
+        head.streams.clear();
+        head.streams.extend(inner.table.write_down(clock));
+    }
+
+    /// The last snapshot is saved. Calls `finished` for each stream that needs nothing more.
+    pub fn saved(&self, finished: impl FnMut(StreamId)) {
+        self.lock().table.saved(finished);
+    }
+
+    /// Whether a file has another size than was saved last: worth a save, not worth hurrying.
+    pub fn sizes_moved(&self) -> bool {
+        self.lock().table.sizes_moved()
+    }
+
+    /// Streams without a tail: id, followed path, inode.
+    pub fn resting(&self) -> Vec<(StreamId, Arc<Path>, u64)> {
+        self.lock().table.resting().collect()
+    }
+
+    /// A resting stream's file exists at `clock`.
+    pub fn exists(&self, stream: StreamId, clock: u64) {
+        self.lock().table.exists(stream, clock);
+    }
+
+    /// A resting stream's file is gone. Forgets the stream if the file was last seen more than `age` seconds of running
+    /// time ago; its path, if so.
+    pub fn absent(&self, stream: StreamId, clock: u64, age: u64) -> Option<Arc<Path>> {
+        let mut inner = self.lock();
+        let path = inner.table.forget_absent(stream, clock, age)?;
+        self.changed(&mut inner, Urgency::Change);
+        Some(path)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! A single-value mailbox from the saver to the journal. A new value replaces the old one, so publishing never blocks.
+
+use super::SavedPositions;
+use crate::waker::Waker;
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    latest: Arc<Mutex<Option<SavedPositions>>>,
+    waker: Waker,
+}
+
+#[derive(Debug)]
+pub struct Mailbox {
+    latest: Arc<Mutex<Option<SavedPositions>>>,
+}
+
+/// `waker` wakes the journal's thread.
+pub fn pair(waker: &Waker) -> (Publisher, Mailbox) {
+    let latest = Arc::new(Mutex::new(None));
+    (Publisher { latest: latest.clone(), waker: waker.clone() }, Mailbox { latest })
+}
+
+impl Publisher {
+    pub fn publish(&self, positions: SavedPositions) {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(positions);
+        self.waker.wake();
+    }
+}
+
+impl Mailbox {
+    pub fn take(&self) -> Option<SavedPositions> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

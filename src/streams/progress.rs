@@ -1,0 +1,133 @@
+//! The offsets of one open stream, and how long its oldest unacknowledged byte has been waiting.
+
+use super::sent_marks::SentMark;
+use crate::chunk::{Chunk, Identity, Range, StreamId};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ sent ≤ framed ≤ size` (but for truncation).
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub size: AtomicU64,
+    /// End of the last chunk that the tail handed over, or is about to.
+    pub framed: AtomicU64,
+    /// End of the last chunk that may have been sent. Moved by [`Progress::send`].
+    pub sent: AtomicU64,
+    pub acked: AtomicU64,
+    pub saved: AtomicU64,
+    /// From `framed` up to here there is no end of a line: an unfinished rest, which is not late. Writer: the tail.
+    pub searched: AtomicU64,
+    /// Remembers `sent` over a crash.
+    mark: Option<SentMark>,
+    seen: Mutex<Seen>,
+    who: Mutex<Option<(StreamId, Identity)>>,
+}
+
+/// When which size was first seen, ascending.
+#[derive(Debug, Default)]
+struct Seen(VecDeque<(u64, Instant)>);
+
+impl Seen {
+    /// Beyond it neighbours are merged, and the age of what waits long is told too high rather than too low.
+    const MOST: usize = 64;
+    /// Closer together than this is one entry.
+    const STEP: Duration = Duration::from_millis(500);
+
+    fn grew(&mut self, size: u64, now: Instant) {
+        match self.0.back_mut() {
+            Some((s, _)) if *s >= size => return,
+            Some((s, t)) if now.duration_since(*t) < Self::STEP => *s = size,
+            _ => self.0.push_back((size, now)),
+        }
+        if self.0.len() > Self::MOST {
+            let mut first = None;
+            self.0.retain_mut(|entry| match first.take() {
+                // The second of a pair stays, with the time of the first: bytes up to it were seen since then.
+                Some(t) => {
+                    entry.1 = t;
+                    true
+                }
+                None => {
+                    first = Some(entry.1);
+                    false
+                }
+            });
+            // An odd one at the end was taken out: it comes back.
+            if let Some(t) = first {
+                self.0.push_back((size, t));
+            }
+        }
+    }
+
+    fn oldest_after(&mut self, acked: u64) -> Option<Instant> {
+        while self.0.front().is_some_and(|(size, _)| *size <= acked) {
+            self.0.pop_front();
+        }
+        self.0.front().map(|(_, t)| *t)
+    }
+}
+
+impl Progress {
+    /// Of a stream opened at offset `at`, whose file holds `size` bytes.
+    pub fn new(at: u64, size: u64, mark: Option<SentMark>) -> Progress {
+        let progress = Progress { mark, ..Progress::default() };
+        for offset in [&progress.framed, &progress.sent, &progress.acked, &progress.saved] {
+            offset.store(at, Relaxed);
+        }
+        progress.saw(size, Instant::now());
+        progress
+    }
+
+    /// The file holds `size` bytes now. Once per look at the file, not per chunk.
+    pub fn saw(&self, size: u64, now: Instant) {
+        self.size.store(size, Relaxed);
+        lock(&self.seen).grew(size, now);
+    }
+
+    /// A chunk that ends at `end` is about to be handed over.
+    pub fn frame(&self, end: u64) {
+        self.framed.fetch_max(end, Relaxed);
+    }
+
+    /// The chunk is about to be sent for the first time. On return that is written down, so that a crash leaves known which
+    /// lines may have been stored without an acknowledgement.
+    pub fn send(&self, chunk: &Chunk) {
+        self.send_range(&chunk.range, chunk.lines.len() as u64);
+    }
+
+    pub fn send_range(&self, range: &Range, lines: u64) {
+        assert!(range.end <= self.framed.load(Relaxed), "{range:?} is sent before it is framed");
+        if let Some(mark) = &self.mark {
+            mark.raise(range.start, range.end, lines);
+        }
+        self.sent.fetch_max(range.end, Relaxed);
+    }
+
+    /// All that was framed is acknowledged.
+    pub fn is_done(&self) -> bool {
+        self.acked.load(Relaxed) >= self.framed.load(Relaxed)
+    }
+
+    /// Since when the oldest line waits that is not acknowledged; `None` when nothing but an unfinished rest waits.
+    pub fn waits_since(&self) -> Option<Instant> {
+        let (acked, framed) = (self.acked.load(Relaxed), self.framed.load(Relaxed));
+        let late = acked < framed || self.searched.load(Relaxed).max(framed) < self.size.load(Relaxed);
+        let since = lock(&self.seen).oldest_after(acked);
+        since.filter(|_| late)
+    }
+
+    /// Whose progress it is. Writer: the registry, when the stream is opened.
+    pub fn belongs(&self, stream: StreamId, identity: Identity) {
+        *lock(&self.who) = Some((stream, identity));
+    }
+
+    pub fn who(&self) -> Option<(StreamId, Identity)> {
+        lock(&self.who).clone()
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}

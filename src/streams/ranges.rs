@@ -1,0 +1,64 @@
+//! What is acknowledged of one stream: without a gap up to a point, and ranges beyond it. Pure.
+
+use crate::chunk::Point;
+use std::collections::BTreeMap;
+
+/// A gapless point and what is acknowledged beyond it.
+///
+/// Invariant: the ranges are disjoint, do not touch each other, and all start after `at`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AckedRanges {
+    pub at: Point,
+    /// By start; the value is the range's end, kept whole since its mark is needed when the gap before it closes.
+    pub beyond: BTreeMap<u64, Point>,
+}
+
+impl AckedRanges {
+    /// Takes an acknowledged range in. A repeat changes nothing.
+    pub fn ack(&mut self, start: u64, end: Point) {
+        debug_assert!(start >= self.at.offset, "acknowledged {start} again, before {}", self.at.offset);
+        debug_assert!(start <= end.offset);
+        if start > self.at.offset {
+            return self.beyond(start, end);
+        }
+        if end.offset >= self.at.offset {
+            self.at = end;
+        }
+        while let Some(first) = self.beyond.first_entry() {
+            if *first.key() > self.at.offset {
+                break;
+            }
+            let end = first.remove();
+            if end.offset >= self.at.offset {
+                self.at = end;
+            }
+        }
+    }
+
+    fn beyond(&mut self, mut start: u64, mut end: Point) {
+        if let Some((&before, &upto)) = self.beyond.range(..=start).next_back()
+            && upto.offset >= start
+        {
+            debug_assert!(
+                upto.offset == start,
+                "acknowledged {start} again, within {before}..{}",
+                upto.offset
+            );
+            start = before;
+            end = further(upto, end);
+        }
+        while let Some((&next, &upto)) = self.beyond.range(start..).next()
+            && next <= end.offset
+        {
+            debug_assert!(next == end.offset || next == start, "acknowledged {next}..{} again", upto.offset);
+            self.beyond.remove(&next);
+            end = further(end, upto);
+        }
+        self.beyond.insert(start, end);
+    }
+}
+
+/// The end that lies further; of two equal ones the second.
+fn further(a: Point, b: Point) -> Point {
+    if b.offset >= a.offset { b } else { a }
+}

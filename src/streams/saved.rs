@@ -1,0 +1,112 @@
+//! What is saved of the streams: the content of the state folder's `offsets`, as values.
+
+use super::ranges::AckedRanges;
+use crate::chunk::{Ack, Identity, Point, Range, StreamId};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The whole content of `offsets`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// By id, ascending.
+    pub streams: Vec<SavedStream>,
+    /// The lowest id never given away.
+    pub next_stream: u64,
+    /// The patterns known so far, as written in the config: `start` applies only to files that exist when their pattern
+    /// is first known. A pattern that leaves the config stays known.
+    pub sources: Vec<Vec<u8>>,
+    /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
+    pub clock: u64,
+    /// Wall clock of the last save, in ms since 1970; 0: none. For the stamps of records; see `wall.rs`.
+    pub wall_ms: i64,
+    pub totals: SavedTotals,
+    /// When it was written, in seconds and nanoseconds since 1970 by the file system's clock; not part of the text. `None`: never.
+    pub written: Option<(i64, u32)>,
+    /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
+    /// every file is read from its beginning.
+    pub from_beginning: bool,
+}
+
+impl Saved {
+    /// Takes in what is known to be stored though the run that sent it could not save that. `false`: it is known already, or
+    /// the stream is not.
+    pub fn acknowledge(&mut self, ack: &Ack) -> bool {
+        let Some(s) = self.streams.iter_mut().find(|s| s.stream == ack.stream) else { return false };
+        let inside = s.beyond.iter().any(|(r, _)| r.start < ack.range.end && ack.range.start < r.end);
+        if ack.range.start < s.at.offset || inside {
+            return false;
+        }
+        let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
+        let mut acked = AckedRanges { at: s.at, beyond };
+        acked.ack(ack.range.start, ack.end);
+        s.at = acked.at;
+        s.beyond = acked.beyond.iter().map(|(start, end)| (*start..end.offset, *end)).collect();
+        s.size = s.size.max(ack.range.end);
+        true
+    }
+}
+
+/// One stream as saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedStream {
+    pub stream: StreamId,
+    /// The followed path.
+    pub path: Arc<Path>,
+    pub identity: Identity,
+    /// Acknowledged without a gap up to here.
+    pub at: Point,
+    /// Acknowledged ranges beyond `at`, ascending, each with its end (`end.offset == range.end`).
+    pub beyond: Vec<(Range, Point)>,
+    /// Bytes, when last seen.
+    pub size: u64,
+    /// Read to its end, and all of it acknowledged: nothing of it is ever sent again.
+    pub finished: bool,
+    /// [`Saved::clock`] when its file was last known to exist.
+    pub seen: u64,
+}
+
+/// Counters over all restarts. Saved with the positions, so that a line that is sent again after a crash is counted as
+/// often as its acknowledgement was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedTotals {
+    pub read_lines: u64,
+    pub acked_lines: u64,
+    pub dead_lettered: u64,
+    /// Lines sent again after a crash; see `sent_marks`.
+    pub again: u64,
+    /// Lines sent again without a crash, though the first attempt may have been stored.
+    pub resent: u64,
+    pub uncertain: u64,
+    pub lost_bytes: u64,
+    pub cut_lines: u64,
+    pub retries: u64,
+    /// Bytes written to the state folder.
+    pub state_bytes: u64,
+    /// Exactly-once: batches of an earlier run sent again, and those of them that were stored. Lines by themselves in the
+    /// file, which older files do not have.
+    pub flights_resent: u64,
+    pub flights_found: u64,
+}
+
+/// Acknowledged per stream, as saved: without a gap up to an offset, and ranges beyond it. With `sync = "always"` this has
+/// been synced.
+#[derive(Clone, Debug, Default)]
+pub struct SavedPositions(pub HashMap<StreamId, (u64, Vec<Range>)>);
+
+impl SavedPositions {
+    pub fn of(saved: &Saved) -> SavedPositions {
+        let ranges = |s: &SavedStream| s.beyond.iter().map(|(range, _)| range.clone()).collect();
+        SavedPositions(saved.streams.iter().map(|s| (s.stream, (s.at.offset, ranges(s)))).collect())
+    }
+
+    pub fn knows(&self, stream: StreamId) -> bool {
+        self.0.contains_key(&stream)
+    }
+
+    /// Whether all of the range is acknowledged. A stream that is not known any more was finished, and is forgotten.
+    pub fn holds(&self, stream: StreamId, range: &Range) -> bool {
+        let Some((at, beyond)) = self.0.get(&stream) else { return true };
+        range.end <= *at || beyond.iter().any(|b| b.start <= range.start && range.end <= b.end)
+    }
+}

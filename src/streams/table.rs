@@ -1,0 +1,307 @@
+//! The streams themselves: a table of what is known of each, and how long that is kept. Pure: no file, no lock, no clock.
+
+use super::Progress;
+use super::ranges::AckedRanges;
+use super::saved::SavedStream;
+use crate::chunk::{Ack, Ending, Identity, Opened, StreamId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// All streams that are known.
+///
+/// Bounded over any number of rotations: a finished stream says "this rotated file, or its `.gz`, is read already", and
+/// only so many of those are kept per followed path; the rest is forgotten when its file was absent long enough.
+#[derive(Debug, Default)]
+pub struct Table {
+    streams: BTreeMap<StreamId, Stream>,
+    /// Finished streams by followed path, oldest first.
+    finished: BTreeMap<Arc<Path>, BTreeSet<StreamId>>,
+    /// Number of finished streams, over all paths.
+    finished_total: usize,
+    next_stream: u64,
+    lost_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Stream {
+    path: Arc<Path>,
+    identity: Identity,
+    acked: AckedRanges,
+    size: u64,
+    /// Running time, in seconds, when its file was last known to exist.
+    seen: u64,
+    phase: Phase,
+    progress: Option<Arc<Progress>>,
+    /// What the last snapshot says of `acked.at`.
+    saving: u64,
+    /// Bytes that were gone when it was closed.
+    lost: u64,
+    /// Bytes up to here may be acknowledged though no tail of this run reads them.
+    resent: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Known from an earlier run, or parked: no tail has it.
+    Resting,
+    Open,
+    /// Nothing more is read; finished once everything framed is acknowledged.
+    Ending,
+    Finished,
+}
+
+impl Table {
+    /// Finished streams kept per followed path, at most.
+    pub const FINISHED_PER_PATH: usize = 64;
+    /// Finished streams kept over all paths, as long as that leaves [`Self::FINISHED_AT_LEAST`] for each.
+    pub const FINISHED: usize = 4096;
+    /// As many as rotated files of one path are held open.
+    pub const FINISHED_AT_LEAST: usize = 8;
+
+    pub fn new(saved: &[SavedStream], next_stream: u64) -> Table {
+        let mut table = Table { next_stream, ..Table::default() };
+        for s in saved {
+            let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
+            let stream = Stream {
+                path: s.path.clone(),
+                identity: s.identity.clone(),
+                acked: AckedRanges { at: s.at, beyond },
+                size: s.size,
+                seen: s.seen,
+                phase: if s.finished { Phase::Finished } else { Phase::Resting },
+                progress: None,
+                saving: s.at.offset,
+                lost: 0,
+                resent: 0,
+            };
+            table.next_stream = table.next_stream.max(s.stream.0 + 1);
+            table.streams.insert(s.stream, stream);
+            if s.finished {
+                table.note_finished(s.stream, s.path.clone());
+            }
+        }
+        table
+    }
+
+    /// Bytes of these streams, up to there, are sent again without a tail.
+    pub fn resending(mut self, resent: &HashMap<StreamId, u64>) -> Table {
+        for (id, end) in resent {
+            if let Some(stream) = self.streams.get_mut(id) {
+                stream.resent = *end;
+            }
+        }
+        self
+    }
+
+    pub fn next_stream(&self) -> u64 {
+        self.next_stream
+    }
+
+    /// Lost of streams that finished in this run; what an unfinished one lost, the next run counts again.
+    pub fn lost_bytes(&self) -> u64 {
+        self.lost_bytes
+    }
+
+    /// A tail opens a stream at `clock` of running time. What was acknowledged of a known stream stays as it is known
+    /// here. True: there is something to save.
+    pub fn open(&mut self, o: Opened, clock: u64) -> bool {
+        let (id, progress) = (o.origin.stream, o.origin.gauge.clone());
+        self.next_stream = self.next_stream.max(id.0 + 1);
+        progress.belongs(id, o.identity.clone());
+        self.unnote_finished(id); // someone writes to a rotated file again
+        if let Some(known) = self.streams.get_mut(&id) {
+            let acked = known.acked.at.offset;
+            let saved = known.progress.as_ref().map_or(acked, |p| p.saved.load(Relaxed));
+            // It may be beyond: the tail reads on in another file (a copy, a `.gz`) while chunks are in flight.
+            assert!(o.at.offset >= acked, "{id:?} is opened at {}, before what is acknowledged", o.at.offset);
+            progress.acked.store(acked, Relaxed);
+            progress.saved.store(saved, Relaxed);
+            let moved = known.identity != o.identity || *known.path != *o.origin.path;
+            known.identity = o.identity;
+            known.path = o.origin.path.as_path().into();
+            known.phase = Phase::Open;
+            known.progress = Some(progress);
+            known.seen = clock;
+            return moved;
+        }
+        let stream = Stream {
+            path: o.origin.path.as_path().into(),
+            identity: o.identity,
+            acked: AckedRanges { at: o.at, beyond: BTreeMap::new() },
+            size: progress.size.load(Relaxed),
+            seen: clock,
+            phase: Phase::Open,
+            saving: o.at.offset,
+            lost: 0,
+            resent: 0,
+            progress: Some(progress),
+        };
+        self.streams.insert(id, stream);
+        true
+    }
+
+    pub fn ack(&mut self, ack: &Ack) {
+        let Some(stream) = self.streams.get_mut(&ack.stream) else {
+            debug_assert!(false, "acknowledged {ack:?}, which was never opened");
+            return;
+        };
+        debug_assert!(ack.end.offset == ack.range.end);
+        stream.acked.ack(ack.range.start, ack.end);
+        if let Some(progress) = &stream.progress {
+            let sent = progress.sent.load(Relaxed).max(stream.resent);
+            assert!(ack.range.end <= sent, "acknowledged {ack:?}, of which only {sent} bytes were sent");
+            progress.acked.store(stream.acked.at.offset, Relaxed);
+        }
+        if stream.phase == Phase::Ending {
+            self.finish_if_done(ack.stream);
+        }
+    }
+
+    /// The tail hands over nothing more of this stream. True: there is something to save.
+    pub fn close(&mut self, id: StreamId, why: &Ending) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            debug_assert!(false, "{id:?} is closed and was never opened");
+            return false;
+        };
+        (stream.phase, stream.lost) = match why {
+            Ending::Parked => (Phase::Resting, 0),
+            Ending::Finished => (Phase::Ending, 0),
+            Ending::Truncated { lost } | Ending::Gone { lost } => (Phase::Ending, *lost),
+        };
+        stream.phase == Phase::Ending && self.finish_if_done(id)
+    }
+
+    fn finish_if_done(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        // All chunks were framed before the stream was closed.
+        let framed = stream.progress.as_ref().map_or(0, |p| p.framed.load(Relaxed)).max(stream.resent);
+        // What lies between the position and what an earlier run had acknowledged beyond it is lost, or still to be read.
+        let gaps = !stream.acked.beyond.is_empty() && stream.lost == 0;
+        if stream.acked.at.offset < framed || gaps {
+            return false;
+        }
+        stream.size = stream.size_seen();
+        stream.phase = Phase::Finished;
+        self.lost_bytes += std::mem::take(&mut stream.lost);
+        let path = stream.path.clone();
+        self.note_finished(id, path);
+        true
+    }
+
+    fn note_finished(&mut self, id: StreamId, path: Arc<Path>) {
+        let of_path = self.finished.entry(path).or_default();
+        self.finished_total += usize::from(of_path.insert(id));
+        let most = Self::FINISHED_PER_PATH;
+        let oldest = if of_path.len() > most { of_path.first().copied() } else { None };
+        let oldest = oldest.or_else(|| self.oldest_of_the_largest());
+        if let Some(oldest) = oldest {
+            self.forget(oldest);
+        }
+    }
+
+    fn unnote_finished(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        if let Some(of_path) = self.finished.get_mut(&stream.path) {
+            self.finished_total -= usize::from(of_path.remove(&id));
+            if of_path.is_empty() {
+                self.finished.remove(&stream.path);
+            }
+        }
+    }
+
+    /// Over the total: the oldest finished stream of the path that has most of them.
+    fn oldest_of_the_largest(&self) -> Option<StreamId> {
+        if self.finished_total <= Self::FINISHED {
+            return None;
+        }
+        let most = self.finished.values().max_by_key(|of_path| of_path.len())?;
+        if most.len() <= Self::FINISHED_AT_LEAST { None } else { most.first().copied() }
+    }
+
+    fn forget(&mut self, id: StreamId) {
+        self.unnote_finished(id);
+        self.streams.remove(&id);
+    }
+
+    /// Streams without a tail: id, followed path, inode.
+    pub fn resting(&self) -> impl Iterator<Item = (StreamId, Arc<Path>, u64)> {
+        let resting = self.streams.iter().filter(|(_, s)| s.is_resting());
+        resting.map(|(id, s)| (*id, s.path.clone(), s.identity.ino))
+    }
+
+    /// The file of a resting stream exists at `clock`.
+    pub fn exists(&mut self, id: StreamId, clock: u64) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.seen = clock;
+        }
+    }
+
+    /// Forgets a resting stream that was last seen more than `age` seconds before `clock`; its path, if so.
+    pub fn forget_absent(&mut self, id: StreamId, clock: u64, age: u64) -> Option<Arc<Path>> {
+        let stream = self.streams.get(&id).filter(|s| s.is_resting())?;
+        if clock.saturating_sub(stream.seen) <= age {
+            return None;
+        }
+        let path = stream.path.clone();
+        self.forget(id);
+        Some(path)
+    }
+
+    /// Whether a file has another size than the last snapshot says.
+    pub fn sizes_moved(&self) -> bool {
+        self.streams
+            .values()
+            .any(|s| s.progress.is_some() && s.phase != Phase::Finished && s.size != s.size_seen())
+    }
+
+    /// All streams as they are to be saved at `clock`; what is said of them becomes `saved` by [`Table::saved`].
+    pub fn write_down(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
+        self.streams.iter_mut().map(move |(id, s)| s.write_down(*id, clock))
+    }
+
+    /// The last [`Table::write_down`] is saved. Calls `finished` for each stream that finished since the one before.
+    pub fn saved(&mut self, mut finished: impl FnMut(StreamId)) {
+        for (id, s) in &mut self.streams {
+            let Some(progress) = &s.progress else { continue };
+            assert!(s.saving <= progress.acked.load(Relaxed), "{id:?}: saved what is not acknowledged");
+            progress.saved.store(s.saving, Relaxed);
+            if s.phase == Phase::Finished && s.saving == s.acked.at.offset {
+                finished(*id);
+                s.progress = None;
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn is_resting(&self) -> bool {
+        matches!(self.phase, Phase::Resting | Phase::Finished)
+    }
+
+    fn size_seen(&self) -> u64 {
+        self.progress.as_ref().map_or(self.size, |p| p.size.load(Relaxed).max(self.acked.at.offset))
+    }
+
+    fn write_down(&mut self, id: StreamId, clock: u64) -> SavedStream {
+        self.size = self.size_seen();
+        self.saving = self.acked.at.offset;
+        if matches!(self.phase, Phase::Open | Phase::Ending) {
+            self.seen = clock;
+        }
+        SavedStream {
+            stream: id,
+            path: self.path.clone(),
+            identity: self.identity.clone(),
+            at: self.acked.at,
+            beyond: self.acked.beyond.iter().map(|(s, e)| (*s..e.offset, *e)).collect(),
+            size: self.size,
+            finished: self.phase == Phase::Finished,
+            seen: self.seen,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Wakes a thread that sleeps in `poll(2)`: an eventfd that is written only while the sleeper is asleep, so that a busy
+//! producer costs its callers no system call.
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::fd::OwnedFd;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+
+/// Wakes its thread. Cheap to clone; one for each thread that has something to say.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    event: OwnedFd,
+    state: AtomicU8,
+}
+
+/// The sleeper works and will look at its queues once more before it sleeps only if it is [`WOKEN`] meanwhile.
+const AWAKE: u8 = 0;
+/// Something was said since the sleeper last began to look.
+const WOKEN: u8 = 1;
+/// In `poll(2)`, or about to be.
+const ASLEEP: u8 = 2;
+
+impl Waker {
+    pub fn new() -> io::Result<Waker> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Waker(Arc::new(Shared { event, state: AtomicU8::new(AWAKE) })))
+    }
+
+    /// To be called after the news can be found in its queue.
+    pub fn wake(&self) {
+        if self.0.state.swap(WOKEN, SeqCst) == ASLEEP {
+            // Fails only where 2^64 - 2 wakes were not heard.
+            let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// The sleeper is about to look at its queues.
+    pub fn begin_round(&self) {
+        self.0.state.swap(AWAKE, SeqCst);
+    }
+
+    /// The sleeper is about to sleep. `false`: there is news, it must not.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.0.state.compare_exchange(AWAKE, ASLEEP, SeqCst, SeqCst).is_ok()
+    }
+
+    pub fn poll_fd(&self) -> PollFd<'_> {
+        PollFd::new(&self.0.event, PollFlags::IN)
+    }
+
+    /// After `poll(2)` found it readable.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&self.0.event, &mut [0u8; 8]);
+    }
+}
+
+/// A value whose end is news: dropping it wakes, after the value is gone.
+#[derive(Clone, Debug)]
+pub struct Waking<T> {
+    value: T,
+    // Dropped after `value`.
+    last: WakeOnDrop,
+}
+
+#[derive(Clone, Debug)]
+struct WakeOnDrop(Waker);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
+}
+
+impl<T> Waking<T> {
+    pub fn new(value: T, waker: &Waker) -> Waking<T> {
+        Waking { value, last: WakeOnDrop(waker.clone()) }
+    }
+
+    pub fn get(&self) -> &T {
+        &self.value
+    }
+
+    pub fn wake(&self) {
+        self.last.0.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{Timespec, poll};
+    use std::thread;
+
+    /// Fails when news that comes between a look and the sleep is slept over, or each wake costs a write.
+    #[test]
+    fn news_between_look_and_sleep_is_heard() {
+        let waker = Waker::new().unwrap();
+        let readable = || {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut [waker.poll_fd()], Some(&now)).unwrap() == 1
+        };
+        waker.begin_round();
+        waker.wake();
+        assert!(!waker.may_sleep());
+        assert!(!readable(), "a thread that is awake needs no write");
+        waker.begin_round();
+        assert!(waker.may_sleep());
+        waker.wake();
+        assert!(readable());
+        waker.clear();
+        waker.begin_round();
+        assert!(waker.may_sleep());
+        assert!(!readable());
+    }
+
+    /// Fails when the value's end is not told, or told before it.
+    #[test]
+    fn an_end_wakes() {
+        let waker = Waker::new().unwrap();
+        let (value, closed) = crossbeam_channel::bounded::<()>(0);
+        let value = Waking::new(value, &waker);
+        waker.begin_round();
+        assert!(waker.may_sleep());
+        let other = thread::spawn(move || drop(value));
+        poll(&mut [waker.poll_fd()], None).unwrap();
+        assert_eq!(closed.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected));
+        other.join().unwrap();
+    }
+}
