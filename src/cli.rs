@@ -3,7 +3,7 @@
 //!
 //! `argh` knows only UTF-8 and no `--opt=value`, so arguments go in escaped and are taken back by the readers below.
 
-use crate::config::{self, Acks, Broker, Driver, OutputName, Overrides, Start};
+use crate::config::{self, Acks, BrokerAddress, Driver, OutputName, Overrides, Start};
 use crate::error::Error;
 use argh::FromArgs;
 use std::ffi::{OsStr, OsString};
@@ -57,7 +57,7 @@ pub struct Run {
     pub config: Option<PathBuf>,
     /// bootstrap brokers, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
-    pub brokers: Option<Vec<Broker>>,
+    pub brokers: Option<Vec<BrokerAddress>>,
     /// topic for all files
     #[argh(option, from_str_fn(topic))]
     pub topic: Option<String>,
@@ -109,7 +109,7 @@ pub struct Send {
     pub config: Option<PathBuf>,
     /// bootstrap brokers, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
-    pub brokers: Option<Vec<Broker>>,
+    pub brokers: Option<Vec<BrokerAddress>>,
     /// topic
     #[argh(option, from_str_fn(topic))]
     pub topic: Option<String>,
@@ -343,7 +343,7 @@ fn topic(arg: &str) -> Result<String, String> {
     config::topic_name(&text(arg)?).map_err(|e| e.to_string())
 }
 
-fn brokers(arg: &str) -> Result<Vec<Broker>, String> {
+fn brokers(arg: &str) -> Result<Vec<BrokerAddress>, String> {
     config::brokers(&text(arg)?).map_err(|e| e.to_string())
 }
 

@@ -1,15 +1,15 @@
-//! What the operator asks for: the config file and the command line, merged into one [`Config`] with every default filled
-//! in. `commands/` makes each stage's options from it.
+//! Merges the config files and the command line into one [`Config`] with every default filled in. `commands/` makes each
+//! stage's options from it.
 //!
 //! [`keys`] describes every key once. [`read`] takes a file apart by these descriptions, by hand and not by `serde`, because
 //! one run must name all its problems; [`resolve`] merges and checks what they mean together. What is wrong is a
-//! [`problem::Fault`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
+//! [`mistake::Mistake`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
 
 #[cfg(test)]
 mod generated;
 mod keys;
+mod mistake;
 mod names;
-
 mod problem;
 mod read;
 mod resolve;
@@ -29,11 +29,11 @@ use crate::tail::Hold;
 pub use crate::tail::Start;
 use crate::tail::framing::{Joint, Multiline};
 use crate::watch::pattern::Pattern;
-pub use keys::{Agent, Kafka, Source, Tls};
+pub use keys::{Agent, Kafka, KafkaTls, Source};
 use problem::Problems;
 use std::path::{Path, PathBuf};
-pub use table::{Described, Key as ConfigKey, Reload, Shown, Table, differ};
-pub use units::{Broker, brokers, topic as topic_name};
+pub use table::{Described, KeySpec, Reload, ShownValue, TableSpec, differ};
+pub use units::{BrokerAddress, brokers, topic as topic_name};
 pub use words::{Named, by_name};
 
 /// Read when neither `-c` nor a FILE is given.
@@ -54,7 +54,7 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// `--once`: end when everything that was there at the start is acknowledged.
     pub once: bool,
-    /// The config files that were read, the main one first; none when FILEs stand on the command line without `-c`.
+    /// The config files that were read, the main one first; none when the command line has FILEs and no `-c`.
     pub read_from: Vec<PathBuf>,
 }
 
@@ -83,7 +83,7 @@ pub enum Driver {
 pub struct Overrides {
     /// `-c`.
     pub config: Option<PathBuf>,
-    pub brokers: Option<Vec<Broker>>,
+    pub brokers: Option<Vec<BrokerAddress>>,
     pub topic: Option<String>,
     pub output: Option<OutputName>,
     pub from: Option<Start>,

@@ -1,9 +1,9 @@
-//! `logagent check`: what the config means here and now. Starts nothing, and changes nothing on the disk.
+//! `logagent check`: reports what the config means on this machine, without changing anything.
 //!
-//! Wrong configs do not come this far: [`config::load`] names their problems. What is found here (an unreadable file, a
-//! state folder that cannot be written) may be right for the agent's own user, so it is a warning and not a failure; a
-//! missing `must_exist` file, a file in the place of the state folder, and a broker that cannot be reached with `--connect`,
-//! fail. A broker that is reached and can never do what the config asks for is a mistake of the config.
+//! Only a config without problems gets here: [`config::load`] reports the others. An unreadable file or a state folder that
+//! cannot be written is a warning, because the agent's own user may be allowed what this user is not. A missing `must_exist`
+//! file, a file in the place of the state folder, and with `--connect` a broker that cannot be reached, are failures. A
+//! broker that can never do what the config asks for makes it a wrong config.
 
 mod connect;
 mod found;

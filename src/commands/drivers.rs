@@ -107,7 +107,7 @@ pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
     modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
-fn tls(tls: &config::Tls) -> net::tls::Options {
+fn tls(tls: &config::KafkaTls) -> net::tls::Options {
     net::tls::Options {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),

@@ -5,7 +5,8 @@
 //! a restart. Their old values are put back, so that [`crate::config::Config`] says what runs.
 
 use crate::config::{
-    self, Config, ConfigKey, Delivery, Described, Output, Overrides, Reload, Shown, Source, Table, differ,
+    self, Config, Delivery, Described, KeySpec, Output, Overrides, Reload, ShownValue, Source, TableSpec,
+    differ,
 };
 use crate::error::Error;
 use std::fmt;
@@ -55,9 +56,9 @@ impl Changes {
     }
 
     /// Notes a changed key by its rule; whether the old value is to be kept.
-    fn key(&mut self, table: &'static Table, key: &'static ConfigKey, exactly_once: bool) -> bool {
+    fn key(&mut self, table: &'static TableSpec, key: &'static KeySpec, exactly_once: bool) -> bool {
         let name = match key.shown {
-            Shown::Table => key.value.to_owned(),
+            ShownValue::Table => key.value.to_owned(),
             _ => format!("{} {}", table.name, key.name),
         };
         match key.reload {

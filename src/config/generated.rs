@@ -2,7 +2,7 @@
 //! where one of them is stale.
 
 use super::keys::TABLES;
-use super::table::{Key, Reload, Shown, Table};
+use super::table::{KeySpec, Reload, ShownValue, TableSpec};
 use super::tests::good;
 use super::*;
 use std::fmt::Write as _;
@@ -64,7 +64,7 @@ In the syntax of the Rust crate regex, best written between single quotes, where
 matches bytes.
 .TP
 glob
-* and ? stop at /, ** does not; [abc] and {a,b} work. A backslash takes the next character as it is.
+* and ? stop at /, ** does not; [abc] and {a,b} work. After a backslash, a character is only itself.
 ";
 
 const PAGE_FOOT: &str = "\
@@ -92,10 +92,11 @@ fn example() -> String {
         out.push('\n');
         comment(&mut out, table.docs.text);
         let _ = writeln!(out, "{}{}", if table.docs.optional { "#" } else { "" }, table.name);
-        for key in table.keys.iter().filter(|k| k.shown != Shown::Table) {
+        for key in table.keys.iter().filter(|k| k.shown != ShownValue::Table) {
             comment(&mut out, key.docs.text);
-            let value = if key.shown == Shown::Instance { key.docs.note } else { key.value };
-            let is_set = matches!(key.shown, Shown::Required | Shown::Sample) && !table.docs.optional;
+            let value = if key.shown == ShownValue::Instance { key.docs.note } else { key.value };
+            let is_set =
+                matches!(key.shown, ShownValue::Required | ShownValue::Sample) && !table.docs.optional;
             let _ = writeln!(out, "{}{} = {value}", if is_set { "" } else { "#" }, key.name);
         }
     }
@@ -130,10 +131,10 @@ fn page() -> String {
     out + PAGE_FOOT
 }
 
-fn keys(out: &mut String, table: &Table) {
+fn keys(out: &mut String, table: &TableSpec) {
     for key in table.keys {
         let _ = writeln!(out, ".TP\n.B {}", roff(key.name));
-        if key.shown == Shown::Table {
+        if key.shown == ShownValue::Table {
             let _ = writeln!(out, "The table {}, below.", roff(key.value));
             continue;
         }
@@ -153,15 +154,17 @@ fn keys(out: &mut String, table: &Table) {
     }
 }
 
-fn default(key: &Key) -> String {
+fn default(key: &KeySpec) -> String {
     match key.shown {
-        Shown::Instance if matches!(key.value, "[]" | "{}") => {
+        ShownValue::Instance if matches!(key.value, "[]" | "{}") => {
             format!("Default: none. Example: {}", key.docs.note)
         }
-        Shown::Default | Shown::Instance => format!("Default: {}", key.value),
-        Shown::Computed => format!("Default: {}", key.docs.note),
-        Shown::Required => format!("Required. Example: {}", key.value),
-        Shown::Example | Shown::Sample | Shown::Table => format!("Default: none. Example: {}", key.value),
+        ShownValue::Default | ShownValue::Instance => format!("Default: {}", key.value),
+        ShownValue::Computed => format!("Default: {}", key.docs.note),
+        ShownValue::Required => format!("Required. Example: {}", key.value),
+        ShownValue::Example | ShownValue::Sample | ShownValue::Table => {
+            format!("Default: none. Example: {}", key.value)
+        }
     }
 }
 
@@ -295,8 +298,12 @@ fn a_default_written_out_changes_nothing() {
     let mut text = String::new();
     for table in TABLES.iter().filter(|t| !t.docs.optional) {
         let _ = writeln!(text, "{}", table.name);
-        let is_set =
-            |k: &&Key| matches!(k.shown, Shown::Default | Shown::Instance | Shown::Required | Shown::Sample);
+        let is_set = |k: &&KeySpec| {
+            matches!(
+                k.shown,
+                ShownValue::Default | ShownValue::Instance | ShownValue::Required | ShownValue::Sample
+            )
+        };
         for key in table.keys.iter().filter(is_set) {
             let _ = writeln!(text, "{} = {}", key.name, key.value);
         }

@@ -2,7 +2,7 @@
 //! `systemd/logagent.toml`, the page `systemd/logagent.toml.5` and what a reload does.
 
 use super::table::*;
-use super::units::Broker;
+use super::units::BrokerAddress;
 use super::values::*;
 use super::{
     Acks, Codec, Damaged, Delivery, Driver, Format, Hold, Key as RecordKey, Mechanism, Multiline,
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// In the order of the example.
-pub const TABLES: [&Table; 6] =
-    [Agent::TABLE, Kafka::TABLE, Tls::TABLE, Sasl::TABLE, Metrics::TABLE, Source::TABLE];
+pub const TABLES: [&TableSpec; 6] =
+    [Agent::TABLE, Kafka::TABLE, KafkaTls::TABLE, Sasl::TABLE, Metrics::TABLE, Source::TABLE];
 
 /// Where a key belongs that is in the wrong table.
 pub fn elsewhere(key: &str) -> Option<&'static str> {
@@ -27,7 +27,7 @@ pub fn elsewhere(key: &str) -> Option<&'static str> {
 }
 
 table! {
-    pub struct Agent "[agent]" false "" {
+    pub struct Agent "[agent]" {
         state_dir: Option<PathBuf> = folder("path"), Default("\"/var/lib/logagent\""), Restart,
             "Where positions are saved; under systemd the unit's StateDirectory.",
             "One agent per folder: a second one is refused.";
@@ -56,8 +56,8 @@ table! {
 }
 
 table! {
-    pub struct Kafka "[kafka]" false "" {
-        brokers: Vec<Broker> = brokers("list of host:port"), Required("[\"127.0.0.1:9092\"]"), ReconnectsOrRestart,
+    pub struct Kafka "[kafka]" {
+        brokers: Vec<BrokerAddress> = brokers("list of host:port"), Required("[\"127.0.0.1:9092\"]"), ReconnectsOrRestart,
             "One or more to begin with: names, IPv4, [IPv6]. The others of the cluster are learned from them.",
             "Name two or three.";
         topic: Option<String> = topic("topic"), Sample("\"web_log\""), OfFiles, "",
@@ -96,13 +96,13 @@ table! {
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
-        tls: Option<Tls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
+        tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
         sasl: Option<Sasl> = sasl("table"), Table("[kafka.sasl]"), Reconnects, "";
     }
 }
 
 table! {
-    pub struct KeyTable "`key`" false "" {
+    pub struct KeyTable "`key`" {
         constant: Option<String> = text("text"), Example("\"x\""), AtOnce, "The same key for every record.";
         regex: Option<Regex> = pattern("regular expression"), Example("'id=(\\d+)'"), AtOnce,
             "The first group of the match, or the whole match where there is no group.";
@@ -112,13 +112,13 @@ table! {
 }
 
 table! {
-    pub struct PartitionTable "`partition`" false "" {
+    pub struct PartitionTable "`partition`" {
         fixed: i32 = partition_number("number"), Required("0"), AtOnce, "Always this partition.";
     }
 }
 
 table! {
-    pub struct Tls "[kafka.tls]" true
+    pub struct KafkaTls "[kafka.tls]" optional:
         "This table, even empty, turns TLS on. Files are PEM, and are read again at each connect." {
         ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/kafka-ca.pem\""), Reconnects,
             "Who signed the brokers' certificates; the system's own roots if missing.";
@@ -134,7 +134,7 @@ table! {
 }
 
 table! {
-    for Sasl "[kafka.sasl]" true
+    for Sasl "[kafka.sasl]" optional:
         "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\", \"SCRAM-SHA-512\". The password is alone in its file: see \
          LoadCredential= in the unit." {
         mechanism: Mechanism = word(words::<Mechanism>()), Required("\"SCRAM-SHA-512\""), Reconnects, "";
@@ -149,14 +149,14 @@ table! {
 }
 
 table! {
-    pub struct Metrics "[metrics]" true
+    pub struct Metrics "[metrics]" optional:
         "Metrics for the textfile collector of Prometheus' node_exporter." {
         textfile: Option<PathBuf> = path("path"), Example("\"/var/lib/node_exporter/logagent.prom\""), AtOnce, "";
     }
 }
 
 table! {
-    pub struct Source "[[files]]" false
+    pub struct Source "[[files]]":
         "One table for each kind of log. More of them may be in /etc/logagent.d/*.toml." {
         paths: Vec<Pattern> = paths("path or list of paths"), Required("[\"/var/log/nginx/*.log\"]"), AtOnce,
             "Globs: * and ? stop at /, ** does not; [abc] and {a,b} work. New files are found without a reload, \
@@ -204,9 +204,11 @@ table! {
             "\"raw\": the line as it is. \"json\": an object with message, host, path, offset, time, and the fields \
              below.",
             "A line that is not UTF-8 gets invalid_utf8 too, and its bad bytes become U+FFFD.";
-        fields: Vec<(String, String)> = texts("table of texts"), Instance("{}", "{ service = \"nginx\", node = \"${host}\" }"), AtOnce, "",
+        fields: Vec<(String, String)> = texts("table of texts"),
+            Instance("{}", "{ service = \"nginx\", node = \"${host}\" }"), AtOnce, "",
             "Added by format = \"json\"; ${host} is filled in.";
-        headers: Vec<(String, String)> = texts("table of texts"), Instance("{}", "{ source = \"logagent@${host}\" }"), AtOnce,
+        headers: Vec<(String, String)> = texts("table of texts"),
+            Instance("{}", "{ source = \"logagent@${host}\" }"), AtOnce,
             "Kafka record headers; by the modern driver.", "${host} is filled in.";
         rate_limit: Option<u64> = rate("rate"), Example("\"100KiB/s\""), AtOnce,
             "For each of these files; slows down, never skips.";
@@ -214,14 +216,14 @@ table! {
 }
 
 table! {
-    for Hold "`deleted_hold`" false "" {
+    for Hold "`deleted_hold`" {
         bytes: u64 = size("size"), Default("\"1GiB\""), AtOnce, "Undelivered bytes of all deleted files of one path.";
         time: Duration = duration("duration"), Default("\"7d\""), AtOnce, "Since the file last changed.";
     }
 }
 
 table! {
-    pub struct MultilineTable "`multiline`" false "" {
+    pub struct MultilineTable "`multiline`" {
         start: Option<Regex> = pattern("regular expression"), Example("'^\\d{4}-'"), AtOnce,
             "Matches the first line of each record.";
         continues as "continue": Option<Regex> = pattern("regular expression"), Example("'^\\s'"), AtOnce,

@@ -4,7 +4,8 @@
 //! judged.
 
 use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
-use super::problem::{Fault, Place, Problems};
+use super::mistake::Mistake;
+use super::problem::{Problems, TextPosition};
 use super::table::{Described, Value, Walk, defaults};
 use crate::error::Error;
 use std::io::ErrorKind;
@@ -15,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 /// What is in all files together: `[[files]]` from each, everything else from the main one.
 pub struct Written {
     /// Start of the main file, to report what is missing in it; `None` when there is no file.
-    pub top: Option<Place>,
+    pub top: Option<TextPosition>,
     pub read_from: Vec<PathBuf>,
     pub agent: Agent,
     pub kafka: Kafka,
@@ -51,7 +52,7 @@ pub fn read(
     let text = String::from_utf8_lossy(&bytes);
     let mut written = Written::nothing(host);
     let (doc, table) = parse(main, &bytes, &text, problems);
-    written.top = Some(Place { doc, at: 0 });
+    written.top = Some(TextPosition { doc, at: 0 });
     let mut walk = Walk { given, host: host.into(), ..Walk::new(doc, problems) };
     main_file(&mut walk, &table, &mut written);
     let (mut host, mut source) = (walk.host, walk.source);
@@ -66,7 +67,7 @@ pub fn read(
             }
             Err(e) => {
                 let doc = problems.add_file(&path, "");
-                problems.add(Place { doc, at: 0 }, Fault::Unreadable(e));
+                problems.add(TextPosition { doc, at: 0 }, Mistake::Unreadable(e));
             }
         }
     }
@@ -110,7 +111,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
     let doc = problems.add_file(path, text);
     if let Err(e) = std::str::from_utf8(bytes) {
         let at = e.valid_up_to();
-        problems.add_broken(doc, at, at..at + 1, Fault::NotUtf8);
+        problems.add_broken(doc, at, at..at + 1, Mistake::NotUtf8);
     }
     let (table, errors) = DeTable::parse_recoverable(text);
     let table = table.into_inner();
@@ -182,7 +183,7 @@ fn files(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
     let Some(v) = root.get("files") else { return };
     written.has_files = true;
     match v.get_ref().as_array().filter(|a| a.iter().all(|t| t.get_ref().is_table())) {
-        None => walk.wrong(v.span(), Fault::NotTables),
+        None => walk.wrong(v.span(), Mistake::NotTables),
         Some(tables) => {
             for table in tables.iter() {
                 written.files.extend(walk.table::<Source>(table));

@@ -2,7 +2,8 @@
 //! checks that need more than one key. Reads nothing but whether a FILE of the command line exists.
 
 use super::keys::{Kafka, Source};
-use super::problem::{Fault, Place, Problems, TableId};
+use super::mistake::{Conflict, Mistake};
+use super::problem::{Problems, TableId, TextPosition};
 use super::read::Written;
 use super::table::defaults;
 use super::*;
@@ -37,7 +38,7 @@ pub fn resolve(
         r.source(&mut source, sources.len());
         sources = vec![source];
     } else if !written.has_files {
-        r.missing(None, Fault::NoFiles);
+        r.missing(None, Mistake::NoFiles);
     }
     r.topics(&mut sources, &written.kafka, stdout);
     let mut agent = written.agent;
@@ -71,7 +72,7 @@ pub fn kafka(
     r.check_classic(&written, Delivery::AtLeastOnce);
     let topic = asked.topic.clone().or(written.kafka.topic.clone());
     if topic.is_none() && !r.problems.has(KAFKA, "topic") {
-        r.missing(r.problems.header_of(KAFKA), Fault::MissingTopic);
+        r.missing(r.problems.header_of(KAFKA), Mistake::MissingTopic);
     }
     Ok((written.kafka, topic.unwrap_or_default()))
 }
@@ -85,14 +86,14 @@ pub fn state_dir(written: Option<PathBuf>, around: &Surroundings, problems: &Pro
 struct Resolver<'a> {
     asked: &'a Overrides,
     /// `None`: there is no config file, so every mistake is the command line's.
-    top: Option<Place>,
+    top: Option<TextPosition>,
     problems: &'a mut Problems,
 }
 
 impl Resolver<'_> {
-    fn missing(&mut self, place: Option<Place>, fault: Fault) {
+    fn missing(&mut self, place: Option<TextPosition>, mistake: Mistake) {
         if let Some(place) = place.or(self.top) {
-            self.problems.add_missing(place, fault);
+            self.problems.add_missing(place, mistake);
         }
     }
 
@@ -131,17 +132,19 @@ impl Resolver<'_> {
             kafka.batch = 900 << 10;
         }
         match kafka.partition {
-            Partitioner::Hash if !has_key => self.problems.add_at(KAFKA, "partition", Fault::HashWithoutKey),
+            Partitioner::Hash if !has_key => {
+                self.problems.add_at(KAFKA, "partition", Conflict::HashWithoutKey)
+            }
             Partitioner::Sticky if kafka.key.is_some() => {
-                self.problems.add_at(KAFKA, "partition", Fault::StickyWithKey);
+                self.problems.add_at(KAFKA, "partition", Conflict::StickyWithKey);
             }
             _ => {}
         }
         if delivery == Delivery::ExactlyOnce && kafka.acks != Acks::All {
-            self.problems.add_at(KAFKA, "acks", Fault::ExactlyOnceAcks);
+            self.problems.add_at(KAFKA, "acks", Conflict::ExactlyOnceAcks);
         }
         if delivery == Delivery::ExactlyOnce && kafka.batch > LARGEST_INTENT {
-            self.problems.add_at(KAFKA, "batch", Fault::ExactlyOnceBatch(LARGEST_INTENT));
+            self.problems.add_at(KAFKA, "batch", Conflict::ExactlyOnceBatch(LARGEST_INTENT));
         }
         self.check_plain(kafka);
     }
@@ -152,7 +155,7 @@ impl Resolver<'_> {
         let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
         let other = kafka.brokers.iter().find(|b| !b.is_loopback());
         if let (Mechanism::Plain, false, Some(broker)) = (sasl.mechanism, allowed, other) {
-            self.problems.add_at(SASL, "mechanism", Fault::PlainWithoutTls(broker.clone()));
+            self.problems.add_at(SASL, "mechanism", Conflict::PlainWithoutTls(broker.clone()));
         }
     }
 
@@ -172,7 +175,7 @@ impl Resolver<'_> {
         }
         beyond.extend((0..written.files.len()).map(|i| (("[[files]]", i), "headers", "headers")));
         for (table, key, what) in beyond {
-            self.problems.add_at(table, key, Fault::Classic(what));
+            self.problems.add_at(table, key, Conflict::Classic(what));
         }
     }
 
@@ -187,10 +190,10 @@ impl Resolver<'_> {
             source.reopen = source.follow;
         }
         if source.reopen && !source.follow {
-            self.problems.add_at(id, "reopen", Fault::ReopenWithoutFollow);
+            self.problems.add_at(id, "reopen", Conflict::ReopenWithoutFollow);
         }
         if matches!(source.format, Format::Raw) && !source.fields.is_empty() {
-            self.problems.add_at(id, "fields", Fault::FieldsOfRaw);
+            self.problems.add_at(id, "fields", Conflict::FieldsOfRaw);
         }
     }
 
@@ -207,7 +210,7 @@ impl Resolver<'_> {
             }
         }
         if is_lacking && common.is_none() && !stdout && !self.problems.has(KAFKA, "topic") {
-            self.missing(self.problems.header_of(KAFKA), Fault::MissingTopic);
+            self.missing(self.problems.header_of(KAFKA), Mistake::MissingTopic);
         }
     }
 
@@ -218,7 +221,7 @@ impl Resolver<'_> {
         if let Some(place) = place.or(self.top)
             && memory < plan.needed
         {
-            self.problems.add(place, Fault::Memory(memory, plan));
+            self.problems.add(place, Conflict::Memory(memory, plan).into());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a table of the config is: the description of its keys, the macro that declares one, and reading one by its
 //! description. The tables themselves are in [`super::keys`].
 
-use super::problem::{Fault, Hint, Place, Problems};
+use super::mistake::{Hint, Mistake};
+use super::problem::{Problems, TextPosition};
 use super::words::nearest;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -15,29 +16,29 @@ pub type Read<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
 
 /// A table of the config, or an inline table that is the value of a key.
 #[derive(Debug)]
-pub struct Table {
+pub struct TableSpec {
     /// As the operator sees it: `[kafka]`; an inline table has its key's name.
     pub name: &'static str,
-    pub keys: &'static [Key],
+    pub keys: &'static [KeySpec],
     #[cfg(test)]
     pub docs: TableDocs,
 }
 
 /// Everything there is to say of a key, except how its value is read: the macro has that.
 #[derive(Debug)]
-pub struct Key {
+pub struct KeySpec {
     pub name: &'static str,
     /// TOML.
     pub value: &'static str,
-    pub shown: Shown,
+    pub shown: ShownValue,
     pub reload: Reload,
     #[cfg(test)]
     pub docs: KeyDocs,
 }
 
-/// What [`Key::value`] is.
+/// What [`KeySpec::value`] is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Shown {
+pub enum ShownValue {
     /// The default.
     Default,
     /// The default; its note is an example that says more.
@@ -89,11 +90,11 @@ pub struct KeyDocs {
     /// For the page alone.
     pub more: &'static str,
     /// The keys within the value.
-    pub inner: Option<&'static Table>,
+    pub inner: Option<&'static TableSpec>,
 }
 
-impl Table {
-    pub fn key(&self, name: &str) -> &'static Key {
+impl TableSpec {
+    pub fn key(&self, name: &str) -> &'static KeySpec {
         let found = self.keys.iter().find(|k| k.name == name);
         found.unwrap_or_else(|| unreachable!("{name} is not a key of {}", self.name))
     }
@@ -101,12 +102,12 @@ impl Table {
 
 /// Implemented by [`table!`].
 pub trait Described: Sized {
-    const TABLE: &'static Table;
+    const TABLE: &'static TableSpec;
 
     fn read(section: &mut Section<'_, '_, '_>) -> Self;
 
     /// Asks for every key whose value is another in `new` whether the old one is to be kept, and puts it back if so.
-    fn compare(&self, new: &mut Self, keep: &mut dyn FnMut(&'static Table, &'static Key) -> bool);
+    fn compare(&self, new: &mut Self, keep: &mut dyn FnMut(&'static TableSpec, &'static KeySpec) -> bool);
 }
 
 /// Compares by what is printed, because a compiled regular expression has no equality.
@@ -114,14 +115,17 @@ pub fn differ(a: &impl Debug, b: &impl Debug) -> bool {
     format!("{a:?}") != format!("{b:?}")
 }
 
-/// Declares a table: `pub struct NAME …` with the struct that holds its values, `for NAME …` for a struct that belongs to
-/// the stage whose options these are. Each key:
+/// Declares a table: `pub struct …` with the struct that holds its values, `for …` for a struct of the stage whose options
+/// these are. `optional` tables are commented out in the example; what follows in brackets may be left out:
 ///
 /// ```text
-/// field as "key": Type = reader("kind" in Inner), Shown("value"), Reload, "text", "more text for the page";
+/// pub struct Type "[table]" [optional] [: "text"] {
+///     field [as "key"]: Type = reader("kind of value" [=> table within the value]), ShownValue("value" [, "note"]), Reload,
+///         "text for the example and the page" [, "more for the page"];
+/// }
 /// ```
 macro_rules! table {
-    (pub struct $type:ident $name:literal $optional:literal $about:literal {
+    (pub struct $type:ident $name:literal $($optional:ident)? $(: $about:literal)? {
         $($field:ident $(as $alias:literal)? : $ty:ty = $read:ident($kind:expr $(=> $inner:ty)?),
             $shown:ident($value:literal $(, $note:literal)?), $reload:ident, $text:literal $(, $more:literal)?;)*
     }) => {
@@ -131,23 +135,23 @@ macro_rules! table {
             $(pub $field: $ty,)*
         }
 
-        table! { for $type $name $optional $about {
+        table! { for $type $name $($optional)? $(: $about)? {
             $($field $(as $alias)? : $ty = $read($kind $(=> $inner)?),
                 $shown($value $(, $note)?), $reload, $text $(, $more)?;)*
         } }
     };
 
-    (for $type:ident $name:literal $optional:literal $about:literal {
+    (for $type:ident $name:literal $($optional:ident)? $(: $about:literal)? {
         $($field:ident $(as $alias:literal)? : $ty:ty = $read:ident($kind:expr $(=> $inner:ty)?),
             $shown:ident($value:literal $(, $note:literal)?), $reload:ident, $text:literal $(, $more:literal)?;)*
     }) => {
         impl Described for $type {
-            const TABLE: &'static Table = &Table {
+            const TABLE: &'static TableSpec = &TableSpec {
                 name: $name,
-                keys: &[$(Key {
+                keys: &[$(KeySpec {
                     name: table!(@name $field $($alias)?),
                     value: $value,
-                    shown: Shown::$shown,
+                    shown: ShownValue::$shown,
                     reload: Reload::$reload,
                     #[cfg(test)]
                     docs: KeyDocs {
@@ -159,7 +163,10 @@ macro_rules! table {
                     },
                 },)*],
                 #[cfg(test)]
-                docs: TableDocs { optional: $optional, text: $about },
+                docs: TableDocs {
+                    optional: !stringify!($($optional)?).is_empty(),
+                    text: concat!($($about)?),
+                },
             };
 
             fn read(section: &mut Section<'_, '_, '_>) -> Self {
@@ -170,10 +177,7 @@ macro_rules! table {
             fn compare(
                 &self,
                 new: &mut Self,
-                keep: &mut dyn FnMut(
-                    &'static Table,
-                    &'static Key,
-                ) -> bool,
+                keep: &mut dyn FnMut(&'static TableSpec, &'static KeySpec) -> bool,
             ) {
                 $({
                     let key = Self::TABLE.key(table!(@name $field $($alias)?));
@@ -214,20 +218,20 @@ impl<'p> Walk<'p> {
         Walk { doc, problems, given: &[], source: 0, host: String::new() }
     }
 
-    pub fn place(&self, at: usize) -> Place {
-        Place { doc: self.doc, at }
+    pub fn place(&self, at: usize) -> TextPosition {
+        TextPosition { doc: self.doc, at }
     }
 
     /// Reports what is at `span`, unless the parser had to guess it.
-    pub fn wrong(&mut self, span: Range<usize>, fault: Fault) {
+    pub fn wrong(&mut self, span: Range<usize>, mistake: Mistake) {
         if !self.problems.is_guess(self.doc, &span) {
-            self.problems.add(self.place(span.start), fault);
+            self.problems.add(self.place(span.start), mistake);
         }
     }
 
     /// As `wrong`, for a reader that has nothing else to say of the value.
-    pub fn refuse<T>(&mut self, v: &Value<'_>, fault: Fault) -> Option<T> {
-        self.wrong(v.span(), fault);
+    pub fn refuse<T>(&mut self, v: &Value<'_>, mistake: Mistake) -> Option<T> {
+        self.wrong(v.span(), mistake);
         None
     }
 
@@ -247,7 +251,7 @@ impl<'p> Walk<'p> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.refuse(v, Fault::Type(key.into(), is, wanted, example.into()))
+        self.refuse(v, Mistake::Type(key.into(), is, wanted, example.into()))
     }
 
     /// The table at `v` as its description says, its keys known as those of source number `self.source`.
@@ -256,7 +260,7 @@ impl<'p> Walk<'p> {
     }
 
     /// A table whose header is at `place`; without one, every key of it is missing.
-    pub fn section<T: Described>(&mut self, place: Place, values: Option<&DeTable<'_>>) -> T {
+    pub fn section<T: Described>(&mut self, place: TextPosition, values: Option<&DeTable<'_>>) -> T {
         self.problems.header((T::TABLE.name, self.source), place);
         let mut section = Section { walk: self, table: T::TABLE, place, values };
         let read = T::read(&mut section);
@@ -279,7 +283,7 @@ impl<'p> Walk<'p> {
                 (None, Some(other)) => Hint::Elsewhere(other),
                 (None, None) => Hint::Known(known.to_vec()),
             };
-            self.wrong(key.span(), Fault::UnknownKey(name.into(), table, hint));
+            self.wrong(key.span(), Mistake::UnknownKey(name.into(), table, hint));
         }
     }
 }
@@ -287,8 +291,8 @@ impl<'p> Walk<'p> {
 /// A table while its keys are being read.
 pub struct Section<'a, 'p, 't> {
     walk: &'a mut Walk<'p>,
-    table: &'static Table,
-    place: Place,
+    table: &'static TableSpec,
+    place: TextPosition,
     values: Option<&'t DeTable<'t>>,
 }
 
@@ -314,16 +318,16 @@ impl Section<'_, '_, '_> {
         }
         for key in self.table.keys {
             let is_there = self.values.is_some_and(|t| t.contains_key(key.name));
-            if key.shown == Shown::Required && !is_there && !self.walk.given.contains(&key.name) {
-                let fault = Fault::MissingKey(key, self.table.name);
-                self.walk.problems.add_missing(self.place, fault);
+            if key.shown == ShownValue::Required && !is_there && !self.walk.given.contains(&key.name) {
+                let mistake = Mistake::MissingKey(key, self.table.name);
+                self.walk.problems.add_missing(self.place, mistake);
             }
         }
     }
 }
 
 /// The value that a description shows. A test reads every one of them.
-fn parse_default<T>(key: &'static Key, read: Read<T>) -> T {
+fn parse_default<T>(key: &'static KeySpec, read: Read<T>) -> T {
     let text = format!("{} = {}", key.name, key.value);
     let table = DeTable::parse(&text).ok();
     let mut problems = Problems::default();
@@ -335,5 +339,5 @@ fn parse_default<T>(key: &'static Key, read: Read<T>) -> T {
 /// Every key at its default.
 pub fn defaults<T: Described>() -> T {
     let mut problems = Problems::default();
-    Walk::new(0, &mut problems).section(Place { doc: 0, at: 0 }, None)
+    Walk::new(0, &mut problems).section(TextPosition { doc: 0, at: 0 }, None)
 }

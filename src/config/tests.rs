@@ -68,7 +68,7 @@ fn defaults() {
     assert_eq!(c.agent.drain_timeout, Duration::from_secs(10));
     assert_eq!((c.agent.damaged_state, c.agent.hostname.as_str()), (Damaged::Refuse, "box7"));
     let k = kafka(&c);
-    assert_eq!(k.brokers, [Broker { host: "k".into(), port: 9092 }]);
+    assert_eq!(k.brokers, [BrokerAddress { host: "k".into(), port: 9092 }]);
     assert_eq!((k.acks, k.driver, k.partition), (Acks::All, Driver::Auto, Partitioner::Sticky));
     assert_eq!((k.compression, k.linger, k.batch), (Codec::None, Duration::ZERO, 512 << 10));
     assert_eq!((k.client_id.as_str(), k.rate, k.create_topics), ("logagent", None, true));
@@ -161,7 +161,10 @@ fn every_key_is_read() {
     assert_eq!((c.agent.delivery, c.agent.sync), (Delivery::ExactlyOnce, Sync::Always));
     assert_eq!((c.agent.damaged_state, c.agent.hostname.as_str()), (Damaged::Beginning, "h"));
     let k = kafka(&c);
-    assert_eq!(k.brokers.iter().map(Broker::to_string).collect::<Vec<_>>(), ["a:1", "[::1]:2", "10.0.0.1:3"]);
+    assert_eq!(
+        k.brokers.iter().map(BrokerAddress::to_string).collect::<Vec<_>>(),
+        ["a:1", "[::1]:2", "10.0.0.1:3"]
+    );
     assert!(matches!(&k.key, Some(Key::Field(path)) if path == &["user", "id"]));
     assert_eq!((k.partition, k.compression, k.rate), (Partitioner::Fixed(3), Codec::Zstd, Some(1 << 20)));
     assert_eq!((k.linger, k.batch, k.create_topics), (Duration::from_millis(5), 64 << 10, false));
@@ -332,7 +335,7 @@ fn one(config: &str, at: &str, said: &str) {
     assert!(!found.concat().contains("s3cret"), "{found:?}");
 }
 
-/// Fails when the password would go out readably without a word, or where nobody can listen or it is allowed is refused.
+/// Fails when a readable password over the network is not refused, or is refused where it is allowed or stays on this machine.
 #[test]
 fn plain_without_tls() {
     let config = |brokers: &str, rest: &str| {
@@ -374,7 +377,7 @@ fn exactly_once_needs_all_acks_and_the_modern_driver() {
 /// Fails when a syntax error lets the rest count as missing: the operator would chase problems that are not there.
 #[test]
 fn a_syntax_error_adds_nothing() {
-    // The parser goes on with `true` here: fails when its guess is judged as if somebody had written it.
+    // The parser goes on with `true` here: fails when its guess is judged like a written value.
     let found = problems(&format!("[agent]\nmemori = 1\n{}", LEAST.replace("\"t\"", "test")));
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].starts_with("c.toml:2:1: unknown key `memori`"), "{found:#?}");
@@ -577,7 +580,7 @@ fn no_such_config() {
 }
 
 proptest::proptest! {
-    /// Whatever stands in a config: problems or a config, never a panic.
+    /// Any text gives problems or a config, never a panic.
     #[test]
     fn never_panics(parts in proptest::collection::vec(
         proptest::sample::select(vec![

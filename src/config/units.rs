@@ -37,13 +37,13 @@ impl fmt::Display for Invalid {
 
 /// A broker to begin with: a name or an address, and a port.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Broker {
+pub struct BrokerAddress {
     /// Without brackets, also for IPv6.
     pub host: String,
     pub port: u16,
 }
 
-impl Broker {
+impl BrokerAddress {
     /// This machine, without a name server's word for it.
     pub fn is_loopback(&self) -> bool {
         let address = self.host.split('%').next().and_then(|host| host.parse::<IpAddr>().ok());
@@ -54,7 +54,7 @@ impl Broker {
     }
 }
 
-impl fmt::Display for Broker {
+impl fmt::Display for BrokerAddress {
     /// As the `kafka` crate and `ToSocketAddrs` take it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
@@ -65,7 +65,7 @@ impl fmt::Display for Broker {
 }
 
 /// `name:port`, `IPv4:port` or `[IPv6]:port`.
-pub fn broker(s: &str) -> Result<Broker, Invalid> {
+pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     if s.contains("://") {
         return Err(Text("a broker is given without a scheme"));
     }
@@ -74,7 +74,8 @@ pub fn broker(s: &str) -> Result<Broker, Invalid> {
             let (host, port) =
                 rest.split_once("]:").ok_or(Text("after [IPv6] a colon and the port are wanted"))?;
             let bare = host.split('%').next().unwrap_or(host);
-            bare.parse::<std::net::Ipv6Addr>().map_err(|_| Text("no IPv6 address stands in the brackets"))?;
+            bare.parse::<std::net::Ipv6Addr>()
+                .map_err(|_| Text("there is no IPv6 address in the brackets"))?;
             (host, port)
         }
         None => {
@@ -90,13 +91,13 @@ pub fn broker(s: &str) -> Result<Broker, Invalid> {
         return Err(Text("the host is no name and no address"));
     }
     match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(Broker { host: host.into(), port }),
+        Ok(port) if port > 0 => Ok(BrokerAddress { host: host.into(), port }),
         _ => Err(Text("the port is no number from 1 to 65535")),
     }
 }
 
 /// Several of them with commas between, as on the command line.
-pub fn brokers(s: &str) -> Result<Vec<Broker>, Invalid> {
+pub fn brokers(s: &str) -> Result<Vec<BrokerAddress>, Invalid> {
     s.split(',').map(|one| broker(one.trim()).map_err(|why| OneOf(one.into(), Box::new(why)))).collect()
 }
 
@@ -137,12 +138,12 @@ pub fn duration(s: &str) -> Result<Duration, Invalid> {
     let mut total: u64 = 0;
     let mut rest = s.trim();
     if rest.is_empty() {
-        return Err(Text("no number stands there"));
+        return Err(Text("there is no number"));
     }
     while !rest.is_empty() {
         let (number, unit) = split(rest);
         if number.is_empty() {
-            return Err(Text("no whole number stands first"));
+            return Err(Text("it does not begin with a whole number"));
         }
         let end = unit.find(|c: char| !c.is_alphabetic()).unwrap_or(unit.len());
         let millis: u64 = match &unit[..end] {
@@ -171,7 +172,7 @@ fn split(s: &str) -> (&str, &str) {
 fn whole(digits: &str) -> Result<u64, Invalid> {
     let digits = digits.replace('_', "");
     if digits.is_empty() {
-        return Err(Text("no whole number stands first"));
+        return Err(Text("it does not begin with a whole number"));
     }
     digits.parse().map_err(|_| Text("it is too large"))
 }
@@ -200,14 +201,14 @@ pub fn regex(s: &str) -> Result<regex::bytes::Regex, Invalid> {
     built.map_err(Invalid::Regex)
 }
 
-/// A glob as all stages understand it: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` takes a
+/// A glob as all stages understand it: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` takes the next
 /// character as it is.
 pub fn glob(s: &str) -> Result<globset::Glob, Invalid> {
     let built = globset::GlobBuilder::new(s).literal_separator(true).backslash_escape(true).build();
     built.map_err(|e| Invalid::Glob(e.kind().clone()))
 }
 
-/// A glob for paths, which is walked folder by folder: each piece between two `/` is a glob by itself, or `**`.
+/// A glob for paths, which is walked folder by folder: each piece between two `/` is its own glob, or `**`.
 pub fn path_glob(s: &str) -> Result<Pattern, Invalid> {
     glob(s)?;
     if s.split('/').any(|piece| glob(piece).is_err()) {

@@ -1,7 +1,7 @@
 //! Readers for the values of keys. A reader reports a wrong value at its place and then gives `None`.
 
-use super::keys::{KeyTable, MultilineTable, PartitionTable, Tls};
-use super::problem::{Expected, Fault};
+use super::keys::{KafkaTls, KeyTable, MultilineTable, PartitionTable};
+use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, Read, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, by_name, nearest};
@@ -35,8 +35,8 @@ fn parsed<T>(
     let Some(s) = v.get_ref().as_str() else {
         return walk.mismatch(key, v, wanted, example);
     };
-    let expected = |why| Expected { wanted, why, example: example.into() };
-    parse(s).map_err(|why| walk.wrong(v.span(), Fault::Value(key.into(), s.into(), expected(why)))).ok()
+    let expected = |why| WrongValue { wanted, why, example: example.into() };
+    parse(s).map_err(|why| walk.wrong(v.span(), Mistake::Value(key.into(), s.into(), expected(why)))).ok()
 }
 
 pub fn text(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
@@ -59,7 +59,7 @@ fn number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, (from, to): (u64, u64))
         return walk.mismatch(key, v, "a whole number", &from.to_string());
     };
     let n = found.ok().filter(|n| (from..=to).contains(n));
-    n.or_else(|| walk.refuse(v, Fault::Range(key.into(), from, to)))
+    n.or_else(|| walk.refuse(v, Mistake::Range(key.into(), from, to)))
 }
 
 pub fn partition_number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<i32> {
@@ -77,7 +77,7 @@ pub fn word<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T
     let Some(s) = v.get_ref().as_str() else {
         return walk.mismatch(key, v, "one of these words", &words.join(" or "));
     };
-    let wrong = || Fault::Word(key.into(), s.into(), words, nearest(s, names));
+    let wrong = || Mistake::Word(key.into(), s.into(), words, nearest(s, names));
     by_name(s).map_err(|_| walk.wrong(v.span(), wrong())).ok()
 }
 
@@ -93,7 +93,7 @@ pub fn size(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
 pub fn bytes(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
     let n = size(walk, key, v)?;
     let fits = usize::try_from(n).ok().filter(|n| (1..=1 << 30).contains(n));
-    fits.or_else(|| walk.refuse(v, Fault::Bytes(key.into())))
+    fits.or_else(|| walk.refuse(v, Mistake::Bytes(key.into())))
 }
 
 /// Bytes per second.
@@ -112,7 +112,7 @@ pub fn duration(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duratio
 pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
     let d = duration(walk, key, v)?;
     if d.is_zero() {
-        return walk.refuse(v, Fault::NoTime(key.into()));
+        return walk.refuse(v, Mistake::NoTime(key.into()));
     }
     Some(d)
 }
@@ -120,7 +120,7 @@ pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
 pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     let s = text(walk, key, v)?;
     if !s.starts_with('/') || s.contains('\0') {
-        return walk.refuse(v, Fault::RelativePath(key.into(), s));
+        return walk.refuse(v, Mistake::RelativePath(key.into(), s));
     }
     Some(s.into())
 }
@@ -130,20 +130,20 @@ pub fn folder(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Pa
     path(walk, key, v).map(Some)
 }
 
-pub fn brokers(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::Broker>> {
+pub fn brokers(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::BrokerAddress>> {
     if let Some(s) = v.get_ref().as_str() {
         let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
         return walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
     }
     let all = list(walk, key, v, broker)?;
     if all.is_empty() {
-        walk.refuse(v, Fault::EmptyList(key.into(), "[\"kafka.example:9092\"]"))
+        walk.refuse(v, Mistake::EmptyList(key.into(), "[\"kafka.example:9092\"]"))
     } else {
         Some(all)
     }
 }
 
-fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::Broker> {
+fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::BrokerAddress> {
     let example = format!("[{:?}]", with_port(v.get_ref().as_str().unwrap_or_default()));
     parsed(walk, key, v, ("a broker", &example), units::broker)
 }
@@ -180,7 +180,7 @@ pub fn exclusions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Exclu
 pub fn paths(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Pattern>> {
     let all = one_or_list(walk, key, v, followed)?;
     if all.is_empty() {
-        walk.refuse(v, Fault::EmptyList(key.into(), "[\"/var/log/nginx/*.log\"]"))
+        walk.refuse(v, Mistake::EmptyList(key.into(), "[\"/var/log/nginx/*.log\"]"))
     } else {
         Some(all)
     }
@@ -228,10 +228,10 @@ pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(Strin
             return walk.mismatch(&format!("{key}.{name}"), value, "a text", "\"…\"");
         };
         if text.replace("${host}", "").contains("${") {
-            return walk.refuse(v, Fault::Placeholder(name, text.into()));
+            walk.wrong(v.span(), Mistake::Placeholder(name.clone(), text.into()));
         }
         if name.is_empty() {
-            walk.wrong(at, Fault::EmptyName(key.into()));
+            walk.wrong(at, Mistake::EmptyName(key.into()));
             return None;
         }
         Some((name, text.replace("${host}", &walk.host)))
@@ -244,14 +244,14 @@ pub fn nested<T: Described>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Op
     walk.table(v).or_else(|| walk.mismatch(key, v, "a table", "{ … }"))
 }
 
-pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Tls> {
-    let tls: Tls = nested(walk, key, v)?;
-    let id = (Tls::TABLE.name, walk.source);
+pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<KafkaTls> {
+    let tls: KafkaTls = nested(walk, key, v)?;
+    let id = (KafkaTls::TABLE.name, walk.source);
     if !walk.problems.has(id, "key") {
-        walk.problems.add_at(id, "cert", Fault::CertWithoutKey);
+        walk.problems.add_at(id, "cert", Conflict::CertWithoutKey);
     }
     if !walk.problems.has(id, "cert") {
-        walk.problems.add_at(id, "key", Fault::KeyWithoutCert);
+        walk.problems.add_at(id, "key", Conflict::KeyWithoutCert);
     }
     Some(tls)
 }
@@ -273,7 +273,7 @@ pub fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
         Some(Ok(1)) => Some(Acks::One),
         Some(_) => {
             let value = v.get_ref().as_integer().map_or("another number", |n| n.as_str()).into();
-            walk.refuse(v, Fault::Choice(key.into(), value, "\"all\", 1 or 0"))
+            walk.refuse(v, Mistake::Choice(key.into(), value, "\"all\", 1 or 0"))
         }
         None => word(walk, key, v),
     }
@@ -285,7 +285,7 @@ pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> 
         Some("host") => return Some(Key::Constant(walk.host.clone().into_bytes())),
         Some(other) => {
             let value = format!("{other:?}");
-            return walk.refuse(v, Fault::Choice(key.into(), value, RECORD_KEYS));
+            return walk.refuse(v, Mistake::Choice(key.into(), value, RECORD_KEYS));
         }
         None => {}
     }
@@ -296,7 +296,7 @@ pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> 
     let id = (KeyTable::TABLE.name, walk.source);
     let sources = ["constant", "regex", "field"].iter().filter(|k| walk.problems.has(id, k)).count();
     if sources != 1 {
-        return walk.refuse(v, Fault::KeySources(RECORD_KEYS));
+        return walk.refuse(v, Mistake::KeySources(RECORD_KEYS));
     }
     let constant = found.constant.map(|c| Key::Constant(c.into_bytes()));
     constant.or(found.regex.map(Key::Regex)).or(found.field.map(Key::Field))
@@ -339,7 +339,7 @@ pub fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<(Multi
     let found: MultilineTable = nested(walk, key, v)?;
     let id = (MultilineTable::TABLE.name, walk.source);
     if walk.problems.has(id, "start") == walk.problems.has(id, "continue") {
-        return walk.refuse(v, Fault::MultilineSources);
+        return walk.refuse(v, Mistake::MultilineSources);
     }
     let joint = found.start.map(Joint::Start).or(found.continues.map(Joint::Continue))?;
     Some((Multiline { joint, max_lines: found.max_lines }, found.timeout))

@@ -1,5 +1,5 @@
-//! The way to each broker for `--connect`: first to those that the config names, then to those that lead the topics, by
-//! the addresses that they give of themselves. The steps are the modern driver's own; here they get their advice.
+//! `--connect`: visits the brokers that the config names, then the leaders of the topics by their advertised addresses. The
+//! steps are the modern driver's own; advice is added here.
 
 use super::{Outcome, Step, Trouble};
 use crate::commands::drivers;

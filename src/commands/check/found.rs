@@ -1,4 +1,4 @@
-//! Which files a source matches at this moment, in the eyes of the running agent's own discovery. Watches nothing.
+//! The files that a source matches now, found by the agent's own discovery.
 
 use crate::config::Source;
 use crate::packed::{Packed, packing};
