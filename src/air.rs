@@ -396,12 +396,12 @@ impl Air {
 
     /// Lines are about to be sent again without a crash.
     pub fn resent(&self, lines: u64) {
-        self.count(|c| c.resent += lines);
+        self.count(|c| c.resent = c.resent.saturating_add(lines));
     }
 
     /// Lines are about to be sent again with other numbers.
     pub fn uncertain(&self, lines: u64) {
-        self.count(|c| c.uncertain += lines);
+        self.count(|c| c.uncertain = c.uncertain.saturating_add(lines));
     }
 
     /// Lines framed again that an earlier run may have sent, over all runs.
@@ -450,7 +450,7 @@ impl Slot {
             self.air.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
         }
         if start < self.doubtful {
-            self.air.count(|c| c.again += lines);
+            self.air.count(|c| c.again = c.again.saturating_add(lines));
         }
     }
 }
