@@ -69,6 +69,8 @@ mod cover;
 mod error;
 mod fdstore;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod links;
 mod logging;
 mod packed;
