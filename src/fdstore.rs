@@ -235,4 +235,22 @@ mod tests {
             assert_eq!(names(pid, count, Some("a:b")), None, "{pid:?} {count:?}");
         }
     }
+
+    /// Fails when a name of the manager's makes us panic, or there are more names than descriptors.
+    #[test]
+    fn fuzz_names_of_descriptors() {
+        let samples = [b"7 2 a:b".to_vec(), b"7 3 logagent-1-2:stored:".to_vec(), b"7 65536 x".to_vec()];
+        crate::fuzz::damaged(
+            &samples,
+            |_| MOST,
+            |text| {
+                let text = String::from_utf8_lossy(text);
+                let mut fields = text.splitn(3, ' ');
+                let (pid, count, names) = (fields.next(), fields.next(), fields.next());
+                let found = listed(pid, count, names, 7);
+                assert!(found.as_ref().is_none_or(|f| count.and_then(|n| n.parse().ok()) == Some(f.len())));
+                found.map_or(0, |f| f.len())
+            },
+        );
+    }
 }

@@ -75,6 +75,8 @@ mod error;
 mod exactly_once;
 mod fdstore;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod handover;
 mod kafka;
 mod kafka_crate;

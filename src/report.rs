@@ -179,7 +179,7 @@ impl Board {
     /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
     pub fn doubled_at_most(&self) -> u64 {
         let again = self.sent_marks.get().map_or(0, |marks| marks.again());
-        again + self.totals.resent.load(Relaxed)
+        again.saturating_add(self.totals.resent.load(Relaxed))
     }
 
     /// Topics that have been in trouble, by name; ship writes them.

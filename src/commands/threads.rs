@@ -88,6 +88,9 @@ fn control_groups(mount: &Path, own: &str) -> Vec<Limit> {
             _ if controllers.split(',').any(|c| c == "pids") => mount.join(controllers),
             _ => continue,
         };
+        if path.split('/').any(|name| name == "..") {
+            continue; // outside of what this namespace shows (cgroup_namespaces(7))
+        }
         let inner = folder.join(path.trim_start_matches('/'));
         for group in inner.ancestors().take_while(|g| g.starts_with(&folder)) {
             all.extend(control_group(group));
@@ -163,5 +166,22 @@ mod tests {
         assert!(total_threads().unwrap() >= 2);
         drop(hold);
         assert!(!waits.join().unwrap());
+    }
+
+    /// Fails when a text as `/proc/self/cgroup` has it makes us look outside of the groups, or without end.
+    #[test]
+    fn fuzz_control_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("a/b");
+        fs::create_dir_all(&mount).unwrap();
+        fs::write(dir.path().join("pids.max"), "5").unwrap();
+        fs::write(dir.path().join("pids.current"), "1").unwrap();
+        let samples =
+            [b"0::/system.slice/x.service\n".to_vec(), b"3:cpu,pids:/a/b\n0::/\n12:pids:/../..\n".to_vec()];
+        crate::fuzz::damaged(
+            &samples,
+            |_| 0,
+            |text| control_groups(&mount, &String::from_utf8_lossy(text)).len(),
+        );
     }
 }

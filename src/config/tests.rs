@@ -592,3 +592,33 @@ proptest::proptest! {
         let _ = b.load(Overrides::default());
     }
 }
+
+/// Fails when a text makes the reader panic or run on, or a problem has no place or is more than a line.
+#[test]
+fn fuzz_config() {
+    let example = include_str!("../../systemd/logagent.toml");
+    let spoken: String =
+        example.lines().map(|l| format!("{}\n", l.strip_prefix("# ").unwrap_or(l))).collect();
+    let samples =
+        [LEAST, example, &spoken, "[kafka.tls]\nca = \"/a\"\n[[files]]\npaths = []\nmultiline = {}\n"];
+    let samples = samples.map(|s| s.as_bytes().to_vec());
+    let place = Box::new("");
+    crate::fuzz::damaged(
+        &samples,
+        |_| 1000,
+        |bytes| {
+            fs::write(place.path("c.toml"), bytes).unwrap();
+            match place.load(Overrides::default()) {
+                Ok(config) => config.sources.len(),
+                Err(e) => {
+                    let text = e.to_string();
+                    assert!(
+                        text.lines().all(|l| l.starts_with("logagent: ") && l.contains("c.toml")),
+                        "{text}"
+                    );
+                    text.lines().count()
+                }
+            }
+        },
+    );
+}

@@ -253,8 +253,8 @@ fn read_head(head: &[u8]) -> Option<(u64, Binding)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backoff::Rng;
     use crate::files::private;
+    use crate::fuzz::Dice;
     use std::path::Path;
 
     fn open(path: &Path) -> (Store, Found) {
@@ -278,15 +278,15 @@ mod tests {
         let path = dir.path().join("flights");
         assert_eq!(open(&path).1, Found::default());
         let mut want: Vec<Vec<u8>> = Vec::new();
-        let mut rng = Rng::new(1);
+        let mut dice = Dice(1);
         for round in 0..50u8 {
             let (mut store, found) = open(&path);
             assert_eq!(found.records, want);
             assert_eq!(found.binding.is_some(), round > 0);
-            want.drain(..rng.below(want.len() + 1));
+            want.drain(..dice.below(want.len() as u64 + 1) as usize);
             store.begin(&binding(), want.iter().cloned()).unwrap();
-            for _ in 0..rng.below(5) {
-                let payload = vec![round; 1 + rng.below(300)];
+            for _ in 0..dice.below(5) {
+                let payload = vec![round; 1 + dice.below(300) as usize];
                 put(&mut store, &payload);
                 want.push(payload);
             }
@@ -342,5 +342,33 @@ mod tests {
             let found = open(&path).1;
             assert!(found.content && found.binding.is_none());
         }
+    }
+
+    /// Fails when a length in the file is believed.
+    #[test]
+    fn fuzz_journal() {
+        const HEADS: usize = 100;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flights");
+        let sample = |payloads: &[&[u8]]| {
+            let mut bytes = head(3, &binding());
+            bytes.resize(HEADS, 0);
+            for payload in payloads {
+                bytes.extend((payload.len() as u32).to_le_bytes());
+                bytes.extend(check(3, payload).to_le_bytes());
+                bytes.extend_from_slice(payload);
+            }
+            bytes
+        };
+        let samples = [sample(&[]), sample(&[b"one", b"", b"three"]), sample(&[&[7; 900], b"x"])];
+        crate::fuzz::damaged(&samples, <[u8]>::len, |bytes| {
+            let file = private(&path).unwrap();
+            file.set_len(0).unwrap();
+            let (first, rest) = bytes.split_at(bytes.len().min(HEADS));
+            file.write_all_at(first, 0).unwrap();
+            file.write_all_at(rest, DATA).unwrap();
+            let (_, found) = Store::open(file).unwrap();
+            found.records.iter().map(Vec::len).sum()
+        });
     }
 }

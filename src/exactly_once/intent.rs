@@ -404,6 +404,40 @@ mod tests {
         }
     }
 
+    /// Fails when a length or an index in a record is believed, or what is read is not what would be written.
+    #[test]
+    fn fuzz_intents() {
+        let mut odd = chunk(&plain(1), 10, &[b"a", b"bb", b"ccc", b"d"]);
+        odd.lines.remove(1);
+        odd.last = Break::Forced;
+        let text = odd.bytes.clone();
+        let (front, back) = batch(5, vec![odd, chunk(&plain(2), 0, &[&b"x"[..]; 20])]).halve();
+        let samples: Vec<Vec<u8>> = [front, back]
+            .iter()
+            .map(|b| {
+                let mut out = Vec::new();
+                Record::Intent(Intent::of(b, NUMBERS, 9, true)).write(&mut out);
+                out
+            })
+            .collect();
+        crate::fuzz::damaged(
+            &samples,
+            |bytes| 16 * bytes.len(),
+            |bytes| {
+                let Some(record) = Record::read(bytes) else { return 0 };
+                let mut out = Vec::new();
+                record.write(&mut out);
+                assert_eq!(Record::read(&out).as_ref(), Some(&record));
+                let Record::Intent(intent) = record else { return 0 };
+                for piece in &intent.pieces {
+                    let _ = piece.lines_in(&text);
+                    let _ = piece.picked().take(100_000).count();
+                }
+                intent.pieces.len()
+            },
+        );
+    }
+
     #[test]
     fn split_finds_what_framing_finds() {
         use crate::tail::framing::{Input, Rest, Rules, frame};

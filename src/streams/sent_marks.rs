@@ -396,12 +396,12 @@ impl SentMarks {
 
     /// Lines are about to be sent again without a crash.
     pub fn resent(&self, lines: u64) {
-        self.count(|c| c.resent += lines);
+        self.count(|c| c.resent = c.resent.saturating_add(lines));
     }
 
     /// Lines are about to be sent again with other numbers.
     pub fn uncertain(&self, lines: u64) {
-        self.count(|c| c.uncertain += lines);
+        self.count(|c| c.uncertain = c.uncertain.saturating_add(lines));
     }
 
     /// Lines sent again that an earlier run may have sent, over all runs.
@@ -450,7 +450,7 @@ impl SentMark {
             self.marks.write(HEAD + self.index * SLOT + 8, &end.to_le_bytes());
         }
         if start < self.doubtful {
-            self.marks.count(|c| c.again += lines);
+            self.marks.count(|c| c.again = c.again.saturating_add(lines));
         }
     }
 }
