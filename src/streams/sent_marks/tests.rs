@@ -286,7 +286,7 @@ fn fuzz_sent_marks() {
         let (air, found) = SentMarks::open(file, "b", false).unwrap();
         let air = Arc::new(air);
         air.begin("b", found.unsaved(4), found.limits.iter().map(|(s, l)| (*s, *l)));
-        air.take(StreamId(1), 50, 200).frame(50, 70, 3);
+        air.take(StreamId(1), 50, 200).raise(50, 70, 3);
         air.resent(2);
         air.end();
         let _ = totals(bytes);
