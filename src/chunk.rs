@@ -50,6 +50,20 @@ impl Mark {
         }
         Mark { len: tail.len() as u16, hash: fnv1a(tail) }
     }
+
+    /// Set in `len` of a mark of a journal entry; the other bits check the file's ID, and `hash` is the sequence number.
+    const ENTRY: u16 = 1 << 15;
+
+    /// The mark of the end of a journal entry. Together with the offset it proves the file: the ID is random, and journald
+    /// never gives a sequence number twice.
+    pub fn of_entry(file_id: &[u8; 16], seqnum: u64) -> Mark {
+        Mark { len: Self::ENTRY | fnv1a(file_id) as u16, hash: seqnum }
+    }
+
+    /// The sequence number of the last entry; `None`: this is a mark of a log file's bytes.
+    pub fn seqnum(&self) -> Option<u64> {
+        (self.len & Self::ENTRY != 0).then_some(self.hash)
+    }
 }
 
 /// FNV-1a, 64 bits: saved in `offsets`, so it must stay as it is.
@@ -98,6 +112,8 @@ pub enum Key {
     Regex(regex::bytes::Regex),
     /// A field of a line that is a JSON object, by its path; no such field gives no key.
     Field(Vec<String>),
+    /// What the source put into the line's [`RecordHead`].
+    Head,
 }
 
 /// What a record's value is made of.
@@ -108,6 +124,41 @@ pub enum Format {
     Raw,
     /// An object with `message`, `host`, `path`, `offset`, `time` and the source's own fields.
     Json { host: String, fields: Vec<(String, String)> },
+    /// The line's bytes as they are. In front of each line stands a [`RecordHead`].
+    Headed,
+}
+
+/// What a source knows of a record besides its line: the record's own time, in ms since 1970, and a key. It stands in the
+/// chunk's bytes right in front of the line: the key's bytes, their number (`u32`), the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordHead<'c> {
+    pub key: Option<&'c [u8]>,
+    pub stamp_ms: i64,
+}
+
+impl<'c> RecordHead<'c> {
+    /// Bytes of a head without its key.
+    pub const LEN: usize = 12;
+    const NO_KEY: u32 = u32::MAX;
+
+    pub fn put(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.key.unwrap_or_default());
+        let len = self.key.map_or(Self::NO_KEY, |key| key.len() as u32);
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&self.stamp_ms.to_le_bytes());
+    }
+
+    /// Of a line in the bytes of its chunk; `None`: nothing like it is there.
+    pub fn of(bytes: &'c [u8], line: Line) -> Option<RecordHead<'c>> {
+        let before = bytes.get(..line.at as usize)?;
+        let (before, stamp) = before.split_last_chunk::<8>()?;
+        let (before, len) = before.split_last_chunk::<4>()?;
+        let key = match u32::from_le_bytes(*len) {
+            Self::NO_KEY => None,
+            len => Some(&before[before.len().checked_sub(len as usize)?..]),
+        };
+        Some(RecordHead { key, stamp_ms: i64::from_le_bytes(*stamp) })
+    }
 }
 
 /// What makes a record out of a line, the same for all files of a source.
@@ -129,7 +180,7 @@ pub struct Origin {
     pub gauge: Arc<Progress>,
 }
 
-/// One record: `len` bytes at `at` of its chunk, so its place in the file is `range.start + at`.
+/// One record: `len` bytes at `at` of its chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Line {
     pub at: u32,
@@ -138,9 +189,10 @@ pub struct Line {
 
 /// A piece of a stream with the lines found in it.
 ///
-/// Invariant: `bytes[0]` is the byte at `range.start`, and the lines stand in `bytes` in order and without overlap. What is
-/// left out (rest of a cut line, a hole, filtered lines) belongs to a chunk's range without belonging to a line. A
-/// chunk that carries no records has no bytes either; it moves the position like any other.
+/// Invariant: the lines stand in `bytes` in order and without overlap. Of a log file, `bytes[0]` is the byte at
+/// `range.start`; of a journal, `bytes` are records made of the entries in `range`. What is left out (rest of a cut line, a
+/// hole, filtered lines) belongs to a chunk's range without belonging to a line. A chunk that carries no records has no bytes
+/// either; it moves the position like any other.
 #[derive(Debug)]
 pub struct Chunk {
     pub origin: Arc<Origin>,
@@ -162,6 +214,14 @@ impl Chunk {
     pub fn line(&self, i: usize) -> &[u8] {
         let l = self.lines[i];
         &self.bytes[l.at as usize..(l.at + l.len) as usize]
+    }
+
+    /// Where a line is in its file, as far as that is known.
+    pub fn offset_of(&self, line: Line) -> u64 {
+        match self.origin.shape.format {
+            Format::Headed => self.range.start,
+            Format::Raw | Format::Json { .. } => self.range.start + u64::from(line.at),
+        }
     }
 
     pub fn ack(&self) -> Ack {
@@ -229,6 +289,28 @@ mod tests {
         assert_eq!(Mark::of(&long), Mark::of(&long[744..]));
         assert_ne!(Mark::of(&long[..999]), Mark::of(&long));
         assert_eq!(Mark::of(b""), Mark::default());
+    }
+
+    /// Fails when a head is read back as another one, or reading reaches in front of the chunk's bytes.
+    #[test]
+    fn heads_of_records() {
+        for key in [None, Some(&b""[..]), Some(b"unit")] {
+            let head = RecordHead { key, stamp_ms: 1_700_000_000_123 };
+            let mut bytes = b"the line before".to_vec();
+            head.put(&mut bytes);
+            let line = Line { at: bytes.len() as u32, len: 0 };
+            assert_eq!(RecordHead::of(&bytes, line), Some(head));
+            assert_eq!(RecordHead::of(&bytes[4..], Line { at: 3, len: 0 }), None);
+        }
+        assert_eq!(RecordHead::of(&[9; 12], Line { at: 12, len: 0 }), None, "a key longer than what is there");
+    }
+
+    /// Fails when a position in a journal is taken for one in a log file.
+    #[test]
+    fn marks_of_entries_tell_themselves() {
+        assert_eq!(Mark::of_entry(&[7; 16], 42).seqnum(), Some(42));
+        assert_ne!(Mark::of_entry(&[7; 16], 42), Mark::of_entry(&[8; 16], 42));
+        assert_eq!(Mark::of(&[1; 300]).seqnum(), None);
     }
 
     /// Saved in `offsets`: a change of the hash would make every position of an older agent look truncated.

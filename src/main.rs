@@ -78,6 +78,7 @@ mod files;
 #[cfg(test)]
 mod fuzz;
 mod handover;
+mod journal;
 mod kafka;
 mod kafka_crate;
 mod links;

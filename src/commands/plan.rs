@@ -120,7 +120,7 @@ fn shape(config: &Config, s: &Source) -> Shape {
         Output::Stdout => Key::None,
     };
     let format = match &s.format {
-        Format::Raw => Format::Raw,
+        Format::Raw | Format::Headed => Format::Raw,
         Format::Json { .. } => Format::Json { host: config.agent.hostname.clone(), fields: s.fields.clone() },
     };
     let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();

@@ -189,7 +189,7 @@ fn log_each(batch: &Batch, why: &str) {
             "{}: {} bytes at offset {} cannot be delivered to topic {} and are left out: {why}",
             chunk.origin.path.display(),
             line.len,
-            chunk.range.start + u64::from(line.at),
+            chunk.offset_of(line),
             batch.group.topic,
         );
     }
@@ -208,7 +208,7 @@ fn letter(out: &mut Vec<u8>, batch: &Batch, pick: Pick, why: &str, wall_ms: i64)
     count(out, "partition", u64::from(batch.partition.unsigned_abs()));
     member(out, "path", chunk.origin.path.as_os_str().as_bytes());
     count(out, "stream", chunk.origin.stream.0);
-    count(out, "offset", chunk.range.start + u64::from(line.at));
+    count(out, "offset", chunk.offset_of(line));
     count(out, "length", u64::from(line.len));
     member(out, "value", chunk.line(usize::from(pick.line)));
     out.extend_from_slice(b"}\n");

@@ -5,7 +5,7 @@ use super::Partitioner;
 use super::batch::{BatchGroup, Pick, Records};
 use super::render::Keys;
 use crate::backoff::Rng;
-use crate::chunk::{Chunk, Format, Key};
+use crate::chunk::{Chunk, Format, Key, RecordHead};
 
 /// What a flight is dealt out to.
 #[derive(Debug)]
@@ -66,10 +66,10 @@ fn extra(chunk: &Chunk) -> usize {
     let key = match &shape.key {
         Key::Constant(bytes) => bytes.len(),
         Key::Path => path,
-        Key::None | Key::Regex(_) | Key::Field(_) => 0,
+        Key::None | Key::Regex(_) | Key::Field(_) | Key::Head => 0,
     };
     let json = match &shape.format {
-        Format::Raw => 0,
+        Format::Raw | Format::Headed => 0,
         Format::Json { host, fields } => {
             100 + host.len() + path + fields.iter().map(|(n, v)| n.len() + v.len() + 6).sum::<usize>()
         }
@@ -115,6 +115,7 @@ impl Deal<'_> {
         for (c, chunk) in group.chunks.iter().enumerate() {
             let extra = extra(chunk);
             let mut keys = Keys::of(&chunk.origin);
+            let headed = matches!(chunk.origin.shape.format, Format::Headed);
             // A key that all lines share is hashed once.
             let same = if let Keys::Same(key) = &keys { Some(by_key(key, self.all.len())) } else { None };
             for (l, line) in chunk.lines.iter().enumerate() {
@@ -124,7 +125,8 @@ impl Deal<'_> {
                     Partitioner::Hash if same.is_some() => same.unwrap_or(sticky),
                     Partitioner::Hash => {
                         let bytes = &chunk.bytes[line.at as usize..][..line.len as usize];
-                        keys.key(bytes, &mut scratch).map_or(sticky, |key| by_key(&key, self.all.len()))
+                        let head = RecordHead::of(&chunk.bytes, *line).filter(|_| headed);
+                        keys.key(head, bytes, &mut scratch).map_or(sticky, |key| by_key(&key, self.all.len()))
                     }
                     Partitioner::RoundRobin => {
                         turn = if turn + 1 < open.len() { turn + 1 } else { 0 };

@@ -12,7 +12,7 @@
 
 use super::batch::{Batch, Pick, Records};
 use super::json;
-use crate::chunk::{Chunk, Format, Key, Line, Origin};
+use crate::chunk::{Chunk, Format, Key, Line, Origin, RecordHead};
 use regex::bytes::{CaptureLocations, Regex};
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
@@ -56,6 +56,8 @@ pub struct Record<'l, 'p> {
     pub value: Piece<'l, 'p>,
     /// In the order of the config, the same for all records of a chunk.
     pub headers: &'l [(String, Vec<u8>)],
+    /// Its own time, in ms since 1970, where the source knows one; else the batch's applies.
+    pub stamp_ms: Option<i64>,
 }
 
 impl Pen {
@@ -92,10 +94,11 @@ impl Pen {
     fn sheet<'l>(&mut self, chunk: &'l Chunk, stamp_ms: i64) -> Sheet<'l> {
         let origin = &*chunk.origin;
         let json = matches!(origin.shape.format, Format::Json { .. });
+        let headed = matches!(origin.shape.format, Format::Headed);
         if let Format::Json { host, fields } = &origin.shape.format {
             self.frame(origin, host, fields, stamp_ms);
         }
-        Sheet { chunk, keys: Keys::of(origin), json, flagged: self.tail.ends_with(FLAGGED) }
+        Sheet { chunk, keys: Keys::of(origin), json, headed, flagged: self.tail.ends_with(FLAGGED) }
     }
 
     /// Writes the parts of a JSON value around message and offset.
@@ -131,9 +134,10 @@ impl Pen {
         if sheet.json {
             self.json(sheet, line, bytes);
         }
-        let key = sheet.keys.key(bytes, &mut self.key);
+        let head = if sheet.headed { RecordHead::of(&sheet.chunk.bytes, line) } else { None };
+        let key = sheet.keys.key(head, bytes, &mut self.key);
         let value = if sheet.json { Piece::Passing(&self.value) } else { Piece::Lasting(bytes) };
-        Record { index, key, value, headers }
+        Record { index, key, value, headers, stamp_ms: head.map(|head| head.stamp_ms) }
     }
 
     /// Writes the JSON value of one line.
@@ -143,7 +147,7 @@ impl Pen {
         out.extend_from_slice(b"{\"message\":\"");
         let valid = json::text(out, bytes);
         out.extend_from_slice(&self.head);
-        json::number(out, sheet.chunk.range.start + u64::from(line.at));
+        json::number(out, sheet.chunk.offset_of(line));
         out.extend_from_slice(&self.tail);
         if !valid && !sheet.flagged {
             out.extend_from_slice(FLAGGED);
@@ -160,6 +164,8 @@ struct Sheet<'l> {
     chunk: &'l Chunk,
     keys: Keys<'l>,
     json: bool,
+    /// Each line has a [`RecordHead`].
+    headed: bool,
     /// The path already carries the flag.
     flagged: bool,
 }
@@ -172,6 +178,7 @@ pub enum Keys<'l> {
     /// With the places of its groups; `None` where the expression has no group.
     Regex(&'l Regex, Option<CaptureLocations>),
     Field(&'l [String]),
+    Head,
 }
 
 impl<'l> Keys<'l> {
@@ -182,14 +189,21 @@ impl<'l> Keys<'l> {
             Key::Path => Keys::Same(origin.path.as_os_str().as_bytes()),
             Key::Regex(r) => Keys::Regex(r, (r.captures_len() > 1).then(|| r.capture_locations())),
             Key::Field(path) => Keys::Field(path),
+            Key::Head => Keys::Head,
         }
     }
 
-    /// The key of one line; what must be written goes into `scratch`, which is cleared first.
+    /// The key of one line and its head; what must be written goes into `scratch`, which is cleared first.
     #[inline(always)]
-    pub fn key<'p>(&mut self, line: &'l [u8], scratch: &'p mut Vec<u8>) -> Option<Piece<'l, 'p>> {
+    pub fn key<'p>(
+        &mut self,
+        head: Option<RecordHead<'l>>,
+        line: &'l [u8],
+        scratch: &'p mut Vec<u8>,
+    ) -> Option<Piece<'l, 'p>> {
         match self {
             Keys::None => None,
+            Keys::Head => head?.key.map(Piece::Lasting),
             Keys::Same(bytes) => Some(Piece::Lasting(bytes)),
             _ => self.found(line, scratch),
         }
@@ -198,7 +212,7 @@ impl<'l> Keys<'l> {
     /// A key that stands in the line.
     fn found<'p>(&mut self, line: &'l [u8], scratch: &'p mut Vec<u8>) -> Option<Piece<'l, 'p>> {
         match self {
-            Keys::None | Keys::Same(_) => None,
+            Keys::None | Keys::Same(_) | Keys::Head => None,
             Keys::Regex(r, None) => r.find(line).map(|m| Piece::Lasting(m.as_bytes())),
             Keys::Regex(r, Some(groups)) => {
                 r.captures_read(groups, line)?;

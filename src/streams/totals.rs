@@ -17,6 +17,10 @@ pub struct Totals {
     pub uncertain: AtomicU64,
     /// What closed streams name as lost. Writer: the registry.
     pub lost_bytes: AtomicU64,
+    /// Journal entries that were removed before they were read. Writer: journals.
+    pub lost_entries: AtomicU64,
+    /// Journal entries that could not be read. Writer: journals.
+    pub damaged_entries: AtomicU64,
     pub cut_lines: AtomicU64,
     pub retries: AtomicU64,
     /// Bytes written to the state folder. Writer: the saver.

@@ -45,19 +45,24 @@ impl Writer {
         self.at += at + 1;
     }
 
-    fn record(&mut self, r: &Record<'_, '_>) {
+    /// `later_ms`: than the batch's first timestamp.
+    fn record(&mut self, r: &Record<'_, '_>, later_ms: i64) {
         let sized = |n: usize| uvarint_len(zigzag(n as i32)) + n;
         let delta = zigzag(r.index as i32);
+        let mut later = [0; 10];
+        let later = put_varlong(&mut later, later_ms);
         let headers: usize = r.headers.iter().map(|(k, v)| sized(k.len()) + sized(v.len())).sum();
         let key = r.key.as_deref();
-        let body = 2 // attributes, timestamp delta
+        let body = 1 // attributes
+            + later.len()
             + uvarint_len(delta)
             + key.map_or(1, |k| sized(k.len()))
             + sized(r.value.len())
             + uvarint_len(zigzag(r.headers.len() as i32))
             + headers;
         self.varint(body);
-        self.put(&[0, 0]);
+        self.put(&[0]);
+        self.put(later);
         self.uvarint(delta);
         match key {
             Some(key) => self.sized(key),
@@ -75,6 +80,19 @@ impl Writer {
         self.varint(bytes.len());
         self.put(bytes);
     }
+}
+
+/// Writes a signed varint of up to 64 bits at the front of `to`: the bytes it took.
+fn put_varlong(to: &mut [u8; 10], value: i64) -> &[u8] {
+    let mut zigzag = ((value << 1) ^ (value >> 63)) as u64;
+    let mut at = 0;
+    while zigzag >= 0x80 {
+        to[at] = zigzag as u8 | 0x80;
+        zigzag >>= 7;
+        at += 1;
+    }
+    to[at] = zigzag as u8;
+    &to[..=at]
 }
 
 /// Copies `len` bytes; may read and write up to [`BLOCK`] more where both sides have them.
@@ -186,33 +204,43 @@ impl Encoder {
         let start = out.at;
         if codec != Codec::None {
             self.loose.clear();
-            let count = records(&mut self.pen, &mut self.loose, batch);
+            let written = records(&mut self.pen, &mut self.loose, batch);
             let loose = &self.loose.bytes[..self.loose.at];
             let to = out.room(HEADER + Compressor::bound(codec, loose.len()));
             match self.press.press(codec, loose, &mut to[HEADER..]) {
                 Ok(n) => {
                     out.at += HEADER + n;
-                    return header(&mut out.bytes[start..out.at], batch, codec, count);
+                    return header(&mut out.bytes[start..out.at], batch, codec, written);
                 }
                 Err(_) => codec = Codec::None,
             }
         }
         out.room(Self::estimate(batch) + FRAMING + BLOCK);
         out.at += HEADER;
-        let count = records(&mut self.pen, out, batch);
-        header(&mut out.bytes[start..out.at], batch, codec, count);
+        let written = records(&mut self.pen, out, batch);
+        header(&mut out.bytes[start..out.at], batch, codec, written);
     }
 }
 
-/// Appends the records of a batch; says how many there are.
-fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> u32 {
-    let mut count = 0;
+/// What a batch's header says of its records.
+struct RecordsWritten {
+    count: u32,
+    newest_ms: i64,
+}
+
+/// Appends the records of a batch.
+fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> RecordsWritten {
+    // Another stamp is what the broker asked for: it holds for records with a time of their own too.
+    let (base_ms, restamped) = (batch.stamp_ms(), batch.restamped.is_some());
+    let (mut count, mut newest) = (0, None);
     if !batch.group.chunks.iter().all(is_plain) {
         pen.each(batch, |r| {
-            out.record(&r);
+            let stamp_ms = r.stamp_ms.filter(|_| !restamped).unwrap_or(base_ms);
+            out.record(&r, stamp_ms.saturating_sub(base_ms));
             count += 1;
+            newest = newest.max(Some(stamp_ms));
         });
-        return count;
+        return RecordsWritten { count, newest_ms: newest.unwrap_or(base_ms) };
     }
     let mut put = |chunk: &Chunk, line: &Line| {
         out.plain(count, &chunk.bytes[line.at as usize..], line.len as usize);
@@ -225,7 +253,7 @@ fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> u32 {
             put(chunk, &chunk.lines[usize::from(p.line)]);
         }),
     }
-    count
+    RecordsWritten { count, newest_ms: base_ms }
 }
 
 /// Neither key nor headers, and the value is the line.
@@ -235,7 +263,8 @@ fn is_plain(chunk: &Chunk) -> bool {
 }
 
 /// Fills in the header of a batch whose records stand behind it.
-fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, count: u32) {
+fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, written: RecordsWritten) {
+    let RecordsWritten { count, newest_ms } = written;
     debug_assert_eq!(count, batch.count, "ship counts a batch's records, and sequences go by that count");
     let numbers = batch.numbers.map_or((-1, -1, -1), |n| (n.pid, n.epoch, n.base));
     let stamp = batch.stamp_ms().to_be_bytes();
@@ -252,7 +281,7 @@ fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, count: u32) {
     put(&(codec as i16).to_be_bytes());
     put(&last.to_be_bytes());
     put(&stamp);
-    put(&stamp);
+    put(&newest_ms.to_be_bytes());
     put(&numbers.0.to_be_bytes());
     put(&numbers.1.to_be_bytes());
     put(&numbers.2.to_be_bytes());

@@ -1,7 +1,7 @@
 //! Tests of the encoder against `kafka-protocol`'s decoder, and what it costs. No broker here.
 
 use super::*;
-use crate::chunk::Shape;
+use crate::chunk::{RecordHead, Shape};
 use crate::kafka::protocol::codec::tests::{ALL, unpress};
 use crate::producer::batch::{Numbers, Pick};
 use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
@@ -24,6 +24,37 @@ fn encode(encoder: &mut Encoder, b: &Batch, codec: Codec) -> Vec<u8> {
     let mut out = Writer::default();
     encoder.batch(&mut out, b, codec);
     out.filled().to_vec()
+}
+
+/// Fails when a record's own time or key is another line's, or the batch does not name its newest time: consumers that look
+/// records up by time would miss it.
+#[test]
+fn records_with_heads() {
+    let heads = [(None, STAMP - 40_000_000_000), (Some(&b"unit"[..]), STAMP + 5), (Some(b""), STAMP)];
+    let headed = |heads: &[(Option<&[u8]>, i64)]| {
+        let shape = Shape { key: Key::Head, format: Format::Headed, ..Shape::default() };
+        let mut c = chunk(&origin(1, "t", "/journal", shape), 0, &[]);
+        for (key, stamp_ms) in heads {
+            RecordHead { key: *key, stamp_ms: *stamp_ms }.put(&mut c.bytes);
+            c.lines.push(Line { at: c.bytes.len() as u32, len: 4 });
+            c.bytes.extend_from_slice(b"line");
+        }
+        c
+    };
+    for codec in [Codec::None, Codec::Gzip] {
+        let mut b = batch(1, vec![chunk(&plain(2), 0, &[b"line"]), headed(&heads)]);
+        let bytes = encode(&mut Encoder::default(), &b, codec);
+        assert_eq!(bytes[35..43], (STAMP + 5).to_be_bytes(), "the newest");
+        let got: Vec<_> =
+            decode(&bytes).records.into_iter().map(|r| (r.key, r.value, r.timestamp)).collect();
+        let line = || Some(Bytes::from_static(b"line"));
+        let mut want = vec![(None, line(), STAMP)];
+        want.extend(heads.map(|(key, stamp)| (key.map(Bytes::copy_from_slice), line(), stamp)));
+        assert_eq!(got, want);
+        b.restamped = Some(-1);
+        let set = decode(&encode(&mut Encoder::default(), &b, codec));
+        assert!(set.records.iter().all(|r| r.timestamp == -1));
+    }
 }
 
 /// Chunks of lines of all lengths around the copy's block, the varints' edges, and empty ones.

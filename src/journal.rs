@@ -1,0 +1,57 @@
+//! The systemd journal as a source: reads journal files natively, without libsystemd, `journalctl` or a memory map.
+//!
+//! [`follow`] is one thread per journal folder. It opens each journal file as a stream of its own and turns entries into
+//! chunks; archived files come before the live one of the same chain. Below it: [`folder`] knows names, [`file`] reads one
+//! file, [`render`] makes records of entries and [`filter`] chooses them. [`reread`] makes the same records again for
+//! exactly-once.
+//!
+//! A position is the end of the last entry, with a mark of the file's ID and that entry's sequence number
+//! ([`crate::chunk::Mark::of_entry`]): both survive rename, copy and restore. journald numbers entries without a gap, so what
+//! is vacuumed before it was read is counted exactly.
+//!
+//! An open descriptor does not keep a journal file from being vacuumed: journald punches a hole over it. So journald's
+//! `SystemMaxUse=` is the buffer, and nothing of a journal is kept in the descriptor store.
+
+mod decompress;
+mod file;
+mod filter;
+mod folder;
+pub mod follow;
+mod open;
+mod pages;
+pub mod records;
+pub mod render;
+pub mod reread;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod wait;
+
+pub use filter::{EntryFilter, own_unit};
+pub use folder::{boot_id, candidates};
+
+use file::ReadError;
+use std::io;
+
+/// What is wrong with a journal file, and what to do.
+fn explain(e: &ReadError) -> String {
+    match e {
+        ReadError::Io(e) => explain_io(e),
+        ReadError::Incompatible(flags) => format!(
+            "a journal format that this version does not know (incompatible flags {flags:#x}); read it with journalctl, or \
+             update logagent"
+        ),
+        ReadError::NotAJournal => "not a journal file; remove it".into(),
+        ReadError::Entry(why) => (*why).into(),
+        ReadError::Chain => "its chain of entries is broken".into(),
+    }
+}
+
+fn explain_io(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("{e}; put the agent's user into the group systemd-journal")
+        }
+        _ => e.to_string(),
+    }
+}

@@ -1,0 +1,455 @@
+//! Reads one journal file in order with `pread(2)`. Nothing is mapped, so vacuuming cannot end the process by SIGBUS, and no
+//! number in the file is trusted.
+//!
+//! Entries are found by the file's chain of entry arrays, because an entry stands there only once it is complete. Offsets of
+//! arrays and of entries must ascend, so no file can make the reader loop. Entry arrays and the header change in place, so they
+//! are read again each time; ENTRY and DATA objects never change.
+//!
+//! A damaged ENTRY costs that entry and a damaged DATA that field. Vacuuming punches a hole over the whole file, from its start
+//! on, while readers have it open: what was read is whole only if the header is still there afterwards, which
+//! [`JournalFile::refresh`] says.
+
+use super::decompress::{COMPRESSED, Unpacked};
+use super::pages::{Pages, REPEATED_MAX, u32_at, u64_at};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// A 128-bit ID: of a file, of a run of sequence numbers, or of a boot.
+pub type Id128 = [u8; 16];
+
+const COMPACT: u32 = 1 << 4;
+/// xz, lz4, keyed hash, zstd, compact. Bit 5 (segmented) is another format.
+const KNOWN_FLAGS: u32 = 0x1f;
+/// Bytes that the header has in every version.
+const HEADER: usize = 208;
+const MAGIC: &[u8] = b"LPKSHHRH";
+const ARCHIVED: u8 = 2;
+
+const DATA: u8 = 1;
+const ENTRY: u8 = 3;
+const ENTRY_ARRAY: u8 = 6;
+
+/// Bytes of an object that are looked at as one, at most; what says it is larger is damaged.
+const OBJECT_MAX: u64 = 1 << 40;
+/// Slots of an entry array that are read at once.
+const SLOTS: u64 = 256;
+/// Fields of an entry, at most. journald allows 1024.
+const FIELDS: u64 = 4096;
+
+#[derive(Debug)]
+pub enum ReadError {
+    Io(io::Error),
+    /// Not a journal file, not one any more (vacuumed), or another one.
+    NotAJournal,
+    /// Incompatible flags that this reader does not know.
+    Incompatible(u32),
+    /// One entry cannot be read. The next call goes on behind it.
+    Entry(&'static str),
+    /// The chain of entry arrays ends early: of a file that is still written it may be complete at the next look.
+    Chain,
+}
+
+impl From<io::Error> for ReadError {
+    fn from(e: io::Error) -> ReadError {
+        match e.kind() {
+            io::ErrorKind::UnexpectedEof => ReadError::Entry("beyond the end of the file"),
+            _ => ReadError::Io(e),
+        }
+    }
+}
+
+/// What the header says, as of the last look.
+#[derive(Clone, Debug)]
+pub struct JournalHeader {
+    flags: u32,
+    state: u8,
+    pub file_id: Id128,
+    pub seqnum_id: Id128,
+    /// Bytes of the header itself.
+    size: u64,
+    pub tail_object: u64,
+    pub entries: u64,
+    pub tail_seqnum: u64,
+    pub head_seqnum: u64,
+    array: u64,
+    pub head_realtime: u64,
+}
+
+impl JournalHeader {
+    pub fn read(file: &File) -> Result<JournalHeader, ReadError> {
+        let mut b = [0; HEADER];
+        file.read_exact_at(&mut b, 0).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => ReadError::NotAJournal,
+            _ => ReadError::Io(e),
+        })?;
+        if !b.starts_with(MAGIC) {
+            return Err(ReadError::NotAJournal);
+        }
+        let flags = u32_at(&b, 12);
+        if flags & !KNOWN_FLAGS != 0 {
+            return Err(ReadError::Incompatible(flags & !KNOWN_FLAGS));
+        }
+        // The writer moves the tail before it counts an entry: read behind the count, it covers every entry that is counted.
+        let mut tail = [0; 8];
+        file.read_exact_at(&mut tail, 136).map_err(ReadError::Io)?;
+        Ok(JournalHeader {
+            flags,
+            state: b[16],
+            file_id: id_at(&b, 24),
+            seqnum_id: id_at(&b, 72),
+            size: u64_at(&b, 88),
+            tail_object: u64::from_le_bytes(tail),
+            entries: u64_at(&b, 152),
+            tail_seqnum: u64_at(&b, 160),
+            head_seqnum: u64_at(&b, 168),
+            array: u64_at(&b, 176),
+            head_realtime: u64_at(&b, 184),
+        })
+    }
+
+    /// Nothing more is written to it. The rename to `@` comes before this, so the name counts too.
+    pub fn is_archived(&self) -> bool {
+        self.state == ARCHIVED
+    }
+
+    fn is_compact(&self) -> bool {
+        self.flags & COMPACT != 0
+    }
+}
+
+/// What is kept of an entry's fields, at most.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryLimits {
+    /// Bytes of a field, name included: a longer one is cut.
+    pub field: usize,
+    /// Bytes of all fields: the rest is left out.
+    pub entry: usize,
+}
+
+/// One field: `NAME=value` at `at` of the entry's bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryField {
+    at: usize,
+    name: usize,
+    len: usize,
+    pub cut: bool,
+}
+
+/// One entry; reused from one to the next.
+#[derive(Debug, Default)]
+pub struct JournalEntry {
+    pub offset: u64,
+    /// Where the object ends.
+    pub end: u64,
+    pub seqnum: u64,
+    /// Microseconds since 1970.
+    pub realtime: u64,
+    pub monotonic: u64,
+    pub boot_id: Id128,
+    pub xor_hash: u64,
+    /// Fields that could not be read, or were over a limit.
+    pub left_out: u32,
+    pub fields: Vec<EntryField>,
+    bytes: Vec<u8>,
+    items: Vec<u64>,
+}
+
+impl JournalEntry {
+    pub fn name(&self, f: &EntryField) -> &[u8] {
+        &self.bytes[f.at..f.at + f.name]
+    }
+
+    pub fn value(&self, f: &EntryField) -> &[u8] {
+        &self.bytes[f.at + f.name + 1..f.at + f.len]
+    }
+
+    /// The values of a field, in the file's order.
+    pub fn values<'e>(&'e self, name: &'e [u8]) -> impl Iterator<Item = &'e [u8]> {
+        self.fields.iter().filter(move |f| self.name(f) == name).map(|f| self.value(f))
+    }
+
+    pub fn first(&self, name: &[u8]) -> Option<&[u8]> {
+        self.fields.iter().find(|f| self.name(f) == name).map(|f| self.value(f))
+    }
+}
+
+/// A journal file and how far it has been read.
+#[derive(Debug)]
+pub struct JournalFile {
+    file: File,
+    pub header: JournalHeader,
+    /// Entries before this one are read or skipped.
+    index: u64,
+    /// Where the current entry array is; 0: the file had none yet.
+    array: u64,
+    in_array: u64,
+    /// Offsets of the entries from `index` on, the last one first.
+    next: Vec<u64>,
+    last_entry: u64,
+}
+
+impl JournalFile {
+    pub fn open(file: File) -> Result<JournalFile, ReadError> {
+        let header = JournalHeader::read(&file)?;
+        let array = header.array;
+        Ok(JournalFile { file, header, index: 0, array, in_array: 0, next: Vec::new(), last_entry: 0 })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Entries before this one are read or skipped.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Entries that are not read yet, as of the last look at the header.
+    pub fn unread(&self) -> u64 {
+        self.header.entries.saturating_sub(self.index)
+    }
+
+    /// Reads the header again. An error: it is not this journal any more, and nothing that was read since the last look counts.
+    pub fn refresh(&mut self, pages: &mut Pages) -> Result<(), ReadError> {
+        let header = JournalHeader::read(&self.file)?;
+        if header.file_id != self.header.file_id {
+            return Err(ReadError::NotAJournal);
+        }
+        if self.array == 0 {
+            self.array = header.array;
+        }
+        if header.tail_object != self.header.tail_object || header.entries != self.header.entries {
+            // From the last object of then on, bytes may have been read before they were written.
+            pages.forget_from(&header.file_id, self.header.tail_object);
+        }
+        self.header = header;
+        Ok(())
+    }
+
+    /// Reads the next entry into `e`. `false`: there is none now.
+    pub fn next(
+        &mut self,
+        pages: &mut Pages,
+        limits: &EntryLimits,
+        e: &mut JournalEntry,
+    ) -> Result<bool, ReadError> {
+        pages.belong_to(&self.header.file_id);
+        if self.index >= self.header.entries {
+            return Ok(false);
+        }
+        let offset = self.next_offset()?;
+        if offset == 0 {
+            self.next.clear();
+            return Err(ReadError::Chain);
+        }
+        self.step();
+        if offset <= self.last_entry {
+            return Err(ReadError::Entry("entries do not ascend"));
+        }
+        self.entry(pages, offset, e)?;
+        self.last_entry = offset;
+        self.fields(pages, limits, e)?;
+        Ok(true)
+    }
+
+    /// Of a file that nothing more is written to: leaves out a slot that was never filled. `false`: the chain itself ends.
+    pub fn skip_slot(&mut self) -> bool {
+        let is_there = self.next_offset().is_ok();
+        if is_there {
+            self.step();
+        }
+        is_there
+    }
+
+    /// The entry that was just read is the next one again.
+    pub fn back(&mut self, e: &JournalEntry) {
+        self.next.push(e.offset);
+        self.index -= 1;
+        self.in_array -= 1;
+        self.last_entry = e.offset - 1;
+    }
+
+    /// Nothing more of it can be found: how many entries that are.
+    pub fn give_up(&mut self) -> u64 {
+        let rest = self.unread();
+        self.index = self.header.entries;
+        self.next.clear();
+        rest
+    }
+
+    fn step(&mut self) {
+        self.next.pop();
+        self.index += 1;
+        self.in_array += 1;
+    }
+
+    /// Goes on behind the entry that ends at `offset`, or from the start where that is 0. `false`: no entry ends there.
+    pub fn seek(&mut self, pages: &mut Pages, offset: u64, e: &mut JournalEntry) -> Result<bool, ReadError> {
+        pages.belong_to(&self.header.file_id);
+        (self.index, self.array, self.in_array, self.last_entry) = (0, self.header.array, 0, 0);
+        self.next.clear();
+        let mut last = 0;
+        while self.index < self.header.entries {
+            match self.next_offset()? {
+                at if at >= offset => break,
+                at => last = last.max(at),
+            }
+            self.step();
+        }
+        if last == 0 {
+            return Ok(offset == 0);
+        }
+        self.last_entry = last;
+        self.entry(pages, last, e)?;
+        Ok(e.end == offset)
+    }
+
+    /// Goes behind the last entry, and reads it into `e` (without its fields). `false`: there is none.
+    pub fn seek_end(&mut self, pages: &mut Pages, e: &mut JournalEntry) -> Result<bool, ReadError> {
+        self.seek(pages, u64::MAX, e)?;
+        Ok(self.last_entry > 0)
+    }
+
+    /// The size and flags of the object at `at`, if it has this type and at least `least` bytes.
+    fn object(&self, pages: &mut Pages, at: u64, kind: u8, least: u64) -> Result<(u64, u8), ReadError> {
+        if at % 8 != 0 || at < self.header.size || at > self.header.tail_object {
+            return Err(ReadError::Entry("an offset out of range"));
+        }
+        let b = pages.bytes(&self.file, at, 16)?;
+        let (is, flags, size) = (b[0], b[1], u64_at(b, 8));
+        if is != kind || !(least..OBJECT_MAX).contains(&size) {
+            return Err(ReadError::Entry("another object than expected"));
+        }
+        Ok((size, flags))
+    }
+
+    fn item_size(&self) -> usize {
+        if self.header.is_compact() { 4 } else { 8 }
+    }
+
+    /// How many slots the current array has, and where the next one is (0: nowhere).
+    fn array(&self) -> Result<(u64, u64), ReadError> {
+        let mut b = [0; 24];
+        if self.array == 0 || self.array % 8 != 0 || self.file.read_exact_at(&mut b, self.array).is_err() {
+            return Err(ReadError::Chain);
+        }
+        let (size, next) = (u64_at(&b, 8), u64_at(&b, 16));
+        if b[0] != ENTRY_ARRAY || !(24..OBJECT_MAX).contains(&size) || next != 0 && next <= self.array {
+            return Err(ReadError::Chain);
+        }
+        Ok(((size - 24) / self.item_size() as u64, next))
+    }
+
+    /// The offset of the next entry; 0: its slot is not filled.
+    fn next_offset(&mut self) -> Result<u64, ReadError> {
+        while self.next.is_empty() {
+            let (slots, next) = self.array()?;
+            if self.in_array >= slots {
+                if next == 0 {
+                    return Err(ReadError::Chain);
+                }
+                (self.array, self.in_array) = (next, 0);
+                continue;
+            }
+            let n = SLOTS.min(slots - self.in_array).min(self.header.entries - self.index);
+            let each = self.item_size();
+            let mut b = [0; SLOTS as usize * 8];
+            let b = &mut b[..n as usize * each];
+            let at = self.array + 24 + self.in_array * each as u64;
+            self.file.read_exact_at(b, at).map_err(|_| ReadError::Chain)?;
+            let slot = |c: &[u8]| if each == 4 { u32_at(c, 0).into() } else { u64_at(c, 0) };
+            self.next.extend(b.chunks_exact(each).rev().map(slot));
+        }
+        Ok(self.next.last().copied().unwrap_or(0))
+    }
+
+    fn entry(&self, pages: &mut Pages, offset: u64, e: &mut JournalEntry) -> Result<(), ReadError> {
+        let (size, _) = self.object(pages, offset, ENTRY, 64)?;
+        if size > 64 + FIELDS * 16 {
+            return Err(ReadError::Entry("too many fields"));
+        }
+        let b = pages.bytes(&self.file, offset, size as usize)?;
+        (e.offset, e.end) = (offset, offset + size.next_multiple_of(8));
+        (e.seqnum, e.realtime, e.monotonic) = (u64_at(b, 16), u64_at(b, 24), u64_at(b, 32));
+        (e.boot_id, e.xor_hash) = (id_at(b, 40), u64_at(b, 56));
+        e.items.clear();
+        match self.header.is_compact() {
+            true => e.items.extend(b[64..].chunks_exact(4).map(|c| u64::from(u32_at(c, 0)))),
+            false => e.items.extend(b[64..].chunks_exact(16).map(|c| u64_at(c, 0))),
+        }
+        Ok(())
+    }
+
+    fn fields(&self, pages: &mut Pages, limits: &EntryLimits, e: &mut JournalEntry) -> Result<(), ReadError> {
+        e.bytes.clear();
+        e.fields.clear();
+        e.left_out = 0;
+        for i in 0..e.items.len() {
+            if e.items[i] == 0 {
+                continue; // padding of the compact layout
+            }
+            let at = e.bytes.len();
+            if at >= limits.entry {
+                e.left_out += (e.items.len() - i) as u32;
+                break;
+            }
+            match self.data(pages, e.items[i], e.offset, limits, &mut e.bytes) {
+                Ok(cut) => match memchr::memchr(b'=', &e.bytes[at..]) {
+                    Some(name) if name > 0 => {
+                        e.fields.push(EntryField { at, name, len: e.bytes.len() - at, cut });
+                    }
+                    _ => {
+                        e.bytes.truncate(at);
+                        e.left_out += 1;
+                    }
+                },
+                Err(ReadError::Io(error)) => return Err(ReadError::Io(error)),
+                Err(_) => {
+                    e.bytes.truncate(at);
+                    e.left_out += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends `NAME=value` to `out`. True: it is cut.
+    fn data(
+        &self,
+        pages: &mut Pages,
+        at: u64,
+        entry: u64,
+        limits: &EntryLimits,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, ReadError> {
+        if let Some(kept) = pages.repeated(at) {
+            out.extend_from_slice(kept);
+            return Ok(false);
+        }
+        let skip = if self.header.is_compact() { 72 } else { 64 };
+        let (size, flags) = self.object(pages, at, DATA, skip)?;
+        let most = limits.field;
+        if flags & COMPRESSED != 0 {
+            // Compressed bytes are read whole. Over the limit they would unpack to more than it, so the field is left out.
+            if size - skip > most as u64 {
+                return Err(ReadError::Entry("a compressed field over the limit"));
+            }
+            let unpacked = pages.unpack(&self.file, at + skip, (size - skip) as usize, flags, most, out)?;
+            return Ok(unpacked == Unpacked::Cut);
+        }
+        let len = (size - skip).min(most as u64) as usize;
+        let start = out.len();
+        out.extend_from_slice(pages.bytes(&self.file, at + skip, len)?);
+        if len <= REPEATED_MAX && at < entry {
+            pages.repeat(at, &out[start..]);
+        }
+        Ok(size - skip > most as u64)
+    }
+}
+
+fn id_at(b: &[u8], at: usize) -> Id128 {
+    let mut id = [0; 16];
+    id.copy_from_slice(&b[at..at + 16]);
+    id
+}

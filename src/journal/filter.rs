@@ -1,0 +1,74 @@
+//! Which entries are sent. Entries that are left out move the position like any other.
+
+use super::file::{Id128, JournalEntry};
+
+/// What a source asks for; an empty list asks for everything.
+#[derive(Clone, Debug, Default)]
+pub struct EntryFilter {
+    pub units: Vec<String>,
+    pub exclude_units: Vec<String>,
+    pub identifiers: Vec<String>,
+    /// This priority and more important (smaller) ones.
+    pub priority: Option<u8>,
+    pub transports: Vec<String>,
+    /// Only this boot.
+    pub boot: Option<Id128>,
+    /// Entries of this boot up to this many µs after its start were read elsewhere.
+    pub read_until: Option<(Id128, u64)>,
+}
+
+impl EntryFilter {
+    pub fn takes(&self, e: &JournalEntry) -> bool {
+        let is_one = |names: &[String], field: &[u8]| {
+            e.values(field).any(|v| names.iter().any(|name| name.as_bytes() == v))
+        };
+        let asks = |names: &[String], field: &[u8]| names.is_empty() || is_one(names, field);
+        let important = |least: u8| {
+            // An entry without a priority is not kept back for one.
+            e.first(b"PRIORITY").is_none_or(|p| matches!(p, [p] if *p <= b'0' + least))
+        };
+        let read = |(boot, until): (Id128, u64)| e.boot_id == boot && e.monotonic <= until;
+        !self.read_until.is_some_and(read)
+            && self.boot.is_none_or(|boot| e.boot_id == boot)
+            && self.priority.is_none_or(important)
+            && asks(&self.identifiers, b"SYSLOG_IDENTIFIER")
+            && asks(&self.transports, b"_TRANSPORT")
+            && (self.units.is_empty() || self.units.iter().any(|unit| is_about(e, unit.as_bytes())))
+            && !is_one(&self.exclude_units, b"_SYSTEMD_UNIT")
+    }
+}
+
+/// As `journalctl -u`: what the unit says, and what systemd and others with the right to do so say about it.
+fn is_about(e: &JournalEntry, unit: &[u8]) -> bool {
+    let has = |name: &[u8], value: &[u8]| e.values(name).any(|v| v == value);
+    has(b"_SYSTEMD_UNIT", unit)
+        || has(b"UNIT", unit) && has(b"_PID", b"1")
+        || (has(b"OBJECT_SYSTEMD_UNIT", unit) || has(b"COREDUMP_UNIT", unit)) && has(b"_UID", b"0")
+}
+
+/// The unit this process runs in: what it says would feed itself.
+pub fn own_unit() -> Option<String> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    unit_in(&groups)
+}
+
+fn unit_in(groups: &str) -> Option<String> {
+    let of_systemd = |l: &&str| l.starts_with("0::") || l.contains(":name=systemd:");
+    let path = groups.lines().find(of_systemd)?;
+    let unit = path.split('/').rfind(|part| part.ends_with(".service"))?;
+    Some(unit.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when the agent does not find its own unit, and so ships its own complaints for ever.
+    #[test]
+    fn own_unit_of_cgroups() {
+        let unit = Some("logagent.service".to_owned());
+        assert_eq!(unit_in("0::/system.slice/logagent.service\n"), unit);
+        assert_eq!(unit_in("2:cpu:/\n1:name=systemd:/system.slice/logagent.service/sub\n"), unit);
+        assert_eq!(unit_in("0::/user.slice/user-0.slice/session-1.scope\n"), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! The names in a journal folder: which are journal files, of which chain, and in which order they are read.
+
+use super::file::{Id128, JournalHeader, ReadError};
+use crate::chunk::Identity;
+use rustix::fs::{AtFlags, StatxFlags, statx};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Where journald may keep the journal of this machine, or of one of its namespaces: on the disk, else in memory.
+pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let dot = namespace.map(|n| format!(".{n}")).unwrap_or_default();
+    let folder = |root: &str| Path::new(root).join(format!("{}{dot}", machine.trim()));
+    vec![folder("/var/log/journal"), folder("/run/log/journal")]
+}
+
+pub fn boot_id() -> Option<Id128> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok().map(u128::to_be_bytes)
+}
+
+/// The chain that a file belongs to, by its name: `system.journal` for `system@….journal` and `system@….journal~` too.
+/// `None`: no journal file, or one that was received from another machine (`remote-…`).
+pub fn chain_of(name: &OsStr) -> Option<String> {
+    let name = name.to_str()?;
+    let stem = name.strip_suffix(".journal").or_else(|| name.strip_suffix(".journal~"))?;
+    let chain = stem.split_once('@').map_or(stem, |(chain, _)| chain);
+    (!chain.is_empty() && !chain.starts_with("remote-")).then(|| format!("{chain}.journal"))
+}
+
+/// Whether a file of this name is written no more.
+pub fn is_old_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    bytes.contains(&b'@') || bytes.ends_with(b"~")
+}
+
+/// A journal file in its folder.
+#[derive(Debug)]
+pub struct Listed {
+    pub path: PathBuf,
+    pub chain: String,
+    pub identity: Identity,
+    pub header: JournalHeader,
+}
+
+/// One look at a folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Oldest first, those of a chain in the order of their sequence numbers.
+    pub files: Vec<Listed>,
+    /// What is no journal file, or may not be read, and why. A file that is just being made is not among them.
+    pub refused: Vec<(PathBuf, ReadError)>,
+}
+
+/// Files shorter than this may still be in the making.
+const IN_THE_MAKING: u64 = 4096;
+
+/// Looks at every journal file of a folder.
+pub fn list(folder: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for found in fs::read_dir(folder)? {
+        let found = found?;
+        let Some(chain) = chain_of(&found.file_name()) else { continue };
+        let path = found.path();
+        match look(&path) {
+            Ok((identity, header)) => listing.files.push(Listed { path, chain, identity, header }),
+            Err(ReadError::Io(e)) if e.kind() == io::ErrorKind::NotFound => {} // renamed meanwhile
+            Err(ReadError::NotAJournal) if found.metadata().is_ok_and(|m| m.len() < IN_THE_MAKING) => {}
+            Err(e) => listing.refused.push((path, e)),
+        }
+    }
+    listing.files.sort_by(|a, b| {
+        let of = |f: &Listed| (!is_old_name(f.path.file_name().unwrap_or_default()), f.header.head_realtime);
+        let chain = a.chain.cmp(&b.chain);
+        chain.then(of(a).cmp(&of(b))).then(a.header.head_seqnum.cmp(&b.header.head_seqnum))
+    });
+    Ok(listing)
+}
+
+fn look(path: &Path) -> Result<(Identity, JournalHeader), ReadError> {
+    let file = open(path).map_err(ReadError::Io)?;
+    Ok((identity(&file).map_err(ReadError::Io)?, JournalHeader::read(&file)?))
+}
+
+/// Opens a regular file, without waiting for a FIFO or a device of that name.
+pub fn open(path: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+pub fn identity(file: &File) -> io::Result<Identity> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let s = statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
+    let born = (s.stx_btime.tv_sec, s.stx_btime.tv_nsec);
+    // Some file systems claim to have it and give 0.
+    let has_birth = s.stx_mask & StatxFlags::BTIME.bits() != 0 && born != (0, 0);
+    Ok(Identity {
+        dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
+        ino: s.stx_ino,
+        born: has_birth.then_some(born),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when an archived or dirty file is not read, or a file of another machine is.
+    #[test]
+    fn chains_by_name() {
+        for (name, chain, old) in [
+            ("system.journal", Some("system.journal"), false),
+            ("system@0005f-1-2.journal", Some("system.journal"), true),
+            ("system@0005f-1.journal~", Some("system.journal"), true),
+            ("user-1000@a.journal", Some("user-1000.journal"), true),
+            ("user-1000.journal", Some("user-1000.journal"), false),
+            ("remote-10.0.0.1.journal", None, false),
+            ("fss", None, false),
+            ("system.journal.tmp", None, false),
+        ] {
+            assert_eq!(chain_of(OsStr::new(name)).as_deref(), chain, "{name}");
+            assert_eq!(is_old_name(OsStr::new(name)), old, "{name}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! One open journal file: turns its next entries into a chunk.
+
+use super::file::{Id128, JournalEntry, JournalFile, ReadError};
+use super::folder;
+use super::pages::Pages;
+use super::records::{EntryRecord, EntryRules};
+use super::tally::SeqnumTally;
+use crate::budget::{Place, Share};
+use crate::chunk::{Break, Chunk, Line, Mark, Origin, Point, Range, Then};
+use crate::stop::Stop;
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// What reading takes besides the file; one for all files of a thread.
+#[derive(Default)]
+pub struct Scratch {
+    pub pages: Pages,
+    pub entry: JournalEntry,
+    pub record: EntryRecord,
+}
+
+#[derive(Debug)]
+pub struct OpenJournal {
+    pub journal: JournalFile,
+    /// Its name as of the last listing; `None`: it has none any more.
+    pub name: Option<PathBuf>,
+    pub origin: Arc<Origin>,
+    /// Handed over up to here.
+    pub at: Point,
+    /// Acknowledged by an earlier run: left out.
+    pub beyond: VecDeque<(Range, Point)>,
+    /// The last entry that was read. Entries between `at` and it carry no record.
+    passed: EntryEnd,
+    /// How many these are.
+    unsent: u64,
+    /// Entries that were there when the journal was first looked at: lost ones of these are counted by the header, and later
+    /// ones by the tally.
+    pub listed: u64,
+    /// Entries that were read, and were whole.
+    read: u64,
+    /// Bytes per record lately.
+    per_line: usize,
+    /// Of a record that needs a longer chunk.
+    longest: usize,
+    place: Option<Place>,
+}
+
+/// What came of one read.
+#[derive(Debug)]
+pub enum JournalRead {
+    Chunk(Chunk, EntryCounts),
+    /// No chunk, but there is more to read.
+    More(EntryCounts),
+    /// Nothing more is there now.
+    End(EntryCounts),
+    /// The budget has no room, or the chain of entries is being written: look again later.
+    Later,
+    Stopped,
+    /// Vacuumed. What was read since the last chunk does not count.
+    Gone,
+    Failed(io::Error),
+}
+
+/// What a read came across besides records.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct EntryCounts {
+    pub damaged: u64,
+    /// Why the last of them is.
+    pub why: &'static str,
+    pub cut: u64,
+}
+
+/// How a source's files are read.
+#[derive(Clone, Debug)]
+pub struct JournalReading {
+    pub rules: EntryRules,
+    pub share: Share,
+    /// Most bytes of a chunk, but for one longer record.
+    pub chunk: usize,
+}
+
+/// Longest wait for the budget without a look at the folder.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Entries without a record that may wait before the position moves over them.
+const UNSENT: u64 = 1000;
+/// Length of a first guess.
+const USUAL_RECORD: usize = 200;
+
+/// A chunk in the making.
+struct Draft {
+    bytes: Vec<u8>,
+    lines: Vec<Line>,
+    most: usize,
+    /// As [`OpenJournal::passed`].
+    passed: EntryEnd,
+    unsent: u64,
+    tally: SeqnumTally,
+    counts: EntryCounts,
+}
+
+/// Where an entry ends, its number, and when it was written: in which boot, how many µs after its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct EntryEnd {
+    offset: u64,
+    seqnum: u64,
+    written: Option<(Id128, u64)>,
+}
+
+/// Why a draft ends.
+enum Full {
+    Room,
+    /// A range begins that is acknowledged already.
+    Beyond,
+    NoMore,
+    Unfinished,
+    Failed(ReadError),
+}
+
+impl OpenJournal {
+    pub fn new(
+        journal: JournalFile,
+        name: PathBuf,
+        origin: Arc<Origin>,
+        at: Point,
+        beyond: Vec<(Range, Point)>,
+    ) -> OpenJournal {
+        OpenJournal {
+            listed: journal.header.entries,
+            read: journal.index(),
+            journal,
+            name: Some(name),
+            origin,
+            at,
+            beyond: beyond.into(),
+            passed: EntryEnd { offset: at.offset, seqnum: at.mark.seqnum().unwrap_or_default(), written: None },
+            unsent: 0,
+            per_line: USUAL_RECORD,
+            longest: 0,
+            place: None,
+        }
+    }
+
+    /// Nothing more is written to it. To be asked before its last entries are read.
+    pub fn is_finished(&self) -> bool {
+        let name = self.name.as_ref().and_then(|path| path.file_name());
+        name.is_none_or(folder::is_old_name) || self.journal.header.is_archived()
+    }
+
+    /// When the last entry that was read was written: in which boot, how many µs after its start.
+    pub fn written(&self) -> Option<(Id128, u64)> {
+        self.passed.written
+    }
+
+    /// Entries that were there at the first look and are not read.
+    pub fn listed_unread(&self) -> u64 {
+        self.listed.saturating_sub(self.read)
+    }
+
+    /// Looks for new entries. An error: it is vacuumed, or cannot be read.
+    pub fn refresh(&mut self, scratch: &mut Scratch) -> Result<(), ReadError> {
+        self.journal.refresh(&mut scratch.pages)?;
+        let size = match self.journal.unread() {
+            0 => self.passed.offset,
+            _ => self.journal.header.tail_object.max(self.passed.offset + 1),
+        };
+        self.origin.gauge.saw(size, Instant::now());
+        Ok(())
+    }
+
+    /// Reads the next chunk.
+    pub fn read(
+        &mut self,
+        how: &JournalReading,
+        scratch: &mut Scratch,
+        tally: &mut SeqnumTally,
+        stop: &Stop,
+    ) -> JournalRead {
+        let finished = self.is_finished();
+        if self.journal.unread() == 0 {
+            if let Err(e) = self.refresh(scratch) {
+                return JournalRead::of(e);
+            }
+            if self.journal.unread() == 0 && (self.unsent == 0 || !finished) {
+                return JournalRead::End(EntryCounts::default());
+            }
+        }
+        let unread = self.journal.unread() as usize;
+        let len = unread.saturating_mul(self.per_line).clamp(4096, how.chunk).max(self.longest);
+        let most = (len / self.per_line + 64).min(Chunk::MAX_LINES);
+        let wanted = len + most * size_of::<Line>();
+        let Some(mut permit) = how.share.take_within(wanted, &mut self.place, PATIENCE, stop) else {
+            return if stop.is_on() { JournalRead::Stopped } else { JournalRead::Later };
+        };
+        let mut draft = Draft {
+            bytes: Vec::with_capacity(len),
+            lines: Vec::with_capacity(most),
+            most,
+            passed: self.passed,
+            unsent: self.unsent,
+            tally: *tally,
+            counts: EntryCounts::default(),
+        };
+        let full = self.fill(&mut draft, &how.rules, scratch, finished);
+        if let Full::Failed(e) = full {
+            return JournalRead::of(e);
+        }
+        // Vacuuming fills the file with zeros under its readers, from the start on: only what was read while the header was
+        // still there is whole.
+        if let Err(e) = self.refresh(scratch) {
+            return JournalRead::of(e);
+        }
+        *tally = draft.tally;
+        self.passed = draft.passed;
+        (self.unsent, self.read) = (draft.unsent, self.journal.index());
+        let is_end = finished && matches!(full, Full::NoMore);
+        let moves = self.unsent > 0 && (is_end || self.unsent >= UNSENT || matches!(full, Full::Beyond));
+        if draft.lines.is_empty() && !moves {
+            self.origin.gauge.searched.store(self.passed.offset, Relaxed);
+            return match full {
+                Full::Room | Full::Beyond => JournalRead::More(draft.counts),
+                Full::Unfinished => JournalRead::Later,
+                Full::NoMore | Full::Failed(_) => JournalRead::End(draft.counts),
+            };
+        }
+        let Draft { mut bytes, mut lines, counts, .. } = draft;
+        if lines.is_empty() {
+            (bytes, lines) = Default::default();
+        } else {
+            self.per_line = (bytes.len() / lines.len()).clamp(16, how.chunk);
+        }
+        permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
+        let start = self.at.offset;
+        let mark = Mark::of_entry(&self.journal.header.file_id, self.passed.seqnum);
+        self.at = Point { offset: self.passed.offset, mark, then: Then::Line };
+        (self.unsent, self.longest) = (0, 0);
+        self.origin.gauge.frame(self.at.offset);
+        self.origin.gauge.searched.store(self.at.offset, Relaxed);
+        let (origin, range, end) = (self.origin.clone(), start..self.at.offset, self.at);
+        let last = Break::Newline;
+        JournalRead::Chunk(Chunk { origin, range, end, last, lines, bytes, permit }, counts)
+    }
+
+    fn fill(
+        &mut self,
+        draft: &mut Draft,
+        rules: &EntryRules,
+        scratch: &mut Scratch,
+        finished: bool,
+    ) -> Full {
+        let limits = rules.limits();
+        let Scratch { pages, entry, record } = scratch;
+        loop {
+            if draft.lines.len() >= draft.most || draft.lines.is_empty() && draft.unsent >= UNSENT {
+                return Full::Room;
+            }
+            match self.journal.next(pages, &limits, entry) {
+                Ok(true) => {}
+                Ok(false) => return Full::NoMore,
+                Err(ReadError::Entry(why)) => {
+                    draft.damaged(why, self.journal.index() > self.listed);
+                    continue;
+                }
+                Err(ReadError::Chain) if !finished => return Full::Unfinished,
+                Err(ReadError::Chain) if self.journal.skip_slot() => {
+                    draft.damaged("its place is empty", self.journal.index() > self.listed);
+                    continue;
+                }
+                Err(ReadError::Chain) => {
+                    let rest = self.journal.give_up();
+                    draft.counts.damaged += rest;
+                    draft.counts.why = "the chain of entries is broken";
+                    draft.tally.missed(rest.min(self.journal.index().saturating_sub(self.listed)));
+                    return Full::NoMore;
+                }
+                Err(e) => return Full::Failed(e),
+            }
+            if let Some((range, to)) = self.beyond.front().filter(|(r, _)| entry.offset >= r.start) {
+                if draft.passed.offset > self.at.offset {
+                    self.journal.back(entry);
+                    return Full::Beyond;
+                }
+                let (to, inside, ends) = (*to, entry.end <= range.end, entry.end >= range.end);
+                if inside {
+                    draft.tally.read(entry.seqnum);
+                }
+                if ends {
+                    self.at = to;
+                    draft.passed = EntryEnd { offset: to.offset, ..EntryEnd::of(entry) };
+                    self.beyond.pop_front();
+                }
+                if inside {
+                    continue;
+                }
+            }
+            if rules.record(&self.journal.header.seqnum_id, entry, record) {
+                if record.bytes.len() > draft.bytes.capacity() - draft.bytes.len() {
+                    self.longest = record.bytes.len();
+                    self.journal.back(entry);
+                    return Full::Room;
+                }
+                draft.lines.push(record.line(draft.bytes.len()));
+                draft.bytes.extend_from_slice(&record.bytes);
+                draft.counts.cut += u64::from(record.cut);
+            } else {
+                draft.unsent += 1;
+            }
+            draft.passed = EntryEnd::of(entry);
+            draft.tally.read(entry.seqnum);
+        }
+    }
+}
+
+impl EntryEnd {
+    fn of(e: &JournalEntry) -> EntryEnd {
+        EntryEnd { offset: e.end, seqnum: e.seqnum, written: Some((e.boot_id, e.monotonic)) }
+    }
+}
+
+impl Draft {
+    /// `is_new`: it is one of those that the tally counts.
+    fn damaged(&mut self, why: &'static str, is_new: bool) {
+        self.counts.damaged += 1;
+        self.counts.why = why;
+        self.tally.missed(u64::from(is_new));
+    }
+}
+
+impl JournalRead {
+    fn of(e: ReadError) -> JournalRead {
+        match e {
+            ReadError::Io(e) => JournalRead::Failed(e),
+            _ => JournalRead::Gone,
+        }
+    }
+}

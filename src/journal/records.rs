@@ -1,0 +1,58 @@
+//! Makes records of entries: what a source asks for, and how they stand in a chunk. The thread that follows a journal and the
+//! one that reads it again for exactly-once make the same bytes.
+
+use super::file::{EntryLimits, Id128, JournalEntry};
+use super::filter::EntryFilter;
+use super::render::{self, EntryFormat};
+use crate::chunk::{Line, RecordHead};
+
+/// How a source's entries become records.
+#[derive(Clone, Debug)]
+pub struct EntryRules {
+    pub filter: EntryFilter,
+    pub format: EntryFormat,
+    /// The field that is the record's key.
+    pub key: Option<String>,
+    /// Bytes of a record, at most.
+    pub max_line: usize,
+}
+
+/// A rendered record, as a piece of a chunk's bytes.
+#[derive(Debug, Default)]
+pub struct EntryRecord {
+    /// The head and the line.
+    pub bytes: Vec<u8>,
+    head: usize,
+    pub cut: bool,
+}
+
+impl EntryRecord {
+    /// Where the line will be in a chunk that already holds `before` bytes.
+    pub fn line(&self, before: usize) -> Line {
+        Line { at: (before + self.head) as u32, len: (self.bytes.len() - self.head) as u32 }
+    }
+}
+
+/// Bytes of a key, at most.
+const KEY_MAX: usize = 4096;
+
+impl EntryRules {
+    pub fn limits(&self) -> EntryLimits {
+        // Room for the field's own name, so that a message of `max_line` bytes is whole.
+        EntryLimits { field: self.max_line + 64, entry: 2 * self.max_line }
+    }
+
+    /// `false`: the entry is left out.
+    pub fn record(&self, seqnum_id: &Id128, e: &JournalEntry, record: &mut EntryRecord) -> bool {
+        if !self.filter.takes(e) {
+            return false;
+        }
+        record.bytes.clear();
+        let key = self.key.as_ref().and_then(|key| e.first(key.as_bytes()));
+        let key = key.map(|key| &key[..key.len().min(KEY_MAX)]);
+        RecordHead { key, stamp_ms: (e.realtime / 1000) as i64 }.put(&mut record.bytes);
+        record.head = record.bytes.len();
+        record.cut = render::render(self.format, seqnum_id, e, self.max_line, &mut record.bytes);
+        true
+    }
+}

@@ -1,0 +1,62 @@
+//! Makes records of entries again, for exactly-once: of a range that may have been sent before a crash. The checksum is the
+//! proof, as for log files; it does not agree where the source's format or filters were changed meanwhile.
+
+use super::file::{JournalFile, ReadError};
+use super::folder;
+use super::open::Scratch;
+use super::records::EntryRules;
+use crate::chunk::{Mark, Point, Range};
+use std::path::Path;
+
+/// A range and the crc32c of the records that were made of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WantedEntries {
+    pub range: Range,
+    /// The end of `range`.
+    pub end: Point,
+    pub crc: u32,
+}
+
+/// The bytes of each range, in the order asked; `None`: its entries are not there any more, or give other records.
+pub fn reread(folder: &Path, rules: &EntryRules, wanted: &[WantedEntries]) -> std::io::Result<Vec<Option<Vec<u8>>>> {
+    let mut found = vec![None; wanted.len()];
+    let mut scratch = Scratch::default();
+    for file in folder::list(folder)?.files {
+        let is_in = |w: &WantedEntries| {
+            w.end.mark.seqnum().is_some_and(|n| w.end.mark == Mark::of_entry(&file.header.file_id, n))
+        };
+        for (w, slot) in wanted.iter().zip(&mut found).filter(|(w, slot)| slot.is_none() && is_in(w)) {
+            let journal = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
+            let bytes = journal.and_then(|mut journal| records(&mut journal, rules, w, &mut scratch));
+            *slot = bytes.ok().flatten().filter(|bytes| crc32c::crc32c(bytes) == w.crc);
+        }
+    }
+    Ok(found)
+}
+
+fn records(
+    journal: &mut JournalFile,
+    rules: &EntryRules,
+    wanted: &WantedEntries,
+    scratch: &mut Scratch,
+) -> Result<Option<Vec<u8>>, ReadError> {
+    let Scratch { pages, entry, record } = scratch;
+    if !journal.seek(pages, wanted.range.start, entry)? {
+        return Ok(None);
+    }
+    let (limits, mut bytes) = (rules.limits(), Vec::new());
+    loop {
+        match journal.next(pages, &limits, entry) {
+            Ok(true) if entry.end <= wanted.range.end => {}
+            Ok(_) => return Ok(None),
+            Err(ReadError::Entry(_)) => continue,
+            Err(e) => return Err(e),
+        }
+        if rules.record(&journal.header.seqnum_id, entry, record) {
+            bytes.extend_from_slice(&record.bytes);
+        }
+        if entry.end == wanted.range.end {
+            return Ok(Some(bytes));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Counts what is lost by the gaps in the sequence numbers. All files of one journald share one counter, and every entry has a
+//! number; so what is missing between two moments, once every file is read to its end, was removed before it was read.
+
+/// Entries from one moment on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SeqnumTally {
+    /// Numbers up to here are no concern of this tally.
+    base: u64,
+    newest: u64,
+    read: u64,
+    /// What was missing at the last look: a rotation under way may hide a file for a moment.
+    suspected: Option<u64>,
+}
+
+impl SeqnumTally {
+    pub fn begin(base: u64) -> SeqnumTally {
+        SeqnumTally { base, newest: base, read: 0, suspected: None }
+    }
+
+    pub fn read(&mut self, seqnum: u64) {
+        if seqnum > self.base {
+            self.newest = self.newest.max(seqnum);
+            self.read += 1;
+        }
+    }
+
+    /// So many entries cannot be read, and are counted as damaged.
+    pub fn missed(&mut self, entries: u64) {
+        self.read += entries;
+    }
+
+    /// Every file is read to its end. `Some`: so many entries are gone. A gap counts when it is still there at the next look;
+    /// until then [`SeqnumTally::is_suspicious`].
+    pub fn all_read(&mut self) -> Option<u64> {
+        let missing = (self.newest - self.base).saturating_sub(self.read);
+        if missing > 0 && self.suspected != Some(missing) {
+            self.suspected = Some(missing);
+            return None;
+        }
+        *self = SeqnumTally::begin(self.newest);
+        (missing > 0).then_some(missing)
+    }
+
+    pub fn is_suspicious(&self) -> bool {
+        self.suspected.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails when a gap is counted twice, or before it was seen twice, or an old entry fills a new gap.
+    #[test]
+    fn gaps() {
+        let mut tally = SeqnumTally::begin(100);
+        [101, 90, 103, 102].map(|n| tally.read(n));
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+        [110, 104].map(|n| tally.read(n));
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, true));
+        tally.read(105);
+        assert_eq!(tally.all_read(), None, "another gap than before");
+        assert_eq!(tally.all_read(), Some(4));
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+    }
+}

@@ -1,0 +1,80 @@
+//! What a journal's thread waits for: inotify's events of its folder, its stop, and a deadline.
+//!
+//! journald writes through a memory map, which makes no events. 250 ms after the first entry it sets the file's size to what it
+//! is (`journal_file_post_change`), for those who watch: that is IN_MODIFY.
+
+use crate::remote::is_remote;
+use crate::waker::Waker;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+use rustix::io::Errno;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::time::Duration;
+
+/// Time between two looks where events come: a lost event costs this much delay.
+const UNHURRIED: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct FolderWatch {
+    /// `None`: there are no events, so the folder is polled.
+    events: Option<OwnedFd>,
+    poll: Duration,
+}
+
+impl FolderWatch {
+    /// `poll`: how often to look where no events come.
+    pub fn new(folder: &Path, poll: Duration) -> FolderWatch {
+        let events = if is_remote(folder) { None } else { watch(folder).ok() };
+        FolderWatch { events, poll }
+    }
+
+    /// While there is no folder.
+    pub fn nowhere(poll: Duration) -> FolderWatch {
+        FolderWatch { events: None, poll }
+    }
+
+    /// Waits for a change, the waker, or until it is time to look again, at the latest after `most`. True: names may have
+    /// changed.
+    pub fn wait(&self, waker: &Waker, most: Option<Duration>) -> bool {
+        let usual = if self.events.is_some() { UNHURRIED } else { self.poll };
+        let time = most.map_or(usual, |most| most.min(usual));
+        if waker.may_sleep() {
+            let timeout = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+            let mut fds = vec![waker.poll_fd()];
+            fds.extend(self.events.as_ref().map(|events| PollFd::new(events, PollFlags::IN)));
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) => return true,
+                Ok(_) | Err(_) => waker.clear(), // interrupted: a look too many
+            }
+        }
+        self.drain()
+    }
+
+    fn drain(&self) -> bool {
+        let Some(events) = &self.events else { return true };
+        let mut space = [MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(events, &mut space);
+        let mut names = false;
+        loop {
+            match reader.next() {
+                Ok(event) => names |= event.events() != ReadFlags::MODIFY,
+                Err(Errno::INTR) => {}
+                Err(_) => return names, // no more
+            }
+        }
+    }
+}
+
+fn watch(folder: &Path) -> rustix::io::Result<OwnedFd> {
+    let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let what = WatchFlags::MODIFY
+        | WatchFlags::CREATE
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::MOVED_TO
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF;
+    add_watch(&events, folder, what)?;
+    Ok(events)
+}
