@@ -54,9 +54,9 @@ mod tests {
     #[test]
     fn gaps() {
         let mut tally = SeqnumTally::begin(100);
-        [101, 90, 103, 102].map(|n| tally.read(n));
+        [101, 90, 103, 102].into_iter().for_each(|n| tally.read(n));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
-        [110, 104].map(|n| tally.read(n));
+        [110, 104].into_iter().for_each(|n| tally.read(n));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, true));
         tally.read(105);
         assert_eq!(tally.all_read(), None, "another gap than before");
