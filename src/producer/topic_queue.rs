@@ -1,4 +1,4 @@
-//! One topic's way through ship: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
+//! One topic's way through the producer: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
 //! no other topic and no driver; time and chance come in.
 
 use super::batch::{Batch, BatchGroup, PendingAcks};

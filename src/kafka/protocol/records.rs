@@ -235,7 +235,7 @@ fn is_plain(chunk: &Chunk) -> bool {
 
 /// Fills in the header of a batch whose records stand behind it.
 fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, count: u32) {
-    debug_assert_eq!(count, batch.count, "ship counts a batch's records, and sequences go by that count");
+    debug_assert_eq!(count, batch.count, "the core counts a batch's records, and sequences go by that count");
     let numbers = batch.numbers.map_or((-1, -1, -1), |n| (n.pid, n.epoch, n.base));
     let stamp = batch.stamp_ms().to_be_bytes();
     let (len, last) = (bytes.len() as u32 - 12, count.wrapping_sub(1));
