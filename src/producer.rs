@@ -9,8 +9,8 @@ mod json;
 pub mod outage;
 mod partition;
 mod partitioner;
+pub mod record_encoder;
 pub mod recovered;
-pub mod render;
 pub mod sequence;
 #[cfg(test)]
 mod sim;

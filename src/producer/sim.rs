@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::core::Core;
 use super::driver::{Capabilities, Drive, Event, Leave, Order, TopicView, Verdict};
 use super::partition::Now;
-use super::render::Pen;
+use super::record_encoder::RecordEncoder;
 use super::testing::{chunk_of, origin};
 use super::{Change, Options, Partitioner};
 use crate::backoff::Rng;
@@ -69,7 +69,7 @@ struct World<'b> {
     acked: BTreeMap<u64, Vec<std::ops::Range<u64>>>,
     /// The lines of each chunk, by stream and start.
     chunks: BTreeMap<(u64, u64), Vec<u64>>,
-    pen: Pen,
+    pen: RecordEncoder,
 }
 
 impl<'b> World<'b> {
@@ -110,7 +110,7 @@ impl<'b> World<'b> {
             bad: BTreeSet::new(),
             acked: BTreeMap::new(),
             chunks: BTreeMap::new(),
-            pen: Pen::default(),
+            pen: RecordEncoder::default(),
         }
     }
 

@@ -18,8 +18,8 @@ use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
 use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicView, Verdict};
 use crate::producer::partition::Now;
+use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::recovered::{RecoveredState, Resumed};
-use crate::producer::render::Pen;
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{Options, Partitioner};
 use crate::report::Board;
@@ -241,7 +241,7 @@ impl<'b> World<'b> {
         if !ready.is_empty() {
             for batch in ready.drain(..) {
                 let mut ids = Vec::new();
-                Pen::default()
+                RecordEncoder::default()
                     .each(&batch, |r| ids.push(std::str::from_utf8(&r.value).unwrap().parse().unwrap()));
                 let request = Request { numbers: batch.numbers, ids, batch: Some(batch) };
                 let partition = request.batch.as_ref().unwrap().partition;
