@@ -30,7 +30,7 @@
 //! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | The core chooses partitions; addresses are parsed as it writes them. |
 
 mod client;
-mod page;
+mod request;
 mod session;
 mod topics;
 mod verdict;
@@ -49,7 +49,7 @@ use crate::producer::Outbox;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Acks, Capabilities, Event, Leave, Order, Pace, TopicView, Verdict};
 use crate::producer::outage::{Outages, Who};
-use crate::producer::render;
+use crate::producer::record_encoder;
 use crate::report::Board;
 use client::{Led, Trouble};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -133,7 +133,7 @@ pub fn run(options: &Options, orders: &Receiver<Order>, events: &Outbox, board: 
         events,
         outages: Outages::new(board),
         watch,
-        pen: render::Pen::default(),
+        encoder: record_encoder::RecordEncoder::default(),
         session: None,
         topics: BTreeMap::new(),
         turn: 0,
@@ -166,7 +166,7 @@ struct Worker<'a> {
     events: &'a Outbox,
     outages: Outages,
     watch: Watchdog,
-    pen: render::Pen,
+    encoder: record_encoder::RecordEncoder,
     session: Option<Session>,
     topics: BTreeMap<Topic, TopicState>,
     /// Which bootstrap host is asked first.
@@ -346,7 +346,7 @@ impl Worker<'_> {
             acks => acks,
         };
         let how = (acks, self.options.limits.ack);
-        let done = page::produce(&mut session.client, &mut self.pen, batch, how);
+        let done = request::produce(&mut session.client, &mut self.encoder, batch, how);
         let done = done.map_err(|t| t.after(&guard));
         drop(guard);
         match done {

@@ -3,7 +3,7 @@
 use super::client::{Client, Trouble};
 use crate::producer::batch::Batch;
 use crate::producer::driver::Acks;
-use crate::producer::render::{Pen, Piece};
+use crate::producer::record_encoder::{Piece, RecordEncoder};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use std::time::Duration;
 /// record's offset; none where other producers' records came in between.
 pub fn produce(
     client: &mut Client,
-    pen: &mut Pen,
+    encoder: &mut RecordEncoder,
     batch: &Batch,
     how: (Acks, Duration),
 ) -> Result<Option<i64>, Trouble> {
-    let mut page = Page::default();
+    let mut page = RequestRecords::default();
     let mut sent = Ok(Sent::default());
-    let mut flush = |page: &mut Page<'_>, sent: &mut Result<Sent, Trouble>| {
+    let mut flush = |page: &mut RequestRecords<'_>, sent: &mut Result<Sent, Trouble>| {
         if let Ok(so_far) = sent {
             let done = client.produce(&batch.group.topic, batch.partition, how, page.records());
             match done {
@@ -27,7 +27,7 @@ pub fn produce(
         }
         page.clear();
     };
-    pen.each(batch, |record| {
+    encoder.each(batch, |record| {
         let bytes = OVERHEAD + record.key.as_deref().map_or(0, <[u8]>::len) + record.value.len();
         if page.bytes > 0 && page.bytes + bytes > FRAME {
             flush(&mut page, &mut sent);
@@ -70,10 +70,10 @@ impl Sent {
     }
 }
 
-/// The records of one frame, as the crate must have them: all at once. Lines stay where they are; only what the pen
+/// The records of one frame, as the crate must have them: all at once. Lines stay where they are; only what the encoder
 /// writes is copied.
 #[derive(Default)]
-struct Page<'l> {
+struct RequestRecords<'l> {
     bytes: usize,
     places: Vec<(Option<Place<'l>>, Place<'l>)>,
     written: Vec<u8>,
@@ -84,7 +84,7 @@ enum Place<'l> {
     Written(Range<usize>),
 }
 
-impl<'l> Page<'l> {
+impl<'l> RequestRecords<'l> {
     fn place(&mut self, piece: Piece<'l, '_>) -> Place<'l> {
         match piece {
             Piece::Lasting(bytes) => Place::Lasting(bytes),
