@@ -36,7 +36,7 @@ pub struct Quota {
 
 #[derive(Debug, Default)]
 struct Used {
-    paths: HashMap<PathBuf, Share>,
+    paths: HashMap<PathBuf, LetterShare>,
     /// Bytes of letters of all paths.
     letters: u64,
     /// Bytes that are reserved, of all paths.
@@ -47,7 +47,7 @@ struct Used {
 }
 
 #[derive(Debug, Default)]
-struct Share {
+struct LetterShare {
     letters: u64,
     reserved: Arc<AtomicU64>,
 }
@@ -141,7 +141,7 @@ impl Quota {
 }
 
 impl Used {
-    fn share(&mut self, path: &Path) -> &mut Share {
+    fn share(&mut self, path: &Path) -> &mut LetterShare {
         if !self.paths.contains_key(path) {
             // Those that are followed no more: one that comes back begins again.
             self.paths.retain(|_, s| s.letters > 0 || s.reserved.load(Relaxed) > 0);
