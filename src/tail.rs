@@ -283,7 +283,7 @@ struct Tail<'a> {
     in_memory: Vec<Chunk>,
     /// What the last chunk would take in dead-letter: the next will be alike.
     letters: u64,
-    /// For room in dead-letter, since there was none; no more than 6.
+    /// For room in dead-letter, since there was none; no more than 4.
     looks: u32,
 }
 
@@ -292,8 +292,8 @@ const LETTERS_FULL: &str =
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// While as much of a path is on its way to the broker as may be: the first look at whether some of it has arrived. At
-/// 2,000,000 lines/s it has by then; in an outage it is looked less and less often.
-const ROOM_AGAIN: Duration = Duration::from_millis(1);
+/// 2,000,000 lines/s the rest lasts for 10 ms more; in an outage it is looked less and less often.
+const ROOM_AGAIN: Duration = Duration::from_millis(4);
 
 impl<'a> Tail<'a> {
     fn new(
@@ -552,7 +552,7 @@ impl Tail<'_> {
             }
             Room::Later => {
                 let wait = ROOM_AGAIN * (1 << self.looks);
-                self.looks = (self.looks + 1).min(6);
+                self.looks = (self.looks + 1).min(4);
                 Some(wait)
             }
             Room::Full => {
