@@ -284,14 +284,17 @@ struct Tail<'a> {
     in_memory: Vec<Chunk>,
     /// What the last chunk would take in dead-letter: the next will be alike.
     letters: u64,
+    /// For room in dead-letter, since there was none; no more than 4.
+    looks: u32,
 }
 
 const LETTERS_FULL: &str =
     "its refused lines fill its share of dead-letter in the state folder: move that file away";
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
-/// While as much of a path is on its way to the broker as may be: less than it takes to acknowledge that.
-const ROOM_AGAIN: Duration = Duration::from_millis(20);
+/// While as much of a path is on its way to the broker as may be: the first look at whether some of it has arrived. At
+/// 2,000,000 lines/s the rest lasts for 10 ms more; in an outage it is looked less and less often.
+const ROOM_AGAIN: Duration = Duration::from_millis(4);
 
 impl<'a> Tail<'a> {
     fn new(
@@ -334,6 +337,7 @@ impl<'a> Tail<'a> {
             begun_anew: None,
             in_memory: Vec::new(),
             letters: 0,
+            looks: 0,
         }
     }
 }
@@ -537,8 +541,15 @@ impl Tail<'_> {
     fn letters_wait(&mut self, now: Instant) -> Option<Duration> {
         let quota = self.board.quota.get()?;
         match quota.room(&self.o.path, self.letters, now) {
-            Room::Enough => None,
-            Room::Later => Some(ROOM_AGAIN),
+            Room::Enough => {
+                self.looks = 0;
+                None
+            }
+            Room::Later => {
+                let wait = ROOM_AGAIN * (1 << self.looks);
+                self.looks = (self.looks + 1).min(4);
+                Some(wait)
+            }
             Room::Full => {
                 if self.stuck != Some(LETTERS_FULL) {
                     error!(
