@@ -10,7 +10,7 @@ use super::tally::SeqnumTally;
 use super::wait::FolderWatch;
 use crate::chunk::{Chunk, Closed, Ending, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then, Topic};
 use crate::handover::{Outlet, Stopped};
-use crate::quota::{self, Room};
+use crate::quota::{LetterShare, Room};
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
 use crate::streams::SavedStream;
@@ -143,7 +143,10 @@ struct Follower<'a> {
     blind: bool,
     /// Closed streams whose entries are not all acknowledged.
     left: Vec<Arc<Origin>>,
+    /// What the last chunk would take in dead-letter: the next will be alike.
     letters: u64,
+    /// By followed path; empty where there is no dead-letter file.
+    letter_shares: HashMap<PathBuf, LetterShare>,
     error: Option<String>,
 }
 
@@ -168,6 +171,7 @@ impl<'a> Follower<'a> {
             blind: false,
             left: Vec::new(),
             letters: 0,
+            letter_shares: HashMap::new(),
             error: None,
         }
     }
@@ -345,10 +349,9 @@ impl Follower<'_> {
 
     fn send(&mut self, mut chunk: Chunk) -> Result<(), Halted> {
         let origin = &chunk.origin;
-        if let Some(quota) = self.board.quota.get() {
-            let path = origin.path.as_os_str().as_encoded_bytes();
-            self.letters = quota::letters(path, &origin.topic, chunk.lines.len(), &chunk.bytes);
-            chunk.permit.with_letters(quota.reserve(&origin.path, self.letters));
+        if let Some(share) = self.letter_shares.get(&origin.path) {
+            self.letters = share.letters(chunk.lines.len(), chunk.bytes.len());
+            chunk.permit.with_letters(share.reserve(self.letters));
         }
         self.board.totals.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
         Ok(self.out.send(Parcel::Chunk(chunk), self.stop)?)
@@ -356,8 +359,9 @@ impl Follower<'_> {
 
     /// Whether the dead-letter file has room for what would be read, if all of it is refused.
     fn has_letter_room(&self, i: usize) -> bool {
-        let Some(quota) = self.board.quota.get() else { return true };
-        matches!(quota.room(&self.open[i].origin.path, self.letters, Instant::now()), Room::Enough)
+        let share = self.letter_shares.get(&self.open[i].origin.path);
+        let (Some(quota), Some(share)) = (self.board.quota.get(), share) else { return true };
+        quota.room(share, self.letters, Instant::now()) == Room::Enough
     }
 
     fn count(&self, i: usize, counts: &EntryCounts) {
@@ -499,6 +503,10 @@ impl Follower<'_> {
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
         let gauge = self.board.gauge(stream, at.offset, size.max(at.offset));
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
+        if let Some(quota) = self.board.quota.get() {
+            let share = || quota.share(&path, &topic);
+            self.letter_shares.entry(path.clone()).or_insert_with(share);
+        }
         let origin = Arc::new(Origin { stream, topic, path, shape, gauge });
         let identity = file.identity.clone();
         self.out.send(Parcel::Opened(Opened { origin: origin.clone(), identity, at }), self.stop)?;

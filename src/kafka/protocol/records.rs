@@ -11,7 +11,7 @@ use crate::kafka::protocol::codec::{Codec, Compressor};
 use crate::kafka::protocol::wire::{ApiKey, Writer, put_uvarint, uvarint_len, zigzag};
 use crate::producer::batch::{Batch, Records};
 use crate::producer::driver::Acks;
-use crate::producer::render::{Pen, Record};
+use crate::producer::record_encoder::{Record, RecordEncoder};
 use std::hint::black_box;
 
 /// Bytes in front of a batch's records.
@@ -128,7 +128,7 @@ pub struct Envelope<'a> {
 #[derive(Debug, Default)]
 pub struct Encoder {
     press: Compressor,
-    pen: Pen,
+    record_encoder: RecordEncoder,
     /// Records before compression.
     loose: Writer,
 }
@@ -204,7 +204,7 @@ impl Encoder {
         let start = out.at;
         if codec != Codec::None {
             self.loose.clear();
-            let written = records(&mut self.pen, &mut self.loose, batch);
+            let written = records(&mut self.record_encoder, &mut self.loose, batch);
             let loose = &self.loose.bytes[..self.loose.at];
             let to = out.room(HEADER + Compressor::bound(codec, loose.len()));
             match self.press.press(codec, loose, &mut to[HEADER..]) {
@@ -217,7 +217,7 @@ impl Encoder {
         }
         out.room(Self::estimate(batch) + FRAMING + BLOCK);
         out.at += HEADER;
-        let written = records(&mut self.pen, out, batch);
+        let written = records(&mut self.record_encoder, out, batch);
         header(&mut out.bytes[start..out.at], batch, codec, written);
     }
 }
@@ -229,12 +229,12 @@ struct RecordsWritten {
 }
 
 /// Appends the records of a batch.
-fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> RecordsWritten {
+fn records(record_encoder: &mut RecordEncoder, out: &mut Writer, batch: &Batch) -> RecordsWritten {
     // Another stamp is what the broker asked for: it holds for records with a time of their own too.
     let (base_ms, restamped) = (batch.stamp_ms(), batch.restamped.is_some());
     let (mut count, mut newest) = (0, None);
     if !batch.group.chunks.iter().all(is_plain) {
-        pen.each(batch, |r| {
+        record_encoder.each(batch, |r| {
             let stamp_ms = r.stamp_ms.filter(|_| !restamped).unwrap_or(base_ms);
             out.record(&r, stamp_ms.saturating_sub(base_ms));
             count += 1;
@@ -265,7 +265,7 @@ fn is_plain(chunk: &Chunk) -> bool {
 /// Fills in the header of a batch whose records stand behind it.
 fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, written: RecordsWritten) {
     let RecordsWritten { count, newest_ms } = written;
-    debug_assert_eq!(count, batch.count, "ship counts a batch's records, and sequences go by that count");
+    debug_assert_eq!(count, batch.count, "the core counts a batch's records, and sequences go by that count");
     let numbers = batch.numbers.map_or((-1, -1, -1), |n| (n.pid, n.epoch, n.base));
     let stamp = batch.stamp_ms().to_be_bytes();
     let (len, last) = (bytes.len() as u32 - 12, count.wrapping_sub(1));
