@@ -137,8 +137,6 @@ pub struct RecordHead<'c> {
 }
 
 impl<'c> RecordHead<'c> {
-    /// Bytes of a head without its key.
-    pub const LEN: usize = 12;
     const NO_KEY: u32 = u32::MAX;
 
     pub fn put(self, out: &mut Vec<u8>) {
@@ -302,7 +300,11 @@ mod tests {
             assert_eq!(RecordHead::of(&bytes, line), Some(head));
             assert_eq!(RecordHead::of(&bytes[4..], Line { at: 3, len: 0 }), None);
         }
-        assert_eq!(RecordHead::of(&[9; 12], Line { at: 12, len: 0 }), None, "a key longer than what is there");
+        assert_eq!(
+            RecordHead::of(&[9; 12], Line { at: 12, len: 0 }),
+            None,
+            "a key longer than what is there"
+        );
     }
 
     /// Fails when a position in a journal is taken for one in a log file.

@@ -88,6 +88,12 @@ pub struct TailArgs {
     /// beginning or end (the default): where to start
     #[argh(option, default = "Start::End", from_str_fn(word))]
     pub from: Start,
+    /// print the messages of the systemd journal instead of files
+    #[argh(switch)]
+    pub journal: bool,
+    /// with --journal: only this unit's; may be repeated
+    #[argh(option, short = 'u', long = "unit", arg_name = "UNIT")]
+    pub units: Vec<String>,
     /// files to follow; taken literally if they exist, otherwise as globs
     #[argh(positional, arg_name = "FILE", from_str_fn(path))]
     pub files: Vec<PathBuf>,
@@ -175,6 +181,7 @@ impl RunArgs {
             driver: self.driver,
             once: self.once,
             files: self.files,
+            journal: None,
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::tail::Hold;
 pub use crate::tail::Start;
 use crate::tail::framing::{Joint, Multiline};
 use crate::watch::pattern::Pattern;
-pub use keys::{Agent, Kafka, KafkaTls, Source};
+pub use keys::{Agent, JournalSource, Kafka, KafkaTls, Source};
 use problem::Problems;
 use std::path::{Path, PathBuf};
 pub use table::{Described, KeySpec, Reload, ShownValue, TableSpec, differ};
@@ -50,8 +50,10 @@ pub struct Config {
     pub output: Output,
     /// Prometheus text file for node_exporter.
     pub textfile: Option<PathBuf>,
-    /// In the order of the config; never empty for `run`.
+    /// In the order of the config.
     pub sources: Vec<Source>,
+    /// In the order of the config.
+    pub journals: Vec<JournalSource>,
     /// `--once`: end when everything that was there at the start is acknowledged.
     pub once: bool,
     /// The config files that were read, the main one first; none when the command line has FILEs and no `-c`.
@@ -90,8 +92,27 @@ pub struct Overrides {
     pub state_dir: Option<PathBuf>,
     pub driver: Option<DriverChoice>,
     pub once: bool,
-    /// In place of all `[[files]]`.
+    /// In place of all `[[files]]` and `[[journal]]`.
     pub files: Vec<PathBuf>,
+    /// `--journal`, in place of all of them too: the units, if there are any.
+    pub journal: Option<Vec<String>>,
+}
+
+/// What is sent of a journal's entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JournalFormat {
+    Message,
+    Json,
+}
+
+/// Of a journal's entries, as syslog(3) numbers them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Priority(pub u8);
+
+/// Which boots' entries are read of a journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Boot {
+    Current,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,7 +155,7 @@ pub fn load(asked: &Overrides) -> Result<Config, Error> {
 fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
     let main = match &asked.config {
         Some(path) => Some(path.as_path()),
-        None if asked.files.is_empty() => Some(Path::new(DEFAULT_FILE)),
+        None if asked.files.is_empty() && asked.journal.is_none() => Some(Path::new(DEFAULT_FILE)),
         None => None,
     };
     let mut problems = Problems::default();
@@ -194,8 +215,9 @@ pub struct MemoryPlan {
 
 impl Config {
     pub fn memory_plan(&self) -> MemoryPlan {
-        let longest = self.sources.iter().map(|s| s.max_line).max().unwrap_or(0);
-        let mut topics: Vec<&str> = self.sources.iter().map(Source::topic).collect();
+        let files = self.sources.iter().map(|s| s.max_line);
+        let longest = files.chain(self.journals.iter().map(|j| j.max_line)).max().unwrap_or(0);
+        let mut topics: Vec<&str> = self.topics().collect();
         topics.sort();
         topics.dedup();
         // A line longer than `batch` is sent alone.
@@ -207,6 +229,11 @@ impl Config {
         MemoryPlan { encoding, topics: topics.len(), per_topic, needed: encoding + topics.len() * per_topic }
     }
 
+    /// Of all sources; some may stand there more than once.
+    pub fn topics(&self) -> impl Iterator<Item = &str> {
+        self.sources.iter().map(Source::topic).chain(self.journals.iter().map(JournalSource::topic))
+    }
+
     /// What the config asks for that only the modern driver does, in the operator's words.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let Output::Kafka(k) = &self.output else { return Vec::new() };
@@ -214,7 +241,9 @@ impl Config {
         if self.agent.delivery == Delivery::ExactlyOnce {
             all.insert(0, "exactly-once");
         }
-        if self.sources.iter().any(|s| !s.headers.is_empty()) {
+        let mut headers =
+            self.sources.iter().map(|s| &s.headers).chain(self.journals.iter().map(|j| &j.headers));
+        if headers.any(|headers| !headers.is_empty()) {
             all.push("headers");
         }
         all
@@ -223,6 +252,13 @@ impl Config {
 
 impl Source {
     /// `-` where lines go to standard output and no topic is named.
+    pub fn topic(&self) -> &str {
+        self.topic.as_deref().unwrap_or("-")
+    }
+}
+
+impl JournalSource {
+    /// As [`Source::topic`].
     pub fn topic(&self) -> &str {
         self.topic.as_deref().unwrap_or("-")
     }

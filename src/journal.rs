@@ -29,6 +29,7 @@ mod wait;
 
 pub use filter::{EntryFilter, own_unit};
 pub use folder::{boot_id, candidates};
+pub use open::JournalReading;
 
 use file::ReadError;
 use std::io;

@@ -3,12 +3,16 @@
 use super::crew::Plan;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, Topic};
-use crate::config::{Config, Delivery, Output, Source};
+use crate::config::{Boot, Config, Delivery, JournalFormat, JournalSource, Output, Source};
+use crate::journal::follow::JournalOptions;
+use crate::journal::records::EntryRules;
+use crate::journal::render::EntryFormat;
+use crate::journal::{self, EntryFilter, JournalReading};
 use crate::producer;
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
-use crate::tail::{Followed, Options};
+use crate::tail::{Followed, Options, Start};
 use crate::watch::Watched;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,16 +42,16 @@ impl Shares {
     /// Divides the budget between the topics of this config.
     fn divide(&mut self, config: &Config) {
         self.budget.resize(config.agent.memory.saturating_sub(config.memory_plan().encoding));
-        let named = |topic: &str| config.sources.iter().any(|s| s.topic() == topic);
+        let named = |topic: &str| config.topics().any(|t| t == topic);
         self.of.retain(|topic, (_, share)| {
             if !named(topic) {
                 self.budget.retire(share);
             }
             named(topic)
         });
-        for s in &config.sources {
-            let new = || (Topic::from(s.topic()), self.budget.share());
-            self.of.entry(s.topic().to_owned()).or_insert_with(new);
+        for topic in config.topics() {
+            let new = || (Topic::from(topic), self.budget.share());
+            self.of.entry(topic.to_owned()).or_insert_with(new);
         }
     }
 }
@@ -56,7 +60,7 @@ impl Shares {
 pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<Plan> {
     shares.divide(config);
     let topics = &shares.of;
-    let chunk = whole_part(config).min(config.agent.memory / topics.len().max(1) / 8).max(4096);
+    let chunk = chunk_size(config, topics.len());
     let plan = |s: &Source| {
         let (topic, share) = &topics[s.topic()];
         let known = s.paths.iter().filter(|p| is_known(&p.text)).cloned().collect();
@@ -92,6 +96,82 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
     config.sources.iter().map(plan).collect()
 }
 
+/// A journal, and the name by which it is saved that it is known.
+pub struct JournalPlan {
+    pub name: Vec<u8>,
+    pub options: JournalOptions,
+}
+
+/// One plan for each journal; after [`sources`], which divides the budget.
+pub fn journals(config: &Config, shares: &Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<JournalPlan> {
+    let chunk = chunk_size(config, shares.of.len());
+    let plan = |j: &JournalSource| {
+        let (topic, share) = &shares.of[j.topic()];
+        let folders = match &j.directory {
+            Some(directory) => vec![directory.clone()],
+            None => journal::candidates(j.namespace.as_deref()),
+        };
+        let name = [b"journal:", folders[0].as_os_str().as_encoded_bytes()].concat();
+        let options = JournalOptions {
+            topic: topic.clone(),
+            shape: Arc::new(journal_shape(config, j)),
+            folders,
+            reading: JournalReading { rules: entry_rules(config, j), share: share.clone(), chunk },
+            from_beginning: j.start != Start::End,
+            is_new: !is_known(&name),
+            once: config.once,
+            poll: POLL,
+        };
+        JournalPlan { name, options }
+    };
+    config.journals.iter().map(plan).collect()
+}
+
+fn entry_rules(config: &Config, j: &JournalSource) -> EntryRules {
+    let filter = EntryFilter {
+        units: j.units.clone(),
+        exclude_units: j.exclude_units.iter().cloned().chain(journal::own_unit()).collect(),
+        identifiers: j.identifiers.clone(),
+        priority: j.priority.map(|p| p.0),
+        transports: j.transport.clone(),
+        boot: j.boot.and_then(|Boot::Current| journal::boot_id()),
+        read_until: None,
+    };
+    let format = match j.format {
+        JournalFormat::Message => EntryFormat::Message,
+        JournalFormat::Json => EntryFormat::Json { long: j.all },
+    };
+    let key = match record_key(config) {
+        Key::Field(path) => Some(path.join(".")),
+        _ => None,
+    };
+    EntryRules { filter, format, key, max_line: j.max_line }
+}
+
+fn journal_shape(config: &Config, j: &JournalSource) -> Shape {
+    let key = match record_key(config) {
+        Key::Field(_) => Key::Head, // a field of the entry, whatever the record is made of
+        key => key,
+    };
+    Shape { key, format: Format::Headed, headers: header_bytes(&j.headers) }
+}
+
+fn record_key(config: &Config) -> Key {
+    match &config.output {
+        Output::Kafka(k) => k.key.clone().unwrap_or_default(),
+        Output::Stdout => Key::None,
+    }
+}
+
+fn header_bytes(headers: &[(String, String)]) -> Vec<(String, Vec<u8>)> {
+    headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect()
+}
+
+/// Most bytes of a chunk, where the budget is split between so many topics.
+fn chunk_size(config: &Config, topics: usize) -> usize {
+    whole_part(config).min(config.agent.memory / topics.max(1) / 8).max(4096)
+}
+
 /// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
 /// With exactly-once batches come near to what a broker takes, framing and all: so that what has no room is a part of them
 /// and not the half, chunks are a third as large.
@@ -115,16 +195,12 @@ fn rules(s: &Source) -> Rules {
 
 /// What makes a record of a line.
 fn shape(config: &Config, s: &Source) -> Shape {
-    let key = match &config.output {
-        Output::Kafka(k) => k.key.clone().unwrap_or_default(),
-        Output::Stdout => Key::None,
-    };
+    let key = record_key(config);
     let format = match &s.format {
         Format::Raw | Format::Headed => Format::Raw,
         Format::Json { .. } => Format::Json { host: config.agent.hostname.clone(), fields: s.fields.clone() },
     };
-    let headers: Vec<_> = s.headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
-    Shape { key, format, headers }
+    Shape { key, format, headers: header_bytes(&s.headers) }
 }
 
 pub fn ship(config: &Config) -> producer::Options {

@@ -5,6 +5,7 @@
 //! counts what may stand twice.
 
 use super::crew::Plan;
+use super::plan::JournalPlan;
 use crate::budget::{Budget, Permit, Share};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::error::Error;
@@ -14,6 +15,8 @@ use crate::exactly_once::file::{Binding, JournalContent, JournalFile};
 use crate::exactly_once::intent::{ChunkPiece, JournalRecord};
 use crate::fdstore::FdStore;
 use crate::files;
+use crate::journal;
+use crate::journal::reread::WantedEntries;
 use crate::producer::batch::{BatchGroup, Pick};
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::report::{Board, Gauge};
@@ -38,7 +41,7 @@ pub struct Recovered {
 /// `saved` and `state` are changed: lines that are proved stored count as acknowledged.
 pub fn recover(
     (folder, always): (&Path, bool),
-    (plans, budget): (&[Plan], &Arc<Budget>),
+    (plans, journals, budget): (&[Plan], &[JournalPlan], &Arc<Budget>),
     state: &mut StateFolder,
     saved: &mut Saved,
     mailbox: Mailbox,
@@ -73,7 +76,7 @@ pub fn recover(
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
         }
     }
-    let flights = resume(&mut loaded, (plans, budget), saved, kept, board)?;
+    let flights = resume(&mut loaded, (plans, journals, budget), saved, kept, board)?;
     if loaded.id.is_some() {
         // What is neither acknowledged nor in these flights is read again.
         let lines = flights.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
@@ -153,16 +156,21 @@ fn records(payloads: Vec<Vec<u8>>) -> Vec<JournalRecord> {
 /// Reads the flights again. What is nowhere any more is given up, and counted.
 fn resume(
     loaded: &mut Loaded,
-    (plans, budget): (&[Plan], &Arc<Budget>),
+    (plans, journals, budget): (&[Plan], &[JournalPlan], &Arc<Budget>),
     saved: &Saved,
     kept: &FdStore,
     board: &Board,
 ) -> Result<Vec<Resumed>, Error> {
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
-    let mut bytes = read_all(&loaded.flights, &streams, kept)?;
-    let share =
-        |topic: &Topic| Some(plans.iter().find(|p| p.tail.topic == *topic)?.tail.reading.share.clone());
-    let mut permits = permits(&loaded.flights, share, budget);
+    let mut bytes = read_all(&loaded.flights, &streams, journals, kept)?;
+    let share = |topic: &Topic| {
+        let of_files = plans.iter().map(|p| (&p.tail.topic, &p.tail.reading.share));
+        let of_journals = journals.iter().map(|p| (&p.options.topic, &p.options.reading.share));
+        Some(of_files.chain(of_journals).find(|(t, _)| *t == topic)?.1.clone())
+    };
+    // What a journal's records take is known only now that they are made; what is nowhere takes nothing.
+    let len = |p: &ChunkPiece| bytes.get(&(p.stream, p.range.start)).map_or(0, Vec::len);
+    let mut permits = permits(&loaded.flights, len, share, budget);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
     let mut resumed = Vec::new();
     for flight in std::mem::take(&mut loaded.flights) {
@@ -172,7 +180,7 @@ fn resume(
         for (i, wanted) in flight.chunks.iter().enumerate() {
             let key = (wanted.piece.stream, wanted.piece.range.start);
             let chunk = streams.get(&wanted.piece.stream).and_then(|stream| {
-                chunk(&flight.topic, wanted, bytes.remove(&key)?, stream, plans, &mut permits)
+                chunk(&flight.topic, wanted, bytes.remove(&key)?, stream, (plans, journals), &mut permits)
             });
             let Some(chunk) = chunk else {
                 gone.insert(key);
@@ -225,6 +233,7 @@ fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<St
 fn read_all(
     flights: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
+    journals: &[JournalPlan],
     kept: &FdStore,
 ) -> Result<HashMap<(StreamId, u64), Vec<u8>>, Error> {
     let mut wanted: HashMap<StreamId, Vec<reread::Wanted>> = HashMap::new();
@@ -232,9 +241,10 @@ fn read_all(
         let of = wanted.entry(p.stream).or_default();
         of.push(reread::Wanted { range: p.range.clone(), crc: p.crc });
     }
-    let mut out = HashMap::new();
+    let mut out = entries(flights, streams, journals);
     for (stream, wanted) in wanted {
-        let Some(s) = streams.get(&stream) else { continue };
+        let of_files = |s: &&&SavedStream| s.at.mark.seqnum().is_none();
+        let Some(s) = streams.get(&stream).filter(of_files) else { continue };
         let found = reread(&s.path, &s.identity, kept.of(stream).as_ref(), &wanted).map_err(|e| {
             let fix = "let the agent's user read its folder; flights that may have been sent are read again from there";
             Error::failed(format_args!("read {}", s.path.display()), e, fix)
@@ -249,18 +259,41 @@ fn read_all(
     Ok(out)
 }
 
+/// The records of all chunks of journals, made again. What cannot be read counts as gone.
+fn entries(
+    flights: &[Rebuild],
+    streams: &HashMap<StreamId, &SavedStream>,
+    journals: &[JournalPlan],
+) -> HashMap<(StreamId, u64), Vec<u8>> {
+    let mut out = HashMap::new();
+    for p in flights.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
+        let Some(s) = streams.get(&p.stream).filter(|s| s.at.mark.seqnum().is_some()) else { continue };
+        let plan = journals.iter().find(|j| j.options.follows(&s.path));
+        let (Some(plan), Some(folder)) = (plan, s.path.parent()) else { continue };
+        let wanted = WantedEntries { range: p.range.clone(), end: p.end, crc: p.crc };
+        match journal::reread::reread(folder, &plan.options.reading.rules, &wanted) {
+            Ok(Some(bytes)) if p.range.start >= s.at.offset => {
+                out.insert((p.stream, p.range.start), bytes);
+            }
+            Ok(_) => {}
+            Err(e) => log::error!("read {}: {e}", folder.display()),
+        }
+    }
+    out
+}
+
 /// One permit for each topic, before any tail runs: the only one of its share, so it is granted at once, also where `memory`
 /// was made smaller. A topic that the config does not name any more has a share of its own, as after a reload: the others
 /// have its part as its lines are acknowledged. On one of theirs it would be the second, and nobody gives back the first.
 fn permits(
     flights: &[Rebuild],
+    len: impl Fn(&ChunkPiece) -> usize,
     share_of: impl Fn(&Topic) -> Option<Share>,
     budget: &Arc<Budget>,
 ) -> HashMap<Topic, Permit> {
     let mut sizes: HashMap<&Topic, usize> = HashMap::new();
     for f in flights {
-        let of =
-            |c: &WantedChunk| (c.piece.range.end - c.piece.range.start) as usize + c.piece.lines as usize * 8;
+        let of = |c: &WantedChunk| len(&c.piece) + c.piece.lines as usize * 8;
         *sizes.entry(&f.topic).or_default() += f.chunks.iter().map(of).sum::<usize>();
     }
     let stop = stop::pair().1; // its handle is gone: no signal would end a wait here
@@ -282,18 +315,21 @@ fn chunk(
     wanted: &WantedChunk,
     bytes: Vec<u8>,
     stream: &SavedStream,
-    plans: &[Plan],
+    (plans, journals): (&[Plan], &[JournalPlan]),
     permits: &mut HashMap<Topic, Permit>,
 ) -> Option<Chunk> {
     let piece = &wanted.piece;
     let lines = piece.lines_in(&bytes)?;
-    let plan = plans.iter().find(|p| p.follows(&stream.path))?;
+    let shape = match stream.at.mark.seqnum() {
+        None => &plans.iter().find(|p| p.follows(&stream.path))?.tail.shape,
+        Some(_) => &journals.iter().find(|p| p.options.follows(&stream.path))?.options.shape,
+    };
     let end = piece.range.end;
     let origin = Origin {
         stream: piece.stream,
         topic: topic.clone(),
         path: stream.path.to_path_buf(),
-        shape: plan.tail.shape.clone(),
+        shape: shape.clone(),
         gauge: Arc::new(Gauge::new(end, end, None)),
     };
     let permit = permits.get_mut(topic)?.split(bytes.len() + lines.len() * 8);
@@ -339,7 +375,8 @@ mod tests {
         let flights: Vec<Rebuild> =
             ["gone", "named", "gone too", "named", "gone"].map(|t| flight(t, 400)).into();
         let share = |topic: &Topic| (topic.as_ref() == "named").then(|| named.clone());
-        let mut permits = permits(&flights, share, &budget);
+        let len = |p: &ChunkPiece| (p.range.end - p.range.start) as usize;
+        let mut permits = permits(&flights, len, share, &budget);
         let sizes = ["gone", "named", "gone too"].map(|t| permits[&Topic::from(t)].bytes());
         assert_eq!((sizes, budget.used()), ([800, 800, 400], 2000));
         permits.retain(|topic, _| topic.as_ref() == "named");

@@ -7,6 +7,7 @@
 //! `drain_timeout`, then the saver saves. A second signal ends the process at once.
 
 use super::crew::Crew;
+use super::journals::Journals;
 use super::plan::{self, Shares};
 use super::recover::{Recovered, recover};
 use super::watchdog::Watchdog;
@@ -69,6 +70,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
     let plans = plan::sources(&config, &mut shares, is_known);
+    let journals = plan::journals(&config, &shares, is_known);
     if let (Some(file), limit) = plan::dead_letter(&config) {
         let trouble = |e| {
             let fix = "let the agent's user read it, or move it away";
@@ -80,9 +82,15 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
     inherited::adopt(given, &store, &saved, &plans);
     let recovered = match exactly_once(&config) {
-        Some(settings) => {
-            Some(recover(settings, (&plans, &budget), &mut folder, &mut saved, mailbox, &store, &board)?)
-        }
+        Some(settings) => Some(recover(
+            settings,
+            (&plans, &journals, &budget),
+            &mut folder,
+            &mut saved,
+            mailbox,
+            &store,
+            &board,
+        )?),
         None => None,
     };
     let registry = folder.registry(&board);
@@ -128,9 +136,12 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
             }
         })?;
         let saves = config.agent.state_dir.is_some();
+        let journals =
+            Journals::start(scope, &journals, &saved, (&known, board), saves.then_some(registry), &outlet)?;
         let crew = Crew::start(scope, (&known, board), plans, config.once, saves, outlet)?;
         let mut office = Office {
             crew,
+            journals,
             board,
             asked,
             config,
@@ -175,6 +186,7 @@ fn start<'s, T: Send + 's>(
 /// The main thread: takes what happens, starts and stops.
 struct Office<'s, 'e> {
     crew: Crew<'s, 'e>,
+    journals: Journals,
     board: &'e Board,
     asked: Overrides,
     config: Config,
@@ -348,6 +360,7 @@ impl Office<'_, '_> {
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
         self.crew.stop();
+        self.journals = Journals::default();
         self.halt = None;
         after(self.config.agent.drain_timeout)
     }
@@ -393,8 +406,9 @@ fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
     }
 }
 
+/// The streams that are tails' to go on with: not those of journals.
 fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
-    saved.streams.iter().map(|s| Entry {
+    saved.streams.iter().filter(|s| s.at.mark.seqnum().is_none()).map(|s| Entry {
         stream: s.stream,
         path: s.path.to_path_buf(),
         identity: s.identity.clone(),

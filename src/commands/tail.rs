@@ -1,6 +1,6 @@
 //! Stage 1 alone: prints each line as it is appended. Saves nothing, sends nothing.
 
-use super::{crew::Crew, plan};
+use super::{crew::Crew, journals::Journals, plan};
 use crate::budget::Budget;
 use crate::chunk::Chunk;
 use crate::cli;
@@ -9,6 +9,7 @@ use crate::error::{Error, ExitCode};
 use crate::handover::{self, Outlet};
 use crate::report::Board;
 use crate::signals;
+use crate::streams::Saved;
 use crate::tail::known::Known;
 use crate::waker::Waker;
 use crate::watch::Sight;
@@ -20,7 +21,8 @@ use std::thread;
 pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let signals =
         signals::start().map_err(|e| Error::failed("signals", e, "start it where signals can be handled"))?;
-    let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };
+    let journal = asked.journal.then_some(asked.units);
+    let overrides = Overrides { from: Some(asked.from), files: asked.files, journal, ..Overrides::default() };
     let config = config::load(&overrides)?;
     let (board, known) = (Board::default(), Known::default());
     let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
@@ -29,7 +31,10 @@ pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);
     let out = Outlet::new(Arc::default(), out);
+    let journals = plan::journals(&config, &shares, |_| false);
     thread::scope(|scope| {
+        let saved = Saved::default();
+        let _journals = Journals::start(scope, &journals, &saved, (&known, &board), None, &out)?;
         let mut crew = Crew::start(scope, (&known, &board), plans, false, false, out)?;
         let mut stdout = io::stdout().lock();
         loop {

@@ -286,7 +286,10 @@ paths = ["/var/log/nginx/*.log"]
 /// Fails when an update changes what an installed example means, with or without its commented keys.
 #[test]
 fn the_example_still_means_the_same() {
-    let shown = |text: &str| format!("{:#?}", Config { read_from: Vec::new(), ..good(text) });
+    // What came later is left out.
+    let shown = |text: &str| {
+        format!("{:#?}", Config { read_from: Vec::new(), journals: Vec::new(), ..good(text) })
+    };
     assert_eq!(shown(&example()), shown(FIRST_EXAMPLE));
     assert_eq!(shown(&uncommented(&example())), shown(&uncommented(FIRST_EXAMPLE)));
     assert_ne!(shown(FIRST_EXAMPLE), shown(&uncommented(FIRST_EXAMPLE)));

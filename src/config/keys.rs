@@ -5,8 +5,8 @@ use super::table::*;
 use super::units::BrokerAddress;
 use super::values::*;
 use super::{
-    Acks, Codec, Damaged, Delivery, DriverChoice, Format, Hold, Key as RecordKey, Mechanism, Multiline,
-    Partitioner, Sasl, Start, Sync,
+    Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
+    Mechanism, Multiline, Partitioner, Priority, Sasl, Start, Sync,
 };
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
@@ -14,14 +14,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// In the order of the example.
-pub const TABLES: [&TableSpec; 6] =
-    [Agent::TABLE, Kafka::TABLE, KafkaTls::TABLE, Sasl::TABLE, Metrics::TABLE, Source::TABLE];
+pub const TABLES: [&TableSpec; 7] = [
+    Agent::TABLE,
+    Kafka::TABLE,
+    KafkaTls::TABLE,
+    Sasl::TABLE,
+    Metrics::TABLE,
+    Source::TABLE,
+    JournalSource::TABLE,
+];
 
 /// Where a key belongs that is in the wrong table.
 pub fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
         "password" => Some("a file of its own, which password_file in [kafka.sasl] names"),
-        "agent" | "kafka" | "metrics" | "files" => Some("the file, as a table of its own"),
+        "agent" | "kafka" | "metrics" | "files" | "journal" => Some("the file, as a table of its own"),
         _ => TABLES.iter().find(|t| t.keys.iter().any(|k| k.name == key)).map(|t| t.name),
     }
 }
@@ -212,6 +219,43 @@ table! {
             "Kafka record headers; by the modern driver.", "${host} is filled in.";
         rate_limit: Option<u64> = rate("rate"), Example("\"100KiB/s\""), AtOnce,
             "For each of these files; slows down, never skips.";
+    }
+}
+
+table! {
+    pub struct JournalSource "[[journal]]" optional:
+        "One table for each systemd journal, which is read from its files. journald removes old entries by its own limits \
+         (SystemMaxUse=): a longer outage of the brokers loses them, which is counted. A `key` = { field = … } of [kafka] \
+         names a field of the entry. The record's time is the entry's." {
+        units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sshd.service\"]"), Restart,
+            "Only entries of these units and about them, as `journalctl -u`; without it all of them.";
+        exclude_units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"noisy.service\"]"), Restart,
+            "Leave these units out. The agent's own unit always is.";
+        identifiers: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sudo\"]"), Restart,
+            "Only entries with one of these syslog identifiers.";
+        priority: Option<Priority> = priority(words::<Priority>() + ", or 0 to 7"), Example("\"warning\""), Restart,
+            "Only entries of this priority and more important ones.";
+        transport: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"kernel\"]"), Restart,
+            "Only entries that came this way: \"kernel\", \"syslog\", \"journal\", \"stdout\", \"audit\", \"driver\".";
+        boot: Option<Boot> = word(words::<Boot>()), Example("\"current\""), Restart,
+            "\"current\": only entries since the machine started.";
+        namespace: Option<String> = text("text"), Example("\"app\""), Restart,
+            "The journal of this namespace (LogNamespace=) instead of the machine's.";
+        directory: Option<PathBuf> = path("path"), Example("\"/host/var/log/journal/0123456789abcdef\""), Restart,
+            "The folder that holds the journal files, as in a container; without it /var/log/journal or /run/log/journal.";
+        topic: Option<String> = topic("topic"), Example("\"journal\""), Restart,
+            "Overrides the one in [kafka].";
+        start: Start = word(words::<Start>()), Default("\"end\""), Restart,
+            "For entries that are there when this journal is first known. Never overrides a saved position.";
+        format: JournalFormat = word(words::<JournalFormat>()), Instance("\"message\"", "\"json\""), Restart,
+            "\"message\": the text of the message. \"json\": an object with all fields, as `journalctl -o json` prints it.";
+        all: bool = flag("true or false"), Default("false"), Restart,
+            "By format = \"json\": also fields of 4096 bytes and more, which are null otherwise.";
+        max_line: usize = bytes("size"), Default("1000000"), Restart,
+            "A longer message is cut there; of a longer object the longest fields become null. Both are counted.";
+        headers: Vec<(String, String)> = texts("table of texts"),
+            Instance("{}", "{ source = \"journal@${host}\" }"), Restart,
+            "Kafka record headers; by the modern driver.", "${host} is filled in.";
     }
 }
 

@@ -19,7 +19,8 @@ pub enum Mistake {
     MissingKey(&'static KeySpec, &'static str),
     MissingTopic,
     NoFiles,
-    NotTables,
+    /// With the key.
+    NotTables(&'static str),
     /// What it is, what is wanted, and an example.
     Type(String, &'static str, &'static str, String),
     /// With the value.
@@ -115,7 +116,9 @@ impl Display for Mistake {
             NoFiles => {
                 f.write_str("there is no [[files]]; write [[files]] and below it paths = [\"/var/log/…\"]")
             }
-            NotTables => f.write_str("`files` is not a list of tables; write [[files]] above the keys of each"),
+            NotTables(key) => {
+                write!(f, "`{key}` is not a list of tables; write [[{key}]] above the keys of each")
+            }
             Type(key, is, wanted, example) => {
                 write!(f, "`{key}` is {is}, not {wanted}; write {key} = {example}")
             }

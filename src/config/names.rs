@@ -2,7 +2,8 @@
 
 use super::words::Named;
 use super::{
-    Acks, Codec, Damaged, Delivery, DriverChoice, Format, Mechanism, OutputName, Partitioner, Start,
+    Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, JournalFormat, Mechanism, OutputName,
+    Partitioner, Priority, Start,
 };
 
 macro_rules! names {
@@ -25,6 +26,10 @@ names! {
     Mechanism: ("PLAIN", Mechanism::Plain), ("SCRAM-SHA-256", Mechanism::ScramSha256),
         ("SCRAM-SHA-512", Mechanism::ScramSha512);
     Start: ("end", Start::End), ("beginning", Start::Beginning);
+    JournalFormat: ("message", JournalFormat::Message), ("json", JournalFormat::Json);
+    Priority: ("emerg", Priority(0)), ("alert", Priority(1)), ("crit", Priority(2)), ("err", Priority(3)),
+        ("warning", Priority(4)), ("notice", Priority(5)), ("info", Priority(6)), ("debug", Priority(7));
+    Boot: ("current", Boot::Current);
     // Host and fields are known only to the whole config.
     Format: ("raw", Format::Raw), ("json", Format::Json { host: String::new(), fields: Vec::new() });
     OutputName: ("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout);

@@ -3,7 +3,7 @@
 //! The parser goes on after a mistake, so that one run names the problems of the whole file; what it had to guess is not
 //! judged.
 
-use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
+use super::keys::{Agent, JournalSource, Kafka, Metrics, Source, elsewhere};
 use super::mistake::Mistake;
 use super::problem::{Problems, TextPosition};
 use super::table::{Described, Value, Walk, defaults};
@@ -24,6 +24,7 @@ pub struct Written {
     /// Whether a `files` is there at all, be it a wrong one.
     pub has_files: bool,
     pub files: Vec<Source>,
+    pub journals: Vec<JournalSource>,
 }
 
 impl Written {
@@ -37,6 +38,7 @@ impl Written {
             metrics: defaults(),
             has_files: false,
             files: Vec::new(),
+            journals: Vec::new(),
         }
     }
 }
@@ -152,7 +154,7 @@ fn spoilt_within(value: &Value<'_>, error: &Range<usize>) -> Option<Range<usize>
 }
 
 fn main_file(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    walk.unknown(root, &["agent", "kafka", "metrics", "files"], "the file", elsewhere);
+    walk.unknown(root, &["agent", "kafka", "metrics", "files", "journal"], "the file", elsewhere);
     written.agent = of_its_own(walk, root, "agent");
     match walk.problems.has((Agent::TABLE.name, 0), "hostname") {
         true => walk.host.clone_from(&written.agent.hostname),
@@ -161,15 +163,17 @@ fn main_file(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
     written.kafka = of_its_own(walk, root, "kafka");
     written.metrics = of_its_own(walk, root, "metrics");
     files(walk, root, written);
+    journals(walk, root, written);
 }
 
 fn file_beside(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    let name = "a file of the .d folder, which may hold [[files]] only";
-    walk.unknown(root, &["files"], name, |key| match key {
+    let name = "a file of the .d folder, which may hold [[files]] and [[journal]] only";
+    walk.unknown(root, &["files", "journal"], name, |key| match key {
         "agent" | "kafka" | "metrics" => Some("the main config file"),
         other => elsewhere(other),
     });
     files(walk, root, written);
+    journals(walk, root, written);
 }
 
 /// `[agent]`, `[kafka]` or `[metrics]`.
@@ -182,13 +186,32 @@ fn of_its_own<T: Described>(walk: &mut Walk<'_>, root: &DeTable<'_>, key: &str) 
 fn files(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
     let Some(v) = root.get("files") else { return };
     written.has_files = true;
-    match v.get_ref().as_array().filter(|a| a.iter().all(|t| t.get_ref().is_table())) {
-        None => walk.wrong(v.span(), Mistake::NotTables),
-        Some(tables) => {
-            for table in tables.iter() {
-                written.files.extend(walk.table::<Source>(table));
-                walk.source += 1;
-            }
-        }
+    for table in tables(walk, "files", v) {
+        written.files.extend(walk.table::<Source>(table));
+        walk.source += 1;
     }
+}
+
+fn journals(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
+    let Some(v) = root.get("journal") else { return };
+    written.has_files = true;
+    let files = walk.source;
+    for table in tables(walk, "journal", v) {
+        walk.source = written.journals.len();
+        written.journals.extend(walk.table::<JournalSource>(table));
+    }
+    walk.source = files;
+}
+
+/// The tables of a key that may have several.
+fn tables<'v, 't>(
+    walk: &mut Walk<'_>,
+    key: &'static str,
+    v: &'v Value<'t>,
+) -> impl Iterator<Item = &'v Value<'t>> + use<'v, 't> {
+    let all = v.get_ref().as_array().filter(|a| a.iter().all(|t| t.get_ref().is_table()));
+    if all.is_none() {
+        walk.wrong(v.span(), Mistake::NotTables(key));
+    }
+    all.into_iter().flat_map(|all| all.iter())
 }

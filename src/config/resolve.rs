@@ -1,7 +1,7 @@
 //! From what is written to what it means: the command line over the file, defaults that depend on other keys, and the
 //! checks that need more than one key. Reads nothing but whether a FILE of the command line exists.
 
-use super::keys::{Kafka, Source};
+use super::keys::{JournalSource, Kafka, Source};
 use super::mistake::{Conflict, Mistake};
 use super::problem::{Problems, TableId, TextPosition};
 use super::read::Written;
@@ -28,19 +28,26 @@ pub fn resolve(
     let delivery = written.agent.delivery;
     r.kafka(&mut written.kafka, delivery);
     r.check_classic(&written, delivery);
-    let mut sources = written.files;
+    let (mut sources, mut journals) = (written.files, written.journals);
     for (i, source) in sources.iter_mut().enumerate() {
         r.source(source, i);
     }
-    if !asked.files.is_empty() {
+    if let Some(units) = &asked.journal {
+        sources.clear();
+        journals = vec![JournalSource { units: units.clone(), ..defaults() }];
+    } else if !asked.files.is_empty() {
         let paths: Result<_, Error> = asked.files.iter().map(|f| argument(f, around)).collect();
         let mut source = Source { paths: paths?, ..defaults() };
         r.source(&mut source, sources.len());
         sources = vec![source];
+        journals.clear();
     } else if !written.has_files {
         r.missing(None, Mistake::NoFiles);
     }
-    r.topics(&mut sources, &written.kafka, stdout);
+    for journal in journals.iter_mut().filter(|_| asked.once || asked.from.is_some()) {
+        journal.start = asked.from.unwrap_or(Start::Beginning);
+    }
+    r.topics((&mut sources, &mut journals), &written.kafka, stdout);
     let mut agent = written.agent;
     agent.state_dir = match &asked.state_dir {
         Some(dir) => Some(absolute(dir, around)),
@@ -52,6 +59,7 @@ pub fn resolve(
         output: if stdout { Output::Stdout } else { Output::Kafka(written.kafka) },
         textfile: written.metrics.textfile,
         sources,
+        journals,
         once: asked.once,
         read_from: written.read_from,
     };
@@ -174,6 +182,7 @@ impl Resolver<'_> {
             beyond.push((AGENT, "delivery", "exactly-once"));
         }
         beyond.extend((0..written.files.len()).map(|i| (("[[files]]", i), "headers", "headers")));
+        beyond.extend((0..written.journals.len()).map(|i| (("[[journal]]", i), "headers", "headers")));
         for (table, key, what) in beyond {
             self.problems.add_at(table, key, Conflict::Classic(what));
         }
@@ -198,16 +207,20 @@ impl Resolver<'_> {
     }
 
     /// Every source gets its topic, except where lines go to standard output and none is named.
-    fn topics(&mut self, sources: &mut [Source], kafka: &Kafka, stdout: bool) {
+    fn topics(
+        &mut self,
+        (sources, journals): (&mut [Source], &mut [JournalSource]),
+        kafka: &Kafka,
+        stdout: bool,
+    ) {
         let common = self.asked.topic.as_ref().or(kafka.topic.as_ref());
-        let of_files = self.asked.files.is_empty();
-        let lacking = |i: &usize| !(of_files && self.problems.has(("[[files]]", *i), "topic"));
-        let is_lacking = (0..sources.len()).any(|i| lacking(&i));
-        for source in sources {
-            match &self.asked.topic {
-                Some(topic) => source.topic = Some(topic.clone()),
-                None => source.topic = source.topic.take().or(common.cloned()),
-            }
+        let of_config = self.asked.files.is_empty() && self.asked.journal.is_none();
+        let lacks = |table, i| !(of_config && self.problems.has((table, i), "topic"));
+        let is_lacking = (0..sources.len()).any(|i| lacks("[[files]]", i))
+            || (0..journals.len()).any(|i| lacks("[[journal]]", i));
+        let of_files = sources.iter_mut().map(|s| &mut s.topic);
+        for topic in of_files.chain(journals.iter_mut().map(|j| &mut j.topic)) {
+            *topic = self.asked.topic.clone().or(topic.take()).or(common.cloned());
         }
         if is_lacking && common.is_none() && !stdout && !self.problems.has(KAFKA, "topic") {
             self.missing(self.problems.header_of(KAFKA), Mistake::MissingTopic);

@@ -5,7 +5,7 @@ use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, by_name, nearest};
-use super::{Acks, Joint, Key, Multiline, Partitioner, Sasl, Start, Sync};
+use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, Sasl, Start, Sync};
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::borrow::Cow;
@@ -168,6 +168,17 @@ pub fn pattern(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Regex> {
 
 pub fn patterns(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Regex>> {
     one_or_list(walk, key, v, pattern)
+}
+
+pub fn texts_list(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<String>> {
+    one_or_list(walk, key, v, text)
+}
+
+pub fn priority(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Priority> {
+    match integer(v) {
+        Some(_) => number(walk, key, v, (0, 7)).map(|n| Priority(n as u8)),
+        None => word(walk, key, v),
+    }
 }
 
 pub fn exclusions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Exclude> {

@@ -71,7 +71,8 @@ pub fn split(bytes: &[u8]) -> impl Iterator<Item = Line> + '_ {
 impl Seal {
     pub fn of(chunk: &Chunk) -> Seal {
         debug_assert!(
-            chunk.end.mark.seqnum().is_some() || chunk.range.end - chunk.range.start == chunk.bytes.len() as u64
+            chunk.end.mark.seqnum().is_some()
+                || chunk.range.end - chunk.range.start == chunk.bytes.len() as u64
         );
         let usual = chunk.last == Break::Newline && split(&chunk.bytes).eq(chunk.lines.iter().copied());
         Seal { crc: crc32c::crc32c(&chunk.bytes), usual }

@@ -196,10 +196,6 @@ impl JournalFile {
         Ok(JournalFile { file, header, index: 0, array, in_array: 0, next: Vec::new(), last_entry: 0 })
     }
 
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
     /// Entries before this one are read or skipped.
     pub fn index(&self) -> u64 {
         self.index

@@ -8,7 +8,9 @@ use super::folder::{self, Listed, Listing};
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use super::wait::FolderWatch;
-use crate::chunk::{Chunk, Closed, Ending, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then, Topic};
+use crate::chunk::{
+    Chunk, Closed, Ending, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then, Topic,
+};
 use crate::handover::{Outlet, Stopped};
 use crate::quota::{LetterShare, Room};
 use crate::report::{Board, FileState};
@@ -413,7 +415,8 @@ impl Follower<'_> {
             let is_last = !files.iter().any(|f| f.chain == file.chain && is_after(f, file));
             self.begin(file, is_first, is_last)?;
         }
-        self.open.sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
+        self.open
+            .sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
         self.give_up_vanished(folder)?;
         if let Some(done) = self.first_look_done.take() {
             done();
@@ -464,7 +467,8 @@ impl Follower<'_> {
     /// Takes a file of which nothing is known.
     fn begin(&mut self, file: &Listed, is_first: bool, is_last: bool) -> Result<(), Halted> {
         let id = file.header.file_id;
-        let is_old = folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
+        let is_old =
+            folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
         let read = self.read_before.get(&(file.chain.clone(), file.header.seqnum_id)).copied();
         // Finished streams are forgotten in time; a later file of the same chain that was read says the same.
         let was_read = is_old && read.is_some_and(|read| file.header.tail_seqnum <= read);

@@ -5,7 +5,7 @@ use super::folder;
 use super::pages::Pages;
 use super::records::{EntryRecord, EntryRules};
 use super::tally::SeqnumTally;
-use crate::budget::{Place, Share};
+use crate::budget::{QueuePlace, Share};
 use crate::chunk::{Break, Chunk, Line, Mark, Origin, Point, Range, Then};
 use crate::stop::Stop;
 use std::collections::VecDeque;
@@ -46,7 +46,7 @@ pub struct OpenJournal {
     per_line: usize,
     /// Of a record that needs a longer chunk.
     longest: usize,
-    place: Option<Place>,
+    place: Option<QueuePlace>,
 }
 
 /// What came of one read.
@@ -136,7 +136,11 @@ impl OpenJournal {
             origin,
             at,
             beyond: beyond.into(),
-            passed: EntryEnd { offset: at.offset, seqnum: at.mark.seqnum().unwrap_or_default(), written: None },
+            passed: EntryEnd {
+                offset: at.offset,
+                seqnum: at.mark.seqnum().unwrap_or_default(),
+                written: None,
+            },
             unsent: 0,
             per_line: USUAL_RECORD,
             longest: 0,
@@ -244,13 +248,7 @@ impl OpenJournal {
         JournalRead::Chunk(Chunk { origin, range, end, last, lines, bytes, permit }, counts)
     }
 
-    fn fill(
-        &mut self,
-        draft: &mut Draft,
-        rules: &EntryRules,
-        scratch: &mut Scratch,
-        finished: bool,
-    ) -> Full {
+    fn fill(&mut self, draft: &mut Draft, rules: &EntryRules, scratch: &mut Scratch, finished: bool) -> Full {
         let limits = rules.limits();
         let Scratch { pages, entry, record } = scratch;
         loop {

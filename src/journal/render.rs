@@ -16,7 +16,13 @@ pub enum EntryFormat {
 pub const LONG: usize = 4096;
 
 /// Appends the record of `e`; true: something of it was cut or left out to keep it within `most` bytes.
-pub fn render(format: EntryFormat, seqnum_id: &Id128, e: &JournalEntry, most: usize, out: &mut Vec<u8>) -> bool {
+pub fn render(
+    format: EntryFormat,
+    seqnum_id: &Id128,
+    e: &JournalEntry,
+    most: usize,
+    out: &mut Vec<u8>,
+) -> bool {
     let start = out.len();
     match format {
         EntryFormat::Message => {

@@ -6,6 +6,7 @@ use super::folder;
 use super::open::Scratch;
 use super::records::EntryRules;
 use crate::chunk::{Mark, Point, Range};
+use std::io;
 use std::path::Path;
 
 /// A range and the crc32c of the records that were made of it.
@@ -17,21 +18,21 @@ pub struct WantedEntries {
     pub crc: u32,
 }
 
-/// The bytes of each range, in the order asked; `None`: its entries are not there any more, or give other records.
-pub fn reread(folder: &Path, rules: &EntryRules, wanted: &[WantedEntries]) -> std::io::Result<Vec<Option<Vec<u8>>>> {
-    let mut found = vec![None; wanted.len()];
+/// The bytes of a range; `None`: its entries are not there any more, or give other records.
+pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::Result<Option<Vec<u8>>> {
+    let Some(seqnum) = wanted.end.mark.seqnum() else { return Ok(None) };
     let mut scratch = Scratch::default();
     for file in folder::list(folder)?.files {
-        let is_in = |w: &WantedEntries| {
-            w.end.mark.seqnum().is_some_and(|n| w.end.mark == Mark::of_entry(&file.header.file_id, n))
-        };
-        for (w, slot) in wanted.iter().zip(&mut found).filter(|(w, slot)| slot.is_none() && is_in(w)) {
-            let journal = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
-            let bytes = journal.and_then(|mut journal| records(&mut journal, rules, w, &mut scratch));
-            *slot = bytes.ok().flatten().filter(|bytes| crc32c::crc32c(bytes) == w.crc);
+        if wanted.end.mark != Mark::of_entry(&file.header.file_id, seqnum) {
+            continue;
+        }
+        let journal = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
+        let bytes = journal.and_then(|mut journal| records(&mut journal, rules, wanted, &mut scratch));
+        if let Some(bytes) = bytes.ok().flatten().filter(|bytes| crc32c::crc32c(bytes) == wanted.crc) {
+            return Ok(Some(bytes));
         }
     }
-    Ok(found)
+    Ok(None)
 }
 
 fn records(

@@ -39,7 +39,8 @@ fn export(second: u64, fields: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// `n` entries with messages "`word` 0" and so on.
 fn messages(word: &str, n: u64) -> Vec<u8> {
-    let entry = |i| export(i, &[("MESSAGE", format!("{word} {i}").as_bytes()), ("_SYSTEMD_UNIT", b"a.service")]);
+    let entry =
+        |i| export(i, &[("MESSAGE", format!("{word} {i}").as_bytes()), ("_SYSTEMD_UNIT", b"a.service")]);
     (0..n).flat_map(entry).collect()
 }
 
@@ -82,7 +83,13 @@ fn read_all(path: &Path) -> (Vec<serde_json::Value>, Vec<ReadError>) {
             Ok(false) => return (found, errors),
             Ok(true) => {
                 let mut text = Vec::new();
-                render(EntryFormat::Json { long: true }, &journal.header.seqnum_id, &entry, usize::MAX, &mut text);
+                render(
+                    EntryFormat::Json { long: true },
+                    &journal.header.seqnum_id,
+                    &entry,
+                    usize::MAX,
+                    &mut text,
+                );
                 found.push(serde_json::from_slice(&text).unwrap());
             }
             Err(e @ ReadError::Entry(_)) => errors.push(e),

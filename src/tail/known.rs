@@ -233,6 +233,13 @@ impl Known {
         self.lock().begin(look, path)
     }
 
+    /// The ID of a stream that no tail will ask about: a journal file's.
+    pub fn new_stream(&self) -> StreamId {
+        let mut known = self.lock();
+        known.next += 1;
+        StreamId(known.next - 1)
+    }
+
     /// A tail lets a stream go, read up to `at`.
     pub fn release(&self, stream: StreamId, at: Point, size: u64, modified: i64, finished: bool) {
         let mut known = self.lock();

@@ -45,8 +45,7 @@ fn records_with_heads() {
         let mut b = batch(1, vec![chunk(&plain(2), 0, &[b"line"]), headed(&heads)]);
         let bytes = encode(&mut Encoder::default(), &b, codec);
         assert_eq!(bytes[35..43], (STAMP + 5).to_be_bytes(), "the newest");
-        let got: Vec<_> =
-            decode(&bytes).records.into_iter().map(|r| (r.key, r.value, r.timestamp)).collect();
+        let got: Vec<_> = decode(&bytes).records.into_iter().map(|r| (r.key, r.value, r.timestamp)).collect();
         let line = || Some(Bytes::from_static(b"line"));
         let mut want = vec![(None, line(), STAMP)];
         want.extend(heads.map(|(key, stamp)| (key.map(Bytes::copy_from_slice), line(), stamp)));

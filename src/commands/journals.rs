@@ -1,0 +1,58 @@
+//! The threads that follow systemd journals, one for each `[[journal]]`.
+
+use super::plan::JournalPlan;
+use crate::error::Error;
+use crate::handover::Outlet;
+use crate::journal::follow::{self, JournalContext};
+use crate::report::Board;
+use crate::stop;
+use crate::streams::{Registry, Saved};
+use crate::tail::known::Known;
+use crate::waker::{Waker, Waking};
+use std::thread::{Builder, Scope};
+
+/// Bytes of a thread's stack.
+const STACK: usize = 256 << 10;
+
+/// The running threads. Dropping it ends them.
+#[derive(Default)]
+pub struct Journals(#[allow(dead_code, reason = "held, not read")] Vec<Waking<stop::Handle>>);
+
+impl Journals {
+    /// `registry`: where it is noted which journals are known; `None` where nothing is saved.
+    pub fn start<'s, 'e>(
+        scope: &'s Scope<'s, 'e>,
+        plans: &[JournalPlan],
+        saved: &Saved,
+        (known, board): (&'e Known, &'e Board),
+        registry: Option<&'e Registry>,
+        out: &Outlet,
+    ) -> Result<Journals, Error> {
+        let trouble =
+            |e| Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
+        let mut handles = Vec::new();
+        for plan in plans {
+            let waker = Waker::new().map_err(trouble)?;
+            let (handle, stop) = stop::pair();
+            handles.push(Waking::new(handle, &waker));
+            let is_its = |s: &&crate::streams::SavedStream| {
+                s.at.mark.seqnum().is_some() && plan.options.follows(&s.path)
+            };
+            let saved = saved.streams.iter().filter(is_its).cloned().collect();
+            let (options, name, out) = (plan.options.clone(), plan.name.clone(), out.clone());
+            let body = move || {
+                let new_stream = || known.new_stream();
+                let first_look_done = Box::new(move || {
+                    if let Some(registry) = registry {
+                        registry.pattern_known(name);
+                    }
+                });
+                let context = JournalContext { board, new_stream: &new_stream, saved, first_look_done };
+                follow::run(options, context, out, &waker, &stop);
+            };
+            let thread = Builder::new().name("journal".into()).stack_size(STACK);
+            thread.spawn_scoped(scope, body).map_err(trouble)?;
+        }
+        Ok(Journals(handles))
+    }
+}
