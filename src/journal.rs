@@ -33,6 +33,14 @@ pub use open::JournalReading;
 
 use file::ReadError;
 use std::io;
+use std::path::{Path, PathBuf};
+
+/// How many journal files of a folder can be read, and which cannot, and why.
+pub fn found(folder: &Path) -> Result<(usize, Vec<(PathBuf, String)>), String> {
+    let listing = folder::list(folder).map_err(|e| explain_io(&e))?;
+    let refused = listing.refused.into_iter().map(|(path, e)| (path, explain(&e))).collect();
+    Ok((listing.files.len(), refused))
+}
 
 /// What is wrong with a journal file, and what to do.
 fn explain(e: &ReadError) -> String {

@@ -11,10 +11,12 @@ mod found;
 use super::threads;
 use crate::cli;
 use crate::config::{
-    self, Acks, Config, Delivery, DriverChoice, Kafka, Mechanism, Named, Output, Overrides, Source,
+    self, Acks, Config, Delivery, DriverChoice, JournalSource, Kafka, Mechanism, Named, Output, Overrides,
+    Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
 use crate::exactly_once::file::HALF;
+use crate::journal;
 use crate::links;
 use crate::packed::{Packed, packing};
 use rustix::fs::OFlags;
@@ -123,6 +125,9 @@ impl Report {
         r.metrics(config);
         for (i, source) in config.sources.iter().enumerate() {
             r.source(i, source);
+        }
+        for journal in &config.journals {
+            r.journal(journal);
         }
         r.memory(config);
         r.threads();
@@ -323,6 +328,31 @@ impl Report {
             ));
         } else {
             self.readers.insert(id, (source, path.to_owned()));
+        }
+    }
+
+    /// The journal files that are read now.
+    fn journal(&mut self, j: &JournalSource) {
+        let folders = match &j.directory {
+            Some(directory) => vec![directory.clone()],
+            None => journal::candidates(j.namespace.as_deref()),
+        };
+        self.line("journal", &format!("{} to topic {}", shown(&folders[0]), j.topic()));
+        self.matched += 1;
+        let Some(folder) = folders.iter().find(|folder| folder.symlink_metadata().is_ok()) else {
+            self.line("", "  there is no journal now");
+            let fix = "with Storage=none in journald.conf there never is; else wait for systemd-journald";
+            return self.warn(format!("there is no folder {}; {fix}", shown(&folders[0])));
+        };
+        match journal::found(folder) {
+            Ok((files, refused)) => {
+                let s = if files == 1 { "" } else { "s" };
+                self.line("", &format!("  {}: {files} journal file{s}", shown(folder)));
+                for (path, why) in refused {
+                    self.warn(format!("{} is not read: {why}", shown(&path)));
+                }
+            }
+            Err(why) => self.warn(format!("{} cannot be read: {why}", shown(folder))),
         }
     }
 

@@ -109,6 +109,8 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
             uncertain: t.uncertain,
             cut: t.cut_lines,
             lost_bytes: t.lost_bytes,
+            lost_entries: t.lost_entries,
+            damaged_entries: t.damaged_entries,
             retries: t.retries,
         },
         state: StateStatus { path: Some(shown(folder)), degraded: None, bytes_written: t.state_bytes },

@@ -287,9 +287,8 @@ paths = ["/var/log/nginx/*.log"]
 #[test]
 fn the_example_still_means_the_same() {
     // What came later is left out.
-    let shown = |text: &str| {
-        format!("{:#?}", Config { read_from: Vec::new(), journals: Vec::new(), ..good(text) })
-    };
+    let shown =
+        |text: &str| format!("{:#?}", Config { read_from: Vec::new(), journals: Vec::new(), ..good(text) });
     assert_eq!(shown(&example()), shown(FIRST_EXAMPLE));
     assert_eq!(shown(&uncommented(&example())), shown(&uncommented(FIRST_EXAMPLE)));
     assert_ne!(shown(FIRST_EXAMPLE), shown(&uncommented(FIRST_EXAMPLE)));

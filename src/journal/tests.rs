@@ -1,67 +1,21 @@
 //! Files made by systemd-journal-remote, compared with what `journalctl` says of them, damaged, rotated and vacuumed.
 
+#[path = "../../tests/it/harness/journal_files.rs"]
+mod journal_files;
+
 use super::file::{EntryLimits, JournalFile, ReadError};
 use super::folder;
 use super::open::Scratch;
 use super::render::{EntryFormat, render};
 use crate::fuzz::Dice;
+use journal_files::{export, messages, write_journal};
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const LIMITS: EntryLimits = EntryLimits { field: 1 << 20, entry: 2 << 20 };
-
-/// One entry in the export format, of this second and with these fields.
-fn export(second: u64, fields: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut out = format!(
-        "__REALTIME_TIMESTAMP={}\n__MONOTONIC_TIMESTAMP={}\n_BOOT_ID=0123456789abcdef0123456789abcdef\n",
-        1_700_000_000_000_000 + second * 1_000_000,
-        second * 1_000_000,
-    )
-    .into_bytes();
-    for (name, value) in fields {
-        out.extend_from_slice(name.as_bytes());
-        if value.iter().any(|b| *b < b' ') {
-            out.push(b'\n');
-            out.extend_from_slice(&(value.len() as u64).to_le_bytes());
-        } else {
-            out.push(b'=');
-        }
-        out.extend_from_slice(value);
-        out.push(b'\n');
-    }
-    out.push(b'\n');
-    out
-}
-
-/// `n` entries with messages "`word` 0" and so on.
-fn messages(word: &str, n: u64) -> Vec<u8> {
-    let entry =
-        |i| export(i, &[("MESSAGE", format!("{word} {i}").as_bytes()), ("_SYSTEMD_UNIT", b"a.service")]);
-    (0..n).flat_map(entry).collect()
-}
-
-/// Appends entries to a journal file, which may be a new one.
-fn write_journal(path: &Path, compact: bool, entries: &[u8]) {
-    let programs = ["/lib/systemd/systemd-journal-remote", "/usr/lib/systemd/systemd-journal-remote"];
-    let program = programs.iter().find(|p| Path::new(p).exists());
-    let program = program.expect("these tests need the package systemd-journal-remote");
-    let flag = if compact { "1" } else { "0" };
-    let mut child = Command::new(program)
-        .args(["--split-mode=none", "-o"])
-        .arg(path)
-        .arg("-")
-        .envs([("SYSTEMD_JOURNAL_COMPACT", flag), ("SYSTEMD_JOURNAL_KEYED_HASH", flag)])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(entries).unwrap();
-    assert!(child.wait().unwrap().success());
-}
 
 /// What `journalctl` prints of a file, entry by entry.
 fn oracle(path: &Path) -> Vec<serde_json::Value> {

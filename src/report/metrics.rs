@@ -46,6 +46,18 @@ const AGENT: [One; 15] = [
     ("logagent_lost_bytes_total", "counter", "Bytes that were gone before they could be read.", |s| {
         s.totals.lost_bytes as f64
     }),
+    (
+        "logagent_lost_entries_total",
+        "counter",
+        "Journal entries that were removed before they could be read.",
+        |s| s.totals.lost_entries as f64,
+    ),
+    (
+        "logagent_damaged_entries_total",
+        "counter",
+        "Journal entries that could not be read because they are damaged.",
+        |s| s.totals.damaged_entries as f64,
+    ),
     ("logagent_retries_total", "counter", "Batches sent again.", |s| s.totals.retries as f64),
     ("logagent_memory_used_bytes", "gauge", "Bytes between disk and acknowledgement.", |s| {
         s.memory.used as f64

@@ -120,6 +120,9 @@ pub struct TotalsStatus {
     pub uncertain: u64,
     pub cut: u64,
     pub lost_bytes: u64,
+    /// Journal entries.
+    pub lost_entries: u64,
+    pub damaged_entries: u64,
     /// Batches sent again.
     pub retries: u64,
 }
@@ -385,6 +388,8 @@ impl TotalsStatus {
             uncertain: read(&t.uncertain),
             cut: read(&t.cut_lines),
             lost_bytes: read(&t.lost_bytes),
+            lost_entries: read(&t.lost_entries),
+            damaged_entries: read(&t.damaged_entries),
             retries: read(&t.retries),
         }
     }

@@ -64,6 +64,13 @@ pub fn status(s: &Snapshot) -> String {
             ),
         );
     }
+    if t.lost_entries + t.damaged_entries > 0 {
+        let (lost, damaged) = (t.lost_entries, t.damaged_entries);
+        line(
+            &mut out,
+            format_args!("journal: {lost} entries removed before they were read, {damaged} damaged"),
+        );
+    }
     line(&mut out, format_args!("lost: {} bytes; batches sent again: {}", t.lost_bytes, t.retries));
     out
 }

@@ -9,6 +9,7 @@
 //! next 18                                          the lowest stream id never given away
 //! totals read=9 acked=9 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0
 //! flights resent=1 found=1                         exactly-once, if there were any: batches sent again, and found stored
+//! journal lost=1 damaged=1                         if there were any: journal entries removed unread, and unreadable
 //! start beginning                                  only after damage, until first sight is saved
 //! source /var/log/nginx/*.log                      a pattern whose first sight is over
 //! stream 17 at=1234:256:cbf29ce484222325:line dev=64769 ino=131 born=1700000000.123456789 size=2000 seen=86399
@@ -69,6 +70,9 @@ pub fn write(out: &mut Vec<u8>, saved: &Saved) {
     let t = &saved.totals;
     if t.flights_resent > 0 {
         text.line(format_args!("flights resent={} found={}", t.flights_resent, t.flights_found));
+    }
+    if t.lost_entries + t.damaged_entries > 0 {
+        text.line(format_args!("journal lost={} damaged={}", t.lost_entries, t.damaged_entries));
     }
     if saved.from_beginning {
         text.line(format_args!("start beginning"));
@@ -220,6 +224,11 @@ fn take_line(saved: &mut Saved, line: &str) -> Option<()> {
             let (resent, found) = rest.strip_prefix("resent=")?.split_once(" found=")?;
             saved.totals.flights_resent = resent.parse().ok()?;
             saved.totals.flights_found = found.parse().ok()?;
+        }
+        "journal" => {
+            let (lost, damaged) = rest.strip_prefix("lost=")?.split_once(" damaged=")?;
+            saved.totals.lost_entries = lost.parse().ok()?;
+            saved.totals.damaged_entries = damaged.parse().ok()?;
         }
         "start" => saved.from_beginning = (rest == "beginning").then_some(true)?,
         "source" => saved.sources.push(unescaped(rest)?),

@@ -14,6 +14,8 @@ impl SavedTotals {
         t.resent.store(self.resent, Relaxed);
         t.uncertain.store(self.uncertain, Relaxed);
         t.lost_bytes.store(self.lost_bytes, Relaxed);
+        t.lost_entries.store(self.lost_entries, Relaxed);
+        t.damaged_entries.store(self.damaged_entries, Relaxed);
         t.cut_lines.store(self.cut_lines, Relaxed);
         t.retries.store(self.retries, Relaxed);
         t.state_bytes.store(self.state_bytes, Relaxed);
@@ -31,6 +33,8 @@ impl SavedTotals {
         self.dead_lettered = of(&t.dead_lettered);
         self.resent = of(&t.resent);
         self.uncertain = of(&t.uncertain);
+        self.lost_entries = of(&t.lost_entries);
+        self.damaged_entries = of(&t.damaged_entries);
         self.cut_lines = of(&t.cut_lines);
         self.retries = of(&t.retries);
         if let Some(marks) = board.sent_marks.get() {

@@ -87,6 +87,9 @@ pub struct SavedTotals {
     /// file, which older files do not have.
     pub flights_resent: u64,
     pub flights_found: u64,
+    /// Journal entries that were removed unread, and that could not be read. On a line by themselves too.
+    pub lost_entries: u64,
+    pub damaged_entries: u64,
 }
 
 /// Acknowledged per stream, as saved: without a gap up to an offset, and ranges beyond it. With `sync = "always"` this has

@@ -26,6 +26,7 @@ mod floods;
 mod folders;
 mod framing;
 mod hostile;
+mod journal;
 mod leaders;
 mod limits;
 mod logrotate;

@@ -38,13 +38,14 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
     }
 }
 
-/// Each topic once, with the longest line of all its files.
+/// Each topic once, with the longest line of all its sources.
 fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
     let batch = (kafka.compression == Codec::None).then_some(kafka.batch);
     let mut longest = BTreeMap::new();
-    for s in &config.sources {
-        let of_topic = longest.entry(s.topic()).or_insert(0);
-        *of_topic = s.max_line.max(*of_topic);
+    let files = config.sources.iter().map(|s| (s.topic(), s.max_line));
+    for (topic, max_line) in files.chain(config.journals.iter().map(|j| (j.topic(), j.max_line))) {
+        let of_topic = longest.entry(topic).or_insert(0);
+        *of_topic = max_line.max(*of_topic);
     }
     longest.into_iter().map(|(topic, longest_line)| Wanted { topic, longest_line, batch }).collect()
 }

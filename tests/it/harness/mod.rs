@@ -7,6 +7,7 @@
 mod agent;
 mod broker;
 mod dice;
+pub mod journal_files;
 mod lines;
 mod manager;
 pub mod page;

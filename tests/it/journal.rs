@@ -1,0 +1,301 @@
+//! The systemd journal as a source, on files made by systemd-journal-remote: from the folder to standard output and to Kafka.
+
+use crate::harness::journal_files::{export, messages, write_journal};
+use crate::harness::*;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const LIVE: &str = "run -c c.toml --output stdout";
+
+/// A folder with a config for the journal in `journal/`, and more of its table.
+fn with_journal(more: &str) -> Folder {
+    let folder = Folder::new();
+    let journal = folder.mkdir("journal");
+    let text = format!(
+        "[agent]\nstate_dir = {:?}\n[[journal]]\ndirectory = {journal:?}\nstart = \"beginning\"\n{more}\n",
+        folder.path("state"),
+    );
+    folder.write("c.toml", text);
+    folder
+}
+
+fn once(folder: &Folder) -> Vec<String> {
+    let lines = folder.agent_line(&format!("{LIVE} --once")).run().expect_code(0).lines();
+    lines.into_iter().map(|l| String::from_utf8(l).unwrap()).collect()
+}
+
+fn numbered(word: &str, numbers: std::ops::Range<u64>) -> Vec<String> {
+    numbers.map(|n| format!("{word} {n}")).collect()
+}
+
+fn append(folder: &Folder, name: &str, word: &str, n: u64) {
+    write_journal(&folder.path("journal").join(name), true, &messages(word, n));
+}
+
+fn lost(folder: &Folder) -> u64 {
+    status_json(folder, &folder.path("state"))["totals"]["lost_entries"].as_u64().unwrap()
+}
+
+/// What journald does to a file that it vacuums: a reader that has it open sees zeros.
+fn punch(path: &Path) {
+    let file = File::options().write(true).open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    file.set_len(0).unwrap();
+    file.set_len(len).unwrap();
+}
+
+/// Fails when an entry is missing or sent again over restarts and rotations, or a file counts as new under another name.
+#[test]
+fn each_entry_once_over_restarts_and_rotations() {
+    let folder = with_journal("");
+    append(&folder, "system.journal", "a", 700);
+    assert_eq!(once(&folder), numbered("a", 0..700));
+    append(&folder, "system.journal", "b", 3);
+    folder.rename("journal/system.journal", "journal/system@1.journal");
+    append(&folder, "system.journal", "c", 3);
+    assert_eq!(once(&folder), [numbered("b", 0..3), numbered("c", 0..3)].concat());
+    assert_eq!(once(&folder), [""; 0]);
+    folder.rename("journal/system.journal", "journal/system@2.journal~");
+    assert_eq!(once(&folder), [""; 0], "a dirty file under its new name is the same file");
+    assert_eq!(lost(&folder), 0);
+}
+
+/// Fails when new entries, a new file or one that is rotated meanwhile are not seen while the agent runs.
+#[test]
+fn followed_while_it_is_written() {
+    let folder = with_journal("");
+    append(&folder, "system.journal", "a", 2);
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(2);
+    append(&folder, "system.journal", "b", 2);
+    agent.wait_lines(4);
+    append(&folder, "user-1000.journal", "u", 1);
+    agent.wait_lines(5);
+    folder.rename("journal/system.journal", "journal/system@1.journal");
+    append(&folder, "system.journal", "c", 2);
+    let lines = agent.wait_lines(7);
+    agent.stop().expect_code(0);
+    let lines: Vec<_> = lines.into_iter().map(|l| String::from_utf8(l).unwrap()).collect();
+    assert_eq!(lines, ["a 0", "a 1", "b 0", "b 1", "u 0", "c 0", "c 1"]);
+}
+
+/// Fails when a kill at any time loses an entry.
+#[test]
+fn kills_lose_nothing() {
+    let folder = with_journal("");
+    let mut seen = Vec::new();
+    for round in 0..6 {
+        append(&folder, "system.journal", &format!("r{round}"), 2000);
+        let mut agent = folder.agent_line(LIVE).start();
+        pause(millis(20 + round * 40));
+        seen.extend(agent.kill().whole_lines());
+    }
+    seen.extend(once(&folder).into_iter().map(String::into_bytes));
+    for round in 0..6 {
+        for line in numbered(&format!("r{round}"), 0..2000) {
+            assert!(seen.contains(&line.clone().into_bytes()), "{line} is missing");
+        }
+    }
+}
+
+/// Fails when `start = "end"` sends what was there, sends it after a restart, or leaves out what came since.
+#[test]
+fn start_at_the_end() {
+    let folder = with_journal("");
+    let text = std::fs::read_to_string(folder.path("c.toml")).unwrap();
+    folder.write("c.toml", text.replace("\"beginning\"", "\"end\""));
+    append(&folder, "system@1.journal", "old", 3);
+    append(&folder, "system.journal", "a", 3);
+    let mut agent = folder.agent_line(LIVE).start();
+    wait_status(&folder, &folder.path("state"), "it is followed", |s| s["files"][0]["state"] == "following");
+    append(&folder, "system.journal", "b", 2);
+    agent.wait_lines(2);
+    agent.stop().expect_code(0);
+    append(&folder, "system.journal", "c", 1);
+    let mut agent = folder.agent_line(LIVE).start();
+    assert_eq!(agent.wait_lines(1), [b"c 0"]);
+    agent.stop().expect_code(0);
+}
+
+/// Fails when the loss of a file that is removed while no agent runs is not counted, or counted twice.
+#[test]
+fn loss_while_no_agent_runs() {
+    let folder = with_journal("");
+    append(&folder, "system.journal", "a", 10);
+    assert_eq!(once(&folder).len(), 10);
+    append(&folder, "system.journal", "b", 7);
+    // The numbers go on in the next file, as journald's do.
+    let kept = renumbered(&folder, 17, 3);
+    folder.remove("journal/system.journal");
+    std::fs::copy(&kept, folder.path("journal/system.journal")).unwrap();
+    assert_eq!(once(&folder), numbered("n", 0..3));
+    assert_eq!(lost(&folder), 7);
+    assert_eq!(once(&folder), [""; 0]);
+    assert_eq!(lost(&folder), 7);
+}
+
+/// A file of `n` entries whose numbers come after `after`.
+fn renumbered(folder: &Folder, after: u64, n: u64) -> std::path::PathBuf {
+    let path = folder.path("renumbered.journal");
+    write_journal(&path, true, &messages("n", n));
+    let bytes = std::fs::read(&path).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    file.write_all_at(&(u64_at(160) + after).to_le_bytes(), 160).unwrap();
+    file.write_all_at(&(u64_at(168) + after).to_le_bytes(), 168).unwrap();
+    let mut at = u64_at(88) as usize;
+    while at <= u64_at(136) as usize {
+        if bytes[at] == 3 {
+            file.write_all_at(&(u64_at(at + 16) + after).to_le_bytes(), at as u64 + 16).unwrap();
+        }
+        at += (u64_at(at + 8) as usize).next_multiple_of(8);
+    }
+    path
+}
+
+/// Fails when vacuuming an open file ends the agent, sends garbage, or is not counted, or when later files are not read.
+#[test]
+fn vacuumed_while_it_is_open() {
+    let folder = with_journal("");
+    append(&folder, "system.journal", "a", 5);
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(5);
+    agent.pause();
+    append(&folder, "system.journal", "b", 4);
+    folder.rename("journal/system.journal", "journal/system@1.journal");
+    punch(&folder.path("journal/system@1.journal"));
+    folder.remove("journal/system@1.journal");
+    let next = renumbered(&folder, 9, 2);
+    std::fs::copy(&next, folder.path("journal/system.journal")).unwrap();
+    agent.resume();
+    let lines = agent.wait_lines(7);
+    assert_eq!(lines[5..], [b"n 0", b"n 1"]);
+    wait_status(&folder, &folder.path("state"), "the loss", |s| s["totals"]["lost_entries"] == 4);
+    agent.stop().expect_code(0);
+}
+
+/// Fails when a filter lets through what it should not, or the other way round, or what is left out is read at each start.
+#[test]
+fn filters() {
+    let folder = with_journal(
+        "units = [\"a.service\"]\nexclude_units = [\"b.service\"]\nidentifiers = [\"x\"]\npriority = \"warning\"\ntransport = \"syslog\"",
+    );
+    let all: [(&str, &[u8]); 6] = [
+        ("MESSAGE", b"yes"),
+        ("_SYSTEMD_UNIT", b"a.service"),
+        ("SYSLOG_IDENTIFIER", b"x"),
+        ("PRIORITY", b"4"),
+        ("_TRANSPORT", b"syslog"),
+        ("A", b"1"),
+    ];
+    let mut entries = export(0, &all);
+    for (i, other) in [
+        ("_SYSTEMD_UNIT", &b"c.service"[..]),
+        ("SYSLOG_IDENTIFIER", b"y"),
+        ("PRIORITY", b"5"),
+        ("_TRANSPORT", b"kernel"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut fields = all;
+        fields[0].1 = b"no";
+        fields[i + 1] = other;
+        entries.extend(export(1 + i as u64, &fields));
+    }
+    let about: [(&str, &[u8]); 6] = [
+        ("MESSAGE", b"about it"),
+        ("UNIT", b"a.service"),
+        ("_PID", b"1"),
+        ("SYSLOG_IDENTIFIER", b"x"),
+        ("PRIORITY", b"3"),
+        ("_TRANSPORT", b"syslog"),
+    ];
+    entries.extend(export(9, &about));
+    write_journal(&folder.path("journal/system.journal"), true, &entries);
+    assert_eq!(once(&folder), ["yes", "about it"]);
+    assert_eq!(once(&folder), [""; 0]);
+}
+
+/// Fails when `format = "json"` is not what `journalctl` prints, line by line.
+#[test]
+fn json_as_journalctl_prints_it() {
+    let folder = with_journal("format = \"json\"\nall = true");
+    let entry =
+        |i: u64| export(i, &[("MESSAGE", format!("two\nlines {i}").as_bytes()), ("RAW", b"\xff\x01")]);
+    let path = folder.path("journal/system.journal");
+    write_journal(&path, true, &(0..20).flat_map(entry).collect::<Vec<_>>());
+    let done =
+        std::process::Command::new("journalctl").args(["-o", "json", "--all", "--file"]).arg(&path).output();
+    let want = String::from_utf8(done.unwrap().stdout).unwrap();
+    let parse = |line: &str| -> serde_json::Value { serde_json::from_str(line).unwrap() };
+    let found = once(&folder);
+    assert_eq!(found.len(), 20);
+    for (found, want) in found.iter().zip(want.lines()) {
+        let mut found = parse(found);
+        for later in ["__SEQNUM", "__SEQNUM_ID"] {
+            if parse(want).get(later).is_none() {
+                found.as_object_mut().unwrap().remove(later);
+            }
+        }
+        assert_eq!(found, parse(want));
+    }
+}
+
+/// Fails when `check` does not name the journal, or `tail --journal` asks for a config.
+#[test]
+fn check_and_status_show_it() {
+    let folder = with_journal("");
+    append(&folder, "system.journal", "a", 1);
+    std::fs::write(folder.path("journal/system@9.journal"), vec![b'x'; 5000]).unwrap();
+    folder.write(
+        "c.toml",
+        std::fs::read_to_string(folder.path("c.toml")).unwrap()
+            + "topic = \"t\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\n",
+    );
+    let done = folder.agent_line("check -c c.toml").run().expect_code(0);
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.contains("1 journal file") && text.contains("system@9.journal is not read"), "{text}");
+}
+
+/// Fails when a kill between sending and the acknowledgement stores an entry twice, or a record has another time or key than
+/// its entry.
+#[test]
+fn exactly_once_into_kafka() {
+    let broker = Broker::shared(Version::V4_4);
+    let topic = broker.topic(2);
+    let folder = Folder::new();
+    let journal = folder.mkdir("journal");
+    folder.write(
+        "c.toml",
+        format!(
+            "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\n\
+             key = {{ field = \"_SYSTEMD_UNIT\" }}\n[[journal]]\ndirectory = {journal:?}\nstart = \"beginning\"\n",
+            folder.path("state"),
+            topic.address,
+            topic.name,
+        ),
+    );
+    let mut want = 0;
+    for round in 0..6u64 {
+        append(&folder, "system.journal", &format!("r{round}"), 3000);
+        want += 3000;
+        if round == 3 {
+            folder.rename("journal/system.journal", "journal/system@1.journal");
+        }
+        let mut agent = folder.agent_line("run -c c.toml").start();
+        pause(millis(30 + round * 60));
+        agent.kill();
+    }
+    folder.agent_line("run -c c.toml --once").run_for(secs(60)).expect_code(0);
+    let mut values = topic.values();
+    assert_eq!(values.len(), want, "each once");
+    values.sort();
+    values.dedup();
+    assert_eq!(values.len(), want, "none twice");
+    topic.each(|r| {
+        assert_eq!(r.key, Some(&b"a.service"[..]));
+        assert!((1_700_000_000_000..1_700_003_000_000).contains(&r.timestamp), "{}", r.timestamp);
+    });
+}
