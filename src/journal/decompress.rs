@@ -74,10 +74,9 @@ fn lz4(from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Unpacked> {
         }
         let back = usize::from(u16::from_le_bytes([next(&mut rest)?, next(&mut rest)?]));
         let matched = length(&mut rest, token & 15)?.checked_add(4)?;
-        let mut at = out.len().checked_sub(back).filter(|at| back > 0 && *at >= start)?;
-        for _ in 0..matched.min(end - out.len()) {
+        let from = out.len().checked_sub(back).filter(|from| back > 0 && *from >= start)?;
+        for at in from..from + matched.min(end - out.len()) {
             out.push(out[at]);
-            at += 1;
         }
     }
     Some(if size > most as u64 { Unpacked::Cut } else { Unpacked::Whole })

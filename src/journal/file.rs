@@ -309,7 +309,7 @@ impl JournalFile {
 
     /// The size and flags of the object at `at`, if it has this type and at least `least` bytes.
     fn object(&self, pages: &mut Pages, at: u64, kind: u8, least: u64) -> Result<(u64, u8), ReadError> {
-        if at % 8 != 0 || at < self.header.size || at > self.header.tail_object {
+        if at & 7 != 0 || at < self.header.size || at > self.header.tail_object {
             return Err(ReadError::Entry("an offset out of range"));
         }
         let b = pages.bytes(&self.file, at, 16)?;
@@ -327,7 +327,7 @@ impl JournalFile {
     /// How many slots the current array has, and where the next one is (0: nowhere).
     fn array(&self) -> Result<(u64, u64), ReadError> {
         let mut b = [0; 24];
-        if self.array == 0 || self.array % 8 != 0 || self.file.read_exact_at(&mut b, self.array).is_err() {
+        if self.array == 0 || self.array & 7 != 0 || self.file.read_exact_at(&mut b, self.array).is_err() {
             return Err(ReadError::Chain);
         }
         let (size, next) = (u64_at(&b, 8), u64_at(&b, 16));

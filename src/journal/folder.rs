@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where journald may keep the journal of this machine, or of one of its namespaces: on the disk, else in memory.
 pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
@@ -53,10 +54,13 @@ pub struct Listing {
     pub files: Vec<Listed>,
     /// What is no journal file, or may not be read, and why. A file that is just being made is not among them.
     pub refused: Vec<(PathBuf, ReadError)>,
+    /// A file is just being made: list again soon.
+    pub is_incomplete: bool,
 }
 
-/// Files shorter than this may still be in the making.
+/// A file without a header that is shorter than this and changed lately is being made.
 const IN_THE_MAKING: u64 = 4096;
+const LATELY: Duration = Duration::from_secs(60);
 
 /// Looks at every journal file of a folder.
 pub fn list(folder: &Path) -> io::Result<Listing> {
@@ -68,7 +72,11 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
         match look(&path) {
             Ok((identity, header)) => listing.files.push(Listed { path, chain, identity, header }),
             Err(ReadError::Io(e)) if e.kind() == io::ErrorKind::NotFound => {} // renamed meanwhile
-            Err(ReadError::NotAJournal) if found.metadata().is_ok_and(|m| m.len() < IN_THE_MAKING) => {}
+            Err(ReadError::NotAJournal) if found.metadata().is_ok_and(|m| m.len() < IN_THE_MAKING) => {
+                let changed = found.metadata().and_then(|m| m.modified()).ok();
+                listing.is_incomplete |=
+                    changed.and_then(|t| t.elapsed().ok()).is_none_or(|age| age < LATELY);
+            }
             Err(e) => listing.refused.push((path, e)),
         }
     }

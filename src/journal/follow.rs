@@ -390,7 +390,8 @@ impl Follower<'_> {
 /// Listing.
 impl Follower<'_> {
     fn list(&mut self, folder: &Path) -> Result<(), Halted> {
-        let Listing { files, refused } = folder::list(folder).map_err(Halted::Io)?;
+        let Listing { files, refused, is_incomplete } = folder::list(folder).map_err(Halted::Io)?;
+        self.relist |= is_incomplete;
         let is_first = self.first_look_done.is_some();
         self.note_refused(&refused);
         for o in &mut self.open {
@@ -412,8 +413,7 @@ impl Follower<'_> {
             }
         }
         for file in unknown {
-            let is_last = !files.iter().any(|f| f.chain == file.chain && is_after(f, file));
-            self.begin(file, is_first, is_last)?;
+            self.begin(file, is_first)?;
         }
         self.open
             .sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
@@ -465,7 +465,7 @@ impl Follower<'_> {
     }
 
     /// Takes a file of which nothing is known.
-    fn begin(&mut self, file: &Listed, is_first: bool, is_last: bool) -> Result<(), Halted> {
+    fn begin(&mut self, file: &Listed, is_first: bool) -> Result<(), Halted> {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
@@ -473,7 +473,7 @@ impl Follower<'_> {
         // Finished streams are forgotten in time; a later file of the same chain that was read says the same.
         let was_read = is_old && read.is_some_and(|read| file.header.tail_seqnum <= read);
         let from_end = is_first && self.o.is_new && !self.o.from_beginning;
-        if was_read || from_end && !is_last {
+        if was_read {
             self.done.insert(id);
             return Ok(());
         }
@@ -553,14 +553,6 @@ impl Follower<'_> {
         }
         self.refused = again;
     }
-}
-
-fn is_after(a: &Listed, b: &Listed) -> bool {
-    let of = |f: &Listed| {
-        let is_live = !folder::is_old_name(f.path.file_name().unwrap_or_default());
-        (is_live, f.header.head_realtime, f.header.head_seqnum)
-    };
-    of(a) > of(b)
 }
 
 /// Whether the saved position is in this file; then that is where `journal` goes on.

@@ -17,7 +17,7 @@ type One = (&'static str, &'static str, &'static str, fn(&Snapshot) -> f64);
 /// A number of each file, or of each broker or topic.
 type Each<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
 
-const AGENT: [One; 15] = [
+const AGENT: [One; 17] = [
     ("logagent_uptime_seconds", "gauge", "Time since this run began.", |s| s.uptime.unwrap_or(0.0)),
     ("logagent_files", "gauge", "Followed files.", |s| s.files.len() as f64),
     ("logagent_lines_read_total", "counter", "Lines read.", |s| s.totals.read as f64),

@@ -64,7 +64,7 @@ pub fn status(s: &Snapshot) -> String {
             ),
         );
     }
-    if t.lost_entries + t.damaged_entries > 0 {
+    if (t.lost_entries, t.damaged_entries) != (0, 0) {
         let (lost, damaged) = (t.lost_entries, t.damaged_entries);
         line(
             &mut out,

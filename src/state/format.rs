@@ -71,7 +71,7 @@ pub fn write(out: &mut Vec<u8>, saved: &Saved) {
     if t.flights_resent > 0 {
         text.line(format_args!("flights resent={} found={}", t.flights_resent, t.flights_found));
     }
-    if t.lost_entries + t.damaged_entries > 0 {
+    if (t.lost_entries, t.damaged_entries) != (0, 0) {
         text.line(format_args!("journal lost={} damaged={}", t.lost_entries, t.damaged_entries));
     }
     if saved.from_beginning {

@@ -263,7 +263,7 @@ fn check_and_status_show_it() {
 /// its entry.
 #[test]
 fn exactly_once_into_kafka() {
-    let broker = Broker::shared(Version::V4_4);
+    let broker = Broker::shared(Version::V44);
     let topic = broker.topic(2);
     let folder = Folder::new();
     let journal = folder.mkdir("journal");

@@ -5,7 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 fn points() -> impl Strategy<Value = Point> {
-    (any::<u64>(), 0..=256u16, any::<u64>(), any::<bool>()).prop_map(|(offset, len, hash, skip)| Point {
+    (any::<u64>(), any::<u16>(), any::<u64>(), any::<bool>()).prop_map(|(offset, len, hash, skip)| Point {
         offset,
         mark: Mark { len, hash },
         then: if skip { Then::SkipToNewline } else { Then::Line },
@@ -45,9 +45,11 @@ fn streams() -> impl Strategy<Value = SavedStream> {
 }
 
 fn contents() -> impl Strategy<Value = Saved> {
-    let totals = any::<[u64; 12]>().prop_map(|t| SavedTotals {
+    let totals = any::<[u64; 14]>().prop_map(|t| SavedTotals {
         flights_resent: t[10] | 1,
         flights_found: t[11],
+        lost_entries: t[12],
+        damaged_entries: t[13],
         read_lines: t[0],
         acked_lines: t[1],
         dead_lettered: t[2],
