@@ -1,7 +1,8 @@
 //! The systemd journal as a source: reads journal files natively, without libsystemd, `journalctl` or a memory map.
 //!
 //! [`follow`] is one thread per journal folder. It opens each journal file as a stream of its own and turns entries into
-//! chunks; archived files come before the live one of the same chain. Below it: [`folder`] knows names, [`file`] reads one
+//! chunks; archived files come before the live one of the same chain. [`listing`] says which stream goes on in which file.
+//! Below them: [`folder`] knows names, [`file`] reads one
 //! file, [`render`] makes records of entries and [`filter`] chooses them. [`reread`] makes the same records again for
 //! exactly-once.
 //!
@@ -17,11 +18,13 @@ mod file;
 mod filter;
 mod folder;
 pub mod follow;
+mod listing;
 mod open;
 mod pages;
 pub mod records;
 pub mod render;
 pub mod reread;
+mod shown;
 mod tally;
 #[cfg(test)]
 mod tests;

@@ -328,7 +328,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             let (n, all) = (self.waiting.len(), self.files());
             warn!("{n} of {all} files are not read, since no thread is free for them: {}", self.refusal);
         }
-        if self.once && missing.is_empty() && !self.met {
+        if self.once && missing.is_empty() && !self.met && !self.plans.is_empty() {
             warn!("no file matches, so nothing is read; correct the patterns");
         }
         Ok(())

@@ -51,6 +51,10 @@ impl ConfigChanges {
             changes.taken.push("[metrics] textfile".into());
         }
         changes.files(&old.sources, &new.sources);
+        if differ(&old.journals, &new.journals) {
+            new.journals.clone_from(&old.journals);
+            changes.restart.push("[[journal]]".into());
+        }
         changes.driver |= needs_modern != new.needs_modern();
         changes
     }
@@ -188,6 +192,10 @@ mod tests {
     /// Fails when the config says something else than what runs.
     #[test]
     fn what_needs_a_restart_is_put_back() {
+        let old = format!("{BASE}{FILES}");
+        let (with_journal, new) = changes(&old, &format!("{old}[[journal]]\n"));
+        assert_eq!(with_journal.to_string(), "nothing to take up; needs a restart: [[journal]]");
+        assert!(new.journals.is_empty());
         let (_, new) = changes(&format!("{BASE}{FILES}"), &format!("{BASE}{FILES}").replace("/s", "/t"));
         assert_eq!(new.agent.state_dir.unwrap().to_str(), Some("/s"));
         let once = |brokers: &str, rest: &str| {

@@ -225,8 +225,8 @@ table! {
 table! {
     pub struct JournalSource "[[journal]]" optional:
         "One table for each systemd journal, which is read from its files. journald removes old entries by its own limits \
-         (SystemMaxUse=): a longer outage of the brokers loses them, which is counted. A `key` = { field = … } of [kafka] \
-         names a field of the entry. The record's time is the entry's." {
+         (SystemMaxUse=): a longer outage of the brokers loses them, which is counted. Where `key` of [kafka] names a field, it \
+         is a field of the entry. The record's time is the entry's." {
         units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sshd.service\"]"), Restart,
             "Only entries of these units and about them, as `journalctl -u`; without it all of them.";
         exclude_units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"noisy.service\"]"), Restart,

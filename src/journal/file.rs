@@ -156,6 +156,11 @@ pub struct JournalEntry {
 }
 
 impl JournalEntry {
+    /// Bytes that its fields take.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub fn name(&self, f: &EntryField) -> &[u8] {
         &self.bytes[f.at..f.at + f.name]
     }

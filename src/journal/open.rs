@@ -23,6 +23,16 @@ pub struct Scratch {
     pub record: EntryRecord,
 }
 
+impl Scratch {
+    /// Gives back what a large entry took.
+    pub fn release(&mut self) {
+        const LARGE: usize = 64 << 10;
+        if self.entry.capacity() > LARGE || self.record.bytes.capacity() > LARGE {
+            *self = Scratch::default();
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct OpenJournal {
     pub journal: JournalFile,
