@@ -3,6 +3,7 @@
 //! A tail takes a whole chunk's share at once and holds nothing while it waits, so there is no hold-and-wait; a topic
 //! that does not move holds only its own share.
 
+use crate::quota::Reserved;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::collections::VecDeque;
@@ -24,10 +25,10 @@ struct All {
 
 /// One topic's part of the budget.
 #[derive(Clone, Debug)]
-pub struct Share(Arc<Mutex<Inner>>);
+pub struct Share(Arc<Mutex<BudgetState>>);
 
 #[derive(Debug, Default)]
-struct Inner {
+struct BudgetState {
     limit: usize,
     /// Invariant: the sum of all living permits of this share.
     used: usize,
@@ -40,7 +41,7 @@ struct Inner {
 
 /// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
 #[derive(Debug)]
-pub struct Place {
+pub struct QueuePlace {
     bytes: usize,
     granted: Receiver<Permit>,
 }
@@ -52,6 +53,8 @@ pub struct Permit {
     bytes: usize,
     /// See [`Share::set_aside`].
     aside: bool,
+    /// Where these bytes would go if the broker refused them.
+    letters: Option<Reserved>,
 }
 
 impl Budget {
@@ -65,7 +68,7 @@ impl Budget {
 
     /// One more equal share. A limit may shrink below what is in use; then nothing is granted until it fits.
     pub fn share(&self) -> Share {
-        let share = Share(Arc::new(Mutex::new(Inner::default())));
+        let share = Share(Arc::new(Mutex::new(BudgetState::default())));
         self.all().shares.push(share.clone());
         self.divide();
         share
@@ -112,7 +115,7 @@ impl Budget {
 }
 
 impl Share {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,7 +134,7 @@ impl Share {
     pub fn take_within(
         &self,
         bytes: usize,
-        place: &mut Option<Place>,
+        place: &mut Option<QueuePlace>,
         time: Duration,
         stop: &Stop,
     ) -> Option<Permit> {
@@ -161,18 +164,18 @@ impl Share {
         }
         s.used += bytes;
         s.aside += bytes;
-        Some(Permit { share: self.clone(), bytes, aside: true })
+        Some(Permit { share: self.clone(), bytes, aside: true, letters: None })
     }
 
-    fn ask(&self, bytes: usize) -> Result<Permit, Place> {
+    fn ask(&self, bytes: usize) -> Result<Permit, QueuePlace> {
         let mut s = self.lock();
         if s.queue.is_empty() && s.fits(bytes) {
             s.used += bytes;
-            return Ok(Permit { share: self.clone(), bytes, aside: false });
+            return Ok(Permit { share: self.clone(), bytes, aside: false, letters: None });
         }
         let (tx, granted) = bounded(1);
         s.queue.push_back((bytes, tx));
-        Err(Place { bytes, granted })
+        Err(QueuePlace { bytes, granted })
     }
 
     fn serve(&self) {
@@ -184,7 +187,7 @@ impl Share {
             }
             let Some((bytes, to)) = s.queue.pop_front() else { break };
             s.used += bytes;
-            let sent = to.send(Permit { share: self.clone(), bytes, aside: false });
+            let sent = to.send(Permit { share: self.clone(), bytes, aside: false, letters: None });
             handed.push((to, sent));
         }
         drop(s);
@@ -192,7 +195,7 @@ impl Share {
     }
 }
 
-impl Inner {
+impl BudgetState {
     fn fits(&self, bytes: usize) -> bool {
         self.used == self.aside || self.used + bytes <= self.limit
     }
@@ -208,7 +211,7 @@ impl Permit {
     pub fn split(&mut self, bytes: usize) -> Permit {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Permit { share: self.share.clone(), bytes, aside: self.aside }
+        Permit { share: self.share.clone(), bytes, aside: self.aside, letters: None }
     }
 
     /// What was set aside is on its way to the broker from now on.
@@ -218,10 +221,20 @@ impl Permit {
         }
     }
 
+    /// Keeps this room as long as the bytes.
+    pub fn with_letters(&mut self, room: Reserved) {
+        self.letters = Some(room);
+    }
+
     /// Gives back what is over `to` bytes.
     pub fn shrink(&mut self, to: usize) {
         if to < self.bytes {
-            let rest = Permit { share: self.share.clone(), bytes: self.bytes - to, aside: self.aside };
+            let rest = Permit {
+                share: self.share.clone(),
+                bytes: self.bytes - to,
+                aside: self.aside,
+                letters: None,
+            };
             self.bytes = to;
             drop(rest);
         }

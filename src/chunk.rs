@@ -86,7 +86,7 @@ pub enum Break {
 }
 
 /// Where a record's key comes from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub enum Key {
     #[default]
     None,
@@ -101,7 +101,7 @@ pub enum Key {
 }
 
 /// What a record's value is made of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub enum Format {
     /// The line's bytes as they are.
     #[default]

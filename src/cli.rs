@@ -3,7 +3,7 @@
 //!
 //! `argh` knows only UTF-8 and no `--opt=value`, so arguments go in escaped and are taken back by the readers below.
 
-use crate::config::{self, Acks, Broker, Driver, OutputName, Overrides, Start};
+use crate::config::{self, Acks, BrokerAddress, DriverChoice, OutputName, Overrides, Start};
 use crate::error::Error;
 use argh::FromArgs;
 use std::ffi::{OsStr, OsString};
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// What to do.
 #[derive(Debug, PartialEq)]
-pub enum Asked {
+pub enum Invocation {
     Command(Command),
     /// `--help` or `--version`: this text, on standard output.
     Text(String),
@@ -35,15 +35,15 @@ struct Top {
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand)]
 pub enum Command {
-    Run(Run),
-    Tail(Tail),
-    Send(Send),
-    Check(Check),
-    Status(Status),
+    Run(RunArgs),
+    Tail(TailArgs),
+    Send(SendArgs),
+    Check(CheckArgs),
+    Status(StatusArgs),
 }
 
-/// Follow files and deliver their lines. With FILE and without -c no config is needed: without --brokers lines go to
-/// standard output, without --state-dir nothing is saved.
+/// Follow files and deliver their lines. With FILE and without -c no config is needed: without --brokers, lines go to
+/// standard output; without --state-dir, nothing is saved.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(
     subcommand,
@@ -51,13 +51,13 @@ pub enum Command {
     help_triggers("-h", "--help"),
     example = "{command_name} /var/log/nginx/access.log\n{command_name} -c /etc/logagent.toml"
 )]
-pub struct Run {
+pub struct RunArgs {
     /// config file (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
-    /// brokers to begin with, host:port,…
+    /// bootstrap brokers, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
-    pub brokers: Option<Vec<Broker>>,
+    pub brokers: Option<Vec<BrokerAddress>>,
     /// topic for all files
     #[argh(option, from_str_fn(topic))]
     pub topic: Option<String>,
@@ -67,16 +67,16 @@ pub struct Run {
     /// beginning or end: where to start in files without a saved position
     #[argh(option, from_str_fn(word))]
     pub from: Option<Start>,
-    /// folder for positions
+    /// folder for saved positions
     #[argh(option, arg_name = "DIR", from_str_fn(path))]
     pub state_dir: Option<PathBuf>,
-    /// auto, classic (the kafka crate) or modern
+    /// auto (modern where the broker supports it), classic (the kafka crate) or modern
     #[argh(option, from_str_fn(word))]
-    pub driver: Option<Driver>,
-    /// read what is there now, deliver it, end
+    pub driver: Option<DriverChoice>,
+    /// read what exists now, deliver it, and exit
     #[argh(switch)]
     pub once: bool,
-    /// files to follow instead of the config's, as they are if they exist, else as globs
+    /// files to follow instead of the config's; taken literally if they exist, otherwise as globs
     #[argh(positional, arg_name = "FILE", from_str_fn(path))]
     pub files: Vec<PathBuf>,
 }
@@ -84,11 +84,11 @@ pub struct Run {
 /// Print each line as it is appended.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
-pub struct Tail {
-    /// beginning or end (the default)
+pub struct TailArgs {
+    /// beginning or end (the default): where to start
     #[argh(option, default = "Start::End", from_str_fn(word))]
     pub from: Start,
-    /// files to follow, as they are if they exist, else as globs
+    /// files to follow; taken literally if they exist, otherwise as globs
     #[argh(positional, arg_name = "FILE", from_str_fn(path))]
     pub files: Vec<PathBuf>,
 }
@@ -100,16 +100,16 @@ pub struct Tail {
     name = "send",
     help_triggers("-h", "--help"),
     description = "Send values to Kafka, one record each, and print pid:<partition> offset:<offset> for each. Needs \
-                   --brokers and --topic, or -c for what its [kafka] says: also TLS and SASL.",
+                   --brokers and --topic, or -c with a config, whose TLS and SASL settings are used too.",
     example = "{command_name} --brokers kafka.example:9092 --topic t 'a value'\n{command_name} -c /etc/logagent.toml 'a value'"
 )]
-pub struct Send {
-    /// config file whose [kafka] is taken, without key, partition and linger; its files are not read
+pub struct SendArgs {
+    /// config file whose [kafka] section is used, except for key, partition and linger; its files are not read
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
-    /// brokers to begin with, host:port,…
+    /// bootstrap brokers, host:port,…
     #[argh(option, arg_name = "H:P,…", from_str_fn(brokers))]
-    pub brokers: Option<Vec<Broker>>,
+    pub brokers: Option<Vec<BrokerAddress>>,
     /// topic
     #[argh(option, from_str_fn(topic))]
     pub topic: Option<String>,
@@ -119,51 +119,51 @@ pub struct Send {
     /// partition of every record
     #[argh(option, from_str_fn(partition))]
     pub partition: Option<i32>,
-    /// all, 1 or 0; by default as the config says, else all
+    /// all, 1 or 0; by default as in the config, otherwise all
     #[argh(option, from_str_fn(word))]
     pub acks: Option<Acks>,
-    /// auto (the default), classic (the kafka crate) or modern
+    /// auto (modern where the broker supports it), classic (the kafka crate) or modern
     #[argh(option, from_str_fn(word))]
-    pub driver: Option<Driver>,
-    /// what to send; the lines of standard input if there is none
+    pub driver: Option<DriverChoice>,
+    /// what to send; without one, the lines of standard input
     #[argh(positional, arg_name = "VALUE", from_str_fn(bytes))]
     pub values: Vec<Vec<u8>>,
 }
 
-/// Tell what is wrong with the config, which files it follows, and how much memory it can take.
+/// Report every mistake in the config, the files that it follows, and how much memory it needs.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
-pub struct Check {
+pub struct CheckArgs {
     /// config file (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
-    /// also go to the brokers, step by step
+    /// also check the brokers, step by step
     #[argh(switch)]
     pub connect: bool,
 }
 
-/// Tell how far the files are delivered.
+/// Show how far each file is delivered.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
-pub struct Status {
+pub struct StatusArgs {
     /// config file that names the state folder (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
     /// state folder
     #[argh(option, arg_name = "DIR", from_str_fn(path))]
     pub state_dir: Option<PathBuf>,
-    /// as JSON
+    /// print JSON
     #[argh(switch)]
     pub json: bool,
-    /// again each second
+    /// repeat every second, with rates
     #[argh(switch)]
     pub watch: bool,
-    /// exit 0 if every complete line of this file is acknowledged, else 1
+    /// exit with 0 if every complete line of this file is acknowledged, otherwise with 1
     #[argh(option, arg_name = "FILE", from_str_fn(path))]
     pub shipped: Option<PathBuf>,
 }
 
-impl Run {
+impl RunArgs {
     pub fn overrides(self) -> Overrides {
         Overrides {
             config: self.config,
@@ -179,7 +179,7 @@ impl Run {
     }
 }
 
-impl Send {
+impl SendArgs {
     /// What of it concerns the config.
     pub fn overrides(&self) -> Overrides {
         Overrides {
@@ -194,16 +194,18 @@ impl Send {
 }
 
 /// `args` without the program's name.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Error> {
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Error> {
     let args: Vec<String> = args.into_iter().map(|a| escape(&a)).collect();
     let args = split_values(args);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let command = args.iter().find(|a| COMMANDS.contains(a)).copied();
     match Top::from_args(&["logagent"], &args) {
-        Ok(Top { version: true, .. }) => Ok(Asked::Text(format!("logagent {}", env!("CARGO_PKG_VERSION")))),
+        Ok(Top { version: true, .. }) => {
+            Ok(Invocation::Text(format!("logagent {}", env!("CARGO_PKG_VERSION"))))
+        }
         Ok(Top { command: None, .. }) => Err(wrong(None, "no command is given")),
-        Ok(Top { command: Some(c), .. }) => judge(c).map(Asked::Command),
-        Err(exit) if exit.status.is_ok() => Ok(Asked::Text(exit.output.trim_end().to_owned())),
+        Ok(Top { command: Some(c), .. }) => judge(c).map(Invocation::Command),
+        Err(exit) if exit.status.is_ok() => Ok(Invocation::Text(exit.output.trim_end().to_owned())),
         Err(exit) => Err(wrong(command, &readable(&exit.output))),
     }
 }
@@ -340,11 +342,11 @@ fn text(arg: &str) -> Result<String, String> {
 }
 
 fn topic(arg: &str) -> Result<String, String> {
-    config::topic_name(&text(arg)?)
+    config::topic_name(&text(arg)?).map_err(|e| e.to_string())
 }
 
-fn brokers(arg: &str) -> Result<Vec<Broker>, String> {
-    config::brokers(&text(arg)?)
+fn brokers(arg: &str) -> Result<Vec<BrokerAddress>, String> {
+    config::brokers(&text(arg)?).map_err(|e| e.to_string())
 }
 
 fn word<T: config::Named>(arg: &str) -> Result<T, String> {

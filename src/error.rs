@@ -26,20 +26,13 @@ impl From<ExitCode> for std::process::ExitCode {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Error {
     pub code: ExitCode,
-    lines: Vec<Line>,
-}
-
-/// `what` failed: an operation, path or broker, or `FILE:LINE:COL`. `why`: the cause. `fix`: what the reader can do.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Line {
-    pub what: String,
-    pub why: String,
-    pub fix: String,
+    lines: Vec<String>,
 }
 
 impl Error {
+    /// `what` failed: an operation, path or broker. `why`: the cause. `fix`: what the reader can do.
     pub fn new(code: ExitCode, what: impl Display, why: impl Display, fix: impl Display) -> Self {
-        Error { code, lines: vec![Line::new(what, why, fix)] }
+        Error { code, lines: vec![format!("{what}: {why}; {fix}")] }
     }
 
     /// Exit code 1.
@@ -57,15 +50,9 @@ impl Error {
         Self::new(ExitCode::Config, what, why, fix)
     }
 
-    /// Several problems that are told together.
-    pub fn several(code: ExitCode, lines: Vec<Line>) -> Self {
+    /// Several problems that are reported together, each as a line of the same form.
+    pub fn several(code: ExitCode, lines: Vec<String>) -> Self {
         Error { code, lines }
-    }
-}
-
-impl Line {
-    pub fn new(what: impl Display, why: impl Display, fix: impl Display) -> Self {
-        Line { what: what.to_string(), why: why.to_string(), fix: fix.to_string() }
     }
 }
 
@@ -73,15 +60,9 @@ impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, line) in self.lines.iter().enumerate() {
             let end = if i == 0 { "" } else { "\n" };
-            write!(f, "{end}logagent: {line}")?;
+            write!(f, "{end}logagent: {}", Escaped(line))?;
         }
         Ok(())
-    }
-}
-
-impl Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", Escaped(&self.what), Escaped(&self.why), Escaped(&self.fix))
     }
 }
 
@@ -135,12 +116,11 @@ mod tests {
             e.to_string(),
             "logagent: open /var/log/a: permission denied; add the user to the group adm"
         );
-        let line = |n: u8| Line::new(n, "b", "c");
-        let two = Error::several(ExitCode::Config, vec![line(1), line(2)]);
+        let two = Error::several(ExitCode::Config, vec!["1: b; c".into(), "2: b; c".into()]);
         assert_eq!(two.to_string(), "logagent: 1: b; c\nlogagent: 2: b; c");
     }
 
-    /// Fails when `Line` writes its parts raw: a path with a newline could then forge a line.
+    /// Fails when a line is written raw: a path with a newline could then forge a line.
     #[test]
     fn nothing_active_gets_through() {
         let e = Error::failed("/tmp/a\nlogagent: all is well", "\x1b[2J\u{9b}1m\u{202e}", "\tdo\0");

@@ -17,6 +17,8 @@ use crate::pulse::Pulse;
 use crate::quota::Quota;
 use crate::streams::sent_marks::SentMarks;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -49,7 +51,7 @@ pub struct BrokerState {
 
 /// What there is to say about the state folder.
 #[derive(Debug, Clone, Default)]
-pub struct StateFolder {
+pub struct StateFolderTrouble {
     /// `None`: nothing is saved.
     pub path: Option<PathBuf>,
     /// Why positions cannot be saved now. Writer: the saver.
@@ -91,7 +93,7 @@ pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
     brokers: Mutex<BTreeMap<String, BrokerState>>,
     driver: Mutex<String>,
-    state: Mutex<StateFolder>,
+    state: Mutex<StateFolderTrouble>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Arc<Totals>,
     pub once: Once,
@@ -101,6 +103,8 @@ pub struct Board {
     pub sent_marks: OnceLock<Arc<SentMarks>>,
     /// Set once, by `run`; without a dead-letter file it is not.
     pub quota: OnceLock<Quota>,
+    /// Set once, by the status thread: a byte makes it write the metrics now.
+    alarm: OnceLock<UnixStream>,
     pub pulse: Pulse,
     pub started: Instant,
 }
@@ -118,6 +122,7 @@ impl Default for Board {
             budget: OnceLock::new(),
             sent_marks: OnceLock::new(),
             quota: OnceLock::new(),
+            alarm: OnceLock::new(),
             pulse: Pulse::default(),
             started: Instant::now(),
         }
@@ -138,12 +143,19 @@ impl Board {
         lock(&self.driver)
     }
 
-    pub fn state(&self) -> MutexGuard<'_, StateFolder> {
+    pub fn state(&self) -> MutexGuard<'_, StateFolderTrouble> {
         lock(&self.state)
     }
 
-    /// The gauge of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on
-    /// disk how far the stream was sent.
+    /// The state folder began to block delivery, or ended it: the metrics say so at once, not with their next turn.
+    pub fn alarm(&self) {
+        if let Some(mut alarm) = self.alarm.get() {
+            let _ = alarm.write(&[0]); // full: it is awake
+        }
+    }
+
+    /// The gauge of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how
+    /// far the stream was sent.
     pub fn gauge(&self, stream: StreamId, at: u64, size: u64) -> Arc<Gauge> {
         Arc::new(Gauge::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
     }
@@ -167,7 +179,7 @@ impl Board {
     /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
     pub fn doubled_at_most(&self) -> u64 {
         let again = self.sent_marks.get().map_or(0, |marks| marks.again());
-        again + self.totals.resent.load(Relaxed)
+        again.saturating_add(self.totals.resent.load(Relaxed))
     }
 
     /// Topics that have been in trouble, by name; ship writes them.

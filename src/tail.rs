@@ -33,6 +33,7 @@ pub use trouble::Unread;
 use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
 use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
+use crate::quota::{LetterShare, Room};
 use crate::report::repeats::Repeats;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
@@ -40,7 +41,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known, Looks};
-use log::warn;
+use log::{error, warn};
 use open::{Got, Open, Reading};
 use own::Undecided;
 use shelf::{Absent, Shelved};
@@ -281,10 +282,25 @@ struct Tail<'a> {
     begun_anew: Option<StreamId>,
     /// Of truncated streams, what was read of a record that waited for its end: sent, unless a copy has it.
     in_memory: Vec<Chunk>,
+    /// What the last chunk would take in dead-letter: the next will be alike.
+    letters: u64,
+    /// Of the path's lines for the topic of now; `None`: there is no dead-letter file.
+    letter_share: Option<LetterShare>,
+    /// For room in dead-letter, since there was none; no more than 4.
+    looks: u32,
 }
 
+const LETTERS_FULL: &str =
+    "its refused lines fill its share of dead-letter in the state folder: move that file away";
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
+/// While as much of a path is on its way to the broker as may be: the first look at whether some of it has arrived. At
+/// 2,000,000 lines/s the rest lasts for 10 ms more; in an outage it is looked less and less often.
+const ROOM_AGAIN: Duration = Duration::from_millis(4);
+
+fn letter_share(board: &Board, o: &Options) -> Option<LetterShare> {
+    board.quota.get().map(|quota| quota.share(&o.path, &o.topic))
+}
 
 impl<'a> Tail<'a> {
     fn new(
@@ -295,6 +311,7 @@ impl<'a> Tail<'a> {
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
+        let letter_share = letter_share(board, &first.options);
         Tail {
             o: first.options.paced(),
             outdated: first.outdated,
@@ -326,6 +343,9 @@ impl<'a> Tail<'a> {
             shelf: VecDeque::new(),
             begun_anew: None,
             in_memory: Vec::new(),
+            letters: 0,
+            letter_share,
+            looks: 0,
         }
     }
 }
@@ -374,11 +394,8 @@ impl Tail<'_> {
             Step::Truncated(i) => self.truncated(i)?,
             Step::Read(i) => {
                 self.turn = self.turn.wrapping_add(1);
-                if self.board.quota.get().is_some_and(|quota| quota.must_wait(&self.o.path, now)) {
-                    self.stuck(Some(
-                        "its refused lines fill its share of dead-letter in the state folder: move that file away",
-                    ));
-                    return Ok(Step::Wait(QUOTA_AGAIN));
+                if let Some(wait) = self.letters_wait(now) {
+                    return Ok(Step::Wait(wait));
                 }
                 if let Some(wait) = self.rate_wait(now) {
                     self.stuck(Some("the rate limit"));
@@ -497,7 +514,11 @@ impl Tail<'_> {
             Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => self.truncated(i),
             Got::Broken(e) => self.broken(i, &e),
-            Got::Chunk(chunk, counts) => {
+            Got::Chunk(mut chunk, counts) => {
+                if let Some(share) = &self.letter_share {
+                    self.letters = share.letters(chunk.lines.len(), chunk.bytes.len());
+                    chunk.permit.with_letters(share.reserve(self.letters));
+                }
                 let t = &self.board.totals;
                 t.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
                 if counts.cut_lines > 0 {
@@ -520,6 +541,33 @@ impl Tail<'_> {
     /// This is where a tail waits while the producer is busy.
     fn send(&self, parcel: Parcel) -> Result<(), Halt> {
         Ok(self.out.send(parcel, self.stop)?)
+    }
+
+    /// How long to wait for room in dead-letter, if any line of this path is refused.
+    fn letters_wait(&mut self, now: Instant) -> Option<Duration> {
+        let (quota, share) = (self.board.quota.get()?, self.letter_share.as_ref()?);
+        match quota.room(share, self.letters, now) {
+            Room::Enough => {
+                self.looks = 0;
+                None
+            }
+            Room::Later => {
+                let wait = ROOM_AGAIN * (1 << self.looks);
+                self.looks = (self.looks + 1).min(4);
+                Some(wait)
+            }
+            Room::Full => {
+                if self.stuck != Some(LETTERS_FULL) {
+                    error!(
+                        "{}: its refused lines fill its share of {}: it is not read on until that file is moved away",
+                        self.o.path.display(),
+                        quota.file.display()
+                    );
+                }
+                self.stuck(Some(LETTERS_FULL));
+                Some(QUOTA_AGAIN)
+            }
+        }
     }
 
     fn rate_wait(&self, now: Instant) -> Option<Duration> {

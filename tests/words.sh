@@ -22,14 +22,12 @@ prepare() {         # prepare TOOL…
 
 # `inside`, on this very machine with --here, else in a throw-away container that boots systemd.
 run_inside() {      # run_inside SECONDS [--here]
-	local in_systemd=${IN_SYSTEMD:-../shared/systemd/in-systemd}
 	if [ "${2:-}" = --here ]; then
 		[ -d /run/systemd/system ] || die "--here: this machine does not run systemd"
 		inside
 		return
 	fi
-	[ -x "$in_systemd" ] || die "there is no $in_systemd: give IN_SYSTEMD=PATH, or take --here on a machine to throw away"
-	IN_SYSTEMD_OUT=$share IN_SYSTEMD_LIMIT=${IN_SYSTEMD_LIMIT:-$1} "$in_systemd" "$script" inside "$share" "${READY_MS:-1000}"
+	IN_SYSTEMD_OUT=$share IN_SYSTEMD_LIMIT=${IN_SYSTEMD_LIMIT:-$1} tests/in-systemd "$script" inside "$share" "${READY_MS:-1000}"
 }
 
 # ---- what is said there ---------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-//! From the config to a driver: which one, with which options. Starts nothing, and speaks to no broker itself.
+//! Chooses the driver that the config asks for, and makes its options.
 
-use crate::config::{self, Compression, Config, Driver, Kafka, Output};
-use crate::kafka::{self as modern, auto, net, net::probe, protocol::codec::Codec};
+use crate::config::{self, Acks, Codec, Config, DriverChoice, Kafka, Output};
+use crate::kafka::{self as modern, auto, net, net::probe};
 use crate::kafka_crate as classic;
-use crate::producer::driver::{Acks, Drive};
+use crate::producer::driver::Drive;
 use crate::pulse::Beat;
 use crate::stdout;
 use std::time::Duration;
@@ -19,18 +19,18 @@ pub fn drive(config: &Config) -> Drive {
 
 pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
     match kafka.driver {
-        Driver::Classic => {
-            let options = classic_options(kafka, classic::Incompatible::Wait);
+        DriverChoice::Classic => {
+            let options = classic_options(kafka, classic::OnIncompatible::Wait);
             Drive::worker(Some(Beat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
             })
         }
-        Driver::Modern => only_modern(kafka, "the config asks for it"),
-        Driver::Auto if !needs_modern.is_empty() => {
+        DriverChoice::Modern => only_modern(kafka, "the config asks for it"),
+        DriverChoice::Auto if !needs_modern.is_empty() => {
             only_modern(kafka, &format!("the config asks for {}", needs_modern.join(", ")))
         }
-        Driver::Auto => {
+        DriverChoice::Auto => {
             let classic = |unfit| {
                 let options = classic_options(kafka, unfit);
                 let run =
@@ -42,10 +42,10 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
-                numbered: acks(kafka) == Acks::All,
+                numbered: kafka.acks == Acks::All,
                 classic: auto::Choice {
-                    first: classic(classic::Incompatible::Refused),
-                    only: classic(classic::Incompatible::Replaced),
+                    first: classic(classic::OnIncompatible::Refused),
+                    only: classic(classic::OnIncompatible::Replaced),
                 },
                 modern: auto::Choice {
                     first: modern(modern::Incompatible::Refused),
@@ -70,28 +70,20 @@ fn addresses(kafka: &Kafka) -> Vec<String> {
     kafka.brokers.iter().map(ToString::to_string).collect()
 }
 
-fn acks(kafka: &Kafka) -> Acks {
-    match kafka.acks {
-        config::Acks::None => Acks::Zero,
-        config::Acks::Leader => Acks::One,
-        config::Acks::All => Acks::All,
-    }
-}
-
-fn classic_options(kafka: &Kafka, unfit: classic::Incompatible) -> classic::Options {
-    classic::Options {
+fn classic_options(kafka: &Kafka, unfit: classic::OnIncompatible) -> classic::CrateOptions {
+    classic::CrateOptions {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
-        acks: acks(kafka),
+        acks: kafka.acks,
         codec: match kafka.compression {
-            Compression::Gzip => classic::Codec::Gzip,
-            Compression::Snappy => classic::Codec::Snappy,
+            Codec::Gzip => classic::CrateCodec::Gzip,
+            Codec::Snappy => classic::CrateCodec::Snappy,
             // lz4 and zstd ask for the modern driver: see `Config::needs_modern`.
-            Compression::None | Compression::Lz4 | Compression::Zstd => classic::Codec::None,
+            Codec::None | Codec::Lz4 | Codec::Zstd => classic::CrateCodec::None,
         },
         create_topics: kafka.create_topics,
         unfit,
-        limits: classic::Limits::default(),
+        limits: classic::TimeLimits::default(),
     }
 }
 
@@ -99,18 +91,12 @@ fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options
     modern::Options {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
-        acks: acks(kafka),
-        compression: match kafka.compression {
-            Compression::None => Codec::None,
-            Compression::Gzip => Codec::Gzip,
-            Compression::Snappy => Codec::Snappy,
-            Compression::Lz4 => Codec::Lz4,
-            Compression::Zstd => Codec::Zstd,
-        },
+        acks: kafka.acks,
+        compression: kafka.compression,
         create_topics: kafka.create_topics,
         unfit,
         tls: kafka.tls.as_ref().map(tls),
-        sasl: kafka.sasl.as_ref().map(sasl),
+        sasl: kafka.sasl.clone(),
         ..modern::Options::default()
     }
 }
@@ -121,23 +107,10 @@ pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
     modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
-fn tls(tls: &config::Tls) -> net::tls::Options {
+fn tls(tls: &config::KafkaTls) -> net::tls::Options {
     net::tls::Options {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),
         server_name: tls.server_name.clone(),
-    }
-}
-
-fn sasl(sasl: &config::Sasl) -> net::sasl::Options {
-    net::sasl::Options {
-        mechanism: match sasl.mechanism {
-            config::Mechanism::Plain => net::sasl::Mechanism::Plain,
-            config::Mechanism::ScramSha256 => net::sasl::Mechanism::ScramSha256,
-            config::Mechanism::ScramSha512 => net::sasl::Mechanism::ScramSha512,
-        },
-        username: sasl.username.clone(),
-        password_file: sasl.password_file.clone(),
-        plain_without_tls: sasl.plain_without_tls,
     }
 }

@@ -1,20 +1,23 @@
-//! SIGHUP: what a config that was read again changes. Pure but for the reading; takes nothing up: that is `run.rs`'s.
+//! Reload (SIGHUP): compares the config that was read again with the running one, key by key, by the rule in each key's
+//! description. `run.rs` applies the result.
 //!
-//! Every key is taken up by a running agent but those that are bound to its state folder or, with exactly-once, to the
-//! numbers of batches that may be stored; they are put back, so that what runs is what [`crate::config::Config`] says.
+//! Keys that are bound to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need
+//! a restart. Their old values are put back, so that [`crate::config::Config`] says what runs.
 
-use super::plan;
-use crate::config::{self, Agent, Config, Delivery, Kafka, Output, Overrides, Source};
+use crate::config::{
+    self, Config, Delivery, Described, KeySpec, Output, Overrides, Reload, ShownValue, Source, TableSpec,
+    differ,
+};
 use crate::error::Error;
 use std::fmt;
 
 /// What is different.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct ConfigChanges {
     /// Keys, and numbers of tables.
     taken: Vec<String>,
     /// Keys that stay as they were.
-    restart: Vec<&'static str>,
+    restart: Vec<String>,
     /// Another driver is wanted, or the same with other options.
     pub driver: bool,
     /// The brokers may be those of another cluster.
@@ -22,114 +25,71 @@ pub struct Changes {
 }
 
 /// Reads the config again. An error has every problem of it.
-pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, Changes), Error> {
+pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChanges), Error> {
     let mut new = config::load(asked)?;
-    plan::refuse_too_much(&new)?;
-    let changes = Changes::make(running, &mut new);
+    let changes = ConfigChanges::make(running, &mut new);
     Ok((new, changes))
 }
 
-impl Changes {
+impl ConfigChanges {
     /// From `old` to `new`, in which what needs a restart is put back.
-    pub fn make(old: &Config, new: &mut Config) -> Changes {
-        let mut changes = Changes::default();
+    pub fn make(old: &Config, new: &mut Config) -> ConfigChanges {
+        let mut changes = ConfigChanges::default();
         let needs_modern = old.needs_modern();
-        if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output)
-            && old.agent.delivery != new.agent.delivery
-        {
-            is.batch = was.batch; // its default is the delivery's, which needs a restart
-        }
-        changes.agent(&old.agent, &mut new.agent);
+        let exactly_once = old.agent.delivery == Delivery::ExactlyOnce;
         if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
-            changes.kafka(was, is, old.agent.delivery == Delivery::ExactlyOnce);
+            if old.agent.delivery != new.agent.delivery {
+                is.batch = was.batch; // its default is the delivery's, which needs a restart
+            }
+            changes.elsewhere = differ(&was.brokers, &is.brokers) && !exactly_once;
         }
-        changes.takes("[metrics] textfile", old.textfile != new.textfile);
+        old.agent.compare(&mut new.agent, &mut |table, key| changes.key(table, key, exactly_once));
+        if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
+            was.compare(is, &mut |table, key| changes.key(table, key, exactly_once));
+        }
+        if old.textfile != new.textfile {
+            changes.taken.push("[metrics] textfile".into());
+        }
         changes.files(&old.sources, &new.sources);
         changes.driver |= needs_modern != new.needs_modern();
         changes
     }
 
-    fn agent(&mut self, old: &Agent, new: &mut Agent) {
-        let Agent { state_dir, memory, delivery, sync, drain_timeout, damaged_state, hostname } = old;
-        self.keeps("[agent] state_dir", state_dir, &mut new.state_dir);
-        self.keeps("[agent] delivery", delivery, &mut new.delivery);
-        self.keeps("[agent] sync", sync, &mut new.sync);
-        self.takes("[agent] memory", *memory != new.memory);
-        self.takes("[agent] drain_timeout", *drain_timeout != new.drain_timeout);
-        self.takes("[agent] damaged_state", *damaged_state != new.damaged_state); // looked at by the next start
-        self.takes("[agent] hostname", *hostname != new.hostname);
+    /// Notes a changed key by its rule; whether the old value is to be kept.
+    fn key(&mut self, table: &'static TableSpec, key: &'static KeySpec, exactly_once: bool) -> bool {
+        let name = match key.shown {
+            ShownValue::Table => key.value.to_owned(),
+            _ => format!("{} {}", table.name, key.name),
+        };
+        match key.reload {
+            Reload::OfFiles => return false,
+            Reload::Restart => return self.keep(name),
+            Reload::AtOnceOrRestart | Reload::ReconnectsOrRestart if exactly_once => return self.keep(name),
+            Reload::Reconnects | Reload::ReconnectsOrRestart => self.driver = true,
+            Reload::AtOnce | Reload::AtOnceOrRestart => {}
+        }
+        self.taken.push(name);
+        false
     }
 
-    fn kafka(&mut self, old: &Kafka, new: &mut Kafka, exactly_once: bool) {
-        let Kafka {
-            brokers,
-            acks,
-            driver,
-            client_id,
-            key,
-            partition,
-            compression,
-            linger,
-            batch,
-            rate,
-            create_topics,
-            tls,
-            sasl,
-        } = old;
-        if exactly_once {
-            self.keeps("[kafka] brokers", brokers, &mut new.brokers);
-            self.keeps("[kafka] acks", acks, &mut new.acks);
-            self.keeps("[kafka] driver", driver, &mut new.driver);
-            self.keeps("[kafka] batch", batch, &mut new.batch);
-        }
-        self.elsewhere = self.drives("[kafka] brokers", *brokers != new.brokers);
-        self.drives("[kafka] acks", *acks != new.acks);
-        self.drives("[kafka] driver", *driver != new.driver);
-        self.drives("[kafka] client_id", *client_id != new.client_id);
-        self.takes("[kafka] key", *key != new.key);
-        self.takes("[kafka] partition", *partition != new.partition);
-        self.drives("[kafka] compression", *compression != new.compression);
-        self.takes("[kafka] linger", *linger != new.linger);
-        self.takes("[kafka] batch", *batch != new.batch);
-        self.takes("[kafka] rate", *rate != new.rate);
-        self.drives("[kafka] create_topics", *create_topics != new.create_topics);
-        self.drives("[kafka.tls]", *tls != new.tls);
-        self.drives("[kafka.sasl]", *sasl != new.sasl);
+    fn keep(&mut self, name: String) -> bool {
+        self.restart.push(name);
+        true
     }
 
     /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
-        let named = |all: &[Source], s: &Source| all.iter().any(|o| o.paths == s.paths);
-        let added = new.iter().filter(|s| !named(old, s)).count();
-        let removed = old.iter().filter(|s| !named(new, s)).count();
-        let changed = new.iter().filter(|s| named(old, s) && !old.contains(s)).count();
+        let (old, new) = (Tables::of(old), Tables::of(new));
+        let added = new.paths.iter().filter(|paths| !old.paths.contains(paths)).count();
+        let removed = old.paths.iter().filter(|paths| !new.paths.contains(paths)).count();
+        let changed = new.whole.iter().filter(|whole| !old.whole.contains(whole)).count() - added;
         for (n, what) in [(added, "added"), (removed, "removed"), (changed, "changed")] {
             if n > 0 {
                 self.taken.push(format!("{n} [[files]] {what}"));
             }
         }
-        let order = |all: &[Source]| all.iter().map(|s| s.paths.clone()).collect::<Vec<_>>();
-        if added + removed == 0 && order(old) != order(new) {
+        if added + removed == 0 && old.paths != new.paths {
             self.taken.push("the order of [[files]]".into());
-        }
-    }
-
-    fn takes(&mut self, key: &str, differs: bool) -> bool {
-        if differs {
-            self.taken.push(key.into());
-        }
-        differs
-    }
-
-    fn drives(&mut self, key: &str, differs: bool) -> bool {
-        self.driver |= differs;
-        self.takes(key, differs)
-    }
-
-    fn keeps<T: PartialEq + Clone>(&mut self, key: &'static str, old: &T, new: &mut T) {
-        if old != new {
-            new.clone_from(old);
-            self.restart.push(key);
         }
     }
 
@@ -139,8 +99,23 @@ impl Changes {
     }
 }
 
+/// All `[[files]]`, printed once to be compared many times.
+struct Tables {
+    paths: Vec<String>,
+    whole: Vec<String>,
+}
+
+impl Tables {
+    fn of(all: &[Source]) -> Self {
+        Tables {
+            paths: all.iter().map(|s| format!("{:?}", s.paths)).collect(),
+            whole: all.iter().map(|s| format!("{s:?}")).collect(),
+        }
+    }
+}
+
 /// `taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
-impl fmt::Display for Changes {
+impl fmt::Display for ConfigChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.taken.as_slice() {
             [] if self.restart.is_empty() => return f.write_str("nothing has changed"),
@@ -168,9 +143,9 @@ mod tests {
         config::load(&Overrides { config: Some(path), ..Overrides::default() }).unwrap()
     }
 
-    fn changes(from: &str, to: &str) -> (Changes, Config) {
+    fn changes(from: &str, to: &str) -> (ConfigChanges, Config) {
         let mut new = config(to);
-        (Changes::make(&config(from), &mut new), new)
+        (ConfigChanges::make(&config(from), &mut new), new)
     }
 
     /// Fails when a change is not seen, is called by another name, or does not reach the driver though it is the driver's.

@@ -13,13 +13,13 @@ use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
 use crate::budget::Budget;
 use crate::cli;
-use crate::config::{self, Config, DamagedState, Delivery, Output, Overrides};
+use crate::config::{self, Config, Delivery, Output, Overrides};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
 use crate::producer::{self, BeforeSend, Dead, Halts, dead_letter};
 use crate::report::Board;
-use crate::report::live::{self, Live};
+use crate::report::live::{self, StatusServer};
 use crate::report::snapshot::Snapshot;
 use crate::signals::{self, Signal};
 use crate::state::{self, Saver};
@@ -50,13 +50,12 @@ const SAME_SIGNAL: Duration = Duration::from_millis(50);
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// `at_once` ends the process: for the second signal.
-pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let given = fdstore::given();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let asked = asked.overrides();
     let config = config::load(&asked)?;
-    plan::refuse_too_much(&config)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
     let watchdog = Watchdog::from_env(&board.pulse);
@@ -69,7 +68,7 @@ pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Erro
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
-    let plans = plan::sources(&config, &mut shares, is_known)?;
+    let plans = plan::sources(&config, &mut shares, is_known);
     if let (Some(file), limit) = plan::dead_letter(&config) {
         let trouble = |e| {
             let fix = "let the agent's user read it, or move it away";
@@ -198,7 +197,7 @@ struct Office<'s, 'e> {
     watchdog: Watchdog,
     /// Since the first signal to stop.
     stopping: Option<Instant>,
-    live: Live,
+    live: StatusServer,
     at_once: fn(ExitCode) -> !,
 }
 
@@ -282,11 +281,7 @@ impl Office<'_, '_> {
             return false;
         }
         self.notify.reloading();
-        let read = reload::read(&self.asked, &self.config).and_then(|(config, changes)| {
-            let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p))?;
-            Ok((config, changes, plans))
-        });
-        let (config, changes, plans) = match read {
+        let (config, changes) = match reload::read(&self.asked, &self.config) {
             Ok(read) => read,
             Err(problems) => {
                 let all = problems.to_string();
@@ -295,6 +290,7 @@ impl Office<'_, '_> {
                 return false;
             }
         };
+        let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p));
         match changes.needs_restart() {
             true => warn!("SIGHUP: {changes}"),
             false => info!("SIGHUP: {changes}"),
@@ -388,17 +384,11 @@ fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
     Some((folder, config.agent.sync == config::Sync::Always))
 }
 
-fn state_options(config: &Config, publisher: Publisher) -> state::Options {
-    state::Options {
+fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
+    state::StateOptions {
         state_dir: config.agent.state_dir.clone(),
-        sync: match config.agent.sync {
-            config::Sync::Always => state::Sync::Always,
-            config::Sync::Every(time) => state::Sync::Every(time),
-        },
-        damaged: match config.agent.damaged_state {
-            DamagedState::Refuse => state::Damaged::Refuse,
-            DamagedState::Beginning => state::Damaged::Beginning,
-        },
+        sync: config.agent.sync,
+        damaged: config.agent.damaged_state,
         exactly_once: exactly_once(config).map(|_| publisher),
     }
 }

@@ -17,14 +17,14 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::thread;
 
-pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let signals =
         signals::start().map_err(|e| Error::failed("signals", e, "start it where signals can be handled"))?;
     let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };
     let config = config::load(&overrides)?;
     let (board, known) = (Board::default(), Known::default());
     let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
-    let plans = plan::sources(&config, &mut shares, |_| false)?;
+    let plans = plan::sources(&config, &mut shares, |_| false);
     // Nothing here sleeps in poll(2): the waker wakes nobody.
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);

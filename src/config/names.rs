@@ -1,65 +1,31 @@
 //! The words of the config and the command line, and what they stand for.
 
+use super::words::Named;
 use super::{
-    Acks, Compression, DamagedState, Delivery, Driver, Format, Mechanism, Named, OutputName, Partition, Start,
+    Acks, Codec, Damaged, Delivery, DriverChoice, Format, Mechanism, OutputName, Partitioner, Start,
 };
 
-impl Named for Delivery {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)];
+macro_rules! names {
+    ($($type:ident: $(($name:literal, $value:expr)),+;)+) => {
+        $(impl Named for $type {
+            const NAMES: &'static [(&'static str, Self)] = &[$(($name, $value)),+];
+        })+
+    };
 }
 
-impl Named for DamagedState {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("refuse", DamagedState::Refuse), ("beginning", DamagedState::Beginning)];
-}
-
-impl Named for Acks {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("all", Acks::All), ("1", Acks::Leader), ("0", Acks::None)];
-}
-
-impl Named for Driver {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("auto", Driver::Auto), ("classic", Driver::Classic), ("modern", Driver::Modern)];
-}
-
-impl Named for Partition {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("sticky", Partition::Sticky),
-        ("hash", Partition::Hash),
-        ("round-robin", Partition::RoundRobin),
-        ("random", Partition::Random),
-    ];
-}
-
-impl Named for Compression {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("none", Compression::None),
-        ("gzip", Compression::Gzip),
-        ("snappy", Compression::Snappy),
-        ("lz4", Compression::Lz4),
-        ("zstd", Compression::Zstd),
-    ];
-}
-
-impl Named for Mechanism {
-    const NAMES: &'static [(&'static str, Self)] = &[
-        ("PLAIN", Mechanism::Plain),
-        ("SCRAM-SHA-256", Mechanism::ScramSha256),
-        ("SCRAM-SHA-512", Mechanism::ScramSha512),
-    ];
-}
-
-impl Named for Start {
-    const NAMES: &'static [(&'static str, Self)] = &[("end", Start::End), ("beginning", Start::Beginning)];
-}
-
-impl Named for Format {
-    const NAMES: &'static [(&'static str, Self)] = &[("raw", Format::Raw), ("json", Format::Json)];
-}
-
-impl Named for OutputName {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout)];
+names! {
+    Delivery: ("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce);
+    Damaged: ("refuse", Damaged::Refuse), ("beginning", Damaged::Beginning);
+    Acks: ("all", Acks::All), ("1", Acks::One), ("0", Acks::Zero);
+    DriverChoice: ("auto", DriverChoice::Auto), ("classic", DriverChoice::Classic), ("modern", DriverChoice::Modern);
+    Partitioner: ("sticky", Partitioner::Sticky), ("hash", Partitioner::Hash),
+        ("round-robin", Partitioner::RoundRobin), ("random", Partitioner::Random);
+    Codec: ("none", Codec::None), ("gzip", Codec::Gzip), ("snappy", Codec::Snappy), ("lz4", Codec::Lz4),
+        ("zstd", Codec::Zstd);
+    Mechanism: ("PLAIN", Mechanism::Plain), ("SCRAM-SHA-256", Mechanism::ScramSha256),
+        ("SCRAM-SHA-512", Mechanism::ScramSha512);
+    Start: ("end", Start::End), ("beginning", Start::Beginning);
+    // Host and fields are known only to the whole config.
+    Format: ("raw", Format::Raw), ("json", Format::Json { host: String::new(), fields: Vec::new() });
+    OutputName: ("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout);
 }

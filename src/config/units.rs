@@ -1,19 +1,49 @@
-//! Sizes, durations, rates and broker addresses, from what a person writes. Knows no files and no places: an error is
-//! the reason alone, and the caller says where.
+//! Sizes, durations, rates, broker addresses, topics and patterns, parsed from what a person writes in the config or on the
+//! command line.
 
+use crate::watch::pattern::Pattern;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// Why a text is not what it should be.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Invalid {
+    Text(&'static str),
+    /// A unit, and those that are known.
+    Unit(String, &'static str),
+    /// A rate per something else than a second.
+    Per(String),
+    Regex(regex::Error),
+    Glob(globset::ErrorKind),
+    /// One of several.
+    OneOf(String, Box<Invalid>),
+}
+use Invalid::{OneOf, Per, Text, Unit};
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Text(why) => f.write_str(why),
+            Unit(unit, known) => write!(f, "the unit {unit:?} is none of {known}"),
+            Per(per) => write!(f, "a rate is per second (/s), not per {per:?}"),
+            // Several lines that draw the place; the last one says what is wrong.
+            Invalid::Regex(e) => f.write_str(e.to_string().lines().last().unwrap_or_default()),
+            Invalid::Glob(kind) => kind.fmt(f),
+            OneOf(one, why) => write!(f, "{one:?}: {why}"),
+        }
+    }
+}
+
 /// A broker to begin with: a name or an address, and a port.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Broker {
+pub struct BrokerAddress {
     /// Without brackets, also for IPv6.
     pub host: String,
     pub port: u16,
 }
 
-impl Broker {
+impl BrokerAddress {
     /// This machine, without a name server's word for it.
     pub fn is_loopback(&self) -> bool {
         let address = self.host.split('%').next().and_then(|host| host.parse::<IpAddr>().ok());
@@ -24,7 +54,7 @@ impl Broker {
     }
 }
 
-impl fmt::Display for Broker {
+impl fmt::Display for BrokerAddress {
     /// As the `kafka` crate and `ToSocketAddrs` take it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
@@ -35,42 +65,44 @@ impl fmt::Display for Broker {
 }
 
 /// `name:port`, `IPv4:port` or `[IPv6]:port`.
-pub fn broker(s: &str) -> Result<Broker, String> {
+pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     if s.contains("://") {
-        return Err("a broker is given without a scheme".into());
+        return Err(Text("a broker is given without a scheme"));
     }
     let (host, port) = match s.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest.split_once("]:").ok_or("after [IPv6] a colon and the port are wanted")?;
+            let (host, port) =
+                rest.split_once("]:").ok_or(Text("after [IPv6] a colon and the port are wanted"))?;
             let bare = host.split('%').next().unwrap_or(host);
-            bare.parse::<std::net::Ipv6Addr>().map_err(|_| "no IPv6 address stands in the brackets")?;
+            bare.parse::<std::net::Ipv6Addr>()
+                .map_err(|_| Text("there is no IPv6 address in the brackets"))?;
             (host, port)
         }
         None => {
-            let (host, port) = s.rsplit_once(':').ok_or("the port is missing")?;
+            let (host, port) = s.rsplit_once(':').ok_or(Text("the port is missing"))?;
             if host.contains(':') {
-                return Err("an IPv6 address goes in brackets".into());
+                return Err(Text("an IPv6 address goes in brackets"));
             }
             (host, port)
         }
     };
     let named = |c: char| c.is_alphanumeric() || "-._:%".contains(c);
     if host.is_empty() || host.len() > 253 || !host.chars().all(named) {
-        return Err("the host is no name and no address".into());
+        return Err(Text("the host is no name and no address"));
     }
     match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(Broker { host: host.into(), port }),
-        _ => Err("the port is no number from 1 to 65535".into()),
+        Ok(port) if port > 0 => Ok(BrokerAddress { host: host.into(), port }),
+        _ => Err(Text("the port is no number from 1 to 65535")),
     }
 }
 
 /// Several of them with commas between, as on the command line.
-pub fn brokers(s: &str) -> Result<Vec<Broker>, String> {
-    s.split(',').map(|one| broker(one.trim()).map_err(|why| format!("{one:?}: {why}"))).collect()
+pub fn brokers(s: &str) -> Result<Vec<BrokerAddress>, Invalid> {
+    s.split(',').map(|one| broker(one.trim()).map_err(|why| OneOf(one.into(), Box::new(why)))).collect()
 }
 
 /// Bytes: a plain number, or one with `B`, `KiB`, `MiB`, `GiB`, `TiB` (1024) or `kB`, `MB`, `GB`, `TB` (1000).
-pub fn size(s: &str) -> Result<u64, String> {
+pub fn size(s: &str) -> Result<u64, Invalid> {
     let (number, unit) = split(s);
     let factor: u64 = match unit {
         "" | "B" => 1,
@@ -82,36 +114,36 @@ pub fn size(s: &str) -> Result<u64, String> {
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
         "TB" => 1_000_000_000_000,
-        _ => return Err(format!("the unit {unit:?} is none of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB")),
+        _ => return Err(Unit(unit.into(), "B, KiB, MiB, GiB, TiB, kB, MB, GB, TB")),
     };
-    whole(number)?.checked_mul(factor).ok_or_else(|| "it is too large".into())
+    whole(number)?.checked_mul(factor).ok_or(Text("it is too large"))
 }
 
 /// Bytes per second: a size, a slash and `s`; a plain number is bytes per second too. Never 0.
-pub fn rate(s: &str) -> Result<u64, String> {
+pub fn rate(s: &str) -> Result<u64, Invalid> {
     let amount = match s.split_once('/') {
         Some((amount, per)) if matches!(per.trim(), "s" | "sec") => amount.trim_end(),
-        Some((_, per)) => return Err(format!("a rate is per second (/s), not per {per:?}")),
+        Some((_, per)) => return Err(Per(per.into())),
         None if s.bytes().all(|b| b.is_ascii_digit()) => s,
-        None => return Err("a rate ends in /s".into()),
+        None => return Err(Text("a rate ends in /s")),
     };
     match size(amount)? {
-        0 => Err("a rate of nothing would never send a line".into()),
+        0 => Err(Text("a rate of nothing would never send a line")),
         n => Ok(n),
     }
 }
 
 /// A whole number and `ms`, `s`, `m` (or `min`), `h`, `d`; several may follow one another, as in `1h30m`.
-pub fn duration(s: &str) -> Result<Duration, String> {
+pub fn duration(s: &str) -> Result<Duration, Invalid> {
     let mut total: u64 = 0;
     let mut rest = s.trim();
     if rest.is_empty() {
-        return Err("no number stands there".into());
+        return Err(Text("there is no number"));
     }
     while !rest.is_empty() {
         let (number, unit) = split(rest);
         if number.is_empty() {
-            return Err("no whole number stands first".into());
+            return Err(Text("it does not begin with a whole number"));
         }
         let end = unit.find(|c: char| !c.is_alphabetic()).unwrap_or(unit.len());
         let millis: u64 = match &unit[..end] {
@@ -120,11 +152,11 @@ pub fn duration(s: &str) -> Result<Duration, String> {
             "m" | "min" => 60_000,
             "h" => 3_600_000,
             "d" => 86_400_000,
-            "" => return Err("the unit is missing: ms, s, m, h or d".into()),
-            other => return Err(format!("the unit {other:?} is none of ms, s, m, h, d")),
+            "" => return Err(Text("the unit is missing: ms, s, m, h or d")),
+            other => return Err(Unit(other.into(), "ms, s, m, h, d")),
         };
-        let part = whole(number)?.checked_mul(millis).ok_or("it is too long")?;
-        total = total.checked_add(part).ok_or("it is too long")?;
+        let part = whole(number)?.checked_mul(millis).ok_or(Text("it is too long"))?;
+        total = total.checked_add(part).ok_or(Text("it is too long"))?;
         rest = unit[end..].trim_start();
     }
     Ok(Duration::from_millis(total))
@@ -137,12 +169,57 @@ fn split(s: &str) -> (&str, &str) {
     (&s[..end], s[end..].trim_start())
 }
 
-fn whole(digits: &str) -> Result<u64, String> {
+fn whole(digits: &str) -> Result<u64, Invalid> {
     let digits = digits.replace('_', "");
     if digits.is_empty() {
-        return Err("no whole number stands first".into());
+        return Err(Text("it does not begin with a whole number"));
     }
-    digits.parse().map_err(|_| "it is too large".into())
+    digits.parse().map_err(|_| Text("it is too large"))
+}
+
+/// What brokers write into their logs. The protocol has room for 32,767 bytes, in every request.
+pub fn client_id(s: &str) -> Result<String, Invalid> {
+    match s.len() {
+        1..=255 => Ok(s.to_owned()),
+        _ => Err(Text("it has 1 to 255 bytes")),
+    }
+}
+
+/// The topic names that Kafka takes (`org.apache.kafka.common.internals.Topic`).
+pub fn topic(s: &str) -> Result<String, Invalid> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if s.is_empty() || s.len() > 249 || s == "." || s == ".." || !s.chars().all(legal) {
+        return Err(Text("Kafka takes 1 to 249 of the characters a-z A-Z 0-9 . _ -"));
+    }
+    Ok(s.to_owned())
+}
+
+/// A regular expression over bytes, with the limits that all stages use: a program and a cache that stay small, since
+/// there is one cache for each thread that searches.
+pub fn regex(s: &str) -> Result<regex::bytes::Regex, Invalid> {
+    let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
+    built.map_err(Invalid::Regex)
+}
+
+/// A glob as all stages understand it: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` takes the next
+/// character as it is.
+pub fn glob(s: &str) -> Result<globset::Glob, Invalid> {
+    let built = globset::GlobBuilder::new(s).literal_separator(true).backslash_escape(true).build();
+    built.map_err(|e| Invalid::Glob(e.kind().clone()))
+}
+
+/// A glob for paths, which is walked folder by folder: each piece between two `/` is its own glob, or `**`.
+pub fn path_glob(s: &str) -> Result<Pattern, Invalid> {
+    glob(s)?;
+    if s.split('/').any(|piece| glob(piece).is_err()) {
+        return Err(Text("a / within {…} or […] is not understood, write one path for each"));
+    }
+    Pattern::glob(s).map_err(|e| Invalid::Glob(e.kind().clone()))
+}
+
+/// Whether globbing would take some character of `s` as more than itself.
+pub fn has_glob(s: &str) -> bool {
+    s.contains(['*', '?', '[', '{', '\\'])
 }
 
 #[cfg(test)]
@@ -218,6 +295,26 @@ mod tests {
         }
         assert_eq!(brokers("a:1, b:2").unwrap().len(), 2);
         assert!(brokers("a:1,,b:2").is_err());
+    }
+
+    #[test]
+    fn topics() {
+        for good in ["web_log", "a.b-C", &"x".repeat(249)] {
+            assert!(topic(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "ä", "a/b", &"x".repeat(250)] {
+            assert!(topic(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Fails when `literal_separator` is off: `/var/log/*.log` would then follow files of other folders.
+    #[test]
+    fn a_star_stops_at_a_slash() {
+        let m = glob("/var/log/*.log").unwrap().compile_matcher();
+        assert!(m.is_match("/var/log/a.log") && !m.is_match("/var/log/b/a.log"));
+        assert!(glob("/var/log/[a").is_err());
+        assert!(path_glob("/var/{a,b}/**/[xy].log").is_ok());
+        assert!(path_glob("/var/{a,b/c}/x").is_err() && path_glob("/var/[").is_err());
     }
 
     proptest! {

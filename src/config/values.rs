@@ -1,86 +1,91 @@
-//! The kinds of values that keys take: texts, numbers, sizes, paths, patterns and lists of them. A reader reports a wrong
-//! value at its place and then gives `None`; it knows no key by name.
+//! Readers for the values of keys. A reader reports a wrong value at its place and then gives `None`.
 
-use super::Regex;
-use super::nearest::nearest;
-use super::units;
-use super::walk::{Named, Value, Walk, by_name};
+use super::keys::{KafkaTls, KeyTable, MultilineTable, PartitionTable};
+use super::mistake::{Conflict, Mistake, WrongValue};
+use super::table::{Described, ReadValue, Value, Walk};
+use super::units::{self, Invalid};
+use super::words::{Named, by_name, nearest};
+use super::{Acks, Joint, Key, Multiline, Partitioner, Sasl, Start, Sync};
+use crate::watch::pattern::{Exclude, Pattern};
+use regex::bytes::Regex;
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
-use toml::de::DeTable;
+use toml::Spanned;
 
-/// A way to read a value: `None` when it was reported as wrong.
-type Read<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
+/// Where a record's key may come from.
+const RECORD_KEYS: &str =
+    "\"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or { field = \"user.id\" }";
 
-/// A table within a table; `None` when it is something else.
-pub fn table<'t>(walk: &mut Walk<'_>, key: &str, v: &'t Value<'t>, example: &str) -> Option<&'t DeTable<'t>> {
-    let found = v.get_ref().as_table();
-    if found.is_none() {
-        walk.mismatch(key, v, "a table", example);
-    }
-    found
+/// The names of all values, for the reference.
+#[cfg(test)]
+pub fn words<T: Named>() -> String {
+    let names: Vec<String> = T::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
+    names.join(" or ")
+}
+
+/// A text that `parse` understands.
+fn parsed<T>(
+    walk: &mut Walk<'_>,
+    key: &str,
+    v: &Value<'_>,
+    (wanted, example): (&'static str, &str),
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> Option<T> {
+    let Some(s) = v.get_ref().as_str() else {
+        return walk.mismatch(key, v, wanted, example);
+    };
+    let expected = |why| WrongValue { wanted, why, example: example.into() };
+    parse(s).map_err(|why| walk.wrong(v.span(), Mistake::Value(key.into(), s.into(), expected(why)))).ok()
 }
 
 pub fn text(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
-    let not_empty = |s: &str| if s.is_empty() { Err("it is empty".into()) } else { Ok(s.to_owned()) };
-    walk.parsed(key, v, ("a text", "\"…\""), not_empty)
+    let not_empty = |s: &str| if s.is_empty() { Err(Invalid::Text("it is empty")) } else { Ok(s.to_owned()) };
+    parsed(walk, key, v, ("a text", "\"…\""), not_empty)
 }
 
 pub fn flag(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<bool> {
-    let found = v.get_ref().as_bool();
-    if found.is_none() {
-        walk.mismatch(key, v, "true or false", "true");
-    }
-    found
-}
-
-/// A whole number in `range`.
-pub fn number(
-    range: std::ops::RangeInclusive<u64>,
-) -> impl FnOnce(&mut Walk<'_>, &str, &Value<'_>) -> Option<u64> {
-    move |walk, key, v| {
-        let Some(found) = integer(v) else {
-            walk.mismatch(key, v, "a whole number", &range.start().to_string());
-            return None;
-        };
-        let n = found.ok().filter(|n| range.contains(n));
-        if n.is_none() {
-            let what = format!("`{key}` is not from {} to {}", range.start(), range.end());
-            walk.wrong(v.span(), what, "write a number from there");
-        }
-        n
-    }
+    v.get_ref().as_bool().or_else(|| walk.mismatch(key, v, "true or false", "true"))
 }
 
 /// `None`: not an integer. `Err`: one that does not fit.
-pub fn integer(v: &Value<'_>) -> Option<Result<u64, ()>> {
+fn integer(v: &Value<'_>) -> Option<Result<u64, ()>> {
     let n = v.get_ref().as_integer()?;
     Some(u64::from_str_radix(n.as_str(), n.radix()).map_err(|_| ()))
 }
 
-/// A word that stands for something.
-pub fn named<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
-    let names: Vec<String> = T::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
-    let Some(s) = v.get_ref().as_str() else {
-        walk.mismatch(key, v, "one of these words", &names.join(" or "));
-        return None;
+fn number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, (from, to): (u64, u64)) -> Option<u64> {
+    let Some(found) = integer(v) else {
+        return walk.mismatch(key, v, "a whole number", &from.to_string());
     };
-    by_name(s)
-        .map_err(|_| {
-            let instead = match nearest(s, T::NAMES.iter().map(|(name, _)| *name)) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None => format!("write {}", names.join(" or ")),
-            };
-            walk.wrong(v.span(), format!("`{key}` cannot be {s:?}"), instead);
-        })
-        .ok()
+    let n = found.ok().filter(|n| (from..=to).contains(n));
+    n.or_else(|| walk.refuse(v, Mistake::Range(key.into(), from, to)))
+}
+
+pub fn partition_number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<i32> {
+    number(walk, key, v, (0, i32::MAX as u64)).map(|n| n as i32)
+}
+
+pub fn lines(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
+    number(walk, key, v, (1, 1_000_000)).map(|n| n as usize)
+}
+
+/// A word that stands for something.
+pub fn word<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
+    let names = T::NAMES.iter().map(|(name, _)| *name);
+    let words: Vec<String> = names.clone().map(|name| format!("{name:?}")).collect();
+    let Some(s) = v.get_ref().as_str() else {
+        return walk.mismatch(key, v, "one of these words", &words.join(" or "));
+    };
+    let wrong = || Mistake::Word(key.into(), s.into(), words, nearest(s, names));
+    by_name(s).map_err(|_| walk.wrong(v.span(), wrong())).ok()
 }
 
 /// Bytes.
 pub fn size(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
     match integer(v) {
         Some(Ok(n)) => Some(n),
-        _ => walk.parsed(key, v, ("a size", "\"8MiB\""), units::size),
+        _ => parsed(walk, key, v, ("a size", "\"8MiB\""), units::size),
     }
 }
 
@@ -88,30 +93,26 @@ pub fn size(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
 pub fn bytes(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
     let n = size(walk, key, v)?;
     let fits = usize::try_from(n).ok().filter(|n| (1..=1 << 30).contains(n));
-    if fits.is_none() {
-        walk.wrong(v.span(), format!("`{key}` is not from 1 byte to 1 GiB"), "write a size such as \"8MiB\"");
-    }
-    fits
+    fits.or_else(|| walk.refuse(v, Mistake::Bytes(key.into())))
 }
 
 /// Bytes per second.
 pub fn rate(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
     match integer(v) {
         Some(Ok(n)) if n > 0 => Some(n),
-        _ => walk.parsed(key, v, ("a rate", "\"1MiB/s\""), units::rate),
+        _ => parsed(walk, key, v, ("a rate", "\"1MiB/s\""), units::rate),
     }
 }
 
 pub fn duration(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
-    walk.parsed(key, v, ("a duration", "\"30s\""), units::duration)
+    parsed(walk, key, v, ("a duration", "\"30s\""), units::duration)
 }
 
 /// A duration longer than nothing.
 pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
     let d = duration(walk, key, v)?;
     if d.is_zero() {
-        walk.wrong(v.span(), format!("`{key}` is no time at all"), format!("write {key} = \"1s\" or longer"));
-        return None;
+        return walk.refuse(v, Mistake::NoTime(key.into()));
     }
     Some(d)
 }
@@ -119,29 +120,32 @@ pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
 pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     let s = text(walk, key, v)?;
     if !s.starts_with('/') || s.contains('\0') {
-        let what = format!("`{key}`: {s:?} is a relative path");
-        walk.wrong(
-            v.span(),
-            what,
-            "begin it with /, because a service has no folder of its own to start from",
-        );
-        return None;
+        return walk.refuse(v, Mistake::RelativePath(key.into(), s));
     }
     Some(s.into())
 }
 
-pub fn broker_list(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::Broker>> {
-    if let Some(s) = v.get_ref().as_str() {
-        let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
-        walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
-        return None;
-    }
-    list(broker)(walk, key, v)
+/// A folder that may also be none at all, but not by the config.
+pub fn folder(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<PathBuf>> {
+    path(walk, key, v).map(Some)
 }
 
-fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::Broker> {
+pub fn brokers(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::BrokerAddress>> {
+    if let Some(s) = v.get_ref().as_str() {
+        let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
+        return walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
+    }
+    let all = list(walk, key, v, broker)?;
+    if all.is_empty() {
+        walk.refuse(v, Mistake::EmptyList(key.into(), "[\"kafka.example:9092\"]"))
+    } else {
+        Some(all)
+    }
+}
+
+fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::BrokerAddress> {
     let example = format!("[{:?}]", with_port(v.get_ref().as_str().unwrap_or_default()));
-    walk.parsed(key, v, ("a broker", &example), units::broker)
+    parsed(walk, key, v, ("a broker", &example), units::broker)
 }
 
 /// What may have been meant, as an example of how to write it.
@@ -150,120 +154,193 @@ fn with_port(s: &str) -> String {
     meant.into_iter().find(|m| units::broker(m).is_ok()).unwrap_or_default()
 }
 
-/// The topic names that Kafka takes (`org.apache.kafka.common.internals.Topic`).
+pub fn client_id(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
+    parsed(walk, key, v, ("a client id", "\"logagent\""), units::client_id)
+}
+
 pub fn topic(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
-    walk.parsed(key, v, ("a topic", "\"web_log\""), topic_name)
-}
-
-pub fn topic_name(s: &str) -> Result<String, String> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if s.is_empty() || s.len() > 249 || s == "." || s == ".." || !s.chars().all(legal) {
-        return Err("Kafka takes 1 to 249 of the characters a-z A-Z 0-9 . _ -".into());
-    }
-    Ok(s.to_owned())
-}
-
-/// A regular expression over bytes, with the limits that all stages use: a program and a cache that stay small, since
-/// there is one cache for each thread that searches.
-pub fn regex(s: &str) -> Result<Regex, String> {
-    let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
-    built.map(Regex).map_err(|e| {
-        let text = e.to_string();
-        text.lines().last().unwrap_or("it cannot be compiled").trim_start_matches("error: ").to_owned()
-    })
+    parsed(walk, key, v, ("a topic", "\"web_log\""), units::topic)
 }
 
 pub fn pattern(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Regex> {
-    walk.parsed(key, v, ("a regular expression", "'^[0-9]+ '"), regex)
+    parsed(walk, key, v, ("a regular expression", "'^[0-9]+ '"), units::regex)
 }
 
-/// A glob as all stages understand it: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` takes a
-/// character as it is.
-pub fn glob(s: &str) -> Result<globset::Glob, String> {
-    let built = globset::GlobBuilder::new(s).literal_separator(true).backslash_escape(true).build();
-    built.map_err(|e| e.kind().to_string())
+pub fn patterns(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Regex>> {
+    one_or_list(walk, key, v, pattern)
 }
 
-/// A glob for paths, which is walked folder by folder: each piece between two `/` is a glob by itself, or `**`.
-pub fn path_glob(s: &str) -> Result<(), String> {
-    glob(s)?;
-    let broken = |piece: &str| glob(piece).is_err();
-    if s.split('/').any(broken) {
-        return Err("a / within {…} or […] is not understood, write one path for each".into());
+pub fn exclusions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Exclude> {
+    let globs = one_or_list(walk, key, v, |walk, key, v| {
+        parsed(walk, key, v, ("a glob", "[\"*.gz\"]"), |s| units::glob(s).map(|_| s.to_owned()))
+    })?;
+    Exclude::new(&globs).ok()
+}
+
+pub fn paths(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Pattern>> {
+    let all = one_or_list(walk, key, v, followed)?;
+    if all.is_empty() {
+        walk.refuse(v, Mistake::EmptyList(key.into(), "[\"/var/log/nginx/*.log\"]"))
+    } else {
+        Some(all)
     }
-    Ok(())
 }
 
-pub fn exclusion(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
-    walk.parsed(key, v, ("a glob", "[\"*.gz\"]"), |s| glob(s).map(|_| s.to_owned()))
-}
-
-/// A list of what `read` takes.
-pub fn list<T>(read: Read<T>) -> impl FnOnce(&mut Walk<'_>, &str, &Value<'_>) -> Option<Vec<T>> {
-    move |walk, key, v| {
-        let Some(items) = v.get_ref().as_array() else {
-            walk.mismatch(key, v, "a list", "[…]");
-            return None;
-        };
-        let read: Vec<Option<T>> = items.iter().map(|item| read(walk, key, item)).collect();
-        read.into_iter().collect()
+/// A path, or a glob where it has a glob's characters.
+fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern> {
+    let found = path(walk, key, v)?;
+    let s = v.get_ref().as_str()?;
+    if !units::has_glob(s) {
+        return Some(Pattern::path(&found));
     }
+    parsed(walk, key, v, ("a glob", "[\"/var/log/nginx/*.log\"]"), units::path_glob)
+}
+
+fn list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue<T>) -> Option<Vec<T>> {
+    let Some(items) = v.get_ref().as_array() else {
+        return walk.mismatch(key, v, "a list", "[…]");
+    };
+    all(items.iter().map(|item| read(walk, key, item)))
+}
+
+/// Reads all of them, so that each wrong one is reported.
+fn all<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
+    let read: Vec<Option<T>> = items.collect();
+    read.into_iter().collect()
 }
 
 /// A list, or one of them without brackets.
-pub fn one_or_list<T>(read: Read<T>) -> impl FnOnce(&mut Walk<'_>, &str, &Value<'_>) -> Option<Vec<T>> {
-    move |walk, key, v| match v.get_ref().as_array() {
-        Some(_) => list(read)(walk, key, v),
+fn one_or_list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue<T>) -> Option<Vec<T>> {
+    match v.get_ref().as_array() {
+        Some(_) => list(walk, key, v, read),
         None => Some(vec![read(walk, key, v)?]),
     }
 }
 
-/// A table of names and texts, in the order of the names.
+/// A table of names and texts, in the order of the names; `${host}` is filled in.
 pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(String, String)>> {
     let Some(found) = v.get_ref().as_table() else {
-        walk.mismatch(key, v, "a table of texts", "{ service = \"web\" }");
-        return None;
+        return walk.mismatch(key, v, "a table of texts", "{ service = \"web\" }");
     };
-    let mut all = Vec::new();
-    let mut good = true;
-    for (name, value) in found.iter() {
-        match value.get_ref().as_str() {
-            Some(s) if !name.get_ref().is_empty() => all.push((name.get_ref().to_string(), s.to_owned())),
-            Some(_) => {
-                walk.wrong(name.span(), format!("a name in `{key}` is empty"), "give it a name");
-                good = false;
-            }
-            None => {
-                let name = format!("{key}.{}", name.get_ref());
-                walk.mismatch(&name, value, "a text", "\"…\"");
-                good = false;
-            }
+    let one = |(name, value): (&Spanned<Cow<'_, str>>, &Value<'_>)| {
+        let (name, at) = (name.get_ref().to_string(), name.span());
+        let Some(text) = value.get_ref().as_str() else {
+            return walk.mismatch(&format!("{key}.{name}"), value, "a text", "\"…\"");
+        };
+        if text.replace("${host}", "").contains("${") {
+            walk.wrong(v.span(), Mistake::Placeholder(name.clone(), text.into()));
         }
-    }
-    good.then_some(all)
+        if name.is_empty() {
+            walk.wrong(at, Mistake::EmptyName(key.into()));
+            return None;
+        }
+        Some((name, text.replace("${host}", &walk.host)))
+    };
+    all(found.iter().map(one))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A table of its own.
+pub fn nested<T: Described>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
+    walk.table(v).or_else(|| walk.mismatch(key, v, "a table", "{ … }"))
+}
 
-    #[test]
-    fn topics() {
-        for good in ["web_log", "a.b-C", &"x".repeat(249)] {
-            assert!(topic_name(good).is_ok(), "{good}");
-        }
-        for bad in ["", ".", "..", "a b", "ä", "a/b", &"x".repeat(250)] {
-            assert!(topic_name(bad).is_err(), "{bad}");
-        }
+pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<KafkaTls> {
+    let tls: KafkaTls = nested(walk, key, v)?;
+    let id = (KafkaTls::TABLE.name, walk.source);
+    if !walk.problems.has(id, "key") {
+        walk.problems.add_at(id, "cert", Conflict::CertWithoutKey);
     }
+    if !walk.problems.has(id, "cert") {
+        walk.problems.add_at(id, "key", Conflict::KeyWithoutCert);
+    }
+    Some(tls)
+}
 
-    /// Fails when `literal_separator` is off: `/var/log/*.log` would then follow files of other folders.
-    #[test]
-    fn a_star_stops_at_a_slash() {
-        let m = glob("/var/log/*.log").unwrap().compile_matcher();
-        assert!(m.is_match("/var/log/a.log") && !m.is_match("/var/log/b/a.log"));
-        assert!(glob("/var/log/[a").is_err());
-        assert!(path_glob("/var/{a,b}/**/[xy].log").is_ok());
-        assert!(path_glob("/var/{a,b/c}/x").is_err() && path_glob("/var/[").is_err());
+pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
+    nested(walk, key, v)
+}
+
+pub fn sync(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sync> {
+    match v.get_ref().as_str() {
+        Some("always") => Some(Sync::Always),
+        _ => wait(walk, key, v).map(Sync::Every),
     }
+}
+
+pub fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
+    match integer(v) {
+        Some(Ok(0)) => Some(Acks::Zero),
+        Some(Ok(1)) => Some(Acks::One),
+        Some(_) => {
+            let value = v.get_ref().as_integer().map_or("another number", |n| n.as_str()).into();
+            walk.refuse(v, Mistake::Choice(key.into(), value, "\"all\", 1 or 0"))
+        }
+        None => word(walk, key, v),
+    }
+}
+
+pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> {
+    match v.get_ref().as_str() {
+        Some("path") => return Some(Key::Path),
+        Some("host") => return Some(Key::Constant(walk.host.clone().into_bytes())),
+        Some(other) => {
+            let value = format!("{other:?}");
+            return walk.refuse(v, Mistake::Choice(key.into(), value, RECORD_KEYS));
+        }
+        None => {}
+    }
+    if !v.get_ref().is_table() {
+        return walk.mismatch(key, v, "a record's key", RECORD_KEYS);
+    }
+    let found: KeyTable = nested(walk, key, v)?;
+    let id = (KeyTable::TABLE.name, walk.source);
+    let sources = ["constant", "regex", "field"].iter().filter(|k| walk.problems.has(id, k)).count();
+    if sources != 1 {
+        return walk.refuse(v, Mistake::KeySources(RECORD_KEYS));
+    }
+    let constant = found.constant.map(|c| Key::Constant(c.into_bytes()));
+    constant.or(found.regex.map(Key::Regex)).or(found.field.map(Key::Field))
+}
+
+pub fn json_path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<String>> {
+    parsed(walk, key, v, ("a path to a JSON field", "\"user.id\""), |s| {
+        let parts: Vec<String> = s.split('.').map(str::to_owned).collect();
+        if parts.iter().any(String::is_empty) {
+            Err(Invalid::Text("a name in it is empty"))
+        } else {
+            Ok(parts)
+        }
+    })
+}
+
+pub fn partition(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Partitioner> {
+    match walk.table(v) {
+        Some(PartitionTable { fixed }) => Some(Partitioner::Fixed(fixed)),
+        None => word(walk, key, v),
+    }
+}
+
+pub fn start(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Start> {
+    match integer(v) {
+        Some(_) => number(walk, key, v, (0, i64::MAX as u64)).map(Start::Offset),
+        None => word(walk, key, v),
+    }
+}
+
+pub fn poll(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Duration>> {
+    match v.get_ref().as_bool() {
+        Some(on) => Some(on.then_some(Duration::from_secs(1))),
+        None => wait(walk, key, v).map(Some),
+    }
+}
+
+/// With how long to wait for a further line.
+pub fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<(Multiline, Duration)> {
+    let found: MultilineTable = nested(walk, key, v)?;
+    let id = (MultilineTable::TABLE.name, walk.source);
+    if walk.problems.has(id, "start") == walk.problems.has(id, "continue") {
+        return walk.refuse(v, Mistake::MultilineSources);
+    }
+    let joint = found.start.map(Joint::Start).or(found.continues.map(Joint::Continue))?;
+    Some((Multiline { joint, max_lines: found.max_lines }, found.timeout))
 }

@@ -223,7 +223,11 @@ impl Fetcher {
                     }
                     Ok(answer) => {
                         self.candidates.learned = answer.nodes.iter().map(messages::Node::address).collect();
+                        let before = shared.cluster.id.clone();
                         let views = shared.cluster.learn(answer, &topics, now);
+                        if before.is_some() && before != shared.cluster.id {
+                            shared.events.push(Event::OtherCluster);
+                        }
                         shared.tell(views);
                         Ok(true)
                     }

@@ -373,7 +373,7 @@ impl Feeder {
             Event::Topic(v) => self.view = Some(v),
             Event::ProducerId { pid, epoch } => self.pid = Some((pid, epoch)),
             Event::Done { batch, verdict } => return Some((batch, verdict)),
-            Event::Knows { .. } => {}
+            Event::Knows { .. } | Event::OtherCluster => {}
             Event::Dead { why } => panic!("{why}"),
         }
         None

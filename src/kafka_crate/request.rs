@@ -1,6 +1,6 @@
 //! A batch as the `kafka` crate must have it: all records of a frame at once, as slices. Copies no line, and gives no verdict.
 
-use super::client::{Client, Trouble};
+use super::client::{CallError, CrateClient};
 use crate::producer::batch::Batch;
 use crate::producer::driver::Acks;
 use crate::producer::record_encoder::{Piece, RecordEncoder};
@@ -10,14 +10,14 @@ use std::time::Duration;
 /// Sends a batch in frames of up to [`FRAME`] bytes, mostly one, each answered before the next goes. The first
 /// record's offset; none where other producers' records came in between.
 pub fn produce(
-    client: &mut Client,
+    client: &mut CrateClient,
     encoder: &mut RecordEncoder,
     batch: &Batch,
     how: (Acks, Duration),
-) -> Result<Option<i64>, Trouble> {
+) -> Result<Option<i64>, CallError> {
     let mut page = RequestRecords::default();
     let mut sent = Ok(Sent::default());
-    let mut flush = |page: &mut RequestRecords<'_>, sent: &mut Result<Sent, Trouble>| {
+    let mut flush = |page: &mut RequestRecords<'_>, sent: &mut Result<Sent, CallError>| {
         if let Ok(so_far) = sent {
             let done = client.produce(&batch.group.topic, batch.partition, how, page.records());
             match done {
@@ -75,31 +75,31 @@ impl Sent {
 #[derive(Default)]
 struct RequestRecords<'l> {
     bytes: usize,
-    places: Vec<(Option<Place<'l>>, Place<'l>)>,
+    places: Vec<(Option<FieldPlace<'l>>, FieldPlace<'l>)>,
     written: Vec<u8>,
 }
 
-enum Place<'l> {
+enum FieldPlace<'l> {
     Lasting(&'l [u8]),
     Written(Range<usize>),
 }
 
 impl<'l> RequestRecords<'l> {
-    fn place(&mut self, piece: Piece<'l, '_>) -> Place<'l> {
+    fn place(&mut self, piece: Piece<'l, '_>) -> FieldPlace<'l> {
         match piece {
-            Piece::Lasting(bytes) => Place::Lasting(bytes),
+            Piece::Lasting(bytes) => FieldPlace::Lasting(bytes),
             Piece::Passing(bytes) => {
                 let from = self.written.len();
                 self.written.extend_from_slice(bytes);
-                Place::Written(from..self.written.len())
+                FieldPlace::Written(from..self.written.len())
             }
         }
     }
 
-    fn get(&self, place: &Place<'l>) -> &[u8] {
+    fn get(&self, place: &FieldPlace<'l>) -> &[u8] {
         match place {
-            Place::Lasting(bytes) => bytes,
-            Place::Written(range) => &self.written[range.clone()],
+            FieldPlace::Lasting(bytes) => bytes,
+            FieldPlace::Written(range) => &self.written[range.clone()],
         }
     }
 

@@ -187,6 +187,13 @@ impl<'b> Core<'b> {
                 self.id = Id::Have(pid, epoch);
                 self.tell_id();
             }
+            Event::OtherCluster => {
+                if let Id::Have(pid, _) = self.id {
+                    log::warn!("producer id {pid} is of the cluster before; taking a new one");
+                    self.id = Id::Asked;
+                    self.orders.push(Order::ProducerId);
+                }
+            }
             Event::Knows { topic, partition, pid, last } => {
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {

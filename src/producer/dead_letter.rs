@@ -20,7 +20,7 @@ use super::json;
 use super::partition::Now;
 use crate::base64;
 use crate::files;
-use crate::quota::Quota;
+use crate::quota::{self, Quota};
 use crate::report::repeats::Repeats;
 use memchr::memmem;
 use serde::Deserialize;
@@ -80,14 +80,8 @@ impl DeadLetters {
         }
         append(path, &self.scratch, self.limit)?;
         self.scratch.shrink_to(64 << 10);
-        for (source, bytes) in sources {
-            if quota.is_some_and(|quota| quota.wrote(source, bytes)) {
-                log::error!(
-                    "{}: its refused lines fill its share of {}: it is not read on until that file is moved away",
-                    source.display(),
-                    path.display()
-                );
-            }
+        if let Some(quota) = quota {
+            sources.into_iter().for_each(|(source, bytes)| quota.wrote(source, bytes));
         }
         if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
             let (n, topic, path) = (batch.count, &batch.group.topic, path.display());
@@ -207,7 +201,9 @@ fn letter(out: &mut Vec<u8>, batch: &Batch, pick: Pick, why: &str, wall_ms: i64)
     out.extend_from_slice(b"{\"time\":\"");
     json::time(out, wall_ms);
     out.push(b'"');
-    member(out, "reason", why.as_bytes());
+    let cut =
+        why.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= quota::REASON).last();
+    member(out, "reason", &why.as_bytes()[..cut.unwrap_or(0)]);
     member(out, "topic", batch.group.topic.as_bytes());
     count(out, "partition", u64::from(batch.partition.unsigned_abs()));
     member(out, "path", chunk.origin.path.as_os_str().as_bytes());
@@ -243,6 +239,7 @@ mod tests {
     use super::*;
     use crate::chunk::Shape;
     use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
+    use crate::quota::Room;
     use serde_json::Value;
 
     fn now() -> Now {
@@ -307,8 +304,34 @@ mod tests {
         }
         let used = quota(&path, 2000).unwrap();
         let at = std::time::Instant::now();
-        assert!(used.must_wait(&odd, at) && used.must_wait(Path::new("/var/\"a\".log"), at), "{used:?}");
-        assert!(!used.must_wait(Path::new("/var/b.log"), at));
+        assert_eq!(used.room(&used.share(&odd, "t"), 0, at), Room::Full, "{used:?}");
+        assert_eq!(used.room(&used.share(Path::new("/var/\"a\".log"), "t"), 0, at), Room::Full, "{used:?}");
+        assert_eq!(used.room(&used.share(Path::new("/var/b.log"), "t"), 0, at), Room::Enough);
+    }
+
+    /// Fails when a letter may take more than is reserved for it, or a common one less than half of that.
+    #[test]
+    fn a_letter_takes_no_more_than_its_room() {
+        let path = PathBuf::from(OsString::from_vec(b"/var/log/\"\x01\xff.log".to_vec()));
+        let origin = origin(u64::MAX, "t", &path, Shape::default());
+        let quota = quota::Quota::new(path.clone(), 1, std::iter::empty());
+        let mut dice = crate::fuzz::Dice(7);
+        for of in [&b"abc"[..], b"\"\\ab", b"\x00\x1f\x7f\n", b"\xff\x80ab", "\u{fc}\u{20ac}".as_bytes()] {
+            for len in [0, 1, 7, 8, 9, 100, 1000] {
+                let lines: Vec<Vec<u8>> = (0..20).map(|_| (0..len).map(|_| dice.of(of)).collect()).collect();
+                let lines: Vec<&[u8]> = lines.iter().map(|l| &l[..]).collect();
+                let mut batch = batch(1, vec![chunk(&origin, 1 << 60, &lines)]);
+                batch.partition = i32::MAX;
+                let mut out = Vec::new();
+                for pick in batch.picks() {
+                    letter(&mut out, &batch, pick, &"\u{20ac}".repeat(200), STAMP);
+                }
+                let room = quota.share(&path, "t").letters(20, batch.group.chunks[0].bytes.len()) as usize;
+                let most = if of.contains(&0) { 3 * room } else { room }; // control characters
+                assert!(out.len() <= most, "{of:?} {len}: {} of {room}", out.len());
+                assert!(of != b"abc" || out.len() * 2 > room, "{len}: {} of {room}", out.len());
+            }
+        }
     }
 
     /// Fails when a letter is dropped, or the file grows past its limit; moved away, it goes on.

@@ -174,6 +174,8 @@ pub enum Event {
         pid: i64,
         epoch: i16,
     },
+    /// The brokers are of another cluster now: the producer id was given by the one before, and may be another's in this.
+    OtherCluster,
     /// `last`: epoch and last sequence, `None` when the leader does not know the producer; `Err` when it could not be asked.
     Knows {
         topic: Topic,

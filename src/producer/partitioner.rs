@@ -29,14 +29,20 @@ pub struct Limit {
     pub bytes: usize,
     /// Bytes as they may be on the wire, an upper estimate: many empty lines are small only on disk.
     pub wire: usize,
+    pub records: usize,
 }
 
 impl Limit {
+    /// A broker that refuses records names each in its answer, with a text of up to 330 bytes (KIP-467): of 26,000 short
+    /// lines that was an answer of 1.8 MB.
+    pub const RECORDS: usize = 8192;
+
     /// A batch of up to a MiB is meant for a broker with the default `message.max.bytes` (1,048,588), whatever its lines
     /// are like.
     pub fn of(batch: usize) -> Self {
         let wire = batch / 4 * 7;
-        Limit { bytes: batch, wire: if batch <= 1 << 20 { wire.min(1_000_000) } else { wire } }
+        let wire = if batch <= 1 << 20 { wire.min(1_000_000) } else { wire };
+        Limit { bytes: batch, wire, records: Self::RECORDS }
     }
 }
 
@@ -86,10 +92,12 @@ impl Distribution<'_> {
             Partitioner::RoundRobin | Partitioner::Random => self.open.len() == 1,
         };
         let bytes = group.chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
-        let fits =
-            bytes <= self.limit.bytes && group.chunks.iter().map(wire).sum::<usize>() <= self.limit.wire;
+        let count = group.chunks.iter().map(|c| c.lines.len()).sum::<usize>();
+        let fits = bytes <= self.limit.bytes
+            && count <= self.limit.records
+            && group.chunks.iter().map(wire).sum::<usize>() <= self.limit.wire;
         if whole && fits {
-            let count = group.chunks.iter().map(|c| c.lines.len() as u32).sum();
+            let count = count as u32;
             return vec![Part { partition: self.sticky, records: Records::All, count, bytes }];
         }
         let mut hands = OpenBatches::new(self.all, self.limit);
@@ -160,7 +168,9 @@ impl<'a> OpenBatches<'a> {
 
     fn put(&mut self, slot: usize, pick: Pick, bytes: usize, wire: usize) {
         let limit = self.limit;
-        let full = |h: &Filling| h.bytes + bytes > limit.bytes || h.wire + wire > limit.wire;
+        let full = |h: &Filling| {
+            h.bytes + bytes > limit.bytes || h.wire + wire > limit.wire || h.picks.len() == limit.records
+        };
         if self.parts.get(self.filling[slot]).is_none_or(full) {
             self.filling[slot] = self.parts.len();
             self.parts.push(Filling { partition: self.all[slot], picks: Vec::new(), bytes: 0, wire: 0 });
@@ -294,7 +304,7 @@ mod tests {
     #[test]
     fn batches_keep_their_limit() {
         let mut d = deal(Partitioner::Sticky);
-        d.limit = Limit { bytes: 100, wire: 1000 };
+        d.limit = Limit { bytes: 100, wire: 1000, records: 12 };
         let long = [b'x'; 500];
         let o = plain(1);
         let chunks = vec![chunk(&o, 0, &[&b"a"[..]; 30]), chunk(&o, 60, &[b"b", &long, b"c"])];
@@ -303,6 +313,7 @@ mod tests {
         let mut picks = Vec::new();
         for p in &parts {
             assert!(p.count == 1 || (p.bytes <= 100 && p.count as usize * FRAME <= 1000), "{p:?}");
+            assert!(p.count <= 12, "{p:?}");
             let Records::Picked(of) = &p.records else { panic!("not cut") };
             picks.extend_from_slice(of);
         }

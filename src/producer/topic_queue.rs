@@ -305,12 +305,15 @@ impl TopicQueue {
     fn take(&mut self, now: Now) -> BatchGroup {
         let spread = self.spread();
         let limit = Limit::of(self.batch.now);
-        let (mut bytes, mut on_wire) = (0, 0);
+        let (mut bytes, mut on_wire, mut records) = (0, 0, 0);
         let mut chunks = Vec::new();
         while let Some((_, next)) = self.waiting.front() {
             bytes += next.bytes.len();
             on_wire += wire(next);
-            let fits = bytes <= limit.bytes * spread && on_wire <= limit.wire * spread;
+            records += next.lines.len();
+            let fits = bytes <= limit.bytes * spread
+                && on_wire <= limit.wire * spread
+                && records <= limit.records * spread;
             if !chunks.is_empty() && (!fits || chunks.len() == BatchGroup::MAX_CHUNKS) {
                 break;
             }

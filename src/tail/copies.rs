@@ -1,7 +1,7 @@
-//! Whose bytes a file holds that has another identity: copies (copytruncate) and packed files. Opens nothing.
+//! Whose bytes a file holds that has another identity: copies (copytruncate) and packed files.
 
 use super::gz::Gz;
-use super::identity::Look;
+use super::identity::{self, Look};
 use super::known::Entry;
 use super::siblings::{Packed, Sibling};
 use super::{Halt, Tail, open};
@@ -179,8 +179,10 @@ pub(super) fn is_packed_of(look: &Look, size: u64, entry: &Entry) -> bool {
 }
 
 pub(super) fn packs(sibling: &Sibling, entry: &Entry) -> bool {
-    let size = || File::open(&sibling.path).and_then(|f| Gz::end(&f));
-    sibling.packed == Packed::Gzip && size().is_ok_and(|(size, _)| is_packed_of(&sibling.look, size, entry))
+    sibling.packed == Packed::Gzip
+        && identity::open(&sibling.path)
+            .and_then(|(file, look)| Ok((Gz::end(&file)?.0, look)))
+            .is_ok_and(|(size, look)| is_packed_of(&look, size, entry))
 }
 
 /// Whether a `.gz`, decompressed, has the stream's bytes before its position.
@@ -193,4 +195,29 @@ pub(super) fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
     let kept = &before[before.len().saturating_sub(usize::from(mark.len))..];
     rewind.rewind()?;
     Ok(gz.position() == offset && Mark::of(kept) == mark)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::fs::{lchown, symlink};
+
+    /// Fails when a `.gz` is opened that a link leads to which its owner may not follow there.
+    #[test]
+    fn what_an_untrusted_link_leads_to_packs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, path) = (dir.path().join("target"), dir.path().join("f.log.1.gz"));
+        let mut gz =
+            flate2::write::GzEncoder::new(File::create(&target).unwrap(), flate2::Compression::fast());
+        gz.write_all(b"one\n").unwrap();
+        gz.finish().unwrap();
+        symlink(&target, &path).unwrap();
+        let look = identity::look_at(&path).unwrap().unwrap();
+        let entry = Entry { size: 4, modified: look.modified, ..Entry::of(Identity::default()) };
+        let sibling = Sibling { path: path.clone(), look, packed: Packed::Gzip };
+        assert!(packs(&sibling, &entry));
+        lchown(&path, Some(12345), None).unwrap();
+        assert!(!packs(&sibling, &entry));
+    }
 }

@@ -302,4 +302,38 @@ mod tests {
             assert!(Gz::end(&File::open(&path).unwrap()).is_err(), "{len} of {} bytes", whole.len());
         }
     }
+
+    /// Fails when damage makes the reader panic, or it gives more than deflate can unpack (1,032 for one).
+    #[test]
+    fn fuzz_gzip() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.gz");
+        let pack = |text: &[u8], level| {
+            let mut gz = GzEncoder::new(Vec::new(), level);
+            gz.write_all(text).unwrap();
+            gz.finish().unwrap()
+        };
+        let text: Vec<u8> = (0..500).flat_map(|i| format!("line {i}\n").into_bytes()).collect();
+        let two = [pack(b"one\n", Compression::fast()), pack(&text, Compression::best())].concat();
+        let samples = [two, pack(&text, Compression::none()), pack(&[0; 100_000], Compression::best())];
+        crate::fuzz::damaged(
+            &samples,
+            |bytes| 1032 * bytes.len() + 4096,
+            |bytes| {
+                std::fs::write(&path, bytes).unwrap();
+                let _ = Gz::end(&File::open(&path).unwrap());
+                let mut gz = Gz::new(File::open(&path).unwrap());
+                let (mut all, mut piece) = (0, Vec::new());
+                loop {
+                    piece.clear();
+                    let done = gz.fill(all as u64, &mut piece, 4096);
+                    all += piece.len();
+                    if done.is_err() || gz.is_at_end() {
+                        return all;
+                    }
+                    gz.keep(&[]);
+                }
+            },
+        );
+    }
 }

@@ -236,4 +236,32 @@ mod tests {
             list(&path).unwrap().iter().map(|s| s.path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, ["f.2", "f.3", "f.1"]);
     }
+
+    /// File names as whoever may write into the folder gives them. Fails when one makes the rules panic, or the base of a
+    /// rotated name is itself a rotated one of that.
+    #[test]
+    fn fuzz_names() {
+        let names = [
+            "app.log.1",
+            "app.log-20261122-1.gz",
+            "a.1.log",
+            ".1.2",
+            "-1.gz",
+            "stem-2026-11-22.log.xz",
+            "\u{fc}",
+        ];
+        let samples = names.map(|name| name.as_bytes().to_vec());
+        crate::fuzz::damaged(
+            &samples,
+            |name| name.len(),
+            |name| {
+                let base = base_of(OsStr::from_bytes(name));
+                for base in [&base, OsStr::new("app.log"), OsStr::new(".1")] {
+                    let _ = rotated(base, OsStr::from_bytes(name));
+                }
+                rank(Path::new(OsStr::from_bytes(name)));
+                base.len()
+            },
+        );
+    }
 }

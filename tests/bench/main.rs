@@ -35,6 +35,6 @@ fn main() {
     println!("{text}");
     println!("measured.jsonl, tables.txt and plots (*.svg) are in {}", plan.out.display());
     if plan.readme {
-        tables::into_readme(&results);
+        tables::into_documents(&results);
     }
 }

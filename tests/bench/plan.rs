@@ -29,7 +29,7 @@ struct Args {
     /// measure nothing: draw anew from what is in the folder
     #[argh(switch)]
     draw: bool,
-    /// write the tables into README too
+    /// write tables and plots into tests/bench/README.md, and the summary into README
     #[argh(switch)]
     readme: bool,
 }

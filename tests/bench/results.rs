@@ -15,6 +15,8 @@ use std::{
 pub struct About {
     pub work: char,
     pub date: String,
+    /// Of the program that was measured.
+    pub commit: String,
     pub machine: String,
     pub settings: String,
     /// By system; one that is not here was not installed.

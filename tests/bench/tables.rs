@@ -2,16 +2,18 @@
 
 use crate::{
     plots,
-    results::{OTHERS, Results},
+    results::{About, OTHERS, Results},
     svg::short,
     systems::{self, System},
     work::takes,
 };
 use std::{fmt::Write as _, path::Path};
 
-/// One column: its head, the case and the figure it shows, and how.
+/// One column: its head, the work, case and figure it shows, and how.
 struct Column {
     head: &'static str,
+    /// Another kind of work than the table's.
+    work: Option<char>,
     case: &'static str,
     figure: &'static str,
     show: fn(f64) -> String,
@@ -23,7 +25,11 @@ const fn column(
     figure: &'static str,
     show: fn(f64) -> String,
 ) -> Column {
-    Column { head, case, figure, show }
+    Column { head, work: None, case, figure, show }
+}
+
+const fn of(work: char, column: Column) -> Column {
+    Column { work: Some(work), ..column }
 }
 
 /// 1234567 as 1,234,567.
@@ -71,10 +77,14 @@ fn milliseconds(value: f64) -> String {
     }
 }
 fn yes_or_no(value: f64) -> String {
-    if value > 0.0 { "yes" } else { "**ends**" }.into()
+    if value > 0.0 { "yes" } else { "**exits**" }.into()
 }
 fn fine(value: f64) -> String {
     format!("{value:.3}")
+}
+/// Microseconds per line at 100 lines a second, as a share of one core.
+fn share_of_a_core(micros: f64) -> String {
+    format!("{:.1} %", micros * 100.0 / 1e6 * 100.0)
 }
 
 /// What a kind of work is called, and its columns.
@@ -84,10 +94,26 @@ struct Table {
     columns: &'static [Column],
 }
 
+/// What README shows too.
+const SUMMARY: Table = Table {
+    work: 'a',
+    title: "Summary",
+    columns: &[
+        column("lines/s", "none", "lines_per_s", thousands),
+        column("CPU µs/line", "none", "cpu_us_per_line", micros),
+        column("peak MB", "none", "peak_kib", megabytes),
+        of('b', column("100 lines/s: CPU", "100 lines/s", "cpu_us_per_line", share_of_a_core)),
+        of('b', column("p99 ms", "100 lines/s", "p99_ms", milliseconds)),
+        of('d', column("idle: wake-ups/s", "1 files", "switches_per_s", plain)),
+        of('d', column("MB", "1 files", "resident_kib", megabytes)),
+        of('g', column("installed MB", "one line", "installed_bytes", megabytes_of_bytes)),
+    ],
+};
+
 const TABLES: [Table; 7] = [
     Table {
         work: 'a',
-        title: "(a) A file that is there",
+        title: "(a) An existing file",
         columns: &[
             column("lines/s", "none", "lines_per_s", thousands),
             column("CPU µs/line", "none", "cpu_us_per_line", micros),
@@ -117,10 +143,10 @@ const TABLES: [Table; 7] = [
         work: 'c',
         title: "(c) The broker is down",
         columns: &[
-            column("goes on", "broker down", "goes_on", yes_or_no),
+            column("continues", "broker down", "goes_on", yes_or_no),
             column("CPU s", "broker down", "cpu_s", micros),
             column("peak MB", "broker down", "peak_kib", megabytes),
-            column("ends after SIGTERM, ms", "broker down", "stop_ms", milliseconds),
+            column("exits after SIGTERM, ms", "broker down", "stop_ms", milliseconds),
         ],
     },
     Table {
@@ -165,7 +191,7 @@ const TABLES: [Table; 7] = [
     },
     Table {
         work: 'g',
-        title: "(g, h) Start-up, and what has to be there",
+        title: "(g, h) Start-up and installed size",
         columns: &[
             column("first line after, ms", "one line", "first_line_ms", milliseconds),
             column("installed, MB", "one line", "installed_bytes", megabytes_of_bytes),
@@ -174,29 +200,30 @@ const TABLES: [Table; 7] = [
 ];
 
 pub fn all(results: &Results) -> String {
-    let mut text = TABLES.iter().map(|table| one(results, table)).collect::<String>();
+    let mut text = summary(results);
+    text += &TABLES.iter().map(|table| one(results, table)).collect::<String>();
     text += &growth(results);
     text += &versions(results);
     text
 }
 
+fn summary(results: &Results) -> String {
+    let Some(about) = results.about(SUMMARY.work) else { return String::new() };
+    let caption = format!("{}; medians of {} rounds", measured(about), rounds(results, SUMMARY.work));
+    format!("**{}.** {caption}.\n\n{}\n", SUMMARY.title, cells(results, &SUMMARY))
+}
+
 fn one(results: &Results, table: &Table) -> String {
     let Some(about) = results.about(table.work) else { return String::new() };
-    let rounds = results.samples().filter(|s| s.work == table.work).map(|s| s.round).max().unwrap_or(0);
     let mut text = format!(
-        "**{}.** {}. Medians of {rounds} rounds, {}; {}.\n\n|",
+        "**{}.** {}. Medians of {} rounds, {}; {}.\n\n",
         table.title,
         about.settings,
+        rounds(results, table.work),
         about.date,
         others(results, table.work)
     );
-    table.columns.iter().for_each(|column| write!(text, " | {}", column.head).unwrap());
-    text += " | lost | doubled |\n|---";
-    text += &"|---".repeat(table.columns.len() + 2);
-    text += "|\n";
-    for system in systems::ALL.iter().filter(|system| takes(table.work, system)) {
-        text += &row(results, table, system);
-    }
+    text += &cells(results, table);
     for system in systems::ALL {
         let noted = results
             .cases(table.work)
@@ -209,11 +236,32 @@ fn one(results: &Results, table: &Table) -> String {
     text + "\n"
 }
 
+fn rounds(results: &Results, work: char) -> u32 {
+    results.samples().filter(|s| s.work == work).map(|s| s.round).max().unwrap_or(0)
+}
+
+/// When, of which commit, and where.
+fn measured(about: &About) -> String {
+    let machine = about.machine.split(';').next().unwrap_or_default();
+    format!("Measured {} at commit {} on {machine}", about.date, about.commit)
+}
+
+/// Head and rows.
+fn cells(results: &Results, table: &Table) -> String {
+    let heads = table.columns.iter().map(|column| format!(" | {}", column.head)).collect::<String>();
+    let rule = "|---".repeat(table.columns.len() + 2);
+    let mut text = format!("|{heads} | lost | doubled |\n|---{rule}|\n");
+    for system in systems::ALL.iter().filter(|system| takes(table.work, system)) {
+        text += &row(results, table, system);
+    }
+    text
+}
+
 /// How quiet the machine was.
 fn others(results: &Results, work: char) -> String {
     match results.worst(work, "", OTHERS, "cores") {
-        Some(most) => format!("other programs on the machine had at most {most:.2} cores"),
-        None => "what other programs had is not known".into(),
+        Some(most) => format!("other programs on the machine used at most {most:.2} cores"),
+        None => "the load by other programs is not known".into(),
     }
 }
 
@@ -221,7 +269,8 @@ fn row(results: &Results, table: &Table, system: &System) -> String {
     let mut text = format!("| {} |", system.name.replace('|', "\\|"));
     let is_there = results.about(table.work).is_some_and(|about| about.versions.contains_key(system.name));
     for column in table.columns {
-        let value = results.median(table.work, column.case, system.name, column.figure);
+        let value =
+            results.median(column.work.unwrap_or(table.work), column.case, system.name, column.figure);
         let cell = match value {
             Some(value) => (column.show)(value),
             None if is_there => "–".into(),
@@ -229,13 +278,14 @@ fn row(results: &Results, table: &Table, system: &System) -> String {
         };
         write!(text, " {cell} |").unwrap();
     }
-    let mut cases: Vec<&str> = table.columns.iter().map(|column| column.case).collect();
+    let mut cases: Vec<(char, &str)> =
+        table.columns.iter().map(|column| (column.work.unwrap_or(table.work), column.case)).collect();
     cases.dedup();
     for figures in [["missing", "strange"], ["doubled", "doubled"]] {
         let worst = |figure: &str| {
             cases
                 .iter()
-                .filter_map(|case| results.worst(table.work, case, system.name, figure))
+                .filter_map(|(work, case)| results.worst(*work, case, system.name, figure))
                 .max_by(f64::total_cmp)
         };
         let cell = worst(figures[0]).map(|a| a.max(worst(figures[1]).unwrap_or(0.0)));
@@ -282,23 +332,27 @@ fn versions(results: &Results) -> String {
     format!("{}. Kafka 4.1.0 on the same machine. {}.\n", about.machine, list.join("; "))
 }
 
-const BEGIN: &str = "<!-- what tests/bench/run measured -->\n";
-const END: &str = "<!-- end of what tests/bench/run measured -->\n";
-
-/// Where the plots are that README shows.
+/// Where the plots are that the documents show.
 const SHOWN: &str = "tests/bench/results";
 
-/// Puts the tables, and the plots that are in [`SHOWN`], between the two marks in README.
-pub fn into_readme(results: &Results) {
+/// Puts tables and plots between the marks in tests/bench/README.md, and the summary with one plot into README.
+pub fn into_documents(results: &Results) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let (before, rest) = readme.split_once(BEGIN).expect("README has the mark");
-    let (_, after) = rest.split_once(END).expect("README has the mark of the end");
     let plots: String = plots::NAMES
         .into_iter()
         .filter(|name| root.join(SHOWN).join(name).exists())
-        .map(|name| format!("![{}]({SHOWN}/{name})\n\n", name.trim_end_matches(".svg")))
+        .map(|name| format!("![{}](results/{name})\n\n", name.trim_end_matches(".svg")))
         .collect();
-    std::fs::write(root.join("README.md"), format!("{before}{BEGIN}\n{plots}{}{END}{after}", all(results)))
-        .unwrap();
+    replace_figures(&root.join("tests/bench/README.md"), &format!("{plots}{}", all(results)));
+    let plot = format!("![Lines per second]({SHOWN}/speed.svg)\n\n");
+    replace_figures(&root.join("README.md"), &format!("{plot}{}", summary(results)));
+}
+
+fn replace_figures(document: &Path, figures: &str) {
+    const BEGIN: &str = "<!-- figures: written by tests/bench/run --readme -->\n";
+    const END: &str = "<!-- end of figures -->\n";
+    let text = std::fs::read_to_string(document).unwrap();
+    let (before, rest) = text.split_once(BEGIN).expect("the document has the mark");
+    let (_, after) = rest.split_once(END).expect("the document has the mark of the end");
+    std::fs::write(document, format!("{before}{BEGIN}\n{figures}{END}{after}")).unwrap();
 }

@@ -78,6 +78,7 @@ pub fn run(plan: &Plan) {
         let about = About {
             work: work.letter,
             date: output("date", &["-u", "+%F %H:%M UTC"]),
+            commit: output("git", &["rev-parse", "--short", "HEAD"]),
             machine: machine(),
             settings: (work.settings)(plan),
             versions: versions.clone(),

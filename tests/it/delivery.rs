@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use rustix::process::Signal;
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 const LINES: u64 = 200_000;
 
@@ -114,17 +114,30 @@ fn sigkill_and_restart_lose_nothing() {
     delivered.assert_at_least_once(&[&lines]);
 }
 
+/// A file with so many lines, and its broker is down.
+pub struct Waiting {
+    pub broker: Broker,
+    pub topic: Topic,
+    pub folder: Folder,
+    pub lines: Lines,
+}
+
+impl Waiting {
+    pub fn of(lines: u64) -> Waiting {
+        let broker = Broker::own(Version::V39);
+        let topic = broker.topic(3);
+        broker.stop();
+        let (folder, lines) = (Folder::new(), Lines::new("f", 0..lines));
+        lines.append_to(&folder.path("f.log"));
+        Waiting { broker, topic, folder, lines }
+    }
+}
+
 /// No broker at the start, 20 MB waiting. Fails when the start waits for Kafka, when lines are read into memory or retried in a busy loop or logged each time, or when it does not recover by itself.
 #[test]
 fn a_broker_that_comes_late() {
-    let broker = Broker::own(Version::V39);
-    let topic = broker.topic(3);
-    broker.stop();
-    let folder = Folder::new();
-    let lines = Lines::new("f", 0..100_000);
-    lines.append_to(&folder.path("f.log"));
-    let follows = || folder.follows(&broker.address, &topic, "auto");
-    let mut agent = follows().start();
+    let Waiting { broker, topic, folder, lines } = Waiting::of(100_000);
+    let mut agent = folder.follows(&broker.address, &topic, "auto").start();
     pause(secs(6));
     assert!(agent.cpu() < millis(900), "{:?} of CPU in 6 s of waiting", agent.cpu());
     let said = agent.log().lines().count();
@@ -217,47 +230,6 @@ fn an_interrupted_send_ends() {
     let done = send.wait_exit(SOON).expect_code(1);
     assert!(begun.elapsed() < secs(3), "{:?}", begun.elapsed());
     assert!(done.stderr.contains("1 of 1 records were not acknowledged"), "{}", done.stderr);
-}
-
-/// Keys go where Kafka's Java client sends them: kcat's murmur2 is the same. Fails with another seed, a signed shift, or a
-/// forgotten `& 0x7fffffff`.
-#[test]
-fn a_key_decides_the_partition_as_in_java() {
-    use std::io::Write;
-    let broker = Broker::shared(Version::V39);
-    let (ours, theirs) = (broker.topic(7), broker.topic(7));
-    let folder = Folder::new();
-    let keys: Vec<String> =
-        (0..1000u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761) >> (n % 29))).collect();
-    folder.write("f.log", keys.iter().map(|k| format!("id={k} x\n")).collect::<String>());
-    let config = format!(
-        "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\nkey = {{ regex = \"id=(\\\\w+)\" }}\n[[files]]\npaths = [{:?}]\n",
-        folder.path("state"),
-        broker.address,
-        ours.name,
-        folder.path("f.log")
-    );
-    folder.write("c.toml", config);
-    folder.agent_line("run -c c.toml --once --from beginning").run_for(PATIENT).expect_code(0);
-    let mut kcat = std::process::Command::new("kcat")
-        .args(["-P", "-b", &broker.address, "-t", &theirs.name, "-K:", "-X", "partitioner=murmur2_random"])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    kcat.stdin
-        .take()
-        .unwrap()
-        .write_all(keys.iter().map(|k| format!("{k}:x\n")).collect::<String>().as_bytes())
-        .unwrap();
-    assert!(kcat.wait().unwrap().success());
-    let places = |topic: &Topic| {
-        let mut places = BTreeMap::new();
-        topic.each(|r| {
-            places.insert(r.key.unwrap_or(b"").to_vec(), r.partition);
-        });
-        places
-    };
-    assert_eq!(places(&ours), places(&theirs));
 }
 
 /// Fails when the crate's end of file on Kafka 4 is retried without a word of what it means.

@@ -43,19 +43,13 @@ fn config(folder: &Folder, topic: &Topic, more: &str) {
 fn keys_go_where_kafkas_java_producer_puts_them() {
     let broker = Broker::shared(Version::V41);
     let (ours, theirs) = (broker.topic(11), broker.topic(11));
-    let mut seed = 88_172_645_463_325_252u64;
-    let mut random = || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed
-    };
+    let mut dice = Dice(7);
     let mut keys = BTreeMap::new();
     while keys.len() < 10_000 {
         let alphabet: Vec<char> =
-            if random() % 3 == 0 { "äöüßéλж漢".chars().collect() } else { ('0'..='z').collect() };
-        let len = 1 + random() % 40;
-        let key: String = (0..len).map(|_| alphabet[(random() % alphabet.len() as u64) as usize]).collect();
+            if dice.below(3) == 0 { "äöüßéλж漢".chars().collect() } else { ('0'..='z').collect() };
+        let len = 1 + dice.below(40);
+        let key: String = (0..len).map(|_| dice.of(&alphabet)).collect();
         keys.insert(key, ());
     }
     let text: String = keys.keys().map(|k| format!("{k}\tx\n")).collect();

@@ -7,21 +7,6 @@ mod faults;
 
 use crate::harness::*;
 
-/// xorshift64*: moments of kills, the same for the same seed.
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
-
 /// What a run of kills is like.
 #[derive(Clone, Copy, Default)]
 pub struct Chaos {
@@ -51,7 +36,7 @@ fn config_by(folder: &Folder, topic: &Topic, address: &str, chaos: &Chaos) {
 }
 
 /// `c.toml`, with more of `[agent]` and `[kafka]`.
-fn write_config(folder: &Folder, topic: &str, address: &str, agent: &str, kafka: &str) {
+pub fn write_config(folder: &Folder, topic: &str, address: &str, agent: &str, kafka: &str) {
     let text = format!(
         "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{agent}\n[kafka]\nbrokers = {:?}\ntopic = {topic:?}\n\
          {kafka}\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
@@ -107,7 +92,7 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
     let topic = broker.topic(3);
     let folder = Folder::new();
     config(&folder, &topic, chaos);
-    let mut dice = Dice::new(chaos.seed);
+    let mut dice = Dice(chaos.seed);
     let mut next = 0;
     let files: &[&str] = &["a.log", "b.log"];
     let mut kills = (0, 0);
@@ -214,7 +199,7 @@ fn lost_answers_and_torn_requests_among_kills() {
     let (folder, topic) = (Folder::new(), broker.topic(3));
     let proxy = Proxy::to(&broker.address);
     config_by(&folder, &topic, &proxy.address, &SHORT);
-    let (mut dice, mut next) = (Dice::new(21), 0);
+    let (mut dice, mut next) = (Dice(21), 0);
     for round in 0..12 {
         let mut agent = folder.agent_line("run -c c.toml").start();
         proxy.mode(if round % 4 == 3 { Mode::Delay(millis(120)) } else { Mode::Pass });

@@ -6,6 +6,7 @@ mod exactly_once;
 mod once_cost;
 mod versions;
 
+use crate::delivery::Waiting;
 use crate::harness::*;
 use rustix::process::Signal;
 use std::{
@@ -232,12 +233,7 @@ fn ten_sigkills() {
 #[ignore = "long form: tests/run --long"]
 fn a_minute_without_a_broker() {
     let mut figures = Figures::of("the broker down at the start and for 60 s, 500 MB waiting");
-    let broker = Broker::own(Version::V39);
-    let topic = broker.topic(3);
-    broker.stop();
-    let folder = Folder::new();
-    let lines = Lines::new("f", 0..2_500_000);
-    lines.append_to(&folder.path("f.log"));
+    let Waiting { broker, topic, folder, lines } = Waiting::of(2_500_000);
     let follows = || folder.follows(&broker.address, &topic, "auto");
 
     let mut agent = follows().start();

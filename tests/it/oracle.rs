@@ -3,7 +3,6 @@
 //! Nothing is written while it looks, so most of what `status` says must be exactly so. `LOGAGENT_SEED=n` tries one day.
 
 use crate::harness::*;
-use crate::soak::Dice;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;

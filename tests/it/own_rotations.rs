@@ -222,7 +222,7 @@ fn the_first_start_at_the_end_sends_nothing_old() {
     }
 }
 
-/// README's example `/var/log/**`. Fails when a pattern that ends so matches no file at all.
+/// The example of logagent(1), `/var/log/**`. Fails when a pattern that ends so matches no file at all.
 #[test]
 fn two_stars_at_the_end_match_files_at_any_depth() {
     let mut case = Case::new(["logs/**"]);

@@ -9,21 +9,28 @@ fn once(folder: &Folder) -> Vec<Vec<u8>> {
     folder.agent_line(&format!("{LIVE} --once")).run().expect_code(0).lines()
 }
 
-/// Fails when a position is saved that was not written out, or not at all at the end.
-#[test]
-fn ten_stops_during_a_steady_writer() {
+/// Ten lives during a steady writer, each ended like this, and one to the end of the file.
+fn ten_lives(end: impl Fn(u64, &mut Agent) -> Vec<Vec<u8>>) -> (Delivered, Lines) {
     let folder = Folder::new();
     folder.write("f.log", b"");
     let writer = Writer::steady(folder.path("f.log"), "f", 2000);
     let mut seen = Vec::new();
     for round in 0..10 {
         let mut agent = folder.agent_line(LIVE).start();
-        pause(millis(100 + round * 37));
-        seen.extend(agent.stop().expect_code(0).lines());
+        seen.extend(end(round, &mut agent));
     }
     let lines = writer.finish();
     seen.extend(once(&folder));
-    let delivered = Delivered::of(seen);
+    (Delivered::of(seen), lines)
+}
+
+/// Fails when a position is saved that was not written out, or not at all at the end.
+#[test]
+fn ten_stops_during_a_steady_writer() {
+    let (delivered, lines) = ten_lives(|round, agent| {
+        pause(millis(100 + round * 37));
+        agent.stop().expect_code(0).lines()
+    });
     delivered.assert_exactly_once(&[&lines]);
     delivered.assert_ordered();
 }
@@ -31,18 +38,11 @@ fn ten_stops_during_a_steady_writer() {
 /// Fails when a position is saved before its acknowledgement.
 #[test]
 fn ten_kills_during_a_steady_writer() {
-    let folder = Folder::new();
-    folder.write("f.log", b"");
-    let writer = Writer::steady(folder.path("f.log"), "f", 2000);
-    let mut seen = Vec::new();
-    for round in 0..10 {
-        let mut agent = folder.agent_line(LIVE).start();
+    let (delivered, lines) = ten_lives(|round, agent| {
         pause(millis(150 + round * 97));
-        seen.extend(agent.kill().whole_lines());
-    }
-    let lines = writer.finish();
-    seen.extend(once(&folder));
-    Delivered::of(seen).assert_at_least_once(&[&lines]);
+        agent.kill().whole_lines()
+    });
+    delivered.assert_at_least_once(&[&lines]);
 }
 
 /// Fails when siblings are not looked for at the start, or are read in the wrong order.

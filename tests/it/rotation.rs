@@ -67,9 +67,8 @@ fn a_writer_that_goes_on_in_the_renamed_file() {
     Delivered::of(agent.wait_lines(120)).assert_exactly_once(&[&first, &late, &new]);
 }
 
-/// Fails when only the newest sibling is looked for.
-#[test]
-fn five_rotations_within_a_moment() {
+/// Ten lines and what `rotate` does with them, in each round, while the agent looks on or is stopped by SIGSTOP.
+fn in_rounds(rounds: u64, rotate: impl Fn(&Folder, u64, bool, &[u8])) {
     for paused in [false, true] {
         let folder = Folder::new();
         folder.append("f.log", b"");
@@ -77,41 +76,36 @@ fn five_rotations_within_a_moment() {
         if paused {
             agent.pause();
         }
-        let lines = Lines::new("f", 0..60);
-        for round in 0..6 {
-            if round > 0 {
-                chain(&folder, "f.log");
-            }
-            folder.append("f.log", Lines { range: round * 10..(round + 1) * 10, ..lines.clone() }.bytes());
+        for round in 0..rounds {
+            rotate(&folder, round, paused, &Lines::new("f", round * 10..(round + 1) * 10).bytes());
             pause(millis(15)); // so that the times of two files differ
         }
         agent.resume();
-        all_once_in_order(agent.wait_lines(60), &[&lines]);
+        let lines = Lines::new("f", 0..rounds * 10);
+        all_once_in_order(agent.wait_lines(lines.count()), &[&lines]);
     }
+}
+
+/// Fails when only the newest sibling is looked for.
+#[test]
+fn five_rotations_within_a_moment() {
+    in_rounds(6, |folder, round, _, lines| {
+        if round > 0 {
+            chain(folder, "f.log");
+        }
+        folder.append("f.log", lines);
+    });
 }
 
 /// The other direction: names that count up, and dates. Fails when order is taken from numbers.
 #[test]
 fn names_that_count_up() {
-    for paused in [false, true] {
-        let folder = Folder::new();
+    in_rounds(12, |folder, round, dated, lines| {
+        folder.append("f.log", lines);
+        let nth = round + 1;
+        folder.rename("f.log", &if dated { format!("f.log-202611{nth:02}") } else { format!("f.log.{nth}") });
         folder.append("f.log", b"");
-        let agent = folder.agent_line(LIVE).arg("f.log").start();
-        if paused {
-            agent.pause();
-        }
-        let lines = Lines::new("f", 0..120);
-        for round in 0..12 {
-            folder.append("f.log", Lines { range: round * 10..(round + 1) * 10, ..lines.clone() }.bytes());
-            let name =
-                if paused { format!("f.log-202611{:02}", round + 1) } else { format!("f.log.{}", round + 1) };
-            folder.rename("f.log", &name);
-            folder.append("f.log", b"");
-            pause(millis(15));
-        }
-        agent.resume();
-        all_once_in_order(agent.wait_lines(120), &[&lines]);
-    }
+    });
 }
 
 /// Fails when the file is closed with its name.

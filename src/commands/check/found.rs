@@ -1,8 +1,8 @@
-//! Which files a source matches at this moment, in the eyes of the running agent's own discovery. Watches nothing.
+//! The files that a source matches now, found by the agent's own discovery.
 
-use crate::config::{Pattern, Source};
+use crate::config::Source;
 use crate::packed::{Packed, packing};
-use crate::watch::pattern::{self, Exclude, Visitor};
+use crate::watch::pattern::{Pattern, Visitor};
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,11 +22,10 @@ pub fn compressed(source: &Source) -> Vec<PathBuf> {
 }
 
 fn named(source: &Source) -> Vec<PathBuf> {
-    let excluded = Exclude::new(&source.exclude).unwrap_or_default(); // the globs were checked with the config
     let mut all: Vec<PathBuf> = source.paths.iter().flat_map(|p| walk(p).files).collect();
     all.sort();
     all.dedup();
-    all.retain(|p| !excluded.matches(p));
+    all.retain(|p| !source.exclude.matches(p));
     all
 }
 
@@ -36,18 +35,12 @@ pub fn missing(source: &Source) -> Vec<String> {
 }
 
 /// The paths that are folders, of which nothing is read.
-pub fn folders(source: &Source) -> impl Iterator<Item = &Path> {
-    source.paths.iter().filter_map(|p| match p {
-        Pattern::Path(p) if p.is_dir() => Some(p.as_path()),
-        _ => None,
-    })
+pub fn folders(source: &Source) -> impl Iterator<Item = PathBuf> {
+    source.paths.iter().filter_map(Pattern::literal).filter(|p| p.is_dir())
 }
 
 pub fn pattern_text(pattern: &Pattern) -> String {
-    match pattern {
-        Pattern::Path(p) => p.display().to_string(),
-        Pattern::Glob(g) => g.clone(),
-    }
+    String::from_utf8_lossy(&pattern.text).into_owned()
 }
 
 /// Folders that are left out, with the reason.
@@ -56,12 +49,12 @@ pub fn refused(source: &Source) -> Vec<(PathBuf, String)> {
 }
 
 #[derive(Default)]
-struct Met {
+struct MatchedFile {
     files: Vec<PathBuf>,
     refused: Vec<(PathBuf, String)>,
 }
 
-impl Visitor for Met {
+impl Visitor for MatchedFile {
     fn folder(&mut self, _: &Path) {}
     fn file(&mut self, path: PathBuf, _: Metadata) {
         self.files.push(path);
@@ -71,15 +64,8 @@ impl Visitor for Met {
     }
 }
 
-fn walk(pattern: &Pattern) -> Met {
-    let mut met = Met::default();
-    match pattern {
-        Pattern::Path(p) => pattern::Pattern::path(p).walk(&mut met),
-        Pattern::Glob(g) => {
-            if let Ok(glob) = pattern::Pattern::glob(g) {
-                glob.walk(&mut met);
-            }
-        }
-    }
+fn walk(pattern: &Pattern) -> MatchedFile {
+    let mut met = MatchedFile::default();
+    pattern.walk(&mut met);
     met
 }

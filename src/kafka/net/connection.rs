@@ -20,8 +20,9 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred.
-pub const ANSWER_CAP: usize = 1 << 20;
+/// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred, unless it names each
+/// record that it refuses, which takes up to 340 bytes for each of 8,192.
+pub const ANSWER_CAP: usize = 3 << 20;
 /// Longest answer to Metadata: 1 MiB holds some 25,000 partitions of three replicas. With 2 MiB a peer that lies took
 /// 24.5 MB of memory, of which the agent may have 24 in all.
 pub const METADATA_CAP: usize = 1 << 20;

@@ -122,9 +122,10 @@ impl Encoder {
     }
 
     /// Bytes of a batch on the wire at most, uncompressed, if its records have neither keys nor headers: an estimate by
-    /// which batches are put together in one request.
+    /// which batches are put together in one request. Short records count for more: the answer may name each.
     pub fn estimate(batch: &Batch) -> usize {
-        HEADER + batch.bytes + batch.count as usize * 10 + 32
+        let count = batch.count as usize;
+        HEADER + (batch.bytes + count * 10).max(count * 128) + 32
     }
 
     /// Writes the whole frame of a produce request. Batches of one topic must stand side by side, and no partition twice:

@@ -11,8 +11,8 @@ use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Identity, Origin, Point, Shape, StreamId};
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
-use crate::exactly_once::file::{Binding, Store};
-use crate::exactly_once::intent::Record;
+use crate::exactly_once::file::{Binding, JournalFile};
+use crate::exactly_once::intent::JournalRecord;
 use crate::files::private;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
@@ -127,8 +127,8 @@ impl<'b> World<'b> {
 
     /// A start: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = Store::open(private(&self.path).unwrap()).unwrap();
-        let records = found.records.iter().map(|p| Record::read(p).unwrap()).collect();
+        let (store, found) = JournalFile::open(private(&self.path).unwrap()).unwrap();
+        let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);
         let mut acked = self.disk.clone();

@@ -3,7 +3,7 @@
 use super::*;
 use std::path::Path;
 
-fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, Found) {
+fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, FoundMarks) {
     let options = || File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
     let (air, found) = SentMarks::open(options(), boot, false).unwrap();
     (Arc::new(air), found)
@@ -267,4 +267,29 @@ fn a_start_in_doubt_syncs_a_few_times() {
     }
     assert_eq!(air.again(), 10_000);
     assert!(images.len() < 20, "{} syncs", images.len());
+}
+
+/// Fails when what stands in the file is believed: a number that overflows a count, or slots beyond its end.
+#[test]
+fn fuzz_sent_marks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let word = |n: u64| n.to_le_bytes();
+    let head = |running: u64| {
+        [&head("b")[..56], &[word(9), word(4), word(running), word(5), word(6)].concat()].concat()
+    };
+    let slots = [word(1), word(100), word(0), word(0), word(3), word(u64::MAX)].concat();
+    let samples = [head(1), [head(1), slots.clone()].concat(), [head(0), slots].concat()];
+    crate::fuzz::damaged(&samples, <[u8]>::len, |bytes| {
+        std::fs::write(&path, bytes).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let (air, found) = SentMarks::open(file, "b", false).unwrap();
+        let air = Arc::new(air);
+        air.begin("b", found.unsaved(4), found.limits.iter().map(|(s, l)| (*s, *l)));
+        air.take(StreamId(1), 50, 200).raise(50, 70, 3);
+        air.resent(2);
+        air.end();
+        let _ = totals(bytes);
+        found.limits.len()
+    });
 }

@@ -1,6 +1,6 @@
 //! Three brokers; leaders are killed under load, and while an agent that was killed proves its open batches.
 
-use super::{Dice, SHORT, announced, config, totals, write_some};
+use super::{SHORT, announced, config, totals, write_some};
 use crate::harness::*;
 
 /// So many lives of the agent; in each third one a broker dies, and stays away for the next.
@@ -9,7 +9,7 @@ pub fn leaders_killed(rounds: u64, seed: u64) {
     let topic = cluster.topic(3);
     let folder = Folder::new();
     config(&folder, &topic, &SHORT);
-    let (mut dice, mut next) = (Dice::new(seed), 0);
+    let (mut dice, mut next) = (Dice(seed), 0);
     let mut down = None;
     for round in 0..rounds {
         let mut agent = folder.agent_line("run -c c.toml").spawn();

@@ -6,8 +6,10 @@
 
 mod agent;
 mod broker;
+mod dice;
 mod lines;
 mod manager;
+pub mod page;
 mod proxy;
 mod ptrace;
 mod records;
@@ -17,6 +19,7 @@ pub mod wire;
 
 pub use agent::{Agent, Done, Folder, Setup, binary, optimized, status_json, wait_status};
 pub use broker::{Broker, Cluster, Record, Topic, Version};
+pub use dice::Dice;
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
 pub use proxy::{Mode, Proxy, read_frame, rewrite};
 pub use ptrace::Halted;

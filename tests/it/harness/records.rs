@@ -36,19 +36,33 @@ pub fn decode(bytes: &[u8]) -> Result<Batch, String> {
     }
 }
 
-fn batch(bytes: &[u8]) -> Result<Batch, String> {
-    let cut = || "the batch ends too early".to_owned();
-    let mut r = Reader::new(bytes);
-    let mut head = || {
+/// What stands before the records of a batch; the names are Kafka's.
+struct Head<'a> {
+    length: i32,
+    magic: i8,
+    crc: u32,
+    /// By the checksum: all that is behind it.
+    covered: &'a [u8],
+    attributes: i16,
+    last_delta: i32,
+    first_time: i64,
+    producer_id: i64,
+    epoch: i16,
+    base_sequence: i32,
+    count: i32,
+}
+
+impl<'a> Head<'a> {
+    fn read(r: &mut Reader<'a>) -> Option<Head<'a>> {
         let (_base, length, _epoch, magic) = (r.i64()?, r.i32()?, r.i32()?, r.i8()?);
-        let (crc, rest) = (r.i32()? as u32, r.rest);
+        let (crc, covered) = (r.i32()? as u32, r.rest);
         let (attributes, last_delta, first_time, _max_time) = (r.i16()?, r.i32()?, r.i64()?, r.i64()?);
         let (producer_id, epoch, base_sequence, count) = (r.i64()?, r.i16()?, r.i32()?, r.i32()?);
-        Some((
+        Some(Head {
             length,
             magic,
             crc,
-            rest,
+            covered,
             attributes,
             last_delta,
             first_time,
@@ -56,21 +70,15 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
             epoch,
             base_sequence,
             count,
-        ))
-    };
-    let (
-        length,
-        magic,
-        crc,
-        covered,
-        attributes,
-        last_delta,
-        first_time,
-        producer_id,
-        epoch,
-        base_sequence,
-        count,
-    ) = head().ok_or_else(cut)?;
+        })
+    }
+}
+
+fn batch(bytes: &[u8]) -> Result<Batch, String> {
+    let mut r = Reader::new(bytes);
+    let head = Head::read(&mut r).ok_or("the batch ends too early")?;
+    let Head { length, magic, crc, covered, attributes, last_delta, first_time, count, .. } = head;
+    let Head { producer_id, epoch, base_sequence, .. } = head;
     if length as usize + 12 != bytes.len() {
         return Err(format!(
             "one batch per partition: {} bytes, of which the first batch has {}",

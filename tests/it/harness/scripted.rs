@@ -151,6 +151,8 @@ struct State {
     nodes: Vec<SocketAddr>,
     topics: BTreeMap<String, BTreeMap<i32, i32>>,
     auto_create: Option<i32>,
+    epoch: i32,
+    cluster: String,
     versions: Vec<(i16, i16, i16)>,
     requests: Vec<Request>,
     produced: Vec<Produced>,
@@ -184,6 +186,8 @@ impl Scripted {
             nodes: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),
             topics: BTreeMap::new(),
             auto_create: None,
+            epoch: 1,
+            cluster: "scripted".into(),
             versions: vec![
                 (0, 0, 11),
                 (1, 0, 17),
@@ -239,8 +243,19 @@ impl Scripted {
     }
     /// So many brokers more in its metadata, where nobody listens.
     pub fn invent(&self, nodes: u16) {
-        let nobody = (0..nodes).map(|n| SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], 9)));
-        self.lock().nodes.extend(nobody);
+        self.also((0..nodes).map(|n| SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], 9))));
+    }
+    /// More brokers in its metadata, at these addresses.
+    pub fn also(&self, nodes: impl IntoIterator<Item = SocketAddr>) {
+        self.lock().nodes.extend(nodes);
+    }
+    /// The cluster's id in its metadata; "scripted" at first.
+    pub fn cluster(&self, id: &str) {
+        self.lock().cluster = id.into();
+    }
+    /// The leader epoch of all partitions in its metadata; 1 at first.
+    pub fn epoch(&self, epoch: i32) {
+        self.lock().epoch = epoch;
     }
     /// Metadata of an unknown topic creates it with so many partitions.
     pub fn auto_create(&self, partitions: i32) {
@@ -574,7 +589,7 @@ impl State {
             out.tags();
         });
         if v >= 2 {
-            out.string(Some("scripted"));
+            out.string(Some(&self.cluster));
         }
         if v >= 1 {
             out.i32(1);
@@ -616,7 +631,7 @@ impl State {
             out.i32(partition);
             out.i32(leader);
             if v >= 7 {
-                out.i32(1);
+                out.i32(self.epoch);
             }
             let copies = if leader < 0 { vec![] } else { vec![leader] };
             out.list(copies.clone(), Out::i32);

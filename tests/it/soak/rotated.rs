@@ -1,7 +1,8 @@
 //! What happens to a log on a day whose pattern matches the rotated files too: rotation in all its forms, compression, clock
 //! steps, renames. Lines are never written between a copy and its truncation: that loss is the tool's.
 
-use super::{Dice, Soak, open};
+use super::{Soak, open};
+use crate::harness::Dice;
 use crate::harness::*;
 use std::fs::{self, File, OpenOptions};
 use std::process::Command;

@@ -1,4 +1,18 @@
-//! "Did you mean": the known word next to a mistyped one.
+//! Words that stand for values, and the known word that a mistyped one was probably meant to be.
+
+/// A type whose values have names, the same in the config and on the command line.
+pub trait Named: Clone + 'static {
+    const NAMES: &'static [(&'static str, Self)];
+}
+
+pub fn by_name<T: Named>(s: &str) -> Result<T, String> {
+    let found = T::NAMES.iter().find(|(name, _)| *name == s);
+    found.map(|(_, value)| value.clone()).ok_or_else(|| {
+        let names: Vec<&str> = T::NAMES.iter().map(|(name, _)| *name).collect();
+        let hint = nearest(s, names.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
+        format!("{s:?} is none of {}{}", names.join(", "), hint.unwrap_or_default())
+    })
+}
 
 /// The one of `names` that was probably meant. Case and `-` for `_` do not count.
 pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {

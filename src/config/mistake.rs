@@ -1,0 +1,219 @@
+//! What can be wrong with a config. Each text says what is wrong and, after a semicolon, what to write instead.
+
+use super::MemoryPlan;
+use super::table::KeySpec;
+use super::units::{BrokerAddress, Invalid};
+use std::fmt::{self, Display};
+
+/// One mistake. The first text is the key, if there is one.
+#[derive(Debug)]
+pub enum Mistake {
+    /// A file of the `.d` folder.
+    Unreadable(std::io::Error),
+    NotUtf8,
+    /// The parser's message, and the line it is about.
+    Syntax(String, String),
+    /// With the table it is in.
+    UnknownKey(String, &'static str, Hint),
+    /// With its table and an example.
+    MissingKey(&'static KeySpec, &'static str),
+    MissingTopic,
+    NoFiles,
+    NotTables,
+    /// What it is, what is wanted, and an example.
+    Type(String, &'static str, &'static str, String),
+    /// With the value.
+    Value(String, String, WrongValue),
+    /// With the value, all words, and the nearest.
+    Word(String, String, Vec<String>, Option<&'static str>),
+    /// As `Word`, where not all that can be written are words.
+    Choice(String, String, &'static str),
+    /// Not from the first number to the second.
+    Range(String, u64, u64),
+    Bytes(String),
+    /// A duration of zero.
+    NoTime(String),
+    /// With an example.
+    EmptyList(String, &'static str),
+    /// A name within the key's value.
+    EmptyName(String),
+    /// With the path.
+    RelativePath(String, String),
+    /// With what can be written.
+    KeySources(&'static str),
+    MultilineSources,
+    /// A name in `fields` or `headers`, and its text.
+    Placeholder(String, String),
+    Conflict(Conflict),
+}
+
+/// Keys that do not go together.
+#[derive(Debug)]
+pub enum Conflict {
+    /// Only the modern driver does this.
+    Classic(&'static str),
+    ExactlyOnceAcks,
+    /// With the most bytes.
+    ExactlyOnceBatch(usize),
+    HashWithoutKey,
+    StickyWithKey,
+    CertWithoutKey,
+    KeyWithoutCert,
+    PlainWithoutTls(BrokerAddress),
+    ReopenWithoutFollow,
+    FieldsOfRaw,
+    Memory(usize, MemoryPlan),
+}
+
+impl From<Conflict> for Mistake {
+    fn from(conflict: Conflict) -> Self {
+        Mistake::Conflict(conflict)
+    }
+}
+
+/// What a text should have been.
+#[derive(Debug)]
+pub struct WrongValue {
+    pub wanted: &'static str,
+    pub why: Invalid,
+    pub example: String,
+}
+
+/// Where an unknown key may have been meant to go.
+#[derive(Debug)]
+pub enum Hint {
+    Nearest(&'static str),
+    Elsewhere(&'static str),
+    Known(Vec<&'static str>),
+}
+
+/// What is wrong, and what to write instead.
+impl Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Mistake::*;
+        match self {
+            Unreadable(e) => write!(f, "cannot be read: {e}; let the agent's user read it, or remove it"),
+            NotUtf8 => f.write_str("a byte that is not UTF-8; save the file as UTF-8"),
+            Syntax(message, line) => write!(f, "{message}; correct the TOML of this line: {line}"),
+            UnknownKey(key, table, hint) => {
+                write!(f, "unknown key `{key}` in {table}; ")?;
+                match hint {
+                    Hint::Nearest(near) => write!(f, "did you mean `{near}`?"),
+                    Hint::Elsewhere(table) => write!(f, "it belongs in {table}"),
+                    Hint::Known(known) => write!(f, "known here: {}", known.join(", ")),
+                }
+            }
+            EmptyName(key) => write!(f, "a name in `{key}` is empty; give it a name"),
+            MissingKey(KeySpec { name: key, value: example, .. }, table) => {
+                let or = if *key == "brokers" { ", or run with --output stdout" } else { "" };
+                write!(f, "`{key}` is missing in {table}; write {key} = {example}{or}")
+            }
+            MissingTopic => f.write_str(
+                "`topic` is missing in [kafka], and not every [[files]] has its own; write topic = \"web_log\" in \
+                 [kafka], or one in each [[files]], or give --topic",
+            ),
+            NoFiles => {
+                f.write_str("there is no [[files]]; write [[files]] and below it paths = [\"/var/log/…\"]")
+            }
+            NotTables => f.write_str("`files` is not a list of tables; write [[files]] above the keys of each"),
+            Type(key, is, wanted, example) => {
+                write!(f, "`{key}` is {is}, not {wanted}; write {key} = {example}")
+            }
+            Value(key, value, WrongValue { wanted, why, example }) => {
+                write!(f, "`{key}`: {value:?} is not {wanted}: {why}; write for example {key} = {example}")
+            }
+            Word(key, value, _, Some(near)) => {
+                write!(f, "`{key}` cannot be {value:?}; did you mean {near:?}?")
+            }
+            Word(key, value, words, None) => {
+                write!(f, "`{key}` cannot be {value:?}; write {}", words.join(" or "))
+            }
+            Choice(key, value, choices) => write!(f, "`{key}` cannot be {value}; write {choices}"),
+            Range(key, from, to) => {
+                write!(f, "`{key}` is not from {from} to {to}; write a number in that range")
+            }
+            Bytes(key) => {
+                write!(f, "`{key}` is not from 1 byte to 1 GiB; write a size such as \"8MiB\"")
+            }
+            NoTime(key) => write!(f, "`{key}` is no time at all; write {key} = \"1s\" or longer"),
+            EmptyList(key, example) => write!(f, "`{key}` is empty; write {key} = {example}"),
+            RelativePath(key, path) => write!(
+                f,
+                "`{key}`: {path:?} is a relative path; begin it with /, because a service has no folder of its own to \
+                 start from"
+            ),
+            KeySources(choices) => write!(f, "`key` has not exactly one source; write key = {choices}"),
+            MultilineSources => f.write_str(
+                "`multiline` does not have exactly one of `start` and `continue`; write the one that says which lines \
+                 belong together",
+            ),
+            Placeholder(name, text) => write!(
+                f,
+                "{text:?} of {name:?} has a ${{…}} that is not ${{host}}; write ${{host}}, or leave out the $"
+            ),
+            Conflict(conflict) => conflict.fmt(f),
+        }
+    }
+}
+
+impl Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Conflict::*;
+        let text = match self {
+            Classic(what) => {
+                return write!(
+                    f,
+                    "the classic driver, which `driver` asks for, cannot do {what}; write driver = \"auto\" or \
+                     \"modern\", or take this out"
+                );
+            }
+            ExactlyOnceBatch(most) => {
+                let most = most >> 20;
+                return write!(
+                    f,
+                    "delivery = \"exactly-once\" takes no batches over {most} MiB; write batch = \"{most}MiB\" or less"
+                );
+            }
+            PlainWithoutTls(broker) => {
+                return write!(
+                    f,
+                    "PLAIN without TLS would send the password readably to {broker}; write [kafka.tls], or mechanism = \
+                     \"SCRAM-SHA-512\", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
+                );
+            }
+            Memory(memory, MemoryPlan { encoding, topics, per_topic, needed }) => {
+                let s = if *topics == 1 { "" } else { "s" };
+                let least = needed.div_ceil(1 << 10);
+                return write!(
+                    f,
+                    "`memory` of {memory} bytes is too small for {topics} topic{s}: {per_topic} bytes for each (its \
+                     longest line, and tables) and {encoding} to encode are needed; write memory = \"{least}KiB\" or \
+                     more in [agent], or a smaller max_line"
+                );
+            }
+            ExactlyOnceAcks => {
+                "exactly-once needs the acknowledgement of all in-sync replicas; write acks = \"all\", or delivery = \
+                 \"at-least-once\" in [agent]"
+            }
+            HashWithoutKey => {
+                "`partition` is by the hash of the key, and there is no `key`; write for example key = \"path\", or \
+                 partition = \"sticky\""
+            }
+            StickyWithKey => {
+                "`partition` = \"sticky\" ignores the `key`, so lines with the same key would lose their order; write \
+                 partition = \"hash\", or leave it out"
+            }
+            CertWithoutKey => {
+                "a client certificate without its `key`; name both `cert` and `key`, or neither"
+            }
+            KeyWithoutCert => "a client key without its `cert`; name both `cert` and `key`, or neither",
+            ReopenWithoutFollow => {
+                "`reopen` without `follow`: a file that is read once is not waited for; take out one of them"
+            }
+            FieldsOfRaw => {
+                "`fields` has no place in a record that is the line alone; write format = \"json\", or use headers"
+            }
+        };
+        f.write_str(text)
+    }
+}

@@ -1,0 +1,174 @@
+//! All mistakes of the config files, each with its place, and the places of the keys that were read.
+
+use super::mistake::{Conflict, Mistake};
+use crate::error::{Error, ExitCode};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A position in one of the files that were read.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TextPosition {
+    pub doc: usize,
+    pub at: usize,
+}
+
+/// A table by its name; one of several `[[files]]` by its number too.
+pub type TableId = (&'static str, usize);
+
+/// Everything that is wrong over all files, and where each key is.
+#[derive(Debug, Default)]
+pub struct Problems {
+    docs: Vec<Doc>,
+    found: Vec<(TextPosition, Mistake)>,
+    /// Keys that are missing, which they may only seem to be where a file could not be parsed to its end.
+    missing: Vec<(TextPosition, Mistake)>,
+    headers: HashMap<TableId, TextPosition>,
+    /// With whether the value is a good one.
+    keys: HashMap<(TableId, &'static str), (TextPosition, bool)>,
+}
+
+#[derive(Debug)]
+struct Doc {
+    path: PathBuf,
+    text: String,
+    /// Syntax errors: the value of a key that overlaps one is a guess of the parser, so nothing else is said of it.
+    broken: Vec<Range<usize>>,
+}
+
+impl Problems {
+    /// Adds a file; gives its number, the first half of a [`TextPosition`].
+    pub fn add_file(&mut self, path: &Path, text: &str) -> usize {
+        self.docs.push(Doc { path: path.into(), text: text.into(), broken: Vec::new() });
+        self.docs.len() - 1
+    }
+
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.docs.iter().map(|d| d.path.as_path())
+    }
+
+    pub fn add(&mut self, place: TextPosition, mistake: Mistake) {
+        self.found.push((place, mistake));
+    }
+
+    pub fn add_missing(&mut self, place: TextPosition, mistake: Mistake) {
+        self.missing.push((place, mistake));
+    }
+
+    /// The text itself is wrong within `span`, and the parser's error is `message`; reported at `at`.
+    pub fn add_syntax(&mut self, doc: usize, at: usize, span: Range<usize>, message: &str) {
+        let text = &self.docs[doc].text;
+        let (number, _) = line_and_column(text, at);
+        let line = text.lines().nth(number - 1).unwrap_or_default().trim().to_owned();
+        self.add_broken(doc, at, span, Mistake::Syntax(message.into(), line));
+    }
+
+    pub fn add_broken(&mut self, doc: usize, at: usize, span: Range<usize>, mistake: Mistake) {
+        self.add(TextPosition { doc, at }, mistake);
+        self.docs[doc].broken.push(span);
+    }
+
+    /// Whether the parser had to guess within `span`.
+    pub fn is_guess(&self, doc: usize, span: &Range<usize>) -> bool {
+        let broken = self.docs.get(doc).map(|d| d.broken.as_slice()).unwrap_or_default();
+        broken.iter().any(|b| b.start <= span.end && span.start <= b.end)
+    }
+
+    pub fn header(&mut self, table: TableId, place: TextPosition) {
+        self.headers.insert(table, place);
+    }
+
+    pub fn written(&mut self, table: TableId, key: &'static str, place: TextPosition, good: bool) {
+        self.keys.insert((table, key), (place, good));
+    }
+
+    pub fn header_of(&self, table: TableId) -> Option<TextPosition> {
+        self.headers.get(&table).copied()
+    }
+
+    /// Whether the key has a value, be it a wrong one.
+    pub fn has(&self, table: TableId, key: &'static str) -> bool {
+        self.keys.contains_key(&(table, key))
+    }
+
+    /// The place of a key's value, where that is a good one.
+    pub fn place_of(&self, table: TableId, key: &'static str) -> Option<TextPosition> {
+        self.keys.get(&(table, key)).and_then(|(place, good)| good.then_some(*place))
+    }
+
+    /// Reports a conflict at one of its keys, if that was written.
+    pub fn add_at(&mut self, table: TableId, key: &'static str, conflict: Conflict) {
+        if let Some(place) = self.place_of(table, key) {
+            self.add(place, conflict.into());
+        }
+    }
+
+    /// `value`, unless there are problems: then the error that names them all, with code 78.
+    pub fn into_result<T>(mut self, value: T) -> Result<T, Error> {
+        if self.docs.iter().all(|d| d.broken.is_empty()) {
+            self.found.append(&mut self.missing);
+        }
+        match self.into_lines() {
+            lines if lines.is_empty() => Ok(value),
+            lines => Err(Error::several(ExitCode::Config, lines)),
+        }
+    }
+
+    /// `FILE:LINE:COL`, what is wrong, what to write instead; in the order of the files.
+    fn into_lines(mut self) -> Vec<String> {
+        self.found.sort_by_key(|(place, _)| *place);
+        let line = |(place, mistake): &(TextPosition, Mistake)| {
+            let doc = &self.docs[place.doc];
+            let (line, column) = line_and_column(&doc.text, place.at);
+            format!("{}:{line}:{column}: {mistake}", doc.path.display())
+        };
+        let mut lines: Vec<String> = self.found.iter().map(line).collect();
+        lines.dedup();
+        lines
+    }
+}
+
+/// Both from 1; columns in characters.
+fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    let before = &text[..at];
+    let start = before.rfind('\n').map_or(0, |i| i + 1);
+    let column = before[start..].trim_start_matches('\u{feff}').chars().count() + 1;
+    (before.matches('\n').count() + 1, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_and_columns() {
+        let cases = [
+            ("", 0, (1, 1)),
+            ("ab\ncd", 0, (1, 1)),
+            ("ab\ncd", 2, (1, 3)),
+            ("ab\ncd", 3, (2, 1)),
+            ("ä = x", 5, (1, 5)),
+            ("ä", 1, (1, 1)),
+            ("a\n", 99, (2, 1)),
+            ("\u{feff}a", 3, (1, 1)),
+        ];
+        for (text, at, expected) in cases {
+            assert_eq!(line_and_column(text, at), expected, "{text:?} at {at}");
+        }
+    }
+
+    #[test]
+    fn problems_come_in_the_order_of_the_files() {
+        let mut p = Problems::default();
+        let one = p.add_file(Path::new("/1"), "a\nb");
+        let two = p.add_file(Path::new("/2"), "a");
+        p.add(TextPosition { doc: two, at: 0 }, Mistake::NoFiles);
+        p.add(TextPosition { doc: one, at: 2 }, Mistake::NotUtf8);
+        let lines = p.into_lines();
+        assert!(lines[0].starts_with("/1:2:1: ") && lines[1].starts_with("/2:1:1: "), "{lines:?}");
+    }
+}

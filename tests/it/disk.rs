@@ -1,0 +1,180 @@
+//! The disk under the state folder is an image of its own. A power cut: what the image holds at that moment is what the next
+//! life finds, under another boot id; what was in the page cache alone is gone. And a disk that turns read-only.
+
+use crate::exactly_once::{announced, write_config};
+use crate::harness::*;
+use std::{fs, process::Command};
+
+/// A box whose disk is an image, `disk`, that is mounted at `state` for the agent alone.
+struct Machine {
+    folder: Folder,
+    boots: u32,
+}
+
+/// Arguments: the image, the file with the boot id, the agent and its arguments. Nothing is committed by itself meanwhile.
+const BOOT: &str = "mount -o loop,commit=300 \"$1\" state && mount --bind \"$2\" /proc/sys/kernel/random/boot_id && \
+                    shift 2 && exec \"$@\"";
+
+fn run(program: &str, args: &[&str], folder: &Folder) {
+    let done = Command::new(program).args(args).current_dir(folder.root()).output().unwrap();
+    assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+impl Machine {
+    fn new() -> Machine {
+        for tool in ["unshare", "mkfs.ext4", "mount"] {
+            need(tool);
+        }
+        let folder = Folder::new();
+        fs::File::create(folder.path("disk")).unwrap().set_len(16 << 20).unwrap();
+        run("mkfs.ext4", &["-q", "disk"], &folder);
+        folder.mkdir("state");
+        Machine { folder, boots: 0 }
+    }
+
+    /// Runs the agent with the disk in its place.
+    fn boot(&mut self, args: &str) -> Setup {
+        self.boots += 1;
+        let id = format!("{:08x}-0000-4000-8000-000000000000\n", self.boots);
+        let boot = self.folder.write("boot_id", id);
+        let disk = self.folder.path("disk");
+        let alone = ["unshare", "--mount", "sh", "-c", BOOT, "sh"].map(std::ffi::OsString::from);
+        self.folder.agent_line(args).within(alone.into_iter().chain([disk.into(), boot.into()]))
+    }
+
+    /// The disk stays as it is at this moment.
+    fn cut(&self, agent: &mut Agent) -> Done {
+        agent.pause();
+        run("cp", &["--sparse=always", "disk", "after"], &self.folder);
+        let done = agent.kill();
+        // The kernel writes the rest to the old image once nobody uses it.
+        self.folder.rename("after", "disk");
+        done
+    }
+
+    /// As a command sees it that runs beside this agent.
+    fn beside(&self, agent: &Agent, args: &[&str]) -> Done {
+        let pid = agent.id().to_string();
+        let nsenter = ["nsenter", "--mount", "--target", &pid].map(str::to_owned);
+        let state = self.folder.path("state");
+        self.folder.agent(args).arg("--state-dir").arg(state).within(nsenter).run()
+    }
+
+    fn status(&mut self) -> serde_json::Value {
+        let done = self.boot("status --json --state-dir state").run().expect_code(0);
+        serde_json::from_slice(&done.stdout).unwrap()
+    }
+}
+
+/// Two power cuts within seconds. Fails when the upper bound of what may stand twice is not on the disk before those lines
+/// are handed on: the second cut then takes with it what the second life had counted.
+#[test]
+fn two_power_cuts_within_seconds_are_counted() {
+    const RUN: &str = "run --output stdout --from beginning --state-dir state f.log";
+    let mut machine = Machine::new();
+    let mut next = 0;
+    machine.folder.write("f.log", b"");
+    machine.boot(RUN).arg("--once").run().expect_code(0);
+    let mut all = Vec::new();
+    for life in 0..3 {
+        let mut agent = machine.boot(RUN).start();
+        for _ in 0..4 {
+            machine.folder.append("f.log", Lines::new("f", next..next + 100).bytes());
+            next += 100;
+            pause(millis(300));
+        }
+        agent.wait_lines(next as usize);
+        let done = if life < 2 { machine.cut(&mut agent) } else { agent.stop().expect_code(0) };
+        all.extend(done.whole_lines());
+    }
+    let delivered = Delivered::of(all);
+    let doubled = delivered.assert_at_least_once(&[&Lines::new("f", 0..next)]) as u64;
+    let at_most = machine.status()["totals"]["doubled_at_most"].as_u64().unwrap();
+    assert!(doubled >= 1000, "{doubled}: the cuts have taken nothing with them");
+    assert!((doubled..=2 * doubled).contains(&at_most), "{doubled} doubled, {at_most} at most");
+}
+
+/// The same with exactly-once and the default `sync`, which does not cover a power cut.
+#[test]
+fn two_power_cuts_within_seconds_are_counted_with_exactly_once() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic(2);
+    let mut machine = Machine::new();
+    write_config(&machine.folder, &topic.name, &topic.address, "", "");
+    let mut next = 0;
+    machine.boot("run -c c.toml --once").run().expect_code(0);
+    for life in 0..3 {
+        let mut agent = machine.boot("run -c c.toml").start();
+        for _ in 0..4 {
+            machine.folder.append("f.log", Lines::new("f", next..next + 100).bytes());
+            next += 100;
+            pause(millis(300));
+        }
+        // What a life before has sent may count too; what this one sends last must be there.
+        let last = Lines::new("f", next - 1..next).line(next - 1);
+        wait_until(PATIENT, "the last line", || topic.values().contains(&last));
+        if life < 2 {
+            machine.cut(&mut agent)
+        } else {
+            agent.stop().expect_code(0)
+        };
+    }
+    let doubled = Delivered::in_topic(&topic).assert_at_least_once(&[&Lines::new("f", 0..next)]) as u64;
+    let status = machine.status();
+    assert!(doubled > 0, "the cuts have taken nothing with them");
+    assert!((doubled..=2 * doubled).contains(&announced(&status)), "{doubled} doubled: {}", status["totals"]);
+}
+
+/// The kernel makes the file system read-only under a running agent, as after an error of the disk. Fails when status, the
+/// metrics or the log do not say within 2 s that delivery is blocked and why, when a log line claims that it goes on, or
+/// when the next start with a sound disk loses or doubles a line.
+#[test]
+fn a_disk_that_turns_read_only_is_said_to_block_delivery() {
+    need("nsenter");
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic(1);
+    let mut machine = Machine::new();
+    write_config(&machine.folder, &topic.name, &topic.address, "sync = \"always\"", "");
+    let metrics = machine.folder.path("m.prom");
+    machine.folder.append("c.toml", format!("[metrics]\ntextfile = {metrics:?}\n"));
+    machine.folder.append("f.log", Lines::new("f", 0..10).bytes());
+    let mut agent = machine.boot("run -c c.toml").start();
+    let status = |machine: &Machine, agent: &Agent| -> serde_json::Value {
+        let done = machine.beside(agent, &["status", "--json"]).expect_code(0);
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+    wait_until(SOON, "the first lines are saved", || {
+        let file = &status(&machine, &agent)["files"][0];
+        file["saved"] == file["size"] && file["saved"].as_u64() > Some(0)
+    });
+    let pid = agent.id().to_string();
+    let state = machine.folder.path("state");
+    let abort = ["--mount", "--target", &pid, "mount", "-o", "remount,abort", state.to_str().unwrap()];
+    run("nsenter", &abort, &machine.folder);
+    machine.folder.append("f.log", Lines::new("f", 10..20).bytes());
+    let before = std::time::Instant::now();
+    let limit = optimized(secs(2), secs(6));
+    let said = wait_for(SOON, "status says it", || {
+        let said = status(&machine, &agent);
+        let because = said["files"][0]["stuck_because"].as_str()?;
+        because.contains("state folder").then_some(said)
+    });
+    wait_until(SOON, "the metrics say it", || {
+        let text = fs::read_to_string(&metrics).unwrap_or_default();
+        let is = |line: &str| text.lines().any(|l| l.starts_with(line) && l.ends_with(" 1"));
+        is("logagent_file_stuck{") && is("logagent_state_degraded")
+    });
+    let log = agent.wait_log("nothing is sent until it can be", SOON);
+    assert!(before.elapsed() < limit, "{:?}", before.elapsed());
+    for told in
+        [&said["state"]["degraded"], &said["files"][0]["stuck_because"], &said["topics"][0]["last_error"]]
+    {
+        assert!(told.as_str().unwrap_or_default().contains("Read-only file system"), "{said:#}");
+    }
+    assert!(log.contains("Read-only file system"), "{log}");
+    let log = machine.cut(&mut agent).stderr;
+    assert!(!log.contains("delivery goes on"), "{log}");
+    assert_eq!(topic.end_offsets(), 10);
+    machine.boot("run -c c.toml --once").run_for(PATIENT).expect_code(0);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("f", 0..20)]);
+}

@@ -1,0 +1,99 @@
+//! Brokers and leaders that are not where the cluster said: dead brokers in metadata, leader epochs that cannot be.
+
+use crate::harness::*;
+
+fn follows(folder: &Folder, brokers: impl std::fmt::Display) -> Setup {
+    let args = "--topic t --driver modern --from beginning --state-dir state f.log";
+    folder.agent_line(&format!("run --brokers {brokers} {args}"))
+}
+
+/// Metadata names a hundred brokers that take no connection, each of which costs a connect timeout. Fails when they are all
+/// asked before the configured one, or when `status` says that bootstrap is up while nobody answers.
+#[test]
+fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let dead: Vec<_> = (0..100).map(|_| full_backlog()).collect();
+    kafka.also(dead.iter().map(|(address, ..)| *address));
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..200);
+    Lines::new("f", 0..100).append_to(&folder.path("f.log"));
+    let mut agent = follows(&folder, kafka.node_address(1)).start();
+    wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
+    kafka.down(1);
+    let before = kafka.count(Api::Metadata);
+    // Back, it takes nothing before it was asked who leads: that goes by bootstrap alone.
+    kafka.script(move |r| match r.api {
+        Api::Produce => Reply::Code(6),
+        _ => Reply::Default,
+    });
+    Lines::new("f", 100..200).append_to(&folder.path("f.log"));
+    let bootstrap = |s: &serde_json::Value| {
+        let all = s["brokers"].as_array().unwrap();
+        all.iter().find(|b| b["name"].as_str().unwrap().starts_with("bootstrap")).cloned().unwrap_or_default()
+    };
+    let state = folder.path("state");
+    wait_status(&folder, &state, "status says that bootstrap is down", |s| {
+        bootstrap(s)["attempts"].as_u64() > Some(0) && bootstrap(s)["last_error"].is_string()
+    });
+    kafka.up(1);
+    let back = std::time::Instant::now();
+    wait_until(PATIENT, "the configured broker is asked", || kafka.count(Api::Metadata) > before);
+    // A connect timeout of 10 s for a learned one before it, and for one more on the way.
+    assert!(back.elapsed() < secs(35), "{:?}", back.elapsed());
+    kafka.script(|_| Reply::Default);
+    wait_until(PATIENT, "all lines", || kafka.stored("t").len() == 200);
+    wait_status(&folder, &state, "status says that bootstrap is up", |s| {
+        bootstrap(s)["attempts"].as_u64() == Some(0)
+    });
+    agent.stop().expect_code(0);
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
+}
+
+/// One answer names the highest leader epoch that there is; then the leader moves, under an epoch as they are. Fails when
+/// the first one is believed for ever.
+#[test]
+fn an_impossible_leader_epoch_is_not_believed_for_ever() {
+    let kafka = Scripted::start(2);
+    kafka.topic("t", &[0]);
+    kafka.epoch(i32::MAX);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..200);
+    Lines::new("f", 0..100).append_to(&folder.path("f.log"));
+    let mut agent = follows(&folder, kafka.address()).start();
+    wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
+    kafka.epoch(8);
+    kafka.lead("t", 0, 2);
+    Lines::new("f", 100..200).append_to(&folder.path("f.log"));
+    wait_until(SOON, "the second half, by the new leader", || kafka.stored("t").len() == 200);
+    assert!(kafka.produced().last().unwrap().node == 2);
+    agent.stop().expect_code(0);
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
+}
+
+/// Another cluster answers behind the same name. Fails when the agent keeps the producer id that the one before gave: in
+/// this one it may be another's, whose numbers would make the broker take new lines for repeated ones.
+#[test]
+fn another_cluster_gives_another_producer_id() {
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let folder = Folder::new();
+    let lines = Lines::new("f", 0..200);
+    Lines::new("f", 0..100).append_to(&folder.path("f.log"));
+    let mut agent = follows(&folder, kafka.address()).start();
+    wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
+    kafka.cluster("another");
+    // What a broker says that has just come: metadata is asked.
+    let refused = kafka.count(Api::Produce) + 1;
+    kafka.script(
+        move |r| if r.api == Api::Produce && r.nth <= refused { Reply::Code(6) } else { Reply::Default },
+    );
+    Lines::new("f", 100..200).append_to(&folder.path("f.log"));
+    wait_until(PATIENT, "all lines", || kafka.stored("t").len() == 200);
+    let log = agent.stop().expect_code(0).stderr;
+    let ids: std::collections::BTreeSet<i64> = kafka.produced().iter().map(|p| p.batch.producer_id).collect();
+    assert_eq!((kafka.count(Api::InitProducerId), ids.len()), (2, 2), "{ids:?}");
+    assert_eq!(kafka.produced().last().map(|p| p.batch.producer_id), ids.last().copied());
+    assert!(log.contains("another cluster") && log.contains("taking a new one"), "{log}");
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
+}
