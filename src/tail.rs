@@ -4,9 +4,9 @@
 //! channel until a deadline. It reads only while its budget and the parcel channel have room: that is all there is to
 //! backpressure. Events are hints: without them a look comes later, and no line is lost.
 
+mod assign;
 pub mod catchup;
 mod change;
-mod copies;
 mod find;
 mod folder;
 pub mod follow;
@@ -24,6 +24,7 @@ pub mod siblings;
 #[cfg(test)]
 mod simulated;
 mod streams;
+mod survey;
 mod trouble;
 
 pub use change::Change;
@@ -38,7 +39,7 @@ use crate::stop::Stop;
 use crossbeam_channel::{Receiver, SendError, Sender, TrySendError, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
-use known::{Entry, Known, Looks};
+use known::{Entry, Known};
 use log::warn;
 use open::{Got, Open, Reading};
 use own::Undecided;
@@ -48,7 +49,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -130,8 +131,6 @@ pub struct Wake {
     pub slot: Receiver<()>,
     /// Another tail asks for a look.
     pub nudged: Receiver<()>,
-    /// What other tails know of this one's looks.
-    pub looks: Arc<Looks>,
     /// False where inotify gives no events for this path, so that it must be polled.
     pub hints: Arc<AtomicBool>,
 }
@@ -179,9 +178,7 @@ pub fn run(
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
-        wake.looks.begin();
         let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
-        wake.looks.end();
         let step = match step {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
@@ -246,6 +243,8 @@ struct Tail<'a> {
     first: bool,
     /// It was begun then.
     begun: Option<Instant>,
+    /// See [`Known::folder`].
+    folder: Arc<Mutex<()>>,
     error: Option<String>,
     /// How often it could not be read; while `error` is set, whether that was told.
     failures: Repeats,
@@ -294,6 +293,7 @@ impl<'a> Tail<'a> {
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
+        let folder = known.folder(&first.options.path);
         Tail {
             o: first.options.paced(),
             outdated: first.outdated,
@@ -306,6 +306,7 @@ impl<'a> Tail<'a> {
             turn: 0,
             first: true,
             begun: None,
+            folder,
             error: None,
             failures: Repeats::default(),
             told: false,
@@ -333,16 +334,27 @@ impl Tail<'_> {
     /// One look and one step.
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
         self.now = now;
+        let folder = self.folder.clone();
+        let decides = || folder.lock().unwrap_or_else(PoisonError::into_inner);
         if self.first {
-            if let Some(wait) = self.begin()? {
+            let _decides = decides();
+            let wait = self.begin();
+            self.known.begun(&self.o.path);
+            if let Some(wait) = wait? {
                 return Ok(Step::Wait(wait));
             }
             self.first = false;
         }
-        if let Some(wait) = self.find_absent()? {
-            return Ok(Step::Wait(wait));
+        if !self.absent.is_empty() {
+            let _decides = self.absent_until().is_some_and(|at| at <= now).then(decides);
+            if let Some(wait) = self.find_absent()? {
+                return Ok(Step::Wait(wait));
+            }
         }
-        self.save_undecided()?;
+        if self.undecided.is_some() {
+            let _decides = decides();
+            self.save_undecided()?;
+        }
         let at_path = match (self.look_at_path()?, self.path_again) {
             (AtPath::Another, Some(at)) if at > now => AtPath::Unknown,
             (AtPath::Another, _) => AtPath::Another,
@@ -354,6 +366,7 @@ impl Tail<'_> {
         // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
+            let _decides = decides();
             self.catch_up(None)?;
         }
         let seen = self.look_at_open(now)?;
@@ -367,6 +380,8 @@ impl Tail<'_> {
         // Nothing is held by a file that is not read now.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
         self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
+        let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
+        let _decides = is_decision.then(decides);
         match step {
             Step::Open => self.open_new()?,
             Step::Orphan => self.orphan(),
@@ -437,7 +452,7 @@ impl Tail<'_> {
             self.undecided = None;
             // Its tail may still be looking for the stream, and find it elsewhere.
             self.expected_elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
-            self.known.met(&self.o.path);
+            self.known.unassigned(&self.o.path, false);
         }
         Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {
             (false, _) => AtPath::Another,
@@ -494,7 +509,11 @@ impl Tail<'_> {
             Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
             Got::Stopped => Ok(()), // with other options
             Got::Nothing | Got::NoRoom => Ok(()),
-            Got::Changed => self.truncated(i),
+            Got::Changed => {
+                let folder = self.folder.clone();
+                let _decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+                self.truncated(i)
+            }
             Got::Broken(e) => self.broken(i, &e),
             Got::Chunk(chunk, counts) => {
                 let t = &self.board.totals;
