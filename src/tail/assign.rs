@@ -141,7 +141,8 @@ pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::R
         if verdicts[i].is_none() {
             verdicts[i] = match lengths[i] {
                 Length::Incomplete => Some(Verdict::Wait(Wait::Incomplete)),
-                Length::Bytes(0) => Some(Verdict::Wait(Wait::Empty)),
+                Length::Bytes(0) if streams.iter().any(|s| !s.finished) => Some(Verdict::Wait(Wait::Empty)),
+                Length::Bytes(0) => Some(Verdict::New),
                 _ => None,
             };
         }
