@@ -259,6 +259,7 @@ impl<'a> Contents<'a> {
                 return Ok(Some(Own::Plain(file.into())));
             }
         }
+        let is_read = matches!(e.reader, Reader::Reading(None));
         let listed = self.files.iter().position(|c| is_same_file(&c.sibling.look.identity, &e.identity));
         let (opened, packed) = match listed {
             Some(i) if self.files[i].sibling.packed == Packed::Other => return Ok(Some(Own::Unknown)),
@@ -270,10 +271,13 @@ impl<'a> Contents<'a> {
                 _ => (None, Packed::Plain),
             },
         };
-        let Some((file, look)) = opened else { return Ok(None) };
+        let Some((file, look)) = opened else { return Ok(is_read.then_some(Own::Unknown)) };
         if packed == Packed::Gzip {
             return Ok(match self.known.ends.of(&file, &look) {
-                Ok((size, mark)) if look.identity.born.is_some() || holds(&file, e)? => {
+                // Where nothing was read, and without a birth time, the inode may be another file's by now.
+                Ok((size, mark))
+                    if is_read || look.identity.born.is_some() || proof(e).offset > 0 && holds(&file, e)? =>
+                {
                     Some(Own::Packed(file.into(), size, mark))
                 }
                 Ok(_) => None,
