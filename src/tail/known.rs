@@ -388,6 +388,15 @@ impl Known {
         self.lock().table.move_to(stream, Some(identity), None);
     }
 
+    /// The bytes of the stream that was read from this file are gone from there.
+    pub fn has_other_bytes(&self, identity: &Identity, path: &Path) {
+        let mut known = self.lock();
+        let entry = known.table.by_identity(identity, path).filter(|e| !matches!(e.reader, Reader::Reading(_)));
+        if let Some(stream) = entry.map(|e| e.stream) {
+            known.table.move_to(stream, Some(&Identity::default()), None);
+        }
+    }
+
     /// The same, before the stream goes on there. `None`: another tail reads that file. Else where the stream was before.
     pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
         let mut known = self.lock();

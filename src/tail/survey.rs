@@ -138,6 +138,11 @@ impl Tail<'_> {
         let mut contents = Contents::new(self.known, &kept, &entries);
         let verdicts = assign(&streams, &kept_found, &mut contents)?;
         self.moved |= contents.moved;
+        for (candidate, verdict) in kept.iter().zip(&verdicts) {
+            if !matches!(verdict, Verdict::Own(_) | Verdict::Old) {
+                self.known.has_other_bytes(&candidate.sibling.look.identity, &self.o.path);
+            }
+        }
         log::debug!(
             "{}: {:?}",
             self.o.path.display(),
