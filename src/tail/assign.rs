@@ -304,7 +304,8 @@ fn relation(
     }
     // A copy that was made before the last lines of its original were written. As with marks: 256 equal bytes at the same place
     // are taken for the same; a shorter copy is read again rather than taken for one.
-    Ok(if s.head.len() == Mark::SPAN && length >= TELLING { Relation::Read } else { Relation::None })
+    let is_it = !s.finished && s.head.len() == Mark::SPAN && length >= TELLING;
+    Ok(if is_it { Relation::Read } else { Relation::None })
 }
 
 /// Where no head is known, it cannot be told.

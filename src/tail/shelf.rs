@@ -40,6 +40,9 @@ pub struct Shelved {
 impl Absent {
     /// Looks until a file is given up, or until the others no longer wait for it.
     const LOOKS: u32 = 5;
+    /// The same where a copy may be under a name that is not known yet: new names are met within a moment, on a busy machine
+    /// within seconds.
+    const LOOKS_FOR_COPY: u32 = 20;
     const BETWEEN: Duration = Duration::from_millis(500);
     /// Between two looks for what nobody waits for any more.
     const LATER: Duration = Duration::from_secs(10);
@@ -77,7 +80,7 @@ impl Tail<'_> {
     /// Stopped: what was truncated is counted now, unless its copy has come.
     pub(super) fn count_truncated(&mut self) -> Result<(), Halt> {
         while let Some(i) = self.absent.iter().position(|a| a.truncated.is_some()) {
-            self.absent[i].not_there = Absent::LOOKS;
+            self.absent[i].not_there = Absent::LOOKS_FOR_COPY;
             if !self.look_for(i)? {
                 break;
             }
@@ -156,7 +159,9 @@ impl Tail<'_> {
             let soon = absent.holds_up() || absent.truncated.is_some();
             absent.next = now + if soon { Absent::BETWEEN } else { Absent::LATER };
         }
-        if !found && (may_come || absent.not_there < Absent::LOOKS) {
+        let ends = self.o.until == Until::Read;
+        let most = if absent.truncated.is_some() && !ends { Absent::LOOKS_FOR_COPY } else { Absent::LOOKS };
+        if !found && (may_come || absent.not_there < most) {
             return Ok(false);
         }
         let why = self.absent.remove(i).why;
