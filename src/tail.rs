@@ -50,7 +50,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// Where reading starts in a file that exists when its source is first known.
@@ -131,6 +131,8 @@ pub struct Wake {
     pub slot: Receiver<()>,
     /// Another tail asks for a look.
     pub nudged: Receiver<()>,
+    /// How many looks were begun, and ended: an odd number during a look.
+    pub looks: Arc<AtomicU64>,
     /// False where inotify gives no events for this path, so that it must be polled.
     pub hints: Arc<AtomicBool>,
 }
@@ -178,7 +180,9 @@ pub fn run(
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
+        wake.looks.fetch_add(1, SeqCst);
         let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
+        wake.looks.fetch_add(1, SeqCst);
         let step = match step {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
@@ -258,6 +262,8 @@ struct Tail<'a> {
     path_again: Option<Instant>,
     /// The file at the path may be a copy of another one.
     undecided: Option<Undecided>,
+    /// Of a compressed file: the stream that another tail has to look at first, see [`Undecided`].
+    asked: Option<(StreamId, u64)>,
     /// The file at the path is in a stream that another tail has still to look for.
     expected_elsewhere: bool,
     /// `rate`: nothing is read before.
@@ -315,6 +321,7 @@ impl<'a> Tail<'a> {
             look_again: None,
             path_again: None,
             undecided: None,
+            asked: None,
             expected_elsewhere: false,
             free_at: now,
             now,

@@ -283,8 +283,8 @@ impl<'s, 'e> Crew<'s, 'e> {
         let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
         let path = file.found.path.clone();
         let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
-        let nudged = known.join(&path);
-        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, hints };
+        let (nudged, looks) = known.join(&path);
+        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
         let first = Change { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);

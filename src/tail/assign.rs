@@ -66,6 +66,8 @@ pub trait Peek {
     fn is_own(&mut self, file: usize, stream: usize) -> io::Result<bool>;
     /// Whether the stream's own file can be read, and has the stream's bytes.
     fn is_there(&mut self, stream: usize) -> io::Result<bool>;
+    /// The same, looked at once more.
+    fn is_still_there(&mut self, stream: usize) -> io::Result<bool>;
     /// As [`Peek::mark`], of the stream's own file.
     fn own_mark(&mut self, stream: usize, offset: u64) -> io::Result<Option<Mark>>;
 }
@@ -93,6 +95,9 @@ pub enum Wait {
     Empty,
     /// It has no byte that this stream's own file does not have too: nothing of it is read as long as that is there.
     Copy(StreamId),
+    /// It may be a copy of this stream's file, which was truncated just now. Of that nothing was read yet: there is no byte by
+    /// which to know, and the stream's tail has to look first.
+    Unseen(StreamId),
     /// It is being compressed.
     Incomplete,
     /// The file that it is the compressed form of, by its name, is still there: gzip(1) removes that at last.
@@ -103,7 +108,9 @@ impl Verdict {
     /// The stream of which it decides.
     pub fn stream(self) -> Option<StreamId> {
         match self {
-            Verdict::Own(s) | Verdict::Continues(s) | Verdict::Read(s) | Verdict::Wait(Wait::Copy(s)) => Some(s),
+            Verdict::Own(s) | Verdict::Continues(s) | Verdict::Read(s) | Verdict::Wait(Wait::Copy(s) | Wait::Unseen(s)) => {
+                Some(s)
+            }
             Verdict::New | Verdict::Old | Verdict::Wait(Wait::Empty | Wait::Incomplete | Wait::Original) => None,
         }
     }
@@ -261,8 +268,20 @@ fn whose(
         (_, Some(j), _) => Verdict::Read(id(j)),
         (_, _, Some(j)) => Verdict::Continues(id(j)),
         _ if file.beside_original => Verdict::Wait(Wait::Original),
-        _ => Verdict::New,
+        _ => unseen(streams, length, peek)?.map_or(Verdict::New, |j| Verdict::Wait(Wait::Unseen(id(j)))),
     })
+}
+
+/// The stream that a tail reads, and of which nothing was read when its file became shorter than this one.
+fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
+    let Length::Bytes(length) = length else { return Ok(None) };
+    for (j, s) in streams.iter().enumerate() {
+        let is_untouched = s.kin && s.is_read && !s.finished && s.read.offset == 0;
+        if is_untouched && peek.own_mark(j, length)?.is_none() {
+            return Ok(Some(j));
+        }
+    }
+    Ok(None)
 }
 
 fn relation(
@@ -287,12 +306,14 @@ fn relation(
     }
     if peek.is_there(j)? {
         let end = peek.mark(i, length)?;
-        let is_copy = end.is_some() && peek.own_mark(j, length)? == end;
-        return Ok(match is_copy {
-            true if s.finished && length <= offset => Relation::Read,
-            true => Relation::Copy,
-            false => Relation::None,
-        });
+        if end.is_some() && peek.own_mark(j, length)? == end {
+            let is_read = s.finished && length <= offset;
+            return Ok(if is_read { Relation::Read } else { Relation::Copy });
+        }
+        // It may have been truncated just now.
+        if peek.is_still_there(j)? {
+            return Ok(Relation::None);
+        }
     }
     if offset == 0 {
         let is_packed = file.packed == Packed::Gzip && !s.finished;

@@ -261,16 +261,24 @@ impl Tail<'_> {
             (Verdict::New, _) if sibling.packed == Packed::Other && self.was_read_before_packed(sibling, survey) => {
                 self.note_unfollowed(sibling)
             }
-            (Verdict::New, _) => match self.open_sibling(sibling)? {
-                Some((file, look)) => self.take_up_sibling(sibling, file, &look),
-                None => Ok(()),
-            },
+            (Verdict::New, _) => self.take_up_unread(sibling),
+            // What became of this tail's own files was seen just before.
+            (Verdict::Wait(Wait::Unseen(_)), Some(entry)) if entry.path == self.o.path => {
+                self.take_up_unread(sibling)
+            }
             (Verdict::Wait(Wait::Empty), _) => self.note_unfollowed(sibling),
-            (Verdict::Wait(Wait::Incomplete), _) => {
+            (Verdict::Wait(Wait::Incomplete | Wait::Unseen(_)), _) => {
                 self.look_again = Some(self.now + Duration::from_secs(1));
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    fn take_up_unread(&mut self, sibling: &Sibling) -> Result<(), Halt> {
+        match self.open_sibling(sibling)? {
+            Some((file, look)) => self.take_up_sibling(sibling, file, &look),
+            None => Ok(()),
         }
     }
 

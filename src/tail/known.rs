@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use table::Table;
 
@@ -86,6 +87,8 @@ impl Entry {
 struct Running {
     /// Makes it look again.
     nudge: Sender<()>,
+    /// How many looks it has begun, and ended.
+    looks: Arc<AtomicU64>,
     /// It has taken the streams of its path.
     has_begun: bool,
     /// It waits for what becomes of the file at its path, which another tail decides.
@@ -168,11 +171,12 @@ impl Known {
     }
 
     /// A tail of this path is about to run. To be called for all that start together before the first of them runs.
-    pub fn join(&self, path: &Path) -> Receiver<()> {
+    pub fn join(&self, path: &Path) -> (Receiver<()>, Arc<AtomicU64>) {
         let (nudge, nudged) = bounded(1);
-        let tail = Running { nudge, has_begun: false, waits: false, unassigned: true };
+        let looks = Arc::new(AtomicU64::new(0));
+        let tail = Running { nudge, looks: looks.clone(), has_begun: false, waits: false, unassigned: true };
         self.lock().tails.insert(path.into(), tail);
-        nudged
+        (nudged, looks)
     }
 
     /// The tail of this path has taken the streams that are its own.
@@ -364,12 +368,22 @@ impl Known {
         self.lock().table.by_identity(identity, path).is_some_and(is_read)
     }
 
-    /// Makes the tail of this stream look.
-    pub fn nudge_reader(&self, stream: StreamId) {
+    /// Makes the tail of this stream look; how many looks it had begun or ended before. `None`: it does not run.
+    pub fn ask_to_look(&self, stream: StreamId) -> Option<u64> {
         let known = self.lock();
-        if let Some(entry) = known.table.get(stream) {
-            known.tails.get(&entry.path).inspect(|tail| tail.nudge());
-        }
+        let tail = known.tails.get(&known.table.get(stream)?.path)?;
+        tail.nudge();
+        Some(tail.looks.load(SeqCst))
+    }
+
+    /// Whether the tail of this stream has done as many looks as it takes to see what had become of its files by then; or has
+    /// ended.
+    pub fn has_looked_since(&self, stream: StreamId, looks: u64) -> bool {
+        let known = self.lock();
+        let Some(tail) = known.table.get(stream).and_then(|e| known.tails.get(&e.path)) else { return true };
+        tail.nudge();
+        // One may be under way; one may open a new file and leave a truncation to the next.
+        tail.looks.load(SeqCst) >= looks + 6
     }
 
     /// A file that no tail has open has grown: what is lost with it is counted up to here.

@@ -22,8 +22,8 @@ pub(super) struct Undecided {
     since: Instant,
     /// Nothing is to be read here as things are: it is empty, or has the bytes that a log has too.
     settled: bool,
-    /// The stream that another tail has to do something about first; it was asked to.
-    asked: Option<StreamId>,
+    /// The stream that another tail has to do something about first, and how often that had looked when it was asked to.
+    asked: Option<(StreamId, u64)>,
 }
 
 impl Undecided {
@@ -63,38 +63,47 @@ impl Tail<'_> {
 
     fn take_up_as_decided(&mut self, file: File, look: &Look, offset: u64, rewritten: bool) -> Result<(), Halt> {
         let last = self.undecided.take();
+        let mut look = look.clone();
         self.expected_elsewhere = false;
         let mut verdict = None;
         let mut ready = None;
         self.listed(|tail| {
-            let survey = tail.survey(AtPath::Asked { file: &file, look, rewritten }, Age::Any)?;
+            look = identity::look(&file)?;
+            let survey = tail.survey(AtPath::Asked { file: &file, look: &look, rewritten }, Age::Any)?;
             verdict = survey.of(&look.identity);
             ready = verdict.and_then(|v| survey.entry(v)).map(|e| (e.stream, e.finished, e.reader.holds()));
             Ok(false)
         })?;
         let asked = last.as_ref().and_then(|u| u.asked);
         let (settled, ask) = match verdict {
-            Some(Verdict::New | Verdict::Old) => return self.begin_stream(file, look, offset),
+            Some(Verdict::New | Verdict::Old) => return self.begin_stream(file, &look, offset),
             // A tail has to see first that its file has other bytes now.
             Some(Verdict::Read(_)) if ready.is_some_and(|(_, finished, _)| !finished) => (false, ready),
-            Some(Verdict::Read(_)) => return self.begin_stream(file, look, look.size),
+            Some(Verdict::Read(_)) => return self.begin_stream(file, &look, look.size),
             Some(Verdict::Own(stream) | Verdict::Continues(stream)) => {
                 if let Some(entry) = self.known.take_for(stream, &look.identity, &self.o.path) {
-                    return self.resume(file, look.clone(), entry);
+                    return self.resume(file, look, entry);
                 }
                 (false, ready)
             }
+            Some(Verdict::Wait(Wait::Unseen(stream)))
+                if asked.is_some_and(|(of, looks)| of == stream && self.known.has_looked_since(of, looks)) =>
+            {
+                return self.begin_stream(file, &look, offset);
+            }
+            Some(Verdict::Wait(Wait::Unseen(_))) => (false, ready),
             Some(Verdict::Wait(Wait::Empty | Wait::Copy(_))) => (true, None),
             Some(Verdict::Wait(Wait::Incomplete | Wait::Original)) | None => (false, None),
         };
-        let ask = ask.map(|(stream, ..)| stream);
-        if let Some(stream) = ask.filter(|_| ask != asked) {
-            self.known.nudge_reader(stream);
-        }
+        let ask = match (ask, asked) {
+            (Some((stream, ..)), Some(asked)) if asked.0 == stream => Some(asked),
+            (Some((stream, ..)), _) => self.known.ask_to_look(stream).map(|looks| (stream, looks)),
+            (None, _) => None,
+        };
         let since = last.map_or(self.now, |u| u.since);
         self.path_again = Some(self.now + if settled { Undecided::LATER } else { Undecided::BETWEEN });
         self.known.unassigned(&self.o.path, true);
-        self.undecided = Some(Undecided { file, look: look.clone(), since, settled, asked: ask });
+        self.undecided = Some(Undecided { file, look, since, settled, asked: ask });
         Ok(())
     }
 
@@ -232,8 +241,15 @@ impl Tail<'_> {
                 }
             }
             (Some(Verdict::Wait(Wait::Empty)), _) => self.note_as_read(&sibling, Some(&file))?,
-            (Some(Verdict::Read(stream)), _) => {
-                self.known.nudge_reader(stream);
+            (Some(Verdict::Read(stream) | Verdict::Wait(Wait::Unseen(stream))), _) => {
+                let asked = self.asked.filter(|(of, _)| *of == stream);
+                if verdict == Some(Verdict::Wait(Wait::Unseen(stream)))
+                    && asked.is_some_and(|(_, looks)| self.known.has_looked_since(stream, looks))
+                {
+                    self.take_up_sibling(&sibling, file, &look)?;
+                    return Ok(None);
+                }
+                self.asked = asked.or_else(|| Some((stream, self.known.ask_to_look(stream)?)));
                 return Ok(Some(Undecided::BETWEEN));
             }
             (Some(Verdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}

@@ -108,7 +108,8 @@ impl Tail<'_> {
         for candidate in &files {
             let Sibling { path, packed, look } = &candidate.sibling;
             let is_own_path = *path == self.o.path;
-            let is_rival = is_own_path || live.as_ref().is_some_and(|l| l.identity == look.identity);
+            let is_asked = matches!(at_path, AtPath::Asked { .. });
+            let is_rival = !is_asked && (is_own_path || live.as_ref().is_some_and(|l| l.identity == look.identity));
             let old = !is_own_path && !self.is_followed(path) && match age {
                 Age::Any => false,
                 Age::NewerThan(last) => !self.is_newer(&candidate.sibling, last, live.as_ref()),
@@ -139,6 +140,12 @@ impl Tail<'_> {
         let verdicts = assign(&streams, &kept_found, &mut contents)?;
         self.moved |= contents.moved;
         for (candidate, verdict) in kept.iter().zip(&verdicts) {
+            // A copy that was not complete yet may be by now, and its original truncated.
+            if let (Verdict::New | Verdict::Read(_), Some(file)) = (verdict, &candidate.file)
+                && identity::look(file)?.size != candidate.sibling.look.size
+            {
+                self.moved = true;
+            }
             if !matches!(verdict, Verdict::Own(_) | Verdict::Old) {
                 self.known.has_other_bytes(&candidate.sibling.look.identity, &self.o.path);
             }
@@ -370,6 +377,11 @@ impl Peek for Contents<'_> {
 
     fn is_there(&mut self, j: usize) -> io::Result<bool> {
         Ok(self.own(j)?.is_some())
+    }
+
+    fn is_still_there(&mut self, j: usize) -> io::Result<bool> {
+        self.own.remove(&j);
+        self.is_there(j)
     }
 
     fn own_mark(&mut self, j: usize, offset: u64) -> io::Result<Option<Mark>> {
