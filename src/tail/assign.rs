@@ -127,6 +127,9 @@ enum Relation {
     Read,
 }
 
+/// Of a file that is open and about to be read as a new stream.
+pub const NOT_BEGUN: StreamId = StreamId(0);
+
 /// Fewer bytes than this may well be the same in two logs of different names.
 const TELLING: u64 = Mark::SPAN as u64;
 
@@ -276,7 +279,7 @@ fn whose(
 fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     let Length::Bytes(length) = length else { return Ok(None) };
     for (j, s) in streams.iter().enumerate() {
-        let is_untouched = s.kin && s.is_read && !s.finished && s.read.offset == 0;
+        let is_untouched = s.kin && s.is_read && !s.finished && s.read.offset == 0 && s.id != NOT_BEGUN;
         if is_untouched && peek.own_mark(j, length)?.is_none() {
             return Ok(Some(j));
         }
@@ -354,12 +357,18 @@ fn continue_untouched(
             untouched.push(s);
         }
     }
-    for i in 0..files.len() {
-        let Length::Bytes(length) = lengths[i] else { continue };
-        if verdicts[i] == Verdict::New && files[i].may_be_untouched {
-            let fits = |(_, s): &(usize, &&Stream)| s.size <= length;
+    // As long as it was when it was left, then at least as long. A file of the same length may have any time.
+    for exactly in [true, false] {
+        for i in 0..files.len() {
+            let Length::Bytes(length) = lengths[i] else { continue };
+            let may_be = match verdicts[i] {
+                Verdict::New | Verdict::Wait(Wait::Unseen(_)) => files[i].may_be_untouched,
+                Verdict::Old => exactly,
+                _ => false,
+            };
+            let fits = |(_, s): &(usize, &&Stream)| s.size == length || s.size < length && !exactly;
             let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, s)| s.size);
-            if let Some((n, s)) = likely.map(|(n, s)| (n, *s)) {
+            if let Some((n, s)) = likely.map(|(n, s)| (n, *s)).filter(|_| may_be) {
                 verdicts[i] = Verdict::Continues(s.id);
                 untouched.remove(n);
             }
