@@ -95,8 +95,8 @@ pub enum Wait {
     Empty,
     /// It has no byte that this stream's own file does not have too: nothing of it is read as long as that is there.
     Copy(StreamId),
-    /// It may be a copy of this stream's file, which was truncated just now. Of that nothing was read yet: there is no byte by
-    /// which to know, and the stream's tail has to look first.
+    /// It may be a copy of what this stream's file holds since it was truncated, or held before: the stream's tail has to look
+    /// first.
     Unseen(StreamId),
     /// It is being compressed.
     Incomplete,
@@ -275,12 +275,19 @@ fn whose(
     })
 }
 
-/// The stream that a tail reads, and of which nothing was read when its file became shorter than this one.
+/// A stream whose file became shorter than this one before anything was read, or has other bytes now, which its tail has not seen
+/// yet: this file may be a copy of those.
 fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     let Length::Bytes(length) = length else { return Ok(None) };
     for (j, s) in streams.iter().enumerate() {
-        let is_untouched = s.kin && s.is_read && !s.finished && s.read.offset == 0 && s.id != NOT_BEGUN;
-        if is_untouched && peek.own_mark(j, length)?.is_none() {
+        if !s.kin || !s.is_read || s.finished || s.id == NOT_BEGUN {
+            continue;
+        }
+        let is_unseen = match s.read.offset {
+            0 => peek.own_mark(j, length)?.is_none(),
+            _ => !peek.is_there(j)?,
+        };
+        if is_unseen {
             return Ok(Some(j));
         }
     }

@@ -41,7 +41,7 @@ const FIRST_LOOKS: Duration = Duration::from_secs(5);
 impl Tail<'_> {
     /// Reads a file that is in no known stream from `offset` on, unless it is decided otherwise.
     pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        if !self.may_be_a_copy() {
+        if !self.may_be_a_copy() && (self.o.first_sight || !self.o.followed.by_pattern || look.size == 0) {
             return self.begin_stream(file, look, offset);
         }
         self.take_up_as_decided(file, look, offset, false)
@@ -64,6 +64,7 @@ impl Tail<'_> {
     fn take_up_as_decided(&mut self, file: File, look: &Look, offset: u64, rewritten: bool) -> Result<(), Halt> {
         let last = self.undecided.take();
         let mut look = look.clone();
+        let follows_another = !self.may_be_a_copy();
         self.expected_elsewhere = false;
         let mut verdict = None;
         let mut ready = None;
@@ -71,6 +72,11 @@ impl Tail<'_> {
             look = identity::look(&file)?;
             let survey = tail.survey(AtPath::Asked { file: &file, look: &look, rewritten }, Age::Any)?;
             verdict = survey.of(&look.identity);
+            // What follows a file that was read under this path is no copy of that: a log that is replaced is read anew.
+            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path);
+            if follows_another && !verdict.is_some_and(is_of_other) {
+                verdict = Some(Verdict::New);
+            }
             ready = verdict.and_then(|v| survey.entry(v)).map(|e| (e.stream, e.finished, e.reader.holds()));
             Ok(false)
         })?;
@@ -129,8 +135,8 @@ impl Tail<'_> {
         self.take_up_live(file, look, fresh).map(drop)
     }
 
-    /// Files that were there before anything was known are not asked about: `start` says what is read of them. Nor is what
-    /// follows a file that was read under this path, unless that has the name of a rotated file.
+    /// Files that were there before anything was known are no copies: `start` says what is read of them. Of what follows a file
+    /// that was read under this path, only streams of other paths are compared, unless it has the name of a rotated file.
     pub(super) fn may_be_a_copy(&self) -> bool {
         let name = self.o.path.file_name().unwrap_or_default();
         let is_new = self.open.is_empty() && self.known.of(&self.o.path).is_empty();
