@@ -49,7 +49,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -287,6 +287,12 @@ struct Tail<'a> {
     in_memory: Vec<Chunk>,
 }
 
+/// See [`Known::folder`]. What is not decided when the agent stops is decided at the next start.
+fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>, Halt> {
+    let decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+    if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
+}
+
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 
@@ -342,9 +348,10 @@ impl Tail<'_> {
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
         self.now = now;
         let folder = self.folder.clone();
-        let decides = || folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let stop = self.stop;
+        let decides = || decides(&folder, stop);
         if self.first {
-            let _decides = decides();
+            let _decides = decides()?;
             let wait = self.begin();
             self.known.begun(&self.o.path);
             if let Some(wait) = wait? {
@@ -353,13 +360,13 @@ impl Tail<'_> {
             self.first = false;
         }
         if !self.absent.is_empty() {
-            let _decides = self.absent_until().is_some_and(|at| at <= now).then(decides);
+            let _decides = self.absent_until().is_some_and(|at| at <= now).then(decides).transpose()?;
             if let Some(wait) = self.find_absent()? {
                 return Ok(Step::Wait(wait));
             }
         }
         if self.undecided.is_some() {
-            let _decides = decides();
+            let _decides = decides()?;
             self.save_undecided()?;
         }
         let at_path = match (self.look_at_path()?, self.path_again) {
@@ -373,7 +380,7 @@ impl Tail<'_> {
         // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
-            let _decides = decides();
+            let _decides = decides()?;
             self.catch_up(None)?;
         }
         let seen = self.look_at_open(now)?;
@@ -388,7 +395,7 @@ impl Tail<'_> {
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
         self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
         let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
-        let _decides = is_decision.then(decides);
+        let _decides = is_decision.then(decides).transpose()?;
         match step {
             Step::Open => self.open_new()?,
             Step::Orphan => self.orphan(),
@@ -518,7 +525,7 @@ impl Tail<'_> {
             Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => {
                 let folder = self.folder.clone();
-                let _decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+                let _decides = decides(&folder, self.stop)?;
                 self.truncated(i)
             }
             Got::Broken(e) => self.broken(i, &e),

@@ -167,8 +167,44 @@ pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::R
         }
     }
     let mut verdicts: Vec<Verdict> = verdicts.into_iter().map(|v| v.unwrap_or(Verdict::New)).collect();
+    let twins = twins(files, &lengths, &verdicts, peek)?;
+    for (i, _) in twins.iter().enumerate().filter(|(_, twin)| twin.is_some()) {
+        verdicts[i] = Verdict::Wait(Wait::Original);
+    }
     continue_untouched(streams, files, &lengths, &mut verdicts, peek)?;
+    for (i, twin) in twins.iter().enumerate() {
+        if let Some(Verdict::Continues(stream)) = twin.map(|twin| verdicts[twin]) {
+            verdicts[i] = Verdict::Wait(Wait::Copy(stream));
+        }
+    }
     Ok(verdicts)
+}
+
+/// Of new files with the same content (a copy that is being compressed), the one that is to be read: a plain one before a compressed
+/// one, else the first. The others are decided about when that is in a stream.
+fn twins(
+    files: &[Found],
+    lengths: &[Length],
+    verdicts: &[Verdict],
+    peek: &mut dyn Peek,
+) -> io::Result<Vec<Option<usize>>> {
+    let mut ends: Vec<(u64, Mark, usize)> = Vec::new();
+    let mut twins = vec![None; files.len()];
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    order.sort_by_key(|i| files[*i].packed != Packed::Plain);
+    for i in order {
+        let Length::Bytes(length) = lengths[i] else { continue };
+        let is_new = matches!(verdicts[i], Verdict::New | Verdict::Wait(Wait::Unseen(_)));
+        if length < TELLING || !is_new {
+            continue;
+        }
+        let Some(mark) = peek.mark(i, length)? else { continue };
+        match ends.iter().find(|(l, m, _)| (*l, *m) == (length, mark)) {
+            Some((.., twin)) => twins[i] = Some(*twin),
+            None => ends.push((length, mark, i)),
+        }
+    }
+    Ok(twins)
 }
 
 /// Whether the own file of some stream of this log is gone or has other bytes.
@@ -365,8 +401,10 @@ fn continue_untouched(
         }
     }
     // As long as it was when it was left, then at least as long. A file of the same length may have any time.
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    order.sort_by_key(|i| files[*i].packed != Packed::Plain);
     for exactly in [true, false] {
-        for i in 0..files.len() {
+        for i in order.iter().copied() {
             let Length::Bytes(length) = lengths[i] else { continue };
             let may_be = match verdicts[i] {
                 Verdict::New | Verdict::Wait(Wait::Unseen(_)) => files[i].may_be_untouched,
