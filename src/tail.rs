@@ -49,8 +49,8 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where reading starts in a file that exists when its source is first known.
@@ -293,6 +293,9 @@ fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>,
     if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
 }
 
+/// Between two looks at whether another tail has looked.
+const AWAITED: Duration = Duration::from_millis(100);
+
 /// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 
@@ -371,6 +374,10 @@ impl Tail<'_> {
         }
         let at_path = match (self.look_at_path()?, self.path_again) {
             (AtPath::Another, Some(at)) if at > now => AtPath::Unknown,
+            (AtPath::Another, _) if self.awaits_another() => {
+                self.path_again = Some(now + AWAITED);
+                AtPath::Unknown
+            }
             (AtPath::Another, _) => AtPath::Another,
             (at_path, _) => {
                 self.path_again = None;

@@ -108,10 +108,13 @@ impl Verdict {
     /// The stream of which it decides.
     pub fn stream(self) -> Option<StreamId> {
         match self {
-            Verdict::Own(s) | Verdict::Continues(s) | Verdict::Read(s) | Verdict::Wait(Wait::Copy(s) | Wait::Unseen(s)) => {
-                Some(s)
+            Verdict::Own(s)
+            | Verdict::Continues(s)
+            | Verdict::Read(s)
+            | Verdict::Wait(Wait::Copy(s) | Wait::Unseen(s)) => Some(s),
+            Verdict::New | Verdict::Old | Verdict::Wait(Wait::Empty | Wait::Incomplete | Wait::Original) => {
+                None
             }
-            Verdict::New | Verdict::Old | Verdict::Wait(Wait::Empty | Wait::Incomplete | Wait::Original) => None,
         }
     }
 }
@@ -225,12 +228,7 @@ pub fn is_same_file(a: &Identity, b: &Identity) -> bool {
 
 /// The stream that was read from this file, if its bytes are still there: the one that is read now before others, one that is
 /// not finished before others, then the newest.
-fn own_stream(
-    streams: &[Stream],
-    file: &Found,
-    i: usize,
-    peek: &mut dyn Peek,
-) -> io::Result<Option<usize>> {
+fn own_stream(streams: &[Stream], file: &Found, i: usize, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     if file.rewritten {
         return Ok(None);
     }
@@ -284,7 +282,8 @@ fn whose(
     length: Length,
     peek: &mut dyn Peek,
 ) -> io::Result<Verdict> {
-    let (mut copy, mut continues, mut read): (Option<usize>, Option<usize>, Option<usize>) = (None, None, None);
+    let (mut copy, mut continues, mut read): (Option<usize>, Option<usize>, Option<usize>) =
+        (None, None, None);
     for (j, s) in streams.iter().enumerate() {
         match relation(s, j, file, i, length, peek)? {
             Relation::None => {}
@@ -363,7 +362,8 @@ fn relation(
     }
     if offset == 0 {
         let is_packed = file.packed == Packed::Gzip && !s.finished;
-        let is_it = is_packed && s.modified != 0 && second(file.modified) == second(s.modified) && length == s.size;
+        let is_it =
+            is_packed && s.modified != 0 && second(file.modified) == second(s.modified) && length == s.size;
         return Ok(if is_it { Relation::Continues } else { Relation::None });
     }
     if length >= offset {

@@ -250,15 +250,21 @@ impl Tail<'_> {
         let entry = survey.entry(verdict);
         match (verdict, entry) {
             (Verdict::Own(_), Some(entry)) => self.goes_on_late(sibling, entry).map(drop),
-            (Verdict::Continues(_), Some(entry)) if entry.finished => self.continue_finished(sibling, entry).map(drop),
+            (Verdict::Continues(_), Some(entry)) if entry.finished => {
+                self.continue_finished(sibling, entry).map(drop)
+            }
             (Verdict::Read(_), Some(entry)) if entry.finished => {
                 let is_found = |s: &Sibling| s.packed != Packed::Plain && s.look.identity == entry.identity;
                 match sibling.packed {
-                    Packed::Gzip if !survey.iter().any(|(s, _)| is_found(s)) => self.move_on(entry, &sibling.look),
+                    Packed::Gzip if !survey.iter().any(|(s, _)| is_found(s)) => {
+                        self.move_on(entry, &sibling.look)
+                    }
                     _ => self.note_unfollowed(sibling),
                 }
             }
-            (Verdict::New, _) if sibling.packed == Packed::Other && self.was_read_before_packed(sibling, survey) => {
+            (Verdict::New, _)
+                if sibling.packed == Packed::Other && self.was_read_before_packed(sibling, survey) =>
+            {
                 self.note_unfollowed(sibling)
             }
             (Verdict::New, _) => self.take_up_unread(sibling),
@@ -301,12 +307,7 @@ impl Tail<'_> {
     }
 
     /// Reads a file of which nobody has read anything, from its beginning.
-    pub(super) fn take_up_sibling(
-        &mut self,
-        sibling: &Sibling,
-        file: File,
-        look: &Look,
-    ) -> Result<(), Halt> {
+    pub(super) fn take_up_sibling(&mut self, sibling: &Sibling, file: File, look: &Look) -> Result<(), Halt> {
         let (bytes, limit, size) = match sibling.packed {
             Packed::Plain => (Bytes::Plain(file.into()), look.size, look.size),
             Packed::Gzip => {

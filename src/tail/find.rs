@@ -34,7 +34,12 @@ pub(super) enum Place {
 impl Tail<'_> {
     /// Continues a stream of this tail whose file has other bytes now, or is gone: where its bytes are, or else when they are
     /// found later.
-    pub(super) fn find_or_await(&mut self, entry: Entry, origin: Arc<Origin>, why: &'static str) -> Result<(), Halt> {
+    pub(super) fn find_or_await(
+        &mut self,
+        entry: Entry,
+        origin: Arc<Origin>,
+        why: &'static str,
+    ) -> Result<(), Halt> {
         self.known.miss(&entry);
         let place = match self.find(&entry, Some(&origin)) {
             Err(Halt::Io(e)) => {
@@ -81,7 +86,12 @@ impl Tail<'_> {
         Ok(if found || place == Place::NotYet { place } else { Place::Nowhere })
     }
 
-    fn find_in(&mut self, survey: &Survey, entry: &Entry, truncated: Option<&Arc<Origin>>) -> Result<Place, Halt> {
+    fn find_in(
+        &mut self,
+        survey: &Survey,
+        entry: &Entry,
+        truncated: Option<&Arc<Origin>>,
+    ) -> Result<Place, Halt> {
         let of = entry.stream;
         let mut place = Place::Nowhere;
         for (sibling, verdict) in survey.iter() {
@@ -108,7 +118,12 @@ impl Tail<'_> {
     /// After a truncation: a copy of what was read of the stream that is too short to go on in, since the writer went on while it
     /// was made. As long as not all is acknowledged, it is where the stream's bytes can be had after a crash: so the stream moves
     /// to it. By its length and mark it is known when it is packed.
-    fn take_short_copy(&mut self, sibling: &Sibling, old: &Entry, origin: &Arc<Origin>) -> Result<bool, Halt> {
+    fn take_short_copy(
+        &mut self,
+        sibling: &Sibling,
+        old: &Entry,
+        origin: &Arc<Origin>,
+    ) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let (offset, mark) = match sibling.packed {
             Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
@@ -118,7 +133,10 @@ impl Tail<'_> {
         self.known.found_again(old.stream, &look.identity);
         let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: old.at };
         self.send(Parcel::Opened(opened))?;
-        self.note(&Look { identity: Identity::default(), ..look }, Point { offset, mark, ..Point::default() })?;
+        self.note(
+            &Look { identity: Identity::default(), ..look },
+            Point { offset, mark, ..Point::default() },
+        )?;
         Ok(true)
     }
 

@@ -323,7 +323,8 @@ impl Known {
     /// Followed paths beside this one whose files are in no stream yet.
     pub fn unassigned_beside(&self, path: &Path) -> Vec<PathBuf> {
         let known = self.lock();
-        let beside = |(p, tail): &(&PathBuf, &Running)| tail.unassigned && *p != path && p.parent() == path.parent();
+        let beside =
+            |(p, tail): &(&PathBuf, &Running)| tail.unassigned && *p != path && p.parent() == path.parent();
         let mut paths: Vec<PathBuf> = known.tails.iter().filter(beside).map(|(p, _)| p.clone()).collect();
         paths.sort();
         paths
@@ -405,7 +406,8 @@ impl Known {
     /// The bytes of the stream that was read from this file are gone from there.
     pub fn has_other_bytes(&self, identity: &Identity, path: &Path) {
         let mut known = self.lock();
-        let entry = known.table.by_identity(identity, path).filter(|e| !matches!(e.reader, Reader::Reading(_)));
+        let entry =
+            known.table.by_identity(identity, path).filter(|e| !matches!(e.reader, Reader::Reading(_)));
         if let Some(stream) = entry.map(|e| e.stream) {
             known.table.move_to(stream, Some(&Identity::default()), None);
         }

@@ -28,6 +28,8 @@ pub(super) struct Undecided {
 
 impl Undecided {
     const BETWEEN: Duration = Duration::from_millis(100);
+    /// The same for one that waits for another tail, which wakes it.
+    const SELDOM: Duration = Duration::from_secs(1);
     /// Between two looks at a file that changes hardly; an event comes first.
     const LATER: Duration = Duration::from_secs(10);
 }
@@ -61,7 +63,13 @@ impl Tail<'_> {
         self.take_up_as_decided(file, &look, 0, true)
     }
 
-    fn take_up_as_decided(&mut self, file: File, look: &Look, offset: u64, rewritten: bool) -> Result<(), Halt> {
+    fn take_up_as_decided(
+        &mut self,
+        file: File,
+        look: &Look,
+        offset: u64,
+        rewritten: bool,
+    ) -> Result<(), Halt> {
         let last = self.undecided.take();
         let mut look = look.clone();
         let follows_another = !self.may_be_a_copy();
@@ -93,7 +101,8 @@ impl Tail<'_> {
                 (false, ready)
             }
             Some(Verdict::Wait(Wait::Unseen(stream)))
-                if asked.is_some_and(|(of, looks)| of == stream && self.known.has_looked_since(of, looks)) =>
+                if asked
+                    .is_some_and(|(of, looks)| of == stream && self.known.has_looked_since(of, looks)) =>
             {
                 return self.begin_stream(file, &look, offset);
             }
@@ -107,7 +116,8 @@ impl Tail<'_> {
             (None, _) => None,
         };
         let since = last.map_or(self.now, |u| u.since);
-        self.path_again = Some(self.now + if settled { Undecided::LATER } else { Undecided::BETWEEN });
+        let between = (self.now.duration_since(since) / 4).clamp(Undecided::BETWEEN, Undecided::SELDOM);
+        self.path_again = Some(self.now + if settled { Undecided::LATER } else { between });
         self.known.unassigned(&self.o.path, true);
         self.undecided = Some(Undecided { file, look, since, settled, asked: ask });
         Ok(())
@@ -148,6 +158,12 @@ impl Tail<'_> {
         if self.undecided.is_some() || self.expected_elsewhere {
             self.path_again = None;
         }
+    }
+
+    /// Whether another tail has still to look before the file at the path can be decided upon.
+    pub(super) fn awaits_another(&self) -> bool {
+        let asked = self.undecided.as_ref().and_then(|u| u.asked);
+        asked.is_some_and(|(stream, looks)| !self.known.has_looked_since(stream, looks))
     }
 
     /// Whether it will soon be known what the file at the path holds.

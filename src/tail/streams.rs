@@ -2,15 +2,15 @@
 
 use super::identity::Look;
 use super::known::{Claim, Entry};
-use super::survey::goes_on;
 use super::open::{Bytes, Open};
+use super::survey::goes_on;
 use super::{Halt, Tail, Until, catchup, identity, open};
 use crate::chunk::{Closed, Ending, Identity, Opened, Origin, Parcel, Point, StreamId};
 use log::warn;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 impl Tail<'_> {
@@ -142,8 +142,10 @@ impl Tail<'_> {
             ..Entry::of(old.identity.clone())
         };
         let is_asked = old.live && cut.is_none() && self.may_be_a_copy();
+        if cut.is_none() {
+            self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from there
+        }
         if is_asked {
-            self.known.found_again(entry.stream, &Identity::default());
             (self.path_again, self.expected_elsewhere) = (None, true);
         } else if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {

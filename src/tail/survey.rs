@@ -109,11 +109,14 @@ impl Tail<'_> {
             let Sibling { path, packed, look } = &candidate.sibling;
             let is_own_path = *path == self.o.path;
             let is_asked = matches!(at_path, AtPath::Asked { .. });
-            let is_rival = !is_asked && (is_own_path || live.as_ref().is_some_and(|l| l.identity == look.identity));
-            let old = !is_own_path && !self.is_followed(path) && match age {
-                Age::Any => false,
-                Age::NewerThan(last) => !self.is_newer(&candidate.sibling, last, live.as_ref()),
-            };
+            let is_rival =
+                !is_asked && (is_own_path || live.as_ref().is_some_and(|l| l.identity == look.identity));
+            let old = !is_own_path
+                && !self.is_followed(path)
+                && match age {
+                    Age::Any => false,
+                    Age::NewerThan(last) => !self.is_newer(&candidate.sibling, last, live.as_ref()),
+                };
             found.push(Found {
                 identity: look.identity.clone(),
                 packed: *packed,
@@ -272,6 +275,12 @@ impl<'a> Contents<'a> {
             }
         }
         let is_read = matches!(e.reader, Reader::Reading(None));
+        // A file that is a newer stream's by now has other bytes.
+        let rank = |e: &Entry| (!matches!(e.reader, Reader::Nobody), !e.finished, e.stream);
+        let same = |other: &&Entry| is_same_file(&other.identity, &e.identity);
+        if !is_read && self.entries.iter().filter(same).any(|other| rank(other) > rank(e)) {
+            return Ok(None);
+        }
         let listed = self.files.iter().position(|c| is_same_file(&c.sibling.look.identity, &e.identity));
         let (opened, packed) = match listed {
             Some(i) if self.files[i].sibling.packed == Packed::Other => return Ok(Some(Own::Unknown)),
@@ -386,7 +395,9 @@ impl Peek for Contents<'_> {
 
     fn own_mark(&mut self, j: usize, offset: u64) -> io::Result<Option<Mark>> {
         Ok(match self.own(j)? {
-            Some(Own::Plain(file)) if identity::look(&file)?.size >= offset => Some(open::mark_at(&file, offset)?),
+            Some(Own::Plain(file)) if identity::look(&file)?.size >= offset => {
+                Some(open::mark_at(&file, offset)?)
+            }
             Some(Own::Packed(_, end, mark)) if end == offset => Some(mark),
             Some(Own::Packed(file, end, _)) if end > offset => {
                 rewound(&file, |file| Gz::new(file).skip_to(offset)).ok().map(|before| Mark::of(&before))
