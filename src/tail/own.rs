@@ -43,7 +43,7 @@ const FIRST_LOOKS: Duration = Duration::from_secs(5);
 impl Tail<'_> {
     /// Reads a file that is in no known stream from `offset` on, unless it is decided otherwise.
     pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        if !self.may_be_a_copy() && (self.o.first_sight || !self.o.followed.by_pattern || look.size == 0) {
+        if !self.may_be_a_copy() && (self.is_first_sight() || !self.o.followed.by_pattern || look.size == 0) {
             return self.begin_stream(file, look, offset);
         }
         self.take_up_as_decided(file, look, offset, false)
@@ -150,7 +150,12 @@ impl Tail<'_> {
     pub(super) fn may_be_a_copy(&self) -> bool {
         let name = self.o.path.file_name().unwrap_or_default();
         let is_new = self.open.is_empty() && self.known.of(&self.o.path).is_empty();
-        !self.o.first_sight && (is_new || siblings::base_of(name) != name)
+        !self.is_first_sight() && (is_new || siblings::base_of(name) != name)
+    }
+
+    /// What is there now was there before the pattern was known.
+    fn is_first_sight(&self) -> bool {
+        self.first && self.o.first_sight
     }
 
     /// Something may have changed: a file that is not decided upon is looked at now.
