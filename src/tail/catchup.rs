@@ -10,7 +10,7 @@ use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry, Reader};
 use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{Age, AtPath, Survey, goes_on, proof, second};
+use super::survey::{Age, AtPath, Scope, Survey, goes_on, proof, second};
 use super::{Halt, Start, Tail, known};
 use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
 use crate::packed::packing;
@@ -229,7 +229,7 @@ impl Tail<'_> {
     fn unread_siblings(&mut self, last: &Entry, at_path: Option<&File>) -> Result<(), Halt> {
         let at_path = at_path.map_or(AtPath::LeftOut, AtPath::Opened);
         self.listed(|tail| {
-            let survey = tail.survey(at_path, Age::NewerThan(last))?;
+            let survey = tail.survey(at_path, Scope::Log, Age::NewerThan(last))?;
             for (sibling, verdict) in survey.iter() {
                 // A file with a tail of its own is read there.
                 if !tail.is_followed(&sibling.path) {

@@ -10,7 +10,7 @@ use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
-use super::survey::{Age, AtPath, Survey, goes_on, holds, proof};
+use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
 use crate::chunk::{Identity, Opened, Origin, Parcel, Point};
 use log::{info, warn};
@@ -79,7 +79,7 @@ impl Tail<'_> {
         let found = self.listed(|tail| {
             // Where nothing was read, there is no byte by which to know an old file.
             let age = if proof(entry).offset == 0 { Age::NewerThan(entry) } else { Age::Any };
-            let survey = tail.survey(AtPath::LeftOut, age)?;
+            let survey = tail.survey(AtPath::LeftOut, Scope::Folder, age)?;
             place = tail.find_in(&survey, entry, truncated)?;
             Ok(matches!(place, Place::Found | Place::ShortCopy))
         })?;

@@ -7,7 +7,7 @@ use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{Age, AtPath, is_young};
+use super::survey::{Age, AtPath, Scope, is_young};
 use super::{Halt, Start, Tail};
 use crate::chunk::{Identity, Point, StreamId};
 use std::fs::File;
@@ -78,7 +78,8 @@ impl Tail<'_> {
         let mut ready = None;
         self.listed(|tail| {
             look = identity::look(&file)?;
-            let survey = tail.survey(AtPath::Asked { file: &file, look: &look, rewritten }, Age::Any)?;
+            let asked = AtPath::Asked { file: &file, look: &look, rewritten };
+            let survey = tail.survey(asked, tail.scope(), Age::Any)?;
             verdict = survey.of(&look.identity);
             // What follows a file that was read under this path is no copy of that: a log that is replaced is read anew.
             let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path);
@@ -153,6 +154,11 @@ impl Tail<'_> {
         !self.is_first_sight() && (is_new || siblings::base_of(name) != name)
     }
 
+    /// At a start, all files are in no stream yet: each tail would look at all the others'.
+    fn scope(&self) -> Scope {
+        if self.first { Scope::Log } else { Scope::Folder }
+    }
+
     /// What is there now was there before the pattern was known.
     fn is_first_sight(&self) -> bool {
         self.first && self.o.first_sight
@@ -193,7 +199,8 @@ impl Tail<'_> {
         if look.links > 0 || settled && look.size == before.size {
             return Ok(());
         }
-        let survey = self.survey(AtPath::Asked { file: &file, look: &look, rewritten: false }, Age::Any)?;
+        let asked = AtPath::Asked { file: &file, look: &look, rewritten: false };
+        let survey = self.survey(asked, self.scope(), Age::Any)?;
         let entry = match survey.of(&look.identity) {
             Some(Verdict::New) => self.known.begin_if_new(&look, &self.o.path),
             Some(Verdict::Continues(stream)) => self.known.take_for(stream, &look.identity, &self.o.path),
@@ -251,7 +258,8 @@ impl Tail<'_> {
             return Ok(None);
         }
         let once = self.o.until == Until::Read;
-        let survey = self.survey(AtPath::Asked { file: &file, look: &look, rewritten: false }, Age::Any)?;
+        let asked = AtPath::Asked { file: &file, look: &look, rewritten: false };
+        let survey = self.survey(asked, self.scope(), Age::Any)?;
         let verdict = survey.of(&look.identity);
         let entry = verdict.and_then(|v| survey.entry(v)).cloned();
         let is_over = |e: &Entry| e.finished;

@@ -84,6 +84,15 @@ impl Survey {
     }
 }
 
+/// Which files are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those whose names are forms of the log's.
+    Log,
+    /// The followed ones beside them too that are in no stream.
+    Folder,
+}
+
 /// What of the siblings that nobody has read is to be read.
 #[derive(Clone, Copy)]
 pub(super) enum Age<'a> {
@@ -94,8 +103,17 @@ pub(super) enum Age<'a> {
 
 impl Tail<'_> {
     /// Decides about all files of this log, and about those beside it that are in no stream, as they are now.
-    pub(super) fn survey(&mut self, at_path: AtPath<'_>, age: Age<'_>) -> Result<Survey, Halt> {
-        let files = self.candidates(at_path)?;
+    pub(super) fn survey(&mut self, at_path: AtPath<'_>, scope: Scope, age: Age<'_>) -> Result<Survey, Halt> {
+        let files = self.candidates(at_path, scope)?;
+        if files.is_empty() {
+            return Ok(Survey { files, entries: Vec::new(), verdicts: Vec::new() });
+        }
+        if scope == Scope::Log
+            && let Some(entries) = self.all_known(&files)
+        {
+            let verdicts = entries.iter().map(|e| Verdict::Own(e.stream)).collect();
+            return Ok(Survey { files, entries, verdicts });
+        }
         let mut entries = self.known.all();
         if let AtPath::Opened(file) = at_path {
             let look = identity::look(file)?;
@@ -161,14 +179,27 @@ impl Tail<'_> {
         Ok(Survey { files: kept, entries, verdicts })
     }
 
+    /// The streams of these files, if each is known by its identity and needs no look at its contents: most often nothing has
+    /// come and gone.
+    fn all_known(&self, files: &[Candidate]) -> Option<Vec<Entry>> {
+        let own = |c: &Candidate| {
+            let entry = self.known.get(&c.sibling.look.identity, &self.o.path)?;
+            let is_read = matches!(entry.reader, Reader::Reading(_));
+            (is_read || entry.finished && entry.identity.born.is_some()).then_some(entry)
+        };
+        files.iter().map(own).collect()
+    }
+
     /// Oldest first.
-    fn candidates(&mut self, at_path: AtPath<'_>) -> Result<Vec<Candidate>, Halt> {
+    fn candidates(&mut self, at_path: AtPath<'_>, scope: Scope) -> Result<Vec<Candidate>, Halt> {
         let mut list = match siblings::list_family(&self.o.path) {
             // A folder whose names may not be read has no siblings for us.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
             list => list?,
         };
-        for path in self.known.unassigned_beside(&self.o.path) {
+        let beside =
+            if scope == Scope::Folder { self.known.unassigned_beside(&self.o.path) } else { Vec::new() };
+        for path in beside {
             if let Ok(Some(look)) = identity::look_at(&path)
                 && look.kind == rustix::fs::FileType::RegularFile
             {
