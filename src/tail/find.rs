@@ -1,5 +1,4 @@
-//! Finds where a known stream goes on: in its file under another name, in a copy, or compressed. Reads no line, and begins no
-//! stream.
+//! Looks where a stream of this tail continues whose file is gone or has other bytes, and opens that.
 //!
 //! Names move while they are looked at: what was listed under a name may be another file when that is opened. So who a file is
 //! is asked again once it is open, and where it is not the one that was listed, all are listed anew.
@@ -96,10 +95,12 @@ impl Tail<'_> {
         let mut place = Place::Nowhere;
         for (sibling, verdict) in survey.iter() {
             match verdict {
-                Verdict::Own(stream) | Verdict::Continues(stream) if stream == of => {
-                    if sibling.packed != Packed::Other && self.go_on_in(sibling, entry)? {
-                        return Ok(Place::Found);
-                    }
+                Verdict::Own(stream) | Verdict::Continues(stream)
+                    if stream == of
+                        && sibling.packed != Packed::Other
+                        && self.go_on_in(sibling, entry)? =>
+                {
+                    return Ok(Place::Found);
                 }
                 Verdict::Read(stream) if stream == of => {
                     if let Some(origin) = truncated

@@ -1,10 +1,10 @@
-//! Which stream is whose, and how far it has been framed: the one place where tails meet.
+//! All known streams: which tail reads each, from which file, and how far. Seeded from the saved state; locked for look-ups and
+//! small updates, at most once per chunk.
 //!
-//! Seeded from the saved state; locked for look-ups and small updates, at most once per chunk. Invariant: a stream is open in
-//! at most one tail, so a file that two patterns or names lead to is read once.
-//!
-//! Tails that start together are registered before the first of them runs ([`Known::join`]), and each stream is given to one
-//! path ([`Known::settle`]), so the order in which threads start does not matter.
+//! Invariant: a stream is open in at most one tail, so a file that two patterns or names lead to is read once. Whose bytes are in
+//! which file is decided by [`super::assign`], by one tail of a folder at a time ([`Known::folder`]). Tails that start together are
+//! registered before the first of them runs ([`Known::join`]), and each stream is given to one path ([`Known::settle`]), so the
+//! order in which threads start does not matter.
 
 mod table;
 

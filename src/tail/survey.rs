@@ -17,7 +17,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where the contents of compressed files end, by identity, size and time: each is decompressed once for that.
 #[derive(Debug, Default)]
-pub struct Ends(Mutex<HashMap<(Identity, u64, i64), (u64, Mark)>>);
+pub struct Ends(Mutex<HashMap<AsItWas, (u64, Mark)>>);
+
+/// Which file, its size, and when it was written.
+type AsItWas = (Identity, u64, i64);
 
 impl Ends {
     /// So many are remembered.
