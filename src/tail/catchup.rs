@@ -356,8 +356,8 @@ impl Tail<'_> {
         goes_on
     }
 
-    /// Whether a file that nobody has read was made after the last known one: by birth, where the file system keeps that; a packed file
-    /// is born when it is packed, so by modification, which it has from its lines.
+    /// Whether a file that nobody has read was made after the last known one: by birth, where the file system keeps that. A packed file
+    /// is born when it is packed, and has its time of modification from its lines.
     ///
     /// Where the file at the path is older than what was known before it, the clock was set back in between, and times say
     /// nothing: then what came before the file at the path is taken for new. The files that were there at first sight are known.
@@ -365,6 +365,8 @@ impl Tail<'_> {
         let Sibling { packed, look, .. } = sibling;
         let newer = |look: &Look, packed: Packed| match (last.identity.born, look.identity.born, packed) {
             (Some(last), Some(born), Packed::Plain) => born >= last,
+            // Compressed just now, of a file with a time of its own: its contents tell whether that was read.
+            (Some(last), Some(born), Packed::Gzip) => born >= last || second(look.modified) >= last.0,
             (Some(last), _, _) => second(look.modified) >= last.0,
             (None, _, _) if last.modified != 0 => second(look.modified) >= second(last.modified),
             (None, _, _) => look.modified >= nanos(self.o.since),

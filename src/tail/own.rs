@@ -81,8 +81,10 @@ impl Tail<'_> {
             let asked = AtPath::Asked { file: &file, look: &look, rewritten };
             let survey = tail.survey(asked, tail.scope(), Age::Any)?;
             verdict = survey.of(&look.identity);
-            // What follows a file that was read under this path is no copy of that: a log that is replaced is read anew.
-            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path);
+            // What follows a file that was read under this path is no copy of that: a log that is replaced is read anew, unless
+            // it is the copy of one that was truncated a moment ago.
+            let is_own_rest = |v| matches!(v, Verdict::Continues(_)) && !tail.first;
+            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
             if follows_another && !verdict.is_some_and(is_of_other) {
                 verdict = Some(Verdict::New);
             }
