@@ -53,7 +53,7 @@ impl Tail<'_> {
                 None => self.unread_siblings(&self.since(), None),
             };
         }
-        let (mut live, mut rewritten) = (None, false);
+        let (mut live, mut rewritten) = (None, None);
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => self.leave_to_another(),
@@ -64,8 +64,8 @@ impl Tail<'_> {
                     self.follow_copy(file, &look, entry)?
                 }
                 Claim::Known(entry) => {
+                    rewritten = Some(entry.stream);
                     self.rewritten(entry)?;
-                    rewritten = true;
                     live = Some((file, look, None));
                 }
                 Claim::New => {
@@ -74,7 +74,7 @@ impl Tail<'_> {
                 }
             }
         }
-        for entry in history.iter().filter(|e| !e.finished) {
+        for entry in history.iter().filter(|e| !e.finished && rewritten != Some(e.stream)) {
             // `take` refuses those that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
             match entry.size {
@@ -89,7 +89,7 @@ impl Tail<'_> {
         let Some((file, look, entry)) = live else { return Ok(()) };
         match entry {
             Some(entry) => self.resume(file, look, entry),
-            None if rewritten => self.take_up_rewritten(file, &look),
+            None if rewritten.is_some() => self.take_up_rewritten(file, &look),
             None => self.take_up_new(file, &look, 0),
         }
     }

@@ -91,8 +91,6 @@ struct Running {
     looks: Arc<AtomicU64>,
     /// It has taken the streams of its path.
     has_begun: bool,
-    /// It waits for what becomes of the file at its path, which another tail decides.
-    waits: bool,
     /// The file at its path is in no stream yet.
     unassigned: bool,
 }
@@ -124,6 +122,8 @@ struct Inner {
     table: Table,
     /// The running tails, by followed path.
     tails: HashMap<PathBuf, Running>,
+    /// Paths whose tails have to look again when something changes: another tail has the file there, or it is not decided upon.
+    waiting: BTreeSet<PathBuf>,
 }
 
 /// What becomes of a file that a tail would read.
@@ -174,7 +174,7 @@ impl Known {
     pub fn join(&self, path: &Path) -> (Receiver<()>, Arc<AtomicU64>) {
         let (nudge, nudged) = bounded(1);
         let looks = Arc::new(AtomicU64::new(0));
-        let tail = Running { nudge, looks: looks.clone(), has_begun: false, waits: false, unassigned: true };
+        let tail = Running { nudge, looks: looks.clone(), has_begun: false, unassigned: true };
         self.lock().tails.insert(path.into(), tail);
         (nudged, looks)
     }
@@ -314,9 +314,12 @@ impl Known {
 
     /// The file at this followed path is in no stream yet: tails may find in it what they miss.
     pub fn unassigned(&self, path: &Path, is_so: bool) {
-        if let Some(tail) = self.lock().tails.get_mut(path) {
+        let mut known = self.lock();
+        if let Some(tail) = known.tails.get_mut(path) {
             tail.unassigned = is_so;
-            tail.waits |= is_so;
+        }
+        if is_so {
+            known.waiting.insert(path.into());
         }
     }
 
@@ -501,16 +504,15 @@ impl Inner {
 
     /// The tail of this path has to look again when something changes.
     fn wait(&mut self, path: &Path) {
-        if let Some(tail) = self.tails.get_mut(path) {
-            tail.waits = true;
-        }
+        self.waiting.insert(path.into());
     }
 
     fn nudge_waiting(&mut self) {
-        for tail in self.tails.values_mut().filter(|tail| tail.waits) {
-            tail.waits = tail.unassigned;
-            tail.nudge();
-        }
+        let tails = &self.tails;
+        self.waiting.retain(|path| {
+            let tail = tails.get(path).inspect(|tail| tail.nudge());
+            tail.is_some_and(|tail| tail.unassigned)
+        });
     }
 
     fn forget_some(&mut self, path: &Path) {

@@ -4,7 +4,7 @@ use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::survey::goes_on;
-use super::{Halt, Tail, Until, catchup, identity, open};
+use super::{Halt, Tail, Until, catchup, identity, open, siblings};
 use crate::chunk::{Closed, Ending, Identity, Opened, Origin, Parcel, Point, StreamId};
 use log::warn;
 use std::fs::File;
@@ -145,7 +145,9 @@ impl Tail<'_> {
         if cut.is_none() {
             self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from there
         }
-        if is_asked {
+        if !old.live && cut.is_none() && look.as_ref().is_some_and(|look| self.is_at_followed_path(look)) {
+            // Decided about by the tail of that path.
+        } else if is_asked {
             (self.path_again, self.expected_elsewhere) = (None, true);
         } else if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {
@@ -168,6 +170,12 @@ impl Tail<'_> {
         let done = self.find_or_await(entry, old.origin, catchup::TRUNCATED);
         self.forget_memory();
         done
+    }
+
+    /// Whether another path of this log that is followed leads to this file.
+    fn is_at_followed_path(&self, look: &Look) -> bool {
+        let Ok(list) = siblings::list_family(&self.o.path) else { return false };
+        list.iter().any(|s| s.look.identity == look.identity && self.is_followed(&s.path))
     }
 
     /// Sends what is in memory of a stream whose file has other bytes now; up to where that goes.
