@@ -291,7 +291,7 @@ struct Tail<'a> {
     letters: u64,
     /// Of the path's lines for the topic of now; `None`: there is no dead-letter file.
     letter_share: Option<LetterShare>,
-    /// For room in dead-letter, since there was none; no more than 4.
+    /// How often in a row there was no room in dead-letter; no more than 8, which makes a second between two looks.
     looks: u32,
 }
 
@@ -593,7 +593,7 @@ impl Tail<'_> {
             }
             Room::Later => {
                 let wait = ROOM_AGAIN * (1 << self.looks);
-                self.looks = (self.looks + 1).min(4);
+                self.looks = (self.looks + 1).min(8);
                 Some(wait)
             }
             Room::Full => {
