@@ -106,7 +106,7 @@ impl Journal {
     }
 
     /// Writes intents; how many of the batches have theirs. The others have to wait until positions are saved.
-    pub fn put(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
+    fn put(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
         let n = self.write(batches)?;
         let needed: usize = self.live.iter().map(|l| l.payload.len()).sum();
         if n == batches.len() || needed as u64 > HALF / 2 {

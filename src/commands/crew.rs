@@ -283,7 +283,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
         let path = file.found.path.clone();
         let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
-        let (looks, nudged) = known.join(&path);
+        let (nudged, looks) = known.join(&path);
         let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
         let first = Change { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

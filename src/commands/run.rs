@@ -411,15 +411,10 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().filter(|s| s.at.mark.seqnum().is_none()).map(|s| Entry {
         stream: s.stream,
         path: s.path.to_path_buf(),
-        identity: s.identity.clone(),
         at: s.at,
         beyond: s.beyond.clone(),
         size: s.size,
-        modified: 0,
         finished: s.finished,
-        open: false,
-        absent: false,
-        reading: false,
-        head: Vec::new(),
+        ..Entry::of(s.identity.clone())
     })
 }

@@ -231,7 +231,11 @@ impl Chooser {
             for _ in 0..options.brokers.len() {
                 let host = &options.brokers[self.turn % options.brokers.len()];
                 self.beat.within(Beat::SLOW);
-                match self.visit(host).and_then(|r| decide(again, r.as_ref(), options.numbered)) {
+                let visit = self.visit(host);
+                if self.stop.is_on() {
+                    return None; // another driver's brokers are on the board by now
+                }
+                match visit.and_then(|r| decide(again, r.as_ref(), options.numbered)) {
                     Ok(chosen) => {
                         self.outages.works(Who::Broker(host), Instant::now());
                         return Some(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
@@ -239,9 +243,6 @@ impl Chooser {
                     Err(trouble) => self.outages.failed(Who::Broker(host), &trouble, Instant::now()),
                 }
                 self.turn += 1;
-                if self.stop.is_on() {
-                    return None;
-                }
             }
             tries += 1;
             if !self.rests(backoff.pause(tries, &mut rng)) {

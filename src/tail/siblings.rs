@@ -8,7 +8,6 @@
 
 use super::folder::Names;
 use super::identity::{self, Look};
-use super::known::Entry;
 pub use crate::packed::Packed;
 use crate::packed::unpack;
 use rustix::fs::FileType;
@@ -23,13 +22,6 @@ pub struct Sibling {
     pub path: PathBuf,
     pub packed: Packed,
     pub look: Look,
-}
-
-impl Sibling {
-    /// The packed file in which this stream is found.
-    pub fn is_packed_for(&self, entry: &Entry) -> bool {
-        self.packed != Packed::Plain && self.look.identity == entry.identity
-    }
 }
 
 /// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
@@ -154,6 +146,12 @@ pub fn base_of(name: &OsStr) -> OsString {
         }
     }
     OsStr::from_bytes(base).to_owned()
+}
+
+/// Whether both followed paths are names of one log.
+pub fn are_kin(one: &Path, other: &Path) -> bool {
+    let base = |path: &Path| base_of(path.file_name().unwrap_or_default());
+    one == other || one.parent() == other.parent() && base(one) == base(other)
 }
 
 fn is_number(mark: &[u8]) -> bool {

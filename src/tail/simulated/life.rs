@@ -89,16 +89,9 @@ impl Life<'_> {
                     let e = w.acked.entry(o.origin.stream).or_insert_with(|| Entry {
                         stream: o.origin.stream,
                         path: o.origin.path.clone(),
-                        identity: o.identity.clone(),
                         at: o.at,
-                        beyond: Vec::new(),
                         size: o.at.offset,
-                        modified: 0,
-                        finished: false,
-                        open: false,
-                        absent: false,
-                        reading: false,
-                        head: Vec::new(),
+                        ..Entry::of(o.identity.clone())
                     });
                     (e.identity, e.finished) = (o.identity, false);
                 }
