@@ -7,9 +7,7 @@ use super::file::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use super::wait::FolderWatch;
-use crate::chunk::{
-    Chunk, Closed, Ending, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then, Topic,
-};
+use crate::chunk::{Chunk, Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
 use crate::handover::{Outlet, Stopped};
 use crate::quota::{LetterShare, Room};
 use crate::report::Board;
