@@ -62,6 +62,7 @@ pub enum Conflict {
     KeyWithoutCert,
     PlainWithoutTls(BrokerAddress),
     ReopenWithoutFollow,
+    SameJournal,
     FieldsOfRaw,
     Memory(usize, MemoryPlan),
 }
@@ -212,6 +213,10 @@ impl Display for Conflict {
             KeyWithoutCert => "a client key without its `cert`; name both `cert` and `key`, or neither",
             ReopenWithoutFollow => {
                 "`reopen` without `follow`: a file that is read once is not waited for; take out one of them"
+            }
+            SameJournal => {
+                "another [[journal]] has this journal already; put the units of both into one, or name another namespace or \
+                 directory"
             }
             FieldsOfRaw => {
                 "`fields` has no place in a record that is the line alone; write format = \"json\", or use headers"

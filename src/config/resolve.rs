@@ -47,6 +47,7 @@ pub fn resolve(
     for journal in journals.iter_mut().filter(|_| asked.once || asked.from.is_some()) {
         journal.start = asked.from.unwrap_or(Start::Beginning);
     }
+    r.check_journals(&journals);
     r.topics((&mut sources, &mut journals), &written.kafka, stdout);
     let mut agent = written.agent;
     agent.state_dir = match &asked.state_dir {
@@ -203,6 +204,16 @@ impl Resolver<'_> {
         }
         if matches!(source.format, Format::Raw) && !source.fields.is_empty() {
             self.problems.add_at(id, "fields", Conflict::FieldsOfRaw);
+        }
+    }
+
+    /// A journal is one source: its positions are saved once.
+    fn check_journals(&mut self, journals: &[JournalSource]) {
+        let of = |j: &JournalSource| (j.directory.clone(), j.namespace.clone());
+        for (i, journal) in journals.iter().enumerate() {
+            if journals[..i].iter().any(|before| of(before) == of(journal)) {
+                self.missing(self.problems.header_of(("[[journal]]", i)), Conflict::SameJournal.into());
+            }
         }
     }
 

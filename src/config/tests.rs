@@ -622,3 +622,19 @@ fn fuzz_config() {
         },
     );
 }
+
+/// Fails when a journal is read by two sources, which would share its positions, or a key of it means something else.
+#[test]
+fn journals() {
+    let base = "[kafka]\nbrokers = [\"k:9092\"]\ntopic = \"t\"\n";
+    let c =
+        good(&format!("{base}[[journal]]\npriority = 3\n[[journal]]\nnamespace = \"n\"\ntopic = \"u\"\n"));
+    let shown: Vec<_> = c.journals.iter().map(|j| (j.topic(), j.priority, j.start)).collect();
+    assert_eq!(shown, [("t", Some(Priority(3)), Start::End), ("u", None, Start::End)]);
+    assert!(c.sources.is_empty());
+    let text =
+        problems(&format!("{base}[[journal]]\nunits = \"a.service\"\n[[journal]]\npriority = \"warnin\"\n"))
+            .join("\n");
+    assert!(text.contains("another [[journal]] has this journal already"), "{text}");
+    assert!(text.contains("did you mean \"warning\"?"), "{text}");
+}
