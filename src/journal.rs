@@ -18,6 +18,7 @@ mod file;
 mod filter;
 mod folder;
 pub mod follow;
+mod header;
 mod listing;
 mod open;
 mod pages;
@@ -34,7 +35,7 @@ pub use filter::{EntryFilter, own_unit};
 pub use folder::{boot_id, candidates};
 pub use open::JournalReading;
 
-use file::ReadError;
+use header::ReadError;
 use std::io;
 use std::path::{Path, PathBuf};
 

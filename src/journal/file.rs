@@ -10,21 +10,10 @@
 //! [`JournalFile::refresh`] says.
 
 use super::decompress::{COMPRESSED, Unpacked};
-use super::pages::{Pages, REPEATED_MAX, u32_at, u64_at};
+use super::header::{Id128, JournalHeader, ReadError};
+use super::pages::{Pages, REPEATED_MAX, id_at, u32_at, u64_at};
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
-
-/// A 128-bit ID: of a file, of a run of sequence numbers, or of a boot.
-pub type Id128 = [u8; 16];
-
-const COMPACT: u32 = 1 << 4;
-/// xz, lz4, keyed hash, zstd, compact. Bit 5 (segmented) is another format.
-const KNOWN_FLAGS: u32 = 0x1f;
-/// Bytes that the header has in every version.
-const HEADER: usize = 208;
-const MAGIC: &[u8] = b"LPKSHHRH";
-const ARCHIVED: u8 = 2;
 
 const DATA: u8 = 1;
 const ENTRY: u8 = 3;
@@ -36,87 +25,6 @@ const OBJECT_MAX: u64 = 1 << 40;
 const SLOTS: u64 = 256;
 /// Fields of an entry, at most. journald allows 1024.
 const FIELDS: u64 = 4096;
-
-#[derive(Debug)]
-pub enum ReadError {
-    Io(io::Error),
-    /// Not a journal file, not one any more (vacuumed), or another one.
-    NotAJournal,
-    /// Incompatible flags that this reader does not know.
-    Incompatible(u32),
-    /// One entry cannot be read. The next call goes on behind it.
-    Entry(&'static str),
-    /// The chain of entry arrays ends early: of a file that is still written it may be complete at the next look.
-    Chain,
-}
-
-impl From<io::Error> for ReadError {
-    fn from(e: io::Error) -> ReadError {
-        match e.kind() {
-            io::ErrorKind::UnexpectedEof => ReadError::Entry("beyond the end of the file"),
-            _ => ReadError::Io(e),
-        }
-    }
-}
-
-/// What the header says, as of the last look.
-#[derive(Clone, Debug)]
-pub struct JournalHeader {
-    flags: u32,
-    state: u8,
-    pub file_id: Id128,
-    pub seqnum_id: Id128,
-    /// Bytes of the header itself.
-    size: u64,
-    pub tail_object: u64,
-    pub entries: u64,
-    pub tail_seqnum: u64,
-    pub head_seqnum: u64,
-    array: u64,
-    pub head_realtime: u64,
-}
-
-impl JournalHeader {
-    pub fn read(file: &File) -> Result<JournalHeader, ReadError> {
-        let mut b = [0; HEADER];
-        file.read_exact_at(&mut b, 0).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => ReadError::NotAJournal,
-            _ => ReadError::Io(e),
-        })?;
-        if !b.starts_with(MAGIC) {
-            return Err(ReadError::NotAJournal);
-        }
-        let flags = u32_at(&b, 12);
-        if flags & !KNOWN_FLAGS != 0 {
-            return Err(ReadError::Incompatible(flags & !KNOWN_FLAGS));
-        }
-        // The writer moves the tail before it counts an entry: read behind the count, it covers every entry that is counted.
-        let mut tail = [0; 8];
-        file.read_exact_at(&mut tail, 136).map_err(ReadError::Io)?;
-        Ok(JournalHeader {
-            flags,
-            state: b[16],
-            file_id: id_at(&b, 24),
-            seqnum_id: id_at(&b, 72),
-            size: u64_at(&b, 88),
-            tail_object: u64::from_le_bytes(tail),
-            entries: u64_at(&b, 152),
-            tail_seqnum: u64_at(&b, 160),
-            head_seqnum: u64_at(&b, 168),
-            array: u64_at(&b, 176),
-            head_realtime: u64_at(&b, 184),
-        })
-    }
-
-    /// Nothing more is written to it. The rename to `@` comes before this, so the name counts too.
-    pub fn is_archived(&self) -> bool {
-        self.state == ARCHIVED
-    }
-
-    fn is_compact(&self) -> bool {
-        self.flags & COMPACT != 0
-    }
-}
 
 /// What is kept of an entry's fields, at most.
 #[derive(Clone, Copy, Debug)]
@@ -447,10 +355,4 @@ impl JournalFile {
         }
         Ok(size - skip > most as u64)
     }
-}
-
-fn id_at(b: &[u8], at: usize) -> Id128 {
-    let mut id = [0; 16];
-    id.copy_from_slice(&b[at..at + 16]);
-    id
 }

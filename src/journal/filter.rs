@@ -1,6 +1,7 @@
 //! Which entries are sent. Entries that are left out move the position like any other.
 
-use super::file::{Id128, JournalEntry};
+use super::file::JournalEntry;
+use super::header::Id128;
 
 /// What a source asks for; an empty list asks for everything.
 #[derive(Clone, Debug, Default)]

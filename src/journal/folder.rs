@@ -1,6 +1,6 @@
 //! The names in a journal folder: which are journal files, of which chain, and in which order they are read.
 
-use super::file::{Id128, JournalHeader, ReadError};
+use super::header::{Id128, JournalHeader, ReadError};
 use crate::chunk::Identity;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::ffi::OsStr;

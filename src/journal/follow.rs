@@ -3,7 +3,7 @@
 //! `/run` and `/var` may hold the same entries (`journalctl --flush` copies them, with other IDs). So `/run` is read only while
 //! there is no folder in `/var`; when that appears, `/run` is read to its end first, and what was read is left out in `/var`.
 
-use super::file::Id128;
+use super::header::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use super::wait::FolderWatch;

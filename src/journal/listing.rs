@@ -1,8 +1,9 @@
 //! Takes the files of a journal folder: which stream goes on in which file, which file is new, and which was read already.
 
-use super::file::{Id128, JournalFile, ReadError};
+use super::file::JournalFile;
 use super::folder::{self, Listed, Listing};
 use super::follow::{Follower, Halted};
+use super::header::{Id128, ReadError};
 use super::open::{OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use crate::chunk::{Closed, Ending, Mark, Opened, Origin, Parcel, Point, Range, StreamId, Then};

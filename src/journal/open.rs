@@ -1,7 +1,8 @@
 //! One open journal file: turns its next entries into a chunk.
 
-use super::file::{Id128, JournalEntry, JournalFile, ReadError};
+use super::file::{JournalEntry, JournalFile};
 use super::folder;
+use super::header::{Id128, ReadError};
 use super::pages::Pages;
 use super::records::{EntryRecord, EntryRules};
 use super::tally::SeqnumTally;

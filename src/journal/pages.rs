@@ -2,7 +2,7 @@
 //! repeat, and the buffers for what is larger. A fixed amount, whatever the files hold.
 
 use super::decompress::{Decompressor, Unpacked};
-use super::file::{Id128, ReadError};
+use super::header::{Id128, ReadError};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -149,4 +149,10 @@ pub fn u32_at(b: &[u8], at: usize) -> u32 {
     let mut n = [0; 4];
     n.copy_from_slice(&b[at..at + 4]);
     u32::from_le_bytes(n)
+}
+
+pub fn id_at(b: &[u8], at: usize) -> Id128 {
+    let mut id = [0; 16];
+    id.copy_from_slice(&b[at..at + 16]);
+    id
 }

@@ -1,8 +1,9 @@
 //! Makes records of entries: what a source asks for, and how they stand in a chunk. The thread that follows a journal and the
 //! one that reads it again for exactly-once make the same bytes.
 
-use super::file::{EntryLimits, Id128, JournalEntry};
+use super::file::{EntryLimits, JournalEntry};
 use super::filter::EntryFilter;
+use super::header::Id128;
 use super::render::{self, EntryFormat};
 use crate::chunk::{Line, RecordHead};
 

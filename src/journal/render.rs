@@ -1,7 +1,8 @@
 //! What a record is made of: an entry's message, or all its fields as `journalctl -o json` prints them (since systemd 254:
 //! with `__SEQNUM`). The same entry always gives the same bytes: exactly-once reads entries again and compares checksums.
 
-use super::file::{EntryField, Id128, JournalEntry};
+use super::file::{EntryField, JournalEntry};
+use super::header::Id128;
 use std::io::Write;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

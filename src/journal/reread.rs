@@ -1,8 +1,9 @@
 //! Makes records of entries again, for exactly-once: of a range that may have been sent before a crash. The checksum is the
 //! proof, as for log files; it does not agree where the source's format or filters were changed meanwhile.
 
-use super::file::{JournalFile, ReadError};
+use super::file::JournalFile;
 use super::folder;
+use super::header::ReadError;
 use super::open::Scratch;
 use super::records::EntryRules;
 use crate::chunk::{Mark, Point, Range};

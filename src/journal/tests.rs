@@ -3,8 +3,9 @@
 #[path = "../../tests/it/harness/journal_files.rs"]
 mod journal_files;
 
-use super::file::{EntryLimits, JournalFile, ReadError};
+use super::file::{EntryLimits, JournalFile};
 use super::folder;
+use super::header::ReadError;
 use super::open::Scratch;
 use super::render::{EntryFormat, render};
 use crate::fuzz::Dice;
