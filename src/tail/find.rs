@@ -75,12 +75,20 @@ impl Tail<'_> {
             return Ok(Place::Found);
         }
         let mut place = Place::Nowhere;
+        // Where nothing was read, there is no byte by which to know an old file, or one of another log.
+        let is_untouched = proof(entry).offset == 0;
+        let age = if is_untouched { Age::NewerThan(entry) } else { Age::Any };
+        let has_others = self.o.followed.by_pattern && !is_untouched;
+        let scopes = [Some(Scope::Folder), has_others.then_some(Scope::Logs)];
         let found = self.listed(|tail| {
-            // Where nothing was read, there is no byte by which to know an old file.
-            let age = if proof(entry).offset == 0 { Age::NewerThan(entry) } else { Age::Any };
-            let survey = tail.survey(AtPath::LeftOut, Scope::Folder, age)?;
-            place = tail.find_in(&survey, entry, truncated)?;
-            Ok(matches!(place, Place::Found | Place::ShortCopy))
+            for scope in scopes.into_iter().flatten() {
+                let survey = tail.survey(AtPath::LeftOut, scope, age)?;
+                place = tail.find_in(&survey, entry, truncated)?;
+                if matches!(place, Place::Found | Place::ShortCopy) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         })?;
         Ok(if found || place == Place::NotYet { place } else { Place::Nowhere })
     }

@@ -94,6 +94,8 @@ pub(super) enum Scope {
     Log,
     /// The followed ones beside them too that are in no stream.
     Folder,
+    /// And those whose names are forms of other followed logs.
+    Logs,
 }
 
 /// What of the siblings that nobody has read is to be read.
@@ -200,8 +202,13 @@ impl Tail<'_> {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
             list => list?,
         };
-        let beside =
-            if scope == Scope::Folder { self.known.unassigned_beside(&self.o.path) } else { Vec::new() };
+        if scope == Scope::Logs {
+            list.extend(siblings::list_rotated(&self.o.path, |path| self.is_followed(path))?);
+        }
+        let beside = match scope {
+            Scope::Log => Vec::new(),
+            Scope::Folder | Scope::Logs => self.known.unassigned_beside(&self.o.path),
+        };
         for path in beside {
             if let Ok(Some(look)) = identity::look_at(&path)
                 && look.kind == rustix::fs::FileType::RegularFile
