@@ -18,7 +18,7 @@ pub struct StreamId(pub u64);
 
 /// Serial number of a flight; saved with exactly-once, else counted from 1 at each start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct FlightNo(pub u64);
+pub struct BatchGroupNo(pub u64);
 
 /// Which file holds a stream's bytes. Inode numbers are reused at once, so they never stand alone: the birth time
 /// (`statx(2)`) tells two users of one inode apart, and where the file system has none, the head does.
@@ -126,7 +126,7 @@ pub struct Origin {
     /// The *followed* path, also when the bytes are read from a rotated file.
     pub path: PathBuf,
     pub shape: Arc<Shape>,
-    pub gauge: Arc<Progress>,
+    pub progress: Arc<Progress>,
 }
 
 /// One record: `len` bytes at `at` of its chunk, so its place in the file is `range.start + at`.
@@ -193,7 +193,7 @@ pub struct Opened {
 
 /// What a tail hands over.
 #[derive(Debug)]
-pub enum Parcel {
+pub enum TailOutput {
     Opened(Opened),
     Chunk(Chunk),
     /// Nothing more comes of this stream: it was left after rotation, deleted, or truncated.

@@ -5,12 +5,12 @@
 //! A descriptor from the store is the same open file as ours was, with the same offset: whoever reads it reads at offsets of
 //! its own (`pread(2)`).
 
-mod shelf;
+mod slots;
 
 use crate::chunk::StreamId;
 use crate::sys;
 use crate::systemd::Notify;
-use shelf::{Shelf, Want};
+use slots::{Slots, StoreAction};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -30,23 +30,23 @@ struct FdStoreInner {
 
 #[derive(Debug)]
 struct FdStates {
-    shelf: Shelf,
+    slots: Slots,
     /// Given back at the start, and not taken up by a tail yet.
     given: HashMap<StreamId, File>,
     /// Names that the manager is to let go of.
     unwanted: Vec<String>,
     /// It takes nothing now, which was said: no tail is to wait for it again before.
-    deaf_until: Option<Instant>,
+    retry_at: Option<Instant>,
 }
 
 impl FdStates {
-    fn is_deaf(&self) -> bool {
-        self.deaf_until.is_some_and(|at| Instant::now() < at)
+    fn is_paused(&self) -> bool {
+        self.retry_at.is_some_and(|at| Instant::now() < at)
     }
 
     /// What came of a message to it. Silence is said once, and its end.
     fn heard(&mut self, answer: &io::Result<()>) {
-        let was_deaf = self.deaf_until.is_some();
+        let was_deaf = self.retry_at.is_some();
         match answer {
             Ok(()) if was_deaf => log::info!("systemd takes messages again"),
             Err(e) if !was_deaf => log::warn!(
@@ -55,11 +55,11 @@ impl FdStates {
             ),
             _ => {}
         }
-        self.deaf_until = answer.as_ref().err().map(|_| Instant::now() + DEAF);
+        self.retry_at = answer.as_ref().err().map(|_| Instant::now() + PAUSE);
     }
 
     fn tell(&mut self, notify: &Notify) {
-        while !self.is_deaf()
+        while !self.is_paused()
             && let Some(name) = self.unwanted.last()
         {
             let answer = notify.forget(name);
@@ -73,7 +73,7 @@ impl FdStates {
 
 /// A descriptor that was given back at the start.
 #[derive(Debug)]
-pub struct Given {
+pub struct InheritedFd {
     pub name: String,
     pub fd: OwnedFd,
 }
@@ -82,10 +82,10 @@ pub struct Given {
 const ROOM: usize = 512;
 
 /// After a message that found no room in the manager's queue.
-const DEAF: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Takes what the manager passed on. Once, and before anything else is opened.
-pub fn given() -> Vec<Given> {
+pub fn inherited() -> Vec<InheritedFd> {
     let var = |name| std::env::var(name).ok();
     let own = std::process::id();
     let (pid, count, names) = (var("LISTEN_PID"), var("LISTEN_FDS"), var("LISTEN_FDNAMES"));
@@ -93,7 +93,7 @@ pub fn given() -> Vec<Given> {
         return Vec::new();
     };
     let fds = sys::passed_on(names.len());
-    names.into_iter().zip(fds).filter_map(|(name, fd)| Some(Given { name, fd: fd? })).collect()
+    names.into_iter().zip(fds).filter_map(|(name, fd)| Some(InheritedFd { name, fd: fd? })).collect()
 }
 
 /// The names of what is passed on (sd_listen_fds_with_names(3)). `None`: nothing is, or it is meant for another process.
@@ -118,8 +118,8 @@ impl FdStore {
         if !notify.is_heard() || room == 0 {
             return FdStore(None);
         }
-        let shelf = Shelf::new(room);
-        let state = FdStates { shelf, given: HashMap::new(), unwanted: Vec::new(), deaf_until: None };
+        let slots = Slots::new(room);
+        let state = FdStates { slots, given: HashMap::new(), unwanted: Vec::new(), retry_at: None };
         FdStore(Some(Arc::new(FdStoreInner { notify: notify.clone(), state: Mutex::new(state) })))
     }
 
@@ -131,13 +131,13 @@ impl FdStore {
     /// This stream's file was given back, and waits for its tail.
     pub fn adopt(&self, stream: StreamId, name: String, file: File) {
         if let Some(mut state) = self.state() {
-            state.shelf.held_already(stream, name);
+            state.slots.restore(stream, name);
             state.given.insert(stream, file);
         }
     }
 
     /// Nobody wants what is there by this name.
-    pub fn dismiss(&self, name: String) {
+    pub fn discard(&self, name: String) {
         if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
             state.unwanted.push(name);
             state.tell(&inner.notify);
@@ -150,7 +150,7 @@ impl FdStore {
     }
 
     /// A tail has this stream open now.
-    pub fn taken_up(&self, stream: StreamId) {
+    pub fn claimed(&self, stream: StreamId) {
         self.state().and_then(|mut state| state.given.remove(&stream));
     }
 
@@ -159,19 +159,19 @@ impl FdStore {
     pub fn keep(&self, stream: StreamId, file: &File, inode: u64, deleted: bool) {
         let (Some(inner), Some(mut state)) = (&self.0, self.state()) else { return };
         state.tell(&inner.notify);
-        if state.is_deaf() {
+        if state.is_paused() {
             return;
         }
-        let name = match state.shelf.want(stream, inode, deleted) {
-            Want::Nothing => return,
-            Want::Full => {
+        let name = match state.slots.request(stream, inode, deleted) {
+            StoreAction::Nothing => return,
+            StoreAction::Full => {
                 log::warn!(
                     "systemd keeps no more rotated and deleted files for us; those beyond are lost if they are deleted while the \
                      agent is not running: raise FileDescriptorStoreMax="
                 );
                 return;
             }
-            Want::Store { name, instead_of } => {
+            StoreAction::Store { name, instead_of } => {
                 state.unwanted.extend(instead_of);
                 state.tell(&inner.notify);
                 name
@@ -179,21 +179,21 @@ impl FdStore {
         };
         let answer = inner.notify.store(&name, file.as_fd());
         if answer.is_err() {
-            state.shelf.unwant(stream);
+            state.slots.release(stream);
         }
         state.heard(&answer);
     }
 
     /// Whether a stream's file is kept.
     pub fn keeps(&self, stream: StreamId) -> bool {
-        self.state().is_some_and(|state| state.shelf.holds(stream))
+        self.state().is_some_and(|state| state.slots.holds(stream))
     }
 
     /// Nothing of this stream is needed any more.
     pub fn done(&self, stream: StreamId) {
         let (Some(inner), Some(mut state)) = (&self.0, self.state()) else { return };
         state.given.remove(&stream);
-        let name = state.shelf.unwant(stream);
+        let name = state.slots.release(stream);
         state.unwanted.extend(name);
         state.tell(&inner.notify);
     }

@@ -1,6 +1,6 @@
 //! The tails' way out: streams are opened and closed in the registry, chunks go to the producer over a bounded channel.
 
-use crate::chunk::{Chunk, Parcel};
+use crate::chunk::{Chunk, TailOutput};
 use crate::stop::Stop;
 use crate::streams::Registry;
 use crate::waker::{Waker, Waking};
@@ -29,7 +29,7 @@ enum To {
     },
     /// A simulator takes everything in its order.
     #[cfg(test)]
-    Recorder(Sender<Parcel>),
+    Recorder(Sender<TailOutput>),
 }
 
 /// The producer has ended, or the tail is to stop.
@@ -42,30 +42,30 @@ impl Outlet {
     }
 
     #[cfg(test)]
-    pub fn recorder(to: Sender<Parcel>) -> Outlet {
+    pub fn recorder(to: Sender<TailOutput>) -> Outlet {
         Outlet(To::Recorder(to))
     }
 
     /// An opening or a closing, outside a tail's thread.
-    pub fn tell(&self, parcel: Parcel) {
+    pub fn tell(&self, parcel: TailOutput) {
         match (&self.0, parcel) {
-            (To::Agent { registry, .. }, Parcel::Opened(opened)) => registry.open(opened),
-            (To::Agent { registry, .. }, Parcel::Closed(closed)) => registry.close(&closed),
+            (To::Agent { registry, .. }, TailOutput::Opened(opened)) => registry.open(opened),
+            (To::Agent { registry, .. }, TailOutput::Closed(closed)) => registry.close(&closed),
             (_, parcel) => debug_assert!(false, "{parcel:?} is for a tail to send"),
         }
     }
 
     /// Opening and closing never wait; a chunk waits while the producer is busy.
-    pub fn send(&self, parcel: Parcel, stop: &Stop) -> Result<(), Stopped> {
+    pub fn send(&self, parcel: TailOutput, stop: &Stop) -> Result<(), Stopped> {
         let (registry, chunks) = match &self.0 {
             To::Agent { registry, chunks } => (registry, chunks),
             #[cfg(test)]
             To::Recorder(to) => return to.send(parcel).map_err(|_| Stopped),
         };
         match parcel {
-            Parcel::Opened(opened) => registry.open(opened),
-            Parcel::Closed(closed) => registry.close(&closed),
-            Parcel::Chunk(chunk) => {
+            TailOutput::Opened(opened) => registry.open(opened),
+            TailOutput::Closed(closed) => registry.close(&closed),
+            TailOutput::Chunk(chunk) => {
                 match chunks.get().try_send(chunk) {
                     Err(TrySendError::Full(chunk)) => select! {
                         send(chunks.get(), chunk) -> sent => sent.map_err(|_| Stopped)?,

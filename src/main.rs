@@ -39,7 +39,7 @@
 //!
 //! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; how much of the
 //! dead-letter file each path may fill is in [`quota`]; what there is to see is on one board ([`report`]), of which status,
-//! metrics and log lines are views; whether all make progress is in [`pulse`]. [`commands::run`] alone knows all stages. No stage imports another, or [`config`].
+//! metrics and log lines are views; whether all make progress is in [`heartbeat`]. [`commands::run`] alone knows all stages. No stage imports another, or [`config`].
 //!
 //! # Invariants
 //!
@@ -69,24 +69,25 @@ mod base64;
 mod budget;
 mod chunk;
 mod cli;
+mod clock;
 mod commands;
 mod config;
 mod error;
 mod exactly_once;
 mod fdstore;
-mod files;
 #[cfg(test)]
 mod fuzz;
 mod handover;
+mod heartbeat;
 mod kafka;
 mod kafka_crate;
 mod links;
 mod logging;
+mod network_fs;
 mod packed;
+mod private_file;
 mod producer;
-mod pulse;
 mod quota;
-mod remote;
 mod report;
 mod signals;
 mod state;
@@ -97,7 +98,6 @@ mod sys;
 mod systemd;
 mod tail;
 mod waker;
-mod wall;
 mod watch;
 
 use cli::{Command, Invocation};

@@ -53,7 +53,7 @@ struct Paths {
 
 /// What one path sends to one topic: the tail's handle. Asking for room and reserving it takes no lock.
 #[derive(Clone, Debug)]
-pub struct LetterShare {
+pub struct DeadLetterShare {
     /// Of the path, whatever the topic.
     letters: Arc<AtomicU64>,
     reserved: Arc<AtomicU64>,
@@ -97,10 +97,10 @@ impl Quota {
     }
 
     /// For a tail that follows `path`, and for each topic that it has.
-    pub fn share(&self, path: &Path, topic: &str) -> LetterShare {
+    pub fn share(&self, path: &Path, topic: &str) -> DeadLetterShare {
         let overhead = FRAME + REASON + topic.len() + escaped(path.as_os_str().as_encoded_bytes());
         let letters = self.lock().letters(path).clone();
-        LetterShare { letters, reserved: Arc::default(), sums: self.sums.clone(), overhead }
+        DeadLetterShare { letters, reserved: Arc::default(), sums: self.sums.clone(), overhead }
     }
 
     /// Letters of this path were written.
@@ -116,7 +116,7 @@ impl Quota {
     }
 
     /// Whether more is to be read; `next`: what that takes if it is refused.
-    pub fn room(&self, own: &LetterShare, next: u64, now: Instant) -> Room {
+    pub fn room(&self, own: &DeadLetterShare, next: u64, now: Instant) -> Room {
         let (letters, reserved) = (own.letters.load(Relaxed), own.reserved.load(Relaxed));
         if letters == 0 && reserved == 0 {
             return Room::Enough;
@@ -169,7 +169,7 @@ impl Paths {
     }
 }
 
-impl LetterShare {
+impl DeadLetterShare {
     /// What the letters of `lines` lines with `bytes` bytes take: at most, but for control characters, of which each may
     /// take six bytes instead of two. To count those would cost each line more than all else that is done with it here.
     pub fn letters(&self, lines: usize, bytes: usize) -> u64 {

@@ -13,7 +13,7 @@ pub use saver::Saver;
 
 use crate::chunk::StreamId;
 use crate::error::Error;
-use crate::files;
+use crate::private_file;
 use crate::report::Board;
 use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::{Counts, SentMarks};
@@ -129,7 +129,8 @@ fn open_marks(
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
     let first = !path.exists() && saved.next_stream == 0 && !fell_back;
-    let opened = files::private(&path).and_then(|file| SentMarks::open(file, boot.trim(), recognized));
+    let opened =
+        private_file::open_or_create(&path).and_then(|file| SentMarks::open(file, boot.trim(), recognized));
     let (marks, found) = match opened {
         Ok(opened) => opened,
         Err(e) => {

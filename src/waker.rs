@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 /// Wakes its thread. Cheap to clone; one for each thread that has something to say.
 #[derive(Clone, Debug)]
-pub struct Waker(Arc<Shared>);
+pub struct Waker(Arc<WakerState>);
 
 #[derive(Debug)]
-struct Shared {
+struct WakerState {
     event: OwnedFd,
     state: AtomicU8,
 }
@@ -27,7 +27,7 @@ const ASLEEP: u8 = 2;
 impl Waker {
     pub fn new() -> io::Result<Waker> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Waker(Arc::new(Shared { event, state: AtomicU8::new(AWAKE) })))
+        Ok(Waker(Arc::new(WakerState { event, state: AtomicU8::new(AWAKE) })))
     }
 
     /// To be called after the news can be found in its queue.

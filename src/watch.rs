@@ -9,8 +9,8 @@
 pub mod pattern;
 mod watches;
 
+use crate::heartbeat::Heartbeat;
 use crate::packed::{Packed, packing};
-use crate::pulse::Beat;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
-use watches::{Heard, OfPath, Told, Watches};
+use watches::{EventSupport, FileEvent, OfPath, Watches};
 
 /// What a source follows.
 #[derive(Debug, Clone)]
@@ -51,12 +51,12 @@ pub struct Options {
     pub own: Vec<(u64, u64)>,
     /// End after the first walk.
     pub once: bool,
-    pub beat: Arc<Beat>,
+    pub heartbeat: Arc<Heartbeat>,
     /// Longest wait between two beats.
     pub longest: Duration,
 }
 
-/// A file to follow. The slot was made here and travels with the find; whoever drops it says so by [`Remote::ended`].
+/// A file to follow. The slot was made here and travels with the find; whoever drops it says so by [`WatchHandle::ended`].
 #[derive(Debug)]
 pub struct Found {
     pub path: PathBuf,
@@ -66,7 +66,7 @@ pub struct Found {
 }
 
 #[derive(Debug)]
-pub enum Sight {
+pub enum WatchEvent {
     Found(Found),
     /// The first walk (of these sources) is done; these literal paths lead to nothing.
     Walked {
@@ -82,19 +82,19 @@ enum Control {
 
 /// How the others speak to the thread. Dropping it ends the thread.
 #[derive(Debug)]
-pub struct Remote {
+pub struct WatchHandle {
     control: Option<Sender<Control>>,
-    bell: Arc<OwnedFd>,
+    wakeup: Arc<OwnedFd>,
 }
 
-impl Remote {
+impl WatchHandle {
     /// The tail of this path has ended. If something is there (again), it is told as found.
     pub fn ended(&self, path: &Path) {
         self.tell(Control::Ended(path.into()));
     }
 
-    /// Look for these from now on; `ended` as by [`Remote::ended`], all in one message, for the thread may wait for the
-    /// caller to take what it found. Paths whose tails live are not told again; ends with a [`Sight::Walked`].
+    /// Look for these from now on; `ended` as by [`WatchHandle::ended`], all in one message, for the thread may wait for the
+    /// caller to take what it found. Paths whose tails live are not told again; ends with a [`WatchEvent::Walked`].
     pub fn sources(&self, sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf>) {
         self.tell(Control::Sources { sources, expected, ended });
     }
@@ -102,35 +102,35 @@ impl Remote {
     fn tell(&self, what: Control) {
         if let Some(to) = &self.control {
             let _ = to.send(what);
-            ring(&self.bell);
+            wake_thread(&self.wakeup);
         }
     }
 }
 
-impl Drop for Remote {
+impl Drop for WatchHandle {
     fn drop(&mut self) {
         self.control.take();
-        ring(&self.bell);
+        wake_thread(&self.wakeup);
     }
 }
 
-fn ring(bell: &OwnedFd) {
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+fn wake_thread(wakeup: &OwnedFd) {
+    let _ = rustix::io::write(wakeup, &1u64.to_ne_bytes());
 }
 
-/// The thread's side of [`Remote`].
+/// The thread's side of [`WatchHandle`].
 #[derive(Debug)]
-pub struct Ears {
+pub struct ControlInbox {
     control: Receiver<Control>,
-    bell: Arc<OwnedFd>,
+    wakeup: Arc<OwnedFd>,
 }
 
-pub fn remote() -> io::Result<(Remote, Ears)> {
-    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
+    let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     // Whoever ends a tail must not wait for a walk, which waits until what it finds is followed.
     #[allow(clippy::disallowed_methods, reason = "at most one for each tail, and one for each reload")]
     let (tx, rx) = unbounded();
-    Ok((Remote { control: Some(tx), bell: bell.clone() }, Ears { control: rx, bell }))
+    Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))
 }
 
 /// Between two walks of all patterns when no event asks for one.
@@ -146,16 +146,16 @@ const BESIDE: Duration = Duration::from_millis(50);
 /// Between two walks that events ask for.
 const CALM: Duration = Duration::from_millis(50);
 
-pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
+pub fn run(options: Options, inbox: &ControlInbox, out: &Sender<WatchEvent>) {
     let mut w = Watch::new(options, out);
     w.walk(true);
     if w.once {
         return;
     }
     loop {
-        w.wait(ears);
+        w.wait(inbox);
         loop {
-            match ears.control.try_recv() {
+            match inbox.control.try_recv() {
                 Ok(Control::Ended(path)) => w.ended(&path),
                 Ok(Control::Sources { sources, expected, ended }) => {
                     ended.iter().for_each(|path| w.ended(path));
@@ -165,7 +165,7 @@ pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
                 Err(TryRecvError::Empty) => break,
             }
         }
-        w.gather(ears);
+        w.gather(inbox);
         w.events();
         let now = Instant::now();
         if (w.dirty && now >= w.walked + CALM.max(w.walk_cost * 20)) || now >= w.next_walk {
@@ -181,28 +181,28 @@ struct Slot {
     /// A link in the path's last part: other names in its folder may change where it leads.
     link: bool,
     /// What the last walk found at the path.
-    at_path: Option<FileId>,
+    at_path: Option<FileKey>,
     /// Number of the last walk that found something there.
     walk: u64,
 }
 
 /// Tells one file from another: device, inode, and where the file system keeps it, when it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FileId(u64, u64, Option<SystemTime>);
+struct FileKey(u64, u64, Option<SystemTime>);
 
-impl FileId {
-    fn of(m: &fs::Metadata) -> FileId {
-        FileId(m.dev(), m.ino(), m.created().ok())
+impl FileKey {
+    fn of(m: &fs::Metadata) -> FileKey {
+        FileKey(m.dev(), m.ino(), m.created().ok())
     }
 }
 
 struct Watch<'a> {
-    out: &'a Sender<Sight>,
+    out: &'a Sender<WatchEvent>,
     sources: Vec<Watched>,
     expected: Vec<PathBuf>,
     own: Vec<(u64, u64)>,
     once: bool,
-    beat: Arc<Beat>,
+    heartbeat: Arc<Heartbeat>,
     longest: Duration,
     watches: Watches,
     /// `/proc/self/mountinfo`, which poll(2) reports at each change (proc_pid_mounts(5)): what is mounted over a folder makes no
@@ -230,7 +230,7 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(o: Options, out: &'a Sender<Sight>) -> Self {
+    fn new(o: Options, out: &'a Sender<WatchEvent>) -> Self {
         let now = Instant::now();
         Watch {
             out,
@@ -238,7 +238,7 @@ impl<'a> Watch<'a> {
             expected: o.expected,
             own: o.own,
             once: o.once,
-            beat: o.beat,
+            heartbeat: o.heartbeat,
             longest: o.longest,
             watches: Watches::new(),
             mounts: fs::File::open("/proc/self/mountinfo").ok(),
@@ -257,31 +257,31 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn wait(&mut self, ears: &Ears) {
+    fn wait(&mut self, inbox: &ControlInbox) {
         let now = Instant::now();
         let at = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
         let left = at.min(self.next_walk).saturating_duration_since(now) + Duration::from_millis(1);
         let left = left.min(self.longest);
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let mut fds = vec![PollFd::new(&*ears.bell, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&*inbox.wakeup, PollFlags::IN)];
         fds.extend(self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
         fds.extend(self.watches.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        self.beat.within(left);
+        self.heartbeat.within(left);
         let _ = poll(&mut fds, Some(&time)); // EINTR is a wake-up like any other
         let mounted = self.mounts.is_some() && !fds[1].revents().is_empty();
-        self.beat.rests(); // a file system that hangs would hang after a restart too
+        self.heartbeat.suspend(); // a file system that hangs would hang after a restart too
         let mut count = [0; 8];
-        let _ = rustix::io::read(&*ears.bell, &mut count);
+        let _ = rustix::io::read(&*inbox.wakeup, &mut count);
         self.dirty |= mounted;
     }
 
     /// Under many events they are taken together, so that 5,000 lines a second are 250 wake-ups of a tail and not 5,000, and
     /// 200 busy files a thousand. An event after a rest is passed on at once.
-    fn gather(&mut self, ears: &Ears) {
+    fn gather(&mut self, inbox: &ControlInbox) {
         let left = self.rest.saturating_sub(self.heard.elapsed());
         if !left.is_zero() {
             let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
-            let _ = poll(&mut [PollFd::new(&*ears.bell, PollFlags::IN)], Some(&time));
+            let _ = poll(&mut [PollFd::new(&*inbox.wakeup, PollFlags::IN)], Some(&time));
         }
         self.heard = Instant::now();
     }
@@ -294,19 +294,19 @@ impl<'a> Watch<'a> {
     }
 
     /// How many tails that makes look.
-    fn event(&mut self, heard: Heard) -> u32 {
+    fn event(&mut self, heard: FileEvent) -> u32 {
         match heard {
-            Heard::Overflow => {
+            FileEvent::Overflow => {
                 self.dirty = true;
                 self.slots.values().map(wake).sum()
             }
-            Heard::Folder => {
+            FileEvent::Folder => {
                 self.dirty = true;
                 0
             }
-            Heard::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).map(wake).sum(),
-            Heard::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
-            Heard::Name(path) => {
+            FileEvent::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).map(wake).sum(),
+            FileEvent::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
+            FileEvent::Name(path) => {
                 self.dirty = true;
                 let links = self.slots.iter().filter(|(p, s)| s.link && p.parent() == path.parent());
                 let links: Vec<PathBuf> = links.map(|(p, _)| p.clone()).collect();
@@ -350,7 +350,7 @@ impl<'a> Watch<'a> {
         if first {
             self.meet_expected(&sources);
             let missing = self.missing(&sources);
-            let _ = self.out.send(Sight::Walked { missing });
+            let _ = self.out.send(WatchEvent::Walked { missing });
         }
         self.sources = sources;
         self.packed.retain(|path, _| path.exists());
@@ -393,7 +393,7 @@ impl<'a> Watch<'a> {
     /// A walk found a file. Where it is another one than the last walk found, no event may have reported that: its folder was
     /// replaced, or mounted over.
     fn meet(&mut self, poll: bool, path: PathBuf, m: &fs::Metadata) {
-        let at_path = Some(FileId::of(m));
+        let at_path = Some(FileKey::of(m));
         if let Some(slot) = self.slots.get_mut(&path) {
             slot.walk = self.walk;
             if std::mem::replace(&mut slot.at_path, at_path) != at_path {
@@ -443,7 +443,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn found(&mut self, poll: bool, path: PathBuf, at_path: Option<FileId>) {
+    fn found(&mut self, poll: bool, path: PathBuf, at_path: Option<FileKey>) {
         let (wake, slot) = bounded(1);
         let hints = Arc::new(AtomicBool::new(!poll));
         let link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
@@ -454,14 +454,14 @@ impl<'a> Watch<'a> {
             info!("{}: is a file now", path.display());
         }
         self.watch_file(&path);
-        let _ = self.out.send(Sight::Found(Found { path, slot, hints }));
+        let _ = self.out.send(WatchEvent::Found(Found { path, slot, hints }));
     }
 
     /// Without events for it, its tail looks by itself.
     fn watch_file(&mut self, path: &Path) {
         let Some(slot) = self.slots.get_mut(path) else { return };
         let polled = self.sources.iter().find(|s| s.means(path)).is_some_and(|s| s.poll);
-        if polled || self.watches.file(path, &mut slot.watches) == Told::No {
+        if polled || self.watches.file(path, &mut slot.watches) == EventSupport::No {
             slot.hints.store(false, Relaxed);
         }
     }
@@ -501,7 +501,7 @@ struct Met<'a> {
 impl Visitor for Met<'_> {
     /// Watched before it is read: what comes in between is told.
     fn folder(&mut self, path: &Path) {
-        self.blind |= self.watches.folder(path) == Told::No;
+        self.blind |= self.watches.folder(path) == EventSupport::No;
     }
 
     fn file(&mut self, path: PathBuf, m: fs::Metadata) {

@@ -5,7 +5,7 @@
 //! its records are stored, or are dead letters) or is voided by name. So of a partition's intents only the last can be open.
 
 use super::intent::{ChunkPiece, Intent, JournalRecord};
-use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
+use crate::chunk::{Ack, BatchGroupNo, Range, StreamId, Topic};
 use crate::producer::recovered::{LastSequence, OpenBatch, TopicPartition};
 use crate::streams::SavedPositions;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -22,14 +22,14 @@ pub struct Loaded {
     pub keep: Vec<Intent>,
     /// The highest serial, flight number, and epoch of the id that was used last.
     pub serial: u64,
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub id: Option<(i64, i16)>,
 }
 
 /// A flight to be read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuild {
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub stamp_ms: i64,
@@ -86,7 +86,7 @@ pub fn load(records: Vec<JournalRecord>, saved: &SavedPositions) -> Loaded {
     let is_open = |i: &Intent| {
         last_intent.get(&(i.topic.clone(), i.partition)) == Some(&i.serial) && !i.pieces.iter().any(covered)
     };
-    let mut flights: BTreeMap<FlightNo, Vec<&Intent>> = BTreeMap::new();
+    let mut flights: BTreeMap<BatchGroupNo, Vec<&Intent>> = BTreeMap::new();
     for i in &intents {
         flights.entry(i.flight).or_default().push(i);
     }
@@ -218,7 +218,7 @@ mod tests {
     fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<ChunkPiece>) -> Intent {
         let count = pieces.iter().map(|p| p.picked().count() as u32).sum();
         let numbers = Numbers { pid: 1, epoch: 0, base: 0 };
-        let flight = FlightNo(flight);
+        let flight = BatchGroupNo(flight);
         Intent {
             serial,
             voids: 0,
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!((l.settled.len(), l.settled[0].range.clone()), (1, 0..30));
         assert_eq!(l.flights.len(), 1);
         assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.len()), (2, 0));
-        assert_eq!((l.serial, l.flight, l.id, l.keep.len()), (2, FlightNo(2), Some((1, 0)), 2));
+        assert_eq!((l.serial, l.flight, l.id, l.keep.len()), (2, BatchGroupNo(2), Some((1, 0)), 2));
         assert_eq!(l.lasts[&("t".into(), 0)].end, 2);
     }
 

@@ -254,12 +254,12 @@ fn read_head(head: &[u8]) -> Option<(u64, Binding)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::private;
     use crate::fuzz::Dice;
+    use crate::private_file::open_or_create;
     use std::path::Path;
 
     fn open(path: &Path) -> (JournalFile, JournalContent) {
-        JournalFile::open(private(path).unwrap()).unwrap()
+        JournalFile::open(open_or_create(path).unwrap()).unwrap()
     }
 
     fn binding() -> Binding {
@@ -365,7 +365,7 @@ mod tests {
         let samples =
             [sample(&[]), sample(&written[..2]), sample(&written[2..]), sample(&[b"one", b"", b"x"])];
         crate::fuzz::damaged(&samples, <[u8]>::len, |bytes| {
-            let file = private(&path).unwrap();
+            let file = open_or_create(&path).unwrap();
             file.set_len(0).unwrap();
             let (first, rest) = bytes.split_at(bytes.len().min(HEADS));
             file.write_all_at(first, 0).unwrap();

@@ -8,7 +8,7 @@
 //! A chunk whose lines are all that [`split`] finds costs no table; any other (multiline, filters, cuts, a forced end) has
 //! one of two short numbers per line. [`split`] is part of the format: it must stay as it is.
 
-use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Point, Range, StreamId, Then, Topic};
+use crate::chunk::{BatchGroupNo, Break, Chunk, Line, Mark, Point, Range, StreamId, Then, Topic};
 use crate::producer::batch::{Batch, Numbers, Pick, Records, Seal};
 use crate::producer::recovered::LastSequence;
 use memchr::memchr_iter;
@@ -20,7 +20,7 @@ pub struct Intent {
     pub serial: u64,
     /// The intent in whose place this one comes (a split, other numbers); 0: none.
     pub voids: u64,
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub partition: i32,
@@ -234,7 +234,7 @@ fn write_intent(i: &Intent, out: &mut Vec<u8>) {
 }
 
 fn read_intent(r: &mut RecordReader<'_>) -> Option<Intent> {
-    let (serial, voids, flight) = (r.u64()?, r.u64()?, FlightNo(r.u64()?));
+    let (serial, voids, flight) = (r.u64()?, r.u64()?, BatchGroupNo(r.u64()?));
     let (topic, topic_id) = (r.name()?, r.array()?);
     let partition = i32::from_le_bytes(r.array()?);
     let numbers = Numbers {

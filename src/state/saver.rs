@@ -6,13 +6,13 @@ use super::existence::{self, Existence, RestingFile};
 use super::schedule::{SaverAction, Schedule};
 use super::store::PositionsFile;
 use super::{StateFolder, format};
+use crate::clock;
 use crate::error::Error;
-use crate::pulse::Beat;
+use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::SentMarks;
 use crate::streams::{Registry, Saved, SavedPositions};
-use crate::wall;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded};
 use std::io;
 use std::sync::Arc;
@@ -95,7 +95,7 @@ struct Work {
     marks: Arc<SentMarks>,
     registry: Arc<Registry>,
     board: Arc<Board>,
-    beat: Arc<Beat>,
+    heartbeat: Arc<Heartbeat>,
     schedule: Schedule,
     publisher: Option<Publisher>,
     /// The last snapshot.
@@ -123,7 +123,7 @@ impl Work {
             store: store?,
             marks,
             registry,
-            beat: board.pulse.beat("saver"),
+            heartbeat: board.heartbeats.register("saver"),
             board,
             schedule,
             publisher,
@@ -147,10 +147,10 @@ impl Work {
                 SaverAction::LookForFiles => self.look_for_files(now),
                 SaverAction::Wait(until, wakes) => {
                     self.waiting.clear(); // everything is saved, or has just failed to be
-                    let until = until.min(now + self.board.pulse.longest());
-                    self.beat.within(until.saturating_duration_since(now));
+                    let until = until.min(now + self.board.heartbeats.max_wait());
+                    self.heartbeat.within(until.saturating_duration_since(now));
                     let pending = self.registry.wait(wakes, until);
-                    self.beat.within(Beat::SLOW); // a disk
+                    self.heartbeat.within(Heartbeat::SLOW); // a disk
                     if let Some(at) = pending.changed {
                         self.schedule.change(at);
                     }
@@ -180,7 +180,7 @@ impl Work {
         let clock = self.clock(Instant::now());
         self.registry.snapshot(&mut self.saved, clock);
         self.saved.totals.lost_bytes += self.lost_before;
-        self.saved.wall_ms = wall::stamp(wall::now_ms(), self.saved.wall_ms);
+        self.saved.wall_ms = clock::stamp(clock::now_ms(), self.saved.wall_ms);
         self.schedule.begun();
         format::write(&mut self.text, &self.saved);
         match self.store.save(&self.text, sync) {

@@ -10,7 +10,7 @@
 use super::Damaged;
 use super::format::{self, Bad};
 use crate::error::Error;
-use crate::files;
+use crate::private_file;
 use crate::streams::Saved;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -184,9 +184,9 @@ impl PositionsFile {
     fn step(&mut self, step: SaveStep, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
-            SaveStep::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
-            SaveStep::SyncTmp => files::read(&at(TMP))?.sync_all()?,
-            SaveStep::SyncOffsets => files::read(&at(OFFSETS))?.sync_all()?,
+            SaveStep::WriteTmp => private_file::replace(&at(TMP), 0o600)?.write_all(bytes)?,
+            SaveStep::SyncTmp => private_file::open_read(&at(TMP))?.sync_all()?,
+            SaveStep::SyncOffsets => private_file::open_read(&at(OFFSETS))?.sync_all()?,
             SaveStep::KeepPrevious => {
                 replace(&at(OFFSETS), &at(PREVIOUS))?;
                 (self.current, self.previous) = (CurrentFile::Bad, true);
@@ -282,7 +282,7 @@ pub fn look(folder: &Path) -> Result<FoundPositions, Error> {
 
 /// `None`: there is none. An error that may pass (permissions, descriptors) is not damage, and ends the start.
 fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
-    let bytes = files::read(path).and_then(|file| {
+    let bytes = private_file::open_read(path).and_then(|file| {
         let mut bytes = Vec::new();
         file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -346,9 +346,11 @@ impl From<io::Error> for NotLocked {
 fn lock(folder: &Path) -> Result<File, NotLocked> {
     make(folder)?;
     let path = folder.join(LOCK);
-    let mut file = match files::private(&path) {
+    let mut file = match private_file::open_or_create(&path) {
         // Read-only: a lock that is there can still be taken.
-        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => files::read(&path).map_err(|_| e)?,
+        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {
+            private_file::open_read(&path).map_err(|_| e)?
+        }
         file => file?,
     };
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

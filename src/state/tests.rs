@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
+use crate::clock;
 use crate::state::saver::LAST_RETRY;
 use crate::streams::Progress;
-use crate::wall;
 use crossbeam_channel::bounded;
 use std::fs;
 use std::io;
@@ -44,18 +44,18 @@ impl Bench {
     }
 
     fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Progress> {
-        let gauge = self.board.gauge(StreamId(stream), at, size);
+        let progress = self.board.progress(StreamId(stream), at, size);
         let origin = Origin {
             stream: StreamId(stream),
             topic: "t".into(),
             path: "/var/log/a".into(),
             shape: Arc::new(Shape::default()),
-            gauge: gauge.clone(),
+            progress: progress.clone(),
         };
         let at = if at == 0 { Point::default() } else { point(at) };
         let identity = Identity { dev: 1, ino: stream, born: None };
         self.registry.open(Opened { origin: origin.into(), identity, at });
-        gauge
+        progress
     }
 
     /// A chunk is framed and sent.
@@ -130,13 +130,13 @@ fn first_sight_is_saved_when_the_flush_is_answered() {
 fn an_ack_is_saved_within_a_second() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
+    let progress = bench.open(1, 0, 100);
     bench.flush();
-    Bench::fly(&gauge, 0, 50);
+    Bench::fly(&progress, 0, 50);
     let before = Instant::now();
     bench.ack(1, 0, 50);
     let tick = crossbeam_channel::tick(Duration::from_millis(5));
-    while gauge.saved.load(Relaxed) < 50 {
+    while progress.saved.load(Relaxed) < 50 {
         tick.recv().unwrap();
         assert!(before.elapsed() < Duration::from_millis(1500), "not saved");
     }
@@ -150,8 +150,8 @@ fn an_ack_is_saved_within_a_second() {
 fn a_restart_without_news_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 100);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.stop().unwrap();
     let before = names_and_times(dir.path());
@@ -176,11 +176,11 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 30);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 30);
     bench.ack(1, 0, 30);
     bench.flush();
-    Bench::fly(&gauge, 30, 80);
+    Bench::fly(&progress, 30, 80);
     for name in ["offsets", "air"] {
         fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
     }
@@ -188,18 +188,18 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
 
     let bench = Bench::start(options(copy.path()));
     assert_eq!(bench.saved.streams[0].at, point(30));
-    let gauge = bench.open(1, 30, 100);
-    Bench::fly(&gauge, 30, 80);
+    let progress = bench.open(1, 30, 100);
+    Bench::fly(&progress, 30, 80);
     assert_eq!(bench.board.doubled_at_most(), 50, "counted before it is sent");
-    Bench::fly(&gauge, 80, 100);
+    Bench::fly(&progress, 80, 100);
     bench.ack(1, 80, 100);
     bench.ack(1, 30, 80);
     bench.stop().unwrap();
     assert_eq!(on_disk(copy.path()).totals.again, 50);
 
     let bench = Bench::start(options(copy.path()));
-    let gauge = bench.open(1, 100, 200);
-    Bench::fly(&gauge, 100, 200);
+    let progress = bench.open(1, 100, 200);
+    Bench::fly(&progress, 100, 200);
     assert_eq!(bench.board.doubled_at_most(), 50);
     assert_eq!(bench.board.totals.acked_lines.load(Relaxed), 100);
     bench.ack(1, 100, 200);
@@ -218,8 +218,8 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
         let bench = Bench::start(options(dir.path()));
         bench.open(1, 0, 0);
         bench.flush();
-        let gauge = bench.open(2, 0, 100);
-        Bench::fly(&gauge, 0, 80);
+        let progress = bench.open(2, 0, 100);
+        Bench::fly(&progress, 0, 80);
         assert_eq!(bench.board.doubled_at_most(), 0, "a first start");
         for name in kept {
             fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
@@ -230,14 +230,14 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
             fs::write(copy.path().join("offsets"), b"\0").unwrap();
         }
         let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(copy.path()) });
-        let gauge = bench.open(5, 0, 100);
-        Bench::fly(&gauge, 0, 80);
-        Bench::fly(&gauge, 80, 100);
+        let progress = bench.open(5, 0, 100);
+        Bench::fly(&progress, 0, 80);
+        Bench::fly(&progress, 80, 100);
         assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
         bench.ack(5, 0, 100);
         bench.flush();
-        let gauge = bench.open(6, 0, 100);
-        Bench::fly(&gauge, 0, 100);
+        let progress = bench.open(6, 0, 100);
+        Bench::fly(&progress, 0, 100);
         bench.ack(6, 0, 100);
         assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
         bench.stop().unwrap();
@@ -249,20 +249,20 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
 fn a_disk_that_refuses_is_shown_and_overcome() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
+    let progress = bench.open(1, 0, 100);
     bench.flush();
     let blocked = dir.path().join("offsets.tmp");
     fs::create_dir(&blocked).unwrap();
-    Bench::fly(&gauge, 0, 10);
+    Bench::fly(&progress, 0, 10);
     bench.ack(1, 0, 10);
     bench.flush(); // answered though it failed: the agent must become ready
     assert!(bench.board.state().degraded.is_some());
-    assert_eq!(gauge.acked.load(Relaxed), 10);
-    assert_eq!(gauge.saved.load(Relaxed), 0);
+    assert_eq!(progress.acked.load(Relaxed), 10);
+    assert_eq!(progress.saved.load(Relaxed), 0);
     fs::remove_dir(&blocked).unwrap();
     let tick = crossbeam_channel::tick(Duration::from_millis(5));
     let before = Instant::now();
-    while gauge.saved.load(Relaxed) < 10 {
+    while progress.saved.load(Relaxed) < 10 {
         tick.recv().unwrap();
         assert!(before.elapsed() < Duration::from_secs(5), "not tried again");
     }
@@ -275,8 +275,8 @@ fn a_disk_that_refuses_is_shown_and_overcome() {
 fn the_end_saves_or_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 100);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.registry.close(&Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } });
     bench.stop().unwrap();
@@ -302,15 +302,15 @@ fn the_end_saves_or_says_why_not() {
     assert!(bench.stop().unwrap_err().to_string().contains("save positions"));
 }
 
-/// Fails when a run without a state folder waits for one, or forgets to move the gauges.
+/// Fails when a run without a state folder waits for one, or forgets to move the progress.
 #[test]
 fn nothing_is_saved_without_a_folder() {
     let bench = Bench::start(StateOptions { state_dir: None, ..options(Path::new("/nowhere")) });
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 100);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.flush();
-    assert_eq!((gauge.acked.load(Relaxed), gauge.saved.load(Relaxed)), (100, 0));
+    assert_eq!((progress.acked.load(Relaxed), progress.saved.load(Relaxed)), (100, 0));
     bench.stop().unwrap();
 }
 
@@ -318,11 +318,11 @@ fn nothing_is_saved_without_a_folder() {
 #[test]
 fn the_wall_clock_is_saved() {
     let dir = tempfile::tempdir().unwrap();
-    let before = wall::now_ms();
+    let before = clock::now_ms();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 0, 100);
     bench.stop().unwrap();
-    assert!((before..=wall::now_ms()).contains(&on_disk(dir.path()).wall_ms));
+    assert!((before..=clock::now_ms()).contains(&on_disk(dir.path()).wall_ms));
 }
 
 /// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before first sight is over.
@@ -351,7 +351,7 @@ fn positions_are_forgotten_by_running_time_alone() {
         topic: "t".into(),
         path: "/var/log/a".into(),
         shape: Arc::new(Shape::default()),
-        gauge: Arc::default(),
+        progress: Arc::default(),
     };
     registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
     registry.snapshot(&mut Saved::default(), 1000);

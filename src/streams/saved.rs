@@ -18,7 +18,7 @@ pub struct Saved {
     pub sources: Vec<Vec<u8>>,
     /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
     pub clock: u64,
-    /// Wall clock of the last save, in ms since 1970; 0: none. For the stamps of records; see `wall.rs`.
+    /// Wall clock of the last save, in ms since 1970; 0: none. For the stamps of records; see `clock.rs`.
     pub wall_ms: i64,
     pub totals: SavedTotals,
     /// When it was written, in seconds and nanoseconds since 1970 by the file system's clock; not part of the text. `None`: never.

@@ -107,7 +107,7 @@ impl Table {
     /// A tail opens a stream at `clock` of running time. What was acknowledged of a known stream stays as it is known
     /// here. True: there is something to save.
     pub fn open(&mut self, o: Opened, clock: u64) -> bool {
-        let (id, progress) = (o.origin.stream, o.origin.gauge.clone());
+        let (id, progress) = (o.origin.stream, o.origin.progress.clone());
         self.next_stream = self.next_stream.max(id.0 + 1);
         progress.belongs(id, o.identity.clone());
         self.unnote_finished(id); // someone writes to a rotated file again

@@ -18,7 +18,7 @@ fn open(registry: &Registry) -> Arc<Progress> {
         topic: "t".into(),
         path: "/var/log/a".into(),
         shape: Arc::new(Shape::default()),
-        gauge: progress.clone(),
+        progress: progress.clone(),
     };
     registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
     progress

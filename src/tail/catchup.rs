@@ -12,7 +12,7 @@ use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, proof, second};
 use super::{Halt, Start, Tail, known};
-use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
+use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Point, StreamId, TailOutput};
 use crate::packed::packing;
 use log::{info, warn};
 use std::fs::File;
@@ -133,7 +133,7 @@ impl Tail<'_> {
         let Open { origin, at, .. } = &self.open[i];
         let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: *at };
         self.known.found_again(origin.stream, &look.identity);
-        self.send(Parcel::Opened(opened))?;
+        self.send(TailOutput::Opened(opened))?;
         Ok(true)
     }
 
@@ -206,8 +206,8 @@ impl Tail<'_> {
     /// To the registry: the stream is in this file, and ends at `at`.
     fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
         let origin = self.origin(stream, at.offset, at.offset);
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
+        self.send(TailOutput::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
+        self.send(TailOutput::Closed(Closed { stream, why: Ending::Finished }))
     }
 
     /// After a rotation: siblings that came and went between two looks. `at_path` is as with [`Tail::unread_siblings`].

@@ -15,13 +15,13 @@ const DEEPEST: usize = 64;
 pub struct Pattern {
     /// Where walking starts: an absolute path without wildcards.
     root: PathBuf,
-    parts: Vec<Part>,
+    parts: Vec<PatternPart>,
     /// As written in the config: what is saved of it.
     pub text: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
-enum Part {
+enum PatternPart {
     /// A name as it stands, also one that is not UTF-8.
     Name(OsString),
     Wild(GlobMatcher),
@@ -43,7 +43,7 @@ impl Pattern {
     /// This one path, whatever characters it has.
     pub fn path(path: &Path) -> Pattern {
         let (root, parts) = match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) => (parent.to_owned(), vec![Part::Name(name.to_owned())]),
+            (Some(parent), Some(name)) => (parent.to_owned(), vec![PatternPart::Name(name.to_owned())]),
             _ => (path.to_owned(), Vec::new()),
         };
         Pattern { root, parts, text: path.as_os_str().as_bytes().to_vec() }
@@ -55,11 +55,11 @@ impl Pattern {
         let mut parts = Vec::new();
         for name in pieces(text) {
             if name == "**" {
-                parts.push(Part::Deep);
+                parts.push(PatternPart::Deep);
             } else if parts.is_empty() && !name.contains(['*', '?', '[', '{', '\\']) {
                 root.push(name);
             } else {
-                parts.push(Part::Wild(
+                parts.push(PatternPart::Wild(
                     GlobBuilder::new(name).literal_separator(true).build()?.compile_matcher(),
                 ));
             }
@@ -67,8 +67,8 @@ impl Pattern {
         if parts.is_empty() {
             return Ok(Pattern::path(Path::new(text)));
         }
-        if let Some(Part::Deep) = parts.last() {
-            parts.push(Part::Wild(GlobBuilder::new("*").build()?.compile_matcher())); // every file below
+        if let Some(PatternPart::Deep) = parts.last() {
+            parts.push(PatternPart::Wild(GlobBuilder::new("*").build()?.compile_matcher())); // every file below
         }
         Ok(Pattern { root, parts, text: text.as_bytes().to_vec() })
     }
@@ -76,7 +76,7 @@ impl Pattern {
     /// The path, if it is only one.
     pub fn literal(&self) -> Option<PathBuf> {
         match self.parts.as_slice() {
-            [Part::Name(name)] => Some(self.root.join(name)),
+            [PatternPart::Name(name)] => Some(self.root.join(name)),
             _ => None,
         }
     }
@@ -113,28 +113,28 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// `at`: where the names begin.
-fn fits(parts: &[Part], names: &[&Path], at: &Path) -> bool {
+fn fits(parts: &[PatternPart], names: &[&Path], at: &Path) -> bool {
     let Some((part, rest)) = parts.split_first() else { return names.is_empty() };
     let Some((name, others)) = names.split_first() else { return false };
     let below = at.join(name);
     match part {
         // A walk does not enter symlinks there.
-        Part::Deep => fits(rest, names, at) || (!below.is_symlink() && fits(parts, others, &below)),
-        Part::Name(n) => name.as_os_str() == n && fits(rest, others, &below),
-        Part::Wild(w) => w.is_match(name) && fits(rest, others, &below),
+        PatternPart::Deep => fits(rest, names, at) || (!below.is_symlink() && fits(parts, others, &below)),
+        PatternPart::Name(n) => name.as_os_str() == n && fits(rest, others, &below),
+        PatternPart::Wild(w) => w.is_match(name) && fits(rest, others, &below),
     }
 }
 
-fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
+fn walk(folder: &Path, parts: &[PatternPart], depth: usize, to: &mut impl Visitor) {
     let Some((part, rest)) = parts.split_first() else { return };
     if depth > DEEPEST {
         return;
     }
-    if let Part::Name(name) = part {
+    if let PatternPart::Name(name) = part {
         to.folder(folder);
         return meet(folder.join(name), rest, depth, to);
     }
-    if let Part::Deep = part {
+    if let PatternPart::Deep = part {
         walk(folder, rest, depth + 1, to);
     }
     to.folder(folder);
@@ -149,16 +149,16 @@ fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         match part {
-            Part::Deep if entry.file_type().is_ok_and(|t| t.is_dir()) => {
+            PatternPart::Deep if entry.file_type().is_ok_and(|t| t.is_dir()) => {
                 walk(&entry.path(), parts, depth + 1, to)
             }
-            Part::Wild(w) if w.is_match(entry.file_name()) => meet(entry.path(), rest, depth, to),
+            PatternPart::Wild(w) if w.is_match(entry.file_name()) => meet(entry.path(), rest, depth, to),
             _ => {}
         }
     }
 }
 
-fn meet(path: PathBuf, rest: &[Part], depth: usize, to: &mut impl Visitor) {
+fn meet(path: PathBuf, rest: &[PatternPart], depth: usize, to: &mut impl Visitor) {
     if rest.is_empty() {
         // A dangling symlink is no file yet; a folder never is one.
         match fs::metadata(&path) {

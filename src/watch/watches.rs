@@ -4,7 +4,7 @@
 //! A folder is watched for names that come and go, a followed file for its contents: a folder's other files make no
 //! wake-up.
 
-use crate::remote::is_remote;
+use crate::network_fs::is_network_fs;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use log::warn;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -29,7 +29,7 @@ const BY_NAME: WatchMask =
 
 /// What an event says.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum FileEvent {
     /// The queue was full: anything may have changed.
     Overflow,
     /// One of these followed paths may have changed.
@@ -60,7 +60,7 @@ impl OfPath {
 
 /// Whether a folder or a file tells of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Told {
+pub enum EventSupport {
     Yes,
     /// It must be looked at again and again.
     No,
@@ -130,15 +130,15 @@ impl Watches {
         }
     }
 
-    fn refused(&mut self, e: &io::Error) -> Told {
+    fn refused(&mut self, e: &io::Error) -> EventSupport {
         if e.raw_os_error() == Some(libc::ENOSPC) {
             self.limit("inotify watches", e, "fs.inotify.max_user_watches");
         }
-        Told::No
+        EventSupport::No
     }
 
     /// What has happened, of each file once; in a storm that does not end, a part of it.
-    pub fn hear(&mut self) -> Vec<Heard> {
+    pub fn hear(&mut self) -> Vec<FileEvent> {
         let mut heard = Vec::new();
         let mut files = HashSet::new();
         for _ in 0..READINGS {
@@ -146,22 +146,22 @@ impl Watches {
             let Ok(events) = inotify.read_events(&mut self.buffer) else { break };
             for event in events {
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
-                    heard.push(Heard::Overflow);
+                    heard.push(FileEvent::Overflow);
                 } else if event.mask.contains(EventMask::IGNORED) {
                     self.files.remove(&event.wd);
-                    heard.extend(self.folders.remove(&event.wd).map(|_| Heard::Folder));
+                    heard.extend(self.folders.remove(&event.wd).map(|_| FileEvent::Folder));
                 } else {
                     if let Some(paths) = self.files.get(&event.wd)
                         && files.insert(event.wd.clone())
                     {
-                        heard.push(Heard::Files(paths.clone()));
+                        heard.push(FileEvent::Files(paths.clone()));
                     }
                     match (self.folders.get(&event.wd), event.name) {
                         (Some(folder), Some(name)) => {
-                            heard.extend(folder.walked.iter().map(|path| Heard::Name(path.join(name))));
-                            heard.extend(folder.on_the_way.contains(name).then_some(Heard::Folder));
+                            heard.extend(folder.walked.iter().map(|path| FileEvent::Name(path.join(name))));
+                            heard.extend(folder.on_the_way.contains(name).then_some(FileEvent::Folder));
                         }
-                        (Some(_), None) => heard.push(Heard::Folder),
+                        (Some(_), None) => heard.push(FileEvent::Folder),
                         (None, _) => {}
                     }
                 }
@@ -172,11 +172,11 @@ impl Watches {
 
     /// Watches a folder and what is above it, since it may be replaced; where it is not there, the nearest one above that is,
     /// which reports when it comes.
-    pub fn folder(&mut self, folder: &Path) -> Told {
+    pub fn folder(&mut self, folder: &Path) -> EventSupport {
         for _ in 0..REPLACED {
             let (wd, found) = match self.nearest(folder) {
                 Ok(Some(nearest)) => nearest,
-                Ok(None) => return Told::Yes,
+                Ok(None) => return EventSupport::Yes,
                 Err(e) => return self.refused(&e),
             };
             let through_link = self.follow_up(found, true);
@@ -194,9 +194,9 @@ impl Watches {
                 let below = folder.strip_prefix(found).ok().and_then(|rest| rest.iter().next());
                 watched.on_the_way.extend(below.map(OsString::from));
             }
-            return if self.exhausted { Told::No } else { heard_of(found) };
+            return if self.exhausted { EventSupport::No } else { event_support(found) };
         }
-        Told::No // it is replaced all the time
+        EventSupport::No // it is replaced all the time
     }
 
     /// The folder itself, or the nearest one above it that exists, watched.
@@ -267,8 +267,8 @@ impl Watches {
     }
 
     /// Watches what the path leads to now; the files it led to before stay watched for late writers.
-    pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> Told {
-        let Some(inotify) = &self.inotify else { return Told::No };
+    pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> EventSupport {
+        let Some(inotify) = &self.inotify else { return EventSupport::No };
         let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
         match inotify.watches().add(path, mask) {
             Ok(wd) => {
@@ -284,9 +284,9 @@ impl Watches {
                 {
                     self.forget_one(path, oldest);
                 }
-                heard_of(path)
+                event_support(path)
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Told::Yes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => EventSupport::Yes,
             Err(e) => self.refused(&e),
         }
     }
@@ -314,8 +314,8 @@ impl Watches {
     }
 }
 
-fn heard_of(path: &Path) -> Told {
-    if is_remote(path) { Told::No } else { Told::Yes }
+fn event_support(path: &Path) -> EventSupport {
+    if is_network_fs(path) { EventSupport::No } else { EventSupport::Yes }
 }
 
 #[cfg(test)]
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn all(w: &mut Watches) -> Vec<Heard> {
+    fn all(w: &mut Watches) -> Vec<FileEvent> {
         std::iter::from_fn(|| Some(w.hear()).filter(|h| !h.is_empty())).flatten().collect()
     }
 
@@ -333,21 +333,21 @@ mod tests {
     fn folders_that_a_walk_meets() {
         let dir = tempfile::tempdir().unwrap();
         let mut w = Watches::new();
-        assert_eq!(w.folder(&dir.path().join("a/b")), Told::Yes);
+        assert_eq!(w.folder(&dir.path().join("a/b")), EventSupport::Yes);
         w.walked();
         fs::create_dir(dir.path().join("a")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Folder]);
+        assert_eq!(all(&mut w), [FileEvent::Folder]);
         w.folder(&dir.path().join("a/b"));
         w.walked();
         fs::write(dir.path().join("beside"), "").unwrap();
         fs::create_dir(dir.path().join("a/b")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Folder]);
+        assert_eq!(all(&mut w), [FileEvent::Folder]);
         w.folder(&dir.path().join("a/b"));
         w.walked();
         let _open = fs::File::create(dir.path().join("a/b/f")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a/b/f"))]);
+        assert_eq!(all(&mut w), [FileEvent::Name(dir.path().join("a/b/f"))]);
         fs::remove_dir_all(dir.path().join("a/b")).unwrap();
-        assert!(all(&mut w).contains(&Heard::Folder), "though a file of it is open");
+        assert!(all(&mut w).contains(&FileEvent::Folder), "though a file of it is open");
     }
 
     /// Fails when watches of one path grow without bound, or a path that is let go still tells.
@@ -360,12 +360,12 @@ mod tests {
         for _ in 0..30 {
             let _ = fs::remove_file(&path);
             held.push(fs::File::create(&path).unwrap());
-            assert_eq!(w.file(&path, &mut of_path), Told::Yes);
+            assert_eq!(w.file(&path, &mut of_path), EventSupport::Yes);
             assert!(of_path.0.len() <= OfPath::MOST && w.files.len() <= 30);
         }
         all(&mut w);
         fs::write(&path, "x").unwrap();
-        assert!(all(&mut w).contains(&Heard::Files(vec![path.clone()])));
+        assert!(all(&mut w).contains(&FileEvent::Files(vec![path.clone()])));
         w.forget(&path, of_path);
         all(&mut w);
         fs::write(&path, "y").unwrap();

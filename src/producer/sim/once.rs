@@ -13,7 +13,7 @@ use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, JournalFile};
 use crate::exactly_once::intent::JournalRecord;
-use crate::files::private;
+use crate::private_file::open_or_create;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
 use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicView, Verdict};
@@ -127,7 +127,7 @@ impl<'b> World<'b> {
 
     /// A start: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = JournalFile::open(private(&self.path).unwrap()).unwrap();
+        let (store, found) = JournalFile::open(open_or_create(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);

@@ -17,7 +17,7 @@ fn origin(stream: u64, path: &str, progress: &Arc<Progress>) -> Arc<Origin> {
         topic: "t".into(),
         path: path.into(),
         shape: Arc::new(Shape::default()),
-        gauge: progress.clone(),
+        progress: progress.clone(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Opens a file that only its owner may read, making it where it is missing.
-pub fn private(path: &Path) -> io::Result<File> {
+pub fn open_or_create(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600), path)
 }
 
@@ -16,12 +16,12 @@ pub fn append(path: &Path) -> io::Result<File> {
 }
 
 /// Opens a file for reading and writing, if it is there.
-pub fn existing(path: &Path) -> io::Result<File> {
+pub fn open_existing(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true).write(true), path)
 }
 
 /// Opens a file for reading.
-pub fn read(path: &Path) -> io::Result<File> {
+pub fn open_read(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true), path)
 }
 
@@ -33,7 +33,7 @@ fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 }
 
 /// A new file in place of whatever has that name: a symlink there is not written through. `mode` is cut by the umask.
-pub fn anew(path: &Path, mode: u32) -> io::Result<File> {
+pub fn replace(path: &Path, mode: u32) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 /// By `f_type` of statfs(2). One that cannot be asked counts as local.
-pub fn is_remote(path: &Path) -> bool {
+pub fn is_network_fs(path: &Path) -> bool {
     const REMOTE: [u64; 8] = [
         0x6969,      // NFS
         0x517b,      // SMB

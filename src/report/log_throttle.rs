@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 /// How often it has happened since it began: told at the first time, and whenever that number has doubled.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub struct LogThrottle {
     count: u64,
     told: u64,
     last: Option<Instant>,
 }
 
-impl Repeats {
+impl LogThrottle {
     /// After so long without it, it begins anew.
     pub const QUIET: Duration = Duration::from_secs(600);
 
@@ -36,7 +36,7 @@ mod tests {
     /// Fails when equal errors flood the log, when their number is not told, or when one an hour later is passed over.
     #[test]
     fn a_million_are_a_handful() {
-        let (mut r, start) = (Repeats::default(), Instant::now());
+        let (mut r, start) = (LogThrottle::default(), Instant::now());
         let told: Vec<u64> =
             (0..1_000_000).filter_map(|i| r.more(1, start + Duration::from_millis(i))).collect();
         assert_eq!((told.len(), &told[..4], told[19]), (20, &[1, 2, 4, 8][..], 524_288));

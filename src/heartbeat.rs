@@ -3,7 +3,7 @@
 //!
 //! A thread promises before it waits, for as long as its wait has a deadline, and when it begins a turn of work. So an idle
 //! one is alive at no cost, and so is one that waits for a broker: an outage breaks no promise. What may take long by
-//! right (name resolution, a slow flash) is promised [`Beat::SLOW`]; what may take for ever without a restart being of any use
+//! right (name resolution, a slow flash) is promised [`Heartbeat::SLOW`]; what may take for ever without a restart being of any use
 //! (a dead NFS mount) promises nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 /// All threads that promise something.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Heartbeats {
     since: Instant,
     longest: OnceLock<Duration>,
-    beats: Mutex<Vec<Weak<Beat>>>,
+    heartbeats: Mutex<Vec<Weak<Heartbeat>>>,
 }
 
 /// One thread's promise.
 #[derive(Debug)]
-pub struct Beat {
+pub struct Heartbeat {
     name: String,
     since: Instant,
     /// Milliseconds after `since`.
@@ -33,43 +33,44 @@ const NEVER: u64 = u64::MAX;
 /// What a thread may be late, on a machine that is busy.
 const GRACE: Duration = Duration::from_secs(5);
 
-impl Default for Pulse {
+impl Default for Heartbeats {
     fn default() -> Self {
-        Pulse { since: Instant::now(), longest: OnceLock::new(), beats: Mutex::default() }
+        Heartbeats { since: Instant::now(), longest: OnceLock::new(), heartbeats: Mutex::default() }
     }
 }
 
-impl Pulse {
+impl Heartbeats {
     /// For a thread that begins, or one that is told what to do by another. It is forgotten when the last owner drops it.
-    pub fn beat(&self, name: impl Into<String>) -> Arc<Beat> {
-        let beat = Arc::new(Beat { name: name.into(), since: self.since, due: AtomicU64::new(NEVER) });
-        let mut all = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn register(&self, name: impl Into<String>) -> Arc<Heartbeat> {
+        let heartbeat =
+            Arc::new(Heartbeat { name: name.into(), since: self.since, due: AtomicU64::new(NEVER) });
+        let mut all = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|b| b.strong_count() > 0);
-        all.push(Arc::downgrade(&beat));
-        beat
+        all.push(Arc::downgrade(&heartbeat));
+        heartbeat
     }
 
     /// Somebody looks each `every`: from now on no wait should be longer. Before any thread begins.
-    pub fn watched(&self, every: Duration) {
+    pub fn check_every(&self, every: Duration) {
         let _ = self.longest.set(every); // said once
     }
 
     /// Longest wait of a thread that has nothing to do; as good as for ever where nobody looks.
-    pub fn longest(&self) -> Duration {
+    pub fn max_wait(&self) -> Duration {
         self.longest.get().copied().unwrap_or(Duration::from_secs(3600))
     }
 
     /// The thread that is most overdue, and for how long.
-    pub fn late(&self, now: Instant) -> Option<(String, Duration)> {
-        let grace = GRACE.min(self.longest());
-        let all = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn overdue(&self, now: Instant) -> Option<(String, Duration)> {
+        let grace = GRACE.min(self.max_wait());
+        let all = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
         let late = all.iter().filter_map(Weak::upgrade).filter_map(|b| Some((b.overdue(now)?, b)));
-        let (by, beat) = late.filter(|(by, _)| *by > grace).max_by_key(|(by, _)| *by)?;
-        Some((beat.name.clone(), by))
+        let (by, heartbeat) = late.filter(|(by, _)| *by > grace).max_by_key(|(by, _)| *by)?;
+        Some((heartbeat.name.clone(), by))
     }
 }
 
-impl Beat {
+impl Heartbeat {
     /// One turn of a stage, which waits for nothing but its neighbours' queues.
     pub const TURN: Duration = Duration::from_secs(60);
     /// Name resolution, a write to a slow flash, a call of the `kafka` crate.
@@ -82,7 +83,7 @@ impl Beat {
     }
 
     /// It may take as long as it takes.
-    pub fn rests(&self) {
+    pub fn suspend(&self) {
         self.due.store(NEVER, Relaxed);
     }
 
@@ -100,32 +101,32 @@ mod tests {
     /// Fails when an idle thread counts as stuck, a stuck one as idle, or one that ended as either.
     #[test]
     fn promises() {
-        let pulse = Pulse::default();
-        let (a, b) = (pulse.beat("a"), pulse.beat("b"));
-        let after = |s| pulse.since + Duration::from_secs(s);
-        assert_eq!(pulse.late(after(1 << 20)), None, "nothing is promised");
+        let heartbeats = Heartbeats::default();
+        let (a, b) = (heartbeats.register("a"), heartbeats.register("b"));
+        let after = |s| heartbeats.since + Duration::from_secs(s);
+        assert_eq!(heartbeats.overdue(after(1 << 20)), None, "nothing is promised");
         a.within(Duration::from_secs(30));
-        b.within(Beat::SLOW);
-        assert_eq!(pulse.late(after(34)), None, "the deadline, and what a busy machine takes");
-        assert_eq!(pulse.late(after(40)).unwrap().0, "a");
-        assert_eq!(pulse.late(after(1000)).unwrap().0, "a", "the most overdue");
+        b.within(Heartbeat::SLOW);
+        assert_eq!(heartbeats.overdue(after(34)), None, "the deadline, and what a busy machine takes");
+        assert_eq!(heartbeats.overdue(after(40)).unwrap().0, "a");
+        assert_eq!(heartbeats.overdue(after(1000)).unwrap().0, "a", "the most overdue");
         a.within(Duration::from_secs(1000));
-        assert_eq!(pulse.late(after(1000)).unwrap().0, "b");
-        b.rests();
-        assert_eq!(pulse.late(after(1000)), None);
+        assert_eq!(heartbeats.overdue(after(1000)).unwrap().0, "b");
+        b.suspend();
+        assert_eq!(heartbeats.overdue(after(1000)), None);
         drop(a);
-        assert_eq!(pulse.late(after(1 << 20)), None, "it has ended");
+        assert_eq!(heartbeats.overdue(after(1 << 20)), None, "it has ended");
     }
 
     /// Fails when waits are as long as before although somebody looks more often.
     #[test]
     fn waits_are_as_long_as_nobody_looks() {
-        let pulse = Pulse::default();
-        assert_eq!(pulse.longest(), Duration::from_secs(3600));
-        pulse.watched(Duration::from_secs(30));
-        assert_eq!(pulse.longest(), Duration::from_secs(30));
-        let a = pulse.beat("a");
+        let heartbeats = Heartbeats::default();
+        assert_eq!(heartbeats.max_wait(), Duration::from_secs(3600));
+        heartbeats.check_every(Duration::from_secs(30));
+        assert_eq!(heartbeats.max_wait(), Duration::from_secs(30));
+        let a = heartbeats.register("a");
         a.within(Duration::MAX);
-        assert_eq!(pulse.late(Instant::now() + Duration::from_secs(1 << 40)), None);
+        assert_eq!(heartbeats.overdue(Instant::now() + Duration::from_secs(1 << 40)), None);
     }
 }
