@@ -58,7 +58,7 @@ pub fn recover(
         None => load(records(found.records), &saved_positions),
         Some(why) => {
             log::error!(
-                "{}: {why}; going on from the saved positions with a new producer id: lines sent since they were saved may stand \
+                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may stand \
                  twice, doubled_at_most counts them",
                 path.display()
             );

@@ -1,4 +1,4 @@
-//! Registry and saver on a real folder.
+//! Tests registry and saver on a real folder.
 
 use super::*;
 use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
@@ -26,7 +26,7 @@ fn point(offset: u64) -> Point {
     Point { offset, mark: Mark { len: 3, hash: offset }, then: Then::Line }
 }
 
-/// One run of the agent, as far as the state folder is concerned.
+/// One run of the agent, reduced to its use of the state folder.
 struct Bench {
     board: Arc<Board>,
     registry: Arc<Registry>,
@@ -107,17 +107,17 @@ fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
     all
 }
 
-/// Fails when a flush is answered before the save or waits for more changes, or when the pattern is not part of it.
+/// Fails when a flush is answered before the save or waits for more changes, or when the save lacks the pattern.
 #[test]
 fn first_sight_is_saved_when_the_flush_is_answered() {
-    // Where fsync(2) is quick: what is timed is what is waited for beside it.
+    // On a file system with a fast fsync(2), to time only the waits around it.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 500, 500);
     bench.registry.pattern_known(b"/var/log/*".to_vec());
     let before = Instant::now();
     bench.flush();
-    assert!(before.elapsed() < Duration::from_millis(500), "the agent is ready only after this");
+    assert!(before.elapsed() < Duration::from_millis(500), "the agent becomes ready only after this");
     let saved = on_disk(dir.path());
     assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
     assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
@@ -169,8 +169,8 @@ fn a_restart_without_news_writes_nothing() {
     assert_eq!(names_and_times(dir.path()), before);
 }
 
-/// What a kill leaves is what was copied from the folder while the stage ran. Fails when doubled lines are not counted,
-/// are counted twice over a later clean restart, or a total goes back.
+/// A copy of the folder taken while the saver runs stands for the state after a kill. Fails when duplicated lines are
+/// not counted, are counted twice over a later clean restart, or a total goes back.
 #[test]
 fn doubled_lines_are_counted_over_a_kill_and_kept() {
     let dir = tempfile::tempdir().unwrap();
@@ -206,8 +206,9 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
     bench.stop().unwrap();
 }
 
-/// A kill before a stream's opening is saved, which is another stream then; also before the very first save, and with the
-/// positions lost. Fails when its doubled lines are not counted, or lines of a first start or after first sight are.
+/// A kill before a stream's opening is saved, so that the next run assigns another stream; also before the very first
+/// save, and with the positions lost. Fails when its duplicated lines are not counted, or when lines are counted at a
+/// first start or after the first scan.
 #[test]
 fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
     for (kept, damaged, doubled) in
@@ -244,7 +245,7 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
     }
 }
 
-/// Fails when a save that fails ends the stage, is not shown, or is not tried again.
+/// Fails when a failed save ends the thread, is not shown, or is not retried.
 #[test]
 fn a_disk_that_refuses_is_shown_and_overcome() {
     let dir = tempfile::tempdir().unwrap();
@@ -270,7 +271,7 @@ fn a_disk_that_refuses_is_shown_and_overcome() {
     bench.stop().unwrap();
 }
 
-/// Fails when the last save is not made or not tried again, or an error of it is not told.
+/// Fails when the last save is skipped or not retried, or when its error is not reported.
 #[test]
 fn the_end_saves_or_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
@@ -302,7 +303,7 @@ fn the_end_saves_or_says_why_not() {
     assert!(bench.stop().unwrap_err().to_string().contains("save positions"));
 }
 
-/// Fails when a run without a state folder waits for one, or forgets to move the progress.
+/// Fails when a run without a state folder waits for a save, or does not advance its progress.
 #[test]
 fn nothing_is_saved_without_a_folder() {
     let bench = Bench::start(StateOptions { state_dir: None, ..options(Path::new("/nowhere")) });
@@ -314,7 +315,7 @@ fn nothing_is_saved_without_a_folder() {
     bench.stop().unwrap();
 }
 
-/// For the stamps after a boot in 1970. Fails when the wall clock is not saved, or one that is not set is.
+/// For timestamps after a boot in 1970. Fails when the wall clock is not saved, or an unset one is.
 #[test]
 fn the_wall_clock_is_saved() {
     let dir = tempfile::tempdir().unwrap();
@@ -325,7 +326,8 @@ fn the_wall_clock_is_saved() {
     assert!((before..=clock::now_ms()).contains(&on_disk(dir.path()).wall_ms));
 }
 
-/// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before first sight is over.
+/// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before the first scan was
+/// over.
 #[test]
 fn the_beginning_holds_until_first_sight_is_saved() {
     let dir = tempfile::tempdir().unwrap();
@@ -341,7 +343,8 @@ fn the_beginning_holds_until_first_sight_is_saved() {
     assert!(!on_disk(dir.path()).from_beginning);
 }
 
-/// A box that boots in 1970, or has its clock set to another century. Fails when the wall clock decides what is forgotten.
+/// A box that boots in 1970, or whose clock is set to another century. Fails when the wall clock decides what is
+/// forgotten.
 #[test]
 fn positions_are_forgotten_by_running_time_alone() {
     const DAY: u64 = 24 * 3600;
