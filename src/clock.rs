@@ -1,22 +1,21 @@
-//! The wall clock, which is not trusted: a box without a battery boots in 1970, and somebody sets the clock later. Only
-//! records and dead letters say a time of day; how long a position is kept, when to try again and what is older than what
-//! is told by running time and by numbers.
+//! The wall clock, which is not trusted: a box without a battery boots in 1970, and its clock is set later. Only
+//! records and dead letters carry a time of day. Retention, retries and ordering use running time and sequence
+//! numbers.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// 2026-11-22, when this version was made: a clock that shows an earlier time is not set. In ms since 1970.
+/// 2026-11-22, when this version was made. A clock that shows an earlier time is not set. In ms since 1970.
 pub const EARLIEST_MS: i64 = 1_795_305_600_000;
 
-/// What the machine's clock shows, in ms since 1970; before 1970 it is 1970.
+/// The machine's clock, in ms since 1970; 0 if it is earlier.
 pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
-/// The time to write down for `now_ms`: what the clock shows, or while it is not set the latest time that has certainly
-/// been, which is that of the last save or of [`EARLIEST_MS`].
+/// The timestamp to record for `now_ms`: the clock's time, or while the clock is not set the latest time known to
+/// have passed, which is that of the last save or [`EARLIEST_MS`].
 ///
-/// A clock that is set is believed also where it is behind the last save: one that was wrong once, and far ahead, would
-/// else be right for ever.
+/// Trust a set clock even if it is behind the last save; otherwise one bogus future timestamp would stick forever.
 pub fn stamp(now_ms: i64, saved_ms: i64) -> i64 {
     if now_ms >= EARLIEST_MS { now_ms } else { saved_ms.max(EARLIEST_MS) }
 }
@@ -25,7 +24,7 @@ pub fn stamp(now_ms: i64, saved_ms: i64) -> i64 {
 mod tests {
     use super::*;
 
-    /// Fails when a clock that is not set is believed, when the last save counts for nothing, or when one wrong time stays.
+    /// Fails when an unset clock is trusted, when the last save is ignored, or when one wrong time sticks.
     #[test]
     fn stamps() {
         const DAY: i64 = 86_400_000;

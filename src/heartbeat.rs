@@ -1,16 +1,16 @@
-//! Who makes progress. Each thread that the whole depends on promises when it will be back; the main thread pings systemd's
-//! watchdog while all promises are kept. Restarts nothing and wakes nobody.
+//! Liveness tracking. Every critical thread registers a deadline for its next check-in; the main thread pings
+//! systemd's watchdog while no deadline is missed.
 //!
-//! A thread promises before it waits, for as long as its wait has a deadline, and when it begins a turn of work. So an idle
-//! one is alive at no cost, and so is one that waits for a broker: an outage breaks no promise. What may take long by
-//! right (name resolution, a slow flash) is promised [`Heartbeat::SLOW`]; what may take for ever without a restart being of any use
-//! (a dead NFS mount) promises nothing.
+//! A thread sets its deadline before it waits, to the end of that wait, and again when it starts a round of work. An
+//! idle thread therefore stays alive at no cost, and so does one that waits for a broker: an outage misses no
+//! deadline. Operations that may legitimately take long (name resolution, a slow flash) get [`Heartbeat::SLOW`].
+//! Operations that may hang forever without a restart being any help (a dead NFS mount) suspend the deadline.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// All threads that promise something.
+/// The deadlines of all registered threads.
 #[derive(Debug)]
 pub struct Heartbeats {
     since: Instant,
@@ -18,7 +18,7 @@ pub struct Heartbeats {
     heartbeats: Mutex<Vec<Weak<Heartbeat>>>,
 }
 
-/// One thread's promise.
+/// One thread's deadline.
 #[derive(Debug)]
 pub struct Heartbeat {
     name: String,
@@ -27,10 +27,10 @@ pub struct Heartbeat {
     due: AtomicU64,
 }
 
-/// No promise.
+/// No deadline.
 const NEVER: u64 = u64::MAX;
 
-/// What a thread may be late, on a machine that is busy.
+/// How late a thread may be on a busy machine.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Default for Heartbeats {
@@ -40,7 +40,7 @@ impl Default for Heartbeats {
 }
 
 impl Heartbeats {
-    /// For a thread that begins, or one that is told what to do by another. It is forgotten when the last owner drops it.
+    /// Registers a thread. The entry is removed when the last owner drops it.
     pub fn register(&self, name: impl Into<String>) -> Arc<Heartbeat> {
         let heartbeat =
             Arc::new(Heartbeat { name: name.into(), since: self.since, due: AtomicU64::new(NEVER) });
@@ -50,12 +50,12 @@ impl Heartbeats {
         heartbeat
     }
 
-    /// Somebody looks each `every`: from now on no wait should be longer. Before any thread begins.
+    /// Deadlines are checked this often, so no wait should be longer. Call before any thread starts.
     pub fn check_every(&self, every: Duration) {
-        let _ = self.longest.set(every); // said once
+        let _ = self.longest.set(every); // set only once
     }
 
-    /// Longest wait of a thread that has nothing to do; as good as for ever where nobody looks.
+    /// The longest wait of an idle thread; effectively unlimited if there is no watchdog.
     pub fn max_wait(&self) -> Duration {
         self.longest.get().copied().unwrap_or(Duration::from_secs(3600))
     }
@@ -71,18 +71,18 @@ impl Heartbeats {
 }
 
 impl Heartbeat {
-    /// One turn of a stage, which waits for nothing but its neighbours' queues.
+    /// One round of work, which waits only for neighbouring queues.
     pub const TURN: Duration = Duration::from_secs(60);
     /// Name resolution, a write to a slow flash, a call of the `kafka` crate.
     pub const SLOW: Duration = Duration::from_secs(600);
 
-    /// Back within `time`, or something is wrong.
+    /// The thread will check in again within `time`.
     pub fn within(&self, time: Duration) {
         let due = self.since.elapsed().saturating_add(time).as_millis();
         self.due.store(due.min(u128::from(NEVER - 1)) as u64, Relaxed);
     }
 
-    /// It may take as long as it takes.
+    /// No deadline until the next [`Heartbeat::within`].
     pub fn suspend(&self) {
         self.due.store(NEVER, Relaxed);
     }
@@ -98,16 +98,16 @@ impl Heartbeat {
 mod tests {
     use super::*;
 
-    /// Fails when an idle thread counts as stuck, a stuck one as idle, or one that ended as either.
+    /// Fails when an idle thread counts as stuck, a stuck one as idle, or an ended one as either.
     #[test]
-    fn promises() {
+    fn deadlines() {
         let heartbeats = Heartbeats::default();
         let (a, b) = (heartbeats.register("a"), heartbeats.register("b"));
         let after = |s| heartbeats.since + Duration::from_secs(s);
-        assert_eq!(heartbeats.overdue(after(1 << 20)), None, "nothing is promised");
+        assert_eq!(heartbeats.overdue(after(1 << 20)), None, "no deadline is set");
         a.within(Duration::from_secs(30));
         b.within(Heartbeat::SLOW);
-        assert_eq!(heartbeats.overdue(after(34)), None, "the deadline, and what a busy machine takes");
+        assert_eq!(heartbeats.overdue(after(34)), None, "the deadline, plus the grace period");
         assert_eq!(heartbeats.overdue(after(40)).unwrap().0, "a");
         assert_eq!(heartbeats.overdue(after(1000)).unwrap().0, "a", "the most overdue");
         a.within(Duration::from_secs(1000));
@@ -118,9 +118,9 @@ mod tests {
         assert_eq!(heartbeats.overdue(after(1 << 20)), None, "it has ended");
     }
 
-    /// Fails when waits are as long as before although somebody looks more often.
+    /// Fails when the maximum wait ignores the watchdog's interval.
     #[test]
-    fn waits_are_as_long_as_nobody_looks() {
+    fn the_watchdog_limits_waits() {
         let heartbeats = Heartbeats::default();
         assert_eq!(heartbeats.max_wait(), Duration::from_secs(3600));
         heartbeats.check_every(Duration::from_secs(30));

@@ -1,11 +1,11 @@
-//! Which file systems another host, or a program, has behind them: its changes make no events here (inotify(7)), and the
-//! times of its folders may be old ones that are kept for a while. Looks at no file.
+//! Detects network and FUSE file systems. Changes made by another host produce no inotify events there (inotify(7)),
+//! and folder timestamps may be cached and stale.
 
 use std::path::Path;
 
-/// By `f_type` of statfs(2). One that cannot be asked counts as local.
+/// Checks `f_type` of statfs(2). A file system that cannot be queried counts as local.
 pub fn is_network_fs(path: &Path) -> bool {
-    const REMOTE: [u64; 8] = [
+    const NETWORK_FS: [u64; 8] = [
         0x6969,      // NFS
         0x517b,      // SMB
         0xfe53_4d42, // SMB2
@@ -15,5 +15,5 @@ pub fn is_network_fs(path: &Path) -> bool {
         0x00c3_6400, // CEPH
         0x5346_414f, // AFS
     ];
-    rustix::fs::statfs(path).is_ok_and(|s| REMOTE.contains(&(s.f_type as u64 & 0xffff_ffff)))
+    rustix::fs::statfs(path).is_ok_and(|s| NETWORK_FS.contains(&(s.f_type as u64 & 0xffff_ffff)))
 }

@@ -1,32 +1,32 @@
-//! Which files the service manager holds for us, and which it should. Pure: sends nothing, opens nothing.
+//! Decides which files the service manager should hold. Pure.
 
 use crate::chunk::StreamId;
 use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub struct Slots {
-    /// Most files.
+    /// Maximum number of files.
     room: usize,
     held: BTreeMap<StreamId, StoredFile>,
-    /// What found no room was said.
+    /// Whether the lack of room has been reported.
     said: bool,
 }
 
 #[derive(Debug)]
 struct StoredFile {
     name: String,
-    /// It has no name any more: nobody else can give it back. Others are found by their names, most likely.
+    /// The file has been deleted, so only the store can return it. Others can most likely be found by name.
     deleted: bool,
 }
 
-/// What is to be done for a file that should be held.
+/// What to do for a file that should be held.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StoreAction {
-    /// It is held, or there is no room, which was said.
+    /// It is held already, or there is no room, which has been reported.
     Nothing,
-    /// By this name; `instead_of` is let go for it.
+    /// Store it under this name, and drop `instead_of` for it.
     Store { name: String, instead_of: Option<String> },
-    /// No room: to be said.
+    /// No room, to be reported.
     Full,
 }
 
@@ -35,7 +35,7 @@ impl Slots {
         Slots { room, held: BTreeMap::new(), said: false }
     }
 
-    /// From an earlier life.
+    /// Registers a file stored by an earlier run.
     pub fn restore(&mut self, stream: StreamId, name: String) {
         self.held.insert(stream, StoredFile { name, deleted: false });
     }
@@ -44,7 +44,7 @@ impl Slots {
         self.held.contains_key(&stream)
     }
 
-    /// A file that is to be held. One that is deleted goes before one that has a name.
+    /// Requests a slot for a file. A deleted file takes precedence over one that still has a name.
     pub fn request(&mut self, stream: StreamId, inode: u64, deleted: bool) -> StoreAction {
         if let Some(held) = self.held.get_mut(&stream) {
             held.deleted |= deleted;
@@ -52,7 +52,7 @@ impl Slots {
         }
         let mut instead_of = None;
         if self.held.len() >= self.room {
-            // The newest of those with a name: it is the last to be deleted by a rotation.
+            // Drop the newest file that still has a name, because rotation deletes it last.
             let other = self.held.iter().rev().find(|(_, h)| !h.deleted).map(|(s, _)| *s);
             instead_of = other.filter(|_| deleted).and_then(|other| self.release(other));
             if instead_of.is_none() {
@@ -63,13 +63,14 @@ impl Slots {
                 };
             }
         }
-        // Unique, as a name stands for all that is stored by it; the stream's number alone may be given again after a crash.
+        // Names must be unique, because dropping a name drops everything stored under it. The stream's number alone
+        // may be reused after a crash.
         let name = format!("log-{}-{inode}", stream.0);
         self.held.insert(stream, StoredFile { name: name.clone(), deleted });
         StoreAction::Store { name, instead_of }
     }
 
-    /// Its name, if it was held.
+    /// Frees the slot. Returns the file's name if it was held.
     pub fn release(&mut self, stream: StreamId) -> Option<String> {
         Some(self.held.remove(&stream)?.name)
     }
@@ -83,7 +84,8 @@ mod tests {
         StoreAction::Store { name: name.into(), instead_of: instead_of.map(str::to_owned) }
     }
 
-    /// Fails when a file is stored twice, a full slots lets go of a deleted file, or complains at each look.
+    /// Fails when a file is stored twice, when full slots drop a deleted file, or when the lack of room is reported
+    /// repeatedly.
     #[test]
     fn deleted_files_go_before_rotated_ones() {
         let mut slots = Slots::new(3);

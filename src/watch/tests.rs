@@ -1,4 +1,4 @@
-//! Discovery and wakes, on real folders.
+//! Tests discovery and wakes on real folders.
 
 use super::*;
 use std::io::Write;
@@ -48,7 +48,7 @@ fn tells_of_files_and_wakes_their_tails() {
     found.slot.try_iter().for_each(drop);
     file.write_all(b"x").unwrap();
     found.slot.recv_timeout(soon).unwrap();
-    // Another file at the path is watched too: fails when watches cannot be added while events are read.
+    // A new file at the path is watched too. Fails when watches cannot be added while events are read.
     fs::remove_file(&path).unwrap();
     found.slot.recv_timeout(soon).unwrap();
     let mut file = fs::File::create(&path).unwrap();
@@ -61,7 +61,7 @@ fn tells_of_files_and_wakes_their_tails() {
     handle.ended(&path);
     fs::write(&path, "again").unwrap();
     assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Found(_))));
-    // Other sources: fails when a path that is followed is told again, or a new one is not.
+    // New sources. Fails when a followed path is reported again, or a new one is not.
     let other = dir.path().join("other.txt");
     fs::write(&other, "x").unwrap();
     let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
