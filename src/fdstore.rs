@@ -10,7 +10,7 @@
 
 mod slots;
 
-use crate::chunk::StreamId;
+use crate::record::StreamId;
 use crate::sys;
 use crate::systemd::Notify;
 use slots::{Slots, StoreAction};

@@ -43,13 +43,13 @@ mod tests;
 
 pub use client::{CrateCodec, fenced};
 
-use crate::chunk::Topic;
 use crate::kafka::net::probe;
 use crate::producer::Outbox;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Acks, Capabilities, Event, Leave, Order, Pace, TopicView, Verdict};
 use crate::producer::outage::{Outages, Who};
 use crate::producer::record_encoder;
+use crate::record::Topic;
 use crate::report::Board;
 use client::{CallError, Led};
 use crossbeam_channel::{Receiver, RecvTimeoutError};

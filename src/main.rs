@@ -129,6 +129,7 @@ mod packed;
 mod private_file;
 mod producer;
 mod quota;
+mod record;
 mod report;
 mod signals;
 mod state;

@@ -12,9 +12,9 @@ pub mod text;
 pub use crate::streams::{Progress, Totals};
 
 use crate::budget::Budget;
-use crate::chunk::StreamId;
 use crate::heartbeat::Heartbeats;
 use crate::quota::Quota;
+use crate::record::StreamId;
 use crate::streams::sent_marks::SentMarks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

@@ -2,8 +2,8 @@
 //! name. Reads no contents: that the bytes agree is seen by the tail that takes it up.
 
 use super::supervisor::SourceOptions;
-use crate::chunk::StreamId;
 use crate::fdstore::{FdStore, InheritedFd};
+use crate::record::StreamId;
 use crate::streams::{Saved, SavedStream};
 use crate::tail::identity::{self, Look};
 use log::{info, warn};

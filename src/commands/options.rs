@@ -2,9 +2,9 @@
 
 use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{Config, Delivery, Output, Source};
 use crate::producer;
+use crate::record::{Format, Key, Shape, Topic};
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;

@@ -6,7 +6,7 @@
 
 use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Permit, Share};
-use crate::chunk::{Chunk, Origin, StreamId, Topic};
+use crate::chunk::{Chunk, Origin};
 use crate::error::Error;
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
@@ -16,6 +16,7 @@ use crate::fdstore::FdStore;
 use crate::private_file;
 use crate::producer::batch::{BatchGroup, Pick};
 use crate::producer::recovered::{RecoveredState, Resumed};
+use crate::record::{StreamId, Topic};
 use crate::report::{Board, Progress};
 use crate::state::{Footing, StateFolder};
 use crate::stop;
@@ -311,7 +312,7 @@ fn chunk(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{BatchGroupNo, Break, Point};
+    use crate::record::{BatchGroupNo, Break, Point};
 
     /// Fails when the start waits for memory that nobody gives back: the permits of two topics are taken of one share; or
     /// when a topic that is not named any more keeps a part of the budget.

@@ -4,14 +4,13 @@
 
 use super::drivers;
 use crate::budget::{Budget, Share};
-use crate::chunk::{
-    Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Point, Shape, StreamId, TailOutput, Then,
-};
+use crate::chunk::{Chunk, Origin, TailOutput};
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
 use crate::handover::{self, Outlet};
 use crate::producer::{self, Partitioner, Receipt};
+use crate::record::{Break, Identity, Key, Line, Mark, Point, Shape, StreamId, Then};
 use crate::report::Board;
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
@@ -252,7 +251,7 @@ impl SendInput {
         };
         let share = Budget::new(MEMORY).share();
         let origin = Arc::new(origin);
-        let opened = Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() };
+        let opened = origin.opened(Identity::default(), Point::default());
         out.tell(TailOutput::Opened(opened));
         SendInput { origin, share, given: given.clone(), out, stop, at: 0 }
     }

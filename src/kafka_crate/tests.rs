@@ -7,8 +7,8 @@ mod connections;
 
 use super::peer::{Act, Peer};
 use super::*;
-use crate::chunk::Shape;
 use crate::producer::testing::{batch, chunk, origin, plain};
+use crate::record::Shape;
 use crate::waker::Waker;
 use crossbeam_channel::{Sender, bounded};
 use std::thread::{self, JoinHandle};
@@ -129,7 +129,7 @@ fn lines_arrive_with_keys_in_order_and_with_their_offset() {
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
     assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
-    let keyed = origin(1, "t", "/p", Shape { key: crate::chunk::Key::Path, ..Shape::default() });
+    let keyed = origin(1, "t", "/p", Shape { key: crate::record::Key::Path, ..Shape::default() });
     assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
     let b = |s: &str| Some(s.as_bytes().to_vec());
     let want = [(None, b("a")), (b("/p"), b("b")), (b("/p"), b("c"))];

@@ -3,10 +3,10 @@
 use super::client::CallError;
 use super::session::Wait;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState, verdict};
-use crate::chunk::Topic;
 use crate::kafka::net::probe::{self, Finding};
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
 use crate::producer::outage::Who;
+use crate::record::Topic;
 use std::time::Instant;
 
 impl CrateWorker<'_> {

@@ -2,7 +2,7 @@
 //! serialized; the text, the metrics and the log print it. Decides nothing, and reads no file.
 
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
-use crate::chunk::{Identity, StreamId};
+use crate::record::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,8 +1,9 @@
 //! Tests registry and saver on a real folder.
 
 use super::*;
-use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
+use crate::chunk::Origin;
 use crate::clock;
+use crate::record::{Ack, Closed, Ending, Identity, Mark, Point, Shape, Then};
 use crate::state::saver::LAST_RETRY;
 use crate::streams::Progress;
 use crossbeam_channel::bounded;
@@ -54,14 +55,14 @@ impl Bench {
         };
         let at = if at == 0 { Point::default() } else { point(at) };
         let identity = Identity { dev: 1, ino: stream, born: None };
-        self.registry.open(Opened { origin: origin.into(), identity, at });
+        self.registry.open(origin.opened(identity, at));
         progress
     }
 
     /// A chunk is framed and sent.
     fn fly(progress: &Progress, start: u64, end: u64) {
         progress.frame(end);
-        progress.send_range(&(start..end), end - start);
+        progress.send(&(start..end), end - start);
     }
 
     /// Ten bytes are a line here.
@@ -356,7 +357,7 @@ fn positions_are_forgotten_by_running_time_alone() {
         shape: Arc::new(Shape::default()),
         progress: Arc::default(),
     };
-    registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
+    registry.open(origin.opened(Identity::default(), Point::default()));
     registry.snapshot(&mut Saved::default(), 1000);
     assert!(registry.absent(StreamId(1), 1000 + 100 * DAY, 30 * DAY).is_none(), "a tail has it");
     registry.close(&Closed { stream: StreamId(1), why: Ending::Parked });

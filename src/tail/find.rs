@@ -11,7 +11,8 @@ use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
-use crate::chunk::{Identity, Opened, Origin, Point, TailOutput};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Identity, Point};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -140,7 +141,7 @@ impl Tail<'_> {
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
         self.known.found_again(old.stream, &look.identity);
-        let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: old.at };
+        let opened = origin.opened(look.identity.clone(), old.at);
         self.send(TailOutput::Opened(opened))?;
         self.note(
             &Look { identity: Identity::default(), ..look },

@@ -1,4 +1,4 @@
-//! Collects what [`assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
+//! Collects what [`mod@super::assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
 //! contents for it, each as seldom as possible.
 
 use super::assign::{self, Found, Length, Peek, Stream, Verdict, assign, is_same_file};
@@ -7,7 +7,7 @@ use super::identity::{self, Look};
 use super::known::{Entry, Known, Reader};
 use super::siblings::{self, Packed, Sibling};
 use super::{Halt, Tail, open};
-use crate::chunk::{Identity, Mark, Point};
+use crate::record::{Identity, Mark, Point};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Seek};

@@ -2,8 +2,8 @@
 //! answer is yes only where it is proved: by the file's identity and the position of its stream, or, for a copy, by the
 //! bytes before the position (its mark). Of a `.gz`, all of this is about what it holds decompressed.
 
-use crate::chunk::{Identity, Mark};
 use crate::error::{Error, ExitCode};
+use crate::record::{Identity, Mark};
 use crate::report::snapshot::{FileId, Snapshot};
 use crate::streams::{Saved, SavedStream};
 use crate::tail::gz::Gz;
@@ -175,7 +175,7 @@ fn is_same_id(id: &FileId, of: &Identity) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Point, StreamId};
+    use crate::record::{Point, StreamId};
     use crate::report::snapshot;
     use flate2::{Compression, write::GzEncoder};
     use std::fs;
