@@ -9,7 +9,7 @@ use crate::harness::*;
 fn a_topic_that_comes_late_holds_up_nobody() {
     for (version, driver) in [(Version::V39, "classic"), (Version::V41, "modern")] {
         let broker = Broker::own_with(version, &["auto.create.topics.enable=false"]);
-        let (there, late) = (broker.topic(1), broker.unborn_topic(2));
+        let (there, late) = (broker.topic(1), broker.missing_topic(2));
         let folder = Folder::new();
         let (a, b) = (Lines::new("a", 0..2000), Lines::new("b", 0..2000));
         a.append_to(&folder.path("a.log"));

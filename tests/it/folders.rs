@@ -78,7 +78,7 @@ fn what_is_mounted_over_a_folder_is_seen() {
         (wait_for mount; mount -t tmpfs none logs; echo above >logs/f.log; wait_for unmount; umount -l logs) >&2 &\n\
         exec \"$@\"";
     let alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", SHELL, "sh"];
-    let agent = folder.agent_line(LIVE).arg("logs/*.log").within(alone).start();
+    let agent = folder.agent_line(LIVE).arg("logs/*.log").wrapped_in(alone).start();
     agent.wait_lines(1);
     for (deed, line) in [("mount", "above"), ("unmount", "not hidden any more")] {
         if deed == "unmount" {

@@ -86,7 +86,7 @@ fn while_a_name_is_resolved() {
         let resolver = resolver.to_str().unwrap();
         let alone = ["unshare", "--map-root-user", "--mount", "--net"];
         let inside = ["sh", "-c", SHELL, "sh", resolver, "perl", "-MSocket", "-e", PERL];
-        let setup = folder.agent_line("run -c c.toml").within(alone.into_iter().chain(inside));
+        let setup = folder.agent_line("run -c c.toml").wrapped_in(alone.into_iter().chain(inside));
         ends_in_time(driver, setup, |agent| {
             pause(secs(1));
             assert!(!agent.log().contains("down"), "it was to wait for the name server:\n{}", agent.log());

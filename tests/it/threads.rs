@@ -26,7 +26,9 @@ fn limited(folder: &Folder, limit: u64, args: &str) -> Setup {
     }
     let words = starter.join(" ");
     let bin = bin.display().to_string();
-    folder.agent(Vec::<&str>::new()).instead(words.split(' ').chain([bin.as_str()]).chain(args.split(' ')))
+    folder
+        .agent(Vec::<&str>::new())
+        .replaced_by(words.split(' ').chain([bin.as_str()]).chain(args.split(' ')))
 }
 
 /// A user's limit counts all its threads, so each folder has another.

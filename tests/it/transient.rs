@@ -10,7 +10,7 @@ fn agent(folder: &Folder, call: &str, error: &str) -> Setup {
     let inject = format!("inject={call}:error={error}:when=6..30+3");
     // -D: the agent itself, and not strace, is our child.
     let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject].map(str::to_owned);
-    folder.agent_line("run --output stdout --from beginning --state-dir state f.log").within(strace)
+    folder.agent_line("run --output stdout --from beginning --state-dir state f.log").wrapped_in(strace)
 }
 
 /// Appends, rotations and a restart meanwhile: each line comes once, in order.
@@ -65,7 +65,7 @@ fn a_gz_that_cannot_be_read_for_a_moment_is_read_on() {
         let (path, inject) = (folder.path("f.log.1.gz"), format!("inject=read:error=EIO:when={nth}"));
         let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject, "-P"];
         let strace = strace.map(str::to_owned).into_iter().chain([path.display().to_string()]);
-        let done = folder.agent_line(args).within(strace).run().expect_code(0);
+        let done = folder.agent_line(args).wrapped_in(strace).run().expect_code(0);
         seen.extend(done.lines());
         let delivered = Delivered::of(seen);
         delivered.assert_exactly_once(&[&Lines::new("f", 0..20_010)]);
