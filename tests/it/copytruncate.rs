@@ -343,7 +343,7 @@ fn truncated_and_rotated_between_checks() {
     }
 }
 
-/// The same while the agent is down. Fails when the rotated file is mistaken for the one that was read.
+/// The same while the agent is down. Fails when the rotated file is mistaken for an already read one.
 #[test]
 fn truncated_and_rotated_while_stopped() {
     for lines in [5, 10, 20] {

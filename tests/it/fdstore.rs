@@ -199,9 +199,9 @@ fn service_manager_that_does_not_read() {
     };
     while !full() {}
     folder.write("f.log", b"");
-    let to_nobody = format!("NOTIFY_SOCKET={}", folder.path("deaf").display());
+    let unread_socket = format!("NOTIFY_SOCKET={}", folder.path("deaf").display());
     let args = "run --output stdout --from beginning --state-dir state f.log";
-    let agent = folder.started_by(["env", &to_nobody], args).spawn();
+    let agent = folder.started_by(["env", &unread_socket], args).spawn();
     wait_until(SOON, "it runs", || agent.log().contains("following"));
     let mut seen = 0;
     let mut one_more = || {

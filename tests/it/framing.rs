@@ -150,8 +150,8 @@ fn several_lines_in_one_record() {
     let json = |settings: &str, text: &str| -> Vec<String> {
         once(&format!("{settings}\nformat = \"json\""), text).iter().map(|l| message(l.as_bytes())).collect()
     };
-    let go_on = "multiline = { continue = \"^ \" }";
-    assert_eq!(json(go_on, "a\n b\n c\nd\n e\n"), ["a\n b\n c", "d\n e"]);
+    let continued = "multiline = { continue = \"^ \" }";
+    assert_eq!(json(continued, "a\n b\n c\nd\n e\n"), ["a\n b\n c", "d\n e"]);
     assert_eq!(
         json("multiline = { start = \"^1\", max_lines = 2 }", "1\n2\n3\n4\n5\n"),
         ["1\n2", "3\n4", "5"]

@@ -221,10 +221,15 @@ fn scripts_stay_inside_the_repository() {
 }
 
 /// Where the language has been cleaned up; the aim is every folder.
-const PLAIN_ENGLISH: [&str; 4] = ["README.md", "systemd", ".github", "tests/bench/README.md"];
+const PLAIN_ENGLISH: [&str; 8] =
+    ["README.md", "CHANGELOG.md", "Cargo.toml", "clippy.toml", "systemd", ".github", ".ci", "tests"];
+
+/// Tests that are not cleaned up yet, and this file, which has to name the phrases.
+const NOT_YET_PLAIN: [&str; 4] =
+    ["tests/it/own_rotations.rs", "tests/it/soak.rs", "tests/it/soak", "tests/it/tree.rs"];
 
 /// Phrases that read like a translation.
-const MARKERS: [&str; 22] = [
+const MARKERS: [&str; 30] = [
     "anew",
     "taken up",
     "takes up",
@@ -247,16 +252,35 @@ const MARKERS: [&str; 22] = [
     "by itself",
     "by themselves",
     "as it stands",
+    "for ever",
+    "anybody",
+    "everybody",
+    "nobody's",
+    "unborn",
+    "are told",
+    "stands still",
+    "stood still",
 ];
 
-/// Messages of the program that documents quote, until the program is cleaned up.
-const QUOTED: [&str; 4] =
-    ["taken up:", "goes on in", "rotated while nobody looked", "was deleted and created anew"];
+/// Messages of the program that documents and tests quote, until the program is cleaned up.
+const QUOTED: [&str; 7] = [
+    "taken up:",
+    "taken up again",
+    "nothing to take up",
+    "goes on in",
+    "delivery goes on",
+    "rotated while nobody looked",
+    "was deleted and created anew",
+];
 
-/// Fails when one of [`MARKERS`] is written in a document that is in plain English.
+/// Fails when one of [`MARKERS`] is used where the language has been cleaned up.
 #[test]
-fn documents_are_in_plain_english() {
-    for path in files().into_iter().filter(|p| PLAIN_ENGLISH.iter().any(|top| p.starts_with(top))) {
+fn plain_english() {
+    let within = |path: &Path, tops: &[&str]| tops.iter().any(|top| path.starts_with(top));
+    for path in files() {
+        if !within(&path, &PLAIN_ENGLISH) || within(&path, &NOT_YET_PLAIN) {
+            continue;
+        }
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         let mut text = text.to_lowercase();
         for quoted in QUOTED {

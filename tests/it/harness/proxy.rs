@@ -138,7 +138,7 @@ type Asked = Arc<Mutex<HashMap<i32, bool>>>;
 
 fn join(client: TcpStream, target: std::net::SocketAddr, state: &Arc<Mutex<State>>, sent: &Arc<AtomicU64>) {
     let Ok(server) = TcpStream::connect_timeout(&target, millis(1000)) else {
-        return; // as if nobody listened: the client sees its connection closed
+        return; // as if the port were closed: the client sees its connection closed
     };
     for stream in [&client, &server] {
         let _ = stream.set_nodelay(true);

@@ -112,8 +112,8 @@ fn a_topic_reads_back_as_written() {
     assert!(kcat_produce(&broker.address, &topic.name, &lines.bytes(), &[]));
     assert_eq!(topic.end_offsets(), 5000);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
-    let unborn = broker.missing_topic(1);
-    assert_eq!(unborn.end_offsets(), 0);
+    let missing = broker.missing_topic(1);
+    assert_eq!(missing.end_offsets(), 0);
 }
 
 /// Every byte goes through the proxy, or it could not count them; also after Metadata announced the broker.
