@@ -76,7 +76,8 @@ impl Link {
         listener.set_nonblocking(true).unwrap();
         let own = listener.local_addr().unwrap();
         let target: SocketAddr = broker.parse().unwrap();
-        let (up, down) = (Direction::of(bits_per_s, round_trip / 2), Direction::of(bits_per_s, round_trip / 2));
+        let (up, down) =
+            (Direction::of(bits_per_s, round_trip / 2), Direction::of(bits_per_s, round_trip / 2));
         let ended = Arc::new(AtomicBool::new(false));
         let open = Arc::new(Mutex::new(Vec::new()));
         let link =

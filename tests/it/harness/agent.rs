@@ -469,9 +469,14 @@ impl Agent {
     }
     /// Context switches so far of the threads that are alive: how often the agent woke up.
     pub fn switches(&self) -> u64 {
+        self.switches_except("")
+    }
+    /// The same without the thread of this name.
+    pub fn switches_except(&self, name: &str) -> u64 {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
         tasks
             .filter_map(|task| fs::read_to_string(task.path().join("status")).ok())
+            .filter(|text| text.lines().next().and_then(|l| l.strip_prefix("Name:\t")) != Some(name))
             .map(|text| {
                 field(&text, "voluntary_ctxt_switches:") + field(&text, "nonvoluntary_ctxt_switches:")
             })
