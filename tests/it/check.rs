@@ -54,7 +54,7 @@ fn step_by_step(version: Version) {
 }
 
 /// The output and exit code of `check --connect` for a config with this `[kafka]` section.
-fn told(folder: &Folder, name: &str, kafka: &str) -> (String, i32) {
+fn connect_output(folder: &Folder, name: &str, kafka: &str) -> (String, i32) {
     let (state, log) = (folder.path("state"), folder.path("c.log"));
     let text = format!(
         "[agent]\nstate_dir = {state:?}\n[kafka]\n{kafka}\n[[files]]\npaths = [{log:?}]\nmax_line = 500000\n"
@@ -143,7 +143,7 @@ fn each_step_that_fails(version: Version) {
     }
     let mut wrong = Vec::new();
     for (name, kafka, step, said) in cases {
-        let (text, code) = told(&folder, name, &kafka);
+        let (text, code) = connect_output(&folder, name, &kafka);
         let last = text.lines().last().unwrap().to_owned();
         let right = last.starts_with(&format!("failed   {step}")) && last.contains(" ms): ");
         if !right || !last.contains(said) || !last.contains("; ") || code != 1 {
@@ -195,7 +195,7 @@ fn a_lower_topic_limit_is_reported() {
                 "brokers = [{:?}]\ntopic = {:?}\ncompression = {compression:?}",
                 broker.address, topic.name
             );
-            let (text, code) = told(&folder, "c", &kafka);
+            let (text, code) = connect_output(&folder, "c", &kafka);
             let last = text.lines().last().unwrap();
             assert!(last.starts_with(head) && last.contains(said), "{most}, {compression}: {text}");
             assert_eq!(code, 0, "{text}");

@@ -89,11 +89,11 @@ multiline = { start = \"(\" }
             [(3, "lots"), (7, "akcs"), (8, "client_id"), (9, "zip"), (12, "begining"), (13, "(")]
         {
             let place = format!("c.toml:{line}");
-            let told = done
+            let found = done
                 .stderr
                 .lines()
                 .any(|l| l.starts_with("logagent: ") && l.contains(&place) && l.contains(word));
-            assert!(told, "{command}: no line with {place} and {word:?} in:\n{}", done.stderr);
+            assert!(found, "{command}: no line with {place} and {word:?} in:\n{}", done.stderr);
         }
         for word in ["acks", "beginning"] {
             assert!(

@@ -70,21 +70,21 @@ fn rotated_and_removed_while_nothing_can_be_sent() {
     let lines = [Lines::new("a", 0..3000), Lines::new("b", 0..500), Lines::new("c", 0..500)];
     lines[0].append_to(&log);
     let mut agent = folder.agent_line("run -c c.toml").start();
-    let told = |what: &str, name: &'static str, wanted: u64| {
+    let wait_field = |what: &str, name: &'static str, wanted: u64| {
         wait_status(&folder, &state, what, |s| s["files"][0][name] == wanted);
     };
     pause(secs(3)); // the memory is full
     folder.rename("f.log", "f.log.1");
     lines[1].append_to(&log);
-    told("the second file is seen", "lag_bytes", 3500 * 201);
+    wait_field("the second file is seen", "lag_bytes", 3500 * 201);
     folder.remove("f.log.1");
     folder.rename("f.log", "f.log.1");
     lines[2].append_to(&log);
-    told("the third file is seen", "lag_bytes", 4000 * 201);
+    wait_field("the third file is seen", "lag_bytes", 4000 * 201);
     folder.remove("f.log.1");
     kafka.up(1);
     wait_until(PATIENT, "all is delivered", || kafka.stored("t").len() >= 4000);
-    told("nothing waits", "lag_bytes", 0);
+    wait_field("nothing waits", "lag_bytes", 0);
     agent.stop().expect_code(0);
     Delivered::of(kafka.stored("t")).assert_exactly_once(&lines.iter().collect::<Vec<_>>());
     assert_eq!(status_json(&folder, &state)["totals"]["lost_bytes"], 0);

@@ -76,33 +76,46 @@ fn the_broker_is_killed_three_times() {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// Restarts an agent at 5,000 lines a second; what arrived and what was written.
-fn restarted(signal: Signal, times: usize) -> (Delivered, Lines) {
-    let broker = Broker::shared(Version::V39);
+/// Ends and restarts an agent at 5,000 lines a second, each time after `wait` for the round from 1; what arrived, what was
+/// written, and the highest resident memory in KiB.
+pub fn restarted(
+    broker: &Broker,
+    signal: Signal,
+    times: u64,
+    wait: impl Fn(&Topic, u64),
+) -> (Delivered, Lines, u64) {
     let topic = broker.topic(3);
     let folder = Folder::new();
     folder.write("f.log", b"");
     let follows = || folder.follows(&broker.address, &topic, "auto");
     let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 5000);
-    for round in 1..=times as u64 {
-        topic.wait_count(round * 2000);
+    let mut hwm = 0;
+    for round in 1..=times {
+        wait(&topic, round);
         agent.signal(signal);
         let done = agent.wait_exit(SOON);
         assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
+        hwm = hwm.max(done.vm_hwm);
         agent = follows().start();
     }
     let lines = writer.finish();
     agent.stop().expect_code(0);
     // To the end of the file: a record count would not do, since duplicates count too.
     follows().arg("--once").run_for(PATIENT).expect_code(0);
-    (Delivered::in_topic(&topic), lines)
+    (Delivered::in_topic(&topic), lines, hwm)
+}
+
+fn four_restarts(signal: Signal) -> (Delivered, Lines) {
+    let wait = |topic: &Topic, round| topic.wait_count(round * 2000);
+    let (delivered, lines, _) = restarted(Broker::shared(Version::V39), signal, 4, wait);
+    (delivered, lines)
 }
 
 /// Fails when the drain ends before the acks, or the last position is not saved at exit.
 #[test]
 fn sigterm_and_restart_neither_lose_nor_double() {
-    let (delivered, lines) = restarted(Signal::TERM, 4);
+    let (delivered, lines) = four_restarts(Signal::TERM);
     delivered.assert_exactly_once(&[&lines]);
     delivered.assert_ordered();
 }
@@ -110,7 +123,7 @@ fn sigterm_and_restart_neither_lose_nor_double() {
 /// Fails when a position is saved for what was read or sent, instead of what was acknowledged.
 #[test]
 fn sigkill_and_restart_lose_nothing() {
-    let (delivered, lines) = restarted(Signal::KILL, 4);
+    let (delivered, lines) = four_restarts(Signal::KILL);
     delivered.assert_at_least_once(&[&lines]);
 }
 

@@ -157,7 +157,7 @@ fn an_unreadable_file_is_read_once_it_is_readable() {
     wait_until(SOON, "all is read", || {
         std::fs::read(folder.path("out")).unwrap() == Lines::new("f", 0..100).bytes()
     });
-    wait_until(SOON, "and said", || said().contains("readable again"));
+    wait_until(SOON, "it is logged", || said().contains("readable again"));
     let _ = child.kill();
     let _ = child.wait();
 }

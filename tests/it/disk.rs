@@ -39,8 +39,8 @@ impl Machine {
         let id = format!("{:08x}-0000-4000-8000-000000000000\n", self.boots);
         let boot = self.folder.write("boot_id", id);
         let disk = self.folder.path("disk");
-        let alone = ["unshare", "--mount", "sh", "-c", BOOT, "sh"].map(std::ffi::OsString::from);
-        self.folder.agent_line(args).wrapped_in(alone.into_iter().chain([disk.into(), boot.into()]))
+        let namespaces = ["unshare", "--mount", "sh", "-c", BOOT, "sh"].map(std::ffi::OsString::from);
+        self.folder.agent_line(args).wrapped_in(namespaces.into_iter().chain([disk.into(), boot.into()]))
     }
 
     /// Freezes the disk in its current state.
@@ -167,10 +167,10 @@ fn read_only_disk_is_reported_as_blocking_delivery() {
     });
     let log = agent.wait_log("nothing is sent until it can be", SOON);
     assert!(before.elapsed() < limit, "{:?}", before.elapsed());
-    for told in
+    for reported in
         [&said["state"]["degraded"], &said["files"][0]["stuck_because"], &said["topics"][0]["last_error"]]
     {
-        assert!(told.as_str().unwrap_or_default().contains("Read-only file system"), "{said:#}");
+        assert!(reported.as_str().unwrap_or_default().contains("Read-only file system"), "{said:#}");
     }
     assert!(log.contains("Read-only file system"), "{log}");
     let log = machine.cut_power(&mut agent).stderr;

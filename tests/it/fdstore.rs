@@ -164,16 +164,16 @@ fn foreign_descriptors_are_closed_and_logged() {
         vec![("log-1-1".to_owned(), secret), ("log-2-2".to_owned(), folder), ("stored".to_owned(), null)]
     };
     let mut agent = folder.agent_line(args).given(given()).spawn();
-    let mut told = Vec::new();
+    let mut notices = Vec::new();
     wait_until(SOON, "it is ready", || {
-        told.extend(agent.notices());
-        told.iter().any(|m| m.starts_with("READY=1"))
+        notices.extend(agent.notices());
+        notices.iter().any(|m| m.starts_with("READY=1"))
     });
     for (name, why) in [("log-1-1", "no saved position"), ("log-2-2", "directory"), ("stored", "device")] {
         agent.wait_log(&format!("descriptor \"{name}\", kept by systemd, is not used: "), SOON);
         assert!(agent.log().contains(why), "{why}");
         let removed = format!("FDSTOREREMOVE=1\nFDNAME={name}");
-        assert!(told.contains(&removed), "{told:?}");
+        assert!(notices.contains(&removed), "{notices:?}");
     }
     let open = agent.open_files();
     assert!(!open.contains(&stranger) && !open.contains(&folder.root().to_owned()), "{open:?}");

@@ -78,8 +78,8 @@ fn mounts_over_a_folder_are_noticed() {
     const SHELL: &str = "wait_for() { until [ -e \"$1\" ]; do sleep 0.02; done; }\n\
         (wait_for mount; mount -t tmpfs none logs; echo above >logs/f.log; wait_for unmount; umount -l logs) >&2 &\n\
         exec \"$@\"";
-    let alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", SHELL, "sh"];
-    let agent = folder.agent_line(LIVE).arg("logs/*.log").wrapped_in(alone).start();
+    let namespaces = ["unshare", "--map-root-user", "--mount", "sh", "-c", SHELL, "sh"];
+    let agent = folder.agent_line(LIVE).arg("logs/*.log").wrapped_in(namespaces).start();
     agent.wait_lines(1);
     for (deed, line) in [("mount", "above"), ("unmount", "not hidden any more")] {
         if deed == "unmount" {

@@ -53,10 +53,10 @@ fn survives(what: &str, agent: &mut Agent) -> Done {
 
 #[track_caller]
 fn survives_within(what: &str, agent: &mut Agent, cpu: Duration) -> Done {
-    assert!(agent.ended().is_none(), "{what}: it ended\n{}", agent.log());
-    let told = Instant::now();
+    assert!(agent.ended().is_none(), "{what}: it exited\n{}", agent.log());
+    let asked = Instant::now();
     let done = agent.stop().expect_code(0);
-    assert!(told.elapsed() < secs(4), "{what}: {:?} to end", told.elapsed());
+    assert!(asked.elapsed() < secs(4), "{what}: {:?} to exit", asked.elapsed());
     // Panics of the kafka crate are caught and handled as an outage.
     assert!(!done.stderr.contains("panic in"), "{what}: {}", done.stderr);
     assert!(done.vm_hwm < 24_000, "{what}: {} KiB resident", done.vm_hwm);
@@ -241,9 +241,9 @@ fn tls_by_modern() {
     pause(secs(6));
     for (lie, said, mut agent) in all {
         assert!(said.is_empty() || agent.log().contains(said), "{lie}: {}", agent.log());
-        let told = Instant::now();
+        let asked = Instant::now();
         let done = agent.stop().expect_code(0);
-        assert!(told.elapsed() < secs(4), "{lie}: {:?} to end", told.elapsed());
+        assert!(asked.elapsed() < secs(4), "{lie}: {:?} to exit", asked.elapsed());
         assert!(!done.stderr.contains("panic in"), "{lie}: {}", done.stderr);
         assert!(done.vm_hwm < 24_000, "{lie}: {} KiB resident", done.vm_hwm);
         assert!(done.cpu < millis(1000), "{lie}: {:?} of processor time", done.cpu);

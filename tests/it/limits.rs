@@ -53,7 +53,7 @@ impl Jail {
         while !enough() {
             assert!(
                 std::time::Instant::now() < end,
-                "{} of {n} lines; it said:\n{}",
+                "{} of {n} lines; its log:\n{}",
                 self.lines().len(),
                 self.log()
             );

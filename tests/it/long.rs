@@ -6,7 +6,7 @@ mod exactly_once;
 mod once_cost;
 mod versions;
 
-use crate::delivery::Waiting;
+use crate::delivery::{Waiting, restarted};
 use crate::harness::*;
 use rustix::process::Signal;
 use std::{
@@ -182,28 +182,8 @@ fn three_kills_of_the_broker() {
 }
 
 fn ten_restarts(signal: Signal) -> (Delivered, Lines, u64) {
-    let broker = Broker::own(Version::V39);
-    let topic = broker.topic(3);
-    let folder = Folder::new();
-    folder.write("f.log", b"");
-    let follows = || folder.follows(&broker.address, &topic, "auto");
-    let mut agent = follows().start();
-    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
-    let mut hwm = 0;
-    for round in 1..=10u64 {
-        // Odd waits, so that the stop hits a different point of a batch each time.
-        pause(millis(1500 + round * 137));
-        agent.signal(signal);
-        let done = agent.wait_exit(SOON);
-        assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
-        hwm = hwm.max(done.vm_hwm);
-        agent = follows().start();
-    }
-    let lines = writer.finish();
-    agent.stop().expect_code(0);
-    // To the end of the file: a record count would not do, since duplicates count too.
-    follows().arg("--once").run_for(LONG).expect_code(0);
-    (Delivered::in_topic(&topic), lines, hwm)
+    // Odd waits, so that the stop hits a different point of a batch each time.
+    restarted(&Broker::own(Version::V39), signal, 10, |_, round| pause(millis(1500 + round * 137)))
 }
 
 /// A clean stop neither loses nor doubles.

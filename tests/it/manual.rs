@@ -158,11 +158,11 @@ fn status_fields_metrics_and_state_files() {
     let listed: Names =
         fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     let entries = Page::read("logagent.1").section("STATE FOLDER").entries();
-    let told: Names = entries.into_iter().map(|entry| entry.tag).collect();
-    let strange: Vec<&String> = listed.difference(&told).collect();
+    let documented: Names = entries.into_iter().map(|entry| entry.tag).collect();
+    let strange: Vec<&String> = listed.difference(&documented).collect();
     assert!(strange.is_empty(), "files of the state folder that logagent(1) does not list: {strange:?}");
     let code = program();
-    for name in told.difference(&listed) {
+    for name in documented.difference(&listed) {
         assert!(code.contains(&format!("\"{name}\"")), "no file {name} exists in the state folder");
     }
 

@@ -301,7 +301,7 @@ fn judge_file(log: &Log, file: &Value, live: bool, arrived: &Arrived) -> Result<
         for (inode, lines) in log.files.iter().filter(|(inode, _)| !seen.contains(inode)) {
             let gone = lines.clone().find(|n| !here.contains_key(n));
             must_become(gone.is_none(), || {
-                format!("{} {gone:?} waits in the file {inode}, which is not told", log.name)
+                format!("{} {gone:?} waits in the file {inode}, which is not reported", log.name)
             })?;
         }
     }

@@ -165,9 +165,9 @@ fn a_config_with_problems_changes_nothing() {
     folder.append("g.log", "g\n");
     assert_eq!(agent.wait_lines(1), [b"f"]);
     let log = agent.log();
-    let told: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
-    assert_eq!(told.len(), 2, "{log}");
-    assert!(told[0].contains("c.toml:") && told[0].contains("max_line"), "{log}");
+    let problems: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
+    assert_eq!(problems.len(), 2, "{log}");
+    assert!(problems[0].contains("c.toml:") && problems[0].contains("max_line"), "{log}");
     std::fs::remove_file(folder.path("c.toml")).unwrap();
     agent.reload();
     folder.append("f.log", "h\n");

@@ -85,9 +85,9 @@ fn while_a_name_is_resolved() {
         config(&folder, "kafka.example:9092", driver);
         let resolver = folder.write("resolv.conf", "nameserver 127.0.0.1\n");
         let resolver = resolver.to_str().unwrap();
-        let alone = ["unshare", "--map-root-user", "--mount", "--net"];
+        let namespaces = ["unshare", "--map-root-user", "--mount", "--net"];
         let inside = ["sh", "-c", SHELL, "sh", resolver, "perl", "-MSocket", "-e", PERL];
-        let setup = folder.agent_line("run -c c.toml").wrapped_in(alone.into_iter().chain(inside));
+        let setup = folder.agent_line("run -c c.toml").wrapped_in(namespaces.into_iter().chain(inside));
         exits_in_time(driver, setup, |agent| {
             pause(secs(1));
             assert!(

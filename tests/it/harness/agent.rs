@@ -510,7 +510,7 @@ impl Drop for Agent {
             let log = self.done.as_ref().map_or_else(|| self.log(), |done| done.stderr.clone());
             let from = log.len().saturating_sub(4000);
             let from = (from..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
-            eprintln!("--- the agent {:?} said:\n{}---", self.args, &log[from..]);
+            eprintln!("--- log of the agent {:?}:\n{}---", self.args, &log[from..]);
         }
     }
 }

@@ -424,7 +424,7 @@ fn read_record(
     let text = std::str::from_utf8(head).expect("kcat's numbers");
     let numbers: Vec<i64> = text.split_whitespace().map(|n| n.parse().expect("kcat's numbers")).collect();
     let [partition, offset, timestamp, key_len, value_len] = numbers[..] else {
-        panic!("kcat said {text:?}")
+        panic!("unexpected output of kcat: {text:?}")
     };
     let (klen, vlen) = (key_len.max(0) as usize, value_len.max(0) as usize);
     body.resize(klen + vlen + 1, 0);

@@ -275,8 +275,8 @@ pub fn rewrite(frame: &mut [u8], ports: &[(u16, u16)]) {
     let found: Vec<usize> = memchr::memmem::find_iter(frame, HOST).map(|at| at + HOST.len()).collect();
     for at in found {
         let Some(place) = frame.get_mut(at..at + 4) else { continue };
-        let told = i32::from_be_bytes((&*place).try_into().unwrap());
-        if let Some((_, own)) = ports.iter().find(|(real, _)| i32::from(*real) == told) {
+        let announced = i32::from_be_bytes((&*place).try_into().unwrap());
+        if let Some((_, own)) = ports.iter().find(|(real, _)| i32::from(*real) == announced) {
             place.copy_from_slice(&i32::from(*own).to_be_bytes());
         }
     }

@@ -535,8 +535,8 @@ impl State {
         let code = if known { whole_code(reply) } else { 35 };
         out.i16(code);
         let all = self.versions.clone();
-        let told = if known { all } else { vec![(18, 0, 4)] };
-        out.list(told, |out, (key, low, high)| {
+        let announced = if known { all } else { vec![(18, 0, 4)] };
+        out.list(announced, |out, (key, low, high)| {
             out.i16(key);
             out.i16(low);
             out.i16(high);

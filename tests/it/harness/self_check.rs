@@ -73,9 +73,10 @@ fn the_scripted_broker_follows_its_script() {
     ] {
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
-        let told = reply.clone();
-        kafka
-            .script(move |r| if r.api == Api::Produce && r.nth == 1 { told.clone() } else { Reply::Default });
+        let scripted_reply = reply.clone();
+        kafka.script(move |r| {
+            if r.api == Api::Produce && r.nth == 1 { scripted_reply.clone() } else { Reply::Default }
+        });
         assert!(
             kcat_produce(
                 &kafka.address(),

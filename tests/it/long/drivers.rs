@@ -6,7 +6,7 @@ use crate::harness::*;
 use std::time::{Duration, Instant};
 
 /// A recovered broker has this long until lines arrive, in ms.
-const BACK: u64 = 15_000;
+const RECOVERY_MS: u64 = 15_000;
 
 /// State kept over the rounds of a trial with a steady writer.
 struct Trial {
@@ -16,7 +16,7 @@ struct Trial {
 
 impl Trial {
     /// Waits until lines arrive again, and records how long that took since `since`.
-    fn back(&mut self, topic: &Topic, since: Instant) {
+    fn recovered(&mut self, topic: &Topic, since: Instant) {
         let before = topic.end_offsets();
         wait_until(LONG, "lines arrive again", || topic.end_offsets() > before);
         self.slowest = self.slowest.max(since.elapsed().as_millis() as u64);
@@ -36,7 +36,7 @@ impl Trial {
         again().arg("--once").run_for(LONG).expect_code(0);
         let verdict = Delivered::in_topic(topic).against(&[&lines]);
         self.figures.nothing_lost(&verdict);
-        self.figures.at_most("slowest recovery after the broker", self.slowest, BACK, "ms");
+        self.figures.at_most("slowest recovery after the broker", self.slowest, RECOVERY_MS, "ms");
         self.figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
         let share = cpu.as_secs_f64() / begun.elapsed().as_secs_f64();
         self.figures.row("CPU", format!("{:.1} % of a core", share * 100.0), "≤ 5 %", share <= 0.05);
@@ -58,7 +58,7 @@ fn repeatedly(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Broker)
     topic.wait_count_for(1, LONG);
     for round in 0..rounds {
         trouble(&broker);
-        trial.back(&topic, Instant::now());
+        trial.recovered(&topic, Instant::now());
         pause(millis(500 + 97 * (round as u64 % 7)));
     }
     trial.end(&mut agent, follows, writer, &topic, begun);

@@ -78,19 +78,19 @@ fn versions() {
     let mut failed = Vec::new();
     println!(
         "\n{:<10}{:<14}{:>8}{:>8}{:>8}{:>8}{:>8}",
-        "Kafka", "way", "sent", "stored", "lost", "doubled", "told"
+        "Kafka", "way", "sent", "stored", "lost", "doubled", "claimed"
     );
     for (release, ways) in RELEASES.into_iter().filter(|(release, _)| wanted(release)) {
-        for (way, verdict, told) in survive(release, ways) {
+        for (way, verdict, claimed) in survive(release, ways) {
             let Verdict { written, arrived, missing, doubled, strange } = &verdict;
             println!(
-                "{release:<10}{way:<14}{written:>8}{arrived:>8}{:>8}{doubled:>8}{told:>8}",
+                "{release:<10}{way:<14}{written:>8}{arrived:>8}{:>8}{doubled:>8}{claimed:>8}",
                 missing.len(),
                 way = format!("{way:?}"),
             );
-            let most = if way == ExactlyOnce { 0 } else { told };
+            let most = if way == ExactlyOnce { 0 } else { claimed };
             if !missing.is_empty() || !strange.is_empty() || *doubled as u64 > most {
-                failed.push(format!("{release} {way:?}: {verdict}, {told} told"));
+                failed.push(format!("{release} {way:?}: {verdict}, {claimed} claimed"));
             }
         }
     }
