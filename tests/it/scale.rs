@@ -14,7 +14,7 @@ const LIVE: &str = "run --output stdout --from beginning --state-dir state";
 /// Fails when each file has its own inotify instance (at 128 files), buffer or timer.
 #[test]
 fn a_thousand_files() {
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     folder.mkdir("logs");
     let names: Vec<String> = (0..1000).map(|i| format!("{i:04}")).collect();
     for name in &names {
@@ -65,7 +65,7 @@ fn a_thousand_files_once() {
 /// Fails when anything but a deadline wakes an idle agent, or it writes its state again.
 #[test]
 fn one_idle_file() {
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     folder.write("f.log", "a\n");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
     agent.wait_lines(1);
@@ -89,7 +89,7 @@ fn one_idle_file() {
 pub fn ten_idle_files(time: std::time::Duration) -> (std::time::Duration, u64, u64) {
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     let names: Vec<String> = (0..10).map(|i| format!("{i}.log")).collect();
     names.iter().for_each(|name| folder.append(name, Lines::new(name, 0..100).bytes()));
     let args = format!(
