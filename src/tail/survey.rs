@@ -1,4 +1,4 @@
-//! Collects what [`assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
+//! Collects what [`mod@assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
 //! contents for it, each as seldom as possible.
 
 use super::assign::{self, Found, Length, Peek, Stream, Verdict, assign, is_same_file};
