@@ -26,6 +26,7 @@ mod simulated;
 mod streams;
 mod survey;
 mod trouble;
+mod unpacked;
 
 pub use change::Change;
 pub use reserve::{look_again, reserve};

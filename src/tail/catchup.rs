@@ -312,7 +312,7 @@ impl Tail<'_> {
         let (bytes, limit, size) = match sibling.packed {
             Packed::Plain => (Bytes::Plain(file.into()), look.size, look.size),
             Packed::Gzip => {
-                let (size, _) = self.known.ends.of(&file, look).unwrap_or_default();
+                let (size, _) = self.known.unpacked.end(&file, look).unwrap_or_default();
                 (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX, size)
             }
             Packed::Other => {

@@ -137,7 +137,7 @@ impl Tail<'_> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let (offset, mark) = match sibling.packed {
             Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
-            _ => self.known.ends.of(&file, &look)?,
+            _ => self.known.unpacked.end(&file, &look)?,
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
         self.known.found_again(old.stream, &look.identity);
@@ -186,7 +186,9 @@ impl Tail<'_> {
         let bytes = match sibling.packed {
             Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
-            Packed::Gzip if super::survey::is_young(&look) && self.known.ends.of(&file, &look).is_err() => {
+            Packed::Gzip
+                if super::survey::is_young(&look) && self.known.unpacked.end(&file, &look).is_err() =>
+            {
                 return Ok(false);
             }
             Packed::Gzip => match holds(&file, entry) {
