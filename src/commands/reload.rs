@@ -1,8 +1,8 @@
-//! Reload (SIGHUP): compares the config that was read again with the running one, key by key, by the rule in each key's
+//! Reload (SIGHUP): compares the new config with the running one, key by key, following the reload rule in each key's
 //! description. `run.rs` applies the result.
 //!
-//! Keys that are bound to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need
-//! a restart. Their old values are put back, so that [`crate::config::Config`] says what runs.
+//! Keys tied to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need a
+//! restart. Their old values are restored, so that [`crate::config::Config`] always describes what runs.
 
 use crate::config::{
     self, Config, Delivery, Described, KeySpec, Output, Overrides, Reload, ShownValue, Source, TableSpec,
@@ -11,20 +11,20 @@ use crate::config::{
 use crate::error::Error;
 use std::fmt;
 
-/// What is different.
+/// The differences between two configs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ConfigChanges {
-    /// Keys, and numbers of tables.
+    /// Changed keys, and counts of tables.
     taken: Vec<String>,
-    /// Keys that stay as they were.
+    /// Keys that need a restart.
     restart: Vec<String>,
-    /// Another driver is wanted, or the same with other options.
+    /// The driver or its options changed.
     pub driver: bool,
-    /// The brokers may be those of another cluster.
+    /// The brokers may belong to another cluster.
     pub elsewhere: bool,
 }
 
-/// Reads the config again. An error has every problem of it.
+/// Reads the config again. An error lists all of its problems.
 pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChanges), Error> {
     let mut new = config::load(asked)?;
     let changes = ConfigChanges::make(running, &mut new);
@@ -32,14 +32,14 @@ pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChange
 }
 
 impl ConfigChanges {
-    /// From `old` to `new`, in which what needs a restart is put back.
+    /// Compares `old` with `new`, and restores in `new` the values that need a restart.
     pub fn make(old: &Config, new: &mut Config) -> ConfigChanges {
         let mut changes = ConfigChanges::default();
         let needs_modern = old.needs_modern();
         let exactly_once = old.agent.delivery == Delivery::ExactlyOnce;
         if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
             if old.agent.delivery != new.agent.delivery {
-                is.batch = was.batch; // its default is the delivery's, which needs a restart
+                is.batch = was.batch; // its default depends on `delivery`, which needs a restart
             }
             changes.elsewhere = differ(&was.brokers, &is.brokers) && !exactly_once;
         }
@@ -55,7 +55,7 @@ impl ConfigChanges {
         changes
     }
 
-    /// Notes a changed key by its rule; whether the old value is to be kept.
+    /// Records a changed key by its rule; returns whether to keep the old value.
     fn key(&mut self, table: &'static TableSpec, key: &'static KeySpec, exactly_once: bool) -> bool {
         let name = match key.shown {
             ShownValue::Table => key.value.to_owned(),
@@ -77,7 +77,7 @@ impl ConfigChanges {
         true
     }
 
-    /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
+    /// A table with other `paths` is a different table. `topic` of `[kafka]` has been copied into the tables by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
         let (old, new) = (Tables::of(old), Tables::of(new));
         let added = new.paths.iter().filter(|paths| !old.paths.contains(paths)).count();
@@ -93,13 +93,13 @@ impl ConfigChanges {
         }
     }
 
-    /// Keys that only a restart takes up.
+    /// Whether some keys need a restart.
     pub fn needs_restart(&self) -> bool {
         !self.restart.is_empty()
     }
 }
 
-/// All `[[files]]`, printed once to be compared many times.
+/// All `[[files]]`, formatted once for many comparisons.
 struct Tables {
     paths: Vec<String>,
     whole: Vec<String>,
@@ -148,7 +148,7 @@ mod tests {
         (ConfigChanges::make(&config(from), &mut new), new)
     }
 
-    /// Fails when a change is not seen, is called by another name, or does not reach the driver though it is the driver's.
+    /// Fails when a change is missed, is misnamed, or does not reach the driver although it is the driver's.
     #[test]
     fn what_differs_and_what_it_takes() {
         let old = format!("{BASE}{FILES}");
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Fails when the config says something else than what runs.
+    /// Fails when the config differs from what runs.
     #[test]
     fn what_needs_a_restart_is_put_back() {
         let (_, new) = changes(&format!("{BASE}{FILES}"), &format!("{BASE}{FILES}").replace("/s", "/t"));

@@ -110,7 +110,7 @@ fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
 
 /// Fails when a flush is answered before the save or waits for more changes, or when the save lacks the pattern.
 #[test]
-fn first_sight_is_saved_when_the_flush_is_answered() {
+fn first_scan_is_saved_when_the_flush_is_answered() {
     // On a file system with a fast fsync(2), to time only the waits around it.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let bench = Bench::start(options(dir.path()));
@@ -330,7 +330,7 @@ fn the_wall_clock_is_saved() {
 /// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before the first scan was
 /// over.
 #[test]
-fn the_beginning_holds_until_first_sight_is_saved() {
+fn the_beginning_holds_until_the_first_scan_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("offsets"), b"\0").unwrap();
     let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(dir.path()) });

@@ -44,7 +44,7 @@ fn one_stopped_thread_ends_the_pings() {
         pings_end(&agent, &format!("{name} is stopped, and the pings continue"));
         agent.wait_log(&format!("thread {name} is stuck"), SOON);
         drop(halted);
-        agent.wait_log(&format!("thread {name} is back"), SOON);
+        agent.wait_log(&format!("thread {name} has recovered"), SOON);
     }
     pings_come(&agent);
 }

@@ -163,7 +163,7 @@ fn deleted_source_is_counted() {
     let mut agent = killed.folder.agent_line("run -c c.toml").start();
     pause(secs(1));
     let log = agent.stop().expect_code(0).stderr;
-    assert!(log.contains("cannot be proved stored"), "{log}");
+    assert!(log.contains("cannot be proven to be stored"), "{log}");
     assert!(totals(&killed.folder)["totals"]["uncertain"].as_u64().unwrap() > 0);
 }
 
@@ -250,7 +250,7 @@ fn topic_removed_from_the_config() {
     let there = |topics: &[&Topic]| topics.iter().map(|t| t.end_offsets()).sum::<u64>();
     wait_until(PATIENT, "all has arrived", || there(&[&a, &b, &c]) >= 40_000);
     let log = agent.stop().expect_code(0).stderr;
-    assert!(log.contains("taken up again"), "{log}");
+    assert!(log.contains("are resumed"), "{log}");
     Delivered::in_topic(&b).assert_exactly_once(&[&lines[1]]);
     Delivered::of([a.values(), c.values()].concat()).assert_exactly_once(&[&lines[0]]);
     assert_eq!(announced(&totals(&folder)), 0, "{log}");
