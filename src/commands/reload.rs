@@ -114,13 +114,13 @@ impl Tables {
     }
 }
 
-/// `taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
+/// `applied: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
 impl fmt::Display for ConfigChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.taken.as_slice() {
             [] if self.restart.is_empty() => return f.write_str("nothing has changed"),
-            [] => f.write_str("nothing to take up")?,
-            taken => write!(f, "taken up: {}", taken.join(", "))?,
+            [] => f.write_str("nothing to apply")?,
+            taken => write!(f, "applied: {}", taken.join(", "))?,
         }
         if !self.restart.is_empty() {
             write!(f, "; needs a restart: {}", self.restart.join(", "))?;
@@ -156,26 +156,26 @@ mod tests {
         let agent = |line: &str| old.replace("[agent]", &format!("[agent]\n{line}"));
         for (new, said, driver) in [
             (old.clone(), "nothing has changed", false),
-            (agent("memory = \"9MiB\""), "taken up: [agent] memory", false),
-            (agent("sync = \"1s\""), "nothing to take up; needs a restart: [agent] sync", false),
+            (agent("memory = \"9MiB\""), "applied: [agent] memory", false),
+            (agent("sync = \"1s\""), "nothing to apply; needs a restart: [agent] sync", false),
             (
                 agent("delivery = \"exactly-once\"\ndrain_timeout = \"1s\""),
-                "taken up: [agent] drain_timeout; needs a restart: [agent] delivery",
+                "applied: [agent] drain_timeout; needs a restart: [agent] delivery",
                 false,
             ),
-            (kafka("linger = \"1s\""), "taken up: [kafka] linger", false),
-            (kafka("compression = \"zstd\""), "taken up: [kafka] compression", true),
-            (kafka("[kafka.tls]"), "taken up: [kafka.tls]", true),
-            (old.replace("b:9092", "c:9092"), "taken up: [kafka] brokers", true),
-            (old.replace("topic = \"t\"", "topic = \"u\""), "taken up: 2 [[files]] changed", false),
-            (format!("{old}drop = ['x']"), "taken up: 1 [[files]] changed", false),
-            (format!("{old}headers = {{ a = \"b\" }}"), "taken up: 1 [[files]] changed", true),
-            (format!("{old}[[files]]\npaths = [\"/c\"]"), "taken up: 1 [[files]] added", false),
-            (old.replace("/a.log", "/c.log"), "taken up: 1 [[files]] added, 1 [[files]] removed", false),
-            (format!("{old}[metrics]\ntextfile = \"/m\""), "taken up: [metrics] textfile", false),
+            (kafka("linger = \"1s\""), "applied: [kafka] linger", false),
+            (kafka("compression = \"zstd\""), "applied: [kafka] compression", true),
+            (kafka("[kafka.tls]"), "applied: [kafka.tls]", true),
+            (old.replace("b:9092", "c:9092"), "applied: [kafka] brokers", true),
+            (old.replace("topic = \"t\"", "topic = \"u\""), "applied: 2 [[files]] changed", false),
+            (format!("{old}drop = ['x']"), "applied: 1 [[files]] changed", false),
+            (format!("{old}headers = {{ a = \"b\" }}"), "applied: 1 [[files]] changed", true),
+            (format!("{old}[[files]]\npaths = [\"/c\"]"), "applied: 1 [[files]] added", false),
+            (old.replace("/a.log", "/c.log"), "applied: 1 [[files]] added, 1 [[files]] removed", false),
+            (format!("{old}[metrics]\ntextfile = \"/m\""), "applied: [metrics] textfile", false),
             (
                 format!("{BASE}[[files]]\npaths = [\"/b/*.log\"]\n[[files]]\npaths = [\"/a.log\"]\n"),
-                "taken up: the order of [[files]]",
+                "applied: the order of [[files]]",
                 false,
             ),
         ] {
@@ -195,7 +195,7 @@ mod tests {
             format!("{kafka}{rest}\n{FILES}").replace("[agent]", "[agent]\ndelivery = \"exactly-once\"")
         };
         let (changes, new) = changes(&once("b:9092", ""), &once("c:9092", "batch = 1000\nlinger = \"1s\""));
-        let said = "taken up: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
+        let said = "applied: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
         assert_eq!((changes.to_string().as_str(), changes.driver, changes.elsewhere), (said, false, false));
         let Output::Kafka(kafka) = new.output else { panic!() };
         assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 900 << 10));

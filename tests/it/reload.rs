@@ -49,8 +49,8 @@ fn an_unchanged_source_keeps_its_thread_and_its_deleted_files() {
     assert!(agent.lines().len() < 400, "it should be unread until now");
     let seen = agent.wait_lines(401);
     Delivered::of(seen.iter().filter(|l| *l != b"new")).assert_exactly_once(&[&lines]);
-    assert!(agent.log().contains("taken up: 1 [[files]] added"), "{}", agent.log());
-    assert!(agent.log().contains("taken up: 1 [[files]] removed"), "{}", agent.log());
+    assert!(agent.log().contains("applied: 1 [[files]] added"), "{}", agent.log());
+    assert!(agent.log().contains("applied: 1 [[files]] removed"), "{}", agent.log());
 }
 
 /// Fails when a running tail keeps its old options, or loses its descriptors when they change.
@@ -187,9 +187,9 @@ fn keys_that_need_a_restart_are_reported() {
     for _ in 0..2 {
         agent.reload();
     }
-    let said = "taken up: [agent] drain_timeout; needs a restart: [agent] state_dir, [agent] sync";
+    let said = "applied: [agent] drain_timeout; needs a restart: [agent] state_dir, [agent] sync";
     assert!(agent.log().contains(said), "{}", agent.log());
-    let again = "nothing to take up; needs a restart: [agent] state_dir, [agent] sync";
+    let again = "nothing to apply; needs a restart: [agent] state_dir, [agent] sync";
     assert!(agent.log().contains(again), "{}", agent.log());
     assert!(!folder.path("other").exists());
     agent.stop().expect_code(0);

@@ -263,8 +263,7 @@ const MARKERS: [&str; 30] = [
 ];
 
 /// Messages of the program that documents and tests quote, until the program is cleaned up.
-const QUOTED: [&str; 6] = [
-    "taken up:",
+const QUOTED: [&str; 5] = [
     "taken up again",
     "nothing to take up",
     "goes on in",
