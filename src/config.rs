@@ -18,12 +18,13 @@ mod units;
 mod values;
 mod words;
 
-use crate::chunk::{Chunk, Format, Key, Line};
+use crate::chunk::Chunk;
 use crate::error::Error;
 pub use crate::kafka::net::sasl::{Mechanism, Options as Sasl};
 pub use crate::kafka::protocol::codec::Codec;
 pub use crate::producer::Partitioner;
 pub use crate::producer::driver::Acks;
+use crate::record::{Format, Key, Line};
 pub use crate::state::{Damaged, Sync};
 use crate::tail::Hold;
 pub use crate::tail::Start;

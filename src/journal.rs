@@ -7,7 +7,7 @@
 //! exactly-once.
 //!
 //! A position is the end of the last entry, with a mark of the file's ID and that entry's sequence number
-//! ([`crate::chunk::Mark::of_entry`]): both survive rename, copy and restore. journald numbers entries without a gap, so what
+//! ([`crate::record::Mark::of_entry`]): both survive rename, copy and restore. journald numbers entries without a gap, so what
 //! is vacuumed before it was read is counted exactly.
 //!
 //! An open descriptor does not keep a journal file from being vacuumed: journald punches a hole over it. So journald's

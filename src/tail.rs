@@ -26,16 +26,18 @@ mod simulated;
 mod streams;
 mod survey;
 mod trouble;
+mod unpacked;
 
 pub use change::Change;
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
-use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Chunk, Origin, TailOutput};
 use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
-use crate::quota::{LetterShare, Room};
-use crate::report::repeats::Repeats;
+use crate::quota::{DeadLetterShare, Room};
+use crate::record::{Shape, StreamId, Topic};
+use crate::report::log_throttle::LogThrottle;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, Sender, never, select};
@@ -81,7 +83,7 @@ pub struct Options {
     /// The path's pattern is new: `start` applies, and nothing of it was read before.
     pub first_sight: bool,
     pub followed: Followed,
-    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were
+    /// Files born later than this (as [`crate::record::Identity::born`]) are new, also those that were renamed before they were
     /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.
@@ -253,11 +255,11 @@ struct Tail<'a> {
     folder: Arc<Mutex<()>>,
     error: Option<String>,
     /// How often it could not be read; while `error` is set, whether that was told.
-    failures: Repeats,
+    failures: LogThrottle,
     told: bool,
     /// Since when it could not be read.
     failing: Option<Instant>,
-    cuts: Repeats,
+    cuts: LogThrottle,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
     /// The file at the path cannot be opened now, or is not decided upon: it is not tried before.
@@ -290,7 +292,7 @@ struct Tail<'a> {
     /// What the last chunk would take in dead-letter: the next will be alike.
     letters: u64,
     /// Of the path's lines for the topic of now; `None`: there is no dead-letter file.
-    letter_share: Option<LetterShare>,
+    letter_share: Option<DeadLetterShare>,
     /// How often in a row there was no room in dead-letter; no more than 8, which makes a second between two looks.
     looks: u32,
 }
@@ -312,7 +314,7 @@ const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// 2,000,000 lines/s the rest lasts for 10 ms more; in an outage it is looked less and less often.
 const ROOM_AGAIN: Duration = Duration::from_millis(4);
 
-fn letter_share(board: &Board, o: &Options) -> Option<LetterShare> {
+fn letter_share(board: &Board, o: &Options) -> Option<DeadLetterShare> {
     board.quota.get().map(|quota| quota.share(&o.path, &o.topic))
 }
 
@@ -341,10 +343,10 @@ impl<'a> Tail<'a> {
             begun: None,
             folder,
             error: None,
-            failures: Repeats::default(),
+            failures: LogThrottle::default(),
             told: false,
             failing: None,
-            cuts: Repeats::default(),
+            cuts: LogThrottle::default(),
             look_again: None,
             path_again: None,
             undecided: None,
@@ -521,7 +523,7 @@ impl Tail<'_> {
                 held += open.backlog();
             }
             let quiet = now.duration_since(open.changed);
-            let gauge = &open.origin.gauge;
+            let progress = &open.origin.progress;
             seen.push(Seen {
                 live: open.live,
                 unread: open.unread(),
@@ -529,7 +531,7 @@ impl Tail<'_> {
                 rest: open.rest(),
                 truncated,
                 deleted,
-                acked: gauge.is_done(),
+                acked: progress.is_done(),
                 quiet,
                 too_much: deleted
                     && open.backlog() > 0
@@ -543,7 +545,7 @@ impl Tail<'_> {
         self.stuck(None);
         let got = self.open[i].read(&self.o.reading, rest, &self.outdated)?;
         let open = &self.open[i];
-        open.origin.gauge.searched.store(open.searched, Relaxed);
+        open.origin.progress.searched.store(open.searched, Relaxed);
         match got {
             Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
             Got::Stopped => Ok(()), // with other options
@@ -573,13 +575,13 @@ impl Tail<'_> {
                 }
                 self.spend(chunk.bytes.len());
                 self.known.progress(chunk.origin.stream, chunk.end, &self.open[i].head);
-                self.send(Parcel::Chunk(chunk))
+                self.send(TailOutput::Chunk(chunk))
             }
         }
     }
 
     /// This is where a tail waits while the producer is busy.
-    fn send(&self, parcel: Parcel) -> Result<(), Halt> {
+    fn send(&self, parcel: TailOutput) -> Result<(), Halt> {
         Ok(self.out.send(parcel, self.stop)?)
     }
 

@@ -1,6 +1,6 @@
 //! The threads that follow systemd journals, one for each `[[journal]]`.
 
-use super::plan::JournalPlan;
+use super::options::JournalSourceOptions;
 use crate::error::Error;
 use crate::handover::Outlet;
 use crate::journal::follow::{self, JournalContext};
@@ -22,7 +22,7 @@ impl Journals {
     /// `registry`: where it is noted which journals are known; `None` where nothing is saved.
     pub fn start<'s, 'e>(
         scope: &'s Scope<'s, 'e>,
-        plans: &[JournalPlan],
+        plans: &[JournalSourceOptions],
         saved: &Saved,
         (known, board): (&'e Known, &'e Board),
         registry: Option<&'e Registry>,

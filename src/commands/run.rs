@@ -1,15 +1,15 @@
-//! Follow files and deliver their lines: the only file that knows all stages. It starts them, and ends them by dropping
-//! what they wait on.
+//! `logagent run`: follows files and delivers their lines. The only file that knows all stages: it creates them,
+//! connects them, and ends them by dropping what they wait on.
 //!
-//! SIGHUP: the config is read again (`reload.rs`); tails and the producer go on with what is new in it, nothing is stopped for it.
+//! On SIGHUP the config is read again (`reload.rs`). Tails and the producer adopt the changes without stopping.
 //!
-//! Shutdown goes in the direction of the data: tails end, the producer drains what is left and waits for its acks up to
-//! `drain_timeout`, then the saver saves. A second signal ends the process at once.
+//! Shutdown follows the data: the tails end, the producer sends what is left and waits for acknowledgements up to
+//! `drain_timeout`, then the saver saves. A second signal exits immediately.
 
-use super::crew::Crew;
 use super::journals::Journals;
-use super::plan::{self, Shares};
+use super::options::{self, Shares};
 use super::recover::{Recovered, recover};
+use super::supervisor::Supervisor;
 use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
 use crate::budget::Budget;
@@ -30,7 +30,7 @@ use crate::streams::{Registry, Saved};
 use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
 use crate::waker::{Waker, Waking};
-use crate::watch::Sight;
+use crate::watch::WatchEvent;
 use crossbeam_channel::{Receiver, after, bounded, never, select};
 use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -41,25 +41,26 @@ use std::sync::Arc;
 use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-/// Chunks between the tails and ship: enough that neither waits for the other's turn.
+/// Chunks between the tails and the producer: enough that neither has to wait for the other's round.
 const CHUNKS: usize = 64;
 /// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
-/// `timeout(1)` and shells send a signal to the process and to its group: a repeat within this time is the same one.
+/// `timeout(1)` and shells signal both the process and its group: a repeat within this time counts as the same
+/// signal.
 const SAME_SIGNAL: Duration = Duration::from_millis(50);
-/// How long the first look at all files may take before ready is said without it: one may hang in a dead NFS mount.
+/// How long the first scan may take before readiness is reported without it: a file may hang on a dead NFS mount.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
-/// `at_once` ends the process: for the second signal.
+/// `at_once` exits immediately, for the second signal.
 pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
-    let given = fdstore::given();
+    let given = fdstore::inherited();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let asked = asked.overrides();
     let config = config::load(&asked)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
-    let watchdog = Watchdog::from_env(&board.pulse);
+    let watchdog = Watchdog::from_env(&board.heartbeats);
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
@@ -69,9 +70,9 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
-    let plans = plan::sources(&config, &mut shares, is_known);
-    let journals = plan::journals(&config, &shares, is_known);
-    if let (Some(file), limit) = plan::dead_letter(&config) {
+    let sources = options::sources(&config, &mut shares, is_known);
+    let journals = options::journals(&config, &shares, is_known);
+    if let (Some(file), limit) = options::dead_letter(&config) {
         let trouble = |e| {
             let fix = "let the agent's user read it, or move it away";
             Error::failed(format_args!("read {}", file.display()), e, fix)
@@ -80,17 +81,12 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     }
     let notify = Notify::from_env();
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
-    inherited::adopt(given, &store, &saved, &plans);
+    inherited::adopt(given, &store, &saved, &sources);
     let recovered = match exactly_once(&config) {
-        Some(settings) => Some(recover(
-            settings,
-            (&plans, &journals, &budget),
-            &mut folder,
-            &mut saved,
-            mailbox,
-            &store,
-            &board,
-        )?),
+        Some(settings) => {
+            let sources = (&*sources, &*journals, &budget);
+            Some(recover(settings, sources, &mut folder, &mut saved, mailbox, &store, &board)?)
+        }
         None => None,
     };
     let registry = folder.registry(&board);
@@ -108,7 +104,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let (give_up, give_up_on) = stop::pair();
     let (halt, halt_on) = stop::pair();
     let (give_up, halt) = (Waking::new(give_up, &waker), Waking::new(halt, &waker));
-    // Without saved positions the next start knows nothing of what was left: then the whole time is given.
+    // Without saved positions the next start knows nothing of the rest, so the producer gets the whole time.
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let left = left(&config);
     let (changes, changed) = producer::Changes::new(&waker);
@@ -121,7 +117,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "producer", {
             let producer = producer::Producer {
-                options: producer::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
+                options: producer::Options { once, saved_ms: saved.wall_ms, ..options::producer(&config) },
                 inbox,
                 changes: changed,
                 drive: drivers::drive(&config),
@@ -138,9 +134,9 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
         let saves = config.agent.state_dir.is_some();
         let journals =
             Journals::start(scope, &journals, &saved, (&known, board), saves.then_some(registry), &outlet)?;
-        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, outlet)?;
-        let mut office = Office {
-            crew,
+        let supervisor = Supervisor::start(scope, (&known, board), sources, config.once, saves, outlet)?;
+        let mut run_loop = RunLoop {
+            supervisor,
             journals,
             board,
             asked,
@@ -161,8 +157,8 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
             live,
             at_once,
         };
-        let ended = office.work(&signals.inbox, &ship_gone);
-        drop(office);
+        let ended = run_loop.work(&signals.inbox, &ship_gone);
+        drop(run_loop);
         let shipped = shipping.join();
         ended?;
         if let Ok(Err(Dead { why })) = shipped {
@@ -183,65 +179,65 @@ fn start<'s, T: Send + 's>(
     Builder::new().name(name.into()).stack_size(STACK).spawn_scoped(scope, body).map_err(trouble)
 }
 
-/// The main thread: takes what happens, starts and stops.
-struct Office<'s, 'e> {
-    crew: Crew<'s, 'e>,
+/// The main thread's loop: handles watch events, signals and the ends of stages.
+struct RunLoop<'s, 'e> {
+    supervisor: Supervisor<'s, 'e>,
     journals: Journals,
     board: &'e Board,
     asked: Overrides,
     config: Config,
     shares: Shares,
-    /// Patterns whose files have had their first sight, in this run or before.
+    /// Patterns whose first scan is done, in this run or before.
     known: HashSet<Vec<u8>>,
     changes: producer::Changes,
-    /// Sources are at their first sight: ready is yet to be said, also after a reload.
+    /// The first scan is in progress, also after a reload: readiness has not been reported yet.
     opening: bool,
-    /// A reload is asked for; it waits while `opening`.
+    /// A reload was requested; deferred while `opening`.
     reload: bool,
     /// `--once`: every file was read to its end.
     all_read: bool,
     registry: &'e Registry,
     saver: &'e Saver,
     give_up: Option<Waking<stop::Handle>>,
-    /// Until the first signal to stop.
+    /// Dropped at the first stop signal.
     halt: Option<Waking<stop::Handle>>,
     notify: Notify,
     watchdog: Watchdog,
-    /// Since the first signal to stop.
+    /// When the first stop signal came.
     stopping: Option<Instant>,
     live: StatusServer,
     at_once: fn(ExitCode) -> !,
 }
 
-impl Office<'_, '_> {
+impl RunLoop<'_, '_> {
     fn work(&mut self, signals: &Receiver<Signal>, ship_gone: &Receiver<Infallible>) -> Result<(), Error> {
         let mut deadline = never();
-        let mut sighted = self.crew.sighted.clone();
+        let mut scanned = self.supervisor.scanned.clone();
         let mut too_slow = never();
         let mut flushed = never::<()>();
-        let mut pulse = self.watchdog.next();
+        let mut watchdog_due = self.watchdog.next();
         loop {
             select! {
-                recv(self.crew.sights) -> sight => match sight {
-                    Ok(Sight::Found(found)) => self.crew.follow(found),
-                    Ok(Sight::Walked { missing }) => {
-                        self.crew.walked(&missing)?;
+                recv(self.supervisor.watch_events) -> event => match event {
+                    Ok(WatchEvent::Found(found)) => self.supervisor.follow(found),
+                    Ok(WatchEvent::Walked { missing }) => {
+                        self.supervisor.walked(&missing)?;
                         too_slow = after(FIRST_LOOK);
                     }
-                    Err(_) => self.crew.blind(),
+                    Err(_) => self.supervisor.watch_ended(),
                 },
-                recv(self.crew.retry) -> _ => self.crew.retry_waiting(),
-                recv(self.crew.ends) -> end => if let Ok(end) = end { self.crew.ended(end) },
-                recv(sighted) -> _ => { // closed: every tail of the first walk has looked
-                    sighted = never();
+                recv(self.supervisor.retry) -> _ => self.supervisor.retry_waiting(),
+                recv(self.supervisor.ends) -> end => if let Ok(end) = end { self.supervisor.ended(end) },
+                recv(scanned) -> _ => { // closed: every tail of the first walk has checked its file
+                    scanned = never();
                     too_slow = never();
-                    flushed = self.save_first_sight();
+                    flushed = self.save_first_scan();
                 }
                 recv(too_slow) -> _ => {
                     warn!("some file cannot be looked at in {FIRST_LOOK:?}; ready without it");
-                    sighted = never();
+                    scanned = never();
                     too_slow = never();
-                    flushed = self.save_first_sight();
+                    flushed = self.save_first_scan();
                 }
                 recv(flushed) -> _ => {
                     flushed = never();
@@ -259,34 +255,35 @@ impl Office<'_, '_> {
                     warn!("not everything was acknowledged within drain_timeout ({time:?}); the rest {}", left(&self.config));
                     self.give_up = None;
                 }
-                recv(pulse) -> _ => {
+                recv(watchdog_due) -> _ => {
                     let line = || Snapshot::take(self.board, Instant::now()).line();
-                    self.watchdog.look(&self.board.pulse, &self.notify, line);
-                    pulse = self.watchdog.next();
+                    self.watchdog.look(&self.board.heartbeats, &self.notify, line);
+                    watchdog_due = self.watchdog.next();
                 }
                 recv(ship_gone) -> _ => return match self.stopping {
-                    None => self.crew.verdict(),
+                    None => self.supervisor.verdict(),
                     Some(_) => Ok(()),
                 },
             }
             if self.reload && !self.opening && self.stopping.is_none() {
                 self.reload = false;
                 if self.read_again() {
-                    sighted = self.crew.sighted.clone();
+                    scanned = self.supervisor.scanned.clone();
                 }
             }
             if self.config.once
-                && self.crew.files() == 0
-                && self.crew.is_closed()
+                && self.supervisor.files() == 0
+                && self.supervisor.is_closed()
                 && !std::mem::replace(&mut self.all_read, true)
             {
-                // The tails may have ended before their first looks were noticed here.
-                drop(self.save_first_sight());
+                // The tails may have ended before their first checks were noticed here.
+                drop(self.save_first_scan());
             }
         }
     }
 
-    /// SIGHUP. A config with problems changes nothing. `true`: the sources of now are at their first sight.
+    /// Reloads the config on SIGHUP. A config with problems changes nothing. Returns `true` if the first scan of the
+    /// new sources has begun.
     fn read_again(&mut self) -> bool {
         if self.config.once || self.config.read_from.is_empty() {
             info!("SIGHUP: there is no config to be read again");
@@ -302,28 +299,29 @@ impl Office<'_, '_> {
                 return false;
             }
         };
-        let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p));
+        let sources = options::sources(&config, &mut self.shares, |p| self.known.contains(p));
         match changes.needs_restart() {
             true => warn!("SIGHUP: {changes}"),
             false => info!("SIGHUP: {changes}"),
         }
         self.config = config;
-        // First: no driver gets a line that is made for the next one.
+        // Before the sources change, so that no driver gets a line meant for the next one.
         self.changes.send(producer::Change {
-            options: plan::ship(&self.config),
+            options: options::producer(&self.config),
             drive: changes.driver.then(|| drivers::drive(&self.config)),
             elsewhere: changes.elsewhere,
         });
         self.opening = true;
-        self.crew.change(plans);
+        self.supervisor.change(sources);
         true
     }
 
-    /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
-    fn save_first_sight(&mut self) -> Receiver<()> {
+    /// Saves identity and size of every file before readiness is reported, so that a crash cannot turn an old file
+    /// into a new one.
+    fn save_first_scan(&mut self) -> Receiver<()> {
         let (done, flushed) = bounded(1);
         if self.stopping.is_none() {
-            for pattern in self.crew.patterns() {
+            for pattern in self.supervisor.patterns() {
                 if self.known.insert(pattern.clone()) {
                     self.registry.pattern_known(pattern);
                 }
@@ -339,13 +337,13 @@ impl Office<'_, '_> {
             return;
         }
         if !self.config.once {
-            info!("following {} file(s)", self.crew.files());
+            info!("following {} file(s)", self.supervisor.files());
         }
         self.live.metrics(self.config.textfile.clone());
         self.notify.ready(&self.line());
     }
 
-    /// The first: tails end, the producer drains. The second: at once.
+    /// First signal: the tails end and the producer drains. Second signal: exit immediately.
     fn stop(&mut self) -> Receiver<Instant> {
         if let Some(since) = self.stopping {
             if since.elapsed() < SAME_SIGNAL {
@@ -359,7 +357,7 @@ impl Office<'_, '_> {
         self.stopping = Some(Instant::now());
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
-        self.crew.stop();
+        self.supervisor.stop();
         self.journals = Journals::default();
         self.halt = None;
         after(self.config.agent.drain_timeout)
@@ -374,7 +372,7 @@ impl Office<'_, '_> {
     }
 }
 
-/// What becomes of the lines that were not acknowledged when the agent ends.
+/// What happens to unacknowledged lines when the agent ends.
 fn left(config: &Config) -> &'static str {
     match config.agent.state_dir {
         Some(_) => "is sent at the next start",
@@ -382,7 +380,7 @@ fn left(config: &Config) -> &'static str {
     }
 }
 
-/// Each file takes one descriptor: the soft limit of 1024 is for programs that use select(2).
+/// Each file needs a descriptor. The soft limit of 1024 exists for programs that use select(2).
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -390,7 +388,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The state folder, and whether each write is synced; `None`: at-least-once, or standard output, which has no numbers.
+/// The state folder, and whether each write is synced. `None`: at-least-once, or standard output, which has no
+/// sequence numbers.
 fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
     let once = config.agent.delivery == Delivery::ExactlyOnce && matches!(config.output, Output::Kafka(_));
     let folder = config.agent.state_dir.as_deref().filter(|_| once)?;

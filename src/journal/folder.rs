@@ -1,7 +1,7 @@
 //! The names in a journal folder: which are journal files, of which chain, and in which order they are read.
 
 use super::header::{Id128, JournalHeader, ReadError};
-use crate::chunk::Identity;
+use crate::record::Identity;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -7,9 +7,10 @@ use super::header::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use super::wait::FolderWatch;
-use crate::chunk::{Chunk, Closed, Ending, Origin, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Chunk, Origin, TailOutput};
 use crate::handover::{Outlet, Stopped};
-use crate::quota::{LetterShare, Room};
+use crate::quota::{DeadLetterShare, Room};
+use crate::record::{Closed, Ending, Shape, StreamId, Topic};
 use crate::report::Board;
 use crate::stop::Stop;
 use crate::streams::SavedStream;
@@ -145,7 +146,7 @@ pub(super) struct Follower<'a> {
     /// What the last chunk would take in dead-letter: the next will be alike.
     pub(super) letters: u64,
     /// By followed path; empty where there is no dead-letter file.
-    pub(super) letter_shares: HashMap<PathBuf, LetterShare>,
+    pub(super) letter_shares: HashMap<PathBuf, DeadLetterShare>,
     pub(super) error: Option<String>,
 }
 
@@ -285,7 +286,7 @@ impl<'a> Follower<'a> {
         for journal in std::mem::take(&mut self.open) {
             let stream = journal.origin.stream;
             self.board.files().remove(&journal.origin.path);
-            self.out.tell(Parcel::Closed(Closed { stream, why: Ending::Parked }));
+            self.out.tell(TailOutput::Closed(Closed { stream, why: Ending::Parked }));
         }
     }
 }
@@ -355,7 +356,7 @@ impl Follower<'_> {
             chunk.permit.with_letters(share.reserve(self.letters));
         }
         self.board.totals.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
-        Ok(self.out.send(Parcel::Chunk(chunk), self.stop)?)
+        Ok(self.out.send(TailOutput::Chunk(chunk), self.stop)?)
     }
 
     /// Whether the dead-letter file has room for what would be read, if all of it is refused.
@@ -382,6 +383,6 @@ impl Follower<'_> {
         let journal = &self.open[i];
         self.done.insert(journal.journal.header.file_id);
         self.left.push(journal.origin.clone());
-        Ok(self.out.send(Parcel::Closed(Closed { stream: journal.origin.stream, why }), self.stop)?)
+        Ok(self.out.send(TailOutput::Closed(Closed { stream: journal.origin.stream, why }), self.stop)?)
     }
 }

@@ -6,7 +6,8 @@ use super::follow::{Follower, Halted};
 use super::header::{Id128, ReadError};
 use super::open::{OpenJournal, Scratch};
 use super::tally::SeqnumTally;
-use crate::chunk::{Closed, Ending, Mark, Opened, Origin, Parcel, Point, Range, StreamId, Then};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then};
 use crate::report::FileState;
 use crate::streams::SavedStream;
 use log::{error, info};
@@ -131,15 +132,15 @@ impl Follower<'_> {
     ) -> Result<(), Halted> {
         let path = file.path.with_file_name(&file.chain);
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
-        let gauge = self.board.gauge(stream, at.offset, size.max(at.offset));
+        let progress = self.board.progress(stream, at.offset, size.max(at.offset));
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
         if let Some(quota) = self.board.quota.get() {
             let share = || quota.share(&path, &topic);
             self.letter_shares.entry(path.clone()).or_insert_with(share);
         }
-        let origin = Arc::new(Origin { stream, topic, path, shape, gauge });
+        let origin = Arc::new(Origin { stream, topic, path, shape, progress });
         let identity = file.identity.clone();
-        self.out.send(Parcel::Opened(Opened { origin: origin.clone(), identity, at }), self.stop)?;
+        self.out.send(TailOutput::Opened(origin.opened(identity, at)), self.stop)?;
         self.open.push(OpenJournal::new(journal, file.path.clone(), origin, at, beyond));
         Ok(())
     }
@@ -154,7 +155,7 @@ impl Follower<'_> {
             self.saved.iter().filter(|s| !s.finished && is_gone(s)).map(|s| s.stream).collect();
         self.saved.retain(|s| !gone.contains(&s.stream));
         for stream in gone {
-            self.out.send(Parcel::Closed(Closed { stream, why: Ending::Gone { lost: 0 } }), self.stop)?;
+            self.out.send(TailOutput::Closed(Closed { stream, why: Ending::Gone { lost: 0 } }), self.stop)?;
         }
         Ok(())
     }

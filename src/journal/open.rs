@@ -7,7 +7,8 @@ use super::pages::Pages;
 use super::records::{EntryRecord, EntryRules};
 use super::tally::SeqnumTally;
 use crate::budget::{QueuePlace, Share};
-use crate::chunk::{Break, Chunk, Line, Mark, Origin, Point, Range, Then};
+use crate::chunk::{Chunk, Origin};
+use crate::record::{Break, Line, Mark, Point, Range, Then};
 use crate::stop::Stop;
 use std::collections::VecDeque;
 use std::io;
@@ -182,7 +183,7 @@ impl OpenJournal {
             0 => self.passed.offset,
             _ => self.journal.header.tail_object.max(self.passed.offset + 1),
         };
-        self.origin.gauge.saw(size, Instant::now());
+        self.origin.progress.saw(size, Instant::now());
         Ok(())
     }
 
@@ -234,7 +235,7 @@ impl OpenJournal {
         let is_end = finished && matches!(full, Full::NoMore);
         let moves = self.unsent > 0 && (is_end || self.unsent >= UNSENT || matches!(full, Full::Beyond));
         if draft.lines.is_empty() && !moves {
-            self.origin.gauge.searched.store(self.passed.offset, Relaxed);
+            self.origin.progress.searched.store(self.passed.offset, Relaxed);
             return match full {
                 Full::Room | Full::Beyond => JournalRead::More(draft.counts),
                 Full::Unfinished => JournalRead::Later,
@@ -252,8 +253,8 @@ impl OpenJournal {
         let mark = Mark::of_entry(&self.journal.header.file_id, self.passed.seqnum);
         self.at = Point { offset: self.passed.offset, mark, then: Then::Line };
         (self.unsent, self.longest) = (0, 0);
-        self.origin.gauge.frame(self.at.offset);
-        self.origin.gauge.searched.store(self.at.offset, Relaxed);
+        self.origin.progress.frame(self.at.offset);
+        self.origin.progress.searched.store(self.at.offset, Relaxed);
         let (origin, range, end) = (self.origin.clone(), start..self.at.offset, self.at);
         let last = Break::Newline;
         JournalRead::Chunk(Chunk { origin, range, end, last, lines, bytes, permit }, counts)

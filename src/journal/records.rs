@@ -5,7 +5,7 @@ use super::file::{EntryLimits, JournalEntry};
 use super::filter::EntryFilter;
 use super::header::Id128;
 use super::render::{self, EntryFormat};
-use crate::chunk::{Line, RecordHead};
+use crate::record::{Line, RecordHead};
 
 /// How a source's entries become records.
 #[derive(Clone, Debug)]

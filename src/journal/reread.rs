@@ -6,7 +6,7 @@ use super::folder;
 use super::header::ReadError;
 use super::open::Scratch;
 use super::records::EntryRules;
-use crate::chunk::{Mark, Point, Range};
+use crate::record::{Mark, Point, Range};
 use std::io;
 use std::path::Path;
 

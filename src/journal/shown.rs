@@ -11,15 +11,15 @@ use std::sync::Arc;
 impl Follower<'_> {
     /// What there is to see of each chain.
     pub(super) fn show(&mut self) {
-        self.left.retain(|origin| !origin.gauge.is_done());
+        self.left.retain(|origin| !origin.progress.is_done());
         let mut files = self.board.files();
         let of = |all: &mut dyn Iterator<Item = &Arc<Origin>>, path: &Path| {
-            all.filter(|o| o.path == path).map(|o| o.gauge.clone()).collect::<Vec<_>>()
+            all.filter(|o| o.path == path).map(|o| o.progress.clone()).collect::<Vec<_>>()
         };
         let open: Vec<Arc<Origin>> = self.open.iter().map(|o| o.origin.clone()).collect();
         for origin in open.iter().chain(&self.left) {
             let state = files.entry(origin.path.clone()).or_default();
-            state.gauges = of(&mut open.iter(), &origin.path);
+            state.progress = of(&mut open.iter(), &origin.path);
             state.left = of(&mut self.left.iter(), &origin.path);
             state.state = "following".into();
             state.topic = self.o.topic.to_string();

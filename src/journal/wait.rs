@@ -3,7 +3,7 @@
 //! journald writes through a memory map, which makes no events. 250 ms after the first entry it sets the file's size to what it
 //! is (`journal_file_post_change`), for those who watch: that is IN_MODIFY.
 
-use crate::remote::is_remote;
+use crate::network_fs::is_network_fs;
 use crate::waker::Waker;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -26,7 +26,7 @@ pub struct FolderWatch {
 impl FolderWatch {
     /// `poll`: how often to look where no events come.
     pub fn new(folder: &Path, poll: Duration) -> FolderWatch {
-        let events = if is_remote(folder) { None } else { watch(folder).ok() };
+        let events = if is_network_fs(folder) { None } else { watch(folder).ok() };
         FolderWatch { events, poll }
     }
 

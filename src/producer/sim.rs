@@ -15,7 +15,8 @@ use super::testing::{chunk_of, origin};
 use super::{Change, Options, Partitioner};
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Key, Origin, Shape, StreamId};
+use crate::chunk::Origin;
+use crate::record::{Key, Shape, StreamId};
 use crate::report::Board;
 use broker::Log;
 use regex::bytes::Regex;
@@ -140,7 +141,7 @@ impl<'b> World<'b> {
         if n == 0 {
             chunk.range.end += 7;
             chunk.end.offset = chunk.range.end;
-            self.origins[s].gauge.framed.fetch_max(chunk.range.end, Relaxed);
+            self.origins[s].progress.framed.fetch_max(chunk.range.end, Relaxed);
         }
         self.offsets[s] = chunk.range.end;
         self.chunks.insert((s as u64, chunk.range.start), ids);

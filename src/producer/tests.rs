@@ -4,8 +4,9 @@ use super::batch::Batch;
 use super::driver::{Capabilities, Leave, Pace, Refusal, TopicView, Verdict};
 use super::testing::{chunk, plain};
 use super::*;
-use crate::chunk::{Chunk, Identity, Opened, Origin, Point};
+use crate::chunk::{Chunk, Origin};
 use crate::handover::{self, Chunks};
+use crate::record::{Identity, Point};
 use crate::report::Board;
 use crate::stop::{Handle, pair};
 use crossbeam_channel::{bounded, select};
@@ -40,7 +41,7 @@ impl Bench {
         let waker = Waker::new().unwrap();
         let (chunks, inbox) = handover::chunks(64, &waker);
         let (registry, origin) = (Registry::default(), plain(1));
-        registry.open(Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() });
+        registry.open(origin.opened(Identity::default(), Point::default()));
         let (relay, orders, events) = relay();
         let (stop, give_up) = pair();
         let (halt, stuck) = pair();
@@ -103,7 +104,7 @@ impl Bench {
     }
 
     fn acked(&self) -> u64 {
-        self.origin.gauge.acked.load(Relaxed)
+        self.origin.progress.acked.load(Relaxed)
     }
 
     fn is_acked(&self, end: u64) {

@@ -1,7 +1,8 @@
-//! What wakes the saver, and the chain of offsets.
+//! Tests what wakes the saver, and the order of the offsets.
 
 use super::*;
-use crate::chunk::{Identity, Mark, Origin, Point, Range, Shape, Then};
+use crate::chunk::Origin;
+use crate::record::{Identity, Mark, Point, Range, Shape, Then};
 use crossbeam_channel::bounded;
 use std::time::Duration;
 
@@ -18,9 +19,9 @@ fn open(registry: &Registry) -> Arc<Progress> {
         topic: "t".into(),
         path: "/var/log/a".into(),
         shape: Arc::new(Shape::default()),
-        gauge: progress.clone(),
+        progress: progress.clone(),
     };
-    registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
+    registry.open(origin.opened(Identity::default(), Point::default()));
     progress
 }
 
@@ -35,8 +36,8 @@ fn wakes(registry: &Registry, urgency: Urgency) -> (bool, Pending) {
     (begun.elapsed() < SOON, pending)
 }
 
-/// Fails when acknowledgements wake a saver that has a save planned already, or when one that sleeps for want of work does
-/// not hear of the first.
+/// Fails when acknowledgements wake a saver that already has a save scheduled, or when an idle saver misses the first
+/// one.
 #[test]
 fn acknowledgements_wake_an_idle_saver_only() {
     let registry = Registry::default();
@@ -44,7 +45,7 @@ fn acknowledgements_wake_an_idle_saver_only() {
     assert!(wakes(&registry, Urgency::Change).0, "a stream was opened");
     assert!(!wakes(&registry, Urgency::Change).0, "nothing has changed since");
     progress.frame(30);
-    progress.send_range(&(0..30), 3);
+    progress.send(&(0..30), 3);
     registry.acknowledge(ack(0..10));
     assert!(!wakes(&registry, Urgency::Now).0);
     registry.acknowledge(ack(10..20));
@@ -63,7 +64,7 @@ fn acknowledgements_wake_an_idle_saver_only() {
     assert!(waker < 50 * SOON, "slept for {waker:?}");
 }
 
-/// Fails when someone who waits for a save, or the end, is not heard at once; or when the end is forgotten.
+/// Fails when a waiter for a save, or the end, does not wake the saver immediately; or when the end is forgotten.
 #[test]
 fn urgent_changes_wake_in_any_case() {
     let registry = Registry::default();
@@ -85,7 +86,7 @@ fn nothing_is_acknowledged_before_it_is_sent() {
     let registry = Registry::default();
     let progress = open(&registry);
     progress.frame(20);
-    progress.send_range(&(0..10), 1);
+    progress.send(&(0..10), 1);
     registry.acknowledge(ack(0..20));
 }
 
@@ -94,5 +95,5 @@ fn nothing_is_acknowledged_before_it_is_sent() {
 #[should_panic(expected = "is sent before it is framed")]
 fn nothing_is_sent_before_it_is_framed() {
     let progress = open(&Registry::default());
-    progress.send_range(&(0..10), 1);
+    progress.send(&(0..10), 1);
 }

@@ -11,7 +11,8 @@ use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
-use crate::chunk::{Identity, Opened, Origin, Parcel, Point};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Identity, Point};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -75,12 +76,20 @@ impl Tail<'_> {
             return Ok(Place::Found);
         }
         let mut place = Place::Nowhere;
+        // Where nothing was read, there is no byte by which to know an old file, or one of another log.
+        let is_untouched = proof(entry).offset == 0;
+        let age = if is_untouched { Age::NewerThan(entry) } else { Age::Any };
+        let has_others = self.o.followed.by_pattern && !is_untouched;
+        let scopes = [Some(Scope::Folder), has_others.then_some(Scope::Logs)];
         let found = self.listed(|tail| {
-            // Where nothing was read, there is no byte by which to know an old file.
-            let age = if proof(entry).offset == 0 { Age::NewerThan(entry) } else { Age::Any };
-            let survey = tail.survey(AtPath::LeftOut, Scope::Folder, age)?;
-            place = tail.find_in(&survey, entry, truncated)?;
-            Ok(matches!(place, Place::Found | Place::ShortCopy))
+            for scope in scopes.into_iter().flatten() {
+                let survey = tail.survey(AtPath::LeftOut, scope, age)?;
+                place = tail.find_in(&survey, entry, truncated)?;
+                if matches!(place, Place::Found | Place::ShortCopy) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         })?;
         Ok(if found || place == Place::NotYet { place } else { Place::Nowhere })
     }
@@ -128,12 +137,12 @@ impl Tail<'_> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let (offset, mark) = match sibling.packed {
             Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
-            _ => self.known.ends.of(&file, &look)?,
+            _ => self.known.unpacked.end(&file, &look)?,
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
         self.known.found_again(old.stream, &look.identity);
-        let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: old.at };
-        self.send(Parcel::Opened(opened))?;
+        let opened = origin.opened(look.identity.clone(), old.at);
+        self.send(TailOutput::Opened(opened))?;
         self.note(
             &Look { identity: Identity::default(), ..look },
             Point { offset, mark, ..Point::default() },
@@ -177,7 +186,9 @@ impl Tail<'_> {
         let bytes = match sibling.packed {
             Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
-            Packed::Gzip if super::survey::is_young(&look) && self.known.ends.of(&file, &look).is_err() => {
+            Packed::Gzip
+                if super::survey::is_young(&look) && self.known.unpacked.end(&file, &look).is_err() =>
+            {
                 return Ok(false);
             }
             Packed::Gzip => match holds(&file, entry) {

@@ -6,8 +6,9 @@ use super::follow::Until;
 use super::known::Entry;
 use super::open::unread;
 use super::{Halt, Tail};
-use crate::chunk::{Closed, Ending, Origin, Parcel};
-use crate::report::Gauge;
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Closed, Ending};
+use crate::report::Progress;
 use log::warn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ pub struct Absent {
     since: Instant,
     /// Something has changed: it is looked for before that, and that look does not count.
     nudged: bool,
-    gauge: Arc<Gauge>,
+    progress: Arc<Progress>,
     /// It was truncated: its copy may be under a name that is not known yet. Nothing waits for it.
     truncated: Option<Arc<Origin>>,
 }
@@ -34,7 +35,7 @@ pub struct Absent {
 #[derive(Debug)]
 pub struct Shelved {
     entry: Entry,
-    gauge: Arc<Gauge>,
+    progress: Arc<Progress>,
 }
 
 impl Absent {
@@ -58,12 +59,12 @@ impl Tail<'_> {
     /// Looks for this stream's file again and again before it is declared lost.
     pub(super) fn miss(&mut self, entry: Entry, why: &'static str) {
         let next = self.now + Absent::BETWEEN;
-        let gauge = Arc::new(Gauge::new(entry.at.offset, entry.size, None));
-        gauge.belongs(entry.stream, entry.identity.clone());
+        let progress = Arc::new(Progress::new(entry.at.offset, entry.size, None));
+        progress.belongs(entry.stream, entry.identity.clone());
         self.known.miss(&entry);
         let (since, truncated) = (self.now, None);
         let absent =
-            Absent { entry, why, not_there: 0, looks: 0, next, since, nudged: false, gauge, truncated };
+            Absent { entry, why, not_there: 0, looks: 0, next, since, nudged: false, progress, truncated };
         self.absent.push(absent);
         self.show();
     }
@@ -118,10 +119,10 @@ impl Tail<'_> {
     }
 
     /// Of all streams that this tail has, oldest first; the live one's is last.
-    pub(super) fn gauges(&self) -> Vec<Arc<Gauge>> {
-        let open = |live| self.open.iter().filter(move |o| o.live == live).map(|o| &o.origin.gauge);
-        let absent = self.absent.iter().map(|a| &a.gauge);
-        let shelved = self.shelf.iter().map(|s| &s.gauge);
+    pub(super) fn progress(&self) -> Vec<Arc<Progress>> {
+        let open = |live| self.open.iter().filter(move |o| o.live == live).map(|o| &o.origin.progress);
+        let absent = self.absent.iter().map(|a| &a.progress);
+        let shelved = self.shelf.iter().map(|s| &s.progress);
         absent.chain(open(false)).chain(shelved).chain(open(true)).cloned().collect()
     }
 
@@ -182,7 +183,7 @@ impl Tail<'_> {
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         self.known.store.done(entry.stream);
         self.count_lost(lost, why);
-        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
+        self.send(TailOutput::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
     }
 
     pub(super) fn count_lost(&self, lost: u64, why: &str) {
@@ -203,7 +204,7 @@ impl Tail<'_> {
         let before = |s: &Shelved| (s.entry.modified, s.entry.stream) < (modified, known.stream);
         let place = self.shelf.partition_point(before);
         let entry = Entry { at, beyond, size, modified, ..known };
-        self.shelf.insert(place, Shelved { entry, gauge: open.origin.gauge.clone() });
+        self.shelf.insert(place, Shelved { entry, progress: open.origin.progress.clone() });
         self.say("catching up", None);
     }
 

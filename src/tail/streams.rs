@@ -5,7 +5,8 @@ use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::survey::goes_on;
 use super::{Halt, Tail, Until, catchup, identity, open, siblings};
-use crate::chunk::{Closed, Ending, Identity, Opened, Origin, Parcel, Point, StreamId};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Closed, Ending, Identity, Point, StreamId};
 use log::warn;
 use std::fs::File;
 use std::io;
@@ -26,8 +27,8 @@ impl Tail<'_> {
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
-        self.known.store.taken_up(e.stream);
+        self.send(TailOutput::Opened(origin.opened(look.identity.clone(), open.at)))?;
+        self.known.store.claimed(e.stream);
         self.leaving.retain(|left| left.stream != e.stream);
         self.known.reads(e.stream, open.at, &open.head, open.file());
         // Oldest first; the live one is last.
@@ -57,7 +58,7 @@ impl Tail<'_> {
             topic: self.o.topic.clone(),
             path: self.o.path.clone(),
             shape: self.o.shape.clone(),
-            gauge: self.board.gauge(stream, at, size),
+            progress: self.board.progress(stream, at, size),
         })
     }
 
@@ -183,9 +184,9 @@ impl Tail<'_> {
         let Some(i) = self.in_memory.iter().position(|c| c.origin.stream == stream) else { return Ok(None) };
         let chunk = self.in_memory.remove(i);
         let (end, lines) = (chunk.end, chunk.lines.len() as u64);
-        chunk.origin.gauge.frame(end.offset);
+        chunk.origin.progress.frame(end.offset);
         self.board.totals.read_lines.fetch_add(lines, Relaxed);
-        self.send(Parcel::Chunk(chunk))?;
+        self.send(TailOutput::Chunk(chunk))?;
         Ok(Some(end))
     }
 
@@ -202,19 +203,19 @@ impl Tail<'_> {
         self.known.release(stream, at, entry.size, entry.modified, true);
         let lost = open::unread(entry.size, at.offset, &entry.beyond).saturating_sub(kept);
         self.count_lost(lost, catchup::TRUNCATED);
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+        self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
     /// Whole lines before the damage are sent; the rest cannot be had.
     pub(super) fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
-        let lost = open.origin.gauge.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
+        let lost = open.origin.progress.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
         let (path, at) = (self.o.path.display(), open.at.offset);
         warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
         // It stays known, so that it is not tried again.
         self.known.release(stream, open.at, open.known_size(), open.modified, true);
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+        self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
     pub(super) fn leave(&mut self, i: usize) -> Result<(), Halt> {
@@ -226,9 +227,9 @@ impl Tail<'_> {
         };
         self.known.release(stream, open.at, open.known_size(), open.modified, finished);
         self.left(open.origin.clone());
-        self.show_left(open.origin.gauge.clone());
+        self.show_left(open.origin.progress.clone());
         self.say("following", None);
-        self.send(Parcel::Closed(Closed { stream, why }))
+        self.send(TailOutput::Closed(Closed { stream, why }))
     }
 
     /// Deleted, unread, and more than may be held.
@@ -238,7 +239,7 @@ impl Tail<'_> {
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
         self.count_lost(lost, "it was deleted, and more than deleted_hold waits");
-        self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
+        self.send(TailOutput::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 
     /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
@@ -289,7 +290,7 @@ impl Tail<'_> {
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.send(Parcel::Closed(parked)); // it says nothing new
+            let _ = self.send(TailOutput::Closed(parked)); // it says nothing new
         }
     }
 }

@@ -8,12 +8,12 @@
 use super::broker::Log;
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Chunk, Identity, Origin, Point, Shape, StreamId};
+use crate::chunk::{Chunk, Origin};
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, JournalFile};
 use crate::exactly_once::intent::JournalRecord;
-use crate::files::private;
+use crate::private_file::open_or_create;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
 use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicView, Verdict};
@@ -22,6 +22,7 @@ use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{BeforeSend, Options, Partitioner};
+use crate::record::{Identity, Point, Shape, StreamId};
 use crate::report::Board;
 use crate::streams::{Saved, SavedPositions, SavedStream, mailbox};
 use crate::waker::Waker;
@@ -127,7 +128,7 @@ impl<'b> World<'b> {
 
     /// A start: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = JournalFile::open(private(&self.path).unwrap()).unwrap();
+        let (store, found) = JournalFile::open(open_or_create(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);

@@ -1,14 +1,14 @@
-//! Makes each stage's options from the config.
+//! Derives each stage's options from the config.
 
-use super::crew::Plan;
+use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{Boot, Config, Delivery, JournalFormat, JournalSource, Output, Source};
 use crate::journal::follow::JournalOptions;
 use crate::journal::records::EntryRules;
 use crate::journal::render::EntryFormat;
 use crate::journal::{self, EntryFilter, JournalReading};
 use crate::producer;
+use crate::record::{Format, Key, Shape, Topic};
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
@@ -19,16 +19,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of a chunk: large enough that a busy file costs few hand-overs, small enough for many in the budget.
+/// Maximum size of a chunk in bytes: large enough that a busy file needs few hand-overs, small enough that many fit
+/// in the budget.
 const CHUNK: usize = 512 << 10;
 
-/// Where events do not come.
+/// Polling interval where inotify reports no events.
 const POLL: Duration = Duration::from_secs(1);
 
-/// `--once`: what hinders reading may pass for so long.
+/// `--once`: how long to wait for a file that cannot be read.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
-/// Each topic's share of the budget, over all configs.
+/// Each topic's share of the budget, kept across reloads.
 pub struct Shares {
     budget: Arc<Budget>,
     of: BTreeMap<String, (Topic, Share)>,
@@ -39,7 +40,7 @@ impl Shares {
         Shares { budget: budget.clone(), of: BTreeMap::new() }
     }
 
-    /// Divides the budget between the topics of this config.
+    /// Divides the budget among the topics of this config.
     fn divide(&mut self, config: &Config) {
         self.budget.resize(config.agent.memory.saturating_sub(config.memory_plan().encoding));
         let named = |topic: &str| config.topics().any(|t| t == topic);
@@ -56,8 +57,8 @@ impl Shares {
     }
 }
 
-/// One plan for each source. To patterns that are known from before, `start` does not apply.
-pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<Plan> {
+/// The options of each source. `start` does not apply to patterns that are already known.
+pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<SourceOptions> {
     shares.divide(config);
     let topics = &shares.of;
     let chunk = chunk_size(config, topics.len());
@@ -66,7 +67,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
         let known = s.paths.iter().filter(|p| is_known(&p.text)).cloned().collect();
         let watched =
             Watched { patterns: s.paths.clone(), exclude: s.exclude.clone(), poll: s.poll.is_some() };
-        Plan {
+        SourceOptions {
             tail: Options {
                 topic: topic.clone(),
                 shape: Arc::new(shape(config, s)),
@@ -97,15 +98,19 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
 }
 
 /// A journal, and the name by which it is saved that it is known.
-pub struct JournalPlan {
+pub struct JournalSourceOptions {
     pub name: Vec<u8>,
     pub options: JournalOptions,
 }
 
-/// One plan for each journal; after [`sources`], which divides the budget.
-pub fn journals(config: &Config, shares: &Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<JournalPlan> {
+/// The options of each journal; after [`sources`], which divides the budget.
+pub fn journals(
+    config: &Config,
+    shares: &Shares,
+    is_known: impl Fn(&[u8]) -> bool,
+) -> Vec<JournalSourceOptions> {
     let chunk = chunk_size(config, shares.of.len());
-    let plan = |j: &JournalSource| {
+    let options = |j: &JournalSource| {
         let (topic, share) = &shares.of[j.topic()];
         let folders = match &j.directory {
             Some(directory) => vec![directory.clone()],
@@ -122,9 +127,9 @@ pub fn journals(config: &Config, shares: &Shares, is_known: impl Fn(&[u8]) -> bo
             once: config.once,
             poll: POLL,
         };
-        JournalPlan { name, options }
+        JournalSourceOptions { name, options }
     };
-    config.journals.iter().map(plan).collect()
+    config.journals.iter().map(options).collect()
 }
 
 fn entry_rules(config: &Config, j: &JournalSource) -> EntryRules {
@@ -172,9 +177,9 @@ fn chunk_size(config: &Config, topics: usize) -> usize {
     whole_part(config).min(config.agent.memory / topics.max(1) / 8).max(4096)
 }
 
-/// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
-/// With exactly-once batches come near to what a broker takes, framing and all: so that what has no room is a part of them
-/// and not the half, chunks are a third as large.
+/// The chunk size, chosen so that whole chunks fill a batch: a chunk larger than a batch would have to be distributed
+/// line by line. With exactly-once, batches come close to what a broker accepts, framing included; chunks are a third
+/// of the size, so that only a part of a batch has to be split off rather than half of it.
 fn whole_part(config: &Config) -> usize {
     let finer = if config.agent.delivery == Delivery::ExactlyOnce { 3 } else { 1 };
     match &config.output {
@@ -193,7 +198,7 @@ fn rules(s: &Source) -> Rules {
     }
 }
 
-/// What makes a record of a line.
+/// How a line becomes a record.
 fn shape(config: &Config, s: &Source) -> Shape {
     let key = record_key(config);
     let format = match &s.format {
@@ -203,7 +208,7 @@ fn shape(config: &Config, s: &Source) -> Shape {
     Shape { key, format, headers: header_bytes(&s.headers) }
 }
 
-pub fn ship(config: &Config) -> producer::Options {
+pub fn producer(config: &Config) -> producer::Options {
     let defaults = producer::Options { seed: seed(), ..producer::Options::default() };
     let Output::Kafka(kafka) = &config.output else { return defaults };
     producer::Options {
@@ -216,13 +221,13 @@ pub fn ship(config: &Config) -> producer::Options {
     }
 }
 
-/// Where refused records go, and how many bytes of them are kept.
+/// The dead-letter file and its size limit in bytes.
 pub fn dead_letter(config: &Config) -> (Option<PathBuf>, u64) {
-    let options = ship(config);
+    let options = producer(config);
     (options.dead_letter, options.dead_letter_limit)
 }
 
-/// Different in every process: two agents must not choose the same partitions and pauses.
+/// Different in every process, so that two agents do not choose the same partitions and pauses.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0u8)

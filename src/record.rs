@@ -1,0 +1,242 @@
+//! The vocabulary that all stages share: streams, offsets, marks and what makes a record of a line. No I/O, no threads.
+
+use std::sync::Arc;
+
+/// Bytes `start..end` of a stream.
+pub type Range = std::ops::Range<u64>;
+
+/// A topic's name, shared by everything that belongs to it.
+pub type Topic = Arc<str>;
+
+/// One contiguous byte stream: a file between two truncations. A serial number that is saved and never reused,
+/// whatever the file is called and whichever inode (or `.gz`) holds the bytes now.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct StreamId(pub u64);
+
+/// Serial number of a batch group; saved with exactly-once, otherwise counted from 1 at each start.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct BatchGroupNo(pub u64);
+
+/// Identifies the file that holds a stream's bytes. Inode numbers are reused immediately, so the birth time
+/// (`statx(2)`) distinguishes two files with the same inode, or the file's first bytes where the file system has no
+/// birth time.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Identity {
+    pub dev: u64,
+    pub ino: u64,
+    /// Seconds and nanoseconds of `stx_btime`; `None` where the file system keeps none.
+    pub born: Option<(i64, u32)>,
+}
+
+/// Length and hash of the ≤ 256 bytes before an offset, to verify that the file still contains what was read. Limit:
+/// 256 equal bytes at the same offset cannot be distinguished.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Mark {
+    pub len: u16,
+    pub hash: u64,
+}
+
+impl Mark {
+    /// Longest piece of the file that a mark covers, in bytes.
+    pub const SPAN: usize = 256;
+
+    /// The mark of an offset whose preceding bytes end `before`.
+    pub fn of(before: &[u8]) -> Mark {
+        let tail = &before[before.len().saturating_sub(Self::SPAN)..];
+        if tail.is_empty() {
+            return Mark::default(); // nothing before offset 0: agrees with every file
+        }
+        Mark { len: tail.len() as u16, hash: fnv1a(tail) }
+    }
+
+    /// Set in `len` of a mark of a journal entry; the other bits check the file's ID, and `hash` is the sequence number.
+    const ENTRY: u16 = 1 << 15;
+
+    /// The mark of the end of a journal entry. Together with the offset it proves the file: the ID is random, and journald
+    /// never gives a sequence number twice.
+    pub fn of_entry(file_id: &[u8; 16], seqnum: u64) -> Mark {
+        Mark { len: Self::ENTRY | fnv1a(file_id) as u16, hash: seqnum }
+    }
+
+    /// The sequence number of the last entry; `None`: this is a mark of a log file's bytes.
+    pub fn seqnum(&self) -> Option<u64> {
+        (self.len & Self::ENTRY != 0).then_some(self.hash)
+    }
+}
+
+/// FNV-1a, 64 bits. Saved in `offsets`, so it must not change.
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// How reading continues at a point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Then {
+    /// A line starts here.
+    #[default]
+    Line,
+    /// Skip the rest of a cut line, up to its newline.
+    SkipToNewline,
+}
+
+/// A position at which reading can continue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Point {
+    pub offset: u64,
+    pub mark: Mark,
+    pub then: Then,
+}
+
+/// Why the last record of a chunk ended. A rebuilt chunk ends at the same place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Break {
+    Newline,
+    /// `max_line` was reached.
+    Cut,
+    /// Rotation, `--once`, `partial_after` or a multiline limit.
+    Forced,
+}
+
+/// Where a record's key comes from.
+#[derive(Clone, Debug, Default)]
+pub enum Key {
+    #[default]
+    None,
+    /// The same bytes for every record: a constant, or the host's name.
+    Constant(Vec<u8>),
+    /// The followed path.
+    Path,
+    /// The first group of the expression, or the whole match; no match gives no key.
+    Regex(regex::bytes::Regex),
+    /// A field of a line that is a JSON object, by its path; a missing field gives no key.
+    Field(Vec<String>),
+    /// What the source put into the line's [`RecordHead`].
+    Head,
+}
+
+/// The format of a record's value.
+#[derive(Clone, Debug, Default)]
+pub enum Format {
+    /// The line's bytes, unchanged.
+    #[default]
+    Raw,
+    /// An object with `message`, `host`, `path`, `offset`, `time` and the source's own fields.
+    Json { host: String, fields: Vec<(String, String)> },
+    /// The line's bytes, unchanged. In front of each line stands a [`RecordHead`].
+    Headed,
+}
+
+/// What a source knows of a record besides its line: the record's own time, in ms since 1970, and a key. It stands in the
+/// chunk's bytes right in front of the line: the key's bytes, their number (`u32`), the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordHead<'c> {
+    pub key: Option<&'c [u8]>,
+    pub stamp_ms: i64,
+}
+
+impl<'c> RecordHead<'c> {
+    const NO_KEY: u32 = u32::MAX;
+
+    pub fn put(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.key.unwrap_or_default());
+        let len = self.key.map_or(Self::NO_KEY, |key| key.len() as u32);
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&self.stamp_ms.to_le_bytes());
+    }
+
+    /// Of a line in the bytes of its chunk; `None`: nothing like it is there.
+    pub fn of(bytes: &'c [u8], line: Line) -> Option<RecordHead<'c>> {
+        let before = bytes.get(..line.at as usize)?;
+        let (before, stamp) = before.split_last_chunk::<8>()?;
+        let (before, len) = before.split_last_chunk::<4>()?;
+        let key = match u32::from_le_bytes(*len) {
+            Self::NO_KEY => None,
+            len => Some(&before[before.len().checked_sub(len as usize)?..]),
+        };
+        Some(RecordHead { key, stamp_ms: i64::from_le_bytes(*stamp) })
+    }
+}
+
+/// How a line becomes a record; shared by all files of a source.
+#[derive(Debug, Default)]
+pub struct Shape {
+    pub key: Key,
+    pub format: Format,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// One record: `len` bytes at `at` of its chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Line {
+    pub at: u32,
+    pub len: u32,
+}
+
+/// All records of `range` are stored, or dropped for good.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ack {
+    pub stream: StreamId,
+    pub range: Range,
+    pub end: Point,
+    pub lines: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Closed {
+    pub stream: StreamId,
+    pub why: Ending,
+}
+
+/// Why a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Read to its end and left behind by rotation or removal. Finished once everything is acknowledged.
+    Finished,
+    /// Cut short: `lost` bytes had not been read and are gone.
+    Truncated { lost: u64 },
+    /// The file is gone with `lost` bytes unread.
+    Gone { lost: u64 },
+    /// Continued at the next start.
+    Parked,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_covers_the_last_256_bytes() {
+        let long: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
+        assert_eq!(Mark::of(&long), Mark::of(&long[744..]));
+        assert_ne!(Mark::of(&long[..999]), Mark::of(&long));
+        assert_eq!(Mark::of(b""), Mark::default());
+    }
+
+    /// Fails when a head is read back as another one, or reading reaches in front of the chunk's bytes.
+    #[test]
+    fn heads_of_records() {
+        for key in [None, Some(&b""[..]), Some(b"unit")] {
+            let head = RecordHead { key, stamp_ms: 1_700_000_000_123 };
+            let mut bytes = b"the line before".to_vec();
+            head.put(&mut bytes);
+            let line = Line { at: bytes.len() as u32, len: 0 };
+            assert_eq!(RecordHead::of(&bytes, line), Some(head));
+            assert_eq!(RecordHead::of(&bytes[4..], Line { at: 3, len: 0 }), None);
+        }
+        assert_eq!(RecordHead::of(&[9; 12], Line { at: 12, len: 0 }), None, "a key longer than the chunk");
+    }
+
+    /// Fails when a position in a journal is taken for one in a log file.
+    #[test]
+    fn marks_of_entries_are_recognized() {
+        assert_eq!(Mark::of_entry(&[7; 16], 42).seqnum(), Some(42));
+        assert_ne!(Mark::of_entry(&[7; 16], 42), Mark::of_entry(&[8; 16], 42));
+        assert_eq!(Mark::of(&[1; 300]).seqnum(), None);
+    }
+
+    /// Saved in `offsets`: with a different hash, every position saved by an older agent would look truncated.
+    #[test]
+    fn hash_is_fnv1a() {
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+    }
+}
