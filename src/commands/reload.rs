@@ -194,7 +194,7 @@ mod tests {
     fn what_needs_a_restart_is_put_back() {
         let old = format!("{BASE}{FILES}");
         let (with_journal, new) = changes(&old, &format!("{old}[[journal]]\n"));
-        assert_eq!(with_journal.to_string(), "nothing to take up; needs a restart: [[journal]]");
+        assert_eq!(with_journal.to_string(), "nothing to apply; needs a restart: [[journal]]");
         assert!(new.journals.is_empty());
         let (_, new) = changes(&format!("{BASE}{FILES}"), &format!("{BASE}{FILES}").replace("/s", "/t"));
         assert_eq!(new.agent.state_dir.unwrap().to_str(), Some("/s"));
