@@ -2,7 +2,7 @@
 //!
 //! [`follow`] is one thread per journal folder. It opens each journal file as a stream of its own and turns entries into
 //! chunks; archived files come before the live one of the same chain. [`listing`] says which stream goes on in which file.
-//! Below them: [`folder`] knows names, [`file`] reads one
+//! Below them: [`folder`] knows names, [`mod@file`] reads one
 //! file, [`render`] makes records of entries and [`filter`] chooses them. [`reread`] makes the same records again for
 //! exactly-once.
 //!
