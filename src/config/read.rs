@@ -1,7 +1,7 @@
 //! Reads the config files: the main one and the `*.toml` of the `.d` folder beside it.
 //!
-//! The parser goes on after a mistake, so that one run names the problems of the whole file; what it had to guess is not
-//! judged.
+//! The parser continues after a mistake, so that one run reports the problems of the whole file. Values it had to
+//! guess are not judged.
 
 use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
 use super::mistake::Mistake;
@@ -13,21 +13,21 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// What is in all files together: `[[files]]` from each, everything else from the main one.
+/// The content of all files: `[[files]]` from each, everything else from the main one.
 pub struct Written {
-    /// Start of the main file, to report what is missing in it; `None` when there is no file.
+    /// Start of the main file, for reporting missing keys; `None` without a file.
     pub top: Option<TextPosition>,
     pub read_from: Vec<PathBuf>,
     pub agent: Agent,
     pub kafka: Kafka,
     pub metrics: Metrics,
-    /// Whether a `files` is there at all, be it a wrong one.
+    /// Whether there is any `files` key, valid or not.
     pub has_files: bool,
     pub files: Vec<Source>,
 }
 
 impl Written {
-    /// Without a file.
+    /// The defaults, without a file.
     pub fn nothing(host: &str) -> Self {
         Written {
             top: None,
@@ -41,7 +41,8 @@ impl Written {
     }
 }
 
-/// Reads `main` and the files that belong to it. `host`: the machine's name. `given`: keys that the command line gives.
+/// Reads `main` and the files of its `.d` folder. `host` is the machine's name; `given` are keys set on the command
+/// line.
 pub fn read(
     main: &Path,
     host: &str,
@@ -90,7 +91,7 @@ fn unreadable(main: &Path, e: &std::io::Error) -> Error {
     }
 }
 
-/// In the order of their names. No such folder: none.
+/// In order of their names; empty if the folder does not exist.
 fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     let folder = main.with_extension("d");
     let unreadable =
@@ -106,7 +107,7 @@ fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// The number of the file, and its table as far as it could be parsed; reports what is wrong with the text.
+/// Returns the file's number and its table as far as it could be parsed; reports syntax errors.
 fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) -> (usize, DeTable<'t>) {
     let doc = problems.add_file(path, text);
     if let Err(e) = std::str::from_utf8(bytes) {
@@ -124,7 +125,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
             problems.add_syntax(doc, span.start, span.clone(), message);
             continue;
         };
-        // All that follows an unclosed bracket is an error in its value. The last one says that it is not closed.
+        // Everything after an unclosed bracket is an error in its value. The last error says that it is not closed.
         if !reported.contains(&value.start) {
             reported.push(value.start);
             let last = errors.iter().rfind(|(span, _)| spoilt(&table, span) == Some(value.clone()));
@@ -134,7 +135,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
     (doc, table)
 }
 
-/// The value that an error is in. The span of a table with a header is the header.
+/// The value that contains an error. The span of a table with a header is the header.
 fn spoilt(table: &DeTable<'_>, error: &Range<usize>) -> Option<Range<usize>> {
     table.iter().find_map(|(_, value)| spoilt_within(value, error))
 }
