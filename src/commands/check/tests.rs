@@ -93,8 +93,8 @@ fn every_warning() {
     for said in [
         "acks = 0 can lose lines",
         "PLAIN without TLS",
-        "is open to everybody (mode 644)",
-        "can be written by everybody",
+        "is readable by every user (mode 644)",
+        "can be written by every user",
         "state is open to other users",
         "is matched twice, by [[files]] 1",
         "auto: modern, because of SASL",
