@@ -84,6 +84,8 @@ pub struct Once {
     pub resent: AtomicU64,
     /// Those of them that the broker had. Writer: ship.
     pub found: AtomicU64,
+    /// The brokers do not list our producer, so a crash leaves lines uncertain. Writer: ship.
+    pub unlisted: AtomicBool,
     /// Written to `flights` in this run. Writer: the journal.
     pub bytes: AtomicU64,
 }

@@ -8,7 +8,7 @@ use crate::chunk::{
     Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then,
 };
 use crate::cli;
-use crate::config;
+use crate::config::{self, Delivery};
 use crate::error::{Error, ExitCode};
 use crate::handover::{self, Outlet};
 use crate::producer::{self, Partitioner, Receipt};
@@ -72,7 +72,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
         options,
         inbox,
         changes: never(),
-        drive: drivers::of_kafka(&kafka, &kafka.needs_modern()),
+        drive: drivers::of_kafka(&kafka, &kafka.needs_modern(), Delivery::AtLeastOnce),
         context: producer::driver::Context { board: board.clone(), waker },
         journal: None,
         registry: &registry,

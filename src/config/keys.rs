@@ -87,11 +87,14 @@ table! {
             "On metered links use zstd.";
         linger: Duration = duration("duration"), Default("\"0ms\""), AtOnce,
             "Wait this long for more lines before a request, where requests are expensive.";
-        batch: usize = bytes("size"), Computed("\"512KiB\"", "\"512KiB\"; \"900KiB\" with exactly-once"),
+        batch: usize = bytes("size"), Computed("\"512KiB\"", "\"512KiB\"; \"880KiB\" with exactly-once"),
             AtOnceOrRestart,
-            "Most bytes of one request.",
-            "The limit is on the lines for one partition, before compression. Use less on bad links. With \
-             exactly-once at most 4 MiB.";
+            "Most bytes of lines for one partition in one request, before compression.",
+            "Use less on bad links. With exactly-once at most 4 MiB.";
+        request_max: usize = bytes("size"), Default("1000000"), Reconnects,
+            "Most bytes of a whole request; only a longer line goes alone. Some services close the connection above a \
+             limit.",
+            "Event Hubs does above 1046528 bytes. Raise it together with batch. It is a limit of the modern driver.";
         rate: Option<u64> = rate("rate"), Example("\"1MiB/s\""), AtOnce,
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,

@@ -129,7 +129,7 @@ impl Resolver<'_> {
         if !self.problems.has(KAFKA, "batch") && delivery == Delivery::ExactlyOnce {
             // A partition has one batch in flight at a time then, so a round trip is paid for each batch; larger ones come
             // near the speed of at-least-once.
-            kafka.batch = 900 << 10;
+            kafka.batch = 880 << 10;
         }
         match kafka.partition {
             Partitioner::Hash if !has_key => {

@@ -89,7 +89,7 @@ fn defaults() {
 fn exactly_once_flies_with_larger_batches() {
     for (agent, batch, want) in [
         ("", "", 512 << 10),
-        ("delivery = \"exactly-once\"", "", 900 << 10),
+        ("delivery = \"exactly-once\"", "", 880 << 10),
         ("delivery = \"exactly-once\"", "batch = \"64KiB\"", 64 << 10),
     ] {
         let text = format!(

@@ -9,7 +9,7 @@ use crate::kafka::net::dialer::Dial;
 use crate::kafka::protocol::codec::Codec;
 use crate::kafka::session::{End, Session};
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Event, Pace, Verdict};
+use crate::producer::driver::{Event, Pace, Refusal, Verdict};
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -200,6 +200,13 @@ impl Peer {
                 self.waiting.push_back(batch);
             }
         }
+    }
+
+    /// Gives a batch back that was never sent.
+    pub fn refuse(&mut self, batch: Batch, what: Refusal, why: String, shared: &mut Shared) {
+        let (topic, partition) = (batch.group.topic.clone(), batch.partition);
+        shared.events.push(Event::Done { batch, verdict: Verdict::Refused { what, why } });
+        self.give_back_behind(&topic, partition, shared);
     }
 
     /// "broker b1:9092: why".

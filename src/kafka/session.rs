@@ -13,7 +13,7 @@ use crate::kafka::protocol::records::Envelope;
 use crate::kafka::protocol::wire::{Malformed, Writer};
 use crate::kafka::request::{pick, place};
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Acks, Event, Pace, Verdict};
+use crate::producer::driver::{Acks, Event, Pace, Refusal, Verdict};
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -53,6 +53,8 @@ enum What {
         version: i16,
         /// What this request asks for: see [`Session::acks`].
         acks: Acks,
+        /// The broker's at the time ([`Peer::codec`]).
+        codec: Codec,
         batches: Vec<Option<Batch>>,
     },
     Ask {
@@ -215,7 +217,7 @@ impl Session {
                 shared.spare = Some(bytes);
                 self.sent(request, peer, shared, now);
             }
-            let window = if self.fresh || !shared.numbered() { 1 } else { IN_FLIGHT };
+            let window = if self.fresh || !shared.numbered { 1 } else { IN_FLIGHT };
             let nothing = peer.waiting.is_empty() && peer.asks.is_empty();
             if nothing || self.air.len() >= window || self.quiet.is_some_and(|q| q > now) {
                 return Ok(());
@@ -289,10 +291,19 @@ impl Session {
             self.writing = Some(Writing { request, bytes, at: 0 });
             return true;
         }
-        let batches = pick(&mut peer.waiting, shared.options.request_max);
-        if batches.is_empty() {
-            return false;
+        while !peer.waiting.is_empty() {
+            if self.begin_produce(peer, shared, now) {
+                return true;
+            }
         }
+        false
+    }
+
+    /// Encodes the next Produce request. `false`: its only batch would make it too large, and is refused as the broker
+    /// would refuse it, or cut the connection (Event Hubs, `socket.request.max.bytes`).
+    fn begin_produce(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> bool {
+        let most = shared.options.request_max;
+        let mut batches = pick(&mut peer.waiting, most);
         let version = self.connection.versions.produce.unwrap_or(3);
         let correlation = self.connection.next_correlation();
         let acks = self.acks(shared);
@@ -309,11 +320,21 @@ impl Session {
             },
         };
         let mut bytes = shared.spare.take().unwrap_or_default();
-        shared.encoder.request(&mut bytes, &envelope, &batches);
+        let fitted = shared.encoder.request(&mut bytes, &envelope, &batches, most);
         shared.used = now;
+        batches.drain(fitted..).rev().for_each(|batch| peer.waiting.push_front(batch));
+        let size = bytes.filled().len();
+        if size > most && batches[0].count > 1 {
+            shared.spare = Some(bytes);
+            let why = format!("the request would have {size} bytes, the limit is {most} (request_max)");
+            for batch in batches {
+                peer.refuse(batch, Refusal::TooLarge, why.clone(), shared);
+            }
+            return false;
+        }
         let batches = batches.into_iter().map(Some).collect();
-        let what = What::Produce { version, acks, batches };
-        let request = Request { correlation, sent: now, bytes: bytes.filled().len() as u64, what };
+        let what = What::Produce { version, acks, codec: peer.codec, batches };
+        let request = Request { correlation, sent: now, bytes: size as u64, what };
         self.writing = Some(Writing { request, bytes, at: 0 });
         true
     }
@@ -399,7 +420,8 @@ impl Session {
         let body = self.connection.body(body);
         match &mut request.what {
             What::Ask { .. } => {} // taken by parts
-            What::Produce { version, batches, .. } => {
+            What::Produce { version, codec, batches, .. } => {
+                let codec = *codec;
                 let mut said = Vec::with_capacity(batches.len());
                 let read = messages::produced(body, *version, |topic, p| {
                     if said.len() == batches.len() {
@@ -417,7 +439,7 @@ impl Session {
                 };
                 for (i, p) in said {
                     if let Some(batch) = batches[i].take() {
-                        self.verdict(batch, p, &nodes, peer, shared, now);
+                        self.verdict(batch, codec, p, &nodes, peer, shared, now);
                     }
                 }
                 if batches.iter().any(Option::is_some) {
@@ -444,6 +466,7 @@ impl Session {
     fn verdict(
         &mut self,
         batch: Batch,
+        sent_by: Codec,
         p: Produced,
         nodes: &[messages::Node],
         peer: &mut Peer,
@@ -467,10 +490,15 @@ impl Session {
                 None => shared.cluster.refused(topic, p.partition, now),
             },
             Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
-            Also::Uncompressed => {
-                if peer.codec != Codec::None {
-                    log::warn!("{}; sending uncompressed", peer.told(&errors::text(p.error, &p.message)));
-                    peer.codec = Codec::None;
+            Also::OtherCodec => {
+                // Of several requests in flight, only the first refusal counts.
+                if sent_by == peer.codec && peer.codec != Codec::None {
+                    peer.codec = peer.codec.fallback();
+                    let codec = format!("{:?}", peer.codec).to_lowercase();
+                    log::warn!("{}; using {codec}", peer.told(&errors::text(p.error, &p.message)));
+                }
+                if let Verdict::Retry { pace, .. } = &mut verdict {
+                    *pace = Pace::Now;
                 }
             }
         }

@@ -47,6 +47,8 @@ pub struct ExactlyOnce {
     pub resent: u64,
     /// Those of them that the broker had.
     pub found_stored: u64,
+    /// The brokers do not list our producer right after a stored batch.
+    pub unlisted: bool,
 }
 
 /// One followed path.
@@ -365,6 +367,7 @@ impl ExactlyOnce {
             open_intents: read(&once.unsettled),
             resent: read(&once.resent),
             found_stored: read(&once.found),
+            unlisted: once.unlisted.load(Relaxed),
         })
     }
 }
