@@ -202,6 +202,15 @@ impl Peer {
         }
     }
 
+    /// This codec is refused: the next one. Of several requests in flight, only the first refusal counts.
+    pub fn leave_codec(&mut self, refused: Codec, why: &str) {
+        if refused == self.codec && refused != Codec::None {
+            self.codec = refused.fallback();
+            let codec = format!("{:?}", self.codec).to_lowercase();
+            log::warn!("{}; using {codec}", self.told(why));
+        }
+    }
+
     /// Gives a batch back that was never sent.
     pub fn refuse(&mut self, batch: Batch, what: Refusal, why: String, shared: &mut Shared) {
         let (topic, partition) = (batch.group.topic.clone(), batch.partition);

@@ -439,7 +439,10 @@ impl Session {
                 };
                 for (i, p) in said {
                     if let Some(batch) = batches[i].take() {
-                        self.verdict(batch, codec, p, &nodes, peer, shared, now);
+                        if errors::of(p.error).also == Also::OtherCodec {
+                            peer.leave_codec(codec, &errors::text(p.error, &p.message));
+                        }
+                        self.verdict(batch, p, &nodes, peer, shared, now);
                     }
                 }
                 if batches.iter().any(Option::is_some) {
@@ -466,7 +469,6 @@ impl Session {
     fn verdict(
         &mut self,
         batch: Batch,
-        sent_by: Codec,
         p: Produced,
         nodes: &[messages::Node],
         peer: &mut Peer,
@@ -491,12 +493,6 @@ impl Session {
             },
             Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
             Also::OtherCodec => {
-                // Of several requests in flight, only the first refusal counts.
-                if sent_by == peer.codec && peer.codec != Codec::None {
-                    peer.codec = peer.codec.fallback();
-                    let codec = format!("{:?}", peer.codec).to_lowercase();
-                    log::warn!("{}; using {codec}", peer.told(&errors::text(p.error, &p.message)));
-                }
                 if let Verdict::Retry { pace, .. } = &mut verdict {
                     *pace = Pace::Now;
                 }
