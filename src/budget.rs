@@ -25,10 +25,10 @@ struct All {
 
 /// One topic's part of the budget.
 #[derive(Clone, Debug)]
-pub struct Share(Arc<Mutex<Inner>>);
+pub struct Share(Arc<Mutex<BudgetState>>);
 
 #[derive(Debug, Default)]
-struct Inner {
+struct BudgetState {
     limit: usize,
     /// Invariant: the sum of all living permits of this share.
     used: usize,
@@ -41,7 +41,7 @@ struct Inner {
 
 /// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
 #[derive(Debug)]
-pub struct Place {
+pub struct QueuePlace {
     bytes: usize,
     granted: Receiver<Permit>,
 }
@@ -68,7 +68,7 @@ impl Budget {
 
     /// One more equal share. A limit may shrink below what is in use; then nothing is granted until it fits.
     pub fn share(&self) -> Share {
-        let share = Share(Arc::new(Mutex::new(Inner::default())));
+        let share = Share(Arc::new(Mutex::new(BudgetState::default())));
         self.all().shares.push(share.clone());
         self.divide();
         share
@@ -115,7 +115,7 @@ impl Budget {
 }
 
 impl Share {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,7 +134,7 @@ impl Share {
     pub fn take_within(
         &self,
         bytes: usize,
-        place: &mut Option<Place>,
+        place: &mut Option<QueuePlace>,
         time: Duration,
         stop: &Stop,
     ) -> Option<Permit> {
@@ -167,7 +167,7 @@ impl Share {
         Some(Permit { share: self.clone(), bytes, aside: true, letters: None })
     }
 
-    fn ask(&self, bytes: usize) -> Result<Permit, Place> {
+    fn ask(&self, bytes: usize) -> Result<Permit, QueuePlace> {
         let mut s = self.lock();
         if s.queue.is_empty() && s.fits(bytes) {
             s.used += bytes;
@@ -175,7 +175,7 @@ impl Share {
         }
         let (tx, granted) = bounded(1);
         s.queue.push_back((bytes, tx));
-        Err(Place { bytes, granted })
+        Err(QueuePlace { bytes, granted })
     }
 
     fn serve(&self) {
@@ -195,7 +195,7 @@ impl Share {
     }
 }
 
-impl Inner {
+impl BudgetState {
     fn fits(&self, bytes: usize) -> bool {
         self.used == self.aside || self.used + bytes <= self.limit
     }

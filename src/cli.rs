@@ -3,7 +3,7 @@
 //!
 //! `argh` knows only UTF-8 and no `--opt=value`, so arguments go in escaped and are taken back by the readers below.
 
-use crate::config::{self, Acks, BrokerAddress, Driver, OutputName, Overrides, Start};
+use crate::config::{self, Acks, BrokerAddress, DriverChoice, OutputName, Overrides, Start};
 use crate::error::Error;
 use argh::FromArgs;
 use std::ffi::{OsStr, OsString};
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// What to do.
 #[derive(Debug, PartialEq)]
-pub enum Asked {
+pub enum Invocation {
     Command(Command),
     /// `--help` or `--version`: this text, on standard output.
     Text(String),
@@ -35,11 +35,11 @@ struct Top {
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand)]
 pub enum Command {
-    Run(Run),
-    Tail(Tail),
-    Send(Send),
-    Check(Check),
-    Status(Status),
+    Run(RunArgs),
+    Tail(TailArgs),
+    Send(SendArgs),
+    Check(CheckArgs),
+    Status(StatusArgs),
 }
 
 /// Follow files and deliver their lines. With FILE and without -c no config is needed: without --brokers, lines go to
@@ -51,7 +51,7 @@ pub enum Command {
     help_triggers("-h", "--help"),
     example = "{command_name} /var/log/nginx/access.log\n{command_name} -c /etc/logagent.toml"
 )]
-pub struct Run {
+pub struct RunArgs {
     /// config file (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
@@ -72,7 +72,7 @@ pub struct Run {
     pub state_dir: Option<PathBuf>,
     /// auto (modern where the broker supports it), classic (the kafka crate) or modern
     #[argh(option, from_str_fn(word))]
-    pub driver: Option<Driver>,
+    pub driver: Option<DriverChoice>,
     /// read what exists now, deliver it, and exit
     #[argh(switch)]
     pub once: bool,
@@ -84,7 +84,7 @@ pub struct Run {
 /// Print each line as it is appended.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
-pub struct Tail {
+pub struct TailArgs {
     /// beginning or end (the default): where to start
     #[argh(option, default = "Start::End", from_str_fn(word))]
     pub from: Start,
@@ -103,7 +103,7 @@ pub struct Tail {
                    --brokers and --topic, or -c with a config, whose TLS and SASL settings are used too.",
     example = "{command_name} --brokers kafka.example:9092 --topic t 'a value'\n{command_name} -c /etc/logagent.toml 'a value'"
 )]
-pub struct Send {
+pub struct SendArgs {
     /// config file whose [kafka] section is used, except for key, partition and linger; its files are not read
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
@@ -124,7 +124,7 @@ pub struct Send {
     pub acks: Option<Acks>,
     /// auto (modern where the broker supports it), classic (the kafka crate) or modern
     #[argh(option, from_str_fn(word))]
-    pub driver: Option<Driver>,
+    pub driver: Option<DriverChoice>,
     /// what to send; without one, the lines of standard input
     #[argh(positional, arg_name = "VALUE", from_str_fn(bytes))]
     pub values: Vec<Vec<u8>>,
@@ -133,7 +133,7 @@ pub struct Send {
 /// Report every mistake in the config, the files that it follows, and how much memory it needs.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
-pub struct Check {
+pub struct CheckArgs {
     /// config file (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
@@ -145,7 +145,7 @@ pub struct Check {
 /// Show how far each file is delivered.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
-pub struct Status {
+pub struct StatusArgs {
     /// config file that names the state folder (/etc/logagent.toml)
     #[argh(option, short = 'c', arg_name = "FILE", from_str_fn(path))]
     pub config: Option<PathBuf>,
@@ -163,7 +163,7 @@ pub struct Status {
     pub shipped: Option<PathBuf>,
 }
 
-impl Run {
+impl RunArgs {
     pub fn overrides(self) -> Overrides {
         Overrides {
             config: self.config,
@@ -179,7 +179,7 @@ impl Run {
     }
 }
 
-impl Send {
+impl SendArgs {
     /// What of it concerns the config.
     pub fn overrides(&self) -> Overrides {
         Overrides {
@@ -194,16 +194,18 @@ impl Send {
 }
 
 /// `args` without the program's name.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Error> {
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Error> {
     let args: Vec<String> = args.into_iter().map(|a| escape(&a)).collect();
     let args = split_values(args);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let command = args.iter().find(|a| COMMANDS.contains(a)).copied();
     match Top::from_args(&["logagent"], &args) {
-        Ok(Top { version: true, .. }) => Ok(Asked::Text(format!("logagent {}", env!("CARGO_PKG_VERSION")))),
+        Ok(Top { version: true, .. }) => {
+            Ok(Invocation::Text(format!("logagent {}", env!("CARGO_PKG_VERSION"))))
+        }
         Ok(Top { command: None, .. }) => Err(wrong(None, "no command is given")),
-        Ok(Top { command: Some(c), .. }) => judge(c).map(Asked::Command),
-        Err(exit) if exit.status.is_ok() => Ok(Asked::Text(exit.output.trim_end().to_owned())),
+        Ok(Top { command: Some(c), .. }) => judge(c).map(Invocation::Command),
+        Err(exit) if exit.status.is_ok() => Ok(Invocation::Text(exit.output.trim_end().to_owned())),
         Err(exit) => Err(wrong(command, &readable(&exit.output))),
     }
 }

@@ -72,7 +72,7 @@ pub enum Output {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Driver {
+pub enum DriverChoice {
     Auto,
     Classic,
     Modern,
@@ -88,7 +88,7 @@ pub struct Overrides {
     pub output: Option<OutputName>,
     pub from: Option<Start>,
     pub state_dir: Option<PathBuf>,
-    pub driver: Option<Driver>,
+    pub driver: Option<DriverChoice>,
     pub once: bool,
     /// In place of all `[[files]]`.
     pub files: Vec<PathBuf>,

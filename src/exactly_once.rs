@@ -42,8 +42,8 @@ use crate::report::{Blocked, Board};
 use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
 use analyze::Loaded;
-use file::{Binding, Group, HALF, Store};
-use intent::{Intent, Record};
+use file::{Binding, HALF, JournalFile, RecordGroup};
+use intent::{Intent, JournalRecord};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ use std::time::{Duration, Instant};
 
 /// What is known of an intent that the saved positions do not cover.
 #[derive(Debug)]
-struct Live {
+struct OpenIntent {
     serial: u64,
     spans: Vec<(StreamId, Range)>,
     /// Its record, to be carried over when the file changes halves.
@@ -61,12 +61,12 @@ struct Live {
 
 #[derive(Debug)]
 pub struct Journal {
-    store: Store,
+    store: JournalFile,
     binding: Binding,
     saved: SavedPositions,
     lasts: HashMap<TopicPartition, LastSequence>,
     /// By serial, ascending.
-    live: Vec<Live>,
+    live: Vec<OpenIntent>,
     serial: u64,
     board: Arc<Board>,
     gate: Gate,
@@ -82,14 +82,14 @@ const SLOW: Duration = Duration::from_secs(2);
 impl Journal {
     /// Begins this run: what is still needed of `loaded` goes to the other half of the file.
     pub fn begin(
-        store: Store,
+        store: JournalFile,
         binding: Binding,
         loaded: &Loaded,
         saved: SavedPositions,
         mailbox: Mailbox,
         board: Arc<Board>,
     ) -> io::Result<Journal> {
-        let live = loaded.keep.iter().map(|intent| Live::of(intent.clone())).collect();
+        let live = loaded.keep.iter().map(|intent| OpenIntent::of(intent.clone())).collect();
         let lasts = loaded.lasts.clone();
         let mut journal = Journal {
             store,
@@ -119,8 +119,8 @@ impl Journal {
 
     /// Writes intents until they would not fit; how many of the batches have theirs. Those batches know it.
     fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
-        let mut group = Group::default();
-        let mut added: Vec<(Live, LastSequence, u64)> = Vec::new();
+        let mut group = RecordGroup::default();
+        let mut added: Vec<(OpenIntent, LastSequence, u64)> = Vec::new();
         let mut fits = 0;
         for batch in batches.iter() {
             let Some(numbers) = batch.numbers.filter(|n| batch.noted != Some(*n)) else {
@@ -132,7 +132,7 @@ impl Journal {
             let serial = self.serial + 1 + added.len() as u64;
             let intent = Intent::of(batch, numbers, serial, follows);
             let (last, voids) = (intent.last(), intent.voids);
-            let live = Live::of(intent);
+            let live = OpenIntent::of(intent);
             if !self.store.has_room(&group, live.payload.len()) {
                 break;
             }
@@ -168,7 +168,7 @@ impl Journal {
         // After the intents: a partition's last word.
         let lasts = self.lasts.values().filter(|l| !is_live(l)).map(|l| {
             let mut payload = Vec::new();
-            Record::Last(l.clone()).write(&mut payload);
+            JournalRecord::Last(l.clone()).write(&mut payload);
             payload
         });
         let payloads = self.live.iter().map(|l| l.payload.clone()).chain(lasts);
@@ -194,13 +194,13 @@ impl Journal {
     }
 }
 
-impl Live {
-    fn of(intent: Intent) -> Live {
+impl OpenIntent {
+    fn of(intent: Intent) -> OpenIntent {
         let spans = intent.pieces.iter().map(|p| p.spans()).collect();
         let serial = intent.serial;
         let mut payload = Vec::new();
-        Record::Intent(intent).write(&mut payload);
-        Live { serial, spans, payload }
+        JournalRecord::Intent(intent).write(&mut payload);
+        OpenIntent { serial, spans, payload }
     }
 }
 

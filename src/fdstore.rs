@@ -20,16 +20,16 @@ use std::time::{Duration, Instant};
 
 /// The way to the store; a clone is another way to the same. Without a service manager nothing is kept.
 #[derive(Clone, Debug, Default)]
-pub struct FdStore(Option<Arc<Inner>>);
+pub struct FdStore(Option<Arc<FdStoreInner>>);
 
 #[derive(Debug)]
-struct Inner {
+struct FdStoreInner {
     notify: Notify,
-    state: Mutex<State>,
+    state: Mutex<FdStates>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FdStates {
     shelf: Shelf,
     /// Given back at the start, and not taken up by a tail yet.
     given: HashMap<StreamId, File>,
@@ -39,7 +39,7 @@ struct State {
     deaf_until: Option<Instant>,
 }
 
-impl State {
+impl FdStates {
     fn is_deaf(&self) -> bool {
         self.deaf_until.is_some_and(|at| Instant::now() < at)
     }
@@ -119,8 +119,8 @@ impl FdStore {
             return FdStore(None);
         }
         let shelf = Shelf::new(room);
-        let state = State { shelf, given: HashMap::new(), unwanted: Vec::new(), deaf_until: None };
-        FdStore(Some(Arc::new(Inner { notify: notify.clone(), state: Mutex::new(state) })))
+        let state = FdStates { shelf, given: HashMap::new(), unwanted: Vec::new(), deaf_until: None };
+        FdStore(Some(Arc::new(FdStoreInner { notify: notify.clone(), state: Mutex::new(state) })))
     }
 
     /// Somebody keeps what it is told to.
@@ -205,7 +205,7 @@ impl FdStore {
         }
     }
 
-    fn state(&self) -> Option<MutexGuard<'_, State>> {
+    fn state(&self) -> Option<MutexGuard<'_, FdStates>> {
         Some(self.0.as_ref()?.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

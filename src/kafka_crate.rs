@@ -30,7 +30,7 @@
 //! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | The core chooses partitions; addresses are parsed as it writes them. |
 
 mod client;
-mod page;
+mod request;
 mod session;
 mod topics;
 mod verdict;
@@ -41,7 +41,7 @@ pub mod peer;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Codec, fenced};
+pub use client::{CrateCodec, fenced};
 
 use crate::chunk::Topic;
 use crate::kafka::net::probe;
@@ -49,35 +49,35 @@ use crate::producer::Outbox;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Acks, Capabilities, Event, Leave, Order, Pace, TopicView, Verdict};
 use crate::producer::outage::{Outages, Who};
-use crate::producer::render;
+use crate::producer::record_encoder;
 use crate::report::Board;
-use client::{Led, Trouble};
+use client::{CallError, Led};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use session::{Session, Wait};
+use session::{CrateSession, Wait};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use watchdog::Watchdog;
+use watchdog::CallWatchdog;
 
 pub const CAPABILITIES: Capabilities = Capabilities { name: "classic", numbered: false, in_flight: 1 };
 
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct CrateOptions {
     /// The bootstrap list, `host:port` each.
     pub brokers: Vec<String>,
     pub client_id: String,
     pub acks: Acks,
-    pub codec: Codec,
+    pub codec: CrateCodec,
     /// Whether asking for a topic may create it. Brokers before 0.11 create it all the same, if their own config says so.
     pub create_topics: bool,
-    pub unfit: Incompatible,
-    pub limits: Limits,
+    pub unfit: OnIncompatible,
+    pub limits: TimeLimits,
 }
 
 /// What to do about a broker that the `kafka` crate cannot speak to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Incompatible {
+pub enum OnIncompatible {
     /// Say it and wait: the config asks for this driver.
     Wait,
     /// Leave a broker that is too new, or that refuses our requests though it says that it takes them, to another driver.
@@ -89,9 +89,9 @@ pub enum Incompatible {
 
 /// Limits of time. With the defaults no failure holds the worker for more than 30 s.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct TimeLimits {
     pub probe: probe::Limits,
-    pub call: watchdog::Limits,
+    pub call: watchdog::WatchLimits,
     /// How long the broker may wait for its replicas before it answers; well below `call.still`, so that the broker, which
     /// knows why, answers first (D1).
     pub ack: Duration,
@@ -105,11 +105,11 @@ pub struct Limits {
     pub held: Duration,
 }
 
-impl Default for Limits {
+impl Default for TimeLimits {
     fn default() -> Self {
-        Limits {
+        TimeLimits {
             probe: probe::Limits::default(),
-            call: watchdog::Limits::default(),
+            call: watchdog::WatchLimits::default(),
             ack: Duration::from_secs(20),
             idle: Duration::from_secs(25),
             refresh: Duration::from_secs(300),
@@ -120,20 +120,20 @@ impl Default for Limits {
 }
 
 /// Works until the core drops its ends or changes to another driver, or the broker is one for another.
-pub fn run(options: &Options, orders: &Receiver<Order>, events: &Outbox, board: &Arc<Board>) -> Leave {
-    let watch = match Watchdog::start(options.limits.call) {
+pub fn run(options: &CrateOptions, orders: &Receiver<Order>, events: &Outbox, board: &Arc<Board>) -> Leave {
+    let watch = match CallWatchdog::start(options.limits.call) {
         Ok(watch) => watch,
         Err(e) => {
             let _ = events.send(Event::Dead { why: format!("cannot start a thread: {e}") });
             return Leave::Closed;
         }
     };
-    let mut worker = Worker {
+    let mut worker = CrateWorker {
         options,
         events,
         outages: Outages::new(board),
         watch,
-        pen: render::Pen::default(),
+        encoder: record_encoder::RecordEncoder::default(),
         session: None,
         topics: BTreeMap::new(),
         turn: 0,
@@ -161,13 +161,13 @@ impl From<Leave> for Fault {
     }
 }
 
-struct Worker<'a> {
-    options: &'a Options,
+struct CrateWorker<'a> {
+    options: &'a CrateOptions,
     events: &'a Outbox,
     outages: Outages,
-    watch: Watchdog,
-    pen: render::Pen,
-    session: Option<Session>,
+    watch: CallWatchdog,
+    encoder: record_encoder::RecordEncoder,
+    session: Option<CrateSession>,
     topics: BTreeMap<Topic, TopicState>,
     /// Which bootstrap host is asked first.
     turn: usize,
@@ -205,7 +205,7 @@ impl TopicState {
     }
 }
 
-impl Worker<'_> {
+impl CrateWorker<'_> {
     fn work(&mut self, orders: &Receiver<Order>) -> Result<Infallible, Leave> {
         self.say(Event::Ready(CAPABILITIES))?;
         loop {
@@ -346,7 +346,7 @@ impl Worker<'_> {
             acks => acks,
         };
         let how = (acks, self.options.limits.ack);
-        let done = page::produce(&mut session.client, &mut self.pen, batch, how);
+        let done = request::produce(&mut session.client, &mut self.encoder, batch, how);
         let done = done.map_err(|t| t.after(&guard));
         drop(guard);
         match done {
@@ -363,7 +363,7 @@ impl Worker<'_> {
     }
 
     /// After a call that went wrong: the session is over, the reason recorded, the verdict looked up.
-    fn failed(&mut self, batch: &Batch, leader: &str, trouble: &Trouble) -> Verdict {
+    fn failed(&mut self, batch: &Batch, leader: &str, trouble: &CallError) -> Verdict {
         let modern = self.session.as_ref().is_some_and(|s| s.ranges.suits_modern());
         self.drop_session();
         let why = verdict::why(trouble);
@@ -374,12 +374,14 @@ impl Worker<'_> {
         if verdict::is_nameless(trouble)
             && batch.attempts >= 2
             && modern
-            && self.options.unfit != Incompatible::Wait
+            && self.options.unfit != OnIncompatible::Wait
         {
             self.leaving = Some(why.clone()); // D14: the other driver can tell the code, and knows what to do about it
         }
-        let hangs_up = matches!(trouble, Trouble::Closed) && !self.proven && batch.attempts >= 3; // D15
-        if (hangs_up || verdict::is_version(trouble)) && modern && self.options.unfit == Incompatible::Refused
+        let hangs_up = matches!(trouble, CallError::Closed) && !self.proven && batch.attempts >= 3; // D15
+        if (hangs_up || verdict::is_version(trouble))
+            && modern
+            && self.options.unfit == OnIncompatible::Refused
         {
             self.leaving = Some(format!("{leader}: {why}"));
         }

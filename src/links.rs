@@ -62,16 +62,19 @@ pub fn enter(folder: &Path) -> io::Result<()> {
 }
 
 /// Names that are still to be opened, one after the other.
-struct Names {
+struct PathNames {
     left: VecDeque<OsString>,
     /// The link that they were read from, and its owner; `None`: they are the path itself.
     link: Option<(PathBuf, u32)>,
 }
 
-impl Names {
-    fn of(path: &Path, link: Option<(PathBuf, u32)>) -> Names {
+impl PathNames {
+    fn of(path: &Path, link: Option<(PathBuf, u32)>) -> PathNames {
         let is_name = |c: &Component<'_>| matches!(c, Component::Normal(_) | Component::ParentDir);
-        Names { left: path.components().filter(is_name).map(|c| c.as_os_str().to_owned()).collect(), link }
+        PathNames {
+            left: path.components().filter(is_name).map(|c| c.as_os_str().to_owned()).collect(),
+            link,
+        }
     }
 
     /// To be asked when all names are opened: `target` is what the link leads to.
@@ -92,7 +95,7 @@ fn step_by_step(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let mut at = openat(CWD, start(path), FOLDER, Mode::empty())?;
     let mut shown = start(path).to_owned();
     // The names of a link go before what is left of the path that it stands in.
-    let mut names = vec![Names::of(path, None)];
+    let mut names = vec![PathNames::of(path, None)];
     let mut links = 0;
     while let Some(next) = names.last_mut() {
         let Some(name) = next.left.pop_front() else {
@@ -123,7 +126,7 @@ fn step_by_step(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
                     at = openat(CWD, "/", FOLDER, Mode::empty())?;
                     shown = "/".into();
                 }
-                names.push(Names::of(&target, Some((link, owner))));
+                names.push(PathNames::of(&target, Some((link, owner))));
             }
             Err(e) => return Err(e.into()),
         }

@@ -100,7 +100,7 @@ mod waker;
 mod wall;
 mod watch;
 
-use cli::{Asked, Command};
+use cli::{Command, Invocation};
 use error::{Error, ExitCode};
 use std::io::{self, Write as _};
 use std::process;
@@ -112,8 +112,8 @@ fn main() -> process::ExitCode {
     logging::init();
     end_on_panic();
     let done = cli::parse(std::env::args_os().skip(1)).and_then(|asked| match asked {
-        Asked::Text(text) => print(&text),
-        Asked::Command(command) => run(command),
+        Invocation::Text(text) => print(&text),
+        Invocation::Command(command) => run(command),
     });
     match done {
         Ok(code) => code.into(),

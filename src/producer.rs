@@ -9,8 +9,8 @@ mod json;
 pub mod outage;
 mod partition;
 mod partitioner;
+pub mod record_encoder;
 pub mod recovered;
-pub mod render;
 pub mod sequence;
 #[cfg(test)]
 mod sim;
@@ -188,15 +188,15 @@ pub struct Producer<'a> {
 pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
     let Producer { options, inbox, changes, drive, context, journal, registry, halts } = producer;
     let board = context.board.clone();
-    let ship = Core::new(options, &board, now());
+    let core = Core::new(options, &board, now());
     let current = Current::new(context.clone(), &drive);
     let (ready, events) = (Vec::new(), Vec::new());
-    Loop { ship, current, journal, waker: context.waker, ready, events, registry, idle: Idle::No }
+    Loop { core, current, journal, waker: context.waker, ready, events, registry, idle: Idle::No }
         .run(&inbox, &changes, &halts)
 }
 
 struct Loop<'b> {
-    ship: Core<'b>,
+    core: Core<'b>,
     current: Current,
     journal: Option<Box<dyn BeforeSend>>,
     waker: Waker,
@@ -220,18 +220,18 @@ impl Loop<'_> {
         let (mut halted, mut stuck): (Option<Instant>, Option<Instant>) = (None, None);
         let mut open = true;
         loop {
-            self.ship.beat.within(Beat::TURN);
+            self.core.beat.within(Beat::TURN);
             self.waker.begin_round();
             // What came back is known before anything is sent.
             self.turn()?;
-            if open && take(inbox, |chunk| self.ship.chunk(chunk, now())) {
+            if open && take(inbox, |chunk| self.core.chunk(chunk, now())) {
                 open = false;
-                self.ship.close();
+                self.core.close();
             }
             // Behind the inbox: what a tail sent after the change is not for the driver before it.
-            changes.try_iter().for_each(|change| self.ship.change(change, now()));
+            changes.try_iter().for_each(|change| self.core.change(change, now()));
             let wake = self.send()?;
-            let empty = self.ship.is_empty();
+            let empty = self.core.is_empty();
             if !open && empty {
                 return Ok(());
             }
@@ -242,7 +242,7 @@ impl Loop<'_> {
             if halts.stuck.as_ref().is_some_and(Stop::is_on) {
                 halted.get_or_insert(here);
             }
-            stuck = if self.ship.is_stuck() { stuck.or(Some(here)) } else { None };
+            stuck = if self.core.is_stuck() { stuck.or(Some(here)) } else { None };
             let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
             if !open && patience.is_some_and(|until| here >= until) {
                 log::warn!("no broker takes what is left: not waiting for it");
@@ -281,17 +281,17 @@ impl Loop<'_> {
         let now = now();
         let alive = self.current.turn(&self.ready, now.at, &mut self.events);
         self.ready.clear();
-        let ship = &mut self.ship;
-        self.events.drain(..).try_for_each(|event| ship.event(event, now))?;
+        let core = &mut self.core;
+        self.events.drain(..).try_for_each(|event| core.event(event, now))?;
         if alive { Ok(()) } else { Err(Dead { why: "its worker has ended".into() }) }
     }
 
     /// Sends what may leave now. When to come again, if nothing happens before.
     fn send(&mut self) -> Result<Option<Instant>, Dead> {
         let now = now();
-        let wake = self.ship.tick(now);
+        let wake = self.core.tick(now);
         let mut ordered = false;
-        for order in self.ship.orders() {
+        for order in self.core.orders() {
             match (order, &mut self.journal) {
                 (Order::Send(batches), Some(journal)) => journal.hold(batches),
                 (order, _) => {
@@ -301,9 +301,9 @@ impl Loop<'_> {
             }
         }
         if let Some(journal) = &mut self.journal {
-            self.ship.beat.within(Beat::SLOW); // a disk
+            self.core.beat.within(Beat::SLOW); // a disk
             let recorded = journal.record(now.at);
-            self.ship.beat.within(Beat::TURN);
+            self.core.beat.within(Beat::TURN);
             if !recorded.is_empty() {
                 self.current.order(Order::Send(recorded), now.at);
                 ordered = true;
@@ -313,11 +313,11 @@ impl Loop<'_> {
         if ordered {
             alive = self.current.turn(&[], now.at, &mut self.events);
         }
-        self.registry.acknowledge(self.ship.acks.drain(..));
-        if std::mem::take(&mut self.ship.save_soon) {
+        self.registry.acknowledge(self.core.acks.drain(..));
+        if std::mem::take(&mut self.core.save_soon) {
             self.registry.save_soon();
         }
-        self.ship.prepare();
+        self.core.prepare();
         if !alive && self.events.is_empty() {
             return Err(Dead { why: "its worker has ended".into() });
         }
@@ -327,10 +327,10 @@ impl Loop<'_> {
 
     /// Waits for news, for the sockets, and at most until `wake`. With `more` it only looks.
     fn wait(&mut self, wake: Option<Instant>, more: bool, now: Instant) {
-        let longest = self.ship.longest_wait();
+        let longest = self.core.longest_wait();
         let wait = wake.map_or(longest, |at| at.saturating_duration_since(now).min(longest));
         let wait = if more || !self.waker.may_sleep() { Duration::ZERO } else { wait };
-        self.ship.beat.within(wait);
+        self.core.beat.within(wait);
         let mut fds: Vec<PollFd<'_>> = vec![self.waker.poll_fd()];
         self.current.driver().sockets(&mut fds);
         let limit =

@@ -51,7 +51,7 @@ pub struct BrokerState {
 
 /// What there is to say about the state folder.
 #[derive(Debug, Clone, Default)]
-pub struct StateFolder {
+pub struct StateFolderTrouble {
     /// `None`: nothing is saved.
     pub path: Option<PathBuf>,
     /// Why positions cannot be saved now. Writer: the saver.
@@ -95,7 +95,7 @@ pub struct Board {
     files: Mutex<BTreeMap<PathBuf, FileState>>,
     brokers: Mutex<BTreeMap<String, BrokerState>>,
     driver: Mutex<String>,
-    state: Mutex<StateFolder>,
+    state: Mutex<StateFolderTrouble>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Arc<Totals>,
     pub once: Once,
@@ -145,7 +145,7 @@ impl Board {
         lock(&self.driver)
     }
 
-    pub fn state(&self) -> MutexGuard<'_, StateFolder> {
+    pub fn state(&self) -> MutexGuard<'_, StateFolderTrouble> {
         lock(&self.state)
     }
 

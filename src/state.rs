@@ -22,11 +22,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use store::Store;
+use store::PositionsFile;
 
 /// Where and how positions are kept.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct StateOptions {
     /// `None`: nothing is saved, positions live as long as the process.
     pub state_dir: Option<PathBuf>,
     pub sync: Sync,
@@ -58,7 +58,7 @@ pub enum Damaged {
 #[derive(Debug)]
 pub struct StateFolder {
     /// `None`: nothing is saved.
-    store: Option<Store>,
+    store: Option<PositionsFile>,
     marks: Arc<SentMarks>,
     saved: Saved,
     sync: Sync,
@@ -99,11 +99,11 @@ impl StateFolder {
 }
 
 /// Opens the state folder and puts its totals on the board; before any stage runs.
-pub fn open(options: Options, board: &Board) -> Result<(StateFolder, Saved), Error> {
+pub fn open(options: StateOptions, board: &Board) -> Result<(StateFolder, Saved), Error> {
     let (store, saved, marks, found) = match &options.state_dir {
         None => (None, Saved::default(), Arc::new(SentMarks::nowhere()), Footing::default()),
         Some(folder) => {
-            let (store, mut saved, fell_back) = Store::open(folder, options.damaged)?;
+            let (store, mut saved, fell_back) = PositionsFile::open(folder, options.damaged)?;
             let (marks, whole) = open_marks(&store, &mut saved, fell_back, options.exactly_once.is_some());
             (Some(store), saved, Arc::new(marks), Footing { whole, fell_back })
         }
@@ -120,7 +120,12 @@ pub fn open(options: Options, board: &Board) -> Result<(StateFolder, Saved), Err
 }
 
 /// Takes up what the last run wrote of how far it sent; see `sent_marks`. The flag: it is whole.
-fn open_marks(store: &Store, saved: &mut Saved, fell_back: bool, recognized: bool) -> (SentMarks, bool) {
+fn open_marks(
+    store: &PositionsFile,
+    saved: &mut Saved,
+    fell_back: bool,
+    recognized: bool,
+) -> (SentMarks, bool) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
     let first = !path.exists() && saved.next_stream == 0 && !fell_back;

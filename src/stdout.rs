@@ -4,7 +4,7 @@
 use crate::producer::Outbox;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Capabilities, Event, Leave, Order, TopicView, Verdict};
-use crate::producer::render::Pen;
+use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::worker::Unheard;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,9 +17,13 @@ const BUFFER: usize = 256 << 10;
 
 /// Works until the core drops its ends. Whoever reads the other end of the pipe may stop doing so for ever.
 pub fn run(orders: &Receiver<Order>, events: &Outbox) -> Leave {
-    let mut page =
-        Page { to: Fd, text: Vec::with_capacity(BUFFER), written: Vec::new(), pen: Pen::default() };
-    match work(orders, events, &mut page) {
+    let mut buffer = LineBuffer {
+        to: Fd,
+        text: Vec::with_capacity(BUFFER),
+        written: Vec::new(),
+        encoder: RecordEncoder::default(),
+    };
+    match work(orders, events, &mut buffer) {
         Ok(leave) => leave,
         Err(Ended::Alone) => Leave::Closed,
         Err(Ended::Broken(e)) => {
@@ -49,7 +53,7 @@ impl From<Unheard> for Ended {
     }
 }
 
-fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, page: &mut Page<W>) -> Result<Leave, Ended> {
+fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, buffer: &mut LineBuffer<W>) -> Result<Leave, Ended> {
     out.send(Event::Ready(Capabilities { name: "stdout", numbered: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {
@@ -63,13 +67,13 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, page: &mut Page<W>) -> 
                         available: one,
                     }))?;
                 }
-                Order::Send(batches) => batches.into_iter().try_for_each(|b| page.put(b))?,
+                Order::Send(batches) => batches.into_iter().try_for_each(|b| buffer.put(b))?,
                 // Only for drivers with numbers.
                 Order::ProducerId | Order::Ask { .. } | Order::Change(_) => {}
             }
         }
-        page.flush()?;
-        for batch in page.written.drain(..) {
+        buffer.flush()?;
+        for batch in buffer.written.drain(..) {
             out.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } })?;
         }
     }
@@ -77,19 +81,19 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, page: &mut Page<W>) -> 
 }
 
 /// One reused buffer before the output.
-struct Page<W> {
+struct LineBuffer<W> {
     to: W,
     text: Vec<u8>,
     /// Batches whose lines are in `text` or already written.
     written: Vec<Batch>,
-    pen: Pen,
+    encoder: RecordEncoder,
 }
 
-impl<W: Write> Page<W> {
+impl<W: Write> LineBuffer<W> {
     fn put(&mut self, batch: Batch) -> io::Result<()> {
-        let Page { to, text, pen, .. } = self;
+        let LineBuffer { to, text, encoder, .. } = self;
         let mut result = Ok(());
-        pen.each(&batch, |record| {
+        encoder.each(&batch, |record| {
             let line = &*record.value;
             if text.len() + line.len() + 1 > BUFFER && result.is_ok() {
                 result = to.write_all(text);
@@ -171,10 +175,11 @@ mod tests {
         drop(orders);
         let mut text = Vec::new();
         let pipe = Pipe { text: &mut text, writes: 0, room };
-        let mut page = Page { to: pipe, text: Vec::new(), written: Vec::new(), pen: Pen::default() };
-        let result = work(&inbox, &out, &mut page);
+        let mut buffer =
+            LineBuffer { to: pipe, text: Vec::new(), written: Vec::new(), encoder: RecordEncoder::default() };
+        let result = work(&inbox, &out, &mut buffer);
         let (writes, done) =
-            (page.to.writes, events.try_iter().filter(|e| matches!(e, Event::Done { .. })).count());
+            (buffer.to.writes, events.try_iter().filter(|e| matches!(e, Event::Done { .. })).count());
         (text, writes, done, result)
     }
 

@@ -34,14 +34,14 @@ use table::Table;
 /// All streams this process knows.
 #[derive(Debug, Default)]
 pub struct Registry {
-    inner: Mutex<Inner>,
+    inner: Mutex<RegistryState>,
     /// Wakes the saver.
     news: Condvar,
     totals: Arc<Totals>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct RegistryState {
     table: Table,
     pending: Pending,
     /// The least urgent change that wakes the saver while it waits.
@@ -85,12 +85,12 @@ impl Registry {
     /// Goes on from what an earlier run saved. `resent` names, per stream, up to where bytes are sent again without a tail
     /// that reads them (exactly-once).
     pub fn new(saved: &Saved, resent: &HashMap<StreamId, u64>, totals: Arc<Totals>) -> Registry {
-        let inner = Inner {
+        let inner = RegistryState {
             table: Table::new(&saved.streams, saved.next_stream).resending(resent),
             sources: saved.sources.clone(),
             from_beginning: saved.from_beginning,
             clock: saved.clock,
-            ..Inner::default()
+            ..RegistryState::default()
         };
         Registry { inner: Mutex::new(inner), news: Condvar::new(), totals }
     }
@@ -101,7 +101,7 @@ impl Registry {
         self
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, RegistryState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,12 +178,12 @@ impl Registry {
         self.wake(&mut inner, Urgency::Now);
     }
 
-    fn changed(&self, inner: &mut Inner, urgency: Urgency) {
+    fn changed(&self, inner: &mut RegistryState, urgency: Urgency) {
         inner.pending.changed.get_or_insert_with(Instant::now);
         self.wake(inner, urgency);
     }
 
-    fn wake(&self, inner: &mut Inner, urgency: Urgency) {
+    fn wake(&self, inner: &mut RegistryState, urgency: Urgency) {
         if urgency >= inner.wakes {
             inner.wakes = Urgency::Now; // once is enough
             self.news.notify_one();
@@ -196,7 +196,7 @@ impl Registry {
     /// Waits until `until`, or for a change that is at least as urgent as `wakes`, and takes what has changed.
     pub fn wait(&self, wakes: Urgency, until: Instant) -> Pending {
         let mut inner = self.lock();
-        let is_there = |inner: &Inner| {
+        let is_there = |inner: &RegistryState| {
             let p = &inner.pending;
             let now = p.urgent || p.ending || !p.waiting.is_empty();
             now || (wakes <= Urgency::Ack && p.acked.is_some())

@@ -7,7 +7,7 @@ use std::path::Path;
 
 fn command(line: &str) -> Command {
     match parse(line.split(' ').map(OsString::from)) {
-        Ok(Asked::Command(c)) => c,
+        Ok(Invocation::Command(c)) => c,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -34,7 +34,7 @@ fn both_forms_of_a_value() {
         );
         assert_eq!(o.brokers.unwrap().len(), 2);
         assert_eq!((o.topic.as_deref(), o.output), (Some("t"), Some(OutputName::Kafka)));
-        assert_eq!((o.from, o.driver, o.once), (Some(Start::End), Some(Driver::Modern), true));
+        assert_eq!((o.from, o.driver, o.once), (Some(Start::End), Some(DriverChoice::Modern), true));
         assert_eq!(o.files, [Path::new("f"), Path::new("g")]);
     }
 }
@@ -101,7 +101,7 @@ fn texts_for_standard_output() {
         ("send --help", "pid:<partition> offset:<offset>"),
     ] {
         match parse(line.split(' ').map(OsString::from)) {
-            Ok(Asked::Text(text)) => assert!(text.contains(said), "{line}: {text}"),
+            Ok(Invocation::Text(text)) => assert!(text.contains(said), "{line}: {text}"),
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -109,10 +109,10 @@ fn texts_for_standard_output() {
 
 #[test]
 fn check_and_status() {
-    assert_eq!(command("check"), Command::Check(Check { config: None, connect: false }));
+    assert_eq!(command("check"), Command::Check(CheckArgs { config: None, connect: false }));
     assert_eq!(
         command("check --connect -c x"),
-        Command::Check(Check { config: Some("x".into()), connect: true })
+        Command::Check(CheckArgs { config: Some("x".into()), connect: true })
     );
     let Command::Status(s) = command("status --json --shipped=/var/log/a") else { panic!() };
     assert!(s.json && !s.watch && s.shipped.as_deref() == Some(Path::new("/var/log/a")));
@@ -124,7 +124,7 @@ fn paths_need_not_be_utf8() {
     let name = OsString::from_vec(b"/var/log/\xff\xfe.log".to_vec());
     let with_value = OsString::from_vec(b"--state-dir=/s\xff".to_vec());
     let args = [OsString::from("run"), with_value, name.clone()];
-    let Ok(Asked::Command(Command::Run(run))) = parse(args) else { panic!() };
+    let Ok(Invocation::Command(Command::Run(run))) = parse(args) else { panic!() };
     assert_eq!(run.files, [PathBuf::from(name)]);
     assert_eq!(run.state_dir.unwrap().as_os_str().as_bytes(), b"/s\xff");
     let topic = OsString::from_vec(b"t\xff".to_vec());

@@ -11,7 +11,7 @@ mod found;
 use super::threads;
 use crate::cli;
 use crate::config::{
-    self, Acks, Config, Delivery, Driver, Kafka, Mechanism, Named, Output, Overrides, Source,
+    self, Acks, Config, Delivery, DriverChoice, Kafka, Mechanism, Named, Output, Overrides, Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
 use crate::exactly_once::file::HALF;
@@ -27,31 +27,31 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// One step on the way to a broker: what was tried, how long it took, and what came of it.
-pub struct Step {
+pub struct CheckStep {
     /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log",
     /// "size web_log" …
     pub what: String,
     pub took: Duration,
-    pub outcome: Outcome,
+    pub outcome: CheckOutcome,
 }
 
-pub enum Outcome {
+pub enum CheckOutcome {
     /// What is there.
     Good(String),
-    Doubtful(Trouble),
-    Failed(Trouble),
+    Doubtful(CheckProblem),
+    Failed(CheckProblem),
     /// No waiting mends it: the config asks for what is not to be had there.
-    Never(Trouble),
+    Never(CheckProblem),
 }
 
 /// What is wrong, and what to do.
-pub struct Trouble {
+pub struct CheckProblem {
     pub why: String,
     pub fix: String,
 }
 
 /// Goes to the brokers and tells each step as soon as it is done.
-pub type Connect = fn(&Config, &mut dyn FnMut(Step));
+pub type Connect = fn(&Config, &mut dyn FnMut(CheckStep));
 
 /// Bytes resident beside the budget and the threads: the program itself and the allocator's slack.
 const PROGRAM: usize = 6 << 20;
@@ -59,11 +59,11 @@ const PROGRAM: usize = 6 << 20;
 /// Bytes of the largest stack (`run.rs`); all of it counts, though few threads ever touch it.
 const STACK: usize = 256 << 10;
 
-pub fn run(asked: cli::Check) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::CheckArgs) -> Result<ExitCode, Error> {
     run_with(asked, connect::steps)
 }
 
-fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
+fn run_with(asked: cli::CheckArgs, connect: Connect) -> Result<ExitCode, Error> {
     let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
     let report = Report::of(&config);
     print(&report.text)?;
@@ -71,8 +71,8 @@ fn run_with(asked: cli::Check, connect: Connect) -> Result<ExitCode, Error> {
     if asked.connect {
         let mut unsaid = Ok(());
         connect(&config, &mut |step| {
-            failed |= matches!(step.outcome, Outcome::Failed(_));
-            never |= matches!(step.outcome, Outcome::Never(_));
+            failed |= matches!(step.outcome, CheckOutcome::Failed(_));
+            never |= matches!(step.outcome, CheckOutcome::Never(_));
             unsaid = print(&step_line(&step));
         });
         unsaid?;
@@ -90,12 +90,12 @@ fn print(text: &str) -> Result<(), Error> {
     done.map_err(|e| Error::failed("write to standard output", e, "let something read it"))
 }
 
-fn step_line(step: &Step) -> String {
+fn step_line(step: &CheckStep) -> String {
     let ms = step.took.as_millis();
     let (head, told) = match &step.outcome {
-        Outcome::Good(found) => ("ok", found.clone()),
-        Outcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
-        Outcome::Failed(t) | Outcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
+        CheckOutcome::Good(found) => ("ok", found.clone()),
+        CheckOutcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
+        CheckOutcome::Failed(t) | CheckOutcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
     };
     format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
 }
@@ -157,10 +157,10 @@ impl Report {
         self.line("brokers", &line);
         let reasons = config.needs_modern();
         let driver = match (k.driver, reasons.is_empty()) {
-            (Driver::Auto, true) => {
+            (DriverChoice::Auto, true) => {
                 "auto: modern where the broker takes it (from 0.11), else classic (the kafka crate)".into()
             }
-            (Driver::Auto, false) => format!("auto: modern, because of {}", reasons.join(", ")),
+            (DriverChoice::Auto, false) => format!("auto: modern, because of {}", reasons.join(", ")),
             (fixed, _) => name(fixed).to_owned(),
         };
         self.line("driver", &driver);
@@ -332,7 +332,7 @@ impl Report {
             // Intents that no save covers yet, at most half a `flights` file.
             Output::Kafka(_) if config.agent.delivery == Delivery::ExactlyOnce => HALF as usize,
             // The kafka crate holds a request up to three times while it is encoded.
-            Output::Kafka(k) if k.driver != Driver::Modern => 2 * k.batch,
+            Output::Kafka(k) if k.driver != DriverChoice::Modern => 2 * k.batch,
             _ => 0,
         };
         let threads = (self.matched + threads::OTHERS) * STACK;

@@ -1,6 +1,6 @@
 //! Chooses the driver that the config asks for, and makes its options.
 
-use crate::config::{self, Acks, Codec, Config, Delivery, Driver, Kafka, Output};
+use crate::config::{self, Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output};
 use crate::kafka::{self as modern, auto, net, net::probe};
 use crate::kafka_crate as classic;
 use crate::producer::driver::Drive;
@@ -23,19 +23,19 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
         modern::drive(modern::Options { once, ..modern_options(kafka, unfit) })
     };
     match kafka.driver {
-        Driver::Classic => {
-            let options = classic_options(kafka, classic::Incompatible::Wait);
+        DriverChoice::Classic => {
+            let options = classic_options(kafka, classic::OnIncompatible::Wait);
             Drive::worker(Some(Beat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
             })
         }
-        Driver::Modern => only_modern(modern(modern::Incompatible::Wait), "the config asks for it"),
-        Driver::Auto if !needs_modern.is_empty() => {
+        DriverChoice::Modern => only_modern(modern(modern::Incompatible::Wait), "the config asks for it"),
+        DriverChoice::Auto if !needs_modern.is_empty() => {
             let why = format!("the config asks for {}", needs_modern.join(", "));
             only_modern(modern(modern::Incompatible::Wait), &why)
         }
-        Driver::Auto => {
+        DriverChoice::Auto => {
             let classic = |unfit| {
                 let options = classic_options(kafka, unfit);
                 let run =
@@ -47,8 +47,8 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
                 classic: auto::Choice {
-                    first: classic(classic::Incompatible::Refused),
-                    only: classic(classic::Incompatible::Replaced),
+                    first: classic(classic::OnIncompatible::Refused),
+                    only: classic(classic::OnIncompatible::Replaced),
                 },
                 modern: auto::Choice {
                     first: modern(modern::Incompatible::Refused),
@@ -72,20 +72,20 @@ fn addresses(kafka: &Kafka) -> Vec<String> {
     kafka.brokers.iter().map(ToString::to_string).collect()
 }
 
-fn classic_options(kafka: &Kafka, unfit: classic::Incompatible) -> classic::Options {
-    classic::Options {
+fn classic_options(kafka: &Kafka, unfit: classic::OnIncompatible) -> classic::CrateOptions {
+    classic::CrateOptions {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
         acks: kafka.acks,
         codec: match kafka.compression {
-            Codec::Gzip => classic::Codec::Gzip,
-            Codec::Snappy => classic::Codec::Snappy,
+            Codec::Gzip => classic::CrateCodec::Gzip,
+            Codec::Snappy => classic::CrateCodec::Snappy,
             // lz4 and zstd ask for the modern driver: see `Config::needs_modern`.
-            Codec::None | Codec::Lz4 | Codec::Zstd => classic::Codec::None,
+            Codec::None | Codec::Lz4 | Codec::Zstd => classic::CrateCodec::None,
         },
         create_topics: kafka.create_topics,
         unfit,
-        limits: classic::Limits::default(),
+        limits: classic::TimeLimits::default(),
     }
 }
 

@@ -9,9 +9,9 @@ use crate::budget::{Budget, Permit, Share};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::error::Error;
 use crate::exactly_once::Journal;
-use crate::exactly_once::analyze::{Loaded, Rebuild, Wanted, load};
-use crate::exactly_once::file::{Binding, Found, Store};
-use crate::exactly_once::intent::{Piece, Record};
+use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
+use crate::exactly_once::file::{Binding, JournalContent, JournalFile};
+use crate::exactly_once::intent::{ChunkPiece, JournalRecord};
 use crate::fdstore::FdStore;
 use crate::files;
 use crate::producer::batch::{BatchGroup, Pick};
@@ -51,7 +51,7 @@ pub fn recover(
         let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
-    let (store, found) = files::private(&path).and_then(Store::open).map_err(trouble)?;
+    let (store, found) = files::private(&path).and_then(JournalFile::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let saved_positions = SavedPositions::of(saved);
     let mut loaded = match doubt(&found, &binding, state.found, saved) {
@@ -113,7 +113,7 @@ fn boot() -> String {
 }
 
 /// Why the journal says nothing that may be relied on.
-fn doubt(found: &Found, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
+fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
         return match found.content {
@@ -139,9 +139,9 @@ fn doubt(found: &Found, now: &Binding, saved_as: Footing, saved: &Saved) -> Opti
     None
 }
 
-fn records(payloads: Vec<Vec<u8>>) -> Vec<Record> {
+fn records(payloads: Vec<Vec<u8>>) -> Vec<JournalRecord> {
     let understood = |payload: &Vec<u8>| {
-        let record = Record::read(payload);
+        let record = JournalRecord::read(payload);
         if record.is_none() {
             log::error!("flights: a record of {} bytes is not understood", payload.len());
         }
@@ -211,7 +211,7 @@ fn resume(
     Ok(resumed)
 }
 
-fn give_up(board: &Board, lines: usize, piece: &Piece, streams: &HashMap<StreamId, &SavedStream>) {
+fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<StreamId, &SavedStream>) {
     board.uncertain(lines as u64);
     let path = streams.get(&piece.stream).map(|s| s.path.display().to_string()).unwrap_or_default();
     log::error!(
@@ -259,7 +259,8 @@ fn permits(
 ) -> HashMap<Topic, Permit> {
     let mut sizes: HashMap<&Topic, usize> = HashMap::new();
     for f in flights {
-        let of = |c: &Wanted| (c.piece.range.end - c.piece.range.start) as usize + c.piece.lines as usize * 8;
+        let of =
+            |c: &WantedChunk| (c.piece.range.end - c.piece.range.start) as usize + c.piece.lines as usize * 8;
         *sizes.entry(&f.topic).or_default() += f.chunks.iter().map(of).sum::<usize>();
     }
     let stop = stop::pair().1; // its handle is gone: no signal would end a wait here
@@ -278,7 +279,7 @@ fn permits(
 
 fn chunk(
     topic: &Topic,
-    wanted: &Wanted,
+    wanted: &WantedChunk,
     bytes: Vec<u8>,
     stream: &SavedStream,
     plans: &[Plan],
@@ -319,9 +320,17 @@ mod tests {
         let flight = |topic: &str, len| {
             let range = 0..len;
             let (end, last) = (Point::default(), Break::Newline);
-            let piece =
-                Piece { stream: StreamId(1), range, end, last, crc: 0, lines: 0, table: None, picks: None };
-            let chunks = vec![Wanted { piece, stored: Vec::new() }];
+            let piece = ChunkPiece {
+                stream: StreamId(1),
+                range,
+                end,
+                last,
+                crc: 0,
+                lines: 0,
+                table: None,
+                picks: None,
+            };
+            let chunks = vec![WantedChunk { piece, stored: Vec::new() }];
             let topic = Topic::from(topic);
             Rebuild { flight: FlightNo(1), topic, topic_id: [0; 16], stamp_ms: 0, chunks, open: Vec::new() }
         };
@@ -347,7 +356,7 @@ mod tests {
             boot: boot.into(),
             synced,
         };
-        let found = |binding| Found { binding, records: Vec::new(), content: true };
+        let found = |binding| JournalContent { binding, records: Vec::new(), content: true };
         let whole = Footing { whole: true, fell_back: false };
         let torn = Footing { whole: false, fell_back: false };
         let older = Footing { whole: true, fell_back: true };
@@ -369,6 +378,10 @@ mod tests {
                 Some(word) => assert!(why.as_ref().is_some_and(|w| w.contains(word)), "{then:?}: {why:?}"),
             }
         }
-        assert_eq!(doubt(&Found::default(), &now, torn, &Saved::default()), None, "the first start of all");
+        assert_eq!(
+            doubt(&JournalContent::default(), &now, torn, &Saved::default()),
+            None,
+            "the first start of all"
+        );
     }
 }

@@ -13,7 +13,7 @@ use std::fmt;
 
 /// What is different.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct ConfigChanges {
     /// Keys, and numbers of tables.
     taken: Vec<String>,
     /// Keys that stay as they were.
@@ -25,16 +25,16 @@ pub struct Changes {
 }
 
 /// Reads the config again. An error has every problem of it.
-pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, Changes), Error> {
+pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChanges), Error> {
     let mut new = config::load(asked)?;
-    let changes = Changes::make(running, &mut new);
+    let changes = ConfigChanges::make(running, &mut new);
     Ok((new, changes))
 }
 
-impl Changes {
+impl ConfigChanges {
     /// From `old` to `new`, in which what needs a restart is put back.
-    pub fn make(old: &Config, new: &mut Config) -> Changes {
-        let mut changes = Changes::default();
+    pub fn make(old: &Config, new: &mut Config) -> ConfigChanges {
+        let mut changes = ConfigChanges::default();
         let needs_modern = old.needs_modern();
         let exactly_once = old.agent.delivery == Delivery::ExactlyOnce;
         if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
@@ -115,7 +115,7 @@ impl Tables {
 }
 
 /// `taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
-impl fmt::Display for Changes {
+impl fmt::Display for ConfigChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.taken.as_slice() {
             [] if self.restart.is_empty() => return f.write_str("nothing has changed"),
@@ -143,9 +143,9 @@ mod tests {
         config::load(&Overrides { config: Some(path), ..Overrides::default() }).unwrap()
     }
 
-    fn changes(from: &str, to: &str) -> (Changes, Config) {
+    fn changes(from: &str, to: &str) -> (ConfigChanges, Config) {
         let mut new = config(to);
-        (Changes::make(&config(from), &mut new), new)
+        (ConfigChanges::make(&config(from), &mut new), new)
     }
 
     /// Fails when a change is not seen, is called by another name, or does not reach the driver though it is the driver's.

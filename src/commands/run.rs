@@ -19,7 +19,7 @@ use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
 use crate::producer::{self, BeforeSend, Dead, Halts, dead_letter};
 use crate::report::Board;
-use crate::report::live::{self, Live};
+use crate::report::live::{self, StatusServer};
 use crate::report::snapshot::Snapshot;
 use crate::signals::{self, Signal};
 use crate::state::{self, Saver};
@@ -50,7 +50,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(50);
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// `at_once` ends the process: for the second signal.
-pub fn run(asked: cli::Run, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let given = fdstore::given();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
@@ -197,7 +197,7 @@ struct Office<'s, 'e> {
     watchdog: Watchdog,
     /// Since the first signal to stop.
     stopping: Option<Instant>,
-    live: Live,
+    live: StatusServer,
     at_once: fn(ExitCode) -> !,
 }
 
@@ -384,8 +384,8 @@ fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
     Some((folder, config.agent.sync == config::Sync::Always))
 }
 
-fn state_options(config: &Config, publisher: Publisher) -> state::Options {
-    state::Options {
+fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
+    state::StateOptions {
         state_dir: config.agent.state_dir.clone(),
         sync: config.agent.sync,
         damaged: config.agent.damaged_state,

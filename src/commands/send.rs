@@ -35,7 +35,7 @@ const MAX_LINE: usize = 16 << 20;
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// `at_once` ends the process: for the second signal.
-pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let trouble = |e| Error::failed("signals", e, "start it where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let (mut kafka, topic) = config::load_kafka(&asked.overrides())?;
@@ -62,7 +62,7 @@ pub fn run(asked: cli::Send, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Err
     let input_stop = Waking::new(input_stop, &waker);
     let given = Arc::new(AtomicU64::new(0));
     let stuck = input_on.clone();
-    let failed = Input::start(asked, &topic, &given, outlet, input_on)?;
+    let failed = SendInput::start(asked, &topic, &given, outlet, input_on)?;
     if first(&inbox, &signals.inbox).is_none() {
         return failed.try_recv().map_or(Ok(ExitCode::Done), Err);
     }
@@ -204,7 +204,7 @@ fn answer(to: &mut impl Write, receipt: &Receipt) -> io::Result<()> {
 }
 
 /// The thread that reads what is to be sent. It is not joined: a read from a terminal or a pipe may last for ever.
-struct Input {
+struct SendInput {
     origin: Arc<Origin>,
     share: Share,
     given: Arc<AtomicU64>,
@@ -214,16 +214,16 @@ struct Input {
     at: u64,
 }
 
-impl Input {
+impl SendInput {
     /// What comes back is what went wrong; it closes when all has been read.
     fn start(
-        asked: cli::Send,
+        asked: cli::SendArgs,
         topic: &str,
         given: &Arc<AtomicU64>,
         out: Outlet,
         stop: Stop,
     ) -> Result<Receiver<Error>, Error> {
-        let mut input = Input::new(topic, asked.key, given, out, stop);
+        let mut input = SendInput::new(topic, asked.key, given, out, stop);
         let (tell, failed) = bounded(1);
         let body = move || {
             let done = match asked.values {
@@ -253,7 +253,7 @@ impl Input {
         let origin = Arc::new(origin);
         let opened = Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() };
         out.tell(Parcel::Opened(opened));
-        Input { origin, share, given: given.clone(), out, stop, at: 0 }
+        SendInput { origin, share, given: given.clone(), out, stop, at: 0 }
     }
 
     /// One chunk for what can be had without waiting. `Err(None)`: stopped.
@@ -311,7 +311,7 @@ mod tests {
         let out = Outlet::new(Arc::default(), out);
         let (_handle, stop) = stop::pair();
         let given = Arc::new(AtomicU64::new(0));
-        let mut i = Input::new("t", None, &given, out, stop);
+        let mut i = SendInput::new("t", None, &given, out, stop);
         i.lines(input).unwrap();
         drop(i);
         let mut texts = vec![];

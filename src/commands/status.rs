@@ -8,10 +8,10 @@ use crate::config;
 use crate::error::{Error, ExitCode};
 use crate::files;
 use crate::report::live;
-use crate::report::snapshot::{ExactlyOnce, File, Snapshot, State, Stream, Totals, shown};
+use crate::report::snapshot::{ExactlyOnce, File, Snapshot, StateStatus, StreamStatus, TotalsStatus, shown};
 use crate::report::text;
 use crate::signals::{self, Signal};
-use crate::state::store::{self, Found};
+use crate::state::store::{self, FoundPositions};
 use crate::streams::{Saved, SavedStream, sent_marks};
 use crate::tail::identity;
 use crossbeam_channel::{RecvTimeoutError, never};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// How often `--watch` looks.
 const EACH: Duration = Duration::from_secs(1);
 
-pub fn run(asked: cli::Status) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::StatusArgs) -> Result<ExitCode, Error> {
     let folder = state_folder(&asked)?;
     if let Some(file) = &asked.shipped {
         return shipped::run(&folder, file);
@@ -36,7 +36,7 @@ pub fn run(asked: cli::Status) -> Result<ExitCode, Error> {
 }
 
 /// The folder that is named, or the config's, or where neither is, the usual one.
-fn state_folder(asked: &cli::Status) -> Result<PathBuf, Error> {
+fn state_folder(asked: &cli::StatusArgs) -> Result<PathBuf, Error> {
     if let Some(folder) = &asked.state_dir {
         return Ok(folder.clone());
     }
@@ -65,16 +65,16 @@ fn ask(folder: &Path) -> Result<Option<Snapshot>, Error> {
 fn saved(folder: &Path) -> Result<Saved, Error> {
     let what = || format!("status from {}", folder.display());
     match store::look(folder)? {
-        Found::Good(saved) => Ok(*saved),
-        Found::Previous(saved, why) => {
+        FoundPositions::Good(saved) => Ok(*saved),
+        FoundPositions::Previous(saved, why) => {
             log::warn!("{}: {why}; this is {}", store::OFFSETS, store::PREVIOUS);
             Ok(*saved)
         }
-        Found::Nothing => {
+        FoundPositions::Nothing => {
             let fix = "name the agent's folder by --state-dir, or its config by -c";
             Err(Error::failed(what(), "no agent runs there, and none has saved anything", fix))
         }
-        Found::Neither { offsets, previous } => {
+        FoundPositions::Neither { offsets, previous } => {
             let why = format!("{}: {offsets}; {}: {previous}", store::OFFSETS, store::PREVIOUS);
             Err(Error::config(what(), why, "see damaged_state in the config"))
         }
@@ -88,7 +88,8 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
         paths.entry(&s.path).or_default().push(s);
     }
     let file = |(path, streams): (&Path, Vec<&SavedStream>)| {
-        let unfinished: Vec<Stream> = streams.iter().filter(|s| !s.finished).map(|s| stream(s)).collect();
+        let unfinished: Vec<StreamStatus> =
+            streams.iter().filter(|s| !s.finished).map(|s| stream(s)).collect();
         let last = streams.last().map(|s| stream(s));
         let state = if unfinished.is_empty() { "finished" } else { "not running" };
         let shown = if unfinished.is_empty() { last.into_iter().collect() } else { unfinished };
@@ -100,7 +101,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
     Snapshot {
         version: env!("CARGO_PKG_VERSION").into(),
         files: paths.into_iter().map(file).collect(),
-        totals: Totals {
+        totals: TotalsStatus {
             read: t.read_lines,
             acked: t.acked_lines.saturating_sub(t.dead_lettered),
             dead_lettered: t.dead_lettered,
@@ -110,7 +111,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
             lost_bytes: t.lost_bytes,
             retries: t.retries,
         },
-        state: State { path: Some(shown(folder)), degraded: None, bytes_written: t.state_bytes },
+        state: StateStatus { path: Some(shown(folder)), degraded: None, bytes_written: t.state_bytes },
         exactly_once: (t.flights_resent > 0).then(|| ExactlyOnce {
             resent: t.flights_resent,
             found_stored: t.flights_found,
@@ -127,10 +128,10 @@ fn sent_marks_file(folder: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// With the file's size of now, where the path still leads to it.
-fn stream(s: &SavedStream) -> Stream {
+fn stream(s: &SavedStream) -> StreamStatus {
     let now = identity::look_at(&s.path).ok().flatten();
     let size = now.filter(|n| shipped::is_same(&n.identity, &s.identity)).map_or(s.size, |n| n.size);
-    Stream {
+    StreamStatus {
         stream: s.stream.0,
         identity: Some((&s.identity).into()),
         size: size.max(s.at.offset),

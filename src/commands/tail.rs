@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::thread;
 
-pub fn run(asked: cli::Tail) -> Result<ExitCode, Error> {
+pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let signals =
         signals::start().map_err(|e| Error::failed("signals", e, "start it where signals can be handled"))?;
     let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };

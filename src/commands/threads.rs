@@ -15,14 +15,14 @@ const UNIT: &str = "system.slice/logagent.service";
 
 /// One limit of threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limit {
+pub struct ThreadLimit {
     pub most: u64,
     pub used: u64,
     /// Whose limit it is, and where it is raised.
     pub what: String,
 }
 
-impl Limit {
+impl ThreadLimit {
     /// What tails may take of it at most, beside `others`.
     pub fn for_tails(&self, others: u64) -> u64 {
         self.most.saturating_sub(others + RESERVE.min(self.most / 4))
@@ -50,14 +50,14 @@ pub fn grant(granted: u64) -> Result<u64, String> {
 const UNLIMITED: u64 = 64;
 
 /// The limits that hold for this process.
-fn limits() -> Vec<Limit> {
+fn limits() -> Vec<ThreadLimit> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut all = control_groups(Path::new("/sys/fs/cgroup"), &own);
     let total = total_threads();
     if let Ok(most) = fs::read_to_string("/proc/sys/kernel/threads-max")
         && let (Ok(most), Some(used)) = (most.trim().parse(), total)
     {
-        all.push(Limit { most, used, what: "the kernel's limit (sysctl kernel.threads-max)".into() });
+        all.push(ThreadLimit { most, used, what: "the kernel's limit (sysctl kernel.threads-max)".into() });
     }
     if !getuid().is_root()
         && let Some(most) = getrlimit(Resource::Nproc).current
@@ -65,21 +65,21 @@ fn limits() -> Vec<Limit> {
         // Counting is only worth its time where the limit is near.
         let far = total.filter(|total| most > 2 * (total + RESERVE));
         let used = far.unwrap_or_else(|| threads_of(getuid().as_raw()));
-        all.push(Limit { most, used, what: "the user's limit (ulimit -u, LimitNPROC=)".into() });
+        all.push(ThreadLimit { most, used, what: "the user's limit (ulimit -u, LimitNPROC=)".into() });
     }
     all
 }
 
 /// The lowest limit, whoever uses it now, also that of the service if systemd runs it here.
-pub fn lowest() -> Option<Limit> {
+pub fn lowest() -> Option<ThreadLimit> {
     let unit = format!("0::/{UNIT}\n1:pids:/{UNIT}\n");
     let service = control_groups(Path::new("/sys/fs/cgroup"), &unit);
     limits().into_iter().chain(service).min_by_key(|l| l.most)
 }
 
 /// `pids.max` of a control group and of all above it; `own` is as `/proc/self/cgroup` has it (cgroups(7)).
-fn control_groups(mount: &Path, own: &str) -> Vec<Limit> {
-    let mut all: Vec<Limit> = Vec::new();
+fn control_groups(mount: &Path, own: &str) -> Vec<ThreadLimit> {
+    let mut all: Vec<ThreadLimit> = Vec::new();
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
@@ -99,10 +99,10 @@ fn control_groups(mount: &Path, own: &str) -> Vec<Limit> {
     all
 }
 
-fn control_group(group: &Path) -> Option<Limit> {
+fn control_group(group: &Path) -> Option<ThreadLimit> {
     let number = |name: &str| fs::read_to_string(group.join(name)).ok()?.trim().parse().ok();
     let (most, used) = (number("pids.max")?, number("pids.current")?);
-    Some(Limit { most, used, what: format!("pids.max of {} (TasksMax=)", group.display()) })
+    Some(ThreadLimit { most, used, what: format!("pids.max of {} (TasksMax=)", group.display()) })
 }
 
 /// Of the whole machine: the fourth field of `/proc/loadavg`, "running/all".
@@ -152,7 +152,7 @@ mod tests {
     /// Fails when tails take the last threads, or none of a few.
     #[test]
     fn what_tails_may_take() {
-        let free = |most, used| Limit { most, used, what: String::new() }.for_tails(used);
+        let free = |most, used| ThreadLimit { most, used, what: String::new() }.for_tails(used);
         assert_eq!([free(1000, 10), free(1000, 967), free(1000, 968), free(1000, 2000)], [958, 1, 0, 0]);
         assert_eq!([free(20, 12), free(20, 15)], [3, 0]);
     }

@@ -5,7 +5,7 @@ use super::table::*;
 use super::units::BrokerAddress;
 use super::values::*;
 use super::{
-    Acks, Codec, Damaged, Delivery, Driver, Format, Hold, Key as RecordKey, Mechanism, Multiline,
+    Acks, Codec, Damaged, Delivery, DriverChoice, Format, Hold, Key as RecordKey, Mechanism, Multiline,
     Partitioner, Sasl, Start, Sync,
 };
 use crate::watch::pattern::{Exclude, Pattern};
@@ -66,7 +66,7 @@ table! {
             "A line counts as delivered when all in-sync replicas have it; 1: the leader; 0: it was written to the \
              socket.",
             "Only \"all\" loses nothing.";
-        driver: Driver = word(words::<Driver>()), Default("\"auto\""), ReconnectsOrRestart,
+        driver: DriverChoice = word(words::<DriverChoice>()), Default("\"auto\""), ReconnectsOrRestart,
             "auto takes modern where the broker does (Kafka 0.11 and later), else classic: the `kafka` crate, for \
              brokers up to 3.9 and without TLS, SASL, lz4, zstd, headers and exactly-once.",
             "Change it only to pin one of the two.";

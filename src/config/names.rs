@@ -1,7 +1,9 @@
 //! The words of the config and the command line, and what they stand for.
 
 use super::words::Named;
-use super::{Acks, Codec, Damaged, Delivery, Driver, Format, Mechanism, OutputName, Partitioner, Start};
+use super::{
+    Acks, Codec, Damaged, Delivery, DriverChoice, Format, Mechanism, OutputName, Partitioner, Start,
+};
 
 macro_rules! names {
     ($($type:ident: $(($name:literal, $value:expr)),+;)+) => {
@@ -15,7 +17,7 @@ names! {
     Delivery: ("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce);
     Damaged: ("refuse", Damaged::Refuse), ("beginning", Damaged::Beginning);
     Acks: ("all", Acks::All), ("1", Acks::One), ("0", Acks::Zero);
-    Driver: ("auto", Driver::Auto), ("classic", Driver::Classic), ("modern", Driver::Modern);
+    DriverChoice: ("auto", DriverChoice::Auto), ("classic", DriverChoice::Classic), ("modern", DriverChoice::Modern);
     Partitioner: ("sticky", Partitioner::Sticky), ("hash", Partitioner::Hash),
         ("round-robin", Partitioner::RoundRobin), ("random", Partitioner::Random);
     Codec: ("none", Codec::None), ("gzip", Codec::Gzip), ("snappy", Codec::Snappy), ("lz4", Codec::Lz4),

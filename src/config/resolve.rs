@@ -161,7 +161,7 @@ impl Resolver<'_> {
 
     /// What only the modern driver does, where the classic one is demanded.
     fn check_classic(&mut self, written: &Written, delivery: Delivery) {
-        if written.kafka.driver != Driver::Classic {
+        if written.kafka.driver != DriverChoice::Classic {
             return;
         }
         let mut beyond = vec![(KAFKA, "tls", "TLS"), (KAFKA, "sasl", "SASL")];

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 pub type Value<'t> = Spanned<DeValue<'t>>;
 
 /// Reads the value of a key; `None` once a wrong one is reported.
-pub type Read<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
+pub type ReadValue<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
 
 /// A table of the config, or an inline table that is the value of a key.
 #[derive(Debug)]
@@ -297,7 +297,7 @@ pub struct Section<'a, 'p, 't> {
 }
 
 impl Section<'_, '_, '_> {
-    pub fn optional<T>(&mut self, key: &'static str, read: Read<T>) -> Option<T> {
+    pub fn optional<T>(&mut self, key: &'static str, read: ReadValue<T>) -> Option<T> {
         let v = self.values?.get(key)?;
         let found = read(self.walk, key, v);
         let place = self.walk.place(v.span().start);
@@ -306,7 +306,7 @@ impl Section<'_, '_, '_> {
     }
 
     /// In place of a value that is missing or wrong, what the description shows.
-    pub fn or_default<T>(&mut self, key: &'static str, read: Read<T>) -> T {
+    pub fn or_default<T>(&mut self, key: &'static str, read: ReadValue<T>) -> T {
         let found = self.optional(key, read);
         found.unwrap_or_else(|| parse_default(self.table.key(key), read))
     }
@@ -327,7 +327,7 @@ impl Section<'_, '_, '_> {
 }
 
 /// The value that a description shows. A test reads every one of them.
-fn parse_default<T>(key: &'static KeySpec, read: Read<T>) -> T {
+fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
     let text = format!("{} = {}", key.name, key.value);
     let table = DeTable::parse(&text).ok();
     let mut problems = Problems::default();

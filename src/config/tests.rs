@@ -69,7 +69,7 @@ fn defaults() {
     assert_eq!((c.agent.damaged_state, c.agent.hostname.as_str()), (Damaged::Refuse, "box7"));
     let k = kafka(&c);
     assert_eq!(k.brokers, [BrokerAddress { host: "k".into(), port: 9092 }]);
-    assert_eq!((k.acks, k.driver, k.partition), (Acks::All, Driver::Auto, Partitioner::Sticky));
+    assert_eq!((k.acks, k.driver, k.partition), (Acks::All, DriverChoice::Auto, Partitioner::Sticky));
     assert_eq!((k.compression, k.linger, k.batch), (Codec::None, Duration::ZERO, 512 << 10));
     assert_eq!((k.client_id.as_str(), k.rate, k.create_topics), ("logagent", None, true));
     assert!(k.key.is_none() && k.tls.is_none() && k.sasl.is_none());
@@ -447,12 +447,12 @@ fn the_command_line_wins() {
         topic: Some("cli".into()),
         from: Some(Start::Beginning),
         state_dir: Some("state".into()),
-        driver: Some(Driver::Classic),
+        driver: Some(DriverChoice::Classic),
         once: true,
         ..Overrides::default()
     };
     let c = b.load(asked.clone()).unwrap();
-    assert_eq!((kafka(&c).brokers[0].host.as_str(), kafka(&c).driver), ("x", Driver::Classic));
+    assert_eq!((kafka(&c).brokers[0].host.as_str(), kafka(&c).driver), ("x", DriverChoice::Classic));
     assert_eq!((c.sources[0].topic(), c.sources[0].start), ("cli", Start::Beginning));
     assert_eq!(c.agent.state_dir, Some(b.path("state")));
     assert!(c.once);
@@ -475,7 +475,7 @@ fn the_command_line_wins() {
     assert_eq!(c.sources[0].topic(), "-");
     // --driver classic makes the config's TLS a mistake, at its place.
     let b = Box::new(&LEAST.replace("[[files]]", "[kafka.tls]\n[[files]]"));
-    let found = b.problems(Overrides { driver: Some(Driver::Classic), ..Overrides::default() });
+    let found = b.problems(Overrides { driver: Some(DriverChoice::Classic), ..Overrides::default() });
     assert!(found[0].starts_with("c.toml:4:1: the classic driver"), "{found:#?}");
 }
 
@@ -548,7 +548,7 @@ fn kafka_alone() {
     assert_eq!(k.brokers[0].port, 2);
     let error = load_kafka(&asked(None)).unwrap_err();
     assert!(error.code == ExitCode::Config && error.to_string().contains("or give --topic"), "{error}");
-    let classic = Overrides { driver: Some(Driver::Classic), ..asked(Some("t")) };
+    let classic = Overrides { driver: Some(DriverChoice::Classic), ..asked(Some("t")) };
     let error = load_kafka(&classic).unwrap_err().to_string();
     assert!(error.contains("c.toml:7:1: the classic driver") && error.lines().count() == 1, "{error}");
     let bare = Overrides { brokers: Some(brokers("l:2").unwrap()), config: None, ..asked(Some("t")) };

@@ -2,7 +2,7 @@
 
 use super::keys::{KafkaTls, KeyTable, MultilineTable, PartitionTable};
 use super::mistake::{Conflict, Mistake, WrongValue};
-use super::table::{Described, Read, Value, Walk};
+use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, by_name, nearest};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Sasl, Start, Sync};
@@ -196,7 +196,7 @@ fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern> {
     parsed(walk, key, v, ("a glob", "[\"/var/log/nginx/*.log\"]"), units::path_glob)
 }
 
-fn list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: Read<T>) -> Option<Vec<T>> {
+fn list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue<T>) -> Option<Vec<T>> {
     let Some(items) = v.get_ref().as_array() else {
         return walk.mismatch(key, v, "a list", "[…]");
     };
@@ -210,7 +210,7 @@ fn all<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
 }
 
 /// A list, or one of them without brackets.
-fn one_or_list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: Read<T>) -> Option<Vec<T>> {
+fn one_or_list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue<T>) -> Option<Vec<T>> {
     match v.get_ref().as_array() {
         Some(_) => list(walk, key, v, read),
         None => Some(vec![read(walk, key, v)?]),

@@ -4,7 +4,7 @@
 //! The rule: a partition has one open intent at most, for the next one is written only when the one before is settled (all
 //! its records are stored, or are dead letters) or is voided by name. So of a partition's intents only the last can be open.
 
-use super::intent::{Intent, Piece, Record};
+use super::intent::{ChunkPiece, Intent, JournalRecord};
 use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
 use crate::producer::recovered::{LastSequence, OpenBatch, TopicPartition};
 use crate::streams::SavedPositions;
@@ -33,14 +33,14 @@ pub struct Rebuild {
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub stamp_ms: i64,
-    pub chunks: Vec<Wanted>,
+    pub chunks: Vec<WantedChunk>,
     pub open: Vec<OpenBatch>,
 }
 
 /// A chunk of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub piece: Piece,
+pub struct WantedChunk {
+    pub piece: ChunkPiece,
     /// Lines that are stored, ascending.
     pub stored: Vec<u16>,
 }
@@ -48,11 +48,11 @@ pub struct Wanted {
 /// The chunk, as the same in all intents that name it.
 type ChunkKey = (StreamId, u64, u64);
 
-fn key(p: &Piece) -> ChunkKey {
+fn key(p: &ChunkPiece) -> ChunkKey {
     (p.stream, p.range.start, p.range.end)
 }
 
-pub fn load(records: Vec<Record>, saved: &SavedPositions) -> Loaded {
+pub fn load(records: Vec<JournalRecord>, saved: &SavedPositions) -> Loaded {
     let mut out = Loaded::default();
     let mut intents: Vec<Intent> = Vec::new();
     let mut last_intent: HashMap<TopicPartition, u64> = HashMap::new();
@@ -60,14 +60,14 @@ pub fn load(records: Vec<Record>, saved: &SavedPositions) -> Loaded {
     let mut latest = (0, None);
     for record in records {
         match record {
-            Record::Last(l) => {
+            JournalRecord::Last(l) => {
                 let at = (l.topic.clone(), l.partition);
                 last_intent.remove(&at);
                 note_id(&mut latest, l.serial, l.pid, l.epoch);
                 out.serial = out.serial.max(l.serial);
                 out.lasts.insert(at, l);
             }
-            Record::Intent(i) => {
+            JournalRecord::Intent(i) => {
                 let at = (i.topic.clone(), i.partition);
                 void.insert(i.voids);
                 last_intent.insert(at.clone(), i.serial);
@@ -81,7 +81,7 @@ pub fn load(records: Vec<Record>, saved: &SavedPositions) -> Loaded {
     }
     out.id = latest.1;
     // One covered piece of a batch that still counts: all of it was done.
-    let covered = |p: &Piece| saved.holds(p.stream, &p.range);
+    let covered = |p: &ChunkPiece| saved.holds(p.stream, &p.range);
     intents.retain(|i| !void.contains(&i.serial) && !i.pieces.iter().all(covered));
     let is_open = |i: &Intent| {
         last_intent.get(&(i.topic.clone(), i.partition)) == Some(&i.serial) && !i.pieces.iter().any(covered)
@@ -110,10 +110,10 @@ fn note_id(latest: &mut (u64, Option<(i64, i16)>), serial: u64, pid: i64, epoch:
 fn one_flight(
     intents: &[&Intent],
     is_open: &impl Fn(&Intent) -> bool,
-    covered: &impl Fn(&Piece) -> bool,
+    covered: &impl Fn(&ChunkPiece) -> bool,
     out: &mut Loaded,
 ) {
-    let mut stored: BTreeMap<ChunkKey, (&Piece, Vec<u16>)> = BTreeMap::new();
+    let mut stored: BTreeMap<ChunkKey, (&ChunkPiece, Vec<u16>)> = BTreeMap::new();
     let mut order: Vec<ChunkKey> = Vec::new();
     for i in intents {
         for p in i.pieces.iter().filter(|p| !covered(p)) {
@@ -138,7 +138,7 @@ fn one_flight(
             continue;
         }
         place.insert(k, chunks.len());
-        chunks.push(Wanted { piece: Piece { picks: None, ..piece.clone() }, stored: lines });
+        chunks.push(WantedChunk { piece: ChunkPiece { picks: None, ..piece.clone() }, stored: lines });
     }
     let Some(first) = intents.first().filter(|_| !chunks.is_empty()) else { return };
     let open = intents.iter().filter(|i| is_open(i)).map(|i| {
@@ -184,7 +184,7 @@ impl Intent {
     }
 }
 
-impl Piece {
+impl ChunkPiece {
     pub fn ack(&self) -> Ack {
         Ack { stream: self.stream, range: self.range.clone(), end: self.end, lines: self.lines.into() }
     }
@@ -200,10 +200,10 @@ mod tests {
     use crate::chunk::{Break, Point};
     use crate::producer::batch::Numbers;
 
-    fn piece(stream: u64, start: u64, lines: u32, picks: Option<Vec<u16>>) -> Piece {
+    fn piece(stream: u64, start: u64, lines: u32, picks: Option<Vec<u16>>) -> ChunkPiece {
         let range = start..start + 10 * u64::from(lines);
         let end = Point { offset: range.end, ..Point::default() };
-        Piece {
+        ChunkPiece {
             stream: StreamId(stream),
             range,
             end,
@@ -215,7 +215,7 @@ mod tests {
         }
     }
 
-    fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<Piece>) -> Intent {
+    fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<ChunkPiece>) -> Intent {
         let count = pieces.iter().map(|p| p.picked().count() as u32).sum();
         let numbers = Numbers { pid: 1, epoch: 0, base: 0 };
         let flight = FlightNo(flight);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn loaded(intents: &[Intent], of: &[(u64, u64)]) -> Loaded {
-        load(intents.iter().cloned().map(Record::Intent).collect(), &saved(of))
+        load(intents.iter().cloned().map(JournalRecord::Intent).collect(), &saved(of))
     }
 
     /// Fails when an earlier intent of a partition counts as open, or the last one as stored.

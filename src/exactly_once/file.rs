@@ -34,7 +34,7 @@ pub struct Binding {
 }
 
 #[derive(Debug)]
-pub struct Store {
+pub struct JournalFile {
     file: File,
     half: u64,
     generation: u64,
@@ -45,7 +45,7 @@ pub struct Store {
 
 /// What a `flights` file held.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct JournalContent {
     /// `None`: no half is whole.
     pub binding: Option<Binding>,
     pub records: Vec<Vec<u8>>,
@@ -55,15 +55,16 @@ pub struct Found {
 
 /// Records to be appended together.
 #[derive(Debug, Default)]
-pub struct Group {
+pub struct RecordGroup {
     bytes: Vec<u8>,
 }
 
-impl Store {
-    /// Takes up a file, readable and writable. Nothing is written before [`Store::begin`], which has to come next.
-    pub fn open(file: File) -> io::Result<(Store, Found)> {
-        let mut store = Store { file, half: 1, generation: 0, at: 0, written: 0 };
-        let mut found = Found { content: store.file.metadata()?.len() > 0, ..Found::default() };
+impl JournalFile {
+    /// Takes up a file, readable and writable. Nothing is written before [`JournalFile::begin`], which has to come next.
+    pub fn open(file: File) -> io::Result<(JournalFile, JournalContent)> {
+        let mut store = JournalFile { file, half: 1, generation: 0, at: 0, written: 0 };
+        let mut found =
+            JournalContent { content: store.file.metadata()?.len() > 0, ..JournalContent::default() };
         let mut best: Option<(u64, u64, Binding)> = None;
         for half in 0..2 {
             let mut head = vec![0; HEAD as usize];
@@ -125,14 +126,14 @@ impl Store {
         if self.file.metadata()?.len() < DATA + 2 * HALF {
             allocate(&self.file, DATA + 2 * HALF)?;
         }
-        let mut next = Store {
+        let mut next = JournalFile {
             file: self.file.try_clone()?,
             half: 1 - self.half,
             generation: self.generation + 1,
             at: 0,
             written: self.written,
         };
-        let mut group = Group::default();
+        let mut group = RecordGroup::default();
         for payload in payloads {
             next.add(&mut group, &payload);
         }
@@ -153,23 +154,23 @@ impl Store {
         Ok(())
     }
 
-    pub fn add(&self, group: &mut Group, payload: &[u8]) {
+    pub fn add(&self, group: &mut RecordGroup, payload: &[u8]) {
         group.bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         group.bytes.extend_from_slice(&check(self.generation, payload).to_le_bytes());
         group.bytes.extend_from_slice(payload);
     }
 
-    pub fn fits(&self, group: &Group) -> bool {
+    pub fn fits(&self, group: &RecordGroup) -> bool {
         self.at + group.bytes.len() as u64 <= HALF
     }
 
     /// Room for a record of so many bytes behind this group.
-    pub fn has_room(&self, group: &Group, payload: usize) -> bool {
+    pub fn has_room(&self, group: &RecordGroup, payload: usize) -> bool {
         self.at + (group.bytes.len() + FRAME + payload) as u64 <= HALF
     }
 
     /// After an error the same place is written again.
-    pub fn append(&mut self, group: &Group, sync: bool) -> io::Result<()> {
+    pub fn append(&mut self, group: &RecordGroup, sync: bool) -> io::Result<()> {
         self.file.write_all_at(&group.bytes, self.base() + self.at)?;
         if sync {
             self.file.sync_data()?;
@@ -185,7 +186,7 @@ impl Store {
     }
 }
 
-impl Group {
+impl RecordGroup {
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -257,16 +258,16 @@ mod tests {
     use crate::fuzz::Dice;
     use std::path::Path;
 
-    fn open(path: &Path) -> (Store, Found) {
-        Store::open(private(path).unwrap()).unwrap()
+    fn open(path: &Path) -> (JournalFile, JournalContent) {
+        JournalFile::open(private(path).unwrap()).unwrap()
     }
 
     fn binding() -> Binding {
         Binding { machine: "m".into(), boot: "b".into(), synced: true }
     }
 
-    fn put(store: &mut Store, payload: &[u8]) {
-        let mut group = Group::default();
+    fn put(store: &mut JournalFile, payload: &[u8]) {
+        let mut group = RecordGroup::default();
         store.add(&mut group, payload);
         store.append(&group, false).unwrap();
     }
@@ -276,7 +277,7 @@ mod tests {
     fn records_over_many_generations() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("flights");
-        assert_eq!(open(&path).1, Found::default());
+        assert_eq!(open(&path).1, JournalContent::default());
         let mut want: Vec<Vec<u8>> = Vec::new();
         let mut dice = Dice(1);
         for round in 0..50u8 {
@@ -344,7 +345,7 @@ mod tests {
         }
     }
 
-    /// Fails when a length in the file is believed.
+    /// Fails when a length in the file is believed, or a record is given that nobody wrote.
     #[test]
     fn fuzz_journal() {
         const HEADS: usize = 100;
@@ -360,14 +361,17 @@ mod tests {
             }
             bytes
         };
-        let samples = [sample(&[]), sample(&[b"one", b"", b"three"]), sample(&[&[7; 900], b"x"])];
+        let written: [&[u8]; 4] = [b"one", b"three", &[7; 900], b"x"];
+        let samples =
+            [sample(&[]), sample(&written[..2]), sample(&written[2..]), sample(&[b"one", b"", b"x"])];
         crate::fuzz::damaged(&samples, <[u8]>::len, |bytes| {
             let file = private(&path).unwrap();
             file.set_len(0).unwrap();
             let (first, rest) = bytes.split_at(bytes.len().min(HEADS));
             file.write_all_at(first, 0).unwrap();
             file.write_all_at(rest, DATA).unwrap();
-            let (_, found) = Store::open(file).unwrap();
+            let (_, found) = JournalFile::open(file).unwrap();
+            assert!(found.records.iter().all(|r| written.contains(&&r[..])), "{:?}", found.records);
             found.records.iter().map(Vec::len).sum()
         });
     }

@@ -31,12 +31,12 @@ pub struct Intent {
     pub follows: bool,
     /// Time of reading, in ms since 1970.
     pub stamp_ms: i64,
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<ChunkPiece>,
 }
 
 /// A chunk of the flight of which the batch carries lines.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Piece {
+pub struct ChunkPiece {
     pub stream: StreamId,
     pub range: Range,
     pub end: Point,
@@ -52,7 +52,7 @@ pub struct Piece {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Record {
+pub enum JournalRecord {
     Intent(Intent),
     Last(LastSequence),
 }
@@ -76,9 +76,9 @@ impl Seal {
     }
 }
 
-impl Piece {
-    fn of(chunk: &Chunk, seal: Seal, picks: Option<Vec<u16>>) -> Piece {
-        Piece {
+impl ChunkPiece {
+    fn of(chunk: &Chunk, seal: Seal, picks: Option<Vec<u16>>) -> ChunkPiece {
+        ChunkPiece {
             stream: chunk.origin.stream,
             range: chunk.range.clone(),
             end: chunk.end,
@@ -111,13 +111,15 @@ impl Intent {
     pub fn of(batch: &Batch, numbers: Numbers, serial: u64, follows: bool) -> Intent {
         let (chunks, seals) = (&batch.group.chunks, batch.group.seals());
         let pieces = match &batch.records {
-            Records::All => chunks.iter().zip(seals).map(|(c, seal)| Piece::of(c, *seal, None)).collect(),
+            Records::All => {
+                chunks.iter().zip(seals).map(|(c, seal)| ChunkPiece::of(c, *seal, None)).collect()
+            }
             Records::Picked(picks) => picks
                 .chunk_by(|a, b| a.chunk == b.chunk)
                 .map(|run| {
                     let at = usize::from(run[0].chunk);
                     let all = run.len() == chunks[at].lines.len();
-                    Piece::of(
+                    ChunkPiece::of(
                         &chunks[at],
                         seals[at],
                         (!all).then(|| run.iter().map(|p: &Pick| p.line).collect()),
@@ -144,14 +146,14 @@ impl Intent {
 const INTENT: u8 = 1;
 const LAST: u8 = 2;
 
-impl Record {
+impl JournalRecord {
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Record::Intent(i) => {
+            JournalRecord::Intent(i) => {
                 out.push(INTENT);
                 write_intent(i, out);
             }
-            Record::Last(l) => {
+            JournalRecord::Last(l) => {
                 out.push(LAST);
                 out.extend_from_slice(&l.serial.to_le_bytes());
                 name(out, &l.topic);
@@ -164,12 +166,12 @@ impl Record {
         }
     }
 
-    /// `None`: not what [`Record::write`] writes.
-    pub fn read(bytes: &[u8]) -> Option<Record> {
-        let mut r = Reader(bytes);
+    /// `None`: not what [`JournalRecord::write`] writes.
+    pub fn read(bytes: &[u8]) -> Option<JournalRecord> {
+        let mut r = RecordReader(bytes);
         let record = match r.byte()? {
-            INTENT => Record::Intent(read_intent(&mut r)?),
-            LAST => Record::Last(LastSequence {
+            INTENT => JournalRecord::Intent(read_intent(&mut r)?),
+            LAST => JournalRecord::Last(LastSequence {
                 serial: r.u64()?,
                 topic: r.name()?,
                 topic_id: r.array()?,
@@ -231,7 +233,7 @@ fn write_intent(i: &Intent, out: &mut Vec<u8>) {
     }
 }
 
-fn read_intent(r: &mut Reader<'_>) -> Option<Intent> {
+fn read_intent(r: &mut RecordReader<'_>) -> Option<Intent> {
     let (serial, voids, flight) = (r.u64()?, r.u64()?, FlightNo(r.u64()?));
     let (topic, topic_id) = (r.name()?, r.array()?);
     let partition = i32::from_le_bytes(r.array()?);
@@ -259,7 +261,7 @@ fn read_intent(r: &mut Reader<'_>) -> Option<Intent> {
     })
 }
 
-fn read_piece(r: &mut Reader<'_>) -> Option<Piece> {
+fn read_piece(r: &mut RecordReader<'_>) -> Option<ChunkPiece> {
     let (stream, start) = (StreamId(r.varint()?), r.varint()?);
     let range = start..start.checked_add(r.varint()?)?;
     let mark = Mark { hash: r.u64()?, len: u16::from_le_bytes(r.array()?) };
@@ -277,7 +279,7 @@ fn read_piece(r: &mut Reader<'_>) -> Option<Piece> {
         return None;
     }
     let mut before: u32 = 0;
-    let mut line = |r: &mut Reader<'_>| {
+    let mut line = |r: &mut RecordReader<'_>| {
         let at = before.checked_add(r.varint()?.try_into().ok()?)?;
         let len: u32 = r.varint()?.try_into().ok()?;
         before = at.checked_add(len)?;
@@ -288,7 +290,7 @@ fn read_piece(r: &mut Reader<'_>) -> Option<Piece> {
         _ => None,
     };
     let mut before: u16 = 0;
-    let mut pick = |r: &mut Reader<'_>| {
+    let mut pick = |r: &mut RecordReader<'_>| {
         before = before.checked_add(r.varint()?.try_into().ok()?)?;
         (u32::from(before) < lines).then_some(before)
     };
@@ -300,7 +302,7 @@ fn read_piece(r: &mut Reader<'_>) -> Option<Piece> {
         _ => None,
     };
     let end = Point { offset: range.end, mark, then };
-    Some(Piece { stream, range, end, last, crc, lines, table, picks })
+    Some(ChunkPiece { stream, range, end, last, crc, lines, table, picks })
 }
 
 fn name(out: &mut Vec<u8>, text: &str) {
@@ -316,9 +318,9 @@ fn varint(out: &mut Vec<u8>, mut n: u64) {
     out.push(n as u8);
 }
 
-struct Reader<'a>(&'a [u8]);
+struct RecordReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
@@ -364,10 +366,10 @@ mod tests {
 
     fn there_and_back(intent: Intent) -> usize {
         let mut bytes = Vec::new();
-        Record::Intent(intent.clone()).write(&mut bytes);
-        assert_eq!(Record::read(&bytes), Some(Record::Intent(intent)));
+        JournalRecord::Intent(intent.clone()).write(&mut bytes);
+        assert_eq!(JournalRecord::read(&bytes), Some(JournalRecord::Intent(intent)));
         for cut in 0..bytes.len() {
-            assert_eq!(Record::read(&bytes[..cut]), None);
+            assert_eq!(JournalRecord::read(&bytes[..cut]), None);
         }
         bytes.len()
     }
@@ -416,7 +418,7 @@ mod tests {
             .iter()
             .map(|b| {
                 let mut out = Vec::new();
-                Record::Intent(Intent::of(b, NUMBERS, 9, true)).write(&mut out);
+                JournalRecord::Intent(Intent::of(b, NUMBERS, 9, true)).write(&mut out);
                 out
             })
             .collect();
@@ -424,11 +426,11 @@ mod tests {
             &samples,
             |bytes| 16 * bytes.len(),
             |bytes| {
-                let Some(record) = Record::read(bytes) else { return 0 };
+                let Some(record) = JournalRecord::read(bytes) else { return 0 };
                 let mut out = Vec::new();
                 record.write(&mut out);
-                assert_eq!(Record::read(&out).as_ref(), Some(&record));
-                let Record::Intent(intent) = record else { return 0 };
+                assert_eq!(JournalRecord::read(&out).as_ref(), Some(&record));
+                let JournalRecord::Intent(intent) = record else { return 0 };
                 for piece in &intent.pieces {
                     let _ = piece.lines_in(&text);
                     let _ = piece.picked().take(100_000).count();

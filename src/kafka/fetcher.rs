@@ -3,6 +3,8 @@
 //! It has a connection of its own, so that a question never waits behind a batch that waits for its replicas, and a
 //! bootstrap broker that hangs holds up no batch.
 
+mod candidates;
+
 use super::protocol::{errors, messages};
 use super::{Incompatible, Shared};
 use crate::chunk::Topic;
@@ -11,6 +13,7 @@ use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch}
 use crate::kafka::net::dialer::Dial;
 use crate::producer::driver::{Event, Pace};
 use crate::report::Board;
+use candidates::{Candidates, Kind};
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -78,59 +81,6 @@ pub struct Fetcher {
     failures: u32,
     /// When the next round may begin.
     next_round: Instant,
-}
-
-/// The brokers to ask, in the order of a round: the one that answered last, then learned and configured ones in turn, so
-/// that many learned ones that are gone do not keep a configured one waiting.
-#[derive(Debug, Default)]
-struct Candidates {
-    /// From the last question that brought some.
-    learned: Vec<String>,
-    /// How many of each kind have failed so far: the next round begins behind them.
-    failed: [usize; 2],
-    last: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Learned,
-    Configured,
-}
-
-impl Candidates {
-    fn round(&self, configured: &[String]) -> Vec<(Kind, String)> {
-        let learned = self.learned.iter().filter(|l| !configured.contains(l));
-        let learned = turned(learned, self.failed[Kind::Learned as usize]);
-        let configured = turned(configured.iter(), self.failed[Kind::Configured as usize]);
-        let longest = learned.len().max(configured.len());
-        let mut all: Vec<(Kind, String)> = Vec::new();
-        for i in 0..longest {
-            all.extend(learned.get(i).map(|l| (Kind::Learned, (*l).clone())));
-            all.extend(configured.get(i).map(|c| (Kind::Configured, (*c).clone())));
-        }
-        if let Some(at) = all.iter().position(|(_, a)| self.last.as_ref() == Some(a)) {
-            all[..=at].rotate_right(1);
-        }
-        all
-    }
-
-    fn failed(&mut self, kind: Kind, address: &str) {
-        if self.last.as_deref() == Some(address) {
-            self.last = None;
-        } else {
-            self.failed[kind as usize] = self.failed[kind as usize].wrapping_add(1);
-        }
-    }
-}
-
-/// These, begun at the `first`-th and wrapped around.
-fn turned<'a>(all: impl Iterator<Item = &'a String>, first: usize) -> Vec<&'a String> {
-    let mut all: Vec<&String> = all.collect();
-    if !all.is_empty() {
-        let first = first % all.len();
-        all.rotate_left(first);
-    }
-    all
 }
 
 /// A broker answers these at once, or it hangs.
@@ -440,35 +390,5 @@ fn shut_out(t: Trouble, shared: &Shared) -> Trouble {
             Trouble::Denied("closed at the first question; it may ask for SASL: set [kafka.sasl]".into())
         }
         other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(candidates: &Candidates, configured: &[String]) -> String {
-        candidates.round(configured).iter().map(|(_, a)| a.as_str()).collect::<Vec<_>>().join(" ")
-    }
-
-    /// Fails when learned brokers all come before a configured one, when a round begins where the last one did, or when
-    /// one that is both is asked twice.
-    #[test]
-    fn learned_and_configured_brokers_take_turns() {
-        let configured = ["c1".to_owned(), "c2".to_owned()];
-        let learned = ["l1", "l2", "c2", "l3"].map(str::to_owned).to_vec();
-        let mut c = Candidates { learned, ..Candidates::default() };
-        assert_eq!(names(&c, &configured), "l1 c1 l2 c2 l3");
-        c.failed(Kind::Learned, "l1");
-        c.failed(Kind::Configured, "c1");
-        c.failed(Kind::Learned, "l2");
-        assert_eq!(names(&c, &configured), "l3 c2 l1 c1 l2");
-        c.last = Some("c1".into());
-        assert_eq!(names(&c, &configured), "c1 l3 c2 l1 l2");
-        c.failed(Kind::Configured, "c1");
-        assert_eq!(names(&c, &configured), "l3 c2 l1 c1 l2");
-        c.last = Some("gone".into());
-        assert_eq!(names(&c, &configured), "l3 c2 l1 c1 l2");
-        assert_eq!(names(&Candidates::default(), &[]), "");
     }
 }

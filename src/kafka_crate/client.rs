@@ -3,7 +3,7 @@
 //! Invariant: after any trouble the client is spoilt and never asked again (D1, D2). The crate does not compare correlation
 //! ids, so a late answer to batch 1 would confirm batch 2, and it keeps dead connections in its pool.
 
-use super::watchdog::{Guard, Watchdog};
+use super::watchdog::{CallWatchdog, Guard};
 use crate::producer::driver::Acks;
 use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use kafka::error::{Error, KafkaCode};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// What the crate can compress with (D16: gzip at level 9 only, 12 MB/s; snappy is the sane one).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Codec {
+pub enum CrateCodec {
     #[default]
     None,
     Gzip,
@@ -24,7 +24,7 @@ pub enum Codec {
 
 /// Why a call failed.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum CallError {
     /// The broker's error code for this partition; `None` where the crate has no name for it (above 35, D14).
     Code(KafkaCode),
     /// The request was not sent.
@@ -37,12 +37,12 @@ pub enum Trouble {
     Panic(String),
 }
 
-impl Trouble {
+impl CallError {
     /// What a watched call says of a connection that we have cut ourselves.
-    pub fn after(self, guard: &Guard) -> Trouble {
+    pub fn after(self, guard: &Guard) -> CallError {
         match self {
-            Trouble::Closed | Trouble::Lost(_) if guard.has_cut() => {
-                Trouble::Lost("no answer in time; the connection was cut".to_owned())
+            CallError::Closed | CallError::Lost(_) if guard.has_cut() => {
+                CallError::Lost("no answer in time; the connection was cut".to_owned())
             }
             other => other,
         }
@@ -57,7 +57,7 @@ pub struct Led {
     pub leader: Option<String>,
 }
 
-pub struct Client {
+pub struct CrateClient {
     /// `None` once spoilt.
     crate_client: Option<KafkaClient>,
     via: SocketAddr,
@@ -72,22 +72,22 @@ pub fn fenced() -> bool {
     FENCED.get()
 }
 
-impl Client {
+impl CrateClient {
     /// Connects to nothing yet. `via` must just have answered a probe: the crate connects without a limit (D4), and of a list
     /// of hosts it would ask only the first that takes the request (D5), so it gets one, as an address.
     ///
     /// `KafkaClient`, never `Producer`: that one loads all topics and freezes them (D8), sends empty values as null (D11),
     /// forgets its security settings (D13) and asserts on the answer's shape (D15).
-    pub fn new(via: SocketAddr, client_id: &str, codec: Codec, idle: Duration) -> Self {
+    pub fn new(via: SocketAddr, client_id: &str, codec: CrateCodec, idle: Duration) -> Self {
         let mut c = KafkaClient::new(vec![via.to_string()]);
         c.set_client_id(client_id.to_owned());
         c.set_connection_idle_timeout(idle); // D2: below what NATs and load balancers forget
         c.set_compression(match codec {
-            Codec::None => Compression::NONE,
-            Codec::Gzip => Compression::GZIP,
-            Codec::Snappy => Compression::SNAPPY,
+            CrateCodec::None => Compression::NONE,
+            CrateCodec::Gzip => Compression::GZIP,
+            CrateCodec::Snappy => Compression::SNAPPY,
         });
-        Client { crate_client: Some(c), via }
+        CrateClient { crate_client: Some(c), via }
     }
 
     pub fn is_spoilt(&self) -> bool {
@@ -96,7 +96,7 @@ impl Client {
 
     /// Partitions and leaders of one topic; none where the topic is not there (yet): the crate drops the error (D9).
     /// One topic per call, so that one with gaps in its ids panics alone.
-    pub fn load(&mut self, topic: &str, watch: &Watchdog) -> Result<Vec<Led>, Trouble> {
+    pub fn load(&mut self, topic: &str, watch: &CallWatchdog) -> Result<Vec<Led>, CallError> {
         let guard = watch.guard(vec![self.via]);
         let led = self.fence(byteorder::METADATA, |c| {
             c.load_metadata(&[topic]).map_err(trouble)?;
@@ -119,7 +119,7 @@ impl Client {
         partition: i32,
         (acks, ack_timeout): (Acks, Duration),
         records: impl Iterator<Item = (Option<&'r [u8]>, &'r [u8])>,
-    ) -> Result<Option<i64>, Trouble> {
+    ) -> Result<Option<i64>, CallError> {
         let required = match acks {
             Acks::Zero => RequiredAcks::None,
             Acks::One => RequiredAcks::One,
@@ -137,8 +137,8 @@ impl Client {
                 |c: kafka::client::ProduceConfirm| (c.topic == topic).then_some(c.partition_confirms);
             let mut ours = confirms.into_iter().filter_map(of_topic).flatten();
             match (ours.next(), ours.next()) {
-                (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(Trouble::Code),
-                _ => Err(Trouble::Lost("the answer is not about this batch".to_owned())),
+                (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(CallError::Code),
+                _ => Err(CallError::Lost("the answer is not about this batch".to_owned())),
             }
         })
     }
@@ -148,10 +148,10 @@ impl Client {
     fn fence<T>(
         &mut self,
         answer: &'static [byteorder::Part],
-        call: impl FnOnce(&mut KafkaClient) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
+        call: impl FnOnce(&mut KafkaClient) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
         let Some(mut client) = self.crate_client.take() else {
-            return Err(Trouble::NotSent("the connection is to be set up anew".to_owned()));
+            return Err(CallError::NotSent("the connection is to be set up anew".to_owned()));
         };
         byteorder::expect(answer);
         FENCED.set(true);
@@ -166,7 +166,7 @@ impl Client {
                 Ok(value)
             }
             Ok((_, Err(trouble))) => Err(trouble),
-            Err(panic) => Err(Trouble::Panic(panic_text(&*panic))),
+            Err(panic) => Err(CallError::Panic(panic_text(&*panic))),
         }
     }
 }
@@ -178,24 +178,24 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .to_owned()
 }
 
-fn trouble(e: Error) -> Trouble {
+fn trouble(e: Error) -> CallError {
     match e {
         // Said by the crate itself, before it sends: it knows no leader for this partition.
         Error::Kafka(KafkaCode::UnknownTopicOrPartition) => {
-            Trouble::NotSent("no leader is known for the partition".to_owned())
+            CallError::NotSent("no leader is known for the partition".to_owned())
         }
-        Error::NoHostReachable => Trouble::NotSent("the broker cannot be reached".to_owned()),
+        Error::NoHostReachable => CallError::NotSent("the broker cannot be reached".to_owned()),
         Error::Io(e) => match e.kind() {
-            io::ErrorKind::ConnectionRefused => Trouble::NotSent("connection refused".to_owned()),
+            io::ErrorKind::ConnectionRefused => CallError::NotSent("connection refused".to_owned()),
             io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe => Trouble::Closed,
+            | io::ErrorKind::BrokenPipe => CallError::Closed,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                Trouble::Lost("no answer in time".to_owned())
+                CallError::Lost("no answer in time".to_owned())
             }
-            _ => Trouble::Lost(e.to_string()),
+            _ => CallError::Lost(e.to_string()),
         },
-        other => Trouble::Lost(other.to_string()),
+        other => CallError::Lost(other.to_string()),
     }
 }

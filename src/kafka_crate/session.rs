@@ -1,8 +1,8 @@
 //! A session with the cluster: finding a host that answers, and the way to each leader. Knows the topics only as what to
 //! forget with it, and sends nothing.
 
-use super::client::Client;
-use super::{Fault, Incompatible, TopicState, Worker};
+use super::client::CrateClient;
+use super::{CrateWorker, Fault, OnIncompatible, TopicState};
 use crate::backoff::{Backoff, Rng};
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Leave, Pace};
@@ -34,8 +34,8 @@ impl Wait {
 }
 
 /// One client of the crate, and what is known through it.
-pub struct Session {
-    pub client: Client,
+pub struct CrateSession {
+    pub client: CrateClient,
     /// The bootstrap host, as the config calls it, and its address.
     pub host: String,
     pub via: SocketAddr,
@@ -43,11 +43,11 @@ pub struct Session {
     pub born: Instant,
     /// A batch was answered in it.
     pub proven: bool,
-    leaders: HashMap<String, Leader>,
+    leaders: HashMap<String, ProvenLeader>,
 }
 
 /// A leader that answered a probe or a request.
-struct Leader {
+struct ProvenLeader {
     peers: Vec<SocketAddr>,
     /// When it answered last.
     at: Instant,
@@ -55,7 +55,7 @@ struct Leader {
     sockets: Vec<sys::Socket>,
 }
 
-impl Session {
+impl CrateSession {
     /// Is there nothing to read from this leader, as it must be before a request? What there is would be taken for the answer
     /// to it (D1). And a connection that the peer has closed would still take one request, and lose it without a word
     /// where no answer is asked for (D2, D6).
@@ -73,7 +73,7 @@ impl Session {
     }
 }
 
-impl Worker<'_> {
+impl CrateWorker<'_> {
     pub fn drop_session(&mut self) {
         self.session = None;
         let soon = Instant::now() + self.options.limits.pause;
@@ -102,10 +102,10 @@ impl Worker<'_> {
             match self.visit(&host) {
                 Ok((via, ranges)) => {
                     let o = self.options;
-                    let client = Client::new(via, &o.client_id, o.codec, o.limits.idle);
+                    let client = CrateClient::new(via, &o.client_id, o.codec, o.limits.idle);
                     let (born, leaders) = (Instant::now(), HashMap::new());
                     let proven = false;
-                    self.session = Some(Session { client, host, via, ranges, born, proven, leaders });
+                    self.session = Some(CrateSession { client, host, via, ranges, born, proven, leaders });
                     self.wait.until = None; // `tries` goes back when the cluster has answered for a topic
                     return Ok(());
                 }
@@ -137,14 +137,14 @@ impl Worker<'_> {
             Err(last)
         });
         let why = match found {
-            Ok((_, ranges)) if self.options.unfit == Incompatible::Replaced && ranges.suits_modern() => {
+            Ok((_, ranges)) if self.options.unfit == OnIncompatible::Replaced && ranges.suits_modern() => {
                 let why = format!("{host} takes the modern driver's requests now ({ranges})");
                 return Err(Leave::Incompatible { why }.into());
             }
             Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
                 return Ok((addr, ranges));
             }
-            Ok((_, ranges)) if self.options.unfit != Incompatible::Wait => {
+            Ok((_, ranges)) if self.options.unfit != OnIncompatible::Wait => {
                 return Err(Leave::Incompatible { why: too_new(&ranges) }.into());
             }
             Ok((_, ranges)) => format!("{}; set driver = \"auto\" or \"modern\"", too_new(&ranges)),
@@ -169,7 +169,9 @@ impl Worker<'_> {
                 let peers = probe::resolve(leader).unwrap_or_default();
                 if let Some(session) = &mut self.session {
                     let (at, sockets) = (Instant::now(), Vec::new()); // an old one's would be another connection's
-                    session.leaders.insert(leader.to_owned(), Leader { peers: peers.clone(), at, sockets });
+                    session
+                        .leaders
+                        .insert(leader.to_owned(), ProvenLeader { peers: peers.clone(), at, sockets });
                 }
                 if self.down.remove(leader).is_some() {
                     self.outages.works(Who::Broker(leader), Instant::now());

@@ -15,22 +15,22 @@ use std::thread::{self, JoinHandle};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn options(brokers: &[String]) -> Options {
+fn options(brokers: &[String]) -> CrateOptions {
     let second = Duration::from_secs(1);
-    Options {
+    CrateOptions {
         brokers: brokers.to_vec(),
         client_id: "test".to_owned(),
         acks: Acks::All,
-        codec: Codec::None,
+        codec: CrateCodec::None,
         create_topics: true,
-        unfit: Incompatible::Wait,
-        limits: Limits {
+        unfit: OnIncompatible::Wait,
+        limits: TimeLimits {
             probe: probe::Limits { connect: second, answer: second },
-            call: watchdog::Limits { still: second, whole: 3 * second },
+            call: watchdog::WatchLimits { still: second, whole: 3 * second },
             ack: second / 2,
             pause: second / 10,
             held: second / 3,
-            ..Limits::default()
+            ..TimeLimits::default()
         },
     }
 }
@@ -48,7 +48,7 @@ impl Rig {
         Rig::with(options(&[peer.host()]))
     }
 
-    fn with(options: Options) -> Rig {
+    fn with(options: CrateOptions) -> Rig {
         let (to_worker, orders) = bounded(1000);
         let (to, from_worker) = bounded(1000);
         let events = Outbox::new(to, Waker::new().unwrap());
@@ -171,7 +171,7 @@ impl TcpListenerV6 {
 fn many_short_lines_go_in_several_frames() {
     let peer = Peer::start();
     let mut o = options(&[peer.host()]);
-    o.limits.call = watchdog::Limits { still: PATIENCE, whole: PATIENCE }; // a busy machine may take its time
+    o.limits.call = watchdog::WatchLimits { still: PATIENCE, whole: PATIENCE }; // a busy machine may take its time
     let rig = Rig::with(o);
     let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
     let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();

@@ -1,15 +1,15 @@
 //! The topics of a session: whether they are there, their partitions and leaders, what the core is told of them. Sends no batch.
 
-use super::client::Trouble;
+use super::client::CallError;
 use super::session::Wait;
-use super::{Fault, Incompatible, TopicState, Worker, verdict};
+use super::{CrateWorker, Fault, OnIncompatible, TopicState, verdict};
 use crate::chunk::Topic;
 use crate::kafka::net::probe::{self, Finding};
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
 use crate::producer::outage::Who;
 use std::time::Instant;
 
-impl Worker<'_> {
+impl CrateWorker<'_> {
     /// Learns a topic's partitions and leaders, and tells the core what is new.
     pub fn learn(&mut self, topic: &Topic) -> Result<(), Fault> {
         self.topics.entry(topic.clone()).or_default();
@@ -94,7 +94,7 @@ impl Worker<'_> {
         match answer.code {
             0 | 5 | 72 if gaps => {
                 let why = "its partition ids have gaps, which the kafka crate cannot take".to_owned();
-                if o.unfit != Incompatible::Wait && modern {
+                if o.unfit != OnIncompatible::Wait && modern {
                     return Err(Leave::Incompatible { why: format!("topic {topic}: {why}") }.into());
                 }
                 let why = format!("{why}; set driver = \"modern\"");
@@ -114,10 +114,10 @@ impl Worker<'_> {
         }
     }
 
-    fn load_failed(&mut self, topic: &Topic, trouble: &Trouble) -> Fault {
+    fn load_failed(&mut self, topic: &Topic, trouble: &CallError) -> Fault {
         let host = self.session.as_ref().map(|s| s.host.clone()).unwrap_or_default();
         let why = verdict::why(trouble);
-        if matches!(trouble, Trouble::Panic(_)) {
+        if matches!(trouble, CallError::Panic(_)) {
             // D9, D10: this topic's answer, not the others'. The client is gone all the same.
             self.drop_session();
             return self.topic_failed(topic, Pace::Blocked, &why);

@@ -1,17 +1,17 @@
 //! The table: what went wrong with a batch, and what to do about it. Pure.
 
-use super::client::Trouble;
+use super::client::CallError;
 use crate::producer::driver::{Pace, Refusal, Verdict};
 use kafka::error::KafkaCode as Code;
 
 /// What comes back for a batch that met `trouble`. Whatever is not in the table is retried for ever (D14: the crate knows no
 /// code above 35, so 44, 56, 74, 76, 87 and 89 look alike).
-pub fn verdict(trouble: &Trouble) -> Verdict {
+pub fn verdict(trouble: &CallError) -> Verdict {
     let why = why(trouble);
     let (maybe_stored, pace) = match trouble {
-        Trouble::NotSent(_) => (false, Pace::Backoff),
-        Trouble::Lost(_) | Trouble::Closed | Trouble::Panic(_) => (true, Pace::Backoff),
-        Trouble::Code(code) => match code {
+        CallError::NotSent(_) => (false, Pace::Backoff),
+        CallError::Lost(_) | CallError::Closed | CallError::Panic(_) => (true, Pace::Backoff),
+        CallError::Code(code) => match code {
             Code::MessageSizeTooLarge | Code::RecordListTooLarge => {
                 return Verdict::Refused { what: Refusal::TooLarge, why };
             }
@@ -36,30 +36,30 @@ pub fn verdict(trouble: &Trouble) -> Verdict {
 }
 
 /// The reason as the operator reads it.
-pub fn why(trouble: &Trouble) -> String {
+pub fn why(trouble: &CallError) -> String {
     match trouble {
-        Trouble::Code(Code::Unknown) => {
+        CallError::Code(Code::Unknown) => {
             "an error code that the kafka crate does not know (above 35); driver = \"modern\" would tell it"
                 .to_owned()
         }
-        Trouble::Code(c) => format!("{c:?} (error {})", *c as i16),
-        Trouble::NotSent(why) | Trouble::Lost(why) => why.clone(),
-        Trouble::Closed => "the broker closed the connection".to_owned(),
-        Trouble::Panic(text) => format!("the kafka crate panicked: {text}"),
+        CallError::Code(c) => format!("{c:?} (error {})", *c as i16),
+        CallError::NotSent(why) | CallError::Lost(why) => why.clone(),
+        CallError::Closed => "the broker closed the connection".to_owned(),
+        CallError::Panic(text) => format!("the kafka crate panicked: {text}"),
     }
 }
 
 /// Is the broker, or the way to it, in trouble, rather than this batch or its topic?
-pub fn is_brokers(trouble: &Trouble) -> bool {
-    !matches!(trouble, Trouble::Code(_))
+pub fn is_brokers(trouble: &CallError) -> bool {
+    !matches!(trouble, CallError::Code(_))
 }
 
 /// The broker does not take this version of the request, whatever it says in ApiVersions.
-pub fn is_version(trouble: &Trouble) -> bool {
-    matches!(trouble, Trouble::Code(Code::UnsupportedVersion))
+pub fn is_version(trouble: &CallError) -> bool {
+    matches!(trouble, CallError::Code(Code::UnsupportedVersion))
 }
 
 /// A code that the crate cannot tell from others (D14).
-pub fn is_nameless(trouble: &Trouble) -> bool {
-    matches!(trouble, Trouble::Code(Code::Unknown))
+pub fn is_nameless(trouble: &CallError) -> bool {
+    matches!(trouble, CallError::Code(Code::Unknown))
 }

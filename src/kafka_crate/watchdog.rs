@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct WatchLimits {
     /// Longest time in which nothing moves: no byte acknowledged by the peer's kernel, none received.
     pub still: Duration,
     /// Longest call, however much moves. Below the crate's 120 s, so that it never meets its own limit in mid-write and
@@ -19,18 +19,18 @@ pub struct Limits {
     pub whole: Duration,
 }
 
-impl Default for Limits {
+impl Default for WatchLimits {
     fn default() -> Self {
-        Limits { still: Duration::from_secs(25), whole: Duration::from_secs(110) }
+        WatchLimits { still: Duration::from_secs(25), whole: Duration::from_secs(110) }
     }
 }
 
 /// The worker's end of its watching thread.
 #[derive(Debug)]
-pub struct Watchdog(Sender<Watch>);
+pub struct CallWatchdog(Sender<WatchedCall>);
 
 #[derive(Debug)]
-struct Watch {
+struct WatchedCall {
     peers: Vec<SocketAddr>,
     done: Stop,
     cut: Arc<AtomicBool>,
@@ -50,26 +50,26 @@ impl Guard {
     }
 }
 
-impl Watchdog {
+impl CallWatchdog {
     /// A thread that lives as long as the value. Signals are blocked in it as they are in the caller.
-    pub fn start(limits: Limits) -> std::io::Result<Self> {
+    pub fn start(limits: WatchLimits) -> std::io::Result<Self> {
         let (to, watches) = bounded(1);
         let body = move || watches.iter().for_each(|w| watch(&w, &limits));
         thread::Builder::new().name("classic-watch".to_owned()).stack_size(128 << 10).spawn(body)?;
-        Ok(Watchdog(to))
+        Ok(CallWatchdog(to))
     }
 
     /// From now until the guard is dropped, sockets to `peers` are watched.
     pub fn guard(&self, peers: Vec<SocketAddr>) -> Guard {
         let (_on, done) = stop::pair();
         let cut = Arc::new(AtomicBool::new(false));
-        let _ = self.0.send(Watch { peers, done, cut: cut.clone() }); // the thread cannot be gone before its channel is
+        let _ = self.0.send(WatchedCall { peers, done, cut: cut.clone() }); // the thread cannot be gone before its channel is
         Guard { _on, cut }
     }
 }
 
 /// Looks often enough that no call outlives its limit by more than an eighth.
-fn watch(w: &Watch, limits: &Limits) {
+fn watch(w: &WatchedCall, limits: &WatchLimits) {
     let began = Instant::now();
     let (mut moved, mut since) = (0, began);
     loop {

@@ -217,7 +217,7 @@ mod tests {
 
     fn values(b: &Batch) -> Vec<String> {
         let mut seen = Vec::new();
-        crate::producer::render::Pen::default()
+        crate::producer::record_encoder::RecordEncoder::default()
             .each(b, |r| seen.push(String::from_utf8_lossy(&r.value).into_owned()));
         assert_eq!(seen.len(), b.count as usize);
         assert_eq!(seen.iter().map(String::len).sum::<usize>(), b.bytes);

@@ -66,7 +66,7 @@ enum Listing {
 
 impl<'b> Core<'b> {
     pub fn new(options: Options, board: &'b Board, now: Now) -> Self {
-        let mut ship = Core {
+        let mut core = Core {
             once: options.once.is_some(),
             letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
             rng: Rng::new(options.seed),
@@ -88,8 +88,8 @@ impl<'b> Core<'b> {
             listing: Listing::Unasked,
             save_soon: false,
         };
-        ship.resume();
-        ship
+        core.resume();
+        core
     }
 
     /// Takes over what an earlier run left.

@@ -158,7 +158,7 @@ pub enum Order {
     /// [`Event::Knows`], at the latest after 30 s.
     Ask { topic: Topic, partition: i32, pid: i64 },
     /// Send these, each to the leader of its partition; batches of one partition in this order. Records, keys and
-    /// headers come from [`super::render::Pen::each`], the timestamp from [`Batch::stamp_ms`].
+    /// headers come from [`super::record_encoder::RecordEncoder::each`], the timestamp from [`Batch::stamp_ms`].
     Send(Vec<Batch>),
     /// Leave, and let this driver go on. The driver holds no batch when it comes.
     Change(Drive),

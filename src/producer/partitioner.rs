@@ -3,13 +3,13 @@
 
 use super::Partitioner;
 use super::batch::{BatchGroup, Pick, Records};
-use super::render::Keys;
+use super::record_encoder::Keys;
 use crate::backoff::Rng;
 use crate::chunk::{Chunk, Format, Key};
 
 /// What a flight is dealt out to.
 #[derive(Debug)]
-pub struct Deal<'a> {
+pub struct Distribution<'a> {
     pub partitioner: Partitioner,
     /// All partitions of the topic, in order: what `hash` computes over.
     pub all: &'a [i32],
@@ -82,7 +82,7 @@ pub fn wire(chunk: &Chunk) -> usize {
     chunk.bytes.len() + chunk.lines.len() * extra(chunk)
 }
 
-impl Deal<'_> {
+impl Distribution<'_> {
     /// The batches of a group, each in the load's order; several of one partition in theirs. No batch is empty.
     pub fn out(&self, group: &BatchGroup) -> Vec<Part> {
         let whole = match self.partitioner {
@@ -100,12 +100,12 @@ impl Deal<'_> {
             let count = count as u32;
             return vec![Part { partition: self.sticky, records: Records::All, count, bytes }];
         }
-        let mut hands = Hands::new(self.all, self.limit);
+        let mut hands = OpenBatches::new(self.all, self.limit);
         self.record_by_record(group, whole, &mut hands);
-        hands.parts.into_iter().map(Hand::close).collect()
+        hands.parts.into_iter().map(Filling::close).collect()
     }
 
-    fn record_by_record(&self, group: &BatchGroup, whole: bool, hands: &mut Hands<'_>) {
+    fn record_by_record(&self, group: &BatchGroup, whole: bool, hands: &mut OpenBatches<'_>) {
         let slot = |id: i32| self.all.binary_search(&id).unwrap_or(0);
         let sticky = slot(self.sticky);
         let open: Vec<usize> = self.open.iter().map(|id| slot(*id)).collect();
@@ -144,15 +144,15 @@ fn keyless(group: &BatchGroup) -> bool {
 }
 
 /// Batches while they are filled.
-struct Hands<'a> {
+struct OpenBatches<'a> {
     all: &'a [i32],
     limit: Limit,
-    parts: Vec<Hand>,
+    parts: Vec<Filling>,
     /// For each partition, by its place in `all`, the part that is filled now; `NONE` before the first.
     filling: Vec<usize>,
 }
 
-struct Hand {
+struct Filling {
     partition: i32,
     picks: Vec<Pick>,
     bytes: usize,
@@ -161,19 +161,19 @@ struct Hand {
 
 const NONE: usize = usize::MAX;
 
-impl<'a> Hands<'a> {
+impl<'a> OpenBatches<'a> {
     fn new(all: &'a [i32], limit: Limit) -> Self {
-        Hands { all, limit, parts: Vec::new(), filling: vec![NONE; all.len()] }
+        OpenBatches { all, limit, parts: Vec::new(), filling: vec![NONE; all.len()] }
     }
 
     fn put(&mut self, slot: usize, pick: Pick, bytes: usize, wire: usize) {
         let limit = self.limit;
-        let full = |h: &Hand| {
+        let full = |h: &Filling| {
             h.bytes + bytes > limit.bytes || h.wire + wire > limit.wire || h.picks.len() == limit.records
         };
         if self.parts.get(self.filling[slot]).is_none_or(full) {
             self.filling[slot] = self.parts.len();
-            self.parts.push(Hand { partition: self.all[slot], picks: Vec::new(), bytes: 0, wire: 0 });
+            self.parts.push(Filling { partition: self.all[slot], picks: Vec::new(), bytes: 0, wire: 0 });
         }
         let hand = &mut self.parts[self.filling[slot]];
         hand.picks.push(pick);
@@ -182,7 +182,7 @@ impl<'a> Hands<'a> {
     }
 }
 
-impl Hand {
+impl Filling {
     fn close(self) -> Part {
         Part {
             partition: self.partition,
@@ -253,9 +253,9 @@ mod tests {
         BatchGroup::new("t".into(), [0; 16], STAMP, chunks)
     }
 
-    fn deal(partitioner: Partitioner) -> Deal<'static> {
+    fn deal(partitioner: Partitioner) -> Distribution<'static> {
         let limit = Limit::of(512 << 10);
-        Deal { partitioner, all: &[0, 1, 4], open: &[0, 4], sticky: 4, seed: 11, limit }
+        Distribution { partitioner, all: &[0, 1, 4], open: &[0, 4], sticky: 4, seed: 11, limit }
     }
 
     fn counts(parts: &[Part]) -> BTreeMap<i32, u32> {

@@ -6,7 +6,7 @@ use super::batch::{Batch, BatchGroup, Numbers, PendingAcks, Pick, Records};
 use super::driver::TopicView;
 use super::partition::Partition;
 use super::partition::producer_recovery::PastProducer;
-use super::partitioner::{Deal, Limit};
+use super::partitioner::{Distribution, Limit};
 use crate::chunk::{FlightNo, Topic};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -137,7 +137,7 @@ impl Resumed {
             _ => all.clone(),
         };
         let sticky = fixed[seed as usize % fixed.len()];
-        let deal = Deal { partitioner, all, open: &fixed, sticky, seed, limit: Limit::of(batch) };
+        let deal = Distribution { partitioner, all, open: &fixed, sticky, seed, limit: Limit::of(batch) };
         for part in deal.out(&group) {
             let dealt = Batch { records: part.records, count: part.count, ..whole.of(&[]) };
             let rest: Vec<Pick> = dealt.picks().filter(|p| !taken.contains(p)).collect();

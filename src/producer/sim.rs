@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::core::Core;
 use super::driver::{Capabilities, Drive, Event, Leave, Order, TopicView, Verdict};
 use super::partition::Now;
-use super::render::Pen;
+use super::record_encoder::RecordEncoder;
 use super::testing::{chunk_of, origin};
 use super::{Change, Options, Partitioner};
 use crate::backoff::Rng;
@@ -47,7 +47,7 @@ struct Script {
 struct World<'b> {
     rng: Rng,
     script: Script,
-    ship: Core<'b>,
+    core: Core<'b>,
     board: &'b Board,
     now: Now,
     share: Share,
@@ -69,7 +69,7 @@ struct World<'b> {
     acked: BTreeMap<u64, Vec<std::ops::Range<u64>>>,
     /// The lines of each chunk, by stream and start.
     chunks: BTreeMap<(u64, u64), Vec<u64>>,
-    pen: Pen,
+    pen: RecordEncoder,
 }
 
 impl<'b> World<'b> {
@@ -90,7 +90,7 @@ impl<'b> World<'b> {
             (0..streams).map(|s| origin(s, "t", "/log", Shape { key: key(), ..Shape::default() })).collect();
         let logs = (0..1 + rng.below(4) as i32).map(|id| (id, Log::default())).collect();
         World {
-            ship: Core::new(options, board, now),
+            core: Core::new(options, board, now),
             share: budget.share(),
             partitioner,
             offsets: vec![0; origins.len()],
@@ -110,7 +110,7 @@ impl<'b> World<'b> {
             bad: BTreeSet::new(),
             acked: BTreeMap::new(),
             chunks: BTreeMap::new(),
-            pen: Pen::default(),
+            pen: RecordEncoder::default(),
         }
     }
 
@@ -144,7 +144,7 @@ impl<'b> World<'b> {
         }
         self.offsets[s] = chunk.range.end;
         self.chunks.insert((s as u64, chunk.range.start), ids);
-        self.ship.chunk(chunk, self.now);
+        self.core.chunk(chunk, self.now);
     }
 
     fn ids(&mut self, batch: &Batch) -> Vec<u64> {
@@ -159,8 +159,8 @@ impl<'b> World<'b> {
 
     /// Takes the core's orders and acks.
     fn collect(&mut self) -> Option<Instant> {
-        let wake = self.ship.tick(self.now);
-        let orders: Vec<Order> = self.ship.orders().collect();
+        let wake = self.core.tick(self.now);
+        let orders: Vec<Order> = self.core.orders().collect();
         for order in orders {
             match order {
                 Order::Topic(_) => self.view(),
@@ -183,7 +183,7 @@ impl<'b> World<'b> {
                 }
             }
         }
-        for ack in std::mem::take(&mut self.ship.acks) {
+        for ack in std::mem::take(&mut self.core.acks) {
             self.check_ack(ack.stream, ack.range);
         }
         wake
@@ -237,7 +237,7 @@ impl<'b> World<'b> {
         let linger = Duration::from_millis([0, 0, 30][self.rng.below(3)]);
         let options = Options { partitioner: self.partitioner, batch, linger, ..Options::default() };
         let drive = self.chance(70).then(|| Drive::worker(None, |_, _, _| Leave::Closed));
-        self.ship.change(Change { options, drive, elsewhere: false }, self.now);
+        self.core.change(Change { options, drive, elsewhere: false }, self.now);
     }
 
     fn step(&mut self) -> bool {
@@ -275,7 +275,7 @@ impl<'b> World<'b> {
             }
             self.abilities = Some(abilities.clone());
         }
-        self.ship.event(event, self.now).unwrap();
+        self.core.event(event, self.now).unwrap();
     }
 
     fn pass(&mut self, time: Duration) {
@@ -292,10 +292,10 @@ impl<'b> World<'b> {
                 self.largest = 5000;
             }
             if self.left == 0 && !self.faults {
-                self.ship.close();
+                self.core.close();
             }
             let wake = self.collect();
-            if self.ship.is_empty() && self.left == 0 && !self.faults {
+            if self.core.is_empty() && self.left == 0 && !self.faults {
                 return;
             }
             let quiet = self.back.is_empty() && self.logs.values().all(|l| l.wire.is_empty());

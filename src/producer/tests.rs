@@ -26,7 +26,7 @@ struct Bench {
     stop: Option<Waking<Handle>>,
     relay: Drive,
     /// With the CPU time that the thread took.
-    ship: JoinHandle<(Result<(), Dead>, Duration, u64)>,
+    core: JoinHandle<(Result<(), Dead>, Duration, u64)>,
 }
 
 fn pause(time: Duration) {
@@ -47,7 +47,7 @@ impl Bench {
         let (stop, halt) = (Waking::new(stop, &waker), Waking::new(halt, &waker));
         let (changes, changed) = Changes::new(&waker);
         let drive = relay.clone();
-        let ship = spawn(move || {
+        let core = spawn(move || {
             let board = Arc::new(Board::default());
             let halts = Halts { stuck: Some(stuck), now: give_up };
             let context = Context { board: board.clone(), waker };
@@ -58,7 +58,7 @@ impl Bench {
             (result, cpu, board.totals.dead_lettered.load(Relaxed))
         });
         let (inbox, events, halt, stop) = (Some(chunks), Some(events), Some(halt), Some(stop));
-        Bench { inbox, origin, changes, orders, events, halt, stop, relay, ship }
+        Bench { inbox, origin, changes, orders, events, halt, stop, relay, core }
     }
 
     fn ready(self) -> Self {
@@ -115,7 +115,7 @@ impl Bench {
     }
 
     fn end(self) -> (Result<(), Dead>, Duration, u64) {
-        self.ship.join().unwrap()
+        self.core.join().unwrap()
     }
 }
 
@@ -167,7 +167,7 @@ fn a_closed_inbox_drains() {
     b.is_acked(5);
     b.stored(b.sent().pop().unwrap(), 1);
     b.is_acked(10);
-    assert!(b.orders.recv_timeout(LIMIT).is_err(), "the worker ends with ship");
+    assert!(b.orders.recv_timeout(LIMIT).is_err(), "the worker ends with core");
     let (result, cpu, _) = b.end();
     assert_eq!(result, Ok(()));
     assert!(cpu < Duration::from_millis(100), "{cpu:?} of CPU for two lines");
@@ -284,21 +284,21 @@ fn a_stop_waits_for_what_moves_only() {
     let batch = b.sent().remove(0);
     (b.inbox, b.halt) = (None, None);
     pause(RETURN + Duration::from_millis(300));
-    assert!(!b.ship.is_finished(), "the answer may still come");
+    assert!(!b.core.is_finished(), "the answer may still come");
     let back = |batch, maybe_stored| {
         let verdict = Verdict::Retry { maybe_stored, pace: Pace::Backoff, why: "lost".into() };
         b.say(Event::Done { batch, verdict });
     };
     back(batch, true);
     let batch = b.sent().remove(0);
-    assert!(!b.ship.is_finished(), "it may be stored");
+    assert!(!b.core.is_finished(), "it may be stored");
     back(batch, false);
     let end = Instant::now() + LIMIT;
-    while !b.ship.is_finished() && Instant::now() < end {
+    while !b.core.is_finished() && Instant::now() < end {
         b.orders.try_iter().for_each(drop);
         pause(Duration::from_millis(5));
     }
-    assert!(b.ship.is_finished());
+    assert!(b.core.is_finished());
     assert_eq!(b.end().0, Ok(()));
 }
 

@@ -1,10 +1,10 @@
-//! One topic's way through ship: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
+//! One topic's way through the producer: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
 //! no other topic and no driver; time and chance come in.
 
 use super::batch::{Batch, BatchGroup, PendingAcks};
 use super::driver::TopicView;
 use super::partition::{Now, Partition, Rules};
-use super::partitioner::{Deal, Limit, wire};
+use super::partitioner::{Distribution, Limit, wire};
 use super::recovered::RecoveredTopic;
 use super::{Options, Partitioner};
 use crate::backoff::Rng;
@@ -266,7 +266,8 @@ impl TopicQueue {
         let pending = PendingAcks::of(&group);
         let all = &self.view.as_ref()?.partitions;
         let (partitioner, limit) = (self.partitioner, Limit::of(self.batch.now));
-        let parts = Deal { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&group);
+        let parts =
+            Distribution { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&group);
         let mut bytes = 0;
         for part in parts {
             bytes += part.bytes;

@@ -31,7 +31,7 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// The running thread. Dropping it ends the thread and takes the socket away.
 #[derive(Debug)]
-pub struct Live {
+pub struct StatusServer {
     /// A byte: the metrics are to be written now. Closed: the end.
     wake: Option<UnixStream>,
     textfile: Textfile,
@@ -41,11 +41,11 @@ pub struct Live {
 /// Where the metrics are to go; `None`: nowhere.
 type Textfile = Arc<Mutex<Option<PathBuf>>>;
 
-/// Serves snapshots of `board` in `folder`; writes no metrics before [`Live::metrics`]. A socket that cannot be made is
+/// Serves snapshots of `board` in `folder`; writes no metrics before [`StatusServer::metrics`]. A socket that cannot be made is
 /// said and left out: status is then what is saved. Without a folder there is nothing to serve.
-pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<Live> {
+pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<StatusServer> {
     let textfile = Textfile::default();
-    let Some(folder) = folder else { return Ok(Live { wake: None, textfile, thread: None }) };
+    let Some(folder) = folder else { return Ok(StatusServer { wake: None, textfile, thread: None }) };
     let listener = match listen(folder) {
         Ok(listener) => Some(listener),
         Err(e) => {
@@ -64,10 +64,10 @@ pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<Live> {
             let _ = fs::remove_file(socket); // a stale one is harmless
         }
     })?;
-    Ok(Live { wake: Some(wake), textfile, thread: Some(thread) })
+    Ok(StatusServer { wake: Some(wake), textfile, thread: Some(thread) })
 }
 
-impl Live {
+impl StatusServer {
     /// Writes the metrics there, now and from now on; `None`: no more. A file that is left is removed, so that nobody takes
     /// its last words for news.
     pub fn metrics(&self, textfile: Option<PathBuf>) {
@@ -78,7 +78,7 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for StatusServer {
     fn drop(&mut self) {
         if let Some(wake) = self.wake.take() {
             let _ = wake.shutdown(Shutdown::Both); // the board has it too
@@ -103,16 +103,16 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
         let next_at = [metrics_at.filter(|_| to.is_some()), deaf_until].into_iter().flatten().min();
         let wait = next_at.map(|at| at.saturating_duration_since(now));
         match next(listener.filter(|_| deaf_until.is_none()), woken, wait) {
-            Ok(Next::End) => return,
-            Ok(Next::Metrics) => {
+            Ok(ServerEvent::End) => return,
+            Ok(ServerEvent::Metrics) => {
                 let asked = textfile.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 if let Some(left) = to.filter(|left| asked.as_ref() != Some(left)) {
                     let _ = fs::remove_file(left); // nobody wrote it, or it is gone already
                 }
                 (to, metrics_at) = (asked, Some(Instant::now()));
             }
-            Ok(Next::Nobody) => {}
-            Ok(Next::Reader(stream)) => {
+            Ok(ServerEvent::Nobody) => {}
+            Ok(ServerEvent::Reader(stream)) => {
                 if std::mem::take(&mut refused) {
                     log::info!("status socket: answers again");
                 }
@@ -142,14 +142,18 @@ fn write_metrics(path: &Path, board: &Board, now: Instant, failed: bool) -> bool
     done.is_err()
 }
 
-enum Next {
+enum ServerEvent {
     End,
     Metrics,
     Nobody,
     Reader(UnixStream),
 }
 
-fn next(listener: Option<&UnixListener>, woken: &UnixStream, wait: Option<Duration>) -> io::Result<Next> {
+fn next(
+    listener: Option<&UnixListener>,
+    woken: &UnixStream,
+    wait: Option<Duration>,
+) -> io::Result<ServerEvent> {
     let mut fds = vec![PollFd::new(woken, PollFlags::IN)];
     fds.extend(listener.map(|l| PollFd::new(l, PollFlags::IN)));
     let wait = wait.and_then(|w| Timespec::try_from(w).ok());
@@ -157,23 +161,23 @@ fn next(listener: Option<&UnixListener>, woken: &UnixStream, wait: Option<Durati
         Ok(_) if !fds[0].revents().is_empty() => {
             let mut woken = woken;
             let end = woken.read(&mut [0; 64]).is_ok_and(|n| n == 0);
-            return Ok(if end { Next::End } else { Next::Metrics });
+            return Ok(if end { ServerEvent::End } else { ServerEvent::Metrics });
         }
         Ok(_) => {}
-        Err(rustix::io::Errno::INTR) => return Ok(Next::Nobody),
+        Err(rustix::io::Errno::INTR) => return Ok(ServerEvent::Nobody),
         Err(e) => {
             let _ = crossbeam_channel::after(RETRY).recv(); // nothing tells when the kernel has memory again
             return Err(e.into());
         }
     }
     let Some(listener) = listener.filter(|_| fds[1].revents().contains(PollFlags::IN)) else {
-        return Ok(Next::Nobody);
+        return Ok(ServerEvent::Nobody);
     };
     match listener.accept() {
-        Ok((stream, _)) => Ok(Next::Reader(stream)),
+        Ok((stream, _)) => Ok(ServerEvent::Reader(stream)),
         // Gone again.
         Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::ConnectionAborted => {
-            Ok(Next::Nobody)
+            Ok(ServerEvent::Nobody)
         }
         Err(e) => Err(e),
     }
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn live(folder: &Path, board: &Arc<Board>) -> Live {
+    fn live(folder: &Path, board: &Arc<Board>) -> StatusServer {
         start(board.clone(), Some(folder)).unwrap()
     }
 

@@ -3,7 +3,7 @@
 //! Names and units by <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters, which here go on
 //! over restarts.
 
-use super::snapshot::{File, Peer, Snapshot};
+use super::snapshot::{File, PeerStatus, Snapshot};
 use crate::error::Escaped;
 use crate::files;
 use std::fmt::Write as _;
@@ -76,14 +76,15 @@ const FILES: [Each<File>; 5] = [
     }),
 ];
 
-const BROKERS: [Each<Peer>; 2] = [
+const BROKERS: [Each<PeerStatus>; 2] = [
     ("logagent_broker_up", "0 while it cannot be reached.", |p| Some(f64::from(u8::from(p.attempts == 0)))),
     ("logagent_broker_failed_attempts", "Failed attempts since it last worked.", |p| Some(p.attempts as f64)),
 ];
 
-const TOPICS: [Each<Peer>; 1] = [("logagent_topic_up", "0 while lines of this topic are refused.", |p| {
-    Some(f64::from(u8::from(p.attempts == 0)))
-})];
+const TOPICS: [Each<PeerStatus>; 1] =
+    [("logagent_topic_up", "0 while lines of this topic are refused.", |p| {
+        Some(f64::from(u8::from(p.attempts == 0)))
+    })];
 
 /// All metrics.
 pub fn text(s: &Snapshot) -> String {
@@ -153,7 +154,7 @@ mod tests {
             oldest_unsent: Some(1.5),
             ..File::default()
         };
-        let peer = Peer { name: "k:9092".into(), attempts: 2, ..Peer::default() };
+        let peer = PeerStatus { name: "k:9092".into(), attempts: 2, ..PeerStatus::default() };
         Snapshot {
             files: vec![file],
             brokers: vec![peer],
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn nothing_active_is_in_a_label() {
         let file = File { path: "/a\x1b[2J\r\u{202e}\u{9b}b\n".into(), topic: "t".into(), ..File::default() };
-        let peer = Peer { name: "k\u{2066}:1".into(), ..Peer::default() };
+        let peer = PeerStatus { name: "k\u{2066}:1".into(), ..PeerStatus::default() };
         let text = text(&Snapshot { files: vec![file], brokers: vec![peer], ..Snapshot::default() });
         let label = r#"path="/a\\x1b[2J\\r\\u{202e}\\x9bb\n","#;
         assert!(text.contains(label) && text.contains(r#"broker="k\\u{2066}:1""#), "{text}");

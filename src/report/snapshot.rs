@@ -1,7 +1,7 @@
 //! The board at one moment, as a value: the one form between the board and its views. `status --json` is this,
 //! serialized; the text, the metrics and the log print it. Decides nothing, and reads no file.
 
-use super::{Board, BrokerState, FileState, Gauge, StateFolder};
+use super::{Board, BrokerState, FileState, Gauge, StateFolderTrouble};
 use crate::chunk::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,12 +23,12 @@ pub struct Snapshot {
     /// Which driver, and why that one.
     pub driver: String,
     pub files: Vec<File>,
-    pub brokers: Vec<Peer>,
+    pub brokers: Vec<PeerStatus>,
     /// Topics that have been in trouble.
-    pub topics: Vec<Peer>,
-    pub totals: Totals,
+    pub topics: Vec<PeerStatus>,
+    pub totals: TotalsStatus,
     pub memory: Memory,
-    pub state: State,
+    pub state: StateStatus,
     /// With `delivery = "exactly-once"`.
     pub exactly_once: Option<ExactlyOnce>,
 }
@@ -61,7 +61,7 @@ pub struct File {
     /// "following", "unreadable" …
     pub state: String,
     /// Of the file at the path; what rotated files still hold is in `streams` and in the sums below.
-    pub identity: Option<Id>,
+    pub identity: Option<FileId>,
     pub size: u64,
     pub framed: u64,
     pub acknowledged: u64,
@@ -73,15 +73,15 @@ pub struct File {
     pub last_error: Option<String>,
     pub stuck_because: Option<String>,
     /// Rotated files that are still open, oldest first, and the live one.
-    pub streams: Vec<Stream>,
+    pub streams: Vec<StreamStatus>,
 }
 
 /// One unbroken run of bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Stream {
+pub struct StreamStatus {
     pub stream: u64,
-    pub identity: Option<Id>,
+    pub identity: Option<FileId>,
     pub size: u64,
     pub framed: u64,
     pub acknowledged: u64,
@@ -90,7 +90,7 @@ pub struct Stream {
 
 /// Which file it is, whatever its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Id {
+pub struct FileId {
     pub device: u64,
     pub inode: u64,
     /// Seconds and nanoseconds, where the file system keeps a birth time.
@@ -100,7 +100,7 @@ pub struct Id {
 /// A broker, the bootstrap list, or a topic.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Peer {
+pub struct PeerStatus {
     pub name: String,
     pub state: String,
     /// It has been in this state for so long.
@@ -113,7 +113,7 @@ pub struct Peer {
 /// Over all restarts. In lines, but for what says bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Totals {
+pub struct TotalsStatus {
     pub read: u64,
     pub acked: u64,
     pub dead_lettered: u64,
@@ -136,7 +136,7 @@ pub struct Memory {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct State {
+pub struct StateStatus {
     /// `None`: nothing is saved.
     pub path: Option<String>,
     /// Why the folder cannot be written now, and whether that blocks delivery.
@@ -150,14 +150,14 @@ const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 impl Snapshot {
     pub fn take(board: &Board, now: Instant) -> Snapshot {
-        let peers = |states: &BTreeMap<String, BrokerState>| -> Vec<Peer> {
-            states.iter().map(|(name, state)| Peer::of(name, state, now)).collect()
+        let peers = |states: &BTreeMap<String, BrokerState>| -> Vec<PeerStatus> {
+            states.iter().map(|(name, state)| PeerStatus::of(name, state, now)).collect()
         };
         let (brokers, mut topics) = (peers(&board.brokers()), peers(&board.topics()));
         let folder = board.state().clone();
         if let Some(blocked) = &folder.blocked {
             topics.retain(|topic| !blocked.topics.contains(&topic.name));
-            topics.extend(blocked.topics.iter().map(|topic| Peer {
+            topics.extend(blocked.topics.iter().map(|topic| PeerStatus {
                 name: topic.clone(),
                 state: "blocked by the state folder".into(),
                 since: now.saturating_duration_since(blocked.since).as_secs_f64(),
@@ -176,12 +176,12 @@ impl Snapshot {
             files: Vec::new(),
             brokers,
             topics,
-            totals: Totals::of(board),
+            totals: TotalsStatus::of(board),
             memory: Memory {
                 used: budget.map_or(0, |b| b.used() as u64),
                 limit: budget.map_or(0, |b| b.total() as u64),
             },
-            state: State {
+            state: StateStatus {
                 path: folder.path.as_deref().map(shown),
                 degraded: degraded(&folder),
                 bytes_written: read(&board.totals.state_bytes)
@@ -211,7 +211,12 @@ impl Snapshot {
         for f in waiting.iter().take(Self::LOGGED) {
             let why =
                 f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();
-            log::info!("status: {}: {} unsent, {}{why}", f.path, super::text::Bytes(f.lag_bytes), f.state);
+            log::info!(
+                "status: {}: {} unsent, {}{why}",
+                f.path,
+                super::text::HumanBytes(f.lag_bytes),
+                f.state
+            );
         }
         for p in self.brokers.iter().chain(&self.topics).filter(|p| p.attempts > 0) {
             let why = p.last_error.as_deref().unwrap_or_default();
@@ -229,7 +234,7 @@ impl Snapshot {
         let mut line = format!(
             "{} file(s), {} unsent, {} lines acknowledged, brokers {up} of {} up",
             self.files.len(),
-            super::text::Bytes(self.lag_bytes()),
+            super::text::HumanBytes(self.lag_bytes()),
             self.totals.acked,
             self.brokers.len(),
         );
@@ -244,9 +249,9 @@ impl Snapshot {
 }
 
 impl File {
-    fn of(path: &Path, file: &FileState, all: (&Snapshot, &StateFolder), now: Instant) -> File {
+    fn of(path: &Path, file: &FileState, all: (&Snapshot, &StateFolderTrouble), now: Instant) -> File {
         let gauges = || file.left.iter().filter(|g| !g.is_done()).chain(&file.gauges);
-        let streams: Vec<Stream> = gauges().map(|g| Stream::of(g)).collect();
+        let streams: Vec<StreamStatus> = gauges().map(|g| StreamStatus::of(g)).collect();
         let since = gauges().filter_map(|g| g.waits_since()).min();
         let waits = since.map(|since| now.saturating_duration_since(since));
         File {
@@ -258,7 +263,7 @@ impl File {
     }
 
     /// Of streams whose last is the one at the path.
-    pub fn with(path: &Path, topic: &str, state: &str, streams: Vec<Stream>) -> File {
+    pub fn with(path: &Path, topic: &str, state: &str, streams: Vec<StreamStatus>) -> File {
         let live = streams.last().cloned().unwrap_or_default();
         File {
             path: shown(path),
@@ -277,7 +282,7 @@ impl File {
 }
 
 /// Why the folder cannot be written, and what that stops.
-fn degraded(folder: &StateFolder) -> Option<String> {
+fn degraded(folder: &StateFolderTrouble) -> Option<String> {
     let Some(blocked) = &folder.blocked else { return folder.degraded.clone() };
     let topics: Vec<&str> = blocked.topics.iter().map(String::as_str).collect();
     Some(format!("{}; delivery to {} is blocked until that works", blocked.why, topics.join(", ")))
@@ -287,7 +292,7 @@ fn degraded(folder: &StateFolder) -> Option<String> {
 fn stuck(
     file: &FileState,
     waits: Option<Duration>,
-    (all, folder): (&Snapshot, &StateFolder),
+    (all, folder): (&Snapshot, &StateFolderTrouble),
     now: Instant,
 ) -> Option<String> {
     // Before the file's own reason: a tail that waits for memory does so because of this.
@@ -299,8 +304,8 @@ fn stuck(
         return file.stuck.clone().or_else(|| file.last_error.clone());
     }
     waits.filter(|w| *w > STUCK_AFTER)?;
-    let reason = |p: &Peer| format!("{}: {}", p.name, p.last_error.as_deref().unwrap_or(&p.state));
-    let in_trouble = |p: &&Peer| p.attempts > 0;
+    let reason = |p: &PeerStatus| format!("{}: {}", p.name, p.last_error.as_deref().unwrap_or(&p.state));
+    let in_trouble = |p: &&PeerStatus| p.attempts > 0;
     let topic = all.topics.iter().filter(in_trouble).find(|t| t.name == file.topic);
     if let Some(topic) = topic {
         return Some(format!("topic {}", reason(topic)));
@@ -320,15 +325,15 @@ fn stuck(
     full.then(|| "all memory is taken by lines that wait for their acknowledgement".into())
 }
 
-impl Stream {
-    fn of(gauge: &Gauge) -> Stream {
+impl StreamStatus {
+    fn of(gauge: &Gauge) -> StreamStatus {
         let who = gauge.who();
         // In this order, so that a line acknowledged meanwhile cannot make one of them look ahead of the next.
         let (saved, acknowledged) = (read(&gauge.saved), read(&gauge.acked));
         let framed = read(&gauge.framed);
         // How long a `.gz` is shows at its end.
         let size = Some(read(&gauge.size)).filter(|size| *size != u64::MAX).unwrap_or(framed);
-        Stream {
+        StreamStatus {
             stream: who.as_ref().map_or(0, |(StreamId(stream), _)| *stream),
             identity: who.map(|(_, identity)| (&identity).into()),
             saved,
@@ -339,15 +344,15 @@ impl Stream {
     }
 }
 
-impl From<&Identity> for Id {
-    fn from(i: &Identity) -> Id {
-        Id { device: i.dev, inode: i.ino, born: i.born }
+impl From<&Identity> for FileId {
+    fn from(i: &Identity) -> FileId {
+        FileId { device: i.dev, inode: i.ino, born: i.born }
     }
 }
 
-impl Peer {
-    fn of(name: &str, state: &BrokerState, now: Instant) -> Peer {
-        Peer {
+impl PeerStatus {
+    fn of(name: &str, state: &BrokerState, now: Instant) -> PeerStatus {
+        PeerStatus {
             name: name.into(),
             state: state.state.clone(),
             since: now.saturating_duration_since(state.since).as_secs_f64(),
@@ -372,10 +377,10 @@ impl ExactlyOnce {
     }
 }
 
-impl Totals {
-    fn of(board: &Board) -> Totals {
+impl TotalsStatus {
+    fn of(board: &Board) -> TotalsStatus {
         let t = &board.totals;
-        Totals {
+        TotalsStatus {
             read: read(&t.read_lines),
             acked: read(&t.acked_lines).saturating_sub(read(&t.dead_lettered)),
             dead_lettered: read(&t.dead_lettered),
@@ -427,7 +432,7 @@ mod tests {
         let s = Snapshot::take(&board, Instant::now());
         let f = &s.files[0];
         assert_eq!((f.size, f.framed, f.acknowledged, f.lag_bytes), (1000, 600, 400, 650));
-        assert_eq!(f.identity, Some(Id { device: 1, inode: 2, born: None }));
+        assert_eq!(f.identity, Some(FileId { device: 1, inode: 2, born: None }));
         assert_eq!(f.streams.len(), 2);
         assert_eq!(s.lag_bytes(), 650);
     }

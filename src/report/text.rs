@@ -1,14 +1,14 @@
 //! A snapshot as text for a person at a terminal. Asks nobody and writes nowhere.
 
-use super::snapshot::{File, Peer, Snapshot};
+use super::snapshot::{File, PeerStatus, Snapshot};
 use crate::error::Escaped;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
 /// Bytes as a person reads them: `999 B`, `1.5 KiB`, `20 MiB`.
-pub struct Bytes(pub u64);
+pub struct HumanBytes(pub u64);
 
-impl Display for Bytes {
+impl Display for HumanBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         if self.0 < 1024 {
@@ -83,7 +83,7 @@ pub fn rates(before: &Snapshot, now: &Snapshot, apart: Duration) -> String {
             "per second: {:.0} lines read, {:.0} acknowledged, {} acknowledged",
             per_second(before.totals.read, now.totals.read),
             per_second(before.totals.acked, now.totals.acked),
-            Bytes(per_second(sent(before), sent(now)) as u64),
+            HumanBytes(per_second(sent(before), sent(now)) as u64),
         ),
     );
     out
@@ -96,11 +96,11 @@ fn head(out: &mut String, s: &Snapshot) {
         if !s.driver.is_empty() {
             line(out, format_args!("driver {}", s.driver));
         }
-        line(out, format_args!("memory {} of {}", Bytes(s.memory.used), Bytes(s.memory.limit)));
+        line(out, format_args!("memory {} of {}", HumanBytes(s.memory.used), HumanBytes(s.memory.limit)));
     } else {
         line(out, format_args!("logagent is not running here: this is what it saved last"));
     }
-    let written = Bytes(s.state.bytes_written);
+    let written = HumanBytes(s.state.bytes_written);
     match (&s.state.path, &s.state.degraded) {
         (None, _) => line(out, format_args!("positions are not saved (no state folder)")),
         (Some(path), None) => line(out, format_args!("state {path}, {written} written")),
@@ -130,9 +130,9 @@ fn files(out: &mut String, files: &[File]) {
             format_args!(
                 "{:width$}  {:>10}  {:>10}  {:>10}  {oldest:>7}  {}{more}",
                 Escaped(&f.path).to_string(),
-                Bytes(f.size),
-                Bytes(f.acknowledged),
-                Bytes(f.lag_bytes),
+                HumanBytes(f.size),
+                HumanBytes(f.acknowledged),
+                HumanBytes(f.lag_bytes),
                 f.state,
             ),
         );
@@ -145,7 +145,7 @@ fn files(out: &mut String, files: &[File]) {
     out.push('\n');
 }
 
-fn peers(out: &mut String, what: &str, peers: &[Peer]) {
+fn peers(out: &mut String, what: &str, peers: &[PeerStatus]) {
     if peers.is_empty() {
         return;
     }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn sizes_and_ages() {
-        let bytes = |n| Bytes(n).to_string();
+        let bytes = |n| HumanBytes(n).to_string();
         assert_eq!(
             [0, 1023, 1024, 10 << 10, (1 << 20) - 1, 3 << 29, u64::MAX].map(bytes),
             ["0 B", "1023 B", "1.0 KiB", "10 KiB", "1.0 MiB", "1.5 GiB", "16 EiB"]
@@ -182,7 +182,7 @@ mod tests {
             [0.04, 9.96, 119.0, 130.0, 7300.0, 200_000.0].map(age),
             ["0.0 s", "10 s", "119 s", "2 min", "2 h", "2 d"]
         );
-        assert_eq!(format!("{:>8}|{:<6}|", Bytes(5), Age(5.0)), "     5 B|5.0 s |");
+        assert_eq!(format!("{:>8}|{:<6}|", HumanBytes(5), Age(5.0)), "     5 B|5.0 s |");
     }
 
     /// Fails when a path or an error forges lines or moves the cursor.
@@ -206,7 +206,7 @@ mod tests {
             oldest_unsent: Some(3.0),
             ..File::default()
         };
-        let peer = Peer {
+        let peer = PeerStatus {
             name: "k:9092".into(),
             state: "down".into(),
             since: 90.0,

@@ -11,7 +11,7 @@ use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct RestingFile {
     pub stream: StreamId,
     pub path: PathBuf,
     pub ino: u64,
@@ -24,7 +24,7 @@ pub enum Existence {
     Unknown,
 }
 
-pub fn look(asked: &[Asked]) -> Vec<(StreamId, Existence)> {
+pub fn look(asked: &[RestingFile]) -> Vec<(StreamId, Existence)> {
     let mut folders = HashMap::new();
     asked.iter().map(|a| (a.stream, of(a, &mut folders))).collect()
 }
@@ -32,7 +32,7 @@ pub fn look(asked: &[Asked]) -> Vec<(StreamId, Existence)> {
 /// Inodes of a folder's names; `None`: it could not be listed.
 type Listed = Option<HashSet<u64>>;
 
-fn of(asked: &Asked, folders: &mut HashMap<PathBuf, Listed>) -> Existence {
+fn of(asked: &RestingFile, folders: &mut HashMap<PathBuf, Listed>) -> Existence {
     match fs::symlink_metadata(&asked.path) {
         Ok(_) => return Existence::Present,
         Err(e) if is_gone(&e) => {}
@@ -71,7 +71,8 @@ mod tests {
         let path = dir.path().join("a.log");
         fs::write(&path, "x").unwrap();
         let ino = fs::metadata(&path).unwrap().ino();
-        let seen = |path: &Path, ino| look(&[Asked { stream: StreamId(1), path: path.into(), ino }])[0].1;
+        let seen =
+            |path: &Path, ino| look(&[RestingFile { stream: StreamId(1), path: path.into(), ino }])[0].1;
         assert_eq!(seen(&path, ino), Existence::Present);
         let rotated = dir.path().join("a.log.1");
         #[allow(clippy::disallowed_methods)]

@@ -74,7 +74,7 @@ pub fn write(out: &mut Vec<u8>, saved: &Saved) {
         text.line(format_args!("start beginning"));
     }
     for pattern in &saved.sources {
-        text.line(format_args!("source {}", Escaped(pattern)));
+        text.line(format_args!("source {}", EscapedBytes(pattern)));
     }
     for s in &saved.streams {
         text.line(format_args!("{s}"));
@@ -103,9 +103,9 @@ impl Text<'_> {
     }
 }
 
-struct Escaped<'a>(&'a [u8]);
+struct EscapedBytes<'a>(&'a [u8]);
 
-impl Display for Escaped<'_> {
+impl Display for EscapedBytes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for &b in self.0 {
             match b {
@@ -151,7 +151,7 @@ impl Display for SavedStream {
             " size={} seen={} {phase} path={}",
             self.size,
             self.seen,
-            Escaped(self.path.as_os_str().as_bytes())
+            EscapedBytes(self.path.as_os_str().as_bytes())
         )
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Delivery never waits for it. It is detached rather than joined, because a thread inside a slow or dead flash cannot be.
 
-use super::existence::{self, Asked, Existence};
-use super::schedule::{Next, Schedule};
-use super::store::Store;
+use super::existence::{self, Existence, RestingFile};
+use super::schedule::{SaverAction, Schedule};
+use super::store::PositionsFile;
 use super::{StateFolder, format};
 use crate::error::Error;
 use crate::pulse::Beat;
@@ -91,7 +91,7 @@ fn failed(why: &dyn std::fmt::Display) -> Error {
 
 /// What the thread works with.
 struct Work {
-    store: Store,
+    store: PositionsFile,
     marks: Arc<SentMarks>,
     registry: Arc<Registry>,
     board: Arc<Board>,
@@ -141,11 +141,11 @@ impl Work {
         loop {
             let now = Instant::now();
             match self.schedule.next(now) {
-                Next::Save { sync } => self.save(sync),
-                Next::Sync => self.sync(),
-                Next::CompareSizes => self.compare_sizes(now),
-                Next::LookForFiles => self.look_for_files(now),
-                Next::Wait(until, wakes) => {
+                SaverAction::Save { sync } => self.save(sync),
+                SaverAction::Sync => self.sync(),
+                SaverAction::CompareSizes => self.compare_sizes(now),
+                SaverAction::LookForFiles => self.look_for_files(now),
+                SaverAction::Wait(until, wakes) => {
                     self.waiting.clear(); // everything is saved, or has just failed to be
                     let until = until.min(now + self.board.pulse.longest());
                     self.beat.within(until.saturating_duration_since(now));
@@ -250,11 +250,11 @@ impl Work {
 
     fn look_for_files(&mut self, now: Instant) {
         self.schedule.looked(now);
-        let asked: Vec<Asked> = self
+        let asked: Vec<RestingFile> = self
             .registry
             .resting()
             .into_iter()
-            .map(|(stream, path, ino)| Asked { stream, path: path.to_path_buf(), ino })
+            .map(|(stream, path, ino)| RestingFile { stream, path: path.to_path_buf(), ino })
             .collect();
         let clock = self.clock(now);
         for (stream, existence) in existence::look(&asked) {

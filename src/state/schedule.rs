@@ -21,7 +21,7 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum SaverAction {
     Save {
         sync: bool,
     },
@@ -140,7 +140,7 @@ impl Schedule {
         self.look_at = now + LOOK;
     }
 
-    pub fn next(&self, now: Instant) -> Next {
+    pub fn next(&self, now: Instant) -> SaverAction {
         let not_before = self.failed.map_or(now, |(_, at)| at);
         let pause_ends = self.saved_at.map(|saved| saved + GATHER);
         let save_at = self.changed.map(|at| match self.first_ack {
@@ -156,17 +156,17 @@ impl Schedule {
         };
         let sync_due = sync_at.is_some_and(|at| at <= now);
         if save_at.is_some_and(|at| at <= now) {
-            return Next::Save { sync: sync_due || self.policy == Sync::Always };
+            return SaverAction::Save { sync: sync_due || self.policy == Sync::Always };
         }
         if sync_due {
             // A change that waits goes along: one write and one sync instead of two.
-            return if self.changed.is_some() { Next::Save { sync: true } } else { Next::Sync };
+            return if self.changed.is_some() { SaverAction::Save { sync: true } } else { SaverAction::Sync };
         }
         if self.sizes_at <= now {
-            return Next::CompareSizes;
+            return SaverAction::CompareSizes;
         }
         if self.look_at <= now {
-            return Next::LookForFiles;
+            return SaverAction::LookForFiles;
         }
         let mut until = self.sizes_at.min(self.look_at);
         for at in [save_at, sync_at].into_iter().flatten() {
@@ -180,7 +180,7 @@ impl Schedule {
             _ => Urgency::Change,
         };
         let until = if self.changed.is_none() { until.min(pause_ends.unwrap_or(until)) } else { until };
-        Next::Wait(until, wakes)
+        SaverAction::Wait(until, wakes)
     }
 }
 
@@ -197,13 +197,13 @@ mod tests {
     fn idle_writes_nothing() {
         let t = Instant::now();
         let mut r = Schedule::new(Sync::Every(Duration::from_secs(30)), t);
-        assert_eq!(r.next(t), Next::Wait(t + SIZES, Urgency::Change));
+        assert_eq!(r.next(t), SaverAction::Wait(t + SIZES, Urgency::Change));
         let mut now = t;
         for _ in 0..1000 {
             match r.next(now) {
-                Next::Wait(at, _) => now = at,
-                Next::CompareSizes => r.compared(now),
-                Next::LookForFiles => r.looked(now),
+                SaverAction::Wait(at, _) => now = at,
+                SaverAction::CompareSizes => r.compared(now),
+                SaverAction::LookForFiles => r.looked(now),
                 other => panic!("{other:?} while nothing changes"),
             }
         }
@@ -218,7 +218,7 @@ mod tests {
         for ms in 0..10_000 {
             let now = t + Duration::from_millis(ms);
             r.change(now);
-            if let Next::Save { sync } = r.next(now) {
+            if let SaverAction::Save { sync } = r.next(now) {
                 assert!(!sync);
                 saves.push(ms);
                 r.begun();
@@ -236,11 +236,11 @@ mod tests {
         let at = |ms| t + Duration::from_millis(ms);
         let mut r = Schedule::new(Sync::Every(Duration::from_secs(3600)), t);
         r.change(t); // a file is opened
-        assert_eq!(r.next(at(200)), Next::Wait(t + GATHER, Urgency::Ack));
+        assert_eq!(r.next(at(200)), SaverAction::Wait(t + GATHER, Urgency::Ack));
         let mut saves = Vec::new();
         for ms in 200..3000 {
             r.ack(at(ms));
-            if let Next::Save { .. } = r.next(at(ms)) {
+            if let SaverAction::Save { .. } = r.next(at(ms)) {
                 saves.push(ms);
                 r.begun();
                 r.saved(false, at(ms));
@@ -258,16 +258,16 @@ mod tests {
         let mut r = Schedule::new(Sync::Every(every), t);
         r.saved(false, t);
         r.saved(false, after(20.0)(t));
-        assert_eq!(r.next(after(29.0)(t)), Next::Wait(t + every, Urgency::Change));
-        assert_eq!(r.next(t + every), Next::Sync);
+        assert_eq!(r.next(after(29.0)(t)), SaverAction::Wait(t + every, Urgency::Change));
+        assert_eq!(r.next(t + every), SaverAction::Sync);
         r.change(after(29.9)(t));
-        assert_eq!(r.next(t + every), Next::Save { sync: true });
+        assert_eq!(r.next(t + every), SaverAction::Save { sync: true });
         r.begun();
         r.saved(true, t + every);
-        assert!(matches!(r.next(t + every), Next::CompareSizes));
+        assert!(matches!(r.next(t + every), SaverAction::CompareSizes));
         let mut always = Schedule::new(Sync::Always, t);
         always.change(t);
-        assert_eq!(always.next(t + GATHER), Next::Save { sync: true });
+        assert_eq!(always.next(t + GATHER), SaverAction::Save { sync: true });
     }
 
     /// Fails when a full disk is asked again at once, or never.
@@ -279,18 +279,18 @@ mod tests {
         let (mut now, mut tries) = (t, 0);
         while now < after(120.0)(t) {
             match r.next(now) {
-                Next::Save { .. } => {
+                SaverAction::Save { .. } => {
                     tries += 1;
                     r.begun();
                     assert_eq!(r.failed(now), tries);
                 }
-                Next::CompareSizes => r.compared(now),
-                Next::Wait(at, _) => now = at,
+                SaverAction::CompareSizes => r.compared(now),
+                SaverAction::Wait(at, _) => now = at,
                 other => panic!("{other:?}"),
             }
         }
         assert!((20..=30).contains(&tries), "{tries}");
         r.hurry();
-        assert!(matches!(r.next(now), Next::Save { .. }), "a flush is tried at once");
+        assert!(matches!(r.next(now), SaverAction::Save { .. }), "a flush is tried at once");
     }
 }

@@ -27,11 +27,11 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// What `offsets` is, as far as this process knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Current {
+pub enum CurrentFile {
     /// There is none, or what is there is damaged.
     Bad,
     /// Whole, from an earlier run: it may be synced or not.
-    Found,
+    FoundPositions,
     /// Whole, but a power loss may take it.
     Unsynced,
     Synced,
@@ -39,7 +39,7 @@ pub enum Current {
 
 /// One call of the system on the way to a saved state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum SaveStep {
     WriteTmp,
     SyncTmp,
     SyncOffsets,
@@ -51,40 +51,40 @@ pub enum Step {
 }
 
 /// The steps of a save, in order. `previous`: `offsets.previous` is whole and synced. `sync`: the policy asks for it.
-pub fn steps(current: Current, previous: bool, sync: bool) -> Vec<Step> {
-    let sync = sync || !(previous || matches!(current, Current::Found | Current::Synced));
-    let mut steps = vec![Step::WriteTmp];
+pub fn steps(current: CurrentFile, previous: bool, sync: bool) -> Vec<SaveStep> {
+    let sync = sync || !(previous || matches!(current, CurrentFile::FoundPositions | CurrentFile::Synced));
+    let mut steps = vec![SaveStep::WriteTmp];
     if sync {
-        steps.push(Step::SyncTmp);
+        steps.push(SaveStep::SyncTmp);
     }
-    if current == Current::Found {
-        steps.push(Step::SyncOffsets);
+    if current == CurrentFile::FoundPositions {
+        steps.push(SaveStep::SyncOffsets);
     }
-    if matches!(current, Current::Found | Current::Synced) {
+    if matches!(current, CurrentFile::FoundPositions | CurrentFile::Synced) {
         // Between these two there is no `offsets`; `offsets.previous` is the state before this save, and `offsets.tmp` is whole.
-        steps.push(Step::KeepPrevious);
+        steps.push(SaveStep::KeepPrevious);
     }
-    steps.push(Step::Replace);
+    steps.push(SaveStep::Replace);
     if sync {
-        steps.push(Step::SyncFolder);
+        steps.push(SaveStep::SyncFolder);
     }
     steps
 }
 
 /// The open state folder. Its lock is held until it is dropped.
 #[derive(Debug)]
-pub struct Store {
+pub struct PositionsFile {
     folder: PathBuf,
     /// `None`: the disk was full or read-only when it was to be made.
     lock: Option<File>,
-    current: Current,
+    current: CurrentFile,
     /// `offsets.previous` is whole and synced. Only asked for where `current` is not.
     previous: bool,
 }
 
 /// What was found in a state folder.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundPositions {
     /// Neither `offsets` nor `offsets.previous` is there.
     Nothing,
     Good(Box<Saved>),
@@ -102,9 +102,9 @@ fn written(path: &Path) -> Option<(i64, u32)> {
     Some((time.mtime(), time.mtime_nsec().try_into().ok()?))
 }
 
-impl Store {
+impl PositionsFile {
     /// Makes the folder where it is missing, locks it and reads what was saved. The flag: it is `offsets.previous`.
-    pub fn open(folder: &Path, damaged: Damaged) -> Result<(Store, Saved, bool), Error> {
+    pub fn open(folder: &Path, damaged: Damaged) -> Result<(PositionsFile, Saved, bool), Error> {
         refuse_shared(folder)?;
         let lock = match lock(folder) {
             Ok(lock) => Some(lock),
@@ -123,14 +123,15 @@ impl Store {
             // An error says nothing: then the state before is there.
             let _ = replace(&folder.join(TMP), &folder.join(OFFSETS));
         }
-        let mut store = Store { folder: folder.into(), lock, current: Current::Bad, previous: false };
+        let mut store =
+            PositionsFile { folder: folder.into(), lock, current: CurrentFile::Bad, previous: false };
         let (mut saved, previous) = match look(folder)? {
-            Found::Nothing => (Saved::default(), false),
-            Found::Good(saved) => {
-                store.current = Current::Found;
+            FoundPositions::Nothing => (Saved::default(), false),
+            FoundPositions::Good(saved) => {
+                store.current = CurrentFile::FoundPositions;
                 (*saved, false)
             }
-            Found::Previous(saved, why) => {
+            FoundPositions::Previous(saved, why) => {
                 log::warn!(
                     "{}: {why}; going on from {PREVIOUS}, so lines delivered since it was saved are sent again",
                     folder.join(OFFSETS).display()
@@ -138,7 +139,9 @@ impl Store {
                 store.previous = true;
                 (*saved, true)
             }
-            Found::Neither { offsets, previous } => (hopeless(folder, damaged, &offsets, &previous)?, true),
+            FoundPositions::Neither { offsets, previous } => {
+                (hopeless(folder, damaged, &offsets, &previous)?, true)
+            }
         };
         if !saved.from_beginning {
             saved.written = written(&folder.join(if previous { PREVIOUS } else { OFFSETS }));
@@ -161,9 +164,9 @@ impl Store {
 
     /// Forces what the last save wrote to the disk.
     pub fn sync(&mut self) -> io::Result<()> {
-        if matches!(self.current, Current::Found | Current::Unsynced) {
-            self.step(Step::SyncOffsets, &[])?;
-            self.step(Step::SyncFolder, &[])?;
+        if matches!(self.current, CurrentFile::FoundPositions | CurrentFile::Unsynced) {
+            self.step(SaveStep::SyncOffsets, &[])?;
+            self.step(SaveStep::SyncFolder, &[])?;
         }
         Ok(())
     }
@@ -178,23 +181,23 @@ impl Store {
         Ok(())
     }
 
-    fn step(&mut self, step: Step, bytes: &[u8]) -> io::Result<()> {
+    fn step(&mut self, step: SaveStep, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
-            Step::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
-            Step::SyncTmp => files::read(&at(TMP))?.sync_all()?,
-            Step::SyncOffsets => files::read(&at(OFFSETS))?.sync_all()?,
-            Step::KeepPrevious => {
+            SaveStep::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
+            SaveStep::SyncTmp => files::read(&at(TMP))?.sync_all()?,
+            SaveStep::SyncOffsets => files::read(&at(OFFSETS))?.sync_all()?,
+            SaveStep::KeepPrevious => {
                 replace(&at(OFFSETS), &at(PREVIOUS))?;
-                (self.current, self.previous) = (Current::Bad, true);
+                (self.current, self.previous) = (CurrentFile::Bad, true);
             }
-            Step::Replace => {
+            SaveStep::Replace => {
                 replace(&at(TMP), &at(OFFSETS))?;
-                self.current = Current::Unsynced;
+                self.current = CurrentFile::Unsynced;
             }
-            Step::SyncFolder => {
+            SaveStep::SyncFolder => {
                 File::open(&self.folder)?.sync_all()?;
-                self.current = Current::Synced;
+                self.current = CurrentFile::Synced;
             }
         }
         Ok(())
@@ -251,10 +254,10 @@ fn is_cut_short(folder: &Path) -> Result<bool, Error> {
 }
 
 /// Reads what is saved in a folder, without its lock: also for `status`.
-pub fn look(folder: &Path) -> Result<Found, Error> {
+pub fn look(folder: &Path) -> Result<FoundPositions, Error> {
     let offsets = read(&folder.join(OFFSETS))?;
     if let Some(Ok(saved)) = offsets {
-        return Ok(Found::Good(Box::new(saved)));
+        return Ok(FoundPositions::Good(Box::new(saved)));
     }
     let previous = read(&folder.join(PREVIOUS))?;
     // A save that ran meanwhile has taken `offsets` away for a moment.
@@ -264,11 +267,13 @@ pub fn look(folder: &Path) -> Result<Found, Error> {
     };
     let missing = || Bad::Damaged("it is missing".into());
     Ok(match (offsets, previous) {
-        (Some(Ok(saved)), _) => Found::Good(Box::new(saved)),
-        (None, None) => Found::Nothing,
-        (None, Some(Ok(saved))) => Found::Previous(Box::new(saved), "missing, a save was cut short".into()),
-        (Some(Err(bad)), Some(Ok(saved))) => Found::Previous(Box::new(saved), bad.to_string()),
-        (offsets, previous) => Found::Neither {
+        (Some(Ok(saved)), _) => FoundPositions::Good(Box::new(saved)),
+        (None, None) => FoundPositions::Nothing,
+        (None, Some(Ok(saved))) => {
+            FoundPositions::Previous(Box::new(saved), "missing, a save was cut short".into())
+        }
+        (Some(Err(bad)), Some(Ok(saved))) => FoundPositions::Previous(Box::new(saved), bad.to_string()),
+        (offsets, previous) => FoundPositions::Neither {
             offsets: offsets.and_then(Result::err).unwrap_or_else(missing),
             previous: previous.and_then(Result::err).unwrap_or_else(missing),
         },

@@ -13,8 +13,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Instant;
 
-fn options(folder: &Path) -> Options {
-    Options {
+fn options(folder: &Path) -> StateOptions {
+    StateOptions {
         state_dir: Some(folder.into()),
         sync: Sync::Every(Duration::from_secs(30)),
         damaged: Damaged::Refuse,
@@ -35,7 +35,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(options: Options) -> Bench {
+    fn start(options: StateOptions) -> Bench {
         let board = Arc::new(Board::default());
         let (folder, saved) = open(options, &board).unwrap();
         let registry = folder.registry(&board);
@@ -91,7 +91,7 @@ impl Bench {
 
 fn on_disk(folder: &Path) -> Saved {
     match store::look(folder).unwrap() {
-        store::Found::Good(saved) => *saved,
+        store::FoundPositions::Good(saved) => *saved,
         other => panic!("{other:?}"),
     }
 }
@@ -229,7 +229,7 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
         if damaged {
             fs::write(copy.path().join("offsets"), b"\0").unwrap();
         }
-        let bench = Bench::start(Options { damaged: Damaged::Beginning, ..options(copy.path()) });
+        let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(copy.path()) });
         let gauge = bench.open(5, 0, 100);
         Bench::fly(&gauge, 0, 80);
         Bench::fly(&gauge, 80, 100);
@@ -305,7 +305,7 @@ fn the_end_saves_or_says_why_not() {
 /// Fails when a run without a state folder waits for one, or forgets to move the gauges.
 #[test]
 fn nothing_is_saved_without_a_folder() {
-    let bench = Bench::start(Options { state_dir: None, ..options(Path::new("/nowhere")) });
+    let bench = Bench::start(StateOptions { state_dir: None, ..options(Path::new("/nowhere")) });
     let gauge = bench.open(1, 0, 100);
     Bench::fly(&gauge, 0, 100);
     bench.ack(1, 0, 100);
@@ -330,7 +330,7 @@ fn the_wall_clock_is_saved() {
 fn the_beginning_holds_until_first_sight_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("offsets"), b"\0").unwrap();
-    let bench = Bench::start(Options { damaged: Damaged::Beginning, ..options(dir.path()) });
+    let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(dir.path()) });
     assert!(bench.saved.from_beginning);
     bench.open(1, 0, 100);
     bench.stop().unwrap();

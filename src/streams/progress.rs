@@ -21,15 +21,15 @@ pub struct Progress {
     pub searched: AtomicU64,
     /// Remembers `sent` over a crash.
     mark: Option<SentMark>,
-    seen: Mutex<Seen>,
+    seen: Mutex<SizesSeen>,
     who: Mutex<Option<(StreamId, Identity)>>,
 }
 
 /// When which size was first seen, ascending.
 #[derive(Debug, Default)]
-struct Seen(VecDeque<(u64, Instant)>);
+struct SizesSeen(VecDeque<(u64, Instant)>);
 
-impl Seen {
+impl SizesSeen {
     /// Beyond it neighbours are merged, and the age of what waits long is told too high rather than too low.
     const MOST: usize = 64;
     /// Closer together than this is one entry.

@@ -94,7 +94,7 @@ impl Counts {
 
 #[derive(Debug, Default)]
 struct Places {
-    places: HashMap<StreamId, Place>,
+    places: HashMap<StreamId, MarkPlace>,
     free: Vec<u64>,
     /// Number of slots in the file.
     len: u64,
@@ -104,7 +104,7 @@ struct Places {
 
 /// What is known of a stream's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct MarkPlace {
     index: u64,
     limit: u64,
     /// Taken in this run: lines that start before this may have been sent by an earlier one.
@@ -123,7 +123,7 @@ pub struct SentMark {
 
 /// What `air` said when it was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundMarks {
     /// It holds whatever the last run wrote: that ended cleanly, or in this boot. Else nothing is known.
     pub trusted: bool,
     /// It is of an earlier boot, or damaged: [`SentMarks::begin`] has to make it anew.
@@ -138,7 +138,7 @@ pub struct Found {
     unsaved: u64,
 }
 
-impl Found {
+impl FoundMarks {
     /// The counts to go on from, where `offsets` has `known`.
     pub fn counts(&self, known: Counts) -> Counts {
         let mut counts = Counts { resent: known.resent.max(self.resent), ..known };
@@ -187,12 +187,12 @@ impl SentMarks {
 
     /// Takes up `file` (readable and writable). `boot` is empty where the kernel tells none. `recognized`: with
     /// exactly-once nothing counts as doubled.
-    pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(SentMarks, Found)> {
+    pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(SentMarks, FoundMarks)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..BOUND as usize]);
         if !is_ours(&bytes) || !(same_boot || word(&bytes, RUNNING) == 0) {
-            let mut found = Found { stale: true, ..Found::default() };
+            let mut found = FoundMarks { stale: true, ..FoundMarks::default() };
             if is_ours(&bytes) {
                 // These only rise, so each was true at some time.
                 (found.resent, found.again) = (word(&bytes, RESENT), word(&bytes, AGAIN));
@@ -205,14 +205,14 @@ impl SentMarks {
         for index in 0..slots.len {
             let at = HEAD + index * SLOT;
             let stream = StreamId(word(&bytes, at));
-            let place = Place { index, limit: word(&bytes, at + 8), doubtful: None };
+            let place = MarkPlace { index, limit: word(&bytes, at + 8), doubtful: None };
             if (stream.0, place.limit) == (0, 0) {
                 slots.free.push(index);
             } else {
                 slots.places.insert(stream, place);
             }
         }
-        let found = Found {
+        let found = FoundMarks {
             trusted: true,
             stale: !same_boot,
             limits: slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect(),
@@ -226,7 +226,7 @@ impl SentMarks {
         Ok((air, found))
     }
 
-    /// See [`Found::counts`]. Before any slot is taken.
+    /// See [`FoundMarks::counts`]. Before any slot is taken.
     pub fn count_from(&self, counts: Counts) {
         // What an earlier run reserved and did not use is not taken over.
         *self.counts() = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
@@ -279,7 +279,7 @@ impl SentMarks {
             bytes[at as usize..at as usize + 8].copy_from_slice(&total.to_le_bytes());
         }
         for (stream, limit) in limits {
-            slots.places.insert(stream, Place { index: slots.len, limit, doubtful: None });
+            slots.places.insert(stream, MarkPlace { index: slots.len, limit, doubtful: None });
             bytes.extend_from_slice(&record(stream, limit));
             slots.len += 1;
         }
@@ -326,11 +326,11 @@ impl SentMarks {
     }
 
     /// Keeps only the slots of streams that `keep` names; the others are free for new ones. `unsaved` is what
-    /// [`Found::unsaved`] says of them.
+    /// [`FoundMarks::unsaved`] says of them.
     pub fn retain(&self, unsaved: u64, keep: impl Fn(StreamId) -> bool) {
         self.begins_unsaved(unsaved); // as long as their slots say so too
         let mut slots = self.lock();
-        let dropped: Vec<Place> =
+        let dropped: Vec<MarkPlace> =
             slots.places.extract_if(|stream, _| !keep(*stream)).map(|(_, place)| place).collect();
         slots.free.extend(dropped.iter().map(|place| place.index));
         drop(slots);
@@ -359,13 +359,13 @@ impl SentMarks {
             Some(p) if p.doubtful.is_some() => p,
             Some(p) => {
                 let limit = if p.limit == u64::MAX { size.max(at) } else { p.limit.max(at) };
-                Place { limit, doubtful: Some(self.in_doubt(limit, at)), ..p }
+                MarkPlace { limit, doubtful: Some(self.in_doubt(limit, at)), ..p }
             }
             None => {
                 let index = slots.free.pop().unwrap_or(slots.len);
                 slots.len = slots.len.max(index + 1);
                 let limit = slots.unsaved.min(size).max(at);
-                Place { index, limit, doubtful: Some(self.in_doubt(limit, at)) }
+                MarkPlace { index, limit, doubtful: Some(self.in_doubt(limit, at)) }
             }
         };
         slots.places.insert(stream, place);

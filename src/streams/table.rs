@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// only so many of those are kept per followed path; the rest is forgotten when its file was absent long enough.
 #[derive(Debug, Default)]
 pub struct Table {
-    streams: BTreeMap<StreamId, Stream>,
+    streams: BTreeMap<StreamId, StreamEntry>,
     /// Finished streams by followed path, oldest first.
     finished: BTreeMap<Arc<Path>, BTreeSet<StreamId>>,
     /// Number of finished streams, over all paths.
@@ -25,7 +25,7 @@ pub struct Table {
 }
 
 #[derive(Debug)]
-struct Stream {
+struct StreamEntry {
     path: Arc<Path>,
     identity: Identity,
     acked: AckedRanges,
@@ -64,7 +64,7 @@ impl Table {
         let mut table = Table { next_stream, ..Table::default() };
         for s in saved {
             let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
-            let stream = Stream {
+            let stream = StreamEntry {
                 path: s.path.clone(),
                 identity: s.identity.clone(),
                 acked: AckedRanges { at: s.at, beyond },
@@ -126,7 +126,7 @@ impl Table {
             known.seen = clock;
             return moved;
         }
-        let stream = Stream {
+        let stream = StreamEntry {
             path: o.origin.path.as_path().into(),
             identity: o.identity,
             acked: AckedRanges { at: o.at, beyond: BTreeMap::new() },
@@ -275,7 +275,7 @@ impl Table {
     }
 }
 
-impl Stream {
+impl StreamEntry {
     fn is_resting(&self) -> bool {
         matches!(self.phase, Phase::Resting | Phase::Finished)
     }

@@ -27,6 +27,9 @@ impl Tail<'_> {
     /// Goes on where it stands, with all that is open. Where it begins is as it was told first.
     pub(super) fn change(&mut self, change: Change) {
         let Options { start, since, first_sight, .. } = self.o;
+        if change.options.topic != self.o.topic {
+            self.letter_share = super::letter_share(self.board, &change.options);
+        }
         self.o = Options { start, since, first_sight, ..change.options.paced() };
         self.outdated = change.outdated;
         for open in &mut self.open {

@@ -3,7 +3,7 @@
 use super::framing::{self, Input, Rest, Rules, Run};
 use super::gz::Gz;
 use super::identity::Look;
-use crate::budget::{Permit, Place, Share};
+use crate::budget::{Permit, QueuePlace, Share};
 use crate::chunk::{Chunk, Identity, Line, Mark, Origin, Point, Range, Shape, Then, Topic};
 use crate::stop::Stop;
 use memchr::{memchr, memrchr};
@@ -91,7 +91,7 @@ pub struct Open {
     /// Bytes per line lately; the line table is made for it.
     per_line: usize,
     /// Among those who wait for the budget.
-    pub place: Option<Place>,
+    pub place: Option<QueuePlace>,
     /// NULs at `at` are the rest of a hole: of one that ends there, or of what a truncation left behind.
     pub in_hole: bool,
     /// The whole lines behind `at` of a record that waits for its end: they would be gone with the file's contents.

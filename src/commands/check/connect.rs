@@ -1,9 +1,9 @@
 //! `--connect`: visits the brokers that the config names, then the leaders of the topics by their advertised addresses. The
 //! steps are the modern driver's own; advice is added here.
 
-use super::{Outcome, Step, Trouble};
+use super::{CheckOutcome, CheckProblem, CheckStep};
 use crate::commands::drivers;
-use crate::config::{Codec, Config, Delivery, Driver, Kafka, Output};
+use crate::config::{Codec, Config, Delivery, DriverChoice, Kafka, Output};
 use crate::kafka::broker_check::{self, Speaks, Visit, Wanted};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,14 +13,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Most leaders that are visited beside the brokers that the config names.
 const LEADERS: usize = 16;
 
-pub fn steps(config: &Config, tell: &mut dyn FnMut(Step)) {
+pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
     let Output::Kafka(kafka) = &config.output else { return };
     let options = drivers::visiting(kafka, PATIENCE);
     let topics = wanted(config, kafka);
     let speaks = match kafka.driver {
-        Driver::Classic => Speaks::Classic,
-        Driver::Auto if config.needs_modern().is_empty() => Speaks::Any,
-        Driver::Auto | Driver::Modern => Speaks::Modern,
+        DriverChoice::Classic => Speaks::Classic,
+        DriverChoice::Auto if config.needs_modern().is_empty() => Speaks::Any,
+        DriverChoice::Auto | DriverChoice::Modern => Speaks::Modern,
     };
     let read = config.agent.delivery == Delivery::ExactlyOnce;
     let mut seen: Vec<String> = kafka.brokers.iter().map(ToString::to_string).collect();
@@ -50,23 +50,23 @@ fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
 }
 
 /// With the broker's name where the step does not say it, and with what to do where it failed.
-fn advised(step: broker_check::Step, address: &str) -> Step {
+fn advised(step: broker_check::Step, address: &str) -> CheckStep {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let what = match step.what.as_str() {
         "name" => format!("name {host}"),
         other => other.to_owned(),
     };
     let trouble = |told: String| match told.rsplit_once("; ") {
-        Some((why, fix)) => Trouble { why: why.to_owned(), fix: fix.to_owned() },
-        None => Trouble { fix: advice(&what).to_owned(), why: told },
+        Some((why, fix)) => CheckProblem { why: why.to_owned(), fix: fix.to_owned() },
+        None => CheckProblem { fix: advice(&what).to_owned(), why: told },
     };
     let outcome = match step.outcome {
-        broker_check::Outcome::Good(found) => Outcome::Good(found),
-        broker_check::Outcome::Doubtful(told) => Outcome::Doubtful(trouble(told)),
-        broker_check::Outcome::Failed(told) => Outcome::Failed(trouble(told)),
-        broker_check::Outcome::Never(told) => Outcome::Never(trouble(told)),
+        broker_check::Outcome::Good(found) => CheckOutcome::Good(found),
+        broker_check::Outcome::Doubtful(told) => CheckOutcome::Doubtful(trouble(told)),
+        broker_check::Outcome::Failed(told) => CheckOutcome::Failed(trouble(told)),
+        broker_check::Outcome::Never(told) => CheckOutcome::Never(trouble(told)),
     };
-    Step { what, took: step.took, outcome }
+    CheckStep { what, took: step.took, outcome }
 }
 
 fn advice(what: &str) -> &'static str {

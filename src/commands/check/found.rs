@@ -49,12 +49,12 @@ pub fn refused(source: &Source) -> Vec<(PathBuf, String)> {
 }
 
 #[derive(Default)]
-struct Met {
+struct MatchedFile {
     files: Vec<PathBuf>,
     refused: Vec<(PathBuf, String)>,
 }
 
-impl Visitor for Met {
+impl Visitor for MatchedFile {
     fn folder(&mut self, _: &Path) {}
     fn file(&mut self, path: PathBuf, _: Metadata) {
         self.files.push(path);
@@ -64,8 +64,8 @@ impl Visitor for Met {
     }
 }
 
-fn walk(pattern: &Pattern) -> Met {
-    let mut met = Met::default();
+fn walk(pattern: &Pattern) -> MatchedFile {
+    let mut met = MatchedFile::default();
     pattern.walk(&mut met);
     met
 }

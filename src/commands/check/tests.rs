@@ -150,22 +150,25 @@ fn must_exist_fails_and_a_fifo_does_not_block() {
 fn a_failed_step_fails() {
     let p = Place::new();
     p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
-    let asked = |connect| cli::Check { config: Some(p.path("c.toml").into()), connect };
+    let asked = |connect| cli::CheckArgs { config: Some(p.path("c.toml").into()), connect };
     let failing: Connect = |_, tell| {
-        let outcome = Outcome::Failed(Trouble { why: "refused".into(), fix: "start it".into() });
-        tell(Step { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
+        let outcome = CheckOutcome::Failed(CheckProblem { why: "refused".into(), fix: "start it".into() });
+        tell(CheckStep { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
     };
     let hopeless: Connect = |_, tell| {
-        for outcome in [Outcome::Never, Outcome::Failed] {
-            let outcome = outcome(Trouble { why: "too old".into(), fix: "upgrade it".into() });
-            tell(Step { what: "DescribeProducers".into(), took: Duration::ZERO, outcome });
+        for outcome in [CheckOutcome::Never, CheckOutcome::Failed] {
+            let outcome = outcome(CheckProblem { why: "too old".into(), fix: "upgrade it".into() });
+            tell(CheckStep { what: "DescribeProducers".into(), took: Duration::ZERO, outcome });
         }
     };
     assert_eq!(run_with(asked(true), hopeless).unwrap(), ExitCode::Config);
     assert_eq!(run_with(asked(true), failing).unwrap(), ExitCode::Failed);
     assert_eq!(run_with(asked(false), failing).unwrap(), ExitCode::Done);
-    let step =
-        Step { what: "TLS".into(), took: Duration::from_millis(3), outcome: Outcome::Good("1.3\x1b".into()) };
+    let step = CheckStep {
+        what: "TLS".into(),
+        took: Duration::from_millis(3),
+        outcome: CheckOutcome::Good("1.3\x1b".into()),
+    };
     assert_eq!(step_line(&step), "ok       TLS (3 ms): 1.3\\x1b\n");
 }
 
@@ -174,6 +177,6 @@ fn a_port_where_nothing_listens() {
     let p = Place::new();
     let config = p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     let mut steps = Vec::new();
-    connect::steps(&config, &mut |s| steps.push((s.what, matches!(s.outcome, Outcome::Good(_)))));
+    connect::steps(&config, &mut |s| steps.push((s.what, matches!(s.outcome, CheckOutcome::Good(_)))));
     assert_eq!(steps, [("name 127.0.0.1".into(), true), ("TCP 127.0.0.1:1".into(), false)]);
 }

@@ -4,7 +4,7 @@
 
 use crate::chunk::{Identity, Mark};
 use crate::error::{Error, ExitCode};
-use crate::report::snapshot::{Id, Snapshot};
+use crate::report::snapshot::{FileId, Snapshot};
 use crate::streams::{Saved, SavedStream};
 use crate::tail::gz::Gz;
 use crate::tail::identity::{self, Look};
@@ -168,7 +168,7 @@ pub fn is_same(a: &Identity, b: &Identity) -> bool {
     a.ino == b.ino && a.born == b.born && (a.dev == b.dev || a.born.is_some())
 }
 
-fn is_same_id(id: &Id, of: &Identity) -> bool {
+fn is_same_id(id: &FileId, of: &Identity) -> bool {
     is_same(&Identity { dev: id.device, ino: id.inode, born: id.born }, of)
 }
 
@@ -286,11 +286,11 @@ mod tests {
         bench.save(2, &path, 70);
         assert_eq!(bench.reached(&path, None), Some(70));
         let identity = Some((&identity::look_at(&path).unwrap().unwrap().identity).into());
-        let stream = |stream, acknowledged| snapshot::Stream {
+        let stream = |stream, acknowledged| snapshot::StreamStatus {
             stream,
             acknowledged,
             identity: identity.clone(),
-            ..snapshot::Stream::default()
+            ..snapshot::StreamStatus::default()
         };
         let live = |streams| {
             let file = snapshot::File { streams, ..snapshot::File::default() };
@@ -337,7 +337,7 @@ mod tests {
         let path = bench.write("a.log", &lines(100));
         bench.save(1, &path, 790);
         let identity = Some((&identity::look_at(&path).unwrap().unwrap().identity).into());
-        let stream = snapshot::Stream { stream: 1, acknowledged: 790, identity, ..Default::default() };
+        let stream = snapshot::StreamStatus { stream: 1, acknowledged: 790, identity, ..Default::default() };
         let file = snapshot::File { streams: vec![stream], ..Default::default() };
         let live = Snapshot { live: true, files: vec![file], ..Snapshot::default() };
         assert_eq!(bench.reached(&path, Some(&live)), Some(790));

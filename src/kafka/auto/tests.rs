@@ -143,7 +143,7 @@ fn while_nobody_answers_batches_come_back() {
     drop(ends.orders);
     let until = Instant::now() + PATIENCE;
     while !matches!(events.recv_timeout(PATIENCE), Err(crossbeam_channel::RecvTimeoutError::Disconnected)) {
-        assert!(Instant::now() < until, "it goes on without ship");
+        assert!(Instant::now() < until, "it goes on without the core");
     }
 }
 

@@ -294,7 +294,7 @@ pub struct Produced {
 /// Most brokers taken over from a produce answer: the new leaders of the partitions in one request.
 const ENDPOINTS: usize = 64;
 
-/// Hands each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and where
+/// OpenBatches each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and where
 /// the leaders named in it can be found (KIP-951).
 pub fn produced(
     body: &[u8],

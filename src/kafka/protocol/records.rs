@@ -11,7 +11,7 @@ use crate::kafka::protocol::codec::{Codec, Compressor};
 use crate::kafka::protocol::wire::{ApiKey, Writer, put_uvarint, uvarint_len, zigzag};
 use crate::producer::batch::{Batch, Records};
 use crate::producer::driver::Acks;
-use crate::producer::render::{Pen, Record};
+use crate::producer::record_encoder::{Record, RecordEncoder};
 use std::hint::black_box;
 
 /// Bytes in front of a batch's records.
@@ -110,7 +110,7 @@ pub struct Envelope<'a> {
 #[derive(Debug, Default)]
 pub struct Encoder {
     press: Compressor,
-    pen: Pen,
+    record_encoder: RecordEncoder,
     /// Records before compression.
     loose: Writer,
 }
@@ -232,7 +232,7 @@ impl Encoder {
         let start = out.at;
         if codec != Codec::None {
             self.loose.clear();
-            let count = records(&mut self.pen, &mut self.loose, batch);
+            let count = records(&mut self.record_encoder, &mut self.loose, batch);
             let loose = &self.loose.bytes[..self.loose.at];
             let to = out.room(HEADER + Compressor::bound(codec, loose.len()));
             match self.press.press(codec, loose, &mut to[HEADER..]) {
@@ -245,7 +245,7 @@ impl Encoder {
         }
         out.room(Self::estimate(batch) + FRAMING + BLOCK);
         out.at += HEADER;
-        let count = records(&mut self.pen, out, batch);
+        let count = records(&mut self.record_encoder, out, batch);
         header(&mut out.bytes[start..out.at], batch, codec, count);
     }
 }
@@ -263,10 +263,10 @@ fn recount(out: &mut Writer, at: usize, was: usize, now: usize) {
 }
 
 /// Appends the records of a batch; says how many there are.
-fn records(pen: &mut Pen, out: &mut Writer, batch: &Batch) -> u32 {
+fn records(record_encoder: &mut RecordEncoder, out: &mut Writer, batch: &Batch) -> u32 {
     let mut count = 0;
     if !batch.group.chunks.iter().all(is_plain) {
-        pen.each(batch, |r| {
+        record_encoder.each(batch, |r| {
             out.record(&r);
             count += 1;
         });
@@ -294,7 +294,7 @@ fn is_plain(chunk: &Chunk) -> bool {
 
 /// Fills in the header of a batch whose records stand behind it.
 fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, count: u32) {
-    debug_assert_eq!(count, batch.count, "ship counts a batch's records, and sequences go by that count");
+    debug_assert_eq!(count, batch.count, "the core counts a batch's records, and sequences go by that count");
     let numbers = batch.numbers.map_or((-1, -1, -1), |n| (n.pid, n.epoch, n.base));
     let stamp = batch.stamp_ms().to_be_bytes();
     let (len, last) = (bytes.len() as u32 - 12, count.wrapping_sub(1));

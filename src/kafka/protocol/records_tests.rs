@@ -96,7 +96,7 @@ proptest! {
             b.records = Records::Picked(some);
         }
         let mut want = Vec::new();
-        Pen::default().each(&b, |r| {
+        RecordEncoder::default().each(&b, |r| {
             want.push((r.key.as_deref().map(<[u8]>::to_vec), r.value.to_vec(), r.headers.to_vec()));
         });
         let mut encoder = Encoder::default();

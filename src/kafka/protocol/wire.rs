@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
         self.tags(|_, _| Ok(()))
     }
 
-    /// Hands each tagged field to `take`, by its number.
+    /// OpenBatches each tagged field to `take`, by its number.
     pub fn tags(&mut self, mut take: impl FnMut(u32, Reader<'a>) -> Read<()>) -> Read<()> {
         if !self.flexible {
             return Ok(());

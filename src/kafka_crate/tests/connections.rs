@@ -88,7 +88,7 @@ fn d4_a_leader_that_does_not_answer_costs_one_limit() {
     let (peer, hole) = (Peer::start(), hole());
     peer.set(|s| s.partitions = vec![(0, hole.addr.port()), (1, s.partitions[0].1)]);
     let mut o = options(&[peer.host()]);
-    o.limits.call = watchdog::Limits { still: PATIENCE, whole: PATIENCE };
+    o.limits.call = watchdog::WatchLimits { still: PATIENCE, whole: PATIENCE };
     let rig = Rig::with(o);
     let began = Instant::now();
     let other = Batch { partition: 1, ..one("b") };
@@ -106,8 +106,8 @@ fn d4_a_leader_that_does_not_answer_costs_one_limit() {
 fn d4_a_hanging_connect_is_cut() {
     let hole = hole();
     let second = Duration::from_secs(1);
-    let watch = Watchdog::start(watchdog::Limits { still: second, whole: second }).unwrap();
-    let mut client = client::Client::new(hole.addr, "test", Codec::None, second);
+    let watch = CallWatchdog::start(watchdog::WatchLimits { still: second, whole: second }).unwrap();
+    let mut client = client::CrateClient::new(hole.addr, "test", CrateCodec::None, second);
     let began = Instant::now();
     let trouble = client.load("t", &watch).unwrap_err();
     assert!(began.elapsed() < PATIENCE, "{:?} {trouble:?}", began.elapsed());
@@ -132,7 +132,7 @@ fn d5_a_bootstrap_host_that_hangs_does_not_stand_before_the_others() {
 fn d6_without_acks_a_closed_connection_is_seen() {
     let peer = Peer::start();
     peer.acts(&[Act::Store, Act::StoreAndClose]);
-    let rig = Rig::with(Options { acks: Acks::Zero, ..options(&[peer.host()]) });
+    let rig = Rig::with(CrateOptions { acks: Acks::Zero, ..options(&[peer.host()]) });
     assert!(rig.send("a").offset().is_some());
     assert_eq!(rig.send("b").offset(), None);
     thread::park_timeout(Duration::from_millis(300));

@@ -11,15 +11,15 @@ use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Identity, Origin, Point, Shape, StreamId};
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
-use crate::exactly_once::file::{Binding, Store};
-use crate::exactly_once::intent::Record;
+use crate::exactly_once::file::{Binding, JournalFile};
+use crate::exactly_once::intent::JournalRecord;
 use crate::files::private;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
 use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicView, Verdict};
 use crate::producer::partition::Now;
+use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::recovered::{RecoveredState, Resumed};
-use crate::producer::render::Pen;
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{Options, Partitioner};
 use crate::report::Board;
@@ -53,7 +53,7 @@ struct Leader {
 
 /// One life of the agent.
 struct Agent<'b> {
-    ship: Core<'b>,
+    core: Core<'b>,
     journal: Journal,
     /// What the ledger has.
     acked: Saved,
@@ -128,8 +128,8 @@ impl<'b> World<'b> {
 
     /// A start: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = Store::open(private(&self.path).unwrap()).unwrap();
-        let records = found.records.iter().map(|p| Record::read(p).unwrap()).collect();
+        let (store, found) = JournalFile::open(private(&self.path).unwrap()).unwrap();
+        let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);
         let mut acked = self.disk.clone();
@@ -164,10 +164,10 @@ impl<'b> World<'b> {
             once: Some(once),
             ..Options::default()
         };
-        let ship = Core::new(options, self.board, self.now);
+        let core = Core::new(options, self.board, self.now);
         let abilities = Capabilities { name: "model", numbered: true, in_flight: 5 };
         let back = VecDeque::from([Event::Ready(abilities)]);
-        Agent { ship, journal, acked, tails, to_journal: Vec::new(), back }
+        Agent { core, journal, acked, tails, to_journal: Vec::new(), back }
     }
 
     fn chunk(&self, stream: u64, from: u64, to: u64) -> Chunk {
@@ -201,13 +201,13 @@ impl<'b> World<'b> {
         if from < to {
             let chunk = self.chunk(s as u64 + 1, from, to);
             assert!(a.tails.acknowledge(&chunk.ack()));
-            a.ship.chunk(chunk, self.now);
+            a.core.chunk(chunk, self.now);
         }
     }
 
     fn collect(&mut self, a: &mut Agent<'_>) -> Option<Instant> {
-        let wake = a.ship.tick(self.now);
-        for order in a.ship.orders().collect::<Vec<_>>() {
+        let wake = a.core.tick(self.now);
+        for order in a.core.orders().collect::<Vec<_>>() {
             match order {
                 Order::Topic(_) => {
                     let partitions: Vec<i32> = self.leaders.keys().copied().collect();
@@ -229,7 +229,7 @@ impl<'b> World<'b> {
                 Order::Change(_) => panic!("nobody changes the driver"),
             }
         }
-        for ack in std::mem::take(&mut a.ship.acks) {
+        for ack in std::mem::take(&mut a.core.acks) {
             self.check(ack.stream.0, &ack.range);
             assert!(a.acked.acknowledge(&ack), "acknowledged twice: {ack:?}");
         }
@@ -241,7 +241,7 @@ impl<'b> World<'b> {
         if !ready.is_empty() {
             for batch in ready.drain(..) {
                 let mut ids = Vec::new();
-                Pen::default()
+                RecordEncoder::default()
                     .each(&batch, |r| ids.push(std::str::from_utf8(&r.value).unwrap().parse().unwrap()));
                 let request = Request { numbers: batch.numbers, ids, batch: Some(batch) };
                 let partition = request.batch.as_ref().unwrap().partition;
@@ -331,14 +331,14 @@ impl<'b> World<'b> {
             }
             let wake = self.collect(&mut a);
             let done = a.tails.streams.iter().all(|s| s.at.offset == self.lines * LINE);
-            if done && a.ship.is_empty() && !faults {
+            if done && a.core.is_empty() && !faults {
                 break;
             }
             match self.rng.below(12) {
                 0..=1 => self.feed(&mut a),
                 2..=4 => {
                     if let Some(event) = a.back.pop_front() {
-                        a.ship.event(event, self.now).unwrap();
+                        a.core.event(event, self.now).unwrap();
                     }
                 }
                 5..=6 => self.journal(&mut a, &mut ready),

@@ -54,21 +54,21 @@ impl Model {
         self.names(self.pending.len())
     }
 
-    fn step(&mut self, step: Step, bytes: &[u8]) {
+    fn step(&mut self, step: SaveStep, bytes: &[u8]) {
         let now = self.now();
         match step {
-            Step::WriteTmp => match now.get(TMP) {
+            SaveStep::WriteTmp => match now.get(TMP) {
                 Some(file) => self.files[*file] = (bytes.to_vec(), false),
                 None => {
                     self.files.push((bytes.to_vec(), false));
                     self.pending.push((TMP, None, self.files.len() - 1));
                 }
             },
-            Step::SyncTmp => self.files[now[TMP]].1 = true,
-            Step::SyncOffsets => self.files[now[OFFSETS]].1 = true,
-            Step::KeepPrevious => self.pending.push((PREVIOUS, Some(OFFSETS), now[OFFSETS])),
-            Step::Replace => self.pending.push((OFFSETS, Some(TMP), now[TMP])),
-            Step::SyncFolder => {
+            SaveStep::SyncTmp => self.files[now[TMP]].1 = true,
+            SaveStep::SyncOffsets => self.files[now[OFFSETS]].1 = true,
+            SaveStep::KeepPrevious => self.pending.push((PREVIOUS, Some(OFFSETS), now[OFFSETS])),
+            SaveStep::Replace => self.pending.push((OFFSETS, Some(TMP), now[TMP])),
+            SaveStep::SyncFolder => {
                 self.durable = now;
                 self.pending.clear();
             }
@@ -103,7 +103,7 @@ impl Model {
 struct Bench {
     dir: tempfile::TempDir,
     model: Model,
-    store: Option<Store>,
+    store: Option<PositionsFile>,
     last: u64,
     /// The newest state that is synced: nothing older may come back.
     durable: u64,
@@ -126,10 +126,10 @@ impl Bench {
     fn open(&mut self, least: u64) {
         drop(self.store.take());
         if is_cut_short(self.dir.path()).unwrap() {
-            self.model.step(Step::Replace, &[]);
+            self.model.step(SaveStep::Replace, &[]);
         }
         let (store, saved, _) =
-            Store::open(self.dir.path(), Damaged::Refuse).expect("there is always a good state");
+            PositionsFile::open(self.dir.path(), Damaged::Refuse).expect("there is always a good state");
         assert!((least..=self.last).contains(&saved.clock), "{} not in {least}..={}", saved.clock, self.last);
         // What was not found is as if it had never been.
         (self.last, self.durable) = (saved.clock, self.durable.min(saved.clock));
@@ -147,7 +147,7 @@ impl Bench {
             self.model.step(*step, &bytes);
         }
         let whole = most >= all.len();
-        if whole && all.contains(&Step::SyncFolder) {
+        if whole && all.contains(&SaveStep::SyncFolder) {
             self.durable = self.last;
         }
         whole
@@ -155,10 +155,10 @@ impl Bench {
 
     fn sync(&mut self) {
         let store = self.store.as_mut().unwrap();
-        if matches!(store.current, Current::Found | Current::Unsynced) {
+        if matches!(store.current, CurrentFile::FoundPositions | CurrentFile::Unsynced) {
             store.sync().unwrap();
-            self.model.step(Step::SyncOffsets, &[]);
-            self.model.step(Step::SyncFolder, &[]);
+            self.model.step(SaveStep::SyncOffsets, &[]);
+            self.model.step(SaveStep::SyncFolder, &[]);
             self.durable = self.last;
         }
     }
@@ -258,7 +258,7 @@ fn damaged_with(offsets: &[u8], previous: Option<&[u8]>, policy: Damaged) -> Res
     if let Some(previous) = previous {
         fs::write(dir.path().join(PREVIOUS), previous).unwrap();
     }
-    Store::open(dir.path(), policy).map(|(_, saved, fell_back)| (saved, fell_back))
+    PositionsFile::open(dir.path(), policy).map(|(_, saved, fell_back)| (saved, fell_back))
 }
 
 /// Fails when damage leads to an empty start, or is not looked for.
@@ -295,12 +295,12 @@ fn damage_leads_to_the_previous_state_and_then_to_the_policy() {
 /// or begins anew from a state that was given up.
 #[test]
 fn a_kill_within_a_save_is_no_damage() {
-    for step in 0..=steps(Current::Synced, true, false).len() {
+    for step in 0..=steps(CurrentFile::Synced, true, false).len() {
         let mut bench = Bench::new();
         bench.save(true, usize::MAX);
         bench.save(false, step);
         bench.store.take();
-        let (_, saved, fell_back) = Store::open(bench.dir.path(), Damaged::Refuse).unwrap();
+        let (_, saved, fell_back) = PositionsFile::open(bench.dir.path(), Damaged::Refuse).unwrap();
         assert!(
             !fell_back && (1..=2).contains(&saved.clock),
             "after {step} steps: {} {fell_back}",
@@ -308,7 +308,7 @@ fn a_kill_within_a_save_is_no_damage() {
         );
         fs::remove_file(bench.dir.path().join(OFFSETS)).unwrap();
         let _ = fs::remove_file(bench.dir.path().join(PREVIOUS));
-        let (_, saved, fell_back) = Store::open(bench.dir.path(), Damaged::Refuse).unwrap();
+        let (_, saved, fell_back) = PositionsFile::open(bench.dir.path(), Damaged::Refuse).unwrap();
         assert_eq!((saved.clock, fell_back), (0, false), "both are removed to begin anew");
     }
 }
@@ -319,7 +319,7 @@ fn what_is_damaged_is_never_kept() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(OFFSETS), b"\0\0\0").unwrap();
     fs::write(dir.path().join(PREVIOUS), state(4)).unwrap();
-    let (mut store, ..) = Store::open(dir.path(), Damaged::Refuse).unwrap();
+    let (mut store, ..) = PositionsFile::open(dir.path(), Damaged::Refuse).unwrap();
     store.save(&state(5), false).unwrap();
     assert_eq!(fs::read(dir.path().join(PREVIOUS)).unwrap(), state(4));
     store.save(&state(6), true).unwrap();
@@ -332,12 +332,12 @@ fn what_is_damaged_is_never_kept() {
 fn a_second_agent_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("a/state");
-    let first = Store::open(&folder, Damaged::Refuse).unwrap();
-    let refused = Store::open(&folder, Damaged::Refuse).unwrap_err();
+    let first = PositionsFile::open(&folder, Damaged::Refuse).unwrap();
+    let refused = PositionsFile::open(&folder, Damaged::Refuse).unwrap_err();
     assert_eq!(refused.code, ExitCode::Failed);
     assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
     drop(first);
-    Store::open(&folder, Damaged::Refuse).unwrap();
+    PositionsFile::open(&folder, Damaged::Refuse).unwrap();
 }
 
 /// Fails when others may read which logs there are.
@@ -345,7 +345,7 @@ fn a_second_agent_is_refused() {
 fn only_the_owner_may_look() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("state");
-    let (mut store, ..) = Store::open(&folder, Damaged::Refuse).unwrap();
+    let (mut store, ..) = PositionsFile::open(&folder, Damaged::Refuse).unwrap();
     store.save(&state(1), true).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&folder), 0o700);
@@ -358,14 +358,14 @@ fn only_the_owner_may_look() {
 #[test]
 fn an_error_leaves_the_old_state_and_is_overcome() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut store, ..) = Store::open(dir.path(), Damaged::Refuse).unwrap();
+    let (mut store, ..) = PositionsFile::open(dir.path(), Damaged::Refuse).unwrap();
     store.save(&state(1), true).unwrap();
     fs::create_dir(dir.path().join(TMP)).unwrap();
     assert!(store.save(&state(2), false).is_err());
-    let Found::Good(saved) = look(dir.path()).unwrap() else { panic!() };
+    let FoundPositions::Good(saved) = look(dir.path()).unwrap() else { panic!() };
     assert_eq!(saved.clock, 1);
     fs::remove_dir(dir.path().join(TMP)).unwrap();
     store.save(&state(3), false).unwrap();
-    let Found::Good(saved) = look(dir.path()).unwrap() else { panic!() };
+    let FoundPositions::Good(saved) = look(dir.path()).unwrap() else { panic!() };
     assert_eq!(saved.clock, 3);
 }

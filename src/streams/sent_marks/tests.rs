@@ -3,7 +3,7 @@
 use super::*;
 use std::path::Path;
 
-fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, Found) {
+fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, FoundMarks) {
     let options = || File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
     let (air, found) = SentMarks::open(options(), boot, false).unwrap();
     (Arc::new(air), found)

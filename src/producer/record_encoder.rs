@@ -1,11 +1,11 @@
-//! The pen that all drivers write with: a line's key, value and headers. Frames nothing, compresses nothing, sends nothing.
+//! The encoder that all drivers write with: a line's key, value and headers. Frames nothing, compresses nothing, sends nothing.
 //!
-//! No allocation per line: a raw value is the chunk's own slice, everything else is written into the [`Pen`]'s reused
+//! No allocation per line: a raw value is the chunk's own slice, everything else is written into the [`RecordEncoder`]'s reused
 //! buffers. What a record holds depends on shape, path, line, offset and the flight's stamp alone, so a batch that is
 //! encoded again gives the same records.
 //!
 //! ```text
-//! pen.each(&batch, |record| {
+//! encoder.each(&batch, |record| {
 //!     encoder.record(record.index, record.key.as_deref(), &record.value, record.headers);
 //! });
 //! ```
@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 
 /// Reused buffers, one per worker. Cheap when new; grows to its longest record.
 #[derive(Debug, Default)]
-pub struct Pen {
+pub struct RecordEncoder {
     key: Vec<u8>,
     value: Vec<u8>,
     /// Of a JSON value, what follows the message up to the offset; the same for all lines of a chunk.
@@ -28,7 +28,7 @@ pub struct Pen {
     tail: Vec<u8>,
 }
 
-/// Bytes of a record: those of the load live as long as the batch (`'l`), those of the pen until the closure returns (`'p`).
+/// Bytes of a record: those of the load live as long as the batch (`'l`), those of the encoder until the closure returns (`'p`).
 /// [`Deref`] gives the bytes either way; only a driver that must hold all records of a batch at once (the `kafka` crate)
 /// needs to tell them apart, and copies those that pass.
 #[derive(Clone, Copy, Debug)]
@@ -58,20 +58,20 @@ pub struct Record<'l, 'p> {
     pub headers: &'l [(String, Vec<u8>)],
 }
 
-impl Pen {
-    /// Hands every record of the batch to `put`, in order.
+impl RecordEncoder {
+    /// OpenBatches every record of the batch to `put`, in order.
     pub fn each<'l>(&mut self, batch: &'l Batch, mut put: impl for<'p> FnMut(Record<'l, 'p>)) {
         let mut index = 0;
-        let mut next = |pen: &mut Pen, sheet: &mut Sheet<'l>, line: Line| {
-            put(pen.record(sheet, line, index));
+        let mut next = |encoder: &mut RecordEncoder, context: &mut ChunkContext<'l>, line: Line| {
+            put(encoder.record(context, line, index));
             index += 1;
         };
         match &batch.records {
             Records::All => {
                 for chunk in &batch.group.chunks {
-                    let mut sheet = self.sheet(chunk, batch.group.stamp_ms);
+                    let mut context = self.context(chunk, batch.group.stamp_ms);
                     for line in &chunk.lines {
-                        next(self, &mut sheet, *line);
+                        next(self, &mut context, *line);
                     }
                 }
             }
@@ -79,9 +79,9 @@ impl Pen {
                 for run in picks.chunk_by(|a, b| a.chunk == b.chunk) {
                     let Some(Pick { chunk, .. }) = run.first() else { continue };
                     let chunk = &batch.group.chunks[usize::from(*chunk)];
-                    let mut sheet = self.sheet(chunk, batch.group.stamp_ms);
+                    let mut context = self.context(chunk, batch.group.stamp_ms);
                     for pick in run {
-                        next(self, &mut sheet, chunk.lines[usize::from(pick.line)]);
+                        next(self, &mut context, chunk.lines[usize::from(pick.line)]);
                     }
                 }
             }
@@ -89,13 +89,13 @@ impl Pen {
     }
 
     /// Prepares what all lines of a chunk share.
-    fn sheet<'l>(&mut self, chunk: &'l Chunk, stamp_ms: i64) -> Sheet<'l> {
+    fn context<'l>(&mut self, chunk: &'l Chunk, stamp_ms: i64) -> ChunkContext<'l> {
         let origin = &*chunk.origin;
         let json = matches!(origin.shape.format, Format::Json { .. });
         if let Format::Json { host, fields } = &origin.shape.format {
             self.frame(origin, host, fields, stamp_ms);
         }
-        Sheet { chunk, keys: Keys::of(origin), json, flagged: self.tail.ends_with(FLAGGED) }
+        ChunkContext { chunk, keys: Keys::of(origin), json, flagged: self.tail.ends_with(FLAGGED) }
     }
 
     /// Writes the parts of a JSON value around message and offset.
@@ -125,27 +125,32 @@ impl Pen {
 
     // Inlined, and with little in it: most records are a line without a key.
     #[inline(always)]
-    fn record<'l, 'p>(&'p mut self, sheet: &mut Sheet<'l>, line: Line, index: u32) -> Record<'l, 'p> {
-        let bytes = &sheet.chunk.bytes[line.at as usize..][..line.len as usize];
-        let headers = &sheet.chunk.origin.shape.headers;
-        if sheet.json {
-            self.json(sheet, line, bytes);
+    fn record<'l, 'p>(
+        &'p mut self,
+        context: &mut ChunkContext<'l>,
+        line: Line,
+        index: u32,
+    ) -> Record<'l, 'p> {
+        let bytes = &context.chunk.bytes[line.at as usize..][..line.len as usize];
+        let headers = &context.chunk.origin.shape.headers;
+        if context.json {
+            self.json(context, line, bytes);
         }
-        let key = sheet.keys.key(bytes, &mut self.key);
-        let value = if sheet.json { Piece::Passing(&self.value) } else { Piece::Lasting(bytes) };
+        let key = context.keys.key(bytes, &mut self.key);
+        let value = if context.json { Piece::Passing(&self.value) } else { Piece::Lasting(bytes) };
         Record { index, key, value, headers }
     }
 
     /// Writes the JSON value of one line.
-    fn json(&mut self, sheet: &Sheet<'_>, line: Line, bytes: &[u8]) {
+    fn json(&mut self, context: &ChunkContext<'_>, line: Line, bytes: &[u8]) {
         let out = &mut self.value;
         out.clear();
         out.extend_from_slice(b"{\"message\":\"");
         let valid = json::text(out, bytes);
         out.extend_from_slice(&self.head);
-        json::number(out, sheet.chunk.range.start + u64::from(line.at));
+        json::number(out, context.chunk.range.start + u64::from(line.at));
         out.extend_from_slice(&self.tail);
-        if !valid && !sheet.flagged {
+        if !valid && !context.flagged {
             out.extend_from_slice(FLAGGED);
         }
         out.push(b'}');
@@ -156,7 +161,7 @@ impl Pen {
 const FLAGGED: &[u8] = b",\"invalid_utf8\":true";
 
 /// What the lines of one chunk have in common.
-struct Sheet<'l> {
+struct ChunkContext<'l> {
     chunk: &'l Chunk,
     keys: Keys<'l>,
     json: bool,
@@ -164,7 +169,7 @@ struct Sheet<'l> {
     flagged: bool,
 }
 
-/// Makes the keys of one origin's lines: for the pen, and for the `hash` partitioner.
+/// Makes the keys of one origin's lines: for the encoder, and for the `hash` partitioner.
 #[derive(Debug)]
 pub enum Keys<'l> {
     None,
@@ -227,7 +232,7 @@ mod tests {
         let mut put = |r: Record<'_, '_>| {
             seen.push((r.index, r.key.as_deref().map(<[u8]>::to_vec), r.value.to_vec()));
         };
-        Pen::default().each(batch, &mut put);
+        RecordEncoder::default().each(batch, &mut put);
         seen
     }
 
@@ -237,7 +242,8 @@ mod tests {
         let b = batch(1, vec![chunk(&plain(1), 0, &[b"one", b""]), chunk(&plain(2), 9, &[b"\xffthree"])]);
         let values: Vec<Vec<u8>> = all(&b).into_iter().map(|r| r.2).collect();
         assert_eq!(values, [&b"one"[..], b"", b"\xffthree"]);
-        Pen::default().each(&b, |r| assert!(matches!(r.value, Piece::Lasting(_)) && r.key.is_none()));
+        RecordEncoder::default()
+            .each(&b, |r| assert!(matches!(r.value, Piece::Lasting(_)) && r.key.is_none()));
     }
 
     /// Fails when picks are taken from the wrong chunk, or the index is not the batch's own.

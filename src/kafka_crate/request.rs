@@ -1,23 +1,23 @@
 //! A batch as the `kafka` crate must have it: all records of a frame at once, as slices. Copies no line, and gives no verdict.
 
-use super::client::{Client, Trouble};
+use super::client::{CallError, CrateClient};
 use crate::producer::batch::Batch;
 use crate::producer::driver::Acks;
-use crate::producer::render::{Pen, Piece};
+use crate::producer::record_encoder::{Piece, RecordEncoder};
 use std::ops::Range;
 use std::time::Duration;
 
 /// Sends a batch in frames of up to [`FRAME`] bytes, mostly one, each answered before the next goes. The first
 /// record's offset; none where other producers' records came in between.
 pub fn produce(
-    client: &mut Client,
-    pen: &mut Pen,
+    client: &mut CrateClient,
+    encoder: &mut RecordEncoder,
     batch: &Batch,
     how: (Acks, Duration),
-) -> Result<Option<i64>, Trouble> {
-    let mut page = Page::default();
+) -> Result<Option<i64>, CallError> {
+    let mut page = RequestRecords::default();
     let mut sent = Ok(Sent::default());
-    let mut flush = |page: &mut Page<'_>, sent: &mut Result<Sent, Trouble>| {
+    let mut flush = |page: &mut RequestRecords<'_>, sent: &mut Result<Sent, CallError>| {
         if let Ok(so_far) = sent {
             let done = client.produce(&batch.group.topic, batch.partition, how, page.records());
             match done {
@@ -27,7 +27,7 @@ pub fn produce(
         }
         page.clear();
     };
-    pen.each(batch, |record| {
+    encoder.each(batch, |record| {
         let bytes = OVERHEAD + record.key.as_deref().map_or(0, <[u8]>::len) + record.value.len();
         if page.bytes > 0 && page.bytes + bytes > FRAME {
             flush(&mut page, &mut sent);
@@ -70,36 +70,36 @@ impl Sent {
     }
 }
 
-/// The records of one frame, as the crate must have them: all at once. Lines stay where they are; only what the pen
+/// The records of one frame, as the crate must have them: all at once. Lines stay where they are; only what the encoder
 /// writes is copied.
 #[derive(Default)]
-struct Page<'l> {
+struct RequestRecords<'l> {
     bytes: usize,
-    places: Vec<(Option<Place<'l>>, Place<'l>)>,
+    places: Vec<(Option<FieldPlace<'l>>, FieldPlace<'l>)>,
     written: Vec<u8>,
 }
 
-enum Place<'l> {
+enum FieldPlace<'l> {
     Lasting(&'l [u8]),
     Written(Range<usize>),
 }
 
-impl<'l> Page<'l> {
-    fn place(&mut self, piece: Piece<'l, '_>) -> Place<'l> {
+impl<'l> RequestRecords<'l> {
+    fn place(&mut self, piece: Piece<'l, '_>) -> FieldPlace<'l> {
         match piece {
-            Piece::Lasting(bytes) => Place::Lasting(bytes),
+            Piece::Lasting(bytes) => FieldPlace::Lasting(bytes),
             Piece::Passing(bytes) => {
                 let from = self.written.len();
                 self.written.extend_from_slice(bytes);
-                Place::Written(from..self.written.len())
+                FieldPlace::Written(from..self.written.len())
             }
         }
     }
 
-    fn get(&self, place: &Place<'l>) -> &[u8] {
+    fn get(&self, place: &FieldPlace<'l>) -> &[u8] {
         match place {
-            Place::Lasting(bytes) => bytes,
-            Place::Written(range) => &self.written[range.clone()],
+            FieldPlace::Lasting(bytes) => bytes,
+            FieldPlace::Written(range) => &self.written[range.clone()],
         }
     }
 

@@ -1,0 +1,191 @@
+//! What a broker answers: read as it comes, and turned into verdicts.
+
+use super::{Request, Session, What};
+use crate::kafka::broker::Peer;
+use crate::kafka::net::connection::{Trouble, mismatch};
+use crate::kafka::protocol::errors::{self, Also};
+use crate::kafka::protocol::messages::{self, Produced};
+use crate::kafka::protocol::producers;
+use crate::kafka::protocol::wire::Malformed;
+use crate::kafka::request::place;
+use crate::kafka::{Incompatible, Shared};
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Event, Pace, Verdict};
+use std::time::{Duration, Instant};
+
+/// A broker that throttles is believed up to this.
+const LONGEST_THROTTLE: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// Takes the next answer, if it is here. `false`: it is not, or not as a whole.
+    pub(super) fn next_answer(
+        &mut self,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Result<bool, Trouble> {
+        if let Some(Request { what: What::Ask { .. }, .. }) = self.air.front() {
+            return self.answer_by_parts(peer, shared, now);
+        }
+        let Some((correlation, body)) = self.connection.frame()? else { return Ok(false) };
+        self.answer(correlation, body, peer, shared, now)?;
+        Ok(true)
+    }
+
+    /// The answer to DescribeProducers may be larger than any other.
+    fn answer_by_parts(
+        &mut self,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Result<bool, Trouble> {
+        let Some(Request { correlation, bytes, what: What::Ask { answer, left, .. }, .. }) =
+            self.air.front_mut()
+        else {
+            return Ok(false);
+        };
+        let rest = match left {
+            Some(rest) => rest,
+            None => {
+                let Some((got, all)) = self.connection.begin_parts(producers::CAP)? else { return Ok(false) };
+                if got != *correlation {
+                    return Err(mismatch(got, *correlation));
+                }
+                *bytes = all as u64; // it may take as long as a request of that size
+                left.insert(all)
+            }
+        };
+        let part = self.connection.part(*rest);
+        let read = answer.read(part, *rest - part.len())?;
+        self.connection.took_part(read);
+        *rest -= read;
+        if *rest > 0 {
+            return Ok(false);
+        }
+        if let Some(Request { what: What::Ask { asked, answer, .. }, .. }) = self.air.pop_front() {
+            match answer.known() {
+                Ok(known) => {
+                    let known = known.map_err(|(code, message)| errors::text(code, &message));
+                    shared.knows(&asked, known);
+                }
+                Err(e) => {
+                    peer.asks.push_front(asked);
+                    return Err(e.into());
+                }
+            }
+        }
+        self.has_answered(peer, now);
+        Ok(true)
+    }
+
+    fn has_answered(&mut self, peer: &mut Peer, now: Instant) {
+        (self.fresh, self.worked) = (false, true);
+        self.answered = now;
+        peer.health.answered();
+    }
+
+    fn answer(
+        &mut self,
+        correlation: i32,
+        body: std::ops::Range<usize>,
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Result<(), Trouble> {
+        let Some(mut request) = self.air.pop_front() else {
+            return Err(Trouble::Lost("an answer that nobody asked for".into()));
+        };
+        if request.correlation != correlation {
+            let due = request.correlation;
+            self.air.push_front(request);
+            return Err(mismatch(correlation, due));
+        }
+        let body = self.connection.body(body);
+        match &mut request.what {
+            What::Ask { .. } => {} // taken by parts
+            What::Produce { version, codec, batches, .. } => {
+                let codec = *codec;
+                let mut said = Vec::with_capacity(batches.len());
+                let read = messages::produced(body, *version, |topic, p| {
+                    if said.len() == batches.len() {
+                        return Err(Malformed("more partitions than were asked about"));
+                    }
+                    said.push((place(batches, topic, p.partition, said.len())?, p));
+                    Ok(())
+                });
+                let (throttle, nodes) = match read {
+                    Ok(read) => read,
+                    Err(e) => {
+                        self.air.push_front(request);
+                        return Err(e.into());
+                    }
+                };
+                for (i, p) in said {
+                    if let Some(batch) = batches[i].take() {
+                        if errors::of(p.error).also == Also::OtherCodec {
+                            peer.leave_codec(codec, &errors::text(p.error, &p.message));
+                        }
+                        self.verdict(batch, p, &nodes, peer, shared, now);
+                    }
+                }
+                if batches.iter().any(Option::is_some) {
+                    self.air.push_front(request);
+                    return Err(Trouble::Lost("an answer without one of the partitions asked".into()));
+                }
+                shared.hang_ups = None;
+                self.throttle(throttle, peer, now);
+            }
+        }
+        self.has_answered(peer, now);
+        Ok(())
+    }
+
+    fn throttle(&mut self, ms: i32, peer: &Peer, now: Instant) {
+        if let Some(ms) = u64::try_from(ms).ok().filter(|ms| *ms > 0) {
+            let pause = Duration::from_millis(ms).min(LONGEST_THROTTLE);
+            log::debug!("broker {} throttles for {} ms", peer.address, pause.as_millis());
+            self.quiet = Some(now + pause);
+        }
+    }
+
+    /// Says what became of a batch, and does what else the code asks for.
+    fn verdict(
+        &mut self,
+        batch: Batch,
+        p: Produced,
+        nodes: &[messages::Node],
+        peer: &mut Peer,
+        shared: &mut Shared,
+        now: Instant,
+    ) {
+        if errors::is_ours_unknown(p.error) && shared.options.unfit == Incompatible::Refused {
+            shared.unfit(peer.told(&errors::text(p.error, &p.message)));
+        }
+        let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
+        let topic = &batch.group.topic;
+        match errors::of(p.error).also {
+            Also::Nothing => {}
+            Also::FindLeader => match p.leader.filter(|l| l.0 != peer.node) {
+                Some((leader, epoch)) => {
+                    shared.hint(topic, p.partition, (leader, epoch), nodes, now);
+                    if let Verdict::Retry { pace, .. } = &mut verdict {
+                        *pace = Pace::Now;
+                    }
+                }
+                None => shared.cluster.refused(topic, p.partition, now),
+            },
+            Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
+            Also::OtherCodec => {
+                if let Verdict::Retry { pace, .. } = &mut verdict {
+                    *pace = Pace::Now;
+                }
+            }
+        }
+        let stored = matches!(verdict, Verdict::Stored { .. });
+        let (topic, partition) = (topic.clone(), batch.partition);
+        shared.events.push(Event::Done { batch, verdict });
+        if !stored {
+            peer.give_back_behind(&topic, partition, shared);
+        }
+    }
+}
