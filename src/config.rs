@@ -10,6 +10,7 @@ mod generated;
 mod keys;
 mod mistake;
 mod names;
+mod placeholder;
 mod problem;
 mod read;
 mod resolve;
@@ -107,6 +108,8 @@ pub struct Surroundings {
     /// `$STATE_DIRECTORY`, set by systemd.
     pub state_directory: Option<PathBuf>,
     pub working_directory: PathBuf,
+    /// A variable of the environment.
+    pub env: fn(&str) -> Option<String>,
 }
 
 impl Surroundings {
@@ -121,6 +124,7 @@ impl Surroundings {
                 std::ffi::OsString::from_vec(first.to_vec()).into()
             }),
             working_directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+            env: |name| std::env::var(name).ok(),
         }
     }
 }
@@ -152,7 +156,7 @@ fn read_in(
     let needs_brokers = asked.brokers.is_none() && asked.output != Some(OutputName::Stdout);
     let given: &[&str] = if needs_brokers { &[] } else { &["brokers"] };
     match main {
-        Some(path) => read::read(path, &around.hostname, given, problems),
+        Some(path) => read::read(path, around, given, problems),
         None => Ok(read::Written::nothing(&around.hostname)),
     }
 }

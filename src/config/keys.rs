@@ -71,7 +71,7 @@ table! {
              brokers up to 3.9 and without TLS, SASL, lz4, zstd, headers and exactly-once.",
             "Change it only to pin one of the two.";
         client_id: String = client_id("text, 1 to 255 bytes"), Default("\"logagent\""), Reconnects, "",
-            "Tells agents apart in the logs, metrics and quotas of the broker.";
+            "\"logagent-${host}\" tells agents apart in the logs, metrics and quotas of the broker.";
         key: Option<RecordKey> = record_key("\"path\", \"host\", or a table with one key" => KeyTable),
             Example("\"path\""), AtOnce,
             "The record's key: \"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or \
@@ -209,10 +209,10 @@ table! {
             "A line that is not UTF-8 gets invalid_utf8 too, and its bad bytes become U+FFFD.";
         fields: Vec<(String, String)> = texts("table of texts"),
             Instance("{}", "{ service = \"nginx\", node = \"${host}\" }"), AtOnce, "",
-            "Added by format = \"json\"; ${host} is filled in.";
+            "Added by format = \"json\".";
         headers: Vec<(String, String)> = texts("table of texts"),
             Instance("{}", "{ source = \"logagent@${host}\" }"), AtOnce,
-            "Kafka record headers; by the modern driver.", "${host} is filled in.";
+            "Kafka record headers; by the modern driver.";
         rate_limit: Option<u64> = rate("rate"), Example("\"100KiB/s\""), AtOnce,
             "For each of these files; slows down, never skips.";
     }

@@ -3,6 +3,7 @@
 //! The parser goes on after a mistake, so that one run names the problems of the whole file; what it had to guess is not
 //! judged.
 
+use super::Surroundings;
 use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
 use super::mistake::Mistake;
 use super::problem::{Problems, TextPosition};
@@ -41,19 +42,20 @@ impl Written {
     }
 }
 
-/// Reads `main` and the files that belong to it. `host`: the machine's name. `given`: keys that the command line gives.
+/// Reads `main` and the files that belong to it. `given`: keys that the command line gives.
 pub fn read(
     main: &Path,
-    host: &str,
+    around: &Surroundings,
     given: &'static [&'static str],
     problems: &mut Problems,
 ) -> Result<Written, Error> {
     let bytes = std::fs::read(main).map_err(|e| unreadable(main, &e))?;
     let text = String::from_utf8_lossy(&bytes);
+    let (host, env) = (around.hostname.as_str(), around.env);
     let mut written = Written::nothing(host);
     let (doc, table) = parse(main, &bytes, &text, problems);
     written.top = Some(TextPosition { doc, at: 0 });
-    let mut walk = Walk { given, host: host.into(), ..Walk::new(doc, problems) };
+    let mut walk = Walk { given, env, host: host.into(), ..Walk::new(doc, problems) };
     main_file(&mut walk, &table, &mut written);
     let (mut host, mut source) = (walk.host, walk.source);
     for path in more_files(main)? {
@@ -61,7 +63,7 @@ pub fn read(
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
                 let (doc, table) = parse(&path, &bytes, &text, problems);
-                let mut walk = Walk { given, host, source, ..Walk::new(doc, problems) };
+                let mut walk = Walk { given, env, host, source, ..Walk::new(doc, problems) };
                 file_beside(&mut walk, &table, &mut written);
                 (host, source) = (walk.host, walk.source);
             }

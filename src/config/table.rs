@@ -2,12 +2,14 @@
 //! description. The tables themselves are in [`super::keys`].
 
 use super::mistake::{Hint, Mistake};
+use super::placeholder;
 use super::problem::{Problems, TextPosition};
 use super::words::nearest;
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 pub type Value<'t> = Spanned<DeValue<'t>>;
 
@@ -211,11 +213,15 @@ pub struct Walk<'p> {
     pub source: usize,
     /// What `host` stands for.
     pub host: String,
+    pub env: Environment,
 }
+
+/// A variable of the environment.
+pub type Environment = fn(&str) -> Option<String>;
 
 impl<'p> Walk<'p> {
     pub fn new(doc: usize, problems: &'p mut Problems) -> Self {
-        Walk { doc, problems, given: &[], source: 0, host: String::new() }
+        Walk { doc, problems, given: &[], source: 0, host: String::new(), env: |_| None }
     }
 
     pub fn place(&self, at: usize) -> TextPosition {
@@ -233,6 +239,30 @@ impl<'p> Walk<'p> {
     pub fn refuse<T>(&mut self, v: &Value<'_>, mistake: Mistake) -> Option<T> {
         self.wrong(v.span(), mistake);
         None
+    }
+
+    /// The value with its placeholders filled in, those of a list too; the keys of a table have theirs filled one by one.
+    /// `None` once a wrong one is reported.
+    pub fn filled<'v, 't>(&mut self, key: &str, v: &'v Value<'t>) -> Option<Cow<'v, Value<'t>>> {
+        let is_filled = |v: &Value<'_>| v.get_ref().as_str().is_some_and(|text| text.contains("${"));
+        let value = match v.get_ref() {
+            DeValue::String(text) if is_filled(v) => {
+                let text = placeholder::fill(text, &self.host, self.env);
+                DeValue::String(match text {
+                    Ok(text) => text.into(),
+                    Err(why) => return self.refuse(v, Mistake::Placeholder(key.into(), why)),
+                })
+            }
+            DeValue::Array(items) if items.iter().any(is_filled) => {
+                let mut all = DeArray::new();
+                for item in items.iter() {
+                    all.push(self.filled(key, item)?.into_owned());
+                }
+                DeValue::Array(all)
+            }
+            _ => return Some(Cow::Borrowed(v)),
+        };
+        Some(Cow::Owned(Spanned::new(v.span(), value)))
     }
 
     /// The value is not even of the right type.
@@ -299,7 +329,7 @@ pub struct Section<'a, 'p, 't> {
 impl Section<'_, '_, '_> {
     pub fn optional<T>(&mut self, key: &'static str, read: ReadValue<T>) -> Option<T> {
         let v = self.values?.get(key)?;
-        let found = read(self.walk, key, v);
+        let found = self.walk.filled(key, v).and_then(|v| read(self.walk, key, &v));
         let place = self.walk.place(v.span().start);
         self.walk.problems.written((self.table.name, self.walk.source), key, place, found.is_some());
         found

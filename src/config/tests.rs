@@ -26,6 +26,7 @@ impl Box {
             hostname: "box7".into(),
             state_directory: None,
             working_directory: self.dir.path().to_owned(),
+            env: |name| (name == "SITE").then(|| "north".into()),
         }
     }
 
@@ -97,6 +98,35 @@ fn exactly_once_flies_with_larger_batches() {
         );
         assert_eq!(kafka(&good(&text)).batch, want, "{agent} {batch}");
     }
+}
+
+/// Fails when a placeholder in a text, a list, a table or a list of addresses is left as it is, or `hostname` is not what
+/// `${host}` stands for.
+#[test]
+fn placeholders_in_every_kind_of_text() {
+    let c = good(
+        r#"
+        [agent]
+        hostname = "box-${env:SITE}"
+        [kafka]
+        brokers = ["${env:SITE}.kafka:${env:PORT:-9093}"]
+        topic = "${env:SITE}.logs"
+        client_id = "agent-${host}"
+        key = { constant = "${host}" }
+        [kafka.tls]
+        server_name = "${env:SITE}.example"
+        [[files]]
+        paths = ["/var/log/${env:SITE}/*.log"]
+        headers = { from = "${host}" }
+        "#,
+    );
+    let k = kafka(&c);
+    assert_eq!(k.brokers[0].to_string(), "north.kafka:9093");
+    assert_eq!((k.client_id.as_str(), k.topic.as_deref()), ("agent-box-north", Some("north.logs")));
+    assert!(matches!(&k.key, Some(Key::Constant(text)) if text == b"box-north"), "{:?}", k.key);
+    assert_eq!(k.tls.as_ref().unwrap().server_name.as_deref(), Some("north.example"));
+    assert!(format!("{:?}", c.sources[0].paths).contains("north"));
+    assert_eq!(c.sources[0].headers, [("from".to_owned(), "box-north".to_owned())]);
 }
 
 #[test]
@@ -277,7 +307,9 @@ fn one_mistake_each() {
         ("reopen = true\nfollow = false", "6:10", "`reopen` without `follow`"),
         ("fields = { a = \"b\" }", "6:10", "write format = \"json\""),
         ("format = \"json\"\nfields = { a = 1 }", "7:16", "`fields.a` is a number"),
-        ("headers = { a = \"${hots}\" }", "6:11", "is not ${host}"),
+        ("headers = { a = \"${hots}\" }", "6:17", "is not ${host} or ${env:NAME}"),
+        ("exclude = [\"*.gz\", \"${env:NO}\"]", "6:20", "NO is not in the environment"),
+        ("topic = \"${env:KAFKA_PASSWORD}\"", "6:9", "put it into a file"),
         ("exclude = [\"[\"]", "6:12", "is not a glob"),
         ("start = -1", "6:9", "not from 0"),
         ("start = \"begining\"", "6:9", "did you mean \"beginning\"?"),
