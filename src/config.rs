@@ -14,6 +14,7 @@ mod placeholder;
 mod problem;
 mod read;
 mod resolve;
+mod show;
 mod table;
 mod units;
 mod values;
@@ -132,10 +133,15 @@ impl Surroundings {
 /// Reads and merges everything. The error has one line for each problem, of every kind, in the order of the files; its
 /// code is 78 for the file's problems and 64 for the command line's.
 pub fn load(asked: &Overrides) -> Result<Config, Error> {
+    load_in(asked, &Surroundings::of_this_process()).map(|(config, _)| config)
+}
+
+/// As [`load`], with the merged config as TOML, and where each value comes from.
+pub fn load_and_show(asked: &Overrides) -> Result<(Config, String), Error> {
     load_in(asked, &Surroundings::of_this_process())
 }
 
-fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
+fn load_in(asked: &Overrides, around: &Surroundings) -> Result<(Config, String), Error> {
     let main = match &asked.config {
         Some(path) => Some(path.as_path()),
         None if asked.files.is_empty() => Some(Path::new(DEFAULT_FILE)),
@@ -144,7 +150,8 @@ fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
     let mut problems = Problems::default();
     let written = read_in(main, asked, around, &mut problems)?;
     let config = resolve::resolve(written, asked, around, &mut problems)?;
-    problems.into_result(config)
+    let shown = show::show(&problems);
+    problems.into_result((config, shown))
 }
 
 fn read_in(

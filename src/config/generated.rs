@@ -33,9 +33,15 @@ in the folder beside it, which has its name with
 .I .d
 in place of
 .IR .toml ,
-may hold more
+may hold every table; they are read in the order of their names. All
 .B [[files]]
-and nothing else; they are read in the order of their names. Unknown keys are errors.
+count; of every other key the last file wins, where
+.B [kafka.tls]
+and
+.B [kafka.sasl]
+are one key each.
+.B logagent check \\-\\-show
+prints the merged configuration and where each value comes from. Unknown keys are errors.
 .B logagent check
 reports all problems at once, each with file, line and column. Options of the command line override the file.
 .PP

@@ -203,8 +203,9 @@ macro_rules! table {
 
 pub(super) use table;
 
-/// One file being read.
+/// The files being read.
 pub struct Walk<'p> {
+    /// The one whose value is being read.
     pub doc: usize,
     pub problems: &'p mut Problems,
     /// Keys that the command line gives, so that the file need not.
@@ -286,11 +287,12 @@ impl<'p> Walk<'p> {
 
     /// The table at `v` as its description says, its keys known as those of source number `self.source`.
     pub fn table<T: Described>(&mut self, v: &Value<'_>) -> Option<T> {
-        v.get_ref().as_table().map(|found| self.section(self.place(v.span().start), Some(found)))
+        let found = v.get_ref().as_table()?;
+        Some(self.section(self.place(v.span().start), vec![(self.doc, found)]))
     }
 
-    /// A table whose header is at `place`; without one, every key of it is missing.
-    pub fn section<T: Described>(&mut self, place: TextPosition, values: Option<&DeTable<'_>>) -> T {
+    /// A table whose first header is at `place`, with what each file says of it; where none does, every key is missing.
+    pub fn section<T: Described>(&mut self, place: TextPosition, values: Vec<(usize, &DeTable<'_>)>) -> T {
         self.problems.header((T::TABLE.name, self.source), place);
         let mut section = Section { walk: self, table: T::TABLE, place, values };
         let read = T::read(&mut section);
@@ -323,15 +325,18 @@ pub struct Section<'a, 'p, 't> {
     walk: &'a mut Walk<'p>,
     table: &'static TableSpec,
     place: TextPosition,
-    values: Option<&'t DeTable<'t>>,
+    /// Of each file that has the table, its number; later ones win.
+    values: Vec<(usize, &'t DeTable<'t>)>,
 }
 
 impl Section<'_, '_, '_> {
     pub fn optional<T>(&mut self, key: &'static str, read: ReadValue<T>) -> Option<T> {
-        let v = self.values?.get(key)?;
+        let (doc, v) = self.values.iter().rev().find_map(|(doc, t)| Some((*doc, t.get(key)?)))?;
+        let outer = std::mem::replace(&mut self.walk.doc, doc);
         let found = self.walk.filled(key, v).and_then(|v| read(self.walk, key, &v));
-        let place = self.walk.place(v.span().start);
-        self.walk.problems.written((self.table.name, self.walk.source), key, place, found.is_some());
+        let id = (self.table.name, self.walk.source);
+        self.walk.problems.written(id, key, doc, v.span(), found.is_some());
+        self.walk.doc = outer;
         found
     }
 
@@ -343,11 +348,13 @@ impl Section<'_, '_, '_> {
 
     fn finish(self) {
         let known: Vec<&str> = self.table.keys.iter().map(|k| k.name).collect();
-        if let Some(values) = self.values {
+        for (doc, values) in &self.values {
+            let outer = std::mem::replace(&mut self.walk.doc, *doc);
             self.walk.unknown(values, &known, self.table.name, super::keys::elsewhere);
+            self.walk.doc = outer;
         }
         for key in self.table.keys {
-            let is_there = self.values.is_some_and(|t| t.contains_key(key.name));
+            let is_there = self.values.iter().any(|(_, t)| t.contains_key(key.name));
             if key.shown == ShownValue::Required && !is_there && !self.walk.given.contains(&key.name) {
                 let mistake = Mistake::MissingKey(key, self.table.name);
                 self.walk.problems.add_missing(self.place, mistake);
@@ -369,5 +376,5 @@ fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
 /// Every key at its default.
 pub fn defaults<T: Described>() -> T {
     let mut problems = Problems::default();
-    Walk::new(0, &mut problems).section(TextPosition { doc: 0, at: 0 }, None)
+    Walk::new(0, &mut problems).section(TextPosition { doc: 0, at: 0 }, Vec::new())
 }

@@ -31,6 +31,10 @@ impl Box {
     }
 
     fn load(&self, asked: Overrides) -> Result<Config, Error> {
+        self.show(asked).map(|(config, _)| config)
+    }
+
+    fn show(&self, asked: Overrides) -> Result<(Config, String), Error> {
         load_in(&Overrides { config: Some(self.path("c.toml")), ..asked }, &self.around())
     }
 
@@ -452,11 +456,46 @@ fn more_files_beside_the_config() {
     assert_eq!(c.read_from.len(), 3);
     assert_eq!(c.memory_plan().topics, 2);
 
-    fs::write(b.path("c.d/1.toml"), "[agent]\nmemory = 1\n[[files]]\npath = \"/1\"\n").unwrap();
+    fs::write(b.path("c.d/1.toml"), "[agent]\nmemori = 1\n[[files]]\npath = \"/1\"\n").unwrap();
     let found = b.problems(Overrides::default());
     assert_eq!(found.len(), 3, "{found:#?}");
-    assert!(found[0].starts_with("c.d/1.toml:1:2: unknown key `agent`"), "{found:#?}");
-    assert!(found[0].ends_with("it belongs in the main config file"), "{found:#?}");
+    assert!(found[0].starts_with("c.d/1.toml:2:1: unknown key `memori`"), "{found:#?}");
+}
+
+/// Fails when a key of a later file does not win, takes the rest of its table with it, or a mistake in it, or what is shown
+/// of it, is said to be in another file; and when `${host}` of the main file does not know a later `hostname`.
+#[test]
+fn later_files_win_key_by_key() {
+    let b = Box::new(
+        "[kafka]\ntopic = \"t\"\nclient_id = \"${host}\"\nlinger = \"1s\"\n[[files]]\npaths = \"/x\"\n",
+    );
+    fs::create_dir(b.path("c.d")).unwrap();
+    fs::write(b.path("c.d/1.toml"), "[kafka]\nbrokers = [\"one:1\"]\nacks = 1\n").unwrap();
+    let site =
+        "[kafka]\nbrokers = [\"two:2\"]\n[agent]\nhostname = \"edge\"\n[kafka.tls]\nserver_name = \"n\"\n";
+    fs::write(b.path("c.d/2.toml"), site).unwrap();
+    let (c, shown) = b.show(Overrides::default()).unwrap();
+    let k = kafka(&c);
+    assert_eq!((k.brokers.len(), k.brokers[0].to_string(), k.acks), (1, "two:2".into(), Acks::One));
+    assert_eq!((k.client_id.as_str(), k.linger), ("edge", Duration::from_secs(1)));
+    assert_eq!(k.tls.as_ref().unwrap().server_name.as_deref(), Some("n"));
+    let shown = shown.replace(&format!("{}/", b.dir.path().display()), "");
+    for line in [
+        "[agent]\n",
+        "\nhostname = \"edge\"  # c.d/2.toml:4\n",
+        "\nbrokers = [\"two:2\"]  # c.d/2.toml:2\n",
+        "\nacks = 1  # c.d/1.toml:3\n",
+        "\nclient_id = \"${host}\"  # c.toml:3\n",
+        "\ndelivery = \"at-least-once\"  # default\n",
+        "\n[kafka.tls]\nserver_name = \"n\"  # c.d/2.toml:6\n",
+        "\n[[files]]\npaths = \"/x\"  # c.toml:6\n",
+    ] {
+        assert!(shown.contains(line), "{line:?} in\n{shown}");
+    }
+    assert!(!shown.contains("[kafka.sasl]"), "{shown}");
+    fs::write(b.path("c.d/2.toml"), format!("{site}[metrics]\ntextfile = \"x\"\n")).unwrap();
+    let found = b.problems(Overrides::default());
+    assert!(found.len() == 1 && found[0].starts_with("c.d/2.toml:8:12: "), "{found:#?}");
 }
 
 /// `[[files]]` of the `.d` folder alone are enough.
@@ -517,7 +556,7 @@ fn the_working_folder_is_no_pattern() {
     let b = Box::new("");
     let around = Surroundings { working_directory: "/a[b]/*".into(), ..b.around() };
     let asked = Overrides { files: vec!["*.log".into()], ..Overrides::default() };
-    let c = load_in(&asked, &around).unwrap();
+    let (c, _) = load_in(&asked, &around).unwrap();
     let m = &c.sources[0].paths[0];
     assert!(m.matches(Path::new("/a[b]/*/x.log")) && !m.matches(Path::new("/ab/y/x.log")));
 }
@@ -539,14 +578,16 @@ fn memory_that_just_suffices() {
 fn files_without_a_config() {
     let b = Box::new("");
     let with = |asked: Overrides| load_in(&Overrides { files: vec!["a.log".into()], ..asked }, &b.around());
-    let c = with(Overrides::default()).unwrap();
+    let (c, _) = with(Overrides::default()).unwrap();
     assert!(matches!(c.output, Output::Stdout) && c.agent.state_dir.is_none() && c.read_from.is_empty());
     assert_eq!((c.sources[0].start, c.sources[0].paths[0].literal()), (Start::End, Some(b.path("a.log"))));
-    let c = with(Overrides { once: true, state_dir: Some("/s".into()), ..Overrides::default() }).unwrap();
+    let (c, _) =
+        with(Overrides { once: true, state_dir: Some("/s".into()), ..Overrides::default() }).unwrap();
     assert_eq!((c.sources[0].start, c.agent.state_dir), (Start::Beginning, Some("/s".into())));
 
     let kafka_at = || Some(brokers("k:1").unwrap());
-    let c = with(Overrides { brokers: kafka_at(), topic: Some("t".into()), ..Overrides::default() }).unwrap();
+    let (c, _) =
+        with(Overrides { brokers: kafka_at(), topic: Some("t".into()), ..Overrides::default() }).unwrap();
     assert!(matches!(c.output, Output::Kafka(_)));
     for (asked, lacking) in [
         (Overrides { brokers: kafka_at(), ..Overrides::default() }, "--topic"),
