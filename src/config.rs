@@ -12,9 +12,11 @@ mod generated;
 mod keys;
 mod mistake;
 mod names;
+mod placeholder;
 mod problem;
 mod read;
 mod resolve;
+mod show;
 mod table;
 mod units;
 mod values;
@@ -110,6 +112,8 @@ pub struct Surroundings {
     /// `$STATE_DIRECTORY`, set by systemd.
     pub state_directory: Option<PathBuf>,
     pub working_directory: PathBuf,
+    /// A variable of the environment.
+    pub env: fn(&str) -> Option<String>,
 }
 
 impl Surroundings {
@@ -124,6 +128,7 @@ impl Surroundings {
                 std::ffi::OsString::from_vec(first.to_vec()).into()
             }),
             working_directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+            env: |name| std::env::var(name).ok(),
         }
     }
 }
@@ -131,10 +136,15 @@ impl Surroundings {
 /// Reads and merges everything. The error has one line per problem of any kind, in file order; its code is 78 for
 /// problems of the file and 64 for those of the command line.
 pub fn load(asked: &Overrides) -> Result<Config, Error> {
+    load_in(asked, &Surroundings::of_this_process()).map(|(config, _)| config)
+}
+
+/// As [`load`], with the merged config as TOML, and where each value comes from.
+pub fn load_and_show(asked: &Overrides) -> Result<(Config, String), Error> {
     load_in(asked, &Surroundings::of_this_process())
 }
 
-fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
+fn load_in(asked: &Overrides, around: &Surroundings) -> Result<(Config, String), Error> {
     let main = match &asked.config {
         Some(path) => Some(path.as_path()),
         None if asked.files.is_empty() => Some(Path::new(DEFAULT_FILE)),
@@ -143,7 +153,8 @@ fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
     let mut problems = Problems::default();
     let written = read_in(main, asked, around, &mut problems)?;
     let config = resolve::resolve(written, asked, around, &mut problems)?;
-    problems.into_result(config)
+    let shown = show::show(&problems);
+    problems.into_result((config, shown))
 }
 
 fn read_in(
@@ -155,7 +166,7 @@ fn read_in(
     let needs_brokers = asked.brokers.is_none() && asked.output != Some(OutputName::Stdout);
     let given: &[&str] = if needs_brokers { &[] } else { &["brokers"] };
     match main {
-        Some(path) => read::read(path, &around.hostname, given, problems),
+        Some(path) => read::read(path, around, given, problems),
         None => Ok(read::Written::nothing(&around.hostname)),
     }
 }

@@ -64,7 +64,10 @@ pub fn run(asked: cli::CheckArgs) -> Result<ExitCode, Error> {
 }
 
 fn run_with(asked: cli::CheckArgs, connect: Connect) -> Result<ExitCode, Error> {
-    let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
+    let (config, shown) = config::load_and_show(&Overrides { config: asked.config, ..Overrides::default() })?;
+    if asked.show {
+        print(&shown)?;
+    }
     let report = Report::of(&config);
     print(&report.text)?;
     let (mut failed, mut never) = (report.failed, false);

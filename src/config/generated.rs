@@ -12,6 +12,7 @@ const EXAMPLE_HEAD: &str = "\
 # What logagent follows and where it sends it. `logagent check` names every mistake, and the files that match now.
 # A line that begins with `#` and no space is a key with its default, or with an example where there is none.
 # Sizes: \"512KiB\", \"8MiB\", or plain bytes. Durations: \"5ms\", \"30s\", \"10m\", \"1h\", \"7d\". Rates: \"1MiB/s\".
+# In every text, ${host}, ${env:NAME} and ${env:NAME:-default} are filled in.
 # After a change: logagent check, then systemctl reload logagent. The log says which of its keys need a restart.
 # Every key is described in logagent.toml(5).
 ";
@@ -32,9 +33,15 @@ in the folder beside it, which has its name with
 .I .d
 in place of
 .IR .toml ,
-may hold more
+may hold every table; they are read in the order of their names. All
 .B [[files]]
-and nothing else; they are read in the order of their names. Unknown keys are errors.
+count; of every other key the last file wins, where
+.B [kafka.tls]
+and
+.B [kafka.sasl]
+are one key each.
+.B logagent check \\-\\-show
+prints the merged configuration and where each value comes from. Unknown keys are errors.
 .B logagent check
 reports all problems at once, each with file, line and column. Options of the command line override the file.
 .PP
@@ -42,6 +49,16 @@ On SIGHUP
 .RB ( \"systemctl reload logagent\" )
 a running agent reads the files again. Each key below says whether its new value takes effect at once or needs a
 restart; the log names those that do. A configuration with problems changes nothing.
+.PP
+In every text, also in a list,
+.B ${host}
+is replaced by
+.BR hostname ,
+.B ${env:NAME}
+by that variable of the environment, and
+.B ${env:NAME:\\-default}
+by it or by the default where it is missing or empty. Variables that hold secrets by their names are refused: put
+secrets into files.
 .SS Values
 .TP
 size

@@ -1,6 +1,7 @@
 //! The possible problems of a config. Each text says what is wrong and, after a semicolon, what to write instead.
 
 use super::MemoryPlan;
+use super::placeholder::WrongPlaceholder;
 use super::table::KeySpec;
 use super::units::{BrokerAddress, Invalid};
 use std::fmt::{self, Display};
@@ -42,8 +43,7 @@ pub enum Mistake {
     /// With the valid choices.
     KeySources(&'static str),
     MultilineSources,
-    /// A name in `fields` or `headers`, and its text.
-    Placeholder(String, String),
+    Placeholder(String, WrongPlaceholder),
     Conflict(Conflict),
 }
 
@@ -147,9 +147,19 @@ impl Display for Mistake {
                 "`multiline` does not have exactly one of `start` and `continue`; write one of them, to define which lines \
                  belong together",
             ),
-            Placeholder(name, text) => write!(
+            Placeholder(key, WrongPlaceholder::Unknown) => write!(
                 f,
-                "{text:?} of {name:?} has a ${{…}} that is not ${{host}}; write ${{host}}, or leave out the $"
+                "{key} has a ${{…}} that is not ${{host}} or ${{env:NAME}}; write one of these, or leave out the $"
+            ),
+            Placeholder(key, WrongPlaceholder::Missing(name)) => write!(
+                f,
+                "{key}: {name} is not in the environment; set it by Environment= in the unit, or write \
+                 ${{env:{name}:-default}}"
+            ),
+            Placeholder(key, WrongPlaceholder::Secret(name)) => write!(
+                f,
+                "{key}: {name} is a secret by its name, and the environment of a process can be read; put it into a file \
+                 and name that by the key that ends with _file"
             ),
             Conflict(conflict) => conflict.fmt(f),
         }

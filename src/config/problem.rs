@@ -24,8 +24,15 @@ pub struct Problems {
     /// Missing keys. They may only seem missing if a file could not be parsed to its end.
     missing: Vec<(TextPosition, Mistake)>,
     headers: HashMap<TableId, TextPosition>,
-    /// With a flag whether the value is valid.
-    keys: HashMap<(TableId, &'static str), (TextPosition, bool)>,
+    keys: HashMap<(TableId, &'static str), WrittenKey>,
+}
+
+/// Where a key's value is.
+#[derive(Debug)]
+struct WrittenKey {
+    doc: usize,
+    span: Range<usize>,
+    good: bool,
 }
 
 #[derive(Debug)]
@@ -78,8 +85,16 @@ impl Problems {
         self.headers.insert(table, place);
     }
 
-    pub fn written(&mut self, table: TableId, key: &'static str, place: TextPosition, good: bool) {
-        self.keys.insert((table, key), (place, good));
+    pub fn written(&mut self, table: TableId, key: &'static str, doc: usize, span: Range<usize>, good: bool) {
+        self.keys.insert((table, key), WrittenKey { doc, span, good });
+    }
+
+    /// A key's value as it is written, and `FILE:LINE` of it.
+    pub fn source_of(&self, table: TableId, key: &'static str) -> Option<(&str, String)> {
+        let WrittenKey { doc, span, .. } = self.keys.get(&(table, key))?;
+        let doc = &self.docs[*doc];
+        let (line, _) = line_and_column(&doc.text, span.start);
+        Some((&doc.text[span.clone()], format!("{}:{line}", doc.path.display())))
     }
 
     pub fn header_of(&self, table: TableId) -> Option<TextPosition> {
@@ -93,7 +108,8 @@ impl Problems {
 
     /// The position of a key's value, if the value is valid.
     pub fn place_of(&self, table: TableId, key: &'static str) -> Option<TextPosition> {
-        self.keys.get(&(table, key)).and_then(|(place, good)| good.then_some(*place))
+        let WrittenKey { doc, span, good } = self.keys.get(&(table, key))?;
+        good.then_some(TextPosition { doc: *doc, at: span.start })
     }
 
     /// Reports a conflict at one of its keys, if that key was written.

@@ -3,6 +3,7 @@
 //! The parser continues after a mistake, so that one run reports the problems of the whole file. Values it had to
 //! guess are not judged.
 
+use super::Surroundings;
 use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
 use super::mistake::Mistake;
 use super::problem::{Problems, TextPosition};
@@ -13,7 +14,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// The content of all files: `[[files]]` from each, everything else from the main one.
+/// The content of all files: `[[files]]` from each; of every other key, the value in the last file that has it.
 pub struct Written {
     /// Start of the main file, for reporting missing keys; `None` without a file.
     pub top: Option<TextPosition>,
@@ -41,37 +42,30 @@ impl Written {
     }
 }
 
-/// Reads `main` and the files of its `.d` folder. `host` is the machine's name; `given` are keys set on the command
-/// line.
+/// Reads `main` and the files of its `.d` folder. `given` are keys set on the command line.
 pub fn read(
     main: &Path,
-    host: &str,
+    around: &Surroundings,
     given: &'static [&'static str],
     problems: &mut Problems,
 ) -> Result<Written, Error> {
-    let bytes = std::fs::read(main).map_err(|e| unreadable(main, &e))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut written = Written::nothing(host);
-    let (doc, table) = parse(main, &bytes, &text, problems);
-    written.top = Some(TextPosition { doc, at: 0 });
-    let mut walk = Walk { given, host: host.into(), ..Walk::new(doc, problems) };
-    main_file(&mut walk, &table, &mut written);
-    let (mut host, mut source) = (walk.host, walk.source);
+    let mut files = vec![(main.to_owned(), std::fs::read(main).map_err(|e| unreadable(main, &e))?)];
     for path in more_files(main)? {
         match std::fs::read(&path) {
-            Ok(bytes) => {
-                let text = String::from_utf8_lossy(&bytes);
-                let (doc, table) = parse(&path, &bytes, &text, problems);
-                let mut walk = Walk { given, host, source, ..Walk::new(doc, problems) };
-                file_beside(&mut walk, &table, &mut written);
-                (host, source) = (walk.host, walk.source);
-            }
+            Ok(bytes) => files.push((path, bytes)),
             Err(e) => {
                 let doc = problems.add_file(&path, "");
                 problems.add(TextPosition { doc, at: 0 }, Mistake::Unreadable(e));
             }
         }
     }
+    let texts: Vec<_> = files.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes)).collect();
+    let parsed = files.iter().zip(&texts).map(|((path, bytes), text)| parse(path, bytes, text, problems));
+    let docs: Vec<(usize, DeTable<'_>)> = parsed.collect();
+    let top = TextPosition { doc: docs.first().map_or(0, |(doc, _)| *doc), at: 0 };
+    let mut walk =
+        Walk { given, env: around.env, host: around.hostname.clone(), ..Walk::new(top.doc, problems) };
+    let mut written = all_files(&mut walk, top, &docs);
     written.read_from = problems.files().map(Path::to_owned).collect();
     Ok(written)
 }
@@ -152,44 +146,58 @@ fn spoilt_within(value: &Value<'_>, error: &Range<usize>) -> Option<Range<usize>
     }
 }
 
-fn main_file(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    walk.unknown(root, &["agent", "kafka", "metrics", "files"], "the file", elsewhere);
-    written.agent = of_its_own(walk, root, "agent");
-    match walk.problems.has((Agent::TABLE.name, 0), "hostname") {
-        true => walk.host.clone_from(&written.agent.hostname),
-        false => written.agent.hostname.clone_from(&walk.host),
+fn all_files(walk: &mut Walk<'_>, top: TextPosition, docs: &[(usize, DeTable<'_>)]) -> Written {
+    for (doc, root) in docs {
+        walk.doc = *doc;
+        walk.unknown(root, &["agent", "kafka", "metrics", "files"], "the file", elsewhere);
     }
-    written.kafka = of_its_own(walk, root, "kafka");
-    written.metrics = of_its_own(walk, root, "metrics");
-    files(walk, root, written);
+    let mut agent: Agent = of_its_own(walk, top, docs, "agent");
+    match walk.problems.has((Agent::TABLE.name, 0), "hostname") {
+        true => walk.host.clone_from(&agent.hostname),
+        false => agent.hostname.clone_from(&walk.host),
+    }
+    let (kafka, metrics) = (of_its_own(walk, top, docs, "kafka"), of_its_own(walk, top, docs, "metrics"));
+    let files = docs.iter().filter_map(|(doc, root)| Some((*doc, root.get("files")?)));
+    let (mut sources, mut has_files) = (Vec::new(), false);
+    for (doc, v) in files {
+        (walk.doc, has_files) = (doc, true);
+        sources.extend(all_sources(walk, v));
+    }
+    Written { top: Some(top), read_from: Vec::new(), agent, kafka, metrics, has_files, files: sources }
 }
 
-fn file_beside(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    let name = "a file of the .d folder, which may hold [[files]] only";
-    walk.unknown(root, &["files"], name, |key| match key {
-        "agent" | "kafka" | "metrics" => Some("the main config file"),
-        other => elsewhere(other),
-    });
-    files(walk, root, written);
+/// `[agent]`, `[kafka]` or `[metrics]`, of each key the value in the last file that has it.
+fn of_its_own<T: Described>(
+    walk: &mut Walk<'_>,
+    top: TextPosition,
+    docs: &[(usize, DeTable<'_>)],
+    key: &str,
+) -> T {
+    let (mut place, mut tables) = (top, Vec::new());
+    for (doc, v) in docs.iter().filter_map(|(doc, root)| Some((*doc, root.get(key)?))) {
+        walk.doc = doc;
+        match v.get_ref().as_table() {
+            Some(table) if tables.is_empty() => {
+                place = walk.place(v.span().start);
+                tables.push((doc, table));
+            }
+            Some(table) => tables.push((doc, table)),
+            None => return walk.mismatch(key, v, "a table", T::TABLE.name).unwrap_or_else(defaults),
+        }
+    }
+    walk.section(place, tables)
 }
 
-/// `[agent]`, `[kafka]` or `[metrics]`.
-fn of_its_own<T: Described>(walk: &mut Walk<'_>, root: &DeTable<'_>, key: &str) -> T {
-    let Some(v) = root.get(key) else { return walk.section(walk.place(0), None) };
-    let found = walk.table(v).or_else(|| walk.mismatch(key, v, "a table", T::TABLE.name));
-    found.unwrap_or_else(defaults)
-}
-
-fn files(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    let Some(v) = root.get("files") else { return };
-    written.has_files = true;
+fn all_sources(walk: &mut Walk<'_>, v: &Value<'_>) -> Vec<Source> {
+    let mut sources = Vec::new();
     match v.get_ref().as_array().filter(|a| a.iter().all(|t| t.get_ref().is_table())) {
         None => walk.wrong(v.span(), Mistake::NotTables),
         Some(tables) => {
             for table in tables.iter() {
-                written.files.extend(walk.table::<Source>(table));
+                sources.extend(walk.table::<Source>(table));
                 walk.source += 1;
             }
         }
     }
+    sources
 }

@@ -130,7 +130,7 @@ impl Resolver<'_> {
         if !self.problems.has(KAFKA, "batch") && delivery == Delivery::ExactlyOnce {
             // With exactly-once a partition has one batch in flight, so each batch costs a round trip; larger batches
             // come near the speed of at-least-once.
-            kafka.batch = 900 << 10;
+            kafka.batch = 880 << 10;
         }
         match kafka.partition {
             Partitioner::Hash if !has_key => {

@@ -2,12 +2,14 @@
 //! tables themselves are in [`super::keys`].
 
 use super::mistake::{Hint, Mistake};
+use super::placeholder;
 use super::problem::{Problems, TextPosition};
 use super::words::nearest;
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 pub type Value<'t> = Spanned<DeValue<'t>>;
 
@@ -201,8 +203,9 @@ macro_rules! table {
 
 pub(super) use table;
 
-/// One file being read.
+/// The files being read.
 pub struct Walk<'p> {
+    /// The one whose value is being read.
     pub doc: usize,
     pub problems: &'p mut Problems,
     /// Keys set on the command line, which the file need not contain.
@@ -211,11 +214,15 @@ pub struct Walk<'p> {
     pub source: usize,
     /// The value of `${host}`.
     pub host: String,
+    pub env: Environment,
 }
+
+/// A variable of the environment.
+pub type Environment = fn(&str) -> Option<String>;
 
 impl<'p> Walk<'p> {
     pub fn new(doc: usize, problems: &'p mut Problems) -> Self {
-        Walk { doc, problems, given: &[], source: 0, host: String::new() }
+        Walk { doc, problems, given: &[], source: 0, host: String::new(), env: |_| None }
     }
 
     pub fn place(&self, at: usize) -> TextPosition {
@@ -233,6 +240,30 @@ impl<'p> Walk<'p> {
     pub fn refuse<T>(&mut self, v: &Value<'_>, mistake: Mistake) -> Option<T> {
         self.wrong(v.span(), mistake);
         None
+    }
+
+    /// The value with its placeholders filled in, those of a list too; the keys of a table have theirs filled one by one.
+    /// `None` once a wrong one is reported.
+    pub fn filled<'v, 't>(&mut self, key: &str, v: &'v Value<'t>) -> Option<Cow<'v, Value<'t>>> {
+        let is_filled = |v: &Value<'_>| v.get_ref().as_str().is_some_and(|text| text.contains("${"));
+        let value = match v.get_ref() {
+            DeValue::String(text) if is_filled(v) => {
+                let text = placeholder::fill(text, &self.host, self.env);
+                DeValue::String(match text {
+                    Ok(text) => text.into(),
+                    Err(why) => return self.refuse(v, Mistake::Placeholder(key.into(), why)),
+                })
+            }
+            DeValue::Array(items) if items.iter().any(is_filled) => {
+                let mut all = DeArray::new();
+                for item in items.iter() {
+                    all.push(self.filled(key, item)?.into_owned());
+                }
+                DeValue::Array(all)
+            }
+            _ => return Some(Cow::Borrowed(v)),
+        };
+        Some(Cow::Owned(Spanned::new(v.span(), value)))
     }
 
     /// The value has the wrong type.
@@ -256,11 +287,13 @@ impl<'p> Walk<'p> {
 
     /// Reads the table at `v` by its description; its keys belong to source number `self.source`.
     pub fn table<T: Described>(&mut self, v: &Value<'_>) -> Option<T> {
-        v.get_ref().as_table().map(|found| self.section(self.place(v.span().start), Some(found)))
+        let found = v.get_ref().as_table()?;
+        Some(self.section(self.place(v.span().start), vec![(self.doc, found)]))
     }
 
-    /// Reads a table whose header is at `place`; without one, all of its keys are missing.
-    pub fn section<T: Described>(&mut self, place: TextPosition, values: Option<&DeTable<'_>>) -> T {
+    /// Reads a table whose first header is at `place`, with what each file says of it; without any, all of its keys are
+    /// missing.
+    pub fn section<T: Described>(&mut self, place: TextPosition, values: Vec<(usize, &DeTable<'_>)>) -> T {
         self.problems.header((T::TABLE.name, self.source), place);
         let mut section = Section { walk: self, table: T::TABLE, place, values };
         let read = T::read(&mut section);
@@ -293,15 +326,18 @@ pub struct Section<'a, 'p, 't> {
     walk: &'a mut Walk<'p>,
     table: &'static TableSpec,
     place: TextPosition,
-    values: Option<&'t DeTable<'t>>,
+    /// Of each file that has the table, its number; later ones win.
+    values: Vec<(usize, &'t DeTable<'t>)>,
 }
 
 impl Section<'_, '_, '_> {
     pub fn optional<T>(&mut self, key: &'static str, read: ReadValue<T>) -> Option<T> {
-        let v = self.values?.get(key)?;
-        let found = read(self.walk, key, v);
-        let place = self.walk.place(v.span().start);
-        self.walk.problems.written((self.table.name, self.walk.source), key, place, found.is_some());
+        let (doc, v) = self.values.iter().rev().find_map(|(doc, t)| Some((*doc, t.get(key)?)))?;
+        let outer = std::mem::replace(&mut self.walk.doc, doc);
+        let found = self.walk.filled(key, v).and_then(|v| read(self.walk, key, &v));
+        let id = (self.table.name, self.walk.source);
+        self.walk.problems.written(id, key, doc, v.span(), found.is_some());
+        self.walk.doc = outer;
         found
     }
 
@@ -313,11 +349,13 @@ impl Section<'_, '_, '_> {
 
     fn finish(self) {
         let known: Vec<&str> = self.table.keys.iter().map(|k| k.name).collect();
-        if let Some(values) = self.values {
+        for (doc, values) in &self.values {
+            let outer = std::mem::replace(&mut self.walk.doc, *doc);
             self.walk.unknown(values, &known, self.table.name, super::keys::elsewhere);
+            self.walk.doc = outer;
         }
         for key in self.table.keys {
-            let is_there = self.values.is_some_and(|t| t.contains_key(key.name));
+            let is_there = self.values.iter().any(|(_, t)| t.contains_key(key.name));
             if key.shown == ShownValue::Required && !is_there && !self.walk.given.contains(&key.name) {
                 let mistake = Mistake::MissingKey(key, self.table.name);
                 self.walk.problems.add_missing(self.place, mistake);
@@ -339,5 +377,5 @@ fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
 /// All keys at their defaults.
 pub fn defaults<T: Described>() -> T {
     let mut problems = Problems::default();
-    Walk::new(0, &mut problems).section(TextPosition { doc: 0, at: 0 }, None)
+    Walk::new(0, &mut problems).section(TextPosition { doc: 0, at: 0 }, Vec::new())
 }

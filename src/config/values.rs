@@ -217,24 +217,22 @@ fn one_or_list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue
     }
 }
 
-/// A table of names and texts, in the order of the names; `${host}` is filled in.
+/// A table of names and texts, in the order of the names.
 pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(String, String)>> {
     let Some(found) = v.get_ref().as_table() else {
         return walk.mismatch(key, v, "a table of texts", "{ service = \"web\" }");
     };
     let one = |(name, value): (&Spanned<Cow<'_, str>>, &Value<'_>)| {
         let (name, at) = (name.get_ref().to_string(), name.span());
+        let value = &*walk.filled(&name, value)?;
         let Some(text) = value.get_ref().as_str() else {
             return walk.mismatch(&format!("{key}.{name}"), value, "a text", "\"…\"");
         };
-        if text.replace("${host}", "").contains("${") {
-            walk.wrong(v.span(), Mistake::Placeholder(name.clone(), text.into()));
-        }
         if name.is_empty() {
             walk.wrong(at, Mistake::EmptyName(key.into()));
             return None;
         }
-        Some((name, text.replace("${host}", &walk.host)))
+        Some((name, text.to_owned()))
     };
     all(found.iter().map(one))
 }

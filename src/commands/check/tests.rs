@@ -150,7 +150,7 @@ fn must_exist_fails_and_a_fifo_does_not_block() {
 fn a_failed_step_fails() {
     let p = Place::new();
     p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
-    let asked = |connect| cli::CheckArgs { config: Some(p.path("c.toml").into()), connect };
+    let asked = |connect| cli::CheckArgs { config: Some(p.path("c.toml").into()), connect, show: false };
     let failing: Connect = |_, tell| {
         let outcome = CheckOutcome::Failed(CheckProblem { why: "refused".into(), fix: "start it".into() });
         tell(CheckStep { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
