@@ -146,6 +146,9 @@ pub struct CheckArgs {
     /// also check the brokers, step by step
     #[argh(switch)]
     pub connect: bool,
+    /// print the merged config first, and where each value comes from
+    #[argh(switch)]
+    pub show: bool,
 }
 
 /// Show how far each file is delivered.

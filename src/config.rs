@@ -1,18 +1,22 @@
-//! Merges the config files and the command line into one [`Config`] with every default filled in. `commands/` makes each
-//! stage's options from it.
+//! Merges the config files and the command line into one [`Config`] with all defaults filled in. `commands/` derives
+//! each stage's options from it.
 //!
-//! [`keys`] describes every key once. [`read`] takes a file apart by these descriptions, by hand and not by `serde`, because
-//! one run must name all its problems; [`resolve`] merges and checks what they mean together. What is wrong is a
-//! [`mistake::Mistake`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
+//! [`keys`] describes every key once; the parser, the suggestions of `check`, the example config, the manual page and
+//! the reload rules are derived from it. [`read`] parses a file by these descriptions, by hand rather than with
+//! `serde`, because one run must report all problems with their positions. [`resolve`] merges the values and checks
+//! them together. A problem is a [`mistake::Mistake`] with a position until it is printed. An enum that is an option
+//! of a stage belongs to that stage.
 
 #[cfg(test)]
 mod generated;
 mod keys;
 mod mistake;
 mod names;
+mod placeholder;
 mod problem;
 mod read;
 mod resolve;
+mod show;
 mod table;
 mod units;
 mod values;
@@ -37,13 +41,13 @@ pub use table::{Described, KeySpec, Reload, ShownValue, TableSpec, differ};
 pub use units::{BrokerAddress, brokers, topic as topic_name};
 pub use words::{Named, by_name};
 
-/// Read when neither `-c` nor a FILE is given.
+/// The default config file, read when neither `-c` nor a FILE is given.
 pub const DEFAULT_FILE: &str = "/etc/logagent.toml";
 
-/// The line table of a full chunk, in bytes; the chunk itself shrinks to what the budget allows, down to one line.
+/// The line table of a full chunk, in bytes. The chunk itself shrinks to what the budget allows, down to one line.
 const LINE_TABLE: usize = Chunk::MAX_LINES * size_of::<Line>();
 
-/// Everything decided: no value is missing, and every path is absolute.
+/// The resolved config: no value is missing, and every path is absolute.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Without `state_dir`, nothing is saved.
@@ -81,7 +85,7 @@ pub enum DriverChoice {
     Modern,
 }
 
-/// What the command line says; it wins over the file.
+/// Options from the command line; they override the file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `-c`.
@@ -122,13 +126,15 @@ pub enum OutputName {
     Stdout,
 }
 
-/// What the process finds around it; an argument, so that tests choose it.
+/// The process's environment; an argument, so that tests can choose it.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     pub hostname: String,
     /// `$STATE_DIRECTORY`, set by systemd.
     pub state_directory: Option<PathBuf>,
     pub working_directory: PathBuf,
+    /// A variable of the environment.
+    pub env: fn(&str) -> Option<String>,
 }
 
 impl Surroundings {
@@ -136,24 +142,30 @@ impl Surroundings {
         let state = std::env::var_os("STATE_DIRECTORY").filter(|d| !d.is_empty());
         Surroundings {
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            // Several folders are separated by colons (systemd.exec(5)); ours is the first.
+            // Multiple folders are separated by colons (systemd.exec(5)); ours is the first.
             state_directory: state.map(|dirs| {
                 use std::os::unix::ffi::{OsStrExt, OsStringExt};
                 let first = dirs.as_bytes().split(|b| *b == b':').next().unwrap_or_default();
                 std::ffi::OsString::from_vec(first.to_vec()).into()
             }),
             working_directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+            env: |name| std::env::var(name).ok(),
         }
     }
 }
 
-/// Reads and merges everything. The error has one line for each problem, of every kind, in the order of the files; its
-/// code is 78 for the file's problems and 64 for the command line's.
+/// Reads and merges everything. The error has one line per problem of any kind, in file order; its code is 78 for
+/// problems of the file and 64 for those of the command line.
 pub fn load(asked: &Overrides) -> Result<Config, Error> {
+    load_in(asked, &Surroundings::of_this_process()).map(|(config, _)| config)
+}
+
+/// As [`load`], with the merged config as TOML, and where each value comes from.
+pub fn load_and_show(asked: &Overrides) -> Result<(Config, String), Error> {
     load_in(asked, &Surroundings::of_this_process())
 }
 
-fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
+fn load_in(asked: &Overrides, around: &Surroundings) -> Result<(Config, String), Error> {
     let main = match &asked.config {
         Some(path) => Some(path.as_path()),
         None if asked.files.is_empty() && asked.journal.is_none() => Some(Path::new(DEFAULT_FILE)),
@@ -162,7 +174,8 @@ fn load_in(asked: &Overrides, around: &Surroundings) -> Result<Config, Error> {
     let mut problems = Problems::default();
     let written = read_in(main, asked, around, &mut problems)?;
     let config = resolve::resolve(written, asked, around, &mut problems)?;
-    problems.into_result(config)
+    let shown = show::show(&problems);
+    problems.into_result((config, shown))
 }
 
 fn read_in(
@@ -174,12 +187,12 @@ fn read_in(
     let needs_brokers = asked.brokers.is_none() && asked.output != Some(OutputName::Stdout);
     let given: &[&str] = if needs_brokers { &[] } else { &["brokers"] };
     match main {
-        Some(path) => read::read(path, &around.hostname, given, problems),
+        Some(path) => read::read(path, around, given, problems),
         None => Ok(read::Written::nothing(&around.hostname)),
     }
 }
 
-/// `[kafka]` alone and its topic, for `send`; the defaults where `asked` names no config. Errors as of [`load`].
+/// `[kafka]` and the topic only, for `send`; the defaults if `asked` names no config. Errors as in [`load`].
 pub fn load_kafka(asked: &Overrides) -> Result<(Kafka, String), Error> {
     let around = Surroundings::of_this_process();
     let mut problems = Problems::default();
@@ -188,8 +201,8 @@ pub fn load_kafka(asked: &Overrides) -> Result<(Kafka, String), Error> {
     problems.into_result(found)
 }
 
-/// The state folder that `config` (or the default file, where there is one) names. For `status`, which must work while the
-/// rest of the config is wrong.
+/// The state folder named by `config` (or by the default file, if it exists). For `status`, which must work while the
+/// rest of the config is invalid.
 pub fn state_dir(config: Option<&Path>) -> Result<PathBuf, Error> {
     state_dir_in(config, &Surroundings::of_this_process())
 }
@@ -202,15 +215,15 @@ fn state_dir_in(config: Option<&Path>, around: &Surroundings) -> Result<PathBuf,
     Ok(found.unwrap_or_else(|| unreachable!("state_dir has a default")))
 }
 
-/// How the byte budget is used, in bytes.
+/// The division of the byte budget, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryPlan {
-    /// The workers' encoding buffers, taken from the budget at start.
+    /// The encoding buffers, taken from the budget at start.
     pub encoding: usize,
     pub topics: usize,
-    /// The longest line and a chunk's line table: the least that a topic must get.
+    /// The longest line plus a chunk's line table: the minimum per topic.
     pub per_topic: usize,
-    /// The least `memory`. The budget is split into equal shares, so each must hold the largest `per_topic`.
+    /// The minimum of `memory`. The budget is split into equal shares, so each must hold the largest `per_topic`.
     pub needed: usize,
 }
 
@@ -252,7 +265,7 @@ impl Config {
 }
 
 impl Source {
-    /// `-` where lines go to standard output and no topic is named.
+    /// `-` if lines go to standard output and no topic is named.
     pub fn topic(&self) -> &str {
         self.topic.as_deref().unwrap_or("-")
     }
@@ -266,7 +279,7 @@ impl JournalSource {
 }
 
 impl Kafka {
-    /// As [`Config::needs_modern`], as far as `[kafka]` says it.
+    /// Like [`Config::needs_modern`], for `[kafka]` only.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let all = [
             (self.tls.is_some(), "TLS"),

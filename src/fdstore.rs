@@ -142,7 +142,7 @@ impl FdStore {
         }
     }
 
-    /// Releases a descriptor nobody claimed.
+    /// Releases an unclaimed descriptor.
     pub fn discard(&self, name: String) {
         if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
             state.unwanted.push(name);

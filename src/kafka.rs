@@ -29,7 +29,7 @@ mod scripted;
 mod tests;
 
 use crate::backoff::Rng;
-use crate::producer::driver::{Acks, Context, Drive, Event, TopicView};
+use crate::producer::driver::{Acks, Capabilities, Context, Drive, Event, TopicView};
 use crate::record::Topic;
 use broker::Peer;
 use client::Client;
@@ -58,12 +58,14 @@ pub struct Options {
     pub request_timeout: Duration,
     /// For connecting to one address, and for the answer to the first question.
     pub connect_timeout: Duration,
-    /// Most bytes in one request; a batch that is larger goes alone. The encoding buffer grows to this (twice with
-    /// compression), and is given back after 10 s without work.
+    /// Exactly-once: without producer ids nothing may be sent.
+    pub once: bool,
+    /// Most bytes of one request, its frame included; only a record that is larger goes alone. The encoding buffer grows to
+    /// this (twice with compression), and is given back after 10 s without work.
     pub request_max: usize,
     /// A connection without work is closed after this: before a NAT in between forgets it (5 min and up).
     pub idle: Duration,
-    /// How long metadata is believed where nothing is wrong.
+    /// How long metadata is believed where nothing is wrong. Event Hubs closes connections that are idle for 4 minutes.
     pub metadata_age: Duration,
     /// `Some` turns TLS on.
     pub tls: Option<net::tls::Options>,
@@ -92,9 +94,10 @@ impl Default for Options {
             create_topics: true,
             request_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
-            request_max: 1 << 20,
+            once: false,
+            request_max: 1_000_000,
             idle: Duration::from_secs(180),
-            metadata_age: Duration::from_secs(300),
+            metadata_age: Duration::from_secs(180),
             tls: None,
             sasl: None,
             unfit: Incompatible::Wait,
@@ -135,6 +138,8 @@ struct Shared {
     hang_ups: Option<u32>,
     /// Questions to leaders that are not answered yet, and until when they must be.
     asks: Vec<(Producer, Instant)>,
+    /// Batches get producer ids: `acks = "all"`, and the brokers give ids.
+    numbered: bool,
     /// Why the broker is one for another driver.
     unfit: Option<String>,
     rng: Rng,
@@ -149,6 +154,7 @@ impl Shared {
     fn new(options: Arc<Options>, context: Context) -> Self {
         Shared {
             cluster: Cluster::new(options.metadata_age),
+            numbered: options.acks == Acks::All,
             options,
             context,
             events: Vec::new(),
@@ -162,8 +168,22 @@ impl Shared {
         }
     }
 
-    fn numbered(&self) -> bool {
-        self.options.acks == Acks::All
+    /// What the core may do with this driver.
+    fn ready(&mut self) {
+        let numbered = self.numbered;
+        let in_flight = if numbered { IN_FLIGHT } else { 1 };
+        self.events.push(Event::Ready(Capabilities { name: "modern", numbered, in_flight }));
+    }
+
+    /// The broker gives no producer ids: sends without, one request at a time, and what a lost connection may have
+    /// doubled is counted.
+    fn go_unnumbered(&mut self, why: &str) {
+        const LEFT: &str =
+            "so batches go without, one at a time, and a lost connection may double the batch in flight";
+        log::warn!("no producer id: {why}; {LEFT} (doubled_at_most)");
+        self.context.board.driver().push_str("; without producer ids: the broker gives none");
+        self.numbered = false;
+        self.ready();
     }
 
     fn unfit(&mut self, why: String) {

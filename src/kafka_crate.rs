@@ -220,7 +220,7 @@ impl CrateWorker<'_> {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             let done = match order {
-                Ok(Order::Topic(topic)) => self.take_up(&topic),
+                Ok(Order::Topic(topic)) => self.open_topic(&topic),
                 Ok(Order::Send(batches)) => self.send(batches),
                 Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // never sent to a driver without sequence numbers
                 Ok(Order::Ask { topic, partition, pid }) => {
@@ -252,7 +252,7 @@ impl CrateWorker<'_> {
         Ok(())
     }
 
-    fn take_up(&mut self, topic: &Topic) -> Result<(), Leave> {
+    fn open_topic(&mut self, topic: &Topic) -> Result<(), Leave> {
         let topic_state = self.topics.entry(topic.clone()).or_default();
         if let Some(view) = &topic_state.said {
             let view = view.clone();

@@ -87,6 +87,8 @@ pub struct ExactlyOnceCounts {
     pub resent: AtomicU64,
     /// How many of those the broker already had. Writer: the producer.
     pub found: AtomicU64,
+    /// The brokers do not list our producer, so a crash leaves lines uncertain. Writer: ship.
+    pub unlisted: AtomicBool,
     /// Written to `flights` in this run. Writer: the journal.
     pub bytes: AtomicU64,
 }

@@ -109,10 +109,10 @@ fn texts_for_standard_output() {
 
 #[test]
 fn check_and_status() {
-    assert_eq!(command("check"), Command::Check(CheckArgs { config: None, connect: false }));
+    assert_eq!(command("check"), Command::Check(CheckArgs { config: None, connect: false, show: false }));
     assert_eq!(
         command("check --connect -c x"),
-        Command::Check(CheckArgs { config: Some("x".into()), connect: true })
+        Command::Check(CheckArgs { config: Some("x".into()), connect: true, show: false })
     );
     let Command::Status(s) = command("status --json --shipped=/var/log/a") else { panic!() };
     assert!(s.json && !s.watch && s.shipped.as_deref() == Some(Path::new("/var/log/a")));

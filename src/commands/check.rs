@@ -66,7 +66,10 @@ pub fn run(asked: cli::CheckArgs) -> Result<ExitCode, Error> {
 }
 
 fn run_with(asked: cli::CheckArgs, connect: Connect) -> Result<ExitCode, Error> {
-    let config = config::load(&Overrides { config: asked.config, ..Overrides::default() })?;
+    let (config, shown) = config::load_and_show(&Overrides { config: asked.config, ..Overrides::default() })?;
+    if asked.show {
+        print(&shown)?;
+    }
     let report = Report::of(&config);
     print(&report.text)?;
     let (mut failed, mut never) = (report.failed, false);
@@ -214,7 +217,10 @@ impl Report {
         match path.metadata() {
             Ok(m) if m.mode() & 0o007 != 0 => {
                 let mode = m.mode() & 0o777;
-                self.warn(format!("{key} {} is open to everybody (mode {mode:o}); chmod o= it", shown(path)));
+                self.warn(format!(
+                    "{key} {} is readable by every user (mode {mode:o}); chmod o= it",
+                    shown(path)
+                ));
             }
             Ok(_) => {}
             Err(e) => self.warn(format!("{key} {}: {e}; is it there when the service runs?", shown(path))),
@@ -226,7 +232,7 @@ impl Report {
             && m.mode() & 0o002 != 0
         {
             self.warn(format!(
-                "{} can be written by everybody, so everybody can have any log sent anywhere; chmod o-w it",
+                "{} can be written by every user, so any of them can have any log sent anywhere; chmod o-w it",
                 shown(path)
             ));
         }

@@ -1,6 +1,6 @@
 //! Chooses the driver and derives its options from the config.
 
-use crate::config::{self, Acks, Codec, Config, DriverChoice, Kafka, Output};
+use crate::config::{self, Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output};
 use crate::heartbeat::Heartbeat;
 use crate::kafka::{self as modern, auto, net, net::probe};
 use crate::kafka_crate as classic;
@@ -13,11 +13,15 @@ pub fn drive(config: &Config) -> Drive {
     match &config.output {
         // The reader of the pipe may stall forever, which a restart would not fix.
         Output::Stdout => Drive::worker(None, |orders, events, _| stdout::run(orders, events)),
-        Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern()),
+        Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern(), config.agent.delivery),
     }
 }
 
-pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
+pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Drive {
+    let modern = |unfit| {
+        let once = delivery == Delivery::ExactlyOnce;
+        modern::drive(modern::Options { once, ..modern_options(kafka, unfit) })
+    };
     match kafka.driver {
         DriverChoice::Classic => {
             let options = classic_options(kafka, classic::OnIncompatible::Wait);
@@ -26,9 +30,10 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
                 classic::run(&options, orders, events, board)
             })
         }
-        DriverChoice::Modern => only_modern(kafka, "the config asks for it"),
+        DriverChoice::Modern => only_modern(modern(modern::Incompatible::Wait), "the config asks for it"),
         DriverChoice::Auto if !needs_modern.is_empty() => {
-            only_modern(kafka, &format!("the config asks for {}", needs_modern.join(", ")))
+            let why = format!("the config asks for {}", needs_modern.join(", "));
+            only_modern(modern(modern::Incompatible::Wait), &why)
         }
         DriverChoice::Auto => {
             let classic = |unfit| {
@@ -37,12 +42,10 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
                     move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
                 Drive::worker(Some(Heartbeat::SLOW), run)
             };
-            let modern = |unfit| modern::drive(modern_options(kafka, unfit));
             let options = auto::Options {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
-                numbered: kafka.acks == Acks::All,
                 classic: auto::Choice {
                     first: classic(classic::OnIncompatible::Refused),
                     only: classic(classic::OnIncompatible::Replaced),
@@ -57,9 +60,8 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str]) -> Drive {
     }
 }
 
-fn only_modern(kafka: &Kafka, why: &str) -> Drive {
-    let (modern, why) =
-        (modern::drive(modern_options(kafka, modern::Incompatible::Wait)), format!("modern: {why}"));
+fn only_modern(modern: Drive, why: &str) -> Drive {
+    let why = format!("modern: {why}");
     Drive::new(move |context| {
         context.board.driver().clone_from(&why);
         modern.build(context)
@@ -94,6 +96,9 @@ fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options
         acks: kafka.acks,
         compression: kafka.compression,
         create_topics: kafka.create_topics,
+        request_max: kafka.request_max,
+        // Event Hubs asks for a minute where producers are idempotent.
+        request_timeout: Duration::from_secs(if kafka.acks == Acks::All { 60 } else { 30 }),
         unfit,
         tls: kafka.tls.as_ref().map(tls),
         sasl: kafka.sasl.clone(),

@@ -284,7 +284,7 @@ fn entries(
 /// One permit per topic, taken before any tail runs. It is the first of its share and is therefore granted
 /// immediately, even if `memory` was reduced. A topic that is no longer in the config gets a share of its own, as
 /// after a reload, which is divided among the others as its lines are acknowledged. A second permit on another
-/// topic's share could wait forever, because nobody returns the first.
+/// topic's share could wait forever, because the first is never returned.
 fn permits(
     flights: &[Rebuild],
     len: impl Fn(&ChunkPiece) -> usize,

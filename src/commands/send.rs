@@ -6,7 +6,7 @@ use super::drivers;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Origin, TailOutput};
 use crate::cli;
-use crate::config;
+use crate::config::{self, Delivery};
 use crate::error::{Error, ExitCode};
 use crate::handover::{self, Outlet};
 use crate::producer::{self, Partitioner, Receipt};
@@ -71,7 +71,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         options,
         inbox,
         changes: never(),
-        drive: drivers::of_kafka(&kafka, &kafka.needs_modern()),
+        drive: drivers::of_kafka(&kafka, &kafka.needs_modern(), Delivery::AtLeastOnce),
         context: producer::driver::Context { board: board.clone(), waker },
         journal: None,
         registry: &registry,

@@ -1,5 +1,5 @@
-//! Every key of the config, described once. From these tables come how a file is read, its suggestions, the example
-//! `systemd/logagent.toml`, the page `systemd/logagent.toml.5` and what a reload does.
+//! Every key of the config, described once. The parser, its suggestions, the example `systemd/logagent.toml`, the
+//! page `systemd/logagent.toml.5` and the reload rules are derived from these tables.
 
 use super::table::*;
 use super::units::BrokerAddress;
@@ -24,7 +24,7 @@ pub const TABLES: [&TableSpec; 7] = [
     JournalSource::TABLE,
 ];
 
-/// Where a key belongs that is in the wrong table.
+/// The table in which a misplaced key belongs.
 pub fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
         "password" => Some("a file of its own, which password_file in [kafka.sasl] names"),
@@ -78,7 +78,7 @@ table! {
              brokers up to 3.9 and without TLS, SASL, lz4, zstd, headers and exactly-once.",
             "Change it only to pin one of the two.";
         client_id: String = client_id("text, 1 to 255 bytes"), Default("\"logagent\""), Reconnects, "",
-            "Tells agents apart in the logs, metrics and quotas of the broker.";
+            "\"logagent-${host}\" tells agents apart in the logs, metrics and quotas of the broker.";
         key: Option<RecordKey> = record_key("\"path\", \"host\", or a table with one key" => KeyTable),
             Example("\"path\""), AtOnce,
             "The record's key: \"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or \
@@ -94,11 +94,14 @@ table! {
             "On metered links use zstd.";
         linger: Duration = duration("duration"), Default("\"0ms\""), AtOnce,
             "Wait this long for more lines before a request, where requests are expensive.";
-        batch: usize = bytes("size"), Computed("\"512KiB\"", "\"512KiB\"; \"900KiB\" with exactly-once"),
+        batch: usize = bytes("size"), Computed("\"512KiB\"", "\"512KiB\"; \"880KiB\" with exactly-once"),
             AtOnceOrRestart,
-            "Most bytes of one request.",
-            "The limit is on the lines for one partition, before compression. Use less on bad links. With \
-             exactly-once at most 4 MiB.";
+            "Most bytes of lines for one partition in one request, before compression.",
+            "Use less on bad links. With exactly-once at most 4 MiB.";
+        request_max: usize = bytes("size"), Default("1000000"), Reconnects,
+            "Most bytes of a whole request; only a longer line goes alone. Some services close the connection above a \
+             limit.",
+            "Event Hubs does above 1046528 bytes. Raise it together with batch. It is a limit of the modern driver.";
         rate: Option<u64> = rate("rate"), Example("\"1MiB/s\""), AtOnce,
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
@@ -213,10 +216,10 @@ table! {
             "A line that is not UTF-8 gets invalid_utf8 too, and its bad bytes become U+FFFD.";
         fields: Vec<(String, String)> = texts("table of texts"),
             Instance("{}", "{ service = \"nginx\", node = \"${host}\" }"), AtOnce, "",
-            "Added by format = \"json\"; ${host} is filled in.";
+            "Added by format = \"json\".";
         headers: Vec<(String, String)> = texts("table of texts"),
             Instance("{}", "{ source = \"logagent@${host}\" }"), AtOnce,
-            "Kafka record headers; by the modern driver.", "${host} is filled in.";
+            "Kafka record headers; by the modern driver.";
         rate_limit: Option<u64> = rate("rate"), Example("\"100KiB/s\""), AtOnce,
             "For each of these files; slows down, never skips.";
     }

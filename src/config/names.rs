@@ -1,4 +1,4 @@
-//! The words of the config and the command line, and what they stand for.
+//! The words of the config and the command line, and the values they name.
 
 use super::words::Named;
 use super::{

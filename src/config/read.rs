@@ -1,8 +1,9 @@
 //! Reads the config files: the main one and the `*.toml` of the `.d` folder beside it.
 //!
-//! The parser goes on after a mistake, so that one run names the problems of the whole file; what it had to guess is not
-//! judged.
+//! The parser continues after a mistake, so that one run reports the problems of the whole file. Values it had to
+//! guess are not judged.
 
+use super::Surroundings;
 use super::keys::{Agent, JournalSource, Kafka, Metrics, Source, elsewhere};
 use super::mistake::Mistake;
 use super::problem::{Problems, TextPosition};
@@ -13,22 +14,22 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// What is in all files together: `[[files]]` from each, everything else from the main one.
+/// The content of all files: `[[files]]` and `[[journal]]` from each; of every other key, the value in the last file that has it.
 pub struct Written {
-    /// Start of the main file, to report what is missing in it; `None` when there is no file.
+    /// Start of the main file, for reporting missing keys; `None` without a file.
     pub top: Option<TextPosition>,
     pub read_from: Vec<PathBuf>,
     pub agent: Agent,
     pub kafka: Kafka,
     pub metrics: Metrics,
-    /// Whether a `files` is there at all, be it a wrong one.
+    /// Whether there is any `files` or `journal` key, valid or not.
     pub has_files: bool,
     pub files: Vec<Source>,
     pub journals: Vec<JournalSource>,
 }
 
 impl Written {
-    /// Without a file.
+    /// The defaults, without a file.
     pub fn nothing(host: &str) -> Self {
         Written {
             top: None,
@@ -43,36 +44,30 @@ impl Written {
     }
 }
 
-/// Reads `main` and the files that belong to it. `host`: the machine's name. `given`: keys that the command line gives.
+/// Reads `main` and the files of its `.d` folder. `given` are keys set on the command line.
 pub fn read(
     main: &Path,
-    host: &str,
+    around: &Surroundings,
     given: &'static [&'static str],
     problems: &mut Problems,
 ) -> Result<Written, Error> {
-    let bytes = std::fs::read(main).map_err(|e| unreadable(main, &e))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut written = Written::nothing(host);
-    let (doc, table) = parse(main, &bytes, &text, problems);
-    written.top = Some(TextPosition { doc, at: 0 });
-    let mut walk = Walk { given, host: host.into(), ..Walk::new(doc, problems) };
-    main_file(&mut walk, &table, &mut written);
-    let (mut host, mut source) = (walk.host, walk.source);
+    let mut files = vec![(main.to_owned(), std::fs::read(main).map_err(|e| unreadable(main, &e))?)];
     for path in more_files(main)? {
         match std::fs::read(&path) {
-            Ok(bytes) => {
-                let text = String::from_utf8_lossy(&bytes);
-                let (doc, table) = parse(&path, &bytes, &text, problems);
-                let mut walk = Walk { given, host, source, ..Walk::new(doc, problems) };
-                file_beside(&mut walk, &table, &mut written);
-                (host, source) = (walk.host, walk.source);
-            }
+            Ok(bytes) => files.push((path, bytes)),
             Err(e) => {
                 let doc = problems.add_file(&path, "");
                 problems.add(TextPosition { doc, at: 0 }, Mistake::Unreadable(e));
             }
         }
     }
+    let texts: Vec<_> = files.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes)).collect();
+    let parsed = files.iter().zip(&texts).map(|((path, bytes), text)| parse(path, bytes, text, problems));
+    let docs: Vec<(usize, DeTable<'_>)> = parsed.collect();
+    let top = TextPosition { doc: docs.first().map_or(0, |(doc, _)| *doc), at: 0 };
+    let mut walk =
+        Walk { given, env: around.env, host: around.hostname.clone(), ..Walk::new(top.doc, problems) };
+    let mut written = all_files(&mut walk, top, &docs);
     written.read_from = problems.files().map(Path::to_owned).collect();
     Ok(written)
 }
@@ -92,7 +87,7 @@ fn unreadable(main: &Path, e: &std::io::Error) -> Error {
     }
 }
 
-/// In the order of their names. No such folder: none.
+/// In order of their names; empty if the folder does not exist.
 fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     let folder = main.with_extension("d");
     let unreadable =
@@ -108,7 +103,7 @@ fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// The number of the file, and its table as far as it could be parsed; reports what is wrong with the text.
+/// Returns the file's number and its table as far as it could be parsed; reports syntax errors.
 fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) -> (usize, DeTable<'t>) {
     let doc = problems.add_file(path, text);
     if let Err(e) = std::str::from_utf8(bytes) {
@@ -126,7 +121,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
             problems.add_syntax(doc, span.start, span.clone(), message);
             continue;
         };
-        // All that follows an unclosed bracket is an error in its value. The last one says that it is not closed.
+        // Everything after an unclosed bracket is an error in its value. The last error says that it is not closed.
         if !reported.contains(&value.start) {
             reported.push(value.start);
             let last = errors.iter().rfind(|(span, _)| spoilt(&table, span) == Some(value.clone()));
@@ -136,7 +131,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
     (doc, table)
 }
 
-/// The value that an error is in. The span of a table with a header is the header.
+/// The value that contains an error. The span of a table with a header is the header.
 fn spoilt(table: &DeTable<'_>, error: &Range<usize>) -> Option<Range<usize>> {
     table.iter().find_map(|(_, value)| spoilt_within(value, error))
 }
@@ -153,54 +148,68 @@ fn spoilt_within(value: &Value<'_>, error: &Range<usize>) -> Option<Range<usize>
     }
 }
 
-fn main_file(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    walk.unknown(root, &["agent", "kafka", "metrics", "files", "journal"], "the file", elsewhere);
-    written.agent = of_its_own(walk, root, "agent");
+fn all_files(walk: &mut Walk<'_>, top: TextPosition, docs: &[(usize, DeTable<'_>)]) -> Written {
+    for (doc, root) in docs {
+        walk.doc = *doc;
+        walk.unknown(root, &["agent", "kafka", "metrics", "files", "journal"], "the file", elsewhere);
+    }
+    let mut agent: Agent = of_its_own(walk, top, docs, "agent");
     match walk.problems.has((Agent::TABLE.name, 0), "hostname") {
-        true => walk.host.clone_from(&written.agent.hostname),
-        false => written.agent.hostname.clone_from(&walk.host),
+        true => walk.host.clone_from(&agent.hostname),
+        false => agent.hostname.clone_from(&walk.host),
     }
-    written.kafka = of_its_own(walk, root, "kafka");
-    written.metrics = of_its_own(walk, root, "metrics");
-    files(walk, root, written);
-    journals(walk, root, written);
-}
-
-fn file_beside(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    let name = "a file of the .d folder, which may hold [[files]] and [[journal]] only";
-    walk.unknown(root, &["files", "journal"], name, |key| match key {
-        "agent" | "kafka" | "metrics" => Some("the main config file"),
-        other => elsewhere(other),
-    });
-    files(walk, root, written);
-    journals(walk, root, written);
-}
-
-/// `[agent]`, `[kafka]` or `[metrics]`.
-fn of_its_own<T: Described>(walk: &mut Walk<'_>, root: &DeTable<'_>, key: &str) -> T {
-    let Some(v) = root.get(key) else { return walk.section(walk.place(0), None) };
-    let found = walk.table(v).or_else(|| walk.mismatch(key, v, "a table", T::TABLE.name));
-    found.unwrap_or_else(defaults)
-}
-
-fn files(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    let Some(v) = root.get("files") else { return };
-    written.has_files = true;
-    for table in tables(walk, "files", v) {
-        written.files.extend(walk.table::<Source>(table));
-        walk.source += 1;
+    let (kafka, metrics) = (of_its_own(walk, top, docs, "kafka"), of_its_own(walk, top, docs, "metrics"));
+    let files = docs.iter().filter_map(|(doc, root)| Some((*doc, root.get("files")?)));
+    let (mut sources, mut has_files) = (Vec::new(), false);
+    for (doc, v) in files {
+        (walk.doc, has_files) = (doc, true);
+        for table in tables(walk, "files", v) {
+            sources.extend(walk.table::<Source>(table));
+            walk.source += 1;
+        }
     }
-}
-
-fn journals(walk: &mut Walk<'_>, root: &DeTable<'_>, written: &mut Written) {
-    let Some(v) = root.get("journal") else { return };
-    written.has_files = true;
     let files = walk.source;
-    for table in tables(walk, "journal", v) {
-        walk.source = written.journals.len();
-        written.journals.extend(walk.table::<JournalSource>(table));
+    let mut journals: Vec<JournalSource> = Vec::new();
+    for (doc, v) in docs.iter().filter_map(|(doc, root)| Some((*doc, root.get("journal")?))) {
+        (walk.doc, has_files) = (doc, true);
+        for table in tables(walk, "journal", v) {
+            walk.source = journals.len();
+            journals.extend(walk.table::<JournalSource>(table));
+        }
     }
     walk.source = files;
+    Written {
+        top: Some(top),
+        read_from: Vec::new(),
+        agent,
+        kafka,
+        metrics,
+        has_files,
+        files: sources,
+        journals,
+    }
+}
+
+/// `[agent]`, `[kafka]` or `[metrics]`, of each key the value in the last file that has it.
+fn of_its_own<T: Described>(
+    walk: &mut Walk<'_>,
+    top: TextPosition,
+    docs: &[(usize, DeTable<'_>)],
+    key: &str,
+) -> T {
+    let (mut place, mut tables) = (top, Vec::new());
+    for (doc, v) in docs.iter().filter_map(|(doc, root)| Some((*doc, root.get(key)?))) {
+        walk.doc = doc;
+        match v.get_ref().as_table() {
+            Some(table) if tables.is_empty() => {
+                place = walk.place(v.span().start);
+                tables.push((doc, table));
+            }
+            Some(table) => tables.push((doc, table)),
+            None => return walk.mismatch(key, v, "a table", T::TABLE.name).unwrap_or_else(defaults),
+        }
+    }
+    walk.section(place, tables)
 }
 
 /// The tables of a key that may have several.

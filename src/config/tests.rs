@@ -1,5 +1,5 @@
-//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place. Long, because it is the
-//! table of all of them.
+//! Tests whole configs through [`load_in`]: every key, every default, and every mistake with its position. Long,
+//! because it is the table of all of them.
 
 use super::*;
 use crate::error::ExitCode;
@@ -26,10 +26,15 @@ impl Box {
             hostname: "box7".into(),
             state_directory: None,
             working_directory: self.dir.path().to_owned(),
+            env: |name| (name == "SITE").then(|| "north".into()),
         }
     }
 
     fn load(&self, asked: Overrides) -> Result<Config, Error> {
+        self.show(asked).map(|(config, _)| config)
+    }
+
+    fn show(&self, asked: Overrides) -> Result<(Config, String), Error> {
         load_in(&Overrides { config: Some(self.path("c.toml")), ..asked }, &self.around())
     }
 
@@ -84,12 +89,12 @@ fn defaults() {
     assert!(c.textfile.is_none() && !c.once);
 }
 
-/// Fails when exactly-once flies with small batches, or overrules what the config says.
+/// Fails when exactly-once uses small batches, or overrides what the config says.
 #[test]
 fn exactly_once_flies_with_larger_batches() {
     for (agent, batch, want) in [
         ("", "", 512 << 10),
-        ("delivery = \"exactly-once\"", "", 900 << 10),
+        ("delivery = \"exactly-once\"", "", 880 << 10),
         ("delivery = \"exactly-once\"", "batch = \"64KiB\"", 64 << 10),
     ] {
         let text = format!(
@@ -97,6 +102,35 @@ fn exactly_once_flies_with_larger_batches() {
         );
         assert_eq!(kafka(&good(&text)).batch, want, "{agent} {batch}");
     }
+}
+
+/// Fails when a placeholder in a text, a list, a table or a list of addresses is left as it is, or `hostname` is not what
+/// `${host}` stands for.
+#[test]
+fn placeholders_in_every_kind_of_text() {
+    let c = good(
+        r#"
+        [agent]
+        hostname = "box-${env:SITE}"
+        [kafka]
+        brokers = ["${env:SITE}.kafka:${env:PORT:-9093}"]
+        topic = "${env:SITE}.logs"
+        client_id = "agent-${host}"
+        key = { constant = "${host}" }
+        [kafka.tls]
+        server_name = "${env:SITE}.example"
+        [[files]]
+        paths = ["/var/log/${env:SITE}/*.log"]
+        headers = { from = "${host}" }
+        "#,
+    );
+    let k = kafka(&c);
+    assert_eq!(k.brokers[0].to_string(), "north.kafka:9093");
+    assert_eq!((k.client_id.as_str(), k.topic.as_deref()), ("agent-box-north", Some("north.logs")));
+    assert!(matches!(&k.key, Some(Key::Constant(text)) if text == b"box-north"), "{:?}", k.key);
+    assert_eq!(k.tls.as_ref().unwrap().server_name.as_deref(), Some("north.example"));
+    assert!(format!("{:?}", c.sources[0].paths).contains("north"));
+    assert_eq!(c.sources[0].headers, [("from".to_owned(), "box-north".to_owned())]);
 }
 
 #[test]
@@ -199,7 +233,8 @@ fn keys_partitions_polls() {
     }
 }
 
-/// One run names all: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends the search.
+/// One run reports all problems: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends
+/// the search.
 #[test]
 fn six_mistakes_of_six_kinds_are_all_named() {
     let found = problems(
@@ -218,13 +253,13 @@ fn six_mistakes_of_six_kinds_are_all_named() {
              of its own to start from",
             "c.toml:10:12: `include`: \"(\" is not a regular expression: error: unclosed group; write for example include = \
              '^[0-9]+ '",
-            "c.toml:11:13: `multiline` does not have exactly one of `start` and `continue`; write the one that says \
+            "c.toml:11:13: `multiline` does not have exactly one of `start` and `continue`; write one of them, to define \
              which lines belong together",
         ]
     );
 }
 
-/// Each line is a mistake put after `[kafka]`, `[[files]]` or at the top, with what must be said.
+/// Each line is a mistake placed after `[kafka]`, `[[files]]` or at the top, with the expected message.
 #[test]
 fn one_mistake_each() {
     let long = format!("client_id = \"{}\"", "x".repeat(256));
@@ -277,7 +312,9 @@ fn one_mistake_each() {
         ("reopen = true\nfollow = false", "6:10", "`reopen` without `follow`"),
         ("fields = { a = \"b\" }", "6:10", "write format = \"json\""),
         ("format = \"json\"\nfields = { a = 1 }", "7:16", "`fields.a` is a number"),
-        ("headers = { a = \"${hots}\" }", "6:11", "is not ${host}"),
+        ("headers = { a = \"${hots}\" }", "6:17", "is not ${host} or ${env:NAME}"),
+        ("exclude = [\"*.gz\", \"${env:NO}\"]", "6:20", "NO is not in the environment"),
+        ("topic = \"${env:KAFKA_PASSWORD}\"", "6:9", "put it into a file"),
         ("exclude = [\"[\"]", "6:12", "is not a glob"),
         ("start = -1", "6:9", "not from 0"),
         ("start = \"begining\"", "6:9", "did you mean \"beginning\"?"),
@@ -335,7 +372,8 @@ fn one(config: &str, at: &str, said: &str) {
     assert!(!found.concat().contains("s3cret"), "{found:?}");
 }
 
-/// Fails when a readable password over the network is not refused, or is refused where it is allowed or stays on this machine.
+/// Fails when a cleartext password over the network is not rejected, or is rejected where it is allowed or stays on
+/// this machine.
 #[test]
 fn plain_without_tls() {
     let config = |brokers: &str, rest: &str| {
@@ -374,10 +412,10 @@ fn exactly_once_needs_all_acks_and_the_modern_driver() {
     assert!(found[1].starts_with("c.toml:5:8: exactly-once needs"), "{found:#?}");
 }
 
-/// Fails when a syntax error lets the rest count as missing: the operator would chase problems that are not there.
+/// Fails when keys after a syntax error count as missing: the operator would chase problems that do not exist.
 #[test]
 fn a_syntax_error_adds_nothing() {
-    // The parser goes on with `true` here: fails when its guess is judged like a written value.
+    // The parser substitutes `true` here. Fails when that guess is judged like a written value.
     let found = problems(&format!("[agent]\nmemori = 1\n{}", LEAST.replace("\"t\"", "test")));
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].starts_with("c.toml:2:1: unknown key `memori`"), "{found:#?}");
@@ -420,11 +458,46 @@ fn more_files_beside_the_config() {
     assert_eq!(c.read_from.len(), 3);
     assert_eq!(c.memory_plan().topics, 2);
 
-    fs::write(b.path("c.d/1.toml"), "[agent]\nmemory = 1\n[[files]]\npath = \"/1\"\n").unwrap();
+    fs::write(b.path("c.d/1.toml"), "[agent]\nmemori = 1\n[[files]]\npath = \"/1\"\n").unwrap();
     let found = b.problems(Overrides::default());
     assert_eq!(found.len(), 3, "{found:#?}");
-    assert!(found[0].starts_with("c.d/1.toml:1:2: unknown key `agent`"), "{found:#?}");
-    assert!(found[0].ends_with("it belongs in the main config file"), "{found:#?}");
+    assert!(found[0].starts_with("c.d/1.toml:2:1: unknown key `memori`"), "{found:#?}");
+}
+
+/// Fails when a key of a later file does not win, takes the rest of its table with it, or a mistake in it, or what is shown
+/// of it, is said to be in another file; and when `${host}` of the main file does not know a later `hostname`.
+#[test]
+fn later_files_win_key_by_key() {
+    let b = Box::new(
+        "[kafka]\ntopic = \"t\"\nclient_id = \"${host}\"\nlinger = \"1s\"\n[[files]]\npaths = \"/x\"\n",
+    );
+    fs::create_dir(b.path("c.d")).unwrap();
+    fs::write(b.path("c.d/1.toml"), "[kafka]\nbrokers = [\"one:1\"]\nacks = 1\n").unwrap();
+    let site =
+        "[kafka]\nbrokers = [\"two:2\"]\n[agent]\nhostname = \"edge\"\n[kafka.tls]\nserver_name = \"n\"\n";
+    fs::write(b.path("c.d/2.toml"), site).unwrap();
+    let (c, shown) = b.show(Overrides::default()).unwrap();
+    let k = kafka(&c);
+    assert_eq!((k.brokers.len(), k.brokers[0].to_string(), k.acks), (1, "two:2".into(), Acks::One));
+    assert_eq!((k.client_id.as_str(), k.linger), ("edge", Duration::from_secs(1)));
+    assert_eq!(k.tls.as_ref().unwrap().server_name.as_deref(), Some("n"));
+    let shown = shown.replace(&format!("{}/", b.dir.path().display()), "");
+    for line in [
+        "[agent]\n",
+        "\nhostname = \"edge\"  # c.d/2.toml:4\n",
+        "\nbrokers = [\"two:2\"]  # c.d/2.toml:2\n",
+        "\nacks = 1  # c.d/1.toml:3\n",
+        "\nclient_id = \"${host}\"  # c.toml:3\n",
+        "\ndelivery = \"at-least-once\"  # default\n",
+        "\n[kafka.tls]\nserver_name = \"n\"  # c.d/2.toml:6\n",
+        "\n[[files]]\npaths = \"/x\"  # c.toml:6\n",
+    ] {
+        assert!(shown.contains(line), "{line:?} in\n{shown}");
+    }
+    assert!(!shown.contains("[kafka.sasl]"), "{shown}");
+    fs::write(b.path("c.d/2.toml"), format!("{site}[metrics]\ntextfile = \"x\"\n")).unwrap();
+    let found = b.problems(Overrides::default());
+    assert!(found.len() == 1 && found[0].starts_with("c.d/2.toml:8:12: "), "{found:#?}");
 }
 
 /// `[[files]]` of the `.d` folder alone are enough.
@@ -479,18 +552,19 @@ fn the_command_line_wins() {
     assert!(found[0].starts_with("c.toml:4:1: the classic driver"), "{found:#?}");
 }
 
-/// Fails when the folder we are in is taken as a part of the glob.
+/// Fails when the current folder is treated as part of the glob.
 #[test]
 fn the_working_folder_is_no_pattern() {
     let b = Box::new("");
     let around = Surroundings { working_directory: "/a[b]/*".into(), ..b.around() };
     let asked = Overrides { files: vec!["*.log".into()], ..Overrides::default() };
-    let c = load_in(&asked, &around).unwrap();
+    let (c, _) = load_in(&asked, &around).unwrap();
     let m = &c.sources[0].paths[0];
     assert!(m.matches(Path::new("/a[b]/*/x.log")) && !m.matches(Path::new("/ab/y/x.log")));
 }
 
-/// Each topic must hold its longest line beside what is needed to encode. Fails when either is left out of the sum.
+/// Each topic must hold its longest line in addition to the encoding buffers. Fails when either is left out of the
+/// sum.
 #[test]
 fn memory_that_just_suffices() {
     let more = "[[files]]\npaths = \"/x\"\ntopic = \"u\"\nmax_line = \"2MiB\"\n";
@@ -507,14 +581,16 @@ fn memory_that_just_suffices() {
 fn files_without_a_config() {
     let b = Box::new("");
     let with = |asked: Overrides| load_in(&Overrides { files: vec!["a.log".into()], ..asked }, &b.around());
-    let c = with(Overrides::default()).unwrap();
+    let (c, _) = with(Overrides::default()).unwrap();
     assert!(matches!(c.output, Output::Stdout) && c.agent.state_dir.is_none() && c.read_from.is_empty());
     assert_eq!((c.sources[0].start, c.sources[0].paths[0].literal()), (Start::End, Some(b.path("a.log"))));
-    let c = with(Overrides { once: true, state_dir: Some("/s".into()), ..Overrides::default() }).unwrap();
+    let (c, _) =
+        with(Overrides { once: true, state_dir: Some("/s".into()), ..Overrides::default() }).unwrap();
     assert_eq!((c.sources[0].start, c.agent.state_dir), (Start::Beginning, Some("/s".into())));
 
     let kafka_at = || Some(brokers("k:1").unwrap());
-    let c = with(Overrides { brokers: kafka_at(), topic: Some("t".into()), ..Overrides::default() }).unwrap();
+    let (c, _) =
+        with(Overrides { brokers: kafka_at(), topic: Some("t".into()), ..Overrides::default() }).unwrap();
     assert!(matches!(c.output, Output::Kafka(_)));
     for (asked, lacking) in [
         (Overrides { brokers: kafka_at(), ..Overrides::default() }, "--topic"),
@@ -529,7 +605,8 @@ fn files_without_a_config() {
     }
 }
 
-/// Fails when `send` asks for [[files]], looks at what only files need, or lets the config win over the command line.
+/// Fails when `send` requires [[files]], validates keys that only files need, or lets the config override the command
+/// line.
 #[test]
 fn kafka_alone() {
     let b = Box::new(
@@ -580,7 +657,7 @@ fn no_such_config() {
 }
 
 proptest::proptest! {
-    /// Any text gives problems or a config, never a panic.
+    /// Any text yields problems or a config, never a panic.
     #[test]
     fn never_panics(parts in proptest::collection::vec(
         proptest::sample::select(vec![
@@ -593,7 +670,7 @@ proptest::proptest! {
     }
 }
 
-/// Fails when a text makes the reader panic or run on, or a problem has no place or is more than a line.
+/// Fails when a text makes the reader panic or hang, or when a problem has no position or more than one line.
 #[test]
 fn fuzz_config() {
     let example = include_str!("../../systemd/logagent.toml");

@@ -22,8 +22,6 @@ pub struct Options {
     pub probe: probe::Limits,
     /// Longest pause between two rounds through the list while none answers.
     pub pause: Duration,
-    /// Whether the modern driver needs producer ids: it numbers batches with `acks = "all"`.
-    pub numbered: bool,
     pub classic: Choice,
     pub modern: Choice,
 }
@@ -235,7 +233,7 @@ impl Chooser {
                 if self.stop.is_on() {
                     return None; // another driver's brokers are on the board by now
                 }
-                match visit.and_then(|r| decide(again, r.as_ref(), options.numbered)) {
+                match visit.and_then(|r| decide(again, r.as_ref())) {
                     Ok(chosen) => {
                         self.outages.works(Who::Broker(host), Instant::now());
                         return Some(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
@@ -283,8 +281,8 @@ struct Chosen {
     why: String,
 }
 
-/// The rule: modern where the broker takes it, else the `kafka` crate. `numbered`: modern would ask for producer ids.
-fn decide(left: Option<Name>, ranges: Option<&Ranges>, numbered: bool) -> Result<Chosen, String> {
+/// The rule: modern where the broker takes it, else the `kafka` crate.
+fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<Chosen, String> {
     let only = |name, why| Ok(Chosen { name, only: true, why });
     let first = |name, why| Ok(Chosen { name, only: false, why });
     let Some(r) = ranges else {
@@ -293,14 +291,10 @@ fn decide(left: Option<Name>, ranges: Option<&Ranges>, numbered: bool) -> Result
             _ => only(Name::Classic, "closes the connection on ApiVersions, as Kafka 0.9 does".to_owned()),
         };
     };
-    let without_ids = numbered && !r.gives_producer_ids();
     match (r.suits_classic(), r.suits_modern(), left) {
         // Beside brokers that do take them, as in a cluster that is being upgraded: not to be left for one of those.
         (true, false, Some(Name::Modern)) => first(Name::Classic, format!("takes no record batches ({r})")),
         (true, false, _) => only(Name::Classic, format!("takes no record batches ({r})")),
-        (true, true, _) if without_ids => {
-            first(Name::Classic, format!("gives no producer ids; acks = 1 needs none ({r})"))
-        }
         (true, true, Some(Name::Modern)) => first(Name::Classic, format!("takes both ({r}), modern gave up")),
         (true, true, Some(Name::Classic)) => {
             first(Name::Modern, format!("takes both ({r}), classic gave up"))

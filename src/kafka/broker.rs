@@ -8,7 +8,7 @@ use crate::kafka::net::dialer::Dial;
 use crate::kafka::protocol::codec::Codec;
 use crate::kafka::session::{End, Session};
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Event, Pace, Verdict};
+use crate::producer::driver::{Event, Pace, Refusal, Verdict};
 use crate::record::Topic;
 use rustix::event::PollFd;
 use std::collections::VecDeque;
@@ -200,6 +200,22 @@ impl Peer {
                 self.waiting.push_back(batch);
             }
         }
+    }
+
+    /// This codec is refused: the next one. Of several requests in flight, only the first refusal counts.
+    pub fn leave_codec(&mut self, refused: Codec, why: &str) {
+        if refused == self.codec && refused != Codec::None {
+            self.codec = refused.fallback();
+            let codec = format!("{:?}", self.codec).to_lowercase();
+            log::warn!("{}; using {codec}", self.told(why));
+        }
+    }
+
+    /// Gives a batch back that was never sent.
+    pub fn refuse(&mut self, batch: Batch, what: Refusal, why: String, shared: &mut Shared) {
+        let (topic, partition) = (batch.group.topic.clone(), batch.partition);
+        shared.events.push(Event::Done { batch, verdict: Verdict::Refused { what, why } });
+        self.give_back_behind(&topic, partition, shared);
     }
 
     /// "broker b1:9092: why".

@@ -102,7 +102,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
     let mut c = Connection::over(stream, METADATA_CAP);
     // The question about the versions comes first on the wire, for it says whether there is SASL at all.
     let began = Instant::now();
-    let versions = c.greet(v.options);
+    let versions = c.greet(v.address, v.options);
     let greeting = began.elapsed();
     if let Ok(found) = &versions {
         c.versions = *found;

@@ -1,12 +1,12 @@
 //! The driver as the producer's loop sees it: carries its orders to the brokers concerned, and gives each part its turn.
 
-use super::{ASK_PATIENCE, IN_FLIGHT, Options, Producer, RELEASE, Shared};
+use super::{ASK_PATIENCE, Options, Producer, RELEASE, Shared};
 use crate::kafka::broker::Broker;
 use crate::kafka::fetcher::Fetcher;
 use crate::kafka::net::connection::is_readable;
 use crate::kafka::protocol::messages::Node;
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Capabilities, Context, Driver, Event, Leave, Order, Verdict};
+use crate::producer::driver::{Context, Driver, Event, Leave, Order, Verdict};
 use crate::sys::heap;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
@@ -24,9 +24,7 @@ impl Client {
     pub fn new(options: Arc<Options>, context: Context) -> Self {
         let fetcher = Fetcher::new(context.board.clone());
         let mut shared = Shared::new(options, context);
-        let numbered = shared.numbered();
-        let in_flight = if numbered { IN_FLIGHT } else { 1 };
-        shared.events.push(Event::Ready(Capabilities { name: "modern", numbered, in_flight }));
+        shared.ready();
         Client { shared, brokers: BTreeMap::new(), fetcher, left: None }
     }
 

@@ -192,8 +192,7 @@ impl Fetcher {
         let (question, version, request) =
             if topics.is_empty() && self.producer_id.as_ref().is_some_and(|p| p.at <= now) {
                 let Some(version) = up.connection.versions.init_producer_id else {
-                    let why = "it gives no producer ids (InitProducerId); set acks = 1";
-                    return self.lost(Trouble::Lost(why.into()), shared, now);
+                    return self.no_producer_ids("the broker has no InitProducerId", shared, now);
                 };
                 let request = messages::ask_producer_id(version, correlation, &options.client_id);
                 (Question::ProducerId, version, request)
@@ -259,6 +258,15 @@ impl Fetcher {
         }
     }
 
+    fn no_producer_ids(&mut self, why: &str, shared: &mut Shared, now: Instant) {
+        if shared.options.once {
+            let why = format!("{why}, which exactly-once needs; set delivery = \"at-least-once\"");
+            return self.lost(Trouble::Lost(why), shared, now);
+        }
+        self.producer_id = None;
+        shared.go_unnumbered(why);
+    }
+
     fn producer_id(&mut self, (error, pid, epoch): (i16, i64, i16), shared: &mut Shared, now: Instant) {
         let Some(asked) = &mut self.producer_id else { return };
         if error == 0 {
@@ -266,7 +274,10 @@ impl Fetcher {
             self.producer_id = None;
             return;
         }
-        if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 35 | 53) {
+        if error == 35 {
+            return self.no_producer_ids(&errors::text(error, ""), shared, now);
+        }
+        if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 53) {
             shared.unfit(format!("no producer id: {}", errors::text(error, "")));
         }
         // A broker that has just started, or never gave one, says 14 once or twice.
@@ -331,7 +342,11 @@ impl Fetcher {
             return;
         }
         self.health.failed(&told, false);
-        let last = if denied { Trouble::Denied(told) } else { Trouble::Lost(told) };
+        let last = match t {
+            Trouble::Denied(_) => Trouble::Denied(told),
+            Trouble::Crowded(_) => Trouble::Crowded(told),
+            _ => Trouble::Lost(told),
+        };
         self.next_round = now + last.pause(self.failures, &mut shared.rng);
         self.failures = self.failures.saturating_add(1);
     }

@@ -14,7 +14,7 @@ use crate::kafka::protocol::records::Envelope;
 use crate::kafka::protocol::wire::Writer;
 use crate::kafka::request::pick;
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Acks, Event, Pace, Verdict};
+use crate::producer::driver::{Acks, Event, Pace, Refusal, Verdict};
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ enum What {
         version: i16,
         /// What this request asks for: see [`Session::acks`].
         acks: Acks,
+        /// The broker's at the time ([`Peer::codec`]).
+        codec: Codec,
         batches: Vec<Option<Batch>>,
     },
     Ask {
@@ -213,7 +215,7 @@ impl Session {
                 shared.spare = Some(bytes);
                 self.sent(request, peer, shared, now);
             }
-            let window = if self.fresh || !shared.numbered() { 1 } else { IN_FLIGHT };
+            let window = if self.fresh || !shared.numbered { 1 } else { IN_FLIGHT };
             let nothing = peer.waiting.is_empty() && peer.asks.is_empty();
             if nothing || self.air.len() >= window || self.quiet.is_some_and(|q| q > now) {
                 return Ok(());
@@ -287,10 +289,19 @@ impl Session {
             self.writing = Some(Writing { request, bytes, at: 0 });
             return true;
         }
-        let batches = pick(&mut peer.waiting, shared.options.request_max);
-        if batches.is_empty() {
-            return false;
+        while !peer.waiting.is_empty() {
+            if self.begin_produce(peer, shared, now) {
+                return true;
+            }
         }
+        false
+    }
+
+    /// Encodes the next Produce request. `false`: its only batch would make it too large, and is refused as the broker
+    /// would refuse it, or cut the connection (Event Hubs, `socket.request.max.bytes`).
+    fn begin_produce(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> bool {
+        let most = shared.options.request_max;
+        let mut batches = pick(&mut peer.waiting, most);
         let version = self.connection.versions.produce.unwrap_or(3);
         let correlation = self.connection.next_correlation();
         let acks = self.acks(shared);
@@ -307,11 +318,21 @@ impl Session {
             },
         };
         let mut bytes = shared.spare.take().unwrap_or_default();
-        shared.encoder.request(&mut bytes, &envelope, &batches);
+        let fitted = shared.encoder.request(&mut bytes, &envelope, &batches, most);
         shared.used = now;
+        batches.drain(fitted..).rev().for_each(|batch| peer.waiting.push_front(batch));
+        let size = bytes.filled().len();
+        if size > most && batches[0].count > 1 {
+            shared.spare = Some(bytes);
+            let why = format!("the request would have {size} bytes, the limit is {most} (request_max)");
+            for batch in batches {
+                peer.refuse(batch, Refusal::TooLarge, why.clone(), shared);
+            }
+            return false;
+        }
         let batches = batches.into_iter().map(Some).collect();
-        let what = What::Produce { version, acks, batches };
-        let request = Request { correlation, sent: now, bytes: bytes.filled().len() as u64, what };
+        let what = What::Produce { version, acks, codec: peer.codec, batches };
+        let request = Request { correlation, sent: now, bytes: size as u64, what };
         self.writing = Some(Writing { request, bytes, at: 0 });
         true
     }

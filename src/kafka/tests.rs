@@ -652,3 +652,36 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
         f.nothing_within(10);
     }
 }
+
+/// Fails when a request is larger than the limit though it could be split: a batch that is too large alone is refused, and
+/// not sent, and what would make a request too large waits for the next.
+#[test]
+fn no_request_passes_the_limit() {
+    let peers = Peers::start(1);
+    peers.world().leaders.extend((1..8).map(|p| (("t".to_owned(), p), (1, 0))));
+    let options = Options { request_max: 3000, ..peers.options() };
+    let mut f = Feeder::start(options, "t");
+    // The estimate knows of no headers.
+    let of = |partition, lines: usize| {
+        let shape = crate::record::Shape { headers: vec![("h".into(), vec![1; 900])], ..Default::default() };
+        let origin = crate::producer::testing::origin(1, "t", "/log", shape);
+        let lines = crate::producer::testing::chunk(&origin, 0, &vec![&b"line"[..]; lines]);
+        crate::producer::batch::Batch { partition, ..crate::producer::testing::batch(1, vec![lines]) }
+    };
+    f.ends.orders.send(Order::Send((0..8).map(|p| of(p, 1)).chain([of(0, 4)]).collect())).unwrap();
+    let (mut done, mut requests) = (0, 0);
+    while done < 8 {
+        let asked = peers.next();
+        assert!(asked.body.len() <= 3000, "{}", asked.body.len());
+        requests += 1;
+        done += asked.produce().len();
+        asked.answer_all(0);
+    }
+    assert!(requests <= 4, "{requests} requests where 4 were enough");
+    let refused = (0..9).map(|_| f.done()).filter(|(p, _, v)| {
+        *p == 0
+            && matches!(v, Verdict::Refused { what: Refusal::TooLarge, why } if why.contains("request_max"))
+    });
+    assert_eq!(refused.count(), 1);
+    peers.nothing_within(100);
+}

@@ -118,13 +118,13 @@ impl Peer {
             let correlation = request[4..8].to_vec();
             let client = i16::from_be_bytes([request[8], request[9]]).max(0) as usize;
             let body = &request[10 + client..];
-            let go_on = match (api, version) {
+            let keep_open = match (api, version) {
                 (18, 0) => self.api_versions(&mut stream, &correlation),
                 (3, 0 | 4) => self.metadata(&mut stream, &correlation, version),
                 (0, 0) => self.produce(&mut stream, &correlation, body, number),
                 other => panic!("unexpected request {other:?}"),
             };
-            if !go_on {
+            if !keep_open {
                 return;
             }
         }

@@ -60,7 +60,7 @@ impl Rig {
     }
 
     fn next(&self) -> Event {
-        self.events.recv_timeout(PATIENCE).expect("the driver says nothing")
+        self.events.recv_timeout(PATIENCE).expect("the driver is silent")
     }
 
     fn order(&self, order: Order) {
@@ -221,7 +221,7 @@ fn a_mute_broker_costs_one_limit() {
 
 /// Fails when a partition without a leader blocks its neighbour, or is not checked again.
 #[test]
-fn a_partition_without_a_leader_holds_up_nobody() {
+fn a_partition_without_a_leader_delays_no_other() {
     let peer = Peer::start();
     let port = peer.addr.port();
     peer.set(|s| s.partitions = vec![(0, 0), (1, port)]);

@@ -43,6 +43,7 @@ pub struct Core<'b> {
     sends: Vec<Batch>,
     orders: Vec<Order>,
     pub acks: Vec<Ack>,
+    listing: Listing,
     /// Something must be saved soon: it may be all that there is to save.
     pub save_soon: bool,
 }
@@ -53,6 +54,15 @@ enum Id {
     None,
     Asked,
     Have(i64, i16),
+}
+
+/// Exactly-once: whether the brokers list idempotent producers (DescribeProducers; some list transactional ones only).
+/// Asked once, right after a batch was stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Listing {
+    Unasked,
+    Asked(Topic, i32, i64),
+    Known,
 }
 
 impl<'b> Core<'b> {
@@ -76,6 +86,7 @@ impl<'b> Core<'b> {
             sends: Vec::new(),
             orders: Vec::new(),
             acks: Vec::new(),
+            listing: Listing::Unasked,
             save_soon: false,
         };
         core.resume();
@@ -196,6 +207,7 @@ impl<'b> Core<'b> {
                 }
             }
             Event::Knows { topic, partition, pid, last } => {
+                self.learn_listing(&topic, partition, pid, &last);
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {
                     if let Some(p) = self.queues[at].partition(partition) {
@@ -256,6 +268,9 @@ impl<'b> Core<'b> {
                             let _ = receipts.send(Receipt { partition, offset, count: batch.count });
                         }
                         self.queues[queue].stored(batch.bytes);
+                        if offset.is_some() {
+                            self.ask_listing(&batch);
+                        }
                         self.finish(&batch);
                     }
                     Action::DeadLetter { batch, why } => {
@@ -301,6 +316,41 @@ impl<'b> Core<'b> {
                     Action::TooLarge(bytes) => self.queues[queue].too_large(bytes),
                 }
             }
+        }
+    }
+
+    /// The leader has just stored a batch of ours, so it must know our producer id.
+    fn ask_listing(&mut self, stored: &Batch) {
+        let Some(pid) = stored.numbers.map(|n| n.pid) else { return };
+        if self.once && self.listing == Listing::Unasked {
+            let (topic, partition) = (stored.group.topic.clone(), stored.partition);
+            self.listing = Listing::Asked(topic.clone(), partition, pid);
+            self.orders.push(Order::Ask { topic, partition, pid });
+        }
+    }
+
+    fn learn_listing(
+        &mut self,
+        topic: &Topic,
+        partition: i32,
+        pid: i64,
+        last: &Result<Option<(i16, i32)>, String>,
+    ) {
+        if self.listing != Listing::Asked(topic.clone(), partition, pid) {
+            return;
+        }
+        let Ok(known) = last else {
+            self.listing = Listing::Unasked; // the leader may be moving
+            return;
+        };
+        self.listing = Listing::Known;
+        self.board.once.unlisted.store(known.is_none(), Relaxed);
+        if known.is_none() {
+            log::error!(
+                "exactly-once cannot be proved on this cluster: the leader of {topic}/{partition} does not list producer \
+                 {pid} (DescribeProducers), though it has just stored a batch of it; after a crash the lines in flight are \
+                 sent again and counted as uncertain; repeats within a run are still recognized"
+            );
         }
     }
 

@@ -227,8 +227,9 @@ pub enum Verdict {
     Retry { maybe_stored: bool, pace: Pace, why: String },
     /// Not stored, and the same batch never will be.
     Refused { what: Refusal, why: String },
-    /// Only when numbered: 45 OUT_OF_ORDER_SEQUENCE_NUMBER, 59 UNKNOWN_PRODUCER_ID, 47 INVALID_PRODUCER_EPOCH.
-    SequenceError { code: i16, why: String },
+    /// Only when numbered: the leader knows another sequence or epoch, and has not stored the batch. `new_id`: no epoch
+    /// of this producer id helps.
+    SequenceError { new_id: bool, why: String },
 }
 
 /// How soon a batch is worth another try.

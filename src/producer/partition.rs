@@ -354,7 +354,7 @@ impl Partition {
                 self.drain(then, why);
             }
             Verdict::Refused { what, why } => self.refused(batch, &what, why, now, actions),
-            Verdict::SequenceError { code, why } => self.misnumbered(batch, code, why, behind, actions),
+            Verdict::SequenceError { new_id, why } => self.misnumbered(batch, new_id, why, behind, actions),
         }
         self.settle(now, rng, actions);
     }

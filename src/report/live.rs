@@ -1,5 +1,5 @@
 //! Serves the live status on a Unix socket and writes the metrics file, in a thread of its own, so that a slow reader
-//! delays nobody. The socket accepts no input.
+//! delays no other work. The socket accepts no input.
 
 use super::{Board, metrics, snapshot::Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -112,7 +112,7 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
                 }
                 (to, metrics_at) = (asked, Some(Instant::now()));
             }
-            Ok(ServerEvent::Nobody) => {}
+            Ok(ServerEvent::Nothing) => {}
             Ok(ServerEvent::Reader(stream)) => {
                 if std::mem::take(&mut refused) {
                     log::info!("status socket: answers again");
@@ -146,7 +146,7 @@ fn write_metrics(path: &Path, board: &Board, now: Instant, failed: bool) -> bool
 enum ServerEvent {
     End,
     Metrics,
-    Nobody,
+    Nothing,
     Reader(UnixStream),
 }
 
@@ -165,20 +165,20 @@ fn next(
             return Ok(if end { ServerEvent::End } else { ServerEvent::Metrics });
         }
         Ok(_) => {}
-        Err(rustix::io::Errno::INTR) => return Ok(ServerEvent::Nobody),
+        Err(rustix::io::Errno::INTR) => return Ok(ServerEvent::Nothing),
         Err(e) => {
             let _ = crossbeam_channel::after(RETRY).recv(); // there is no event for free kernel memory
             return Err(e.into());
         }
     }
     let Some(listener) = listener.filter(|_| fds[1].revents().contains(PollFlags::IN)) else {
-        return Ok(ServerEvent::Nobody);
+        return Ok(ServerEvent::Nothing);
     };
     match listener.accept() {
         Ok((stream, _)) => Ok(ServerEvent::Reader(stream)),
         // The client has already gone.
         Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::ConnectionAborted => {
-            Ok(ServerEvent::Nobody)
+            Ok(ServerEvent::Nothing)
         }
         Err(e) => Err(e),
     }
@@ -215,8 +215,8 @@ fn listen(folder: &Path) -> io::Result<UnixListener> {
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Set the mode before the socket has a name, so that nobody else can ever connect (Linux derives the name's mode
-    // from the socket's).
+    // Set the mode before the socket has a name, so that no other user can ever connect (Linux derives the name's
+    // mode from the socket's).
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     let (_folder, address) = address(folder)?;
     rustix::net::bind(&socket, &address)?;

@@ -46,6 +46,8 @@ pub struct ExactlyOnce {
     pub resent: u64,
     /// How many of those the broker already had.
     pub found_stored: u64,
+    /// The brokers do not list our producer right after a stored batch.
+    pub unlisted: bool,
 }
 
 /// One followed path.
@@ -372,6 +374,7 @@ impl ExactlyOnce {
             open_intents: read(&once.unsettled),
             resent: read(&once.resent),
             found_stored: read(&once.found),
+            unlisted: once.unlisted.load(Relaxed),
         })
     }
 }

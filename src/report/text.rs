@@ -59,8 +59,11 @@ pub fn status(s: &Snapshot) -> String {
         line(
             &mut out,
             format_args!(
-                "exactly once: producer id {id}, {} open intents, {} batches of earlier runs resent, {} of them found stored",
-                o.open_intents, o.resent, o.found_stored
+                "exactly once: producer id {id}, {} open intents, {} batches of earlier runs resent, {} of them found stored{}",
+                o.open_intents,
+                o.resent,
+                o.found_stored,
+                if o.unlisted { "; not provable: the broker does not list this producer" } else { "" }
             ),
         );
     }

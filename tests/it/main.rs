@@ -43,6 +43,7 @@ mod restart;
 mod rotation;
 mod scale;
 mod security;
+mod services;
 mod soak;
 mod state;
 mod stop;

@@ -224,12 +224,22 @@ fn scripts_stay_inside_the_repository() {
 }
 
 /// Where the language has been cleaned up; the aim is every folder.
-const PLAIN_ENGLISH: [&str; 8] =
-    ["README.md", "CHANGELOG.md", "Cargo.toml", "clippy.toml", "systemd", ".github", ".ci", "tests"];
+const PLAIN_ENGLISH: [&str; 9] =
+    ["README.md", "CHANGELOG.md", "Cargo.toml", "clippy.toml", "systemd", ".github", ".ci", "src", "tests"];
 
-/// Tests that are not cleaned up yet, and this file, which has to name the phrases.
-const NOT_YET_PLAIN: [&str; 4] =
-    ["tests/it/own_rotations.rs", "tests/it/soak.rs", "tests/it/soak", "tests/it/tree.rs"];
+/// What is not cleaned up yet, and this file, which has to name the phrases.
+const NOT_YET_PLAIN: [&str; 10] = [
+    "src/tail",
+    "src/tail.rs",
+    "src/producer",
+    "src/producer.rs",
+    "src/kafka",
+    "src/kafka.rs",
+    "tests/it/own_rotations.rs",
+    "tests/it/soak.rs",
+    "tests/it/soak",
+    "tests/it/tree.rs",
+];
 
 /// Phrases that read like a translation.
 const MARKERS: [&str; 30] = [
@@ -266,7 +276,8 @@ const MARKERS: [&str; 30] = [
 ];
 
 /// Messages of the program that documents and tests quote, until the program is cleaned up.
-const QUOTED: [&str; 5] = [
+const QUOTED: [&str; 6] = [
+    "first_sight",
     "taken up again",
     "nothing to take up",
     "goes on in",

@@ -93,8 +93,8 @@ fn every_warning() {
     for said in [
         "acks = 0 can lose lines",
         "PLAIN without TLS",
-        "is open to everybody (mode 644)",
-        "can be written by everybody",
+        "is readable by every user (mode 644)",
+        "can be written by every user",
         "state is open to other users",
         "is matched twice, by [[files]] 1",
         "auto: modern, because of SASL",
@@ -150,7 +150,7 @@ fn must_exist_fails_and_a_fifo_does_not_block() {
 fn a_failed_step_fails() {
     let p = Place::new();
     p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
-    let asked = |connect| cli::CheckArgs { config: Some(p.path("c.toml").into()), connect };
+    let asked = |connect| cli::CheckArgs { config: Some(p.path("c.toml").into()), connect, show: false };
     let failing: Connect = |_, tell| {
         let outcome = CheckOutcome::Failed(CheckProblem { why: "refused".into(), fix: "start it".into() });
         tell(CheckStep { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });

@@ -40,7 +40,6 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
         brokers: brokers.to_vec(),
         probe: probe::Limits { connect: second, answer: second },
         pause: second / 5,
-        numbered: true,
         classic: Choice { first: stub("classic"), only: stub("only classic") },
         modern: Choice { first: stub("modern"), only: stub("only modern") },
     };
@@ -67,7 +66,7 @@ fn by_what_the_broker_takes() {
         (Some(KAFKA_4_1.to_vec()), "only modern"),
         (Some(KAFKA_0_10.to_vec()), "only classic"),
         (None, "only classic"),
-        (Some(WITHOUT_IDS.to_vec()), "classic"),
+        (Some(WITHOUT_IDS.to_vec()), "modern"),
         (Some(vec![(0, 3, 9), (1, 4, 11)]), "only modern"), // others that speak Kafka's protocol
     ] {
         peer.set(|s| s.ranges = ranges.clone());

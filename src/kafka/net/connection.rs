@@ -38,6 +38,8 @@ pub enum Trouble {
     Ended,
     /// The broker does not let us in: to be tried again, but not often (accounts get locked).
     Denied(String),
+    /// The peer takes no more connections.
+    Crowded(String),
     /// The broker is too old for this driver.
     Incompatible(String),
 }
@@ -45,19 +47,26 @@ pub enum Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Incompatible(why) => f.write_str(why),
+            Trouble::Lost(why)
+            | Trouble::Denied(why)
+            | Trouble::Crowded(why)
+            | Trouble::Incompatible(why) => f.write_str(why),
             Trouble::Ended => f.write_str("closed by the broker"),
         }
     }
 }
 
 impl Trouble {
-    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s; where we are denied 5 s, doubled
-    /// up to 30 s.
+    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s. Where the broker does not want
+    /// us it grows to a minute, and is spread over all of it, so that a fleet does not come back in step.
     pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
-        let denied = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(30) };
-        let backoff = if matches!(self, Trouble::Denied(_)) { denied } else { Backoff::QUICK };
-        backoff.pause(failures + 1, rng)
+        const MINUTE: Duration = Duration::from_secs(60);
+        let first = match self {
+            Trouble::Denied(_) => Duration::from_secs(5),
+            Trouble::Crowded(_) => Backoff::QUICK.first,
+            _ => return Backoff::QUICK.pause(failures.saturating_add(1), rng),
+        };
+        Backoff { first, most: MINUTE }.spread(failures.saturating_add(1), rng)
     }
 }
 
@@ -93,10 +102,8 @@ pub struct Connection {
 impl Connection {
     /// Resolves the name, connects, makes the TLS handshake, asks for versions, authenticates. `cap`: longest answer taken.
     pub fn open(address: &str, options: &Options, cap: usize) -> Result<Connection, Trouble> {
-        let stream = connect(address, options.connect_timeout)?;
-        let stream = secure(stream, address, options)?;
-        let mut c = Connection::over(stream, cap);
-        c.versions = c.greet(options)?;
+        let mut c = Connection::over(dial(address, options)?, cap);
+        c.versions = c.greet(address, options)?;
         c.suits()?;
         c.authenticate(options)?;
         Ok(c)
@@ -140,32 +147,41 @@ impl Connection {
         self.renew.is_some_and(|at| Instant::now() >= at)
     }
 
-    /// ApiVersions, version 3 and where that is too new 0.
-    pub fn greet(&mut self, options: &Options) -> Result<Versions, Trouble> {
-        let deadline = Instant::now() + options.connect_timeout;
+    /// ApiVersions, version 3 and where that is too new 0; on a new connection where the broker hangs up on 3, as some
+    /// gateways do.
+    pub fn greet(&mut self, address: &str, options: &Options) -> Result<Versions, Trouble> {
         let peer = self.stream.socket().peer_addr();
-        for version in [3, 0] {
+        match self.ask_versions(&[3, 0], options) {
+            Err(Trouble::Ended) => {}
+            done => return done,
+        }
+        if peer.is_ok_and(|peer| probe::closes_unasked(peer, options.connect_timeout)) {
+            return Err(Trouble::Crowded(probe::CLOSES_UNASKED.into()));
+        }
+        self.stream = dial(address, options)?;
+        let closed = match self.stream {
+            Stream::Plain(_) => {
+                "closed at the first request: a port with TLS (set [kafka.tls]), no Kafka broker, or one before 0.10"
+            }
+            Stream::Tls(_) => {
+                "closed after the TLS handshake: it may want a client certificate (set cert and key in [kafka.tls]), or \
+                 is no Kafka broker"
+            }
+        };
+        self.ask_versions(&[0], options).map_err(|t| match t {
+            Trouble::Ended => Trouble::Lost(closed.into()),
+            other => other,
+        })
+    }
+
+    fn ask_versions(&mut self, versions: &[i16], options: &Options) -> Result<Versions, Trouble> {
+        let deadline = Instant::now() + options.connect_timeout;
+        for version in versions {
             let correlation = self.next_correlation();
-            let request = messages::ask_versions(version, correlation, &options.client_id);
-            let closed = match self.stream {
-                Stream::Plain(_) => {
-                    "closed at the first request: a port with TLS (set [kafka.tls]), no Kafka broker, or one before 0.10"
-                }
-                Stream::Tls(_) => {
-                    "closed after the TLS handshake: it may want a client certificate (set cert and key in [kafka.tls]), or \
-                     is no Kafka broker"
-                }
-            };
-            let answer = self.call(&request, correlation, deadline).map_err(|t| match (t, &peer) {
-                (Trouble::Ended, Ok(peer)) if probe::closes_unasked(*peer, options.connect_timeout) => {
-                    Trouble::Lost(probe::CLOSES_UNASKED.into())
-                }
-                (Trouble::Ended, _) => Trouble::Lost(closed.into()),
-                (other, _) => other,
-            })?;
-            match messages::versions(answer, version)? {
+            let request = messages::ask_versions(*version, correlation, &options.client_id);
+            match messages::versions(self.call(&request, correlation, deadline)?, *version)? {
                 Ok(found) => return Ok(found),
-                Err(35) if version > 0 => {}
+                Err(35) if *version > 0 => {}
                 Err(code) => return Err(Trouble::Lost(crate::kafka::protocol::errors::text(code, ""))),
             }
         }
@@ -324,6 +340,11 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
     Trouble::Lost(format!("answer to request {got} where {want} was due"))
 }
 
+/// A connection on which nothing has been said yet.
+fn dial(address: &str, options: &Options) -> Result<Stream, Trouble> {
+    secure(connect(address, options.connect_timeout)?, address, options)
+}
+
 /// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
@@ -366,7 +387,7 @@ pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Str
             let done = tls::handshake(socket, address, tls, options.connect_timeout);
             let told = |why: String| match peer {
                 Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
-                    Trouble::Lost(probe::CLOSES_UNASKED.into())
+                    Trouble::Crowded(probe::CLOSES_UNASKED.into())
                 }
                 _ => Trouble::Lost(why),
             };

@@ -49,7 +49,6 @@ pub enum Finding {
 pub const PRODUCE: i16 = 0;
 pub const FETCH: i16 = 1;
 pub const METADATA: i16 = 3;
-const INIT_PRODUCER_ID: i16 = 22;
 const API_VERSIONS: i16 = 18;
 
 /// Which versions of which request a broker takes, as it says.
@@ -71,11 +70,6 @@ impl Ranges {
     /// Record batches came with Produce v3 (Kafka 0.11).
     pub fn suits_modern(&self) -> bool {
         self.of(PRODUCE).is_some_and(|(_, max)| max >= 3)
-    }
-
-    /// Needed to number batches (idempotent producer).
-    pub fn gives_producer_ids(&self) -> bool {
-        self.of(INIT_PRODUCER_ID).is_some()
     }
 
     fn show(&self, api: i16) -> String {

@@ -19,6 +19,17 @@ pub enum Codec {
     Zstd = 4,
 }
 
+impl Codec {
+    /// What is tried where a broker refuses this one; gzip last, the only one that Event Hubs takes.
+    pub fn fallback(self) -> Codec {
+        match self {
+            Codec::Zstd => Codec::Lz4,
+            Codec::Lz4 | Codec::Snappy => Codec::Gzip,
+            Codec::Gzip | Codec::None => Codec::None,
+        }
+    }
+}
+
 /// Contexts of one worker. Each is made at its first use: an unused codec costs nothing.
 #[derive(Default)]
 pub struct Compressor {

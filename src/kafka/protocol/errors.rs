@@ -31,8 +31,8 @@ pub enum Also {
     FindLeader,
     /// Close the connection: the next one asks for the versions again.
     Reconnect,
-    /// Send to this broker without compression from now on.
-    Uncompressed,
+    /// Send to this broker with another codec from now on.
+    OtherCodec,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ const fn rule(code: i16, name: &'static str, fate: Fate, also: Also, help: &'sta
     Rule { code, name, fate, also, help }
 }
 
-use Also::{FindLeader, Nothing, Reconnect, Uncompressed};
+use Also::{FindLeader, Nothing, OtherCodec, Reconnect};
 use Fate::{BadRecords, BadTimestamp, Maybe, Retry, SequenceError, Stored, TooLarge};
 use Pace::{Backoff, Blocked};
 
@@ -76,6 +76,7 @@ pub const TABLE: &[Rule] = &[
     rule(19,  "NOT_ENOUGH_REPLICAS",              Retry(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
     rule(20,  "NOT_ENOUGH_REPLICAS_AFTER_APPEND", Maybe(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
     rule(21,  "INVALID_REQUIRED_ACKS",            Retry(Blocked), Nothing,      "set acks = \"all\""),
+    rule(22,  "ILLEGAL_GENERATION",               SequenceError,  Nothing,      ""),
     rule(29,  "TOPIC_AUTHORIZATION_FAILED",       Retry(Blocked), Nothing,      "allow WRITE on the topic"),
     rule(31,  "CLUSTER_AUTHORIZATION_FAILED",     Retry(Blocked), Nothing,      "allow IDEMPOTENT_WRITE on the cluster"),
     rule(32,  "INVALID_TIMESTAMP",                BadTimestamp,   Nothing,      "set the clock of this machine"),
@@ -85,27 +86,38 @@ pub const TABLE: &[Rule] = &[
     rule(42,  "INVALID_REQUEST",                  Retry(Blocked), Reconnect,    ""),
     rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Retry(Blocked), Reconnect,    "set acks = 1, or raise message.format.version of the topic to 0.11 or later"),
     rule(44,  "POLICY_VIOLATION",                 Retry(Blocked), Nothing,      "ask who keeps the cluster"),
-    rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     SequenceError,    Nothing,      ""),
+    rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     SequenceError,  Nothing,      ""),
     rule(46,  "DUPLICATE_SEQUENCE_NUMBER",        Stored,         Nothing,      ""),
-    rule(47,  "INVALID_PRODUCER_EPOCH",           SequenceError,    Nothing,      "another agent uses the same producer id: a copied state folder?"),
+    rule(47,  "INVALID_PRODUCER_EPOCH",           SequenceError,  Nothing,      "another agent uses the same producer id: a copied state folder?"),
+    rule(48,  "INVALID_TXN_STATE",                SequenceError,  Nothing,      ""),
+    rule(49,  "INVALID_PRODUCER_ID_MAPPING",      SequenceError,  Nothing,      ""),
     rule(51,  "CONCURRENT_TRANSACTIONS",          Retry(Backoff), Nothing,      ""),
-    rule(53,  "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", Retry(Blocked), Nothing,    "allow IDEMPOTENT_WRITE on the cluster"),
+    rule(52,  "TRANSACTION_COORDINATOR_FENCED",   SequenceError,  Nothing,      ""),
+    rule(53,  "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", Retry(Blocked), Nothing, "allow IDEMPOTENT_WRITE on the cluster"),
     rule(56,  "KAFKA_STORAGE_ERROR",              Maybe(Backoff), FindLeader,   "see the broker's disks"),
     rule(58,  "SASL_AUTHENTICATION_FAILED",       Retry(Blocked), Reconnect,    "set user name and password in [kafka.sasl]"),
-    rule(59,  "UNKNOWN_PRODUCER_ID",              SequenceError,    Nothing,      ""),
+    rule(59,  "UNKNOWN_PRODUCER_ID",              SequenceError,  Nothing,      ""),
     rule(72,  "LISTENER_NOT_FOUND",               Maybe(Backoff), FindLeader,   "the leader has no listener of this name"),
     rule(74,  "FENCED_LEADER_EPOCH",              Maybe(Backoff), FindLeader,   ""),
     rule(75,  "UNKNOWN_LEADER_EPOCH",             Maybe(Backoff), FindLeader,   ""),
-    rule(76,  "UNSUPPORTED_COMPRESSION_TYPE",     Retry(Backoff), Uncompressed, "set another compression"),
+    rule(76,  "UNSUPPORTED_COMPRESSION_TYPE",     Retry(Backoff), OtherCodec,   "set another compression"),
     rule(87,  "INVALID_RECORD",                   BadRecords,     Nothing,      "the topic takes no such record (compacted topics need keys)"),
     rule(89,  "THROTTLING_QUOTA_EXCEEDED",        Retry(Backoff), Nothing,      ""),
-    rule(90,  "PRODUCER_FENCED",                  SequenceError,    Nothing,      "another agent uses the same producer id: a copied state folder?"),
+    rule(90,  "PRODUCER_FENCED",                  SequenceError,  Nothing,      "another agent uses the same producer id: a copied state folder?"),
     rule(100, "UNKNOWN_TOPIC_ID",                 Maybe(Backoff), FindLeader,   ""),
     rule(103, "INCONSISTENT_TOPIC_ID",            Maybe(Backoff), FindLeader,   ""),
+    rule(105, "TRANSACTIONAL_ID_NOT_FOUND",       SequenceError,  Nothing,      ""),
+    rule(120, "TRANSACTION_ABORTABLE",            SequenceError,  Nothing,      ""),
 ];
 
 pub fn of(code: i16) -> &'static Rule {
     TABLE.binary_search_by_key(&code, |r| r.code).map_or(&UNKNOWN, |i| &TABLE[i])
+}
+
+/// Whether a [`Fate::SequenceError`] is about the producer id itself: no epoch of it helps. Transactional codes are among
+/// them: a service that mixes its producers up (Event Hubs answers 49 for ever after time-outs) gets a new one.
+fn needs_new_producer_id(code: i16) -> bool {
+    !matches!(code, 45 | 59)
 }
 
 /// The broker does not take this kind of request, or of batch; the same in an older form it may take.
@@ -133,6 +145,8 @@ pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32
     let why = || text(code, message);
     match rule.fate {
         Stored => Verdict::Stored { offset: (code == 0 && offset >= 0).then_some(offset) },
+        // It ends by itself in a cluster that is well.
+        Retry(_) if code == 51 && attempts >= 3 => Verdict::SequenceError { new_id: true, why: why() },
         Retry(pace) => {
             let quick = match (code, rule.also) {
                 (2, _) => attempts < 3,
@@ -151,7 +165,7 @@ pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32
             let what = if bad.is_empty() { Refusal::Something } else { Refusal::Records(bad) };
             Verdict::Refused { what, why: why() }
         }
-        SequenceError => Verdict::SequenceError { code, why: why() },
+        SequenceError => Verdict::SequenceError { new_id: needs_new_producer_id(code), why: why() },
     }
 }
 
@@ -165,7 +179,8 @@ mod tests {
             Verdict::Retry { maybe_stored: true, pace, .. } => format!("maybe {pace:?}"),
             Verdict::Retry { maybe_stored: false, pace, .. } => format!("again {pace:?}"),
             Verdict::Refused { what, .. } => format!("refused {what:?}"),
-            Verdict::SequenceError { code, .. } => format!("misnumbered {code}"),
+            Verdict::SequenceError { new_id: false, .. } => "misnumbered".into(),
+            Verdict::SequenceError { new_id: true, .. } => "new id".into(),
         }
     }
 
@@ -184,10 +199,8 @@ mod tests {
             ("refused TooLarge", &[10, 18]),
             ("refused Something", &[87]),
             ("refused Timestamp", &[32]),
-            ("misnumbered 45", &[45]),
-            ("misnumbered 47", &[47]),
-            ("misnumbered 59", &[59]),
-            ("misnumbered 90", &[90]),
+            ("misnumbered", &[45, 59]),
+            ("new id", &[22, 47, 48, 49, 52, 90, 105, 120]),
         ];
         for (what, codes) in want {
             codes.iter().for_each(|c| assert_eq!(&short(*c, 0), what, "code {c}"));
@@ -203,6 +216,7 @@ mod tests {
         for code in [35, 42, 43] {
             assert_eq!(short(code, 1), "again Blocked");
         }
+        assert_eq!((short(51, 2), short(51, 3)), ("again Backoff".into(), "new id".into()));
         assert_eq!(short(19, 1000), "again Backoff");
     }
 

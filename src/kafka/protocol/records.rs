@@ -147,9 +147,16 @@ impl Encoder {
         HEADER + (batch.bytes + count * 10).max(count * 128) + 32
     }
 
-    /// Writes the whole frame of a produce request. Batches of one topic must stand side by side, and no partition twice:
-    /// a broker takes exactly one record batch per partition (two give 87).
-    pub fn request(&mut self, out: &mut Writer, envelope: &Envelope<'_>, batches: &[Batch]) {
+    /// Writes the whole frame of a produce request, of at most `most` bytes: the first batch whatever its size, and of the
+    /// others as many as fit. Says how many are in it. Batches of one topic must stand side by side, and no partition
+    /// twice: a broker takes exactly one record batch per partition (two give 87).
+    pub fn request(
+        &mut self,
+        out: &mut Writer,
+        envelope: &Envelope<'_>,
+        batches: &[Batch],
+        most: usize,
+    ) -> usize {
         out.begin(ApiKey::Produce, envelope.version, envelope.correlation, envelope.client);
         out.null_string(); // no transactional id
         out.i16(match envelope.acks {
@@ -158,20 +165,59 @@ impl Encoder {
             Acks::All => -1,
         });
         out.i32(envelope.timeout_ms);
-        let by_topic = || batches.chunk_by(|a, b| a.group.topic == b.group.topic);
-        out.count(by_topic().count());
-        for group in by_topic() {
-            out.string(&group[0].group.topic);
-            out.count(group.len());
-            for batch in group {
-                out.i32(batch.partition);
-                self.sized_batch(out, batch, envelope.codec);
-                out.tags();
+        let topics_at = out.at;
+        let topics = batches.chunk_by(|a, b| a.group.topic == b.group.topic);
+        let all = topics.clone().count();
+        out.count(all);
+        let (mut whole, mut fitted) = (0, 0);
+        for topic in topics {
+            let in_topic = self.topic(out, envelope.codec, topic, fitted == 0, most);
+            fitted += in_topic;
+            whole += usize::from(in_topic > 0);
+            if in_topic < topic.len() {
+                recount(out, topics_at, all, whole);
+                break;
             }
-            out.tags();
         }
         out.tags();
         out.end();
+        fitted
+    }
+
+    /// The batches of one topic, as many as fit, but with `first` one at least. Nothing is written where none fits.
+    fn topic(
+        &mut self,
+        out: &mut Writer,
+        codec: Codec,
+        batches: &[Batch],
+        first: bool,
+        most: usize,
+    ) -> usize {
+        let start = out.at;
+        out.string(&batches[0].group.topic);
+        let count_at = out.at;
+        out.count(batches.len());
+        let mut fitted = 0;
+        for batch in batches {
+            let before = out.at;
+            out.i32(batch.partition);
+            self.sized_batch(out, batch, codec);
+            out.tags();
+            // Of the topic and of the request.
+            const TAGS: usize = 2;
+            if out.at + TAGS > most && !(first && fitted == 0) {
+                out.at = before;
+                recount(out, count_at, batches.len(), fitted);
+                break;
+            }
+            fitted += 1;
+        }
+        if fitted == 0 {
+            out.at = start;
+        } else {
+            out.tags();
+        }
+        fitted
     }
 
     /// A batch behind its length. A compact length is a varint whose own size is guessed; a wrong guess costs a move.
@@ -221,6 +267,18 @@ impl Encoder {
         let written = records(&mut self.record_encoder, out, batch);
         header(&mut out.bytes[start..out.at], batch, codec, written);
     }
+}
+
+/// Corrects a count that is written already; the new one is not larger.
+fn recount(out: &mut Writer, at: usize, was: usize, now: usize) {
+    if !out.is_flexible() {
+        out.bytes[at..at + 4].copy_from_slice(&(now as u32).to_be_bytes());
+        return;
+    }
+    let (old, new) = (uvarint_len(was as u32 + 1), uvarint_len(now as u32 + 1));
+    out.bytes.copy_within(at + old..out.at, at + new);
+    out.at -= old - new;
+    put_uvarint(&mut out.bytes[at..], now as u32 + 1);
 }
 
 /// What a batch's header says of its records.

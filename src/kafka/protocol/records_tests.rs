@@ -204,7 +204,7 @@ fn a_request_reads_back_in_every_version() {
                 let envelope =
                     Envelope { version, correlation: 77, client: "c", acks: Acks::All, timeout_ms: 9, codec };
                 let (mut encoder, mut out) = (Encoder::default(), Writer::default());
-                encoder.request(&mut out, &envelope, &all);
+                assert_eq!(encoder.request(&mut out, &envelope, &all, usize::MAX), 3);
                 let mut bytes = Bytes::copy_from_slice(out.filled());
                 assert_eq!(bytes.get_u32() as usize, bytes.remaining());
                 let header = RequestHeader::decode(&mut bytes, if version >= 9 { 2 } else { 1 }).unwrap();
@@ -275,6 +275,49 @@ fn cost_per_line() {
             }
             let raw = 2600.0 * 200.0 / size as f64;
             println!("{name:6} {codec:?}: {best:6.1} ns per line, {:7.0} MB/s, x{raw:.2}", 200e3 / best);
+        }
+    }
+}
+
+/// Fails when a request passes its limit by one byte, stays below it by more than the next batch, or says another number of
+/// topics or partitions than it has, also where the count that was written first took more bytes.
+#[test]
+fn a_request_ends_before_its_limit() {
+    use kafka_protocol::messages::{ProduceRequest, RequestHeader};
+    use kafka_protocol::protocol::Decodable;
+    let make = |topic: &str, partition| {
+        let mut b = batch(1, vec![chunk(&origin(1, topic, "/log", Shape::default()), 0, &[&[b'x'; 100]])]);
+        b.partition = partition;
+        b
+    };
+    let all: Vec<Batch> = (0..140).map(|p| make("one", p)).chain((0..200).map(|p| make("two", p))).collect();
+    let (mut encoder, mut out) = (Encoder::default(), Writer::default());
+    for version in [3, 12] {
+        let codec = Codec::None;
+        let envelope =
+            Envelope { version, correlation: 7, client: "c", acks: Acks::All, timeout_ms: 9, codec };
+        encoder.request(&mut out, &envelope, &all, usize::MAX);
+        let whole = out.filled().len();
+        for most in (1..whole + 300).step_by(89) {
+            let fitted = encoder.request(&mut out, &envelope, &all, most);
+            assert!(fitted == 1 || out.filled().len() <= most, "version {version}, limit {most}");
+            assert!(
+                fitted == all.len() || out.filled().len() + 220 > most,
+                "version {version}, limit {most}"
+            );
+            let mut bytes = Bytes::copy_from_slice(out.filled());
+            assert_eq!(bytes.get_u32() as usize, bytes.remaining());
+            RequestHeader::decode(&mut bytes, if version >= 9 { 2 } else { 1 }).unwrap();
+            let body = ProduceRequest::decode(&mut bytes, version).unwrap();
+            assert!(!bytes.has_remaining());
+            let read: Vec<(String, i32)> = body
+                .topic_data
+                .iter()
+                .flat_map(|t| t.partition_data.iter().map(|p| (t.name.to_string(), p.index)))
+                .collect();
+            let want: Vec<(String, i32)> =
+                all[..fitted].iter().map(|b| (b.group.topic.to_string(), b.partition)).collect();
+            assert_eq!(read, want);
         }
     }
 }

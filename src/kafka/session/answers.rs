@@ -3,7 +3,6 @@
 use super::{Request, Session, What};
 use crate::kafka::broker::Peer;
 use crate::kafka::net::connection::{Trouble, mismatch};
-use crate::kafka::protocol::codec::Codec;
 use crate::kafka::protocol::errors::{self, Also};
 use crate::kafka::protocol::messages::{self, Produced};
 use crate::kafka::protocol::producers;
@@ -104,7 +103,8 @@ impl Session {
         let body = self.connection.body(body);
         match &mut request.what {
             What::Ask { .. } => {} // taken by parts
-            What::Produce { version, batches, .. } => {
+            What::Produce { version, codec, batches, .. } => {
+                let codec = *codec;
                 let mut said = Vec::with_capacity(batches.len());
                 let read = messages::produced(body, *version, |topic, p| {
                     if said.len() == batches.len() {
@@ -122,6 +122,9 @@ impl Session {
                 };
                 for (i, p) in said {
                     if let Some(batch) = batches[i].take() {
+                        if errors::of(p.error).also == Also::OtherCodec {
+                            peer.leave_codec(codec, &errors::text(p.error, &p.message));
+                        }
                         self.verdict(batch, p, &nodes, peer, shared, now);
                     }
                 }
@@ -172,10 +175,9 @@ impl Session {
                 None => shared.cluster.refused(topic, p.partition, now),
             },
             Also::Reconnect => self.renew = Some(errors::text(p.error, &p.message)),
-            Also::Uncompressed => {
-                if peer.codec != Codec::None {
-                    log::warn!("{}; sending uncompressed", peer.told(&errors::text(p.error, &p.message)));
-                    peer.codec = Codec::None;
+            Also::OtherCodec => {
+                if let Verdict::Retry { pace, .. } = &mut verdict {
+                    *pace = Pace::Now;
                 }
             }
         }

@@ -9,9 +9,6 @@ use std::time::Duration;
 pub(super) const ASK_TIMES: u32 = 3;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// 47 INVALID_PRODUCER_EPOCH: somebody else uses our producer id.
-const FENCED: i16 = 47;
-
 /// As [`Event::Knows`](crate::producer::driver::Event::Knows) has it.
 type Known = Result<Option<(i16, i32)>, String>;
 
@@ -86,7 +83,7 @@ impl Partition {
     pub(super) fn misnumbered(
         &mut self,
         batch: Batch,
-        code: i16,
+        new_id: bool,
         why: String,
         behind: bool,
         actions: &mut Vec<Action>,
@@ -95,7 +92,7 @@ impl Partition {
         let maybe_stored = batch.maybe_stored;
         self.give_back(batch);
         match (&mut self.numbering, ours) {
-            (Some(n), Some(ours)) if code == FENCED => {
+            (Some(n), Some(ours)) if new_id => {
                 if n.pid == ours.pid {
                     actions.push(Action::NewId { pid: n.pid });
                     n.bump = true;

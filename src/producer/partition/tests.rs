@@ -82,7 +82,7 @@ impl Bench {
     }
 
     fn misnumbered(&mut self, i: usize, code: i16) {
-        self.back(i, Verdict::SequenceError { code, why: "code".into() });
+        self.back(i, Verdict::SequenceError { new_id: code == 47, why: "code".into() });
     }
 
     fn pass(&mut self, ms: u64) {

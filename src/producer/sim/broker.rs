@@ -96,7 +96,9 @@ impl World<'_> {
                 self.cut(id);
             }
             Ok(offset) => self.done(batch, Verdict::Stored { offset: Some(offset) }),
-            Err(code) => self.done(batch, Verdict::SequenceError { code, why: "numbers".into() }),
+            Err(code) => {
+                self.done(batch, Verdict::SequenceError { new_id: code == 47, why: "numbers".into() })
+            }
         }
     }
 

@@ -276,7 +276,7 @@ impl<'b> World<'b> {
                     leader.committed = None;
                     if slow { again(true) } else { Verdict::Stored { offset: Some(offset) } }
                 }
-                Err(code) => Verdict::SequenceError { code, why: "numbers".into() },
+                Err(code) => Verdict::SequenceError { new_id: code == 47, why: "numbers".into() },
             }
         };
         if let Some(batch) = request.batch {

@@ -174,7 +174,7 @@ fn many_files_share_the_room() {
 
 /// Fails when a finished stream that was reopened (late writer) can be forgotten while it is open.
 #[test]
-fn a_finished_stream_can_be_taken_up_again() {
+fn a_finished_stream_can_be_reopened() {
     let mut table = Table::default();
     rotate(&mut table, 1, "/a");
     table.open(opened(1, "/a").0, 0);
