@@ -1,7 +1,7 @@
 //! The systemd journal as a source: reads journal files natively, without libsystemd, `journalctl` or a memory map.
 //!
 //! [`follow`] is one thread per journal folder. It opens each journal file as a stream of its own and turns entries into
-//! chunks; archived files come before the live one of the same chain. [`listing`] says which stream goes on in which file.
+//! chunks; archived files come before the live one of the same chain. [`listing`] assigns streams to files.
 //! Below them: [`folder`] knows names, [`mod@file`] reads one
 //! file, [`render`] makes records of entries and [`filter`] chooses them. [`reread`] makes the same records again for
 //! exactly-once.

@@ -193,7 +193,7 @@ impl JournalFile {
         self.in_array += 1;
     }
 
-    /// Goes on behind the entry that ends at `offset`, or from the start where that is 0. `false`: no entry ends there.
+    /// Continues behind the entry that ends at `offset`, or from the start if that is 0. `false`: no entry ends there.
     pub fn seek(&mut self, pages: &mut Pages, offset: u64, e: &mut JournalEntry) -> Result<bool, ReadError> {
         pages.belong_to(&self.header.file_id);
         (self.index, self.array, self.in_array, self.last_entry) = (0, self.header.array, 0, 0);

@@ -64,7 +64,7 @@ fn unit_in(groups: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Fails when the agent does not find its own unit, and so ships its own complaints for ever.
+    /// Fails when the agent does not find its own unit, and so ships its own complaints in a loop.
     #[test]
     fn own_unit_of_cgroups() {
         let unit = Some("logagent.service".to_owned());

@@ -23,7 +23,7 @@ pub enum ReadError {
     NotAJournal,
     /// Incompatible flags that this reader does not know.
     Incompatible(u32),
-    /// One entry cannot be read. The next call goes on behind it.
+    /// One entry cannot be read. The next call continues behind it.
     Entry(&'static str),
     /// The chain of entry arrays ends early: of a file that is still written it may be complete at the next look.
     Chain,

@@ -1,4 +1,4 @@
-//! Takes the files of a journal folder: which stream goes on in which file, which file is new, and which was read already.
+//! Assigns the files of a journal folder: which continues a saved stream, which is new, and which was read already.
 
 use super::file::JournalFile;
 use super::folder::{self, Listed, Listing};
@@ -67,7 +67,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Goes on with the stream that an earlier run saved of this file. False: there is none.
+    /// Continues the stream that an earlier run saved of this file. False: there is none.
     fn resume(&mut self, file: &Listed) -> Result<bool, Halted> {
         let Some(mut journal) = self.open_listed(file) else { return Ok(true) };
         let known = |s: &SavedStream| self.o.follows(&s.path);
@@ -182,7 +182,7 @@ impl Follower<'_> {
     }
 }
 
-/// Whether the saved position is in this file; then that is where `journal` goes on.
+/// Whether the saved position is in this file; if so, `journal` continues there.
 fn ends_there(journal: &mut JournalFile, s: &SavedStream, file: &Listed, scratch: &mut Scratch) -> bool {
     let Some(seqnum) = s.at.mark.seqnum() else { return false };
     if s.at.mark != Mark::of_entry(&file.header.file_id, seqnum) {

@@ -84,7 +84,7 @@ impl Pages {
         w.bytes.get(from..from + len).ok_or(ReadError::Entry("beyond the end of the file"))
     }
 
-    /// Reads the window around `at` in place of the one that was not used for longest.
+    /// Reads the window around `at` in place of the least recently used one.
     fn load(&mut self, file: &File, at: u64) -> Result<usize, ReadError> {
         let i = (0..WINDOWS).min_by_key(|i| self.windows[*i].used).unwrap_or(0);
         let w = &mut self.windows[i];

@@ -1,5 +1,5 @@
-//! Makes records of entries: what a source asks for, and how they stand in a chunk. The thread that follows a journal and the
-//! one that reads it again for exactly-once make the same bytes.
+//! Makes records of entries: what a source asks for, and how they stand in a chunk. Following a
+//! journal and reading it again for exactly-once give the same bytes.
 
 use super::file::{EntryLimits, JournalEntry};
 use super::filter::EntryFilter;

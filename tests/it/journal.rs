@@ -125,7 +125,7 @@ fn loss_while_no_agent_runs() {
     append(&folder, "system.journal", "a", 10);
     assert_eq!(once(&folder).len(), 10);
     append(&folder, "system.journal", "b", 7);
-    // The numbers go on in the next file, as journald's do.
+    // The next file continues the numbers, as journald's does.
     let kept = renumbered(&folder, 17, 3);
     folder.remove("journal/system.journal");
     std::fs::copy(&kept, folder.path("journal/system.journal")).unwrap();
