@@ -405,7 +405,7 @@ fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
     }
 }
 
-/// The streams that are tails' to go on with: not those of journals.
+/// The streams that tails continue: not those of journals.
 fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().filter(|s| s.at.mark.seqnum().is_none()).map(|s| Entry {
         stream: s.stream,
