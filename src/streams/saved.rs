@@ -89,7 +89,7 @@ pub struct SavedTotals {
     /// separate line of the file, which older files lack.
     pub flights_resent: u64,
     pub flights_found: u64,
-    /// Journal entries that were removed unread, and that could not be read. On a line by themselves too.
+    /// Journal entries that were removed unread, and that could not be read. On a separate line too.
     pub lost_entries: u64,
     pub damaged_entries: u64,
 }
