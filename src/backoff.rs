@@ -1,20 +1,20 @@
-//! The one backoff, and the small random number generator that its jitter comes from.
+//! The backoff used for all retries, and the small random number generator for its jitter.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators"): seeded once, good enough for
-/// jitter and for `random`; never for secrets.
+/// xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators"): good enough for jitter and
+/// for the `random` partitioner, never for secrets.
 #[derive(Debug)]
 pub struct Rng(u64);
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        // The state must not be zero, and neighbouring seeds should not begin alike.
+        // The state must not be zero, and neighbouring seeds should diverge.
         Rng(seed.wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1)
     }
 
-    /// With a seed of its own in every process and at every call.
+    /// With a different seed for every process and call.
     pub fn random() -> Self {
         Rng::new(RandomState::new().build_hasher().finish())
     }
@@ -32,7 +32,7 @@ impl Rng {
     }
 }
 
-/// Where a right, a topic or room must be given first: once a minute.
+/// For conditions that need an operator (permissions, a missing topic, disk space): once a minute.
 pub const BLOCKED: Duration = Duration::from_secs(60);
 
 /// How waits between attempts grow: doubling from `first` to `most`.
@@ -43,11 +43,11 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// For whatever may work again at once.
+    /// For failures that may clear up immediately.
     pub const QUICK: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 
-    /// The wait after the `attempt`-th failure in a row, counted from 1, with ±20 % of jitter, so that a fleet does not come
-    /// back in step. Never over `most`.
+    /// The wait after the `attempt`-th failure in a row, counted from 1, with ±20 % of jitter so that a fleet does
+    /// not retry in step. Never more than `most`.
     pub fn pause(self, attempt: u32, rng: &mut Rng) -> Duration {
         let nominal = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20));
         let longest = (nominal * 6 / 5).min(self.most);
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// Fails when some value never comes up.
+    /// Fails when some value is never drawn.
     #[test]
     fn below_reaches_every_value() {
         let mut rng = Rng::new(0);

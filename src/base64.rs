@@ -14,7 +14,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// Strictly: whole groups, padding at the end only, no bits left over.
+/// Strict: whole groups, padding only at the end, no leftover bits.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let bare = text.trim_end_matches('=');
     let padding = text.len() - bare.len();

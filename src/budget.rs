@@ -1,7 +1,7 @@
-//! Bytes between disk and ack, split by topic. Knows no files and no topics' names.
+//! The memory budget: bytes between disk and acknowledgement, split evenly between topics.
 //!
-//! A tail takes a whole chunk's share at once and holds nothing while it waits, so there is no hold-and-wait; a topic
-//! that does not move holds only its own share.
+//! A tail requests a whole chunk at once and holds nothing while it waits, so there is no hold-and-wait deadlock. A
+//! stalled topic holds only its own share.
 
 use crate::quota::Reserved;
 use crate::stop::Stop;
@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-/// What may be set aside is one part in so many of a share.
+/// The fraction of a share (1/n) that may be set aside.
 const ASIDE: usize = 8;
 
 /// All shares of one process.
@@ -35,25 +35,25 @@ struct BudgetState {
     /// Of that, bytes that were set aside.
     aside: usize,
     queue: VecDeque<(usize, Sender<Permit>)>,
-    /// Set: it has no part any more. What is still in use of it is taken off the others.
+    /// `Some` once retired: its quota is zero, and bytes it still holds are deducted from the other shares.
     retired: Option<Weak<Budget>>,
 }
 
-/// A place among those who wait. Whoever drops it gives back what was granted meanwhile.
+/// A place in the queue. Dropping it returns a permit granted meanwhile.
 #[derive(Debug)]
 pub struct QueuePlace {
     bytes: usize,
     granted: Receiver<Permit>,
 }
 
-/// The right to hold `bytes`; dropping it gives them back.
+/// Permission to hold `bytes`; dropping it returns them to the share.
 #[derive(Debug)]
 pub struct Permit {
     share: Share,
     bytes: usize,
     /// See [`Share::set_aside`].
     aside: bool,
-    /// Where these bytes would go if the broker refused them.
+    /// Room in the dead-letter file, in case the broker rejects these bytes.
     letters: Option<Reserved>,
 }
 
@@ -66,7 +66,8 @@ impl Budget {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more equal share. A limit may shrink below what is in use; then nothing is granted until it fits.
+    /// Adds a share and divides the total evenly again. A limit may shrink below the bytes in use; then nothing is
+    /// granted until they fit.
     pub fn share(&self) -> Share {
         let share = Share(Arc::new(Mutex::new(BudgetState::default())));
         self.all().shares.push(share.clone());
@@ -74,7 +75,7 @@ impl Budget {
         share
     }
 
-    /// The others have its part, as far as nothing of it is in use, and the rest as it comes back.
+    /// Retires the share: the other shares get its quota as its bytes are returned.
     pub fn retire(self: &Arc<Self>, share: &Share) {
         share.lock().retired = Some(Arc::downgrade(self));
         self.divide();
@@ -119,18 +120,18 @@ impl Share {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for `bytes`, first come first served; more than the limit is granted alone. `None`: stopped.
+    /// Waits for `bytes` in FIFO order; a request above the limit is granted alone. `None`: stopped.
     pub fn take(&self, bytes: usize, stop: &Stop) -> Option<Permit> {
         let granted = match self.ask(bytes) {
             Ok(permit) => return Some(permit),
             Err(place) => place.granted,
         };
-        // Stopped: a permit that was granted meanwhile drops with the receiver and goes back.
+        // Stopped: a permit granted meanwhile is dropped with the receiver and returned.
         select! { recv(granted) -> p => p.ok(), recv(stop.on()) -> _ => None }
     }
 
-    /// As [`Share::take`], but waits no longer than `time`: then, or stopped, `place` keeps the place in the queue for the next
-    /// call with as many bytes.
+    /// Like [`Share::take`] with a timeout. On timeout or stop, `place` keeps the position in the queue for the next
+    /// call with the same size.
     pub fn take_within(
         &self,
         bytes: usize,
@@ -154,8 +155,9 @@ impl Share {
         granted
     }
 
-    /// For bytes that stay until something else happens, so never waited for: `None` where others wait or this part of the share is
-    /// used up. It is small, and does not count when more than the limit is granted alone, so nobody waits for it either.
+    /// Takes bytes that will be held indefinitely, without ever waiting: `None` if others are waiting or this part of
+    /// the share is used up. The part is small, and is ignored when a request above the limit is granted alone, so
+    /// nobody waits for it either.
     pub fn set_aside(&self, bytes: usize) -> Option<Permit> {
         let mut s = self.lock();
         let fits = s.queue.is_empty() && s.used + bytes <= s.limit && s.aside + bytes <= s.limit / ASIDE;
@@ -179,7 +181,7 @@ impl Share {
     }
 
     fn serve(&self) {
-        let mut handed = Vec::new(); // dropped after the lock: the drop of a permit that nobody took locks again
+        let mut handed = Vec::new(); // dropped after the lock, because dropping an unclaimed permit locks again
         let mut s = self.lock();
         while let Some(&(bytes, _)) = s.queue.front() {
             if !s.fits(bytes) {
@@ -207,26 +209,26 @@ impl Permit {
         self.bytes
     }
 
-    /// A permit of its own for up to `bytes` of this one.
+    /// Splits off a permit for up to `bytes`.
     pub fn split(&mut self, bytes: usize) -> Permit {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         Permit { share: self.share.clone(), bytes, aside: self.aside, letters: None }
     }
 
-    /// What was set aside is on its way to the broker from now on.
+    /// The bytes are no longer set aside: they are on their way to the broker.
     pub fn put_to_use(&mut self) {
         if std::mem::take(&mut self.aside) {
             self.share.lock().aside -= self.bytes;
         }
     }
 
-    /// Keeps this room as long as the bytes.
+    /// Ties the reserved dead-letter room to these bytes.
     pub fn with_letters(&mut self, room: Reserved) {
         self.letters = Some(room);
     }
 
-    /// Gives back what is over `to` bytes.
+    /// Returns everything above `to` bytes.
     pub fn shrink(&mut self, to: usize) {
         if to < self.bytes {
             let rest = Permit {
@@ -292,8 +294,8 @@ mod tests {
         assert!(s.take(3, &stop).is_some());
     }
 
-    /// Fails when a share that is retired keeps its part for ever, when its bytes in use are given out a second time, or
-    /// when nobody who waits is told of the room.
+    /// Fails when a retired share keeps its quota forever, when its bytes in use are granted a second time, or when
+    /// no waiter gets the freed room.
     #[test]
     fn a_retired_share_is_the_others() {
         let b = Arc::new(Budget::new(100));
@@ -315,7 +317,7 @@ mod tests {
         assert_eq!((b.total(), two.lock().limit, b.all().shares.len()), (10, 10, 1));
     }
 
-    /// Fails when who looks up from waiting has to wait behind those that came later, or a place that is left keeps bytes.
+    /// Fails when a waiter loses its place after a timeout, or an abandoned place keeps bytes.
     #[test]
     fn a_place_is_kept() {
         let b = Budget::new(10);

@@ -1,4 +1,4 @@
-//! The words that all stages share: streams, ranges, chunks, acks. No I/O, no threads, no config.
+//! The vocabulary that all stages share: streams, ranges, chunks, acknowledgements.
 
 use crate::budget::Permit;
 use crate::streams::Progress;
@@ -11,17 +11,18 @@ pub type Range = std::ops::Range<u64>;
 /// A topic's name, shared by everything that belongs to it.
 pub type Topic = Arc<str>;
 
-/// One unbroken run of bytes: a file between two truncations. Serial, saved, never reused, whatever the file is called
-/// and whichever inode (or `.gz`) holds the bytes now.
+/// One contiguous byte stream: a file between two truncations. A serial number that is saved and never reused,
+/// whatever the file is called and whichever inode (or `.gz`) holds the bytes now.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StreamId(pub u64);
 
-/// Serial number of a flight; saved with exactly-once, else counted from 1 at each start.
+/// Serial number of a batch group; saved with exactly-once, otherwise counted from 1 at each start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct FlightNo(pub u64);
+pub struct BatchGroupNo(pub u64);
 
-/// Which file holds a stream's bytes. Inode numbers are reused at once, so they never stand alone: the birth time
-/// (`statx(2)`) tells two users of one inode apart, and where the file system has none, the head does.
+/// Identifies the file that holds a stream's bytes. Inode numbers are reused immediately, so the birth time
+/// (`statx(2)`) distinguishes two files with the same inode, or the file's first bytes where the file system has no
+/// birth time.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Identity {
     pub dev: u64,
@@ -30,8 +31,8 @@ pub struct Identity {
     pub born: Option<(i64, u32)>,
 }
 
-/// Length and hash of the ≤ 256 bytes before an offset: what lies there must be what was read.
-/// Limit: 256 equal bytes at the same offset cannot be told apart.
+/// Length and hash of the ≤ 256 bytes before an offset, to verify that the file still contains what was read. Limit:
+/// 256 equal bytes at the same offset cannot be distinguished.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Mark {
     pub len: u16,
@@ -52,22 +53,22 @@ impl Mark {
     }
 }
 
-/// FNV-1a, 64 bits: saved in `offsets`, so it must stay as it is.
+/// FNV-1a, 64 bits. Saved in `offsets`, so it must not change.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// What reading does at a point.
+/// How reading continues at a point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Then {
     /// A line starts here.
     #[default]
     Line,
-    /// The rest of a line that was cut is left out up to its newline.
+    /// Skip the rest of a cut line, up to its newline.
     SkipToNewline,
 }
 
-/// Where reading may go on.
+/// A position at which reading can continue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Point {
     pub offset: u64,
@@ -75,7 +76,7 @@ pub struct Point {
     pub then: Then,
 }
 
-/// Why the last record of a chunk ended; a rebuild ends it at the same place.
+/// Why the last record of a chunk ended. A rebuilt chunk ends at the same place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Break {
     Newline,
@@ -96,21 +97,21 @@ pub enum Key {
     Path,
     /// The first group of the expression, or the whole match; no match gives no key.
     Regex(regex::bytes::Regex),
-    /// A field of a line that is a JSON object, by its path; no such field gives no key.
+    /// A field of a line that is a JSON object, by its path; a missing field gives no key.
     Field(Vec<String>),
 }
 
-/// What a record's value is made of.
+/// The format of a record's value.
 #[derive(Clone, Debug, Default)]
 pub enum Format {
-    /// The line's bytes as they are.
+    /// The line's bytes, unchanged.
     #[default]
     Raw,
     /// An object with `message`, `host`, `path`, `offset`, `time` and the source's own fields.
     Json { host: String, fields: Vec<(String, String)> },
 }
 
-/// What makes a record out of a line, the same for all files of a source.
+/// How a line becomes a record; shared by all files of a source.
 #[derive(Debug, Default)]
 pub struct Shape {
     pub key: Key,
@@ -118,7 +119,7 @@ pub struct Shape {
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
-/// One per open stream, shared by its chunks: whose bytes these are.
+/// The source of a chunk's bytes; one per open stream, shared by its chunks.
 #[derive(Debug)]
 pub struct Origin {
     pub stream: StreamId,
@@ -126,7 +127,7 @@ pub struct Origin {
     /// The *followed* path, also when the bytes are read from a rotated file.
     pub path: PathBuf,
     pub shape: Arc<Shape>,
-    pub gauge: Arc<Progress>,
+    pub progress: Arc<Progress>,
 }
 
 /// One record: `len` bytes at `at` of its chunk, so its place in the file is `range.start + at`.
@@ -138,9 +139,9 @@ pub struct Line {
 
 /// A piece of a stream with the lines found in it.
 ///
-/// Invariant: `bytes[0]` is the byte at `range.start`, and the lines stand in `bytes` in order and without overlap. What is
-/// left out (rest of a cut line, a hole, filtered lines) belongs to a chunk's range without belonging to a line. A
-/// chunk that carries no records has no bytes either; it moves the position like any other.
+/// Invariant: `bytes[0]` is the byte at `range.start`, and the lines are in `bytes` in order and without overlap.
+/// Bytes that are left out (the rest of a cut line, a hole, filtered lines) belong to a chunk's range but to no line.
+/// A chunk without records has no bytes either; it still advances the position.
 #[derive(Debug)]
 pub struct Chunk {
     pub origin: Arc<Origin>,
@@ -150,13 +151,13 @@ pub struct Chunk {
     pub last: Break,
     pub lines: Vec<Line>,
     pub bytes: Vec<u8>,
-    /// Bytes and line table; goes back to the budget when the last owner lets the chunk go.
+    /// Covers the bytes and the line table; returned to the budget when the last owner drops the chunk.
     #[allow(dead_code, reason = "held, not read")]
     pub permit: Permit,
 }
 
 impl Chunk {
-    /// Most lines in one chunk, so that a record is addressed by two `u16`.
+    /// Maximum number of lines in a chunk, so that a record is addressed by two `u16`.
     pub const MAX_LINES: usize = 16 * 1024;
 
     pub fn line(&self, i: usize) -> &[u8] {
@@ -174,7 +175,7 @@ impl Chunk {
     }
 }
 
-/// All records of `range` are stored, or are left out for good.
+/// All records of `range` are stored, or dropped for good.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ack {
     pub stream: StreamId,
@@ -183,7 +184,7 @@ pub struct Ack {
     pub lines: u64,
 }
 
-/// A stream as a tail takes it up: at first sight, or again after a start. Acknowledged up to `at`.
+/// A stream that a tail opens: a new one, or a known one after a restart. Acknowledged up to `at`.
 #[derive(Clone, Debug)]
 pub struct Opened {
     pub origin: Arc<Origin>,
@@ -191,12 +192,12 @@ pub struct Opened {
     pub at: Point,
 }
 
-/// What a tail hands over.
+/// What a tail sends.
 #[derive(Debug)]
-pub enum Parcel {
+pub enum TailOutput {
     Opened(Opened),
     Chunk(Chunk),
-    /// Nothing more comes of this stream: it was left after rotation, deleted, or truncated.
+    /// The stream ends: its file was left after rotation, deleted, or truncated.
     Closed(Closed),
 }
 
@@ -209,13 +210,13 @@ pub struct Closed {
 /// Why a stream ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Read to its end and left behind by rotation or removal: once all is acknowledged it is finished.
+    /// Read to its end and left behind by rotation or removal. Finished once everything is acknowledged.
     Finished,
     /// Cut short: `lost` bytes had not been read and are gone.
     Truncated { lost: u64 },
     /// The file is gone with `lost` bytes unread.
     Gone { lost: u64 },
-    /// The agent goes on with it at the next start.
+    /// Continued at the next start.
     Parked,
 }
 
@@ -231,7 +232,7 @@ mod tests {
         assert_eq!(Mark::of(b""), Mark::default());
     }
 
-    /// Saved in `offsets`: a change of the hash would make every position of an older agent look truncated.
+    /// Saved in `offsets`: with a different hash, every position saved by an older agent would look truncated.
     #[test]
     fn hash_is_fnv1a() {
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);

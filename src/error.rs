@@ -1,18 +1,17 @@
-//! What the person at the terminal reads when something fails, and the code the process ends with. Logs nothing and
-//! ends nothing: `main.rs` does both.
+//! The error that ends a command: its text for the operator and the exit code.
 
 use std::fmt::{self, Display};
 
-/// How the process ends. The numbers above 1 are those of `sysexits.h`; the unit does not restart on them.
+/// Exit codes. The numbers above 1 are those of `sysexits.h`; the unit does not restart on them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ExitCode {
-    /// Everything asked for is done, or a signal stopped it.
+    /// Done, or stopped by a signal.
     Done = 0,
     /// Failed while running.
     Failed = 1,
-    /// A wrong command line (`EX_USAGE`).
+    /// Invalid command line (`EX_USAGE`).
     Usage = 64,
-    /// A wrong config, or damaged state (`EX_CONFIG`).
+    /// Invalid config, or damaged state (`EX_CONFIG`).
     Config = 78,
 }
 
@@ -22,7 +21,7 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// One or more lines `logagent: <what>: <why>; <what to do>`, and the code to end with.
+/// One or more lines `logagent: <what>: <why>; <what to do>`, and the exit code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Error {
     pub code: ExitCode,
@@ -50,7 +49,7 @@ impl Error {
         Self::new(ExitCode::Config, what, why, fix)
     }
 
-    /// Several problems that are reported together, each as a line of the same form.
+    /// Several problems reported together, each as a line of the same form.
     pub fn several(code: ExitCode, lines: Vec<String>) -> Self {
         Error { code, lines }
     }
@@ -68,8 +67,8 @@ impl Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Shows text from files, paths and the network without its control characters: a log line that holds a terminal
-/// escape, or a path with a newline, must neither move the operator's cursor nor forge a line of our own log.
+/// Displays text from files, paths and the network with control characters escaped: a terminal escape in a log line,
+/// or a newline in a path, must neither move the operator's cursor nor forge a log line.
 pub struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
@@ -90,13 +89,14 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// C0 and C1 controls, and what reorders or breaks lines on a terminal (Unicode's bidirectional controls, TR 9).
+/// C0 and C1 controls, and characters that reorder or break lines on a terminal (Unicode's bidirectional controls, TR
+/// 9).
 fn is_active(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// [`Escaped`] while a message is being formatted, so that no second copy of it is needed.
+/// [`Escaped`] as a writer, so that a message is escaped while it is being formatted, without a second copy.
 pub struct Escaping<'a, W: fmt::Write>(pub &'a mut W);
 
 impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(two.to_string(), "logagent: 1: b; c\nlogagent: 2: b; c");
     }
 
-    /// Fails when a line is written raw: a path with a newline could then forge a line.
+    /// Fails when a line is not escaped: a path with a newline could then forge a line.
     #[test]
     fn nothing_active_gets_through() {
         let e = Error::failed("/tmp/a\nlogagent: all is well", "\x1b[2J\u{9b}1m\u{202e}", "\tdo\0");

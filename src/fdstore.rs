@@ -1,16 +1,19 @@
-//! Files that outlive the process: rotated or deleted ones with lines that are not delivered, handed to systemd's descriptor
-//! store (sd_pid_notify_with_fds(3), `FileDescriptorStoreMax=`) and given back by it at the next start. Reads no contents, and
-//! does not know whose they are.
+//! systemd's file descriptor store: rotated or deleted files with undelivered lines outlive the process there
+//! (sd_pid_notify_with_fds(3), `FileDescriptorStoreMax=`) and are returned at the next start.
 //!
-//! A descriptor from the store is the same open file as ours was, with the same offset: whoever reads it reads at offsets of
-//! its own (`pread(2)`).
+//! A returned descriptor refers to the same open file description as the stored one and shares its offset, so readers
+//! use `pread(2)`.
+//!
+//! A deleted file has no other way back after a restart, and a rotated one may be deleted while the agent is down.
+//! The files are matched to streams by [`crate::commands`]' start-up code, by device, inode and birth time and never
+//! by the store's names.
 
-mod shelf;
+mod slots;
 
 use crate::chunk::StreamId;
 use crate::sys;
 use crate::systemd::Notify;
-use shelf::{Shelf, Want};
+use slots::{Slots, StoreAction};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -18,7 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The way to the store; a clone is another way to the same. Without a service manager nothing is kept.
+/// Handle to the store; clones share it. Without a service manager nothing is kept.
 #[derive(Clone, Debug, Default)]
 pub struct FdStore(Option<Arc<FdStoreInner>>);
 
@@ -30,62 +33,64 @@ struct FdStoreInner {
 
 #[derive(Debug)]
 struct FdStates {
-    shelf: Shelf,
-    /// Given back at the start, and not taken up by a tail yet.
+    slots: Slots,
+    /// Returned at the start and not yet claimed by a tail.
     given: HashMap<StreamId, File>,
-    /// Names that the manager is to let go of.
+    /// Names the manager should drop.
     unwanted: Vec<String>,
-    /// It takes nothing now, which was said: no tail is to wait for it again before.
-    deaf_until: Option<Instant>,
+    /// The manager's queue was full, which has been logged: send nothing before this time, so that tails do not wait
+    /// for it.
+    retry_at: Option<Instant>,
 }
 
 impl FdStates {
-    fn is_deaf(&self) -> bool {
-        self.deaf_until.is_some_and(|at| Instant::now() < at)
+    fn is_paused(&self) -> bool {
+        self.retry_at.is_some_and(|at| Instant::now() < at)
     }
 
-    /// What came of a message to it. Silence is said once, and its end.
-    fn heard(&mut self, answer: &io::Result<()>) {
-        let was_deaf = self.deaf_until.is_some();
+    /// Logs when the manager stops or resumes taking messages.
+    fn note_answer(&mut self, answer: &io::Result<()>) {
+        let was_paused = self.retry_at.is_some();
         match answer {
-            Ok(()) if was_deaf => log::info!("systemd takes messages again"),
-            Err(e) if !was_deaf => log::warn!(
+            Ok(()) if was_paused => log::info!("systemd takes messages again"),
+            Err(e) if !was_paused => log::warn!(
                 "systemd takes no messages ({e}): what is rotated or deleted unread from now on is lost if the agent ends before \
                  it is read; trying again"
             ),
             _ => {}
         }
-        self.deaf_until = answer.as_ref().err().map(|_| Instant::now() + DEAF);
+        self.retry_at = answer.as_ref().err().map(|_| Instant::now() + PAUSE);
     }
 
-    fn tell(&mut self, notify: &Notify) {
-        while !self.is_deaf()
+    fn send_removals(&mut self, notify: &Notify) {
+        while !self.is_paused()
             && let Some(name) = self.unwanted.last()
         {
             let answer = notify.forget(name);
             if answer.is_ok() {
                 self.unwanted.pop();
             }
-            self.heard(&answer);
+            self.note_answer(&answer);
         }
     }
 }
 
-/// A descriptor that was given back at the start.
+/// A descriptor returned at the start.
 #[derive(Debug)]
-pub struct Given {
+pub struct InheritedFd {
     pub name: String,
     pub fd: OwnedFd,
 }
 
-/// `FileDescriptorStoreMax=` of our unit, for a systemd that does not tell (`$FDSTORE` is there from 254 on).
+/// `FileDescriptorStoreMax=` of our unit, for a systemd that does not report it (`$FDSTORE` exists since version
+/// 254).
 const ROOM: usize = 512;
 
-/// After a message that found no room in the manager's queue.
-const DEAF: Duration = Duration::from_secs(5);
+/// Pause after a message did not fit into the manager's queue.
+const PAUSE: Duration = Duration::from_secs(5);
 
-/// Takes what the manager passed on. Once, and before anything else is opened.
-pub fn given() -> Vec<Given> {
+/// Takes the descriptors passed by the manager. Call once, before anything else is opened.
+pub fn inherited() -> Vec<InheritedFd> {
     let var = |name| std::env::var(name).ok();
     let own = std::process::id();
     let (pid, count, names) = (var("LISTEN_PID"), var("LISTEN_FDS"), var("LISTEN_FDNAMES"));
@@ -93,10 +98,11 @@ pub fn given() -> Vec<Given> {
         return Vec::new();
     };
     let fds = sys::passed_on(names.len());
-    names.into_iter().zip(fds).filter_map(|(name, fd)| Some(Given { name, fd: fd? })).collect()
+    names.into_iter().zip(fds).filter_map(|(name, fd)| Some(InheritedFd { name, fd: fd? })).collect()
 }
 
-/// The names of what is passed on (sd_listen_fds_with_names(3)). `None`: nothing is, or it is meant for another process.
+/// The names of the passed descriptors (sd_listen_fds_with_names(3)). `None` if there are none, or they are meant for
+/// another process.
 fn listed(pid: Option<&str>, count: Option<&str>, names: Option<&str>, own: u32) -> Option<Vec<String>> {
     if pid?.parse() != Ok(own) {
         return None;
@@ -109,7 +115,7 @@ fn listed(pid: Option<&str>, count: Option<&str>, names: Option<&str>, own: u32)
     Some(names)
 }
 
-/// No unit has room for more.
+/// Upper limit of plausible values.
 const MOST: usize = 1 << 16;
 
 impl FdStore {
@@ -118,90 +124,90 @@ impl FdStore {
         if !notify.is_heard() || room == 0 {
             return FdStore(None);
         }
-        let shelf = Shelf::new(room);
-        let state = FdStates { shelf, given: HashMap::new(), unwanted: Vec::new(), deaf_until: None };
+        let slots = Slots::new(room);
+        let state = FdStates { slots, given: HashMap::new(), unwanted: Vec::new(), retry_at: None };
         FdStore(Some(Arc::new(FdStoreInner { notify: notify.clone(), state: Mutex::new(state) })))
     }
 
-    /// Somebody keeps what it is told to.
+    /// Whether a manager keeps our descriptors.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// This stream's file was given back, and waits for its tail.
+    /// Registers a returned file, to be claimed by the stream's tail.
     pub fn adopt(&self, stream: StreamId, name: String, file: File) {
         if let Some(mut state) = self.state() {
-            state.shelf.held_already(stream, name);
+            state.slots.restore(stream, name);
             state.given.insert(stream, file);
         }
     }
 
-    /// Nobody wants what is there by this name.
-    pub fn dismiss(&self, name: String) {
+    /// Releases a descriptor nobody claimed.
+    pub fn discard(&self, name: String) {
         if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
             state.unwanted.push(name);
-            state.tell(&inner.notify);
+            state.send_removals(&inner.notify);
         }
     }
 
-    /// What was given back for a stream, once more.
+    /// A duplicate of the file returned for a stream.
     pub fn of(&self, stream: StreamId) -> Option<File> {
         self.state()?.given.get(&stream)?.try_clone().ok()
     }
 
-    /// A tail has this stream open now.
-    pub fn taken_up(&self, stream: StreamId) {
+    /// A tail has opened the stream, so the returned file is no longer needed here.
+    pub fn claimed(&self, stream: StreamId) {
         self.state().and_then(|mut state| state.given.remove(&stream));
     }
 
-    /// Keeps a stream's file beyond the end of this process. To be asked again and again: the first time counts, and
-    /// what could not be kept is tried again.
+    /// Stores a stream's file beyond the end of this process. May be called repeatedly: a stored file is not sent
+    /// again, and a failed one is retried.
     pub fn keep(&self, stream: StreamId, file: &File, inode: u64, deleted: bool) {
         let (Some(inner), Some(mut state)) = (&self.0, self.state()) else { return };
-        state.tell(&inner.notify);
-        if state.is_deaf() {
+        state.send_removals(&inner.notify);
+        if state.is_paused() {
             return;
         }
-        let name = match state.shelf.want(stream, inode, deleted) {
-            Want::Nothing => return,
-            Want::Full => {
+        let name = match state.slots.request(stream, inode, deleted) {
+            StoreAction::Nothing => return,
+            StoreAction::Full => {
                 log::warn!(
                     "systemd keeps no more rotated and deleted files for us; those beyond are lost if they are deleted while the \
                      agent is not running: raise FileDescriptorStoreMax="
                 );
                 return;
             }
-            Want::Store { name, instead_of } => {
+            StoreAction::Store { name, instead_of } => {
                 state.unwanted.extend(instead_of);
-                state.tell(&inner.notify);
+                state.send_removals(&inner.notify);
                 name
             }
         };
         let answer = inner.notify.store(&name, file.as_fd());
         if answer.is_err() {
-            state.shelf.unwant(stream);
+            state.slots.release(stream);
         }
-        state.heard(&answer);
+        state.note_answer(&answer);
     }
 
     /// Whether a stream's file is kept.
     pub fn keeps(&self, stream: StreamId) -> bool {
-        self.state().is_some_and(|state| state.shelf.holds(stream))
+        self.state().is_some_and(|state| state.slots.holds(stream))
     }
 
-    /// Nothing of this stream is needed any more.
+    /// The stream is finished: drops its file from the store.
     pub fn done(&self, stream: StreamId) {
         let (Some(inner), Some(mut state)) = (&self.0, self.state()) else { return };
         state.given.remove(&stream);
-        let name = state.shelf.unwant(stream);
+        let name = state.slots.release(stream);
         state.unwanted.extend(name);
-        state.tell(&inner.notify);
+        state.send_removals(&inner.notify);
     }
 
-    /// Tries again what could not be told.
+    /// Retries pending removals.
     pub fn again(&self) {
         if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
-            state.tell(&inner.notify);
+            state.send_removals(&inner.notify);
         }
     }
 
@@ -214,9 +220,9 @@ impl FdStore {
 mod tests {
     use super::*;
 
-    /// Fails when descriptors are taken that are another process's, or more than there are names for.
+    /// Fails when another process's descriptors are taken, or more than there are names for.
     #[test]
-    fn the_environment_is_not_believed() {
+    fn the_environment_is_not_trusted() {
         let names = |pid, count, names| listed(pid, count, names, 7);
         let two = Some(vec!["a".to_owned(), "b".to_owned()]);
         let unnamed = Some(vec![String::new(), String::new()]);
@@ -236,7 +242,7 @@ mod tests {
         }
     }
 
-    /// Fails when a name of the manager's makes us panic, or there are more names than descriptors.
+    /// Fails when a name from the manager causes a panic, or when there are more names than descriptors.
     #[test]
     fn fuzz_names_of_descriptors() {
         let samples = [b"7 2 a:b".to_vec(), b"7 3 logagent-1-2:stored:".to_vec(), b"7 65536 x".to_vec()];

@@ -1,5 +1,6 @@
-//! Damages what parsers of foreign bytes read, for a bounded time: no parser may panic, run on, or keep more than it should.
-//! Each parser's own tests call [`damaged`] from a test named `fuzz_…`; `LOGAGENT_FUZZ=60` gives each a minute.
+//! Feeds damaged input to parsers of foreign bytes for a bounded time: no parser may panic, run on, or keep more than
+//! it should. Each parser's tests call [`damaged`] from a test named `fuzz_…`; `LOGAGENT_FUZZ=60` gives each a
+//! minute.
 
 #[path = "../tests/it/harness/dice.rs"]
 mod dice;
@@ -7,8 +8,8 @@ mod dice;
 pub use dice::Dice;
 use std::time::{Duration, Instant};
 
-/// Hands damaged copies of these to `parse`, which says of how many bytes or things it keeps what it read: never more than
-/// `most`. Fails also when one takes a second.
+/// Passes damaged copies of `samples` to `parse`, which returns how much it keeps; that must not exceed `most`. Also
+/// fails when a call takes a second.
 pub fn damaged(samples: &[Vec<u8>], most: impl Fn(&[u8]) -> usize, mut parse: impl FnMut(&[u8]) -> usize) {
     let long = std::env::var("LOGAGENT_FUZZ").ok().map(|s| s.parse().expect("LOGAGENT_FUZZ is seconds"));
     let until = Instant::now() + long.map_or(Duration::from_millis(300), Duration::from_secs);
@@ -38,7 +39,7 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// What bit rot, a cut, or somebody with an editor does; and a piece of another sample.
+/// The damage done by bit rot, truncation or an editor; or a splice of another sample.
 fn damage(bytes: &mut Vec<u8>, samples: &[Vec<u8>], dice: &mut Dice) {
     for _ in 0..=dice.below(4) {
         if bytes.is_empty() {

@@ -1,23 +1,24 @@
-//! The tails' way out: streams are opened and closed in the registry, chunks go to the producer over a bounded channel.
+//! The interface from tails to the rest of the agent: they open and close streams in the registry and send chunks to
+//! the producer over a bounded channel.
 
-use crate::chunk::{Chunk, Parcel};
+use crate::chunk::{Chunk, TailOutput};
 use crate::stop::Stop;
 use crate::streams::Registry;
 use crate::waker::{Waker, Waking};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::sync::Arc;
 
-/// The chunks' channel as tails hold it: the producer, which sleeps in `poll(2)`, is woken for each chunk and when the last
-/// tail has ended.
+/// The tails' side of the chunk channel. The producer sleeps in `poll(2)` and is woken for each chunk, and when the
+/// last tail ends.
 pub type Chunks = Waking<Sender<Chunk>>;
 
-/// `capacity` chunks may wait.
+/// A channel with room for `capacity` chunks.
 pub fn chunks(capacity: usize, waker: &Waker) -> (Chunks, Receiver<Chunk>) {
     let (to, from) = bounded(capacity);
     (Waking::new(to, waker), from)
 }
 
-/// One tail's end.
+/// One tail's sender.
 #[derive(Clone, Debug)]
 pub struct Outlet(To);
 
@@ -27,12 +28,12 @@ enum To {
         registry: Arc<Registry>,
         chunks: Chunks,
     },
-    /// A simulator takes everything in its order.
+    /// The simulator receives everything in order.
     #[cfg(test)]
-    Recorder(Sender<Parcel>),
+    Recorder(Sender<TailOutput>),
 }
 
-/// The producer has ended, or the tail is to stop.
+/// The producer has ended, or the tail should stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped;
 
@@ -42,30 +43,30 @@ impl Outlet {
     }
 
     #[cfg(test)]
-    pub fn recorder(to: Sender<Parcel>) -> Outlet {
+    pub fn recorder(to: Sender<TailOutput>) -> Outlet {
         Outlet(To::Recorder(to))
     }
 
-    /// An opening or a closing, outside a tail's thread.
-    pub fn tell(&self, parcel: Parcel) {
+    /// Opens or closes a stream from outside a tail's thread.
+    pub fn tell(&self, parcel: TailOutput) {
         match (&self.0, parcel) {
-            (To::Agent { registry, .. }, Parcel::Opened(opened)) => registry.open(opened),
-            (To::Agent { registry, .. }, Parcel::Closed(closed)) => registry.close(&closed),
-            (_, parcel) => debug_assert!(false, "{parcel:?} is for a tail to send"),
+            (To::Agent { registry, .. }, TailOutput::Opened(opened)) => registry.open(opened),
+            (To::Agent { registry, .. }, TailOutput::Closed(closed)) => registry.close(&closed),
+            (_, parcel) => debug_assert!(false, "{parcel:?} can only be sent by a tail"),
         }
     }
 
-    /// Opening and closing never wait; a chunk waits while the producer is busy.
-    pub fn send(&self, parcel: Parcel, stop: &Stop) -> Result<(), Stopped> {
+    /// Opening and closing never block. Sending a chunk blocks while the channel is full.
+    pub fn send(&self, parcel: TailOutput, stop: &Stop) -> Result<(), Stopped> {
         let (registry, chunks) = match &self.0 {
             To::Agent { registry, chunks } => (registry, chunks),
             #[cfg(test)]
             To::Recorder(to) => return to.send(parcel).map_err(|_| Stopped),
         };
         match parcel {
-            Parcel::Opened(opened) => registry.open(opened),
-            Parcel::Closed(closed) => registry.close(&closed),
-            Parcel::Chunk(chunk) => {
+            TailOutput::Opened(opened) => registry.open(opened),
+            TailOutput::Closed(closed) => registry.close(&closed),
+            TailOutput::Chunk(chunk) => {
                 match chunks.get().try_send(chunk) {
                     Err(TrySendError::Full(chunk)) => select! {
                         send(chunks.get(), chunk) -> sent => sent.map_err(|_| Stopped)?,

@@ -1,9 +1,10 @@
-//! Opens a path, and follows only symlinks that may be trusted. Otherwise whoever can write to a followed folder could have any
-//! file shipped that the agent may read.
+//! Opens a path and follows only trusted symlinks. Otherwise anyone with write access to a followed folder could have
+//! the agent ship any file it can read.
 //!
-//! A link is followed if it belongs to root, to the agent's user, or to the owner of what it leads to: the rule of Apache's
-//! `SymLinksIfOwnerMatch`, and of the kernel's `protected_symlinks` (proc(5)), which holds in sticky folders only. Each name is
-//! opened in the folder that was opened before it, so nothing can be swapped between the check and the use.
+//! A link is followed if it belongs to root, to the agent's user, or to the owner of its target. This is the rule of
+//! Apache's `SymLinksIfOwnerMatch` and of the kernel's `protected_symlinks` (proc(5)), which applies only in sticky
+//! folders. Each component is opened relative to the folder opened before it, so nothing can be swapped between check
+//! and use.
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
 use rustix::io::Errno;
@@ -17,10 +18,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Links on the way to one file, as many as the kernel follows.
+/// Maximum number of links on the way to a file, as in the kernel.
 const MOST: usize = 40;
 
-/// A link that is not followed.
+/// A link that was refused.
 #[derive(Debug)]
 pub struct Untrusted {
     link: PathBuf,
@@ -42,7 +43,7 @@ impl fmt::Display for Untrusted {
 
 impl Error for Untrusted {}
 
-/// Whether a path was refused for one of its links.
+/// Whether the error is a refused link.
 pub fn is_untrusted(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|e| e.is::<Untrusted>())
 }
@@ -50,21 +51,21 @@ pub fn is_untrusted(e: &io::Error) -> bool {
 /// As open(2).
 pub fn open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
-        // A link on the way; or a kernel before 5.6, or a sandbox, without this call.
+        // A link on the way, or the call is missing (kernel before 5.6, or a sandbox).
         Err(Errno::LOOP | Errno::NOSYS | Errno::PERM) => step_by_step(path, flags),
         opened => Ok(opened?),
     }
 }
 
-/// Looks whether a folder is there and may be entered.
+/// Checks that a folder exists and may be entered.
 pub fn enter(folder: &Path) -> io::Result<()> {
     open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC).map(drop)
 }
 
-/// Names that are still to be opened, one after the other.
+/// Names still to be opened, in order.
 struct PathNames {
     left: VecDeque<OsString>,
-    /// The link that they were read from, and its owner; `None`: they are the path itself.
+    /// The link they were read from and its owner; `None` for the path itself.
     link: Option<(PathBuf, u32)>,
 }
 
@@ -77,7 +78,7 @@ impl PathNames {
         }
     }
 
-    /// To be asked when all names are opened: `target` is what the link leads to.
+    /// Checked once all names are opened; `target` is what the link leads to.
     fn check(self, target: impl AsFd) -> io::Result<()> {
         let Some((link, owner)) = self.link else { return Ok(()) };
         let target_owner = fstat(target)?.st_uid;
@@ -94,7 +95,7 @@ fn step_by_step(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let start = |path: &Path| if path.is_absolute() { Path::new("/") } else { Path::new(".") };
     let mut at = openat(CWD, start(path), FOLDER, Mode::empty())?;
     let mut shown = start(path).to_owned();
-    // The names of a link go before what is left of the path that it stands in.
+    // The names of a link come before the rest of the path that contains it.
     let mut names = vec![PathNames::of(path, None)];
     let mut links = 0;
     while let Some(next) = names.last_mut() {
@@ -114,7 +115,7 @@ fn step_by_step(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
                 at = folder;
                 shown.push(&name);
             }
-            // A link, or what is no folder.
+            // A link, or not a folder.
             Err(e @ (Errno::LOOP | Errno::NOTDIR)) => {
                 let Some((target, owner)) = read_link(&at, &name)? else { return Err(e.into()) };
                 links += 1;
@@ -134,7 +135,7 @@ fn step_by_step(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(openat(&at, ".", flags, Mode::empty())?) // the path ends in `..`, or is `/`
 }
 
-/// Where a link leads and whose it is; `None`: it is none.
+/// A link's target and owner; `None` if it is not a link.
 fn read_link(folder: &OwnedFd, name: &OsStr) -> io::Result<Option<(PathBuf, u32)>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let link = openat(folder, name, flags, Mode::empty())?;
@@ -153,7 +154,7 @@ mod tests {
     use std::io::Read;
     use std::os::unix::fs::symlink;
 
-    /// Both ways of opening agree. Fails when a link is resolved otherwise than the kernel does.
+    /// Both ways of opening agree. Fails when a link is resolved differently from the kernel.
     #[test]
     fn as_the_kernel_resolves_it() {
         let dir = tempfile::tempdir().unwrap();

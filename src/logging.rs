@@ -1,5 +1,5 @@
-//! Our own log: `log` records to standard error, one line each. Under systemd with a priority and without a time, because
-//! the journal adds its own. Chooses nothing: what is worth a line is decided where it is written.
+//! Formats `log` records on standard error, one line each. Under systemd with a priority and without a time, because
+//! the journal adds its own.
 
 use crate::error::{Error, Escaping};
 use log::{Level, LevelFilter, Record};
@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How lines look.
+/// The line format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Style {
     /// `2026-11-22T18:15:17Z INFO  message`
@@ -16,7 +16,7 @@ enum Style {
     Journal,
 }
 
-/// Starts logging at level info, or what `RUST_LOG` says.
+/// Starts logging at level info, or as `RUST_LOG` says.
 pub fn init() {
     let style = style();
     let mut builder = env_logger::Builder::new();
@@ -28,7 +28,7 @@ pub fn init() {
     let _ = builder.try_init(); // only a second call can fail
 }
 
-/// Says why the process ends. A closed standard error is nothing to fail on now.
+/// Prints why the process exits. Ignores a closed standard error.
 pub fn last_words(error: &Error) {
     let priority = if style() == Style::Journal { "<3>" } else { "" };
     let text: String = error.to_string().lines().map(|l| format!("{priority}{l}\n")).collect();
@@ -40,7 +40,7 @@ fn line(style: Style, record: &Record<'_>, now: SystemTime) -> String {
         Style::Journal => format!("<{}>", priority(record.level())),
         Style::Timed => format!("{} {:<5} ", utc(now), record.level()),
     };
-    // Other crates' lines say whose they are.
+    // Lines of other crates name the crate.
     if !record.target().starts_with(env!("CARGO_CRATE_NAME")) {
         out += record.target();
         out += ": ";
@@ -60,8 +60,8 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Journal style only if standard error itself is the journal's socket: a shell started below a unit inherits the
-/// variable, and its `2>file` is no journal (`$JOURNAL_STREAM` in systemd.exec(5)).
+/// Journal style only if standard error itself is the journal's socket: a shell started by a unit inherits
+/// `$JOURNAL_STREAM`, but its `2>file` is not the journal (systemd.exec(5)).
 fn style() -> Style {
     let named = std::env::var("JOURNAL_STREAM").ok();
     let own = rustix::fs::fstat(io::stderr()).map(|s| (s.st_dev, s.st_ino)).ok();
@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(shown(Style::Journal, Level::Warn, "kafka::client", "x"), "<4>kafka::client: x");
     }
 
-    /// Fails when the message is written raw: a log line in an error text could then forge a priority, or our own lines.
+    /// Fails when the message is not escaped: a log line quoted in an error could then forge a priority, or a line of
+    /// our log.
     #[test]
     fn one_line_whatever_it_says() {
         let said = shown(Style::Journal, Level::Info, "logagent", "bad line \"a\n<0>panic\x1b[2J\"");

@@ -1,92 +1,134 @@
-//! A log agent for small Linux boxes: follows files, delivers every line to Kafka with required acks.
+//! A log agent for small Linux boxes: follows log files and delivers every line to Kafka with required acks. It loses no
+//! line, and with exactly-once it stores none twice.
 //!
-//! The log files are the buffer. Nothing is spooled, and a position moves forward only when the broker has acknowledged
-//! everything before it.
+//! The log files are the buffer: nothing is spooled. A saved position advances only over bytes that the broker has
+//! acknowledged, so whatever a crash interrupts is read and sent again.
 //!
-//! # The way of a line
+//! # The path of a line
 //!
 //! ```text
-//! kernel ─▶ watch ──wake──▶ tail (one thread per file) ──Chunk──▶ producer ◀──▶ broker sockets
-//!         (1 inotify fd)  (1 slot)   │ open, close   (bounded)    │    ▲  one poll(2)
-//!                                    ▼                            │    └── dialers, clients that block
-//!                                 registry ◀──────────acks────────┘
-//!                                    │ ▲
-//!                           snapshot ▼ │ saved
-//!                                  saver ─▶ disk
+//!  kernel ─▶ watch ──wake──▶ tail, one per file ──Chunk──▶ producer ◀──▶ broker sockets
+//!        1 inotify fd            │ open, close   bounded      │    ▲      one poll(2)
+//!                                ▼               channel      │    └── dialers, blocking clients
+//!                             registry ◀───────────acks───────┘
+//!                                │ ▲
+//!                       snapshot ▼ │ saved
+//!                              saver ─▶ state folder
 //! ```
 //!
-//! 1. [`watch`] owns the only inotify instance. It finds the files that the patterns mean and wakes their tails. Events
+//! A new line wakes `watch`, its tail and the producer, and the broker's answer wakes the producer again. The saver runs
+//! on its own clock. Nothing else wakes up, and an idle agent only checks in with the watchdog.
+//!
+//! 1. [`watch`] owns the only inotify instance. It finds the files that match the patterns and wakes their tails. Events
 //!    are hints: a lost one costs delay, never a line.
-//! 2. [`tail`] is STAGE 1, one thread per followed path: it looks, lets [`tail::follow::decide`] say what to do, does it,
-//!    and waits with a deadline. What it reads is framed into [`chunk::Chunk`]s. [`tail::catchup`] finds bytes that were
-//!    rotated, copied or compressed while nobody looked. Which stream goes on in which file is settled for all files of a walk
-//!    before their tails start, and [`tail::known`] is where tails see each other.
-//! 3. [`producer`] is STAGE 2, one thread that owns everything about sending. Its core (`producer/core.rs`) is pure: it
-//!    gathers chunks into batch groups ([`producer::batch`]), gives each partition one batch, and turns what comes back
-//!    into acks; it alone decides on retries, splitting and sequence numbers. Its loop drives a [`producer::driver::Driver`]
-//!    by calls and waits for the driver's sockets, an eventfd ([`waker`]) and deadlines in one `poll(2)`. Whatever may
-//!    block happens elsewhere: connecting in [`kafka::net::dialer`]'s threads, a client that blocks in a
-//!    [`producer::worker`]'s.
-//!    Drivers: [`mod@kafka`] on our own sockets, [`kafka_crate`] on the `kafka` crate, [`stdout`]; [`kafka::auto`] chooses
-//!    between the first two by what the broker takes, again after each change of it.
-//! 4. [`streams`] is the registry of all log streams: per stream, how far it is framed, sent, acknowledged (without a gap,
-//!    and which ranges beyond it) and saved. [`state`] saves it, in a thread of its own.
-//!
-//! With exactly-once the producer has [`exactly_once`] write down what each batch carries before it is sent; [`commands::recover`] reads it at the start, and [`streams::mailbox`] brings it the saved positions.
-//!
-//! What is rotated or deleted before it is delivered outlives the process in systemd's descriptor store: [`fdstore`],
-//! [`commands::inherited`].
-//!
-//! The words that all of them use are in [`chunk`]; the bytes between disk and ack are counted in [`budget`]; how much of the
-//! dead-letter file each path may fill is in [`quota`]; what there is to see is on one board ([`report`]), of which status,
-//! metrics and log lines are views; whether all make progress is in [`pulse`]. [`commands::run`] alone knows all stages. No stage imports another, or [`config`].
-//!
-//! # Invariants
-//!
-//! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`; the registry asserts it. A truncation begins a new stream,
-//! so none of them ever moves back.
-//!
-//! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all batches with records
-//! of it are stored, or are in the dead-letter file.
-//!
-//! Invariant: every queue is bounded, by its capacity, the byte budget or the number of files; every wait has a deadline or
-//! selects on [`stop::Stop`]. A tail holds nothing while it waits for memory.
-//!
-//! Invariant: a stage ends because the channel it reads from is closed. SIGTERM stops the tails; the rest follows in the
-//! direction of the data.
-//!
-//! What is absent: an async runtime, a spool, unsafe code outside [`sys`], a thread that polls a flag.
+//! 2. [`tail`] runs one thread per followed path. It checks the path and its open files, lets the pure function
+//!    [`tail::follow::decide`] choose the next steps, executes them, and waits with a deadline. What it reads is framed
+//!    into [`chunk::Chunk`]s. [`tail::catchup`] finds bytes that were rotated, copied or compressed while the agent was
+//!    not running. Which stream continues in which file is settled for all files of a walk before their tails start
+//!    ([`tail::known`]), so the order in which threads start cannot matter.
+//! 3. [`streams`] is the registry of all streams: how far each one is framed, sent, acknowledged and saved. [`state`]
+//!    saves it.
+//! 4. [`producer`] is one thread that owns everything about sending: topic queues, partitions, sequence numbers, broker
+//!    connections, and with exactly-once the journal. Its core is pure. It gathers chunks into batch groups
+//!    ([`producer::batch`]), keeps each partition's batches in order, and turns answers into acks; it alone decides on
+//!    retries, splitting and dead letters. The loop around it calls a [`producer::driver::Driver`] and waits in one
+//!    `poll(2)` for sockets, an eventfd ([`waker`]) and a deadline.
+//! 5. The drivers are [`mod@kafka`] on our own sockets, [`kafka_crate`] on the `kafka` crate, and [`stdout`].
+//!    [`kafka::auto`] probes the brokers and chooses between the first two.
 //!
 //! # Threads
 //!
-//! main (`commands/run.rs`), `signals`, `watch`, one `tail …` per file, `producer`, `saver`, `status`;
-//! short-lived `dial` and `choose`; and `driver` where the client blocks (the `kafka` crate, standard output). Signals are
-//! blocked in all but one. Dialers and clients may hang in name resolution or in the `kafka` crate, the saver in a slow
-//! flash: those are left to the end of the process, all others are joined.
+//! | thread | owns | waits in |
+//! |---|---|---|
+//! | main ([`commands::run`]) | start-up order, reload, shutdown, watchdog | `select!` on signals, watch events, tails |
+//! | `signals` | signal delivery; blocked everywhere else | the signal iterator |
+//! | `watch` | the inotify instance, patterns, folder listings | `poll(2)` on inotify and its eventfd |
+//! | `tail …`, one per file | open files and framing state | `select!` on its wake channel, stop, a deadline |
+//! | `producer` | everything in [`producer`], [`mod@kafka`] and [`exactly_once`] | `poll(2)` on eventfd, sockets, a deadline |
+//! | `saver` | writing `offsets` | a condition variable with a deadline |
+//! | `status` | the status socket and the metrics file | `poll(2)` |
+//! | `dial`, `choose driver` (short-lived) | one connection attempt; one probe | blocking calls with deadlines |
+//! | `driver` (only for blocking clients) | one blocking client: the `kafka` crate or standard output | its order channel |
+//!
+//! Dialers and blocking clients may hang in name resolution or inside the `kafka` crate, and the saver in a slow flash.
+//! Those threads are abandoned at exit; all others are joined.
+//!
+//! # Why it is built this way
+//!
+//! **Threads, no async runtime.** Regular files cannot be polled, so an async agent would read them on a thread pool
+//! anyway. A thread per file has a small fixed stack, and each wait is an ordinary blocking call with a deadline. It
+//! keeps the static binary small and lets a hanging NFS mount stop one file only.
+//!
+//! **One producer thread.** An earlier version had a coordinator, one worker per broker, and protocols to hand batches
+//! back and to stop one batch from overtaking another. With one owner, a batch never leaves its partition's queue until
+//! it is settled, so there is nothing to hand back. What may block runs in a helper thread that returns a finished
+//! result: a dialer resolves, connects, authenticates and hands over a ready non-blocking connection; a blocking client
+//! reports verdicts.
+//!
+//! **One registry.** Position, progress and status of a stream used to be spread over several types and channels. Tails,
+//! producer and saver now share one table, so the order of the offsets can be asserted in one place.
+//!
+//! **Record before sending.** The producer writes down what it is about to send, immediately before the first byte goes
+//! to a socket: a high-water mark per stream ([`streams::sent_marks`]), which keeps `doubled_at_most` correct after a
+//! kill, or with exactly-once the batch's intent ([`exactly_once`]), from which [`commands::recover`] rebuilds the batch.
+//!
+//! **Two drivers.** The own driver is about three times as fast and alone has timestamps, headers, idempotence, TLS and
+//! SASL. The `kafka` crate serves brokers before 0.11. Its defects are listed in [`kafka_crate`].
+//!
+//! # Invariants
+//!
+//! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`, asserted in release builds. A truncation starts a new stream,
+//! so none of them ever moves back.
+//!
+//! Invariant: each byte that exists is read by exactly one tail.
+//!
+//! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all its records are
+//! stored, or are in the dead-letter file.
+//!
+//! Invariant: nothing overtakes a failed batch of its partition, and a topic, partition or broker in trouble delays only
+//! its own lines.
+//!
+//! Invariant: every queue is bounded by its capacity, the byte budget ([`budget`]) or the number of files. Every wait has
+//! a deadline or selects on [`stop::Stop`]. A tail holds nothing while it waits for memory.
+//!
+//! Invariant: a stage ends when its input channel closes. SIGTERM stops the tails, and the rest follows in the direction
+//! of the data.
+//!
+//! Invariant: no stage imports another stage or [`config`]; [`commands::run`] alone knows all of them.
+//!
+//! # Modules in reading order
+//!
+//! [`chunk`] (vocabulary), [`budget`] (memory), [`streams`], [`state`], [`watch`], [`tail`], [`handover`] (from tails to
+//! registry and producer), [`producer`], [`mod@kafka`], [`kafka_crate`], [`exactly_once`], [`config`], [`commands`].
+//!
+//! Around them: [`report`] (the status board, of which status, metrics and log lines are views), [`heartbeat`] (liveness
+//! behind the watchdog), [`quota`] (shares of the dead-letter file), [`fdstore`] and [`commands::inherited`] (files that
+//! outlive the process in systemd's descriptor store), [`links`] (trusted symlinks), [`sys`] (unsafe code).
 
 mod backoff;
 mod base64;
 mod budget;
 mod chunk;
 mod cli;
+mod clock;
 mod commands;
 mod config;
 mod error;
 mod exactly_once;
 mod fdstore;
-mod files;
 #[cfg(test)]
 mod fuzz;
 mod handover;
+mod heartbeat;
 mod kafka;
 mod kafka_crate;
 mod links;
 mod logging;
+mod network_fs;
 mod packed;
+mod private_file;
 mod producer;
-mod pulse;
 mod quota;
-mod remote;
 mod report;
 mod signals;
 mod state;
@@ -97,7 +139,6 @@ mod sys;
 mod systemd;
 mod tail;
 mod waker;
-mod wall;
 mod watch;
 
 use cli::{Command, Invocation};
@@ -140,13 +181,13 @@ fn print(text: &str) -> Result<ExitCode, Error> {
     Ok(ExitCode::Done)
 }
 
-/// A panic of ours leaves shared state that nobody vouches for: one line, and the process ends, so that systemd starts it
-/// again from what is saved. The `kafka` crate's panics are expected (D9, D10 in [`kafka_crate`]): the thread that calls
-/// it catches them and builds a new client.
+/// A panic in our code may leave shared state inconsistent: log one line and exit, so that systemd restarts the agent
+/// from the saved positions. Panics of the `kafka` crate are expected (D9, D10 in [`kafka_crate`]): the calling
+/// thread catches them and builds a new client.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         if kafka_crate::fenced() {
-            return; // it becomes the reason of an outage, and is said there
+            return; // reported as the reason of an outage
         }
         let thread = std::thread::current();
         log::error!("panic in thread {}: {info}", thread.name().unwrap_or("unnamed"));
@@ -155,7 +196,7 @@ fn end_on_panic() {
     }));
 }
 
-/// Ends the process at once: for the second signal.
+/// Exits immediately, for the second signal.
 fn leave(code: ExitCode) -> ! {
     #[allow(clippy::disallowed_methods)] // this is main.rs
     process::exit(code as i32)

@@ -1,24 +1,24 @@
-//! Compressed files, as their names tell them. Rotation tools make them from files that were read before; they are read only
-//! where they hold lines of a followed log that were not.
+//! Recognizes compressed files by name. Rotation tools make them from files that have been read; a `.gz` is read only
+//! if it contains unread lines of a followed log.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// How a rotated file is packed.
+/// How a rotated file is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Packed {
     Plain,
     Gzip,
-    /// bzip2, xz, zstd, compress, lz4: not read, but named when it is the only one to hold unread lines.
+    /// bzip2, xz, zstd, compress, lz4: not read, but reported if it is the only file with unread lines.
     Other,
 }
 
-/// How a file of this name is packed.
+/// The compression that the file name indicates.
 pub fn packing(path: &Path) -> Packed {
     unpack(path.file_name().unwrap_or_default().as_bytes()).1
 }
 
-/// The name without the suffix of its compression.
+/// The name without its compression suffix.
 pub fn unpack(name: &[u8]) -> (&[u8], Packed) {
     if let Some(plain) = name.strip_suffix(b".gz") {
         return (plain, Packed::Gzip);

@@ -22,12 +22,12 @@ pub mod worker;
 pub use worker::Outbox;
 
 use crate::chunk::Chunk;
-use crate::pulse::Beat;
+use crate::clock;
+use crate::heartbeat::Heartbeat;
 use crate::stop::Stop;
 use crate::streams::Registry;
 use crate::sys::heap;
 use crate::waker::{Waker, Waking};
-use crate::wall;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use driver::{Context, Current, Drive, Event, Order};
 
@@ -67,7 +67,7 @@ pub struct Options {
     pub dead_letter: Option<PathBuf>,
     /// Most bytes in that file; a full one holds the topic.
     pub dead_letter_limit: u64,
-    /// What the wall clock showed at the last save of an earlier run, in ms since 1970: see [`wall::stamp`].
+    /// What the wall clock showed at the last save of an earlier run, in ms since 1970: see [`clock::stamp`].
     pub saved_ms: i64,
     /// For `random` and the jitter of retries.
     pub seed: u64,
@@ -220,7 +220,7 @@ impl Loop<'_> {
         let (mut halted, mut stuck): (Option<Instant>, Option<Instant>) = (None, None);
         let mut open = true;
         loop {
-            self.core.beat.within(Beat::TURN);
+            self.core.heartbeat.within(Heartbeat::TURN);
             self.waker.begin_round();
             // What came back is known before anything is sent.
             self.turn()?;
@@ -301,9 +301,9 @@ impl Loop<'_> {
             }
         }
         if let Some(journal) = &mut self.journal {
-            self.core.beat.within(Beat::SLOW); // a disk
+            self.core.heartbeat.within(Heartbeat::SLOW); // a disk
             let recorded = journal.record(now.at);
-            self.core.beat.within(Beat::TURN);
+            self.core.heartbeat.within(Heartbeat::TURN);
             if !recorded.is_empty() {
                 self.current.order(Order::Send(recorded), now.at);
                 ordered = true;
@@ -330,7 +330,7 @@ impl Loop<'_> {
         let longest = self.core.longest_wait();
         let wait = wake.map_or(longest, |at| at.saturating_duration_since(now).min(longest));
         let wait = if more || !self.waker.may_sleep() { Duration::ZERO } else { wait };
-        self.core.beat.within(wait);
+        self.core.heartbeat.within(wait);
         let mut fds: Vec<PollFd<'_>> = vec![self.waker.poll_fd()];
         self.current.driver().sockets(&mut fds);
         let limit =
@@ -361,7 +361,7 @@ fn take<T>(from: &Receiver<T>, mut with: impl FnMut(T)) -> bool {
 }
 
 fn now() -> Now {
-    Now { at: Instant::now(), wall_ms: wall::now_ms() }
+    Now { at: Instant::now(), wall_ms: clock::now_ms() }
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
-//! Shares of the dead-letter file: which followed paths have filled theirs with refused lines and have to wait, so that one
-//! log that the broker refuses cannot fill the file and stop the others of its topic. The producer counts what it writes;
-//! tails ask before they read, and reserve room for what they have read.
+//! Shares of the dead-letter file. A path whose rejected lines have filled its share has to wait, so that one bad log
+//! cannot fill the file and stop the other logs of its topic. The producer counts what it writes; tails ask before
+//! they read, and reserve room for what they have read.
 //!
-//! A path waits once its letters, and what its lines in memory would take as letters, are more than a third of what is still
-//! free (dynamic thresholds, as switches share a buffer): one path alone stops at a quarter of the limit, of many each stops
-//! earlier, and a newcomer always finds room. A letter is counted with everything around its line: that of a line of one
-//! byte has some 250, so 8 MiB of short lines in memory would otherwise become 200 MiB of letters.
+//! A path waits once its dead letters, plus the letters that its lines in memory could become, exceed a third of the
+//! space left (dynamic thresholds, as in switch buffers): a single path stops at a quarter of the limit, many paths
+//! stop earlier, and a newcomer always finds room. A letter is counted with everything around its line: a one-byte
+//! line makes a letter of some 250 bytes, so 8 MiB of short lines in memory could otherwise become 200 MiB of
+//! letters.
 //!
-//! A path without letters always has one chunk on its way, however full the file is.
+//! A path without dead letters may always have one chunk in flight, however full the file is.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,13 +18,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often it is checked whether the file was moved away, while a path waits for that.
+/// How often to check whether the file was moved away while a path waits for that.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Longest reason in a letter, in bytes.
 pub const REASON: usize = 100;
 
-/// Most that a letter has beside its texts: names, quotes, numbers and time.
+/// Upper bound of a letter's bytes beside its texts: field names, quotes, numbers and time.
 const FRAME: usize = 210;
 
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub struct Quota {
     sums: Arc<Sums>,
 }
 
-/// Over all paths, in bytes.
+/// Sums over all paths, in bytes.
 #[derive(Debug, Default)]
 struct Sums {
     letters: AtomicU64,
@@ -44,35 +45,35 @@ struct Sums {
 
 #[derive(Debug, Default)]
 struct Paths {
-    /// Bytes of each path's letters.
+    /// Bytes of dead letters per path.
     letters: HashMap<PathBuf, Arc<AtomicU64>>,
-    /// Device and inode of the file that the letters are in.
+    /// Device and inode of the file that contains the letters.
     of: Option<(u64, u64)>,
     looked: Option<Instant>,
 }
 
-/// What one path sends to one topic: the tail's handle. Asking for room and reserving it takes no lock.
+/// A tail's handle for one path and topic. Checking and reserving room takes no lock.
 #[derive(Clone, Debug)]
-pub struct LetterShare {
-    /// Of the path, whatever the topic.
+pub struct DeadLetterShare {
+    /// Shared by all topics of the path.
     letters: Arc<AtomicU64>,
     reserved: Arc<AtomicU64>,
     sums: Arc<Sums>,
-    /// Bytes of a letter beside its line.
+    /// Bytes of a letter in addition to its line.
     overhead: usize,
 }
 
-/// Whether a path may be read further.
+/// Whether reading of a path may continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Enough,
-    /// Once some of its lines have been acknowledged.
+    /// Wait until some of its lines have been acknowledged.
     Later,
-    /// Once the letters have been moved away.
+    /// Wait until the dead-letter file has been moved away.
     Full,
 }
 
-/// Room for the letters of a chunk; given back when it is dropped.
+/// Reserved room for the letters of a chunk; returned on drop.
 #[derive(Debug)]
 pub struct Reserved {
     bytes: u64,
@@ -88,7 +89,7 @@ impl Drop for Reserved {
 }
 
 impl Quota {
-    /// `letters`: what the file holds now, path and bytes of each letter.
+    /// `letters`: path and size of each letter now in the file.
     pub fn new(file: PathBuf, limit: u64, letters: impl Iterator<Item = (PathBuf, u64)>) -> Quota {
         let quota = Quota { file, limit, paths: Mutex::default(), sums: Arc::default() };
         quota.renew(&mut quota.lock());
@@ -96,14 +97,14 @@ impl Quota {
         quota
     }
 
-    /// For a tail that follows `path`, and for each topic that it has.
-    pub fn share(&self, path: &Path, topic: &str) -> LetterShare {
+    /// A handle for a tail that follows `path`, per topic.
+    pub fn share(&self, path: &Path, topic: &str) -> DeadLetterShare {
         let overhead = FRAME + REASON + topic.len() + escaped(path.as_os_str().as_encoded_bytes());
         let letters = self.lock().letters(path).clone();
-        LetterShare { letters, reserved: Arc::default(), sums: self.sums.clone(), overhead }
+        DeadLetterShare { letters, reserved: Arc::default(), sums: self.sums.clone(), overhead }
     }
 
-    /// Letters of this path were written.
+    /// Records letters written for this path.
     pub fn wrote(&self, path: &Path, bytes: u64) {
         let mut paths = self.lock();
         self.renew(&mut paths);
@@ -115,8 +116,8 @@ impl Quota {
         self.sums.letters.fetch_add(bytes, Relaxed);
     }
 
-    /// Whether more is to be read; `next`: what that takes if it is refused.
-    pub fn room(&self, own: &LetterShare, next: u64, now: Instant) -> Room {
+    /// Whether to read more; `next` is the room needed if the next lines are rejected.
+    pub fn room(&self, own: &DeadLetterShare, next: u64, now: Instant) -> Room {
         let (letters, reserved) = (own.letters.load(Relaxed), own.reserved.load(Relaxed));
         if letters == 0 && reserved == 0 {
             return Room::Enough;
@@ -137,7 +138,7 @@ impl Quota {
         if letters > 0 && (reserved == 0 || self.is_full(all, letters)) { Room::Full } else { Room::Later }
     }
 
-    /// `own` of `all` bytes are too much for one path.
+    /// Whether `own` of `all` bytes exceed one path's share.
     fn is_full(&self, all: u64, own: u64) -> bool {
         own > 0 && own.saturating_mul(3) >= self.limit.saturating_sub(all)
     }
@@ -146,7 +147,7 @@ impl Quota {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file may be moved away or emptied at any time: then every path starts with nothing.
+    /// The file may be moved away or emptied at any time; all paths then start from zero.
     fn renew(&self, paths: &mut Paths) {
         let there = fs::symlink_metadata(&self.file).ok();
         let now = there.as_ref().map(|m| (m.dev(), m.ino()));
@@ -162,16 +163,17 @@ impl Quota {
 impl Paths {
     fn letters(&mut self, path: &Path) -> &Arc<AtomicU64> {
         if !self.letters.contains_key(path) {
-            // Without those that are no longer followed: one that comes back starts with nothing.
+            // Forget paths that are no longer followed; they start from zero if they return.
             self.letters.retain(|_, letters| letters.load(Relaxed) > 0 || Arc::strong_count(letters) > 1);
         }
         self.letters.entry(path.to_owned()).or_default()
     }
 }
 
-impl LetterShare {
-    /// What the letters of `lines` lines with `bytes` bytes take: at most, but for control characters, of which each may
-    /// take six bytes instead of two. To count those would cost each line more than all else that is done with it here.
+impl DeadLetterShare {
+    /// Upper bound of the letters for `lines` lines with `bytes` bytes in total. Control characters are not counted
+    /// separately, although each may take six bytes instead of two: scanning for them would cost more than everything
+    /// else done per line here.
     pub fn letters(&self, lines: usize, bytes: usize) -> u64 {
         (lines * (self.overhead + 4) + 2 * bytes) as u64
     }
@@ -183,7 +185,7 @@ impl LetterShare {
     }
 }
 
-/// Most that bytes take as JSON text.
+/// Upper bound of bytes as JSON text.
 fn escaped(bytes: &[u8]) -> usize {
     bytes.iter().map(|b| if *b < 0x20 { 6 } else { 2 }).sum()
 }
@@ -200,8 +202,8 @@ mod tests {
         (dir, file, quota)
     }
 
-    /// Fails when one path may fill the file, when one that has written little has to wait for it, or when a file that was
-    /// moved away still counts.
+    /// Fails when one path can fill the file, when a path with few letters has to wait for it, or when a file that
+    /// was moved away still counts.
     #[test]
     fn nobody_fills_the_file_alone() {
         let (bad, good, now) = (Path::new("/bad"), Path::new("/good"), Instant::now());
@@ -222,8 +224,8 @@ mod tests {
         assert_eq!(room(&q, bad, now + LOOK * 2), Room::Enough);
     }
 
-    /// Fails when what is on its way to the broker does not count for its path, is not given back, or passes for letters;
-    /// when a path without letters stands still because the file is full; or when lines for another topic are in its way.
+    /// Fails when lines in flight do not count for their path, are not returned, or count as letters; when a path
+    /// without letters stalls because the file is full; or when lines for another topic block it.
     #[test]
     fn what_is_on_its_way_counts() {
         let now = Instant::now();

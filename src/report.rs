@@ -4,16 +4,16 @@
 //! somebody looks, never per chunk.
 
 pub mod live;
+pub mod log_throttle;
 pub mod metrics;
-pub mod repeats;
 pub mod snapshot;
 pub mod text;
 
-pub use crate::streams::{Progress as Gauge, Totals};
+pub use crate::streams::{Progress, Totals};
 
 use crate::budget::Budget;
 use crate::chunk::StreamId;
-use crate::pulse::Pulse;
+use crate::heartbeat::Heartbeats;
 use crate::quota::Quota;
 use crate::streams::sent_marks::SentMarks;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,9 +28,9 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub struct FileState {
     /// The stream that is read now, and those of rotated files still open.
-    pub gauges: Vec<Arc<Gauge>>,
+    pub progress: Vec<Arc<Progress>>,
     /// Of files that were read to their end and left, and whose lines were not all acknowledged then.
-    pub left: Vec<Arc<Gauge>>,
+    pub left: Vec<Arc<Progress>>,
     /// "following", "waiting for the file", "unreadable", "catching up" …
     pub state: String,
     pub last_error: Option<String>,
@@ -73,7 +73,7 @@ pub struct Blocked {
 
 /// Exactly-once: what the journal and ship say of it. Over all restarts, but for `unsettled` and `bytes`.
 #[derive(Debug, Default)]
-pub struct Once {
+pub struct ExactlyOnceCounts {
     /// Writer: `run`.
     pub active: AtomicBool,
     /// `None`: no producer id yet, or at-least-once. Writer: ship.
@@ -98,7 +98,7 @@ pub struct Board {
     state: Mutex<StateFolderTrouble>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Arc<Totals>,
-    pub once: Once,
+    pub once: ExactlyOnceCounts,
     /// Set once, by whoever makes the budget.
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, when the state folder is opened.
@@ -107,7 +107,7 @@ pub struct Board {
     pub quota: OnceLock<Quota>,
     /// Set once, by the status thread: a byte makes it write the metrics now.
     alarm: OnceLock<UnixStream>,
-    pub pulse: Pulse,
+    pub heartbeats: Heartbeats,
     pub started: Instant,
 }
 
@@ -120,12 +120,12 @@ impl Default for Board {
             topics: Mutex::default(),
             state: Mutex::default(),
             totals: Arc::default(),
-            once: Once::default(),
+            once: ExactlyOnceCounts::default(),
             budget: OnceLock::new(),
             sent_marks: OnceLock::new(),
             quota: OnceLock::new(),
             alarm: OnceLock::new(),
-            pulse: Pulse::default(),
+            heartbeats: Heartbeats::default(),
             started: Instant::now(),
         }
     }
@@ -156,10 +156,10 @@ impl Board {
         }
     }
 
-    /// The gauge of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how
+    /// The progress of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how
     /// far the stream was sent.
-    pub fn gauge(&self, stream: StreamId, at: u64, size: u64) -> Arc<Gauge> {
-        Arc::new(Gauge::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
+    pub fn progress(&self, stream: StreamId, at: u64, size: u64) -> Arc<Progress> {
+        Arc::new(Progress::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
     }
 
     /// `lines` are about to be sent once more though their last attempt may have been stored (no producer id guards them).

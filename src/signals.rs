@@ -1,5 +1,4 @@
-//! Signals as messages: one thread takes them, all others have them blocked. Decides nothing: what a signal means is
-//! `commands/run.rs`'s.
+//! Turns signals into messages: one thread receives them, and all other threads have them blocked.
 
 use crate::sys;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -10,8 +9,8 @@ use std::thread::{self, JoinHandle};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Signal {
-    /// SIGTERM, SIGINT, SIGQUIT (Ctrl-\), SIGXCPU (the soft limit of processor time; at the hard one the kernel kills) or SIGPWR.
-    /// The second one says: at once.
+    /// SIGTERM, SIGINT, SIGQUIT (Ctrl-\), SIGXCPU (the soft CPU limit; the kernel kills at the hard one) or SIGPWR.
+    /// The second one means: exit immediately.
     Stop,
     /// SIGHUP: read the config again.
     Reload,
@@ -19,23 +18,22 @@ pub enum Signal {
     Report,
 }
 
-/// Room for signals that nobody took yet. More reloads and reports than this say nothing new and are dropped; a stop
-/// waits for room.
+/// Room for unread signals. Further reloads and status requests are redundant and dropped; a stop waits for room.
 const WAITING: usize = 8;
 
-/// The signals of this process. Dropping it ends the thread and leaves the signals without effect.
+/// The signals of this process. Dropping it ends the thread; signals are then ignored.
 pub struct Signals {
     pub inbox: Receiver<Signal>,
     handle: Handle,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What is not listed here and would end a process without a save by default, such as SIGUSR2 and SIGALRM, is ignored: it is
-/// sent by mistake, or to another program that had our number before.
+/// Other signals that would terminate the process without a save, such as SIGUSR2 and SIGALRM, are ignored: they are
+/// sent by mistake, or meant for another program that had our process id before.
 const STOP: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGXCPU, sys::SIGPWR];
 
-/// Blocks the signals in the calling thread (so also in those started later) and takes them up in one of its own. Call it
-/// before any other thread is started.
+/// Blocks the signals in the calling thread, and so in all threads started later, and receives them in a separate
+/// thread. Call before any other thread is started.
 pub fn start() -> io::Result<Signals> {
     sys::block_signals()?;
     sys::ignore_stray_signals();
@@ -68,9 +66,9 @@ fn take(mut incoming: Incoming, out: Sender<Signal>) {
 impl Drop for Signals {
     fn drop(&mut self) {
         self.handle.close();
-        self.inbox = crossbeam_channel::never(); // a thread that waits for room finds nobody there
+        self.inbox = crossbeam_channel::never(); // releases a thread that waits for room
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // it has no panic of its own, and there is nothing left to do about one
+            let _ = thread.join(); // a panic there has been logged by the hook
         }
     }
 }
@@ -81,7 +79,8 @@ mod tests {
     use rustix::process::{Signal as Number, getpid, kill_process};
     use std::time::Duration;
 
-    /// In a thread of its own, because the mask stays. Fails when the second stop is swallowed, or a full queue loses one.
+    /// Runs in its own thread, because the mask stays. Fails when the second stop is swallowed, or a full queue loses
+    /// one.
     #[test]
     fn every_signal_arrives_and_a_stop_is_never_dropped() {
         let scenario = || {
@@ -109,7 +108,7 @@ mod tests {
             send(Number::TERM);
             let taken: Vec<Signal> = (0..=WAITING).map(|_| wait()).collect();
             assert_eq!(taken.last(), Some(&Signal::Stop));
-            // Dropped while it waits for room: the thread must end.
+            // Dropped while the thread waits for room: it must end.
             for n in 1..=WAITING {
                 send(if n % 2 == 0 { Number::HUP } else { Number::USR1 });
                 while signals.inbox.len() < n {

@@ -1,6 +1,16 @@
-//! The state folder: what is saved of the streams over restarts, which copy of it is good, and when it is written.
+//! The state folder: what is saved over restarts, which copy of it is good, and when it is written.
 //!
-//! In reading order: [`mod@format`] (the positions as text), [`store`] (as files), [`schedule`] (when), [`saver`] (the thread).
+//! In reading order: [`mod@format`] (positions as text), [`store`] (the files, crash-safe replacement, the lock),
+//! [`schedule`] (when to save, pure), [`saver`] (the thread).
+//!
+//! One text file is rewritten as a whole, because it is small (one line per stream), a reader of any version can
+//! check it by its checksum, and an operator can read it. A database or an append-only log would need compaction and
+//! recovery code of its own. `sync` is every 30 seconds by default: flash wears out with syncs, a kill loses nothing
+//! without them, and after a power loss the lines since the last sync are sent again.
+//!
+//! The first acknowledgement of a run is saved within 100 ms, so an agent that is killed every half second still
+//! makes progress. After that there is at most one save a second while something changes, and none while nothing
+//! does.
 
 mod existence;
 pub mod format;
@@ -13,7 +23,7 @@ pub use saver::Saver;
 
 use crate::chunk::StreamId;
 use crate::error::Error;
-use crate::files;
+use crate::private_file;
 use crate::report::Board;
 use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::{Counts, SentMarks};
@@ -27,19 +37,19 @@ use store::PositionsFile;
 /// Where and how positions are kept.
 #[derive(Clone, Debug)]
 pub struct StateOptions {
-    /// `None`: nothing is saved, positions live as long as the process.
+    /// `None`: nothing is saved; positions live as long as the process.
     pub state_dir: Option<PathBuf>,
     pub sync: Sync,
     pub damaged: Damaged,
-    /// Exactly-once: lines that are sent again are recognized by the broker, so they are not counted as doubled; and what
-    /// is saved is told here.
+    /// Exactly-once: the broker deduplicates lines that are sent again, so they are not counted as duplicated, and
+    /// saved positions are published here.
     pub exactly_once: Option<Publisher>,
 }
 
 /// When saved state is forced to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
-    /// This long after the first save that is not yet on the disk, and at exit.
+    /// This long after the first unsynced save, and at exit.
     Every(Duration),
     /// At every save.
     Always,
@@ -48,7 +58,7 @@ pub enum Sync {
 /// What to do when neither `offsets` nor `offsets.previous` can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damaged {
-    /// End with exit code 78.
+    /// Exit with code 78.
     Refuse,
     /// Send everything again.
     Beginning,
@@ -63,25 +73,25 @@ pub struct StateFolder {
     saved: Saved,
     sync: Sync,
     publisher: Option<Publisher>,
-    /// Per stream: bytes up to here are sent again though no tail of this run reads them.
+    /// Per stream: bytes up to here are sent again although no tail of this run reads them.
     resent: HashMap<StreamId, u64>,
-    /// There is something to save before anything happens.
+    /// There is something to save right after the start.
     changed: bool,
     pub found: Footing,
 }
 
-/// How far what was found can be relied on.
+/// How far the found state can be relied on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footing {
-    /// The last run ended cleanly, or in this boot: what it wrote without syncing is there.
+    /// The last run ended cleanly or in this boot, so its unsynced writes are present.
     pub whole: bool,
-    /// The positions are those of `offsets.previous`, or none although there were some.
+    /// The positions are from `offsets.previous`, or were discarded.
     pub fell_back: bool,
 }
 
 impl StateFolder {
-    /// Exactly-once: lines that an earlier run sent are acknowledged now, or will be. `saved` is what was opened, with the
-    /// former taken in.
+    /// Exactly-once: lines that an earlier run sent have been acknowledged or will be. `saved` is the opened state
+    /// with the former applied.
     pub fn take_over(&mut self, saved: &Saved, resent: HashMap<StreamId, u64>) {
         (self.saved, self.resent, self.changed) = (saved.clone(), resent, true);
     }
@@ -92,7 +102,7 @@ impl StateFolder {
         Arc::new(if self.publisher.is_some() { registry.saving_openings() } else { registry })
     }
 
-    /// Nothing proves what is stored: lines that are sent again count as doubled. To be called before any tail runs.
+    /// Nothing proves what is stored, so lines sent again count as duplicated. Must be called before any tail runs.
     pub fn distrust(&self) {
         self.marks.doubt_all();
     }
@@ -119,7 +129,7 @@ pub fn open(options: StateOptions, board: &Board) -> Result<(StateFolder, Saved)
     ))
 }
 
-/// Takes up what the last run wrote of how far it sent; see `sent_marks`. The flag: it is whole.
+/// Opens the sent marks of the last run; see `sent_marks`. The flag says whether they are complete.
 fn open_marks(
     store: &PositionsFile,
     saved: &mut Saved,
@@ -129,7 +139,8 @@ fn open_marks(
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let path = store.folder().join("air");
     let first = !path.exists() && saved.next_stream == 0 && !fell_back;
-    let opened = files::private(&path).and_then(|file| SentMarks::open(file, boot.trim(), recognized));
+    let opened =
+        private_file::open_or_create(&path).and_then(|file| SentMarks::open(file, boot.trim(), recognized));
     let (marks, found) = match opened {
         Ok(opened) => opened,
         Err(e) => {

@@ -1,5 +1,5 @@
-//! The driver that writes each record's value and a newline to standard output. No keys, no headers, no retries: what
-//! cannot be written there never will be.
+//! The driver that writes each record's value and a newline to standard output. It has no keys, headers or retries: a
+//! failed write there is final.
 
 use crate::producer::Outbox;
 use crate::producer::batch::Batch;
@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 /// Most bytes gathered for one write.
 const BUFFER: usize = 256 << 10;
 
-/// Works until the core drops its ends. Whoever reads the other end of the pipe may stop doing so for ever.
+/// Runs until the core drops its channels. The reader of the pipe may stall forever.
 pub fn run(orders: &Receiver<Order>, events: &Outbox) -> Leave {
     let mut buffer = LineBuffer {
         to: Fd,
@@ -33,11 +33,11 @@ pub fn run(orders: &Receiver<Order>, events: &Outbox) -> Leave {
     }
 }
 
-/// Why the worker ends before its orders do.
+/// Why the worker ends early.
 #[derive(Debug)]
 enum Ended {
     Broken(io::Error),
-    /// Nobody listens to the events.
+    /// The event channel is closed.
     Alone,
 }
 
@@ -68,7 +68,7 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, buffer: &mut LineBuffer
                     }))?;
                 }
                 Order::Send(batches) => batches.into_iter().try_for_each(|b| buffer.put(b))?,
-                // Only for drivers with numbers.
+                // Only sent to drivers with sequence numbers.
                 Order::ProducerId | Order::Ask { .. } | Order::Change(_) => {}
             }
         }
@@ -80,7 +80,7 @@ fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, buffer: &mut LineBuffer
     Ok(Leave::Closed)
 }
 
-/// One reused buffer before the output.
+/// Gathers lines in one reused buffer.
 struct LineBuffer<W> {
     to: W,
     text: Vec<u8>,
@@ -118,14 +118,14 @@ impl<W: Write> LineBuffer<W> {
     }
 }
 
-/// Standard output without std's line buffer.
+/// Standard output without std's line buffering.
 struct Fd;
 
 impl Write for Fd {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stdout = io::stdout();
         match rustix::io::write(stdout.as_fd(), bytes) {
-            // Shared with somebody who made it non-blocking (a terminal, ssh).
+            // Another process sharing it made it non-blocking (a terminal, ssh).
             Err(Errno::AGAIN) => {
                 poll(&mut [PollFd::new(&stdout.as_fd(), PollFlags::OUT)], None)?;
                 Err(ErrorKind::Interrupted.into())
@@ -145,7 +145,7 @@ mod tests {
     use crate::producer::testing::{batch, chunk, plain};
     use crossbeam_channel::bounded;
 
-    /// Takes `room` bytes, then is closed; notes how many writes it took.
+    /// Accepts `room` bytes and is then closed; counts the writes.
     struct Pipe<'a> {
         text: &'a mut Vec<u8>,
         writes: usize,
@@ -183,7 +183,7 @@ mod tests {
         (text, writes, done, result)
     }
 
-    /// Fails when each line costs a write, a line longer than the buffer is cut, or lines change places.
+    /// Fails when each line costs a write, a line longer than the buffer is cut, or lines are reordered.
     #[test]
     fn large_writes_in_order() {
         let long = vec![b'x'; BUFFER + 5];
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!((writes, done), (3, 2));
     }
 
-    /// Fails when a batch counts as stored before its bytes are out.
+    /// Fails when a batch counts as stored before its bytes are written.
     #[test]
     fn a_closed_pipe_stores_nothing() {
         let (_, _, done, result) = worked(vec![batch(1, vec![chunk(&plain(1), 0, &[b"one"])])], 2);

@@ -1,13 +1,14 @@
-//! A stop that every wait can select on. Dropping the handle is the signal; nothing is ever sent, no flag is polled.
+//! A stop signal that every wait can select on. Dropping the handle is the signal: no message is sent and no flag is
+//! polled.
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use std::convert::Infallible;
 
-/// The waiting side; a clone is another waiter of the same stop.
+/// The waiting side; clones wait for the same handle.
 #[derive(Clone, Debug)]
 pub struct Stop(Receiver<Infallible>);
 
-/// Whoever holds it keeps the others running.
+/// Dropping it stops all waiters.
 #[derive(Debug)]
 pub struct Handle(#[allow(dead_code)] Sender<Infallible>);
 

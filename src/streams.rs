@@ -1,12 +1,17 @@
-//! The registry of log streams: whose file each one is, and how far it is framed, sent, acknowledged and saved.
+//! The registry of log streams: which file each one belongs to, and how far it is framed, sent, acknowledged and
+//! saved.
 //!
-//! Tails open and close streams here, the producer acknowledges here, the saver takes snapshots here. One mutex guards it,
-//! held for look-ups and small updates and never during I/O; the offsets that every chunk moves are atomics
-//! ([`Progress`]).
+//! Tails open and close streams here, the producer acknowledges here, and the saver takes snapshots here. One mutex
+//! guards the registry. It is held for lookups and small updates, never during I/O. The offsets that change with
+//! every chunk are atomics ([`Progress`]).
 //!
-//! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`, asserted in release builds: a position that runs ahead of what
-//! was acknowledged loses lines silently at the next crash, and ending the process is cheaper than that. Positions never
-//! move back; a truncated file becomes a new stream.
+//! One owner replaced ten types and several channels that each knew a part of a stream's state. A stream is
+//! registered before its tail can send a chunk, so the producer never meets an unknown stream, and a snapshot of all
+//! positions is consistent without stopping anyone.
+//!
+//! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`, asserted in release builds. A position that runs ahead of
+//! the acknowledgements silently loses lines at the next crash; ending the process is cheaper. Positions never move
+//! back: a truncated file becomes a new stream.
 //!
 //! Invariant: a stream is open here before its first chunk can reach the producer.
 
@@ -31,7 +36,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::Table;
 
-/// All streams this process knows.
+/// All streams known to this process.
 #[derive(Debug, Default)]
 pub struct Registry {
     inner: Mutex<RegistryState>,
@@ -44,11 +49,11 @@ pub struct Registry {
 struct RegistryState {
     table: Table,
     pending: Pending,
-    /// The least urgent change that wakes the saver while it waits.
+    /// The least urgent change that wakes the waiting saver.
     wakes: Urgency,
     /// Exactly-once: nothing of a stream is sent before its opening is saved.
     opens_are_urgent: bool,
-    /// Patterns whose existing files are all known here; see [`Saved::sources`].
+    /// Patterns whose existing files are all registered; see [`Saved::sources`].
     sources: Vec<Vec<u8>>,
     /// See [`Saved::from_beginning`].
     from_beginning: bool,
@@ -65,9 +70,9 @@ pub struct Pending {
     pub acked: Option<Instant>,
     /// Someone waits for the next save.
     pub urgent: bool,
-    /// Dropped when a save that holds everything up to now has succeeded or failed.
+    /// Dropped when a save that includes everything up to now has succeeded or failed.
     pub waiting: Vec<Sender<()>>,
-    /// No more changes will come: save, and end.
+    /// No more changes will come: save and exit.
     pub ending: bool,
 }
 
@@ -77,13 +82,13 @@ pub enum Urgency {
     #[default]
     Change,
     Ack,
-    /// Someone waits for a save, or the end has come.
+    /// Someone waits for a save, or the registry was ended.
     Now,
 }
 
 impl Registry {
-    /// Goes on from what an earlier run saved. `resent` names, per stream, up to where bytes are sent again without a tail
-    /// that reads them (exactly-once).
+    /// Starts from what an earlier run saved. `resent` gives, per stream, the offset up to which exactly-once sends
+    /// bytes again without a tail reading them.
     pub fn new(saved: &Saved, resent: &HashMap<StreamId, u64>, totals: Arc<Totals>) -> Registry {
         let inner = RegistryState {
             table: Table::new(&saved.streams, saved.next_stream).resending(resent),
@@ -95,7 +100,8 @@ impl Registry {
         Registry { inner: Mutex::new(inner), news: Condvar::new(), totals }
     }
 
-    /// Exactly-once: nothing of a stream is sent before its opening is saved, so that is saved at once.
+    /// Exactly-once: no bytes of a stream are sent before its opening is saved, so every opening is saved
+    /// immediately.
     pub fn saving_openings(mut self) -> Registry {
         self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).opens_are_urgent = true;
         self
@@ -105,7 +111,7 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A tail reads `opened` from now on. To be called before its first chunk is handed over.
+    /// A tail starts to read `opened`. Must be called before its first chunk is handed over.
     pub fn open(&self, opened: Opened) {
         let mut inner = self.lock();
         let clock = inner.clock;
@@ -116,7 +122,7 @@ impl Registry {
         }
     }
 
-    /// The tail will hand over nothing more of this stream.
+    /// The tail will send no more chunks of this stream.
     pub fn close(&self, closed: &Closed) {
         if let Ending::Truncated { lost } | Ending::Gone { lost } = closed.why {
             self.totals.lost_bytes.fetch_add(lost, Relaxed);
@@ -154,7 +160,7 @@ impl Registry {
         }
     }
 
-    /// The first scan of all patterns is over. `done` is dropped when that is saved, or could not be.
+    /// The first scan of all patterns is over. `done` is dropped when that is saved, or the save has failed.
     pub fn first_scan_done(&self, done: Sender<()>) {
         let mut inner = self.lock();
         if std::mem::take(&mut inner.from_beginning) {
@@ -171,7 +177,7 @@ impl Registry {
         self.changed(&mut inner, Urgency::Now);
     }
 
-    /// Nothing changes any more.
+    /// No more changes will come.
     pub fn end(&self) {
         let mut inner = self.lock();
         inner.pending.ending = true;
@@ -193,7 +199,7 @@ impl Registry {
 
 /// The saver's side.
 impl Registry {
-    /// Waits until `until`, or for a change that is at least as urgent as `wakes`, and takes what has changed.
+    /// Waits until `until`, or for a change at least as urgent as `wakes`, and takes the pending changes.
     pub fn wait(&self, wakes: Urgency, until: Instant) -> Pending {
         let mut inner = self.lock();
         let is_there = |inner: &RegistryState| {
@@ -215,7 +221,8 @@ impl Registry {
         std::mem::replace(&mut inner.pending, Pending { ending, ..Pending::default() })
     }
 
-    /// What `offsets` is to say at `clock` seconds of running time: fills `head`'s streams and what belongs to them.
+    /// Fills `head` with the streams and their totals, as `offsets` will record them at `clock` seconds of running
+    /// time.
     pub fn snapshot(&self, head: &mut Saved, clock: u64) {
         let mut inner = self.lock();
         inner.clock = clock;
@@ -224,19 +231,19 @@ impl Registry {
         if head.sources.len() < inner.sources.len() {
             head.sources.extend_from_slice(&inner.sources[head.sources.len()..]);
         }
-        // Together with the positions: after a crash each line counts as often as its acknowledgement was saved.
+        // Taken together with the positions: after a crash a line is counted once per saved acknowledgement.
         head.totals.acked_lines = self.totals.acked_lines.load(Relaxed);
         head.totals.lost_bytes = inner.table.lost_bytes();
         head.streams.clear();
         head.streams.extend(inner.table.write_down(clock));
     }
 
-    /// The last snapshot is saved. Calls `finished` for each stream that needs nothing more.
+    /// The last snapshot is on disk. Calls `finished` for each stream that is done.
     pub fn saved(&self, finished: impl FnMut(StreamId)) {
         self.lock().table.saved(finished);
     }
 
-    /// Whether a file has another size than was saved last: worth a save, not worth hurrying.
+    /// Whether any file's size differs from the saved one: worth a save, but not urgent.
     pub fn sizes_moved(&self) -> bool {
         self.lock().table.sizes_moved()
     }
@@ -251,8 +258,8 @@ impl Registry {
         self.lock().table.exists(stream, clock);
     }
 
-    /// A resting stream's file is gone. Forgets the stream if the file was last seen more than `age` seconds of running
-    /// time ago; its path, if so.
+    /// A resting stream's file is gone. Forgets the stream if the file was last seen more than `age` seconds of
+    /// running time ago, and returns its path if so.
     pub fn absent(&self, stream: StreamId, clock: u64, age: u64) -> Option<Arc<Path>> {
         let mut inner = self.lock();
         let path = inner.table.forget_absent(stream, clock, age)?;

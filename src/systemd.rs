@@ -1,5 +1,5 @@
-//! What systemd is told and asks for, over `$NOTIFY_SOCKET` (sd_notify(3)); without systemd, nothing. Decides nothing:
-//! when the agent is ready, and whether it makes progress, is `commands/run.rs`'s.
+//! The systemd notification protocol over `$NOTIFY_SOCKET` (sd_notify(3)): readiness, status, watchdog and descriptor
+//! store. Does nothing without systemd.
 
 use crate::error::Escaped;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
@@ -13,26 +13,29 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest wait for room in systemd's queue; a message that finds none is given up.
+/// Longest wait for room in systemd's queue; after that a message is dropped.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The way to the service manager, if there is one. A clone is another user of the same.
+/// Handle to the service manager, if there is one; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Notify(Option<Arc<(UnixDatagram, SocketAddrUnix)>>);
 
 impl Notify {
-    /// To the manager that started us. A socket that cannot be used is logged once and not tried again.
+    /// Connects to the manager that started us. An unusable socket is logged once and not retried.
     pub fn from_env() -> Notify {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|n| !n.is_empty()) else {
             return Notify(None);
         };
         Self::to(&name).unwrap_or_else(|e| {
-            log::warn!("systemd: NOTIFY_SOCKET {}: {e}; it will not learn that we are ready", name.display());
+            log::warn!(
+                "systemd: NOTIFY_SOCKET {}: {e}; systemd will not be told that the agent is ready",
+                name.display()
+            );
             Notify(None)
         })
     }
 
-    /// `name`: a path, or `@` and the name of an abstract socket.
+    /// `name` is a path, or `@` and the name of an abstract socket.
     fn to(name: &OsStr) -> io::Result<Notify> {
         let address = match name.as_bytes() {
             [b'@', rest @ ..] => SocketAddrUnix::new_abstract_name(rest)?,
@@ -49,17 +52,17 @@ impl Notify {
         Ok(Notify(Some(Arc::new((socket, address)))))
     }
 
-    /// Somebody is told.
+    /// Whether there is a service manager.
     pub fn is_heard(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Started: config, state and watches are in order.
+    /// Start-up is complete: config, state and watches are in place.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", Escaped(status)));
     }
 
-    /// The config is read again; [`Notify::ready`] says when that is done (sd_notify(3), `RELOADING=1`).
+    /// The config is being reloaded; [`Notify::ready`] marks the end (sd_notify(3), `RELOADING=1`).
     pub fn reloading(&self) {
         let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
         let micros = now.as_micros();
@@ -71,7 +74,7 @@ impl Notify {
         self.send(&format!("STATUS={}", Escaped(status)));
     }
 
-    /// Progress was made, or there is none to make.
+    /// All threads are alive.
     pub fn watchdog(&self) {
         self.send("WATCHDOG=1");
     }
@@ -80,12 +83,13 @@ impl Notify {
         self.send(&format!("STOPPING=1\nSTATUS={}", Escaped(status)));
     }
 
-    /// Keep this descriptor beyond our end, under this name. (`FDPOLL=0`: a regular file has no hang-up to be polled for.)
+    /// Keeps this descriptor beyond our exit, under this name. (`FDPOLL=0`: a regular file has no hang-up to poll
+    /// for.)
     pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.try_send(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), &[fd])
     }
 
-    /// Let go of what is kept under this name.
+    /// Drops the descriptors kept under this name.
     pub fn forget(&self, name: &str) -> io::Result<()> {
         self.try_send(&format!("FDSTOREREMOVE=1\nFDNAME={}", Escaped(name)), &[])
     }
@@ -109,7 +113,7 @@ impl Notify {
     }
 }
 
-/// How often [`Notify::watchdog`] must be called: half of what the unit's `WatchdogSec` allows. `None`: nobody watches.
+/// How often [`Notify::watchdog`] must be called: half of the unit's `WatchdogSec`. `None` if there is no watchdog.
 pub fn watchdog_interval() -> Option<Duration> {
     let var = |name| std::env::var(name).ok();
     interval(var("WATCHDOG_USEC").as_deref(), var("WATCHDOG_PID").as_deref(), std::process::id())
@@ -162,7 +166,7 @@ mod tests {
         }
     }
 
-    /// Fails when the status goes out raw: a path with a newline could then say READY=1, or MAINPID=.
+    /// Fails when the status is sent unescaped: a path with a newline could then inject READY=1 or MAINPID=.
     #[test]
     fn a_status_is_one_line() {
         let dir = tempfile::tempdir().unwrap();

@@ -4,9 +4,9 @@
 //! channel until a deadline. It reads only while its budget and the parcel channel have room: that is all there is to
 //! backpressure. Events are hints: without them a look comes later, and no line is lost.
 
+mod assign;
 pub mod catchup;
 mod change;
-mod copies;
 mod find;
 mod folder;
 pub mod follow;
@@ -24,23 +24,24 @@ pub mod siblings;
 #[cfg(test)]
 mod simulated;
 mod streams;
+mod survey;
 mod trouble;
 
 pub use change::Change;
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
-use crate::chunk::{Chunk, Origin, Parcel, Shape, StreamId, Topic};
+use crate::chunk::{Chunk, Origin, Shape, StreamId, TailOutput, Topic};
 use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
-use crate::quota::{LetterShare, Room};
-use crate::report::repeats::Repeats;
+use crate::quota::{DeadLetterShare, Room};
+use crate::report::log_throttle::LogThrottle;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, Sender, never, select};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
-use known::{Entry, Known, Looks};
+use known::{Entry, Known};
 use log::{error, warn};
 use open::{Got, Open, Reading};
 use own::Undecided;
@@ -50,8 +51,8 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where reading starts in a file that exists when its source is first known.
@@ -132,8 +133,8 @@ pub struct Wake {
     pub slot: Receiver<()>,
     /// Another tail asks for a look.
     pub nudged: Receiver<()>,
-    /// What other tails know of this one's looks.
-    pub looks: Arc<Looks>,
+    /// How many looks were begun, and ended: an odd number during a look.
+    pub looks: Arc<AtomicU64>,
     /// False where inotify gives no events for this path, so that it must be polled.
     pub hints: Arc<AtomicBool>,
 }
@@ -181,9 +182,9 @@ pub fn run(
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
-        wake.looks.begin();
+        wake.looks.fetch_add(1, SeqCst);
         let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
-        wake.looks.end();
+        wake.looks.fetch_add(1, SeqCst);
         let step = match step {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
@@ -248,19 +249,23 @@ struct Tail<'a> {
     first: bool,
     /// It was begun then.
     begun: Option<Instant>,
+    /// See [`Known::folder`].
+    folder: Arc<Mutex<()>>,
     error: Option<String>,
     /// How often it could not be read; while `error` is set, whether that was told.
-    failures: Repeats,
+    failures: LogThrottle,
     told: bool,
     /// Since when it could not be read.
     failing: Option<Instant>,
-    cuts: Repeats,
+    cuts: LogThrottle,
     /// A rotation may have been under way at the last look: look for siblings once more.
     look_again: Option<Instant>,
     /// The file at the path cannot be opened now, or is not decided upon: it is not tried before.
     path_again: Option<Instant>,
     /// The file at the path may be a copy of another one.
     undecided: Option<Undecided>,
+    /// Of a compressed file: the stream that another tail has to look at first, see [`Undecided`].
+    asked: Option<(StreamId, u64)>,
     /// The file at the path is in a stream that another tail has still to look for.
     expected_elsewhere: bool,
     /// `rate`: nothing is read before.
@@ -285,10 +290,19 @@ struct Tail<'a> {
     /// What the last chunk would take in dead-letter: the next will be alike.
     letters: u64,
     /// Of the path's lines for the topic of now; `None`: there is no dead-letter file.
-    letter_share: Option<LetterShare>,
-    /// For room in dead-letter, since there was none; no more than 4.
+    letter_share: Option<DeadLetterShare>,
+    /// How often in a row there was no room in dead-letter; no more than 8, which makes a second between two looks.
     looks: u32,
 }
+
+/// See [`Known::folder`]. What is not decided when the agent stops is decided at the next start.
+fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>, Halt> {
+    let decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+    if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
+}
+
+/// Between two looks at whether another tail has looked.
+const AWAITED: Duration = Duration::from_millis(100);
 
 const LETTERS_FULL: &str =
     "its refused lines fill its share of dead-letter in the state folder: move that file away";
@@ -298,7 +312,7 @@ const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// 2,000,000 lines/s the rest lasts for 10 ms more; in an outage it is looked less and less often.
 const ROOM_AGAIN: Duration = Duration::from_millis(4);
 
-fn letter_share(board: &Board, o: &Options) -> Option<LetterShare> {
+fn letter_share(board: &Board, o: &Options) -> Option<DeadLetterShare> {
     board.quota.get().map(|quota| quota.share(&o.path, &o.topic))
 }
 
@@ -312,6 +326,7 @@ impl<'a> Tail<'a> {
         now: Instant,
     ) -> Tail<'a> {
         let letter_share = letter_share(board, &first.options);
+        let folder = known.folder(&first.options.path);
         Tail {
             o: first.options.paced(),
             outdated: first.outdated,
@@ -324,14 +339,16 @@ impl<'a> Tail<'a> {
             turn: 0,
             first: true,
             begun: None,
+            folder,
             error: None,
-            failures: Repeats::default(),
+            failures: LogThrottle::default(),
             told: false,
             failing: None,
-            cuts: Repeats::default(),
+            cuts: LogThrottle::default(),
             look_again: None,
             path_again: None,
             undecided: None,
+            asked: None,
             expected_elsewhere: false,
             free_at: now,
             now,
@@ -354,18 +371,34 @@ impl Tail<'_> {
     /// One look and one step.
     fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
         self.now = now;
+        let folder = self.folder.clone();
+        let stop = self.stop;
+        let decides = || decides(&folder, stop);
         if self.first {
-            if let Some(wait) = self.begin()? {
+            let _decides = decides()?;
+            let wait = self.begin();
+            self.known.begun(&self.o.path);
+            if let Some(wait) = wait? {
                 return Ok(Step::Wait(wait));
             }
             self.first = false;
         }
-        if let Some(wait) = self.find_absent()? {
-            return Ok(Step::Wait(wait));
+        if !self.absent.is_empty() {
+            let _decides = self.absent_until().is_some_and(|at| at <= now).then(decides).transpose()?;
+            if let Some(wait) = self.find_absent()? {
+                return Ok(Step::Wait(wait));
+            }
         }
-        self.save_undecided()?;
+        if self.undecided.is_some() {
+            let _decides = decides()?;
+            self.save_undecided()?;
+        }
         let at_path = match (self.look_at_path()?, self.path_again) {
             (AtPath::Another, Some(at)) if at > now => AtPath::Unknown,
+            (AtPath::Another, _) if self.awaits_another() => {
+                self.path_again = Some(now + AWAITED);
+                AtPath::Unknown
+            }
             (AtPath::Another, _) => AtPath::Another,
             (at_path, _) => {
                 self.path_again = None;
@@ -375,6 +408,7 @@ impl Tail<'_> {
         // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
+            let _decides = decides()?;
             self.catch_up(None)?;
         }
         let seen = self.look_at_open(now)?;
@@ -388,6 +422,8 @@ impl Tail<'_> {
         // Nothing is held by a file that is not read now.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
         self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
+        let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
+        let _decides = is_decision.then(decides).transpose()?;
         match step {
             Step::Open => self.open_new()?,
             Step::Orphan => self.orphan(),
@@ -455,7 +491,7 @@ impl Tail<'_> {
             self.undecided = None;
             // Its tail may still be looking for the stream, and find it elsewhere.
             self.expected_elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
-            self.known.met(&self.o.path);
+            self.known.unassigned(&self.o.path, false);
         }
         Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {
             (false, _) => AtPath::Another,
@@ -485,7 +521,7 @@ impl Tail<'_> {
                 held += open.backlog();
             }
             let quiet = now.duration_since(open.changed);
-            let gauge = &open.origin.gauge;
+            let progress = &open.origin.progress;
             seen.push(Seen {
                 live: open.live,
                 unread: open.unread(),
@@ -493,7 +529,7 @@ impl Tail<'_> {
                 rest: open.rest(),
                 truncated,
                 deleted,
-                acked: gauge.is_done(),
+                acked: progress.is_done(),
                 quiet,
                 too_much: deleted
                     && open.backlog() > 0
@@ -507,12 +543,16 @@ impl Tail<'_> {
         self.stuck(None);
         let got = self.open[i].read(&self.o.reading, rest, &self.outdated)?;
         let open = &self.open[i];
-        open.origin.gauge.searched.store(open.searched, Relaxed);
+        open.origin.progress.searched.store(open.searched, Relaxed);
         match got {
             Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
             Got::Stopped => Ok(()), // with other options
             Got::Nothing | Got::NoRoom => Ok(()),
-            Got::Changed => self.truncated(i),
+            Got::Changed => {
+                let folder = self.folder.clone();
+                let _decides = decides(&folder, self.stop)?;
+                self.truncated(i)
+            }
             Got::Broken(e) => self.broken(i, &e),
             Got::Chunk(mut chunk, counts) => {
                 if let Some(share) = &self.letter_share {
@@ -533,13 +573,13 @@ impl Tail<'_> {
                 }
                 self.spend(chunk.bytes.len());
                 self.known.progress(chunk.origin.stream, chunk.end, &self.open[i].head);
-                self.send(Parcel::Chunk(chunk))
+                self.send(TailOutput::Chunk(chunk))
             }
         }
     }
 
     /// This is where a tail waits while the producer is busy.
-    fn send(&self, parcel: Parcel) -> Result<(), Halt> {
+    fn send(&self, parcel: TailOutput) -> Result<(), Halt> {
         Ok(self.out.send(parcel, self.stop)?)
     }
 
@@ -553,7 +593,7 @@ impl Tail<'_> {
             }
             Room::Later => {
                 let wait = ROOM_AGAIN * (1 << self.looks);
-                self.looks = (self.looks + 1).min(4);
+                self.looks = (self.looks + 1).min(8);
                 Some(wait)
             }
             Room::Full => {

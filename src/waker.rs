@@ -1,5 +1,5 @@
-//! Wakes a thread that sleeps in `poll(2)`: an eventfd that is written only while the sleeper is asleep, so that a busy
-//! producer costs its callers no system call.
+//! Wakes a thread that sleeps in `poll(2)`. The eventfd is written only while the thread sleeps, so waking a busy
+//! producer costs no system call.
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -7,19 +7,19 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-/// Wakes its thread. Cheap to clone; one for each thread that has something to say.
+/// Wakes its thread. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Waker(Arc<Shared>);
+pub struct Waker(Arc<WakerState>);
 
 #[derive(Debug)]
-struct Shared {
+struct WakerState {
     event: OwnedFd,
     state: AtomicU8,
 }
 
-/// The sleeper works and will look at its queues once more before it sleeps only if it is [`WOKEN`] meanwhile.
+/// The thread is working. It checks its queues again before sleeping only if the state becomes [`WOKEN`].
 const AWAKE: u8 = 0;
-/// Something was said since the sleeper last began to look.
+/// A wake came since the thread last started to check its queues.
 const WOKEN: u8 = 1;
 /// In `poll(2)`, or about to be.
 const ASLEEP: u8 = 2;
@@ -27,23 +27,23 @@ const ASLEEP: u8 = 2;
 impl Waker {
     pub fn new() -> io::Result<Waker> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Waker(Arc::new(Shared { event, state: AtomicU8::new(AWAKE) })))
+        Ok(Waker(Arc::new(WakerState { event, state: AtomicU8::new(AWAKE) })))
     }
 
-    /// To be called after the news can be found in its queue.
+    /// Call after the new item is visible in its queue.
     pub fn wake(&self) {
         if self.0.state.swap(WOKEN, SeqCst) == ASLEEP {
-            // Fails only where 2^64 - 2 wakes were not heard.
+            // Fails only after 2^64 - 2 unread wakes.
             let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
         }
     }
 
-    /// The sleeper is about to look at its queues.
+    /// The thread is about to check its queues.
     pub fn begin_round(&self) {
         self.0.state.swap(AWAKE, SeqCst);
     }
 
-    /// The sleeper is about to sleep. `false`: there is news, it must not.
+    /// The thread is about to sleep. Returns `false` if a wake came meanwhile and it must not.
     #[must_use]
     pub fn may_sleep(&self) -> bool {
         self.0.state.compare_exchange(AWAKE, ASLEEP, SeqCst, SeqCst).is_ok()
@@ -53,13 +53,13 @@ impl Waker {
         PollFd::new(&self.0.event, PollFlags::IN)
     }
 
-    /// After `poll(2)` found it readable.
+    /// Call after `poll(2)` reported it readable.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0.event, &mut [0u8; 8]);
     }
 }
 
-/// A value whose end is news: dropping it wakes, after the value is gone.
+/// Wraps a value whose drop must wake the thread: the wake comes after the value is gone.
 #[derive(Clone, Debug)]
 pub struct Waking<T> {
     value: T,
@@ -96,7 +96,7 @@ mod tests {
     use rustix::event::{Timespec, poll};
     use std::thread;
 
-    /// Fails when news that comes between a look and the sleep is slept over, or each wake costs a write.
+    /// Fails when a wake between a check and the sleep is missed, or when each wake costs a write.
     #[test]
     fn news_between_look_and_sleep_is_heard() {
         let waker = Waker::new().unwrap();
@@ -118,7 +118,7 @@ mod tests {
         assert!(!readable());
     }
 
-    /// Fails when the value's end is not told, or told before it.
+    /// Fails when the drop does not wake, or wakes before the value is gone.
     #[test]
     fn an_end_wakes() {
         let waker = Waker::new().unwrap();

@@ -1,16 +1,19 @@
-//! inotify and discovery: which files there are, and a wake for the tail of a file that may have changed. Opens no file,
-//! reads nothing, starts nothing.
+//! File discovery and change notification: finds the files that match the patterns, and wakes a tail when its file
+//! may have changed.
 //!
-//! One inotify instance for all (the kernel allows 128 per user). It watches the folders of the patterns, for names that
-//! come and go, and each followed file, for its contents: a folder's other files make no wake-up. A wake is a full slot
-//! and never waits. Events are hints: after a lost one, a full queue, or where inotify does not work, the next look of
-//! the tail or the next walk comes later, and no line is lost.
+//! One inotify instance serves all files (the kernel allows 128 per user). It watches the folders of the patterns for
+//! names, and each followed file for its contents, so that other files in a folder cause no wake-ups. A wake fills
+//! the tail's one-element channel and never blocks.
+//!
+//! Events are hints. After a lost event, a queue overflow, or where inotify does not work (network file systems,
+//! exhausted watches), the tail's next check or the next walk comes later, and no line is lost. inotify alone was
+//! rejected as a source of truth: it misses mounts, replaced parent folders and everything before the first watch.
 
 pub mod pattern;
 mod watches;
 
+use crate::heartbeat::Heartbeat;
 use crate::packed::{Packed, packing};
-use crate::pulse::Beat;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
@@ -24,19 +27,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
-use watches::{Heard, OfPath, Told, Watches};
+use watches::{EventSupport, FileEvent, OfPath, Watches};
 
-/// What a source follows.
+/// The paths that a source follows.
 #[derive(Debug, Clone)]
 pub struct Watched {
     pub patterns: Vec<Pattern>,
     pub exclude: Exclude,
-    /// Events are not wanted: look again and again.
+    /// Poll instead of relying on events.
     pub poll: bool,
 }
 
 impl Watched {
-    /// A path belongs to the first source that means it.
+    /// Whether the source follows this path. A path belongs to the first source that does.
     pub fn means(&self, path: &Path) -> bool {
         self.patterns.iter().any(|p| p.matches(path)) && !self.exclude.matches(path)
     }
@@ -45,30 +48,31 @@ impl Watched {
 #[derive(Debug)]
 pub struct Options {
     pub sources: Vec<Watched>,
-    /// Paths with unread bytes of an earlier life: told of even when nothing is there now.
+    /// Paths with unread bytes from an earlier run: reported even if nothing exists there now.
     pub expected: Vec<PathBuf>,
-    /// Device and inode of files that the agent itself writes: never followed.
+    /// Device and inode of files that the agent itself writes; never followed.
     pub own: Vec<(u64, u64)>,
     /// End after the first walk.
     pub once: bool,
-    pub beat: Arc<Beat>,
-    /// Longest wait between two beats.
+    pub heartbeat: Arc<Heartbeat>,
+    /// Longest wait between two check-ins.
     pub longest: Duration,
 }
 
-/// A file to follow. The slot was made here and travels with the find; whoever drops it says so by [`Remote::ended`].
+/// A file to follow, with the receiving end of its wake channel. When its tail has ended, call
+/// [`WatchHandle::ended`].
 #[derive(Debug)]
 pub struct Found {
     pub path: PathBuf,
     pub slot: Receiver<()>,
-    /// Whether events come for this path.
+    /// Whether inotify reports changes for this path.
     pub hints: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-pub enum Sight {
+pub enum WatchEvent {
     Found(Found),
-    /// The first walk (of these sources) is done; these literal paths lead to nothing.
+    /// The first walk (of these sources) is done; nothing exists at these literal paths.
     Walked {
         missing: Vec<PathBuf>,
     },
@@ -80,21 +84,22 @@ enum Control {
     Sources { sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf> },
 }
 
-/// How the others speak to the thread. Dropping it ends the thread.
+/// Controls the watch thread. Dropping it ends the thread.
 #[derive(Debug)]
-pub struct Remote {
+pub struct WatchHandle {
     control: Option<Sender<Control>>,
-    bell: Arc<OwnedFd>,
+    wakeup: Arc<OwnedFd>,
 }
 
-impl Remote {
-    /// The tail of this path has ended. If something is there (again), it is told as found.
+impl WatchHandle {
+    /// The tail of this path has ended. If a file exists there (again), it is reported as found.
     pub fn ended(&self, path: &Path) {
         self.tell(Control::Ended(path.into()));
     }
 
-    /// Look for these from now on; `ended` as by [`Remote::ended`], all in one message, for the thread may wait for the
-    /// caller to take what it found. Paths whose tails live are not told again; ends with a [`Sight::Walked`].
+    /// Replaces the sources. `ended` works as in [`WatchHandle::ended`]; it is part of the same message, because the
+    /// thread may be waiting for the caller to receive what it found. Paths with a live tail are not reported again.
+    /// Finishes with a [`WatchEvent::Walked`].
     pub fn sources(&self, sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf>) {
         self.tell(Control::Sources { sources, expected, ended });
     }
@@ -102,70 +107,70 @@ impl Remote {
     fn tell(&self, what: Control) {
         if let Some(to) = &self.control {
             let _ = to.send(what);
-            ring(&self.bell);
+            wake_thread(&self.wakeup);
         }
     }
 }
 
-impl Drop for Remote {
+impl Drop for WatchHandle {
     fn drop(&mut self) {
         self.control.take();
-        ring(&self.bell);
+        wake_thread(&self.wakeup);
     }
 }
 
-fn ring(bell: &OwnedFd) {
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+fn wake_thread(wakeup: &OwnedFd) {
+    let _ = rustix::io::write(wakeup, &1u64.to_ne_bytes());
 }
 
-/// The thread's side of [`Remote`].
+/// The watch thread's end of [`WatchHandle`].
 #[derive(Debug)]
-pub struct Ears {
+pub struct ControlInbox {
     control: Receiver<Control>,
-    bell: Arc<OwnedFd>,
+    wakeup: Arc<OwnedFd>,
 }
 
-pub fn remote() -> io::Result<(Remote, Ears)> {
-    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    // Whoever ends a tail must not wait for a walk, which waits until what it finds is followed.
+pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
+    let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    // The sender must not wait for a walk, because a walk waits until what it finds is received.
     #[allow(clippy::disallowed_methods, reason = "at most one for each tail, and one for each reload")]
     let (tx, rx) = unbounded();
-    Ok((Remote { control: Some(tx), bell: bell.clone() }, Ears { control: rx, bell }))
+    Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))
 }
 
-/// Between two walks of all patterns when no event asks for one.
+/// Interval between walks of all patterns when no event asks for one.
 const WALK: Duration = Duration::from_secs(30);
-/// The same where events do not come for some folder.
+/// The same when some folder produces no events.
 const WALK_BLIND: Duration = Duration::from_secs(1);
-/// Between two readings of events, for each tail that the first of them woke, within limits: a wake-up costs more than a
-/// line, and a thousand in a second are enough.
+/// Pause between two reads of the event queue, per tail that the previous read woke, within limits. A wake-up costs
+/// more than a line, and a thousand per second are enough.
 const PER_WAKE: Duration = Duration::from_millis(1);
 const TOGETHER: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(200));
-/// The same after events that concern no followed path: a folder above one may be a busy one, such as `/tmp`.
+/// The same after events for no followed path: a parent folder may be a busy one, such as `/tmp`.
 const BESIDE: Duration = Duration::from_millis(50);
-/// Between two walks that events ask for.
+/// Shortest interval between walks requested by events.
 const CALM: Duration = Duration::from_millis(50);
 
-pub fn run(options: Options, ears: &Ears, out: &Sender<Sight>) {
+pub fn run(options: Options, inbox: &ControlInbox, out: &Sender<WatchEvent>) {
     let mut w = Watch::new(options, out);
     w.walk(true);
     if w.once {
         return;
     }
     loop {
-        w.wait(ears);
+        w.wait(inbox);
         loop {
-            match ears.control.try_recv() {
+            match inbox.control.try_recv() {
                 Ok(Control::Ended(path)) => w.ended(&path),
                 Ok(Control::Sources { sources, expected, ended }) => {
                     ended.iter().for_each(|path| w.ended(path));
-                    w.take_up(sources, expected);
+                    w.replace_sources(sources, expected);
                 }
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
             }
         }
-        w.gather(ears);
+        w.gather(inbox);
         w.events();
         let now = Instant::now();
         if (w.dirty && now >= w.walked + CALM.max(w.walk_cost * 20)) || now >= w.next_walk {
@@ -178,59 +183,59 @@ struct Slot {
     wake: Sender<()>,
     hints: Arc<AtomicBool>,
     watches: OfPath,
-    /// A link in the path's last part: other names in its folder may change where it leads.
+    /// The last component of the path is a symlink, so other names in its folder may change where it leads.
     link: bool,
-    /// What the last walk found at the path.
-    at_path: Option<FileId>,
-    /// Number of the last walk that found something there.
+    /// The file that the last walk found at the path.
+    at_path: Option<FileKey>,
+    /// Number of the last walk that found a file there.
     walk: u64,
 }
 
-/// Tells one file from another: device, inode, and where the file system keeps it, when it was made.
+/// Identifies a file: device, inode, and the birth time where the file system has one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FileId(u64, u64, Option<SystemTime>);
+struct FileKey(u64, u64, Option<SystemTime>);
 
-impl FileId {
-    fn of(m: &fs::Metadata) -> FileId {
-        FileId(m.dev(), m.ino(), m.created().ok())
+impl FileKey {
+    fn of(m: &fs::Metadata) -> FileKey {
+        FileKey(m.dev(), m.ino(), m.created().ok())
     }
 }
 
 struct Watch<'a> {
-    out: &'a Sender<Sight>,
+    out: &'a Sender<WatchEvent>,
     sources: Vec<Watched>,
     expected: Vec<PathBuf>,
     own: Vec<(u64, u64)>,
     once: bool,
-    beat: Arc<Beat>,
+    heartbeat: Arc<Heartbeat>,
     longest: Duration,
     watches: Watches,
-    /// `/proc/self/mountinfo`, which poll(2) reports at each change (proc_pid_mounts(5)): what is mounted over a folder makes no
-    /// event.
+    /// `/proc/self/mountinfo`; poll(2) reports each change (proc_pid_mounts(5)). A mount over a folder produces no
+    /// inotify event.
     mounts: Option<fs::File>,
     slots: BTreeMap<PathBuf, Slot>,
-    /// Paths that were refused or found missing, with what was said about them.
-    said: HashMap<PathBuf, String>,
-    /// Packed files that were found: device, inode, time of modification in seconds since 1970, bytes.
+    /// Paths that were rejected or missing, with the message logged for each.
+    reported: HashMap<PathBuf, String>,
+    /// Compressed files found: device, inode, modification time in seconds since 1970, size.
     packed: HashMap<PathBuf, (u64, u64, i64, u64)>,
-    /// It was said that compressed files are left out.
+    /// Skipping compressed files has been logged.
     compressed_said: bool,
     dirty: bool,
-    /// Number of the walk under way, or of the last one.
+    /// Number of the current or last walk.
     walk: u64,
     walked: Instant,
     walk_cost: Duration,
     next_walk: Instant,
     /// Some folder cannot be watched.
     blind: bool,
-    /// Events were last read.
-    heard: Instant,
-    /// Not to be read again before so long after.
+    /// When events were last read.
+    events_read: Instant,
+    /// Pause before events are read again.
     rest: Duration,
 }
 
 impl<'a> Watch<'a> {
-    fn new(o: Options, out: &'a Sender<Sight>) -> Self {
+    fn new(o: Options, out: &'a Sender<WatchEvent>) -> Self {
         let now = Instant::now();
         Watch {
             out,
@@ -238,12 +243,12 @@ impl<'a> Watch<'a> {
             expected: o.expected,
             own: o.own,
             once: o.once,
-            beat: o.beat,
+            heartbeat: o.heartbeat,
             longest: o.longest,
             watches: Watches::new(),
             mounts: fs::File::open("/proc/self/mountinfo").ok(),
             slots: BTreeMap::new(),
-            said: HashMap::new(),
+            reported: HashMap::new(),
             packed: HashMap::new(),
             compressed_said: false,
             dirty: false,
@@ -252,61 +257,61 @@ impl<'a> Watch<'a> {
             walk_cost: Duration::ZERO,
             next_walk: now,
             blind: false,
-            heard: now,
+            events_read: now,
             rest: Duration::ZERO,
         }
     }
 
-    fn wait(&mut self, ears: &Ears) {
+    fn wait(&mut self, inbox: &ControlInbox) {
         let now = Instant::now();
         let at = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
         let left = at.min(self.next_walk).saturating_duration_since(now) + Duration::from_millis(1);
         let left = left.min(self.longest);
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let mut fds = vec![PollFd::new(&*ears.bell, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&*inbox.wakeup, PollFlags::IN)];
         fds.extend(self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
         fds.extend(self.watches.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        self.beat.within(left);
-        let _ = poll(&mut fds, Some(&time)); // EINTR is a wake-up like any other
+        self.heartbeat.within(left);
+        let _ = poll(&mut fds, Some(&time)); // EINTR counts as a wake-up
         let mounted = self.mounts.is_some() && !fds[1].revents().is_empty();
-        self.beat.rests(); // a file system that hangs would hang after a restart too
+        self.heartbeat.suspend(); // a restart would not help against a hanging file system
         let mut count = [0; 8];
-        let _ = rustix::io::read(&*ears.bell, &mut count);
+        let _ = rustix::io::read(&*inbox.wakeup, &mut count);
         self.dirty |= mounted;
     }
 
-    /// Under many events they are taken together, so that 5,000 lines a second are 250 wake-ups of a tail and not 5,000, and
-    /// 200 busy files a thousand. An event after a rest is passed on at once.
-    fn gather(&mut self, ears: &Ears) {
-        let left = self.rest.saturating_sub(self.heard.elapsed());
+    /// Coalesces events under load: 5,000 lines per second become 250 wake-ups of a tail instead of 5,000, and 200
+    /// busy files cause a thousand. An event after a pause is passed on immediately.
+    fn gather(&mut self, inbox: &ControlInbox) {
+        let left = self.rest.saturating_sub(self.events_read.elapsed());
         if !left.is_zero() {
             let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
-            let _ = poll(&mut [PollFd::new(&*ears.bell, PollFlags::IN)], Some(&time));
+            let _ = poll(&mut [PollFd::new(&*inbox.wakeup, PollFlags::IN)], Some(&time));
         }
-        self.heard = Instant::now();
+        self.events_read = Instant::now();
     }
 
     fn events(&mut self) {
-        let heard = self.watches.hear();
-        let least = if heard.is_empty() { BESIDE } else { TOGETHER.0 };
-        let woken: u32 = heard.into_iter().map(|heard| self.event(heard)).sum();
+        let events = self.watches.read_events();
+        let least = if events.is_empty() { BESIDE } else { TOGETHER.0 };
+        let woken: u32 = events.into_iter().map(|event| self.event(event)).sum();
         self.rest = (PER_WAKE * woken).clamp(least, TOGETHER.1);
     }
 
-    /// How many tails that makes look.
-    fn event(&mut self, heard: Heard) -> u32 {
-        match heard {
-            Heard::Overflow => {
+    /// Returns how many tails were woken.
+    fn event(&mut self, event: FileEvent) -> u32 {
+        match event {
+            FileEvent::Overflow => {
                 self.dirty = true;
                 self.slots.values().map(wake).sum()
             }
-            Heard::Folder => {
+            FileEvent::Folder => {
                 self.dirty = true;
                 0
             }
-            Heard::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).map(wake).sum(),
-            Heard::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
-            Heard::Name(path) => {
+            FileEvent::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).map(wake).sum(),
+            FileEvent::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
+            FileEvent::Name(path) => {
                 self.dirty = true;
                 let links = self.slots.iter().filter(|(p, s)| s.link && p.parent() == path.parent());
                 let links: Vec<PathBuf> = links.map(|(p, _)| p.clone()).collect();
@@ -315,13 +320,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Another file may be at the path.
+    /// The path may now lead to another file.
     fn look_at(&mut self, path: &Path) -> u32 {
         self.watch_file(path);
         self.slots.get(path).map_or(0, wake)
     }
 
-    /// Looks for everything that the patterns mean; keeps the watches on the folders met, and lets the others go.
+    /// Walks all patterns. Keeps the watches of the folders it visits and drops the others.
     fn walk(&mut self, first: bool) {
         let start = Instant::now();
         self.dirty = false;
@@ -350,7 +355,7 @@ impl<'a> Watch<'a> {
         if first {
             self.meet_expected(&sources);
             let missing = self.missing(&sources);
-            let _ = self.out.send(Sight::Walked { missing });
+            let _ = self.out.send(WatchEvent::Walked { missing });
         }
         self.sources = sources;
         self.packed.retain(|path, _| path.exists());
@@ -360,7 +365,7 @@ impl<'a> Watch<'a> {
         self.next_walk = self.walked + if self.blind { WALK_BLIND } else { WALK };
     }
 
-    /// Paths that are not there, and still have bytes that were not read, in rotated files.
+    /// Missing paths that still have unread bytes in rotated files.
     fn meet_expected(&mut self, sources: &[Watched]) {
         for path in std::mem::take(&mut self.expected) {
             if let Some(source) = sources.iter().find(|s| s.means(&path))
@@ -373,12 +378,12 @@ impl<'a> Watch<'a> {
 
     fn missing(&mut self, sources: &[Watched]) -> Vec<PathBuf> {
         let literal = sources.iter().flat_map(|s| s.patterns.iter().filter_map(Pattern::literal));
-        literal.filter(|path| !self.slots.contains_key(path) && !self.said.contains_key(path)).collect()
+        literal.filter(|path| !self.slots.contains_key(path) && !self.reported.contains_key(path)).collect()
     }
 
-    fn take_up(&mut self, sources: Vec<Watched>, expected: Vec<PathBuf>) {
+    fn replace_sources(&mut self, sources: Vec<Watched>, expected: Vec<PathBuf>) {
         (self.sources, self.expected) = (sources, expected);
-        self.said.clear();
+        self.reported.clear();
         self.packed.clear();
         let paths: Vec<PathBuf> = self.slots.keys().cloned().collect();
         for path in paths {
@@ -390,10 +395,10 @@ impl<'a> Watch<'a> {
         self.walk(true);
     }
 
-    /// A walk found a file. Where it is another one than the last walk found, no event may have reported that: its folder was
+    /// A walk found a file. If it differs from the last walk's, no event may have reported that: its folder was
     /// replaced, or mounted over.
     fn meet(&mut self, poll: bool, path: PathBuf, m: &fs::Metadata) {
-        let at_path = Some(FileId::of(m));
+        let at_path = Some(FileKey::of(m));
         if let Some(slot) = self.slots.get_mut(&path) {
             slot.walk = self.walk;
             if std::mem::replace(&mut slot.at_path, at_path) != at_path {
@@ -408,7 +413,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Paths at which this walk found nothing, and the one before did.
+    /// Wakes the tails of paths where the previous walk found a file and this one did not.
     fn wake_missing(&mut self) {
         for slot in self.slots.values_mut().filter(|s| s.walk != self.walk) {
             if slot.at_path.take().is_some() {
@@ -417,7 +422,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// A packed file is read once: its tail ends, and is not started again for the same file.
+    /// A compressed file is read once: its tail ends and is not started again for the same file.
     fn meet_packed(&mut self, poll: bool, path: PathBuf, m: &fs::Metadata) {
         let file = (m.dev(), m.ino(), m.mtime(), m.size());
         if self.slots.contains_key(&path) || self.packed.get(&path) != Some(&file) {
@@ -426,7 +431,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Warns about a compressed file that was named by itself; says once that patterns leave such files out.
+    /// Warns about a compressed file that was named literally; logs once that patterns skip such files.
     fn compressed(&mut self, path: PathBuf, is_literal: bool) {
         if is_literal {
             self.refuse(path, "is compressed in a form that is not read");
@@ -437,31 +442,31 @@ impl<'a> Watch<'a> {
     }
 
     fn refuse(&mut self, path: PathBuf, why: &str) {
-        if self.said.get(&path).is_none_or(|s| s != why) {
+        if self.reported.get(&path).is_none_or(|s| s != why) {
             warn!("{}: {why}; it is not followed", path.display());
-            self.said.insert(path, why.into());
+            self.reported.insert(path, why.into());
         }
     }
 
-    fn found(&mut self, poll: bool, path: PathBuf, at_path: Option<FileId>) {
+    fn found(&mut self, poll: bool, path: PathBuf, at_path: Option<FileKey>) {
         let (wake, slot) = bounded(1);
         let hints = Arc::new(AtomicBool::new(!poll));
         let link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
         let watches = OfPath::default();
         let entry = Slot { wake, hints: hints.clone(), watches, link, at_path, walk: self.walk };
         self.slots.insert(path.clone(), entry);
-        if self.said.remove(&path).is_some() {
+        if self.reported.remove(&path).is_some() {
             info!("{}: is a file now", path.display());
         }
         self.watch_file(&path);
-        let _ = self.out.send(Sight::Found(Found { path, slot, hints }));
+        let _ = self.out.send(WatchEvent::Found(Found { path, slot, hints }));
     }
 
-    /// Without events for it, its tail looks by itself.
+    /// Without events for the file, its tail polls.
     fn watch_file(&mut self, path: &Path) {
         let Some(slot) = self.slots.get_mut(path) else { return };
         let polled = self.sources.iter().find(|s| s.means(path)).is_some_and(|s| s.poll);
-        if polled || self.watches.file(path, &mut slot.watches) == Told::No {
+        if polled || self.watches.file(path, &mut slot.watches) == EventSupport::No {
             slot.hints.store(false, Relaxed);
         }
     }
@@ -469,11 +474,11 @@ impl<'a> Watch<'a> {
     fn ended(&mut self, path: &Path) {
         let Some(slot) = self.slots.remove(path) else { return };
         self.watches.forget(path, slot.watches);
-        self.dirty = true; // it may be there again
+        self.dirty = true; // the path may exist again
     }
 }
 
-/// 1, or 0 where the slot is full (it is told already) or closed (its end is on the way).
+/// 1, or 0 if the channel is full (already woken) or closed (the tail is ending).
 fn wake(slot: &Slot) -> u32 {
     slot.wake.try_send(()).is_ok().into()
 }
@@ -494,14 +499,14 @@ struct Met<'a> {
     /// Some folder cannot be watched.
     blind: bool,
     files: Vec<(PathBuf, fs::Metadata)>,
-    /// Folders behind links that are not trusted, with the reason.
+    /// Folders behind untrusted links, with the reason.
     refused: Vec<(PathBuf, String)>,
 }
 
 impl Visitor for Met<'_> {
-    /// Watched before it is read: what comes in between is told.
+    /// Watched before it is listed, so that names created in between are reported.
     fn folder(&mut self, path: &Path) {
-        self.blind |= self.watches.folder(path) == Told::No;
+        self.blind |= self.watches.folder(path) == EventSupport::No;
     }
 
     fn file(&mut self, path: PathBuf, m: fs::Metadata) {

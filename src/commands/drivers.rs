@@ -1,10 +1,10 @@
 //! Chooses the driver that the config asks for, and makes its options.
 
 use crate::config::{self, Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output};
+use crate::heartbeat::Heartbeat;
 use crate::kafka::{self as modern, auto, net, net::probe};
 use crate::kafka_crate as classic;
 use crate::producer::driver::Drive;
-use crate::pulse::Beat;
 use crate::stdout;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
     match kafka.driver {
         DriverChoice::Classic => {
             let options = classic_options(kafka, classic::OnIncompatible::Wait);
-            Drive::worker(Some(Beat::SLOW), move |orders, events, board| {
+            Drive::worker(Some(Heartbeat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
             })
@@ -40,7 +40,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
                 let options = classic_options(kafka, unfit);
                 let run =
                     move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
-                Drive::worker(Some(Beat::SLOW), run)
+                Drive::worker(Some(Heartbeat::SLOW), run)
             };
             let options = auto::Options {
                 brokers: addresses(kafka),

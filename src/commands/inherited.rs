@@ -1,9 +1,9 @@
 //! Matches what the descriptor store gave back to the saved streams: by what the kernel says of each descriptor, never by its
 //! name. Reads no contents: that the bytes agree is seen by the tail that takes it up.
 
-use super::crew::Plan;
+use super::supervisor::SourceOptions;
 use crate::chunk::StreamId;
-use crate::fdstore::{FdStore, Given};
+use crate::fdstore::{FdStore, InheritedFd};
 use crate::streams::{Saved, SavedStream};
 use crate::tail::identity::{self, Look};
 use log::{info, warn};
@@ -11,13 +11,13 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl};
 use std::fs::File;
 
 /// Hands each file to its stream; all else is closed, said, and not kept any longer.
-pub fn adopt(given: Vec<Given>, store: &FdStore, saved: &Saved, plans: &[Plan]) {
+pub fn adopt(given: Vec<InheritedFd>, store: &FdStore, saved: &Saved, sources: &[SourceOptions]) {
     let mut adopted: Vec<(StreamId, String)> = Vec::new();
     let mut others: Vec<String> = Vec::new();
-    for Given { name, fd } in given {
+    for InheritedFd { name, fd } in given {
         let readable = fcntl_getfl(&fd).is_ok_and(is_readable);
         let judged = match identity::look(&fd) {
-            Ok(look) if readable => judge(&look, saved, plans),
+            Ok(look) if readable => judge(&look, saved, sources),
             Ok(_) => Err("it is not open for reading".into()),
             Err(e) => Err(e.to_string()),
         };
@@ -34,7 +34,7 @@ pub fn adopt(given: Vec<Given>, store: &FdStore, saved: &Saved, plans: &[Plan]) 
         }
     }
     others.retain(|other| adopted.iter().all(|(_, name)| name != other));
-    others.into_iter().for_each(|name| store.dismiss(name));
+    others.into_iter().for_each(|name| store.discard(name));
     if !adopted.is_empty() {
         info!(
             "{} file(s) with lines that are not delivered were kept by systemd, and are read on",
@@ -48,7 +48,7 @@ fn is_readable(flags: OFlags) -> bool {
 }
 
 /// The stream whose bytes are in there, `None` if all of them are delivered; else why it is nobody's.
-fn judge(look: &Look, saved: &Saved, plans: &[Plan]) -> Result<Option<StreamId>, String> {
+fn judge(look: &Look, saved: &Saved, sources: &[SourceOptions]) -> Result<Option<StreamId>, String> {
     if look.kind != FileType::RegularFile {
         return Err(identity::not_regular(look.kind).into());
     }
@@ -62,7 +62,7 @@ fn judge(look: &Look, saved: &Saved, plans: &[Plan]) -> Result<Option<StreamId>,
     if stream.finished {
         return Ok(None);
     }
-    if !plans.iter().any(|p| p.follows(&stream.path)) {
+    if !sources.iter().any(|p| p.follows(&stream.path)) {
         return Err(format!("{path} is not followed any more"));
     }
     Ok(Some(stream.stream))

@@ -4,7 +4,7 @@
 //! What cannot be trusted is not used: then the agent goes on from the saved positions with a new producer id, says so, and
 //! counts what may stand twice.
 
-use super::crew::Plan;
+use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Permit, Share};
 use crate::chunk::{Chunk, Origin, StreamId, Topic};
 use crate::error::Error;
@@ -13,10 +13,10 @@ use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
 use crate::exactly_once::file::{Binding, JournalContent, JournalFile};
 use crate::exactly_once::intent::{ChunkPiece, JournalRecord};
 use crate::fdstore::FdStore;
-use crate::files;
+use crate::private_file;
 use crate::producer::batch::{BatchGroup, Pick};
 use crate::producer::recovered::{RecoveredState, Resumed};
-use crate::report::{Board, Gauge};
+use crate::report::{Board, Progress};
 use crate::state::{Footing, StateFolder};
 use crate::stop;
 use crate::streams::mailbox::Mailbox;
@@ -38,7 +38,7 @@ pub struct Recovered {
 /// `saved` and `state` are changed: lines that are proved stored count as acknowledged.
 pub fn recover(
     (folder, always): (&Path, bool),
-    (plans, budget): (&[Plan], &Arc<Budget>),
+    (sources, budget): (&[SourceOptions], &Arc<Budget>),
     state: &mut StateFolder,
     saved: &mut Saved,
     mailbox: Mailbox,
@@ -51,14 +51,14 @@ pub fn recover(
         let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
-    let (store, found) = files::private(&path).and_then(JournalFile::open).map_err(trouble)?;
+    let (store, found) = private_file::open_or_create(&path).and_then(JournalFile::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let saved_positions = SavedPositions::of(saved);
     let mut loaded = match doubt(&found, &binding, state.found, saved) {
         None => load(records(found.records), &saved_positions),
         Some(why) => {
             log::error!(
-                "{}: {why}; going on from the saved positions with a new producer id: lines sent since they were saved may stand \
+                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may stand \
                  twice, doubled_at_most counts them",
                 path.display()
             );
@@ -73,7 +73,7 @@ pub fn recover(
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
         }
     }
-    let flights = resume(&mut loaded, (plans, budget), saved, kept, board)?;
+    let flights = resume(&mut loaded, (sources, budget), saved, kept, board)?;
     if loaded.id.is_some() {
         // What is neither acknowledged nor in these flights is read again.
         let lines = flights.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
@@ -153,7 +153,7 @@ fn records(payloads: Vec<Vec<u8>>) -> Vec<JournalRecord> {
 /// Reads the flights again. What is nowhere any more is given up, and counted.
 fn resume(
     loaded: &mut Loaded,
-    (plans, budget): (&[Plan], &Arc<Budget>),
+    (sources, budget): (&[SourceOptions], &Arc<Budget>),
     saved: &Saved,
     kept: &FdStore,
     board: &Board,
@@ -161,7 +161,7 @@ fn resume(
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
     let mut bytes = read_all(&loaded.flights, &streams, kept)?;
     let share =
-        |topic: &Topic| Some(plans.iter().find(|p| p.tail.topic == *topic)?.tail.reading.share.clone());
+        |topic: &Topic| Some(sources.iter().find(|p| p.tail.topic == *topic)?.tail.reading.share.clone());
     let mut permits = permits(&loaded.flights, share, budget);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
     let mut resumed = Vec::new();
@@ -172,7 +172,7 @@ fn resume(
         for (i, wanted) in flight.chunks.iter().enumerate() {
             let key = (wanted.piece.stream, wanted.piece.range.start);
             let chunk = streams.get(&wanted.piece.stream).and_then(|stream| {
-                chunk(&flight.topic, wanted, bytes.remove(&key)?, stream, plans, &mut permits)
+                chunk(&flight.topic, wanted, bytes.remove(&key)?, stream, sources, &mut permits)
             });
             let Some(chunk) = chunk else {
                 gone.insert(key);
@@ -282,19 +282,19 @@ fn chunk(
     wanted: &WantedChunk,
     bytes: Vec<u8>,
     stream: &SavedStream,
-    plans: &[Plan],
+    sources: &[SourceOptions],
     permits: &mut HashMap<Topic, Permit>,
 ) -> Option<Chunk> {
     let piece = &wanted.piece;
     let lines = piece.lines_in(&bytes)?;
-    let plan = plans.iter().find(|p| p.follows(&stream.path))?;
+    let source = sources.iter().find(|p| p.follows(&stream.path))?;
     let end = piece.range.end;
     let origin = Origin {
         stream: piece.stream,
         topic: topic.clone(),
         path: stream.path.to_path_buf(),
-        shape: plan.tail.shape.clone(),
-        gauge: Arc::new(Gauge::new(end, end, None)),
+        shape: source.tail.shape.clone(),
+        progress: Arc::new(Progress::new(end, end, None)),
     };
     let permit = permits.get_mut(topic)?.split(bytes.len() + lines.len() * 8);
     Some(Chunk {
@@ -311,7 +311,7 @@ fn chunk(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Break, FlightNo, Point};
+    use crate::chunk::{BatchGroupNo, Break, Point};
 
     /// Fails when the start waits for memory that nobody gives back: the permits of two topics are taken of one share; or
     /// when a topic that is not named any more keeps a part of the budget.
@@ -332,7 +332,14 @@ mod tests {
             };
             let chunks = vec![WantedChunk { piece, stored: Vec::new() }];
             let topic = Topic::from(topic);
-            Rebuild { flight: FlightNo(1), topic, topic_id: [0; 16], stamp_ms: 0, chunks, open: Vec::new() }
+            Rebuild {
+                flight: BatchGroupNo(1),
+                topic,
+                topic_id: [0; 16],
+                stamp_ms: 0,
+                chunks,
+                open: Vec::new(),
+            }
         };
         let budget = Arc::new(Budget::new(1000));
         let (named, other) = (budget.share(), budget.share());

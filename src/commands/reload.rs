@@ -198,6 +198,6 @@ mod tests {
         let said = "taken up: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
         assert_eq!((changes.to_string().as_str(), changes.driver, changes.elsewhere), (said, false, false));
         let Output::Kafka(kafka) = new.output else { panic!() };
-        assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 900 << 10));
+        assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 880 << 10));
     }
 }

@@ -6,9 +6,9 @@
 //! Shutdown goes in the direction of the data: tails end, the producer drains what is left and waits for its acks up to
 //! `drain_timeout`, then the saver saves. A second signal ends the process at once.
 
-use super::crew::Crew;
-use super::plan::{self, Shares};
+use super::options::{self, Shares};
 use super::recover::{Recovered, recover};
+use super::supervisor::Supervisor;
 use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
 use crate::budget::Budget;
@@ -29,7 +29,7 @@ use crate::streams::{Registry, Saved};
 use crate::systemd::Notify;
 use crate::tail::known::{Entry, Known};
 use crate::waker::{Waker, Waking};
-use crate::watch::Sight;
+use crate::watch::WatchEvent;
 use crossbeam_channel::{Receiver, after, bounded, never, select};
 use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -51,14 +51,14 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// `at_once` ends the process: for the second signal.
 pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
-    let given = fdstore::given();
+    let given = fdstore::inherited();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
     let asked = asked.overrides();
     let config = config::load(&asked)?;
     raise_descriptor_limit();
     let board = Arc::new(Board::default());
-    let watchdog = Watchdog::from_env(&board.pulse);
+    let watchdog = Watchdog::from_env(&board.heartbeats);
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
@@ -68,8 +68,8 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let mut shares = Shares::of(&budget);
     // After damaged state `start` applies to nothing.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
-    let plans = plan::sources(&config, &mut shares, is_known);
-    if let (Some(file), limit) = plan::dead_letter(&config) {
+    let sources = options::sources(&config, &mut shares, is_known);
+    if let (Some(file), limit) = options::dead_letter(&config) {
         let trouble = |e| {
             let fix = "let the agent's user read it, or move it away";
             Error::failed(format_args!("read {}", file.display()), e, fix)
@@ -78,10 +78,10 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     }
     let notify = Notify::from_env();
     let store = config.agent.state_dir.as_ref().map(|_| FdStore::new(&notify)).unwrap_or_default();
-    inherited::adopt(given, &store, &saved, &plans);
+    inherited::adopt(given, &store, &saved, &sources);
     let recovered = match exactly_once(&config) {
         Some(settings) => {
-            Some(recover(settings, (&plans, &budget), &mut folder, &mut saved, mailbox, &store, &board)?)
+            Some(recover(settings, (&sources, &budget), &mut folder, &mut saved, mailbox, &store, &board)?)
         }
         None => None,
     };
@@ -113,7 +113,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "producer", {
             let producer = producer::Producer {
-                options: producer::Options { once, saved_ms: saved.wall_ms, ..plan::ship(&config) },
+                options: producer::Options { once, saved_ms: saved.wall_ms, ..options::producer(&config) },
                 inbox,
                 changes: changed,
                 drive: drivers::drive(&config),
@@ -128,9 +128,9 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
             }
         })?;
         let saves = config.agent.state_dir.is_some();
-        let crew = Crew::start(scope, (&known, board), plans, config.once, saves, outlet)?;
-        let mut office = Office {
-            crew,
+        let supervisor = Supervisor::start(scope, (&known, board), sources, config.once, saves, outlet)?;
+        let mut run_loop = RunLoop {
+            supervisor,
             board,
             asked,
             config,
@@ -150,8 +150,8 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
             live,
             at_once,
         };
-        let ended = office.work(&signals.inbox, &ship_gone);
-        drop(office);
+        let ended = run_loop.work(&signals.inbox, &ship_gone);
+        drop(run_loop);
         let shipped = shipping.join();
         ended?;
         if let Ok(Err(Dead { why })) = shipped {
@@ -173,8 +173,8 @@ fn start<'s, T: Send + 's>(
 }
 
 /// The main thread: takes what happens, starts and stops.
-struct Office<'s, 'e> {
-    crew: Crew<'s, 'e>,
+struct RunLoop<'s, 'e> {
+    supervisor: Supervisor<'s, 'e>,
     board: &'e Board,
     asked: Overrides,
     config: Config,
@@ -201,25 +201,25 @@ struct Office<'s, 'e> {
     at_once: fn(ExitCode) -> !,
 }
 
-impl Office<'_, '_> {
+impl RunLoop<'_, '_> {
     fn work(&mut self, signals: &Receiver<Signal>, ship_gone: &Receiver<Infallible>) -> Result<(), Error> {
         let mut deadline = never();
-        let mut sighted = self.crew.sighted.clone();
+        let mut sighted = self.supervisor.sighted.clone();
         let mut too_slow = never();
         let mut flushed = never::<()>();
-        let mut pulse = self.watchdog.next();
+        let mut watchdog_due = self.watchdog.next();
         loop {
             select! {
-                recv(self.crew.sights) -> sight => match sight {
-                    Ok(Sight::Found(found)) => self.crew.follow(found),
-                    Ok(Sight::Walked { missing }) => {
-                        self.crew.walked(&missing)?;
+                recv(self.supervisor.watch_events) -> event => match event {
+                    Ok(WatchEvent::Found(found)) => self.supervisor.follow(found),
+                    Ok(WatchEvent::Walked { missing }) => {
+                        self.supervisor.walked(&missing)?;
                         too_slow = after(FIRST_LOOK);
                     }
-                    Err(_) => self.crew.blind(),
+                    Err(_) => self.supervisor.blind(),
                 },
-                recv(self.crew.retry) -> _ => self.crew.retry_waiting(),
-                recv(self.crew.ends) -> end => if let Ok(end) = end { self.crew.ended(end) },
+                recv(self.supervisor.retry) -> _ => self.supervisor.retry_waiting(),
+                recv(self.supervisor.ends) -> end => if let Ok(end) = end { self.supervisor.ended(end) },
                 recv(sighted) -> _ => { // closed: every tail of the first walk has looked
                     sighted = never();
                     too_slow = never();
@@ -247,25 +247,25 @@ impl Office<'_, '_> {
                     warn!("not everything was acknowledged within drain_timeout ({time:?}); the rest {}", left(&self.config));
                     self.give_up = None;
                 }
-                recv(pulse) -> _ => {
+                recv(watchdog_due) -> _ => {
                     let line = || Snapshot::take(self.board, Instant::now()).line();
-                    self.watchdog.look(&self.board.pulse, &self.notify, line);
-                    pulse = self.watchdog.next();
+                    self.watchdog.look(&self.board.heartbeats, &self.notify, line);
+                    watchdog_due = self.watchdog.next();
                 }
                 recv(ship_gone) -> _ => return match self.stopping {
-                    None => self.crew.verdict(),
+                    None => self.supervisor.verdict(),
                     Some(_) => Ok(()),
                 },
             }
             if self.reload && !self.opening && self.stopping.is_none() {
                 self.reload = false;
                 if self.read_again() {
-                    sighted = self.crew.sighted.clone();
+                    sighted = self.supervisor.sighted.clone();
                 }
             }
             if self.config.once
-                && self.crew.files() == 0
-                && self.crew.is_closed()
+                && self.supervisor.files() == 0
+                && self.supervisor.is_closed()
                 && !std::mem::replace(&mut self.all_read, true)
             {
                 // The tails may have ended before their first looks were noticed here.
@@ -290,7 +290,7 @@ impl Office<'_, '_> {
                 return false;
             }
         };
-        let plans = plan::sources(&config, &mut self.shares, |p| self.known.contains(p));
+        let sources = options::sources(&config, &mut self.shares, |p| self.known.contains(p));
         match changes.needs_restart() {
             true => warn!("SIGHUP: {changes}"),
             false => info!("SIGHUP: {changes}"),
@@ -298,12 +298,12 @@ impl Office<'_, '_> {
         self.config = config;
         // First: no driver gets a line that is made for the next one.
         self.changes.send(producer::Change {
-            options: plan::ship(&self.config),
+            options: options::producer(&self.config),
             drive: changes.driver.then(|| drivers::drive(&self.config)),
             elsewhere: changes.elsewhere,
         });
         self.opening = true;
-        self.crew.change(plans);
+        self.supervisor.change(sources);
         true
     }
 
@@ -311,7 +311,7 @@ impl Office<'_, '_> {
     fn save_first_sight(&mut self) -> Receiver<()> {
         let (done, flushed) = bounded(1);
         if self.stopping.is_none() {
-            for pattern in self.crew.patterns() {
+            for pattern in self.supervisor.patterns() {
                 if self.known.insert(pattern.clone()) {
                     self.registry.pattern_known(pattern);
                 }
@@ -327,7 +327,7 @@ impl Office<'_, '_> {
             return;
         }
         if !self.config.once {
-            info!("following {} file(s)", self.crew.files());
+            info!("following {} file(s)", self.supervisor.files());
         }
         self.live.metrics(self.config.textfile.clone());
         self.notify.ready(&self.line());
@@ -347,7 +347,7 @@ impl Office<'_, '_> {
         self.stopping = Some(Instant::now());
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
-        self.crew.stop();
+        self.supervisor.stop();
         self.halt = None;
         after(self.config.agent.drain_timeout)
     }
@@ -397,15 +397,10 @@ fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().map(|s| Entry {
         stream: s.stream,
         path: s.path.to_path_buf(),
-        identity: s.identity.clone(),
         at: s.at,
         beyond: s.beyond.clone(),
         size: s.size,
-        modified: 0,
         finished: s.finished,
-        open: false,
-        absent: false,
-        reading: false,
-        head: Vec::new(),
+        ..Entry::of(s.identity.clone())
     })
 }

@@ -5,7 +5,7 @@
 use super::drivers;
 use crate::budget::{Budget, Share};
 use crate::chunk::{
-    Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Parcel, Point, Shape, StreamId, Then,
+    Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Point, Shape, StreamId, TailOutput, Then,
 };
 use crate::cli;
 use crate::config::{self, Delivery};
@@ -83,10 +83,11 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         let body = move || producer::run(producer);
         let shipping = thread("producer").spawn_scoped(scope, body).map_err(threads)?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
-        let mut desk = Desk { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
-        let done = desk.work(failed, &receipts, &signals.inbox);
-        let stored = desk.stored;
-        drop((desk, receipts));
+        let mut send_loop =
+            SendLoop { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
+        let done = send_loop.work(failed, &receipts, &signals.inbox);
+        let stored = send_loop.stored;
+        drop((send_loop, receipts));
         let shipped = shipping.join();
         done?;
         if let Ok(Err(dead)) = shipped {
@@ -137,7 +138,7 @@ fn threads(e: io::Error) -> Error {
 }
 
 /// The main thread: prints what is stored, heeds signals.
-struct Desk<'a> {
+struct SendLoop<'a> {
     give_up: Option<Waking<stop::Handle>>,
     input: Option<Waking<stop::Handle>>,
     stopping: bool,
@@ -149,7 +150,7 @@ struct Desk<'a> {
     at_once: fn(ExitCode) -> !,
 }
 
-impl Desk<'_> {
+impl SendLoop<'_> {
     /// Until the producer has nothing left, which closes the receipts.
     fn work(
         &mut self,
@@ -247,12 +248,12 @@ impl SendInput {
             topic: topic.into(),
             path: PathBuf::from("-"),
             shape: Arc::new(Shape { key, ..Shape::default() }),
-            gauge: Arc::new(Progress::default()),
+            progress: Arc::new(Progress::default()),
         };
         let share = Budget::new(MEMORY).share();
         let origin = Arc::new(origin);
         let opened = Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() };
-        out.tell(Parcel::Opened(opened));
+        out.tell(TailOutput::Opened(opened));
         SendInput { origin, share, given: given.clone(), out, stop, at: 0 }
     }
 
@@ -293,12 +294,12 @@ impl SendInput {
         }
         let range = self.at..self.at + size as u64;
         self.at = range.end;
-        self.origin.gauge.frame(range.end);
+        self.origin.progress.frame(range.end);
         self.given.fetch_add(table.len() as u64, Relaxed);
         let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
         let origin = self.origin.clone();
         let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
-        self.out.send(Parcel::Chunk(chunk), &self.stop).ok()
+        self.out.send(TailOutput::Chunk(chunk), &self.stop).ok()
     }
 }
 

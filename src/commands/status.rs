@@ -6,7 +6,7 @@ mod shipped;
 use crate::cli;
 use crate::config;
 use crate::error::{Error, ExitCode};
-use crate::files;
+use crate::private_file;
 use crate::report::live;
 use crate::report::snapshot::{ExactlyOnce, File, Snapshot, StateStatus, StreamStatus, TotalsStatus, shown};
 use crate::report::text;
@@ -123,7 +123,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
 
 fn sent_marks_file(folder: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    files::read(&folder.join("air"))?.read_to_end(&mut bytes)?;
+    private_file::open_read(&folder.join("air"))?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

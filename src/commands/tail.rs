@@ -1,6 +1,6 @@
 //! Stage 1 alone: prints each line as it is appended. Saves nothing, sends nothing.
 
-use super::{crew::Crew, plan};
+use super::{options, supervisor::Supervisor};
 use crate::budget::Budget;
 use crate::chunk::Chunk;
 use crate::cli;
@@ -11,7 +11,7 @@ use crate::report::Board;
 use crate::signals;
 use crate::tail::known::Known;
 use crate::waker::Waker;
-use crate::watch::Sight;
+use crate::watch::WatchEvent;
 use crossbeam_channel::select;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -23,24 +23,24 @@ pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let overrides = Overrides { from: Some(asked.from), files: asked.files, ..Overrides::default() };
     let config = config::load(&overrides)?;
     let (board, known) = (Board::default(), Known::default());
-    let mut shares = plan::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
-    let plans = plan::sources(&config, &mut shares, |_| false);
+    let mut shares = options::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
+    let sources = options::sources(&config, &mut shares, |_| false);
     // Nothing here sleeps in poll(2): the waker wakes nobody.
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);
     let out = Outlet::new(Arc::default(), out);
     thread::scope(|scope| {
-        let mut crew = Crew::start(scope, (&known, &board), plans, false, false, out)?;
+        let mut supervisor = Supervisor::start(scope, (&known, &board), sources, false, false, out)?;
         let mut stdout = io::stdout().lock();
         loop {
             select! {
-                recv(crew.sights) -> s => match s {
-                    Ok(Sight::Found(f)) => crew.follow(f),
-                    Ok(Sight::Walked { missing }) => crew.walked(&missing)?,
-                    Err(_) => crew.blind(),
+                recv(supervisor.watch_events) -> s => match s {
+                    Ok(WatchEvent::Found(f)) => supervisor.follow(f),
+                    Ok(WatchEvent::Walked { missing }) => supervisor.walked(&missing)?,
+                    Err(_) => supervisor.blind(),
                 },
-                recv(crew.retry) -> _ => crew.retry_waiting(),
-                recv(crew.ends) -> end => if let Ok(end) = end { crew.ended(end) },
+                recv(supervisor.retry) -> _ => supervisor.retry_waiting(),
+                recv(supervisor.ends) -> end => if let Ok(end) = end { supervisor.ended(end) },
                 recv(chunks) -> chunk => if let Ok(chunk) = chunk {
                     match print(&mut stdout, &chunk) {
                         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {

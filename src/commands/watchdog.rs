@@ -1,7 +1,7 @@
-//! Pings systemd's watchdog while all threads keep their promises (`pulse.rs`). Ends nothing: that is systemd's, when the
+//! Pings systemd's watchdog while all threads keep their promises (`heartbeat.rs`). Ends nothing: that is systemd's, when the
 //! pings stay out.
 
-use crate::pulse::Pulse;
+use crate::heartbeat::Heartbeats;
 use crate::systemd::{self, Notify};
 use crossbeam_channel::{Receiver, after, never};
 use log::{error, info};
@@ -17,9 +17,9 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// Before the stages begin: they learn how long they may wait at most.
-    pub fn from_env(pulse: &Pulse) -> Watchdog {
+    pub fn from_env(heartbeats: &Heartbeats) -> Watchdog {
         let every = systemd::watchdog_interval();
-        every.into_iter().for_each(|every| pulse.watched(every));
+        every.into_iter().for_each(|every| heartbeats.check_every(every));
         Watchdog { every, stuck: None }
     }
 
@@ -31,8 +31,8 @@ impl Watchdog {
     }
 
     /// Pings, unless a thread is stuck, and says what is to be said with it.
-    pub fn look(&mut self, pulse: &Pulse, notify: &Notify, status: impl FnOnce() -> String) {
-        match pulse.late(Instant::now()) {
+    pub fn look(&mut self, heartbeats: &Heartbeats, notify: &Notify, status: impl FnOnce() -> String) {
+        match heartbeats.overdue(Instant::now()) {
             None => {
                 if let Some(name) = self.stuck.take() {
                     info!("watchdog: thread {name} is back");

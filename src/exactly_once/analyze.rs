@@ -1,35 +1,35 @@
-//! What the records of an earlier run mean: which lines are stored, which may be, and which numbers a partition used last.
-//! Pure: reads no file, asks no broker.
+//! Interprets the records of an earlier run: which lines are stored, which may be, and the last sequence numbers of
+//! each partition. Pure.
 //!
-//! The rule: a partition has one open intent at most, for the next one is written only when the one before is settled (all
-//! its records are stored, or are dead letters) or is voided by name. So of a partition's intents only the last can be open.
+//! A partition has at most one open intent: the next one is written only when the one before is settled (all its
+//! records are stored or dead-lettered) or is explicitly voided. So only the last intent of a partition can be open.
 
 use super::intent::{ChunkPiece, Intent, JournalRecord};
-use crate::chunk::{Ack, FlightNo, Range, StreamId, Topic};
+use crate::chunk::{Ack, BatchGroupNo, Range, StreamId, Topic};
 use crate::producer::recovered::{LastSequence, OpenBatch, TopicPartition};
 use crate::streams::SavedPositions;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// Chunks all of whose lines are stored, though the saved positions do not say so.
+    /// Chunks whose lines are all stored although the saved positions do not include them.
     pub settled: Vec<Ack>,
-    /// Flights with lines that may be stored, or are not, beside lines that are.
+    /// Batch groups that contain lines which may be stored or are not, beside lines that are.
     pub flights: Vec<Rebuild>,
-    /// The last numbers of each partition.
+    /// The last sequence numbers of each partition.
     pub lasts: HashMap<TopicPartition, LastSequence>,
     /// Intents that are still needed, in order.
     pub keep: Vec<Intent>,
-    /// The highest serial, flight number, and epoch of the id that was used last.
+    /// The highest serial, batch group number, and epoch of the id that was used last.
     pub serial: u64,
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub id: Option<(i64, i16)>,
 }
 
-/// A flight to be read again.
+/// A batch group to be read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuild {
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub stamp_ms: i64,
@@ -37,7 +37,7 @@ pub struct Rebuild {
     pub open: Vec<OpenBatch>,
 }
 
-/// A chunk of it.
+/// One of its chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedChunk {
     pub piece: ChunkPiece,
@@ -45,7 +45,7 @@ pub struct WantedChunk {
     pub stored: Vec<u16>,
 }
 
-/// The chunk, as the same in all intents that name it.
+/// Identifies a chunk across the intents that name it.
 type ChunkKey = (StreamId, u64, u64);
 
 fn key(p: &ChunkPiece) -> ChunkKey {
@@ -80,13 +80,13 @@ pub fn load(records: Vec<JournalRecord>, saved: &SavedPositions) -> Loaded {
         }
     }
     out.id = latest.1;
-    // One covered piece of a batch that still counts: all of it was done.
+    // If one piece of a batch is covered by the saved positions, the whole batch was done.
     let covered = |p: &ChunkPiece| saved.holds(p.stream, &p.range);
     intents.retain(|i| !void.contains(&i.serial) && !i.pieces.iter().all(covered));
     let is_open = |i: &Intent| {
         last_intent.get(&(i.topic.clone(), i.partition)) == Some(&i.serial) && !i.pieces.iter().any(covered)
     };
-    let mut flights: BTreeMap<FlightNo, Vec<&Intent>> = BTreeMap::new();
+    let mut flights: BTreeMap<BatchGroupNo, Vec<&Intent>> = BTreeMap::new();
     for i in &intents {
         flights.entry(i.flight).or_default().push(i);
     }
@@ -126,7 +126,7 @@ fn one_flight(
             }
         }
     }
-    order.sort_unstable(); // of one stream, in its order: as the flight had them
+    order.sort_unstable(); // by stream, in stream order, as in the original batch group
     let mut chunks = Vec::new();
     let mut place: HashMap<ChunkKey, usize> = HashMap::new();
     for k in order {
@@ -218,7 +218,7 @@ mod tests {
     fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<ChunkPiece>) -> Intent {
         let count = pieces.iter().map(|p| p.picked().count() as u32).sum();
         let numbers = Numbers { pid: 1, epoch: 0, base: 0 };
-        let flight = FlightNo(flight);
+        let flight = BatchGroupNo(flight);
         Intent {
             serial,
             voids: 0,
@@ -251,12 +251,13 @@ mod tests {
         assert_eq!((l.settled.len(), l.settled[0].range.clone()), (1, 0..30));
         assert_eq!(l.flights.len(), 1);
         assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.len()), (2, 0));
-        assert_eq!((l.serial, l.flight, l.id, l.keep.len()), (2, FlightNo(2), Some((1, 0)), 2));
+        assert_eq!((l.serial, l.flight, l.id, l.keep.len()), (2, BatchGroupNo(2), Some((1, 0)), 2));
         assert_eq!(l.lasts[&("t".into(), 0)].end, 2);
     }
 
-    /// Fails when a covered intent is taken up again, or one that the saved positions cover in part counts as open: what is
-    /// saved was acknowledged, and a chunk is only when all batches with lines of it are stored.
+    /// Fails when a covered intent is resumed, or when an intent that the saved positions cover in part counts as
+    /// open: saved positions were acknowledged, and a chunk is acknowledged only when all batches with lines of it
+    /// are stored.
     #[test]
     fn what_is_covered_is_done() {
         let a = intent(1, 1, 0, vec![piece(1, 0, 3, None), piece(2, 0, 4, Some(vec![0, 2]))]);
@@ -264,10 +265,10 @@ mod tests {
         assert!(l.flights.is_empty() && l.settled.is_empty() && l.keep.is_empty());
         let l = loaded(&[a], &[(1, 30), (2, 0)]);
         assert_eq!(l.flights[0].chunks[0].stored, [0, 2]);
-        assert!(l.flights[0].open.is_empty(), "lines 1 and 3 are to be sent anew, 0 and 2 are stored");
+        assert!(l.flights[0].open.is_empty(), "lines 1 and 3 are sent with new numbers, 0 and 2 are stored");
     }
 
-    /// Fails when lines of a split batch that got no numbers of their own count as stored.
+    /// Fails when lines of a split batch that never got numbers count as stored.
     #[test]
     fn a_voided_intent_says_nothing() {
         let whole = intent(1, 1, 0, vec![piece(1, 0, 4, None)]);
@@ -276,13 +277,13 @@ mod tests {
         let f = &l.flights[0];
         assert_eq!((f.open.len(), f.open[0].picks.clone()), (1, vec![(0, 0), (0, 1)]));
         assert!(f.chunks[0].stored.is_empty());
-        // The other half elsewhere: then the front is settled, if its partition went on.
+        // With the other half in another partition, the front is settled if its own partition moved on.
         let back = Intent { voids: 1, ..intent(3, 1, 0, vec![piece(1, 0, 4, Some(vec![2, 3]))]) };
         let l = loaded(&[whole, front, back], &[(1, 0)]);
         assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.clone()), (3, vec![0, 1]));
     }
 
-    /// Fails when a flight over two partitions is not put together from its two intents.
+    /// Fails when a batch group over two partitions is not assembled from its two intents.
     #[test]
     fn a_flight_over_partitions() {
         let even = intent(1, 7, 0, vec![piece(1, 0, 4, Some(vec![0, 2]))]);

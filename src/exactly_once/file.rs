@@ -1,4 +1,5 @@
-//! The file `flights`: records that survive a kill, and with `sync = "always"` a power loss. Knows nothing of what they say.
+//! The file `flights`: an append-only record log in two halves that survives a kill, and with `sync = "always"` a
+//! power loss.
 //!
 //! ```text
 //! 0       head of half 0, 4096 bytes            8192            half 0: records
@@ -7,11 +8,11 @@
 //! record  u32 length, u32 crc32c of generation and payload, payload
 //! ```
 //!
-//! The half with the highest generation counts. Records are appended to it; when it is full, and at each start, what is
-//! still needed goes to the other half, and that half's head, written last, makes it the one that counts. So at every
-//! moment one half is whole. Bytes of an earlier generation never pass for records: the checksum covers the generation.
-//! After a start nothing is ever appended behind a torn record. The file is allocated whole when it is made, so a full disk
-//! cannot stop it later.
+//! The half with the highest generation is current. Records are appended to it. When it is full, and at each start,
+//! the records still needed are copied to the other half, whose header, written last, makes it current. So one half
+//! is whole at every moment. Bytes of an earlier generation never pass for records, because the checksum covers the
+//! generation. After a start nothing is ever appended behind a torn record. The file is allocated at full size when
+//! it is created, so a full disk cannot stop it later.
 
 use std::fs::File;
 use std::io;
@@ -20,16 +21,16 @@ use std::os::unix::fs::FileExt;
 const MAGIC: &[u8] = b"logagent flights 1\n";
 const HEAD: u64 = 4096;
 const DATA: u64 = 2 * HEAD;
-/// Bytes of each half. In tests so few that halves change often.
+/// Bytes per half. Small in tests, so that halves switch often.
 pub const HALF: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 const FRAME: usize = 8;
 
-/// On which machine, in which boot and by what a half was written.
+/// The machine, boot and program that wrote a half.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Binding {
     pub machine: String,
     pub boot: String,
-    /// All records were synced before they counted.
+    /// All records were synced before their batches were sent.
     pub synced: bool,
 }
 
@@ -38,29 +39,30 @@ pub struct JournalFile {
     file: File,
     half: u64,
     generation: u64,
-    /// Where the next record goes, from the half's start.
+    /// Position of the next record, relative to the half's start.
     at: u64,
     written: u64,
 }
 
-/// What a `flights` file held.
+/// The content of a `flights` file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct JournalContent {
     /// `None`: no half is whole.
     pub binding: Option<Binding>,
     pub records: Vec<Vec<u8>>,
-    /// The file had content, so without a whole half it is damaged.
+    /// The file was not empty, so without a whole half it is damaged.
     pub content: bool,
 }
 
-/// Records to be appended together.
+/// Records appended with one write.
 #[derive(Debug, Default)]
 pub struct RecordGroup {
     bytes: Vec<u8>,
 }
 
 impl JournalFile {
-    /// Takes up a file, readable and writable. Nothing is written before [`JournalFile::begin`], which has to come next.
+    /// Opens a readable and writable file. Nothing is written before [`JournalFile::begin`], which must be called
+    /// next.
     pub fn open(file: File) -> io::Result<(JournalFile, JournalContent)> {
         let mut store = JournalFile { file, half: 1, generation: 0, at: 0, written: 0 };
         let mut found =
@@ -112,7 +114,7 @@ impl JournalFile {
         }
     }
 
-    /// Reads from the half; `false`: the file ends before.
+    /// Reads from the half; `false` if the file is too short.
     fn is_there(&self, bytes: &mut [u8], at: u64) -> io::Result<bool> {
         match self.file.read_exact_at(bytes, self.base() + at) {
             Ok(()) => Ok(true),
@@ -121,7 +123,7 @@ impl JournalFile {
         }
     }
 
-    /// Makes the other half the one that counts, with these records. After an error the old one still counts.
+    /// Makes the other half current, starting with these records. After an error the old half is still current.
     pub fn begin(&mut self, binding: &Binding, payloads: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
         if self.file.metadata()?.len() < DATA + 2 * HALF {
             allocate(&self.file, DATA + 2 * HALF)?;
@@ -138,7 +140,7 @@ impl JournalFile {
             next.add(&mut group, &payload);
         }
         if !next.fits(&group) {
-            return Err(io::Error::other("more unsettled flights than the file holds"));
+            return Err(io::Error::other("more unsettled intents than the file holds"));
         }
         next.append(&group, false)?;
         if binding.synced {
@@ -164,12 +166,12 @@ impl JournalFile {
         self.at + group.bytes.len() as u64 <= HALF
     }
 
-    /// Room for a record of so many bytes behind this group.
+    /// Whether a record of this size fits behind this group.
     pub fn has_room(&self, group: &RecordGroup, payload: usize) -> bool {
         self.at + (group.bytes.len() + FRAME + payload) as u64 <= HALF
     }
 
-    /// After an error the same place is written again.
+    /// After an error the next append writes at the same position.
     pub fn append(&mut self, group: &RecordGroup, sync: bool) -> io::Result<()> {
         self.file.write_all_at(&group.bytes, self.base() + self.at)?;
         if sync {
@@ -196,7 +198,7 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     match fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) => Ok(()),
-        // A file system without it: zeros do the same.
+        // The file system does not support it: write zeros instead.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
             let have = file.metadata()?.len();
             let zeros = vec![0; 64 << 10];
@@ -254,12 +256,12 @@ fn read_head(head: &[u8]) -> Option<(u64, Binding)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::private;
     use crate::fuzz::Dice;
+    use crate::private_file::open_or_create;
     use std::path::Path;
 
     fn open(path: &Path) -> (JournalFile, JournalContent) {
-        JournalFile::open(private(path).unwrap()).unwrap()
+        JournalFile::open(open_or_create(path).unwrap()).unwrap()
     }
 
     fn binding() -> Binding {
@@ -272,7 +274,7 @@ mod tests {
         store.append(&group, false).unwrap();
     }
 
-    /// Fails when a record is lost, or one of an earlier generation comes back.
+    /// Fails when a record is lost, or one of an earlier generation reappears.
     #[test]
     fn records_over_many_generations() {
         let dir = tempfile::tempdir().unwrap();
@@ -294,8 +296,9 @@ mod tests {
         }
     }
 
-    /// Crash images: the writes of a change of halves and of an append, each cut short at every length (a kill keeps what was
-    /// written before it). Fails when any of them loses a record that counted before, or gives one that is torn.
+    /// Crash images: the writes of a switch of halves and of an append, each cut short at every length (a kill keeps
+    /// everything written before it). Fails when any of them loses a record that counted before, or returns a torn
+    /// one.
     #[test]
     fn every_cut_leaves_a_whole_half() {
         let dir = tempfile::tempdir().unwrap();
@@ -316,7 +319,7 @@ mod tests {
             assert_eq!(&records[..2], &old[..]);
             assert_eq!(records.len(), if cut == changed.len() { 3 } else { 2 });
         }
-        // A change of halves, its records before its head.
+        // A switch of halves: records first, then the header.
         std::fs::write(&path, &image).unwrap();
         let (mut store, _) = open(&path);
         store.begin(&binding(), [b"two".to_vec()].into_iter()).unwrap();
@@ -333,7 +336,7 @@ mod tests {
         }
     }
 
-    /// Fails when a zeroed or a damaged file passes for an empty one.
+    /// Fails when a zeroed or damaged file passes for an empty one.
     #[test]
     fn damage_is_seen() {
         let dir = tempfile::tempdir().unwrap();
@@ -345,7 +348,7 @@ mod tests {
         }
     }
 
-    /// Fails when a length in the file is believed, or a record is given that nobody wrote.
+    /// Fails when a length in the file is trusted, or when a record is returned that was never written.
     #[test]
     fn fuzz_journal() {
         const HEADS: usize = 100;
@@ -365,7 +368,7 @@ mod tests {
         let samples =
             [sample(&[]), sample(&written[..2]), sample(&written[2..]), sample(&[b"one", b"", b"x"])];
         crate::fuzz::damaged(&samples, <[u8]>::len, |bytes| {
-            let file = private(&path).unwrap();
+            let file = open_or_create(&path).unwrap();
             file.set_len(0).unwrap();
             let (first, rest) = bytes.split_at(bytes.len().min(HEADS));
             file.write_all_at(first, 0).unwrap();

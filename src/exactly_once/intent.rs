@@ -1,14 +1,16 @@
-//! What is written before a batch is first sent, as bytes and back. Touches no file and knows no order of things.
+//! The records of the journal: encoding and decoding of what is written before a batch is first sent.
 //!
-//! An intent says *which lines*, not how they were found: ranges of streams with the checksum of their bytes, where the lines
-//! stand in them, and which of them the batch carries. So rebuilding needs neither the framing rules nor the partitioner nor
-//! the config of then: any change of those between two runs leaves a rebuilt batch as it was. (The broker compares numbers
-//! only, so a record that is rendered otherwise now, by another key or format, still is that line, once.)
+//! An intent says *which lines* a batch carries, not how they were found: ranges of streams with the checksum of
+//! their bytes, the positions of the lines in them, and which lines the batch carries. Rebuilding a batch therefore
+//! needs neither the framing rules nor the partitioner nor the config of that run, and a change of any of them
+//! between two runs leaves a rebuilt batch unchanged. (The broker compares only numbers. A record that is rendered
+//! differently now, with another key or format, is still that line, stored once.)
 //!
-//! A chunk whose lines are all that [`split`] finds costs no table; any other (multiline, filters, cuts, a forced end) has
-//! one of two short numbers per line. [`split`] is part of the format: it must stay as it is.
+//! A chunk whose lines are exactly those that [`split`] finds needs no table. Any other (multiline, filters, cut
+//! lines, a forced end) has a table of two small numbers per line. [`split`] is part of the format and must not
+//! change.
 
-use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Point, Range, StreamId, Then, Topic};
+use crate::chunk::{BatchGroupNo, Break, Chunk, Line, Mark, Point, Range, StreamId, Then, Topic};
 use crate::producer::batch::{Batch, Numbers, Pick, Records, Seal};
 use crate::producer::recovered::LastSequence;
 use memchr::memchr_iter;
@@ -18,23 +20,23 @@ use memchr::memchr_iter;
 pub struct Intent {
     /// Ascending over all runs; never 0.
     pub serial: u64,
-    /// The intent in whose place this one comes (a split, other numbers); 0: none.
+    /// The intent that this one replaces (after a split, or with new numbers); 0: none.
     pub voids: u64,
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub partition: i32,
     pub numbers: Numbers,
     /// Records.
     pub count: u32,
-    /// An earlier intent of this partition had the same producer id: the broker should know it.
+    /// An earlier intent of this partition had the same producer id, so the broker should know the id.
     pub follows: bool,
     /// Time of reading, in ms since 1970.
     pub stamp_ms: i64,
     pub pieces: Vec<ChunkPiece>,
 }
 
-/// A chunk of the flight of which the batch carries lines.
+/// A chunk of which the batch carries lines.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ChunkPiece {
     pub stream: StreamId,
@@ -45,9 +47,9 @@ pub struct ChunkPiece {
     pub crc: u32,
     /// Lines in the chunk.
     pub lines: u32,
-    /// Where they are, if not as [`split`] says.
+    /// Their positions, if different from those [`split`] finds.
     pub table: Option<Vec<Line>>,
-    /// Those that the batch carries, ascending; `None`: all.
+    /// The lines that the batch carries, ascending; `None`: all.
     pub picks: Option<Vec<u16>>,
 }
 
@@ -57,7 +59,7 @@ pub enum JournalRecord {
     Last(LastSequence),
 }
 
-/// Lines that end in `\n`, without it and without a `\r` before it. Bytes after the last `\n` are no line.
+/// Lines that end in `\n`, without the `\n` and without a `\r` before it. Bytes after the last `\n` are not a line.
 pub fn split(bytes: &[u8]) -> impl Iterator<Item = Line> + '_ {
     let mut start = 0;
     memchr_iter(b'\n', bytes).map(move |nl| {
@@ -90,7 +92,7 @@ impl ChunkPiece {
         }
     }
 
-    /// The lines of the chunk whose bytes these are; `None`: they are others.
+    /// The lines of the chunk, given its bytes; `None` if the bytes differ from those recorded.
     pub fn lines_in(&self, bytes: &[u8]) -> Option<Vec<Line>> {
         if crc32c::crc32c(bytes) != self.crc {
             return None;
@@ -107,7 +109,7 @@ impl ChunkPiece {
 }
 
 impl Intent {
-    /// Of a batch that has numbers.
+    /// The intent of a batch that has sequence numbers.
     pub fn of(batch: &Batch, numbers: Numbers, serial: u64, follows: bool) -> Intent {
         let (chunks, seals) = (&batch.group.chunks, batch.group.seals());
         let pieces = match &batch.records {
@@ -166,7 +168,7 @@ impl JournalRecord {
         }
     }
 
-    /// `None`: not what [`JournalRecord::write`] writes.
+    /// `None` if this is not the output of [`JournalRecord::write`].
     pub fn read(bytes: &[u8]) -> Option<JournalRecord> {
         let mut r = RecordReader(bytes);
         let record = match r.byte()? {
@@ -234,7 +236,7 @@ fn write_intent(i: &Intent, out: &mut Vec<u8>) {
 }
 
 fn read_intent(r: &mut RecordReader<'_>) -> Option<Intent> {
-    let (serial, voids, flight) = (r.u64()?, r.u64()?, FlightNo(r.u64()?));
+    let (serial, voids, flight) = (r.u64()?, r.u64()?, BatchGroupNo(r.u64()?));
     let (topic, topic_id) = (r.name()?, r.array()?);
     let partition = i32::from_le_bytes(r.array()?);
     let numbers = Numbers {
@@ -374,7 +376,7 @@ mod tests {
         bytes.len()
     }
 
-    /// Fails when a usual chunk costs bytes per line, or its lines cannot be found again.
+    /// Fails when an ordinary chunk costs bytes per line, or its lines cannot be found again.
     #[test]
     fn usual_lines_cost_nothing() {
         let lines: Vec<&[u8]> = vec![b"abc"; 1000];
@@ -389,7 +391,7 @@ mod tests {
         assert!(there_and_back(intent) < 200);
     }
 
-    /// Fails when the table or the picks of an unusual chunk change on the way.
+    /// Fails when the table or the selection of an unusual chunk changes in a round trip.
     #[test]
     fn unusual_lines_are_kept_as_they_were() {
         let mut c = chunk(&plain(1), 10, &[b"a", b"bb", b"ccc", b"d"]);
@@ -406,7 +408,8 @@ mod tests {
         }
     }
 
-    /// Fails when a length or an index in a record is believed, or what is read is not what would be written.
+    /// Fails when a length or an index in a record is trusted, or when a decoded record does not encode to the same
+    /// bytes.
     #[test]
     fn fuzz_intents() {
         let mut odd = chunk(&plain(1), 10, &[b"a", b"bb", b"ccc", b"d"]);

@@ -2,11 +2,11 @@
 //! for the other.
 
 use crate::backoff::{Backoff, Rng};
+use crate::heartbeat::Heartbeat;
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Context, Drive, Driver, Event, Leave, Order, Pace};
 use crate::producer::outage::{Outages, Who};
 use crate::producer::worker::refuse;
-use crate::pulse::Beat;
 use crate::stop::{self, Stop};
 use crate::waker::Waking;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -159,7 +159,7 @@ impl Driver for Auto {
 struct Choosing {
     chosen: Receiver<Chosen>,
     _on: stop::Handle,
-    _beat: Arc<Beat>,
+    _heartbeat: Arc<Heartbeat>,
 }
 
 impl Choosing {
@@ -167,11 +167,11 @@ impl Choosing {
     fn start(options: &Arc<Options>, context: &Context, left: Option<Name>, pause: Duration) -> Self {
         let (tell, chosen) = bounded(1);
         let (on, stop) = stop::pair();
-        let beat = context.board.pulse.beat("choose driver");
+        let heartbeat = context.board.heartbeats.register("choose driver");
         let mut chooser = Chooser {
             options: options.clone(),
             outages: Outages::new(&context.board),
-            beat: beat.clone(),
+            heartbeat: heartbeat.clone(),
             stop,
             turn: 0,
         };
@@ -193,7 +193,7 @@ impl Choosing {
             give_up(&tell, &e);
             context.waker.wake();
         }
-        Choosing { chosen, _on: on, _beat: beat }
+        Choosing { chosen, _on: on, _heartbeat: heartbeat }
     }
 
     fn result(&mut self) -> Option<Chosen> {
@@ -213,7 +213,7 @@ const ENOUGH: u32 = 5;
 struct Chooser {
     options: Arc<Options>,
     outages: Outages,
-    beat: Arc<Beat>,
+    heartbeat: Arc<Heartbeat>,
     stop: Stop,
     turn: usize,
 }
@@ -228,8 +228,12 @@ impl Chooser {
         loop {
             for _ in 0..options.brokers.len() {
                 let host = &options.brokers[self.turn % options.brokers.len()];
-                self.beat.within(Beat::SLOW);
-                match self.visit(host).and_then(|r| decide(again, r.as_ref())) {
+                self.heartbeat.within(Heartbeat::SLOW);
+                let visit = self.visit(host);
+                if self.stop.is_on() {
+                    return None; // another driver's brokers are on the board by now
+                }
+                match visit.and_then(|r| decide(again, r.as_ref())) {
                     Ok(chosen) => {
                         self.outages.works(Who::Broker(host), Instant::now());
                         return Some(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
@@ -237,9 +241,6 @@ impl Chooser {
                     Err(trouble) => self.outages.failed(Who::Broker(host), &trouble, Instant::now()),
                 }
                 self.turn += 1;
-                if self.stop.is_on() {
-                    return None;
-                }
             }
             tries += 1;
             if !self.rests(backoff.pause(tries, &mut rng)) {
@@ -253,7 +254,7 @@ impl Chooser {
 
     /// Waits. `false`: stopped.
     fn rests(&self, time: Duration) -> bool {
-        self.beat.within(time);
+        self.heartbeat.within(time);
         self.stop.on().recv_timeout(time) == Err(crossbeam_channel::RecvTimeoutError::Timeout)
     }
 

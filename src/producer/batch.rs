@@ -1,6 +1,6 @@
 //! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
 
-use crate::chunk::{Ack, Chunk, FlightNo, Topic};
+use crate::chunk::{Ack, BatchGroupNo, Chunk, Topic};
 use std::sync::{Arc, OnceLock};
 
 /// The chunks of a flight, shared by its batches. When the last batch is gone, bytes and permits go back by themselves.
@@ -65,7 +65,7 @@ pub struct Numbers {
 /// each time it is sent.
 #[derive(Debug)]
 pub struct Batch {
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub partition: i32,
     pub group: Arc<BatchGroup>,
     pub records: Records,
@@ -106,7 +106,7 @@ impl Batch {
 }
 
 /// Which batch of a partition comes first: by flight, and within a flight by the first record.
-pub type Place = (FlightNo, Pick);
+pub type Place = (BatchGroupNo, Pick);
 
 /// Taking batches apart. Records keep their order; the parts have no numbers yet.
 impl Batch {

@@ -10,8 +10,8 @@ use super::recovered::RecoveredTopic;
 use super::topic_queue::{Change, Ready, TopicQueue};
 use super::{Change as Changed, Dead, Options, Receipt};
 use crate::backoff::Rng;
-use crate::chunk::{Ack, Chunk, FlightNo, Topic};
-use crate::pulse::Beat;
+use crate::chunk::{Ack, BatchGroupNo, Chunk, Topic};
+use crate::heartbeat::Heartbeat;
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,7 +23,7 @@ pub struct Core<'b> {
     /// Exactly-once.
     once: bool,
     board: &'b Board,
-    pub beat: Arc<Beat>,
+    pub heartbeat: Arc<Heartbeat>,
     letters: DeadLetters,
     rng: Rng,
     rate: Option<Rate>,
@@ -34,9 +34,9 @@ pub struct Core<'b> {
     next: Option<Drive>,
     queues: Vec<TopicQueue>,
     by_topic: HashMap<Topic, usize>,
-    air: HashMap<FlightNo, PendingAcks>,
+    air: HashMap<BatchGroupNo, PendingAcks>,
     /// The last one given.
-    flight: FlightNo,
+    flight: BatchGroupNo,
     /// Nothing more comes in.
     closing: bool,
     sends: Vec<Batch>,
@@ -72,7 +72,7 @@ impl<'b> Core<'b> {
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
             options,
-            beat: board.pulse.beat("producer"),
+            heartbeat: board.heartbeats.register("producer"),
             board,
             abilities: None,
             id: Id::None,
@@ -80,7 +80,7 @@ impl<'b> Core<'b> {
             queues: Vec::new(),
             by_topic: HashMap::new(),
             air: HashMap::new(),
-            flight: FlightNo(0),
+            flight: BatchGroupNo(0),
             closing: false,
             sends: Vec::new(),
             orders: Vec::new(),
@@ -146,7 +146,7 @@ impl<'b> Core<'b> {
     /// What a tail has sent.
     pub fn chunk(&mut self, chunk: Chunk, now: Now) {
         if chunk.lines.is_empty() {
-            chunk.origin.gauge.send(&chunk);
+            chunk.origin.progress.send(&chunk);
             return self.acks.push(chunk.ack());
         }
         let at = self.queue(&chunk.origin.topic.clone());
@@ -273,7 +273,7 @@ impl<'b> Core<'b> {
                         self.finish(&batch);
                     }
                     Action::DeadLetter { batch, why } => {
-                        self.beat.within(Beat::SLOW); // a disk
+                        self.heartbeat.within(Heartbeat::SLOW); // a disk
                         match self.letters.write(&batch, &why, now, self.board.quota.get()) {
                             Ok(()) => {
                                 self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
@@ -298,14 +298,14 @@ impl<'b> Core<'b> {
                         }
                     }
                     Action::Uncertain(lines) => {
-                        self.beat.within(Beat::SLOW); // a disk
+                        self.heartbeat.within(Heartbeat::SLOW); // a disk
                         self.board.uncertain(u64::from(lines));
                         if self.once {
                             self.save_soon = true;
                         }
                     }
                     Action::Doubled(lines) => {
-                        self.beat.within(Beat::SLOW);
+                        self.heartbeat.within(Heartbeat::SLOW);
                         self.board.resent(u64::from(lines));
                     }
                     Action::Retry { found } => {
@@ -396,7 +396,7 @@ impl<'b> Core<'b> {
             if let Some(until) = self.rate.as_mut().and_then(|r| r.wait(now.at)) {
                 break Ready::At(until);
             }
-            let no = FlightNo(self.flight.0 + 1);
+            let no = BatchGroupNo(self.flight.0 + 1);
             let formed = self.queues[at].form(no, now, rules, self.closing, &mut self.rng);
             let Some((bytes, pending)) = formed else { break Ready::No };
             self.flight = no;
@@ -464,7 +464,7 @@ impl<'b> Core<'b> {
 
     /// Longest wait of a thread that is watched.
     pub fn longest_wait(&self) -> Duration {
-        self.board.pulse.longest()
+        self.board.heartbeats.max_wait()
     }
 
     pub fn orders(&mut self) -> std::vec::Drain<'_, Order> {

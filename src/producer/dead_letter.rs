@@ -19,9 +19,9 @@ use super::batch::{Batch, Pick};
 use super::json;
 use super::partition::Now;
 use crate::base64;
-use crate::files;
+use crate::private_file;
 use crate::quota::{self, Quota};
-use crate::report::repeats::Repeats;
+use crate::report::log_throttle::LogThrottle;
 use memchr::memmem;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
@@ -40,7 +40,7 @@ pub struct DeadLetters {
     scratch: Vec<u8>,
     /// Letters of an earlier run, by [`what`]; `None` until the first letter of this one.
     before: Option<HashSet<u64>>,
-    repeats: Repeats,
+    repeats: LogThrottle,
 }
 
 /// How much of the file's end may hold letters that an earlier run wrote and did not get acknowledged.
@@ -48,7 +48,7 @@ const RECALLED: u64 = 8 << 20;
 
 impl DeadLetters {
     pub fn new(path: Option<PathBuf>, limit: u64) -> Self {
-        DeadLetters { path, limit, scratch: Vec::new(), before: None, repeats: Repeats::default() }
+        DeadLetters { path, limit, scratch: Vec::new(), before: None, repeats: LogThrottle::default() }
     }
 
     /// Writes all records of the batch, or none that counts: after an error the file is cut back to what it was. In the
@@ -95,7 +95,7 @@ impl DeadLetters {
 
 /// How the file that an earlier run left is shared.
 pub fn quota(path: &Path, limit: u64) -> io::Result<Quota> {
-    let file = match files::read(path) {
+    let file = match private_file::open_read(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Ok(Quota::new(path.into(), limit, std::iter::empty()));
@@ -133,7 +133,7 @@ fn cannot(path: &Path, e: &io::Error) -> String {
 
 /// The letters that an earlier run may have written last. A torn one, of a run that was killed in the middle, is cut off.
 fn recall(path: &Path) -> io::Result<HashSet<u64>> {
-    let file = match files::existing(path) {
+    let file = match private_file::open_existing(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
         Err(e) => return Err(e),
@@ -167,7 +167,7 @@ fn what(letter: &[u8]) -> u64 {
 
 fn append(path: &Path, text: &[u8], limit: u64) -> Result<(), String> {
     let named = |e: io::Error| cannot(path, &e);
-    let mut file = files::append(path).map_err(named)?;
+    let mut file = private_file::append(path).map_err(named)?;
     let before = file.metadata().map_err(named)?.len();
     // One letter always has room in an empty file.
     if before > 0 && before + text.len() as u64 > limit {

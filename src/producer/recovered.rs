@@ -7,7 +7,7 @@ use super::driver::TopicView;
 use super::partition::Partition;
 use super::partition::producer_recovery::PastProducer;
 use super::partitioner::{Distribution, Limit};
-use crate::chunk::{FlightNo, Topic};
+use crate::chunk::{BatchGroupNo, Topic};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -48,13 +48,13 @@ pub struct RecoveredState {
     pub lasts: Arc<HashMap<TopicPartition, LastSequence>>,
     pub flights: Vec<Resumed>,
     /// The highest flight number used.
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
 }
 
 /// A flight whose chunks are read again.
 #[derive(Debug)]
 pub struct Resumed {
-    pub flight: FlightNo,
+    pub flight: BatchGroupNo,
     pub group: BatchGroup,
     /// Batches that may be stored.
     pub open: Vec<OpenBatch>,
@@ -151,7 +151,7 @@ impl Resumed {
 
 impl Batch {
     /// All records of a group, for no partition yet.
-    fn whole(flight: FlightNo, group: Arc<BatchGroup>) -> Batch {
+    fn whole(flight: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
         Batch {
             flight,
             partition: 0,
@@ -192,7 +192,7 @@ mod tests {
             follows: true,
             picks: vec![(0, 1), (0, 2), (1, 0)],
         };
-        let resumed = Resumed { flight: FlightNo(3), group, open: vec![open], stored: stored.clone() };
+        let resumed = Resumed { flight: BatchGroupNo(3), group, open: vec![open], stored: stored.clone() };
         let mut pending = resumed.pending();
         let view =
             TopicView { topic: "t".into(), id: [0; 16], partitions: vec![0, 1, 2], available: vec![0, 1, 2] };

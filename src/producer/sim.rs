@@ -140,7 +140,7 @@ impl<'b> World<'b> {
         if n == 0 {
             chunk.range.end += 7;
             chunk.end.offset = chunk.range.end;
-            self.origins[s].gauge.framed.fetch_max(chunk.range.end, Relaxed);
+            self.origins[s].progress.framed.fetch_max(chunk.range.end, Relaxed);
         }
         self.offsets[s] = chunk.range.end;
         self.chunks.insert((s as u64, chunk.range.start), ids);

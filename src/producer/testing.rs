@@ -3,7 +3,7 @@
 use super::batch::{Batch, BatchGroup, Records};
 use super::driver::{Context, Current, Drive, Event, Leave, Order};
 use crate::budget::{Budget, Share};
-use crate::chunk::{Break, Chunk, FlightNo, Line, Mark, Origin, Point, Shape, StreamId, Then};
+use crate::chunk::{BatchGroupNo, Break, Chunk, Line, Mark, Origin, Point, Shape, StreamId, Then};
 use crate::report::Board;
 use crate::stop;
 use crate::streams::Progress;
@@ -24,7 +24,7 @@ pub fn origin(stream: u64, topic: &str, path: impl Into<PathBuf>, shape: Shape) 
         topic: topic.into(),
         path: path.into(),
         shape: Arc::new(shape),
-        gauge: Arc::new(Progress::default()),
+        progress: Arc::new(Progress::default()),
     })
 }
 
@@ -42,7 +42,7 @@ pub fn chunk_of(origin: &Arc<Origin>, share: &Share, start: u64, lines: &[&[u8]]
         bytes.push(b'\n');
     }
     let end = start + bytes.len() as u64;
-    origin.gauge.framed.fetch_max(end, Relaxed);
+    origin.progress.framed.fetch_max(end, Relaxed);
     let (_handle, stop) = stop::pair();
     let permit = share.take(bytes.len(), &stop).expect("the test's budget is large enough");
     Chunk {
@@ -66,7 +66,7 @@ pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
     let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
     let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
     Batch {
-        flight: FlightNo(flight),
+        flight: BatchGroupNo(flight),
         partition: 0,
         group: Arc::new(group),
         records: Records::All,

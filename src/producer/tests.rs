@@ -103,7 +103,7 @@ impl Bench {
     }
 
     fn acked(&self) -> u64 {
-        self.origin.gauge.acked.load(Relaxed)
+        self.origin.progress.acked.load(Relaxed)
     }
 
     fn is_acked(&self, end: u64) {

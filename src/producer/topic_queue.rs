@@ -8,8 +8,8 @@ use super::partitioner::{Distribution, Limit, wire};
 use super::recovered::RecoveredTopic;
 use super::{Options, Partitioner};
 use crate::backoff::Rng;
-use crate::chunk::{Chunk, FlightNo, Key, Topic};
-use crate::wall;
+use crate::chunk::{BatchGroupNo, Chunk, Key, Topic};
+use crate::clock;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -254,7 +254,7 @@ impl TopicQueue {
     /// and what is to be kept of it.
     pub fn form(
         &mut self,
-        no: FlightNo,
+        no: BatchGroupNo,
         now: Now,
         rules: Rules,
         closing: bool,
@@ -319,11 +319,11 @@ impl TopicQueue {
             }
             let Some((_, chunk)) = self.waiting.pop_front() else { break };
             self.waiting_bytes -= chunk.bytes.len();
-            chunk.origin.gauge.send(&chunk);
+            chunk.origin.progress.send(&chunk);
             chunks.push(chunk);
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);
-        let stamp_ms = wall::stamp(now.wall_ms, self.saved_ms);
+        let stamp_ms = clock::stamp(now.wall_ms, self.saved_ms);
         BatchGroup::new(self.topic.clone(), topic_id, stamp_ms, chunks)
     }
 

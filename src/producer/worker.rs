@@ -1,7 +1,7 @@
 //! A driver whose client blocks, in a thread of its own: it takes orders from a channel and answers by another one.
 
 use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK, Verdict};
-use crate::pulse::Beat;
+use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::sys;
 use crate::waker::{Waker, Waking};
@@ -44,7 +44,7 @@ pub struct Worker {
     ended: Receiver<Leave>,
     left: Option<Leave>,
     limit: Option<Duration>,
-    beat: Arc<Beat>,
+    heartbeat: Arc<Heartbeat>,
     /// Batches that the thread has.
     held: usize,
 }
@@ -76,9 +76,9 @@ impl Worker {
             let _ = leave.get().send(left);
         };
         let spawned = thread::Builder::new().name("driver".into()).stack_size(STACK).spawn(body);
-        let beat = context.board.pulse.beat("driver");
+        let heartbeat = context.board.heartbeats.register("driver");
         let mut worker =
-            Worker { orders: Some(orders), untaken, events, ended, left: None, limit, beat, held: 0 };
+            Worker { orders: Some(orders), untaken, events, ended, left: None, limit, heartbeat, held: 0 };
         if let Err(e) = spawned {
             let (to, events) = unbounded();
             let _ = to.send(Event::Dead { why: format!("cannot start a thread: {e}") });
@@ -89,8 +89,8 @@ impl Worker {
 
     fn moved(&self) {
         match self.limit {
-            Some(limit) if self.held > 0 => self.beat.within(limit),
-            _ => self.beat.rests(),
+            Some(limit) if self.held > 0 => self.heartbeat.within(limit),
+            _ => self.heartbeat.suspend(),
         }
     }
 
@@ -190,7 +190,7 @@ mod tests {
         };
         let mut w = Worker::start(&context, Some(Duration::from_secs(60)), Arc::new(run));
         let one = |n| Order::Send(vec![batch(n, vec![chunk(&plain(1), 0, &[b"a"])])]);
-        let late = |s| context.board.pulse.late(Instant::now() + Duration::from_secs(s)).is_some();
+        let late = |s| context.board.heartbeats.overdue(Instant::now() + Duration::from_secs(s)).is_some();
         assert!(!late(70), "it has nothing to do");
         w.order(one(1), Instant::now());
         w.order(one(2), Instant::now());

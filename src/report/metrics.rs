@@ -5,7 +5,7 @@
 
 use super::snapshot::{File, PeerStatus, Snapshot};
 use crate::error::Escaped;
-use crate::files;
+use crate::private_file;
 use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::io::{self, Write as _};
@@ -135,7 +135,7 @@ pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp"); // the collector reads only *.prom
     // The folder may be another's, and so may a symlink there.
-    let mut file = files::anew(tmp.as_ref(), 0o644)?;
+    let mut file = private_file::replace(tmp.as_ref(), 0o644)?;
     file.set_permissions(Permissions::from_mode(0o644))?; // the collector is another user, and our mask hides the state
     file.write_all(text(s).as_bytes())?;
     #[allow(clippy::disallowed_methods)] // nothing here has to outlive a power loss

@@ -1,7 +1,7 @@
 //! The board at one moment, as a value: the one form between the board and its views. `status --json` is this,
 //! serialized; the text, the metrics and the log print it. Decides nothing, and reads no file.
 
-use super::{Board, BrokerState, FileState, Gauge, StateFolderTrouble};
+use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
 use crate::chunk::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -250,9 +250,9 @@ impl Snapshot {
 
 impl File {
     fn of(path: &Path, file: &FileState, all: (&Snapshot, &StateFolderTrouble), now: Instant) -> File {
-        let gauges = || file.left.iter().filter(|g| !g.is_done()).chain(&file.gauges);
-        let streams: Vec<StreamStatus> = gauges().map(|g| StreamStatus::of(g)).collect();
-        let since = gauges().filter_map(|g| g.waits_since()).min();
+        let progress = || file.left.iter().filter(|g| !g.is_done()).chain(&file.progress);
+        let streams: Vec<StreamStatus> = progress().map(|g| StreamStatus::of(g)).collect();
+        let since = progress().filter_map(|g| g.waits_since()).min();
         let waits = since.map(|since| now.saturating_duration_since(since));
         File {
             oldest_unsent: waits.map(|w| w.as_secs_f64()),
@@ -326,13 +326,13 @@ fn stuck(
 }
 
 impl StreamStatus {
-    fn of(gauge: &Gauge) -> StreamStatus {
-        let who = gauge.who();
+    fn of(progress: &Progress) -> StreamStatus {
+        let who = progress.who();
         // In this order, so that a line acknowledged meanwhile cannot make one of them look ahead of the next.
-        let (saved, acknowledged) = (read(&gauge.saved), read(&gauge.acked));
-        let framed = read(&gauge.framed);
+        let (saved, acknowledged) = (read(&progress.saved), read(&progress.acked));
+        let framed = read(&progress.framed);
         // How long a `.gz` is shows at its end.
-        let size = Some(read(&gauge.size)).filter(|size| *size != u64::MAX).unwrap_or(framed);
+        let size = Some(read(&progress.size)).filter(|size| *size != u64::MAX).unwrap_or(framed);
         StreamStatus {
             stream: who.as_ref().map_or(0, |(StreamId(stream), _)| *stream),
             identity: who.map(|(_, identity)| (&identity).into()),
@@ -413,14 +413,15 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn board() -> (Board, Arc<Gauge>, Arc<Gauge>) {
+    fn board() -> (Board, Arc<Progress>, Arc<Progress>) {
         let board = Board::default();
-        let (old, live) = (board.gauge(StreamId(3), 50, 100), board.gauge(StreamId(4), 0, 1000));
+        let (old, live) = (board.progress(StreamId(3), 50, 100), board.progress(StreamId(4), 0, 1000));
         live.frame(600);
         live.acked.store(400, Relaxed);
         live.belongs(StreamId(4), Identity { dev: 1, ino: 2, born: None });
-        let gauges = vec![old.clone(), live.clone()];
-        let file = FileState { gauges, state: "following".into(), topic: "t".into(), ..FileState::default() };
+        let progress = vec![old.clone(), live.clone()];
+        let file =
+            FileState { progress, state: "following".into(), topic: "t".into(), ..FileState::default() };
         board.files().insert("/a".into(), file);
         (board, old, live)
     }
@@ -480,9 +481,9 @@ mod tests {
         board.files().get_mut(Path::new("/a")).unwrap().last_error = Some("denied".into());
         assert_eq!(stuck().as_deref(), Some("denied"));
         board.files().get_mut(Path::new("/a")).unwrap().last_error = None;
-        for gauge in [old, live] {
-            gauge.frame(1000);
-            gauge.acked.store(1000, Relaxed);
+        for progress in [old, live] {
+            progress.frame(1000);
+            progress.acked.store(1000, Relaxed);
         }
         assert_eq!(stuck(), None);
     }

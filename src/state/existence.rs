@@ -1,7 +1,8 @@
-//! Whether the files of streams without a tail still exist.
+//! Checks whether the files of streams without a tail still exist.
 //!
-//! Conservative: a stream counts as present while its followed path exists, or any name in that folder has its inode (it
-//! was rotated); as unknown on every error that may pass. Only a folder that could be listed, or is gone, proves absence.
+//! Conservative: a file counts as present while its followed path exists, or while any name in that folder has its
+//! inode (it was rotated). It counts as unknown on every error that may be temporary. Only a folder that could be
+//! listed, or is gone, proves absence.
 
 use crate::chunk::StreamId;
 use std::collections::{HashMap, HashSet};

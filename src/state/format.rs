@@ -1,26 +1,26 @@
-//! The text of `offsets`, to and from [`Saved`]. Touches no file.
+//! The text format of `offsets`: writes and parses [`Saved`].
 //!
-//! ASCII, one fact a line, fields in this order, every line required to be understood:
+//! ASCII, one fact per line, fields in this order. A reader rejects any line it does not understand:
 //!
 //! ```text
 //! logagent offsets 1
-//! clock 86400                                      seconds that agents have run on this folder
-//! wall 1795371317000                               wall clock at this save, in ms since 1970, as far as it can be believed
-//! next 18                                          the lowest stream id never given away
+//! clock 86400                                      running time in seconds of all agents on this folder
+//! wall 1795371317000                               wall clock at this save, in ms since 1970, as far as it is plausible
+//! next 18                                          the lowest stream id not yet assigned
 //! totals read=9 acked=9 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0
 //! flights resent=1 found=1                         exactly-once, if there were any: batches sent again, and found stored
-//! start beginning                                  only after damage, until first sight is saved
-//! source /var/log/nginx/*.log                      a pattern whose first sight is over
+//! start beginning                                  only after damage, until the first scan is saved
+//! source /var/log/nginx/*.log                      a pattern whose first scan is over
 //! stream 17 at=1234:256:cbf29ce484222325:line dev=64769 ino=131 born=1700000000.123456789 size=2000 seen=86399
 //!     open path=/var/log/nginx/access.log          (one line; or `finished`)
 //! beyond 1300 1400:256:84222325cbf29ce4:line       acknowledged beyond `at` of the stream above: start, end point
 //! crc32c 9a71bb4c
 //! ```
 //!
-//! A point is offset, length and hash of the mark (FNV-1a of the ≤ 256 bytes before it), and what is done there: `line` or
-//! `skip` (to the next newline). `born` is the birth time, `-` where the file system keeps none. Offsets and sizes are
-//! bytes. In patterns and paths every byte but `!`..`~` without `\` is written `\xHH`. The last
-//! line is the CRC-32C of all bytes before it; nothing follows it.
+//! A point is the offset, length and hash of the mark (FNV-1a of the ≤ 256 bytes before the offset), and how reading
+//! continues there: `line`, or `skip` (to the next newline). `born` is the birth time, `-` if the file system keeps
+//! none. Offsets and sizes are in bytes. In patterns and paths every byte outside `!`..`~`, and `\`, is written as
+//! `\xHH`. The last line is the CRC-32C of all bytes before it; nothing follows it.
 
 use crate::chunk::{Identity, Mark, Point, StreamId, Then};
 use crate::streams::{Saved, SavedStream, SavedTotals};
@@ -29,13 +29,13 @@ use std::fmt::{self, Display, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// What this program writes, and the newest it reads.
+/// The version this program writes, and the newest it reads.
 pub const VERSION: u32 = 1;
 
 const MAGIC: &str = "logagent offsets ";
 const CHECK: &str = "crc32c ";
 
-/// Why a text is not taken.
+/// Why a text is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bad {
     /// Whole, but written by a newer program.
@@ -86,7 +86,7 @@ pub fn write(out: &mut Vec<u8>, saved: &Saved) {
     Text(out).line(format_args!("{CHECK}{check:08x}"));
 }
 
-/// Formats into bytes; that cannot fail.
+/// Formats into bytes, which cannot fail.
 struct Text<'a>(&'a mut Vec<u8>);
 
 impl fmt::Write for Text<'_> {
@@ -191,7 +191,7 @@ pub fn read(bytes: &[u8]) -> Result<Saved, Bad> {
     Ok(saved)
 }
 
-/// The text before the last line, if that is the right checksum.
+/// The text before the last line, if the checksum there matches.
 fn checked(bytes: &[u8]) -> Result<&str, Bad> {
     let damaged = |what: &str| Err(Bad::Damaged(what.into()));
     if bytes.is_empty() {
@@ -239,7 +239,7 @@ fn take_line(saved: &mut Saved, line: &str) -> Option<()> {
     Some(())
 }
 
-/// The next word, without the `name` it has to begin with.
+/// The next word, which must start with `name`, without that prefix.
 fn field<'a>(words: &mut std::str::Split<'a, char>, name: &str) -> Option<&'a str> {
     words.next()?.strip_prefix(name)
 }

@@ -1,18 +1,20 @@
-//! The saver thread: takes snapshots of the registry, writes them to the state folder, and wakes whoever waits for a save.
+//! The saver thread: takes snapshots of the registry, writes them to the state folder, and wakes everyone waiting for
+//! a save.
 //!
-//! Delivery never waits for it. It is detached rather than joined, because a thread inside a slow or dead flash cannot be.
+//! Delivery never waits for it. The thread is detached, because a thread blocked in a slow or dead flash cannot be
+//! joined.
 
 use super::existence::{self, Existence, RestingFile};
 use super::schedule::{SaverAction, Schedule};
 use super::store::PositionsFile;
 use super::{StateFolder, format};
+use crate::clock;
 use crate::error::Error;
-use crate::pulse::Beat;
+use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::SentMarks;
 use crate::streams::{Registry, Saved, SavedPositions};
-use crate::wall;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded};
 use std::io;
 use std::sync::Arc;
@@ -23,9 +25,10 @@ use std::time::{Duration, Instant};
 /// Running time, in seconds, after which a stream whose file is absent is forgotten.
 const FORGET_AFTER: u64 = 30 * 24 * 3600;
 
-/// The last save may take this long; a disk that is slower than that hangs.
+/// Limit for the last save; a slower disk is considered hung.
 const LAST_SAVE: Duration = Duration::from_secs(10);
-/// How often the last save is tried, and the time between: a disk or a table of descriptors may be full for a moment.
+/// How often the last save is attempted, and the pause between attempts: a full disk or descriptor table may be
+/// temporary.
 const LAST_TRIES: usize = 4;
 pub(super) const LAST_RETRY: Duration = Duration::from_millis(250);
 
@@ -34,7 +37,7 @@ pub(super) const LAST_RETRY: Duration = Duration::from_millis(250);
 pub struct Saver {
     registry: Arc<Registry>,
     marks: Arc<SentMarks>,
-    /// How the thread ended. `None`: there is no state folder, so nothing is saved.
+    /// The thread's result. `None`: there is no state folder, so nothing is saved.
     ended: Option<Receiver<Result<(), Error>>>,
 }
 
@@ -48,7 +51,7 @@ impl Saver {
                 let body = move || _ = tell.send(work.run());
                 let trouble = |e| {
                     let fix = "raise the limit of threads (TasksMax, ulimit -u)";
-                    Error::failed("start the thread that saves", e, fix)
+                    Error::failed("start the saver thread", e, fix)
                 };
                 thread::Builder::new()
                     .name("saver".into())
@@ -61,7 +64,8 @@ impl Saver {
         Ok(Saver { registry, marks, ended })
     }
 
-    /// The first scan of all patterns is over. `done` is dropped when the files that it found are saved, or could not be.
+    /// The first scan of all patterns is over. `done` is dropped when the files it found are saved, or the save has
+    /// failed.
     pub fn first_scan_done(&self, done: Sender<()>) {
         self.marks.first_scan_done();
         if self.ended.is_some() {
@@ -69,15 +73,15 @@ impl Saver {
         }
     }
 
-    /// Nothing changes any more: waits for the last save, which is synced.
+    /// Call when no more changes will come. Waits for the last save, which is synced.
     pub fn finish(self) -> Result<(), Error> {
         self.registry.end();
         let Some(ended) = self.ended else { return Ok(()) };
         match ended.recv_timeout(LAST_SAVE) {
             Ok(result) => result,
-            Err(RecvTimeoutError::Disconnected) => Err(failed(&"the thread that saves has ended")),
+            Err(RecvTimeoutError::Disconnected) => Err(failed(&"the saver thread has ended")),
             Err(RecvTimeoutError::Timeout) => {
-                let fix = "look at the disk of the state folder; what was delivered is sent again at the next start";
+                let fix = "check the disk of the state folder; lines delivered since the last save are sent again at the next start";
                 Err(Error::failed("save positions", "the disk does not answer", fix))
             }
         }
@@ -85,17 +89,17 @@ impl Saver {
 }
 
 fn failed(why: &dyn std::fmt::Display) -> Error {
-    let fix = "free or mend the disk of the state folder; what was delivered is sent again at the next start";
+    let fix = "free or repair the disk of the state folder; lines delivered since the last save are sent again at the next start";
     Error::failed("save positions", why, fix)
 }
 
-/// What the thread works with.
+/// The thread's state.
 struct Work {
     store: PositionsFile,
     marks: Arc<SentMarks>,
     registry: Arc<Registry>,
     board: Arc<Board>,
-    beat: Arc<Beat>,
+    heartbeat: Arc<Heartbeat>,
     schedule: Schedule,
     publisher: Option<Publisher>,
     /// The last snapshot.
@@ -104,7 +108,7 @@ struct Work {
     clock_before: u64,
     lost_before: u64,
     started: Instant,
-    /// Each waits for the next save.
+    /// Waiting for the next save.
     waiting: Vec<Sender<()>>,
     /// The text of `offsets`; its memory is reused.
     text: Vec<u8>,
@@ -123,7 +127,7 @@ impl Work {
             store: store?,
             marks,
             registry,
-            beat: board.pulse.beat("saver"),
+            heartbeat: board.heartbeats.register("saver"),
             board,
             schedule,
             publisher,
@@ -146,11 +150,11 @@ impl Work {
                 SaverAction::CompareSizes => self.compare_sizes(now),
                 SaverAction::LookForFiles => self.look_for_files(now),
                 SaverAction::Wait(until, wakes) => {
-                    self.waiting.clear(); // everything is saved, or has just failed to be
-                    let until = until.min(now + self.board.pulse.longest());
-                    self.beat.within(until.saturating_duration_since(now));
+                    self.waiting.clear(); // everything is saved, or has just failed
+                    let until = until.min(now + self.board.heartbeats.max_wait());
+                    self.heartbeat.within(until.saturating_duration_since(now));
                     let pending = self.registry.wait(wakes, until);
-                    self.beat.within(Beat::SLOW); // a disk
+                    self.heartbeat.within(Heartbeat::SLOW); // a disk
                     if let Some(at) = pending.changed {
                         self.schedule.change(at);
                     }
@@ -175,12 +179,12 @@ impl Work {
     }
 
     fn save(&mut self, sync: bool) {
-        let waiting = std::mem::take(&mut self.waiting); // dropped when the board says how it went
+        let waiting = std::mem::take(&mut self.waiting); // dropped after the board shows the result
         self.saved.totals.take_from(&self.board);
         let clock = self.clock(Instant::now());
         self.registry.snapshot(&mut self.saved, clock);
         self.saved.totals.lost_bytes += self.lost_before;
-        self.saved.wall_ms = wall::stamp(wall::now_ms(), self.saved.wall_ms);
+        self.saved.wall_ms = clock::stamp(clock::now_ms(), self.saved.wall_ms);
         self.schedule.begun();
         format::write(&mut self.text, &self.saved);
         match self.store.save(&self.text, sync) {
@@ -214,16 +218,16 @@ impl Work {
         let why = e.to_string();
         if self.trouble.as_ref() != Some(&why) {
             let effect = match self.publisher {
-                // See the invariant in `exactly_once.rs`; and `flights` has room for so many batches only.
+                // See the invariant in `exactly_once.rs`; also, `flights` has room for only so many batches.
                 Some(_) => {
-                    "exactly-once needs saved positions: new files wait now, the others once flights is full"
+                    "exactly-once needs saved positions: new files wait now, all others once flights is full"
                 }
                 None => {
-                    "delivery goes on, and what is delivered from now on is sent again if the agent is killed"
+                    "delivery continues, but lines delivered from now on are sent again if the agent is killed"
                 }
             };
             log::error!(
-                "save positions: {why}; {effect}: make the state folder writable, free or mend its disk"
+                "save positions: {why}; {effect}: make the state folder writable, free or repair its disk"
             );
             self.board.state().degraded = Some(why.clone());
             self.board.alarm();
@@ -270,7 +274,7 @@ impl Work {
         }
     }
 
-    /// The last save, synced. What has not changed is not written.
+    /// The last save, synced. Skipped if nothing has changed.
     fn finish(mut self) -> Result<(), Error> {
         self.compare_sizes(Instant::now());
         for again in 0..LAST_TRIES {

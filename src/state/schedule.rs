@@ -1,21 +1,22 @@
-//! When to save positions, to sync them and to look for deleted files. Pure: time is an argument.
+//! Decides when to save positions, to sync them and to check for deleted files. Pure: time is an argument.
 
 use super::Sync;
 use crate::streams::Urgency;
 use std::time::{Duration, Instant};
 
-/// From the first change to its save, and from one save to the next while something changes: so a change is saved within
-/// 1 s, writing included.
+/// From the first change to its save, and between saves while something changes: with the write, a change is saved
+/// within 1 s.
 const GATHER: Duration = Duration::from_millis(800);
-/// From the first acknowledgement of a run to its save: with the write it takes less than 100 ms, so an agent that is
-/// killed every half second still makes progress.
+/// From the first acknowledgement of a run to its save. With the write this takes less than 100 ms, so an agent that
+/// is killed every half second still makes progress.
 const FIRST: Duration = Duration::from_millis(40);
-/// How often sizes are compared with those saved: they tell how much of an unread file was lost, should it disappear.
+/// How often file sizes are compared with the saved ones. Saved sizes tell how much was lost if an unread file
+/// disappears.
 const SIZES: Duration = Duration::from_secs(30);
-/// The first look for files that are gone, and then each.
+/// The first check for deleted files, and the interval after that.
 const LOOK_FIRST: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(6 * 3600);
-/// A failed save is tried again after this, doubled each time up to [`RETRY_MOST`].
+/// A failed save is retried after this, doubled each time up to [`RETRY_MOST`].
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
@@ -28,25 +29,25 @@ pub enum SaverAction {
     Sync,
     CompareSizes,
     LookForFiles,
-    /// Nothing until then, unless a change of this urgency comes.
+    /// Wait until then, or for a change of this urgency.
     Wait(Instant, Urgency),
 }
 
-/// What has happened so far.
+/// The saver's history, as far as the schedule depends on it.
 #[derive(Debug)]
 pub struct Schedule {
     policy: Sync,
-    /// The first change that no save, not even one under way, holds.
+    /// The first change that no save includes, not even one in progress.
     changed: Option<Instant>,
-    /// When the first acknowledgement of this run came, until a save with it is under way.
+    /// The first acknowledgement of this run, until a save that includes it is in progress.
     first_ack: First,
     /// Someone waits for the next save.
     urgent: bool,
     /// The last save.
     saved_at: Option<Instant>,
-    /// The first save that is not synced.
+    /// The first unsynced save.
     unsynced: Option<Instant>,
-    /// After this many failures in a row, the next try is not before that.
+    /// Number of failures in a row, and the earliest time of the next attempt.
     failed: Option<(u32, Instant)>,
     sizes_at: Instant,
     look_at: Instant,
@@ -86,7 +87,7 @@ impl Schedule {
         self.change(now);
     }
 
-    /// Something is to be saved that no save holds yet.
+    /// There are changes that no save includes yet.
     pub fn is_changed(&self) -> bool {
         self.changed.is_some()
     }
@@ -100,7 +101,7 @@ impl Schedule {
         self.urgent = true;
     }
 
-    /// A save with all changes so far is under way.
+    /// A save with all changes so far has begun.
     pub fn begun(&mut self) {
         self.changed = None;
         self.urgent = false;
@@ -123,7 +124,7 @@ impl Schedule {
         self.unsynced = None;
     }
 
-    /// A save or sync failed: what it held is to be saved again. Failures in a row.
+    /// A save or sync failed, so its content must be saved again. Returns the number of failures in a row.
     pub fn failed(&mut self, now: Instant) -> u32 {
         let times = self.failed.map_or(1, |(times, _)| times.saturating_add(1));
         let pause = RETRY.saturating_mul(1 << (times - 1).min(10)).min(RETRY_MOST);
@@ -159,7 +160,7 @@ impl Schedule {
             return SaverAction::Save { sync: sync_due || self.policy == Sync::Always };
         }
         if sync_due {
-            // A change that waits goes along: one write and one sync instead of two.
+            // Include a pending change: one write and one sync instead of two.
             return if self.changed.is_some() { SaverAction::Save { sync: true } } else { SaverAction::Sync };
         }
         if self.sizes_at <= now {
@@ -172,7 +173,7 @@ impl Schedule {
         for at in [save_at, sync_at].into_iter().flatten() {
             until = until.min(at);
         }
-        // Between two saves nothing less than the first acknowledgement is worth a wake-up.
+        // Between two saves, only the first acknowledgement is worth a wake-up.
         let pause_ends = pause_ends.filter(|end| now < *end);
         let wakes = match self.first_ack {
             First::Awaited if self.changed.is_some() || pause_ends.is_some() => Urgency::Ack,
@@ -192,7 +193,7 @@ mod tests {
         move |t| t + Duration::from_secs_f64(seconds)
     }
 
-    /// Fails when nothing to do leads to a write, or to a wait shorter than the comparison of sizes.
+    /// Fails when an idle saver writes, or wakes more often than the comparison of sizes requires.
     #[test]
     fn idle_writes_nothing() {
         let t = Instant::now();
@@ -209,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Fails when each change moves the save on, or when the first change is saved later than 1 s.
+    /// Fails when each change postpones the save, or when the first change is saved later than after 1 s.
     #[test]
     fn a_busy_file_is_saved_once_a_second() {
         let t = Instant::now();
@@ -229,7 +230,8 @@ mod tests {
         assert!(saves.len() <= 13, "{saves:?}");
     }
 
-    /// Fails when a run that is killed within a second saves nothing, or when each acknowledgement is saved that soon.
+    /// Fails when a run that is killed within a second saves nothing, or when every acknowledgement is saved that
+    /// early.
     #[test]
     fn the_first_acknowledgement_is_saved_at_once() {
         let t = Instant::now();
@@ -250,7 +252,7 @@ mod tests {
         assert!(saves.windows(2).all(|w| (800..=1000).contains(&(w[1] - w[0]))), "{saves:?}");
     }
 
-    /// Fails when the sync is counted from the last save instead of the first that is not synced.
+    /// Fails when the sync interval starts at the last save instead of the first unsynced one.
     #[test]
     fn what_is_saved_is_synced_in_time() {
         let t = Instant::now();
@@ -270,7 +272,7 @@ mod tests {
         assert_eq!(always.next(t + GATHER), SaverAction::Save { sync: true });
     }
 
-    /// Fails when a full disk is asked again at once, or never.
+    /// Fails when a save to a full disk is retried immediately, or never.
     #[test]
     fn a_failure_is_retried_at_growing_intervals() {
         let t = Instant::now();

@@ -1,16 +1,16 @@
-//! The state folder's `offsets`: which file is the good one, and in which order files are written, synced and renamed so
-//! that there always is one.
+//! The files `offsets` and `offsets.previous`: which copy is good, and the order of write, sync and rename that keeps
+//! one good at all times. Also the folder's lock.
 //!
-//! Invariant: from the first save on, at every moment and whatever a power loss does to data that was not synced, `offsets` or
-//! `offsets.previous` is whole. A kill loses nothing (the page cache stays); a power loss may take any file that was not
-//! synced, also one that was renamed into place (ext4 without `auto_da_alloc`, f2fs, XFS). So `offsets.previous` is only
-//! ever a file that was synced as `offsets` (one that an earlier run left is synced before it becomes that), and where
-//! there is neither, the save syncs before it renames.
+//! Invariant: from the first save on, `offsets` or `offsets.previous` is whole at every moment, whatever a power loss
+//! does to unsynced data. A kill loses nothing, because the page cache stays. A power loss may destroy any file that
+//! was not synced, even one that was renamed into place (ext4 without `auto_da_alloc`, f2fs, XFS). Therefore
+//! `offsets.previous` is only ever a file that was synced as `offsets`; one left by an earlier run is synced first.
+//! If neither exists yet, the save syncs before it renames.
 
 use super::Damaged;
 use super::format::{self, Bad};
 use crate::error::Error;
-use crate::files;
+use crate::private_file;
 use crate::streams::Saved;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -22,22 +22,22 @@ pub const PREVIOUS: &str = "offsets.previous";
 const TMP: &str = "offsets.tmp";
 const LOCK: &str = "lock";
 
-/// Larger than this no `offsets` is: what is there is not ours.
+/// A larger `offsets` is not ours.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// What `offsets` is, as far as this process knows.
+/// What this process knows about `offsets`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CurrentFile {
-    /// There is none, or what is there is damaged.
+    /// Missing or damaged.
     Bad,
-    /// Whole, from an earlier run: it may be synced or not.
+    /// Whole, from an earlier run; may or may not be synced.
     FoundPositions,
-    /// Whole, but a power loss may take it.
+    /// Whole, but a power loss may destroy it.
     Unsynced,
     Synced,
 }
 
-/// One call of the system on the way to a saved state.
+/// One system call of a save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveStep {
     WriteTmp,
@@ -50,7 +50,8 @@ pub enum SaveStep {
     SyncFolder,
 }
 
-/// The steps of a save, in order. `previous`: `offsets.previous` is whole and synced. `sync`: the policy asks for it.
+/// The steps of a save, in order. `previous`: `offsets.previous` is whole and synced. `sync`: the policy requires a
+/// sync.
 pub fn steps(current: CurrentFile, previous: bool, sync: bool) -> Vec<SaveStep> {
     let sync = sync || !(previous || matches!(current, CurrentFile::FoundPositions | CurrentFile::Synced));
     let mut steps = vec![SaveStep::WriteTmp];
@@ -61,7 +62,8 @@ pub fn steps(current: CurrentFile, previous: bool, sync: bool) -> Vec<SaveStep> 
         steps.push(SaveStep::SyncOffsets);
     }
     if matches!(current, CurrentFile::FoundPositions | CurrentFile::Synced) {
-        // Between these two there is no `offsets`; `offsets.previous` is the state before this save, and `offsets.tmp` is whole.
+        // Between these two renames `offsets` does not exist; `offsets.previous` holds the state before this save,
+        // and `offsets.tmp` is whole.
         steps.push(SaveStep::KeepPrevious);
     }
     steps.push(SaveStep::Replace);
@@ -75,20 +77,20 @@ pub fn steps(current: CurrentFile, previous: bool, sync: bool) -> Vec<SaveStep> 
 #[derive(Debug)]
 pub struct PositionsFile {
     folder: PathBuf,
-    /// `None`: the disk was full or read-only when it was to be made.
+    /// `None`: the lock file could not be created because the disk was full or read-only.
     lock: Option<File>,
     current: CurrentFile,
-    /// `offsets.previous` is whole and synced. Only asked for where `current` is not.
+    /// `offsets.previous` is whole and synced. Only relevant while `current` is not.
     previous: bool,
 }
 
 /// What was found in a state folder.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FoundPositions {
-    /// Neither `offsets` nor `offsets.previous` is there.
+    /// Neither `offsets` nor `offsets.previous` exists.
     Nothing,
     Good(Box<Saved>),
-    /// `offsets` is not there or damaged, as said; this is `offsets.previous`.
+    /// `offsets` is missing or damaged for the given reason; this is `offsets.previous`.
     Previous(Box<Saved>, String),
     /// Neither can be read, for these reasons.
     Neither {
@@ -103,14 +105,14 @@ fn written(path: &Path) -> Option<(i64, u32)> {
 }
 
 impl PositionsFile {
-    /// Makes the folder where it is missing, locks it and reads what was saved. The flag: it is `offsets.previous`.
+    /// Creates the folder if missing, locks it and reads the saved state. The flag: it came from `offsets.previous`.
     pub fn open(folder: &Path, damaged: Damaged) -> Result<(PositionsFile, Saved, bool), Error> {
         refuse_shared(folder)?;
         let lock = match lock(folder) {
             Ok(lock) => Some(lock),
             Err(NotLocked::Held(pid)) => return Err(held(folder, pid)),
             Err(NotLocked::Failed(e)) if is_disk_trouble(&e) => {
-                log::error!("{}: {e}; positions are not saved until this is mended", folder.display());
+                log::error!("{}: {e}; positions are not saved until this is fixed", folder.display());
                 None
             }
             Err(NotLocked::Failed(e)) => {
@@ -120,7 +122,7 @@ impl PositionsFile {
         };
         refuse_newer(folder)?;
         if lock.is_some() && is_cut_short(folder)? {
-            // An error says nothing: then the state before is there.
+            // Ignore an error: the previous state is still there.
             let _ = replace(&folder.join(TMP), &folder.join(OFFSETS));
         }
         let mut store =
@@ -133,7 +135,7 @@ impl PositionsFile {
             }
             FoundPositions::Previous(saved, why) => {
                 log::warn!(
-                    "{}: {why}; going on from {PREVIOUS}, so lines delivered since it was saved are sent again",
+                    "{}: {why}; continuing from {PREVIOUS}, so lines delivered since it was saved are sent again",
                     folder.join(OFFSETS).display()
                 );
                 store.previous = true;
@@ -153,7 +155,7 @@ impl PositionsFile {
         &self.folder
     }
 
-    /// Writes `bytes` as the new `offsets`. Bytes written; after an error the old state is still there.
+    /// Writes `bytes` as the new `offsets` and returns their number. After an error the old state is still in place.
     pub fn save(&mut self, bytes: &[u8], sync: bool) -> io::Result<u64> {
         self.locked()?;
         for step in steps(self.current, self.previous, sync) {
@@ -162,7 +164,7 @@ impl PositionsFile {
         Ok(bytes.len() as u64)
     }
 
-    /// Forces what the last save wrote to the disk.
+    /// Syncs the last save to disk.
     pub fn sync(&mut self) -> io::Result<()> {
         if matches!(self.current, CurrentFile::FoundPositions | CurrentFile::Unsynced) {
             self.step(SaveStep::SyncOffsets, &[])?;
@@ -184,9 +186,9 @@ impl PositionsFile {
     fn step(&mut self, step: SaveStep, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
-            SaveStep::WriteTmp => files::anew(&at(TMP), 0o600)?.write_all(bytes)?,
-            SaveStep::SyncTmp => files::read(&at(TMP))?.sync_all()?,
-            SaveStep::SyncOffsets => files::read(&at(OFFSETS))?.sync_all()?,
+            SaveStep::WriteTmp => private_file::replace(&at(TMP), 0o600)?.write_all(bytes)?,
+            SaveStep::SyncTmp => private_file::open_read(&at(TMP))?.sync_all()?,
+            SaveStep::SyncOffsets => private_file::open_read(&at(OFFSETS))?.sync_all()?,
             SaveStep::KeepPrevious => {
                 replace(&at(OFFSETS), &at(PREVIOUS))?;
                 (self.current, self.previous) = (CurrentFile::Bad, true);
@@ -204,13 +206,13 @@ impl PositionsFile {
     }
 }
 
-/// The only `rename` of the program.
+/// The only `rename` in the program apart from the metrics file.
 #[allow(clippy::disallowed_methods)]
 fn replace(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
 }
 
-/// Others who may write in the folder could put anything in the place of the agent's files.
+/// Anyone else with write access to the folder could replace the agent's files.
 fn refuse_shared(folder: &Path) -> Result<(), Error> {
     let Ok(there) = fs::metadata(folder) else { return Ok(()) }; // it is made, or the lock says why not
     let (owner, own) = (there.uid(), rustix::process::geteuid().as_raw());
@@ -230,10 +232,10 @@ fn refuse_shared(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a newer program has saved is not replaced by what this one goes on from, not even where an older copy could be read.
+/// State saved by a newer version is never overwritten, not even if an older copy is readable.
 fn refuse_newer(folder: &Path) -> Result<(), Error> {
     let offsets = folder.join(OFFSETS);
-    // Where a save was cut short the newest state is in the temporary file.
+    // After an interrupted save, the newest state is in the temporary file.
     let cut_short = !offsets.exists() && folder.join(PREVIOUS).exists();
     let path = if cut_short { folder.join(TMP) } else { offsets };
     match read(&path)? {
@@ -246,21 +248,21 @@ fn too_new(path: &Path, newer: &Bad) -> Error {
     Error::config(path.display(), newer, "install that version again, or move the folder away to begin anew")
 }
 
-/// A kill came between the two renames of a save, and the state that was to be saved is whole: it goes on as if the save had been
-/// done. The one before would do, but it could not be told from one that is older than what others rely on.
+/// Whether a kill came between the two renames of a save and the new state is whole: then the save is completed. The
+/// previous state would do as well, but could not be distinguished from one older than what other files rely on.
 fn is_cut_short(folder: &Path) -> Result<bool, Error> {
     let is_there = |name: &str| folder.join(name).exists();
     Ok(!is_there(OFFSETS) && is_there(PREVIOUS) && matches!(read(&folder.join(TMP))?, Some(Ok(_))))
 }
 
-/// Reads what is saved in a folder, without its lock: also for `status`.
+/// Reads the saved state of a folder without taking its lock; also used by `status`.
 pub fn look(folder: &Path) -> Result<FoundPositions, Error> {
     let offsets = read(&folder.join(OFFSETS))?;
     if let Some(Ok(saved)) = offsets {
         return Ok(FoundPositions::Good(Box::new(saved)));
     }
     let previous = read(&folder.join(PREVIOUS))?;
-    // A save that ran meanwhile has taken `offsets` away for a moment.
+    // A concurrent save may have removed `offsets` for a moment.
     let offsets = match offsets {
         None => read(&folder.join(OFFSETS))?,
         bad => bad,
@@ -280,9 +282,10 @@ pub fn look(folder: &Path) -> Result<FoundPositions, Error> {
     })
 }
 
-/// `None`: there is none. An error that may pass (permissions, descriptors) is not damage, and ends the start.
+/// `None` if there is none. An error that may be temporary (permissions, descriptors) is not damage; it ends the
+/// start.
 fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
-    let bytes = files::read(path).and_then(|file| {
+    let bytes = private_file::open_read(path).and_then(|file| {
         let mut bytes = Vec::new();
         file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -330,7 +333,7 @@ fn hopeless(folder: &Path, damaged: Damaged, offsets: &Bad, previous: &Bad) -> R
 
 #[derive(Debug)]
 enum NotLocked {
-    /// By the agent with this process id, if it could be told.
+    /// By the agent with this process id, if known.
     Held(Option<u32>),
     Failed(io::Error),
 }
@@ -341,14 +344,16 @@ impl From<io::Error> for NotLocked {
     }
 }
 
-/// `flock(2)` on `lock`, which holds our process id from then on. It is never removed: who waits for it could lock a file
-/// that is gone.
+/// Takes `flock(2)` on the file `lock` and writes our process id into it. The file is never removed: a waiting
+/// process could otherwise lock a deleted file.
 fn lock(folder: &Path) -> Result<File, NotLocked> {
     make(folder)?;
     let path = folder.join(LOCK);
-    let mut file = match files::private(&path) {
-        // Read-only: a lock that is there can still be taken.
-        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => files::read(&path).map_err(|_| e)?,
+    let mut file = match private_file::open_or_create(&path) {
+        // On a read-only file system, an existing lock file can still be locked.
+        Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {
+            private_file::open_read(&path).map_err(|_| e)?
+        }
         file => file?,
     };
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -360,7 +365,7 @@ fn lock(folder: &Path) -> Result<File, NotLocked> {
         }
         Err(e) => return Err(NotLocked::Failed(e.into())),
     }
-    // Only for the other's message: a full disk does not matter.
+    // Only informational, so a full disk does not matter.
     let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
     Ok(file)
 }
@@ -370,7 +375,8 @@ fn make(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    // So that a power loss does not take the folder with all that was synced in it; not every file system can.
+    // Sync the parent so that a power loss does not remove the folder and everything synced in it. Not every file
+    // system supports this.
     let _ = folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all());
     Ok(())
 }
@@ -385,13 +391,13 @@ fn held(folder: &Path, pid: Option<u32>) -> Error {
     Error::failed(format_args!("lock state folder {}", folder.display()), why, fix)
 }
 
-/// The disk's trouble, not a mistake in the set-up: delivery goes on without saving.
+/// A disk problem rather than a configuration mistake: delivery continues without saving.
 fn is_disk_trouble(e: &io::Error) -> bool {
     use ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(e.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded) || is_rot(e)
 }
 
-/// The medium does not give its bytes back.
+/// The medium fails to return its data.
 fn is_rot(e: &io::Error) -> bool {
     [libc::EIO, libc::EUCLEAN, libc::EISDIR].iter().any(|code| e.raw_os_error() == Some(*code))
 }

@@ -1,10 +1,10 @@
-//! Registry and saver on a real folder.
+//! Tests registry and saver on a real folder.
 
 use super::*;
 use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
+use crate::clock;
 use crate::state::saver::LAST_RETRY;
 use crate::streams::Progress;
-use crate::wall;
 use crossbeam_channel::bounded;
 use std::fs;
 use std::io;
@@ -26,7 +26,7 @@ fn point(offset: u64) -> Point {
     Point { offset, mark: Mark { len: 3, hash: offset }, then: Then::Line }
 }
 
-/// One run of the agent, as far as the state folder is concerned.
+/// One run of the agent, reduced to its use of the state folder.
 struct Bench {
     board: Arc<Board>,
     registry: Arc<Registry>,
@@ -44,18 +44,18 @@ impl Bench {
     }
 
     fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Progress> {
-        let gauge = self.board.gauge(StreamId(stream), at, size);
+        let progress = self.board.progress(StreamId(stream), at, size);
         let origin = Origin {
             stream: StreamId(stream),
             topic: "t".into(),
             path: "/var/log/a".into(),
             shape: Arc::new(Shape::default()),
-            gauge: gauge.clone(),
+            progress: progress.clone(),
         };
         let at = if at == 0 { Point::default() } else { point(at) };
         let identity = Identity { dev: 1, ino: stream, born: None };
         self.registry.open(Opened { origin: origin.into(), identity, at });
-        gauge
+        progress
     }
 
     /// A chunk is framed and sent.
@@ -107,17 +107,17 @@ fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
     all
 }
 
-/// Fails when a flush is answered before the save or waits for more changes, or when the pattern is not part of it.
+/// Fails when a flush is answered before the save or waits for more changes, or when the save lacks the pattern.
 #[test]
 fn first_sight_is_saved_when_the_flush_is_answered() {
-    // Where fsync(2) is quick: what is timed is what is waited for beside it.
+    // On a file system with a fast fsync(2), to time only the waits around it.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 500, 500);
     bench.registry.pattern_known(b"/var/log/*".to_vec());
     let before = Instant::now();
     bench.flush();
-    assert!(before.elapsed() < Duration::from_millis(500), "the agent is ready only after this");
+    assert!(before.elapsed() < Duration::from_millis(500), "the agent becomes ready only after this");
     let saved = on_disk(dir.path());
     assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
     assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
@@ -130,13 +130,13 @@ fn first_sight_is_saved_when_the_flush_is_answered() {
 fn an_ack_is_saved_within_a_second() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
+    let progress = bench.open(1, 0, 100);
     bench.flush();
-    Bench::fly(&gauge, 0, 50);
+    Bench::fly(&progress, 0, 50);
     let before = Instant::now();
     bench.ack(1, 0, 50);
     let tick = crossbeam_channel::tick(Duration::from_millis(5));
-    while gauge.saved.load(Relaxed) < 50 {
+    while progress.saved.load(Relaxed) < 50 {
         tick.recv().unwrap();
         assert!(before.elapsed() < Duration::from_millis(1500), "not saved");
     }
@@ -150,8 +150,8 @@ fn an_ack_is_saved_within_a_second() {
 fn a_restart_without_news_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 100);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.stop().unwrap();
     let before = names_and_times(dir.path());
@@ -169,18 +169,18 @@ fn a_restart_without_news_writes_nothing() {
     assert_eq!(names_and_times(dir.path()), before);
 }
 
-/// What a kill leaves is what was copied from the folder while the stage ran. Fails when doubled lines are not counted,
-/// are counted twice over a later clean restart, or a total goes back.
+/// A copy of the folder taken while the saver runs stands for the state after a kill. Fails when duplicated lines are
+/// not counted, are counted twice over a later clean restart, or a total goes back.
 #[test]
 fn doubled_lines_are_counted_over_a_kill_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 30);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 30);
     bench.ack(1, 0, 30);
     bench.flush();
-    Bench::fly(&gauge, 30, 80);
+    Bench::fly(&progress, 30, 80);
     for name in ["offsets", "air"] {
         fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
     }
@@ -188,26 +188,27 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
 
     let bench = Bench::start(options(copy.path()));
     assert_eq!(bench.saved.streams[0].at, point(30));
-    let gauge = bench.open(1, 30, 100);
-    Bench::fly(&gauge, 30, 80);
+    let progress = bench.open(1, 30, 100);
+    Bench::fly(&progress, 30, 80);
     assert_eq!(bench.board.doubled_at_most(), 50, "counted before it is sent");
-    Bench::fly(&gauge, 80, 100);
+    Bench::fly(&progress, 80, 100);
     bench.ack(1, 80, 100);
     bench.ack(1, 30, 80);
     bench.stop().unwrap();
     assert_eq!(on_disk(copy.path()).totals.again, 50);
 
     let bench = Bench::start(options(copy.path()));
-    let gauge = bench.open(1, 100, 200);
-    Bench::fly(&gauge, 100, 200);
+    let progress = bench.open(1, 100, 200);
+    Bench::fly(&progress, 100, 200);
     assert_eq!(bench.board.doubled_at_most(), 50);
     assert_eq!(bench.board.totals.acked_lines.load(Relaxed), 100);
     bench.ack(1, 100, 200);
     bench.stop().unwrap();
 }
 
-/// A kill before a stream's opening is saved, which is another stream then; also before the very first save, and with the
-/// positions lost. Fails when its doubled lines are not counted, or lines of a first start or after first sight are.
+/// A kill before a stream's opening is saved, so that the next run assigns another stream; also before the very first
+/// save, and with the positions lost. Fails when its duplicated lines are not counted, or when lines are counted at a
+/// first start or after the first scan.
 #[test]
 fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
     for (kept, damaged, doubled) in
@@ -218,8 +219,8 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
         let bench = Bench::start(options(dir.path()));
         bench.open(1, 0, 0);
         bench.flush();
-        let gauge = bench.open(2, 0, 100);
-        Bench::fly(&gauge, 0, 80);
+        let progress = bench.open(2, 0, 100);
+        Bench::fly(&progress, 0, 80);
         assert_eq!(bench.board.doubled_at_most(), 0, "a first start");
         for name in kept {
             fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
@@ -230,39 +231,39 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
             fs::write(copy.path().join("offsets"), b"\0").unwrap();
         }
         let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(copy.path()) });
-        let gauge = bench.open(5, 0, 100);
-        Bench::fly(&gauge, 0, 80);
-        Bench::fly(&gauge, 80, 100);
+        let progress = bench.open(5, 0, 100);
+        Bench::fly(&progress, 0, 80);
+        Bench::fly(&progress, 80, 100);
         assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
         bench.ack(5, 0, 100);
         bench.flush();
-        let gauge = bench.open(6, 0, 100);
-        Bench::fly(&gauge, 0, 100);
+        let progress = bench.open(6, 0, 100);
+        Bench::fly(&progress, 0, 100);
         bench.ack(6, 0, 100);
         assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
         bench.stop().unwrap();
     }
 }
 
-/// Fails when a save that fails ends the stage, is not shown, or is not tried again.
+/// Fails when a failed save ends the thread, is not shown, or is not retried.
 #[test]
 fn a_disk_that_refuses_is_shown_and_overcome() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
+    let progress = bench.open(1, 0, 100);
     bench.flush();
     let blocked = dir.path().join("offsets.tmp");
     fs::create_dir(&blocked).unwrap();
-    Bench::fly(&gauge, 0, 10);
+    Bench::fly(&progress, 0, 10);
     bench.ack(1, 0, 10);
     bench.flush(); // answered though it failed: the agent must become ready
     assert!(bench.board.state().degraded.is_some());
-    assert_eq!(gauge.acked.load(Relaxed), 10);
-    assert_eq!(gauge.saved.load(Relaxed), 0);
+    assert_eq!(progress.acked.load(Relaxed), 10);
+    assert_eq!(progress.saved.load(Relaxed), 0);
     fs::remove_dir(&blocked).unwrap();
     let tick = crossbeam_channel::tick(Duration::from_millis(5));
     let before = Instant::now();
-    while gauge.saved.load(Relaxed) < 10 {
+    while progress.saved.load(Relaxed) < 10 {
         tick.recv().unwrap();
         assert!(before.elapsed() < Duration::from_secs(5), "not tried again");
     }
@@ -270,13 +271,13 @@ fn a_disk_that_refuses_is_shown_and_overcome() {
     bench.stop().unwrap();
 }
 
-/// Fails when the last save is not made or not tried again, or an error of it is not told.
+/// Fails when the last save is skipped or not retried, or when its error is not reported.
 #[test]
 fn the_end_saves_or_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 100);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.registry.close(&Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } });
     bench.stop().unwrap();
@@ -302,30 +303,31 @@ fn the_end_saves_or_says_why_not() {
     assert!(bench.stop().unwrap_err().to_string().contains("save positions"));
 }
 
-/// Fails when a run without a state folder waits for one, or forgets to move the gauges.
+/// Fails when a run without a state folder waits for a save, or does not advance its progress.
 #[test]
 fn nothing_is_saved_without_a_folder() {
     let bench = Bench::start(StateOptions { state_dir: None, ..options(Path::new("/nowhere")) });
-    let gauge = bench.open(1, 0, 100);
-    Bench::fly(&gauge, 0, 100);
+    let progress = bench.open(1, 0, 100);
+    Bench::fly(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.flush();
-    assert_eq!((gauge.acked.load(Relaxed), gauge.saved.load(Relaxed)), (100, 0));
+    assert_eq!((progress.acked.load(Relaxed), progress.saved.load(Relaxed)), (100, 0));
     bench.stop().unwrap();
 }
 
-/// For the stamps after a boot in 1970. Fails when the wall clock is not saved, or one that is not set is.
+/// For timestamps after a boot in 1970. Fails when the wall clock is not saved, or an unset one is.
 #[test]
 fn the_wall_clock_is_saved() {
     let dir = tempfile::tempdir().unwrap();
-    let before = wall::now_ms();
+    let before = clock::now_ms();
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 0, 100);
     bench.stop().unwrap();
-    assert!((before..=wall::now_ms()).contains(&on_disk(dir.path()).wall_ms));
+    assert!((before..=clock::now_ms()).contains(&on_disk(dir.path()).wall_ms));
 }
 
-/// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before first sight is over.
+/// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before the first scan was
+/// over.
 #[test]
 fn the_beginning_holds_until_first_sight_is_saved() {
     let dir = tempfile::tempdir().unwrap();
@@ -341,7 +343,8 @@ fn the_beginning_holds_until_first_sight_is_saved() {
     assert!(!on_disk(dir.path()).from_beginning);
 }
 
-/// A box that boots in 1970, or has its clock set to another century. Fails when the wall clock decides what is forgotten.
+/// A box that boots in 1970, or whose clock is set to another century. Fails when the wall clock decides what is
+/// forgotten.
 #[test]
 fn positions_are_forgotten_by_running_time_alone() {
     const DAY: u64 = 24 * 3600;
@@ -351,7 +354,7 @@ fn positions_are_forgotten_by_running_time_alone() {
         topic: "t".into(),
         path: "/var/log/a".into(),
         shape: Arc::new(Shape::default()),
-        gauge: Arc::default(),
+        progress: Arc::default(),
     };
     registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
     registry.snapshot(&mut Saved::default(), 1000);

@@ -1,11 +1,11 @@
-//! Counters between `offsets` and the board.
+//! Copies the counters between `offsets` and the status board.
 
 use crate::report::Board;
 use crate::streams::SavedTotals;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 impl SavedTotals {
-    /// At the start: the board counts on from here.
+    /// At the start: the board continues from these values.
     pub fn put_on(&self, board: &Board) {
         let t = &board.totals;
         t.read_lines.store(self.read_lines, Relaxed);
@@ -21,8 +21,8 @@ impl SavedTotals {
         board.once.found.store(self.flights_found, Relaxed);
     }
 
-    /// Takes over what the board counts, except `lost_bytes`: there it includes streams that are not finished, whose loss the
-    /// next run counts again.
+    /// Copies the board's counters, except `lost_bytes`: the board includes unfinished streams, whose loss the next
+    /// run counts again.
     pub fn take_from(&mut self, board: &Board) {
         let t = &board.totals;
         let of = |n: &AtomicU64| n.load(Relaxed);

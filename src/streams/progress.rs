@@ -1,4 +1,4 @@
-//! The offsets of one open stream, and how long its oldest unacknowledged byte has been waiting.
+//! The offsets of one open stream, and the age of its oldest unacknowledged byte.
 
 use super::sent_marks::SentMark;
 use crate::chunk::{Chunk, Identity, Range, StreamId};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ sent ≤ framed ≤ size` (but for truncation).
+/// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ sent ≤ framed ≤ size` (unless truncated).
 #[derive(Debug, Default)]
 pub struct Progress {
     pub size: AtomicU64,
@@ -17,22 +17,23 @@ pub struct Progress {
     pub sent: AtomicU64,
     pub acked: AtomicU64,
     pub saved: AtomicU64,
-    /// From `framed` up to here there is no end of a line: an unfinished rest, which is not late. Writer: the tail.
+    /// There is no line end between `framed` and here: an incomplete last line, which does not count as waiting.
+    /// Writer: the tail.
     pub searched: AtomicU64,
-    /// Remembers `sent` over a crash.
+    /// Persists `sent` across a crash.
     mark: Option<SentMark>,
     seen: Mutex<SizesSeen>,
     who: Mutex<Option<(StreamId, Identity)>>,
 }
 
-/// When which size was first seen, ascending.
+/// When each size was first seen, ascending.
 #[derive(Debug, Default)]
 struct SizesSeen(VecDeque<(u64, Instant)>);
 
 impl SizesSeen {
-    /// Beyond it neighbours are merged, and the age of what waits long is told too high rather than too low.
+    /// Above this, neighbours are merged, which overstates the age of old bytes rather than understating it.
     const MOST: usize = 64;
-    /// Closer together than this is one entry.
+    /// Sizes seen within this time share an entry.
     const STEP: Duration = Duration::from_millis(500);
 
     fn grew(&mut self, size: u64, now: Instant) {
@@ -44,7 +45,7 @@ impl SizesSeen {
         if self.0.len() > Self::MOST {
             let mut first = None;
             self.0.retain_mut(|entry| match first.take() {
-                // The second of a pair stays, with the time of the first: bytes up to it were seen since then.
+                // Keep the second of a pair with the first's time: bytes up to it have been seen since then.
                 Some(t) => {
                     entry.1 = t;
                     true
@@ -54,7 +55,7 @@ impl SizesSeen {
                     false
                 }
             });
-            // An odd one at the end was taken out: it comes back.
+            // An unpaired last entry was removed: put it back.
             if let Some(t) = first {
                 self.0.push_back((size, t));
             }
@@ -70,7 +71,7 @@ impl SizesSeen {
 }
 
 impl Progress {
-    /// Of a stream opened at offset `at`, whose file holds `size` bytes.
+    /// Progress of a stream opened at offset `at`, whose file holds `size` bytes.
     pub fn new(at: u64, size: u64, mark: Option<SentMark>) -> Progress {
         let progress = Progress { mark, ..Progress::default() };
         for offset in [&progress.framed, &progress.sent, &progress.acked, &progress.saved] {
@@ -80,7 +81,7 @@ impl Progress {
         progress
     }
 
-    /// The file holds `size` bytes now. Once per look at the file, not per chunk.
+    /// Records that the file now holds `size` bytes. Called once per check of the file, not per chunk.
     pub fn saw(&self, size: u64, now: Instant) {
         self.size.store(size, Relaxed);
         lock(&self.seen).grew(size, now);
@@ -91,8 +92,8 @@ impl Progress {
         self.framed.fetch_max(end, Relaxed);
     }
 
-    /// The chunk is about to be sent for the first time. On return that is written down, so that a crash leaves known which
-    /// lines may have been stored without an acknowledgement.
+    /// The chunk is about to be sent for the first time. On return this is on record, so that after a crash it is
+    /// known which lines may have been stored without an acknowledgement.
     pub fn send(&self, chunk: &Chunk) {
         self.send_range(&chunk.range, chunk.lines.len() as u64);
     }
@@ -105,12 +106,12 @@ impl Progress {
         self.sent.fetch_max(range.end, Relaxed);
     }
 
-    /// All that was framed is acknowledged.
+    /// Everything framed has been acknowledged.
     pub fn is_done(&self) -> bool {
         self.acked.load(Relaxed) >= self.framed.load(Relaxed)
     }
 
-    /// Since when the oldest line waits that is not acknowledged; `None` when nothing but an unfinished rest waits.
+    /// When the oldest unacknowledged line was first seen; `None` if only an incomplete line is left.
     pub fn waits_since(&self) -> Option<Instant> {
         let (acked, framed) = (self.acked.load(Relaxed), self.framed.load(Relaxed));
         let late = acked < framed || self.searched.load(Relaxed).max(framed) < self.size.load(Relaxed);
@@ -118,7 +119,7 @@ impl Progress {
         since.filter(|_| late)
     }
 
-    /// Whose progress it is. Writer: the registry, when the stream is opened.
+    /// Which stream and file this belongs to. Writer: the registry, when the stream is opened.
     pub fn belongs(&self, stream: StreamId, identity: Identity) {
         *lock(&self.who) = Some((stream, identity));
     }

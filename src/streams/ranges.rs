@@ -1,20 +1,21 @@
-//! What is acknowledged of one stream: without a gap up to a point, and ranges beyond it. Pure.
+//! The acknowledged bytes of one stream: a gapless prefix, and ranges beyond it. Pure.
 
 use crate::chunk::Point;
 use std::collections::BTreeMap;
 
-/// A gapless point and what is acknowledged beyond it.
+/// A gapless prefix and the ranges acknowledged beyond it.
 ///
 /// Invariant: the ranges are disjoint, do not touch each other, and all start after `at`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AckedRanges {
     pub at: Point,
-    /// By start; the value is the range's end, kept whole since its mark is needed when the gap before it closes.
+    /// Keyed by start. The value is the full end point, because its mark is needed when the gap before the range
+    /// closes.
     pub beyond: BTreeMap<u64, Point>,
 }
 
 impl AckedRanges {
-    /// Takes an acknowledged range in. A repeat changes nothing.
+    /// Adds an acknowledged range. Adding it again changes nothing.
     pub fn ack(&mut self, start: u64, end: Point) {
         debug_assert!(start >= self.at.offset, "acknowledged {start} again, before {}", self.at.offset);
         debug_assert!(start <= end.offset);
@@ -58,7 +59,7 @@ impl AckedRanges {
     }
 }
 
-/// The end that lies further; of two equal ones the second.
+/// The further end; of two equal ones, the second.
 fn further(a: Point, b: Point) -> Point {
     if b.offset >= a.offset { b } else { a }
 }

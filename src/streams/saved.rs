@@ -1,4 +1,4 @@
-//! What is saved of the streams: the content of the state folder's `offsets`, as values.
+//! The content of the state folder's `offsets`, as values.
 
 use super::ranges::AckedRanges;
 use crate::chunk::{Ack, Identity, Point, Range, StreamId};
@@ -11,26 +11,28 @@ use std::sync::Arc;
 pub struct Saved {
     /// By id, ascending.
     pub streams: Vec<SavedStream>,
-    /// The lowest id never given away.
+    /// The lowest stream id not yet assigned.
     pub next_stream: u64,
-    /// The patterns known so far, as written in the config: `start` applies only to files that exist when their pattern
-    /// is first known. A pattern that leaves the config stays known.
+    /// Patterns seen so far, as written in the config. `start` applies only to files that exist when their pattern is
+    /// first seen. A pattern removed from the config stays listed.
     pub sources: Vec<Vec<u8>>,
-    /// Seconds that agents have run on this folder, over all restarts. Not wall clock: a box may boot in 1970.
+    /// Running time in seconds of all agents on this folder, over all restarts. Not wall clock time: a box may boot
+    /// in 1970.
     pub clock: u64,
-    /// Wall clock of the last save, in ms since 1970; 0: none. For the stamps of records; see `wall.rs`.
+    /// Wall clock at the last save, in ms since 1970; 0 if unknown. Used for record timestamps; see `clock.rs`.
     pub wall_ms: i64,
     pub totals: SavedTotals,
-    /// When it was written, in seconds and nanoseconds since 1970 by the file system's clock; not part of the text. `None`: never.
+    /// When it was written, in seconds and nanoseconds since 1970 by the file system's clock; `None` if never. Not
+    /// part of the text.
     pub written: Option<(i64, u32)>,
-    /// Both `offsets` were damaged and `damaged_state = "beginning"`: until first sight is saved, `start` does not apply and
-    /// every file is read from its beginning.
+    /// Both copies of `offsets` were damaged and `damaged_state = "beginning"`: until the first scan is saved,
+    /// `start` does not apply and every file is read from its beginning.
     pub from_beginning: bool,
 }
 
 impl Saved {
-    /// Takes in what is known to be stored though the run that sent it could not save that. `false`: it is known already, or
-    /// the stream is not.
+    /// Adds a range that is known to be stored although the run that sent it could not save that. Returns `false` if
+    /// the range is already included or the stream is unknown.
     pub fn acknowledge(&mut self, ack: &Ack) -> bool {
         let Some(s) = self.streams.iter_mut().find(|s| s.stream == ack.stream) else { return false };
         let inside = s.beyond.iter().any(|(r, _)| r.start < ack.range.end && ack.range.start < r.end);
@@ -60,14 +62,14 @@ pub struct SavedStream {
     pub beyond: Vec<(Range, Point)>,
     /// Bytes, when last seen.
     pub size: u64,
-    /// Read to its end, and all of it acknowledged: nothing of it is ever sent again.
+    /// Read to its end and fully acknowledged: no byte of it is ever sent again.
     pub finished: bool,
     /// [`Saved::clock`] when its file was last known to exist.
     pub seen: u64,
 }
 
-/// Counters over all restarts. Saved with the positions, so that a line that is sent again after a crash is counted as
-/// often as its acknowledgement was saved.
+/// Counters over all restarts. Saved together with the positions, so a line sent again after a crash is counted once
+/// per saved acknowledgement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SavedTotals {
     pub read_lines: u64,
@@ -83,14 +85,14 @@ pub struct SavedTotals {
     pub retries: u64,
     /// Bytes written to the state folder.
     pub state_bytes: u64,
-    /// Exactly-once: batches of an earlier run sent again, and those of them that were stored. Lines by themselves in the
-    /// file, which older files do not have.
+    /// Exactly-once: batches of an earlier run that were sent again, and how many of them were found stored. On a
+    /// separate line of the file, which older files lack.
     pub flights_resent: u64,
     pub flights_found: u64,
 }
 
-/// Acknowledged per stream, as saved: without a gap up to an offset, and ranges beyond it. With `sync = "always"` this has
-/// been synced.
+/// Acknowledged positions per stream, as saved: a gapless prefix and ranges beyond it. With `sync = "always"` they
+/// have been synced.
 #[derive(Clone, Debug, Default)]
 pub struct SavedPositions(pub HashMap<StreamId, (u64, Vec<Range>)>);
 
@@ -104,7 +106,7 @@ impl SavedPositions {
         self.0.contains_key(&stream)
     }
 
-    /// Whether all of the range is acknowledged. A stream that is not known any more was finished, and is forgotten.
+    /// Whether the whole range is acknowledged. An unknown stream was finished and has been forgotten.
     pub fn holds(&self, stream: StreamId, range: &Range) -> bool {
         let Some((at, beyond)) = self.0.get(&stream) else { return true };
         range.end <= *at || beyond.iter().any(|b| b.start <= range.start && range.end <= b.end)

@@ -1,16 +1,16 @@
-//! Sent marks: how far each stream may have been sent, written down before it is sent, so that a crash leaves it known.
-//! Delivery does not need them; they make `doubled_at_most` honest.
+//! Sent marks: a persistent high-water mark per stream of what may have been sent, written before sending. Delivery
+//! does not need the marks; they make `doubled_at_most` correct after a crash.
 //!
-//! The producer writes the end of each chunk to the stream's mark before the chunk is first sent ([`SentMark::raise`]). So,
-//! however a run ends, the lines from the saved position up to the mark may have been stored without an acknowledgement.
-//! The next run counts them as it sends them again, and writes the count down first: a line of which two runs in a row left
-//! a copy is counted by both.
+//! The producer raises the stream's mark to the end of each chunk before the chunk is first sent
+//! ([`SentMark::raise`]). However a run ends, the lines between the saved position and the mark may have been stored
+//! without an acknowledgement. The next run counts them as it sends them again, and records the count first. A line
+//! of which two runs in a row left a copy is counted by both.
 //!
-//! A stream that was opened after the last save is unknown to the next run, which gives its file a new stream. Nothing says
-//! which one, so the highest mark of all such streams applies to every stream that is opened before the first scan of the
-//! patterns is over, as far as its file goes. That limit is in the file's head from before the old marks are freed until
-//! each of those streams has it in a mark of its own, so a second crash in between does not lose it. Files that cannot be
-//! opened by then, and were created just before the crash, are not counted.
+//! A stream opened after the last save is unknown to the next run, which assigns the file a new stream. Nothing links
+//! the two, so the highest mark of all unsaved streams applies to every stream opened before the first scan of the
+//! patterns is over, capped by the size of its file. This limit is written to the file's header before the old marks
+//! are freed, and stays until each new stream has it in a mark of its own, so a second crash in between does not lose
+//! it. Files that were created just before the crash and cannot be opened by then are not counted.
 //!
 //! The file `air` in the state folder, little-endian:
 //!
@@ -24,12 +24,12 @@
 //! 96   marks of 16 bytes: u64 stream, u64 limit; both 0: free
 //! ```
 //!
-//! Places are not synced: a kill does not lose the page cache. The word at 72 is, at the first chunk and at the end, so
-//! that a power loss is seen; then all that a file holds at the next start is in doubt.
+//! Marks are not synced, because a kill does not lose the page cache. The word at 72 is synced at the first chunk and
+//! at the end, so that a power loss is detected; after one, everything a file holds at the next start is in doubt.
 //!
-//! Counts must outlive a second power loss too, so before one passes the bound at 56, the bound is raised and synced. It is
-//! raised by what this run has counted already, so a start after an unclean end syncs a few times, not once per chunk, and
-//! after a power loss at most twice the lines are counted that this run had counted.
+//! Counts must also survive a second power loss, so the bound at 56 is raised and synced before a count passes it. It
+//! is raised by what this run has counted so far: a start after an unclean end syncs a few times, not once per chunk,
+//! and a power loss overstates this run's count by at most a factor of two.
 
 use crate::chunk::StreamId;
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ const SLOT: u64 = 16;
 /// All sent marks of one state folder.
 #[derive(Debug)]
 pub struct SentMarks {
-    /// `None`: nothing is remembered over a kill.
+    /// `None`: nothing survives a kill.
     file: Option<File>,
     slots: Mutex<Places>,
     counts: Mutex<Counts>,
@@ -60,9 +60,9 @@ pub struct SentMarks {
     broken: AtomicBool,
     /// The first chunk of this run has been noted.
     began: Once,
-    /// Lines that are sent again are not doubled: the broker recognizes them.
+    /// Lines sent again are not duplicates, because the broker deduplicates them.
     recognized: AtomicBool,
-    /// What a power loss would leave.
+    /// The file as a power loss would leave it.
     #[cfg(test)]
     synced: Mutex<Vec<u8>>,
 }
@@ -70,13 +70,13 @@ pub struct SentMarks {
 /// Lines that may be stored more than once, over all runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Sent again, though an earlier run may have sent them.
+    /// Sent again although an earlier run may have sent them.
     pub again: u64,
-    /// Sent again in the same run, without numbers.
+    /// Sent again in the same run, without sequence numbers.
     pub resent: u64,
-    /// Sent again with other numbers than the first attempt's; its own file is `offsets`.
+    /// Sent again with different sequence numbers from the first attempt. Persisted in `offsets`.
     pub uncertain: u64,
-    /// Synced: the sum is not higher than this.
+    /// A synced upper bound of the sum.
     bound: u64,
     /// The sum when this run began.
     began_at: u64,
@@ -98,16 +98,16 @@ struct Places {
     free: Vec<u64>,
     /// Number of slots in the file.
     len: u64,
-    /// Up to here an earlier run may have sent of a file whose stream begins now.
+    /// An earlier run may have sent up to here from a file whose stream starts now.
     unsaved: u64,
 }
 
-/// What is known of a stream's slot.
+/// A stream's slot in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct MarkPlace {
     index: u64,
     limit: u64,
-    /// Taken in this run: lines that start before this may have been sent by an earlier one.
+    /// Set once taken in this run: lines that start before this offset may have been sent by an earlier run.
     doubtful: Option<u64>,
 }
 
@@ -117,29 +117,31 @@ pub struct SentMark {
     marks: Arc<SentMarks>,
     index: u64,
     limit: AtomicU64,
-    /// Lines that start before this were possibly sent by an earlier run.
+    /// Lines that start before this offset may have been sent by an earlier run.
     doubtful: u64,
 }
 
-/// What `air` said when it was opened.
+/// The content of `air` when it was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FoundMarks {
-    /// It holds whatever the last run wrote: that ended cleanly, or in this boot. Else nothing is known.
+    /// It contains everything the last run wrote, because that run ended cleanly or in this boot. Otherwise nothing
+    /// is known.
     pub trusted: bool,
-    /// It is of an earlier boot, or damaged: [`SentMarks::begin`] has to make it anew.
+    /// It is from an earlier boot, or damaged: [`SentMarks::begin`] must recreate it.
     pub stale: bool,
     /// Limit by stream.
     pub limits: HashMap<StreamId, u64>,
     again: u64,
     pub resent: u64,
-    /// Of all lines sent again, uncertain ones too; after a power loss no count but this is certain.
+    /// Upper bound of all lines sent again, including uncertain ones. After a power loss it is the only reliable
+    /// count.
     bound: u64,
-    /// What the last run had found of unsaved streams, if it ended before first sight was over.
+    /// The last run's limit for unsaved streams, if it ended before its first scan was over.
     unsaved: u64,
 }
 
 impl FoundMarks {
-    /// The counts to go on from, where `offsets` has `known`.
+    /// The counts to continue from, given `known` from `offsets`.
     pub fn counts(&self, known: Counts) -> Counts {
         let mut counts = Counts { resent: known.resent.max(self.resent), ..known };
         counts.again = counts.again.max(self.again);
@@ -149,14 +151,14 @@ impl FoundMarks {
         counts
     }
 
-    /// Highest limit of streams that were never saved: `next` is the first of those.
+    /// The highest limit of streams that were never saved; `next` is the first such stream id.
     pub fn unsaved(&self, next: u64) -> u64 {
         let limits = self.limits.iter().filter(|(stream, _)| stream.0 >= next).map(|(_, limit)| *limit);
         limits.fold(self.unsaved, u64::max)
     }
 }
 
-/// What a file says of lines sent again, without a crash and after one; zeros where it is not ours.
+/// The file's counts of lines resent without a crash and after one; zeros if it is not ours.
 pub fn totals(bytes: &[u8]) -> (u64, u64) {
     if is_ours(bytes) { (word(bytes, RESENT), word(bytes, AGAIN)) } else { (0, 0) }
 }
@@ -166,7 +168,7 @@ fn is_ours(bytes: &[u8]) -> bool {
 }
 
 impl SentMarks {
-    /// Without a file nothing is known over a restart.
+    /// Without a file: nothing survives a restart.
     pub fn nowhere() -> SentMarks {
         SentMarks::with(None, Places::default(), false)
     }
@@ -185,8 +187,8 @@ impl SentMarks {
         }
     }
 
-    /// Takes up `file` (readable and writable). `boot` is empty where the kernel tells none. `recognized`: with
-    /// exactly-once nothing counts as doubled.
+    /// Opens `file` (readable and writable). `boot` is empty if the kernel does not report a boot id. With
+    /// `recognized` (exactly-once), nothing counts as duplicated.
     pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(SentMarks, FoundMarks)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -194,7 +196,7 @@ impl SentMarks {
         if !is_ours(&bytes) || !(same_boot || word(&bytes, RUNNING) == 0) {
             let mut found = FoundMarks { stale: true, ..FoundMarks::default() };
             if is_ours(&bytes) {
-                // These only rise, so each was true at some time.
+                // Counts only rise, so each value was correct at some time.
                 (found.resent, found.again) = (word(&bytes, RESENT), word(&bytes, AGAIN));
                 found.bound = word(&bytes, BOUND);
             }
@@ -226,9 +228,9 @@ impl SentMarks {
         Ok((air, found))
     }
 
-    /// See [`FoundMarks::counts`]. Before any slot is taken.
+    /// See [`FoundMarks::counts`]. Call before any slot is taken.
     pub fn count_from(&self, counts: Counts) {
-        // What an earlier run reserved and did not use is not taken over.
+        // An earlier run's unused reserve is dropped.
         *self.counts() = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
     }
 
@@ -236,8 +238,8 @@ impl SentMarks {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the counts and writes them down; the bound first, if they pass it. The lock is held meanwhile, so that a
-    /// lower number never comes last.
+    /// Updates the counts and writes them, raising the bound first if necessary. The lock is held throughout, so a
+    /// lower number is never written last.
     fn count(&self, change: impl FnOnce(&mut Counts)) {
         let mut counts = self.counts();
         let before = *counts;
@@ -258,7 +260,7 @@ impl SentMarks {
         }
     }
 
-    /// The broker recognizes nothing, after all. Before any slot is taken.
+    /// The broker will not deduplicate after all. Call before any slot is taken.
     pub fn doubt_all(&self) {
         self.recognized.store(false, Relaxed);
     }
@@ -267,8 +269,8 @@ impl SentMarks {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the file anew for this boot, with what is known of each stream, and of those that were never saved;
-    /// [`u64::MAX`]: all that exists when it is opened. Before any slot is taken.
+    /// Recreates the file for this boot with the known limits per stream and the limit of unsaved streams
+    /// ([`u64::MAX`]: everything that exists when it is opened). Call before any slot is taken.
     pub fn begin(&self, boot: &str, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Places { unsaved, ..Places::default() };
         let mut bytes = head(boot);
@@ -285,8 +287,9 @@ impl SentMarks {
         }
         *self.lock() = slots;
         if let Some(file) = &self.file {
-            // In place, for a power loss may come at any of these steps and must not take the counts. Cut short, the file says
-            // that a run of another boot did not end, so it is not trusted; the head, which makes it this boot's, comes last.
+            // Rewritten in place, because a power loss at any step must not lose the counts. A file that is cut short
+            // still says that a run of another boot did not end, so it is not trusted; the header that assigns it to
+            // this boot is written last.
             let head = HEAD as usize;
             let is_new = file.metadata().is_ok_and(|m| m.len() < HEAD);
             let unended = match is_new {
@@ -297,7 +300,7 @@ impl SentMarks {
             let done = done.and_then(|()| file.set_len(bytes.len() as u64));
             self.check(done.and_then(|()| file.write_all_at(&bytes[..head], 0)));
             self.written.fetch_add(bytes.len() as u64, Relaxed);
-            self.sync(); // a head that reached the disk without its slots would say too little
+            self.sync(); // a header on disk without its slots would understate the limits
         }
     }
 
@@ -325,22 +328,22 @@ impl SentMarks {
         }
     }
 
-    /// Keeps only the slots of streams that `keep` names; the others are free for new ones. `unsaved` is what
-    /// [`FoundMarks::unsaved`] says of them.
+    /// Keeps only the slots selected by `keep` and frees the others. `unsaved` is the result of
+    /// [`FoundMarks::unsaved`] for them.
     pub fn retain(&self, unsaved: u64, keep: impl Fn(StreamId) -> bool) {
-        self.begins_unsaved(unsaved); // as long as their slots say so too
+        self.begins_unsaved(unsaved); // while the slots still say the same
         let mut slots = self.lock();
         let dropped: Vec<MarkPlace> =
             slots.places.extract_if(|stream, _| !keep(*stream)).map(|(_, place)| place).collect();
         slots.free.extend(dropped.iter().map(|place| place.index));
         drop(slots);
-        // The next run would take them for those of streams of this one.
+        // The next run would mistake them for marks of this run's streams.
         for place in dropped {
             self.write(HEAD + place.index * SLOT, &record(StreamId(0), 0));
         }
     }
 
-    /// All files of the earlier run have been opened: what begins from here on was never sent.
+    /// All files of the earlier run have been opened: streams that start from now on were never sent.
     pub fn first_scan_done(&self) {
         self.begins_unsaved(0);
     }
@@ -351,7 +354,8 @@ impl SentMarks {
         }
     }
 
-    /// The slot of a stream that is opened at `at` while its file holds `size` bytes. Again in the same run: the same slot.
+    /// The slot of a stream opened at `at` while its file holds `size` bytes. Returns the same slot when called again
+    /// in the same run.
     pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> SentMark {
         let mut slots = self.lock();
         let old = slots.places.get(&stream).copied();
@@ -381,7 +385,7 @@ impl SentMarks {
         }
     }
 
-    /// Lines of a stream that is opened at `at` are in doubt if they start before this.
+    /// Lines of a stream opened at `at` are in doubt if they start before the returned offset.
     fn in_doubt(&self, limit: u64, at: u64) -> u64 {
         if limit == at || self.recognized.load(Relaxed) { 0 } else { limit }
     }
@@ -409,7 +413,7 @@ impl SentMarks {
         self.counts().again
     }
 
-    /// A limit could not be written down, so the file says nothing any more.
+    /// A limit could not be written, so the file is no longer reliable.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
@@ -428,11 +432,11 @@ impl SentMarks {
 
     fn check(&self, done: io::Result<()>) {
         let (Err(e), Some(file)) = (done, &self.file) else { return };
-        // An empty file says that nothing is known, which holds; an old one would say too little.
+        // An empty file means "nothing known", which is true; the old content would understate the limits.
         let _ = file.set_len(0);
         if !self.broken.swap(true, Relaxed) {
             log::error!(
-                "write `air` in the state folder: {e}; free its disk: after a crash doubled_at_most will count all that is read again"
+                "write `air` in the state folder: {e}; free disk space: after a crash doubled_at_most will count every line that is read again"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The streams themselves: a table of what is known of each, and how long that is kept. Pure: no file, no lock, no clock.
+//! The table of streams: what is known of each, and how long it is kept. Pure: no I/O, no lock; time is an argument.
 
 use super::Progress;
 use super::ranges::AckedRanges;
@@ -9,10 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// All streams that are known.
+/// All known streams.
 ///
-/// Bounded over any number of rotations: a finished stream says "this rotated file, or its `.gz`, is read already", and
-/// only so many of those are kept per followed path; the rest is forgotten when its file was absent long enough.
+/// The size stays bounded over any number of rotations. A finished stream records "this rotated file, or its `.gz`,
+/// has been read"; only a limited number of those is kept per followed path. Other streams are forgotten once their
+/// file has been absent long enough.
 #[derive(Debug, Default)]
 pub struct Table {
     streams: BTreeMap<StreamId, StreamEntry>,
@@ -34,20 +35,20 @@ struct StreamEntry {
     seen: u64,
     phase: Phase,
     progress: Option<Arc<Progress>>,
-    /// What the last snapshot says of `acked.at`.
+    /// `acked.at` as of the last snapshot.
     saving: u64,
-    /// Bytes that were gone when it was closed.
+    /// Unread bytes that were gone when the stream was closed.
     lost: u64,
-    /// Bytes up to here may be acknowledged though no tail of this run reads them.
+    /// Bytes up to here may be acknowledged although no tail of this run reads them.
     resent: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Known from an earlier run, or parked: no tail has it.
+    /// Known from an earlier run, or parked: no tail reads it.
     Resting,
     Open,
-    /// Nothing more is read; finished once everything framed is acknowledged.
+    /// No longer read; finished once everything framed is acknowledged.
     Ending,
     Finished,
 }
@@ -55,9 +56,9 @@ enum Phase {
 impl Table {
     /// Finished streams kept per followed path, at most.
     pub const FINISHED_PER_PATH: usize = 64;
-    /// Finished streams kept over all paths, as long as that leaves [`Self::FINISHED_AT_LEAST`] for each.
+    /// Finished streams kept over all paths, as long as each path keeps [`Self::FINISHED_AT_LEAST`].
     pub const FINISHED: usize = 4096;
-    /// As many as rotated files of one path are held open.
+    /// Matches the number of rotated files of one path that a tail holds open.
     pub const FINISHED_AT_LEAST: usize = 8;
 
     pub fn new(saved: &[SavedStream], next_stream: u64) -> Table {
@@ -85,7 +86,7 @@ impl Table {
         table
     }
 
-    /// Bytes of these streams, up to there, are sent again without a tail.
+    /// Bytes of these streams, up to the given offsets, are sent again without a tail.
     pub fn resending(mut self, resent: &HashMap<StreamId, u64>) -> Table {
         for (id, end) in resent {
             if let Some(stream) = self.streams.get_mut(id) {
@@ -99,15 +100,16 @@ impl Table {
         self.next_stream
     }
 
-    /// Lost of streams that finished in this run; what an unfinished one lost, the next run counts again.
+    /// Bytes lost by streams that finished in this run. Losses of an unfinished stream are counted again by the next
+    /// run.
     pub fn lost_bytes(&self) -> u64 {
         self.lost_bytes
     }
 
-    /// A tail opens a stream at `clock` of running time. What was acknowledged of a known stream stays as it is known
-    /// here. True: there is something to save.
+    /// A tail opens a stream at `clock` seconds of running time. For a known stream, the acknowledgements recorded
+    /// here are kept. Returns whether there is something to save.
     pub fn open(&mut self, o: Opened, clock: u64) -> bool {
-        let (id, progress) = (o.origin.stream, o.origin.gauge.clone());
+        let (id, progress) = (o.origin.stream, o.origin.progress.clone());
         self.next_stream = self.next_stream.max(id.0 + 1);
         progress.belongs(id, o.identity.clone());
         self.unnote_finished(id); // someone writes to a rotated file again
@@ -159,7 +161,7 @@ impl Table {
         }
     }
 
-    /// The tail hands over nothing more of this stream. True: there is something to save.
+    /// The tail sends no more chunks of this stream. Returns whether there is something to save.
     pub fn close(&mut self, id: StreamId, why: &Ending) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else {
             debug_assert!(false, "{id:?} is closed and was never opened");
@@ -177,7 +179,7 @@ impl Table {
         let Some(stream) = self.streams.get_mut(&id) else { return false };
         // All chunks were framed before the stream was closed.
         let framed = stream.progress.as_ref().map_or(0, |p| p.framed.load(Relaxed)).max(stream.resent);
-        // What lies between the position and what an earlier run had acknowledged beyond it is lost, or still to be read.
+        // A gap below ranges acknowledged by an earlier run is lost, or still has to be read.
         let gaps = !stream.acked.beyond.is_empty() && stream.lost == 0;
         if stream.acked.at.offset < framed || gaps {
             return false;
@@ -211,7 +213,7 @@ impl Table {
         }
     }
 
-    /// Over the total: the oldest finished stream of the path that has most of them.
+    /// When the total is exceeded: the oldest finished stream of the path that has the most.
     fn oldest_of_the_largest(&self) -> Option<StreamId> {
         if self.finished_total <= Self::FINISHED {
             return None;
@@ -238,7 +240,7 @@ impl Table {
         }
     }
 
-    /// Forgets a resting stream that was last seen more than `age` seconds before `clock`; its path, if so.
+    /// Forgets a resting stream last seen more than `age` seconds before `clock`, and returns its path if so.
     pub fn forget_absent(&mut self, id: StreamId, clock: u64, age: u64) -> Option<Arc<Path>> {
         let stream = self.streams.get(&id).filter(|s| s.is_resting())?;
         if clock.saturating_sub(stream.seen) <= age {
@@ -249,19 +251,20 @@ impl Table {
         Some(path)
     }
 
-    /// Whether a file has another size than the last snapshot says.
+    /// Whether any file's size differs from the last snapshot.
     pub fn sizes_moved(&self) -> bool {
         self.streams
             .values()
             .any(|s| s.progress.is_some() && s.phase != Phase::Finished && s.size != s.size_seen())
     }
 
-    /// All streams as they are to be saved at `clock`; what is said of them becomes `saved` by [`Table::saved`].
+    /// All streams as they will be saved at `clock`. The positions become `saved` with [`Table::saved`].
     pub fn write_down(&mut self, clock: u64) -> impl Iterator<Item = SavedStream> {
         self.streams.iter_mut().map(move |(id, s)| s.write_down(*id, clock))
     }
 
-    /// The last [`Table::write_down`] is saved. Calls `finished` for each stream that finished since the one before.
+    /// The last [`Table::write_down`] is on disk. Calls `finished` for each stream that finished since the previous
+    /// one.
     pub fn saved(&mut self, mut finished: impl FnMut(StreamId)) {
         for (id, s) in &mut self.streams {
             let Some(progress) = &s.progress else { continue };

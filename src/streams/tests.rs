@@ -1,4 +1,4 @@
-//! What wakes the saver, and the chain of offsets.
+//! Tests what wakes the saver, and the order of the offsets.
 
 use super::*;
 use crate::chunk::{Identity, Mark, Origin, Point, Range, Shape, Then};
@@ -18,7 +18,7 @@ fn open(registry: &Registry) -> Arc<Progress> {
         topic: "t".into(),
         path: "/var/log/a".into(),
         shape: Arc::new(Shape::default()),
-        gauge: progress.clone(),
+        progress: progress.clone(),
     };
     registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
     progress
@@ -35,8 +35,8 @@ fn wakes(registry: &Registry, urgency: Urgency) -> (bool, Pending) {
     (begun.elapsed() < SOON, pending)
 }
 
-/// Fails when acknowledgements wake a saver that has a save planned already, or when one that sleeps for want of work does
-/// not hear of the first.
+/// Fails when acknowledgements wake a saver that already has a save scheduled, or when an idle saver misses the first
+/// one.
 #[test]
 fn acknowledgements_wake_an_idle_saver_only() {
     let registry = Registry::default();
@@ -63,7 +63,7 @@ fn acknowledgements_wake_an_idle_saver_only() {
     assert!(waker < 50 * SOON, "slept for {waker:?}");
 }
 
-/// Fails when someone who waits for a save, or the end, is not heard at once; or when the end is forgotten.
+/// Fails when a waiter for a save, or the end, does not wake the saver immediately; or when the end is forgotten.
 #[test]
 fn urgent_changes_wake_in_any_case() {
     let registry = Registry::default();

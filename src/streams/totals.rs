@@ -7,15 +7,16 @@ use std::sync::atomic::AtomicU64;
 pub struct Totals {
     /// Writer: tails.
     pub read_lines: AtomicU64,
-    /// Lines of acknowledged chunks, dead letters included. Writer: the registry.
+    /// Lines of acknowledged chunks, including dead letters. Writer: the registry.
     pub acked_lines: AtomicU64,
     /// Writer: the producer.
     pub dead_lettered: AtomicU64,
-    /// Lines sent again though their first attempt may have been stored. Writer: the producer, by `Board::resent`.
+    /// Lines sent again although the first attempt may have been stored. Writer: the producer, through
+    /// `Board::resent`.
     pub resent: AtomicU64,
     /// Writer: the producer.
     pub uncertain: AtomicU64,
-    /// What closed streams name as lost. Writer: the registry.
+    /// Bytes reported lost by closed streams. Writer: the registry.
     pub lost_bytes: AtomicU64,
     pub cut_lines: AtomicU64,
     pub retries: AtomicU64,

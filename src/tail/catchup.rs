@@ -3,17 +3,20 @@
 //! The known streams are looked for first ([`super::find`]); then come the siblings that nobody has read, oldest first; then
 //! the live file. What cannot be found any more is named with its bytes.
 
-use super::copies::{Whose, goes_on, holds, is_being_packed, proof, second};
+use super::assign::{Verdict, Wait};
+use super::find::Place;
 use super::gz::Gz;
 use super::identity::{self, Look, nanos};
-use super::known::{Claim, Entry};
+use super::known::{Claim, Entry, Reader};
 use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
+use super::survey::{Age, AtPath, Scope, Survey, goes_on, proof, second};
 use super::{Halt, Start, Tail, known};
-use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Parcel, Point, StreamId};
+use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Point, StreamId, TailOutput};
 use crate::packed::packing;
 use log::{info, warn};
 use std::fs::File;
+use std::io;
 use std::time::Duration;
 
 impl Tail<'_> {
@@ -47,12 +50,10 @@ impl Tail<'_> {
         if history.is_empty() {
             return match at_path {
                 Some((file, look)) => self.first_sight(file, look),
-                None => self.unread_siblings(Some(&self.since()), None, &mut Vec::new()),
+                None => self.unread_siblings(&self.since(), None),
             };
         }
-        // Nothing of these was read, so they have no mark: a copy, or a packed file, is among what nobody has read.
-        let mut unread = Vec::new();
-        let (mut live, mut rewritten) = (None, false);
+        let (mut live, mut rewritten) = (None, None);
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => self.leave_to_another(),
@@ -63,12 +64,8 @@ impl Tail<'_> {
                     self.follow_copy(file, &look, entry)?
                 }
                 Claim::Known(entry) => {
-                    // Before the siblings that nobody has read: one of them may be a copy of what was read here.
-                    match proof(&entry).offset {
-                        0 => unread.push(entry),
-                        _ => self.find_rest(entry, Some(&file), REWRITTEN)?,
-                    }
-                    rewritten = true;
+                    rewritten = Some(entry.stream);
+                    self.rewritten(entry)?;
                     live = Some((file, look, None));
                 }
                 Claim::New => {
@@ -77,32 +74,34 @@ impl Tail<'_> {
                 }
             }
         }
-        for entry in history.iter().filter(|e| !e.finished) {
+        for entry in history.iter().filter(|e| !e.finished && rewritten != Some(e.stream)) {
             // `take` refuses those that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
-            match proof(&entry).offset {
-                0 if !self.find(&entry)? => unread.push(entry),
+            match entry.size {
+                0 if self.find(&entry, None)? != Place::Found => self.lose(&entry, "")?,
                 0 => {}
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
         let at_path = live.as_ref().map(|(file, ..)| file);
-        self.unread_siblings(oldest(history.iter().rev().take(RECENT)), at_path, &mut unread)?;
-        for entry in unread {
-            match entry.size {
-                0 => self.lose(&entry, "")?,
-                _ => self.miss(entry, "it is gone"),
-            }
-        }
+        let last = oldest(history.iter().rev().take(RECENT)).cloned().unwrap_or_else(|| self.since());
+        self.unread_siblings(&last, at_path)?;
         let Some((file, look, entry)) = live else { return Ok(()) };
         match entry {
             Some(entry) => self.resume(file, look, entry),
-            None if rewritten => {
-                let fresh = self.fresh(&file, &look, 0)?;
-                self.take_up_live(file, &look, fresh).map(drop)
-            }
+            None if rewritten.is_some() => self.take_up_rewritten(file, &look),
             None => self.take_up_new(file, &look, 0),
         }
+    }
+
+    /// The stream's file has other bytes now: it continues in a copy, if there is one.
+    pub(super) fn rewritten(&mut self, entry: Entry) -> Result<(), Halt> {
+        if entry.finished {
+            self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
+            return Ok(());
+        }
+        let origin = self.origin(entry.stream, entry.at.offset, entry.size);
+        self.find_or_await(entry, origin, REWRITTEN)
     }
 
     /// The stream that this file had before overlayfs copied it to the upper layer, at the first write: it keeps its inode then,
@@ -134,7 +133,7 @@ impl Tail<'_> {
         let Open { origin, at, .. } = &self.open[i];
         let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: *at };
         self.known.found_again(origin.stream, &look.identity);
-        self.send(Parcel::Opened(opened))?;
+        self.send(TailOutput::Opened(opened))?;
         Ok(true)
     }
 
@@ -149,9 +148,14 @@ impl Tail<'_> {
             Claim::New => {}
         }
         let since = self.o.since;
-        let old: Vec<Sibling> = self.siblings()?.into_iter().filter(|s| !s.look.is_since(since)).collect();
+        let list = match siblings::list(&self.o.path) {
+            // A folder whose names may not be read has no siblings for us.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
+            list => list?,
+        };
         // What has a tail of its own is not for us to judge. Oldest first: the oldest are forgotten first.
-        let old: Vec<&Sibling> = old.iter().filter(|s| !self.has_own_tail(s)).collect();
+        let is_old = |s: &&Sibling| !s.look.is_since(since) && !self.is_followed(&s.path);
+        let old: Vec<&Sibling> = list.iter().filter(is_old).collect();
         for old in &old[old.len().saturating_sub(OLD_SIBLINGS)..] {
             if self.known.get(&old.look.identity, &self.o.path).is_none()
                 && old.look.identity != look.identity
@@ -165,12 +169,8 @@ impl Tail<'_> {
             Start::End => look.size,
             Start::Offset(n) => n,
         };
-        self.unread_siblings(Some(&self.since()), Some(&file), &mut Vec::new())?;
+        self.unread_siblings(&self.since(), Some(&file))?;
         self.take_up_new(file, &look, offset)
-    }
-
-    pub(super) fn has_own_tail(&self, sibling: &Sibling) -> bool {
-        self.o.followed.has(&sibling.path)
     }
 
     /// What is newer than this was made, and perhaps rotated, before we had a first look.
@@ -206,8 +206,8 @@ impl Tail<'_> {
     /// To the registry: the stream is in this file, and ends at `at`.
     fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
         let origin = self.origin(stream, at.offset, at.offset);
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Finished }))
+        self.send(TailOutput::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
+        self.send(TailOutput::Closed(Closed { stream, why: Ending::Finished }))
     }
 
     /// After a rotation: siblings that came and went between two looks. `at_path` is as with [`Tail::unread_siblings`].
@@ -221,118 +221,133 @@ impl Tail<'_> {
         let open: Vec<Entry> = open.collect();
         let last = oldest(open.iter()).or_else(|| oldest(known.iter().rev().take(RECENT))).cloned();
         let last = last.unwrap_or_else(|| self.since());
-        self.unread_siblings(Some(&last), at_path, &mut Vec::new())
+        self.unread_siblings(&last, at_path)
     }
 
     /// Every sibling that nobody has read and that is newer than `last`, oldest first. `at_path` was opened before, comes after
-    /// them all, and may be renamed and packed meanwhile. Streams of `untouched`, of which nothing was read, and whose files
-    /// are not found, are most likely these: there is no byte by which to know.
-    pub(super) fn unread_siblings(
-        &mut self,
-        last: Option<&Entry>,
-        at_path: Option<&File>,
-        untouched: &mut Vec<Entry>,
-    ) -> Result<(), Halt> {
-        self.listed(|tail| tail.unread_among_siblings(last, at_path, untouched).map(|()| false)).map(drop)
+    /// them all, and may be renamed and packed meanwhile.
+    fn unread_siblings(&mut self, last: &Entry, at_path: Option<&File>) -> Result<(), Halt> {
+        let at_path = at_path.map_or(AtPath::LeftOut, AtPath::Opened);
+        self.listed(|tail| {
+            let survey = tail.survey(at_path, Scope::Log, Age::NewerThan(last))?;
+            for (sibling, verdict) in survey.iter() {
+                // A file with a tail of its own is read there.
+                if !tail.is_followed(&sibling.path) {
+                    tail.take_up_unfollowed(sibling, verdict, &survey)?;
+                }
+            }
+            Ok(false)
+        })
+        .map(drop)
     }
 
-    fn unread_among_siblings(
-        &mut self,
-        last: Option<&Entry>,
-        at_path: Option<&File>,
-        untouched: &mut Vec<Entry>,
-    ) -> Result<(), Halt> {
-        let live = identity::look_at(&self.o.path).ok().flatten();
-        let list = match untouched.is_empty() {
-            true => self.siblings()?,
-            false => siblings::list_family(&self.o.path)?.into_iter().chain(self.strangers()).collect(),
-        };
-        for sibling in &list {
-            // A file with a tail of its own is read there, unless it holds what was never read of a stream of ours.
-            if self.has_own_tail(sibling) && untouched.is_empty() || self.goes_on_late(sibling)? {
-                continue;
-            }
-            if live.as_ref().is_some_and(|l| l.identity == sibling.look.identity)
-                || !self.is_unknown(sibling, last, live.as_ref())?
-                || is_being_packed(sibling, &list)
-            {
-                continue;
-            }
-            let Some((file, look)) = self.open_sibling(sibling)? else { continue };
-            let size = match self.whose(sibling.packed, &file, &look, at_path)? {
-                Whose::Nobodys { size } => size,
-                Whose::Read(Some(entry)) if !list.iter().any(|s| s.is_packed_for(&entry)) => {
-                    self.move_on(&entry, &look)?;
-                    continue;
-                }
-                Whose::Read(_) => {
-                    self.note_as_read(sibling, Some(&file))?;
-                    continue;
-                }
-                Whose::Waits => continue,
-                Whose::Incomplete => {
-                    self.look_again = Some(self.now + Duration::from_secs(1));
-                    continue;
-                }
-            };
-            self.take_up_sibling(sibling, file, &look, untouched, size)?;
-        }
-        Ok(())
-    }
-
-    /// Reads a file of which nobody has read anything, from its beginning. `size` is that of its lines.
-    pub(super) fn take_up_sibling(
+    fn take_up_unfollowed(
         &mut self,
         sibling: &Sibling,
-        file: File,
-        look: &Look,
-        untouched: &mut Vec<Entry>,
-        size: u64,
+        verdict: Verdict,
+        survey: &Survey,
     ) -> Result<(), Halt> {
-        let (bytes, limit) = match sibling.packed {
-            Packed::Plain => (Bytes::Plain(file.into()), look.size),
-            Packed::Gzip => (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX),
+        let entry = survey.entry(verdict);
+        match (verdict, entry) {
+            (Verdict::Own(_), Some(entry)) => self.goes_on_late(sibling, entry).map(drop),
+            (Verdict::Continues(_), Some(entry)) if entry.finished => {
+                self.continue_finished(sibling, entry).map(drop)
+            }
+            (Verdict::Read(_), Some(entry)) if entry.finished => {
+                let is_found = |s: &Sibling| s.packed != Packed::Plain && s.look.identity == entry.identity;
+                match sibling.packed {
+                    Packed::Gzip if !survey.iter().any(|(s, _)| is_found(s)) => {
+                        self.move_on(entry, &sibling.look)
+                    }
+                    _ => self.note_unfollowed(sibling),
+                }
+            }
+            (Verdict::New, _)
+                if sibling.packed == Packed::Other && self.was_read_before_packed(sibling, survey) =>
+            {
+                self.note_unfollowed(sibling)
+            }
+            (Verdict::New, _) => self.take_up_unread(sibling),
+            // What became of this tail's own files was seen just before.
+            (Verdict::Wait(Wait::Unseen(_)), Some(entry)) if entry.path == self.o.path => {
+                self.take_up_unread(sibling)
+            }
+            (Verdict::Wait(Wait::Empty), _) => self.note_unfollowed(sibling),
+            (Verdict::Wait(Wait::Incomplete | Wait::Unseen(_)), _) => {
+                self.look_again = Some(self.now + Duration::from_secs(1));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn take_up_unread(&mut self, sibling: &Sibling) -> Result<(), Halt> {
+        match self.open_sibling(sibling)? {
+            Some((file, look)) => self.take_up_sibling(sibling, file, &look),
+            None => Ok(()),
+        }
+    }
+
+    fn note_unfollowed(&mut self, sibling: &Sibling) -> Result<(), Halt> {
+        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(()) };
+        self.note_as_read(&Sibling { look, ..sibling.clone() }, Some(&file))
+    }
+
+    /// Of a file in a form that is not read: whether what was read to its end was last written in the second that it shows, as
+    /// bzip2 keeps it, or what is missing and was read to its end is most likely this.
+    fn was_read_before_packed(&self, sibling: &Sibling, survey: &Survey) -> bool {
+        let packed = second(sibling.look.modified);
+        let saved = self.known.saved_at.map_or(0, |(s, _)| s);
+        let mut kin = survey.entries.iter().filter(|e| siblings::are_kin(&e.path, &self.o.path));
+        let is_missing = |e: &Entry| {
+            let last = if e.modified == 0 { saved } else { second(e.modified) };
+            e.at.offset >= e.size && packed <= last
+        };
+        kin.any(|e| e.finished && second(e.modified) == packed) || self.not_open().any(is_missing)
+    }
+
+    /// Reads a file of which nobody has read anything, from its beginning.
+    pub(super) fn take_up_sibling(&mut self, sibling: &Sibling, file: File, look: &Look) -> Result<(), Halt> {
+        let (bytes, limit, size) = match sibling.packed {
+            Packed::Plain => (Bytes::Plain(file.into()), look.size, look.size),
+            Packed::Gzip => {
+                let (size, _) = self.known.ends.of(&file, look).unwrap_or_default();
+                (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX, size)
+            }
             Packed::Other => {
                 let path = sibling.path.display();
                 warn!("{path}: may hold lines that were never read, in a form that is not");
                 return self.note_as_read(sibling, Some(&file));
             }
         };
-        let fits = |(_, e): &(usize, &Entry)| e.size <= size;
-        let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, e)| e.size);
-        let entry = match likely.map(|(i, _)| i) {
-            Some(i) => untouched.remove(i),
-            None => match self.known.begin_if_new(look, &self.o.path) {
-                Some(entry) => entry,
-                None => return Ok(()),
-            },
-        };
-        self.known.found_again(entry.stream, &look.identity);
+        let Some(entry) = self.known.begin_if_new(look, &self.o.path) else { return Ok(()) };
         if sibling.path != self.o.path {
             let (path, rotated) = (self.o.path.display(), sibling.path.display());
             info!("{path}: reading {rotated}, rotated while nobody looked");
         }
-        let entry = Entry { size: size.max(entry.size), ..entry };
+        let entry = Entry { size, ..entry };
         let taken = self.take_up(bytes, &Look { size: limit, ..look.clone() }, entry)?;
         debug_assert!(taken.is_some(), "offset 0 agrees with every file");
         Ok(())
     }
 
     /// A rotated file that was left, and in which somebody wrote on.
-    fn goes_on_late(&mut self, sibling: &Sibling) -> Result<bool, Halt> {
-        let grown =
-            |e: &Entry| e.finished && !e.open && e.path == self.o.path && sibling.look.size > e.at.offset;
-        if sibling.packed != Packed::Plain {
+    fn goes_on_late(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
+        let has_grown = entry.finished && entry.path == self.o.path && sibling.look.size > entry.at.offset;
+        if !has_grown || sibling.packed != Packed::Plain || !matches!(entry.reader, Reader::Nobody) {
             return Ok(false);
         }
-        let Some(entry) = self.known.get(&sibling.look.identity, &self.o.path).filter(grown) else {
+        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
+        if !goes_on(&file, &look, entry)? {
+            return Ok(false);
+        }
+        self.continue_finished(sibling, entry)
+    }
+
+    fn continue_finished(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
+        let Some(entry) = self.known.take_for(entry.stream, &sibling.look.identity, &self.o.path) else {
             return Ok(false);
         };
-        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
-        if !goes_on(&file, &look, &entry)? {
-            return Ok(false);
-        }
-        let Some(entry) = self.known.take(entry.stream, &look.identity) else { return Ok(false) };
         let goes_on = self.go_on_in(sibling, &entry);
         if !matches!(goes_on, Ok(true)) {
             // It was moved or truncated meanwhile: it is one that was read to its end, as before.
@@ -341,24 +356,17 @@ impl Tail<'_> {
         goes_on
     }
 
-    /// Never opened by anybody, and made after the last known file: by birth, where the file system keeps that; a packed file
-    /// is born when it is packed, so by modification, which it has from its lines.
+    /// Whether a file that nobody has read was made after the last known one: by birth, where the file system keeps that. A packed file
+    /// is born when it is packed, and has its time of modification from its lines.
     ///
     /// Where the file at the path is older than what was known before it, the clock was set back in between, and times say
     /// nothing: then what came before the file at the path is taken for new. The files that were there at first sight are known.
-    fn is_unknown(
-        &mut self,
-        sibling: &Sibling,
-        last: Option<&Entry>,
-        live: Option<&Look>,
-    ) -> Result<bool, Halt> {
-        if self.known_as(sibling)?.is_some() {
-            return Ok(false);
-        }
-        let Some(last) = last else { return Ok(true) };
+    pub(super) fn is_newer(&self, sibling: &Sibling, last: &Entry, live: Option<&Look>) -> bool {
         let Sibling { packed, look, .. } = sibling;
         let newer = |look: &Look, packed: Packed| match (last.identity.born, look.identity.born, packed) {
             (Some(last), Some(born), Packed::Plain) => born >= last,
+            // Compressed just now, of a file with a time of its own: its contents tell whether that was read.
+            (Some(last), Some(born), Packed::Gzip) => born >= last || second(look.modified) >= last.0,
             (Some(last), _, _) => second(look.modified) >= last.0,
             (None, _, _) if last.modified != 0 => second(look.modified) >= second(last.modified),
             (None, _, _) => look.modified >= nanos(self.o.since),
@@ -375,32 +383,7 @@ impl Tail<'_> {
             Packed::Plain => look.made() <= live.made(),
             _ => second(look.modified) <= second(live.modified),
         };
-        Ok(newer(look, *packed) || live.is_some_and(|live| clock_was_set_back(live) && older_than(live)))
-    }
-
-    /// The stream that has this file, if its bytes are still there: the file may have been truncated, and where there is no birth
-    /// time, the inode may be another file's by now.
-    pub(super) fn known_as(&mut self, sibling: &Sibling) -> Result<Option<Entry>, Halt> {
-        let Some(entry) = self.known.get(&sibling.look.identity, &self.o.path) else { return Ok(None) };
-        let is_here = self.open.iter().any(|o| o.origin.stream == entry.stream);
-        let being_read = is_here || entry.open && entry.path != self.o.path;
-        let as_it_was = (entry.size, entry.modified) == (sibling.look.size, sibling.look.modified);
-        // Of a file that was read to its end, and a copy that was shorter than that, who it is says enough.
-        let is_sure = entry.finished && entry.identity.born.is_some();
-        if being_read || as_it_was || is_sure || sibling.packed == Packed::Other {
-            return Ok(Some(entry));
-        }
-        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(Some(entry)) };
-        let goes_on = match sibling.packed {
-            Packed::Gzip if look.identity.born.is_some() => true,
-            Packed::Gzip => proof(&entry).offset > 0 && holds(&file, &entry).unwrap_or(true),
-            _ => goes_on(&file, &look, &entry)?,
-        };
-        if goes_on {
-            return Ok(Some(entry));
-        }
-        self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from there
-        Ok(None)
+        newer(look, *packed) || live.is_some_and(|live| clock_was_set_back(live) && older_than(live))
     }
 }
 

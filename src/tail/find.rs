@@ -1,65 +1,67 @@
-//! Finds where a known stream goes on: in its file under another name, in a copy, or compressed. Reads no line, and begins no
-//! stream.
+//! Looks where a stream of this tail continues whose file is gone or has other bytes, and opens that.
 //!
 //! Names move while they are looked at: what was listed under a name may be another file when that is opened. So who a file is
 //! is asked again once it is open, and where it is not the one that was listed, all are listed anew.
 
-use super::copies::{goes_on, holds, is_whole, packs, proof};
+use super::assign::{Verdict, Wait};
 use super::gz::Gz;
 use super::identity::{self, Look};
 use super::known::Entry;
-use super::open::Bytes;
-use super::siblings::{self, Packed, Sibling};
+use super::open::{self, Bytes};
+use super::siblings::{Packed, Sibling};
+use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
+use crate::chunk::{Identity, Opened, Origin, Point, TailOutput};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-impl Tail<'_> {
-    /// Goes on with a stream that is open in `known` and whose file has other bytes now: in a copy of those that it had.
-    /// `at_path` is as with [`Tail::unread_siblings`].
-    pub(super) fn find_rest(
-        &mut self,
-        entry: Entry,
-        at_path: Option<&File>,
-        why: &'static str,
-    ) -> Result<(), Halt> {
-        if proof(&entry).offset > 0 {
-            let found = self.find(&entry);
-            return self.found_or_lost(found, entry, why);
-        }
-        // Nothing was read, so there is no byte by which to know a copy: it is among what nobody has read.
-        let mut untouched = vec![entry.clone()];
-        let done = self.unread_siblings(Some(&entry), at_path, &mut untouched).map(|()| false);
-        match untouched.pop() {
-            Some(entry) => self.found_or_lost(done, entry, why),
-            None => done.map(drop),
-        }
-    }
+/// Where a stream continues.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// In a file that is open now.
+    Found,
+    /// All of it was read; a copy that was made before its last lines is where the others can be had after a crash.
+    ShortCopy,
+    /// Some file is being compressed, and may be the one.
+    NotYet,
+    Nowhere,
+}
 
-    pub(super) fn found_or_lost(
+impl Tail<'_> {
+    /// Continues a stream of this tail whose file has other bytes now, or is gone: where its bytes are, or else when they are
+    /// found later.
+    pub(super) fn find_or_await(
         &mut self,
-        found: Result<bool, Halt>,
         entry: Entry,
+        origin: Arc<Origin>,
         why: &'static str,
     ) -> Result<(), Halt> {
-        match found {
-            Ok(true) => Ok(()),
-            Ok(false) => self.lose(&entry, why),
+        self.known.miss(&entry);
+        let place = match self.find(&entry, Some(&origin)) {
             Err(Halt::Io(e)) => {
                 self.trouble(&e);
-                self.miss(entry, why);
+                Place::NotYet
+            }
+            place => place?,
+        };
+        match place {
+            Place::Found => Ok(()),
+            Place::ShortCopy => self.ended(&entry, 0),
+            Place::Nowhere if !self.o.followed.by_pattern => self.lose(&entry, why),
+            Place::Nowhere | Place::NotYet => {
+                self.await_copy(entry, origin, why);
                 Ok(())
             }
-            Err(stopped) => Err(stopped),
         }
     }
 
     pub(super) fn find_or_miss(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
-        match self.find(&entry) {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
+        match self.find(&entry, None) {
+            Ok(Place::Found) => return Ok(()),
+            Ok(_) => {}
             Err(Halt::Io(e)) => self.trouble(&e),
             Err(stopped) => return Err(stopped),
         }
@@ -67,39 +69,84 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// Whether the stream goes on in some file, which is open then.
-    pub(super) fn find(&mut self, entry: &Entry) -> Result<bool, Halt> {
+    /// Looks where the stream continues. `truncated` is given if a copy that is shorter than what was read may be all there is.
+    pub(super) fn find(&mut self, entry: &Entry, truncated: Option<&Arc<Origin>>) -> Result<Place, Halt> {
         if self.go_on_in_kept(entry)? {
-            return Ok(true);
+            return Ok(Place::Found);
         }
-        self.listed(|tail| {
-            let mut list = siblings::list_family(&tail.o.path)?;
-            list.extend(tail.strangers());
-            tail.find_among(&list, entry)
-        })
+        let mut place = Place::Nowhere;
+        // Where nothing was read, there is no byte by which to know an old file, or one of another log.
+        let is_untouched = proof(entry).offset == 0;
+        let age = if is_untouched { Age::NewerThan(entry) } else { Age::Any };
+        let has_others = self.o.followed.by_pattern && !is_untouched;
+        let scopes = [Some(Scope::Folder), has_others.then_some(Scope::Logs)];
+        let found = self.listed(|tail| {
+            for scope in scopes.into_iter().flatten() {
+                let survey = tail.survey(AtPath::LeftOut, scope, age)?;
+                place = tail.find_in(&survey, entry, truncated)?;
+                if matches!(place, Place::Found | Place::ShortCopy) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })?;
+        Ok(if found || place == Place::NotYet { place } else { Place::Nowhere })
     }
 
-    fn find_among(&mut self, list: &[Sibling], entry: &Entry) -> Result<bool, Halt> {
-        // Without a birth time the inode may be another file's by now; of a `.gz` of which nothing was read that shows nowhere.
-        let is_sure = |s: &Sibling| {
-            s.packed == Packed::Plain || s.look.identity.born.is_some() || proof(entry).offset > 0
-        };
-        let is_it =
-            |s: &&Sibling| s.look.identity == entry.identity && s.packed != Packed::Other && is_sure(s);
-        let by_identity = list.iter().find(is_it);
-        if let Some(sibling) = by_identity
-            && self.go_on_in(sibling, entry)?
-        {
-            return Ok(true);
-        }
-        for sibling in list.iter().rev().filter(|s| s.packed != Packed::Other) {
-            let known = self.known_as(sibling)?.is_some_and(|e| e.stream != entry.stream);
-            let may_be = proof(entry).offset > 0 || packs(sibling, entry);
-            if !known && may_be && self.go_on_in(sibling, entry)? {
-                return Ok(true);
+    fn find_in(
+        &mut self,
+        survey: &Survey,
+        entry: &Entry,
+        truncated: Option<&Arc<Origin>>,
+    ) -> Result<Place, Halt> {
+        let of = entry.stream;
+        let mut place = Place::Nowhere;
+        for (sibling, verdict) in survey.iter() {
+            match verdict {
+                Verdict::Own(stream) | Verdict::Continues(stream)
+                    if stream == of
+                        && sibling.packed != Packed::Other
+                        && self.go_on_in(sibling, entry)? =>
+                {
+                    return Ok(Place::Found);
+                }
+                Verdict::Read(stream) if stream == of => {
+                    if let Some(origin) = truncated
+                        && self.take_short_copy(sibling, entry, origin)?
+                    {
+                        return Ok(Place::ShortCopy);
+                    }
+                }
+                Verdict::Wait(Wait::Incomplete) => place = Place::NotYet,
+                _ => {}
             }
         }
-        Ok(false)
+        Ok(place)
+    }
+
+    /// After a truncation: a copy of what was read of the stream that is too short to go on in, since the writer went on while it
+    /// was made. As long as not all is acknowledged, it is where the stream's bytes can be had after a crash: so the stream moves
+    /// to it. By its length and mark it is known when it is packed.
+    fn take_short_copy(
+        &mut self,
+        sibling: &Sibling,
+        old: &Entry,
+        origin: &Arc<Origin>,
+    ) -> Result<bool, Halt> {
+        let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
+        let (offset, mark) = match sibling.packed {
+            Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
+            _ => self.known.ends.of(&file, &look)?,
+        };
+        self.known.release(old.stream, old.at, old.size, old.modified, true);
+        self.known.found_again(old.stream, &look.identity);
+        let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: old.at };
+        self.send(TailOutput::Opened(opened))?;
+        self.note(
+            &Look { identity: Identity::default(), ..look },
+            Point { offset, mark, ..Point::default() },
+        )?;
+        Ok(true)
     }
 
     /// Again, as long as it gives `false` and files have other names by then than they had when they were listed.
@@ -138,7 +185,9 @@ impl Tail<'_> {
         let bytes = match sibling.packed {
             Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
-            Packed::Gzip if !is_whole(&file, &look) => return Ok(false),
+            Packed::Gzip if super::survey::is_young(&look) && self.known.ends.of(&file, &look).is_err() => {
+                return Ok(false);
+            }
             Packed::Gzip => match holds(&file, entry) {
                 Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
                 Ok(false) => return Ok(false),
@@ -165,14 +214,6 @@ impl Tail<'_> {
             info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);
         }
         Ok(true)
-    }
-
-    /// A folder whose names may not be read has no siblings for us.
-    pub(super) fn siblings(&self) -> Result<Vec<Sibling>, Halt> {
-        match siblings::list(&self.o.path) {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
-            list => Ok(list?),
-        }
     }
 
     /// `None`: it is no longer there, or may not be read by us, which is said once.

@@ -4,7 +4,7 @@
 //! A folder whose last change lies well before a reading, and is the last one still, holds what was read. "Well before":
 //! longer than what the file system's clock can tell apart. A remote file system's times show nothing.
 
-use crate::remote::is_remote;
+use crate::network_fs::is_network_fs;
 use rustix::fs::{Mode, OFlags, RawDir, fstat, open};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
@@ -78,7 +78,7 @@ impl Names {
         if let Some(last) = last.filter(|l| l.at_rest && l.stamp == stamp) {
             return Ok(Some(last));
         }
-        let at_rest = stamp.is_old() && !is_remote(folder);
+        let at_rest = stamp.is_old() && !is_network_fs(folder);
         let names = Arc::new(Names { all: read(open)?, stamp, at_rest });
         if names.at_rest && names.all.len() >= LARGE {
             *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.clone());

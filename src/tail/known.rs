@@ -1,22 +1,26 @@
-//! Which stream is whose, and how far it has been framed: the one place where tails meet.
+//! All known streams: which tail reads each, from which file, and how far. Seeded from the saved state; locked for look-ups and
+//! small updates, at most once per chunk.
 //!
-//! Seeded from the saved state; locked for look-ups and small updates, at most once per chunk. Invariant: a stream is open in
-//! at most one tail, so a file that two patterns or names lead to is read once.
-//!
-//! Tails that start together are registered before the first of them runs ([`Known::join`]), and each stream is given to one
-//! path ([`Known::settle`]), so the order in which threads start does not matter.
+//! Invariant: a stream is open in at most one tail, so a file that two patterns or names lead to is read once. Whose bytes are in
+//! which file is decided by [`super::assign`], by one tail of a folder at a time ([`Known::folder`]). Tails that start together are
+//! registered before the first of them runs ([`Known::join`]), and each stream is given to one path ([`Known::settle`]), so the
+//! order in which threads start does not matter.
 
-use super::copies::goes_on;
+mod table;
+
 use super::identity::{self, Look};
 use super::siblings;
-use crate::chunk::{Identity, Point, Range, StreamId};
+use super::survey::{Ends, goes_on};
+use crate::chunk::{Identity, Mark, Point, Range, StreamId};
 use crate::fdstore::FdStore;
 use crate::packed::{Packed, packing};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use table::Table;
 
 /// What is known of a stream that no tail may have open now.
 #[derive(Clone, Debug)]
@@ -36,12 +40,28 @@ pub struct Entry {
     pub modified: i64,
     /// Read to its end and left behind.
     pub finished: bool,
-    /// A tail has it, and reads it or looks for it.
-    pub open: bool,
-    /// That tail has found it.
-    pub reading: bool,
-    /// Its tail cannot find the file: whichever tail finds it may go on with it.
-    pub absent: bool,
+    pub reader: Reader,
+}
+
+/// Which part a tail has in a stream.
+#[derive(Clone, Debug, Default)]
+pub enum Reader {
+    /// No tail has it.
+    #[default]
+    Nobody,
+    /// A tail has it and is about to open its file, or waits until there is room for that.
+    Opening,
+    /// A tail reads it; from this file, if that is not compressed.
+    Reading(Option<Arc<File>>),
+    /// Its tail cannot find its bytes: whichever tail finds them may continue it.
+    Missing,
+}
+
+impl Reader {
+    /// No other tail may take the stream.
+    pub fn holds(&self) -> bool {
+        matches!(self, Reader::Opening | Reader::Reading(_))
+    }
 }
 
 impl Entry {
@@ -57,30 +77,25 @@ impl Entry {
             size: 0,
             modified: 0,
             finished: false,
-            open: false,
-            reading: false,
-            absent: false,
+            reader: Reader::Nobody,
         }
     }
 }
 
-/// What other tails know of a running one: how often it has looked, and how to make it look again.
+/// A running tail, or one that is about to run.
 #[derive(Debug)]
-pub struct Looks {
-    begun: AtomicU64,
-    done: AtomicU64,
+struct Running {
+    /// Makes it look again.
     nudge: Sender<()>,
+    /// How many looks it has begun, and ended.
+    looks: Arc<AtomicU64>,
+    /// It has taken the streams of its path.
+    has_begun: bool,
+    /// The file at its path is in no stream yet.
+    unassigned: bool,
 }
 
-impl Looks {
-    pub fn begin(&self) {
-        self.begun.fetch_add(1, SeqCst);
-    }
-
-    pub fn end(&self) {
-        self.done.store(self.begun.load(SeqCst), SeqCst);
-    }
-
+impl Running {
     fn nudge(&self) {
         let _ = self.nudge.try_send(()); // a full slot is a nudge that was not taken yet
     }
@@ -89,6 +104,10 @@ impl Looks {
 #[derive(Debug, Default)]
 pub struct Known {
     inner: Mutex<Inner>,
+    /// One for each folder, see [`Known::folder`].
+    folders: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
+    /// Contents of compressed files: where they end.
+    pub ends: Ends,
     /// Where files are kept beyond the end of this process.
     pub store: FdStore,
     /// When all this was saved, in seconds and nanoseconds since 1970.
@@ -100,13 +119,11 @@ pub struct Known {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    entries: BTreeMap<StreamId, Entry>,
+    table: Table,
     /// The running tails, by followed path.
-    tails: HashMap<PathBuf, Arc<Looks>>,
-    /// Tails whose path leads to a file that another tail reads.
-    waiting: BTreeSet<(StreamId, PathBuf)>,
-    /// Followed paths with a file that is in no stream yet.
-    strangers: BTreeSet<PathBuf>,
+    tails: HashMap<PathBuf, Running>,
+    /// Paths whose tails have to look again when something changes: another tail has the file there, or it is not decided upon.
+    waiting: BTreeSet<PathBuf>,
 }
 
 /// What becomes of a file that a tail would read.
@@ -124,10 +141,12 @@ pub const FINISHED_PER_PATH: usize = 64;
 
 impl Known {
     pub fn new(entries: impl IntoIterator<Item = Entry>, next: u64) -> Known {
-        let entries: BTreeMap<_, _> = entries.into_iter().map(|e| (e.stream, e)).collect();
-        let above = entries.keys().next_back().map_or(0, |s| s.0 + 1);
-        let inner = Mutex::new(Inner { next: next.max(above).max(1), entries, ..Inner::default() });
-        Known { inner, store: FdStore::default(), saved_at: None, since: (0, 0) }
+        let mut inner = Inner { next: next.max(1), ..Inner::default() };
+        for entry in entries {
+            inner.next = inner.next.max(entry.stream.0 + 1);
+            inner.table.insert(entry);
+        }
+        Known { inner: Mutex::new(inner), ..Known::default() }
     }
 
     pub fn keeping(self, store: FdStore) -> Known {
@@ -143,20 +162,37 @@ impl Known {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Held by a tail while it decides whose bytes are in which file of the folder of its path, and while it acts on that: so
+    /// decisions about one folder never overlap. A folder on a file system that hangs holds up no other.
+    pub fn folder(&self, path: &Path) -> Arc<Mutex<()>> {
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        folders.entry(folder).or_default().clone()
+    }
+
     /// A tail of this path is about to run. To be called for all that start together before the first of them runs.
-    pub fn join(&self, path: &Path) -> (Arc<Looks>, Receiver<()>) {
+    pub fn join(&self, path: &Path) -> (Receiver<()>, Arc<AtomicU64>) {
         let (nudge, nudged) = bounded(1);
-        let looks = Arc::new(Looks { begun: AtomicU64::new(0), done: AtomicU64::new(0), nudge });
-        self.lock().tails.insert(path.into(), looks.clone());
-        (looks, nudged)
+        let looks = Arc::new(AtomicU64::new(0));
+        let tail = Running { nudge, looks: looks.clone(), has_begun: false, unassigned: true };
+        self.lock().tails.insert(path.into(), tail);
+        (nudged, looks)
+    }
+
+    /// The tail of this path has taken the streams that are its own.
+    pub fn begun(&self, path: &Path) {
+        let mut known = self.lock();
+        if let Some(tail) = known.tails.get_mut(path).filter(|tail| !tail.has_begun) {
+            tail.has_begun = true;
+            known.nudge_waiting();
+        }
     }
 
     /// The tail of this path has ended.
     pub fn leave(&self, path: &Path) {
         let mut known = self.lock();
         known.tails.remove(path);
-        known.strangers.remove(path);
-        known.waiting.retain(|(_, waiter)| waiter != path);
+        known.nudge_waiting();
     }
 
     /// Gives each stream to the path where its file is now, for tails that are about to run: a stream whose file was renamed
@@ -165,19 +201,18 @@ impl Known {
     pub fn settle<'p>(&self, paths: impl Iterator<Item = &'p Path> + Clone) {
         let here: Vec<(&Path, Look)> =
             paths.filter_map(|path| Some((path, identity::look_at(path).ok()??))).collect();
+        let places: HashMap<&Path, &Look> = here.iter().map(|(path, look)| (*path, look)).collect();
         for (path, look) in &here {
-            let Some(entry) = self.get(&look.identity, path) else {
-                self.stranger(path);
-                continue;
-            };
-            let still_there = here.iter().any(|(p, l)| *p == entry.path && l.identity == look.identity);
+            let Some(entry) = self.get(&look.identity, path) else { continue };
+            let still_there = places.get(&*entry.path).is_some_and(|l| l.identity == look.identity);
             let is_rotated = entry.path.parent() == path.parent()
                 && entry
                     .path
                     .file_name()
                     .zip(path.file_name())
                     .is_some_and(|(old, new)| siblings::rotated(old, new).is_some());
-            if entry.path == *path || entry.open || entry.finished || still_there || is_rotated {
+            let has_tail = !matches!(entry.reader, Reader::Nobody);
+            if entry.path == *path || has_tail || entry.finished || still_there || is_rotated {
                 continue;
             }
             // A packed file is not written to, so who it is says enough.
@@ -185,8 +220,8 @@ impl Known {
             let has_its_bytes = is_packed
                 || identity::open(path)
                     .is_ok_and(|(file, look)| goes_on(&file, &look, &entry).unwrap_or(false));
-            if let Some(entry) = self.lock().entries.get_mut(&entry.stream).filter(|_| has_its_bytes) {
-                entry.path = path.to_path_buf();
+            if has_its_bytes {
+                self.lock().table.move_to(entry.stream, None, Some(path));
             }
         }
     }
@@ -194,38 +229,49 @@ impl Known {
     /// Takes the file for `path`, if no other tail has it.
     pub fn claim(&self, look: &Look, path: &Path) -> Claim {
         let mut known = self.lock();
-        let Some(entry) = known.by_identity(&look.identity, path) else { return Claim::New };
-        let (stream, of) = (entry.stream, entry.path.clone());
-        let is_open = entry.open && !entry.absent;
-        let is_expected = !entry.open
-            && !entry.finished
-            && of != path
-            && known.tails.get(&of).is_some_and(|tail| tail.done.load(SeqCst) == 0);
-        if is_open || is_expected {
-            known.waiting.insert((stream, path.into()));
+        let Some(entry) = known.table.by_identity(&look.identity, path) else { return Claim::New };
+        let stream = entry.stream;
+        if entry.reader.holds() || known.is_expected(entry, path) {
+            known.wait(path);
             return Claim::Anothers;
         }
-        let Some(entry) = known.entries.get_mut(&stream) else { return Claim::New };
-        (entry.open, entry.reading, entry.absent) = (true, false, false);
-        entry.path = path.into();
-        entry.identity = look.identity.clone();
+        known.table.move_to(stream, Some(&look.identity), Some(path));
+        let Some(entry) = known.table.get_mut(stream) else { return Claim::New };
+        entry.reader = Reader::Opening;
         Claim::Known(entry.clone())
     }
 
-    /// Takes an entry up again, wherever its bytes are now.
+    /// Takes a stream up again that no tail has, wherever its bytes are now.
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
-        let entry = known.entries.get_mut(&stream).filter(|e| !e.open)?;
-        (entry.open, entry.finished, entry.absent) = (true, false, false);
-        entry.reading = false;
-        entry.identity = identity.clone();
+        let is_free = |e: &&Entry| matches!(e.reader, Reader::Nobody);
+        known.table.get(stream).filter(is_free)?;
+        known.table.move_to(stream, Some(identity), None);
+        let entry = known.table.get_mut(stream)?;
+        (entry.reader, entry.finished) = (Reader::Opening, false);
+        Some(entry.clone())
+    }
+
+    /// Takes a stream that continues in the file at `path`, unless another tail has it, or is about to look for it.
+    pub fn take_for(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Entry> {
+        let mut known = self.lock();
+        let entry = known.table.get(stream)?;
+        if entry.reader.holds() || known.is_expected(entry, path) {
+            let of = entry.path.clone();
+            known.tails.get(&of).inspect(|tail| tail.nudge());
+            known.wait(path);
+            return None;
+        }
+        known.table.move_to(stream, Some(identity), Some(path));
+        let entry = known.table.get_mut(stream)?;
+        (entry.reader, entry.finished) = (Reader::Opening, false);
         Some(entry.clone())
     }
 
     /// A new stream, open, unless another tail has made the file known meanwhile.
     pub fn begin_if_new(&self, look: &Look, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
-        known.by_identity(&look.identity, path).is_none().then(|| known.begin(look, path))
+        known.table.by_identity(&look.identity, path).is_none().then(|| known.begin(look, path))
     }
 
     /// A new stream, open, in a file whose former stream was the caller's.
@@ -236,22 +282,30 @@ impl Known {
     /// A tail lets a stream go, read up to `at`.
     pub fn release(&self, stream: StreamId, at: Point, size: u64, modified: i64, finished: bool) {
         let mut known = self.lock();
-        let Some(entry) = known.entries.get_mut(&stream) else { return };
+        let Some(entry) = known.table.get_mut(stream) else { return };
         entry.at = at;
         entry.beyond.retain(|(range, _)| range.start >= at.offset);
-        (entry.size, entry.modified, entry.finished, entry.open) = (size, modified, finished, false);
-        (entry.absent, entry.reading) = (false, false);
+        (entry.size, entry.modified, entry.finished) = (size, modified, finished);
+        entry.reader = Reader::Nobody;
         if finished {
             let path = entry.path.clone();
             known.forget_some(&path);
         }
-        known.wake_waiting(stream);
+        known.nudge_waiting();
+    }
+
+    /// A tail reads the stream, in this file if it is a plain one.
+    pub fn reads(&self, stream: StreamId, at: Point, head: &[u8], file: Option<&Arc<File>>) {
+        self.progress(stream, at, head);
+        if let Some(e) = self.lock().table.get_mut(stream) {
+            e.reader = Reader::Reading(file.cloned());
+        }
     }
 
     /// Framed up to here, and how it begins: what a copy of its file is known by.
     pub fn progress(&self, stream: StreamId, at: Point, head: &[u8]) {
-        if let Some(e) = self.lock().entries.get_mut(&stream) {
-            (e.at, e.reading) = (at, true);
+        if let Some(e) = self.lock().table.get_mut(stream) {
+            e.at = at;
             if head.len() > e.head.len() {
                 e.head = head.into();
             }
@@ -259,164 +313,170 @@ impl Known {
     }
 
     /// The file at this followed path is in no stream yet: tails may find in it what they miss.
-    pub fn stranger(&self, path: &Path) {
-        self.lock().strangers.insert(path.into());
-    }
-
-    /// The file at this followed path is in a stream now.
-    pub fn met(&self, path: &Path) {
-        self.lock().strangers.remove(path);
-    }
-
-    pub fn strangers(&self) -> Vec<PathBuf> {
-        self.lock().strangers.iter().cloned().collect()
-    }
-
-    /// The tail of this path cannot find the stream's file.
-    pub fn miss(&self, stream: StreamId) {
+    pub fn unassigned(&self, path: &Path, is_so: bool) {
         let mut known = self.lock();
-        if let Some(e) = known.entries.get_mut(&stream) {
-            e.absent = true;
+        if let Some(tail) = known.tails.get_mut(path) {
+            tail.unassigned = is_so;
         }
-        known.wake_waiting(stream);
+        if is_so {
+            known.waiting.insert(path.into());
+        }
+    }
+
+    /// Followed paths beside this one whose files are in no stream yet.
+    pub fn unassigned_beside(&self, path: &Path) -> Vec<PathBuf> {
+        let known = self.lock();
+        let beside =
+            |(p, tail): &(&PathBuf, &Running)| tail.unassigned && *p != path && p.parent() == path.parent();
+        let mut paths: Vec<PathBuf> = known.tails.iter().filter(beside).map(|(p, _)| p.clone()).collect();
+        paths.sort();
+        paths
+    }
+
+    /// The tail of this stream cannot find its bytes; `entry` is as it left them.
+    pub fn miss(&self, entry: &Entry) {
+        let mut known = self.lock();
+        let Some(e) = known.table.get_mut(entry.stream) else { return };
+        (e.at, e.beyond) = (entry.at, entry.beyond.clone());
+        (e.size, e.modified, e.finished) = (entry.size, entry.modified, false);
+        if !matches!(e.reader, Reader::Missing) {
+            e.reader = Reader::Missing;
+            known.nudge_waiting();
+        }
     }
 
     /// For the tail of `path`, which missed this stream: whether no other has found it meanwhile. None can then, until
     /// [`Known::miss`] is called again.
     pub fn take_missing(&self, stream: StreamId, path: &Path) -> bool {
         let mut known = self.lock();
-        let Some(e) = known.entries.get_mut(&stream).filter(|e| e.absent && e.path == path) else {
-            return false;
-        };
-        e.absent = false;
-        true
+        known.table.get_mut(stream).is_some_and(|e| matches!(e.reader, Reader::Missing) && e.path == path)
     }
 
-    /// Whether the tail of another path reads this file; that one is made to look, since it may have no events for it.
+    /// Whether the tail of another path has this file; that one is made to look, since it may have no events for it.
     pub fn is_read_elsewhere(&self, identity: &Identity, path: &Path) -> bool {
         let mut known = self.lock();
-        let Some(entry) = known.by_identity(identity, path).filter(|e| e.open && !e.absent) else {
+        let Some(entry) = known.table.by_identity(identity, path).filter(|e| e.reader.holds()) else {
             return false;
         };
-        let (stream, of) = (entry.stream, entry.path.clone());
+        let of = entry.path.clone();
         if of != path {
             known.tails.get(&of).inspect(|tail| tail.nudge());
-            known.waiting.insert((stream, path.into()));
+            known.wait(path);
         }
         true
     }
 
-    /// Whether the stream waits for the first look of its tail.
-    pub fn is_expected(&self, entry: &Entry) -> bool {
-        let known = self.lock();
-        let has_not_looked = |tail: &Arc<Looks>| tail.done.load(SeqCst) == 0;
-        !entry.finished && !entry.open && known.tails.get(&entry.path).is_some_and(has_not_looked)
-    }
-
-    /// Whether every running tail has had its first look.
-    pub fn all_have_looked(&self) -> bool {
-        self.lock().tails.values().all(|tail| tail.done.load(SeqCst) > 0)
-    }
-
     /// Whether a tail reads this very file.
     pub fn is_being_read(&self, identity: &Identity, path: &Path) -> bool {
-        self.lock().by_identity(identity, path).is_some_and(|e| e.open && e.reading)
+        let is_read = |e: &Entry| matches!(e.reader, Reader::Reading(_));
+        self.lock().table.by_identity(identity, path).is_some_and(is_read)
     }
 
-    /// How many looks the tail of this path has begun, and makes it look again. `None`: it does not run.
-    pub fn looks_begun(&self, path: &Path) -> Option<u64> {
+    /// Makes the tail of this stream look; how many looks it had begun or ended before. `None`: it does not run.
+    pub fn ask_to_look(&self, stream: StreamId) -> Option<u64> {
         let known = self.lock();
-        let tail = known.tails.get(path)?;
+        let tail = known.tails.get(&known.table.get(stream)?.path)?;
         tail.nudge();
-        Some(tail.begun.load(SeqCst))
+        Some(tail.looks.load(SeqCst))
     }
 
-    /// Whether the tail of this path has done a look that it began after so many, or has ended.
-    pub fn has_looked_since(&self, path: &Path, begun: u64) -> bool {
+    /// Whether the tail of this stream has done as many looks as it takes to see what had become of its files by then; or has
+    /// ended.
+    pub fn has_looked_since(&self, stream: StreamId, looks: u64) -> bool {
         let known = self.lock();
-        let Some(tail) = known.tails.get(path) else { return true };
+        let Some(tail) = known.table.get(stream).and_then(|e| known.tails.get(&e.path)) else { return true };
         tail.nudge();
-        // One look may open a new file and leave a truncation to the next.
-        tail.done.load(SeqCst) >= begun + 3
+        // One may be under way; one may open a new file and leave a truncation to the next.
+        tail.looks.load(SeqCst) >= looks + 6
     }
 
     /// A file that no tail has open has grown: what is lost with it is counted up to here.
     pub fn grew(&self, look: &Look, path: &Path) {
         let mut known = self.lock();
-        let entry = known.by_identity(&look.identity, path).filter(|e| !e.open && look.size > e.size);
-        if let Some(entry) = entry {
+        let is_free = |e: &&Entry| matches!(e.reader, Reader::Nobody) && look.size > e.size;
+        let entry = known.table.by_identity(&look.identity, path).filter(is_free);
+        let stream = entry.map(|e| e.stream);
+        if let Some(entry) = stream.and_then(|stream| known.table.get_mut(stream)) {
             (entry.size, entry.modified) = (look.size, look.modified);
         }
     }
 
-    /// The same bytes as a stream's, in another file (a copy, a `.gz`).
+    /// The same bytes as a stream's, in another file (a copy, a `.gz`); [`Identity::default`] if no file has them.
     pub fn found_again(&self, stream: StreamId, identity: &Identity) {
-        if let Some(e) = self.lock().entries.get_mut(&stream) {
-            e.identity = identity.clone();
+        self.lock().table.move_to(stream, Some(identity), None);
+    }
+
+    /// The bytes of the stream that was read from this file are gone from there.
+    pub fn has_other_bytes(&self, identity: &Identity, path: &Path) {
+        let mut known = self.lock();
+        let entry =
+            known.table.by_identity(identity, path).filter(|e| !matches!(e.reader, Reader::Reading(_)));
+        if let Some(stream) = entry.map(|e| e.stream) {
+            known.table.move_to(stream, Some(&Identity::default()), None);
         }
     }
 
     /// The same, before the stream goes on there. `None`: another tail reads that file. Else where the stream was before.
     pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
         let mut known = self.lock();
-        if known.by_identity(identity, path).is_some_and(|e| e.stream != stream && e.open && e.reading) {
+        let is_read = |e: &Entry| e.stream != stream && matches!(e.reader, Reader::Reading(_));
+        if known.table.by_identity(identity, path).is_some_and(is_read) {
             return None;
         }
-        let e = known.entries.get_mut(&stream)?;
-        Some(std::mem::replace(&mut e.identity, identity.clone()))
+        let before = known.table.get(stream)?.identity.clone();
+        known.table.move_to(stream, Some(identity), None);
+        Some(before)
     }
 
     /// Streams of a followed path are free again, but for these.
     pub fn let_go(&self, path: &Path, but: &[StreamId]) {
-        for e in self.lock().entries.values_mut().filter(|e| e.path == path && !but.contains(&e.stream)) {
-            (e.open, e.reading, e.absent) = (false, false, false);
+        let mut known = self.lock();
+        let streams: Vec<StreamId> = known.table.of(path).map(|e| e.stream).collect();
+        for stream in streams.iter().filter(|stream| !but.contains(stream)) {
+            if let Some(e) = known.table.get_mut(*stream) {
+                e.reader = Reader::Nobody;
+            }
         }
     }
 
     /// A stream that ended otherwise than by being read (truncated, lost): its file is not known any more.
     pub fn forget(&self, stream: StreamId) {
         let mut known = self.lock();
-        known.entries.remove(&stream);
-        known.wake_waiting(stream);
+        known.table.remove(stream);
+        known.nudge_waiting();
     }
 
-    /// All streams of which `which` is true, oldest first.
-    pub fn all(&self, which: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        self.lock().entries.values().filter(|e| which(e)).cloned().collect()
+    /// All streams, oldest first.
+    pub fn all(&self) -> Vec<Entry> {
+        self.lock().table.iter().cloned().collect()
     }
 
-    /// All streams whose paths are of the same family as this one, oldest first.
-    pub fn family_of(&self, path: &Path) -> Vec<Entry> {
-        let base = siblings::base_of(path.file_name().unwrap_or_default());
-        let is_kin = |other: &Path| {
-            other == path
-                || other.parent() == path.parent()
-                    && siblings::base_of(other.file_name().unwrap_or_default()) == base
-        };
-        self.lock().entries.values().filter(|e| is_kin(&e.path)).cloned().collect()
+    /// Whether some stream was read to this very end.
+    pub fn ends_so(&self, offset: u64, mark: Mark) -> bool {
+        self.lock().table.iter().any(|e| e.finished && (e.at.offset, e.at.mark) == (offset, mark))
     }
 
     /// Who has this file, as seen from a followed path.
     pub fn get(&self, identity: &Identity, path: &Path) -> Option<Entry> {
-        self.lock().by_identity(identity, path).cloned()
+        self.lock().table.by_identity(identity, path).cloned()
     }
 
     /// Followed paths with streams that are not read to their end, and that no tail has open.
     pub fn unread(&self) -> Vec<PathBuf> {
         let known = self.lock();
-        let paths: BTreeSet<&PathBuf> =
-            known.entries.values().filter(|e| !e.finished && !e.open).map(|e| &e.path).collect();
+        let is_free = |e: &&Entry| !e.finished && matches!(e.reader, Reader::Nobody | Reader::Missing);
+        let paths: BTreeSet<&PathBuf> = known.table.iter().filter(is_free).map(|e| &e.path).collect();
         paths.into_iter().cloned().collect()
     }
 
     /// Whether the stream is one of this followed path.
     pub fn is_of(&self, stream: StreamId, path: &Path) -> bool {
-        self.lock().entries.get(&stream).is_none_or(|e| e.path == path)
+        self.lock().table.get(stream).is_none_or(|e| e.path == path)
     }
 
     /// All streams of a followed path, oldest first.
     pub fn of(&self, path: &Path) -> Vec<Entry> {
-        self.lock().entries.values().filter(|e| e.path == path).cloned().collect()
+        self.lock().table.of(path).cloned().collect()
     }
 }
 
@@ -427,51 +487,39 @@ impl Inner {
         let entry = Entry {
             stream,
             path: path.into(),
-            identity: look.identity.clone(),
-            at: Point::default(),
-            head: Vec::new(),
-            beyond: Vec::new(),
             size: look.size,
             modified: look.modified,
-            finished: false,
-            open: true,
-            reading: false,
-            absent: false,
+            reader: Reader::Opening,
+            ..Entry::of(look.identity.clone())
         };
-        self.entries.insert(stream, entry.clone());
+        self.table.insert(entry.clone());
         entry
     }
 
-    /// The stream of a file: one that is not finished before others, then the newest. After a reboot, or when it is mounted
-    /// again, the device number may be another one: inode and birth time say enough, and where there is no birth time (NFS,
-    /// FUSE), inode and path.
-    fn by_identity(&mut self, id: &Identity, path: &Path) -> Option<&mut Entry> {
-        let same = |e: &Entry| {
-            (e.identity.ino, e.identity.born) == (id.ino, id.born)
-                && (e.identity.dev == id.dev || id.born.is_some() || e.path == path)
-                && id.ino != 0 // no file has that: it is gone, and only its mark is of use
-        };
-        self.entries.values_mut().filter(|e| same(e)).max_by_key(|e| (e.open, !e.finished, e.stream))
+    /// Whether the tail of another path than this one is about to look for the stream.
+    fn is_expected(&self, entry: &Entry, path: &Path) -> bool {
+        let is_free = matches!(entry.reader, Reader::Nobody) && !entry.finished;
+        is_free && entry.path != path && self.tails.get(&entry.path).is_some_and(|tail| !tail.has_begun)
     }
 
-    /// Tails that found another one at their file look again.
-    fn wake_waiting(&mut self, stream: StreamId) {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (woken, waiting) = waiting.into_iter().partition(|(s, _)| *s == stream);
-        self.waiting = waiting;
-        let woken: BTreeSet<(StreamId, PathBuf)> = woken;
-        woken.iter().filter_map(|(_, path)| self.tails.get(path)).for_each(|tail| tail.nudge());
+    /// The tail of this path has to look again when something changes.
+    fn wait(&mut self, path: &Path) {
+        self.waiting.insert(path.into());
+    }
+
+    fn nudge_waiting(&mut self) {
+        let tails = &self.tails;
+        self.waiting.retain(|path| {
+            let tail = tails.get(path).inspect(|tail| tail.nudge());
+            tail.is_some_and(|tail| tail.unassigned)
+        });
     }
 
     fn forget_some(&mut self, path: &Path) {
-        let finished: Vec<StreamId> = self
-            .entries
-            .values()
-            .filter(|e| e.finished && !e.open && e.path == path)
-            .map(|e| e.stream)
-            .collect();
+        let is_old = |e: &&Entry| e.finished && matches!(e.reader, Reader::Nobody);
+        let finished: Vec<StreamId> = self.table.of(path).filter(is_old).map(|e| e.stream).collect();
         for stream in finished.iter().take(finished.len().saturating_sub(FINISHED_PER_PATH)) {
-            self.entries.remove(stream);
+            self.table.remove(*stream);
         }
     }
 }
@@ -521,6 +569,6 @@ mod tests {
         known.release(stream, Point { offset: 1, ..Point::default() }, 1, 0, false);
         assert!(known.get(&id(41, 7), other).is_none() && known.get(&id(41, 8), path).is_none());
         assert!(matches!(known.claim(&look(41), path), Claim::Known(e) if e.stream == stream));
-        assert!(known.get(&id(41, 7), other).is_some_and(|e| e.open), "its number is the new one");
+        assert!(known.get(&id(41, 7), other).is_some_and(|e| e.reader.holds()), "its number is the new one");
     }
 }

@@ -153,10 +153,10 @@ impl Open {
 
     /// The same stream, whose lines become other records from here on. What was not framed yet is looked at again.
     pub fn relabel(&mut self, topic: &Topic, shape: &Arc<Shape>) {
-        let Origin { stream, path, gauge, .. } = &*self.origin;
-        let (path, gauge) = (path.clone(), gauge.clone());
+        let Origin { stream, path, progress, .. } = &*self.origin;
+        let (path, progress) = (path.clone(), progress.clone());
         self.origin =
-            Arc::new(Origin { stream: *stream, topic: topic.clone(), path, shape: shape.clone(), gauge });
+            Arc::new(Origin { stream: *stream, topic: topic.clone(), path, shape: shape.clone(), progress });
         if let Bytes::Plain(_) = self.bytes {
             self.searched = self.at.offset;
         }
@@ -198,7 +198,7 @@ impl Open {
             self.searched = self.at.offset;
         }
         (self.size, self.modified, self.links, self.changed) = (look.size, look.modified, look.links, now);
-        self.origin.gauge.saw(look.size, now);
+        self.origin.progress.saw(look.size, now);
     }
 
     /// Whether the bytes before the position are still those that were read.
@@ -231,7 +231,7 @@ impl Open {
 
     /// The size as far as it is known: that of a `.gz` only at its end.
     pub fn known_size(&self) -> u64 {
-        if self.size == u64::MAX { self.origin.gauge.size.load(Relaxed) } else { self.size }
+        if self.size == u64::MAX { self.origin.progress.size.load(Relaxed) } else { self.size }
     }
 
     /// Bytes seen and neither framed nor acknowledged in an earlier life.
@@ -295,7 +295,7 @@ impl Open {
             }
             bytes.truncate(framed.consumed);
             permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
-            self.origin.gauge.frame(self.at.offset);
+            self.origin.progress.frame(self.at.offset);
             let chunk = Chunk {
                 origin: self.origin.clone(),
                 range: start..self.at.offset,
@@ -500,7 +500,7 @@ impl Open {
             if gz.is_at_end() && self.size == u64::MAX {
                 self.size = gz.position();
                 self.owed = self.size;
-                self.origin.gauge.saw(self.size, Instant::now());
+                self.origin.progress.saw(self.size, Instant::now());
             }
         }
     }

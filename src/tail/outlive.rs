@@ -83,8 +83,8 @@ impl Tail<'_> {
 }
 
 fn is_saved(origin: &Origin) -> bool {
-    let gauge = &origin.gauge;
-    gauge.saved.load(Relaxed) >= gauge.framed.load(Relaxed)
+    let progress = &origin.progress;
+    progress.saved.load(Relaxed) >= progress.framed.load(Relaxed)
 }
 
 #[cfg(test)]

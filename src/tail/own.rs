@@ -1,103 +1,134 @@
-//! A file that appears under a followed path of which nothing was read before: whether its lines are new, or a copy of what
-//! another tail reads, as with copytruncate and the pattern `app.log*`.
-//!
-//! A copy appears while the original is still whole, and the original is truncated a moment later. So a file that begins like
-//! a log is taken for new only when it has stood still for a while and the log's own tail has looked since: that one knows of
-//! a truncation, and goes on with its stream in the copy. Until then the path counts among the strangers, where tails look for
-//! copies of theirs.
+//! A file at a followed path that is in no known stream: carries out what was decided about it. As long as that is to wait (a copy
+//! of a log that is still whole, an empty file), the file stays open, so that it can be read if it is deleted meanwhile.
 
-use super::copies::{Whose, goes_on, is_young, proof};
+use super::assign::{Verdict, Wait};
 use super::follow::{Step, Until};
 use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
+use super::survey::{Age, AtPath, Scope, is_young};
 use super::{Halt, Start, Tail};
-use crate::chunk::{Mark, Point};
+use crate::chunk::{Identity, Point, StreamId};
 use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A file at the path that is not read yet.
 #[derive(Debug)]
 pub(super) struct Undecided {
-    /// Open, so that it can be read if it is deleted meanwhile.
     file: File,
     look: Look,
-    /// Since when it has been as it is.
     since: Instant,
-    /// The log that it may be a copy of.
-    log: Option<PathBuf>,
-    /// How many looks that log's tail had begun then, if it runs.
-    looks: Option<u64>,
-    /// Nothing is to be read here as things are: it is empty, or has the bytes that the log has too.
+    /// Nothing is to be read here as things are: it is empty, or has the bytes that a log has too.
     settled: bool,
-}
-
-/// What a file holds that is in no known stream.
-enum Holds {
-    New,
-    Nothing,
-    /// Not known yet; it may be a copy of the log at this path.
-    Undecided(PathBuf),
-    /// What the log holds too.
-    ACopy,
-    /// What was read to its end elsewhere.
-    WhatWasRead,
-    /// What is to be read on of a stream that no tail looks for any more.
-    Rest(Entry),
+    /// The stream that another tail has to do something about first, and how often that had looked when it was asked to.
+    asked: Option<(StreamId, u64)>,
 }
 
 impl Undecided {
-    /// How long a new file must stand still.
-    const STILL: Duration = Duration::from_secs(1);
     const BETWEEN: Duration = Duration::from_millis(100);
-    /// Between two looks at a copy: a change of it wakes the tail before.
+    /// The same for one that waits for another tail, which wakes it.
+    const SELDOM: Duration = Duration::from_secs(1);
+    /// Between two looks at a file that changes hardly; an event comes first.
     const LATER: Duration = Duration::from_secs(10);
 }
 
-/// Fewer bytes than this may well be the same in two logs of different names.
-const TELLING: u64 = Mark::SPAN as u64;
+/// Between two looks at a file that is being compressed.
+const INCOMPLETE: Duration = Duration::from_secs(1);
 
-/// The first look of a tail that hangs is not waited for longer.
+/// What was met so late does not hold up that the files of a start are known.
 const FIRST_LOOKS: Duration = Duration::from_secs(5);
 
 impl Tail<'_> {
-    /// Reads a file that is in no known stream from `offset` on, as soon as it is certain that it is no copy.
+    /// Reads a file that is in no known stream from `offset` on, unless it is decided otherwise.
     pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
+        if !self.may_be_a_copy() && (self.is_first_sight() || !self.o.followed.by_pattern || look.size == 0) {
+            return self.begin_stream(file, look, offset);
+        }
+        self.take_up_as_decided(file, look, offset, false)
+    }
+
+    /// Reads the file at the path, which has other bytes than those of its stream.
+    pub(super) fn take_up_rewritten(&mut self, file: File, look: &Look) -> Result<(), Halt> {
+        if !self.may_be_a_copy() {
+            let look = identity::look(&file)?;
+            let fresh = self.fresh(&file, &look, 0)?;
+            return self.take_up_live(file, &look, fresh).map(drop);
+        }
+        if let Some(entry) = self.known.get(&look.identity, &self.o.path) {
+            self.known.found_again(entry.stream, &Identity::default());
+        }
+        let look = identity::look(&file)?;
+        self.take_up_as_decided(file, &look, 0, true)
+    }
+
+    fn take_up_as_decided(
+        &mut self,
+        file: File,
+        look: &Look,
+        offset: u64,
+        rewritten: bool,
+    ) -> Result<(), Halt> {
         let last = self.undecided.take();
-        let holds = match self.may_be_a_copy() {
-            true => self.holds(&file, look, last.as_ref())?,
-            false => Holds::New,
-        };
-        let (log, settled) = match holds {
-            Holds::New => return self.begin_stream(file, look, offset),
-            Holds::WhatWasRead => return self.begin_stream(file, look, look.size),
-            Holds::Rest(entry) => {
-                return match self.known.take(entry.stream, &look.identity) {
-                    Some(entry) => self.resume(file, look.clone(), entry),
-                    None => Ok(()), // its tail is back; the next look sees what became of it
-                };
+        let mut look = look.clone();
+        let follows_another = !self.may_be_a_copy();
+        self.expected_elsewhere = false;
+        let mut verdict = None;
+        let mut ready = None;
+        self.listed(|tail| {
+            look = identity::look(&file)?;
+            let asked = AtPath::Asked { file: &file, look: &look, rewritten };
+            let survey = tail.survey(asked, tail.scope(), Age::Any)?;
+            verdict = survey.of(&look.identity);
+            // What follows a file that was read under this path is no copy of that: a log that is replaced is read anew, unless
+            // it is the copy of one that was truncated a moment ago.
+            let is_own_rest = |v| matches!(v, Verdict::Continues(_)) && !tail.first;
+            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
+            if follows_another && !verdict.is_some_and(is_of_other) {
+                verdict = Some(Verdict::New);
             }
-            Holds::Undecided(log) => (Some(log), false),
-            Holds::Nothing | Holds::ACopy => (None, true),
+            ready = verdict.and_then(|v| survey.entry(v)).map(|e| (e.stream, e.finished, e.reader.holds()));
+            Ok(false)
+        })?;
+        let asked = last.as_ref().and_then(|u| u.asked);
+        let (settled, ask) = match verdict {
+            Some(Verdict::New | Verdict::Old) => return self.begin_stream(file, &look, offset),
+            // A tail has to see first that its file has other bytes now.
+            Some(Verdict::Read(_)) if ready.is_some_and(|(_, finished, _)| !finished) => (false, ready),
+            Some(Verdict::Read(_)) => return self.begin_stream(file, &look, look.size),
+            Some(Verdict::Own(stream) | Verdict::Continues(stream)) => {
+                if let Some(entry) = self.known.take_for(stream, &look.identity, &self.o.path) {
+                    return self.resume(file, look, entry);
+                }
+                (false, ready)
+            }
+            Some(Verdict::Wait(Wait::Unseen(stream)))
+                if asked
+                    .is_some_and(|(of, looks)| of == stream && self.known.has_looked_since(of, looks)) =>
+            {
+                return self.begin_stream(file, &look, offset);
+            }
+            Some(Verdict::Wait(Wait::Unseen(_))) => (false, ready),
+            Some(Verdict::Wait(Wait::Empty | Wait::Copy(_))) => (true, None),
+            Some(Verdict::Wait(Wait::Incomplete | Wait::Original)) | None => (false, None),
         };
-        let same = |u: &Undecided| (u.look.size, u.look.modified, &u.log) == (look.size, look.modified, &log);
-        let (since, looks) = match last.filter(same) {
-            Some(u) => (u.since, u.looks),
-            None => (self.now, log.as_ref().and_then(|log| self.known.looks_begun(log))),
+        let ask = match (ask, asked) {
+            (Some((stream, ..)), Some(asked)) if asked.0 == stream => Some(asked),
+            (Some((stream, ..)), _) => self.known.ask_to_look(stream).map(|looks| (stream, looks)),
+            (None, _) => None,
         };
-        self.path_again = Some(self.now + if settled { Undecided::LATER } else { Undecided::BETWEEN });
-        self.known.stranger(&self.o.path);
-        self.undecided = Some(Undecided { file, look: look.clone(), since, log, looks, settled });
+        let since = last.map_or(self.now, |u| u.since);
+        let between = (self.now.duration_since(since) / 4).clamp(Undecided::BETWEEN, Undecided::SELDOM);
+        self.path_again = Some(self.now + if settled { Undecided::LATER } else { between });
+        self.known.unassigned(&self.o.path, true);
+        self.undecided = Some(Undecided { file, look, since, settled, asked: ask });
         Ok(())
     }
 
     fn begin_stream(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
         let offset = offset.min(look.size);
         let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
-        self.known.met(&self.o.path);
         match self.known.begin_if_new(look, &self.o.path) {
             Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
             None => Ok(()), // another tail was faster
@@ -107,9 +138,7 @@ impl Tail<'_> {
     /// Whether the file is a copy that was read elsewhere, though it is known as another stream: a copy that was made before the
     /// last lines of its original.
     pub(super) fn was_read(&self, file: &File, look: &Look) -> Result<bool, Halt> {
-        let end = (look.size, open::mark_at(file, look.size)?);
-        let ends_so = |e: &Entry| e.finished && (e.at.offset, e.at.mark) == end;
-        Ok(look.size > 0 && !self.known.all(ends_so).is_empty())
+        Ok(look.size > 0 && self.known.ends_so(look.size, open::mark_at(file, look.size)?))
     }
 
     /// Follows such a copy from its end on. `entry` is the stream that it is known as.
@@ -119,85 +148,42 @@ impl Tail<'_> {
         self.take_up_live(file, look, fresh).map(drop)
     }
 
-    /// Files that were there before anything was known are not asked about: `start` says what is read of them. Nor is what
-    /// follows a file that was read under this path, unless that has the name of a rotated file.
-    fn may_be_a_copy(&self) -> bool {
+    /// Files that were there before anything was known are no copies: `start` says what is read of them. Of what follows a file
+    /// that was read under this path, only streams of other paths are compared, unless it has the name of a rotated file.
+    pub(super) fn may_be_a_copy(&self) -> bool {
         let name = self.o.path.file_name().unwrap_or_default();
         let is_new = self.open.is_empty() && self.known.of(&self.o.path).is_empty();
-        !self.o.first_sight && (is_new || siblings::base_of(name) != name)
+        !self.is_first_sight() && (is_new || siblings::base_of(name) != name)
     }
 
-    fn holds(&self, file: &File, look: &Look, last: Option<&Undecided>) -> Result<Holds, Halt> {
-        let size = look.size;
-        if size == 0 {
-            // It may be the beginning of a copy of any file that is read now.
-            let is_read = |e: &Entry| !e.finished && e.identity != look.identity;
-            return Ok(if self.known.all(is_read).is_empty() { Holds::New } else { Holds::Nothing });
-        }
-        let (mark, head) = (open::mark_at(file, size)?, head(file, size)?);
-        let name = |path: &Path| siblings::base_of(path.file_name().unwrap_or_default());
-        let base = name(&self.o.path);
-        let is_kin = |e: &Entry| e.path.parent() == self.o.path.parent() && name(&e.path) == base;
-        let begins_so = |e: &Entry| {
-            let both = e.head.len().min(head.len());
-            both > 0 && e.head[..both] == head[..both]
-        };
-        let streams = self.known.all(|e| e.identity != look.identity && (size >= TELLING || is_kin(e)));
-        if streams.iter().any(|e| e.finished && (e.at.offset, e.at.mark) == (size, mark)) {
-            return Ok(Holds::WhatWasRead);
-        }
-        // A stream that its tail has not opened yet does not tell how it begins.
-        if let Some(e) = streams.iter().find(|e| self.known.is_expected(e))
-            && last.is_none_or(|u| self.now.duration_since(u.since) < FIRST_LOOKS)
-        {
-            return Ok(Holds::Undecided(e.path.clone()));
-        }
-        let mut log = None;
-        for e in streams.iter().filter(|e| !e.finished && begins_so(e)) {
-            log = log.or(Some(e.path.clone()));
-            let original = identity::open(&e.path).ok().filter(|(_, l)| l.identity == e.identity);
-            if let Some((of, of_look)) = &original
-                && of_look.size >= size
-                && open::mark_at(of, size)? == mark
-            {
-                return Ok(Holds::ACopy);
-            }
-            if proof(e).offset == 0 || !goes_on(file, look, e)? {
-                continue;
-            }
-            match original {
-                Some((of, of_look)) if goes_on(&of, &of_look, e)? => {} // the same beginning, and another end
-                _ if self.known.looks_begun(&e.path).is_none() => return Ok(Holds::Rest(e.clone())),
-                _ => return Ok(Holds::Undecided(e.path.clone())),
-            }
-        }
-        // Of a log of which nothing was read there is nothing to compare.
-        let log = log.or_else(|| {
-            let unread = |e: &&Entry| !e.finished && e.head.is_empty() && is_kin(e);
-            streams.iter().find(unread).map(|e| e.path.clone())
-        });
-        let Some(log) = log else { return Ok(Holds::New) };
-        let same = |u: &&Undecided| {
-            (u.look.size, u.look.modified, u.log.as_ref()) == (size, look.modified, Some(&log))
-        };
-        let is_certain = last.filter(same).is_some_and(|u| {
-            self.now.duration_since(u.since) >= Undecided::STILL
-                && u.looks.is_none_or(|begun| self.known.has_looked_since(&log, begun))
-        });
-        Ok(if is_certain { Holds::New } else { Holds::Undecided(log) })
+    /// At a start, all files are in no stream yet: each tail would look at all the others'.
+    fn scope(&self) -> Scope {
+        if self.first { Scope::Log } else { Scope::Folder }
+    }
+
+    /// What is there now was there before the pattern was known.
+    fn is_first_sight(&self) -> bool {
+        self.first && self.o.first_sight
     }
 
     /// Something may have changed: a file that is not decided upon is looked at now.
     pub(super) fn look_at_undecided(&mut self) {
-        if self.undecided.is_some() {
+        if self.undecided.is_some() || self.expected_elsewhere {
             self.path_again = None;
         }
     }
 
+    /// Whether another tail has still to look before the file at the path can be decided upon.
+    pub(super) fn awaits_another(&self) -> bool {
+        let asked = self.undecided.as_ref().and_then(|u| u.asked);
+        asked.is_some_and(|(stream, looks)| !self.known.has_looked_since(stream, looks))
+    }
+
     /// Whether it will soon be known what the file at the path holds.
     pub(super) fn is_deciding(&self) -> bool {
-        let begun = self.begun.is_some_and(|begun| self.now.duration_since(begun) < FIRST_LOOKS);
-        self.undecided.as_ref().is_some_and(|u| !u.settled) || self.first && begun
+        let is_early = |since: Instant| self.now.duration_since(since) < FIRST_LOOKS;
+        self.undecided.as_ref().is_some_and(|u| !u.settled && is_early(u.since))
+            || self.first && self.begun.is_some_and(is_early)
     }
 
     /// A file that was deleted before it was decided upon is read, unless it was a copy.
@@ -212,10 +198,17 @@ impl Tail<'_> {
             return Ok(());
         };
         self.path_again = None;
-        if look.links == 0
-            && !(settled && look.size == before.size)
-            && let Some(entry) = self.known.begin_if_new(&look, &self.o.path)
-        {
+        if look.links > 0 || settled && look.size == before.size {
+            return Ok(());
+        }
+        let asked = AtPath::Asked { file: &file, look: &look, rewritten: false };
+        let survey = self.survey(asked, self.scope(), Age::Any)?;
+        let entry = match survey.of(&look.identity) {
+            Some(Verdict::New) => self.known.begin_if_new(&look, &self.o.path),
+            Some(Verdict::Continues(stream)) => self.known.take_for(stream, &look.identity, &self.o.path),
+            _ => None,
+        };
+        if let Some(entry) = entry {
             self.take_up(Bytes::Plain(file.into()), &look, entry)?;
         }
         Ok(())
@@ -238,16 +231,9 @@ impl Tail<'_> {
         }
     }
 
-    /// Files of other paths in which a stream of ours may go on.
-    pub(super) fn strangers(&self) -> Vec<Sibling> {
-        let others = self.known.strangers();
-        let paths = others.into_iter().filter(|path| *path != self.o.path);
-        let looked = paths.filter_map(|path| {
-            let look = identity::look_at(&path).ok()??;
-            let packed = crate::packed::packing(&path);
-            Some(Sibling { path, packed, look })
-        });
-        looked.collect()
+    /// Whether a file is followed for its own sake, by a tail of its own.
+    pub(super) fn is_followed(&self, path: &Path) -> bool {
+        self.o.followed.has(path)
     }
 }
 
@@ -267,33 +253,48 @@ impl Tail<'_> {
             }
             return Ok(None);
         }
-        let begun = *self.begun.get_or_insert(self.now);
-        let Some((file, look)) = self.open_sibling(&sibling)? else { return Ok(Some(Undecided::STILL)) };
+        self.begun.get_or_insert(self.now);
+        let Some((file, look)) = self.open_sibling(&sibling)? else { return Ok(Some(INCOMPLETE)) };
         if self.o.first_sight && self.o.start != Start::Beginning {
             self.note_as_read(&sibling, Some(&file))?;
             return Ok(None);
         }
-        if !self.known.all_have_looked() && self.now.duration_since(begun) < FIRST_LOOKS {
-            return Ok(Some(Undecided::BETWEEN));
-        }
-        let (plain, once) = (self.o.path.with_extension(""), self.o.until == Until::Read);
-        let later = if is_young(&look) { Undecided::STILL } else { Undecided::LATER };
-        if plain.exists() && self.o.followed.has(&plain) {
-            return Ok(Some(later).filter(|_| !once)); // gzip(1) removes it when the packed file is complete
-        }
-        match self.whose(Packed::Gzip, &file, &look, None)? {
-            Whose::Nobodys { .. } => self.take_up_sibling(&sibling, file, &look, &mut Vec::new(), 0)?,
-            Whose::Read(Some(entry)) => self.move_on(&entry, &look)?,
-            Whose::Read(None) => self.note_as_read(&sibling, Some(&file))?,
-            Whose::Waits if once => {}
-            Whose::Waits => return Ok(Some(later)),
-            Whose::Incomplete => return Ok(Some(Undecided::STILL)),
+        let once = self.o.until == Until::Read;
+        let asked = AtPath::Asked { file: &file, look: &look, rewritten: false };
+        let survey = self.survey(asked, self.scope(), Age::Any)?;
+        let verdict = survey.of(&look.identity);
+        let entry = verdict.and_then(|v| survey.entry(v)).cloned();
+        let is_over = |e: &Entry| e.finished;
+        match (verdict, entry) {
+            (Some(Verdict::New | Verdict::Old), _) => self.take_up_sibling(&sibling, file, &look)?,
+            (Some(Verdict::Read(_)), Some(entry)) if is_over(&entry) => self.move_on(&entry, &look)?,
+            (Some(Verdict::Continues(stream) | Verdict::Own(stream)), _) => {
+                match self.known.take_for(stream, &look.identity, &self.o.path) {
+                    Some(entry) if !self.go_on_in(&sibling, &entry)? => {
+                        self.miss(entry, "it is gone");
+                    }
+                    Some(_) => {}
+                    None => return Ok(Some(Undecided::BETWEEN)),
+                }
+            }
+            (Some(Verdict::Wait(Wait::Empty)), _) => self.note_as_read(&sibling, Some(&file))?,
+            (Some(Verdict::Read(stream) | Verdict::Wait(Wait::Unseen(stream))), _) => {
+                let asked = self.asked.filter(|(of, _)| *of == stream);
+                if verdict == Some(Verdict::Wait(Wait::Unseen(stream)))
+                    && asked.is_some_and(|(_, looks)| self.known.has_looked_since(stream, looks))
+                {
+                    self.take_up_sibling(&sibling, file, &look)?;
+                    return Ok(None);
+                }
+                self.asked = asked.or_else(|| Some((stream, self.known.ask_to_look(stream)?)));
+                return Ok(Some(Undecided::BETWEEN));
+            }
+            (Some(Verdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}
+            (Some(Verdict::Wait(Wait::Copy(_) | Wait::Original)), _) => {
+                return Ok(Some(if is_young(&look) { INCOMPLETE } else { Undecided::LATER }));
+            }
+            (Some(Verdict::Wait(Wait::Incomplete)) | None, _) => return Ok(Some(INCOMPLETE)),
         }
         Ok(None)
     }
-}
-
-/// What the file begins with.
-fn head(file: &File, size: u64) -> io::Result<Vec<u8>> {
-    open::before(file, size.min(Mark::SPAN as u64))
 }

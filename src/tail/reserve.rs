@@ -3,7 +3,7 @@
 
 use super::known::Known;
 use super::{Options, Start, identity, open};
-use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point};
+use crate::chunk::{Closed, Ending, Opened, Origin, Point, TailOutput};
 use crate::report::Board;
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// What the registry has to be told: the file's stream is opened, and parked at once. `None`: something is known of the path or
 /// the file already, and its tail will go on from that.
-pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[Parcel; 2]>> {
+pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[TailOutput; 2]>> {
     if !known.of(&o.path).is_empty() {
         return Ok(None);
     }
@@ -30,13 +30,13 @@ pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[
         topic: o.topic.clone(),
         path: o.path.clone(),
         shape: o.shape.clone(),
-        gauge: board.gauge(entry.stream, offset, look.size),
+        progress: board.progress(entry.stream, offset, look.size),
     });
     if let Some(file) = board.files().get_mut(&o.path) {
-        file.gauges = vec![origin.gauge.clone()];
+        file.progress = vec![origin.progress.clone()];
     }
     let closed = Closed { stream: entry.stream, why: Ending::Parked };
-    Ok(Some([Parcel::Opened(Opened { origin, identity: look.identity, at }), Parcel::Closed(closed)]))
+    Ok(Some([TailOutput::Opened(Opened { origin, identity: look.identity, at }), TailOutput::Closed(closed)]))
 }
 
 /// A look at a file that still has no thread: status shows what waits in it, and if it is deleted, that is counted as lost.
@@ -44,11 +44,11 @@ pub fn look_again(path: &Path, known: &Known, board: &Board) {
     let Ok(Some(look)) = identity::look_at(path) else { return };
     known.grew(&look, path);
     let files = board.files();
-    let gauge = files.get(path).and_then(|f| f.gauges.last());
+    let progress = files.get(path).and_then(|f| f.progress.last());
     // Another file at the path shows once there is a thread.
-    if let Some(gauge) = gauge
-        && gauge.who().is_some_and(|(_, identity)| identity == look.identity)
+    if let Some(progress) = progress
+        && progress.who().is_some_and(|(_, identity)| identity == look.identity)
     {
-        gauge.saw(look.size, Instant::now());
+        progress.saw(look.size, Instant::now());
     }
 }

@@ -1,12 +1,13 @@
 //! Streams whose file is not open: one that cannot be found now, and those that wait because enough files are open. Decides
 //! nothing about files that are open.
 
+use super::find::Place;
 use super::follow::Until;
 use super::known::Entry;
 use super::open::unread;
 use super::{Halt, Tail};
-use crate::chunk::{Closed, Ending, Origin, Parcel};
-use crate::report::Gauge;
+use crate::chunk::{Closed, Ending, Origin, TailOutput};
+use crate::report::Progress;
 use log::warn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,10 @@ pub struct Absent {
     not_there: u32,
     looks: u32,
     next: Instant,
-    gauge: Arc<Gauge>,
+    since: Instant,
+    /// Something has changed: it is looked for before that, and that look does not count.
+    nudged: bool,
+    progress: Arc<Progress>,
     /// It was truncated: its copy may be under a name that is not known yet. Nothing waits for it.
     truncated: Option<Arc<Origin>>,
 }
@@ -30,15 +34,20 @@ pub struct Absent {
 #[derive(Debug)]
 pub struct Shelved {
     entry: Entry,
-    gauge: Arc<Gauge>,
+    progress: Arc<Progress>,
 }
 
 impl Absent {
     /// Looks until a file is given up, or until the others no longer wait for it.
     const LOOKS: u32 = 5;
+    /// The same where a copy may be under a name that is not known yet: new names are met within a moment, on a busy machine
+    /// within seconds.
+    const LOOKS_FOR_COPY: u32 = 20;
     const BETWEEN: Duration = Duration::from_millis(500);
     /// Between two looks for what nobody waits for any more.
     const LATER: Duration = Duration::from_secs(10);
+    /// A file that is being compressed is waited for so long.
+    const COMPRESSION: Duration = Duration::from_secs(60);
 
     fn holds_up(&self) -> bool {
         self.looks < Self::LOOKS && self.truncated.is_none()
@@ -49,10 +58,13 @@ impl Tail<'_> {
     /// Looks for this stream's file again and again before it is declared lost.
     pub(super) fn miss(&mut self, entry: Entry, why: &'static str) {
         let next = self.now + Absent::BETWEEN;
-        let gauge = Arc::new(Gauge::new(entry.at.offset, entry.size, None));
-        gauge.belongs(entry.stream, entry.identity.clone());
-        self.known.miss(entry.stream);
-        self.absent.push(Absent { entry, why, not_there: 0, looks: 0, next, gauge, truncated: None });
+        let progress = Arc::new(Progress::new(entry.at.offset, entry.size, None));
+        progress.belongs(entry.stream, entry.identity.clone());
+        self.known.miss(&entry);
+        let (since, truncated) = (self.now, None);
+        let absent =
+            Absent { entry, why, not_there: 0, looks: 0, next, since, nudged: false, progress, truncated };
+        self.absent.push(absent);
         self.show();
     }
 
@@ -68,7 +80,7 @@ impl Tail<'_> {
     /// Stopped: what was truncated is counted now, unless its copy has come.
     pub(super) fn count_truncated(&mut self) -> Result<(), Halt> {
         while let Some(i) = self.absent.iter().position(|a| a.truncated.is_some()) {
-            self.absent[i].not_there = Absent::LOOKS;
+            self.absent[i].not_there = Absent::LOOKS_FOR_COPY;
             if !self.look_for(i)? {
                 break;
             }
@@ -78,15 +90,15 @@ impl Tail<'_> {
 
     /// A file has come that may be a copy of what is missing.
     pub(super) fn look_for_copies(&mut self) {
-        let now = self.now;
-        self.absent.iter_mut().filter(|a| a.truncated.is_some()).for_each(|a| a.next = now);
+        self.absent.iter_mut().for_each(|a| a.nudged = true);
     }
 
     /// The next look for what is absent. `Some`: what is newer waits that long for it.
     pub(super) fn find_absent(&mut self) -> Result<Option<Duration>, Halt> {
         let mut i = 0;
         while i < self.absent.len() {
-            if self.absent[i].next > self.now || !self.look_for(i)? {
+            let is_due = self.absent[i].nudged || self.absent[i].next <= self.now;
+            if !is_due || !self.look_for(i)? {
                 i += 1;
             }
         }
@@ -106,16 +118,16 @@ impl Tail<'_> {
     }
 
     /// Of all streams that this tail has, oldest first; the live one's is last.
-    pub(super) fn gauges(&self) -> Vec<Arc<Gauge>> {
-        let open = |live| self.open.iter().filter(move |o| o.live == live).map(|o| &o.origin.gauge);
-        let absent = self.absent.iter().map(|a| &a.gauge);
-        let shelved = self.shelf.iter().map(|s| &s.gauge);
+    pub(super) fn progress(&self) -> Vec<Arc<Progress>> {
+        let open = |live| self.open.iter().filter(move |o| o.live == live).map(|o| &o.origin.progress);
+        let absent = self.absent.iter().map(|a| &a.progress);
+        let shelved = self.shelf.iter().map(|s| &s.progress);
         absent.chain(open(false)).chain(shelved).chain(open(true)).cloned().collect()
     }
 
     /// When something absent is to be looked for again.
     pub(super) fn absent_until(&self) -> Option<Instant> {
-        self.absent.iter().map(|a| a.next).min()
+        self.absent.iter().map(|a| if a.nudged { self.now } else { a.next }).min()
     }
 
     /// True: it is found, or lost, and no longer in the list.
@@ -127,31 +139,29 @@ impl Tail<'_> {
             return Ok(true);
         }
         let truncated = self.absent[i].truncated.clone();
-        let found = match self.find(&entry) {
-            Ok(true) => true,
-            Ok(false) => match &truncated {
-                Some(origin) if self.take_short_copy(&entry, origin)? => {
-                    self.ended(&entry, 0)?;
-                    true
-                }
-                _ => {
-                    self.absent[i].not_there += 1;
-                    false
-                }
-            },
+        let place = match self.find(&entry, truncated.as_ref()) {
             Err(Halt::Io(e)) => {
                 self.trouble(&e);
-                false
+                Place::NotYet
             }
-            Err(stopped) => return Err(stopped),
+            place => place?,
         };
+        let found = matches!(place, Place::Found | Place::ShortCopy);
+        if place == Place::ShortCopy {
+            self.ended(&entry, 0)?;
+        }
         let now = self.now;
         let absent = &mut self.absent[i];
-        absent.looks += 1;
-        let soon = absent.holds_up() || absent.truncated.is_some();
-        absent.next = now + if soon { Absent::BETWEEN } else { Absent::LATER };
-        if !found && absent.not_there < Absent::LOOKS {
-            self.known.miss(entry.stream);
+        let may_come = place == Place::NotYet && now.duration_since(absent.since) < Absent::COMPRESSION;
+        if !std::mem::take(&mut absent.nudged) || absent.next <= now {
+            absent.looks += 1;
+            absent.not_there += u32::from(!may_come);
+            let soon = absent.holds_up() || absent.truncated.is_some();
+            absent.next = now + if soon { Absent::BETWEEN } else { Absent::LATER };
+        }
+        let ends = self.o.until == Until::Read;
+        let most = if absent.truncated.is_some() && !ends { Absent::LOOKS_FOR_COPY } else { Absent::LOOKS };
+        if !found && (may_come || absent.not_there < most) {
             return Ok(false);
         }
         let why = self.absent.remove(i).why;
@@ -172,7 +182,7 @@ impl Tail<'_> {
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         self.known.store.done(entry.stream);
         self.count_lost(lost, why);
-        self.send(Parcel::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
+        self.send(TailOutput::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
     }
 
     pub(super) fn count_lost(&self, lost: u64, why: &str) {
@@ -193,18 +203,18 @@ impl Tail<'_> {
         let before = |s: &Shelved| (s.entry.modified, s.entry.stream) < (modified, known.stream);
         let place = self.shelf.partition_point(before);
         let entry = Entry { at, beyond, size, modified, ..known };
-        self.shelf.insert(place, Shelved { entry, gauge: open.origin.gauge.clone() });
+        self.shelf.insert(place, Shelved { entry, progress: open.origin.progress.clone() });
         self.say("catching up", None);
     }
 
     /// Opens the oldest of them again.
     pub(super) fn unshelve(&mut self) -> Result<(), Halt> {
         let Some(entry) = self.shelf.front().map(|s| s.entry.clone()) else { return Ok(()) };
-        let found = self.find(&entry)?;
+        let place = self.find(&entry, None)?;
         self.shelf.pop_front();
-        match found {
-            true => self.show(),
-            false => self.miss(entry, "it was removed before there was room to read it"),
+        match place {
+            Place::Found => self.show(),
+            _ => self.miss(entry, "it was removed before there was room to read it"),
         }
         Ok(())
     }

@@ -8,7 +8,6 @@
 
 use super::folder::Names;
 use super::identity::{self, Look};
-use super::known::Entry;
 pub use crate::packed::Packed;
 use crate::packed::unpack;
 use rustix::fs::FileType;
@@ -25,32 +24,34 @@ pub struct Sibling {
     pub look: Look,
 }
 
-impl Sibling {
-    /// The packed file in which this stream is found.
-    pub fn is_packed_for(&self, entry: &Entry) -> bool {
-        self.packed != Packed::Plain && self.look.identity == entry.identity
-    }
-}
-
 /// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
 ///
 /// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
 /// time: so a folder that is not at rest is read until two readings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
-    list_by(path, rotated)
+    list_by(path, &rotated)
 }
 
 /// Like [`list`], with every name of the path's family: a stream that was read as `app.log.1` may be in `app.log.2.gz` now.
 pub fn list_family(path: &Path) -> io::Result<Vec<Sibling>> {
-    list_by(path, |name, other| {
+    list_by(path, &|name, other| {
         (other != name && base_of(other) == base_of(name)).then(|| unpack(other.as_bytes()).1)
     })
 }
 
-/// Whether the second name is a form of the first, and how it is packed.
-type Form = fn(&OsStr, &OsStr) -> Option<Packed>;
+/// Every rotated name in the folder, of any log for which `is_followed`: where names were exchanged, a stream may be in another log's.
+pub fn list_rotated(path: &Path, is_followed: impl Fn(&Path) -> bool) -> io::Result<Vec<Sibling>> {
+    list_by(path, &|name, other| {
+        let base = base_of(other);
+        let is_rotated = other != name && base != other && is_followed(&path.with_file_name(base));
+        is_rotated.then(|| unpack(other.as_bytes()).1)
+    })
+}
 
-fn list_by(path: &Path, form: Form) -> io::Result<Vec<Sibling>> {
+/// Whether the second name is a form of the first, and how it is packed.
+type Form<'f> = &'f dyn Fn(&OsStr, &OsStr) -> Option<Packed>;
+
+fn list_by(path: &Path, form: Form<'_>) -> io::Result<Vec<Sibling>> {
     let (mut last, at_rest) = list_once(path, form)?;
     if at_rest {
         return Ok(last);
@@ -69,7 +70,7 @@ fn list_by(path: &Path, form: Form) -> io::Result<Vec<Sibling>> {
 const READINGS: usize = 20;
 
 /// The siblings, and whether their folders were at rest.
-fn list_once(path: &Path, form: Form) -> io::Result<(Vec<Sibling>, bool)> {
+fn list_once(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)> {
     // Where the path is a symlink, rotation happens beside its target too. Elsewhere than below the path's own folder nobody
     // has asked for those files.
     let (mut found, mut at_rest) = in_folder_of(path, form)?;
@@ -87,7 +88,7 @@ fn list_once(path: &Path, form: Form) -> io::Result<(Vec<Sibling>, bool)> {
 }
 
 /// An error is one of the folder's or of a file in it that says nothing about what is there.
-fn in_folder_of(path: &Path, form: Form) -> io::Result<(Vec<Sibling>, bool)> {
+fn in_folder_of(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)> {
     let nothing = Ok((Vec::new(), true));
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return nothing };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -154,6 +155,12 @@ pub fn base_of(name: &OsStr) -> OsString {
         }
     }
     OsStr::from_bytes(base).to_owned()
+}
+
+/// Whether both followed paths are names of one log.
+pub fn are_kin(one: &Path, other: &Path) -> bool {
+    let base = |path: &Path| base_of(path.file_name().unwrap_or_default());
+    one == other || one.parent() == other.parent() && base(one) == base(other)
 }
 
 fn is_number(mark: &[u8]) -> bool {

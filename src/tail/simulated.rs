@@ -132,11 +132,12 @@ fn try_seeds(n: u64, mix: Mix<'_>, once: bool) {
         let ops: Vec<Op> = (0..60).map(|_| draw(&mut dice, &[ALWAYS, mix])).collect();
         if std::panic::catch_unwind(|| run_seed(seed, &ops, once)).is_err() {
             failed.push((seed, ops));
+            break; // the others cost as much time as this one's shrinking
         }
     }
     if let Some((seed, ops)) = failed.first() {
         let few = shrink(*seed, ops.clone(), once);
-        eprintln!("{} of {n} seeds failed; the first, with as little as it takes: {few:?}", failed.len());
+        eprintln!("of {n} seeds the first that failed is {seed}, with as little as it takes: {few:?}");
         if only().is_some() {
             log::set_max_level(log::LevelFilter::Debug);
             let _ = log::set_logger(&Said);

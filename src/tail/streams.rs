@@ -3,13 +3,14 @@
 use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
-use super::{Halt, Tail, Until, catchup, copies, identity, open};
-use crate::chunk::{Closed, Ending, Opened, Origin, Parcel, Point, StreamId};
+use super::survey::goes_on;
+use super::{Halt, Tail, Until, catchup, identity, open, siblings};
+use crate::chunk::{Closed, Ending, Identity, Opened, Origin, Point, StreamId, TailOutput};
 use log::warn;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 impl Tail<'_> {
@@ -25,10 +26,10 @@ impl Tail<'_> {
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
-        self.send(Parcel::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
-        self.known.store.taken_up(e.stream);
+        self.send(TailOutput::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
+        self.known.store.claimed(e.stream);
         self.leaving.retain(|left| left.stream != e.stream);
-        self.known.progress(e.stream, open.at, &open.head);
+        self.known.reads(e.stream, open.at, &open.head, open.file());
         // Oldest first; the live one is last.
         let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
         let place = self.open.iter().position(after).unwrap_or(self.open.len());
@@ -44,6 +45,8 @@ impl Tail<'_> {
         open.live = true;
         open.owed = 0;
         self.open.push(open);
+        self.undecided = None;
+        self.known.unassigned(&self.o.path, false);
         self.say("following", None);
         Ok(true)
     }
@@ -54,7 +57,7 @@ impl Tail<'_> {
             topic: self.o.topic.clone(),
             path: self.o.path.clone(),
             shape: self.o.shape.clone(),
-            gauge: self.board.gauge(stream, at, size),
+            progress: self.board.progress(stream, at, size),
         })
     }
 
@@ -94,19 +97,15 @@ impl Tail<'_> {
     /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one: they may have
     /// become others since they were looked at.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        self.undecided = None;
-        self.known.met(&self.o.path);
-        let goes_on = copies::goes_on(&file, &look, &entry)?;
+        let goes_on = goes_on(&file, &look, &entry)?;
         if !goes_on && self.was_read(&file, &look)? {
             return self.follow_copy(file, &look, entry);
         }
         if goes_on && self.take_up_live(file.try_clone()?, &look, entry.clone())? {
             return Ok(());
         }
-        self.find_rest(entry, Some(&file), catchup::REWRITTEN)?;
-        let look = identity::look(&file)?;
-        let fresh = self.fresh(&file, &look, 0)?;
-        self.take_up_live(file, &look, fresh).map(drop)
+        self.rewritten(entry)?;
+        self.take_up_rewritten(file, &look)
     }
 
     /// The live file is an old one now. What it holds goes first.
@@ -135,18 +134,22 @@ impl Tail<'_> {
         let entry = Entry {
             stream: old.origin.stream,
             path: self.o.path.clone(),
-            identity: old.identity.clone(),
             at: old.at,
             beyond: old.beyond(),
             size: old.proven,
             modified: old.modified,
-            finished: false,
-            open: true,
-            absent: false,
-            reading: false,
             head: old.head.clone(),
+            ..Entry::of(old.identity.clone())
         };
-        if let (Some(file), Some(look)) = (file, look) {
+        let is_asked = old.live && cut.is_none() && self.may_be_a_copy();
+        if cut.is_none() {
+            self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from there
+        }
+        if !old.live && cut.is_none() && look.as_ref().is_some_and(|look| self.is_at_followed_path(look)) {
+            // Decided about by the tail of that path.
+        } else if is_asked {
+            (self.path_again, self.expected_elsewhere) = (None, true);
+        } else if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {
                 Some(_) => Entry { at: old.at, ..self.known.begin(&look, &self.o.path) },
                 None => self.fresh(&file, &look, 0)?,
@@ -164,21 +167,15 @@ impl Tail<'_> {
             }
             return self.ended(&entry, kept);
         }
-        let done = if copies::proof(&entry).offset == 0 {
-            self.find_rest(entry, None, catchup::TRUNCATED)
-        } else {
-            match self.find(&entry) {
-                Ok(true) => Ok(()),
-                Ok(false) if self.take_short_copy(&entry, &old.origin)? => self.ended(&entry, 0),
-                Ok(false) if self.o.followed.by_pattern => {
-                    self.await_copy(entry, old.origin, catchup::TRUNCATED);
-                    Ok(())
-                }
-                found => self.found_or_lost(found, entry, catchup::TRUNCATED),
-            }
-        };
+        let done = self.find_or_await(entry, old.origin, catchup::TRUNCATED);
         self.forget_memory();
         done
+    }
+
+    /// Whether another path of this log that is followed leads to this file.
+    fn is_at_followed_path(&self, look: &Look) -> bool {
+        let Ok(list) = siblings::list_family(&self.o.path) else { return false };
+        list.iter().any(|s| s.look.identity == look.identity && self.is_followed(&s.path))
     }
 
     /// Sends what is in memory of a stream whose file has other bytes now; up to where that goes.
@@ -186,9 +183,9 @@ impl Tail<'_> {
         let Some(i) = self.in_memory.iter().position(|c| c.origin.stream == stream) else { return Ok(None) };
         let chunk = self.in_memory.remove(i);
         let (end, lines) = (chunk.end, chunk.lines.len() as u64);
-        chunk.origin.gauge.frame(end.offset);
+        chunk.origin.progress.frame(end.offset);
         self.board.totals.read_lines.fetch_add(lines, Relaxed);
-        self.send(Parcel::Chunk(chunk))?;
+        self.send(TailOutput::Chunk(chunk))?;
         Ok(Some(end))
     }
 
@@ -205,19 +202,19 @@ impl Tail<'_> {
         self.known.release(stream, at, entry.size, entry.modified, true);
         let lost = open::unread(entry.size, at.offset, &entry.beyond).saturating_sub(kept);
         self.count_lost(lost, catchup::TRUNCATED);
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+        self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
     /// Whole lines before the damage are sent; the rest cannot be had.
     pub(super) fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
-        let lost = open.origin.gauge.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
+        let lost = open.origin.progress.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
         let (path, at) = (self.o.path.display(), open.at.offset);
         warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
         // It stays known, so that it is not tried again.
         self.known.release(stream, open.at, open.known_size(), open.modified, true);
-        self.send(Parcel::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+        self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
     pub(super) fn leave(&mut self, i: usize) -> Result<(), Halt> {
@@ -229,9 +226,9 @@ impl Tail<'_> {
         };
         self.known.release(stream, open.at, open.known_size(), open.modified, finished);
         self.left(open.origin.clone());
-        self.show_left(open.origin.gauge.clone());
+        self.show_left(open.origin.progress.clone());
         self.say("following", None);
-        self.send(Parcel::Closed(Closed { stream, why }))
+        self.send(TailOutput::Closed(Closed { stream, why }))
     }
 
     /// Deleted, unread, and more than may be held.
@@ -241,7 +238,7 @@ impl Tail<'_> {
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
         self.count_lost(lost, "it was deleted, and more than deleted_hold waits");
-        self.send(Parcel::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
+        self.send(TailOutput::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 
     /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
@@ -279,6 +276,8 @@ impl Tail<'_> {
     /// Stopped: the agent goes on at the next start.
     pub(super) fn park(&mut self) {
         // At the next start nobody knows any more what a copy begins with.
+        let folder = self.folder.clone();
+        let _decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self.see_truncations();
         let _ = self.count_truncated();
         self.outlive_restart();
@@ -290,7 +289,7 @@ impl Tail<'_> {
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.send(Parcel::Closed(parked)); // it says nothing new
+            let _ = self.send(TailOutput::Closed(parked)); // it says nothing new
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A path that cannot be read: what is said of it, and when it is given up. Tries nothing itself.
 
 use super::Tail;
-use crate::report::Gauge;
+use crate::report::Progress;
 use log::{info, warn};
 use std::io;
 use std::path::PathBuf;
@@ -73,19 +73,19 @@ impl Tail<'_> {
         let file = files.entry(self.o.path.clone()).or_default();
         file.state = state.into();
         file.last_error = error;
-        file.gauges = self.gauges();
+        file.progress = self.progress();
     }
 
     /// A file that was read to its end: its lines are unsent until they are acknowledged.
-    pub(super) fn show_left(&self, gauge: Arc<Gauge>) {
+    pub(super) fn show_left(&self, progress: Arc<Progress>) {
         let mut files = self.board.files();
         let left = &mut files.entry(self.o.path.clone()).or_default().left;
         left.retain(|g| !g.is_done());
-        left.push(gauge);
+        left.push(progress);
     }
 
     /// What it has, while its state is the same.
     pub(super) fn show(&self) {
-        self.board.files().entry(self.o.path.clone()).or_default().gauges = self.gauges();
+        self.board.files().entry(self.o.path.clone()).or_default().progress = self.progress();
     }
 }

@@ -1,4 +1,4 @@
-//! Which paths a source means: one literal path, or a glob that is walked folder by folder. Watches nothing.
+//! The path patterns of a source: one literal path, or a glob that is walked folder by folder.
 
 use crate::links;
 use globset::{GlobBuilder, GlobMatcher};
@@ -8,42 +8,42 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Deepest folder below a `**`; symlinked folders are not entered there, so this only guards against odd trees.
+/// Maximum depth below a `**`. Symlinked folders are not entered there, so this only guards against odd trees.
 const DEEPEST: usize = 64;
 
 #[derive(Debug, Clone)]
 pub struct Pattern {
     /// Where walking starts: an absolute path without wildcards.
     root: PathBuf,
-    parts: Vec<Part>,
-    /// As written in the config: what is saved of it.
+    parts: Vec<PatternPart>,
+    /// As written in the config and saved in `offsets`.
     pub text: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
-enum Part {
-    /// A name as it stands, also one that is not UTF-8.
+enum PatternPart {
+    /// A literal name, which need not be UTF-8.
     Name(OsString),
     Wild(GlobMatcher),
     /// `**`: any number of folders.
     Deep,
 }
 
-/// What a walk meets.
+/// Receives what a walk finds.
 pub trait Visitor {
-    /// A folder in which matching names may come and go; it need not exist. Told before its names are read.
+    /// A folder in which matching names may appear; it need not exist. Called before the folder is listed.
     fn folder(&mut self, path: &Path);
-    /// Something that is no folder, and what stat(2) says of it.
+    /// Anything but a folder, with its stat(2) data.
     fn file(&mut self, path: PathBuf, m: fs::Metadata);
-    /// A folder behind an untrusted symlink: what is in it is left out.
+    /// A folder behind an untrusted symlink; its content is skipped.
     fn refused(&mut self, _folder: &Path, _why: &io::Error) {}
 }
 
 impl Pattern {
-    /// This one path, whatever characters it has.
+    /// This literal path, whatever characters it contains.
     pub fn path(path: &Path) -> Pattern {
         let (root, parts) = match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) => (parent.to_owned(), vec![Part::Name(name.to_owned())]),
+            (Some(parent), Some(name)) => (parent.to_owned(), vec![PatternPart::Name(name.to_owned())]),
             _ => (path.to_owned(), Vec::new()),
         };
         Pattern { root, parts, text: path.as_os_str().as_bytes().to_vec() }
@@ -55,11 +55,11 @@ impl Pattern {
         let mut parts = Vec::new();
         for name in pieces(text) {
             if name == "**" {
-                parts.push(Part::Deep);
+                parts.push(PatternPart::Deep);
             } else if parts.is_empty() && !name.contains(['*', '?', '[', '{', '\\']) {
                 root.push(name);
             } else {
-                parts.push(Part::Wild(
+                parts.push(PatternPart::Wild(
                     GlobBuilder::new(name).literal_separator(true).build()?.compile_matcher(),
                 ));
             }
@@ -67,26 +67,26 @@ impl Pattern {
         if parts.is_empty() {
             return Ok(Pattern::path(Path::new(text)));
         }
-        if let Some(Part::Deep) = parts.last() {
-            parts.push(Part::Wild(GlobBuilder::new("*").build()?.compile_matcher())); // every file below
+        if let Some(PatternPart::Deep) = parts.last() {
+            parts.push(PatternPart::Wild(GlobBuilder::new("*").build()?.compile_matcher())); // every file below
         }
         Ok(Pattern { root, parts, text: text.as_bytes().to_vec() })
     }
 
-    /// The path, if it is only one.
+    /// The path, if the pattern is literal.
     pub fn literal(&self) -> Option<PathBuf> {
         match self.parts.as_slice() {
-            [Part::Name(name)] => Some(self.root.join(name)),
+            [PatternPart::Name(name)] => Some(self.root.join(name)),
             _ => None,
         }
     }
 
-    /// Visits every folder to be watched and every path that matches now, in the order of names.
+    /// Visits every folder to watch and every path that matches now, in order of names.
     pub fn walk(&self, to: &mut impl Visitor) {
         walk(&self.root, &self.parts, 0, to);
     }
 
-    /// Whether the pattern means this path: whether a walk would visit it, if it is there.
+    /// Whether the pattern matches this path, so that a walk would visit it if it existed.
     pub fn matches(&self, path: &Path) -> bool {
         let Ok(rest) = path.strip_prefix(&self.root) else { return false };
         let names: Vec<&Path> = rest
@@ -98,7 +98,7 @@ impl Pattern {
     }
 }
 
-/// The components of a glob; a brace that holds a `/` keeps its pieces together, so that such a glob fails loudly.
+/// The components of a glob. A brace that contains `/` is kept whole, so that such a glob is rejected.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0usize;
     text.split(move |c| {
@@ -112,29 +112,29 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     .filter(|p| !p.is_empty() && *p != ".")
 }
 
-/// `at`: where the names begin.
-fn fits(parts: &[Part], names: &[&Path], at: &Path) -> bool {
+/// `at`: where the name components begin.
+fn fits(parts: &[PatternPart], names: &[&Path], at: &Path) -> bool {
     let Some((part, rest)) = parts.split_first() else { return names.is_empty() };
     let Some((name, others)) = names.split_first() else { return false };
     let below = at.join(name);
     match part {
-        // A walk does not enter symlinks there.
-        Part::Deep => fits(rest, names, at) || (!below.is_symlink() && fits(parts, others, &below)),
-        Part::Name(n) => name.as_os_str() == n && fits(rest, others, &below),
-        Part::Wild(w) => w.is_match(name) && fits(rest, others, &below),
+        // A walk does not enter symlinks below `**`.
+        PatternPart::Deep => fits(rest, names, at) || (!below.is_symlink() && fits(parts, others, &below)),
+        PatternPart::Name(n) => name.as_os_str() == n && fits(rest, others, &below),
+        PatternPart::Wild(w) => w.is_match(name) && fits(rest, others, &below),
     }
 }
 
-fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
+fn walk(folder: &Path, parts: &[PatternPart], depth: usize, to: &mut impl Visitor) {
     let Some((part, rest)) = parts.split_first() else { return };
     if depth > DEEPEST {
         return;
     }
-    if let Part::Name(name) = part {
+    if let PatternPart::Name(name) = part {
         to.folder(folder);
         return meet(folder.join(name), rest, depth, to);
     }
-    if let Part::Deep = part {
+    if let PatternPart::Deep = part {
         walk(folder, rest, depth + 1, to);
     }
     to.folder(folder);
@@ -149,18 +149,18 @@ fn walk(folder: &Path, parts: &[Part], depth: usize, to: &mut impl Visitor) {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         match part {
-            Part::Deep if entry.file_type().is_ok_and(|t| t.is_dir()) => {
+            PatternPart::Deep if entry.file_type().is_ok_and(|t| t.is_dir()) => {
                 walk(&entry.path(), parts, depth + 1, to)
             }
-            Part::Wild(w) if w.is_match(entry.file_name()) => meet(entry.path(), rest, depth, to),
+            PatternPart::Wild(w) if w.is_match(entry.file_name()) => meet(entry.path(), rest, depth, to),
             _ => {}
         }
     }
 }
 
-fn meet(path: PathBuf, rest: &[Part], depth: usize, to: &mut impl Visitor) {
+fn meet(path: PathBuf, rest: &[PatternPart], depth: usize, to: &mut impl Visitor) {
     if rest.is_empty() {
-        // A dangling symlink is no file yet; a folder never is one.
+        // A dangling symlink is not a file yet, and a folder never is.
         match fs::metadata(&path) {
             Ok(m) if m.is_dir() => {}
             Ok(m) => to.file(path, m),
@@ -171,12 +171,12 @@ fn meet(path: PathBuf, rest: &[Part], depth: usize, to: &mut impl Visitor) {
     }
 }
 
-/// Paths that are left out though a pattern means them.
+/// Paths excluded although a pattern matches them.
 #[derive(Debug, Clone, Default)]
 pub struct Exclude(Vec<(bool, GlobMatcher)>);
 
 impl Exclude {
-    /// A glob without `/` is for the file's name, another for the whole path.
+    /// A glob without `/` applies to the file name, any other to the whole path.
     pub fn new(globs: &[String]) -> Result<Exclude, globset::Error> {
         let build = |g: &String| {
             Ok((g.contains('/'), GlobBuilder::new(g).literal_separator(true).build()?.compile_matcher()))
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// In each folder that is met a file comes at that moment.
+    /// Creates a file in each visited folder at that moment.
     struct Late(Met);
 
     impl Visitor for Late {
@@ -249,7 +249,7 @@ mod tests {
         }
     }
 
-    /// Fails when a folder's names are read before it is told: what comes before it is watched would be missed.
+    /// Fails when a folder is listed before it is reported: names created before it is watched would be missed.
     #[test]
     fn a_folder_is_told_before_it_is_read() {
         for glob in ["*.log", "late.log", "**/*.log", "*/*.log"] {

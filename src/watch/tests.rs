@@ -1,4 +1,4 @@
-//! Discovery and wakes, on real folders.
+//! Tests discovery and wakes on real folders.
 
 use super::*;
 use std::io::Write;
@@ -7,14 +7,14 @@ use std::thread;
 /// Fails when the queue is bounded: the main thread would wait here for a walk that waits for the main thread.
 #[test]
 fn whoever_ends_a_tail_waits_for_nobody() {
-    let (remote, ears) = remote().unwrap();
+    let (handle, inbox) = channel().unwrap();
     let (done, told) = bounded(1);
     thread::spawn(move || {
-        (0..10_000).for_each(|i| remote.ended(Path::new(&i.to_string())));
+        (0..10_000).for_each(|i| handle.ended(Path::new(&i.to_string())));
         let _ = done.send(());
     });
     told.recv_timeout(Duration::from_secs(20)).unwrap();
-    drop(ears);
+    drop(inbox);
 }
 
 /// Fails when files are not watched, or when a new file needs the next regular walk to be found.
@@ -24,23 +24,31 @@ fn tells_of_files_and_wakes_their_tails() {
     let glob = format!("{}/sub/*.log", dir.path().display());
     let watched =
         Watched { patterns: vec![Pattern::glob(&glob).unwrap()], exclude: Exclude::default(), poll: false };
-    let beat = crate::pulse::Pulse::default().beat("watch");
-    let options =
-        Options { sources: vec![watched], expected: vec![], own: vec![], once: false, beat, longest: WALK };
-    let (tx, sights) = bounded(16);
-    let (remote, ears) = remote().unwrap();
-    let t = thread::spawn(move || run(options, &ears, &tx));
+    let heartbeat = crate::heartbeat::Heartbeats::default().register("watch");
+    let options = Options {
+        sources: vec![watched],
+        expected: vec![],
+        own: vec![],
+        once: false,
+        heartbeat,
+        longest: WALK,
+    };
+    let (tx, watch_events) = bounded(16);
+    let (handle, inbox) = channel().unwrap();
+    let t = thread::spawn(move || run(options, &inbox, &tx));
     let soon = Duration::from_secs(5);
-    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { missing }) if missing.is_empty()));
+    assert!(
+        matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Walked { missing }) if missing.is_empty())
+    );
     fs::create_dir(dir.path().join("sub")).unwrap();
     let path = dir.path().join("sub/a.log");
     let mut file = fs::File::create(&path).unwrap();
-    let Ok(Sight::Found(found)) = sights.recv_timeout(soon) else { panic!("not found") };
+    let Ok(WatchEvent::Found(found)) = watch_events.recv_timeout(soon) else { panic!("not found") };
     assert_eq!(found.path, path);
     found.slot.try_iter().for_each(drop);
     file.write_all(b"x").unwrap();
     found.slot.recv_timeout(soon).unwrap();
-    // Another file at the path is watched too: fails when watches cannot be added while events are read.
+    // A new file at the path is watched too. Fails when watches cannot be added while events are read.
     fs::remove_file(&path).unwrap();
     found.slot.recv_timeout(soon).unwrap();
     let mut file = fs::File::create(&path).unwrap();
@@ -50,17 +58,17 @@ fn tells_of_files_and_wakes_their_tails() {
     found.slot.recv_timeout(soon).unwrap();
     fs::remove_file(&path).unwrap();
     found.slot.recv_timeout(soon).unwrap();
-    remote.ended(&path);
+    handle.ended(&path);
     fs::write(&path, "again").unwrap();
-    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(_))));
-    // Other sources: fails when a path that is followed is told again, or a new one is not.
+    assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Found(_))));
+    // New sources. Fails when a followed path is reported again, or a new one is not.
     let other = dir.path().join("other.txt");
     fs::write(&other, "x").unwrap();
     let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
     let patterns = patterns.iter().map(|p| Pattern::glob(p).unwrap()).collect();
-    remote.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
-    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Found(f)) if f.path == other));
-    assert!(matches!(sights.recv_timeout(soon), Ok(Sight::Walked { .. })));
-    drop(remote);
+    handle.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
+    assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Found(f)) if f.path == other));
+    assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Walked { .. })));
+    drop(handle);
     t.join().unwrap();
 }

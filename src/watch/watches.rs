@@ -1,10 +1,9 @@
-//! The one inotify instance: what it watches, and what its events say. The only file that knows the `inotify` crate. Walks
-//! no folder and wakes no tail.
+//! The inotify instance: which watches exist and what its events mean. The only file that uses the `inotify` crate.
 //!
-//! A folder is watched for names that come and go, a followed file for its contents: a folder's other files make no
-//! wake-up.
+//! A folder is watched for names that appear and disappear, a followed file for its contents, so that other files in
+//! a folder cause no wake-ups.
 
-use crate::remote::is_remote;
+use crate::network_fs::is_network_fs;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use log::warn;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -14,76 +13,76 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-/// Most readings of the queue at a time.
+/// Maximum number of reads of the queue at a time.
 const READINGS: usize = 64;
 
-/// How often a folder is watched again that is replaced at that moment.
+/// How often to retry watching a folder that is being replaced.
 const REPLACED: usize = 20;
 
-/// That a folder itself is renamed or removed. `MASK_ADD`: one folder may be watched for several reasons.
+/// The folder itself is renamed or removed. `MASK_ADD`: a folder may be watched for several reasons.
 const ITSELF: WatchMask =
     WatchMask::MOVE_SELF.union(WatchMask::DELETE_SELF).union(WatchMask::ONLYDIR).union(WatchMask::MASK_ADD);
-/// And that names in it go or are replaced: while they are there, none of them has to come.
+/// Also, names in it disappear or are replaced. Names that exist need no creation events.
 const BY_NAME: WatchMask =
     ITSELF.union(WatchMask::DELETE).union(WatchMask::MOVED_FROM).union(WatchMask::MOVED_TO);
 
-/// What an event says.
+/// The meaning of an inotify event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// The queue was full: anything may have changed.
+pub enum FileEvent {
+    /// The queue overflowed: anything may have changed.
     Overflow,
     /// One of these followed paths may have changed.
     Files(Vec<PathBuf>),
-    /// This name in a watched folder came, went, or has other permissions.
+    /// This name in a watched folder appeared, disappeared, or changed its permissions.
     Name(PathBuf),
-    /// A watched folder, or one above it, went, came or moved.
+    /// A watched folder, or one of its parents, appeared, disappeared or was moved.
     Folder,
 }
 
-/// What one watched folder is watched for; several paths may lead to it.
+/// Why a folder is watched. Several paths may lead to it.
 #[derive(Debug, Default)]
 struct Folder {
-    /// Its paths where a walk reads its names: every change of a name is reported.
+    /// Its paths as walked: every change of a name is reported.
     walked: Vec<PathBuf>,
-    /// Names in it that lead to walked folders: only changes of these are reported.
+    /// Names in it that lead to walked folders: only their changes are reported.
     on_the_way: HashSet<OsString>,
 }
 
-/// The watches of one path: of what it leads to now, and of some files that it led to before.
+/// The watches of one path: its current file and some previous ones.
 #[derive(Debug, Default)]
 pub struct OfPath(VecDeque<WatchDescriptor>);
 
 impl OfPath {
-    /// The live file and some rotated ones.
+    /// The live file and some rotated files.
     const MOST: usize = 10;
 }
 
-/// Whether a folder or a file tells of itself.
+/// Whether inotify reports changes for this path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Told {
+pub enum EventSupport {
     Yes,
-    /// It must be looked at again and again.
+    /// The path must be polled.
     No,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct FollowedUp {
-    /// Changes of its name are reported, not only its renaming.
+    /// All changes of its name are reported, not only renames.
     by_name: bool,
-    /// It or a folder above it is a symlink.
+    /// It or one of its parents is a symlink.
     through_link: bool,
 }
 
 #[derive(Debug)]
 pub struct Watches {
-    /// `None`: there are too many on this machine.
+    /// `None`: the limit of instances was reached.
     inotify: Option<Inotify>,
     folders: HashMap<WatchDescriptor, Folder>,
-    /// Folders that this walk met.
+    /// Folders visited by this walk.
     met: HashSet<WatchDescriptor>,
-    /// Paths that this walk has followed up to `/`.
+    /// Paths whose parents this walk has watched up to `/`.
     followed_up: HashMap<PathBuf, FollowedUp>,
-    /// A folder above a walked one could not be watched because the watches have run out.
+    /// A parent folder could not be watched because the watches ran out.
     exhausted: bool,
     files: HashMap<WatchDescriptor, Vec<PathBuf>>,
     limits_said: bool,
@@ -116,12 +115,12 @@ impl Watches {
         self.inotify.is_some()
     }
 
-    /// Readable when there is something to hear.
+    /// Readable when events are pending.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 
-    /// One line, whatever number of watches fail.
+    /// Logs one line, however many watches fail.
     fn limit(&mut self, what: &str, e: &io::Error, sysctl: &str) {
         if !std::mem::replace(&mut self.limits_said, true) {
             warn!(
@@ -130,60 +129,61 @@ impl Watches {
         }
     }
 
-    fn refused(&mut self, e: &io::Error) -> Told {
+    fn refused(&mut self, e: &io::Error) -> EventSupport {
         if e.raw_os_error() == Some(libc::ENOSPC) {
             self.limit("inotify watches", e, "fs.inotify.max_user_watches");
         }
-        Told::No
+        EventSupport::No
     }
 
-    /// What has happened, of each file once; in a storm that does not end, a part of it.
-    pub fn hear(&mut self) -> Vec<Heard> {
-        let mut heard = Vec::new();
+    /// Reads pending events, each file at most once. Under a continuous stream of events, reads only a part of them.
+    pub fn read_events(&mut self) -> Vec<FileEvent> {
+        let mut reported = Vec::new();
         let mut files = HashSet::new();
         for _ in 0..READINGS {
             let Some(inotify) = &mut self.inotify else { break };
             let Ok(events) = inotify.read_events(&mut self.buffer) else { break };
             for event in events {
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
-                    heard.push(Heard::Overflow);
+                    reported.push(FileEvent::Overflow);
                 } else if event.mask.contains(EventMask::IGNORED) {
                     self.files.remove(&event.wd);
-                    heard.extend(self.folders.remove(&event.wd).map(|_| Heard::Folder));
+                    reported.extend(self.folders.remove(&event.wd).map(|_| FileEvent::Folder));
                 } else {
                     if let Some(paths) = self.files.get(&event.wd)
                         && files.insert(event.wd.clone())
                     {
-                        heard.push(Heard::Files(paths.clone()));
+                        reported.push(FileEvent::Files(paths.clone()));
                     }
                     match (self.folders.get(&event.wd), event.name) {
                         (Some(folder), Some(name)) => {
-                            heard.extend(folder.walked.iter().map(|path| Heard::Name(path.join(name))));
-                            heard.extend(folder.on_the_way.contains(name).then_some(Heard::Folder));
+                            reported
+                                .extend(folder.walked.iter().map(|path| FileEvent::Name(path.join(name))));
+                            reported.extend(folder.on_the_way.contains(name).then_some(FileEvent::Folder));
                         }
-                        (Some(_), None) => heard.push(Heard::Folder),
+                        (Some(_), None) => reported.push(FileEvent::Folder),
                         (None, _) => {}
                     }
                 }
             }
         }
-        heard
+        reported
     }
 
-    /// Watches a folder and what is above it, since it may be replaced; where it is not there, the nearest one above that is,
-    /// which reports when it comes.
-    pub fn folder(&mut self, folder: &Path) -> Told {
+    /// Watches a folder and its parents, since any of them may be replaced. If it does not exist, watches the nearest
+    /// existing parent, which reports when it appears.
+    pub fn folder(&mut self, folder: &Path) -> EventSupport {
         for _ in 0..REPLACED {
             let (wd, found) = match self.nearest(folder) {
                 Ok(Some(nearest)) => nearest,
-                Ok(None) => return Told::Yes,
+                Ok(None) => return EventSupport::Yes,
                 Err(e) => return self.refused(&e),
             };
             let through_link = self.follow_up(found, true);
             if through_link && let Ok(real) = fs::canonicalize(found) {
                 self.follow_up(&real, true);
             }
-            // What was done before the watches above were there was reported by nobody.
+            // Changes made before the parents were watched were not reported.
             if self.nearest(folder).ok().flatten() != Some((wd.clone(), found)) {
                 continue;
             }
@@ -194,12 +194,12 @@ impl Watches {
                 let below = folder.strip_prefix(found).ok().and_then(|rest| rest.iter().next());
                 watched.on_the_way.extend(below.map(OsString::from));
             }
-            return if self.exhausted { Told::No } else { heard_of(found) };
+            return if self.exhausted { EventSupport::No } else { event_support(found) };
         }
-        Told::No // it is replaced all the time
+        EventSupport::No // it keeps being replaced
     }
 
-    /// The folder itself, or the nearest one above it that exists, watched.
+    /// Watches the folder itself, or its nearest existing parent.
     fn nearest<'p>(&self, folder: &'p Path) -> io::Result<Option<(WatchDescriptor, &'p Path)>> {
         let Some(inotify) = &self.inotify else { return Err(io::ErrorKind::Unsupported.into()) };
         let mask = BY_NAME | WatchMask::CREATE | WatchMask::ATTRIB;
@@ -213,9 +213,10 @@ impl Watches {
         Ok(None)
     }
 
-    /// Watches the folders above `path`, the highest first. `by_name`: its removal must be reported too. The folder's own watch
-    /// does not do that as long as somebody, such as this agent, has a file of it open. Further up a rename is all that can
-    /// happen unnoticed, and a watch for renames is not woken by other names. Returns whether a symlink is on the way.
+    /// Watches the parents of `path`, topmost first. `by_name`: its removal must be reported too. The folder's own
+    /// watch does not report that while any process, such as this agent, has one of its files open. Further up only
+    /// renames can go unnoticed, and a watch for renames is not triggered by other names. Returns whether a symlink
+    /// is on the path.
     fn follow_up(&mut self, path: &Path, by_name: bool) -> bool {
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return false };
         let done = self.followed_up.get(path).copied();
@@ -239,13 +240,13 @@ impl Watches {
                 self.refused(&e);
                 self.exhausted = true;
             }
-            // Gone, which the caller sees, or not readable to us: the next regular walk finds what changes there.
+            // Gone, which the caller notices, or not readable: the next regular walk finds changes there.
             Err(_) => {}
         }
         through_link
     }
 
-    /// Keeps a folder beyond this walk.
+    /// Marks a folder as visited by this walk, which keeps its watch.
     fn meet(&mut self, wd: WatchDescriptor) -> &mut Folder {
         let watched = self.folders.entry(wd.clone()).or_default();
         if self.met.insert(wd) {
@@ -254,7 +255,7 @@ impl Watches {
         watched
     }
 
-    /// A walk is over: folders that it did not meet are let go.
+    /// A walk is over: drops the watches of folders it did not visit.
     pub fn walked(&mut self) {
         let met = std::mem::take(&mut self.met);
         self.followed_up.clear();
@@ -266,9 +267,9 @@ impl Watches {
         }
     }
 
-    /// Watches what the path leads to now; the files it led to before stay watched for late writers.
-    pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> Told {
-        let Some(inotify) = &self.inotify else { return Told::No };
+    /// Watches the path's current file. Its previous files stay watched for late writers.
+    pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> EventSupport {
+        let Some(inotify) = &self.inotify else { return EventSupport::No };
         let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
         match inotify.watches().add(path, mask) {
             Ok(wd) => {
@@ -284,14 +285,14 @@ impl Watches {
                 {
                     self.forget_one(path, oldest);
                 }
-                heard_of(path)
+                event_support(path)
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Told::Yes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => EventSupport::Yes,
             Err(e) => self.refused(&e),
         }
     }
 
-    /// Nobody follows this path any more.
+    /// The path is no longer followed.
     pub fn forget(&mut self, path: &Path, of_path: OfPath) {
         for wd in of_path.0 {
             self.forget_one(path, wd);
@@ -309,13 +310,13 @@ impl Watches {
 
     fn remove(&self, wd: WatchDescriptor) {
         if let Some(inotify) = &self.inotify {
-            let _ = inotify.watches().remove(wd); // gone with its file already
+            let _ = inotify.watches().remove(wd); // fails if it is gone with its file
         }
     }
 }
 
-fn heard_of(path: &Path) -> Told {
-    if is_remote(path) { Told::No } else { Told::Yes }
+fn event_support(path: &Path) -> EventSupport {
+    if is_network_fs(path) { EventSupport::No } else { EventSupport::Yes }
 }
 
 #[cfg(test)]
@@ -323,49 +324,49 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn all(w: &mut Watches) -> Vec<Heard> {
-        std::iter::from_fn(|| Some(w.hear()).filter(|h| !h.is_empty())).flatten().collect()
+    fn all(w: &mut Watches) -> Vec<FileEvent> {
+        std::iter::from_fn(|| Some(w.read_events()).filter(|h| !h.is_empty())).flatten().collect()
     }
 
-    /// Fails when a folder above is not watched, names that are nobody's business are reported there, or a folder stays watched
-    /// that no walk meets.
+    /// Fails when a parent folder is not watched, when unrelated names are reported there, or when a folder stays
+    /// watched that no walk visits.
     #[test]
     fn folders_that_a_walk_meets() {
         let dir = tempfile::tempdir().unwrap();
         let mut w = Watches::new();
-        assert_eq!(w.folder(&dir.path().join("a/b")), Told::Yes);
+        assert_eq!(w.folder(&dir.path().join("a/b")), EventSupport::Yes);
         w.walked();
         fs::create_dir(dir.path().join("a")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Folder]);
+        assert_eq!(all(&mut w), [FileEvent::Folder]);
         w.folder(&dir.path().join("a/b"));
         w.walked();
         fs::write(dir.path().join("beside"), "").unwrap();
         fs::create_dir(dir.path().join("a/b")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Folder]);
+        assert_eq!(all(&mut w), [FileEvent::Folder]);
         w.folder(&dir.path().join("a/b"));
         w.walked();
         let _open = fs::File::create(dir.path().join("a/b/f")).unwrap();
-        assert_eq!(all(&mut w), [Heard::Name(dir.path().join("a/b/f"))]);
+        assert_eq!(all(&mut w), [FileEvent::Name(dir.path().join("a/b/f"))]);
         fs::remove_dir_all(dir.path().join("a/b")).unwrap();
-        assert!(all(&mut w).contains(&Heard::Folder), "though a file of it is open");
+        assert!(all(&mut w).contains(&FileEvent::Folder), "though a file of it is open");
     }
 
-    /// Fails when watches of one path grow without bound, or a path that is let go still tells.
+    /// Fails when the watches of one path grow without bound, or a forgotten path still reports events.
     #[test]
     fn a_path_that_leads_to_many_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         let (mut w, mut of_path) = (Watches::new(), OfPath::default());
-        let mut held = Vec::new(); // so that no inode is given twice
+        let mut held = Vec::new(); // so that no inode is reused
         for _ in 0..30 {
             let _ = fs::remove_file(&path);
             held.push(fs::File::create(&path).unwrap());
-            assert_eq!(w.file(&path, &mut of_path), Told::Yes);
+            assert_eq!(w.file(&path, &mut of_path), EventSupport::Yes);
             assert!(of_path.0.len() <= OfPath::MOST && w.files.len() <= 30);
         }
         all(&mut w);
         fs::write(&path, "x").unwrap();
-        assert!(all(&mut w).contains(&Heard::Files(vec![path.clone()])));
+        assert!(all(&mut w).contains(&FileEvent::Files(vec![path.clone()])));
         w.forget(&path, of_path);
         all(&mut w);
         fs::write(&path, "y").unwrap();

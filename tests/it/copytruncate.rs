@@ -90,18 +90,20 @@ fn truncated_unread_is_counted() {
     assert_eq!(lost(&folder), 11);
 }
 
-/// Memory is full of another file's lines, so nothing of this one is read when it is truncated: with a copy, without one, and
+/// Memory is full of other files' lines, so nothing of this one is read when it is truncated: with a copy, without one, and
 /// while the agent is killed. Fails when a file of which nothing was read cannot be seen to be truncated.
 #[test]
 fn truncated_before_anything_was_read() {
     for (copied, killed) in [(false, false), (true, false), (false, true), (true, true)] {
         let (folder, broker) = (Folder::new(), Scripted::away());
-        let other = Lines::new("other", 0..50_000);
-        other.append_to(&folder.path("other.log"));
+        let others = ["a", "b", "c", "d"].map(|name| Lines::new(name, 0..50_000));
+        for (lines, name) in others.iter().zip(["a.log", "b.log", "c.log", "d.log"]) {
+            lines.append_to(&folder.path(name));
+        }
         let state = folder.path("state");
         let setup = || {
             folder.agent_line(&format!(
-                "run --from beginning --driver modern --topic t --brokers {} --state-dir state other.log f.log",
+                "run --from beginning --driver modern --topic t --brokers {} --state-dir state a.log b.log c.log d.log f.log",
                 broker.address()
             ))
         };
@@ -131,7 +133,8 @@ fn truncated_before_anything_was_read() {
         }
         wait_file("it is seen to be shorter", &|f| f["size"] == new.bytes().len());
         broker.up(1);
-        let want: Vec<&Lines> = if copied { vec![&other, &unread, &new] } else { vec![&other, &new] };
+        let mut want: Vec<&Lines> = others.iter().chain([&new]).collect();
+        want.extend(copied.then_some(&unread));
         let count: usize = want.iter().map(|l| l.count()).sum();
         wait_until(PATIENT, "all lines arrive", || broker.stored("t").len() >= count);
         Delivered::of(broker.stored("t")).assert_exactly_once(&want);

@@ -173,7 +173,7 @@ fn a_disk_that_turns_read_only_is_said_to_block_delivery() {
     }
     assert!(log.contains("Read-only file system"), "{log}");
     let log = machine.cut(&mut agent).stderr;
-    assert!(!log.contains("delivery goes on"), "{log}");
+    assert!(!log.contains("delivery continues"), "{log}");
     assert_eq!(topic.end_offsets(), 10);
     machine.boot("run -c c.toml --once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("f", 0..20)]);

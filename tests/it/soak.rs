@@ -9,6 +9,7 @@ use crate::harness::*;
 use rotated::Day;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::thread;
 
 struct Soak {
@@ -64,8 +65,8 @@ impl Soak {
         let n = 1 + self.dice.below(30);
         let width = [30, 100, 1000, 5000][self.dice.below(4) as usize];
         let bytes = Lines::new("f", self.next..self.next + n).width(width).bytes();
+        self.did.push(format!("{}+{n}x{width}", self.next));
         self.next += n;
-        self.did.push(format!("{n}x{width}"));
         let cut =
             if self.dice.below(3) == 0 { self.dice.below(bytes.len() as u64) as usize } else { bytes.len() };
         self.log.write_all(&bytes[..cut]).unwrap();
@@ -140,16 +141,19 @@ impl Soak {
         let kill = self.kills && self.dice.below(2) == 0;
         let Some(mut agent) = self.agent.take() else { return };
         let done = if kill { agent.kill() } else { agent.stop().expect_code(0) };
-        if std::env::var("SOAK_KEEP").is_ok() {
-            eprintln!(
-                "END {:?} LOG\n{}OFFSETS\n{}",
-                self.did.last(),
-                done.stderr,
-                std::fs::read_to_string(self.folder.path("state/offsets")).unwrap_or_default()
-            );
-        }
+        self.keep(&done);
         self.seen.extend(done.whole_lines());
         self.did.push(if kill { "kill" } else { "stop" }.into());
+    }
+
+    /// `SOAK_KEEP`: what the agent said, and which lines it sent, for a seed that is looked into.
+    fn keep(&self, done: &Done) {
+        if std::env::var("SOAK_KEEP").is_ok() {
+            let sent: Vec<u64> = done.whole_lines().iter().filter_map(|l| number(l)).collect();
+            let offsets = std::fs::read_to_string(self.folder.path("state/offsets")).unwrap_or_default();
+            let last = self.did.last();
+            eprintln!("LIFE up to {last:?} sent {:?}\n{}\n{offsets}", ranges(sent), done.stderr);
+        }
     }
 
     /// Every line in its width, as it was written.
@@ -165,7 +169,9 @@ impl Soak {
             last.wait_lines(missing(0));
         }
         pause(secs(4)); // rests of rotated files
-        self.seen.extend(last.stop().expect_code(0).lines());
+        let done = last.stop();
+        self.keep(&done);
+        self.seen.extend(done.expect_code(0).lines());
         if self.day.is_some() {
             self.did.push("the last --once".into());
             let again = self.agent().arg("--once").run().expect_code(0).lines().len();
@@ -179,12 +185,19 @@ impl Soak {
             let at_most = totals["doubled_at_most"].as_u64();
             assert!(Some(doubled) <= at_most, "seed {seed}: {doubled} lines came twice, {at_most:?} at most");
         } else {
-            assert_eq!(doubled, 0, "seed {seed}: some came twice");
+            assert_eq!(doubled, 0, "seed {seed}: some came twice: {:?}", self.twice());
             let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
             // Rotated files that match are read for themselves.
             let any_order = self.late || self.day.is_some();
             assert!(any_order || order.is_none(), "seed {seed}: out of order at {order:?}");
         }
+    }
+
+    /// Numbers of lines that came more than once.
+    fn twice(&self) -> Vec<RangeInclusive<u64>> {
+        let mut numbers: Vec<u64> = self.seen.iter().filter_map(|line| number(line)).collect();
+        numbers.sort_unstable();
+        ranges(numbers.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0]))
     }
 
     /// All lines that were written, and nothing else.
@@ -230,6 +243,17 @@ impl Drop for Soak {
 
 fn number(line: &[u8]) -> Option<u64> {
     std::str::from_utf8(line.get(2..11)?).ok()?.parse().ok()
+}
+
+fn ranges(numbers: impl IntoIterator<Item = u64>) -> Vec<RangeInclusive<u64>> {
+    let mut ranges: Vec<RangeInclusive<u64>> = Vec::new();
+    for n in numbers {
+        match ranges.last_mut() {
+            Some(r) if n == r.end() + 1 => *r = *r.start()..=n,
+            _ => ranges.push(n..=n),
+        }
+    }
+    ranges
 }
 
 fn open(folder: &Folder) -> File {

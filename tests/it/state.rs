@@ -133,7 +133,7 @@ fn damage_is_met_with_the_previous_state_or_a_refusal() {
     for bytes in &damages {
         folder.write("state/offsets", bytes);
         let mut agent = agent(&folder).start();
-        agent.wait_log("going on from offsets.previous", SOON);
+        agent.wait_log("continuing from offsets.previous", SOON);
         agent.stop().expect_code(0);
         assert_eq!(state(&folder)["files"][0]["acknowledged"], state(&folder)["files"][0]["size"]);
         folder.write("state/offsets", &good);

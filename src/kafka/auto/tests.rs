@@ -137,7 +137,14 @@ fn while_nobody_answers_batches_come_back() {
     ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
     let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
     assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
-    let b = board.brokers()[&refused.to_string()].clone();
+    let tick = crossbeam_channel::tick(Duration::from_millis(2));
+    let b = loop {
+        let found = board.brokers().get(&refused.to_string()).cloned();
+        if let Some(b) = found {
+            break b;
+        }
+        tick.recv().unwrap();
+    };
     assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
     let events = ends.events;
     drop(ends.orders);

@@ -1,10 +1,10 @@
 //! Opens a connection in a short-lived thread of its own, with ordinary blocking code and deadlines: name resolution,
 //! connect, TLS, ApiVersions and SASL.
 
+use crate::heartbeat::Heartbeat;
 use crate::kafka::Options;
 use crate::kafka::net::connection::{Connection, Trouble};
 use crate::producer::driver::{Context, STACK};
-use crate::pulse::Beat;
 use crate::waker::Waking;
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use std::thread;
 pub struct Dial {
     done: Receiver<Result<Connection, Trouble>>,
     /// Kept here, not in the thread: an abandoned attempt that hangs in the resolver is nobody's concern.
-    _beat: Arc<Beat>,
+    _heartbeat: Arc<Heartbeat>,
 }
 
 impl Dial {
     /// `cap`: longest answer that the connection takes.
     pub fn start(address: &str, options: &Arc<Options>, cap: usize, context: &Context) -> Dial {
         let (tell, done) = bounded(1);
-        let beat = context.board.pulse.beat("dial");
-        beat.within(Beat::SLOW);
+        let heartbeat = context.board.heartbeats.register("dial");
+        heartbeat.within(Heartbeat::SLOW);
         let (address, options) = (address.to_owned(), options.clone());
         let dial = {
             let tell = Waking::new(tell.clone(), &context.waker);
@@ -34,7 +34,7 @@ impl Dial {
             let _ = tell.send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
             context.waker.wake();
         }
-        Dial { done, _beat: beat }
+        Dial { done, _heartbeat: heartbeat }
     }
 
     /// `None`: not yet.

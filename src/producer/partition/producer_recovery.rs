@@ -13,8 +13,8 @@
 //! | more than we ever used | the state was put back or copied: new id, counted as uncertain | the same |
 
 use super::{Action, Health, Now, PATIENCE, Partition};
+use crate::clock::EARLIEST_MS;
 use crate::producer::sequence::{ProducerState, after, ahead};
-use crate::wall::MADE_MS;
 use std::cmp::Ordering;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ const FRESH_MS: i64 = 120_000;
 const OLD_MS: i64 = 6 * 3_600_000;
 
 fn is_fresh(now: Now, stamp_ms: i64) -> bool {
-    stamp_ms >= MADE_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
+    stamp_ms >= EARLIEST_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
 }
 
 impl Partition {

@@ -13,7 +13,7 @@ use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, JournalFile};
 use crate::exactly_once::intent::JournalRecord;
-use crate::files::private;
+use crate::private_file::open_or_create;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
 use crate::producer::driver::{Capabilities, Event, Order, Pace, Refusal, TopicView, Verdict};
@@ -21,7 +21,7 @@ use crate::producer::partition::Now;
 use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::testing::{chunk_of, origin};
-use crate::producer::{Options, Partitioner};
+use crate::producer::{BeforeSend, Options, Partitioner};
 use crate::report::Board;
 use crate::streams::{Saved, SavedPositions, SavedStream, mailbox};
 use crate::waker::Waker;
@@ -59,7 +59,6 @@ struct Agent<'b> {
     acked: Saved,
     /// Where each stream is read next, and what is passed over.
     tails: Saved,
-    to_journal: Vec<Batch>,
     back: VecDeque<Event>,
 }
 
@@ -128,7 +127,7 @@ impl<'b> World<'b> {
 
     /// A start: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = JournalFile::open(private(&self.path).unwrap()).unwrap();
+        let (store, found) = JournalFile::open(open_or_create(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);
@@ -167,7 +166,7 @@ impl<'b> World<'b> {
         let core = Core::new(options, self.board, self.now);
         let abilities = Capabilities { name: "model", numbered: true, in_flight: 5 };
         let back = VecDeque::from([Event::Ready(abilities)]);
-        Agent { core, journal, acked, tails, to_journal: Vec::new(), back }
+        Agent { core, journal, acked, tails, back }
     }
 
     fn chunk(&self, stream: u64, from: u64, to: u64) -> Chunk {
@@ -225,7 +224,7 @@ impl<'b> World<'b> {
                     let last = if self.chance(10) { Err("leader is moving".into()) } else { Ok(last) };
                     a.back.push_back(Event::Knows { topic, partition, pid, last });
                 }
-                Order::Send(batches) => a.to_journal.extend(batches),
+                Order::Send(batches) => a.journal.hold(batches),
                 Order::Change(_) => panic!("nobody changes the driver"),
             }
         }
@@ -247,11 +246,8 @@ impl<'b> World<'b> {
                 let partition = request.batch.as_ref().unwrap().partition;
                 self.leaders.get_mut(&partition).unwrap().wire.push_back(request);
             }
-        } else if !a.to_journal.is_empty() {
-            let mut batches = std::mem::take(&mut a.to_journal);
-            let n = a.journal.put(&mut batches).unwrap();
-            a.to_journal = batches.split_off(n);
-            *ready = batches;
+        } else {
+            *ready = a.journal.record(self.now.at);
         }
     }
 

@@ -1,10 +1,10 @@
 //! When a flight leaves, how large it is, where it goes, and what is said about trouble.
 
 use super::*;
+use crate::clock::EARLIEST_MS;
 use crate::producer::driver::{Pace, Verdict};
 use crate::producer::partition::Action;
 use crate::producer::testing::{STAMP, chunk, origin, plain};
-use crate::wall::MADE_MS;
 
 const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
@@ -56,7 +56,10 @@ impl Bench {
                 actions.into_iter().filter_map(|a| if let Action::Send(b) = a { Some(b) } else { None }),
             );
             self.no += 1;
-            if self.queue.form(FlightNo(self.no), self.now, self.rules, self.closing, &mut self.rng).is_none()
+            if self
+                .queue
+                .form(BatchGroupNo(self.no), self.now, self.rules, self.closing, &mut self.rng)
+                .is_none()
             {
                 return formed;
             }
@@ -293,7 +296,7 @@ fn a_flight_is_bounded() {
 /// the time of the last save counts for nothing, or when a jump of the clock changes anything else.
 #[test]
 fn stamps_of_a_box_that_boots_in_1970() {
-    let saved_ms = MADE_MS + 1000;
+    let saved_ms = EARLIEST_MS + 1000;
     let mut b = Bench::new(&Options { saved_ms, ..Options::default() }, Rules::Plain, &[0]);
     for (wall_ms, stamp) in [(5, saved_ms), (70_000, saved_ms), (saved_ms + 9, saved_ms + 9), (5, saved_ms)] {
         b.now.wall_ms = wall_ms;

@@ -1,4 +1,4 @@
-//! The text of `offsets`: round trips, damage, and the exact form of version 1.
+//! Tests the text of `offsets`: round trips, damage, and the exact form of version 1.
 
 use super::*;
 use proptest::collection::vec;
@@ -12,7 +12,7 @@ fn points() -> impl Strategy<Value = Point> {
     })
 }
 
-/// Ranges that begin after `at`, in order, not touching.
+/// Ranges after `at`, in order and not adjacent.
 fn placed(at: &mut Point, steps: Vec<(u32, u32, Point)>) -> Vec<(std::ops::Range<u64>, Point)> {
     at.offset >>= 1;
     let mut from = at.offset;
@@ -114,7 +114,7 @@ fn sealed(body: &str) -> Vec<u8> {
     format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes())).into_bytes()
 }
 
-/// Fails when lines that are not understood are skipped: a newer program's journal would be forgotten in silence.
+/// Fails when unknown lines are skipped: facts written by a newer program would be silently dropped.
 #[test]
 fn a_newer_version_and_unknown_lines_are_refused() {
     assert_eq!(read(&sealed("logagent offsets 2\nnumbers 4 0 17\n")), Err(Bad::Newer(2)));
@@ -126,7 +126,7 @@ fn a_newer_version_and_unknown_lines_are_refused() {
     assert!(matches!(read(&sealed("")), Err(Bad::Damaged(_))));
 }
 
-/// Saved files of this version have to be read by every later program: the text must not change.
+/// Every later program must read files of this version, so the text must not change.
 #[test]
 fn the_text_is_as_documented() {
     let stream = SavedStream {
@@ -159,8 +159,8 @@ fn the_text_is_as_documented() {
     assert_eq!(String::from_utf8(text(&saved)).unwrap(), String::from_utf8(sealed(expected)).unwrap());
 }
 
-/// Fails when damage makes the reader panic, or a text that it takes cannot be written and read again as it was. The
-/// checksum is made right, so that all of it is reached.
+/// Fails when damage makes the reader panic, or when an accepted text does not survive a round trip. The checksum is
+/// corrected so that the whole parser is reached.
 #[test]
 fn fuzz_positions() {
     use proptest::strategy::ValueTree;

@@ -1,4 +1,4 @@
-//! Crash images: after every step of a save, and whatever a power loss makes of what was not synced, there is a good file.
+//! Crash images: a good file exists after every step of a save, whatever a power loss does to unsynced data.
 
 use super::*;
 use crate::error::ExitCode;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-/// A saved state that tells its number.
+/// A saved state that contains its number.
 fn state(number: u64) -> Vec<u8> {
     let totals = SavedTotals { read_lines: 7 * number, ..SavedTotals::default() };
     let mut bytes = Vec::new();
@@ -18,7 +18,7 @@ fn state(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// What a power loss makes of data that was not synced.
+/// What a power loss does to unsynced data.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Kept,
@@ -29,8 +29,8 @@ enum Damage {
     Garbage,
 }
 
-/// The folder as the disk has it: data that may go, and renames that may not have happened. Renames reach the disk in
-/// their order, as with every journal; data does not.
+/// Model of the folder on disk: data that may be lost, and renames that may not have happened. Renames reach the disk
+/// in order, as with every journal; data does not.
 #[derive(Clone, Debug, Default)]
 struct Model {
     files: Vec<(Vec<u8>, bool)>,
@@ -105,14 +105,14 @@ struct Bench {
     model: Model,
     store: Option<PositionsFile>,
     last: u64,
-    /// The newest state that is synced: nothing older may come back.
+    /// The newest synced state: nothing older may be found.
     durable: u64,
 }
 
 impl Bench {
     fn new() -> Bench {
         let mut bench = Bench {
-            // In memory where possible: what a sync does is the model's part.
+            // In memory if possible: syncing is simulated by the model.
             dir: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(),
             model: Model::default(),
             store: None,
@@ -131,12 +131,12 @@ impl Bench {
         let (store, saved, _) =
             PositionsFile::open(self.dir.path(), Damaged::Refuse).expect("there is always a good state");
         assert!((least..=self.last).contains(&saved.clock), "{} not in {least}..={}", saved.clock, self.last);
-        // What was not found is as if it had never been.
+        // States that were not found never existed, as far as the next run knows.
         (self.last, self.durable) = (saved.clock, self.durable.min(saved.clock));
         self.store = Some(store);
     }
 
-    /// Saves; dies after `steps` steps. True: it was a whole save.
+    /// Saves, but dies after `steps` steps. True if the save was complete.
     fn save(&mut self, sync: bool, most: usize) -> bool {
         self.last += 1;
         let bytes = state(self.last);
@@ -172,8 +172,8 @@ impl Bench {
 
 const DAMAGES: [Damage; 5] = [Damage::Kept, Damage::Empty, Damage::Half, Damage::Zeros, Damage::Garbage];
 
-/// Every crash point of four saves with every choice of syncs. Fails when `steps` never syncs the first save, keeps a
-/// file that is not synced as the previous one, or renames before it syncs.
+/// Every crash point of four saves with every choice of syncs. Fails when `steps` never syncs the first save, keeps
+/// an unsynced file as the previous one, or renames before it syncs.
 #[test]
 fn after_every_step_and_every_loss_there_is_a_good_file() {
     let mut images = 0;
@@ -188,7 +188,7 @@ fn after_every_step_and_every_loss_there_is_a_good_file() {
                     bench.save(syncs & (1 << n) != 0, most);
                 }
                 bench.lose_power(upto, damage);
-                // And it can go on from there.
+                // The next run can continue from there.
                 assert!(bench.save(false, 9));
                 bench.lose_power(9, Damage::Zeros);
                 images += 1;
@@ -204,7 +204,7 @@ enum Event {
         sync: bool,
     },
     Sync,
-    /// In the midst of a save: nothing of the page cache goes.
+    /// A kill during a save: the page cache stays.
     Kill {
         sync: bool,
         steps: usize,
@@ -228,8 +228,8 @@ fn events() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// The same over long histories with several crashes. Fails when a kill loses a whole save, or a power loss more than
-    /// was not synced.
+    /// The same over long histories with several crashes. Fails when a kill loses a complete save, or a power loss
+    /// loses more than the unsynced data.
     #[test]
     fn over_many_crashes(history in proptest::collection::vec(events(), 1..30)) {
         let mut bench = Bench::new();
@@ -240,7 +240,7 @@ proptest! {
                 Event::Kill { sync, steps } => {
                     let whole = bench.save(sync, steps);
                     let last = bench.last;
-                    // Between two renames `offsets.previous` is the state before, and it is synced.
+                    // Between the two renames, `offsets.previous` holds the previous, synced state.
                     bench.open(if whole { last } else { bench.durable.max(last.saturating_sub(1)) });
                 }
                 Event::PowerLoss { sync, steps, upto, damage } => {
@@ -261,7 +261,7 @@ fn damaged_with(offsets: &[u8], previous: Option<&[u8]>, policy: Damaged) -> Res
     PositionsFile::open(dir.path(), policy).map(|(_, saved, fell_back)| (saved, fell_back))
 }
 
-/// Fails when damage leads to an empty start, or is not looked for.
+/// Fails when damage leads to an empty start, or is not detected.
 #[test]
 fn damage_leads_to_the_previous_state_and_then_to_the_policy() {
     let good = state(5);
@@ -291,8 +291,8 @@ fn damage_leads_to_the_previous_state_and_then_to_the_policy() {
     assert_eq!(damaged_with(&good, Some(b"\0"), Damaged::Refuse).unwrap().0.clock, 5);
 }
 
-/// A kill after any step of a save, then another start. Fails when that start takes what it finds for older than the last save,
-/// or begins anew from a state that was given up.
+/// A kill after any step of a save, then another start. Fails when that start mistakes what it finds for a state
+/// older than the last save, or starts over from a discarded state.
 #[test]
 fn a_kill_within_a_save_is_no_damage() {
     for step in 0..=steps(CurrentFile::Synced, true, false).len() {
@@ -309,7 +309,7 @@ fn a_kill_within_a_save_is_no_damage() {
         fs::remove_file(bench.dir.path().join(OFFSETS)).unwrap();
         let _ = fs::remove_file(bench.dir.path().join(PREVIOUS));
         let (_, saved, fell_back) = PositionsFile::open(bench.dir.path(), Damaged::Refuse).unwrap();
-        assert_eq!((saved.clock, fell_back), (0, false), "both are removed to begin anew");
+        assert_eq!((saved.clock, fell_back), (0, false), "both are removed to start over");
     }
 }
 
@@ -340,7 +340,7 @@ fn a_second_agent_is_refused() {
     PositionsFile::open(&folder, Damaged::Refuse).unwrap();
 }
 
-/// Fails when others may read which logs there are.
+/// Fails when other users may read which logs are followed.
 #[test]
 fn only_the_owner_may_look() {
     let dir = tempfile::tempdir().unwrap();
@@ -354,7 +354,7 @@ fn only_the_owner_may_look() {
     }
 }
 
-/// Fails when an error on the way leaves the store in a state in which it never saves again.
+/// Fails when an error during a save leaves the store unable to ever save again.
 #[test]
 fn an_error_leaves_the_old_state_and_is_overcome() {
     let dir = tempfile::tempdir().unwrap();

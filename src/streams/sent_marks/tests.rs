@@ -54,7 +54,7 @@ fn a_kill_leaves_in_doubt_what_was_framed_and_not_saved() {
     assert_eq!(air.again(), 43);
 }
 
-/// Fails when a clean end with all acknowledged leaves anything in doubt, also over a boot.
+/// Fails when anything is in doubt after a clean end with everything acknowledged, also across a boot.
 #[test]
 fn a_drained_end_leaves_nothing_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
@@ -123,7 +123,7 @@ fn slots_are_reused() {
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
 }
 
-/// Fails when damage is taken for knowledge.
+/// Fails when a damaged file is trusted.
 #[test]
 fn damage_is_not_trusted() {
     let dir = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ fn damage_is_not_trusted() {
     }
 }
 
-/// Fails when what ship counts is lost by a kill.
+/// Fails when the producer's counts are lost by a kill.
 #[test]
 fn resent_lines_outlive_a_kill() {
     let dir = tempfile::tempdir().unwrap();
@@ -143,7 +143,7 @@ fn resent_lines_outlive_a_kill() {
     assert_eq!(open(&path, "boot-1").1.resent, 17);
 }
 
-/// With exactly-once the broker recognizes what is sent again.
+/// With exactly-once the broker deduplicates what is sent again.
 #[test]
 fn what_is_recognized_is_not_doubled() {
     let dir = tempfile::tempdir().unwrap();
@@ -155,9 +155,9 @@ fn what_is_recognized_is_not_doubled() {
     assert_eq!(air.again(), 0);
 }
 
-/// A stream that began after the last save: its file is another stream's in the next run. Fails when its lines are sent
-/// again without being counted, also after a second kill, before or after that save; or when anything stays in doubt
-/// after first sight.
+/// A stream that started after the last save gets another id in the next run. Fails when its lines are sent again
+/// without being counted, also after a second kill, before or after that save; or when anything stays in doubt after
+/// the first scan.
 #[test]
 fn what_was_sent_of_a_stream_that_was_never_saved() {
     let dir = tempfile::tempdir().unwrap();
@@ -197,12 +197,12 @@ fn what_was_sent_of_a_stream_that_was_never_saved() {
     slot.raise(100, 1000, 90);
     air.take(StreamId(3), 30, 1000).raise(30, 1000, 97);
     assert_eq!(again(&air), 13);
-    // What was free is nobody's, whichever numbers the next streams have.
+    // Freed slots apply to no stream, whatever ids the next streams have.
     let (_, found) = open(&path, "boot-1");
     assert!(found.limits.keys().all(|stream| stream.0 <= 3), "{found:?}");
 }
 
-/// The same after a power loss, of which nothing is known, and over a boot before first sight was over.
+/// The same after a power loss, when nothing is known, and across a boot before the first scan was over.
 #[test]
 fn after_a_power_loss_a_new_file_is_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +269,7 @@ fn a_start_in_doubt_syncs_a_few_times() {
     assert!(images.len() < 20, "{} syncs", images.len());
 }
 
-/// Fails when what stands in the file is believed: a number that overflows a count, or slots beyond its end.
+/// Fails when the file's content is trusted blindly: a number that overflows a count, or slots beyond its end.
 #[test]
 fn fuzz_sent_marks() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use crate::chunk::{Closed, Mark, Origin, Point, Range, Shape, Then};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// A point that can be told from every other at the same offset.
+/// A point distinguishable from every other at the same offset.
 fn point(offset: u64) -> Point {
     let then = if offset.is_multiple_of(3) { Then::SkipToNewline } else { Then::Line };
     Point { offset, mark: Mark { len: 9, hash: offset.wrapping_mul(31) }, then }
@@ -17,7 +17,7 @@ fn origin(stream: u64, path: &str, progress: &Arc<Progress>) -> Arc<Origin> {
         topic: "t".into(),
         path: path.into(),
         shape: Arc::new(Shape::default()),
-        gauge: progress.clone(),
+        progress: progress.clone(),
     })
 }
 
@@ -53,8 +53,8 @@ fn chunks() -> impl Strategy<Value = (Vec<Range>, Vec<usize>)> {
 }
 
 proptest! {
-    /// Fails when neighbours are not merged, when a closed gap does not take up the range behind it, or when a merged
-    /// range loses the point of its end (mutate `further` to return `a`).
+    /// Fails when neighbours are not merged, when closing a gap does not absorb the range behind it, or when a merged
+    /// range loses its end point (mutate `further` to return `a`).
     #[test]
     fn as_a_set_of_bytes((ranges, order) in chunks(), upto in any::<prop::sample::Index>()) {
         let mut acked_ranges = AckedRanges::default();
@@ -99,7 +99,7 @@ proptest! {
     }
 }
 
-/// Fails when a stream counts as finished while a chunk of it is still in the air.
+/// Fails when a stream counts as finished while one of its chunks is unacknowledged.
 #[test]
 fn finished_is_when_all_that_was_framed_is_acknowledged() {
     let mut table = Table::default();
@@ -112,7 +112,7 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
     table.ack(&ack(1, 20..30));
     let finished = |l: &mut Table| l.write_down(0).next().unwrap().finished;
     assert!(!finished(&mut table));
-    assert_eq!(table.lost_bytes(), 0, "the next run would count it anew");
+    assert_eq!(table.lost_bytes(), 0, "the next run would count it again");
     table.ack(&ack(1, 10..20));
     assert!(finished(&mut table));
     assert_eq!(table.lost_bytes(), 70);
@@ -140,7 +140,8 @@ fn rotate(table: &mut Table, stream: u64, path: &str) {
     table.close(StreamId(stream), &Ending::Finished);
 }
 
-/// Fails when finished streams are kept for ever, when the newest are forgotten instead of the oldest, or when a live one is.
+/// Fails when finished streams are kept forever, when the newest are forgotten instead of the oldest, or when a live
+/// one is forgotten.
 #[test]
 fn ten_thousand_rotations_leave_a_bounded_state() {
     let mut table = Table::default();
@@ -152,7 +153,7 @@ fn ten_thousand_rotations_leave_a_bounded_state() {
     assert_eq!(kept.len(), Table::FINISHED_PER_PATH + 1);
     assert_eq!((kept[0], kept[1], *kept.last().unwrap()), (1, 10_001 - 63, 10_001));
     assert_eq!(table.next_stream(), 10_002);
-    // A saved state from a time with higher limits comes down as well.
+    // A state saved with higher limits is reduced as well.
     let many = Table::new(&table.write_down(0).collect::<Vec<_>>(), 0).write_down(0).count();
     assert_eq!(many, kept.len());
 }
@@ -170,7 +171,7 @@ fn many_files_share_the_room() {
     assert_eq!(table.finished_total, per_path.sum::<usize>());
 }
 
-/// Fails when a finished stream that is read on (a late writer) can be forgotten while it is open.
+/// Fails when a finished stream that was reopened (late writer) can be forgotten while it is open.
 #[test]
 fn a_finished_stream_can_be_taken_up_again() {
     let mut table = Table::default();
@@ -194,7 +195,7 @@ fn backwards_is_a_defect() {
     acked_ranges.ack(0, point(10));
 }
 
-/// Fails when the size of a file that is not read on is saved only with the next acknowledgement.
+/// Fails when the size of a file that is not being read is saved only with the next acknowledgement.
 #[test]
 fn a_grown_file_is_worth_saving() {
     let mut table = Table::default();
@@ -207,8 +208,8 @@ fn a_grown_file_is_worth_saving() {
     assert!(!table.sizes_moved());
 }
 
-/// A tail that goes on in a copy of a truncated file opens the stream again, further than it is acknowledged. Fails when
-/// what is in the air then counts as acknowledged.
+/// A tail that continues in a copy of a truncated file reopens the stream beyond its acknowledged position. Fails
+/// when unacknowledged chunks then count as acknowledged.
 #[test]
 fn opened_again_while_chunks_are_in_the_air() {
     let mut table = Table::default();
@@ -228,8 +229,8 @@ fn opened_again_while_chunks_are_in_the_air() {
     assert_eq!(progress.acked.load(Relaxed), 90);
 }
 
-/// A file is lost of which later lines were acknowledged in an earlier life. Fails when the stream waits for what lies between:
-/// its loss would never be counted, and be said again at each start.
+/// A lost file of which an earlier run had acknowledged later lines. Fails when the stream waits for the gap: its
+/// loss would never be counted, and would be reported at every start.
 #[test]
 fn a_loss_before_what_was_acknowledged_beyond_ends_the_stream() {
     let mut table = Table::new(&[], 1);

@@ -19,7 +19,7 @@ fn a_range_is_passed_over_when_it_can_be_read() {
         topic: "t".into(),
         path: file.path().into(),
         shape: Arc::default(),
-        gauge: Arc::default(),
+        progress: Arc::default(),
     });
     let behind = Point { offset: 6, mark: Mark::of(b"first\n"), then: Then::Line };
     let bytes = Bytes::Plain(unreadable.into());

@@ -3,7 +3,7 @@
 use super::world::{State, remove};
 use super::{Op, World};
 use crate::budget::Budget;
-use crate::chunk::{Chunk, Ending, Parcel, StreamId};
+use crate::chunk::{Chunk, Ending, StreamId, TailOutput};
 use crate::handover::Outlet;
 use crate::report::Board;
 use crate::tail::follow::{Step, Until};
@@ -20,11 +20,11 @@ use std::time::{Duration, SystemTime};
 /// One life of the agent.
 pub struct Life<'a> {
     tail: Tail<'a>,
-    parcels: Receiver<Parcel>,
+    parcels: Receiver<TailOutput>,
     /// Sent and not acknowledged.
     air: VecDeque<Chunk>,
     closed: Vec<StreamId>,
-    gauges: HashMap<StreamId, Arc<crate::report::Gauge>>,
+    progress: HashMap<StreamId, Arc<crate::report::Progress>>,
 }
 
 fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
@@ -60,7 +60,7 @@ fn acknowledge(state: &mut State, chunk: &Chunk) {
         e.at = e.beyond.remove(0).1;
     }
     e.size = e.size.max(chunk.range.end);
-    chunk.origin.gauge.acked.store(e.at.offset, Relaxed);
+    chunk.origin.progress.acked.store(e.at.offset, Relaxed);
 }
 
 impl Life<'_> {
@@ -83,30 +83,23 @@ impl Life<'_> {
     pub fn drain(&mut self, w: &mut World) {
         for parcel in self.parcels.try_iter() {
             match parcel {
-                Parcel::Opened(o) => {
-                    self.gauges.insert(o.origin.stream, o.origin.gauge.clone());
+                TailOutput::Opened(o) => {
+                    self.progress.insert(o.origin.stream, o.origin.progress.clone());
                     self.closed.retain(|c| *c != o.origin.stream);
                     let e = w.acked.entry(o.origin.stream).or_insert_with(|| Entry {
                         stream: o.origin.stream,
                         path: o.origin.path.clone(),
-                        identity: o.identity.clone(),
                         at: o.at,
-                        beyond: Vec::new(),
                         size: o.at.offset,
-                        modified: 0,
-                        finished: false,
-                        open: false,
-                        absent: false,
-                        reading: false,
-                        head: Vec::new(),
+                        ..Entry::of(o.identity.clone())
                     });
                     (e.identity, e.finished) = (o.identity, false);
                 }
-                Parcel::Chunk(chunk) => {
+                TailOutput::Chunk(chunk) => {
                     w.delivered.extend((0..chunk.lines.len()).map(|i| chunk.line(i).to_vec()));
                     self.air.push_back(chunk);
                 }
-                Parcel::Closed(c) => {
+                TailOutput::Closed(c) => {
                     if let Ending::Truncated { lost } | Ending::Gone { lost } = c.why {
                         w.lost += lost;
                     }
@@ -174,7 +167,7 @@ impl Life<'_> {
 
     pub fn save(&mut self, w: &mut World) {
         for (stream, e) in &mut w.acked {
-            e.size = self.gauges.get(stream).map_or(e.size, |g| g.size.load(Relaxed));
+            e.size = self.progress.get(stream).map_or(e.size, |g| g.size.load(Relaxed));
         }
         w.saved = w.acked.clone();
         w.saved_at = w.tick();
@@ -263,8 +256,8 @@ impl World {
         let options = options(&path, self.saved_at, &budget);
         let first = Change { options, outdated: stop.clone() };
         let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
-        let gauges = HashMap::new();
-        let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), gauges };
+        let progress = HashMap::new();
+        let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), progress };
         if self.once && self.dice.below(2) == 0 {
             self.meanwhile();
             life.step(self);
@@ -315,6 +308,6 @@ impl World {
     }
 }
 #[allow(clippy::disallowed_methods)]
-fn unbounded_for_a_test() -> (Sender<Parcel>, Receiver<Parcel>) {
+fn unbounded_for_a_test() -> (Sender<TailOutput>, Receiver<TailOutput>) {
     unbounded() // one thread writes and reads it
 }

@@ -322,7 +322,7 @@ fn a_state_folder_that_fails_is_said_to_block_delivery() {
             s["state"]["degraded"].is_null() && s["files"].as_array().unwrap().iter().all(well)
         });
         let log = agent.stop().expect_code(0).stderr;
-        assert!(!log.contains("delivery goes on"), "{log}");
+        assert!(!log.contains("delivery continues"), "{log}");
         assert!(log.contains("delivery is no longer blocked"), "{log}");
         let (a, b) =
             (Lines::new("a", 0..if whole { 20 } else { 10 }), Lines::new("b", 0..if whole { 0 } else { 10 }));

@@ -43,20 +43,24 @@ pub fn kill_all() {
 
 /// A temporary folder: where a test keeps its logs and where its agents run.
 pub struct Folder {
-    dir: tempfile::TempDir,
+    root: PathBuf,
+    _dir: tempfile::TempDir,
     agents: AtomicU32,
 }
 
 impl Folder {
     pub fn new() -> Folder {
         let dir = tempfile::Builder::new().prefix("logagent-").tempdir().expect("a temporary folder");
-        Folder { dir, agents: AtomicU32::new(0) }
+        // The agent watches the parent of a followed folder too, and the one for temporary files is busy.
+        let root = dir.path().join("root");
+        fs::create_dir(&root).expect("a folder in the temporary one");
+        Folder { root, _dir: dir, agents: AtomicU32::new(0) }
     }
     pub fn root(&self) -> &Path {
-        self.dir.path()
+        &self.root
     }
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.dir.path().join(name)
+        self.root.join(name)
     }
     /// Writes a file anew; with its folders.
     pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {

@@ -101,7 +101,9 @@ impl Soak {
             return;
         }
         self.did.push("--once".into());
-        self.seen.extend(self.agent().arg("--once").run().expect_code(0).lines());
+        let done = self.agent().arg("--once").run().expect_code(0);
+        self.keep(&done);
+        self.seen.extend(done.lines());
         self.all_are_seen(seed);
     }
 

@@ -1,6 +1,6 @@
 //! Makes each stage's options from the config.
 
-use super::crew::Plan;
+use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{Config, Delivery, Output, Source};
@@ -53,7 +53,7 @@ impl Shares {
 }
 
 /// One plan for each source. To patterns that are known from before, `start` does not apply.
-pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<Plan> {
+pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<SourceOptions> {
     shares.divide(config);
     let topics = &shares.of;
     let chunk = whole_part(config).min(config.agent.memory / topics.len().max(1) / 8).max(4096);
@@ -62,7 +62,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
         let known = s.paths.iter().filter(|p| is_known(&p.text)).cloned().collect();
         let watched =
             Watched { patterns: s.paths.clone(), exclude: s.exclude.clone(), poll: s.poll.is_some() };
-        Plan {
+        SourceOptions {
             tail: Options {
                 topic: topic.clone(),
                 shape: Arc::new(shape(config, s)),
@@ -127,7 +127,7 @@ fn shape(config: &Config, s: &Source) -> Shape {
     Shape { key, format, headers }
 }
 
-pub fn ship(config: &Config) -> producer::Options {
+pub fn producer(config: &Config) -> producer::Options {
     let defaults = producer::Options { seed: seed(), ..producer::Options::default() };
     let Output::Kafka(kafka) = &config.output else { return defaults };
     producer::Options {
@@ -142,7 +142,7 @@ pub fn ship(config: &Config) -> producer::Options {
 
 /// Where refused records go, and how many bytes of them are kept.
 pub fn dead_letter(config: &Config) -> (Option<PathBuf>, u64) {
-    let options = ship(config);
+    let options = producer(config);
     (options.dead_letter, options.dead_letter_limit)
 }
 

@@ -4,18 +4,18 @@
 mod waiting;
 
 use super::threads;
+use crate::clock;
 use crate::error::Error;
 use crate::handover::Outlet;
 use crate::packed::{Packed, packing};
 use crate::report::Board;
-use crate::report::repeats::Repeats;
+use crate::report::log_throttle::LogThrottle;
 use crate::stop;
 use crate::tail::follow::Until;
 use crate::tail::known::Known;
 use crate::tail::{self, Change, Followed, Start, Unread};
-use crate::wall;
 use crate::watch::pattern::Pattern;
-use crate::watch::{self, Found, Remote, Sight, Watched};
+use crate::watch::{self, Found, WatchEvent, WatchHandle, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
 use log::{error, info, warn};
 use std::collections::{HashMap, VecDeque};
@@ -31,11 +31,11 @@ use waiting::{RETRY, Waiting};
 const STACK: usize = 128 << 10;
 
 /// The path of a tail that ended, and what it had to leave unread.
-type End = (PathBuf, Option<Unread>);
+type TailExit = (PathBuf, Option<Unread>);
 
 /// A source: what to watch, and how to read what is found.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct SourceOptions {
     pub watched: Watched,
     /// For every file, but for `path` and `start`.
     pub tail: tail::Options,
@@ -44,23 +44,23 @@ pub struct Plan {
     pub must_exist: bool,
 }
 
-impl Plan {
+impl SourceOptions {
     pub fn follows(&self, path: &Path) -> bool {
         self.watched.means(path)
     }
 }
 
-pub struct Crew<'s, 'e> {
+pub struct Supervisor<'s, 'e> {
     scope: &'s Scope<'s, 'e>,
     known: &'e Known,
     board: &'e Board,
-    plans: Vec<Plan>,
+    sources: Vec<SourceOptions>,
     followed: Followed,
-    remote: Option<Remote>,
-    pub sights: Receiver<Sight>,
-    pub ends: Receiver<End>,
-    ended: Sender<End>,
-    tails: HashMap<PathBuf, Reins>,
+    watch_handle: Option<WatchHandle>,
+    pub watch_events: Receiver<WatchEvent>,
+    pub ends: Receiver<TailExit>,
+    ended: Sender<TailExit>,
+    tails: HashMap<PathBuf, TailHandle>,
     /// Found by the walk that is under way: their tails start together, so that each stream is given to one of them.
     found: Vec<Found>,
     /// Files that no thread is free for, in the order in which they were found.
@@ -70,7 +70,7 @@ pub struct Crew<'s, 'e> {
     /// Tails that may be started before the limits are looked at again.
     granted: u64,
     /// How often a file found no thread, and whether that was told.
-    refusals: Repeats,
+    refusals: LogThrottle,
     told: bool,
     /// Why the last one found none.
     refusal: String,
@@ -97,7 +97,7 @@ pub struct Crew<'s, 'e> {
 }
 
 /// What a running tail is held by. Dropping it ends the tail.
-struct Reins {
+struct TailHandle {
     _stop: stop::Handle,
     outdated: stop::Handle,
     changes: Sender<Change>,
@@ -105,7 +105,7 @@ struct Reins {
     untaken: Receiver<Change>,
 }
 
-impl Reins {
+impl TailHandle {
     fn change(&mut self, options: tail::Options) {
         let (handle, outdated) = stop::pair();
         let mut change = Change { options, outdated };
@@ -117,40 +117,42 @@ impl Reins {
     }
 }
 
-impl<'s, 'e> Crew<'s, 'e> {
+impl<'s, 'e> Supervisor<'s, 'e> {
     pub fn start(
         scope: &'s Scope<'s, 'e>,
         (known, board): (&'e Known, &'e Board),
-        plans: Vec<Plan>,
+        sources: Vec<SourceOptions>,
         once: bool,
         saves: bool,
         out: Outlet,
     ) -> Result<Self, Error> {
         let trouble =
             |e| Error::failed("start watching", e, "free descriptors or raise the limit (ulimit -n)");
-        let (remote, ears) = watch::remote().map_err(trouble)?;
-        let (sight_tx, sights) = bounded(64);
+        let (watch_handle, watch_inbox) = watch::channel().map_err(trouble)?;
+        let (watch_event_tx, watch_events) = bounded(64);
         #[allow(clippy::disallowed_methods)] // bounded by the tails that live
         let (ended, ends) = crossbeam_channel::unbounded();
         let (sighting, sighted) = bounded(0);
         let options = watch::Options {
-            sources: watched(&plans),
+            sources: watched(&sources),
             expected: known.unread(),
             own: own_log(),
             once,
-            beat: board.pulse.beat("watch"),
-            longest: board.pulse.longest(),
+            heartbeat: board.heartbeats.register("watch"),
+            longest: board.heartbeats.max_wait(),
         };
         let watch = Builder::new().name("watch".into()).stack_size(STACK * 2);
-        watch.spawn_scoped(scope, move || watch::run(options, &ears, &sight_tx)).map_err(trouble)?;
-        Ok(Crew {
+        watch
+            .spawn_scoped(scope, move || watch::run(options, &watch_inbox, &watch_event_tx))
+            .map_err(trouble)?;
+        Ok(Supervisor {
             scope,
             known,
             board,
-            followed: followed(&plans),
-            plans,
-            remote: Some(remote),
-            sights,
+            followed: followed(&sources),
+            sources,
+            watch_handle: Some(watch_handle),
+            watch_events,
             ends,
             ended,
             tails: HashMap::new(),
@@ -158,7 +160,7 @@ impl<'s, 'e> Crew<'s, 'e> {
             waiting: VecDeque::new(),
             retry: never(),
             granted: 0,
-            refusals: Repeats::default(),
+            refusals: LogThrottle::default(),
             told: false,
             refusal: String::new(),
             looked: 0,
@@ -171,27 +173,27 @@ impl<'s, 'e> Crew<'s, 'e> {
             once,
             unread: Vec::new(),
             met: false,
-            since: since(wall::now_ms()),
+            since: since(clock::now_ms()),
             walked: false,
         })
     }
 
     /// Other sources. Tails go on with what is open, those of paths that no source means end; what is found then is at its
-    /// first sight, until [`Crew::sighted`] closes.
-    pub fn change(&mut self, plans: Vec<Plan>) {
-        self.plans = plans;
-        self.since = since(wall::now_ms());
+    /// first sight, until [`Supervisor::sighted`] closes.
+    pub fn change(&mut self, sources: Vec<SourceOptions>) {
+        self.sources = sources;
+        self.since = since(clock::now_ms());
         let (sighting, sighted) = bounded(0);
         (self.sighting, self.sighted) = (Some(sighting), sighted);
-        if let Some(remote) = &self.remote {
-            remote.sources(watched(&self.plans), self.known.unread(), std::mem::take(&mut self.done));
+        if let Some(watch_handle) = &self.watch_handle {
+            watch_handle.sources(watched(&self.sources), self.known.unread(), std::mem::take(&mut self.done));
         }
-        self.followed = followed(&self.plans);
-        let (plans, followed) = (&self.plans, &self.followed);
-        self.tails.retain(|path, reins| match plan_of(plans, path) {
-            Some(plan) => {
+        self.followed = followed(&self.sources);
+        let (sources, followed) = (&self.sources, &self.followed);
+        self.tails.retain(|path, tail_handle| match source_of(sources, path) {
+            Some(source) => {
                 let followed = followed.clone();
-                reins.change(tail::Options { path: path.clone(), followed, ..plan.tail.clone() });
+                tail_handle.change(tail::Options { path: path.clone(), followed, ..source.tail.clone() });
                 true
             }
             None => {
@@ -199,13 +201,13 @@ impl<'s, 'e> Crew<'s, 'e> {
                 false
             }
         });
-        let (board, remote) = (self.board, &self.remote);
+        let (board, watch_handle) = (self.board, &self.watch_handle);
         self.waiting.retain(|file| {
-            let stays = plan_of(plans, &file.found.path).is_some();
+            let stays = source_of(sources, &file.found.path).is_some();
             if !stays {
                 info!("{}: no longer followed", file.found.path.display());
                 board.files().remove(&file.found.path);
-                remote.iter().for_each(|remote| remote.ended(&file.found.path));
+                watch_handle.iter().for_each(|watch_handle| watch_handle.ended(&file.found.path));
             }
             stays
         });
@@ -230,17 +232,17 @@ impl<'s, 'e> Crew<'s, 'e> {
         if self.out.is_none() {
             return;
         }
-        let Some(plan) = plan_of(&self.plans, &found.path) else {
+        let Some(source) = source_of(&self.sources, &found.path) else {
             // Found by sources that are not those of now.
             self.known.leave(&found.path);
-            self.remote.iter().for_each(|remote| remote.ended(&found.path));
+            self.watch_handle.iter().for_each(|watch_handle| watch_handle.ended(&found.path));
             return;
         };
-        let known = plan.known.iter().any(|p| p.matches(&found.path));
+        let known = source.known.iter().any(|p| p.matches(&found.path));
         let new = self.sighting.is_some() && !known;
         let file = Waiting {
             found,
-            start: if new { plan.tail.start } else { Start::Beginning },
+            start: if new { source.tail.start } else { Start::Beginning },
             first_sight: new,
             // What came and was rotated away while no agent ran is new.
             since: if known { self.known.since } else { self.since },
@@ -264,10 +266,10 @@ impl<'s, 'e> Crew<'s, 'e> {
     }
 
     fn options_of(&self, file: &Waiting) -> Option<tail::Options> {
-        let plan = plan_of(&self.plans, &file.found.path)?;
+        let source = source_of(&self.sources, &file.found.path)?;
         let (start, first_sight, since) = (file.start, file.first_sight, file.since);
         let (path, followed) = (file.found.path.clone(), self.followed.clone());
-        Some(tail::Options { start, first_sight, since, path, followed, ..plan.tail.clone() })
+        Some(tail::Options { start, first_sight, since, path, followed, ..source.tail.clone() })
     }
 
     /// An error says why there is no thread for it.
@@ -283,7 +285,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
         let path = file.found.path.clone();
         let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
-        let (looks, nudged) = known.join(&path);
+        let (nudged, looks) = known.join(&path);
         let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
         let first = Change { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -297,8 +299,8 @@ impl<'s, 'e> Crew<'s, 'e> {
             known.leave(&file.found.path);
             return Err(format!("{e}; raise the limit of threads (ulimit -u, TasksMax)"));
         }
-        let reins = Reins { _stop: handle, outdated, changes, untaken };
-        self.tails.insert(file.found.path.clone(), reins);
+        let tail_handle = TailHandle { _stop: handle, outdated, changes, untaken };
+        self.tails.insert(file.found.path.clone(), tail_handle);
         Ok(())
     }
 
@@ -310,7 +312,7 @@ impl<'s, 'e> Crew<'s, 'e> {
         let first = !std::mem::replace(&mut self.walked, true);
         for path in missing {
             let what = path.display();
-            if first && plan_of(&self.plans, path).is_some_and(|p| p.must_exist) {
+            if first && source_of(&self.sources, path).is_some_and(|p| p.must_exist) {
                 let fix = "create it, or leave must_exist out";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
@@ -336,22 +338,22 @@ impl<'s, 'e> Crew<'s, 'e> {
 
     /// The watch has ended (`--once`).
     pub fn blind(&mut self) {
-        self.sights = crossbeam_channel::never();
+        self.watch_events = crossbeam_channel::never();
         self.watching = false;
         self.close_if_done();
     }
 
-    pub fn ended(&mut self, (path, unread): End) {
+    pub fn ended(&mut self, (path, unread): TailExit) {
         if let Some(Unread { path, why }) = unread {
             error!("{}: {why}; nothing more of it is read (--once)", path.display());
             self.unread.push(path);
         }
         self.tails.remove(&path);
-        match &self.remote {
-            Some(_) if plan_of(&self.plans, &path).is_some_and(|p| p.tail.until == Until::Read) => {
+        match &self.watch_handle {
+            Some(_) if source_of(&self.sources, &path).is_some_and(|p| p.tail.until == Until::Read) => {
                 self.done.push(path);
             }
-            Some(remote) => remote.ended(&path),
+            Some(watch_handle) => watch_handle.ended(&path),
             None => {}
         }
         if !self.waiting.is_empty() {
@@ -362,7 +364,7 @@ impl<'s, 'e> Crew<'s, 'e> {
 
     /// Ends the watch and all tails; the parcel channel closes with the last of them.
     pub fn stop(&mut self) {
-        self.remote = None;
+        self.watch_handle = None;
         self.waiting.clear();
         self.retry = never();
         self.tails.clear();
@@ -379,7 +381,7 @@ impl<'s, 'e> Crew<'s, 'e> {
 
     /// All patterns, as they are saved.
     pub fn patterns(&self) -> Vec<Vec<u8>> {
-        self.plans.iter().flat_map(|p| p.watched.patterns.iter().map(|p| p.text.clone())).collect()
+        self.sources.iter().flat_map(|p| p.watched.patterns.iter().map(|p| p.text.clone())).collect()
     }
 
     /// No tail lives, and none will come.
@@ -399,26 +401,26 @@ impl<'s, 'e> Crew<'s, 'e> {
 }
 
 /// The plan of the source that a path belongs to.
-fn plan_of<'p>(plans: &'p [Plan], path: &Path) -> Option<&'p Plan> {
-    plans.iter().find(|p| p.follows(path))
+fn source_of<'p>(sources: &'p [SourceOptions], path: &Path) -> Option<&'p SourceOptions> {
+    sources.iter().find(|p| p.follows(path))
 }
 
 /// By any of the sources. Of compressed files only a `.gz` is.
-fn followed(plans: &[Plan]) -> Followed {
-    let sources = watched(plans);
+fn followed(sources: &[SourceOptions]) -> Followed {
+    let sources = watched(sources);
     let by_pattern = sources.iter().flat_map(|s| &s.patterns).any(|p| p.literal().is_none());
     let means = move |path: &Path| packing(path) != Packed::Other && sources.iter().any(|s| s.means(path));
     Followed { means: Arc::new(means), by_pattern }
 }
 
-fn watched(plans: &[Plan]) -> Vec<Watched> {
-    plans.iter().map(|p| p.watched.clone()).collect()
+fn watched(sources: &[SourceOptions]) -> Vec<Watched> {
+    sources.iter().map(|p| p.watched.clone()).collect()
 }
 
 /// Files born later than this are new, by a clock that shows `wall_ms`; the kernel's, by which it stamps files, is a few
 /// milliseconds behind. A clock that is not set tells nothing: no file is new by it, or all that were rotated before would be.
 fn since(wall_ms: i64) -> (i64, u32) {
-    if wall_ms < wall::MADE_MS {
+    if wall_ms < clock::EARLIEST_MS {
         return (i64::MAX, 0);
     }
     let ms = wall_ms - 20;
@@ -438,9 +440,9 @@ mod tests {
     /// Fails when a clock that is not set makes every rotated file a new one: they would be sent, whatever `start` says.
     #[test]
     fn new_files() {
-        let set = wall::MADE_MS + 1_234;
-        assert_eq!(since(set), (wall::MADE_MS / 1000 + 1, 214_000_000));
-        let today = (wall::MADE_MS / 1000, 0);
+        let set = clock::EARLIEST_MS + 1_234;
+        assert_eq!(since(set), (clock::EARLIEST_MS / 1000 + 1, 214_000_000));
+        let today = (clock::EARLIEST_MS / 1000, 0);
         assert!(since(5_000) > today, "a file of today is new to a box in 1970");
     }
 }

@@ -1,27 +1,27 @@
-//! Files of our own, opened so that nobody else gets at them by their names: none is opened through a symlink.
+//! Opens and creates the agent's own files. None is opened through a symlink, so nobody can redirect a write.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens a file that only its owner may read, making it where it is missing.
-pub fn private(path: &Path) -> io::Result<File> {
+/// Opens a file readable only by its owner, creating it if missing.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600), path)
 }
 
-/// The same for appending.
+/// Like [`open_or_create`], for appending.
 pub fn append(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().append(true).create(true).mode(0o600), path)
 }
 
-/// Opens a file for reading and writing, if it is there.
-pub fn existing(path: &Path) -> io::Result<File> {
+/// Opens an existing file for reading and writing.
+pub fn open_existing(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true).write(true), path)
 }
 
 /// Opens a file for reading.
-pub fn read(path: &Path) -> io::Result<File> {
+pub fn open_read(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true), path)
 }
 
@@ -32,8 +32,8 @@ fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     })
 }
 
-/// A new file in place of whatever has that name: a symlink there is not written through. `mode` is cut by the umask.
-pub fn anew(path: &Path, mode: u32) -> io::Result<File> {
+/// Creates a new file, removing whatever has that name; a symlink there is not followed. The umask applies to `mode`.
+pub fn replace(path: &Path, mode: u32) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -1,29 +1,29 @@
-//! When something that happens again and again is worth a line in the log. Pure; writes none.
+//! Decides when a recurring event is worth a log line. Pure.
 
 use std::time::{Duration, Instant};
 
-/// How often it has happened since it began: told at the first time, and whenever that number has doubled.
+/// Counts occurrences and reports the first one and every doubling of the count.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub struct LogThrottle {
     count: u64,
-    told: u64,
+    reported: u64,
     last: Option<Instant>,
 }
 
-impl Repeats {
-    /// After so long without it, it begins anew.
+impl LogThrottle {
+    /// After this long without an occurrence the count restarts.
     pub const QUIET: Duration = Duration::from_secs(600);
 
-    /// `n` more. `Some`: to be told, with the number so far.
+    /// Records `n` occurrences. `Some(count)` if a line should be logged.
     pub fn more(&mut self, n: u64, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.duration_since(last) >= Self::QUIET) {
-            (self.count, self.told) = (0, 0);
+            (self.count, self.reported) = (0, 0);
         }
         self.last = Some(now);
         self.count += n;
-        let tell = self.told == 0 || self.count >= self.told * 2;
-        tell.then(|| {
-            self.told = self.count;
+        let is_due = self.reported == 0 || self.count >= self.reported * 2;
+        is_due.then(|| {
+            self.reported = self.count;
             self.count
         })
     }
@@ -33,10 +33,11 @@ impl Repeats {
 mod tests {
     use super::*;
 
-    /// Fails when equal errors flood the log, when their number is not told, or when one an hour later is passed over.
+    /// Fails when equal errors flood the log, when their number is not reported, or when one an hour later is
+    /// suppressed.
     #[test]
     fn a_million_are_a_handful() {
-        let (mut r, start) = (Repeats::default(), Instant::now());
+        let (mut r, start) = (LogThrottle::default(), Instant::now());
         let told: Vec<u64> =
             (0..1_000_000).filter_map(|i| r.more(1, start + Duration::from_millis(i))).collect();
         assert_eq!((told.len(), &told[..4], told[19]), (20, &[1, 2, 4, 8][..], 524_288));

@@ -1,7 +1,7 @@
 //! Files that were found and for which no thread is free: shown like unreadable ones, looked at now and then, and tried
 //! again.
 
-use super::{Crew, plan_of};
+use super::{Supervisor, source_of};
 use crate::tail::{self, Start};
 use crate::watch::Found;
 use crossbeam_channel::{after, never};
@@ -25,7 +25,7 @@ pub(super) struct Waiting {
     pub(super) found_at: Instant,
 }
 
-impl Crew<'_, '_> {
+impl Supervisor<'_, '_> {
     /// Starts the tails of waiting files, as far as there are threads.
     pub fn retry_waiting(&mut self) {
         self.granted = 0; // the limits may be others by now
@@ -59,7 +59,7 @@ impl Crew<'_, '_> {
             return;
         }
         let hopeless = |w: &Waiting| {
-            let most = plan_of(&self.plans, &w.found.path).and_then(|p| p.tail.give_up);
+            let most = source_of(&self.sources, &w.found.path).and_then(|p| p.tail.give_up);
             most.is_some_and(|most| w.found_at.elapsed() >= most)
         };
         let waiting = std::mem::take(&mut self.waiting);

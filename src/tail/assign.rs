@@ -1,0 +1,431 @@
+//! Decides whose bytes are in which file. Pure: contents are read through [`Peek`], so tests use tables.
+//!
+//! Identity and birth time decide first: a file that still has the bytes of the stream that was read from it is that stream's
+//! own. Contents come second: a file of no stream continues a stream whose own file is gone or has other bytes now, or is a copy
+//! of bytes that are read elsewhere, plain or compressed. What is neither is new. A stream continues in at most one file.
+
+use super::siblings::Packed;
+use crate::chunk::{Identity, Mark, Point, StreamId};
+use std::io;
+
+/// What is known of a stream.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    pub id: StreamId,
+    pub identity: Identity,
+    /// Read up to here; the mark is that of the bytes before it.
+    pub read: Point,
+    /// Bytes, as last seen.
+    pub size: u64,
+    /// In ns since 1970, as last seen; 0: not known.
+    pub modified: i64,
+    pub finished: bool,
+    /// A tail reads it, from the file that it has open.
+    pub is_read: bool,
+    /// Its name and that of the files in question belong to one log.
+    pub kin: bool,
+    /// The first bytes, as far as they are known.
+    pub head: Vec<u8>,
+}
+
+/// A file as it was listed.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub identity: Identity,
+    pub packed: Packed,
+    /// In ns since 1970.
+    pub modified: i64,
+    /// Other bytes than those of its stream were found in it.
+    pub rewritten: bool,
+    /// The file that it is the compressed form of, by its name, is listed too.
+    pub beside_original: bool,
+    /// It may hold what was never read of a stream of which nothing was read.
+    pub may_be_untouched: bool,
+    /// It was there before anything was read under this name: only what is missed is looked for in it.
+    pub old: bool,
+}
+
+/// Length of a file's content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Length {
+    Bytes(u64),
+    /// A compressed file that is being written.
+    Incomplete,
+    /// A compressed file that is damaged, or in a form that is not read.
+    Unknown,
+}
+
+/// Reads contents: of files by their number in the list of files, of streams' own files by the number of the stream.
+pub trait Peek {
+    fn length(&mut self, file: usize) -> io::Result<Length>;
+    /// Of the bytes before `offset`, decompressed. `None`: the file is shorter.
+    fn mark(&mut self, file: usize, offset: u64) -> io::Result<Option<Mark>>;
+    /// The first ≤ 256 bytes.
+    fn head(&mut self, file: usize) -> io::Result<Vec<u8>>;
+    /// Whether the file, which is the stream's by its identity, has the stream's bytes.
+    fn is_own(&mut self, file: usize, stream: usize) -> io::Result<bool>;
+    /// Whether the stream's own file can be read, and has the stream's bytes.
+    fn is_there(&mut self, stream: usize) -> io::Result<bool>;
+    /// The same, looked at once more.
+    fn is_still_there(&mut self, stream: usize) -> io::Result<bool>;
+    /// As [`Peek::mark`], of the stream's own file.
+    fn own_mark(&mut self, stream: usize, offset: u64) -> io::Result<Option<Mark>>;
+}
+
+/// What a file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The stream's own file.
+    Own(StreamId),
+    /// The stream's own file is gone, or has other bytes now: the stream continues here.
+    Continues(StreamId),
+    /// Every byte was read, as this stream's.
+    Read(StreamId),
+    /// In no known stream, and not a copy of one.
+    New,
+    /// Never to be read.
+    Old,
+    Wait(Wait),
+}
+
+/// Why it is not known yet what is to be read of a file. Each is decided again when something changes in its folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// It has no byte yet: it may become a copy of any file.
+    Empty,
+    /// It has no byte that this stream's own file does not have too: nothing of it is read as long as that is there.
+    Copy(StreamId),
+    /// It may be a copy of what this stream's file holds since it was truncated, or held before: the stream's tail has to look
+    /// first.
+    Unseen(StreamId),
+    /// It is being compressed.
+    Incomplete,
+    /// The file that it is the compressed form of, by its name, is still there: gzip(1) removes that at last.
+    Original,
+}
+
+impl Verdict {
+    /// The stream of which it decides.
+    pub fn stream(self) -> Option<StreamId> {
+        match self {
+            Verdict::Own(s)
+            | Verdict::Continues(s)
+            | Verdict::Read(s)
+            | Verdict::Wait(Wait::Copy(s) | Wait::Unseen(s)) => Some(s),
+            Verdict::New | Verdict::Old | Verdict::Wait(Wait::Empty | Wait::Incomplete | Wait::Original) => {
+                None
+            }
+        }
+    }
+}
+
+/// How the bytes of a file relate to those of a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Relation {
+    None,
+    /// It has the stream's bytes and may have more, and the stream's own file has them no more.
+    Continues,
+    /// It has no byte that the stream's own file does not have.
+    Copy,
+    Read,
+}
+
+/// Of a file that is open and about to be read as a new stream.
+pub const NOT_BEGUN: StreamId = StreamId(0);
+
+/// Fewer bytes than this may well be the same in two logs of different names.
+const TELLING: u64 = Mark::SPAN as u64;
+
+/// Decides about every file. A file of which nothing can be read is skipped by giving it [`Length::Unknown`].
+pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::Result<Vec<Verdict>> {
+    let mut verdicts: Vec<Option<Verdict>> = Vec::with_capacity(files.len());
+    for (i, file) in files.iter().enumerate() {
+        verdicts.push(own_stream(streams, file, i, peek)?.map(|j| Verdict::Own(streams[j].id)));
+    }
+    let is_missing = any_missing(streams, peek)?;
+    let mut lengths = Vec::with_capacity(files.len());
+    for (i, file) in files.iter().enumerate() {
+        if file.old && !is_missing && verdicts[i].is_none() {
+            verdicts[i] = Some(Verdict::Old);
+        }
+        lengths.push(if verdicts[i].is_some() { Length::Unknown } else { peek.length(i)? });
+    }
+    for i in 0..files.len() {
+        if verdicts[i].is_none() {
+            verdicts[i] = match lengths[i] {
+                Length::Incomplete => Some(Verdict::Wait(Wait::Incomplete)),
+                Length::Bytes(0) if streams.iter().any(|s| !s.finished) => Some(Verdict::Wait(Wait::Empty)),
+                Length::Bytes(0) => Some(Verdict::New),
+                _ => None,
+            };
+        }
+    }
+    continue_streams(streams, files, &lengths, &mut verdicts, peek)?;
+    for i in 0..files.len() {
+        if verdicts[i].is_none() {
+            verdicts[i] = Some(match files[i].old {
+                true => Verdict::Old,
+                false => whose(streams, &files[i], i, lengths[i], peek)?,
+            });
+        }
+    }
+    let mut verdicts: Vec<Verdict> = verdicts.into_iter().map(|v| v.unwrap_or(Verdict::New)).collect();
+    let twins = twins(files, &lengths, &verdicts, peek)?;
+    for (i, _) in twins.iter().enumerate().filter(|(_, twin)| twin.is_some()) {
+        verdicts[i] = Verdict::Wait(Wait::Original);
+    }
+    continue_untouched(streams, files, &lengths, &mut verdicts, peek)?;
+    for (i, twin) in twins.iter().enumerate() {
+        if let Some(Verdict::Continues(stream)) = twin.map(|twin| verdicts[twin]) {
+            verdicts[i] = Verdict::Wait(Wait::Copy(stream));
+        }
+    }
+    Ok(verdicts)
+}
+
+/// Of new files with the same content (a copy that is being compressed), the one that is to be read: a plain one before a compressed
+/// one, else the first. The others are decided about when that is in a stream.
+fn twins(
+    files: &[Found],
+    lengths: &[Length],
+    verdicts: &[Verdict],
+    peek: &mut dyn Peek,
+) -> io::Result<Vec<Option<usize>>> {
+    let mut ends: Vec<(u64, Mark, usize)> = Vec::new();
+    let mut twins = vec![None; files.len()];
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    order.sort_by_key(|i| files[*i].packed != Packed::Plain);
+    for i in order {
+        let Length::Bytes(length) = lengths[i] else { continue };
+        let is_new = matches!(verdicts[i], Verdict::New | Verdict::Wait(Wait::Unseen(_)));
+        if length < TELLING || !is_new {
+            continue;
+        }
+        let Some(mark) = peek.mark(i, length)? else { continue };
+        match ends.iter().find(|(l, m, _)| (*l, *m) == (length, mark)) {
+            Some((.., twin)) => twins[i] = Some(*twin),
+            None => ends.push((length, mark, i)),
+        }
+    }
+    Ok(twins)
+}
+
+/// Whether the own file of some stream of this log is gone or has other bytes.
+fn any_missing(streams: &[Stream], peek: &mut dyn Peek) -> io::Result<bool> {
+    for (j, s) in streams.iter().enumerate() {
+        if s.kin && !s.finished && !peek.is_there(j)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether both are the same file. After a reboot, or when it is mounted again, the device number may be another one: inode and
+/// birth time say enough. Where there is no birth time, the contents have to agree.
+pub fn is_same_file(a: &Identity, b: &Identity) -> bool {
+    (a.ino, a.born) == (b.ino, b.born) && a.ino != 0 && (a.born.is_some() || a.dev == b.dev)
+}
+
+/// The stream that was read from this file, if its bytes are still there: the one that is read now before others, one that is
+/// not finished before others, then the newest.
+fn own_stream(streams: &[Stream], file: &Found, i: usize, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
+    if file.rewritten {
+        return Ok(None);
+    }
+    let same = (0..streams.len()).filter(|j| is_same_file(&streams[*j].identity, &file.identity));
+    let Some(j) = same.max_by_key(|j| (streams[*j].is_read, !streams[*j].finished, streams[*j].id)) else {
+        return Ok(None);
+    };
+    Ok(peek.is_own(i, j)?.then_some(j))
+}
+
+/// Each stream whose own file is gone, or has other bytes now, continues in one of the files that have its bytes: in a plain one
+/// before a compressed one, else in the longest. The others are copies of that.
+fn continue_streams(
+    streams: &[Stream],
+    files: &[Found],
+    lengths: &[Length],
+    verdicts: &mut [Option<Verdict>],
+    peek: &mut dyn Peek,
+) -> io::Result<()> {
+    // What is read on, in the order of how much of it is read: of two streams with the same beginning the longer one tells more.
+    let mut unfinished: Vec<usize> = (0..streams.len()).filter(|j| !streams[*j].finished).collect();
+    unfinished.sort_by_key(|j| std::cmp::Reverse((streams[*j].read.offset, streams[*j].id)));
+    for j in unfinished {
+        let mut found: Vec<usize> = Vec::new();
+        for i in (0..files.len()).filter(|i| verdicts[*i].is_none()) {
+            if relation(&streams[j], j, &files[i], i, lengths[i], peek)? == Relation::Continues {
+                found.push(i);
+            }
+        }
+        let rank = |i: &usize| {
+            let length = if let Length::Bytes(n) = lengths[*i] { n } else { 0 };
+            (files[*i].packed == Packed::Plain, length, *i)
+        };
+        let best = found.iter().copied().max_by_key(rank);
+        for i in found {
+            let id = streams[j].id;
+            verdicts[i] = Some(match best == Some(i) {
+                true => Verdict::Continues(id),
+                false => Verdict::Wait(Wait::Copy(id)),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A file in which no stream continues.
+fn whose(
+    streams: &[Stream],
+    file: &Found,
+    i: usize,
+    length: Length,
+    peek: &mut dyn Peek,
+) -> io::Result<Verdict> {
+    let (mut copy, mut continues, mut read): (Option<usize>, Option<usize>, Option<usize>) =
+        (None, None, None);
+    for (j, s) in streams.iter().enumerate() {
+        match relation(s, j, file, i, length, peek)? {
+            Relation::None => {}
+            Relation::Read if s.finished => {
+                let waits = file.beside_original && peek.is_there(j)?;
+                return Ok(if waits { Verdict::Wait(Wait::Copy(s.id)) } else { Verdict::Read(s.id) });
+            }
+            Relation::Read => read = Some(j),
+            Relation::Copy => copy = Some(j),
+            Relation::Continues if s.finished => {
+                let before = continues.map(|c| streams[c].read.offset);
+                continues = if before < Some(s.read.offset) { Some(j) } else { continues };
+            }
+            Relation::Continues => copy = Some(j), // it does so elsewhere
+        }
+    }
+    let id = |j: usize| streams[j].id;
+    Ok(match (copy, read, continues) {
+        (Some(j), _, _) => Verdict::Wait(Wait::Copy(id(j))),
+        (_, Some(j), _) => Verdict::Read(id(j)),
+        (_, _, Some(j)) => Verdict::Continues(id(j)),
+        _ if file.beside_original => Verdict::Wait(Wait::Original),
+        _ => unseen(streams, length, peek)?.map_or(Verdict::New, |j| Verdict::Wait(Wait::Unseen(id(j)))),
+    })
+}
+
+/// A stream whose file became shorter than this one before anything was read, or has other bytes now, which its tail has not seen
+/// yet: this file may be a copy of those.
+fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
+    let Length::Bytes(length) = length else { return Ok(None) };
+    for (j, s) in streams.iter().enumerate() {
+        if !s.kin || !s.is_read || s.finished || s.id == NOT_BEGUN {
+            continue;
+        }
+        let is_unseen = match s.read.offset {
+            0 => peek.own_mark(j, length)?.is_none(),
+            _ => !peek.is_there(j)?,
+        };
+        if is_unseen {
+            return Ok(Some(j));
+        }
+    }
+    Ok(None)
+}
+
+fn relation(
+    s: &Stream,
+    j: usize,
+    file: &Found,
+    i: usize,
+    length: Length,
+    peek: &mut dyn Peek,
+) -> io::Result<Relation> {
+    let Length::Bytes(length) = length else { return Ok(Relation::None) };
+    let Point { offset, mark, .. } = s.read;
+    let is_telling = s.kin || length >= TELLING && (!s.finished || length == offset);
+    if length == 0 || !is_telling || offset > 0 && mark.len == 0 || !begins_alike(s, i, peek)? {
+        return Ok(Relation::None);
+    }
+    if offset > 0 && length >= offset && peek.mark(i, offset)? != Some(mark) {
+        return Ok(Relation::None);
+    }
+    if s.finished && offset > 0 && length == offset {
+        return Ok(Relation::Read);
+    }
+    if peek.is_there(j)? {
+        let end = peek.mark(i, length)?;
+        if end.is_some() && peek.own_mark(j, length)? == end {
+            let is_read = s.finished && length <= offset;
+            return Ok(if is_read { Relation::Read } else { Relation::Copy });
+        }
+        // It may have been truncated just now.
+        if peek.is_still_there(j)? {
+            return Ok(Relation::None);
+        }
+    }
+    if offset == 0 {
+        let is_packed = file.packed == Packed::Gzip && !s.finished;
+        let is_it =
+            is_packed && s.modified != 0 && second(file.modified) == second(s.modified) && length == s.size;
+        return Ok(if is_it { Relation::Continues } else { Relation::None });
+    }
+    if length >= offset {
+        return Ok(Relation::Continues);
+    }
+    // A copy that was made before the last lines of its original were written. As with marks: 256 equal bytes at the same place
+    // are taken for the same; a shorter copy is read again rather than taken for one.
+    let is_it = !s.finished && s.head.len() == Mark::SPAN && length >= TELLING;
+    Ok(if is_it { Relation::Read } else { Relation::None })
+}
+
+/// Where no head is known, it cannot be told.
+fn begins_alike(s: &Stream, i: usize, peek: &mut dyn Peek) -> io::Result<bool> {
+    if s.head.is_empty() {
+        return Ok(true);
+    }
+    let head = peek.head(i)?;
+    let both = head.len().min(s.head.len());
+    Ok(head[..both] == s.head[..both])
+}
+
+/// Streams of which nothing was read, and whose files are not found, are most likely the new files that are as long: there is no
+/// byte by which to know.
+fn continue_untouched(
+    streams: &[Stream],
+    files: &[Found],
+    lengths: &[Length],
+    verdicts: &mut [Verdict],
+    peek: &mut dyn Peek,
+) -> io::Result<()> {
+    let mut untouched = Vec::new();
+    for (j, s) in streams.iter().enumerate() {
+        if !s.finished && s.read.offset == 0 && s.size > 0 && s.kin && !peek.is_there(j)? {
+            untouched.push(s);
+        }
+    }
+    // As long as it was when it was left, then at least as long. A file of the same length may have any time.
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    order.sort_by_key(|i| files[*i].packed != Packed::Plain);
+    for exactly in [true, false] {
+        for i in order.iter().copied() {
+            let Length::Bytes(length) = lengths[i] else { continue };
+            let may_be = match verdicts[i] {
+                Verdict::New | Verdict::Wait(Wait::Unseen(_)) => files[i].may_be_untouched,
+                Verdict::Old => exactly,
+                _ => false,
+            };
+            let fits = |(_, s): &(usize, &&Stream)| s.size == length || s.size < length && !exactly;
+            let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, s)| s.size);
+            if let Some((n, s)) = likely.map(|(n, s)| (n, *s)).filter(|_| may_be) {
+                verdicts[i] = Verdict::Continues(s.id);
+                untouched.remove(n);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of a time in nanoseconds.
+pub fn second(ns: i64) -> i64 {
+    ns.div_euclid(1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests;

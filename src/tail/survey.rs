@@ -1,0 +1,508 @@
+//! Collects what [`assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
+//! contents for it, each as seldom as possible.
+
+use super::assign::{self, Found, Length, Peek, Stream, Verdict, assign, is_same_file};
+use super::gz::Gz;
+use super::identity::{self, Look};
+use super::known::{Entry, Known, Reader};
+use super::siblings::{self, Packed, Sibling};
+use super::{Halt, Tail, open};
+use crate::chunk::{Identity, Mark, Point};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Where the contents of compressed files end, by identity, size and time: each is decompressed once for that.
+#[derive(Debug, Default)]
+pub struct Ends(Mutex<HashMap<AsItWas, (u64, Mark)>>);
+
+/// Which file, its size, and when it was written.
+type AsItWas = (Identity, u64, i64);
+
+impl Ends {
+    /// So many are remembered.
+    const MOST: usize = 1024;
+
+    /// An error where the file is damaged, or not complete yet.
+    pub fn of(&self, file: &File, look: &Look) -> io::Result<(u64, Mark)> {
+        let key = (look.identity.clone(), look.size, look.modified);
+        let remembered = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(end) = remembered().get(&key) {
+            return Ok(*end);
+        }
+        let end = Gz::end(file)?;
+        let mut all = remembered();
+        if all.len() >= Self::MOST {
+            all.clear();
+        }
+        all.insert(key, end);
+        Ok(end)
+    }
+}
+
+/// The file at the tail's own path.
+#[derive(Clone, Copy)]
+pub(super) enum AtPath<'f> {
+    /// It is decided about as the others are.
+    Asked {
+        file: &'f File,
+        look: &'f Look,
+        /// It has other bytes than those of its stream.
+        rewritten: bool,
+    },
+    /// It is read later, whatever is decided: files with no other bytes than these are copies.
+    Opened(&'f File),
+    /// Its bytes are those of a stream, or not looked at.
+    LeftOut,
+}
+
+/// What was found, and what was decided about it.
+pub(super) struct Survey {
+    pub files: Vec<Candidate>,
+    pub entries: Vec<Entry>,
+    pub verdicts: Vec<Verdict>,
+}
+
+pub(super) struct Candidate {
+    pub sibling: Sibling,
+    file: Option<File>,
+}
+
+impl Survey {
+    /// Verdicts by file, in the order of the list: oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Sibling, Verdict)> {
+        self.files.iter().map(|c| &c.sibling).zip(self.verdicts.iter().copied())
+    }
+
+    pub fn of(&self, identity: &Identity) -> Option<Verdict> {
+        self.iter().find(|(s, _)| s.look.identity == *identity).map(|(_, verdict)| verdict)
+    }
+
+    pub fn entry(&self, verdict: Verdict) -> Option<&Entry> {
+        let stream = verdict.stream()?;
+        self.entries.iter().find(|e| e.stream == stream)
+    }
+}
+
+/// Which files are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those whose names are forms of the log's.
+    Log,
+    /// The followed ones beside them too that are in no stream.
+    Folder,
+    /// And those whose names are forms of other followed logs.
+    Logs,
+}
+
+/// What of the siblings that nobody has read is to be read.
+#[derive(Clone, Copy)]
+pub(super) enum Age<'a> {
+    Any,
+    /// What is newer than this.
+    NewerThan(&'a Entry),
+}
+
+impl Tail<'_> {
+    /// Decides about all files of this log, and about those beside it that are in no stream, as they are now.
+    pub(super) fn survey(&mut self, at_path: AtPath<'_>, scope: Scope, age: Age<'_>) -> Result<Survey, Halt> {
+        let files = self.candidates(at_path, scope)?;
+        if files.is_empty() {
+            return Ok(Survey { files, entries: Vec::new(), verdicts: Vec::new() });
+        }
+        if scope == Scope::Log
+            && let Some(entries) = self.all_known(&files)
+        {
+            let verdicts = entries.iter().map(|e| Verdict::Own(e.stream)).collect();
+            return Ok(Survey { files, entries, verdicts });
+        }
+        let mut entries = self.known.all();
+        if let AtPath::Opened(file) = at_path {
+            let look = identity::look(file)?;
+            let reader = Reader::Reading(Some(Arc::new(file.try_clone()?)));
+            entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) });
+        }
+        let live = identity::look_at(&self.o.path).ok().flatten();
+        let streams: Vec<Stream> = entries.iter().map(|e| self.stream(e)).collect();
+        let mut found = Vec::with_capacity(files.len());
+        for candidate in &files {
+            let Sibling { path, packed, look } = &candidate.sibling;
+            let is_own_path = *path == self.o.path;
+            let is_asked = matches!(at_path, AtPath::Asked { .. });
+            let is_rival =
+                !is_asked && (is_own_path || live.as_ref().is_some_and(|l| l.identity == look.identity));
+            let old = !is_own_path
+                && !self.is_followed(path)
+                && match age {
+                    Age::Any => false,
+                    Age::NewerThan(last) => !self.is_newer(&candidate.sibling, last, live.as_ref()),
+                };
+            found.push(Found {
+                identity: look.identity.clone(),
+                packed: *packed,
+                modified: look.modified,
+                rewritten: is_own_path && matches!(at_path, AtPath::Asked { rewritten: true, .. }),
+                beside_original: *packed == Packed::Gzip && path.with_extension("").exists(),
+                may_be_untouched: *packed != Packed::Other && !is_rival && !old,
+                old,
+            });
+        }
+        // What is in no stream is opened now: its name may be another's in a moment.
+        let mut kept = Vec::with_capacity(files.len());
+        let mut kept_found = Vec::with_capacity(files.len());
+        for (mut candidate, found) in files.into_iter().zip(found) {
+            let is_known = entries.iter().any(|e| is_same_file(&e.identity, &found.identity));
+            if candidate.file.is_none() && !is_known && found.packed != Packed::Other {
+                let Some((file, look)) = self.open_sibling(&candidate.sibling)? else { continue };
+                (candidate.file, candidate.sibling.look) = (Some(file), look);
+            }
+            kept.push(candidate);
+            kept_found.push(found);
+        }
+        let mut contents = Contents::new(self.known, &kept, &entries);
+        let verdicts = assign(&streams, &kept_found, &mut contents)?;
+        self.moved |= contents.moved;
+        for (candidate, verdict) in kept.iter().zip(&verdicts) {
+            // A copy that was not complete yet may be by now, and its original truncated.
+            if let (Verdict::New | Verdict::Read(_), Some(file)) = (verdict, &candidate.file)
+                && identity::look(file)?.size != candidate.sibling.look.size
+            {
+                self.moved = true;
+            }
+            if !matches!(verdict, Verdict::Own(_) | Verdict::Old) {
+                self.known.has_other_bytes(&candidate.sibling.look.identity, &self.o.path);
+            }
+        }
+        log::debug!(
+            "{}: {:?}",
+            self.o.path.display(),
+            kept.iter().map(|c| c.sibling.path.file_name()).zip(&verdicts).collect::<Vec<_>>()
+        );
+        Ok(Survey { files: kept, entries, verdicts })
+    }
+
+    /// The streams of these files, if each is known by its identity and needs no look at its contents: most often nothing has
+    /// come and gone.
+    fn all_known(&self, files: &[Candidate]) -> Option<Vec<Entry>> {
+        let own = |c: &Candidate| {
+            let entry = self.known.get(&c.sibling.look.identity, &self.o.path)?;
+            let is_read = matches!(entry.reader, Reader::Reading(_));
+            (is_read || entry.finished && entry.identity.born.is_some()).then_some(entry)
+        };
+        files.iter().map(own).collect()
+    }
+
+    /// Oldest first.
+    fn candidates(&mut self, at_path: AtPath<'_>, scope: Scope) -> Result<Vec<Candidate>, Halt> {
+        let mut list = match siblings::list_family(&self.o.path) {
+            // A folder whose names may not be read has no siblings for us.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
+            list => list?,
+        };
+        if scope == Scope::Logs {
+            list.extend(siblings::list_rotated(&self.o.path, |path| self.is_followed(path))?);
+        }
+        let beside = match scope {
+            Scope::Log => Vec::new(),
+            Scope::Folder | Scope::Logs => self.known.unassigned_beside(&self.o.path),
+        };
+        for path in beside {
+            if let Ok(Some(look)) = identity::look_at(&path)
+                && look.kind == rustix::fs::FileType::RegularFile
+            {
+                list.push(Sibling { packed: crate::packed::packing(&path), path, look });
+            }
+        }
+        // The file at the path is the newest, whatever the clock says.
+        let own = match at_path {
+            AtPath::Asked { file, look, .. } => Some((file.try_clone()?, look.clone())),
+            AtPath::Opened(_) | AtPath::LeftOut => None,
+        };
+        let mut files: Vec<Candidate> = Vec::with_capacity(list.len() + 1);
+        for sibling in list {
+            let is_it = |look: &Look| look.identity == sibling.look.identity;
+            let is_own = own.as_ref().is_some_and(|(_, look)| is_it(look));
+            if !is_own && !files.iter().any(|c| is_it(&c.sibling.look)) {
+                files.push(Candidate { sibling, file: None });
+            }
+        }
+        if let Some((file, look)) = own {
+            let (path, packed) = (self.o.path.clone(), crate::packed::packing(&self.o.path));
+            files.push(Candidate { sibling: Sibling { path, packed, look }, file: Some(file) });
+        }
+        Ok(files)
+    }
+
+    fn stream(&self, e: &Entry) -> Stream {
+        Stream {
+            id: e.stream,
+            identity: e.identity.clone(),
+            read: proof(e),
+            size: e.size,
+            modified: e.modified,
+            finished: e.finished,
+            is_read: matches!(e.reader, Reader::Reading(_)),
+            kin: siblings::are_kin(&e.path, &self.o.path),
+            head: e.head.clone(),
+        }
+    }
+}
+
+/// Contents of files as they were listed, and of streams' own files.
+struct Contents<'a> {
+    known: &'a Known,
+    files: &'a [Candidate],
+    entries: &'a [Entry],
+    heads: HashMap<usize, Vec<u8>>,
+    marks: HashMap<(usize, u64), Option<Mark>>,
+    /// Streams' own files, `None` where they are gone or have other bytes.
+    own: HashMap<usize, Option<Own>>,
+    /// A file was not where it was listed.
+    moved: bool,
+}
+
+#[derive(Clone)]
+enum Own {
+    Plain(Arc<File>),
+    Packed(Arc<File>, u64, Mark),
+    /// Compressed, and not known where it ends.
+    Unknown,
+}
+
+impl<'a> Contents<'a> {
+    fn new(known: &'a Known, files: &'a [Candidate], entries: &'a [Entry]) -> Contents<'a> {
+        let (heads, marks, own) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Contents { known, files, entries, heads, marks, own, moved: false }
+    }
+
+    fn opened(&mut self, i: usize) -> io::Result<Option<(File, Look)>> {
+        let Candidate { sibling, file } = &self.files[i];
+        if let Some(file) = file {
+            return Ok(Some((file.try_clone()?, sibling.look.clone())));
+        }
+        self.open(&sibling.path, &sibling.look.identity)
+    }
+
+    fn open(&mut self, path: &Path, identity: &Identity) -> io::Result<Option<(File, Look)>> {
+        match identity::open(path) {
+            Ok((file, look)) if is_same_file(&look.identity, identity) => Ok(Some((file, look))),
+            Ok(_) => {
+                self.moved = true;
+                Ok(None)
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+                self.moved = true;
+                Ok(None)
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The stream's own file, if it has the stream's bytes.
+    fn find_own(&mut self, j: usize) -> io::Result<Option<Own>> {
+        let e = &self.entries[j];
+        if let Reader::Reading(Some(file)) = &e.reader {
+            let look = identity::look(file)?;
+            return Ok(goes_on(file, &look, e)?.then(|| Own::Plain(file.clone())));
+        }
+        if let Some(file) = self.known.store.of(e.stream) {
+            let look = identity::look(&file)?;
+            if look.identity == e.identity && goes_on(&file, &look, e)? {
+                return Ok(Some(Own::Plain(file.into())));
+            }
+        }
+        let is_read = matches!(e.reader, Reader::Reading(None));
+        // A file that is a newer stream's by now has other bytes.
+        let rank = |e: &Entry| (!matches!(e.reader, Reader::Nobody), !e.finished, e.stream);
+        let same = |other: &&Entry| is_same_file(&other.identity, &e.identity);
+        if !is_read && self.entries.iter().filter(same).any(|other| rank(other) > rank(e)) {
+            return Ok(None);
+        }
+        let listed = self.files.iter().position(|c| is_same_file(&c.sibling.look.identity, &e.identity));
+        let (opened, packed) = match listed {
+            Some(i) if self.files[i].sibling.packed == Packed::Other => return Ok(Some(Own::Unknown)),
+            Some(i) => (self.opened(i)?, self.files[i].sibling.packed),
+            None => match identity::open(&e.path) {
+                Ok(opened) if is_same_file(&opened.1.identity, &e.identity) => {
+                    (Some(opened), crate::packed::packing(&e.path))
+                }
+                _ => (None, Packed::Plain),
+            },
+        };
+        let Some((file, look)) = opened else { return Ok(is_read.then_some(Own::Unknown)) };
+        if packed == Packed::Gzip {
+            return Ok(match self.known.ends.of(&file, &look) {
+                // Where nothing was read, and without a birth time, the inode may be another file's by now.
+                Ok((size, mark))
+                    if is_read || look.identity.born.is_some() || proof(e).offset > 0 && holds(&file, e)? =>
+                {
+                    Some(Own::Packed(file.into(), size, mark))
+                }
+                Ok(_) => None,
+                Err(_) => Some(Own::Unknown),
+            });
+        }
+        Ok(goes_on(&file, &look, e)?.then(|| Own::Plain(file.into())))
+    }
+
+    fn own(&mut self, j: usize) -> io::Result<Option<Own>> {
+        if let Some(own) = self.own.get(&j) {
+            return Ok(own.clone());
+        }
+        let own = self.find_own(j)?;
+        self.own.insert(j, own.clone());
+        Ok(own)
+    }
+}
+
+impl Peek for Contents<'_> {
+    fn length(&mut self, i: usize) -> io::Result<Length> {
+        let Sibling { packed, look, .. } = &self.files[i].sibling;
+        match packed {
+            Packed::Plain => Ok(Length::Bytes(look.size)),
+            Packed::Other => Ok(Length::Unknown),
+            Packed::Gzip => {
+                let Some((file, look)) = self.opened(i)? else { return Ok(Length::Incomplete) };
+                Ok(match self.known.ends.of(&file, &look) {
+                    Ok((size, _)) => Length::Bytes(size),
+                    Err(_) if is_young(&look) => Length::Incomplete,
+                    Err(_) => Length::Unknown,
+                })
+            }
+        }
+    }
+
+    fn mark(&mut self, i: usize, offset: u64) -> io::Result<Option<Mark>> {
+        if let Some(mark) = self.marks.get(&(i, offset)) {
+            return Ok(*mark);
+        }
+        let packed = self.files[i].sibling.packed;
+        let mark = match self.opened(i)? {
+            Some((file, look)) => mark_of(&file, &look, packed, offset, &self.known.ends)?,
+            None => None,
+        };
+        self.marks.insert((i, offset), mark);
+        Ok(mark)
+    }
+
+    fn head(&mut self, i: usize) -> io::Result<Vec<u8>> {
+        if let Some(head) = self.heads.get(&i) {
+            return Ok(head.clone());
+        }
+        let Sibling { packed, look, .. } = &self.files[i].sibling;
+        let (packed, size) = (*packed, look.size);
+        let span = Mark::SPAN as u64;
+        let head = match self.opened(i)? {
+            Some((file, _)) if packed == Packed::Plain => open::before(&file, size.min(span))?,
+            Some((file, _)) => {
+                let (end, _) = self.known.ends.of(&file, &self.files[i].sibling.look).unwrap_or_default();
+                rewound(&file, |file| Gz::new(file).skip_to(end.min(span))).unwrap_or_default()
+            }
+            None => Vec::new(),
+        };
+        self.heads.insert(i, head.clone());
+        Ok(head)
+    }
+
+    fn is_own(&mut self, i: usize, j: usize) -> io::Result<bool> {
+        let e = &self.entries[j];
+        let Sibling { packed, look, .. } = &self.files[i].sibling;
+        let as_it_was = (e.size, e.modified) == (look.size, look.modified);
+        let is_short_copy = e.finished && e.identity.born.is_some() && look.size < e.at.offset;
+        if matches!(e.reader, Reader::Reading(_)) || as_it_was || is_short_copy || *packed == Packed::Other {
+            return Ok(true);
+        }
+        let packed = *packed;
+        let Some((file, look)) = self.opened(i)? else { return Ok(true) };
+        match packed {
+            Packed::Gzip if look.identity.born.is_some() => Ok(true),
+            Packed::Gzip => Ok(proof(e).offset > 0 && holds(&file, e).unwrap_or(true)),
+            _ => goes_on(&file, &look, e),
+        }
+    }
+
+    fn is_there(&mut self, j: usize) -> io::Result<bool> {
+        Ok(self.own(j)?.is_some())
+    }
+
+    fn is_still_there(&mut self, j: usize) -> io::Result<bool> {
+        self.own.remove(&j);
+        self.is_there(j)
+    }
+
+    fn own_mark(&mut self, j: usize, offset: u64) -> io::Result<Option<Mark>> {
+        Ok(match self.own(j)? {
+            Some(Own::Plain(file)) if identity::look(&file)?.size >= offset => {
+                Some(open::mark_at(&file, offset)?)
+            }
+            Some(Own::Packed(_, end, mark)) if end == offset => Some(mark),
+            Some(Own::Packed(file, end, _)) if end > offset => {
+                rewound(&file, |file| Gz::new(file).skip_to(offset)).ok().map(|before| Mark::of(&before))
+            }
+            _ => None,
+        })
+    }
+}
+
+/// Of the bytes before `offset`, decompressed.
+fn mark_of(file: &File, look: &Look, packed: Packed, offset: u64, ends: &Ends) -> io::Result<Option<Mark>> {
+    match packed {
+        Packed::Plain if look.size >= offset => open::mark_at(file, offset).map(Some),
+        Packed::Gzip => Ok(match ends.of(file, look) {
+            Ok((end, mark)) if end == offset => Some(mark),
+            Ok((end, _)) if end > offset => {
+                rewound(file, |file| Gz::new(file).skip_to(offset)).ok().map(|before| Mark::of(&before))
+            }
+            _ => None,
+        }),
+        _ => Ok(None),
+    }
+}
+
+/// For a file whose position is of no account before and afterwards.
+fn rewound<T>(file: &File, read: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
+    let mut rewind = file;
+    rewind.rewind()?;
+    let done = read(file.try_clone()?);
+    rewind.rewind()?;
+    done
+}
+
+/// A file that was written this lately may be written still.
+pub(super) fn is_young(look: &Look) -> bool {
+    let written = UNIX_EPOCH + Duration::from_nanos(look.modified.max(0) as u64);
+    SystemTime::now().duration_since(written).is_ok_and(|age| age < Duration::from_secs(60))
+}
+
+/// The point by which a file is known to hold the stream's bytes: its position, and where nothing is gapless, the end of
+/// what is acknowledged beyond.
+pub(super) fn proof(entry: &Entry) -> Point {
+    let beyond = entry.beyond.first().map(|(_, end)| *end);
+    if entry.at.offset > 0 { entry.at } else { beyond.unwrap_or(entry.at) }
+}
+
+/// Whether the file still has the bytes before the stream's position. Where nothing was read there are none: then it has other
+/// bytes if it is shorter than it was.
+pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
+    let Point { offset, mark, .. } = proof(entry);
+    let least = if offset == 0 { entry.size } else { offset };
+    Ok(look.size >= least && (mark.len == 0 || open::mark_at(file, offset)? == mark))
+}
+
+/// Whether a `.gz`, decompressed, has the stream's bytes before its position.
+pub(super) fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
+    let Point { offset, mark, .. } = proof(entry);
+    rewound(file, |file| {
+        let mut gz = Gz::new(file);
+        let before = gz.skip_to(offset)?;
+        let kept = &before[before.len().saturating_sub(usize::from(mark.len))..];
+        Ok(gz.position() == offset && Mark::of(kept) == mark)
+    })
+}
+
+/// Of a time in nanoseconds.
+pub(super) use assign::second;
