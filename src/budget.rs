@@ -156,8 +156,8 @@ impl Share {
     }
 
     /// Takes bytes that will be held indefinitely, without ever waiting: `None` if others are waiting or this part of
-    /// the share is used up. The part is small, and is ignored when a request above the limit is granted alone, so
-    /// nobody waits for it either.
+    /// the share is used up. The part is small, and is ignored when a request above the limit is granted alone, so no
+    /// request waits for it either.
     pub fn set_aside(&self, bytes: usize) -> Option<Permit> {
         let mut s = self.lock();
         let fits = s.queue.is_empty() && s.used + bytes <= s.limit && s.aside + bytes <= s.limit / ASIDE;

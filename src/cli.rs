@@ -1,7 +1,7 @@
-//! The command line: five commands, as `argh` reads them. Decides nothing and reads no file; a wrong line is an [`Error`]
-//! with code 64.
+//! The command line: five commands, parsed by `argh`. An invalid command line is an [`Error`] with code 64.
 //!
-//! `argh` knows only UTF-8 and no `--opt=value`, so arguments go in escaped and are taken back by the readers below.
+//! `argh` supports only UTF-8 and no `--opt=value`, so arguments are escaped before and unescaped by the value
+//! readers below.
 
 use crate::config::{self, Acks, BrokerAddress, DriverChoice, OutputName, Overrides, Start};
 use crate::error::Error;
@@ -10,11 +10,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// What to do.
+/// The parsed command line.
 #[derive(Debug, PartialEq)]
 pub enum Invocation {
     Command(Command),
-    /// `--help` or `--version`: this text, on standard output.
+    /// `--help` or `--version`: print this text.
     Text(String),
 }
 
@@ -93,7 +93,7 @@ pub struct TailArgs {
     pub files: Vec<PathBuf>,
 }
 
-/// Stage 2 alone.
+/// Send values from the command line, or the lines of standard input, as records.
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(
     subcommand,
@@ -183,7 +183,7 @@ impl RunArgs {
 }
 
 impl SendArgs {
-    /// What of it concerns the config.
+    /// The options that override the config.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             config: self.config.clone(),
@@ -196,7 +196,7 @@ impl SendArgs {
     }
 }
 
-/// `args` without the program's name.
+/// Parses `args`, given without the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Error> {
     let args: Vec<String> = args.into_iter().map(|a| escape(&a)).collect();
     let args = split_values(args);
@@ -238,7 +238,7 @@ fn wrong(command: Option<&str>, why: &str) -> Error {
     }
 }
 
-/// What `argh` does not check.
+/// Checks that `argh` does not do.
 fn judge(command: Command) -> Result<Command, Error> {
     match &command {
         Command::Tail(t) if t.files.is_empty() => Err(wrong(Some("tail"), "no FILE is given")),
@@ -252,7 +252,7 @@ fn judge(command: Command) -> Result<Command, Error> {
     }
 }
 
-/// `--opt=value` to `--opt value`, for options that take one, up to `--`.
+/// Splits `--opt=value` into `--opt value` for options that take a value, up to `--`.
 fn split_values(args: Vec<String>) -> Vec<String> {
     let mut out = Vec::with_capacity(args.len() + 4);
     let mut args = args.into_iter();
@@ -268,7 +268,7 @@ fn split_values(args: Vec<String>) -> Vec<String> {
             _ => {
                 let valued = VALUED.contains(&arg.as_str());
                 out.push(arg);
-                // The value itself, which may look like an option with a value.
+                // The value, which may itself look like an option with a value.
                 out.extend(valued.then(|| args.next()).flatten());
             }
         }
@@ -277,7 +277,7 @@ fn split_values(args: Vec<String>) -> Vec<String> {
     out
 }
 
-/// `argh`'s several lines as one, and its longest words shorter.
+/// Joins `argh`'s error lines and shortens their longest phrases.
 fn readable(output: &str) -> String {
     let parts: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let text = String::from_utf8_lossy(&unescape(&parts.join(" "))).into_owned();
@@ -291,8 +291,8 @@ fn readable(output: &str) -> String {
     }
 }
 
-/// Any bytes as text, reversibly: those that are no UTF-8 become private characters, U+10FF00 and the byte, and so do the
-/// bytes of these very characters where somebody wrote them.
+/// Reversibly encodes arbitrary bytes as text: bytes that are not UTF-8 become private-use characters (U+10FF00 plus
+/// the byte), and so do the bytes of those characters if present in the input.
 fn escape(arg: &OsStr) -> String {
     let hide = |bytes: &[u8]| bytes.iter().map(|b| private(*b)).collect::<String>();
     let mut out = String::new();
@@ -327,7 +327,7 @@ fn public(c: char) -> Option<u8> {
     u8::try_from((c as u32).checked_sub(0x10_ff00)?).ok()
 }
 
-// Readers of one value, for `argh`.
+// Value readers for `argh`.
 
 fn bytes(arg: &str) -> Result<Vec<u8>, String> {
     Ok(unescape(arg))
@@ -358,7 +358,7 @@ fn word<T: config::Named>(arg: &str) -> Result<T, String> {
 
 fn partition(arg: &str) -> Result<i32, String> {
     let n: Option<i32> = arg.parse().ok().filter(|n| *n >= 0);
-    n.ok_or_else(|| "it is no whole number from 0".into())
+    n.ok_or_else(|| "it is not a whole number from 0".into())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the agent can be asked to do, one file each. Each stands alone; only `run` knows all stages.
+//! The commands, one file each, and what only they share. `run` alone knows all stages.
 
 pub mod check;
 pub mod drivers;

@@ -1,9 +1,11 @@
-//! Merges the config files and the command line into one [`Config`] with every default filled in. `commands/` makes each
-//! stage's options from it.
+//! Merges the config files and the command line into one [`Config`] with all defaults filled in. `commands/` derives
+//! each stage's options from it.
 //!
-//! [`keys`] describes every key once. [`read`] takes a file apart by these descriptions, by hand and not by `serde`, because
-//! one run must name all its problems; [`resolve`] merges and checks what they mean together. What is wrong is a
-//! [`mistake::Mistake`] at its place until it is printed. An enum that is an option of a stage is the stage's own.
+//! [`keys`] describes every key once; the parser, the suggestions of `check`, the example config, the manual page and
+//! the reload rules are derived from it. [`read`] parses a file by these descriptions, by hand rather than with
+//! `serde`, because one run must report all problems with their positions. [`resolve`] merges the values and checks
+//! them together. A problem is a [`mistake::Mistake`] with a position until it is printed. An enum that is an option
+//! of a stage belongs to that stage.
 
 #[cfg(test)]
 mod generated;
@@ -20,12 +22,13 @@ mod units;
 mod values;
 mod words;
 
-use crate::chunk::{Chunk, Format, Key, Line};
+use crate::chunk::Chunk;
 use crate::error::Error;
 pub use crate::kafka::net::sasl::{Mechanism, Options as Sasl};
 pub use crate::kafka::protocol::codec::Codec;
 pub use crate::producer::Partitioner;
 pub use crate::producer::driver::Acks;
+use crate::record::{Format, Key, Line};
 pub use crate::state::{Damaged, Sync};
 use crate::tail::Hold;
 pub use crate::tail::Start;
@@ -38,13 +41,13 @@ pub use table::{Described, KeySpec, Reload, ShownValue, TableSpec, differ};
 pub use units::{BrokerAddress, brokers, topic as topic_name};
 pub use words::{Named, by_name};
 
-/// Read when neither `-c` nor a FILE is given.
+/// The default config file, read when neither `-c` nor a FILE is given.
 pub const DEFAULT_FILE: &str = "/etc/logagent.toml";
 
-/// The line table of a full chunk, in bytes; the chunk itself shrinks to what the budget allows, down to one line.
+/// The line table of a full chunk, in bytes. The chunk itself shrinks to what the budget allows, down to one line.
 const LINE_TABLE: usize = Chunk::MAX_LINES * size_of::<Line>();
 
-/// Everything decided: no value is missing, and every path is absolute.
+/// The resolved config: no value is missing, and every path is absolute.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Without `state_dir`, nothing is saved.
@@ -54,7 +57,7 @@ pub struct Config {
     pub textfile: Option<PathBuf>,
     /// In the order of the config; never empty for `run`.
     pub sources: Vec<Source>,
-    /// `--once`: end when everything that was there at the start is acknowledged.
+    /// `--once`: exit when everything that existed at the start is acknowledged.
     pub once: bool,
     /// The config files that were read, the main one first; none when the command line has FILEs and no `-c`.
     pub read_from: Vec<PathBuf>,
@@ -80,7 +83,7 @@ pub enum DriverChoice {
     Modern,
 }
 
-/// What the command line says; it wins over the file.
+/// Options from the command line; they override the file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `-c`.
@@ -92,7 +95,7 @@ pub struct Overrides {
     pub state_dir: Option<PathBuf>,
     pub driver: Option<DriverChoice>,
     pub once: bool,
-    /// In place of all `[[files]]`.
+    /// Replaces all `[[files]]`.
     pub files: Vec<PathBuf>,
 }
 
@@ -102,7 +105,7 @@ pub enum OutputName {
     Stdout,
 }
 
-/// What the process finds around it; an argument, so that tests choose it.
+/// The process's environment; an argument, so that tests can choose it.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     pub hostname: String,
@@ -118,7 +121,7 @@ impl Surroundings {
         let state = std::env::var_os("STATE_DIRECTORY").filter(|d| !d.is_empty());
         Surroundings {
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            // Several folders are separated by colons (systemd.exec(5)); ours is the first.
+            // Multiple folders are separated by colons (systemd.exec(5)); ours is the first.
             state_directory: state.map(|dirs| {
                 use std::os::unix::ffi::{OsStrExt, OsStringExt};
                 let first = dirs.as_bytes().split(|b| *b == b':').next().unwrap_or_default();
@@ -130,8 +133,8 @@ impl Surroundings {
     }
 }
 
-/// Reads and merges everything. The error has one line for each problem, of every kind, in the order of the files; its
-/// code is 78 for the file's problems and 64 for the command line's.
+/// Reads and merges everything. The error has one line per problem of any kind, in file order; its code is 78 for
+/// problems of the file and 64 for those of the command line.
 pub fn load(asked: &Overrides) -> Result<Config, Error> {
     load_in(asked, &Surroundings::of_this_process()).map(|(config, _)| config)
 }
@@ -168,7 +171,7 @@ fn read_in(
     }
 }
 
-/// `[kafka]` alone and its topic, for `send`; the defaults where `asked` names no config. Errors as of [`load`].
+/// `[kafka]` and the topic only, for `send`; the defaults if `asked` names no config. Errors as in [`load`].
 pub fn load_kafka(asked: &Overrides) -> Result<(Kafka, String), Error> {
     let around = Surroundings::of_this_process();
     let mut problems = Problems::default();
@@ -177,8 +180,8 @@ pub fn load_kafka(asked: &Overrides) -> Result<(Kafka, String), Error> {
     problems.into_result(found)
 }
 
-/// The state folder that `config` (or the default file, where there is one) names. For `status`, which must work while the
-/// rest of the config is wrong.
+/// The state folder named by `config` (or by the default file, if it exists). For `status`, which must work while the
+/// rest of the config is invalid.
 pub fn state_dir(config: Option<&Path>) -> Result<PathBuf, Error> {
     state_dir_in(config, &Surroundings::of_this_process())
 }
@@ -191,15 +194,15 @@ fn state_dir_in(config: Option<&Path>, around: &Surroundings) -> Result<PathBuf,
     Ok(found.unwrap_or_else(|| unreachable!("state_dir has a default")))
 }
 
-/// How the byte budget is used, in bytes.
+/// The division of the byte budget, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryPlan {
-    /// The workers' encoding buffers, taken from the budget at start.
+    /// The encoding buffers, taken from the budget at start.
     pub encoding: usize,
     pub topics: usize,
-    /// The longest line and a chunk's line table: the least that a topic must get.
+    /// The longest line plus a chunk's line table: the minimum per topic.
     pub per_topic: usize,
-    /// The least `memory`. The budget is split into equal shares, so each must hold the largest `per_topic`.
+    /// The minimum of `memory`. The budget is split into equal shares, so each must hold the largest `per_topic`.
     pub needed: usize,
 }
 
@@ -218,7 +221,7 @@ impl Config {
         MemoryPlan { encoding, topics: topics.len(), per_topic, needed: encoding + topics.len() * per_topic }
     }
 
-    /// What the config asks for that only the modern driver does, in the operator's words.
+    /// The configured features that only the modern driver supports, in the operator's words.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let Output::Kafka(k) = &self.output else { return Vec::new() };
         let mut all = k.needs_modern();
@@ -233,14 +236,14 @@ impl Config {
 }
 
 impl Source {
-    /// `-` where lines go to standard output and no topic is named.
+    /// `-` if lines go to standard output and no topic is named.
     pub fn topic(&self) -> &str {
         self.topic.as_deref().unwrap_or("-")
     }
 }
 
 impl Kafka {
-    /// As [`Config::needs_modern`], as far as `[kafka]` says it.
+    /// Like [`Config::needs_modern`], for `[kafka]` only.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let all = [
             (self.tls.is_some(), "TLS"),

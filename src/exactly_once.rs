@@ -44,10 +44,10 @@ pub mod analyze;
 pub mod file;
 pub mod intent;
 
-use crate::chunk::{Range, StreamId};
 use crate::producer::BeforeSend;
 use crate::producer::batch::Batch;
 use crate::producer::recovered::{LastSequence, TopicPartition};
+use crate::record::{Range, StreamId};
 use crate::report::{Blocked, Board};
 use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;

@@ -10,7 +10,7 @@
 
 mod slots;
 
-use crate::chunk::StreamId;
+use crate::record::StreamId;
 use crate::sys;
 use crate::systemd::Notify;
 use slots::{Slots, StoreAction};
@@ -142,7 +142,7 @@ impl FdStore {
         }
     }
 
-    /// Releases a descriptor nobody claimed.
+    /// Releases an unclaimed descriptor.
     pub fn discard(&self, name: String) {
         if let (Some(inner), Some(mut state)) = (&self.0, self.state()) {
             state.unwanted.push(name);

@@ -29,8 +29,8 @@ mod scripted;
 mod tests;
 
 use crate::backoff::Rng;
-use crate::chunk::Topic;
 use crate::producer::driver::{Acks, Capabilities, Context, Drive, Event, TopicView};
+use crate::record::Topic;
 use broker::Peer;
 use client::Client;
 use cluster::Cluster;

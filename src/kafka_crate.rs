@@ -1,33 +1,38 @@
-//! The driver on the `kafka` crate, for brokers up to 3.9: takes orders, keeps a session with the cluster, gives every batch
-//! back with a verdict. One request at a time; no retry of a batch, no partitioning, no TLS or SASL (D3, D17: on TLS the
-//! crate sends only the first 16 KiB of a frame). The crate itself is used in `client.rs` and `verdict.rs` alone.
+//! The driver on the `kafka` crate, for brokers up to 3.9. A worker thread takes orders, keeps a session with the
+//! cluster, and returns every batch with a verdict. It sends one request at a time and does not retry batches or
+//! choose partitions. It has no TLS or SASL (D3, D17: over TLS the crate sends only the first 16 KiB of a frame).
+//! Only `client.rs` and `verdict.rs` use the crate itself.
 //!
-//! Invariant: a session ends at any trouble, whoever is to blame, and the next order sets up another (D1, D2: the crate
-//! never recovers from a broken connection, and may take a late answer for the next one's).
+//! This driver exists because the own driver needs Produce v3 (Kafka 0.11). It serves older brokers, and everyone who
+//! writes `driver = "classic"`. Everything that fences the crate in (watchdog, sockets, panic hook, stand-ins for
+//! `crc` and `byteorder`) is in this folder, so it can be deleted as a whole.
+//!
+//! Invariant: any failure ends the session, whatever its cause, and the next order sets up a new one (D1, D2: the
+//! crate never recovers from a broken connection, and may take a late answer for the next one's).
 //!
 //! # The `kafka` crate's defects
 //!
-//! Version 0.10.0, found in its source, most of them seen to happen. The numbers are used in comments and tests here.
+//! Version 0.10.0. Found in its source; most were observed. Comments and tests here refer to these numbers.
 //!
-//! | | what it does | the way round |
+//! | | defect | workaround |
 //! |---|---|---|
-//! | D1 | Never compares an answer's correlation id: after a time-out the late answer confirms the next batch, also one that was refused. | A new client after any error; the broker's time to answer is far below the crate's. |
-//! | D2 | Keeps a dead connection in its pool for ever. | The same; and an idle limit below a NAT's. |
-//! | D3 | Sends a frame by one `write`: a signal cuts it short, and TLS sends the first 16 KiB only. | Signals are blocked in the thread; no TLS. |
-//! | D4 | Connects without a limit (some 127 s), and reads with one of 120 s. | A probe first; a watchdog cuts the socket. |
-//! | D5 | Asks only the first bootstrap host that takes the request. | It gets one host at a time, one that has just answered. |
-//! | D6 | Reads no answer with `acks = 0`, so errors are invisible. | `all` is the default; a silent connection is looked at before use. |
-//! | D7 | Asks leaders in turn and forgets the first one's answer at an error of the second. | One partition, so one leader, in a call. |
-//! | D8 | `Producer` loads all topics, once. | `KafkaClient` alone, made anew every five minutes. |
-//! | D9 | Drops metadata's errors; panics where partition ids have gaps; a new topic is "ok, no partitions". | We ask ourselves; panics are caught; an empty list is asked again. |
-//! | D10 | Believes an answer's length and counts: panics, takes a gigabyte, or, where that cannot be had, ends the process. | The probe tells other protocols apart; `byteorder/` stands in for the crate that reads them, and refuses what cannot be; panics are caught. |
+//! | D1 | Never compares an answer's correlation id: after a timeout, the late answer confirms the next batch, even one that was rejected. | A new client after any error; the broker's timeout is far below the crate's. |
+//! | D2 | Keeps a dead connection in its pool forever. | The same, and an idle limit below that of NATs. |
+//! | D3 | Sends a frame with one `write`: a signal cuts it short, and TLS sends the first 16 KiB only. | Signals are blocked in the thread; no TLS. |
+//! | D4 | Connects without a timeout (some 127 s), and reads with one of 120 s. | A probe first; a watchdog shuts down the socket. |
+//! | D5 | Asks only the first bootstrap host that accepts the request. | It gets one host at a time, which has just answered. |
+//! | D6 | Reads no answer with `acks = 0`, so errors are invisible. | `all` is the default; a silent connection is checked before use. |
+//! | D7 | Asks leaders in turn and discards the first one's answer when the second fails. | One partition, so one leader, per call. |
+//! | D8 | `Producer` loads all topics, once. | `KafkaClient` only, recreated every five minutes. |
+//! | D9 | Drops metadata's errors; panics where partition ids have gaps; a new topic is "ok, no partitions". | Our own metadata request; panics are caught; an empty list is queried again. |
+//! | D10 | Trusts an answer's length and counts: panics, allocates a gigabyte, or aborts the process if that fails. | The probe tells other protocols apart; `byteorder/` stands in for the crate that reads them, and refuses what cannot be; panics are caught. |
 //! | D11 | `Producer` sends empty values as null, which is a tombstone. | `produce_messages` with `Some(b"")`. |
 //! | D12 | Message format 0: no timestamps, no headers. | None: the modern driver. |
 //! | D13 | `with_partitioner` forgets security settings and client id. | The builder is not used. |
-//! | D14 | Codes above 35 all look alike. | Retried for ever; under `auto` the other driver is asked. |
-//! | D15 | Asserts on the shape of an answer; on Kafka 4 metadata works and every send fails. | The probe tells by versions; a connection closed on a send is "too new". |
-//! | D16 | Copies byte by byte, and makes its checksum's table for every message; gzip at level 9 only (12 MB/s); no lz4, no zstd. | `crc/` stands in for the checksum's crate. Snappy, or the modern driver. |
-//! | D17 | Hashes keys unlike Java's client; writes IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | The core chooses partitions; addresses are parsed as it writes them. |
+//! | D14 | Codes above 35 all look alike. | Retried forever; with `auto`, the other driver takes over. |
+//! | D15 | Asserts on the shape of an answer; on Kafka 4 metadata works and every send fails. | The probe checks versions; a connection closed on a send means "too new". |
+//! | D16 | Copies byte by byte, and computes its checksum table for every message; gzip at level 9 only (12 MB/s); no lz4, no zstd. | `crc/` replaces the checksum crate. Snappy, or the modern driver. |
+//! | D17 | Hashes keys differently from the Java client; formats IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | The core chooses partitions; addresses are parsed in the crate's format. |
 
 mod client;
 mod request;
@@ -43,13 +48,13 @@ mod tests;
 
 pub use client::{CrateCodec, fenced};
 
-use crate::chunk::Topic;
 use crate::kafka::net::probe;
 use crate::producer::Outbox;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Acks, Capabilities, Event, Leave, Order, Pace, TopicView, Verdict};
 use crate::producer::outage::{Outages, Who};
 use crate::producer::record_encoder;
+use crate::record::Topic;
 use crate::report::Board;
 use client::{CallError, Led};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -69,39 +74,40 @@ pub struct CrateOptions {
     pub client_id: String,
     pub acks: Acks,
     pub codec: CrateCodec,
-    /// Whether asking for a topic may create it. Brokers before 0.11 create it all the same, if their own config says so.
+    /// Whether a metadata request may create the topic. Brokers before 0.11 create it regardless, if their own config
+    /// says so.
     pub create_topics: bool,
     pub unfit: OnIncompatible,
     pub limits: TimeLimits,
 }
 
-/// What to do about a broker that the `kafka` crate cannot speak to.
+/// What to do about a broker that is incompatible with the `kafka` crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnIncompatible {
-    /// Say it and wait: the config asks for this driver.
+    /// Report it and wait: the config requires this driver.
     Wait,
-    /// Leave a broker that is too new, or that refuses our requests though it says that it takes them, to another driver.
+    /// Leave a broker to another driver if it is too new, or rejects our requests although it claims to support them.
     Refused,
-    /// Leave a broker that is too new, or one that could be served by the modern driver: this one was chosen because the
-    /// broker before could not.
+    /// Leave a broker to the modern driver if it is too new, or if the modern driver can serve it: this driver was
+    /// chosen because the previous broker required it.
     Replaced,
 }
 
-/// Limits of time. With the defaults no failure holds the worker for more than 30 s.
+/// Timeouts. With the defaults no failure blocks the worker for more than 30 s.
 #[derive(Debug, Clone, Copy)]
 pub struct TimeLimits {
     pub probe: probe::Limits,
     pub call: watchdog::WatchLimits,
-    /// How long the broker may wait for its replicas before it answers; well below `call.still`, so that the broker, which
-    /// knows why, answers first (D1).
+    /// How long the broker may wait for its replicas before it answers. Well below `call.still`, so that the broker,
+    /// which knows the reason, answers first (D1).
     pub ack: Duration,
-    /// A connection unused for so long is made anew (D2): a NAT may have forgotten it, and the crate would not notice.
+    /// A connection idle for this long is replaced (D2): a NAT may have dropped it, which the crate would not notice.
     pub idle: Duration,
-    /// Age at which a session, with all it knows of topics and leaders, is made anew (D8).
+    /// Age at which a session, including topics and leaders, is replaced (D8).
     pub refresh: Duration,
     /// Longest pause between two attempts to reach a broker or to find a topic.
     pub pause: Duration,
-    /// Between two looks at a topic that nobody but an operator can give or open to us.
+    /// Interval between checks of a topic that only an operator can create or grant.
     pub held: Duration,
 }
 
@@ -119,7 +125,7 @@ impl Default for TimeLimits {
     }
 }
 
-/// Works until the core drops its ends or changes to another driver, or the broker is one for another.
+/// Runs until the core drops its channels or changes to another driver, or the broker needs another driver.
 pub fn run(options: &CrateOptions, orders: &Receiver<Order>, events: &Outbox, board: &Arc<Board>) -> Leave {
     let watch = match CallWatchdog::start(options.limits.call) {
         Ok(watch) => watch,
@@ -147,11 +153,11 @@ pub fn run(options: &CrateOptions, orders: &Receiver<Order>, events: &Outbox, bo
     leave
 }
 
-/// Why something was not done.
+/// Why an operation failed.
 #[derive(Debug)]
 enum Fault {
     Leave(Leave),
-    /// Nothing was sent; worth another try.
+    /// Nothing was sent; can be retried.
     Retry(Pace, String),
 }
 
@@ -171,31 +177,31 @@ struct CrateWorker<'a> {
     topics: BTreeMap<Topic, TopicState>,
     /// Which bootstrap host is asked first.
     turn: usize,
-    /// Until when no host of the bootstrap list is tried again, and why.
+    /// When the bootstrap list may be tried again, and why it failed.
     wait: Wait,
     /// The same for leaders that could not be reached.
     down: HashMap<String, Wait>,
-    /// Leaders whose last batch got no answer: that they answer other requests does not end their outage.
+    /// Leaders whose last batch got no answer. Answers to other requests do not end their outage.
     unproven: HashSet<String>,
     /// A broker has answered a batch.
     proven: bool,
-    /// A batch's answer has shown that this broker is another driver's.
+    /// A batch's answer showed that this broker needs another driver.
     leaving: Option<String>,
 }
 
 /// One topic.
 #[derive(Debug, Default)]
 struct TopicState {
-    /// As the crate's present client knows them; empty when it was not asked, or there are none.
+    /// As known to the current client; empty if it was not asked, or there are none.
     led: Vec<Led>,
-    /// What the core was told last.
+    /// The last state reported to the core.
     said: Option<TopicView>,
     wait: Wait,
     pace: Option<Pace>,
 }
 
 impl TopicState {
-    /// To be looked at again without being asked: not there yet, or a partition has no leader.
+    /// Needs a re-check: the topic does not exist yet, or a partition has no leader.
     fn is_wanting(&self) -> bool {
         self.said.as_ref().is_none_or(|v| v.available.len() < v.partitions.len())
     }
@@ -214,9 +220,9 @@ impl CrateWorker<'_> {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             let done = match order {
-                Ok(Order::Topic(topic)) => self.take_up(&topic),
+                Ok(Order::Topic(topic)) => self.open_topic(&topic),
                 Ok(Order::Send(batches)) => self.send(batches),
-                Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // not numbered: nobody asks
+                Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // never sent to a driver without sequence numbers
                 Ok(Order::Ask { topic, partition, pid }) => {
                     let last = Err("the classic driver cannot ask for a producer's state".to_owned());
                     self.say(Event::Knows { topic, partition, pid, last })
@@ -235,7 +241,7 @@ impl CrateWorker<'_> {
         self.events.send(event).map_err(|_| Leave::Closed)
     }
 
-    /// Before another driver takes over: what waits in the queue was made for this one's abilities.
+    /// Before another driver takes over: queued orders were made for this driver's capabilities.
     fn give_back(&self, orders: &Receiver<Order>, why: &str) -> Result<(), Leave> {
         for order in orders.try_iter() {
             let Order::Send(batches) = order else { continue };
@@ -246,17 +252,17 @@ impl CrateWorker<'_> {
         Ok(())
     }
 
-    fn take_up(&mut self, topic: &Topic) -> Result<(), Leave> {
+    fn open_topic(&mut self, topic: &Topic) -> Result<(), Leave> {
         let topic_state = self.topics.entry(topic.clone()).or_default();
         if let Some(view) = &topic_state.said {
             let view = view.clone();
-            return self.say(Event::Topic(view)); // asked again: the core has forgotten
+            return self.say(Event::Topic(view)); // queried again: the core has dropped its state
         }
         topic_state.wait = Wait::default();
         self.quietly(|w| w.learn(topic))
     }
 
-    /// Does something that no batch waits for: a failure is recorded already, and comes up again at the next chore.
+    /// Runs a task that no batch waits for. A failure is already recorded, and the next task meets it again.
     fn quietly(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Leave> {
         match act(self) {
             Ok(()) | Err(Fault::Retry(..)) => Ok(()),
@@ -264,12 +270,12 @@ impl CrateWorker<'_> {
         }
     }
 
-    /// When something is to be done without an order.
+    /// When the next task without an order is due.
     fn next_chore(&self) -> Option<Instant> {
         let refresh = self.session.as_ref().map(|s| s.born + self.options.limits.refresh);
         let wanting = self.topics.values().filter(|l| l.is_wanting()).filter_map(|l| l.wait.until);
         let due = wanting.chain(self.down.values().filter_map(|w| w.until)).min();
-        // Without a session all of it waits for one.
+        // Without a session, all tasks wait for one.
         let due =
             due.map(|at| if self.session.is_none() { at.max(self.wait.until.unwrap_or(at)) } else { at });
         [refresh, due].into_iter().flatten().min()
@@ -278,7 +284,7 @@ impl CrateWorker<'_> {
     fn chores(&mut self) -> Result<(), Leave> {
         let now = Instant::now();
         if self.session.as_ref().is_some_and(|s| now >= s.born + self.options.limits.refresh) {
-            self.drop_session(); // D8: a new client, new metadata, and the broker's version looked at again
+            self.drop_session(); // D8: a new client, new metadata, and another look at the broker's version
             let all: Vec<Topic> = self.topics.keys().cloned().collect();
             for topic in all {
                 self.quietly(|w| w.learn(&topic))?;
@@ -297,7 +303,7 @@ impl CrateWorker<'_> {
         Ok(())
     }
 
-    /// Every batch comes back, whatever happens to those before it.
+    /// Every batch is returned, whatever happens to those before it.
     fn send(&mut self, batches: Vec<Batch>) -> Result<(), Leave> {
         let mut left: Option<String> = None;
         for batch in batches {
@@ -330,17 +336,16 @@ impl CrateWorker<'_> {
         };
         let peers = self.reach(&leader)?;
         let Some(session) = &mut self.session else {
-            return Err(Fault::Retry(Pace::Backoff, "the connection is to be set up anew".to_owned()));
+            return Err(Fault::Retry(Pace::Backoff, "the connection must be set up again".to_owned()));
         };
         if !session.is_silent(&leader) {
             self.drop_session();
-            let why =
-                format!("{leader}: the connection was closed, or holds an answer that nobody asked for");
+            let why = format!("{leader}: the connection was closed, or holds an unexpected answer");
             return Err(Fault::Retry(Pace::Now, why));
         }
         let guard = self.watch.guard(peers);
-        // A broker that takes no such request at all would swallow every line without a word (D6), so the first batch of
-        // each session asks for an answer.
+        // A broker that does not support the request at all would silently drop every line (D6), so the first batch
+        // of each session requests an answer.
         let acks = match self.options.acks {
             Acks::Zero if !session.proven => Acks::One,
             acks => acks,
@@ -362,7 +367,7 @@ impl CrateWorker<'_> {
         }
     }
 
-    /// After a call that went wrong: the session is over, the reason recorded, the verdict looked up.
+    /// After a failed call: ends the session, records the reason, and looks up the verdict.
     fn failed(&mut self, batch: &Batch, leader: &str, trouble: &CallError) -> Verdict {
         let modern = self.session.as_ref().is_some_and(|s| s.ranges.suits_modern());
         self.drop_session();
@@ -376,7 +381,7 @@ impl CrateWorker<'_> {
             && modern
             && self.options.unfit != OnIncompatible::Wait
         {
-            self.leaving = Some(why.clone()); // D14: the other driver can tell the code, and knows what to do about it
+            self.leaving = Some(why.clone()); // D14: the other driver knows the code and what to do about it
         }
         let hangs_up = matches!(trouble, CallError::Closed) && !self.proven && batch.attempts >= 3; // D15
         if (hangs_up || verdict::is_version(trouble))

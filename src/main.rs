@@ -82,8 +82,8 @@
 //!
 //! Invariant: each byte that exists is read by exactly one tail.
 //!
-//! Invariant: every batch given to a driver comes back exactly once. A chunk is acknowledged when all its records are
-//! stored, or are in the dead-letter file.
+//! Invariant: every batch given to a driver is returned exactly once. A chunk is acknowledged when all its records
+//! are stored, or are in the dead-letter file.
 //!
 //! Invariant: nothing overtakes a failed batch of its partition, and a topic, partition or broker in trouble delays only
 //! its own lines.
@@ -129,6 +129,7 @@ mod packed;
 mod private_file;
 mod producer;
 mod quota;
+mod record;
 mod report;
 mod signals;
 mod state;

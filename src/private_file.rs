@@ -1,4 +1,5 @@
-//! Opens and creates the agent's own files. None is opened through a symlink, so nobody can redirect a write.
+//! Opens and creates the agent's own files. None is opened through a symlink, so another user cannot redirect a
+//! write.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};

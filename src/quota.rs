@@ -205,7 +205,7 @@ mod tests {
     /// Fails when one path can fill the file, when a path with few letters has to wait for it, or when a file that
     /// was moved away still counts.
     #[test]
-    fn nobody_fills_the_file_alone() {
+    fn no_path_fills_the_file_alone() {
         let (bad, good, now) = (Path::new("/bad"), Path::new("/good"), Instant::now());
         let room = |q: &Quota, path, now| q.room(&q.share(path, "t"), 0, now);
         let (_dir, _, q) = quota(1000, &[(bad, 200)]);

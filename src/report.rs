@@ -1,7 +1,10 @@
-//! One board of counters and states; `status`, metrics and the log are views of it. Decides nothing.
+//! The status board: counters and states of which `status`, the metrics and the log are views. It only reports;
+//! nothing is decided by what is on the board.
 //!
-//! Every counter has one writer. The board's lock is taken when a file or a broker comes, goes or changes its state and when
-//! somebody looks, never per chunk.
+//! Every counter has one writer. The board's lock is taken when a file or a broker appears, disappears or changes
+//! state, and when a snapshot is taken, but never per chunk.
+//!
+//! The board holds state rather than events, so a slow reader costs delivery nothing and cannot miss anything.
 
 pub mod live;
 pub mod log_throttle;
@@ -12,9 +15,9 @@ pub mod text;
 pub use crate::streams::{Progress, Totals};
 
 use crate::budget::Budget;
-use crate::chunk::StreamId;
 use crate::heartbeat::Heartbeats;
 use crate::quota::Quota;
+use crate::record::StreamId;
 use crate::streams::sent_marks::SentMarks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -24,32 +27,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// What there is to say about one followed path.
+/// The status of one followed path.
 #[derive(Debug, Default)]
 pub struct FileState {
-    /// The stream that is read now, and those of rotated files still open.
+    /// The stream being read, and those of rotated files still open.
     pub progress: Vec<Arc<Progress>>,
-    /// Of files that were read to their end and left, and whose lines were not all acknowledged then.
+    /// Streams of files that were read to the end and left before all their lines were acknowledged.
     pub left: Vec<Arc<Progress>>,
     /// "following", "waiting for the file", "unreadable", "catching up" …
     pub state: String,
     pub last_error: Option<String>,
     pub topic: String,
-    /// Why reading does not go on, when it is not for the broker: "the rate limit", "waits for memory" …
+    /// Why reading is paused, unless it waits for the broker: "the rate limit", "waits for memory" …
     pub stuck: Option<String>,
 }
 
-/// What there is to say about one broker, or about the bootstrap list as a whole.
+/// The status of one broker, or of the bootstrap list as a whole.
 #[derive(Debug, Clone)]
 pub struct BrokerState {
-    /// "up" when it answers; else what is tried.
+    /// "up" when it answers, otherwise what is being tried.
     pub state: String,
     pub since: Instant,
     pub attempts: u64,
     pub last_error: Option<String>,
 }
 
-/// What there is to say about the state folder.
+/// The status of the state folder.
 #[derive(Debug, Clone, Default)]
 pub struct StateFolderTrouble {
     /// `None`: nothing is saved.
@@ -58,7 +61,7 @@ pub struct StateFolderTrouble {
     pub degraded: Option<String>,
     /// Exactly-once: batches wait for the folder. Writer: the journal.
     pub blocked: Option<Blocked>,
-    /// Exactly-once: a write of `flights` has been under way since then. Writer: the journal.
+    /// Exactly-once: when the current write of `flights` began. Writer: the journal.
     pub writing: Option<Instant>,
 }
 
@@ -71,18 +74,18 @@ pub struct Blocked {
     pub topics: BTreeSet<String>,
 }
 
-/// Exactly-once: what the journal and ship say of it. Over all restarts, but for `unsettled` and `bytes`.
+/// Counters of exactly-once, over all restarts except `unsettled` and `bytes`.
 #[derive(Debug, Default)]
 pub struct ExactlyOnceCounts {
     /// Writer: `run`.
     pub active: AtomicBool,
-    /// `None`: no producer id yet, or at-least-once. Writer: ship.
+    /// `None`: no producer id yet, or at-least-once. Writer: the producer.
     pub producer: Mutex<Option<(i64, i16)>>,
     /// Intents that the saved positions do not cover. Writer: the journal.
     pub unsettled: AtomicU64,
-    /// Batches of an earlier run that were sent again with their numbers. Writer: ship.
+    /// Batches of an earlier run sent again with their original numbers. Writer: the producer.
     pub resent: AtomicU64,
-    /// Those of them that the broker had. Writer: ship.
+    /// How many of those the broker already had. Writer: the producer.
     pub found: AtomicU64,
     /// The brokers do not list our producer, so a crash leaves lines uncertain. Writer: ship.
     pub unlisted: AtomicBool,
@@ -99,13 +102,13 @@ pub struct Board {
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Arc<Totals>,
     pub once: ExactlyOnceCounts,
-    /// Set once, by whoever makes the budget.
+    /// Set once, at start-up.
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, when the state folder is opened.
     pub sent_marks: OnceLock<Arc<SentMarks>>,
-    /// Set once, by `run`; without a dead-letter file it is not.
+    /// Set once by `run`, if there is a dead-letter file.
     pub quota: OnceLock<Quota>,
-    /// Set once, by the status thread: a byte makes it write the metrics now.
+    /// Set once by the status thread: writing a byte makes it write the metrics immediately.
     alarm: OnceLock<UnixStream>,
     pub heartbeats: Heartbeats,
     pub started: Instant,
@@ -140,7 +143,7 @@ impl Board {
         lock(&self.brokers)
     }
 
-    /// Which driver carries the lines, and why that one: "classic: the broker takes Fetch v0 …". Empty before the choice.
+    /// The active driver, and why it was chosen: "classic: the broker takes Fetch v0 …". Empty before the choice.
     pub fn driver(&self) -> MutexGuard<'_, String> {
         lock(&self.driver)
     }
@@ -149,20 +152,21 @@ impl Board {
         lock(&self.state)
     }
 
-    /// The state folder began to block delivery, or ended it: the metrics say so at once, not with their next turn.
+    /// The state folder started or stopped blocking delivery: update the metrics immediately.
     pub fn alarm(&self) {
         if let Some(mut alarm) = self.alarm.get() {
-            let _ = alarm.write(&[0]); // full: it is awake
+            let _ = alarm.write(&[0]); // full: the thread is awake
         }
     }
 
-    /// The progress of a stream that is opened at offset `at` while its file holds `size` bytes. It remembers on disk how
-    /// far the stream was sent.
+    /// The progress of a stream opened at offset `at` while its file holds `size` bytes. What was sent of the stream
+    /// is persisted in its sent mark.
     pub fn progress(&self, stream: StreamId, at: u64, size: u64) -> Arc<Progress> {
         Arc::new(Progress::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
     }
 
-    /// `lines` are about to be sent once more though their last attempt may have been stored (no producer id guards them).
+    /// `lines` are about to be sent again although their last attempt may have been stored, without a producer id to
+    /// deduplicate them.
     pub fn resent(&self, lines: u64) {
         if let Some(marks) = self.sent_marks.get() {
             marks.resent(lines);
@@ -170,7 +174,8 @@ impl Board {
         self.totals.resent.fetch_add(lines, Relaxed);
     }
 
-    /// `lines` are about to be sent again, with other numbers, though an earlier attempt may have been stored.
+    /// `lines` are about to be sent again with different sequence numbers, although an earlier attempt may have been
+    /// stored.
     pub fn uncertain(&self, lines: u64) {
         if let Some(marks) = self.sent_marks.get() {
             marks.uncertain(lines);
@@ -178,13 +183,13 @@ impl Board {
         self.totals.uncertain.fetch_add(lines, Relaxed);
     }
 
-    /// Lines that may be stored more than once, over all restarts; beside those that are uncertain.
+    /// Upper bound of lines stored more than once, over all restarts, excluding uncertain ones.
     pub fn doubled_at_most(&self) -> u64 {
         let again = self.sent_marks.get().map_or(0, |marks| marks.again());
         again.saturating_add(self.totals.resent.load(Relaxed))
     }
 
-    /// Topics that have been in trouble, by name; ship writes them.
+    /// Topics that have had problems, by name. Writer: the producer.
     pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
         lock(&self.topics)
     }

@@ -21,9 +21,9 @@ mod totals;
 
 pub use saver::Saver;
 
-use crate::chunk::StreamId;
 use crate::error::Error;
 use crate::private_file;
+use crate::record::StreamId;
 use crate::report::Board;
 use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::{Counts, SentMarks};

@@ -27,14 +27,25 @@ pub use progress::Progress;
 pub use saved::{Saved, SavedPositions, SavedStream, SavedTotals};
 pub use totals::Totals;
 
-use crate::chunk::{Ack, Closed, Ending, Opened, StreamId};
+use crate::record::{Ack, Closed, Ending, Identity, Point, StreamId};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::Table;
+
+/// A stream as a tail opens it: for the first time, or again after a start or in another file. Acknowledged up to `at`.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub stream: StreamId,
+    /// The followed path.
+    pub path: PathBuf,
+    pub identity: Identity,
+    pub at: Point,
+    pub progress: Arc<Progress>,
+}
 
 /// All streams known to this process.
 #[derive(Debug, Default)]

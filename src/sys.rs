@@ -1,5 +1,5 @@
-//! What std and rustix do not offer without `unsafe`: the only place that may hold it, each use with its SAFETY. Decides
-//! nothing and keeps nothing.
+//! System calls that std and rustix do not offer safely: the only file of the agent that may contain `unsafe`, apart
+//! from the allocator.
 #![allow(unsafe_code)]
 
 pub mod heap;
@@ -10,9 +10,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Keeps all signals from the calling thread, and from those it starts from now on: a signal in the midst of a `write`
-/// makes it short, and the `kafka` crate takes a short write for a whole one. Signals that a thread raises by its own
-/// fault (SIGSEGV and the like) stay open: blocking those is undefined (sigprocmask(2)).
+/// Blocks all signals in the calling thread and in threads it starts later. A signal during a `write` cuts it short,
+/// and the `kafka` crate takes a short write for a complete one. Synchronous signals (SIGSEGV and the like) stay
+/// unblocked, because blocking those is undefined (sigprocmask(2)).
 pub fn block_signals() -> io::Result<()> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigfillset initializes the set it is given; sigdelset changes it, and these numbers are valid.
@@ -28,11 +28,11 @@ pub fn block_signals() -> io::Result<()> {
     set_mask(&set)
 }
 
-/// Power fails.
+/// Power failure.
 pub use libc::SIGPWR;
 
-/// Signals that mean nothing to the agent, and that would end it on the spot: of timers and descriptors that it does not use,
-/// and those that each program gives a meaning of its own. A write beyond `ulimit -f` fails instead (SIGXFSZ).
+/// Signals without meaning for the agent that would terminate it: those of timers and descriptors it does not use,
+/// and those that programs define for themselves. A write beyond `ulimit -f` fails instead (SIGXFSZ).
 pub fn ignore_stray_signals() {
     let named = [
         libc::SIGUSR2,
@@ -49,7 +49,7 @@ pub fn ignore_stray_signals() {
     }
 }
 
-/// Opens the calling thread to all signals again: the one of `signals.rs`.
+/// Unblocks all signals in the calling thread: the one of `signals.rs`.
 pub fn unblock_signals() -> io::Result<()> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set it is given.
@@ -61,15 +61,15 @@ pub fn unblock_signals() -> io::Result<()> {
 }
 
 fn set_mask(set: &libc::sigset_t) -> io::Result<()> {
-    // SAFETY: `set` is initialized, and a null pointer says that the old mask is not wanted.
+    // SAFETY: `set` is initialized; a null pointer means that the old mask is not requested.
     match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) } {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code)),
     }
 }
 
-/// The descriptors that the service manager passed on, from 3 upwards (sd_listen_fds(3)); `None` where nothing is open. None
-/// of them goes on to a child. Given once: a second call gets nothing.
+/// The descriptors passed by the service manager, from 3 upwards (sd_listen_fds(3)); `None` for numbers that are not
+/// open. All get CLOEXEC. A second call returns nothing.
 pub fn passed_on(count: usize) -> Vec<Option<OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::SeqCst) {
@@ -78,43 +78,44 @@ pub fn passed_on(count: usize) -> Vec<Option<OwnedFd>> {
     let take = |number: RawFd| {
         // SAFETY: F_SETFD takes any number and fails with EBADF where nothing is open; it touches no memory.
         let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-        // SAFETY: it is open, by the manager's word for us alone, and nobody else in this process knows the number.
+        // SAFETY: the descriptor is open, was passed to us alone, and is not used elsewhere in this process.
         open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
     };
     (0..count).map(|n| RawFd::try_from(n + 3).ok().and_then(take)).collect()
 }
 
-/// A TCP socket of this process, held by a descriptor of its own: what happens to the owner's number meanwhile does
-/// not matter. To be dropped soon: while it lives, the owner's `close` sends no FIN.
+/// A TCP socket of this process, held through a duplicate descriptor, so reuse of the owner's number does not matter.
+/// Drop it soon: while it exists, the owner's `close` sends no FIN.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    /// The same for all descriptors of one socket.
+    /// Identical for all descriptors of a socket.
     inode: u64,
-    /// Bytes that the peer's kernel has acknowledged and bytes received from it, added up.
+    /// Sum of the bytes acknowledged by the peer's kernel and the bytes received from it.
     pub moved: u64,
 }
 
 impl Socket {
-    /// Nothing to read, and not closed by the peer.
+    /// Whether there is nothing to read and the peer has not closed.
     pub fn is_silent(&self) -> bool {
         use rustix::net::{RecvFlags, recv};
         let peeked = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(peeked, Err(rustix::io::Errno::AGAIN))
     }
 
-    /// Ends both directions by `shutdown(2)`: a blocked `connect`, `read` or `write` in another thread returns at once.
-    /// On a socket that is still connecting it gives the attempt up (Linux: `inet_shutdown`, case `TCP_SYN_SENT`).
+    /// Shuts down both directions with `shutdown(2)`: a blocked `connect`, `read` or `write` in another thread
+    /// returns immediately. A connection attempt in progress is aborted (Linux: `inet_shutdown`, case
+    /// `TCP_SYN_SENT`).
     pub fn cut(&self) {
-        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both); // already closed: as wanted
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both); // fails if it is closed already
     }
 }
 
-/// This process's TCP sockets that are connected to one of `peers`, or about to be.
+/// This process's TCP sockets that are connected, or connecting, to one of `peers`.
 pub fn sockets_to(peers: &[SocketAddr]) -> Vec<Socket> {
     let mut found: Vec<Socket> = Vec::new();
     for socket in open_descriptors().into_iter().filter_map(tcp) {
-        // A copy may have taken a number that is still to come (that of the listing itself).
+        // A duplicate may have taken a number still to come (that of the listing itself).
         let new = found.iter().all(|s| s.inode != socket.inode);
         if new && peer(&socket.fd).is_some_and(|p| peers.contains(&p)) {
             found.push(socket);
@@ -123,11 +124,11 @@ pub fn sockets_to(peers: &[SocketAddr]) -> Vec<Socket> {
     found
 }
 
-/// Whom a socket is connected to, or is connecting to: `getpeername` fails in the second case, `SO_PEERNAME` does not
-/// (Linux: `inet_getname` with peer = 2).
+/// The address a socket is connected or connecting to: while connecting, `getpeername` fails but `SO_PEERNAME` does
+/// not (Linux: `inet_getname` with peer = 2).
 fn peer(socket: &OwnedFd) -> Option<SocketAddr> {
     let mut b = [0u8; size_of::<libc::sockaddr_in6>()];
-    // It refuses a length that is more than the address's own: IPv6's first, then IPv4's.
+    // It rejects a length larger than the address: try IPv6's first, then IPv4's.
     let taken = [b.len(), size_of::<libc::sockaddr_in>()].into_iter().any(|n| {
         let mut len = n as libc::socklen_t;
         let (fd, to) = (socket.as_raw_fd(), b.as_mut_ptr());
@@ -147,14 +148,14 @@ fn peer(socket: &OwnedFd) -> Option<SocketAddr> {
     }
 }
 
-/// Numbers that are open now, or may be where there is no `/proc` (an empty chroot): then up to 4,096.
+/// Open descriptor numbers; without `/proc` (an empty chroot) all numbers up to 4,096.
 fn open_descriptors() -> Vec<RawFd> {
     let Ok(all) = std::fs::read_dir("/proc/self/fd") else { return (0..4096).collect() };
     all.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The TCP socket behind a number; `None` for anything else. Asked before it is duplicated, since closing a duplicate of
-/// a file would end the process's POSIX locks on that file.
+/// The TCP socket behind a descriptor number; `None` for anything else. Checked before duplicating, because closing a
+/// duplicate of a file would release the process's POSIX locks on that file.
 fn tcp(number: RawFd) -> Option<Socket> {
     tcp_info(number)?;
     // SAFETY: F_DUPFD_CLOEXEC takes any number and fails with EBADF where nothing is open; it touches no memory.
@@ -162,15 +163,15 @@ fn tcp(number: RawFd) -> Option<Socket> {
     if copy < 0 {
         return None;
     }
-    // SAFETY: `copy` was opened by the call above and belongs to nobody else.
+    // SAFETY: `copy` was opened by the call above and has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(copy) };
-    let info = tcp_info(fd.as_raw_fd())?; // again: the number may have been reused in between
+    let info = tcp_info(fd.as_raw_fd())?; // check again: the number may have been reused in between
     let inode = rustix::fs::fstat(&fd).ok()?.st_ino;
     Some(Socket { fd, inode, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received })
 }
 
 fn tcp_info(number: RawFd) -> Option<libc::tcp_info> {
-    // SAFETY: all fields are integers, for which zeros are a value; an older kernel fills in fewer of them.
+    // SAFETY: all fields are integers, for which zero is valid; an older kernel fills in fewer of them.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
     let to: *mut libc::tcp_info = &mut info;
@@ -212,7 +213,8 @@ mod tests {
         assert_eq!(after, 0);
     }
 
-    /// Fails when `cut` closes its copy instead of shutting the connection down: the read then waits for its 20 s.
+    /// Fails when `cut` closes its duplicate instead of shutting the connection down: the read then waits for its 20
+    /// s.
     #[test]
     fn a_blocked_read_returns_when_its_socket_is_cut() {
         ["127.0.0.1:0", "[::1]:0"].into_iter().for_each(cut_at);

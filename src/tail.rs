@@ -26,15 +26,17 @@ mod simulated;
 mod streams;
 mod survey;
 mod trouble;
+mod unpacked;
 
 pub use change::Change;
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
-use crate::chunk::{Chunk, Origin, Shape, StreamId, TailOutput, Topic};
+use crate::chunk::{Chunk, Origin, TailOutput};
 use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
 use crate::quota::{DeadLetterShare, Room};
+use crate::record::{Shape, StreamId, Topic};
 use crate::report::log_throttle::LogThrottle;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
@@ -81,7 +83,7 @@ pub struct Options {
     /// The path's pattern is new: `start` applies, and nothing of it was read before.
     pub first_sight: bool,
     pub followed: Followed,
-    /// Files born later than this (as [`crate::chunk::Identity::born`]) are new, also those that were renamed before they were
+    /// Files born later than this (as [`crate::record::Identity::born`]) are new, also those that were renamed before they were
     /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
     pub since: (i64, u32),
     /// `Read`: `--once`, or `follow = false`.

@@ -1,9 +1,9 @@
 //! `logagent check`: reports what the config means on this machine, without changing anything.
 //!
-//! Only a config without problems gets here: [`config::load`] reports the others. An unreadable file or a state folder that
-//! cannot be written is a warning, because the agent's own user may be allowed what this user is not. A missing `must_exist`
-//! file, a file in the place of the state folder, and with `--connect` a broker that cannot be reached, are failures. A
-//! broker that can never do what the config asks for makes it a wrong config.
+//! Only a valid config gets here: [`config::load`] reports the problems of others. An unreadable file or an
+//! unwritable state folder is a warning, because the agent's user may have permissions that this user lacks. A
+//! missing `must_exist` file, a file in place of the state folder, and with `--connect` an unreachable broker, are
+//! failures. A broker that can never do what the config requires makes it an invalid config.
 
 mod connect;
 mod found;
@@ -26,7 +26,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// One step on the way to a broker: what was tried, how long it took, and what came of it.
+/// One step of a broker check: what was tried, how long it took, and the result.
 pub struct CheckStep {
     /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log",
     /// "size web_log" …
@@ -36,27 +36,27 @@ pub struct CheckStep {
 }
 
 pub enum CheckOutcome {
-    /// What is there.
+    /// What was found.
     Good(String),
     Doubtful(CheckProblem),
     Failed(CheckProblem),
-    /// No waiting mends it: the config asks for what is not to be had there.
+    /// Permanent: the config requires something this broker cannot do.
     Never(CheckProblem),
 }
 
-/// What is wrong, and what to do.
+/// What is wrong, and what to do about it.
 pub struct CheckProblem {
     pub why: String,
     pub fix: String,
 }
 
-/// Goes to the brokers and tells each step as soon as it is done.
+/// Checks the brokers and reports each step as soon as it is done.
 pub type Connect = fn(&Config, &mut dyn FnMut(CheckStep));
 
-/// Bytes resident beside the budget and the threads: the program itself and the allocator's slack.
+/// Resident bytes in addition to the budget and the threads: the program and allocator overhead.
 const PROGRAM: usize = 6 << 20;
 
-/// Bytes of the largest stack (`run.rs`); all of it counts, though few threads ever touch it.
+/// Bytes of the largest stack (`run.rs`). It counts in full, though few threads ever touch all of it.
 const STACK: usize = 256 << 10;
 
 pub fn run(asked: cli::CheckArgs) -> Result<ExitCode, Error> {
@@ -103,7 +103,7 @@ fn step_line(step: &CheckStep) -> String {
     format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
 }
 
-/// Everything there is to say without the network.
+/// The report without the network.
 #[derive(Default)]
 struct Report {
     text: String,
@@ -207,12 +207,15 @@ impl Report {
         }
     }
 
-    /// A file that nobody else may read. One of systemd's credentials is there only while the service runs.
+    /// A file that must be private. A systemd credential exists only while the service runs.
     fn secret(&mut self, path: &Path, key: &str) {
         match path.metadata() {
             Ok(m) if m.mode() & 0o007 != 0 => {
                 let mode = m.mode() & 0o777;
-                self.warn(format!("{key} {} is open to everybody (mode {mode:o}); chmod o= it", shown(path)));
+                self.warn(format!(
+                    "{key} {} is readable by every user (mode {mode:o}); chmod o= it",
+                    shown(path)
+                ));
             }
             Ok(_) => {}
             Err(e) => self.warn(format!("{key} {}: {e}; is it there when the service runs?", shown(path))),
@@ -224,7 +227,7 @@ impl Report {
             && m.mode() & 0o002 != 0
         {
             self.warn(format!(
-                "{} can be written by everybody, so everybody can have any log sent anywhere; chmod o-w it",
+                "{} can be written by every user, so any of them can have any log sent anywhere; chmod o-w it",
                 shown(path)
             ));
         }
@@ -235,7 +238,7 @@ impl Report {
         self.line("state", &shown(dir));
         let existing = dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
         if !existing.is_dir() {
-            // Nobody's rights mend this.
+            // No permission fixes this.
             self.failed = true;
             let fix = "move it away, or name a folder by state_dir";
             return self.line("failed", &format!("{}: it is no folder; {fix}", shown(existing)));
@@ -262,7 +265,7 @@ impl Report {
         }
     }
 
-    /// The files that a source follows now.
+    /// The files that a source matches now.
     fn source(&mut self, index: usize, source: &Source) {
         let patterns: Vec<String> = source.paths.iter().map(found::pattern_text).collect();
         self.line("files", &format!("{} to topic {}", patterns.join(", "), source.topic()));
@@ -295,7 +298,7 @@ impl Report {
     }
 
     fn file(&mut self, source: usize, path: &Path) {
-        // NONBLOCK: what was a file a moment ago may be a FIFO now.
+        // NONBLOCK, because the path may have become a FIFO.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let meta = match links::open(path, flags).and_then(|f| File::from(f).metadata()) {
             Err(e) if links::is_untrusted(&e) => {
@@ -332,9 +335,9 @@ impl Report {
     fn memory(&mut self, config: &Config) {
         let plan = config.memory_plan();
         let drivers_copies = match &config.output {
-            // Intents that no save covers yet, at most half a `flights` file.
+            // Intents not yet covered by a save: at most half a `flights` file.
             Output::Kafka(_) if config.agent.delivery == Delivery::ExactlyOnce => HALF as usize,
-            // The kafka crate holds a request up to three times while it is encoded.
+            // The kafka crate holds up to three copies of a request while it is encoded.
             Output::Kafka(k) if k.driver != DriverChoice::Modern => 2 * k.batch,
             _ => 0,
         };
@@ -374,7 +377,7 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The word that stands for `value` in the config.
+/// The config's name for `value`.
 fn name<T: Named + PartialEq>(value: T) -> &'static str {
     T::NAMES.iter().find(|(_, v)| *v == value).map_or("", |(name, _)| *name)
 }

@@ -1,4 +1,4 @@
-//! Chooses the driver that the config asks for, and makes its options.
+//! Chooses the driver and derives its options from the config.
 
 use crate::config::{self, Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output};
 use crate::heartbeat::Heartbeat;
@@ -8,10 +8,10 @@ use crate::producer::driver::Drive;
 use crate::stdout;
 use std::time::Duration;
 
-/// The driver that `driver` and what the config asks for decide.
+/// The driver, as decided by `driver` and the features the config needs.
 pub fn drive(config: &Config) -> Drive {
     match &config.output {
-        // Who reads the other end may stop for ever: that is no reason for a restart.
+        // The reader of the pipe may stall forever, which a restart would not fix.
         Output::Stdout => Drive::worker(None, |orders, events, _| stdout::run(orders, events)),
         Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern(), config.agent.delivery),
     }
@@ -80,7 +80,7 @@ fn classic_options(kafka: &Kafka, unfit: classic::OnIncompatible) -> classic::Cr
         codec: match kafka.compression {
             Codec::Gzip => classic::CrateCodec::Gzip,
             Codec::Snappy => classic::CrateCodec::Snappy,
-            // lz4 and zstd ask for the modern driver: see `Config::needs_modern`.
+            // lz4 and zstd require the modern driver: see `Config::needs_modern`.
             Codec::None | Codec::Lz4 | Codec::Zstd => classic::CrateCodec::None,
         },
         create_topics: kafka.create_topics,
@@ -106,7 +106,7 @@ fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options
     }
 }
 
-/// For looking at brokers without a driver; `limit` is for each step.
+/// Options for checking brokers without a driver; `limit` applies to each step.
 pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
     let options = modern_options(kafka, modern::Incompatible::Wait);
     modern::Options { connect_timeout: limit, request_timeout: limit, ..options }

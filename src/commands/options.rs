@@ -1,10 +1,10 @@
-//! Makes each stage's options from the config.
+//! Derives each stage's options from the config.
 
 use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Format, Key, Shape, Topic};
 use crate::config::{Config, Delivery, Output, Source};
 use crate::producer;
+use crate::record::{Format, Key, Shape, Topic};
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
@@ -15,16 +15,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of a chunk: large enough that a busy file costs few hand-overs, small enough for many in the budget.
+/// Maximum size of a chunk in bytes: large enough that a busy file needs few hand-overs, small enough that many fit
+/// in the budget.
 const CHUNK: usize = 512 << 10;
 
-/// Where events do not come.
+/// Polling interval where inotify reports no events.
 const POLL: Duration = Duration::from_secs(1);
 
-/// `--once`: what hinders reading may pass for so long.
+/// `--once`: how long to wait for a file that cannot be read.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
-/// Each topic's share of the budget, over all configs.
+/// Each topic's share of the budget, kept across reloads.
 pub struct Shares {
     budget: Arc<Budget>,
     of: BTreeMap<String, (Topic, Share)>,
@@ -35,7 +36,7 @@ impl Shares {
         Shares { budget: budget.clone(), of: BTreeMap::new() }
     }
 
-    /// Divides the budget between the topics of this config.
+    /// Divides the budget among the topics of this config.
     fn divide(&mut self, config: &Config) {
         self.budget.resize(config.agent.memory.saturating_sub(config.memory_plan().encoding));
         let named = |topic: &str| config.sources.iter().any(|s| s.topic() == topic);
@@ -52,7 +53,7 @@ impl Shares {
     }
 }
 
-/// One plan for each source. To patterns that are known from before, `start` does not apply.
+/// The options of each source. `start` does not apply to patterns that are already known.
 pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) -> bool) -> Vec<SourceOptions> {
     shares.divide(config);
     let topics = &shares.of;
@@ -92,9 +93,9 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
     config.sources.iter().map(plan).collect()
 }
 
-/// A chunk that whole numbers of fill a batch: a chunk that is larger than a batch would have to be dealt out line by line.
-/// With exactly-once batches come near to what a broker takes, framing and all: so that what has no room is a part of them
-/// and not the half, chunks are a third as large.
+/// The chunk size, chosen so that whole chunks fill a batch: a chunk larger than a batch would have to be distributed
+/// line by line. With exactly-once, batches come close to what a broker accepts, framing included; chunks are a third
+/// of the size, so that only a part of a batch has to be split off rather than half of it.
 fn whole_part(config: &Config) -> usize {
     let finer = if config.agent.delivery == Delivery::ExactlyOnce { 3 } else { 1 };
     match &config.output {
@@ -113,7 +114,7 @@ fn rules(s: &Source) -> Rules {
     }
 }
 
-/// What makes a record of a line.
+/// How a line becomes a record.
 fn shape(config: &Config, s: &Source) -> Shape {
     let key = match &config.output {
         Output::Kafka(k) => k.key.clone().unwrap_or_default(),
@@ -140,13 +141,13 @@ pub fn producer(config: &Config) -> producer::Options {
     }
 }
 
-/// Where refused records go, and how many bytes of them are kept.
+/// The dead-letter file and its size limit in bytes.
 pub fn dead_letter(config: &Config) -> (Option<PathBuf>, u64) {
     let options = producer(config);
     (options.dead_letter, options.dead_letter_limit)
 }
 
-/// Different in every process: two agents must not choose the same partitions and pauses.
+/// Different in every process, so that two agents do not choose the same partitions and pauses.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0u8)

@@ -1,12 +1,12 @@
-//! Exactly-once at the start: from the state folder's `flights` and `offsets` to what the producer, the tails and the saver take over.
-//! The only place that knows journal, saved positions and files together. Sends nothing.
+//! Exactly-once recovery: builds from `flights` and `offsets` what the producer, the tails and the saver start with.
+//! The only code that knows journal, saved positions and log files together.
 //!
-//! What cannot be trusted is not used: then the agent goes on from the saved positions with a new producer id, says so, and
-//! counts what may stand twice.
+//! An untrusted journal is not used. The agent then continues from the saved positions with a new producer id, logs
+//! that, and counts the lines that may be duplicated.
 
 use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Permit, Share};
-use crate::chunk::{Chunk, Origin, StreamId, Topic};
+use crate::chunk::{Chunk, Origin};
 use crate::error::Error;
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
@@ -16,6 +16,7 @@ use crate::fdstore::FdStore;
 use crate::private_file;
 use crate::producer::batch::{BatchGroup, Pick};
 use crate::producer::recovered::{RecoveredState, Resumed};
+use crate::record::{StreamId, Topic};
 use crate::report::{Board, Progress};
 use crate::state::{Footing, StateFolder};
 use crate::stop;
@@ -27,15 +28,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// What goes on from an earlier run, or begins.
+/// What continues from an earlier run, or starts empty.
 pub struct Recovered {
     pub journal: Journal,
     pub once: RecoveredState,
-    /// The saved positions as tails are to see them: what is sent again without them is not theirs to read.
+    /// The saved positions as seen by tails, which must not read what is sent again without them.
     pub for_tails: Saved,
 }
 
-/// `saved` and `state` are changed: lines that are proved stored count as acknowledged.
+/// Recovers the last run's batches. Updates `saved` and `state`: lines proven to be stored count as acknowledged.
 pub fn recover(
     (folder, always): (&Path, bool),
     (sources, budget): (&[SourceOptions], &Arc<Budget>),
@@ -48,7 +49,7 @@ pub fn recover(
     board.once.active.store(true, Relaxed);
     let path = folder.join("flights");
     let trouble = |e| {
-        let fix = "give the agent's user this file, and its disk 9 MiB of room; or set delivery = \"at-least-once\"";
+        let fix = "make this file writable for the agent's user and free 9 MiB on its disk; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
     let (store, found) = private_file::open_or_create(&path).and_then(JournalFile::open).map_err(trouble)?;
@@ -58,7 +59,7 @@ pub fn recover(
         None => load(records(found.records), &saved_positions),
         Some(why) => {
             log::error!(
-                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may stand \
+                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may be stored \
                  twice, doubled_at_most counts them",
                 path.display()
             );
@@ -75,7 +76,7 @@ pub fn recover(
     }
     let flights = resume(&mut loaded, (sources, budget), saved, kept, board)?;
     if loaded.id.is_some() {
-        // What is neither acknowledged nor in these flights is read again.
+        // Everything that is neither acknowledged nor in these batch groups is read again.
         let lines = flights.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
         board.totals.read_lines.store(board.totals.acked_lines.load(Relaxed) + lines, Relaxed);
     }
@@ -94,11 +95,11 @@ pub fn recover(
         state.take_over(saved, rebuilt);
     }
     if !flights.is_empty() {
-        log::info!("{} flight(s) of the last run are taken up again", flights.len());
+        log::info!("{} batch group(s) of the last run are resumed", flights.len());
     }
     let journal =
         Journal::begin(store, binding, &loaded, saved_positions, mailbox, board.clone()).map_err(trouble)?;
-    // Each run has an epoch of its own.
+    // Each run uses a new epoch.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
     let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
     Ok(Recovered { journal, once, for_tails })
@@ -112,7 +113,7 @@ fn boot() -> String {
     read("/proc/sys/kernel/random/boot_id")
 }
 
-/// Why the journal says nothing that may be relied on.
+/// Why the journal cannot be trusted, if so.
 fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
@@ -132,9 +133,7 @@ fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved
         return Some("the saved positions are older than what it leaves out".into());
     }
     if then.boot != now.boot && !then.synced && !saved_as.whole {
-        return Some(
-            "the machine went down before it was on the disk (sync = \"always\" covers that)".into(),
-        );
+        return Some("the machine went down before it was on disk (sync = \"always\" covers that)".into());
     }
     None
 }
@@ -150,7 +149,7 @@ fn records(payloads: Vec<Vec<u8>>) -> Vec<JournalRecord> {
     payloads.iter().filter_map(understood).collect()
 }
 
-/// Reads the flights again. What is nowhere any more is given up, and counted.
+/// Reads the open batch groups again. Lines that no longer exist are given up and counted.
 fn resume(
     loaded: &mut Loaded,
     (sources, budget): (&[SourceOptions], &Arc<Budget>),
@@ -195,7 +194,7 @@ fn resume(
             if !there {
                 board.uncertain(o.count.into());
                 log::error!(
-                    "{} lines of an open batch cannot be proved stored: counted as uncertain",
+                    "{} lines of an open batch cannot be proven to be stored: counted as uncertain",
                     o.count
                 );
             }
@@ -215,7 +214,7 @@ fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<St
     board.uncertain(lines as u64);
     let path = streams.get(&piece.stream).map(|s| s.path.display().to_string()).unwrap_or_default();
     log::error!(
-        "{path}: bytes {}..{} of an unfinished flight are not there any more, or not followed; what is there is read anew",
+        "{path}: bytes {}..{} of an unfinished batch group are gone or no longer followed; what is left is read and sent again",
         piece.range.start,
         piece.range.end
     );
@@ -236,11 +235,11 @@ fn read_all(
     for (stream, wanted) in wanted {
         let Some(s) = streams.get(&stream) else { continue };
         let found = reread(&s.path, &s.identity, kept.of(stream).as_ref(), &wanted).map_err(|e| {
-            let fix = "let the agent's user read its folder; flights that may have been sent are read again from there";
+            let fix = "let the agent's user read its folder; batches that may have been sent are rebuilt from there";
             Error::failed(format_args!("read {}", s.path.display()), e, fix)
         })?;
         for (w, bytes) in wanted.iter().zip(found) {
-            // What is acknowledged in part was framed otherwise since.
+            // A partly acknowledged chunk has been framed differently since.
             if let Some(bytes) = bytes.filter(|_| w.range.start >= s.at.offset) {
                 out.insert((stream, w.range.start), bytes);
             }
@@ -249,9 +248,10 @@ fn read_all(
     Ok(out)
 }
 
-/// One permit for each topic, before any tail runs: the only one of its share, so it is granted at once, also where `memory`
-/// was made smaller. A topic that the config does not name any more has a share of its own, as after a reload: the others
-/// have its part as its lines are acknowledged. On one of theirs it would be the second, and nobody gives back the first.
+/// One permit per topic, taken before any tail runs. It is the first of its share and is therefore granted
+/// immediately, even if `memory` was reduced. A topic that is no longer in the config gets a share of its own, as
+/// after a reload, which is divided among the others as its lines are acknowledged. A second permit on another
+/// topic's share could wait forever, because the first is never returned.
 fn permits(
     flights: &[Rebuild],
     share_of: impl Fn(&Topic) -> Option<Share>,
@@ -263,7 +263,7 @@ fn permits(
             |c: &WantedChunk| (c.piece.range.end - c.piece.range.start) as usize + c.piece.lines as usize * 8;
         *sizes.entry(&f.topic).or_default() += f.chunks.iter().map(of).sum::<usize>();
     }
-    let stop = stop::pair().1; // its handle is gone: no signal would end a wait here
+    let stop = stop::pair().1; // its handle is dropped, so no wait here can block
     let mut former = Vec::new();
     let permit = |(topic, size): (&Topic, usize)| {
         let share = share_of(topic).unwrap_or_else(|| {
@@ -311,10 +311,10 @@ fn chunk(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{BatchGroupNo, Break, Point};
+    use crate::record::{BatchGroupNo, Break, Point};
 
-    /// Fails when the start waits for memory that nobody gives back: the permits of two topics are taken of one share; or
-    /// when a topic that is not named any more keeps a part of the budget.
+    /// Fails when the start waits for memory that is never returned because the permits of two topics come from one
+    /// share; or when a topic that was removed keeps a part of the budget.
     #[test]
     fn each_topic_has_its_permit_at_once() {
         let flight = |topic: &str, len| {
@@ -355,7 +355,7 @@ mod tests {
         assert!(half.0.is_some() && half.1.is_some());
     }
 
-    /// Fails when numbers are used that somebody else may have used since, or thrown away without need.
+    /// Fails when sequence numbers are used that may have been used elsewhere since, or discarded without need.
     #[test]
     fn what_a_journal_is_doubted_for() {
         let binding = |machine: &str, boot: &str, synced| Binding {

@@ -1,8 +1,8 @@
-//! Reload (SIGHUP): compares the config that was read again with the running one, key by key, by the rule in each key's
+//! Reload (SIGHUP): compares the new config with the running one, key by key, following the reload rule in each key's
 //! description. `run.rs` applies the result.
 //!
-//! Keys that are bound to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need
-//! a restart. Their old values are put back, so that [`crate::config::Config`] says what runs.
+//! Keys tied to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need a
+//! restart. Their old values are restored, so that [`crate::config::Config`] always describes what runs.
 
 use crate::config::{
     self, Config, Delivery, Described, KeySpec, Output, Overrides, Reload, ShownValue, Source, TableSpec,
@@ -11,20 +11,20 @@ use crate::config::{
 use crate::error::Error;
 use std::fmt;
 
-/// What is different.
+/// The differences between two configs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ConfigChanges {
-    /// Keys, and numbers of tables.
+    /// Changed keys, and counts of tables.
     taken: Vec<String>,
-    /// Keys that stay as they were.
+    /// Keys that need a restart.
     restart: Vec<String>,
-    /// Another driver is wanted, or the same with other options.
+    /// The driver or its options changed.
     pub driver: bool,
-    /// The brokers may be those of another cluster.
+    /// The brokers may belong to another cluster.
     pub elsewhere: bool,
 }
 
-/// Reads the config again. An error has every problem of it.
+/// Reads the config again. An error lists all of its problems.
 pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChanges), Error> {
     let mut new = config::load(asked)?;
     let changes = ConfigChanges::make(running, &mut new);
@@ -32,14 +32,14 @@ pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChange
 }
 
 impl ConfigChanges {
-    /// From `old` to `new`, in which what needs a restart is put back.
+    /// Compares `old` with `new`, and restores in `new` the values that need a restart.
     pub fn make(old: &Config, new: &mut Config) -> ConfigChanges {
         let mut changes = ConfigChanges::default();
         let needs_modern = old.needs_modern();
         let exactly_once = old.agent.delivery == Delivery::ExactlyOnce;
         if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
             if old.agent.delivery != new.agent.delivery {
-                is.batch = was.batch; // its default is the delivery's, which needs a restart
+                is.batch = was.batch; // its default depends on `delivery`, which needs a restart
             }
             changes.elsewhere = differ(&was.brokers, &is.brokers) && !exactly_once;
         }
@@ -55,7 +55,7 @@ impl ConfigChanges {
         changes
     }
 
-    /// Notes a changed key by its rule; whether the old value is to be kept.
+    /// Records a changed key by its rule; returns whether to keep the old value.
     fn key(&mut self, table: &'static TableSpec, key: &'static KeySpec, exactly_once: bool) -> bool {
         let name = match key.shown {
             ShownValue::Table => key.value.to_owned(),
@@ -77,7 +77,7 @@ impl ConfigChanges {
         true
     }
 
-    /// A table is another one if its `paths` are; `topic` of `[kafka]` is theirs by now.
+    /// A table with other `paths` is a different table. `topic` of `[kafka]` has been copied into the tables by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
         let (old, new) = (Tables::of(old), Tables::of(new));
         let added = new.paths.iter().filter(|paths| !old.paths.contains(paths)).count();
@@ -93,13 +93,13 @@ impl ConfigChanges {
         }
     }
 
-    /// Keys that only a restart takes up.
+    /// Whether some keys need a restart.
     pub fn needs_restart(&self) -> bool {
         !self.restart.is_empty()
     }
 }
 
-/// All `[[files]]`, printed once to be compared many times.
+/// All `[[files]]`, formatted once for many comparisons.
 struct Tables {
     paths: Vec<String>,
     whole: Vec<String>,
@@ -114,13 +114,13 @@ impl Tables {
     }
 }
 
-/// `taken up: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
+/// `applied: [kafka] linger, 1 [[files]] added; needs a restart: [agent] sync`.
 impl fmt::Display for ConfigChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.taken.as_slice() {
             [] if self.restart.is_empty() => return f.write_str("nothing has changed"),
-            [] => f.write_str("nothing to take up")?,
-            taken => write!(f, "taken up: {}", taken.join(", "))?,
+            [] => f.write_str("nothing to apply")?,
+            taken => write!(f, "applied: {}", taken.join(", "))?,
         }
         if !self.restart.is_empty() {
             write!(f, "; needs a restart: {}", self.restart.join(", "))?;
@@ -148,7 +148,7 @@ mod tests {
         (ConfigChanges::make(&config(from), &mut new), new)
     }
 
-    /// Fails when a change is not seen, is called by another name, or does not reach the driver though it is the driver's.
+    /// Fails when a change is missed, is misnamed, or does not reach the driver although it is the driver's.
     #[test]
     fn what_differs_and_what_it_takes() {
         let old = format!("{BASE}{FILES}");
@@ -156,26 +156,26 @@ mod tests {
         let agent = |line: &str| old.replace("[agent]", &format!("[agent]\n{line}"));
         for (new, said, driver) in [
             (old.clone(), "nothing has changed", false),
-            (agent("memory = \"9MiB\""), "taken up: [agent] memory", false),
-            (agent("sync = \"1s\""), "nothing to take up; needs a restart: [agent] sync", false),
+            (agent("memory = \"9MiB\""), "applied: [agent] memory", false),
+            (agent("sync = \"1s\""), "nothing to apply; needs a restart: [agent] sync", false),
             (
                 agent("delivery = \"exactly-once\"\ndrain_timeout = \"1s\""),
-                "taken up: [agent] drain_timeout; needs a restart: [agent] delivery",
+                "applied: [agent] drain_timeout; needs a restart: [agent] delivery",
                 false,
             ),
-            (kafka("linger = \"1s\""), "taken up: [kafka] linger", false),
-            (kafka("compression = \"zstd\""), "taken up: [kafka] compression", true),
-            (kafka("[kafka.tls]"), "taken up: [kafka.tls]", true),
-            (old.replace("b:9092", "c:9092"), "taken up: [kafka] brokers", true),
-            (old.replace("topic = \"t\"", "topic = \"u\""), "taken up: 2 [[files]] changed", false),
-            (format!("{old}drop = ['x']"), "taken up: 1 [[files]] changed", false),
-            (format!("{old}headers = {{ a = \"b\" }}"), "taken up: 1 [[files]] changed", true),
-            (format!("{old}[[files]]\npaths = [\"/c\"]"), "taken up: 1 [[files]] added", false),
-            (old.replace("/a.log", "/c.log"), "taken up: 1 [[files]] added, 1 [[files]] removed", false),
-            (format!("{old}[metrics]\ntextfile = \"/m\""), "taken up: [metrics] textfile", false),
+            (kafka("linger = \"1s\""), "applied: [kafka] linger", false),
+            (kafka("compression = \"zstd\""), "applied: [kafka] compression", true),
+            (kafka("[kafka.tls]"), "applied: [kafka.tls]", true),
+            (old.replace("b:9092", "c:9092"), "applied: [kafka] brokers", true),
+            (old.replace("topic = \"t\"", "topic = \"u\""), "applied: 2 [[files]] changed", false),
+            (format!("{old}drop = ['x']"), "applied: 1 [[files]] changed", false),
+            (format!("{old}headers = {{ a = \"b\" }}"), "applied: 1 [[files]] changed", true),
+            (format!("{old}[[files]]\npaths = [\"/c\"]"), "applied: 1 [[files]] added", false),
+            (old.replace("/a.log", "/c.log"), "applied: 1 [[files]] added, 1 [[files]] removed", false),
+            (format!("{old}[metrics]\ntextfile = \"/m\""), "applied: [metrics] textfile", false),
             (
                 format!("{BASE}[[files]]\npaths = [\"/b/*.log\"]\n[[files]]\npaths = [\"/a.log\"]\n"),
-                "taken up: the order of [[files]]",
+                "applied: the order of [[files]]",
                 false,
             ),
         ] {
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Fails when the config says something else than what runs.
+    /// Fails when the config differs from what runs.
     #[test]
     fn what_needs_a_restart_is_put_back() {
         let (_, new) = changes(&format!("{BASE}{FILES}"), &format!("{BASE}{FILES}").replace("/s", "/t"));
@@ -195,7 +195,7 @@ mod tests {
             format!("{kafka}{rest}\n{FILES}").replace("[agent]", "[agent]\ndelivery = \"exactly-once\"")
         };
         let (changes, new) = changes(&once("b:9092", ""), &once("c:9092", "batch = 1000\nlinger = \"1s\""));
-        let said = "taken up: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
+        let said = "applied: [kafka] linger; needs a restart: [kafka] brokers, [kafka] batch";
         assert_eq!((changes.to_string().as_str(), changes.driver, changes.elsewhere), (said, false, false));
         let Output::Kafka(kafka) = new.output else { panic!() };
         assert_eq!((kafka.brokers[0].to_string().as_str(), kafka.batch), ("b:9092", 880 << 10));

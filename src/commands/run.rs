@@ -1,10 +1,10 @@
-//! Follow files and deliver their lines: the only file that knows all stages. It starts them, and ends them by dropping
-//! what they wait on.
+//! `logagent run`: follows files and delivers their lines. The only file that knows all stages: it creates them,
+//! connects them, and ends them by dropping what they wait on.
 //!
-//! SIGHUP: the config is read again (`reload.rs`); tails and the producer go on with what is new in it, nothing is stopped for it.
+//! On SIGHUP the config is read again (`reload.rs`). Tails and the producer adopt the changes without stopping.
 //!
-//! Shutdown goes in the direction of the data: tails end, the producer drains what is left and waits for its acks up to
-//! `drain_timeout`, then the saver saves. A second signal ends the process at once.
+//! Shutdown follows the data: the tails end, the producer sends what is left and waits for acknowledgements up to
+//! `drain_timeout`, then the saver saves. A second signal exits immediately.
 
 use super::options::{self, Shares};
 use super::recover::{Recovered, recover};
@@ -40,16 +40,17 @@ use std::sync::Arc;
 use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-/// Chunks between the tails and ship: enough that neither waits for the other's turn.
+/// Chunks between the tails and the producer: enough that neither has to wait for the other's round.
 const CHUNKS: usize = 64;
 /// Bytes of a stage's stack.
 const STACK: usize = 256 << 10;
-/// `timeout(1)` and shells send a signal to the process and to its group: a repeat within this time is the same one.
+/// `timeout(1)` and shells signal both the process and its group: a repeat within this time counts as the same
+/// signal.
 const SAME_SIGNAL: Duration = Duration::from_millis(50);
-/// How long the first look at all files may take before ready is said without it: one may hang in a dead NFS mount.
+/// How long the first scan may take before readiness is reported without it: a file may hang on a dead NFS mount.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
-/// `at_once` ends the process: for the second signal.
+/// `at_once` exits immediately, for the second signal.
 pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let given = fdstore::inherited();
     let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
@@ -100,7 +101,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let (give_up, give_up_on) = stop::pair();
     let (halt, halt_on) = stop::pair();
     let (give_up, halt) = (Waking::new(give_up, &waker), Waking::new(halt, &waker));
-    // Without saved positions the next start knows nothing of what was left: then the whole time is given.
+    // Without saved positions the next start knows nothing of the rest, so the producer gets the whole time.
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let left = left(&config);
     let (changes, changed) = producer::Changes::new(&waker);
@@ -172,30 +173,30 @@ fn start<'s, T: Send + 's>(
     Builder::new().name(name.into()).stack_size(STACK).spawn_scoped(scope, body).map_err(trouble)
 }
 
-/// The main thread: takes what happens, starts and stops.
+/// The main thread's loop: handles watch events, signals and the ends of stages.
 struct RunLoop<'s, 'e> {
     supervisor: Supervisor<'s, 'e>,
     board: &'e Board,
     asked: Overrides,
     config: Config,
     shares: Shares,
-    /// Patterns whose files have had their first sight, in this run or before.
+    /// Patterns whose first scan is done, in this run or before.
     known: HashSet<Vec<u8>>,
     changes: producer::Changes,
-    /// Sources are at their first sight: ready is yet to be said, also after a reload.
+    /// The first scan is in progress, also after a reload: readiness has not been reported yet.
     opening: bool,
-    /// A reload is asked for; it waits while `opening`.
+    /// A reload was requested; deferred while `opening`.
     reload: bool,
     /// `--once`: every file was read to its end.
     all_read: bool,
     registry: &'e Registry,
     saver: &'e Saver,
     give_up: Option<Waking<stop::Handle>>,
-    /// Until the first signal to stop.
+    /// Dropped at the first stop signal.
     halt: Option<Waking<stop::Handle>>,
     notify: Notify,
     watchdog: Watchdog,
-    /// Since the first signal to stop.
+    /// When the first stop signal came.
     stopping: Option<Instant>,
     live: StatusServer,
     at_once: fn(ExitCode) -> !,
@@ -204,7 +205,7 @@ struct RunLoop<'s, 'e> {
 impl RunLoop<'_, '_> {
     fn work(&mut self, signals: &Receiver<Signal>, ship_gone: &Receiver<Infallible>) -> Result<(), Error> {
         let mut deadline = never();
-        let mut sighted = self.supervisor.sighted.clone();
+        let mut scanned = self.supervisor.scanned.clone();
         let mut too_slow = never();
         let mut flushed = never::<()>();
         let mut watchdog_due = self.watchdog.next();
@@ -216,20 +217,20 @@ impl RunLoop<'_, '_> {
                         self.supervisor.walked(&missing)?;
                         too_slow = after(FIRST_LOOK);
                     }
-                    Err(_) => self.supervisor.blind(),
+                    Err(_) => self.supervisor.watch_ended(),
                 },
                 recv(self.supervisor.retry) -> _ => self.supervisor.retry_waiting(),
                 recv(self.supervisor.ends) -> end => if let Ok(end) = end { self.supervisor.ended(end) },
-                recv(sighted) -> _ => { // closed: every tail of the first walk has looked
-                    sighted = never();
+                recv(scanned) -> _ => { // closed: every tail of the first walk has checked its file
+                    scanned = never();
                     too_slow = never();
-                    flushed = self.save_first_sight();
+                    flushed = self.save_first_scan();
                 }
                 recv(too_slow) -> _ => {
                     warn!("some file cannot be looked at in {FIRST_LOOK:?}; ready without it");
-                    sighted = never();
+                    scanned = never();
                     too_slow = never();
-                    flushed = self.save_first_sight();
+                    flushed = self.save_first_scan();
                 }
                 recv(flushed) -> _ => {
                     flushed = never();
@@ -260,7 +261,7 @@ impl RunLoop<'_, '_> {
             if self.reload && !self.opening && self.stopping.is_none() {
                 self.reload = false;
                 if self.read_again() {
-                    sighted = self.supervisor.sighted.clone();
+                    scanned = self.supervisor.scanned.clone();
                 }
             }
             if self.config.once
@@ -268,13 +269,14 @@ impl RunLoop<'_, '_> {
                 && self.supervisor.is_closed()
                 && !std::mem::replace(&mut self.all_read, true)
             {
-                // The tails may have ended before their first looks were noticed here.
-                drop(self.save_first_sight());
+                // The tails may have ended before their first checks were noticed here.
+                drop(self.save_first_scan());
             }
         }
     }
 
-    /// SIGHUP. A config with problems changes nothing. `true`: the sources of now are at their first sight.
+    /// Reloads the config on SIGHUP. A config with problems changes nothing. Returns `true` if the first scan of the
+    /// new sources has begun.
     fn read_again(&mut self) -> bool {
         if self.config.once || self.config.read_from.is_empty() {
             info!("SIGHUP: there is no config to be read again");
@@ -296,7 +298,7 @@ impl RunLoop<'_, '_> {
             false => info!("SIGHUP: {changes}"),
         }
         self.config = config;
-        // First: no driver gets a line that is made for the next one.
+        // Before the sources change, so that no driver gets a line meant for the next one.
         self.changes.send(producer::Change {
             options: options::producer(&self.config),
             drive: changes.driver.then(|| drivers::drive(&self.config)),
@@ -307,8 +309,9 @@ impl RunLoop<'_, '_> {
         true
     }
 
-    /// Identity and size of every file are saved before the agent says ready, so that a crash cannot make an old file new.
-    fn save_first_sight(&mut self) -> Receiver<()> {
+    /// Saves identity and size of every file before readiness is reported, so that a crash cannot turn an old file
+    /// into a new one.
+    fn save_first_scan(&mut self) -> Receiver<()> {
         let (done, flushed) = bounded(1);
         if self.stopping.is_none() {
             for pattern in self.supervisor.patterns() {
@@ -333,7 +336,7 @@ impl RunLoop<'_, '_> {
         self.notify.ready(&self.line());
     }
 
-    /// The first: tails end, the producer drains. The second: at once.
+    /// First signal: the tails end and the producer drains. Second signal: exit immediately.
     fn stop(&mut self) -> Receiver<Instant> {
         if let Some(since) = self.stopping {
             if since.elapsed() < SAME_SIGNAL {
@@ -361,7 +364,7 @@ impl RunLoop<'_, '_> {
     }
 }
 
-/// What becomes of the lines that were not acknowledged when the agent ends.
+/// What happens to unacknowledged lines when the agent ends.
 fn left(config: &Config) -> &'static str {
     match config.agent.state_dir {
         Some(_) => "is sent at the next start",
@@ -369,7 +372,7 @@ fn left(config: &Config) -> &'static str {
     }
 }
 
-/// Each file takes one descriptor: the soft limit of 1024 is for programs that use select(2).
+/// Each file needs a descriptor. The soft limit of 1024 exists for programs that use select(2).
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -377,7 +380,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The state folder, and whether each write is synced; `None`: at-least-once, or standard output, which has no numbers.
+/// The state folder, and whether each write is synced. `None`: at-least-once, or standard output, which has no
+/// sequence numbers.
 fn exactly_once(config: &Config) -> Option<(&Path, bool)> {
     let once = config.agent.delivery == Delivery::ExactlyOnce && matches!(config.output, Output::Kafka(_));
     let folder = config.agent.state_dir.as_deref().filter(|_| once)?;

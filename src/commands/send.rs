@@ -1,17 +1,16 @@
-//! Stage 2 alone: values from the command line, or the lines of standard input, become records; each is answered with
-//! `pid:<partition> offset:<offset>` when the broker has acknowledged it, in the order of the acknowledgements. Follows no
-//! file and saves nothing: what is not acknowledged at the end is said, and gone.
+//! `logagent send`: sends values from the command line, or the lines of standard input, as records. Prints
+//! `pid:<partition> offset:<offset>` for each when the broker has acknowledged it, in the order of the
+//! acknowledgements. Saves nothing: records not acknowledged at the end are reported, and are lost.
 
 use super::drivers;
 use crate::budget::{Budget, Share};
-use crate::chunk::{
-    Break, Chunk, Identity, Key, Line, Mark, Opened, Origin, Point, Shape, StreamId, TailOutput, Then,
-};
+use crate::chunk::{Chunk, Origin, TailOutput};
 use crate::cli;
 use crate::config::{self, Delivery};
 use crate::error::{Error, ExitCode};
 use crate::handover::{self, Outlet};
 use crate::producer::{self, Partitioner, Receipt};
+use crate::record::{Break, Identity, Key, Line, Mark, Point, Shape, StreamId, Then};
 use crate::report::Board;
 use crate::signals::{self, Signal};
 use crate::stop::{self, Stop};
@@ -27,14 +26,14 @@ use std::time::Duration;
 
 /// Bytes between input and acknowledgement.
 const MEMORY: usize = 8 << 20;
-/// Bytes of a chunk, unless one line is longer.
+/// Size of a chunk in bytes, unless one line is longer.
 const CHUNK: usize = 64 << 10;
-/// Longest line of standard input. Brokers take about 1 MB unless they are told otherwise.
+/// Longest line of standard input. Brokers accept about 1 MB by default.
 const MAX_LINE: usize = 16 << 20;
-/// How long acknowledgements are waited for after a signal.
+/// How long to wait for acknowledgements after a signal.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// `at_once` ends the process: for the second signal.
+/// `at_once` exits immediately, for the second signal.
 pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let trouble = |e| Error::failed("signals", e, "start it where signals can be handled");
     let signals = signals::start().map_err(trouble)?;
@@ -97,8 +96,8 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
     })
 }
 
-/// Waits for the first value, so that no broker is asked for anything where there is none. `None`: all was read, or a
-/// signal says to stop.
+/// Waits for the first value, so that no broker is contacted if there is none. `None`: no input, or stopped by a
+/// signal.
 fn first(inbox: &Receiver<Chunk>, signals: &Receiver<Signal>) -> Option<()> {
     loop {
         let mut either = Select::new();
@@ -137,7 +136,7 @@ fn threads(e: io::Error) -> Error {
     Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
 }
 
-/// The main thread: prints what is stored, heeds signals.
+/// The main thread's loop: prints receipts and handles signals.
 struct SendLoop<'a> {
     give_up: Option<Waking<stop::Handle>>,
     input: Option<Waking<stop::Handle>>,
@@ -151,7 +150,7 @@ struct SendLoop<'a> {
 }
 
 impl SendLoop<'_> {
-    /// Until the producer has nothing left, which closes the receipts.
+    /// Runs until the producer has nothing left and closes the receipts.
     fn work(
         &mut self,
         mut failed: Receiver<Error>,
@@ -168,7 +167,7 @@ impl SendLoop<'_> {
                 },
                 recv(failed) -> error => match error {
                     Ok(error) => return Err(error),
-                    Err(_) => failed = never(), // all of it was read
+                    Err(_) => failed = never(), // the input is complete
                 },
                 recv(signals) -> signal => if let Ok(Signal::Stop) = signal {
                     if std::mem::replace(&mut self.stopping, true) {
@@ -179,7 +178,7 @@ impl SendLoop<'_> {
                 },
                 recv(deadline) -> _ => self.give_up = None,
             }
-            // A thread that reads a terminal cannot be told to stop: the producer would wait for it.
+            // A thread that reads from a terminal cannot be stopped, and the producer would wait for it.
             let refused = self.board.totals.dead_lettered.load(Relaxed);
             if self.stopping && self.stored + refused >= self.given.load(Relaxed) {
                 self.give_up = None;
@@ -193,7 +192,7 @@ impl SendLoop<'_> {
     }
 }
 
-/// Without an offset (acks = 0) it is -1, as Kafka's own clients have it.
+/// Without an offset (acks = 0), -1 is printed, as in Kafka's own clients.
 fn answer(to: &mut impl Write, receipt: &Receipt) -> io::Result<()> {
     let mut page = Vec::new();
     for i in 0..i64::from(receipt.count) {
@@ -204,19 +203,19 @@ fn answer(to: &mut impl Write, receipt: &Receipt) -> io::Result<()> {
     to.flush()
 }
 
-/// The thread that reads what is to be sent. It is not joined: a read from a terminal or a pipe may last for ever.
+/// The input thread. It is not joined: a read from a terminal or a pipe may block forever.
 struct SendInput {
     origin: Arc<Origin>,
     share: Share,
     given: Arc<AtomicU64>,
     out: Outlet,
     stop: Stop,
-    /// The next chunk's offset in all that was read.
+    /// The next chunk's offset in the input.
     at: u64,
 }
 
 impl SendInput {
-    /// What comes back is what went wrong; it closes when all has been read.
+    /// The channel returns an error; it closes when all input has been read.
     fn start(
         asked: cli::SendArgs,
         topic: &str,
@@ -252,12 +251,12 @@ impl SendInput {
         };
         let share = Budget::new(MEMORY).share();
         let origin = Arc::new(origin);
-        let opened = Opened { origin: origin.clone(), identity: Identity::default(), at: Point::default() };
+        let opened = origin.opened(Identity::default(), Point::default());
         out.tell(TailOutput::Opened(opened));
         SendInput { origin, share, given: given.clone(), out, stop, at: 0 }
     }
 
-    /// One chunk for what can be had without waiting. `Err(None)`: stopped.
+    /// Builds a chunk from the input available without waiting. `Err(None)`: stopped.
     fn lines(&mut self, from: impl Read) -> Result<(), Option<io::Error>> {
         let mut from = io::BufReader::with_capacity(CHUNK, from);
         let mut lines: Vec<Vec<u8>> = Vec::new();
@@ -282,7 +281,7 @@ impl SendInput {
         }
     }
 
-    /// Hands these on as one chunk, and empties the list. `None`: stopped, or the producer is gone.
+    /// Sends these lines as one chunk and clears the list. `None`: stopped, or the producer is gone.
     fn pass(&mut self, lines: &mut Vec<Vec<u8>>) -> Option<()> {
         let size: usize = lines.iter().map(|l| l.len() + 1).sum();
         let permit = self.share.take(size + lines.len() * size_of::<Line>(), &self.stop)?;
@@ -338,7 +337,7 @@ mod tests {
         assert_eq!(String::from_utf8(out).unwrap(), "pid:2 offset:41\npid:2 offset:42\npid:0 offset:-1\n");
     }
 
-    /// Fails when records that nobody acknowledged end with exit code 0.
+    /// Fails when unacknowledged records end with exit code 0.
     #[test]
     fn the_end() {
         assert_eq!(verdict(3, 3, 0), Ok(ExitCode::Done));

@@ -1,5 +1,5 @@
-//! `logagent status`: what the running agent says, or where none runs, what it saved last. Changes nothing, takes no lock,
-//! and asks no broker.
+//! `logagent status`: shows the running agent's status, or the last saved one if no agent runs. Takes no lock and
+//! contacts no broker.
 
 mod shipped;
 
@@ -20,7 +20,7 @@ use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How often `--watch` looks.
+/// The interval of `--watch`.
 const EACH: Duration = Duration::from_secs(1);
 
 pub fn run(asked: cli::StatusArgs) -> Result<ExitCode, Error> {
@@ -35,7 +35,7 @@ pub fn run(asked: cli::StatusArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::Done)
 }
 
-/// The folder that is named, or the config's, or where neither is, the usual one.
+/// The folder given on the command line, otherwise the config's, otherwise the default.
 fn state_folder(asked: &cli::StatusArgs) -> Result<PathBuf, Error> {
     if let Some(folder) = &asked.state_dir {
         return Ok(folder.clone());
@@ -43,7 +43,7 @@ fn state_folder(asked: &cli::StatusArgs) -> Result<PathBuf, Error> {
     config::state_dir(asked.config.as_deref())
 }
 
-/// Live, or as saved.
+/// The live status, or the saved one.
 fn snapshot(folder: &Path) -> Result<Snapshot, Error> {
     match ask(folder)? {
         Some(snapshot) => Ok(snapshot),
@@ -55,13 +55,14 @@ fn ask(folder: &Path) -> Result<Option<Snapshot>, Error> {
     live::ask(folder).map_err(|e| {
         let fix = match e.kind() {
             ErrorKind::PermissionDenied => "run it as root or as the agent's user",
-            _ => "try again; if that does not help, look at the agent's log",
+            _ => "try again; if that does not help, check the agent's log",
         };
         Error::failed(format_args!("ask the agent in {}", folder.display()), e, fix)
     })
 }
 
-/// What is in the folder. No folder and no file are an error: most likely the wrong folder was named.
+/// The saved status of the folder. A missing folder or file is an error, because most likely the wrong folder was
+/// named.
 fn saved(folder: &Path) -> Result<Saved, Error> {
     let what = || format!("status from {}", folder.display());
     match store::look(folder)? {
@@ -81,7 +82,7 @@ fn saved(folder: &Path) -> Result<Saved, Error> {
     }
 }
 
-/// Of each path what was being read, and where that is nothing, what was read last.
+/// For each path, the streams that were being read; if there are none, the one read last.
 fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
     let mut paths: BTreeMap<&Path, Vec<&SavedStream>> = BTreeMap::new();
     for s in &saved.streams {
@@ -96,7 +97,7 @@ fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
         File::with(path, "", state, shown)
     };
     let t = &saved.totals;
-    // What the last run sent again is there already, if not in what it saved.
+    // The last run's resends are in `air` even if they were not saved.
     let (resent, again) = sent_marks::totals(&sent_marks_file(folder).unwrap_or_default());
     Snapshot {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -127,7 +128,7 @@ fn sent_marks_file(folder: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// With the file's size of now, where the path still leads to it.
+/// With the file's current size, if the path still leads to it.
 fn stream(s: &SavedStream) -> StreamStatus {
     let now = identity::look_at(&s.path).ok().flatten();
     let size = now.filter(|n| shipped::is_same(&n.identity, &s.identity)).map_or(s.size, |n| n.size);
@@ -161,7 +162,7 @@ fn watch(folder: &Path, json: bool) -> Result<ExitCode, Error> {
     }
 }
 
-/// Prints it; `rates` with `--watch` only. False: nobody reads any more.
+/// Prints the status; `rates` with `--watch` only. Returns false when the output was closed.
 fn show(snapshot: &Snapshot, json: bool, rates: Option<String>) -> Result<bool, Error> {
     let mut out = if json {
         let text = if rates.is_some() {

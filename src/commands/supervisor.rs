@@ -1,5 +1,4 @@
-//! The watch and one tail for each file it finds, started and stopped together: what `run` and `tail` share. Knows neither
-//! the producer nor the state folder.
+//! Starts and stops the watch thread and one tail per file it finds; shared by `run` and `tail`.
 
 mod waiting;
 
@@ -27,19 +26,19 @@ use std::thread::{Builder, Scope};
 use std::time::Instant;
 use waiting::{RETRY, Waiting};
 
-/// Bytes of a tail's stack: the budget's memory is for lines.
+/// Stack size of a tail in bytes; `memory` should mostly go to lines.
 const STACK: usize = 128 << 10;
 
-/// The path of a tail that ended, and what it had to leave unread.
+/// The path of a tail that ended, and what it could not read.
 type TailExit = (PathBuf, Option<Unread>);
 
-/// A source: what to watch, and how to read what is found.
+/// The options of a source: what to watch, and how to read the files found.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
     pub watched: Watched,
-    /// For every file, but for `path` and `start`.
+    /// Options for every file, except `path` and `start`.
     pub tail: tail::Options,
-    /// Patterns that were known before: `start` does not apply to their files.
+    /// Patterns known before: `start` does not apply to their files.
     pub known: Vec<Pattern>,
     pub must_exist: bool,
 }
@@ -61,47 +60,47 @@ pub struct Supervisor<'s, 'e> {
     pub ends: Receiver<TailExit>,
     ended: Sender<TailExit>,
     tails: HashMap<PathBuf, TailHandle>,
-    /// Found by the walk that is under way: their tails start together, so that each stream is given to one of them.
+    /// Found by the walk in progress. Their tails start together, so that each stream is assigned to one of them.
     found: Vec<Found>,
-    /// Files that no thread is free for, in the order in which they were found.
+    /// Files for which no thread is available, in the order they were found.
     waiting: VecDeque<Waiting>,
-    /// Fires when these are to be tried again.
+    /// Fires when the waiting files should be retried.
     pub retry: Receiver<Instant>,
-    /// Tails that may be started before the limits are looked at again.
+    /// Tails that may be started before the limits are checked again.
     granted: u64,
-    /// How often a file found no thread, and whether that was told.
+    /// How often a file found no thread, and whether that was logged.
     refusals: LogThrottle,
     told: bool,
     /// Why the last one found none.
     refusal: String,
-    /// Which of the waiting files is looked at next.
+    /// Which of the waiting files is checked next.
     looked: usize,
-    /// Positions are saved, so what waits is told to the registry.
+    /// Positions are saved, so waiting files are registered with the registry.
     saves: bool,
-    /// Read to the end (`follow = false`): not looked for again before the sources change.
+    /// Read to the end (`follow = false`): not watched again until the sources change.
     done: Vec<PathBuf>,
     out: Option<Outlet>,
-    /// Closes when every tail of the first walk has had its first look.
-    pub sighted: Receiver<Infallible>,
-    sighting: Option<Sender<Infallible>>,
+    /// Closes when every tail of the first walk has checked its file once.
+    pub scanned: Receiver<Infallible>,
+    scanning: Option<Sender<Infallible>>,
     watching: bool,
     once: bool,
     /// What was given up (`--once`).
     unread: Vec<PathBuf>,
-    /// Some file was found.
+    /// At least one file was found.
     met: bool,
-    /// When looking for these sources began.
+    /// When these sources were configured.
     since: (i64, u32),
     /// The first walk of all is done.
     walked: bool,
 }
 
-/// What a running tail is held by. Dropping it ends the tail.
+/// Controls a running tail. Dropping it ends the tail.
 struct TailHandle {
     _stop: stop::Handle,
     outdated: stop::Handle,
     changes: Sender<Change>,
-    /// The tail's own end: a change that it has not taken gives way to the next one.
+    /// The tail's receiving end: a newer change replaces one not yet received.
     untaken: Receiver<Change>,
 }
 
@@ -113,7 +112,7 @@ impl TailHandle {
             let _ = self.untaken.try_recv();
             change = again;
         }
-        self.outdated = handle; // the tail hears of it by the end of the one before
+        self.outdated = handle; // dropping the previous handle notifies the tail
     }
 }
 
@@ -132,7 +131,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let (watch_event_tx, watch_events) = bounded(64);
         #[allow(clippy::disallowed_methods)] // bounded by the tails that live
         let (ended, ends) = crossbeam_channel::unbounded();
-        let (sighting, sighted) = bounded(0);
+        let (scanning, scanned) = bounded(0);
         let options = watch::Options {
             sources: watched(&sources),
             expected: known.unread(),
@@ -167,8 +166,8 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             saves,
             done: Vec::new(),
             out: Some(out),
-            sighted,
-            sighting: Some(sighting),
+            scanned,
+            scanning: Some(scanning),
             watching: true,
             once,
             unread: Vec::new(),
@@ -178,13 +177,13 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         })
     }
 
-    /// Other sources. Tails go on with what is open, those of paths that no source means end; what is found then is at its
-    /// first sight, until [`Supervisor::sighted`] closes.
+    /// Applies new sources. Tails keep their open files, tails of paths that no source follows end, and newly found
+    /// files belong to the first scan until [`Supervisor::scanned`] closes.
     pub fn change(&mut self, sources: Vec<SourceOptions>) {
         self.sources = sources;
         self.since = since(clock::now_ms());
-        let (sighting, sighted) = bounded(0);
-        (self.sighting, self.sighted) = (Some(sighting), sighted);
+        let (scanning, scanned) = bounded(0);
+        (self.scanning, self.scanned) = (Some(scanning), scanned);
         if let Some(watch_handle) = &self.watch_handle {
             watch_handle.sources(watched(&self.sources), self.known.unread(), std::mem::take(&mut self.done));
         }
@@ -213,15 +212,16 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         });
     }
 
-    /// Starts the tail of a file that was found, or lets it wait for a thread; while a first walk is under way, when that is over.
+    /// Starts the tail of a file, or queues the file if no thread is available. During the first walk this is
+    /// deferred to the end of the walk.
     pub fn follow(&mut self, found: Found) {
-        match self.sighting {
+        match self.scanning {
             Some(_) => self.found.push(found),
             None => self.follow_all(vec![found]),
         }
     }
 
-    /// All at once: a tail must know which others there are before it takes a file.
+    /// All at once, because a tail must know the other tails before it claims a file.
     fn follow_all(&mut self, all: Vec<Found>) {
         self.known.settle(all.iter().map(|f| f.path.as_path()));
         all.iter().for_each(|found| drop(self.known.join(&found.path)));
@@ -233,18 +233,18 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             return;
         }
         let Some(source) = source_of(&self.sources, &found.path) else {
-            // Found by sources that are not those of now.
+            // Found for sources that have been replaced since.
             self.known.leave(&found.path);
             self.watch_handle.iter().for_each(|watch_handle| watch_handle.ended(&found.path));
             return;
         };
         let known = source.known.iter().any(|p| p.matches(&found.path));
-        let new = self.sighting.is_some() && !known;
+        let new = self.scanning.is_some() && !known;
         let file = Waiting {
             found,
             start: if new { source.tail.start } else { Start::Beginning },
             first_sight: new,
-            // What came and was rotated away while no agent ran is new.
+            // Files that appeared and were rotated away while no agent ran are new.
             since: if known { self.known.since } else { self.since },
             found_at: Instant::now(),
         };
@@ -254,14 +254,16 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         {
             if self.refusals.more(1, Instant::now()).is_some() {
                 let path = file.found.path.display();
-                warn!("{path}: no thread is free to read it: {why}; what is saved stays, trying again");
+                warn!(
+                    "{path}: no thread is free to read it: {why}; its saved position is kept, trying again"
+                );
                 self.told = true;
             }
             self.refusal = why;
             self.retry = after(RETRY);
             self.wait(file);
         } else if !self.waiting.is_empty() {
-            self.wait(file); // behind those that came before
+            self.wait(file); // in order, behind earlier files
         }
     }
 
@@ -272,7 +274,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         Some(tail::Options { start, first_sight, since, path, followed, ..source.tail.clone() })
     }
 
-    /// An error says why there is no thread for it.
+    /// An error says why no thread is available.
     fn start_tail(&mut self, file: &Waiting) -> Result<(), String> {
         let (Some(out), Some(options)) = (&self.out, self.options_of(file)) else { return Ok(()) };
         if !self.tails.is_empty() {
@@ -282,7 +284,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let ((handle, stop), (outdated, outdated_on)) = (stop::pair(), stop::pair());
         let (changes, untaken) = bounded(1);
         let (known, board, out, ended) = (self.known, self.board, out.clone(), self.ended.clone());
-        let sighted = self.sighting.clone().unwrap_or_else(|| bounded(0).0);
+        let scanned = self.scanning.clone().unwrap_or_else(|| bounded(0).0);
         let path = file.found.path.clone();
         let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
         let (nudged, looks) = known.join(&path);
@@ -291,7 +293,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {
-            let unread = tail::run(first, known, board, &wake, out, sighted, &stop);
+            let unread = tail::run(first, known, board, &wake, out, scanned, &stop);
             drop(wake);
             let _ = ended.send((path, unread));
         });
@@ -304,11 +306,11 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         Ok(())
     }
 
-    /// The first walk (of these sources) is done: every tail of it is started.
+    /// The first walk (of these sources) is done: starts all tails it found.
     pub fn walked(&mut self, missing: &[PathBuf]) -> Result<(), Error> {
         let found = std::mem::take(&mut self.found);
         self.follow_all(found);
-        self.sighting = None;
+        self.scanning = None;
         let first = !std::mem::replace(&mut self.walked, true);
         for path in missing {
             let what = path.display();
@@ -321,14 +323,14 @@ impl<'s, 'e> Supervisor<'s, 'e> {
                     "{what}: it is a folder, of which nothing is read; name its files, as in {what}/*.log"
                 ),
                 (_, true) => {
-                    warn!("{what}: there is no such file, so nothing of it is read; correct the path")
+                    warn!("{what}: there is no such file, so nothing is read from it; correct the path")
                 }
                 (_, false) => info!("{what}: waiting for the file"),
             }
         }
         if !self.waiting.is_empty() {
             let (n, all) = (self.waiting.len(), self.files());
-            warn!("{n} of {all} files are not read, since no thread is free for them: {}", self.refusal);
+            warn!("{n} of {all} files are not read, because no thread is free for them: {}", self.refusal);
         }
         if self.once && missing.is_empty() && !self.met {
             warn!("no file matches, so nothing is read; correct the patterns");
@@ -336,8 +338,8 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         Ok(())
     }
 
-    /// The watch has ended (`--once`).
-    pub fn blind(&mut self) {
+    /// The watch thread has ended (`--once`).
+    pub fn watch_ended(&mut self) {
         self.watch_events = crossbeam_channel::never();
         self.watching = false;
         self.close_if_done();
@@ -362,7 +364,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         self.close_if_done();
     }
 
-    /// Ends the watch and all tails; the parcel channel closes with the last of them.
+    /// Ends the watch and all tails; the chunk channel closes with the last of them.
     pub fn stop(&mut self) {
         self.watch_handle = None;
         self.waiting.clear();
@@ -371,7 +373,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         self.out = None;
     }
 
-    /// An error names what was given up.
+    /// An error names the files that were given up.
     pub fn verdict(&self) -> Result<(), Error> {
         let Some((first, others)) = self.unread.split_first() else { return Ok(()) };
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
@@ -384,7 +386,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         self.sources.iter().flat_map(|p| p.watched.patterns.iter().map(|p| p.text.clone())).collect()
     }
 
-    /// No tail lives, and none will come.
+    /// No tail is running, and none will be started.
     pub fn is_closed(&self) -> bool {
         self.out.is_none()
     }
@@ -400,12 +402,12 @@ impl<'s, 'e> Supervisor<'s, 'e> {
     }
 }
 
-/// The plan of the source that a path belongs to.
+/// The source that a path belongs to.
 fn source_of<'p>(sources: &'p [SourceOptions], path: &Path) -> Option<&'p SourceOptions> {
     sources.iter().find(|p| p.follows(path))
 }
 
-/// By any of the sources. Of compressed files only a `.gz` is.
+/// Whether any of the sources follows a path. Of compressed files, only a `.gz` is followed.
 fn followed(sources: &[SourceOptions]) -> Followed {
     let sources = watched(sources);
     let by_pattern = sources.iter().flat_map(|s| &s.patterns).any(|p| p.literal().is_none());
@@ -417,8 +419,8 @@ fn watched(sources: &[SourceOptions]) -> Vec<Watched> {
     sources.iter().map(|p| p.watched.clone()).collect()
 }
 
-/// Files born later than this are new, by a clock that shows `wall_ms`; the kernel's, by which it stamps files, is a few
-/// milliseconds behind. A clock that is not set tells nothing: no file is new by it, or all that were rotated before would be.
+/// Files created after this time are new, given a clock that shows `wall_ms`. The kernel's timestamps are a few
+/// milliseconds behind the clock. With an unset clock no file is new; otherwise all files rotated earlier would be.
 fn since(wall_ms: i64) -> (i64, u32) {
     if wall_ms < clock::EARLIEST_MS {
         return (i64::MAX, 0);
@@ -427,7 +429,7 @@ fn since(wall_ms: i64) -> (i64, u32) {
     (ms / 1000, (ms % 1000) as u32 * 1_000_000)
 }
 
-/// Device and inode of standard output and error, when they are files: following them would never end.
+/// Device and inode of standard output and error if they are files: following them would never end.
 fn own_log() -> Vec<(u64, u64)> {
     let seen = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino));
     [seen(std::io::stdout().as_fd()), seen(std::io::stderr().as_fd())].into_iter().flatten().collect()
@@ -437,7 +439,7 @@ fn own_log() -> Vec<(u64, u64)> {
 mod tests {
     use super::*;
 
-    /// Fails when a clock that is not set makes every rotated file a new one: they would be sent, whatever `start` says.
+    /// Fails when an unset clock makes every rotated file new: they would be sent, whatever `start` says.
     #[test]
     fn new_files() {
         let set = clock::EARLIEST_MS + 1_234;

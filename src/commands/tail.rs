@@ -1,4 +1,4 @@
-//! Stage 1 alone: prints each line as it is appended. Saves nothing, sends nothing.
+//! `logagent tail`: prints each line as it is appended, without saving or sending anything.
 
 use super::{options, supervisor::Supervisor};
 use crate::budget::Budget;
@@ -25,7 +25,7 @@ pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let (board, known) = (Board::default(), Known::default());
     let mut shares = options::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
     let sources = options::sources(&config, &mut shares, |_| false);
-    // Nothing here sleeps in poll(2): the waker wakes nobody.
+    // Nothing here sleeps in poll(2), so this waker has no effect.
     let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);
     let out = Outlet::new(Arc::default(), out);
@@ -37,7 +37,7 @@ pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
                 recv(supervisor.watch_events) -> s => match s {
                     Ok(WatchEvent::Found(f)) => supervisor.follow(f),
                     Ok(WatchEvent::Walked { missing }) => supervisor.walked(&missing)?,
-                    Err(_) => supervisor.blind(),
+                    Err(_) => supervisor.watch_ended(),
                 },
                 recv(supervisor.retry) -> _ => supervisor.retry_waiting(),
                 recv(supervisor.ends) -> end => if let Ok(end) = end { supervisor.ended(end) },

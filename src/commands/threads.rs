@@ -1,36 +1,36 @@
-//! How many more threads this process may start: one thread reads one file, and the drivers must still get theirs.
+//! Limits on the number of threads: one thread reads one file, and the drivers need some too.
 
 use rustix::process::{Resource, getrlimit, getuid};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Threads that the tails leave free, for connections that are made later and for whatever shares the limit.
+/// Threads left free by the tails, for later connections and other users of the same limit.
 const RESERVE: u64 = 32;
 
-/// Threads beside one per file: main, signals, watch, the producer, saver, status and a driver's.
+/// Threads in addition to one per file: main, signals, watch, the producer, saver, status and a driver's.
 pub const OTHERS: usize = 12;
 
-/// The service's own control group where systemd runs it: what `check` looks at, which itself runs elsewhere.
+/// The service's control group under systemd. `check` inspects it, because `check` itself runs elsewhere.
 const UNIT: &str = "system.slice/logagent.service";
 
-/// One limit of threads.
+/// A limit on the number of threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThreadLimit {
     pub most: u64,
     pub used: u64,
-    /// Whose limit it is, and where it is raised.
+    /// The name of the limit, and where to raise it.
     pub what: String,
 }
 
 impl ThreadLimit {
-    /// What tails may take of it at most, beside `others`.
+    /// How many threads tails may use in addition to `others`.
     pub fn for_tails(&self, others: u64) -> u64 {
         self.most.saturating_sub(others + RESERVE.min(self.most / 4))
     }
 }
 
-/// Before a tail is started: how many more may follow before the limits have to be looked at again, out of `granted` by the
-/// last look. An error says which limit is reached.
+/// Called before a tail is started. Returns how many more may be started before the limits must be checked again,
+/// given `granted` from the last call. An error names the limit reached.
 pub fn grant(granted: u64) -> Result<u64, String> {
     if granted > 0 {
         return Ok(granted - 1);
@@ -38,18 +38,18 @@ pub fn grant(granted: u64) -> Result<u64, String> {
     let Some(limit) = limits().into_iter().min_by_key(|l| l.for_tails(l.used)) else { return Ok(UNLIMITED) };
     match limit.for_tails(limit.used) {
         0 => Err(format!(
-            "{} leaves room for {} threads, {} are there; raise it",
+            "{} allows {} threads and {} are in use; raise it",
             limit.what, limit.most, limit.used
         )),
-        // Half of it: others may start threads too.
+        // Half of it, because others may start threads too.
         free => Ok(free / 2),
     }
 }
 
-/// Tails that are started between two looks where no limit is known.
+/// Tails started between two checks if no limit is known.
 const UNLIMITED: u64 = 64;
 
-/// The limits that hold for this process.
+/// The limits that apply to this process.
 fn limits() -> Vec<ThreadLimit> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut all = control_groups(Path::new("/sys/fs/cgroup"), &own);
@@ -62,7 +62,7 @@ fn limits() -> Vec<ThreadLimit> {
     if !getuid().is_root()
         && let Some(most) = getrlimit(Resource::Nproc).current
     {
-        // Counting is only worth its time where the limit is near.
+        // Count only if the limit is near, because counting is slow.
         let far = total.filter(|total| most > 2 * (total + RESERVE));
         let used = far.unwrap_or_else(|| threads_of(getuid().as_raw()));
         all.push(ThreadLimit { most, used, what: "the user's limit (ulimit -u, LimitNPROC=)".into() });
@@ -70,14 +70,14 @@ fn limits() -> Vec<ThreadLimit> {
     all
 }
 
-/// The lowest limit, whoever uses it now, also that of the service if systemd runs it here.
+/// The lowest limit regardless of current use, including that of the systemd service.
 pub fn lowest() -> Option<ThreadLimit> {
     let unit = format!("0::/{UNIT}\n1:pids:/{UNIT}\n");
     let service = control_groups(Path::new("/sys/fs/cgroup"), &unit);
     limits().into_iter().chain(service).min_by_key(|l| l.most)
 }
 
-/// `pids.max` of a control group and of all above it; `own` is as `/proc/self/cgroup` has it (cgroups(7)).
+/// `pids.max` of a control group and all its parents; `own` is the content of `/proc/self/cgroup` (cgroups(7)).
 fn control_groups(mount: &Path, own: &str) -> Vec<ThreadLimit> {
     let mut all: Vec<ThreadLimit> = Vec::new();
     for line in own.lines() {
@@ -89,7 +89,7 @@ fn control_groups(mount: &Path, own: &str) -> Vec<ThreadLimit> {
             _ => continue,
         };
         if path.split('/').any(|name| name == "..") {
-            continue; // outside of what this namespace shows (cgroup_namespaces(7))
+            continue; // outside this cgroup namespace (cgroup_namespaces(7))
         }
         let inner = folder.join(path.trim_start_matches('/'));
         for group in inner.ancestors().take_while(|g| g.starts_with(&folder)) {
@@ -105,13 +105,13 @@ fn control_group(group: &Path) -> Option<ThreadLimit> {
     Some(ThreadLimit { most, used, what: format!("pids.max of {} (TasksMax=)", group.display()) })
 }
 
-/// Of the whole machine: the fourth field of `/proc/loadavg`, "running/all".
+/// All threads of the machine: the fourth field of `/proc/loadavg`, "running/all".
 fn total_threads() -> Option<u64> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     text.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
 }
 
-/// Threads of a user, as far as this process may see them.
+/// Threads of a user, as far as visible to this process.
 fn threads_of(user: u32) -> u64 {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbered = processes.filter(|p| p.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
@@ -129,7 +129,8 @@ fn threads_of(user: u32) -> u64 {
 mod tests {
     use super::*;
 
-    /// Both versions of control groups. Fails when the limit of a group above is not seen, or "max" is taken for one.
+    /// Both versions of control groups. Fails when the limit of a parent group is missed, or "max" counts as a
+    /// number.
     #[test]
     fn limits_of_control_groups() {
         let dir = tempfile::tempdir().unwrap();
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(free("0::/\nnonsense\n"), [0u64; 0]);
     }
 
-    /// Fails when tails take the last threads, or none of a few.
+    /// Fails when tails may use the last threads, or none of a low limit.
     #[test]
     fn what_tails_may_take() {
         let free = |most, used| ThreadLimit { most, used, what: String::new() }.for_tails(used);
@@ -168,7 +169,7 @@ mod tests {
         assert!(!waits.join().unwrap());
     }
 
-    /// Fails when a text as `/proc/self/cgroup` has it makes us look outside of the groups, or without end.
+    /// Fails when a malformed `/proc/self/cgroup` leads outside the groups, or loops forever.
     #[test]
     fn fuzz_control_groups() {
         let dir = tempfile::tempdir().unwrap();

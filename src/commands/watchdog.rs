@@ -1,5 +1,5 @@
-//! Pings systemd's watchdog while all threads keep their promises (`heartbeat.rs`). Ends nothing: that is systemd's, when the
-//! pings stay out.
+//! Pings systemd's watchdog while no thread misses its deadline ([`crate::heartbeat`]). When the pings stop, systemd
+//! restarts the agent.
 
 use crate::heartbeat::Heartbeats;
 use crate::systemd::{self, Notify};
@@ -9,33 +9,33 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub struct Watchdog {
-    /// `None`: nobody watches.
+    /// `None`: no watchdog is configured.
     every: Option<Duration>,
-    /// The thread that was found stuck.
+    /// The thread last reported as stuck.
     stuck: Option<String>,
 }
 
 impl Watchdog {
-    /// Before the stages begin: they learn how long they may wait at most.
+    /// Call before the stages start, because it limits their waits.
     pub fn from_env(heartbeats: &Heartbeats) -> Watchdog {
         let every = systemd::watchdog_interval();
         every.into_iter().for_each(|every| heartbeats.check_every(every));
         Watchdog { every, stuck: None }
     }
 
-    /// When to look next.
+    /// Fires when the next check is due.
     pub fn next(&self) -> Receiver<Instant> {
         let Some(every) = self.every else { return never() };
-        // One that comes back must not be restarted because nobody looked.
+        // Check often, so that a recovered thread is noticed before systemd restarts the agent.
         after(if self.stuck.is_some() { every / 10 } else { every })
     }
 
-    /// Pings, unless a thread is stuck, and says what is to be said with it.
+    /// Pings unless a thread is stuck; sends the status line with it.
     pub fn look(&mut self, heartbeats: &Heartbeats, notify: &Notify, status: impl FnOnce() -> String) {
         match heartbeats.overdue(Instant::now()) {
             None => {
                 if let Some(name) = self.stuck.take() {
-                    info!("watchdog: thread {name} is back");
+                    info!("watchdog: thread {name} has recovered");
                 }
                 notify.watchdog();
                 notify.status(&status());
@@ -43,7 +43,7 @@ impl Watchdog {
             Some((name, by)) => {
                 if self.stuck.as_ref() != Some(&name) {
                     error!(
-                        "watchdog: thread {name} is stuck, {by:.0?} overdue; if that stays, systemd starts the agent again"
+                        "watchdog: thread {name} is stuck, {by:.0?} overdue; if this persists, systemd restarts the agent"
                     );
                     self.stuck = Some(name);
                 }

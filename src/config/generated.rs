@@ -1,5 +1,5 @@
-//! The two files that are written from the tables of [`super::keys`]: the example config and the manual page. A test fails
-//! where one of them is stale.
+//! Generates the example config and the manual page from the tables of [`super::keys`]. A test fails if one of them
+//! is stale.
 
 use super::keys::TABLES;
 use super::table::{KeySpec, Reload, ShownValue, TableSpec};
@@ -120,7 +120,7 @@ fn example() -> String {
     out
 }
 
-/// In lines of up to 120 characters.
+/// Wraps at 120 characters.
 fn comment(out: &mut String, text: &str) {
     let mut line = String::from("#");
     for word in text.split_whitespace() {
@@ -159,7 +159,7 @@ fn keys(out: &mut String, table: &TableSpec) {
             let _ = writeln!(out, "{}", roff(text));
         }
         let _ = writeln!(out, ".br\nType: {}. {}.", roff(&(key.docs.kind)()), roff(&default(key)));
-        // Within a value, the rule of the value's own key applies.
+        // Keys inside a value follow the rule of the value's key.
         if !table.name.starts_with('`') {
             let _ = writeln!(out, "Reload: {}.", roff(rule(key.reload)));
         }
@@ -195,14 +195,14 @@ fn rule(reload: Reload) -> &'static str {
     }
 }
 
-/// Text as roff takes it: nothing in it is a request or an escape.
+/// Escapes text for roff, so that nothing in it is a request or an escape.
 fn roff(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('"', "\\(dq").replace('`', "");
     let text = text.replace('^', "\\(ha").replace('~', "\\(ti").replace('\'', "\\(aq");
     if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
 
-/// Fails when a key was changed and the file was not written again: seen to fail with a changed text.
+/// Fails when a key was changed and the file was not regenerated.
 #[track_caller]
 fn is_current(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -223,7 +223,7 @@ fn the_page_is_current() {
     is_current("systemd/logagent.toml.5", &page());
 }
 
-/// The example with every key taken in.
+/// The example with every key uncommented.
 fn uncommented(example: &str) -> String {
     let lines = example.lines().map(|l| match l.strip_prefix('#') {
         Some(key) if !key.starts_with(' ') => key,
@@ -232,7 +232,7 @@ fn uncommented(example: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Fails when a value that the example shows is not one, or when the defaults of the agent are not those it shows.
+/// Fails when the example shows an invalid value, or when the agent's defaults differ from those shown.
 #[test]
 fn the_example_is_a_config_as_it_is_and_with_every_key() {
     let c = good(&example());
@@ -242,7 +242,7 @@ fn the_example_is_a_config_as_it_is_and_with_every_key() {
     assert_eq!(all.sources[0].headers, [("source".to_owned(), "logagent@box7".to_owned())]);
 }
 
-/// The settings of the first version's example.
+/// The settings in the first version's example.
 const FIRST_EXAMPLE: &str = r#"
 [agent]
 #state_dir = "/var/lib/logagent"
@@ -309,7 +309,7 @@ fn the_example_still_means_the_same() {
     assert_ne!(shown(FIRST_EXAMPLE), shown(&uncommented(FIRST_EXAMPLE)));
 }
 
-/// Fails when a key that is left out means something else than the default it is documented with.
+/// Fails when an omitted key means anything but its documented default.
 #[test]
 fn a_default_written_out_changes_nothing() {
     let mut text = String::new();
@@ -329,7 +329,7 @@ fn a_default_written_out_changes_nothing() {
     assert_eq!(shown(&text), shown(&example()), "{text}");
 }
 
-/// Fails when a text of the tables does anything but being shown: groff says so.
+/// Fails when a text of the tables contains roff markup: groff reports it.
 #[test]
 fn the_page_renders_without_a_warning() {
     use std::process::{Command, Stdio};

@@ -1,5 +1,5 @@
-//! Every key of the config, described once. From these tables come how a file is read, its suggestions, the example
-//! `systemd/logagent.toml`, the page `systemd/logagent.toml.5` and what a reload does.
+//! Every key of the config, described once. The parser, its suggestions, the example `systemd/logagent.toml`, the
+//! page `systemd/logagent.toml.5` and the reload rules are derived from these tables.
 
 use super::table::*;
 use super::units::BrokerAddress;
@@ -13,11 +13,11 @@ use regex::bytes::Regex;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// In the order of the example.
+/// In the order of the example config.
 pub const TABLES: [&TableSpec; 6] =
     [Agent::TABLE, Kafka::TABLE, KafkaTls::TABLE, Sasl::TABLE, Metrics::TABLE, Source::TABLE];
 
-/// Where a key belongs that is in the wrong table.
+/// The table in which a misplaced key belongs.
 pub fn elsewhere(key: &str) -> Option<&'static str> {
     match key {
         "password" => Some("a file of its own, which password_file in [kafka.sasl] names"),

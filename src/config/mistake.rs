@@ -1,4 +1,4 @@
-//! What can be wrong with a config. Each text says what is wrong and, after a semicolon, what to write instead.
+//! The possible problems of a config. Each text says what is wrong and, after a semicolon, what to write instead.
 
 use super::MemoryPlan;
 use super::placeholder::WrongPlaceholder;
@@ -6,7 +6,7 @@ use super::table::KeySpec;
 use super::units::{BrokerAddress, Invalid};
 use std::fmt::{self, Display};
 
-/// One mistake. The first text is the key, if there is one.
+/// A problem. The first text is the key, if there is one.
 #[derive(Debug)]
 pub enum Mistake {
     /// A file of the `.d` folder.
@@ -27,9 +27,9 @@ pub enum Mistake {
     Value(String, String, WrongValue),
     /// With the value, all words, and the nearest.
     Word(String, String, Vec<String>, Option<&'static str>),
-    /// As `Word`, where not all that can be written are words.
+    /// Like `Word`, but not all valid values are words.
     Choice(String, String, &'static str),
-    /// Not from the first number to the second.
+    /// Outside the range from the first number to the second.
     Range(String, u64, u64),
     Bytes(String),
     /// A duration of zero.
@@ -40,20 +40,20 @@ pub enum Mistake {
     EmptyName(String),
     /// With the path.
     RelativePath(String, String),
-    /// With what can be written.
+    /// With the valid choices.
     KeySources(&'static str),
     MultilineSources,
     Placeholder(String, WrongPlaceholder),
     Conflict(Conflict),
 }
 
-/// Keys that do not go together.
+/// Keys that conflict.
 #[derive(Debug)]
 pub enum Conflict {
-    /// Only the modern driver does this.
+    /// Only the modern driver supports this.
     Classic(&'static str),
     ExactlyOnceAcks,
-    /// With the most bytes.
+    /// With the maximum size.
     ExactlyOnceBatch(usize),
     HashWithoutKey,
     StickyWithKey,
@@ -71,7 +71,7 @@ impl From<Conflict> for Mistake {
     }
 }
 
-/// What a text should have been.
+/// What a value should have been.
 #[derive(Debug)]
 pub struct WrongValue {
     pub wanted: &'static str,
@@ -79,7 +79,7 @@ pub struct WrongValue {
     pub example: String,
 }
 
-/// Where an unknown key may have been meant to go.
+/// A suggestion for an unknown key.
 #[derive(Debug)]
 pub enum Hint {
     Nearest(&'static str),
@@ -144,7 +144,7 @@ impl Display for Mistake {
             ),
             KeySources(choices) => write!(f, "`key` has not exactly one source; write key = {choices}"),
             MultilineSources => f.write_str(
-                "`multiline` does not have exactly one of `start` and `continue`; write the one that says which lines \
+                "`multiline` does not have exactly one of `start` and `continue`; write one of them, to define which lines \
                  belong together",
             ),
             Placeholder(key, WrongPlaceholder::Unknown) => write!(

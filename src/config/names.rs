@@ -1,4 +1,4 @@
-//! The words of the config and the command line, and what they stand for.
+//! The words of the config and the command line, and the values they name.
 
 use super::words::Named;
 use super::{
@@ -25,7 +25,7 @@ names! {
     Mechanism: ("PLAIN", Mechanism::Plain), ("SCRAM-SHA-256", Mechanism::ScramSha256),
         ("SCRAM-SHA-512", Mechanism::ScramSha512);
     Start: ("end", Start::End), ("beginning", Start::Beginning);
-    // Host and fields are known only to the whole config.
+    // Host and fields are filled in when the whole config is resolved.
     Format: ("raw", Format::Raw), ("json", Format::Json { host: String::new(), fields: Vec::new() });
     OutputName: ("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout);
 }

@@ -1,4 +1,4 @@
-//! All mistakes of the config files, each with its place, and the places of the keys that were read.
+//! Collects all problems of the config files with their positions, and the positions of the keys that were read.
 
 use super::mistake::{Conflict, Mistake};
 use crate::error::{Error, ExitCode};
@@ -13,15 +13,15 @@ pub struct TextPosition {
     pub at: usize,
 }
 
-/// A table by its name; one of several `[[files]]` by its number too.
+/// A table by name; one of several `[[files]]` also by number.
 pub type TableId = (&'static str, usize);
 
-/// Everything that is wrong over all files, and where each key is.
+/// All problems over all files, and the position of each key.
 #[derive(Debug, Default)]
 pub struct Problems {
     docs: Vec<Doc>,
     found: Vec<(TextPosition, Mistake)>,
-    /// Keys that are missing, which they may only seem to be where a file could not be parsed to its end.
+    /// Missing keys. They may only seem missing if a file could not be parsed to its end.
     missing: Vec<(TextPosition, Mistake)>,
     headers: HashMap<TableId, TextPosition>,
     keys: HashMap<(TableId, &'static str), WrittenKey>,
@@ -39,12 +39,12 @@ struct WrittenKey {
 struct Doc {
     path: PathBuf,
     text: String,
-    /// Syntax errors: the value of a key that overlaps one is a guess of the parser, so nothing else is said of it.
+    /// Spans of syntax errors. A value that overlaps one is the parser's guess, so nothing else is reported about it.
     broken: Vec<Range<usize>>,
 }
 
 impl Problems {
-    /// Adds a file; gives its number, the first half of a [`TextPosition`].
+    /// Adds a file and returns its number, the first half of a [`TextPosition`].
     pub fn add_file(&mut self, path: &Path, text: &str) -> usize {
         self.docs.push(Doc { path: path.into(), text: text.into(), broken: Vec::new() });
         self.docs.len() - 1
@@ -62,7 +62,7 @@ impl Problems {
         self.missing.push((place, mistake));
     }
 
-    /// The text itself is wrong within `span`, and the parser's error is `message`; reported at `at`.
+    /// Reports a syntax error within `span` at position `at`, with the parser's `message`.
     pub fn add_syntax(&mut self, doc: usize, at: usize, span: Range<usize>, message: &str) {
         let text = &self.docs[doc].text;
         let (number, _) = line_and_column(text, at);
@@ -75,7 +75,7 @@ impl Problems {
         self.docs[doc].broken.push(span);
     }
 
-    /// Whether the parser had to guess within `span`.
+    /// Whether the value in `span` is the parser's guess.
     pub fn is_guess(&self, doc: usize, span: &Range<usize>) -> bool {
         let broken = self.docs.get(doc).map(|d| d.broken.as_slice()).unwrap_or_default();
         broken.iter().any(|b| b.start <= span.end && span.start <= b.end)
@@ -101,25 +101,25 @@ impl Problems {
         self.headers.get(&table).copied()
     }
 
-    /// Whether the key has a value, be it a wrong one.
+    /// Whether the key has a value, valid or not.
     pub fn has(&self, table: TableId, key: &'static str) -> bool {
         self.keys.contains_key(&(table, key))
     }
 
-    /// The place of a key's value, where that is a good one.
+    /// The position of a key's value, if the value is valid.
     pub fn place_of(&self, table: TableId, key: &'static str) -> Option<TextPosition> {
         let WrittenKey { doc, span, good } = self.keys.get(&(table, key))?;
         good.then_some(TextPosition { doc: *doc, at: span.start })
     }
 
-    /// Reports a conflict at one of its keys, if that was written.
+    /// Reports a conflict at one of its keys, if that key was written.
     pub fn add_at(&mut self, table: TableId, key: &'static str, conflict: Conflict) {
         if let Some(place) = self.place_of(table, key) {
             self.add(place, conflict.into());
         }
     }
 
-    /// `value`, unless there are problems: then the error that names them all, with code 78.
+    /// Returns `value`, or an error with code 78 that lists all problems.
     pub fn into_result<T>(mut self, value: T) -> Result<T, Error> {
         if self.docs.iter().all(|d| d.broken.is_empty()) {
             self.found.append(&mut self.missing);
@@ -130,7 +130,7 @@ impl Problems {
         }
     }
 
-    /// `FILE:LINE:COL`, what is wrong, what to write instead; in the order of the files.
+    /// Lines of the form `FILE:LINE:COL: problem; fix`, in file order.
     fn into_lines(mut self) -> Vec<String> {
         self.found.sort_by_key(|(place, _)| *place);
         let line = |(place, mistake): &(TextPosition, Mistake)| {
@@ -144,7 +144,7 @@ impl Problems {
     }
 }
 
-/// Both from 1; columns in characters.
+/// Line and column, both from 1; columns count characters.
 fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {

@@ -1,7 +1,7 @@
 //! Reads the config files: the main one and the `*.toml` of the `.d` folder beside it.
 //!
-//! The parser goes on after a mistake, so that one run names the problems of the whole file; what it had to guess is not
-//! judged.
+//! The parser continues after a mistake, so that one run reports the problems of the whole file. Values it had to
+//! guess are not judged.
 
 use super::Surroundings;
 use super::keys::{Agent, Kafka, Metrics, Source, elsewhere};
@@ -14,21 +14,21 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// What is in all files together: `[[files]]` from each, of every other key the value in the last file that has it.
+/// The content of all files: `[[files]]` from each; of every other key, the value in the last file that has it.
 pub struct Written {
-    /// Start of the main file, to report what is missing in it; `None` when there is no file.
+    /// Start of the main file, for reporting missing keys; `None` without a file.
     pub top: Option<TextPosition>,
     pub read_from: Vec<PathBuf>,
     pub agent: Agent,
     pub kafka: Kafka,
     pub metrics: Metrics,
-    /// Whether a `files` is there at all, be it a wrong one.
+    /// Whether there is any `files` key, valid or not.
     pub has_files: bool,
     pub files: Vec<Source>,
 }
 
 impl Written {
-    /// Without a file.
+    /// The defaults, without a file.
     pub fn nothing(host: &str) -> Self {
         Written {
             top: None,
@@ -42,7 +42,7 @@ impl Written {
     }
 }
 
-/// Reads `main` and the files that belong to it. `given`: keys that the command line gives.
+/// Reads `main` and the files of its `.d` folder. `given` are keys set on the command line.
 pub fn read(
     main: &Path,
     around: &Surroundings,
@@ -85,7 +85,7 @@ fn unreadable(main: &Path, e: &std::io::Error) -> Error {
     }
 }
 
-/// In the order of their names. No such folder: none.
+/// In order of their names; empty if the folder does not exist.
 fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     let folder = main.with_extension("d");
     let unreadable =
@@ -101,7 +101,7 @@ fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// The number of the file, and its table as far as it could be parsed; reports what is wrong with the text.
+/// Returns the file's number and its table as far as it could be parsed; reports syntax errors.
 fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) -> (usize, DeTable<'t>) {
     let doc = problems.add_file(path, text);
     if let Err(e) = std::str::from_utf8(bytes) {
@@ -119,7 +119,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
             problems.add_syntax(doc, span.start, span.clone(), message);
             continue;
         };
-        // All that follows an unclosed bracket is an error in its value. The last one says that it is not closed.
+        // Everything after an unclosed bracket is an error in its value. The last error says that it is not closed.
         if !reported.contains(&value.start) {
             reported.push(value.start);
             let last = errors.iter().rfind(|(span, _)| spoilt(&table, span) == Some(value.clone()));
@@ -129,7 +129,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
     (doc, table)
 }
 
-/// The value that an error is in. The span of a table with a header is the header.
+/// The value that contains an error. The span of a table with a header is the header.
 fn spoilt(table: &DeTable<'_>, error: &Range<usize>) -> Option<Range<usize>> {
     table.iter().find_map(|(_, value)| spoilt_within(value, error))
 }

@@ -1,5 +1,5 @@
-//! From what is written to what it means: the command line over the file, defaults that depend on other keys, and the
-//! checks that need more than one key. Reads nothing but whether a FILE of the command line exists.
+//! Resolves what was written to what it means: the command line over the file, defaults that depend on other keys,
+//! and checks across several keys.
 
 use super::keys::{Kafka, Source};
 use super::mistake::{Conflict, Mistake};
@@ -12,11 +12,11 @@ const AGENT: TableId = ("[agent]", 0);
 const KAFKA: TableId = ("[kafka]", 0);
 const SASL: TableId = ("[kafka.sasl]", 0);
 
-/// Bytes of a batch that exactly-once can write an intent for, whatever its lines are like.
+/// Largest batch in bytes for which exactly-once can record an intent, whatever its lines are.
 const LARGEST_INTENT: usize = 4 << 20;
 
-/// Merges and checks. Problems of the config go to `problems` (then the result is not to be used); a wrong command line
-/// is the error.
+/// Merges and checks. Problems of the config are added to `problems` (the result is then unusable); an invalid
+/// command line is the error.
 pub fn resolve(
     mut written: Written,
     asked: &Overrides,
@@ -59,7 +59,7 @@ pub fn resolve(
     Ok(config)
 }
 
-/// `[kafka]` alone, and its topic: `send` follows no files, and numbers nothing.
+/// `[kafka]` and its topic only: `send` follows no files and uses no sequence numbers.
 pub fn kafka(
     mut written: Written,
     asked: &Overrides,
@@ -77,7 +77,8 @@ pub fn kafka(
     Ok((written.kafka, topic.unwrap_or_default()))
 }
 
-/// The state folder: what the config says, else systemd, else the default, which `written` is then.
+/// The state folder: from the config, otherwise from systemd, otherwise the default (`written` if there is no
+/// config).
 pub fn state_dir(written: Option<PathBuf>, around: &Surroundings, problems: &Problems) -> Option<PathBuf> {
     let says = problems.place_of(AGENT, "state_dir").is_some();
     around.state_directory.clone().filter(|_| !says).or(written)
@@ -85,7 +86,7 @@ pub fn state_dir(written: Option<PathBuf>, around: &Surroundings, problems: &Pro
 
 struct Resolver<'a> {
     asked: &'a Overrides,
-    /// `None`: there is no config file, so every mistake is the command line's.
+    /// `None`: there is no config file, so every mistake is on the command line.
     top: Option<TextPosition>,
     problems: &'a mut Problems,
 }
@@ -97,7 +98,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Where lines go, and whether the command line alone says enough to go there.
+    /// The output, and whether the command line alone provides everything it needs.
     fn writes_stdout(&mut self) -> Result<bool, Error> {
         let asked = self.asked;
         if asked.output == Some(OutputName::Stdout) {
@@ -127,8 +128,8 @@ impl Resolver<'_> {
             kafka.partition = if has_key { Partitioner::Hash } else { Partitioner::Sticky };
         }
         if !self.problems.has(KAFKA, "batch") && delivery == Delivery::ExactlyOnce {
-            // A partition has one batch in flight at a time then, so a round trip is paid for each batch; larger ones come
-            // near the speed of at-least-once.
+            // With exactly-once a partition has one batch in flight, so each batch costs a round trip; larger batches
+            // come near the speed of at-least-once.
             kafka.batch = 880 << 10;
         }
         match kafka.partition {
@@ -149,7 +150,7 @@ impl Resolver<'_> {
         self.check_plain(kafka);
     }
 
-    /// PLAIN is the password itself.
+    /// PLAIN sends the password itself.
     fn check_plain(&mut self, kafka: &Kafka) {
         let Some(sasl) = &kafka.sasl else { return };
         let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
@@ -159,7 +160,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// What only the modern driver does, where the classic one is demanded.
+    /// Features of the modern driver that conflict with `driver = "classic"`.
     fn check_classic(&mut self, written: &Written, delivery: Delivery) {
         if written.kafka.driver != DriverChoice::Classic {
             return;
@@ -197,7 +198,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Every source gets its topic, except where lines go to standard output and none is named.
+    /// Every source gets its topic, unless lines go to standard output and no topic is named.
     fn topics(&mut self, sources: &mut [Source], kafka: &Kafka, stdout: bool) {
         let common = self.asked.topic.as_ref().or(kafka.topic.as_ref());
         let of_files = self.asked.files.is_empty();
@@ -214,7 +215,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// A budget that is too small would stop a file for ever at its first long line.
+    /// A budget that is too small would block a file forever at its first long line.
     fn check_memory(&mut self, config: &Config) {
         let (memory, plan) = (config.agent.memory, config.memory_plan());
         let place = self.problems.place_of(AGENT, "memory").or(self.problems.place_of(KAFKA, "batch"));
@@ -226,14 +227,14 @@ impl Resolver<'_> {
     }
 }
 
-/// A FILE of the command line: as it is if it exists, else as a glob if it has a glob's characters.
+/// A FILE of the command line: literal if it exists, otherwise a glob if it contains glob characters.
 fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
     let path = absolute(file, around);
     let Some(text) = file.to_str().filter(|t| units::has_glob(t)) else { return Ok(Pattern::path(&path)) };
     if path.symlink_metadata().is_ok() {
         return Ok(Pattern::path(&path));
     }
-    // The folder we are in is meant as it is, whatever its name looks like.
+    // The current folder is literal, whatever characters its name contains.
     let pattern = match around.working_directory.to_str() {
         _ if text.starts_with('/') => text.to_owned(),
         Some(here) => {

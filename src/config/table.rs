@@ -1,5 +1,5 @@
-//! What a table of the config is: the description of its keys, the macro that declares one, and reading one by its
-//! description. The tables themselves are in [`super::keys`].
+//! The description of a config table and its keys, the macro that declares one, and the parser driven by it. The
+//! tables themselves are in [`super::keys`].
 
 use super::mistake::{Hint, Mistake};
 use super::placeholder;
@@ -13,20 +13,20 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 pub type Value<'t> = Spanned<DeValue<'t>>;
 
-/// Reads the value of a key; `None` once a wrong one is reported.
+/// Reads the value of a key; `None` after reporting an invalid one.
 pub type ReadValue<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
 
-/// A table of the config, or an inline table that is the value of a key.
+/// A table of the config, or an inline table that is a key's value.
 #[derive(Debug)]
 pub struct TableSpec {
-    /// As the operator sees it: `[kafka]`; an inline table has its key's name.
+    /// The displayed name: `[kafka]`; for an inline table, its key's name.
     pub name: &'static str,
     pub keys: &'static [KeySpec],
     #[cfg(test)]
     pub docs: TableDocs,
 }
 
-/// Everything there is to say of a key, except how its value is read: the macro has that.
+/// The description of a key, except how its value is read, which the macro knows.
 #[derive(Debug)]
 pub struct KeySpec {
     pub name: &'static str,
@@ -38,39 +38,39 @@ pub struct KeySpec {
     pub docs: KeyDocs,
 }
 
-/// What [`KeySpec::value`] is.
+/// The meaning of [`KeySpec::value`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ShownValue {
     /// The default.
     Default,
-    /// The default; its note is an example that says more.
+    /// The default; its note is a more informative example.
     Instance,
-    /// The default depends on something else, which its note names and [`super::resolve`] knows; the value stands
-    /// in until then.
+    /// The default depends on something named in its note and computed by [`super::resolve`]; the value is a
+    /// placeholder until then.
     Computed,
-    /// There is no default; an example.
+    /// An example; there is no default.
     Example,
-    /// As `Example`, but the example config sets it.
+    /// Like `Example`, but set in the example config.
     Sample,
-    /// An example, which stands in for what is missing until that is reported.
+    /// An example, used as a placeholder for a missing value until that is reported.
     Required,
     /// The name of an optional table.
     Table,
 }
 
-/// What a running agent does with a changed value on SIGHUP.
+/// How a running agent applies a changed value on SIGHUP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reload {
     AtOnce,
-    /// Takes effect at once, over new connections.
+    /// Takes effect immediately, with new connections.
     Reconnects,
     /// Takes effect only after a restart.
     Restart,
-    /// `AtOnce`; `Restart` with exactly-once, where saved sequence numbers depend on it.
+    /// `AtOnce`; with exactly-once `Restart`, because saved sequence numbers depend on it.
     AtOnceOrRestart,
-    /// `Reconnects`; `Restart` with exactly-once.
+    /// `Reconnects`; with exactly-once `Restart`.
     ReconnectsOrRestart,
-    /// Belongs to the `[[files]]` it applies to.
+    /// Part of its `[[files]]` table.
     OfFiles,
 }
 
@@ -87,11 +87,11 @@ pub struct TableDocs {
 pub struct KeyDocs {
     pub kind: fn() -> String,
     pub note: &'static str,
-    /// For the example and the page.
+    /// For the example config and the manual page.
     pub text: &'static str,
-    /// For the page alone.
+    /// For the manual page only.
     pub more: &'static str,
-    /// The keys within the value.
+    /// The keys inside the value.
     pub inner: Option<&'static TableSpec>,
 }
 
@@ -108,17 +108,17 @@ pub trait Described: Sized {
 
     fn read(section: &mut Section<'_, '_, '_>) -> Self;
 
-    /// Asks for every key whose value is another in `new` whether the old one is to be kept, and puts it back if so.
+    /// For every key that differs in `new`, asks whether to keep the old value, and restores it if so.
     fn compare(&self, new: &mut Self, keep: &mut dyn FnMut(&'static TableSpec, &'static KeySpec) -> bool);
 }
 
-/// Compares by what is printed, because a compiled regular expression has no equality.
+/// Compares the debug output, because a compiled regular expression has no equality.
 pub fn differ(a: &impl Debug, b: &impl Debug) -> bool {
     format!("{a:?}") != format!("{b:?}")
 }
 
-/// Declares a table: `pub struct …` with the struct that holds its values, `for …` for a struct of the stage whose options
-/// these are. `optional` tables are commented out in the example; what follows in brackets may be left out:
+/// Declares a table: `pub struct …` also defines the struct of its values, `for …` uses the option struct of a stage.
+/// `optional` tables are commented out in the example; parts in brackets may be omitted:
 ///
 /// ```text
 /// pub struct Type "[table]" [optional] [: "text"] {
@@ -208,11 +208,11 @@ pub struct Walk<'p> {
     /// The one whose value is being read.
     pub doc: usize,
     pub problems: &'p mut Problems,
-    /// Keys that the command line gives, so that the file need not.
+    /// Keys set on the command line, which the file need not contain.
     pub given: &'static [&'static str],
-    /// Number of the `[[files]]` table being read, over all files.
+    /// Number of the current `[[files]]` table, over all files.
     pub source: usize,
-    /// What `host` stands for.
+    /// The value of `${host}`.
     pub host: String,
     pub env: Environment,
 }
@@ -229,14 +229,14 @@ impl<'p> Walk<'p> {
         TextPosition { doc: self.doc, at }
     }
 
-    /// Reports what is at `span`, unless the parser had to guess it.
+    /// Reports a problem at `span`, unless the parser had to guess there.
     pub fn wrong(&mut self, span: Range<usize>, mistake: Mistake) {
         if !self.problems.is_guess(self.doc, &span) {
             self.problems.add(self.place(span.start), mistake);
         }
     }
 
-    /// As `wrong`, for a reader that has nothing else to say of the value.
+    /// Like `wrong`, returning `None` for the reader.
     pub fn refuse<T>(&mut self, v: &Value<'_>, mistake: Mistake) -> Option<T> {
         self.wrong(v.span(), mistake);
         None
@@ -266,7 +266,7 @@ impl<'p> Walk<'p> {
         Some(Cow::Owned(Spanned::new(v.span(), value)))
     }
 
-    /// The value is not even of the right type.
+    /// The value has the wrong type.
     pub fn mismatch<T>(
         &mut self,
         key: &str,
@@ -285,13 +285,14 @@ impl<'p> Walk<'p> {
         self.refuse(v, Mistake::Type(key.into(), is, wanted, example.into()))
     }
 
-    /// The table at `v` as its description says, its keys known as those of source number `self.source`.
+    /// Reads the table at `v` by its description; its keys belong to source number `self.source`.
     pub fn table<T: Described>(&mut self, v: &Value<'_>) -> Option<T> {
         let found = v.get_ref().as_table()?;
         Some(self.section(self.place(v.span().start), vec![(self.doc, found)]))
     }
 
-    /// A table whose first header is at `place`, with what each file says of it; where none does, every key is missing.
+    /// Reads a table whose first header is at `place`, with what each file says of it; without any, all of its keys are
+    /// missing.
     pub fn section<T: Described>(&mut self, place: TextPosition, values: Vec<(usize, &DeTable<'_>)>) -> T {
         self.problems.header((T::TABLE.name, self.source), place);
         let mut section = Section { walk: self, table: T::TABLE, place, values };
@@ -300,7 +301,7 @@ impl<'p> Walk<'p> {
         read
     }
 
-    /// Reports each key that is not one of `known`; `elsewhere` says in which table it belongs.
+    /// Reports each key not in `known`; `elsewhere` says in which table it belongs.
     pub fn unknown(
         &mut self,
         found: &DeTable<'_>,
@@ -354,7 +355,7 @@ impl<'t> Section<'_, '_, 't> {
         self.walk.doc = outer;
     }
 
-    /// In place of a value that is missing or wrong, what the description shows.
+    /// The placeholder for a missing or invalid value: the one shown in the description.
     pub fn or_default<T>(&mut self, key: &'static str, read: ReadValue<T>) -> T {
         let found = self.optional(key, read);
         found.unwrap_or_else(|| parse_default(self.table.key(key), read))
@@ -377,7 +378,7 @@ impl<'t> Section<'_, '_, 't> {
     }
 }
 
-/// The value that a description shows. A test reads every one of them.
+/// The value shown in a description. A test parses all of them.
 fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
     let text = format!("{} = {}", key.name, key.value);
     let table = DeTable::parse(&text).ok();
@@ -387,7 +388,7 @@ fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
     found.unwrap_or_else(|| unreachable!("a description shows no value: {text}"))
 }
 
-/// Every key at its default.
+/// All keys at their defaults.
 pub fn defaults<T: Described>() -> T {
     let mut problems = Problems::default();
     Walk::new(0, &mut problems).section(TextPosition { doc: 0, at: 0 }, Vec::new())

@@ -1,5 +1,5 @@
-//! Whole configs through [`load_in`]: every key, every default, and every mistake with its place. Long, because it is the
-//! table of all of them.
+//! Tests whole configs through [`load_in`]: every key, every default, and every mistake with its position. Long,
+//! because it is the table of all of them.
 
 use super::*;
 use crate::error::ExitCode;
@@ -89,7 +89,7 @@ fn defaults() {
     assert!(c.textfile.is_none() && !c.once);
 }
 
-/// Fails when exactly-once flies with small batches, or overrules what the config says.
+/// Fails when exactly-once uses small batches, or overrides what the config says.
 #[test]
 fn exactly_once_flies_with_larger_batches() {
     for (agent, batch, want) in [
@@ -233,7 +233,8 @@ fn keys_partitions_polls() {
     }
 }
 
-/// One run names all: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends the search.
+/// One run reports all problems: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends
+/// the search.
 #[test]
 fn six_mistakes_of_six_kinds_are_all_named() {
     let found = problems(
@@ -252,13 +253,13 @@ fn six_mistakes_of_six_kinds_are_all_named() {
              of its own to start from",
             "c.toml:10:12: `include`: \"(\" is not a regular expression: error: unclosed group; write for example include = \
              '^[0-9]+ '",
-            "c.toml:11:13: `multiline` does not have exactly one of `start` and `continue`; write the one that says \
+            "c.toml:11:13: `multiline` does not have exactly one of `start` and `continue`; write one of them, to define \
              which lines belong together",
         ]
     );
 }
 
-/// Each line is a mistake put after `[kafka]`, `[[files]]` or at the top, with what must be said.
+/// Each line is a mistake placed after `[kafka]`, `[[files]]` or at the top, with the expected message.
 #[test]
 fn one_mistake_each() {
     let long = format!("client_id = \"{}\"", "x".repeat(256));
@@ -371,7 +372,8 @@ fn one(config: &str, at: &str, said: &str) {
     assert!(!found.concat().contains("s3cret"), "{found:?}");
 }
 
-/// Fails when a readable password over the network is not refused, or is refused where it is allowed or stays on this machine.
+/// Fails when a cleartext password over the network is not rejected, or is rejected where it is allowed or stays on
+/// this machine.
 #[test]
 fn plain_without_tls() {
     let config = |brokers: &str, rest: &str| {
@@ -410,10 +412,10 @@ fn exactly_once_needs_all_acks_and_the_modern_driver() {
     assert!(found[1].starts_with("c.toml:5:8: exactly-once needs"), "{found:#?}");
 }
 
-/// Fails when a syntax error lets the rest count as missing: the operator would chase problems that are not there.
+/// Fails when keys after a syntax error count as missing: the operator would chase problems that do not exist.
 #[test]
 fn a_syntax_error_adds_nothing() {
-    // The parser goes on with `true` here: fails when its guess is judged like a written value.
+    // The parser substitutes `true` here. Fails when that guess is judged like a written value.
     let found = problems(&format!("[agent]\nmemori = 1\n{}", LEAST.replace("\"t\"", "test")));
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].starts_with("c.toml:2:1: unknown key `memori`"), "{found:#?}");
@@ -550,7 +552,7 @@ fn the_command_line_wins() {
     assert!(found[0].starts_with("c.toml:4:1: the classic driver"), "{found:#?}");
 }
 
-/// Fails when the folder we are in is taken as a part of the glob.
+/// Fails when the current folder is treated as part of the glob.
 #[test]
 fn the_working_folder_is_no_pattern() {
     let b = Box::new("");
@@ -561,7 +563,8 @@ fn the_working_folder_is_no_pattern() {
     assert!(m.matches(Path::new("/a[b]/*/x.log")) && !m.matches(Path::new("/ab/y/x.log")));
 }
 
-/// Each topic must hold its longest line beside what is needed to encode. Fails when either is left out of the sum.
+/// Each topic must hold its longest line in addition to the encoding buffers. Fails when either is left out of the
+/// sum.
 #[test]
 fn memory_that_just_suffices() {
     let more = "[[files]]\npaths = \"/x\"\ntopic = \"u\"\nmax_line = \"2MiB\"\n";
@@ -602,7 +605,8 @@ fn files_without_a_config() {
     }
 }
 
-/// Fails when `send` asks for [[files]], looks at what only files need, or lets the config win over the command line.
+/// Fails when `send` requires [[files]], validates keys that only files need, or lets the config override the command
+/// line.
 #[test]
 fn kafka_alone() {
     let b = Box::new(
@@ -653,7 +657,7 @@ fn no_such_config() {
 }
 
 proptest::proptest! {
-    /// Any text gives problems or a config, never a panic.
+    /// Any text yields problems or a config, never a panic.
     #[test]
     fn never_panics(parts in proptest::collection::vec(
         proptest::sample::select(vec![
@@ -666,7 +670,7 @@ proptest::proptest! {
     }
 }
 
-/// Fails when a text makes the reader panic or run on, or a problem has no place or is more than a line.
+/// Fails when a text makes the reader panic or hang, or when a problem has no position or more than one line.
 #[test]
 fn fuzz_config() {
     let example = include_str!("../../systemd/logagent.toml");

@@ -1,22 +1,21 @@
-//! Sizes, durations, rates, broker addresses, topics and patterns, parsed from what a person writes in the config or on the
-//! command line.
+//! Parses sizes, durations, rates, broker addresses, topics and patterns from the config or the command line.
 
 use crate::watch::pattern::Pattern;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Why a text is not what it should be.
+/// Why a text is invalid.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Invalid {
     Text(&'static str),
-    /// A unit, and those that are known.
+    /// An unknown unit, and the known ones.
     Unit(String, &'static str),
-    /// A rate per something else than a second.
+    /// A rate that is not per second.
     Per(String),
     Regex(regex::Error),
     Glob(globset::ErrorKind),
-    /// One of several.
+    /// One of several items.
     OneOf(String, Box<Invalid>),
 }
 use Invalid::{OneOf, Per, Text, Unit};
@@ -27,7 +26,7 @@ impl fmt::Display for Invalid {
             Text(why) => f.write_str(why),
             Unit(unit, known) => write!(f, "the unit {unit:?} is none of {known}"),
             Per(per) => write!(f, "a rate is per second (/s), not per {per:?}"),
-            // Several lines that draw the place; the last one says what is wrong.
+            // The message draws the position over several lines; the last line says what is wrong.
             Invalid::Regex(e) => f.write_str(e.to_string().lines().last().unwrap_or_default()),
             Invalid::Glob(kind) => kind.fmt(f),
             OneOf(one, why) => write!(f, "{one:?}: {why}"),
@@ -35,7 +34,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// A broker to begin with: a name or an address, and a port.
+/// A bootstrap broker: a name or an address, and a port.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct BrokerAddress {
     /// Without brackets, also for IPv6.
@@ -44,7 +43,7 @@ pub struct BrokerAddress {
 }
 
 impl BrokerAddress {
-    /// This machine, without a name server's word for it.
+    /// This machine, known without a name server.
     pub fn is_loopback(&self) -> bool {
         let address = self.host.split('%').next().and_then(|host| host.parse::<IpAddr>().ok());
         address.map_or_else(
@@ -55,7 +54,7 @@ impl BrokerAddress {
 }
 
 impl fmt::Display for BrokerAddress {
-    /// As the `kafka` crate and `ToSocketAddrs` take it.
+    /// In the form used by the `kafka` crate and `ToSocketAddrs`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
             true => write!(f, "[{}]:{}", self.host, self.port),
@@ -96,7 +95,7 @@ pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     }
 }
 
-/// Several of them with commas between, as on the command line.
+/// A comma-separated list, as on the command line.
 pub fn brokers(s: &str) -> Result<Vec<BrokerAddress>, Invalid> {
     s.split(',').map(|one| broker(one.trim()).map_err(|why| OneOf(one.into(), Box::new(why)))).collect()
 }
@@ -162,7 +161,7 @@ pub fn duration(s: &str) -> Result<Duration, Invalid> {
     Ok(Duration::from_millis(total))
 }
 
-/// The digits at the start (underscores between them as in TOML), and what follows.
+/// The leading digits (with underscores as in TOML), and the rest.
 fn split(s: &str) -> (&str, &str) {
     let s = s.trim();
     let end = s.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(s.len());
@@ -177,7 +176,7 @@ fn whole(digits: &str) -> Result<u64, Invalid> {
     digits.parse().map_err(|_| Text("it is too large"))
 }
 
-/// What brokers write into their logs. The protocol has room for 32,767 bytes, in every request.
+/// The client id, which brokers log. The protocol allows 32,767 bytes and sends it with every request.
 pub fn client_id(s: &str) -> Result<String, Invalid> {
     match s.len() {
         1..=255 => Ok(s.to_owned()),
@@ -185,7 +184,7 @@ pub fn client_id(s: &str) -> Result<String, Invalid> {
     }
 }
 
-/// The topic names that Kafka takes (`org.apache.kafka.common.internals.Topic`).
+/// The topic names that Kafka accepts (`org.apache.kafka.common.internals.Topic`).
 pub fn topic(s: &str) -> Result<String, Invalid> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if s.is_empty() || s.len() > 249 || s == "." || s == ".." || !s.chars().all(legal) {
@@ -194,21 +193,21 @@ pub fn topic(s: &str) -> Result<String, Invalid> {
     Ok(s.to_owned())
 }
 
-/// A regular expression over bytes, with the limits that all stages use: a program and a cache that stay small, since
-/// there is one cache for each thread that searches.
+/// A regular expression over bytes, with limits that keep program and cache small, because there is one cache per
+/// searching thread.
 pub fn regex(s: &str) -> Result<regex::bytes::Regex, Invalid> {
     let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
     built.map_err(Invalid::Regex)
 }
 
-/// A glob as all stages understand it: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` takes the next
-/// character as it is.
+/// The glob syntax of all stages: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` escapes the
+/// next character.
 pub fn glob(s: &str) -> Result<globset::Glob, Invalid> {
     let built = globset::GlobBuilder::new(s).literal_separator(true).backslash_escape(true).build();
     built.map_err(|e| Invalid::Glob(e.kind().clone()))
 }
 
-/// A glob for paths, which is walked folder by folder: each piece between two `/` is its own glob, or `**`.
+/// A glob for paths, walked folder by folder: each component between two `/` is its own glob, or `**`.
 pub fn path_glob(s: &str) -> Result<Pattern, Invalid> {
     glob(s)?;
     if s.split('/').any(|piece| glob(piece).is_err()) {
@@ -217,7 +216,7 @@ pub fn path_glob(s: &str) -> Result<Pattern, Invalid> {
     Pattern::glob(s).map_err(|e| Invalid::Glob(e.kind().clone()))
 }
 
-/// Whether globbing would take some character of `s` as more than itself.
+/// Whether `s` contains characters with a special meaning in globs.
 pub fn has_glob(s: &str) -> bool {
     s.contains(['*', '?', '[', '{', '\\'])
 }
@@ -241,7 +240,7 @@ mod tests {
         for (text, bytes) in good {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        // `8M` means 1000 to some tools and 1024 to others, so it is asked back.
+        // `8M` means 1000 to some tools and 1024 to others, so it is rejected.
         for text in ["", "MiB", "8M", "8mib", "-1", "1.5MiB", "18446744073709551616", "99999999TiB"] {
             assert!(size(text).is_err(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! Readers for the values of keys. A reader reports a wrong value at its place and then gives `None`.
+//! Readers for the values of keys. A reader reports an invalid value at its position and returns `None`.
 
 use super::keys::{KafkaTls, KeyTable, MultilineTable, PartitionTable};
 use super::mistake::{Conflict, Mistake, WrongValue};
@@ -13,18 +13,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
 
-/// Where a record's key may come from.
+/// The possible sources of a record's key.
 const RECORD_KEYS: &str =
     "\"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or { field = \"user.id\" }";
 
-/// The names of all values, for the reference.
+/// The names of all values, for the manual page.
 #[cfg(test)]
 pub fn words<T: Named>() -> String {
     let names: Vec<String> = T::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
     names.join(" or ")
 }
 
-/// A text that `parse` understands.
+/// A text accepted by `parse`.
 fn parsed<T>(
     walk: &mut Walk<'_>,
     key: &str,
@@ -70,7 +70,7 @@ pub fn lines(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
     number(walk, key, v, (1, 1_000_000)).map(|n| n as usize)
 }
 
-/// A word that stands for something.
+/// A word from a fixed set.
 pub fn word<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
     let names = T::NAMES.iter().map(|(name, _)| *name);
     let words: Vec<String> = names.clone().map(|name| format!("{name:?}")).collect();
@@ -108,7 +108,7 @@ pub fn duration(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duratio
     parsed(walk, key, v, ("a duration", "\"30s\""), units::duration)
 }
 
-/// A duration longer than nothing.
+/// A duration above zero.
 pub fn wait(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {
     let d = duration(walk, key, v)?;
     if d.is_zero() {
@@ -125,7 +125,7 @@ pub fn path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<PathBuf> {
     Some(s.into())
 }
 
-/// A folder that may also be none at all, but not by the config.
+/// A folder. It may be absent, but not by writing an empty value.
 pub fn folder(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<PathBuf>> {
     path(walk, key, v).map(Some)
 }
@@ -148,7 +148,7 @@ fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::Broker
     parsed(walk, key, v, ("a broker", &example), units::broker)
 }
 
-/// What may have been meant, as an example of how to write it.
+/// A suggestion in the form of an example.
 fn with_port(s: &str) -> String {
     let meant = [s.to_owned(), format!("{s}:9092"), "kafka.example:9092".into()];
     meant.into_iter().find(|m| units::broker(m).is_ok()).unwrap_or_default()
@@ -186,7 +186,7 @@ pub fn paths(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Patter
     }
 }
 
-/// A path, or a glob where it has a glob's characters.
+/// A path, or a glob if it contains glob characters.
 fn followed(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Pattern> {
     let found = path(walk, key, v)?;
     let s = v.get_ref().as_str()?;
@@ -203,13 +203,13 @@ fn list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue<T>) ->
     all(items.iter().map(|item| read(walk, key, item)))
 }
 
-/// Reads all of them, so that each wrong one is reported.
+/// Reads all items, so that each invalid one is reported.
 fn all<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
     let read: Vec<Option<T>> = items.collect();
     read.into_iter().collect()
 }
 
-/// A list, or one of them without brackets.
+/// A list, or a single item without brackets.
 fn one_or_list<T>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, read: ReadValue<T>) -> Option<Vec<T>> {
     match v.get_ref().as_array() {
         Some(_) => list(walk, key, v, read),
@@ -237,7 +237,7 @@ pub fn texts(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(Strin
     all(found.iter().map(one))
 }
 
-/// A table of its own.
+/// A nested table.
 pub fn nested<T: Described>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
     walk.table(v).or_else(|| walk.mismatch(key, v, "a table", "{ … }"))
 }
@@ -332,7 +332,7 @@ pub fn poll(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Dura
     }
 }
 
-/// With how long to wait for a further line.
+/// With the time to wait for another line.
 pub fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<(Multiline, Duration)> {
     let found: MultilineTable = nested(walk, key, v)?;
     let id = (MultilineTable::TABLE.name, walk.source);

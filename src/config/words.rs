@@ -1,6 +1,6 @@
-//! Words that stand for values, and the known word that a mistyped one was probably meant to be.
+//! Named values, and suggestions for mistyped words.
 
-/// A type whose values have names, the same in the config and on the command line.
+/// A type whose values have names, identical in the config and on the command line.
 pub trait Named: Clone + 'static {
     const NAMES: &'static [(&'static str, Self)];
 }
@@ -14,11 +14,11 @@ pub fn by_name<T: Named>(s: &str) -> Result<T, String> {
     })
 }
 
-/// The one of `names` that was probably meant. Case and `-` for `_` do not count.
+/// The most similar of `names`, if close enough. Case and `-` versus `_` do not count.
 pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let plain = |s: &str| s.to_ascii_lowercase().replace('-', "_");
     let typed = plain(typed);
-    // Of one letter, every other is as near.
+    // For a single letter, all others are equally near.
     let near = names
         .filter(|n| typed.chars().count() > 1 || n.len() > 1)
         .map(|n| (distance(&typed, &plain(n)), n))
@@ -26,7 +26,7 @@ pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<
     (near.0 <= (typed.chars().count() / 3).clamp(1, 3)).then_some(near.1)
 }
 
-/// Letters to insert, delete, replace or swap with their neighbour (optimal string alignment).
+/// Edit distance with adjacent swaps (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

@@ -5,8 +5,8 @@
 //! records are stored or dead-lettered) or is explicitly voided. So only the last intent of a partition can be open.
 
 use super::intent::{ChunkPiece, Intent, JournalRecord};
-use crate::chunk::{Ack, BatchGroupNo, Range, StreamId, Topic};
 use crate::producer::recovered::{LastSequence, OpenBatch, TopicPartition};
+use crate::record::{Ack, BatchGroupNo, Range, StreamId, Topic};
 use crate::streams::SavedPositions;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -197,8 +197,8 @@ impl ChunkPiece {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Break, Point};
     use crate::producer::batch::Numbers;
+    use crate::record::{Break, Point};
 
     fn piece(stream: u64, start: u64, lines: u32, picks: Option<Vec<u16>>) -> ChunkPiece {
         let range = start..start + 10 * u64::from(lines);

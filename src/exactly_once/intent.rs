@@ -10,9 +10,10 @@
 //! lines, a forced end) has a table of two small numbers per line. [`split`] is part of the format and must not
 //! change.
 
-use crate::chunk::{BatchGroupNo, Break, Chunk, Line, Mark, Point, Range, StreamId, Then, Topic};
+use crate::chunk::Chunk;
 use crate::producer::batch::{Batch, Numbers, Pick, Records, Seal};
 use crate::producer::recovered::LastSequence;
+use crate::record::{BatchGroupNo, Break, Line, Mark, Point, Range, StreamId, Then, Topic};
 use memchr::memchr_iter;
 
 /// One batch that may have been sent.

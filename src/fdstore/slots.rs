@@ -1,6 +1,6 @@
 //! Decides which files the service manager should hold. Pure.
 
-use crate::chunk::StreamId;
+use crate::record::StreamId;
 use std::collections::BTreeMap;
 
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 //! and tries again until it can. What happens on a connection is in `session.rs`; who leads what, in `cluster.rs`.
 
 use super::{Incompatible, Producer, Shared};
-use crate::chunk::Topic;
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{ANSWER_CAP, Trouble};
 use crate::kafka::net::dialer::Dial;
@@ -10,6 +9,7 @@ use crate::kafka::protocol::codec::Codec;
 use crate::kafka::session::{End, Session};
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Event, Pace, Refusal, Verdict};
+use crate::record::Topic;
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::Instant;

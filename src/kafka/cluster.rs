@@ -1,10 +1,10 @@
 //! What is known of the cluster: brokers, topics, leaders, and when to ask again. Pure: time comes in, nothing goes out;
 //! opens no connection.
 
-use crate::chunk::Topic;
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::{Metadata, Node, TopicMeta};
 use crate::producer::driver::{Pace, TopicView};
+use crate::record::Topic;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 

@@ -7,11 +7,11 @@ mod candidates;
 
 use super::protocol::{errors, messages};
 use super::{Incompatible, Shared};
-use crate::chunk::Topic;
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
 use crate::kafka::net::dialer::Dial;
 use crate::producer::driver::{Event, Pace};
+use crate::record::Topic;
 use crate::report::Board;
 use candidates::{Candidates, Kind};
 use rustix::event::PollFd;

@@ -3,10 +3,10 @@
 //! other request goes to the test, which says what happens to it.
 
 use super::{Options, start};
-use crate::chunk::Topic;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Capabilities, Event, Order, TopicView, Verdict};
 use crate::producer::testing::{Ends, batch, chunk, origin};
+use crate::record::Topic;
 use bytes::{Buf, Bytes, BytesMut};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use kafka_protocol::messages::api_versions_response::ApiVersion;

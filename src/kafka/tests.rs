@@ -663,7 +663,7 @@ fn no_request_passes_the_limit() {
     let mut f = Feeder::start(options, "t");
     // The estimate knows of no headers.
     let of = |partition, lines: usize| {
-        let shape = crate::chunk::Shape { headers: vec![("h".into(), vec![1; 900])], ..Default::default() };
+        let shape = crate::record::Shape { headers: vec![("h".into(), vec![1; 900])], ..Default::default() };
         let origin = crate::producer::testing::origin(1, "t", "/log", shape);
         let lines = crate::producer::testing::chunk(&origin, 0, &vec![&b"line"[..]; lines]);
         crate::producer::batch::Batch { partition, ..crate::producer::testing::batch(1, vec![lines]) }

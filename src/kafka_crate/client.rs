@@ -1,7 +1,7 @@
-//! The `kafka` crate, fenced: one client, its panics caught, its calls watched. Knows no flights and retries nothing.
+//! A safe wrapper of the `kafka` crate: one client, with its panics caught and its calls watched.
 //!
-//! Invariant: after any trouble the client is spoilt and never asked again (D1, D2). The crate does not compare correlation
-//! ids, so a late answer to batch 1 would confirm batch 2, and it keeps dead connections in its pool.
+//! Invariant: after any failure the client is poisoned and never used again (D1, D2). The crate does not compare
+//! correlation ids, so a late answer to batch 1 would confirm batch 2, and it keeps dead connections in its pool.
 
 use super::watchdog::{CallWatchdog, Guard};
 use crate::producer::driver::Acks;
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// What the crate can compress with (D16: gzip at level 9 only, 12 MB/s; snappy is the sane one).
+/// Compression supported by the crate (D16: gzip at level 9 only, 12 MB/s; prefer snappy).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CrateCodec {
     #[default]
@@ -25,20 +25,20 @@ pub enum CrateCodec {
 /// Why a call failed.
 #[derive(Debug)]
 pub enum CallError {
-    /// The broker's error code for this partition; `None` where the crate has no name for it (above 35, D14).
+    /// The broker's error code for this partition; `None` if the crate has no name for it (above 35, D14).
     Code(KafkaCode),
     /// The request was not sent.
     NotSent(String),
-    /// Sent, or partly sent, and no answer that can be trusted.
+    /// Sent, or partly sent, without a reliable answer.
     Lost(String),
-    /// As `Lost`: the broker closed the connection instead of answering, as Kafka 4 does on Produce v0 (D15).
+    /// Like `Lost`, but the broker closed the connection instead of answering, as Kafka 4 does on Produce v0 (D15).
     Closed,
     /// The crate panicked (D9, D10).
     Panic(String),
 }
 
 impl CallError {
-    /// What a watched call says of a connection that we have cut ourselves.
+    /// The error of a watched call whose connection we shut down ourselves.
     pub fn after(self, guard: &Guard) -> CallError {
         match self {
             CallError::Closed | CallError::Lost(_) if guard.has_cut() => {
@@ -49,16 +49,16 @@ impl CallError {
     }
 }
 
-/// One partition as the crate knows it.
+/// One partition as known to the crate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Led {
     pub partition: i32,
-    /// `host:port` as the cluster advertises it; `None` while there is no leader.
+    /// `host:port` as advertised by the cluster; `None` without a leader.
     pub leader: Option<String>,
 }
 
 pub struct CrateClient {
-    /// `None` once spoilt.
+    /// `None` once poisoned.
     crate_client: Option<KafkaClient>,
     via: SocketAddr,
 }
@@ -67,21 +67,21 @@ thread_local! {
     static FENCED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Is this thread inside the crate, so that a panic now will be caught and become a new client? For the panic hook.
+/// Whether this thread is inside the crate, so that a panic is caught and leads to a new client. For the panic hook.
 pub fn fenced() -> bool {
     FENCED.get()
 }
 
 impl CrateClient {
-    /// Connects to nothing yet. `via` must just have answered a probe: the crate connects without a limit (D4), and of a list
-    /// of hosts it would ask only the first that takes the request (D5), so it gets one, as an address.
+    /// Does not connect yet. `via` must just have answered a probe: the crate connects without a timeout (D4), and of
+    /// a list of hosts it would ask only the first that accepts the request (D5), so it gets a single address.
     ///
-    /// `KafkaClient`, never `Producer`: that one loads all topics and freezes them (D8), sends empty values as null (D11),
-    /// forgets its security settings (D13) and asserts on the answer's shape (D15).
+    /// Uses `KafkaClient`, never `Producer`: the latter loads all topics and freezes them (D8), sends empty values as
+    /// null (D11), drops security settings (D13) and asserts on the answer's shape (D15).
     pub fn new(via: SocketAddr, client_id: &str, codec: CrateCodec, idle: Duration) -> Self {
         let mut c = KafkaClient::new(vec![via.to_string()]);
         c.set_client_id(client_id.to_owned());
-        c.set_connection_idle_timeout(idle); // D2: below what NATs and load balancers forget
+        c.set_connection_idle_timeout(idle); // D2: below the idle timeouts of NATs and load balancers
         c.set_compression(match codec {
             CrateCodec::None => Compression::NONE,
             CrateCodec::Gzip => Compression::GZIP,
@@ -94,8 +94,8 @@ impl CrateClient {
         self.crate_client.is_none()
     }
 
-    /// Partitions and leaders of one topic; none where the topic is not there (yet): the crate drops the error (D9).
-    /// One topic per call, so that one with gaps in its ids panics alone.
+    /// Partitions and leaders of one topic; none if the topic does not exist (yet), because the crate drops the error
+    /// (D9). One topic per call, so that one with gaps in its ids panics alone.
     pub fn load(&mut self, topic: &str, watch: &CallWatchdog) -> Result<Vec<Led>, CallError> {
         let guard = watch.guard(vec![self.via]);
         let led = self.fence(byteorder::METADATA, |c| {
@@ -110,9 +110,9 @@ impl CrateClient {
         led.map_err(|t| t.after(&guard))
     }
 
-    /// Sends the records of one batch to one partition's leader (D7: the crate asks leaders in turn, and an error of the
-    /// second throws away the first one's confirmation) and waits for its word. The first record's offset; `None` with
-    /// `Acks::Zero`, where the crate reads no answer (D6) and "stored" is "written to the socket".
+    /// Sends the records of one batch to one partition's leader (D7: with several leaders, an error of the second
+    /// discards the first one's confirmation) and waits for the answer. Returns the first record's offset; `None`
+    /// with `Acks::Zero`, where the crate reads no answer (D6) and "stored" means "written to the socket".
     pub fn produce<'r>(
         &mut self,
         topic: &str,
@@ -126,7 +126,7 @@ impl CrateClient {
             Acks::All => RequiredAcks::All,
         };
         self.fence(byteorder::PRODUCED, |c| {
-            // Always `Some`: an empty line is an empty record and not a tombstone (D11).
+            // Always `Some`: an empty line is an empty record, not a tombstone (D11).
             let messages =
                 records.map(|(key, value)| ProduceMessage::new(topic, partition, key, Some(value)));
             let confirms = c.produce_messages(required, ack_timeout, messages).map_err(trouble)?;
@@ -138,20 +138,20 @@ impl CrateClient {
             let mut ours = confirms.into_iter().filter_map(of_topic).flatten();
             match (ours.next(), ours.next()) {
                 (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(CallError::Code),
-                _ => Err(CallError::Lost("the answer is not about this batch".to_owned())),
+                _ => Err(CallError::Lost("the answer is not for this batch".to_owned())),
             }
         })
     }
 
-    /// Runs one use of the crate. Whatever goes wrong in it, a panic too, is the client's end.
-    /// `answer` is the shape of what it reads (D10).
+    /// Runs one call of the crate. Any failure, including a panic, poisons the client. `answer` is the shape of the
+    /// expected answer (D10).
     fn fence<T>(
         &mut self,
         answer: &'static [byteorder::Part],
         call: impl FnOnce(&mut KafkaClient) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         let Some(mut client) = self.crate_client.take() else {
-            return Err(CallError::NotSent("the connection is to be set up anew".to_owned()));
+            return Err(CallError::NotSent("the connection must be set up again".to_owned()));
         };
         byteorder::expect(answer);
         FENCED.set(true);
@@ -180,7 +180,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 fn trouble(e: Error) -> CallError {
     match e {
-        // Said by the crate itself, before it sends: it knows no leader for this partition.
+        // Reported by the crate before sending: it knows no leader for this partition.
         Error::Kafka(KafkaCode::UnknownTopicOrPartition) => {
             CallError::NotSent("no leader is known for the partition".to_owned())
         }

@@ -1,5 +1,5 @@
-//! A scripted peer for the driver's and the probe's tests: speaks as much of Kafka's old protocol as they need, and goes
-//! wrong on request. No broker: it keeps what it was sent in a list, and answers in one thread per connection.
+//! A scripted peer for the tests of driver and probe: speaks as much of Kafka's old protocol as they need, and
+//! misbehaves on request. It records what it was sent, and answers in one thread per connection.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,15 +11,15 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub enum Act {
     Store,
-    /// Answer with this error code; keep nothing.
+    /// Answer with this error code; store nothing.
     Code(i16),
     Close,
     Mute,
-    /// These bytes instead of an answer.
+    /// Send these bytes instead of an answer.
     Raw(Vec<u8>),
-    /// Store and answer, but only after this time.
+    /// Store and answer after this delay.
     Late(Duration),
-    /// Store, answer, and answer once more with another request's correlation id.
+    /// Store and answer, then answer again with another request's correlation id.
     Twice,
     /// Store, answer, then close.
     StoreAndClose,
@@ -27,7 +27,7 @@ pub enum Act {
 
 pub type Record = (Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// What the peer is at the moment; a test may change it at any time.
+/// The peer's current behaviour; a test may change it at any time.
 pub struct Script {
     /// `None`: closes the connection on ApiVersions.
     pub ranges: Option<Vec<(i16, i16, i16)>>,
@@ -118,13 +118,13 @@ impl Peer {
             let correlation = request[4..8].to_vec();
             let client = i16::from_be_bytes([request[8], request[9]]).max(0) as usize;
             let body = &request[10 + client..];
-            let go_on = match (api, version) {
+            let keep_open = match (api, version) {
                 (18, 0) => self.api_versions(&mut stream, &correlation),
                 (3, 0 | 4) => self.metadata(&mut stream, &correlation, version),
                 (0, 0) => self.produce(&mut stream, &correlation, body, number),
                 other => panic!("unexpected request {other:?}"),
             };
-            if !go_on {
+            if !keep_open {
                 return;
             }
         }
@@ -228,7 +228,7 @@ impl Peer {
     }
 }
 
-/// Listens, answers every connection with these bytes as soon as something comes, and keeps it open.
+/// Listens, answers every connection with these bytes after the first input, and keeps it open.
 pub fn parrot(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -244,7 +244,7 @@ pub fn parrot(answer: &'static [u8]) -> SocketAddr {
     addr
 }
 
-/// Listens, but its queue is full: a connection request gets no answer at all, as from a black hole.
+/// Listens with a full queue: a connection request gets no answer at all, as from a black hole.
 pub struct Hole {
     pub addr: SocketAddr,
     _listener: std::os::fd::OwnedFd,

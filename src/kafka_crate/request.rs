@@ -1,4 +1,4 @@
-//! A batch as the `kafka` crate must have it: all records of a frame at once, as slices. Copies no line, and gives no verdict.
+//! Encodes a batch for the `kafka` crate, which takes all records of a frame at once, as slices. Copies no line.
 
 use super::client::{CallError, CrateClient};
 use crate::producer::batch::Batch;
@@ -7,8 +7,8 @@ use crate::producer::record_encoder::{Piece, RecordEncoder};
 use std::ops::Range;
 use std::time::Duration;
 
-/// Sends a batch in frames of up to [`FRAME`] bytes, mostly one, each answered before the next goes. The first
-/// record's offset; none where other producers' records came in between.
+/// Sends a batch in frames of up to [`FRAME`] bytes, usually one, each answered before the next is sent. Returns the
+/// first record's offset; none if other producers' records came in between.
 pub fn produce(
     client: &mut CrateClient,
     encoder: &mut RecordEncoder,
@@ -41,11 +41,11 @@ pub fn produce(
     sent.map(|s| s.first.filter(|_| s.gapless))
 }
 
-/// Largest frame of more than one record, in bytes: a usual batch of 512 KiB goes as one, and one of very short lines, which
-/// the old format makes many times larger, does not fill the memory.
+/// Largest frame with more than one record, in bytes. An ordinary batch of 512 KiB goes as one frame; one of very
+/// short lines, which the old format makes many times larger, does not fill the memory.
 const FRAME: usize = 1 << 20;
 
-/// What the old message format adds to key and value: offset 8, size 4, crc 4, magic, attributes, two lengths of 4.
+/// Overhead of the old message format per record: offset 8, size 4, crc 4, magic, attributes, two lengths of 4.
 const OVERHEAD: usize = 26;
 
 struct Sent {
@@ -70,8 +70,7 @@ impl Sent {
     }
 }
 
-/// The records of one frame, as the crate must have them: all at once. Lines stay where they are; only what the encoder
-/// writes is copied.
+/// The records of one frame in the crate's form. Lines stay where they are; only what the encoder produces is copied.
 #[derive(Default)]
 struct RequestRecords<'l> {
     bytes: usize,

@@ -1,5 +1,4 @@
-//! A session with the cluster: finding a host that answers, and the way to each leader. Knows the topics only as what to
-//! forget with it, and sends nothing.
+//! A session with the cluster: finds a host that answers, and checks each leader before use.
 
 use super::client::CrateClient;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState};
@@ -12,7 +11,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Attempts that failed in a row, and when the next is due.
+/// Number of failed attempts in a row, and when the next is due.
 #[derive(Debug, Default, Clone)]
 pub struct Wait {
     pub tries: u32,
@@ -33,15 +32,15 @@ impl Wait {
     }
 }
 
-/// One client of the crate, and what is known through it.
+/// One client of the crate, and what was learned through it.
 pub struct CrateSession {
     pub client: CrateClient,
-    /// The bootstrap host, as the config calls it, and its address.
+    /// The bootstrap host as written in the config, and its address.
     pub host: String,
     pub via: SocketAddr,
     pub ranges: Ranges,
     pub born: Instant,
-    /// A batch was answered in it.
+    /// Whether a batch has been answered in this session.
     pub proven: bool,
     leaders: HashMap<String, ProvenLeader>,
 }
@@ -56,9 +55,9 @@ struct ProvenLeader {
 }
 
 impl CrateSession {
-    /// Is there nothing to read from this leader, as it must be before a request? What there is would be taken for the answer
-    /// to it (D1). And a connection that the peer has closed would still take one request, and lose it without a word
-    /// where no answer is asked for (D2, D6).
+    /// Whether there is nothing to read from this leader. Before a request that must hold: pending bytes would be
+    /// taken for its answer (D1), and a connection closed by the peer would still accept one request and silently
+    /// lose it if no answer is requested (D2, D6).
     pub fn is_silent(&self, leader: &str) -> bool {
         self.leaders.get(leader).is_none_or(|l| l.sockets.iter().all(sys::Socket::is_silent))
     }
@@ -85,7 +84,7 @@ impl CrateWorker<'_> {
         }
     }
 
-    /// A session, the present one or a new one through the first bootstrap host that answers.
+    /// The current session, or a new one through the first bootstrap host that answers.
     pub fn connect(&mut self) -> Result<(), Fault> {
         if self.session.as_ref().is_some_and(|s| !s.client.is_spoilt()) {
             return Ok(());
@@ -106,30 +105,31 @@ impl CrateWorker<'_> {
                     let (born, leaders) = (Instant::now(), HashMap::new());
                     let proven = false;
                     self.session = Some(CrateSession { client, host, via, ranges, born, proven, leaders });
-                    self.wait.until = None; // `tries` goes back when the cluster has answered for a topic
+                    self.wait.until = None; // `tries` is reset when the cluster has answered for a topic
                     return Ok(());
                 }
                 Err(Fault::Retry(_, why)) => last = format!("{host}: {why}"),
                 Err(other) => return Err(other),
             }
-            // D5: the next attempt begins with the next host, so that none that hangs stands before the others.
+            // D5: the next attempt starts with the next host, so that a hanging host does not block the others.
             self.turn = (self.turn + 1) % hosts;
             if began.elapsed() > Duration::from_secs(15) {
-                break; // the rest at the next attempt: batches wait for their verdict meanwhile
+                break; // the rest in the next attempt, because batches are waiting for their verdict
             }
         }
         self.wait.failed(last.clone(), self.options.limits.pause);
         Err(Fault::Retry(Pace::Backoff, last))
     }
 
-    /// Asks what listens at a host (D4, D10), at each of its addresses, with its outage recorded.
+    /// Probes what listens at each address of a host (D4, D10), and records its outages.
     fn visit(&mut self, host: &str) -> Result<(SocketAddr, Ranges), Fault> {
         let found = probe::resolve(host).and_then(|all| {
             let mut last = String::new();
             for addr in all {
                 match probe::ask(addr, &self.options.limits.probe) {
                     Finding::Kafka(ranges) => return Ok((addr, ranges)),
-                    // Kafka 0.9 closes on ApiVersions and takes the crate's requests all the same: they will show.
+                    // Kafka 0.9 closes the connection on ApiVersions, but accepts the crate's requests; they will
+                    // show.
                     Finding::Closed => return Ok((addr, Ranges::default())),
                     other => last = other.to_string(),
                 }
@@ -138,7 +138,7 @@ impl CrateWorker<'_> {
         });
         let why = match found {
             Ok((_, ranges)) if self.options.unfit == OnIncompatible::Replaced && ranges.suits_modern() => {
-                let why = format!("{host} takes the modern driver's requests now ({ranges})");
+                let why = format!("{host} supports the modern driver's requests now ({ranges})");
                 return Err(Leave::Incompatible { why }.into());
             }
             Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
@@ -154,7 +154,7 @@ impl CrateWorker<'_> {
         Err(Fault::Retry(Pace::Backoff, why))
     }
 
-    /// The way to a leader: probed before the crate connects without a limit (D4), and again after a pause (D2).
+    /// Checks a leader: probed before the crate connects without a timeout (D4), and again after a pause (D2).
     pub fn reach(&mut self, leader: &str) -> Result<Vec<SocketAddr>, Fault> {
         let idle = self.options.limits.idle;
         let known = self.session.as_ref().and_then(|s| s.leaders.get(leader));
@@ -168,7 +168,7 @@ impl CrateWorker<'_> {
             Ok(_) => {
                 let peers = probe::resolve(leader).unwrap_or_default();
                 if let Some(session) = &mut self.session {
-                    let (at, sockets) = (Instant::now(), Vec::new()); // an old one's would be another connection's
+                    let (at, sockets) = (Instant::now(), Vec::new()); // the previous sockets belong to another connection
                     session
                         .leaders
                         .insert(leader.to_owned(), ProvenLeader { peers: peers.clone(), at, sockets });
@@ -188,8 +188,8 @@ impl CrateWorker<'_> {
         }
     }
 
-    /// A leader cannot be reached: it is not among the available any more, and perhaps soon no longer the leader. The others
-    /// go on.
+    /// A leader cannot be reached: its partitions are no longer available, and it may soon lose its leadership. The
+    /// others continue.
     fn lost(&mut self, leader: &str, why: &str) -> Result<(), Leave> {
         let pause = self.options.limits.pause;
         self.down.entry(leader.to_owned()).or_default().failed(why.to_owned(), pause);

@@ -1,14 +1,13 @@
-//! The classic driver against a scripted peer: each of the crate's defects (D1–D17, see [`super`]) that
-//! shows from outside.
-//! Times are short; what is asserted is order and content, with deadlines that only a hang passes.
+//! Tests the classic driver against a scripted peer: each of the crate's defects (D1–D17, see [`super`]) that is
+//! visible from outside.
 
 mod answers;
 mod connections;
 
 use super::peer::{Act, Peer};
 use super::*;
-use crate::chunk::Shape;
 use crate::producer::testing::{batch, chunk, origin, plain};
+use crate::record::Shape;
 use crate::waker::Waker;
 use crossbeam_channel::{Sender, bounded};
 use std::thread::{self, JoinHandle};
@@ -61,7 +60,7 @@ impl Rig {
     }
 
     fn next(&self) -> Event {
-        self.events.recv_timeout(PATIENCE).expect("the driver says nothing")
+        self.events.recv_timeout(PATIENCE).expect("the driver is silent")
     }
 
     fn order(&self, order: Order) {
@@ -93,7 +92,7 @@ impl Rig {
         self.send_batch(one(value))
     }
 
-    /// Sends as the core does: again and again until it is stored. How often it came back before.
+    /// Sends as the core does, repeatedly until it is stored. Returns how often it was returned before.
     fn insist(&self, value: &str) -> usize {
         let until = Instant::now() + PATIENCE;
         for n in 0.. {
@@ -129,7 +128,7 @@ fn lines_arrive_with_keys_in_order_and_with_their_offset() {
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
     assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
-    let keyed = origin(1, "t", "/p", Shape { key: crate::chunk::Key::Path, ..Shape::default() });
+    let keyed = origin(1, "t", "/p", Shape { key: crate::record::Key::Path, ..Shape::default() });
     assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
     let b = |s: &str| Some(s.as_bytes().to_vec());
     let want = [(None, b("a")), (b("/p"), b("b")), (b("/p"), b("c"))];
@@ -146,7 +145,7 @@ impl Verdict {
     }
 }
 
-/// D17: the crate writes an IPv6 leader as `::1:9092`. Fails when addresses are parsed more strictly than it does.
+/// D17: the crate formats an IPv6 leader as `::1:9092`. Fails when addresses are parsed more strictly.
 #[test]
 fn d17_ipv6_literals() {
     if TcpListenerV6::missing() {
@@ -166,7 +165,8 @@ impl TcpListenerV6 {
     }
 }
 
-/// A frame of very short lines would be many times its batch. Fails when the batch goes as one frame, or out of order.
+/// A frame of very short lines would be many times the size of its batch. Fails when the batch goes as one frame, or
+/// out of order.
 #[test]
 fn many_short_lines_go_in_several_frames() {
     let peer = Peer::start();
@@ -181,7 +181,7 @@ fn many_short_lines_go_in_several_frames() {
     assert!(peer.script.lock().unwrap().produced.len() > 2);
 }
 
-/// Codes that have a name. Fails when a line of the table in `verdict.rs` changes.
+/// Codes with a name. Fails when a line of the table in `verdict.rs` changes.
 #[test]
 fn known_codes() {
     for (code, maybe_stored, pace) in [
@@ -206,8 +206,8 @@ fn known_codes() {
     assert!(matches!(v, Verdict::Refused { what: crate::producer::driver::Refusal::TooLarge, .. }), "{v:?}");
 }
 
-/// A broker that says nothing more is cut by the watchdog, and back at work as soon as it answers. Fails without the cut:
-/// the crate's own limit is 120 s.
+/// The watchdog disconnects a broker that stops answering, and the driver recovers as soon as it answers. Fails
+/// without that: the crate's own timeout is 120 s.
 #[test]
 fn a_mute_broker_costs_one_limit() {
     let peer = Peer::start();
@@ -219,9 +219,9 @@ fn a_mute_broker_costs_one_limit() {
     rig.send("a").offset();
 }
 
-/// Fails when a partition without a leader holds up its neighbour, or is not looked for again.
+/// Fails when a partition without a leader blocks its neighbour, or is not checked again.
 #[test]
-fn a_partition_without_a_leader_holds_up_nobody() {
+fn a_partition_without_a_leader_delays_no_other() {
     let peer = Peer::start();
     let port = peer.addr.port();
     peer.set(|s| s.partitions = vec![(0, 0), (1, port)]);
@@ -238,7 +238,8 @@ fn a_partition_without_a_leader_holds_up_nobody() {
     rig.send("a").offset();
 }
 
-/// The record of the wait: who, how often, why. Fails when an attempt is not recorded, or paused for too long.
+/// The recorded outage: which broker, how many attempts, why. Fails when an attempt is not recorded, or paused for
+/// too long.
 #[test]
 fn a_broker_that_is_away_is_recorded_and_found_again() {
     let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // free again at once

@@ -1,16 +1,16 @@
-//! The topics of a session: whether they are there, their partitions and leaders, what the core is told of them. Sends no batch.
+//! The topics of a session: existence, partitions and leaders, and reporting them to the core.
 
 use super::client::CallError;
 use super::session::Wait;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState, verdict};
-use crate::chunk::Topic;
 use crate::kafka::net::probe::{self, Finding};
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
 use crate::producer::outage::Who;
+use crate::record::Topic;
 use std::time::Instant;
 
 impl CrateWorker<'_> {
-    /// Learns a topic's partitions and leaders, and tells the core what is new.
+    /// Fetches a topic's partitions and leaders, and reports changes to the core.
     pub fn learn(&mut self, topic: &Topic) -> Result<(), Fault> {
         self.topics.entry(topic.clone()).or_default();
         if let Err(fault) = self.connect() {
@@ -30,7 +30,7 @@ impl CrateWorker<'_> {
             Err(trouble) => return Err(self.load_failed(topic, &trouble)),
         };
         if led.is_empty() {
-            // D9: the first answer about a topic that is just being created is "ok, no partitions".
+            // D9: the first answer about a topic being created is "ok, no partitions".
             return Err(self.topic_failed(
                 topic,
                 Pace::Backoff,
@@ -57,10 +57,10 @@ impl CrateWorker<'_> {
         Ok(self.say_views()?)
     }
 
-    /// A broker that leads nothing any more is not waited for.
+    /// Stops waiting for a broker that leads no partition any more.
     fn forget_former_leaders(&mut self) {
         if self.topics.values().any(|l| l.led.is_empty()) {
-            return; // not known of all
+            return; // not known for all topics
         }
         let leads =
             |host: &str| self.topics.values().flat_map(|l| &l.led).any(|l| l.leader.as_deref() == Some(host));
@@ -71,8 +71,8 @@ impl CrateWorker<'_> {
         }
     }
 
-    /// Asks for the topic by a request of our own where the broker knows Metadata v4 (0.11): the crate drops the error codes,
-    /// creates topics unasked, and panics where partition ids have gaps (D9).
+    /// Uses our own request if the broker supports Metadata v4 (0.11): the crate drops the error codes, creates
+    /// topics unasked, and panics if partition ids have gaps (D9).
     fn ask_for(&mut self, topic: &Topic) -> Result<(), Fault> {
         let Some(session) = &self.session else { return Ok(()) };
         if session.ranges.of(probe::METADATA).is_none_or(|(min, max)| min > 4 || max < 4) {
@@ -118,7 +118,7 @@ impl CrateWorker<'_> {
         let host = self.session.as_ref().map(|s| s.host.clone()).unwrap_or_default();
         let why = verdict::why(trouble);
         if matches!(trouble, CallError::Panic(_)) {
-            // D9, D10: this topic's answer, not the others'. The client is gone all the same.
+            // D9, D10: the fault is in this topic's answer only. The client is poisoned all the same.
             self.drop_session();
             return self.topic_failed(topic, Pace::Blocked, &why);
         }
@@ -134,7 +134,8 @@ impl CrateWorker<'_> {
         Fault::Retry(Pace::Backoff, why)
     }
 
-    /// Not there, or without partitions: at the first time it is about to be created, as a rule, which is not worth a word.
+    /// Missing, or without partitions. The first time the topic is usually about to be created, which is not worth
+    /// reporting.
     fn topic_absent(&mut self, topic: &Topic, why: &str) -> Fault {
         let topic_state = self.topics.entry(topic.clone()).or_default();
         if topic_state.wait.tries > 0 {
@@ -145,7 +146,7 @@ impl CrateWorker<'_> {
         Fault::Retry(Pace::Backoff, why.to_owned())
     }
 
-    /// Records what is wrong with a topic, and when it is looked at again.
+    /// Records what is wrong with a topic, and when to check it again.
     pub fn topic_failed(&mut self, topic: &Topic, pace: Pace, why: &str) -> Fault {
         self.outages.failed(Who::Topic(topic), why, Instant::now());
         let topic_state = self.topics.entry(topic.clone()).or_default();
@@ -160,7 +161,7 @@ impl CrateWorker<'_> {
         Fault::Retry(pace, why.to_owned())
     }
 
-    /// Tells the core of every topic whose partitions, or the available among them, are others than it was told.
+    /// Reports to the core every topic whose partitions, or available partitions, have changed.
     pub fn say_views(&mut self) -> Result<(), Leave> {
         let mut news = Vec::new();
         for (topic, topic_state) in self.topics.iter_mut().filter(|(_, l)| !l.led.is_empty()) {

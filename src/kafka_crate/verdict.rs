@@ -1,11 +1,11 @@
-//! The table: what went wrong with a batch, and what to do about it. Pure.
+//! Maps the error of a batch to its verdict. Pure.
 
 use super::client::CallError;
 use crate::producer::driver::{Pace, Refusal, Verdict};
 use kafka::error::KafkaCode as Code;
 
-/// What comes back for a batch that met `trouble`. Whatever is not in the table is retried for ever (D14: the crate knows no
-/// code above 35, so 44, 56, 74, 76, 87 and 89 look alike).
+/// The verdict for a batch that failed with `trouble`. Errors not in the table are retried forever (D14: the crate
+/// knows no code above 35, so 44, 56, 74, 76, 87 and 89 look alike).
 pub fn verdict(trouble: &CallError) -> Verdict {
     let why = why(trouble);
     let (maybe_stored, pace) = match trouble {
@@ -28,18 +28,18 @@ pub fn verdict(trouble: &CallError) -> Verdict {
             | Code::NotEnoughReplicas
             | Code::InvalidTimestamp
             | Code::UnsupportedVersion => (false, Pace::Backoff),
-            // RequestTimedOut, NotEnoughReplicasAfterAppend: written by the leader, not by enough others.
+            // RequestTimedOut, NotEnoughReplicasAfterAppend: written by the leader, but not by enough replicas.
             _ => (true, Pace::Backoff),
         },
     };
     Verdict::Retry { maybe_stored, pace, why }
 }
 
-/// The reason as the operator reads it.
+/// The reason, for the operator.
 pub fn why(trouble: &CallError) -> String {
     match trouble {
         CallError::Code(Code::Unknown) => {
-            "an error code that the kafka crate does not know (above 35); driver = \"modern\" would tell it"
+            "an error code unknown to the kafka crate (above 35); driver = \"modern\" would show it"
                 .to_owned()
         }
         CallError::Code(c) => format!("{c:?} (error {})", *c as i16),
@@ -49,17 +49,17 @@ pub fn why(trouble: &CallError) -> String {
     }
 }
 
-/// Is the broker, or the way to it, in trouble, rather than this batch or its topic?
+/// Whether the broker or its connection has a problem, rather than this batch or its topic.
 pub fn is_brokers(trouble: &CallError) -> bool {
     !matches!(trouble, CallError::Code(_))
 }
 
-/// The broker does not take this version of the request, whatever it says in ApiVersions.
+/// The broker does not support this version of the request, whatever it claims in ApiVersions.
 pub fn is_version(trouble: &CallError) -> bool {
     matches!(trouble, CallError::Code(Code::UnsupportedVersion))
 }
 
-/// A code that the crate cannot tell from others (D14).
+/// A code that the crate cannot distinguish (D14).
 pub fn is_nameless(trouble: &CallError) -> bool {
     matches!(trouble, CallError::Code(Code::Unknown))
 }

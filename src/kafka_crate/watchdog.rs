@@ -1,5 +1,5 @@
-//! Ends a call of the `kafka` crate that hangs, by cutting its sockets (D4: the crate connects without a limit, and reads
-//! and writes with one of 120 s that cannot be changed). Knows nothing of what the call does.
+//! Ends a hanging call of the `kafka` crate by shutting down its sockets (D4: the crate connects without a timeout,
+//! and reads and writes with one of 120 s that cannot be changed).
 
 use crate::stop::{self, Stop};
 use crate::sys;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy)]
 pub struct WatchLimits {
-    /// Longest time in which nothing moves: no byte acknowledged by the peer's kernel, none received.
+    /// Longest time without progress: no byte acknowledged by the peer's kernel, and none received.
     pub still: Duration,
-    /// Longest call, however much moves. Below the crate's 120 s, so that it never meets its own limit in mid-write and
-    /// takes a part of a frame for the whole (D3). 512 KiB in 110 s is a link of 5 kB/s.
+    /// Longest call, whatever its progress. Below the crate's 120 s, so that it never reaches its own timeout in the
+    /// middle of a write and takes part of a frame for the whole (D3). 512 KiB in 110 s is a link of 5 kB/s.
     pub whole: Duration,
 }
 
@@ -25,7 +25,7 @@ impl Default for WatchLimits {
     }
 }
 
-/// The worker's end of its watching thread.
+/// The worker's handle to the watchdog thread.
 #[derive(Debug)]
 pub struct CallWatchdog(Sender<WatchedCall>);
 
@@ -36,7 +36,7 @@ struct WatchedCall {
     cut: Arc<AtomicBool>,
 }
 
-/// Sockets are watched as long as it lives.
+/// Sockets are watched until it is dropped.
 #[derive(Debug)]
 pub struct Guard {
     _on: stop::Handle,
@@ -44,14 +44,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Were sockets cut? Then the peer did not close them, whatever the call says.
+    /// Whether sockets were shut down. Then the peer did not close them, whatever the call reports.
     pub fn has_cut(&self) -> bool {
         self.cut.load(Relaxed)
     }
 }
 
 impl CallWatchdog {
-    /// A thread that lives as long as the value. Signals are blocked in it as they are in the caller.
+    /// Starts a thread that lives as long as the value. It inherits the caller's blocked signals.
     pub fn start(limits: WatchLimits) -> std::io::Result<Self> {
         let (to, watches) = bounded(1);
         let body = move || watches.iter().for_each(|w| watch(&w, &limits));
@@ -59,16 +59,16 @@ impl CallWatchdog {
         Ok(CallWatchdog(to))
     }
 
-    /// From now until the guard is dropped, sockets to `peers` are watched.
+    /// Watches sockets to `peers` until the guard is dropped.
     pub fn guard(&self, peers: Vec<SocketAddr>) -> Guard {
         let (_on, done) = stop::pair();
         let cut = Arc::new(AtomicBool::new(false));
-        let _ = self.0.send(WatchedCall { peers, done, cut: cut.clone() }); // the thread cannot be gone before its channel is
+        let _ = self.0.send(WatchedCall { peers, done, cut: cut.clone() }); // the thread outlives its channel
         Guard { _on, cut }
     }
 }
 
-/// Looks often enough that no call outlives its limit by more than an eighth.
+/// Checks often enough that no call exceeds its limit by more than an eighth.
 fn watch(w: &WatchedCall, limits: &WatchLimits) {
     let began = Instant::now();
     let (mut moved, mut since) = (0, began);
@@ -83,7 +83,7 @@ fn watch(w: &WatchedCall, limits: &WatchLimits) {
             (moved, since) = (sum, now);
         }
         if now.duration_since(since) >= limits.still || now.duration_since(began) >= limits.whole {
-            // Again at each look: the crate may go on to the name's next address.
+            // Listed at each check: the crate may move on to the name's next address.
             w.cut.store(true, Relaxed);
             sockets.iter().for_each(sys::Socket::cut);
         }

@@ -1,6 +1,7 @@
 //! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
 
-use crate::chunk::{Ack, BatchGroupNo, Chunk, Topic};
+use crate::chunk::Chunk;
+use crate::record::{Ack, BatchGroupNo, Topic};
 use std::sync::{Arc, OnceLock};
 
 /// The chunks of a flight, shared by its batches. When the last batch is gone, bytes and permits go back by themselves.

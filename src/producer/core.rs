@@ -10,8 +10,9 @@ use super::recovered::RecoveredTopic;
 use super::topic_queue::{Change, Ready, TopicQueue};
 use super::{Change as Changed, Dead, Options, Receipt};
 use crate::backoff::Rng;
-use crate::chunk::{Ack, BatchGroupNo, Chunk, Topic};
+use crate::chunk::Chunk;
 use crate::heartbeat::Heartbeat;
+use crate::record::{Ack, BatchGroupNo, Topic};
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -146,7 +147,7 @@ impl<'b> Core<'b> {
     /// What a tail has sent.
     pub fn chunk(&mut self, chunk: Chunk, now: Now) {
         if chunk.lines.is_empty() {
-            chunk.origin.progress.send(&chunk);
+            chunk.origin.progress.send(&chunk.range, chunk.lines.len() as u64);
             return self.acks.push(chunk.ack());
         }
         let at = self.queue(&chunk.origin.topic.clone());

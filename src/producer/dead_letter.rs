@@ -237,9 +237,9 @@ fn count(out: &mut Vec<u8>, name: &str, n: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Shape;
     use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
     use crate::quota::Room;
+    use crate::record::Shape;
     use serde_json::Value;
 
     fn now() -> Now {

@@ -11,7 +11,7 @@
 use super::batch::Batch;
 use super::outage;
 use super::worker::{Outbox, Worker};
-use crate::chunk::Topic;
+use crate::record::Topic;
 use crate::report::Board;
 use crate::waker::Waker;
 use crossbeam_channel::Receiver;

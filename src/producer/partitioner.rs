@@ -5,7 +5,8 @@ use super::Partitioner;
 use super::batch::{BatchGroup, Pick, Records};
 use super::record_encoder::Keys;
 use crate::backoff::Rng;
-use crate::chunk::{Chunk, Format, Key};
+use crate::chunk::Chunk;
+use crate::record::{Format, Key};
 
 /// What a flight is dealt out to.
 #[derive(Debug)]
@@ -224,8 +225,8 @@ pub fn murmur2(data: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Shape;
     use crate::producer::testing::{STAMP, chunk, origin, plain};
+    use crate::record::Shape;
     use std::collections::BTreeMap;
 
     /// Java's own answers (`UtilsTest.testMurmur2`); fails with any other seed, tail or byte order.

@@ -12,7 +12,8 @@
 
 use super::batch::{Batch, Pick, Records};
 use super::json;
-use crate::chunk::{Chunk, Format, Key, Line, Origin};
+use crate::chunk::{Chunk, Origin};
+use crate::record::{Format, Key, Line};
 use regex::bytes::{CaptureLocations, Regex};
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
@@ -220,8 +221,8 @@ impl<'l> Keys<'l> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Shape;
     use crate::producer::testing::{batch, chunk, origin, plain};
+    use crate::record::Shape;
     use std::ffi::OsStr;
     use std::sync::Arc;
 

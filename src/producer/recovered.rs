@@ -7,7 +7,7 @@ use super::driver::TopicView;
 use super::partition::Partition;
 use super::partition::producer_recovery::PastProducer;
 use super::partitioner::{Distribution, Limit};
-use crate::chunk::{BatchGroupNo, Topic};
+use crate::record::{BatchGroupNo, Topic};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 

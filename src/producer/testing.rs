@@ -3,7 +3,8 @@
 use super::batch::{Batch, BatchGroup, Records};
 use super::driver::{Context, Current, Drive, Event, Leave, Order};
 use crate::budget::{Budget, Share};
-use crate::chunk::{BatchGroupNo, Break, Chunk, Line, Mark, Origin, Point, Shape, StreamId, Then};
+use crate::chunk::{Chunk, Origin};
+use crate::record::{BatchGroupNo, Break, Line, Mark, Point, Shape, StreamId, Then};
 use crate::report::Board;
 use crate::stop;
 use crate::streams::Progress;

@@ -8,8 +8,9 @@ use super::partitioner::{Distribution, Limit, wire};
 use super::recovered::RecoveredTopic;
 use super::{Options, Partitioner};
 use crate::backoff::Rng;
-use crate::chunk::{BatchGroupNo, Chunk, Key, Topic};
+use crate::chunk::Chunk;
 use crate::clock;
+use crate::record::{BatchGroupNo, Key, Topic};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -319,7 +320,7 @@ impl TopicQueue {
             }
             let Some((_, chunk)) = self.waiting.pop_front() else { break };
             self.waiting_bytes -= chunk.bytes.len();
-            chunk.origin.progress.send(&chunk);
+            chunk.origin.progress.send(&chunk.range, chunk.lines.len() as u64);
             chunks.push(chunk);
         }
         let topic_id = self.view.as_ref().map_or([0; 16], |v| v.id);

@@ -1,5 +1,5 @@
-//! The live status: a Unix socket that only ever writes, and the metrics file. One thread of its own, so that whoever looks
-//! holds up nobody. It takes no orders: nothing is read from the socket.
+//! Serves the live status on a Unix socket and writes the metrics file, in a thread of its own, so that a slow reader
+//! delays no other work. The socket accepts no input.
 
 use super::{Board, metrics, snapshot::Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,37 +19,38 @@ use std::time::{Duration, Instant};
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "status";
 
-/// A reader that does not take the answer within this time is dropped.
+/// A reader that does not read the answer within this time is dropped.
 const READER: Duration = Duration::from_secs(1);
 /// How often the metrics file is written.
 const METRICS: Duration = Duration::from_secs(15);
-/// After a failure to take a reader (no descriptor is left, most likely), the socket is left alone for this long.
+/// Pause after accept(2) failed, most likely because no descriptor was free.
 const RETRY: Duration = Duration::from_secs(1);
-/// The client waits this long for the whole answer, and takes no more than so many bytes.
+/// The client's time limit for the whole answer, and its size limit.
 const ANSWER: Duration = Duration::from_secs(5);
 const MOST_BYTES: u64 = 256 << 20;
 
-/// The running thread. Dropping it ends the thread and takes the socket away.
+/// The running thread. Dropping it ends the thread and removes the socket.
 #[derive(Debug)]
 pub struct StatusServer {
-    /// A byte: the metrics are to be written now. Closed: the end.
+    /// A byte means "write the metrics now"; closing ends the thread.
     wake: Option<UnixStream>,
     textfile: Textfile,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where the metrics are to go; `None`: nowhere.
+/// The metrics file; `None`: none.
 type Textfile = Arc<Mutex<Option<PathBuf>>>;
 
-/// Serves snapshots of `board` in `folder`; writes no metrics before [`StatusServer::metrics`]. A socket that cannot be made is
-/// said and left out: status is then what is saved. Without a folder there is nothing to serve.
+/// Serves snapshots of `board` in `folder`. Writes no metrics before [`StatusServer::metrics`] is called. If the
+/// socket cannot be created, that is logged, and `status` shows only the saved state. Without a folder there is no
+/// socket.
 pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<StatusServer> {
     let textfile = Textfile::default();
     let Some(folder) = folder else { return Ok(StatusServer { wake: None, textfile, thread: None }) };
     let listener = match listen(folder) {
         Ok(listener) => Some(listener),
         Err(e) => {
-            log::warn!("status socket in {}: {e}; status will only tell what is saved", folder.display());
+            log::warn!("status socket in {}: {e}; status will only show what is saved", folder.display());
             None
         }
     };
@@ -61,19 +62,19 @@ pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<StatusServe
     let thread = thread::Builder::new().name("status".into()).stack_size(128 << 10).spawn(move || {
         serve(&board, listener.as_ref(), &to, &woken);
         if let Some(socket) = socket {
-            let _ = fs::remove_file(socket); // a stale one is harmless
+            let _ = fs::remove_file(socket); // a stale socket is harmless
         }
     })?;
     Ok(StatusServer { wake: Some(wake), textfile, thread: Some(thread) })
 }
 
 impl StatusServer {
-    /// Writes the metrics there, now and from now on; `None`: no more. A file that is left is removed, so that nobody takes
-    /// its last words for news.
+    /// Writes the metrics to this file, now and periodically; `None` stops that. A file no longer used is removed, so
+    /// that stale values are not mistaken for current ones.
     pub fn metrics(&self, textfile: Option<PathBuf>) {
         *self.textfile.lock().unwrap_or_else(PoisonError::into_inner) = textfile;
         if let Some(mut wake) = self.wake.as_ref() {
-            let _ = wake.write(&[0]); // the thread has ended, and has said why
+            let _ = wake.write(&[0]); // fails if the thread has ended, which it has logged
         }
     }
 }
@@ -81,7 +82,7 @@ impl StatusServer {
 impl Drop for StatusServer {
     fn drop(&mut self) {
         if let Some(wake) = self.wake.take() {
-            let _ = wake.shutdown(Shutdown::Both); // the board has it too
+            let _ = wake.shutdown(Shutdown::Both); // the board has a clone
         }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -107,16 +108,16 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
             Ok(ServerEvent::Metrics) => {
                 let asked = textfile.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 if let Some(left) = to.filter(|left| asked.as_ref() != Some(left)) {
-                    let _ = fs::remove_file(left); // nobody wrote it, or it is gone already
+                    let _ = fs::remove_file(left); // it may never have been written
                 }
                 (to, metrics_at) = (asked, Some(Instant::now()));
             }
-            Ok(ServerEvent::Nobody) => {}
+            Ok(ServerEvent::Nothing) => {}
             Ok(ServerEvent::Reader(stream)) => {
                 if std::mem::take(&mut refused) {
                     log::info!("status socket: answers again");
                 }
-                let _ = answer(board, stream); // whoever does not take it goes without
+                let _ = answer(board, stream); // a reader that does not read it gets nothing
             }
             Err(e) => {
                 if !std::mem::replace(&mut refused, true) {
@@ -128,7 +129,7 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
     }
 }
 
-/// Whether it failed; said when that changes.
+/// Returns whether it failed; logs changes of that.
 fn write_metrics(path: &Path, board: &Board, now: Instant, failed: bool) -> bool {
     let done = metrics::write(path, &Snapshot::take(board, now));
     match &done {
@@ -145,7 +146,7 @@ fn write_metrics(path: &Path, board: &Board, now: Instant, failed: bool) -> bool
 enum ServerEvent {
     End,
     Metrics,
-    Nobody,
+    Nothing,
     Reader(UnixStream),
 }
 
@@ -164,26 +165,26 @@ fn next(
             return Ok(if end { ServerEvent::End } else { ServerEvent::Metrics });
         }
         Ok(_) => {}
-        Err(rustix::io::Errno::INTR) => return Ok(ServerEvent::Nobody),
+        Err(rustix::io::Errno::INTR) => return Ok(ServerEvent::Nothing),
         Err(e) => {
-            let _ = crossbeam_channel::after(RETRY).recv(); // nothing tells when the kernel has memory again
+            let _ = crossbeam_channel::after(RETRY).recv(); // there is no event for free kernel memory
             return Err(e.into());
         }
     }
     let Some(listener) = listener.filter(|_| fds[1].revents().contains(PollFlags::IN)) else {
-        return Ok(ServerEvent::Nobody);
+        return Ok(ServerEvent::Nothing);
     };
     match listener.accept() {
         Ok((stream, _)) => Ok(ServerEvent::Reader(stream)),
-        // Gone again.
+        // The client has already gone.
         Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::ConnectionAborted => {
-            Ok(ServerEvent::Nobody)
+            Ok(ServerEvent::Nothing)
         }
         Err(e) => Err(e),
     }
 }
 
-/// The whole of it within [`READER`], however slowly it is taken.
+/// Sends the whole answer within [`READER`], however slowly it is read.
 fn answer(board: &Board, mut stream: UnixStream) -> io::Result<()> {
     let json = serde_json::to_vec(&Snapshot::take(board, Instant::now()))?;
     let until = Instant::now() + READER;
@@ -203,18 +204,19 @@ fn answer(board: &Board, mut stream: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Listens on the socket in `folder`; the caller holds the folder's lock, so an old socket is a dead one.
+/// Listens on the socket in `folder`. The caller holds the folder's lock, so an existing socket is stale.
 fn listen(folder: &Path) -> io::Result<UnixListener> {
     let path = folder.join(SOCKET);
     match fs::symlink_metadata(&path) {
         Ok(there) if there.file_type().is_socket() => fs::remove_file(&path)?,
-        Ok(_) => return Err(io::Error::other("something else has the name of the socket")),
+        Ok(_) => return Err(io::Error::other("a file that is not a socket has its name")),
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Before it has a name, so that nobody else can ever connect (Linux takes the name's mode from the socket's).
+    // Set the mode before the socket has a name, so that no other user can ever connect (Linux derives the name's
+    // mode from the socket's).
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     let (_folder, address) = address(folder)?;
     rustix::net::bind(&socket, &address)?;
@@ -222,7 +224,7 @@ fn listen(folder: &Path) -> io::Result<UnixListener> {
     Ok(UnixListener::from(socket))
 }
 
-/// A socket's address has room for 108 bytes (unix(7)): a longer path goes by the folder's descriptor.
+/// A socket address holds 108 bytes (unix(7)): a longer path goes through the folder's descriptor.
 fn address(folder: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     let held = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let address = SocketAddrUnix::new(folder.join(SOCKET))
@@ -230,7 +232,7 @@ fn address(folder: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     Ok((held, address))
 }
 
-/// Asks the agent that runs on `folder`. `None`: none does.
+/// Asks the agent running on `folder`. `None`: none is running.
 pub fn ask(folder: &Path) -> io::Result<Option<Snapshot>> {
     let absent = |e: &io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
     let connected = address(folder).and_then(|(_folder, address)| {
@@ -248,7 +250,7 @@ pub fn ask(folder: &Path) -> io::Result<Option<Snapshot>> {
     let mut json = Vec::new();
     stream.take(MOST_BYTES).read_to_end(&mut json)?;
     if json.is_empty() {
-        return Ok(None); // it ended at this moment
+        return Ok(None); // the agent just exited
     }
     Ok(Some(serde_json::from_slice(&json)?))
 }
@@ -262,7 +264,7 @@ mod tests {
         start(board.clone(), Some(folder)).unwrap()
     }
 
-    /// Fails when the socket stays after the end, when a dead one is in the way, or others may connect.
+    /// Fails when the socket stays after exit, when a stale one blocks a new one, or when other users may connect.
     #[test]
     fn one_snapshot_for_each_who_asks() {
         let dir = tempfile::tempdir().unwrap();
@@ -277,13 +279,13 @@ mod tests {
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
         drop(running);
         assert!(!socket.exists());
-        drop(UnixListener::bind(&socket).unwrap()); // as a killed agent leaves it
+        drop(UnixListener::bind(&socket).unwrap()); // as left by a killed agent
         assert_eq!(ask(dir.path()).unwrap(), None);
         let _again = live(dir.path(), &board);
         assert!(ask(dir.path()).unwrap().is_some());
     }
 
-    /// Fails when one who connects and never reads holds up the next, or the end.
+    /// Fails when a client that never reads delays the next one, or the exit.
     #[test]
     fn a_slow_reader_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
@@ -318,8 +320,8 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join(SOCKET)).unwrap(), "mine");
     }
 
-    /// Fails when metrics are written before anybody says that there is something to tell, when they come later than that,
-    /// or when a file that is left stays behind.
+    /// Fails when metrics are written before they are requested, when they come later than that, or when a replaced
+    /// file stays behind.
     #[test]
     fn metrics_are_written_when_told_and_where_told() {
         let dir = tempfile::tempdir().unwrap();

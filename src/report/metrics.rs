@@ -1,7 +1,8 @@
-//! A snapshot in Prometheus' text format, for the textfile collector of node_exporter. Serves no port.
+//! Formats a snapshot in Prometheus' text format, for the textfile collector of node_exporter. There is no HTTP port:
+//! the agent has no listener that could be attacked, and node_exporter is already there.
 //!
-//! Names and units by <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters, which here go on
-//! over restarts.
+//! Names and units follow <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters, which
+//! continue over restarts.
 
 use super::snapshot::{File, PeerStatus, Snapshot};
 use crate::error::Escaped;
@@ -12,9 +13,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// A number of the whole agent: name, type, meaning, value.
+/// A metric of the whole agent: name, type, help, value.
 type One = (&'static str, &'static str, &'static str, fn(&Snapshot) -> f64);
-/// A number of each file, or of each broker or topic.
+/// A metric per file, broker or topic.
 type Each<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
 
 const AGENT: [One; 15] = [
@@ -121,7 +122,7 @@ fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     out.push_str(name);
     for (i, (label, text)) in labels.iter().enumerate() {
         out.push(if i == 0 { '{' } else { ',' });
-        // Prometheus knows no other escapes than these three; anything else that is active on a terminal is shown escaped.
+        // Prometheus knows only these three escapes; other control characters are shown escaped.
         let lines: Vec<String> = text.split('\n').map(|line| Escaped(line).to_string()).collect();
         let text = lines.join("\n").replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let _ = write!(out, "{label}=\"{text}\"");
@@ -130,15 +131,15 @@ fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     let _ = writeln!(out, " {value}");
 }
 
-/// Writes the file as the collector wants it: whole at every moment. Not synced, since it is worth nothing after a boot.
+/// Replaces the file atomically, as the collector requires. Not synced, because it is worthless after a reboot.
 pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp"); // the collector reads only *.prom
-    // The folder may be another's, and so may a symlink there.
+    // The folder, or a symlink in it, may belong to another user.
     let mut file = private_file::replace(tmp.as_ref(), 0o644)?;
-    file.set_permissions(Permissions::from_mode(0o644))?; // the collector is another user, and our mask hides the state
+    file.set_permissions(Permissions::from_mode(0o644))?; // the collector is another user, and our umask is strict
     file.write_all(text(s).as_bytes())?;
-    #[allow(clippy::disallowed_methods)] // nothing here has to outlive a power loss
+    #[allow(clippy::disallowed_methods)] // nothing here has to survive a power loss
     std::fs::rename(&tmp, path)
 }
 
@@ -163,8 +164,8 @@ mod tests {
         }
     }
 
-    /// The rules of the text format and of naming. Fails when a label is not escaped, a type is missing, or a counter's name
-    /// does not end in `_total`.
+    /// Checks the text format and the naming rules. Fails when a label is not escaped, a type is missing, or a
+    /// counter's name does not end in `_total`.
     #[test]
     fn as_prometheus_wants_it() {
         let text = text(&snapshot());
@@ -188,7 +189,7 @@ mod tests {
         assert!(text.contains("driver=\"modern\"} 1\n"));
     }
 
-    /// Fails when whoever looks at the file, or at a graph, has their terminal driven by a file's name.
+    /// Fails when a file name can control the terminal of someone viewing the file or a graph.
     #[test]
     fn nothing_active_is_in_a_label() {
         let file = File { path: "/a\x1b[2J\r\u{202e}\u{9b}b\n".into(), topic: "t".into(), ..File::default() };

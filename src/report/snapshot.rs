@@ -1,8 +1,7 @@
-//! The board at one moment, as a value: the one form between the board and its views. `status --json` is this,
-//! serialized; the text, the metrics and the log print it. Decides nothing, and reads no file.
+//! The board at one moment, as a value. `status --json` serializes it; the text, the metrics and the log print it.
 
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
-use crate::chunk::{Identity, StreamId};
+use crate::record::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,21 +9,21 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Everything there is to say. Sizes and offsets are bytes, times are seconds.
+/// The complete status. Sizes and offsets are in bytes, times in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Snapshot {
     /// Of the program.
     pub version: String,
-    /// Told by the running agent; else read from the state folder, and what it says is as old as that.
+    /// Reported by the running agent. Otherwise read from the state folder, and as old as that.
     pub live: bool,
     pub pid: Option<u32>,
     pub uptime: Option<f64>,
-    /// Which driver, and why that one.
+    /// The driver, and why it was chosen.
     pub driver: String,
     pub files: Vec<File>,
     pub brokers: Vec<PeerStatus>,
-    /// Topics that have been in trouble.
+    /// Topics that have had problems.
     pub topics: Vec<PeerStatus>,
     pub totals: TotalsStatus,
     pub memory: Memory,
@@ -33,19 +32,19 @@ pub struct Snapshot {
     pub exactly_once: Option<ExactlyOnce>,
 }
 
-/// Batches, over all restarts but for `open_intents`.
+/// In batches, over all restarts except `open_intents`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ExactlyOnce {
-    /// `None`: not asked for yet.
+    /// `None`: not assigned yet.
     pub producer_id: Option<i64>,
-    /// Of this run; a partition may be further.
+    /// The epoch of this run; a partition may have a higher one.
     pub epoch: Option<i16>,
-    /// Written, and not covered by the saved positions yet.
+    /// Written, but not yet covered by the saved positions.
     pub open_intents: u64,
-    /// Of an earlier run, sent again with their numbers.
+    /// Batches of an earlier run, sent again with their original numbers.
     pub resent: u64,
-    /// Those of them that the broker had.
+    /// How many of those the broker already had.
     pub found_stored: u64,
     /// The brokers do not list our producer right after a stored batch.
     pub unlisted: bool,
@@ -55,20 +54,20 @@ pub struct ExactlyOnce {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct File {
-    /// Bytes that are no UTF-8 are written `\xHH`.
+    /// Bytes that are not UTF-8 are written as `\xHH`.
     pub path: String,
     pub topic: String,
     /// "following", "unreadable" …
     pub state: String,
-    /// Of the file at the path; what rotated files still hold is in `streams` and in the sums below.
+    /// Of the file at the path. Rotated files are included in `streams` and in the sums below.
     pub identity: Option<FileId>,
     pub size: u64,
     pub framed: u64,
     pub acknowledged: u64,
     pub saved: u64,
-    /// Bytes that exist and are not acknowledged, also of rotated files.
+    /// Unacknowledged bytes that exist, including those of rotated files.
     pub lag_bytes: u64,
-    /// Age of the oldest complete line that is not acknowledged, since this run first saw it.
+    /// Age of the oldest complete unacknowledged line, since this run first saw it.
     pub oldest_unsent: Option<f64>,
     pub last_error: Option<String>,
     pub stuck_because: Option<String>,
@@ -76,7 +75,7 @@ pub struct File {
     pub streams: Vec<StreamStatus>,
 }
 
-/// One unbroken run of bytes.
+/// One contiguous byte stream.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StreamStatus {
@@ -88,7 +87,7 @@ pub struct StreamStatus {
     pub saved: u64,
 }
 
-/// Which file it is, whatever its name.
+/// Identifies the file, whatever its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileId {
     pub device: u64,
@@ -103,21 +102,21 @@ pub struct FileId {
 pub struct PeerStatus {
     pub name: String,
     pub state: String,
-    /// It has been in this state for so long.
+    /// Time spent in this state.
     pub since: f64,
     /// Failed attempts since it last worked.
     pub attempts: u64,
     pub last_error: Option<String>,
 }
 
-/// Over all restarts. In lines, but for what says bytes.
+/// Over all restarts. In lines, unless the name says bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TotalsStatus {
     pub read: u64,
     pub acked: u64,
     pub dead_lettered: u64,
-    /// No more lines than this and `uncertain` together are stored twice (a line stored three times counts as two).
+    /// At most this many lines plus `uncertain` are stored twice (a line stored three times counts as two).
     pub doubled_at_most: u64,
     pub uncertain: u64,
     pub cut: u64,
@@ -139,13 +138,13 @@ pub struct Memory {
 pub struct StateStatus {
     /// `None`: nothing is saved.
     pub path: Option<String>,
-    /// Why the folder cannot be written now, and whether that blocks delivery.
+    /// Why the folder cannot be written, and whether that blocks delivery.
     pub degraded: Option<String>,
-    /// Written to the folder, over all restarts.
+    /// Bytes written to the folder, over all restarts.
     pub bytes_written: u64,
 }
 
-/// A line that waits longer than this without a reason of its file's own is held up by somebody.
+/// A line that waits longer than this without a reason in its own file counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 impl Snapshot {
@@ -198,12 +197,12 @@ impl Snapshot {
         snapshot
     }
 
-    /// Bytes that are not acknowledged, over all files.
+    /// Unacknowledged bytes of all files.
     pub fn lag_bytes(&self) -> u64 {
         self.files.iter().map(|f| f.lag_bytes).sum()
     }
 
-    /// Into the log: the line, and the files that wait, those that wait longest first.
+    /// Logs the status line and the files that are waiting, longest first.
     pub fn log(&self) {
         log::info!("status: {}", self.line());
         let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
@@ -224,10 +223,10 @@ impl Snapshot {
         }
     }
 
-    /// Files in the log, at most.
+    /// Maximum number of files logged.
     const LOGGED: usize = 20;
 
-    /// In one line, for systemd and the log.
+    /// One line, for systemd and the log.
     pub fn line(&self) -> String {
         let up = self.brokers.iter().filter(|b| b.attempts == 0).count();
         let stuck = self.files.iter().filter(|f| f.stuck_because.is_some()).count();
@@ -262,7 +261,7 @@ impl File {
         }
     }
 
-    /// Of streams whose last is the one at the path.
+    /// Builds the status of a path from its streams; the last one is the file at the path.
     pub fn with(path: &Path, topic: &str, state: &str, streams: Vec<StreamStatus>) -> File {
         let live = streams.last().cloned().unwrap_or_default();
         File {
@@ -288,14 +287,14 @@ fn degraded(folder: &StateFolderTrouble) -> Option<String> {
     Some(format!("{}; delivery to {} is blocked until that works", blocked.why, topics.join(", ")))
 }
 
-/// Why a file's lines do not leave, as far as the board knows.
+/// Why a file's lines are not sent, as far as the board knows.
 fn stuck(
     file: &FileState,
     waits: Option<Duration>,
     (all, folder): (&Snapshot, &StateFolderTrouble),
     now: Instant,
 ) -> Option<String> {
-    // Before the file's own reason: a tail that waits for memory does so because of this.
+    // Checked before the file's own reason, because a tail that waits for memory does so because of this.
     let blocked = folder.blocked.as_ref().filter(|b| b.topics.contains(&file.topic));
     if let Some(blocked) = blocked.filter(|_| waits.is_some() && file.last_error.is_none()) {
         return Some(blocked.why.clone());
@@ -328,10 +327,10 @@ fn stuck(
 impl StreamStatus {
     fn of(progress: &Progress) -> StreamStatus {
         let who = progress.who();
-        // In this order, so that a line acknowledged meanwhile cannot make one of them look ahead of the next.
+        // Read in this order, so that a concurrent acknowledgement cannot make one offset exceed the next.
         let (saved, acknowledged) = (read(&progress.saved), read(&progress.acked));
         let framed = read(&progress.framed);
-        // How long a `.gz` is shows at its end.
+        // The decompressed size of a `.gz` is known only at its end.
         let size = Some(read(&progress.size)).filter(|size| *size != u64::MAX).unwrap_or(framed);
         StreamStatus {
             stream: who.as_ref().map_or(0, |(StreamId(stream), _)| *stream),
@@ -397,7 +396,7 @@ fn read(n: &AtomicU64) -> u64 {
     n.load(Relaxed)
 }
 
-/// A path as text: bytes that are no UTF-8 as `\xHH`.
+/// A path as text, with bytes that are not UTF-8 as `\xHH`.
 pub fn shown(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let mut out = String::new();
@@ -438,7 +437,7 @@ mod tests {
         assert_eq!(s.lag_bytes(), 650);
     }
 
-    /// Fails when an unfinished rest counts as late, or the age is that of the newest bytes.
+    /// Fails when an incomplete last line counts as waiting, or the age is that of the newest bytes.
     #[test]
     fn the_age_is_that_of_the_oldest_line() {
         let (board, old, live) = board();
@@ -456,7 +455,8 @@ mod tests {
         assert_eq!(age(later), None, "100 bytes without a newline are not late");
     }
 
-    /// Fails when a file is called stuck for a broker while nothing of it waits, or another topic's trouble is blamed.
+    /// Fails when a file is reported as stuck because of a broker while nothing of it waits, or another topic's
+    /// problem is blamed.
     #[test]
     fn who_holds_a_file_up() {
         let (board, old, live) = board();

@@ -1,11 +1,11 @@
-//! A snapshot as text for a person at a terminal. Asks nobody and writes nowhere.
+//! Formats a snapshot as text for a terminal.
 
 use super::snapshot::{File, PeerStatus, Snapshot};
 use crate::error::Escaped;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
-/// Bytes as a person reads them: `999 B`, `1.5 KiB`, `20 MiB`.
+/// Human-readable bytes: `999 B`, `1.5 KiB`, `20 MiB`.
 pub struct HumanBytes(pub u64);
 
 impl Display for HumanBytes {
@@ -23,7 +23,7 @@ impl Display for HumanBytes {
     }
 }
 
-/// Seconds as a person says them: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
+/// Human-readable seconds: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
 pub struct Age(pub f64);
 
 impl Display for Age {
@@ -71,7 +71,7 @@ pub fn status(s: &Snapshot) -> String {
     out
 }
 
-/// What happened between two snapshots, `apart`.
+/// The rates between two snapshots, taken `apart`.
 pub fn rates(before: &Snapshot, now: &Snapshot, apart: Duration) -> String {
     let per_second =
         |before: u64, now: u64| now.saturating_sub(before) as f64 / apart.as_secs_f64().max(0.001);
@@ -161,7 +161,7 @@ fn peers(out: &mut String, what: &str, peers: &[PeerStatus]) {
     out.push('\n');
 }
 
-/// One line, whatever a path or an error message holds.
+/// Writes one line, with control characters escaped.
 fn line(out: &mut String, what: fmt::Arguments<'_>) {
     let _ = writeln!(out, "{}", Escaped(&what.to_string())); // a String takes everything
 }

@@ -4,7 +4,7 @@
 //! inode (it was rotated). It counts as unknown on every error that may be temporary. Only a folder that could be
 //! listed, or is gone, proves absence.
 
-use crate::chunk::StreamId;
+use crate::record::StreamId;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -22,7 +22,7 @@
 //! none. Offsets and sizes are in bytes. In patterns and paths every byte outside `!`..`~`, and `\`, is written as
 //! `\xHH`. The last line is the CRC-32C of all bytes before it; nothing follows it.
 
-use crate::chunk::{Identity, Mark, Point, StreamId, Then};
+use crate::record::{Identity, Mark, Point, StreamId, Then};
 use crate::streams::{Saved, SavedStream, SavedTotals};
 use std::ffi::OsString;
 use std::fmt::{self, Display, Write as _};

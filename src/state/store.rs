@@ -245,7 +245,7 @@ fn refuse_newer(folder: &Path) -> Result<(), Error> {
 }
 
 fn too_new(path: &Path, newer: &Bad) -> Error {
-    Error::config(path.display(), newer, "install that version again, or move the folder away to begin anew")
+    Error::config(path.display(), newer, "install that version again, or move the folder away to start over")
 }
 
 /// Whether a kill came between the two renames of a save and the new state is whole: then the save is completed. The

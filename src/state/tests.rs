@@ -1,8 +1,9 @@
 //! Tests registry and saver on a real folder.
 
 use super::*;
-use crate::chunk::{Ack, Closed, Ending, Identity, Mark, Opened, Origin, Point, Shape, Then};
+use crate::chunk::Origin;
 use crate::clock;
+use crate::record::{Ack, Closed, Ending, Identity, Mark, Point, Shape, Then};
 use crate::state::saver::LAST_RETRY;
 use crate::streams::Progress;
 use crossbeam_channel::bounded;
@@ -54,14 +55,14 @@ impl Bench {
         };
         let at = if at == 0 { Point::default() } else { point(at) };
         let identity = Identity { dev: 1, ino: stream, born: None };
-        self.registry.open(Opened { origin: origin.into(), identity, at });
+        self.registry.open(origin.opened(identity, at));
         progress
     }
 
     /// A chunk is framed and sent.
     fn fly(progress: &Progress, start: u64, end: u64) {
         progress.frame(end);
-        progress.send_range(&(start..end), end - start);
+        progress.send(&(start..end), end - start);
     }
 
     /// Ten bytes are a line here.
@@ -109,7 +110,7 @@ fn names_and_times(folder: &Path) -> Vec<(String, std::time::SystemTime)> {
 
 /// Fails when a flush is answered before the save or waits for more changes, or when the save lacks the pattern.
 #[test]
-fn first_sight_is_saved_when_the_flush_is_answered() {
+fn first_scan_is_saved_when_the_flush_is_answered() {
     // On a file system with a fast fsync(2), to time only the waits around it.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let bench = Bench::start(options(dir.path()));
@@ -329,7 +330,7 @@ fn the_wall_clock_is_saved() {
 /// Fails when `start` applies to old files after `damaged_state = "beginning"` and a crash before the first scan was
 /// over.
 #[test]
-fn the_beginning_holds_until_first_sight_is_saved() {
+fn the_beginning_holds_until_the_first_scan_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("offsets"), b"\0").unwrap();
     let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(dir.path()) });
@@ -356,7 +357,7 @@ fn positions_are_forgotten_by_running_time_alone() {
         shape: Arc::new(Shape::default()),
         progress: Arc::default(),
     };
-    registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
+    registry.open(origin.opened(Identity::default(), Point::default()));
     registry.snapshot(&mut Saved::default(), 1000);
     assert!(registry.absent(StreamId(1), 1000 + 100 * DAY, 30 * DAY).is_none(), "a tail has it");
     registry.close(&Closed { stream: StreamId(1), why: Ending::Parked });

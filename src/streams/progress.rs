@@ -1,7 +1,7 @@
 //! The offsets of one open stream, and the age of its oldest unacknowledged byte.
 
 use super::sent_marks::SentMark;
-use crate::chunk::{Chunk, Identity, Range, StreamId};
+use crate::record::{Identity, Range, StreamId};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -92,13 +92,9 @@ impl Progress {
         self.framed.fetch_max(end, Relaxed);
     }
 
-    /// The chunk is about to be sent for the first time. On return this is on record, so that after a crash it is
+    /// A chunk with these bytes is about to be sent for the first time. On return this is on record, so that after a crash it is
     /// known which lines may have been stored without an acknowledgement.
-    pub fn send(&self, chunk: &Chunk) {
-        self.send_range(&chunk.range, chunk.lines.len() as u64);
-    }
-
-    pub fn send_range(&self, range: &Range, lines: u64) {
+    pub fn send(&self, range: &Range, lines: u64) {
         assert!(range.end <= self.framed.load(Relaxed), "{range:?} is sent before it is framed");
         if let Some(mark) = &self.mark {
             mark.raise(range.start, range.end, lines);

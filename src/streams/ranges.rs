@@ -1,6 +1,6 @@
 //! The acknowledged bytes of one stream: a gapless prefix, and ranges beyond it. Pure.
 
-use crate::chunk::Point;
+use crate::record::Point;
 use std::collections::BTreeMap;
 
 /// A gapless prefix and the ranges acknowledged beyond it.

@@ -1,7 +1,7 @@
 //! The content of the state folder's `offsets`, as values.
 
 use super::ranges::AckedRanges;
-use crate::chunk::{Ack, Identity, Point, Range, StreamId};
+use crate::record::{Ack, Identity, Point, Range, StreamId};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;

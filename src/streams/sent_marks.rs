@@ -31,7 +31,7 @@
 //! is raised by what this run has counted so far: a start after an unclean end syncs a few times, not once per chunk,
 //! and a power loss overstates this run's count by at most a factor of two.
 
-use crate::chunk::StreamId;
+use crate::record::StreamId;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,9 +1,9 @@
 //! The table of streams: what is known of each, and how long it is kept. Pure: no I/O, no lock; time is an argument.
 
-use super::Progress;
 use super::ranges::AckedRanges;
 use super::saved::SavedStream;
-use crate::chunk::{Ack, Ending, Identity, Opened, StreamId};
+use super::{Opened, Progress};
+use crate::record::{Ack, Ending, Identity, StreamId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl Table {
     /// A tail opens a stream at `clock` seconds of running time. For a known stream, the acknowledgements recorded
     /// here are kept. Returns whether there is something to save.
     pub fn open(&mut self, o: Opened, clock: u64) -> bool {
-        let (id, progress) = (o.origin.stream, o.origin.progress.clone());
+        let (id, progress) = (o.stream, o.progress);
         self.next_stream = self.next_stream.max(id.0 + 1);
         progress.belongs(id, o.identity.clone());
         self.unnote_finished(id); // someone writes to a rotated file again
@@ -120,16 +120,16 @@ impl Table {
             assert!(o.at.offset >= acked, "{id:?} is opened at {}, before what is acknowledged", o.at.offset);
             progress.acked.store(acked, Relaxed);
             progress.saved.store(saved, Relaxed);
-            let moved = known.identity != o.identity || *known.path != *o.origin.path;
+            let moved = known.identity != o.identity || *known.path != *o.path;
             known.identity = o.identity;
-            known.path = o.origin.path.as_path().into();
+            known.path = o.path.as_path().into();
             known.phase = Phase::Open;
             known.progress = Some(progress);
             known.seen = clock;
             return moved;
         }
         let stream = StreamEntry {
-            path: o.origin.path.as_path().into(),
+            path: o.path.as_path().into(),
             identity: o.identity,
             acked: AckedRanges { at: o.at, beyond: BTreeMap::new() },
             size: progress.size.load(Relaxed),

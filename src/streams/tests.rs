@@ -1,7 +1,8 @@
 //! Tests what wakes the saver, and the order of the offsets.
 
 use super::*;
-use crate::chunk::{Identity, Mark, Origin, Point, Range, Shape, Then};
+use crate::chunk::Origin;
+use crate::record::{Identity, Mark, Point, Range, Shape, Then};
 use crossbeam_channel::bounded;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ fn open(registry: &Registry) -> Arc<Progress> {
         shape: Arc::new(Shape::default()),
         progress: progress.clone(),
     };
-    registry.open(Opened { origin: origin.into(), identity: Identity::default(), at: Point::default() });
+    registry.open(origin.opened(Identity::default(), Point::default()));
     progress
 }
 
@@ -44,7 +45,7 @@ fn acknowledgements_wake_an_idle_saver_only() {
     assert!(wakes(&registry, Urgency::Change).0, "a stream was opened");
     assert!(!wakes(&registry, Urgency::Change).0, "nothing has changed since");
     progress.frame(30);
-    progress.send_range(&(0..30), 3);
+    progress.send(&(0..30), 3);
     registry.acknowledge(ack(0..10));
     assert!(!wakes(&registry, Urgency::Now).0);
     registry.acknowledge(ack(10..20));
@@ -85,7 +86,7 @@ fn nothing_is_acknowledged_before_it_is_sent() {
     let registry = Registry::default();
     let progress = open(&registry);
     progress.frame(20);
-    progress.send_range(&(0..10), 1);
+    progress.send(&(0..10), 1);
     registry.acknowledge(ack(0..20));
 }
 
@@ -94,5 +95,5 @@ fn nothing_is_acknowledged_before_it_is_sent() {
 #[should_panic(expected = "is sent before it is framed")]
 fn nothing_is_sent_before_it_is_framed() {
     let progress = open(&Registry::default());
-    progress.send_range(&(0..10), 1);
+    progress.send(&(0..10), 1);
 }

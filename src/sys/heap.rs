@@ -1,8 +1,10 @@
-//! The allocator. Small blocks are the system's. Large ones come from mmap(2), and some of them are kept when they are
-//! freed: musl maps and unmaps each block from 128 KiB up, which costs a fault for every page of every chunk and frame.
+//! The global allocator. Small blocks come from the system allocator, large ones from mmap(2), and some of those are
+//! cached when freed: musl maps and unmaps every block of 128 KiB and more, which costs a page fault for every page
+//! of every chunk and frame.
 //!
-//! An absurd size is address space only: the `kafka` crate believes a count from the wire and asks for 100 GB before it
-//! reads on. A refused allocation would end the process; this way the answer's end is met, and the answer refused.
+//! An absurd size only reserves address space. The `kafka` crate trusts a count from the wire and requests 100 GB
+//! before it reads on; a failed allocation would end the process. This way the crate reaches the end of the answer
+//! and rejects it.
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,17 +13,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub struct Heap;
 
-/// Smaller blocks are the system's.
+/// Smaller blocks come from the system allocator.
 const LARGE: usize = 64 << 10;
-/// Larger ones are not kept: nothing that is needed again and again is so large.
+/// Larger blocks are not cached, because nothing needed repeatedly is that large.
 const LARGEST_KEPT: usize = 2 << 20;
-/// Bytes kept at most, as they were mapped: a chunk, and what the `kafka` crate needs for a frame.
+/// Maximum number of cached bytes, as mapped: a chunk, and what the `kafka` crate needs for a frame.
 const KEPT: usize = 4 << 20;
 /// Alignment of a mapping.
 const PAGE: usize = 4096;
 
-/// Bytes that are mapped for a block. A power of two, so that a block serves many sizes and a growing one seldom moves:
-/// pages that nobody touches cost nothing.
+/// The size mapped for a block: a power of two, so that a block serves many sizes and a growing one seldom moves.
+/// Untouched pages cost nothing.
 fn mapped(size: usize) -> usize {
     if size <= LARGEST_KEPT { size.next_power_of_two() } else { size.next_multiple_of(PAGE) }
 }
@@ -30,7 +32,7 @@ fn is_ours(layout: &Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= PAGE && layout.size() <= isize::MAX as usize - PAGE
 }
 
-/// Blocks that are mapped and nobody's: address and size, the last freed last.
+/// Cached blocks: address and size, the last freed last.
 struct Free {
     blocks: [(usize, usize); 16],
     count: usize,
@@ -39,7 +41,7 @@ struct Free {
 
 static FREE: Mutex<Free> = Mutex::new(Free { blocks: [(0, 0); 16], count: 0, bytes: 0 });
 
-/// Nothing allocates or panics while it is held.
+/// No code allocates or panics while it is held.
 fn free() -> MutexGuard<'static, Free> {
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -66,7 +68,7 @@ impl Free {
     }
 }
 
-/// Gives the kept blocks back to the system: nothing is under way.
+/// Returns the cached blocks to the system while the agent is idle.
 pub fn trim() {
     let (blocks, count) = {
         let mut free = free();
@@ -74,7 +76,7 @@ pub fn trim() {
         (free.blocks, std::mem::take(&mut free.count))
     };
     for (place, size) in &blocks[..count] {
-        // SAFETY: it was mapped with this size, and is in nobody's hands since it was taken out of the list.
+        // SAFETY: it was mapped with this size, and has no other owner since it was taken off the list.
         let _ = unsafe { munmap(with_exposed_provenance_mut(*place), *size) };
     }
 }
@@ -85,8 +87,8 @@ fn map(size: usize) -> *mut u8 {
     unsafe { mmap_anonymous(null_mut(), size, access, kind) }.map_or(null_mut(), |p| p.cast())
 }
 
-// SAFETY: a layout is the system's or ours by its size and alignment alone, so a block goes back where it came from. Ours
-// are mappings of `mapped(size)` bytes, page-aligned, each in one hand: the caller's or the list's.
+// SAFETY: the size and alignment alone decide whether a layout is the system's or ours, so a block is freed where it
+// was allocated. Our blocks are page-aligned mappings of `mapped(size)` bytes with one owner: the caller or the list.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !is_ours(&layout) {
@@ -114,7 +116,7 @@ unsafe impl GlobalAlloc for Heap {
         let size = mapped(layout.size());
         let kept = free().put(place.expose_provenance(), size);
         if !kept {
-            // SAFETY: it was mapped with this size, and nobody uses it any more.
+            // SAFETY: it was mapped with this size and is no longer used.
             let _ = unsafe { munmap(place.cast(), size) };
         }
     }
@@ -142,7 +144,8 @@ unsafe impl GlobalAlloc for Heap {
 mod tests {
     use super::*;
 
-    /// Fails when absurd amounts are the system's: it refuses this one, and a refused allocation ends the process.
+    /// Fails when absurd sizes go to the system allocator: it refuses this one, and a failed allocation ends the
+    /// process.
     #[test]
     fn absurd_amounts_are_address_space_only() {
         let mut v: Vec<u8> = Vec::with_capacity(100 << 30);
@@ -150,12 +153,13 @@ mod tests {
         assert_eq!(v, b"a page");
         let mut w: Vec<u8> = Vec::with_capacity(LARGEST_KEPT);
         w.resize(LARGEST_KEPT, 7);
-        w.reserve_exact(10 << 30); // over the border, and back
+        w.reserve_exact(10 << 30); // across the threshold, and back
         w.shrink_to_fit();
         assert!(w.iter().all(|b| *b == 7));
     }
 
-    /// Fails when a freed block is not used again, when one of another size is given for it, or more is kept than said.
+    /// Fails when a freed block is not reused, when a block of the wrong size is returned, or when more is cached
+    /// than allowed.
     #[test]
     fn freed_blocks_are_used_again() {
         let mut free = Free { blocks: [(0, 0); 16], count: 0, bytes: 0 };
@@ -172,7 +176,7 @@ mod tests {
         assert_eq!((0..100).filter(|i| free.put(i << 20, 1 << 20)).count(), KEPT >> 20);
     }
 
-    /// Fails when growing within what is mapped moves the block, or a zeroed block is one that was used.
+    /// Fails when growing within the mapping moves the block, or when a zeroed block is a used one.
     #[test]
     fn blocks_grow_in_place_and_zeroed_ones_are_zero() {
         let mut v: Vec<u8> = Vec::with_capacity((512 << 10) + 1);

@@ -5,7 +5,7 @@
 //! of bytes that are read elsewhere, plain or compressed. What is neither is new. A stream continues in at most one file.
 
 use super::siblings::Packed;
-use crate::chunk::{Identity, Mark, Point, StreamId};
+use crate::record::{Identity, Mark, Point, StreamId};
 use std::io;
 
 /// What is known of a stream.

@@ -12,8 +12,9 @@ use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, proof, second};
 use super::{Halt, Start, Tail, known};
-use crate::chunk::{Closed, Ending, Identity, Mark, Opened, Point, StreamId, TailOutput};
+use crate::chunk::TailOutput;
 use crate::packed::packing;
+use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -131,7 +132,7 @@ impl Tail<'_> {
             return Ok(false);
         }
         let Open { origin, at, .. } = &self.open[i];
-        let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: *at };
+        let opened = origin.opened(look.identity.clone(), *at);
         self.known.found_again(origin.stream, &look.identity);
         self.send(TailOutput::Opened(opened))?;
         Ok(true)
@@ -206,7 +207,7 @@ impl Tail<'_> {
     /// To the registry: the stream is in this file, and ends at `at`.
     fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
         let origin = self.origin(stream, at.offset, at.offset);
-        self.send(TailOutput::Opened(Opened { origin, identity: look.identity.clone(), at }))?;
+        self.send(TailOutput::Opened(origin.opened(look.identity.clone(), at)))?;
         self.send(TailOutput::Closed(Closed { stream, why: Ending::Finished }))
     }
 
@@ -311,7 +312,7 @@ impl Tail<'_> {
         let (bytes, limit, size) = match sibling.packed {
             Packed::Plain => (Bytes::Plain(file.into()), look.size, look.size),
             Packed::Gzip => {
-                let (size, _) = self.known.ends.of(&file, look).unwrap_or_default();
+                let (size, _) = self.known.unpacked.end(&file, look).unwrap_or_default();
                 (Bytes::Gz(Box::new(Gz::new(file))), u64::MAX, size)
             }
             Packed::Other => {

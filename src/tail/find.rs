@@ -11,7 +11,8 @@ use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
-use crate::chunk::{Identity, Opened, Origin, Point, TailOutput};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Identity, Point};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -136,11 +137,11 @@ impl Tail<'_> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let (offset, mark) = match sibling.packed {
             Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
-            _ => self.known.ends.of(&file, &look)?,
+            _ => self.known.unpacked.end(&file, &look)?,
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
         self.known.found_again(old.stream, &look.identity);
-        let opened = Opened { origin: origin.clone(), identity: look.identity.clone(), at: old.at };
+        let opened = origin.opened(look.identity.clone(), old.at);
         self.send(TailOutput::Opened(opened))?;
         self.note(
             &Look { identity: Identity::default(), ..look },
@@ -185,7 +186,9 @@ impl Tail<'_> {
         let bytes = match sibling.packed {
             Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
-            Packed::Gzip if super::survey::is_young(&look) && self.known.ends.of(&file, &look).is_err() => {
+            Packed::Gzip
+                if super::survey::is_young(&look) && self.known.unpacked.end(&file, &look).is_err() =>
+            {
                 return Ok(false);
             }
             Packed::Gzip => match holds(&file, entry) {

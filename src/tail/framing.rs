@@ -1,6 +1,6 @@
 //! Splits bytes into lines and knows where each ends. Reads nothing; knows no files.
 
-use crate::chunk::{Break, Line, Then};
+use crate::record::{Break, Line, Then};
 use memchr::{memchr, memchr_iter};
 use regex::bytes::Regex;
 

@@ -1,6 +1,6 @@
 //! A rotated file that was compressed: its bytes by offset, forwards only. Frames nothing.
 
-use crate::chunk::Mark;
+use crate::record::Mark;
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};

@@ -1,6 +1,6 @@
 //! What the kernel says about a file: identity, size, times. Reads no contents and remembers nothing.
 
-use crate::chunk::Identity;
+use crate::record::Identity;
 use rustix::fs::{self, AtFlags, FileType, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};

@@ -10,10 +10,11 @@ mod table;
 
 use super::identity::{self, Look};
 use super::siblings;
-use super::survey::{Ends, goes_on};
-use crate::chunk::{Identity, Mark, Point, Range, StreamId};
+use super::survey::goes_on;
+use super::unpacked::Unpacked;
 use crate::fdstore::FdStore;
 use crate::packed::{Packed, packing};
+use crate::record::{Identity, Mark, Point, Range, StreamId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -106,8 +107,7 @@ pub struct Known {
     inner: Mutex<Inner>,
     /// One for each folder, see [`Known::folder`].
     folders: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
-    /// Contents of compressed files: where they end.
-    pub ends: Ends,
+    pub unpacked: Unpacked,
     /// Where files are kept beyond the end of this process.
     pub store: FdStore,
     /// When all this was saved, in seconds and nanoseconds since 1970.

@@ -9,7 +9,7 @@ use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, is_young};
 use super::{Halt, Start, Tail};
-use crate::chunk::{Identity, Point, StreamId};
+use crate::record::{Identity, Point, StreamId};
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 use super::gz::Gz;
 use super::identity;
 use super::siblings::{self, Packed};
-use crate::chunk::{Identity, Range};
+use crate::record::{Identity, Range};
 use crossbeam_channel::after;
 use std::fs::File;
 use std::io;

@@ -3,7 +3,8 @@
 
 use super::known::Known;
 use super::{Options, Start, identity, open};
-use crate::chunk::{Closed, Ending, Opened, Origin, Point, TailOutput};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Closed, Ending, Point};
 use crate::report::Board;
 use std::io;
 use std::path::Path;
@@ -36,7 +37,7 @@ pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[
         file.progress = vec![origin.progress.clone()];
     }
     let closed = Closed { stream: entry.stream, why: Ending::Parked };
-    Ok(Some([TailOutput::Opened(Opened { origin, identity: look.identity, at }), TailOutput::Closed(closed)]))
+    Ok(Some([TailOutput::Opened(origin.opened(look.identity, at)), TailOutput::Closed(closed)]))
 }
 
 /// A look at a file that still has no thread: status shows what waits in it, and if it is deleted, that is counted as lost.

@@ -34,8 +34,13 @@ pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
 
 /// Like [`list`], with every name of the path's family: a stream that was read as `app.log.1` may be in `app.log.2.gz` now.
 pub fn list_family(path: &Path) -> io::Result<Vec<Sibling>> {
+    let base = base_of(path.file_name().unwrap_or_default());
+    let extension = base.as_bytes().iter().rposition(|b| *b == b'.').filter(|at| *at > 0);
+    let stem = &base.as_bytes()[..extension.unwrap_or(base.len())];
     list_by(path, &|name, other| {
-        (other != name && base_of(other) == base_of(name)).then(|| unpack(other.as_bytes()).1)
+        // Most names in a folder of a thousand logs do not even begin so.
+        let is_kin = other.as_bytes().starts_with(stem) && other != name && base_of(other) == base;
+        is_kin.then(|| unpack(other.as_bytes()).1)
     })
 }
 

@@ -5,7 +5,8 @@ use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::survey::goes_on;
 use super::{Halt, Tail, Until, catchup, identity, open, siblings};
-use crate::chunk::{Closed, Ending, Identity, Opened, Origin, Point, StreamId, TailOutput};
+use crate::chunk::{Origin, TailOutput};
+use crate::record::{Closed, Ending, Identity, Point, StreamId};
 use log::warn;
 use std::fs::File;
 use std::io;
@@ -26,7 +27,7 @@ impl Tail<'_> {
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
-        self.send(TailOutput::Opened(Opened { origin, identity: look.identity.clone(), at: open.at }))?;
+        self.send(TailOutput::Opened(origin.opened(look.identity.clone(), open.at)))?;
         self.known.store.claimed(e.stream);
         self.leaving.retain(|left| left.stream != e.stream);
         self.known.reads(e.stream, open.at, &open.head, open.file());

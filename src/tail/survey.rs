@@ -1,4 +1,4 @@
-//! Collects what [`assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
+//! Collects what [`mod@assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
 //! contents for it, each as seldom as possible.
 
 use super::assign::{self, Found, Length, Peek, Stream, Verdict, assign, is_same_file};
@@ -7,41 +7,13 @@ use super::identity::{self, Look};
 use super::known::{Entry, Known, Reader};
 use super::siblings::{self, Packed, Sibling};
 use super::{Halt, Tail, open};
-use crate::chunk::{Identity, Mark, Point};
-use std::collections::HashMap;
+use crate::record::{Identity, Mark, Point};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// Where the contents of compressed files end, by identity, size and time: each is decompressed once for that.
-#[derive(Debug, Default)]
-pub struct Ends(Mutex<HashMap<AsItWas, (u64, Mark)>>);
-
-/// Which file, its size, and when it was written.
-type AsItWas = (Identity, u64, i64);
-
-impl Ends {
-    /// So many are remembered.
-    const MOST: usize = 1024;
-
-    /// An error where the file is damaged, or not complete yet.
-    pub fn of(&self, file: &File, look: &Look) -> io::Result<(u64, Mark)> {
-        let key = (look.identity.clone(), look.size, look.modified);
-        let remembered = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(end) = remembered().get(&key) {
-            return Ok(*end);
-        }
-        let end = Gz::end(file)?;
-        let mut all = remembered();
-        if all.len() >= Self::MOST {
-            all.clear();
-        }
-        all.insert(key, end);
-        Ok(end)
-    }
-}
 
 /// The file at the tail's own path.
 #[derive(Clone, Copy)]
@@ -258,6 +230,8 @@ struct Contents<'a> {
     entries: &'a [Entry],
     heads: HashMap<usize, Vec<u8>>,
     marks: HashMap<(usize, u64), Option<Mark>>,
+    /// At which offsets contents are compared.
+    offsets: BTreeSet<u64>,
     /// Streams' own files, `None` where they are gone or have other bytes.
     own: HashMap<usize, Option<Own>>,
     /// A file was not where it was listed.
@@ -267,7 +241,7 @@ struct Contents<'a> {
 #[derive(Clone)]
 enum Own {
     Plain(Arc<File>),
-    Packed(Arc<File>, u64, Mark),
+    Packed(Arc<File>, Look),
     /// Compressed, and not known where it ends.
     Unknown,
 }
@@ -275,7 +249,8 @@ enum Own {
 impl<'a> Contents<'a> {
     fn new(known: &'a Known, files: &'a [Candidate], entries: &'a [Entry]) -> Contents<'a> {
         let (heads, marks, own) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Contents { known, files, entries, heads, marks, own, moved: false }
+        let offsets = entries.iter().map(|e| proof(e).offset).filter(|offset| *offset > 0).collect();
+        Contents { known, files, entries, heads, marks, offsets, own, moved: false }
     }
 
     fn opened(&mut self, i: usize) -> io::Result<Option<(File, Look)>> {
@@ -335,12 +310,12 @@ impl<'a> Contents<'a> {
         };
         let Some((file, look)) = opened else { return Ok(is_read.then_some(Own::Unknown)) };
         if packed == Packed::Gzip {
-            return Ok(match self.known.ends.of(&file, &look) {
+            return Ok(match self.known.unpacked.end(&file, &look) {
                 // Where nothing was read, and without a birth time, the inode may be another file's by now.
-                Ok((size, mark))
+                Ok(_)
                     if is_read || look.identity.born.is_some() || proof(e).offset > 0 && holds(&file, e)? =>
                 {
-                    Some(Own::Packed(file.into(), size, mark))
+                    Some(Own::Packed(file.into(), look))
                 }
                 Ok(_) => None,
                 Err(_) => Some(Own::Unknown),
@@ -367,7 +342,7 @@ impl Peek for Contents<'_> {
             Packed::Other => Ok(Length::Unknown),
             Packed::Gzip => {
                 let Some((file, look)) = self.opened(i)? else { return Ok(Length::Incomplete) };
-                Ok(match self.known.ends.of(&file, &look) {
+                Ok(match self.known.unpacked.end(&file, &look) {
                     Ok((size, _)) => Length::Bytes(size),
                     Err(_) if is_young(&look) => Length::Incomplete,
                     Err(_) => Length::Unknown,
@@ -382,7 +357,10 @@ impl Peek for Contents<'_> {
         }
         let packed = self.files[i].sibling.packed;
         let mark = match self.opened(i)? {
-            Some((file, look)) => mark_of(&file, &look, packed, offset, &self.known.ends)?,
+            Some((file, look)) if packed == Packed::Plain => mark_if_there(&file, &look, offset)?,
+            Some((file, look)) => {
+                self.known.unpacked.mark(&file, &look, offset, &self.offsets).unwrap_or(None)
+            }
             None => None,
         };
         self.marks.insert((i, offset), mark);
@@ -395,13 +373,9 @@ impl Peek for Contents<'_> {
         }
         let Sibling { packed, look, .. } = &self.files[i].sibling;
         let (packed, size) = (*packed, look.size);
-        let span = Mark::SPAN as u64;
         let head = match self.opened(i)? {
-            Some((file, _)) if packed == Packed::Plain => open::before(&file, size.min(span))?,
-            Some((file, _)) => {
-                let (end, _) = self.known.ends.of(&file, &self.files[i].sibling.look).unwrap_or_default();
-                rewound(&file, |file| Gz::new(file).skip_to(end.min(span))).unwrap_or_default()
-            }
+            Some((file, _)) if packed == Packed::Plain => open::before(&file, size.min(Mark::SPAN as u64))?,
+            Some((file, look)) => self.known.unpacked.head(&file, &look, &self.offsets).unwrap_or_default(),
             None => Vec::new(),
         };
         self.heads.insert(i, head.clone());
@@ -436,31 +410,18 @@ impl Peek for Contents<'_> {
 
     fn own_mark(&mut self, j: usize, offset: u64) -> io::Result<Option<Mark>> {
         Ok(match self.own(j)? {
-            Some(Own::Plain(file)) if identity::look(&file)?.size >= offset => {
-                Some(open::mark_at(&file, offset)?)
+            Some(Own::Plain(file)) => mark_if_there(&file, &identity::look(&file)?, offset)?,
+            Some(Own::Packed(file, look)) => {
+                self.known.unpacked.mark(&file, &look, offset, &self.offsets).unwrap_or(None)
             }
-            Some(Own::Packed(_, end, mark)) if end == offset => Some(mark),
-            Some(Own::Packed(file, end, _)) if end > offset => {
-                rewound(&file, |file| Gz::new(file).skip_to(offset)).ok().map(|before| Mark::of(&before))
-            }
-            _ => None,
+            Some(Own::Unknown) | None => None,
         })
     }
 }
 
-/// Of the bytes before `offset`, decompressed.
-fn mark_of(file: &File, look: &Look, packed: Packed, offset: u64, ends: &Ends) -> io::Result<Option<Mark>> {
-    match packed {
-        Packed::Plain if look.size >= offset => open::mark_at(file, offset).map(Some),
-        Packed::Gzip => Ok(match ends.of(file, look) {
-            Ok((end, mark)) if end == offset => Some(mark),
-            Ok((end, _)) if end > offset => {
-                rewound(file, |file| Gz::new(file).skip_to(offset)).ok().map(|before| Mark::of(&before))
-            }
-            _ => None,
-        }),
-        _ => Ok(None),
-    }
+/// `None`: the file is shorter.
+fn mark_if_there(file: &File, look: &Look, offset: u64) -> io::Result<Option<Mark>> {
+    if look.size < offset { Ok(None) } else { open::mark_at(file, offset).map(Some) }
 }
 
 /// For a file whose position is of no account before and afterwards.

@@ -251,7 +251,7 @@ mod tests {
 
     /// Fails when a folder is listed before it is reported: names created before it is watched would be missed.
     #[test]
-    fn a_folder_is_told_before_it_is_read() {
+    fn a_folder_is_reported_before_it_is_listed() {
         for glob in ["*.log", "late.log", "**/*.log", "*/*.log"] {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir_all(dir.path().join("a/b")).unwrap();

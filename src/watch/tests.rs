@@ -6,7 +6,7 @@ use std::thread;
 
 /// Fails when the queue is bounded: the main thread would wait here for a walk that waits for the main thread.
 #[test]
-fn whoever_ends_a_tail_waits_for_nobody() {
+fn ending_a_tail_never_blocks() {
     let (handle, inbox) = channel().unwrap();
     let (done, told) = bounded(1);
     thread::spawn(move || {

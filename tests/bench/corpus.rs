@@ -1,5 +1,5 @@
-//! Numbered lines like those of a web server, and what became of them. A line is made from its file's number and its own,
-//! so that what arrived can be checked to the byte without keeping anything.
+//! Numbered lines like those of a web server, and the check of what arrived. A line is computed from the numbers of
+//! its file and line, so every byte can be checked without storing anything.
 
 use crate::harness::Topic;
 use std::{
@@ -17,18 +17,19 @@ pub struct Corpus {
     pub width: usize,
 }
 
-/// How what arrived compares with what was written.
+/// The difference between what arrived and what was written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Check {
     pub arrived: u64,
     pub missing: u64,
     pub doubled: u64,
     pub strange: u64,
-    /// Of those missing: with a later number than any of their file that arrived. Left out by what is stopped early.
+    /// The missing lines whose number is higher than any of their file that arrived. A program that is stopped early
+    /// leaves these out.
     pub unsent: u64,
 }
 
-/// Appends the line `file seq …` without its end. No byte of it needs an escape in JSON.
+/// Appends the line `file seq …` without its end. None of its bytes needs escaping in JSON.
 pub fn push_line(out: &mut String, file: u32, seq: u64, width: usize) {
     let end = out.len() + width;
     let mut x =
@@ -49,21 +50,21 @@ pub fn push_line(out: &mut String, file: u32, seq: u64, width: usize) {
         );
     }
     out.truncate(end);
-    // Some shippers cut blanks off a line's end, as is their right.
+    // Some shippers strip trailing blanks, which is fair.
     if out.ends_with(' ') {
         out.pop();
         out.push('.');
     }
 }
 
-/// File and number of a line; also of one that came as a JSON string.
+/// File and number of a line, also of one sent as a JSON string.
 pub fn number_of(line: &[u8]) -> Option<(u32, u64)> {
     let line = line.strip_prefix(b"\"").unwrap_or(line);
     let number = |part: Option<&[u8]>| std::str::from_utf8(part?).ok()?.parse::<u64>().ok();
     Some((number(line.get(0..4))? as u32, number(line.get(5..14))?))
 }
 
-/// For whoever looks on: what a record looks like that nobody wrote.
+/// Prints an example of an unexpected record.
 fn show_first(strange: u64, value: &[u8]) {
     if strange == 1 {
         eprintln!(
@@ -81,19 +82,19 @@ impl Corpus {
     pub fn total(&self) -> u64 {
         u64::from(self.files) * self.lines
     }
-    /// In the files, with line ends.
+    /// Size of the files, with line ends.
     pub fn bytes(&self) -> u64 {
         self.total() * (self.width as u64 + 1)
     }
     pub fn path(folder: &Path, file: u32) -> PathBuf {
         folder.join(format!("{file:04}.log"))
     }
-    /// What a program is told to follow: the one file, or a glob.
+    /// What a program is configured to follow: the one file, or a glob.
     pub fn pattern(&self, folder: &Path) -> String {
         let path = if self.files == 1 { Corpus::path(folder, 0) } else { folder.join("*.log") };
         path.display().to_string()
     }
-    /// Appends to file `file` the lines of these numbers.
+    /// Appends the lines with these numbers to file `file`.
     pub fn append(&self, folder: &Path, file: u32, numbers: std::ops::Range<u64>) {
         let log = fs::OpenOptions::new().create(true).append(true).open(Corpus::path(folder, file)).unwrap();
         let mut log = BufWriter::with_capacity(1 << 18, log);
@@ -106,7 +107,7 @@ impl Corpus {
         }
         log.flush().unwrap();
     }
-    /// Writes all files, unless a run before has.
+    /// Writes all files, unless an earlier run has.
     pub fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).unwrap();
         for file in 0..self.files {
@@ -149,7 +150,7 @@ impl Corpus {
         check.unsent = next.into_iter().map(|next| self.lines - next).sum();
         check
     }
-    /// For what sends lines of the file at random: how many arrived.
+    /// For a program that sends random lines of the file: how many arrived.
     pub fn count(&self, topic: &Topic) -> Check {
         let arrived = topic.end_offsets();
         let (missing, doubled) = (self.total().saturating_sub(arrived), arrived.saturating_sub(self.total()));

@@ -1,6 +1,6 @@
-//! A slow uplink between one program and a broker: so many bits a second each way, and a delay. A delay *of the application's
-//! bytes*: what TCP itself would make of a long line (slow start, lost packets) is not in it. Addresses in the broker's
-//! answers become the link's own, so that everything goes through it.
+//! A slow uplink between one program and a broker: limited bits a second each way, and a delay *of the application's
+//! bytes*. TCP's own behaviour on a link with a long round trip (slow start, lost packets) is not included. Addresses
+//! in the broker's answers are replaced by the link's own, so that everything goes through it.
 
 use crate::harness::{millis, pause, read_frame, rewrite, secs};
 use std::{
@@ -15,24 +15,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a sender can have on its way besides what is on the line: as small as sockets allow.
+/// What a sender can have in flight besides what is on the link: as small as sockets allow.
 const SOCKET_BUFFER: usize = 64 << 10;
 const PIECE: usize = 4 << 10;
 /// A read that took no longer found its bytes waiting.
 const AT_ONCE: Duration = Duration::from_micros(500);
-/// Pieces on the line: 200 ms at 10 Mbit/s are 61.
+/// Pieces on the link: 200 ms at 10 Mbit/s are 61.
 const ON_THE_LINE: usize = 256;
 
 /// Runs until dropped.
 pub struct Link {
     pub address: String,
-    up: Arc<Lane>,
+    up: Arc<Direction>,
     ended: Arc<AtomicBool>,
     open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
-/// One direction, which all connections share.
-struct Lane {
+/// One direction, shared by all connections.
+struct Direction {
     bytes_per_s: f64,
     /// One way.
     delay: Duration,
@@ -41,10 +41,10 @@ struct Lane {
     first: OnceLock<Instant>,
 }
 
-impl Lane {
-    fn of(bits_per_s: u64, delay: Duration) -> Arc<Lane> {
+impl Direction {
+    fn of(bits_per_s: u64, delay: Duration) -> Arc<Direction> {
         let free = Mutex::new(Instant::now());
-        Arc::new(Lane {
+        Arc::new(Direction {
             bytes_per_s: bits_per_s as f64 / 8.0,
             delay,
             free,
@@ -52,8 +52,8 @@ impl Lane {
             first: OnceLock::new(),
         })
     }
-    /// Waits until so many bytes, which have been there since `there`, have gone; when they arrive. That this thread came
-    /// late to them is not the link's time.
+    /// Waits until this many bytes, available since `there`, have been sent; returns when they arrive. A late wake-up
+    /// of this thread does not count against the link.
     fn send(&self, bytes: usize, there: Instant) -> Instant {
         self.first.get_or_init(Instant::now);
         let gone = {
@@ -68,15 +68,16 @@ impl Lane {
 }
 
 impl Link {
-    /// `round_trip`: how much later an answer comes.
+    /// `round_trip`: the added delay of an answer.
     pub fn to(broker: &str, bits_per_s: u64, round_trip: Duration) -> Link {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // Connections that it takes have the same.
+        // Accepted connections inherit it.
         rustix::net::sockopt::set_socket_recv_buffer_size(&listener, SOCKET_BUFFER).unwrap();
         listener.set_nonblocking(true).unwrap();
         let own = listener.local_addr().unwrap();
         let target: SocketAddr = broker.parse().unwrap();
-        let (up, down) = (Lane::of(bits_per_s, round_trip / 2), Lane::of(bits_per_s, round_trip / 2));
+        let (up, down) =
+            (Direction::of(bits_per_s, round_trip / 2), Direction::of(bits_per_s, round_trip / 2));
         let ended = Arc::new(AtomicBool::new(false));
         let open = Arc::new(Mutex::new(Vec::new()));
         let link =
@@ -93,7 +94,7 @@ impl Link {
         });
         link
     }
-    /// When the first byte came.
+    /// When the first byte arrived.
     pub fn first(&self) -> Option<Instant> {
         self.up.first.get().copied()
     }
@@ -116,8 +117,8 @@ fn connect(
     client: TcpStream,
     target: SocketAddr,
     own: u16,
-    up: &Arc<Lane>,
-    down: &Arc<Lane>,
+    up: &Arc<Direction>,
+    down: &Arc<Direction>,
     open: &Mutex<Vec<TcpStream>>,
 ) -> io::Result<()> {
     client.set_nonblocking(false)?;
@@ -154,7 +155,7 @@ fn connect(
 
 type Due = (Instant, Vec<u8>);
 
-/// One thread puts bytes on the line, another takes them off when they are due.
+/// One thread puts bytes on the link, another delivers them when they are due.
 fn carry(mut to: TcpStream, mut put: impl FnMut(SyncSender<Due>) -> io::Result<()> + Send + 'static) {
     let (line, off): (SyncSender<Due>, Receiver<Due>) = sync_channel(ON_THE_LINE);
     thread::spawn(move || put(line));

@@ -1,11 +1,11 @@
-//! The benchmark against the peers: `tests/bench/run`. Starts real brokers, ships the same lines with each program in turn,
-//! checks every line at the other end, and draws tables and plots from what it measured. Judges nobody: there are no limits
-//! here, those of the agent are in `tests/it`.
+//! The benchmark against other programs: `tests/bench/run`. Starts real brokers, ships the same lines with each
+//! program in turn, checks every line at the other end, and draws tables and plots from the measurements. There are
+//! no limits here; the agent's are in `tests/it`.
 //!
-//! Reading order: [`plan`] (what is asked for), [`systems`] (who takes part), [`running`] (a program at work, watched through
-//! /proc), [`corpus`] (lines, and what became of them), [`work`] (what each has to do, one file per kind of work),
-//! [`results`], and what is made of these: [`tables`], [`plots`].
-#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on ends")]
+//! Reading order: [`plan`] (the options), [`systems`] (the participants), [`running`] (a running program, observed
+//! through /proc), [`corpus`] (the lines and their check), [`work`] (the workloads, one per file), [`results`], and
+//! their presentation: [`tables`], [`plots`].
+#![allow(clippy::unwrap_used, reason = "a failed measurement ends the run")]
 
 #[allow(dead_code, unused_imports, reason = "shared with tests/it, which uses all of it")]
 #[path = "../it/harness/mod.rs"]

@@ -1,5 +1,5 @@
-//! Where a topic ends, asked over one connection that stays (ListOffsets v1): cheap enough to ask each 5 ms beside a
-//! measurement. Knows no other request.
+//! The end of a topic, queried over one connection that stays open (ListOffsets v1): cheap enough to query every 5 ms
+//! during a measurement. Knows no other request.
 
 use crate::harness::{
     Topic, pause, secs,
@@ -67,8 +67,8 @@ impl Offsets {
         Ok(body)
     }
 
-    /// Looks each `step` until `n` records are there: the end, for programs that follow and never end. `None` when `limit`
-    /// is over or `give_up` says that nothing will come any more.
+    /// Checks every `step` until there are `n` records: the end for programs that follow forever. `None` when `limit`
+    /// has passed or `give_up` says that no more will arrive.
     pub fn wait(
         &mut self,
         n: u64,

@@ -1,13 +1,13 @@
-//! What the command line asks for, and the sizes that follow from it.
+//! The command line options, and the sizes derived from them.
 
 use argh::FromArgs;
 use std::path::PathBuf;
 
-/// Measure the agent beside its peers, each line checked at the other end.
+/// Compare the agent with other log shippers, checking each line at the other end.
 #[derive(FromArgs)]
 #[argh(name = "tests/bench/run")]
 struct Args {
-    /// kinds of work, `a,b,…`: a ship a file, b latency, c broker down, d idle, e 200 files, f slow uplink, g start-up and
+    /// workloads, `a,b,…`: a ship a file, b latency, c broker down, d idle, e 200 files, f slow uplink, g start-up and
     /// size, i growth; all by default
     #[argh(option)]
     only: Option<String>,
@@ -23,10 +23,10 @@ struct Args {
     /// add rounds to those in the folder instead of replacing them
     #[argh(switch)]
     add: bool,
-    /// folder for what was measured and drawn
+    /// folder for measurements, tables and plots
     #[argh(option, default = "PathBuf::from(\"target/bench\")")]
     out: PathBuf,
-    /// measure nothing: draw anew from what is in the folder
+    /// measure nothing: redraw from the folder
     #[argh(switch)]
     draw: bool,
     /// write tables and plots into tests/bench/README.md, and the summary into README
@@ -61,7 +61,7 @@ impl Plan {
             readme: args.readme,
         }
     }
-    /// The long form's amount, or the short one's.
+    /// Picks the amount for the full or the short form.
     pub fn size(&self, long: u64, short: u64) -> u64 {
         if self.short { short } else { long }
     }

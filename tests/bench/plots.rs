@@ -1,4 +1,4 @@
-//! Which charts are drawn from what was measured. Draws nothing of what is not there.
+//! Which charts are drawn from the measurements. Skips those without data.
 
 use crate::{
     results::Results,
@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{fs, path::Path};
 
-/// In the order in which they are shown.
+/// In the order shown.
 pub const NAMES: [&str; 9] = [
     "speed.svg",
     "speed-lz4.svg",
@@ -76,7 +76,7 @@ fn look(system: &System) -> Look {
     }
 }
 
-/// A row for each system that has all these figures, the best first.
+/// One row for each system that has all these figures, the best first.
 fn rows(
     results: &Results,
     work: char,

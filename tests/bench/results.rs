@@ -1,5 +1,5 @@
-//! What was measured: one line of JSON per measurement, kept in a file, so that kinds of work can be measured apart. Medians
-//! are taken when it is read.
+//! The measurements: one line of JSON each, kept in a file, so that workloads can be measured separately. Medians are
+//! computed on reading.
 
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
@@ -10,16 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Under which circumstances a kind of work was measured.
+/// The conditions under which a workload was measured.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct About {
     pub work: char,
     pub date: String,
-    /// Of the program that was measured.
+    /// Commit of the measured program.
     pub commit: String,
     pub machine: String,
     pub settings: String,
-    /// By system; one that is not here was not installed.
+    /// By system; systems that were not installed are absent.
     pub versions: BTreeMap<String, String>,
 }
 
@@ -42,7 +42,7 @@ enum Entry {
     Sample(Sample),
 }
 
-/// As a sample's system: all programs that have no part in the benchmark.
+/// In place of a sample's system: all programs outside the benchmark.
 pub const OTHERS: &str = "others on the machine";
 
 pub struct Results {
@@ -57,7 +57,7 @@ impl Results {
         let entries = text.lines().map(|l| serde_json::from_str(l).expect("a line of measured.jsonl"));
         Results { entries: entries.collect(), path }
     }
-    /// Forgets what was measured of this kind before, unless rounds are to be added; how many rounds there are then.
+    /// Discards earlier measurements of this workload, unless rounds are to be added; returns the number of rounds kept.
     pub fn begin(&mut self, about: About, plan: &Plan) -> u32 {
         let work = about.work;
         self.entries.retain(|entry| match entry {
@@ -100,7 +100,7 @@ impl Results {
             Entry::About(_) => None,
         })
     }
-    /// Every round's value.
+    /// The value of each round.
     pub fn values(&self, work: char, case: &str, system: &str, figure: &str) -> Vec<f64> {
         let mine = self.samples().filter(|s| s.work == work && s.case == case && s.system == system);
         let mut values: Vec<f64> = mine.filter_map(|s| s.figures.get(figure).copied()).collect();
@@ -124,7 +124,7 @@ impl Results {
         let mut mine = self.samples().filter(|s| s.work == work && s.case == case && s.system == system);
         mine.find(|s| !s.note.is_empty()).map(|s| s.note.as_str())
     }
-    /// Cases of a kind of work, as they were first measured.
+    /// Cases of a workload, in the order they were first measured.
     pub fn cases(&self, work: char) -> Vec<&str> {
         let mut cases: Vec<&str> = Vec::new();
         for sample in self.samples().filter(|s| s.work == work && s.system != OTHERS) {

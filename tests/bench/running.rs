@@ -1,8 +1,8 @@
-//! A program at work, watched from outside through /proc: processor time, memory, wake-ups of the process and all its
-//! children, without the shells that only start others. Changes nothing in what it watches.
+//! A running program, observed from outside through /proc: processor time, memory and wake-ups of the process and all
+//! its children, without shells that only start others.
 //!
-//! Processor time is the scheduler's own count (`schedstat`, nanoseconds) of the threads that live, or the process's ticks of
-//! 10 ms (`stat`, which hold the threads that ended), whichever is more: both only round down.
+//! Processor time is the larger of the scheduler's count (`schedstat`, nanoseconds) over live threads and the
+//! process's ticks of 10 ms (`stat`, which include threads that have exited): both only round down.
 
 use crate::{
     harness::{millis, pause, secs},
@@ -27,7 +27,7 @@ pub struct Running {
     pub started: Instant,
     log: PathBuf,
     peak: Arc<AtomicU64>,
-    /// Once it has ended by itself: its processor time.
+    /// Its processor time, once it has exited on its own.
     spent: Option<Duration>,
     gone: bool,
 }
@@ -51,7 +51,7 @@ impl Running {
         Running { child, started, log, peak, spent: None, gone: false }
     }
 
-    /// Ended by itself.
+    /// Whether it exited on its own.
     pub fn ended(&mut self) -> bool {
         if !self.gone && is_zombie(self.child.id()) {
             self.spent = Some(ticks(self.child.id()));
@@ -60,7 +60,7 @@ impl Running {
         }
         self.gone
     }
-    /// So far.
+    /// Processor time so far.
     pub fn cpu(&mut self) -> Duration {
         if self.ended() { self.spent.unwrap_or_default() } else { cpu_of(self.child.id()) }
     }
@@ -75,7 +75,7 @@ impl Running {
     pub fn resident(&self) -> u64 {
         sum(self.child.id(), |pid| kib(pid, "VmRSS:"))
     }
-    /// Context switches so far of the threads that live.
+    /// Context switches so far of the threads that are alive.
     pub fn switches(&self) -> u64 {
         let of_task = |status: &str| {
             let of = |name: &str| value(status, name);
@@ -83,7 +83,7 @@ impl Running {
         };
         sum(self.child.id(), |pid| each_task(pid, "status").iter().map(|text| of_task(text)).sum())
     }
-    /// Bytes of the program, and of the libraries and modules it has mapped.
+    /// Bytes of the program and of the libraries and modules it has mapped.
     pub fn installed(&self) -> u64 {
         let mut files = BTreeMap::new();
         for pid in family(self.child.id()) {
@@ -98,12 +98,12 @@ impl Running {
         }
         files.values().sum()
     }
-    /// The end of what it said.
+    /// The end of its output.
     pub fn said(&self) -> String {
         let text = String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();
         text.lines().rev().take(3).collect::<Vec<_>>().join(" / ")
     }
-    /// SIGTERM; how long it took to end, `None` if SIGKILL had to help after `limit`.
+    /// SIGTERM; how long it took to exit, `None` if it needed SIGKILL after `limit`.
     pub fn stop(&mut self, limit: Duration) -> Option<Duration> {
         if self.ended() {
             return Some(Duration::ZERO);
@@ -182,14 +182,14 @@ fn is_zombie(pid: u32) -> bool {
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
-/// Of all processes, since the machine started: all but idle and waiting for disks.
+/// Of all processes since boot, without idle time and I/O wait.
 pub fn machine_ticks() -> Duration {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let of = |at: usize| stat.split_whitespace().nth(1 + at).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
     Duration::from_millis([0, 1, 2, 5, 6].into_iter().map(of).sum::<u64>() * 10)
 }
 
-/// User and system, with children that were waited for; 100 ticks a second on Linux whatever HZ is.
+/// User and system time, with children that were waited for; 100 ticks a second on Linux whatever HZ is.
 pub fn ticks(pid: u32) -> Duration {
     let stat = read(pid, "stat");
     let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);

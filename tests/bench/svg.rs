@@ -1,5 +1,5 @@
-//! Three plain charts as SVG: bars, dots, curves. Knows nothing of what they show. Colours follow the reader's light or dark
-//! scheme; there is no script and no font to fetch.
+//! Three plain SVG charts: bars, dots, curves. Independent of the data. Colours follow the reader's light or dark
+//! scheme; no script and no font is loaded.
 
 use std::fmt::Write as _;
 
@@ -38,12 +38,12 @@ impl Look {
 pub struct Row {
     pub label: String,
     pub look: Look,
-    /// Bars and dots show the first; spans go to the second, with a ring at the third.
+    /// Bars and dots show the first; spans extend to the second, with a ring at the third.
     pub values: Vec<f64>,
     pub text: String,
 }
 
-/// From values to places, linear from 0 or logarithmic.
+/// Maps values to positions, linear from 0 or logarithmic.
 struct Scale {
     low: f64,
     high: f64,
@@ -165,7 +165,8 @@ pub fn bars(title: &str, note: &str, rows: &[Row]) -> String {
     out + "</svg>\n"
 }
 
-/// For each row a dot on a logarithmic scale (where a bar's length would mean nothing); with more values, a span and a ring.
+/// For each row a dot on a logarithmic scale (where the length of a bar would mean nothing); with more values, a span
+/// and a ring.
 pub fn dots(title: &str, note: &str, rows: &[Row]) -> String {
     let bottom = TOP + rows.len() as f64 * ROW;
     let values: Vec<f64> = rows.iter().flat_map(|r| r.values.iter().copied()).collect();
@@ -195,13 +196,13 @@ pub fn dots(title: &str, note: &str, rows: &[Row]) -> String {
     out + "</svg>\n"
 }
 
-/// What a panel of curves shows.
+/// The content of one panel of curves.
 pub struct Panel {
     pub title: String,
     pub points: Vec<(f64, f64)>,
 }
 
-/// Panels side by side, each with a logarithmic x and a y from 0; each point has its value beside it.
+/// Panels side by side, each with a logarithmic x axis and a y axis from 0; each point is labelled with its value.
 pub fn curves(title: &str, note: &str, panels: &[Panel]) -> String {
     let (height, bottom, gap) = (260.0, 216.0, 24.0);
     let width = (WIDTH - gap) / panels.len().max(1) as f64 - gap;

@@ -1,5 +1,5 @@
-//! Who takes part: the agent with each driver, the peers, and two limits that follow no file. How a peer is started, and
-//! which version is there, its own `peers/NAME/run` knows.
+//! The participants: the agent with each driver, other shippers, and two upper bounds that follow no file.
+//! `peers/NAME/run` knows how to start a peer and which version is installed.
 
 use crate::harness::binary;
 use std::{
@@ -17,7 +17,7 @@ pub enum Kind {
     Shipper {
         run: &'static str,
     },
-    /// Sends one file and ends.
+    /// Sends one file and exits.
     Limit {
         run: &'static str,
     },
@@ -30,13 +30,13 @@ pub struct System {
 }
 
 pub const AGENT: System = System { name: "logagent", kind: Kind::Agent { driver: "auto" } };
-/// Into a broker 3.9: brokers 4.x no longer take what the `kafka` crate sends.
+/// Into a 3.9 broker: brokers 4.x no longer accept what the `kafka` crate sends.
 pub const CLASSIC: System =
     System { name: "logagent, classic driver, into 3.9", kind: Kind::Agent { driver: "classic" } };
 /// Sends line by line, waiting for each: it gets a tenth of the lines, or fewer.
 pub const LINE_BY_LINE: System =
     System { name: "hpcloud/tail + sarama", kind: Kind::Shipper { run: "sarama" } };
-/// Takes lines at random, so that only their count can be checked.
+/// Sends random lines, so only their count can be checked.
 pub const PERF_TEST: System =
     System { name: "Kafka's ProducerPerformance", kind: Kind::Limit { run: "perf-test" } };
 
@@ -53,15 +53,15 @@ pub const ALL: [System; 10] = [
     PERF_TEST,
 ];
 
-/// What a program is to do.
+/// The task of a program.
 pub struct Job<'a> {
     pub pattern: &'a str,
     pub topic: &'a str,
     pub brokers: &'a str,
     pub compression: &'a str,
-    /// How many lines there are, for what cannot see it.
+    /// The number of lines, for programs that cannot tell.
     pub lines: u64,
-    /// A folder of its own, kept over restarts.
+    /// A folder of its own, kept across restarts.
     pub state: &'a Path,
 }
 
@@ -72,14 +72,14 @@ impl PartialEq for System {
 }
 
 impl System {
-    /// How many lines at the end it does not send before more come: kcat reads its input 1,024 bytes at a time.
+    /// How many lines at the end it holds back until more arrive: kcat reads its input 1,024 bytes at a time.
     pub fn holds_back(&self) -> u64 {
         if self.kind == (Kind::Shipper { run: "tail-kcat" }) { 6 } else { 0 }
     }
     pub fn follows(&self) -> bool {
         !matches!(self.kind, Kind::Limit { .. })
     }
-    /// What is there; `None` if it is not installed.
+    /// The installed version; `None` if not installed.
     pub fn version(&self) -> Option<String> {
         let mut command = match self.kind {
             Kind::Agent { .. } => Command::new(binary()),
@@ -100,7 +100,7 @@ impl System {
             .env("LINES", job.lines.to_string());
         command
     }
-    /// Everything by default but what has no default.
+    /// Defaults for everything that has one.
     fn agent(&self, job: &Job<'_>) -> Command {
         let Kind::Agent { driver } = self.kind else { unreachable!("asked of the agent only") };
         let config = job.state.join("logagent.toml");
@@ -129,7 +129,7 @@ fn peer(run: &str) -> Command {
     command
 }
 
-/// Where `peers/setup` put them.
+/// Where `peers/setup` installed them.
 fn peers() -> PathBuf {
     std::env::var_os("PEERS").map(PathBuf::from).unwrap_or_else(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

@@ -1,4 +1,4 @@
-//! Tables in Markdown from what was measured: medians of the rounds, with what was lost or doubled in any of them.
+//! Markdown tables of the measurements: medians of the rounds, with the lines lost or doubled in any of them.
 
 use crate::{
     plots,
@@ -9,10 +9,10 @@ use crate::{
 };
 use std::{fmt::Write as _, path::Path};
 
-/// One column: its head, the work, case and figure it shows, and how.
+/// One column: its heading, the workload, case and figure it shows, and how.
 struct Column {
     head: &'static str,
-    /// Another kind of work than the table's.
+    /// A workload other than the table's.
     work: Option<char>,
     case: &'static str,
     figure: &'static str,
@@ -47,7 +47,7 @@ pub fn grouped(value: f64) -> String {
 fn thousands(value: f64) -> String {
     grouped(three_digits(value))
 }
-/// More would be noise.
+/// More digits would be noise.
 fn three_digits(value: f64) -> f64 {
     if value < 1000.0 {
         return value;
@@ -87,14 +87,14 @@ fn share_of_a_core(micros: f64) -> String {
     format!("{:.1} %", micros * 100.0 / 1e6 * 100.0)
 }
 
-/// What a kind of work is called, and its columns.
+/// The title of a workload and its columns.
 struct Table {
     work: char,
     title: &'static str,
     columns: &'static [Column],
 }
 
-/// What README shows too.
+/// The table that README also shows.
 const SUMMARY: Table = Table {
     work: 'a',
     title: "Summary",
@@ -143,7 +143,7 @@ const TABLES: [Table; 7] = [
         work: 'c',
         title: "(c) The broker is down",
         columns: &[
-            column("continues", "broker down", "goes_on", yes_or_no),
+            column("continues", "broker down", "continues", yes_or_no),
             column("CPU s", "broker down", "cpu_s", micros),
             column("peak MB", "broker down", "peak_kib", megabytes),
             column("exits after SIGTERM, ms", "broker down", "stop_ms", milliseconds),
@@ -240,13 +240,13 @@ fn rounds(results: &Results, work: char) -> u32 {
     results.samples().filter(|s| s.work == work).map(|s| s.round).max().unwrap_or(0)
 }
 
-/// When, of which commit, and where.
+/// Date, commit and machine.
 fn measured(about: &About) -> String {
     let machine = about.machine.split(';').next().unwrap_or_default();
     format!("Measured {} at commit {} on {machine}", about.date, about.commit)
 }
 
-/// Head and rows.
+/// Heading and rows.
 fn cells(results: &Results, table: &Table) -> String {
     let heads = table.columns.iter().map(|column| format!(" | {}", column.head)).collect::<String>();
     let rule = "|---".repeat(table.columns.len() + 2);
@@ -332,10 +332,10 @@ fn versions(results: &Results) -> String {
     format!("{}. Kafka 4.1.0 on the same machine. {}.\n", about.machine, list.join("; "))
 }
 
-/// Where the plots are that the documents show.
+/// The folder of the plots that the documents show.
 const SHOWN: &str = "tests/bench/results";
 
-/// Puts tables and plots between the marks in tests/bench/README.md, and the summary with one plot into README.
+/// Writes tables and plots between the marks in tests/bench/README.md, and the summary with one plot into README.
 pub fn into_documents(results: &Results) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let plots: String = plots::NAMES

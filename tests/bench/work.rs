@@ -1,4 +1,4 @@
-//! The kinds of work and what they have in common: brokers, the order of systems, a system at work on a topic of its own.
+//! The workloads and what they share: brokers, the order of systems, one system running on a topic of its own.
 
 mod growth;
 mod idle;
@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// As most topics have.
+/// As in most topics.
 const PARTITIONS: u32 = 3;
 
 /// One kind of work.
@@ -47,7 +47,7 @@ const ALL: [Work; 8] = [
     growth::WORK,
 ];
 
-/// Whether a system takes part in a kind of work at all.
+/// Whether a system takes part in a workload.
 pub fn takes(letter: char, system: &System) -> bool {
     ALL.iter().any(|work| work.letter == letter && (work.takes)(system))
 }
@@ -118,14 +118,14 @@ struct Bench<'a> {
     plan: &'a Plan,
     results: Results,
     broker: Broker,
-    /// A broker of before 4.0, for the classic driver.
+    /// A broker older than 4.0, for the classic driver.
     old: Option<Broker>,
     folder: Folder,
     systems: Vec<System>,
 }
 
 impl Bench<'_> {
-    /// Who takes part, beginning with another one each round.
+    /// The participants; each round starts with a different one.
     fn order(&self, work: &Work, round: u32) -> Vec<System> {
         let mut order: Vec<System> = self.systems.iter().copied().filter(|s| (work.takes)(s)).collect();
         if !order.is_empty() {
@@ -140,7 +140,7 @@ impl Bench<'_> {
         }
         &self.broker
     }
-    /// The folder of these files, written once.
+    /// The folder with these files, written once.
     fn data(&self, name: &str, corpus: Corpus) -> PathBuf {
         let folder = self.folder.path(name);
         corpus.write(&folder);
@@ -151,7 +151,7 @@ impl Bench<'_> {
         let address = topic.address.clone();
         self.begin_at(system, data, corpus, compression, topic, &address)
     }
-    /// As [`Bench::begin`], by another way to the broker.
+    /// Like [`Bench::begin`], through another address of the broker.
     fn begin_at(
         &self,
         system: &System,
@@ -188,11 +188,12 @@ impl Bench<'_> {
     }
 }
 
-/// Processor time up to now, to tell afterwards how much others had: no figure is worth more than its machine was quiet.
+/// Processor time so far, to find out afterwards how much other programs used: a figure is only as good as the
+/// machine was quiet.
 struct Spent {
     at: Instant,
     all: Duration,
-    /// Of this process, with the children that it has waited for, and of the brokers, by process.
+    /// Of this process, with the children it has waited for, and of the brokers, by process.
     ours: Vec<(u32, Duration)>,
 }
 
@@ -203,7 +204,7 @@ impl Spent {
         let (at, all) = (Instant::now(), running::machine_ticks());
         Spent { at, all, ours: ours.map(|pid| (pid, running::ticks(pid))).collect() }
     }
-    /// In cores. A broker that was restarted counts from its start.
+    /// In cores. A restarted broker counts from its start.
     fn others_since(&self, before: &Spent) -> f64 {
         let was = |pid: u32| before.ours.iter().find(|b| b.0 == pid).map_or(Duration::ZERO, |b| b.1);
         let ours: Duration = self.ours.iter().map(|(pid, time)| time.saturating_sub(was(*pid))).sum();
@@ -212,7 +213,7 @@ impl Spent {
     }
 }
 
-/// A system on its way to a topic of its own.
+/// A system shipping to a topic of its own.
 struct AtWork {
     system: System,
     running: Running,
@@ -224,7 +225,7 @@ struct AtWork {
 }
 
 impl AtWork {
-    /// Stops it, reads the topic, and takes the topic and the state away.
+    /// Stops it, reads the topic, and removes the topic and the state.
     fn end(mut self) -> (Check, String) {
         self.running.stop(secs(15));
         let check = if self.system == systems::PERF_TEST {
@@ -236,12 +237,12 @@ impl AtWork {
         let _ = std::fs::remove_dir_all(&self.state);
         (check, self.note)
     }
-    /// Looks each `step` until the topic holds all lines, or those that come without more being written.
+    /// Checks every `step` until the topic holds all lines, or all that arrive without further writes.
     fn wait(&mut self, step: Duration, limit: Duration) -> Option<Instant> {
         let enough = self.corpus.total().saturating_sub(self.system.holds_back());
         self.offsets.wait(enough, step, limit, || self.running.ended())
     }
-    /// Why nothing more will come: for the results; what it said itself, for whoever looks on.
+    /// Records why no more lines will arrive in the results, and prints the program's own output.
     fn remark(&mut self, what: &str) {
         let ended = if self.running.ended() { ", it ended" } else { "" };
         self.note = format!("{what}{ended}");
@@ -249,7 +250,7 @@ impl AtWork {
     }
 }
 
-/// Figures of a check, which every kind of work adds to its own.
+/// Figures of a check, which every workload adds to its own.
 fn checked(check: &Check) -> [(&'static str, f64); 3] {
     [("missing", check.missing as f64), ("doubled", check.doubled as f64), ("strange", check.strange as f64)]
 }

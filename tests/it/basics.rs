@@ -1,4 +1,4 @@
-//! Reading one file: without a broker, by what comes out of standard output. No rotation.
+//! Reading one file without a broker; the result is standard output. No rotation.
 
 use crate::harness::*;
 use std::time::Instant;
@@ -7,7 +7,7 @@ const LIVE: &str = "run --output stdout --from beginning";
 const ONCE: &str = "run --once --output stdout";
 const MAX_LINE: usize = 1_000_000;
 
-/// What `--once` makes of a file with these bytes.
+/// The output of `--once` for a file with these bytes.
 #[track_caller]
 fn once(bytes: impl AsRef<[u8]>) -> Vec<Vec<u8>> {
     let folder = Folder::new();
@@ -19,7 +19,7 @@ fn text(lines: &[&str]) -> Vec<Vec<u8>> {
     lines.iter().map(|line| line.as_bytes().to_vec()).collect()
 }
 
-/// Fails when a new file is found by polling alone, or is read from its end.
+/// Fails when a new file is found by polling only, or is read from its end.
 #[test]
 fn a_file_created_later_is_read_from_its_beginning_at_once() {
     let folder = Folder::new();
@@ -32,8 +32,8 @@ fn a_file_created_later_is_read_from_its_beginning_at_once() {
     assert_eq!(seen, lines.iter().collect::<Vec<_>>());
 }
 
-/// Files of no byte, of one and of a few, each read at once, and not again after a restart: no file is too small to be known.
-/// Seen to fail with `self.end() > self.searched.max(255)` in `Open::unread`.
+/// Files of no byte, of one and of a few, each read immediately and not again after a restart: no file is too small
+/// to be identified. Seen to fail with `self.end() > self.searched.max(255)` in `Open::unread`.
 #[test]
 fn no_file_is_too_small() {
     let folder = Folder::new();
@@ -55,7 +55,7 @@ fn no_file_is_too_small() {
     assert_eq!(agent.lines().len(), 1);
 }
 
-/// Fails when `--from` is ignored, or when a saved position does not win over it.
+/// Fails when `--from` is ignored, or overrides a saved position.
 #[test]
 fn from_is_for_files_without_a_position() {
     let folder = Folder::new();
@@ -80,9 +80,9 @@ fn from_is_for_files_without_a_position() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when a position is saved in lines, not at a line's end, or not at all.
+/// Fails when the saved position counts lines, is not at the end of a line, or is not saved at all.
 #[test]
-fn a_restart_goes_on_where_it_stopped() {
+fn a_restart_continues_where_it_stopped() {
     for from in ["beginning", "end"] {
         for width in [20, 2000] {
             let folder = Folder::new();
@@ -113,9 +113,9 @@ fn a_file_whose_folder_does_not_exist_yet() {
     assert_eq!(agent.wait_lines(10), lines.iter().collect::<Vec<_>>());
 }
 
-/// Fails when the watch of a folder that went is not set up again for the one that comes.
+/// Fails when the watch is not re-established for a recreated folder.
 #[test]
-fn a_folder_that_goes_and_comes_back() {
+fn a_folder_that_is_deleted_and_recreated() {
     let folder = Folder::new();
     folder.mkdir("logs");
     let agent = folder.agent_line(LIVE).arg("logs/*.log").start();
@@ -128,7 +128,7 @@ fn a_folder_that_goes_and_comes_back() {
     assert_eq!(agent.wait_lines(6)[1..], lines.iter().collect::<Vec<_>>());
 }
 
-/// Fails when empty lines are left out, or one is made up at the end.
+/// Fails when empty lines are dropped, or one is added at the end.
 #[test]
 fn empty_lines_are_lines() {
     assert_eq!(once("a\n\nb\n\n"), text(&["a", "", "b", ""]));
@@ -137,9 +137,9 @@ fn empty_lines_are_lines() {
     assert_eq!(once(""), text(&[]));
 }
 
-/// Fails when `\r` is cut at a read's edge only, or anywhere but before `\n`.
+/// Fails when `\r` is removed only at the edge of a read, or anywhere but before `\n`.
 #[test]
-fn a_carriage_return_before_the_end_goes() {
+fn a_carriage_return_before_the_newline_is_removed() {
     assert_eq!(once("a\r\nb\r\n"), text(&["a", "b"]));
     assert_eq!(once("a\rb\n\r\n\r\r\n"), text(&["a\rb", "", "\r"]));
     for edge in [4096, 8192, 16384, 32768, 65536, 131_072, 262_144] {
@@ -151,7 +151,8 @@ fn a_carriage_return_before_the_end_goes() {
     }
 }
 
-/// `\r` is seen before its `\n`, while the line is written. Fails when what was read so far is taken for a line.
+/// `\r` is seen before its `\n`, while the line is being written. Fails when the part read so far is taken for a
+/// line.
 #[test]
 fn a_line_written_in_two_parts_is_one() {
     let folder = Folder::new();
@@ -165,9 +166,9 @@ fn a_line_written_in_two_parts_is_one() {
     assert_eq!(agent.wait_lines(3), text(&["hello", "with", "end"]));
 }
 
-/// Fails when an unfinished line is sent before its end, or its beginning is lost over a restart.
+/// Fails when an unfinished line is sent before its end, or its beginning is lost across a restart.
 #[test]
-fn an_unfinished_line_waits_for_its_end() {
+fn an_unfinished_line_is_not_sent() {
     let folder = Folder::new();
     let args = "run --output stdout --from beginning --state-dir state f.log";
     folder.write("f.log", "whole\nabc");
@@ -183,14 +184,14 @@ fn an_unfinished_line_waits_for_its_end() {
     assert_eq!(agent.wait_lines(1), text(&["abcd"]));
 }
 
-/// An unfinished line at the end of `--once`: the rest is sent. Fails when it is dropped there.
+/// An unfinished line at the end of `--once` is sent. Fails when it is dropped.
 #[test]
 fn once_sends_the_unfinished_last_line() {
     assert_eq!(once("a\nrest"), text(&["a", "rest"]));
     assert_eq!(once("rest"), text(&["rest"]));
 }
 
-/// Fails when each byte costs a search of the whole line, or a line's part is sent.
+/// Fails when each byte costs a search of the whole line, or part of a line is sent.
 #[test]
 fn a_writer_of_single_bytes() {
     let folder = Folder::new();
@@ -241,7 +242,7 @@ fn the_longest_line_is_exact() {
     }
 }
 
-/// Fails when a line is gathered before it is cut, or when a neighbour suffers.
+/// Fails when a line is buffered as a whole before it is cut, or when it delays another file.
 #[test]
 fn a_line_of_ten_megabytes_costs_no_memory() {
     let folder = Folder::new();
@@ -254,7 +255,7 @@ fn a_line_of_ten_megabytes_costs_no_memory() {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// Fails when a glob misses a file, or an order is kept that is none (per file it is).
+/// Fails when a glob misses a file, or the order of lines within a file is lost.
 #[test]
 fn several_files_by_glob_and_by_name() {
     let folder = Folder::new();

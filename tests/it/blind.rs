@@ -1,13 +1,13 @@
-//! A file system that is taken for one without events: FUSE (bindfs). It has no birth times either, and mounted again it has
-//! another device number; NFS and SMB are like this.
+//! A file system treated as one without events: FUSE (bindfs). It has no birth times either, and gets another device
+//! number when remounted; NFS and SMB behave like this.
 
 use crate::harness::*;
 use crate::limits::{Jail, RUN};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// The folder `real` is seen by the agent as `seen`, for as long as it runs. When there is a file `die`, the mount's server
-/// dies; when there is one `back`, another takes its place.
+/// The agent sees the folder `real` as `seen` while it runs. Creating the file `die` kills the mount's server;
+/// creating `back` starts another one.
 fn start(folder: &Folder, from: &str) -> Jail {
     need("bindfs");
     assert!(std::path::Path::new("/dev/fuse").exists(), "this test needs /dev/fuse (modprobe fuse)");
@@ -21,7 +21,7 @@ fn start(folder: &Folder, from: &str) -> Jail {
     Jail::start(folder, &format!("{script}\n{run} 'seen/*.log'"))
 }
 
-/// A shell beside the agent, which sees what it sees; `input` is its standard input.
+/// Runs a shell in the agent's namespaces; `input` is its standard input.
 pub fn beside(agent: &Jail, script: &str, input: &[u8]) {
     need("nsenter");
     let mut shell = Command::new("nsenter")
@@ -38,9 +38,9 @@ fn append(folder: &Folder, agent: &Jail, name: &str, lines: &Lines) {
     beside(agent, &format!("cat >>{}/seen/{name}", folder.root().display()), &lines.bytes());
 }
 
-/// Appends, new files, a rotation: all lines once, each soon. Fails when events are waited for (30 s).
+/// Appends, new files, a rotation: each line once, within seconds. Fails when the agent waits for events (30 s).
 #[test]
-fn looked_at_again_and_again() {
+fn polled_for_changes() {
     let folder = Folder::new();
     folder.write("real/a.log", Lines::new("a", 0..10).bytes());
     let agent = start(&folder, "beginning");
@@ -58,10 +58,11 @@ fn looked_at_again_and_again() {
     Delivered::of(seen).assert_exactly_once(&[&Lines::new("a", 0..60), &Lines::new("new", 10..60)]);
 }
 
-/// Killed, mounted again, started: what was rotated meanwhile is read to its end, and nothing again. Fails when a device
-/// number is a part of who a file is, or when rotated files that were there before are new for want of a birth time.
+/// Killed, remounted, started: what was rotated meanwhile is read to its end, and nothing twice. Fails when the
+/// device number is part of a file's identity, or when old rotated files count as new because they have no birth
+/// time.
 #[test]
-fn mounted_again() {
+fn remounted() {
     let folder = Folder::new();
     let hours_ago = std::time::SystemTime::now() - secs(7200);
     for i in 1..=20 {
@@ -80,7 +81,7 @@ fn mounted_again() {
         pause(secs(2)); // positions are saved within a second
         arrived.extend(agent.lines());
         drop(agent);
-        // Killed from outside of its namespace, it may live a moment longer and hold the state folder.
+        // Killed from outside its namespace, it may live a moment longer and hold the lock of the state folder.
         wait_until(SOON, "it is gone", || {
             Command::new("flock")
                 .arg("-n")
@@ -97,16 +98,16 @@ fn mounted_again() {
     Delivered::of(arrived).assert_exactly_once(&[&Lines::new("a", 10..60)]);
 }
 
-/// The server of the mounted folder dies, as one of NFS does, and comes back: what was written meanwhile is read, and nothing
-/// again. Fails when a stale handle is tried for ever, or what cannot be seen is taken for gone.
+/// The mount's server dies and returns, as an NFS server does: what was written meanwhile is read, and nothing twice.
+/// Fails when a stale handle is retried forever, or an inaccessible file counts as deleted.
 #[test]
-fn a_mount_that_goes_away_for_a_while() {
+fn mount_gone_for_a_while() {
     let folder = Folder::new();
     folder.write("real/a.log", Lines::new("a", 0..10).bytes());
     let agent = start(&folder, "beginning");
     agent.wait_lines(10);
     folder.write("die", b"");
-    wait_until(SOON, "it is said", || agent.log().contains("cannot be read now"));
+    wait_until(SOON, "it is logged", || agent.log().contains("cannot be read now"));
     folder.append("real/a.log", Lines::new("a", 10..20).bytes());
     pause(secs(4));
     folder.write("back", b"");

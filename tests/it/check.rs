@@ -1,10 +1,10 @@
-//! `check --connect` at real brokers: the steps, what each says that fails, and what the topic takes. What `check` says
-//! without the network is in `cli.rs` and in unit tests.
+//! `check --connect` against real brokers: its steps, what each reports when it fails, and what the topic accepts.
+//! `check` without the network is in `cli.rs` and in unit tests.
 
 use crate::harness::*;
 use crate::security::{PASSWORD, client, config, sasl, tls};
 
-/// Fails when a step is left out, in another order, or without advice, or when check writes or creates something.
+/// Fails when a step is missing, out of order, or without advice, or when check writes or creates something.
 #[test]
 fn step_by_step_3_9() {
     step_by_step(Version::V39);
@@ -53,8 +53,8 @@ fn step_by_step(version: Version) {
     assert_eq!(topic.end_offsets(), 0);
 }
 
-/// What `check --connect` prints of a config of [kafka], and its exit code.
-fn told(folder: &Folder, name: &str, kafka: &str) -> (String, i32) {
+/// The output and exit code of `check --connect` for a config with this `[kafka]` section.
+fn connect_output(folder: &Folder, name: &str, kafka: &str) -> (String, i32) {
     let (state, log) = (folder.path("state"), folder.path("c.log"));
     let text = format!(
         "[agent]\nstate_dir = {state:?}\n[kafka]\n{kafka}\n[[files]]\npaths = [{log:?}]\nmax_line = 500000\n"
@@ -64,7 +64,7 @@ fn told(folder: &Folder, name: &str, kafka: &str) -> (String, i32) {
     (String::from_utf8(done.stdout).unwrap(), done.status.code().unwrap())
 }
 
-/// Fails when a step that fails is not the last one of its broker, has no time, or does not say what to do.
+/// Fails when a failed step is not the last one of its broker, does not show its time, or does not say what to do.
 #[test]
 fn each_step_that_fails_says_what_to_do_3_9() {
     each_step_that_fails(Version::V39);
@@ -109,7 +109,7 @@ fn each_step_that_fails(version: Version) {
             "; name the broker as its certificate does",
         ),
         ("no-tls", to("saslplain") + "\n" + &tls(broker), "TLS", "a port without TLS"),
-        // With TLS 1.3 the broker looks at our certificate after our part of the handshake: either step may hear of it.
+        // With TLS 1.3 the broker checks our certificate after our part of the handshake: either step may report it.
         ("no-cert", to("mtls") + "\n" + &tls(broker), "", "; set cert and key"),
         (
             "password",
@@ -143,7 +143,7 @@ fn each_step_that_fails(version: Version) {
     }
     let mut wrong = Vec::new();
     for (name, kafka, step, said) in cases {
-        let (text, code) = told(&folder, name, &kafka);
+        let (text, code) = connect_output(&folder, name, &kafka);
         let last = text.lines().last().unwrap().to_owned();
         let right = last.starts_with(&format!("failed   {step}")) && last.contains(" ms): ");
         if !right || !last.contains(said) || !last.contains("; ") || code != 1 {
@@ -153,7 +153,7 @@ fn each_step_that_fails(version: Version) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Fails when exactly-once is promised to a user that may not read.
+/// Fails when exactly-once is promised to a user without the right to read.
 #[test]
 fn exactly_once_needs_the_right_to_read() {
     let broker = Broker::secure(Version::V41);
@@ -177,9 +177,9 @@ fn exactly_once_needs_the_right_to_read() {
     assert!(last.contains("allow READ on the topic to this user"), "{text}");
 }
 
-/// Fails when the topic's limit is not asked for, or compared with the wrong one of line and batch.
+/// Fails when the topic's limit is not queried, or compared with the wrong one of line and batch.
 #[test]
-fn a_topic_that_takes_less_is_told() {
+fn a_lower_topic_limit_is_reported() {
     for version in [Version::V39, Version::V41] {
         let broker = Broker::shared(version);
         let folder = Folder::new();
@@ -195,7 +195,7 @@ fn a_topic_that_takes_less_is_told() {
                 "brokers = [{:?}]\ntopic = {:?}\ncompression = {compression:?}",
                 broker.address, topic.name
             );
-            let (text, code) = told(&folder, "c", &kafka);
+            let (text, code) = connect_output(&folder, "c", &kafka);
             let last = text.lines().last().unwrap();
             assert!(last.starts_with(head) && last.contains(said), "{most}, {compression}: {text}");
             assert_eq!(code, 0, "{text}");

@@ -1,10 +1,10 @@
-//! What a person or a script meets at the command line: exit codes, messages, help. No delivery.
+//! The command line as a person or a script sees it: exit codes, messages, help. No delivery.
 
 use crate::harness::*;
 use rustix::process::Signal;
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command, time::Instant};
 
-/// Fails when a wrong command line ends with another code than 64, or says nothing.
+/// Fails when a wrong command line exits with another code than 64, or without a message.
 #[test]
 fn a_wrong_command_line_exits_64() {
     let folder = Folder::new();
@@ -30,7 +30,7 @@ fn a_wrong_command_line_exits_64() {
     }
 }
 
-/// Fails when help or version go to standard error, or forget a command.
+/// Fails when help or version go to standard error, or help omits a command.
 #[test]
 fn help_and_version_exit_0() {
     let folder = Folder::new();
@@ -48,7 +48,8 @@ fn help_and_version_exit_0() {
     );
 }
 
-/// `--opt value` and `--opt=value`; a path that is not UTF-8. Fails when one form is not known, or the path is changed.
+/// `--opt value` and `--opt=value`; a path that is not UTF-8. Fails when one form is not accepted, or the path is
+/// altered.
 #[test]
 fn options_in_both_forms_and_paths_of_any_bytes() {
     let folder = Folder::new();
@@ -61,8 +62,8 @@ fn options_in_both_forms_and_paths_of_any_bytes() {
     }
 }
 
-/// The config with six different mistakes: a value, a key, a type, another value, a pattern, a place. Fails when one
-/// hides another (an early return in the walk), or when the place is not told.
+/// A config with six different mistakes: a value, a key, a type, another value, a pattern, a position. Fails when one
+/// hides another (an early return in the walk), or when the position is missing.
 #[test]
 fn six_mistakes_are_named_at_once() {
     let folder = Folder::new();
@@ -88,11 +89,11 @@ multiline = { start = \"(\" }
             [(3, "lots"), (7, "akcs"), (8, "client_id"), (9, "zip"), (12, "begining"), (13, "(")]
         {
             let place = format!("c.toml:{line}");
-            let told = done
+            let found = done
                 .stderr
                 .lines()
                 .any(|l| l.starts_with("logagent: ") && l.contains(&place) && l.contains(word));
-            assert!(told, "{command}: no line with {place} and {word:?} in:\n{}", done.stderr);
+            assert!(found, "{command}: no line with {place} and {word:?} in:\n{}", done.stderr);
         }
         for word in ["acks", "beginning"] {
             assert!(
@@ -105,9 +106,9 @@ multiline = { start = \"(\" }
     }
 }
 
-/// Fails when an incomplete or unreadable config is met with a default.
+/// Fails when a default replaces an incomplete or unreadable config.
 #[test]
-fn a_config_that_does_not_say_where_to_exits_78() {
+fn an_incomplete_or_unreadable_config_exits_78() {
     let folder = Folder::new();
     let file = folder.write("f.log", "x\n");
     let config = |kafka: &str| {
@@ -130,7 +131,7 @@ fn a_config_that_does_not_say_where_to_exits_78() {
     assert_eq!(folder.agent_line(args).run().expect_code(0).stdout, b"x\n");
 }
 
-/// Fails when `check` of a good config says anything but good, or tries to reach a broker unasked.
+/// Fails when `check` rejects a good config, or connects to a broker without being asked to.
 #[test]
 fn check_of_a_good_config_exits_0() {
     let folder = Folder::new();
@@ -146,12 +147,12 @@ fn check_of_a_good_config_exits_0() {
     assert!(String::from_utf8_lossy(&done.stdout).contains("f.log"), "check names the files it follows");
     let start = Instant::now();
     folder.agent(["check", "-c", "c.toml", "--connect"]).run_for(secs(60)).expect_code(1);
-    assert!(start.elapsed() < secs(35), "a dead broker is told within 30 s");
+    assert!(start.elapsed() < secs(35), "a dead broker is reported within 30 s");
 }
 
-/// Fails when SIGTERM or SIGINT is no orderly end, or takes its time when there is nothing to do.
+/// Fails when SIGTERM or SIGINT is not an orderly exit, or is slow when there is nothing to do.
 #[test]
-fn a_signal_ends_it_with_0() {
+fn a_signal_exits_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let folder = Folder::new();
         let mut agent = folder.agent_line("run --output stdout --state-dir state f.log").start();
@@ -162,12 +163,12 @@ fn a_signal_ends_it_with_0() {
     }
 }
 
-/// Fails when a second signal waits for the drain like the first, or when the first does not wait at all.
+/// Fails when a second signal waits for the drain like the first, or when the first does not wait.
 #[test]
-fn a_second_signal_ends_it_at_once_with_1() {
+fn a_second_signal_exits_1_at_once() {
     let folder = Folder::new();
     folder.write("f.log", "x\n");
-    // Nobody listens on port 1: the line waits for ever, and a stop for it, since no position is saved.
+    // Nothing listens on port 1: the line waits forever, and so does the drain, since no position is saved.
     let args = "run --brokers 127.0.0.1:1 --topic t --from beginning f.log";
     let mut agent = folder.agent_line(args).start();
     pause(millis(500));
@@ -180,7 +181,7 @@ fn a_second_signal_ends_it_at_once_with_1() {
     assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
 }
 
-/// Fails when `must_exist` is not looked at.
+/// Fails when `must_exist` is ignored.
 #[test]
 fn a_file_that_must_exist() {
     let folder = Folder::new();
@@ -192,9 +193,9 @@ fn a_file_that_must_exist() {
     assert!(done.stderr.contains("f.log"), "{}", done.stderr);
 }
 
-/// Fails when a closed pipe is a panic, is retried for ever, or counts as done.
+/// Fails when a closed pipe causes a panic, is retried forever, or counts as success.
 #[test]
-fn a_reader_that_goes_away_ends_it_with_1() {
+fn a_closed_pipe_exits_1() {
     let folder = Folder::new();
     Lines::new("f", 0..50_000).append_to(&folder.path("f.log"));
     let script = "\"$0\" run --output stdout --from beginning f.log 2>err | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}";
@@ -207,14 +208,14 @@ fn a_reader_that_goes_away_ends_it_with_1() {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-/// Fails when `tail` starts elsewhere than at the end, prints anything but the lines as they are appended, or needs a
-/// config or a broker.
+/// Fails when `tail` starts anywhere but at the end, prints anything but appended lines, or needs a config or a
+/// broker.
 #[test]
-fn tail_prints_lines_as_they_come() {
+fn tail_prints_lines_as_they_arrive() {
     let folder = Folder::new();
     folder.write("f.log", "old\n");
     let mut agent = folder.agent_line("tail f.log").spawn();
-    // It has no way to say that it is ready, so lines come until it is.
+    // It cannot report readiness, so lines are appended until one is printed.
     let mut n = 0;
     wait_until(SOON, "tail prints", || {
         folder.append("f.log", format!("line {n}\n"));

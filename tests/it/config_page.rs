@@ -1,8 +1,8 @@
-//! logagent.toml(5) against the example config, which has every key, and the program.
+//! logagent.toml(5) against the program and the example config, which contains every key.
 
 use crate::harness::{page::*, *};
 
-/// The example's tables and keys, with the value that it shows.
+/// The example's tables and keys, with the values it shows.
 fn example() -> Vec<(String, String, String)> {
     let mut table = String::new();
     let mut found = Vec::new();
@@ -45,7 +45,7 @@ fn config_keys() {
     for (table, key, value) in &example {
         let (_, entry) = entries.iter().find(|(name, _)| *name == format!("{table} {key}")).unwrap();
         let Some((_, default)) = entry.text.split_once("Default: \"") else { continue };
-        // The example shows another value of these two than the default.
+        // For these two the example shows another value than the default.
         if !["partition", "format"].contains(&key.as_str()) {
             assert!(format!("\"{default}").starts_with(value), "{table} {key} = {value}: \"{default}");
         }
@@ -64,7 +64,7 @@ fn config_words() {
     }
 }
 
-/// Fails when a record of `format = "json"` has other members than the page says.
+/// Fails when the members of a `format = "json"` record differ from those on the page.
 #[test]
 fn members_of_a_json_record() {
     let folder = Folder::new();

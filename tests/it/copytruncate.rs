@@ -1,4 +1,4 @@
-//! Files that are truncated: seen at once, seen late, regrown past where reading was.
+//! Truncated files: noticed at once, noticed late, or regrown past the read position.
 
 use crate::harness::*;
 use std::fs::{File, OpenOptions};
@@ -19,7 +19,7 @@ fn lost(folder: &Folder) -> u64 {
     status["totals"]["lost_bytes"].as_u64().unwrap_or_else(|| panic!("{status}"))
 }
 
-/// Fails when a shorter file is read on from the old offset, or the copy is read as new lines.
+/// Fails when a file that shrank is read on from the old offset, or the copy is read as new lines.
 #[test]
 fn fifty_times() {
     let folder = Folder::new();
@@ -35,16 +35,15 @@ fn fifty_times() {
     Delivered::of(agent.lines()).assert_exactly_once(&want.iter().collect::<Vec<_>>());
     agent.stop().expect_code(0);
     assert_eq!(lost(&folder), 0);
-    // Nor are the copies new to the next run.
+    // The next run must not treat the copies as new either.
     folder.append("f.log", "last\n");
     let agent = folder.agent_line(LIVE).start();
     assert_eq!(agent.wait_lines(1), [b"last".to_vec()]);
 }
 
-/// Regrown to less, as much, more, while the agent could not look and while it was stopped. Fails when the
-/// size alone decides.
+/// Regrown to less, the same or more, while the agent was stopped or suspended. Fails when only the size decides.
 #[test]
-fn rewritten_while_nobody_looked() {
+fn rewritten_between_checks() {
     for stopped in [false, true] {
         for lines in [5, 10, 30] {
             let folder = Folder::new();
@@ -71,9 +70,9 @@ fn rewritten_while_nobody_looked() {
     }
 }
 
-/// Fails when the bytes are not counted to the last one seen, or in silence.
+/// Fails when the count of lost bytes does not reach the last byte seen, or the loss is silent.
 #[test]
-fn truncated_unread_is_counted() {
+fn unread_truncated_bytes_are_counted() {
     let folder = Folder::new();
     folder.write("f.log", part(0..10).bytes());
     let mut agent = folder.agent_line(LIVE).start();
@@ -90,8 +89,8 @@ fn truncated_unread_is_counted() {
     assert_eq!(lost(&folder), 11);
 }
 
-/// Memory is full of other files' lines, so nothing of this one is read when it is truncated: with a copy, without one, and
-/// while the agent is killed. Fails when a file of which nothing was read cannot be seen to be truncated.
+/// Memory is full of other files' lines, so nothing of this file has been read when it is truncated: with a copy,
+/// without one, and while the agent is killed. Fails when truncation of a file that was never read goes unnoticed.
 #[test]
 fn truncated_before_anything_was_read() {
     for (copied, killed) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -146,9 +145,10 @@ fn truncated_before_anything_was_read() {
     }
 }
 
-/// The end of a file is cut off, which was seen and not read. Fails when the rest is read again, or what was cut off is not counted.
+/// The end of a file is cut off after it was seen but before it was read. Fails when the rest is read again, or the
+/// bytes cut off are not counted.
 #[test]
-fn an_end_that_was_cut_off_is_counted() {
+fn cut_off_end_is_counted() {
     let folder = Folder::new();
     folder.write("f.log", part(0..10).bytes());
     let mut agent = folder.agent_line(LIVE).start();
@@ -168,7 +168,7 @@ fn an_end_that_was_cut_off_is_counted() {
     assert_eq!(lost(&folder), 7);
 }
 
-/// With a copy: its rest is read. Fails when only the truncated file is looked at.
+/// A copy exists, so its rest is read. Fails when only the truncated file is checked.
 #[test]
 fn the_rest_is_read_from_the_copy() {
     let folder = Folder::new();
@@ -187,7 +187,7 @@ fn the_rest_is_read_from_the_copy() {
     assert_eq!(lost(&folder), 0);
 }
 
-/// Fails when a file cut to half is read on from somewhere in the middle.
+/// Fails when a file cut in half is read on from the middle.
 #[test]
 fn cut_to_half_is_read_from_its_beginning() {
     let folder = Folder::new();
@@ -200,7 +200,7 @@ fn cut_to_half_is_read_from_its_beginning() {
     assert_eq!(seen[10..], part(0..5).iter().chain(part(20..21).iter()).collect::<Vec<_>>());
 }
 
-/// Fails when a NUL of the hole comes out, or the line behind it is lost.
+/// Fails when a NUL of the hole is delivered, or the line after it is lost.
 #[test]
 fn a_writer_without_append_leaves_a_hole() {
     let folder = Folder::new();
@@ -214,7 +214,7 @@ fn a_writer_without_append_leaves_a_hole() {
     assert!(!agent.stdout().contains(&0));
 }
 
-/// The file is shorter than a block, so that the file system fills in the hole. Fails when its NULs come out.
+/// The file is shorter than a block, so the file system fills the hole with NULs. Fails when those are delivered.
 #[test]
 fn a_writer_without_append_leaves_less_than_a_block() {
     let folder = Folder::new();
@@ -229,10 +229,11 @@ fn a_writer_without_append_leaves_less_than_a_block() {
     assert!(!agent.stdout().contains(&0));
 }
 
-/// A record of several lines waits for its end when the file is truncated: alone in it or behind others, with half a line behind it,
-/// with a copy in which it goes on. Fails when its lines are dropped, come twice, or what is half a line is not counted.
+/// A multi-line record is still open when the file is truncated: the only one or after others, followed by a partial
+/// line, with a copy that continues it. Fails when its lines are dropped or delivered twice, or the partial line is
+/// not counted.
 #[test]
-fn a_record_that_waits_is_not_lost_with_the_file() {
+fn open_record_survives_truncation() {
     for before in ["", "0 before\n"] {
         for half in ["", " half"] {
             for copied in [false, true] {
@@ -270,7 +271,7 @@ fn a_record_that_waits_is_not_lost_with_the_file() {
                         .into()
                 };
                 let mut seen: Vec<String> = agent.wait_lines(want.len()).iter().map(message).collect();
-                seen.sort(); // a copy that is read late may come behind the new lines
+                seen.sort(); // a copy that is read late may arrive after the new lines
                 want.sort();
                 assert_eq!(seen, want, "before {before:?}, half {half:?}, copied {copied}");
                 agent.stop().expect_code(0);
@@ -280,10 +281,10 @@ fn a_record_that_waits_is_not_lost_with_the_file() {
     }
 }
 
-/// The writer goes on while the file is copied, and the agent has read that by the time of the truncation: the copy ends
-/// before what was read. Fails when it is read again after a restart, as it is or compressed.
+/// The writer keeps writing during the copy, and the agent has read those lines before the truncation: the copy ends
+/// before the read position. Fails when the copy, plain or compressed, is read again after a restart.
 #[test]
-fn a_copy_that_is_shorter_than_what_was_read() {
+fn copy_shorter_than_the_read_position() {
     for packed in [false, true] {
         let folder = Folder::new();
         folder.write("f.log", part(0..100).bytes());
@@ -309,9 +310,9 @@ fn a_copy_that_is_shorter_than_what_was_read() {
     }
 }
 
-/// Truncated and grown to more than before, which nobody could see in between. Fails when the new bytes count as lost.
+/// Truncated and regrown beyond its old size between two checks. Fails when the new bytes count as lost.
 #[test]
-fn what_came_after_the_truncation_is_not_lost() {
+fn lines_after_the_truncation_are_not_lost() {
     let folder = Folder::new();
     folder.write("f.log", part(0..10).bytes());
     let mut agent = folder.agent_line(LIVE).start();
@@ -325,10 +326,10 @@ fn what_came_after_the_truncation_is_not_lost() {
     assert_eq!(lost(&folder), 0);
 }
 
-/// Truncated and written anew to the same length, then rotated, and all that between two looks. Fails when a rotation hides
-/// the truncation.
+/// Truncated, rewritten to the same length and rotated, all between two checks. Fails when the rotation hides the
+/// truncation.
 #[test]
-fn truncated_and_rotated_between_two_looks() {
+fn truncated_and_rotated_between_checks() {
     for lines in [5, 10, 20] {
         let folder = Folder::new();
         folder.write("f.log", part(0..10).bytes());
@@ -345,7 +346,7 @@ fn truncated_and_rotated_between_two_looks() {
     }
 }
 
-/// The same while no agent ran. Fails when the rotated file passes for the one that was read.
+/// The same while the agent is down. Fails when the rotated file is mistaken for an already read one.
 #[test]
 fn truncated_and_rotated_while_stopped() {
     for lines in [5, 10, 20] {

@@ -1,13 +1,13 @@
-//! Files that are removed and made again: inode reuse, equal heads, two names, slow growth.
+//! Files that are deleted and recreated: inode reuse, equal heads, two names, slow growth.
 
 use crate::harness::*;
 use std::os::unix::fs::MetadataExt;
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state";
 
-/// Fails when a deleted file is held for ever without a further event, or closed before its last ack.
+/// Fails when a deleted file is held forever without a further event, or closed before its last ack.
 #[test]
-fn a_deleted_file_is_let_go() {
+fn deleted_file_is_closed() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..1000);
     folder.write("f.log", lines.bytes());
@@ -21,9 +21,9 @@ fn a_deleted_file_is_let_go() {
     assert!(agent.threads() <= threads + 1);
 }
 
-/// Unread when it is removed. Fails when it is closed with its name.
+/// Deleted while unread. Fails when it is closed with its name.
 #[test]
-fn a_deleted_file_is_read_to_its_end() {
+fn deleted_file_is_read_to_its_end() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..200_000).width(60);
     lines.append_to(&folder.path("f.log"));
@@ -32,9 +32,10 @@ fn a_deleted_file_is_read_to_its_end() {
     Delivered::of(agent.wait_lines(200_000)).assert_exactly_once(&[&lines]);
 }
 
-/// `deleted_hold`: what is over it is given up, with the exact bytes. Fails when it is held without bound, or not counted.
+/// `deleted_hold`: whatever exceeds it is given up, with the exact byte count. Fails when it is held without a limit,
+/// or not counted.
 #[test]
-fn more_than_may_be_held() {
+fn deleted_hold_is_enforced() {
     let folder = Folder::new();
     let config = "[[files]]\npaths = [\"f.log\"]\nstart = \"beginning\"\nrate_limit = \"1KiB/s\"\n\
         deleted_hold = { bytes = \"64KiB\", time = \"1h\" }\n";
@@ -52,9 +53,9 @@ fn more_than_may_be_held() {
     assert_eq!(lost, 2000 * 201 - read * 201, "{said}");
 }
 
-/// While no broker takes anything and the memory is full: three files at the path in turn, of which the second is rotated and
-/// removed before a line of it could be read. Fails when a tail that waits for memory looks at nothing: nobody would know
-/// that there was a second file.
+/// While no broker accepts anything and memory is full: three files in turn at the path, the second of which is
+/// rotated and deleted before a line of it could be read. Fails when a tail waiting for memory does not check its
+/// file: the second one would go unnoticed.
 #[test]
 fn rotated_and_removed_while_nothing_can_be_sent() {
     let folder = Folder::new();
@@ -69,29 +70,29 @@ fn rotated_and_removed_while_nothing_can_be_sent() {
     let lines = [Lines::new("a", 0..3000), Lines::new("b", 0..500), Lines::new("c", 0..500)];
     lines[0].append_to(&log);
     let mut agent = folder.agent_line("run -c c.toml").start();
-    let told = |what: &str, name: &'static str, wanted: u64| {
+    let wait_field = |what: &str, name: &'static str, wanted: u64| {
         wait_status(&folder, &state, what, |s| s["files"][0][name] == wanted);
     };
     pause(secs(3)); // the memory is full
     folder.rename("f.log", "f.log.1");
     lines[1].append_to(&log);
-    told("the second file is seen", "lag_bytes", 3500 * 201);
+    wait_field("the second file is seen", "lag_bytes", 3500 * 201);
     folder.remove("f.log.1");
     folder.rename("f.log", "f.log.1");
     lines[2].append_to(&log);
-    told("the third file is seen", "lag_bytes", 4000 * 201);
+    wait_field("the third file is seen", "lag_bytes", 4000 * 201);
     folder.remove("f.log.1");
     kafka.up(1);
     wait_until(PATIENT, "all is delivered", || kafka.stored("t").len() >= 4000);
-    told("nothing waits", "lag_bytes", 0);
+    wait_field("nothing waits", "lag_bytes", 0);
     agent.stop().expect_code(0);
     Delivered::of(kafka.stored("t")).assert_exactly_once(&lines.iter().collect::<Vec<_>>());
     assert_eq!(status_json(&folder, &state)["totals"]["lost_bytes"], 0);
 }
 
-/// Fails when neither birth time nor the bytes before the position tell two users of an inode apart.
+/// Fails when neither birth time nor the bytes before the position distinguish two files with the same inode.
 #[test]
-fn removed_and_made_again_twenty_times() {
+fn recreated_twenty_times() {
     let folder = Folder::new();
     folder.write("f.log", b"");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
@@ -108,7 +109,7 @@ fn removed_and_made_again_twenty_times() {
 
 /// Fails when the inode alone is the identity: the bytes before the position are the same in the new file.
 #[test]
-fn made_again_with_the_same_bytes_and_more() {
+fn recreated_with_the_same_bytes_and_more() {
     let folder = Folder::new();
     let args = format!("{LIVE} f.log");
     folder.write("f.log", Lines::new("f", 0..100).bytes());
@@ -118,14 +119,14 @@ fn made_again_with_the_same_bytes_and_more() {
     let inode = |name: &str| std::fs::metadata(folder.path(name)).unwrap().ino();
     let old = inode("f.log");
     folder.remove("f.log");
-    // Free inodes with lower numbers are given first: files that are in the way take them.
+    // Free inodes with lower numbers are assigned first: dummy files use them up.
     let found = (0..2000).find(|i| {
         folder.write(&format!("in-the-way-{i}"), b"");
         inode(&format!("in-the-way-{i}")) == old
     });
     if let Some(i) = found {
         folder.rename(&format!("in-the-way-{i}"), "f.log");
-    } // else the file system gives no inode twice, and the case is a milder one
+    } // otherwise the file system does not reuse inodes, and the case is easier
     folder.write("f.log", Lines::new("f", 0..200).bytes());
     let agent = folder.agent_line(&args).start();
     Delivered::of(agent.wait_lines(200)).assert_exactly_once(&[&Lines::new("f", 0..200)]);
@@ -133,7 +134,7 @@ fn made_again_with_the_same_bytes_and_more() {
 
 /// Fails when the first bytes are the identity.
 #[test]
-fn made_again_with_the_same_head_while_stopped() {
+fn recreated_with_the_same_head_while_stopped() {
     let folder = Folder::new();
     let head = vec![b'#'; 2047];
     let head = [&head[..], b"\n"].concat();
@@ -155,7 +156,7 @@ fn made_again_with_the_same_head_while_stopped() {
     }
 }
 
-/// Fails when a file is known by its first bytes.
+/// Fails when files are identified by their first bytes.
 #[test]
 fn two_files_with_the_same_first_4_kib() {
     let folder = Folder::new();
@@ -170,7 +171,7 @@ fn two_files_with_the_same_first_4_kib() {
     Delivered::of(rest).assert_exactly_once(&[&a, &b]);
 }
 
-/// Fails when a file is known by its name.
+/// Fails when a file is identified by its name.
 #[test]
 fn one_file_under_three_names() {
     let folder = Folder::new();
@@ -206,12 +207,12 @@ fn a_file_that_grows_over_restarts() {
     assert_eq!(files.len(), 1, "{status}");
 }
 
-/// More waits than memory holds, since the broker stands still; then one file is removed, one moved out of the pattern, one
-/// rotated and packed by gzip(1). All is sent from the open files when the broker goes on, the `.gz` is not read, and what is
-/// removed is let go soon after its last line without a further event. Fails when a file is closed with its name, or a `.gz`
-/// of what is being read counts as new.
+/// More data waits than memory holds, since the broker is suspended; then one file is deleted, one moved out of the
+/// pattern, one rotated and compressed by gzip(1). Everything is sent from the open files when the broker resumes,
+/// the `.gz` is not read, and the deleted file is closed soon after its last line without a further event. Fails when
+/// a file is closed with its name, or the `.gz` of a file being read counts as new.
 #[test]
-fn taken_away_while_the_broker_stands_still() {
+fn removed_while_the_broker_is_suspended() {
     let broker = Broker::own(Version::V39);
     let topic = broker.topic(1);
     let folder = Folder::new();
@@ -246,7 +247,7 @@ fn taken_away_while_the_broker_stands_still() {
     let delivered = topic.values();
     let (new, old): (Vec<_>, Vec<_>) = delivered.into_iter().partition(|l| l == b"new");
     assert_eq!(new.len(), 1);
-    // The classic driver may repeat what was in flight when the broker stood still.
+    // The classic driver may repeat what was in flight when the broker was suspended.
     Delivered::of(old).assert_at_least_once(&lines.iter().collect::<Vec<_>>());
     assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["lost_bytes"].as_u64(), Some(0));
 }

@@ -1,4 +1,4 @@
-//! From a log file to a real Kafka topic: the short forms of what must be shown. The long ones are in `long.rs`.
+//! From a log file to a real Kafka topic: the short forms. The long ones are in `long.rs`.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -23,7 +23,7 @@ fn a_file_arrives_once(version: Version, driver: &str) {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// Each fails when a line is dropped, sent twice or changed anywhere between file and broker, when a flight is
+/// Each fails when a line is dropped, sent twice or changed anywhere between file and broker, when a batch is
 /// acknowledged before it is answered, or when memory grows with the file.
 #[test]
 fn once_into_kafka_3_9() {
@@ -46,8 +46,8 @@ fn once_by_the_modern_driver() {
     a_file_arrives_once(Version::V39, "modern");
 }
 
-/// The broker is killed three times while the file goes through a line of 8 MB/s. Fails when a refused or
-/// unanswered batch is taken for delivered (drop the resend), or when the client is not built anew after an error.
+/// The broker is killed three times while the file goes over a link of 8 MB/s. Fails when a refused or unanswered
+/// batch counts as delivered (drop the resend), or when the client is not rebuilt after an error.
 #[test]
 fn the_broker_is_killed_three_times() {
     let broker = Broker::own(Version::V39);
@@ -62,8 +62,8 @@ fn the_broker_is_killed_three_times() {
     let mut agent = folder.agent_line(&args).spawn();
     for share in 1..=3 {
         let goal = proxy.sent() + 5_000_000;
-        wait_until(PATIENT, "the agent goes on sending", || proxy.sent() > goal || agent.ended().is_some());
-        assert!(agent.ended().is_none(), "it must still be at work at kill {share}");
+        wait_until(PATIENT, "the agent keeps sending", || proxy.sent() > goal || agent.ended().is_some());
+        assert!(agent.ended().is_none(), "it must still be sending at kill {share}");
         broker.kill();
         broker.restart();
     }
@@ -76,45 +76,58 @@ fn the_broker_is_killed_three_times() {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// Restarts an agent during 5,000 lines a second; what arrived and what was written.
-fn restarted(signal: Signal, times: usize) -> (Delivered, Lines) {
-    let broker = Broker::shared(Version::V39);
+/// Ends and restarts an agent at 5,000 lines a second, each time after `wait` for the round from 1; what arrived, what was
+/// written, and the highest resident memory in KiB.
+pub fn restarted(
+    broker: &Broker,
+    signal: Signal,
+    times: u64,
+    wait: impl Fn(&Topic, u64),
+) -> (Delivered, Lines, u64) {
     let topic = broker.topic(3);
     let folder = Folder::new();
     folder.write("f.log", b"");
     let follows = || folder.follows(&broker.address, &topic, "auto");
     let mut agent = follows().start();
     let writer = Writer::steady(folder.path("f.log"), "f", 5000);
-    for round in 1..=times as u64 {
-        topic.wait_count(round * 2000);
+    let mut hwm = 0;
+    for round in 1..=times {
+        wait(&topic, round);
         agent.signal(signal);
         let done = agent.wait_exit(SOON);
         assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
+        hwm = hwm.max(done.vm_hwm);
         agent = follows().start();
     }
     let lines = writer.finish();
     agent.stop().expect_code(0);
-    // To the end of the file: a count of records would not do, since repeats count too.
+    // To the end of the file: a record count would not do, since duplicates count too.
     follows().arg("--once").run_for(PATIENT).expect_code(0);
-    (Delivered::in_topic(&topic), lines)
+    (Delivered::in_topic(&topic), lines, hwm)
 }
 
-/// Fails when the drain ends before the acks, or the last position is not saved at the end.
+fn four_restarts(signal: Signal) -> (Delivered, Lines) {
+    let wait = |topic: &Topic, round| topic.wait_count(round * 2000);
+    let (delivered, lines, _) = restarted(Broker::shared(Version::V39), signal, 4, wait);
+    (delivered, lines)
+}
+
+/// Fails when the drain ends before the acks, or the last position is not saved at exit.
 #[test]
 fn sigterm_and_restart_neither_lose_nor_double() {
-    let (delivered, lines) = restarted(Signal::TERM, 4);
+    let (delivered, lines) = four_restarts(Signal::TERM);
     delivered.assert_exactly_once(&[&lines]);
     delivered.assert_ordered();
 }
 
-/// Fails when a position is saved for what was read or sent, not for what was acknowledged.
+/// Fails when a position is saved for what was read or sent, instead of what was acknowledged.
 #[test]
 fn sigkill_and_restart_lose_nothing() {
-    let (delivered, lines) = restarted(Signal::KILL, 4);
+    let (delivered, lines) = four_restarts(Signal::KILL);
     delivered.assert_at_least_once(&[&lines]);
 }
 
-/// A file with so many lines, and its broker is down.
+/// A file with this many lines whose broker is down.
 pub struct Waiting {
     pub broker: Broker,
     pub topic: Topic,
@@ -133,9 +146,10 @@ impl Waiting {
     }
 }
 
-/// No broker at the start, 20 MB waiting. Fails when the start waits for Kafka, when lines are read into memory or retried in a busy loop or logged each time, or when it does not recover by itself.
+/// No broker at the start, 20 MB waiting. Fails when the start waits for Kafka, when lines are read into memory,
+/// retried in a busy loop or logged each time, or when it does not recover.
 #[test]
-fn a_broker_that_comes_late() {
+fn a_broker_that_starts_late() {
     let Waiting { broker, topic, folder, lines } = Waiting::of(100_000);
     let mut agent = folder.follows(&broker.address, &topic, "auto").start();
     pause(secs(6));
@@ -149,8 +163,8 @@ fn a_broker_that_comes_late() {
     assert!(done.vm_hwm < 24_000, "{} KiB resident", done.vm_hwm);
 }
 
-/// SIGTERM while the broker is away. Fails when the drain has no limit, or waits for a broker that refuses every connection,
-/// or a thread that waits for the broker is joined.
+/// SIGTERM while the broker is down. Fails when the drain has no limit, waits for a broker that refuses every
+/// connection, or joins a thread that waits for the broker.
 #[test]
 fn sigterm_without_a_broker_ends_within_the_drain() {
     let (black_hole, _held, _listener) = full_backlog();
@@ -167,9 +181,9 @@ fn sigterm_without_a_broker_ends_within_the_drain() {
     }
 }
 
-/// Lost answers. Fails when a batch whose answer did not come is not sent again.
+/// Lost answers. Fails when a batch whose answer was lost is not sent again.
 #[test]
-fn answers_that_are_lost() {
+fn lost_answers() {
     for driver in ["classic", "modern"] {
         let broker = Broker::shared(Version::V39);
         let topic = broker.topic(2);
@@ -193,7 +207,7 @@ fn answers_that_are_lost() {
     }
 }
 
-/// Fails when an answer is not enough for `send`, or its line is another.
+/// Fails when `send` accepts less than an answer for each record, or its output changes.
 #[test]
 fn send_prints_partition_and_offset() {
     for version in [Version::V39, Version::V41] {
@@ -232,7 +246,7 @@ fn an_interrupted_send_ends() {
     assert!(done.stderr.contains("1 of 1 records were not acknowledged"), "{}", done.stderr);
 }
 
-/// Fails when the crate's end of file on Kafka 4 is retried without a word of what it means.
+/// Fails when the crate's end-of-file error on Kafka 4 is retried without explaining what it means.
 #[test]
 fn the_classic_driver_says_that_kafka_4_is_too_new() {
     let broker = Broker::shared(Version::V41);
@@ -245,10 +259,10 @@ fn the_classic_driver_says_that_kafka_4_is_too_new() {
     );
     let agent = folder.agent_line(&args).start();
     let line = agent.wait_log("modern", SOON);
-    assert!(line.contains(&broker.address), "it says which broker: {line}");
+    assert!(line.contains(&broker.address), "it names the broker: {line}");
 }
 
-/// A broker of 3.9 is replaced by 4.1 on the same port under a running agent. Fails when the driver is chosen once for ever.
+/// A 3.9 broker is replaced by 4.1 on the same port under a running agent. Fails when the driver is chosen only once.
 #[test]
 fn a_cluster_that_is_upgraded() {
     let mut broker = Broker::own(Version::V39);
@@ -266,7 +280,7 @@ fn a_cluster_that_is_upgraded() {
     assert!(back.elapsed() < secs(20), "{:?} until lines flowed again", back.elapsed());
     let lines = writer.finish();
     agent.stop().expect_code(0);
-    // To the end of the file: a count of records would not do, since repeats count too.
+    // To the end of the file: a record count would not do, since duplicates count too.
     follows().arg("--once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_at_least_once(&[&lines]);
 }

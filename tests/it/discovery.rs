@@ -17,7 +17,7 @@ fn sorted(mut lines: Vec<Vec<u8>>) -> Vec<String> {
     lines.iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect()
 }
 
-/// Fails when `**` does not enter new folders, or `exclude` is for whole paths only.
+/// Fails when `**` does not descend into new folders, or `exclude` matches whole paths only.
 #[test]
 fn folders_below_folders() {
     let folder = Folder::new();
@@ -38,9 +38,9 @@ fn folders_below_folders() {
     assert_eq!(sorted(agent.wait_lines(4)), ["again", "deep", "new", "top"]);
 }
 
-/// Fails when a file that two sources mean is read by both.
+/// Fails when a file matched by two sources is read by both.
 #[test]
-fn two_sources_mean_one_file() {
+fn two_sources_match_one_file() {
     let folder = Folder::new();
     config(
         &folder,
@@ -69,9 +69,9 @@ fn names_that_are_not_utf8() {
     assert!(again.stderr.lines().all(|l| !l.contains('\u{fffd}') || l.contains("log")), "{}", again.stderr);
 }
 
-/// Fails when opening one blocks, or it ends the agent.
+/// Fails when opening one of them blocks or ends the agent.
 #[test]
-fn what_is_no_regular_file_is_refused() {
+fn only_regular_files_are_read() {
     let folder = Folder::new();
     let fifo = folder.path("fifo.log");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
@@ -88,10 +88,10 @@ fn what_is_no_regular_file_is_refused() {
     std::fs::remove_file(&fifo).unwrap();
 }
 
-/// As a user that permissions hold for. Fails when a file that cannot be read is tried for ever, keeps another from being
-/// delivered, or is not told by the exit code.
+/// Runs as a user who is subject to file permissions. Fails when an unreadable file is retried forever, keeps another
+/// from being delivered, or is not reflected in the exit code.
 #[test]
-fn once_ends_without_an_unreadable_file() {
+fn once_skips_an_unreadable_file() {
     need("setpriv");
     let folder = Folder::new();
     let bin = folder.path("logagent");
@@ -120,9 +120,9 @@ fn once_ends_without_an_unreadable_file() {
     assert!(last.contains("no.log") && last.contains("could not be read"), "{said}");
 }
 
-/// As a user that permissions hold for. Fails when each try is a line in the log, or the file is not tried again.
+/// Runs as a user who is subject to file permissions. Fails when each attempt is logged, or the file is not retried.
 #[test]
-fn an_unreadable_file_is_read_when_it_is_readable() {
+fn an_unreadable_file_is_read_once_it_is_readable() {
     need("setpriv");
     let folder = Folder::new();
     folder.write("f.log", Lines::new("f", 0..100).bytes());
@@ -157,12 +157,12 @@ fn an_unreadable_file_is_read_when_it_is_readable() {
     wait_until(SOON, "all is read", || {
         std::fs::read(folder.path("out")).unwrap() == Lines::new("f", 0..100).bytes()
     });
-    wait_until(SOON, "and said", || said().contains("readable again"));
+    wait_until(SOON, "it is logged", || said().contains("readable again"));
     let _ = child.kill();
     let _ = child.wait();
 }
 
-/// Fails when the agent reads what it writes.
+/// Fails when the agent reads its own output.
 #[test]
 fn its_own_log_is_not_followed() {
     let folder = Folder::new();
@@ -188,9 +188,9 @@ fn its_own_log_is_not_followed() {
     assert!(log.lines().count() < 30, "{log}");
 }
 
-/// `must_exist`, `reopen = false`. Fails when one of them is not heeded. `follow = false` is in `reload.rs`.
+/// `must_exist`, `reopen = false`. Fails when one of them is ignored. `follow = false` is in `reload.rs`.
 #[test]
-fn the_options_of_old() {
+fn must_exist_and_reopen() {
     let folder = Folder::new();
     config(&folder, "[[files]]\npaths = [\"DIR/no.log\"]\nmust_exist = true\n");
     folder.agent_line("run -c c.toml --output stdout --state-dir s1").run().expect_code(1);
@@ -206,10 +206,10 @@ fn the_options_of_old() {
     assert_eq!(agent.lines().len(), 2);
 }
 
-/// A folder stands where the new file should be, while lines still come into the renamed one, and over a restart. Fails when a new
-/// file that cannot be opened holds up the old one, or is said to be readable in between.
+/// A folder is in the way of the new file while lines still arrive in the renamed one, and across a restart. Fails
+/// when a new file that cannot be opened holds up the old one, or is reported as readable in between.
 #[test]
-fn what_was_rotated_goes_on_while_the_path_cannot_be_opened() {
+fn the_rotated_file_is_read_while_the_path_cannot_be_opened() {
     let folder = Folder::new();
     folder.write("f.log", Lines::new("f", 0..10).bytes());
     let args = "run --output stdout --from beginning --state-dir state f.log";

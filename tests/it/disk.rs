@@ -1,17 +1,18 @@
-//! The disk under the state folder is an image of its own. A power cut: what the image holds at that moment is what the next
-//! life finds, under another boot id; what was in the page cache alone is gone. And a disk that turns read-only.
+//! The disk under the state folder is an image. A power cut: the next run finds what the image holds at that moment,
+//! under another boot id; what was only in the page cache is lost. Also a disk that turns read-only.
 
 use crate::exactly_once::{announced, write_config};
 use crate::harness::*;
 use std::{fs, process::Command};
 
-/// A box whose disk is an image, `disk`, that is mounted at `state` for the agent alone.
+/// A machine whose disk is an image, `disk`, mounted at `state` for the agent only.
 struct Machine {
     folder: Folder,
     boots: u32,
 }
 
-/// Arguments: the image, the file with the boot id, the agent and its arguments. Nothing is committed by itself meanwhile.
+/// Arguments: the image, the file with the boot id, the agent and its arguments. The file system commits nothing on
+/// its own meanwhile.
 const BOOT: &str = "mount -o loop,commit=300 \"$1\" state && mount --bind \"$2\" /proc/sys/kernel/random/boot_id && \
                     shift 2 && exec \"$@\"";
 
@@ -32,32 +33,32 @@ impl Machine {
         Machine { folder, boots: 0 }
     }
 
-    /// Runs the agent with the disk in its place.
+    /// Runs the agent with the disk mounted.
     fn boot(&mut self, args: &str) -> Setup {
         self.boots += 1;
         let id = format!("{:08x}-0000-4000-8000-000000000000\n", self.boots);
         let boot = self.folder.write("boot_id", id);
         let disk = self.folder.path("disk");
-        let alone = ["unshare", "--mount", "sh", "-c", BOOT, "sh"].map(std::ffi::OsString::from);
-        self.folder.agent_line(args).within(alone.into_iter().chain([disk.into(), boot.into()]))
+        let namespaces = ["unshare", "--mount", "sh", "-c", BOOT, "sh"].map(std::ffi::OsString::from);
+        self.folder.agent_line(args).wrapped_in(namespaces.into_iter().chain([disk.into(), boot.into()]))
     }
 
-    /// The disk stays as it is at this moment.
-    fn cut(&self, agent: &mut Agent) -> Done {
+    /// Freezes the disk in its current state.
+    fn cut_power(&self, agent: &mut Agent) -> Done {
         agent.pause();
         run("cp", &["--sparse=always", "disk", "after"], &self.folder);
         let done = agent.kill();
-        // The kernel writes the rest to the old image once nobody uses it.
+        // The kernel writes the rest to the old image once it is unmounted.
         self.folder.rename("after", "disk");
         done
     }
 
-    /// As a command sees it that runs beside this agent.
+    /// Runs a command in the agent's namespaces.
     fn beside(&self, agent: &Agent, args: &[&str]) -> Done {
         let pid = agent.id().to_string();
         let nsenter = ["nsenter", "--mount", "--target", &pid].map(str::to_owned);
         let state = self.folder.path("state");
-        self.folder.agent(args).arg("--state-dir").arg(state).within(nsenter).run()
+        self.folder.agent(args).arg("--state-dir").arg(state).wrapped_in(nsenter).run()
     }
 
     fn status(&mut self) -> serde_json::Value {
@@ -66,10 +67,10 @@ impl Machine {
     }
 }
 
-/// Two power cuts within seconds. Fails when the upper bound of what may stand twice is not on the disk before those lines
-/// are handed on: the second cut then takes with it what the second life had counted.
+/// Two power cuts within seconds. Fails when the upper bound of possible duplicates is not on disk before those lines
+/// are sent on: the second cut then erases what the second run had counted.
 #[test]
-fn two_power_cuts_within_seconds_are_counted() {
+fn two_power_cuts_within_seconds() {
     const RUN: &str = "run --output stdout --from beginning --state-dir state f.log";
     let mut machine = Machine::new();
     let mut next = 0;
@@ -84,19 +85,19 @@ fn two_power_cuts_within_seconds_are_counted() {
             pause(millis(300));
         }
         agent.wait_lines(next as usize);
-        let done = if life < 2 { machine.cut(&mut agent) } else { agent.stop().expect_code(0) };
+        let done = if life < 2 { machine.cut_power(&mut agent) } else { agent.stop().expect_code(0) };
         all.extend(done.whole_lines());
     }
     let delivered = Delivered::of(all);
     let doubled = delivered.assert_at_least_once(&[&Lines::new("f", 0..next)]) as u64;
     let at_most = machine.status()["totals"]["doubled_at_most"].as_u64().unwrap();
-    assert!(doubled >= 1000, "{doubled}: the cuts have taken nothing with them");
+    assert!(doubled >= 1000, "{doubled}: the cuts have erased nothing");
     assert!((doubled..=2 * doubled).contains(&at_most), "{doubled} doubled, {at_most} at most");
 }
 
-/// The same with exactly-once and the default `sync`, which does not cover a power cut.
+/// The same with exactly-once and the default `sync`, which does not survive a power cut.
 #[test]
-fn two_power_cuts_within_seconds_are_counted_with_exactly_once() {
+fn two_power_cuts_within_seconds_with_exactly_once() {
     let broker = Broker::shared(Version::V41);
     let topic = broker.topic(2);
     let mut machine = Machine::new();
@@ -110,26 +111,26 @@ fn two_power_cuts_within_seconds_are_counted_with_exactly_once() {
             next += 100;
             pause(millis(300));
         }
-        // What a life before has sent may count too; what this one sends last must be there.
+        // Lines sent by an earlier run may be counted too; the last line this run sends must be there.
         let last = Lines::new("f", next - 1..next).line(next - 1);
         wait_until(PATIENT, "the last line", || topic.values().contains(&last));
         if life < 2 {
-            machine.cut(&mut agent)
+            machine.cut_power(&mut agent)
         } else {
             agent.stop().expect_code(0)
         };
     }
     let doubled = Delivered::in_topic(&topic).assert_at_least_once(&[&Lines::new("f", 0..next)]) as u64;
     let status = machine.status();
-    assert!(doubled > 0, "the cuts have taken nothing with them");
+    assert!(doubled > 0, "the cuts have erased nothing");
     assert!((doubled..=2 * doubled).contains(&announced(&status)), "{doubled} doubled: {}", status["totals"]);
 }
 
-/// The kernel makes the file system read-only under a running agent, as after an error of the disk. Fails when status, the
-/// metrics or the log do not say within 2 s that delivery is blocked and why, when a log line claims that it goes on, or
-/// when the next start with a sound disk loses or doubles a line.
+/// The kernel remounts the file system read-only under a running agent, as after a disk error. Fails when status, the
+/// metrics or the log do not report within 2 s that delivery is blocked and why, when a log line claims that delivery
+/// continues, or when the next start with a sound disk loses or doubles a line.
 #[test]
-fn a_disk_that_turns_read_only_is_said_to_block_delivery() {
+fn read_only_disk_is_reported_as_blocking_delivery() {
     need("nsenter");
     let broker = Broker::shared(Version::V41);
     let topic = broker.topic(1);
@@ -154,25 +155,25 @@ fn a_disk_that_turns_read_only_is_said_to_block_delivery() {
     machine.folder.append("f.log", Lines::new("f", 10..20).bytes());
     let before = std::time::Instant::now();
     let limit = optimized(secs(2), secs(6));
-    let said = wait_for(SOON, "status says it", || {
+    let said = wait_for(SOON, "status reports it", || {
         let said = status(&machine, &agent);
         let because = said["files"][0]["stuck_because"].as_str()?;
         because.contains("state folder").then_some(said)
     });
-    wait_until(SOON, "the metrics say it", || {
+    wait_until(SOON, "the metrics report it", || {
         let text = fs::read_to_string(&metrics).unwrap_or_default();
         let is = |line: &str| text.lines().any(|l| l.starts_with(line) && l.ends_with(" 1"));
         is("logagent_file_stuck{") && is("logagent_state_degraded")
     });
     let log = agent.wait_log("nothing is sent until it can be", SOON);
     assert!(before.elapsed() < limit, "{:?}", before.elapsed());
-    for told in
+    for reported in
         [&said["state"]["degraded"], &said["files"][0]["stuck_because"], &said["topics"][0]["last_error"]]
     {
-        assert!(told.as_str().unwrap_or_default().contains("Read-only file system"), "{said:#}");
+        assert!(reported.as_str().unwrap_or_default().contains("Read-only file system"), "{said:#}");
     }
     assert!(log.contains("Read-only file system"), "{log}");
-    let log = machine.cut(&mut agent).stderr;
+    let log = machine.cut_power(&mut agent).stderr;
     assert!(!log.contains("delivery continues"), "{log}");
     assert_eq!(topic.end_offsets(), 10);
     machine.boot("run -c c.toml --once").run_for(PATIENT).expect_code(0);

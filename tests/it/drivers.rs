@@ -1,4 +1,4 @@
-//! What the drivers have in common, and what Kafka's own programs make of their records. Faults are elsewhere.
+//! What the drivers have in common, and how Kafka's own tools read their records. Faults are elsewhere.
 
 use crate::harness::*;
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// A class of Kafka's own, in its own JVM.
+/// Runs a class of Kafka in a JVM of its own.
 #[track_caller]
 fn java(version: &str, args: &[&str], input: &[u8]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker");
@@ -37,10 +37,10 @@ fn config(folder: &Folder, topic: &Topic, more: &str) {
     folder.agent_line("run -c c.toml --once").run_for(PATIENT).expect_code(0);
 }
 
-/// 10,000 keys of many lengths and alphabets, by Kafka's Java producer and by us. Fails with another seed of murmur2, a
-/// signed shift, a forgotten `& 0x7fffffff`, or bytes above 127 taken for characters.
+/// 10,000 keys of many lengths and alphabets, partitioned by Kafka's Java producer and by us. Fails with another seed
+/// of murmur2, a signed shift, a missing `& 0x7fffffff`, or bytes above 127 treated as characters.
 #[test]
-fn keys_go_where_kafkas_java_producer_puts_them() {
+fn keys_map_to_the_same_partitions_as_in_java() {
     let broker = Broker::shared(Version::V41);
     let (ours, theirs) = (broker.topic(11), broker.topic(11));
     let mut dice = Dice(7);
@@ -72,7 +72,7 @@ fn keys_go_where_kafkas_java_producer_puts_them() {
     assert_eq!(ours, theirs);
 }
 
-/// Fails when a codec's frame is one that only our own decoder reads: linked lz4 blocks, a snappy form without its header.
+/// Fails when a codec writes a frame that only our own decoder reads: linked lz4 blocks, snappy without its header.
 #[test]
 fn every_codec_is_read_back_by_kcat_and_by_java() {
     let broker = Broker::shared(Version::V41);
@@ -92,8 +92,8 @@ fn every_codec_is_read_back_by_kcat_and_by_java() {
     }
 }
 
-/// The same file by both drivers: key, value and partition of every record. Fails when one of them makes a tombstone of an
-/// empty line, renders a key otherwise, or splits a long line.
+/// The same file through both drivers: key, value and partition of every record. Fails when one of them turns an
+/// empty line into a tombstone, renders a key differently, or splits a long line.
 #[test]
 fn both_drivers_give_the_same_records() {
     let broker = Broker::shared(Version::V39);

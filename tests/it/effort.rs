@@ -1,6 +1,6 @@
-//! How much the agent asks of the allocator and of the kernel for a million lines: counts of work, which a busy machine does
-//! not change, where a measured time would say nothing. Each count is the difference of two runs, so that what starting
-//! costs is not in it. The figures in time are the benchmark's (`tests/bench/run`).
+//! Allocator and kernel calls per million lines: counts of work, which are the same on a busy machine, unlike a
+//! measured time. Each count is the difference of two runs, which excludes the cost of starting. Timings are the
+//! benchmark's (`tests/bench/run`).
 
 use crate::harness::*;
 use std::{
@@ -13,11 +13,11 @@ use std::{
 
 const FEW: u64 = 20_000;
 const MANY: u64 = 220_000;
-/// One for 40 lines; when this was written they were one for 70 to 100, which is a few for each chunk and each request.
+/// One per 40 lines; when this was written it was one per 70 to 100 lines, a few per chunk and request.
 const LIMIT: u64 = 25_000;
 
-/// Runs the agent on a file of so many lines, started by `by`, and returns what `count` reads afterwards.
-fn after(by: &[OsString], agent: &Path, lines: u64, to_kafka: bool, count: &dyn Fn(&Folder) -> u64) -> u64 {
+/// Runs the agent on a file with this many lines, started through `by`, and returns what `count` reads afterwards.
+fn measure(by: &[OsString], agent: &Path, lines: u64, to_kafka: bool, count: &dyn Fn(&Folder) -> u64) -> u64 {
     let folder = Folder::new();
     Lines::new("f", 0..lines).append_to(&folder.path("f.log"));
     let mut args = vec!["run".to_owned(), "--once".into(), "--state-dir".into(), "state".into()];
@@ -45,15 +45,15 @@ fn after(by: &[OsString], agent: &Path, lines: u64, to_kafka: bool, count: &dyn 
     count(&folder)
 }
 
-/// For a million lines.
+/// The difference of two runs, per million lines.
 fn per_million(by: &[OsString], agent: &Path, to_kafka: bool, count: &dyn Fn(&Folder) -> u64) -> u64 {
-    let few = after(by, agent, FEW, to_kafka, count);
+    let few = measure(by, agent, FEW, to_kafka, count);
     assert!(few > 0, "the counter counts");
-    let many = after(by, agent, MANY, to_kafka, count);
+    let many = measure(by, agent, MANY, to_kafka, count);
     many.saturating_sub(few) * 1_000_000 / (MANY - FEW)
 }
 
-/// Always of cargo's build for the tests: the library cannot get into a static binary.
+/// Always cargo's test build: the library cannot be loaded into a static binary.
 fn allocations(to_kafka: bool) -> u64 {
     static LIBRARY: OnceLock<(Folder, PathBuf)> = OnceLock::new();
     let (_, library) = LIBRARY.get_or_init(|| {
@@ -74,7 +74,7 @@ fn allocations(to_kafka: bool) -> u64 {
     per_million(&by, Path::new(env!("CARGO_BIN_EXE_logagent")), to_kafka, &count)
 }
 
-/// Of all threads.
+/// System calls of all threads.
 fn system_calls(to_kafka: bool) -> u64 {
     need("strace");
     let by = ["strace", "-f", "-qq", "-c", "-o", "calls"].map(OsString::from);
@@ -86,31 +86,31 @@ fn system_calls(to_kafka: bool) -> u64 {
 }
 
 #[track_caller]
-fn at_most(what: &str, measured: u64, limit: u64) {
+fn assert_at_most(what: &str, measured: u64, limit: u64) {
     println!("{what} for a million lines: {measured}, at most {limit}");
     assert!(measured <= limit, "{measured} {what} for a million lines; there should be at most {limit}");
 }
 
-/// Fails when a line costs an allocation: a `vec![0u8; 16]` in `Framer::push` makes a million more.
+/// Fails when each line costs an allocation: a `vec![0u8; 16]` in `Framer::push` makes a million more.
 #[test]
 fn allocations_to_standard_output() {
-    at_most("allocations", allocations(false), LIMIT);
+    assert_at_most("allocations", allocations(false), LIMIT);
 }
 
-/// Fails as the one above, and when a record costs one on its way to the broker.
+/// Fails like the one above, and when each record costs an allocation on its way to the broker.
 #[test]
 fn allocations_to_kafka() {
-    at_most("allocations", allocations(true), LIMIT);
+    assert_at_most("allocations", allocations(true), LIMIT);
 }
 
 /// Fails when reads or writes become small: `Chunk::MAX_LINES` of 100 makes 93,000.
 #[test]
 fn system_calls_to_standard_output() {
-    at_most("system calls", system_calls(false), LIMIT);
+    assert_at_most("system calls", system_calls(false), LIMIT);
 }
 
-/// Fails as the one above (76,000), and when requests become small.
+/// Fails like the one above (76,000), and when requests become small.
 #[test]
 fn system_calls_to_kafka() {
-    at_most("system calls", system_calls(true), LIMIT);
+    assert_at_most("system calls", system_calls(true), LIMIT);
 }

@@ -1,5 +1,5 @@
-//! `delivery = "exactly-once"`: kills of the agent and of the broker at random moments, every line counted by a consumer.
-//! The long form is `tests/run --long`, in `long/`.
+//! `delivery = "exactly-once"`: the agent and the broker are killed at random moments, and a consumer counts every
+//! line. The long forms are in `long/`.
 
 pub mod cluster;
 mod conditions;
@@ -7,7 +7,7 @@ mod faults;
 
 use crate::harness::*;
 
-/// What a run of kills is like.
+/// The parameters of a run with kills.
 #[derive(Clone, Copy, Default)]
 pub struct Chaos {
     pub version: Option<Version>,
@@ -15,11 +15,11 @@ pub struct Chaos {
     pub broker_kills: u32,
     /// Lines a second.
     pub rate: u64,
-    /// The log is renamed after every so many writes, on average; 0: never. Nothing is deleted.
+    /// The log is renamed after this many writes on average; 0: never. Nothing is deleted.
     pub rotate: u64,
-    /// Renamed logs are packed at once.
+    /// Renamed logs are compressed immediately.
     pub packed: bool,
-    /// More of `[kafka]` and `[agent]`.
+    /// Additional `[kafka]` and `[agent]` settings.
     pub kafka: &'static str,
     pub agent: &'static str,
     pub seed: u64,
@@ -35,7 +35,7 @@ fn config_by(folder: &Folder, topic: &Topic, address: &str, chaos: &Chaos) {
     write_config(folder, &topic.name, address, chaos.agent, chaos.kafka);
 }
 
-/// `c.toml`, with more of `[agent]` and `[kafka]`.
+/// `c.toml`, with additional `[agent]` and `[kafka]` settings.
 pub fn write_config(folder: &Folder, topic: &str, address: &str, agent: &str, kafka: &str) {
     let text = format!(
         "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n{agent}\n[kafka]\nbrokers = {:?}\ntopic = {topic:?}\n\
@@ -51,13 +51,13 @@ pub fn totals(folder: &Folder) -> serde_json::Value {
     status_json(folder, &folder.path("state"))
 }
 
-/// Lines that status says may stand twice.
+/// The number of lines that status reports as possibly doubled.
 pub fn announced(status: &serde_json::Value) -> u64 {
     status["totals"]["uncertain"].as_u64().unwrap() + status["totals"]["doubled_at_most"].as_u64().unwrap()
 }
 
-/// A writer that renames its log as logrotate does, without stopping: `a.log` to `a.log.1` and so on; or packs it at once,
-/// to `a.log.1.gz`.
+/// Renames the log as logrotate does, without stopping the writer: `a.log` to `a.log.1` and so on; or compresses it
+/// immediately, to `a.log.1.gz`.
 fn rotate(folder: &Folder, packed: bool) {
     let end = if packed { ".gz" } else { "" };
     let name = |n: u32| format!("a.log.{n}{end}");
@@ -74,7 +74,7 @@ fn rotate(folder: &Folder, packed: bool) {
     }
 }
 
-/// Appends `n` lines to each file; in the test's own thread, so that a rotation falls between two writes.
+/// Appends `n` lines to each file, on the test's own thread, so that a rotation falls between two writes.
 pub fn write_some(folder: &Folder, next: &mut u64, n: u64, files: &[&str]) {
     for (i, file) in files.iter().enumerate() {
         let lines = Lines::new(&file[..1], *next..*next + n);
@@ -85,7 +85,7 @@ pub fn write_some(folder: &Folder, next: &mut u64, n: u64, files: &[&str]) {
     }
 }
 
-/// Everything arrives once, whatever is killed. Gives the status after the end.
+/// Everything arrives once, whatever is killed. Returns the status after the end.
 #[track_caller]
 pub fn survive(chaos: &Chaos) -> serde_json::Value {
     let broker = Broker::own(chaos.version.unwrap_or(Version::V41));
@@ -99,7 +99,7 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
     let mut log = String::new();
     while kills.0 < chaos.agent_kills || kills.1 < chaos.broker_kills {
         let setup = folder.agent_line("run -c c.toml");
-        // The first is waited for: what is rotated before it looks for the first time is old, and not sent.
+        // Waits for the first line: a file rotated before the initial scan is old and not sent.
         let mut agent = if kills.0 == 0 { setup.start() } else { setup.spawn() };
         let life = 20 + dice.below(chaos.apart);
         let mut lived = 0;
@@ -115,7 +115,7 @@ pub fn survive(chaos: &Chaos) -> serde_json::Value {
                 broker.kill();
                 kills.1 += 1;
             }
-            assert!(agent.ended().is_none(), "the agent ended by itself:\n{}", agent.log());
+            assert!(agent.ended().is_none(), "the agent exited:\n{}", agent.log());
         }
         log.push_str(&agent.kill().stderr);
         kills.0 += 1;
@@ -164,8 +164,9 @@ const SHORT: Chaos = Chaos {
     apart: 700,
 };
 
-/// Each fails when a killed run leaves a line unsent, or one that is sent again stands twice: when an intent is written after
-/// its batch is sent, when a settled intent counts as open or the other way round, or when numbers are used twice.
+/// Each fails when a killed run leaves a line unsent, or a resent line is doubled: when an intent is written after
+/// its batch is sent, when a settled intent counts as open or the other way round, or when sequence numbers are
+/// reused.
 #[test]
 fn fifteen_kills_on_3_9() {
     survive(&Chaos { version: Some(Version::V39), ..SHORT });
@@ -191,8 +192,8 @@ fn fifteen_kills_with_every_write_synced_and_lines_spread() {
     survive(&Chaos { kafka: "partition = \"round-robin\"", agent: "sync = \"always\"", seed: 4, ..SHORT });
 }
 
-/// Answers that are lost after the append, requests of which a part arrives, answers that come late; between them kills.
-/// Fails when a batch of unknown outcome is sent under other numbers.
+/// Answers lost after the append, requests of which only a part arrives, late answers, with kills in between. Fails
+/// when a batch of unknown outcome is sent under other sequence numbers.
 #[test]
 fn lost_answers_and_torn_requests_among_kills() {
     let broker = Broker::shared(Version::V41);
@@ -206,7 +207,7 @@ fn lost_answers_and_torn_requests_among_kills() {
         for _ in 0..10 + dice.below(20) {
             write_some(&folder, &mut next, 100, &["a.log", "b.log"]);
             match dice.below(6) {
-                // One at a time: an answer that never comes holds the connection until it is cut.
+                // One at a time: an answer that never arrives blocks the connection until it is cut.
                 0 if proxy.pending() == 0 => proxy.drop_next_response(Api::Produce),
                 1 if proxy.pending() == 0 => {
                     proxy.cut_next_request(Api::Produce, 1 + dice.below(5000) as usize);
@@ -227,7 +228,7 @@ fn lost_answers_and_torn_requests_among_kills() {
     assert_eq!(announced(&totals(&folder)), 0, "{log}");
 }
 
-/// Multi-line records that end by a timeout, filters, and lines that are cut: rebuilt as they were, not framed anew.
+/// Multi-line records that end by a timeout, filters, and cut lines: rebuilt as they were, not framed a second time.
 #[test]
 fn records_that_are_not_lines_among_kills() {
     let broker = Broker::shared(Version::V41);
@@ -259,7 +260,7 @@ fn records_that_are_not_lines_among_kills() {
             folder.append("a.log", block);
             pause(millis(25));
         }
-        // So that no record is open at the kill: what follows would be another one's.
+        // So that no record is open at the kill: the following lines would belong to another one.
         pause(millis(400));
         agent.kill();
     }

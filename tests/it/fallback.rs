@@ -1,10 +1,10 @@
-//! Which driver `auto` chooses, and what it makes of servers that are not what they say: scripted ones. What the operator
-//! reads when a broker will not have us, for now or at all.
+//! Which driver `auto` chooses, and how it handles servers that misreport what they support (scripted ones). Also
+//! what the operator reads when a broker refuses the agent, temporarily or for good.
 
 use crate::harness::*;
 use std::net::TcpStream;
 
-/// A server that looks like Kafka 3.9 and treats Produce requests of some versions like this.
+/// A server that looks like Kafka 3.9 and answers Produce requests of these versions with this reply.
 fn refuses(versions: std::ops::RangeInclusive<i16>, how: Reply) -> Scripted {
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0, 1]);
@@ -24,7 +24,7 @@ fn config(folder: &Folder, brokers: &str, topic: &str, kafka: &str) {
     folder.write("c.toml", text);
 }
 
-/// Sends 500 lines by `run --once` with these lines in `[kafka]`; gives what it said.
+/// Sends 500 lines by `run --once` with these lines in `[kafka]`.
 #[track_caller]
 fn delivers(kafka: &Scripted, how: &str) -> Done {
     let folder = Folder::new();
@@ -38,8 +38,8 @@ fn delivers(kafka: &Scripted, how: &str) -> Done {
 
 const ALL: &str = "acks = \"all\"";
 
-/// A server that claims old Produce versions and hangs up on them, as Tansu does. Fails when `auto` begins with the
-/// `kafka` crate, or with `acks = 0` takes what was written into a closed connection for delivered.
+/// A server that announces old Produce versions and closes the connection on them, as Tansu does. Fails when `auto`
+/// starts with the `kafka` crate, or with `acks = 0` counts lines written to a closed connection as delivered.
 #[test]
 fn auto_does_not_begin_with_the_old_requests() {
     for acks in [ALL, "acks = 1", "acks = 0"] {
@@ -50,8 +50,8 @@ fn auto_does_not_begin_with_the_old_requests() {
     }
 }
 
-/// The other direction: the new ones are claimed, and answered by a closed connection, by 35, or by 43. Fails when `auto`
-/// stays with the modern driver, or lines are lost with `acks = 0`.
+/// The opposite: the new versions are announced, and answered by a closed connection, by 35, or by 43. Fails when
+/// `auto` stays with the modern driver, or lines are lost with `acks = 0`.
 #[test]
 fn auto_falls_back_to_the_old_requests() {
     for how in [Reply::Close, Reply::Code(35), Reply::Code(43)] {
@@ -63,7 +63,7 @@ fn auto_falls_back_to_the_old_requests() {
     }
 }
 
-/// A broker of 0.10 is replaced by a newer one. Fails when `auto` stays with the `kafka` crate for ever.
+/// A 0.10 broker is replaced by a newer one. Fails when `auto` stays with the `kafka` crate forever.
 #[test]
 fn auto_leaves_the_old_requests_when_the_broker_is_replaced() {
     let kafka = Scripted::start(1);
@@ -82,10 +82,10 @@ fn auto_leaves_the_old_requests_when_the_broker_is_replaced() {
     wait_until(PATIENT, "the second line", || kafka.stored("t").contains(&b"two".to_vec()));
 }
 
-/// A server that takes neither. Fails when a driver counts lines as delivered that were written into a connection which
+/// A server that accepts neither. Fails when a driver counts lines as delivered that it wrote to a connection which
 /// the server closed on the first of them.
 #[test]
-fn without_acks_a_server_that_hangs_up_gets_nothing_for_delivered() {
+fn without_acks_lines_to_a_closing_server_are_not_delivered() {
     for driver in ["classic", "modern", "auto"] {
         let kafka = refuses(0..=20, Reply::Close);
         let folder = Folder::new();
@@ -100,8 +100,8 @@ fn without_acks_a_server_that_hangs_up_gets_nothing_for_delivered() {
     }
 }
 
-/// A topic of an old message format refuses numbered batches. Fails when `auto` waits for that to change, or when the
-/// modern driver does not say what can be done.
+/// A topic with an old message format refuses idempotent batches. Fails when `auto` waits for that to change, or when
+/// the modern driver does not say what to do.
 #[test]
 fn a_topic_of_an_old_message_format() {
     let broker = Broker::shared(Version::V28);
@@ -124,7 +124,7 @@ fn a_topic_of_an_old_message_format() {
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
 
-/// Fails when a broker at its limit of connections reads like a port with TLS, or is taken for Kafka 0.9.
+/// Fails when a broker at its connection limit is reported as a TLS port, or taken for Kafka 0.9.
 #[test]
 fn a_broker_at_its_limit_of_connections() {
     let broker = Broker::own_with(Version::V39, &["max.connections.per.ip=8"]);
@@ -145,9 +145,9 @@ fn a_broker_at_its_limit_of_connections() {
     }
 }
 
-/// Fails when a login that was refused is tried again within seconds, by whatever thread: accounts get locked.
+/// Fails when any thread retries a refused login within seconds: accounts get locked.
 #[test]
-fn a_refused_login_is_not_repeated_at_once() {
+fn a_refused_login_is_not_retried_at_once() {
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
     kafka.script(|r| if r.api == Api::SaslAuthenticate { Reply::Code(58) } else { Reply::Default });
@@ -163,9 +163,9 @@ fn a_refused_login_is_not_repeated_at_once() {
     assert!(at[1] - at[0] > millis(4900), "again after {:?}", at[1] - at[0]);
 }
 
-/// Fails when a new reason of an outage waits for the next power of two among the attempts.
+/// Fails when a new reason for an outage is not logged until the attempt count reaches the next power of two.
 #[test]
-fn a_reason_that_changes_is_said_at_once() {
+fn a_changed_reason_is_logged_at_once() {
     let kafka = Scripted::away();
     let folder = Folder::new();
     folder.write("f.log", "one\n");

@@ -1,15 +1,15 @@
-//! What real brokers can refuse, and what becomes of the neighbours: a topic that is not there, a record that is too large, a
-//! partition without enough replicas. Answers that are lost are in `delivery.rs`, lies in `hostile.rs`.
+//! Refusals by real brokers, and their effect on other topics and files: a missing topic, an oversized record, a
+//! partition without enough replicas. Lost answers are in `delivery.rs`, hostile ones in `hostile.rs`.
 
 use crate::harness::*;
 
-/// Two topics, one of which is not there yet: its file waits, the other one's lines flow; then it is created. Fails when
-/// an unknown topic holds up the driver, ends anything, or drops its lines.
+/// Two topics, one of which does not exist yet: its file waits while the other's lines flow; then it is created.
+/// Fails when an unknown topic blocks the driver, ends anything, or drops its lines.
 #[test]
-fn a_topic_that_comes_late_holds_up_nobody() {
+fn a_late_topic_delays_no_other() {
     for (version, driver) in [(Version::V39, "classic"), (Version::V41, "modern")] {
         let broker = Broker::own_with(version, &["auto.create.topics.enable=false"]);
-        let (there, late) = (broker.topic(1), broker.unborn_topic(2));
+        let (there, late) = (broker.topic(1), broker.missing_topic(2));
         let folder = Folder::new();
         let (a, b) = (Lines::new("a", 0..2000), Lines::new("b", 0..2000));
         a.append_to(&folder.path("a.log"));
@@ -42,10 +42,10 @@ fn a_topic_that_comes_late_holds_up_nobody() {
     }
 }
 
-/// One record of 60 KB among 500, where the topic takes 20 KB: 499 arrive, one is a dead letter with its place. Fails when a
-/// refused batch is dropped as a whole, or retried for ever.
+/// One record of 60 KB among 500, where the topic accepts 20 KB: 499 arrive, one becomes a dead letter with its
+/// position. Fails when a refused batch is dropped as a whole, or retried forever.
 #[test]
-fn a_record_that_is_too_large_is_found_among_500() {
+fn an_oversized_record_among_500() {
     for (version, driver) in [(Version::V39, "classic"), (Version::V41, "modern")] {
         let broker = Broker::shared(version);
         let topic = broker.topic_with(1, &["max.message.bytes=20000"]);
@@ -70,7 +70,7 @@ fn a_record_that_is_too_large_is_found_among_500() {
     }
 }
 
-/// Two of three replicas are gone for a while, where two are wanted: lines wait and then arrive once. Fails when
+/// Two of three replicas are down for a while, and two are required: lines wait and then arrive once. Fails when
 /// NOT_ENOUGH_REPLICAS counts as a refusal.
 #[test]
 fn too_few_replicas_for_a_while() {
@@ -94,9 +94,9 @@ fn too_few_replicas_for_a_while() {
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
 
-/// `dead-letter` is nearly full of one file's letters, as an earlier program may have left it, and more of its lines are
-/// refused. Fails when the other file of the topic waits with it, when its own lines are dropped, or when it does not go on
-/// once the letters are moved away.
+/// `dead-letter` is nearly full of one file's records, as an earlier version may have left it, and more of its lines
+/// are refused. Fails when the topic's other file waits too, when the refused lines are dropped, or when the file
+/// does not resume once `dead-letter` is moved away.
 #[test]
 fn one_refused_log_does_not_stop_its_topic() {
     let broker = Broker::shared(Version::V41);
@@ -154,8 +154,8 @@ fn file_status(status: &serde_json::Value, name: &str) -> serde_json::Value {
     files.iter().find(|f| f["path"].as_str().unwrap().ends_with(name)).cloned().unwrap_or_default()
 }
 
-/// 90 MB of lines that the broker refuses, in one log. Fails when it may fill `dead-letter`, so that the other file of its
-/// topic waits too.
+/// 90 MB of refused lines in one log. Fails when that log may fill `dead-letter`, so that the topic's other file
+/// waits too.
 #[test]
 fn a_log_of_refused_lines_stops_at_its_share() {
     let broker = Broker::shared(Version::V41);
@@ -186,9 +186,9 @@ fn a_log_of_refused_lines_stops_at_its_share() {
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
 
-/// A million lines of one byte that the broker refuses (records without a key, for a compacted topic), in one log: the letter
-/// of each is two hundred times as long as the line. Fails when a share does not count what is on its way to the broker as
-/// it would stand in `dead-letter`: the lines in memory then fill the file, and the other log of the topic waits.
+/// A million one-byte lines that the broker refuses (records without a key, for a compacted topic) in one log: each
+/// takes two hundred times its length in `dead-letter`. Fails when a log's share does not count lines in flight at
+/// their size in `dead-letter`: the lines in memory then fill the file, and the topic's other log waits.
 #[test]
 fn short_refused_lines_stop_at_their_share_too() {
     let broker = Broker::shared(Version::V41);

@@ -1,11 +1,11 @@
-//! systemd's descriptor store: what is deleted or rotated unread is read on by the next life of the agent.
+//! systemd's descriptor store: a file deleted or rotated unread is read to its end by the next run of the agent.
 
 use crate::harness::*;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Instant;
 
-/// 20 MB, more than `memory` holds: the tail waits for room when the file goes.
+/// 20 MB, more than `memory` holds: the tail is waiting for memory when the file is deleted.
 const LINES: u64 = 100_000;
 
 fn shipping(folder: &Folder, broker: &Scripted) -> Setup {
@@ -26,8 +26,8 @@ fn all_arrive_once(folder: &Folder, agent: &mut Agent, broker: &Scripted, lines:
     assert_eq!(status["totals"]["lost_bytes"], 0, "{status}");
 }
 
-/// Deleted in an outage, then SIGKILL. Fails when a tail that waits for room does not see the deletion, when what is given back
-/// is not read, or not from the saved position, or stays in the store.
+/// Deleted during an outage, then SIGKILL. Fails when a tail waiting for room does not notice the deletion, or when
+/// a returned descriptor is not read, is read from elsewhere than the saved position, or stays in the store.
 #[test]
 fn deleted_unread_and_killed() {
     let (folder, broker) = (Folder::new(), Scripted::away());
@@ -46,9 +46,10 @@ fn deleted_unread_and_killed() {
     all_arrive_once(&folder, &mut agent, &broker, &[&lines]);
 }
 
-/// The file goes while the agent is down. Fails when a stop keeps only what was seen to be rotated or deleted.
+/// The file is deleted while the agent is down. Fails when a stop stores only files already seen to be rotated or
+/// deleted.
 #[test]
-fn deleted_between_two_lives() {
+fn deleted_while_stopped() {
     let (folder, broker) = (Folder::new(), Scripted::away());
     let lines = Lines::new("f", 0..1000);
     lines.append_to(&folder.path("f.log"));
@@ -60,20 +61,20 @@ fn deleted_between_two_lives() {
     all_arrive_once(&folder, &mut agent, &broker, &[&lines]);
 }
 
-/// SIGTERM, and again: the drain would wait for a broker that is away.
+/// Two SIGTERMs: the drain would wait for a broker that is down.
 fn stop_at_once(agent: &mut Agent) {
     agent.signal(rustix::process::Signal::TERM);
     agent.wait_log("stopping", SOON);
-    wait_until(SOON, "the tail keeps what it has", || !agent.kept().is_empty());
+    wait_until(SOON, "the tail has stored its file", || !agent.kept().is_empty());
     pause(millis(100));
     agent.signal(rustix::process::Signal::TERM);
     agent.wait_exit(SOON);
 }
 
-/// Rotated in an outage, stopped, the rotated file removed, a new one at the path. Fails when only deleted files are kept, or a stop
-/// lets go of them.
+/// Rotated in an outage; after a stop the rotated file is removed and a new one created at the path. Fails when only
+/// deleted files are stored, or a stop closes them.
 #[test]
-fn rotated_stopped_and_removed_meanwhile() {
+fn rotated_then_removed_while_stopped() {
     let (folder, broker) = (Folder::new(), Scripted::away());
     let (old, new) = (Lines::new("f", 0..1000), Lines::new("f", 1000..1010));
     old.append_to(&folder.path("f.log"));
@@ -88,9 +89,10 @@ fn rotated_stopped_and_removed_meanwhile() {
     all_arrive_once(&folder, &mut agent, &broker, &[&old, &new]);
 }
 
-/// Each life reads a part of it. Fails when a second restart finds it gone from the store, or begins again.
+/// Each run reads a part of it. Fails when the file is missing from the store at the second restart, or is read from
+/// the start.
 #[test]
-fn three_lives() {
+fn three_restarts() {
     let folder = Folder::new();
     let config = "[[files]]\npaths = [\"f.log\"]\nstart = \"beginning\"\nrate_limit = \"100KiB/s\"\n";
     folder.write("c.toml", config.replace("f.log", &folder.path("f.log").display().to_string()));
@@ -116,9 +118,10 @@ fn three_lives() {
     Delivered::of(seen).assert_exactly_once(&[&lines]);
 }
 
-/// `deleted_hold` is for these too. Fails when what was given back is held without bound, is not counted, or stays in the store.
+/// `deleted_hold` also applies to returned descriptors. Fails when they are held without a limit, are not counted, or
+/// stay in the store.
 #[test]
-fn no_more_than_may_be_held() {
+fn deleted_hold_is_enforced() {
     let folder = Folder::new();
     let config = |hold: &str| {
         let path = folder.path("f.log");
@@ -137,15 +140,16 @@ fn no_more_than_may_be_held() {
     let mut read = agent.stop().expect_code(0).lines().len() as u64;
     let mut agent = config("64KiB").given(agent.take_kept()).start();
     agent.wait_log("deleted_hold", SOON);
-    wait_until(SOON, "it is let go", || agent.kept().is_empty());
+    wait_until(SOON, "it is released", || agent.kept().is_empty());
     read += agent.stop().expect_code(0).lines().len() as u64;
     let lost = status_json(&folder, &folder.path("state"))["totals"]["lost_bytes"].as_u64().unwrap();
     assert_eq!(lost, (2000 - read) * 201);
 }
 
-/// Fails when a descriptor is taken for a stream's by its name, when one that is nobody's is read, or is kept for ever.
+/// Fails when a descriptor is matched to a stream by its name alone, or when one that belongs to no stream is read,
+/// or kept forever.
 #[test]
-fn what_is_not_ours_is_closed_and_said() {
+fn foreign_descriptors_are_closed_and_logged() {
     let folder = Folder::new();
     let mine = Lines::new("f", 0..10);
     folder.write("f.log", mine.bytes());
@@ -160,33 +164,34 @@ fn what_is_not_ours_is_closed_and_said() {
         vec![("log-1-1".to_owned(), secret), ("log-2-2".to_owned(), folder), ("stored".to_owned(), null)]
     };
     let mut agent = folder.agent_line(args).given(given()).spawn();
-    let mut told = Vec::new();
+    let mut notices = Vec::new();
     wait_until(SOON, "it is ready", || {
-        told.extend(agent.notices());
-        told.iter().any(|m| m.starts_with("READY=1"))
+        notices.extend(agent.notices());
+        notices.iter().any(|m| m.starts_with("READY=1"))
     });
     for (name, why) in [("log-1-1", "no saved position"), ("log-2-2", "directory"), ("stored", "device")] {
         agent.wait_log(&format!("descriptor \"{name}\", kept by systemd, is not used: "), SOON);
         assert!(agent.log().contains(why), "{why}");
         let removed = format!("FDSTOREREMOVE=1\nFDNAME={name}");
-        assert!(told.contains(&removed), "{told:?}");
+        assert!(notices.contains(&removed), "{notices:?}");
     }
     let open = agent.open_files();
     assert!(!open.contains(&stranger) && !open.contains(&folder.root().to_owned()), "{open:?}");
     assert!(agent.stop().expect_code(0).lines().is_empty());
-    // Meant for another process: not looked at.
+    // Meant for another process: ignored.
     let mut agent = folder.agent_line(args).env("LISTEN_PID", "1").given(given()).start();
     assert!(!agent.log().contains("kept by systemd"), "{}", agent.log());
     agent.stop().expect_code(0);
 }
 
-/// Nobody takes messages, and then somebody does. Fails when tails wait for the manager at each look (`DEAF` zero), and when its
-/// silence is not said, whichever message met it first.
+/// The service manager stops reading messages, then reads again. Fails when tails wait for it at each check (`DEAF`
+/// zero), or when its silence is not logged whichever message met it first.
 #[test]
-fn a_manager_that_does_not_listen() {
+fn service_manager_that_does_not_read() {
     let folder = Folder::new();
     let deaf = UnixDatagram::bind(folder.path("deaf")).unwrap();
-    // Each sender has room for some hundred; only one who finds none at all has met the queue's own end.
+    // Each sender has room for some hundred messages; only a sender that finds no room at all has hit the limit of
+    // the receiving queue.
     let full = || {
         let other = UnixDatagram::unbound().unwrap();
         other.set_nonblocking(true).unwrap();
@@ -194,9 +199,9 @@ fn a_manager_that_does_not_listen() {
     };
     while !full() {}
     folder.write("f.log", b"");
-    let to_nobody = format!("NOTIFY_SOCKET={}", folder.path("deaf").display());
+    let unread_socket = format!("NOTIFY_SOCKET={}", folder.path("deaf").display());
     let args = "run --output stdout --from beginning --state-dir state f.log";
-    let agent = folder.behind(["env", &to_nobody], args).spawn();
+    let agent = folder.started_by(["env", &unread_socket], args).spawn();
     wait_until(SOON, "it runs", || agent.log().contains("following"));
     let mut seen = 0;
     let mut one_more = || {
@@ -211,7 +216,7 @@ fn a_manager_that_does_not_listen() {
     let said = || agent.log().matches("systemd takes no messages").count();
     assert_eq!(said(), 1, "{}", agent.log());
     std::thread::spawn(move || while deaf.recv(&mut [0; 512]).is_ok() {});
-    wait_until(SOON, "it is heard again", || {
+    wait_until(SOON, "messages are read again", || {
         one_more();
         agent.log().contains("systemd takes messages again")
     });

@@ -1,4 +1,4 @@
-//! What happens a thousand times is told a few times, with its number.
+//! An event that happens a thousand times is logged a few times, with a count.
 
 use crate::harness::*;
 
@@ -15,8 +15,8 @@ fn total(folder: &Folder, name: &str) -> u64 {
     status_json(folder, &folder.path("state"))["totals"][name].as_u64().unwrap()
 }
 
-/// No record is ever taken: each is a dead letter of its own. Fails when each is a line in the log, or when no line says
-/// how many they are.
+/// Every record is refused: each is a dead letter of its own. Fails when each is logged on its own line, or when no
+/// line gives their number.
 #[test]
 fn dead_letters() {
     const N: u64 = 2000;
@@ -35,7 +35,7 @@ fn dead_letters() {
     assert!(done.stderr.lines().count() < 40, "{}", done.stderr);
 }
 
-/// Fails when each chunk with a line over `max_line` is a line in the log.
+/// Fails when each chunk that contains a line over `max_line` is logged.
 #[test]
 fn cut_lines() {
     const N: u64 = 40_000;

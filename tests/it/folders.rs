@@ -1,4 +1,4 @@
-//! Folders that are replaced under the agent: removed and made again, renamed, mounted over.
+//! Folders that are replaced while the agent runs: removed and recreated, renamed, mounted over.
 
 use crate::harness::*;
 use std::fs;
@@ -19,9 +19,9 @@ fn replace(folder: &Folder, name: &str, how: How, round: usize) {
     }
 }
 
-/// The folder of the logs, the one above it, and one three levels above are replaced again and again, for a path and for a glob.
-/// Fails when a folder's removal is not seen because the agent holds a file of it open, when only the folder itself is
-/// watched, or when the tail of a path that has another file now is not woken.
+/// The folder of the logs, its parent, and one three levels up are replaced repeatedly, for a path and for a glob.
+/// Fails when the removal of a folder is missed because the agent holds a file in it open, when only the folder
+/// itself is watched, or when the tail of a path that now has another file is not woken.
 #[test]
 fn replaced_folders_are_seen_within_a_second() {
     const LEVELS: [&str; 3] = ["a/b/c/logs", "a/b/c", "a"];
@@ -49,7 +49,7 @@ fn replaced_folders_are_seen_within_a_second() {
             }
         }
     }
-    // Each kind by its median: what holds up one round on a busy machine is no fault.
+    // The median of each kind: one slow round on a busy machine is no failure.
     for level in LEVELS {
         for wanted in ["Removed", "Renamed"] {
             let mut of: Vec<Duration> = took
@@ -68,21 +68,22 @@ fn replaced_folders_are_seen_within_a_second() {
     assert_eq!(lines.len(), different.len(), "each line once");
 }
 
-/// Fails when a file system that is mounted over a followed folder, or unmounted from it, is found by the regular walk only.
+/// Fails when only the regular walk finds out that a file system was mounted over a followed folder, or unmounted
+/// from it.
 #[test]
-fn what_is_mounted_over_a_folder_is_seen() {
+fn mounts_over_a_folder_are_noticed() {
     need("unshare");
     let folder = Folder::new();
     folder.write("logs/f.log", "below\n");
     const SHELL: &str = "wait_for() { until [ -e \"$1\" ]; do sleep 0.02; done; }\n\
         (wait_for mount; mount -t tmpfs none logs; echo above >logs/f.log; wait_for unmount; umount -l logs) >&2 &\n\
         exec \"$@\"";
-    let alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", SHELL, "sh"];
-    let agent = folder.agent_line(LIVE).arg("logs/*.log").within(alone).start();
+    let namespaces = ["unshare", "--map-root-user", "--mount", "sh", "-c", SHELL, "sh"];
+    let agent = folder.agent_line(LIVE).arg("logs/*.log").wrapped_in(namespaces).start();
     agent.wait_lines(1);
     for (deed, line) in [("mount", "above"), ("unmount", "not hidden any more")] {
         if deed == "unmount" {
-            folder.write("logs/g.log", "not hidden any more\n"); // hidden yet from the agent
+            folder.write("logs/g.log", "not hidden any more\n"); // still hidden from the agent
         }
         folder.write(deed, "");
         let begun = Instant::now();

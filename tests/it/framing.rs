@@ -1,4 +1,4 @@
-//! What is a line, beyond `basics.rs`: very long ones, holes, several in one record, filters, JSON, rates.
+//! What counts as a line, beyond `basics.rs`: very long ones, holes, multi-line records, filters, JSON, rates.
 
 use crate::harness::*;
 use std::fs::OpenOptions;
@@ -26,7 +26,7 @@ fn once(settings: &str, bytes: impl AsRef<[u8]>) -> Vec<String> {
     done.lines().iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect()
 }
 
-/// Fails when the line is gathered, searched again from its start at each append, or its rest becomes a line.
+/// Fails when the line is buffered, searched again from its start at each append, or its rest becomes a line.
 #[test]
 fn a_gibibyte_without_a_newline() {
     let folder = Folder::new();
@@ -47,8 +47,9 @@ fn a_gibibyte_without_a_newline() {
     assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty(), "the position is behind it");
 }
 
-/// Written in pieces, each of which is seen: lines that reach the limit, or pass it, before their end is there. Seen to fail
-/// with `max_line + 1` in `Open::longer`: the `\n` behind the longest line and its `\r` is out of sight, and it is never sent.
+/// Written in pieces, each of which is read separately: lines that reach or exceed the limit before their end is
+/// written. Seen to fail with `max_line + 1` in `Open::longer`: the `\n` behind the longest line and its `\r` is out
+/// of reach, and the line is never sent.
 #[test]
 fn lines_that_grow_to_the_limit() {
     let folder = Folder::new();
@@ -72,9 +73,9 @@ fn lines_that_grow_to_the_limit() {
     assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["cut"], 2);
 }
 
-/// Over a restart: within the rest that is skipped. Fails when "skip to the newline" is not saved.
+/// A restart while the rest of a cut line is being skipped. Fails when "skip to the newline" is not saved.
 #[test]
-fn a_restart_within_the_rest_of_a_cut_line() {
+fn a_restart_inside_a_cut_line() {
     let folder = Folder::new();
     config(&folder, "");
     folder.write("f.log", vec![b'x'; 3_000_000]);
@@ -85,7 +86,7 @@ fn a_restart_within_the_rest_of_a_cut_line() {
     assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [b"after".to_vec()]);
 }
 
-/// Fails when a hole is read byte by byte, or comes out.
+/// Fails when a hole is read byte by byte, or delivered.
 #[test]
 fn a_sparse_file_of_100_gib() {
     let folder = Folder::new();
@@ -99,19 +100,19 @@ fn a_sparse_file_of_100_gib() {
     assert!(begun.elapsed() < secs(5) && done.vm_hwm < 24_000, "{:?} {} KiB", begun.elapsed(), done.vm_hwm);
 }
 
-/// NULs and a byte order mark that somebody wrote. Fails when a byte of a line is left out.
+/// NULs and a byte order mark that were written to the log. Fails when a byte of a line is dropped.
 #[test]
-fn every_byte_that_was_written_is_passed_on() {
+fn every_written_byte_is_delivered() {
     let nuls = "\0".repeat(10_000);
     let lines = ["\u{feff}\0a".into(), "\0\0b".into(), format!("{nuls}c"), "\0".into(), "d\0".into()];
     assert_eq!(once("", lines.join("\n")), lines);
     assert_eq!(once("", "\u{feff}"), ["\u{feff}"]);
 }
 
-/// Holes end within a block, where the file system fills in NULs, and the agent is stopped in them. Fails when one of those
-/// NULs comes out, or when a hole takes NULs of another line with it.
+/// Holes end within a block, where the file system fills in NULs, and the agent is stopped inside them. Fails when
+/// one of those NULs is delivered, or when removing a hole also removes NULs of another line.
 #[test]
-fn holes_are_left_out_over_restarts() {
+fn holes_are_skipped_across_restarts() {
     let folder = Folder::new();
     config(&folder, "");
     folder.write("f.log", "first\n");
@@ -127,7 +128,7 @@ fn holes_are_left_out_over_restarts() {
     assert_eq!(seen, ["first", "second", "\0third", "fourth"]);
 }
 
-/// Fails when a record ends at the wrong line, its limits do not hold, or the last one waits for ever.
+/// Fails when a record ends at the wrong line, its limits are not enforced, or the last one waits forever.
 #[test]
 fn several_lines_in_one_record() {
     let start = "multiline = { start = \"^\\\\d\" }";
@@ -149,17 +150,17 @@ fn several_lines_in_one_record() {
     let json = |settings: &str, text: &str| -> Vec<String> {
         once(&format!("{settings}\nformat = \"json\""), text).iter().map(|l| message(l.as_bytes())).collect()
     };
-    let go_on = "multiline = { continue = \"^ \" }";
-    assert_eq!(json(go_on, "a\n b\n c\nd\n e\n"), ["a\n b\n c", "d\n e"]);
+    let continued = "multiline = { continue = \"^ \" }";
+    assert_eq!(json(continued, "a\n b\n c\nd\n e\n"), ["a\n b\n c", "d\n e"]);
     assert_eq!(
         json("multiline = { start = \"^1\", max_lines = 2 }", "1\n2\n3\n4\n5\n"),
         ["1\n2", "3\n4", "5"]
     );
 }
 
-/// `partial_after`. Fails when the rest waits for its end, or is sent twice.
+/// `partial_after`. Fails when the partial line waits for its end, or is sent twice.
 #[test]
-fn a_rest_is_sent_after_a_while() {
+fn a_partial_line_is_sent_after_a_timeout() {
     let folder = Folder::new();
     config(&folder, "partial_after = \"500ms\"");
     folder.write("f.log", "prompt> ");
@@ -186,7 +187,7 @@ fn dropped_lines_are_not_read_again() {
     assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty());
 }
 
-/// Fails when a field is missing, or bytes that are no UTF-8 end the agent.
+/// Fails when a field is missing, or invalid UTF-8 ends the agent.
 #[test]
 fn records_in_json() {
     let lines = once("format = \"json\"\nfields = { env = \"test\" }", b"a\"b\n\xff\xfe\n");
@@ -198,9 +199,9 @@ fn records_in_json() {
     assert_ne!(second["message"], first["message"]);
 }
 
-/// `rate_limit` slows and skips nothing, also over a rotation. Fails when bytes over the rate are passed over.
+/// `rate_limit` delays but skips nothing, also across a rotation. Fails when bytes over the rate are skipped.
 #[test]
-fn a_rate_slows_and_never_skips() {
+fn a_rate_limit_delays_but_never_skips() {
     let folder = Folder::new();
     config(&folder, "rate_limit = \"200KiB/s\"");
     folder.write("f.log", b"");

@@ -1,5 +1,5 @@
-//! Peers that lie, with every driver: whatever comes from the network, the agent lives, stays small and idle, says what is
-//! wrong, and ends when it is told to. What real brokers refuse is in `security.rs`.
+//! Hostile peers, with every driver: whatever arrives from the network, the agent stays alive, small and idle, logs
+//! what is wrong, and stops when asked to. Errors of real brokers are in `security.rs`.
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How each lie is told, and whether it is one that shows at once.
-fn lies() -> Vec<(&'static str, Reply, bool)> {
+/// Malformed replies by name, and whether each shows at once.
+fn malformed_replies() -> Vec<(&'static str, Reply, bool)> {
     let noise: Vec<u8> = (0u32..1 << 16).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 | 1).collect();
     let http = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
     vec![
@@ -28,7 +28,8 @@ fn lies() -> Vec<(&'static str, Reply, bool)> {
     ]
 }
 
-/// Starts an agent on this broker; its config is written for it. Modern authenticates, so that there are lies about that.
+/// Starts an agent on this broker with a config of its own. Modern authenticates, so that SASL answers can be
+/// malformed too.
 fn starts(folder: &Folder, n: usize, broker: &str, driver: &str, more: &str) -> Agent {
     set_up(folder, n, broker, driver, more).start()
 }
@@ -44,28 +45,28 @@ fn set_up(folder: &Folder, n: usize, broker: &str, driver: &str, more: &str) -> 
     folder.agent(["run", "-c"]).arg(config)
 }
 
-/// What every agent must hold after some seconds with a peer that lies: alive, small, idle, and gone when told.
+/// What every agent must show after some seconds with a hostile peer: alive, small, idle, and stopped on request.
 #[track_caller]
-fn lives(what: &str, agent: &mut Agent) -> Done {
-    lives_on(what, agent, millis(500))
+fn survives(what: &str, agent: &mut Agent) -> Done {
+    survives_within(what, agent, millis(500))
 }
 
 #[track_caller]
-fn lives_on(what: &str, agent: &mut Agent, cpu: Duration) -> Done {
-    assert!(agent.ended().is_none(), "{what}: it ended\n{}", agent.log());
-    let told = Instant::now();
+fn survives_within(what: &str, agent: &mut Agent, cpu: Duration) -> Done {
+    assert!(agent.ended().is_none(), "{what}: it exited\n{}", agent.log());
+    let asked = Instant::now();
     let done = agent.stop().expect_code(0);
-    assert!(told.elapsed() < secs(4), "{what}: {:?} to end", told.elapsed());
-    // Those of the kafka crate are caught, and are an outage like any other.
+    assert!(asked.elapsed() < secs(4), "{what}: {:?} to exit", asked.elapsed());
+    // Panics of the kafka crate are caught and handled as an outage.
     assert!(!done.stderr.contains("panic in"), "{what}: {}", done.stderr);
     assert!(done.vm_hwm < 24_000, "{what}: {} KiB resident", done.vm_hwm);
     assert!(done.cpu < cpu, "{what}: {:?} of processor time in {:?}", done.cpu, done.took);
     done
 }
 
-/// Lets a dozen agents at a time meet the lies in one kind of answer.
+/// Exposes a dozen agents at a time to the malformed replies to one kind of request.
 #[track_caller]
-fn meets(driver: &str, at: Api) {
+fn expose_to(driver: &str, at: Api) {
     let folder = Folder::new();
     folder.write("f.log", "one\ntwo\n");
     let sasl = match at {
@@ -76,7 +77,7 @@ fn meets(driver: &str, at: Api) {
         _ => String::new(),
     };
     let mut all = Vec::new();
-    for (n, (lie, reply, shows)) in lies().into_iter().enumerate() {
+    for (n, (lie, reply, shows)) in malformed_replies().into_iter().enumerate() {
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
         kafka.script(move |r| if r.api == at { reply.clone() } else { Reply::Default });
@@ -86,17 +87,17 @@ fn meets(driver: &str, at: Api) {
     pause(secs(6));
     for (lie, shows, kafka, mut agent) in all {
         let what = format!("{driver}, {at:?}, {lie}");
-        assert!(kafka.count(at) > 0, "{what}: it never came to that");
-        let done = lives(&what, &mut agent);
-        // Classic takes a peer that hangs up on ApiVersions for Kafka 0.9, and reads no correlation ids (D1): then
-        // it gets on with its work.
+        assert!(kafka.count(at) > 0, "{what}: no such request was sent");
+        let done = survives(&what, &mut agent);
+        // Classic takes a peer that closes on ApiVersions for Kafka 0.9, and reads no correlation ids (D1): then it
+        // just starts working.
         let said = done.stderr.contains(" WARN ") || kafka.stored("t").len() >= 2;
-        assert!(!shows || said, "{what}: nothing is said\n{}", done.stderr);
+        assert!(!shows || said, "{what}: nothing is logged\n{}", done.stderr);
     }
 }
 
-/// A peer that speaks no protocol: says this to everybody who connects, at this pace, then waits.
-fn blurts(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
+/// A peer that speaks no Kafka: sends this to every client at this pace, then waits.
+fn unsolicited(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -120,18 +121,18 @@ fn blurts(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
     address
 }
 
-/// What a peer does with a connection before anything is asked of it.
+/// What a peer does with a connection before it has received anything.
 #[derive(Clone, Copy)]
 enum First {
     Says(&'static [u8]),
-    /// The same, as fast as it can and without end.
+    /// Sends the same bytes endlessly, as fast as it can.
     Floods(&'static [u8]),
     Closes,
-    /// By a reset.
+    /// Resets the connection.
     Resets,
 }
 
-fn begins(how: First) -> SocketAddr {
+fn speaks_first(how: First) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -152,9 +153,9 @@ fn begins(how: First) -> SocketAddr {
     address
 }
 
-/// Fails when bytes that nobody asked for are kept, answered, or taken for an answer, or when a loop has no pause.
+/// Fails when unsolicited bytes are buffered, answered, or taken for an answer, or when a loop never pauses.
 #[test]
-fn who_begins_without_being_asked() {
+fn peers_that_speak_first() {
     let firsts = [
         ("a banner", First::Says(b"SSH-2.0-OpenSSH_9.6\r\n")),
         ("an answer", First::Says(b"\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0")),
@@ -169,21 +170,21 @@ fn who_begins_without_being_asked() {
     let mut all = Vec::new();
     for driver in ["classic", "modern", "auto"] {
         for (what, first) in firsts {
-            let broker = begins(first).to_string();
+            let broker = speaks_first(first).to_string();
             all.push((driver, what, starts(&folder, all.len(), &broker, driver, "")));
         }
     }
     pause(secs(10));
     for (driver, what, mut agent) in all {
-        let done = lives(&format!("{driver}, {what}"), &mut agent);
-        assert!(done.stderr.contains(" WARN "), "{driver}, {what}: nothing is said\n{}", done.stderr);
+        let done = survives(&format!("{driver}, {what}"), &mut agent);
+        assert!(done.stderr.contains(" WARN "), "{driver}, {what}: nothing is logged\n{}", done.stderr);
     }
 }
 
-/// A cluster as large as an answer may tell of, of which only the first broker is there. Fails when each broker, or each
-/// partition, costs a thread or a connection of its own for no use, or memory without limit.
+/// A cluster as large as an answer can describe, of which only the first broker exists. Fails when each broker or
+/// partition costs a thread or a connection of its own, or memory without a limit.
 #[test]
-fn a_cluster_that_is_mostly_invented() {
+fn cluster_of_mostly_dead_brokers() {
     let folder = Folder::new();
     folder.write("f.log", Lines::new("f", 0..2000).bytes());
     let part = optimized(1, 8);
@@ -202,13 +203,15 @@ fn a_cluster_that_is_mostly_invented() {
     for (driver, kafka, mut agent) in all {
         assert!(kafka.count(Api::Metadata) > 0, "{driver}");
         assert!(agent.threads() < 100, "{driver}: {} threads", agent.threads());
-        // Modern looks at all partitions once for each broker that turns out not to be there: this much, and then no more.
-        let done = lives_on(driver, &mut agent, secs(3));
+        // Modern scans all partitions once for each broker that turns out to be down: that much CPU, and then no
+        // more.
+        let done = survives_within(driver, &mut agent, secs(3));
         println!("{driver}: {} KiB, {:?}, {} stored", done.vm_hwm, done.cpu, kafka.stored("t").len());
     }
 }
 
-/// Fails when TLS is waited for without a limit, when what is no TLS is not named, or when a large record takes memory.
+/// Fails when the TLS handshake has no timeout, when a peer without TLS is not reported as such, or when a large
+/// record takes memory.
 #[test]
 fn tls_by_modern() {
     let hello = [&[0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3][..], &[7; 3000]].concat();
@@ -229,7 +232,7 @@ fn tls_by_modern() {
             "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [\"{}\"]\ntopic = \"t\"\n\
              [kafka.tls]\n[[files]]\npaths = [{:?}]\n",
             folder.path(format!("state-{n}")),
-            blurts(says, pace),
+            unsolicited(says, pace),
             folder.path("f.log"),
         );
         let config = folder.write(&format!("{n}.toml"), config);
@@ -238,68 +241,69 @@ fn tls_by_modern() {
     pause(secs(6));
     for (lie, said, mut agent) in all {
         assert!(said.is_empty() || agent.log().contains(said), "{lie}: {}", agent.log());
-        let told = Instant::now();
+        let asked = Instant::now();
         let done = agent.stop().expect_code(0);
-        assert!(told.elapsed() < secs(4), "{lie}: {:?} to end", told.elapsed());
+        assert!(asked.elapsed() < secs(4), "{lie}: {:?} to exit", asked.elapsed());
         assert!(!done.stderr.contains("panic in"), "{lie}: {}", done.stderr);
         assert!(done.vm_hwm < 24_000, "{lie}: {} KiB resident", done.vm_hwm);
         assert!(done.cpu < millis(1000), "{lie}: {:?} of processor time", done.cpu);
     }
 }
 
-/// Each fails when a length or count is believed before it is compared, a time is not limited, or a loop has no pause.
+/// Fails when a length or count is trusted before it is checked, a wait has no timeout, or a loop never pauses.
 #[test]
 fn versions_by_classic() {
-    meets("classic", Api::ApiVersions);
+    expose_to("classic", Api::ApiVersions);
 }
 #[test]
 fn versions_by_modern() {
-    meets("modern", Api::ApiVersions);
+    expose_to("modern", Api::ApiVersions);
 }
 #[test]
 fn versions_by_auto() {
-    meets("auto", Api::ApiVersions);
+    expose_to("auto", Api::ApiVersions);
 }
 #[test]
 fn producer_id_by_modern() {
-    meets("modern", Api::InitProducerId);
+    expose_to("modern", Api::InitProducerId);
 }
 #[test]
 fn sasl_handshake_by_modern() {
-    meets("modern", Api::SaslHandshake);
+    expose_to("modern", Api::SaslHandshake);
 }
 #[test]
 fn sasl_authenticate_by_modern() {
-    meets("modern", Api::SaslAuthenticate);
+    expose_to("modern", Api::SaslAuthenticate);
 }
 #[test]
 fn metadata_by_classic() {
-    meets("classic", Api::Metadata);
+    expose_to("classic", Api::Metadata);
 }
 #[test]
 fn metadata_by_modern() {
-    meets("modern", Api::Metadata);
+    expose_to("modern", Api::Metadata);
 }
 #[test]
 fn metadata_by_auto() {
-    meets("auto", Api::Metadata);
+    expose_to("auto", Api::Metadata);
 }
 #[test]
 fn produce_by_classic() {
-    meets("classic", Api::Produce);
+    expose_to("classic", Api::Produce);
 }
 #[test]
 fn produce_by_modern() {
-    meets("modern", Api::Produce);
+    expose_to("modern", Api::Produce);
 }
 #[test]
 fn produce_by_auto() {
-    meets("auto", Api::Produce);
+    expose_to("auto", Api::Produce);
 }
 
-/// Where address space is bounded. Fails when the `kafka` crate allocates what a broker says: that ends the process.
+/// With limited address space. Fails when the `kafka` crate allocates as much as a broker announces: that aborts the
+/// process.
 #[test]
-fn lengths_that_cannot_be_had_by_classic() {
+fn impossible_lengths_by_classic() {
     let folder = Folder::new();
     folder.write("f.log", "one\ntwo\n");
     let frame = |bytes: &[u8]| Reply::Raw([&0x7fff_ffffi32.to_be_bytes()[..], bytes].concat());
@@ -316,13 +320,15 @@ fn lengths_that_cannot_be_had_by_classic() {
     {
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
-        // Version 0 is the crate's: our own question is another.
+        // Version 0 is the crate's request: our own uses another version.
         let reply = lie.clone();
         kafka.script(move |r| if r.api == api && r.version == 0 { reply.clone() } else { Reply::Default });
         let bounded = ["sh", "-c", "ulimit -v 600000; exec \"$@\"", "sh"];
-        let mut agent = set_up(&folder, n, &kafka.address(), "classic", "").within(bounded).start();
-        wait_until(SOON, "it is told", || kafka.requests().iter().any(|r| r.api == api && r.version == 0));
+        let mut agent = set_up(&folder, n, &kafka.address(), "classic", "").wrapped_in(bounded).start();
+        wait_until(SOON, "the request was answered", || {
+            kafka.requests().iter().any(|r| r.api == api && r.version == 0)
+        });
         agent.wait_log("an answer of an impossible length", SOON);
-        lives(&format!("{api:?} {lie:?}"), &mut agent);
+        survives(&format!("{api:?} {lie:?}"), &mut agent);
     }
 }

@@ -1,4 +1,4 @@
-//! Brokers and leaders that are not where the cluster said: dead brokers in metadata, leader epochs that cannot be.
+//! Brokers and leaders that are not where metadata says: dead brokers, impossible leader epochs.
 
 use crate::harness::*;
 
@@ -7,8 +7,8 @@ fn follows(folder: &Folder, brokers: impl std::fmt::Display) -> Setup {
     folder.agent_line(&format!("run --brokers {brokers} {args}"))
 }
 
-/// Metadata names a hundred brokers that take no connection, each of which costs a connect timeout. Fails when they are all
-/// asked before the configured one, or when `status` says that bootstrap is up while nobody answers.
+/// Metadata lists a hundred unreachable brokers, each of which costs a connect timeout. Fails when all of them are
+/// tried before the configured one, or when `status` reports bootstrap as up while no broker answers.
 #[test]
 fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
     let kafka = Scripted::start(1);
@@ -22,7 +22,7 @@ fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
     wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
     kafka.down(1);
     let before = kafka.count(Api::Metadata);
-    // Back, it takes nothing before it was asked who leads: that goes by bootstrap alone.
+    // After its return it accepts nothing until it was asked for the leaders, which only bootstrap can do.
     kafka.script(move |r| match r.api {
         Api::Produce => Reply::Code(6),
         _ => Reply::Default,
@@ -39,7 +39,7 @@ fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
     kafka.up(1);
     let back = std::time::Instant::now();
     wait_until(PATIENT, "the configured broker is asked", || kafka.count(Api::Metadata) > before);
-    // A connect timeout of 10 s for a learned one before it, and for one more on the way.
+    // A connect timeout of 10 s for a learned broker before it, and one more for a broker being tried.
     assert!(back.elapsed() < secs(35), "{:?}", back.elapsed());
     kafka.script(|_| Reply::Default);
     wait_until(PATIENT, "all lines", || kafka.stored("t").len() == 200);
@@ -50,10 +50,10 @@ fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
     Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
 }
 
-/// One answer names the highest leader epoch that there is; then the leader moves, under an epoch as they are. Fails when
-/// the first one is believed for ever.
+/// One answer has the highest possible leader epoch; then the leader moves with a normal one. Fails when the first is
+/// believed forever.
 #[test]
-fn an_impossible_leader_epoch_is_not_believed_for_ever() {
+fn impossible_leader_epoch_is_not_believed_forever() {
     let kafka = Scripted::start(2);
     kafka.topic("t", &[0]);
     kafka.epoch(i32::MAX);
@@ -71,8 +71,8 @@ fn an_impossible_leader_epoch_is_not_believed_for_ever() {
     Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
 }
 
-/// Another cluster answers behind the same name. Fails when the agent keeps the producer id that the one before gave: in
-/// this one it may be another's, whose numbers would make the broker take new lines for repeated ones.
+/// Another cluster answers behind the same name. Fails when the agent keeps the producer id of the old cluster: in
+/// the new one it may belong to another producer, and the broker would take new lines for repeats.
 #[test]
 fn another_cluster_gives_another_producer_id() {
     let kafka = Scripted::start(1);
@@ -83,7 +83,7 @@ fn another_cluster_gives_another_producer_id() {
     let mut agent = follows(&folder, kafka.address()).start();
     wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
     kafka.cluster("another");
-    // What a broker says that has just come: metadata is asked.
+    // The answer of a broker that was just restarted: it triggers a metadata request.
     let refused = kafka.count(Api::Produce) + 1;
     kafka.script(
         move |r| if r.api == Api::Produce && r.nth <= refused { Reply::Code(6) } else { Reply::Default },

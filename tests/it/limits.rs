@@ -1,12 +1,13 @@
-//! Where the system ends: no inotify, no descriptors, no room, a full queue.
-//! Limits are set for the agent alone: by prlimit, or in a user and mount namespace of its own.
+//! Exhausted system limits: no inotify, no descriptors, no space, a full queue. Limits are set for the agent only: by
+//! prlimit, or in user and mount namespaces of its own.
 
 use crate::harness::*;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// An agent started by a script in namespaces of its own, as root there; its output goes to files, and all of it ends with it.
+/// An agent started by a script in its own namespaces, as root there; its output goes to files, and dropping this
+/// ends all of it.
 pub struct Jail {
     child: Child,
     out: PathBuf,
@@ -52,7 +53,7 @@ impl Jail {
         while !enough() {
             assert!(
                 std::time::Instant::now() < end,
-                "{} of {n} lines; it said:\n{}",
+                "{} of {n} lines; its log:\n{}",
                 self.lines().len(),
                 self.log()
             );
@@ -61,7 +62,7 @@ impl Jail {
         pause(millis(50));
         self.lines()
     }
-    /// Of a process that sees what the agent sees.
+    /// The id of a process in the agent's namespaces.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -76,7 +77,7 @@ impl Drop for Jail {
 
 pub const RUN: &str = "exec \"$A\" run --output stdout --from beginning --state-dir state";
 
-/// Fails when the agent ends, polls never, or says it for each file.
+/// Fails when the agent exits, does not fall back to polling, or logs this for each file.
 #[test]
 fn no_inotify_instance_and_no_watch_left() {
     for limit in ["max_inotify_instances", "max_inotify_watches"] {
@@ -87,7 +88,7 @@ fn no_inotify_instance_and_no_watch_left() {
             folder.append(&format!("{i}.log"), Lines { range: 0..10, ..lines.clone() }.bytes());
             want.push(lines);
         }
-        // A user namespace has limits of its own.
+        // A user namespace has its own limits.
         let few = if limit.ends_with("watches") { 1 } else { 0 };
         let agent = Jail::start(&folder, &format!("echo {few} >/proc/sys/user/{limit}\n{RUN} '*.log'"));
         agent.wait_lines(50);
@@ -103,9 +104,9 @@ fn no_inotify_instance_and_no_watch_left() {
     }
 }
 
-/// Fails when a full queue is not a reason to look at everything.
+/// Fails when a queue overflow does not trigger a full scan.
 #[test]
-fn the_queue_runs_over() {
+fn the_event_queue_overflows() {
     let folder = Folder::new();
     let names = ["a", "b"];
     for name in names {
@@ -115,7 +116,7 @@ fn the_queue_runs_over() {
     agent.pause();
     let limit: u64 =
         std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
-    // Equal events in a row are one: they take turns.
+    // The kernel merges equal consecutive events, so they alternate.
     let files: Vec<File> =
         (0..2).map(|i| File::create(folder.path(format!("other{i}.txt"))).unwrap()).collect();
     for i in 0..limit + 1000 {
@@ -136,7 +137,7 @@ fn the_queue_runs_over() {
     ]);
 }
 
-/// Fails when the agent takes all descriptors, gives a file up, or says it for each try.
+/// Fails when the agent uses up all descriptors, gives up on a file, or logs every attempt.
 #[test]
 fn more_files_than_descriptors() {
     need("prlimit");
@@ -147,7 +148,7 @@ fn more_files_than_descriptors() {
     }
     let agent =
         Jail::start(&folder, &format!("exec prlimit --nofile=100:100 sh -ec '{RUN} \"$@\"' sh '*.log'"));
-    // Those that are open are let go when they are gone; then there is room for others.
+    // Removed files that are open are closed, which makes room for others.
     let mut seen = 0;
     wait_until(secs(60), "every file is read", || {
         let lines = agent.lines();
@@ -167,7 +168,7 @@ fn more_files_than_descriptors() {
     assert!(folder.path("state/offsets").exists());
 }
 
-/// Fails when a moment without descriptors ends the status for good, or makes its thread spin.
+/// Fails when a momentary lack of descriptors disables status for good, or makes its thread spin.
 #[test]
 fn no_descriptor_for_the_status_socket() {
     need("prlimit");
@@ -190,12 +191,12 @@ fn no_descriptor_for_the_status_socket() {
     assert!(agent.cpu() - cpu < millis(200), "{:?} in 3 s", agent.cpu() - cpu);
     assert_eq!(agent.log().matches("status socket: ").count(), 1, "{}", agent.log());
     limit("1000");
-    wait_until(SOON, "status is told again", live);
+    wait_until(SOON, "status answers again", live);
     agent.wait_log("status socket: answers again", SOON);
     drop(client);
 }
 
-/// Fails when a full disk stops delivery, or is said at each save.
+/// Fails when a full disk stops delivery, or every failed save is logged.
 #[test]
 fn the_state_folder_is_full() {
     let folder = Folder::new();
@@ -219,7 +220,7 @@ fn the_state_folder_is_full() {
         agent.wait_lines(10 + i as usize * 10);
         pause(millis(700));
     }
-    wait_until(SOON, "it is said", || agent.log().contains("save positions"));
+    wait_until(SOON, "it is logged", || agent.log().contains("save positions"));
     assert_eq!(agent.log().matches("ERROR").count(), 1, "{}", agent.log());
     folder.write("room", b"");
     folder.append("f.log", Lines::new("f", 60..70).bytes());
@@ -228,7 +229,7 @@ fn the_state_folder_is_full() {
     Delivered::of(agent.wait_lines(70)).assert_exactly_once(&[&Lines::new("f", 0..70)]);
 }
 
-/// Fails when a source that is polled needs an event.
+/// Fails when a polled source needs an event.
 #[test]
 fn polled() {
     let folder = Folder::new();
@@ -253,9 +254,9 @@ fn polled() {
     Delivered::of(agent.wait_lines(110)).assert_exactly_once(&[&Lines::new("a", 0..110)]);
 }
 
-/// A folder that cannot be searched for a while. Fails when what cannot be seen is taken for gone.
+/// A folder that temporarily cannot be searched. Fails when inaccessible counts as deleted.
 #[test]
-fn a_folder_that_may_not_be_searched_for_a_while() {
+fn a_folder_that_temporarily_cannot_be_searched() {
     need("setpriv");
     let folder = Folder::new();
     folder.write("logs/f.log", Lines::new("f", 0..10).bytes());

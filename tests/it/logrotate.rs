@@ -1,4 +1,4 @@
-//! The real logrotate in its modes: while the agent runs, and while it is stopped.
+//! The real logrotate in its modes, while the agent runs and while it is stopped.
 
 use crate::harness::*;
 use std::process::Command;
@@ -20,7 +20,7 @@ pub fn logrotate(folder: &Folder, settings: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Each mode: rounds of lines and a rotation, the agent running, or stopped and started again at each second rotation.
+/// Rounds of lines and a rotation; the agent keeps running, or is stopped and restarted around every second rotation.
 #[track_caller]
 fn rotations(settings: &str, stops: bool) {
     let folder = Folder::new();
@@ -30,7 +30,7 @@ fn rotations(settings: &str, stops: bool) {
     for round in 0..rounds {
         folder.append("f.log", Lines::new("f", round * per..(round + 1) * per).bytes());
         match &mut agent {
-            // What copytruncate copies while it is written is lost by its nature: it is read before.
+            // What copytruncate copies while it is being written is inherently lost, so it is read first.
             Some(agent) if settings.contains("copytruncate") => {
                 let here = (round + 1) * per - before.len() as u64;
                 agent.wait_lines(here as usize);
@@ -40,7 +40,7 @@ fn rotations(settings: &str, stops: bool) {
         if stops && round % 2 == 1 {
             before.extend(agent.take().unwrap().stop().expect_code(0).lines());
         }
-        // A name by the second must differ.
+        // Names with a timestamp in seconds must differ.
         pause(millis(if settings.contains("dateformat") { 1050 } else { 20 }));
         logrotate(&folder, settings);
         if agent.is_none() {
@@ -51,7 +51,7 @@ fn rotations(settings: &str, stops: bool) {
     let written = Lines::new("f", 0..rounds * per + 1);
     let agent = agent.unwrap();
     wait_until(SOON, "all lines", || before.len() + agent.lines().len() >= written.count());
-    pause(secs(2)); // a second look at siblings comes later
+    pause(secs(2)); // siblings are checked once more
     let delivered = Delivered::of([before, agent.lines()].concat());
     delivered.assert_exactly_once(&[&written]);
     delivered.assert_ordered();
@@ -65,7 +65,7 @@ fn create() {
     rotations(" create 0600\n nocompress", true);
 }
 
-/// Fails when the copy is read again.
+/// Fails when the copy is read as new lines.
 #[test]
 fn copytruncate() {
     rotations(" copytruncate\n nocompress", false);
@@ -74,14 +74,14 @@ fn copytruncate() {
     rotations(" copytruncate\n compress", true);
 }
 
-/// Fails when siblings are known by a number only.
+/// Fails when siblings are recognized by a number only.
 #[test]
 fn dateext() {
     rotations(" create 0600\n nocompress\n dateext\n dateformat -%Y%m%d-%s", true);
     rotations(" create 0600\n compress\n dateext\n dateformat -%Y%m%d-%s", true);
 }
 
-/// Fails when what is unread in a `.gz` is not read, or what was read is read again from it.
+/// Fails when the unread part of a `.gz` is not read, or its read part is read again.
 #[test]
 fn compress() {
     rotations(" create 0600\n compress", false);

@@ -1,12 +1,12 @@
-//! The long forms of the delivery tests, with figures: `tests/run --long [NAME]`, on the release build. Not part of the
-//! daily run: about ten minutes, and the figures want a quiet machine.
+//! The long forms of the delivery tests, with figures: `tests/run --long [NAME]`, on the release build. Not part of
+//! the daily run: they take about ten minutes, and the figures need a quiet machine.
 
 mod drivers;
 mod exactly_once;
 mod once_cost;
 mod versions;
 
-use crate::delivery::Waiting;
+use crate::delivery::{Waiting, restarted};
 use crate::harness::*;
 use rustix::process::Signal;
 use std::{
@@ -18,7 +18,7 @@ const LINES: u64 = 2_000_000;
 const MAX_KIB: u64 = 24_000;
 const LONG: Duration = secs(600);
 
-/// What was measured in one case, with its limits; printed as a table when the case ends, also when it fails.
+/// The measurements of one case with their limits; printed as a table when the case ends, even when it fails.
 struct Figures {
     case: String,
     rows: Vec<(String, String, String, bool)>,
@@ -37,7 +37,7 @@ impl Figures {
     fn at_most(&mut self, what: &str, measured: u64, limit: u64, unit: &str) {
         self.row(what, format!("{measured} {unit}"), format!("≤ {limit} {unit}"), measured <= limit);
     }
-    /// For what has no limit.
+    /// A figure without a limit.
     fn note(&mut self, what: &str, measured: impl ToString) {
         self.row(what, measured, "", true);
     }
@@ -65,11 +65,11 @@ impl Figures {
     }
 }
 
-/// `kcat -P -l` on the file; how long, and how much processor time it took.
+/// Runs `kcat -P -l` on the file; returns its run time and processor time.
 fn kcat_produces(topic: &Topic, path: &std::path::Path) -> (Duration, Duration) {
     need("kcat");
     let begun = Instant::now();
-    // bash's `times` tells the children's CPU: user and system, on the last line.
+    // bash's `times` prints the children's CPU time, user and system, on the last line.
     let script = "kcat -P -l -b \"$1\" -t \"$2\" \"$3\" && times";
     let output = Command::new("bash")
         .args(["-c", script, "bash", &topic.address, &topic.name])
@@ -91,7 +91,7 @@ fn micros_a_line(cpu: Duration, lines: u64) -> String {
     format!("{:.2} µs a line", cpu.as_secs_f64() * 1e6 / lines as f64)
 }
 
-/// A whole file into one broker by one driver, beside `kcat -P -l` in the same run.
+/// A whole file into one broker with one driver, compared with `kcat -P -l` in the same run.
 fn two_million_lines(version: Version, driver: &str) {
     let mut figures = Figures::of(format!("2,000,000 lines into {version:?}, driver {driver}"));
     let broker = Broker::own(version);
@@ -99,7 +99,7 @@ fn two_million_lines(version: Version, driver: &str) {
     let lines = Lines::new("f", 0..LINES);
     let path = folder.path("f.log");
     lines.append_to(&path);
-    // The first one of the two finds the broker cold: a short run before warms it for both.
+    // The first of the two would find the broker cold: a short run warms it up for both.
     let warm = folder.write("warm.log", Lines::new("w", 0..300_000).bytes());
     kcat_produces(&broker.topic(3), &warm);
     let (kcat, kcat_cpu) = kcat_produces(&broker.topic(3), &path);
@@ -174,7 +174,7 @@ fn three_kills_of_the_broker() {
     let verdict = Delivered::in_topic(&topic).against(&[&lines]);
     let status = status_json(&folder, &folder.path("state"));
     let stated = status["totals"]["doubled_at_most"].as_u64().unwrap_or(0);
-    figures.row("kills while it was at work", kills, "3", kills == 3);
+    figures.row("kills while it was sending", kills, "3", kills == 3);
     figures.nothing_lost(&verdict);
     figures.at_most("doubled, against status' doubled_at_most", verdict.doubled as u64, stated, "lines");
     figures.at_most("VmHWM", done.vm_hwm, MAX_KIB, "KiB");
@@ -182,28 +182,8 @@ fn three_kills_of_the_broker() {
 }
 
 fn ten_restarts(signal: Signal) -> (Delivered, Lines, u64) {
-    let broker = Broker::own(Version::V39);
-    let topic = broker.topic(3);
-    let folder = Folder::new();
-    folder.write("f.log", b"");
-    let follows = || folder.follows(&broker.address, &topic, "auto");
-    let mut agent = follows().start();
-    let writer = Writer::steady(folder.path("f.log"), "f", 5000);
-    let mut hwm = 0;
-    for round in 1..=10u64 {
-        // Odd waits, so that the end does not fall into the same place of a flight each time.
-        pause(millis(1500 + round * 137));
-        agent.signal(signal);
-        let done = agent.wait_exit(SOON);
-        assert!(signal == Signal::KILL || done.code() == Some(0), "{:?}\n{}", done.status, done.stderr);
-        hwm = hwm.max(done.vm_hwm);
-        agent = follows().start();
-    }
-    let lines = writer.finish();
-    agent.stop().expect_code(0);
-    // To the end of the file: a count of records would not do, since repeats count too.
-    follows().arg("--once").run_for(LONG).expect_code(0);
-    (Delivered::in_topic(&topic), lines, hwm)
+    // Odd waits, so that the stop hits a different point of a batch each time.
+    restarted(&Broker::own(Version::V39), signal, 10, |_, round| pause(millis(1500 + round * 137)))
 }
 
 /// A clean stop neither loses nor doubles.
@@ -228,7 +208,7 @@ fn ten_sigkills() {
     figures.judge();
 }
 
-/// Waiting costs next to nothing, and ends with the broker's return.
+/// Waiting costs next to nothing, and ends when the broker returns.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_minute_without_a_broker() {
@@ -261,18 +241,18 @@ fn a_minute_without_a_broker() {
     figures.judge();
 }
 
-/// Seeded days of a log file: must show 2 of the tailing.
+/// Seeded days in the life of a log file.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_hundred_soaks() {
     crate::soak::a_hundred();
 }
 
-/// The same with patterns that match their own rotated files: `create` and `copytruncate`, compression, restarts, clock steps,
-/// renames while down. `LOGAGENT_SEED=n` tries one alone.
+/// The same with patterns that match their own rotated files: `create` and `copytruncate`, compression, restarts,
+/// clock steps, renames while down. `LOGAGENT_SEED=n` runs a single seed.
 #[test]
 #[ignore = "long form: tests/run --long"]
-fn a_hundred_soaks_over_own_rotated_files() {
+fn a_hundred_soaks_with_matched_rotations() {
     crate::soak::a_hundred_with_rotated_files_that_match_too();
 }
 
@@ -283,15 +263,15 @@ fn ten_idle_minutes() {
     let (cpu, written, saved) = crate::scale::ten_idle_files(secs(600));
     figures.at_most("CPU", cpu.as_millis() as u64, 100, "ms");
     figures.at_most("state written", saved, 0, "bytes");
-    figures.note("written at all", format!("{written} bytes"));
+    figures.note("bytes written anywhere", format!("{written} bytes"));
     figures.judge();
 }
 
-/// Prometheus' own opinion of the metrics file. Debian's package `prometheus` brings promtool, and a service that nobody
-/// wants on a test machine, so `tests/run` does not install it.
+/// Checks the metrics file with promtool. Debian's package `prometheus` contains promtool, but also a service that
+/// has no place on a test machine, so `tests/run` does not install it.
 #[test]
 #[ignore = "long form: tests/run --long"]
-fn promtool_takes_the_metrics() {
+fn promtool_accepts_the_metrics() {
     need("promtool");
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
@@ -307,7 +287,7 @@ fn promtool_takes_the_metrics() {
     folder.write("c.toml", config);
     let mut agent = folder.agent_line("run -c c.toml").start();
     let delivered = || std::fs::read_to_string(&textfile).is_ok_and(|t| t.contains("acknowledged_total 1\n"));
-    wait_until(PATIENT, "the metrics tell of the line", delivered);
+    wait_until(PATIENT, "the metrics count the line", delivered);
     agent.stop().expect_code(0);
     let checked = Command::new("promtool")
         .args(["check", "metrics"])
@@ -318,14 +298,14 @@ fn promtool_takes_the_metrics() {
     assert!(checked.status.success() && said.is_empty(), "{said}");
 }
 
-/// `status` against the truth, ten bad days of a minute each.
+/// `status` against the truth, ten bad days of one minute each.
 #[test]
 #[ignore = "long form: tests/run --long"]
-fn status_is_the_truth() {
+fn status_is_exact() {
     crate::oracle::many_days();
 }
 
-/// One writer at 20 MB/s, a rotation each second for a minute, at most five rotated files kept.
+/// One writer at 20 MB/s, a rotation every second for a minute, at most five rotated files kept.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_rotation_each_second() {

@@ -1,8 +1,8 @@
-//! The whole program from outside: the real binary, real brokers, one file per hazard. `tests/run` installs what is
-//! needed; a missing part fails a test, it never skips one. Unit tests are in `src`.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! Black-box tests of the whole program: the real binary, real brokers, one file per hazard. `tests/run` installs the
+//! tools they need; a missing one fails a test, never skips it. Unit tests are in `src`.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-#[allow(dead_code, reason = "a word of the harness may have no user for a while")]
+#[allow(dead_code, reason = "a harness function may be temporarily unused")]
 #[allow(unused_imports)]
 mod harness;
 

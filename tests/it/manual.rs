@@ -89,7 +89,7 @@ fn exit_codes() {
     assert_same("exit codes in --help", &numbers(&mut note.split_whitespace()), &program);
 }
 
-/// Fails when the agent handles a signal that logagent(1) does not list, or no longer handles one that it does.
+/// Fails when the agent handles a signal that logagent(1) does not list, or no longer handles a listed one.
 #[test]
 fn signals() {
     let entries = Page::read("logagent.1").section("SIGNALS").entries();
@@ -158,11 +158,11 @@ fn status_fields_metrics_and_state_files() {
     let listed: Names =
         fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     let entries = Page::read("logagent.1").section("STATE FOLDER").entries();
-    let told: Names = entries.into_iter().map(|entry| entry.tag).collect();
-    let strange: Vec<&String> = listed.difference(&told).collect();
+    let documented: Names = entries.into_iter().map(|entry| entry.tag).collect();
+    let strange: Vec<&String> = listed.difference(&documented).collect();
     assert!(strange.is_empty(), "files of the state folder that logagent(1) does not list: {strange:?}");
     let code = program();
-    for name in told.difference(&listed) {
+    for name in documented.difference(&listed) {
         assert!(code.contains(&format!("\"{name}\"")), "no file {name} exists in the state folder");
     }
 
@@ -173,7 +173,7 @@ fn status_fields_metrics_and_state_files() {
     assert_same("metrics", &metrics.names(), &all);
     let written = wait_for(SOON, "metrics are written", || fs::read_to_string(&textfile).ok());
     let tags: Names = metrics.entries().into_iter().map(|entry| entry.tag).collect();
-    // What there is none of now, such as topics in trouble, is not written.
+    // Only current values are written; topics in trouble, for example, are not.
     assert!(
         tags.iter().all(|tag| tag.ends_with("_total (counter)") != tag.ends_with(" (gauge)")),
         "{tags:?}"
@@ -208,7 +208,7 @@ fn states_and_log_messages() {
     for message in page.section("LOG MESSAGES").names() {
         assert!(program.contains(&message), "the program never logs {message:?}");
     }
-    // Tags also contain words of the operator's: only what is a message or a code is looked for.
+    // Tags also contain placeholders for the operator's values: check only messages and codes.
     for words in page.section("TROUBLESHOOTING").names() {
         let is_message = words.contains([' ', '_']) && !words.contains(['=', '/']);
         assert!(!is_message || program.contains(&words), "the program never logs {words:?}");

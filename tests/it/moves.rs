@@ -1,5 +1,5 @@
-//! Brokers that come back elsewhere: another port with the same node id, another cluster behind the same name, a topic made
-//! anew on another node.
+//! Brokers that return elsewhere: on another port with the same node id, as another cluster behind the same name, or
+//! with a topic recreated on another node.
 
 use crate::harness::*;
 use std::io;
@@ -7,17 +7,17 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Within this, lines arrive again after a move.
-const FOUND: std::time::Duration = secs(60);
+/// Delivery must resume within this time after a move.
+const RECOVERY: std::time::Duration = secs(60);
 
-/// An address that stays, as a DNS name does, whatever is behind it. Passes bytes on and knows no Kafka.
-struct Name {
+/// A stable address, such as a DNS name, whose target can change. Forwards bytes without parsing Kafka.
+struct StableAddress {
     address: String,
     target: Arc<Mutex<SocketAddr>>,
 }
 
-impl Name {
-    fn of(broker: &str) -> Name {
+impl StableAddress {
+    fn of(broker: &str) -> StableAddress {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let target = Arc::new(Mutex::new(broker.parse().unwrap()));
@@ -35,45 +35,45 @@ impl Name {
                 }
             }
         });
-        Name { address, target }
+        StableAddress { address, target }
     }
 
-    fn now_means(&self, broker: &str) {
+    fn point_to(&self, broker: &str) {
         *self.target.lock().unwrap() = broker.parse().unwrap();
     }
 }
 
 #[track_caller]
-fn comes_back_on_another_port(version: Version) {
+fn returns_on_another_port(version: Version) {
     let mut broker = Broker::own(version);
     let mut topic = broker.topic(1);
-    let name = Name::of(&broker.address);
+    let name = StableAddress::of(&broker.address);
     let folder = Folder::new();
     let lines = Lines::new("f", 0..200);
     folder.write("f.log", Lines::new("f", 0..100).bytes());
     let mut agent = folder.follows(&name.address, &topic, "modern").start();
     topic.wait_count(100);
     topic.address = broker.move_away();
-    name.now_means(&topic.address);
+    name.point_to(&topic.address);
     folder.append("f.log", Lines::new("f", 100..200).bytes());
-    topic.wait_count_for(200, FOUND);
+    topic.wait_count_for(200, RECOVERY);
     agent.stop().expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
 
-/// Each fails when a broker counts as down by its node id: the worker that could find it up again has the old address.
+/// Fails when a broker is marked down by node id: only the worker with the old address could mark it up again.
 #[test]
-fn a_broker_of_3_9_comes_back_on_another_port() {
-    comes_back_on_another_port(Version::V39);
+fn broker_3_9_returns_on_another_port() {
+    returns_on_another_port(Version::V39);
 }
 #[test]
-fn a_broker_of_4_1_comes_back_on_another_port() {
-    comes_back_on_another_port(Version::V41);
+fn broker_4_1_returns_on_another_port() {
+    returns_on_another_port(Version::V41);
 }
 
-/// The same on three nodes, where the others tell the new address.
+/// The same on three nodes, where the other brokers announce the new address.
 #[test]
-fn one_of_three_comes_back_on_another_port() {
+fn one_of_three_brokers_returns_on_another_port() {
     let mut cluster = Cluster::start(Version::V41, &[]);
     let topic = cluster.topic_on(2);
     let folder = Folder::new();
@@ -83,38 +83,40 @@ fn one_of_three_comes_back_on_another_port() {
     topic.wait_count(100);
     cluster.move_away(2);
     folder.append("f.log", Lines::new("f", 100..200).bytes());
-    topic.wait_count_for(200, FOUND);
+    topic.wait_count_for(200, RECOVERY);
     agent.stop().expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
 
-/// A standby cluster takes over behind the same name: the same node id, another address, another cluster. Fails as above.
+/// A standby cluster takes over behind the same name: same node id, another address, another cluster id. Fails as
+/// above.
 #[test]
-fn a_standby_cluster_behind_the_same_name() {
+fn standby_cluster_behind_the_same_name() {
     let (active, standby) = (Broker::own(Version::V41), Broker::own(Version::V41));
     let topic = active.topic(1);
-    let mut later = standby.unborn_topic(1);
+    let mut later = standby.missing_topic(1);
     later.name.clone_from(&topic.name);
     later.create(&[]);
-    let name = Name::of(&active.address);
+    let name = StableAddress::of(&active.address);
     let folder = Folder::new();
     folder.write("f.log", Lines::new("f", 0..100).bytes());
     let mut agent = folder.follows(&name.address, &topic, "modern").start();
     topic.wait_count(100);
     active.kill();
-    name.now_means(&standby.address);
+    name.point_to(&standby.address);
     let lines = Lines::new("f", 100..200);
     folder.append("f.log", lines.bytes());
-    later.wait_count_for(100, FOUND);
+    later.wait_count_for(100, RECOVERY);
     let done = agent.stop().expect_code(0);
     Delivered::in_topic(&later).assert_exactly_once(&[&lines]);
     assert!(done.stderr.contains("of another cluster now"), "{}", done.stderr);
 }
 
-/// A topic is deleted and created again on another node while nothing is written. The old leader's hint (KIP-951) names the
-/// new one in a leader epoch that is known already. Fails when metadata is not asked then: lines wait for five minutes.
+/// A topic is deleted and recreated on another node while the log is idle. The old leader's hint (KIP-951) names the
+/// new leader with a leader epoch that is already known. Fails when metadata is not refreshed then: lines wait five
+/// minutes.
 #[test]
-fn a_topic_made_anew_on_another_node_while_idle() {
+fn topic_recreated_on_another_node_while_idle() {
     let cluster = Cluster::start(Version::V41, &[]);
     let topic = cluster.topic_on(1);
     let folder = Folder::new();
@@ -125,7 +127,7 @@ fn a_topic_made_anew_on_another_node_while_idle() {
     topic.create_on(2);
     let lines = Lines::new("f", 100..200);
     folder.append("f.log", lines.bytes());
-    topic.wait_count_for(100, FOUND);
+    topic.wait_count_for(100, RECOVERY);
     agent.stop().expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }

@@ -1,6 +1,7 @@
-//! `status` against the truth, at random moments of a bad day: the test knows what was written into which file and what
-//! has arrived in the topic, while files are rotated, the way to the broker breaks, and the agent is stopped and killed.
-//! Nothing is written while it looks, so most of what `status` says must be exactly so. `LOGAGENT_SEED=n` tries one day.
+//! `status` against the truth, at random moments of a bad day: the test knows what was written to which file and what
+//! has arrived in the topic, while files are rotated, the network breaks, and the agent is stopped and killed.
+//! Nothing is written during a check, so most of what `status` reports must be exact. `LOGAGENT_SEED=n` runs a single
+//! day.
 
 use crate::harness::*;
 use serde_json::Value;
@@ -8,17 +9,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
-/// Bytes of a line with its end.
+/// Bytes of a line, including its end.
 const WIDTH: u64 = 201;
-/// As the config says it.
+/// As in the config.
 const MEMORY: u64 = 192 << 10;
 const BATCH: u64 = 16 << 10;
 const RATE: u64 = 200 << 10;
 
-/// One log, and all the files that it was.
+/// One log, and all its files so far.
 struct Log {
     name: &'static str,
-    /// By inode (none is removed, so each is given once): which lines it holds. The last is the one at the path.
+    /// By inode (none is deleted, so none is reused): the lines it holds. The last is the file at the path.
     files: Vec<(u64, std::ops::Range<u64>)>,
 }
 
@@ -28,7 +29,7 @@ impl Log {
     }
 }
 
-/// What a consumer sees: how often each line of each log stands in the topic.
+/// A consumer's view: how often each line of each log is in the topic.
 type Arrived = HashMap<String, BTreeMap<u64, u64>>;
 
 struct Day<'b> {
@@ -39,7 +40,7 @@ struct Day<'b> {
     driver: &'static str,
     logs: Vec<Log>,
     agent: Option<Agent>,
-    /// How many lines can have come twice at most, by what was done to the agent.
+    /// The most lines that can be doubled, given what was done to the agent.
     cap: u64,
     looks: u64,
     did: Vec<String>,
@@ -109,7 +110,7 @@ impl Day<'_> {
         self.create(log);
     }
 
-    /// Lines that are saved as not acknowledged though they are: of one second and what the save itself takes.
+    /// Lines acknowledged but not yet saved as such: one second's worth, plus the time of the save.
     const UNSAVED: u64 = 2 * RATE / WIDTH;
 
     fn kill(&mut self) {
@@ -170,7 +171,7 @@ impl Day<'_> {
         all
     }
 
-    /// Asks, and compares. A line acknowledged is a line that has arrived by then; one that came twice before was counted.
+    /// Queries and compares. An acknowledged line has arrived by then; a doubled one was counted before.
     fn look(&mut self) {
         self.looks += 1;
         let end = Instant::now() + Self::STALE;
@@ -187,7 +188,7 @@ impl Day<'_> {
         }
     }
 
-    /// A tail that waits for memory looks at its files every 2 s.
+    /// A tail that waits for memory checks its files every 2 s.
     const STALE: std::time::Duration = secs(4);
 
     fn judge(&self, status: &Value, doubled: u64, arrived: &Arrived) -> Result<(), Wrong> {
@@ -198,13 +199,13 @@ impl Day<'_> {
             let file = status["files"].as_array().unwrap().iter().find(|f| f["path"] == path.as_str());
             match file {
                 Some(file) => judge_file(log, file, live, arrived)?,
-                // Nothing is known of it before its first save.
+                // The agent does not know the file before its first save.
                 None => must(!live, || format!("{path} is followed"))?,
             }
         }
         let totals = |name: &str| status["totals"][name].as_u64().unwrap();
         let at_most = totals("doubled_at_most");
-        // What a killed run had in flight is counted when the next one reads it again.
+        // What a killed run had in flight is counted when the next run reads it again.
         must_become(!live || at_most >= doubled, || format!("{doubled} are doubled, and at most {at_most}"))?;
         // Classic counts a batch for each attempt that may have been stored; modern's repeats are recognized.
         let by_retries = if self.driver == "classic" { totals("retries") * (BATCH / WIDTH + 1) } else { 0 };
@@ -215,7 +216,7 @@ impl Day<'_> {
         must(totals("lost_bytes") == 0, || "nothing is lost".into())
     }
 
-    /// Everything mended: after a while all is delivered, and every number is exact.
+    /// Everything is repaired: after a while all is delivered, and every number is exact.
     fn evening(mut self) {
         self.proxy.mode(Mode::Pass);
         if self.agent.is_none() {
@@ -254,9 +255,9 @@ impl Day<'_> {
     }
 }
 
-/// What `status` says wrongly.
+/// How `status` is wrong.
 enum Wrong {
-    /// It may be what was so a moment ago.
+    /// It may reflect the state of a moment ago.
     Old(String),
     Never(String),
 }
@@ -300,7 +301,7 @@ fn judge_file(log: &Log, file: &Value, live: bool, arrived: &Arrived) -> Result<
         for (inode, lines) in log.files.iter().filter(|(inode, _)| !seen.contains(inode)) {
             let gone = lines.clone().find(|n| !here.contains_key(n));
             must_become(gone.is_none(), || {
-                format!("{} {gone:?} waits in the file {inode}, which is not told", log.name)
+                format!("{} {gone:?} waits in the file {inode}, which is not reported", log.name)
             })?;
         }
     }
@@ -319,8 +320,8 @@ fn day(seed: u64, version: Version, driver: &'static str, time: std::time::Durat
     day.evening();
 }
 
-/// Fails when a position is told before its acknowledgement, when a rotated file's rest is left out of the lag, or when a
-/// kill's lines are counted short.
+/// Fails when a position is reported before its acknowledgement, when the rest of a rotated file is missing from the
+/// lag, or when too few lines are counted after a kill.
 #[test]
 fn a_day_with_modern() {
     day(7, Version::V41, "modern", secs(20));

@@ -1,4 +1,4 @@
-//! What the Debian package installs beside the program. Builds and installs nothing: that is `tests/package`.
+//! What the Debian package installs besides the program. Builds and installs nothing: that is `tests/package`.
 
 use crate::harness::page::text;
 
@@ -17,5 +17,5 @@ fn the_files_of_the_package_are_there() {
         };
         assert!(deb["assets"].as_array().unwrap().iter().any(installed), "{page} in {folder}");
     }
-    assert!(text("systemd/postrm").contains("\n#DEBHELPER#\n"), "where cargo-deb puts its part");
+    assert!(text("systemd/postrm").contains("\n#DEBHELPER#\n"), "where cargo-deb inserts its part");
 }

@@ -1,11 +1,12 @@
-//! SIGHUP: a running agent takes up another config. What did not change goes on, with its descriptors; nothing is lost
-//! and nothing doubled by it.
+//! SIGHUP: a running agent applies another config. What did not change keeps running with its descriptors; nothing is
+//! lost or doubled.
 
 use crate::harness::*;
 use rustix::process::Signal;
 use std::time::Instant;
 
-/// The config `c.toml`: these lines before `[kafka]`, in it, and behind it. State is in `state`, logs are in the folder.
+/// The config `c.toml`: `files` before `[kafka]`, `kafka` in it, `rest` after it. State is in `state`, logs are in
+/// the folder.
 fn config(folder: &Folder, brokers: &str, kafka: &str, rest: &str) {
     let here = folder.root().display();
     let rest = rest.replace("paths = [\"", &format!("paths = [\"{here}/"));
@@ -15,7 +16,7 @@ fn config(folder: &Folder, brokers: &str, kafka: &str, rest: &str) {
     folder.write("c.toml", text);
 }
 
-/// Lines to standard output.
+/// A config that prints to standard output.
 fn files(folder: &Folder, files: &str) {
     config(folder, "unused:9092", "", files);
 }
@@ -24,8 +25,8 @@ const PRINTS: &str = "run -c c.toml --output stdout";
 
 const F: &str = "[[files]]\npaths = [\"f.log\"]\nstart = \"beginning\"\n";
 
-/// Sources are added and taken away while another one has unread lines in a file that has no name any more. Fails when a
-/// reload ends the tails and starts them anew: the bytes are nowhere else.
+/// Sources are added and removed while another one has unread lines in a deleted file. Fails when a reload restarts
+/// the tails: those bytes exist nowhere else.
 #[test]
 fn an_unchanged_source_keeps_its_thread_and_its_deleted_files() {
     let folder = Folder::new();
@@ -45,16 +46,16 @@ fn an_unchanged_source_keeps_its_thread_and_its_deleted_files() {
     agent.reload();
     agent.wait_closed(&folder.path("g.log"), SOON);
     assert_eq!(agent.thread("tail f.log"), thread, "another thread");
-    assert!(agent.lines().len() < 400, "it was to be unread until now");
+    assert!(agent.lines().len() < 400, "it should be unread until now");
     let seen = agent.wait_lines(401);
     Delivered::of(seen.iter().filter(|l| *l != b"new")).assert_exactly_once(&[&lines]);
-    assert!(agent.log().contains("taken up: 1 [[files]] added"), "{}", agent.log());
-    assert!(agent.log().contains("taken up: 1 [[files]] removed"), "{}", agent.log());
+    assert!(agent.log().contains("applied: 1 [[files]] added"), "{}", agent.log());
+    assert!(agent.log().contains("applied: 1 [[files]] removed"), "{}", agent.log());
 }
 
-/// Fails when the options of a tail that runs stay those it began with, or when it loses its descriptors with them.
+/// Fails when a running tail keeps its old options, or loses its descriptors when they change.
 #[test]
-fn a_changed_source_goes_on_where_it_stands() {
+fn a_changed_source_keeps_its_position() {
     let folder = Folder::new();
     files(&folder, &format!("{F}rate_limit = \"8KiB/s\"\n"));
     let lines = Lines::new("f", 0..2000);
@@ -72,10 +73,11 @@ fn a_changed_source_goes_on_where_it_stands() {
     Delivered::of(seen.iter().filter(|l| *l != b"last")).assert_exactly_once(&[&lines]);
 }
 
-/// `start` is for what is there when the paths are first known, and that is kept before READY=1. Fails when a new source is
-/// read from its beginning, when what comes later is not, or when a kill after the reload makes its old lines new.
+/// `start` applies to what exists when the paths are first known, and is saved before READY=1. Fails when a new
+/// source is read from its beginning, when later lines are not read, or when a kill after the reload makes its old
+/// lines new.
 #[test]
-fn a_new_source_has_its_first_sight() {
+fn start_applies_to_a_new_source() {
     let folder = Folder::new();
     files(&folder, F);
     folder.write("f.log", b"");
@@ -90,7 +92,7 @@ fn a_new_source_has_its_first_sight() {
     let mut seen = agent.wait_lines(2);
     seen.sort();
     assert_eq!(seen, [b"a", b"b"]);
-    // Known by now: another start says nothing.
+    // Known by now: another start logs nothing about it.
     folder.write("new/third.log", "c\n");
     files(&folder, &format!("{F}[[files]]\npaths = [\"new/*.log\"]\nstart = \"beginning\"\n"));
     agent.reload();
@@ -100,10 +102,10 @@ fn a_new_source_has_its_first_sight() {
     assert_eq!(agent.stop().expect_code(0).lines().len(), 4);
 }
 
-/// Fails when a path that is followed no more keeps its descriptor, or when it is read anew, or from its end, as its source
-/// comes back.
+/// Fails when a path that is no longer followed keeps its descriptor, or when it is reread, or read from its end,
+/// once its source is added again.
 #[test]
-fn a_source_goes_and_comes_back() {
+fn a_source_is_removed_and_added_again() {
     let folder = Folder::new();
     let both = format!("{F}[[files]]\npaths = [\"g.log\"]\nstart = \"beginning\"\n");
     let lines = Lines::new("g", 0..3000);
@@ -125,10 +127,10 @@ fn a_source_goes_and_comes_back() {
     Delivered::of(done.lines()).assert_exactly_once(&[&lines]);
 }
 
-/// `follow = false`. Fails when such a file is looked at again and again, or is left alone though its source has changed.
+/// `follow = false`. Fails when such a file is checked repeatedly, or is left alone although its source has changed.
 #[test]
 fn a_file_read_once_is_left_alone() {
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     files(&folder, &format!("{F}follow = false\n"));
     folder.write("f.log", "one\n");
     let mut agent = folder.agent_line(PRINTS).start();
@@ -146,7 +148,8 @@ fn a_file_read_once_is_left_alone() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when a wrong config ends the agent, is taken up in part, or leaves systemd waiting; or when only one problem is told.
+/// Fails when an invalid config ends the agent, is partly applied, or leaves systemd waiting; or when only one
+/// problem is reported.
 #[test]
 fn a_config_with_problems_changes_nothing() {
     let folder = Folder::new();
@@ -161,9 +164,9 @@ fn a_config_with_problems_changes_nothing() {
     folder.append("g.log", "g\n");
     assert_eq!(agent.wait_lines(1), [b"f"]);
     let log = agent.log();
-    let told: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
-    assert_eq!(told.len(), 2, "{log}");
-    assert!(told[0].contains("c.toml:") && told[0].contains("max_line"), "{log}");
+    let problems: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
+    assert_eq!(problems.len(), 2, "{log}");
+    assert!(problems[0].contains("c.toml:") && problems[0].contains("max_line"), "{log}");
     std::fs::remove_file(folder.path("c.toml")).unwrap();
     agent.reload();
     folder.append("f.log", "h\n");
@@ -171,9 +174,9 @@ fn a_config_with_problems_changes_nothing() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when a key that cannot be taken up is taken up, or passed over in silence.
+/// Fails when a key that needs a restart is applied, or silently ignored.
 #[test]
-fn what_needs_a_restart_is_said() {
+fn keys_that_need_a_restart_are_reported() {
     let folder = Folder::new();
     files(&folder, F);
     folder.write("f.log", b"");
@@ -184,15 +187,16 @@ fn what_needs_a_restart_is_said() {
     for _ in 0..2 {
         agent.reload();
     }
-    let said = "taken up: [agent] drain_timeout; needs a restart: [agent] state_dir, [agent] sync";
+    let said = "applied: [agent] drain_timeout; needs a restart: [agent] state_dir, [agent] sync";
     assert!(agent.log().contains(said), "{}", agent.log());
-    let again = "nothing to take up; needs a restart: [agent] state_dir, [agent] sync";
+    let again = "nothing to apply; needs a restart: [agent] state_dir, [agent] sync";
     assert!(agent.log().contains(again), "{}", agent.log());
     assert!(!folder.path("other").exists());
     agent.stop().expect_code(0);
 }
 
-/// Fails when the first metrics tell of no file, or when a file that is left stays behind with its last numbers.
+/// Fails when the first metrics do not include the file, or when a file that is no longer followed keeps its last
+/// numbers.
 #[test]
 fn metrics_are_there_when_ready() {
     let folder = Folder::new();
@@ -215,9 +219,9 @@ fn metrics_are_there_when_ready() {
     agent.stop().expect_code(0);
 }
 
-/// One reload after the other while 5,000 lines a second go to a real broker by either driver. Fails when no driver follows
-/// the one that leaves, or when ship does not take it up. (That none leaves with a batch in its hands is seen in
-/// `producer/tests.rs` and by the simulator: here the moment would be too short.)
+/// Repeated reloads while 5,000 lines a second go to a real broker through either driver. Fails when no driver
+/// replaces the old one, or when ship does not use it. (That no driver shuts down with unfinished
+/// batches is tested in `producer/tests.rs` and by the simulator: here the window would be too short.)
 #[test]
 fn reloads_under_load_neither_lose_nor_double() {
     let broker = Broker::shared(Version::V39);
@@ -256,8 +260,8 @@ fn reloads_under_load_neither_lose_nor_double() {
     agent.stop().expect_code(0);
 }
 
-/// From a broker that is not there, with memory full of lines, to one that is; and on to another cluster. Fails when the
-/// agent goes on with the old list, waits for it for ever, or uses a producer id of another cluster.
+/// From a broker that is down, with memory full of lines, to one that is up; then to another cluster. Fails when the
+/// agent keeps the old list, waits for it forever, or uses the producer id of another cluster.
 #[test]
 fn other_brokers() {
     let folder = Folder::new();
@@ -295,10 +299,11 @@ fn other_brokers() {
     agent.stop().expect_code(0);
 }
 
-/// A mistyped topic that nobody makes: its lines fill their part of memory, and the tail waits for room. Fails when the
-/// waiting tail does not hear of the change, or when lines are lost or doubled as the others follow after a restart.
+/// A mistyped topic that is never created: its lines fill their part of memory, and the tail waits for room. Fails
+/// when the waiting tail does not learn of the change, or when lines are lost or doubled when the others follow after
+/// a restart.
 #[test]
-fn another_topic_for_a_tail_that_waits() {
+fn another_topic_for_a_waiting_tail() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..100_000);
     lines.append_to(&folder.path("f.log"));
@@ -325,7 +330,7 @@ fn another_topic_for_a_tail_that_waits() {
     agent.stop().expect_code(0);
 }
 
-/// With exactly-once a driver may change, brokers may not. Fails when numbers are lost in a change.
+/// With exactly-once the driver may change, brokers may not. Fails when sequence numbers are lost in a change.
 #[test]
 fn exactly_once_over_reloads() {
     let broker = Broker::shared(Version::V41);
@@ -359,8 +364,8 @@ fn exactly_once_over_reloads() {
     drop(agent);
 }
 
-/// Fails when a reload that waits for a dead broker holds up the end, when a signal of the two is lost, or when a reload
-/// that comes while another is under way is forgotten.
+/// Fails when a reload that waits for a dead broker delays shutdown, when one of the two signals is lost, or when a
+/// reload requested during another one is forgotten.
 #[test]
 fn sigterm_during_a_reload() {
     let (black_hole, _held, _listener) = full_backlog();
@@ -374,7 +379,7 @@ fn sigterm_during_a_reload() {
             agent.signal(Signal::HUP);
         }
         if again {
-            // A reload begins with this line, so the next signal comes while it is under way.
+            // A reload begins with this line, so the next signal arrives during it.
             let begun = || agent.log().matches("SIGHUP: ").count();
             wait_until(SOON, "a reload begins", || begun() >= 1);
             let before = begun();

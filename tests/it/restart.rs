@@ -1,4 +1,4 @@
-//! Stops and kills, without a broker: what is saved is what was written out.
+//! Stops and kills without a broker: only what was written to standard output may be saved.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -9,8 +9,8 @@ fn once(folder: &Folder) -> Vec<Vec<u8>> {
     folder.agent_line(&format!("{LIVE} --once")).run().expect_code(0).lines()
 }
 
-/// Ten lives during a steady writer, each ended like this, and one to the end of the file.
-fn ten_lives(end: impl Fn(u64, &mut Agent) -> Vec<Vec<u8>>) -> (Delivered, Lines) {
+/// Ten runs while a writer appends steadily, each ended by `end`, and a last one that reads to the end of the file.
+fn restart_ten_times(end: impl Fn(u64, &mut Agent) -> Vec<Vec<u8>>) -> (Delivered, Lines) {
     let folder = Folder::new();
     folder.write("f.log", b"");
     let writer = Writer::steady(folder.path("f.log"), "f", 2000);
@@ -24,10 +24,10 @@ fn ten_lives(end: impl Fn(u64, &mut Agent) -> Vec<Vec<u8>>) -> (Delivered, Lines
     (Delivered::of(seen), lines)
 }
 
-/// Fails when a position is saved that was not written out, or not at all at the end.
+/// Fails when a position is saved before its lines were written out, or not saved at exit.
 #[test]
-fn ten_stops_during_a_steady_writer() {
-    let (delivered, lines) = ten_lives(|round, agent| {
+fn ten_stops_while_a_log_grows() {
+    let (delivered, lines) = restart_ten_times(|round, agent| {
         pause(millis(100 + round * 37));
         agent.stop().expect_code(0).lines()
     });
@@ -37,15 +37,15 @@ fn ten_stops_during_a_steady_writer() {
 
 /// Fails when a position is saved before its acknowledgement.
 #[test]
-fn ten_kills_during_a_steady_writer() {
-    let (delivered, lines) = ten_lives(|round, agent| {
+fn ten_kills_while_a_log_grows() {
+    let (delivered, lines) = restart_ten_times(|round, agent| {
         pause(millis(150 + round * 97));
         agent.kill().whole_lines()
     });
     delivered.assert_at_least_once(&[&lines]);
 }
 
-/// Fails when siblings are not looked for at the start, or are read in the wrong order.
+/// Fails when siblings are not searched for at start, or are read in the wrong order.
 #[test]
 fn rotated_while_stopped() {
     for rotations in 1..=3u64 {
@@ -69,9 +69,9 @@ fn rotated_while_stopped() {
     }
 }
 
-/// Rotated and removed while stopped. Fails when the loss is silent, or a look that fails is proof.
+/// Rotated and removed while stopped. Fails when the loss is silent, or when a failed look-up counts as proof.
 #[test]
-fn removed_while_stopped_is_counted() {
+fn removed_while_stopped_is_counted_as_lost() {
     let folder = Folder::new();
     let config = format!(
         "[[files]]\npaths = [\"{}\"]\nstart = \"beginning\"\nrate_limit = \"2KiB/s\"\n",
@@ -94,9 +94,9 @@ fn removed_while_stopped_is_counted() {
     assert_eq!(status["totals"]["lost_bytes"].as_u64(), Some((1000 - read) * 201));
 }
 
-/// Fails when half a line is dropped or sent at a restart.
+/// Fails when a partial line is dropped, or sent, at a restart.
 #[test]
-fn half_a_line_over_a_restart() {
+fn partial_line_across_a_restart() {
     let folder = Folder::new();
     folder.write("f.log", "ab");
     folder.agent_line(LIVE).start().stop().expect_code(0);
@@ -104,16 +104,16 @@ fn half_a_line_over_a_restart() {
     assert_eq!(once(&folder), [b"abcd".to_vec()]);
 }
 
-/// Fails when finished streams, descriptors, watches or threads pile up.
+/// Fails when finished streams, descriptors, watches or threads accumulate.
 #[test]
-fn many_rotated_and_removed_files_leave_little() {
+fn rotated_and_removed_files_are_cleaned_up() {
     let folder = Folder::new();
     folder.write("f.log", b"");
     let mut agent = folder.agent_line(LIVE).start();
     let threads = agent.threads();
     for round in 0..300 {
         folder.append("f.log", Lines::new("f", round..round + 1).bytes());
-        // The next rename takes the last rotated file away, so it is read before.
+        // The next rename removes the last rotated file, so read it first.
         wait_until(SOON, "the line", || agent.lines().len() as u64 > round);
         folder.rename("f.log", "f.log.1");
         folder.append("f.log", b"");
@@ -127,7 +127,7 @@ fn many_rotated_and_removed_files_leave_little() {
     assert!(size < 40_000, "{size} bytes of state");
 }
 
-/// Fails when a stop waits for a deadline, or a second signal does not end it.
+/// Fails when an idle agent takes until a timeout to stop, or ignores a second signal.
 #[test]
 fn an_idle_agent_stops_at_once() {
     let folder = Folder::new();
@@ -139,10 +139,10 @@ fn an_idle_agent_stops_at_once() {
     assert!(begun.elapsed() < secs(5), "{:?}, and drain_timeout is 10 s", begun.elapsed());
 }
 
-/// A file that comes under a known pattern and is rotated away, also twice and compressed, while no agent runs: all of it is
-/// new. Fails when its first sight is the pattern's.
+/// A file appears under a known pattern and is rotated while the agent is down, also twice and compressed: all of it
+/// is new. Fails when `start` of the pattern applies to it.
 #[test]
-fn made_and_rotated_while_stopped() {
+fn created_and_rotated_while_stopped() {
     let folder = Folder::new();
     folder.write("logs/known.log", "known\n");
     let run = "run --output stdout --state-dir state logs/*.log";
@@ -167,9 +167,9 @@ fn made_and_rotated_while_stopped() {
     delivered.assert_ordered();
 }
 
-/// A file leaves the config and comes back: its position is kept meanwhile. Fails when it is forgotten with its source.
+/// A file is removed from the config and added again later. Fails when its position is forgotten with its source.
 #[test]
-fn a_file_that_leaves_the_config_for_a_while() {
+fn file_removed_from_the_config_and_added_again() {
     let folder = Folder::new();
     let source = |name: &str| format!("[[files]]\npaths = [{:?}]\nstart = \"end\"\n", folder.path(name));
     let run = "run -c c.toml --output stdout --state-dir state";
@@ -191,10 +191,10 @@ fn a_file_that_leaves_the_config_for_a_while() {
     Delivered::of(seen).assert_exactly_once(&[&Lines::new("a", 0..30), &Lines::new("b", 0..30)]);
 }
 
-/// Ready means that the size of every file is saved: what comes later is new, whatever becomes of the agent. No broker is
-/// needed for that. Fails when ready is said first.
+/// READY=1 means that the size of every file is saved, so everything written later is new even if the agent is
+/// killed. This needs no broker. Fails when READY=1 is sent before the save.
 #[test]
-fn killed_as_soon_as_it_is_ready() {
+fn killed_right_after_ready() {
     let folder = Folder::new();
     let names: Vec<String> = (0..50).map(|i| format!("{i:02}")).collect();
     for name in &names {

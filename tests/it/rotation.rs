@@ -1,5 +1,5 @@
-//! Rotation by renaming: chains in both directions, late writers, moves, many at once. Without a
-//! broker; the real logrotate is in `logrotate.rs`, compression too.
+//! Rotation by renaming: chains in both directions, late writers, moves, many at once. Without a broker; the real
+//! logrotate and compression are in `logrotate.rs`.
 
 use crate::harness::*;
 use std::fs::{File, OpenOptions};
@@ -26,8 +26,8 @@ fn all_once_in_order(lines: Vec<Vec<u8>>, written: &[&Lines]) {
     delivered.assert_ordered();
 }
 
-/// Fails when the old file is closed at once, when siblings are read by their numbers, or when a pattern that
-/// means rotated files too reads them again.
+/// Fails when the old file is closed immediately, when siblings are read in the order of their numbers, or when a
+/// pattern that matches rotated files too reads them twice.
 #[test]
 fn three_files_three_rotations() {
     let folder = Folder::new();
@@ -44,13 +44,13 @@ fn three_files_three_rotations() {
             folder.append(&name, part.bytes());
         }
     }
-    // A rotated file has a name of its own in this pattern, and may be read by that: order is not asked for.
+    // A rotated file's name matches this pattern too, so it may be read under that name: the order does not matter.
     Delivered::of(agent.wait_lines(3600)).assert_exactly_once(&[&all[0], &all[1], &all[2]]);
 }
 
-/// Fails when the renamed file is left before `rotate_grace`, or starves the new one.
+/// Fails when the renamed file is closed before `rotate_grace`, or starves the new one.
 #[test]
-fn a_writer_that_goes_on_in_the_renamed_file() {
+fn a_writer_that_keeps_the_renamed_file_open() {
     let folder = Folder::new();
     let mut old = log(&folder, "f.log");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
@@ -67,7 +67,7 @@ fn a_writer_that_goes_on_in_the_renamed_file() {
     Delivered::of(agent.wait_lines(120)).assert_exactly_once(&[&first, &late, &new]);
 }
 
-/// Ten lines and what `rotate` does with them, in each round, while the agent looks on or is stopped by SIGSTOP.
+/// In each round ten lines are written and `rotate` is called, while the agent runs or is stopped by SIGSTOP.
 fn in_rounds(rounds: u64, rotate: impl Fn(&Folder, u64, bool, &[u8])) {
     for paused in [false, true] {
         let folder = Folder::new();
@@ -86,7 +86,7 @@ fn in_rounds(rounds: u64, rotate: impl Fn(&Folder, u64, bool, &[u8])) {
     }
 }
 
-/// Fails when only the newest sibling is looked for.
+/// Fails when only the newest sibling is searched for.
 #[test]
 fn five_rotations_within_a_moment() {
     in_rounds(6, |folder, round, _, lines| {
@@ -97,7 +97,7 @@ fn five_rotations_within_a_moment() {
     });
 }
 
-/// The other direction: names that count up, and dates. Fails when order is taken from numbers.
+/// The other direction: names that count up, and dates. Fails when the order is taken from the numbers.
 #[test]
 fn names_that_count_up() {
     in_rounds(12, |folder, round, dated, lines| {
@@ -110,7 +110,7 @@ fn names_that_count_up() {
 
 /// Fails when the file is closed with its name.
 #[test]
-fn moved_out_of_the_folder_while_it_is_read() {
+fn moved_out_of_the_folder_while_being_read() {
     let folder = Folder::new();
     folder.mkdir("away");
     let lines = Lines::new("f", 0..400_000).width(60);
@@ -120,7 +120,7 @@ fn moved_out_of_the_folder_while_it_is_read() {
     all_once_in_order(agent.wait_lines(400_000), &[&lines]);
 }
 
-/// Fails when the last line without an end waits for ever, or is glued to the first of the new file.
+/// Fails when an unterminated last line waits forever, or is joined with the first line of the new file.
 #[test]
 fn an_unterminated_last_line_is_a_line_of_its_own() {
     let folder = Folder::new();
@@ -134,7 +134,7 @@ fn an_unterminated_last_line_is_a_line_of_its_own() {
     assert_eq!(seen, [&b"half"[..], b"new", b"whole"]);
 }
 
-/// Fails when a file that replaces another atomically is taken for grown.
+/// Fails when a file that atomically replaces another is taken for the old one grown.
 #[test]
 fn replaced_atomically_is_a_new_file() {
     let folder = Folder::new();
@@ -146,7 +146,8 @@ fn replaced_atomically_is_a_new_file() {
     assert_eq!(agent.wait_lines(5).concat(), b"onetwoonetwothree");
 }
 
-/// The bound on open files. Fails when rotated files are held without limit, or those beyond it are not found again.
+/// The limit on open files. Fails when rotated files are held without a limit, or those beyond it are not found
+/// again.
 #[test]
 fn thirty_rotated_files_are_not_all_open() {
     let folder = Folder::new();
@@ -171,9 +172,9 @@ fn thirty_rotated_files_are_not_all_open() {
     });
 }
 
-/// No broker is there, and two dozen rotated files wait. Fails when those that are not open are in no number.
+/// No broker is up, and two dozen rotated files wait. Fails when those that are not open are missing from the lag.
 #[test]
-fn what_is_not_open_is_unsent_too() {
+fn closed_rotated_files_count_as_unsent() {
     let (folder, broker) = (Folder::new(), Scripted::away());
     folder.append("f.log", b"");
     let args =
@@ -196,7 +197,8 @@ fn what_is_not_open_is_unsent_too() {
     agent.stop().expect_code(0);
 }
 
-/// In a short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held.
+/// The short form: a rotation twice a second, at most five rotated files kept. Fails when a rotated file is not held
+/// open.
 #[test]
 fn a_fast_writer_and_fast_rotation() {
     let folder = Folder::new();

@@ -1,5 +1,5 @@
-//! Many files, busy neighbours, idle ones, and what an idle agent costs. Figures of the release build are
-//! taken by the long forms; here the limits are those a debug build must hold on a busy machine.
+//! Many files, busy neighbours, idle files, and the cost of an idle agent. The long forms measure the release build;
+//! the limits here must hold for a debug build on a busy machine.
 
 use crate::harness::*;
 use std::fs::OpenOptions;
@@ -11,17 +11,17 @@ use std::time::Instant;
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state";
 
-/// Fails when each file has an inotify instance (at 128 files), a buffer, or a timer of its own.
+/// Fails when each file has its own inotify instance (at 128 files), buffer or timer.
 #[test]
 fn a_thousand_files() {
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     folder.mkdir("logs");
     let names: Vec<String> = (0..1000).map(|i| format!("{i:04}")).collect();
     for name in &names {
         folder.append(&format!("logs/{name}.log"), b"");
     }
     let mut agent = folder.agent_line(LIVE).arg("logs/*.log").start();
-    pause(secs(3)); // first sight is saved and synced
+    pause(secs(3)); // the initial positions are saved and synced
     let (cpu, switches) = (agent.cpu(), agent.switches());
     pause(secs(5));
     let (cpu, switches) = (agent.cpu() - cpu, agent.switches() - switches);
@@ -47,7 +47,7 @@ fn a_thousand_files() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when the ends of tails and the finds of the first walk wait for one another, or when each tail's look at its
+/// Fails when tails that end and files found by the first walk wait for each other, or when a tail's scan of its
 /// folder costs more than a few milliseconds.
 #[test]
 fn a_thousand_files_once() {
@@ -65,7 +65,7 @@ fn a_thousand_files_once() {
 /// Fails when anything but a deadline wakes an idle agent, or it writes its state again.
 #[test]
 fn one_idle_file() {
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     folder.write("f.log", "a\n");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
     agent.wait_lines(1);
@@ -78,18 +78,18 @@ fn one_idle_file() {
     pause(secs(10));
     let woken = agent.switches() - switches;
     println!("one idle file: {} KiB, {woken} switches in 10 s", agent.vm_rss());
-    // One walk and one look each 30 s, and a sync of what was saved: each may fall into this.
+    // One walk and one check every 30 s, and a sync of the saved state: each may fall into this window.
     assert!(woken <= 12, "{woken} context switches in 10 idle seconds");
     assert!(agent.cpu() - cpu <= millis(10));
     assert_eq!(state(), saved);
     assert!(agent.vm_rss() < optimized(4 * 1024, 24_000), "{} KiB", agent.vm_rss());
 }
 
-/// Ten files whose lines are all delivered: what that costs in this time, in processor time and bytes written anywhere.
+/// Ten files whose lines are all delivered: the processor time and the bytes written, anywhere, in this time.
 pub fn ten_idle_files(time: std::time::Duration) -> (std::time::Duration, u64, u64) {
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
-    let folder = Folder::new();
+    let folder = Folder::quiet();
     let names: Vec<String> = (0..10).map(|i| format!("{i}.log")).collect();
     names.iter().for_each(|name| folder.append(name, Lines::new(name, 0..100).bytes()));
     let args = format!(
@@ -125,11 +125,11 @@ fn ten_idle_files_cost_nothing() {
     let (cpu, written, saved) = ten_idle_files(secs(20));
     // 0.1 s in ten minutes are 3 ms in 20 s; the kernel counts in steps of 10 ms.
     assert!(cpu <= millis(10), "{cpu:?} in 20 idle seconds");
-    // A wake-up of a thread is 8 bytes in an eventfd.
+    // Waking a thread writes 8 bytes to an eventfd.
     assert!(written <= 64 && saved == 0, "{written} bytes written, {saved} of them state");
 }
 
-/// Fails when a tail holds a part of the budget while it waits for more.
+/// Fails when a tail holds part of the budget while it waits for more.
 #[test]
 fn eight_files_with_growing_lines_of_900_kb() {
     let folder = Folder::new();
@@ -180,7 +180,7 @@ fn sixty_four_busy_files() {
     assert!(done.vm_hwm < 24_000 + 64 * 64, "{} KiB", done.vm_hwm);
 }
 
-/// Fails when a busy file takes all of the budget or the channel.
+/// Fails when a busy file occupies the whole budget or the whole channel.
 #[test]
 fn slow_files_beside_a_fast_one() {
     let folder = Folder::new();
@@ -189,7 +189,7 @@ fn slow_files_beside_a_fast_one() {
         folder.write(&format!("{name}.log"), b"");
     }
     folder.write("fast.log", b"");
-    // Lines of the fast one are dropped in the pipe's reader; it would be gigabytes.
+    // The fast file's lines are dropped by the reader of the pipe; it would be gigabytes.
     let mut child = std::process::Command::new(binary())
         .current_dir(folder.root())
         .args(["run", "--output", "stdout", "--from", "beginning", "*.log"])

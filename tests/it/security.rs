@@ -1,12 +1,13 @@
-//! TLS, SASL and ACLs on real brokers: what must work, and what must be one clear line. Peers that lie are in `hostile.rs`, files in
-//! `untrusted.rs`.
+//! TLS, SASL and ACLs on real brokers: what must work, and what must fail with one clear line. Hostile peers are in
+//! `hostile.rs`, files in `untrusted.rs`.
 
 use crate::harness::*;
 use std::{fs, path::Path, path::PathBuf, time::Instant};
 
 pub const PASSWORD: &str = "alice-secret";
 
-/// A config of one file `NAME.log`, read from its beginning; `security` is the tables [kafka.tls] and [kafka.sasl].
+/// A config of one file `NAME.log`, read from its beginning; `security` holds the tables [kafka.tls] and
+/// [kafka.sasl].
 pub fn config(
     folder: &Folder,
     name: &str,
@@ -46,9 +47,9 @@ fn run(folder: &Folder, config: &Path) -> Setup {
     folder.agent(["run", "-c"]).arg(config)
 }
 
-/// Every way in by `run` and by `send`, into two topics whose ACLs allow these users and no other.
+/// Every authentication method, with `run` and with `send`, into two topics whose ACLs allow only these users.
 #[track_caller]
-fn every_way_in(version: Version) {
+fn every_authentication(version: Version) {
     let broker = Broker::secure(version);
     let folder = Folder::new();
     let (topic, sent) = (broker.topic(2), broker.topic(1));
@@ -80,29 +81,30 @@ fn every_way_in(version: Version) {
     assert_eq!(sent.values(), names);
 }
 
-/// Fails when any part of TLS, client certificates, PLAIN, SCRAM or server_name is wrong, or `send` leaves a part of
-/// [kafka] out: nothing then arrives.
+/// Fails when any part of TLS, client certificates, PLAIN, SCRAM or server_name is wrong, or `send` ignores part of
+/// [kafka]: then nothing arrives.
 #[test]
-fn every_way_into_kafka_3_9() {
-    every_way_in(Version::V39);
+fn every_authentication_3_9() {
+    every_authentication(Version::V39);
 }
 #[test]
-fn every_way_into_kafka_4_1() {
-    every_way_in(Version::V41);
+fn every_authentication_4_1() {
+    every_authentication(Version::V41);
 }
 
-/// Sessions end after 4 s there. Fails when the agent authenticates too late or not again: the broker closes then.
+/// Sessions expire after 4 s there. Fails when the agent reauthenticates too late or never: the broker then closes
+/// the connection.
 #[test]
-fn a_session_is_renewed_before_its_end_3_9() {
-    a_session_is_renewed(Version::V39);
+fn session_is_renewed_before_it_expires_3_9() {
+    session_is_renewed(Version::V39);
 }
 #[test]
-fn a_session_is_renewed_before_its_end_4_1() {
-    a_session_is_renewed(Version::V41);
+fn session_is_renewed_before_it_expires_4_1() {
+    session_is_renewed(Version::V41);
 }
 
 #[track_caller]
-fn a_session_is_renewed(version: Version) {
+fn session_is_renewed(version: Version) {
     let broker = Broker::secure(version);
     let folder = Folder::new();
     let topic = broker.topic(1);
@@ -118,7 +120,7 @@ fn a_session_is_renewed(version: Version) {
         written += 10;
         pause(millis(100));
     }
-    // Longer than a session without a word, then on: authenticated again before the first request.
+    // Idle for longer than a session, then more lines: it must reauthenticate before the first request.
     topic.wait_count(written);
     pause(secs(6));
     Lines::new("r", written..written + 10).append_to(&folder.path("r.log"));
@@ -130,8 +132,8 @@ fn a_session_is_renewed(version: Version) {
     }
 }
 
-/// Name, listener, tables of the config, and what one line of the log must hold. `auto` and `classic` begin the names of
-/// those that are not for the modern driver.
+/// Name, listener, tables of the config, and what one line of the log must contain. A name that starts with `auto` or
+/// `classic` selects that driver instead of modern.
 type Case = (&'static str, &'static str, String, &'static [&'static str]);
 
 fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
@@ -161,7 +163,8 @@ fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
         ("system-ca", "tls", "[kafka.tls]\n".into(), &["set ca in [kafka.tls]"]),
         ("expired", "expired", tls.clone(), &["has expired", "renew it there, or set the clock"]),
         ("name", "elsewhere", tls.clone(), &["for kafka.example.org, not for 127.0.0.1", "set server_name"]),
-        // The alert, and with it the sentence, is the JVM's choice: bad_certificate, or certificate_required from JDK 17.0.16 on.
+        // The alert, and so the message, is up to the JVM: bad_certificate, or certificate_required since JDK
+        // 17.0.16.
         ("no-cert", "mtls", tls.clone(), &["asks for ", "set cert and key"]),
         ("stranger", "mtls", client(broker, "stranger"), &["our certificate", "set cert and key"]),
         ("mixed", "mtls", mixed, &["name a certificate and its own key"]),
@@ -173,19 +176,19 @@ fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
     ]
 }
 
-/// Each of these must be said in one line that tells what to do, at little cost, without the password, and without
-/// holding up the end.
+/// Each mistake must be reported in one line that says what to do, cheaply, without the password, and without
+/// delaying shutdown.
 #[test]
-fn what_is_wrong_is_one_clear_line_3_9() {
-    what_is_wrong(Version::V39);
+fn misconfiguration_logs_one_clear_line_3_9() {
+    misconfiguration(Version::V39);
 }
 #[test]
-fn what_is_wrong_is_one_clear_line_4_1() {
-    what_is_wrong(Version::V41);
+fn misconfiguration_logs_one_clear_line_4_1() {
+    misconfiguration(Version::V41);
 }
 
 #[track_caller]
-fn what_is_wrong(version: Version) {
+fn misconfiguration(version: Version) {
     let broker = Broker::secure(version);
     let folder = Folder::new();
     let mut cases = wrong_configs(broker, &folder);
@@ -205,7 +208,7 @@ fn what_is_wrong(version: Version) {
         for part in said.iter() {
             assert!(line.contains(part), "{name}: {part:?} in {line}");
         }
-        assert!(line.contains("; "), "{name}: what to do is not in {line}");
+        assert!(line.contains("; "), "{name}: no advice in {line}");
     }
     let before: Vec<_> = agents.iter().map(|(.., agent)| agent.cpu()).collect();
     pause(secs(10));
@@ -224,18 +227,18 @@ fn what_is_wrong(version: Version) {
     }
 }
 
-/// Certificate, CA and password are read at each connect. Fails when any of them is kept from the start.
+/// Certificate, CA and password are read at each connect. Fails when any of them is cached from the start.
 #[test]
-fn what_is_replaced_on_disk_is_taken_3_9() {
-    what_is_replaced(Version::V39);
+fn replaced_credentials_are_picked_up_3_9() {
+    replaced_credentials(Version::V39);
 }
 #[test]
-fn what_is_replaced_on_disk_is_taken_4_1() {
-    what_is_replaced(Version::V41);
+fn replaced_credentials_are_picked_up_4_1() {
+    replaced_credentials(Version::V41);
 }
 
 #[track_caller]
-fn what_is_replaced(version: Version) {
+fn replaced_credentials(version: Version) {
     let broker = Broker::secure(version);
     let folder = Folder::new();
     let topic = broker.topic(1);
@@ -271,18 +274,18 @@ fn what_is_replaced(version: Version) {
     Delivered::in_topic(&topic).assert_exactly_once(&[&m, &s]);
 }
 
-/// Fails when a right that is missing drops lines, ends the agent, keeps it from being ready, or is not asked for again.
+/// Fails when a missing permission drops lines, ends the agent, keeps it from becoming ready, or is not retried.
 #[test]
-fn a_right_taken_and_given_back_3_9() {
-    a_right_taken(Version::V39);
+fn permission_revoked_and_granted_again_3_9() {
+    permission_revoked(Version::V39);
 }
 #[test]
-fn a_right_taken_and_given_back_4_1() {
-    a_right_taken(Version::V41);
+fn permission_revoked_and_granted_again_4_1() {
+    permission_revoked(Version::V41);
 }
 
 #[track_caller]
-fn a_right_taken(version: Version) {
+fn permission_revoked(version: Version) {
     let broker = Broker::secure(version);
     let folder = Folder::new();
     let topic = broker.topic(1);
@@ -297,7 +300,7 @@ fn a_right_taken(version: Version) {
     topic.wait_count(100);
     broker.forbid("alice", &topic);
     Lines::new("a", 100..200).append_to(&log);
-    wait_until(PATIENT, "it is said again", || {
+    wait_until(PATIENT, "it is logged again", || {
         agent.log().matches("TOPIC_AUTHORIZATION_FAILED").count() >= 2
     });
     let before = agent.cpu();
@@ -310,17 +313,17 @@ fn a_right_taken(version: Version) {
     Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("a", 0..200)]);
 }
 
-/// The address by which other machines would reach this one; nothing is sent to find it.
+/// The address by which other machines would reach this one; no packet is sent to find it.
 fn own_address() -> std::net::IpAddr {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect("192.0.2.1:9").expect("this test needs a network interface with an IPv4 address");
     socket.local_addr().unwrap().ip()
 }
 
-/// PLAIN without TLS. Fails when the password goes to another machine without a word: to a broker of the config, or to one that
-/// is learned from metadata.
+/// PLAIN without TLS. Fails when the password is sent to another machine without a warning: to a broker of the
+/// config, or to one learned from metadata.
 #[test]
-fn plain_without_tls_is_for_this_machine_only() {
+fn plain_without_tls_to_another_machine_is_refused() {
     let folder = Folder::new();
     folder.write("f.log", Lines::new("f", 0..10).bytes());
     let plain = sasl(&folder, "PLAIN", PASSWORD);

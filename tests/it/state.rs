@@ -1,5 +1,5 @@
-//! The state folder over restarts, kills and damage, and what `status` says of it. Without a broker:
-//! delivery is to standard output. Crash images of single saves are unit tests of `state/store.rs`.
+//! The state folder across restarts, kills and damage, and what `status` says of it. Without a broker: output goes to
+//! standard output. Crash images of single saves are unit tests of `state/store.rs`.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -17,14 +17,14 @@ fn state(folder: &Folder) -> serde_json::Value {
     status_json(folder, &folder.path("state"))
 }
 
-/// `logagent status --shipped FILE`: its exit code, and what it says.
+/// `logagent status --shipped FILE`: its exit code and output.
 fn shipped(folder: &Folder, file: &str) -> (Option<i32>, String) {
     let done = folder.agent_line("status --state-dir state --shipped").arg(file).run();
     (done.code(), done.stderr.clone())
 }
 
-/// Names, times and lengths; `lock` holds the process id, which is another at each start.
-fn look(folder: &Path) -> Vec<(String, SystemTime, u64)> {
+/// Names, times and lengths; not of `lock`, whose process id changes at each start.
+fn snapshot(folder: &Path) -> Vec<(String, SystemTime, u64)> {
     let mut all: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| {
@@ -38,7 +38,7 @@ fn look(folder: &Path) -> Vec<(String, SystemTime, u64)> {
     all
 }
 
-/// Fails when a grown file becomes another stream.
+/// Fails when a file that grows becomes another stream.
 #[test]
 fn a_growing_file_keeps_its_one_entry() {
     let folder = Folder::new();
@@ -55,7 +55,7 @@ fn a_growing_file_keeps_its_one_entry() {
     assert_eq!(text.matches("\nstream ").count(), 1, "{text}");
 }
 
-/// Fails when a kill loses a line, when a clean stop doubles one, or when `doubled_at_most` is below the truth: also while no
+/// Fails when a kill loses a line, when a clean stop doubles one, or when `doubled_at_most` is too low: also while no
 /// agent runs, after several kills in a row.
 #[test]
 fn kills_lose_nothing_and_what_they_double_is_bounded() {
@@ -84,8 +84,8 @@ fn kills_lose_nothing_and_what_they_double_is_bounded() {
     assert_eq!(after["acked"].as_u64(), Some(written.count() as u64));
 }
 
-/// Killed again and again before it has run for a second. Fails when a short life leaves no progress behind: each then sends
-/// all lines again.
+/// Killed repeatedly before it has run for a second. Fails when a short run leaves no progress behind: each run then
+/// sends all lines again.
 #[test]
 fn short_lives_make_progress() {
     let folder = Folder::new();
@@ -109,9 +109,9 @@ fn short_lives_make_progress() {
     assert!(doubled < written.count() * 2, "{doubled} doubled of {}", written.count());
 }
 
-/// Fails when a damaged file is taken for an empty state, or when both damaged do not stop the start.
+/// Fails when a damaged file counts as an empty state, or when damage to both files does not stop the start.
 #[test]
-fn damage_is_met_with_the_previous_state_or_a_refusal() {
+fn damage_falls_back_to_the_previous_state_or_refuses() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..100);
     folder.write("f.log", lines.bytes());
@@ -153,7 +153,7 @@ fn damage_is_met_with_the_previous_state_or_a_refusal() {
     agent.stop().expect_code(0);
 }
 
-/// A disk that refuses. Fails when delivery stops, when status does not show it, or when it is not overcome.
+/// The disk returns errors. Fails when delivery stops, when status does not show it, or when it does not recover.
 #[test]
 fn positions_that_cannot_be_saved_do_not_stop_delivery() {
     let folder = Folder::new();
@@ -174,7 +174,7 @@ fn positions_that_cannot_be_saved_do_not_stop_delivery() {
     assert_eq!(log.matches("ERROR").count(), 1, "{log}");
 }
 
-/// Fails when every rotated file leaves an entry behind for ever. The short form; the ledger's unit test has 10,000.
+/// Fails when every rotated file leaves an entry behind forever. The short form; the ledger's unit test has 10,000.
 #[test]
 fn rotations_leave_a_bounded_state() {
     let folder = Folder::new();
@@ -200,7 +200,7 @@ fn rotations_leave_a_bounded_state() {
     assert!(kept <= 80, "{kept} streams after {rounds} rotations");
 }
 
-/// Fails when an idle agent, or a restart without news, writes to the state folder.
+/// Fails when an idle agent, or a restart without changes, writes to the state folder.
 #[test]
 fn nothing_is_written_while_nothing_changes() {
     let folder = Folder::new();
@@ -210,16 +210,16 @@ fn nothing_is_written_while_nothing_changes() {
     wait_until(SOON, "the first save", || {
         state(&folder)["files"][0]["saved"] == state(&folder)["files"][0]["size"]
     });
-    let before = look(&folder.path("state"));
+    let before = snapshot(&folder.path("state"));
     pause(secs(3));
-    assert_eq!(look(&folder.path("state")), before);
+    assert_eq!(snapshot(&folder.path("state")), before);
     first.stop().expect_code(0);
-    let before = look(&folder.path("state"));
+    let before = snapshot(&folder.path("state"));
     agent(&folder).start().stop().expect_code(0);
-    assert_eq!(look(&folder.path("state")), before);
+    assert_eq!(snapshot(&folder.path("state")), before);
 }
 
-/// Fails without the lock, when the message does not name the other, or when a kill leaves the folder locked.
+/// Fails without the lock, when the message does not name the other process, or when a kill leaves the folder locked.
 #[test]
 fn two_agents_on_one_folder() {
     let folder = Folder::new();
@@ -231,7 +231,8 @@ fn two_agents_on_one_folder() {
     agent(&folder).start().stop().expect_code(0);
 }
 
-/// Fails when a rotated file is judged by its name, when an unread line counts as shipped, or the rest of one as unread.
+/// Fails when a rotated file is matched by its name, when an unread line counts as shipped, or the rest of one as
+/// unread.
 #[test]
 fn shipped_is_exact() {
     let folder = Folder::new();
@@ -261,7 +262,7 @@ fn shipped_is_exact() {
     assert_eq!(shipped(&folder, "f.log.1").0, Some(0), "rotated, and read since");
 }
 
-/// Fails when status needs a terminal, does not see its reader go, or takes a killed agent for a running one.
+/// Fails when status needs a terminal, does not notice that its reader is gone, or reports a killed agent as running.
 #[test]
 fn status_while_running_and_after() {
     let folder = Folder::new();
@@ -292,9 +293,10 @@ fn status_while_running_and_after() {
     assert!(String::from_utf8_lossy(&text.stdout).starts_with("logagent is not running here"));
 }
 
-/// After rotations, a truncation and a restart. Fails when a counter is of one file, of one run, or of what is only read.
+/// After rotations, a truncation and a restart. Fails when a counter covers only one file or one run, or counts lines
+/// that were only read.
 #[test]
-fn status_and_metrics_are_the_truth() {
+fn status_and_metrics_are_exact() {
     let folder = Folder::new();
     folder.append("f.log", b"");
     let config = format!(
@@ -346,8 +348,8 @@ fn status_and_metrics_are_the_truth() {
     agent.stop().expect_code(0);
 }
 
-/// Kills within the second before the opening of a new file is saved. Fails when its lines are delivered again, and not
-/// counted: 1,000 stood twice with `doubled_at_most` 0.
+/// Kills within the second before a newly found file is saved. Fails when its lines are delivered again but not
+/// counted: 1,000 were doubled with `doubled_at_most` 0.
 #[test]
 fn doubled_lines_of_a_file_that_was_just_found_are_counted() {
     let folder = Folder::new();
@@ -358,7 +360,7 @@ fn doubled_lines_of_a_file_that_was_just_found_are_counted() {
         let name = format!("f{life}");
         let lines = Lines::new(&name, 0..1000);
         folder.append(&format!("{name}.log"), lines.bytes());
-        // Some 40 ms after the first acknowledgement is a save.
+        // About 40 ms after the first acknowledgement comes a save.
         let end = Instant::now() + SOON;
         while killed.count_lines() == 0 && Instant::now() < end {
             pause(millis(1));
@@ -381,9 +383,9 @@ fn doubled_lines_of_a_file_that_was_just_found_are_counted() {
     assert!(doubled > 0, "no kill came before the save");
 }
 
-/// Fails when others who may write in the folder, or its owner who is somebody else, can tell the agent what to do.
+/// Fails when a folder that other users can write to, or that belongs to another user, is accepted.
 #[test]
-fn a_folder_of_others_is_refused() {
+fn folder_of_other_users_is_refused() {
     use std::os::unix::fs::{PermissionsExt, chown};
     let folder = Folder::new();
     folder.append("f.log", "a\n");
@@ -403,7 +405,7 @@ fn a_folder_of_others_is_refused() {
     agent(&folder).arg("--once").run().expect_code(0);
 }
 
-/// Fails when a file of the state folder is opened through a symlink: written over, or read into a message.
+/// Fails when a file of the state folder is opened through a symlink: overwritten, or quoted in a message.
 #[test]
 fn nothing_in_the_folder_is_opened_through_a_symlink() {
     let folder = Folder::new();
@@ -422,10 +424,10 @@ fn nothing_in_the_folder_is_opened_through_a_symlink() {
     }
 }
 
-/// After a step back to this version, with the older copy still there. Fails when that copy is taken, and what the newer
-/// program saved is written over.
+/// After a downgrade to this version, with the older copy still present. Fails when that copy is used and the newer
+/// program's state overwritten.
 #[test]
-fn what_a_newer_program_saved_is_kept() {
+fn state_of_a_newer_version_is_kept() {
     let folder = Folder::new();
     for end in [10, 20] {
         folder.write("f.log", Lines::new("f", 0..end).bytes());

@@ -1,9 +1,9 @@
-//! SIGTERM: the end comes within `drain_timeout`, whatever the agent waits for, with code 0 and the positions saved.
+//! SIGTERM: the agent exits within `drain_timeout`, whatever it is waiting for, with code 0 and the positions saved.
 
 use crate::harness::*;
 use std::time::Instant;
 
-/// Lines of a file that is larger than memory, for `brokers`; `drain_timeout` is 1 s.
+/// A config for `brokers` and a file that is larger than memory; `drain_timeout` is 1 s.
 fn config(folder: &Folder, brokers: &str, driver: &str) {
     let here = folder.root().display();
     let text = format!(
@@ -16,9 +16,9 @@ fn config(folder: &Folder, brokers: &str, driver: &str) {
     }
 }
 
-/// After `wait`, SIGTERM. 1 s of drain and 2 s for a busy machine.
+/// SIGTERM after `wait`. Allows 1 s for the drain and 2 s for a busy machine.
 #[track_caller]
-fn ends_in_time(what: &str, setup: Setup, wait: impl FnOnce(&Agent)) {
+fn exits_in_time(what: &str, setup: Setup, wait: impl FnOnce(&Agent)) {
     let mut agent = setup.start();
     wait(&agent);
     let start = Instant::now();
@@ -33,10 +33,11 @@ fn ends_in_time(what: &str, setup: Setup, wait: impl FnOnce(&Agent)) {
     assert!(why.iter().any(|said| done.stderr.contains(said)), "{what}: {}", done.stderr);
 }
 
-/// Backing off, connecting, waiting for the first answer, waiting for the answer to a batch, each with memory full of lines, by
-/// each driver and before one is chosen. Fails when the drain has no limit, or a thread that waits for a broker is joined.
+/// Backing off, connecting, waiting for the first answer, waiting for the answer to a batch, each with memory full of
+/// lines, with each driver and before one is chosen. Fails when the drain has no limit, or a thread that waits for a
+/// broker is joined.
 #[test]
-fn whatever_the_broker_does() {
+fn whatever_state_the_broker_is_in() {
     let (black_hole, _held, _listener) = full_backlog();
     let mute = Scripted::start(1);
     mute.topic("t", &[0]);
@@ -54,13 +55,13 @@ fn whatever_the_broker_does() {
             let folder = Folder::new();
             config(&folder, &address, driver);
             let before = swallows.count(Api::Produce);
-            ends_in_time(
+            exits_in_time(
                 &format!("{driver}, {what}"),
                 folder.agent_line("run -c c.toml"),
                 |agent| match what {
                     "backing off" => drop(agent.wait_log("down", SOON)),
                     "no answer to a batch" => {
-                        wait_until(SOON, "a batch is in the air", || swallows.count(Api::Produce) > before);
+                        wait_until(SOON, "a batch is in flight", || swallows.count(Api::Produce) > before);
                     }
                     _ => pause(millis(500)),
                 },
@@ -69,8 +70,8 @@ fn whatever_the_broker_does() {
     }
 }
 
-/// A name server that says nothing, in a network of its own: `perl` binds its port and becomes the agent. Fails when the end
-/// waits for the resolver, which no thread can be called back from.
+/// A name server that does not answer, in a network namespace: `perl` binds its port and executes the agent. Fails
+/// when shutdown waits for the resolver, which cannot be interrupted.
 #[test]
 fn while_a_name_is_resolved() {
     for tool in ["unshare", "ip", "perl"] {
@@ -84,17 +85,21 @@ fn while_a_name_is_resolved() {
         config(&folder, "kafka.example:9092", driver);
         let resolver = folder.write("resolv.conf", "nameserver 127.0.0.1\n");
         let resolver = resolver.to_str().unwrap();
-        let alone = ["unshare", "--map-root-user", "--mount", "--net"];
+        let namespaces = ["unshare", "--map-root-user", "--mount", "--net"];
         let inside = ["sh", "-c", SHELL, "sh", resolver, "perl", "-MSocket", "-e", PERL];
-        let setup = folder.agent_line("run -c c.toml").within(alone.into_iter().chain(inside));
-        ends_in_time(driver, setup, |agent| {
+        let setup = folder.agent_line("run -c c.toml").wrapped_in(namespaces.into_iter().chain(inside));
+        exits_in_time(driver, setup, |agent| {
             pause(secs(1));
-            assert!(!agent.log().contains("down"), "it was to wait for the name server:\n{}", agent.log());
+            assert!(
+                !agent.log().contains("down"),
+                "it should still wait for the name server:\n{}",
+                agent.log()
+            );
         });
     }
 }
 
-/// Fails when a signal that the agent has no use for ends it, or one that asks for an end is no orderly stop.
+/// Fails when a signal that the agent does not use kills it, or one that asks for an exit is not an orderly stop.
 #[test]
 fn signals_of_every_kind() {
     let folder = Folder::new();
@@ -108,11 +113,12 @@ fn signals_of_every_kind() {
             let script = format!("kill -{signal} {}", agent.id());
             assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
         };
-        // SIGUSR2, SIGALRM, SIGSTKFLT, SIGXFSZ, SIGVTALRM, SIGPROF, SIGIO, and the real-time ones that no libc keeps for itself.
+        // SIGUSR2, SIGALRM, SIGSTKFLT, SIGXFSZ, SIGVTALRM, SIGPROF, SIGIO, and the real-time signals that libc does
+        // not reserve.
         [12, 14, 16, 25, 26, 27, 29].into_iter().chain(35..=64).for_each(send);
         folder.append("f.log", Lines::new("f", next..next + 10).bytes());
         next += 10;
-        agent.wait_lines(if next == 20 { 20 } else { 10 }); // the first life has the first ten as well
+        agent.wait_lines(if next == 20 { 20 } else { 10 }); // the first run has the first ten as well
         send(ends);
         let done = agent.wait_exit(SOON).expect_code(0);
         assert!(done.stderr.contains("stopping"), "{ends}: {}", done.stderr);

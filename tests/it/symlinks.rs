@@ -1,11 +1,11 @@
-//! Names that are links: swapped, swapped above the file, dangling.
+//! Symlinks: swapped, swapped above the file, dangling.
 
 use crate::harness::*;
 use std::os::unix::fs::symlink;
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state";
 
-/// Fails when a link is resolved once, or only its target's changes make a wake.
+/// Fails when a link is resolved only once, or only changes of its target wake the tail.
 #[test]
 fn thirty_swaps() {
     let folder = Folder::new();
@@ -28,7 +28,7 @@ fn thirty_swaps() {
     delivered.assert_ordered();
 }
 
-/// Fails when only the last part of a path is looked at for a link.
+/// Fails when only the last component of a path is checked for a link.
 #[test]
 fn a_folder_above_is_swapped() {
     let folder = Folder::new();
@@ -43,9 +43,9 @@ fn a_folder_above_is_swapped() {
     Delivered::of(agent.wait_lines(200)).assert_exactly_once(&[&Lines::new("f", 0..200)]);
 }
 
-/// Fails when a link to nothing ends a tail for good, or is looked at in a loop.
+/// Fails when a dangling link ends a tail for good, or is checked in a busy loop.
 #[test]
-fn a_link_to_nothing() {
+fn dangling_link() {
     let folder = Folder::new();
     symlink("later", folder.path("f.log")).unwrap();
     let agent = folder.agent_line(LIVE).arg("f.log").start();
@@ -62,26 +62,26 @@ fn a_link_to_nothing() {
     Delivered::of(agent.wait_lines(20)).assert_exactly_once(&[&Lines::new("f", 0..20)]);
 }
 
-/// Whoever is neither root nor the agent's user.
+/// A user that is neither root nor the agent's.
 const OTHER: u32 = 65534;
 
-/// Needs root, who alone can give a link to somebody else; any other user has no such links to fear of making.
-fn may_give_away() -> bool {
+/// Only root can give a link to another user; other users cannot create such links in a test.
+fn can_change_owners() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A link that belongs to this user.
+/// A link owned by this user.
 fn link_of(user: u32, folder: &Folder, target: &str, link: &str) {
     symlink(target, folder.path(link)).unwrap();
     std::os::unix::fs::lchown(folder.path(link), Some(user), Some(user)).unwrap();
 }
 
-/// Links of others in the followed folder: to a file, to a folder, over another link, in place of a file that is followed. Fails when
-/// one of them has a file of somebody else's sent, when a link of root or of the target's owner is not followed, or when the
-/// log, `status` and `check` do not say why.
+/// Links owned by other users in the followed folder: to a file, to a folder, through another link, in place of a
+/// followed file. Fails when one of them has another user's file sent, when a link owned by root or by the target's
+/// owner is not followed, or when the log, `status` and `check` do not say why.
 #[test]
 fn a_link_of_another_user_is_not_followed() {
-    if !may_give_away() {
+    if !can_change_owners() {
         return;
     }
     let folder = Folder::new();
@@ -117,7 +117,7 @@ fn a_link_of_another_user_is_not_followed() {
     };
     let followed = ["logs/real.log", "logs/swap.log", "pod/v1/f.log", "theirs/f.log"];
     assert_eq!(texts(agent.wait_lines(4)), followed);
-    wait_status(&folder, &folder.path("state"), "the links are told of", |s| {
+    wait_status(&folder, &folder.path("state"), "the links are reported", |s| {
         let refused = |f: &&serde_json::Value| {
             f["state"] == "unreadable"
                 && f["last_error"].as_str().is_some_and(|e| e.contains("chown -h root"))
@@ -125,7 +125,7 @@ fn a_link_of_another_user_is_not_followed() {
         s["files"].as_array().unwrap().iter().filter(refused).count() == 2
     });
     agent.wait_log("logs/folder belongs to user 65534", SOON);
-    // In place of a file that is open; and it goes on when the link is root's.
+    // In place of an open file; it is followed again when root owns the link.
     folder.remove("logs/swap.log");
     link_of(OTHER, &folder, "../secret/t.log", "logs/swap.log");
     agent.wait_log("logs/swap.log belongs to user 65534", SOON);
@@ -139,7 +139,8 @@ fn a_link_of_another_user_is_not_followed() {
     }
 }
 
-/// Rotated files beside a link's target, outside of the followed folder. Fails when those are read, or those within it are not.
+/// Rotated files next to a link's target, outside the followed folder. Fails when those are read, or those inside it
+/// are not.
 #[test]
 fn rotated_files_elsewhere_are_not_looked_for() {
     let folder = Folder::new();

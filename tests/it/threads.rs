@@ -1,10 +1,10 @@
-//! More files than threads: the limit is the user's (`ulimit -u`), which does not bind root.
+//! More files than threads: the limit is per user (`ulimit -u`) and does not apply to root.
 
 use crate::harness::*;
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-/// An agent that may have `limit` threads, as a user of its own where the tests run as root.
+/// An agent that may have `limit` threads; as a separate user where the tests run as root.
 fn limited(folder: &Folder, limit: u64, args: &str) -> Setup {
     need("prlimit");
     need("setpriv");
@@ -26,17 +26,19 @@ fn limited(folder: &Folder, limit: u64, args: &str) -> Setup {
     }
     let words = starter.join(" ");
     let bin = bin.display().to_string();
-    folder.agent(Vec::<&str>::new()).instead(words.split(' ').chain([bin.as_str()]).chain(args.split(' ')))
+    folder
+        .agent(Vec::<&str>::new())
+        .replaced_by(words.split(' ').chain([bin.as_str()]).chain(args.split(' ')))
 }
 
-/// A user's limit counts all its threads, so each folder has another.
+/// The limit counts all threads of a user, so each folder gets its own user id.
 fn user_of(folder: &Folder) -> u32 {
     use std::os::unix::fs::MetadataExt;
     let made = std::fs::metadata(folder.root()).unwrap();
     if made.uid() == 0 { 1_000_000 + (made.ino() % 1_000_000) as u32 } else { made.uid() }
 }
 
-/// Of the user that runs the tests.
+/// Threads of the user that runs the tests.
 fn own_threads() -> u64 {
     let user = rustix::process::getuid().as_raw().to_string();
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -50,7 +52,7 @@ fn own_threads() -> u64 {
     threads.sum()
 }
 
-/// Names of the files that status shows as unreadable for want of a thread.
+/// Names of the files that status reports as waiting for a thread.
 fn waiting(folder: &Folder) -> BTreeSet<String> {
     let status = status_json(folder, &folder.path("state"));
     let files = status["files"].as_array().unwrap().iter();
@@ -61,8 +63,8 @@ fn waiting(folder: &Folder) -> BTreeSet<String> {
     waits.filter_map(name).collect()
 }
 
-/// Fails when the agent ends for want of a thread, or a file that has none is not shown as unreadable, loses its place (while
-/// it waits, is rotated, or over a restart), or is not read once there are threads.
+/// Fails when the agent exits because it has no thread left, or when a file without one is not shown as unreadable,
+/// loses its position (while it waits, when rotated, or across a restart), or is not read once threads are available.
 #[test]
 fn more_files_than_threads() {
     const FILES: usize = 120;
@@ -71,7 +73,7 @@ fn more_files_than_threads() {
     let lines = |name: &str, range| Lines { range, ..Lines::new(name, 0..0) };
     let mut want: Vec<Lines> = Vec::new();
     for name in &names {
-        folder.append(&format!("{name}.log"), lines(name, 0..5).bytes()); // old ones: start = "end"
+        folder.append(&format!("{name}.log"), lines(name, 0..5).bytes()); // existing lines: start = "end"
         want.push(lines(name, 5..10));
     }
     let run = "run --output stdout --state-dir state f*.log";
@@ -94,7 +96,7 @@ fn more_files_than_threads() {
 
     let mut agent = limited(&folder, 80, run).spawn();
     agent.wait_log("no thread is free to read it", SOON);
-    // Those that are read are removed, and give their threads to others.
+    // Files that are being read are removed, which frees their threads for others.
     let read = |seen: &[Vec<u8>], name: &str| {
         let prefix = format!("{name} ").into_bytes();
         seen.iter().filter(|l| l.starts_with(&prefix)).count() >= 5
@@ -113,7 +115,7 @@ fn more_files_than_threads() {
     Delivered::of(seen).assert_exactly_once(&want.iter().collect::<Vec<_>>());
 }
 
-/// Fails when files that got no thread at first are not read by `--once`, or when it ends otherwise than by having read them.
+/// Fails when `--once` does not read files that got no thread at first, or exits before it has read them.
 #[test]
 fn once_reads_more_files_than_threads() {
     let folder = Folder::new();
@@ -128,7 +130,7 @@ fn once_reads_more_files_than_threads() {
 
 /// Fails when `check` does not say that there are more files than threads.
 #[test]
-fn check_warns_of_it() {
+fn check_warns_about_too_many_files() {
     let folder = Folder::new();
     folder.write(
         "c.toml",
@@ -150,7 +152,7 @@ fn check_warns_of_it() {
     assert!(!warned(&many) || !many.contains("ulimit -u"), "{many}");
 }
 
-/// Fails when what was written to a file that waits for a thread is not shown, or, once the file is deleted, not counted as lost.
+/// Fails when lines in a file that waits for a thread are not shown, or not counted as lost once the file is deleted.
 #[test]
 fn deleted_before_it_gets_a_thread() {
     let folder = Folder::new();

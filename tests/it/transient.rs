@@ -1,19 +1,19 @@
-//! System calls that fail now and then, as on a tired disk or a far file system: strace makes them fail.
+//! System calls that fail now and then, as on a failing disk or a network file system: strace injects the errors.
 
 use crate::harness::*;
 use std::thread;
 
-/// An agent of whose calls of this kind each third of a thread fails, up to the thirtieth: a look that takes many gets
-/// through then.
+/// An agent in which every third call of this kind fails in each thread, up to the thirtieth, so that a check which
+/// needs many calls succeeds after that.
 fn agent(folder: &Folder, call: &str, error: &str) -> Setup {
-    // From the sixth on: the first are the loader's.
+    // From the sixth on: the first five are the loader's.
     let inject = format!("inject={call}:error={error}:when=6..30+3");
     // -D: the agent itself, and not strace, is our child.
     let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject].map(str::to_owned);
-    folder.agent_line("run --output stdout --from beginning --state-dir state f.log").within(strace)
+    folder.agent_line("run --output stdout --from beginning --state-dir state f.log").wrapped_in(strace)
 }
 
-/// Appends, rotations and a restart meanwhile: each line comes once, in order.
+/// Appends, rotations and a restart meanwhile: each line once, in order.
 fn each_line_once(call: &str, error: &str) {
     let folder = Folder::new();
     let mut seen = Vec::new();
@@ -34,9 +34,10 @@ fn each_line_once(call: &str, error: &str) {
     delivered.assert_ordered();
 }
 
-/// Seen to fail with a read that fails taken for other bytes (`is_ok_and` in `Open::unchanged`): the file is read again.
+/// Seen to fail when a failed read counts as changed bytes (`is_ok_and` in `Open::unchanged`): the file is then read
+/// again.
 #[test]
-fn looks_and_reads_that_fail_change_nothing() {
+fn failed_checks_and_reads_change_nothing() {
     need("strace");
     let cases = [("pread64", "EIO"), ("statx", "EIO"), ("statx", "EACCES"), ("pread64", "ESTALE")];
     thread::scope(|scope| {
@@ -46,10 +47,10 @@ fn looks_and_reads_that_fail_change_nothing() {
     });
 }
 
-/// One read of a rotated `.gz` fails, at another place each time. Fails when what was decompressed before it is lost, or the
-/// halves of two lines are glued: of 30,000 lines 21,255 came, and none was counted as lost.
+/// One read of a rotated `.gz` fails, at another position each time. Fails when what was decompressed before it is
+/// lost, or two half lines are joined: of 30,000 lines 21,255 arrived, and none counted as lost.
 #[test]
-fn a_gz_that_cannot_be_read_for_a_moment_is_read_on() {
+fn a_gz_with_a_transient_read_error_is_read_to_its_end() {
     need("strace");
     need("gzip");
     let one = |nth: u32| {
@@ -65,7 +66,7 @@ fn a_gz_that_cannot_be_read_for_a_moment_is_read_on() {
         let (path, inject) = (folder.path("f.log.1.gz"), format!("inject=read:error=EIO:when={nth}"));
         let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject, "-P"];
         let strace = strace.map(str::to_owned).into_iter().chain([path.display().to_string()]);
-        let done = folder.agent_line(args).within(strace).run().expect_code(0);
+        let done = folder.agent_line(args).wrapped_in(strace).run().expect_code(0);
         seen.extend(done.lines());
         let delivered = Delivered::of(seen);
         delivered.assert_exactly_once(&[&Lines::new("f", 0..20_010)]);

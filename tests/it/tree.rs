@@ -1,4 +1,4 @@
-//! Rules of the repository that no compiler holds. Looks at files only.
+//! Repository rules that the compiler does not check. Only reads files.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files of the tree, as git would commit them; without git, everything but `target`.
+/// The files that git would commit; without git, everything but `target`.
 fn files() -> Vec<PathBuf> {
     let git = Command::new("git")
         .current_dir(root())
@@ -45,7 +45,7 @@ fn sources() -> Vec<(String, String)> {
     rust.map(|p| (p.display().to_string(), fs::read_to_string(root().join(&p)).unwrap())).collect()
 }
 
-/// Code without line comments and texts, which may name what code may not.
+/// Code without line comments and string literals, which may mention anything.
 fn code(text: &str) -> impl Iterator<Item = String> {
     text.lines().map(|line| {
         let line = line.split("//").next().unwrap_or("").replace("\\\"", "");
@@ -53,7 +53,7 @@ fn code(text: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Fails when a dependency brings in a runtime or a C library that a static binary should not have.
+/// Fails when a dependency pulls in a runtime or a C library that a static binary should not have.
 #[test]
 fn no_runtime_and_no_openssl_in_the_lock() {
     let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
@@ -78,7 +78,7 @@ fn no_runtime_and_no_openssl_in_the_lock() {
     }
 }
 
-/// Fails when a file lands at the top that has no business there.
+/// Fails when an unexpected file or folder appears at the top of the repository.
 #[test]
 fn the_top_of_the_repository_is_small() {
     let allowed = [
@@ -108,13 +108,13 @@ fn the_top_of_the_repository_is_small() {
     assert!(!root().join("src/lib.rs").exists(), "one binary crate: dead public code stays visible");
 }
 
-/// Each crate has one place that knows it, and unsafe code too. Fails when it is used elsewhere.
+/// Each of these crates, and unsafe code, is used in one place only. Fails when it is used elsewhere.
 #[test]
-fn one_crate_one_place() {
+fn each_crate_is_used_in_one_place() {
     for (words, allowed) in [
         (&["inotify::", "use inotify"][..], &["src/watch/watches.rs"][..]),
         (&["kafka::", "use kafka;"], &["src/kafka_crate.rs", "src/kafka_crate/"]),
-        // For tests alone: it is a dev-dependency.
+        // A dev-dependency, for tests only.
         (&["kafka_protocol"], &["src/kafka/"]),
         (&["signal_hook"], &["src/signals.rs"]),
         (&["argh::", "use argh"], &["src/cli.rs"]),
@@ -141,24 +141,24 @@ fn one_crate_one_place() {
     }
 }
 
-/// Fails when a stage reaches into another one, or into the config.
+/// Fails when a stage imports another one, or the config.
 #[test]
-fn stages_know_their_neighbours_types_only() {
+fn stages_do_not_import_each_other() {
     const STAGES: [&str; 4] = ["watch", "tail", "producer", "state"];
     for (path, text) in sources() {
         if path.starts_with("src/producer/sim") {
-            continue; // a simulator of several stages, for tests
+            continue; // the simulator covers several stages
         }
         let Some(stage) =
             STAGES.iter().find(|s| path == format!("src/{s}.rs") || path.starts_with(&format!("src/{s}/")))
         else {
             continue;
         };
-        // Drivers know the producer's types, never the other way round.
+        // Drivers import the producer's types, never the reverse.
         let drivers: &[&str] = if *stage == "producer" { &["kafka", "kafka_crate", "stdout"] } else { &[] };
         for other in STAGES.iter().filter(|s| s != &stage).chain(&["config", "commands"]).chain(drivers) {
             let reach = format!("crate::{other}::");
-            // A test may hold one stage against another.
+            // A test may compare one stage with another.
             let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
             let found = code(program).find(|line| line.contains(&reach));
             assert!(found.is_none(), "{path} imports {other}: {found:?}");
@@ -166,12 +166,12 @@ fn stages_know_their_neighbours_types_only() {
     }
 }
 
-/// Fails when the place where somebody works is written into a file.
+/// Fails when a file contains the path of a developer's machine.
 #[test]
-fn no_path_of_a_workplace() {
+fn no_paths_of_a_developers_machine() {
     let own = root().display().to_string();
-    let is_plain = own.matches('/').count() < 2; // "/src" is a word of many lines
-    // Written in two halves, so that this file does not hold them itself.
+    let is_plain = own.matches('/').count() < 2; // many lines contain "/src"
+    // Split in two, so that this file does not contain them.
     let homes = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/wo", "rk/")];
     for path in files() {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
@@ -187,9 +187,9 @@ fn no_path_of_a_workplace() {
     }
 }
 
-/// Fails when a file sends its reader to a document that is not here.
+/// Fails when a file refers to a document that does not exist.
 #[test]
-fn no_document_is_named_that_is_not_here() {
+fn referenced_documents_exist() {
     for path in files() {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         for word in text.split(|c: char| !(c.is_alphanumeric() || "_-./".contains(c))) {
@@ -200,9 +200,9 @@ fn no_document_is_named_that_is_not_here() {
     }
 }
 
-/// Fails when a script or a file of the service needs something outside the repository.
+/// Fails when a script or service file needs something outside the repository.
 #[test]
-fn nothing_needs_what_is_outside_the_repository() {
+fn scripts_stay_inside_the_repository() {
     for path in
         files().into_iter().filter(|p| [".ci", "tests", "systemd"].iter().any(|top| p.starts_with(top)))
     {
@@ -210,7 +210,7 @@ fn nothing_needs_what_is_outside_the_repository() {
         if !text.starts_with("#!") && path.extension().is_none_or(|e| e != "sh") {
             continue;
         }
-        // Scripts change to the repository's root first, so that `../` leaves it.
+        // Scripts change to the repository's root first, so `../` leaves it.
         let leaves = |line: &&str| {
             let words = line.split(|c: char| c.is_whitespace() || "\"'=(:-".contains(c));
             words.into_iter().any(|word| word.starts_with("../") && word.len() > "../".len())
@@ -221,10 +221,25 @@ fn nothing_needs_what_is_outside_the_repository() {
 }
 
 /// Where the language has been cleaned up; the aim is every folder.
-const PLAIN_ENGLISH: [&str; 4] = ["README.md", "systemd", ".github", "tests/bench/README.md"];
+const PLAIN_ENGLISH: [&str; 9] =
+    ["README.md", "CHANGELOG.md", "Cargo.toml", "clippy.toml", "systemd", ".github", ".ci", "src", "tests"];
+
+/// What is not cleaned up yet, and this file, which has to name the phrases.
+const NOT_YET_PLAIN: [&str; 10] = [
+    "src/tail",
+    "src/tail.rs",
+    "src/producer",
+    "src/producer.rs",
+    "src/kafka",
+    "src/kafka.rs",
+    "tests/it/own_rotations.rs",
+    "tests/it/soak.rs",
+    "tests/it/soak",
+    "tests/it/tree.rs",
+];
 
 /// Phrases that read like a translation.
-const MARKERS: [&str; 22] = [
+const MARKERS: [&str; 30] = [
     "anew",
     "taken up",
     "takes up",
@@ -247,22 +262,40 @@ const MARKERS: [&str; 22] = [
     "by itself",
     "by themselves",
     "as it stands",
+    "for ever",
+    "anybody",
+    "everybody",
+    "nobody's",
+    "unborn",
+    "are told",
+    "stands still",
+    "stood still",
 ];
 
-/// Messages of the program that documents quote, until the program is cleaned up.
-const QUOTED: [&str; 4] =
-    ["taken up:", "goes on in", "rotated while nobody looked", "was deleted and created anew"];
+/// Messages of the program that documents and tests quote, until the program is cleaned up.
+const QUOTED: [&str; 6] = [
+    "first_sight",
+    "taken up again",
+    "nothing to take up",
+    "goes on in",
+    "rotated while nobody looked",
+    "was deleted and created anew",
+];
 
-/// Fails when one of [`MARKERS`] is written in a document that is in plain English.
+/// Fails when one of [`MARKERS`] is used where the language has been cleaned up.
 #[test]
-fn documents_are_in_plain_english() {
-    for path in files().into_iter().filter(|p| PLAIN_ENGLISH.iter().any(|top| p.starts_with(top))) {
+fn plain_english() {
+    let within = |path: &Path, tops: &[&str]| tops.iter().any(|top| path.starts_with(top));
+    for path in files() {
+        if !within(&path, &PLAIN_ENGLISH) || within(&path, &NOT_YET_PLAIN) {
+            continue;
+        }
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         let mut text = text.to_lowercase();
         for quoted in QUOTED {
             text = text.replace(quoted, "");
         }
-        // Markers may be broken over two lines.
+        // Markers may span two lines.
         let words: Vec<&str> =
             text.split(|c: char| !(c.is_alphanumeric() || c == '\'')).filter(|w| !w.is_empty()).collect();
         let text = format!(" {} ", words.join(" "));
@@ -272,22 +305,22 @@ fn documents_are_in_plain_english() {
     }
 }
 
-/// Fails when a file does not say in its first line what it is.
+/// Fails when a file does not describe itself in its first line.
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_describes_itself() {
     for path in files() {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         let name = path.display();
         if path.extension().is_some_and(|e| e == "rs") {
-            assert!(text.starts_with("//!"), "{name} begins with what it is and what it is not");
+            assert!(text.starts_with("//!"), "{name} begins with a description");
         } else if let Some(rest) = text.strip_prefix("#!") {
             assert!(
                 rest.lines().nth(1).is_some_and(|l| l.starts_with("# ")),
-                "{name} begins with what it is"
+                "{name} begins with a description"
             );
             assert!(
                 rest.starts_with("/bin/sh")
-                    || rest.starts_with("/usr/bin/env python3\n") // an exception ends it
+                    || rest.starts_with("/usr/bin/env python3\n") // Python stops at an exception
                     || text.contains("\nset -euo pipefail\n"),
                 "{name} stops at the first failure"
             );

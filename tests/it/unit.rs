@@ -1,12 +1,12 @@
-//! The systemd unit as systemd reads it: its keys, its sandbox, and the numbers that it shares with the program. Starts nothing: that
-//! is `tests/service`.
+//! The systemd unit as systemd parses it: its keys, its sandbox, and the numbers that it shares with the program.
+//! Starts nothing: that is `tests/service`.
 
 use crate::harness::*;
 use std::process::Command;
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/logagent.service");
 
-/// Exit code and everything that was said.
+/// Exit code and combined output.
 fn analyze(args: &[&str]) -> (Option<i32>, String) {
     need("systemd-analyze");
     let done = Command::new("systemd-analyze").env("SYSTEMD_LOG_LEVEL", "info").args(args).output().unwrap();
@@ -14,7 +14,7 @@ fn analyze(args: &[&str]) -> (Option<i32>, String) {
     (done.status.code(), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// The unit with the program of these tests, which is there.
+/// The unit with the path of the tested program, which exists.
 fn unit(folder: &Folder) -> String {
     let text = std::fs::read_to_string(UNIT).unwrap();
     assert!(text.contains("ExecStart=/usr/bin/logagent "));
@@ -22,19 +22,20 @@ fn unit(folder: &Folder) -> String {
     folder.write("logagent.service", text.replace("/usr/bin/logagent", &program)).display().to_string()
 }
 
-/// Fails when a key is misspelt, has a value that systemd does not take, or is newer than the oldest systemd that the unit is for.
+/// Fails when a key is misspelt, has a value that systemd rejects, or is newer than the oldest systemd the unit
+/// supports.
 #[test]
-fn systemd_has_nothing_to_say_about_it() {
+fn systemd_analyze_verify_is_clean() {
     let folder = Folder::new();
     let (code, said) = analyze(&["verify", "--man=no", &unit(&folder)]);
-    // It loads what the unit is wanted by, too, and speaks of that.
+    // It also loads the targets that want the unit, and comments on those.
     assert!(!said.contains("logagent"), "{said}");
     assert!(code == Some(0) || !said.is_empty(), "{code:?}");
 }
 
-/// Fails when a part of the sandbox is taken away.
+/// Fails when a part of the sandbox is removed.
 #[test]
-fn exposure_is_one_and_a_half_at_most() {
+fn exposure_is_at_most_1_5() {
     let folder = Folder::new();
     let (code, said) =
         analyze(&["security", "--offline=true", "--threshold=15", "--no-pager", &unit(&folder)]);
@@ -44,9 +45,9 @@ fn exposure_is_one_and_a_half_at_most() {
     assert!(last.contains("Overall exposure level"), "{said}");
 }
 
-/// Fails when the unit kills an agent that is still draining, or has room for other than what the program reckons with.
+/// Fails when the unit kills an agent that is still draining, or its limits differ from those the program assumes.
 #[test]
-fn numbers_that_the_program_shares() {
+fn limits_match_the_program() {
     let text = std::fs::read_to_string(UNIT).unwrap();
     let value = |key: &str| {
         let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));

@@ -1,5 +1,5 @@
-//! What others put into names and lines of log files, and who may look into the state folder. Peers that lie are in
-//! `hostile.rs`, symlinks in `symlinks.rs`.
+//! Untrusted file names and log contents, and the permissions of the state folder. Hostile peers are in `hostile.rs`,
+//! symlinks in `symlinks.rs`.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-/// A name that forges a line of our log and clears the screen, as far as nobody washes it.
+/// Forges a log line and clears the screen unless it is escaped.
 const NAME: &str = "a\n2026-01-01T00:00:00Z ERROR forged\x1b[2J.log";
 const LINE: &str = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}a line\n";
 
@@ -16,12 +16,13 @@ const LINE: &str = "\x1b]0;owned\x07\x1b[2J\u{9b}31m\u{202e}a line\n";
 fn is_clean(what: &str, text: &str) {
     let active = |c: char| c.is_control() && c != '\n' || "\u{9b}\u{202e}".contains(c);
     assert!(!text.contains(active) && !text.contains("\n2026-01-01"), "{what}: {text:?}");
-    assert!(!text.contains("owned"), "{what} tells what stands in a line: {text}");
+    assert!(!text.contains("owned"), "{what} shows the contents of a line: {text}");
 }
 
-/// Fails when a path's own newline or escape, or any of a line, reaches a terminal by the log, `status` or `check`.
+/// Fails when a newline or escape sequence in a path, or any part of a line, reaches a terminal through the log,
+/// `status` or `check`.
 #[test]
-fn names_are_washed_and_lines_are_not_told() {
+fn names_are_escaped_and_lines_are_not_shown() {
     let folder = Folder::new();
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
@@ -47,7 +48,7 @@ fn names_are_washed_and_lines_are_not_told() {
         is_clean(args, &String::from_utf8(done.stdout).unwrap());
         is_clean(args, &done.stderr);
     }
-    // Root reads what nobody may, so the file becomes another thing.
+    // Root can read everything, so the path must become something other than a file.
     folder.remove(NAME);
     fs::create_dir(folder.path(NAME)).unwrap();
     pause(secs(1));
@@ -55,14 +56,15 @@ fn names_are_washed_and_lines_are_not_told() {
     is_clean("the log", &done.stderr);
     let status = folder.agent_line("status -c c.toml").run().expect_code(0);
     is_clean("status post mortem", &String::from_utf8(status.stdout).unwrap());
-    // Kept for whoever looks into it, and safe to print.
+    // Kept for inspection, and safe to print.
     let kept = fs::read_to_string(state.join("dead-letter")).unwrap();
     assert!(kept.contains("owned") && !kept.contains(['\x1b', '\x07']), "{kept}");
 }
 
-/// Whatever the creation mask is: the unit's forbids all. Fails when node_exporter, which is another user, may not read.
+/// Whatever the umask is (the unit's removes all access for others). Fails when node_exporter, which runs as another
+/// user, may not read the file.
 #[test]
-fn metrics_are_for_everybody() {
+fn metrics_are_world_readable() {
     let folder = Folder::new();
     let (textfile, log) = (folder.path("m.prom"), folder.write("f.log", "x\n"));
     let config = format!("[metrics]\ntextfile = {textfile:?}\n[[files]]\npaths = [{log:?}]\n");
@@ -76,9 +78,9 @@ fn metrics_are_for_everybody() {
     assert_eq!(mode & 0o777, 0o644);
 }
 
-/// Even where the creation mask forbids nothing. Fails when a file is created with the mode that the mask leaves.
+/// Even with an empty umask. Fails when a file gets whatever mode the umask leaves.
 #[test]
-fn state_is_for_its_owner_alone() {
+fn state_is_private() {
     let folder = Folder::new();
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
@@ -108,9 +110,9 @@ fn state_is_for_its_owner_alone() {
     assert_eq!(names, ["air", "dead-letter", "flights", "lock", "offsets", "offsets.previous"]);
 }
 
-/// A name in the state folder that leads elsewhere. Fails when a save writes through it.
+/// A name in the state folder is a symlink to somewhere else. Fails when a save writes through it.
 #[test]
-fn a_save_replaces_a_symlink_and_does_not_follow_it() {
+fn a_save_replaces_a_symlink() {
     let folder = Folder::new();
     folder.write("f.log", "x\n");
     let other = folder.write("other", "mine\n");

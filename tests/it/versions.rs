@@ -1,5 +1,5 @@
-//! The main job on old and new releases of Kafka, by each driver that takes them: a log is followed through rotations and a
-//! restart of the broker. The long form, with kills and every release, is in `long/versions.rs`.
+//! The main job on old and new releases of Kafka, with each driver that supports them: a log is followed through
+//! rotations and a broker restart. The long form, with kills and every release, is in `long/versions.rs`.
 
 use crate::harness::*;
 
@@ -21,7 +21,7 @@ impl Way {
     }
 }
 
-/// An agent that follows `f.log` into a topic of its own, and the program that writes the log.
+/// An agent that follows `f.log` into a topic of its own, and the writer of the log.
 pub struct Pipeline {
     pub way: Way,
     pub folder: Folder,
@@ -54,11 +54,11 @@ impl Pipeline {
         lines.append_to(&self.folder.path("f.log"));
         self.written += count;
     }
-    /// As logrotate does it: the log becomes `f.log.1`, that `f.log.2`; the next line begins a new one.
+    /// Rotates like logrotate: the log becomes `f.log.1`, that becomes `f.log.2`; the next line starts a new one.
     pub fn rotate(&self) {
         crate::rotation::chain(&self.folder, "f.log");
     }
-    /// Waits until as many records are there as lines were written.
+    /// Waits until there are as many records as lines were written.
     #[track_caller]
     pub fn wait(&self) {
         self.topic.wait_count(self.written);
@@ -68,7 +68,7 @@ impl Pipeline {
     }
 }
 
-/// No broker is stopped while a line is on its way, so there is none that may arrive twice.
+/// No broker is stopped while a line is in flight, so no line may be doubled.
 #[track_caller]
 fn main_job(version: Version, ways: &[Way]) {
     let broker = Broker::own(version);
@@ -97,8 +97,8 @@ fn main_job(version: Version, ways: &[Way]) {
     }
 }
 
-// Each fails when a driver sends a request that this release does not take or reads its answer otherwise than it is meant, or
-// when lines are lost over a rotation or a restart of the broker.
+// Each fails when a driver sends a request that this release does not support or misreads its answer, or when lines
+// are lost in a rotation or a broker restart.
 #[test]
 fn the_main_job_on_0_11() {
     main_job(Version::V011, &[Way::Classic, Way::Modern]);

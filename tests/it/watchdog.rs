@@ -1,9 +1,9 @@
-//! The pings to the service manager come while all threads that matter make progress, and end when one does not.
+//! Watchdog pings to the service manager come while all critical threads make progress, and stop when one does not.
 
 use crate::harness::*;
 use std::time::{Duration, Instant};
 
-/// `WatchdogSec=2s`: pings each second.
+/// `WatchdogSec=2s`: one ping per second.
 const WATCHDOG: &str = "2000000";
 
 #[track_caller]
@@ -12,7 +12,7 @@ fn pings_come(agent: &Agent) {
     wait_until(secs(10), "a ping", || agent.notices().iter().any(|n| n == "WATCHDOG=1"));
 }
 
-/// What systemd would see: no ping for longer than `WatchdogSec`.
+/// As systemd would see it: no ping for longer than `WatchdogSec`.
 #[track_caller]
 fn pings_end(agent: &Agent, why: &str) {
     let mut last = Instant::now();
@@ -24,8 +24,8 @@ fn pings_end(agent: &Agent, why: &str) {
     });
 }
 
-/// Each thread alone, idle and with work. Fails when the pings come from the main thread whatever the others do: a thread without
-/// a promise, or one whose wait has a longer deadline than the watchdog.
+/// Stops each thread in turn, idle and under load. Fails when the main thread pings whatever the others do: a thread
+/// without a heartbeat, or one whose deadline is longer than the watchdog's.
 #[test]
 fn one_stopped_thread_ends_the_pings() {
     let broker = Scripted::start(1);
@@ -41,21 +41,21 @@ fn one_stopped_thread_ends_the_pings() {
     for name in ["watch", "producer", "saver"] {
         pings_come(&agent);
         let halted = Halted::new(agent.thread(name));
-        pings_end(&agent, &format!("{name} stands still, and the pings go on"));
+        pings_end(&agent, &format!("{name} is stopped, and the pings continue"));
         agent.wait_log(&format!("thread {name} is stuck"), SOON);
         drop(halted);
-        agent.wait_log(&format!("thread {name} is back"), SOON);
+        agent.wait_log(&format!("thread {name} has recovered"), SOON);
     }
     pings_come(&agent);
 }
 
-/// Fails when an outage, which stops everything behind ship, counts as a stuck thread.
+/// Fails when an outage, which blocks everything behind ship, counts as a stuck thread.
 #[test]
-fn an_outage_is_no_reason_to_be_restarted() {
+fn an_outage_does_not_stop_the_pings() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..100_000);
     folder.write("f.log", lines.bytes());
-    // A host that does not answer, one that refuses, and one that no name server knows.
+    // A host that does not answer, one that refuses connections, and one that no name server knows.
     let args = "run --from beginning --topic t --brokers 192.0.2.1:9092,127.0.0.1:1,nowhere.invalid:9092 --state-dir state f.log";
     let agent = folder.agent_line(args).env("WATCHDOG_USEC", WATCHDOG).start();
     let mut last = Instant::now();

@@ -1,5 +1,5 @@
-//! `--connect`: visits the brokers that the config names, then the leaders of the topics by their advertised addresses. The
-//! steps are the modern driver's own; advice is added here.
+//! `check --connect`: checks the configured brokers, then the leaders of the topics at their advertised addresses.
+//! The steps are the modern driver's; advice is added here.
 
 use super::{CheckOutcome, CheckProblem, CheckStep};
 use crate::commands::drivers;
@@ -8,9 +8,9 @@ use crate::kafka::broker_check::{self, Speaks, Visit, Wanted};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Longest wait in one step.
+/// Time limit per step.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Most leaders that are visited beside the brokers that the config names.
+/// Maximum number of leaders checked in addition to the configured brokers.
 const LEADERS: usize = 16;
 
 pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
@@ -38,7 +38,7 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
     }
 }
 
-/// Each topic once, with the longest line of all its files.
+/// Each topic once, with the largest `max_line` of its files.
 fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
     let batch = (kafka.compression == Codec::None).then_some(kafka.batch);
     let mut longest = BTreeMap::new();
@@ -49,7 +49,7 @@ fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
     longest.into_iter().map(|(topic, longest_line)| Wanted { topic, longest_line, batch }).collect()
 }
 
-/// With the broker's name where the step does not say it, and with what to do where it failed.
+/// Adds the broker's name if the step lacks it, and advice if the step failed.
 fn advised(step: broker_check::Step, address: &str) -> CheckStep {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let what = match step.what.as_str() {

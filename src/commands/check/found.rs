@@ -1,4 +1,4 @@
-//! The files that a source matches now, found by the agent's own discovery.
+//! The files that a source matches now, found with the agent's own discovery code.
 
 use crate::config::Source;
 use crate::packed::{Packed, packing};
@@ -7,14 +7,14 @@ use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Every file that the source names and that would be followed, in order, each path once.
+/// Every file that the source would follow, in order, each path once.
 pub fn files(source: &Source) -> Vec<PathBuf> {
     let mut all = named(source);
     all.retain(|p| packing(p) != Packed::Other);
     all
 }
 
-/// The files that the source names and that are compressed in a form that is not read.
+/// Matching files in an unsupported compression format.
 pub fn compressed(source: &Source) -> Vec<PathBuf> {
     let mut all = named(source);
     all.retain(|p| packing(p) == Packed::Other);
@@ -29,7 +29,7 @@ fn named(source: &Source) -> Vec<PathBuf> {
     all
 }
 
-/// The paths and globs behind which there is nothing.
+/// The paths and globs that match nothing.
 pub fn missing(source: &Source) -> Vec<String> {
     source.paths.iter().filter(|p| walk(p).files.is_empty()).map(pattern_text).collect()
 }
@@ -43,7 +43,7 @@ pub fn pattern_text(pattern: &Pattern) -> String {
     String::from_utf8_lossy(&pattern.text).into_owned()
 }
 
-/// Folders that are left out, with the reason.
+/// Folders that are skipped, with the reason.
 pub fn refused(source: &Source) -> Vec<(PathBuf, String)> {
     source.paths.iter().flat_map(|p| walk(p).refused).collect()
 }

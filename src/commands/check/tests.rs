@@ -1,4 +1,4 @@
-//! Reports over real folders.
+//! Tests reports on real folders.
 
 use super::*;
 use std::fs::{self, Permissions};
@@ -60,7 +60,7 @@ fn a_plain_config() {
     assert!(!r.text.contains(".gz ("), "{}", r.text);
 }
 
-/// The default config stays under 24,000 KiB; the worst case that is printed must say so too.
+/// The default config stays under 24,000 KiB; the printed worst case must say so too.
 #[test]
 fn the_worst_case_of_the_default_config() {
     let p = Place::new();
@@ -93,8 +93,8 @@ fn every_warning() {
     for said in [
         "acks = 0 can lose lines",
         "PLAIN without TLS",
-        "is open to everybody (mode 644)",
-        "can be written by everybody",
+        "is readable by every user (mode 644)",
+        "can be written by every user",
         "state is open to other users",
         "is matched twice, by [[files]] 1",
         "auto: modern, because of SASL",
@@ -105,7 +105,7 @@ fn every_warning() {
     assert!(!r.failed && !r.text.contains("s3cret"), "{}", r.text);
 }
 
-/// Fails with `is_dir` in place of `exists` in `Report::state`: the folder above is looked at, and all is well.
+/// Fails with `is_dir` instead of `exists` in `Report::state`: the parent folder is checked, and all seems well.
 #[test]
 fn a_file_in_the_place_of_the_state_folder_fails() {
     let p = Place::new();
@@ -116,7 +116,7 @@ fn a_file_in_the_place_of_the_state_folder_fails() {
     assert!(!r.text.contains("\nok "), "{}", r.text);
 }
 
-/// What `run` says in its log only. Fails with `found::folders` giving nothing, and without `Report::metrics`.
+/// Problems that `run` only logs. Fails with `found::folders` returning nothing, and without `Report::metrics`.
 #[test]
 fn a_folder_that_is_named_as_a_file_and_a_missing_one() {
     let p = Place::new();

@@ -1,9 +1,9 @@
-//! `status --shipped FILE`: is every complete line of this file acknowledged? For logrotate and clean-up scripts, so the
-//! answer is yes only where it is proved: by the file's identity and the position of its stream, or, for a copy, by the
-//! bytes before the position (its mark). Of a `.gz`, all of this is about what it holds decompressed.
+//! `status --shipped FILE`: checks whether every complete line of a file is acknowledged. For logrotate and clean-up
+//! scripts, so the answer is yes only if proven: by the file's identity and its stream's position or, for a copy, by
+//! the bytes before the position (its mark). For a `.gz`, all of this applies to the decompressed content.
 
-use crate::chunk::{Identity, Mark};
 use crate::error::{Error, ExitCode};
+use crate::record::{Identity, Mark};
 use crate::report::snapshot::{FileId, Snapshot};
 use crate::streams::{Saved, SavedStream};
 use crate::tail::gz::Gz;
@@ -15,7 +15,7 @@ use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Bytes looked through at once for the last newline.
+/// Bytes searched at a time for the last newline.
 const WINDOW: u64 = 64 << 10;
 
 pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
@@ -23,9 +23,9 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
     let trouble = |e: io::Error| Error::failed(what(), e, "name a file that can be read");
     let (file, look) = identity::open(path).map_err(trouble)?;
     if look.size == 0 {
-        return Ok(ExitCode::Done); // no complete line, whoever reads it
+        return Ok(ExitCode::Done); // no complete line
     }
-    // First what runs, then what is saved: a file that is finished in between is in the second.
+    // Check the running agent first, then the saved state, which covers a file that is finished in between.
     let live = super::ask(folder)?;
     let saved = match super::saved(folder) {
         Ok(saved) => saved,
@@ -57,14 +57,14 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
     }
 }
 
-/// Whether a stream's own path leads to this file: then it is read as it is, whatever its name.
+/// Whether a stream's followed path leads to this file: then it is read as it is, whatever its name.
 fn is_followed(look: &Look, live: Option<&Snapshot>, saved: &Saved) -> bool {
     let live = live.into_iter().flat_map(|s| &s.files).map(|f| Path::new(&f.path));
     let mut paths = live.chain(saved.streams.iter().map(|s| &*s.path));
     paths.any(|p| identity::look_at(p).is_ok_and(|at| at.is_some_and(|at| at.identity == look.identity)))
 }
 
-/// What a file holds, by the offsets of its stream.
+/// A file's content, addressed by the offsets of its stream.
 struct Content {
     file: File,
     packed: bool,
@@ -99,7 +99,7 @@ impl Content {
         Ok(Mark::of(&Gz::new(file.try_clone()?).skip_to(offset)?))
     }
 
-    /// The bytes before the saved position are there.
+    /// Whether the bytes before the saved position match.
     fn fits(&self, stream: &SavedStream) -> io::Result<bool> {
         let at = &stream.at;
         Ok(at.offset == 0 || at.offset <= self.size && self.mark_at(at.offset)? == at.mark)
@@ -121,14 +121,14 @@ fn lines_end(file: &File, size: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-/// How far the file is acknowledged; `None`: it is not known.
+/// How far the file is acknowledged; `None` if unknown.
 fn reached(
     content: &Content,
     look: &Look,
     live: Option<&Snapshot>,
     saved: &Saved,
 ) -> io::Result<Option<u64>> {
-    // A truncation begins a new stream in the same file: the highest number is the one that holds now.
+    // A truncation starts a new stream in the same file: the highest number is the current one.
     let open = live.into_iter().flat_map(|s| s.files.iter().flat_map(|f| &f.streams));
     let open = open.filter(|s| s.identity.as_ref().is_some_and(|id| is_same_id(id, &look.identity)));
     let newest = open.max_by_key(|s| s.stream);
@@ -136,7 +136,7 @@ fn reached(
     if let Some(open) = newest
         && kept.is_none_or(|kept| kept.stream.0 <= open.stream)
     {
-        // The agent may not have seen yet that the file is another now.
+        // The agent may not have noticed yet that the file has changed.
         let kept = kept.filter(|kept| kept.stream.0 == open.stream);
         let is_there = open.acknowledged <= content.size && kept.map_or(Ok(true), |k| content.fits(k))?;
         return Ok(Some(if is_there { open.acknowledged } else { 0 }));
@@ -149,9 +149,9 @@ fn reached(
     if kept.is_some_and(|kept| !kept.finished) {
         return Ok(None);
     }
-    // A copy (`copytruncate`, `cp`) holds the bytes of a stream that was read from another file.
+    // A copy (`copytruncate`, `cp`) contains the bytes of a stream that was read from another file.
     for stream in saved.streams.iter().rev().filter(|s| s.at.offset >= content.lines_end) {
-        // One of a writer that went on meanwhile is known before all that it holds is acknowledged.
+        // If the writer continued meanwhile, a copy is recognized before all of its content is acknowledged.
         let is_acked = |s: &SavedStream| s.finished || s.stream >= stream.stream || s.path != stream.path;
         if u64::from(stream.at.mark.len) >= (Mark::SPAN as u64).min(stream.at.offset)
             && saved.streams.iter().all(is_acked)
@@ -163,7 +163,7 @@ fn reached(
     Ok(None)
 }
 
-/// The device number may be another after a boot.
+/// The device number may change across a boot.
 pub fn is_same(a: &Identity, b: &Identity) -> bool {
     a.ino == b.ino && a.born == b.born && (a.dev == b.dev || a.born.is_some())
 }
@@ -175,7 +175,7 @@ fn is_same_id(id: &FileId, of: &Identity) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Point, StreamId};
+    use crate::record::{Point, StreamId};
     use crate::report::snapshot;
     use flate2::{Compression, write::GzEncoder};
     use std::fs;
@@ -231,7 +231,7 @@ mod tests {
         (0..n).flat_map(|i| format!("line {i}\n").into_bytes()).collect()
     }
 
-    /// Fails when the rest without a newline is asked for, or a newline at a window's edge is missed.
+    /// Fails when the incomplete last line is required, or when a newline at the edge of a window is missed.
     #[test]
     fn the_end_of_the_last_line() {
         let bench = Bench::new();
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(bench.reached(&path, None), None);
     }
 
-    /// Fails when a copy is taken for shipped though a line of it is not, or is not recognized.
+    /// Fails when a copy counts as shipped although a line of it is not, or is not recognized.
     #[test]
     fn a_copy_is_known_by_the_bytes_before_the_position() {
         let mut bench = Bench::new();
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(bench.reached(&path, Some(&live(vec![stream(1, 790)]))), Some(70));
     }
 
-    /// Post mortem, a file that was rewritten since is not shipped. Fails when the mark is not looked at.
+    /// Without a running agent, a file that was rewritten is not shipped. Fails when the mark is not checked.
     #[test]
     fn a_file_rewritten_in_place_is_another() {
         let mut bench = Bench::new();
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(bench.reached(&path, None), None);
     }
 
-    /// Fails when the lines of a `.gz` are looked for in its compressed bytes, which are fewer than those acknowledged.
+    /// Fails when the lines of a `.gz` are searched in its compressed bytes, which are fewer than those acknowledged.
     #[test]
     fn a_compressed_file_is_judged_by_what_it_holds() {
         let mut bench = Bench::new();
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(bench.reached(&gz, None), Some(text.len() as u64), "packed after it was read");
     }
 
-    /// Fails when the running agent's word counts for a file that was truncated or rewritten since it looked.
+    /// Fails when the running agent's answer is used for a file that was truncated or rewritten since its last check.
     #[test]
     fn a_truncation_that_the_agent_has_not_seen() {
         let mut bench = Bench::new();

@@ -1,5 +1,4 @@
-//! Files that were found and for which no thread is free: shown like unreadable ones, looked at now and then, and tried
-//! again.
+//! Files for which no thread is available: shown like unreadable ones, checked occasionally, and retried.
 
 use super::{Supervisor, source_of};
 use crate::tail::{self, Start};
@@ -10,13 +9,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// When a file that got no thread is tried again, unless a tail ends before.
+/// When a waiting file is retried, unless a tail ends before.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
-/// Waiting files that are looked at between two tries.
+/// Waiting files checked between two attempts.
 const LOOKS: usize = 64;
 
-/// A file that was found and has no tail yet.
+/// A file that has no tail yet.
 pub(super) struct Waiting {
     pub(super) found: Found,
     pub(super) start: Start,
@@ -26,9 +25,9 @@ pub(super) struct Waiting {
 }
 
 impl Supervisor<'_, '_> {
-    /// Starts the tails of waiting files, as far as there are threads.
+    /// Starts tails for as many waiting files as there are threads.
     pub fn retry_waiting(&mut self) {
-        self.granted = 0; // the limits may be others by now
+        self.granted = 0; // the limits may have changed
         while let Some(file) = self.waiting.pop_front() {
             if let Err(why) = self.start_tail(&file) {
                 self.waiting.push_front(file);
@@ -44,7 +43,7 @@ impl Supervisor<'_, '_> {
         }
     }
 
-    /// Some at a time, in turn; not those on file systems that may hang (which have no events).
+    /// A few at a time, round robin; not those on file systems that may hang (which produce no events).
     fn look_at_waiting(&mut self) {
         let from = if self.looked < self.waiting.len() { self.looked } else { 0 };
         for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.hints.load(Relaxed)) {
@@ -53,7 +52,7 @@ impl Supervisor<'_, '_> {
         self.looked = from + LOOKS;
     }
 
-    /// `--once`: when no tail lives whose end could free a thread.
+    /// With `--once`: gives up when no running tail could free a thread.
     fn give_up_waiting(&mut self) {
         if !self.once || !self.tails.is_empty() {
             return;
@@ -74,7 +73,7 @@ impl Supervisor<'_, '_> {
         self.close_if_done();
     }
 
-    /// A file without a thread is shown like one that cannot be read, and keeps its place.
+    /// Queues a file without a thread. It is shown like an unreadable one, and keeps its position.
     pub(super) fn wait(&mut self, file: Waiting) {
         let Some(options) = self.options_of(&file) else { return };
         {
@@ -90,7 +89,7 @@ impl Supervisor<'_, '_> {
                     told.into_iter().flatten().for_each(|parcel| out.tell(parcel));
                 }
             }
-            Err(e) => debug!("{}: {e}", file.found.path.display()), // its tail will say it
+            Err(e) => debug!("{}: {e}", file.found.path.display()), // its tail will report it
         }
         self.waiting.push_back(file);
     }

@@ -1,10 +1,10 @@
 //! The choice, with drivers that only say who they are.
 
 use super::*;
-use crate::chunk::Topic;
 use crate::kafka_crate::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
 use crate::producer::driver::{Capabilities, Verdict};
 use crate::producer::testing::{self, Ends, batch, chunk, plain};
+use crate::record::Topic;
 use crate::report::Board;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -6,12 +6,13 @@
 //! producer id 8, epoch 2, base sequence 4, record count 4; then the records. Of a record: length, attributes 1, timestamp
 //! delta, offset delta, key, value, headers; lengths and deltas are zigzag varints, length -1 is null.
 
-use crate::chunk::{Chunk, Format, Key, Line};
+use crate::chunk::Chunk;
 use crate::kafka::protocol::codec::{Codec, Compressor};
 use crate::kafka::protocol::wire::{ApiKey, Writer, put_uvarint, uvarint_len, zigzag};
 use crate::producer::batch::{Batch, Records};
 use crate::producer::driver::Acks;
 use crate::producer::record_encoder::{Record, RecordEncoder};
+use crate::record::{Format, Key, Line};
 use std::hint::black_box;
 
 /// Bytes in front of a batch's records.

@@ -1,10 +1,10 @@
 //! Tests of the encoder against `kafka-protocol`'s decoder, and what it costs. No broker here.
 
 use super::*;
-use crate::chunk::Shape;
 use crate::kafka::protocol::codec::tests::{ALL, unpress};
 use crate::producer::batch::{Numbers, Pick};
 use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
+use crate::record::Shape;
 use bytes::{Buf, Bytes};
 use kafka_protocol::records::{Compression, RecordBatchDecoder, RecordSet, TimestampType};
 use proptest::prelude::*;

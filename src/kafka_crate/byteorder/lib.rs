@@ -1,21 +1,22 @@
-//! What the crate `kafka` uses of the crate `byteorder`, and nothing more; it also refuses lengths that no answer can have.
+//! A replacement for the parts of the `byteorder` crate that the `kafka` crate uses. It also rejects lengths that no
+//! valid answer can have.
 //!
-//! The `kafka` crate allocates whatever size and counts an answer announces. Where address space is bounded (`ulimit -v`,
-//! strict overcommit, 32 bits) a count of 2³¹-1 fails to allocate, and that ends the process. All these numbers come
-//! through [`ReadBytesExt::read_i32`]; which of an answer's 32-bit numbers are counts is told by its [`Part`]s.
+//! The `kafka` crate allocates whatever sizes and counts an answer announces. Where address space is limited (`ulimit
+//! -v`, strict overcommit, 32 bits), a count of 2³¹-1 fails to allocate, which aborts the process. All these numbers
+//! pass through [`ReadBytesExt::read_i32`]; the [`Part`]s of an answer say which of its 32-bit numbers are counts.
 
 use std::cell::RefCell;
 use std::io::{Error, ErrorKind, Read, Result, Write};
 
-/// Longest answer that is read, in bytes.
+/// Longest accepted answer, in bytes.
 pub const MOST: i32 = 1 << 20;
 
-/// What the 32-bit numbers of an answer are, in their order.
+/// The meaning of an answer's 32-bit numbers, in order.
 #[derive(Debug)]
 pub enum Part {
-    /// Of any value: an id, a port.
+    /// Any value: an id, a port.
     Number,
-    /// A count, and so many times these parts; each element takes at least `bytes`.
+    /// A count, followed by that many repetitions of these parts; each element takes at least `bytes`.
     List { bytes: i32, of: &'static [Part] },
 }
 
@@ -47,17 +48,17 @@ thread_local! {
     static EXPECTED: RefCell<Option<Answer>> = const { RefCell::new(None) };
 }
 
-/// From now on this thread reads answers of this shape.
+/// This thread now reads answers of this shape.
 pub fn expect(shape: &'static [Part]) {
     EXPECTED.set(Some(Answer::new(shape)));
 }
 
-/// How far an answer is read.
+/// The progress of reading an answer.
 struct Answer {
     shape: &'static [Part],
-    /// Of the whole, in bytes; it comes first.
+    /// Total length in bytes; it comes first.
     size: Option<i32>,
-    /// From the outside in: parts, which of them is next, and how often they still come, this time included.
+    /// From the outside in: parts, the next one's index, and the remaining repetitions including the current one.
     within: Vec<(&'static [Part], usize, i32)>,
 }
 
@@ -66,7 +67,7 @@ impl Answer {
         Answer { shape, size: None, within: vec![(shape, 0, 1)] }
     }
 
-    /// Whether the answer can have this number next.
+    /// Whether this number is possible here.
     fn takes(&mut self, number: i32) -> bool {
         let Some(size) = self.size else {
             self.size = Some(number);
@@ -88,7 +89,7 @@ impl Answer {
         fits
     }
 
-    /// Leaves what is read to its end; after the last part comes another answer.
+    /// Leaves finished parts; after the last part comes another answer.
     fn close(&mut self) {
         while let Some((parts, at, times)) = self.within.last_mut() {
             if *at < parts.len() {
@@ -115,7 +116,7 @@ pub trait ByteOrder {
 
 pub struct BigEndian;
 
-/// The first bytes of a slice that is long enough, as the crate sees to.
+/// The first bytes of a slice; the crate ensures that it is long enough.
 fn first<const N: usize>(from: &[u8]) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&from[..N]);
@@ -163,7 +164,7 @@ pub trait ReadBytesExt: Read {
     }
 }
 
-/// What the operator reads.
+/// The error text for the operator.
 pub const IMPOSSIBLE: &str = "an answer of an impossible length: no Kafka broker, or damaged on its way";
 
 impl<R: Read + ?Sized> ReadBytesExt for R {}

@@ -1,4 +1,5 @@
-//! What the crates `kafka` and, in tests, `kafka-protocol` use of the crate `crc`, and nothing more, on `crc32fast`.
+//! A replacement, based on `crc32fast`, for the parts of the `crc` crate that `kafka` and, in tests, `kafka-protocol`
+//! use.
 //!
 //! The `kafka` crate makes a new [`Crc`] for every message, and in `crc` that computes the whole table again: more work
 //! than all else that the classic driver does for a line.

@@ -1,4 +1,4 @@
-//! D9–D15: what brokers, and things that are none, may answer.
+//! D9–D15: tests the answers of brokers, and of servers that are not brokers.
 
 use super::super::peer::{Act, KAFKA_0_10, KAFKA_4_1, Peer, parrot};
 use super::super::*;
@@ -6,7 +6,7 @@ use super::{PATIENCE, Rig, again, one, options};
 use crate::producer::testing::{batch, chunk, plain};
 use std::thread;
 
-/// D9, partition ids with gaps, told by our own Metadata request. Fails when `ask_for` does not look at them.
+/// D9, partition ids with gaps, reported by our own Metadata request. Fails when `ask_for` does not check for them.
 #[test]
 fn d9_gaps_in_partition_ids_are_told() {
     let peer = Peer::start();
@@ -20,7 +20,7 @@ fn d9_gaps_in_partition_ids_are_told() {
     assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("gaps")));
 }
 
-/// D9, as above from a broker too old to be asked. Fails without `catch_unwind`: the worker's thread is gone.
+/// D9, the same from a broker too old for that request. Fails without `catch_unwind`: the worker's thread dies.
 #[test]
 fn d9_a_panic_of_the_crate_is_caught() {
     let peer = Peer::start();
@@ -37,8 +37,8 @@ fn d9_a_panic_of_the_crate_is_caught() {
     assert!(matches!(rig.leave(), Leave::Closed));
 }
 
-/// D9: the first answer about a topic that is just being created is "ok, no partitions". Fails when an empty list ends the
-/// search: no view ever comes, and nobody asks again.
+/// D9: the first answer about a topic being created is "ok, no partitions". Fails when an empty list ends the search:
+/// no view ever arrives, and the topic is not queried again.
 #[test]
 fn d9_a_topic_without_partitions_is_asked_for_again() {
     let peer = Peer::start();
@@ -58,7 +58,7 @@ fn d9_a_topic_without_partitions_is_asked_for_again() {
     assert!(rig.board.topics().is_empty());
 }
 
-/// D10: an answer's length is taken as it is. Fails when the crate is given one that no answer has.
+/// D10: the crate trusts an answer's length. Fails when it gets one that no valid answer has.
 #[test]
 fn d10_an_absurd_length_is_survived() {
     let peer = Peer::start();
@@ -71,8 +71,8 @@ fn d10_an_absurd_length_is_survived() {
     assert_eq!(peer.values(), [b"a"]);
 }
 
-/// D10: a port that is not Kafka's is told by the probe. Fails when the crate is let loose on an address that did not answer
-/// the probe: the reason is then a panic or a time-out.
+/// D10: the probe recognizes a port that is not Kafka's. Fails when the crate connects to an address that did not
+/// answer the probe: the reason is then a panic or a timeout.
 #[test]
 fn d10_foreign_ports_are_told_apart() {
     for (answer, what) in [(&b"HTTP/1.1 400 Bad"[..], "web server"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")]
@@ -83,7 +83,7 @@ fn d10_foreign_ports_are_told_apart() {
     }
 }
 
-/// D11. Fails when an empty line's value goes as `None` or through `Producer`: a null value is a tombstone.
+/// D11. Fails when an empty line is sent as `None` or through `Producer`: a null value is a tombstone.
 #[test]
 fn d11_an_empty_line_is_an_empty_record() {
     let peer = Peer::start();
@@ -92,7 +92,7 @@ fn d11_an_empty_line_is_an_empty_record() {
     assert_eq!(peer.values(), [&b""[..], b"x", b""]);
 }
 
-/// D14: codes above 35 all look alike. Fails when an unknown code is refused, or given up on.
+/// D14: codes above 35 all look alike. Fails when an unknown code is treated as permanent, or is not retried.
 #[test]
 fn d14_an_unknown_code_is_retried_for_ever() {
     let peer = Peer::start();
@@ -105,7 +105,7 @@ fn d14_an_unknown_code_is_retried_for_ever() {
     rig.send("a").offset();
 }
 
-/// D14, under `auto`: the other driver is asked. Fails when the first unknown code leaves, or none ever does.
+/// D14 with `auto`: the other driver takes over. Fails when the driver leaves at the first unknown code, or never.
 #[test]
 fn d14_an_unknown_code_again_and_again_is_left_to_the_other_driver() {
     let peer = Peer::start();
@@ -117,9 +117,10 @@ fn d14_an_unknown_code_again_and_again_is_left_to_the_other_driver() {
     assert!(matches!(rig.leave(), Leave::Incompatible { .. }));
 }
 
-/// D15: Kafka 4 answers Metadata v0 and closes the connection on Produce v0. Fails when Produce's own range is believed.
+/// D15: Kafka 4 answers Metadata v0 and closes the connection on Produce v0. Fails when the advertised Produce range
+/// is trusted.
 #[test]
-fn d15_a_broker_too_new_is_told_and_left_only_under_auto() {
+fn d15_a_broker_too_new_is_reported_and_left_only_with_auto() {
     let peer = Peer::start();
     peer.set(|s| {
         s.ranges = Some(KAFKA_4_1.to_vec());
@@ -140,7 +141,8 @@ fn d15_a_broker_too_new_is_told_and_left_only_under_auto() {
     assert!(peer.script.lock().unwrap().produced.is_empty());
 }
 
-/// D15: a cluster upgraded under a running agent. Fails when the broker is not probed anew after a closed connection.
+/// D15: a cluster upgraded under a running agent. Fails when the broker is not probed again after a closed
+/// connection.
 #[test]
 fn d15_an_upgrade_is_noticed() {
     let peer = Peer::start();
@@ -155,8 +157,8 @@ fn d15_an_upgrade_is_noticed() {
     assert!(matches!(rig.leave(), Leave::Incompatible { .. }));
 }
 
-/// D10, which numbers of an answer are counts. Fails when the crate is given one that does not fit into the answer, or when
-/// one that does, or a large broker id, is kept from it.
+/// D10, which numbers of an answer are counts. Fails when the crate gets a count that does not fit into the answer,
+/// or when a valid count or a large broker id is rejected.
 #[test]
 fn d10_counts_that_fit() {
     use byteorder::{BigEndian, METADATA, PRODUCED, Part, ReadBytesExt};
@@ -167,7 +169,7 @@ fn d10_counts_that_fit() {
         numbers.iter().take_while(|_| bytes.read_i32::<BigEndian>().is_ok()).count()
     };
     let max = i32::MAX;
-    // Size and correlation id; two brokers; a topic with two partitions, of which one has no replicas.
+    // Size and correlation id; two brokers; a topic with two partitions, one of them without replicas.
     let metadata =
         [400, 7, 2, max, 9092, 1, 9093, 1, 2, 0, max, 1, max, 2, max, 1, 1, -1, 0, 0, 400, 7, 0, 0];
     assert_eq!(takes(METADATA, &metadata), metadata.len(), "and another answer");

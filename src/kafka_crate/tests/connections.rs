@@ -1,4 +1,4 @@
-//! D1–D6: connections that hang, close, or carry the wrong answer.
+//! D1–D6: tests connections that hang, close, or carry the wrong answer.
 
 use super::super::peer::{Act, Peer, hole, parrot};
 use super::super::*;
@@ -7,8 +7,8 @@ use crate::producer::driver::Drive;
 use crate::producer::testing;
 use std::thread;
 
-/// D1, answers late. Fails when the client outlives an error (`fence` putting it back): batch 2 then meets the cut
-/// connection, and without the cut takes batch 1's answer for its own.
+/// D1, late answers. Fails when the client survives an error (`fence` putting it back): batch 2 then meets the closed
+/// connection, and otherwise would take batch 1's answer for its own.
 #[test]
 fn d1_a_late_answer_never_confirms_the_next_batch() {
     let peer = Peer::start();
@@ -23,22 +23,23 @@ fn d1_a_late_answer_never_confirms_the_next_batch() {
     assert!(by[0] != by[1] && by[1] != by[2], "a connection was used again: {by:?}");
 }
 
-/// D1, wrong correlation id: an answer nobody asked for lies in the socket when batch 2 is due. Fails without
-/// `Session::is_silent`: batch 2 is "stored" while the peer refused it.
+/// D1, wrong correlation id: an unexpected answer is waiting in the socket when batch 2 is due. Fails without
+/// `Session::is_silent`: batch 2 is "stored" although the peer rejected it.
 #[test]
-fn d1_an_answer_that_nobody_asked_for_confirms_nothing() {
+fn d1_an_unexpected_answer_confirms_nothing() {
     let peer = Peer::start();
     peer.acts(&[Act::Twice, Act::Code(19)]);
     let rig = Rig::new(&peer);
     assert_eq!(rig.send("one").offset(), Some(100));
     thread::park_timeout(Duration::from_millis(300));
     let (.., why) = again(rig.send("two"));
-    assert!(why.contains("nobody asked for"), "{why}");
+    assert!(why.contains("unexpected answer"), "{why}");
     assert!(again(rig.send("two")).2.contains("NotEnoughReplicas"));
     assert_eq!(peer.values(), [b"one"]);
 }
 
-/// D2. Fails when the client is kept after an error: its pool keeps the dead connection, and all batches fail for ever.
+/// D2. Fails when the client is kept after an error: its pool keeps the dead connection, and all batches fail
+/// forever.
 #[test]
 fn d2_a_closed_connection_is_replaced() {
     let peer = Peer::start();
@@ -54,7 +55,7 @@ fn d2_a_closed_connection_is_replaced() {
     assert!(brokers[&peer.host()].last_error.is_some());
 }
 
-/// D3: a signal in mid-write would cut a frame short. Fails when `start` does not block signals before it works.
+/// D3: a signal in mid-write would cut a frame short. Fails when `start` does not block signals first.
 #[test]
 fn d3_signals_are_blocked_in_the_drivers_threads() {
     let peer = Peer::start();
@@ -73,7 +74,7 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
             let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
             let blocked = status.lines().find_map(|l| l.strip_prefix("SigBlk:\t")).unwrap_or("0");
             let blocked = u64::from_str_radix(blocked, 16).unwrap();
-            // TERM, INT and USR1; the watching threads of other tests are started without `start`.
+            // TERM, INT and USR1; the watchdog threads of other tests are started without `start`.
             found +=
                 usize::from(comm.trim() == name && [15, 2, 10].iter().all(|s| blocked >> (s - 1) & 1 == 1));
         }
@@ -81,8 +82,8 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
     }
 }
 
-/// D4, a leader behind a black hole. Fails when leaders are not probed before the crate connects to them: its `connect`
-/// has no limit, and the watchdog's is 20 s here.
+/// D4, a leader behind a black hole. Fails when leaders are not probed before the crate connects: its `connect` has
+/// no timeout, and the watchdog's is 20 s here.
 #[test]
 fn d4_a_leader_that_does_not_answer_costs_one_limit() {
     let (peer, hole) = (Peer::start(), hole());
@@ -94,14 +95,14 @@ fn d4_a_leader_that_does_not_answer_costs_one_limit() {
     let other = Batch { partition: 1, ..one("b") };
     rig.order(Order::Send(vec![one("a"), other]));
     assert!(again(rig.verdict()).2.contains("no connection in 1 s"));
-    rig.verdict().offset(); // the other leader's batch goes on
+    rig.verdict().offset(); // the other leader's batch continues
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     let brokers = rig.board.brokers().clone();
     assert_eq!(brokers[&hole.addr.to_string()].state, "down");
 }
 
-/// D4, in the crate's own `connect`. Fails when `sys::sockets_to` leaves out sockets that are still connecting (`getpeername`
-/// knows no peer of theirs): 127 s.
+/// D4, in the crate's own `connect`. Fails when `sys::sockets_to` misses sockets that are still connecting (for which
+/// `getpeername` reports no peer): 127 s.
 #[test]
 fn d4_a_hanging_connect_is_cut() {
     let hole = hole();
@@ -114,7 +115,7 @@ fn d4_a_hanging_connect_is_cut() {
     assert!(client.is_spoilt());
 }
 
-/// D5. Fails when the client gets the whole list: it asks the first host that takes the request, and no other.
+/// D5. Fails when the client gets the whole list: it asks only the first host that accepts the request.
 #[test]
 fn d5_a_bootstrap_host_that_hangs_does_not_stand_before_the_others() {
     let (peer, hole, mute) = (Peer::start(), hole(), parrot(b""));
@@ -126,8 +127,8 @@ fn d5_a_bootstrap_host_that_hangs_does_not_stand_before_the_others() {
     assert!(down.contains(&(mute.to_string(), "down".to_owned())), "{down:?}");
 }
 
-/// D6: with acks = 0 nothing is answered, but for a session's first batch. Fails without `Session::is_silent`: the third
-/// batch goes into the closed connection, which still takes one, and is "stored" without being anywhere.
+/// D6: with acks = 0 only a session's first batch is answered. Fails without `Session::is_silent`: the third batch
+/// goes into the closed connection, which still accepts one, and counts as "stored" although it is lost.
 #[test]
 fn d6_without_acks_a_closed_connection_is_seen() {
     let peer = Peer::start();

@@ -8,7 +8,7 @@
 use super::broker::Log;
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Chunk, Identity, Origin, Point, Shape, StreamId};
+use crate::chunk::{Chunk, Origin};
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, JournalFile};
@@ -22,6 +22,7 @@ use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{BeforeSend, Options, Partitioner};
+use crate::record::{Identity, Point, Shape, StreamId};
 use crate::report::Board;
 use crate::streams::{Saved, SavedPositions, SavedStream, mailbox};
 use crate::waker::Waker;

@@ -195,7 +195,7 @@ fn all_in_trouble_stops_the_lane() {
 #[test]
 fn keyed_lines_wait_for_their_partition() {
     let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());
-    let o = origin(1, "t", "/log", crate::chunk::Shape { key, ..Default::default() });
+    let o = origin(1, "t", "/log", crate::record::Shape { key, ..Default::default() });
     let options = Options { partitioner: Partitioner::Hash, ..Options::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1, 2]);
     let mut offset = 0;

@@ -1,7 +1,7 @@
 //! The known streams, found by their number, by the inode of their file, and by the followed path.
 
 use super::{Entry, Reader};
-use crate::chunk::{Identity, StreamId};
+use crate::record::{Identity, StreamId};
 use crate::tail::assign::is_same_file;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

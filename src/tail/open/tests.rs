@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::budget::Budget;
-use crate::chunk::StreamId;
+use crate::record::StreamId;
 use crate::stop;
 use crate::tail::identity;
 

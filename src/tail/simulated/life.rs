@@ -3,8 +3,9 @@
 use super::world::{State, remove};
 use super::{Op, World};
 use crate::budget::Budget;
-use crate::chunk::{Chunk, Ending, StreamId, TailOutput};
+use crate::chunk::{Chunk, TailOutput};
 use crate::handover::Outlet;
+use crate::record::{Ending, StreamId};
 use crate::report::Board;
 use crate::tail::follow::{Step, Until};
 use crate::tail::known::{Entry, Known};
@@ -84,11 +85,11 @@ impl Life<'_> {
         for parcel in self.parcels.try_iter() {
             match parcel {
                 TailOutput::Opened(o) => {
-                    self.progress.insert(o.origin.stream, o.origin.progress.clone());
-                    self.closed.retain(|c| *c != o.origin.stream);
-                    let e = w.acked.entry(o.origin.stream).or_insert_with(|| Entry {
-                        stream: o.origin.stream,
-                        path: o.origin.path.clone(),
+                    self.progress.insert(o.stream, o.progress.clone());
+                    self.closed.retain(|c| *c != o.stream);
+                    let e = w.acked.entry(o.stream).or_insert_with(|| Entry {
+                        stream: o.stream,
+                        path: o.path.clone(),
                         at: o.at,
                         size: o.at.offset,
                         ..Entry::of(o.identity.clone())

@@ -1,8 +1,8 @@
 //! The folder, its writer and its rotation, whether or not somebody reads; and what a reader has made of it so far.
 
 use super::Op;
-use crate::chunk::StreamId;
 use crate::fuzz::Dice;
+use crate::record::StreamId;
 use crate::tail::identity::{BIRTHLESS, MEANWHILE, look_at};
 use crate::tail::known::Entry;
 use flate2::{Compression, write::GzEncoder};

@@ -1,4 +1,4 @@
-//! (i) The agent alone: how cost grows with the number of lines, of files, and with the length of lines.
+//! (i) The agent alone: how its cost grows with the number of lines, the number of files, and the length of lines.
 
 use super::{Bench, Work, ship};
 use crate::{corpus::Corpus, plan::Plan, systems::AGENT, tables::grouped};

@@ -1,6 +1,6 @@
-//! (d) Files to which nothing is written: processor time, wake-ups, memory. All at once, each system with each number of files, since
-//! they do nothing; each has delivered the line that each file holds, and has had time to settle (ours syncs its positions 30 s
-//! after the last line).
+//! (d) Idle files: processor time, wake-ups, memory. All systems at the same time, each with each number of files,
+//! since they do nothing; each has delivered the one line of each file and had time to settle (the agent syncs its
+//! positions 30 s after the last line).
 
 use super::{AtWork, Bench, Work, checked};
 use crate::{

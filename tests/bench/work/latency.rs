@@ -1,5 +1,6 @@
-//! (b) From the write into the log to the line in a consumer's hands, at a steady rate. The consumer is the same for all
-//! (`kcat -C`, its pipe read here). Lines of the first two seconds do not count, nor the last ten, which some keep back.
+//! (b) The latency from writing to the log until a consumer has the line, at a steady rate. The consumer is the same
+//! for all (`kcat -C`, its pipe read here). The first two seconds do not count, nor do the last ten lines, which some
+//! programs hold back.
 
 use super::{Bench, Work, checked};
 use crate::{
@@ -107,7 +108,7 @@ fn write_steadily(path: &Path, rate: u64, lines: u64, base: Instant) -> Vec<u64>
 struct Consumer {
     base: Instant,
     kcat: Child,
-    /// By line: when it arrived, in nanoseconds since `base`; 0 before.
+    /// By line: its arrival in nanoseconds since `base`; 0 before.
     times: Arc<Vec<AtomicU64>>,
     arrived: Arc<AtomicU64>,
     reader: thread::JoinHandle<u64>,
@@ -148,7 +149,7 @@ impl Consumer {
             pause(millis(10));
         }
     }
-    /// Arrivals, and how many lines came more than once.
+    /// The arrivals, and how many lines arrived more than once.
     fn finish(mut self) -> (Arc<Vec<AtomicU64>>, u64) {
         let _ = self.kcat.kill();
         let _ = self.kcat.wait();

@@ -1,4 +1,4 @@
-//! (e) Many files, each with a little: what a box with many services does all day.
+//! (e) Many files with a few lines each, as on a machine with many services.
 
 use super::{Bench, Work, checked};
 use crate::{
@@ -67,7 +67,7 @@ fn once(
     (figures, note)
 }
 
-/// The files' writes are spread over the time between two lines of one.
+/// The writes to the files are spread over the interval between two lines of one file.
 fn write_steadily(logs: &mut [File], lines: u64) {
     let (begun, mut line) = (Instant::now(), String::new());
     let step = Duration::from_secs(1) / (RATE as u32 * FILES);
@@ -77,7 +77,7 @@ fn write_steadily(logs: &mut [File], lines: u64) {
             push_line(&mut line, file as u32, seq, 200);
             line.push('\n');
             let due = step * (seq as u32 * FILES + file as u32);
-            // Not for each line: the writer should cost little beside what is measured.
+            // Not for each line: the writer should cost little compared with what is measured.
             if due > begun.elapsed() + millis(2) {
                 pause(due - begun.elapsed());
             }

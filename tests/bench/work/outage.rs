@@ -1,5 +1,6 @@
-//! (c) The broker is away, and 500 MB wait: what waiting costs, whether a stop is heeded meanwhile, and whether everything
-//! arrives once the broker is back. All systems at once, each with its own topic, on the same file.
+//! (c) The broker is down, and 500 MB wait: the cost of waiting, whether a stop is obeyed meanwhile, and whether
+//! everything arrives once the broker is back. All systems at the same time, each with its own topic, on the same
+//! file.
 
 use super::{AtWork, Bench, PARTITIONS, Work, checked};
 use crate::{
@@ -12,7 +13,7 @@ use std::{fs, path::Path};
 
 pub const WORK: Work = Work { letter: 'c', settings, takes: |s| s.follows() && *s != CLASSIC, round };
 
-/// Delivered before the broker goes.
+/// Delivered before the broker stops.
 const BEFORE: u64 = 1000;
 
 fn settings(plan: &Plan) -> String {
@@ -53,7 +54,7 @@ fn round(bench: &mut Bench<'_>, round: u32) {
     let stops = stop_times(bench, &order, others, &data, corpus);
     bench.broker.restart();
     for one in &mut all {
-        // A program that sends a few thousand lines a second would take ten minutes; what it left out shows sooner.
+        // A program that sends a few thousand lines a second would take ten minutes; what it skipped shows sooner.
         let limit = if one.system == LINE_BY_LINE { secs(10) } else { secs(100) };
         if one.wait(millis(100), limit).is_none() {
             one.remark("not all lines arrived after the broker's return");
@@ -61,7 +62,7 @@ fn round(bench: &mut Bench<'_>, round: u32) {
     }
     for (((one, (cpu, peak)), ended), stop) in all.into_iter().zip(spent).zip(ended).zip(stops) {
         let name = one.system.name;
-        let mut figures = vec![("goes_on", f64::from(u8::from(!ended)))];
+        let mut figures = vec![("continues", f64::from(u8::from(!ended)))];
         if !ended {
             figures.extend([("cpu_s", cpu.as_secs_f64()), ("peak_kib", peak as f64)]);
         }
@@ -77,8 +78,8 @@ fn round(bench: &mut Bench<'_>, round: u32) {
     fs::remove_dir_all(data).unwrap();
 }
 
-/// How long each takes to end after SIGTERM, in milliseconds, with lines waiting and no broker; none if it has ended before,
-/// or does not within 15 s.
+/// How long each takes to exit after SIGTERM, in milliseconds, with lines waiting and no broker; absent if it exited
+/// before, or not within 15 s.
 fn stop_times(
     bench: &Bench<'_>,
     order: &[System],

@@ -1,5 +1,5 @@
-//! (a) One file that is there: how fast, at what cost, and how many bytes on the wire. From the start of the program to the
-//! moment the topic holds the last line; processor time until 0.2 s later, when the acknowledgements are in.
+//! (a) An existing file: speed, cost, and bytes on the wire. Timed from the program's start until the topic holds the
+//! last line; processor time until 0.2 s later, when the acknowledgements have arrived.
 
 use super::{Bench, Work, checked};
 use crate::{
@@ -40,7 +40,7 @@ fn round(bench: &mut Bench<'_>, round: u32) {
     }
 }
 
-/// A first run of each broker, so that nobody meets a cold one.
+/// A first run on each broker, so that no measured run meets a cold one.
 fn warm(bench: &mut Bench<'_>) {
     let corpus = Corpus::one(300_000);
     let data = bench.data("warm", corpus);
@@ -49,7 +49,7 @@ fn warm(bench: &mut Bench<'_>) {
     }
 }
 
-/// Figures of one run, and what went wrong.
+/// The figures of one run, and its problems.
 pub fn once(
     bench: &mut Bench<'_>,
     system: &System,

@@ -1,5 +1,5 @@
-//! (g) and (h): from the start of the program to its first line in the topic, and the size of what must be there for it: the
-//! program and every library and module it has mapped by then.
+//! (g) and (h): the time from the program's start to its first line in the topic, and its installed size: the program
+//! and every library and module it has mapped by then.
 
 use super::{Bench, Work, checked};
 use crate::{
@@ -22,7 +22,7 @@ fn round(bench: &mut Bench<'_>, round: u32) {
         for system in bench.order(&WORK, round) {
             let mut at_work = bench.begin(&system, &data, corpus, "none");
             let begun = at_work.running.started;
-            // What keeps the line back sends it when it is stopped; that is no start-up time.
+            // A program that holds the line back sends it when stopped; that is not its start-up time.
             let patience = if system.holds_back() > 0 { millis(500) } else { secs(20) };
             let running = &mut at_work.running;
             let done = at_work.offsets.wait(1, millis(1), patience, || running.ended());

@@ -1,5 +1,6 @@
-//! (f) A slow uplink: each system has a link of its own (`link.rs`), and all are at work at once, since the links are what is
-//! short. Lines and bytes a second from a program's first byte, so with its connections and questions, to its last line.
+//! (f) A slow uplink: each system has a link of its own (`link.rs`), and all run at the same time, since the links
+//! are the bottleneck. Lines and bytes a second from a program's first byte, including its connections and requests,
+//! to its last line.
 
 use super::{AtWork, Bench, PARTITIONS, Work, checked, ship::COMPRESSIONS};
 use crate::{
@@ -38,7 +39,7 @@ fn round(bench: &mut Bench<'_>, round: u32) {
     }
 }
 
-/// One system behind its link, and how the topic grew.
+/// One system behind its link, and the growth of its topic.
 struct Behind {
     link: Link,
     at_work: AtWork,
@@ -53,7 +54,7 @@ struct Mark {
 }
 
 impl Behind {
-    /// Looks once; whether there is nothing more to come.
+    /// Takes one sample; returns whether nothing more will arrive.
     fn look(&mut self) -> bool {
         let Some(lines) = self.at_work.offsets.now() else { return false };
         let mark = Mark { at: Instant::now(), lines, bytes: self.link.sent() };
@@ -79,7 +80,7 @@ fn together(bench: &mut Bench<'_>, round: u32, case: &str, round_trip: u64, comp
     }
     let end = Instant::now() + secs(90);
     loop {
-        // All of them, also when the first has not come far.
+        // All of them, even if the first has not got far.
         let waiting = all.iter_mut().map(Behind::look).filter(|done| !done).count();
         if waiting == 0 || Instant::now() > end {
             break;

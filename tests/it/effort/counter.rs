@@ -1,6 +1,6 @@
-//! Counts what a program asks of the allocator: a library that is loaded before glibc's own (`LD_PRELOAD`) and, when the
-//! program ends, writes the number of calls into the file that `COUNT_INTO` names. No part of the agent, nor of the tests'
-//! crate: `effort.rs` has `rustc` build it.
+//! Counts a program's allocator calls: a library loaded before glibc (`LD_PRELOAD`) that writes the count to the file
+//! named by `COUNT_INTO` when the program exits. Part of neither the agent nor the test crate: `effort.rs` builds it
+//! with `rustc`.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,7 +17,7 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn malloc(size: usize) -> *mut c_void {
     CALLS.fetch_add(1, Relaxed);
-    // SAFETY: passed on as it came; so in all of these.
+    // SAFETY: arguments are forwarded unchanged; so in all of these.
     unsafe { __libc_malloc(size) }
 }
 
@@ -38,7 +38,7 @@ unsafe extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn posix_memalign(into: *mut *mut c_void, align: usize, size: usize) -> c_int {
     CALLS.fetch_add(1, Relaxed);
-    // SAFETY: the caller's pointer is good for one write; it must be.
+    // SAFETY: POSIX requires the caller's pointer to be valid for one write.
     unsafe { *into = __libc_memalign(align, size) };
     0
 }

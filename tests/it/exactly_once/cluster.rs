@@ -1,9 +1,9 @@
-//! Three brokers; leaders are killed under load, and while an agent that was killed proves its open batches.
+//! Three brokers; leaders are killed under load, and while an agent that was killed is proving its open batches.
 
 use super::{SHORT, announced, config, totals, write_some};
 use crate::harness::*;
 
-/// So many lives of the agent; in each third one a broker dies, and stays away for the next.
+/// This many runs of the agent; in every third a broker is killed, and stays down for the next.
 pub fn leaders_killed(rounds: u64, seed: u64) {
     let cluster = Cluster::start(Version::V41, &[]);
     let topic = cluster.topic(3);
@@ -44,8 +44,9 @@ pub fn leaders_killed(rounds: u64, seed: u64) {
     assert_eq!(announced(&totals(&folder)), 0, "{log}");
 }
 
-/// Fails when what a leader said counts though it died with it, or when a batch goes to the new leader under other numbers.
+/// Fails when what a leader reported counts though it died with it, or when a batch goes to the new leader under
+/// other sequence numbers.
 #[test]
-fn leaders_killed_among_kills() {
+fn leaders_and_agent_killed() {
     leaders_killed(9, 32);
 }

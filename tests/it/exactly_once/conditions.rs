@@ -1,10 +1,10 @@
-//! What exactly-once needs of a broker: Kafka from 2.8, and the right to read. `check --connect` says what is missing, and a
-//! running agent sends nothing before it has it.
+//! What exactly-once needs of a broker: Kafka 2.8 or newer, and the right to read. `check --connect` says what is
+//! missing, and a running agent sends nothing until it is available.
 
 use super::{Chaos, SHORT, announced, config, survive, totals, write_config};
 use crate::harness::*;
 
-/// `check --connect` by this config: its code, and the steps that failed.
+/// Runs `check --connect` with this config: its exit code, and the steps that failed.
 #[track_caller]
 fn check(folder: &Folder, code: i32) -> Vec<String> {
     let done = folder.agent_line("check --connect -c c.toml").run().expect_code(code);
@@ -12,8 +12,8 @@ fn check(folder: &Folder, code: i32) -> Vec<String> {
     text.lines().filter(|l| l.starts_with("failed ")).map(str::to_owned).collect()
 }
 
-/// Fails when the right to read is not asked for, when lines are sent that could not be proved stored after a crash, or when
-/// the right that is given later is not noticed.
+/// Fails when the right to read is not checked, when lines are sent that could not be proved stored after a crash, or
+/// when the right is granted later and that goes unnoticed.
 #[test]
 fn nothing_is_sent_without_the_right_to_read() {
     let broker = Broker::secure(Version::V41);
@@ -41,9 +41,9 @@ fn nothing_is_sent_without_the_right_to_read() {
     assert!(check(&folder, 0).is_empty());
 }
 
-/// Fails when a broker from before 2.8 passes, or gets lines whose fate it could not tell.
+/// Fails when a broker older than 2.8 is accepted, or receives lines whose fate it could not report.
 #[test]
-fn nothing_is_sent_to_a_broker_that_cannot_tell() {
+fn nothing_is_sent_to_a_broker_before_2_8() {
     let kafka = Scripted::start(1);
     kafka.topic("t", &[0]);
     kafka.versions(&[(0, 0, 8), (1, 0, 12), (3, 0, 9), (18, 0, 3), (22, 0, 3)]); // as 2.7
@@ -59,7 +59,7 @@ fn nothing_is_sent_to_a_broker_that_cannot_tell() {
     agent.stop().expect_code(0);
 }
 
-/// The oldest Kafka that can tell. Fails as the kills on 4.1 do.
+/// The oldest Kafka with DescribeProducers. Fails like the kills on 4.1.
 #[test]
 fn kills_on_2_8() {
     survive(&Chaos { version: Some(Version::V28), agent_kills: 8, broker_kills: 1, seed: 5, ..SHORT });
@@ -101,7 +101,7 @@ fn produce(topic: &str, producer: i64) -> Vec<u8> {
     [&(request.len() as i32).to_be_bytes()[..], &request].concat()
 }
 
-/// Fails when the answer to DescribeProducers, 37 bytes for each of them, has to fit into 1 MiB: nothing is ever sent then.
+/// Fails when the answer to DescribeProducers, 37 bytes per producer, must fit into 1 MiB: nothing is ever sent then.
 #[test]
 fn sixty_thousand_producers_on_one_partition() {
     use std::io::{Read, Write};

@@ -1,10 +1,10 @@
-//! State, broker or files are not what the numbers say: put back, copied, damaged, forgotten, made anew, gone, changed.
-//! Nothing is lost, and whatever may stand twice is counted and said.
+//! State, broker or files disagree with the sequence numbers: restored, copied, damaged, expired, recreated, deleted,
+//! changed. Nothing is lost, and every possible duplicate is counted and logged.
 
 use super::{Chaos, SHORT, announced, config, config_by, totals, write_some};
 use crate::harness::*;
 
-/// What faults begin with: an agent that was killed while it delivered `a.log`.
+/// The starting point of each fault: an agent that was killed while it delivered `a.log`.
 struct Killed {
     folder: Folder,
     topic: Topic,
@@ -19,7 +19,7 @@ impl Killed {
         killed.run_for(1500);
         killed
     }
-    /// The agent runs for so many ms of writing, and is killed once lines have arrived and a batch is open.
+    /// Runs the agent for this many ms of writing, and kills it once lines have arrived and a batch is open.
     fn run_for(&mut self, ms: u64) -> String {
         let before = self.topic.end_offsets();
         let mut agent = self.folder.agent_line("run -c c.toml").start();
@@ -35,8 +35,8 @@ impl Killed {
         });
         agent.kill().stderr
     }
-    /// Starts it again, until everything is acknowledged; its log, what arrived, and the status.
-    fn go_on(&self) -> (String, Delivered, serde_json::Value) {
+    /// Starts it again and waits until everything is acknowledged; returns its log, what arrived, and the status.
+    fn resume(&self) -> (String, Delivered, serde_json::Value) {
         let mut agent = self.folder.agent_line("run -c c.toml").start();
         let state = self.folder.path("state");
         wait_status(&self.folder, &state, "all is acknowledged", |s| {
@@ -61,7 +61,7 @@ impl Killed {
     }
 }
 
-/// Nothing lost, and no more doubled than announced.
+/// Nothing is lost, and no more lines are doubled than announced.
 #[track_caller]
 fn nothing_silent(killed: &Killed, log: &str, delivered: &Delivered, status: &serde_json::Value) -> u64 {
     let doubled = delivered.assert_at_least_once(&[&killed.lines()]) as u64;
@@ -70,21 +70,22 @@ fn nothing_silent(killed: &Killed, log: &str, delivered: &Delivered, status: &se
     doubled
 }
 
-/// Fails when a folder from a backup goes on with the numbers it has, silently.
+/// Fails when a folder restored from a backup silently reuses its sequence numbers.
 #[test]
-fn a_folder_that_was_put_back_takes_a_new_id() {
+fn restored_folder_gets_a_new_producer_id() {
     let mut killed = Killed::on(Broker::shared(Version::V41));
     killed.copy("state", "backup");
     killed.run_for(1500);
     killed.copy("backup", "state");
-    let (log, delivered, status) = killed.go_on();
+    let (log, delivered, status) = killed.resume();
     assert!(log.contains("put back from a backup"), "{log}");
     assert!(nothing_silent(&killed, &log, &delivered, &status) > 0);
 }
 
-/// Two agents with one folder's copy. Fails when one takes the other's numbers for its own: its lines would be dropped.
+/// Two agents with copies of one folder. Fails when one takes the other's sequence numbers for its own: its lines
+/// would be dropped.
 #[test]
-fn a_copied_folder_takes_a_new_id() {
+fn copied_folder_gets_a_new_producer_id() {
     let mut killed = Killed::on(Broker::shared(Version::V41));
     killed.copy("state", "copy");
     let mut first = killed.folder.agent_line("run -c c.toml").start();
@@ -104,13 +105,13 @@ fn a_copied_folder_takes_a_new_id() {
     let log = second.stop().expect_code(0).stderr;
     first.stop().expect_code(0);
     assert!(log.contains("put back from a backup"), "{log}");
-    // What both have read stands twice; that is what two agents for one file do. Nothing is missing.
+    // What both have read is there twice, as expected of two agents on one file. Nothing is missing.
     Delivered::in_topic(&killed.topic).assert_at_least_once(&[&killed.lines()]);
 }
 
-/// Fails when a journal without contents passes for one that says that nothing was sent.
+/// Fails when a journal without contents is read as "nothing was sent".
 #[test]
-fn a_zeroed_or_missing_journal_is_said_and_counted() {
+fn zeroed_or_missing_journal_is_reported_and_counted() {
     for zeroed in [true, false] {
         let killed = Killed::on(Broker::shared(Version::V41));
         match zeroed {
@@ -120,54 +121,56 @@ fn a_zeroed_or_missing_journal_is_said_and_counted() {
             }
             false => killed.folder.remove("state/flights"),
         }
-        let (log, delivered, status) = killed.go_on();
+        let (log, delivered, status) = killed.resume();
         assert!(log.contains(if zeroed { "it is damaged" } else { "it is missing" }), "{log}");
         nothing_silent(&killed, &log, &delivered, &status);
         assert!(announced(&status) > 0);
     }
 }
 
-/// Fails when a broker that has forgotten the producer gets a resend that it cannot recognize, and nobody counts it.
+/// Fails when a broker that has forgotten the producer gets a resend that it cannot recognize, and the duplicates are
+/// not counted.
 #[test]
-fn an_expired_producer_id_is_counted() {
+fn expired_producer_id_is_counted() {
     let conf = ["producer.id.expiration.ms=1000", "producer.id.expiration.check.interval.ms=200"];
     let broker = Broker::own_with(Version::V41, &conf);
     let killed = Killed::on(&broker);
     pause(secs(4));
-    let (log, delivered, status) = killed.go_on();
+    let (log, delivered, status) = killed.resume();
     assert!(log.contains("has forgotten our producer id"), "{log}");
     assert!(nothing_silent(&killed, &log, &delivered, &status) > 0);
 }
 
-/// Fails when the agent waits for numbers that a new topic never knew.
+/// Fails when the agent waits for sequence numbers that a new topic never had.
 #[test]
-fn a_topic_that_was_created_anew() {
+fn recreated_topic() {
     let mut killed = Killed::on(Broker::shared(Version::V41));
     killed.topic.delete();
     killed.topic.create(&[]);
     let from = killed.next;
     write_some(&killed.folder, &mut killed.next, 1000, &["a.log"]);
-    let (_, delivered, status) = killed.go_on();
+    let (_, delivered, status) = killed.resume();
     let verdict = delivered.against(&[&Lines::new("a", from..killed.next)]);
     assert!(verdict.missing.is_empty(), "{verdict}");
     assert!(verdict.doubled as u64 <= announced(&status), "{verdict}");
 }
 
-/// Fails when an open batch whose bytes are gone is forgotten without a word.
+/// Fails when an open batch whose bytes are gone is forgotten silently.
 #[test]
-fn a_source_that_is_gone_is_counted() {
+fn deleted_source_is_counted() {
     let killed = Killed::on(Broker::shared(Version::V41));
     killed.folder.remove("a.log");
     let mut agent = killed.folder.agent_line("run -c c.toml").start();
     pause(secs(1));
     let log = agent.stop().expect_code(0).stderr;
-    assert!(log.contains("cannot be proved stored"), "{log}");
+    assert!(log.contains("cannot be proven to be stored"), "{log}");
     assert!(totals(&killed.folder)["totals"]["uncertain"].as_u64().unwrap() > 0);
 }
 
-/// Deleted while its last batches have no answer, and kept by the service manager. Fails when flights are rebuilt from names only.
+/// Deleted while its last batches have no answer, and kept by the service manager. Fails when batches are rebuilt
+/// from paths only.
 #[test]
-fn a_source_that_is_gone_and_was_kept() {
+fn deleted_source_kept_in_the_fdstore() {
     let broker = Broker::shared(Version::V41);
     let (folder, topic) = (Folder::new(), broker.topic(2));
     let proxy = Proxy::to(&broker.address);
@@ -196,22 +199,22 @@ fn a_source_that_is_gone_and_was_kept() {
     assert!(status["exactly_once"]["resent"].as_u64() > Some(0), "{status}");
 }
 
-/// Fails when a rebuilt batch depends on the config of now.
+/// Fails when a rebuilt batch depends on the current config.
 #[test]
-fn a_changed_config_changes_nothing_that_was_sent() {
+fn changed_config_does_not_change_sent_batches() {
     let killed = Killed::on(Broker::shared(Version::V41));
     let changed = Chaos { kafka: "key = \"path\"\ncompression = \"gzip\"\nbatch = \"32KiB\"", ..SHORT };
     config(&killed.folder, &killed.topic, &changed);
-    let (log, delivered, status) = killed.go_on();
+    let (log, delivered, status) = killed.resume();
     assert_eq!(nothing_silent(&killed, &log, &delivered, &status), 0);
     assert_eq!(announced(&status), 0, "{log}");
     assert!(status["exactly_once"]["resent"].as_u64() > Some(0));
 }
 
-/// Open batches of two topics, of which the config names one no more, and less memory. Fails when the start waits for memory
-/// that its own permits hold: it then sends nothing and hears no signal.
+/// Open batches of two topics, one of which is no longer in the config, and less memory. Fails when the start waits
+/// for memory that its own permits hold: it then sends nothing and ignores signals.
 #[test]
-fn a_topic_that_the_config_does_not_name_any_more() {
+fn topic_removed_from_the_config() {
     let broker = Broker::own(Version::V41);
     let (folder, [a, b, c]) = (Folder::new(), [(); 3].map(|()| broker.topic(4)));
     let configure = |of_a: &Topic, memory: &str| {
@@ -247,17 +250,17 @@ fn a_topic_that_the_config_does_not_name_any_more() {
     let there = |topics: &[&Topic]| topics.iter().map(|t| t.end_offsets()).sum::<u64>();
     wait_until(PATIENT, "all has arrived", || there(&[&a, &b, &c]) >= 40_000);
     let log = agent.stop().expect_code(0).stderr;
-    assert!(log.contains("taken up again"), "{log}");
+    assert!(log.contains("are resumed"), "{log}");
     Delivered::in_topic(&b).assert_exactly_once(&[&lines[1]]);
     Delivered::of([a.values(), c.values()].concat()).assert_exactly_once(&[&lines[0]]);
     assert_eq!(announced(&totals(&folder)), 0, "{log}");
 }
 
-/// The state folder refuses its files, two ways: `offsets` cannot be written (then a new file's lines may not be sent), or
-/// nothing can be written any more, `flights` neither. Fails when status, metrics or the log do not say that delivery is
-/// blocked and by what, when a line claims that it goes on, or when it does not resume.
+/// Writes to the state folder fail, in two ways: `offsets` cannot be written (so a new file's lines may not be sent),
+/// or nothing can, not even `flights`. Fails when status, metrics or the log do not say that delivery is blocked and
+/// by what, when a line claims that it continues, or when it does not resume.
 #[test]
-fn a_state_folder_that_fails_is_said_to_block_delivery() {
+fn unwritable_state_folder_is_reported_as_blocking_delivery() {
     for whole in [false, true] {
         let broker = Broker::shared(Version::V41);
         let (folder, topic) = (Folder::new(), broker.topic(1));
@@ -265,9 +268,9 @@ fn a_state_folder_that_fails_is_said_to_block_delivery() {
         let metrics = format!("[metrics]\ntextfile = {:?}\n", folder.path("m.prom"));
         folder.append("c.toml", metrics);
         folder.append("a.log", Lines::new("a", 0..10).bytes());
-        // SIGXFSZ, which a limit on the size of files sends, is ignored: writes fail.
+        // SIGXFSZ, raised by a limit on file sizes, is ignored: writes fail instead.
         let ignoring = ["env", "--ignore-signal=XFSZ"];
-        let mut agent = folder.agent_line("run -c c.toml").within(ignoring).start();
+        let mut agent = folder.agent_line("run -c c.toml").wrapped_in(ignoring).start();
         let state = folder.path("state");
         wait_status(&folder, &state, "the first lines are saved", |s| {
             s["files"][0]["saved"] == s["files"][0]["size"] && s["files"][0]["saved"].as_u64() > Some(0)
@@ -305,7 +308,7 @@ fn a_state_folder_that_fails_is_said_to_block_delivery() {
         assert!(of.is_some_and(|t| t["attempts"].as_u64() > Some(0)), "{said}");
         agent.wait_log(if whole { "nothing is sent until it can be" } else { "is blocked" }, secs(2));
         if !whole {
-            wait_until(secs(20), "the metrics say it", || {
+            wait_until(secs(20), "the metrics report it", || {
                 let text = std::fs::read_to_string(folder.path("m.prom")).unwrap_or_default();
                 let is = |line: &str| text.lines().any(|l| l.starts_with(line) && l.ends_with(" 1"));
                 is("logagent_file_stuck{") && is("logagent_state_degraded")

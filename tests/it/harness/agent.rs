@@ -1,5 +1,5 @@
-//! The real binary in a folder of its own: started, stopped, killed, watched from outside through /proc.
-//! Knows the command line of no command; tests give it.
+//! The real binary in a folder of its own: started, stopped, killed, observed from outside through /proc. Tests
+//! supply its command line.
 
 use super::manager::Manager;
 use super::{SOON, Topic, limit_the_suite, millis, pause, wait_for, wait_until};
@@ -25,14 +25,15 @@ pub fn binary() -> PathBuf {
     std::env::var_os("LOGAGENT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_logagent").into(), PathBuf::from)
 }
 
-/// The limit for an optimized agent, or the other: unoptimized code is larger, slower, and needs deeper stacks.
+/// Picks the limit for an optimized or an unoptimized agent: unoptimized code is larger, slower, and needs deeper
+/// stacks.
 pub fn optimized<T>(limit: T, otherwise: T) -> T {
     if std::env::var_os("LOGAGENT_BIN").is_some() { limit } else { otherwise }
 }
 
 static ALIVE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
-/// Kills every agent that this process has started and not yet seen end.
+/// Kills every agent that this process started and has not yet seen exit.
 pub fn kill_all() {
     for id in ALIVE.lock().unwrap().iter() {
         if let Some(pid) = Pid::from_raw(*id as i32) {
@@ -43,33 +44,40 @@ pub fn kill_all() {
 
 /// A temporary folder: where a test keeps its logs and where its agents run.
 pub struct Folder {
-    root: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     agents: AtomicU32,
 }
 
 impl Folder {
     pub fn new() -> Folder {
-        let dir = tempfile::Builder::new().prefix("logagent-").tempdir().expect("a temporary folder");
-        // The agent watches the parent of a followed folder too, and the one for temporary files is busy.
-        let root = dir.path().join("root");
-        fs::create_dir(&root).expect("a folder in the temporary one");
-        Folder { root, _dir: dir, agents: AtomicU32::new(0) }
+        Folder::below(&std::env::temp_dir())
+    }
+    /// A folder outside /tmp, for tests that count wake-ups: the agent watches every parent of a file, and the other tests
+    /// change /tmp all the time.
+    pub fn quiet() -> Folder {
+        let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        fs::create_dir_all(parent).expect("cargo's folder for tests");
+        Folder::below(parent)
+    }
+    fn below(parent: &Path) -> Folder {
+        let dir =
+            tempfile::Builder::new().prefix("logagent-").tempdir_in(parent).expect("a temporary folder");
+        Folder { dir, agents: AtomicU32::new(0) }
     }
     pub fn root(&self) -> &Path {
-        &self.root
+        self.dir.path()
     }
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.root.join(name)
+        self.dir.path().join(name)
     }
-    /// Writes a file anew; with its folders.
+    /// Writes a whole file, and creates its parent folders.
     pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
         path
     }
-    /// One `write(2)` with `O_APPEND`, as loggers do; creates the file if need be.
+    /// One `write(2)` with `O_APPEND`, as loggers do; creates the file if it does not exist.
     pub fn append(&self, name: &str, bytes: impl AsRef<[u8]>) {
         let mut file = fs::OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap();
         file.write_all(bytes.as_ref()).unwrap();
@@ -79,7 +87,7 @@ impl Folder {
         fs::create_dir_all(&path).unwrap();
         path
     }
-    /// Renames within the folder: what logrotate does.
+    /// Renames within the folder, as logrotate does.
     #[allow(clippy::disallowed_methods)]
     pub fn rename(&self, from: &str, to: &str) {
         fs::rename(self.path(from), self.path(to)).unwrap();
@@ -87,7 +95,7 @@ impl Folder {
     pub fn remove(&self, name: &str) {
         fs::remove_file(self.path(name)).unwrap();
     }
-    /// An agent that will run here, with these arguments.
+    /// An agent that will run in this folder with these arguments.
     pub fn agent<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Setup {
         limit_the_suite();
         let bin = binary();
@@ -108,8 +116,8 @@ impl Folder {
         let socket = self.path(format!(".notify-{}", self.agents.fetch_add(1, Ordering::Relaxed)));
         Setup { command, socket, input: None, given: Vec::new() }
     }
-    /// As [`Folder::agent_line`], started by another program that becomes it: `env`, `setpriv` and the like.
-    pub fn behind<S: AsRef<OsStr>>(&self, starter: impl IntoIterator<Item = S>, args: &str) -> Setup {
+    /// Like [`Folder::agent_line`], started through a program that executes it: `env`, `setpriv` and the like.
+    pub fn started_by<S: AsRef<OsStr>>(&self, starter: impl IntoIterator<Item = S>, args: &str) -> Setup {
         let mut setup = self.agent(Vec::<&str>::new());
         let mut words = starter.into_iter();
         let mut command = Command::new(words.next().expect("a program"));
@@ -117,15 +125,14 @@ impl Folder {
         setup.replace(command);
         setup
     }
-    /// An agent that follows `f.log` from its beginning into a topic and keeps its positions in `state`. `driver` as in the
-    /// config.
+    /// An agent that follows `f.log` from its beginning into a topic and keeps its positions in `state`.
     pub fn follows(&self, brokers: &str, topic: &Topic, driver: &str) -> Setup {
         let name = &topic.name;
         self.agent_line(&format!(
             "run --brokers {brokers} --topic {name} --driver {driver} --from beginning --state-dir state f.log"
         ))
     }
-    /// As [`Folder::agent`], from one string split at blanks.
+    /// Like [`Folder::agent`], with one string split at blanks.
     pub fn agent_line(&self, args: &str) -> Setup {
         self.agent(args.split_whitespace())
     }
@@ -140,7 +147,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Starts with these descriptors, as systemd passes its store on: from 3 upwards, told by the environment.
+    /// Starts with these descriptors, as systemd passes its store: from 3 upwards, announced in the environment.
     pub fn given(mut self, store: Vec<(String, OwnedFd)>) -> Setup {
         let names: Vec<&str> = store.iter().map(|(name, _)| name.as_str()).collect();
         let (own, count) = (std::process::id(), store.len());
@@ -150,7 +157,7 @@ impl Setup {
         };
         let opened: Vec<String> = store.iter().enumerate().map(open).collect();
         let opened = opened.join(" ");
-        // The agent's own number is known in the process that becomes the agent only.
+        // Only the process that becomes the agent knows its own process id.
         let script = format!("exec {opened}; LISTEN_PID=${{LISTEN_PID:-$$}} exec \"$@\"");
         let mut command = Command::new("sh");
         command.args(["-c", &script, "sh"]).arg(self.command.get_program()).args(self.command.get_args());
@@ -158,15 +165,15 @@ impl Setup {
         self.command.env("LISTEN_FDS", count.to_string()).env("LISTEN_FDNAMES", names.join(":"));
         Setup { given: store, ..self }
     }
-    /// Another command in the same surroundings: a copy of the agent that another program becomes.
-    pub fn instead<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Setup {
+    /// Replaces the command by another one in the same environment, which executes a copy of the agent.
+    pub fn replaced_by<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Setup {
         let mut words = words.into_iter();
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
         self.replace(command);
         self
     }
-    /// Another command in the same surroundings.
+    /// Replaces the command by another one in the same environment.
     fn replace(&mut self, mut command: Command) {
         for (name, value) in self.command.get_envs() {
             match value {
@@ -188,21 +195,21 @@ impl Setup {
         self.command.env(name, value);
         self
     }
-    /// As the last arguments of this program, which has to become it (`exec`).
-    pub fn within<S: AsRef<OsStr>>(mut self, wrap: impl IntoIterator<Item = S>) -> Setup {
+    /// Appends the agent to the arguments of this program, which must execute it.
+    pub fn wrapped_in<S: AsRef<OsStr>>(mut self, wrap: impl IntoIterator<Item = S>) -> Setup {
         let mut words = wrap.into_iter();
         let mut outer = Command::new(words.next().expect("a program"));
         outer.args(words).arg(self.command.get_program()).args(self.command.get_args());
         self.replace(outer);
         self
     }
-    /// What it reads from standard input; without this, that is empty.
+    /// Its standard input, which is empty by default.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Setup {
         self.input = Some(bytes.into());
         self
     }
 
-    /// Starts it and returns at once.
+    /// Starts it and returns immediately.
     pub fn spawn(mut self) -> Agent {
         let notify = Manager::bind(&self.socket, self.given);
         self.command.env("NOTIFY_SOCKET", &self.socket);
@@ -214,7 +221,7 @@ impl Setup {
         let stderr = Capture::of(child.stderr.take().unwrap());
         if let Some(bytes) = self.input {
             let mut pipe = child.stdin.take().unwrap();
-            // An agent that ends without reading everything is for the test to judge, by its exit code.
+            // An agent that exits without reading all its input is for the test to judge, by its exit code.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
         let watch = Watch::of(child.id());
@@ -222,7 +229,7 @@ impl Setup {
         Agent { child, stdout, stderr, notify, watch, started: Instant::now(), done: None, args }
     }
 
-    /// Starts it and waits until it says to its service manager that it is ready.
+    /// Starts it and waits for READY=1.
     #[track_caller]
     pub fn start(self) -> Agent {
         let mut agent = self.spawn();
@@ -230,7 +237,7 @@ impl Setup {
         agent
     }
 
-    /// Runs it to its end; fails when that does not come within `limit`.
+    /// Runs it until it exits; fails if that takes longer than `limit`.
     #[track_caller]
     pub fn run_for(self, limit: Duration) -> Done {
         self.spawn().wait_exit(limit)
@@ -241,21 +248,21 @@ impl Setup {
     }
 }
 
-/// How an agent ended and what it said.
+/// How an agent exited, and its output.
 #[derive(Clone, Debug)]
 pub struct Done {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     pub stderr: String,
     pub took: Duration,
-    /// Processor time, user and system, of all its threads.
+    /// Processor time of all its threads, user and system.
     pub cpu: Duration,
-    /// Highest resident memory seen (sampled each 5 ms), in KiB.
+    /// Highest resident memory seen (sampled every 5 ms), in KiB.
     pub vm_hwm: u64,
 }
 
 impl Done {
-    /// The exit code; `None` after a signal.
+    /// The exit code; `None` if a signal killed it.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
     }
@@ -264,18 +271,18 @@ impl Done {
         assert_eq!(
             self.status.code(),
             Some(code),
-            "exit code (signal {:?}) after {:?}; it said:\n{}",
+            "exit code (signal {:?}) after {:?}; its log:\n{}",
             self.status.signal(),
             self.took,
             self.stderr
         );
         self
     }
-    /// Standard output's lines without their ends.
+    /// The lines of standard output without their ends.
     pub fn lines(&self) -> Vec<Vec<u8>> {
         split_lines(&self.stdout)
     }
-    /// Those that have an end: a kill may cut the last one, which is sent again.
+    /// The complete ones: a kill may cut off the last one, which is sent again.
     pub fn whole_lines(&self) -> Vec<Vec<u8>> {
         let whole = self.stdout.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         split_lines(&self.stdout[..whole])
@@ -307,12 +314,12 @@ impl Agent {
         self.child.id()
     }
 
-    /// `READY=1` on `NOTIFY_SOCKET`: config, state and watches are in order (not Kafka).
+    /// Waits for `READY=1` on `NOTIFY_SOCKET`: config, state and watches are in order (not Kafka).
     #[track_caller]
     pub fn wait_ready(&mut self) {
         self.wait_notify("READY=1");
     }
-    /// SIGHUP; waits until it says that it has read its config again.
+    /// SIGHUP; waits until the agent reports that it has read its config again.
     #[track_caller]
     pub fn reload(&mut self) {
         self.signal(Signal::HUP);
@@ -320,7 +327,7 @@ impl Agent {
         self.wait_ready();
     }
 
-    /// A line to the service manager; those before it are passed over.
+    /// Waits for this line to the service manager; skips those before it.
     #[track_caller]
     pub fn wait_notify(&mut self, what: &str) {
         let end = Instant::now() + SOON;
@@ -336,7 +343,7 @@ impl Agent {
         }
     }
 
-    /// What it has told its service manager since the last look, one message each.
+    /// The messages it has sent to its service manager since the last call.
     pub fn notices(&self) -> Vec<String> {
         std::iter::from_fn(|| self.notify.next()).collect()
     }
@@ -344,16 +351,16 @@ impl Agent {
     pub fn kept(&self) -> Vec<String> {
         self.notify.kept()
     }
-    /// Those descriptors, for its next life.
+    /// Those descriptors, for the next run.
     pub fn take_kept(&self) -> Vec<(String, OwnedFd)> {
         self.notify.take()
     }
-    /// The id of its thread of this name.
+    /// The id of the thread with this name.
     #[track_caller]
     pub fn thread(&self, name: &str) -> u32 {
         self.find_thread(name).unwrap_or_else(|| panic!("no thread {name}"))
     }
-    /// The same, if there is one now.
+    /// The same, if there is such a thread now.
     pub fn find_thread(&self, name: &str) -> Option<u32> {
         let mut tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
         let named = |task: &fs::DirEntry| {
@@ -367,20 +374,20 @@ impl Agent {
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
     }
-    /// SIGSTOP: it does not run until [`Agent::resume`].
+    /// SIGSTOP: suspended until [`Agent::resume`].
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
-    /// SIGTERM; waits for its end.
+    /// SIGTERM; waits until it exits.
     #[track_caller]
     pub fn stop(&mut self) -> Done {
         self.signal(Signal::TERM);
         self.wait_exit(SOON)
     }
-    /// SIGKILL; waits for its end.
+    /// SIGKILL; waits until it exits.
     #[track_caller]
     pub fn kill(&mut self) -> Done {
         self.signal(Signal::KILL);
@@ -409,7 +416,7 @@ impl Agent {
             }
             assert!(
                 Instant::now() < end,
-                "{:?} did not end within {limit:?}; it said:\n{}",
+                "{:?} did not end within {limit:?}; its log:\n{}",
                 self.args,
                 self.log()
             );
@@ -421,7 +428,7 @@ impl Agent {
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&self.stderr.bytes()).into_owned()
     }
-    /// Waits for a line on standard error that holds `part`; returns it.
+    /// Waits for a line on standard error that contains `part`; returns it.
     #[track_caller]
     pub fn wait_log(&self, part: &str, limit: Duration) -> String {
         let end = Instant::now() + limit;
@@ -435,7 +442,7 @@ impl Agent {
         }
     }
 
-    /// Everything on standard output so far, by lines (also one that has no end yet).
+    /// Everything on standard output so far, by lines, including an incomplete last one.
     pub fn lines(&self) -> Vec<Vec<u8>> {
         split_lines(&self.stdout.bytes())
     }
@@ -446,13 +453,14 @@ impl Agent {
     pub fn count_lines(&self) -> usize {
         self.stdout.count_lines()
     }
-    /// Waits until standard output has `n` complete lines, then a little more for one too many; returns them all.
+    /// Waits until standard output has `n` complete lines, then a moment more to catch excess lines; returns them
+    /// all.
     #[track_caller]
     pub fn wait_lines(&self, n: usize) -> Vec<Vec<u8>> {
         let end = Instant::now() + SOON;
         while self.stdout.count_lines() < n {
             let seen = self.stdout.count_lines();
-            assert!(Instant::now() < end, "{seen} of {n} lines on standard output; it said:\n{}", self.log());
+            assert!(Instant::now() < end, "{seen} of {n} lines on standard output; its log:\n{}", self.log());
             pause(millis(5));
         }
         pause(millis(50));
@@ -466,11 +474,11 @@ impl Agent {
     pub fn vm_rss(&self) -> u64 {
         status_field(self.id(), "VmRSS:").unwrap_or(0)
     }
-    /// Processor time so far, of all threads; in steps of 10 ms.
+    /// Processor time of all threads so far, in steps of 10 ms.
     pub fn cpu(&self) -> Duration {
         cpu_time(self.id())
     }
-    /// Context switches so far, of the threads that live now: how often it woke.
+    /// Context switches so far of the threads that are alive: how often the agent woke up.
     pub fn switches(&self) -> u64 {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
         tasks
@@ -483,7 +491,7 @@ impl Agent {
     pub fn threads(&self) -> u64 {
         status_field(self.id(), "Threads:").unwrap_or(0)
     }
-    /// What its descriptors point at.
+    /// The targets of its descriptors.
     pub fn open_files(&self) -> Vec<PathBuf> {
         let fds = fs::read_dir(format!("/proc/{}/fd", self.id())).into_iter().flatten().flatten();
         fds.filter_map(|fd| fs::read_link(fd.path()).ok()).collect()
@@ -508,12 +516,12 @@ impl Drop for Agent {
             let log = self.done.as_ref().map_or_else(|| self.log(), |done| done.stderr.clone());
             let from = log.len().saturating_sub(4000);
             let from = (from..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
-            eprintln!("--- the agent {:?} said:\n{}---", self.args, &log[from..]);
+            eprintln!("--- log of the agent {:?}:\n{}---", self.args, &log[from..]);
         }
     }
 }
 
-/// `logagent status --json` for a state folder; fails when it does not answer in time with an object.
+/// `logagent status --json` for a state folder; fails unless it prints an object in time.
 #[track_caller]
 pub fn status_json(folder: &Folder, state_dir: &Path) -> serde_json::Value {
     let done = folder.agent(["status", "--json", "--state-dir"]).arg(state_dir).run().expect_code(0);
@@ -523,7 +531,7 @@ pub fn status_json(folder: &Folder, state_dir: &Path) -> serde_json::Value {
     value
 }
 
-/// Polls the status until `condition` holds of it.
+/// Polls the status until `condition` holds.
 #[track_caller]
 pub fn wait_status(
     folder: &Folder,
@@ -537,7 +545,7 @@ pub fn wait_status(
     })
 }
 
-/// What a pipe has brought so far, read by a thread so that the agent never waits for the test.
+/// What a pipe has delivered so far, read by a thread so that the agent never waits for the test.
 struct Capture {
     bytes: Arc<Mutex<Vec<u8>>>,
     newlines: Arc<AtomicU64>,
@@ -575,7 +583,7 @@ impl Capture {
     }
 }
 
-/// Samples the highest resident memory, which the kernel forgets when the process ends.
+/// Samples the highest resident memory, which the kernel discards when the process exits.
 struct Watch {
     vm_hwm: Arc<AtomicU64>,
 }

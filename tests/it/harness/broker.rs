@@ -1,4 +1,4 @@
-//! Real brokers by `tests/kafka/broker`, and their topics read back with kcat. Speaks no protocol itself.
+//! Real brokers through `tests/kafka/broker`, and their topics read back with kcat. Speaks no protocol itself.
 
 use super::{PATIENT, limit_the_suite, millis, need, pause};
 use std::{
@@ -43,7 +43,7 @@ impl Version {
     }
 }
 
-/// One broker of each version that was asked for; the first to ask starts it, the others wait for that.
+/// One broker of each requested version; the first caller starts it, the others wait for that.
 type OneEach = Mutex<HashMap<&'static str, &'static OnceLock<Broker>>>;
 
 fn one_of(all: &OneEach, version: Version, start: impl FnOnce() -> Broker) -> &'static Broker {
@@ -53,14 +53,14 @@ fn one_of(all: &OneEach, version: Version, start: impl FnOnce() -> Broker) -> &'
     place.get_or_init(start)
 }
 
-/// Runs `tests/kafka/broker` and returns what it prints; fails with what it says.
+/// Runs `tests/kafka/broker` and returns its output; fails with its error.
 #[track_caller]
 fn script<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
     limit_the_suite();
     for tool in ["bash", "kcat"] {
         need(tool);
     }
-    // To a file, not a pipe: the brokers it starts live on and would keep a pipe open.
+    // To a file, not a pipe: the brokers it starts outlive it and would keep a pipe open.
     let said = tempfile::NamedTempFile::new().unwrap();
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/broker"))
         .args(args)
@@ -81,16 +81,16 @@ fn start(args: &[&str], conf: &[&str]) -> (PathBuf, String) {
     (dir.into(), address.to_owned())
 }
 
-/// One broker. It dies with the test's process, and when dropped.
+/// One broker. Stopped when dropped, or when the test process exits.
 pub struct Broker {
     pub version: Version,
-    /// `127.0.0.1:PORT`; the same for all its life.
+    /// `127.0.0.1:PORT`; constant for its lifetime.
     pub address: String,
     dir: PathBuf,
 }
 
 impl Broker {
-    /// One for all tests that only read and write. Never stop or kill it: others are at work with it.
+    /// Shared by all tests that only read and write. Never stop or kill it: other tests are using it.
     #[track_caller]
     pub fn shared(version: Version) -> &'static Broker {
         static SHARED: LazyLock<OneEach> = LazyLock::new(Mutex::default);
@@ -101,8 +101,8 @@ impl Broker {
             Broker::own(version)
         })
     }
-    /// One with TLS, SASL and ACLs (see `tests/kafka/broker`), where a session ends after 4 s. For all tests that only take
-    /// topics and rights of their own.
+    /// A broker with TLS, SASL and ACLs (see `tests/kafka/broker`) and sessions of 4 s. Shared by all tests that only
+    /// create topics and permissions of their own.
     #[track_caller]
     pub fn secure(version: Version) -> &'static Broker {
         static SECURE: LazyLock<OneEach> = LazyLock::new(Mutex::default);
@@ -112,33 +112,33 @@ impl Broker {
             Broker { version, address, dir }
         })
     }
-    /// Where a listener of a secure broker is.
+    /// The address of a listener of a secure broker.
     pub fn listener(&self, name: &str) -> String {
         script(["address".as_ref(), self.dir.as_os_str(), name.as_ref()])
     }
-    /// A file of a secure broker's keys.
+    /// A key file of a secure broker.
     pub fn key(&self, name: &str) -> PathBuf {
         self.dir.join("keys").join(name)
     }
-    /// Gives a user the right to write to a topic.
+    /// Grants a user the right to write to a topic.
     pub fn allow(&self, user: &str, topic: &Topic) {
         script(["acl".as_ref(), self.dir.as_os_str(), "add".as_ref(), user.as_ref(), topic.name.as_ref()]);
     }
-    /// Gives a user the right to read a topic.
+    /// Grants a user the right to read a topic.
     pub fn allow_reading(&self, user: &str, topic: &Topic) {
         let (dir, name) = (self.dir.as_os_str(), topic.name.as_ref());
         script(["acl".as_ref(), dir, "add".as_ref(), user.as_ref(), name, "read".as_ref()]);
     }
-    /// Takes that to write away.
+    /// Revokes the right to write.
     pub fn forbid(&self, user: &str, topic: &Topic) {
         script(["acl".as_ref(), self.dir.as_os_str(), "remove".as_ref(), user.as_ref(), topic.name.as_ref()]);
     }
-    /// One for this test alone.
+    /// A broker for this test only.
     #[track_caller]
     pub fn own(version: Version) -> Broker {
         Broker::own_with(version, &[])
     }
-    /// With lines for its server.properties, `key=value`.
+    /// With these lines in its server.properties, `key=value`.
     #[track_caller]
     pub fn own_with(version: Version, conf: &[&str]) -> Broker {
         let (dir, address) = start(&["start", version.name()], conf);
@@ -148,36 +148,36 @@ impl Broker {
     fn tell(&self, what: &str) -> String {
         script([what.as_ref(), self.dir.as_os_str()])
     }
-    /// SIGTERM; waits for its end.
+    /// SIGTERM; waits until it exits.
     pub fn stop(&self) {
         self.tell("stop");
     }
-    /// SIGKILL; waits for its end.
+    /// SIGKILL; waits until it exits.
     pub fn kill(&self) {
         self.tell("kill");
     }
-    /// SIGSTOP: connections stay, nothing answers.
+    /// SIGSTOP: connections stay open, nothing answers.
     pub fn pause(&self) {
         self.tell("pause");
     }
     pub fn resume(&self) {
         self.tell("resume");
     }
-    /// The same port and data; waits until it serves its topics again.
+    /// Restarts on the same port and data; waits until it serves its topics again.
     pub fn restart(&self) {
         self.tell("restart");
     }
-    /// The same node and data on another port; gives its new address.
+    /// Restarts the node with its data on another port; returns its new address.
     pub fn move_away(&mut self) -> String {
         self.address = self.tell("move");
         self.address.clone()
     }
-    /// As [`Broker::restart`] with other settings, which stay.
+    /// Like [`Broker::restart`] with other settings, which persist.
     pub fn restart_with(&self, conf: &[&str]) {
         let conf = conf.iter().flat_map(|c| ["--conf".as_ref(), std::ffi::OsStr::new(*c)]);
         script(["restart".as_ref(), self.dir.as_os_str()].into_iter().chain(conf));
     }
-    /// The same port and data by another version of Kafka (3.9 to 4.1).
+    /// Restarts on the same port and data with another version of Kafka (3.9 to 4.1).
     pub fn replace_by(&mut self, version: Version) {
         script(["restart".as_ref(), self.dir.as_os_str(), version.name().as_ref()]);
         self.version = version;
@@ -192,12 +192,12 @@ impl Broker {
         self.topic_with(partitions, &[])
     }
     pub fn topic_with(&self, partitions: u32, config: &[&str]) -> Topic {
-        let topic = self.unborn_topic(partitions);
+        let topic = self.missing_topic(partitions);
         topic.create(config);
         topic
     }
-    /// A name that nobody has created yet.
-    pub fn unborn_topic(&self, partitions: u32) -> Topic {
+    /// The name of a topic that does not exist yet.
+    pub fn missing_topic(&self, partitions: u32) -> Topic {
         Topic { name: fresh_name(), address: self.address.clone(), dir: self.dir.clone(), partitions }
     }
 }
@@ -208,7 +208,7 @@ impl Drop for Broker {
     }
 }
 
-/// Three brokers with three copies of everything and `min.insync.replicas=2`.
+/// Three brokers, replication factor 3, `min.insync.replicas=2`.
 pub struct Cluster {
     pub addresses: Vec<String>,
     dir: PathBuf,
@@ -229,14 +229,14 @@ impl Cluster {
         topic.create(&[]);
         topic
     }
-    /// One partition, on this node alone.
+    /// One partition, on this node only.
     pub fn topic_on(&self, node: usize) -> Topic {
         let topic =
             Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions: 1 };
         topic.create_on(node);
         topic
     }
-    /// The same node and data on another port.
+    /// Restarts the node with its data on another port.
     pub fn move_away(&mut self, node: usize) {
         self.addresses[node - 1] = script(["move".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
     }
@@ -266,18 +266,18 @@ fn fresh_name() -> String {
     format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A record as kcat prints it; borrowed while it is looked at.
+/// A record as kcat prints it, borrowed from the read buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     pub partition: i32,
     pub offset: i64,
-    /// Milliseconds; -1 where the record has none.
+    /// Milliseconds; -1 if the record has none.
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
 }
 
-/// A topic of a test's own.
+/// A topic used by one test only.
 pub struct Topic {
     pub name: String,
     pub address: String,
@@ -299,7 +299,7 @@ impl Topic {
         let config = config.iter().flat_map(|c| ["--config".as_ref(), std::ffi::OsStr::new(*c)]);
         script(args.into_iter().chain(config));
     }
-    /// One partition, on this node of a cluster alone.
+    /// One partition, on this node of a cluster only.
     #[track_caller]
     pub fn create_on(&self, node: usize) {
         let node = node.to_string();
@@ -316,11 +316,12 @@ impl Topic {
         script(["topic".as_ref(), self.dir.as_os_str(), self.name.as_ref(), "--delete".as_ref()]);
     }
 
-    /// Reads all partitions from the beginning to their ends, checking each record's CRC; 1,000,000 records a second.
+    /// Reads all partitions from beginning to end, checking each record's CRC; 1,000,000 records a second.
     #[track_caller]
     pub fn each(&self, mut look: impl FnMut(Record<'_>)) {
         need("kcat");
-        // Queues large enough for a whole test: with kcat's own it pauses at 100,000 records and takes three times as long.
+        // Queues large enough for a whole test: with its defaults kcat pauses at 100,000 records and takes three
+        // times as long.
         let mut kcat = Command::new("kcat")
             .args(["-C", "-e", "-q", "-o", "beginning", "-b", &self.address, "-t", &self.name])
             .args([
@@ -362,7 +363,7 @@ impl Topic {
         all.into_iter().map(|(_, value)| value).collect()
     }
 
-    /// How many offsets the topic has given out, over all partitions. Duplicates count.
+    /// The sum of the partitions' end offsets. Duplicates count.
     pub fn end_offsets(&self) -> u64 {
         let asked = (0..self.partitions).flat_map(|p| ["-t".to_owned(), format!("{}:{p}:-1", self.name)]);
         let out =
@@ -371,7 +372,7 @@ impl Topic {
         let text = String::from_utf8_lossy(&out.stdout);
         text.lines().filter_map(|line| line.rsplit_once("offset ")?.1.trim().parse::<u64>().ok()).sum()
     }
-    /// Bytes of the partitions' segments on the broker's disk, which are the batches as they came over the wire.
+    /// Bytes of the partitions' segments on the broker's disk: the batches as sent over the wire.
     pub fn bytes_on_disk(&self) -> u64 {
         fn sum(dir: &Path, topic: &str) -> u64 {
             let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
@@ -391,7 +392,7 @@ impl Topic {
         }
         sum(&self.dir, &self.name)
     }
-    /// Waits until at least `n` records are there.
+    /// Waits for at least `n` records.
     #[track_caller]
     pub fn wait_count(&self, n: u64) {
         self.wait_count_for(n, PATIENT);
@@ -423,7 +424,7 @@ fn read_record(
     let text = std::str::from_utf8(head).expect("kcat's numbers");
     let numbers: Vec<i64> = text.split_whitespace().map(|n| n.parse().expect("kcat's numbers")).collect();
     let [partition, offset, timestamp, key_len, value_len] = numbers[..] else {
-        panic!("kcat said {text:?}")
+        panic!("unexpected output of kcat: {text:?}")
     };
     let (klen, vlen) = (key_len.max(0) as usize, value_len.max(0) as usize);
     body.resize(klen + vlen + 1, 0);
@@ -438,10 +439,10 @@ fn read_record(
     true
 }
 
-/// Longest time for a whole topic: millions of records on a busy machine.
+/// Time limit for reading a whole topic: millions of records on a busy machine.
 const READING: Duration = Duration::from_secs(600);
 
-/// Kills a child that is still there after `limit`; dropped, it does nothing.
+/// Kills a child that still runs after `limit`; does nothing once dropped.
 fn limit_process(child: &mut std::process::Child, limit: Duration) -> std::sync::mpsc::Sender<()> {
     let (keep, gone) = std::sync::mpsc::channel::<()>();
     let pid = rustix::process::Pid::from_child(child);

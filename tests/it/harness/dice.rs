@@ -1,4 +1,4 @@
-//! The one source of random numbers of all tests, here and in `src`: the same seed, the same numbers.
+//! The only source of random numbers in all tests, here and in `src`: the same seed gives the same numbers.
 
 /// Splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators").
 #[derive(Clone, Debug)]

@@ -1,5 +1,5 @@
-//! Numbered lines, and what became of them: the oracle. A payload is remembered as a 64-bit hash, so three million
-//! lines take some 100 MB and a second to judge.
+//! The oracle: numbered lines, and the check of what arrived. A payload is stored as a 64-bit hash, so three million
+//! lines take about 100 MB and a second to check.
 
 use super::{Topic, millis, pause};
 use std::{
@@ -21,7 +21,7 @@ fn hash(payload: &[u8]) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(payload)
 }
 
-/// Lines `<file> <seq> <filler>`, each distinct and always the same for the same file and number.
+/// Lines `<file> <seq> <filler>`, all distinct, and always the same for the same file and number.
 #[derive(Clone, Debug)]
 pub struct Lines {
     pub file: String,
@@ -30,7 +30,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// About 200 bytes a line, as log lines have.
+    /// About 200 bytes a line, typical of logs.
     pub fn new(file: &str, range: Range<u64>) -> Lines {
         Lines { file: file.into(), range, width: 200 }
     }
@@ -60,7 +60,7 @@ impl Lines {
     pub fn count(&self) -> usize {
         (self.range.end - self.range.start) as usize
     }
-    /// All of them with their ends, as they stand in the file.
+    /// All lines with their ends, as in the file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.count() * (self.width + 1));
         for line in self.iter() {
@@ -80,7 +80,7 @@ impl Lines {
     }
 }
 
-/// A program that writes lines into its log at a steady rate until it is told to end.
+/// Appends lines to a log at a steady rate until stopped.
 pub struct Writer {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
@@ -89,7 +89,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// `rate` lines a second, in a write each 10 ms, from number 0.
+    /// `rate` lines a second, in one write every 10 ms, starting with number 0.
     pub fn steady(path: PathBuf, file: &str, rate: u64) -> Writer {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (ending, count, lines) = (stop.clone(), written.clone(), Lines::new(file, 0..0));
@@ -111,7 +111,7 @@ impl Writer {
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
-    /// Ends the writer; all that it wrote.
+    /// Stops the writer; returns everything it wrote.
     pub fn finish(mut self) -> Lines {
         self.join();
         Lines::new(&self.file, 0..self.written())
@@ -146,12 +146,12 @@ struct Seen {
 pub struct Delivered {
     seen: Vec<Seen>,
     from: String,
-    /// The first few, to show when something is wrong.
+    /// The first few payloads, to show when something is wrong.
     first: Vec<Vec<u8>>,
 }
 
 impl Delivered {
-    /// Standard output's lines, or payloads from elsewhere.
+    /// From the lines of standard output, or payloads from elsewhere.
     pub fn of<B: AsRef<[u8]>>(payloads: impl IntoIterator<Item = B>) -> Delivered {
         let mut delivered = Delivered { from: "the output".into(), ..Delivered::default() };
         for (at, payload) in payloads.into_iter().enumerate() {
@@ -159,7 +159,7 @@ impl Delivered {
         }
         delivered
     }
-    /// All partitions of a topic from the beginning to where they end now.
+    /// All partitions of a topic from the beginning to their current end.
     #[track_caller]
     pub fn in_topic(topic: &Topic) -> Delivered {
         let mut delivered = Delivered { from: format!("topic {}", topic.name), ..Delivered::default() };
@@ -184,7 +184,7 @@ impl Delivered {
         self.seen.len()
     }
 
-    /// Missing, doubled (how many too many) and strange payloads, compared with what was written.
+    /// Counts missing, doubled (excess copies) and strange payloads compared with what was written.
     pub fn against(&self, written: &[&Lines]) -> Verdict {
         let mut seen: Vec<u64> = self.seen.iter().map(|s| s.hash).collect();
         seen.sort_unstable();
@@ -220,7 +220,7 @@ impl Delivered {
             self.explain(&verdict, written)
         );
     }
-    /// Every line of `written`, some perhaps more than once, and nothing else. Returns how many came too many.
+    /// Every line of `written` at least once, and nothing else. Returns the number of excess copies.
     #[track_caller]
     pub fn assert_at_least_once(&self, written: &[&Lines]) -> usize {
         let verdict = self.against(written);
@@ -231,7 +231,7 @@ impl Delivered {
         );
         verdict.doubled
     }
-    /// Within each partition a file's lines come in their order. Repeats of what came before (a resend) are let pass.
+    /// Within each partition a file's lines are in order. Repeats of earlier lines (a resend) are allowed.
     #[track_caller]
     pub fn assert_ordered(&self) {
         let mut next: HashMap<(i32, u64), u64> = HashMap::new();
@@ -287,7 +287,7 @@ impl Delivered {
     }
 }
 
-/// How what arrived compares with what was written.
+/// The difference between what arrived and what was written.
 #[derive(Debug)]
 pub struct Verdict {
     pub written: usize,

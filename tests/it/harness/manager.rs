@@ -1,4 +1,5 @@
-//! The service manager's end of `NOTIFY_SOCKET`: takes messages, and keeps descriptors as systemd's store does. Starts nothing.
+//! The service manager's end of `NOTIFY_SOCKET`: receives messages, and keeps descriptors as systemd's store does.
+//! Starts nothing.
 
 use super::{SOON, millis, wait_until};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
@@ -12,62 +13,62 @@ use std::{
     thread,
 };
 
-/// Listens until it is dropped, as the queue of a socket is short.
-pub struct Manager(Arc<Mutex<Heard>>);
+/// Reads until it is dropped, since a socket's queue is short.
+pub struct Manager(Arc<Mutex<Received>>);
 
 #[derive(Default)]
-struct Heard {
+struct Received {
     messages: VecDeque<String>,
     store: Vec<(String, OwnedFd)>,
-    /// How often nothing came for a moment.
+    /// How often the socket was empty.
     silences: u64,
 }
 
 impl Manager {
-    /// `store`: what is kept from before, and passed on.
+    /// `store`: descriptors kept from an earlier run.
     pub fn bind(path: &Path, store: Vec<(String, OwnedFd)>) -> Manager {
         let socket = UnixDatagram::bind(path).expect("a notify socket");
         socket.set_read_timeout(Some(millis(10))).unwrap();
-        let heard = Arc::new(Mutex::new(Heard { store, ..Heard::default() }));
-        let weak = Arc::downgrade(&heard);
+        let received = Arc::new(Mutex::new(Received { store, ..Received::default() }));
+        let weak = Arc::downgrade(&received);
         thread::spawn(move || listen(&socket, &weak));
-        Manager(heard)
+        Manager(received)
     }
 
-    /// The next message, if there is one.
+    /// The next message, if any.
     pub fn next(&self) -> Option<String> {
-        self.heard().messages.pop_front()
+        self.received().messages.pop_front()
     }
 
-    /// What is kept, after all that was sent by now.
+    /// The names of the stored descriptors, after everything sent so far.
     pub fn kept(&self) -> Vec<String> {
         self.wait_for_silence();
-        self.heard().store.iter().map(|(name, _)| name.clone()).collect()
+        self.received().store.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// The same with the descriptors, which are kept no longer.
+    /// Removes the stored descriptors and returns them.
     pub fn take(&self) -> Vec<(String, OwnedFd)> {
         self.wait_for_silence();
-        self.heard().store.drain(..).collect()
+        self.received().store.drain(..).collect()
     }
 
     fn wait_for_silence(&self) {
-        let before = self.heard().silences;
-        wait_until(SOON, "silence", || self.heard().silences > before + 1);
+        let before = self.received().silences;
+        wait_until(SOON, "silence", || self.received().silences > before + 1);
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn received(&self) -> MutexGuard<'_, Received> {
         self.0.lock().unwrap()
     }
 }
 
-fn listen(socket: &UnixDatagram, heard: &Weak<Mutex<Heard>>) {
-    while let Some(heard) = heard.upgrade() {
+fn listen(socket: &UnixDatagram, received: &Weak<Mutex<Received>>) {
+    while let Some(received) = received.upgrade() {
         let next = receive(socket);
-        let mut heard = heard.lock().unwrap();
+        let mut received = received.lock().unwrap();
         match next {
-            Some((message, fds)) => heard.take(message, fds),
-            None => heard.silences += 1,
+            Some((message, fds)) => received.take(message, fds),
+            None => received.silences += 1,
         }
     }
 }
@@ -85,7 +86,7 @@ fn receive(socket: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {
     Some((message, fds))
 }
 
-impl Heard {
+impl Received {
     fn take(&mut self, message: String, fds: Vec<OwnedFd>) {
         let said = |what: &str| message.lines().find_map(|line| line.strip_prefix(what));
         let name = said("FDNAME=").unwrap_or("stored").to_owned();

@@ -1,8 +1,6 @@
-//! What the tests of the whole program share: the agent as a child process, real brokers, a scripted one, a proxy
-//! between the two, numbered lines and what must have become of them. No test of its own besides `self_check`, and
-//! nothing that waits on luck: every wait has a condition and a limit.
-//!
-//! A missing tool fails the test with a sentence; it never skips it.
+//! Shared by the tests of the whole program: the agent as a child process, real brokers, a scripted one, a proxy
+//! between the two, numbered lines and the check of what became of them. Every wait has a condition and a limit. A
+//! missing tool fails the test with an explanation; it never skips it.
 
 mod agent;
 mod broker;
@@ -42,24 +40,24 @@ pub const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// How long a test waits for what takes a moment; generous, since the machine may be busy. It is no measurement.
+/// The limit for anything that takes a moment; generous, since the machine may be busy. Not a measurement.
 pub const SOON: Duration = secs(20);
-/// For what a broker has a part in.
+/// The limit for anything that involves a broker.
 pub const PATIENT: Duration = secs(90);
 
-/// The one place that sleeps: between two looks at a condition, or where the case itself is about time passing.
+/// The only place that sleeps: between two checks of a condition, or where the case itself is about time passing.
 #[allow(clippy::disallowed_methods)]
 pub fn pause(time: Duration) {
     thread::sleep(time);
 }
 
-/// Waits for `condition` and fails the test with `what` when it has not come true in `limit`.
+/// Waits for `condition` and fails the test with `what` if it does not hold within `limit`.
 #[track_caller]
 pub fn wait_until(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(limit, what, || condition().then_some(()));
 }
 
-/// As [`wait_until`], with a value.
+/// Like [`wait_until`], with a value.
 #[track_caller]
 pub fn wait_for<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     limit_the_suite();
@@ -84,8 +82,8 @@ pub fn need(tool: &str) {
     assert!(found, "this test needs `{tool}`, which is not installed; `tests/run` installs it");
 }
 
-/// Ends the process when the whole suite takes longer than anyone would wait (`LOGAGENT_TEST_LIMIT` seconds).
-/// Each wait is bounded by itself; this is for the mistake in a test that is not a wait.
+/// Ends the process when the whole suite exceeds `LOGAGENT_TEST_LIMIT` seconds. Each wait has its own limit; this
+/// catches a test that hangs without waiting.
 pub fn limit_the_suite() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

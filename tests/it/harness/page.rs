@@ -1,5 +1,5 @@
-//! Reads the manual pages in `systemd`: their sections and `.TP` entries, with bold text apart. Knows the part of the man
-//! macros that they use.
+//! Reads the manual pages in `systemd`: their sections and `.TP` entries, with bold text kept apart. Understands only
+//! the man macros that they use.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -11,7 +11,7 @@ pub fn text(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// What stands between `before` and `after`, everywhere.
+/// Every text between `before` and `after`.
 pub fn between<'t>(text: &'t str, before: &'t str, after: char) -> impl Iterator<Item = &'t str> {
     text.split(before).skip(1).filter_map(move |rest| rest.split(after).next())
 }
@@ -47,18 +47,18 @@ fn collect_code(folder: &Path, out: &mut String) {
     }
 }
 
-/// A page, or one section or subsection of it: source lines.
+/// A page, or one of its sections or subsections, as source lines.
 pub struct Page {
     lines: Vec<String>,
 }
 
 /// A `.TP` paragraph.
 pub struct Entry {
-    /// The whole tag as it is displayed.
+    /// The whole tag as displayed.
     pub tag: String,
-    /// The bold pieces of the tag.
+    /// The bold parts of the tag.
     pub names: Vec<String>,
-    /// The paragraph as it is displayed, in one line.
+    /// The paragraph as displayed, on one line.
     pub text: String,
 }
 
@@ -120,7 +120,7 @@ impl Page {
         found
     }
 
-    /// Everything as it is displayed, a source line to a line.
+    /// The displayed text, one output line per source line.
     pub fn text(&self) -> String {
         self.lines.iter().map(|line| displayed(line) + "\n").collect()
     }
@@ -131,7 +131,7 @@ impl Page {
         lines.map(|line| unescaped(line) + "\n").collect()
     }
 
-    /// The bold pieces of all entries' tags.
+    /// The bold parts of all tags.
     pub fn names(&self) -> Names {
         self.entries().into_iter().flat_map(|entry| entry.names).collect()
     }

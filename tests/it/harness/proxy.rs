@@ -1,5 +1,6 @@
-//! Stands between agent and brokers and knows where a Kafka frame ends: passes, delays, slows, swallows, cuts. The
-//! addresses in the brokers' answers are replaced by its own, so that everything comes through it. Changes nothing else.
+//! A proxy between agent and brokers that knows Kafka's framing: forwards, delays, throttles, swallows, cuts. It
+//! replaces the addresses in the brokers' answers by its own, so that everything goes through it. Changes nothing
+//! else.
 
 use super::{limit_the_suite, millis, pause, scripted::Api};
 use std::{
@@ -15,17 +16,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What happens to everything that goes through, from now on.
+/// What happens to all traffic from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Each answer comes so much later; answers overlap, as on a long line.
+    /// Each answer is delayed by this much; answers overlap, as on a link with a long round trip.
     Delay(Duration),
     /// Bytes a second towards the brokers, per connection.
     Bandwidth(u64),
-    /// Connections are taken and stay, nothing gets through either way.
+    /// Connections are accepted and stay open, but nothing passes either way.
     BlackHole,
-    /// Connections are closed as soon as they are taken; open ones are cut.
+    /// New connections are closed immediately; open ones are cut.
     Refuse,
 }
 
@@ -54,7 +55,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// In front of one broker or, with a list `host:port,host:port`, of several.
+    /// In front of one broker or of several, `host:port,host:port`.
     pub fn to(brokers: &str) -> Proxy {
         limit_the_suite();
         let state =
@@ -93,15 +94,15 @@ impl Proxy {
             self.cut();
         }
     }
-    /// The next request of this kind goes through, its answer does not: the connection is closed instead.
+    /// The next request of this kind is forwarded, but instead of its answer the connection is closed.
     pub fn drop_next_response(&self, api: Api) {
         lock(&self.state).faults.push((api.key(), Fault::DropResponse));
     }
-    /// Of the next request of this kind only so many bytes go through; then the connection is closed.
+    /// Only this many bytes of the next request of this kind are forwarded; then the connection is closed.
     pub fn cut_next_request(&self, api: Api, after: usize) {
         lock(&self.state).faults.push((api.key(), Fault::CutRequest(after)));
     }
-    /// How many of the faults asked for have not happened yet.
+    /// How many of the requested faults have not happened yet.
     pub fn pending(&self) -> usize {
         lock(&self.state).faults.len()
     }
@@ -111,11 +112,11 @@ impl Proxy {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
-    /// Connections taken so far.
+    /// Connections accepted so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
-    /// Bytes passed on towards the brokers so far.
+    /// Bytes forwarded to the brokers so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
@@ -132,12 +133,12 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// What has been asked on a connection: by correlation id, whether the answer is to be dropped.
+/// Requests in flight on a connection: by correlation id, whether the answer is to be dropped.
 type Asked = Arc<Mutex<HashMap<i32, bool>>>;
 
 fn join(client: TcpStream, target: std::net::SocketAddr, state: &Arc<Mutex<State>>, sent: &Arc<AtomicU64>) {
     let Ok(server) = TcpStream::connect_timeout(&target, millis(1000)) else {
-        return; // as if nobody listened: the client sees its connection closed
+        return; // as if the port were closed: the client sees its connection closed
     };
     for stream in [&client, &server] {
         let _ = stream.set_nodelay(true);
@@ -176,7 +177,7 @@ pub fn read_frame(from: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Waits while the proxy is a black hole; an error when it has ended.
+/// Waits while the proxy is a black hole; an error when it has been dropped.
 fn wait_passable(state: &Mutex<State>) -> io::Result<Mode> {
     loop {
         let (mode, ended) = {
@@ -274,8 +275,8 @@ pub fn rewrite(frame: &mut [u8], ports: &[(u16, u16)]) {
     let found: Vec<usize> = memchr::memmem::find_iter(frame, HOST).map(|at| at + HOST.len()).collect();
     for at in found {
         let Some(place) = frame.get_mut(at..at + 4) else { continue };
-        let told = i32::from_be_bytes((&*place).try_into().unwrap());
-        if let Some((_, own)) = ports.iter().find(|(real, _)| i32::from(*real) == told) {
+        let announced = i32::from_be_bytes((&*place).try_into().unwrap());
+        if let Some((_, own)) = ports.iter().find(|(real, _)| i32::from(*real) == announced) {
             place.copy_from_slice(&i32::from(*own).to_be_bytes());
         }
     }

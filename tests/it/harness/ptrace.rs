@@ -1,14 +1,14 @@
-//! Stops one thread of a process, which no signal can: the whole process would stop. Reads and changes nothing in it.
+//! Stops one thread of a process; a signal would stop the whole process. Reads and changes nothing in it.
 #![allow(unsafe_code, reason = "ptrace(2) has no safe form, and is for tests only")]
 
 use rustix::process::{Pid, WaitOptions};
 use std::io;
 use std::marker::PhantomData;
 
-/// A thread that stands still until this is dropped, by the thread that made it.
+/// A thread that is stopped until this is dropped, on the thread that created it.
 pub struct Halted {
     thread: libc::pid_t,
-    /// ptrace(2) takes requests from the tracing thread only.
+    /// Only the tracing thread may make ptrace(2) requests.
     _here: PhantomData<*const ()>,
 }
 
@@ -25,7 +25,7 @@ impl Halted {
         ask(libc::PTRACE_SEIZE, "PTRACE_SEIZE");
         let halted = Halted { thread, _here: PhantomData };
         ask(libc::PTRACE_INTERRUPT, "PTRACE_INTERRUPT");
-        // A thread of another process is waited for by __WALL.
+        // Waiting for a thread of another process needs __WALL.
         let (all, pid) = (WaitOptions::from_bits_retain(libc::__WALL as u32), Pid::from_raw(thread));
         let stopped = rustix::process::waitpid(pid, all).expect("the thread stops");
         assert!(stopped.is_some_and(|(_, status)| status.stopped()));
@@ -36,7 +36,7 @@ impl Halted {
 impl Drop for Halted {
     fn drop(&mut self) {
         let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: as above. A thread that has ended meanwhile gives ESRCH.
+        // SAFETY: as above. A thread that has exited meanwhile gives ESRCH.
         unsafe { libc::ptrace(libc::PTRACE_DETACH, self.thread, none, none) };
     }
 }

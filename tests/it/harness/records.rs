@@ -1,5 +1,5 @@
-//! Decodes what a producer put into a Produce request: batches of magic 2 and the message sets of magic 0 and 1, with
-//! every codec, checking lengths, deltas and CRCs. Encodes nothing.
+//! Decodes the records of a Produce request: batches of magic 2 and the message sets of magic 0 and 1, with every
+//! codec, checking lengths, deltas and CRCs. Encodes nothing.
 
 use super::wire::Reader;
 use std::io::Read;
@@ -9,7 +9,7 @@ pub struct Rec {
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    /// Milliseconds; -1 where there is none (magic 0).
+    /// Milliseconds; -1 if absent (magic 0).
     pub timestamp: i64,
 }
 
@@ -18,16 +18,16 @@ pub struct Batch {
     pub magic: i8,
     /// 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd.
     pub codec: i16,
-    /// -1 without idempotence, as the next two.
+    /// -1 without idempotence, like the next two.
     pub producer_id: i64,
     pub epoch: i16,
     pub base_sequence: i32,
     pub records: Vec<Rec>,
-    /// On the wire.
+    /// Size on the wire.
     pub bytes: usize,
 }
 
-/// Everything a Produce request holds for one partition; an error says what is wrong with it.
+/// Everything that a Produce request holds for one partition; an error says what is wrong with it.
 pub fn decode(bytes: &[u8]) -> Result<Batch, String> {
     match bytes.get(16) {
         Some(2) => batch(bytes),
@@ -36,12 +36,12 @@ pub fn decode(bytes: &[u8]) -> Result<Batch, String> {
     }
 }
 
-/// What stands before the records of a batch; the names are Kafka's.
+/// The header of a batch; the names are Kafka's.
 struct Head<'a> {
     length: i32,
     magic: i8,
     crc: u32,
-    /// By the checksum: all that is behind it.
+    /// Everything behind the checksum matches it.
     covered: &'a [u8],
     attributes: i16,
     last_delta: i32,
@@ -186,7 +186,7 @@ fn decompress(codec: i16, bytes: &[u8]) -> Result<Vec<u8>, String> {
     Ok(plain)
 }
 
-/// Raw, or in the blocks of the Java library (which the `kafka` crate writes too).
+/// Raw, or in the block format of the Java library, which the `kafka` crate also writes.
 fn snappy(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let raw =
         |block: &[u8]| snap::raw::Decoder::new().decompress_vec(block).map_err(|e| format!("snappy: {e}"));

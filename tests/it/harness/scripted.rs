@@ -1,6 +1,5 @@
-//! A broker that does what a test tells it: answers like Kafka by default, and on request late, wrongly, half or not at
-//! all. Keeps every request and every record it "stored". Several nodes share one state. No real broker: no files, no
-//! groups, no fetch.
+//! A scripted broker: answers like Kafka by default, and late, wrongly, partly or not at all when a test says so.
+//! Records every request and every record it "stored". Several nodes share one state. No files, no groups, no fetch.
 //!
 //! ```ignore
 //! let kafka = Scripted::start(1);
@@ -74,19 +73,19 @@ impl Api {
     }
 }
 
-/// One request as it came in.
+/// One request as received.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub api: Api,
     pub version: i16,
     pub correlation: i32,
     pub client_id: Option<String>,
-    /// After the header.
+    /// The bytes after the header.
     pub body: Vec<u8>,
-    /// Which node it came to (from 1), and over which of all connections (from 1).
+    /// The node that received it (from 1), and the number of the connection (from 1).
     pub node: i32,
     pub connection: usize,
-    /// The how manieth of its kind (from 1), over all nodes and connections.
+    /// Its ordinal among requests of its kind (from 1), over all nodes and connections.
     pub nth: usize,
     pub at: Instant,
 }
@@ -94,35 +93,35 @@ pub struct Request {
 /// What to do with a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// As Kafka would.
+    /// Answers as Kafka does.
     Default,
-    /// As Kafka would, so much later; the connection waits, as with Kafka.
+    /// The default answer after this delay; the connection waits, as with Kafka.
     Late(Duration),
-    /// As Kafka would, but the answer's correlation id is off by this.
+    /// The default answer with its correlation id off by this much.
     Correlation(i32),
-    /// Nothing is stored, the connection is closed.
+    /// Stores nothing and closes the connection.
     Close,
-    /// Stored, then the connection is closed without an answer.
+    /// Stores, then closes the connection without an answer.
     Lost,
-    /// Nothing is stored and nothing is answered; the connection stays.
+    /// Stores nothing and does not answer; the connection stays open.
     Mute,
-    /// Stored and never answered; the connection stays.
+    /// Stores and never answers; the connection stays open.
     Swallow,
-    /// These bytes as they are, in place of a frame; the connection stays.
+    /// These raw bytes instead of a frame; the connection stays open.
     Raw(Vec<u8>),
-    /// Half of the frame, then the connection is closed.
+    /// Half of the frame, then closes the connection.
     Half,
-    /// As Kafka would, one byte a second.
+    /// The default answer, one byte a second.
     Drip,
-    /// The right correlation id with this after it.
+    /// The right correlation id, followed by these bytes.
     Body(Vec<u8>),
-    /// Produce: the code for these partitions, which do not store; Metadata: for partitions with these ids.
+    /// Produce: this error for these partitions, which do not store; Metadata: for partitions with these ids.
     Codes(Vec<(i32, i16)>),
-    /// The code for everything in the request: partitions, topics, or the answer as a whole. Nothing is stored.
+    /// This error for everything in the request: partitions, topics, or the answer as a whole. Stores nothing.
     Code(i16),
-    /// Produce: one partition refused, with the records (by place in the batch) that are to blame (v8 and later).
+    /// Produce: one partition is refused, with the offending records by index in the batch (v8 and later).
     Refused { partition: i32, code: i16, records: Vec<i32> },
-    /// As Kafka would, with `throttle_time_ms`.
+    /// The default answer with `throttle_time_ms`.
     Throttle(i32),
 }
 
@@ -137,9 +136,9 @@ pub struct Produced {
     pub connection: usize,
     pub nth: usize,
     pub batch: Batch,
-    /// The code it was answered with (or would have been).
+    /// The error code of the answer, or the one it would have had.
     pub code: i16,
-    /// The producer's numbers were known: not stored again.
+    /// The sequence was already known: not stored again.
     pub repeated: bool,
     pub base_offset: i64,
 }
@@ -172,11 +171,11 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    /// So many nodes with the ids 1…, looking like Kafka 3.9.
+    /// Starts this many nodes with the ids 1…, which look like Kafka 3.9.
     pub fn start(nodes: i32) -> Scripted {
         Scripted::start_at(&vec![[127, 0, 0, 1].into(); nodes as usize])
     }
-    /// As [`Scripted::start`], a node at each of these addresses of this machine.
+    /// Like [`Scripted::start`], with a node at each of these local addresses.
     pub fn start_at(addresses: &[std::net::IpAddr]) -> Scripted {
         limit_the_suite();
         let listeners: Vec<TcpListener> =
@@ -231,7 +230,7 @@ impl Scripted {
     pub fn node_address(&self, node: i32) -> SocketAddr {
         self.lock().nodes[node as usize - 1]
     }
-    /// A topic with these partition ids (gaps are allowed), led in turn by the nodes.
+    /// A topic with these partition ids (gaps are allowed), led by the nodes in turn.
     pub fn topic(&self, name: &str, partitions: &[i32]) {
         let mut state = self.lock();
         let nodes = state.nodes.len();
@@ -241,39 +240,39 @@ impl Scripted {
     pub fn remove_topic(&self, name: &str) {
         self.lock().topics.remove(name);
     }
-    /// So many brokers more in its metadata, where nobody listens.
+    /// Adds this many brokers to its metadata that nothing listens for.
     pub fn invent(&self, nodes: u16) {
         self.also((0..nodes).map(|n| SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], 9))));
     }
-    /// More brokers in its metadata, at these addresses.
+    /// Adds brokers at these addresses to its metadata.
     pub fn also(&self, nodes: impl IntoIterator<Item = SocketAddr>) {
         self.lock().nodes.extend(nodes);
     }
-    /// The cluster's id in its metadata; "scripted" at first.
+    /// Sets the cluster id in its metadata, "scripted" by default.
     pub fn cluster(&self, id: &str) {
         self.lock().cluster = id.into();
     }
-    /// The leader epoch of all partitions in its metadata; 1 at first.
+    /// Sets the leader epoch of all partitions in its metadata, 1 by default.
     pub fn epoch(&self, epoch: i32) {
         self.lock().epoch = epoch;
     }
-    /// Metadata of an unknown topic creates it with so many partitions.
+    /// Metadata requests for an unknown topic create it with this many partitions.
     pub fn auto_create(&self, partitions: i32) {
         self.lock().auto_create = Some(partitions);
     }
-    /// -1: no leader.
+    /// Sets the leader of a partition; -1 is no leader.
     pub fn lead(&self, topic: &str, partition: i32, node: i32) {
         self.lock().topics.get_mut(topic).unwrap().insert(partition, node);
     }
-    /// Looks and behaves like Kafka 4.x: says Produce 0 to 12 and closes on 0 to 2.
+    /// Behaves like Kafka 4.x: announces Produce 0 to 12, and closes the connection on 0 to 2.
     pub fn as_kafka_4(&self) {
         self.versions(&[(0, 0, 12), (1, 4, 17), (3, 0, 12), (18, 0, 4), (22, 0, 5), (61, 0, 0)]);
     }
-    /// What ApiVersions answers: key, lowest, highest.
+    /// Sets the answer to ApiVersions: key, lowest, highest.
     pub fn versions(&self, versions: &[(i16, i16, i16)]) {
         self.lock().versions = versions.to_vec();
     }
-    /// Asked for every request from now on.
+    /// Called for every request from now on.
     pub fn script(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
         self.lock().script = Arc::new(script);
     }
@@ -288,11 +287,11 @@ impl Scripted {
     pub fn opened(&self) -> usize {
         self.lock().opened
     }
-    /// Every batch that came, also refused and repeated ones.
+    /// Every batch received, including refused and repeated ones.
     pub fn produced(&self) -> Vec<Produced> {
         self.lock().produced.clone()
     }
-    /// Values that a consumer of the topic would see.
+    /// The values that a consumer of the topic would see.
     pub fn stored(&self, topic: &str) -> Vec<Vec<u8>> {
         let state = self.lock();
         let taken = state.produced.iter().filter(|p| p.topic == topic && p.code == 0 && !p.repeated);
@@ -301,7 +300,7 @@ impl Scripted {
             .map(|r| r.value.clone().unwrap_or_else(|| b"<null>".to_vec()))
             .collect()
     }
-    /// Fails with the first request that no broker would have understood.
+    /// Fails with the first malformed request.
     #[track_caller]
     pub fn assert_well_formed(&self) {
         let state = self.lock();
@@ -313,14 +312,14 @@ impl Scripted {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
-    /// One node with the topic `t`, which is not there until [`Scripted::up`].
+    /// One node with the topic `t`, unreachable until [`Scripted::up`].
     pub fn away() -> Scripted {
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
         kafka.down(1);
         kafka
     }
-    /// Nothing listens on the node's port, and its connections are closed, until [`Scripted::up`].
+    /// Closes the node's port and connections until [`Scripted::up`].
     pub fn down(&self, node: i32) {
         self.down[node as usize - 1].store(true, Ordering::SeqCst);
         self.lock().connections.retain(|(of, stream)| {
@@ -442,7 +441,7 @@ fn parse(frame: &[u8], node: i32, connection: usize) -> Option<Request> {
     Some(Request { api, version, correlation, client_id, body, node, connection, nth: 0, at: Instant::now() })
 }
 
-/// Writes the answer; false when the connection is to be closed.
+/// Writes the answer; returns false if the connection must be closed.
 fn answer(
     stream: &mut TcpStream,
     request: &Request,
@@ -488,7 +487,8 @@ fn frame(correlation: i32, body: &[u8]) -> Vec<u8> {
 }
 
 impl State {
-    /// The answer's body, with the header's tags; `None` closes the connection, as Kafka does on what it cannot read.
+    /// The body of the answer, with the header's tags; `None` closes the connection, as Kafka does on a malformed
+    /// request.
     fn respond(&mut self, request: &Request, reply: &Reply) -> Option<Vec<u8>> {
         let version = request.version;
         let allowed = self.versions.iter().find(|v| v.0 == request.api.key());
@@ -535,8 +535,8 @@ impl State {
         let code = if known { whole_code(reply) } else { 35 };
         out.i16(code);
         let all = self.versions.clone();
-        let told = if known { all } else { vec![(18, 0, 4)] };
-        out.list(told, |out, (key, low, high)| {
+        let announced = if known { all } else { vec![(18, 0, 4)] };
+        out.list(announced, |out, (key, low, high)| {
             out.i16(key);
             out.i16(low);
             out.i16(high);
@@ -842,8 +842,8 @@ fn throttle(reply: &Reply) -> i32 {
     if let Reply::Throttle(time) = reply { *time } else { 0 }
 }
 
-/// A port whose backlog is full: a connect to it hangs, as with a host behind a firewall that drops. It does so until
-/// the returned sockets are dropped.
+/// A port whose backlog is full: a connect to it hangs, as with a firewall that drops packets, until the returned
+/// sockets are dropped.
 pub fn full_backlog() -> (SocketAddr, Vec<TcpStream>, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     rustix::net::listen(&listener, 0).unwrap();

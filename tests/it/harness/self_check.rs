@@ -1,9 +1,9 @@
-//! Does the harness itself tell the truth? Checked with kcat, which is nobody's here.
+//! Tests of the harness itself, against kcat, an independent client.
 
 use super::*;
 use std::io::Write;
 
-/// Produces with kcat and returns whether all went out.
+/// Produces with kcat; returns whether everything was sent.
 fn kcat_produce(address: &str, topic: &str, lines: &[u8], options: &[&str]) -> bool {
     need("kcat");
     let mut args = vec!["-P", "-E", "-b", address, "-t", topic, "-X", "message.timeout.ms=8000"];
@@ -15,7 +15,7 @@ fn kcat_produce(address: &str, topic: &str, lines: &[u8], options: &[&str]) -> b
 }
 
 #[test]
-fn the_oracle_sees_what_is_missing_doubled_strange_and_out_of_order() {
+fn the_oracle_finds_missing_doubled_strange_and_reordered_lines() {
     let lines = Lines::new("a", 0..1000);
     let all: Vec<Vec<u8>> = lines.iter().collect();
     Delivered::of(&all).assert_exactly_once(&[&lines]);
@@ -33,7 +33,7 @@ fn the_oracle_sees_what_is_missing_doubled_strange_and_out_of_order() {
     assert!(std::panic::catch_unwind(|| Delivered::of(&swapped).assert_ordered()).is_err());
 }
 
-/// Metadata and Produce of several generations, each codec, read by the scripted broker as kcat meant it.
+/// Metadata and Produce in several versions with each codec: the scripted broker decodes what kcat sent.
 #[test]
 fn the_scripted_broker_understands_kcat() {
     let lines = Lines::new("k", 0..500);
@@ -60,7 +60,7 @@ fn the_scripted_broker_understands_kcat() {
 }
 
 #[test]
-fn the_scripted_broker_fails_as_told() {
+fn the_scripted_broker_follows_its_script() {
     let lines = Lines::new("k", 0..50);
     for reply in [
         Reply::Close,
@@ -73,9 +73,10 @@ fn the_scripted_broker_fails_as_told() {
     ] {
         let kafka = Scripted::start(1);
         kafka.topic("t", &[0]);
-        let told = reply.clone();
-        kafka
-            .script(move |r| if r.api == Api::Produce && r.nth == 1 { told.clone() } else { Reply::Default });
+        let scripted_reply = reply.clone();
+        kafka.script(move |r| {
+            if r.api == Api::Produce && r.nth == 1 { scripted_reply.clone() } else { Reply::Default }
+        });
         assert!(
             kcat_produce(
                 &kafka.address(),
@@ -85,7 +86,7 @@ fn the_scripted_broker_fails_as_told() {
             ),
             "{reply:?}"
         );
-        // Idempotence: what was stored and not answered is known when it comes again.
+        // Idempotence: what was stored but not answered is recognized when it is resent.
         Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
     }
     let kafka = Scripted::start(1);
@@ -112,13 +113,13 @@ fn a_topic_reads_back_as_written() {
     assert!(kcat_produce(&broker.address, &topic.name, &lines.bytes(), &[]));
     assert_eq!(topic.end_offsets(), 5000);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
-    let unborn = broker.unborn_topic(1);
-    assert_eq!(unborn.end_offsets(), 0);
+    let missing = broker.missing_topic(1);
+    assert_eq!(missing.end_offsets(), 0);
 }
 
-/// Every byte goes through the proxy (else it could not count them), also after Metadata told of the broker.
+/// Every byte goes through the proxy, or it could not count them; also after Metadata announced the broker.
 #[test]
-fn the_proxy_stays_between() {
+fn all_traffic_goes_through_the_proxy() {
     let broker = Broker::shared(Version::V39);
     let topic = broker.topic(1);
     let proxy = Proxy::to(&broker.address);

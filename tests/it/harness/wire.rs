@@ -1,7 +1,7 @@
-//! Kafka's primitive types, read and written by hand, so that what the tests understand does not come from the
-//! crates that the agent uses. Knows no request.
+//! Kafka's primitive types, read and written by hand, so that the tests do not depend on the crates that the agent
+//! uses. Knows no request.
 
-/// Reads; `None` when the bytes end too early or make no sense.
+/// Reads; `None` when the bytes end too early or are invalid.
 pub struct Reader<'a> {
     pub rest: &'a [u8],
     /// Compact strings and arrays, tagged fields.

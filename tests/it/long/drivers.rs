@@ -1,22 +1,22 @@
-//! Long forms of what the two drivers must show: a broker that is killed or stands still again and again, a cluster that
-//! loses each of its brokers in turn, what each codec costs. How fast beside others: `tests/bench/run`.
+//! Long forms of the driver tests: a broker that is killed or suspended again and again, a cluster that loses each of
+//! its brokers in turn, the cost of each codec. The comparison with other programs is `tests/bench/run`.
 
 use super::{Figures, LONG, MAX_KIB, micros_a_line};
 use crate::harness::*;
 use std::time::{Duration, Instant};
 
-/// A broker that answers again has this long until lines arrive.
-const BACK: u64 = 15_000;
+/// A recovered broker has this long until lines arrive, in ms.
+const RECOVERY_MS: u64 = 15_000;
 
-/// What is kept over the rounds of a trial under a steady writer.
+/// State kept over the rounds of a trial with a steady writer.
 struct Trial {
     figures: Figures,
     slowest: u64,
 }
 
 impl Trial {
-    /// Lines arrive again: how long after `since`.
-    fn back(&mut self, topic: &Topic, since: Instant) {
+    /// Waits until lines arrive again, and records how long that took since `since`.
+    fn recovered(&mut self, topic: &Topic, since: Instant) {
         let before = topic.end_offsets();
         wait_until(LONG, "lines arrive again", || topic.end_offsets() > before);
         self.slowest = self.slowest.max(since.elapsed().as_millis() as u64);
@@ -36,7 +36,7 @@ impl Trial {
         again().arg("--once").run_for(LONG).expect_code(0);
         let verdict = Delivered::in_topic(topic).against(&[&lines]);
         self.figures.nothing_lost(&verdict);
-        self.figures.at_most("slowest way back after the broker", self.slowest, BACK, "ms");
+        self.figures.at_most("slowest recovery after the broker", self.slowest, RECOVERY_MS, "ms");
         self.figures.at_most("VmHWM", hwm, MAX_KIB, "KiB");
         let share = cpu.as_secs_f64() / begun.elapsed().as_secs_f64();
         self.figures.row("CPU", format!("{:.1} % of a core", share * 100.0), "≤ 5 %", share <= 0.05);
@@ -44,7 +44,7 @@ impl Trial {
     }
 }
 
-fn again_and_again(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Broker)) {
+fn repeatedly(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Broker)) {
     let mut trial =
         Trial { figures: Figures::of(format!("{driver}: {case}, under 5,000 lines/s")), slowest: 0 };
     let broker = Broker::own(Version::V39);
@@ -58,7 +58,7 @@ fn again_and_again(driver: &str, case: &str, rounds: usize, trouble: impl Fn(&Br
     topic.wait_count_for(1, LONG);
     for round in 0..rounds {
         trouble(&broker);
-        trial.back(&topic, Instant::now());
+        trial.recovered(&topic, Instant::now());
         pause(millis(500 + 97 * (round as u64 % 7)));
     }
     trial.end(&mut agent, follows, writer, &topic, begun);
@@ -69,7 +69,7 @@ fn kill_and_restart(broker: &Broker) {
     broker.restart();
 }
 
-fn stand_still(broker: &Broker) {
+fn suspend(broker: &Broker) {
     broker.pause();
     pause(secs(40));
     broker.resume();
@@ -78,23 +78,24 @@ fn stand_still(broker: &Broker) {
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn classic_twenty_kills() {
-    again_and_again("classic", "the broker killed 20 times", 20, kill_and_restart);
+    repeatedly("classic", "the broker killed 20 times", 20, kill_and_restart);
 }
 
-/// A quarter of an hour: each of the twenty stops takes 40 s.
+/// A quarter of an hour: each of the twenty suspensions takes 40 s.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn classic_twenty_stops() {
-    again_and_again("classic", "the broker stopped for 40 s 20 times", 20, stand_still);
+    repeatedly("classic", "the broker stopped for 40 s 20 times", 20, suspend);
 }
 
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn modern_twenty_kills() {
-    again_and_again("modern", "the broker killed 20 times", 20, kill_and_restart);
+    repeatedly("modern", "the broker killed 20 times", 20, kill_and_restart);
 }
 
-/// Three brokers, each killed in turn during 20,000 lines/s: nothing lost, nothing doubled, and the living partitions go on.
+/// Three brokers, each killed in turn at 20,000 lines/s: nothing is lost or doubled, and the remaining partitions
+/// keep flowing.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn modern_each_broker_killed_in_turn() {
@@ -125,7 +126,7 @@ fn modern_each_broker_killed_in_turn() {
     figures.judge();
 }
 
-/// The longest time in which nothing arrived, looked at for `time`.
+/// The longest time without a new line, sampled for `time`.
 fn longest_pause(topic: &Topic, time: Duration) -> Duration {
     let (begun, mut last, mut count, mut longest) = (Instant::now(), Instant::now(), 0, Duration::ZERO);
     while begun.elapsed() < time {
@@ -139,7 +140,7 @@ fn longest_pause(topic: &Topic, time: Duration) -> Duration {
     longest.max(last.elapsed())
 }
 
-/// What each codec costs and saves, on lines like those of a web server.
+/// The cost and savings of each codec, on lines like those of a web server.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn codecs() {

@@ -1,5 +1,5 @@
-//! What exactly-once costs: its speed beside at-least-once on the same broker, and what it writes and syncs in the state
-//! folder. `tests/run --long once_cost`.
+//! The cost of exactly-once: its speed compared with at-least-once on the same broker, and what it writes and syncs
+//! in the state folder. `tests/run --long once_cost`.
 
 use super::{Figures, LONG, MAX_KIB, micros_a_line};
 use crate::harness::*;
@@ -10,7 +10,7 @@ use std::time::Duration;
 const SPEED_LINES: u64 = 3_000_000;
 const ROUNDS: usize = 5;
 
-/// A config of one file; `agent` is more of `[agent]`.
+/// A config of one file; `agent` adds to `[agent]`.
 fn config(folder: &Folder, topic: &Topic, agent: &str) {
     let text = format!(
         "[agent]\nstate_dir = {:?}\n{agent}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\ndriver = \"modern\"\n[[files]]\n\
@@ -27,10 +27,10 @@ const AT_LEAST: &str = "delivery = \"at-least-once\"";
 const EXACTLY: &str = "delivery = \"exactly-once\"";
 const ALWAYS: &str = "delivery = \"exactly-once\"\nsync = \"always\"";
 
-/// The file is delivered by turns, so that what the machine does besides falls on both; medians count.
+/// The two modes alternate, so that load from elsewhere affects both; medians count.
 fn beside_at_least_once(version: Version, partitions: u32) {
     let mut figures = Figures::of(format!(
-        "{SPEED_LINES} lines into {version:?}, {partitions} partition(s), exactly-once beside at-least-once"
+        "{SPEED_LINES} lines into {version:?}, {partitions} partition(s), exactly-once compared with at-least-once"
     ));
     let broker = Broker::own(version);
     let folder = Folder::new();
@@ -52,8 +52,8 @@ fn beside_at_least_once(version: Version, partitions: u32) {
     let [least, exactly] = done.each_ref().map(|all| &all[all.len() / 2]);
     let ratio = least.took.as_secs_f64() / exactly.took.as_secs_f64();
     let rate = |d: &Done| per_second(SPEED_LINES as usize, d.took);
-    let told = format!("{} / {} = {ratio:.2}", rate(exactly), rate(least));
-    figures.row("lines a second, beside at-least-once", told, "≥ 0.70", ratio >= 0.70);
+    let measured = format!("{} / {} = {ratio:.2}", rate(exactly), rate(least));
+    figures.row("lines a second, compared with at-least-once", measured, "≥ 0.70", ratio >= 0.70);
     figures.at_most("VmHWM", exactly.vm_hwm, MAX_KIB, "KiB");
     let cpu = |d: &Done| micros_a_line(d.cpu, SPEED_LINES);
     figures.note("CPU", format!("{}, at least once {}", cpu(exactly), cpu(least)));
@@ -73,15 +73,15 @@ fn speed_on_3_9() {
     beside_at_least_once(Version::V39, 3);
 }
 
-/// What one case cost, while the agent is still there.
+/// The cost of one case, measured before the agent exits.
 struct Cost {
     took: Duration,
-    /// Given to write(2) and its kin, not to sockets: the state folder, in bytes.
+    /// Bytes passed to write(2) and its variants, not to sockets: the state folder.
     written: u64,
     syncs: u64,
 }
 
-/// Counts the calls that wait for the disk, as strace sees them.
+/// Counts system calls that wait for the disk, with strace.
 struct Syncs {
     strace: std::process::Child,
     out: std::path::PathBuf,
@@ -114,7 +114,7 @@ impl Syncs {
     }
 }
 
-/// Until everything written is acknowledged and saved.
+/// Runs until everything written is acknowledged and saved.
 fn cost(broker: &Broker, agent: &str, traced: bool, write: impl FnOnce(&Folder)) -> Cost {
     let (folder, topic) = (Folder::new(), broker.topic(1));
     folder.write("f.log", Lines::new("f", 0..1).bytes());
@@ -142,7 +142,8 @@ fn cost(broker: &Broker, agent: &str, traced: bool, write: impl FnOnce(&Folder))
     Cost { took, written, syncs }
 }
 
-/// Not judged, except that exactly-once with the default sync waits for the disk no more often than at-least-once does.
+/// No limits, except that exactly-once with the default sync waits for the disk no more often than at-least-once
+/// does.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn state_folder() {

@@ -1,5 +1,5 @@
-//! README's "tested with": kills of broker and agent on thirteen releases of Kafka, by each driver that takes them, and
-//! exactly-once. `tests/run --long versions`; with `LOGAGENT_KAFKA=3.5.2,4.0.2` on these releases only.
+//! README's "tested with": kills of broker and agent on thirteen releases of Kafka, with each driver that supports
+//! them, and exactly-once. `tests/run --long versions`; `LOGAGENT_KAFKA=3.5.2,4.0.2` limits it to these releases.
 
 use crate::exactly_once::announced;
 use crate::harness::*;
@@ -23,7 +23,7 @@ const RELEASES: [(&str, &[Way]); 13] = [
     ("4.4.0", &[Modern, ExactlyOnce]),
 ];
 
-/// Lines at 10,000 a second and pipeline, in a write each 20 ms.
+/// Writes to each pipeline at 10,000 lines a second, once every 20 ms.
 fn write_for(pipelines: &mut [Pipeline], writes: u32) {
     for _ in 0..writes {
         for pipeline in pipelines.iter_mut() {
@@ -33,7 +33,7 @@ fn write_for(pipelines: &mut [Pipeline], writes: u32) {
     }
 }
 
-/// What stands in the topic after rotations, two kills of the broker, one of the agent, and a stop of each.
+/// The topic's contents after rotations, two kills of the broker, one of the agent, and a stop of each.
 fn survive(release: &'static str, ways: &[Way]) -> Vec<(Way, Verdict, u64)> {
     let broker = Broker::own(Version::Release(release));
     let mut pipelines: Vec<Pipeline> = ways.iter().map(|way| Pipeline::start(&broker, *way)).collect();
@@ -59,7 +59,7 @@ fn survive(release: &'static str, ways: &[Way]) -> Vec<(Way, Verdict, u64)> {
     }
     let measure = |mut pipeline: Pipeline| {
         pipeline.agent.stop().expect_code(0);
-        // To the end of the log: a count of records would not do, since those that are there twice count too.
+        // To the end of the log: a record count would not do, since duplicates count too.
         let rest = pipeline.folder.agent_line("run -c c.toml --once").run_for(super::LONG).expect_code(0);
         drop(rest);
         let verdict = Delivered::in_topic(&pipeline.topic).against(&[&pipeline.lines()]);
@@ -78,19 +78,19 @@ fn versions() {
     let mut failed = Vec::new();
     println!(
         "\n{:<10}{:<14}{:>8}{:>8}{:>8}{:>8}{:>8}",
-        "Kafka", "way", "sent", "stored", "lost", "doubled", "told"
+        "Kafka", "way", "sent", "stored", "lost", "doubled", "claimed"
     );
     for (release, ways) in RELEASES.into_iter().filter(|(release, _)| wanted(release)) {
-        for (way, verdict, told) in survive(release, ways) {
+        for (way, verdict, claimed) in survive(release, ways) {
             let Verdict { written, arrived, missing, doubled, strange } = &verdict;
             println!(
-                "{release:<10}{way:<14}{written:>8}{arrived:>8}{:>8}{doubled:>8}{told:>8}",
+                "{release:<10}{way:<14}{written:>8}{arrived:>8}{:>8}{doubled:>8}{claimed:>8}",
                 missing.len(),
                 way = format!("{way:?}"),
             );
-            let most = if way == ExactlyOnce { 0 } else { told };
+            let most = if way == ExactlyOnce { 0 } else { claimed };
             if !missing.is_empty() || !strange.is_empty() || *doubled as u64 > most {
-                failed.push(format!("{release} {way:?}: {verdict}, {told} told"));
+                failed.push(format!("{release} {way:?}: {verdict}, {claimed} claimed"));
             }
         }
     }

@@ -119,7 +119,8 @@ impl Soak {
                 Packing::AtOnce => " compress",
                 Packing::Delayed => " compress\n delaycompress",
             };
-            crate::logrotate::logrotate(&self.folder, &format!("{how}{packed}"));
+            // None is removed: an agent that is down or paused for twenty rotations would lose what it never saw.
+            crate::logrotate::logrotate(&self.folder, &format!("{how}{packed}\n rotate 1000"));
             // gzip takes away what is written to its input.
             if late && packing != Packing::AtOnce {
                 self.append();

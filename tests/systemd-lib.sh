@@ -1,6 +1,6 @@
-# Words that tests/package and tests/service have in common: a system to try things in, what systemd and the agent say there, and
-# waiting for it. Sourced by them, from the repository's root; tests nothing.
-# Whoever sources it has a function `inside`, and sets $bin, the agent; $broker and $topic, where its lines go.
+# Functions shared by tests/package and tests/service: a throw-away system, queries of systemd and the agent in it,
+# and waiting. Sourced by them from the repository's root. The sourcing script defines a function `inside` and sets
+# $bin, the agent, and $broker and $topic, where its lines go.
 # shellcheck shell=bash disable=SC2154
 
 begun=$(cut -d' ' -f1 /proc/uptime)
@@ -8,11 +8,11 @@ script=tests/$(basename "$0")
 die() { printf '%s: %s\n' "$script" "$*" >&2; exit 1; }
 say() { printf '%6.1f s  %s\n' "$(awk -v since="$begun" '{ print $1 - since }' /proc/uptime)" "$*"; }
 
-# ---- a system to try things in --------------------------------------------------------------------------------------
+# ---- the throw-away system ------------------------------------------------------------------------------------------
 
-# What both need outside of it; afterwards $share is a folder that can be seen from outside and from inside.
+# Setup outside of it; afterwards $share is a folder visible from outside and inside.
 prepare() {         # prepare TOOL…
-	[ "$(id -u)" = 0 ] || die "needs root, for a system of its own"
+	[ "$(id -u)" = 0 ] || die "needs root, to boot a container"
 	tests/install java mvn kcat flock jq python3 "$@"
 	tests/kafka/broker install 4.1
 	share=${IN_SYSTEMD_OUT:-}
@@ -20,7 +20,7 @@ prepare() {         # prepare TOOL…
 	mkdir -p "$share"
 }
 
-# `inside`, on this very machine with --here, else in a throw-away container that boots systemd.
+# Runs `inside`, on this machine with --here, else in a throw-away container that boots systemd.
 run_inside() {      # run_inside SECONDS [--here]
 	if [ "${2:-}" = --here ]; then
 		[ -d /run/systemd/system ] || die "--here: this machine does not run systemd"
@@ -30,11 +30,11 @@ run_inside() {      # run_inside SECONDS [--here]
 	IN_SYSTEMD_OUT=$share IN_SYSTEMD_LIMIT=${IN_SYSTEMD_LIMIT:-$1} tests/in-systemd "$script" inside "$share" "${READY_MS:-1000}"
 }
 
-# ---- what is said there ---------------------------------------------------------------------------------------------
+# ---- queries --------------------------------------------------------------------------------------------------------
 
 property() { systemctl show logagent --property "$1" --value; }
 active() { [ "$(property ActiveState)" = active ]; }
-is_another() {      # is_another PID: it runs, as another process than that; first the process, as its end is not seen at once
+is_another() {      # is_another PID: it runs as a different process; checks the process first, since its exit is noticed late
 	local pid
 	pid=$(property MainPID)
 	[ "$pid" != 0 ] && [ "$pid" != "$1" ] && active
@@ -55,9 +55,9 @@ wait_until() {      # wait_until SECONDS WHAT COMMAND…
 	done
 }
 
-# ---- what is done to it ---------------------------------------------------------------------------------------------
+# ---- actions ------------------------------------------------------------------------------------------------------
 
-restarted_by() {    # restarted_by WHAT COMMAND…: the agent is another process then
+restarted_by() {    # restarted_by WHAT COMMAND…: afterwards the agent is another process
 	local pid
 	pid=$(property MainPID)
 	say "$1"
@@ -74,7 +74,7 @@ watchdog_of_4s() {
 	systemctl restart logagent
 }
 
-# One thread of the agent stands still, by ptrace, until the watchdog has ended the agent and systemd has started it again.
+# Stops one thread of the agent with ptrace until the watchdog has killed the agent and systemd has restarted it.
 stop_thread_until_restart() { # stop_thread_until_restart NAME
 	local since thread tracer
 	since=$(date '+%F %T')
@@ -84,13 +84,13 @@ stop_thread_until_restart() { # stop_thread_until_restart NAME
 		libc, thread = ctypes.CDLL(None, use_errno=True), int(sys.argv[1])
 		assert libc.ptrace(0x4206, thread, None, None) == 0, "PTRACE_SEIZE"
 		assert libc.ptrace(0x4207, thread, None, None) == 0, "PTRACE_INTERRUPT"
-		ALL = 0x40000000  # __WALL: a thread that is no child
-		os.waitpid(thread, ALL)  # it stands still
-		os.waitpid(thread, ALL)  # its end, which waits for whoever traces it
+		ALL = 0x40000000  # __WALL: a thread that is not a child
+		os.waitpid(thread, ALL)  # stopped
+		os.waitpid(thread, ALL)  # its exit, which waits for its tracer
 	END
 	tracer=$!
-	restarted_by "the thread $1 stands still" true
+	restarted_by "thread $1 is stopped" true
 	kill $tracer 2>/dev/null || true
-	said "thread $1 is stuck" || die "it does not say that $1 is stuck"
+	said "thread $1 is stuck" || die "it does not report that $1 is stuck"
 	journal --since "$since" | grep -q 'Watchdog timeout' || die "that was not the watchdog"
 }
