@@ -56,11 +56,11 @@ impl Backoff {
         Duration::from_micros((2 * third_us + rng.below(third_us + 1)) as u64)
     }
 
-    /// The same anywhere between a fifth of `first` and the whole of the doubled wait: however many wait, their attempts
+    /// The same anywhere between half of `first` and the whole of the doubled wait: however many wait, their attempts
     /// come evenly.
     pub fn spread(self, attempt: u32, rng: &mut Rng) -> Duration {
         let whole = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.most);
-        let least = self.first / 5;
+        let least = self.first / 2;
         least + Duration::from_micros(rng.below((whole - least).as_micros() as usize + 1) as u64)
     }
 }
@@ -91,16 +91,16 @@ mod tests {
     /// Fails when the waits of a fleet come in step, do not reach a minute, or are so short that they lock an account.
     #[test]
     fn a_fleet_is_spread_over_the_whole_wait() {
-        let backoff = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(60) };
+        let backoff = Backoff { first: Duration::from_secs(10), most: Duration::from_secs(60) };
         let mut rng = Rng::new(9);
-        for (attempt, most) in [(1, 5), (2, 10), (4, 40), (5, 60), (u32::MAX, 60)] {
+        for (attempt, most) in [(1, 10), (3, 40), (4, 60), (u32::MAX, 60)] {
             let mut fifths = [0; 5];
             for _ in 0..1000 {
                 let wait = backoff.spread(attempt, &mut rng);
-                assert!(wait >= Duration::from_secs(1) && wait <= Duration::from_secs(most), "{wait:?}");
+                assert!(wait >= Duration::from_secs(5) && wait <= Duration::from_secs(most), "{wait:?}");
                 fifths[(wait.as_millis() as usize * 5 / (most as usize * 1000)).min(4)] += 1;
             }
-            let least = if attempt == 1 { 0 } else { 80 };
+            let least = if attempt == 1 { 0 } else { 40 };
             assert!(fifths.iter().all(|n| *n >= least), "attempt {attempt}: {fifths:?}");
         }
     }

@@ -321,6 +321,9 @@ impl<'p> Walk<'p> {
     }
 }
 
+/// The file that was read before, a value's place, and the value with its placeholders filled in, if they are right.
+type FoundValue<'t> = (usize, Range<usize>, Option<Cow<'t, Value<'t>>>);
+
 /// A table while its keys are being read.
 pub struct Section<'a, 'p, 't> {
     walk: &'a mut Walk<'p>,
@@ -330,15 +333,26 @@ pub struct Section<'a, 'p, 't> {
     values: Vec<(usize, &'t DeTable<'t>)>,
 }
 
-impl Section<'_, '_, '_> {
+impl<'t> Section<'_, '_, 't> {
     pub fn optional<T>(&mut self, key: &'static str, read: ReadValue<T>) -> Option<T> {
+        let (outer, span, value) = self.find(key)?;
+        let found = value.and_then(|v| read(self.walk, key, &v));
+        self.found(key, outer, span, found.is_some());
+        found
+    }
+
+    /// The key's value in the last file that has it, which becomes the one being read; with the file that was read before,
+    /// and the value's place. Apart from `optional`, so that it is compiled once and not for every type.
+    fn find(&mut self, key: &'static str) -> Option<FoundValue<'t>> {
         let (doc, v) = self.values.iter().rev().find_map(|(doc, t)| Some((*doc, t.get(key)?)))?;
         let outer = std::mem::replace(&mut self.walk.doc, doc);
-        let found = self.walk.filled(key, v).and_then(|v| read(self.walk, key, &v));
+        Some((outer, v.span(), self.walk.filled(key, v)))
+    }
+
+    fn found(&mut self, key: &'static str, outer: usize, span: Range<usize>, good: bool) {
         let id = (self.table.name, self.walk.source);
-        self.walk.problems.written(id, key, doc, v.span(), found.is_some());
+        self.walk.problems.written(id, key, self.walk.doc, span, good);
         self.walk.doc = outer;
-        found
     }
 
     /// The placeholder for a missing or invalid value: the one shown in the description.

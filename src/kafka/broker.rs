@@ -206,7 +206,7 @@ impl Peer {
     pub fn leave_codec(&mut self, refused: Codec, why: &str) {
         if refused == self.codec && refused != Codec::None {
             self.codec = refused.fallback();
-            let codec = format!("{:?}", self.codec).to_lowercase();
+            let codec = format!("{:?}", self.codec).to_ascii_lowercase();
             log::warn!("{}; using {codec}", self.told(why));
         }
     }

@@ -62,8 +62,9 @@ impl Trouble {
     pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
         const MINUTE: Duration = Duration::from_secs(60);
         let first = match self {
-            Trouble::Denied(_) => Duration::from_secs(5),
-            Trouble::Crowded(_) => Backoff::QUICK.first,
+            // At least 5 s: accounts get locked.
+            Trouble::Denied(_) => Duration::from_secs(10),
+            Trouble::Crowded(_) => Backoff::QUICK.first * 2,
             _ => return Backoff::QUICK.pause(failures.saturating_add(1), rng),
         };
         Backoff { first, most: MINUTE }.spread(failures.saturating_add(1), rng)
