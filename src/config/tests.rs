@@ -465,7 +465,7 @@ fn more_files_beside_the_config() {
 }
 
 /// Fails when a key of a later file does not win, takes the rest of its table with it, or a mistake in it, or what is shown
-/// of it, is said to be in another file; and when `${host}` of the main file does not know a later `hostname`.
+/// of it, names another file; and when `${host}` of the main file does not know a later `hostname`.
 #[test]
 fn later_files_win_key_by_key() {
     let b = Box::new(
