@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(a.waits(), 300_000, "it was taken");
     }
 
-    /// One broker once said that the epoch is as high as can be. Fails when that is believed for ever, or when a single
+    /// One broker once said that the epoch is as high as can be. Fails when that is believed forever, or when a single
     /// answer of a broker that lags behind takes a partition back.
     #[test]
     fn a_leader_that_refuses_is_not_believed_for_ever() {

@@ -567,7 +567,7 @@ fn what_a_leader_knows_of_a_producer() {
     assert!(knows(&|a| a.close()).is_err());
 }
 
-/// A broker comes back on another port with the node id it had. Fails when the node counts as down for ever.
+/// A broker comes back on another port with the node id it had. Fails when the node counts as down forever.
 #[test]
 fn a_broker_that_comes_back_elsewhere_is_found() {
     let mut peers = Peers::start(2);

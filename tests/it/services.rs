@@ -36,7 +36,7 @@ fn delivers(kafka: &Scripted, how: &str) -> Done {
     done
 }
 
-/// Event Hubs answers 49 for ever once it has mixed a producer up, others answer transactional codes. The Java producer
+/// Event Hubs answers 49 forever once it has mixed a producer up, others answer transactional codes. The Java producer
 /// fails the batch with them. Fails when the agent keeps its producer id, or stalls.
 #[test]
 fn a_refused_producer_id_is_replaced() {
@@ -118,7 +118,7 @@ fn another_codec_is_used_where_one_is_refused() {
     }
 }
 
-/// Some gateways hang up on an ApiVersions version that they do not know. The Java producer reconnects for ever. Fails when
+/// Some gateways hang up on an ApiVersions version that they do not know. The Java producer reconnects forever. Fails when
 /// version 0 is not tried on the next connection.
 #[test]
 fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {

@@ -1,7 +1,7 @@
 //! What each of Kafka's error codes means for a batch: one table. Sends nothing and keeps no state.
 //!
 //! Codes and names: `org.apache.kafka.common.protocol.Errors`; what to do: after Java's `Sender`, franz-go's
-//! `sink.go` and librdkafka's `rdkafka_request.c`. A code that is not in the table is tried again for ever and
+//! `sink.go` and librdkafka's `rdkafka_request.c`. A code that is not in the table is tried again forever and
 //! may have been stored: an unknown refusal must never lose a line.
 
 use crate::producer::driver::{Pace, Refusal, Verdict};
@@ -115,7 +115,7 @@ pub fn of(code: i16) -> &'static Rule {
 }
 
 /// Whether a [`Fate::SequenceError`] is about the producer id itself: no epoch of it helps. Transactional codes are among
-/// them: a service that mixes its producers up (Event Hubs answers 49 for ever after time-outs) gets a new one.
+/// them: a service that mixes its producers up (Event Hubs answers 49 forever after time-outs) gets a new one.
 fn needs_new_producer_id(code: i16) -> bool {
     !matches!(code, 45 | 59)
 }

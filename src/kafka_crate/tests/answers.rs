@@ -94,7 +94,7 @@ fn d11_an_empty_line_is_an_empty_record() {
 
 /// D14: codes above 35 all look alike. Fails when an unknown code is treated as permanent, or is not retried.
 #[test]
-fn d14_an_unknown_code_is_retried_for_ever() {
+fn d14_an_unknown_code_is_retried_forever() {
     let peer = Peer::start();
     peer.acts(&[Act::Code(87), Act::Code(44), Act::Code(-1), Act::Code(89)]);
     let rig = Rig::new(&peer);
