@@ -251,8 +251,8 @@ mod tests {
         assert_eq!(names, ["f.2", "f.3", "f.1"]);
     }
 
-    /// File names as whoever may write into the folder gives them. Fails when one makes the rules panic, or the base of a
-    /// rotated name is itself a rotated one of that.
+    /// Arbitrary file names, as anyone with write access to the folder may create. Fails when one makes the rules panic, or
+    /// the base of a rotated name is itself a rotated name of that base.
     #[test]
     fn fuzz_names() {
         let names = [

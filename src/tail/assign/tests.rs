@@ -1,8 +1,8 @@
-//! Every rotation, copy and compression as a row: what is known, what is found, what is decided.
+//! Table tests of `assign`: each row gives the known streams, the files found, and the expected verdicts.
 
 use super::*;
 
-/// A stream as a row gives it, with what its own file holds now.
+/// A stream in a row, with the current contents of its own file.
 #[derive(Clone)]
 struct Known {
     stream: Stream,
@@ -42,7 +42,7 @@ fn stream(id: u64, read: &[u8], own: Option<&[u8]>) -> Known {
 }
 
 impl Known {
-    /// Known from an earlier run: nobody knows how it begins.
+    /// Known from an earlier run, so its first bytes are unknown.
     fn saved(mut self) -> Known {
         (self.stream.is_read, self.stream.head) = (false, Vec::new());
         self
@@ -171,8 +171,8 @@ fn decide(rows: Vec<Row>) {
     }
 }
 
-/// S21 to S31, S52, S53, and faults 1 to 3 of "Faults found". Fails when a file is not known by its identity, whatever its name and
-/// times are, or one that nobody has read is taken for an old one.
+/// S21 to S31, S52, S53, and faults 1 to 3 of "Faults found". Fails when a file is not recognized by its identity regardless
+/// of its name and times, or an unread file counts as old.
 #[test]
 fn renamed() {
     let (a, b, c) = (lines("a", 0, 30), lines("b", 0, 30), lines("c", 0, 30));
@@ -247,8 +247,8 @@ fn renamed() {
     ]);
 }
 
-/// S32 to S40, and fault 13. Fails when a copy is taken for a new file, a stream continues in two files, or one is taken for the
-/// copy of a log because both begin alike (S44).
+/// S32 to S40, and fault 13. Fails when a copy counts as a new file, a stream continues in two files, or a file counts as
+/// the copy of a log because both begin alike (S44).
 #[test]
 fn copied_and_truncated() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 40));
@@ -342,7 +342,7 @@ fn copied_and_truncated() {
     ]);
 }
 
-/// S27, S54, and fault 14. Fails when a compressed file is read beside what it was made of, or before it is complete.
+/// S27, S54, and fault 14. Fails when a compressed file is read in addition to its original, or before it is complete.
 #[test]
 fn compressed() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 40));
@@ -386,8 +386,8 @@ fn compressed() {
     ]);
 }
 
-/// Streams of which nothing was read have no byte by which to know their copies. Fails when such a copy is taken for a new file
-/// beside its stream, or a new file for such a copy before the stream's tail has looked.
+/// Streams of which nothing was read have no bytes to recognize a copy by. Fails when such a copy counts as a new file
+/// beside its stream, or a new file as such a copy before the stream's tail has looked.
 #[test]
 fn untouched() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 60));
