@@ -602,7 +602,7 @@ impl Tail<'_> {
             Room::Full => {
                 if self.stuck != Some(LETTERS_FULL) {
                     error!(
-                        "{}: its refused lines fill its share of {}: it is not read on until that file is moved away",
+                        "{}: its refused lines fill its share of {}: reading is paused until that file is moved away",
                         self.o.path.display(),
                         quota.file.display()
                     );

@@ -317,7 +317,7 @@ impl Tail<'_> {
             }
             Packed::Other => {
                 let path = sibling.path.display();
-                warn!("{path}: may hold lines that were never read, in a form that is not");
+                warn!("{path}: may hold lines that were never read, in a form that is not supported");
                 return self.note_as_read(sibling, Some(&file));
             }
         };
@@ -397,7 +397,7 @@ fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
 }
 
 pub(super) const TRUNCATED: &str = "it was truncated";
-pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
+pub(super) const REWRITTEN: &str = "it was truncated or rewritten while the agent was not reading it";
 
 /// Siblings registered at the initial scan; older ones are recognized by their times.
 const OLD_SIBLINGS: usize = known::FINISHED_PER_PATH;

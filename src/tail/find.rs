@@ -175,7 +175,7 @@ impl Tail<'_> {
         if look.identity == entry.identity && goes_on(&file, &look, entry)? {
             return Ok(self.take_up(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
         }
-        warn!("{}: the file that systemd kept for it holds other bytes now", self.o.path.display());
+        warn!("{}: the file that systemd kept for it has different contents now", self.o.path.display());
         self.known.store.done(entry.stream);
         Ok(false)
     }

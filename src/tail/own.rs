@@ -251,7 +251,7 @@ impl Tail<'_> {
                 && let Some(entry) = self.known.take(entry.stream, &sibling.look.identity)
                 && !self.go_on_in(&sibling, &entry)?
             {
-                self.lose(&entry, "it holds other bytes now")?;
+                self.lose(&entry, "it has different contents now")?;
             }
             return Ok(None);
         }

@@ -241,7 +241,7 @@ fn packed_before_it_is_acknowledged() {
 /// After a restart, the file is copied and truncated just as its stream is reopened. Fails when the copy is dropped because
 /// the contents no longer match what was found a moment before.
 #[test]
-fn copied_and_truncated_while_it_is_taken_up() {
+fn copied_and_truncated_while_it_is_reopened() {
     for looks in 0..12 {
         let mut w = World::new(looks, false);
         (0..20).for_each(|_| w.append());

@@ -239,7 +239,7 @@ impl Tail<'_> {
         let lost = open.backlog();
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
-        self.count_lost(lost, "it was deleted, and more than deleted_hold waits");
+        self.count_lost(lost, "it was deleted, and deleted_hold is exceeded");
         self.send(TailOutput::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 

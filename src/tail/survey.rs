@@ -66,7 +66,7 @@ pub(super) enum Scope {
     Log,
     /// Also followed files in the same folder that belong to no stream.
     Folder,
-    /// And those whose names are forms of other followed logs.
+    /// Also files whose names are forms of other followed logs.
     Logs,
 }
 
@@ -74,7 +74,7 @@ pub(super) enum Scope {
 #[derive(Clone, Copy)]
 pub(super) enum Age<'a> {
     Any,
-    /// What is newer than this.
+    /// Those newer than this.
     NewerThan(&'a Entry),
 }
 
@@ -170,7 +170,7 @@ impl Tail<'_> {
     /// Oldest first.
     fn candidates(&mut self, at_path: AtPath<'_>, scope: Scope) -> Result<Vec<Candidate>, Halt> {
         let mut list = match siblings::list_family(&self.o.path) {
-            // A folder whose names may not be read has no siblings for us.
+            // A folder that cannot be listed counts as having no siblings.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
             list => list?,
         };

@@ -31,7 +31,7 @@ impl Tail<'_> {
             if let Some(times) = self.failures.more(1, self.now) {
                 let path = self.o.path.display();
                 let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
-                warn!("{path}: cannot be read now: {text}{again}; what is saved stays, trying again");
+                warn!("{path}: cannot be read now: {text}{again}; its saved position is kept, trying again");
                 self.told = true;
             }
             self.say("unreadable", Some(text.clone()));
