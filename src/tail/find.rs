@@ -245,7 +245,7 @@ impl Tail<'_> {
     }
 }
 
-/// Most listings in a row because siblings were renamed.
+/// Maximum number of listings in a row because siblings were renamed.
 const LISTINGS: u32 = 20;
 
 /// How soon an unreadable sibling is tried again.

@@ -56,7 +56,7 @@ impl Patience {
     pub const RECHECK: Duration = Duration::from_secs(2);
 }
 
-/// Most rotated files of one path that are kept open while they have a name; the others are found again by identity.
+/// Maximum number of rotated files per path kept open while they have a name; the others are found again by identity.
 pub const HELD: usize = 8;
 
 /// How far to follow the path.

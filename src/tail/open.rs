@@ -30,7 +30,7 @@ pub enum Bytes {
 pub struct Reading {
     pub rules: Rules,
     pub share: Share,
-    /// Most bytes in a chunk; a single longer line may exceed it.
+    /// Maximum bytes per chunk; a single longer line may exceed it.
     pub chunk: usize,
 }
 

@@ -73,7 +73,7 @@ fn list_by(path: &Path, form: Form<'_>) -> io::Result<Vec<Sibling>> {
     Ok(last)
 }
 
-/// Most listings of a folder that keeps changing.
+/// Maximum number of listings of a folder that keeps changing.
 const READINGS: usize = 20;
 
 /// The siblings, and whether their folders were unchanged.

@@ -23,7 +23,7 @@ struct Content {
     marks: BTreeMap<u64, Mark>,
 }
 
-/// Most files to remember.
+/// Maximum number of files to remember.
 const MOST: usize = 1024;
 
 impl Unpacked {
