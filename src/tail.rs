@@ -1,8 +1,8 @@
-//! STAGE 1: one thread per followed path; files in, chunks out. Knows no topic's partitions and no broker.
+//! Stage 1: one thread per followed path. It reads files and sends chunks; it knows neither partitions nor brokers.
 //!
-//! The thread loops: look at the path and at the open files, let [`follow::decide`] say what to do, do it; wait on the wake
-//! channel until a deadline. It reads only while its budget and the parcel channel have room: that is all there is to
-//! backpressure. Events are hints: without them a look comes later, and no line is lost.
+//! The thread loops: look at the path and the open files, let [`follow::decide`] choose a step, execute it, and wait on the
+//! wake channel until a deadline. It reads only while its budget and the output channel have room; that is the whole
+//! backpressure mechanism. Events are hints: if one is lost, the next look is later, but no line is lost.
 
 mod assign;
 pub mod catchup;
@@ -57,7 +57,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where reading starts in a file that exists when its source is first known.
+/// Where to start reading a file that already exists when its source is first seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Start {
     Beginning,
@@ -65,14 +65,14 @@ pub enum Start {
     Offset(u64),
 }
 
-/// How much of deleted files is kept open for unread lines.
+/// How much data of deleted files is kept open for unread lines.
 #[derive(Clone, Copy, Debug)]
 pub struct Hold {
     pub bytes: u64,
     pub time: Duration,
 }
 
-/// One followed path and all that its source says about it.
+/// One followed path with the settings of its source.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub topic: Topic,
@@ -80,19 +80,19 @@ pub struct Options {
     pub path: PathBuf,
     pub reading: Reading,
     pub start: Start,
-    /// The path's pattern is new: `start` applies, and nothing of it was read before.
+    /// The path's pattern is new: `start` applies, and nothing was read under it before.
     pub first_sight: bool,
     pub followed: Followed,
-    /// Files born later than this (as [`crate::record::Identity::born`]) are new, also those that were renamed before they were
-    /// seen: when the pattern was first known, or where it is known from before, when the state was last saved.
+    /// Files born after this time (see [`crate::record::Identity::born`]) are new, even if they were renamed before the
+    /// agent saw them. For a new pattern, this is when it was first seen; for a known one, when the state was last saved.
     pub since: (i64, u32),
-    /// `Read`: `--once`, or `follow = false`.
+    /// `Read` for `--once` or `follow = false`.
     pub until: Until,
-    /// `--once`: a file that cannot be read for this long is given up.
+    /// `--once`: give up a file that cannot be read for this long.
     pub give_up: Option<Duration>,
-    /// Whether a new file at the path is followed.
+    /// Whether to follow a new file that appears at the path.
     pub reopen: bool,
-    /// How often to look where events do not come, or are not wanted.
+    /// How often to look where events are unavailable or disabled.
     pub poll: Duration,
     pub rotate_grace: Duration,
     pub rest_after: Option<Duration>,
@@ -101,11 +101,11 @@ pub struct Options {
     pub rate: Option<u64>,
 }
 
-/// What is followed for its own sake, by a tail of its own.
+/// Which files are followed by a tail of their own.
 #[derive(Clone)]
 pub struct Followed {
     pub means: Arc<dyn Fn(&Path) -> bool + Send + Sync>,
-    /// Files may come under names that are not known yet.
+    /// A pattern is followed, so files may appear under names that are not known yet.
     pub by_pattern: bool,
 }
 
@@ -127,24 +127,24 @@ impl Default for Followed {
     }
 }
 
-/// What a tail is woken by.
+/// What wakes a tail.
 #[derive(Debug)]
 pub struct Wake {
     pub changes: Receiver<Change>,
-    /// One slot: a wake that finds it full is already told.
+    /// Capacity 1: if it is full, a wake-up is already pending.
     pub slot: Receiver<()>,
-    /// Another tail asks for a look.
+    /// Another tail asks this one to look.
     pub nudged: Receiver<()>,
-    /// How many looks were begun, and ended: an odd number during a look.
+    /// Number of looks begun plus looks ended; odd while a look is in progress.
     pub looks: Arc<AtomicU64>,
-    /// False where inotify gives no events for this path, so that it must be polled.
+    /// False if inotify reports no events for this path, so it must be polled.
     pub hints: Arc<AtomicBool>,
 }
 
-/// Time between two looks where events come: a lost event costs this much delay.
+/// Interval between looks where events work. A lost event costs at most this delay.
 const UNHURRIED: Duration = Duration::from_secs(30);
 
-/// Why a tail ends before its files do.
+/// Why a tail ends before its files are finished.
 #[derive(Debug)]
 enum Halt {
     Stopped,
@@ -163,7 +163,7 @@ impl From<Stopped> for Halt {
     }
 }
 
-/// Follows one path until it is gone for good, or stopped. `sighted` is let go after the first look.
+/// Follows one path until it is gone for good, or the agent stops. `sighted` is dropped after the first look.
 pub fn run(
     first: Change,
     known: &Known,
@@ -174,7 +174,7 @@ pub fn run(
     stop: &Stop,
 ) -> Option<Unread> {
     let path = first.options.path.clone();
-    // In place of what was said while it waited for a thread.
+    // Replaces the state shown while the file waited for a thread.
     let state = FileState { topic: first.options.topic.to_string(), ..FileState::default() };
     board.files().insert(path.clone(), state);
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
@@ -202,7 +202,7 @@ pub fn run(
                 Step::Wait(Duration::from_secs(1).max(tail.o.poll.min(Duration::from_secs(5))))
             }
         };
-        // What an earlier run may have sent of a file that it did not save is counted for those that are met until then.
+        // Bytes that an earlier run may have sent but did not save count only for streams seen before `sighted` is dropped.
         if !tail.is_deciding() {
             sighted.take();
         }
@@ -211,7 +211,7 @@ pub fn run(
             Step::Wait(time) => select! {
                 recv(slot) -> w => match w {
                     Ok(()) => tail.look_at_undecided(),
-                    Err(_) => slot = never(), // watch has ended: `--once`
+                    Err(_) => slot = never(), // the watch thread has ended: `--once`
                 },
                 recv(wake.nudged) -> _ => {
                     if stop.is_on() {
@@ -221,7 +221,7 @@ pub fn run(
                     tail.look_for_copies();
                 }
                 recv(stop.on()) -> _ => break None,
-                recv(tail.outdated.on()) -> _ => {} // what comes now is in `changes`
+                recv(tail.outdated.on()) -> _ => {} // the new options are in `changes`
                 default(time) => {}
             },
             _ if stop.is_on() => break None,
@@ -242,76 +242,77 @@ struct Tail<'a> {
     stop: &'a Stop,
     /// See [`Change::outdated`].
     outdated: Stop,
-    /// Oldest first; the live one is last.
+    /// Oldest first; the live file is last.
     open: Vec<Open>,
-    /// Left, and kept by the store until what was acknowledged of them is saved.
+    /// Closed files that the descriptor store keeps until their acknowledged positions are saved.
     leaving: Vec<Arc<Origin>>,
     turn: usize,
-    /// The first look is still to come.
+    /// The first look has not completed yet.
     first: bool,
-    /// It was begun then.
+    /// When the first look began.
     begun: Option<Instant>,
     /// See [`Known::folder`].
     folder: Arc<Mutex<()>>,
     error: Option<String>,
-    /// How often it could not be read; while `error` is set, whether that was told.
+    /// Throttles the read errors; while `error` is set, `told` says whether it was logged.
     failures: LogThrottle,
     told: bool,
-    /// Since when it could not be read.
+    /// Since when the path cannot be read.
     failing: Option<Instant>,
     cuts: LogThrottle,
-    /// A rotation may have been under way at the last look: look for siblings once more.
+    /// A rotation may have been in progress at the last look: look for siblings once more at this time.
     look_again: Option<Instant>,
-    /// The file at the path cannot be opened now, or is not decided upon: it is not tried before.
+    /// The file at the path cannot be opened or is undecided: do not retry before this time.
     path_again: Option<Instant>,
     /// The file at the path may be a copy of another one.
     undecided: Option<Undecided>,
-    /// Of a compressed file: the stream that another tail has to look at first, see [`Undecided`].
+    /// For a compressed file: the stream that another tail must look at first, see [`Undecided`].
     asked: Option<(StreamId, u64)>,
-    /// The file at the path is in a stream that another tail has still to look for.
+    /// The file at the path belongs to a stream that another tail has yet to look for.
     expected_elsewhere: bool,
-    /// `rate`: nothing is read before.
+    /// `rate`: read nothing before this time.
     free_at: Instant,
-    /// As it stands on the board.
+    /// The reason shown in the status.
     stuck: Option<&'static str>,
-    /// Of the step that is being done.
+    /// Time of the current step.
     now: Instant,
-    /// What was known when the first look began, which may take several tries.
+    /// Streams known when the first look began; that look may take several attempts.
     history: Option<Vec<Entry>>,
     absent: Vec<Absent>,
-    /// A sibling was not where it was listed.
+    /// A sibling was no longer at its listed name.
     moved: bool,
-    /// A sibling that may not be read.
+    /// A sibling that cannot be read for lack of permission.
     denied: Option<PathBuf>,
-    /// Rotated files that are not open because enough others are; oldest first, newer than those.
+    /// Rotated files that are not open because the limit of open files is reached. Oldest first; they are newer than the
+    /// open ones.
     shelf: VecDeque<Shelved>,
-    /// A stream that begins because other bytes stand in its file now, and is still to be taken up.
+    /// A new stream that starts because its file has different bytes now, and is not open yet.
     begun_anew: Option<StreamId>,
-    /// Of truncated streams, what was read of a record that waited for its end: sent, unless a copy has it.
+    /// Incomplete records read from truncated streams. They are sent unless a copy of the file has them.
     in_memory: Vec<Chunk>,
-    /// What the last chunk would take in dead-letter: the next will be alike.
+    /// Space the last chunk would need in the dead-letter file; an estimate for the next one.
     letters: u64,
-    /// Of the path's lines for the topic of now; `None`: there is no dead-letter file.
+    /// Share of the lines under the current topic; `None` without a dead-letter file.
     letter_share: Option<DeadLetterShare>,
-    /// How often in a row there was no room in dead-letter; no more than 8, which makes a second between two looks.
+    /// Consecutive looks without room in the dead-letter file; capped at 8, which makes the interval one second.
     looks: u32,
 }
 
-/// See [`Known::folder`]. What is not decided when the agent stops is decided at the next start.
+/// See [`Known::folder`]. Decisions still open when the agent stops are made at the next start.
 fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>, Halt> {
     let decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
     if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
 }
 
-/// Between two looks at whether another tail has looked.
+/// Interval between checks whether another tail has looked.
 const AWAITED: Duration = Duration::from_millis(100);
 
 const LETTERS_FULL: &str =
     "its refused lines fill its share of dead-letter in the state folder: move that file away";
-/// While a path's share of dead-letter is full, this is how often it is looked whether it still is.
+/// How often to check whether a path's dead-letter share is still full.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
-/// While as much of a path is on its way to the broker as may be: the first look at whether some of it has arrived. At
-/// 2,000,000 lines/s the rest lasts for 10 ms more; in an outage it is looked less and less often.
+/// When a path's limit of unacknowledged bytes is reached: delay before the first check for room. At 2,000,000 lines/s the
+/// remaining bytes last another 10 ms. In an outage the interval grows.
 const ROOM_AGAIN: Duration = Duration::from_millis(4);
 
 fn letter_share(board: &Board, o: &Options) -> Option<DeadLetterShare> {
@@ -407,7 +408,7 @@ impl Tail<'_> {
                 at_path
             }
         };
-        // Where the path has another file now, that is opened first: it looks for siblings too, and knows which is the live one.
+        // If the path has a new file, open that first: it also looks for siblings, and knows which file is live.
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             let _decides = decides()?;
@@ -421,7 +422,7 @@ impl Tail<'_> {
             poll: self.between_looks(hints),
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
-        // Nothing is held by a file that is not read now.
+        // A file that is not being read now keeps no place in the budget's queue.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
         self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
         let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
@@ -455,17 +456,17 @@ impl Tail<'_> {
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
-        // Nothing tells of a rotated file that was found by its name.
+        // There are no events for a rotated file that was found by its name.
         let untold = self.open.iter().any(|o| o.found_by_name && o.links > 0);
         let usual = if hints && !untold { UNHURRIED } else { self.o.poll };
         let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
 
-    /// What is at the path, seen from what is open.
+    /// What is at the path, compared with the open files.
     fn look_at_path(&mut self) -> Result<AtPath, Halt> {
         if self.o.until == Until::Read && self.undecided.is_none() && !self.expected_elsewhere {
-            return Ok(AtPath::Unknown); // what was there at the first look is all
+            return Ok(AtPath::Unknown); // only what was there at the first look is read
         }
         if packing(&self.o.path) != Packed::Plain {
             return Ok(AtPath::Nothing); // it is read once
@@ -474,7 +475,7 @@ impl Tail<'_> {
         let look = match identity::look_at(&self.o.path) {
             Ok(Some(look)) => look,
             Ok(None) => return Ok(AtPath::Nothing),
-            // Transient, or a folder that may not be searched now: what is open goes on.
+            // A transient error, or a folder that cannot be searched now: keep following the open file.
             Err(_) if live.is_some() => return Ok(AtPath::Unknown),
             Err(e) => return Err(e.into()),
         };
@@ -491,7 +492,7 @@ impl Tail<'_> {
             || self.known.is_read_elsewhere(&look.identity, &self.o.path);
         if read_elsewhere {
             self.undecided = None;
-            // Its tail may still be looking for the stream, and find it elsewhere.
+            // The other tail may still be looking for the stream, and find it elsewhere.
             self.expected_elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
             self.known.unassigned(&self.o.path, false);
         }
@@ -512,7 +513,7 @@ impl Tail<'_> {
                 let touched = look.modified != open.modified;
                 truncated =
                     look.size < open.size || touched && look.size == open.searched && !open.unchanged()?;
-                // What is not done at once must be seen again at the next look.
+                // If not handled now, the change must show up again at the next look.
                 if !truncated {
                     open.saw(&look, now);
                     open.prove()?;
@@ -548,7 +549,7 @@ impl Tail<'_> {
         open.origin.progress.searched.store(open.searched, Relaxed);
         match got {
             Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
-            Got::Stopped => Ok(()), // with other options
+            Got::Stopped => Ok(()), // continue with the new options
             Got::Nothing | Got::NoRoom => Ok(()),
             Got::Changed => {
                 let folder = self.folder.clone();
@@ -580,12 +581,12 @@ impl Tail<'_> {
         }
     }
 
-    /// This is where a tail waits while the producer is busy.
+    /// A tail blocks here while the producer is busy.
     fn send(&self, parcel: TailOutput) -> Result<(), Halt> {
         Ok(self.out.send(parcel, self.stop)?)
     }
 
-    /// How long to wait for room in dead-letter, if any line of this path is refused.
+    /// How long to wait for room in the dead-letter file, in case a line of this path is refused.
     fn letters_wait(&mut self, now: Instant) -> Option<Duration> {
         let (quota, share) = (self.board.quota.get()?, self.letter_share.as_ref()?);
         match quota.room(share, self.letters, now) {
@@ -601,7 +602,7 @@ impl Tail<'_> {
             Room::Full => {
                 if self.stuck != Some(LETTERS_FULL) {
                     error!(
-                        "{}: its refused lines fill its share of {}: it is not read on until that file is moved away",
+                        "{}: its refused lines fill its share of {}: reading is paused until that file is moved away",
                         self.o.path.display(),
                         quota.file.display()
                     );
@@ -617,7 +618,7 @@ impl Tail<'_> {
         Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())
     }
 
-    /// Says why reading does not go on, when that changes.
+    /// Shows why reading is paused, whenever the reason changes.
     fn stuck(&mut self, why: Option<&'static str>) {
         if std::mem::replace(&mut self.stuck, why) != why
             && let Some(file) = self.board.files().get_mut(&self.o.path)

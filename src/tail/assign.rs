@@ -1,28 +1,28 @@
-//! Decides whose bytes are in which file. Pure: contents are read through [`Peek`], so tests use tables.
+//! Decides which stream each file's bytes belong to. Pure: contents are read through [`Peek`], so tests use tables.
 //!
-//! Identity and birth time decide first: a file that still has the bytes of the stream that was read from it is that stream's
-//! own. Contents come second: a file of no stream continues a stream whose own file is gone or has other bytes now, or is a copy
-//! of bytes that are read elsewhere, plain or compressed. What is neither is new. A stream continues in at most one file.
+//! Identity and birth time come first: a file that still has the bytes of the stream read from it is that stream's own file.
+//! Contents come second: any other file either continues a stream whose own file is gone or overwritten, or is a copy (plain
+//! or compressed) of bytes that are read elsewhere. Anything else is new. A stream continues in at most one file.
 
 use super::siblings::Packed;
 use crate::record::{Identity, Mark, Point, StreamId};
 use std::io;
 
-/// What is known of a stream.
+/// What is known about a stream.
 #[derive(Clone, Debug)]
 pub struct Stream {
     pub id: StreamId,
     pub identity: Identity,
-    /// Read up to here; the mark is that of the bytes before it.
+    /// Read up to here; the mark covers the bytes before it.
     pub read: Point,
-    /// Bytes, as last seen.
+    /// Size in bytes, as last seen.
     pub size: u64,
-    /// In ns since 1970, as last seen; 0: not known.
+    /// In ns since 1970, as last seen; 0: unknown.
     pub modified: i64,
     pub finished: bool,
-    /// A tail reads it, from the file that it has open.
+    /// A tail has its file open and reads it.
     pub is_read: bool,
-    /// Its name and that of the files in question belong to one log.
+    /// Its name and the names of the files in question belong to one log.
     pub kin: bool,
     /// The first bytes, as far as they are known.
     pub head: Vec<u8>,
@@ -35,13 +35,13 @@ pub struct Found {
     pub packed: Packed,
     /// In ns since 1970.
     pub modified: i64,
-    /// Other bytes than those of its stream were found in it.
+    /// Its contents no longer match its stream.
     pub rewritten: bool,
-    /// The file that it is the compressed form of, by its name, is listed too.
+    /// The uncompressed original, judging by the name, is listed too.
     pub beside_original: bool,
-    /// It may hold what was never read of a stream of which nothing was read.
+    /// It may be the file of a stream of which nothing was read yet.
     pub may_be_untouched: bool,
-    /// It was there before anything was read under this name: only what is missed is looked for in it.
+    /// It existed before anything was read under this name: only missing streams are looked for in it.
     pub old: bool,
 }
 
@@ -49,24 +49,24 @@ pub struct Found {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Length {
     Bytes(u64),
-    /// A compressed file that is being written.
+    /// A compressed file that is still being written.
     Incomplete,
-    /// A compressed file that is damaged, or in a form that is not read.
+    /// A compressed file that is damaged or in an unsupported format.
     Unknown,
 }
 
-/// Reads contents: of files by their number in the list of files, of streams' own files by the number of the stream.
+/// Reads contents: files by their index in the list of files, a stream's own file by the index of the stream.
 pub trait Peek {
     fn length(&mut self, file: usize) -> io::Result<Length>;
-    /// Of the bytes before `offset`, decompressed. `None`: the file is shorter.
+    /// Mark of the decompressed bytes before `offset`. `None`: the file is shorter.
     fn mark(&mut self, file: usize, offset: u64) -> io::Result<Option<Mark>>;
     /// The first ≤ 256 bytes.
     fn head(&mut self, file: usize) -> io::Result<Vec<u8>>;
-    /// Whether the file, which is the stream's by its identity, has the stream's bytes.
+    /// Whether the file, which has the stream's identity, also has the stream's bytes.
     fn is_own(&mut self, file: usize, stream: usize) -> io::Result<bool>;
-    /// Whether the stream's own file can be read, and has the stream's bytes.
+    /// Whether the stream's own file is readable and has the stream's bytes.
     fn is_there(&mut self, stream: usize) -> io::Result<bool>;
-    /// The same, looked at once more.
+    /// Like [`Peek::is_there`], but checks again.
     fn is_still_there(&mut self, stream: usize) -> io::Result<bool>;
     /// As [`Peek::mark`], of the stream's own file.
     fn own_mark(&mut self, stream: usize, offset: u64) -> io::Result<Option<Mark>>;
@@ -79,33 +79,33 @@ pub enum Verdict {
     Own(StreamId),
     /// The stream's own file is gone, or has other bytes now: the stream continues here.
     Continues(StreamId),
-    /// Every byte was read, as this stream's.
+    /// Every byte was read as part of this stream.
     Read(StreamId),
-    /// In no known stream, and not a copy of one.
+    /// Belongs to no known stream and is not a copy of one.
     New,
-    /// Never to be read.
+    /// Never read.
     Old,
     Wait(Wait),
 }
 
-/// Why it is not known yet what is to be read of a file. Each is decided again when something changes in its folder.
+/// Why it is still open what to read of a file. Decided again whenever something changes in its folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wait {
-    /// It has no byte yet: it may become a copy of any file.
+    /// It is empty, so it may become a copy of any file.
     Empty,
-    /// It has no byte that this stream's own file does not have too: nothing of it is read as long as that is there.
+    /// All its bytes are also in this stream's own file. None of them is read while that file exists.
     Copy(StreamId),
-    /// It may be a copy of what this stream's file holds since it was truncated, or held before: the stream's tail has to look
+    /// It may be a copy of what this stream's file holds since its truncation, or held before. The stream's tail has to look
     /// first.
     Unseen(StreamId),
-    /// It is being compressed.
+    /// Compression is in progress.
     Incomplete,
-    /// The file that it is the compressed form of, by its name, is still there: gzip(1) removes that at last.
+    /// The uncompressed original, judging by the name, still exists: gzip(1) removes it last.
     Original,
 }
 
 impl Verdict {
-    /// The stream of which it decides.
+    /// The stream it depends on.
     pub fn stream(self) -> Option<StreamId> {
         match self {
             Verdict::Own(s)
@@ -123,20 +123,20 @@ impl Verdict {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Relation {
     None,
-    /// It has the stream's bytes and may have more, and the stream's own file has them no more.
+    /// It has the stream's bytes, possibly followed by more, and the stream's own file no longer has them.
     Continues,
-    /// It has no byte that the stream's own file does not have.
+    /// All its bytes are also in the stream's own file.
     Copy,
     Read,
 }
 
-/// Of a file that is open and about to be read as a new stream.
+/// For a file that is open and about to be read as a new stream.
 pub const NOT_BEGUN: StreamId = StreamId(0);
 
-/// Fewer bytes than this may well be the same in two logs of different names.
+/// Shorter prefixes than this may be equal in two unrelated logs.
 const TELLING: u64 = Mark::SPAN as u64;
 
-/// Decides about every file. A file of which nothing can be read is skipped by giving it [`Length::Unknown`].
+/// Decides about every file. To skip an unreadable file, give it [`Length::Unknown`].
 pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::Result<Vec<Verdict>> {
     let mut verdicts: Vec<Option<Verdict>> = Vec::with_capacity(files.len());
     for (i, file) in files.iter().enumerate() {
@@ -183,8 +183,8 @@ pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::R
     Ok(verdicts)
 }
 
-/// Of new files with the same content (a copy that is being compressed), the one that is to be read: a plain one before a compressed
-/// one, else the first. The others are decided about when that is in a stream.
+/// Of new files with equal content (a copy that is being compressed), picks one to read: a plain file before a compressed
+/// one, else the first. The others are decided once that one belongs to a stream.
 fn twins(
     files: &[Found],
     lengths: &[Length],
@@ -210,7 +210,7 @@ fn twins(
     Ok(twins)
 }
 
-/// Whether the own file of some stream of this log is gone or has other bytes.
+/// Whether a stream of this log has an own file that is gone or has different bytes.
 fn any_missing(streams: &[Stream], peek: &mut dyn Peek) -> io::Result<bool> {
     for (j, s) in streams.iter().enumerate() {
         if s.kin && !s.finished && !peek.is_there(j)? {
@@ -220,14 +220,14 @@ fn any_missing(streams: &[Stream], peek: &mut dyn Peek) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether both are the same file. After a reboot, or when it is mounted again, the device number may be another one: inode and
-/// birth time say enough. Where there is no birth time, the contents have to agree.
+/// Whether both identities are the same file. The device number may change after a reboot or remount, so inode and birth
+/// time are enough. Without a birth time the contents must match as well.
 pub fn is_same_file(a: &Identity, b: &Identity) -> bool {
     (a.ino, a.born) == (b.ino, b.born) && a.ino != 0 && (a.born.is_some() || a.dev == b.dev)
 }
 
-/// The stream that was read from this file, if its bytes are still there: the one that is read now before others, one that is
-/// not finished before others, then the newest.
+/// The stream that was read from this file, if its bytes are still there. Prefers the stream being read now, then unfinished
+/// ones, then the newest.
 fn own_stream(streams: &[Stream], file: &Found, i: usize, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     if file.rewritten {
         return Ok(None);
@@ -239,8 +239,8 @@ fn own_stream(streams: &[Stream], file: &Found, i: usize, peek: &mut dyn Peek) -
     Ok(peek.is_own(i, j)?.then_some(j))
 }
 
-/// Each stream whose own file is gone, or has other bytes now, continues in one of the files that have its bytes: in a plain one
-/// before a compressed one, else in the longest. The others are copies of that.
+/// Continues each stream whose own file is gone or has different bytes in one of the files with its bytes: a plain file
+/// before a compressed one, else the longest. The others are copies of that file.
 fn continue_streams(
     streams: &[Stream],
     files: &[Found],
@@ -248,7 +248,8 @@ fn continue_streams(
     verdicts: &mut [Option<Verdict>],
     peek: &mut dyn Peek,
 ) -> io::Result<()> {
-    // What is read on, in the order of how much of it is read: of two streams with the same beginning the longer one tells more.
+    // Unfinished streams, ordered by how much was read: of two streams with the same beginning, the longer one is better
+    // evidence.
     let mut unfinished: Vec<usize> = (0..streams.len()).filter(|j| !streams[*j].finished).collect();
     unfinished.sort_by_key(|j| std::cmp::Reverse((streams[*j].read.offset, streams[*j].id)));
     for j in unfinished {
@@ -274,7 +275,7 @@ fn continue_streams(
     Ok(())
 }
 
-/// A file in which no stream continues.
+/// Finds the stream of a file in which no stream continues.
 fn whose(
     streams: &[Stream],
     file: &Found,
@@ -297,7 +298,7 @@ fn whose(
                 let before = continues.map(|c| streams[c].read.offset);
                 continues = if before < Some(s.read.offset) { Some(j) } else { continues };
             }
-            Relation::Continues => copy = Some(j), // it does so elsewhere
+            Relation::Continues => copy = Some(j), // it continues in another file
         }
     }
     let id = |j: usize| streams[j].id;
@@ -310,8 +311,8 @@ fn whose(
     })
 }
 
-/// A stream whose file became shorter than this one before anything was read, or has other bytes now, which its tail has not seen
-/// yet: this file may be a copy of those.
+/// A stream whose file shrank below this one before anything was read, or was overwritten without its tail having seen it
+/// yet: this file may be a copy of the old contents.
 fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     let Length::Bytes(length) = length else { return Ok(None) };
     for (j, s) in streams.iter().enumerate() {
@@ -369,13 +370,13 @@ fn relation(
     if length >= offset {
         return Ok(Relation::Continues);
     }
-    // A copy that was made before the last lines of its original were written. As with marks: 256 equal bytes at the same place
-    // are taken for the same; a shorter copy is read again rather than taken for one.
+    // A copy made before the last lines of its original were written. As with marks, 256 equal bytes at the same offset
+    // count as equal content. A shorter copy is read again rather than mistaken for one.
     let is_it = !s.finished && s.head.len() == Mark::SPAN && length >= TELLING;
     Ok(if is_it { Relation::Read } else { Relation::None })
 }
 
-/// Where no head is known, it cannot be told.
+/// False if no head is known.
 fn begins_alike(s: &Stream, i: usize, peek: &mut dyn Peek) -> io::Result<bool> {
     if s.head.is_empty() {
         return Ok(true);
@@ -385,8 +386,8 @@ fn begins_alike(s: &Stream, i: usize, peek: &mut dyn Peek) -> io::Result<bool> {
     Ok(head[..both] == s.head[..both])
 }
 
-/// Streams of which nothing was read, and whose files are not found, are most likely the new files that are as long: there is no
-/// byte by which to know.
+/// A stream of which nothing was read has no bytes to recognize it by. If its file is missing, it most likely continues in a
+/// new file of the same length.
 fn continue_untouched(
     streams: &[Stream],
     files: &[Found],
@@ -400,7 +401,7 @@ fn continue_untouched(
             untouched.push(s);
         }
     }
-    // As long as it was when it was left, then at least as long. A file of the same length may have any time.
+    // Exact length first, then at least that length. A file of the exact length may have any modification time.
     let mut order: Vec<usize> = (0..files.len()).collect();
     order.sort_by_key(|i| files[*i].packed != Packed::Plain);
     for exactly in [true, false] {
@@ -422,7 +423,7 @@ fn continue_untouched(
     Ok(())
 }
 
-/// Of a time in nanoseconds.
+/// The second of a time given in nanoseconds.
 pub fn second(ns: i64) -> i64 {
     ns.div_euclid(1_000_000_000)
 }

@@ -1,7 +1,7 @@
-//! What was rotated, copied or compressed while nobody looked. Reads no line.
+//! Catches up with files that were rotated, copied or compressed while no tail was looking.
 //!
-//! The known streams are looked for first ([`super::find`]); then come the siblings that nobody has read, oldest first; then
-//! the live file. What cannot be found any more is named with its bytes.
+//! Known streams are looked for first ([`super::find`]), then unread siblings are read, oldest first, then the live file.
+//! Bytes that can no longer be found are reported as lost.
 
 use super::assign::{Verdict, Wait};
 use super::find::Place;
@@ -21,7 +21,7 @@ use std::io;
 use std::time::Duration;
 
 impl Tail<'_> {
-    /// The first look at the path. `Some`: it has to be repeated after this time.
+    /// The first look at the path. `Some`: repeat it after this time.
     pub(super) fn begin(&mut self) -> Result<Option<Duration>, Halt> {
         match packing(&self.o.path) {
             Packed::Plain => self.begin_plain().map(|()| None),
@@ -35,7 +35,7 @@ impl Tail<'_> {
         let at_path = match identity::look_at(&self.o.path)? {
             Some(look) => match identity::open(&self.o.path) {
                 Ok(opened) => Some(opened),
-                // A new one: what was rotated is read all the same.
+                // A new stream at the path cannot be opened: still read the rotated files.
                 Err(e)
                     if !history.is_empty()
                         && self.o.give_up.is_none()
@@ -76,7 +76,7 @@ impl Tail<'_> {
             }
         }
         for entry in history.iter().filter(|e| !e.finished && rewritten != Some(e.stream)) {
-            // `take` refuses those that are open by now.
+            // `take` refuses streams that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
             match entry.size {
                 0 if self.find(&entry, None)? != Place::Found => self.lose(&entry, "")?,
@@ -95,7 +95,7 @@ impl Tail<'_> {
         }
     }
 
-    /// The stream's file has other bytes now: it continues in a copy, if there is one.
+    /// The stream's file has different bytes now: continue in a copy, if there is one.
     pub(super) fn rewritten(&mut self, entry: Entry) -> Result<(), Halt> {
         if entry.finished {
             self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
@@ -105,11 +105,11 @@ impl Tail<'_> {
         self.find_or_await(entry, origin, REWRITTEN)
     }
 
-    /// The stream that this file had before overlayfs copied it to the upper layer, at the first write: it keeps its inode then,
-    /// and has another time of birth.
+    /// The stream this file had before overlayfs copied it to the upper layer at the first write: the inode stays the same,
+    /// the birth time changes.
     fn copied_up(&self, history: &[Entry], file: &File, look: &Look) -> Result<Option<Entry>, Halt> {
         let Identity { ino, born, .. } = look.identity;
-        // Where it is mounted again, the upper file may have an inode of its own.
+        // After a remount the upper file may have an inode of its own.
         let is_it = |e: &&Entry| e.identity.ino == ino || born.is_some() && e.identity.born == born;
         let was = history.iter().rev().filter(|e| !e.finished && proof(e).offset > 0).find(is_it);
         let Some(was) = was else { return Ok(None) };
@@ -119,8 +119,8 @@ impl Tail<'_> {
         Ok(self.known.take(was.stream, &look.identity))
     }
 
-    /// Goes on with the live file, if the one at the path is the same, copied up by overlayfs as with [`Tail::copied_up`]: what is
-    /// open is the lower one, which nobody writes to any more.
+    /// Continues the live file if the file at the path is its overlayfs copy, see [`Tail::copied_up`]. The open one is the
+    /// lower file, which receives no more writes.
     pub(super) fn follow_copy_up(&mut self, at_path: &Look) -> Result<bool, Halt> {
         let is_it = |o: &Open| o.live && o.identity.ino == at_path.identity.ino && o.links > 0;
         let Some(i) = self.open.iter().position(is_it) else { return Ok(false) };
@@ -138,7 +138,7 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// A path that nothing is known of: `start` says where to begin, and the siblings that are there are old.
+    /// A path with no known stream: `start` says where to begin, and existing siblings are old.
     fn first_sight(&mut self, file: File, look: Look) -> Result<(), Halt> {
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
@@ -150,11 +150,11 @@ impl Tail<'_> {
         }
         let since = self.o.since;
         let list = match siblings::list(&self.o.path) {
-            // A folder whose names may not be read has no siblings for us.
+            // A folder that cannot be listed counts as having no siblings.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
             list => list?,
         };
-        // What has a tail of its own is not for us to judge. Oldest first: the oldest are forgotten first.
+        // Files with a tail of their own are left to it. Oldest first, because the oldest entries are dropped first.
         let is_old = |s: &&Sibling| !s.look.is_since(since) && !self.is_followed(&s.path);
         let old: Vec<&Sibling> = list.iter().filter(is_old).collect();
         for old in &old[old.len().saturating_sub(OLD_SIBLINGS)..] {
@@ -174,12 +174,12 @@ impl Tail<'_> {
         self.take_up_new(file, &look, offset)
     }
 
-    /// What is newer than this was made, and perhaps rotated, before we had a first look.
+    /// Anything newer was created, and perhaps rotated, before the first look.
     fn since(&self) -> Entry {
         Entry::of(Identity { born: Some(self.o.since), ..Identity::default() })
     }
 
-    /// A sibling that was there before us, or that holds what was read elsewhere: nothing of it is sent.
+    /// Marks a sibling as read: it existed before the first look, or its contents were read elsewhere.
     pub(super) fn note_as_read(&mut self, old: &Sibling, file: Option<&File>) -> Result<(), Halt> {
         let offset = old.look.size;
         let mark = match file {
@@ -189,13 +189,13 @@ impl Tail<'_> {
         self.note(&old.look, Point { offset, mark, ..Point::default() })
     }
 
-    /// What was read to its end is in another file now. Until all of it is acknowledged, that is where it is found after a crash.
+    /// A stream that was read to its end is in another file now. After a crash its unacknowledged bytes are read from there.
     pub(super) fn move_on(&mut self, read: &Entry, look: &Look) -> Result<(), Halt> {
         self.known.found_again(read.stream, &look.identity);
         self.tell_finished(read.stream, look, read.at)
     }
 
-    /// A file that was read up to `at`, which is its end, is known from now on.
+    /// Registers a file as read up to `at`, which is its end.
     pub(super) fn note(&mut self, look: &Look, at: Point) -> Result<(), Halt> {
         let Some(Entry { stream, .. }) = self.known.begin_if_new(look, &self.o.path) else {
             return Ok(());
@@ -204,16 +204,16 @@ impl Tail<'_> {
         self.tell_finished(stream, look, at)
     }
 
-    /// To the registry: the stream is in this file, and ends at `at`.
+    /// Tells the registry that the stream is in this file and ends at `at`.
     fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
         let origin = self.origin(stream, at.offset, at.offset);
         self.send(TailOutput::Opened(origin.opened(look.identity.clone(), at)))?;
         self.send(TailOutput::Closed(Closed { stream, why: Ending::Finished }))
     }
 
-    /// After a rotation: siblings that came and went between two looks. `at_path` is as with [`Tail::unread_siblings`].
+    /// After a rotation: finds siblings that appeared between two looks. `at_path` is as in [`Tail::unread_siblings`].
     pub(super) fn catch_up(&mut self, at_path: Option<&File>) -> Result<(), Halt> {
-        self.see_truncations()?; // a copy is known by what it is a copy of
+        self.see_truncations()?; // a copy can only be recognized by the stream it copies
         let known = self.known.of(&self.o.path);
         let open = self.open.iter().filter_map(|o| {
             let entry = known.iter().find(|e| e.stream == o.origin.stream)?;
@@ -225,8 +225,8 @@ impl Tail<'_> {
         self.unread_siblings(&last, at_path)
     }
 
-    /// Every sibling that nobody has read and that is newer than `last`, oldest first. `at_path` was opened before, comes after
-    /// them all, and may be renamed and packed meanwhile.
+    /// Reads every unread sibling that is newer than `last`, oldest first. The file `at_path` is already open and comes
+    /// after all of them; it may be renamed and compressed meanwhile.
     fn unread_siblings(&mut self, last: &Entry, at_path: Option<&File>) -> Result<(), Halt> {
         let at_path = at_path.map_or(AtPath::LeftOut, AtPath::Opened);
         self.listed(|tail| {
@@ -269,7 +269,7 @@ impl Tail<'_> {
                 self.note_unfollowed(sibling)
             }
             (Verdict::New, _) => self.take_up_unread(sibling),
-            // What became of this tail's own files was seen just before.
+            // This tail's own files were checked just before.
             (Verdict::Wait(Wait::Unseen(_)), Some(entry)) if entry.path == self.o.path => {
                 self.take_up_unread(sibling)
             }
@@ -294,8 +294,8 @@ impl Tail<'_> {
         self.note_as_read(&Sibling { look, ..sibling.clone() }, Some(&file))
     }
 
-    /// Of a file in a form that is not read: whether what was read to its end was last written in the second that it shows, as
-    /// bzip2 keeps it, or what is missing and was read to its end is most likely this.
+    /// For an unsupported format: whether a stream that was read to its end was last written in the second this file shows
+    /// (bzip2 keeps whole seconds), or a missing finished stream is most likely this one.
     fn was_read_before_packed(&self, sibling: &Sibling, survey: &Survey) -> bool {
         let packed = second(sibling.look.modified);
         let saved = self.known.saved_at.map_or(0, |(s, _)| s);
@@ -307,7 +307,7 @@ impl Tail<'_> {
         kin.any(|e| e.finished && second(e.modified) == packed) || self.not_open().any(is_missing)
     }
 
-    /// Reads a file of which nobody has read anything, from its beginning.
+    /// Reads an unread file from its beginning.
     pub(super) fn take_up_sibling(&mut self, sibling: &Sibling, file: File, look: &Look) -> Result<(), Halt> {
         let (bytes, limit, size) = match sibling.packed {
             Packed::Plain => (Bytes::Plain(file.into()), look.size, look.size),
@@ -317,7 +317,7 @@ impl Tail<'_> {
             }
             Packed::Other => {
                 let path = sibling.path.display();
-                warn!("{path}: may hold lines that were never read, in a form that is not");
+                warn!("{path}: may hold lines that were never read, in a form that is not supported");
                 return self.note_as_read(sibling, Some(&file));
             }
         };
@@ -332,7 +332,7 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// A rotated file that was left, and in which somebody wrote on.
+    /// A rotated file that was closed, and that a late writer has appended to.
     fn goes_on_late(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let has_grown = entry.finished && entry.path == self.o.path && sibling.look.size > entry.at.offset;
         if !has_grown || sibling.packed != Packed::Plain || !matches!(entry.reader, Reader::Nobody) {
@@ -351,22 +351,23 @@ impl Tail<'_> {
         };
         let goes_on = self.go_on_in(sibling, &entry);
         if !matches!(goes_on, Ok(true)) {
-            // It was moved or truncated meanwhile: it is one that was read to its end, as before.
+            // It was moved or truncated meanwhile: it counts as read to its end, as before.
             self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         }
         goes_on
     }
 
-    /// Whether a file that nobody has read was made after the last known one: by birth, where the file system keeps that. A packed file
-    /// is born when it is packed, and has its time of modification from its lines.
+    /// Whether an unread file is newer than the last known one: by birth time, where the file system keeps one. A compressed
+    /// file is born at compression; its modification time is that of its lines.
     ///
-    /// Where the file at the path is older than what was known before it, the clock was set back in between, and times say
-    /// nothing: then what came before the file at the path is taken for new. The files that were there at first sight are known.
+    /// If the file at the path is older than files known before it, the clock was set back in between and times prove
+    /// nothing. In that case everything older than the file at the path counts as new. The files that existed at the initial
+    /// scan are known anyway.
     pub(super) fn is_newer(&self, sibling: &Sibling, last: &Entry, live: Option<&Look>) -> bool {
         let Sibling { packed, look, .. } = sibling;
         let newer = |look: &Look, packed: Packed| match (last.identity.born, look.identity.born, packed) {
             (Some(last), Some(born), Packed::Plain) => born >= last,
-            // Compressed just now, of a file with a time of its own: its contents tell whether that was read.
+            // Compressed just now; the original had its own birth time. The contents show whether it was read.
             (Some(last), Some(born), Packed::Gzip) => born >= last || second(look.modified) >= last.0,
             (Some(last), _, _) => second(look.modified) >= last.0,
             (None, _, _) if last.modified != 0 => second(look.modified) >= second(last.modified),
@@ -388,8 +389,7 @@ impl Tail<'_> {
     }
 }
 
-/// Known files that a sibling must not be older than: some, not only the last, because a rotation may have been under way
-/// at a crash.
+/// How many recent known files a sibling is compared with. Several, because a rotation may have been in progress at a crash.
 const RECENT: usize = 8;
 
 fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
@@ -397,7 +397,7 @@ fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {
 }
 
 pub(super) const TRUNCATED: &str = "it was truncated";
-pub(super) const REWRITTEN: &str = "it was truncated or rewritten while nobody looked";
+pub(super) const REWRITTEN: &str = "it was truncated or rewritten while the agent was not reading it";
 
-/// Siblings that are noted at first sight; older ones are told by their times.
+/// Siblings registered at the initial scan; older ones are recognized by their times.
 const OLD_SIBLINGS: usize = known::FINISHED_PER_PATH;

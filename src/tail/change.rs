@@ -1,21 +1,21 @@
-//! A running tail goes on with other options, where it stands and with all that it has open. Decides nothing.
+//! Applies changed options to a running tail without closing its files or losing its position.
 
 use super::follow::Until;
 use super::{Options, Tail};
 use crate::stop::Stop;
 
-/// Other options for a running tail. It holds no more than one: a later one takes its place.
+/// New options for a running tail. At most one change is pending; a later one replaces it.
 #[derive(Debug)]
 pub struct Change {
     pub options: Options,
-    /// On when the next change comes, or the end: nothing is waited for with options that no longer hold.
+    /// Set when the next change or the end comes, so that no wait continues under outdated options.
     pub outdated: Stop,
 }
 
 impl Options {
     pub(super) fn paced(mut self) -> Options {
         if let Some(rate) = self.rate {
-            // A second's worth at a time.
+            // The bucket holds one second's worth.
             let second = usize::try_from(rate).unwrap_or(usize::MAX).max(4096);
             self.reading.chunk = self.reading.chunk.min(second);
         }
@@ -24,7 +24,7 @@ impl Options {
 }
 
 impl Tail<'_> {
-    /// Goes on where it stands, with all that is open. Where it begins is as it was told first.
+    /// Continues at the current position with all open files. `start` keeps its first value.
     pub(super) fn change(&mut self, change: Change) {
         let Options { start, since, first_sight, .. } = self.o;
         if change.options.topic != self.o.topic {

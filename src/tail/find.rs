@@ -1,7 +1,7 @@
-//! Looks where a stream of this tail continues whose file is gone or has other bytes, and opens that.
+//! Finds and opens the file where a stream continues after its own file was removed or overwritten.
 //!
-//! Names move while they are looked at: what was listed under a name may be another file when that is opened. So who a file is
-//! is asked again once it is open, and where it is not the one that was listed, all are listed anew.
+//! Names change during the search: a listed name may belong to another file by the time it is opened. So the identity is
+//! checked again after opening; if it differs, the folder is listed again.
 
 use super::assign::{Verdict, Wait};
 use super::gz::Gz;
@@ -19,21 +19,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a stream continues.
+/// Result of the search for a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place {
-    /// In a file that is open now.
+    /// In a file that is now open.
     Found,
-    /// All of it was read; a copy that was made before its last lines is where the others can be had after a crash.
+    /// All of it was read. A copy made before its last lines still provides the unacknowledged bytes after a crash.
     ShortCopy,
-    /// Some file is being compressed, and may be the one.
+    /// A file is being compressed and may be the right one.
     NotYet,
     Nowhere,
 }
 
 impl Tail<'_> {
-    /// Continues a stream of this tail whose file has other bytes now, or is gone: where its bytes are, or else when they are
-    /// found later.
+    /// Continues a stream whose file was removed or overwritten: where its bytes are now, or later when they are found.
     pub(super) fn find_or_await(
         &mut self,
         entry: Entry,
@@ -70,13 +69,14 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// Looks where the stream continues. `truncated` is given if a copy that is shorter than what was read may be all there is.
+    /// Looks for the file where the stream continues. `truncated` is set if a copy shorter than what was read may be all
+    /// that is left.
     pub(super) fn find(&mut self, entry: &Entry, truncated: Option<&Arc<Origin>>) -> Result<Place, Halt> {
         if self.go_on_in_kept(entry)? {
             return Ok(Place::Found);
         }
         let mut place = Place::Nowhere;
-        // Where nothing was read, there is no byte by which to know an old file, or one of another log.
+        // If nothing was read, there are no bytes to recognize an old file or another log's file by.
         let is_untouched = proof(entry).offset == 0;
         let age = if is_untouched { Age::NewerThan(entry) } else { Age::Any };
         let has_others = self.o.followed.by_pattern && !is_untouched;
@@ -125,9 +125,9 @@ impl Tail<'_> {
         Ok(place)
     }
 
-    /// After a truncation: a copy of what was read of the stream that is too short to go on in, since the writer went on while it
-    /// was made. As long as not all is acknowledged, it is where the stream's bytes can be had after a crash: so the stream moves
-    /// to it. By its length and mark it is known when it is packed.
+    /// After a truncation: uses a copy that is shorter than what was read, because the writer appended while it was made.
+    /// Reading cannot continue there, but until everything is acknowledged it provides the stream's bytes after a crash. So
+    /// the stream moves to it, and its length and mark identify it after compression.
     fn take_short_copy(
         &mut self,
         sibling: &Sibling,
@@ -150,7 +150,7 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// Again, as long as it gives `false` and files have other names by then than they had when they were listed.
+    /// Repeats the search while it returns `false` because files were renamed after they were listed.
     pub(super) fn listed(
         &mut self,
         mut look: impl FnMut(&mut Self) -> Result<bool, Halt>,
@@ -168,19 +168,19 @@ impl Tail<'_> {
         Ok(false)
     }
 
-    /// Whether the stream's file was kept beyond the end of the last run; if so it is open now.
+    /// Opens the stream's file if the descriptor store kept it from the last run.
     fn go_on_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
         let Some(file) = self.known.store.of(entry.stream) else { return Ok(false) };
         let look = identity::look(&file)?;
         if look.identity == entry.identity && goes_on(&file, &look, entry)? {
             return Ok(self.take_up(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
         }
-        warn!("{}: the file that systemd kept for it holds other bytes now", self.o.path.display());
+        warn!("{}: the file that systemd kept for it has different contents now", self.o.path.display());
         self.known.store.done(entry.stream);
         Ok(false)
     }
 
-    /// Whether this sibling holds the stream's bytes up to where it was read; if so it is open now.
+    /// Opens this sibling if it has the stream's bytes up to the read position.
     pub(super) fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let bytes = match sibling.packed {
@@ -219,12 +219,12 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// `None`: it is no longer there, or may not be read by us, which is said once.
+    /// `None`: the file is gone, or unreadable for lack of permission, which is logged once.
     pub(super) fn open_sibling(&mut self, sibling: &Sibling) -> Result<Option<(File, Look)>, Halt> {
         match identity::open(&sibling.path) {
             Ok((file, look)) if look.identity == sibling.look.identity => Ok(Some((file, look))),
             Ok(_) => {
-                self.moved = true; // a chain of renames gave its name to another
+                self.moved = true; // another file took its name in a chain of renames
                 Ok(None)
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
@@ -245,8 +245,8 @@ impl Tail<'_> {
     }
 }
 
-/// How often siblings are listed anew because they have moved.
+/// Maximum number of listings in a row because siblings were renamed.
 const LISTINGS: u32 = 20;
 
-/// When a sibling that may not be read is tried again.
+/// How soon an unreadable sibling is tried again.
 const DENIED: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
-//! The names in a folder, read as seldom as its times allow: where a thousand files of one folder are followed, each of
-//! their tails looks for its siblings among all names. Judges no name.
+//! Caches the names in a folder as long as its timestamps prove them current. Where a thousand files of one folder are
+//! followed, each tail would otherwise read all names to find its siblings.
 //!
-//! A folder whose last change lies well before a reading, and is the last one still, holds what was read. "Well before":
-//! longer than what the file system's clock can tell apart. A remote file system's times show nothing.
+//! A listing is current if the folder's last change was well before the listing and is still the last one. "Well before"
+//! means longer than the resolution of the file system's clock. Timestamps of network file systems prove nothing.
 
 use crate::network_fs::is_network_fs;
 use rustix::fs::{Mode, OFlags, RawDir, fstat, open};
@@ -15,28 +15,28 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Nanoseconds that a change must lie back: more than a tick of the kernel's clock, by which files are stamped.
+/// How far back a change must lie, in ns: more than a tick of the kernel clock that stamps files.
 const REST: i64 = 100_000_000;
-/// The same where stamps look round: FAT knows every second second, ext3 seconds, exFAT hundredths.
+/// The same for coarse timestamps: FAT has 2 s resolution, ext3 1 s, exFAT 10 ms.
 const REST_IF_ROUND: i64 = 3_000_000_000;
 const ROUND: i64 = 10_000_000;
-/// Names of as many bytes are worth keeping.
+/// Smallest listing worth caching, in bytes.
 const LARGE: usize = 4 << 10;
 
-/// The large folder that was read last: tails of one folder begin together.
+/// The large folder that was read last; tails of one folder start together.
 static LAST: Mutex<Option<Arc<Names>>> = Mutex::new(None);
 
-/// What a folder held.
+/// The names in a folder.
 #[derive(Debug)]
 pub struct Names {
-    /// Each ends in NUL.
+    /// Each name ends in NUL.
     all: Vec<u8>,
     stamp: Stamp,
-    /// Nothing was changed for a while before the reading.
+    /// Nothing had changed for a while when it was read.
     at_rest: bool,
 }
 
-/// Which folder, and when it was changed last.
+/// Identifies a folder and its last change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -46,7 +46,7 @@ struct Stamp {
     changed: i64,
 }
 
-/// As one number, which lasts until 2262.
+/// As one number; overflows in 2262.
 fn nanos(seconds: i64, nanoseconds: i64) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
@@ -70,7 +70,7 @@ impl Stamp {
 }
 
 impl Names {
-    /// `None`: there is no such folder.
+    /// `None`: the folder does not exist.
     pub fn of(folder: &Path) -> Result<Option<Arc<Names>>, Errno> {
         let Some(open) = opened(folder)? else { return Ok(None) };
         let stamp = Stamp::of(&open)?;
@@ -90,7 +90,7 @@ impl Names {
         self.all.split(|b| *b == 0).filter(|name| !name.is_empty()).map(OsStr::from_bytes)
     }
 
-    /// Whether no name has come, gone or moved since a while before the reading.
+    /// Whether the names have been unchanged since some time before the listing.
     pub fn hold_still(&self, folder: &Path) -> bool {
         let now = opened(folder).ok().flatten().and_then(|folder| Stamp::of(folder).ok());
         self.at_rest && now == Some(self.stamp)
@@ -126,7 +126,7 @@ mod tests {
         !Arc::ptr_eq(names, &Names::of(folder).unwrap().unwrap())
     }
 
-    /// Fails when a folder at rest is read again, or when a name that came, went or moved is not seen at once.
+    /// Fails when an unchanged folder is read again, or when an added, removed or renamed name is not seen at once.
     #[test]
     fn is_read_when_it_has_changed() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,98 +1,98 @@
-//! What to do next with the open files of one path. Pure: looks at nothing and waits for nothing.
+//! Decides the next step for the open files of one path. Pure: no I/O and no waiting.
 
 use std::time::Duration;
 
 /// What is at the followed path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AtPath {
-    /// The file that is read as the live one.
+    /// The file that is being read as the live one.
     Live,
-    /// Another file than the live one, or a file where none was read.
+    /// A different file than the live one, or a file where none was open.
     Another,
     Nothing,
-    /// It cannot be seen or opened now; what is known stays as it is.
+    /// It cannot be seen or opened now; what is open stays open.
     Unknown,
 }
 
-/// One open file, as it is now.
+/// The current state of one open file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seen {
     pub live: bool,
-    /// Bytes may be there that were never looked at.
+    /// There may be bytes that were not read yet.
     pub unread: bool,
-    /// Some of them were there at the moment of the rotation: they go before anything of a newer file.
+    /// Some of them were there at the rotation: they are sent before anything from a newer file.
     pub owed: bool,
-    /// Bytes that are no whole record yet.
+    /// Bytes that are not a complete record yet.
     pub rest: bool,
-    /// It is shorter than what was read, or other bytes stand there.
+    /// It is shorter than what was read, or has different bytes.
     pub truncated: bool,
     /// It has no name any more.
     pub deleted: bool,
-    /// All that was framed is acknowledged.
+    /// Everything framed so far is acknowledged.
     pub acked: bool,
-    /// Since something last changed in it.
+    /// Time since its last change.
     pub quiet: Duration,
-    /// Deleted and past what may be held for it.
+    /// Deleted, and over the limit for deleted files.
     pub too_much: bool,
 }
 
-/// How long a path's files are waited for.
+/// How long to wait for the files of one path.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// A rotated file is left when unchanged for this long.
+    /// A rotated file is closed after being unchanged for this long.
     pub rotate_grace: Duration,
-    /// A rest that is no whole record is sent after this long (`partial_after`, multiline's `timeout`).
+    /// An incomplete record is sent after this long (`partial_after`, multiline's `timeout`).
     pub rest_after: Option<Duration>,
-    /// Between two looks when nothing wakes us.
+    /// Interval between looks without events.
     pub poll: Duration,
 }
 
 impl Patience {
-    /// A deleted file is left this soon after its last ack; nobody can append to it by name.
+    /// A deleted file is closed this long after its last ack. It cannot be opened by name to append.
     pub const DELETED: Duration = Duration::from_secs(10);
-    /// The unterminated end of a rotated file is a line when nothing came for this long.
+    /// The unterminated end of a rotated file becomes a line after this long without new data.
     pub const REST: Duration = Duration::from_secs(3);
-    /// Acks make no event: how often a deleted file is looked at.
+    /// Acks cause no event, so a deleted file is checked this often.
     pub const RECHECK: Duration = Duration::from_secs(2);
 }
 
-/// Rotated files of one path that are held open while they have a name; the others are found again by identity.
+/// Maximum number of rotated files per path kept open while they have a name; the others are found again by identity.
 pub const HELD: usize = 8;
 
-/// How far the path is followed.
+/// How far to follow the path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
     Stopped,
-    /// Up to the end as it was at first sight (`--once`), or as it is now (`follow = false`).
+    /// Up to the end seen at the first look (`--once`), or up to the current end (`follow = false`).
     Read,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Another file is at the path: open it and keep the old one.
+    /// A different file is at the path: open it and keep the old one open.
     Open,
-    /// The path is gone: the live file is one of the old ones now.
+    /// The path is gone: treat the live file as a rotated one.
     Orphan,
-    /// Begin anew at 0 in the same file.
+    /// Start over at offset 0 of the same file.
     Truncated(usize),
     Read(usize),
-    /// Nothing more will come: the rest is a record.
+    /// No more data will come: send the incomplete record.
     SendRest(usize),
-    /// Close it: all is read.
+    /// Close it; everything was read.
     Leave(usize),
-    /// Close it with its unread bytes.
+    /// Close it although it has unread bytes.
     GiveUp(usize),
-    /// Too many are open: close it for now, it is found again by its identity.
+    /// Too many files are open: close it for now and find it again by its identity.
     Shelve(usize),
-    /// There is room again for the oldest of those.
+    /// There is room again for the oldest shelved file.
     Unshelve,
     Wait(Duration),
     /// Nothing is left to follow.
     End,
 }
 
-/// `seen` is oldest first, and what is on the shelf (`shelved` files) stands between it and the live one. `turn` is a number
-/// that changes, so that a late writer in an old file cannot starve the live one.
+/// `seen` is sorted oldest first; the `shelved` closed files come between its rotated files and the live one. `turn` is a
+/// counter that alternates between files, so a late writer in an old file cannot starve the live one.
 pub fn decide(
     path: AtPath,
     seen: &[Seen],
@@ -140,8 +140,8 @@ pub fn decide(
     Step::Wait(soonest.map_or(patience.poll, |w| w.min(patience.poll)))
 }
 
-/// Keeps the number of rotated files that are open at [`HELD`]: one that is read is left early (a late writer is found at the
-/// next look for siblings), else the newest waits on the shelf.
+/// Keeps the number of open rotated files at [`HELD`]: closes a fully read one early (a late write is found when siblings
+/// are listed next), else shelves the newest.
 fn make_room(seen: &[Seen], shelved: usize) -> Option<Step> {
     let rotated = |s: &Seen| !s.live && !s.deleted;
     let held = seen.iter().filter(|s| rotated(s)).count();
@@ -156,7 +156,7 @@ fn make_room(seen: &[Seen], shelved: usize) -> Option<Step> {
     (shelved > 0 && held < HELD).then_some(Step::Unshelve)
 }
 
-/// How long until the rest is sent; `None`: it waits for its end.
+/// How long until the incomplete record is sent; `None`: it waits for its end.
 fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
     if !s.rest {
         return None;
@@ -169,7 +169,7 @@ fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
     Some(after.saturating_sub(s.quiet))
 }
 
-/// How long until the file may be left; `None`: not as things are.
+/// How long until the file may be closed; `None`: not in its current state.
 fn leave_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
     if s.rest {
         return None;
@@ -215,7 +215,7 @@ mod tests {
         Seen { live: false, ..live() }
     }
 
-    /// Each row fails when the rule it is named after is taken out of `decide`.
+    /// Fails when the rule that a row is named after is removed from `decide`.
     #[test]
     fn steps() {
         use AtPath::*;
@@ -300,7 +300,8 @@ mod tests {
         );
     }
 
-    /// Only so many rotated files are open. Fails when one more is kept, or one with unread bytes is closed for good.
+    /// The number of open rotated files is limited. Fails when one more is kept, or one with unread bytes is closed for
+    /// good.
     #[test]
     fn the_ninth_rotated_file() {
         let d = |seen: &[Seen], shelved| decide(AtPath::Live, seen, shelved, Until::Stopped, patience(), 0);
@@ -346,7 +347,7 @@ mod tests {
     }
 
     proptest! {
-        /// What must hold of every step, whatever is seen.
+        /// Invariants of every step, whatever the input.
         #[test]
         fn no_step_loses_anything(
             old in prop::collection::vec(any_seen(), 0..12),

@@ -1,20 +1,20 @@
-//! Splits bytes into lines and knows where each ends. Reads nothing; knows no files.
+//! Splits bytes into lines and records with their end positions. Works on buffers only.
 
 use crate::record::{Break, Line, Then};
 use memchr::{memchr, memchr_iter};
 use regex::bytes::Regex;
 
-/// How a source's lines are found.
+/// How to find the records of a source.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Longest line in bytes, without its end; a longer one is cut there.
+    /// Longest line in bytes, without its line end; longer lines are cut there.
     pub max_line: usize,
-    /// Leave out empty lines.
+    /// Drop empty lines.
     pub skip_empty: bool,
     pub multiline: Option<Multiline>,
-    /// Only records that match one of these, if there are any.
+    /// If not empty, keep only records that match one of these.
     pub include: Vec<Regex>,
-    /// No records that match one of these.
+    /// Drop records that match one of these.
     pub drop: Vec<Regex>,
 }
 
@@ -30,7 +30,7 @@ impl Default for Rules {
     }
 }
 
-/// Several lines that make one record.
+/// How to join several lines into one record.
 #[derive(Debug, Clone)]
 pub struct Multiline {
     pub joint: Joint,
@@ -39,52 +39,52 @@ pub struct Multiline {
 
 #[derive(Debug, Clone)]
 pub enum Joint {
-    /// A line that matches begins a record.
+    /// A matching line starts a record.
     Start(Regex),
-    /// A line that matches goes on with the record before it.
+    /// A matching line continues the previous record.
     Continue(Regex),
 }
 
-/// What becomes of the bytes after the last line's end.
+/// How to treat the bytes after the last line end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rest {
-    /// They wait for more.
+    /// Keep them until more data comes.
     Waits,
-    /// They are a line: nothing more will come.
+    /// Treat them as a line; no more data will come.
     IsALine,
 }
 
-/// What was found. The bytes after `consumed` are the rest: they are framed again when more has come.
+/// Result of framing. The bytes after `consumed` are incomplete and are framed again once there is more data.
 #[derive(PartialEq, Eq, Debug)]
 pub struct Framed {
     pub consumed: usize,
-    /// How reading goes on after `consumed`.
+    /// Parser state at `consumed`.
     pub then: Then,
     pub last: Break,
-    /// Lines longer than `max_line`.
+    /// Number of lines longer than `max_line`.
     pub cut: u64,
-    /// Bytes left out: of cut lines, and of holes.
+    /// Bytes dropped from cut lines and holes.
     pub left_out: u64,
-    /// `consumed` is within a hole that was left out, so NULs that follow are part of it.
+    /// `consumed` is inside a hole that was skipped, so NULs that follow belong to it.
     pub in_hole: bool,
 }
 
-/// The bytes to frame: `bytes[0]` is where reading goes on as `then` says.
+/// The bytes to frame. `then` is the parser state at `bytes[0]`.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
     pub bytes: &'a [u8],
     pub then: Then,
     pub rest: Rest,
-    /// NULs at the start of `bytes` go on with a hole.
+    /// NULs at the start of `bytes` continue a hole.
     pub in_hole: bool,
-    /// Whether this run of NULs, a range of `bytes`, overlaps a hole of the file.
+    /// Whether this run of NULs (a range of `bytes`) overlaps a hole in the file.
     pub is_hole: &'a dyn Fn(Run) -> bool,
 }
 
-/// A run of NULs at a line's start.
+/// A run of NULs at the start of a line.
 pub type Run = std::ops::Range<usize>;
 
-/// Appends the records in `input` to `lines`, until there are `most`.
+/// Appends the records in `input` to `lines`, up to `most` lines in total.
 pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize) -> Framed {
     let mut f =
         Framer { rules, input, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(&input) };
@@ -106,16 +106,16 @@ struct Framer<'a> {
     most: usize,
     /// Multiline: the record that is not complete yet.
     group: Option<Group>,
-    /// Invariant: `out.consumed` is a line's start, or the end of the bytes.
+    /// Invariant: `out.consumed` is the start of a line or the end of the bytes.
     out: Framed,
 }
 
 #[derive(Clone, Copy)]
 struct Group {
     start: usize,
-    /// Behind its last line, without the line's end.
+    /// End of its last line, without the line end.
     end: usize,
-    /// Behind its last line's end.
+    /// End of its last line, including the line end.
     next: usize,
     lines: usize,
 }
@@ -128,7 +128,7 @@ impl Framed {
 }
 
 impl Framer<'_> {
-    /// Where the first line starts; `None` when none does.
+    /// Where the first line starts; `None` if no line starts here.
     fn begin(&mut self) -> Option<usize> {
         if self.input.then == Then::Line {
             return Some(0);
@@ -154,7 +154,7 @@ impl Framer<'_> {
         self.out.consumed = start;
     }
 
-    /// One whole line, `start..nl`.
+    /// One complete line, `start..nl`.
     #[inline]
     fn line(&mut self, start: usize, nl: usize) {
         let (start, end) = self.trim(start, nl);
@@ -162,7 +162,7 @@ impl Framer<'_> {
         self.out.last = Break::Newline;
     }
 
-    /// Without `\r` at the end and a hole at the start.
+    /// Strips `\r` at the end and a hole at the start.
     #[inline]
     fn trim(&mut self, start: usize, nl: usize) -> (usize, usize) {
         let end = if nl > start && self.bytes[nl - 1] == b'\r' { nl - 1 } else { nl };
@@ -171,7 +171,7 @@ impl Framer<'_> {
         (start, end)
     }
 
-    /// Where the line goes on that starts with NULs: behind them, if they are a hole.
+    /// For a line that starts with NULs: the offset after them, if they are a hole.
     fn behind_hole(&mut self, start: usize, end: usize) -> usize {
         let nuls = start..start + nuls(&self.bytes[start..end]);
         let is_hole = (start == 0 && self.out.in_hole) || (self.input.is_hole)(nuls.clone());
@@ -182,7 +182,7 @@ impl Framer<'_> {
         nuls.end
     }
 
-    /// A record, cut where it is too long.
+    /// Adds a record, cut to the maximum length.
     #[inline]
     fn push(&mut self, start: usize, end: usize) {
         let mut len = end - start;
@@ -194,7 +194,7 @@ impl Framer<'_> {
         self.lines.push(Line { at: start as u32, len: len as u32 });
     }
 
-    /// Lines that are joined or left out.
+    /// Joins lines and applies filters.
     fn picky(&mut self, from: usize) {
         let mut start = from;
         self.out.consumed = from;
@@ -241,7 +241,7 @@ impl Framer<'_> {
         self.out.consumed = g.next;
     }
 
-    /// The record, unless it is filtered.
+    /// Adds the record unless it is filtered out.
     fn keep(&mut self, start: usize, end: usize) {
         let text = &self.bytes[start..end];
         let r = self.rules;
@@ -253,7 +253,7 @@ impl Framer<'_> {
         }
     }
 
-    /// The bytes behind the last line's end.
+    /// Handles the bytes after the last line end.
     fn finish(&mut self, rest: Rest) {
         if self.lines.len() >= self.most {
             return;
@@ -263,7 +263,7 @@ impl Framer<'_> {
             if rest == Rest::IsALine {
                 self.close(g, Break::Forced);
             } else if g.next - g.start + tail.len() > self.rules.max_line + 2 {
-                self.close(g, Break::Forced); // the record would be too long with the line that is coming
+                self.close(g, Break::Forced); // with the incomplete line the record would be too long
             } else {
                 return;
             }
@@ -286,7 +286,7 @@ impl Framer<'_> {
         }
     }
 
-    /// A hole at the start of the rest: passed over now, so that it is neither kept nor read again.
+    /// Consumes a hole at the start of the incomplete bytes, so that it is neither kept nor read again.
     fn pass_hole(&mut self) {
         let start = self.out.consumed;
         if self.bytes.get(start) == Some(&0) {
@@ -354,8 +354,8 @@ mod tests {
         assert_eq!(texts(&r, b"\xef\xbb", Rest::IsALine).len(), 1);
     }
 
-    /// A hole at 5..8 of the bytes. Fails when NULs that are none are left out, when a hole's edge within a block comes out, or when
-    /// the end of the bytes makes a difference.
+    /// There is a hole at 5..8. Fails when NULs outside a hole are dropped, when the edge of a hole within a block is kept,
+    /// or when the position of the buffer's end makes a difference.
     #[test]
     fn holes_are_left_out() {
         let frame_at = |bytes: &[u8], in_hole, rest| {
@@ -382,7 +382,8 @@ mod tests {
         assert_eq!(frame_at(b"\0\0", false, Rest::IsALine).0, [b"\0\0"]);
     }
 
-    /// Exactly `max_line`, one less, one more, with either line end. Fails when the `\r` counts as part of the line.
+    /// Lines of exactly `max_line`, one less and one more, with either line end. Fails when the `\r` counts as part of the
+    /// line.
     #[test]
     fn the_longest_line() {
         let r = Rules { max_line: 5, ..Rules::default() };
@@ -449,7 +450,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes arrive, the same lines come out, and nothing is consumed twice.
+        /// Fails when the way the bytes are split changes the lines, or when bytes are consumed twice.
         #[test]
         fn pieces_make_no_difference(
             bytes in proptest::collection::vec(prop_oneof![

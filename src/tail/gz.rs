@@ -1,4 +1,4 @@
-//! A rotated file that was compressed: its bytes by offset, forwards only. Frames nothing.
+//! Reads a compressed rotated file by offset of its decompressed content, forward only.
 
 use crate::record::Mark;
 use flate2::read::MultiGzDecoder;
@@ -6,17 +6,17 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::sync::Arc;
 
-/// A `.gz` that is read on from where it is; what was read and not used stays until the next read.
+/// A `.gz` being read sequentially. Bytes that were read but not consumed are kept for the next read.
 pub struct Gz<R = Arc<File>> {
     file: R,
-    /// `None`: the next read begins at the file's start.
+    /// `None`: the next read starts at the beginning of the file.
     decoder: Option<MultiGzDecoder<BufReader<R>>>,
-    /// Behind the last byte that the decoder gave, also before an error.
+    /// Offset after the last decoded byte, also after an error.
     position: u64,
-    /// Bytes just before `position` that are read again.
+    /// Bytes just before `position` that the next read returns again.
     kept: Vec<u8>,
     at_end: bool,
-    /// What the decoder met behind its last bytes: told by the next read, since these can be used.
+    /// A decoder error after bytes that are still usable; the next read returns it.
     failed: Option<io::Error>,
 }
 
@@ -31,7 +31,7 @@ impl Gz {
         Gz::over(Arc::new(file))
     }
 
-    /// Length of the content and the mark of its end; an error where the file is damaged, or not complete yet.
+    /// Length of the content and the mark at its end. An error if the file is damaged or incomplete.
     pub fn end(file: &File) -> io::Result<(u64, Mark)> {
         let mut file = file;
         let mut gz = Gz::new(file.try_clone()?);
@@ -54,14 +54,14 @@ impl<R: Read + Seek + Clone> Gz<R> {
         self.at_end
     }
 
-    /// Decompresses up to `offset` and returns the ≤ 256 bytes before it; none where the content is shorter.
+    /// Decompresses up to `offset` and returns the ≤ 256 bytes before it; empty if the content is shorter.
     pub fn skip_to(&mut self, offset: u64) -> io::Result<Vec<u8>> {
         let before = self.last_of(offset)?;
         Ok(if self.position < offset { Vec::new() } else { before })
     }
 
-    /// Decompresses up to `offset`, or the end, and returns the ≤ 256 bytes before that. After an error it begins again:
-    /// else the bytes before `offset` would be fewer the next time, and damage would not be met a second time.
+    /// Decompresses up to `offset` or the end, and returns the ≤ 256 bytes before that. After an error it starts over;
+    /// otherwise the next attempt would return fewer bytes before `offset`, and would miss the damage.
     fn last_of(&mut self, offset: u64) -> io::Result<Vec<u8>> {
         const WINDOW: u64 = 8 * 1024;
         let mut before: Vec<u8> = Vec::with_capacity(WINDOW as usize + Mark::SPAN);
@@ -76,14 +76,14 @@ impl<R: Read + Seek + Clone> Gz<R> {
         Ok(before)
     }
 
-    /// Appends up to `len` bytes from `offset` on, which is where the kept bytes start; true at the end. Bytes before an
-    /// error come without it, the error with the next call; nothing of the file is passed over by then.
+    /// Appends up to `len` bytes from `offset`, which is where the kept bytes start; true at the end. Bytes before an error
+    /// are returned first, the error by the next call; no bytes are skipped.
     pub fn fill(&mut self, offset: u64, bytes: &mut Vec<u8>, len: usize) -> io::Result<bool> {
         if let Some(e) = self.failed.take() {
             return Err(e);
         }
         if self.position < offset {
-            self.last_of(offset)?; // the one that failed began again
+            self.last_of(offset)?; // a failed read starts over
         }
         debug_assert!(self.at_end || offset + self.kept.len() as u64 == self.position);
         let (had, kept) = (bytes.len(), self.kept.len());
@@ -101,8 +101,8 @@ impl<R: Read + Seek + Clone> Gz<R> {
         Ok(self.at_end)
     }
 
-    /// Appends up to `most` bytes, also those before an error. After one of the file, such as EIO, the decoder goes on where
-    /// it is, but for the very first header: of that flate2 tells once, and then takes it for the end.
+    /// Appends up to `most` bytes, including those before an error. After a file error such as EIO, the decoder continues
+    /// where it was. The exception is the first header: flate2 reports that error once and then treats it as the end.
     fn decompress(&mut self, bytes: &mut Vec<u8>, most: u64) -> io::Result<()> {
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(got, content[100_903..]);
     }
 
-    /// A file of which some reads fail.
+    /// A file whose reads fail now and then.
     #[derive(Clone)]
     struct Flaky {
         file: Rc<RefCell<Cursor<Vec<u8>>>>,
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Lines that hardly compress, so that there are many reads of the file.
+    /// Poorly compressible lines, so that the file takes many reads.
     fn lines() -> Vec<u8> {
         let line =
             |i: u32| format!("{i} {:08x}{:08x}\n", i.wrapping_mul(0x9e37_79b1), i.wrapping_mul(0x85eb_ca6b));
@@ -204,7 +204,8 @@ mod tests {
         members.iter().flat_map(pack).collect()
     }
 
-    /// Reads on as a tail does, line by line, with a rest that is kept; what came, how many errors, and the one that stays.
+    /// Reads like a tail: line by line, keeping the incomplete rest. Returns the content, the number of errors, and the
+    /// permanent error.
     fn by_lines<R: Read + Seek + Clone>(gz: &mut Gz<R>, mut at: u64) -> (Vec<u8>, usize, Option<io::Error>) {
         let (mut all, mut errors, mut in_a_row) = (Vec::new(), 0, 0);
         loop {
@@ -226,8 +227,8 @@ mod tests {
         }
     }
 
-    /// Fails when a read error of the file loses what was decompressed before it or kept from the last read, glues two
-    /// lines, or ends the file; wherever it comes, once, twice in a row or at every second read.
+    /// Read errors once, twice in a row or at every second read. Fails when one loses bytes that were decompressed before it
+    /// or kept from the last read, joins two lines, or ends the file.
     #[test]
     fn a_passing_read_error_costs_nothing() {
         let content = lines();
@@ -248,7 +249,7 @@ mod tests {
         }
     }
 
-    /// Fails when what failed on the way to an offset is passed over at the next try, or its mark is of fewer bytes.
+    /// Fails when the bytes that failed while seeking are skipped at the next attempt, or the mark covers fewer bytes.
     #[test]
     fn an_error_on_the_way_to_an_offset_costs_nothing() {
         let content = lines();
@@ -266,7 +267,8 @@ mod tests {
         }
     }
 
-    /// Fails when whole lines before the damage are not given, or the damage is taken for the end, if only at the second try.
+    /// Fails when complete lines before the damage are not returned, or damage counts as the end, even only at the second
+    /// attempt.
     #[test]
     fn lines_before_damage_are_given() {
         let content = lines();
@@ -289,7 +291,7 @@ mod tests {
         assert!(gz.position() - (got.len() as u64) < 40, "a whole line was held back");
     }
 
-    /// Fails when a `.gz` that is being written is taken for a shorter one.
+    /// Fails when an incomplete `.gz` counts as a complete, shorter one.
     #[test]
     fn an_incomplete_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
@@ -303,7 +305,7 @@ mod tests {
         }
     }
 
-    /// Fails when damage makes the reader panic, or it gives more than deflate can unpack (1,032 for one).
+    /// Fails when damaged input makes the reader panic, or it returns more than deflate can expand (1,032 : 1).
     #[test]
     fn fuzz_gzip() {
         let dir = tempfile::tempdir().unwrap();

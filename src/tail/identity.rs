@@ -1,4 +1,4 @@
-//! What the kernel says about a file: identity, size, times. Reads no contents and remembers nothing.
+//! What the kernel reports about a file: identity, size, times.
 
 use crate::record::Identity;
 use rustix::fs::{self, AtFlags, FileType, OFlags, Statx, StatxFlags};
@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
-/// One look at a file.
+/// The result of one `statx(2)`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Look {
     pub identity: Identity,
@@ -17,34 +17,34 @@ pub struct Look {
     pub size: u64,
     /// Last modification in ns since 1970.
     pub modified: i64,
-    /// Names that the file still has; 0 is a deleted file that somebody holds open.
+    /// Number of names; 0 is a deleted file that a process holds open.
     pub links: u32,
     pub kind: FileType,
 }
 
 impl Look {
-    /// Whether the file was made after this moment, given in seconds and nanoseconds since 1970. Where the file system does
-    /// not say when files are made: whether it was written after it.
+    /// Whether the file was created after this moment (seconds and nanoseconds since 1970). If the file system keeps no
+    /// birth times: whether it was written after it.
     pub fn is_since(&self, moment: (i64, u32)) -> bool {
         self.made() >= moment
     }
 
-    /// When the file was made, or where the file system does not say that, last written; seconds and nanoseconds since 1970.
+    /// Creation time, or last modification if the file system keeps no birth times; seconds and nanoseconds since 1970.
     pub fn made(&self) -> (i64, u32) {
         let written = self.modified;
         self.identity.born.unwrap_or((written.div_euclid(SECOND), written.rem_euclid(SECOND) as u32))
     }
 }
 
-/// In nanoseconds.
+/// Nanoseconds per second.
 const SECOND: i64 = 1_000_000_000;
 
-/// In nanoseconds.
+/// Converts seconds and nanoseconds to nanoseconds.
 pub fn nanos((s, ns): (i64, u32)) -> i64 {
     s.saturating_mul(SECOND).saturating_add(i64::from(ns))
 }
 
-/// Looks at what `path` leads to, through symlinks. `None`: nothing is there.
+/// Stats `path`, following symlinks. `None`: it does not exist.
 pub fn look_at(path: &Path) -> io::Result<Option<Look>> {
     others_act();
     match fs::statx(fs::CWD, path, AtFlags::empty(), wanted()) {
@@ -54,7 +54,7 @@ pub fn look_at(path: &Path) -> io::Result<Option<Look>> {
     }
 }
 
-/// Looks at an open file.
+/// Stats an open file.
 pub fn look(file: impl AsFd) -> io::Result<Look> {
     Ok(Look::from(&fs::statx(file, "", AtFlags::EMPTY_PATH, wanted())?))
 }
@@ -66,15 +66,15 @@ pub fn is_on_overlay(file: impl AsFd) -> bool {
     fs::fstatfs(file).is_ok_and(|s| s.f_type as i64 == OVERLAYFS_SUPER_MAGIC)
 }
 
-/// Descriptors that log files leave free, for the saved state and for sockets.
+/// Descriptors that log files leave free for the saved state and for sockets.
 const RESERVE: u64 = 32;
 
-/// Opens a regular file for reading and refuses everything else, without ever blocking on a FIFO or a device.
+/// Opens a regular file for reading and refuses everything else. Never blocks on a FIFO or a device.
 pub fn open(path: &Path) -> io::Result<(File, Look)> {
     others_act();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = crate::links::open(path, flags)?;
-    // The lowest free number is given, so a high one says that few are left.
+    // The kernel returns the lowest free number, so a high one means that few are left.
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if fd.as_raw_fd() as u64 + RESERVE >= limit {
         return Err(Errno::MFILE.into());
@@ -86,7 +86,7 @@ pub fn open(path: &Path) -> io::Result<(File, Look)> {
     Ok((File::from(fd), seen))
 }
 
-/// Why a path is not followed, in the user's words.
+/// Why a path is not followed, in the user's terms.
 pub fn not_regular(kind: FileType) -> &'static str {
     match kind {
         FileType::Directory => "is a directory, not a file",
@@ -109,7 +109,7 @@ impl From<&Statx> for Look {
             identity: Identity {
                 dev: fs::makedev(s.stx_dev_major, s.stx_dev_minor),
                 ino: s.stx_ino,
-                // Some file systems claim to have it and give 0.
+                // Some file systems claim to support birth times and return 0.
                 born: born.filter(|b| *b != (0, 0) && !is_birthless()),
             },
             size: s.stx_size,
@@ -122,18 +122,18 @@ impl From<&Statx> for Look {
 
 #[cfg(test)]
 thread_local! {
-    /// For tests on this thread: as if the file system kept no birth times.
+    /// For tests on this thread: simulates a file system without birth times.
     pub static BIRTHLESS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-    /// For tests on this thread: what others do to the files, each just before so many more looks.
+    /// For tests on this thread: actions of other processes, each run after the given number of looks.
     pub static MEANWHILE: std::cell::RefCell<std::collections::VecDeque<Deed>> =
         const { std::cell::RefCell::new(std::collections::VecDeque::new()) };
 }
 
-/// Looks before it, and what is done.
+/// Number of looks before the action, and the action.
 #[cfg(test)]
 pub type Deed = (u64, Box<dyn FnOnce()>);
 
-/// Between any two looks.
+/// Runs between any two looks.
 fn others_act() {
     #[cfg(test)]
     let due = MEANWHILE.with_borrow_mut(|deeds| match deeds.front_mut() {
@@ -185,7 +185,7 @@ mod tests {
         #[allow(clippy::disallowed_methods)]
         std::fs::rename(&a, &b).unwrap();
         assert_eq!(look_at(&b).unwrap().unwrap().identity, first);
-        std::fs::write(&a, "x").unwrap(); // while `b` has its inode: births may be those of the same tick
+        std::fs::write(&a, "x").unwrap(); // while `b` has its inode: both may be born in the same clock tick
         assert_ne!(look_at(&a).unwrap().unwrap().identity, first);
     }
 }

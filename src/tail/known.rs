@@ -1,10 +1,10 @@
-//! All known streams: which tail reads each, from which file, and how far. Seeded from the saved state; locked for look-ups and
-//! small updates, at most once per chunk.
+//! The registry of known streams: which tail reads each, from which file, and how far. Seeded from the saved state; locked
+//! for lookups and small updates, at most once per chunk.
 //!
-//! Invariant: a stream is open in at most one tail, so a file that two patterns or names lead to is read once. Whose bytes are in
-//! which file is decided by [`super::assign`], by one tail of a folder at a time ([`Known::folder`]). Tails that start together are
-//! registered before the first of them runs ([`Known::join`]), and each stream is given to one path ([`Known::settle`]), so the
-//! order in which threads start does not matter.
+//! Invariant: a stream is open in at most one tail, so a file that two patterns or names lead to is read once.
+//! [`super::assign`] decides which stream a file's bytes belong to; only one tail per folder decides at a time
+//! ([`Known::folder`]). Tails that start together are registered before the first of them runs ([`Known::join`]), and each
+//! stream is given to one path ([`Known::settle`]), so the order in which threads start does not matter.
 
 mod table;
 
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use table::Table;
 
-/// What is known of a stream that no tail may have open now.
+/// What is known about a stream that may not be open in any tail.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub stream: StreamId,
@@ -33,40 +33,40 @@ pub struct Entry {
     pub at: Point,
     /// The first ≤ 256 bytes, as far as a tail of this run knows them.
     pub head: Vec<u8>,
-    /// Acknowledged beyond `at`, with where reading goes on behind each.
+    /// Ranges acknowledged beyond `at`, each with the point where reading continues after it.
     pub beyond: Vec<(Range, Point)>,
-    /// Last seen.
+    /// Size in bytes, as last seen.
     pub size: u64,
-    /// Last seen, in ns since 1970; 0: not known.
+    /// As last seen, in ns since 1970; 0: unknown.
     pub modified: i64,
-    /// Read to its end and left behind.
+    /// Read to its end and closed.
     pub finished: bool,
     pub reader: Reader,
 }
 
-/// Which part a tail has in a stream.
+/// How a tail uses a stream.
 #[derive(Clone, Debug, Default)]
 pub enum Reader {
     /// No tail has it.
     #[default]
     Nobody,
-    /// A tail has it and is about to open its file, or waits until there is room for that.
+    /// A tail owns it and is about to open its file, or waits for a free descriptor.
     Opening,
-    /// A tail reads it; from this file, if that is not compressed.
+    /// A tail reads it; from this file, unless it is compressed.
     Reading(Option<Arc<File>>),
-    /// Its tail cannot find its bytes: whichever tail finds them may continue it.
+    /// Its tail cannot find its bytes. Any tail that finds them may continue it.
     Missing,
 }
 
 impl Reader {
-    /// No other tail may take the stream.
+    /// Whether other tails must not take the stream.
     pub fn holds(&self) -> bool {
         matches!(self, Reader::Opening | Reader::Reading(_))
     }
 }
 
 impl Entry {
-    /// Of a file of which nothing is known but who it is.
+    /// An entry for a file of which only the identity is known.
     pub fn of(identity: Identity) -> Entry {
         Entry {
             stream: StreamId(0),
@@ -83,36 +83,37 @@ impl Entry {
     }
 }
 
-/// A running tail, or one that is about to run.
+/// A tail that runs or is about to.
 #[derive(Debug)]
 struct Running {
     /// Makes it look again.
     nudge: Sender<()>,
-    /// How many looks it has begun, and ended.
+    /// Number of looks begun plus looks ended.
     looks: Arc<AtomicU64>,
     /// It has taken the streams of its path.
     has_begun: bool,
-    /// The file at its path is in no stream yet.
+    /// The file at its path belongs to no stream yet.
     unassigned: bool,
 }
 
 impl Running {
     fn nudge(&self) {
-        let _ = self.nudge.try_send(()); // a full slot is a nudge that was not taken yet
+        let _ = self.nudge.try_send(()); // if full, a nudge is already pending
     }
 }
 
 #[derive(Debug, Default)]
 pub struct Known {
     inner: Mutex<Inner>,
-    /// One for each folder, see [`Known::folder`].
+    /// One lock per folder, see [`Known::folder`].
     folders: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
     pub unpacked: Unpacked,
-    /// Where files are kept beyond the end of this process.
+    /// Keeps files open beyond the end of this process.
     pub store: FdStore,
-    /// When all this was saved, in seconds and nanoseconds since 1970.
+    /// When the loaded state was saved, in seconds and nanoseconds since 1970.
     pub saved_at: Option<(i64, u32)>,
-    /// A minute before, since a file may have come just then that is not in it. What came under a known pattern later is new.
+    /// One minute before `saved_at`, because a file may have appeared just before the save without being in it. Anything
+    /// that appeared later under a known pattern is new.
     pub since: (i64, u32),
 }
 
@@ -122,14 +123,14 @@ struct Inner {
     table: Table,
     /// The running tails, by followed path.
     tails: HashMap<PathBuf, Running>,
-    /// Paths whose tails have to look again when something changes: another tail has the file there, or it is not decided upon.
+    /// Paths whose tails must look again when something changes: another tail has their file, or it is undecided.
     waiting: BTreeSet<PathBuf>,
 }
 
-/// What becomes of a file that a tail would read.
+/// Who may read a file that a tail wants to open.
 #[derive(Debug)]
 pub enum Claim {
-    /// Goes on with this stream. The caller still has to see that its mark agrees.
+    /// Continue this stream. The caller still has to verify its mark.
     Known(Entry),
     /// Another tail reads it.
     Anothers,
@@ -153,7 +154,7 @@ impl Known {
         Known { store, ..self }
     }
 
-    /// `None`: nothing was saved, or what was is damaged.
+    /// `None`: there was no saved state, or it was damaged.
     pub fn saved_at(self, written: Option<(i64, u32)>) -> Known {
         Known { saved_at: written, since: written.map_or((0, 0), |(s, ns)| (s - 60, ns)), ..self }
     }
@@ -162,15 +163,16 @@ impl Known {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Held by a tail while it decides whose bytes are in which file of the folder of its path, and while it acts on that: so
-    /// decisions about one folder never overlap. A folder on a file system that hangs holds up no other.
+    /// A tail holds this lock while it decides about the files in the folder of its path and acts on that, so decisions
+    /// about one folder never overlap. A folder on a hung file system blocks no other folder.
     pub fn folder(&self, path: &Path) -> Arc<Mutex<()>> {
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
         folders.entry(folder).or_default().clone()
     }
 
-    /// A tail of this path is about to run. To be called for all that start together before the first of them runs.
+    /// Registers a tail that is about to run. Tails that start together must all be registered before the first of them
+    /// runs.
     pub fn join(&self, path: &Path) -> (Receiver<()>, Arc<AtomicU64>) {
         let (nudge, nudged) = bounded(1);
         let looks = Arc::new(AtomicU64::new(0));
@@ -179,7 +181,7 @@ impl Known {
         (nudged, looks)
     }
 
-    /// The tail of this path has taken the streams that are its own.
+    /// The tail of this path has taken its own streams.
     pub fn begun(&self, path: &Path) {
         let mut known = self.lock();
         if let Some(tail) = known.tails.get_mut(path).filter(|tail| !tail.has_begun) {
@@ -196,7 +198,7 @@ impl Known {
     }
 
     /// Gives each stream to the path where its file is now, for tails that are about to run: a stream whose file was renamed
-    /// to another followed path goes on there. Where the new name is a rotated form of the old one, the stream stays with its
+    /// to another followed path continues there. If the new name is a rotated form of the old one, the stream stays with its
     /// path, whose tail looks for it there.
     pub fn settle<'p>(&self, paths: impl Iterator<Item = &'p Path> + Clone) {
         let here: Vec<(&Path, Look)> =
@@ -215,7 +217,7 @@ impl Known {
             if entry.path == *path || has_tail || entry.finished || still_there || is_rotated {
                 continue;
             }
-            // A packed file is not written to, so who it is says enough.
+            // A compressed file is never appended to, so its identity is enough.
             let is_packed = packing(path) != Packed::Plain;
             let has_its_bytes = is_packed
                 || identity::open(path)
@@ -226,7 +228,7 @@ impl Known {
         }
     }
 
-    /// Takes the file for `path`, if no other tail has it.
+    /// Takes the file for `path` unless another tail has it.
     pub fn claim(&self, look: &Look, path: &Path) -> Claim {
         let mut known = self.lock();
         let Some(entry) = known.table.by_identity(&look.identity, path) else { return Claim::New };
@@ -241,7 +243,7 @@ impl Known {
         Claim::Known(entry.clone())
     }
 
-    /// Takes a stream up again that no tail has, wherever its bytes are now.
+    /// Takes a known stream that no tail has, wherever its bytes are now.
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
         let is_free = |e: &&Entry| matches!(e.reader, Reader::Nobody);
@@ -252,7 +254,7 @@ impl Known {
         Some(entry.clone())
     }
 
-    /// Takes a stream that continues in the file at `path`, unless another tail has it, or is about to look for it.
+    /// Takes a stream that continues in the file at `path`, unless another tail has it or is about to look for it.
     pub fn take_for(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.table.get(stream)?;
@@ -268,13 +270,13 @@ impl Known {
         Some(entry.clone())
     }
 
-    /// A new stream, open, unless another tail has made the file known meanwhile.
+    /// Starts a new stream in the state `Opening`, unless another tail has registered the file meanwhile.
     pub fn begin_if_new(&self, look: &Look, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
         known.table.by_identity(&look.identity, path).is_none().then(|| known.begin(look, path))
     }
 
-    /// A new stream, open, in a file whose former stream was the caller's.
+    /// Starts a new stream in a file whose former stream belonged to the caller.
     pub fn begin(&self, look: &Look, path: &Path) -> Entry {
         self.lock().begin(look, path)
     }
@@ -286,7 +288,7 @@ impl Known {
         StreamId(known.next - 1)
     }
 
-    /// A tail lets a stream go, read up to `at`.
+    /// A tail releases a stream that it has read up to `at`.
     pub fn release(&self, stream: StreamId, at: Point, size: u64, modified: i64, finished: bool) {
         let mut known = self.lock();
         let Some(entry) = known.table.get_mut(stream) else { return };
@@ -301,7 +303,7 @@ impl Known {
         known.nudge_waiting();
     }
 
-    /// A tail reads the stream, in this file if it is a plain one.
+    /// A tail reads the stream, from this file if it is a plain one.
     pub fn reads(&self, stream: StreamId, at: Point, head: &[u8], file: Option<&Arc<File>>) {
         self.progress(stream, at, head);
         if let Some(e) = self.lock().table.get_mut(stream) {
@@ -309,7 +311,7 @@ impl Known {
         }
     }
 
-    /// Framed up to here, and how it begins: what a copy of its file is known by.
+    /// Records how far the stream is framed and how it begins; a copy of its file is recognized by these.
     pub fn progress(&self, stream: StreamId, at: Point, head: &[u8]) {
         if let Some(e) = self.lock().table.get_mut(stream) {
             e.at = at;
@@ -319,7 +321,7 @@ impl Known {
         }
     }
 
-    /// The file at this followed path is in no stream yet: tails may find in it what they miss.
+    /// Marks the file at this followed path as belonging to no stream yet. Tails may find their missing streams in it.
     pub fn unassigned(&self, path: &Path, is_so: bool) {
         let mut known = self.lock();
         if let Some(tail) = known.tails.get_mut(path) {
@@ -330,7 +332,7 @@ impl Known {
         }
     }
 
-    /// Followed paths beside this one whose files are in no stream yet.
+    /// Other followed paths in the same folder whose files belong to no stream yet.
     pub fn unassigned_beside(&self, path: &Path) -> Vec<PathBuf> {
         let known = self.lock();
         let beside =
@@ -340,7 +342,7 @@ impl Known {
         paths
     }
 
-    /// The tail of this stream cannot find its bytes; `entry` is as it left them.
+    /// The tail of this stream cannot find its bytes; `entry` is its last state.
     pub fn miss(&self, entry: &Entry) {
         let mut known = self.lock();
         let Some(e) = known.table.get_mut(entry.stream) else { return };
@@ -352,14 +354,14 @@ impl Known {
         }
     }
 
-    /// For the tail of `path`, which missed this stream: whether no other has found it meanwhile. None can then, until
-    /// [`Known::miss`] is called again.
+    /// Called by the tail of `path`, which missed this stream: true if no other tail has found it meanwhile. After that none
+    /// can, until [`Known::miss`] is called again.
     pub fn take_missing(&self, stream: StreamId, path: &Path) -> bool {
         let mut known = self.lock();
         known.table.get_mut(stream).is_some_and(|e| matches!(e.reader, Reader::Missing) && e.path == path)
     }
 
-    /// Whether the tail of another path has this file; that one is made to look, since it may have no events for it.
+    /// Whether the tail of another path has this file. If so, makes that tail look, because it may get no events for it.
     pub fn is_read_elsewhere(&self, identity: &Identity, path: &Path) -> bool {
         let mut known = self.lock();
         let Some(entry) = known.table.by_identity(identity, path).filter(|e| e.reader.holds()) else {
@@ -373,13 +375,13 @@ impl Known {
         true
     }
 
-    /// Whether a tail reads this very file.
+    /// Whether a tail reads this file.
     pub fn is_being_read(&self, identity: &Identity, path: &Path) -> bool {
         let is_read = |e: &Entry| matches!(e.reader, Reader::Reading(_));
         self.lock().table.by_identity(identity, path).is_some_and(is_read)
     }
 
-    /// Makes the tail of this stream look; how many looks it had begun or ended before. `None`: it does not run.
+    /// Makes the tail of this stream look, and returns its count of looks so far. `None`: it does not run.
     pub fn ask_to_look(&self, stream: StreamId) -> Option<u64> {
         let known = self.lock();
         let tail = known.tails.get(&known.table.get(stream)?.path)?;
@@ -387,17 +389,17 @@ impl Known {
         Some(tail.looks.load(SeqCst))
     }
 
-    /// Whether the tail of this stream has done as many looks as it takes to see what had become of its files by then; or has
+    /// Whether the tail of this stream has looked often enough since then to have seen what happened to its files, or has
     /// ended.
     pub fn has_looked_since(&self, stream: StreamId, looks: u64) -> bool {
         let known = self.lock();
         let Some(tail) = known.table.get(stream).and_then(|e| known.tails.get(&e.path)) else { return true };
         tail.nudge();
-        // One may be under way; one may open a new file and leave a truncation to the next.
+        // One look may be in progress, and one may open a new file and leave a truncation to the next.
         tail.looks.load(SeqCst) >= looks + 6
     }
 
-    /// A file that no tail has open has grown: what is lost with it is counted up to here.
+    /// A file that no tail has open has grown; if it is lost, the loss is counted up to this size.
     pub fn grew(&self, look: &Look, path: &Path) {
         let mut known = self.lock();
         let is_free = |e: &&Entry| matches!(e.reader, Reader::Nobody) && look.size > e.size;
@@ -408,12 +410,12 @@ impl Known {
         }
     }
 
-    /// The same bytes as a stream's, in another file (a copy, a `.gz`); [`Identity::default`] if no file has them.
+    /// The stream's bytes were found in another file (a copy, a `.gz`); [`Identity::default`] if no file has them.
     pub fn found_again(&self, stream: StreamId, identity: &Identity) {
         self.lock().table.move_to(stream, Some(identity), None);
     }
 
-    /// The bytes of the stream that was read from this file are gone from there.
+    /// The stream that was read from this file no longer has its bytes there.
     pub fn has_other_bytes(&self, identity: &Identity, path: &Path) {
         let mut known = self.lock();
         let entry =
@@ -423,7 +425,8 @@ impl Known {
         }
     }
 
-    /// The same, before the stream goes on there. `None`: another tail reads that file. Else where the stream was before.
+    /// Like [`Known::found_again`], just before the stream continues in that file. Returns its former identity. `None`:
+    /// another tail reads that file.
     pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
         let mut known = self.lock();
         let is_read = |e: &Entry| e.stream != stream && matches!(e.reader, Reader::Reading(_));
@@ -435,7 +438,7 @@ impl Known {
         Some(before)
     }
 
-    /// Streams of a followed path are free again, but for these.
+    /// Releases the streams of a followed path, except these.
     pub fn let_go(&self, path: &Path, but: &[StreamId]) {
         let mut known = self.lock();
         let streams: Vec<StreamId> = known.table.of(path).map(|e| e.stream).collect();
@@ -446,7 +449,7 @@ impl Known {
         }
     }
 
-    /// A stream that ended otherwise than by being read (truncated, lost): its file is not known any more.
+    /// A stream that ended without being read to its end (truncated, lost): forgets its file.
     pub fn forget(&self, stream: StreamId) {
         let mut known = self.lock();
         known.table.remove(stream);
@@ -458,17 +461,17 @@ impl Known {
         self.lock().table.iter().cloned().collect()
     }
 
-    /// Whether some stream was read to this very end.
+    /// Whether a finished stream ends at this offset with this mark.
     pub fn ends_so(&self, offset: u64, mark: Mark) -> bool {
         self.lock().table.iter().any(|e| e.finished && (e.at.offset, e.at.mark) == (offset, mark))
     }
 
-    /// Who has this file, as seen from a followed path.
+    /// The stream of this file, as seen from a followed path.
     pub fn get(&self, identity: &Identity, path: &Path) -> Option<Entry> {
         self.lock().table.by_identity(identity, path).cloned()
     }
 
-    /// Followed paths with streams that are not read to their end, and that no tail has open.
+    /// Followed paths with unfinished streams that no tail has open.
     pub fn unread(&self) -> Vec<PathBuf> {
         let known = self.lock();
         let is_free = |e: &&Entry| !e.finished && matches!(e.reader, Reader::Nobody | Reader::Missing);
@@ -476,7 +479,7 @@ impl Known {
         paths.into_iter().cloned().collect()
     }
 
-    /// Whether the stream is one of this followed path.
+    /// Whether the stream belongs to this followed path.
     pub fn is_of(&self, stream: StreamId, path: &Path) -> bool {
         self.lock().table.get(stream).is_none_or(|e| e.path == path)
     }
@@ -503,13 +506,13 @@ impl Inner {
         entry
     }
 
-    /// Whether the tail of another path than this one is about to look for the stream.
+    /// Whether the tail of a different path is about to look for the stream.
     fn is_expected(&self, entry: &Entry, path: &Path) -> bool {
         let is_free = matches!(entry.reader, Reader::Nobody) && !entry.finished;
         is_free && entry.path != path && self.tails.get(&entry.path).is_some_and(|tail| !tail.has_begun)
     }
 
-    /// The tail of this path has to look again when something changes.
+    /// Makes the tail of this path look again when something changes.
     fn wait(&mut self, path: &Path) {
         self.waiting.insert(path.into());
     }
@@ -564,8 +567,8 @@ mod tests {
         assert_eq!(known.of(Path::new("/f")).len(), FINISHED_PER_PATH);
     }
 
-    /// A file system without birth times is mounted again and has another number. Fails when its files are taken for new
-    /// ones, or a file on another file system for one of them.
+    /// A remount changes the device number of a file system without birth times. Fails when its files count as new, or a
+    /// file on another file system is mistaken for one of them.
     #[test]
     fn mounted_again() {
         let id = |dev, ino| Identity { dev, ino, born: None };

@@ -1,4 +1,4 @@
-//! One open file of a stream: reads on from where it is, frames, and makes chunks. Knows nothing of paths and rotation.
+//! One open file of a stream: reads from the current position, frames lines, and builds chunks.
 
 use super::framing::{self, Input, Rest, Rules, Run};
 use super::gz::Gz;
@@ -18,35 +18,35 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// Where a stream's bytes are.
+/// Where a stream's bytes are read from.
 #[derive(Debug)]
 pub enum Bytes {
     Plain(Arc<File>),
     Gz(Box<Gz>),
 }
 
-/// How a source's files are read.
+/// How to read the files of a source.
 #[derive(Debug, Clone)]
 pub struct Reading {
     pub rules: Rules,
     pub share: Share,
-    /// Most bytes of a chunk, but for one longer line.
+    /// Maximum bytes per chunk; a single longer line may exceed it.
     pub chunk: usize,
 }
 
-/// What came of one read.
+/// Result of one read.
 #[derive(Debug)]
 pub enum Got {
     Chunk(Chunk, Counts),
-    /// No whole record is there.
+    /// There is no complete record.
     Nothing,
-    /// The bytes before the position are others than those that were read.
+    /// The bytes before the position differ from those that were read.
     Changed,
-    /// `stop` came while waiting for the budget.
+    /// `stop` was set while waiting for the budget.
     Stopped,
-    /// The budget has had no room for some time: see whether the file is still the same.
+    /// The budget had no room for some time: check whether the file is still the same.
     NoRoom,
-    /// A compressed file that goes no further.
+    /// A compressed file that cannot be read any further.
     Broken(io::Error),
 }
 
@@ -66,48 +66,48 @@ pub struct Open {
     pub at: Point,
     /// The ≤ 256 bytes before `at`, as they were read.
     before: Vec<u8>,
-    /// The first ≤ 256 bytes of a plain file, as far as they were read: what a copy of it begins with.
+    /// The first ≤ 256 bytes of a plain file, as far as they were read. A copy of the file begins with the same bytes.
     pub head: Vec<u8>,
-    /// Acknowledged in an earlier life: passed over.
+    /// Ranges acknowledged in an earlier run; they are skipped.
     beyond: VecDeque<(Range, Point)>,
-    /// `at.offset..searched` was looked at and holds no whole record. Invariant: `at.offset ≤ searched ≤ size`.
+    /// `at.offset..searched` was searched and holds no complete record. Invariant: `at.offset ≤ searched ≤ size`.
     pub searched: u64,
     /// As last seen.
     pub size: u64,
-    /// Its size when the bytes before `at` were last found to be those that were read: what is lost when they no longer are is
-    /// counted up to here, since a larger size may be that of other bytes.
+    /// Size of the file when the bytes before `at` last matched. If they stop matching, the loss is counted up to here,
+    /// because a larger size may belong to different content.
     pub proven: u64,
-    /// As last seen, ns since 1970.
+    /// As last seen, in ns since 1970.
     pub modified: i64,
     pub links: u32,
     pub live: bool,
-    /// A rotated file that was found by its name: no event tells of it.
+    /// A rotated file that was found by its name: no events are reported for it.
     pub found_by_name: bool,
-    /// Bytes up to here go before those of newer files.
+    /// Bytes up to here are sent before those of newer files.
     pub owed: u64,
     /// Read no further than this (`--once`).
     pub limit: u64,
-    /// When something last changed in it.
+    /// When it last changed.
     pub changed: Instant,
-    /// Bytes per line lately; the line table is made for it.
+    /// Recent average of bytes per line, used to size the line table.
     per_line: usize,
-    /// Among those who wait for the budget.
+    /// Place in the queue for the budget.
     pub place: Option<QueuePlace>,
-    /// NULs at `at` are the rest of a hole: of one that ends there, or of what a truncation left behind.
+    /// NULs at `at` continue a hole: one that ends there, or one that a truncation left behind.
     pub in_hole: bool,
-    /// The whole lines behind `at` of a record that waits for its end: they would be gone with the file's contents.
+    /// The complete lines after `at` of a record that is still incomplete. A truncation would destroy them in the file.
     waiting: Option<(Vec<u8>, Permit)>,
 }
 
-/// Longest wait for the budget without a look at the files. While nothing can be sent a log grows, is rotated and removed:
-/// what was never opened is lost then, and nobody would know.
+/// Longest wait for the budget without a look at the files. While nothing can be sent, a log may grow, be rotated and be
+/// removed; a file that was never opened would be lost without any report.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Length of a first guess.
+/// Initial guess of a line's length.
 const USUAL_LINE: usize = 100;
 
 impl Open {
-    /// `None`: the file's bytes before `at` are not those of the mark.
+    /// `None`: the file's bytes before `at` do not match the mark.
     pub fn new(
         bytes: Bytes,
         look: &Look,
@@ -152,7 +152,8 @@ impl Open {
         Ok(Some(open))
     }
 
-    /// The same stream, whose lines become other records from here on. What was not framed yet is looked at again.
+    /// Keeps the stream, but its lines become records of another topic or shape from here on. Bytes that were not framed yet
+    /// are searched again.
     pub fn relabel(&mut self, topic: &Topic, shape: &Arc<Shape>) {
         let Origin { stream, path, progress, .. } = &*self.origin;
         let (path, progress) = (path.clone(), progress.clone());
@@ -161,10 +162,10 @@ impl Open {
         if let Bytes::Plain(_) = self.bytes {
             self.searched = self.at.offset;
         }
-        (self.place, self.waiting) = (None, None); // they may be another topic's
+        (self.place, self.waiting) = (None, None); // they may belong to another topic
     }
 
-    /// Reads on in another file, if it has the bytes before the position.
+    /// Continues in another file if it has the bytes before the position.
     pub fn go_on_in(&mut self, file: File, look: &Look, now: Instant) -> io::Result<bool> {
         if look.size < self.at.offset || before(&file, self.at.offset)? != self.before {
             return Ok(false);
@@ -174,12 +175,12 @@ impl Open {
         Ok(true)
     }
 
-    /// Acknowledged in an earlier life, and not passed yet.
+    /// Ranges acknowledged in an earlier run that have not been skipped yet.
     pub fn beyond(&self) -> Vec<(Range, Point)> {
         self.beyond.iter().cloned().collect()
     }
 
-    /// The descriptor, of a plain file.
+    /// The descriptor of a plain file.
     pub fn file(&self) -> Option<&Arc<File>> {
         match &self.bytes {
             Bytes::Plain(f) => Some(f),
@@ -187,7 +188,7 @@ impl Open {
         }
     }
 
-    /// Takes in a new look at the file. Bytes that may have been rewritten in place are looked at again.
+    /// Applies the result of a new look at the file. Bytes that may have been overwritten in place are checked again.
     pub fn saw(&mut self, look: &Look, now: Instant) {
         if (look.size, look.modified, look.links) == (self.size, self.modified, self.links) {
             return;
@@ -210,7 +211,7 @@ impl Open {
         Ok(self.read_before(self.at.offset)? == self.before)
     }
 
-    /// After a look: its size is that of the bytes that were read, and of what came after them.
+    /// After a look: if the bytes before the position still match, the whole size belongs to this content.
     pub fn prove(&mut self) -> io::Result<()> {
         if self.size > self.proven && self.unchanged()? {
             self.proven = self.size;
@@ -230,17 +231,17 @@ impl Open {
         self.searched > self.at.offset
     }
 
-    /// The size as far as it is known: that of a `.gz` only at its end.
+    /// The known size; for a `.gz` it is exact only at its end.
     pub fn known_size(&self) -> u64 {
         if self.size == u64::MAX { self.origin.progress.size.load(Relaxed) } else { self.size }
     }
 
-    /// Bytes seen and neither framed nor acknowledged in an earlier life.
+    /// Bytes that exist but were neither framed nor acknowledged in an earlier run.
     pub fn backlog(&self) -> u64 {
         unread(self.known_size(), self.at.offset, &self.beyond)
     }
 
-    /// Reads the next chunk. `rest` says what bytes after the last line's end are.
+    /// Reads the next chunk. `rest` says how to treat the bytes after the last line end.
     pub fn read(&mut self, how: &Reading, rest: Rest, stop: &Stop) -> io::Result<Got> {
         self.pass_over()?;
         let hole_ends = self.beyond.front().map_or(u64::MAX, |(r, _)| r.start);
@@ -285,7 +286,7 @@ impl Open {
             self.advance(&bytes, framed.consumed, framed.then);
             self.in_hole = framed.in_hole;
             self.keep_waiting(how, &bytes[framed.consumed..]);
-            let all = lines.len() < most; // else there may be more lines in the same bytes
+            let all = lines.len() < most; // otherwise the same bytes may hold more lines
             self.searched = self.searched.max(if all { start + bytes.len() as u64 } else { self.at.offset });
             if framed.consumed == bytes.len() && lines.is_empty() {
                 self.jump_over_hole(&bytes, end)?;
@@ -324,14 +325,14 @@ impl Open {
                 let at = self.at.offset;
                 is_hole(file, at + run.start as u64..at + run.end as u64, &no_hole_before)
             }
-            // Holes are not kept in it: a run that is as long as the shortest one.
+            // A `.gz` keeps no holes, so a run as long as the shortest hole counts as one.
             Bytes::Gz(_) => run.len() as u64 >= BLOCK,
         };
         let input = Input { bytes, then: self.at.then, rest, in_hole: self.in_hole, is_hole: &is_hole };
         framing::frame(rules, input, lines, most)
     }
 
-    /// Keeps the whole lines at the position that are no record yet, as far as memory allows.
+    /// Keeps the complete lines of an incomplete record, as far as memory allows.
     fn keep_waiting(&mut self, how: &Reading, rest: &[u8]) {
         self.waiting = None;
         if how.rules.multiline.is_some()
@@ -343,7 +344,7 @@ impl Open {
         }
     }
 
-    /// The record that waits for its end, as far as it was read: the file holds other bytes now.
+    /// Returns what was read of an incomplete record, because the file has different bytes now.
     pub fn take_waiting(&mut self, rules: &Rules) -> Option<Chunk> {
         let (mut bytes, mut permit) = self.waiting.take()?;
         let mut lines = Vec::with_capacity(1);
@@ -367,7 +368,7 @@ impl Open {
         })
     }
 
-    /// How much to read: what is there, up to a chunk; of a long rest, only when its end is in sight.
+    /// How much to read: what is available, up to one chunk; for a long incomplete line, only once its end is near.
     fn window(&mut self, how: &Reading, end: u64) -> usize {
         let there = end.saturating_sub(self.at.offset);
         let by_lines = Chunk::MAX_LINES.saturating_mul(self.per_line).max(4096);
@@ -375,8 +376,8 @@ impl Open {
         there.min(usual.max(self.searched - self.at.offset)) as usize
     }
 
-    /// After a read of `len` bytes without a whole record: how much to read to have one. The bytes in between are searched
-    /// through a small window, so that an unfinished line costs no memory. `None`: it is not there yet.
+    /// After a read of `len` bytes without a complete record: how much to read to get one. The bytes in between are searched
+    /// through a small window, so an unfinished line costs no memory. `None`: the end is not there yet.
     fn longer(&mut self, how: &Reading, len: usize, end: u64) -> io::Result<Option<usize>> {
         let most = (how.rules.max_line + 2) as u64;
         let limit = end.min(self.at.offset + most);
@@ -394,8 +395,8 @@ impl Open {
         }
     }
 
-    /// Searches on for a line's end; behind which it is. Apart from what calls it: its window would be part of every
-    /// tail's stack, and a stack stays resident.
+    /// Continues the search for a line end and returns the offset after it. Not inlined: its window would otherwise be part
+    /// of every tail's stack, and touched stack pages stay resident.
     #[inline(never)]
     fn newline_before(&mut self, limit: u64) -> io::Result<Option<u64>> {
         let mut window = [0u8; 16 * 1024];
@@ -432,7 +433,8 @@ impl Open {
         self.at = Point { offset: self.at.offset + consumed as u64, mark: Mark::of(&self.before), then };
     }
 
-    /// A sparse file's hole: `bytes` were all NUL, so the file system is asked where data goes on (`lseek(2)`, SEEK_DATA).
+    /// Skips a hole in a sparse file: `bytes` were all NUL, so ask the file system where data continues (`lseek(2)`,
+    /// SEEK_DATA).
     fn jump_over_hole(&mut self, bytes: &[u8], end: u64) -> io::Result<()> {
         let Bytes::Plain(file) = &self.bytes else { return Ok(()) };
         if bytes.len() < Mark::SPAN || bytes.iter().any(|b| *b != 0) {
@@ -445,21 +447,21 @@ impl Open {
             Err(e) => return Err(e.into()),
         };
         if data > self.at.offset {
-            self.at.offset = data; // the bytes before are NULs as they were
+            self.at.offset = data; // the bytes before are NULs, as already read
             self.searched = self.searched.max(data);
         }
         Ok(())
     }
 
-    /// Jumps over ranges that were acknowledged in an earlier life. One before which nothing can be read now stays: with other
-    /// bytes before it the file would look truncated.
+    /// Skips ranges that were acknowledged in an earlier run. A range stays queued if the bytes before its end cannot be
+    /// read now; with a wrong mark the file would look truncated.
     fn pass_over(&mut self) -> io::Result<()> {
         while let Some((range, to)) = self.beyond.front().filter(|(r, _)| r.start <= self.at.offset) {
             if range.end > self.at.offset {
                 (self.in_hole, self.waiting) = (false, None);
                 let to = *to;
                 self.before = match self.read_before(to.offset) {
-                    Err(e) if self.is_broken(&e) => Vec::new(), // the read that follows says so
+                    Err(e) if self.is_broken(&e) => Vec::new(), // the next read reports it
                     before => before?,
                 };
                 self.at = Point { mark: Mark::of(&self.before), ..to };
@@ -494,7 +496,7 @@ impl Open {
         matches!(self.bytes, Bytes::Gz(_)) && matches!(e.kind(), InvalidData | InvalidInput | UnexpectedEof)
     }
 
-    /// A `.gz` is not read twice: its rest stays.
+    /// A `.gz` is not decompressed twice, so its unconsumed bytes are kept.
     fn keep(&mut self, rest: &[u8]) {
         if let Bytes::Gz(gz) = &mut self.bytes {
             gz.keep(rest);
@@ -528,13 +530,11 @@ pub fn unread<'a>(size: u64, at: u64, but: impl IntoIterator<Item = &'a (Range, 
     size.saturating_sub(at).saturating_sub(read.sum())
 }
 
-/// The least that file systems leave out of a file, and its edge: behind a hole the first bytes of a block may be NULs that
-/// were filled in.
+/// Shortest hole and its alignment. After a hole, the first bytes of a block may be NULs that were filled in.
 const BLOCK: u64 = 4096;
 
-/// Whether a part of this range is a hole (`lseek(2)`, SEEK_HOLE). Where the file system cannot tell, nothing is.
-/// `no_hole_before`: there is none between the last place that was asked about and this one, so that it is asked once for many
-/// lines.
+/// Whether part of this range is a hole (`lseek(2)`, SEEK_HOLE). False if the file system cannot tell. `no_hole_before`:
+/// there is no hole between the last checked offset and this one, so one call covers many lines.
 fn is_hole(file: &File, run: Range, no_hole_before: &Cell<u64>) -> bool {
     if run.end <= no_hole_before.get() {
         return false;
@@ -544,7 +544,7 @@ fn is_hole(file: &File, run: Range, no_hole_before: &Cell<u64>) -> bool {
     hole < run.end
 }
 
-/// Whether the NULs before `offset` are the end of a hole, with what is filled in up to there.
+/// Whether the NULs before `offset` are the end of a hole, including the NULs filled in after it.
 fn ends_in_hole(file: &File, offset: u64) -> io::Result<bool> {
     let block = offset.saturating_sub(1) / BLOCK * BLOCK;
     let mut filled = vec![0; (offset - block) as usize];
@@ -553,12 +553,12 @@ fn ends_in_hole(file: &File, offset: u64) -> io::Result<bool> {
     Ok(filled[..n].iter().all(|b| *b == 0) && is_hole(file, from..offset, &Cell::new(0)))
 }
 
-/// The mark of an offset of a plain file.
+/// The mark of an offset in a plain file.
 pub fn mark_at(file: &File, offset: u64) -> io::Result<Mark> {
     Ok(Mark::of(&before(file, offset)?))
 }
 
-/// The ≤ 256 bytes before `offset`; fewer where the file is shorter.
+/// The ≤ 256 bytes before `offset`; fewer if the file is shorter.
 pub fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let len = offset.min(Mark::SPAN as u64);
     let mut buffer = vec![0; len as usize];
@@ -567,7 +567,7 @@ pub fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// Fills `buffer` from `offset` on, as far as the file goes.
+/// Fills `buffer` from `offset` on, up to the end of the file.
 fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let mut n = 0;
     while n < buffer.len() {

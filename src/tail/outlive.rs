@@ -1,5 +1,6 @@
-//! Which files are to outlive the process: deleted or rotated, with bytes whose delivery is not saved; and at a stop all with
-//! such bytes. While the agent is not running nobody else could give them back. Reads no line; the store itself is `fdstore.rs`.
+//! Chooses the files that must stay open beyond the process: deleted or rotated ones with bytes whose delivery is not saved,
+//! and at a stop all files with such bytes. If they vanish while the agent is down, nothing else can restore them. The store
+//! itself is `fdstore.rs`.
 
 use super::Tail;
 use super::follow::{AtPath, Patience, Seen, Step};
@@ -7,7 +8,7 @@ use crate::chunk::Origin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// What the store is to do with an open file.
+/// What the store should do with an open file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Keep,
@@ -15,7 +16,7 @@ enum Fate {
     AsItIs,
 }
 
-/// `saved`: so is all that was framed of it.
+/// `saved`: the delivery of everything framed from it is saved.
 fn fate(seen: &Seen, saved: bool, path: AtPath) -> Fate {
     if !seen.unread && !seen.rest && saved {
         return Fate::Drop;
@@ -29,7 +30,7 @@ fn fate(seen: &Seen, saved: bool, path: AtPath) -> Fate {
 }
 
 impl Tail<'_> {
-    /// Tells the store what became of the open files, and of those that were left.
+    /// Updates the store for the open files and for those that were closed.
     pub(super) fn outlive(&mut self, path: AtPath, seen: &[Seen]) {
         let store = &self.known.store;
         if !store.is_on() {
@@ -38,7 +39,7 @@ impl Tail<'_> {
         store.again();
         for (open, seen) in self.open.iter().zip(seen) {
             let stream = open.origin.stream;
-            let Some(file) = open.file() else { continue }; // a packed file has the plain one before it
+            let Some(file) = open.file() else { continue }; // the store has the plain original of a compressed file
             match fate(seen, is_saved(&open.origin), path) {
                 Fate::Keep => store.keep(stream, file, open.identity.ino, seen.deleted),
                 Fate::Drop if store.keeps(stream) => store.done(stream),
@@ -48,7 +49,7 @@ impl Tail<'_> {
         let (known, path) = (self.known, &self.o.path);
         self.leaving.retain(|origin| {
             if !known.is_of(origin.stream, path) {
-                return false; // another tail goes on with it, and looks after it
+                return false; // another tail continues it and takes care of it
             }
             let saved = is_saved(origin);
             if saved {
@@ -58,21 +59,21 @@ impl Tail<'_> {
         });
     }
 
-    /// Stopped: a file may go before the next start looks, so those with a name are kept as well.
+    /// At a stop, also keeps files that have a name: they may be deleted before the next start.
     pub(super) fn outlive_restart(&mut self) {
         if let Ok(seen) = self.look_at_open(self.now) {
             self.outlive(AtPath::Nothing, &seen);
         }
     }
 
-    /// A file that is read to its end: it stays in the store until that is saved.
+    /// A file was read to its end: it stays in the store until that is saved.
     pub(super) fn left(&mut self, origin: Arc<Origin>) {
         if self.known.store.keeps(origin.stream) {
             self.leaving.push(origin);
         }
     }
 
-    /// Saving makes no event, so it is looked at soon again; and somebody must be there to look.
+    /// A save causes no event, so look again soon. The tail must also keep running until then.
     pub(super) fn until_saved(&self, step: Step) -> Step {
         match step {
             Step::Wait(time) if !self.leaving.is_empty() => Step::Wait(time.min(Patience::RECHECK)),
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// Fails when a file that has a name is kept without need, or one that has none is let go before its delivery is saved.
+    /// Fails when a file with a name is kept without need, or one without a name is released before its delivery is saved.
     #[test]
     fn what_is_kept() {
         use AtPath::{Another, Live, Nothing, Unknown};

@@ -1,5 +1,6 @@
-//! A file at a followed path that is in no known stream: carries out what was decided about it. As long as that is to wait (a copy
-//! of a log that is still whole, an empty file), the file stays open, so that it can be read if it is deleted meanwhile.
+//! Handles a file at a followed path that belongs to no known stream: acts on the verdict about it. While the verdict is to
+//! wait (a copy of a log that still exists, an empty file), the file stays open, so that it can be read even if it is
+//! deleted.
 
 use super::assign::{Verdict, Wait};
 use super::follow::{Step, Until};
@@ -20,28 +21,28 @@ pub(super) struct Undecided {
     file: File,
     look: Look,
     since: Instant,
-    /// Nothing is to be read here as things are: it is empty, or has the bytes that a log has too.
+    /// There is nothing to read in its current state: it is empty, or all its bytes are also in a log.
     settled: bool,
-    /// The stream that another tail has to do something about first, and how often that had looked when it was asked to.
+    /// The stream that another tail must handle first, and that tail's count of looks when it was asked.
     asked: Option<(StreamId, u64)>,
 }
 
 impl Undecided {
     const BETWEEN: Duration = Duration::from_millis(100);
-    /// The same for one that waits for another tail, which wakes it.
+    /// The same for a file that waits for another tail, which will wake this one.
     const SELDOM: Duration = Duration::from_secs(1);
-    /// Between two looks at a file that changes hardly; an event comes first.
+    /// Interval between looks at a file that rarely changes; an event triggers a look sooner.
     const LATER: Duration = Duration::from_secs(10);
 }
 
-/// Between two looks at a file that is being compressed.
+/// Interval between looks at a file that is being compressed.
 const INCOMPLETE: Duration = Duration::from_secs(1);
 
-/// What was met so late does not hold up that the files of a start are known.
+/// An undecided file delays the end of the initial scan at most this long.
 const FIRST_LOOKS: Duration = Duration::from_secs(5);
 
 impl Tail<'_> {
-    /// Reads a file that is in no known stream from `offset` on, unless it is decided otherwise.
+    /// Reads a file that belongs to no known stream from `offset` on, unless the verdict says otherwise.
     pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
         if !self.may_be_a_copy() && (self.is_first_sight() || !self.o.followed.by_pattern || look.size == 0) {
             return self.begin_stream(file, look, offset);
@@ -49,7 +50,7 @@ impl Tail<'_> {
         self.take_up_as_decided(file, look, offset, false)
     }
 
-    /// Reads the file at the path, which has other bytes than those of its stream.
+    /// Reads the file at the path, which no longer has the bytes of its stream.
     pub(super) fn take_up_rewritten(&mut self, file: File, look: &Look) -> Result<(), Halt> {
         if !self.may_be_a_copy() {
             let look = identity::look(&file)?;
@@ -81,8 +82,8 @@ impl Tail<'_> {
             let asked = AtPath::Asked { file: &file, look: &look, rewritten };
             let survey = tail.survey(asked, tail.scope(), Age::Any)?;
             verdict = survey.of(&look.identity);
-            // What follows a file that was read under this path is no copy of that: a log that is replaced is read anew, unless
-            // it is the copy of one that was truncated a moment ago.
+            // A file that follows another one read under this path is not a copy of that: a replaced log is read from the
+            // beginning, unless it is the copy of a file that was truncated a moment ago.
             let is_own_rest = |v| matches!(v, Verdict::Continues(_)) && !tail.first;
             let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
             if follows_another && !verdict.is_some_and(is_of_other) {
@@ -94,7 +95,7 @@ impl Tail<'_> {
         let asked = last.as_ref().and_then(|u| u.asked);
         let (settled, ask) = match verdict {
             Some(Verdict::New | Verdict::Old) => return self.begin_stream(file, &look, offset),
-            // A tail has to see first that its file has other bytes now.
+            // The stream's tail must first see that its file has different bytes now.
             Some(Verdict::Read(_)) if ready.is_some_and(|(_, finished, _)| !finished) => (false, ready),
             Some(Verdict::Read(_)) => return self.begin_stream(file, &look, look.size),
             Some(Verdict::Own(stream) | Verdict::Continues(stream)) => {
@@ -135,58 +136,59 @@ impl Tail<'_> {
         }
     }
 
-    /// Whether the file is a copy that was read elsewhere, though it is known as another stream: a copy that was made before the
-    /// last lines of its original.
+    /// Whether the file was read elsewhere although it is registered as another stream: a copy made before the last lines of
+    /// its original.
     pub(super) fn was_read(&self, file: &File, look: &Look) -> Result<bool, Halt> {
         Ok(look.size > 0 && self.known.ends_so(look.size, open::mark_at(file, look.size)?))
     }
 
-    /// Follows such a copy from its end on. `entry` is the stream that it is known as.
+    /// Follows such a copy from its end. `entry` is the stream it is registered as.
     pub(super) fn follow_copy(&mut self, file: File, look: &Look, entry: Entry) -> Result<(), Halt> {
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         let fresh = self.fresh(&file, look, look.size)?;
         self.take_up_live(file, look, fresh).map(drop)
     }
 
-    /// Files that were there before anything was known are no copies: `start` says what is read of them. Of what follows a file
-    /// that was read under this path, only streams of other paths are compared, unless it has the name of a rotated file.
+    /// Files that existed before anything was known are not treated as copies: `start` decides about them. A file that
+    /// follows one read under this path is compared only with streams of other paths, unless it has the name of a rotated
+    /// file.
     pub(super) fn may_be_a_copy(&self) -> bool {
         let name = self.o.path.file_name().unwrap_or_default();
         let is_new = self.open.is_empty() && self.known.of(&self.o.path).is_empty();
         !self.is_first_sight() && (is_new || siblings::base_of(name) != name)
     }
 
-    /// At a start, all files are in no stream yet: each tail would look at all the others'.
+    /// At a start no file belongs to a stream yet, and each tail would look at the files of all others.
     fn scope(&self) -> Scope {
         if self.first { Scope::Log } else { Scope::Folder }
     }
 
-    /// What is there now was there before the pattern was known.
+    /// Files that exist now existed before the pattern was known.
     fn is_first_sight(&self) -> bool {
         self.first && self.o.first_sight
     }
 
-    /// Something may have changed: a file that is not decided upon is looked at now.
+    /// Something may have changed: look at an undecided file now.
     pub(super) fn look_at_undecided(&mut self) {
         if self.undecided.is_some() || self.expected_elsewhere {
             self.path_again = None;
         }
     }
 
-    /// Whether another tail has still to look before the file at the path can be decided upon.
+    /// Whether the verdict about the file at the path depends on a look by another tail.
     pub(super) fn awaits_another(&self) -> bool {
         let asked = self.undecided.as_ref().and_then(|u| u.asked);
         asked.is_some_and(|(stream, looks)| !self.known.has_looked_since(stream, looks))
     }
 
-    /// Whether it will soon be known what the file at the path holds.
+    /// Whether the verdict about the file at the path is expected soon.
     pub(super) fn is_deciding(&self) -> bool {
         let is_early = |since: Instant| self.now.duration_since(since) < FIRST_LOOKS;
         self.undecided.as_ref().is_some_and(|u| !u.settled && is_early(u.since))
             || self.first && self.begun.is_some_and(is_early)
     }
 
-    /// A file that was deleted before it was decided upon is read, unless it was a copy.
+    /// Reads a file that was deleted before the verdict, unless it was a copy.
     pub(super) fn save_undecided(&mut self) -> Result<(), Halt> {
         let Some(u) = &self.undecided else { return Ok(()) };
         let at_path = identity::look_at(&self.o.path).ok().flatten();
@@ -214,14 +216,14 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// Another tail reads the file at the path, or is about to look for the stream that it is in. It may find that elsewhere, so
-    /// this is looked at again.
+    /// Another tail reads the file at the path, or is about to look for its stream. That tail may find the stream elsewhere,
+    /// so check again later.
     pub(super) fn leave_to_another(&mut self) {
         self.expected_elsewhere = true;
         self.path_again = Some(self.now + Undecided::BETWEEN);
     }
 
-    /// `--once`: the end waits until it is known what the file holds.
+    /// `--once`: do not end before the verdict about the file.
     pub(super) fn until_decided(&self, step: Step) -> Step {
         let once = self.o.until == Until::Read;
         let undecided = self.undecided.as_ref().is_some_and(|u| !(u.settled && once));
@@ -231,15 +233,15 @@ impl Tail<'_> {
         }
     }
 
-    /// Whether a file is followed for its own sake, by a tail of its own.
+    /// Whether a file is followed by a tail of its own.
     pub(super) fn is_followed(&self, path: &Path) -> bool {
         self.o.followed.has(path)
     }
 }
 
-/// A compressed file that is followed for its own sake: what of it was never read is read once, and the tail ends.
+/// A compressed file that is followed by its own tail: its unread part is read once, then the tail ends.
 impl Tail<'_> {
-    /// `Some`: it is not known yet what it holds.
+    /// `Some`: its contents are not known yet; try again after this time.
     pub(super) fn begin_packed(&mut self) -> Result<Option<Duration>, Halt> {
         let Some(look) = identity::look_at(&self.o.path)? else { return Ok(None) };
         let sibling = Sibling { path: self.o.path.clone(), packed: Packed::Gzip, look };
@@ -249,7 +251,7 @@ impl Tail<'_> {
                 && let Some(entry) = self.known.take(entry.stream, &sibling.look.identity)
                 && !self.go_on_in(&sibling, &entry)?
             {
-                self.lose(&entry, "it holds other bytes now")?;
+                self.lose(&entry, "it has different contents now")?;
             }
             return Ok(None);
         }

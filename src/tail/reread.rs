@@ -1,5 +1,5 @@
-//! Reads ranges of a stream again, wherever its bytes are by now: under its path, renamed, copied or compressed. Frames
-//! nothing. The checksum is the proof: bytes that agree with it at that offset are those that were read.
+//! Reads ranges of a stream again, wherever its bytes are now: under its path, renamed, copied or compressed. The checksum
+//! is the proof: bytes at that offset with the same checksum are those that were read.
 
 use super::gz::Gz;
 use super::identity;
@@ -19,12 +19,12 @@ pub struct Wanted {
     pub crc: u32,
 }
 
-/// A rotation under way may hide a file between two names: so often, and so long apart, it is looked for.
+/// A rotation in progress may hide a file between two names: number of attempts, and the delay between them.
 const LOOKS: u32 = 4;
 const APART: Duration = Duration::from_millis(50);
 
-/// The bytes of each range, in the order asked; `None`: they are nowhere. An error is one of the folder's, and may pass.
-/// `kept`: the stream's file, where it was kept beyond the end of the last run.
+/// The bytes of each range, in the order requested; `None`: not found. An error concerns the folder and may be transient.
+/// `kept`: the stream's file, if the descriptor store kept it from the last run.
 pub fn reread(
     path: &Path,
     identity: &Identity,
@@ -33,7 +33,7 @@ pub fn reread(
 ) -> io::Result<Vec<Option<Vec<u8>>>> {
     let mut found = vec![None; wanted.len()];
     if let Some(file) = kept {
-        let _ = plain(file, wanted, &mut found); // on an error the same bytes may stand elsewhere
+        let _ = plain(file, wanted, &mut found); // after an error, another file may have the same bytes
         if found.iter().all(Option::is_some) {
             return Ok(found);
         }
@@ -67,7 +67,7 @@ fn look_once(
     }
     files.sort_by_key(|(other, packed, _)| (*other, *packed != Packed::Plain)); // the file itself first
     for (_, packed, file) in files {
-        // An error (a damaged `.gz`, a disk) is as good as other bytes: the next file may have them.
+        // An error (a damaged `.gz`, a disk) counts as a mismatch: the next file may have the bytes.
         let _ = match packed {
             Packed::Plain => plain(&file, wanted, found),
             Packed::Gzip => packed_in(file, wanted, found),
@@ -119,7 +119,7 @@ mod tests {
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
 
-    /// Fails when bytes are not found after a rotation, in a copy or in a `.gz`, or when others pass for them.
+    /// Fails when bytes are not found after a rotation, in a copy or in a `.gz`, or when other bytes are accepted.
     #[test]
     fn wherever_they_are() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Remembers where reading begins in a file that has no thread yet, so that `start` does not count from when it gets one,
-//! and a rename, a deletion or a restart meanwhile costs no line.
+//! Registers where to start reading in a file that has no thread yet. `start` then refers to now rather than to the start of
+//! the thread, and a rename, a deletion or a restart in the meantime loses no line.
 
 use super::known::Known;
 use super::{Options, Start, identity, open};
@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What the registry has to be told: the file's stream is opened, and parked at once. `None`: something is known of the path or
-/// the file already, and its tail will go on from that.
+/// The messages for the registry: the file's stream is opened and parked at once. `None`: the path or the file is already
+/// known, and its tail will continue from there.
 pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[TailOutput; 2]>> {
     if !known.of(&o.path).is_empty() {
         return Ok(None);
@@ -40,13 +40,13 @@ pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[
     Ok(Some([TailOutput::Opened(origin.opened(look.identity, at)), TailOutput::Closed(closed)]))
 }
 
-/// A look at a file that still has no thread: status shows what waits in it, and if it is deleted, that is counted as lost.
+/// Looks at a file that still has no thread: the status shows its unread bytes, and a deletion counts them as lost.
 pub fn look_again(path: &Path, known: &Known, board: &Board) {
     let Ok(Some(look)) = identity::look_at(path) else { return };
     known.grew(&look, path);
     let files = board.files();
     let progress = files.get(path).and_then(|f| f.progress.last());
-    // Another file at the path shows once there is a thread.
+    // A different file at the path is shown once there is a thread.
     if let Some(progress) = progress
         && progress.who().is_some_and(|(_, identity)| identity == look.identity)
     {

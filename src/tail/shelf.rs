@@ -1,5 +1,5 @@
-//! Streams whose file is not open: one that cannot be found now, and those that wait because enough files are open. Decides
-//! nothing about files that are open.
+//! Manages streams whose file is not open: those that cannot be found now, and those that wait because too many files are
+//! open.
 
 use super::find::Place;
 use super::follow::Until;
@@ -13,25 +13,25 @@ use log::warn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A stream whose bytes are not where they should be. A file that is being moved, a folder that does not answer, too few
-/// descriptors: none of these means that it is gone. Only when it was not there at several looks is it lost.
+/// A stream whose bytes are not where they should be. A file being moved, a folder that does not answer, or a lack of
+/// descriptors does not mean that it is gone. It is lost only after several looks without it.
 #[derive(Debug)]
 pub struct Absent {
     entry: Entry,
     why: &'static str,
-    /// Looks that found the folder in order and the file not in it.
+    /// Number of looks that could read the folder and did not find the file.
     not_there: u32,
     looks: u32,
     next: Instant,
     since: Instant,
-    /// Something has changed: it is looked for before that, and that look does not count.
+    /// Something changed: look before the scheduled time, without counting that look.
     nudged: bool,
     progress: Arc<Progress>,
-    /// It was truncated: its copy may be under a name that is not known yet. Nothing waits for it.
+    /// It was truncated: a copy may have a name that is not known yet. Nothing waits for it.
     truncated: Option<Arc<Origin>>,
 }
 
-/// A rotated file that is not open because enough others are.
+/// A rotated file that is closed because too many others are open.
 #[derive(Debug)]
 pub struct Shelved {
     entry: Entry,
@@ -39,15 +39,15 @@ pub struct Shelved {
 }
 
 impl Absent {
-    /// Looks until a file is given up, or until the others no longer wait for it.
+    /// Number of looks before a file is given up, or before newer files stop waiting for it.
     const LOOKS: u32 = 5;
-    /// The same where a copy may be under a name that is not known yet: new names are met within a moment, on a busy machine
-    /// within seconds.
+    /// The same for a copy whose name may not be known yet: new names are discovered within moments, or within seconds on a
+    /// busy machine.
     const LOOKS_FOR_COPY: u32 = 20;
     const BETWEEN: Duration = Duration::from_millis(500);
-    /// Between two looks for what nobody waits for any more.
+    /// Interval between looks once nothing waits for the stream any more.
     const LATER: Duration = Duration::from_secs(10);
-    /// A file that is being compressed is waited for so long.
+    /// How long to wait for a file that is being compressed.
     const COMPRESSION: Duration = Duration::from_secs(60);
 
     fn holds_up(&self) -> bool {
@@ -56,7 +56,7 @@ impl Absent {
 }
 
 impl Tail<'_> {
-    /// Looks for this stream's file again and again before it is declared lost.
+    /// Retries the search for this stream's file before declaring it lost.
     pub(super) fn miss(&mut self, entry: Entry, why: &'static str) {
         let next = self.now + Absent::BETWEEN;
         let progress = Arc::new(Progress::new(entry.at.offset, entry.size, None));
@@ -69,8 +69,8 @@ impl Tail<'_> {
         self.show();
     }
 
-    /// A truncated file of which no copy was found: one may be under a name that another tail has still to meet. What is written
-    /// from now on does not wait for that.
+    /// A truncated file without a known copy: the copy may have a name that another tail has yet to discover. New writes are
+    /// not held up by this.
     pub(super) fn await_copy(&mut self, entry: Entry, origin: Arc<Origin>, why: &'static str) {
         self.miss(entry, why);
         if let Some(absent) = self.absent.last_mut() {
@@ -78,7 +78,7 @@ impl Tail<'_> {
         }
     }
 
-    /// Stopped: what was truncated is counted now, unless its copy has come.
+    /// At a stop: counts what truncated files lost, unless a copy has appeared.
     pub(super) fn count_truncated(&mut self) -> Result<(), Halt> {
         while let Some(i) = self.absent.iter().position(|a| a.truncated.is_some()) {
             self.absent[i].not_there = Absent::LOOKS_FOR_COPY;
@@ -89,12 +89,12 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// A file has come that may be a copy of what is missing.
+    /// A new file appeared that may be a copy of a missing stream.
     pub(super) fn look_for_copies(&mut self) {
         self.absent.iter_mut().for_each(|a| a.nudged = true);
     }
 
-    /// The next look for what is absent. `Some`: what is newer waits that long for it.
+    /// The next look for absent streams. `Some`: newer files wait that long for them.
     pub(super) fn find_absent(&mut self) -> Result<Option<Duration>, Halt> {
         let mut i = 0;
         while i < self.absent.len() {
@@ -109,7 +109,7 @@ impl Tail<'_> {
         Ok(waits.max().map(|w| w.max(Duration::from_millis(1))))
     }
 
-    /// Streams that are this tail's though no file of theirs is open, as they were left.
+    /// Streams that belong to this tail but have no open file, in their last state.
     pub(super) fn not_open(&self) -> impl Iterator<Item = &Entry> {
         self.absent.iter().map(|a| &a.entry).chain(self.shelved())
     }
@@ -118,7 +118,7 @@ impl Tail<'_> {
         self.shelf.iter().map(|s| &s.entry)
     }
 
-    /// Of all streams that this tail has, oldest first; the live one's is last.
+    /// Progress of all streams of this tail, oldest first, the live one last.
     pub(super) fn progress(&self) -> Vec<Arc<Progress>> {
         let open = |live| self.open.iter().filter(move |o| o.live == live).map(|o| &o.origin.progress);
         let absent = self.absent.iter().map(|a| &a.progress);
@@ -126,12 +126,12 @@ impl Tail<'_> {
         absent.chain(open(false)).chain(shelved).chain(open(true)).cloned().collect()
     }
 
-    /// When something absent is to be looked for again.
+    /// When to look for an absent stream next.
     pub(super) fn absent_until(&self) -> Option<Instant> {
         self.absent.iter().map(|a| if a.nudged { self.now } else { a.next }).min()
     }
 
-    /// True: it is found, or lost, and no longer in the list.
+    /// True: it is found or lost, and was removed from the list.
     fn look_for(&mut self, i: usize) -> Result<bool, Halt> {
         let entry = self.absent[i].entry.clone();
         if !self.known.take_missing(entry.stream, &self.o.path) {
@@ -174,12 +174,12 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    /// What was not read of it is gone.
+    /// Reports the unread bytes of a stream as lost.
     pub(super) fn lose(&mut self, entry: &Entry, why: &str) -> Result<(), Halt> {
         let at = self.send_from_memory(entry.stream)?.unwrap_or(entry.at);
         let entry = &Entry { at, ..entry.clone() };
         let lost = unread(entry.size, entry.at.offset, &entry.beyond);
-        // Known for the case that it comes back, with a mount or from a move: then it goes on where it was.
+        // The stream stays known: if its file returns with a mount or a move, reading continues at its position.
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         self.known.store.done(entry.stream);
         self.count_lost(lost, why);
@@ -195,7 +195,7 @@ impl Tail<'_> {
     /// Closes a rotated file for now.
     pub(super) fn shelve(&mut self, i: usize) {
         let open = self.open.remove(i);
-        // Still this tail's, so that no other takes it.
+        // The stream stays with this tail, so that no other takes it.
         let Some(known) = self.known.of(&self.o.path).into_iter().find(|e| e.stream == open.origin.stream)
         else {
             return;
@@ -208,7 +208,7 @@ impl Tail<'_> {
         self.say("catching up", None);
     }
 
-    /// Opens the oldest of them again.
+    /// Reopens the oldest shelved file.
     pub(super) fn unshelve(&mut self) -> Result<(), Halt> {
         let Some(entry) = self.shelf.front().map(|s| s.entry.clone()) else { return Ok(()) };
         let place = self.find(&entry, None)?;

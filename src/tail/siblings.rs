@@ -1,10 +1,10 @@
-//! Rotated files beside a followed one: which names they have, and which of them hold a stream's bytes. Follows nothing.
+//! Finds rotated files beside a followed one, by name.
 //!
-//! A sibling is the name plus `.` or `-` plus digits or a date, optionally with a compression suffix, or `stem-date.ext`,
-//! or the name with a compression suffix alone; never a bare prefix: `app.log.err` is another log.
+//! A sibling is the name plus `.` or `-` plus digits or a date, optionally with a compression suffix, or `stem-date.ext`, or
+//! the name with only a compression suffix. A bare prefix is not enough: `app.log.err` is another log.
 //!
-//! Names that belong to one log form a *family*: the log itself and everything that [`base_of`] leads back to it. Where a
-//! pattern such as `app.log*` follows rotated files too, several followed paths are of one family.
+//! Names that belong to one log form a *family*: the log itself and all names that [`base_of`] maps to it. With a pattern
+//! such as `app.log*`, which follows rotated files too, several followed paths belong to one family.
 
 use super::folder::Names;
 use super::identity::{self, Look};
@@ -24,10 +24,11 @@ pub struct Sibling {
     pub look: Look,
 }
 
-/// The siblings of `path` as they are now, oldest first: by modification, ties by birth, plain before packed; never by number.
+/// The current siblings of `path`, oldest first: by modification time, ties by birth time, plain before compressed; never by
+/// number.
 ///
-/// A chain of renames moves names behind the reader's back, and `readdir(3)` may then miss a file that was there all the
-/// time: so a folder that is not at rest is read until two readings agree.
+/// A chain of renames may make `readdir(3)` miss a file that was there all the time. So a folder that is changing is read
+/// until two listings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
     list_by(path, &rotated)
 }
@@ -38,13 +39,14 @@ pub fn list_family(path: &Path) -> io::Result<Vec<Sibling>> {
     let extension = base.as_bytes().iter().rposition(|b| *b == b'.').filter(|at| *at > 0);
     let stem = &base.as_bytes()[..extension.unwrap_or(base.len())];
     list_by(path, &|name, other| {
-        // Most names in a folder of a thousand logs do not even begin so.
+        // In a folder of a thousand logs, most names fail the prefix test.
         let is_kin = other.as_bytes().starts_with(stem) && other != name && base_of(other) == base;
         is_kin.then(|| unpack(other.as_bytes()).1)
     })
 }
 
-/// Every rotated name in the folder, of any log for which `is_followed`: where names were exchanged, a stream may be in another log's.
+/// Every rotated name in the folder, of any log for which `is_followed`: after names were swapped, a stream may have another
+/// log's name.
 pub fn list_rotated(path: &Path, is_followed: impl Fn(&Path) -> bool) -> io::Result<Vec<Sibling>> {
     list_by(path, &|name, other| {
         let base = base_of(other);
@@ -53,7 +55,7 @@ pub fn list_rotated(path: &Path, is_followed: impl Fn(&Path) -> bool) -> io::Res
     })
 }
 
-/// Whether the second name is a form of the first, and how it is packed.
+/// Whether the second name is a form of the first, and how it is compressed.
 type Form<'f> = &'f dyn Fn(&OsStr, &OsStr) -> Option<Packed>;
 
 fn list_by(path: &Path, form: Form<'_>) -> io::Result<Vec<Sibling>> {
@@ -71,13 +73,13 @@ fn list_by(path: &Path, form: Form<'_>) -> io::Result<Vec<Sibling>> {
     Ok(last)
 }
 
-/// Most readings of a folder that does not come to rest.
+/// Maximum number of listings of a folder that keeps changing.
 const READINGS: usize = 20;
 
-/// The siblings, and whether their folders were at rest.
+/// The siblings, and whether their folders were unchanged.
 fn list_once(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)> {
-    // Where the path is a symlink, rotation happens beside its target too. Elsewhere than below the path's own folder nobody
-    // has asked for those files.
+    // If the path is a symlink, rotation also happens beside its target. Files outside the path's own folder tree were not
+    // requested.
     let (mut found, mut at_rest) = in_folder_of(path, form)?;
     if let Ok(real) = fs::canonicalize(path)
         && real != path
@@ -92,7 +94,7 @@ fn list_once(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)> {
     Ok((found, at_rest))
 }
 
-/// An error is one of the folder's or of a file in it that says nothing about what is there.
+/// Errors concern the folder, or a file in it whose existence is then unknown.
 fn in_folder_of(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)> {
     let nothing = Ok((Vec::new(), true));
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return nothing };
@@ -111,7 +113,7 @@ fn in_folder_of(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)>
     Ok((found, names.hold_still(folder)))
 }
 
-/// For files of one moment only: a short number counts down to the newest as with logrotate, a date counts up.
+/// Only for files with equal times: a short number counts down to the newest, as with logrotate; a date counts up.
 fn rank(path: &Path) -> i64 {
     let name = path.file_name().unwrap_or_default().as_bytes();
     let (plain, _) = unpack(name);
@@ -120,7 +122,7 @@ fn rank(path: &Path) -> i64 {
     if number < 10_000 { -number } else { number }
 }
 
-/// Whether `name` is a rotated file of `base`, and how it is packed.
+/// Whether `name` is a rotated file of `base`, and how it is compressed.
 pub fn rotated(base: &OsStr, name: &OsStr) -> Option<Packed> {
     let (base, name) = (base.as_bytes(), name.as_bytes());
     let (plain, packed) = unpack(name);
@@ -138,8 +140,8 @@ pub fn rotated(base: &OsStr, name: &OsStr) -> Option<Packed> {
     is_date(mark).then_some(packed)
 }
 
-/// The name of the log that a rotated name belongs to; of any other name, the name itself. Beside the forms of [`rotated`]
-/// also `stem.1.ext`, as logrotate's `extension` makes it.
+/// The name of the log that a rotated name belongs to; any other name maps to itself. In addition to the forms of
+/// [`rotated`], this covers `stem.1.ext`, which logrotate's `extension` creates.
 pub fn base_of(name: &OsStr) -> OsString {
     let (mut base, _) = unpack(name.as_bytes());
     let with_extension;
@@ -172,7 +174,7 @@ fn is_number(mark: &[u8]) -> bool {
     !mark.is_empty() && mark.len() <= 10 && mark.iter().all(u8::is_ascii_digit)
 }
 
-/// At least six digits, with what dates are written with between them; `-1` behind it (logrotate's dateext twice a day) too.
+/// At least six digits with the usual date separators; also followed by `-1` (logrotate's dateext twice a day).
 fn is_date(mark: &[u8]) -> bool {
     mark.first().is_some_and(u8::is_ascii_digit)
         && mark
@@ -212,7 +214,7 @@ mod tests {
         }
     }
 
-    /// Fails when two names of one log are taken for two logs, or two logs for one.
+    /// Fails when two names of one log count as two logs, or two logs as one.
     #[test]
     fn families() {
         for (name, base) in [
@@ -249,8 +251,8 @@ mod tests {
         assert_eq!(names, ["f.2", "f.3", "f.1"]);
     }
 
-    /// File names as whoever may write into the folder gives them. Fails when one makes the rules panic, or the base of a
-    /// rotated name is itself a rotated one of that.
+    /// Arbitrary file names, as anyone with write access to the folder may create. Fails when one makes the rules panic, or
+    /// the base of a rotated name is itself a rotated name of that base.
     #[test]
     fn fuzz_names() {
         let names = [

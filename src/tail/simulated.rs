@@ -1,7 +1,8 @@
-//! The tail against a writer, rotation, compression, crashes and restarts, by seeds: real small files, time that is only a
-//! number, the saved state a map. Asserts contents: nothing lost, nothing doubled but what a crash had in the air, in order.
+//! Simulates the tail against a writer, rotation, compression, crashes and restarts, from seeds. Uses small real files,
+//! virtual time, and a map as the saved state. Asserts on contents: nothing lost, nothing doubled except what was in flight
+//! at a crash, and the order kept.
 //!
-//! A failing seed is shown with the fewest steps that make it fail, and tried alone with `LOGAGENT_SEED=n`.
+//! A failing seed is reduced to the fewest steps that still fail. Run one seed with `LOGAGENT_SEED=n`.
 
 mod judge;
 mod life;
@@ -15,34 +16,35 @@ use world::{Packing, World};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
     Append,
-    /// Half a line, and its end at the next append.
+    /// Half a line; the next append completes it.
     Half,
     /// `app.log.1` becomes `.2` and so on.
     Rotate,
     /// The writer writes once more into the renamed file.
     RotateLate,
-    /// Twice at once.
+    /// Two rotations in a row.
     RotateTwice,
-    /// By date, as numbers that grow.
+    /// Rotated names are dates: numbers that grow.
     RotateByDate,
-    /// gzip(1) on a rotated file, in two parts with the reader at work between them.
+    /// gzip(1) on a rotated file, in two parts with the reader active in between.
     Compress,
-    /// The copy has everything that is lost by the truncation.
+    /// The copy has everything that the truncation destroys.
     CopyTruncate,
-    /// The writer goes on while the copy is made, and that is read before the truncation: the copy is shorter than what was read.
+    /// The writer appends while the copy is made, and the tail reads that before the truncation: the copy is shorter than
+    /// what was read.
     CopyTruncateLate,
     DeleteCreate,
     Look,
     Time,
     Ack,
-    /// Out of turn.
+    /// Out of order.
     AckAny,
     Save,
     Stop,
     Crash,
     /// Rotations and gzip(1) in the middle of a step.
     Meanwhile,
-    /// The file system goes from under the open files, and comes back.
+    /// The file system disappears under the open files and then returns.
     CutOff,
     Begin,
 }
@@ -71,7 +73,7 @@ fn run_seed(seed: u64, ops: &[Op], once: bool) {
     w.judge(seed);
 }
 
-/// Leaves out what is not needed for the seed to fail.
+/// Removes steps that are not needed for the seed to fail.
 fn shrink(seed: u64, mut ops: Vec<Op>, once: bool) -> Vec<Op> {
     let fails = |ops: &[Op]| std::panic::catch_unwind(|| run_seed(seed, ops, once)).is_err();
     let mut size = ops.len() / 2;
@@ -90,7 +92,7 @@ fn shrink(seed: u64, mut ops: Vec<Op>, once: bool) -> Vec<Op> {
     ops
 }
 
-/// What the tail says, for a seed that is looked into.
+/// Prints the tail's log while a seed is being debugged.
 struct Said;
 
 impl log::Log for Said {
@@ -107,7 +109,7 @@ fn only() -> Option<u64> {
     std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok())
 }
 
-/// Steps, with how often each is taken.
+/// Steps with their relative frequency.
 type Mix<'a> = &'a [(u64, Op)];
 
 fn draw(dice: &mut Dice, mix: &[Mix<'_>]) -> Op {
@@ -132,7 +134,7 @@ fn try_seeds(n: u64, mix: Mix<'_>, once: bool) {
         let ops: Vec<Op> = (0..60).map(|_| draw(&mut dice, &[ALWAYS, mix])).collect();
         if std::panic::catch_unwind(|| run_seed(seed, &ops, once)).is_err() {
             failed.push((seed, ops));
-            break; // the others cost as much time as this one's shrinking
+            break; // shrinking takes long: one failing seed is enough
         }
     }
     if let Some((seed, ops)) = failed.first() {
@@ -147,8 +149,8 @@ fn try_seeds(n: u64, mix: Mix<'_>, once: bool) {
     assert!(failed.is_empty());
 }
 
-/// A file system that does not say when a file was made, such as NFS and FUSE: an inode is all there is, and it is given
-/// again at once.
+/// Simulates a file system without birth times, such as NFS and FUSE: only the inode identifies a file, and inodes are
+/// reused at once.
 fn without_birth_times(test: impl FnOnce()) {
     identity::BIRTHLESS.set(true);
     test();
@@ -184,47 +186,47 @@ const KILLS: Mix<'_> = &[
     (2, Crash),
 ];
 
-/// Renames in both directions of numbering, stops. Fails when the old file is closed at once, or a sibling is read by its
-/// number.
+/// Renames in both directions of numbering, and stops. Fails when the old file is closed at once, or a sibling is read by
+/// its number.
 #[test]
 fn rotations_and_stops() {
     seeds(500, ROTATIONS);
 }
 
-/// Fails when a `.gz` is taken for new lines, or the rest of a stream is not looked for in it.
+/// Fails when a `.gz` counts as new lines, or is not searched for the rest of a stream.
 #[test]
 fn compression() {
     seeds(500, COMPRESSION);
 }
 
-/// Fails when a truncation is not seen, or its copy is read again.
+/// Fails when a truncation is missed, or its copy is read again.
 #[test]
 fn truncation_and_removal() {
     seeds(500, TRUNCATION);
 }
 
-/// Fails when a copy that is shorter than what was read is read again, as it is or compressed, or waits in vain for its end.
+/// Fails when a plain or compressed copy shorter than what was read is read again, or the tail waits in vain for its end.
 #[test]
 fn copies_made_under_a_busy_writer() {
     seeds(500, SHORT_COPIES);
 }
 
-/// Fails when a position is saved before its acknowledgement, a restart forgets a stream, or one whose `.gz` is read is
-/// counted as lost.
+/// Fails when a position is saved before its acknowledgement, a restart forgets a stream, or a stream whose `.gz` is read
+/// counts as lost.
 #[test]
 fn crashes() {
     seeds(500, CRASHES);
 }
 
-/// Fails when a `.gz` that is made while the tail looks, or between two runs, is read beside the file it was made of, or neither
-/// of them is.
+/// Fails when a `.gz` that is made during a look or between two runs is read in addition to its original, or neither is
+/// read.
 #[test]
 fn packed_among_kills_with_exactly_once_delivery() {
     try_seeds(700, KILLS, true);
 }
 
-/// A file is read and left, packed and noted as read, before the broker has its lines. Fails when a run after a kill does not go
-/// on in the packed file.
+/// A file is read, closed, compressed and registered as read before the broker has its lines. Fails when a run after a kill
+/// does not continue in the compressed file.
 #[test]
 fn packed_before_it_is_acknowledged() {
     for seed in 0..100 {
@@ -236,24 +238,24 @@ fn packed_before_it_is_acknowledged() {
     }
 }
 
-/// The file is copied and truncated while it is taken up again after a stop. Fails when it is left, since it does not go on any
-/// more with what was found of it a moment before.
+/// After a restart, the file is copied and truncated just as its stream is reopened. Fails when the copy is dropped because
+/// the contents no longer match what was found a moment before.
 #[test]
-fn copied_and_truncated_while_it_is_taken_up() {
+fn copied_and_truncated_while_it_is_reopened() {
     for looks in 0..12 {
         let mut w = World::new(looks, false);
         (0..20).for_each(|_| w.append());
         w.live(&mut vec![Stop, Save, Ack, Look, Look], false);
         w.unseen();
         w.append();
-        w.late = true; // which of these two is first depends on the moment
+        w.late = true; // which of the two is first depends on timing
         w.copytruncate_after(looks);
         w.live(&mut Vec::new(), true);
         w.judge(looks);
     }
 }
 
-/// Fails when an inode that is given again is taken for the file that had it.
+/// Fails when a reused inode is mistaken for the file that had it before.
 #[test]
 fn on_a_file_system_without_birth_times() {
     without_birth_times(|| {

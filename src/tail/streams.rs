@@ -1,4 +1,4 @@
-//! Takes files up and lets them go: what a step of [`super::follow`] does with the open files. Decides nothing, reads no line.
+//! Opens and closes files: executes the steps that [`super::follow`] returned.
 
 use super::identity::Look;
 use super::known::{Claim, Entry};
@@ -15,9 +15,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 impl Tail<'_> {
-    /// Takes up a stream that is open in `known`: tells it, and puts it before the live file.
+    /// Starts reading a stream that `known` has marked as open: announces it, and inserts its file by age, before the live
+    /// one.
     pub(super) fn take_up(&mut self, bytes: Bytes, look: &Look, e: Entry) -> Result<Option<usize>, Halt> {
-        let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // of a .gz it is not known yet
+        let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // unknown at first for a .gz
         let origin = self.origin(e.stream, e.at.offset, size);
         let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone(), self.now)? else {
             return Ok(None);
@@ -31,7 +32,7 @@ impl Tail<'_> {
         self.known.store.claimed(e.stream);
         self.leaving.retain(|left| left.stream != e.stream);
         self.known.reads(e.stream, open.at, &open.head, open.file());
-        // Oldest first; the live one is last.
+        // Oldest first; the live file is last.
         let after = |o: &Open| o.live || (o.modified, o.origin.stream) > (look.modified, e.stream);
         let place = self.open.iter().position(after).unwrap_or(self.open.len());
         self.open.insert(place, open);
@@ -62,7 +63,7 @@ impl Tail<'_> {
         })
     }
 
-    /// A new stream in `file` from `offset` on.
+    /// A new stream in `file`, starting at `offset`.
     pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
         let offset = offset.min(look.size);
         let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
@@ -71,7 +72,7 @@ impl Tail<'_> {
         Ok(entry)
     }
 
-    /// Another file is at the path: the old one stays open, the new one is read after what the old one holds now.
+    /// A different file is at the path: keeps the old one open, and reads the new one after what the old one holds now.
     pub(super) fn open_new(&mut self) -> Result<(), Halt> {
         let opened = identity::open(&self.o.path);
         self.orphan();
@@ -79,7 +80,7 @@ impl Tail<'_> {
             Ok(opened) => opened,
             Err(e) => {
                 self.path_is_shut(&e);
-                return Ok(()); // what is open goes on
+                return Ok(()); // keep following the open file
             }
         };
         self.path_again = None;
@@ -95,8 +96,8 @@ impl Tail<'_> {
         }
     }
 
-    /// Goes on with a known stream in the file at the path, or, where the bytes are others now, begins a new one: they may have
-    /// become others since they were looked at.
+    /// Continues a known stream in the file at the path, or starts a new one if the bytes differ: they may have changed
+    /// since they were checked.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
         let goes_on = goes_on(&file, &look, &entry)?;
         if !goes_on && self.was_read(&file, &look)? {
@@ -109,7 +110,7 @@ impl Tail<'_> {
         self.take_up_rewritten(file, &look)
     }
 
-    /// The live file is an old one now. What it holds goes first.
+    /// The live file was rotated. Its unread bytes are sent first.
     pub(super) fn orphan(&mut self) {
         for open in self.open.iter_mut().filter(|o| o.live) {
             open.live = false;
@@ -118,9 +119,9 @@ impl Tail<'_> {
         }
     }
 
-    /// Other bytes stand in the file now: a new stream from 0. A copy of the old bytes (copytruncate) is read on, if there
-    /// is one; else what was not read is lost, and counted. Where only the end was cut off, the new stream goes on where the
-    /// old one was.
+    /// The file has different bytes now: starts a new stream at 0. Reading continues in a copy of the old bytes
+    /// (copytruncate), if there is one; otherwise the unread bytes are counted as lost. If only the end was cut off, the new
+    /// stream continues at the old position.
     pub(super) fn truncated(&mut self, i: usize) -> Result<(), Halt> {
         let open = &mut self.open[i];
         let file = open.file().map(|f| f.try_clone()).transpose()?;
@@ -144,10 +145,10 @@ impl Tail<'_> {
         };
         let is_asked = old.live && cut.is_none() && self.may_be_a_copy();
         if cut.is_none() {
-            self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from there
+            self.known.found_again(entry.stream, &Identity::default()); // its bytes are gone from that file
         }
         if !old.live && cut.is_none() && look.as_ref().is_some_and(|look| self.is_at_followed_path(look)) {
-            // Decided about by the tail of that path.
+            // The tail of that path decides about it.
         } else if is_asked {
             (self.path_again, self.expected_elsewhere) = (None, true);
         } else if let (Some(file), Some(look)) = (file, look) {
@@ -164,7 +165,7 @@ impl Tail<'_> {
         if let Some(size) = cut {
             let kept = size - old.at.offset;
             if kept > 0 {
-                self.forget_memory(); // a part of the record is in the file still
+                self.forget_memory(); // part of the record is still in the file
             }
             return self.ended(&entry, kept);
         }
@@ -173,13 +174,13 @@ impl Tail<'_> {
         done
     }
 
-    /// Whether another path of this log that is followed leads to this file.
+    /// Whether this file is at another followed path of the same log.
     fn is_at_followed_path(&self, look: &Look) -> bool {
         let Ok(list) = siblings::list_family(&self.o.path) else { return false };
         list.iter().any(|s| s.look.identity == look.identity && self.is_followed(&s.path))
     }
 
-    /// Sends what is in memory of a stream whose file has other bytes now; up to where that goes.
+    /// Sends what is in memory of a stream whose file was overwritten. Returns the position after it.
     pub(super) fn send_from_memory(&mut self, stream: StreamId) -> Result<Option<Point>, Halt> {
         let Some(i) = self.in_memory.iter().position(|c| c.origin.stream == stream) else { return Ok(None) };
         let chunk = self.in_memory.remove(i);
@@ -190,13 +191,13 @@ impl Tail<'_> {
         Ok(Some(end))
     }
 
-    /// Keeps in memory only what may still be needed: that of streams that are looked for.
+    /// Keeps data in memory only for streams that are still being looked for.
     pub(super) fn forget_memory(&mut self) {
         let absent: Vec<StreamId> = self.not_open().map(|e| e.stream).collect();
         self.in_memory.retain(|chunk| absent.contains(&chunk.origin.stream));
     }
 
-    /// Truncated; of what was unread, `kept` bytes are read as another stream's.
+    /// Closes a truncated stream. Of its unread bytes, `kept` are read as part of another stream.
     pub(super) fn ended(&mut self, entry: &Entry, kept: u64) -> Result<(), Halt> {
         let stream = entry.stream;
         let at = self.send_from_memory(stream)?.unwrap_or(entry.at);
@@ -206,14 +207,14 @@ impl Tail<'_> {
         self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
 
-    /// Whole lines before the damage are sent; the rest cannot be had.
+    /// The complete lines before the damage are sent; the rest is unreadable.
     pub(super) fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
         let lost = open.origin.progress.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
         let (path, at) = (self.o.path.display(), open.at.offset);
         warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
-        // It stays known, so that it is not tried again.
+        // The stream stays known, so that the file is not tried again.
         self.known.release(stream, open.at, open.known_size(), open.modified, true);
         self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
     }
@@ -232,24 +233,24 @@ impl Tail<'_> {
         self.send(TailOutput::Closed(Closed { stream, why }))
     }
 
-    /// Deleted, unread, and more than may be held.
+    /// Closes a deleted file with unread bytes that is over the limit.
     pub(super) fn give_up(&mut self, i: usize) -> Result<(), Halt> {
         let open = self.open.remove(i);
         let lost = open.backlog();
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
-        self.count_lost(lost, "it was deleted, and more than deleted_hold waits");
+        self.count_lost(lost, "it was deleted, and deleted_hold is exceeded");
         self.send(TailOutput::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
     }
 
-    /// A step that failed may have claimed a file and not opened it: at the next try it is there to be claimed again.
+    /// A failed step may have claimed a file without opening it: release it, so that the next attempt can claim it.
     pub(super) fn let_go(&self) {
         let open = self.open.iter().map(|o| o.origin.stream);
         let mine: Vec<StreamId> = open.chain(self.not_open().map(|e| e.stream)).collect();
         self.known.let_go(&self.o.path, &mine);
     }
 
-    /// Truncations since the last look.
+    /// Handles truncations since the last look.
     pub(super) fn see_truncations(&mut self) -> Result<(), Halt> {
         while let Some(i) = self.a_truncated_one()? {
             self.truncated(i)?;
@@ -268,15 +269,15 @@ impl Tail<'_> {
         Ok(None)
     }
 
-    /// The open files are of no use any more: they are looked for again by their names.
+    /// Closes all open files and starts over, looking for them by name.
     pub(super) fn begin_again(&mut self) {
         self.release();
         (self.first, self.history) = (true, None);
     }
 
-    /// Stopped: the agent goes on at the next start.
+    /// Stops; the agent continues at the next start.
     pub(super) fn park(&mut self) {
-        // At the next start nobody knows any more what a copy begins with.
+        // The next run does not know the first bytes of these streams, so it cannot recognize copies by them.
         let folder = self.folder.clone();
         let _decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self.see_truncations();
@@ -290,7 +291,7 @@ impl Tail<'_> {
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
             let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.send(TailOutput::Closed(parked)); // it says nothing new
+            let _ = self.send(TailOutput::Closed(parked)); // it adds no new position
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Collects what [`mod@assign`] decides by: the files of a log's folder as they are now, and what is known of all streams. Reads
-//! contents for it, each as seldom as possible.
+//! Collects the input of [`mod@assign`]: the current files in a log's folder, and what is known about all streams. Reads
+//! file contents as rarely as possible.
 
 use super::assign::{self, Found, Length, Peek, Stream, Verdict, assign, is_same_file};
 use super::gz::Gz;
@@ -15,23 +15,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The file at the tail's own path.
+/// How to treat the file at the tail's own path.
 #[derive(Clone, Copy)]
 pub(super) enum AtPath<'f> {
-    /// It is decided about as the others are.
+    /// Decide about it like about the others.
     Asked {
         file: &'f File,
         look: &'f Look,
-        /// It has other bytes than those of its stream.
+        /// It no longer has the bytes of its stream.
         rewritten: bool,
     },
-    /// It is read later, whatever is decided: files with no other bytes than these are copies.
+    /// It will be read later in any case: files whose bytes are all in it are copies.
     Opened(&'f File),
-    /// Its bytes are those of a stream, or not looked at.
+    /// Its bytes belong to a stream, or are not examined.
     LeftOut,
 }
 
-/// What was found, and what was decided about it.
+/// The files found, and the verdicts about them.
 pub(super) struct Survey {
     pub files: Vec<Candidate>,
     pub entries: Vec<Entry>,
@@ -44,7 +44,7 @@ pub(super) struct Candidate {
 }
 
 impl Survey {
-    /// Verdicts by file, in the order of the list: oldest first.
+    /// Verdicts by file, in list order: oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Sibling, Verdict)> {
         self.files.iter().map(|c| &c.sibling).zip(self.verdicts.iter().copied())
     }
@@ -59,27 +59,27 @@ impl Survey {
     }
 }
 
-/// Which files are looked at.
+/// Which files to examine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Those whose names are forms of the log's.
+    /// Files whose names are forms of this log's name.
     Log,
-    /// The followed ones beside them too that are in no stream.
+    /// Also followed files in the same folder that belong to no stream.
     Folder,
-    /// And those whose names are forms of other followed logs.
+    /// Also files whose names are forms of other followed logs.
     Logs,
 }
 
-/// What of the siblings that nobody has read is to be read.
+/// Which unread siblings to read.
 #[derive(Clone, Copy)]
 pub(super) enum Age<'a> {
     Any,
-    /// What is newer than this.
+    /// Those newer than this.
     NewerThan(&'a Entry),
 }
 
 impl Tail<'_> {
-    /// Decides about all files of this log, and about those beside it that are in no stream, as they are now.
+    /// Decides about all files of this log, and about neighboring files that belong to no stream, in their current state.
     pub(super) fn survey(&mut self, at_path: AtPath<'_>, scope: Scope, age: Age<'_>) -> Result<Survey, Halt> {
         let files = self.candidates(at_path, scope)?;
         if files.is_empty() {
@@ -122,7 +122,7 @@ impl Tail<'_> {
                 old,
             });
         }
-        // What is in no stream is opened now: its name may be another's in a moment.
+        // Files that belong to no stream are opened now, because their names may soon belong to other files.
         let mut kept = Vec::with_capacity(files.len());
         let mut kept_found = Vec::with_capacity(files.len());
         for (mut candidate, found) in files.into_iter().zip(found) {
@@ -138,7 +138,7 @@ impl Tail<'_> {
         let verdicts = assign(&streams, &kept_found, &mut contents)?;
         self.moved |= contents.moved;
         for (candidate, verdict) in kept.iter().zip(&verdicts) {
-            // A copy that was not complete yet may be by now, and its original truncated.
+            // A copy that was incomplete may be complete by now, and its original truncated.
             if let (Verdict::New | Verdict::Read(_), Some(file)) = (verdict, &candidate.file)
                 && identity::look(file)?.size != candidate.sibling.look.size
             {
@@ -156,8 +156,8 @@ impl Tail<'_> {
         Ok(Survey { files: kept, entries, verdicts })
     }
 
-    /// The streams of these files, if each is known by its identity and needs no look at its contents: most often nothing has
-    /// come and gone.
+    /// The streams of these files, if each is known by identity and no contents need checking. This is the usual case: no
+    /// file appeared or disappeared.
     fn all_known(&self, files: &[Candidate]) -> Option<Vec<Entry>> {
         let own = |c: &Candidate| {
             let entry = self.known.get(&c.sibling.look.identity, &self.o.path)?;
@@ -170,7 +170,7 @@ impl Tail<'_> {
     /// Oldest first.
     fn candidates(&mut self, at_path: AtPath<'_>, scope: Scope) -> Result<Vec<Candidate>, Halt> {
         let mut list = match siblings::list_family(&self.o.path) {
-            // A folder whose names may not be read has no siblings for us.
+            // A folder that cannot be listed counts as having no siblings.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
             list => list?,
         };
@@ -188,7 +188,7 @@ impl Tail<'_> {
                 list.push(Sibling { packed: crate::packed::packing(&path), path, look });
             }
         }
-        // The file at the path is the newest, whatever the clock says.
+        // The file at the path is the newest, whatever its times say.
         let own = match at_path {
             AtPath::Asked { file, look, .. } => Some((file.try_clone()?, look.clone())),
             AtPath::Opened(_) | AtPath::LeftOut => None,
@@ -223,18 +223,18 @@ impl Tail<'_> {
     }
 }
 
-/// Contents of files as they were listed, and of streams' own files.
+/// Contents of the listed files and of the streams' own files.
 struct Contents<'a> {
     known: &'a Known,
     files: &'a [Candidate],
     entries: &'a [Entry],
     heads: HashMap<usize, Vec<u8>>,
     marks: HashMap<(usize, u64), Option<Mark>>,
-    /// At which offsets contents are compared.
+    /// Offsets at which contents are compared.
     offsets: BTreeSet<u64>,
-    /// Streams' own files, `None` where they are gone or have other bytes.
+    /// Own files of streams; `None` if gone or overwritten.
     own: HashMap<usize, Option<Own>>,
-    /// A file was not where it was listed.
+    /// A file was no longer at its listed name.
     moved: bool,
 }
 
@@ -242,7 +242,7 @@ struct Contents<'a> {
 enum Own {
     Plain(Arc<File>),
     Packed(Arc<File>, Look),
-    /// Compressed, and not known where it ends.
+    /// Compressed, with an unknown end.
     Unknown,
 }
 
@@ -291,7 +291,7 @@ impl<'a> Contents<'a> {
             }
         }
         let is_read = matches!(e.reader, Reader::Reading(None));
-        // A file that is a newer stream's by now has other bytes.
+        // If a newer stream has this file by now, its bytes are that stream's.
         let rank = |e: &Entry| (!matches!(e.reader, Reader::Nobody), !e.finished, e.stream);
         let same = |other: &&Entry| is_same_file(&other.identity, &e.identity);
         if !is_read && self.entries.iter().filter(same).any(|other| rank(other) > rank(e)) {
@@ -311,7 +311,7 @@ impl<'a> Contents<'a> {
         let Some((file, look)) = opened else { return Ok(is_read.then_some(Own::Unknown)) };
         if packed == Packed::Gzip {
             return Ok(match self.known.unpacked.end(&file, &look) {
-                // Where nothing was read, and without a birth time, the inode may be another file's by now.
+                // If nothing was read and there is no birth time, the inode may belong to another file by now.
                 Ok(_)
                     if is_read || look.identity.born.is_some() || proof(e).offset > 0 && holds(&file, e)? =>
                 {
@@ -424,7 +424,7 @@ fn mark_if_there(file: &File, look: &Look, offset: u64) -> io::Result<Option<Mar
     if look.size < offset { Ok(None) } else { open::mark_at(file, offset).map(Some) }
 }
 
-/// For a file whose position is of no account before and afterwards.
+/// Rewinds the file before and after `read`; its position does not matter to the caller.
 fn rewound<T>(file: &File, read: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
     let mut rewind = file;
     rewind.rewind()?;
@@ -433,28 +433,28 @@ fn rewound<T>(file: &File, read: impl FnOnce(File) -> io::Result<T>) -> io::Resu
     done
 }
 
-/// A file that was written this lately may be written still.
+/// Whether a file was written so recently that it may still be growing.
 pub(super) fn is_young(look: &Look) -> bool {
     let written = UNIX_EPOCH + Duration::from_nanos(look.modified.max(0) as u64);
     SystemTime::now().duration_since(written).is_ok_and(|age| age < Duration::from_secs(60))
 }
 
-/// The point by which a file is known to hold the stream's bytes: its position, and where nothing is gapless, the end of
-/// what is acknowledged beyond.
+/// The point that proves a file holds the stream's bytes: the position, or if that is 0, the end of the first range
+/// acknowledged beyond it.
 pub(super) fn proof(entry: &Entry) -> Point {
     let beyond = entry.beyond.first().map(|(_, end)| *end);
     if entry.at.offset > 0 { entry.at } else { beyond.unwrap_or(entry.at) }
 }
 
-/// Whether the file still has the bytes before the stream's position. Where nothing was read there are none: then it has other
-/// bytes if it is shorter than it was.
+/// Whether the file still has the bytes before the stream's position. If nothing was read there are none to compare: then
+/// its bytes count as different only if it is shorter than before.
 pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
     let Point { offset, mark, .. } = proof(entry);
     let least = if offset == 0 { entry.size } else { offset };
     Ok(look.size >= least && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
-/// Whether a `.gz`, decompressed, has the stream's bytes before its position.
+/// Whether the decompressed `.gz` has the stream's bytes before its position.
 pub(super) fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
     let Point { offset, mark, .. } = proof(entry);
     rewound(file, |file| {
@@ -465,5 +465,5 @@ pub(super) fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
     })
 }
 
-/// Of a time in nanoseconds.
+/// For times in nanoseconds.
 pub(super) use assign::second;

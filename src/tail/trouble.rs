@@ -1,4 +1,4 @@
-//! A path that cannot be read: what is said of it, and when it is given up. Tries nothing itself.
+//! Handles a path that cannot be read: what to log, and when to give up.
 
 use super::Tail;
 use crate::report::Progress;
@@ -15,23 +15,23 @@ pub struct Unread {
     pub why: io::Error,
 }
 
-/// The file system went from under an open file: a server forgot its handle, or the process behind a mount ended.
+/// The file system behind an open file is gone: the server no longer knows the handle, or the process behind a mount ended.
 pub(super) fn is_cut_off(e: &io::Error) -> bool {
     e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
 }
 
-/// When a file that could not be opened is tried again.
+/// How soon to retry a file that could not be opened.
 const SHUT: Duration = Duration::from_secs(1);
 
 impl Tail<'_> {
-    /// One line when it begins, one when it is over; of a file that comes and goes, fewer and fewer.
+    /// Logs one line when a problem starts and one when it is over; throttled for a file with recurring problems.
     pub(super) fn trouble(&mut self, e: &io::Error) {
         let text = e.to_string();
         if self.error.as_deref() != Some(&text) {
             if let Some(times) = self.failures.more(1, self.now) {
                 let path = self.o.path.display();
                 let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
-                warn!("{path}: cannot be read now: {text}{again}; what is saved stays, trying again");
+                warn!("{path}: cannot be read now: {text}{again}; its saved position is kept, trying again");
                 self.told = true;
             }
             self.say("unreadable", Some(text.clone()));
@@ -39,19 +39,19 @@ impl Tail<'_> {
         }
     }
 
-    /// The file at the path cannot be opened; the rotated ones go on without it.
+    /// The file at the path cannot be opened; keep reading the rotated files.
     pub(super) fn path_is_shut(&mut self, e: &io::Error) {
         self.trouble(e);
         self.path_again = Some(self.now + SHUT);
     }
 
-    /// To be asked after each failure.
+    /// Call after each failure.
     pub(super) fn is_hopeless(&mut self) -> bool {
         let since = *self.failing.get_or_insert(self.now);
         self.o.give_up.is_some_and(|most| self.now.duration_since(since) >= most)
     }
 
-    /// `--once`: what is not opened by the end is not read.
+    /// `--once`: a file that is not open at the end stays unread.
     pub(super) fn never_opened(&mut self) -> Option<Unread> {
         self.o.give_up?;
         let why = io::ErrorKind::PermissionDenied.into();
@@ -76,7 +76,7 @@ impl Tail<'_> {
         file.progress = self.progress();
     }
 
-    /// A file that was read to its end: its lines are unsent until they are acknowledged.
+    /// Shows a file that was read to its end: its lines are unsent until they are acknowledged.
     pub(super) fn show_left(&self, progress: Arc<Progress>) {
         let mut files = self.board.files();
         let left = &mut files.entry(self.o.path.clone()).or_default().left;
@@ -84,7 +84,7 @@ impl Tail<'_> {
         left.push(progress);
     }
 
-    /// What it has, while its state is the same.
+    /// Shows the current streams without changing their state.
     pub(super) fn show(&self) {
         self.board.files().entry(self.o.path.clone()).or_default().progress = self.progress();
     }

@@ -1,5 +1,5 @@
-//! What is known of the contents of compressed files: where they end, how they begin, and the marks at offsets that were asked for.
-//! Each file is decompressed for that as seldom as possible: once for its end, and once for all offsets.
+//! Caches the contents of compressed files: their length, their first bytes, and the marks at requested offsets. Each file
+//! is decompressed as rarely as possible: once for its end, and once for all offsets.
 
 use super::gz::Gz;
 use super::identity::Look;
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// By identity, size and time of modification.
+/// Keyed by identity, size and modification time.
 #[derive(Debug, Default)]
 pub struct Unpacked(Mutex<HashMap<AsItWas, Content>>);
 
@@ -18,12 +18,12 @@ type AsItWas = (Identity, u64, i64);
 #[derive(Clone, Debug)]
 struct Content {
     end: (u64, Mark),
-    /// The first ≤ 256 bytes, once some mark was asked for.
+    /// The first ≤ 256 bytes, set once a mark was requested.
     head: Vec<u8>,
     marks: BTreeMap<u64, Mark>,
 }
 
-/// So many files are remembered.
+/// Maximum number of files to remember.
 const MOST: usize = 1024;
 
 impl Unpacked {
@@ -49,12 +49,12 @@ impl Unpacked {
         Ok(content)
     }
 
-    /// Length of the content and the mark of its end. An error where the file is damaged, or not complete yet.
+    /// Length of the content and the mark at its end. An error if the file is damaged or incomplete.
     pub fn end(&self, file: &File, look: &Look) -> io::Result<(u64, Mark)> {
         Ok(self.content(file, look)?.end)
     }
 
-    /// The mark of an offset of the content; `also` may be asked for soon. `None`: it is shorter.
+    /// The mark of an offset in the content; `also` lists offsets that may be needed soon. `None`: the content is shorter.
     pub fn mark(
         &self,
         file: &File,
@@ -117,8 +117,8 @@ mod tests {
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
 
-    /// Fails when the mark of an offset is not that of the plain content there, in whatever order and however near to each other
-    /// offsets are asked for.
+    /// Fails when the mark of an offset differs from that of the plain content, whatever the order and distance of the
+    /// requested offsets.
     #[test]
     fn marks_are_those_of_the_content() {
         let content: Vec<u8> = (0..20_000u32).flat_map(|i| format!("{i} ").into_bytes()).collect();

@@ -1,5 +1,5 @@
-//! Patterns and arguments that match a log's own rotated, copied and compressed files: every line is sent exactly once, soon.
-//! Without a broker. Long random sequences of the same events are in `soak.rs`.
+//! Patterns and arguments that match a log's own rotated, copied and compressed files: every line is sent exactly once,
+//! within seconds. Runs without a broker. Long random sequences of the same events are in `soak.rs`.
 
 use crate::blind::beside;
 use crate::harness::*;
@@ -11,10 +11,10 @@ use std::process::Command;
 use std::thread;
 use std::time::SystemTime;
 
-/// All files are looked at every 30 s anyway. What is only found by that comes too late.
+/// All files are checked every 30 s anyway; finding something only then is too late.
 const FEW_SECONDS: std::time::Duration = secs(10);
 
-/// One log with its rotated files, and everything that an agent sent of them in its lives.
+/// One log with its rotated files, and everything the agent sent from them over all its runs.
 struct Case {
     folder: Folder,
     follow: Vec<String>,
@@ -43,14 +43,14 @@ impl Case {
         self.folder.agent(run.split(' ').chain(self.follow.iter().map(String::as_str)))
     }
 
-    /// Sends what is there with `--once`.
+    /// Sends everything present with `--once`.
     #[track_caller]
     fn once(&mut self) {
         let done = self.agent().arg("--once").run().expect_code(0);
         self.seen.extend(done.lines());
     }
 
-    /// Runs an agent until everything that was written is sent.
+    /// Runs an agent until everything written so far is sent.
     #[track_caller]
     fn until_sent(&mut self) {
         let mut agent = self.agent().start();
@@ -58,7 +58,7 @@ impl Case {
         self.stop(&mut agent);
     }
 
-    /// Lines that came twice do not stand for others that have not come yet.
+    /// Counts distinct lines, so that a duplicate does not stand in for a line that is still missing.
     #[track_caller]
     fn wait_sent(&self, agent: &Agent) {
         let before: HashSet<&Vec<u8>> = self.seen.iter().collect();
@@ -75,7 +75,7 @@ impl Case {
         self.seen.extend(agent.stop().expect_code(0).lines());
     }
 
-    /// Every line was sent once, and a further start finds nothing to send.
+    /// Every line was sent once, and another start finds nothing to send.
     #[track_caller]
     fn finish(&self) {
         Delivered::of(&self.seen).assert_exactly_once(&[&Lines::new("f", 0..self.next)]);
@@ -85,11 +85,11 @@ impl Case {
         assert_eq!(lost, Some(0), "{}", again.stderr);
     }
 
-    /// Ends a life in which everything was sent: nothing may come twice afterwards either.
+    /// Ends a run that has sent everything; no duplicate may appear afterwards either.
     #[track_caller]
     fn finish_running(mut self, mut agent: Agent) {
         self.wait_sent(&agent);
-        pause(secs(2)); // rotated files are looked at again after a second
+        pause(secs(2)); // rotated files are checked again after a second
         self.stop(&mut agent);
         self.finish();
     }
@@ -98,7 +98,7 @@ impl Case {
         File::open(self.folder.path(name)).unwrap().set_modified(time).unwrap();
     }
 
-    /// What copytruncate does, when nothing is written meanwhile.
+    /// Does what copytruncate does, without writes in between.
     fn copy_and_truncate(&self, from: &str, to: &str) {
         std::fs::copy(self.folder.path(from), self.folder.path(to)).unwrap();
         self.truncate(from);
@@ -116,7 +116,7 @@ impl Case {
     }
 }
 
-/// Runs `test` with each of the parameters, all at the same time.
+/// Runs `test` with all parameters in parallel.
 fn each<T: Send + Sync + std::fmt::Debug>(parameters: impl IntoIterator<Item = T>, test: impl Fn(&T) + Sync) {
     let parameters: Vec<T> = parameters.into_iter().collect();
     thread::scope(|scope| {
@@ -127,7 +127,7 @@ fn each<T: Send + Sync + std::fmt::Debug>(parameters: impl IntoIterator<Item = T
     });
 }
 
-/// A pattern and the names that it matches, the live file last, rotated files oldest first.
+/// A pattern and the names that it matches, rotated files oldest first, the live file last.
 const NAMES: [(&str, &[&str]); 5] = [
     (
         "logs/app.log*",
@@ -156,8 +156,8 @@ fn by_number_and_by_date() -> [(&'static str, &'static [&'static str]); 4] {
     [NAMES[0], NAMES[1], NAMES[2], NAMES[3]]
 }
 
-/// Files that are a second old, in each order of arguments. Fails when the first look at one file takes its rotated
-/// neighbours for read although they are followed themselves: of 180 lines 90 to 140 were missing.
+/// Files that are a second old, with the arguments in every order. Fails when the first look at one file marks its rotated
+/// neighbors as read although they are followed too: of 180 lines 90 to 140 were missing.
 #[test]
 fn the_first_start_sends_rotated_files_too() {
     let mut cases = Vec::new();
@@ -184,7 +184,7 @@ fn the_first_start_sends_rotated_files_too() {
     }
 }
 
-/// Several logs in one folder, whose rotated files have times from before 1990 to next year, all the same, or in reverse.
+/// Several logs in one folder, whose rotated files have times from before 1990 to next year, all equal, or in reverse.
 #[test]
 fn the_first_start_does_not_depend_on_times() {
     let mut cases = Vec::new();
@@ -205,7 +205,8 @@ fn the_first_start_does_not_depend_on_times() {
     }
 }
 
-/// `start = "end"`: what is there at the first start is old, whatever it is called. Fails when a fix for `beginning` sends it.
+/// `start = "end"`: files that exist at the first start are old, whatever their names. Fails when a fix for `beginning`
+/// sends them.
 #[test]
 fn the_first_start_at_the_end_sends_nothing_old() {
     for (pattern, names) in NAMES {
@@ -222,7 +223,7 @@ fn the_first_start_at_the_end_sends_nothing_old() {
     }
 }
 
-/// The example of logagent(1), `/var/log/**`. Fails when a pattern that ends so matches no file at all.
+/// The example of logagent(1), `/var/log/**`. Fails when a pattern with this ending matches no file at all.
 #[test]
 fn two_stars_at_the_end_match_files_at_any_depth() {
     let mut case = Case::new(["logs/**"]);
@@ -237,7 +238,7 @@ fn two_stars_at_the_end_match_files_at_any_depth() {
     case.finish_running(agent);
 }
 
-/// Only some rotated files are followed. Fails when one is sent that is not meant, or one left out that is.
+/// Only some rotated files are followed. Fails when another one is sent, or one of these is left out.
 #[test]
 fn the_first_start_sends_only_what_is_meant() {
     for follow in [["logs/app.log", "logs/app.log.2"], ["logs/app.log.2", "logs/app.log"]] {
@@ -252,15 +253,15 @@ fn the_first_start_sends_only_what_is_meant() {
     }
 }
 
-/// The file has a new name that the pattern matches too, and another file has its old name. Fails when its unread lines wait for
-/// the next look at all files, or `--once` ends without them.
+/// A file was renamed to another name that the pattern matches, and a new file has its old name. Fails when its unread lines
+/// wait for the next periodic check, or `--once` ends without them.
 #[test]
 fn renamed_while_down_and_another_made() {
     let renamed = |once: bool, known: bool| {
         let mut case = Case::new(["logs/x*"]);
         case.write("logs/x");
         if known {
-            case.write("logs/x9"); // a name that sorts behind
+            case.write("logs/x9"); // a name that sorts after it
         }
         case.once();
         case.write("logs/x");
@@ -274,12 +275,12 @@ fn renamed_while_down_and_another_made() {
             case.finish_running(agent);
         }
     };
-    // Two threads race here, and a machine that has much to do decides it.
+    // A race between two threads: the outcome varies on a busy machine.
     (0..6).for_each(|n| renamed(true, n % 2 == 0));
     each([false, false, true, true], |known| renamed(false, *known));
 }
 
-/// Fails when the entry of a file at another name is left to a tail that does not take it up.
+/// Fails when the entry of a renamed file is left to a tail that does not continue it.
 #[test]
 fn names_swapped_while_down() {
     each((0..6).map(|n| (n % 2 == 0, n / 2)), |&(once, files)| {
@@ -303,7 +304,7 @@ fn names_swapped_while_down() {
     });
 }
 
-/// Each file of the chain has lines that were not read. Fails when one of them waits, or two of them exchange their positions.
+/// Each file of the chain has unread lines. Fails when one of them waits, or two of them swap positions.
 #[test]
 fn rotated_while_down() {
     let each_name = by_number_and_by_date().into_iter().flat_map(|n| [(n, true), (n, false)]);
@@ -312,7 +313,7 @@ fn rotated_while_down() {
         let (live, rotated) = names.split_last().unwrap();
         case.write(live);
         case.until_sent();
-        // The number of a name counts down with the years, a date up.
+        // Numbers in names count down towards the newest file, dates count up.
         let count_down = rotated.len() > 1 && rotated[0] > rotated[1];
         for round in 0..rotated.len() {
             case.write(live);
@@ -336,7 +337,7 @@ fn rotated_while_down() {
     });
 }
 
-/// A writer goes on in the renamed file after the start. Fails when nobody looks at it, or only every 30 s.
+/// After the start, a writer appends to the renamed file. Fails when the lines are missed, or found only by the 30 s check.
 #[test]
 fn a_late_write_to_a_file_renamed_while_down() {
     each(by_number_and_by_date(), |&(pattern, names)| {
@@ -358,7 +359,8 @@ fn a_late_write_to_a_file_renamed_while_down() {
     });
 }
 
-/// The renamed file is deleted or compressed soon after the start. Fails when its lines are lost before anybody looks.
+/// The renamed file is deleted or compressed soon after the start. Fails when its lines are lost because it is checked too
+/// late.
 #[test]
 fn renamed_while_down_and_gone_soon() {
     each([None, Some("gzip"), Some("bzip2")], |tool| {
@@ -412,7 +414,7 @@ fn renamed_swapped_and_rotated_between_two_looks() {
     });
 }
 
-/// When a clock that is behind says that something was written.
+/// Modification times from a clock that is behind.
 fn behind() -> [(&'static str, SystemTime); 3] {
     let now = SystemTime::now();
     [
@@ -422,8 +424,8 @@ fn behind() -> [(&'static str, SystemTime); 3] {
     ]
 }
 
-/// Two rotations while the agent is down; then the clock is behind, or the times are restored ones. Fails when a rotated file
-/// that was never read is told from an old one by its modification time: a.log.1 was never sent, `lost_bytes` 0.
+/// Two rotations while the agent is down; then the clock is behind, or the times were restored. Fails when modification
+/// times decide whether a rotated file was read: a.log.1 was never sent, with `lost_bytes` 0.
 #[test]
 fn rotated_twice_while_the_clock_is_behind() {
     let pairs = behind().into_iter().flat_map(|b| [(b.0, b.1, "logs/a.log"), (b.0, b.1, "logs/a.log*")]);
@@ -474,7 +476,7 @@ fn rotated_twice_while_the_clock_is_behind_and_compressed_or_paused() {
     });
 }
 
-/// Rotated files that were sent get older or newer times, as rsync, tar and `touch` give. Fails when they are sent again.
+/// Sent rotated files get older or newer times, as from rsync, tar and `touch`. Fails when they are sent again.
 #[test]
 fn other_times_of_files_that_were_sent() {
     each(["logs/a.log", "logs/a.log*"], |follow| {
@@ -502,8 +504,8 @@ fn other_times_of_files_that_were_sent() {
     });
 }
 
-/// bzip2 keeps whole seconds: the packed file seems older than the last line read. Fails when lines that were never read, in a
-/// form that is not read, are passed over in silence, or when a file that was read is reported.
+/// bzip2 keeps whole seconds, so the compressed file seems older than the last line read. Fails when unread lines in an
+/// unsupported format are skipped silently, or when a file that was read is reported.
 #[test]
 fn packed_by_bzip2_in_the_second_of_the_last_line_read() {
     let second = SystemTime::UNIX_EPOCH
@@ -546,8 +548,8 @@ const COPIES: [(&str, &str, [&str; 3]); 5] = [
     ("logs/**/*", "logs/app.log", ["logs/app.log.old", "logs/app.bak", "logs/0"]),
 ];
 
-/// Copied and truncated while the agent runs: everything was read before, or nothing of the last lines. Fails when the copy is
-/// sent as a file of its own, or what only the copy has is lost.
+/// Copied and truncated while the agent runs, with everything read before, or none of the last lines. Fails when the copy is
+/// sent as a separate file, or lines that only the copy has are lost.
 #[test]
 fn copytruncate_to_names_that_the_pattern_matches() {
     let all = COPIES.into_iter().flat_map(|c| [(c, false), (c, true)]);
@@ -592,8 +594,8 @@ fn copytruncate_while_down_to_names_that_the_pattern_matches() {
     });
 }
 
-/// The copy takes its time, and the truncation comes later still. Fails when a copy is judged by its first bytes only, or by
-/// where it ends while it grows.
+/// The copy takes time, and the truncation comes later still. Fails when a copy is recognized by its first bytes only, or by
+/// its current end while it grows.
 #[test]
 fn a_slow_copy_that_the_pattern_matches() {
     each(COPIES, |&(pattern, live, copies)| {
@@ -603,7 +605,7 @@ fn a_slow_copy_that_the_pattern_matches() {
         let agent = case.agent().start();
         case.wait_sent(&agent);
         let bytes = std::fs::read(case.folder.path(live)).unwrap();
-        // In the middle of a line, at the end of one, and the rest.
+        // Up to the middle of a line, up to the end of one, and the rest.
         for part in [&bytes[..700], &bytes[700..201 * 10], &bytes[201 * 10..]] {
             case.folder.append(copies[0], part);
             pause(millis(700));
@@ -615,7 +617,7 @@ fn a_slow_copy_that_the_pattern_matches() {
     });
 }
 
-/// The agent has read what was written between the copy and the truncation. Fails when the shorter copy is sent again.
+/// The agent has read lines written between the copy and the truncation. Fails when the shorter copy is sent again.
 #[test]
 fn a_matched_copy_that_is_shorter_than_what_was_read() {
     each(COPIES, |&(pattern, live, copies)| {
@@ -634,8 +636,8 @@ fn a_matched_copy_that_is_shorter_than_what_was_read() {
     });
 }
 
-/// `cp app.log app.log.1` over a file that is followed itself, then the truncation: the same name and inode each time. Fails when
-/// other bytes in a file that was read are taken for new lines.
+/// `cp app.log app.log.1` over a file that is itself followed, then the truncation: the same name and inode each time. Fails
+/// when different bytes in a file that was read count as new lines.
 #[test]
 fn copied_over_a_file_that_is_followed() {
     each(["while running", "while paused", "while down"], |&when| {
@@ -662,7 +664,7 @@ fn copied_over_a_file_that_is_followed() {
     });
 }
 
-/// Killed between the copy and what comes after it. Fails when a line is lost; what comes twice is counted.
+/// Killed between the copy and the next step. Fails when a line is lost, or duplicates exceed the reported count.
 #[test]
 fn killed_around_a_matched_copy() {
     each(COPIES, |&(pattern, live, copies)| {
@@ -684,7 +686,8 @@ fn killed_around_a_matched_copy() {
     });
 }
 
-/// Logs that begin with the same banner are different logs. Fails when one is taken for a copy of the other by its beginning.
+/// Logs that begin with the same banner are different logs. Fails when a common beginning makes one count as a copy of the
+/// other.
 #[test]
 fn a_file_that_begins_like_another_is_no_copy() {
     let banner = Lines::new("banner", 0..30).bytes();
@@ -723,7 +726,7 @@ impl Case {
     }
 }
 
-/// A `.gz` whose original nobody knows: matched by a pattern, or given as an argument. Fails when packed bytes are sent.
+/// A `.gz` without a known original, matched by a pattern or given as an argument. Fails when compressed bytes are sent.
 #[test]
 fn a_matched_gz_is_unpacked() {
     let follows: [&[&str]; 5] = [
@@ -754,7 +757,7 @@ fn a_matched_gz_is_unpacked() {
     }
 }
 
-/// It comes while the agent runs: at once, by rename, or slowly. Fails when half of it is sent, or twice.
+/// A `.gz` appears while the agent runs: at once, by rename, or slowly. Fails when it is sent incompletely or twice.
 #[test]
 fn a_gz_that_comes_while_the_agent_runs() {
     let mut case = Case::new(["logs/*"]);
@@ -779,8 +782,8 @@ fn a_gz_that_comes_while_the_agent_runs() {
     case.finish_running(agent);
 }
 
-/// Compressed after it was read, in part, or not at all; the pattern matches the `.gz` as well. Fails when what was sent is sent
-/// again from the `.gz`, or what was not is lost.
+/// Compressed after it was read completely, in part, or not at all; the pattern matches the `.gz` as well. Fails when sent
+/// lines are sent again from the `.gz`, or unsent ones are lost.
 #[test]
 fn compressed_under_the_pattern_while_down() {
     let names = ["logs/x", "logs/app.log.1", "logs/app-20260101.log", "logs/app.log"];
@@ -823,7 +826,7 @@ fn compressed_under_the_pattern_while_running() {
     });
 }
 
-/// `gzip -k`, and a copy that is compressed: original and `.gz` are there at the same time. Fails when both are sent.
+/// `gzip -k`, and a copy that is compressed: original and `.gz` exist at the same time. Fails when both are sent.
 #[test]
 fn a_gz_beside_its_original() {
     each(["first start", "while down", "while running"], |&when| {
@@ -850,7 +853,7 @@ fn a_gz_beside_its_original() {
     });
 }
 
-/// Rotation with compression as logrotate does it, a pattern that matches everything, agents that come and go.
+/// Rotation with compression like logrotate's, a pattern that matches everything, and several agent runs.
 #[test]
 fn a_chain_with_gz_under_the_pattern() {
     let variants = (0..8).map(|n| (n % 2 == 0, n / 2 % 2 == 0, n / 4 == 0));
@@ -894,7 +897,7 @@ fn a_chain_with_gz_under_the_pattern() {
     });
 }
 
-/// `start = "end"`: a `.gz` that is there at the first start is old, one that comes later is new.
+/// `start = "end"`: a `.gz` that exists at the first start is old, a later one is new.
 #[test]
 fn a_gz_at_the_end() {
     let mut case = Case { start: "end", ..Case::new(["logs/*"]) };
@@ -909,7 +912,7 @@ fn a_gz_at_the_end() {
     case.finish_running(agent);
 }
 
-/// Several members, none, and damage. Fails when only the first member is sent, or whole lines before the damage are not.
+/// Several members, none, and damage. Fails when only the first member is sent, or complete lines before the damage are not.
 #[test]
 fn matched_gz_of_all_kinds() {
     let mut case = Case::new(["logs/*"]);
@@ -932,7 +935,7 @@ fn matched_gz_of_all_kinds() {
     Delivered::of(&lines).assert_exactly_once(&[&Lines::new("f", 0..lines.len() as u64)]);
 }
 
-/// Fails when `check` does not say what becomes of a `.gz` that a pattern matches.
+/// Fails when `check` does not say how a `.gz` that a pattern matches is treated.
 #[test]
 fn check_says_what_becomes_of_a_matched_gz() {
     let mut case = Case::new(["logs/*"]);
@@ -950,7 +953,7 @@ fn check_says_what_becomes_of_a_matched_gz() {
     assert!(of_gz.iter().any(|l| l.contains("pack") || l.contains("compress")), "{said}");
 }
 
-/// An overlay file system over `lower`, in a namespace of its own, mounted at `seen`; then the lines of `script`.
+/// An overlay file system over `lower`, mounted at `seen` in its own namespace; then runs the lines of `script`.
 fn overlay(folder: &Folder, script: &str) -> Jail {
     for name in ["lower", "upper", "work", "seen"] {
         folder.mkdir(name);
@@ -965,8 +968,8 @@ fn append_seen(folder: &Folder, agent: &Jail, name: &str, lines: &Lines) {
     beside(agent, &format!("cat >>{}/seen/{name}", folder.root().display()), &lines.bytes());
 }
 
-/// A log file of an image's layer: the first append copies it up, and the file that is seen has another birth time, and is another
-/// than the one that is open. Fails when the old lines come again, or new ones twice.
+/// A log file in an image layer: the first append copies it up, so the visible file has another birth time and is not the
+/// open one. Fails when the old lines are sent again, or new ones twice.
 #[test]
 fn the_first_append_to_a_file_of_an_image_layer() {
     each(["a.log", "*", "a.log*"], |follow| {
@@ -980,7 +983,7 @@ fn the_first_append_to_a_file_of_an_image_layer() {
             agent.wait_lines(60 + round as usize * 10);
         }
         pause(secs(2));
-        // A rotation there too.
+        // A rotation works there too.
         let script = format!("cd {}/seen; mv a.log a.log.1; : >a.log", folder.root().display());
         beside(&agent, &script, b"");
         append_seen(&folder, &agent, "a.log", &Lines::new("a", 100..110));
@@ -991,8 +994,8 @@ fn the_first_append_to_a_file_of_an_image_layer() {
     });
 }
 
-/// As before, with `start = "end"`, and copied up while no agent runs, while it runs, and over a restart of both (a container that
-/// is started again has another device number).
+/// As before, with `start = "end"`: copied up while no agent runs, while it runs, and across a restart of both (a restarted
+/// container has another device number).
 #[test]
 fn copied_up_over_restarts() {
     each([false, true], |&copied_while_down| {
@@ -1021,7 +1024,7 @@ fn copied_up_over_restarts() {
         let mut seen = agent.lines();
         drop(agent);
         std::fs::remove_dir_all(folder.path("work")).unwrap();
-        // The container starts again.
+        // The container restarts.
         let agent = overlay(&folder, "life stop3 end 'seen/*'");
         wait_until(SOON, "it has looked", || agent.log().contains("following 1 file"));
         append_seen(&folder, &agent, "a.log", &Lines::new("a", 30..40));
@@ -1033,7 +1036,7 @@ fn copied_up_over_restarts() {
     });
 }
 
-/// Whether no agent has the state folder.
+/// Whether no agent holds the lock of the state folder.
 fn is_free(folder: &Folder) -> bool {
     let lock = Command::new("flock").arg("-n").arg(folder.path("state/lock")).arg("true").status();
     folder.path("state/lock").exists() && lock.unwrap().success()

@@ -136,7 +136,7 @@ fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
 /// after a stored batch, does not notice that its own id is missing, or claims it where it is not.
 #[test]
 fn exactly_once_says_when_the_broker_does_not_list_it() {
-    let nobody = |r: &Request| match r.api {
+    let none = |r: &Request| match r.api {
         // Header tags, throttle, topic "t", partition 0, no error, no message, no producers.
         Api::DescribeProducers => {
             Reply::Body(vec![0, 0, 0, 0, 0, 2, 2, b't', 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
@@ -145,7 +145,7 @@ fn exactly_once_says_when_the_broker_does_not_list_it() {
     };
     let once = "delivery = \"exactly-once\"";
     for lists in [false, true] {
-        let kafka = if lists { scripted(|_| Reply::Default) } else { scripted(nobody) };
+        let kafka = if lists { scripted(|_| Reply::Default) } else { scripted(none) };
         kafka.topic("t", &[0]);
         let folder = Folder::new();
         folder.write("f.log", "line\n");

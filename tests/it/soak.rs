@@ -1,7 +1,7 @@
-//! Random days in the life of a log file, by seeds: appends cut anywhere, rotations, truncations,
-//! removals, stops, kills, pauses. Ten of them daily, a hundred in the long form; the same number of days with a pattern that
-//! matches the rotated files as well. `LOGAGENT_SEED=n` tries one seed alone, as in
-//! `LOGAGENT_SEED=2003 cargo test --test it soak::rotated_files_that_match_too_with_stops`.
+//! Random days in the life of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals,
+//! stops, kills, pauses. Ten of them run daily, a hundred in the long form; the same number of days use a pattern that
+//! matches the rotated files as well. `LOGAGENT_SEED=n` runs a single seed, as in `LOGAGENT_SEED=2003 cargo test --test it
+//! soak::rotated_files_that_match_too_with_stops`.
 
 mod rotated;
 
@@ -23,9 +23,9 @@ struct Soak {
     renames: bool,
     next: u64,
     seen: Vec<Vec<u8>>,
-    /// Whether a writer wrote into a renamed file: what it wrote interleaves.
+    /// Whether a writer appended to a renamed file; its lines interleave with the others.
     late: bool,
-    /// What was done, shown when a check fails.
+    /// The steps so far, shown when a check fails.
     did: Vec<String>,
     /// `Some`: rotated files match the pattern too.
     day: Option<Day>,
@@ -86,7 +86,7 @@ impl Soak {
         self.log = open(&self.folder);
     }
 
-    /// Both take away what is not read, so it is read before.
+    /// Truncation and removal destroy unread lines, so everything is read first.
     fn destroy(&mut self, by_copy: bool) {
         let Some(agent) = self.agent.as_ref().filter(|_| !self.paused) else { return };
         if !self.kills {
@@ -146,7 +146,7 @@ impl Soak {
         self.did.push(if kill { "kill" } else { "stop" }.into());
     }
 
-    /// `SOAK_KEEP`: what the agent said, and which lines it sent, for a seed that is looked into.
+    /// `SOAK_KEEP`: prints the agent's log and the lines it sent, to debug a seed.
     fn keep(&self, done: &Done) {
         if std::env::var("SOAK_KEEP").is_ok() {
             let sent: Vec<u64> = done.whole_lines().iter().filter_map(|l| number(l)).collect();
@@ -156,7 +156,7 @@ impl Soak {
         }
     }
 
-    /// Every line in its width, as it was written.
+    /// Checks that every line was delivered with its full content.
     fn judge(mut self, seed: u64) {
         if let Some(agent) = &self.agent {
             agent.resume();
@@ -168,7 +168,7 @@ impl Soak {
         if !self.kills {
             last.wait_lines(missing(0));
         }
-        pause(secs(4)); // rests of rotated files
+        pause(secs(4)); // unterminated ends of rotated files
         let done = last.stop();
         self.keep(&done);
         self.seen.extend(done.expect_code(0).lines());
@@ -187,20 +187,20 @@ impl Soak {
         } else {
             assert_eq!(doubled, 0, "seed {seed}: some came twice: {:?}", self.twice());
             let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
-            // Rotated files that match are read for themselves.
+            // Rotated files that match the pattern are read independently.
             let any_order = self.late || self.day.is_some();
             assert!(any_order || order.is_none(), "seed {seed}: out of order at {order:?}");
         }
     }
 
-    /// Numbers of lines that came more than once.
+    /// Numbers of the lines that were delivered more than once.
     fn twice(&self) -> Vec<RangeInclusive<u64>> {
         let mut numbers: Vec<u64> = self.seen.iter().filter_map(|line| number(line)).collect();
         numbers.sort_unstable();
         ranges(numbers.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0]))
     }
 
-    /// All lines that were written, and nothing else.
+    /// Every written line was delivered, and nothing else.
     #[track_caller]
     fn all_are_seen(&self, seed: u64) {
         if std::env::var("SOAK_KEEP").is_ok() {
@@ -270,13 +270,13 @@ fn soak(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
     }
 }
 
-/// The seeds to try: all, or the one that the environment names.
+/// The seeds to run: all, or the one in `LOGAGENT_SEED`.
 fn only(seeds: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let one = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
     one.map_or(seeds, |s| s..s + 1)
 }
 
-/// Days with a pattern that matches rotated files too, some at the same time.
+/// Days with a pattern that matches rotated files too, several in parallel.
 fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: bool) {
     let next = std::sync::Mutex::new(only(seeds));
     let failed = std::sync::Mutex::new(Vec::new());
@@ -304,10 +304,10 @@ fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: 
     );
 }
 
-/// Days at the same time; each waits most of its time.
+/// Days run in parallel; each mostly waits.
 const AT_ONCE: usize = 5;
 
-/// Fails when any rule of `follow::decide` is taken out.
+/// Fails when any rule of `follow::decide` is removed.
 #[test]
 fn five_with_stops() {
     soak(0..5, 400, false);
@@ -319,14 +319,15 @@ fn five_with_kills() {
     soak(100..105, 400, true);
 }
 
-/// Fails when a rotated file, a copy or a `.gz` that the pattern matches is sent again, or left to another that does not read it.
+/// Fails when a rotated file, a copy or a `.gz` that the pattern matches is sent again, or left to a tail that does not read
+/// it.
 #[test]
 #[ignore = "long form: some seeds still send lines twice, or count sent lines as lost"]
 fn rotated_files_that_match_too_with_stops() {
     rotated_match(2000..2005, 250, false, false);
 }
 
-/// The same, where nothing that was just found is saved yet.
+/// The same, with kills before newly found files are saved.
 #[test]
 #[ignore = "long form: some seeds still send lines twice, or count sent lines as lost"]
 fn rotated_files_that_match_too_with_kills() {
@@ -339,7 +340,7 @@ pub fn a_hundred() {
     soak(1050..1100, 1200, true);
 }
 
-/// The same.
+/// The same with rotated files that match.
 pub fn a_hundred_with_rotated_files_that_match_too() {
     rotated_match(3000..3050, 600, false, true);
     rotated_match(3050..3100, 600, true, true);

@@ -1,8 +1,8 @@
-//! Every rotation, copy and compression as a row: what is known, what is found, what is decided.
+//! Table tests of `assign`: each row gives the known streams, the files found, and the expected verdicts.
 
 use super::*;
 
-/// A stream as a row gives it, with what its own file holds now.
+/// A stream in a row, with the current contents of its own file.
 #[derive(Clone)]
 struct Known {
     stream: Stream,
@@ -42,7 +42,7 @@ fn stream(id: u64, read: &[u8], own: Option<&[u8]>) -> Known {
 }
 
 impl Known {
-    /// Known from an earlier run: nobody knows how it begins.
+    /// Known from an earlier run, so its first bytes are unknown.
     fn saved(mut self) -> Known {
         (self.stream.is_read, self.stream.head) = (false, Vec::new());
         self
@@ -171,8 +171,8 @@ fn decide(rows: Vec<Row>) {
     }
 }
 
-/// S21 to S31, S52, S53, and faults 1 to 3 of "Faults found". Fails when a file is not known by its identity, whatever its name and
-/// times are, or one that nobody has read is taken for an old one.
+/// S21 to S31, S52, S53, and faults 1 to 3 of "Faults found". Fails when a file is not recognized by its identity regardless
+/// of its name and times, or an unread file counts as old.
 #[test]
 fn renamed() {
     let (a, b, c) = (lines("a", 0, 30), lines("b", 0, 30), lines("c", 0, 30));
@@ -209,25 +209,25 @@ fn renamed() {
             vec![OWN(2), OWN(1)],
         ),
         (
-            "a late write to a file that was left",
+            "a late write to a closed file",
             vec![stream(1, half, Some(&a)).finished()],
             vec![file(1, &a)],
             vec![OWN(1)],
         ),
         (
-            "deleted and made again with the same inode: another birth",
+            "deleted and recreated with the same inode: another birth time",
             vec![stream(1, half, None).finished()],
             vec![file(1, &b).born(99)],
             vec![New],
         ),
         (
-            "without a birth time other bytes tell that it is another file",
+            "without a birth time, different bytes show that it is another file",
             vec![stream(1, half, Some(&b)).saved()],
             vec![file(1, &b)],
             vec![New],
         ),
         (
-            "moved out of the folder while it is read",
+            "moved out of the folder while being read",
             vec![stream(1, half, Some(&a))],
             vec![file(2, &b)],
             vec![New],
@@ -239,7 +239,7 @@ fn renamed() {
             vec![OWN(1), Old],
         ),
         (
-            "but what is missed is looked for in them",
+            "but missing streams are looked for in them",
             vec![stream(1, half, None).saved()],
             vec![file(2, &b).old(), file(3, &a).old()],
             vec![Old, CONTINUES(1)],
@@ -247,8 +247,8 @@ fn renamed() {
     ]);
 }
 
-/// S32 to S40, and fault 13. Fails when a copy is taken for a new file, a stream continues in two files, or one is taken for the
-/// copy of a log because both begin alike (S44).
+/// S32 to S40, and fault 13. Fails when a copy counts as a new file, a stream continues in two files, or a file counts as
+/// the copy of a log because both begin alike (S44).
 #[test]
 fn copied_and_truncated() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 40));
@@ -259,13 +259,13 @@ fn copied_and_truncated() {
     let now = lines("a", 40, 44);
     decide(vec![
         (
-            "the copy grows, the log is whole",
+            "the copy grows, the log is intact",
             vec![stream(1, read, Some(&a))],
             vec![file(2, half)],
             vec![COPY(1)],
         ),
         (
-            "the copy is complete, the log is whole",
+            "the copy is complete, the log is intact",
             vec![stream(1, half, Some(&a))],
             vec![file(2, &a)],
             vec![COPY(1)],
@@ -283,7 +283,7 @@ fn copied_and_truncated() {
             vec![CONTINUES(1)],
         ),
         (
-            "the same at a start: nobody knows how it began",
+            "the same at a start: its first bytes are unknown",
             vec![stream(1, half, Some(&now)).saved()],
             vec![file(2, &a), file(1, &now)],
             vec![CONTINUES(1), New],
@@ -301,7 +301,7 @@ fn copied_and_truncated() {
             vec![READ(1)],
         ),
         (
-            "a copy of what was left",
+            "a copy of a closed file",
             vec![stream(1, read, None).finished().saved()],
             vec![file(2, &a)],
             vec![READ(1)],
@@ -313,7 +313,7 @@ fn copied_and_truncated() {
             vec![CONTINUES(1), UNSEEN(1)],
         ),
         ("an empty file may become a copy", vec![stream(1, half, Some(&a))], vec![file(2, b"")], vec![EMPTY]),
-        ("where nothing is read it is new", vec![], vec![file(2, b"")], vec![New]),
+        ("if nothing is read, it is new", vec![], vec![file(2, b"")], vec![New]),
         (
             "cp over a file that was followed: other bytes in the same inode",
             vec![stream(1, read, Some(&a)), stream(2, &b, Some(&a[..900])).finished()],
@@ -328,7 +328,7 @@ fn copied_and_truncated() {
             vec![COPY(1)],
         ),
         (
-            "few bytes tell nothing about another log",
+            "a few equal bytes prove nothing about another log",
             vec![stream(1, &a[..50], Some(&a[..50])).of_another_log()],
             vec![file(2, &a[..50])],
             vec![New],
@@ -342,13 +342,13 @@ fn copied_and_truncated() {
     ]);
 }
 
-/// S27, S54, and fault 14. Fails when a compressed file is read beside what it was made of, or before it is complete.
+/// S27, S54, and fault 14. Fails when a compressed file is read in addition to its original, or before it is complete.
 #[test]
 fn compressed() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 40));
     let half = &a[..600];
     decide(vec![
-        ("nobody knows it", vec![], vec![gz(2, &a)], vec![New]),
+        ("its original is unknown", vec![], vec![gz(2, &a)], vec![New]),
         ("being written", vec![stream(1, half, Some(&a))], vec![gz(2, b"").incomplete()], vec![INCOMPLETE]),
         ("its original is held open", vec![stream(1, half, Some(&a))], vec![gz(2, &a)], vec![COPY(1)]),
         ("its original is gone", vec![stream(1, half, None).saved()], vec![gz(2, &a)], vec![CONTINUES(1)]),
@@ -376,9 +376,9 @@ fn compressed() {
             vec![gz(3, &a), file(2, &a)],
             vec![COPY(1), CONTINUES(1)],
         ),
-        ("the same of a log that nobody knows", vec![], vec![gz(3, &a), file(2, &a)], vec![ORIGINAL, New]),
+        ("the same for an unknown log", vec![], vec![gz(3, &a), file(2, &a)], vec![ORIGINAL, New]),
         (
-            "in a form that is not read",
+            "in an unsupported format",
             vec![],
             vec![Listed { length: Some(Length::Unknown), ..gz(2, b"") }],
             vec![New],
@@ -386,8 +386,8 @@ fn compressed() {
     ]);
 }
 
-/// Streams of which nothing was read have no byte by which to know their copies. Fails when such a copy is taken for a new file
-/// beside its stream, or a new file for such a copy before the stream's tail has looked.
+/// Streams of which nothing was read have no bytes to recognize a copy by. Fails when such a copy counts as a new file
+/// beside its stream, or a new file as such a copy before the stream's tail has looked.
 #[test]
 fn untouched() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 60));
@@ -419,7 +419,7 @@ fn untouched() {
             vec![gz(3, &a), file(2, &a)],
             vec![COPY(1), CONTINUES(1)],
         ),
-        ("the log is whole", vec![stream(1, b"", Some(&a))], vec![file(2, &a)], vec![COPY(1)]),
+        ("the log is intact", vec![stream(1, b"", Some(&a))], vec![file(2, &a)], vec![COPY(1)]),
         (
             "truncated, and its tail has not looked",
             vec![stream(1, b"", Some(b""))],

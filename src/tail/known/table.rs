@@ -1,4 +1,4 @@
-//! The known streams, found by their number, by the inode of their file, and by the followed path.
+//! The known streams, indexed by stream number, by inode and by followed path.
 
 use super::{Entry, Reader};
 use crate::record::{Identity, StreamId};
@@ -27,7 +27,7 @@ impl Table {
         }
     }
 
-    /// Changes identity or path, too.
+    /// Changes the identity or the path together with the indexes.
     pub fn move_to(&mut self, stream: StreamId, identity: Option<&Identity>, path: Option<&Path>) {
         let Some(mut entry) = self.entries.get(&stream).cloned() else { return };
         self.remove(stream);
@@ -44,7 +44,7 @@ impl Table {
         self.entries.get(&stream)
     }
 
-    /// Neither its identity nor its path may be changed by this: see [`Table::move_to`].
+    /// The caller must not change the identity or the path: see [`Table::move_to`].
     pub fn get_mut(&mut self, stream: StreamId) -> Option<&mut Entry> {
         self.entries.get_mut(&stream)
     }
@@ -59,9 +59,8 @@ impl Table {
         self.by_path.get(path).into_iter().flatten().filter_map(|s| self.entries.get(s))
     }
 
-    /// The stream of a file as seen from a followed path: one that a tail has before others, one that is not finished before
-    /// others, then the newest. Where there is no birth time (NFS, FUSE), the device number may be another one after a mount:
-    /// there inode and path say enough.
+    /// The stream of a file as seen from a followed path. Prefers a stream that a tail has, then unfinished ones, then the
+    /// newest. Without birth times (NFS, FUSE) the device number may change at a mount, so inode and path are enough there.
     pub fn by_identity(&self, id: &Identity, path: &Path) -> Option<&Entry> {
         let same = |e: &&Entry| {
             is_same_file(&e.identity, id)

@@ -1,4 +1,4 @@
-//! What an error of the disk leaves as it was.
+//! Tests of disk errors and of the count of unread bytes.
 
 use super::*;
 use crate::budget::Budget;
@@ -6,8 +6,8 @@ use crate::record::StreamId;
 use crate::stop;
 use crate::tail::identity;
 
-/// Goes on behind a range of an earlier life with a descriptor that cannot be read. Fails when the bytes before that place
-/// are then taken for none (`unwrap_or_default` in `pass_over`): the file would look truncated, and be sent again.
+/// Continues after a range from an earlier run with an unreadable descriptor. Fails when the bytes before that position then
+/// count as empty (`unwrap_or_default` in `pass_over`): the file would look truncated and be sent again.
 #[test]
 fn a_range_is_passed_over_when_it_can_be_read() {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -38,7 +38,7 @@ fn a_range_is_passed_over_when_it_can_be_read() {
     assert_eq!((chunk.range.clone(), chunk.line(0)), (6..13, &b"second"[..]));
 }
 
-/// Fails when what was acknowledged beyond the position counts as unread, or what lies outside takes something away.
+/// Fails when bytes acknowledged beyond the position count as unread, or ranges outside the file reduce the count.
 #[test]
 fn what_was_acknowledged_beyond_is_not_unread() {
     let range = |r: Range| (r.clone(), Point { offset: r.end, ..Point::default() });

@@ -1,4 +1,4 @@
-//! What must have become of every line.
+//! Checks that every written line was delivered or is accounted for.
 
 use super::{Op, World, only};
 use crate::tail::identity;
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs;
 
 impl World {
-    /// Where a line stands, and what is known of that file.
+    /// Prints where a line is, and what is known about that file.
     pub fn show(&self, n: usize) {
         let line = &self.written[n];
         for entry in fs::read_dir(self.dir.path()).unwrap().map(Result::unwrap) {
@@ -29,7 +29,7 @@ impl World {
         for line in &self.delivered {
             *count.entry(line).or_default() += 1;
         }
-        // Without birth times an inode that is given again may hide that a copy was read, or after a crash, which file was.
+        // Without birth times a reused inode may hide that a copy was read, or after a crash, which file was.
         let is_vague =
             identity::BIRTHLESS.get() && (self.did.contains(&Op::CopyTruncate) || self.crashes > 0);
         let say = |what: &str, n: usize| {
@@ -63,7 +63,7 @@ impl World {
             self.lost,
             self.did
         );
-        // What comes and goes within a step has no order that could be seen.
+        // Files that appear and disappear within a step have no observable order.
         if self.crashes == 0 && !self.late && !is_vague && !self.once {
             let at = self.delivered.windows(2).position(|w| w[0] > w[1]);
             if let (Some(at), Some(_)) = (at, only()) {

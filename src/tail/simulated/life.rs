@@ -1,4 +1,4 @@
-//! One life of the agent in a world: from a start to a stop or a crash, with what is in the air and what is acknowledged.
+//! One run of the simulated agent, from a start to a stop or a crash, with its sent and acknowledged chunks.
 
 use super::world::{State, remove};
 use super::{Op, World};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
-/// One life of the agent.
+/// One run of the agent.
 pub struct Life<'a> {
     tail: Tail<'a>,
     parcels: Receiver<TailOutput>,
@@ -29,7 +29,7 @@ pub struct Life<'a> {
 }
 
 fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
-    // A file may have come just before the save that does not have it.
+    // A file may have appeared just before the save without being in it.
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().saturating_sub(Duration::from_secs(60));
     Options {
         topic: "t".into(),
@@ -51,7 +51,7 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
     }
 }
 
-/// The chunk is delivered; what is gapless now is joined.
+/// The chunk is delivered; ranges that are now contiguous are merged.
 fn acknowledge(state: &mut State, chunk: &Chunk) {
     let e = state.get_mut(&chunk.origin.stream).expect("opened before");
     assert!(chunk.range.start >= e.at.offset, "acknowledged twice: {chunk:?}");
@@ -113,7 +113,7 @@ impl Life<'_> {
         self.finish(w);
     }
 
-    /// The first `n` in the air that may have been sent.
+    /// Acknowledges the first `n` chunks in flight that may have been sent.
     pub fn ack(&mut self, w: &mut World, n: usize) {
         let mut left = n;
         for chunk in std::mem::take(&mut self.air) {
@@ -127,7 +127,7 @@ impl Life<'_> {
         self.finish(w);
     }
 
-    /// One out of its turn.
+    /// Acknowledges one chunk out of order.
     pub fn ack_any(&mut self, w: &mut World) {
         if !self.air.is_empty() {
             let i = w.dice.below(self.air.len() as u64) as usize;
@@ -138,8 +138,8 @@ impl Life<'_> {
         self.finish(w);
     }
 
-    /// Killed with exactly-once delivery: of what may have been sent the journal knows, and the next run takes it for
-    /// acknowledged or sends it again as it was; the rest was never sent.
+    /// A kill with exactly-once delivery. The journal knows every chunk that may have been sent, and the next run either
+    /// counts it as acknowledged or resends it unchanged. The other chunks were never sent.
     fn killed(&mut self, w: &mut World) {
         for (stream, e) in &mut w.saved {
             let acked = &w.acked[stream];
@@ -174,7 +174,7 @@ impl Life<'_> {
         w.saved_at = w.tick();
     }
 
-    /// Until nothing is left to do now.
+    /// Runs until there is nothing left to do now.
     pub fn settle(&mut self, w: &mut World) {
         for _ in 0..10_000 {
             match self.step(w) {
@@ -240,12 +240,12 @@ impl Life<'_> {
 }
 
 impl World {
-    /// With exactly-once delivery nothing of a stream is sent before its opening is saved.
+    /// With exactly-once delivery, nothing of a stream is sent before its opening is saved.
     fn may_fly(&self, chunk: &Chunk) -> bool {
         !self.once || self.saved.contains_key(&chunk.origin.stream)
     }
 
-    /// Until the agent stops, is killed, or has done `ops`.
+    /// Runs until the agent stops, is killed, or has done `ops`.
     pub fn live(&mut self, ops: &mut Vec<Op>, last: bool) {
         let budget = Budget::new(1 << 40);
         let (handle, stop) = crate::stop::pair();
@@ -266,7 +266,7 @@ impl World {
         } else {
             life.step(self);
         }
-        life.save(self); // first sight is saved before ready
+        life.save(self); // the initial scan is saved before the agent reports ready
         while let Some(op) = ops.pop() {
             self.did.push(op);
             match op {
@@ -286,13 +286,13 @@ impl World {
         }
         life.tail.park();
         life.drain(self);
-        life.save(self); // so that all may be sent
+        life.save(self); // so that everything may be sent
         life.ack(self, usize::MAX);
         life.save(self);
         drop(handle);
     }
 
-    /// Everything is read in the end, also what comes after a grace.
+    /// Finally reads everything, including what becomes readable only after the grace period.
     pub fn last(&mut self, life: &mut Life<'_>) {
         let end = self.now + Duration::from_secs(300);
         while self.now < end {
@@ -310,5 +310,5 @@ impl World {
 }
 #[allow(clippy::disallowed_methods)]
 fn unbounded_for_a_test() -> (Sender<TailOutput>, Receiver<TailOutput>) {
-    unbounded() // one thread writes and reads it
+    unbounded() // one thread both writes and reads it
 }

@@ -1,5 +1,5 @@
-//! What others do to the files in the middle of a step: lines, rotations, and gzip(1) in two parts, each just before one of the
-//! step's looks.
+//! Actions of other processes in the middle of a step: writes, rotations, and gzip(1) in two parts, each just before one of
+//! the step's looks.
 
 use super::World;
 use super::world::{Packing, rotate};
@@ -10,11 +10,11 @@ use std::io::Write;
 use std::rc::Rc;
 
 impl World {
-    /// From now on, until [`World::afterwards`].
+    /// Schedules such actions until [`World::afterwards`].
     pub fn meanwhile(&mut self) {
         MEANWHILE.take();
         if self.half.is_some() {
-            return; // its end would go to another file
+            return; // the second half would go to another file
         }
         for _ in 0..1 + self.dice.below(2) {
             if self.dice.below(2) == 0 {
@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    /// What has not happened yet happens now.
+    /// Runs the actions that have not happened yet.
     pub fn afterwards(&mut self) {
         MEANWHILE.take().into_iter().for_each(|(_, deed)| deed());
         if self.half.is_none() {
@@ -43,7 +43,7 @@ impl World {
         }
     }
 
-    /// After so many looks: the file is copied, truncated and written anew.
+    /// After this many looks, the file is copied, truncated and rewritten.
     pub fn copytruncate_after(&mut self, looks: u64) {
         let (path, copy, bytes) = (self.path("app.log"), self.path("app.log-20250099"), self.lines());
         let (then, now) = (self.tick(), self.tick());

@@ -1,4 +1,4 @@
-//! The folder, its writer and its rotation, whether or not somebody reads; and what a reader has made of it so far.
+//! The simulated folder with its writer and rotation, and what readers have delivered so far.
 
 use super::Op;
 use crate::fuzz::Dice;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What was saved, or would be.
+/// The saved state, or the one to be saved next.
 pub type State = BTreeMap<StreamId, Entry>;
 
 pub struct World {
@@ -26,7 +26,7 @@ pub struct World {
     pub delivered: Vec<Vec<u8>>,
     pub acked: State,
     pub saved: State,
-    /// By the clock of files.
+    /// By the clock of the file system.
     pub saved_at: SystemTime,
     pub lost: u64,
     pub crashes: u64,
@@ -42,7 +42,7 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, once: bool) -> World {
-        MEANWHILE.take(); // of a seed that failed
+        MEANWHILE.take(); // left over from a seed that failed
         REMOVED.take();
         let dir = tempfile::tempdir().unwrap();
         let log = OpenOptions::new().create(true).append(true).open(dir.path().join("app.log")).unwrap();
@@ -77,7 +77,8 @@ impl World {
     pub fn line(&mut self) -> Vec<u8> {
         let width = self.dice.of(&[0, 0, 10, 100, 300, 3000]);
         let n = self.written.len();
-        // The number at the end too: 256 equal bytes at the same offset cannot be told apart, which is a stated limit.
+        // The number is at the end too: 256 equal bytes at the same offset are indistinguishable, which is a documented
+        // limit.
         let line = format!("{n:06} {}{n:06}", "x".repeat(width)).into_bytes();
         self.written.push(line.clone());
         line
@@ -98,7 +99,7 @@ impl World {
         bytes
     }
 
-    /// Times of modification that differ: the kernel's clock is too coarse for how fast this is.
+    /// Sets distinct modification times; the kernel's clock is too coarse for the speed of this test.
     pub fn write(&mut self, bytes: &[u8]) {
         self.log.write_all(bytes).unwrap();
         self.touch();
@@ -146,7 +147,7 @@ impl World {
         self.touch();
     }
 
-    /// What logrotate's copytruncate does first.
+    /// The first half of logrotate's copytruncate.
     pub fn copy(&mut self) {
         self.dates += 1;
         let to = self.path(&format!("app.log-2025{:04}", self.dates));
@@ -155,7 +156,7 @@ impl World {
         File::open(to).unwrap().set_modified(time).unwrap();
     }
 
-    /// A rotated file with lines of its own, which nobody has seen.
+    /// A rotated file with lines of its own that no tail has seen.
     pub fn unseen(&mut self) {
         let (path, bytes, time) = (self.path("app.log-20250001"), self.lines(), self.tick());
         fs::write(&path, bytes).unwrap();
@@ -175,7 +176,7 @@ impl World {
         found
     }
 
-    /// Returns what completes it.
+    /// Returns the action that completes it.
     pub fn compress(&mut self) -> Option<Packing> {
         let rotated = self.rotated();
         if rotated.is_empty() {
@@ -185,7 +186,7 @@ impl World {
         Some(Packing::begin(plain, self.dice.below(100)))
     }
 
-    /// What a writer and its rotation do, whether or not somebody reads.
+    /// What a writer and its rotation do, whether or not the agent runs.
     pub fn act(&mut self, op: Op) {
         match op {
             Op::Append => self.append(),
@@ -221,7 +222,7 @@ pub fn rotate(dir: &Path) {
     rename(dir, "app.log", "app.log.1");
 }
 
-/// gzip(1) at work.
+/// A gzip(1) run in progress.
 pub struct Packing {
     plain: PathBuf,
     packed: PathBuf,
@@ -229,7 +230,7 @@ pub struct Packing {
 }
 
 impl Packing {
-    /// Writes so many per cent of the packed file.
+    /// Writes this percentage of the compressed file.
     pub fn begin(plain: PathBuf, percent: u64) -> Packing {
         let packed = PathBuf::from(format!("{}.gz", plain.display()));
         let mut e = GzEncoder::new(Vec::new(), Compression::fast());
@@ -252,7 +253,7 @@ thread_local! {
     static REMOVED: RefCell<Vec<File>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Where births may be equal, the inode is not given again in this seed: no real writer is as fast as this one.
+/// Where birth times may be equal, the inode is not reused in this seed: no real writer is as fast as this one.
 pub fn remove(path: &Path) {
     if !BIRTHLESS.get() && *COARSE {
         REMOVED.with_borrow_mut(|r| r.push(File::open(path).unwrap()));
@@ -260,7 +261,7 @@ pub fn remove(path: &Path) {
     fs::remove_file(path).unwrap();
 }
 
-/// Two files that are made at once have one time of birth: up to Linux 6.12 it is that of the last tick of the clock.
+/// Files created in quick succession may have the same birth time: up to Linux 6.12 it is the clock's last tick.
 static COARSE: LazyLock<bool> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     let births = (0..10).map(|i| {

@@ -1,5 +1,5 @@
-//! What happens to a log on a day whose pattern matches the rotated files too: rotation in all its forms, compression, clock
-//! steps, renames. Lines are never written between a copy and its truncation: that loss is the tool's.
+//! A random day of a log whose pattern matches the rotated files too: all forms of rotation, compression, clock steps,
+//! renames. Nothing is written between a copy and its truncation, because copytruncate itself would lose it.
 
 use super::{Soak, open};
 use crate::harness::Dice;
@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::process::Command;
 use std::time::SystemTime;
 
-/// How rotated files are called.
+/// Naming scheme of rotated files.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Naming {
     /// f.log.1 is the newest.
@@ -25,7 +25,7 @@ enum Naming {
 enum Packing {
     Never,
     AtOnce,
-    /// With the next rotation.
+    /// At the next rotation.
     Delayed,
 }
 
@@ -34,9 +34,9 @@ pub struct Day {
     pub follow: &'static str,
     naming: Naming,
     packing: Packing,
-    /// Of 4 rotations, so many by copytruncate.
+    /// How many of 4 rotations use copytruncate.
     by_copy: u64,
-    /// By the real one.
+    /// Rotate with the real logrotate.
     logrotate: bool,
     rotations: u32,
     renamed: u32,
@@ -59,7 +59,7 @@ impl Day {
         Day { follow, naming, packing, by_copy, logrotate, rotations: 0, renamed: 0 }
     }
 
-    /// The name of the newest rotated file but `n`.
+    /// The name of the rotated file that is `n` rotations older than the newest.
     fn name(&self, n: u32) -> String {
         let date = 20_260_100 + self.rotations.saturating_sub(n);
         match self.naming {
@@ -119,9 +119,9 @@ impl Soak {
                 Packing::AtOnce => " compress",
                 Packing::Delayed => " compress\n delaycompress",
             };
-            // None is removed: an agent that is down or paused for twenty rotations would lose what it never saw.
+            // No file is removed: an agent that is down or paused for twenty rotations would lose files it never saw.
             crate::logrotate::logrotate(&self.folder, &format!("{how}{packed}\n rotate 1000"));
-            // gzip takes away what is written to its input.
+            // gzip removes its input, with anything written to it meanwhile.
             if late && packing != Packing::AtOnce {
                 self.append();
             }
@@ -167,7 +167,7 @@ impl Soak {
         }
     }
 
-    /// What gzip(1) does; slowly, so that the agent meets the `.gz` before it is complete, and perhaps ends.
+    /// Does what gzip(1) does; slowly, so that the agent sees the `.gz` before it is complete, and may stop meanwhile.
     fn pack(&mut self, name: &str, slowly: bool) {
         let path = self.folder.path(name);
         if !slowly {
@@ -205,7 +205,7 @@ impl Soak {
         among.get(n).cloned()
     }
 
-    /// Times as a clock gives that was wrong, or rsync and tar.
+    /// Sets times as from a wrong clock, rsync or tar.
     fn step_the_clock(&mut self) {
         let mut names = self.rotated();
         names.push("f.log".into());
@@ -222,7 +222,7 @@ impl Soak {
         self.did.push(format!("touch {name}"));
     }
 
-    /// Somebody tidies up: mostly while no agent runs.
+    /// An administrator tidies up, mostly while no agent runs.
     fn rename_some(&mut self) {
         let what = self.dice.below(3);
         if self.agent.is_some() && !self.paused && self.dice.below(4) > 0 {
