@@ -8,7 +8,7 @@ use std::thread;
 
 /// D9, partition ids with gaps, reported by our own Metadata request. Fails when `ask_for` does not check for them.
 #[test]
-fn d9_gaps_in_partition_ids_are_told() {
+fn d9_gaps_in_partition_ids_are_reported() {
     let peer = Peer::start();
     let port = peer.addr.port();
     peer.set(|s| s.partitions = vec![(0, port), (2, port)]);
@@ -74,7 +74,7 @@ fn d10_an_absurd_length_is_survived() {
 /// D10: the probe recognizes a port that is not Kafka's. Fails when the crate connects to an address that did not
 /// answer the probe: the reason is then a panic or a timeout.
 #[test]
-fn d10_foreign_ports_are_told_apart() {
+fn d10_foreign_ports_are_recognized() {
     for (answer, what) in [(&b"HTTP/1.1 400 Bad"[..], "web server"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")]
     {
         let rig = Rig::with(options(&[parrot(answer).to_string()]));
