@@ -179,10 +179,9 @@ impl Shared {
     /// The broker assigns no producer ids: send without them, one request at a time, and count what a lost connection
     /// may have duplicated.
     fn go_unnumbered(&mut self, why: &str) {
-        const LEFT: &str =
-            "so batches go without, one at a time, and a lost connection may double the batch in flight";
+        const LEFT: &str = "so batches are sent without it, one at a time, and a lost connection may duplicate the batch in flight";
         log::warn!("no producer id: {why}; {LEFT} (doubled_at_most)");
-        self.context.board.driver().push_str("; without producer ids: the broker gives none");
+        self.context.board.driver().push_str("; without producer ids: the broker assigns none");
         self.numbered = false;
         self.ready();
     }

@@ -249,7 +249,7 @@ impl Loop<'_> {
                 return Ok(());
             }
             if !self.events.is_empty() {
-                continue; // what they make possible comes first
+                continue; // handle their results first
             }
             let trim = self.trim(empty && inbox.is_empty(), here);
             let patience = patience.filter(|until| *until > here);
@@ -301,7 +301,7 @@ impl Loop<'_> {
             }
         }
         if let Some(journal) = &mut self.journal {
-            self.core.heartbeat.within(Heartbeat::SLOW); // a disk
+            self.core.heartbeat.within(Heartbeat::SLOW); // disk I/O
             let recorded = journal.record(now.at);
             self.core.heartbeat.within(Heartbeat::TURN);
             if !recorded.is_empty() {

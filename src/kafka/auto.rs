@@ -79,7 +79,7 @@ enum State {
 impl Auto {
     fn new(options: Arc<Options>, context: Context) -> Self {
         let state = State::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
-        let why = "no broker has said yet what it takes".to_owned();
+        let why = "no broker has reported its versions yet".to_owned();
         Auto { options, context, state, short_runs: 0, refused: Vec::new(), why, closing: false }
     }
 
@@ -231,7 +231,7 @@ impl Chooser {
                 self.heartbeat.within(Heartbeat::SLOW);
                 let visit = self.visit(host);
                 if self.stop.is_on() {
-                    return None; // another driver's brokers are on the board by now
+                    return None; // the status holds another driver's brokers by now
                 }
                 match visit.and_then(|r| decide(again, r.as_ref())) {
                     Ok(chosen) => {
@@ -247,7 +247,7 @@ impl Chooser {
                 return None;
             }
             if tries >= ENOUGH {
-                again = None; // the other cannot be had either
+                again = None; // the other one cannot be used either
             }
         }
     }

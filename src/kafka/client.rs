@@ -98,7 +98,7 @@ impl Client {
 impl Driver for Client {
     fn order(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Change(_) => {} // taken by `Current`
+            Order::Change(_) => {} // handled by `Current`
             Order::Topic(topic) => {
                 let view = self.shared.cluster.want(topic, now);
                 self.shared.tell(view.into_iter().collect());

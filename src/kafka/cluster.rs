@@ -192,7 +192,7 @@ impl Cluster {
     /// The broker for a partition's batches, or why there is none.
     pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
         let Some(known) = self.topics.get(topic) else {
-            return Err((Pace::Backoff, format!("topic {topic} was not taken up")));
+            return Err((Pace::Backoff, format!("topic {topic} was never requested")));
         };
         match known.leaders.get(&partition) {
             Some(l) if self.down.contains_key(&l.node) => {
@@ -347,11 +347,11 @@ mod tests {
 
     /// Fails when a partition without a leader, or one led by a broker that is unknown or down, counts as available.
     #[test]
-    fn living_are_those_with_a_leader_that_can_be_reached() {
+    fn available_are_those_with_a_reachable_leader() {
         let mut a = At::new();
         let parts = [(0, 1, 0), (1, -1, 0), (2, 9, 0), (5, 2, 0)];
         assert_eq!(a.learn(&[1, 2], 0, &parts), Some((vec![0, 1, 2, 5], vec![0, 5])));
-        assert_eq!(a.learn(&[1, 2], 0, &parts), None, "told twice");
+        assert_eq!(a.learn(&[1, 2], 0, &parts), None, "reported twice");
         assert_eq!(a.c.reachable(2, "h:2", false, a.now)[0].available, [0]);
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].available, [0, 5]);
         assert!(
             a.c.want(a.t.clone(), a.now).is_some_and(|v| v.available == [0, 5]),
-            "asked again, told again"
+            "requested again, reported again"
         );
     }
 
@@ -376,7 +376,7 @@ mod tests {
         a.c.hint(&a.t.clone(), 0, 1, 5, &[], a.now);
         assert_eq!(a.c.route(&a.t, 0), Ok(2));
         a.c.hint(&a.t.clone(), 0, 44, 9, &[], a.now);
-        assert_eq!(a.c.route(&a.t, 0), Ok(2), "a leader nobody knows");
+        assert_eq!(a.c.route(&a.t, 0), Ok(2), "an unknown leader");
         a.learn(&[1, 2, 3], 0, &[(0, 3, 6)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(3));
         a.learn(&[1, 2, 3], 0, &[(0, 1, -1)]);
@@ -421,7 +421,7 @@ mod tests {
     /// A broker once reported the highest possible epoch. Fails when that is believed indefinitely, or when a single
     /// answer of a broker that lags behind moves a partition back.
     #[test]
-    fn a_leader_that_refuses_is_not_believed_for_ever() {
+    fn a_leader_that_refuses_is_not_believed_indefinitely() {
         let mut a = At::new();
         a.learn(&[1, 2], 0, &[(0, 1, i32::MAX)]);
         for _ in 0..5 {
@@ -491,7 +491,7 @@ mod tests {
     /// Fails when a topic that was deleted, or that we may no longer see, keeps its available partitions or loses its
     /// view.
     #[test]
-    fn a_lost_topic_keeps_its_partitions_but_none_lives() {
+    fn a_lost_topic_keeps_its_partitions_but_none_is_available() {
         let mut a = At::new();
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert_eq!(a.learn(&[1], 29, &[]), Some((vec![0], vec![])));

@@ -185,7 +185,7 @@ impl Session {
         if let Some(Writing { request, .. }) = &self.writing {
             let due = request.sent.max(self.answered) + allowed(request);
             if now >= due {
-                return Err(Trouble::Lost("takes nothing more".into()));
+                return Err(Trouble::Lost("accepts no more data".into()));
             }
             return Ok(Some(due));
         }
@@ -193,7 +193,7 @@ impl Session {
             return Ok(quiet);
         }
         if self.successor.is_some() && !peer.waiting.is_empty() {
-            return Ok(Some(now + options.idle)); // its end wakes
+            return Ok(Some(now + options.idle)); // its expiry wakes us
         }
         let idle_at = self.answered + options.idle;
         Ok((now < idle_at).then_some(idle_at))

@@ -77,7 +77,7 @@ fn several_partitions_in_one_request_and_each_once() {
     assert_eq!(first.produce(), [(0, 0), (1, 0)]);
     first.answer(&produced(vec![part(1, 0, 20), part(0, 19, -1)]));
     let got: Vec<_> = (0..3).map(|_| f.done()).map(|(p, b, _)| (p, b)).collect();
-    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one comes back too, unsent");
+    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one is returned too, unsent");
     peers.nothing_within(50);
 }
 
@@ -310,7 +310,7 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
 
 /// Fails when a missing topic delays another, is not found once it exists, or is requested too often.
 #[test]
-fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
+fn an_absent_topic_is_waited_for_and_delays_no_other() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     f.ends.orders.send(Order::Topic("later".into())).unwrap();
@@ -570,7 +570,7 @@ fn what_a_leader_knows_of_a_producer() {
 
 /// A broker returns on another port with its previous node id. Fails when the node counts as down indefinitely.
 #[test]
-fn a_broker_that_comes_back_elsewhere_is_found() {
+fn a_broker_that_returns_elsewhere_is_found() {
     let mut peers = Peers::start(2);
     let mut f = peers.feed();
     f.available(&[0, 1]);

@@ -160,7 +160,7 @@ impl<'b> Core<'b> {
             return *at;
         }
         if self.abilities.is_some() {
-            self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
+            self.orders.push(Order::Topic(topic.clone())); // otherwise `ready` orders it
         }
         self.by_topic.insert(topic.clone(), self.queues.len());
         let memory =
@@ -274,7 +274,7 @@ impl<'b> Core<'b> {
                         self.finish(&batch);
                     }
                     Action::DeadLetter { batch, why } => {
-                        self.heartbeat.within(Heartbeat::SLOW); // a disk
+                        self.heartbeat.within(Heartbeat::SLOW); // disk I/O
                         match self.letters.write(&batch, &why, now, self.board.quota.get()) {
                             Ok(()) => {
                                 self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
@@ -299,7 +299,7 @@ impl<'b> Core<'b> {
                         }
                     }
                     Action::Uncertain(lines) => {
-                        self.heartbeat.within(Heartbeat::SLOW); // a disk
+                        self.heartbeat.within(Heartbeat::SLOW); // disk I/O
                         self.board.uncertain(u64::from(lines));
                         if self.once {
                             self.save_soon = true;

@@ -346,7 +346,7 @@ mod tests {
         let mut letters = DeadLetters::new(Some(path.clone()), 1000);
         let taken = (0..5).take_while(|_| letters.write(&b, "r", now(), None).is_ok()).count();
         assert_eq!((taken, written(&path).len()), (2, 2));
-        #[allow(clippy::disallowed_methods)] // the operator's hand
+        #[allow(clippy::disallowed_methods)] // acts as the operator
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         letters.write(&b, "r", now(), None).unwrap();
         assert_eq!(written(&path).len(), 1);

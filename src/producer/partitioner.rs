@@ -294,7 +294,7 @@ mod tests {
 
     /// Fails when partitioning the same group again gives different batches: a rebuilt group must be identical.
     #[test]
-    fn the_same_seed_deals_the_same() {
+    fn the_same_seed_gives_the_same_batches() {
         for p in [Partitioner::Random, Partitioner::RoundRobin, Partitioner::Hash] {
             let all = || format!("{:?}", deal(p).out(&load(digit(), 100)));
             assert_eq!(all(), all());

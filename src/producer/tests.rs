@@ -307,7 +307,7 @@ fn a_stop_waits_for_what_moves_only() {
 /// Fails when a stop waits for partitions of a topic that no broker reports, or gives up before a first answer can
 /// arrive.
 #[test]
-fn a_stop_does_not_wait_for_a_cluster_that_nobody_has_seen() {
+fn a_stop_does_not_wait_for_a_cluster_never_reached() {
     for (stands, wait) in
         [(Duration::ZERO, RETURN - RETURN / 4..LIMIT / 2), (RETURN, Duration::ZERO..RETURN / 2)]
     {

@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_client_that_takes_nothing() {
         let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
-        let (go, wait) = bounded::<()>(0);
+        let (proceed, wait) = bounded::<()>(0);
         let run = move |orders: &Receiver<Order>, events: &Outbox, _: &Arc<Board>| {
             let _ = wait.recv();
             let Ok(Order::Send(batches)) = orders.recv() else { return Leave::Closed };
@@ -195,7 +195,7 @@ mod tests {
         w.order(one(1), Instant::now());
         w.order(one(2), Instant::now());
         assert!(!late(50) && late(70));
-        go.send(()).unwrap();
+        proceed.send(()).unwrap();
         let mut events = Vec::new();
         while w.left().is_none() {
             w.turn(&[], Instant::now(), &mut events);

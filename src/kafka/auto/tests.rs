@@ -88,7 +88,7 @@ fn the_first_that_answers_decides() {
     assert!(said.contains("web server"), "{said}");
 }
 
-/// When a driver leaves, the other takes over its channels; the one that left is chosen again only if it is the only
+/// When a driver leaves, the other takes over its channels; the previous one is chosen again only if it is the only
 /// option. Fails when `left` is ignored.
 #[test]
 fn one_after_the_other_on_the_same_ends() {
@@ -131,7 +131,7 @@ fn ship_changes_the_driver() {
 
 /// Fails when batches wait for a driver that may never start: the core could neither end nor count them.
 #[test]
-fn while_nobody_answers_batches_come_back() {
+fn while_no_broker_answers_batches_are_returned() {
     let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (ends, board) = auto(&[refused.to_string()]);
     ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
@@ -150,7 +150,7 @@ fn while_nobody_answers_batches_come_back() {
     drop(ends.orders);
     let until = Instant::now() + PATIENCE;
     while !matches!(events.recv_timeout(PATIENCE), Err(crossbeam_channel::RecvTimeoutError::Disconnected)) {
-        assert!(Instant::now() < until, "it goes on without the core");
+        assert!(Instant::now() < until, "it ends without the core");
     }
 }
 

@@ -222,7 +222,7 @@ impl Connection {
         let mut sent = 0;
         while sent < bytes.len() {
             match self.stream.write(&bytes[sent..]) {
-                Ok(0) => return Err(Trouble::Lost("the socket takes no more".into())),
+                Ok(0) => return Err(Trouble::Lost("the socket accepts no more data".into())),
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}

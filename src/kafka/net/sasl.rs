@@ -94,7 +94,7 @@ fn again_at(began: Instant, lifetime_ms: i64, random: u8) -> Option<Instant> {
 fn random<const N: usize>() -> Result<[u8; N], Trouble> {
     let mut bytes = [0; N];
     let done = SystemRandom::new().fill(&mut bytes);
-    done.map(|()| bytes).map_err(|_| Trouble::Lost("the system gives no random numbers".into()))
+    done.map(|()| bytes).map_err(|_| Trouble::Lost("cannot get random numbers from the system".into()))
 }
 
 struct Talk<'a> {

@@ -134,7 +134,7 @@ pub mod tests {
         /// Fails when a context keeps data of the previous batch, a bound is too small, or a frame's flags are wrong.
         /// `spread` 1 is noise, which cannot be compressed.
         #[test]
-        fn comes_back(sizes in proptest::collection::vec(0usize..300_000, 1..4), spread in 1u32..40, seed: u64) {
+        fn round_trip(sizes in proptest::collection::vec(0usize..300_000, 1..4), spread in 1u32..40, seed: u64) {
             let mut press = Compressor::default();
             for codec in &ALL[1..] {
                 let mut x = seed | 1;

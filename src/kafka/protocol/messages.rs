@@ -243,7 +243,7 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
     r.i8("is internal")?;
     let mut partitions = Vec::new();
     for _ in 0..r.count(12, "partition count")? {
-        r.i16("partition error")?; // 5 where there is no leader; 9 where a replica is missing, which is no trouble of ours
+        r.i16("partition error")?; // 5: no leader; 9: a replica is missing, which does not matter here
         let partition = r.i32("partition")?;
         if partition < 0 {
             return Err(Malformed("partition"));

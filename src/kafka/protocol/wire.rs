@@ -257,7 +257,7 @@ impl Writer {
 
     #[cold]
     fn grow(&mut self, more: usize) {
-        self.bytes.truncate(self.at); // what is behind need not be copied
+        self.bytes.truncate(self.at); // the bytes after it need not be copied
         self.bytes.reserve_exact(more);
         self.bytes.resize(self.at + more, 0);
     }

@@ -93,7 +93,7 @@ impl Session {
         now: Instant,
     ) -> Result<(), Trouble> {
         let Some(mut request) = self.air.pop_front() else {
-            return Err(Trouble::Lost("an answer that nobody asked for".into()));
+            return Err(Trouble::Lost("an unsolicited answer".into()));
         };
         if request.correlation != correlation {
             let due = request.correlation;
@@ -102,7 +102,7 @@ impl Session {
         }
         let body = self.connection.body(body);
         match &mut request.what {
-            What::Ask { .. } => {} // taken by parts
+            What::Ask { .. } => {} // read in parts
             What::Produce { version, codec, batches, .. } => {
                 let codec = *codec;
                 let mut said = Vec::with_capacity(batches.len());

@@ -149,7 +149,7 @@ fn trouble_drains_waits_and_resends_in_order() {
     assert_eq!(b.flying(), [(2, 0, 1), (3, 0, 2), (4, 0, 3)]);
     b.again(1, false, Pace::Backoff);
     b.pass(60_000);
-    assert_eq!(b.flying(), [(2, 0, 1), (4, 0, 3)], "nothing leaves while others are out");
+    assert_eq!(b.flying(), [(2, 0, 1), (4, 0, 3)], "nothing is sent while others are in flight");
     assert!(!b.p.is_up());
     b.misnumbered(1, 45);
     b.stored(0);
@@ -284,7 +284,7 @@ fn refusals() {
     b.misnumbered(0, 45);
     assert_eq!((b.flying(), b.air[0].count), (vec![(2, 0, 1)], 2));
     b.stored(0);
-    assert_eq!(b.flying(), [(3, 0, 3)], "two numbers are free again");
+    assert_eq!(b.flying(), [(3, 0, 3)], "two sequence numbers are free again");
     b.refused(0, Refusal::TooLarge);
     assert_eq!((b.flying(), b.air[0].count), (vec![(3, 0, 3)], 2));
     b.refused(0, Refusal::Something);
@@ -312,7 +312,7 @@ fn parts_of_a_doubtful_batch_begin_a_new_epoch() {
 /// Fails when a refused timestamp becomes a dead letter, loses the sequence numbers, or is retried endlessly without a
 /// pause.
 #[test]
-fn a_refused_timestamp_is_stamped_anew() {
+fn a_refused_timestamp_is_replaced() {
     let mut b = Bench::proven();
     b.push(2);
     assert_eq!(b.air[0].stamp_ms(), STAMP);
@@ -338,7 +338,7 @@ fn a_full_dead_letter_file_holds() {
         &mut b.rng,
         &mut actions,
     );
-    let Some(Action::DeadLetter { batch, .. }) = actions.pop() else { panic!("not buried") };
+    let Some(Action::DeadLetter { batch, .. }) = actions.pop() else { panic!("no dead letter") };
     b.p.hold(batch, "full".into(), b.now, &mut b.rng, &mut actions);
     b.push(1);
     b.pass(59_000);

@@ -186,7 +186,7 @@ impl<'b> World<'b> {
             };
             assert!(
                 self.leaders.values().any(stands),
-                "line {n} of {stream} was acknowledged and does not stand"
+                "line {n} of {stream} was acknowledged but is not stored"
             );
         }
     }
@@ -226,7 +226,7 @@ impl<'b> World<'b> {
                     a.back.push_back(Event::Knows { topic, partition, pid, last });
                 }
                 Order::Send(batches) => a.journal.hold(batches),
-                Order::Change(_) => panic!("nobody changes the driver"),
+                Order::Change(_) => panic!("the driver does not change here"),
             }
         }
         for ack in std::mem::take(&mut a.core.acks) {

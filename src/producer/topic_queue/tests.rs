@@ -95,14 +95,14 @@ fn view(partitions: &[i32], available: &[i32]) -> TopicView {
 
 /// Fails when an idle queue waits, a busy one sends small groups, or a full batch waits although there is room.
 #[test]
-fn gathers_while_something_is_in_the_air() {
+fn gathers_while_something_is_in_flight() {
     let mut b = Bench::sticky(400, NUMBERED, &[0]);
     assert_eq!(b.arrive(), 1, "idle: at once");
     assert_eq!([b.arrive(), b.arrive(), b.arrive()], [0; 3], "busy: what arrives gathers");
     assert_eq!(b.arrive(), 1, "a full batch goes");
     assert_eq!(b.arrive(), 0);
     b.stored(0);
-    assert_eq!(b.stored(0), 1, "nothing in the air: the rest goes");
+    assert_eq!(b.stored(0), 1, "nothing in flight: the rest is sent");
     let sizes: Vec<usize> = b.air.iter().map(|b| b.bytes).collect();
     assert_eq!(sizes, [99]);
     assert!(b.queue.waiting.is_empty() && b.queue.waiting_bytes == 0);
@@ -121,7 +121,7 @@ fn room_is_limited() {
 
 /// Fails when a plain driver gets a second group of a topic, except while the first one is not answered.
 #[test]
-fn plain_drivers_have_one_flight_of_a_topic_in_the_air() {
+fn plain_drivers_have_one_group_of_a_topic_in_flight() {
     let mut b = Bench::sticky(100, Rules::Plain, &[0, 1]);
     b.arrive();
     assert_eq!((0..5).map(|_| b.arrive()).sum::<usize>(), 0);
@@ -157,7 +157,7 @@ fn linger() {
 
 /// Fails when keyless lines go to partitions in trouble or without a leader, or when equals do not take turns.
 #[test]
-fn keyless_lines_go_to_living_partitions() {
+fn keyless_lines_go_to_available_partitions() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1, 2, 3]);
     b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
     b.arrive();
@@ -213,7 +213,7 @@ fn keyed_lines_wait_for_their_partition() {
     while !b.air.is_empty() {
         b.stored(0);
     }
-    assert_eq!(both(&mut b), 1, "the others' go on");
+    assert_eq!(both(&mut b), 1, "the others are still sent");
     let now: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
     assert_eq!(now, all[1..]);
     assert_eq!(b.queue.partition(all[0]).unwrap().open(), 2);
@@ -259,7 +259,7 @@ fn the_cap_falls_and_rises() {
 
 /// Fails when trouble is reported at each retry, or its end is not reported.
 #[test]
-fn trouble_is_told_when_it_changes() {
+fn trouble_is_reported_when_it_changes() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
     b.arrive();
     let mut told = Vec::new();
@@ -280,7 +280,7 @@ fn trouble_is_told_when_it_changes() {
 
 /// Fails when a group takes more chunks than picks can address, or less than one.
 #[test]
-fn a_flight_is_bounded() {
+fn a_batch_group_is_bounded() {
     let mut b = Bench::sticky(usize::MAX / 8, NUMBERED, &[0]);
     for _ in 0..BatchGroup::MAX_CHUNKS + 5 {
         b.queue.push(chunk(&plain(1), 0, &[b""]), b.now);
