@@ -1,15 +1,15 @@
-//! The driver for Kafka 0.11 to 4.x: our own record batches over our own sockets. Retries, partitions and sequences are
-//! the core's; no batch is sent twice by itself.
+//! The driver for Kafka 0.11 to 4.x: our own record batches over our own sockets. Retries, partitions and sequences
+//! belong to the core; the driver never sends a batch twice on its own.
 //!
-//! It has no thread of its own: the producer's loop drives [`Client`], which owns one [`broker::Broker`] for each node and
+//! It has no thread of its own. The producer's loop drives [`Client`], which owns a [`broker::Broker`] per node and
 //! the metadata fetcher, all on non-blocking sockets. Only connecting happens elsewhere, in the dialer's threads.
 //!
-//! In reading order: [`protocol`] (bytes), [`net`] (connections), [`cluster`] (who leads what), [`request`] (which batches
-//! make one), [`session`] (requests in flight), [`broker`], [`fetcher`] (metadata and producer ids), [`client`] (all of it
-//! together), [`health`] (status and log), [`auto`] (this driver or the `kafka` crate), [`broker_check`] (for
-//! `check --connect`).
+//! In reading order: [`protocol`] (bytes), [`net`] (connections), [`cluster`] (partition leaders), [`request`]
+//! (grouping batches into requests), [`session`] (requests in flight), [`broker`], [`fetcher`] (metadata and producer
+//! ids), [`client`] (ties them together), [`health`] (status and log), [`auto`] (chooses this driver or the `kafka`
+//! crate), [`broker_check`] (for `check --connect`).
 //!
-//! Invariant: a batch is held by exactly one of: a broker's queue, a request, an event.
+//! Invariant: each batch is held by exactly one broker queue, request or event.
 
 pub mod auto;
 mod broker;
@@ -41,7 +41,7 @@ use protocol::wire::Writer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Requests in the air per connection with numbers (KIP-98: the broker remembers five batches per producer).
+/// Requests in flight per connection with sequence numbers (KIP-98: the broker remembers five batches per producer).
 const IN_FLIGHT: usize = 5;
 
 #[derive(Debug, Clone)]
@@ -49,38 +49,39 @@ pub struct Options {
     /// `host:port` or `[IPv6]:port`, at least one.
     pub brokers: Vec<String>,
     pub client_id: String,
-    /// With `All` batches are numbered (idempotent) and up to five requests are in the air, else one.
+    /// With `All`, batches are numbered (idempotent) and up to five requests are in flight, otherwise one.
     pub acks: Acks,
     pub compression: Codec,
-    /// Whether a question about a topic lets the broker create it.
+    /// Whether a metadata request lets the broker create the topic.
     pub create_topics: bool,
-    /// How long a broker may wait for its replicas; it counts as hung 5 s later.
+    /// How long a broker may wait for its replicas. 5 s later it counts as hung.
     pub request_timeout: Duration,
-    /// For connecting to one address, and for the answer to the first question.
+    /// Limit for connecting to one address, and for the first answer.
     pub connect_timeout: Duration,
-    /// Exactly-once: without producer ids nothing may be sent.
+    /// Exactly-once: nothing may be sent without producer ids.
     pub once: bool,
-    /// Most bytes of one request, its frame included; only a record that is larger goes alone. The encoding buffer grows to
-    /// this (twice with compression), and is given back after 10 s without work.
+    /// Maximum bytes of one request including its frame; only a single larger record exceeds it. The encoding buffer
+    /// grows to this size (twice with compression) and is freed after 10 s without work.
     pub request_max: usize,
-    /// A connection without work is closed after this: before a NAT in between forgets it (5 min and up).
+    /// Idle connections are closed after this time, before a NAT on the path forgets them (5 min and up).
     pub idle: Duration,
-    /// How long metadata is believed where nothing is wrong. Event Hubs closes connections that are idle for 4 minutes.
+    /// Maximum age of metadata while all is well. Event Hubs closes connections that are idle for 4 minutes.
     pub metadata_age: Duration,
-    /// `Some` turns TLS on.
+    /// `Some` enables TLS.
     pub tls: Option<net::tls::Options>,
     pub sasl: Option<net::sasl::Options>,
     pub unfit: Incompatible,
 }
 
-/// When to leave the broker to another driver ([`crate::producer::driver::Leave`]).
+/// When to leave a broker to another driver ([`crate::producer::driver::Leave`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incompatible {
-    /// Never: the config asks for this driver.
+    /// Never: the config names this driver.
     Wait,
-    /// Where the broker says that it has no Produce 3.
+    /// If the broker does not support Produce 3.
     TooOld,
-    /// Also where it claims to have it, and then refuses our requests or hangs up on them: another driver may do better.
+    /// Also if the broker claims to support it and then refuses our requests or hangs up on them: another driver may
+    /// do better.
     Refused,
 }
 
@@ -105,7 +106,7 @@ impl Default for Options {
     }
 }
 
-/// Which producer of which partition a leader is asked about.
+/// A producer in a partition, as asked of its leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Producer {
     topic: Topic,
@@ -113,40 +114,40 @@ pub struct Producer {
     pid: i64,
 }
 
-/// So many Produce requests that a broker hangs up on show that it does not take ours, where none was ever answered.
+/// After this many hang-ups on Produce requests, with none ever answered, the broker counts as not supporting ours.
 const HANG_UPS: u32 = 5;
 
-/// After this a question about a producer counts as unanswered. (The core is promised an answer within 30 s.)
+/// After this time a question about a producer counts as unanswered. (The core is promised an answer within 30 s.)
 const ASK_PATIENCE: Duration = Duration::from_secs(25);
-/// Buffers are given back when nothing was sent for this long.
+/// Buffers are freed when nothing was sent for this long.
 const RELEASE: Duration = Duration::from_secs(10);
 
-/// This driver with these options.
+/// Creates this driver with these options.
 pub fn drive(options: Options) -> Drive {
     let options = Arc::new(options);
     Drive::new(move |context| Box::new(Client::new(options.clone(), context.clone())))
 }
 
-/// What all parts of this driver share.
+/// State shared by all parts of this driver.
 struct Shared {
     options: Arc<Options>,
     context: Context,
     cluster: Cluster,
-    /// What is to be told since the last turn.
+    /// Events since the last turn.
     events: Vec<Event>,
-    /// How often a broker hung up on a Produce request while none has ever been answered. `None`: one was.
+    /// Hang-ups on Produce requests while none has ever been answered. `None`: one was.
     hang_ups: Option<u32>,
-    /// Questions to leaders that are not answered yet, and until when they must be.
+    /// Unanswered questions to leaders, with their deadlines.
     asks: Vec<(Producer, Instant)>,
-    /// Batches get producer ids: `acks = "all"`, and the brokers give ids.
+    /// Batches get producer ids: `acks = "all"`, and the brokers assign ids.
     numbered: bool,
-    /// Why the broker is one for another driver.
+    /// Why the broker needs another driver.
     unfit: Option<String>,
     rng: Rng,
     encoder: Encoder,
-    /// The buffer of the last request that was written as a whole, for the next.
+    /// The buffer of the last fully written request, for reuse.
     spare: Option<Writer>,
-    /// When something was encoded last.
+    /// When something was last encoded.
     used: Instant,
 }
 
@@ -168,20 +169,19 @@ impl Shared {
         }
     }
 
-    /// What the core may do with this driver.
+    /// Reports this driver's capabilities to the core.
     fn ready(&mut self) {
         let numbered = self.numbered;
         let in_flight = if numbered { IN_FLIGHT } else { 1 };
         self.events.push(Event::Ready(Capabilities { name: "modern", numbered, in_flight }));
     }
 
-    /// The broker gives no producer ids: sends without, one request at a time, and what a lost connection may have
-    /// doubled is counted.
+    /// The broker assigns no producer ids: send without them, one request at a time, and count what a lost connection
+    /// may have duplicated.
     fn go_unnumbered(&mut self, why: &str) {
-        const LEFT: &str =
-            "so batches go without, one at a time, and a lost connection may double the batch in flight";
+        const LEFT: &str = "so batches are sent without it, one at a time, and a lost connection may duplicate the batch in flight";
         log::warn!("no producer id: {why}; {LEFT} (doubled_at_most)");
-        self.context.board.driver().push_str("; without producer ids: the broker gives none");
+        self.context.board.driver().push_str("; without producer ids: the broker assigns none");
         self.numbered = false;
         self.ready();
     }
@@ -199,7 +199,7 @@ impl Shared {
         self.tell(views);
     }
 
-    /// A broker that refused a batch says who leads its partition, and since which epoch.
+    /// A broker that refused a batch names the partition's leader and its epoch.
     fn hint(
         &mut self,
         topic: &Topic,
@@ -222,7 +222,8 @@ impl Shared {
         }
     }
 
-    /// What a leader knows of a producer. An answer that comes after its time was told already.
+    /// Passes on what a leader knows of a producer. A late answer is ignored, since its question was already reported
+    /// as failed.
     fn knows(&mut self, asked: &Producer, last: Result<Option<(i16, i32)>, String>) {
         let Some(at) = self.asks.iter().position(|(a, _)| a == asked) else { return };
         self.asks.swap_remove(at);
@@ -231,7 +232,7 @@ impl Shared {
     }
 }
 
-/// This driver alone, in a thread, with channels for the test.
+/// Runs this driver alone in a thread, with channels for the test.
 #[cfg(test)]
 fn start(
     options: Options,

@@ -1,5 +1,5 @@
-//! STAGE 2: chunks in, acks out. The producer thread, which owns topics, partitions, broker connections and, with
-//! exactly-once, the journal.
+//! The producer thread: takes chunks, sends their lines to Kafka and acknowledges them. It owns topics, partitions,
+//! broker connections and, with exactly-once, the journal.
 
 pub mod batch;
 mod core;
@@ -38,42 +38,42 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How a record's partition is chosen. "Living" are partitions with a reachable leader that are not in trouble.
+/// How a record's partition is chosen. A partition is available when its leader is reachable and it is not in trouble.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Partitioner {
-    /// This partition, also when it must be waited for.
+    /// Always this partition, even while it is unavailable.
     Fixed(i32),
-    /// By the key's murmur2 over all partitions, as Kafka's Java client; records without a key go `Sticky`.
+    /// The key's murmur2 hash over all partitions, as in Kafka's Java client. Records without a key use `Sticky`.
     Hash,
-    /// The next available one for each record.
+    /// The next available partition for each record.
     RoundRobin,
-    /// Any available one for each record.
+    /// A random available partition for each record.
     Random,
-    /// One available partition per flight: the cheapest.
+    /// One available partition per batch group: the cheapest.
     Sticky,
 }
 
-/// What the core needs to know.
+/// Settings of the core.
 #[derive(Debug)]
 pub struct Options {
     pub partitioner: Partitioner,
-    /// Most bytes of lines in one batch (one chunk that is larger goes alone).
+    /// Maximum bytes of lines in one batch. A single larger chunk is sent alone.
     pub batch: usize,
-    /// Wait for more lines although nothing is in flight; zero sends at once.
+    /// How long to wait for more lines when nothing is in flight. Zero sends at once.
     pub linger: Duration,
-    /// Bytes of lines per second over all topics; slows down, never drops.
+    /// Bytes of lines per second over all topics. Throttles, never drops.
     pub rate: Option<u64>,
-    /// The state folder's `dead-letter` file; without one, dead letters are logged and counted only.
+    /// The state folder's `dead-letter` file. Without one, dead letters are only logged and counted.
     pub dead_letter: Option<PathBuf>,
-    /// Most bytes in that file; a full one holds the topic.
+    /// Maximum size of that file. Once it is full, the topic is blocked.
     pub dead_letter_limit: u64,
-    /// What the wall clock showed at the last save of an earlier run, in ms since 1970: see [`clock::stamp`].
+    /// Wall clock at an earlier run's last save, in ms since 1970. See [`clock::stamp`].
     pub saved_ms: i64,
-    /// For `random` and the jitter of retries.
+    /// Seeds `random` and the retry jitter.
     pub seed: u64,
-    /// For `send`: what became of each batch, as it is stored.
+    /// For `send`: receives a receipt for each stored batch.
     pub receipts: Option<Sender<Receipt>>,
-    /// Exactly-once: what an earlier run left.
+    /// Exactly-once: state recovered from an earlier run.
     pub once: Option<recovered::RecoveredState>,
 }
 
@@ -94,18 +94,18 @@ impl Default for Options {
     }
 }
 
-/// What a running producer is to do otherwise from now on.
+/// A configuration change for a running producer.
 #[derive(Debug)]
 pub struct Change {
-    /// `partitioner`, `batch`, `linger` and `rate` of these are taken up.
+    /// Only `partitioner`, `batch`, `linger` and `rate` are applied.
     pub options: Options,
-    /// Another driver. It begins when all batches have come back from the one before; until then none is sent.
+    /// A replacement driver. It starts once the old driver has returned all batches; until then nothing is sent.
     pub drive: Option<Drive>,
-    /// With brokers that may be another cluster: there our producer id may be somebody else's.
+    /// The brokers may belong to another cluster, where our producer id may belong to another producer.
     pub elsewhere: bool,
 }
 
-/// `count` records stand in `partition`, the first at `offset` (unknown with `acks = 0`).
+/// `count` records are stored in `partition`, the first at `offset` (unknown with `acks = 0`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Receipt {
     pub partition: i32,
@@ -113,62 +113,62 @@ pub struct Receipt {
     pub count: u32,
 }
 
-/// No driver carries this producer's lines any more, and none ever will.
+/// The driver has ended for good and nothing replaces it, so no more lines can be delivered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Dead {
     pub why: String,
 }
 
-/// When the thread is to end although something is left.
+/// When the thread ends with work left.
 #[derive(Debug)]
 pub struct Halts {
-    /// As soon as nothing moves: what is left is refused, or goes nowhere because no broker can be reached. `None`: never.
+    /// Stop as soon as there is no progress: what is left is refused, or no broker can be reached. `None`: never.
     pub stuck: Option<Stop>,
-    /// At once.
+    /// Stop at once.
     pub now: Stop,
 }
 
-/// How long a broker that cannot be reached may take to come back before a stop waits for it no longer: from the stop on,
-/// or from when nothing moved any more, if that was earlier.
+/// How long a stop waits for an unreachable broker to return, counted from the stop, or from when progress ended if
+/// that was earlier.
 const RETURN: Duration = Duration::from_secs(1);
 
-/// RecoveredTopic is given back after so long without lines.
+/// Idle time without lines after which free heap memory is returned to the system.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
-/// Chunks taken at a time before what they make possible is sent.
+/// Maximum chunks taken from the inbox before the next send.
 const AT_A_TIME: usize = 256;
 
-/// Tells a running producer to do otherwise.
+/// Sends configuration changes to a running producer.
 #[derive(Debug)]
 pub struct Changes(Waking<Sender<Change>>);
 
 impl Changes {
-    /// One change may wait.
+    /// The channel holds one pending change.
     pub fn new(waker: &Waker) -> (Changes, Receiver<Change>) {
         let (to, from) = crossbeam_channel::bounded(1);
         (Changes(Waking::new(to, waker)), from)
     }
 
-    /// Waits until the one before has been taken. Without a producer it is of no concern.
+    /// Blocks until the previous change has been taken. Does nothing when the producer has ended.
     pub fn send(&self, change: Change) {
         let _ = self.0.get().send(change);
         self.0.wake();
     }
 }
 
-/// What exactly-once does before a batch reaches the driver: it is written down.
+/// Exactly-once: records a batch in the journal before it reaches the driver.
 pub trait BeforeSend: Send {
-    /// Takes batches that are to be sent.
+    /// Queues batches for recording.
     fn hold(&mut self, batches: Vec<Batch>);
 
-    /// Writes down what may be sent, as one group, and gives those batches.
+    /// Records all queued batches that may be sent, as one group, and returns them.
     fn record(&mut self, now: Instant) -> Vec<Batch>;
 
-    /// When to record again although nothing happened.
+    /// When to call `record` again if nothing happens before.
     fn wake(&self, now: Instant) -> Option<Instant>;
 }
 
-/// What the producer's thread is started with. Every sender of these wakes `context.waker`.
+/// Everything the producer thread starts with. Every sender of these channels wakes `context.waker`.
 pub struct Producer<'a> {
     pub options: Options,
     pub inbox: Receiver<Chunk>,
@@ -181,10 +181,10 @@ pub struct Producer<'a> {
     pub halts: Halts,
 }
 
-/// The thread's loop. It takes whatever comes, from either side, and waits nowhere but in its `poll(2)`; so a topic that
-/// does not move holds only its own share of the byte budget.
+/// The thread's loop. It blocks only in `poll(2)`, so a blocked topic holds nothing but its own share of the byte
+/// budget.
 ///
-/// Ends when the inbox is closed (the tails have ended) and nothing is left, or as [`Halts`] says.
+/// Ends when the inbox is closed (all tails have ended) and nothing is left, or as [`Halts`] says.
 pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
     let Producer { options, inbox, changes, drive, context, journal, registry, halts } = producer;
     let board = context.board.clone();
@@ -200,14 +200,14 @@ struct Loop<'b> {
     current: Current,
     journal: Option<Box<dyn BeforeSend>>,
     waker: Waker,
-    /// What `poll(2)` has found at the driver's sockets.
+    /// What `poll(2)` reported for the driver's sockets.
     ready: Vec<PollFlags>,
     events: Vec<Event>,
     registry: &'b Registry,
     idle: Idle,
 }
 
-/// Since when there is nothing to send and nothing unacknowledged.
+/// How long there has been nothing to send and nothing unacknowledged.
 #[derive(Clone, Copy)]
 enum Idle {
     No,
@@ -222,13 +222,13 @@ impl Loop<'_> {
         loop {
             self.core.heartbeat.within(Heartbeat::TURN);
             self.waker.begin_round();
-            // What came back is known before anything is sent.
+            // Process completions before sending anything.
             self.turn()?;
             if open && take(inbox, |chunk| self.core.chunk(chunk, now())) {
                 open = false;
                 self.core.close();
             }
-            // Behind the inbox: what a tail sent after the change is not for the driver before it.
+            // After the inbox: chunks sent after the change must not go to the old driver.
             changes.try_iter().for_each(|change| self.core.change(change, now()));
             let wake = self.send()?;
             let empty = self.core.is_empty();
@@ -249,7 +249,7 @@ impl Loop<'_> {
                 return Ok(());
             }
             if !self.events.is_empty() {
-                continue; // what they make possible comes first
+                continue; // handle their results first
             }
             let trim = self.trim(empty && inbox.is_empty(), here);
             let patience = patience.filter(|until| *until > here);
@@ -259,8 +259,8 @@ impl Loop<'_> {
         }
     }
 
-    /// Gives free buffers back to the system after a second without lines; not between two lines of a trickle, each of
-    /// which would map and fault them in again. When that is due.
+    /// Returns free memory to the system after a second without lines. Not sooner: with a trickle of lines, each one
+    /// would fault the pages in again. Returns when the trim is due.
     fn trim(&mut self, idle: bool, now: Instant) -> Option<Instant> {
         if !idle {
             self.idle = Idle::No;
@@ -276,7 +276,7 @@ impl Loop<'_> {
         if let Idle::TrimAt(at) = self.idle { Some(at) } else { None }
     }
 
-    /// A turn of the driver; the core learns what came of it.
+    /// Runs one turn of the driver and feeds its events to the core.
     fn turn(&mut self) -> Result<(), Dead> {
         let now = now();
         let alive = self.current.turn(&self.ready, now.at, &mut self.events);
@@ -286,7 +286,7 @@ impl Loop<'_> {
         if alive { Ok(()) } else { Err(Dead { why: "its worker has ended".into() }) }
     }
 
-    /// Sends what may leave now. When to come again, if nothing happens before.
+    /// Sends what may be sent now. Returns when to call it again if nothing happens before.
     fn send(&mut self) -> Result<Option<Instant>, Dead> {
         let now = now();
         let wake = self.core.tick(now);
@@ -301,7 +301,7 @@ impl Loop<'_> {
             }
         }
         if let Some(journal) = &mut self.journal {
-            self.core.heartbeat.within(Heartbeat::SLOW); // a disk
+            self.core.heartbeat.within(Heartbeat::SLOW); // disk I/O
             let recorded = journal.record(now.at);
             self.core.heartbeat.within(Heartbeat::TURN);
             if !recorded.is_empty() {
@@ -325,7 +325,7 @@ impl Loop<'_> {
         Ok([wake, journal, self.current.driver().wake()].into_iter().flatten().min())
     }
 
-    /// Waits for news, for the sockets, and at most until `wake`. With `more` it only looks.
+    /// Waits for events, for the sockets, and at most until `wake`. With `more` it polls without blocking.
     fn wait(&mut self, wake: Option<Instant>, more: bool, now: Instant) {
         let longest = self.core.longest_wait();
         let wait = wake.map_or(longest, |at| at.saturating_duration_since(now).min(longest));
@@ -349,7 +349,7 @@ impl Loop<'_> {
     }
 }
 
-/// Takes what is there; `true`: the channel is closed.
+/// Drains the channel. `true`: the channel is closed.
 fn take<T>(from: &Receiver<T>, mut with: impl FnMut(T)) -> bool {
     for _ in 0..AT_A_TIME {
         match from.try_recv() {

@@ -1,5 +1,5 @@
-//! Chooses the driver by what the brokers say they take, drives it, and chooses again when it says that the broker is one
-//! for the other.
+//! Chooses the driver by the versions the brokers support, runs it, and chooses again when it reports that the broker
+//! needs the other one.
 
 use crate::backoff::{Backoff, Rng};
 use crate::heartbeat::Heartbeat;
@@ -17,20 +17,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub struct Options {
-    /// The bootstrap list, `host:port` each.
+    /// The bootstrap list, each `host:port`.
     pub brokers: Vec<String>,
     pub probe: probe::Limits,
-    /// Longest pause between two rounds through the list while none answers.
+    /// Maximum pause between two rounds through the list while no broker answers.
     pub pause: Duration,
     pub classic: Choice,
     pub modern: Choice,
 }
 
-/// One driver, set up for either case.
+/// A driver in two configurations.
 pub struct Choice {
-    /// For a broker that says it takes the other driver's requests too: leaves when the broker refuses this one's.
+    /// For a broker that also claims to support the other driver: ends when the broker refuses this one's requests.
     pub first: Drive,
-    /// For a broker that says it takes this driver's requests alone: leaves when the broker says otherwise.
+    /// For a broker that claims to support only this driver: ends when the broker says otherwise.
     pub only: Drive,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// A driver that worked for so long does not count as one that gives up at once.
+/// A driver that ran this long does not count as giving up immediately.
 const LONG_RUN: Duration = Duration::from_secs(600);
 
 pub fn drive(options: Options) -> Drive {
@@ -61,9 +61,9 @@ struct Auto {
     options: Arc<Options>,
     context: Context,
     state: State,
-    /// Drivers in a row that gave up soon.
+    /// Consecutive drivers that gave up soon.
     short_runs: u32,
-    /// Orders that were refused while there is no driver.
+    /// Orders refused while there is no driver.
     refused: Vec<Event>,
     /// Why there is none.
     why: String,
@@ -79,7 +79,7 @@ enum State {
 impl Auto {
     fn new(options: Arc<Options>, context: Context) -> Self {
         let state = State::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
-        let why = "no broker has said yet what it takes".to_owned();
+        let why = "no broker has reported its versions yet".to_owned();
         Auto { options, context, state, short_runs: 0, refused: Vec::new(), why, closing: false }
     }
 
@@ -96,7 +96,7 @@ impl Auto {
 
     fn choose_again(&mut self, left: Name, took: Duration, why: String) {
         log::warn!("driver {left} gives up: {why}; choosing again");
-        // Two drivers that both give up at once must not chase each other.
+        // Two drivers that both give up immediately must not alternate in a tight loop.
         self.short_runs = if took < LONG_RUN { self.short_runs + 1 } else { 0 };
         let pause = self.options.pause * (1 << u32::min(self.short_runs, 5)) / 2;
         let choosing = Choosing::start(&self.options, &self.context, Some(left), pause.saturating_sub(took));
@@ -155,7 +155,7 @@ impl Driver for Auto {
     }
 }
 
-/// The brokers are being asked, in a thread of its own. Dropping it ends that thread before the next question.
+/// Asks the brokers in its own thread. Dropping it ends that thread before the next question.
 struct Choosing {
     chosen: Receiver<Chosen>,
     _on: stop::Handle,
@@ -163,7 +163,7 @@ struct Choosing {
 }
 
 impl Choosing {
-    /// Begins after `pause`. A driver that has just `left` is taken again only where the other cannot be.
+    /// Starts after `pause`. A driver that has just `left` is chosen again only if the other one cannot be used.
     fn start(options: &Arc<Options>, context: &Context, left: Option<Name>, pause: Duration) -> Self {
         let (tell, chosen) = bounded(1);
         let (on, stop) = stop::pair();
@@ -201,13 +201,13 @@ impl Choosing {
     }
 }
 
-/// Where no thread can be started the modern driver is as good a guess as any: it will meet the same trouble, and say so.
+/// If no thread can be started, guess the modern driver: it will hit the same problem and report it.
 fn give_up(tell: &Sender<Chosen>, e: &std::io::Error) {
     let why = format!("brokers cannot be asked ({e})");
     let _ = tell.send(Chosen { name: Name::Modern, only: false, why });
 }
 
-/// Rounds after which a driver that has left is taken again: some 3 s.
+/// Rounds after which a driver that has left is chosen again: some 3 s.
 const ENOUGH: u32 = 5;
 
 struct Chooser {
@@ -219,7 +219,7 @@ struct Chooser {
 }
 
 impl Chooser {
-    /// Asks the hosts in turn until one answers as Kafka. `None`: it was stopped.
+    /// Asks the hosts in turn until one answers as Kafka. `None`: stopped.
     fn choose(&mut self, left: Option<Name>) -> Option<Chosen> {
         let options = self.options.clone();
         let backoff = Backoff { most: options.pause, ..Backoff::QUICK };
@@ -231,7 +231,7 @@ impl Chooser {
                 self.heartbeat.within(Heartbeat::SLOW);
                 let visit = self.visit(host);
                 if self.stop.is_on() {
-                    return None; // another driver's brokers are on the board by now
+                    return None; // the status holds another driver's brokers by now
                 }
                 match visit.and_then(|r| decide(again, r.as_ref())) {
                     Ok(chosen) => {
@@ -247,18 +247,18 @@ impl Chooser {
                 return None;
             }
             if tries >= ENOUGH {
-                again = None; // the other cannot be had either
+                again = None; // the other one cannot be used either
             }
         }
     }
 
-    /// Waits. `false`: stopped.
+    /// Sleeps. `false`: stopped.
     fn rests(&self, time: Duration) -> bool {
         self.heartbeat.within(time);
         self.stop.on().recv_timeout(time) == Err(crossbeam_channel::RecvTimeoutError::Timeout)
     }
 
-    /// What the host takes; `None` where it does not say, as Kafka 0.9 does.
+    /// The host's supported versions; `None` if it does not report them, like Kafka 0.9.
     fn visit(&self, host: &str) -> Result<Option<Ranges>, String> {
         let mut last = String::new();
         for addr in probe::resolve(host)? {
@@ -272,16 +272,16 @@ impl Chooser {
     }
 }
 
-/// Which driver, and why.
+/// The chosen driver, and why.
 #[derive(Debug, PartialEq, Eq)]
 struct Chosen {
     name: Name,
-    /// The broker does not say that it takes the other one's requests.
+    /// The broker does not claim to support the other one's requests.
     only: bool,
     why: String,
 }
 
-/// The rule: modern where the broker takes it, else the `kafka` crate.
+/// The rule: modern if the broker supports it, otherwise the `kafka` crate.
 fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<Chosen, String> {
     let only = |name, why| Ok(Chosen { name, only: true, why });
     let first = |name, why| Ok(Chosen { name, only: false, why });
@@ -292,7 +292,7 @@ fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<Chosen, String>
         };
     };
     match (r.suits_classic(), r.suits_modern(), left) {
-        // Beside brokers that do take them, as in a cluster that is being upgraded: not to be left for one of those.
+        // Other brokers do support them, as in a cluster being upgraded. Do not leave this driver for an old broker.
         (true, false, Some(Name::Modern)) => first(Name::Classic, format!("takes no record batches ({r})")),
         (true, false, _) => only(Name::Classic, format!("takes no record batches ({r})")),
         (true, true, Some(Name::Modern)) => first(Name::Classic, format!("takes both ({r}), modern gave up")),

@@ -1,5 +1,5 @@
-//! One broker: what waits for it, and its connection. Connects when there is work, gives everything back while it cannot,
-//! and tries again until it can. What happens on a connection is in `session.rs`; who leads what, in `cluster.rs`.
+//! One broker: its queue and its connection. Connects when there is work, returns the queued batches while it cannot
+//! connect, and keeps retrying. `session.rs` runs a connection; `cluster.rs` knows the leaders.
 
 use super::{Incompatible, Producer, Shared};
 use crate::kafka::health::Health;
@@ -19,11 +19,11 @@ use std::time::Instant;
 pub struct Peer {
     pub node: i32,
     pub address: String,
-    /// Batches that are in no request yet, in the order they came.
+    /// Batches not yet in a request, in order of arrival.
     pub waiting: VecDeque<Batch>,
     pub asks: VecDeque<Producer>,
     pub health: Health,
-    /// The configured one, or what this broker takes instead.
+    /// The configured codec, or the fallback this broker accepts.
     pub codec: Codec,
 }
 
@@ -31,7 +31,7 @@ pub struct Peer {
 pub struct Broker {
     pub peer: Peer,
     link: Link,
-    /// Attempts to connect in a row that failed.
+    /// Consecutive failed attempts to connect.
     failures: u32,
 }
 
@@ -41,7 +41,7 @@ enum Link {
     Idle,
     Dialing(Dial),
     Up(Box<Session>),
-    /// Not connected again before `until`. What comes meanwhile goes straight back.
+    /// Backing off: no new connection before `until`, and arriving batches are returned at once.
     Resting {
         until: Instant,
         why: String,
@@ -74,7 +74,7 @@ impl Broker {
         }
     }
 
-    /// Something of this broker is on its way or waits.
+    /// Something is in flight or waiting.
     pub fn is_busy(&self) -> bool {
         let busy = if let Link::Up(session) = &self.link { session.is_busy() } else { false };
         busy || self.peer.has_work()
@@ -132,7 +132,7 @@ impl Broker {
 
     fn ended(&mut self, shared: &mut Shared, end: End, now: Instant) {
         match end {
-            // Also the end of a broker that hung up before it was asked anything.
+            // Also when a broker hangs up before the first request.
             End::Idle => {
                 self.peer.health.idle();
                 self.failures = 0;
@@ -149,7 +149,7 @@ impl Broker {
         }
     }
 
-    /// An attempt failed; `connected` says whether that came after connecting.
+    /// Handles a failed attempt. `connected`: it failed after connecting.
     fn failed(&mut self, shared: &mut Shared, t: &Trouble, why: &str, connected: bool, now: Instant) {
         self.peer.health.failed(why, connected);
         shared.reachable(&self.peer, false, now);
@@ -160,7 +160,7 @@ impl Broker {
         self.failures += 1;
     }
 
-    /// Gives all back, wherever it is.
+    /// Closes the connection and returns all batches.
     pub fn close(mut self, shared: &mut Shared, why: &str) {
         if let Link::Up(session) = &mut self.link {
             session.abandon(shared, Pace::Now, why);
@@ -175,7 +175,7 @@ impl Peer {
         !self.waiting.is_empty() || !self.asks.is_empty()
     }
 
-    /// All that is in no request yet.
+    /// Returns all batches not yet in a request.
     pub fn give_back(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
         for batch in self.waiting.drain(..) {
             let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
@@ -184,8 +184,9 @@ impl Peer {
         self.asks.drain(..).for_each(|asked| shared.knows(&asked, Err(why.to_owned())));
     }
 
-    /// Nothing may overtake a batch that has come back: the broker, if it has forgotten the producer, would take a later
-    /// one for its first, and the earlier one could no longer be proved missing.
+    /// Returns the batches queued behind one that was returned, as none may overtake it: if the broker has forgotten
+    /// the producer, it would take a later batch for the first one, and we could no longer prove that the earlier one
+    /// is missing.
     pub fn give_back_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
         let same = |b: &Batch| b.partition == partition && b.group.topic == *topic;
         if !self.waiting.iter().any(same) {
@@ -202,7 +203,7 @@ impl Peer {
         }
     }
 
-    /// This codec is refused: the next one. Of several requests in flight, only the first refusal counts.
+    /// This codec is refused: use the next. Of several requests in flight, only the first refusal counts.
     pub fn leave_codec(&mut self, refused: Codec, why: &str) {
         if refused == self.codec && refused != Codec::None {
             self.codec = refused.fallback();
@@ -211,7 +212,7 @@ impl Peer {
         }
     }
 
-    /// Gives a batch back that was never sent.
+    /// Refuses a batch that was never sent.
     pub fn refuse(&mut self, batch: Batch, what: Refusal, why: String, shared: &mut Shared) {
         let (topic, partition) = (batch.group.topic.clone(), batch.partition);
         shared.events.push(Event::Done { batch, verdict: Verdict::Refused { what, why } });

@@ -1,5 +1,5 @@
-//! The way to one broker, step by step, for `check --connect`: by the connections that the driver itself makes, so that
-//! what works here works there. Writes nothing, creates no topic, and tries nothing twice.
+//! Checks the path to one broker step by step, for `check --connect`. Uses the driver's own connections, so that what
+//! works here works there. Writes nothing, creates no topic, and never retries.
 
 use super::Options;
 use super::net::{probe, tls};
@@ -10,24 +10,24 @@ use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, Topi
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// What is to be found out.
+/// What to check.
 pub struct Visit<'a> {
     /// `host:port`.
     pub address: &'a str,
     pub options: &'a Options,
-    /// Empty: nothing is asked beyond the versions.
+    /// If empty, only the versions are checked.
     pub topics: &'a [Wanted<'a>],
     pub speaks: Speaks,
-    /// The right to read is needed too (exactly-once asks `DescribeProducers`).
+    /// The read permission is needed too (exactly-once uses `DescribeProducers`).
     pub read: bool,
 }
 
-/// What is to be sent to a topic, in bytes.
+/// What will be sent to a topic, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted<'a> {
     pub topic: &'a str,
     pub longest_line: usize,
-    /// `None`: batches are compressed, so nobody knows how large they are on the wire.
+    /// `None`: batches are compressed, so their size on the wire is unknown.
     pub batch: Option<usize>,
 }
 
@@ -48,13 +48,13 @@ pub struct Step {
     pub outcome: Outcome,
 }
 
-/// A text is what was found; where it is not good, "why" or "why; what to do".
+/// The text is the finding; on failure "why" or "why; what to do".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Good(String),
     Doubtful(String),
     Failed(String),
-    /// The config asks for what this broker cannot do, or does not allow: no waiting mends it.
+    /// The config asks for something this broker cannot do or does not allow. Waiting does not help.
     Never(String),
 }
 
@@ -64,13 +64,13 @@ impl From<Result<String, String>> for Outcome {
     }
 }
 
-/// Tells each step as it is done, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Gives the addresses of
-/// the topics' leaders.
+/// Reports each step as it completes, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Returns
+/// the addresses of the topics' leaders.
 pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Vec<String> {
     walk(v, tell).unwrap_or_default()
 }
 
-/// Runs one step; `None`: it failed, and there is no next.
+/// Runs one step. `None`: it failed, and the check ends.
 fn step<T>(
     what: impl Into<String>,
     tell: &mut dyn FnMut(Step),
@@ -100,7 +100,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
         .find_map(|one| step(format!("TCP {one}"), tell, || reach(one).map_err(|t| t.to_string())))?;
     let stream = secure(v, socket, tell)?;
     let mut c = Connection::over(stream, METADATA_CAP);
-    // The question about the versions comes first on the wire, for it says whether there is SASL at all.
+    // ApiVersions comes first on the wire, since it tells whether there is SASL at all.
     let began = Instant::now();
     let versions = c.greet(v.address, v.options);
     let greeting = began.elapsed();
@@ -196,7 +196,7 @@ fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
     messages::metadata(answer, version, &topics).map_err(|e| e.to_string())
 }
 
-/// What we may do with a topic, as the broker says with its metadata (KIP-430); so nothing need be written.
+/// Our permissions on a topic, from the broker's metadata (KIP-430), so that nothing needs to be written.
 fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(Step)) {
     let found = |right: i32, allow: &str| {
         let meta = meta.ok_or("the answer does not speak of it")?;
@@ -217,7 +217,8 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
     {
         if asked {
             let outcome = match found(right, allow) {
-                // Without the right to write lines wait for it; without that to read, exactly-once cannot be kept.
+                // Without write permission, lines wait for it. Without read permission, exactly-once cannot be
+                // guaranteed.
                 Err(why) if right == MAY_READ => Outcome::Never(why),
                 other => other.into(),
             };
@@ -226,11 +227,11 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
     }
 }
 
-/// A batch of one record is longer than its line by its header, the record's own lengths, and some.
+/// Overhead of a batch of one record over its line: the batch header, the record's own lengths, and a margin.
 const ENVELOPE: usize = 100;
 
-/// Whether the topic takes what will be sent. Nothing is told where the broker does not say, as without the right to
-/// DESCRIBE_CONFIGS. `None`: the connection is no more.
+/// Whether the topic accepts what will be sent. Reports nothing if the broker does not say, for example without the
+/// right to DESCRIBE_CONFIGS. `None`: the connection is lost.
 fn size(v: &Visit<'_>, wanted: &Wanted<'_>, c: &mut Connection, tell: &mut dyn FnMut(Step)) -> Option<()> {
     let Some(version) = c.versions.describe_configs else { return Some(()) };
     let began = Instant::now();
@@ -273,7 +274,7 @@ fn leaders(answer: &Metadata) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Fails when a limit that is too small by one byte is good, or a batch's limit matters where batches are compressed.
+    /// Fails when a limit one byte too small passes, or the batch limit is applied although batches are compressed.
     #[test]
     fn sizes() {
         let wanted = |longest_line, batch| Wanted { topic: "t", longest_line, batch };

@@ -1,4 +1,4 @@
-//! The driver as the producer's loop sees it: carries its orders to the brokers concerned, and gives each part its turn.
+//! The driver as seen by the producer's loop: routes orders to the brokers and gives each part its turn.
 
 use super::{ASK_PATIENCE, Options, Producer, RELEASE, Shared};
 use crate::kafka::broker::Broker;
@@ -28,7 +28,7 @@ impl Client {
         Client { shared, brokers: BTreeMap::new(), fetcher, left: None }
     }
 
-    /// The broker of a node, at the address that it has now.
+    /// The broker of a node, at its current address.
     fn broker(&mut self, node: i32) -> &mut Broker {
         let address = self.shared.cluster.node(node).map(Node::address).unwrap_or_default();
         if self.brokers.get(&node).is_some_and(|b| b.peer.address != address) {
@@ -63,14 +63,14 @@ impl Client {
         }
     }
 
-    /// Answers for leaders that were asked and say nothing.
+    /// Reports questions that leaders did not answer in time.
     fn overdue(&mut self, now: Instant) {
         while let Some((late, _)) = self.shared.asks.iter().find(|(_, due)| *due <= now).cloned() {
             self.shared.knows(&late, Err("the leader does not answer".into()));
         }
     }
 
-    /// Brokers that are no longer in the metadata, or at another address.
+    /// Retires brokers that are no longer in the metadata, or have another address.
     fn retire_gone(&mut self) {
         let cluster = &self.shared.cluster;
         let gone = |(node, b): (&i32, &Broker)| {
@@ -84,7 +84,7 @@ impl Client {
         self.brokers.values().any(Broker::is_busy)
     }
 
-    /// Gives the encoder's buffers back after a time without work.
+    /// Frees the encoder's buffers after a time without work.
     fn release(&mut self, now: Instant) {
         let s = &mut self.shared;
         if s.spare.is_some() && now >= s.used + RELEASE && !self.brokers.values().any(Broker::is_busy) {
@@ -98,7 +98,7 @@ impl Client {
 impl Driver for Client {
     fn order(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Change(_) => {} // taken by `Current`
+            Order::Change(_) => {} // handled by `Current`
             Order::Topic(topic) => {
                 let view = self.shared.cluster.want(topic, now);
                 self.shared.tell(view.into_iter().collect());

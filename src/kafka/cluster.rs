@@ -1,5 +1,4 @@
-//! What is known of the cluster: brokers, topics, leaders, and when to ask again. Pure: time comes in, nothing goes out;
-//! opens no connection.
+//! The known state of the cluster: brokers, topics, leaders, and when to refresh them. No I/O; time is an argument.
 
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::{Metadata, Node, TopicMeta};
@@ -8,22 +7,22 @@ use crate::record::Topic;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-/// Between two questions about a topic in trouble, doubled up to [`SLOWEST`], or [`ELECTION`] where it only lacks leaders:
-/// those come within seconds, and every one of them counts.
+/// Shortest interval between two metadata requests for a topic in trouble. Doubled up to [`SLOWEST`], or up to
+/// [`ELECTION`] if only leaders are missing: those are elected within seconds, and each second counts.
 const QUICKEST: Duration = Duration::from_millis(100);
 const SLOWEST: Duration = Duration::from_secs(5);
 const ELECTION: Duration = Duration::from_secs(1);
-/// How many answers in a row may name an older leader epoch, each after a refusal by the leader with the newer one, before
-/// the older one is believed. One such answer can come from a broker that lags behind.
+/// How many consecutive answers may name an older leader epoch, each after a refusal by the leader with the newer one,
+/// before the older one is believed. A single such answer can come from a broker that lags behind.
 const DOUBTS: u8 = 2;
 
 #[derive(Debug)]
 pub struct Cluster {
-    /// How long an answer is believed where nothing is wrong.
+    /// Maximum age of an answer while all is well.
     age: Duration,
     pub id: Option<String>,
     nodes: BTreeMap<i32, Node>,
-    /// The address at which a broker cannot be reached. At another address the same node is another broker to us.
+    /// The address at which a broker is unreachable. The same node at another address counts as a different broker.
     down: BTreeMap<i32, String>,
     topics: HashMap<Topic, Known>,
 }
@@ -31,10 +30,10 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Known {
     id: [u8; 16],
-    /// Of the last answer; 0: none.
+    /// From the last answer; 0: none.
     error: i16,
     leaders: BTreeMap<i32, Leader>,
-    /// As the core knows it.
+    /// The view last reported to the core.
     told: Option<TopicView>,
     asked: Option<Instant>,
     next: Instant,
@@ -47,9 +46,9 @@ struct Leader {
     node: i32,
     /// -1: not known.
     epoch: i32,
-    /// It says that it does not lead, and no metadata has come since.
+    /// It says that it is not the leader, and no metadata has arrived since.
     refuses: bool,
-    /// Answers in a row that named an older epoch after such a refusal.
+    /// Consecutive answers that named an older epoch after such a refusal.
     doubts: u8,
 }
 
@@ -64,7 +63,7 @@ impl Cluster {
         Cluster { age, id: None, nodes: BTreeMap::new(), down: BTreeMap::new(), topics: HashMap::new() }
     }
 
-    /// Takes a topic up. What the core was told already, it is told again.
+    /// Subscribes to a topic. Returns the view already reported to the core, if any, so that it is reported again.
     pub fn want(&mut self, topic: Topic, now: Instant) -> Option<TopicView> {
         let known = self.topics.entry(topic).or_insert_with(|| Known {
             id: [0; 16],
@@ -78,7 +77,7 @@ impl Cluster {
         known.told.clone()
     }
 
-    /// Something is wrong with a topic's leaders: ask soon, but not more often than every 100 ms.
+    /// A topic's leaders are in doubt: refresh soon, but at most every 100 ms.
     pub fn stale(&mut self, topic: &Topic, now: Instant) {
         if let Some(known) = self.topics.get_mut(topic) {
             let soon = known.asked.map_or(now, |asked| (asked + QUICKEST).max(now));
@@ -86,7 +85,7 @@ impl Cluster {
         }
     }
 
-    /// The leader of a partition refused a batch: ask soon who leads.
+    /// A partition's leader refused a batch: refresh soon.
     pub fn refused(&mut self, topic: &Topic, partition: i32, now: Instant) {
         if let Some(leader) = self.topics.get_mut(topic).and_then(|k| k.leaders.get_mut(&partition)) {
             leader.refuses = true;
@@ -94,7 +93,7 @@ impl Cluster {
         self.stale(topic, now);
     }
 
-    /// The topics to ask about now.
+    /// The topics to request now.
     pub fn due(&self, now: Instant) -> Vec<Topic> {
         self.topics.iter().filter(|(_, k)| k.next <= now).map(|(t, _)| t.clone()).collect()
     }
@@ -103,13 +102,13 @@ impl Cluster {
         self.topics.values().map(|k| k.next).min()
     }
 
-    /// Takes an answer in; gives what the core must be told.
+    /// Processes an answer; returns the changed views for the core.
     pub fn learn(&mut self, answer: Metadata, asked: &[Topic], now: Instant) -> Vec<TopicView> {
         if let (Some(old), Some(new)) = (&self.id, &answer.cluster)
             && old != new
         {
             log::warn!("the bootstrap brokers are of another cluster now: {new} instead of {old}");
-            // Its leader epochs have nothing to do with those of the cluster before.
+            // Leader epochs of another cluster cannot be compared with these.
             for leader in self.topics.values_mut().flat_map(|k| k.leaders.values_mut()) {
                 leader.epoch = -1;
             }
@@ -142,8 +141,8 @@ impl Cluster {
         self.changes()
     }
 
-    /// A broker that refused a batch says who leads the partition (KIP-951). `nodes`: where the leaders are. A hint that is
-    /// not newer than what is known cannot be used, and metadata is asked instead.
+    /// A broker that refused a batch names the partition's leader (KIP-951). `nodes`: the leaders' addresses. A hint
+    /// that is not newer than what is known is ignored, and metadata is requested instead.
     pub fn hint(
         &mut self,
         topic: &Topic,
@@ -153,7 +152,7 @@ impl Cluster {
         nodes: &[Node],
         now: Instant,
     ) -> Vec<TopicView> {
-        // Only the one that leads now: what else an answer names must not add up.
+        // Take only the current leader's address: other nodes in answers must not accumulate.
         if let Some(n) = nodes.iter().find(|n| n.id == node) {
             self.nodes.entry(n.id).or_insert_with(|| n.clone());
         }
@@ -169,7 +168,8 @@ impl Cluster {
         self.changes()
     }
 
-    /// A broker can or cannot be reached at this address. In the latter case its partitions may soon have another leader.
+    /// A broker became reachable or unreachable at this address. If unreachable, its partitions may soon have another
+    /// leader.
     pub fn reachable(&mut self, node: i32, address: &str, yes: bool, now: Instant) -> Vec<TopicView> {
         if self.nodes.get(&node).is_none_or(|n| n.address() != address) {
             return Vec::new(); // it has another address by now
@@ -189,10 +189,10 @@ impl Cluster {
         self.changes()
     }
 
-    /// Which broker takes a partition's batches; else why none does.
+    /// The broker for a partition's batches, or why there is none.
     pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
         let Some(known) = self.topics.get(topic) else {
-            return Err((Pace::Backoff, format!("topic {topic} was not taken up")));
+            return Err((Pace::Backoff, format!("topic {topic} was never requested")));
         };
         match known.leaders.get(&partition) {
             Some(l) if self.down.contains_key(&l.node) => {
@@ -217,7 +217,8 @@ impl Cluster {
         self.nodes.get(&id)
     }
 
-    /// Views that differ from what was told. A topic that cannot be had any more keeps its partitions, with none available.
+    /// Views that differ from the last reported ones. A topic that becomes unavailable keeps its partitions, none
+    /// available.
     fn changes(&mut self) -> Vec<TopicView> {
         let mut changed = Vec::new();
         for (topic, known) in &mut self.topics {
@@ -241,8 +242,8 @@ impl Cluster {
 }
 
 impl Leader {
-    /// What is kept of a leader when metadata names an older epoch: a broker that lags behind may name a leader that has
-    /// been replaced already. `None`: it has refused so often that the older one is believed.
+    /// What to keep of a leader when metadata names an older epoch: a broker that lags behind may name a replaced
+    /// leader. `None`: the leader has refused so often that the older epoch is believed.
     fn outlives(&self, older: i32) -> Option<Leader> {
         let doubts = self.doubts + u8::from(self.refuses);
         if doubts < DOUBTS {
@@ -262,7 +263,8 @@ impl Known {
         if self.error != meta.error {
             match meta.error {
                 0 => log::info!("topic {name}: in order now"),
-                // A topic that is being created, or whose leaders are elected: over in a moment, or it shows elsewhere.
+                // The topic is being created, or its leaders are being elected: over in a moment, or reported
+                // elsewhere.
                 5 => {}
                 code => log::warn!("topic {name}: {}; asking again", errors::text(code, "")),
             }
@@ -289,7 +291,7 @@ mod tests {
 
     const ZERO: [u8; 16] = [0; 16];
 
-    /// Name, error, and of each partition its number, leader and epoch.
+    /// Name, error, and each partition's number, leader and epoch.
     type Told<'a> = (&'a str, i16, &'a [(i32, i32, i32)]);
 
     fn answer(nodes: &[i32], topics: &[Told<'_>]) -> Metadata {
@@ -325,7 +327,7 @@ mod tests {
             At { c, now, t }
         }
 
-        /// The answer to a question about `t`; partitions and available ones as the core is told, if it is.
+        /// Feeds an answer about `t`; returns the partitions and available ones reported to the core, if any.
         fn learn(
             &mut self,
             nodes: &[i32],
@@ -343,13 +345,13 @@ mod tests {
         }
     }
 
-    /// Fails when a leaderless partition, or one of a broker that is not in the answer or is down, counts as available.
+    /// Fails when a partition without a leader, or one led by a broker that is unknown or down, counts as available.
     #[test]
-    fn living_are_those_with_a_leader_that_can_be_reached() {
+    fn available_are_those_with_a_reachable_leader() {
         let mut a = At::new();
         let parts = [(0, 1, 0), (1, -1, 0), (2, 9, 0), (5, 2, 0)];
         assert_eq!(a.learn(&[1, 2], 0, &parts), Some((vec![0, 1, 2, 5], vec![0, 5])));
-        assert_eq!(a.learn(&[1, 2], 0, &parts), None, "told twice");
+        assert_eq!(a.learn(&[1, 2], 0, &parts), None, "reported twice");
         assert_eq!(a.c.reachable(2, "h:2", false, a.now)[0].available, [0]);
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
@@ -358,11 +360,11 @@ mod tests {
         assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].available, [0, 5]);
         assert!(
             a.c.want(a.t.clone(), a.now).is_some_and(|v| v.available == [0, 5]),
-            "asked again, told again"
+            "requested again, reported again"
         );
     }
 
-    /// Fails when a lagging broker's answer takes a partition back to a leader that was replaced, or an older hint does.
+    /// Fails when a lagging broker's answer or an older hint moves a partition back to a replaced leader.
     #[test]
     fn a_newer_leader_stays() {
         let mut a = At::new();
@@ -374,15 +376,15 @@ mod tests {
         a.c.hint(&a.t.clone(), 0, 1, 5, &[], a.now);
         assert_eq!(a.c.route(&a.t, 0), Ok(2));
         a.c.hint(&a.t.clone(), 0, 44, 9, &[], a.now);
-        assert_eq!(a.c.route(&a.t, 0), Ok(2), "a leader nobody knows");
+        assert_eq!(a.c.route(&a.t, 0), Ok(2), "an unknown leader");
         a.learn(&[1, 2, 3], 0, &[(0, 3, 6)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(3));
         a.learn(&[1, 2, 3], 0, &[(0, 1, -1)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(1), "without epochs the last word counts");
     }
 
-    /// Fails when a broker that could not be reached counts as down at another address too, when it does not at the same
-    /// one, or when what is told of the old address counts for the new one.
+    /// Fails when an unreachable broker counts as down at another address too, does not at the same address, or
+    /// reports about the old address are applied to the new one.
     #[test]
     fn down_is_an_address_and_not_a_node() {
         let mut a = At::new();
@@ -399,7 +401,7 @@ mod tests {
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
     }
 
-    /// Fails when a hint that cannot be used leaves everything as it was until the metadata is old.
+    /// Fails when a hint that cannot be used changes nothing until the metadata expires.
     #[test]
     fn a_hint_that_is_not_newer_asks_for_metadata() {
         let mut a = At::new();
@@ -416,10 +418,10 @@ mod tests {
         assert_eq!(a.waits(), 300_000, "it was taken");
     }
 
-    /// One broker once said that the epoch is as high as can be. Fails when that is believed forever, or when a single
-    /// answer of a broker that lags behind takes a partition back.
+    /// A broker once reported the highest possible epoch. Fails when that is believed indefinitely, or when a single
+    /// answer of a broker that lags behind moves a partition back.
     #[test]
-    fn a_leader_that_refuses_is_not_believed_for_ever() {
+    fn a_leader_that_refuses_is_not_believed_indefinitely() {
         let mut a = At::new();
         a.learn(&[1, 2], 0, &[(0, 1, i32::MAX)]);
         for _ in 0..5 {
@@ -438,7 +440,7 @@ mod tests {
         assert_eq!(a.c.route(&a.t, 0), Ok(1), "its epochs count again");
     }
 
-    /// Fails when the leader epochs of the cluster before hold back those of the one behind the same name now.
+    /// Fails when the previous cluster's leader epochs block those of another cluster behind the same name.
     #[test]
     fn another_cluster_has_other_epochs() {
         let mut a = At::new();
@@ -453,7 +455,7 @@ mod tests {
         assert_eq!(a.c.route(&a.t, 0), Ok(2));
     }
 
-    /// Fails when trouble is asked about at once and without end, or only after the age of what is well.
+    /// Fails when a topic in trouble is requested in a busy loop, or only after the maximum age.
     #[test]
     fn questions_are_paced() {
         let mut a = At::new();
@@ -475,7 +477,7 @@ mod tests {
         assert_eq!(a.waits(), 0);
     }
 
-    /// Fails when a topic in trouble is asked about less often because of another, or more often.
+    /// Fails when another topic changes how often a topic in trouble is requested.
     #[test]
     fn each_topic_has_its_own_pace() {
         let mut a = At::new();
@@ -486,9 +488,10 @@ mod tests {
         assert_eq!(a.c.due(a.now + Duration::from_millis(150)), [other]);
     }
 
-    /// Fails when a topic that was deleted, or that we may not see any more, keeps its available partitions or its view.
+    /// Fails when a topic that was deleted, or that we may no longer see, keeps its available partitions or loses its
+    /// view.
     #[test]
-    fn a_lost_topic_keeps_its_partitions_but_none_lives() {
+    fn a_lost_topic_keeps_its_partitions_but_none_is_available() {
         let mut a = At::new();
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert_eq!(a.learn(&[1], 29, &[]), Some((vec![0], vec![])));

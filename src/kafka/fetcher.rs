@@ -1,7 +1,7 @@
-//! The metadata fetcher: asks any broker about topics and leaders, and for producer ids.
+//! The metadata fetcher: asks any broker for topics, leaders and producer ids.
 //!
-//! It has a connection of its own, so that a question never waits behind a batch that waits for its replicas, and a
-//! bootstrap broker that hangs holds up no batch.
+//! It has its own connection, so that a metadata request never waits behind a batch that waits for its replicas, and a
+//! hung bootstrap broker does not delay batches.
 
 mod candidates;
 
@@ -19,12 +19,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// An open question for a producer id.
+/// A pending request for a producer id.
 #[derive(Debug)]
 struct ProducerId {
-    /// Not before.
+    /// Not before this time.
     at: Instant,
-    /// How often a broker has answered "not now".
+    /// How many times a broker has answered "not now".
     tries: u32,
 }
 
@@ -38,7 +38,7 @@ enum Link {
 #[derive(Debug)]
 struct Up {
     connection: Connection,
-    /// The question that is on the wire.
+    /// The request in flight.
     asked: Option<Asked>,
     /// Since the last answer.
     idle: Instant,
@@ -60,13 +60,13 @@ enum Question {
     ProducerId,
 }
 
-/// One round through the brokers, until one of them has answered.
+/// One pass through the brokers, until one of them has answered.
 #[derive(Debug)]
 struct Round {
     rest: VecDeque<(Kind, String)>,
-    /// The one that is being asked.
+    /// The broker being asked.
     at: (Kind, String),
-    /// After this the round is over once one of each kind was tried: the next one begins with others.
+    /// After this time the round ends once one of each kind was tried; the next round starts with others.
     until: Instant,
     tried: [usize; 2],
 }
@@ -77,13 +77,13 @@ pub struct Fetcher {
     producer_id: Option<ProducerId>,
     health: Health,
     candidates: Candidates,
-    /// Rounds in a row in which no broker could be asked.
+    /// Consecutive rounds in which no broker could be asked.
     failures: u32,
-    /// When the next round may begin.
+    /// When the next round may start.
     next_round: Instant,
 }
 
-/// A broker answers these at once, or it hangs.
+/// A broker answers these requests immediately, or it is hung.
 fn patience(shared: &Shared) -> Duration {
     shared.options.request_timeout.min(Duration::from_secs(10))
 }
@@ -131,7 +131,7 @@ impl Fetcher {
         }
     }
 
-    /// When the next question is to be asked.
+    /// When the next request is due.
     fn due(&self, shared: &Shared) -> Option<Instant> {
         shared.cluster.next_due().into_iter().chain(self.producer_id.as_ref().map(|p| p.at)).min()
     }
@@ -151,7 +151,7 @@ impl Fetcher {
                     None => return learned,
                     Some(Ok(connection)) => {
                         self.link = Link::Up(Box::new(Up { connection, asked: None, idle: now }));
-                        // At once, also where nothing is due any more: what it is worth shows only then.
+                        // Ask at once, even if nothing is due any more: only an answer proves the connection good.
                         self.ask(shared, now);
                     }
                     Some(Err(t)) => self.next_of_round(&t, shared, now),
@@ -183,7 +183,7 @@ impl Fetcher {
         }
     }
 
-    /// Puts the next question on the wire.
+    /// Sends the next request.
     fn ask(&mut self, shared: &mut Shared, now: Instant) {
         let Link::Up(up) = &mut self.link else { return };
         let options = &shared.options;
@@ -207,7 +207,7 @@ impl Fetcher {
         up.asked = Some(Asked { question, version, correlation, request, sent: 0, deadline });
     }
 
-    /// Takes the answer in. `true`: it was metadata.
+    /// Processes the answer. `true`: it was metadata.
     fn answered(&mut self, body: std::ops::Range<usize>, shared: &mut Shared, now: Instant) -> bool {
         let Link::Up(up) = &mut self.link else { return false };
         let Some(Asked { question, version, .. }) = up.asked.take() else { return false };
@@ -243,7 +243,7 @@ impl Fetcher {
         };
         match done {
             Ok(learned) => {
-                // Not before: a broker that hangs up on every question would be up and down at each.
+                // Only now: a broker that hangs up on every request would otherwise flap between up and down.
                 if let Some(Round { at: (_, address), .. }) = self.round.take() {
                     self.health.up(&format!("{address}, modern"));
                     self.candidates.last = Some(address);
@@ -280,7 +280,7 @@ impl Fetcher {
         if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 53) {
             shared.unfit(format!("no producer id: {}", errors::text(error, "")));
         }
-        // A broker that has just started, or never gave one, says 14 once or twice.
+        // A broker that has just started, or has never assigned an id, answers 14 once or twice.
         if asked.tries >= 3 && (asked.tries + 1).is_power_of_two() {
             log::warn!("no producer id: {}; asking again", errors::text(error, ""));
         }
@@ -292,7 +292,7 @@ impl Fetcher {
         asked.tries += 1;
     }
 
-    /// The connection is of no use. Most likely it was closed for being idle: the question is asked on a new one.
+    /// The connection is lost, most likely closed for being idle. Ask again on a new one.
     fn lost(&mut self, t: Trouble, shared: &mut Shared, now: Instant) {
         if self.round.is_some() {
             let t = shut_out(t, shared);
@@ -303,7 +303,7 @@ impl Fetcher {
         self.begin_round(shared, now);
     }
 
-    /// `false`: there is nobody to ask.
+    /// `false`: there is no broker to ask.
     fn begin_round(&mut self, shared: &Shared, now: Instant) -> bool {
         let mut rest: VecDeque<_> = self.candidates.round(&shared.options.brokers).into();
         let Some(at) = rest.pop_front() else {
@@ -319,7 +319,7 @@ impl Fetcher {
         self.link = Link::Dialing(Dial::start(address, &shared.options, METADATA_CAP, &shared.context));
     }
 
-    /// One broker of the round could not be asked: the next one, or the round is over.
+    /// A broker of the round could not be asked: try the next one, or end the round.
     fn next_of_round(&mut self, t: &Trouble, shared: &mut Shared, now: Instant) {
         self.link = Link::None;
         let Some(mut round) = self.round.take() else { return };
@@ -334,7 +334,7 @@ impl Fetcher {
         round.tried[kind as usize] += 1;
         let [learned, configured] = round.tried;
         let late = now >= round.until && configured > 0 && learned + configured > 1;
-        // A refused login is one for every broker, and too many of them lock the account.
+        // A refused login is refused by every broker, and too many attempts lock the account.
         let over = late || (denied && shared.options.sasl.is_some());
         if let Some(next) = round.rest.pop_front().filter(|_| !over) {
             self.dial(&next.1, shared);
@@ -353,7 +353,7 @@ impl Fetcher {
 }
 
 impl Up {
-    /// Goes on with the question; gives where its answer is, once it is here.
+    /// Continues the request in flight; returns the position of a complete answer.
     fn talk(&mut self, readable: bool, now: Instant) -> Result<Option<std::ops::Range<usize>>, Trouble> {
         let Some(asked) = &mut self.asked else { return Ok(None) };
         let c = &mut self.connection;
@@ -383,7 +383,7 @@ impl Up {
     }
 }
 
-/// A broker that wants SASL answers ApiVersions, and closes at whatever comes next.
+/// A broker that requires SASL answers ApiVersions and closes the connection on the next request.
 fn shut_out(t: Trouble, shared: &Shared) -> Trouble {
     match t {
         Trouble::Ended if shared.options.sasl.is_none() => {

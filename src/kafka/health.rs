@@ -1,4 +1,4 @@
-//! What one broker looks like to the operator: its line on the board, and a log line at each change. Decides nothing.
+//! One broker's state for the operator: its status entry, and a log line at each change.
 
 use crate::producer::outage::{self, Reasons};
 use crate::report::{Board, BrokerState};
@@ -16,14 +16,14 @@ enum State {
 #[derive(Debug)]
 pub struct Health {
     board: Arc<Board>,
-    /// Its place on the board: an address, or "bootstrap".
+    /// Its name in the status: an address, or "bootstrap".
     name: String,
     state: State,
-    /// Failures since it last answered.
+    /// Failures since its last answer.
     failures: u64,
-    /// When the first of them was.
+    /// When the first of them happened.
     failing_since: Instant,
-    /// The last failure came after connecting: a connection alone does not mend that.
+    /// The last failure came after connecting, so connecting alone does not count as recovery.
     shaky: bool,
     reasons: Reasons,
 }
@@ -41,7 +41,7 @@ impl Health {
         }
     }
 
-    /// Connected; `speaks` says by what.
+    /// Connected; `speaks` describes the protocol.
     pub fn up(&mut self, speaks: &str) {
         if !self.shaky {
             self.mended();
@@ -49,7 +49,7 @@ impl Health {
         self.show(State::Up, format!("up ({speaks})"), None);
     }
 
-    /// Answered a request.
+    /// It answered a request.
     pub fn answered(&mut self) {
         if self.shaky {
             self.shaky = false;
@@ -58,17 +58,17 @@ impl Health {
         }
     }
 
-    /// Closed for want of work.
+    /// Closed because idle.
     pub fn idle(&mut self) {
         self.show(State::Idle, "idle".into(), None);
     }
 
-    /// The connection is gone and another is looked for; whether that is a failure is not known yet.
+    /// The connection is lost and a new one is being opened; not yet counted as a failure.
     pub fn searching(&mut self, why: &str) {
         self.show(State::Down, "down".into(), Some(why.to_owned()));
     }
 
-    /// One more failure: `connected` says whether it came after connecting.
+    /// Records a failure; `connected`: it came after connecting.
     pub fn failed(&mut self, why: &str, connected: bool) {
         self.failures += 1;
         self.shaky |= connected;
@@ -129,8 +129,8 @@ mod tests {
         (b.state.clone(), b.attempts, b.last_error.clone())
     }
 
-    /// Fails when a connection that is refused at the first request counts as mended each time it is made: the log would
-    /// get two lines per retry.
+    /// Fails when a connection refused at the first request counts as recovered each time: the log would get two lines
+    /// per retry.
     #[test]
     fn what_fails_after_connecting_is_mended_by_an_answer() {
         let board = Arc::new(Board::default());

@@ -1,4 +1,4 @@
-//! Connections to brokers: sockets, frames, TLS, SASL, and the dialer that opens them. Knows no batches.
+//! Connections to brokers: sockets, frames, TLS, SASL, and the dialer that opens them.
 
 pub mod connection;
 pub mod dialer;

@@ -1,5 +1,4 @@
-//! Kafka's protocol: requests and answers as bytes, record batches, compression, and what error codes mean. Knows no
-//! sockets.
+//! Kafka's wire protocol: requests, answers, record batches, compression, and the meaning of error codes. No I/O.
 
 pub mod codec;
 pub mod errors;

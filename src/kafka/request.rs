@@ -1,12 +1,12 @@
-//! Which waiting batches go together in one request, and which of them an answer speaks of. Pure.
+//! Groups waiting batches into requests, and matches an answer's partitions to them.
 
 use crate::kafka::protocol::records::Encoder;
 use crate::kafka::protocol::wire::Malformed;
 use crate::producer::batch::Batch;
 use std::collections::VecDeque;
 
-/// Takes batches for one request: of each partition the first, up to `most` bytes (one larger goes alone), those of one
-/// topic side by side. What stays keeps its order.
+/// Takes batches for one request: the first of each partition, up to `most` bytes (a single larger one goes alone),
+/// grouped by topic. The rest keeps its order.
 pub fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
     let mut picked: Vec<Batch> = Vec::new();
     let mut stay = VecDeque::new();
@@ -31,7 +31,7 @@ pub fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
     picked
 }
 
-/// The place of a partition in the request; `nth` is where it stands if the answer has the request's order.
+/// A partition's index in the request; `nth` is its index if the answer has the request's order.
 pub fn place(
     batches: &[Option<Batch>],
     topic: &[u8],
@@ -64,8 +64,8 @@ mod tests {
         batches.iter().map(|b| (&*b.group.topic, b.partition, b.numbers.unwrap().base)).collect()
     }
 
-    /// Fails when a partition goes twice into a request, order is lost within a partition, topics are mixed, or the
-    /// limit is passed by more than a first batch alone.
+    /// Fails when a partition occurs twice in a request, order within a partition is lost, topics are mixed, or the
+    /// limit is exceeded by more than a first batch alone.
     #[test]
     fn one_of_each_partition_up_to_the_limit() {
         let all = [("b", 0, 0), ("a", 0, 0), ("b", 0, 1), ("b", 1, 0), ("b", 0, 2), ("a", 1, 0)];
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(names(&pick(&mut waiting, 1000)), [("t", 9, 0)]);
     }
 
-    /// Fails when an answer in another order than the request's is taken in the request's.
+    /// Fails when an answer in a different order is read in the request's order.
     #[test]
     fn a_partition_is_found_wherever_it_stands() {
         let batches: Vec<_> = [of("a", 0, 0, 1), of("b", 0, 0, 1), of("b", 1, 0, 1)].map(Some).into();

@@ -1,6 +1,6 @@
-//! Brokers of the tests: real sockets, answers by `kafka-protocol` (so that our own readers are checked by other hands).
-//! What is asked about versions, metadata and producer ids they answer by themselves from a shared [`World`]; every
-//! other request goes to the test, which says what happens to it.
+//! Scripted brokers for tests: real sockets, with answers written by `kafka-protocol`, so that our own readers are
+//! checked independently. They answer requests for versions, metadata and producer ids from a shared [`World`]; every
+//! other request goes to the test, which decides what happens.
 
 use super::{Options, start};
 use crate::producer::batch::Batch;
@@ -26,29 +26,29 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
-/// What the scripted brokers say of themselves.
+/// The state the scripted brokers report.
 pub struct World {
     /// Node and port.
     pub nodes: BTreeMap<i32, u16>,
-    /// Not in the metadata, as a proxy in front of the cluster.
+    /// Not in the metadata, like a proxy in front of the cluster.
     pub hidden: Option<i32>,
     /// In the metadata only.
     pub ghosts: Vec<std::net::SocketAddr>,
     /// Topic, partition → leader, epoch.
     pub leaders: BTreeMap<(String, i32), (i32, i32)>,
     pub produce: (i16, i16),
-    /// 35 to ApiVersions from this version on.
+    /// ApiVersions is answered with 35 from this version on.
     pub versions_refused_from: i16,
     pub metadata_asked: usize,
-    /// Codes for InitProducerId before it works.
+    /// Error codes for InitProducerId before it succeeds.
     pub no_pid: VecDeque<i16>,
-    /// Answers to anything are these bytes instead.
+    /// Every answer is these bytes instead.
     pub noise: Option<Vec<u8>>,
     /// Nothing is answered at all.
     pub mute: bool,
 }
 
-/// Some brokers of one world, and what they were asked.
+/// Some brokers of one world, and the requests they received.
 pub struct Peers {
     pub world: Arc<Mutex<World>>,
     pub asked: Receiver<Asked>,
@@ -62,7 +62,7 @@ struct Living {
     acceptor: thread::JoinHandle<()>,
 }
 
-/// A request that waits for the test.
+/// A request waiting for the test's answer.
 pub struct Asked {
     pub node: i32,
     pub api: i16,
@@ -73,7 +73,7 @@ pub struct Asked {
 }
 
 impl Peers {
-    /// Brokers 1..=n, all partitions 0..n of topic `t` led by broker partition + 1.
+    /// Starts brokers 1..=n; partitions 0..n of topic `t` are led by broker partition + 1.
     pub fn start(n: i32) -> Self {
         let (asked_to, asked) = bounded(1000);
         let world = World {
@@ -98,13 +98,13 @@ impl Peers {
         self.world.lock().unwrap()
     }
 
-    /// Starts a broker that was killed, on another port.
+    /// Restarts a killed broker on another port.
     pub fn move_away(&mut self, node: i32) {
         self.world().nodes.remove(&node);
         self.revive(node);
     }
 
-    /// Starts a broker, on the port it had before.
+    /// Restarts a broker on its previous port.
     pub fn revive(&mut self, node: i32) {
         let port = self.world().nodes.get(&node).copied().unwrap_or(0);
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
@@ -126,7 +126,7 @@ impl Peers {
         self.available.insert(node, Living { connections, end, acceptor });
     }
 
-    /// As SIGKILL does: connections closed, port refused.
+    /// Like SIGKILL: closes connections and refuses the port.
     pub fn kill(&mut self, node: i32) {
         let Living { connections, end, acceptor } = self.available.remove(&node).unwrap();
         *end.lock().unwrap() = true;
@@ -301,7 +301,7 @@ impl Asked {
         self.answer_as(message, self.version);
     }
 
-    /// Same code for all partitions of the request.
+    /// Answers all partitions of the request with the same code.
     pub fn answer_all(&self, error: i16) {
         let parts =
             self.produce().iter().map(|(p, _)| part(*p, error, if error == 0 { 100 } else { -1 })).collect();
@@ -340,7 +340,7 @@ pub fn one(partition: i32, base: i32) -> Batch {
     b
 }
 
-/// A stand-in for the core that numbers, retries in order and keeps a few batches of each partition in the air.
+/// A stand-in for the core that numbers, retries in order and keeps a few batches of each partition in flight.
 pub struct Feeder {
     pub ends: Ends,
     pub topic: Topic,
@@ -361,7 +361,7 @@ impl Feeder {
         f
     }
 
-    /// The next batch that is done; takes note of everything else.
+    /// The next completed batch; records all other events.
     pub fn take(&mut self) -> Option<(Batch, Verdict)> {
         match self
             .ends
@@ -385,13 +385,13 @@ impl Feeder {
 }
 
 impl Feeder {
-    /// Takes topic `t` up, and no producer id.
+    /// Subscribes to topic `t`, without a producer id.
     pub fn with(ends: Ends) -> Self {
         ends.orders.send(Order::Topic("t".into())).unwrap();
         Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None }
     }
 
-    /// The next batch that comes back: its partition, its base sequence and what became of it.
+    /// The next returned batch: its partition, base sequence and verdict.
     pub fn done(&mut self) -> (i32, i32, Verdict) {
         loop {
             if let Some((batch, verdict)) = self.take() {
@@ -400,7 +400,7 @@ impl Feeder {
         }
     }
 
-    /// Waits until exactly these partitions live. Batches that come back meanwhile fail the test.
+    /// Waits until exactly these partitions are available. Fails if batches are returned meanwhile.
     pub fn available(&mut self, want: &[i32]) {
         while self.view.as_ref().is_none_or(|v| v.available != want) {
             let done = self.take();

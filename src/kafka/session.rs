@@ -1,5 +1,5 @@
-//! One connection at work: requests put together from waiting batches, up to five in flight, answers taken as they come.
-//! A batch comes back with its verdict, and when the connection is lost, all of them do.
+//! One connection in use: builds requests from waiting batches, up to five in flight, and reads answers as they
+//! arrive. Each batch is returned with its verdict; when the connection is lost, all are returned.
 
 mod answers;
 
@@ -19,26 +19,27 @@ use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What a broker may take beyond the time it was given for its replicas, before it counts as hung.
+/// How much longer than its time for the replicas a broker may take before it counts as hung.
 const GRACE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
-/// The slowest uplink that is not mistaken for a hung broker: a request gets this much more time for its way, in bytes/s.
+/// The slowest uplink, in bytes/s, that is not mistaken for a hung broker: a request's transfer gets this much more
+/// time.
 const SLOWEST: u64 = 64 << 10;
-/// Why a session ended. Everything that was in a request has been given back; what was in none is still waiting.
+/// Why a session ended. All batches in requests have been returned; those not in a request are still waiting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
     Idle,
-    /// `worked`: at least one request had been answered.
+    /// `worked`: at least one request was answered.
     Lost {
         why: String,
         worked: bool,
     },
 }
 
-/// A request that was sent, or is being sent.
+/// A request sent or being sent.
 #[derive(Debug)]
 struct Request {
     correlation: i32,
-    /// When its last byte left.
+    /// When its last byte was sent.
     sent: Instant,
     bytes: u64,
     what: What,
@@ -46,19 +47,19 @@ struct Request {
 
 #[derive(Debug)]
 enum What {
-    /// A batch is taken out when its verdict is known.
+    /// A batch is removed when its verdict is known.
     Produce {
         version: i16,
-        /// What this request asks for: see [`Session::acks`].
+        /// The acks this request asks for: see [`Session::acks`].
         acks: Acks,
-        /// The broker's at the time ([`Peer::codec`]).
+        /// The broker's codec at the time ([`Peer::codec`]).
         codec: Codec,
         batches: Vec<Option<Batch>>,
     },
     Ask {
         asked: Producer,
         answer: Producers,
-        /// Bytes of the answer that are not read yet; `None`: it has not begun.
+        /// Unread bytes of the answer; `None`: it has not begun.
         left: Option<usize>,
     },
 }
@@ -68,7 +69,7 @@ enum What {
 struct Writing {
     request: Request,
     bytes: Writer,
-    /// So many of them have left.
+    /// Bytes of it sent so far.
     at: usize,
 }
 
@@ -76,19 +77,19 @@ struct Writing {
 pub struct Session {
     connection: Connection,
     writing: Option<Writing>,
-    /// Waiting for their answers, which come in this order.
+    /// Waiting for their answers, which arrive in this order.
     air: VecDeque<Request>,
-    /// No request of this connection has been answered yet: one alone, then more.
+    /// No request on this connection has been answered yet: send one alone first.
     fresh: bool,
-    /// Any request has been answered.
+    /// At least one request has been answered.
     worked: bool,
-    /// Throttled until then.
+    /// Throttled until this time.
     quiet: Option<Instant>,
-    /// When the last answer came or, at first, the session began.
+    /// When the last answer arrived or, at first, the session began.
     answered: Instant,
-    /// The answer just read asks for a new connection.
+    /// The last answer asks for a new connection, for this reason.
     renew: Option<String>,
-    /// The connection that replaces this one, whose SASL session ends soon (KIP-368).
+    /// The replacement for this connection, whose SASL session expires soon (KIP-368).
     successor: Option<Dial>,
     wake: Option<Instant>,
 }
@@ -121,7 +122,7 @@ impl Session {
         self.writing.is_some() || !self.air.is_empty()
     }
 
-    /// Takes what is there to read, and sends what may be sent. `Some`: the connection is over.
+    /// Reads what has arrived, and sends what may be sent. `Some`: the connection is over.
     pub fn turn(
         &mut self,
         peer: &mut Peer,
@@ -169,7 +170,7 @@ impl Session {
         Ok(None)
     }
 
-    /// When the next turn is due at the latest. `None`: idle for so long that the connection is to be closed.
+    /// When the next turn is due at the latest. `None`: idle for so long that the connection must be closed.
     fn deadline(&mut self, peer: &Peer, shared: &Shared, now: Instant) -> Result<Option<Instant>, Trouble> {
         let options = &shared.options;
         let allowed = |r: &Request| options.request_timeout + GRACE + Duration::from_secs(r.bytes / SLOWEST);
@@ -184,7 +185,7 @@ impl Session {
         if let Some(Writing { request, .. }) = &self.writing {
             let due = request.sent.max(self.answered) + allowed(request);
             if now >= due {
-                return Err(Trouble::Lost("takes nothing more".into()));
+                return Err(Trouble::Lost("accepts no more data".into()));
             }
             return Ok(Some(due));
         }
@@ -192,13 +193,13 @@ impl Session {
             return Ok(quiet);
         }
         if self.successor.is_some() && !peer.waiting.is_empty() {
-            return Ok(Some(now + options.idle)); // its end wakes
+            return Ok(Some(now + options.idle)); // its expiry wakes us
         }
         let idle_at = self.answered + options.idle;
         Ok((now < idle_at).then_some(idle_at))
     }
 
-    /// Writes what is being written, and begins the next requests while there is room.
+    /// Continues writing, and starts further requests while there is room.
     fn send(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> Result<(), Trouble> {
         loop {
             if let Some(writing) = &mut self.writing {
@@ -226,9 +227,9 @@ impl Session {
         }
     }
 
-    /// Whether a request may go out by this connection: not when most of its SASL session is over. Looked at before a
-    /// request, not by a timer: only a request after its end makes the broker close the connection (KIP-368). Then another
-    /// connection takes its place once all answers are back.
+    /// Whether a request may be sent on this connection: not when most of its SASL session is over. Checked before a
+    /// request instead of by a timer, because the broker closes the connection only on a request after the session's
+    /// end (KIP-368). Another connection then takes over once all answers have arrived.
     fn is_authenticated(&mut self, peer: &Peer, shared: &Shared) -> Result<bool, Trouble> {
         if !self.connection.must_renew() {
             return Ok(true);
@@ -249,7 +250,7 @@ impl Session {
 
     fn sent(&mut self, request: Request, peer: &mut Peer, shared: &mut Shared, now: Instant) {
         match request.what {
-            // Nothing comes.
+            // No answer will arrive.
             What::Produce { batches, acks: Acks::Zero, .. } => {
                 self.answered = now;
                 peer.health.answered();
@@ -261,7 +262,7 @@ impl Session {
         }
     }
 
-    /// With `acks = 0` a broker that takes no such request at all would swallow every line without a word, so the first
+    /// With `acks = 0` a broker that does not support the request at all would silently drop every line, so the first
     /// request of each connection asks for an answer.
     fn acks(&self, shared: &Shared) -> Acks {
         match shared.options.acks {
@@ -297,8 +298,8 @@ impl Session {
         false
     }
 
-    /// Encodes the next Produce request. `false`: its only batch would make it too large, and is refused as the broker
-    /// would refuse it, or cut the connection (Event Hubs, `socket.request.max.bytes`).
+    /// Encodes the next Produce request. `false`: its only batch would make it too large. That batch is refused here,
+    /// since a broker would refuse it or drop the connection (Event Hubs, `socket.request.max.bytes`).
     fn begin_produce(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> bool {
         let most = shared.options.request_max;
         let mut batches = pick(&mut peer.waiting, most);
@@ -337,9 +338,9 @@ impl Session {
         true
     }
 
-    /// Gives back all that is in a request, oldest first.
+    /// Returns all batches in requests, oldest first.
     pub fn abandon(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
-        // A request of which a byte has not left cannot have been read as a whole.
+        // A request with an unsent byte cannot have been read completely.
         let writing = self.writing.take().map(|w| (w.request, false));
         let air = self.air.drain(..).map(|r| (r, true));
         for (request, maybe_stored) in air.chain(writing) {

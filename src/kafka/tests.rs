@@ -1,4 +1,4 @@
-//! The whole driver against scripted brokers: what it sends when, and what becomes of each batch when a broker is slow,
+//! The whole driver against scripted brokers: what it sends when, and the verdict of each batch when a broker is slow,
 //! wrong, hostile or gone.
 
 use super::*;
@@ -26,7 +26,7 @@ fn again(verdict: &Verdict) -> (bool, Pace) {
     }
 }
 
-/// Sends a batch until it arrives: right after a failure the broker counts as down until it could be reached again.
+/// Sends a batch until it arrives: right after a failure the broker counts as down until it is reachable again.
 fn insist(peers: &Peers, f: &mut Feeder) -> Asked {
     let until = Instant::now() + Duration::from_secs(20);
     f.send(one(0, 0));
@@ -43,8 +43,8 @@ fn insist(peers: &Peers, f: &mut Feeder) -> Asked {
     }
 }
 
-/// Fails when requests go out before the first of a connection was answered, or more than five after that, or when
-/// answers are not taken as they come.
+/// Fails when more requests are sent before a connection's first one was answered, more than five after that, or
+/// answers are not read as they arrive.
 #[test]
 fn one_request_alone_then_five() {
     let peers = Peers::start(1);
@@ -66,7 +66,7 @@ fn one_request_alone_then_five() {
     assert_eq!([f.done().1, f.done().1, f.done().1, f.done().1], [2, 3, 4, 5]);
 }
 
-/// Fails when batches of several partitions go in requests of their own, or two of one partition in one request.
+/// Fails when batches of several partitions are sent in separate requests, or two of one partition in one request.
 #[test]
 fn several_partitions_in_one_request_and_each_once() {
     let peers = Peers::start(1);
@@ -77,11 +77,11 @@ fn several_partitions_in_one_request_and_each_once() {
     assert_eq!(first.produce(), [(0, 0), (1, 0)]);
     first.answer(&produced(vec![part(1, 0, 20), part(0, 19, -1)]));
     let got: Vec<_> = (0..3).map(|_| f.done()).map(|(p, b, _)| (p, b)).collect();
-    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one comes back too, unsent");
+    assert_eq!(got, [(1, 0), (0, 0), (0, 1)], "the batch behind the refused one is returned too, unsent");
     peers.nothing_within(50);
 }
 
-/// Fails when the answer to a request that timed out is taken for that of a later one, or the connection is used again.
+/// Fails when the answer to a timed-out request is taken for a later one's, or the connection is reused.
 #[test]
 fn a_late_answer_is_never_taken() {
     let peers = Peers::start(1);
@@ -96,8 +96,8 @@ fn a_late_answer_is_never_taken() {
     assert_eq!(again(&f.done().2), (false, Pace::Backoff));
 }
 
-/// Fails when a correlation id is not compared, an answer's end is taken for its whole, a partition that was not asked
-/// about or one left out goes unnoticed, or a batch does not come back at a closed connection.
+/// Fails when a correlation id is not compared, part of an answer is taken for the whole, a partition that is
+/// unexpected or missing goes unnoticed, or a batch is not returned when the connection closes.
 #[test]
 fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
     let peers = Peers::start(1);
@@ -135,7 +135,7 @@ fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
     }
 }
 
-/// Fails when an answer of many small pieces is not put together, or only looked at when it is whole.
+/// Fails when an answer in many small pieces is not assembled, or is only read once it is complete.
 #[test]
 fn an_answer_may_come_byte_by_byte() {
     let peers = Peers::start(1);
@@ -150,7 +150,7 @@ fn an_answer_may_come_byte_by_byte() {
     assert_eq!(stored(&f.done().2), Some(7));
 }
 
-/// Fails when a throttled broker is sent to before its time is over.
+/// Fails when anything is sent to a throttled broker before its time is over.
 #[test]
 fn throttle_is_honoured() {
     let peers = Peers::start(1);
@@ -166,7 +166,7 @@ fn throttle_is_honoured() {
     f.done();
 }
 
-/// Fails when the hint is not used: the batch would go to the old leader again, or metadata would be asked.
+/// Fails when the hint is not used: the batch would go to the old leader again, or metadata would be requested.
 #[test]
 fn a_hint_moves_the_leader_without_metadata() {
     let peers = Peers::start(2);
@@ -190,7 +190,7 @@ fn a_hint_moves_the_leader_without_metadata() {
     assert_eq!(stored(&f.done().2), Some(100));
 }
 
-/// Fails when NOT_LEADER without a hint does not ask for metadata.
+/// Fails when NOT_LEADER without a hint does not trigger a metadata request.
 #[test]
 fn without_a_hint_metadata_is_asked() {
     let peers = Peers::start(2);
@@ -212,7 +212,7 @@ fn without_a_hint_metadata_is_asked() {
     }
 }
 
-/// Fails when the list of bad records is not read, or an index out of the batch passes.
+/// Fails when the list of bad records is not read, or an index outside the batch is accepted.
 #[test]
 fn bad_records_are_named() {
     let peers = Peers::start(1);
@@ -230,8 +230,8 @@ fn bad_records_are_named() {
     }
 }
 
-/// Fails when a dead broker's batches wait for it, its partition stays among the available, the other one is held up, or
-/// its return is not noticed by itself.
+/// Fails when a dead broker's batches wait for it, its partition stays available, the other broker is delayed, or its
+/// return is not noticed automatically.
 #[test]
 fn a_dead_broker_stops_only_its_partition() {
     let mut peers = Peers::start(2);
@@ -259,7 +259,7 @@ fn a_dead_broker_stops_only_its_partition() {
     assert_eq!(stored(&f.done().2), Some(100));
 }
 
-/// Fails when an idle connection is kept, or its end costs a batch or a line on the board.
+/// Fails when an idle connection is kept, or closing it costs a batch or shows as a failure in the status.
 #[test]
 fn an_idle_connection_is_closed_quietly() {
     let peers = Peers::start(1);
@@ -284,7 +284,7 @@ fn an_idle_connection_is_closed_quietly() {
     }
 }
 
-/// Fails when the broker's own close of an idle connection counts as a failure, or costs a batch.
+/// Fails when the broker closing an idle connection counts as a failure, or costs a batch.
 #[test]
 fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     let peers = Peers::start(1);
@@ -308,9 +308,9 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     }
 }
 
-/// Fails when a topic that is not there holds up another, is not found once it is, or is asked for too often.
+/// Fails when a missing topic delays another, is not found once it exists, or is requested too often.
 #[test]
-fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
+fn an_absent_topic_is_waited_for_and_delays_no_other() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     f.ends.orders.send(Order::Topic("later".into())).unwrap();
@@ -331,8 +331,8 @@ fn an_absent_topic_is_waited_for_and_holds_up_nobody() {
     assert_eq!(f.view.as_ref().unwrap().topic, "later".into());
 }
 
-/// Fails when a batch is not given as stored once it was written, or an answer is waited for; and when nothing shows
-/// whether the broker takes such requests at all: the first of a connection asks for an answer.
+/// Fails when a batch is not reported as stored once written, or an answer is awaited; also when the first request of
+/// a connection does not ask for an answer, which alone shows whether the broker supports such requests.
 #[test]
 fn acks_zero_is_stored_when_written_but_for_the_first() {
     let peers = Peers::start(1);
@@ -355,8 +355,8 @@ fn acks_zero_is_stored_when_written_but_for_the_first() {
     assert_eq!(f.abilities, Some(Capabilities { name: "modern", numbered: false, in_flight: 1 }));
 }
 
-/// A server that says it takes our requests and does not. Fails when it is not left to the other driver, or when a fixed
-/// driver, or one whose requests were answered before, leaves it.
+/// A server that claims to support our requests but does not. Fails when it is not left to the other driver, or when a
+/// fixed driver, or one whose requests were answered before, leaves it.
 #[test]
 fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
     type Refusal<'a> = &'a dyn Fn(&Asked);
@@ -408,7 +408,8 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
     assert_eq!(leaves(Incompatible::Refused, refusals[2].0, true), None, "an outage like any other");
 }
 
-/// Fails when a broker that refuses a producer id, which the `kafka` crate needs not, is waited for under auto.
+/// Fails when, under auto, the driver waits for a broker that refuses producer ids, which the `kafka` crate does not
+/// need.
 #[test]
 fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
@@ -424,7 +425,7 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
     );
 }
 
-/// Fails when an old broker's error 35 is not followed by version 0, or the refusal of a producer id is final.
+/// Fails when an old broker's error 35 is not followed by version 0, or a refused producer id is final.
 #[test]
 fn versions_and_producer_id_by_the_second_try() {
     let peers = Peers::start(1);
@@ -440,8 +441,8 @@ fn versions_and_producer_id_by_the_second_try() {
     assert_eq!(stored(&f.done().2), Some(100));
 }
 
-/// Fails when `auto` is not told, a batch is missing by then, or a fixed driver leaves (or does not notice that the
-/// broker has been replaced).
+/// Fails when `auto` is not notified, a batch is missing by then, or a fixed driver leaves (or does not notice that
+/// the broker was replaced).
 #[test]
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
@@ -480,7 +481,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     peers.kill(1);
 }
 
-/// Fails when noise in the place of any answer makes the driver panic, spin or end.
+/// Fails when noise instead of any answer makes the driver panic, spin or end.
 #[test]
 fn hostile_bootstrap_brokers_are_survived() {
     let tls_alert = vec![0x15, 3, 3, 0, 2, 2, 0x28];
@@ -501,7 +502,7 @@ fn hostile_bootstrap_brokers_are_survived() {
     }
 }
 
-/// Fails when a broker that accepts and says nothing holds the driver up for longer than the limits.
+/// Fails when a broker that accepts connections but sends nothing delays the driver beyond the limits.
 #[test]
 fn a_mute_bootstrap_broker_is_passed_over() {
     let peers = Peers::start(1);
@@ -515,8 +516,8 @@ fn a_mute_bootstrap_broker_is_passed_over() {
     assert!(f.pid.is_some() && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-/// Fails when the question goes to another than the leader, the producer is looked for under the wrong partition, or a
-/// refusal or a lost connection gives no answer.
+/// Fails when the question goes to a broker other than the leader, the producer is looked up in the wrong partition,
+/// or a refusal or a lost connection produces no answer.
 #[test]
 fn what_a_leader_knows_of_a_producer() {
     use kafka_protocol::messages::DescribeProducersResponse;
@@ -567,9 +568,9 @@ fn what_a_leader_knows_of_a_producer() {
     assert!(knows(&|a| a.close()).is_err());
 }
 
-/// A broker comes back on another port with the node id it had. Fails when the node counts as down forever.
+/// A broker returns on another port with its previous node id. Fails when the node counts as down indefinitely.
 #[test]
-fn a_broker_that_comes_back_elsewhere_is_found() {
+fn a_broker_that_returns_elsewhere_is_found() {
     let mut peers = Peers::start(2);
     let mut f = peers.feed();
     f.available(&[0, 1]);
@@ -587,8 +588,8 @@ fn a_broker_that_comes_back_elsewhere_is_found() {
     assert_eq!(stored(&f.done().2), Some(100));
 }
 
-/// The leader says by a hint that another leads, in the epoch that is known already: the topic was made anew. Fails when
-/// metadata is not asked.
+/// The leader's hint names another leader in the epoch already known: the topic was re-created. Fails when metadata is
+/// not requested.
 #[test]
 fn a_hint_that_is_not_newer_asks_for_metadata() {
     let peers = Peers::start(2);
@@ -612,8 +613,8 @@ fn a_hint_that_is_not_newer_asks_for_metadata() {
     assert_eq!(stored(&f.done().2), Some(100));
 }
 
-/// A configured broker that the metadata does not show, and a hundred learned ones that do not answer. Fails when all of
-/// them are asked before the configured one, or while they are, the board says that the bootstrap brokers are up.
+/// One configured broker that is not in the metadata, and a hundred learned ones that do not answer. Fails when all of
+/// them are asked before the configured one, or the status meanwhile shows the bootstrap brokers as up.
 #[test]
 fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     let mut peers = Peers::start(2);
@@ -653,15 +654,15 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     }
 }
 
-/// Fails when a request is larger than the limit though it could be split: a batch that is too large alone is refused, and
-/// not sent, and what would make a request too large waits for the next.
+/// Fails when a request exceeds the limit although it could be split: a batch too large on its own is refused and not
+/// sent, and a batch that would make a request too large waits for the next.
 #[test]
 fn no_request_passes_the_limit() {
     let peers = Peers::start(1);
     peers.world().leaders.extend((1..8).map(|p| (("t".to_owned(), p), (1, 0))));
     let options = Options { request_max: 3000, ..peers.options() };
     let mut f = Feeder::start(options, "t");
-    // The estimate knows of no headers.
+    // The estimate ignores headers.
     let of = |partition, lines: usize| {
         let shape = crate::record::Shape { headers: vec![("h".into(), vec![1; 900])], ..Default::default() };
         let origin = crate::producer::testing::origin(1, "t", "/log", shape);

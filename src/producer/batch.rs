@@ -1,42 +1,42 @@
-//! Flights: some chunks of one topic and, for each partition, one batch of their lines. Knows no driver and no time.
+//! Batch groups: some chunks of one topic and, for each partition, one batch of their lines.
 
 use crate::chunk::Chunk;
 use crate::record::{Ack, BatchGroupNo, Topic};
 use std::sync::{Arc, OnceLock};
 
-/// The chunks of a flight, shared by its batches. When the last batch is gone, bytes and permits go back by themselves.
+/// The chunks of a batch group, shared by its batches. Dropping the last batch releases the bytes and permits.
 #[derive(Debug)]
 pub struct BatchGroup {
     pub topic: Topic,
-    /// As the flight was formed; all zeros where the broker has no topic ids.
+    /// As of when the group was formed. All zeros when the broker has no topic ids.
     pub topic_id: [u8; 16],
-    /// Time of reading in ms since 1970: the records' timestamp.
+    /// Read time in ms since 1970, used as the records' timestamp.
     pub stamp_ms: i64,
     /// At most [`BatchGroup::MAX_CHUNKS`].
     pub chunks: Vec<Chunk>,
-    /// Exactly-once: of each chunk, as soon as it is known.
+    /// Exactly-once: each chunk's checksums, computed on first use.
     seals: OnceLock<Vec<Seal>>,
 }
 
 impl BatchGroup {
-    /// So that a record is addressed by two `u16`.
+    /// Keeps a record's address within two `u16`.
     pub const MAX_CHUNKS: usize = 1024;
 
     pub fn new(topic: Topic, topic_id: [u8; 16], stamp_ms: i64, chunks: Vec<Chunk>) -> Self {
         BatchGroup { topic, topic_id, stamp_ms, chunks, seals: OnceLock::new() }
     }
 
-    /// What an intent says of each chunk's bytes: found out once, for all partitions and resends.
+    /// The chunk bytes' description in an intent, computed once for all partitions and resends.
     pub fn seals(&self) -> &[Seal] {
         self.seals.get_or_init(|| self.chunks.iter().map(Seal::of).collect())
     }
 }
 
-/// What an intent says of a chunk's bytes.
+/// How an intent describes a chunk's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seal {
     pub crc: u32,
-    /// The lines are those that `exactly_once::intent::split` finds.
+    /// The lines are exactly those that `exactly_once::intent::split` yields.
     pub usual: bool,
 }
 
@@ -47,7 +47,7 @@ pub struct Pick {
     pub line: u16,
 }
 
-/// Which records of the load a batch carries.
+/// Which of the group's records a batch carries.
 #[derive(Clone, Debug)]
 pub enum Records {
     All,
@@ -62,28 +62,28 @@ pub struct Numbers {
     pub base: i32,
 }
 
-/// The unit of sending, retry and completion: one partition's records, encoded by the driver into its own reused buffer
-/// each time it is sent.
+/// The unit of sending, retry and completion: one partition's records. The driver encodes them into its own reused
+/// buffer for every attempt.
 #[derive(Debug)]
 pub struct Batch {
     pub flight: BatchGroupNo,
     pub partition: i32,
     pub group: Arc<BatchGroup>,
     pub records: Records,
-    /// Records in it, at least 1.
+    /// Number of records, at least 1.
     pub count: u32,
-    /// Bytes of its lines, without keys and framing.
+    /// Bytes of the lines, without keys and framing.
     pub bytes: usize,
     pub numbers: Option<Numbers>,
-    /// Times it was sent before.
+    /// Number of earlier attempts.
     pub attempts: u32,
-    /// An earlier attempt may have been stored without our knowing.
+    /// An earlier attempt may have been stored although we got no acknowledgement.
     pub maybe_stored: bool,
-    /// A timestamp of its own, after the broker refused the load's; -1 is none at all. See [`Batch::stamp_ms`].
+    /// Its own timestamp, set after the broker refused the group's; -1 means none. See [`Batch::stamp_ms`].
     pub restamped: Option<i64>,
-    /// Exactly-once: the last intent that was written for any of these records; 0: none. See `exactly_once`.
+    /// Exactly-once: the last intent written for any of these records; 0: none. See `exactly_once`.
     pub intent: u64,
-    /// The numbers that intent says, if these records and no others are in it.
+    /// The sequence numbers in that intent, if it covers exactly these records.
     pub noted: Option<Numbers>,
 }
 
@@ -106,10 +106,10 @@ impl Batch {
     }
 }
 
-/// Which batch of a partition comes first: by flight, and within a flight by the first record.
+/// Order of a partition's batches: by batch group, then by first record.
 pub type Place = (BatchGroupNo, Pick);
 
-/// Taking batches apart. Records keep their order; the parts have no numbers yet.
+/// Splitting. Records keep their order; the parts have no sequence numbers yet.
 impl Batch {
     pub fn place(&self) -> Place {
         let first = match &self.records {
@@ -119,7 +119,7 @@ impl Batch {
         (self.flight, first)
     }
 
-    /// Two halves by records, the front first. Needs at least two records.
+    /// Splits the records into two halves, front first. Needs at least two records.
     pub fn halve(self) -> (Batch, Batch) {
         debug_assert!(self.count > 1);
         let picks: Vec<Pick> = self.picks().collect();
@@ -127,7 +127,7 @@ impl Batch {
         (self.of(front), self.of(back))
     }
 
-    /// The records that are not in `bad`, and those that are; `bad` is sorted and names at least one that exists.
+    /// Splits into the records not in `bad` and those in it. `bad` is sorted and names at least one existing record.
     pub fn sift(self, bad: &[u32]) -> (Option<Batch>, Batch) {
         let (mut good, mut worse) = (Vec::new(), Vec::new());
         for (i, pick) in (0u32..).zip(self.picks()) {
@@ -136,7 +136,7 @@ impl Batch {
         ((!good.is_empty()).then(|| self.of(&good)), self.of(&worse))
     }
 
-    /// These of its records.
+    /// A batch of only these records.
     pub fn of(&self, picks: &[Pick]) -> Batch {
         let line = |p: &Pick| self.group.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
         Batch {
@@ -156,12 +156,12 @@ impl Batch {
     }
 }
 
-/// What the core keeps of a flight that has left: no bytes, only for how many records each chunk still waits. Records are
-/// counted rather than batches, so that a split changes nothing here.
+/// What the core keeps of a group after sending it: no bytes, only each chunk's count of pending records. It counts
+/// records rather than batches so that a split changes nothing here.
 #[derive(Debug)]
 pub struct PendingAcks {
     waits: Vec<(Ack, u32)>,
-    /// Invariant: the sum of what `waits` counts.
+    /// Invariant: the sum of the counts in `waits`.
     open: u64,
 }
 
@@ -172,7 +172,7 @@ impl PendingAcks {
         PendingAcks { waits, open }
     }
 
-    /// These records are done already; no chunk is done by them alone.
+    /// Marks records as already done. They must not complete a chunk.
     pub fn forget(&mut self, stored: &[Pick]) {
         for p in stored {
             self.waits[usize::from(p.chunk)].1 -= 1;
@@ -180,7 +180,7 @@ impl PendingAcks {
         }
     }
 
-    /// The batch's records need nothing more; `acked` gets each chunk of which nothing is left.
+    /// Marks the batch's records as done and passes each completed chunk to `acked`.
     pub fn done(&mut self, batch: &Batch, mut acked: impl FnMut(&Ack)) {
         debug_assert!(self.open >= u64::from(batch.count), "a record was done twice");
         self.open -= u64::from(batch.count);
@@ -205,7 +205,7 @@ impl PendingAcks {
         }
     }
 
-    /// Nothing is waited for: the flight is over.
+    /// Nothing is pending.
     pub fn is_over(&self) -> bool {
         self.open == 0
     }
@@ -229,7 +229,7 @@ mod tests {
         batch(1, vec![chunk(&plain(1), 0, &[b"a", b"bb"]), chunk(&plain(2), 0, &[b"ccc"])])
     }
 
-    /// Fails when a half loses a record, changes the order, or keeps numbers that were another range's.
+    /// Fails when a half loses a record, changes the order, or keeps another range's sequence numbers.
     #[test]
     fn halves_keep_their_order() {
         let mut b = three();
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!((values(&bb), values(&ccc)), (vec!["bb".into()], vec!["ccc".into()]));
     }
 
-    /// Fails when a good record goes with the bad ones.
+    /// Fails when a good record is removed with the bad ones.
     #[test]
     fn sift_takes_out_the_bad_ones() {
         let (good, bad) = three().sift(&[1]);

@@ -1,6 +1,6 @@
-//! The producer's core: all topic queues, what is unacknowledged, and what the driver and the registry are to be told. Pure:
-//! [`Core::chunk`], [`Core::event`] and [`Core::tick`] take the time and leave orders and acks behind; the loop around it is
-//! `producer::run`, or the simulator.
+//! The producer's core: the topic queues, everything unacknowledged, and pending orders for the driver and acks for
+//! the registry. Does no I/O: [`Core::chunk`], [`Core::event`] and [`Core::tick`] take the time as an argument and
+//! leave orders and acks behind. `producer::run` or the simulator drives it.
 
 use super::batch::{Batch, PendingAcks};
 use super::dead_letter::DeadLetters;
@@ -28,27 +28,27 @@ pub struct Core<'b> {
     letters: DeadLetters,
     rng: Rng,
     rate: Option<Rate>,
-    /// `None` until the driver has said what it can do: nothing flies before.
+    /// `None` until the driver has reported its capabilities. Nothing is sent before that.
     abilities: Option<Capabilities>,
     id: Id,
-    /// The next driver, while batches are to come back from the one before.
+    /// The next driver, while the old one still holds batches.
     next: Option<Drive>,
     queues: Vec<TopicQueue>,
     by_topic: HashMap<Topic, usize>,
     air: HashMap<BatchGroupNo, PendingAcks>,
-    /// The last one given.
+    /// The last group number assigned.
     flight: BatchGroupNo,
-    /// Nothing more comes in.
+    /// No more input.
     closing: bool,
     sends: Vec<Batch>,
     orders: Vec<Order>,
     pub acks: Vec<Ack>,
     listing: Listing,
-    /// Something must be saved soon: it may be all that there is to save.
+    /// Save soon: this may be the last change before a quiet period.
     pub save_soon: bool,
 }
 
-/// The producer id.
+/// State of the producer id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Id {
     None,
@@ -56,7 +56,7 @@ enum Id {
     Have(i64, i16),
 }
 
-/// Exactly-once: whether the brokers list idempotent producers (DescribeProducers; some list transactional ones only).
+/// Exactly-once: whether the brokers list idempotent producers (DescribeProducers; some list only transactional ones).
 /// Asked once, right after a batch was stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Listing {
@@ -93,7 +93,7 @@ impl<'b> Core<'b> {
         core
     }
 
-    /// Takes over what an earlier run left.
+    /// Restores the state of an earlier run.
     fn resume(&mut self) {
         let Some(once) = &mut self.options.once else { return };
         self.flight = once.flight;
@@ -120,7 +120,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// Goes on otherwise.
+    /// Applies a configuration change.
     pub fn change(&mut self, change: Changed, now: Now) {
         let Options { partitioner, batch, linger, rate, .. } = change.options;
         if rate != self.options.rate {
@@ -135,7 +135,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// Nothing is in the driver's hands: the next one may have them.
+    /// Switches to the next driver once the old one holds no batch.
     fn change_driver(&mut self) {
         let in_air = |l: &TopicQueue| l.in_air() > 0;
         if let Some(next) = self.next.take_if(|_| !self.queues.iter().any(in_air)) {
@@ -144,7 +144,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// What a tail has sent.
+    /// Accepts a chunk from a tail.
     pub fn chunk(&mut self, chunk: Chunk, now: Now) {
         if chunk.lines.is_empty() {
             chunk.origin.progress.send(&chunk.range, chunk.lines.len() as u64);
@@ -154,13 +154,13 @@ impl<'b> Core<'b> {
         self.queues[at].push(chunk, now);
     }
 
-    /// The topic's queue.
+    /// The index of the topic's queue.
     fn queue(&mut self, topic: &Topic) -> usize {
         if let Some(at) = self.by_topic.get(topic) {
             return *at;
         }
         if self.abilities.is_some() {
-            self.orders.push(Order::Topic(topic.clone())); // else `ready` says it
+            self.orders.push(Order::Topic(topic.clone())); // otherwise `ready` orders it
         }
         self.by_topic.insert(topic.clone(), self.queues.len());
         let memory =
@@ -169,22 +169,22 @@ impl<'b> Core<'b> {
         self.queues.len() - 1
     }
 
-    /// All tails have ended: what is here goes out without waiting for more.
+    /// All tails have ended: send what is left without lingering.
     pub fn close(&mut self) {
         self.closing = true;
     }
 
-    /// Nothing waits, nothing is in the air.
+    /// Nothing is queued and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.air.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
     }
 
-    /// Something is left, and none of it is on its way.
+    /// Something is left, but nothing is in flight.
     pub fn is_stuck(&self) -> bool {
         !self.is_empty() && self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck())
     }
 
-    /// What the driver says.
+    /// Handles a driver event.
     pub fn event(&mut self, event: Event, now: Now) -> Result<(), Dead> {
         match event {
             Event::Ready(abilities) => self.ready(abilities),
@@ -193,7 +193,7 @@ impl<'b> Core<'b> {
                     self.queues[*at].see(view);
                 }
             }
-            // An answer to the driver before, or one more for a question that both got.
+            // An answer for the previous driver, or a second answer because both drivers were asked.
             Event::ProducerId { .. } if self.id != Id::Asked || self.rules().is_none() => {}
             Event::ProducerId { pid, epoch } => {
                 self.id = Id::Have(pid, epoch);
@@ -231,19 +231,19 @@ impl<'b> Core<'b> {
     }
 
     fn ready(&mut self, abilities: Capabilities) {
-        // A driver, another one, or another run of the same: it has not heard of our topics.
+        // A new or restarted driver does not know our topics yet.
         self.orders.extend(self.queues.iter().map(|l| Order::Topic(l.topic.clone())));
         if !abilities.numbered {
             self.id = Id::None;
         } else if !matches!(self.id, Id::Have(..)) {
-            // Also when it was asked for: the driver before took that order with it.
+            // Ask again even if already asked: the order was lost with the previous driver.
             self.id = Id::Asked;
             self.orders.push(Order::ProducerId);
         }
         self.abilities = Some(abilities);
     }
 
-    /// `None`: nothing flies now.
+    /// `None`: nothing may be sent now.
     fn rules(&self) -> Option<Rules> {
         let abilities = self.abilities.as_ref().filter(|_| self.next.is_none())?;
         let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
@@ -253,7 +253,7 @@ impl<'b> Core<'b> {
         })
     }
 
-    /// Does what a partition wants done.
+    /// Executes a partition's actions.
     fn act(&mut self, queue: usize, partition: i32, mut actions: Vec<Action>, now: Now) {
         while !actions.is_empty() {
             for action in std::mem::take(&mut actions) {
@@ -264,7 +264,7 @@ impl<'b> Core<'b> {
                     }
                     Action::Stored { batch, offset } => {
                         if let Some(receipts) = &self.options.receipts {
-                            // `send` has gone: nobody reads them.
+                            // Fails only when `send` has ended and the receipts have no reader.
                             let _ = receipts.send(Receipt { partition, offset, count: batch.count });
                         }
                         self.queues[queue].stored(batch.bytes);
@@ -274,7 +274,7 @@ impl<'b> Core<'b> {
                         self.finish(&batch);
                     }
                     Action::DeadLetter { batch, why } => {
-                        self.heartbeat.within(Heartbeat::SLOW); // a disk
+                        self.heartbeat.within(Heartbeat::SLOW); // disk I/O
                         match self.letters.write(&batch, &why, now, self.board.quota.get()) {
                             Ok(()) => {
                                 self.board.totals.dead_lettered.fetch_add(u64::from(batch.count), Relaxed);
@@ -299,7 +299,7 @@ impl<'b> Core<'b> {
                         }
                     }
                     Action::Uncertain(lines) => {
-                        self.heartbeat.within(Heartbeat::SLOW); // a disk
+                        self.heartbeat.within(Heartbeat::SLOW); // disk I/O
                         self.board.uncertain(u64::from(lines));
                         if self.once {
                             self.save_soon = true;
@@ -319,7 +319,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// The leader has just stored a batch of ours, so it must know our producer id.
+    /// The leader has just stored one of our batches, so it must know our producer id.
     fn ask_listing(&mut self, stored: &Batch) {
         let Some(pid) = stored.numbers.map(|n| n.pid) else { return };
         if self.once && self.listing == Listing::Unasked {
@@ -354,7 +354,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// These records need nothing more.
+    /// Completes these records.
     fn finish(&mut self, batch: &Batch) {
         let Some(pending) = self.air.get_mut(&batch.flight) else {
             debug_assert!(false, "{:?} is over already", batch.flight);
@@ -367,7 +367,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// Lets everything leave that may leave now. When to come again, if nothing happens before.
+    /// Sends everything that may be sent now. Returns when to call it again if nothing happens before.
     pub fn tick(&mut self, now: Now) -> Option<Instant> {
         self.change_driver();
         let rules = self.rules();
@@ -422,7 +422,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// Log and board, on a change of state only.
+    /// Updates log and status, on state changes only.
     fn tell(&self, at: usize, change: Change, now: Now) {
         let topic = &self.queues[at].topic;
         let mut states = self.board.topics();
@@ -454,8 +454,8 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// Work for the time after the orders are out: with exactly-once the next batch leaves only when the one before is
-    /// stored, so what its intent says of its bytes is found out before.
+    /// Computes ahead, after the orders are out: with exactly-once the next batch is sent only after the previous one
+    /// is stored, so its checksums for the intent are computed while waiting.
     pub fn prepare(&mut self) {
         if self.once {
             let partitions = self.queues.iter_mut().flat_map(|queue| queue.partitions());
@@ -463,7 +463,7 @@ impl<'b> Core<'b> {
         }
     }
 
-    /// Longest wait of a thread that is watched.
+    /// Maximum wait of a thread under heartbeat supervision.
     pub fn longest_wait(&self) -> Duration {
         self.board.heartbeats.max_wait()
     }
@@ -481,11 +481,11 @@ fn listed(ids: &[i32]) -> String {
     format!("{word} {}{more}", some.join(", "))
 }
 
-/// The uplink's budget: a bucket of one second.
+/// The rate limit: a token bucket of one second.
 #[derive(Debug)]
 struct Rate {
     per_second: u64,
-    /// Below zero after a flight that was larger than what was left: that is waited for.
+    /// Negative after a group larger than what was left; the debt is waited off.
     left: i128,
     seen: Instant,
 }
@@ -498,7 +498,7 @@ impl Rate {
 
     fn wait(&mut self, now: Instant) -> Option<Instant> {
         let gained = (now - self.seen).as_nanos() as i128 * i128::from(self.per_second) / 1_000_000_000;
-        // Time that gains nothing yet is kept.
+        // Too little time for one byte yet: keep it for the next call.
         if gained > 0 {
             self.left = (self.left + gained).min(i128::from(self.per_second));
             self.seen = now;
@@ -517,7 +517,7 @@ impl Rate {
 mod tests {
     use super::*;
 
-    /// Fails when the rate drifts by more than one flight, or a bucket that was idle for long bursts.
+    /// Fails when the rate drifts by more than one batch group, or a long-idle bucket allows a burst.
     #[test]
     fn rate_over_time() {
         let start = Instant::now();

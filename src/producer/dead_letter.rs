@@ -1,4 +1,4 @@
-//! Records that no broker will ever take: a bounded file of them, with where they came from. Decides nothing.
+//! The dead-letter file: a size-limited record of lines that no broker will accept, with their origin.
 //!
 //! `dead-letter` in the state folder holds one JSON object per line:
 //!
@@ -6,14 +6,16 @@
 //! {"time":…,"reason":…,"topic":…,"partition":…,"path":…,"stream":…,"offset":…,"length":…,"value":…}
 //! ```
 //!
-//! `offset` and `length` are bytes of the file; `value` is the line, or `value_base64` where it is not UTF-8 (RFC 4648,
-//! padded); `path_base64` likewise. The file is opened for each letter, so it may be moved away at any time.
+//! `offset` and `length` are in bytes of the source file. `value` is the line, or `value_base64` if it is not UTF-8
+//! (RFC 4648, padded); likewise `path_base64`. The file is opened for each letter, so it may be moved away at any
+//! time.
 //!
-//! A letter is written before its record counts as done; so after a crash the record comes again, and is refused again. It
-//! is dropped as a repeat if the file ends with its letter, or has it among its last 8 MiB: positions are saved within 2 s.
+//! A letter is written before its record counts as done. After a crash the record may therefore be read and refused
+//! again. Positions are saved within 2 s, so the repeat is recognized by its letter at the end of the file or within
+//! the last 8 MiB, and not written twice.
 //!
-//! Each followed path has a share of the file ([`crate::quota`]), by the letters' `path`; one that has filled it is not read
-//! on. Where the whole file is full nevertheless, the topic waits.
+//! Each followed path has a share of the file ([`crate::quota`]), counted by the letters' `path`. A path that has used
+//! up its share is not read any further. If the file as a whole is full anyway, the topic waits.
 
 use super::batch::{Batch, Pick};
 use super::json;
@@ -33,17 +35,17 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
 pub struct DeadLetters {
-    /// `None`: no state folder; the log is all there is.
+    /// `None`: no state folder, so letters are only logged.
     path: Option<PathBuf>,
     /// In bytes.
     limit: u64,
     scratch: Vec<u8>,
-    /// Letters of an earlier run, by [`what`]; `None` until the first letter of this one.
+    /// Letters of an earlier run, by [`what`]. `None` until this run's first letter.
     before: Option<HashSet<u64>>,
     repeats: LogThrottle,
 }
 
-/// How much of the file's end may hold letters that an earlier run wrote and did not get acknowledged.
+/// How much of the file's end may hold letters that an earlier run wrote for records it had not yet acknowledged.
 const RECALLED: u64 = 8 << 20;
 
 impl DeadLetters {
@@ -51,8 +53,8 @@ impl DeadLetters {
         DeadLetters { path, limit, scratch: Vec::new(), before: None, repeats: LogThrottle::default() }
     }
 
-    /// Writes all records of the batch, or none that counts: after an error the file is cut back to what it was. In the
-    /// file's cache when this returns, not on the disk: positions reach the disk no sooner.
+    /// Writes all records of the batch or none: after an error the file is truncated to its previous length. The data
+    /// is in the page cache when this returns, not necessarily on disk; positions are not durable any earlier.
     pub fn write(&mut self, batch: &Batch, why: &str, now: Now, quota: Option<&Quota>) -> Result<(), String> {
         let Some(path) = self.path.as_deref() else {
             log_each(batch, why);
@@ -93,7 +95,7 @@ impl DeadLetters {
     }
 }
 
-/// How the file that an earlier run left is shared.
+/// The shares already used in the file an earlier run left.
 pub fn quota(path: &Path, limit: u64) -> io::Result<Quota> {
     let file = match private_file::open_read(path) {
         Ok(file) => file,
@@ -131,7 +133,7 @@ fn cannot(path: &Path, e: &io::Error) -> String {
     format!("cannot write the dead letter to {}: {e}", path.display())
 }
 
-/// The letters that an earlier run may have written last. A torn one, of a run that was killed in the middle, is cut off.
+/// The letters an earlier run may have written last. A torn one, left by a killed run, is cut off.
 fn recall(path: &Path) -> io::Result<HashSet<u64>> {
     let file = match private_file::open_existing(path) {
         Ok(file) => file,
@@ -154,8 +156,8 @@ fn recall(path: &Path) -> io::Result<HashSet<u64>> {
     Ok(before)
 }
 
-/// A hash of what a letter is about: all but time, reason and partition. A quote within a value is escaped, so each name is
-/// found where it stands as one.
+/// Hashes a letter's identity: everything except time, reason and partition. Quotes inside values are escaped, so a
+/// quoted name can only match a member name.
 fn what(letter: &[u8]) -> u64 {
     let at = |name: &str| memmem::find(letter, name.as_bytes()).unwrap_or(letter.len());
     let (topic, partition, path) = (at(",\"topic"), at(",\"partition"), at(",\"path"));
@@ -169,18 +171,18 @@ fn append(path: &Path, text: &[u8], limit: u64) -> Result<(), String> {
     let named = |e: io::Error| cannot(path, &e);
     let mut file = private_file::append(path).map_err(named)?;
     let before = file.metadata().map_err(named)?.len();
-    // One letter always has room in an empty file.
+    // An empty file always takes one letter.
     if before > 0 && before + text.len() as u64 > limit {
         return Err(format!("{} is full ({limit} bytes): move it away", path.display()));
     }
     file.write_all(text).map_err(|e| {
-        // A torn letter would be read as one; if it cannot be cut off either, the next one begins on its line.
+        // A torn letter would be parsed as a letter. If truncating fails too, the next letter continues on its line.
         let _ = file.set_len(before);
         named(e)
     })
 }
 
-/// Without a state folder nothing keeps the record: name each, so that somebody can find it.
+/// Without a state folder the record is not kept anywhere, so log where to find each one.
 fn log_each(batch: &Batch, why: &str) {
     for pick in batch.picks() {
         let chunk = &batch.group.chunks[usize::from(pick.chunk)];
@@ -251,7 +253,7 @@ mod tests {
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
-    /// Fails when a letter loses bytes, its place in the file, or its own line.
+    /// Fails when a letter loses bytes, its file position, or its own line.
     #[test]
     fn a_letter_says_what_and_where() {
         let dir = tempfile::tempdir().unwrap();
@@ -270,8 +272,8 @@ mod tests {
         assert_eq!((&all[2]["value"], &all[2]["reason"]), (&"".into(), &"10 MESSAGE_TOO_LARGE".into()));
     }
 
-    /// Fails when a record that comes again after a crash is written twice, when another that looks like it is dropped, or
-    /// when a torn letter is left in the file.
+    /// Fails when a record read again after a crash is written twice, when a different but similar record is dropped,
+    /// or when a torn letter is left in the file.
     #[test]
     fn a_repeat_after_a_crash_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
@@ -291,7 +293,7 @@ mod tests {
         assert_eq!(told, want.map(|(r, o)| (r.into(), o.into())));
     }
 
-    /// Fails when the letters of an earlier run do not count for the path that they name, also one that is not UTF-8.
+    /// Fails when an earlier run's letters do not count toward the path they name, including a path that is not UTF-8.
     #[test]
     fn letters_that_are_there_count() {
         let dir = tempfile::tempdir().unwrap();
@@ -309,7 +311,7 @@ mod tests {
         assert_eq!(used.room(&used.share(Path::new("/var/b.log"), "t"), 0, at), Room::Enough);
     }
 
-    /// Fails when a letter may take more than is reserved for it, or a common one less than half of that.
+    /// Fails when a letter can use more than its reservation, or a common one uses less than half of it.
     #[test]
     fn a_letter_takes_no_more_than_its_room() {
         let path = PathBuf::from(OsString::from_vec(b"/var/log/\"\x01\xff.log".to_vec()));
@@ -334,7 +336,8 @@ mod tests {
         }
     }
 
-    /// Fails when a letter is dropped, or the file grows past its limit; moved away, it goes on.
+    /// Fails when a letter is dropped, the file grows past its limit, or writing does not resume after it is moved
+    /// away.
     #[test]
     fn a_full_file_takes_no_more() {
         let dir = tempfile::tempdir().unwrap();
@@ -343,7 +346,7 @@ mod tests {
         let mut letters = DeadLetters::new(Some(path.clone()), 1000);
         let taken = (0..5).take_while(|_| letters.write(&b, "r", now(), None).is_ok()).count();
         assert_eq!((taken, written(&path).len()), (2, 2));
-        #[allow(clippy::disallowed_methods)] // the operator's hand
+        #[allow(clippy::disallowed_methods)] // acts as the operator
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         letters.write(&b, "r", now(), None).unwrap();
         assert_eq!(written(&path).len(), 1);

@@ -1,12 +1,11 @@
-//! What the producer and a driver say to each other. The producer's loop drives a [`Driver`] by calls and waits for its
-//! sockets; nothing in a driver blocks. A client that does block (the `kafka` crate, standard output) runs in a
-//! [`Worker`]'s thread.
+//! The interface between the producer and a driver. The producer's loop calls a [`Driver`] and polls its sockets, so a
+//! driver must not block. A blocking client (the `kafka` crate, standard output) runs in a [`Worker`]'s thread.
 //!
-//! Invariant: every batch that was submitted comes back exactly once, in one [`Event::Done`]. A driver never retries a
-//! batch by itself: it reports, the core decides and submits again.
+//! Invariant: every submitted batch is returned exactly once, in one [`Event::Done`]. A driver never retries on its
+//! own: it reports the outcome, and the core decides whether to submit again.
 //!
-//! Each driver says [`Event::Ready`] first; after every `Ready` the core orders its topics ([`Order::Topic`]) again, for
-//! the driver before may have taken those orders with it.
+//! Each driver sends [`Event::Ready`] first. After every `Ready` the core orders its topics ([`Order::Topic`]) again,
+//! since the previous driver may have lost those orders.
 
 use super::batch::Batch;
 use super::outage;
@@ -20,42 +19,42 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of a helper thread's stack. Code that is not optimised builds miniz's state of some 300 KB there before it boxes
-/// it.
+/// Stack size of a helper thread in bytes. Unoptimized code builds miniz's state of some 300 KB on the stack before
+/// boxing it.
 pub const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 
-/// Carries batches to where they are stored.
+/// Delivers batches to their destination.
 pub trait Driver {
-    /// Carries out an order as far as can be done without waiting; the rest in later turns.
+    /// Executes an order as far as possible without blocking; later turns do the rest.
     fn order(&mut self, order: Order, now: Instant);
 
-    /// Does what can be done now. `ready`: what `poll(2)` found at each of [`Driver::sockets`], in that order; empty when
-    /// it was not asked.
+    /// Does what can be done now. `ready`: what `poll(2)` reported for each of [`Driver::sockets`], in that order;
+    /// empty if they were not polled.
     fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>);
 
-    /// What to wait for. A turn must follow before any order.
+    /// The sockets to poll. A turn must follow before any order.
     fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>);
 
-    /// When the next turn is due although nothing happens.
+    /// When the next turn is due even if nothing happens.
     fn wake(&self) -> Option<Instant>;
 
-    /// Ends: no more orders come. Every batch comes back in the turns that follow.
+    /// Shuts down: no more orders follow. The next turns return every batch.
     fn close(&mut self);
 
-    /// Whether it has ended, and why. Every batch has come back by then.
+    /// Whether and why it has ended. By then it has returned every batch.
     fn left(&self) -> Option<Leave>;
 }
 
 /// Why a driver ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leave {
-    /// It was closed, or said [`Event::Dead`].
+    /// It was closed, or sent [`Event::Dead`].
     Closed,
-    /// The broker is one for another driver. Only under `auto`; a fixed driver waits.
+    /// The broker needs another driver. Only under `auto`; a fixed driver waits.
     Incompatible { why: String },
 }
 
-/// What a driver is built with.
+/// What a driver is built from.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub board: Arc<Board>,
@@ -63,7 +62,7 @@ pub struct Context {
     pub waker: Waker,
 }
 
-/// Builds a driver, as often as it is needed.
+/// Builds a driver, any number of times.
 #[derive(Clone)]
 pub struct Drive(Arc<Build>);
 
@@ -74,8 +73,8 @@ impl Drive {
         Drive(Arc::new(build))
     }
 
-    /// A client that blocks, in a thread of its own. `limit`: how long a batch may be with it without any news before it
-    /// counts as stuck; `None`: as long as it takes.
+    /// A blocking client in its own thread. `limit`: how long it may hold a batch without reporting anything before it
+    /// counts as stuck; `None`: no limit.
     pub fn worker(
         limit: Option<Duration>,
         run: impl Fn(&Receiver<Order>, &Outbox, &Arc<Board>) -> Leave + Send + Sync + 'static,
@@ -95,7 +94,7 @@ impl fmt::Debug for Drive {
     }
 }
 
-/// The driver at work, and the one that follows it.
+/// The current driver and its replacement.
 pub struct Current {
     context: Context,
     driver: Box<dyn Driver>,
@@ -117,7 +116,7 @@ impl Current {
         }
     }
 
-    /// A turn of the driver, after it of the one that follows it. `false`: there is none any more.
+    /// Runs a turn of the driver; if it ends, its replacement takes over. `false`: there is no replacement.
     #[must_use]
     pub fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>) -> bool {
         self.driver.turn(ready, now, events);
@@ -136,47 +135,49 @@ impl Current {
     }
 }
 
-/// What a broker must have done before it says "stored".
+/// When a broker acknowledges a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Acks {
-    /// Nothing: stored means written to the socket, and losses are silent.
+    /// Never: stored means written to the socket, and losses are silent.
     Zero,
-    /// The leader has written it; it goes when the leader dies before a follower has it.
+    /// After the leader has written it. It is lost if the leader fails before a follower has a copy.
     One,
-    /// All replicas in sync have it.
+    /// After all in-sync replicas have it.
     #[default]
     All,
 }
 
 #[derive(Debug)]
 pub enum Order {
-    /// Take this topic up: an [`Event::Topic`] as soon as its partitions are known, and again at each change.
+    /// Subscribe to this topic: an [`Event::Topic`] as soon as its partitions are known, and again at each change.
     Topic(Topic),
     /// A new producer id, for a driver with [`Capabilities::numbered`].
     ProducerId,
-    /// What the partition's leader knows of a producer (DescribeProducers, brokers from 2.8). Always answered by an
-    /// [`Event::Knows`], at the latest after 30 s.
+    /// Ask what the partition's leader knows of a producer (DescribeProducers, brokers from 2.8). Always answered by
+    /// an [`Event::Knows`], within 30 s.
     Ask { topic: Topic, partition: i32, pid: i64 },
-    /// Send these, each to the leader of its partition; batches of one partition in this order. Records, keys and
-    /// headers come from [`super::record_encoder::RecordEncoder::each`], the timestamp from [`Batch::stamp_ms`].
+    /// Send these, each to its partition's leader, keeping the order within a partition. Records, keys and headers
+    /// come from [`super::record_encoder::RecordEncoder::each`], the timestamp from [`Batch::stamp_ms`].
     Send(Vec<Batch>),
-    /// Leave, and let this driver go on. The driver holds no batch when it comes.
+    /// End, and let this driver take over. Sent only when the current driver holds no batch.
     Change(Drive),
 }
 
 #[derive(Debug)]
 pub enum Event {
-    /// What this driver can do: before anything else, and again when `auto` has changed the driver. All batches have
-    /// come back by then.
+    /// What this driver can do. Sent before anything else, and again when `auto` has changed the driver; by then all
+    /// batches have been returned.
     Ready(Capabilities),
     Topic(TopicView),
     ProducerId {
         pid: i64,
         epoch: i16,
     },
-    /// The brokers are of another cluster now: the producer id was given by the one before, and may be another's in this.
+    /// The brokers belong to another cluster now. Our producer id came from the previous one and may be another
+    /// producer's here.
     OtherCluster,
-    /// `last`: epoch and last sequence, `None` when the leader does not know the producer; `Err` when it could not be asked.
+    /// `last`: epoch and last sequence, `None` if the leader does not know the producer; `Err` if it could not be
+    /// asked.
     Knows {
         topic: Topic,
         partition: i32,
@@ -187,8 +188,8 @@ pub enum Event {
         batch: Batch,
         verdict: Verdict,
     },
-    /// This driver can never work here (standard output is closed, a fixed driver meets a broker it cannot speak to is
-    /// *not* such a case: that is waited for). The core ends with this reason.
+    /// This driver can never work again, for example because standard output is closed. The core ends with this
+    /// reason. A fixed driver that meets a broker it cannot speak to is *not* such a case: it waits.
     Dead {
         why: String,
     },
@@ -198,59 +199,60 @@ pub enum Event {
 pub struct Capabilities {
     /// "classic", "modern" or "stdout".
     pub name: &'static str,
-    /// Batches carry a producer id, an epoch and sequences: retries neither double nor reorder.
+    /// Batches carry a producer id, an epoch and sequences, so retries neither duplicate nor reorder.
     pub numbered: bool,
-    /// Batches of one partition that may be in flight at once; above 1 only if `numbered`.
+    /// Maximum batches of one partition in flight; above 1 only if `numbered`.
     pub in_flight: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicView {
     pub topic: Topic,
-    /// All zeros where the broker has no topic ids.
+    /// All zeros if the broker has no topic ids.
     pub id: [u8; 16],
     /// All partitions, in order. Usually `0..n`, but ids may have gaps.
     pub partitions: Vec<i32>,
-    /// Those with a leader that can be reached, as far as known.
+    /// Partitions whose leader can be reached, as far as known.
     pub available: Vec<i32>,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Stored as the acks asked for; the first record's offset, unknown with `acks = 0`.
+    /// Stored with the requested acks. `offset` is the first record's, unknown with `acks = 0`.
     Stored { offset: Option<i64> },
-    /// Not acknowledged, to be sent again. `maybe_stored`: the broker may have it all the same (a time-out, a lost
-    /// connection), so only the same numbers may carry the same bytes. When a connection is lost, what waits for it comes
-    /// back unsent as well, also what the core orders before it can have heard: a broker that has forgotten the producer
-    /// would take a later batch for its first, and an earlier one could no longer be proved missing.
+    /// Not acknowledged; send it again. `maybe_stored`: the broker may have it anyway (a time-out, a lost connection),
+    /// so the same numbers must carry the same bytes. When a connection is lost, its waiting batches are returned
+    /// unsent as well, including those the core orders before it can have learned of the loss: a broker that has
+    /// forgotten the producer would take a later batch for the first one, and we could no longer prove that an earlier
+    /// one is missing.
     Retry { maybe_stored: bool, pace: Pace, why: String },
-    /// Not stored, and the same batch never will be.
+    /// Not stored, and this batch never will be.
     Refused { what: Refusal, why: String },
-    /// Only when numbered: the leader knows another sequence or epoch, and has not stored the batch. `new_id`: no epoch
-    /// of this producer id helps.
+    /// Only when numbered: the leader expects another sequence or epoch and has not stored the batch. `new_id`: no
+    /// epoch of this producer id helps.
     SequenceError { new_id: bool, why: String },
 }
 
-/// How soon a batch is worth another try.
+/// How soon to retry a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// Nothing is wrong with broker or batch (the leader has moved and is known already, the driver changed).
+    /// Nothing is wrong with broker or batch (the leader moved and is already known, or the driver changed).
     Now,
-    /// Backoff up to 5 s.
+    /// Exponential backoff up to 5 s.
     Backoff,
-    /// Somebody must give a right or a topic first: each minute.
+    /// An operator must grant a right or create a topic first: retry every minute.
     Blocked,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// Too large for broker or topic: split; a single record is a dead letter.
+    /// Too large for broker or topic: split it. A single record becomes a dead letter.
     TooLarge,
-    /// These records (index in the batch) are bad, the others are not.
+    /// These records (by index in the batch) are bad, the others are not.
     Records(Vec<u32>),
-    /// Something in it is bad: split to find it.
+    /// An unknown record is bad: split to find it.
     Something,
-    /// The timestamp: stamp anew.
+    /// The timestamp is refused: send with a new one.
     Timestamp,
 }

@@ -1,13 +1,14 @@
-//! JSON as text straight into a buffer: strings, times, and one field out of a line. Builds no values, knows no chunks.
+//! Writes JSON text straight into a buffer (strings, times) and extracts one field from a line, without building
+//! values.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
 use std::io::Write;
 
-/// Appends `bytes` as the inside of a JSON string (no quotes). Bytes that are not UTF-8 become U+FFFD, one for each
-/// maximal invalid part as in `String::from_utf8_lossy`, so equal bytes always give equal text. `false`: some did.
+/// Appends `bytes` as the inside of a JSON string (no quotes). Each maximal invalid UTF-8 part becomes one U+FFFD, as
+/// in `String::from_utf8_lossy`, so equal bytes always give equal text. Returns `false` if any were invalid.
 pub fn text(out: &mut Vec<u8>, bytes: &[u8]) -> bool {
-    // One pass of std's checked and vectorised validation is cheaper than chunk by chunk, and lines are nearly all valid.
+    // Nearly all lines are valid, and one pass of std's vectorized validation is cheaper than going part by part.
     if std::str::from_utf8(bytes).is_ok() {
         escape(out, bytes);
         return true;
@@ -44,7 +45,7 @@ fn escape(out: &mut Vec<u8>, valid: &[u8]) {
     out.extend_from_slice(&valid[from..]);
 }
 
-/// Appends milliseconds since 1970 as RFC 3339 in UTC with three decimals; years outside 1970–9999 are clamped.
+/// Appends milliseconds since 1970 as RFC 3339 in UTC with three decimals. Years outside 1970–9999 are clamped.
 pub fn time(out: &mut Vec<u8>, ms: i64) {
     let ms = ms.clamp(0, 253_402_300_799_999);
     let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
@@ -77,9 +78,9 @@ pub fn number(out: &mut Vec<u8>, mut n: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Appends the field at `path` of a line that is one JSON object, and says whether there was one. Strings give their
-/// text, numbers and booleans what `serde_json` writes for them; null, objects and arrays give nothing. Of a name that
-/// stands twice the last one counts.
+/// Appends the field at `path` of a line that is one JSON object; returns whether it was found. Strings yield their
+/// text, numbers and booleans what `serde_json` writes for them; null, objects and arrays yield nothing. The last of
+/// duplicate names counts.
 pub fn field(out: &mut Vec<u8>, line: &[u8], path: &[String]) -> bool {
     let start = out.len();
     let mut found = false;
@@ -177,7 +178,7 @@ impl<'de> Visitor<'de> for Look<'_, '_> {
     }
 }
 
-/// A name that is compared and not kept.
+/// Compares a name without keeping it.
 struct IsName<'n>(Option<&'n str>);
 
 impl<'de> DeserializeSeed<'de> for IsName<'_> {
@@ -210,7 +211,7 @@ mod tests {
         (String::from_utf8(out).unwrap(), whole)
     }
 
-    /// Fails when an escape is left out (`serde_json` then refuses the text) or a byte is lost.
+    /// Fails when an escape is missing (`serde_json` then rejects the text) or a byte is lost.
     #[test]
     fn text_is_read_back_as_it_was() {
         let all: String = (0..0x250u32).filter_map(char::from_u32).collect();
@@ -219,7 +220,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<String>(&format!("\"{json}\"")).unwrap(), all);
     }
 
-    /// Fails when bytes that are not UTF-8 are dropped, doubled, or not flagged.
+    /// Fails when invalid UTF-8 is dropped, doubled, or not flagged.
     #[test]
     fn invalid_bytes_are_replaced_as_std_does() {
         for bytes in [&b"a\xffb"[..], b"\xe2\x82", b"\xf0\x9f\x92", b"\xc0\xaf\x80", b"ok\xed\xa0\x80"] {
@@ -227,7 +228,7 @@ mod tests {
         }
     }
 
-    /// Known answers of `date -u`; fails with any slip in the calendar.
+    /// Known answers from `date -u`. Fails on any calendar error.
     #[test]
     fn time_is_rfc_3339() {
         for (ms, want) in [
@@ -243,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Fails when a deeper or an equally named field elsewhere is taken, or garbage after the object is accepted.
+    /// Fails when a nested field or one of the same name elsewhere is taken, or garbage after the object is accepted.
     #[test]
     fn field_by_path() {
         let path = ["user".to_owned(), "id".to_owned()];

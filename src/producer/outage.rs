@@ -1,8 +1,7 @@
-//! The record of a wait: what does not answer, since when, how often it was tried, and the last reason. Writes it to the
-//! board and to the log; waits for nothing and decides nothing.
+//! Tracks outages: what does not answer, since when, the number of attempts and the last reason. Reports them in
+//! status and log.
 //!
-//! A line in the log at attempts 1, 2, 4, 8 … and for each reason that is new since the last of those; one when it works
-//! again.
+//! Logs attempts 1, 2, 4, 8 … and each reason not seen since the last of those, and one line on recovery.
 
 use crate::report::{Board, BrokerState};
 use std::collections::{HashMap, HashSet};
@@ -10,12 +9,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// All outages of one worker. Its entries on the board are written by it alone.
+/// All outages of one worker. Only that worker writes its status entries.
 #[derive(Debug)]
 pub struct Outages {
     board: Arc<Board>,
     open: HashMap<String, Outage>,
-    /// Brokers that stand on the board, so that it is not touched for every batch that goes well.
+    /// Brokers currently in the status, so that a successful batch does not touch it.
     shown: HashSet<String>,
 }
 
@@ -26,13 +25,13 @@ struct Outage {
     reasons: Reasons,
 }
 
-/// Which attempts of an outage are worth a line in the log: 1, 2, 4, 8 …, and each reason that was not logged since the
-/// last of those.
+/// Decides which attempts of an outage are logged: 1, 2, 4, 8 …, and each reason not logged since the last of those.
 #[derive(Debug, Default)]
 pub struct Reasons(Vec<String>);
 
 impl Reasons {
-    /// Most lines between two powers of two: a text that changes at each attempt must fill neither log nor memory.
+    /// Maximum lines between two powers of two: a text that changes with each attempt must fill neither log nor
+    /// memory.
     const MOST: usize = 4;
 
     /// `attempt` counts from 1.
@@ -48,21 +47,21 @@ impl Reasons {
     }
 }
 
-/// A topic's state on the board.
+/// A waiting topic's state in the status.
 const WAITING: &str = "waiting";
 
-/// Takes off the board what the drivers so far have written there: another one begins.
+/// Removes the previous drivers' entries from the status when another driver starts.
 pub fn forget(board: &Board) {
     board.brokers().clear();
     board.topics().retain(|_, topic| topic.state != WAITING);
 }
 
-/// Who does not answer as wanted.
+/// What is failing.
 #[derive(Debug, Clone, Copy)]
 pub enum Who<'a> {
-    /// `host:port` as the config or the cluster calls it.
+    /// `host:port` as written in the config or named by the cluster.
     Broker(&'a str),
-    /// A topic that cannot be taken up. What becomes of its batches is the core's to tell.
+    /// A topic whose metadata is unavailable. The core reports on its batches.
     Topic(&'a str),
 }
 
@@ -89,7 +88,7 @@ impl Outages {
         Outages { board: Arc::clone(board), open: HashMap::new(), shown: HashSet::new() }
     }
 
-    /// One more attempt that failed.
+    /// Records a failed attempt.
     pub fn failed(&mut self, who: Who<'_>, why: &str, now: Instant) {
         let key = who.key();
         let outage = self.open.entry(key.clone()).or_insert_with(|| Outage {
@@ -112,7 +111,7 @@ impl Outages {
         }
     }
 
-    /// It works. Said in the log only if it did not before; on the board a broker's last error stays to be read.
+    /// Records a success. Logged only after a failure. In the status a broker's last error remains visible.
     pub fn works(&mut self, who: Who<'_>, now: Instant) {
         let known = match who {
             Who::Broker(b) => self.shown.contains(b),
@@ -138,7 +137,7 @@ impl Outages {
             }
             Who::Topic(t) => {
                 let mut topics = self.board.topics();
-                // The core's own word on the topic stays.
+                // Keep a state that the core has set.
                 if topics.get(t).is_some_and(|s| s.state == WAITING) {
                     topics.remove(t);
                 }
@@ -146,7 +145,7 @@ impl Outages {
         }
     }
 
-    /// A broker that is not waited for any more goes from the board.
+    /// Removes a broker that is no longer needed from the status.
     pub fn forget(&mut self, broker: &str) {
         self.open.remove(&Who::Broker(broker).key());
         self.shown.remove(broker);
@@ -154,7 +153,7 @@ impl Outages {
     }
 }
 
-/// The line for a failed attempt, in the words of both drivers. `how`: "down", or "lost" where it worked a moment ago.
+/// Logs a failed attempt, in the same words for both drivers. `how`: "down", or "lost" if it worked a moment ago.
 pub fn say_down(who: &impl fmt::Display, how: &str, attempts: u64, since: Duration, why: &str) {
     match attempts {
         1 => log::warn!("{who} {how}: {why}; retrying"),
@@ -167,7 +166,7 @@ pub fn say_up(who: &impl fmt::Display, attempts: u64, after: Duration) {
     log::info!("{who} up again after {}, {attempts} attempt{s}", Span(after));
 }
 
-/// A time as a person says it: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
+/// A human-readable duration: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.
 pub struct Span(pub Duration);
 
 impl fmt::Display for Span {
@@ -186,7 +185,7 @@ impl fmt::Display for Span {
 mod tests {
     use super::*;
 
-    /// Fails when `works` leaves the outage open: the second outage would then count on from the first.
+    /// Fails when `works` leaves the outage open: the second outage would continue the first one's count.
     #[test]
     fn an_outage_is_counted_until_it_ends() {
         let board = Arc::new(Board::default());

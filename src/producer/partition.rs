@@ -1,5 +1,5 @@
-//! One partition of a topic: which of its batches may leave, and what a verdict means for them. Pure: time, chance and
-//! the producer id come in, [`Action`]s go out; it sends nothing, writes no file and knows no other partition.
+//! One partition of a topic: which of its batches may be sent, and what each verdict means for them. No I/O: time,
+//! randomness and the producer id are arguments, [`Action`]s are the result.
 //!
 //! ```text
 //!            trouble, or a refusal         the last one is back        until is reached
@@ -9,10 +9,10 @@
 //!                                └────────────────────── anything else ───────────────────┘
 //! ```
 //!
-//! What a refusal, wrong numbers and a leader's answer mean is in `partition/judge.rs`.
+//! What refusals, sequence errors and a leader's answers mean is in `partition/on_refused.rs`.
 //!
-//! Invariant: nothing leaves while Draining, so what comes back is sent again in its order; the first one flies alone, and
-//! so does each whose outcome is unknown.
+//! Invariant: nothing is sent while Draining, so returned batches are sent again in order. The first of them is sent
+//! alone, and so is each batch whose outcome is unknown.
 
 mod on_refused;
 pub mod producer_recovery;
@@ -25,11 +25,11 @@ use producer_recovery::PastProducer;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A moment, by both clocks.
+/// A point in time, on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub at: Instant,
-    /// Milliseconds since 1970, as the machine has it.
+    /// Wall clock in milliseconds since 1970.
     pub wall_ms: i64,
 }
 
@@ -37,44 +37,44 @@ pub struct Now {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
     Plain,
-    /// With the id and its first epoch, `None` until the driver has got one.
+    /// With the producer id and its first epoch; `None` until the driver has one.
     Numbered {
         in_flight: usize,
         id: Option<(i64, i16)>,
-        /// Exactly-once: of each partition, one batch is in the air at most.
+        /// Exactly-once: at most one batch of each partition is in flight.
         once: bool,
     },
 }
 
-/// What the partition wants done.
+/// What the core must do for the partition.
 #[derive(Debug)]
 pub enum Action {
-    /// To be handed to the driver, in this order.
+    /// Hand these to the driver, in this order.
     Send(Batch),
     Stored {
         batch: Batch,
         offset: Option<i64>,
     },
-    /// These records can never be taken: write them to the dead letters, or give them back by [`Partition::hold`].
+    /// These records will never be accepted: write them as dead letters, or return them with [`Partition::hold`].
     DeadLetter {
         batch: Batch,
         why: String,
     },
-    /// The driver shall ask what the leader knows; the answer goes to [`Partition::knows`].
+    /// Ask the leader what it knows; the answer goes to [`Partition::knows`].
     Ask {
         pid: i64,
     },
-    /// This producer id can be used no longer.
+    /// This producer id can no longer be used.
     NewId {
         pid: i64,
     },
-    /// This many lines are sent again although an earlier attempt, under other numbers, may have been stored.
+    /// This many lines are sent again although an earlier attempt under other numbers may have been stored.
     Uncertain(u32),
-    /// The same without numbers: they stand twice if it had been.
+    /// The same without sequence numbers: if it was stored, the lines are duplicated.
     Doubled(u32),
-    /// The broker takes no batch of so many bytes of lines.
+    /// The broker does not accept a batch with this many bytes of lines.
     TooLarge(usize),
-    /// A batch of an earlier run goes again with its numbers. `found`: the leader says that it has it.
+    /// An earlier run's batch is sent again with its sequence numbers. `found`: the leader says it has the batch.
     Retry {
         found: bool,
     },
@@ -83,43 +83,43 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Partition {
     pub id: i32,
-    /// What the driver has, in the order it left.
+    /// Batches the driver holds, in the order they were sent.
     air: Vec<Place>,
-    /// What has not left, or has come back, in order of place.
+    /// Batches not yet sent, or returned, in order of place.
     pending: VecDeque<Batch>,
     health: Health,
-    /// Failures in a row.
+    /// Consecutive failures.
     attempts: u32,
     why: String,
     numbering: Option<ProducerState>,
-    /// Questions to the leader in a row that could not be asked.
+    /// Consecutive failures to ask the leader.
     unasked: u32,
-    /// When something was last stored.
+    /// When a batch was last stored.
     stored_at: Option<Instant>,
-    /// Exactly-once: what the leader is to be asked before anything leaves, in this order.
+    /// Exactly-once: questions for the leader before anything is sent, in this order.
     pasts: VecDeque<PastProducer>,
 }
 
 #[derive(Debug)]
 enum Health {
     Up,
-    /// Until all in the air have come back.
+    /// Waiting for all batches in flight to return.
     Draining(Then),
     Waiting {
         until: Instant,
     },
-    /// The first batch is on its way alone.
+    /// The first batch is in flight alone.
     Probing,
-    /// The leader is asked about the first batch.
+    /// Waiting for the leader's answer about the first batch.
     Asking {
         until: Instant,
     },
 }
 
-/// What comes after draining; of several reasons the greatest counts.
+/// What follows draining; of several reasons the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Then {
-    /// Nothing is wrong with the broker: batches were refused and taken apart, or came back because of an earlier one.
+    /// The broker is fine: batches were refused and split, or returned because of an earlier one.
     Resume,
     Now,
     Backoff,
@@ -127,14 +127,14 @@ enum Then {
     Ask,
 }
 
-/// An unanswered question is as good as a refused one (drivers answer within 30 s).
+/// Drivers answer within 30 s. A question still open after this counts as refused.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// After so long without a batch the broker may have forgotten us (`producer.id.expiration.ms`, 24 h by default, may be set
-/// lower).
+/// After this long without a batch the broker may have forgotten the producer (`producer.id.expiration.ms`, 24 h by
+/// default, may be lower).
 const IDLE: Duration = Duration::from_secs(600);
 
-/// Failures at "now" in a row before they wait like others: a leader that moves to and fro must not make a busy loop.
+/// Maximum consecutive immediate retries before backing off: a leader that keeps moving must not cause a busy loop.
 const AT_ONCE: u32 = 3;
 
 impl Partition {
@@ -153,27 +153,27 @@ impl Partition {
         }
     }
 
-    /// With an id that an earlier run has used.
+    /// With producer ids used by an earlier run.
     pub fn remembering(id: i32, pasts: VecDeque<PastProducer>) -> Self {
         Partition { pasts, ..Partition::new(id) }
     }
 
-    /// Fit for new lines that may as well go elsewhere.
+    /// Suitable for new lines that could also go elsewhere.
     pub fn is_up(&self) -> bool {
         matches!(self.health, Health::Up) && self.pasts.is_empty()
     }
 
-    /// Batches that are not done, wherever they are.
+    /// Number of batches not yet done.
     pub fn open(&self) -> usize {
         self.air.len() + self.pending.len()
     }
 
-    /// Failures in a row and the last one's reason; `None` when all is well.
+    /// Consecutive failures and the last reason; `None` when healthy.
     pub fn trouble(&self) -> Option<(u32, &str)> {
         (self.attempts > 0).then_some((self.attempts, self.why.as_str()))
     }
 
-    /// When [`Partition::launch`] has something to do next, whatever comes in.
+    /// When [`Partition::launch`] next has work even if nothing happens.
     pub fn wake(&self) -> Option<Instant> {
         match self.health {
             Health::Waiting { until } | Health::Asking { until } => Some(until),
@@ -181,29 +181,30 @@ impl Partition {
         }
     }
 
-    /// One more batch of this partition.
+    /// Adds a batch.
     pub fn push(&mut self, batch: Batch) {
         let place = batch.place();
-        // Exactly-once: an open intent is the partition's only one, so the batch goes before all others, and so do the parts
-        // of one that was refused: their intent is void only when they have their own.
+        // Exactly-once: a partition has only one open intent, so its batch precedes all others. So do the parts of a
+        // refused batch, because its intent is void only once they have their own.
         let rank = |b: &Batch| (b.noted.is_none(), b.intent == 0);
         let at = self.pending.partition_point(|p| (rank(p), p.place()) < (rank(&batch), place));
         self.pending.insert(at, batch);
     }
 
-    /// The broker may know none of our numbers: it has forgotten them, or its log is another one (a re-created topic).
+    /// The broker may not know our sequence numbers: it has forgotten them, or the topic was re-created and its log is
+    /// new.
     pub fn unproven(&mut self) {
         if let Some(n) = &mut self.numbering {
             n.proven = false;
         }
     }
 
-    /// All that waits, for another partition: this one exists no more.
+    /// Removes all pending batches, which move to another partition because this one no longer exists.
     pub fn leave(&mut self) -> VecDeque<Batch> {
         std::mem::take(&mut self.pending)
     }
 
-    /// What has not left.
+    /// Batches not yet sent.
     pub fn pending(&self) -> impl Iterator<Item = &Batch> {
         self.pending.iter()
     }
@@ -212,12 +213,12 @@ impl Partition {
         self.air.len()
     }
 
-    /// Something failed, nothing is in the air, and nothing that waits may be stored already.
+    /// Something failed, nothing is in flight, and no pending batch may already be stored.
     pub fn is_stuck(&self) -> bool {
         self.attempts > 0 && self.air.is_empty() && !self.pending.iter().any(|b| b.maybe_stored)
     }
 
-    /// Sends what may leave now.
+    /// Sends what may be sent now.
     pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
         if !self.pasts.is_empty() {
             return self.ask_about_past(now, actions);
@@ -244,8 +245,9 @@ impl Partition {
         }
     }
 
-    /// As many as may be in the air at once. One of unknown outcome flies alone: if the broker has forgotten it, the next
-    /// would be taken for the first, and what the leader knows would prove nothing any more.
+    /// Sends up to the in-flight limit. A batch of unknown outcome is sent alone: if the broker has forgotten the
+    /// producer, it would take the next batch for the first one, and the leader's state would no longer prove
+    /// anything.
     fn fill(&mut self, rules: Rules, actions: &mut Vec<Action>) {
         loop {
             let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
@@ -268,7 +270,7 @@ impl Partition {
         rules == Rules::Plain || self.numbering.as_ref().is_some_and(|n| n.proven)
     }
 
-    /// `false`: there is none, or it may not leave yet.
+    /// `false`: there is none, or it may not be sent yet.
     fn send_first(&mut self, rules: Rules, actions: &mut Vec<Action>) -> bool {
         let Some(mut batch) = self.pending.pop_front() else { return false };
         let goes = match rules {
@@ -302,7 +304,7 @@ impl Partition {
         let numbering = match &mut self.numbering {
             Some(n) if n.pid == pid && n.epoch >= epoch => n,
             Some(n) if once && n.holds(batch) => n,
-            // Another id: only once nothing of the old one is under way.
+            // A new producer id is used only once nothing sent under the old one is in flight.
             Some(_) if !alone => return false,
             other => other.insert(ProducerState::new(pid, epoch)),
         };
@@ -320,7 +322,7 @@ impl Partition {
         }
     }
 
-    /// A batch has come back.
+    /// Handles a batch that the driver returned.
     pub fn done(
         &mut self,
         mut batch: Batch,
@@ -335,7 +337,7 @@ impl Partition {
             return;
         };
         self.air.remove(i);
-        // Broken lines behind an earlier one that is not stored are that one's fault.
+        // A sequence error behind an earlier batch that is not stored is caused by that batch.
         let behind =
             self.air.iter().any(|p| *p < place) || self.pending.front().is_some_and(|p| p.place() < place);
         match verdict {
@@ -359,7 +361,7 @@ impl Partition {
         self.settle(now, rng, actions);
     }
 
-    /// These records were to be buried and could not be: the topic waits until they can.
+    /// These dead letters could not be written: the topic waits until they can.
     pub fn hold(&mut self, batch: Batch, why: String, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         self.give_back(batch);
         self.drain(Then::Blocked, why);
@@ -395,7 +397,7 @@ impl Partition {
         self.health = Health::Draining(then.max(before));
     }
 
-    /// Leaves Draining when all have come back.
+    /// Leaves Draining once all batches have been returned.
     fn settle(&mut self, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         let Health::Draining(then) = self.health else { return };
         if !self.air.is_empty() {

@@ -1,5 +1,5 @@
-//! Which record goes to which partition, and what fits into one batch. Pure: the same group, rule and seed always give the
-//! same batches. Chooses among partitions, knows nothing of their state.
+//! Assigns records to partitions and splits them into batches. Deterministic: the same group, rule and seed always
+//! give the same batches.
 
 use super::Partitioner;
 use super::batch::{BatchGroup, Pick, Records};
@@ -8,38 +8,37 @@ use crate::backoff::Rng;
 use crate::chunk::Chunk;
 use crate::record::{Format, Key, RecordHead};
 
-/// What a flight is dealt out to.
+/// What a batch group is distributed over.
 #[derive(Debug)]
 pub struct Distribution<'a> {
     pub partitioner: Partitioner,
-    /// All partitions of the topic, in order: what `hash` computes over.
+    /// All partitions of the topic, in order: the ones `hash` computes over.
     pub all: &'a [i32],
-    /// Those that keyless records may go to, never empty.
+    /// The partitions that keyless records may go to; never empty.
     pub open: &'a [i32],
-    /// The one of them that takes what is not spread record by record.
+    /// One of `open`: receives everything not distributed record by record.
     pub sticky: i32,
-    /// Where `round-robin` begins, and what `random` draws from.
+    /// Where `round-robin` starts, and the seed of `random`.
     pub seed: u64,
     pub limit: Limit,
 }
 
-/// Most of one batch.
+/// Size limits of one batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     /// Bytes of lines.
     pub bytes: usize,
-    /// Bytes as they may be on the wire, an upper estimate: many empty lines are small only on disk.
+    /// Upper estimate of the bytes on the wire: many empty lines are small only on disk.
     pub wire: usize,
     pub records: usize,
 }
 
 impl Limit {
-    /// A broker that refuses records names each in its answer, with a text of up to 330 bytes (KIP-467): of 26,000 short
-    /// lines that was an answer of 1.8 MB.
+    /// A broker that refuses records lists each in its answer with up to 330 bytes of text (KIP-467): for 26,000 short
+    /// lines the answer was 1.8 MB.
     pub const RECORDS: usize = 8192;
 
-    /// A batch of up to a MiB is meant for a broker with the default `message.max.bytes` (1,048,588), whatever its lines
-    /// are like.
+    /// A batch of up to 1 MiB must fit the default `message.max.bytes` (1,048,588) whatever its lines are like.
     pub fn of(batch: usize) -> Self {
         let wire = batch / 4 * 7;
         let wire = if batch <= 1 << 20 { wire.min(1_000_000) } else { wire };
@@ -47,7 +46,7 @@ impl Limit {
     }
 }
 
-/// One batch to be.
+/// A batch in the making.
 #[derive(Debug)]
 pub struct Part {
     pub partition: i32,
@@ -56,11 +55,11 @@ pub struct Part {
     pub bytes: usize,
 }
 
-/// Bytes around a record in the oldest message format, the largest: offset 8, size 4, crc 4, magic and attributes 2, two
-/// lengths 8, and 8 for a timestamp.
+/// Bytes around a record in the oldest message format, which has the most: offset 8, size 4, crc 4, magic and
+/// attributes 2, two lengths 8, timestamp 8.
 const FRAME: usize = 34;
 
-/// What every record of this chunk has beside its line, in bytes.
+/// Bytes that every record of this chunk has in addition to its line.
 fn extra(chunk: &Chunk) -> usize {
     let shape = &chunk.origin.shape;
     let path = chunk.origin.path.as_os_str().len();
@@ -78,17 +77,17 @@ fn extra(chunk: &Chunk) -> usize {
     FRAME + key + json + shape.headers.iter().map(|(n, v)| n.len() + v.len() + 4).sum::<usize>()
 }
 
-/// Bytes of a chunk on the wire, an upper estimate.
+/// A chunk's bytes on the wire, an upper estimate.
 pub fn wire(chunk: &Chunk) -> usize {
     chunk.bytes.len() + chunk.lines.len() * extra(chunk)
 }
 
 impl Distribution<'_> {
-    /// The batches of a group, each in the load's order; several of one partition in theirs. No batch is empty.
+    /// The group's batches in record order, also within each partition. No batch is empty.
     pub fn out(&self, group: &BatchGroup) -> Vec<Part> {
         let whole = match self.partitioner {
             Partitioner::Fixed(_) | Partitioner::Sticky => true,
-            // One partition takes whatever key there is.
+            // With a single partition, keys make no difference.
             Partitioner::Hash => self.all.len() == 1 || keyless(group),
             Partitioner::RoundRobin | Partitioner::Random => self.open.len() == 1,
         };
@@ -146,12 +145,12 @@ fn keyless(group: &BatchGroup) -> bool {
     group.chunks.iter().all(|c| matches!(c.origin.shape.key, Key::None))
 }
 
-/// Batches while they are filled.
+/// Batches being filled.
 struct OpenBatches<'a> {
     all: &'a [i32],
     limit: Limit,
     parts: Vec<Filling>,
-    /// For each partition, by its place in `all`, the part that is filled now; `NONE` before the first.
+    /// For each partition, by index in `all`, the part being filled; `NONE` before the first.
     filling: Vec<usize>,
 }
 
@@ -196,13 +195,13 @@ impl Filling {
     }
 }
 
-/// The partition's place among all `n`, as Kafka's Java client (`BuiltInPartitioner.partitionForKey`).
+/// The partition's index among `n`, as in Kafka's Java client (`BuiltInPartitioner.partitionForKey`).
 pub fn by_key(key: &[u8], n: usize) -> usize {
-    // toPositive: the sign bit goes, not `abs`.
+    // toPositive clears the sign bit, it does not use `abs`.
     (murmur2(key) & 0x7fff_ffff) as usize % n
 }
 
-/// MurmurHash2, 32 bits, seed 0x9747b28c, as `org.apache.kafka.common.utils.Utils.murmur2`.
+/// MurmurHash2, 32 bits, seed 0x9747b28c, as in `org.apache.kafka.common.utils.Utils.murmur2`.
 pub fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let mut h = 0x9747_b28c ^ data.len() as u32;
@@ -231,7 +230,7 @@ mod tests {
     use crate::record::Shape;
     use std::collections::BTreeMap;
 
-    /// Java's own answers (`UtilsTest.testMurmur2`); fails with any other seed, tail or byte order.
+    /// Java's own values (`UtilsTest.testMurmur2`). Fails with any other seed, tail or byte order.
     #[test]
     fn murmur2_is_javas() {
         for (key, want) in [
@@ -271,7 +270,7 @@ mod tests {
         Key::Regex(regex::bytes::Regex::new("id=([0-8])").unwrap())
     }
 
-    /// Fails when a partitioner uses a partition it must not, or leaves one out.
+    /// Fails when a partitioner uses a forbidden partition, or leaves one out.
     #[test]
     fn who_goes_where() {
         let keyless = counts(&deal(Partitioner::RoundRobin).out(&load(Key::None, 1001)));
@@ -285,7 +284,8 @@ mod tests {
             let parts = deal(whole).out(&load(Key::None, 1000));
             assert!(matches!(&parts[..], [Part { partition: 4, records: Records::All, count: 1000, .. }]));
         }
-        // Keys 0 to 8 by murmur2 over all three, also one that is not open; records without a key (9) go sticky.
+        // Keys 0 to 8 by murmur2 over all three, including one that is not open; the record without a key (9) goes
+        // sticky.
         let mut want = BTreeMap::new();
         for id in 0..9u8 {
             *want.entry([0, 1, 4][by_key(&[b'0' + id], 3)]).or_insert(0) += 100;
@@ -294,16 +294,16 @@ mod tests {
         assert_eq!(counts(&deal(Partitioner::Hash).out(&load(digit(), 1000))), want);
     }
 
-    /// Fails when dealing the same load again gives other batches: a rebuilt flight must be the same.
+    /// Fails when partitioning the same group again gives different batches: a rebuilt group must be identical.
     #[test]
-    fn the_same_seed_deals_the_same() {
+    fn the_same_seed_gives_the_same_batches() {
         for p in [Partitioner::Random, Partitioner::RoundRobin, Partitioner::Hash] {
             let all = || format!("{:?}", deal(p).out(&load(digit(), 100)));
             assert_eq!(all(), all());
         }
     }
 
-    /// Fails when a batch grows past its limit, an oversize line is lost, or order within a partition changes.
+    /// Fails when a batch exceeds its limit, an oversize line is lost, or order within a partition changes.
     #[test]
     fn batches_keep_their_limit() {
         let mut d = deal(Partitioner::Sticky);

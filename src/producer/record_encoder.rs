@@ -1,8 +1,8 @@
-//! The encoder that all drivers write with: a line's key, value and headers. Frames nothing, compresses nothing, sends nothing.
+//! Builds each record's key, value and headers, for all drivers. Framing and compression belong to the drivers.
 //!
-//! No allocation per line: a raw value is the chunk's own slice, everything else is written into the [`RecordEncoder`]'s reused
-//! buffers. What a record holds depends on shape, path, line, offset and the flight's stamp alone, so a batch that is
-//! encoded again gives the same records.
+//! No allocation per line: a raw value is a slice of the chunk, everything else is written into the
+//! [`RecordEncoder`]'s reused buffers. A record depends only on shape, path, line, offset and the group's timestamp,
+//! so encoding a batch again gives the same records.
 //!
 //! ```text
 //! encoder.each(&batch, |record| {
@@ -23,15 +23,15 @@ use std::os::unix::ffi::OsStrExt;
 pub struct RecordEncoder {
     key: Vec<u8>,
     value: Vec<u8>,
-    /// Of a JSON value, what follows the message up to the offset; the same for all lines of a chunk.
+    /// The part of a JSON value between message and offset, the same for all lines of a chunk.
     head: Vec<u8>,
-    /// And what follows the offset.
+    /// The part after the offset.
     tail: Vec<u8>,
 }
 
-/// Bytes of a record: those of the load live as long as the batch (`'l`), those of the encoder until the closure returns (`'p`).
-/// [`Deref`] gives the bytes either way; only a driver that must hold all records of a batch at once (the `kafka` crate)
-/// needs to tell them apart, and copies those that pass.
+/// Bytes of a record. Those of the group live as long as the batch (`'l`), those of the encoder until the closure
+/// returns (`'p`). [`Deref`] yields either. Only a driver that must hold all records of a batch at once (the `kafka`
+/// crate) needs to distinguish them, and copies the encoder's.
 #[derive(Clone, Copy, Debug)]
 pub enum Piece<'l, 'p> {
     Lasting(&'l [u8]),
@@ -48,21 +48,21 @@ impl Deref for Piece<'_, '_> {
     }
 }
 
-/// One record as it goes to the broker. An empty value is an empty value, never null (which is a tombstone).
+/// One record as sent to the broker. An empty value stays empty and never becomes null, which is a tombstone.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'l, 'p> {
-    /// Its place in the batch, from 0: the offset delta, and what `Refusal::Records` names.
+    /// Index in the batch, from 0: the offset delta, and what `Refusal::Records` refers to.
     pub index: u32,
     pub key: Option<Piece<'l, 'p>>,
     pub value: Piece<'l, 'p>,
-    /// In the order of the config, the same for all records of a chunk.
+    /// In config order, the same for all records of a chunk.
     pub headers: &'l [(String, Vec<u8>)],
     /// Its own time, in ms since 1970, where the source knows one; else the batch's applies.
     pub stamp_ms: Option<i64>,
 }
 
 impl RecordEncoder {
-    /// Hands every record of the batch to `put`, in order.
+    /// Passes every record of the batch to `put`, in order.
     pub fn each<'l>(&mut self, batch: &'l Batch, mut put: impl for<'p> FnMut(Record<'l, 'p>)) {
         let mut index = 0;
         let mut next = |encoder: &mut RecordEncoder, context: &mut ChunkContext<'l>, line: Line| {
@@ -127,7 +127,7 @@ impl RecordEncoder {
         }
     }
 
-    // Inlined, and with little in it: most records are a line without a key.
+    // Inlined and kept small: most records are a line without a key.
     #[inline(always)]
     fn record<'l, 'p>(
         &'p mut self,
@@ -162,10 +162,10 @@ impl RecordEncoder {
     }
 }
 
-/// Something in the value was not UTF-8 and has been replaced by U+FFFD.
+/// Added when the value contained invalid UTF-8, which was replaced by U+FFFD.
 const FLAGGED: &[u8] = b",\"invalid_utf8\":true";
 
-/// What the lines of one chunk have in common.
+/// What the lines of one chunk share.
 struct ChunkContext<'l> {
     chunk: &'l Chunk,
     keys: Keys<'l>,
@@ -176,12 +176,12 @@ struct ChunkContext<'l> {
     flagged: bool,
 }
 
-/// Makes the keys of one origin's lines: for the encoder, and for the `hash` partitioner.
+/// Computes the keys of one origin's lines, for the encoder and for the `hash` partitioner.
 #[derive(Debug)]
 pub enum Keys<'l> {
     None,
     Same(&'l [u8]),
-    /// With the places of its groups; `None` where the expression has no group.
+    /// With capture locations; `None` if the expression has no group.
     Regex(&'l Regex, Option<CaptureLocations>),
     Field(&'l [String]),
     Head,
@@ -199,7 +199,7 @@ impl<'l> Keys<'l> {
         }
     }
 
-    /// The key of one line and its head; what must be written goes into `scratch`, which is cleared first.
+    /// The key of one line. A key that is not a slice is written into `scratch`, which is cleared first.
     #[inline(always)]
     pub fn key<'p>(
         &mut self,
@@ -215,7 +215,7 @@ impl<'l> Keys<'l> {
         }
     }
 
-    /// A key that stands in the line.
+    /// A key extracted from the line.
     fn found<'p>(&mut self, line: &'l [u8], scratch: &'p mut Vec<u8>) -> Option<Piece<'l, 'p>> {
         match self {
             Keys::None | Keys::Same(_) | Keys::Head => None,
@@ -251,7 +251,7 @@ mod tests {
         seen
     }
 
-    /// Fails when a line is skipped, or a value copied rather than lent.
+    /// Fails when a line is skipped, or a value is copied instead of borrowed.
     #[test]
     fn a_raw_value_is_the_chunks_own_bytes() {
         let b = batch(1, vec![chunk(&plain(1), 0, &[b"one", b""]), chunk(&plain(2), 9, &[b"\xffthree"])]);
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(all(&b), want);
     }
 
-    /// Fails when any member changes its name, its place in the file, or its escaping.
+    /// Fails when any member changes its name, position, or escaping.
     #[test]
     fn json_value() {
         let fields = vec![("env".to_owned(), "a\"b".to_owned())];
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(all(&b), [(0, None, first.into_bytes()), (1, None, second.into_bytes())]);
     }
 
-    /// Fails when the flag is missing or stands twice.
+    /// Fails when the flag is missing or appears twice.
     #[test]
     fn a_path_that_is_not_utf8_is_flagged_once() {
         let format = Format::Json { host: String::new(), fields: vec![] };
@@ -300,7 +300,7 @@ mod tests {
         }
     }
 
-    /// Fails when a key source is mistaken for another, or no match becomes an empty key.
+    /// Fails when one key source is mistaken for another, or no match becomes an empty key.
     #[test]
     fn keys() {
         let lines: [&[u8]; 2] = [b"id=42 {", b"{\"id\":\"k\"}"];

@@ -1,5 +1,5 @@
-//! Exactly-once: what the core takes over from an earlier run, and how a flight that was read again becomes batches. Reads no
-//! file; which lines are stored was decided in `exactly_once/analyze.rs`.
+//! Exactly-once: the state restored from an earlier run, and how a group that was read again becomes batches. Which
+//! lines are stored is decided in `exactly_once/analyze.rs`.
 
 use super::Partitioner;
 use super::batch::{Batch, BatchGroup, Numbers, PendingAcks, Pick, Records};
@@ -14,10 +14,10 @@ use std::sync::Arc;
 /// A partition of a topic.
 pub type TopicPartition = (Topic, i32);
 
-/// The last sequence numbers that were used in a partition.
+/// The last sequence numbers used in a partition.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LastSequence {
-    /// Of the intent that used them.
+    /// The intent that used them.
     pub serial: u64,
     pub topic: Topic,
     pub topic_id: [u8; 16],
@@ -36,22 +36,22 @@ pub struct OpenBatch {
     pub numbers: Numbers,
     pub count: u32,
     pub follows: bool,
-    /// By chunk of the flight and line, ascending.
+    /// By chunk of the group and line, ascending.
     pub picks: Vec<(usize, u16)>,
 }
 
-/// From the journal.
+/// Restored from the journal.
 #[derive(Debug, Default)]
 pub struct RecoveredState {
-    /// The id to go on with, in an epoch that no run has used; `None`: a new one is to be asked for.
+    /// The producer id to continue with, in an epoch that no run has used. `None`: request a new one.
     pub id: Option<(i64, i16)>,
     pub lasts: Arc<HashMap<TopicPartition, LastSequence>>,
     pub flights: Vec<Resumed>,
-    /// The highest flight number used.
+    /// The highest group number used.
     pub flight: BatchGroupNo,
 }
 
-/// A flight whose chunks are read again.
+/// A batch group whose chunks are read again.
 #[derive(Debug)]
 pub struct Resumed {
     pub flight: BatchGroupNo,
@@ -62,10 +62,10 @@ pub struct Resumed {
     pub stored: Vec<Pick>,
 }
 
-/// What a queue needs to know of it.
+/// The part of the restored state that one queue needs.
 #[derive(Debug, Default)]
 pub struct RecoveredTopic {
-    /// Delivery is exactly-once.
+    /// Exactly-once delivery is enabled.
     once: bool,
     id: Option<(i64, i16)>,
     lasts: Arc<HashMap<TopicPartition, LastSequence>>,
@@ -73,7 +73,7 @@ pub struct RecoveredTopic {
 }
 
 impl RecoveredTopic {
-    /// The part of one topic; takes its flights.
+    /// Takes one topic's part, including its groups.
     pub fn of(once: &mut RecoveredState, topic: &Topic) -> RecoveredTopic {
         let (mine, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut once.flights).into_iter().partition(|f: &Resumed| f.group.topic == *topic);
@@ -81,7 +81,7 @@ impl RecoveredTopic {
         RecoveredTopic { once: true, id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
     }
 
-    /// A partition, with what its leader is to be asked first.
+    /// A partition, with the questions its leader must answer first.
     pub fn partition(&self, view: &TopicView, id: i32) -> Partition {
         let mut pasts = VecDeque::new();
         let last = self.lasts.get(&(view.topic.clone(), id));
@@ -107,14 +107,14 @@ impl RecoveredTopic {
 }
 
 impl Resumed {
-    /// What is still waited for.
+    /// The acks still pending.
     pub fn pending(&self) -> PendingAcks {
         let mut pending = PendingAcks::of(&self.group);
         pending.forget(&self.stored);
         pending
     }
 
-    /// Its batches: the open ones as they were, and those lines that never got numbers, dealt out anew.
+    /// Its batches: the open ones unchanged, and lines that never got sequence numbers distributed again.
     pub fn batches(self, view: &TopicView, partitioner: Partitioner, batch: usize, seed: u64) -> Vec<Batch> {
         let group = Arc::new(self.group);
         let whole = Batch::whole(self.flight, group.clone());
@@ -127,7 +127,7 @@ impl Resumed {
             taken.extend(&picks);
             let numbers = Some(open.numbers);
             let (partition, intent) = (open.partition, open.serial);
-            // An attempt, as far as anyone knows: so it counts as a retry, and as possibly stored.
+            // As far as we know it was attempted: count it as a retry that may be stored.
             let of = Batch { attempts: 1, maybe_stored: true, ..whole.of(&picks) };
             out.push(Batch { partition, intent, numbers, noted: numbers, ..of });
         }
@@ -150,7 +150,7 @@ impl Resumed {
 }
 
 impl Batch {
-    /// All records of a group, for no partition yet.
+    /// All records of a group, not yet assigned to a partition.
     fn whole(flight: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
         Batch {
             flight,
@@ -175,7 +175,7 @@ mod tests {
     use crate::producer::batch::Numbers;
     use crate::producer::testing::{STAMP, chunk, plain};
 
-    /// Fails when a line of the flight goes into two batches or into none, or the open one is not as it was.
+    /// Fails when a line of the group goes into two batches or into none, or the open batch changes.
     #[test]
     fn every_line_once() {
         let lines: Vec<&[u8]> = vec![b"x"; 10];

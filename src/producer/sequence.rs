@@ -1,18 +1,18 @@
-//! Sequence numbers of one partition: which numbers a batch gets, and when they must never be used again. Sends nothing.
+//! Sequence numbers of one partition: which numbers a batch gets, and when they must never be reused.
 //!
-//! Rules of the broker (KIP-98): sequences count records per partition; a batch that repeats producer id, epoch and
-//! range of one of the last five is answered with its first offset; another content under the same numbers is silently
-//! taken for the first, so numbers that may have been stored never go to other records.
+//! Broker rules (KIP-98): sequences count records per partition. A batch that repeats producer id, epoch and range of
+//! one of the last five is answered with its first offset, even if its content differs. So numbers that may have been
+//! stored must never be given to other records.
 
 use super::batch::{Batch, Numbers};
 use std::cmp::Ordering;
 
-/// The sequence after `count` records from `base`; after 2147483647 comes 0.
+/// The sequence after `count` records from `base`. Wraps to 0 after 2147483647.
 pub fn after(base: i32, count: u32) -> i32 {
     ((base as u32).wrapping_add(count) & SPAN) as i32
 }
 
-/// How far `a` is ahead of `b`; negative when it is behind. Right as long as they are within 2^30.
+/// How far `a` is ahead of `b`; negative if behind. Correct as long as they are within 2^30.
 pub fn ahead(a: i32, b: i32) -> i32 {
     let d = ((a as u32).wrapping_sub(b as u32)) & SPAN;
     if d > SPAN / 2 { d as i32 - i32::MAX - 1 } else { d as i32 }
@@ -20,34 +20,34 @@ pub fn ahead(a: i32, b: i32) -> i32 {
 
 const SPAN: u32 = i32::MAX as u32;
 
-/// A partition's use of a producer id.
+/// The state of one producer id in a partition.
 #[derive(Debug)]
 pub struct ProducerState {
     pub pid: i64,
     pub epoch: i16,
-    /// Follows the last record that is known to be stored.
+    /// The sequence after the last record known to be stored.
     settled: i32,
-    /// Follows the last record that was sent.
+    /// The sequence after the last record sent.
     next: i32,
-    /// As far as `next` ever was.
+    /// The highest value `next` ever had.
     sent: i32,
-    /// The broker has acknowledged something of this id and epoch. Until then it takes *any* sequence for the first, so
-    /// only one batch may be on its way.
+    /// The broker has acknowledged something under this id and epoch. Until then it accepts *any* sequence as the
+    /// first, so only one batch may be in flight.
     pub proven: bool,
-    /// The broker's state does not fit ours: the next batch begins a new epoch.
+    /// The broker's state does not match ours: the next batch starts a new epoch.
     pub bump: bool,
 }
 
-/// What the numbers of the next batch ask for.
+/// What must happen before the next batch is sent with its sequence numbers.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Fit {
-    /// It may go.
+    /// Send it.
     Go,
-    /// It may go, but an earlier attempt under other numbers may have been stored: this many lines.
+    /// Send it, but an earlier attempt with this many lines may have been stored under other numbers.
     Uncertain(u32),
-    /// First all that is in the air must come back.
+    /// Wait until nothing is in flight.
     Wait,
-    /// The epochs of this id are used up.
+    /// The producer id has no epochs left.
     Spent,
 }
 
@@ -56,21 +56,21 @@ impl ProducerState {
         ProducerState { pid, epoch, settled: 0, next: 0, sent: 0, proven: false, bump: false }
     }
 
-    /// An earlier run's numbering, in which this batch may be stored and nothing after it.
+    /// State of an earlier run in which this batch may be stored and nothing after it.
     pub fn resumed(open: Numbers, count: u32) -> Self {
         let Numbers { pid, epoch, base } = open;
         let sent = after(base, count);
         ProducerState { pid, epoch, settled: base, next: base, sent, proven: false, bump: false }
     }
 
-    /// The batch may be stored under these numbers, and goes again under them.
+    /// The batch may be stored under these numbers and keeps them when sent again.
     pub fn holds(&self, batch: &Batch) -> bool {
         let ours = |n: Numbers| (n.pid, n.epoch) == (self.pid, self.epoch);
         !self.bump && batch.maybe_stored && batch.numbers.is_some_and(ours)
     }
 
-    /// Gives the batch that leaves next its numbers, or leaves it those it has. `alone`: nothing is in the air; `rest`:
-    /// what waits behind it.
+    /// Assigns sequence numbers to the next batch to send, or keeps the ones it has. `alone`: nothing is in flight;
+    /// `rest`: the batches waiting behind it.
     pub fn fit<'b>(
         &mut self,
         batch: &mut Batch,
@@ -86,13 +86,13 @@ impl ProducerState {
                 self.advance(batch.count);
                 return Fit::Go;
             }
-            // A later one is stored already, so this one is too, and will be answered with its offset.
+            // A later batch is stored, so this one is too. The broker will answer with its offset.
             if batch.maybe_stored && ahead(self.next, n.base) > 0 {
                 return Fit::Go;
             }
         }
         let end = after(self.next, batch.count);
-        // Numbers that may be stored with other records: the broker would take this batch for that one, and drop it.
+        // These numbers may be stored with other records: the broker would drop this batch as a duplicate.
         let clash = |b: &Batch| {
             let ours = b.numbers.filter(|n| b.maybe_stored && n.pid == self.pid && n.epoch == self.epoch);
             ours.is_some_and(|n| ahead(end, n.base) > 0 && ahead(after(n.base, b.count), self.next) > 0)
@@ -118,7 +118,7 @@ impl ProducerState {
         }
     }
 
-    /// The broker has this batch.
+    /// The broker has stored this batch.
     pub fn stored(&mut self, batch: &Batch) {
         let Some(n) = batch.numbers.filter(|n| n.pid == self.pid && n.epoch == self.epoch) else { return };
         let end = after(n.base, batch.count);
@@ -128,13 +128,13 @@ impl ProducerState {
         self.proven = true;
     }
 
-    /// Whether a leader that knows this producer up to `last`, epoch and sequence, has the batch; `None`: cannot be told.
+    /// Whether the leader has the batch, given the producer's `last` epoch and sequence there; `None`: unknown.
     pub fn has(&self, last: (i16, i32), batch: &Batch) -> Option<bool> {
         let n = batch.numbers.filter(|n| n.epoch == self.epoch)?;
         let end = after(last.1, 1);
         match last.0.cmp(&n.epoch) {
             Ordering::Less => Some(false),
-            // Beyond what we ever sent: somebody else's, who has our id.
+            // Beyond anything we sent: another producer is using our id.
             Ordering::Equal if ahead(end, self.sent) > 0 => None,
             Ordering::Equal if ahead(end, after(n.base, batch.count)) >= 0 => Some(true),
             Ordering::Equal if ahead(n.base, last.1) > 0 => Some(false),
@@ -162,7 +162,7 @@ mod tests {
         b.numbers.map_or((-1, -1), |n| (n.epoch, n.base))
     }
 
-    /// Fails when the wrap is off by one (after 2147483647 comes 0).
+    /// Fails when the wrap is off by one (0 follows 2147483647).
     #[test]
     fn sequences_wrap() {
         for (from, count, to) in [
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Fails when sequences do not follow on, also over the wrap.
+    /// Fails when sequences are not contiguous, including across the wrap.
     #[test]
     fn fresh_batches_follow_on() {
         let mut n = ProducerState::new(9, 3).starting_at(i32::MAX - 1);
@@ -187,7 +187,8 @@ mod tests {
         assert_eq!((base(&a), base(&b)), ((3, i32::MAX - 1), (3, 1)));
     }
 
-    /// Fails when a resend changes the numbers of what may have been stored, or those of what a later one proves.
+    /// Fails when a resend changes the numbers of a batch that may be stored, or of one that a later batch proves
+    /// stored.
     #[test]
     fn numbers_stay_with_what_may_have_been_stored() {
         let mut n = ProducerState::new(9, 0);
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!((n.fit(&mut c, true, []), base(&c)), (Fit::Go, (0, 4)));
     }
 
-    /// Fails when a freed number leaves a gap, or when a batch that may have been stored is moved within its epoch.
+    /// Fails when a freed number leaves a gap, or when a batch that may be stored is renumbered within its epoch.
     #[test]
     fn after_a_refusal_the_rest_moves_up() {
         for maybe_stored in [false, true] {
@@ -212,7 +213,7 @@ mod tests {
                 n.fit(x, i == 0, []);
             }
             n.stored(&a);
-            // b is a dead letter; c came back as 45.
+            // b is a dead letter; c was answered with 45.
             c.maybe_stored = maybe_stored;
             let want = if maybe_stored { (Fit::Uncertain(2), (1, 0)) } else { (Fit::Go, (0, 2)) };
             assert_eq!((n.fit(&mut c, true, []), base(&c)), want);
@@ -220,7 +221,7 @@ mod tests {
         }
     }
 
-    /// Fails when a batch gets numbers under which another may be stored already: the broker would drop it as a repeat.
+    /// Fails when a batch gets numbers under which another may be stored: the broker would drop it as a duplicate.
     #[test]
     fn numbers_in_doubt_are_given_to_no_other() {
         let mut n = ProducerState::new(9, 0);
@@ -229,12 +230,12 @@ mod tests {
         n.fit(&mut b, false, []);
         n.stored(&a);
         b.maybe_stored = true;
-        // It comes from a partition that is gone, and is older than what waits here.
+        // It comes from a partition that no longer exists, and is older than the waiting batches.
         assert_eq!((n.fit(&mut late, true, [&b]), base(&late)), (Fit::Go, (1, 0)));
         assert_eq!((n.fit(&mut b, false, []), base(&b)), (Fit::Uncertain(2), (1, 1)));
     }
 
-    /// Fails when a new epoch begins while batches of the old one are in the air, or twice for one loss.
+    /// Fails when a new epoch starts while batches of the old one are in flight, or twice for one loss.
     #[test]
     fn a_new_epoch_waits_and_renumbers_all_once() {
         let mut n = ProducerState::new(9, 0);
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(n.fit(&mut b, true, []), Fit::Spent);
     }
 
-    /// Fails when a last sequence in the middle of a batch, of another epoch, or beyond what was sent, proves anything.
+    /// Fails when a last sequence within a batch, of another epoch, or beyond what was sent, proves anything.
     #[test]
     fn what_a_leader_knows() {
         let mut n = ProducerState::new(9, 5).starting_at(10);

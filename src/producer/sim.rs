@@ -1,5 +1,5 @@
-//! A seeded simulator: the core's pure part between tails that feed it and a model of Kafka's brokers that fails in every way
-//! known. It asserts contents: every line stored, how often, in which order, and each ack only after its lines.
+//! A seeded simulator: the core between tails that feed it and a model of Kafka's brokers with every known failure.
+//! Checks contents: every line is stored, how often, in which order, and each ack only after its lines.
 //!
 //! The brokers are in `sim/broker.rs`.
 
@@ -32,15 +32,15 @@ static KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new("k[0-7]").unwrap());
 #[derive(Clone, Copy, Debug, Default)]
 struct Script {
     numbered: bool,
-    /// Lines that no broker takes, and limits that change.
+    /// Lines that no broker accepts, and limits that change.
     refusals: bool,
-    /// Producer state is lost altogether, or another owner fences ours: then even numbers prove nothing.
+    /// Producer state is lost altogether, or another producer fences ours: then sequence numbers prove nothing.
     amnesia: bool,
     /// `auto` changes the driver.
     changes: bool,
-    /// The core is told to change it, and to make other batches.
+    /// Reloads the config: changes the driver and the batch size.
     reloads: bool,
-    /// The leader cannot be asked (before 2.8, or no right to).
+    /// The leader cannot be asked (before 2.8, or no right to read).
     mute: bool,
     partitioner: Option<Partitioner>,
 }
@@ -61,9 +61,9 @@ struct World<'b> {
     logs: BTreeMap<i32, Log>,
     abilities: Option<Capabilities>,
     pids: i64,
-    /// Answers on their way back, of any order between partitions.
+    /// Events on their way back, in any order between partitions.
     back: VecDeque<Event>,
-    /// Lines that no broker takes.
+    /// Lines that no broker accepts.
     bad: BTreeSet<u64>,
     largest: usize,
     faults: bool,
@@ -119,7 +119,7 @@ impl<'b> World<'b> {
         self.rng.below(100) < percent
     }
 
-    /// A tail sends a chunk, now and then one without lines.
+    /// A tail sends a chunk, occasionally one without lines.
     fn feed(&mut self) {
         let s = self.rng.below(self.origins.len());
         let n = if self.chance(5) { 0 } else { (1 + self.rng.below(12) as u64).min(self.left) };
@@ -158,7 +158,7 @@ impl<'b> World<'b> {
         ids
     }
 
-    /// Takes the core's orders and acks.
+    /// Collects the core's orders and acks.
     fn collect(&mut self) -> Option<Instant> {
         let wake = self.core.tick(self.now);
         let orders: Vec<Order> = self.core.orders().collect();
@@ -199,7 +199,7 @@ impl<'b> World<'b> {
         }
         log.wire.push_back(batch);
         assert!(log.wire.len() <= abilities.in_flight, "too many in flight");
-        // A broker that does not know the id takes any sequence: such a batch must fly alone.
+        // A broker that does not know the id accepts any sequence, so such a batch must be in flight alone.
         if let Some(n) = log.wire.front().and_then(|b| b.numbers) {
             let known = log.producers.get(&n.pid).is_some_and(|p| p.epoch == n.epoch);
             assert!(known || self.script.amnesia || log.wire.len() == 1, "an unproven id does not fly alone");
@@ -269,7 +269,7 @@ impl<'b> World<'b> {
             self.logs.get_mut(&batch.partition).unwrap().untold -= 1;
         }
         if let Event::Ready(abilities) = &event {
-            // All batches have come back before: those that were sent meanwhile too.
+            // All batches must have been returned, including those sent in the meantime.
             if self.logs.values().any(|l| !l.wire.is_empty()) {
                 self.logs.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.cut(id));
                 return self.back.push_back(event);
@@ -283,7 +283,7 @@ impl<'b> World<'b> {
         self.now = Now { at: self.now.at + time, wall_ms: self.now.wall_ms + time.as_millis() as i64 };
     }
 
-    /// Everything is fed under faults, then all must come to rest without any.
+    /// Feeds everything under faults, then everything must complete without any.
     fn run(&mut self) {
         self.ready();
         for steps in 0.. {
@@ -310,7 +310,7 @@ impl<'b> World<'b> {
         }
     }
 
-    /// What must hold at the end.
+    /// The final conditions.
     fn verify(&self, budget: &Budget) {
         assert_eq!(budget.used(), 0, "a permit was leaked");
         assert!(self.chunks.is_empty(), "never acked: {:?}", self.chunks);
@@ -339,7 +339,7 @@ impl<'b> World<'b> {
         }
     }
 
-    /// Lines of a stream stand in each partition in their order, repeats aside.
+    /// Lines of a stream are in order within each partition, ignoring repeats.
     fn verify_order(&self) {
         for (id, log) in &self.logs {
             let mut seen = BTreeSet::new();
@@ -378,13 +378,14 @@ fn worlds(seeds: u64, script: Script) {
 /// A few seconds in all; `SEEDS=20000` for a long run, `SEED=n` for one.
 const SEEDS: u64 = 300;
 
-/// Fails when a number changes on a resend, a later batch overtakes a failed one, or a lost answer is sent anew.
+/// Fails when a resend changes its numbers, a later batch overtakes a failed one, or a batch with a lost answer is
+/// duplicated.
 #[test]
 fn numbered_lines_are_stored_exactly_once() {
     worlds(SEEDS, Script { numbered: true, ..Script::default() });
 }
 
-/// Fails when a refused batch leaves a gap, drops a neighbour, or its records come out of order.
+/// Fails when a refused batch leaves a gap, drops a neighbor, or its records are reordered.
 #[test]
 fn refusals_cost_only_the_bad_records() {
     for numbered in [false, true] {
@@ -392,13 +393,13 @@ fn refusals_cost_only_the_bad_records() {
     }
 }
 
-/// Fails when a line is lost or acknowledged too early, or more than the announced ones stand twice.
+/// Fails when a line is lost or acknowledged too early, or there are more duplicates than reported.
 #[test]
 fn plain_lines_are_stored_at_least_once() {
     worlds(SEEDS, Script::default());
 }
 
-/// Fails when an unprovable batch is dropped or loops for ever, or is not counted as uncertain.
+/// Fails when an unprovable batch is dropped, retried endlessly, or not counted as uncertain.
 #[test]
 fn forgetful_and_mute_brokers_lose_nothing() {
     for refusals in [false, true] {
@@ -407,7 +408,7 @@ fn forgetful_and_mute_brokers_lose_nothing() {
     }
 }
 
-/// Fails when numbers of one driver are carried over to the other, or a batch is lost between them.
+/// Fails when one driver's sequence numbers are carried over to the other, or a batch is lost between them.
 #[test]
 fn the_driver_may_change_at_any_time() {
     for refusals in [false, true] {
@@ -415,8 +416,9 @@ fn the_driver_may_change_at_any_time() {
     }
 }
 
-/// A reload with healthy and with failing brokers: nothing is lost, and with numbers nothing is doubled. Fails when a
-/// driver is changed while it has batches, when numbers do not outlive it, or when what waits is forgotten.
+/// A reload with healthy and with failing brokers: nothing is lost, and with sequence numbers nothing is duplicated.
+/// Fails when a driver is replaced while it holds batches, sequence numbers do not survive it, or waiting lines are
+/// lost.
 #[test]
 fn a_reload_loses_and_doubles_nothing() {
     for numbered in [false, true] {

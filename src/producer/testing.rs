@@ -1,4 +1,4 @@
-//! What the core's tests are made of: origins, chunks, batches. No behaviour under test lives here.
+//! Fixtures for the core's tests: origins, chunks, batches.
 
 use super::batch::{Batch, BatchGroup, Records};
 use super::driver::{Context, Current, Drive, Event, Leave, Order};
@@ -33,7 +33,7 @@ pub fn plain(stream: u64) -> Arc<Origin> {
     origin(stream, "t", "/log", Shape::default())
 }
 
-/// A chunk of whole lines that begins at `start`, each with its newline in between, as `tail` makes them.
+/// A chunk of whole lines starting at `start`, each including its newline, as `tail` makes them.
 pub fn chunk_of(origin: &Arc<Origin>, share: &Share, start: u64, lines: &[&[u8]]) -> Chunk {
     let mut bytes = Vec::new();
     let mut table = Vec::new();
@@ -61,7 +61,7 @@ pub fn chunk(origin: &Arc<Origin>, start: u64, lines: &[&[u8]]) -> Chunk {
     chunk_of(origin, &Budget::new(1 << 30).share(), start, lines)
 }
 
-/// One batch of all lines of these chunks.
+/// One batch with all lines of these chunks.
 pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
     let count = chunks.iter().map(|c| c.lines.len() as u32).sum();
     let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
@@ -82,13 +82,13 @@ pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
     }
 }
 
-/// A driver in a thread of its own, and the channels at its ends.
+/// A driver running in its own thread, and the channels to it.
 pub struct Ends {
     pub orders: Sender<Order>,
     pub events: Receiver<Event>,
 }
 
-/// Drives it until the orders end.
+/// Runs the driver until the orders channel closes.
 pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
     let (orders, inbox) = bounded(1000);
     let (to, events) = bounded(10_000);
@@ -118,7 +118,7 @@ pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
     Ends { orders, events }
 }
 
-/// Drives it until it leaves.
+/// Runs the driver until it ends.
 pub fn leave_of(drive: &Drive, orders: &Receiver<Order>, to: &Sender<Event>) -> Leave {
     let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
     let mut driver = drive.build(&context);

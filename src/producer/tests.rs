@@ -1,4 +1,4 @@
-//! The thread between its channels: a test stands at both ends.
+//! The producer thread between its channels; a test plays both sides.
 
 use super::batch::Batch;
 use super::driver::{Capabilities, Leave, Pace, Refusal, TopicView, Verdict};
@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{JoinHandle, spawn};
 
-/// The core in a thread, and all its ends.
+/// The core in a thread, and all its channels.
 struct Bench {
     inbox: Option<Chunks>,
     origin: Arc<Origin>,
@@ -26,7 +26,7 @@ struct Bench {
     halt: Option<Waking<Handle>>,
     stop: Option<Waking<Handle>>,
     relay: Drive,
-    /// With the CPU time that the thread took.
+    /// With the CPU time the thread used.
     core: JoinHandle<(Result<(), Dead>, Duration, u64)>,
 }
 
@@ -85,7 +85,7 @@ impl Bench {
         self.give(start, &[b"line"]);
     }
 
-    /// The next batches that the core orders sent; its topics are known at once.
+    /// The next batches the core sends; its topics are known at once.
     fn sent(&self) -> Vec<Batch> {
         loop {
             match self.orders.recv_timeout(LIMIT).expect("an order") {
@@ -120,7 +120,7 @@ impl Bench {
     }
 }
 
-/// A driver whose orders and events are the test's.
+/// A driver that relays orders and events to the test.
 fn relay() -> (Drive, Receiver<Order>, Sender<Event>) {
     let ((to, orders), (events, from)) = (bounded(64), bounded(64));
     let run = move |inbox: &Receiver<Order>, outbox: &Outbox, _: &Arc<Board>| {
@@ -140,7 +140,7 @@ fn relay() -> (Drive, Receiver<Order>, Sender<Event>) {
     (Drive::worker(None, run), orders, events)
 }
 
-/// Fails when a chunk without lines waits for the broker, or what was not stored is acknowledged.
+/// Fails when a chunk without lines waits for the broker, or unstored lines are acknowledged.
 #[test]
 fn acknowledged_when_stored() {
     let b = Bench::new(Options::default()).ready();
@@ -155,7 +155,8 @@ fn acknowledged_when_stored() {
     b.is_acked(12);
 }
 
-/// Fails when the core ends with lines in the air, spins on its closed inbox meanwhile, or does not end when all is acked.
+/// Fails when the core ends with batches in flight, spins on its closed inbox, or does not end when everything is
+/// acked.
 #[test]
 fn a_closed_inbox_drains() {
     let mut b = Bench::new(Options::default()).ready();
@@ -174,9 +175,9 @@ fn a_closed_inbox_drains() {
     assert!(cpu < Duration::from_millis(100), "{cpu:?} of CPU for two lines");
 }
 
-/// A producer id is another cluster's where the brokers are others. Fails when the next driver comes while the one before
-/// holds a batch, when anything is sent in between, when topics or the id are not asked for anew, or when an id that the
-/// driver before gave is used.
+/// After a change to other brokers the producer id may belong to another cluster. Fails when the next driver starts
+/// while the old one holds a batch, anything is sent in between, topics or the id are not requested again, or an id
+/// from the old driver is used.
 #[test]
 fn a_driver_is_changed_when_all_is_back() {
     let b = Bench::new(Options::default());
@@ -218,7 +219,7 @@ fn a_driver_is_changed_when_all_is_back() {
     assert_eq!(b.sent()[0].numbers.map(|n| n.pid), Some(2));
 }
 
-/// Fails when the core waits for the broker although it was told to give up.
+/// Fails when the core keeps waiting for the broker after it was stopped.
 #[test]
 fn giving_up_ends_at_once() {
     let mut b = Bench::new(Options::default()).ready();
@@ -230,7 +231,7 @@ fn giving_up_ends_at_once() {
     assert!(start.elapsed() < LIMIT / 4);
 }
 
-/// Fails when the core goes on without a driver.
+/// Fails when the core keeps running without a driver.
 #[test]
 fn a_dead_driver_ends_ship() {
     let b = Bench::new(Options::default()).ready();
@@ -242,7 +243,7 @@ fn a_dead_driver_ends_ship() {
     assert!(b.end().0.is_err());
 }
 
-/// Fails when a receipt is missing, or comes for what was not stored.
+/// Fails when a receipt is missing, or comes for unstored lines.
 #[test]
 fn receipts() {
     let (to, receipts) = bounded(9);
@@ -254,7 +255,7 @@ fn receipts() {
     assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), Receipt { partition: 1, offset: Some(41), count: 2 });
 }
 
-/// Fails when a bad record takes its neighbours along, or is acknowledged before it stands in the file.
+/// Fails when a bad record takes its neighbors along, or is acknowledged before it is in the file.
 #[test]
 fn a_dead_letter_is_written_before_the_ack() {
     let dir = tempfile::tempdir().unwrap();
@@ -276,8 +277,8 @@ fn a_dead_letter_is_written_before_the_ack() {
     assert_eq!(b.end().2, 1);
 }
 
-/// Fails when a stop waits for a broker that cannot be reached, or does not wait for a batch that is on its way or may be
-/// stored: the next run would double it.
+/// Fails when a stop waits for an unreachable broker, or does not wait for a batch that is in flight or may be stored:
+/// the next run would duplicate it.
 #[test]
 fn a_stop_waits_for_what_moves_only() {
     let mut b = Bench::new(Options::default()).ready();
@@ -303,9 +304,10 @@ fn a_stop_waits_for_what_moves_only() {
     assert_eq!(b.end().0, Ok(()));
 }
 
-/// Fails when a stop waits for the partitions of a topic that no broker tells of, or gives up before a first answer can come.
+/// Fails when a stop waits for partitions of a topic that no broker reports, or gives up before a first answer can
+/// arrive.
 #[test]
-fn a_stop_does_not_wait_for_a_cluster_that_nobody_has_seen() {
+fn a_stop_does_not_wait_for_a_cluster_never_reached() {
     for (stands, wait) in
         [(Duration::ZERO, RETURN - RETURN / 4..LIMIT / 2), (RETURN, Duration::ZERO..RETURN / 2)]
     {

@@ -1,5 +1,5 @@
-//! One topic's way through the producer: what has arrived waits here, becomes flights, and goes to the topic's partitions. Knows
-//! no other topic and no driver; time and chance come in.
+//! One topic's queue: holds arriving chunks, forms batch groups from them and passes the batches to the topic's
+//! partitions. Time and randomness are arguments.
 
 use super::batch::{Batch, BatchGroup, PendingAcks};
 use super::driver::TopicView;
@@ -23,33 +23,33 @@ pub struct TopicQueue {
     batch: Cap,
     /// `None` until the driver knows the topic's partitions. Both lists are in order.
     view: Option<TopicView>,
-    /// Those of the view, in order; and those of an earlier view that still have something in the air.
+    /// The view's partitions, in order, and removed ones that still have batches in flight.
     partitions: Vec<Partition>,
     /// In order of arrival.
     waiting: VecDeque<(Instant, Chunk)>,
-    /// Invariant: the bytes of all chunks of `waiting`.
+    /// Invariant: the total bytes of the chunks in `waiting`.
     waiting_bytes: usize,
-    /// Which partition is next among equals.
+    /// Round-robin position among equally busy partitions.
     turn: usize,
     trouble: Option<Trouble>,
-    /// Exactly-once: what an earlier run left. Its flights wait for the partitions.
+    /// Exactly-once: state of an earlier run. Its groups wait until the partitions are known.
     memory: RecoveredTopic,
     seed: u64,
     /// See [`Options::saved_ms`].
     saved_ms: i64,
 }
 
-/// When the next flight may leave.
+/// When the next batch group may be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ready {
     Now,
-    /// Then, if nothing changes before.
+    /// At this time, if nothing changes before.
     At(Instant),
-    /// Something must come first: lines, the partitions, or a batch that is in the air.
+    /// Something else must happen first: lines, the partitions, or a completion.
     No,
 }
 
-/// What there is to say when the queue's state has changed.
+/// Reports a change of the queue's state.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Change {
     Trouble { attempts: u32, partitions: Vec<i32>, why: String },
@@ -62,12 +62,14 @@ struct Trouble {
     attempts: u32,
 }
 
-/// How long lines wait for a batch in the air when another partition, or room for one more, is there: a broker that does
-/// not answer is not known as such before its time-out, and must not hold the lines of others until then.
+/// How long lines wait for a batch in flight when another partition, or room for one more batch, is available. A
+/// broker that does not answer is only known as down after its time-out, and must not delay other partitions' lines
+/// until then.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The same for drivers without numbers, which keep one flight of a topic in the air.
+/// The same for drivers without sequence numbers, which keep one batch group of a topic in flight.
 const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
-/// A flight that is spread over partitions is that many batches large, if there are as many partitions.
+/// A group that is distributed over partitions holds up to this many batches' worth of lines, but at most one per
+/// partition.
 const SPREAD: usize = 4;
 
 impl TopicQueue {
@@ -89,12 +91,12 @@ impl TopicQueue {
         }
     }
 
-    /// With what an earlier run left.
+    /// With the state of an earlier run.
     pub fn remembering(self, memory: RecoveredTopic) -> Self {
         TopicQueue { memory, ..self }
     }
 
-    /// From the next flight on.
+    /// Applies from the next group on.
     pub fn tune(&mut self, options: &Options) {
         (self.partitioner, self.linger) = (options.partitioner, options.linger);
         if self.batch.most != options.batch.max(1) {
@@ -102,14 +104,14 @@ impl TopicQueue {
         }
     }
 
-    /// The topic is another cluster's from now on: its id says nothing about the one before.
+    /// The topic now belongs to another cluster: its id cannot be compared with the previous one.
     pub fn elsewhere(&mut self) {
         if let Some(view) = &mut self.view {
             view.id = [0; 16];
         }
     }
 
-    /// Batches that the driver has.
+    /// Batches the driver holds.
     pub fn in_air(&self) -> usize {
         self.partitions.iter().map(Partition::in_air).sum()
     }
@@ -119,16 +121,16 @@ impl TopicQueue {
         self.waiting.push_back((now.at, chunk));
     }
 
-    /// Nothing waits and nothing is in the air.
+    /// Nothing waits and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
             && self.memory.flights.is_empty()
             && self.partitions.iter().all(|p| p.open() == 0)
     }
 
-    /// Nothing is in the air, and what is left has nowhere to go: the topic's partitions are not known, or each that holds
-    /// something has failed, and so has each that could take what waits. What may be stored already is worth a wait: this
-    /// run can send it again without doubling it, the next one cannot.
+    /// Nothing is in flight, and what is left has nowhere to go: the topic's partitions are unknown, or every
+    /// partition that holds batches or could take the waiting lines has failed. Batches that may be stored are worth
+    /// waiting for: this run can resend them without duplicates, the next one cannot.
     pub fn is_stuck(&self) -> bool {
         self.partitions.iter().all(|p| p.is_stuck() || (p.open() == 0 && self.waiting.is_empty()))
     }
@@ -142,7 +144,7 @@ impl TopicQueue {
         Some(&mut self.partitions[at])
     }
 
-    /// The topic's partitions, or a change of them.
+    /// Updates the topic's partitions.
     pub fn see(&mut self, mut view: TopicView) {
         view.partitions.sort_unstable();
         view.available.sort_unstable();
@@ -151,7 +153,7 @@ impl TopicQueue {
                 self.partitions.insert(at, self.memory.partition(&view, *id));
             }
         }
-        // Zeros: the classic driver, or a broker before 2.8, does not know the id.
+        // All zeros: the classic driver and brokers before 2.8 do not know the id.
         let known = |id: &[u8; 16]| *id != [0; 16];
         if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
             log::warn!("topic {}: was deleted and created anew", self.topic);
@@ -162,7 +164,7 @@ impl TopicQueue {
         self.rehouse();
     }
 
-    /// Flights of an earlier run go to their partitions, before any of this run is formed.
+    /// Passes an earlier run's groups to their partitions before any new group is formed.
     fn resume(&mut self) {
         let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
         for resumed in std::mem::take(&mut self.memory.flights) {
@@ -178,8 +180,8 @@ impl TopicQueue {
         }
     }
 
-    /// Batches of partitions that exist no more go to others; none while the topic has no partition at all. Again after
-    /// each batch that comes back.
+    /// Moves batches of removed partitions to others, unless the topic has no partition at all. Called again after
+    /// each completion.
     pub fn rehouse(&mut self) {
         let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
         if self.partitions.len() == view.partitions.len() {
@@ -192,7 +194,8 @@ impl TopicQueue {
         for mut batch in homeless {
             batch.partition =
                 view.partitions[batch.partition.unsigned_abs() as usize % view.partitions.len()];
-            // Numbers are the old partition's. If it may be stored there, the new ones are counted as uncertain.
+            // Sequence numbers belong to the old partition. If the batch may be stored there, it is counted as
+            // uncertain.
             (batch.numbers, batch.noted) = (None, None);
             if let Some(p) = self.partitions.iter_mut().find(|p| p.id == batch.partition) {
                 p.push(batch);
@@ -200,8 +203,8 @@ impl TopicQueue {
         }
     }
 
-    /// Partitions that new lines may go to: available, as far as known, and not in trouble. Where the driver says that none
-    /// lives, all are tried: it may learn otherwise only from that.
+    /// Partitions that may take new lines: available as far as known, and not in trouble. If the driver reports none
+    /// as available, all are tried, since only an attempt may tell it otherwise.
     fn up(&self) -> Vec<&Partition> {
         let Some(view) = &self.view else { return Vec::new() };
         let available = if view.available.is_empty() { &view.partitions } else { &view.available };
@@ -212,19 +215,19 @@ impl TopicQueue {
         self.partitions.iter().filter(fits).filter(|p| p.is_up()).collect()
     }
 
-    /// How many batches large a flight may be.
+    /// The maximum group size, in batches.
     fn spread(&self) -> usize {
         let keyed = |(_, c): &(Instant, Chunk)| !matches!(c.origin.shape.key, Key::None);
         let over = match self.partitioner {
             Partitioner::Fixed(_) | Partitioner::Sticky => 1,
-            // One source's key is every source's: the key is a setting of the whole agent.
+            // The key is a setting of the whole agent, so it is the same for all sources.
             Partitioner::Hash if !self.waiting.front().is_some_and(keyed) => 1,
             _ => self.view.as_ref().map_or(1, |v| v.partitions.len()),
         };
         over.clamp(1, SPREAD)
     }
 
-    /// Whether a flight may leave, and to which partitions.
+    /// When a group may be sent, and to which partitions.
     fn plan(&self, now: Now, rules: Rules, closing: bool) -> (Ready, Vec<i32>) {
         let Some((since, _)) = self.waiting.front() else { return (Ready::No, vec![]) };
         let (most, patience) = match rules {
@@ -233,7 +236,7 @@ impl TopicQueue {
         };
         let up = self.up();
         let open: Vec<i32> = up.iter().filter(|p| p.open() < most).map(|p| p.id).collect();
-        // Keys go where they must: a full partition holds the flight.
+        // Keyed lines cannot go elsewhere: one full partition delays the group.
         if open.is_empty() || (self.partitioner == Partitioner::Hash && open.len() < up.len()) {
             return (Ready::No, open);
         }
@@ -246,13 +249,13 @@ impl TopicQueue {
         (if due <= now.at { Ready::Now } else { Ready::At(due) }, open)
     }
 
-    /// When [`TopicQueue::form`] makes a flight.
+    /// When [`TopicQueue::form`] forms a group.
     pub fn ready(&self, now: Now, rules: Rules, closing: bool) -> Ready {
         self.plan(now, rules, closing).0
     }
 
-    /// The next flight, if it may leave: its batches go to the partitions, which send them when they can. Gives its bytes
-    /// and what is to be kept of it.
+    /// Forms the next group if it may be sent, and passes its batches to the partitions, which send them when they
+    /// can. Returns its bytes and its pending acks.
     pub fn form(
         &mut self,
         no: BatchGroupNo,
@@ -293,7 +296,7 @@ impl TopicQueue {
         Some((bytes, pending))
     }
 
-    /// Among `open`, the one with the fewest batches; equals take turns.
+    /// The least busy partition of `open`, round-robin among equals.
     fn least_busy(&mut self, open: &[i32]) -> i32 {
         self.turn = self.turn.wrapping_add(1);
         let busy = |id: i32| self.partitions.iter().find(|p| p.id == id).map_or(usize::MAX, Partition::open);
@@ -302,7 +305,7 @@ impl TopicQueue {
         from.iter().chain(before).copied().min_by_key(|id| busy(*id)).unwrap_or(open[0])
     }
 
-    /// The oldest chunks, as many as fit; at least one.
+    /// Takes the oldest chunks that fit, at least one.
     fn take(&mut self, now: Now) -> BatchGroup {
         let spread = self.spread();
         let limit = Limit::of(self.batch.now);
@@ -328,7 +331,7 @@ impl TopicQueue {
         BatchGroup::new(self.topic.clone(), topic_id, stamp_ms, chunks)
     }
 
-    /// A batch of so many bytes was too large for the broker: the next ones are smaller.
+    /// The broker refused a batch of this size: make the next ones smaller.
     pub fn too_large(&mut self, bytes: usize) {
         self.batch.lower(bytes);
     }
@@ -337,7 +340,7 @@ impl TopicQueue {
         self.batch.stored(bytes);
     }
 
-    /// What to say since it was last asked: trouble at attempts 1, 2, 4, 8 …, and its end.
+    /// The change since the last call: trouble at attempts 1, 2, 4, 8 …, and its end.
     pub fn change(&mut self, now: Now) -> Option<Change> {
         let bad: Vec<(i32, u32, &str)> =
             self.partitions.iter().filter_map(|p| p.trouble().map(|(n, why)| (p.id, n, why))).collect();
@@ -346,7 +349,7 @@ impl TopicQueue {
             return Some(Change::Well { after: now.at - t.since, attempts: t.attempts });
         };
         let trouble = self.trouble.get_or_insert(Trouble { since: now.at, attempts: 0 });
-        // One partition may come up while another stays down: what was told is not told again.
+        // One partition may recover while another stays down; do not repeat a report.
         if *attempts <= trouble.attempts {
             return None;
         }
@@ -359,20 +362,20 @@ impl TopicQueue {
     }
 }
 
-/// How large a batch may be: halved when the broker refuses one, and slowly raised again, for it may have been a single
-/// record's fault.
+/// The batch size: halved when the broker refuses a batch, and slowly raised again in case a single record was the
+/// cause.
 #[derive(Debug)]
 struct Cap {
     now: usize,
     most: usize,
-    /// Batches of more than half of `now` that were stored since it changed.
+    /// Batches over half of `now` stored since it last changed.
     good: u32,
 }
 
 impl Cap {
-    /// Below it a batch is refused for its records, not for their number.
+    /// A batch smaller than this is refused for its records, not for their number.
     const LEAST: usize = 16 << 10;
-    /// So many good ones double it: a wrong guess costs one refusal in that many.
+    /// Successful batches before the size is doubled: a wrong guess costs one refusal in this many.
     const GOOD: u32 = 64;
 
     fn new(most: usize) -> Self {

@@ -1,4 +1,4 @@
-//! A driver whose client blocks, in a thread of its own: it takes orders from a channel and answers by another one.
+//! Runs a blocking driver in its own thread, with one channel for orders and one for events.
 
 use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK, Verdict};
 use crate::heartbeat::Heartbeat;
@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The thread's end for what it has to say.
+/// The thread's sender of events.
 #[derive(Clone, Debug)]
 pub struct Outbox {
     to: Sender<Event>,
     waker: Waker,
 }
 
-/// Nobody listens any more.
+/// The producer has ended.
 #[derive(Debug)]
 pub struct Unheard;
 
@@ -34,23 +34,23 @@ impl Outbox {
     }
 }
 
-/// The producer's end. The thread is never joined: it may hang in name resolution, or in a pipe that nobody reads.
+/// The producer's end. The thread is never joined: it may hang in name resolution or in writing to a full pipe.
 pub struct Worker {
     /// `None` once closed, which ends the thread.
     orders: Option<Sender<Order>>,
-    /// The thread's own end: what it leaves there when it ends is given back.
+    /// A second receiver of the same channel: returns orders left there when the thread ends.
     untaken: Receiver<Order>,
     events: Receiver<Event>,
     ended: Receiver<Leave>,
     left: Option<Leave>,
     limit: Option<Duration>,
     heartbeat: Arc<Heartbeat>,
-    /// Batches that the thread has.
+    /// Batches the thread holds.
     held: usize,
 }
 
 impl Worker {
-    /// Both channels are unbounded: the byte budget bounds what is in them, and neither side may wait for the other.
+    /// Both channels are unbounded: the byte budget limits their content, and neither side may block on the other.
     #[allow(clippy::disallowed_methods, reason = "bounded by the batches in flight")]
     pub fn start(
         context: &Context,
@@ -65,7 +65,7 @@ impl Worker {
         let untaken = inbox.clone();
         let leave = Waking::new(leave, &context.waker);
         let body = move || {
-            // A signal in mid-write would cut a frame short (D3); the thread's own threads inherit this.
+            // A signal during a write would cut a frame short (D3). The thread's own threads inherit the mask.
             let left = match sys::block_signals() {
                 Ok(()) => run(&inbox, &outbox, &board),
                 Err(e) => {
@@ -94,7 +94,7 @@ impl Worker {
         }
     }
 
-    /// Orders that the thread did not take before it ended.
+    /// Returns orders that the thread did not take before it ended.
     fn give_back(&mut self, events: &mut Vec<Event>) {
         let why = "another driver takes over";
         for order in self.untaken.try_iter() {
@@ -103,7 +103,7 @@ impl Worker {
     }
 }
 
-/// Answers an order that no driver can carry out now. Topics and producer ids are ordered again after the next `Ready`.
+/// Rejects an order that no driver can execute now. Topics and producer ids are ordered again after the next `Ready`.
 pub fn refuse(order: Order, pace: Pace, why: &str, events: &mut Vec<Event>) {
     match order {
         Order::Send(batches) => events.extend(batches.into_iter().map(|batch| {
@@ -132,7 +132,7 @@ impl Driver for Worker {
     }
 
     fn turn(&mut self, _ready: &[PollFlags], _now: Instant, events: &mut Vec<Event>) {
-        // Before the events: the end comes behind all of them.
+        // Read before the events: the thread sends its events before its end.
         let ended = match self.ended.try_recv() {
             Ok(leave) => Some(leave),
             Err(TryRecvError::Disconnected) if self.left.is_none() => Some(Leave::Closed), // it panicked
@@ -174,12 +174,12 @@ mod tests {
     use crate::producer::testing::{batch, chunk, plain};
     use crossbeam_channel::bounded;
 
-    /// Fails when a client that takes its batches is believed stuck, or one that takes none is not; or when a batch that
-    /// it leaves behind is lost.
+    /// Fails when a client that makes progress counts as stuck, one that makes none does not, or a batch it leaves
+    /// behind is lost.
     #[test]
     fn a_client_that_takes_nothing() {
         let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
-        let (go, wait) = bounded::<()>(0);
+        let (proceed, wait) = bounded::<()>(0);
         let run = move |orders: &Receiver<Order>, events: &Outbox, _: &Arc<Board>| {
             let _ = wait.recv();
             let Ok(Order::Send(batches)) = orders.recv() else { return Leave::Closed };
@@ -195,7 +195,7 @@ mod tests {
         w.order(one(1), Instant::now());
         w.order(one(2), Instant::now());
         assert!(!late(50) && late(70));
-        go.send(()).unwrap();
+        proceed.send(()).unwrap();
         let mut events = Vec::new();
         while w.left().is_none() {
             w.turn(&[], Instant::now(), &mut events);

@@ -1,4 +1,4 @@
-//! The choice, with drivers that only say who they are.
+//! Choosing a driver, with stub drivers that only report their names.
 
 use super::*;
 use crate::kafka_crate::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
@@ -9,7 +9,7 @@ use crate::report::Board;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A driver that says its name, and leaves when it is told of the topic "leave".
+/// A driver that reports its name, and ends when it receives the topic "leave".
 fn stub(name: &'static str) -> Drive {
     Drive::worker(None, move |orders, events, _board| {
         let ready = Event::Ready(Capabilities { name, numbered: false, in_flight: 1 });
@@ -54,10 +54,10 @@ fn ready(ends: &Ends) -> &'static str {
     }
 }
 
-/// What a server says that speaks Kafka's protocol and has no producer ids.
+/// Versions of a server that speaks Kafka's protocol without producer ids.
 const WITHOUT_IDS: [(i16, i16, i16); 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
 
-/// Fails when the rule changes, or its reason does not stand on the board.
+/// Fails when the rule changes, or its reason is not in the status.
 #[test]
 fn by_what_the_broker_takes() {
     let peer = Peer::start();
@@ -77,7 +77,7 @@ fn by_what_the_broker_takes() {
     }
 }
 
-/// Fails when a host that is no Kafka ends the search, or is not recorded.
+/// Fails when a host that is not Kafka ends the search, or is not recorded.
 #[test]
 fn the_first_that_answers_decides() {
     let peer = Peer::start();
@@ -88,8 +88,8 @@ fn the_first_that_answers_decides() {
     assert!(said.contains("web server"), "{said}");
 }
 
-/// A driver leaves, the other takes over on the same channel ends; the one that left is taken again only where it is the
-/// only one. Fails when `left` is forgotten.
+/// When a driver leaves, the other takes over its channels; the previous one is chosen again only if it is the only
+/// option. Fails when `left` is ignored.
 #[test]
 fn one_after_the_other_on_the_same_ends() {
     let peer = Peer::start();
@@ -112,8 +112,8 @@ fn one_after_the_other_on_the_same_ends() {
     assert_eq!(ready(&ends), "only modern");
 }
 
-/// On the same ends, while a driver runs and while none answers. Fails when `hold`, or a driver, keeps the core's order for
-/// itself, or when brokers of the driver before stay on the board.
+/// The driver changes on request, both while one runs and while no broker answers. Fails when `hold` or a driver keeps
+/// the core's order, or when the previous driver's brokers stay in the status.
 #[test]
 fn ship_changes_the_driver() {
     let peer = Peer::start();
@@ -129,9 +129,9 @@ fn ship_changes_the_driver() {
     }
 }
 
-/// Fails when batches wait for a driver that may never come: the core could not end, nor count them.
+/// Fails when batches wait for a driver that may never start: the core could neither end nor count them.
 #[test]
-fn while_nobody_answers_batches_come_back() {
+fn while_no_broker_answers_batches_are_returned() {
     let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (ends, board) = auto(&[refused.to_string()]);
     ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
@@ -150,11 +150,11 @@ fn while_nobody_answers_batches_come_back() {
     drop(ends.orders);
     let until = Instant::now() + PATIENCE;
     while !matches!(events.recv_timeout(PATIENCE), Err(crossbeam_channel::RecvTimeoutError::Disconnected)) {
-        assert!(Instant::now() < until, "it goes on without the core");
+        assert!(Instant::now() < until, "it ends without the core");
     }
 }
 
-/// What runs meanwhile sees the orders in their order. Fails when `choose` takes one from a driver that runs.
+/// A running driver gets the orders in order. Fails when `choose` takes one from it.
 #[test]
 fn a_running_driver_gets_every_order() {
     let peer = Peer::start();
@@ -172,8 +172,8 @@ fn a_running_driver_gets_every_order() {
     assert_eq!(seen, 50);
 }
 
-/// A peer that closes every connection at once is at a limit, or a proxy without a backend; it is not Kafka 0.9. Fails
-/// when the `kafka` crate is chosen for it, or when it is not asked again.
+/// A peer that closes every connection at once is at its limit, or is a proxy without a backend; it is not Kafka 0.9.
+/// Fails when the `kafka` crate is chosen for it, or it is not asked again.
 #[test]
 fn a_peer_that_closes_unasked_is_no_old_kafka() {
     let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

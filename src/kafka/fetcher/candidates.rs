@@ -1,12 +1,12 @@
 //! Which brokers the metadata fetcher asks, and in which order.
 
-/// The brokers to ask, in the order of a round: the one that answered last, then learned and configured ones in turn, so
-/// that many learned ones that are gone do not keep a configured one waiting.
+/// The brokers to ask, in the order of a round: first the last one that answered, then learned and configured ones
+/// alternately, so that many dead learned ones do not keep a configured one waiting.
 #[derive(Debug, Default)]
 pub struct Candidates {
-    /// From the last question that brought some.
+    /// From the last answer that named any.
     pub learned: Vec<String>,
-    /// How many of each kind have failed so far: the next round begins behind them.
+    /// How many of each kind have failed so far: the next round starts after them.
     failed: [usize; 2],
     pub last: Option<String>,
 }
@@ -43,7 +43,7 @@ impl Candidates {
     }
 }
 
-/// These, begun at the `first`-th and wrapped around.
+/// The list rotated to start at index `first`.
 fn turned<'a>(all: impl Iterator<Item = &'a String>, first: usize) -> Vec<&'a String> {
     let mut all: Vec<&String> = all.collect();
     if !all.is_empty() {
@@ -61,8 +61,8 @@ mod tests {
         candidates.round(configured).iter().map(|(_, a)| a.as_str()).collect::<Vec<_>>().join(" ")
     }
 
-    /// Fails when learned brokers all come before a configured one, when a round begins where the last one did, or when
-    /// one that is both is asked twice.
+    /// Fails when all learned brokers precede a configured one, a round starts where the previous one did, or a broker
+    /// of both kinds is asked twice.
     #[test]
     fn learned_and_configured_brokers_take_turns() {
         let configured = ["c1".to_owned(), "c2".to_owned()];

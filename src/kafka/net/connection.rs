@@ -1,9 +1,9 @@
-//! One connection to one broker: connect, ask for the versions, frames out and in, all with limits. Knows no batches,
-//! retries nothing and logs nothing.
+//! One connection to one broker: connects, negotiates versions, sends and receives frames, all within limits. Retrying
+//! and logging are up to the caller.
 //!
-//! The socket never blocks. [`Connection::open`] and [`Connection::call`] wait by `poll(2)` with deadlines, for the
-//! dialer's thread and for `check`; the producer waits for all of its sockets at once. After any [`Trouble`] the
-//! connection is dropped, never used again.
+//! The socket never blocks. [`Connection::open`] and [`Connection::call`] wait in `poll(2)` with deadlines, for the
+//! dialer's thread and for `check`; the producer polls all of its sockets together. After any [`Trouble`] the
+//! connection is dropped, never reused.
 
 use super::{sasl, tls};
 use crate::backoff::{Backoff, Rng};
@@ -20,25 +20,25 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Longest answer of a broker that is asked to produce, in bytes: real ones have about a hundred, unless it names each
-/// record that it refuses, which takes up to 340 bytes for each of 8,192.
+/// Maximum size of a produce answer in bytes. Real ones have about a hundred, unless they list each refused record, at
+/// up to 340 bytes for each of 8,192.
 pub const ANSWER_CAP: usize = 3 << 20;
-/// Longest answer to Metadata: 1 MiB holds some 25,000 partitions of three replicas. With 2 MiB a peer that lies took
-/// 24.5 MB of memory, of which the agent may have 24 in all.
+/// Maximum size of a Metadata answer: 1 MiB holds some 25,000 partitions with three replicas. With 2 MiB a malicious
+/// peer could make the agent use 24.5 MB of memory, more than the 24 MB it may use in all.
 pub const METADATA_CAP: usize = 1 << 20;
-/// How long the kernel may go without any sign of the peer having taken what was sent (`TCP_USER_TIMEOUT`).
+/// Maximum time that sent data may stay unacknowledged by the peer's TCP (`TCP_USER_TIMEOUT`).
 const UNACKED: Duration = Duration::from_secs(30);
 
-/// Why a connection cannot be had, or is no more.
+/// Why a connection could not be opened, or was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// May be over at the next try.
+    /// The next attempt may succeed.
     Lost(String),
-    /// Ended by the peer between two answers: what a broker does with a connection that was idle for long.
+    /// Closed by the peer between two answers, as brokers do with idle connections.
     Ended,
-    /// The broker does not let us in: to be tried again, but not often (accounts get locked).
+    /// The broker denies access: retry, but not often (accounts get locked).
     Denied(String),
-    /// The peer takes no more connections.
+    /// The peer accepts no more connections.
     Crowded(String),
     /// The broker is too old for this driver.
     Incompatible(String),
@@ -57,8 +57,8 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// The pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s. Where the broker does not want
-    /// us it grows to a minute, and is spread over all of it, so that a fleet does not come back in step.
+    /// Pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s. If the broker denies access,
+    /// up to a minute with full jitter, so that a fleet does not reconnect in step.
     pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
         const MINUTE: Duration = Duration::from_secs(60);
         let first = match self {
@@ -101,7 +101,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Resolves the name, connects, makes the TLS handshake, asks for versions, authenticates. `cap`: longest answer taken.
+    /// Resolves the name, connects, makes the TLS handshake, negotiates versions, authenticates. `cap`: maximum answer
+    /// size.
     pub fn open(address: &str, options: &Options, cap: usize) -> Result<Connection, Trouble> {
         let mut c = Connection::over(dial(address, options)?, cap);
         c.versions = c.greet(address, options)?;
@@ -110,13 +111,13 @@ impl Connection {
         Ok(c)
     }
 
-    /// Nothing has been said yet.
+    /// Wraps a stream on which nothing has been sent yet.
     pub fn over(stream: Stream, cap: usize) -> Connection {
         let input = Input::new(cap);
         Connection { stream, input, versions: Versions::default(), correlation: 0, renew: None }
     }
 
-    /// The socket, if whoever is on the way can read what goes through it.
+    /// The socket, if it is not encrypted and the traffic can be read on the way.
     pub fn readable(&self) -> Option<&TcpStream> {
         match &self.stream {
             Stream::Plain(socket) => Some(socket),
@@ -134,7 +135,7 @@ impl Connection {
         Ok(())
     }
 
-    /// By SASL, where it is asked for.
+    /// Authenticates by SASL, if configured.
     pub fn authenticate(&mut self, options: &Options) -> Result<(), Trouble> {
         if let Some(sasl) = &options.sasl {
             self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
@@ -142,14 +143,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Most of the session is over. To be looked at before a request, not by a timer: only a request after its end makes
-    /// the broker close the connection (KIP-368).
+    /// Most of the session is over. Checked before a request instead of by a timer, because the broker closes the
+    /// connection only on a request after the session's end (KIP-368).
     pub fn must_renew(&self) -> bool {
         self.renew.is_some_and(|at| Instant::now() >= at)
     }
 
-    /// ApiVersions, version 3 and where that is too new 0; on a new connection where the broker hangs up on 3, as some
-    /// gateways do.
+    /// Sends ApiVersions in version 3, or 0 if that is too new. If the broker hangs up on version 3, as some gateways
+    /// do, asks again on a new connection.
     pub fn greet(&mut self, address: &str, options: &Options) -> Result<Versions, Trouble> {
         let peer = self.stream.socket().peer_addr();
         match self.ask_versions(&[3, 0], options) {
@@ -194,7 +195,7 @@ impl Connection {
         self.correlation
     }
 
-    /// One request and its answer (without the correlation id), alone on the connection.
+    /// Sends one request and waits for its answer (without the correlation id). Nothing else may be in flight.
     pub fn call(&mut self, request: &[u8], correlation: i32, deadline: Instant) -> Result<&[u8], Trouble> {
         let mut sent = 0;
         loop {
@@ -217,12 +218,12 @@ impl Connection {
         }
     }
 
-    /// Sends what the socket takes now; 0: nothing.
+    /// Writes what the socket accepts now; 0: nothing.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, Trouble> {
         let mut sent = 0;
         while sent < bytes.len() {
             match self.stream.write(&bytes[sent..]) {
-                Ok(0) => return Err(Trouble::Lost("the socket takes no more".into())),
+                Ok(0) => return Err(Trouble::Lost("the socket accepts no more data".into())),
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -233,7 +234,7 @@ impl Connection {
         Ok(sent)
     }
 
-    /// Reads what is there into the buffer, at most once its room.
+    /// Reads available bytes into the buffer, at most once its free room.
     pub fn read(&mut self) -> Result<(), Trouble> {
         let between = self.input.is_between();
         match self.stream.read(self.input.room()) {
@@ -249,15 +250,15 @@ impl Connection {
         }
     }
 
-    /// The next whole answer: its correlation id, and where [`Connection::body`] finds the rest.
+    /// The next whole answer: its correlation id, and its range for [`Connection::body`].
     pub fn frame(&mut self) -> Result<Option<(i32, std::ops::Range<usize>)>, Trouble> {
         let Some(frame) = self.input.frame()? else { return Ok(None) };
         let (head, _) = self.input.bytes(frame.clone()).split_first_chunk::<4>().ok_or(Malformed("frame"))?;
         Ok(Some((i32::from_be_bytes(*head), frame.start + 4..frame.end)))
     }
 
-    /// The correlation id and the length, without that, of the next answer, which is then taken by parts. `None`: they are
-    /// not here yet.
+    /// The correlation id and remaining length of the next answer, which is then read in parts. `None`: they have not
+    /// arrived yet.
     pub fn begin_parts(&mut self, cap: usize) -> Result<Option<(i32, usize)>, Trouble> {
         let Some(all) = self.input.head(cap)? else { return Ok(None) };
         let Some(id) = self.input.here().get(4..8).and_then(|b| b.first_chunk::<4>()) else {
@@ -268,13 +269,13 @@ impl Connection {
         Ok(Some((id, all - 8)))
     }
 
-    /// The part that is here of an answer of which `left` bytes are not done with.
+    /// The available part of an answer with `left` unprocessed bytes.
     pub fn part(&self, left: usize) -> &[u8] {
         let here = self.input.here();
         &here[..here.len().min(left)]
     }
 
-    /// So many bytes of the part are done with.
+    /// Marks bytes of the part as processed.
     pub fn took_part(&mut self, n: usize) {
         self.input.skip(n);
     }
@@ -284,25 +285,24 @@ impl Connection {
         self.input.bytes(range)
     }
 
-    /// What `poll(2)` is to wait for; with `write` also for room.
+    /// The events to poll for; with `write`, also for room to write.
     pub fn poll_fd(&self, write: bool) -> PollFd<'_> {
         let write = write || self.stream.has_own();
         let events = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         PollFd::new(self.stream.socket(), events)
     }
 
-    /// There is something to read although the socket has nothing.
+    /// Buffered data is readable although the socket has none.
     pub fn has_more(&self) -> bool {
         self.stream.has_more()
     }
 
-    /// Sends what TLS has to say of its own.
+    /// Sends pending TLS messages.
     pub fn flush(&mut self) -> Result<(), Trouble> {
         if self.stream.has_own() { Ok(self.stream.flush()?) } else { Ok(()) }
     }
 
-    /// Waits at most `limit` until there is something to read, or, with `write`, room to write. Says whether there is
-    /// something to read.
+    /// Waits at most `limit` until the socket is readable or, with `write`, writable. Returns whether it is readable.
     fn wait(&mut self, write: bool, limit: Duration) -> Result<bool, Trouble> {
         let more = self.has_more();
         let mut fds = [self.poll_fd(write)];
@@ -313,17 +313,17 @@ impl Connection {
     }
 }
 
-/// Something to read, or the end.
+/// Readable, or closed.
 pub fn is_readable(found: PollFlags) -> bool {
     found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
 }
 
-/// The peer has closed the connection, and what we sent after that was answered by a reset.
+/// The peer closed the connection and answered our later data with a reset.
 fn is_closed(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// `poll(2)` with a limit; a signal counts as nothing happened.
+/// `poll(2)` with a limit; a signal counts as no event.
 pub fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Trouble> {
     let limit =
         limit.map(|l| Timespec { tv_sec: l.as_secs().min(1 << 30) as _, tv_nsec: l.subsec_nanos().into() });
@@ -341,12 +341,12 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
     Trouble::Lost(format!("answer to request {got} where {want} was due"))
 }
 
-/// A connection on which nothing has been said yet.
+/// Opens a connection, on which nothing has been sent yet.
 fn dial(address: &str, options: &Options) -> Result<Stream, Trouble> {
     secure(connect(address, options.connect_timeout)?, address, options)
 }
 
-/// Tries every address of the name in turn, each with the limit; where there are more than two, they share twice the limit.
+/// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
 fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
     let all = probe::resolve(address).map_err(Trouble::Lost)?;
@@ -358,7 +358,7 @@ fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
             break;
         }
         let share = left / (all.len() - tried) as u32;
-        // `connect` takes no limit of zero; and less than this would reach nobody.
+        // `connect` rejects a limit of zero, and a shorter one would reach no peer.
         match reach(*one, share.min(limit).max(Duration::from_millis(200))) {
             Ok(socket) => return Ok(socket),
             Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}")),
@@ -368,7 +368,7 @@ fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     Err(last)
 }
 
-/// A socket that never blocks from now on.
+/// Connects a socket and makes it non-blocking.
 pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
     let socket = TcpStream::connect_timeout(&one, limit).map_err(|e| match e.kind() {
         ErrorKind::ConnectionRefused => Trouble::Lost("connection refused".into()),
@@ -379,7 +379,7 @@ pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
     Ok(socket)
 }
 
-/// Puts TLS around it, where it is asked for.
+/// Adds TLS, if configured.
 pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Stream, Trouble> {
     match &options.tls {
         None => Ok(Stream::Plain(socket)),
@@ -397,8 +397,8 @@ pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Str
     }
 }
 
-/// A dead peer is noticed within 30 + 3 × 10 s when idle (keepalive) and after [`UNACKED`] when not; small requests
-/// leave at once.
+/// A dead peer is noticed within 30 + 3 × 10 s when idle (keepalive), and otherwise after [`UNACKED`]. Small requests
+/// are sent at once.
 fn tune(socket: &TcpStream) -> Result<(), Trouble> {
     socket.set_nonblocking(true)?;
     sockopt::set_tcp_nodelay(socket, true)?;

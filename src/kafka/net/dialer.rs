@@ -1,5 +1,5 @@
-//! Opens a connection in a short-lived thread of its own, with ordinary blocking code and deadlines: name resolution,
-//! connect, TLS, ApiVersions and SASL.
+//! Opens a connection in a short-lived thread, with ordinary blocking code and deadlines: name resolution, connect,
+//! TLS, ApiVersions and SASL.
 
 use crate::heartbeat::Heartbeat;
 use crate::kafka::Options;
@@ -14,12 +14,12 @@ use std::thread;
 #[derive(Debug)]
 pub struct Dial {
     done: Receiver<Result<Connection, Trouble>>,
-    /// Kept here, not in the thread: an abandoned attempt that hangs in the resolver is nobody's concern.
+    /// Kept here instead of in the thread: an abandoned attempt that hangs in the resolver must not trip the watchdog.
     _heartbeat: Arc<Heartbeat>,
 }
 
 impl Dial {
-    /// `cap`: longest answer that the connection takes.
+    /// `cap`: maximum answer size on this connection.
     pub fn start(address: &str, options: &Arc<Options>, cap: usize, context: &Context) -> Dial {
         let (tell, done) = bounded(1);
         let heartbeat = context.board.heartbeats.register("dial");
@@ -37,7 +37,7 @@ impl Dial {
         Dial { done, _heartbeat: heartbeat }
     }
 
-    /// `None`: not yet.
+    /// `None`: not finished yet.
     pub fn result(&self) -> Option<Result<Connection, Trouble>> {
         match self.done.try_recv() {
             Ok(result) => Some(result),

@@ -1,9 +1,8 @@
-//! Bytes of a connection put together to frames: a length, and so many bytes. Reads no socket, and believes no length
-//! before it is compared with the cap.
+//! Splits a connection's bytes into length-prefixed frames. Every length is checked against the cap before use.
 
 use crate::kafka::net::connection::Trouble;
 
-/// Bytes read and not yet taken as frames. Holds no more than one frame's cap and what was read behind it.
+/// Bytes read but not yet consumed as frames. Holds at most one frame's cap and the bytes read after it.
 #[derive(Debug)]
 pub struct Input {
     buf: Vec<u8>,
@@ -15,27 +14,27 @@ pub struct Input {
 impl Input {
     const FIRST: usize = 4096;
 
-    /// `cap`: longest frame taken.
+    /// `cap`: maximum frame size.
     pub fn new(cap: usize) -> Self {
         Input { buf: Vec::new(), from: 0, to: 0, cap }
     }
 
-    /// Nothing of a next frame is here.
+    /// No bytes of another frame have arrived.
     pub fn is_between(&self) -> bool {
         self.from == self.to
     }
 
-    /// So many bytes were put into [`Input::room`].
+    /// Marks bytes of [`Input::room`] as filled.
     pub fn took(&mut self, n: usize) {
         self.to += n;
     }
 
-    /// The bytes of a frame, or a part of them, until the next call of [`Input::room`].
+    /// The bytes of a frame, or a part of them, valid until the next call of [`Input::room`].
     pub fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
         &self.buf[range]
     }
 
-    /// The next whole frame without its length; `None`: not all of it is here.
+    /// The next whole frame without its length; `None`: incomplete.
     pub fn frame(&mut self) -> Result<Option<std::ops::Range<usize>>, Trouble> {
         let have = &self.buf[self.from..self.to];
         let Some((head, _)) = have.split_first_chunk::<4>() else { return Ok(None) };
@@ -51,8 +50,8 @@ impl Input {
         Ok(Some(start..self.from))
     }
 
-    /// The length of the next frame, with its length word, which is not taken; `None`: it is not here. For one that is
-    /// taken by parts, so `cap` is its own.
+    /// The length of the next frame, including its length word, without consuming it; `None`: not here yet. For a
+    /// frame that is read in parts, so it has its own `cap`.
     pub fn head(&self, cap: usize) -> Result<Option<usize>, Trouble> {
         let Some((head, _)) = self.buf[self.from..self.to].split_first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_be_bytes(*head) as usize;
@@ -62,17 +61,17 @@ impl Input {
         Ok(Some(4 + len))
     }
 
-    /// What is here, of one frame or several.
+    /// The available bytes, of one frame or several.
     pub fn here(&self) -> &[u8] {
         &self.buf[self.from..self.to]
     }
 
-    /// So many bytes of it are done with.
+    /// Consumes bytes.
     pub fn skip(&mut self, n: usize) {
         self.from += n;
     }
 
-    /// Room for more, growing only as bytes come: a peer that announces much and sends little costs little.
+    /// Room for more, growing only as bytes arrive: a peer that announces much and sends little costs little.
     pub fn room(&mut self) -> &mut [u8] {
         if self.from == self.to {
             (self.from, self.to) = (0, 0);
@@ -91,7 +90,7 @@ impl Input {
     }
 }
 
-/// Says what a peer that speaks something else seems to be.
+/// Guesses the protocol of a peer that does not speak Kafka.
 fn foreign(head: [u8; 4], cap: usize) -> String {
     match &head {
         b"HTTP" => "it answers in HTTP: no Kafka broker; give Kafka's port".into(),
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Takes in bytes in pieces of these sizes; gives the frames, and the most room that was ever held.
+    /// Feeds bytes in pieces of these sizes; returns the frames, and the largest buffer size.
     fn feed(bytes: &[u8], pieces: &[usize], cap: usize) -> (Vec<Vec<u8>>, usize, Result<(), Trouble>) {
         let mut input = Input::new(cap);
         let (mut frames, mut most, mut at, mut turn) = (Vec::new(), 0, 0, 0);
@@ -132,7 +131,7 @@ mod tests {
     }
 
     proptest! {
-        /// Fails when a frame that comes in pieces is not the one that was sent, or more room is taken than the cap allows.
+        /// Fails when a frame that arrives in pieces differs from what was sent, or the buffer outgrows the cap.
         #[test]
         fn frames_come_out_however_they_are_cut(
             lengths in proptest::collection::vec(4usize..20_000, 1..8),
@@ -147,7 +146,7 @@ mod tests {
             prop_assert!(most <= 20_000 + 2 * Input::FIRST, "{} bytes of room", most);
         }
 
-        /// Fails when noise panics or takes room.
+        /// Fails when noise panics or fills memory.
         #[test]
         fn noise_takes_no_room(
             noise in proptest::collection::vec(any::<u8>(), 1..4000),

@@ -1,15 +1,15 @@
-//! What listens there? One ApiVersions request of our own, before any driver talks to a broker: tells Kafka from a TLS
-//! port, a web server, a mute peer and a closed port, within limits of time and memory. No driver, no retry, no log.
+//! Probes what listens at an address with one ApiVersions request, before any driver talks to it. Tells Kafka from a
+//! TLS port, a web server, a silent peer and a closed port, within limits of time and memory.
 //!
-//! The frames are made and taken apart by hand, in the oldest version, so that every Kafka can answer them. An answer is
-//! never believed about its length: the `kafka` crate took a TLS alert for one of 336 MiB and a web page for 1.13 GiB (D10).
+//! Frames are written and parsed by hand, in the oldest version, which every Kafka can answer. The answer's length is
+//! never trusted: the `kafka` crate took a TLS alert for a length of 336 MiB and a web page for 1.13 GiB (D10).
 
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// How long a peer may take. A mobile link that repeats its SYN after 1, 3 and 7 s still gets through 10 s.
+/// Time limits. A mobile link that repeats its SYN after 1, 3 and 7 s still gets through within 10 s.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub connect: Duration,
@@ -27,17 +27,16 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     Kafka(Ranges),
-    /// Closed the connection on ApiVersions: Kafka 0.9 does that (KIP-35 came with 0.10), and so do many things that
-    /// are not Kafka at all.
+    /// Closed the connection on ApiVersions. Kafka 0.9 does that (KIP-35 came with 0.10), and so do many other
+    /// servers.
     Closed,
-    /// Closes every connection before anything is asked: a broker at its limit of connections, or a proxy without a
-    /// backend.
+    /// Closes every connection before any request: a broker at its connection limit, or a proxy without a backend.
     ClosesUnasked,
     Tls,
     Http,
-    /// Answers, but not as Kafka does; its first bytes.
+    /// Answers, but not as Kafka does; the first bytes.
     Foreign(Vec<u8>),
-    /// Took the connection and the request, and said nothing.
+    /// Accepted the connection and the request, but sent nothing.
     Mute(Duration),
     Refused,
     /// No answer to the connection request within the limit.
@@ -51,7 +50,7 @@ pub const FETCH: i16 = 1;
 pub const METADATA: i16 = 3;
 const API_VERSIONS: i16 = 18;
 
-/// Which versions of which request a broker takes, as it says.
+/// The versions of each request that a broker supports, as it reports them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ranges(Vec<(i16, i16, i16)>);
 
@@ -61,8 +60,8 @@ impl Ranges {
         self.0.iter().find(|r| r.0 == api).map(|r| (r.1, r.2))
     }
 
-    /// Can the `kafka` crate, which sends Produce v0, be used? Told by Fetch: Kafka 4 says Produce 0–13 and closes the
-    /// connection on v0–v2 all the same (KAFKA-18659), while its Fetch starts at 4.
+    /// Whether the `kafka` crate, which sends Produce v0, can be used. Decided by Fetch: Kafka 4 reports Produce 0–13
+    /// but closes the connection on v0–v2 (KAFKA-18659), while its Fetch starts at 4.
     pub fn suits_classic(&self) -> bool {
         self.of(FETCH).is_some_and(|(min, _)| min == 0) && self.of(PRODUCE).is_some_and(|(min, _)| min == 0)
     }
@@ -83,7 +82,7 @@ impl fmt::Display for Ranges {
     }
 }
 
-/// What the operator reads: what is there, and what to do.
+/// For the operator: what was found, and what to do.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -105,14 +104,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The addresses of a `host:port`, `[IPv6]:port` too; asked anew each time, since an address may change during an outage.
+/// The addresses of a `host:port` or `[IPv6]:port`. Resolved each time, since an address may change during an outage.
 /// Blocks as long as the system's resolver does.
 pub fn resolve(host: &str) -> Result<Vec<SocketAddr>, String> {
     let all: Vec<_> = host.to_socket_addrs().map_err(|e| format!("cannot resolve the name: {e}"))?.collect();
     if all.is_empty() { Err("the name has no address".to_owned()) } else { Ok(all) }
 }
 
-/// Asks what listens at `addr`.
+/// Probes `addr`.
 pub fn ask(addr: SocketAddr, limits: &Limits) -> Finding {
     let mut stream = match connect(addr, limits) {
         Ok(s) => s,
@@ -130,15 +129,15 @@ pub fn ask(addr: SocketAddr, limits: &Limits) -> Finding {
     }
 }
 
-/// What is said of a peer that [`closes_unasked`].
+/// The message for a peer that [`closes_unasked`].
 pub const CLOSES_UNASKED: &str = "closes every connection at once, before any request: too many connections \
     (max.connections.per.ip or max.connections of the broker), or a proxy without a backend; close some, or raise the limit";
 
-/// How long a peer may take to close a connection that nobody says anything on.
+/// How long a peer may take to close a connection on which nothing is sent.
 const UNASKED: Duration = Duration::from_secs(1);
 
-/// Whether the peer closes a connection before anything is asked on it. A listener of Kafka's, with TLS or without, waits
-/// for the first request for minutes.
+/// Whether the peer closes a connection before any request. A Kafka listener, with TLS or without, waits minutes for
+/// the first request.
 pub fn closes_unasked(addr: SocketAddr, connect: Duration) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&addr, connect) else { return false };
     match fill(&mut stream, &mut [0], Instant::now() + UNASKED) {
@@ -147,16 +146,16 @@ pub fn closes_unasked(addr: SocketAddr, connect: Duration) -> bool {
     }
 }
 
-/// What a broker says of a topic.
+/// A topic's metadata from a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicAnswer {
-    /// Kafka's error code; 0 is none.
+    /// Kafka's error code; 0: none.
     pub code: i16,
     pub partitions: Vec<i32>,
 }
 
-/// Asks for one topic by Metadata v4 (Kafka 0.11), the first that can leave it to us whether the topic is created, and
-/// tells the error code and the partitions' ids, which the `kafka` crate drops or panics on (D9).
+/// Requests one topic with Metadata v4 (Kafka 0.11), the first version that lets the client decide whether the topic
+/// is created. Returns the error code and partition ids, which the `kafka` crate drops or panics on (D9).
 pub fn topic(addr: SocketAddr, name: &str, create: bool, limits: &Limits) -> Result<TopicAnswer, Finding> {
     let mut stream = connect(addr, limits)?;
     let mut body = Vec::with_capacity(name.len() + 7);
@@ -191,10 +190,10 @@ fn frame(api: i16, version: i16, body: &[u8]) -> Vec<u8> {
     f
 }
 
-/// Longest answer that is read, in bytes: some 50 APIs take under 1 KiB, a topic of 10,000 partitions about 300 KiB.
+/// Maximum answer size in bytes: some 50 APIs take under 1 KiB, a topic with 10,000 partitions about 300 KiB.
 const CAP: u32 = 1 << 20;
 
-/// One request, one answer (without its size and correlation id).
+/// One request and its answer (without size and correlation id).
 fn exchange(stream: &mut TcpStream, request: &[u8], limits: &Limits) -> Result<Vec<u8>, Finding> {
     let until = Instant::now() + limits.answer;
     let failed = |e: io::Error| match e.kind() {
@@ -233,7 +232,7 @@ fn exchange(stream: &mut TcpStream, request: &[u8], limits: &Limits) -> Result<V
     }
 }
 
-/// Reads until `into` is full, the peer closes (fewer bytes), or the time is over.
+/// Reads until `into` is full, the peer closes (fewer bytes), or time is up.
 fn fill(stream: &mut TcpStream, into: &mut [u8], until: Instant) -> io::Result<usize> {
     let mut n = 0;
     while n < into.len() {
@@ -252,7 +251,7 @@ fn fill(stream: &mut TcpStream, into: &mut [u8], until: Instant) -> io::Result<u
     Ok(n)
 }
 
-/// Takes an answer apart; `None` as soon as it is shorter than it says.
+/// Parses an answer; `None` as soon as it is shorter than it claims.
 struct Parts<'a>(&'a [u8]);
 
 impl<'a> Parts<'a> {
@@ -276,14 +275,14 @@ impl<'a> Parts<'a> {
         self.bytes(n.max(0) as usize)
     }
 
-    /// As many elements as it says, each read by `one`. Nothing is reserved for them beforehand.
+    /// An array whose elements are read by `one`. Allocates nothing in advance.
     fn array<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let n = self.i32()?;
         (0..n.max(0)).map(|_| one(self)).collect()
     }
 }
 
-/// ApiVersions v0: error code, then key, lowest, highest of each.
+/// ApiVersions v0: error code, then key, lowest and highest version of each API.
 fn ranges(answer: &[u8]) -> Option<Ranges> {
     let mut p = Parts(answer);
     let code = p.i16()?;

@@ -1,5 +1,6 @@
-//! SASL over Kafka's frames: PLAIN and SCRAM, and when to do it again (KIP-368). The mathematics stand in `scram.rs`; a
-//! password is read from its file each time, wiped after use, and part of no text.
+//! SASL over Kafka's frames: PLAIN and SCRAM, and re-authentication (KIP-368). The SCRAM computations are in
+//! `scram.rs`. A password is read from its file each time, wiped after use, and never part of a message to the
+//! operator.
 
 use super::secret;
 use crate::base64;
@@ -16,7 +17,7 @@ pub struct Options {
     pub mechanism: Mechanism,
     pub username: String,
     pub password_file: PathBuf,
-    /// PLAIN may go without TLS to other machines too.
+    /// Allow PLAIN without TLS to other machines too.
     pub plain_without_tls: bool,
 }
 
@@ -37,7 +38,7 @@ impl Mechanism {
     }
 }
 
-/// Says who we are. Gives when it is to be said again; `None`: never.
+/// Authenticates. Returns when to do it again; `None`: never.
 pub fn authenticate(
     c: &mut Connection,
     options: &Options,
@@ -58,8 +59,8 @@ pub fn authenticate(
     Ok(again_at(began, lifetime, random::<1>()?[0]))
 }
 
-/// PLAIN is the password itself. The brokers of the config were looked at before; others are learned from them, and
-/// `localhost` may lead elsewhere.
+/// PLAIN sends the password itself. The configured brokers were checked before; others are learned from them, and
+/// `localhost` may be forwarded elsewhere.
 fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
     let Some(socket) = c.readable() else { return Ok(()) };
     let peer = socket.peer_addr()?.ip().to_canonical();
@@ -83,7 +84,7 @@ fn password(options: &Options) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     Ok(password)
 }
 
-/// At 85 to 95 % of the session, so that many agents do not come at once. The broker allows it once a second at most.
+/// At 85 to 95 % of the session, so that agents do not reconnect in step. The broker allows it at most once a second.
 fn again_at(began: Instant, lifetime_ms: i64, random: u8) -> Option<Instant> {
     let ms = u64::try_from(lifetime_ms).ok().filter(|ms| *ms > 0)?;
     let share = 850 + u64::from(random) * 100 / 255;
@@ -93,7 +94,7 @@ fn again_at(began: Instant, lifetime_ms: i64, random: u8) -> Option<Instant> {
 fn random<const N: usize>() -> Result<[u8; N], Trouble> {
     let mut bytes = [0; N];
     let done = SystemRandom::new().fill(&mut bytes);
-    done.map(|()| bytes).map_err(|_| Trouble::Lost("the system gives no random numbers".into()))
+    done.map(|()| bytes).map_err(|_| Trouble::Lost("cannot get random numbers from the system".into()))
 }
 
 struct Talk<'a> {
@@ -105,7 +106,7 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    /// The session's lifetime in ms; 0: without end.
+    /// The session's lifetime in ms; 0: unlimited.
     fn run(&mut self) -> Result<i64, Trouble> {
         self.choose()?;
         let hash = match self.options.mechanism {
@@ -157,7 +158,7 @@ impl Talk<'_> {
         }
     }
 
-    /// One message of the mechanism and the broker's answer to it, with the session's lifetime.
+    /// Sends one message of the mechanism; returns the broker's answer and the session's lifetime.
     fn send(&mut self, message: &[u8]) -> Result<(Vec<u8>, i64), Trouble> {
         let version = self.c.versions.sasl_authenticate.unwrap_or(0);
         let id = self.c.next_correlation();
@@ -177,7 +178,7 @@ impl Talk<'_> {
         }))
     }
 
-    /// A broker that repeats the password does not get it into our log.
+    /// Keeps the password out of our log even if the broker echoes it.
     fn wiped(&self, text: &str) -> String {
         let secret = Zeroizing::new(String::from_utf8_lossy(&self.password).into_owned());
         if text.contains(secret.as_str()) { "(its words hold the password)".into() } else { text.into() }
@@ -188,7 +189,7 @@ impl Talk<'_> {
 mod tests {
     use super::*;
 
-    /// Fails when a session is renewed too late, at once for ever, or a lifetime from the wire overflows.
+    /// Fails when a session is renewed too late or in a busy loop, or a lifetime from the wire overflows.
     #[test]
     fn sessions_are_renewed_before_their_end() {
         let now = Instant::now();

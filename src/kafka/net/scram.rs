@@ -1,5 +1,5 @@
-//! SCRAM (RFC 5802, RFC 7677), the client's side: a password proves itself without being sent, and so does the broker.
-//! Pure: sends nothing, and takes its nonce as an argument. Without channel binding, which Kafka does not offer.
+//! The client side of SCRAM (RFC 5802, RFC 7677): client and broker prove that they know the password without sending
+//! it. No I/O; the nonce is an argument. Without channel binding, which Kafka does not offer.
 
 use crate::base64;
 use ring::{digest, hmac, pbkdf2};
@@ -43,13 +43,13 @@ impl Hash {
     }
 }
 
-/// Kafka has 4096 to 16384 (`ScramMechanism`). Fewer would let a false broker guess passwords cheaply, many more would
-/// keep this processor busy at each connect.
+/// Kafka uses 4096 to 16384 (`ScramMechanism`). Fewer would let a fake broker guess passwords cheaply; many more would
+/// keep this CPU busy at each connect.
 const ITERATIONS: std::ops::RangeInclusive<u32> = 4096..=100_000;
-/// Longest message of the broker, in bytes.
+/// Maximum size of a broker's message in bytes.
 const MOST: usize = 4096;
 
-/// Between the first message and the last.
+/// State between the first message and the last.
 pub struct Scram {
     hash: Hash,
     nonce: String,
@@ -57,11 +57,11 @@ pub struct Scram {
     bare: String,
 }
 
-/// How the broker must prove that it knows the password too.
+/// The signature by which the broker proves that it knows the password too.
 pub struct Expected(Vec<u8>);
 
 impl Scram {
-    /// And the first message. `nonce`: printable, without commas.
+    /// Starts an exchange; also returns the first message. `nonce`: printable, without commas.
     pub fn begin(hash: Hash, username: &str, nonce: String) -> (Self, Vec<u8>) {
         let name = username.replace('=', "=3D").replace(',', "=2C");
         let bare = format!("n={name},r={nonce}");
@@ -69,7 +69,7 @@ impl Scram {
         (Scram { hash, nonce, bare }, first)
     }
 
-    /// Takes the broker's first message, gives our last.
+    /// Processes the broker's first message; returns our final one.
     pub fn prove(self, server_first: &[u8], password: &[u8]) -> Result<(Expected, Vec<u8>), String> {
         let text = printable(server_first)?;
         let field = |mark: &str, at: usize| {
@@ -104,7 +104,7 @@ impl Scram {
 }
 
 impl Expected {
-    /// Takes the broker's last message: only a broker that knows the password can have written it.
+    /// Verifies the broker's final message, which only a broker that knows the password can compute.
     pub fn verify(&self, server_final: &[u8]) -> Result<(), String> {
         let text = printable(server_final)?;
         if let Some(why) = text.strip_prefix("e=") {
@@ -112,7 +112,7 @@ impl Expected {
         }
         let proof = text.split(',').next().and_then(|f| base64::decode(f.strip_prefix("v=")?));
         let proof = proof.ok_or("its last SCRAM message lacks v=")?;
-        // Not in constant time: both are known to the broker, and this is compared once per connection and nonce.
+        // Not in constant time: the broker knows both, and there is one comparison per connection and nonce.
         match proof == self.0 {
             true => Ok(()),
             false => {
@@ -156,7 +156,7 @@ mod tests {
         assert!(expected.verify(b"e=invalid-proof").unwrap_err().contains("invalid-proof"));
     }
 
-    /// Fails when a false broker gets a proof for few iterations, a nonce of its own, or no salt.
+    /// Fails when a fake broker gets a proof for too few iterations, its own nonce, or no salt.
     #[test]
     fn what_a_false_broker_may_try() {
         for (message, why) in [
@@ -182,7 +182,7 @@ mod tests {
     }
 
     proptest! {
-        /// Fails when noise makes anything panic, or is taken for an answer.
+        /// Fails when noise makes anything panic, or is accepted as an answer.
         #[test]
         fn noise_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             prop_assert!(begun().prove(&bytes, b"p").is_err());

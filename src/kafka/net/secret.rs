@@ -1,5 +1,5 @@
-//! Files with keys, certificates and passwords: read whole, anew at each connect, within limits, and wiped after use.
-//! Knows nothing of what is in them.
+//! Reads files with keys, certificates and passwords: in full at each connect, within size limits, and wiped after
+//! use.
 
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -8,15 +8,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use zeroize::Zeroizing;
 
-/// Longest file with certificates: all roots of a distribution are some 220 KB.
+/// Maximum size of a certificate file: all roots of a distribution are some 220 KB.
 pub const PEM_MOST: u64 = 2 << 20;
-/// Longest password.
+/// Maximum size of a password.
 pub const PASSWORD_MOST: u64 = 4096;
 
-/// All of a regular file. The error names the path and what to do, and never what is in the file.
+/// The content of a regular file. The error names the path and what to do, and never includes the content.
 pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
     let wrong = |why: &str| format!("{what} {}: {why}", path.display());
-    // NONBLOCK: a FIFO in its place must not hold the connection up.
+    // NONBLOCK: a FIFO at this path must not block the connection.
     let flags = OFlags::NONBLOCK.bits() as i32;
     let file = File::options().read(true).custom_flags(flags).open(path);
     let mut file = file.map_err(|e| wrong(&format!("{e}; let the agent's user read it")))?;
@@ -27,7 +27,7 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, St
     if meta.len() > most {
         return Err(wrong(&format!("{} bytes, at most {most} taken", meta.len())));
     }
-    // With room for all of it from the start: a vector that grows leaves copies behind.
+    // Allocate everything at once: a growing vector leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(meta.len() as usize + 1));
     let room = meta.len() + 1;
     file.by_ref().take(room).read_to_end(&mut bytes).map_err(|e| wrong(&e.to_string()))?;
@@ -37,8 +37,7 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, St
     Ok(bytes)
 }
 
-/// A password's file without the end of its line, as `echo` and editors write one; systemd's credentials are just such
-/// files.
+/// The password in a file, without the trailing newline that `echo` and editors write. Works with systemd credentials.
 pub fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = read(path, "password_file", PASSWORD_MOST)?;
     for end in [b'\n', b'\r'] {
@@ -56,7 +55,7 @@ pub fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
 mod tests {
     use super::*;
 
-    /// Fails when a line's end becomes part of the password, or more than one is cut off.
+    /// Fails when a trailing newline becomes part of the password, or more than one is removed.
     #[test]
     fn one_line_end_is_cut() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,4 @@
-//! What the bytes of a connection travel through: a socket that never blocks, bare or inside TLS. Knows no frames, waits
-//! for nothing and makes no handshake.
+//! The byte stream of a connection: a non-blocking socket, plain or inside TLS. `tls.rs` makes the handshake.
 
 use crate::kafka::net::tls;
 use rustls::ClientConnection;
@@ -12,14 +11,15 @@ pub enum Stream {
     Tls(Box<Tls>),
 }
 
-/// rustls does no input or output itself: it is handed ciphertext, and asked for some.
+/// rustls does no I/O itself: it is handed ciphertext and asked for some.
 #[derive(Debug)]
 pub struct Tls {
     socket: TcpStream,
     pub session: ClientConnection,
-    /// Bytes given to `write` that are encrypted, and of which some may not have left yet: not yet reported as written.
+    /// Bytes given to `write` that are encrypted but may not have been sent completely, so not yet reported as
+    /// written.
     sealed: usize,
-    /// Decrypted bytes wait inside; the socket has no part in them any more, so `poll(2)` does not tell.
+    /// Decrypted bytes are buffered inside. They are no longer in the socket, so `poll(2)` does not report them.
     more: bool,
 }
 
@@ -31,7 +31,7 @@ impl Stream {
         }
     }
 
-    /// 0: the peer has closed. `WouldBlock`: nothing is here now.
+    /// 0: the peer has closed. `WouldBlock`: nothing to read now.
     pub fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(s) => s.read(to),
@@ -39,7 +39,7 @@ impl Stream {
         }
     }
 
-    /// How many bytes the kernel has taken. `WouldBlock`: none; the next call must begin with the same bytes.
+    /// How many bytes the kernel accepted. `WouldBlock`: none; the next call must start with the same bytes.
     pub fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(s) => s.write(from),
@@ -47,17 +47,17 @@ impl Stream {
         }
     }
 
-    /// There is something to read although the socket has nothing.
+    /// Buffered data is readable although the socket has none.
     pub fn has_more(&self) -> bool {
         matches!(self, Stream::Tls(t) if t.more)
     }
 
-    /// There is something to be sent that nobody has written: TLS's own answers.
+    /// TLS has messages of its own to send.
     pub fn has_own(&self) -> bool {
         matches!(self, Stream::Tls(t) if t.session.wants_write())
     }
 
-    /// Sends what [`Stream::has_own`] speaks of, as far as the socket takes it.
+    /// Sends those of [`Stream::has_own`], as far as the socket accepts them.
     pub fn flush(&mut self) -> io::Result<()> {
         match self {
             Stream::Plain(_) => Ok(()),
@@ -78,7 +78,7 @@ impl Tls {
         &self.socket
     }
 
-    /// Takes what the socket has (one read) into the session. `Ok(false)`: the peer has closed.
+    /// Reads from the socket once and feeds the session. `Ok(false)`: the peer has closed.
     pub fn pull(&mut self) -> io::Result<bool> {
         let n = self.session.read_tls(&mut self.socket)?;
         match self.session.process_new_packets() {
@@ -91,7 +91,7 @@ impl Tls {
         Ok(n > 0)
     }
 
-    /// Sends what the session has for the peer. `WouldBlock`: not all of it.
+    /// Sends the session's output. `WouldBlock`: not all of it.
     pub fn push(&mut self) -> io::Result<()> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.socket) {
@@ -105,7 +105,8 @@ impl Tls {
         Ok(())
     }
 
-    /// A peer that refuses our certificate says so and closes; what is written meanwhile fails, and that says nothing.
+    /// A peer that refuses our certificate sends an alert and closes. If a write fails meanwhile, report the alert
+    /// instead.
     fn said_before(&mut self, failed: io::Error) -> io::Error {
         while let Ok(1..) = self.session.read_tls(&mut self.socket) {
             if let Err(e) = self.session.process_new_packets() {
@@ -120,7 +121,7 @@ impl Tls {
             return Ok(0);
         }
         let n = match self.session.reader().read(to) {
-            // Without TLS's own farewell; a frame of Kafka's knows its length, so nothing can be cut off unseen.
+            // Closed without TLS close_notify. Kafka frames carry their length, so a truncation cannot go unnoticed.
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => 0,
             read => read?,
         };

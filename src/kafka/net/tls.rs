@@ -1,5 +1,5 @@
-//! TLS by rustls and ring: from the files that are named to a finished handshake, and what to do where there is none.
-//! Files are read anew each time, so that a certificate that was replaced counts at the next connect. Carries no frames.
+//! TLS with rustls and ring: reads the configured files, makes the handshake, and explains failures. Files are read at
+//! each connect, so that a replaced certificate takes effect at the next one.
 
 use crate::kafka::net::secret::{self, PEM_MOST};
 use crate::kafka::net::stream::Tls;
@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// PEM; the system's roots when missing.
+    /// PEM; the system's roots if not set.
     pub ca: Option<PathBuf>,
-    /// Certificate chain and key for a broker that asks for them, PEM.
+    /// Client certificate chain and key for a broker that requires them, PEM.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// Checked against the broker's certificate in place of the host it was reached by.
+    /// Checked against the broker's certificate instead of the host name it was reached by.
     pub server_name: Option<String>,
 }
 
-/// Where systems keep the roots they trust, all in one file: Debian, Alpine, Arch · Fedora, RHEL · SUSE · OpenWrt, BSD.
+/// Where systems keep their trusted roots in one file: Debian, Alpine, Arch · Fedora, RHEL · SUSE · OpenWrt, BSD.
 const ROOTS: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -33,7 +33,7 @@ const ROOTS: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The peer ended the handshake without a word.
+/// The peer closed the connection during the handshake without an alert.
 pub const CLOSED: &str =
     "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)";
 
@@ -70,7 +70,7 @@ pub fn handshake(
     Ok(tls)
 }
 
-/// Sends and takes what can be at once.
+/// Sends and receives what is possible without blocking.
 fn step(tls: &mut Tls) -> std::io::Result<()> {
     let idle = |done: std::io::Result<()>| match done {
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
@@ -80,7 +80,7 @@ fn step(tls: &mut Tls) -> std::io::Result<()> {
     idle(tls.pull().and_then(|open| if open { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }))
 }
 
-/// What was agreed on, for the operator.
+/// The negotiated parameters, for the operator.
 pub fn agreed(tls: &Tls) -> String {
     let version = tls.session.protocol_version().and_then(|v| v.as_str()).unwrap_or("TLS");
     let suite = tls.session.negotiated_cipher_suite().and_then(|s| s.suite().as_str());
@@ -112,7 +112,8 @@ fn config(options: &Options) -> Result<ClientConfig, String> {
             })?
         }
     };
-    // Each connect reads all files anew, so nothing is ever resumed; and 256 places for it take memory.
+    // Each connect reads all files and builds a new config, so no session is ever resumed, and a cache for 256 wastes
+    // memory.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
@@ -129,7 +130,7 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     let path = named.or_else(|| ROOTS.iter().map(PathBuf::from).find(|p| p.is_file())).ok_or_else(|| {
         "this system has no root certificates; install ca-certificates, or set ca in [kafka.tls]".to_owned()
     })?;
-    // Systems ship some that are out of the ordinary; those are left out.
+    // Systems ship some non-standard certificates; skip those.
     roots.add_parsable_certificates(certificates(&path, "root certificates")?);
     Ok(roots)
 }
@@ -145,7 +146,7 @@ fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-/// What went wrong in TLS, and what to do about it.
+/// Explains a TLS error and what to do about it.
 pub fn explain(e: &rustls::Error) -> String {
     use rustls::Error as E;
     match e {
@@ -205,7 +206,7 @@ fn elsewhere(of: &str, expected: &str) -> String {
     )
 }
 
-/// rustls shows names as `DnsName("kafka1")`; only the inner part says something.
+/// rustls shows names as `DnsName("kafka1")`; keep only the inner part.
 fn name(shown: &str) -> &str {
     shown.split('"').nth(1).unwrap_or(shown)
 }
@@ -260,7 +261,7 @@ mod tests {
         }
     }
 
-    /// Fails when an error is left without advice.
+    /// Fails when an error has no advice.
     #[test]
     fn what_to_do() {
         let time = |s| UnixTime::since_unix_epoch(Duration::from_secs(s));

@@ -1,37 +1,37 @@
-//! What each of Kafka's error codes means for a batch: one table. Sends nothing and keeps no state.
+//! The meaning of each Kafka error code for a batch, in one table.
 //!
-//! Codes and names: `org.apache.kafka.common.protocol.Errors`; what to do: after Java's `Sender`, franz-go's
-//! `sink.go` and librdkafka's `rdkafka_request.c`. A code that is not in the table is tried again forever and
-//! may have been stored: an unknown refusal must never lose a line.
+//! Codes and names: `org.apache.kafka.common.protocol.Errors`. Reactions follow Java's `Sender`, franz-go's `sink.go`
+//! and librdkafka's `rdkafka_request.c`. An unlisted code is retried indefinitely and counts as maybe stored: an
+//! unknown refusal must never lose a line.
 
 use crate::producer::driver::{Pace, Refusal, Verdict};
 
-/// What becomes of the batch.
+/// What happens to the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Stored,
-    /// Once more, and the broker has not stored it.
+    /// Retry; the broker has not stored it.
     Retry(Pace),
-    /// Once more; it may be stored, for the error can also come after the append (a leader that steps down while the
+    /// Retry; it may be stored, since the error can also come after the append (a leader that steps down while the
     /// followers still fetch answers 6).
     Maybe(Pace),
     TooLarge,
-    /// Some records are bad; the answer may say which.
+    /// Some records are bad; the answer may list them.
     BadRecords,
     BadTimestamp,
-    /// Sequence or producer id do not fit what the leader knows.
+    /// Sequence or producer id do not match what the leader knows.
     SequenceError,
 }
 
-/// What else is to be done about it.
+/// What else to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Also {
     Nothing,
-    /// Ask who leads the partition.
+    /// Refresh the partition's leader.
     FindLeader,
-    /// Close the connection: the next one asks for the versions again.
+    /// Close the connection: the next one negotiates versions again.
     Reconnect,
-    /// Send to this broker with another codec from now on.
+    /// Use another codec with this broker from now on.
     OtherCodec,
 }
 
@@ -41,7 +41,7 @@ pub struct Rule {
     pub name: &'static str,
     pub fate: Fate,
     pub also: Also,
-    /// For the operator: what can be done.
+    /// Advice for the operator.
     pub help: &'static str,
 }
 
@@ -55,7 +55,7 @@ use Also::{FindLeader, Nothing, OtherCodec, Reconnect};
 use Fate::{BadRecords, BadTimestamp, Maybe, Retry, SequenceError, Stored, TooLarge};
 use Pace::{Backoff, Blocked};
 
-/// In order of code.
+/// Ordered by code.
 #[rustfmt::skip]
 pub const TABLE: &[Rule] = &[
     rule(-1,  "UNKNOWN_SERVER_ERROR",             Maybe(Backoff), FindLeader,   "see the broker's log"),
@@ -114,13 +114,14 @@ pub fn of(code: i16) -> &'static Rule {
     TABLE.binary_search_by_key(&code, |r| r.code).map_or(&UNKNOWN, |i| &TABLE[i])
 }
 
-/// Whether a [`Fate::SequenceError`] is about the producer id itself: no epoch of it helps. Transactional codes are among
-/// them: a service that mixes its producers up (Event Hubs answers 49 forever after time-outs) gets a new one.
+/// Whether a [`Fate::SequenceError`] is about the producer id itself, so that no epoch of it helps. Transactional
+/// codes are included: a service that confuses its producers (Event Hubs keeps answering 49 after time-outs) gets a
+/// new id.
 fn needs_new_producer_id(code: i16) -> bool {
     !matches!(code, 45 | 59)
 }
 
-/// The broker does not take this kind of request, or of batch; the same in an older form it may take.
+/// The broker does not support this kind of request or batch; it may accept an older version.
 pub fn is_ours_unknown(code: i16) -> bool {
     matches!(code, 35 | 43)
 }
@@ -138,14 +139,14 @@ pub fn text(code: i16, message: &str) -> String {
     text
 }
 
-/// What a batch's code comes to. `attempts`: how often it was sent before; some errors are worth a few quick tries and
-/// then only a slow one, because sending the same bytes again will not help. `count`: its records.
+/// The verdict for a batch's code. `attempts`: how often it was sent before; some errors are worth a few quick retries
+/// and then only slow ones, because sending the same bytes again will not help. `count`: its records.
 pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32, count: u32) -> Verdict {
     let rule = of(code);
     let why = || text(code, message);
     match rule.fate {
         Stored => Verdict::Stored { offset: (code == 0 && offset >= 0).then_some(offset) },
-        // It ends by itself in a cluster that is well.
+        // In a healthy cluster this resolves on its own.
         Retry(_) if code == 51 && attempts >= 3 => Verdict::SequenceError { new_id: true, why: why() },
         Retry(pace) => {
             let quick = match (code, rule.also) {
@@ -184,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Written apart from the table, by what the core does with it. Fails when any code changes its meaning.
+    /// Written independently of the table, by what the core does. Fails when any code changes its meaning.
     #[test]
     fn every_code_at_its_first_attempt() {
         let want: &[(&str, &[i16])] = &[
@@ -209,7 +210,7 @@ mod tests {
         TABLE.iter().for_each(|r| assert!(named(r.code), "{} has no expectation", r.name));
     }
 
-    /// Fails when bytes that were refused three times are sent again and again in quick succession.
+    /// Fails when bytes that were refused three times keep being resent quickly.
     #[test]
     fn what_does_not_help_slows_down() {
         assert_eq!((short(2, 2), short(2, 3)), ("again Backoff".into(), "again Blocked".into()));
@@ -220,14 +221,14 @@ mod tests {
         assert_eq!(short(19, 1000), "again Backoff");
     }
 
-    /// Fails when the table is out of order: `of` searches by halves.
+    /// Fails when the table is out of order: `of` uses binary search.
     #[test]
     fn the_table_is_sorted() {
         assert!(TABLE.windows(2).all(|w| w[0].code < w[1].code));
         TABLE.iter().for_each(|r| assert_eq!(of(r.code), r));
     }
 
-    /// Fails when an index that is not in the batch, or twice in the answer, reaches the core.
+    /// Fails when an index that is not in the batch, or a duplicate one, reaches the core.
     #[test]
     fn bad_records() {
         let what = |bad: &[u32]| match verdict(87, "why", -1, bad, 0, 10) {

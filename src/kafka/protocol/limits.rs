@@ -1,12 +1,12 @@
-//! What a broker says of a topic's limits (`DescribeConfigs`), for `check --connect`. Asks by itself for nothing; all other
-//! questions and answers are in `messages.rs` and `passes.rs`.
+//! A topic's limits from `DescribeConfigs`, used only by `check --connect`. The other requests are in `messages.rs`
+//! and `sasl.rs`.
 
 use crate::kafka::protocol::messages::request;
 use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader};
 
-/// Of Kafka's `ConfigResource.Type`.
+/// From Kafka's `ConfigResource.Type`.
 const TOPIC: i8 = 2;
-/// The largest batch that the topic takes, in bytes as they are on the wire.
+/// The largest batch the topic accepts, in bytes on the wire.
 const KEY: &str = "max.message.bytes";
 
 pub fn ask_largest_batch(version: i16, correlation: i32, client: &str, topic: &str) -> Vec<u8> {
@@ -25,7 +25,7 @@ pub fn ask_largest_batch(version: i16, correlation: i32, client: &str, topic: &s
     to.into_frame()
 }
 
-/// `None`: the broker does not say, for want of the right (`DESCRIBE_CONFIGS`) or for another reason.
+/// `None`: the broker does not say, because we lack the right (`DESCRIBE_CONFIGS`) or for another reason.
 pub fn largest_batch(body: &[u8], version: i16) -> Read<Option<u64>> {
     let mut r = Reader::new(body, ApiKey::DescribeConfigs.is_flexible(version));
     let mut found = None;
@@ -100,7 +100,7 @@ mod tests {
         to[4..].to_vec()
     }
 
-    /// For the tests of all readers together.
+    /// For the combined tests of all readers.
     pub fn some_answer(version: i16) -> Vec<u8> {
         answer(version, "1048588")
     }

@@ -1,27 +1,27 @@
-//! An LZ4 frame of independent blocks (Kafka's Java reader takes no others), each as large as the format allows: a batch
-//! is one block as a rule, so that nothing in it is out of reach of what follows. The blocks are `lz4_flex`'s; its own
-//! frames would allocate two buffers for each batch.
+//! LZ4 frames of independent blocks (Kafka's Java reader accepts no others), each as large as the format allows, so
+//! that a batch is usually one block and matches can span all of it. The blocks come from `lz4_flex`; its own frames
+//! would allocate two buffers per batch.
 //!
-//! On records of 200-byte log lines 18.6 % of the bytes are left; zstd leaves less.
-//! The formats: those of a block and of a frame in <https://github.com/lz4/lz4/tree/dev/doc>.
+//! Records of 200-byte log lines shrink to 18.6 %; zstd does better.
+//! Block and frame formats: <https://github.com/lz4/lz4/tree/dev/doc>.
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
-/// The largest block of each size that a frame can name: its code, and the checksum of a header with it.
+/// The block sizes a frame can name: maximum size, its code, and the checksum of a header with it.
 const BLOCKS: [(usize, u8, u8); 4] =
     [(64 << 10, 0x40, 0x82), (256 << 10, 0x50, 0xfb), (1 << 20, 0x60, 0x51), (4 << 20, 0x70, 0x73)];
 const LARGEST: usize = 4 << 20;
 
-/// Most bytes that [`frame`] uses for `len` bytes.
+/// Maximum bytes that [`frame`] writes for `len` bytes.
 pub fn bound(len: usize) -> usize {
     7 + len.div_ceil(LARGEST) * (4 + get_maximum_output_size(0)) + get_maximum_output_size(len) + 4
 }
 
-/// Compresses `from` to the front of `to`, which holds [`bound`] bytes; says how many were written.
+/// Compresses `from` into `to`, which holds [`bound`] bytes; returns the number of bytes written.
 pub fn frame(table: &mut CompressTable, from: &[u8], to: &mut [u8]) -> usize {
     let (block_size, code, checksum) =
         BLOCKS.into_iter().find(|(size, ..)| from.len() <= *size).unwrap_or(BLOCKS[BLOCKS.len() - 1]);
-    // Magic, flags (version 1, independent blocks), largest block, their checksum.
+    // Magic, flags (version 1, independent blocks), block size code, header checksum.
     let head = [0x04, 0x22, 0x4d, 0x18, 0x60, code, checksum];
     to[..head.len()].copy_from_slice(&head);
     let mut at = head.len();
@@ -29,7 +29,7 @@ pub fn frame(table: &mut CompressTable, from: &[u8], to: &mut [u8]) -> usize {
         let (length, data) = to[at..].split_at_mut(4);
         let (len, stored) = match compress_into_with_table(plain, data, table) {
             Ok(len) if len < plain.len() => (len, 0),
-            // What cannot shrink is stored as it is.
+            // Incompressible data is stored.
             _ => {
                 data[..plain.len()].copy_from_slice(plain);
                 (plain.len(), 1 << 31)
@@ -66,8 +66,8 @@ mod tests {
         (0..len).map(|_| next()).collect()
     }
 
-    /// Fails when a frame cannot be read back, a batch is cut into more blocks than the format asks for, a table that was
-    /// used before misleads, or what cannot shrink grows by more than its frame.
+    /// Fails when a frame cannot be read back, a batch is split into more blocks than necessary, a reused table causes
+    /// corruption, or incompressible data grows by more than its frame.
     #[test]
     fn blocks() {
         let mut table = CompressTable::default();

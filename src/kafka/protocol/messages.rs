@@ -1,24 +1,24 @@
-//! Kafka's requests and answers, as far as a producer needs them. Sends nothing, decides nothing.
+//! The Kafka requests and answers a producer needs.
 //!
-//! Written and read by hand: they are few, and of an answer nearly all fields are of no use here. Field order and
-//! versions: `clients/src/main/resources/common/message/*.json` of apache/kafka. In the tests the crate
-//! `kafka-protocol` is the other side.
+//! Written and parsed by hand: they are few, and most answer fields are not needed. Field order and versions:
+//! `clients/src/main/resources/common/message/*.json` of apache/kafka. In the tests the crate `kafka-protocol` is the
+//! other side.
 
 use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader, Writer};
 
-/// Highest version of each API that we speak: Produce 13 names topics by id, which a re-created topic
-/// would break; Metadata 13 asks for rebootstrap; InitProducerId 5 is for transactions.
+/// Version ranges we speak. Produce 13 names topics by id, which a re-created topic would break; Metadata 13 asks for
+/// rebootstrap; InitProducerId 5 is for transactions.
 const PRODUCE: (i16, i16) = (3, 12);
 const METADATA: (i16, i16) = (1, 12);
 const INIT_PRODUCER_ID: (i16, i16) = (0, 4);
 const DESCRIBE_PRODUCERS: (i16, i16) = (0, 0);
-/// Version 0 has its fields elsewhere, and ended with Kafka 1.1.
+/// Version 0 has a different layout, and was last needed by Kafka 1.1.
 const DESCRIBE_CONFIGS: (i16, i16) = (1, 4);
-/// Version 0 would be followed by bare SASL bytes without frames.
+/// Version 0 would be followed by unframed SASL bytes.
 const SASL_HANDSHAKE: (i16, i16) = (1, 1);
 const SASL_AUTHENTICATE: (i16, i16) = (0, 2);
 
-/// What both sides speak, from the broker's answer to ApiVersions; `None`: nothing in common.
+/// The version of each request that both sides support, from the broker's ApiVersions; `None`: nothing in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Versions {
     pub produce: Option<i16>,
@@ -28,14 +28,14 @@ pub struct Versions {
     pub describe_configs: Option<i16>,
     pub sasl_handshake: Option<i16>,
     pub sasl_authenticate: Option<i16>,
-    /// Lowest Fetch version of the broker: 0 says that it still takes the `kafka` crate's requests.
+    /// The broker's lowest Fetch version: 0 means that it still accepts the `kafka` crate's requests.
     pub fetch_min: Option<i16>,
-    /// Highest Produce version of the broker, whether we speak it or not.
+    /// The broker's highest Produce version, whether we support it or not.
     pub produce_max: i16,
 }
 
-/// The answer to ApiVersions in the form of version 3 (flexible) or 0. `Err(35)`: the broker wants an older version of
-/// the question; it says so in the form of version 0.
+/// Parses the answer to ApiVersions, version 3 (flexible) or 0. `Err(35)`: the broker wants an older version of the
+/// request; it answers in version 0's format.
 pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
     let error = Reader::new(body, false).i16("error")?;
     if error != 0 {
@@ -49,7 +49,7 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
         let common = |(least, most): (i16, i16)| Some(high.min(most)).filter(|v| *v >= low.max(least));
         match key {
             0 => {
-                // Kafka 4 says Produce 0..13 and refuses 0-2 all the same (KAFKA-18659): only the maximum counts.
+                // Kafka 4 reports Produce 0..13 but refuses 0-2 (KAFKA-18659): only the maximum counts.
                 found.produce_max = high;
                 found.produce = common(PRODUCE);
             }
@@ -66,7 +66,7 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
     Ok(Ok(found))
 }
 
-/// A request whose body follows; [`Writer::into_frame`] completes it.
+/// Starts a request; the body follows, and [`Writer::into_frame`] completes it.
 pub fn request(api: ApiKey, version: i16, correlation: i32, client: &str, body: usize) -> Writer {
     let mut to = Writer::with_room(32 + client.len() + body);
     to.begin(api, version, correlation, client);
@@ -84,9 +84,9 @@ pub fn ask_versions(version: i16, correlation: i32, client: &str) -> Vec<u8> {
     to.into_frame()
 }
 
-/// `create`: the broker may create topics that are not there (from version 4; before, its own config decides alone).
+/// `create`: the broker may create missing topics (from version 4; before that, its own config decides).
 pub fn ask_metadata(version: i16, correlation: i32, client: &str, topics: &[&str], create: bool) -> Vec<u8> {
-    // Beside a topic's name: its id, its length, tags.
+    // Besides a topic's name: its id, its length, tags.
     let room = 32 + topics.iter().map(|t| t.len() + 24).sum::<usize>();
     let mut to = request(ApiKey::Metadata, version, correlation, client, room);
     to.count(topics.len());
@@ -133,10 +133,10 @@ pub fn ask_producers(correlation: i32, client: &str, topic: &str, partition: i32
     to.into_frame()
 }
 
-/// Longest text that is taken over from a broker, in characters.
+/// Maximum length of a text from a broker, in characters.
 const TEXT: usize = 250;
 
-/// What a broker says may end up in a log line: no control characters, and not without end.
+/// Text from a broker may end up in a log line: remove control characters and limit its length.
 pub fn text(bytes: Option<&[u8]>) -> String {
     let bytes = bytes.unwrap_or_default();
     String::from_utf8_lossy(&bytes[..bytes.len().min(4 * TEXT)])
@@ -146,7 +146,7 @@ pub fn text(bytes: Option<&[u8]>) -> String {
         .collect()
 }
 
-/// A broker as the cluster names it.
+/// A broker as named by the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     pub id: i32,
@@ -155,7 +155,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// As a bootstrap entry is written: `host:port`, an IPv6 address in brackets.
+    /// In the format of a bootstrap entry: `host:port`, with an IPv6 address in brackets.
     pub fn address(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -182,10 +182,10 @@ pub struct Metadata {
 pub struct TopicMeta {
     pub error: i16,
     pub name: String,
-    /// Zeros below version 10.
+    /// All zeros below version 10.
     pub id: [u8; 16],
     pub partitions: Vec<PartitionMeta>,
-    /// One bit for each of Kafka's `AclOperation`s that we may do; `None`: the broker does not say (before 2.3).
+    /// One bit per permitted `AclOperation`; `None`: the broker does not say (before 2.3).
     pub rights: Option<i32>,
 }
 
@@ -202,11 +202,11 @@ pub struct PartitionMeta {
     pub epoch: i32,
 }
 
-/// Most brokers in an answer: the largest clusters known have some hundreds.
+/// Maximum brokers in an answer: the largest known clusters have some hundreds.
 const NODES: usize = 2000;
 
-/// `asked`: the names of the topics that were asked for; others are left out, so that no answer can fill the memory with
-/// topics that nobody wants.
+/// `asked`: the requested topics. Others are skipped, so that no answer can fill memory with topics we did not ask
+/// for.
 pub fn metadata(body: &[u8], version: i16, asked: &[&str]) -> Read<Metadata> {
     let mut r = Reader::new(body, ApiKey::Metadata.is_flexible(version));
     let mut found = Metadata::default();
@@ -243,7 +243,7 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
     r.i8("is internal")?;
     let mut partitions = Vec::new();
     for _ in 0..r.count(12, "partition count")? {
-        r.i16("partition error")?; // 5 where there is no leader; 9 where a replica is missing, which is no trouble of ours
+        r.i16("partition error")?; // 5: no leader; 9: a replica is missing, which does not matter here
         let partition = r.i32("partition")?;
         if partition < 0 {
             return Err(Malformed("partition"));
@@ -271,31 +271,31 @@ pub fn producer_id(body: &[u8], version: i16) -> Read<(i16, i64, i16)> {
     r.skip_tags()?;
     r.i32("throttle")?;
     let (error, pid, epoch) = (r.i16("error")?, r.i64("producer id")?, r.i16("producer epoch")?);
-    // -1 would mean "without numbers" to the broker.
+    // -1 would mean "without sequence numbers" to the broker.
     match error == 0 && (pid < 0 || epoch < 0) {
         true => Err(Malformed("producer id")),
         false => Ok((error, pid, epoch)),
     }
 }
 
-/// What a produce answer says of one partition.
+/// One partition's result in a produce answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Produced {
     pub partition: i32,
     pub error: i16,
     pub offset: i64,
-    /// Indices in the batch of records that are bad (KIP-467).
+    /// Indices of bad records in the batch (KIP-467).
     pub bad: Vec<u32>,
     pub message: String,
-    /// Leader and its epoch, where the broker that was asked is not the leader any more (KIP-951).
+    /// Leader and its epoch, if the broker is no longer the leader (KIP-951).
     pub leader: Option<(i32, i32)>,
 }
 
-/// Most brokers taken over from a produce answer: the new leaders of the partitions in one request.
+/// Maximum broker addresses taken from a produce answer: the new leaders of one request's partitions.
 const ENDPOINTS: usize = 64;
 
-/// OpenBatches each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and where
-/// the leaders named in it can be found (KIP-951).
+/// Passes each partition of a produce answer to `each`, with its topic's name. Returns the throttle time in ms, and
+/// the addresses of the leaders named in it (KIP-951).
 pub fn produced(
     body: &[u8],
     version: i16,

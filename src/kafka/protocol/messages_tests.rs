@@ -1,5 +1,5 @@
-//! Our requests byte for byte against those of `kafka-protocol`, our readers against its writers and against answers that
-//! were tampered with.
+//! Our requests byte for byte against those of `kafka-protocol`, and our readers against its writers and against
+//! mutated answers.
 
 use super::super::{limits, sasl};
 use super::*;
@@ -26,8 +26,8 @@ fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
 }
 
-/// Compares a request of ours with that of `kafka-protocol` in both directions: it reads ours as `theirs`, and writes the
-/// same bytes.
+/// Compares a request of ours with that of `kafka-protocol` in both directions: it reads ours as `theirs`, and writes
+/// the same bytes.
 fn same<M>(ours: &[u8], api: TheirKey, version: i16, client: &str, theirs: &M)
 where
     M: Encodable + Decodable + PartialEq + std::fmt::Debug,
@@ -50,7 +50,7 @@ where
 
 const CORRELATION: i32 = 0x0102_0304;
 
-/// All requests but Produce, which `records_tests.rs` has, in every version we may send.
+/// All requests except Produce (in `records_tests.rs`), in every version we may send.
 fn all_requests(client: &str, topics: &[&str], partition: i32, sasl: &[u8], create: bool) {
     let text = |t: &str| StrBytes::from_string(t.to_owned());
     for version in [0, 3] {
@@ -105,8 +105,8 @@ fn all_requests(client: &str, topics: &[&str], partition: i32, sasl: &[u8], crea
     }
 }
 
-/// Fails when a field of any version is missing, too many or of another size, also where a compact length or count takes
-/// one byte more.
+/// Fails when a field of any version is missing, superfluous or of another size, including when a compact length or
+/// count takes one more byte.
 #[test]
 fn requests_in_every_version() {
     for len in [1, 126, 127, 128, 249] {
@@ -139,7 +139,7 @@ fn flexible_versions_are_those_of_the_protocol() {
     }
 }
 
-/// An answer as it stands behind its correlation id.
+/// An answer after its correlation id.
 fn body<M: Encodable + HeaderVersion>(message: &M, version: i16) -> Vec<u8> {
     let mut to = BytesMut::new();
     ResponseHeader::default().encode(&mut to, M::header_version(version)).unwrap();
@@ -171,7 +171,7 @@ fn some_metadata(version: i16) -> Vec<u8> {
             topic.topic_authorized_operations = MAY_WRITE;
         }
         if version >= 10 {
-            // The type of an id is of a crate that is no dependency of ours, so one is read.
+            // The id's type belongs to a crate we do not depend on, so parse one instead.
             let with_id = [&[7u8; 16][..], &[0, 0]].concat();
             topic.topic_id = MetadataRequestTopic::decode(&mut &with_id[..], 12).unwrap().topic_id;
         }
@@ -234,7 +234,7 @@ fn some_authenticated(version: i16) -> Vec<u8> {
     body(&all, version)
 }
 
-/// Fails when a field of any version is missing, too many or of another size.
+/// Fails when a field of any version is missing, superfluous or of another size.
 #[test]
 fn producer_ids_and_sasl_in_every_version() {
     for version in INIT_PRODUCER_ID.0..=INIT_PRODUCER_ID.1 {
@@ -253,7 +253,7 @@ fn producer_ids_and_sasl_in_every_version() {
     }
 }
 
-/// Fails when a field of any version is missing, too many or of another size.
+/// Fails when a field of any version is missing, superfluous or of another size.
 #[test]
 fn metadata_in_every_version() {
     for version in 1..=12 {
@@ -274,7 +274,7 @@ fn metadata_in_every_version() {
     }
 }
 
-/// Fails when a field of any version is missing, too many or of another size, or text reaches us unwashed.
+/// Fails when a field of any version is missing, superfluous or of another size, or text is not sanitized.
 #[test]
 fn produced_in_every_version() {
     for version in 3..=12 {
@@ -295,7 +295,7 @@ fn produced_in_every_version() {
     }
 }
 
-/// Fails when a version is chosen that one side does not speak, or the minimum of Produce is believed (KAFKA-18659).
+/// Fails when a version is chosen that one side does not support, or the minimum of Produce is trusted (KAFKA-18659).
 #[test]
 fn versions_are_the_highest_of_both() {
     let api =
@@ -344,12 +344,12 @@ fn read(api: u8, version: i16, bytes: &[u8]) -> bool {
     read.is_ok()
 }
 
-/// Fails when an answer that was cut short is taken for whole.
+/// Fails when a truncated answer is accepted as complete.
 #[test]
 fn half_an_answer_is_none() {
     for (api, version, bytes) in all_answers() {
         assert!(read(api, version, &bytes), "api {api} version {version}");
-        // Behind the list of topics or of apis nothing is read: throttle, operations, tags.
+        // Nothing is read after the list of topics or APIs: throttle time, operations, tags.
         let unread = match (api, version) {
             (3, 1..=7) => 0,
             (3, 11..) => 1,
@@ -371,7 +371,7 @@ fn half_an_answer_is_none() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
-    /// Fails when a name, a number or a message is written otherwise than `kafka-protocol` does.
+    /// Fails when a name, a number or a message is written differently than by `kafka-protocol`.
     #[test]
     fn requests_are_those_of_the_protocol(
         client in "\\PC{0,40}",
@@ -384,7 +384,7 @@ proptest! {
         all_requests(&client, &topics, partition, &sasl, create);
     }
 
-    /// Fails (panics, or runs out of time or memory) when a length or count of a real answer is believed unchecked.
+    /// Fails (panics, or runs out of time or memory) when a length or count of a real answer is used unchecked.
     #[test]
     fn mutated_answers_are_read_or_refused(
         which: proptest::sample::Index,

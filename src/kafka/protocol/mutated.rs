@@ -1,5 +1,5 @@
-//! Real brokers' answers, damaged in a loop: no reader may panic, run on, or keep more than it should. Answers in every
-//! version, made by another hand, are in `messages_tests.rs`.
+//! Real brokers' answers, mutated in a loop: no reader may panic, loop, or keep more than it should. Answers in every
+//! version, written by `kafka-protocol`, are in `messages_tests.rs`.
 
 use super::{limits, messages, producers, sasl};
 use crate::kafka::protocol::wire::Read;
@@ -22,7 +22,7 @@ fn real() -> Vec<Answer> {
         .collect()
 }
 
-/// Reads an answer as its kind, and says how many things were kept of it.
+/// Reads an answer as its kind; returns how many items were kept.
 fn kept(a: &Answer, bytes: &[u8]) -> Read<usize> {
     match a.api {
         0 => {
@@ -58,7 +58,7 @@ fn real_answers_are_read() {
     }
 }
 
-/// Fails when a length or count is believed, or an answer takes long to read.
+/// Fails when a length or count is trusted, or an answer takes long to read.
 #[test]
 fn fuzz_answers() {
     let all = real();
@@ -71,7 +71,7 @@ fn fuzz_answers() {
     });
 }
 
-/// Fails when what an answer of a whole frame's size makes us keep is not bounded by what was asked for.
+/// Fails when what we keep of a maximum-size answer is not bounded by what was requested.
 #[test]
 fn a_large_answer_fills_no_memory() {
     let one_topic = [&[0, 0, 0, 1][..], b"u\0\0\0\0\0"].concat(); // error, name "u", internal, no partitions

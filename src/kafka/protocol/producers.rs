@@ -4,15 +4,14 @@
 use crate::kafka::protocol::messages::text;
 use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader};
 
-/// Longest answer taken: 1.8 million producers at 37 bytes each. A broker keeps one for a day by default
+/// Maximum answer size: 1.8 million producers at 37 bytes each. A broker keeps each for a day by default
 /// (`producer.id.expiration.ms`).
 pub const CAP: usize = 64 << 20;
 
-/// No part of the answer that has to be there as a whole is longer: names and messages are strings of Kafka's, below 32 KiB.
+/// The longest part that must be complete to be parsed: names and messages are Kafka strings, below 32 KiB.
 const LONGEST_PART: usize = 40 << 10;
 
-/// Epoch and last sequence of the producer, `None` if it is not among them; or code and message of a broker that refuses
-/// to say.
+/// The producer's epoch and last sequence, `None` if it is not listed; or code and message of a broker that refuses.
 pub type Known = Result<Option<(i16, i32)>, (i16, String)>;
 
 #[derive(Debug)]
@@ -21,25 +20,25 @@ pub struct Producers {
     partition: i32,
     pid: i64,
     part: Part,
-    /// Of each array, items that have not begun.
+    /// Items of each array not yet begun.
     topics: usize,
     partitions: usize,
     producers: usize,
-    /// The topic being read is the wanted one; and so is its partition.
+    /// Whether the topic being read, and its partition, are the wanted ones.
     our_topic: bool,
     ours: bool,
     said: Known,
     found: Option<Known>,
 }
 
-/// What comes next.
+/// The part expected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Head,
     Topic,
     Partition,
     Producer,
-    /// Only tags nobody reads.
+    /// Only tags, which are ignored.
     Rest,
 }
 
@@ -60,8 +59,8 @@ impl Producers {
         }
     }
 
-    /// Reads what is whole of `bytes`, after which `more` bytes of the answer are still to come. Says how many bytes are
-    /// done with; the others have to be given again, with those that follow.
+    /// Parses the complete parts of `bytes`, after which `more` bytes of the answer are still to come. Returns the
+    /// number of bytes consumed; the rest must be passed again together with those that follow.
     pub fn read(&mut self, bytes: &[u8], more: usize) -> Read<usize> {
         let mut rest = bytes;
         while self.part != Part::Rest {
@@ -78,13 +77,13 @@ impl Producers {
         Ok(bytes.len() - rest.len())
     }
 
-    /// After the last byte.
+    /// The result, after the last byte.
     pub fn known(self) -> Read<Known> {
         let whole = self.part == Part::Rest;
         self.found.filter(|_| whole).ok_or(Malformed("our partition is not in it"))
     }
 
-    /// Reads one part. Changes nothing before all of it was there.
+    /// Reads one part. Changes nothing unless the part is complete.
     fn next(&mut self, r: &mut Reader<'_>, more: usize) -> Read<()> {
         match self.part {
             Part::Head => {
@@ -148,7 +147,7 @@ mod tests {
     use kafka_protocol::protocol::{Encodable, StrBytes};
     use proptest::prelude::*;
 
-    /// Partition 1 of topic "t" with `others` producers around number 7, and a neighbour.
+    /// Partition 1 of topic "t" with `others` producers around number 7, and a neighbor.
     fn answer(others: i64, error: i16) -> Vec<u8> {
         let state = |id: i64| {
             ProducerState::default()
@@ -178,7 +177,7 @@ mod tests {
         bytes.to_vec()
     }
 
-    /// In pieces of these sizes; and the most that had to be kept for the next piece.
+    /// Reads in pieces of these sizes; also returns the most bytes that had to be kept for the next piece.
     fn read(bytes: &[u8], pieces: &[usize], pid: i64) -> (Read<Known>, usize) {
         let mut answer = Producers::new("t", 1, pid);
         let (mut from, mut to, mut most) = (0, 0, 0);
@@ -197,7 +196,7 @@ mod tests {
     }
 
     proptest! {
-        /// Fails when an answer that comes in pieces says something else, or is kept as a whole.
+        /// Fails when an answer in pieces is read differently, or is kept as a whole.
         #[test]
         fn an_answer_in_pieces_says_the_same(pieces in proptest::collection::vec(1usize..3000, 1..6)) {
             let bytes = answer(2000, 0);
@@ -215,7 +214,7 @@ mod tests {
         }
     }
 
-    /// Fails when half an answer is taken for a whole one.
+    /// Fails when half an answer is accepted as complete.
     #[test]
     fn half_an_answer_says_nothing() {
         let bytes = answer(10, 0);

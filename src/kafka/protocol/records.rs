@@ -1,10 +1,11 @@
-//! Record batches, version 2, and the produce request around them, written straight from the chunks' bytes into one
-//! reused buffer. Sends nothing and reads no answer.
+//! Writes record batches (version 2) and the produce request around them, straight from the chunks' bytes into one
+//! reused buffer.
 //!
-//! Nothing is allocated per line. Layout of a batch (KIP-98, `DefaultRecordBatch.java`): base offset 8, length 4, leader
-//! epoch 4, magic 1, crc32c 4 (of all that follows), attributes 2, last offset delta 4, first and last timestamp 8 + 8,
-//! producer id 8, epoch 2, base sequence 4, record count 4; then the records. Of a record: length, attributes 1, timestamp
-//! delta, offset delta, key, value, headers; lengths and deltas are zigzag varints, length -1 is null.
+//! Nothing is allocated per line. Layout of a batch (KIP-98, `DefaultRecordBatch.java`): base offset 8, length 4,
+//! leader epoch 4, magic 1, crc32c 4 (of everything after it), attributes 2, last offset delta 4, first and last
+//! timestamp 8 + 8, producer id 8, epoch 2, base sequence 4, record count 4; then the records. Of a record: length,
+//! attributes 1, timestamp delta, offset delta, key, value, headers; lengths and deltas are zigzag varints, length -1
+//! is null.
 
 use crate::chunk::Chunk;
 use crate::kafka::protocol::codec::{Codec, Compressor};
@@ -15,19 +16,20 @@ use crate::producer::record_encoder::{Record, RecordEncoder};
 use crate::record::{Format, Key, Line};
 use std::hint::black_box;
 
-/// Bytes in front of a batch's records.
+/// Bytes before a batch's records.
 pub const HEADER: usize = 61;
-/// Where the checksummed part begins.
+/// Where the checksummed part starts.
 const CHECKED: usize = 21;
-/// Most bytes of a record without key and headers beside its value: five varints of 5, of which two are single bytes.
+/// Maximum overhead of a record without key and headers: five varints of 5, of which two are single bytes.
 const FRAMING: usize = 24;
-/// Lines are copied in whole blocks of this size. musl's memcpy takes 60 ns for 64 to 1563 bytes, where this takes a
-/// fifth; longer lines go by memcpy all the same.
+/// Lines are copied in blocks of this size. musl's memcpy takes 60 ns for 64 to 1563 bytes, and this a fifth of that.
+/// Longer lines use memcpy.
 const BLOCK: usize = 64;
 const LONG: usize = 2048;
 
 impl Writer {
-    /// One record without key and headers, its value `len` bytes at the front of `from`; what is behind may be read too.
+    /// Writes a record without key and headers. Its value is the first `len` bytes of `from`; bytes after it may be
+    /// read too.
     #[inline]
     fn plain(&mut self, delta: u32, from: &[u8], len: usize) {
         let (delta, value) = (zigzag(delta as i32), zigzag(len as i32));
@@ -113,7 +115,7 @@ fn copy(to: &mut [u8], from: &[u8], len: usize) {
     }
 }
 
-/// What a produce request says besides its batches.
+/// The fields of a produce request besides its batches.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
     pub version: i16,
@@ -125,7 +127,7 @@ pub struct Envelope<'a> {
     pub codec: Codec,
 }
 
-/// One worker's encoder: contexts and scratch, made once.
+/// One worker's encoder: contexts and scratch buffers, created once.
 #[derive(Debug, Default)]
 pub struct Encoder {
     press: Compressor,
@@ -135,21 +137,21 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Gives back the memory between bursts.
+    /// Frees the memory between bursts.
     pub fn release(&mut self) {
         *self = Encoder::default();
     }
 
-    /// Bytes of a batch on the wire at most, uncompressed, if its records have neither keys nor headers: an estimate by
-    /// which batches are put together in one request. Short records count for more: the answer may name each.
+    /// Upper bound of a batch's uncompressed bytes on the wire if its records have neither keys nor headers: the
+    /// estimate used to group batches into requests. Short records count for more, since the answer may list each.
     pub fn estimate(batch: &Batch) -> usize {
         let count = batch.count as usize;
         HEADER + (batch.bytes + count * 10).max(count * 128) + 32
     }
 
-    /// Writes the whole frame of a produce request, of at most `most` bytes: the first batch whatever its size, and of the
-    /// others as many as fit. Says how many are in it. Batches of one topic must stand side by side, and no partition
-    /// twice: a broker takes exactly one record batch per partition (two give 87).
+    /// Writes the whole frame of a produce request of at most `most` bytes: the first batch whatever its size, and as
+    /// many of the others as fit. Returns how many it contains. Batches of one topic must be adjacent, and no
+    /// partition may occur twice: a broker accepts exactly one record batch per partition (two give 87).
     pub fn request(
         &mut self,
         out: &mut Writer,
@@ -184,7 +186,7 @@ impl Encoder {
         fitted
     }
 
-    /// The batches of one topic, as many as fit, but with `first` one at least. Nothing is written where none fits.
+    /// Writes the batches of one topic that fit; with `first`, at least one. Writes nothing if none fits.
     fn topic(
         &mut self,
         out: &mut Writer,
@@ -203,7 +205,7 @@ impl Encoder {
             out.i32(batch.partition);
             self.sized_batch(out, batch, codec);
             out.tags();
-            // Of the topic and of the request.
+            // The topic's and the request's.
             const TAGS: usize = 2;
             if out.at + TAGS > most && !(first && fitted == 0) {
                 out.at = before;
@@ -220,7 +222,8 @@ impl Encoder {
         fitted
     }
 
-    /// A batch behind its length. A compact length is a varint whose own size is guessed; a wrong guess costs a move.
+    /// Writes a batch after its length. A compact length is a varint whose size is guessed; a wrong guess costs a
+    /// move.
     fn sized_batch(&mut self, out: &mut Writer, batch: &Batch, codec: Codec) {
         let flexible = out.is_flexible();
         let length_at = out.at;
@@ -269,7 +272,7 @@ impl Encoder {
     }
 }
 
-/// Corrects a count that is written already; the new one is not larger.
+/// Corrects a count already written; the new one is not larger.
 fn recount(out: &mut Writer, at: usize, was: usize, now: usize) {
     if !out.is_flexible() {
         out.bytes[at..at + 4].copy_from_slice(&(now as u32).to_be_bytes());

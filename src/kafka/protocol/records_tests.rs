@@ -1,4 +1,4 @@
-//! Tests of the encoder against `kafka-protocol`'s decoder, and what it costs. No broker here.
+//! Tests the encoder against `kafka-protocol`'s decoder, and measures its cost.
 
 use super::*;
 use crate::kafka::protocol::codec::tests::{ALL, unpress};
@@ -100,8 +100,8 @@ fn shapes() -> impl Strategy<Value = Shape> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
-    /// Fails when any length, delta, header field or checksum is wrong, a record is left out, a copy takes bytes of the
-    /// neighbour, or picks are taken from another chunk.
+    /// Fails when any length, delta, header field or checksum is wrong, a record is missing, a copy takes neighboring
+    /// bytes, or picks are taken from another chunk.
     #[test]
     fn a_batch_reads_back(
         chunks in proptest::collection::vec((lines(), shapes()), 1..4),
@@ -150,8 +150,8 @@ proptest! {
     }
 }
 
-/// Fails when the base sequence, the last delta or the count are written at the wrong place: the decoder above does not
-/// look at all of them.
+/// Fails when the base sequence, the last delta or the count is written at the wrong offset: the decoder above does
+/// not check all of them.
 #[test]
 fn header_by_the_book() {
     let mut b = batch(1, vec![chunk(&plain(1), 0, &[b"a", b"b", b"c"])]);
@@ -166,7 +166,7 @@ fn header_by_the_book() {
     assert_eq!(bytes[61..69], [14, 0, 0, 0, 1, 2, b'a', 0]);
 }
 
-/// Fails when a buffer keeps bytes of what it held before.
+/// Fails when a buffer keeps bytes of its previous content.
 #[test]
 fn a_used_buffer_gives_the_same_bytes() {
     let long = batch(1, vec![chunk(&plain(1), 0, &[&[b'x'; 5000], b"y"])]);
@@ -182,8 +182,8 @@ fn a_used_buffer_gives_the_same_bytes() {
     }
 }
 
-/// One request of two topics and three partitions, read by `kafka-protocol` as a broker would.
-/// Fails when a topic's name, a count, a length (also where its varint was guessed wrong) or a tag is out of place.
+/// One request with two topics and three partitions, read by `kafka-protocol` as a broker would. Fails when a topic's
+/// name, a count, a length (including one whose varint size was guessed wrong) or a tag is misplaced.
 #[test]
 fn a_request_reads_back_in_every_version() {
     use kafka_protocol::messages::{ProduceRequest, RequestHeader};
@@ -231,7 +231,7 @@ fn a_request_reads_back_in_every_version() {
     }
 }
 
-/// What a line costs: `cargo test --release cost_per_line -- --ignored --nocapture`.
+/// The cost per line: `cargo test --release cost_per_line -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn cost_per_line() {
@@ -279,8 +279,8 @@ fn cost_per_line() {
     }
 }
 
-/// Fails when a request passes its limit by one byte, stays below it by more than the next batch, or says another number of
-/// topics or partitions than it has, also where the count that was written first took more bytes.
+/// Fails when a request exceeds its limit by one byte, has room left for the next batch, or states a wrong number of
+/// topics or partitions, including when the count first written took more bytes.
 #[test]
 fn a_request_ends_before_its_limit() {
     use kafka_protocol::messages::{ProduceRequest, RequestHeader};

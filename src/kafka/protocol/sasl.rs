@@ -1,4 +1,4 @@
-//! SASL's requests and answers; all others are in `messages.rs`. Knows no mechanism.
+//! SASL's requests and answers, for any mechanism.
 
 use crate::kafka::protocol::messages::{request, text};
 use crate::kafka::protocol::wire::{ApiKey, Read, Reader};
@@ -11,7 +11,7 @@ pub fn ask_mechanism(correlation: i32, client: &str, mechanism: &str) -> Vec<u8>
     to.into_frame()
 }
 
-/// Error code, and the mechanisms that the broker takes.
+/// Error code, and the mechanisms the broker supports.
 pub fn mechanisms(body: &[u8]) -> Read<(i16, Vec<String>)> {
     let mut r = Reader::new(body, false);
     let error = r.i16("error")?;
@@ -25,8 +25,8 @@ pub fn mechanisms(body: &[u8]) -> Read<(i16, Vec<String>)> {
     Ok((error, all))
 }
 
-/// A message of a SASL mechanism, in one buffer that is wiped: it may hold a password, and a buffer that grows would leave
-/// copies behind.
+/// A message of a SASL mechanism, in one buffer that is wiped. It may hold a password, and a growing buffer would
+/// leave copies behind.
 pub fn authenticate(version: i16, correlation: i32, client: &str, message: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut to = request(ApiKey::SaslAuthenticate, version, correlation, client, AROUND + message.len());
     let room = to.held();
@@ -36,7 +36,7 @@ pub fn authenticate(version: i16, correlation: i32, client: &str, message: &[u8]
     Zeroizing::new(to.into_frame())
 }
 
-/// Most bytes beside the message: its length, and tags.
+/// Maximum overhead around the message: its length, and tags.
 const AROUND: usize = 6;
 
 /// The broker's answer to [`authenticate`].
@@ -45,7 +45,7 @@ pub struct Authenticated {
     pub error: i16,
     pub message: String,
     pub bytes: Vec<u8>,
-    /// 0: the session has no end.
+    /// 0: the session does not expire.
     pub lifetime_ms: i64,
 }
 

@@ -1,12 +1,12 @@
-//! Kafka's primitive types: [`Reader`] takes them from an answer, [`Writer`] puts them into a request. Also the request
-//! header, and from which version on each API has compact lengths and tagged fields.
+//! Kafka's primitive types: [`Reader`] parses them from an answer, [`Writer`] writes them into a request. Also the
+//! request header, and from which version on each API has compact lengths and tagged fields.
 //!
-//! Every answer is hostile until read: a length or a count is compared with what the frame still holds before anything
-//! is done with it, and nothing is ever allocated by a count.
+//! Every answer is treated as hostile: a length or count is compared with the rest of the frame before use, and
+//! nothing is ever allocated by a count.
 
 use std::fmt;
 
-/// The bytes are not what the protocol says; names the field.
+/// The bytes violate the protocol; names the field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
@@ -30,7 +30,7 @@ impl<'a> Reader<'a> {
         Reader { rest: bytes, flexible }
     }
 
-    /// What has not been read.
+    /// The unread bytes.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -83,7 +83,7 @@ impl<'a> Reader<'a> {
         Err(Malformed(field))
     }
 
-    /// A string that may be null, as it is on the wire: not checked to be UTF-8.
+    /// A nullable string, not checked to be UTF-8.
     pub fn string(&mut self, field: &'static str) -> Read<Option<&'a [u8]>> {
         let len = match self.flexible {
             true => i64::from(self.uvarint(field)?) - 1,
@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
         self.of_len(len, field)
     }
 
-    /// Bytes that may be null; longer ones than a string can be.
+    /// Nullable bytes, which can be longer than a string.
     pub fn blob(&mut self, field: &'static str) -> Read<Option<&'a [u8]>> {
         let len = match self.flexible {
             true => i64::from(self.uvarint(field)?) - 1,
@@ -108,12 +108,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The number of items of an array (null is none), at most as many as fit when each takes `least` bytes.
+    /// The number of items of an array (null is none), limited to what fits when each takes `least` bytes.
     pub fn count(&mut self, least: usize, field: &'static str) -> Read<usize> {
         self.count_within(0, least, field)
     }
 
-    /// The same where `more` bytes of the answer are not here yet.
+    /// The same when `more` bytes of the answer have not arrived yet.
     pub fn count_within(&mut self, more: usize, least: usize, field: &'static str) -> Read<usize> {
         let n = match self.flexible {
             true => i64::from(self.uvarint(field)?) - 1,
@@ -129,18 +129,18 @@ impl<'a> Reader<'a> {
         Ok(n)
     }
 
-    /// An array of i32 that nobody asks for (replicas and the like).
+    /// Skips an array of i32 (replicas and the like).
     pub fn skip_i32s(&mut self, field: &'static str) -> Read<()> {
         let n = self.count(4, field)?;
         self.bytes(n * 4, field).map(drop)
     }
 
-    /// Tagged fields nobody asks for; none where the message is not flexible.
+    /// Skips tagged fields; there are none if the message is not flexible.
     pub fn skip_tags(&mut self) -> Read<()> {
         self.tags(|_, _| Ok(()))
     }
 
-    /// OpenBatches each tagged field to `take`, by its number.
+    /// Passes each tagged field to `take`, with its number.
     pub fn tags(&mut self, mut take: impl FnMut(u32, Reader<'a>) -> Read<()>) -> Read<()> {
         if !self.flexible {
             return Ok(());
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The requests we make, by their number in the protocol.
+/// The requests we make, by API key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i16)]
 pub enum ApiKey {
@@ -169,7 +169,7 @@ pub enum ApiKey {
 }
 
 impl ApiKey {
-    /// Whether this version has compact lengths and tagged fields (KIP-482), in the request as in the answer.
+    /// Whether this version has compact lengths and tagged fields (KIP-482), in the request and in the answer.
     pub const fn is_flexible(self, version: i16) -> bool {
         match self {
             ApiKey::Produce | ApiKey::Metadata => version >= 9,
@@ -182,23 +182,22 @@ impl ApiKey {
     }
 }
 
-/// Writes a request into a buffer that is filled from the front and used again. `bytes` is initialised to its end, so
-/// nothing is zeroed twice.
+/// Writes a request into a reusable buffer. All of `bytes` is initialized, so nothing is zeroed twice.
 #[derive(Debug, Default)]
 pub struct Writer {
     pub(super) bytes: Vec<u8>,
-    /// The end of what was written.
+    /// The end of the written bytes.
     pub(super) at: usize,
     flexible: bool,
 }
 
 impl Writer {
-    /// With room for `bytes` bytes.
+    /// Reserves room for `bytes` bytes.
     pub fn with_room(bytes: usize) -> Self {
         Writer { bytes: vec![0; bytes], ..Writer::default() }
     }
 
-    /// Starts a new frame, and writes the header of the request. The body follows, and then [`Writer::end`].
+    /// Starts a new frame and writes the request header. The body follows, then [`Writer::end`].
     pub fn begin(&mut self, api: ApiKey, version: i16, correlation: i32, client: &str) {
         self.clear();
         self.flexible = false; // the client id is never compact (KIP-511)
@@ -217,7 +216,7 @@ impl Writer {
         self.bytes[..4].copy_from_slice(&len.to_be_bytes());
     }
 
-    /// The completed frame, in the buffer it was written into.
+    /// Returns the completed frame in its buffer.
     pub fn into_frame(mut self) -> Vec<u8> {
         self.end();
         self.bytes.truncate(self.at);
@@ -232,13 +231,13 @@ impl Writer {
         self.at = 0;
     }
 
-    /// These bytes and no others.
+    /// Replaces the content.
     pub fn set(&mut self, bytes: &[u8]) {
         self.clear();
         self.put(bytes);
     }
 
-    /// Bytes of memory it holds.
+    /// Bytes of memory held.
     pub fn held(&self) -> usize {
         self.bytes.capacity()
     }
@@ -247,7 +246,7 @@ impl Writer {
         self.flexible
     }
 
-    /// Room for `more` bytes after those filled.
+    /// Makes room for `more` bytes after the written ones.
     #[inline]
     pub fn room(&mut self, more: usize) -> &mut [u8] {
         if self.bytes.len() - self.at < more {
@@ -258,7 +257,7 @@ impl Writer {
 
     #[cold]
     fn grow(&mut self, more: usize) {
-        self.bytes.truncate(self.at); // what is behind need not be copied
+        self.bytes.truncate(self.at); // the bytes after it need not be copied
         self.bytes.reserve_exact(more);
         self.bytes.resize(self.at + more, 0);
     }
@@ -292,7 +291,7 @@ impl Writer {
         self.at += put_uvarint(self.room(5), value);
     }
 
-    /// A signed varint that is a length or an index of a record.
+    /// A signed varint that holds a length or an index of a record.
     pub fn varint(&mut self, value: usize) {
         self.uvarint(zigzag(value as i32));
     }
@@ -312,7 +311,7 @@ impl Writer {
         }
     }
 
-    /// Bytes, which may be more than a string can have.
+    /// Bytes, which can be longer than a string.
     pub fn blob(&mut self, bytes: &[u8]) {
         self.count(bytes.len());
         self.put(bytes);
@@ -326,7 +325,7 @@ impl Writer {
         }
     }
 
-    /// The end of a struct: no tagged fields.
+    /// Ends a struct without tagged fields.
     pub fn tags(&mut self) {
         if self.flexible {
             self.i8(0);
@@ -334,13 +333,13 @@ impl Writer {
     }
 }
 
-/// Bytes that `value` takes as an unsigned varint.
+/// The size of `value` as an unsigned varint.
 #[inline]
 pub const fn uvarint_len(value: u32) -> usize {
     (38 - value.leading_zeros() as usize + (value == 0) as usize) / 7
 }
 
-/// Writes an unsigned varint at the front of `to` and says how many bytes it took.
+/// Writes an unsigned varint at the front of `to`; returns its size.
 #[inline]
 pub fn put_uvarint(to: &mut [u8], mut value: u32) -> usize {
     let mut at = 0;
@@ -388,7 +387,7 @@ mod tests {
         assert_eq!(Reader::new(&[0xff; 5], true).uvarint("v"), Err(Malformed("v")));
     }
 
-    /// Fails when the reader does not take a length, a count or a null as the writer puts it.
+    /// Fails when the reader does not read a length, a count or a null the way the writer writes it.
     #[test]
     fn what_is_written_is_read() {
         // SaslHandshake is flexible in no version, DescribeProducers in all.

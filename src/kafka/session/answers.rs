@@ -1,4 +1,4 @@
-//! What a broker answers: read as it comes, and turned into verdicts.
+//! Reads a broker's answers and turns them into verdicts.
 
 use super::{Request, Session, What};
 use crate::kafka::broker::Peer;
@@ -13,11 +13,11 @@ use crate::producer::batch::Batch;
 use crate::producer::driver::{Event, Pace, Verdict};
 use std::time::{Duration, Instant};
 
-/// A broker that throttles is believed up to this.
+/// Maximum throttle time accepted from a broker.
 const LONGEST_THROTTLE: Duration = Duration::from_secs(60);
 
 impl Session {
-    /// Takes the next answer, if it is here. `false`: it is not, or not as a whole.
+    /// Processes the next answer. `false`: it has not arrived completely.
     pub(super) fn next_answer(
         &mut self,
         peer: &mut Peer,
@@ -32,7 +32,7 @@ impl Session {
         Ok(true)
     }
 
-    /// The answer to DescribeProducers may be larger than any other.
+    /// Reads the answer to DescribeProducers in parts, as it may be larger than any other.
     fn answer_by_parts(
         &mut self,
         peer: &mut Peer,
@@ -93,7 +93,7 @@ impl Session {
         now: Instant,
     ) -> Result<(), Trouble> {
         let Some(mut request) = self.air.pop_front() else {
-            return Err(Trouble::Lost("an answer that nobody asked for".into()));
+            return Err(Trouble::Lost("an unsolicited answer".into()));
         };
         if request.correlation != correlation {
             let due = request.correlation;
@@ -102,7 +102,7 @@ impl Session {
         }
         let body = self.connection.body(body);
         match &mut request.what {
-            What::Ask { .. } => {} // taken by parts
+            What::Ask { .. } => {} // read in parts
             What::Produce { version, codec, batches, .. } => {
                 let codec = *codec;
                 let mut said = Vec::with_capacity(batches.len());
@@ -148,7 +148,7 @@ impl Session {
         }
     }
 
-    /// Says what became of a batch, and does what else the code asks for.
+    /// Reports a batch's verdict, and does what else the code requires.
     fn verdict(
         &mut self,
         batch: Batch,

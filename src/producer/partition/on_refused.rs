@@ -1,15 +1,16 @@
-//! What a refusal, wrong numbers, and a leader's answer mean for one partition. Sends nothing, waits for nothing.
+//! What a refusal, a sequence error, or a leader's answer means for one partition.
 
 use super::{Action, Health, Now, Partition, Then};
 use crate::producer::batch::Batch;
 use crate::producer::driver::Refusal;
 use std::time::Duration;
 
-/// A leader that cannot be asked so often in a row never can (before 2.8, or no right to read).
+/// After this many consecutive failures to ask, the leader counts as unable to answer (before 2.8, or no right to
+/// read).
 pub(super) const ASK_TIMES: u32 = 3;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// As [`Event::Knows`](crate::producer::driver::Event::Knows) has it.
+/// As in [`Event::Knows`](crate::producer::driver::Event::Knows).
 type Known = Result<Option<(i16, i32)>, String>;
 
 impl Partition {
@@ -23,7 +24,7 @@ impl Partition {
     ) {
         match what {
             Refusal::Timestamp => match batch.restamped {
-                // The broker's own clock is the judge; no stamp at all is the last it can be offered.
+                // The broker judges by its own clock. Sending no timestamp is the last resort.
                 Some(-1) => {
                     self.give_back(batch);
                     self.drain(Then::Blocked, why);
@@ -61,8 +62,8 @@ impl Partition {
         self.drain(Then::Resume, String::new());
     }
 
-    /// Its records are about to get other numbers. Where an attempt may have been stored under the old ones, only a new
-    /// epoch keeps the broker from taking one for the other.
+    /// Drops the batch's sequence numbers before it gets new ones. If an attempt may have been stored under the old
+    /// ones, only a new epoch keeps the broker from confusing the two.
     fn part_with_numbers(&mut self, batch: &Batch) {
         if let Some(n) = self.numbering.as_mut().filter(|_| batch.maybe_stored) {
             n.bump = true;
@@ -107,12 +108,12 @@ impl Partition {
                 n.bump = true;
                 self.drain(Then::Now, why);
             }
-            // A driver without numbers cannot say so; whatever it was, it is tried again.
+            // A driver without sequence numbers cannot report this; retry in any case.
             (None, _) => self.drain(Then::Backoff, why),
         }
     }
 
-    /// What the leader knows of our producer id, for the first batch.
+    /// Handles the leader's answer about our producer id, for the first batch.
     pub fn knows(&mut self, pid: i64, last: Known, now: Now, actions: &mut Vec<Action>) {
         if let Some(past) = self.pasts.front() {
             if past.pid == pid && matches!(self.health, Health::Asking { .. }) {
@@ -128,7 +129,7 @@ impl Partition {
 
     pub(super) fn learned(&mut self, last: Known, now: Now, actions: &mut Vec<Action>) {
         if last.is_err() && self.unasked < ASK_TIMES {
-            // The leader may be moving or starting. Sent again, the batch brings the question up again.
+            // The leader may be moving or starting. The question is asked again when the batch is sent again.
             self.unasked += 1;
             self.health = Health::Waiting { until: now.at + ASK_AGAIN };
             return;

@@ -1,7 +1,8 @@
-//! Exactly-once, at the start: what an earlier run left in a partition, against what its leader knows. Pure, as the rest.
+//! Exactly-once at startup: compares what an earlier run left in a partition with what its leader knows. No I/O.
 //!
-//! Nothing of this run leaves before the leader was asked about our id; it is asked at the very first start too, so that a
-//! broker that never tells holds the topic, loudly, before there is anything to prove. What it may say:
+//! This run sends nothing before the leader has answered about our producer id. It is asked even at the very first
+//! start, so that a broker that cannot answer blocks the topic, visibly, before there is anything to prove. Possible
+//! answers:
 //!
 //! | the leader knows | an open batch | otherwise |
 //! |---|---|---|
@@ -18,27 +19,27 @@ use crate::producer::sequence::{ProducerState, after, ahead};
 use std::cmp::Ordering;
 use std::time::Duration;
 
-/// An id that an earlier run used, or may have used, in this partition.
+/// A producer id that an earlier run used, or may have used, in this partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastProducer {
     pub pid: i64,
-    /// Epoch, and the sequence after the last one used; `None`: it was not used here.
+    /// Epoch, and the sequence after the last one used; `None`: not used here.
     pub last: Option<(i16, i32)>,
-    /// The leader has acknowledged something of it here.
+    /// The leader has acknowledged a batch of this producer here.
     pub proven: bool,
-    /// The topic is the one it was used in.
+    /// The topic is still the one the id was used in.
     pub same_topic: bool,
 }
 
 impl PastProducer {
-    /// Of no earlier run: only to see that the leader tells. No broker gives this id.
+    /// Not from an earlier run: only checks that the leader answers. No broker assigns this id.
     pub const NONE: PastProducer = PastProducer { pid: -1, last: None, proven: false, same_topic: false };
 }
 
-/// No broker forgets a producer within this time, unless it is told to keep them for less (the default is a day, looked at
-/// every 10 minutes, and at its start), or our clock is a day behind the broker's.
+/// No broker forgets a producer within this time, unless it is configured to keep producers for less (the default is a
+/// day, checked every 10 minutes and at startup), or our clock is a day behind the broker's.
 const FRESH_MS: i64 = 120_000;
-/// A batch that was stamped earlier, and is not stored, is stamped anew: a broker judges by the stamp when it forgets us.
+/// An unstored batch with an older timestamp gets a new one, since brokers expire producers by batch timestamps.
 const OLD_MS: i64 = 6 * 3_600_000;
 
 fn is_fresh(now: Now, stamp_ms: i64) -> bool {
@@ -70,7 +71,7 @@ impl Partition {
         let known = match last {
             Ok(known) => known,
             Err(why) => {
-                // Without the answer nothing may leave; the leader may be on its way up.
+                // Without the answer nothing may be sent; the leader may be starting up.
                 self.attempts = self.attempts.saturating_add(1);
                 self.why = format!(
                     "the leader does not tell what it has of us (exactly-once needs Kafka from 2.8, and READ on the topic): {why}"
@@ -99,7 +100,7 @@ impl Partition {
         let Some(n) = batch.noted else { return };
         let age = now.wall_ms.saturating_sub(batch.group.stamp_ms);
         let end = after(n.base, batch.count);
-        // `Some(found)`: it goes again with its numbers.
+        // `Some(found)`: send it again with its sequence numbers.
         let again = match known {
             None if !past.proven && past.same_topic && is_fresh(now, batch.group.stamp_ms) => Some(false),
             None => None,
@@ -123,7 +124,7 @@ impl Partition {
                 actions.push(Action::Retry { found });
             }
             None => {
-                // Its numbers prove nothing any more: it gets new ones, and is counted when it does.
+                // Its sequence numbers no longer prove anything. It gets new ones, and is counted as uncertain then.
                 log::warn!(
                     "partition {}: the broker has forgotten our producer id (it knows {known:?}): {} lines are sent again \
                      though they may be stored; they are counted as uncertain",
@@ -146,10 +147,11 @@ impl Partition {
         }
     }
 
-    /// Somebody used our id after the state was saved that we started from.
+    /// Another process used our producer id after the state that we started from was saved.
     fn betrayed(&mut self, past: &PastProducer, (epoch, last): (i16, i32), actions: &mut Vec<Action>) {
         let pid = past.pid;
-        // As many stand there that the saved state knows nothing of, or more: of earlier epochs nobody knows any more.
+        // At least this many records were written that the saved state does not know of. Earlier epochs are not
+        // reported.
         let more = match past.last {
             Some((e, end)) if e == epoch => ahead(after(last, 1), end).unsigned_abs(),
             _ => after(last, 1).unsigned_abs(),
@@ -183,7 +185,7 @@ mod tests {
         Now { at: Instant::now(), wall_ms: STAMP + LATER + 1000 }
     }
 
-    /// [`STAMP`] is of 2023.
+    /// [`STAMP`] is in 2023.
     const LATER: i64 = 100_000_000_000;
 
     fn open(epoch: i16, base: i32, lines: usize) -> Batch {
@@ -207,7 +209,7 @@ mod tests {
         actions
     }
 
-    /// Numbers of the batch that left, lines counted as uncertain, and whether a new id was asked for.
+    /// Sequence numbers of the sent batch, lines counted as uncertain, and whether a new id was requested.
     fn outcome(actions: &[Action]) -> (Option<(i16, i32)>, u32, bool) {
         let mut out = (None, 0, false);
         for a in actions {
@@ -221,7 +223,7 @@ mod tests {
         out
     }
 
-    /// The table of this file's head, for an open batch 10..15 of epoch 2; the run has epoch 3.
+    /// The table at the head of this file, for an open batch 10..15 of epoch 2 in a run with epoch 3.
     #[test]
     fn what_becomes_of_an_open_batch() {
         for (known, proven, want) in [
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!(outcome(&asked(&mut p, Some((1, 99)))), (Some((2, 0)), 0, false));
     }
 
-    /// Fails when a folder that was put back goes on with its old numbers, or a good one does not.
+    /// Fails when a restored state folder continues with its old sequence numbers, or a good one does not.
     #[test]
     fn what_a_leader_may_know_when_nothing_is_open() {
         for (last, known, want) in [
@@ -265,7 +267,8 @@ mod tests {
         }
     }
 
-    /// Fails when the first new batch goes on in the epoch of the earlier run: its late requests could be taken for ours.
+    /// Fails when the first new batch uses the earlier run's epoch: that run's late requests could be confused with
+    /// ours.
     #[test]
     fn after_the_open_batch_the_runs_own_epoch_begins() {
         let mut p = Partition::remembering(0, [past(Some((2, 15)), true)].into());

@@ -1,4 +1,4 @@
-//! One partition against verdicts, move by move: what leaves, with which numbers, and when.
+//! One partition against verdicts, step by step: what is sent, with which sequence numbers, and when.
 
 use super::on_refused::ASK_TIMES;
 use super::*;
@@ -6,14 +6,14 @@ use crate::producer::batch::Numbers;
 use crate::producer::driver::Refusal;
 use crate::producer::testing::{STAMP, batch, chunk, plain};
 
-/// A partition, its clock, and what the driver would hold.
+/// A partition, its clock, and the batches a driver would hold.
 struct Bench {
     p: Partition,
     now: Now,
     rules: Rules,
     rng: Rng,
     air: Vec<Batch>,
-    /// Everything but `Send`, as text.
+    /// All actions except `Send`, as text.
     told: Vec<String>,
     flight: u64,
 }
@@ -27,7 +27,7 @@ impl Bench {
         Bench { p, now, rules, rng, air: vec![], told: vec![], flight: 0 }
     }
 
-    /// One whose id the broker knows already.
+    /// A partition whose producer id the broker already knows.
     fn proven() -> Self {
         let mut b = Bench::new(NUMBERED);
         b.push(1);
@@ -61,7 +61,7 @@ impl Bench {
         }
     }
 
-    /// The `i`-th batch in the air comes back.
+    /// Returns the `i`-th batch in flight.
     fn back(&mut self, i: usize, verdict: Verdict) {
         let (batch, mut actions) = (self.air.remove(i), Vec::new());
         self.p.done(batch, verdict, self.now, &mut self.rng, &mut actions);
@@ -97,7 +97,7 @@ impl Bench {
         self.launch();
     }
 
-    /// Flight, epoch and first sequence of each in the air.
+    /// Batch group, epoch and first sequence of each batch in flight.
     fn flying(&self) -> Vec<(u64, i16, i32)> {
         let of = |b: &Batch| {
             let Numbers { epoch, base, .. } = b.numbers.unwrap_or(Numbers { pid: 0, epoch: -1, base: -1 });
@@ -107,7 +107,7 @@ impl Bench {
     }
 }
 
-/// Fails when a broker that does not know the id may get two batches at once: it would take the second for the first.
+/// Fails when a broker that does not know the id can get two batches at once: it would take the second for the first.
 #[test]
 fn the_first_of_an_id_flies_alone() {
     let mut b = Bench::new(NUMBERED);
@@ -119,7 +119,7 @@ fn the_first_of_an_id_flies_alone() {
     assert_eq!(b.flying(), [(2, 0, 2), (4, 0, 6), (5, 0, 8)], "answers may come in any order");
 }
 
-/// Fails when a partition that nobody wrote to for long is taken for known.
+/// Fails when the broker is trusted to know the producer after a long time without writes.
 #[test]
 fn after_long_idleness_the_first_flies_alone_again() {
     let mut b = Bench::proven();
@@ -130,7 +130,7 @@ fn after_long_idleness_the_first_flies_alone_again() {
     assert_eq!(b.flying().len(), 2);
 }
 
-/// Fails without an id, or when batches leave while it is asked for.
+/// Fails when no id is requested, or batches are sent before it arrives.
 #[test]
 fn without_an_id_nothing_leaves() {
     let mut b = Bench::new(Rules::Numbered { in_flight: 5, id: None, once: false });
@@ -141,7 +141,7 @@ fn without_an_id_nothing_leaves() {
     assert_eq!(b.flying(), [(1, 0, 0)]);
 }
 
-/// Fails when one in trouble is overtaken, leaves before its time, not alone, or out of order.
+/// Fails when a batch in trouble is overtaken, or sent early, not alone, or out of order.
 #[test]
 fn trouble_drains_waits_and_resends_in_order() {
     let mut b = Bench::proven();
@@ -149,7 +149,7 @@ fn trouble_drains_waits_and_resends_in_order() {
     assert_eq!(b.flying(), [(2, 0, 1), (3, 0, 2), (4, 0, 3)]);
     b.again(1, false, Pace::Backoff);
     b.pass(60_000);
-    assert_eq!(b.flying(), [(2, 0, 1), (4, 0, 3)], "nothing leaves while others are out");
+    assert_eq!(b.flying(), [(2, 0, 1), (4, 0, 3)], "nothing is sent while others are in flight");
     assert!(!b.p.is_up());
     b.misnumbered(1, 45);
     b.stored(0);
@@ -163,7 +163,7 @@ fn trouble_drains_waits_and_resends_in_order() {
     assert!(b.p.is_up() && b.p.trouble().is_none());
 }
 
-/// Fails when the waits do not grow, a held one is asked more often than each minute, or "now" becomes a busy loop.
+/// Fails when backoff does not grow, a blocked batch is retried more than once a minute, or "now" becomes a busy loop.
 #[test]
 fn paces() {
     for (pace, waits) in [
@@ -185,7 +185,7 @@ fn paces() {
     }
 }
 
-/// Fails when a batch that may be stored gets other numbers, or others leave beside it.
+/// Fails when a batch that may be stored gets other numbers, or others are sent beside it.
 #[test]
 fn one_of_unknown_outcome_flies_alone_as_it_was() {
     let mut b = Bench::proven();
@@ -196,7 +196,7 @@ fn one_of_unknown_outcome_flies_alone_as_it_was() {
         b.stored(0);
     }
     assert_eq!(b.told, ["stored 2", "stored 3", "stored 4"]);
-    // Nor does it leave beside those that were certainly not stored.
+    // Nor is it sent beside batches that were certainly not stored.
     (0..3).for_each(|_| b.push(1));
     for maybe_stored in [false, false, true] {
         b.again(0, maybe_stored, Pace::Now);
@@ -207,7 +207,7 @@ fn one_of_unknown_outcome_flies_alone_as_it_was() {
     assert_eq!(b.flying(), [(7, 0, 6)]);
 }
 
-/// Fails when 45 is believed where an earlier batch explains it, or not believed where none does.
+/// Fails when 45 is believed although an earlier batch explains it, or not believed when none does.
 #[test]
 fn out_of_order_at_the_head_means_state_lost() {
     let mut b = Bench::proven();
@@ -220,7 +220,7 @@ fn out_of_order_at_the_head_means_state_lost() {
     assert!(b.told.iter().all(|t| t.starts_with("stored")), "nothing is uncertain: {:?}", b.told);
 }
 
-/// Fails when what the leader knows is not asked for, or not used: stored lines would be sent again.
+/// Fails when the leader's state is not requested, or not used: stored lines would be sent again.
 #[test]
 fn the_leader_is_asked_about_a_lost_answer() {
     for (last, flying, told) in [
@@ -239,7 +239,8 @@ fn the_leader_is_asked_about_a_lost_answer() {
     }
 }
 
-/// Fails when a leader that is just away counts as one that knows nothing, or one that never answers holds for ever.
+/// Fails when a temporarily absent leader counts as one that knows nothing, or one that never answers blocks
+/// indefinitely.
 #[test]
 fn a_leader_that_cannot_be_asked() {
     let mut b = Bench::proven();
@@ -257,7 +258,7 @@ fn a_leader_that_cannot_be_asked() {
     assert_eq!(b.told.last().unwrap(), "Uncertain(2)");
 }
 
-/// Fails when a fenced id is used on, or its batches are lost.
+/// Fails when a fenced id is still used, or its batches are lost.
 #[test]
 fn a_fenced_id_is_left() {
     let mut b = Bench::proven();
@@ -273,7 +274,7 @@ fn a_fenced_id_is_left() {
     assert_eq!((b.flying(), b.air[0].numbers.map(|n| n.pid)), (vec![(2, 0, 0)], Some(8)));
 }
 
-/// Fails when a refusal costs a good record, leaves a gap in the sequences, or is not narrowed down to one record.
+/// Fails when a refusal costs a good record, leaves a sequence gap, or is not narrowed down to one record.
 #[test]
 fn refusals() {
     let mut b = Bench::proven();
@@ -283,7 +284,7 @@ fn refusals() {
     b.misnumbered(0, 45);
     assert_eq!((b.flying(), b.air[0].count), (vec![(2, 0, 1)], 2));
     b.stored(0);
-    assert_eq!(b.flying(), [(3, 0, 3)], "two numbers are free again");
+    assert_eq!(b.flying(), [(3, 0, 3)], "two sequence numbers are free again");
     b.refused(0, Refusal::TooLarge);
     assert_eq!((b.flying(), b.air[0].count), (vec![(3, 0, 3)], 2));
     b.refused(0, Refusal::Something);
@@ -295,7 +296,7 @@ fn refusals() {
     assert!(b.p.is_up() && b.p.open() == 0);
 }
 
-/// Fails when parts of a batch that may be stored keep its epoch: the broker could take one for the other.
+/// Fails when parts of a batch that may be stored keep its epoch: the broker could confuse them with it.
 #[test]
 fn parts_of_a_doubtful_batch_begin_a_new_epoch() {
     let mut b = Bench::proven();
@@ -308,9 +309,10 @@ fn parts_of_a_doubtful_batch_begin_a_new_epoch() {
     assert_eq!(b.told, ["Uncertain(1)", "stored 2", "Uncertain(1)"]);
 }
 
-/// Fails when a refused timestamp becomes a dead letter, loses the numbers, or is offered for ever without a wait.
+/// Fails when a refused timestamp becomes a dead letter, loses the sequence numbers, or is retried endlessly without a
+/// pause.
 #[test]
-fn a_refused_timestamp_is_stamped_anew() {
+fn a_refused_timestamp_is_replaced() {
     let mut b = Bench::proven();
     b.push(2);
     assert_eq!(b.air[0].stamp_ms(), STAMP);
@@ -323,7 +325,7 @@ fn a_refused_timestamp_is_stamped_anew() {
     assert!(b.told.is_empty(), "{:?}", b.told);
 }
 
-/// Fails when records that could not be buried are dropped, or retried without a pause.
+/// Fails when dead letters that cannot be written are dropped, or retried without a pause.
 #[test]
 fn a_full_dead_letter_file_holds() {
     let mut b = Bench::proven();
@@ -336,7 +338,7 @@ fn a_full_dead_letter_file_holds() {
         &mut b.rng,
         &mut actions,
     );
-    let Some(Action::DeadLetter { batch, .. }) = actions.pop() else { panic!("not buried") };
+    let Some(Action::DeadLetter { batch, .. }) = actions.pop() else { panic!("no dead letter") };
     b.p.hold(batch, "full".into(), b.now, &mut b.rng, &mut actions);
     b.push(1);
     b.pass(59_000);
@@ -345,7 +347,7 @@ fn a_full_dead_letter_file_holds() {
     assert_eq!(b.flying(), [(2, 0, 1)]);
 }
 
-/// Fails when a plain driver gets numbers, two batches at once, or a repeat is not announced.
+/// Fails when a plain driver gets sequence numbers or two batches at once, or a possible duplicate is not reported.
 #[test]
 fn plain_rules() {
     let mut b = Bench::new(Rules::Plain);
@@ -358,7 +360,7 @@ fn plain_rules() {
     assert_eq!((b.flying(), b.told.len()), (vec![(2, -1, -1)], 2));
 }
 
-/// Fails when numbers of one driver go on with another, or a repeat under new numbers is silent.
+/// Fails when one driver's sequence numbers are used by another, or resending under new numbers is not reported.
 #[test]
 fn the_driver_changes() {
     let mut b = Bench::new(Rules::Plain);
@@ -373,7 +375,7 @@ fn the_driver_changes() {
     assert_eq!((b.flying(), b.told.last().unwrap().as_str()), (vec![(1, -1, -1)], "Doubled(3)"));
 }
 
-/// Fails when another id is taken up while batches of the old one are out: their order would be lost.
+/// Fails when a new id is used while batches of the old one are in flight: their order would be lost.
 #[test]
 fn another_id_waits_for_what_is_out() {
     let mut b = Bench::proven();

@@ -1,7 +1,7 @@
-//! The simulator's brokers, and the driver's share of what goes wrong. Knows nothing of the core's state.
+//! The simulator's brokers, and failures on the driver's side.
 //!
-//! Producer state is Kafka's `ProducerStateManager`'s: the last five batches, of which a restart leaves one; an exact
-//! repeat is answered with its first offset; an unknown id may begin anywhere; a new epoch only at 0.
+//! Producer state follows Kafka's `ProducerStateManager`: it keeps the last five batches, one after a restart. An
+//! exact repeat is answered with its first offset, an unknown id may start anywhere, and a new epoch starts at 0.
 
 use super::World;
 use crate::producer::batch::{Batch, Numbers};
@@ -9,13 +9,13 @@ use crate::producer::driver::{Event, Pace, Refusal, Verdict};
 use crate::producer::sequence::after;
 use std::collections::{HashMap, VecDeque};
 
-/// One partition at its broker, with the requests on their way to it.
+/// One partition on its broker, with the requests on their way to it.
 #[derive(Default)]
 pub(super) struct Log {
     pub lines: Vec<u64>,
     pub producers: HashMap<i64, Producer>,
     pub wire: VecDeque<Batch>,
-    /// Batches of unknown outcome that the core has not heard of yet: until then the driver sends no other.
+    /// Batches of unknown outcome not yet reported to the core. Until they are, the driver sends no others.
     pub untold: usize,
 }
 
@@ -77,7 +77,7 @@ impl World<'_> {
         self.back.push_back(Event::Done { batch, verdict });
     }
 
-    /// The broker takes the next request of a partition.
+    /// The broker handles a partition's next request.
     pub(super) fn serve(&mut self, id: i32) {
         let Some(batch) = self.logs.get_mut(&id).and_then(|l| l.wire.pop_front()) else { return };
         let ids = self.ids(&batch);
@@ -89,7 +89,7 @@ impl World<'_> {
         }
         let result = self.logs.get_mut(&id).unwrap().append(batch.numbers, &ids);
         match result {
-            // Appended, but the replicas were late, or the answer was lost and the connection with it.
+            // Appended, but the replicas were late, or the connection and the answer were lost.
             Ok(_) if self.faults && self.chance(8) => self.again(batch, true),
             Ok(_) if self.faults && self.chance(8) => {
                 self.again(batch, true);
@@ -120,7 +120,7 @@ impl World<'_> {
         whats.into_iter().nth(self.rng.below(4))
     }
 
-    /// The connection is lost: some of what was under way still arrives, the rest does not, nobody is told.
+    /// Loses the connection: some requests under way still arrive, the rest do not, and the core cannot tell which.
     pub(super) fn cut(&mut self, id: i32) {
         let wire: Vec<Batch> = self.logs.get_mut(&id).unwrap().wire.drain(..).collect();
         let arrive = self.rng.below(wire.len() + 1);
@@ -133,7 +133,7 @@ impl World<'_> {
             }
             lost.push(batch);
         }
-        // A driver gives them back in any order.
+        // A driver returns them in any order.
         while !lost.is_empty() {
             let batch = lost.swap_remove(self.rng.below(lost.len()));
             self.again(batch, true);

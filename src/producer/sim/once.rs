@@ -1,9 +1,9 @@
-//! Exactly-once under the simulator: the agent and the brokers crash at every step, and every line must stand once, with
-//! nothing counted as uncertain. Real are the core, the journal with its file, what it says of itself at the start, and the saved
-//! positions as a value; tails, the disk's clock and the brokers are models.
+//! Exactly-once under the simulator: the agent and the brokers crash at every step. Every line must be stored exactly
+//! once, with nothing counted as uncertain. The core, the journal with its file, its recovery at startup and the saved
+//! positions (as a value) are real; tails, the disk's clock and the brokers are models.
 //!
-//! A request of a killed agent may still arrive, at any time. A leader may go before its followers have what it took: then
-//! the batch, and what the leader knew of it, is gone, though a question may have been answered by it.
+//! A request of a killed agent may still arrive at any time. A leader may fail before its followers have copied a
+//! batch: the batch and the producer state are lost, although a question may already have been answered from them.
 
 use super::broker::Log;
 use crate::backoff::Rng;
@@ -33,32 +33,32 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 const TOPIC: [u8; 16] = [7; 16];
-/// Bytes of a line with its end.
+/// Bytes of a line with its newline.
 const LINE: u64 = 8;
 
-/// A request on its way; the batch as long as the agent lives that sent it.
+/// A request on its way; `batch` lasts as long as the agent that sent it.
 struct Request {
     numbers: Option<Numbers>,
     ids: Vec<u64>,
     batch: Option<Batch>,
 }
 
-/// A partition and what its followers do not have yet.
+/// A partition and the part its followers do not have yet.
 #[derive(Default)]
 struct Leader {
     log: Log,
-    /// Lines and producers before what is not replicated.
+    /// Lines and producers as of the last replication.
     committed: Option<(usize, HashMap<i64, super::broker::Producer>)>,
     wire: VecDeque<Request>,
 }
 
-/// One life of the agent.
+/// One run of the agent.
 struct Agent<'b> {
     core: Core<'b>,
     journal: Journal,
-    /// What the ledger has.
+    /// Positions in the ledger.
     acked: Saved,
-    /// Where each stream is read next, and what is passed over.
+    /// Each stream's read position, and the ranges to skip.
     tails: Saved,
     back: VecDeque<Event>,
 }
@@ -73,12 +73,12 @@ struct World<'b> {
     lines: u64,
     partitioner: Partitioner,
     leaders: BTreeMap<i32, Leader>,
-    /// Saved positions, as on the disk.
+    /// Saved positions, as on disk.
     disk: Saved,
     pids: i64,
     now: Now,
     crashes: u32,
-    /// A batch of more records is refused, and taken apart.
+    /// A larger batch is refused, and split.
     largest: u32,
 }
 
@@ -126,7 +126,7 @@ impl<'b> World<'b> {
         self.rng.below(100) < percent
     }
 
-    /// A start: what `commands/recover.rs` does, on models.
+    /// Startup: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
         let (store, found) = JournalFile::open(open_or_create(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
@@ -177,7 +177,7 @@ impl<'b> World<'b> {
         chunk_of(origin, &self.share, from * LINE, &lines)
     }
 
-    /// Acknowledged: so each line of it stands somewhere, for good.
+    /// Acknowledged, so each of its lines must be stored and replicated.
     fn check(&self, stream: u64, range: &std::ops::Range<u64>) {
         for n in range.start / LINE..range.end / LINE {
             let stands = |l: &Leader| {
@@ -186,12 +186,12 @@ impl<'b> World<'b> {
             };
             assert!(
                 self.leaders.values().any(stands),
-                "line {n} of {stream} was acknowledged and does not stand"
+                "line {n} of {stream} was acknowledged but is not stored"
             );
         }
     }
 
-    /// A tail reads on.
+    /// A tail reads more.
     fn feed(&mut self, a: &mut Agent<'_>) {
         let s = self.rng.below(2);
         let t = &a.tails.streams[s];
@@ -226,7 +226,7 @@ impl<'b> World<'b> {
                     a.back.push_back(Event::Knows { topic, partition, pid, last });
                 }
                 Order::Send(batches) => a.journal.hold(batches),
-                Order::Change(_) => panic!("nobody changes the driver"),
+                Order::Change(_) => panic!("the driver does not change here"),
             }
         }
         for ack in std::mem::take(&mut a.core.acks) {
@@ -236,7 +236,7 @@ impl<'b> World<'b> {
         wake
     }
 
-    /// The journal writes, and passes on: two steps, for a crash may come between.
+    /// The journal records and passes on: two steps, since a crash may come between them.
     fn journal(&mut self, a: &mut Agent<'_>, ready: &mut Vec<Batch>) {
         if !ready.is_empty() {
             for batch in ready.drain(..) {
@@ -252,7 +252,7 @@ impl<'b> World<'b> {
         }
     }
 
-    /// A leader takes its next request.
+    /// A leader handles its next request.
     fn serve(&mut self, a: &mut Agent<'_>) {
         let p = self.rng.below(self.leaders.len()) as i32;
         let (lost, slow, unreplicated) = (self.chance(8), self.chance(10), self.chance(10));
@@ -271,7 +271,7 @@ impl<'b> World<'b> {
                     leader.committed.get_or_insert(before);
                     again(true)
                 }
-                // It is answered when it is replicated, and so is all before it.
+                // Answered once this batch and everything before it are replicated.
                 Ok(offset) => {
                     leader.committed = None;
                     if slow { again(true) } else { Verdict::Stored { offset: Some(offset) } }
@@ -297,7 +297,7 @@ impl<'b> World<'b> {
         }
     }
 
-    /// SIGKILL: only the disk and what is on its way stay.
+    /// SIGKILL: only the disk and the requests on their way survive.
     fn crash(&mut self, a: Agent<'_>) {
         self.crashes += 1;
         drop(a);
@@ -314,7 +314,7 @@ impl<'b> World<'b> {
         }
     }
 
-    /// `crash_at(step)`; after `calm` steps nothing fails any more.
+    /// `crash_at(step)`; no more failures after `calm` steps.
     fn run(&mut self, calm: u32, mut crash_at: impl FnMut(u32, &mut Rng) -> bool) {
         let mut a = self.start();
         let mut ready = Vec::new();
@@ -346,7 +346,7 @@ impl<'b> World<'b> {
                 }
                 10 if faults && self.chance(15) => self.broker_fault(),
                 11 => {
-                    // Not so long that a broker could have forgotten an id by then.
+                    // Not so long that a broker could have forgotten a producer by then.
                     let next = wake.map_or(Duration::ZERO, |w| w.saturating_duration_since(self.now.at));
                     let next = next.min(Duration::from_secs(1));
                     let ms = self.rng.next() % 30 + if self.chance(20) { next.as_millis() as u64 } else { 0 };
@@ -361,7 +361,7 @@ impl<'b> World<'b> {
         let want: Vec<u64> = (1..=2).flat_map(|s| (0..self.lines).map(move |n| id(s, n))).collect();
         let uncertain = self.board.totals.uncertain.load(Relaxed);
         if self.largest < u32::MAX {
-            // What may have been stored and is refused now gets other numbers: nothing proves it then.
+            // A refused batch that may be stored gets other sequence numbers: then nothing proves it.
             let all = stored.len();
             stored.dedup();
             assert_eq!(stored, want, "none lost");
@@ -394,7 +394,7 @@ fn world(
     })
 }
 
-/// Long histories, crashes by chance. `SEEDS=n` for a longer run, `SEED=n` for one world.
+/// Long histories with random crashes. `SEEDS=n` for a longer run, `SEED=n` for one world.
 #[test]
 fn crashes_by_chance_leave_every_line_once() {
     let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
@@ -411,7 +411,7 @@ fn by_chance(seed: u64) -> impl FnMut(u32, &mut Rng) -> bool {
     move |_, rng| rng.below(100) < 1 + (seed % 3) as usize
 }
 
-/// Fails when the rest of a batch that was taken apart counts as stored, because the whole had an intent.
+/// Fails when the rest of a split batch counts as stored because the whole had an intent.
 #[test]
 fn batches_taken_apart_among_crashes() {
     for seed in 0..300 {
@@ -419,7 +419,7 @@ fn batches_taken_apart_among_crashes() {
     }
 }
 
-/// A short history, and a crash at each of its steps; then each pair of crashes close together.
+/// A short history with a crash at each step, then with each pair of crashes close together.
 #[test]
 fn a_crash_at_every_step() {
     for first in 0..150 {

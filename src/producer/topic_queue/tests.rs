@@ -1,4 +1,4 @@
-//! When a flight leaves, how large it is, where it goes, and what is said about trouble.
+//! When a batch group is sent, how large it is, where it goes, and how trouble is reported.
 
 use super::*;
 use crate::clock::EARLIEST_MS;
@@ -26,7 +26,7 @@ impl Bench {
         Bench { queue, now, rules, closing: false, rng: Rng::new(3), no: 0, air: vec![] }
     }
 
-    /// The stamp of the next flight.
+    /// The timestamp of the next group.
     fn stamp(&mut self) -> i64 {
         self.arrive();
         let batch = self.air.pop().expect("a batch");
@@ -41,7 +41,7 @@ impl Bench {
         Bench::new(&Options { batch, ..Options::default() }, rules, partitions)
     }
 
-    /// One chunk of 100 bytes, and what leaves because of it.
+    /// Adds one chunk of 100 bytes; returns what is sent because of it.
     fn arrive(&mut self) -> usize {
         self.queue.push(chunk(&plain(1), 0, &[&[b'x'; 99]]), self.now);
         self.go()
@@ -93,22 +93,22 @@ fn view(partitions: &[i32], available: &[i32]) -> TopicView {
     TopicView { topic: "t".into(), id: [0; 16], partitions, available }
 }
 
-/// Fails when an idle queue waits, a busy one sends small flights, or a full batch waits although there is room.
+/// Fails when an idle queue waits, a busy one sends small groups, or a full batch waits although there is room.
 #[test]
-fn gathers_while_something_is_in_the_air() {
+fn gathers_while_something_is_in_flight() {
     let mut b = Bench::sticky(400, NUMBERED, &[0]);
     assert_eq!(b.arrive(), 1, "idle: at once");
     assert_eq!([b.arrive(), b.arrive(), b.arrive()], [0; 3], "busy: what arrives gathers");
     assert_eq!(b.arrive(), 1, "a full batch goes");
     assert_eq!(b.arrive(), 0);
     b.stored(0);
-    assert_eq!(b.stored(0), 1, "nothing in the air: the rest goes");
+    assert_eq!(b.stored(0), 1, "nothing in flight: the rest is sent");
     let sizes: Vec<usize> = b.air.iter().map(|b| b.bytes).collect();
     assert_eq!(sizes, [99]);
     assert!(b.queue.waiting.is_empty() && b.queue.waiting_bytes == 0);
 }
 
-/// Fails when a queue goes over what may be in flight.
+/// Fails when a queue exceeds the in-flight limit.
 #[test]
 fn room_is_limited() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
@@ -119,9 +119,9 @@ fn room_is_limited() {
     assert_eq!(b.stored(0), 1);
 }
 
-/// Fails when a plain driver gets a second flight of a topic, but for one that does not answer.
+/// Fails when a plain driver gets a second group of a topic, except while the first one is not answered.
 #[test]
-fn plain_drivers_have_one_flight_of_a_topic_in_the_air() {
+fn plain_drivers_have_one_group_of_a_topic_in_flight() {
     let mut b = Bench::sticky(100, Rules::Plain, &[0, 1]);
     b.arrive();
     assert_eq!((0..5).map(|_| b.arrive()).sum::<usize>(), 0);
@@ -130,7 +130,7 @@ fn plain_drivers_have_one_flight_of_a_topic_in_the_air() {
     assert_ne!(b.air[1].partition, hung);
 }
 
-/// Fails when lines wait for a broker that is slow to fail although another partition is there.
+/// Fails when lines wait for a broker that is slow to fail although another partition is available.
 #[test]
 fn a_silent_partition_holds_lines_only_for_a_moment() {
     let mut b = Bench::sticky(1000, NUMBERED, &[0, 1]);
@@ -157,7 +157,7 @@ fn linger() {
 
 /// Fails when keyless lines go to partitions in trouble or without a leader, or when equals do not take turns.
 #[test]
-fn keyless_lines_go_to_living_partitions() {
+fn keyless_lines_go_to_available_partitions() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1, 2, 3]);
     b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
     b.arrive();
@@ -176,7 +176,7 @@ fn keyless_lines_go_to_living_partitions() {
     assert_eq!(to, [[good[0]; 3], [good[1]; 3]].concat());
 }
 
-/// Fails when a queue goes on forming flights although no partition can take them, or never tries any again.
+/// Fails when a queue keeps forming groups although no partition can take them, or never tries any again.
 #[test]
 fn all_in_trouble_stops_the_lane() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
@@ -191,7 +191,7 @@ fn all_in_trouble_stops_the_lane() {
     assert!(b.stored(0) > 0);
 }
 
-/// Fails when keyed lines go elsewhere because theirs is in trouble, or hold those of other partitions.
+/// Fails when keyed lines go elsewhere because their partition is in trouble, or hold up those of other partitions.
 #[test]
 fn keyed_lines_wait_for_their_partition() {
     let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());
@@ -213,13 +213,13 @@ fn keyed_lines_wait_for_their_partition() {
     while !b.air.is_empty() {
         b.stored(0);
     }
-    assert_eq!(both(&mut b), 1, "the others' go on");
+    assert_eq!(both(&mut b), 1, "the others are still sent");
     let now: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
     assert_eq!(now, all[1..]);
     assert_eq!(b.queue.partition(all[0]).unwrap().open(), 2);
 }
 
-/// Fails when a fixed partition that does not exist is replaced, or is not taken up once it exists.
+/// Fails when a missing fixed partition is replaced by another, or is not used once it exists.
 #[test]
 fn a_fixed_partition_is_waited_for() {
     let options = Options { partitioner: Partitioner::Fixed(2), ..Options::default() };
@@ -229,7 +229,7 @@ fn a_fixed_partition_is_waited_for() {
     assert_eq!((b.go(), b.air[0].partition), (1, 2));
 }
 
-/// Fails when batches of a partition that is gone wait for ever, or take their numbers along.
+/// Fails when batches of a removed partition wait indefinitely, or keep their sequence numbers.
 #[test]
 fn batches_of_a_removed_partition_find_another() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
@@ -243,7 +243,7 @@ fn batches_of_a_removed_partition_find_another() {
     assert!(b.queue.partition(gone).is_none());
 }
 
-/// Fails when what is too large is sent as large again, or one outlier makes all batches small for good.
+/// Fails when oversized batches are sent at the same size again, or one outlier makes all batches small for good.
 #[test]
 fn the_cap_falls_and_rises() {
     let mut cap = Cap::new(512 << 10);
@@ -257,9 +257,9 @@ fn the_cap_falls_and_rises() {
     assert_eq!(cap.now, 512 << 10);
 }
 
-/// Fails when trouble is told at each retry, or its end not at all.
+/// Fails when trouble is reported at each retry, or its end is not reported.
 #[test]
-fn trouble_is_told_when_it_changes() {
+fn trouble_is_reported_when_it_changes() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
     b.arrive();
     let mut told = Vec::new();
@@ -278,9 +278,9 @@ fn trouble_is_told_when_it_changes() {
     assert_eq!(b.queue.change(b.now), None);
 }
 
-/// Fails when a flight takes more chunks than picks can address, or less than one.
+/// Fails when a group takes more chunks than picks can address, or less than one.
 #[test]
-fn a_flight_is_bounded() {
+fn a_batch_group_is_bounded() {
     let mut b = Bench::sticky(usize::MAX / 8, NUMBERED, &[0]);
     for _ in 0..BatchGroup::MAX_CHUNKS + 5 {
         b.queue.push(chunk(&plain(1), 0, &[b""]), b.now);
@@ -292,8 +292,8 @@ fn a_flight_is_bounded() {
     assert_eq!(b.air[0].count, 1, "one that is too large goes alone");
 }
 
-/// A box that boots in 1970, and has its clock set while it delivers. Fails when a clock that is not set is believed, when
-/// the time of the last save counts for nothing, or when a jump of the clock changes anything else.
+/// A machine boots in 1970 and its clock is set while it delivers. Fails when an unset clock is trusted, the time of
+/// the last save is ignored, or a jump of the clock changes anything else.
 #[test]
 fn stamps_of_a_box_that_boots_in_1970() {
     let saved_ms = EARLIEST_MS + 1000;

@@ -1,4 +1,4 @@
-//! The probe against things that are not what they should be. The scripted Kafka peer is the classic driver's.
+//! The probe against unexpected peers. The scripted Kafka peer is the classic driver's.
 
 use super::*;
 use crate::kafka_crate::peer::{KAFKA_3_9, KAFKA_4_1, Peer, hole, parrot};
@@ -6,7 +6,8 @@ use std::net::TcpListener;
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(1), answer: Duration::from_secs(1) };
 
-/// Fails when any of the peers is taken for another, or an answer's length is believed before its first bytes are looked at.
+/// Fails when one kind of peer is mistaken for another, or an answer's length is trusted before its first bytes are
+/// checked.
 #[test]
 fn what_listens_there() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // closed again by the drop
@@ -34,7 +35,7 @@ fn what_listens_there() {
     }
 }
 
-/// Fails when one byte at a time can stretch the limit: a deadline must hold for the whole answer.
+/// Fails when sending one byte at a time can extend the limit: the deadline must cover the whole answer.
 #[test]
 fn a_trickle_does_not_hold_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -48,7 +49,7 @@ fn a_trickle_does_not_hold_it() {
     assert_eq!(ask(addr, &LIMITS), Finding::Mute(LIMITS.answer));
 }
 
-/// Fails when the choice goes by Produce's lowest version (KAFKA-18659).
+/// Fails when the choice uses Produce's lowest version (KAFKA-18659).
 #[test]
 fn which_driver_a_broker_suits() {
     let peer = Peer::start();
@@ -100,7 +101,7 @@ fn an_answer() -> Vec<u8> {
 }
 
 proptest::proptest! {
-    /// Fails (panics, or takes for ever) when a length or a count is believed.
+    /// Fails (panics or hangs) when a length or a count is trusted.
     #[test]
     fn noise_and_damage_are_read_or_refused(
         noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
