@@ -306,7 +306,7 @@ fn unwritable_state_folder_is_reported_as_blocking_delivery() {
         let why = of.and_then(|t| t["last_error"].as_str()).unwrap_or_default();
         assert!(why.contains(if whole { "flights" } else { "positions" }), "{said}");
         assert!(of.is_some_and(|t| t["attempts"].as_u64() > Some(0)), "{said}");
-        agent.wait_log(if whole { "nothing is sent until it can be" } else { "is blocked" }, secs(2));
+        agent.wait_log(if whole { "nothing is sent until this works" } else { "is blocked" }, secs(2));
         if !whole {
             wait_until(secs(20), "the metrics report it", || {
                 let text = std::fs::read_to_string(folder.path("m.prom")).unwrap_or_default();
