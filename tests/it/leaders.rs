@@ -1,6 +1,7 @@
 //! Brokers and leaders that are not where metadata says: dead brokers, impossible leader epochs.
 
 use crate::harness::*;
+use std::sync::atomic::Ordering::Relaxed;
 
 fn follows(folder: &Folder, brokers: impl std::fmt::Display) -> Setup {
     let args = "--topic t --driver modern --from beginning --state-dir state f.log";
@@ -83,11 +84,13 @@ fn another_cluster_gives_another_producer_id() {
     let mut agent = follows(&folder, kafka.address()).start();
     wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
     kafka.cluster("another");
-    // The answer of a broker that was just restarted: it triggers a metadata request.
-    let refused = kafka.count(Api::Produce) + 1;
-    kafka.script(
-        move |r| if r.api == Api::Produce && r.nth <= refused { Reply::Code(6) } else { Reply::Default },
-    );
+    // The answer of a broker that was just restarted, until the agent has requested metadata.
+    let requested = std::sync::atomic::AtomicBool::new(false);
+    kafka.script(move |r| {
+        requested.fetch_or(r.api == Api::Metadata, Relaxed);
+        let refuses = r.api == Api::Produce && !requested.load(Relaxed);
+        if refuses { Reply::Code(6) } else { Reply::Default }
+    });
     Lines::new("f", 100..200).append_to(&folder.path("f.log"));
     wait_until(PATIENT, "all lines", || kafka.stored("t").len() == 200);
     let log = agent.stop().expect_code(0).stderr;
