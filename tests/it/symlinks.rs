@@ -72,8 +72,11 @@ fn can_change_owners() -> bool {
 
 /// A link owned by this user.
 fn link_of(user: u32, folder: &Folder, target: &str, link: &str) {
-    symlink(target, folder.path(link)).unwrap();
-    std::os::unix::fs::lchown(folder.path(link), Some(user), Some(user)).unwrap();
+    // Under its name only with its owner: the agent may look in between.
+    let new = format!("{link}.new");
+    symlink(target, folder.path(&new)).unwrap();
+    std::os::unix::fs::lchown(folder.path(&new), Some(user), Some(user)).unwrap();
+    folder.rename(&new, link);
 }
 
 /// Links owned by other users in the followed folder: to a file, to a folder, through another link, in place of a
