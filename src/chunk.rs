@@ -1,7 +1,8 @@
 //! Chunks: pieces of a stream on their way from a tail to the producer.
 
 use crate::budget::Permit;
-use crate::record::{Ack, Break, Closed, Format, Identity, Line, Point, Range, Shape, StreamId, Topic};
+use crate::quota::DeadLetterShare;
+use crate::record::{Ack, Break, Format, Identity, Line, Point, Range, Shape, StreamId, Topic};
 use crate::streams::{Opened, Progress};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,6 +46,13 @@ impl Origin {
 }
 
 impl Chunk {
+    /// Reserves room in the dead-letter file for all lines, as long as the chunk is in memory. Returns the bytes.
+    pub fn reserve_letters(&mut self, share: &DeadLetterShare) -> u64 {
+        let letters = share.letters(self.lines.len(), self.bytes.len());
+        self.permit.with_letters(share.reserve(letters));
+        letters
+    }
+
     /// Maximum number of lines in a chunk, so that a record is addressed by two `u16`.
     pub const MAX_LINES: usize = 16 * 1024;
 
@@ -69,13 +77,4 @@ impl Chunk {
             lines: self.lines.len() as u64,
         }
     }
-}
-
-/// What a tail sends.
-#[derive(Debug)]
-pub enum TailOutput {
-    Opened(Opened),
-    Chunk(Chunk),
-    /// The stream ends: its file was left after rotation, deleted, or truncated.
-    Closed(Closed),
 }

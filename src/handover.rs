@@ -1,9 +1,10 @@
 //! The interface from tails to the rest of the agent: they open and close streams in the registry and send chunks to
 //! the producer over a bounded channel.
 
-use crate::chunk::{Chunk, TailOutput};
+use crate::chunk::Chunk;
+use crate::record::Closed;
 use crate::stop::Stop;
-use crate::streams::Registry;
+use crate::streams::{Opened, Registry};
 use crate::waker::{Waker, Waking};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::sync::Arc;
@@ -33,6 +34,14 @@ enum To {
     Recorder(Sender<TailOutput>),
 }
 
+#[cfg(test)]
+#[derive(Debug)]
+pub enum TailOutput {
+    Opened(Opened),
+    Chunk(Chunk),
+    Closed(Closed),
+}
+
 /// The producer has ended, or the tail should stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped;
@@ -47,36 +56,39 @@ impl Outlet {
         Outlet(To::Recorder(to))
     }
 
-    /// Opens or closes a stream from outside a tail's thread.
-    pub fn tell(&self, parcel: TailOutput) {
-        match (&self.0, parcel) {
-            (To::Agent { registry, .. }, TailOutput::Opened(opened)) => registry.open(opened),
-            (To::Agent { registry, .. }, TailOutput::Closed(closed)) => registry.close(&closed),
-            (_, parcel) => debug_assert!(false, "{parcel:?} can only be sent by a tail"),
+    /// A stream is read from now on. Must be called before its first chunk is sent.
+    pub fn open(&self, opened: Opened) {
+        match &self.0 {
+            To::Agent { registry, .. } => registry.open(opened),
+            #[cfg(test)]
+            To::Recorder(to) => to.send(TailOutput::Opened(opened)).expect("the simulator reads"),
         }
     }
 
-    /// Opening and closing never block. Sending a chunk blocks while the channel is full.
-    pub fn send(&self, parcel: TailOutput, stop: &Stop) -> Result<(), Stopped> {
-        let (registry, chunks) = match &self.0 {
-            To::Agent { registry, chunks } => (registry, chunks),
+    /// No more chunks of this stream will be sent.
+    pub fn close(&self, closed: Closed) {
+        match &self.0 {
+            To::Agent { registry, .. } => registry.close(&closed),
             #[cfg(test)]
-            To::Recorder(to) => return to.send(parcel).map_err(|_| Stopped),
-        };
-        match parcel {
-            TailOutput::Opened(opened) => registry.open(opened),
-            TailOutput::Closed(closed) => registry.close(&closed),
-            TailOutput::Chunk(chunk) => {
-                match chunks.get().try_send(chunk) {
-                    Err(TrySendError::Full(chunk)) => select! {
-                        send(chunks.get(), chunk) -> sent => sent.map_err(|_| Stopped)?,
-                        recv(stop.on()) -> _ => return Err(Stopped),
-                    },
-                    sent => sent.map_err(|_| Stopped)?,
-                }
-                chunks.wake();
-            }
+            To::Recorder(to) => to.send(TailOutput::Closed(closed)).expect("the simulator reads"),
         }
+    }
+
+    /// Blocks while the channel is full.
+    pub fn send(&self, chunk: Chunk, stop: &Stop) -> Result<(), Stopped> {
+        let chunks = match &self.0 {
+            To::Agent { chunks, .. } => chunks,
+            #[cfg(test)]
+            To::Recorder(to) => return to.send(TailOutput::Chunk(chunk)).map_err(|_| Stopped),
+        };
+        match chunks.get().try_send(chunk) {
+            Err(TrySendError::Full(chunk)) => select! {
+                send(chunks.get(), chunk) -> sent => sent.map_err(|_| Stopped)?,
+                recv(stop.on()) -> _ => return Err(Stopped),
+            },
+            sent => sent.map_err(|_| Stopped)?,
+        }
+        chunks.wake();
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ pub use change::Change;
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
-use crate::chunk::{Chunk, Origin, TailOutput};
+use crate::chunk::{Chunk, Origin};
 use crate::handover::{Outlet, Stopped};
 use crate::packed::{Packed, packing};
 use crate::quota::{DeadLetterShare, Room};
@@ -443,8 +443,8 @@ impl Tail<'_> {
                 self.read(i, Rest::Waits)?;
             }
             Step::SendRest(i) => self.read(i, Rest::IsALine)?,
-            Step::Leave(i) => self.leave(i)?,
-            Step::GiveUp(i) => self.give_up(i)?,
+            Step::Leave(i) => self.leave(i),
+            Step::GiveUp(i) => self.give_up(i),
             Step::Shelve(i) => self.shelve(i),
             Step::Unshelve => self.unshelve()?,
             Step::Wait(_) | Step::End => {}
@@ -556,11 +556,13 @@ impl Tail<'_> {
                 let _decides = decides(&folder, self.stop)?;
                 self.truncated(i)
             }
-            Got::Broken(e) => self.broken(i, &e),
+            Got::Broken(e) => {
+                self.broken(i, &e);
+                Ok(())
+            }
             Got::Chunk(mut chunk, counts) => {
                 if let Some(share) = &self.letter_share {
-                    self.letters = share.letters(chunk.lines.len(), chunk.bytes.len());
-                    chunk.permit.with_letters(share.reserve(self.letters));
+                    self.letters = chunk.reserve_letters(share);
                 }
                 let t = &self.board.totals;
                 t.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
@@ -576,14 +578,14 @@ impl Tail<'_> {
                 }
                 self.spend(chunk.bytes.len());
                 self.known.progress(chunk.origin.stream, chunk.end, &self.open[i].head);
-                self.send(TailOutput::Chunk(chunk))
+                self.send(chunk)
             }
         }
     }
 
     /// A tail blocks here while the producer is busy.
-    fn send(&self, parcel: TailOutput) -> Result<(), Halt> {
-        Ok(self.out.send(parcel, self.stop)?)
+    fn send(&self, chunk: Chunk) -> Result<(), Halt> {
+        Ok(self.out.send(chunk, self.stop)?)
     }
 
     /// How long to wait for room in the dead-letter file, in case a line of this path is refused.

@@ -4,7 +4,7 @@
 
 use super::drivers;
 use crate::budget::{Budget, Share};
-use crate::chunk::{Chunk, Origin, TailOutput};
+use crate::chunk::{Chunk, Origin};
 use crate::cli;
 use crate::config::{self, Delivery};
 use crate::error::{Error, ExitCode};
@@ -251,8 +251,7 @@ impl SendInput {
         };
         let share = Budget::new(MEMORY).share();
         let origin = Arc::new(origin);
-        let opened = origin.opened(Identity::default(), Point::default());
-        out.tell(TailOutput::Opened(opened));
+        out.open(origin.opened(Identity::default(), Point::default()));
         SendInput { origin, share, given: given.clone(), out, stop, at: 0 }
     }
 
@@ -298,7 +297,7 @@ impl SendInput {
         let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
         let origin = self.origin.clone();
         let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
-        self.out.send(TailOutput::Chunk(chunk), &self.stop).ok()
+        self.out.send(chunk, &self.stop).ok()
     }
 }
 

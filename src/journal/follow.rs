@@ -7,7 +7,7 @@ use super::header::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use super::wait::FolderWatch;
-use crate::chunk::{Chunk, Origin, TailOutput};
+use crate::chunk::{Chunk, Origin};
 use crate::handover::{Outlet, Stopped};
 use crate::quota::{DeadLetterShare, Room};
 use crate::record::{Closed, Ending, Shape, StreamId, Topic};
@@ -286,7 +286,7 @@ impl<'a> Follower<'a> {
         for journal in std::mem::take(&mut self.open) {
             let stream = journal.origin.stream;
             self.board.files().remove(&journal.origin.path);
-            self.out.tell(TailOutput::Closed(Closed { stream, why: Ending::Parked }));
+            self.out.close(Closed { stream, why: Ending::Parked });
         }
     }
 }
@@ -328,7 +328,7 @@ impl Follower<'_> {
                     if !finished {
                         return Ok(Progressed::Nothing);
                     }
-                    self.close(i, Ending::Finished)?;
+                    self.close(i, Ending::Finished);
                     return Ok(Progressed::Closed);
                 }
                 JournalRead::Later => return Ok(Progressed::Later),
@@ -338,7 +338,7 @@ impl Follower<'_> {
                     if lost > 0 {
                         self.lost(lost, "their file was removed before they were read");
                     }
-                    self.close(i, Ending::Gone { lost: 0 })?;
+                    self.close(i, Ending::Gone { lost: 0 });
                     return Ok(Progressed::Closed);
                 }
                 JournalRead::Failed(e) => {
@@ -352,11 +352,10 @@ impl Follower<'_> {
     fn send(&mut self, mut chunk: Chunk) -> Result<(), Halted> {
         let origin = &chunk.origin;
         if let Some(share) = self.letter_shares.get(&origin.path) {
-            self.letters = share.letters(chunk.lines.len(), chunk.bytes.len());
-            chunk.permit.with_letters(share.reserve(self.letters));
+            self.letters = chunk.reserve_letters(share);
         }
         self.board.totals.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
-        Ok(self.out.send(TailOutput::Chunk(chunk), self.stop)?)
+        Ok(self.out.send(chunk, self.stop)?)
     }
 
     /// Whether the dead-letter file has room for what would be read, if all of it is refused.
@@ -379,10 +378,10 @@ impl Follower<'_> {
         }
     }
 
-    fn close(&mut self, i: usize, why: Ending) -> Result<(), Halted> {
+    fn close(&mut self, i: usize, why: Ending) {
         let journal = &self.open[i];
         self.done.insert(journal.journal.header.file_id);
         self.left.push(journal.origin.clone());
-        Ok(self.out.send(TailOutput::Closed(Closed { stream: journal.origin.stream, why }), self.stop)?)
+        self.out.close(Closed { stream: journal.origin.stream, why });
     }
 }

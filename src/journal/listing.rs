@@ -6,7 +6,7 @@ use super::follow::{Follower, Halted};
 use super::header::{Id128, ReadError};
 use super::open::{OpenJournal, Scratch};
 use super::tally::SeqnumTally;
-use crate::chunk::{Origin, TailOutput};
+use crate::chunk::Origin;
 use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then};
 use crate::report::FileState;
 use crate::streams::SavedStream;
@@ -35,16 +35,16 @@ impl Follower<'_> {
         // First those that are known: they say how far their chains were read.
         let mut unknown = Vec::new();
         for file in new {
-            if !self.resume(file)? {
+            if !self.resume(file) {
                 unknown.push(file);
             }
         }
         for file in unknown {
-            self.begin(file, is_first)?;
+            self.begin(file, is_first);
         }
         self.open
             .sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
-        self.give_up_vanished(folder)?;
+        self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();
             info!("{}: {} journal file(s), {} to be read", folder.display(), files.len(), self.open.len());
@@ -68,8 +68,8 @@ impl Follower<'_> {
     }
 
     /// Continues the stream that an earlier run saved of this file. False: there is none.
-    fn resume(&mut self, file: &Listed) -> Result<bool, Halted> {
-        let Some(mut journal) = self.open_listed(file) else { return Ok(true) };
+    fn resume(&mut self, file: &Listed) -> bool {
+        let Some(mut journal) = self.open_listed(file) else { return true };
         let known = |s: &SavedStream| self.o.follows(&s.path);
         let mut found = None;
         for (i, s) in self.saved.iter().enumerate().filter(|(_, s)| known(s)) {
@@ -78,21 +78,21 @@ impl Follower<'_> {
                 break;
             }
         }
-        let Some(i) = found else { return Ok(false) };
+        let Some(i) = found else { return false };
         let s = self.saved.remove(i);
         let seqnum = s.at.mark.seqnum().unwrap_or_default();
         let read = self.read_before.entry((file.chain.clone(), file.header.seqnum_id)).or_default();
         *read = seqnum.max(*read);
         if s.finished {
             self.done.insert(file.header.file_id);
-            return Ok(true);
+            return true;
         }
-        self.open_stream(file, journal, s.stream, s.at, s.beyond)?;
-        Ok(true)
+        self.open_stream(file, journal, s.stream, s.at, s.beyond);
+        true
     }
 
     /// Takes a file of which nothing is known.
-    fn begin(&mut self, file: &Listed, is_first: bool) -> Result<(), Halted> {
+    fn begin(&mut self, file: &Listed, is_first: bool) {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
@@ -102,16 +102,16 @@ impl Follower<'_> {
         let from_end = is_first && self.o.is_new && !self.o.from_beginning;
         if was_read {
             self.done.insert(id);
-            return Ok(());
+            return;
         }
-        let Some(mut journal) = self.open_listed(file) else { return Ok(()) };
+        let Some(mut journal) = self.open_listed(file) else { return };
         let mut at = Point { mark: Mark::of_entry(&id, 0), ..Point::default() };
         let Scratch { pages, entry, .. } = &mut self.scratch;
         if from_end && journal.seek_end(pages, entry).is_ok_and(|found| found) {
             at = Point { offset: entry.end, mark: Mark::of_entry(&id, entry.seqnum), then: Then::Line };
         }
         let stream = (self.new_stream)();
-        self.open_stream(file, journal, stream, at, Vec::new())
+        self.open_stream(file, journal, stream, at, Vec::new());
     }
 
     /// `None`: the name belongs to another file by now, which the next listing will see.
@@ -129,7 +129,7 @@ impl Follower<'_> {
         stream: StreamId,
         at: Point,
         beyond: Vec<(Range, Point)>,
-    ) -> Result<(), Halted> {
+    ) {
         let path = file.path.with_file_name(&file.chain);
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
         let progress = self.board.progress(stream, at.offset, size.max(at.offset));
@@ -140,24 +140,22 @@ impl Follower<'_> {
         }
         let origin = Arc::new(Origin { stream, topic, path, shape, progress });
         let identity = file.identity.clone();
-        self.out.send(TailOutput::Opened(origin.opened(identity, at)), self.stop)?;
+        self.out.open(origin.opened(identity, at));
         self.open.push(OpenJournal::new(journal, file.path.clone(), origin, at, beyond));
-        Ok(())
     }
 
     /// Streams of an earlier run whose files are gone are at their end.
-    fn give_up_vanished(&mut self, folder: &Path) -> Result<(), Halted> {
+    fn give_up_vanished(&mut self, folder: &Path) {
         if self.blind || self.relist {
-            return Ok(()); // they may be there
+            return; // they may be there
         }
         let is_gone = |s: &SavedStream| s.path.parent().is_some_and(|p| p == folder || !p.exists());
         let gone: Vec<StreamId> =
             self.saved.iter().filter(|s| !s.finished && is_gone(s)).map(|s| s.stream).collect();
         self.saved.retain(|s| !gone.contains(&s.stream));
         for stream in gone {
-            self.out.send(TailOutput::Closed(Closed { stream, why: Ending::Gone { lost: 0 } }), self.stop)?;
+            self.out.close(Closed { stream, why: Ending::Gone { lost: 0 } });
         }
-        Ok(())
     }
 
     fn note_refused(&mut self, refused: &[(PathBuf, ReadError)]) {

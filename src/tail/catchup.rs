@@ -12,7 +12,6 @@ use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, proof, second};
 use super::{Halt, Start, Tail, known};
-use crate::chunk::TailOutput;
 use crate::packed::packing;
 use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
 use log::{info, warn};
@@ -132,9 +131,8 @@ impl Tail<'_> {
             return Ok(false);
         }
         let Open { origin, at, .. } = &self.open[i];
-        let opened = origin.opened(look.identity.clone(), *at);
         self.known.found_again(origin.stream, &look.identity);
-        self.send(TailOutput::Opened(opened))?;
+        self.out.open(origin.opened(look.identity.clone(), *at));
         Ok(true)
     }
 
@@ -186,29 +184,28 @@ impl Tail<'_> {
             Some(file) if old.packed == Packed::Plain => open::mark_at(file, offset)?,
             _ => Mark::default(),
         };
-        self.note(&old.look, Point { offset, mark, ..Point::default() })
+        self.note(&old.look, Point { offset, mark, ..Point::default() });
+        Ok(())
     }
 
     /// A stream that was read to its end is in another file now. After a crash its unacknowledged bytes are read from there.
-    pub(super) fn move_on(&mut self, read: &Entry, look: &Look) -> Result<(), Halt> {
+    pub(super) fn move_on(&mut self, read: &Entry, look: &Look) {
         self.known.found_again(read.stream, &look.identity);
-        self.tell_finished(read.stream, look, read.at)
+        self.tell_finished(read.stream, look, read.at);
     }
 
     /// Registers a file as read up to `at`, which is its end.
-    pub(super) fn note(&mut self, look: &Look, at: Point) -> Result<(), Halt> {
-        let Some(Entry { stream, .. }) = self.known.begin_if_new(look, &self.o.path) else {
-            return Ok(());
-        };
+    pub(super) fn note(&mut self, look: &Look, at: Point) {
+        let Some(Entry { stream, .. }) = self.known.begin_if_new(look, &self.o.path) else { return };
         self.known.release(stream, at, at.offset, look.modified, true);
-        self.tell_finished(stream, look, at)
+        self.tell_finished(stream, look, at);
     }
 
     /// Tells the registry that the stream is in this file and ends at `at`.
-    fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) -> Result<(), Halt> {
+    fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) {
         let origin = self.origin(stream, at.offset, at.offset);
-        self.send(TailOutput::Opened(origin.opened(look.identity.clone(), at)))?;
-        self.send(TailOutput::Closed(Closed { stream, why: Ending::Finished }))
+        self.out.open(origin.opened(look.identity.clone(), at));
+        self.out.close(Closed { stream, why: Ending::Finished });
     }
 
     /// After a rotation: finds siblings that appeared between two looks. `at_path` is as in [`Tail::unread_siblings`].
@@ -258,7 +255,8 @@ impl Tail<'_> {
                 let is_found = |s: &Sibling| s.packed != Packed::Plain && s.look.identity == entry.identity;
                 match sibling.packed {
                     Packed::Gzip if !survey.iter().any(|(s, _)| is_found(s)) => {
-                        self.move_on(entry, &sibling.look)
+                        self.move_on(entry, &sibling.look);
+                        Ok(())
                     }
                     _ => self.note_unfollowed(sibling),
                 }

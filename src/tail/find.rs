@@ -11,7 +11,7 @@ use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
 use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
-use crate::chunk::{Origin, TailOutput};
+use crate::chunk::Origin;
 use crate::record::{Identity, Point};
 use log::{info, warn};
 use std::fs::File;
@@ -141,12 +141,11 @@ impl Tail<'_> {
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
         self.known.found_again(old.stream, &look.identity);
-        let opened = origin.opened(look.identity.clone(), old.at);
-        self.send(TailOutput::Opened(opened))?;
+        self.out.open(origin.opened(look.identity.clone(), old.at));
         self.note(
             &Look { identity: Identity::default(), ..look },
             Point { offset, mark, ..Point::default() },
-        )?;
+        );
         Ok(true)
     }
 

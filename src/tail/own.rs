@@ -269,7 +269,7 @@ impl Tail<'_> {
         let is_over = |e: &Entry| e.finished;
         match (verdict, entry) {
             (Some(Verdict::New | Verdict::Old), _) => self.take_up_sibling(&sibling, file, &look)?,
-            (Some(Verdict::Read(_)), Some(entry)) if is_over(&entry) => self.move_on(&entry, &look)?,
+            (Some(Verdict::Read(_)), Some(entry)) if is_over(&entry) => self.move_on(&entry, &look),
             (Some(Verdict::Continues(stream) | Verdict::Own(stream)), _) => {
                 match self.known.take_for(stream, &look.identity, &self.o.path) {
                     Some(entry) if !self.go_on_in(&sibling, &entry)? => {

@@ -3,9 +3,10 @@
 
 use super::known::Known;
 use super::{Options, Start, identity, open};
-use crate::chunk::{Origin, TailOutput};
+use crate::chunk::Origin;
 use crate::record::{Closed, Ending, Point};
 use crate::report::Board;
+use crate::streams::Opened;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 /// The messages for the registry: the file's stream is opened and parked at once. `None`: the path or the file is already
 /// known, and its tail will continue from there.
-pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[TailOutput; 2]>> {
+pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<(Opened, Closed)>> {
     if !known.of(&o.path).is_empty() {
         return Ok(None);
     }
@@ -37,7 +38,7 @@ pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<[
         file.progress = vec![origin.progress.clone()];
     }
     let closed = Closed { stream: entry.stream, why: Ending::Parked };
-    Ok(Some([TailOutput::Opened(origin.opened(look.identity, at)), TailOutput::Closed(closed)]))
+    Ok(Some((origin.opened(look.identity, at), closed)))
 }
 
 /// Looks at a file that still has no thread: the status shows its unread bytes, and a deletion counts them as lost.

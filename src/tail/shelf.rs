@@ -6,7 +6,7 @@ use super::follow::Until;
 use super::known::Entry;
 use super::open::unread;
 use super::{Halt, Tail};
-use crate::chunk::{Origin, TailOutput};
+use crate::chunk::Origin;
 use crate::record::{Closed, Ending};
 use crate::report::Progress;
 use log::warn;
@@ -183,7 +183,8 @@ impl Tail<'_> {
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         self.known.store.done(entry.stream);
         self.count_lost(lost, why);
-        self.send(TailOutput::Closed(Closed { stream: entry.stream, why: Ending::Truncated { lost } }))
+        self.out.close(Closed { stream: entry.stream, why: Ending::Truncated { lost } });
+        Ok(())
     }
 
     pub(super) fn count_lost(&self, lost: u64, why: &str) {

@@ -5,7 +5,7 @@ use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::survey::goes_on;
 use super::{Halt, Tail, Until, catchup, identity, open, siblings};
-use crate::chunk::{Origin, TailOutput};
+use crate::chunk::Origin;
 use crate::record::{Closed, Ending, Identity, Point, StreamId};
 use log::warn;
 use std::fs::File;
@@ -28,7 +28,7 @@ impl Tail<'_> {
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
-        self.send(TailOutput::Opened(origin.opened(look.identity.clone(), open.at)))?;
+        self.out.open(origin.opened(look.identity.clone(), open.at));
         self.known.store.claimed(e.stream);
         self.leaving.retain(|left| left.stream != e.stream);
         self.known.reads(e.stream, open.at, &open.head, open.file());
@@ -187,7 +187,7 @@ impl Tail<'_> {
         let (end, lines) = (chunk.end, chunk.lines.len() as u64);
         chunk.origin.progress.frame(end.offset);
         self.board.totals.read_lines.fetch_add(lines, Relaxed);
-        self.send(TailOutput::Chunk(chunk))?;
+        self.send(chunk)?;
         Ok(Some(end))
     }
 
@@ -204,11 +204,12 @@ impl Tail<'_> {
         self.known.release(stream, at, entry.size, entry.modified, true);
         let lost = open::unread(entry.size, at.offset, &entry.beyond).saturating_sub(kept);
         self.count_lost(lost, catchup::TRUNCATED);
-        self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+        self.out.close(Closed { stream, why: Ending::Truncated { lost } });
+        Ok(())
     }
 
     /// The complete lines before the damage are sent; the rest is unreadable.
-    pub(super) fn broken(&mut self, i: usize, e: &io::Error) -> Result<(), Halt> {
+    pub(super) fn broken(&mut self, i: usize, e: &io::Error) {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
         let lost = open.origin.progress.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
@@ -216,10 +217,10 @@ impl Tail<'_> {
         warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
         // The stream stays known, so that the file is not tried again.
         self.known.release(stream, open.at, open.known_size(), open.modified, true);
-        self.send(TailOutput::Closed(Closed { stream, why: Ending::Truncated { lost } }))
+        self.out.close(Closed { stream, why: Ending::Truncated { lost } });
     }
 
-    pub(super) fn leave(&mut self, i: usize) -> Result<(), Halt> {
+    pub(super) fn leave(&mut self, i: usize) {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
         let (why, finished) = match (self.o.until, open.live) {
@@ -230,17 +231,17 @@ impl Tail<'_> {
         self.left(open.origin.clone());
         self.show_left(open.origin.progress.clone());
         self.say("following", None);
-        self.send(TailOutput::Closed(Closed { stream, why }))
+        self.out.close(Closed { stream, why });
     }
 
     /// Closes a deleted file with unread bytes that is over the limit.
-    pub(super) fn give_up(&mut self, i: usize) -> Result<(), Halt> {
+    pub(super) fn give_up(&mut self, i: usize) {
         let open = self.open.remove(i);
         let lost = open.backlog();
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
         self.count_lost(lost, "it was deleted, and deleted_hold is exceeded");
-        self.send(TailOutput::Closed(Closed { stream: open.origin.stream, why: Ending::Gone { lost } }))
+        self.out.close(Closed { stream: open.origin.stream, why: Ending::Gone { lost } });
     }
 
     /// A failed step may have claimed a file without opening it: release it, so that the next attempt can claim it.
@@ -290,8 +291,7 @@ impl Tail<'_> {
     fn release(&mut self) {
         for open in std::mem::take(&mut self.open) {
             self.known.release(open.origin.stream, open.at, open.known_size(), open.modified, false);
-            let parked = Closed { stream: open.origin.stream, why: Ending::Parked };
-            let _ = self.send(TailOutput::Closed(parked)); // it adds no new position
+            self.out.close(Closed { stream: open.origin.stream, why: Ending::Parked });
         }
     }
 }

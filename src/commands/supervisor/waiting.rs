@@ -84,9 +84,12 @@ impl Supervisor<'_, '_> {
             state.last_error = Some(format!("no thread is free to read it: {}", self.refusal));
         }
         match tail::reserve(&options, self.known, self.board) {
-            Ok(told) => {
-                if let Some(out) = self.out.as_ref().filter(|_| self.saves) {
-                    told.into_iter().flatten().for_each(|parcel| out.tell(parcel));
+            Ok(reserved) => {
+                if let (Some(out), Some((opened, closed))) =
+                    (self.out.as_ref().filter(|_| self.saves), reserved)
+                {
+                    out.open(opened);
+                    out.close(closed);
                 }
             }
             Err(e) => debug!("{}: {e}", file.found.path.display()), // its tail will report it

@@ -3,8 +3,8 @@
 use super::world::{State, remove};
 use super::{Op, World};
 use crate::budget::Budget;
-use crate::chunk::{Chunk, TailOutput};
-use crate::handover::Outlet;
+use crate::chunk::Chunk;
+use crate::handover::{Outlet, TailOutput};
 use crate::record::{Ending, StreamId};
 use crate::report::Board;
 use crate::tail::follow::{Step, Until};
