@@ -1,6 +1,7 @@
 //! Formats `log` records on standard error, one line each. Under systemd with a priority and without a time, because
 //! the journal adds its own.
 
+use crate::clock;
 use crate::error::{Error, Escaping};
 use log::{Level, LevelFilter, Record};
 use std::fmt::Write as _;
@@ -79,22 +80,9 @@ fn device_and_inode(s: &str) -> Option<(u64, u64)> {
 /// `2026-11-22T18:15:17Z`; before 1970 it is 1970.
 pub fn utc(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let (year, month, day) = civil(since / 86_400);
+    let (year, month, day) = clock::civil(since / 86_400);
     let (h, m, s) = (since / 3600 % 24, since / 60 % 60, since % 60);
     format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}Z")
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms",
-/// `civil_from_days`): eras of 400 years, years that begin in March.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

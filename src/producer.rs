@@ -27,14 +27,14 @@ use crate::heartbeat::Heartbeat;
 use crate::stop::Stop;
 use crate::streams::Registry;
 use crate::sys::heap;
-use crate::waker::{Waker, Waking};
+use crate::waker::{Waker, Waking, poll_for};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use driver::{Context, Current, Drive, Event, Order};
 
 use batch::Batch;
 use core::Core;
 use partition::Now;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -333,13 +333,8 @@ impl Loop<'_> {
         self.core.heartbeat.within(wait);
         let mut fds: Vec<PollFd<'_>> = vec![self.waker.poll_fd()];
         self.current.driver().sockets(&mut fds);
-        let limit =
-            Timespec { tv_sec: wait.as_secs().min(1 << 30) as _, tv_nsec: wait.subsec_nanos().into() };
-        if let Err(e) = poll(&mut fds, Some(&limit)) {
-            if e != rustix::io::Errno::INTR {
-                log::error!("poll: {e}");
-            }
-            fds.iter_mut().for_each(PollFd::clear_revents);
+        if let Err(e) = poll_for(&mut fds, Some(wait)) {
+            log::error!("poll: {e}");
         }
         let woken = !fds[0].revents().is_empty();
         self.ready.extend(fds[1..].iter().map(PollFd::revents));

@@ -1,11 +1,26 @@
 //! Wakes a thread that sleeps in `poll(2)`. The eventfd is written only while the thread sleeps, so waking a busy
 //! producer costs no system call.
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::time::Duration;
+
+/// `poll(2)` for at most `limit`; `None`: without one. Returns the number of ready descriptors. An interruption by a
+/// signal counts as no event.
+pub fn poll_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<usize> {
+    // A limit too large for a timespec is none.
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    match poll(fds, limit.as_ref()) {
+        Ok(ready) => Ok(ready),
+        Err(e) => {
+            fds.iter_mut().for_each(PollFd::clear_revents);
+            if e == rustix::io::Errno::INTR { Ok(0) } else { Err(e.into()) }
+        }
+    }
+}
 
 /// Wakes its thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -93,7 +108,6 @@ impl<T> Waking<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{Timespec, poll};
     use std::thread;
 
     /// Fails when a wake between a check and the sleep is missed, or when each wake costs a write.

@@ -14,10 +14,11 @@ mod watches;
 
 use crate::heartbeat::Heartbeat;
 use crate::packed::{Packed, packing};
+use crate::waker::poll_for;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
@@ -267,12 +268,11 @@ impl<'a> Watch<'a> {
         let at = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
         let left = at.min(self.next_walk).saturating_duration_since(now) + Duration::from_millis(1);
         let left = left.min(self.longest);
-        let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(&*inbox.wakeup, PollFlags::IN)];
         fds.extend(self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
         fds.extend(self.watches.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         self.heartbeat.within(left);
-        let _ = poll(&mut fds, Some(&time)); // EINTR counts as a wake-up
+        let _ = poll_for(&mut fds, Some(left));
         let mounted = self.mounts.is_some() && !fds[1].revents().is_empty();
         self.heartbeat.suspend(); // a restart would not help against a hanging file system
         let mut count = [0; 8];
@@ -285,8 +285,7 @@ impl<'a> Watch<'a> {
     fn gather(&mut self, inbox: &ControlInbox) {
         let left = self.rest.saturating_sub(self.events_read.elapsed());
         if !left.is_zero() {
-            let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
-            let _ = poll(&mut [PollFd::new(&*inbox.wakeup, PollFlags::IN)], Some(&time));
+            let _ = poll_for(&mut [PollFd::new(&*inbox.wakeup, PollFlags::IN)], Some(left));
         }
         self.events_read = Instant::now();
     }

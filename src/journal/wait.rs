@@ -4,8 +4,8 @@
 //! is (`journal_file_post_change`), for those who watch: that is IN_MODIFY.
 
 use crate::network_fs::is_network_fs;
-use crate::waker::Waker;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::waker::{Waker, poll_for};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 use rustix::io::Errno;
@@ -41,12 +41,11 @@ impl FolderWatch {
         let usual = if self.events.is_some() { UNHURRIED } else { self.poll };
         let time = most.map_or(usual, |most| most.min(usual));
         if waker.may_sleep() {
-            let timeout = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
             let mut fds = vec![waker.poll_fd()];
             fds.extend(self.events.as_ref().map(|events| PollFd::new(events, PollFlags::IN)));
-            match poll(&mut fds, Some(&timeout)) {
+            match poll_for(&mut fds, Some(time)) {
                 Ok(0) => return true,
-                Ok(_) | Err(_) => waker.clear(), // interrupted: a look too many
+                Ok(_) | Err(_) => waker.clear(),
             }
         }
         self.drain()

@@ -1,6 +1,7 @@
 //! Writes JSON text straight into a buffer (strings, times) and extracts one field from a line, without building
 //! values.
 
+use crate::clock;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
 use std::io::Write;
@@ -47,17 +48,9 @@ fn escape(out: &mut Vec<u8>, valid: &[u8]) {
 
 /// Appends milliseconds since 1970 as RFC 3339 in UTC with three decimals. Years outside 1970–9999 are clamped.
 pub fn time(out: &mut Vec<u8>, ms: i64) {
-    let ms = ms.clamp(0, 253_402_300_799_999);
+    let ms = ms.clamp(0, 253_402_300_799_999) as u64;
     let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
-    // Days to a civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = clock::civil(days);
     let (h, m, s, milli) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60, rest % 1000);
     // Writing to a Vec cannot fail.
     let _ = write!(out, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{milli:03}Z");

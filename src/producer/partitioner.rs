@@ -2,11 +2,12 @@
 //! give the same batches.
 
 use super::Partitioner;
-use super::batch::{BatchGroup, Pick, Records};
+use super::batch::{Batch, BatchGroup, Pick, Records};
 use super::record_encoder::Keys;
 use crate::backoff::Rng;
 use crate::chunk::Chunk;
-use crate::record::{Format, Key, RecordHead};
+use crate::record::{BatchGroupNo, Format, Key, RecordHead};
+use std::sync::Arc;
 
 /// What a batch group is distributed over.
 #[derive(Debug)]
@@ -53,6 +54,27 @@ pub struct Part {
     pub records: Records,
     pub count: u32,
     pub bytes: usize,
+}
+
+impl Part {
+    /// A batch of these records, which were never sent.
+    pub fn into_batch(self, flight: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
+        let Part { partition, records, count, bytes } = self;
+        Batch {
+            flight,
+            partition,
+            group,
+            records,
+            count,
+            bytes,
+            numbers: None,
+            attempts: 0,
+            maybe_stored: false,
+            restamped: None,
+            intent: 0,
+            noted: None,
+        }
+    }
 }
 
 /// Bytes around a record in the oldest message format, which has the most: offset 8, size 4, crc 4, magic and

@@ -6,7 +6,7 @@ use super::batch::{Batch, BatchGroup, Numbers, PendingAcks, Pick, Records};
 use super::driver::TopicView;
 use super::partition::Partition;
 use super::partition::producer_recovery::PastProducer;
-use super::partitioner::{Distribution, Limit};
+use super::partitioner::{Distribution, Limit, Part};
 use crate::record::{BatchGroupNo, Topic};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -117,7 +117,9 @@ impl Resumed {
     /// Its batches: the open ones unchanged, and lines that never got sequence numbers distributed again.
     pub fn batches(self, view: &TopicView, partitioner: Partitioner, batch: usize, seed: u64) -> Vec<Batch> {
         let group = Arc::new(self.group);
-        let whole = Batch::whole(self.flight, group.clone());
+        // All records of the group, not yet assigned to a partition.
+        let whole = Part { partition: 0, records: Records::All, count: 0, bytes: 0 }
+            .into_batch(self.flight, group.clone());
         let mut taken: HashSet<Pick> = self.stored.iter().copied().collect();
         let mut out = Vec::new();
         for open in self.open {
@@ -146,26 +148,6 @@ impl Resumed {
             }
         }
         out
-    }
-}
-
-impl Batch {
-    /// All records of a group, not yet assigned to a partition.
-    fn whole(flight: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
-        Batch {
-            flight,
-            partition: 0,
-            group,
-            records: Records::All,
-            count: 0,
-            bytes: 0,
-            numbers: None,
-            attempts: 0,
-            maybe_stored: false,
-            restamped: None,
-            intent: 0,
-            noted: None,
-        }
     }
 }
 

@@ -275,22 +275,8 @@ impl TopicQueue {
         let mut bytes = 0;
         for part in parts {
             bytes += part.bytes;
-            let batch = Batch {
-                flight: no,
-                partition: part.partition,
-                group: group.clone(),
-                records: part.records,
-                count: part.count,
-                bytes: part.bytes,
-                numbers: None,
-                attempts: 0,
-                maybe_stored: false,
-                restamped: None,
-                intent: 0,
-                noted: None,
-            };
             if let Some(p) = self.partition(part.partition) {
-                p.push(batch);
+                p.push(part.into_batch(no, group.clone()));
             }
         }
         Some((bytes, pending))

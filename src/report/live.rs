@@ -2,7 +2,8 @@
 //! delays no other work. The socket accepts no input.
 
 use super::{Board, metrics, snapshot::Snapshot};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::waker::poll_for;
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs;
@@ -157,18 +158,16 @@ fn next(
 ) -> io::Result<ServerEvent> {
     let mut fds = vec![PollFd::new(woken, PollFlags::IN)];
     fds.extend(listener.map(|l| PollFd::new(l, PollFlags::IN)));
-    let wait = wait.and_then(|w| Timespec::try_from(w).ok());
-    match poll(&mut fds, wait.as_ref()) {
+    match poll_for(&mut fds, wait) {
         Ok(_) if !fds[0].revents().is_empty() => {
             let mut woken = woken;
             let end = woken.read(&mut [0; 64]).is_ok_and(|n| n == 0);
             return Ok(if end { ServerEvent::End } else { ServerEvent::Metrics });
         }
         Ok(_) => {}
-        Err(rustix::io::Errno::INTR) => return Ok(ServerEvent::Nothing),
         Err(e) => {
             let _ = crossbeam_channel::after(RETRY).recv(); // there is no event for free kernel memory
-            return Err(e.into());
+            return Err(e);
         }
     }
     let Some(listener) = listener.filter(|_| fds[1].revents().contains(PollFlags::IN)) else {

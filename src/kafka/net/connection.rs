@@ -13,7 +13,8 @@ use crate::kafka::net::probe;
 use crate::kafka::net::stream::Stream;
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::kafka::protocol::wire::Malformed;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::waker::poll_for;
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -306,7 +307,7 @@ impl Connection {
     fn wait(&mut self, write: bool, limit: Duration) -> Result<bool, Trouble> {
         let more = self.has_more();
         let mut fds = [self.poll_fd(write)];
-        wait_for(&mut fds, Some(if more { Duration::ZERO } else { limit }))?;
+        poll_for(&mut fds, Some(if more { Duration::ZERO } else { limit }))?;
         let readable = is_readable(fds[0].revents());
         self.flush()?;
         Ok(more || readable)
@@ -321,20 +322,6 @@ pub fn is_readable(found: PollFlags) -> bool {
 /// The peer closed the connection and answered our later data with a reset.
 fn is_closed(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
-}
-
-/// `poll(2)` with a limit; a signal counts as no event.
-pub fn wait_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Trouble> {
-    let limit =
-        limit.map(|l| Timespec { tv_sec: l.as_secs().min(1 << 30) as _, tv_nsec: l.subsec_nanos().into() });
-    match poll(fds, limit.as_ref()) {
-        Ok(_) => Ok(()),
-        Err(rustix::io::Errno::INTR) => {
-            fds.iter_mut().for_each(PollFd::clear_revents);
-            Ok(())
-        }
-        Err(e) => Err(e.into()),
-    }
 }
 
 pub fn mismatch(got: i32, want: i32) -> Trouble {

@@ -3,6 +3,7 @@
 
 use crate::kafka::net::secret::{self, PEM_MOST};
 use crate::kafka::net::stream::Tls;
+use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
@@ -63,8 +64,7 @@ pub fn handshake(
             let events =
                 if tls.session.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let mut fds = [PollFd::new(tls.socket(), events)];
-            crate::kafka::net::connection::wait_for(&mut fds, Some(deadline - now))
-                .map_err(|t| t.to_string())?;
+            poll_for(&mut fds, Some(deadline - now)).map_err(|e| e.to_string())?;
         }
     }
     Ok(tls)
