@@ -17,15 +17,18 @@
 //! ```
 //!
 //! A new line wakes `watch`, its tail and the producer, and the broker's answer wakes the producer again. The saver runs
-//! on its own clock. Nothing else wakes up, and an idle agent only checks in with the watchdog.
+//! on its own clock. An idle agent wakes twice a minute: for a walk of the patterns, in case an event was lost, and to
+//! compare file sizes with the saved ones.
 //!
-//! 1. [`watch`] owns the only inotify instance. It finds the files that match the patterns and wakes their tails. Events
-//!    are hints: a lost one costs delay, never a line.
+//! 1. [`watch`] owns the inotify instance for all followed files. It finds the files that match the patterns and wakes
+//!    their tails. Events are hints: a lost one costs delay, never a line.
 //! 2. [`tail`] runs one thread per followed path. It checks the path and its open files, lets the pure function
 //!    [`tail::follow::decide`] choose the next steps, executes them, and waits with a deadline. What it reads is framed
 //!    into [`chunk::Chunk`]s. [`tail::catchup`] finds bytes that were rotated, copied or compressed while the agent was
-//!    not running. Which stream continues in which file is settled for all files of a walk before their tails start
-//!    ([`tail::known`]), so the order in which threads start cannot matter.
+//!    not running. Which stream continues in which file is decided by the pure function `assign` in [`tail`], under
+//!    one lock per folder; what identities alone decide is settled for all files of a walk before their tails start
+//!    ([`tail::known`]). So the order in which threads start cannot matter. [`journal`] does the same for the files of the
+//!    systemd journal, with one thread and one inotify instance per `[[journal]]`.
 //! 3. [`streams`] is the registry of all streams: how far each one is framed, sent, acknowledged and saved. [`state`]
 //!    saves it.
 //! 4. [`producer`] is one thread that owns everything about sending: topic queues, partitions, sequence numbers, broker
@@ -44,10 +47,11 @@
 //! | `signals` | signal delivery; blocked everywhere else | the signal iterator |
 //! | `watch` | the inotify instance, patterns, folder listings | `poll(2)` on inotify and its eventfd |
 //! | `tail …`, one per file | open files and framing state | `select!` on its wake channel, stop, a deadline |
+//! | `journal`, one per `[[journal]]` | the open files of one systemd journal | `poll(2)` on its own inotify, an eventfd, a deadline |
 //! | `producer` | everything in [`producer`], [`mod@kafka`] and [`exactly_once`] | `poll(2)` on eventfd, sockets, a deadline |
 //! | `saver` | writing `offsets` | a condition variable with a deadline |
 //! | `status` | the status socket and the metrics file | `poll(2)` |
-//! | `dial`, `choose driver` (short-lived) | one connection attempt; one probe | blocking calls with deadlines |
+//! | `dial`, `choose` (short-lived) | one connection attempt; one probe | blocking calls with deadlines |
 //! | `driver` (only for blocking clients) | one blocking client: the `kafka` crate or standard output | its order channel |
 //!
 //! Dialers and blocking clients may hang in name resolution or inside the `kafka` crate, and the saver in a slow flash.
@@ -60,8 +64,8 @@
 //! keeps the static binary small and lets a hanging NFS mount stop one file only.
 //!
 //! **One producer thread.** An earlier version had a coordinator, one worker per broker, and protocols to hand batches
-//! back and to stop one batch from overtaking another. With one owner, a batch never leaves its partition's queue until
-//! it is settled, so there is nothing to hand back. What may block runs in a helper thread that returns a finished
+//! back across threads and to stop one batch from overtaking another. Now a batch moves between its partition's queue and
+//! a connection by calls within one thread, so nothing can overtake it on the way. What may block runs in a helper thread that returns a finished
 //! result: a dialer resolves, connects, authenticates and hands over a ready non-blocking connection; a blocking client
 //! reports verdicts.
 //!
@@ -98,8 +102,8 @@
 //!
 //! # Modules in reading order
 //!
-//! [`chunk`] (vocabulary), [`budget`] (memory), [`streams`], [`state`], [`watch`], [`tail`], [`handover`] (from tails to
-//! registry and producer), [`producer`], [`mod@kafka`], [`kafka_crate`], [`exactly_once`], [`config`], [`commands`].
+//! [`record`] (vocabulary), [`chunk`], [`budget`] (memory), [`streams`], [`state`], [`watch`], [`tail`], [`journal`],
+//! [`handover`] (from tails to registry and producer), [`producer`], [`mod@kafka`], [`kafka_crate`], [`exactly_once`], [`config`], [`commands`].
 //!
 //! Around them: [`report`] (the status board, of which status, metrics and log lines are views), [`heartbeat`] (liveness
 //! behind the watchdog), [`quota`] (shares of the dead-letter file), [`fdstore`] and [`commands::inherited`] (files that

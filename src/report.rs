@@ -87,7 +87,7 @@ pub struct ExactlyOnceCounts {
     pub resent: AtomicU64,
     /// How many of those the broker already had. Writer: the producer.
     pub found: AtomicU64,
-    /// The brokers do not list our producer, so a crash leaves lines uncertain. Writer: ship.
+    /// The brokers do not list our producer, so a crash leaves lines uncertain. Writer: the producer.
     pub unlisted: AtomicBool,
     /// Written to `flights` in this run. Writer: the journal.
     pub bytes: AtomicU64,

@@ -220,7 +220,7 @@ fn metrics_are_there_when_ready() {
 }
 
 /// Repeated reloads while 5,000 lines a second go to a real broker through either driver. Fails when no driver
-/// replaces the old one, or when ship does not use it. (That no driver shuts down with unfinished
+/// replaces the old one, or when the producer does not use it. (That no driver shuts down with unfinished
 /// batches is tested in `producer/tests.rs` and by the simulator: here the window would be too short.)
 #[test]
 fn reloads_under_load_neither_lose_nor_double() {

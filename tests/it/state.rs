@@ -174,7 +174,7 @@ fn positions_that_cannot_be_saved_do_not_stop_delivery() {
     assert_eq!(log.matches("ERROR").count(), 1, "{log}");
 }
 
-/// Fails when every rotated file leaves an entry behind forever. The short form; the ledger's unit test has 10,000.
+/// Fails when every rotated file leaves an entry behind forever. The short form; the registry's unit test has 10,000.
 #[test]
 fn rotations_leave_a_bounded_state() {
     let folder = Folder::new();

@@ -49,7 +49,7 @@ fn one_stopped_thread_ends_the_pings() {
     pings_come(&agent);
 }
 
-/// Fails when an outage, which blocks everything behind ship, counts as a stuck thread.
+/// Fails when an outage, which blocks everything behind the producer, counts as a stuck thread.
 #[test]
 fn an_outage_does_not_stop_the_pings() {
     let folder = Folder::new();

@@ -56,7 +56,7 @@ struct Leader {
 struct Agent<'b> {
     core: Core<'b>,
     journal: Journal,
-    /// Positions in the ledger.
+    /// Positions in the registry.
     acked: Saved,
     /// Each stream's read position, and the ranges to skip.
     tails: Saved,

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 /// One run of the agent.
 pub struct Life<'a> {
     tail: Tail<'a>,
-    parcels: Receiver<TailOutput>,
+    outputs: Receiver<TailOutput>,
     /// Sent and not acknowledged.
     air: VecDeque<Chunk>,
     closed: Vec<StreamId>,
@@ -82,8 +82,8 @@ impl Life<'_> {
     }
 
     pub fn drain(&mut self, w: &mut World) {
-        for parcel in self.parcels.try_iter() {
-            match parcel {
+        for output in self.outputs.try_iter() {
+            match output {
                 TailOutput::Opened(o) => {
                     self.progress.insert(o.stream, o.progress.clone());
                     self.closed.retain(|c| *c != o.stream);
@@ -252,13 +252,13 @@ impl World {
         let board = Board::default();
         let known = Known::new(self.saved.values().cloned(), 0);
         self.acked = self.saved.clone();
-        let (out, parcels) = unbounded_for_a_test();
+        let (out, outputs) = unbounded_for_a_test();
         let path = self.path("app.log");
         let options = options(&path, self.saved_at, &budget);
         let first = Change { options, outdated: stop.clone() };
         let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
         let progress = HashMap::new();
-        let mut life = Life { tail, parcels, air: VecDeque::new(), closed: Vec::new(), progress };
+        let mut life = Life { tail, outputs, air: VecDeque::new(), closed: Vec::new(), progress };
         if self.once && self.dice.below(2) == 0 {
             self.meanwhile();
             life.step(self);
