@@ -24,7 +24,7 @@ mod words;
 
 use crate::chunk::Chunk;
 use crate::error::Error;
-pub use crate::kafka::net::sasl::{Mechanism, Options as Sasl};
+pub use crate::kafka::net::sasl::{Mechanism, SaslOptions as Sasl};
 pub use crate::kafka::protocol::codec::Codec;
 pub use crate::producer::Partitioner;
 pub use crate::producer::driver::Acks;

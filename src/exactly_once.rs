@@ -52,7 +52,7 @@ use crate::report::{Blocked, Board};
 use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
 use analyze::Loaded;
-use file::{Binding, HALF, JournalFile, RecordGroup};
+use file::{Binding, HALF, IntentFile, RecordGroup};
 use intent::{Intent, JournalRecord};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -71,7 +71,7 @@ struct OpenIntent {
 
 #[derive(Debug)]
 pub struct Journal {
-    store: JournalFile,
+    store: IntentFile,
     binding: Binding,
     saved: SavedPositions,
     lasts: HashMap<TopicPartition, LastSequence>,
@@ -92,7 +92,7 @@ const SLOW: Duration = Duration::from_secs(2);
 impl Journal {
     /// Starts this run: copies the records of `loaded` that are still needed to the other half of the file.
     pub fn begin(
-        store: JournalFile,
+        store: IntentFile,
         binding: Binding,
         loaded: &Loaded,
         saved: SavedPositions,

@@ -45,7 +45,7 @@ use std::time::{Duration, Instant};
 const IN_FLIGHT: usize = 5;
 
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct KafkaOptions {
     /// `host:port` or `[IPv6]:port`, at least one.
     pub brokers: Vec<String>,
     pub client_id: String,
@@ -68,8 +68,8 @@ pub struct Options {
     /// Maximum age of metadata while all is well. Event Hubs closes connections that are idle for 4 minutes.
     pub metadata_age: Duration,
     /// `Some` enables TLS.
-    pub tls: Option<net::tls::Options>,
-    pub sasl: Option<net::sasl::Options>,
+    pub tls: Option<net::tls::TlsOptions>,
+    pub sasl: Option<net::sasl::SaslOptions>,
     pub unfit: Incompatible,
 }
 
@@ -85,9 +85,9 @@ pub enum Incompatible {
     Refused,
 }
 
-impl Default for Options {
+impl Default for KafkaOptions {
     fn default() -> Self {
-        Options {
+        KafkaOptions {
             brokers: Vec::new(),
             client_id: env!("CARGO_PKG_NAME").into(),
             acks: Acks::All,
@@ -108,7 +108,7 @@ impl Default for Options {
 
 /// A producer in a partition, as asked of its leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Producer {
+pub struct AskedProducer {
     topic: Topic,
     partition: i32,
     pid: i64,
@@ -123,14 +123,14 @@ const ASK_PATIENCE: Duration = Duration::from_secs(25);
 const RELEASE: Duration = Duration::from_secs(10);
 
 /// Creates this driver with these options.
-pub fn drive(options: Options) -> Drive {
+pub fn drive(options: KafkaOptions) -> Drive {
     let options = Arc::new(options);
     Drive::new(move |context| Box::new(Client::new(options.clone(), context.clone())))
 }
 
 /// State shared by all parts of this driver.
 struct Shared {
-    options: Arc<Options>,
+    options: Arc<KafkaOptions>,
     context: Context,
     cluster: Cluster,
     /// Events since the last turn.
@@ -138,7 +138,7 @@ struct Shared {
     /// Hang-ups on Produce requests while none has ever been answered. `None`: one was.
     hang_ups: Option<u32>,
     /// Unanswered questions to leaders, with their deadlines.
-    asks: Vec<(Producer, Instant)>,
+    asks: Vec<(AskedProducer, Instant)>,
     /// Batches get producer ids: `acks = "all"`, and the brokers assign ids.
     numbered: bool,
     /// Why the broker needs another driver.
@@ -152,7 +152,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(options: Arc<Options>, context: Context) -> Self {
+    fn new(options: Arc<KafkaOptions>, context: Context) -> Self {
         Shared {
             cluster: Cluster::new(options.metadata_age),
             numbered: options.acks == Acks::All,
@@ -224,10 +224,10 @@ impl Shared {
 
     /// Passes on what a leader knows of a producer. A late answer is ignored, since its question was already reported
     /// as failed.
-    fn knows(&mut self, asked: &Producer, last: Result<Option<(i16, i32)>, String>) {
+    fn knows(&mut self, asked: &AskedProducer, last: Result<Option<(i16, i32)>, String>) {
         let Some(at) = self.asks.iter().position(|(a, _)| a == asked) else { return };
         self.asks.swap_remove(at);
-        let Producer { topic, partition, pid } = asked.clone();
+        let AskedProducer { topic, partition, pid } = asked.clone();
         self.events.push(Event::Knows { topic, partition, pid, last });
     }
 }
@@ -235,7 +235,7 @@ impl Shared {
 /// Runs this driver alone in a thread, with channels for the test.
 #[cfg(test)]
 fn start(
-    options: Options,
+    options: KafkaOptions,
     board: Arc<crate::report::Board>,
 ) -> std::io::Result<crate::producer::testing::Ends> {
     Ok(crate::producer::testing::drive(drive(options), board))

@@ -58,7 +58,7 @@ use crate::record::Topic;
 use crate::report::Board;
 use client::{CallError, Led};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use session::{CrateSession, Wait};
+use session::{CrateSession, RetryWait};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ pub fn run(options: &CrateOptions, orders: &Receiver<Order>, events: &Outbox, bo
         session: None,
         topics: BTreeMap::new(),
         turn: 0,
-        wait: Wait::default(),
+        wait: RetryWait::default(),
         down: HashMap::new(),
         unproven: HashSet::new(),
         proven: false,
@@ -178,9 +178,9 @@ struct CrateWorker<'a> {
     /// Which bootstrap host is asked first.
     turn: usize,
     /// When the bootstrap list may be tried again, and why it failed.
-    wait: Wait,
+    wait: RetryWait,
     /// The same for leaders that could not be reached.
-    down: HashMap<String, Wait>,
+    down: HashMap<String, RetryWait>,
     /// Leaders whose last batch got no answer. Answers to other requests do not end their outage.
     unproven: HashSet<String>,
     /// A broker has answered a batch.
@@ -196,7 +196,7 @@ struct TopicState {
     led: Vec<Led>,
     /// The last state reported to the core.
     said: Option<TopicView>,
-    wait: Wait,
+    wait: RetryWait,
     pace: Option<Pace>,
 }
 
@@ -258,7 +258,7 @@ impl CrateWorker<'_> {
             let view = view.clone();
             return self.say(Event::Topic(view)); // queried again: the core has dropped its state
         }
-        topic_state.wait = Wait::default();
+        topic_state.wait = RetryWait::default();
         self.quietly(|w| w.learn(topic))
     }
 
@@ -290,7 +290,7 @@ impl CrateWorker<'_> {
                 self.quietly(|w| w.learn(&topic))?;
             }
         }
-        let due = |w: &Wait| w.until.is_some_and(|at| now >= at);
+        let due = |w: &RetryWait| w.until.is_some_and(|at| now >= at);
         let down: Vec<String> = self.down.iter().filter(|(_, w)| due(w)).map(|(h, _)| h.clone()).collect();
         for host in down {
             self.quietly(|w| w.reach(&host).map(drop))?;

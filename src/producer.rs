@@ -55,7 +55,7 @@ pub enum Partitioner {
 
 /// Settings of the core.
 #[derive(Debug)]
-pub struct Options {
+pub struct ProducerOptions {
     pub partitioner: Partitioner,
     /// Maximum bytes of lines in one batch. A single larger chunk is sent alone.
     pub batch: usize,
@@ -77,9 +77,9 @@ pub struct Options {
     pub once: Option<recovered::RecoveredState>,
 }
 
-impl Default for Options {
+impl Default for ProducerOptions {
     fn default() -> Self {
-        Options {
+        ProducerOptions {
             partitioner: Partitioner::Sticky,
             batch: 512 << 10,
             linger: Duration::ZERO,
@@ -98,7 +98,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Change {
     /// Only `partitioner`, `batch`, `linger` and `rate` are applied.
-    pub options: Options,
+    pub options: ProducerOptions,
     /// A replacement driver. It starts once the old driver has returned all batches; until then nothing is sent.
     pub drive: Option<Drive>,
     /// The brokers may belong to another cluster, where our producer id may belong to another producer.
@@ -170,7 +170,7 @@ pub trait BeforeSend: Send {
 
 /// Everything the producer thread starts with. Every sender of these channels wakes `context.waker`.
 pub struct Producer<'a> {
-    pub options: Options,
+    pub options: ProducerOptions,
     pub inbox: Receiver<Chunk>,
     pub changes: Receiver<Change>,
     pub drive: Drive,

@@ -28,7 +28,7 @@ mod survey;
 mod trouble;
 mod unpacked;
 
-pub use change::Change;
+pub use change::TailChange;
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
@@ -74,7 +74,7 @@ pub struct Hold {
 
 /// One followed path with the settings of its source.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct TailOptions {
     pub topic: Topic,
     pub shape: Arc<Shape>,
     pub path: PathBuf,
@@ -130,7 +130,7 @@ impl Default for Followed {
 /// What wakes a tail.
 #[derive(Debug)]
 pub struct Wake {
-    pub changes: Receiver<Change>,
+    pub changes: Receiver<TailChange>,
     /// Capacity 1: if it is full, a wake-up is already pending.
     pub slot: Receiver<()>,
     /// Another tail asks this one to look.
@@ -165,7 +165,7 @@ impl From<Stopped> for Halt {
 
 /// Follows one path until it is gone for good, or the agent stops. `sighted` is dropped after the first look.
 pub fn run(
-    first: Change,
+    first: TailChange,
     known: &Known,
     board: &Board,
     wake: &Wake,
@@ -235,7 +235,7 @@ pub fn run(
 }
 
 struct Tail<'a> {
-    o: Options,
+    o: TailOptions,
     known: &'a Known,
     board: &'a Board,
     out: Outlet,
@@ -315,13 +315,13 @@ const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// remaining bytes last another 10 ms. In an outage the interval grows.
 const ROOM_AGAIN: Duration = Duration::from_millis(4);
 
-fn letter_share(board: &Board, o: &Options) -> Option<DeadLetterShare> {
+fn letter_share(board: &Board, o: &TailOptions) -> Option<DeadLetterShare> {
     board.quota.get().map(|quota| quota.share(&o.path, &o.topic))
 }
 
 impl<'a> Tail<'a> {
     fn new(
-        first: Change,
+        first: TailChange,
         known: &'a Known,
         board: &'a Board,
         out: Outlet,

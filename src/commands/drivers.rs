@@ -20,7 +20,7 @@ pub fn drive(config: &Config) -> Drive {
 pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Drive {
     let modern = |unfit| {
         let once = delivery == Delivery::ExactlyOnce;
-        modern::drive(modern::Options { once, ..modern_options(kafka, unfit) })
+        modern::drive(modern::KafkaOptions { once, ..modern_options(kafka, unfit) })
     };
     match kafka.driver {
         DriverChoice::Classic => {
@@ -42,7 +42,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
                     move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
                 Drive::worker(Some(Heartbeat::SLOW), run)
             };
-            let options = auto::Options {
+            let options = auto::AutoOptions {
                 brokers: addresses(kafka),
                 probe: probe::Limits::default(),
                 pause: Duration::from_secs(5),
@@ -89,8 +89,8 @@ fn classic_options(kafka: &Kafka, unfit: classic::OnIncompatible) -> classic::Cr
     }
 }
 
-fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options {
-    modern::Options {
+fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::KafkaOptions {
+    modern::KafkaOptions {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
         acks: kafka.acks,
@@ -102,18 +102,18 @@ fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::Options
         unfit,
         tls: kafka.tls.as_ref().map(tls),
         sasl: kafka.sasl.clone(),
-        ..modern::Options::default()
+        ..modern::KafkaOptions::default()
     }
 }
 
 /// Options for checking brokers without a driver; `limit` applies to each step.
-pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::Options {
+pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::KafkaOptions {
     let options = modern_options(kafka, modern::Incompatible::Wait);
-    modern::Options { connect_timeout: limit, request_timeout: limit, ..options }
+    modern::KafkaOptions { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
-fn tls(tls: &config::KafkaTls) -> net::tls::Options {
-    net::tls::Options {
+fn tls(tls: &config::KafkaTls) -> net::tls::TlsOptions {
+    net::tls::TlsOptions {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),
         server_name: tls.server_name.clone(),

@@ -12,7 +12,7 @@ use crate::record::{Format, Key, Shape, Topic};
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
-use crate::tail::{Followed, Options, Start};
+use crate::tail::{Followed, Start, TailOptions};
 use crate::watch::Watched;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
         let watched =
             Watched { patterns: s.paths.clone(), exclude: s.exclude.clone(), poll: s.poll.is_some() };
         SourceOptions {
-            tail: Options {
+            tail: TailOptions {
                 topic: topic.clone(),
                 shape: Arc::new(shape(config, s)),
                 path: PathBuf::new(),
@@ -208,10 +208,10 @@ fn shape(config: &Config, s: &Source) -> Shape {
     Shape { key, format, headers: header_bytes(&s.headers) }
 }
 
-pub fn producer(config: &Config) -> producer::Options {
-    let defaults = producer::Options { seed: seed(), ..producer::Options::default() };
+pub fn producer(config: &Config) -> producer::ProducerOptions {
+    let defaults = producer::ProducerOptions { seed: seed(), ..producer::ProducerOptions::default() };
     let Output::Kafka(kafka) = &config.output else { return defaults };
-    producer::Options {
+    producer::ProducerOptions {
         partitioner: kafka.partition,
         batch: kafka.batch,
         linger: kafka.linger,

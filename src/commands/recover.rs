@@ -11,7 +11,7 @@ use crate::chunk::{Chunk, Origin};
 use crate::error::Error;
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
-use crate::exactly_once::file::{Binding, JournalContent, JournalFile};
+use crate::exactly_once::file::{Binding, IntentFile, JournalContent};
 use crate::exactly_once::intent::{ChunkPiece, JournalRecord};
 use crate::fdstore::FdStore;
 use crate::journal;
@@ -55,7 +55,7 @@ pub fn recover(
         let fix = "make this file writable for the agent's user and free 9 MiB on its disk; or set delivery = \"at-least-once\"";
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
-    let (store, found) = private_file::open_or_create(&path).and_then(JournalFile::open).map_err(trouble)?;
+    let (store, found) = private_file::open_or_create(&path).and_then(IntentFile::open).map_err(trouble)?;
     let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
     let saved_positions = SavedPositions::of(saved);
     let mut loaded = match doubt(&found, &binding, state.found, saved) {

@@ -117,7 +117,11 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
         let (gone, ship_gone) = bounded::<Infallible>(0);
         let shipping = start(scope, "producer", {
             let producer = producer::Producer {
-                options: producer::Options { once, saved_ms: saved.wall_ms, ..options::producer(&config) },
+                options: producer::ProducerOptions {
+                    once,
+                    saved_ms: saved.wall_ms,
+                    ..options::producer(&config)
+                },
                 inbox,
                 changes: changed,
                 drive: drivers::drive(&config),

@@ -41,7 +41,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
     kafka.acks = asked.acks.unwrap_or(kafka.acks);
     let board = Arc::new(Board::default());
     let (receipt_tx, receipts) = bounded::<Receipt>(1024);
-    let options = producer::Options {
+    let options = producer::ProducerOptions {
         partitioner: match (asked.partition, &asked.key) {
             (Some(n), _) => Partitioner::Fixed(n),
             (None, Some(_)) => Partitioner::Hash,
@@ -50,7 +50,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         batch: kafka.batch,
         rate: kafka.rate,
         receipts: Some(receipt_tx),
-        ..producer::Options::default()
+        ..producer::ProducerOptions::default()
     };
     let no_eventfd = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
     let waker = Waker::new().map_err(no_eventfd)?;

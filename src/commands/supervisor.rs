@@ -12,7 +12,7 @@ use crate::report::log_throttle::LogThrottle;
 use crate::stop;
 use crate::tail::follow::Until;
 use crate::tail::known::Known;
-use crate::tail::{self, Change, Followed, Start, Unread};
+use crate::tail::{self, Followed, Start, TailChange, Unread};
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, WatchEvent, WatchHandle, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
@@ -37,7 +37,7 @@ type TailExit = (PathBuf, Option<Unread>);
 pub struct SourceOptions {
     pub watched: Watched,
     /// Options for every file, except `path` and `start`.
-    pub tail: tail::Options,
+    pub tail: tail::TailOptions,
     /// Patterns known before: `start` does not apply to their files.
     pub known: Vec<Pattern>,
     pub must_exist: bool,
@@ -99,15 +99,15 @@ pub struct Supervisor<'s, 'e> {
 struct TailHandle {
     _stop: stop::Handle,
     outdated: stop::Handle,
-    changes: Sender<Change>,
+    changes: Sender<TailChange>,
     /// The tail's receiving end: a newer change replaces one not yet received.
-    untaken: Receiver<Change>,
+    untaken: Receiver<TailChange>,
 }
 
 impl TailHandle {
-    fn change(&mut self, options: tail::Options) {
+    fn change(&mut self, options: tail::TailOptions) {
         let (handle, outdated) = stop::pair();
-        let mut change = Change { options, outdated };
+        let mut change = TailChange { options, outdated };
         while let Err(TrySendError::Full(again)) = self.changes.try_send(change) {
             let _ = self.untaken.try_recv();
             change = again;
@@ -192,7 +192,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         self.tails.retain(|path, tail_handle| match source_of(sources, path) {
             Some(source) => {
                 let followed = followed.clone();
-                tail_handle.change(tail::Options { path: path.clone(), followed, ..source.tail.clone() });
+                tail_handle.change(tail::TailOptions { path: path.clone(), followed, ..source.tail.clone() });
                 true
             }
             None => {
@@ -267,11 +267,11 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         }
     }
 
-    fn options_of(&self, file: &Waiting) -> Option<tail::Options> {
+    fn options_of(&self, file: &Waiting) -> Option<tail::TailOptions> {
         let source = source_of(&self.sources, &file.found.path)?;
         let (start, first_sight, since) = (file.start, file.first_sight, file.since);
         let (path, followed) = (file.found.path.clone(), self.followed.clone());
-        Some(tail::Options { start, first_sight, since, path, followed, ..source.tail.clone() })
+        Some(tail::TailOptions { start, first_sight, since, path, followed, ..source.tail.clone() })
     }
 
     /// An error says why no thread is available.
@@ -289,7 +289,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
         let (nudged, looks) = known.join(&path);
         let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
-        let first = Change { options, outdated: outdated_on };
+        let first = TailChange { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
         let spawned = thread.spawn_scoped(self.scope, move || {

@@ -35,7 +35,7 @@ pub struct Binding {
 }
 
 #[derive(Debug)]
-pub struct JournalFile {
+pub struct IntentFile {
     file: File,
     half: u64,
     generation: u64,
@@ -60,11 +60,11 @@ pub struct RecordGroup {
     bytes: Vec<u8>,
 }
 
-impl JournalFile {
-    /// Opens a readable and writable file. Nothing is written before [`JournalFile::begin`], which must be called
+impl IntentFile {
+    /// Opens a readable and writable file. Nothing is written before [`IntentFile::begin`], which must be called
     /// next.
-    pub fn open(file: File) -> io::Result<(JournalFile, JournalContent)> {
-        let mut store = JournalFile { file, half: 1, generation: 0, at: 0, written: 0 };
+    pub fn open(file: File) -> io::Result<(IntentFile, JournalContent)> {
+        let mut store = IntentFile { file, half: 1, generation: 0, at: 0, written: 0 };
         let mut found =
             JournalContent { content: store.file.metadata()?.len() > 0, ..JournalContent::default() };
         let mut best: Option<(u64, u64, Binding)> = None;
@@ -128,7 +128,7 @@ impl JournalFile {
         if self.file.metadata()?.len() < DATA + 2 * HALF {
             allocate(&self.file, DATA + 2 * HALF)?;
         }
-        let mut next = JournalFile {
+        let mut next = IntentFile {
             file: self.file.try_clone()?,
             half: 1 - self.half,
             generation: self.generation + 1,
@@ -260,15 +260,15 @@ mod tests {
     use crate::private_file::open_or_create;
     use std::path::Path;
 
-    fn open(path: &Path) -> (JournalFile, JournalContent) {
-        JournalFile::open(open_or_create(path).unwrap()).unwrap()
+    fn open(path: &Path) -> (IntentFile, JournalContent) {
+        IntentFile::open(open_or_create(path).unwrap()).unwrap()
     }
 
     fn binding() -> Binding {
         Binding { machine: "m".into(), boot: "b".into(), synced: true }
     }
 
-    fn put(store: &mut JournalFile, payload: &[u8]) {
+    fn put(store: &mut IntentFile, payload: &[u8]) {
         let mut group = RecordGroup::default();
         store.add(&mut group, payload);
         store.append(&group, false).unwrap();
@@ -373,7 +373,7 @@ mod tests {
             let (first, rest) = bytes.split_at(bytes.len().min(HEADS));
             file.write_all_at(first, 0).unwrap();
             file.write_all_at(rest, DATA).unwrap();
-            let (_, found) = JournalFile::open(file).unwrap();
+            let (_, found) = IntentFile::open(file).unwrap();
             assert!(found.records.iter().all(|r| written.contains(&&r[..])), "{:?}", found.records);
             found.records.iter().map(Vec::len).sum()
         });

@@ -449,12 +449,12 @@ mod tests {
 
     #[test]
     fn split_finds_what_framing_finds() {
-        use crate::tail::framing::{Input, Rest, Rules, frame};
+        use crate::tail::framing::{FramingInput, Rest, Rules, frame};
         for text in ["", "a\n", "a\r\n\n\r\nb\nrest", "\n\n"] {
             let mut lines = Vec::new();
             let text = text.as_bytes();
             let (then, rest) = (Then::Line, Rest::Waits);
-            let input = Input { bytes: text, then, rest, in_hole: false, is_hole: &|_| false };
+            let input = FramingInput { bytes: text, then, rest, in_hole: false, is_hole: &|_| false };
             let framed = frame(&Rules::default(), input, &mut lines, 100);
             assert_eq!(split(&text[..framed.consumed]).collect::<Vec<_>>(), lines, "{text:?}");
         }

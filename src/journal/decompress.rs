@@ -14,7 +14,7 @@ const WINDOW_LOG: u32 = 21;
 
 /// What came of a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unpacked {
+pub enum Decompressed {
     Whole,
     /// There is more than was asked for.
     Cut,
@@ -28,7 +28,7 @@ pub struct Decompressor {
 
 impl Decompressor {
     /// Appends at most `most` bytes to `out`. `None`: damaged, or a codec that is not built in (xz).
-    pub fn unpack(&mut self, flags: u8, from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Unpacked> {
+    pub fn unpack(&mut self, flags: u8, from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Decompressed> {
         match flags & COMPRESSED {
             LZ4 => lz4(from, most, out),
             ZSTD => self.zstd(from, most, out),
@@ -36,14 +36,14 @@ impl Decompressor {
         }
     }
 
-    fn zstd(&mut self, from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Unpacked> {
+    fn zstd(&mut self, from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Decompressed> {
         let start = out.len();
         match get_frame_content_size(from) {
             Ok(Some(n)) if n <= most as u64 => {
                 out.resize(start + n as usize, 0);
                 let context = self.zstd.get_or_insert_with(DCtx::create);
                 let got = context.decompress(&mut out[start..], from).ok()?;
-                (got as u64 == n).then_some(Unpacked::Whole)
+                (got as u64 == n).then_some(Decompressed::Whole)
             }
             _ => {
                 let mut stream = zstd::stream::read::Decoder::with_buffer(from).ok()?;
@@ -51,14 +51,14 @@ impl Decompressor {
                 stream.take(most as u64 + 1).read_to_end(out).ok()?;
                 let cut = out.len() - start > most;
                 out.truncate(start + most);
-                Some(if cut { Unpacked::Cut } else { Unpacked::Whole })
+                Some(if cut { Decompressed::Cut } else { Decompressed::Whole })
             }
         }
     }
 }
 
 /// Eight bytes of size, then one LZ4 block. Stops where enough has come out, which `lz4_flex` cannot.
-fn lz4(from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Unpacked> {
+fn lz4(from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Decompressed> {
     let (size, mut rest) = from.split_first_chunk::<8>()?;
     let size = u64::from_le_bytes(*size);
     let start = out.len();
@@ -79,7 +79,7 @@ fn lz4(from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Unpacked> {
             out.push(out[at]);
         }
     }
-    Some(if size > most as u64 { Unpacked::Cut } else { Unpacked::Whole })
+    Some(if size > most as u64 { Decompressed::Cut } else { Decompressed::Whole })
 }
 
 fn next(rest: &mut &[u8]) -> Option<u8> {
@@ -106,7 +106,7 @@ fn length(rest: &mut &[u8], nibble: u8) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn unpack(flags: u8, from: &[u8], most: usize) -> Option<(Unpacked, Vec<u8>)> {
+    fn unpack(flags: u8, from: &[u8], most: usize) -> Option<(Decompressed, Vec<u8>)> {
         let mut out = b"before".to_vec();
         let how = Decompressor::default().unpack(flags, from, most, &mut out)?;
         Some((how, out.split_off(6)))
@@ -120,8 +120,12 @@ mod tests {
         lz4.extend(lz4_flex::block::compress(&plain));
         let zstd = zstd::bulk::compress(&plain, 1).unwrap();
         for (flags, packed) in [(LZ4, &lz4), (ZSTD, &zstd)] {
-            assert_eq!(unpack(flags, packed, 1 << 20), Some((Unpacked::Whole, plain.clone())), "{flags}");
-            assert_eq!(unpack(flags, packed, 1000), Some((Unpacked::Cut, plain[..1000].to_vec())), "{flags}");
+            assert_eq!(unpack(flags, packed, 1 << 20), Some((Decompressed::Whole, plain.clone())), "{flags}");
+            assert_eq!(
+                unpack(flags, packed, 1000),
+                Some((Decompressed::Cut, plain[..1000].to_vec())),
+                "{flags}"
+            );
             assert_eq!(unpack(flags, &packed[..packed.len() / 2], 1 << 20), None, "{flags}");
         }
         let reaches_back = [8, 0, 0, 0, 0, 0, 0, 0, 0x10, b'x', 3, 0];

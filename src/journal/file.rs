@@ -9,7 +9,7 @@
 //! on, while readers have it open: what was read is whole only if the header is still there afterwards, which
 //! [`JournalFile::refresh`] says.
 
-use super::decompress::{COMPRESSED, Unpacked};
+use super::decompress::{COMPRESSED, Decompressed};
 use super::header::{Id128, JournalHeader, ReadError};
 use super::pages::{Pages, REPEATED_MAX, id_at, u32_at, u64_at};
 use std::fs::File;
@@ -345,7 +345,7 @@ impl JournalFile {
                 return Err(ReadError::Entry("a compressed field over the limit"));
             }
             let unpacked = pages.unpack(&self.file, at + skip, (size - skip) as usize, flags, most, out)?;
-            return Ok(unpacked == Unpacked::Cut);
+            return Ok(unpacked == Decompressed::Cut);
         }
         let len = (size - skip).min(most as u64) as usize;
         let start = out.len();

@@ -40,7 +40,7 @@ pub fn is_old_name(name: &OsStr) -> bool {
 
 /// A journal file in its folder.
 #[derive(Debug)]
-pub struct Listed {
+pub struct ListedJournal {
     pub path: PathBuf,
     pub chain: String,
     pub identity: Identity,
@@ -51,7 +51,7 @@ pub struct Listed {
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Oldest first, those of a chain in the order of their sequence numbers.
-    pub files: Vec<Listed>,
+    pub files: Vec<ListedJournal>,
     /// What is no journal file, or may not be read, and why. A file that is just being made is not among them.
     pub refused: Vec<(PathBuf, ReadError)>,
     /// A file is just being made: list again soon.
@@ -70,7 +70,7 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
         let Some(chain) = chain_of(&found.file_name()) else { continue };
         let path = found.path();
         match look(&path) {
-            Ok((identity, header)) => listing.files.push(Listed { path, chain, identity, header }),
+            Ok((identity, header)) => listing.files.push(ListedJournal { path, chain, identity, header }),
             Err(ReadError::Io(e)) if e.kind() == io::ErrorKind::NotFound => {} // renamed meanwhile
             Err(ReadError::NotAJournal) if found.metadata().is_ok_and(|m| m.len() < IN_THE_MAKING) => {
                 let changed = found.metadata().and_then(|m| m.modified()).ok();
@@ -81,7 +81,9 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
         }
     }
     listing.files.sort_by(|a, b| {
-        let of = |f: &Listed| (!is_old_name(f.path.file_name().unwrap_or_default()), f.header.head_realtime);
+        let of = |f: &ListedJournal| {
+            (!is_old_name(f.path.file_name().unwrap_or_default()), f.header.head_realtime)
+        };
         let chain = a.chain.cmp(&b.chain);
         chain.then(of(a).cmp(&of(b))).then(a.header.head_seqnum.cmp(&b.header.head_seqnum))
     });

@@ -1,7 +1,7 @@
 //! Assigns the files of a journal folder: which continues a saved stream, which is new, and which was read already.
 
 use super::file::JournalFile;
-use super::folder::{self, Listed, Listing};
+use super::folder::{self, ListedJournal, Listing};
 use super::follow::{Follower, Halted};
 use super::header::{Id128, ReadError};
 use super::open::{OpenJournal, Scratch};
@@ -26,7 +26,7 @@ impl Follower<'_> {
             o.name = now.map(|f| f.path.clone());
         }
         self.done.retain(|id| files.iter().any(|f| f.header.file_id == *id));
-        let new: Vec<&Listed> = files.iter().filter(|f| !self.is_known(&f.header.file_id)).collect();
+        let new: Vec<&ListedJournal> = files.iter().filter(|f| !self.is_known(&f.header.file_id)).collect();
         if is_first {
             let newest = files.iter().map(|f| f.header.tail_seqnum).max().unwrap_or_default();
             self.tally = SeqnumTally::begin(newest);
@@ -57,7 +57,7 @@ impl Follower<'_> {
     }
 
     /// Since the last run, the oldest files may have been removed unread.
-    fn count_leading_gap(&mut self, files: &[Listed]) {
+    fn count_leading_gap(&mut self, files: &[ListedJournal]) {
         let read = self.saved.iter().filter(|s| self.folder.as_deref() == s.path.parent());
         let Some(read) = read.filter_map(|s| s.at.mark.seqnum()).max().filter(|n| *n > 0) else { return };
         let later = || files.iter().filter(|f| f.header.entries > 0 && f.header.tail_seqnum > read);
@@ -68,7 +68,7 @@ impl Follower<'_> {
     }
 
     /// Continues the stream that an earlier run saved of this file. False: there is none.
-    fn resume(&mut self, file: &Listed) -> bool {
+    fn resume(&mut self, file: &ListedJournal) -> bool {
         let Some(mut journal) = self.open_listed(file) else { return true };
         let known = |s: &SavedStream| self.o.follows(&s.path);
         let mut found = None;
@@ -92,7 +92,7 @@ impl Follower<'_> {
     }
 
     /// Takes a file of which nothing is known.
-    fn begin(&mut self, file: &Listed, is_first: bool) {
+    fn begin(&mut self, file: &ListedJournal, is_first: bool) {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
@@ -115,7 +115,7 @@ impl Follower<'_> {
     }
 
     /// `None`: the name belongs to another file by now, which the next listing will see.
-    fn open_listed(&mut self, file: &Listed) -> Option<JournalFile> {
+    fn open_listed(&mut self, file: &ListedJournal) -> Option<JournalFile> {
         let opened = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
         let journal = opened.ok().filter(|j| j.header.file_id == file.header.file_id);
         self.relist |= journal.is_none();
@@ -124,7 +124,7 @@ impl Follower<'_> {
 
     fn open_stream(
         &mut self,
-        file: &Listed,
+        file: &ListedJournal,
         journal: JournalFile,
         stream: StreamId,
         at: Point,
@@ -181,7 +181,12 @@ impl Follower<'_> {
 }
 
 /// Whether the saved position is in this file; if so, `journal` continues there.
-fn ends_there(journal: &mut JournalFile, s: &SavedStream, file: &Listed, scratch: &mut Scratch) -> bool {
+fn ends_there(
+    journal: &mut JournalFile,
+    s: &SavedStream,
+    file: &ListedJournal,
+    scratch: &mut Scratch,
+) -> bool {
     let Some(seqnum) = s.at.mark.seqnum() else { return false };
     if s.at.mark != Mark::of_entry(&file.header.file_id, seqnum) {
         return false;

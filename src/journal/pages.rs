@@ -1,7 +1,7 @@
 //! The bytes of journal files that are kept in memory: a few windows of the file that is being read, small values that entries
 //! repeat, and the buffers for what is larger. A fixed amount, whatever the files hold.
 
-use super::decompress::{Decompressor, Unpacked};
+use super::decompress::{Decompressed, Decompressor};
 use super::header::{Id128, ReadError};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -115,7 +115,7 @@ impl Pages {
         flags: u8,
         most: usize,
         out: &mut Vec<u8>,
-    ) -> Result<Unpacked, ReadError> {
+    ) -> Result<Decompressed, ReadError> {
         let mut decompressor = std::mem::take(&mut self.decompressor);
         let unpacked = self.bytes(file, at, len).map(|packed| decompressor.unpack(flags, packed, most, out));
         self.decompressor = decompressor;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub struct Options {
+pub struct AutoOptions {
     /// The bootstrap list, each `host:port`.
     pub brokers: Vec<String>,
     pub probe: probe::Limits,
@@ -52,15 +52,15 @@ impl fmt::Display for Name {
 /// A driver that ran this long does not count as giving up immediately.
 const LONG_RUN: Duration = Duration::from_secs(600);
 
-pub fn drive(options: Options) -> Drive {
+pub fn drive(options: AutoOptions) -> Drive {
     let options = Arc::new(options);
     Drive::new(move |context| Box::new(Auto::new(options.clone(), context.clone())))
 }
 
 struct Auto {
-    options: Arc<Options>,
+    options: Arc<AutoOptions>,
     context: Context,
-    state: State,
+    state: AutoState,
     /// Consecutive drivers that gave up soon.
     short_runs: u32,
     /// Orders refused while there is no driver.
@@ -70,15 +70,15 @@ struct Auto {
     closing: bool,
 }
 
-enum State {
+enum AutoState {
     Choosing(Choosing),
     Running { name: Name, driver: Box<dyn Driver>, began: Instant },
     Closed,
 }
 
 impl Auto {
-    fn new(options: Arc<Options>, context: Context) -> Self {
-        let state = State::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
+    fn new(options: Arc<AutoOptions>, context: Context) -> Self {
+        let state = AutoState::Choosing(Choosing::start(&options, &context, None, Duration::ZERO));
         let why = "no broker has reported its versions yet".to_owned();
         Auto { options, context, state, short_runs: 0, refused: Vec::new(), why, closing: false }
     }
@@ -91,7 +91,7 @@ impl Auto {
             Name::Modern => &self.options.modern,
         };
         let drive = if only { &choice.only } else { &choice.first };
-        self.state = State::Running { name, driver: drive.build(&self.context), began: now };
+        self.state = AutoState::Running { name, driver: drive.build(&self.context), began: now };
     }
 
     fn choose_again(&mut self, left: Name, took: Duration, why: String) {
@@ -100,7 +100,7 @@ impl Auto {
         self.short_runs = if took < LONG_RUN { self.short_runs + 1 } else { 0 };
         let pause = self.options.pause * (1 << u32::min(self.short_runs, 5)) / 2;
         let choosing = Choosing::start(&self.options, &self.context, Some(left), pause.saturating_sub(took));
-        self.state = State::Choosing(choosing);
+        self.state = AutoState::Choosing(choosing);
         self.why = why;
     }
 }
@@ -108,19 +108,19 @@ impl Auto {
 impl Driver for Auto {
     fn order(&mut self, order: Order, now: Instant) {
         match &mut self.state {
-            State::Running { driver, .. } => driver.order(order, now),
+            AutoState::Running { driver, .. } => driver.order(order, now),
             _ => refuse(order, Pace::Backoff, &self.why, &mut self.refused),
         }
     }
 
     fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>) {
         events.append(&mut self.refused);
-        if let State::Choosing(choosing) = &mut self.state
+        if let AutoState::Choosing(choosing) = &mut self.state
             && let Some(chosen) = choosing.result()
         {
             self.run(chosen, now);
         }
-        let State::Running { name, driver, began } = &mut self.state else { return };
+        let AutoState::Running { name, driver, began } = &mut self.state else { return };
         driver.turn(ready, now, events);
         if let Some(Leave::Incompatible { why }) = driver.left().filter(|_| !self.closing) {
             let (name, took) = (*name, now - *began);
@@ -129,28 +129,28 @@ impl Driver for Auto {
     }
 
     fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>) {
-        if let State::Running { driver, .. } = &self.state {
+        if let AutoState::Running { driver, .. } = &self.state {
             driver.sockets(add);
         }
     }
 
     fn wake(&self) -> Option<Instant> {
-        if let State::Running { driver, .. } = &self.state { driver.wake() } else { None }
+        if let AutoState::Running { driver, .. } = &self.state { driver.wake() } else { None }
     }
 
     fn close(&mut self) {
         self.closing = true;
         match &mut self.state {
-            State::Running { driver, .. } => driver.close(),
-            state => *state = State::Closed,
+            AutoState::Running { driver, .. } => driver.close(),
+            state => *state = AutoState::Closed,
         }
     }
 
     fn left(&self) -> Option<Leave> {
         match &self.state {
-            State::Closed => Some(Leave::Closed),
-            State::Running { driver, .. } => driver.left(),
-            State::Choosing(_) => None,
+            AutoState::Closed => Some(Leave::Closed),
+            AutoState::Running { driver, .. } => driver.left(),
+            AutoState::Choosing(_) => None,
         }
     }
 }
@@ -164,7 +164,7 @@ struct Choosing {
 
 impl Choosing {
     /// Starts after `pause`. A driver that has just `left` is chosen again only if the other one cannot be used.
-    fn start(options: &Arc<Options>, context: &Context, left: Option<Name>, pause: Duration) -> Self {
+    fn start(options: &Arc<AutoOptions>, context: &Context, left: Option<Name>, pause: Duration) -> Self {
         let (tell, chosen) = bounded(1);
         let (on, stop) = stop::pair();
         let heartbeat = context.board.heartbeats.register("choose driver");
@@ -211,7 +211,7 @@ fn give_up(tell: &Sender<Chosen>, e: &std::io::Error) {
 const ENOUGH: u32 = 5;
 
 struct Chooser {
-    options: Arc<Options>,
+    options: Arc<AutoOptions>,
     outages: Outages,
     heartbeat: Arc<Heartbeat>,
     stop: Stop,

@@ -1,7 +1,7 @@
 //! One broker: its queue and its connection. Connects when there is work, returns the queued batches while it cannot
 //! connect, and keeps retrying. `session.rs` runs a connection; `cluster.rs` knows the leaders.
 
-use super::{Incompatible, Producer, Shared};
+use super::{AskedProducer, Incompatible, Shared};
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{ANSWER_CAP, Trouble};
 use crate::kafka::net::dialer::Dial;
@@ -21,7 +21,7 @@ pub struct Peer {
     pub address: String,
     /// Batches not yet in a request, in order of arrival.
     pub waiting: VecDeque<Batch>,
-    pub asks: VecDeque<Producer>,
+    pub asks: VecDeque<AskedProducer>,
     pub health: Health,
     /// The configured codec, or the fallback this broker accepts.
     pub codec: Codec,
@@ -30,13 +30,13 @@ pub struct Peer {
 #[derive(Debug)]
 pub struct Broker {
     pub peer: Peer,
-    link: Link,
+    link: BrokerLink,
     /// Consecutive failed attempts to connect.
     failures: u32,
 }
 
 #[derive(Debug)]
-enum Link {
+enum BrokerLink {
     /// No connection, and no work for one.
     Idle,
     Dialing(Dial),
@@ -54,29 +54,29 @@ impl Broker {
         let codec = shared.options.compression;
         let (waiting, asks) = Default::default();
         let peer = Peer { node, address, waiting, asks, health, codec };
-        Broker { peer, link: Link::Idle, failures: 0 }
+        Broker { peer, link: BrokerLink::Idle, failures: 0 }
     }
 
     pub fn has_socket(&self) -> bool {
-        matches!(self.link, Link::Up(_))
+        matches!(self.link, BrokerLink::Up(_))
     }
 
     pub fn socket(&self) -> Option<PollFd<'_>> {
-        if let Link::Up(session) = &self.link { Some(session.socket()) } else { None }
+        if let BrokerLink::Up(session) = &self.link { Some(session.socket()) } else { None }
     }
 
     /// When the next turn is due.
     pub fn wake(&self) -> Option<Instant> {
         match &self.link {
-            Link::Idle | Link::Dialing(_) => None,
-            Link::Up(session) => session.wake(),
-            Link::Resting { until, .. } => Some(*until),
+            BrokerLink::Idle | BrokerLink::Dialing(_) => None,
+            BrokerLink::Up(session) => session.wake(),
+            BrokerLink::Resting { until, .. } => Some(*until),
         }
     }
 
     /// Something is in flight or waiting.
     pub fn is_busy(&self) -> bool {
-        let busy = if let Link::Up(session) = &self.link { session.is_busy() } else { false };
+        let busy = if let BrokerLink::Up(session) = &self.link { session.is_busy() } else { false };
         busy || self.peer.has_work()
     }
 
@@ -84,9 +84,9 @@ impl Broker {
     pub fn turn(&mut self, shared: &mut Shared, mut readable: bool, now: Instant) {
         loop {
             match &mut self.link {
-                Link::Idle if !self.peer.has_work() => return,
-                Link::Idle => self.dial(shared),
-                Link::Dialing(dial) => match dial.result() {
+                BrokerLink::Idle if !self.peer.has_work() => return,
+                BrokerLink::Idle => self.dial(shared),
+                BrokerLink::Dialing(dial) => match dial.result() {
                     None => return,
                     Some(Ok(c)) => {
                         let speaks = format!("modern, Produce {}", c.versions.produce.unwrap_or_default());
@@ -94,7 +94,7 @@ impl Broker {
                         if self.failures > 0 {
                             shared.reachable(&self.peer, true, now);
                         }
-                        self.link = Link::Up(Box::new(Session::new(c, now)));
+                        self.link = BrokerLink::Up(Box::new(Session::new(c, now)));
                     }
                     Some(Err(t)) => {
                         let why = t.to_string();
@@ -106,11 +106,11 @@ impl Broker {
                         self.failed(shared, &t, &why, false, now);
                     }
                 },
-                Link::Up(session) => match session.turn(&mut self.peer, shared, readable, now) {
+                BrokerLink::Up(session) => match session.turn(&mut self.peer, shared, readable, now) {
                     None => return,
                     Some(end) => self.ended(shared, end, now),
                 },
-                Link::Resting { until, why } => {
+                BrokerLink::Resting { until, why } => {
                     if self.peer.has_work() {
                         let told = self.peer.told(why);
                         self.peer.give_back(shared, Pace::Backoff, &told);
@@ -127,7 +127,7 @@ impl Broker {
 
     fn dial(&mut self, shared: &Shared) {
         let dial = Dial::start(&self.peer.address, &shared.options, ANSWER_CAP, &shared.context);
-        self.link = Link::Dialing(dial);
+        self.link = BrokerLink::Dialing(dial);
     }
 
     fn ended(&mut self, shared: &mut Shared, end: End, now: Instant) {
@@ -136,7 +136,7 @@ impl Broker {
             End::Idle => {
                 self.peer.health.idle();
                 self.failures = 0;
-                self.link = Link::Idle;
+                self.link = BrokerLink::Idle;
             }
             End::Lost { why, worked: true } => {
                 self.failures = 0;
@@ -156,13 +156,13 @@ impl Broker {
         let told = self.peer.told(why);
         self.peer.give_back(shared, Pace::Backoff, &told);
         self.link =
-            Link::Resting { until: now + t.pause(self.failures, &mut shared.rng), why: why.to_owned() };
+            BrokerLink::Resting { until: now + t.pause(self.failures, &mut shared.rng), why: why.to_owned() };
         self.failures += 1;
     }
 
     /// Closes the connection and returns all batches.
     pub fn close(mut self, shared: &mut Shared, why: &str) {
-        if let Link::Up(session) = &mut self.link {
+        if let BrokerLink::Up(session) = &mut self.link {
             session.abandon(shared, Pace::Now, why);
         }
         self.peer.give_back(shared, Pace::Now, why);

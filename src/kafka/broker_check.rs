@@ -1,7 +1,7 @@
 //! Checks the path to one broker step by step, for `check --connect`. Uses the driver's own connections, so that what
 //! works here works there. Writes nothing, creates no topic, and never retries.
 
-use super::Options;
+use super::KafkaOptions;
 use super::net::{probe, tls};
 use super::protocol::{errors, limits};
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 pub struct Visit<'a> {
     /// `host:port`.
     pub address: &'a str,
-    pub options: &'a Options,
+    pub options: &'a KafkaOptions,
     /// If empty, only the versions are checked.
-    pub topics: &'a [Wanted<'a>],
+    pub topics: &'a [PlannedLoad<'a>],
     pub speaks: Speaks,
     /// The read permission is needed too (exactly-once uses `DescribeProducers`).
     pub read: bool,
@@ -24,7 +24,7 @@ pub struct Visit<'a> {
 
 /// What will be sent to a topic, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted<'a> {
+pub struct PlannedLoad<'a> {
     pub topic: &'a str,
     pub longest_line: usize,
     /// `None`: batches are compressed, so their size on the wire is unknown.
@@ -40,7 +40,7 @@ pub enum Speaks {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct BrokerCheckStep {
     /// "name", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log", "read web_log",
     /// "size web_log".
     pub what: String,
@@ -66,14 +66,14 @@ impl From<Result<String, String>> for Outcome {
 
 /// Reports each step as it completes, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Returns
 /// the addresses of the topics' leaders.
-pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Vec<String> {
+pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Vec<String> {
     walk(v, tell).unwrap_or_default()
 }
 
 /// Runs one step. `None`: it failed, and the check ends.
 fn step<T>(
     what: impl Into<String>,
-    tell: &mut dyn FnMut(Step),
+    tell: &mut dyn FnMut(BrokerCheckStep),
     run: impl FnOnce() -> Result<(T, String), String>,
 ) -> Option<T> {
     let began = Instant::now();
@@ -83,11 +83,11 @@ fn step<T>(
         Ok((value, found)) => (Some(value), Ok(found)),
         Err(why) => (None, Err(why)),
     };
-    tell(Step { what: what.into(), took, outcome: outcome.into() });
+    tell(BrokerCheckStep { what: what.into(), took, outcome: outcome.into() });
     value
 }
 
-fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
+fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Vec<String>> {
     let limit = v.options.connect_timeout;
     let addresses = step("name", tell, || {
         let all = probe::resolve(v.address)?;
@@ -111,7 +111,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
     let tells = versions.as_ref().is_ok_and(|found| found.describe_producers.is_some());
     let outcome = versions.map_err(|t| t.to_string()).and_then(|found| suits(&found, v.speaks));
     let failed = outcome.is_err();
-    tell(Step { what: "versions".into(), took: greeting, outcome: outcome.into() });
+    tell(BrokerCheckStep { what: "versions".into(), took: greeting, outcome: outcome.into() });
     if failed {
         return None;
     }
@@ -119,7 +119,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
         let why = "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" \
                    cannot be kept here; upgrade it, or write delivery = \"at-least-once\"";
         let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
-        tell(Step { what, took, outcome: Outcome::Never(why.into()) });
+        tell(BrokerCheckStep { what, took, outcome: Outcome::Never(why.into()) });
         return None;
     }
     if v.topics.is_empty() {
@@ -140,7 +140,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(Step)) -> Option<Vec<String>> {
     Some(leaders(&answer))
 }
 
-fn secure(v: &Visit<'_>, socket: TcpStream, tell: &mut dyn FnMut(Step)) -> Option<Stream> {
+fn secure(v: &Visit<'_>, socket: TcpStream, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Stream> {
     if v.options.tls.is_none() {
         return Some(Stream::Plain(socket));
     }
@@ -154,7 +154,7 @@ fn secure(v: &Visit<'_>, socket: TcpStream, tell: &mut dyn FnMut(Step)) -> Optio
     })
 }
 
-fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(Step)) -> Option<()> {
+fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<()> {
     let Some(sasl) = &v.options.sasl else { return Some(()) };
     step(format!("SASL {}", sasl.mechanism.name()), tell, || {
         c.authenticate(v.options).map_err(|t| t.to_string())?;
@@ -197,7 +197,7 @@ fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
 }
 
 /// Our permissions on a topic, from the broker's metadata (KIP-430), so that nothing needs to be written.
-fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(Step)) {
+fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(BrokerCheckStep)) {
     let found = |right: i32, allow: &str| {
         let meta = meta.ok_or("the answer does not speak of it")?;
         match (meta.error, meta.rights) {
@@ -222,7 +222,7 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
                 Err(why) if right == MAY_READ => Outcome::Never(why),
                 other => other.into(),
             };
-            tell(Step { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
+            tell(BrokerCheckStep { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
         }
     }
 }
@@ -232,7 +232,12 @@ const ENVELOPE: usize = 100;
 
 /// Whether the topic accepts what will be sent. Reports nothing if the broker does not say, for example without the
 /// right to DESCRIBE_CONFIGS. `None`: the connection is lost.
-fn size(v: &Visit<'_>, wanted: &Wanted<'_>, c: &mut Connection, tell: &mut dyn FnMut(Step)) -> Option<()> {
+fn size(
+    v: &Visit<'_>,
+    wanted: &PlannedLoad<'_>,
+    c: &mut Connection,
+    tell: &mut dyn FnMut(BrokerCheckStep),
+) -> Option<()> {
     let Some(version) = c.versions.describe_configs else { return Some(()) };
     let began = Instant::now();
     let id = c.next_correlation();
@@ -240,11 +245,11 @@ fn size(v: &Visit<'_>, wanted: &Wanted<'_>, c: &mut Connection, tell: &mut dyn F
     let answer = c.call(&request, id, began + v.options.connect_timeout).ok()?;
     let Some(most) = limits::largest_batch(answer, version).ok()? else { return Some(()) };
     let outcome = judge_size(most, wanted);
-    tell(Step { what: format!("size {}", wanted.topic), took: began.elapsed(), outcome });
+    tell(BrokerCheckStep { what: format!("size {}", wanted.topic), took: began.elapsed(), outcome });
     Some(())
 }
 
-fn judge_size(most: u64, wanted: &Wanted<'_>) -> Outcome {
+fn judge_size(most: u64, wanted: &PlannedLoad<'_>) -> Outcome {
     let fits = |n: usize| n as u64 + ENVELOPE as u64 <= most;
     let least = wanted.longest_line.max(wanted.batch.unwrap_or(0)) + ENVELOPE;
     if !fits(wanted.longest_line) {
@@ -277,8 +282,8 @@ mod tests {
     /// Fails when a limit one byte too small passes, or the batch limit is applied although batches are compressed.
     #[test]
     fn sizes() {
-        let wanted = |longest_line, batch| Wanted { topic: "t", longest_line, batch };
-        let told = |most, w: Wanted<'_>| match judge_size(most, &w) {
+        let wanted = |longest_line, batch| PlannedLoad { topic: "t", longest_line, batch };
+        let told = |most, w: PlannedLoad<'_>| match judge_size(most, &w) {
             Outcome::Good(_) => "good",
             Outcome::Doubtful(why) if why.contains("max_line (1000)") => "line",
             Outcome::Doubtful(why) if why.contains("batch = 1900") => "batch",

@@ -1,6 +1,6 @@
 //! The driver as seen by the producer's loop: routes orders to the brokers and gives each part its turn.
 
-use super::{ASK_PATIENCE, Options, Producer, RELEASE, Shared};
+use super::{ASK_PATIENCE, AskedProducer, KafkaOptions, RELEASE, Shared};
 use crate::kafka::broker::Broker;
 use crate::kafka::fetcher::Fetcher;
 use crate::kafka::net::connection::is_readable;
@@ -21,7 +21,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(options: Arc<Options>, context: Context) -> Self {
+    pub fn new(options: Arc<KafkaOptions>, context: Context) -> Self {
         let fetcher = Fetcher::new(context.board.clone());
         let mut shared = Shared::new(options, context);
         shared.ready();
@@ -55,7 +55,7 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, asked: Producer, now: Instant) {
+    fn ask(&mut self, asked: AskedProducer, now: Instant) {
         self.shared.asks.push((asked.clone(), now + ASK_PATIENCE));
         match self.shared.cluster.route(&asked.topic, asked.partition) {
             Ok(node) => self.broker(node).peer.asks.push_back(asked),
@@ -104,7 +104,7 @@ impl Driver for Client {
                 self.shared.tell(view.into_iter().collect());
             }
             Order::ProducerId => self.fetcher.want_producer_id(now),
-            Order::Ask { topic, partition, pid } => self.ask(Producer { topic, partition, pid }, now),
+            Order::Ask { topic, partition, pid } => self.ask(AskedProducer { topic, partition, pid }, now),
             Order::Send(batches) => batches.into_iter().for_each(|b| self.send(b, now)),
         }
     }

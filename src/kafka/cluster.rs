@@ -24,11 +24,11 @@ pub struct Cluster {
     nodes: BTreeMap<i32, Node>,
     /// The address at which a broker is unreachable. The same node at another address counts as a different broker.
     down: BTreeMap<i32, String>,
-    topics: HashMap<Topic, Known>,
+    topics: HashMap<Topic, KnownTopic>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownTopic {
     id: [u8; 16],
     /// From the last answer; 0: none.
     error: i16,
@@ -65,7 +65,7 @@ impl Cluster {
 
     /// Subscribes to a topic. Returns the view already reported to the core, if any, so that it is reported again.
     pub fn want(&mut self, topic: Topic, now: Instant) -> Option<TopicView> {
-        let known = self.topics.entry(topic).or_insert_with(|| Known {
+        let known = self.topics.entry(topic).or_insert_with(|| KnownTopic {
             id: [0; 16],
             error: 0,
             leaders: BTreeMap::new(),
@@ -258,7 +258,7 @@ impl Leader {
     }
 }
 
-impl Known {
+impl KnownTopic {
     fn learn(&mut self, name: &str, meta: &TopicMeta) {
         if self.error != meta.error {
             match meta.error {

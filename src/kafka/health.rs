@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum HealthState {
     New,
     Up,
     Idle,
@@ -18,7 +18,7 @@ pub struct Health {
     board: Arc<Board>,
     /// Its name in the status: an address, or "bootstrap".
     name: String,
-    state: State,
+    state: HealthState,
     /// Failures since its last answer.
     failures: u64,
     /// When the first of them happened.
@@ -33,7 +33,7 @@ impl Health {
         Health {
             board,
             name,
-            state: State::New,
+            state: HealthState::New,
             failures: 0,
             failing_since: Instant::now(),
             shaky: false,
@@ -46,7 +46,7 @@ impl Health {
         if !self.shaky {
             self.mended();
         }
-        self.show(State::Up, format!("up ({speaks})"), None);
+        self.show(HealthState::Up, format!("up ({speaks})"), None);
     }
 
     /// It answered a request.
@@ -54,18 +54,18 @@ impl Health {
         if self.shaky {
             self.shaky = false;
             self.mended();
-            self.show(State::Up, String::new(), None);
+            self.show(HealthState::Up, String::new(), None);
         }
     }
 
     /// Closed because idle.
     pub fn idle(&mut self) {
-        self.show(State::Idle, "idle".into(), None);
+        self.show(HealthState::Idle, "idle".into(), None);
     }
 
     /// The connection is lost and a new one is being opened; not yet counted as a failure.
     pub fn searching(&mut self, why: &str) {
-        self.show(State::Down, "down".into(), Some(why.to_owned()));
+        self.show(HealthState::Down, "down".into(), Some(why.to_owned()));
     }
 
     /// Records a failure; `connected`: it came after connecting.
@@ -79,7 +79,7 @@ impl Health {
             let how = if connected { "lost" } else { "down" };
             outage::say_down(&self.what(), how, self.failures, self.failing_since.elapsed(), why);
         }
-        self.show(State::Down, "down".into(), Some(why.to_owned()));
+        self.show(HealthState::Down, "down".into(), Some(why.to_owned()));
     }
 
     fn mended(&mut self) {
@@ -96,7 +96,7 @@ impl Health {
         }
     }
 
-    fn show(&mut self, state: State, text: String, error: Option<String>) {
+    fn show(&mut self, state: HealthState, text: String, error: Option<String>) {
         let mut brokers = self.board.brokers();
         let changed = self.state != state;
         let entry = brokers.entry(self.name.clone()).or_insert_with(|| BrokerState {

@@ -2,7 +2,7 @@
 //! checked independently. They answer requests for versions, metadata and producer ids from a shared [`World`]; every
 //! other request goes to the test, which decides what happens.
 
-use super::{Options, start};
+use super::{KafkaOptions, start};
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Capabilities, Event, Order, TopicView, Verdict};
 use crate::producer::testing::{Ends, batch, chunk, origin};
@@ -136,12 +136,12 @@ impl Peers {
         connections.lock().unwrap().iter().for_each(|c| drop(c.shutdown(Shutdown::Both)));
     }
 
-    pub fn options(&self) -> Options {
-        Options {
+    pub fn options(&self) -> KafkaOptions {
+        KafkaOptions {
             brokers: self.world().nodes.values().map(|p| format!("127.0.0.1:{p}")).collect(),
             request_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
-            ..Options::default()
+            ..KafkaOptions::default()
         }
     }
 
@@ -350,7 +350,7 @@ pub struct Feeder {
 }
 
 impl Feeder {
-    pub fn start(options: Options, topic: &str) -> Self {
+    pub fn start(options: KafkaOptions, topic: &str) -> Self {
         let ends = start(options, Arc::default()).unwrap();
         let mut f = Feeder { ends, topic: topic.into(), abilities: None, view: None, pid: None };
         f.ends.orders.send(Order::Topic(f.topic.clone())).unwrap();

@@ -3,7 +3,7 @@
 
 mod answers;
 
-use super::{IN_FLIGHT, Producer, Shared};
+use super::{AskedProducer, IN_FLIGHT, Shared};
 use crate::kafka::broker::Peer;
 use crate::kafka::net::connection::{ANSWER_CAP, Connection, Trouble};
 use crate::kafka::net::dialer::Dial;
@@ -57,7 +57,7 @@ enum What {
         batches: Vec<Option<Batch>>,
     },
     Ask {
-        asked: Producer,
+        asked: AskedProducer,
         answer: Producers,
         /// Unread bytes of the answer; `None`: it has not begun.
         left: Option<usize>,

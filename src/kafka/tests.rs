@@ -264,7 +264,7 @@ fn a_dead_broker_stops_only_its_partition() {
 fn an_idle_connection_is_closed_quietly() {
     let peers = Peers::start(1);
     let board = Arc::new(Board::default());
-    let options = Options { idle: Duration::from_millis(150), ..peers.options() };
+    let options = KafkaOptions { idle: Duration::from_millis(150), ..peers.options() };
     let ends = start(options, board.clone()).unwrap();
     let mut f = Feeder::with(ends);
     f.available(&[0]);
@@ -336,7 +336,7 @@ fn an_absent_topic_is_waited_for_and_delays_no_other() {
 #[test]
 fn acks_zero_is_stored_when_written_but_for_the_first() {
     let peers = Peers::start(1);
-    let options = Options { acks: Acks::Zero, ..peers.options() };
+    let options = KafkaOptions { acks: Acks::Zero, ..peers.options() };
     let ends = start(options, Arc::default()).unwrap();
     let mut f = Feeder::with(ends);
     f.available(&[0]);
@@ -367,7 +367,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
     ];
     let leaves = |unfit, refusal: Refusal<'_>, answered_before| {
         let peers = Peers::start(1);
-        let options = Options { unfit, ..peers.options() };
+        let options = KafkaOptions { unfit, ..peers.options() };
         let (orders, inbox) = crossbeam_channel::bounded(64);
         let (outbox, events) = crossbeam_channel::bounded(64);
         let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
@@ -414,7 +414,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
 fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
     peers.world().no_pid = [31; 10].into();
-    let options = Options { unfit: Incompatible::Refused, ..peers.options() };
+    let options = KafkaOptions { unfit: Incompatible::Refused, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, _events) = crossbeam_channel::bounded(64);
     orders.send(Order::ProducerId).unwrap();
@@ -446,7 +446,7 @@ fn versions_and_producer_id_by_the_second_try() {
 #[test]
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
-    let options = Options { unfit: Incompatible::TooOld, ..peers.options() };
+    let options = KafkaOptions { unfit: Incompatible::TooOld, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, events) = crossbeam_channel::bounded(64);
     let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
@@ -472,7 +472,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     assert!(matches!(worker.join().unwrap(), Leave::Incompatible { why } if why.contains("version 2")));
     assert_eq!(back + left, sent, "batches back and orders not taken");
 
-    let fixed = Options { ..peers.options() };
+    let fixed = KafkaOptions { ..peers.options() };
     let ends = start(fixed, Arc::default()).unwrap();
     let mut f = Feeder::with(ends);
     f.nothing_within(300);
@@ -623,7 +623,7 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     peers.world().hidden = Some(2);
     let ghosts = (0..100).map(|n| std::net::SocketAddr::from(([127, 2, 0, n], hole.addr.port())));
     peers.world().ghosts = ghosts.collect();
-    let options = Options {
+    let options = KafkaOptions {
         brokers: vec![format!("127.0.0.1:{}", peers.world().nodes[&2])],
         connect_timeout: Duration::from_millis(500),
         metadata_age: Duration::from_millis(300),
@@ -660,7 +660,7 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
 fn no_request_passes_the_limit() {
     let peers = Peers::start(1);
     peers.world().leaders.extend((1..8).map(|p| (("t".to_owned(), p), (1, 0))));
-    let options = Options { request_max: 3000, ..peers.options() };
+    let options = KafkaOptions { request_max: 3000, ..peers.options() };
     let mut f = Feeder::start(options, "t");
     // The estimate ignores headers.
     let of = |partition, lines: usize| {

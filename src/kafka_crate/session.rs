@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 /// Number of failed attempts in a row, and when the next is due.
 #[derive(Debug, Default, Clone)]
-pub struct Wait {
+pub struct RetryWait {
     pub tries: u32,
     pub until: Option<Instant>,
     pub why: String,
 }
 
-impl Wait {
+impl RetryWait {
     pub fn failed(&mut self, why: String, longest: Duration) {
         self.tries += 1;
         let backoff = Backoff { most: longest, ..Backoff::QUICK };

@@ -1,7 +1,7 @@
 //! The topics of a session: existence, partitions and leaders, and reporting them to the core.
 
 use super::client::CallError;
-use super::session::Wait;
+use super::session::RetryWait;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState, verdict};
 use crate::kafka::net::probe::{self, Finding};
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
@@ -37,7 +37,7 @@ impl CrateWorker<'_> {
                 "it has no partitions (yet), or is not there",
             ));
         }
-        self.wait = Wait::default();
+        self.wait = RetryWait::default();
         let (host, now) = (session.host.clone(), Instant::now());
         if !self.unproven.contains(&host) {
             self.outages.works(Who::Broker(&host), now);

@@ -5,10 +5,10 @@
 use super::batch::{Batch, PendingAcks};
 use super::dead_letter::DeadLetters;
 use super::driver::{Capabilities, Drive, Event, Order};
-use super::partition::{Action, Now, Rules};
+use super::partition::{Action, Now, SendRules};
 use super::recovered::RecoveredTopic;
-use super::topic_queue::{Change, Ready, TopicQueue};
-use super::{Change as Changed, Dead, Options, Receipt};
+use super::topic_queue::{QueueChange, Ready, TopicQueue};
+use super::{Change as Changed, Dead, ProducerOptions, Receipt};
 use crate::backoff::Rng;
 use crate::chunk::Chunk;
 use crate::heartbeat::Heartbeat;
@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub struct Core<'b> {
-    options: Options,
+    options: ProducerOptions,
     /// Exactly-once.
     once: bool,
     board: &'b Board,
@@ -43,7 +43,7 @@ pub struct Core<'b> {
     sends: Vec<Batch>,
     orders: Vec<Order>,
     pub acks: Vec<Ack>,
-    listing: Listing,
+    listing: ProducerListing,
     /// Save soon: this may be the last change before a quiet period.
     pub save_soon: bool,
 }
@@ -59,14 +59,14 @@ enum Id {
 /// Exactly-once: whether the brokers list idempotent producers (DescribeProducers; some list only transactional ones).
 /// Asked once, right after a batch was stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Listing {
+enum ProducerListing {
     Unasked,
     Asked(Topic, i32, i64),
     Known,
 }
 
 impl<'b> Core<'b> {
-    pub fn new(options: Options, board: &'b Board, now: Now) -> Self {
+    pub fn new(options: ProducerOptions, board: &'b Board, now: Now) -> Self {
         let mut core = Core {
             once: options.once.is_some(),
             letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
@@ -86,7 +86,7 @@ impl<'b> Core<'b> {
             sends: Vec::new(),
             orders: Vec::new(),
             acks: Vec::new(),
-            listing: Listing::Unasked,
+            listing: ProducerListing::Unasked,
             save_soon: false,
         };
         core.resume();
@@ -122,11 +122,12 @@ impl<'b> Core<'b> {
 
     /// Applies a configuration change.
     pub fn change(&mut self, change: Changed, now: Now) {
-        let Options { partitioner, batch, linger, rate, .. } = change.options;
+        let ProducerOptions { partitioner, batch, linger, rate, .. } = change.options;
         if rate != self.options.rate {
             self.rate = rate.map(|per_second| Rate::new(per_second, now.at));
         }
-        self.options = Options { partitioner, batch, linger, rate, ..std::mem::take(&mut self.options) };
+        self.options =
+            ProducerOptions { partitioner, batch, linger, rate, ..std::mem::take(&mut self.options) };
         self.queues.iter_mut().for_each(|queue| queue.tune(&self.options));
         self.next = change.drive.or(self.next.take());
         if change.elsewhere {
@@ -244,12 +245,12 @@ impl<'b> Core<'b> {
     }
 
     /// `None`: nothing may be sent now.
-    fn rules(&self) -> Option<Rules> {
+    fn rules(&self) -> Option<SendRules> {
         let abilities = self.abilities.as_ref().filter(|_| self.next.is_none())?;
         let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
         Some(match abilities.numbered {
-            true => Rules::Numbered { in_flight: abilities.in_flight, id, once: self.once },
-            false => Rules::Plain,
+            true => SendRules::Numbered { in_flight: abilities.in_flight, id, once: self.once },
+            false => SendRules::Plain,
         })
     }
 
@@ -322,9 +323,9 @@ impl<'b> Core<'b> {
     /// The leader has just stored one of our batches, so it must know our producer id.
     fn ask_listing(&mut self, stored: &Batch) {
         let Some(pid) = stored.numbers.map(|n| n.pid) else { return };
-        if self.once && self.listing == Listing::Unasked {
+        if self.once && self.listing == ProducerListing::Unasked {
             let (topic, partition) = (stored.group.topic.clone(), stored.partition);
-            self.listing = Listing::Asked(topic.clone(), partition, pid);
+            self.listing = ProducerListing::Asked(topic.clone(), partition, pid);
             self.orders.push(Order::Ask { topic, partition, pid });
         }
     }
@@ -336,14 +337,14 @@ impl<'b> Core<'b> {
         pid: i64,
         last: &Result<Option<(i16, i32)>, String>,
     ) {
-        if self.listing != Listing::Asked(topic.clone(), partition, pid) {
+        if self.listing != ProducerListing::Asked(topic.clone(), partition, pid) {
             return;
         }
         let Ok(known) = last else {
-            self.listing = Listing::Unasked; // the leader may be moving
+            self.listing = ProducerListing::Unasked; // the leader may be moving
             return;
         };
-        self.listing = Listing::Known;
+        self.listing = ProducerListing::Known;
         self.board.once.unlisted.store(known.is_none(), Relaxed);
         if known.is_none() {
             log::error!(
@@ -387,7 +388,7 @@ impl<'b> Core<'b> {
         wake
     }
 
-    fn drive(&mut self, at: usize, rules: Rules, now: Now) -> Option<Instant> {
+    fn drive(&mut self, at: usize, rules: SendRules, now: Now) -> Option<Instant> {
         self.launch(at, rules, now);
         let ready = loop {
             let ready = self.queues[at].ready(now, rules, self.closing);
@@ -412,7 +413,7 @@ impl<'b> Core<'b> {
         partitions.into_iter().chain(ready).min()
     }
 
-    fn launch(&mut self, at: usize, rules: Rules, now: Now) {
+    fn launch(&mut self, at: usize, rules: SendRules, now: Now) {
         for i in 0..self.queues[at].partitions().len() {
             let mut actions = Vec::new();
             let p = &mut self.queues[at].partitions()[i];
@@ -423,7 +424,7 @@ impl<'b> Core<'b> {
     }
 
     /// Updates log and status, on state changes only.
-    fn tell(&self, at: usize, change: Change, now: Now) {
+    fn tell(&self, at: usize, change: QueueChange, now: Now) {
         let topic = &self.queues[at].topic;
         let mut states = self.board.topics();
         let state = states.entry(topic.to_string()).or_insert_with(|| BrokerState {
@@ -434,20 +435,20 @@ impl<'b> Core<'b> {
         });
         let before = std::mem::take(&mut state.state);
         state.state = match &change {
-            Change::Trouble { .. } => "retrying".into(),
-            Change::Well { .. } => "delivering".into(),
+            QueueChange::Trouble { .. } => "retrying".into(),
+            QueueChange::Well { .. } => "delivering".into(),
         };
         if before != state.state {
             state.since = now.at;
         }
         match change {
-            Change::Trouble { attempts, partitions, why } => {
+            QueueChange::Trouble { attempts, partitions, why } => {
                 let of = listed(&partitions);
                 log::warn!("topic {topic}: {of}: {why}; retrying (attempt {attempts})");
                 state.attempts = u64::from(attempts);
                 state.last_error = Some(why);
             }
-            Change::Well { after, attempts } => {
+            QueueChange::Well { after, attempts } => {
                 log::info!("topic {topic}: delivering again after {after:.1?}, {attempts} attempt(s)");
                 state.attempts = 0;
             }

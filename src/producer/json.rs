@@ -78,7 +78,7 @@ pub fn field(out: &mut Vec<u8>, line: &[u8], path: &[String]) -> bool {
     let start = out.len();
     let mut found = false;
     let mut json = serde_json::Deserializer::from_slice(line);
-    let looked = Look { path, out, start, found: &mut found }.deserialize(&mut json);
+    let looked = FieldLookup { path, out, start, found: &mut found }.deserialize(&mut json);
     let whole = looked.is_ok() && json.end().is_ok();
     if !(whole && found) {
         out.truncate(start);
@@ -86,14 +86,14 @@ pub fn field(out: &mut Vec<u8>, line: &[u8], path: &[String]) -> bool {
     whole && found
 }
 
-struct Look<'p, 'o> {
+struct FieldLookup<'p, 'o> {
     path: &'p [String],
     out: &'o mut Vec<u8>,
     start: usize,
     found: &'o mut bool,
 }
 
-impl Look<'_, '_> {
+impl FieldLookup<'_, '_> {
     fn leaf<E: Error>(self, text: fmt::Arguments<'_>) -> Result<(), E> {
         self.bare(|out| out.write_fmt(text).unwrap_or_default())
     }
@@ -108,7 +108,7 @@ impl Look<'_, '_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Look<'_, '_> {
+impl<'de> DeserializeSeed<'de> for FieldLookup<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
@@ -116,7 +116,7 @@ impl<'de> DeserializeSeed<'de> for Look<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Look<'_, '_> {
+impl<'de> Visitor<'de> for FieldLookup<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for Look<'_, '_> {
         while let Some(here) = map.next_key_seed(IsName(self.path.first().map(String::as_str)))? {
             if here {
                 let (out, found) = (&mut *self.out, &mut *self.found);
-                map.next_value_seed(Look { path: &self.path[1..], out, start: self.start, found })?;
+                map.next_value_seed(FieldLookup { path: &self.path[1..], out, start: self.start, found })?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }

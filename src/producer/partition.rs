@@ -35,7 +35,7 @@ pub struct Now {
 
 /// What the driver allows, and the producer id if it needs one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rules {
+pub enum SendRules {
     Plain,
     /// With the producer id and its first epoch; `None` until the driver has one.
     Numbered {
@@ -87,7 +87,7 @@ pub struct Partition {
     air: Vec<Place>,
     /// Batches not yet sent, or returned, in order of place.
     pending: VecDeque<Batch>,
-    health: Health,
+    health: PartitionHealth,
     /// Consecutive failures.
     attempts: u32,
     why: String,
@@ -101,10 +101,10 @@ pub struct Partition {
 }
 
 #[derive(Debug)]
-enum Health {
+enum PartitionHealth {
     Up,
     /// Waiting for all batches in flight to return.
-    Draining(Then),
+    Draining(AfterDraining),
     Waiting {
         until: Instant,
     },
@@ -118,7 +118,7 @@ enum Health {
 
 /// What follows draining; of several reasons the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Then {
+enum AfterDraining {
     /// The broker is fine: batches were refused and split, or returned because of an earlier one.
     Resume,
     Now,
@@ -143,7 +143,7 @@ impl Partition {
             id,
             air: Vec::new(),
             pending: VecDeque::new(),
-            health: Health::Up,
+            health: PartitionHealth::Up,
             attempts: 0,
             why: String::new(),
             numbering: None,
@@ -160,7 +160,7 @@ impl Partition {
 
     /// Suitable for new lines that could also go elsewhere.
     pub fn is_up(&self) -> bool {
-        matches!(self.health, Health::Up) && self.pasts.is_empty()
+        matches!(self.health, PartitionHealth::Up) && self.pasts.is_empty()
     }
 
     /// Number of batches not yet done.
@@ -176,8 +176,8 @@ impl Partition {
     /// When [`Partition::launch`] next has work even if nothing happens.
     pub fn wake(&self) -> Option<Instant> {
         match self.health {
-            Health::Waiting { until } | Health::Asking { until } => Some(until),
-            Health::Up | Health::Draining(_) | Health::Probing => None,
+            PartitionHealth::Waiting { until } | PartitionHealth::Asking { until } => Some(until),
+            PartitionHealth::Up | PartitionHealth::Draining(_) | PartitionHealth::Probing => None,
         }
     }
 
@@ -219,69 +219,72 @@ impl Partition {
     }
 
     /// Sends what may be sent now.
-    pub fn launch(&mut self, now: Now, rules: Rules, actions: &mut Vec<Action>) {
+    pub fn launch(&mut self, now: Now, rules: SendRules, actions: &mut Vec<Action>) {
         if !self.pasts.is_empty() {
             return self.ask_about_past(now, actions);
         }
         match self.health {
-            Health::Asking { until } if now.at >= until => {
+            PartitionHealth::Asking { until } if now.at >= until => {
                 self.learned(Err("no answer".into()), now, actions);
                 self.launch(now, rules, actions);
             }
-            Health::Waiting { until } if now.at >= until => {
+            PartitionHealth::Waiting { until } if now.at >= until => {
                 if self.pending.is_empty() {
                     self.recover();
                 } else if self.send_first(rules, actions) {
-                    self.health = Health::Probing;
+                    self.health = PartitionHealth::Probing;
                 }
             }
-            Health::Up => {
+            PartitionHealth::Up => {
                 if self.air.is_empty() && self.stored_at.is_some_and(|at| now.at - at > IDLE) {
                     self.unproven();
                 }
                 self.fill(rules, actions);
             }
-            Health::Asking { .. } | Health::Waiting { .. } | Health::Draining(_) | Health::Probing => {}
+            PartitionHealth::Asking { .. }
+            | PartitionHealth::Waiting { .. }
+            | PartitionHealth::Draining(_)
+            | PartitionHealth::Probing => {}
         }
     }
 
     /// Sends up to the in-flight limit. A batch of unknown outcome is sent alone: if the broker has forgotten the
     /// producer, it would take the next batch for the first one, and the leader's state would no longer prove
     /// anything.
-    fn fill(&mut self, rules: Rules, actions: &mut Vec<Action>) {
+    fn fill(&mut self, rules: SendRules, actions: &mut Vec<Action>) {
         loop {
             let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
             let most = match rules {
-                Rules::Numbered { once: true, .. } => 1,
-                Rules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
-                Rules::Numbered { .. } | Rules::Plain => 1,
+                SendRules::Numbered { once: true, .. } => 1,
+                SendRules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
+                SendRules::Numbered { .. } | SendRules::Plain => 1,
             };
             if self.air.len() >= most.max(1) || !self.send_first(rules, actions) {
                 return;
             }
-            if doubtful && rules != Rules::Plain {
-                self.health = Health::Probing;
+            if doubtful && rules != SendRules::Plain {
+                self.health = PartitionHealth::Probing;
                 return;
             }
         }
     }
 
-    fn is_proven(&self, rules: Rules) -> bool {
-        rules == Rules::Plain || self.numbering.as_ref().is_some_and(|n| n.proven)
+    fn is_proven(&self, rules: SendRules) -> bool {
+        rules == SendRules::Plain || self.numbering.as_ref().is_some_and(|n| n.proven)
     }
 
     /// `false`: there is none, or it may not be sent yet.
-    fn send_first(&mut self, rules: Rules, actions: &mut Vec<Action>) -> bool {
+    fn send_first(&mut self, rules: SendRules, actions: &mut Vec<Action>) -> bool {
         let Some(mut batch) = self.pending.pop_front() else { return false };
         let goes = match rules {
-            Rules::Plain => {
+            SendRules::Plain => {
                 batch.numbers = None;
                 if std::mem::take(&mut batch.maybe_stored) {
                     actions.push(Action::Doubled(batch.count));
                 }
                 true
             }
-            Rules::Numbered { id, once, .. } => self.number(&mut batch, id, once, actions),
+            SendRules::Numbered { id, once, .. } => self.number(&mut batch, id, once, actions),
         };
         if !goes {
             self.pending.push_front(batch);
@@ -348,9 +351,9 @@ impl Partition {
             Verdict::Retry { maybe_stored, pace, why } => {
                 batch.maybe_stored |= maybe_stored;
                 let then = match pace {
-                    Pace::Now => Then::Now,
-                    Pace::Backoff => Then::Backoff,
-                    Pace::Blocked => Then::Blocked,
+                    Pace::Now => AfterDraining::Now,
+                    Pace::Backoff => AfterDraining::Backoff,
+                    Pace::Blocked => AfterDraining::Blocked,
                 };
                 self.give_back(batch);
                 self.drain(then, why);
@@ -364,7 +367,7 @@ impl Partition {
     /// These dead letters could not be written: the topic waits until they can.
     pub fn hold(&mut self, batch: Batch, why: String, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         self.give_back(batch);
-        self.drain(Then::Blocked, why);
+        self.drain(AfterDraining::Blocked, why);
         self.settle(now, rng, actions);
     }
 
@@ -372,14 +375,14 @@ impl Partition {
         if let Some(n) = &mut self.numbering {
             n.stored(&batch);
         }
-        if matches!(self.health, Health::Probing) {
+        if matches!(self.health, PartitionHealth::Probing) {
             self.recover();
         }
         actions.push(Action::Stored { batch, offset });
     }
 
     fn recover(&mut self) {
-        self.health = Health::Up;
+        self.health = PartitionHealth::Up;
         self.attempts = 0;
         self.why.clear();
     }
@@ -389,35 +392,38 @@ impl Partition {
         self.push(batch);
     }
 
-    fn drain(&mut self, then: Then, why: String) {
-        let before = if let Health::Draining(before) = self.health { before } else { Then::Resume };
-        if then > Then::Resume && (then >= before || self.why.is_empty()) {
+    fn drain(&mut self, then: AfterDraining, why: String) {
+        let before =
+            if let PartitionHealth::Draining(before) = self.health { before } else { AfterDraining::Resume };
+        if then > AfterDraining::Resume && (then >= before || self.why.is_empty()) {
             self.why = why;
         }
-        self.health = Health::Draining(then.max(before));
+        self.health = PartitionHealth::Draining(then.max(before));
     }
 
     /// Leaves Draining once all batches have been returned.
     fn settle(&mut self, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
-        let Health::Draining(then) = self.health else { return };
+        let PartitionHealth::Draining(then) = self.health else { return };
         if !self.air.is_empty() {
             return;
         }
-        if then > Then::Resume {
+        if then > AfterDraining::Resume {
             self.attempts = self.attempts.saturating_add(1);
         }
         let wait = match then {
-            Then::Resume => Duration::ZERO,
-            Then::Now | Then::Ask if self.attempts <= AT_ONCE => Duration::ZERO,
-            Then::Now | Then::Ask | Then::Backoff => Backoff::QUICK.pause(self.attempts, rng),
-            Then::Blocked => BLOCKED,
+            AfterDraining::Resume => Duration::ZERO,
+            AfterDraining::Now | AfterDraining::Ask if self.attempts <= AT_ONCE => Duration::ZERO,
+            AfterDraining::Now | AfterDraining::Ask | AfterDraining::Backoff => {
+                Backoff::QUICK.pause(self.attempts, rng)
+            }
+            AfterDraining::Blocked => BLOCKED,
         };
         self.health = match (then, &self.numbering) {
-            (Then::Ask, Some(n)) => {
+            (AfterDraining::Ask, Some(n)) => {
                 actions.push(Action::Ask { pid: n.pid });
-                Health::Asking { until: now.at + PATIENCE }
+                PartitionHealth::Asking { until: now.at + PATIENCE }
             }
-            _ => Health::Waiting { until: now.at + wait },
+            _ => PartitionHealth::Waiting { until: now.at + wait },
         };
     }
 }

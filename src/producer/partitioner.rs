@@ -49,17 +49,17 @@ impl Limit {
 
 /// A batch in the making.
 #[derive(Debug)]
-pub struct Part {
+pub struct BatchPart {
     pub partition: i32,
     pub records: Records,
     pub count: u32,
     pub bytes: usize,
 }
 
-impl Part {
+impl BatchPart {
     /// A batch of these records, which were never sent.
     pub fn into_batch(self, flight: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
-        let Part { partition, records, count, bytes } = self;
+        let BatchPart { partition, records, count, bytes } = self;
         Batch {
             flight,
             partition,
@@ -106,7 +106,7 @@ pub fn wire(chunk: &Chunk) -> usize {
 
 impl Distribution<'_> {
     /// The group's batches in record order, also within each partition. No batch is empty.
-    pub fn out(&self, group: &BatchGroup) -> Vec<Part> {
+    pub fn out(&self, group: &BatchGroup) -> Vec<BatchPart> {
         let whole = match self.partitioner {
             Partitioner::Fixed(_) | Partitioner::Sticky => true,
             // With a single partition, keys make no difference.
@@ -120,7 +120,7 @@ impl Distribution<'_> {
             && group.chunks.iter().map(wire).sum::<usize>() <= self.limit.wire;
         if whole && fits {
             let count = count as u32;
-            return vec![Part { partition: self.sticky, records: Records::All, count, bytes }];
+            return vec![BatchPart { partition: self.sticky, records: Records::All, count, bytes }];
         }
         let mut hands = OpenBatches::new(self.all, self.limit);
         self.record_by_record(group, whole, &mut hands);
@@ -207,8 +207,8 @@ impl<'a> OpenBatches<'a> {
 }
 
 impl Filling {
-    fn close(self) -> Part {
-        Part {
+    fn close(self) -> BatchPart {
+        BatchPart {
             partition: self.partition,
             count: self.picks.len() as u32,
             records: Records::Picked(self.picks.into()),
@@ -282,7 +282,7 @@ mod tests {
         Distribution { partitioner, all: &[0, 1, 4], open: &[0, 4], sticky: 4, seed: 11, limit }
     }
 
-    fn counts(parts: &[Part]) -> BTreeMap<i32, u32> {
+    fn counts(parts: &[BatchPart]) -> BTreeMap<i32, u32> {
         let mut sums = BTreeMap::new();
         parts.iter().for_each(|p| *sums.entry(p.partition).or_insert(0) += p.count);
         sums
@@ -304,7 +304,10 @@ mod tests {
         assert!(random.keys().eq(&[0, 4]) && random.values().all(|n| (400..600).contains(n)), "{random:?}");
         for whole in [Partitioner::Sticky, Partitioner::Hash] {
             let parts = deal(whole).out(&load(Key::None, 1000));
-            assert!(matches!(&parts[..], [Part { partition: 4, records: Records::All, count: 1000, .. }]));
+            assert!(matches!(
+                &parts[..],
+                [BatchPart { partition: 4, records: Records::All, count: 1000, .. }]
+            ));
         }
         // Keys 0 to 8 by murmur2 over all three, including one that is not open; the record without a key (9) goes
         // sticky.

@@ -6,7 +6,7 @@ use super::batch::{Batch, BatchGroup, Numbers, PendingAcks, Pick, Records};
 use super::driver::TopicView;
 use super::partition::Partition;
 use super::partition::producer_recovery::PastProducer;
-use super::partitioner::{Distribution, Limit, Part};
+use super::partitioner::{BatchPart, Distribution, Limit};
 use crate::record::{BatchGroupNo, Topic};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl Resumed {
     pub fn batches(self, view: &TopicView, partitioner: Partitioner, batch: usize, seed: u64) -> Vec<Batch> {
         let group = Arc::new(self.group);
         // All records of the group, not yet assigned to a partition.
-        let whole = Part { partition: 0, records: Records::All, count: 0, bytes: 0 }
+        let whole = BatchPart { partition: 0, records: Records::All, count: 0, bytes: 0 }
             .into_batch(self.flight, group.clone());
         let mut taken: HashSet<Pick> = self.stored.iter().copied().collect();
         let mut out = Vec::new();

@@ -12,7 +12,7 @@ use super::driver::{Capabilities, Drive, Event, Leave, Order, TopicView, Verdict
 use super::partition::Now;
 use super::record_encoder::RecordEncoder;
 use super::testing::{chunk_of, origin};
-use super::{Change, Options, Partitioner};
+use super::{Change, Partitioner, ProducerOptions};
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
 use crate::chunk::Origin;
@@ -80,7 +80,7 @@ impl<'b> World<'b> {
         let partitioner = script.partitioner.unwrap_or(all[rng.below(4)]);
         let batch = [64, 400, 4000][rng.below(3)];
         let linger = Duration::from_millis([0, 0, 30][rng.below(3)]);
-        let options = Options { partitioner, batch, linger, seed, ..Options::default() };
+        let options = ProducerOptions { partitioner, batch, linger, seed, ..ProducerOptions::default() };
         let now = Now { at: Instant::now(), wall_ms: 1_700_000_000_000 };
         let key = || match partitioner {
             Partitioner::Hash => Key::Regex(KEY.clone()),
@@ -236,7 +236,8 @@ impl<'b> World<'b> {
     fn reload(&mut self) {
         let batch = [64, 400, 4000][self.rng.below(3)];
         let linger = Duration::from_millis([0, 0, 30][self.rng.below(3)]);
-        let options = Options { partitioner: self.partitioner, batch, linger, ..Options::default() };
+        let options =
+            ProducerOptions { partitioner: self.partitioner, batch, linger, ..ProducerOptions::default() };
         let drive = self.chance(70).then(|| Drive::worker(None, |_, _, _| Leave::Closed));
         self.core.change(Change { options, drive, elsewhere: false }, self.now);
     }

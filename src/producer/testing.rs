@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, BatchGroup, Records};
 use super::driver::{Context, Current, Drive, Event, Leave, Order};
-use super::partitioner::Part;
+use super::partitioner::BatchPart;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Origin};
 use crate::record::{BatchGroupNo, Break, Line, Mark, Point, Shape, StreamId, Then};
@@ -67,7 +67,7 @@ pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
     let count = chunks.iter().map(|c| c.lines.len() as u32).sum();
     let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
     let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
-    Part { partition: 0, records: Records::All, count, bytes }
+    BatchPart { partition: 0, records: Records::All, count, bytes }
         .into_batch(BatchGroupNo(flight), Arc::new(group))
 }
 

@@ -37,7 +37,7 @@ fn pause(time: Duration) {
 const LIMIT: Duration = Duration::from_secs(20);
 
 impl Bench {
-    fn new(options: Options) -> Self {
+    fn new(options: ProducerOptions) -> Self {
         let waker = Waker::new().unwrap();
         let (chunks, inbox) = handover::chunks(64, &waker);
         let (registry, origin) = (Registry::default(), plain(1));
@@ -143,7 +143,7 @@ fn relay() -> (Drive, Receiver<Order>, Sender<Event>) {
 /// Fails when a chunk without lines waits for the broker, or unstored lines are acknowledged.
 #[test]
 fn acknowledged_when_stored() {
-    let b = Bench::new(Options::default()).ready();
+    let b = Bench::new(ProducerOptions::default()).ready();
     let mut skipped = chunk(&b.origin, 0, &[b"123456"]);
     (skipped.lines, skipped.bytes) = (vec![], vec![]);
     b.give_chunk(skipped);
@@ -159,7 +159,7 @@ fn acknowledged_when_stored() {
 /// acked.
 #[test]
 fn a_closed_inbox_drains() {
-    let mut b = Bench::new(Options::default()).ready();
+    let mut b = Bench::new(ProducerOptions::default()).ready();
     b.line(0);
     let mut batches = b.sent();
     b.line(5);
@@ -180,7 +180,7 @@ fn a_closed_inbox_drains() {
 /// from the old driver is used.
 #[test]
 fn a_driver_is_changed_when_all_is_back() {
-    let b = Bench::new(Options::default());
+    let b = Bench::new(ProducerOptions::default());
     let ready = || b.say(Event::Ready(Capabilities { name: "test", numbered: true, in_flight: 5 }));
     let numbered = |pid| b.say(Event::ProducerId { pid, epoch: 0 });
     let asked = || assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::ProducerId)));
@@ -198,7 +198,7 @@ fn a_driver_is_changed_when_all_is_back() {
             relay.build(context)
         }))
     };
-    b.changes.send(Change { options: Options::default(), drive, elsewhere: true });
+    b.changes.send(Change { options: ProducerOptions::default(), drive, elsewhere: true });
     b.line(5);
     let soon = Duration::from_millis(300);
     assert!(b.orders.recv_timeout(soon).is_err(), "an order while a batch is out");
@@ -222,7 +222,7 @@ fn a_driver_is_changed_when_all_is_back() {
 /// Fails when the core keeps waiting for the broker after it was stopped.
 #[test]
 fn giving_up_ends_at_once() {
-    let mut b = Bench::new(Options::default()).ready();
+    let mut b = Bench::new(ProducerOptions::default()).ready();
     b.line(0);
     let _batches = b.sent();
     b.stop = None;
@@ -234,10 +234,10 @@ fn giving_up_ends_at_once() {
 /// Fails when the core keeps running without a driver.
 #[test]
 fn a_dead_driver_ends_ship() {
-    let b = Bench::new(Options::default()).ready();
+    let b = Bench::new(ProducerOptions::default()).ready();
     b.say(Event::Dead { why: "closed".into() });
     assert_eq!(b.end().0, Err(Dead { why: "closed".into() }));
-    let mut b = Bench::new(Options::default()).ready();
+    let mut b = Bench::new(ProducerOptions::default()).ready();
     b.line(0);
     b.events = None;
     assert!(b.end().0.is_err());
@@ -247,9 +247,12 @@ fn a_dead_driver_ends_ship() {
 #[test]
 fn receipts() {
     let (to, receipts) = bounded(9);
-    let b =
-        Bench::new(Options { partitioner: Partitioner::Fixed(1), receipts: Some(to), ..Options::default() })
-            .ready();
+    let b = Bench::new(ProducerOptions {
+        partitioner: Partitioner::Fixed(1),
+        receipts: Some(to),
+        ..ProducerOptions::default()
+    })
+    .ready();
     b.give(0, &[b"a", b"b"]);
     b.stored(b.sent().pop().unwrap(), 41);
     assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), Receipt { partition: 1, offset: Some(41), count: 2 });
@@ -260,7 +263,8 @@ fn receipts() {
 fn a_dead_letter_is_written_before_the_ack() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("dead-letter");
-    let mut b = Bench::new(Options { dead_letter: Some(path.clone()), ..Options::default() }).ready();
+    let mut b =
+        Bench::new(ProducerOptions { dead_letter: Some(path.clone()), ..ProducerOptions::default() }).ready();
     b.give(0, &[b"good", b"bad", b"fine"]);
     let batch = b.sent().pop().unwrap();
     b.say(Event::Done {
@@ -281,7 +285,7 @@ fn a_dead_letter_is_written_before_the_ack() {
 /// the next run would duplicate it.
 #[test]
 fn a_stop_waits_for_what_moves_only() {
-    let mut b = Bench::new(Options::default()).ready();
+    let mut b = Bench::new(ProducerOptions::default()).ready();
     b.line(0);
     let batch = b.sent().remove(0);
     (b.inbox, b.halt) = (None, None);
@@ -311,7 +315,7 @@ fn a_stop_does_not_wait_for_a_cluster_never_reached() {
     for (stands, wait) in
         [(Duration::ZERO, RETURN - RETURN / 4..LIMIT / 2), (RETURN, Duration::ZERO..RETURN / 2)]
     {
-        let mut b = Bench::new(Options::default());
+        let mut b = Bench::new(ProducerOptions::default());
         b.line(0);
         pause(stands);
         (b.inbox, b.halt) = (None, None);

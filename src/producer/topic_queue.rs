@@ -3,10 +3,10 @@
 
 use super::batch::{Batch, BatchGroup, PendingAcks};
 use super::driver::TopicView;
-use super::partition::{Now, Partition, Rules};
+use super::partition::{Now, Partition, SendRules};
 use super::partitioner::{Distribution, Limit, wire};
 use super::recovered::RecoveredTopic;
-use super::{Options, Partitioner};
+use super::{Partitioner, ProducerOptions};
 use crate::backoff::Rng;
 use crate::chunk::Chunk;
 use crate::clock;
@@ -31,7 +31,7 @@ pub struct TopicQueue {
     waiting_bytes: usize,
     /// Round-robin position among equally busy partitions.
     turn: usize,
-    trouble: Option<Trouble>,
+    trouble: Option<TopicTrouble>,
     /// Exactly-once: state of an earlier run. Its groups wait until the partitions are known.
     memory: RecoveredTopic,
     seed: u64,
@@ -51,13 +51,13 @@ pub enum Ready {
 
 /// Reports a change of the queue's state.
 #[derive(PartialEq, Eq, Debug)]
-pub enum Change {
+pub enum QueueChange {
     Trouble { attempts: u32, partitions: Vec<i32>, why: String },
     Well { after: Duration, attempts: u32 },
 }
 
 #[derive(Debug)]
-struct Trouble {
+struct TopicTrouble {
     since: Instant,
     attempts: u32,
 }
@@ -73,7 +73,7 @@ const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 const SPREAD: usize = 4;
 
 impl TopicQueue {
-    pub fn new(topic: Topic, options: &Options) -> Self {
+    pub fn new(topic: Topic, options: &ProducerOptions) -> Self {
         TopicQueue {
             memory: RecoveredTopic::default(),
             seed: options.seed,
@@ -97,7 +97,7 @@ impl TopicQueue {
     }
 
     /// Applies from the next group on.
-    pub fn tune(&mut self, options: &Options) {
+    pub fn tune(&mut self, options: &ProducerOptions) {
         (self.partitioner, self.linger) = (options.partitioner, options.linger);
         if self.batch.most != options.batch.max(1) {
             self.batch = Cap::new(options.batch);
@@ -228,11 +228,11 @@ impl TopicQueue {
     }
 
     /// When a group may be sent, and to which partitions.
-    fn plan(&self, now: Now, rules: Rules, closing: bool) -> (Ready, Vec<i32>) {
+    fn plan(&self, now: Now, rules: SendRules, closing: bool) -> (Ready, Vec<i32>) {
         let Some((since, _)) = self.waiting.front() else { return (Ready::No, vec![]) };
         let (most, patience) = match rules {
-            Rules::Plain => (1, PLAIN_PATIENCE),
-            Rules::Numbered { in_flight, .. } => (in_flight.max(1), PATIENCE),
+            SendRules::Plain => (1, PLAIN_PATIENCE),
+            SendRules::Numbered { in_flight, .. } => (in_flight.max(1), PATIENCE),
         };
         let up = self.up();
         let open: Vec<i32> = up.iter().filter(|p| p.open() < most).map(|p| p.id).collect();
@@ -242,7 +242,7 @@ impl TopicQueue {
         }
         let idle = up.iter().all(|p| p.open() == 0);
         let full = self.waiting_bytes >= self.batch.now * self.spread();
-        let mut due = if idle || (full && rules != Rules::Plain) { now.at } else { *since + patience };
+        let mut due = if idle || (full && rules != SendRules::Plain) { now.at } else { *since + patience };
         if !full && !closing {
             due = due.max(*since + self.linger);
         }
@@ -250,7 +250,7 @@ impl TopicQueue {
     }
 
     /// When [`TopicQueue::form`] forms a group.
-    pub fn ready(&self, now: Now, rules: Rules, closing: bool) -> Ready {
+    pub fn ready(&self, now: Now, rules: SendRules, closing: bool) -> Ready {
         self.plan(now, rules, closing).0
     }
 
@@ -260,7 +260,7 @@ impl TopicQueue {
         &mut self,
         no: BatchGroupNo,
         now: Now,
-        rules: Rules,
+        rules: SendRules,
         closing: bool,
         rng: &mut Rng,
     ) -> Option<(usize, PendingAcks)> {
@@ -327,20 +327,20 @@ impl TopicQueue {
     }
 
     /// The change since the last call: trouble at attempts 1, 2, 4, 8 …, and its end.
-    pub fn change(&mut self, now: Now) -> Option<Change> {
+    pub fn change(&mut self, now: Now) -> Option<QueueChange> {
         let bad: Vec<(i32, u32, &str)> =
             self.partitions.iter().filter_map(|p| p.trouble().map(|(n, why)| (p.id, n, why))).collect();
         let Some((_, attempts, why)) = bad.iter().max_by_key(|(_, n, _)| *n) else {
             let t = self.trouble.take()?;
-            return Some(Change::Well { after: now.at - t.since, attempts: t.attempts });
+            return Some(QueueChange::Well { after: now.at - t.since, attempts: t.attempts });
         };
-        let trouble = self.trouble.get_or_insert(Trouble { since: now.at, attempts: 0 });
+        let trouble = self.trouble.get_or_insert(TopicTrouble { since: now.at, attempts: 0 });
         // One partition may recover while another stays down; do not repeat a report.
         if *attempts <= trouble.attempts {
             return None;
         }
         trouble.attempts = *attempts;
-        attempts.is_power_of_two().then(|| Change::Trouble {
+        attempts.is_power_of_two().then(|| QueueChange::Trouble {
             attempts: *attempts,
             partitions: bad.iter().map(|(id, _, _)| *id).collect(),
             why: (*why).to_owned(),

@@ -10,7 +10,7 @@ use std::io;
 
 /// What is known about a stream.
 #[derive(Clone, Debug)]
-pub struct Stream {
+pub struct KnownStream {
     pub id: StreamId,
     pub identity: Identity,
     /// Read up to here; the mark covers the bytes before it.
@@ -30,7 +30,7 @@ pub struct Stream {
 
 /// A file as it was listed.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FolderFile {
     pub identity: Identity,
     pub packed: Packed,
     /// In ns since 1970.
@@ -74,7 +74,7 @@ pub trait Peek {
 
 /// What a file is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum FileVerdict {
     /// The stream's own file.
     Own(StreamId),
     /// The stream's own file is gone, or has other bytes now: the stream continues here.
@@ -104,17 +104,17 @@ pub enum Wait {
     Original,
 }
 
-impl Verdict {
+impl FileVerdict {
     /// The stream it depends on.
     pub fn stream(self) -> Option<StreamId> {
         match self {
-            Verdict::Own(s)
-            | Verdict::Continues(s)
-            | Verdict::Read(s)
-            | Verdict::Wait(Wait::Copy(s) | Wait::Unseen(s)) => Some(s),
-            Verdict::New | Verdict::Old | Verdict::Wait(Wait::Empty | Wait::Incomplete | Wait::Original) => {
-                None
-            }
+            FileVerdict::Own(s)
+            | FileVerdict::Continues(s)
+            | FileVerdict::Read(s)
+            | FileVerdict::Wait(Wait::Copy(s) | Wait::Unseen(s)) => Some(s),
+            FileVerdict::New
+            | FileVerdict::Old
+            | FileVerdict::Wait(Wait::Empty | Wait::Incomplete | Wait::Original) => None,
         }
     }
 }
@@ -137,25 +137,31 @@ pub const NOT_BEGUN: StreamId = StreamId(0);
 const TELLING: u64 = Mark::SPAN as u64;
 
 /// Decides about every file. To skip an unreadable file, give it [`Length::Unknown`].
-pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::Result<Vec<Verdict>> {
-    let mut verdicts: Vec<Option<Verdict>> = Vec::with_capacity(files.len());
+pub fn assign(
+    streams: &[KnownStream],
+    files: &[FolderFile],
+    peek: &mut dyn Peek,
+) -> io::Result<Vec<FileVerdict>> {
+    let mut verdicts: Vec<Option<FileVerdict>> = Vec::with_capacity(files.len());
     for (i, file) in files.iter().enumerate() {
-        verdicts.push(own_stream(streams, file, i, peek)?.map(|j| Verdict::Own(streams[j].id)));
+        verdicts.push(own_stream(streams, file, i, peek)?.map(|j| FileVerdict::Own(streams[j].id)));
     }
     let is_missing = any_missing(streams, peek)?;
     let mut lengths = Vec::with_capacity(files.len());
     for (i, file) in files.iter().enumerate() {
         if file.old && !is_missing && verdicts[i].is_none() {
-            verdicts[i] = Some(Verdict::Old);
+            verdicts[i] = Some(FileVerdict::Old);
         }
         lengths.push(if verdicts[i].is_some() { Length::Unknown } else { peek.length(i)? });
     }
     for i in 0..files.len() {
         if verdicts[i].is_none() {
             verdicts[i] = match lengths[i] {
-                Length::Incomplete => Some(Verdict::Wait(Wait::Incomplete)),
-                Length::Bytes(0) if streams.iter().any(|s| !s.finished) => Some(Verdict::Wait(Wait::Empty)),
-                Length::Bytes(0) => Some(Verdict::New),
+                Length::Incomplete => Some(FileVerdict::Wait(Wait::Incomplete)),
+                Length::Bytes(0) if streams.iter().any(|s| !s.finished) => {
+                    Some(FileVerdict::Wait(Wait::Empty))
+                }
+                Length::Bytes(0) => Some(FileVerdict::New),
                 _ => None,
             };
         }
@@ -164,20 +170,21 @@ pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::R
     for i in 0..files.len() {
         if verdicts[i].is_none() {
             verdicts[i] = Some(match files[i].old {
-                true => Verdict::Old,
+                true => FileVerdict::Old,
                 false => whose(streams, &files[i], i, lengths[i], peek)?,
             });
         }
     }
-    let mut verdicts: Vec<Verdict> = verdicts.into_iter().map(|v| v.unwrap_or(Verdict::New)).collect();
+    let mut verdicts: Vec<FileVerdict> =
+        verdicts.into_iter().map(|v| v.unwrap_or(FileVerdict::New)).collect();
     let twins = twins(files, &lengths, &verdicts, peek)?;
     for (i, _) in twins.iter().enumerate().filter(|(_, twin)| twin.is_some()) {
-        verdicts[i] = Verdict::Wait(Wait::Original);
+        verdicts[i] = FileVerdict::Wait(Wait::Original);
     }
     continue_untouched(streams, files, &lengths, &mut verdicts, peek)?;
     for (i, twin) in twins.iter().enumerate() {
-        if let Some(Verdict::Continues(stream)) = twin.map(|twin| verdicts[twin]) {
-            verdicts[i] = Verdict::Wait(Wait::Copy(stream));
+        if let Some(FileVerdict::Continues(stream)) = twin.map(|twin| verdicts[twin]) {
+            verdicts[i] = FileVerdict::Wait(Wait::Copy(stream));
         }
     }
     Ok(verdicts)
@@ -186,9 +193,9 @@ pub fn assign(streams: &[Stream], files: &[Found], peek: &mut dyn Peek) -> io::R
 /// Of new files with equal content (a copy that is being compressed), picks one to read: a plain file before a compressed
 /// one, else the first. The others are decided once that one belongs to a stream.
 fn twins(
-    files: &[Found],
+    files: &[FolderFile],
     lengths: &[Length],
-    verdicts: &[Verdict],
+    verdicts: &[FileVerdict],
     peek: &mut dyn Peek,
 ) -> io::Result<Vec<Option<usize>>> {
     let mut ends: Vec<(u64, Mark, usize)> = Vec::new();
@@ -197,7 +204,7 @@ fn twins(
     order.sort_by_key(|i| files[*i].packed != Packed::Plain);
     for i in order {
         let Length::Bytes(length) = lengths[i] else { continue };
-        let is_new = matches!(verdicts[i], Verdict::New | Verdict::Wait(Wait::Unseen(_)));
+        let is_new = matches!(verdicts[i], FileVerdict::New | FileVerdict::Wait(Wait::Unseen(_)));
         if length < TELLING || !is_new {
             continue;
         }
@@ -211,7 +218,7 @@ fn twins(
 }
 
 /// Whether a stream of this log has an own file that is gone or has different bytes.
-fn any_missing(streams: &[Stream], peek: &mut dyn Peek) -> io::Result<bool> {
+fn any_missing(streams: &[KnownStream], peek: &mut dyn Peek) -> io::Result<bool> {
     for (j, s) in streams.iter().enumerate() {
         if s.kin && !s.finished && !peek.is_there(j)? {
             return Ok(true);
@@ -228,7 +235,12 @@ pub fn is_same_file(a: &Identity, b: &Identity) -> bool {
 
 /// The stream that was read from this file, if its bytes are still there. Prefers the stream being read now, then unfinished
 /// ones, then the newest.
-fn own_stream(streams: &[Stream], file: &Found, i: usize, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
+fn own_stream(
+    streams: &[KnownStream],
+    file: &FolderFile,
+    i: usize,
+    peek: &mut dyn Peek,
+) -> io::Result<Option<usize>> {
     if file.rewritten {
         return Ok(None);
     }
@@ -242,10 +254,10 @@ fn own_stream(streams: &[Stream], file: &Found, i: usize, peek: &mut dyn Peek) -
 /// Continues each stream whose own file is gone or has different bytes in one of the files with its bytes: a plain file
 /// before a compressed one, else the longest. The others are copies of that file.
 fn continue_streams(
-    streams: &[Stream],
-    files: &[Found],
+    streams: &[KnownStream],
+    files: &[FolderFile],
     lengths: &[Length],
-    verdicts: &mut [Option<Verdict>],
+    verdicts: &mut [Option<FileVerdict>],
     peek: &mut dyn Peek,
 ) -> io::Result<()> {
     // Unfinished streams, ordered by how much was read: of two streams with the same beginning, the longer one is better
@@ -267,8 +279,8 @@ fn continue_streams(
         for i in found {
             let id = streams[j].id;
             verdicts[i] = Some(match best == Some(i) {
-                true => Verdict::Continues(id),
-                false => Verdict::Wait(Wait::Copy(id)),
+                true => FileVerdict::Continues(id),
+                false => FileVerdict::Wait(Wait::Copy(id)),
             });
         }
     }
@@ -277,12 +289,12 @@ fn continue_streams(
 
 /// Finds the stream of a file in which no stream continues.
 fn whose(
-    streams: &[Stream],
-    file: &Found,
+    streams: &[KnownStream],
+    file: &FolderFile,
     i: usize,
     length: Length,
     peek: &mut dyn Peek,
-) -> io::Result<Verdict> {
+) -> io::Result<FileVerdict> {
     let (mut copy, mut continues, mut read): (Option<usize>, Option<usize>, Option<usize>) =
         (None, None, None);
     for (j, s) in streams.iter().enumerate() {
@@ -290,7 +302,7 @@ fn whose(
             Relation::None => {}
             Relation::Read if s.finished => {
                 let waits = file.beside_original && peek.is_there(j)?;
-                return Ok(if waits { Verdict::Wait(Wait::Copy(s.id)) } else { Verdict::Read(s.id) });
+                return Ok(if waits { FileVerdict::Wait(Wait::Copy(s.id)) } else { FileVerdict::Read(s.id) });
             }
             Relation::Read => read = Some(j),
             Relation::Copy => copy = Some(j),
@@ -303,17 +315,18 @@ fn whose(
     }
     let id = |j: usize| streams[j].id;
     Ok(match (copy, read, continues) {
-        (Some(j), _, _) => Verdict::Wait(Wait::Copy(id(j))),
-        (_, Some(j), _) => Verdict::Read(id(j)),
-        (_, _, Some(j)) => Verdict::Continues(id(j)),
-        _ if file.beside_original => Verdict::Wait(Wait::Original),
-        _ => unseen(streams, length, peek)?.map_or(Verdict::New, |j| Verdict::Wait(Wait::Unseen(id(j)))),
+        (Some(j), _, _) => FileVerdict::Wait(Wait::Copy(id(j))),
+        (_, Some(j), _) => FileVerdict::Read(id(j)),
+        (_, _, Some(j)) => FileVerdict::Continues(id(j)),
+        _ if file.beside_original => FileVerdict::Wait(Wait::Original),
+        _ => unseen(streams, length, peek)?
+            .map_or(FileVerdict::New, |j| FileVerdict::Wait(Wait::Unseen(id(j)))),
     })
 }
 
 /// A stream whose file shrank below this one before anything was read, or was overwritten without its tail having seen it
 /// yet: this file may be a copy of the old contents.
-fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
+fn unseen(streams: &[KnownStream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     let Length::Bytes(length) = length else { return Ok(None) };
     for (j, s) in streams.iter().enumerate() {
         if !s.kin || !s.is_read || s.finished || s.id == NOT_BEGUN {
@@ -331,9 +344,9 @@ fn unseen(streams: &[Stream], length: Length, peek: &mut dyn Peek) -> io::Result
 }
 
 fn relation(
-    s: &Stream,
+    s: &KnownStream,
     j: usize,
-    file: &Found,
+    file: &FolderFile,
     i: usize,
     length: Length,
     peek: &mut dyn Peek,
@@ -377,7 +390,7 @@ fn relation(
 }
 
 /// False if no head is known.
-fn begins_alike(s: &Stream, i: usize, peek: &mut dyn Peek) -> io::Result<bool> {
+fn begins_alike(s: &KnownStream, i: usize, peek: &mut dyn Peek) -> io::Result<bool> {
     if s.head.is_empty() {
         return Ok(true);
     }
@@ -389,10 +402,10 @@ fn begins_alike(s: &Stream, i: usize, peek: &mut dyn Peek) -> io::Result<bool> {
 /// A stream of which nothing was read has no bytes to recognize it by. If its file is missing, it most likely continues in a
 /// new file of the same length.
 fn continue_untouched(
-    streams: &[Stream],
-    files: &[Found],
+    streams: &[KnownStream],
+    files: &[FolderFile],
     lengths: &[Length],
-    verdicts: &mut [Verdict],
+    verdicts: &mut [FileVerdict],
     peek: &mut dyn Peek,
 ) -> io::Result<()> {
     let mut untouched = Vec::new();
@@ -408,14 +421,14 @@ fn continue_untouched(
         for i in order.iter().copied() {
             let Length::Bytes(length) = lengths[i] else { continue };
             let may_be = match verdicts[i] {
-                Verdict::New | Verdict::Wait(Wait::Unseen(_)) => files[i].may_be_untouched,
-                Verdict::Old => exactly,
+                FileVerdict::New | FileVerdict::Wait(Wait::Unseen(_)) => files[i].may_be_untouched,
+                FileVerdict::Old => exactly,
                 _ => false,
             };
-            let fits = |(_, s): &(usize, &&Stream)| s.size == length || s.size < length && !exactly;
+            let fits = |(_, s): &(usize, &&KnownStream)| s.size == length || s.size < length && !exactly;
             let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, s)| s.size);
             if let Some((n, s)) = likely.map(|(n, s)| (n, *s)).filter(|_| may_be) {
-                verdicts[i] = Verdict::Continues(s.id);
+                verdicts[i] = FileVerdict::Continues(s.id);
                 untouched.remove(n);
             }
         }

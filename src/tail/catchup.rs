@@ -3,14 +3,14 @@
 //! Known streams are looked for first ([`super::find`]), then unread siblings are read, oldest first, then the live file.
 //! Bytes that can no longer be found are reported as lost.
 
-use super::assign::{Verdict, Wait};
-use super::find::Place;
+use super::assign::{FileVerdict, Wait};
+use super::find::SearchResult;
 use super::gz::Gz;
 use super::identity::{self, Look, nanos};
-use super::known::{Claim, Entry, Reader};
+use super::known::{Claim, Entry, StreamUse};
 use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{Age, AtPath, Scope, Survey, goes_on, proof, second};
+use super::survey::{PathFile, Scope, SiblingAge, Survey, goes_on, proof, second};
 use super::{Halt, Start, Tail, known};
 use crate::packed::packing;
 use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
@@ -78,7 +78,7 @@ impl Tail<'_> {
             // `take` refuses streams that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
             match entry.size {
-                0 if self.find(&entry, None)? != Place::Found => self.lose(&entry, "")?,
+                0 if self.find(&entry, None)? != SearchResult::Found => self.lose(&entry, "")?,
                 0 => {}
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
@@ -225,9 +225,9 @@ impl Tail<'_> {
     /// Reads every unread sibling that is newer than `last`, oldest first. The file `at_path` is already open and comes
     /// after all of them; it may be renamed and compressed meanwhile.
     fn unread_siblings(&mut self, last: &Entry, at_path: Option<&File>) -> Result<(), Halt> {
-        let at_path = at_path.map_or(AtPath::LeftOut, AtPath::Opened);
+        let at_path = at_path.map_or(PathFile::LeftOut, PathFile::Opened);
         self.listed(|tail| {
-            let survey = tail.survey(at_path, Scope::Log, Age::NewerThan(last))?;
+            let survey = tail.survey(at_path, Scope::Log, SiblingAge::NewerThan(last))?;
             for (sibling, verdict) in survey.iter() {
                 // A file with a tail of its own is read there.
                 if !tail.is_followed(&sibling.path) {
@@ -242,16 +242,16 @@ impl Tail<'_> {
     fn take_up_unfollowed(
         &mut self,
         sibling: &Sibling,
-        verdict: Verdict,
+        verdict: FileVerdict,
         survey: &Survey,
     ) -> Result<(), Halt> {
         let entry = survey.entry(verdict);
         match (verdict, entry) {
-            (Verdict::Own(_), Some(entry)) => self.goes_on_late(sibling, entry).map(drop),
-            (Verdict::Continues(_), Some(entry)) if entry.finished => {
+            (FileVerdict::Own(_), Some(entry)) => self.goes_on_late(sibling, entry).map(drop),
+            (FileVerdict::Continues(_), Some(entry)) if entry.finished => {
                 self.continue_finished(sibling, entry).map(drop)
             }
-            (Verdict::Read(_), Some(entry)) if entry.finished => {
+            (FileVerdict::Read(_), Some(entry)) if entry.finished => {
                 let is_found = |s: &Sibling| s.packed != Packed::Plain && s.look.identity == entry.identity;
                 match sibling.packed {
                     Packed::Gzip if !survey.iter().any(|(s, _)| is_found(s)) => {
@@ -261,18 +261,18 @@ impl Tail<'_> {
                     _ => self.note_unfollowed(sibling),
                 }
             }
-            (Verdict::New, _)
+            (FileVerdict::New, _)
                 if sibling.packed == Packed::Other && self.was_read_before_packed(sibling, survey) =>
             {
                 self.note_unfollowed(sibling)
             }
-            (Verdict::New, _) => self.take_up_unread(sibling),
+            (FileVerdict::New, _) => self.take_up_unread(sibling),
             // This tail's own files were checked just before.
-            (Verdict::Wait(Wait::Unseen(_)), Some(entry)) if entry.path == self.o.path => {
+            (FileVerdict::Wait(Wait::Unseen(_)), Some(entry)) if entry.path == self.o.path => {
                 self.take_up_unread(sibling)
             }
-            (Verdict::Wait(Wait::Empty), _) => self.note_unfollowed(sibling),
-            (Verdict::Wait(Wait::Incomplete | Wait::Unseen(_)), _) => {
+            (FileVerdict::Wait(Wait::Empty), _) => self.note_unfollowed(sibling),
+            (FileVerdict::Wait(Wait::Incomplete | Wait::Unseen(_)), _) => {
                 self.look_again = Some(self.now + Duration::from_secs(1));
                 Ok(())
             }
@@ -333,7 +333,7 @@ impl Tail<'_> {
     /// A rotated file that was closed, and that a late writer has appended to.
     fn goes_on_late(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let has_grown = entry.finished && entry.path == self.o.path && sibling.look.size > entry.at.offset;
-        if !has_grown || sibling.packed != Packed::Plain || !matches!(entry.reader, Reader::Nobody) {
+        if !has_grown || sibling.packed != Packed::Plain || !matches!(entry.reader, StreamUse::Free) {
             return Ok(false);
         }
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };

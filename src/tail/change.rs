@@ -1,19 +1,19 @@
 //! Applies changed options to a running tail without closing its files or losing its position.
 
 use super::follow::Until;
-use super::{Options, Tail};
+use super::{Tail, TailOptions};
 use crate::stop::Stop;
 
 /// New options for a running tail. At most one change is pending; a later one replaces it.
 #[derive(Debug)]
-pub struct Change {
-    pub options: Options,
+pub struct TailChange {
+    pub options: TailOptions,
     /// Set when the next change or the end comes, so that no wait continues under outdated options.
     pub outdated: Stop,
 }
 
-impl Options {
-    pub(super) fn paced(mut self) -> Options {
+impl TailOptions {
+    pub(super) fn paced(mut self) -> TailOptions {
         if let Some(rate) = self.rate {
             // The bucket holds one second's worth.
             let second = usize::try_from(rate).unwrap_or(usize::MAX).max(4096);
@@ -25,12 +25,12 @@ impl Options {
 
 impl Tail<'_> {
     /// Continues at the current position with all open files. `start` keeps its first value.
-    pub(super) fn change(&mut self, change: Change) {
-        let Options { start, since, first_sight, .. } = self.o;
+    pub(super) fn change(&mut self, change: TailChange) {
+        let TailOptions { start, since, first_sight, .. } = self.o;
         if change.options.topic != self.o.topic {
             self.letter_share = super::letter_share(self.board, &change.options);
         }
-        self.o = Options { start, since, first_sight, ..change.options.paced() };
+        self.o = TailOptions { start, since, first_sight, ..change.options.paced() };
         self.outdated = change.outdated;
         for open in &mut self.open {
             open.relabel(&self.o.topic, &self.o.shape);

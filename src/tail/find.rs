@@ -3,13 +3,13 @@
 //! Names change during the search: a listed name may belong to another file by the time it is opened. So the identity is
 //! checked again after opening; if it differs, the folder is listed again.
 
-use super::assign::{Verdict, Wait};
+use super::assign::{FileVerdict, Wait};
 use super::gz::Gz;
 use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
-use super::survey::{Age, AtPath, Scope, Survey, goes_on, holds, proof};
+use super::survey::{PathFile, Scope, SiblingAge, Survey, goes_on, holds, proof};
 use super::{Halt, Tail};
 use crate::chunk::Origin;
 use crate::record::{Identity, Point};
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// Result of the search for a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Place {
+pub(super) enum SearchResult {
     /// In a file that is now open.
     Found,
     /// All of it was read. A copy made before its last lines still provides the unacknowledged bytes after a crash.
@@ -43,15 +43,15 @@ impl Tail<'_> {
         let place = match self.find(&entry, Some(&origin)) {
             Err(Halt::Io(e)) => {
                 self.trouble(&e);
-                Place::NotYet
+                SearchResult::NotYet
             }
             place => place?,
         };
         match place {
-            Place::Found => Ok(()),
-            Place::ShortCopy => self.ended(&entry, 0),
-            Place::Nowhere if !self.o.followed.by_pattern => self.lose(&entry, why),
-            Place::Nowhere | Place::NotYet => {
+            SearchResult::Found => Ok(()),
+            SearchResult::ShortCopy => self.ended(&entry, 0),
+            SearchResult::Nowhere if !self.o.followed.by_pattern => self.lose(&entry, why),
+            SearchResult::Nowhere | SearchResult::NotYet => {
                 self.await_copy(entry, origin, why);
                 Ok(())
             }
@@ -60,7 +60,7 @@ impl Tail<'_> {
 
     pub(super) fn find_or_miss(&mut self, entry: Entry, why: &'static str) -> Result<(), Halt> {
         match self.find(&entry, None) {
-            Ok(Place::Found) => return Ok(()),
+            Ok(SearchResult::Found) => return Ok(()),
             Ok(_) => {}
             Err(Halt::Io(e)) => self.trouble(&e),
             Err(stopped) => return Err(stopped),
@@ -71,27 +71,31 @@ impl Tail<'_> {
 
     /// Looks for the file where the stream continues. `truncated` is set if a copy shorter than what was read may be all
     /// that is left.
-    pub(super) fn find(&mut self, entry: &Entry, truncated: Option<&Arc<Origin>>) -> Result<Place, Halt> {
+    pub(super) fn find(
+        &mut self,
+        entry: &Entry,
+        truncated: Option<&Arc<Origin>>,
+    ) -> Result<SearchResult, Halt> {
         if self.go_on_in_kept(entry)? {
-            return Ok(Place::Found);
+            return Ok(SearchResult::Found);
         }
-        let mut place = Place::Nowhere;
+        let mut place = SearchResult::Nowhere;
         // If nothing was read, there are no bytes to recognize an old file or another log's file by.
         let is_untouched = proof(entry).offset == 0;
-        let age = if is_untouched { Age::NewerThan(entry) } else { Age::Any };
+        let age = if is_untouched { SiblingAge::NewerThan(entry) } else { SiblingAge::Any };
         let has_others = self.o.followed.by_pattern && !is_untouched;
         let scopes = [Some(Scope::Folder), has_others.then_some(Scope::Logs)];
         let found = self.listed(|tail| {
             for scope in scopes.into_iter().flatten() {
-                let survey = tail.survey(AtPath::LeftOut, scope, age)?;
+                let survey = tail.survey(PathFile::LeftOut, scope, age)?;
                 place = tail.find_in(&survey, entry, truncated)?;
-                if matches!(place, Place::Found | Place::ShortCopy) {
+                if matches!(place, SearchResult::Found | SearchResult::ShortCopy) {
                     return Ok(true);
                 }
             }
             Ok(false)
         })?;
-        Ok(if found || place == Place::NotYet { place } else { Place::Nowhere })
+        Ok(if found || place == SearchResult::NotYet { place } else { SearchResult::Nowhere })
     }
 
     fn find_in(
@@ -99,26 +103,26 @@ impl Tail<'_> {
         survey: &Survey,
         entry: &Entry,
         truncated: Option<&Arc<Origin>>,
-    ) -> Result<Place, Halt> {
+    ) -> Result<SearchResult, Halt> {
         let of = entry.stream;
-        let mut place = Place::Nowhere;
+        let mut place = SearchResult::Nowhere;
         for (sibling, verdict) in survey.iter() {
             match verdict {
-                Verdict::Own(stream) | Verdict::Continues(stream)
+                FileVerdict::Own(stream) | FileVerdict::Continues(stream)
                     if stream == of
                         && sibling.packed != Packed::Other
                         && self.go_on_in(sibling, entry)? =>
                 {
-                    return Ok(Place::Found);
+                    return Ok(SearchResult::Found);
                 }
-                Verdict::Read(stream) if stream == of => {
+                FileVerdict::Read(stream) if stream == of => {
                     if let Some(origin) = truncated
                         && self.take_short_copy(sibling, entry, origin)?
                     {
-                        return Ok(Place::ShortCopy);
+                        return Ok(SearchResult::ShortCopy);
                     }
                 }
-                Verdict::Wait(Wait::Incomplete) => place = Place::NotYet,
+                FileVerdict::Wait(Wait::Incomplete) => place = SearchResult::NotYet,
                 _ => {}
             }
         }

@@ -71,7 +71,7 @@ pub struct Framed {
 
 /// The bytes to frame. `then` is the parser state at `bytes[0]`.
 #[derive(Clone, Copy)]
-pub struct Input<'a> {
+pub struct FramingInput<'a> {
     pub bytes: &'a [u8],
     pub then: Then,
     pub rest: Rest,
@@ -85,7 +85,7 @@ pub struct Input<'a> {
 pub type Run = std::ops::Range<usize>;
 
 /// Appends the records in `input` to `lines`, up to `most` lines in total.
-pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize) -> Framed {
+pub fn frame(rules: &Rules, input: FramingInput<'_>, lines: &mut Vec<Line>, most: usize) -> Framed {
     let mut f =
         Framer { rules, input, bytes: input.bytes, lines, most, group: None, out: Framed::nothing(&input) };
     let Some(from) = f.begin() else { return f.out };
@@ -100,7 +100,7 @@ pub fn frame(rules: &Rules, input: Input<'_>, lines: &mut Vec<Line>, most: usize
 
 struct Framer<'a> {
     rules: &'a Rules,
-    input: Input<'a>,
+    input: FramingInput<'a>,
     bytes: &'a [u8],
     lines: &'a mut Vec<Line>,
     most: usize,
@@ -121,7 +121,7 @@ struct Group {
 }
 
 impl Framed {
-    fn nothing(input: &Input<'_>) -> Framed {
+    fn nothing(input: &FramingInput<'_>) -> Framed {
         let in_hole = input.in_hole && input.then == Then::Line;
         Framed { consumed: 0, then: input.then, last: Break::Newline, cut: 0, left_out: 0, in_hole }
     }
@@ -307,8 +307,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn input(bytes: &[u8], then: Then, rest: Rest) -> Input<'_> {
-        Input { bytes, then, rest, in_hole: false, is_hole: &|_| false }
+    fn input(bytes: &[u8], then: Then, rest: Rest) -> FramingInput<'_> {
+        FramingInput { bytes, then, rest, in_hole: false, is_hole: &|_| false }
     }
 
     fn all(rules: &Rules, bytes: &[u8], rest: Rest) -> (Vec<Vec<u8>>, Framed) {
@@ -361,7 +361,7 @@ mod tests {
         let frame_at = |bytes: &[u8], in_hole, rest| {
             let mut lines = Vec::new();
             let is_hole = |run: Run| run.start < 8 && run.end > 5;
-            let input = Input { in_hole, is_hole: &is_hole, ..input(bytes, Then::Line, rest) };
+            let input = FramingInput { in_hole, is_hole: &is_hole, ..input(bytes, Then::Line, rest) };
             let f = frame(&Rules::default(), input, &mut lines, 9);
             let text = |l: &Line| bytes[l.at as usize..(l.at + l.len) as usize].to_vec();
             (lines.iter().map(text).collect::<Vec<_>>(), f.consumed, f.left_out, f.in_hole)

@@ -11,7 +11,7 @@ mod table;
 use super::identity::{self, Look};
 use super::siblings;
 use super::survey::goes_on;
-use super::unpacked::Unpacked;
+use super::unpacked::UnpackedCache;
 use crate::fdstore::FdStore;
 use crate::packed::{Packed, packing};
 use crate::record::{Identity, Mark, Point, Range, StreamId};
@@ -21,7 +21,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use table::Table;
+use table::KnownTable;
 
 /// What is known about a stream that may not be open in any tail.
 #[derive(Clone, Debug)]
@@ -41,15 +41,15 @@ pub struct Entry {
     pub modified: i64,
     /// Read to its end and closed.
     pub finished: bool,
-    pub reader: Reader,
+    pub reader: StreamUse,
 }
 
 /// How a tail uses a stream.
 #[derive(Clone, Debug, Default)]
-pub enum Reader {
+pub enum StreamUse {
     /// No tail has it.
     #[default]
-    Nobody,
+    Free,
     /// A tail owns it and is about to open its file, or waits for a free descriptor.
     Opening,
     /// A tail reads it; from this file, unless it is compressed.
@@ -58,10 +58,10 @@ pub enum Reader {
     Missing,
 }
 
-impl Reader {
+impl StreamUse {
     /// Whether other tails must not take the stream.
     pub fn holds(&self) -> bool {
-        matches!(self, Reader::Opening | Reader::Reading(_))
+        matches!(self, StreamUse::Opening | StreamUse::Reading(_))
     }
 }
 
@@ -78,7 +78,7 @@ impl Entry {
             size: 0,
             modified: 0,
             finished: false,
-            reader: Reader::Nobody,
+            reader: StreamUse::Free,
         }
     }
 }
@@ -107,7 +107,7 @@ pub struct Known {
     inner: Mutex<Inner>,
     /// One lock per folder, see [`Known::folder`].
     folders: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
-    pub unpacked: Unpacked,
+    pub unpacked: UnpackedCache,
     /// Keeps files open beyond the end of this process.
     pub store: FdStore,
     /// When the loaded state was saved, in seconds and nanoseconds since 1970.
@@ -120,7 +120,7 @@ pub struct Known {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    table: Table,
+    table: KnownTable,
     /// The running tails, by followed path.
     tails: HashMap<PathBuf, Running>,
     /// Paths whose tails must look again when something changes: another tail has their file, or it is undecided.
@@ -213,7 +213,7 @@ impl Known {
                     .file_name()
                     .zip(path.file_name())
                     .is_some_and(|(old, new)| siblings::rotated(old, new).is_some());
-            let has_tail = !matches!(entry.reader, Reader::Nobody);
+            let has_tail = !matches!(entry.reader, StreamUse::Free);
             if entry.path == *path || has_tail || entry.finished || still_there || is_rotated {
                 continue;
             }
@@ -239,18 +239,18 @@ impl Known {
         }
         known.table.move_to(stream, Some(&look.identity), Some(path));
         let Some(entry) = known.table.get_mut(stream) else { return Claim::New };
-        entry.reader = Reader::Opening;
+        entry.reader = StreamUse::Opening;
         Claim::Known(entry.clone())
     }
 
     /// Takes a known stream that no tail has, wherever its bytes are now.
     pub fn take(&self, stream: StreamId, identity: &Identity) -> Option<Entry> {
         let mut known = self.lock();
-        let is_free = |e: &&Entry| matches!(e.reader, Reader::Nobody);
+        let is_free = |e: &&Entry| matches!(e.reader, StreamUse::Free);
         known.table.get(stream).filter(is_free)?;
         known.table.move_to(stream, Some(identity), None);
         let entry = known.table.get_mut(stream)?;
-        (entry.reader, entry.finished) = (Reader::Opening, false);
+        (entry.reader, entry.finished) = (StreamUse::Opening, false);
         Some(entry.clone())
     }
 
@@ -266,7 +266,7 @@ impl Known {
         }
         known.table.move_to(stream, Some(identity), Some(path));
         let entry = known.table.get_mut(stream)?;
-        (entry.reader, entry.finished) = (Reader::Opening, false);
+        (entry.reader, entry.finished) = (StreamUse::Opening, false);
         Some(entry.clone())
     }
 
@@ -295,7 +295,7 @@ impl Known {
         entry.at = at;
         entry.beyond.retain(|(range, _)| range.start >= at.offset);
         (entry.size, entry.modified, entry.finished) = (size, modified, finished);
-        entry.reader = Reader::Nobody;
+        entry.reader = StreamUse::Free;
         if finished {
             let path = entry.path.clone();
             known.forget_some(&path);
@@ -307,7 +307,7 @@ impl Known {
     pub fn reads(&self, stream: StreamId, at: Point, head: &[u8], file: Option<&Arc<File>>) {
         self.progress(stream, at, head);
         if let Some(e) = self.lock().table.get_mut(stream) {
-            e.reader = Reader::Reading(file.cloned());
+            e.reader = StreamUse::Reading(file.cloned());
         }
     }
 
@@ -348,8 +348,8 @@ impl Known {
         let Some(e) = known.table.get_mut(entry.stream) else { return };
         (e.at, e.beyond) = (entry.at, entry.beyond.clone());
         (e.size, e.modified, e.finished) = (entry.size, entry.modified, false);
-        if !matches!(e.reader, Reader::Missing) {
-            e.reader = Reader::Missing;
+        if !matches!(e.reader, StreamUse::Missing) {
+            e.reader = StreamUse::Missing;
             known.nudge_waiting();
         }
     }
@@ -358,7 +358,7 @@ impl Known {
     /// can, until [`Known::miss`] is called again.
     pub fn take_missing(&self, stream: StreamId, path: &Path) -> bool {
         let mut known = self.lock();
-        known.table.get_mut(stream).is_some_and(|e| matches!(e.reader, Reader::Missing) && e.path == path)
+        known.table.get_mut(stream).is_some_and(|e| matches!(e.reader, StreamUse::Missing) && e.path == path)
     }
 
     /// Whether the tail of another path has this file. If so, makes that tail look, because it may get no events for it.
@@ -377,7 +377,7 @@ impl Known {
 
     /// Whether a tail reads this file.
     pub fn is_being_read(&self, identity: &Identity, path: &Path) -> bool {
-        let is_read = |e: &Entry| matches!(e.reader, Reader::Reading(_));
+        let is_read = |e: &Entry| matches!(e.reader, StreamUse::Reading(_));
         self.lock().table.by_identity(identity, path).is_some_and(is_read)
     }
 
@@ -402,7 +402,7 @@ impl Known {
     /// A file that no tail has open has grown; if it is lost, the loss is counted up to this size.
     pub fn grew(&self, look: &Look, path: &Path) {
         let mut known = self.lock();
-        let is_free = |e: &&Entry| matches!(e.reader, Reader::Nobody) && look.size > e.size;
+        let is_free = |e: &&Entry| matches!(e.reader, StreamUse::Free) && look.size > e.size;
         let entry = known.table.by_identity(&look.identity, path).filter(is_free);
         let stream = entry.map(|e| e.stream);
         if let Some(entry) = stream.and_then(|stream| known.table.get_mut(stream)) {
@@ -419,7 +419,7 @@ impl Known {
     pub fn has_other_bytes(&self, identity: &Identity, path: &Path) {
         let mut known = self.lock();
         let entry =
-            known.table.by_identity(identity, path).filter(|e| !matches!(e.reader, Reader::Reading(_)));
+            known.table.by_identity(identity, path).filter(|e| !matches!(e.reader, StreamUse::Reading(_)));
         if let Some(stream) = entry.map(|e| e.stream) {
             known.table.move_to(stream, Some(&Identity::default()), None);
         }
@@ -429,7 +429,7 @@ impl Known {
     /// another tail reads that file.
     pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
         let mut known = self.lock();
-        let is_read = |e: &Entry| e.stream != stream && matches!(e.reader, Reader::Reading(_));
+        let is_read = |e: &Entry| e.stream != stream && matches!(e.reader, StreamUse::Reading(_));
         if known.table.by_identity(identity, path).is_some_and(is_read) {
             return None;
         }
@@ -444,7 +444,7 @@ impl Known {
         let streams: Vec<StreamId> = known.table.of(path).map(|e| e.stream).collect();
         for stream in streams.iter().filter(|stream| !but.contains(stream)) {
             if let Some(e) = known.table.get_mut(*stream) {
-                e.reader = Reader::Nobody;
+                e.reader = StreamUse::Free;
             }
         }
     }
@@ -474,7 +474,7 @@ impl Known {
     /// Followed paths with unfinished streams that no tail has open.
     pub fn unread(&self) -> Vec<PathBuf> {
         let known = self.lock();
-        let is_free = |e: &&Entry| !e.finished && matches!(e.reader, Reader::Nobody | Reader::Missing);
+        let is_free = |e: &&Entry| !e.finished && matches!(e.reader, StreamUse::Free | StreamUse::Missing);
         let paths: BTreeSet<&PathBuf> = known.table.iter().filter(is_free).map(|e| &e.path).collect();
         paths.into_iter().cloned().collect()
     }
@@ -499,7 +499,7 @@ impl Inner {
             path: path.into(),
             size: look.size,
             modified: look.modified,
-            reader: Reader::Opening,
+            reader: StreamUse::Opening,
             ..Entry::of(look.identity.clone())
         };
         self.table.insert(entry.clone());
@@ -508,7 +508,7 @@ impl Inner {
 
     /// Whether the tail of a different path is about to look for the stream.
     fn is_expected(&self, entry: &Entry, path: &Path) -> bool {
-        let is_free = matches!(entry.reader, Reader::Nobody) && !entry.finished;
+        let is_free = matches!(entry.reader, StreamUse::Free) && !entry.finished;
         is_free && entry.path != path && self.tails.get(&entry.path).is_some_and(|tail| !tail.has_begun)
     }
 
@@ -526,7 +526,7 @@ impl Inner {
     }
 
     fn forget_some(&mut self, path: &Path) {
-        let is_old = |e: &&Entry| e.finished && matches!(e.reader, Reader::Nobody);
+        let is_old = |e: &&Entry| e.finished && matches!(e.reader, StreamUse::Free);
         let finished: Vec<StreamId> = self.table.of(path).filter(is_old).map(|e| e.stream).collect();
         for stream in finished.iter().take(finished.len().saturating_sub(FINISHED_PER_PATH)) {
             self.table.remove(*stream);

@@ -1,6 +1,6 @@
 //! One open file of a stream: reads from the current position, frames lines, and builds chunks.
 
-use super::framing::{self, Input, Rest, Rules, Run};
+use super::framing::{self, FramingInput, Rest, Rules, Run};
 use super::gz::Gz;
 use super::identity::Look;
 use crate::budget::{Permit, QueuePlace, Share};
@@ -328,7 +328,8 @@ impl Open {
             // A `.gz` keeps no holes, so a run as long as the shortest hole counts as one.
             Bytes::Gz(_) => run.len() as u64 >= BLOCK,
         };
-        let input = Input { bytes, then: self.at.then, rest, in_hole: self.in_hole, is_hole: &is_hole };
+        let input =
+            FramingInput { bytes, then: self.at.then, rest, in_hole: self.in_hole, is_hole: &is_hole };
         framing::frame(rules, input, lines, most)
     }
 

@@ -10,22 +10,22 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// What the store should do with an open file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
+enum StoreFate {
     Keep,
     Drop,
     AsItIs,
 }
 
 /// `saved`: the delivery of everything framed from it is saved.
-fn fate(seen: &Seen, saved: bool, path: AtPath) -> Fate {
+fn fate(seen: &Seen, saved: bool, path: AtPath) -> StoreFate {
     if !seen.unread && !seen.rest && saved {
-        return Fate::Drop;
+        return StoreFate::Drop;
     }
     match path {
-        _ if !seen.live || seen.deleted => Fate::Keep,
-        AtPath::Another | AtPath::Nothing => Fate::Keep,
-        AtPath::Live => Fate::Drop,
-        AtPath::Unknown => Fate::AsItIs,
+        _ if !seen.live || seen.deleted => StoreFate::Keep,
+        AtPath::Another | AtPath::Nothing => StoreFate::Keep,
+        AtPath::Live => StoreFate::Drop,
+        AtPath::Unknown => StoreFate::AsItIs,
     }
 }
 
@@ -41,9 +41,9 @@ impl Tail<'_> {
             let stream = open.origin.stream;
             let Some(file) = open.file() else { continue }; // the store has the plain original of a compressed file
             match fate(seen, is_saved(&open.origin), path) {
-                Fate::Keep => store.keep(stream, file, open.identity.ino, seen.deleted),
-                Fate::Drop if store.keeps(stream) => store.done(stream),
-                Fate::Drop | Fate::AsItIs => {}
+                StoreFate::Keep => store.keep(stream, file, open.identity.ino, seen.deleted),
+                StoreFate::Drop if store.keeps(stream) => store.done(stream),
+                StoreFate::Drop | StoreFate::AsItIs => {}
             }
         }
         let (known, path) = (self.known, &self.o.path);
@@ -112,19 +112,19 @@ mod tests {
         let deleted = Seen { deleted: true, ..rotated };
         let read = |s: Seen| Seen { unread: false, acked: true, ..s };
         for (seen, saved, path, want) in [
-            (live, false, Live, Fate::Drop),
-            (live, false, Unknown, Fate::AsItIs),
-            (live, false, Nothing, Fate::Keep),
-            (live, false, Another, Fate::Keep),
-            (Seen { deleted: true, ..live }, false, Unknown, Fate::Keep),
-            (rotated, false, Live, Fate::Keep),
-            (rotated, true, Live, Fate::Keep),
-            (deleted, false, Nothing, Fate::Keep),
-            (read(deleted), false, Nothing, Fate::Keep),
-            (read(deleted), true, Nothing, Fate::Drop),
-            (Seen { rest: true, ..read(deleted) }, true, Nothing, Fate::Keep),
-            (read(rotated), true, Live, Fate::Drop),
-            (read(live), true, Nothing, Fate::Drop),
+            (live, false, Live, StoreFate::Drop),
+            (live, false, Unknown, StoreFate::AsItIs),
+            (live, false, Nothing, StoreFate::Keep),
+            (live, false, Another, StoreFate::Keep),
+            (Seen { deleted: true, ..live }, false, Unknown, StoreFate::Keep),
+            (rotated, false, Live, StoreFate::Keep),
+            (rotated, true, Live, StoreFate::Keep),
+            (deleted, false, Nothing, StoreFate::Keep),
+            (read(deleted), false, Nothing, StoreFate::Keep),
+            (read(deleted), true, Nothing, StoreFate::Drop),
+            (Seen { rest: true, ..read(deleted) }, true, Nothing, StoreFate::Keep),
+            (read(rotated), true, Live, StoreFate::Drop),
+            (read(live), true, Nothing, StoreFate::Drop),
         ] {
             assert_eq!(fate(&seen, saved, path), want, "{seen:?} {saved} {path:?}");
         }

@@ -2,13 +2,13 @@
 //! wait (a copy of a log that still exists, an empty file), the file stays open, so that it can be read even if it is
 //! deleted.
 
-use super::assign::{Verdict, Wait};
+use super::assign::{FileVerdict, Wait};
 use super::follow::{Step, Until};
 use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{Age, AtPath, Scope, is_young};
+use super::survey::{PathFile, Scope, SiblingAge, is_young};
 use super::{Halt, Start, Tail};
 use crate::record::{Identity, Point, StreamId};
 use std::fs::File;
@@ -79,40 +79,40 @@ impl Tail<'_> {
         let mut ready = None;
         self.listed(|tail| {
             look = identity::look(&file)?;
-            let asked = AtPath::Asked { file: &file, look: &look, rewritten };
-            let survey = tail.survey(asked, tail.scope(), Age::Any)?;
+            let asked = PathFile::Asked { file: &file, look: &look, rewritten };
+            let survey = tail.survey(asked, tail.scope(), SiblingAge::Any)?;
             verdict = survey.of(&look.identity);
             // A file that follows another one read under this path is not a copy of that: a replaced log is read from the
             // beginning, unless it is the copy of a file that was truncated a moment ago.
-            let is_own_rest = |v| matches!(v, Verdict::Continues(_)) && !tail.first;
+            let is_own_rest = |v| matches!(v, FileVerdict::Continues(_)) && !tail.first;
             let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
             if follows_another && !verdict.is_some_and(is_of_other) {
-                verdict = Some(Verdict::New);
+                verdict = Some(FileVerdict::New);
             }
             ready = verdict.and_then(|v| survey.entry(v)).map(|e| (e.stream, e.finished, e.reader.holds()));
             Ok(false)
         })?;
         let asked = last.as_ref().and_then(|u| u.asked);
         let (settled, ask) = match verdict {
-            Some(Verdict::New | Verdict::Old) => return self.begin_stream(file, &look, offset),
+            Some(FileVerdict::New | FileVerdict::Old) => return self.begin_stream(file, &look, offset),
             // The stream's tail must first see that its file has different bytes now.
-            Some(Verdict::Read(_)) if ready.is_some_and(|(_, finished, _)| !finished) => (false, ready),
-            Some(Verdict::Read(_)) => return self.begin_stream(file, &look, look.size),
-            Some(Verdict::Own(stream) | Verdict::Continues(stream)) => {
+            Some(FileVerdict::Read(_)) if ready.is_some_and(|(_, finished, _)| !finished) => (false, ready),
+            Some(FileVerdict::Read(_)) => return self.begin_stream(file, &look, look.size),
+            Some(FileVerdict::Own(stream) | FileVerdict::Continues(stream)) => {
                 if let Some(entry) = self.known.take_for(stream, &look.identity, &self.o.path) {
                     return self.resume(file, look, entry);
                 }
                 (false, ready)
             }
-            Some(Verdict::Wait(Wait::Unseen(stream)))
+            Some(FileVerdict::Wait(Wait::Unseen(stream)))
                 if asked
                     .is_some_and(|(of, looks)| of == stream && self.known.has_looked_since(of, looks)) =>
             {
                 return self.begin_stream(file, &look, offset);
             }
-            Some(Verdict::Wait(Wait::Unseen(_))) => (false, ready),
-            Some(Verdict::Wait(Wait::Empty | Wait::Copy(_))) => (true, None),
-            Some(Verdict::Wait(Wait::Incomplete | Wait::Original)) | None => (false, None),
+            Some(FileVerdict::Wait(Wait::Unseen(_))) => (false, ready),
+            Some(FileVerdict::Wait(Wait::Empty | Wait::Copy(_))) => (true, None),
+            Some(FileVerdict::Wait(Wait::Incomplete | Wait::Original)) | None => (false, None),
         };
         let ask = match (ask, asked) {
             (Some((stream, ..)), Some(asked)) if asked.0 == stream => Some(asked),
@@ -203,11 +203,11 @@ impl Tail<'_> {
         if look.links > 0 || settled && look.size == before.size {
             return Ok(());
         }
-        let asked = AtPath::Asked { file: &file, look: &look, rewritten: false };
-        let survey = self.survey(asked, self.scope(), Age::Any)?;
+        let asked = PathFile::Asked { file: &file, look: &look, rewritten: false };
+        let survey = self.survey(asked, self.scope(), SiblingAge::Any)?;
         let entry = match survey.of(&look.identity) {
-            Some(Verdict::New) => self.known.begin_if_new(&look, &self.o.path),
-            Some(Verdict::Continues(stream)) => self.known.take_for(stream, &look.identity, &self.o.path),
+            Some(FileVerdict::New) => self.known.begin_if_new(&look, &self.o.path),
+            Some(FileVerdict::Continues(stream)) => self.known.take_for(stream, &look.identity, &self.o.path),
             _ => None,
         };
         if let Some(entry) = entry {
@@ -262,15 +262,15 @@ impl Tail<'_> {
             return Ok(None);
         }
         let once = self.o.until == Until::Read;
-        let asked = AtPath::Asked { file: &file, look: &look, rewritten: false };
-        let survey = self.survey(asked, self.scope(), Age::Any)?;
+        let asked = PathFile::Asked { file: &file, look: &look, rewritten: false };
+        let survey = self.survey(asked, self.scope(), SiblingAge::Any)?;
         let verdict = survey.of(&look.identity);
         let entry = verdict.and_then(|v| survey.entry(v)).cloned();
         let is_over = |e: &Entry| e.finished;
         match (verdict, entry) {
-            (Some(Verdict::New | Verdict::Old), _) => self.take_up_sibling(&sibling, file, &look)?,
-            (Some(Verdict::Read(_)), Some(entry)) if is_over(&entry) => self.move_on(&entry, &look),
-            (Some(Verdict::Continues(stream) | Verdict::Own(stream)), _) => {
+            (Some(FileVerdict::New | FileVerdict::Old), _) => self.take_up_sibling(&sibling, file, &look)?,
+            (Some(FileVerdict::Read(_)), Some(entry)) if is_over(&entry) => self.move_on(&entry, &look),
+            (Some(FileVerdict::Continues(stream) | FileVerdict::Own(stream)), _) => {
                 match self.known.take_for(stream, &look.identity, &self.o.path) {
                     Some(entry) if !self.go_on_in(&sibling, &entry)? => {
                         self.miss(entry, "it is gone");
@@ -279,10 +279,10 @@ impl Tail<'_> {
                     None => return Ok(Some(Undecided::BETWEEN)),
                 }
             }
-            (Some(Verdict::Wait(Wait::Empty)), _) => self.note_as_read(&sibling, Some(&file))?,
-            (Some(Verdict::Read(stream) | Verdict::Wait(Wait::Unseen(stream))), _) => {
+            (Some(FileVerdict::Wait(Wait::Empty)), _) => self.note_as_read(&sibling, Some(&file))?,
+            (Some(FileVerdict::Read(stream) | FileVerdict::Wait(Wait::Unseen(stream))), _) => {
                 let asked = self.asked.filter(|(of, _)| *of == stream);
-                if verdict == Some(Verdict::Wait(Wait::Unseen(stream)))
+                if verdict == Some(FileVerdict::Wait(Wait::Unseen(stream)))
                     && asked.is_some_and(|(_, looks)| self.known.has_looked_since(stream, looks))
                 {
                     self.take_up_sibling(&sibling, file, &look)?;
@@ -291,11 +291,11 @@ impl Tail<'_> {
                 self.asked = asked.or_else(|| Some((stream, self.known.ask_to_look(stream)?)));
                 return Ok(Some(Undecided::BETWEEN));
             }
-            (Some(Verdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}
-            (Some(Verdict::Wait(Wait::Copy(_) | Wait::Original)), _) => {
+            (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}
+            (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) => {
                 return Ok(Some(if is_young(&look) { INCOMPLETE } else { Undecided::LATER }));
             }
-            (Some(Verdict::Wait(Wait::Incomplete)) | None, _) => return Ok(Some(INCOMPLETE)),
+            (Some(FileVerdict::Wait(Wait::Incomplete)) | None, _) => return Ok(Some(INCOMPLETE)),
         }
         Ok(None)
     }

@@ -2,7 +2,7 @@
 //! the thread, and a rename, a deletion or a restart in the meantime loses no line.
 
 use super::known::Known;
-use super::{Options, Start, identity, open};
+use super::{Start, TailOptions, identity, open};
 use crate::chunk::Origin;
 use crate::record::{Closed, Ending, Point};
 use crate::report::Board;
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 /// The messages for the registry: the file's stream is opened and parked at once. `None`: the path or the file is already
 /// known, and its tail will continue from there.
-pub fn reserve(o: &Options, known: &Known, board: &Board) -> io::Result<Option<(Opened, Closed)>> {
+pub fn reserve(o: &TailOptions, known: &Known, board: &Board) -> io::Result<Option<(Opened, Closed)>> {
     if !known.of(&o.path).is_empty() {
         return Ok(None);
     }

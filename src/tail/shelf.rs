@@ -1,7 +1,7 @@
 //! Manages streams whose file is not open: those that cannot be found now, and those that wait because too many files are
 //! open.
 
-use super::find::Place;
+use super::find::SearchResult;
 use super::follow::Until;
 use super::known::Entry;
 use super::open::unread;
@@ -143,17 +143,18 @@ impl Tail<'_> {
         let place = match self.find(&entry, truncated.as_ref()) {
             Err(Halt::Io(e)) => {
                 self.trouble(&e);
-                Place::NotYet
+                SearchResult::NotYet
             }
             place => place?,
         };
-        let found = matches!(place, Place::Found | Place::ShortCopy);
-        if place == Place::ShortCopy {
+        let found = matches!(place, SearchResult::Found | SearchResult::ShortCopy);
+        if place == SearchResult::ShortCopy {
             self.ended(&entry, 0)?;
         }
         let now = self.now;
         let absent = &mut self.absent[i];
-        let may_come = place == Place::NotYet && now.duration_since(absent.since) < Absent::COMPRESSION;
+        let may_come =
+            place == SearchResult::NotYet && now.duration_since(absent.since) < Absent::COMPRESSION;
         if !std::mem::take(&mut absent.nudged) || absent.next <= now {
             absent.looks += 1;
             absent.not_there += u32::from(!may_come);
@@ -215,7 +216,7 @@ impl Tail<'_> {
         let place = self.find(&entry, None)?;
         self.shelf.pop_front();
         match place {
-            Place::Found => self.show(),
+            SearchResult::Found => self.show(),
             _ => self.miss(entry, "it was removed before there was room to read it"),
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! Collects the input of [`mod@assign`]: the current files in a log's folder, and what is known about all streams. Reads
 //! file contents as rarely as possible.
 
-use super::assign::{self, Found, Length, Peek, Stream, Verdict, assign, is_same_file};
+use super::assign::{self, FileVerdict, FolderFile, KnownStream, Length, Peek, assign, is_same_file};
 use super::gz::Gz;
 use super::identity::{self, Look};
-use super::known::{Entry, Known, Reader};
+use super::known::{Entry, Known, StreamUse};
 use super::siblings::{self, Packed, Sibling};
 use super::{Halt, Tail, open};
 use crate::record::{Identity, Mark, Point};
@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How to treat the file at the tail's own path.
 #[derive(Clone, Copy)]
-pub(super) enum AtPath<'f> {
+pub(super) enum PathFile<'f> {
     /// Decide about it like about the others.
     Asked {
         file: &'f File,
@@ -35,7 +35,7 @@ pub(super) enum AtPath<'f> {
 pub(super) struct Survey {
     pub files: Vec<Candidate>,
     pub entries: Vec<Entry>,
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<FileVerdict>,
 }
 
 pub(super) struct Candidate {
@@ -45,15 +45,15 @@ pub(super) struct Candidate {
 
 impl Survey {
     /// Verdicts by file, in list order: oldest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Sibling, Verdict)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Sibling, FileVerdict)> {
         self.files.iter().map(|c| &c.sibling).zip(self.verdicts.iter().copied())
     }
 
-    pub fn of(&self, identity: &Identity) -> Option<Verdict> {
+    pub fn of(&self, identity: &Identity) -> Option<FileVerdict> {
         self.iter().find(|(s, _)| s.look.identity == *identity).map(|(_, verdict)| verdict)
     }
 
-    pub fn entry(&self, verdict: Verdict) -> Option<&Entry> {
+    pub fn entry(&self, verdict: FileVerdict) -> Option<&Entry> {
         let stream = verdict.stream()?;
         self.entries.iter().find(|e| e.stream == stream)
     }
@@ -72,7 +72,7 @@ pub(super) enum Scope {
 
 /// Which unread siblings to read.
 #[derive(Clone, Copy)]
-pub(super) enum Age<'a> {
+pub(super) enum SiblingAge<'a> {
     Any,
     /// Those newer than this.
     NewerThan(&'a Entry),
@@ -80,7 +80,12 @@ pub(super) enum Age<'a> {
 
 impl Tail<'_> {
     /// Decides about all files of this log, and about neighboring files that belong to no stream, in their current state.
-    pub(super) fn survey(&mut self, at_path: AtPath<'_>, scope: Scope, age: Age<'_>) -> Result<Survey, Halt> {
+    pub(super) fn survey(
+        &mut self,
+        at_path: PathFile<'_>,
+        scope: Scope,
+        age: SiblingAge<'_>,
+    ) -> Result<Survey, Halt> {
         let files = self.candidates(at_path, scope)?;
         if files.is_empty() {
             return Ok(Survey { files, entries: Vec::new(), verdicts: Vec::new() });
@@ -88,35 +93,35 @@ impl Tail<'_> {
         if scope == Scope::Log
             && let Some(entries) = self.all_known(&files)
         {
-            let verdicts = entries.iter().map(|e| Verdict::Own(e.stream)).collect();
+            let verdicts = entries.iter().map(|e| FileVerdict::Own(e.stream)).collect();
             return Ok(Survey { files, entries, verdicts });
         }
         let mut entries = self.known.all();
-        if let AtPath::Opened(file) = at_path {
+        if let PathFile::Opened(file) = at_path {
             let look = identity::look(file)?;
-            let reader = Reader::Reading(Some(Arc::new(file.try_clone()?)));
+            let reader = StreamUse::Reading(Some(Arc::new(file.try_clone()?)));
             entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) });
         }
         let live = identity::look_at(&self.o.path).ok().flatten();
-        let streams: Vec<Stream> = entries.iter().map(|e| self.stream(e)).collect();
+        let streams: Vec<KnownStream> = entries.iter().map(|e| self.stream(e)).collect();
         let mut found = Vec::with_capacity(files.len());
         for candidate in &files {
             let Sibling { path, packed, look } = &candidate.sibling;
             let is_own_path = *path == self.o.path;
-            let is_asked = matches!(at_path, AtPath::Asked { .. });
+            let is_asked = matches!(at_path, PathFile::Asked { .. });
             let is_rival =
                 !is_asked && (is_own_path || live.as_ref().is_some_and(|l| l.identity == look.identity));
             let old = !is_own_path
                 && !self.is_followed(path)
                 && match age {
-                    Age::Any => false,
-                    Age::NewerThan(last) => !self.is_newer(&candidate.sibling, last, live.as_ref()),
+                    SiblingAge::Any => false,
+                    SiblingAge::NewerThan(last) => !self.is_newer(&candidate.sibling, last, live.as_ref()),
                 };
-            found.push(Found {
+            found.push(FolderFile {
                 identity: look.identity.clone(),
                 packed: *packed,
                 modified: look.modified,
-                rewritten: is_own_path && matches!(at_path, AtPath::Asked { rewritten: true, .. }),
+                rewritten: is_own_path && matches!(at_path, PathFile::Asked { rewritten: true, .. }),
                 beside_original: *packed == Packed::Gzip && path.with_extension("").exists(),
                 may_be_untouched: *packed != Packed::Other && !is_rival && !old,
                 old,
@@ -139,12 +144,12 @@ impl Tail<'_> {
         self.moved |= contents.moved;
         for (candidate, verdict) in kept.iter().zip(&verdicts) {
             // A copy that was incomplete may be complete by now, and its original truncated.
-            if let (Verdict::New | Verdict::Read(_), Some(file)) = (verdict, &candidate.file)
+            if let (FileVerdict::New | FileVerdict::Read(_), Some(file)) = (verdict, &candidate.file)
                 && identity::look(file)?.size != candidate.sibling.look.size
             {
                 self.moved = true;
             }
-            if !matches!(verdict, Verdict::Own(_) | Verdict::Old) {
+            if !matches!(verdict, FileVerdict::Own(_) | FileVerdict::Old) {
                 self.known.has_other_bytes(&candidate.sibling.look.identity, &self.o.path);
             }
         }
@@ -161,14 +166,14 @@ impl Tail<'_> {
     fn all_known(&self, files: &[Candidate]) -> Option<Vec<Entry>> {
         let own = |c: &Candidate| {
             let entry = self.known.get(&c.sibling.look.identity, &self.o.path)?;
-            let is_read = matches!(entry.reader, Reader::Reading(_));
+            let is_read = matches!(entry.reader, StreamUse::Reading(_));
             (is_read || entry.finished && entry.identity.born.is_some()).then_some(entry)
         };
         files.iter().map(own).collect()
     }
 
     /// Oldest first.
-    fn candidates(&mut self, at_path: AtPath<'_>, scope: Scope) -> Result<Vec<Candidate>, Halt> {
+    fn candidates(&mut self, at_path: PathFile<'_>, scope: Scope) -> Result<Vec<Candidate>, Halt> {
         let mut list = match siblings::list_family(&self.o.path) {
             // A folder that cannot be listed counts as having no siblings.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
@@ -190,8 +195,8 @@ impl Tail<'_> {
         }
         // The file at the path is the newest, whatever its times say.
         let own = match at_path {
-            AtPath::Asked { file, look, .. } => Some((file.try_clone()?, look.clone())),
-            AtPath::Opened(_) | AtPath::LeftOut => None,
+            PathFile::Asked { file, look, .. } => Some((file.try_clone()?, look.clone())),
+            PathFile::Opened(_) | PathFile::LeftOut => None,
         };
         let mut files: Vec<Candidate> = Vec::with_capacity(list.len() + 1);
         for sibling in list {
@@ -208,15 +213,15 @@ impl Tail<'_> {
         Ok(files)
     }
 
-    fn stream(&self, e: &Entry) -> Stream {
-        Stream {
+    fn stream(&self, e: &Entry) -> KnownStream {
+        KnownStream {
             id: e.stream,
             identity: e.identity.clone(),
             read: proof(e),
             size: e.size,
             modified: e.modified,
             finished: e.finished,
-            is_read: matches!(e.reader, Reader::Reading(_)),
+            is_read: matches!(e.reader, StreamUse::Reading(_)),
             kin: siblings::are_kin(&e.path, &self.o.path),
             head: e.head.clone(),
         }
@@ -280,7 +285,7 @@ impl<'a> Contents<'a> {
     /// The stream's own file, if it has the stream's bytes.
     fn find_own(&mut self, j: usize) -> io::Result<Option<Own>> {
         let e = &self.entries[j];
-        if let Reader::Reading(Some(file)) = &e.reader {
+        if let StreamUse::Reading(Some(file)) = &e.reader {
             let look = identity::look(file)?;
             return Ok(goes_on(file, &look, e)?.then(|| Own::Plain(file.clone())));
         }
@@ -290,9 +295,9 @@ impl<'a> Contents<'a> {
                 return Ok(Some(Own::Plain(file.into())));
             }
         }
-        let is_read = matches!(e.reader, Reader::Reading(None));
+        let is_read = matches!(e.reader, StreamUse::Reading(None));
         // If a newer stream has this file by now, its bytes are that stream's.
-        let rank = |e: &Entry| (!matches!(e.reader, Reader::Nobody), !e.finished, e.stream);
+        let rank = |e: &Entry| (!matches!(e.reader, StreamUse::Free), !e.finished, e.stream);
         let same = |other: &&Entry| is_same_file(&other.identity, &e.identity);
         if !is_read && self.entries.iter().filter(same).any(|other| rank(other) > rank(e)) {
             return Ok(None);
@@ -387,7 +392,8 @@ impl Peek for Contents<'_> {
         let Sibling { packed, look, .. } = &self.files[i].sibling;
         let as_it_was = (e.size, e.modified) == (look.size, look.modified);
         let is_short_copy = e.finished && e.identity.born.is_some() && look.size < e.at.offset;
-        if matches!(e.reader, Reader::Reading(_)) || as_it_was || is_short_copy || *packed == Packed::Other {
+        if matches!(e.reader, StreamUse::Reading(_)) || as_it_was || is_short_copy || *packed == Packed::Other
+        {
             return Ok(true);
         }
         let packed = *packed;

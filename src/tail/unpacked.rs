@@ -11,12 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Keyed by identity, size and modification time.
 #[derive(Debug, Default)]
-pub struct Unpacked(Mutex<HashMap<AsItWas, Content>>);
+pub struct UnpackedCache(Mutex<HashMap<AsItWas, UnpackedFile>>);
 
 type AsItWas = (Identity, u64, i64);
 
 #[derive(Clone, Debug)]
-struct Content {
+struct UnpackedFile {
     end: (u64, Mark),
     /// The first ≤ 256 bytes, set once a mark was requested.
     head: Vec<u8>,
@@ -26,12 +26,12 @@ struct Content {
 /// Maximum number of files to remember.
 const MOST: usize = 1024;
 
-impl Unpacked {
-    fn lock(&self) -> MutexGuard<'_, HashMap<AsItWas, Content>> {
+impl UnpackedCache {
+    fn lock(&self) -> MutexGuard<'_, HashMap<AsItWas, UnpackedFile>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, look: &Look, content: Content) {
+    fn remember(&self, look: &Look, content: UnpackedFile) {
         let mut all = self.lock();
         if all.len() >= MOST {
             all.clear();
@@ -39,12 +39,12 @@ impl Unpacked {
         all.insert((look.identity.clone(), look.size, look.modified), content);
     }
 
-    fn content(&self, file: &File, look: &Look) -> io::Result<Content> {
+    fn content(&self, file: &File, look: &Look) -> io::Result<UnpackedFile> {
         let key = (look.identity.clone(), look.size, look.modified);
         if let Some(content) = self.lock().get(&key) {
             return Ok(content.clone());
         }
-        let content = Content { end: Gz::end(file)?, head: Vec::new(), marks: BTreeMap::new() };
+        let content = UnpackedFile { end: Gz::end(file)?, head: Vec::new(), marks: BTreeMap::new() };
         self.remember(look, content.clone());
         Ok(content)
     }
@@ -84,10 +84,10 @@ impl Unpacked {
         &self,
         file: &File,
         look: &Look,
-        mut content: Content,
+        mut content: UnpackedFile,
         offset: u64,
         also: &BTreeSet<u64>,
-    ) -> io::Result<Content> {
+    ) -> io::Result<UnpackedFile> {
         let span = content.end.0.min(Mark::SPAN as u64);
         let mut offsets: BTreeSet<u64> = also.range(..content.end.0).copied().collect();
         offsets.extend([span, offset]);
@@ -128,7 +128,7 @@ mod tests {
         e.write_all(&content).unwrap();
         e.finish().unwrap();
         let (file, look) = identity::open(&path).unwrap();
-        let unpacked = Unpacked::default();
+        let unpacked = UnpackedCache::default();
         let also = BTreeSet::from([1, 10, 255, 256, 257, 9000, 9001, 50_000, 10_000_000]);
         assert_eq!(unpacked.head(&file, &look, &also).unwrap(), content[..256]);
         for offset in [9001, 1, 10, 256, 257, 70_000, 69_999, content.len() as u64] {

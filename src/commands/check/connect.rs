@@ -4,7 +4,7 @@
 use super::{CheckOutcome, CheckProblem, CheckStep};
 use crate::commands::drivers;
 use crate::config::{Codec, Config, Delivery, DriverChoice, Kafka, Output};
-use crate::kafka::broker_check::{self, Speaks, Visit, Wanted};
+use crate::kafka::broker_check::{self, PlannedLoad, Speaks, Visit};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
 }
 
 /// Each topic once, with the largest `max_line` of its sources.
-fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
+fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<PlannedLoad<'c>> {
     let batch = (kafka.compression == Codec::None).then_some(kafka.batch);
     let mut longest = BTreeMap::new();
     let files = config.sources.iter().map(|s| (s.topic(), s.max_line));
@@ -47,11 +47,11 @@ fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<Wanted<'c>> {
         let of_topic = longest.entry(topic).or_insert(0);
         *of_topic = max_line.max(*of_topic);
     }
-    longest.into_iter().map(|(topic, longest_line)| Wanted { topic, longest_line, batch }).collect()
+    longest.into_iter().map(|(topic, longest_line)| PlannedLoad { topic, longest_line, batch }).collect()
 }
 
 /// Adds the broker's name if the step lacks it, and advice if the step failed.
-fn advised(step: broker_check::Step, address: &str) -> CheckStep {
+fn advised(step: broker_check::BrokerCheckStep, address: &str) -> CheckStep {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let what = match step.what.as_str() {
         "name" => format!("name {host}"),

@@ -36,7 +36,7 @@ fn stub(name: &'static str) -> Drive {
 fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
     let second = Duration::from_secs(1);
     let board = Arc::new(Board::default());
-    let options = Options {
+    let options = AutoOptions {
         brokers: brokers.to_vec(),
         probe: probe::Limits { connect: second, answer: second },
         pause: second / 5,

@@ -7,7 +7,7 @@
 
 use super::{sasl, tls};
 use crate::backoff::{Backoff, Rng};
-use crate::kafka::Options;
+use crate::kafka::KafkaOptions;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
 use crate::kafka::net::stream::Stream;
@@ -104,7 +104,7 @@ pub struct Connection {
 impl Connection {
     /// Resolves the name, connects, makes the TLS handshake, negotiates versions, authenticates. `cap`: maximum answer
     /// size.
-    pub fn open(address: &str, options: &Options, cap: usize) -> Result<Connection, Trouble> {
+    pub fn open(address: &str, options: &KafkaOptions, cap: usize) -> Result<Connection, Trouble> {
         let mut c = Connection::over(dial(address, options)?, cap);
         c.versions = c.greet(address, options)?;
         c.suits()?;
@@ -137,7 +137,7 @@ impl Connection {
     }
 
     /// Authenticates by SASL, if configured.
-    pub fn authenticate(&mut self, options: &Options) -> Result<(), Trouble> {
+    pub fn authenticate(&mut self, options: &KafkaOptions) -> Result<(), Trouble> {
         if let Some(sasl) = &options.sasl {
             self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
         }
@@ -152,7 +152,7 @@ impl Connection {
 
     /// Sends ApiVersions in version 3, or 0 if that is too new. If the broker hangs up on version 3, as some gateways
     /// do, asks again on a new connection.
-    pub fn greet(&mut self, address: &str, options: &Options) -> Result<Versions, Trouble> {
+    pub fn greet(&mut self, address: &str, options: &KafkaOptions) -> Result<Versions, Trouble> {
         let peer = self.stream.socket().peer_addr();
         match self.ask_versions(&[3, 0], options) {
             Err(Trouble::Ended) => {}
@@ -177,7 +177,7 @@ impl Connection {
         })
     }
 
-    fn ask_versions(&mut self, versions: &[i16], options: &Options) -> Result<Versions, Trouble> {
+    fn ask_versions(&mut self, versions: &[i16], options: &KafkaOptions) -> Result<Versions, Trouble> {
         let deadline = Instant::now() + options.connect_timeout;
         for version in versions {
             let correlation = self.next_correlation();
@@ -329,7 +329,7 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
 }
 
 /// Opens a connection, on which nothing has been sent yet.
-fn dial(address: &str, options: &Options) -> Result<Stream, Trouble> {
+fn dial(address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
     secure(connect(address, options.connect_timeout)?, address, options)
 }
 
@@ -367,7 +367,7 @@ pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
 }
 
 /// Adds TLS, if configured.
-pub fn secure(socket: TcpStream, address: &str, options: &Options) -> Result<Stream, Trouble> {
+pub fn secure(socket: TcpStream, address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
     match &options.tls {
         None => Ok(Stream::Plain(socket)),
         Some(tls) => {

@@ -2,7 +2,7 @@
 //! TLS, ApiVersions and SASL.
 
 use crate::heartbeat::Heartbeat;
-use crate::kafka::Options;
+use crate::kafka::KafkaOptions;
 use crate::kafka::net::connection::{Connection, Trouble};
 use crate::producer::driver::{Context, STACK};
 use crate::waker::Waking;
@@ -20,7 +20,7 @@ pub struct Dial {
 
 impl Dial {
     /// `cap`: maximum answer size on this connection.
-    pub fn start(address: &str, options: &Arc<Options>, cap: usize, context: &Context) -> Dial {
+    pub fn start(address: &str, options: &Arc<KafkaOptions>, cap: usize, context: &Context) -> Dial {
         let (tell, done) = bounded(1);
         let heartbeat = context.board.heartbeats.register("dial");
         heartbeat.within(Heartbeat::SLOW);

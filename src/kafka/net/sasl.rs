@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct SaslOptions {
     pub mechanism: Mechanism,
     pub username: String,
     pub password_file: PathBuf,
@@ -41,7 +41,7 @@ impl Mechanism {
 /// Authenticates. Returns when to do it again; `None`: never.
 pub fn authenticate(
     c: &mut Connection,
-    options: &Options,
+    options: &SaslOptions,
     client_id: &str,
     limit: Duration,
 ) -> Result<Option<Instant>, Trouble> {
@@ -73,7 +73,7 @@ fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
     )))
 }
 
-fn password(options: &Options) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+fn password(options: &SaslOptions) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     let password = secret::password(&options.password_file).map_err(Trouble::Lost)?;
     if options.mechanism == Mechanism::Plain && password.contains(&0) {
         let path = options.password_file.display();
@@ -99,7 +99,7 @@ fn random<const N: usize>() -> Result<[u8; N], Trouble> {
 
 struct Talk<'a> {
     c: &'a mut Connection,
-    options: &'a Options,
+    options: &'a SaslOptions,
     client_id: &'a str,
     deadline: Instant,
     password: Zeroizing<Vec<u8>>,

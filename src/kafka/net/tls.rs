@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct TlsOptions {
     /// PEM; the system's roots if not set.
     pub ca: Option<PathBuf>,
     /// Client certificate chain and key for a broker that requires them, PEM.
@@ -42,7 +42,7 @@ pub const CLOSED: &str =
 pub fn handshake(
     socket: TcpStream,
     address: &str,
-    options: &Options,
+    options: &TlsOptions,
     limit: Duration,
 ) -> Result<Tls, String> {
     let deadline = Instant::now() + limit;
@@ -93,7 +93,7 @@ fn host(address: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.')
 }
 
-fn config(options: &Options) -> Result<ClientConfig, String> {
+fn config(options: &TlsOptions) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -12,14 +12,14 @@ pub const CAP: usize = 64 << 20;
 const LONGEST_PART: usize = 40 << 10;
 
 /// The producer's epoch and last sequence, `None` if it is not listed; or code and message of a broker that refuses.
-pub type Known = Result<Option<(i16, i32)>, (i16, String)>;
+pub type ListedState = Result<Option<(i16, i32)>, (i16, String)>;
 
 #[derive(Debug)]
 pub struct Producers {
     topic: String,
     partition: i32,
     pid: i64,
-    part: Part,
+    part: ExpectedPart,
     /// Items of each array not yet begun.
     topics: usize,
     partitions: usize,
@@ -27,13 +27,13 @@ pub struct Producers {
     /// Whether the topic being read, and its partition, are the wanted ones.
     our_topic: bool,
     ours: bool,
-    said: Known,
-    found: Option<Known>,
+    said: ListedState,
+    found: Option<ListedState>,
 }
 
 /// The part expected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum ExpectedPart {
     Head,
     Topic,
     Partition,
@@ -48,7 +48,7 @@ impl Producers {
             topic: topic.to_owned(),
             partition,
             pid,
-            part: Part::Head,
+            part: ExpectedPart::Head,
             topics: 0,
             partitions: 0,
             producers: 0,
@@ -63,7 +63,7 @@ impl Producers {
     /// number of bytes consumed; the rest must be passed again together with those that follow.
     pub fn read(&mut self, bytes: &[u8], more: usize) -> Read<usize> {
         let mut rest = bytes;
-        while self.part != Part::Rest {
+        while self.part != ExpectedPart::Rest {
             let mut r = Reader::new(rest, ApiKey::DescribeProducers.is_flexible(0));
             match self.next(&mut r, more) {
                 Ok(()) => rest = r.rest(),
@@ -71,57 +71,57 @@ impl Producers {
                 Err(e) => return Err(e),
             }
         }
-        if self.part == Part::Rest {
+        if self.part == ExpectedPart::Rest {
             rest = &[];
         }
         Ok(bytes.len() - rest.len())
     }
 
     /// The result, after the last byte.
-    pub fn known(self) -> Read<Known> {
-        let whole = self.part == Part::Rest;
+    pub fn known(self) -> Read<ListedState> {
+        let whole = self.part == ExpectedPart::Rest;
         self.found.filter(|_| whole).ok_or(Malformed("our partition is not in it"))
     }
 
     /// Reads one part. Changes nothing unless the part is complete.
     fn next(&mut self, r: &mut Reader<'_>, more: usize) -> Read<()> {
         match self.part {
-            Part::Head => {
+            ExpectedPart::Head => {
                 r.skip_tags()?;
                 r.i32("throttle")?;
                 self.topics = r.count_within(more, 3, "topic count")?;
-                self.part = Part::Topic;
+                self.part = ExpectedPart::Topic;
             }
-            Part::Topic if self.topics == 0 => self.part = Part::Rest,
-            Part::Topic => {
+            ExpectedPart::Topic if self.topics == 0 => self.part = ExpectedPart::Rest,
+            ExpectedPart::Topic => {
                 let ours = r.string("topic name")? == Some(self.topic.as_bytes());
                 self.partitions = r.count_within(more, 9, "partition count")?;
                 self.our_topic = ours;
-                self.part = Part::Partition;
+                self.part = ExpectedPart::Partition;
             }
-            Part::Partition if self.partitions == 0 => {
+            ExpectedPart::Partition if self.partitions == 0 => {
                 r.skip_tags()?;
                 self.topics -= 1;
-                self.part = Part::Topic;
+                self.part = ExpectedPart::Topic;
             }
-            Part::Partition => {
+            ExpectedPart::Partition => {
                 let ours = r.i32("partition")? == self.partition && self.our_topic;
                 let error = r.i16("error")?;
                 let message = r.string("error message")?;
                 self.producers = r.count_within(more, 37, "producer count")?;
                 self.ours = ours;
                 self.said = if error == 0 { Ok(None) } else { Err((error, text(message))) };
-                self.part = Part::Producer;
+                self.part = ExpectedPart::Producer;
             }
-            Part::Producer if self.producers == 0 => {
+            ExpectedPart::Producer if self.producers == 0 => {
                 r.skip_tags()?;
                 if self.ours {
                     self.found = Some(std::mem::replace(&mut self.said, Ok(None)));
                 }
                 self.partitions -= 1;
-                self.part = Part::Partition;
+                self.part = ExpectedPart::Partition;
             }
-            Part::Producer => {
+            ExpectedPart::Producer => {
                 let (id, epoch, sequence) = (r.i64("pid")?, r.i32("epoch")?, r.i32("sequence")?);
                 r.bytes(8 + 4 + 8, "producer")?;
                 r.skip_tags()?;
@@ -130,7 +130,7 @@ impl Producers {
                 }
                 self.producers -= 1;
             }
-            Part::Rest => {}
+            ExpectedPart::Rest => {}
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     /// Reads in pieces of these sizes; also returns the most bytes that had to be kept for the next piece.
-    fn read(bytes: &[u8], pieces: &[usize], pid: i64) -> (Read<Known>, usize) {
+    fn read(bytes: &[u8], pieces: &[usize], pid: i64) -> (Read<ListedState>, usize) {
         let mut answer = Producers::new("t", 1, pid);
         let (mut from, mut to, mut most) = (0, 0, 0);
         for piece in pieces.iter().cycle() {

@@ -1,6 +1,6 @@
 //! What a refusal, a sequence error, or a leader's answer means for one partition.
 
-use super::{Action, Health, Now, Partition, Then};
+use super::{Action, AfterDraining, Now, Partition, PartitionHealth};
 use crate::producer::batch::Batch;
 use crate::producer::driver::Refusal;
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub(super) const ASK_TIMES: u32 = 3;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// As in [`Event::Knows`](crate::producer::driver::Event::Knows).
-type Known = Result<Option<(i16, i32)>, String>;
+type LastKnown = Result<Option<(i16, i32)>, String>;
 
 impl Partition {
     pub(super) fn refused(
@@ -27,7 +27,7 @@ impl Partition {
                 // The broker judges by its own clock. Sending no timestamp is the last resort.
                 Some(-1) => {
                     self.give_back(batch);
-                    self.drain(Then::Blocked, why);
+                    self.drain(AfterDraining::Blocked, why);
                     return;
                 }
                 Some(_) => batch.restamped = Some(-1),
@@ -46,7 +46,7 @@ impl Partition {
                 } else {
                     self.take_apart(batch, why, actions);
                 }
-                self.drain(Then::Resume, String::new());
+                self.drain(AfterDraining::Resume, String::new());
                 return;
             }
             Refusal::TooLarge | Refusal::Something => {
@@ -54,12 +54,12 @@ impl Partition {
                     actions.push(Action::TooLarge(batch.bytes));
                 }
                 self.take_apart(batch, why, actions);
-                self.drain(Then::Resume, String::new());
+                self.drain(AfterDraining::Resume, String::new());
                 return;
             }
         }
         self.give_back(batch);
-        self.drain(Then::Resume, String::new());
+        self.drain(AfterDraining::Resume, String::new());
     }
 
     /// Drops the batch's sequence numbers before it gets new ones. If an attempt may have been stored under the old
@@ -98,43 +98,43 @@ impl Partition {
                     actions.push(Action::NewId { pid: n.pid });
                     n.bump = true;
                 }
-                self.drain(Then::Now, why);
+                self.drain(AfterDraining::Now, why);
             }
-            _ if behind || matches!(self.health, Health::Draining(_)) => {
-                self.drain(Then::Resume, String::new())
+            _ if behind || matches!(self.health, PartitionHealth::Draining(_)) => {
+                self.drain(AfterDraining::Resume, String::new())
             }
-            (Some(_), Some(_)) if maybe_stored => self.drain(Then::Ask, why),
+            (Some(_), Some(_)) if maybe_stored => self.drain(AfterDraining::Ask, why),
             (Some(n), _) => {
                 n.bump = true;
-                self.drain(Then::Now, why);
+                self.drain(AfterDraining::Now, why);
             }
             // A driver without sequence numbers cannot report this; retry in any case.
-            (None, _) => self.drain(Then::Backoff, why),
+            (None, _) => self.drain(AfterDraining::Backoff, why),
         }
     }
 
     /// Handles the leader's answer about our producer id, for the first batch.
-    pub fn knows(&mut self, pid: i64, last: Known, now: Now, actions: &mut Vec<Action>) {
+    pub fn knows(&mut self, pid: i64, last: LastKnown, now: Now, actions: &mut Vec<Action>) {
         if let Some(past) = self.pasts.front() {
-            if past.pid == pid && matches!(self.health, Health::Asking { .. }) {
+            if past.pid == pid && matches!(self.health, PartitionHealth::Asking { .. }) {
                 self.recall(last, now, actions);
             }
             return;
         }
         let ours = self.numbering.as_ref().is_some_and(|n| n.pid == pid);
-        if ours && matches!(self.health, Health::Asking { .. }) {
+        if ours && matches!(self.health, PartitionHealth::Asking { .. }) {
             self.learned(last, now, actions);
         }
     }
 
-    pub(super) fn learned(&mut self, last: Known, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn learned(&mut self, last: LastKnown, now: Now, actions: &mut Vec<Action>) {
         if last.is_err() && self.unasked < ASK_TIMES {
             // The leader may be moving or starting. The question is asked again when the batch is sent again.
             self.unasked += 1;
-            self.health = Health::Waiting { until: now.at + ASK_AGAIN };
+            self.health = PartitionHealth::Waiting { until: now.at + ASK_AGAIN };
             return;
         }
-        self.health = Health::Waiting { until: now.at };
+        self.health = PartitionHealth::Waiting { until: now.at };
         self.unasked = 0;
         let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
         match last.ok().flatten().and_then(|last| n.has(last, first)) {

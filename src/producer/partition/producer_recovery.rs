@@ -13,7 +13,7 @@
 //! | less | new numbers, counted as uncertain | the leader lost what it had acknowledged, or a batch that was given up |
 //! | more than we ever used | the state was put back or copied: new id, counted as uncertain | the same |
 
-use super::{Action, Health, Now, PATIENCE, Partition};
+use super::{Action, Now, PATIENCE, Partition, PartitionHealth};
 use crate::clock::EARLIEST_MS;
 use crate::producer::sequence::{ProducerState, after, ahead};
 use std::cmp::Ordering;
@@ -49,16 +49,16 @@ fn is_fresh(now: Now, stamp_ms: i64) -> bool {
 impl Partition {
     pub(super) fn ask_about_past(&mut self, now: Now, actions: &mut Vec<Action>) {
         match self.health {
-            Health::Asking { until } if now.at >= until => {
+            PartitionHealth::Asking { until } if now.at >= until => {
                 self.recall(Err("no answer".into()), now, actions);
             }
-            Health::Waiting { until } if now.at < until => {}
-            Health::Up | Health::Waiting { .. } => {
+            PartitionHealth::Waiting { until } if now.at < until => {}
+            PartitionHealth::Up | PartitionHealth::Waiting { .. } => {
                 let Some(past) = self.pasts.front() else { return };
                 actions.push(Action::Ask { pid: past.pid });
-                self.health = Health::Asking { until: now.at + PATIENCE };
+                self.health = PartitionHealth::Asking { until: now.at + PATIENCE };
             }
-            Health::Asking { .. } | Health::Draining(_) | Health::Probing => {}
+            PartitionHealth::Asking { .. } | PartitionHealth::Draining(_) | PartitionHealth::Probing => {}
         }
     }
 
@@ -77,7 +77,7 @@ impl Partition {
                     "the leader does not tell what it has of us (exactly-once needs Kafka from 2.8, and READ on the topic): {why}"
                 );
                 let wait = Duration::from_millis(100 << self.attempts.min(6)).min(Duration::from_secs(5));
-                self.health = Health::Waiting { until: now.at + wait };
+                self.health = PartitionHealth::Waiting { until: now.at + wait };
                 return;
             }
         };
@@ -174,12 +174,12 @@ mod tests {
     use super::*;
     use crate::producer::batch::{Batch, Numbers};
     use crate::producer::driver::Verdict;
-    use crate::producer::partition::Rules;
+    use crate::producer::partition::SendRules;
     use crate::producer::testing::{STAMP, batch, chunk, plain};
     use std::sync::Arc;
     use std::time::Instant;
 
-    const RULES: Rules = Rules::Numbered { in_flight: 5, id: Some((7, 3)), once: true };
+    const RULES: SendRules = SendRules::Numbered { in_flight: 5, id: Some((7, 3)), once: true };
 
     fn now() -> Now {
         Now { at: Instant::now(), wall_ms: STAMP + LATER + 1000 }

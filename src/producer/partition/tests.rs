@@ -10,7 +10,7 @@ use crate::producer::testing::{STAMP, batch, chunk, plain};
 struct Bench {
     p: Partition,
     now: Now,
-    rules: Rules,
+    rules: SendRules,
     rng: Rng,
     air: Vec<Batch>,
     /// All actions except `Send`, as text.
@@ -18,10 +18,10 @@ struct Bench {
     flight: u64,
 }
 
-const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
+const NUMBERED: SendRules = SendRules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
 impl Bench {
-    fn new(rules: Rules) -> Self {
+    fn new(rules: SendRules) -> Self {
         let now = Now { at: Instant::now(), wall_ms: STAMP + 5 };
         let (p, rng) = (Partition::new(0), Rng::new(1));
         Bench { p, now, rules, rng, air: vec![], told: vec![], flight: 0 }
@@ -133,7 +133,7 @@ fn after_long_idleness_the_first_flies_alone_again() {
 /// Fails when no id is requested, or batches are sent before it arrives.
 #[test]
 fn without_an_id_nothing_leaves() {
-    let mut b = Bench::new(Rules::Numbered { in_flight: 5, id: None, once: false });
+    let mut b = Bench::new(SendRules::Numbered { in_flight: 5, id: None, once: false });
     b.push(1);
     assert!(b.flying().is_empty());
     b.rules = NUMBERED;
@@ -171,7 +171,7 @@ fn paces() {
         (Pace::Blocked, &[60_000, 60_000]),
         (Pace::Now, &[0, 0, 0, 800, 1600]),
     ] {
-        let mut b = Bench::new(Rules::Plain);
+        let mut b = Bench::new(SendRules::Plain);
         b.push(1);
         for wait in waits {
             b.again(0, false, pace);
@@ -265,11 +265,11 @@ fn a_fenced_id_is_left() {
     (0..2).for_each(|_| b.push(1));
     b.misnumbered(0, 47);
     assert_eq!(b.told, ["NewId { pid: 7 }"]);
-    b.rules = Rules::Numbered { in_flight: 3, id: None, once: false };
+    b.rules = SendRules::Numbered { in_flight: 3, id: None, once: false };
     b.misnumbered(0, 47);
     b.pass(1000);
     assert!(b.flying().is_empty());
-    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 0)), once: false };
+    b.rules = SendRules::Numbered { in_flight: 3, id: Some((8, 0)), once: false };
     b.pass(1000);
     assert_eq!((b.flying(), b.air[0].numbers.map(|n| n.pid)), (vec![(2, 0, 0)], Some(8)));
 }
@@ -350,7 +350,7 @@ fn a_full_dead_letter_file_holds() {
 /// Fails when a plain driver gets sequence numbers or two batches at once, or a possible duplicate is not reported.
 #[test]
 fn plain_rules() {
-    let mut b = Bench::new(Rules::Plain);
+    let mut b = Bench::new(SendRules::Plain);
     (0..2).for_each(|_| b.push(3));
     assert_eq!(b.flying(), [(1, -1, -1)]);
     b.again(0, true, Pace::Now);
@@ -363,14 +363,14 @@ fn plain_rules() {
 /// Fails when one driver's sequence numbers are used by another, or resending under new numbers is not reported.
 #[test]
 fn the_driver_changes() {
-    let mut b = Bench::new(Rules::Plain);
+    let mut b = Bench::new(SendRules::Plain);
     b.push(3);
     b.again(0, true, Pace::Backoff);
     b.rules = NUMBERED;
     b.pass(1000);
     assert_eq!((b.flying(), b.told.as_slice()), (vec![(1, 0, 0)], &["Uncertain(3)".to_owned()][..]));
     b.again(0, true, Pace::Backoff);
-    b.rules = Rules::Plain;
+    b.rules = SendRules::Plain;
     b.pass(1000);
     assert_eq!((b.flying(), b.told.last().unwrap().as_str()), (vec![(1, -1, -1)], "Doubled(3)"));
 }
@@ -380,7 +380,7 @@ fn the_driver_changes() {
 fn another_id_waits_for_what_is_out() {
     let mut b = Bench::proven();
     b.push(1);
-    b.rules = Rules::Numbered { in_flight: 3, id: Some((8, 4)), once: false };
+    b.rules = SendRules::Numbered { in_flight: 3, id: Some((8, 4)), once: false };
     (0..2).for_each(|_| b.push(1));
     assert_eq!(b.flying(), [(2, 0, 1)]);
     b.stored(0);

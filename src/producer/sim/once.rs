@@ -11,7 +11,7 @@ use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Origin};
 use crate::exactly_once::Journal;
 use crate::exactly_once::analyze::load;
-use crate::exactly_once::file::{Binding, JournalFile};
+use crate::exactly_once::file::{Binding, IntentFile};
 use crate::exactly_once::intent::JournalRecord;
 use crate::private_file::open_or_create;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
@@ -21,7 +21,7 @@ use crate::producer::partition::Now;
 use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::testing::{chunk_of, origin};
-use crate::producer::{BeforeSend, Options, Partitioner};
+use crate::producer::{BeforeSend, Partitioner, ProducerOptions};
 use crate::record::{Identity, Point, Shape, StreamId};
 use crate::report::Board;
 use crate::streams::{Saved, SavedPositions, SavedStream, mailbox};
@@ -128,7 +128,7 @@ impl<'b> World<'b> {
 
     /// Startup: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
-        let (store, found) = JournalFile::open(open_or_create(&self.path).unwrap()).unwrap();
+        let (store, found) = IntentFile::open(open_or_create(&self.path).unwrap()).unwrap();
         let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);
@@ -157,12 +157,12 @@ impl<'b> World<'b> {
         let journal = Journal::begin(store, binding, &loaded, saved, mailbox, Arc::default()).unwrap();
         let id = loaded.id.map(|(pid, epoch)| (pid, epoch + 1));
         let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
-        let options = Options {
+        let options = ProducerOptions {
             partitioner: self.partitioner,
             batch: [40, 200][self.rng.below(2)],
             seed: self.rng.next(),
             once: Some(once),
-            ..Options::default()
+            ..ProducerOptions::default()
         };
         let core = Core::new(options, self.board, self.now);
         let abilities = Capabilities { name: "model", numbered: true, in_flight: 5 };

@@ -6,12 +6,12 @@ use crate::producer::driver::{Pace, Verdict};
 use crate::producer::partition::Action;
 use crate::producer::testing::{STAMP, chunk, origin, plain};
 
-const NUMBERED: Rules = Rules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
+const NUMBERED: SendRules = SendRules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
 
 struct Bench {
     queue: TopicQueue,
     now: Now,
-    rules: Rules,
+    rules: SendRules,
     closing: bool,
     rng: Rng,
     no: u64,
@@ -19,7 +19,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(options: &Options, rules: Rules, partitions: &[i32]) -> Self {
+    fn new(options: &ProducerOptions, rules: SendRules, partitions: &[i32]) -> Self {
         let mut queue = TopicQueue::new("t".into(), options);
         queue.see(view(partitions, partitions));
         let now = Now { at: Instant::now(), wall_ms: STAMP };
@@ -37,8 +37,8 @@ impl Bench {
         stamp
     }
 
-    fn sticky(batch: usize, rules: Rules, partitions: &[i32]) -> Self {
-        Bench::new(&Options { batch, ..Options::default() }, rules, partitions)
+    fn sticky(batch: usize, rules: SendRules, partitions: &[i32]) -> Self {
+        Bench::new(&ProducerOptions { batch, ..ProducerOptions::default() }, rules, partitions)
     }
 
     /// Adds one chunk of 100 bytes; returns what is sent because of it.
@@ -122,7 +122,7 @@ fn room_is_limited() {
 /// Fails when a plain driver gets a second group of a topic, except while the first one is not answered.
 #[test]
 fn plain_drivers_have_one_group_of_a_topic_in_flight() {
-    let mut b = Bench::sticky(100, Rules::Plain, &[0, 1]);
+    let mut b = Bench::sticky(100, SendRules::Plain, &[0, 1]);
     b.arrive();
     assert_eq!((0..5).map(|_| b.arrive()).sum::<usize>(), 0);
     let hung = b.air[0].partition;
@@ -144,7 +144,8 @@ fn a_silent_partition_holds_lines_only_for_a_moment() {
 /// Fails when linger does not wait, waits for a full batch, or outlasts the end.
 #[test]
 fn linger() {
-    let options = Options { batch: 300, linger: Duration::from_millis(50), ..Options::default() };
+    let options =
+        ProducerOptions { batch: 300, linger: Duration::from_millis(50), ..ProducerOptions::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1, 2]);
     assert_eq!((b.arrive(), b.pass(49), b.pass(1)), (0, 0, 1));
     b.stored(0);
@@ -196,7 +197,7 @@ fn all_in_trouble_stops_the_lane() {
 fn keyed_lines_wait_for_their_partition() {
     let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());
     let o = origin(1, "t", "/log", crate::record::Shape { key, ..Default::default() });
-    let options = Options { partitioner: Partitioner::Hash, ..Options::default() };
+    let options = ProducerOptions { partitioner: Partitioner::Hash, ..ProducerOptions::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1, 2]);
     let mut offset = 0;
     let mut both = |b: &mut Bench| {
@@ -222,7 +223,7 @@ fn keyed_lines_wait_for_their_partition() {
 /// Fails when a missing fixed partition is replaced by another, or is not used once it exists.
 #[test]
 fn a_fixed_partition_is_waited_for() {
-    let options = Options { partitioner: Partitioner::Fixed(2), ..Options::default() };
+    let options = ProducerOptions { partitioner: Partitioner::Fixed(2), ..ProducerOptions::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
     assert_eq!((b.arrive(), b.pass(60_000)), (0, 0));
     b.queue.see(view(&[0, 1, 2], &[0, 1]));
@@ -265,7 +266,7 @@ fn trouble_is_reported_when_it_changes() {
     let mut told = Vec::new();
     for _ in 0..20 {
         b.trouble(0);
-        if let Some(Change::Trouble { attempts, partitions, why }) = b.queue.change(b.now) {
+        if let Some(QueueChange::Trouble { attempts, partitions, why }) = b.queue.change(b.now) {
             assert_eq!((partitions, why), (vec![0], "down".into()));
             told.push(attempts);
         }
@@ -274,7 +275,10 @@ fn trouble_is_reported_when_it_changes() {
     }
     assert_eq!(told, [1, 2, 4, 8, 16]);
     b.stored(0);
-    assert_eq!(b.queue.change(b.now), Some(Change::Well { after: Duration::from_secs(100), attempts: 20 }));
+    assert_eq!(
+        b.queue.change(b.now),
+        Some(QueueChange::Well { after: Duration::from_secs(100), attempts: 20 })
+    );
     assert_eq!(b.queue.change(b.now), None);
 }
 
@@ -297,7 +301,8 @@ fn a_batch_group_is_bounded() {
 #[test]
 fn stamps_of_a_box_that_boots_in_1970() {
     let saved_ms = EARLIEST_MS + 1000;
-    let mut b = Bench::new(&Options { saved_ms, ..Options::default() }, Rules::Plain, &[0]);
+    let mut b =
+        Bench::new(&ProducerOptions { saved_ms, ..ProducerOptions::default() }, SendRules::Plain, &[0]);
     for (wall_ms, stamp) in [(5, saved_ms), (70_000, saved_ms), (saved_ms + 9, saved_ms + 9), (5, saved_ms)] {
         b.now.wall_ms = wall_ms;
         assert_eq!(b.stamp(), stamp, "at {wall_ms}");

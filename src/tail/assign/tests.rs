@@ -5,13 +5,13 @@ use super::*;
 /// A stream in a row, with the current contents of its own file.
 #[derive(Clone)]
 struct Known {
-    stream: Stream,
+    stream: KnownStream,
     own: Option<Vec<u8>>,
 }
 
 #[derive(Clone)]
 struct Listed {
-    found: Found,
+    found: FolderFile,
     content: Option<Vec<u8>>,
     length: Option<Length>,
 }
@@ -27,7 +27,7 @@ fn identity(ino: u64) -> Identity {
 
 /// A stream in the file `id`, of which `read` was read, while the file holds `own` now. A tail reads it.
 fn stream(id: u64, read: &[u8], own: Option<&[u8]>) -> Known {
-    let stream = Stream {
+    let stream = KnownStream {
         id: StreamId(id),
         identity: identity(id),
         read: Point { offset: read.len() as u64, mark: Mark::of(read), ..Point::default() },
@@ -70,7 +70,7 @@ impl Known {
 }
 
 fn file(ino: u64, content: &[u8]) -> Listed {
-    let found = Found {
+    let found = FolderFile {
         identity: identity(ino),
         packed: Packed::Plain,
         modified: 0,
@@ -149,23 +149,23 @@ impl Peek for Table<'_> {
     }
 }
 
-const OWN: fn(u64) -> Verdict = |s| Verdict::Own(StreamId(s));
-const CONTINUES: fn(u64) -> Verdict = |s| Verdict::Continues(StreamId(s));
-const READ: fn(u64) -> Verdict = |s| Verdict::Read(StreamId(s));
-const COPY: fn(u64) -> Verdict = |s| Verdict::Wait(Wait::Copy(StreamId(s)));
-const UNSEEN: fn(u64) -> Verdict = |s| Verdict::Wait(Wait::Unseen(StreamId(s)));
-const INCOMPLETE: Verdict = Verdict::Wait(Wait::Incomplete);
-const ORIGINAL: Verdict = Verdict::Wait(Wait::Original);
-const EMPTY: Verdict = Verdict::Wait(Wait::Empty);
-use Verdict::{New, Old};
+const OWN: fn(u64) -> FileVerdict = |s| FileVerdict::Own(StreamId(s));
+const CONTINUES: fn(u64) -> FileVerdict = |s| FileVerdict::Continues(StreamId(s));
+const READ: fn(u64) -> FileVerdict = |s| FileVerdict::Read(StreamId(s));
+const COPY: fn(u64) -> FileVerdict = |s| FileVerdict::Wait(Wait::Copy(StreamId(s)));
+const UNSEEN: fn(u64) -> FileVerdict = |s| FileVerdict::Wait(Wait::Unseen(StreamId(s)));
+const INCOMPLETE: FileVerdict = FileVerdict::Wait(Wait::Incomplete);
+const ORIGINAL: FileVerdict = FileVerdict::Wait(Wait::Original);
+const EMPTY: FileVerdict = FileVerdict::Wait(Wait::Empty);
+use FileVerdict::{New, Old};
 
-type Row = (&'static str, Vec<Known>, Vec<Listed>, Vec<Verdict>);
+type Row = (&'static str, Vec<Known>, Vec<Listed>, Vec<FileVerdict>);
 
 #[track_caller]
 fn decide(rows: Vec<Row>) {
     for (name, known, listed, want) in rows {
-        let streams: Vec<Stream> = known.iter().map(|k| k.stream.clone()).collect();
-        let files: Vec<Found> = listed.iter().map(|l| l.found.clone()).collect();
+        let streams: Vec<KnownStream> = known.iter().map(|k| k.stream.clone()).collect();
+        let files: Vec<FolderFile> = listed.iter().map(|l| l.found.clone()).collect();
         let got = assign(&streams, &files, &mut Table(&known, &listed)).unwrap();
         assert_eq!(got, want, "{name}");
     }

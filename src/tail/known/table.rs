@@ -1,19 +1,19 @@
 //! The known streams, indexed by stream number, by inode and by followed path.
 
-use super::{Entry, Reader};
+use super::{Entry, StreamUse};
 use crate::record::{Identity, StreamId};
 use crate::tail::assign::is_same_file;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Default)]
-pub struct Table {
+pub struct KnownTable {
     entries: BTreeMap<StreamId, Entry>,
     by_inode: HashMap<u64, BTreeSet<StreamId>>,
     by_path: HashMap<PathBuf, BTreeSet<StreamId>>,
 }
 
-impl Table {
+impl KnownTable {
     pub fn insert(&mut self, entry: Entry) {
         self.by_inode.entry(entry.identity.ino).or_default().insert(entry.stream);
         self.by_path.entry(entry.path.clone()).or_default().insert(entry.stream);
@@ -44,7 +44,7 @@ impl Table {
         self.entries.get(&stream)
     }
 
-    /// The caller must not change the identity or the path: see [`Table::move_to`].
+    /// The caller must not change the identity or the path: see [`KnownTable::move_to`].
     pub fn get_mut(&mut self, stream: StreamId) -> Option<&mut Entry> {
         self.entries.get_mut(&stream)
     }
@@ -67,7 +67,7 @@ impl Table {
                 || id.ino != 0 && (e.identity.ino, e.identity.born) == (id.ino, id.born) && e.path == path
         };
         let entries = self.by_inode.get(&id.ino)?.iter().filter_map(|s| self.entries.get(s));
-        let has_tail = |e: &Entry| !matches!(e.reader, Reader::Nobody);
+        let has_tail = |e: &Entry| !matches!(e.reader, StreamUse::Free);
         entries.filter(same).max_by_key(|e| (has_tail(e), !e.finished, e.stream))
     }
 }

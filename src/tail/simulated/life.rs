@@ -10,7 +10,7 @@ use crate::report::Board;
 use crate::tail::follow::{Step, Until};
 use crate::tail::known::{Entry, Known};
 use crate::tail::open::Reading;
-use crate::tail::{Change, Followed, Halt, Hold, Options, Start, Tail, framing};
+use crate::tail::{Followed, Halt, Hold, Start, Tail, TailChange, TailOptions, framing};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -28,10 +28,10 @@ pub struct Life<'a> {
     progress: HashMap<StreamId, Arc<crate::report::Progress>>,
 }
 
-fn options(path: &Path, since: SystemTime, budget: &Budget) -> Options {
+fn options(path: &Path, since: SystemTime, budget: &Budget) -> TailOptions {
     // A file may have appeared just before the save without being in it.
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().saturating_sub(Duration::from_secs(60));
-    Options {
+    TailOptions {
         topic: "t".into(),
         shape: Arc::default(),
         path: path.into(),
@@ -255,7 +255,7 @@ impl World {
         let (out, outputs) = unbounded_for_a_test();
         let path = self.path("app.log");
         let options = options(&path, self.saved_at, &budget);
-        let first = Change { options, outdated: stop.clone() };
+        let first = TailChange { options, outdated: stop.clone() };
         let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
         let progress = HashMap::new();
         let mut life = Life { tail, outputs, air: VecDeque::new(), closed: Vec::new(), progress };
