@@ -240,7 +240,7 @@ struct Tail<'a> {
     board: &'a Board,
     out: Outlet,
     stop: &'a Stop,
-    /// See [`Change::outdated`].
+    /// See [`TailChange::outdated`].
     outdated: Stop,
     /// Oldest first; the live file is last.
     open: Vec<Open>,

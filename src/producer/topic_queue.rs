@@ -35,7 +35,7 @@ pub struct TopicQueue {
     /// Exactly-once: state of an earlier run. Its groups wait until the partitions are known.
     memory: RecoveredTopic,
     seed: u64,
-    /// See [`Options::saved_ms`].
+    /// See [`ProducerOptions::saved_ms`].
     saved_ms: i64,
 }
 
