@@ -230,10 +230,8 @@ fn bad_records_are_named() {
     }
 }
 
-/// Fails when a dead broker's batches wait for it, its partition stays available, the other broker is delayed, or its
-/// return is not noticed automatically.
-#[test]
-fn a_dead_broker_stops_only_its_partition() {
+/// Two brokers, of which the leader of partition 0 is killed: a batch for it came back, and only partition 1 is available.
+fn first_of_two_is_killed() -> (Peers, Feeder) {
     let mut peers = Peers::start(2);
     let mut f = peers.feed();
     f.available(&[0, 1]);
@@ -245,6 +243,22 @@ fn a_dead_broker_stops_only_its_partition() {
     let (p, _, verdict) = f.done();
     assert_eq!((p, again(&verdict).1), (0, Pace::Backoff));
     f.available(&[1]);
+    (peers, f)
+}
+
+/// Partition 0 is available again, and a batch for it is stored.
+fn partition_0_is_back(peers: &Peers, f: &mut Feeder) {
+    f.available(&[0, 1]);
+    f.send(one(0, 1));
+    peers.next().answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+}
+
+/// Fails when a dead broker's batches wait for it, its partition stays available, the other broker is delayed, or its
+/// return is not noticed automatically.
+#[test]
+fn a_dead_broker_stops_only_its_partition() {
+    let (mut peers, mut f) = first_of_two_is_killed();
     f.send(one(0, 1));
     assert_eq!(again(&f.done().2), (false, Pace::Backoff));
     f.send(one(1, 0));
@@ -253,10 +267,7 @@ fn a_dead_broker_stops_only_its_partition() {
     a.answer_all(0);
     assert_eq!(stored(&f.done().2), Some(100));
     peers.revive(1);
-    f.available(&[0, 1]);
-    f.send(one(0, 1));
-    peers.next().answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
+    partition_0_is_back(&peers, &mut f);
 }
 
 /// Fails when an idle connection is kept, or closing it costs a batch or shows as a failure in the status.
@@ -571,21 +582,9 @@ fn what_a_leader_knows_of_a_producer() {
 /// A broker returns on another port with its previous node id. Fails when the node counts as down indefinitely.
 #[test]
 fn a_broker_that_returns_elsewhere_is_found() {
-    let mut peers = Peers::start(2);
-    let mut f = peers.feed();
-    f.available(&[0, 1]);
-    f.send(one(0, 0));
-    peers.next().answer_all(0);
-    f.done();
-    peers.kill(1);
-    f.send(one(0, 1));
-    assert_eq!(again(&f.done().2).1, Pace::Backoff);
-    f.available(&[1]);
+    let (mut peers, mut f) = first_of_two_is_killed();
     peers.move_away(1);
-    f.available(&[0, 1]);
-    f.send(one(0, 1));
-    peers.next().answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
+    partition_0_is_back(&peers, &mut f);
 }
 
 /// The leader's hint names another leader in the epoch already known: the topic was re-created. Fails when metadata is
