@@ -310,7 +310,7 @@ impl<'a> Watch<'a> {
         let concerned = !events.is_empty();
         let woken: u32 = events.into_iter().map(|event| self.event(event)).sum();
         let pause = if concerned { pace::pause(woken) } else { pace::BESIDE };
-        self.names.was_read(now, concerned, pause, Duration::ZERO);
+        self.names.was_read(now, true, pause, Duration::ZERO);
         if concerned && self.contents.due().is_some() {
             self.contents.hurry(now); // before what a rotation does next
         }
