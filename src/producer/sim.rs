@@ -353,15 +353,15 @@ impl<'b> World<'b> {
     }
 }
 
+/// The seeds to run: `default` many, `SEEDS=n` of them, or only `SEED=n`.
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    number("SEED").map_or(0..number("SEEDS").unwrap_or(default), |seed| seed..seed + 1)
+}
+
 /// Runs `seeds` worlds; a failure names the seed.
 fn worlds(seeds: u64, script: Script) {
-    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let only = number("SEED");
-    let seeds = number("SEEDS").unwrap_or(seeds);
-    for seed in 0..seeds {
-        if only.is_some_and(|o| o != seed) {
-            continue;
-        }
+    for seed in self::seeds(seeds) {
         let run = || {
             let board = Board::default();
             let budget = Budget::new(1 << 30);

@@ -2,7 +2,7 @@
 //! virtual time, and a map as the saved state. Asserts on contents: nothing lost, nothing doubled except what was in flight
 //! at a crash, and the order kept.
 //!
-//! A failing seed is reduced to the fewest steps that still fail. Run one seed with `LOGAGENT_SEED=n`.
+//! A failing seed is reduced to the fewest steps that still fail. Run one seed with `SEED=n`.
 
 mod judge;
 mod life;
@@ -106,7 +106,7 @@ impl log::Log for Said {
 }
 
 fn only() -> Option<u64> {
-    std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok())
+    std::env::var("SEED").ok().and_then(|s| s.parse().ok())
 }
 
 /// Steps with their relative frequency.

@@ -249,7 +249,7 @@ fn a_hundred_soaks() {
 }
 
 /// The same with patterns that match their own rotated files: `create` and `copytruncate`, compression, restarts,
-/// clock steps, renames while down. `LOGAGENT_SEED=n` runs a single seed.
+/// clock steps, renames while down. `SEED=n` runs a single seed.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_hundred_soaks_with_matched_rotations() {

@@ -1,6 +1,6 @@
 //! Random days in the life of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals,
 //! stops, kills, pauses. Ten of them run daily, a hundred in the long form; the same number of days use a pattern that
-//! matches the rotated files as well. `LOGAGENT_SEED=n` runs a single seed, as in `LOGAGENT_SEED=2003 cargo test --test it
+//! matches the rotated files as well. `SEED=n` runs a single seed, as in `SEED=2003 cargo test --test it
 //! soak::rotated_files_that_match_too_with_stops`.
 
 mod rotated;
@@ -270,9 +270,9 @@ fn soak(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
     }
 }
 
-/// The seeds to run: all, or the one in `LOGAGENT_SEED`.
+/// The seeds to run: all, or the one in `SEED`.
 fn only(seeds: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let one = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
+    let one = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
     one.map_or(seeds, |s| s..s + 1)
 }
 
@@ -298,10 +298,7 @@ fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: 
     };
     thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(one_after_the_other))));
     let failed = failed.into_inner().unwrap();
-    assert!(
-        failed.is_empty(),
-        "failed: LOGAGENT_SEED={failed:?} with this test's name tries one of them again"
-    );
+    assert!(failed.is_empty(), "failed: SEED={failed:?} with this test's name tries one of them again");
 }
 
 /// Days run in parallel; each mostly waits.

@@ -6,6 +6,7 @@
 //! batch: the batch and the producer state are lost, although a question may already have been answered from them.
 
 use super::broker::Log;
+use super::seeds;
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Origin};
@@ -397,10 +398,8 @@ fn world(
 /// Long histories with random crashes. `SEEDS=n` for a longer run, `SEED=n` for one world.
 #[test]
 fn crashes_by_chance_leave_every_line_once() {
-    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let only = number("SEED");
     let mut crashes = 0;
-    for seed in only.unwrap_or(0)..only.map_or(number("SEEDS").unwrap_or(150), |o| o + 1) {
+    for seed in seeds(150) {
         let (lines, partitions) = (20 + seed % 60, 1 + (seed % 3) as i32);
         crashes += world((seed, u32::MAX), lines, partitions, 800, by_chance(seed));
     }
@@ -414,7 +413,7 @@ fn by_chance(seed: u64) -> impl FnMut(u32, &mut Rng) -> bool {
 /// Fails when the rest of a split batch counts as stored because the whole had an intent.
 #[test]
 fn batches_taken_apart_among_crashes() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         world((seed, 1 + (seed % 4) as u32), 20 + seed % 30, 1 + (seed % 2) as i32, 800, by_chance(seed));
     }
 }
