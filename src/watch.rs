@@ -85,7 +85,7 @@ enum Control {
     Sources { sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf> },
 }
 
-/// Controls the watch thread. Dropping it ends the thread.
+/// Controls the watch thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct WatchHandle {
     control: Option<Sender<Control>>,
@@ -133,8 +133,8 @@ pub struct ControlInbox {
 
 pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
     let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    // The sender must not wait for a walk, because a walk waits until what it finds is received.
-    #[allow(clippy::disallowed_methods, reason = "at most one for each tail, and one for each reload")]
+    // Unbounded: the sender must not wait for a walk, because a walk waits until what it finds is received.
+    #[allow(clippy::disallowed_methods, reason = "at most one per tail and one per reload")]
     let (tx, rx) = unbounded();
     Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))
 }
@@ -274,7 +274,7 @@ impl<'a> Watch<'a> {
         self.heartbeat.within(left);
         let _ = poll_for(&mut fds, Some(left));
         let mounted = self.mounts.is_some() && !fds[1].revents().is_empty();
-        self.heartbeat.suspend(); // a restart would not help against a hanging file system
+        self.heartbeat.suspend(); // a restart would not help if a file system hangs
         let mut count = [0; 8];
         let _ = rustix::io::read(&*inbox.wakeup, &mut count);
         self.dirty |= mounted;
@@ -406,7 +406,7 @@ impl<'a> Watch<'a> {
         } else if !m.is_file() {
             self.refuse(path, kind(m));
         } else if self.own.contains(&(m.dev(), m.ino())) {
-            self.refuse(path, "is where this agent writes its own log");
+            self.refuse(path, "is this agent's own log");
         } else {
             self.found(poll, path, at_path);
         }
@@ -433,10 +433,10 @@ impl<'a> Watch<'a> {
     /// Warns about a compressed file that was named literally; logs once that patterns skip such files.
     fn compressed(&mut self, path: PathBuf, is_literal: bool) {
         if is_literal {
-            self.refuse(path, "is compressed in a form that is not read");
+            self.refuse(path, "is compressed in an unsupported format");
         } else if !std::mem::replace(&mut self.compressed_said, true) {
             let path = path.display();
-            info!("{path}: is compressed in a form that is not read; all such files are left out");
+            info!("{path}: is compressed in an unsupported format; all such files are skipped");
         }
     }
 
@@ -455,7 +455,7 @@ impl<'a> Watch<'a> {
         let entry = Slot { wake, hints: hints.clone(), watches, link, at_path, walk: self.walk };
         self.slots.insert(path.clone(), entry);
         if self.reported.remove(&path).is_some() {
-            info!("{}: is a file now", path.display());
+            info!("{}: is a regular file now", path.display());
         }
         self.watch_file(&path);
         let _ = self.out.send(WatchEvent::Found(Found { path, slot, hints }));

@@ -298,7 +298,7 @@ impl Report {
             self.file(index, &path);
         }
         for path in found::compressed(source) {
-            self.line("", &format!("  {}: compressed in a form that is not read, left out", shown(&path)));
+            self.line("", &format!("    {}: compressed in an unsupported format, skipped", shown(&path)));
         }
     }
 

@@ -74,7 +74,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: s.start,
-                first_sight: false,
+                new_pattern: false,
                 followed: Followed::default(),
                 since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },

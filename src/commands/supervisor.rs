@@ -70,7 +70,7 @@ pub struct Supervisor<'s, 'e> {
     granted: u64,
     /// How often a file found no thread, and whether that was logged.
     refusals: LogThrottle,
-    told: bool,
+    logged: bool,
     /// Why the last one found none.
     refusal: String,
     /// Which of the waiting files is checked next.
@@ -160,7 +160,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             retry: never(),
             granted: 0,
             refusals: LogThrottle::default(),
-            told: false,
+            logged: false,
             refusal: String::new(),
             looked: 0,
             saves,
@@ -243,7 +243,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let file = Waiting {
             found,
             start: if new { source.tail.start } else { Start::Beginning },
-            first_sight: new,
+            new_pattern: new,
             // Files that appeared and were rotated away while no agent ran are new.
             since: if known { self.known.since } else { self.since },
             found_at: Instant::now(),
@@ -257,7 +257,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
                 warn!(
                     "{path}: no thread is free to read it: {why}; its saved position is kept, trying again"
                 );
-                self.told = true;
+                self.logged = true;
             }
             self.refusal = why;
             self.retry = after(RETRY);
@@ -269,9 +269,9 @@ impl<'s, 'e> Supervisor<'s, 'e> {
 
     fn options_of(&self, file: &Waiting) -> Option<tail::TailOptions> {
         let source = source_of(&self.sources, &file.found.path)?;
-        let (start, first_sight, since) = (file.start, file.first_sight, file.since);
+        let (start, new_pattern, since) = (file.start, file.new_pattern, file.since);
         let (path, followed) = (file.found.path.clone(), self.followed.clone());
-        Some(tail::TailOptions { start, first_sight, since, path, followed, ..source.tail.clone() })
+        Some(tail::TailOptions { start, new_pattern, since, path, followed, ..source.tail.clone() })
     }
 
     /// An error says why no thread is available.

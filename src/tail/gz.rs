@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(got, content[100_903..]);
     }
 
-    /// A file whose reads fail now and then.
+    /// A file whose reads sometimes fail.
     #[derive(Clone)]
     struct Flaky {
         file: Rc<RefCell<Cursor<Vec<u8>>>>,
@@ -249,7 +249,8 @@ mod tests {
         }
     }
 
-    /// Fails when the bytes that failed while seeking are skipped at the next attempt, or the mark covers fewer bytes.
+    /// Fails when bytes that failed to read while seeking are skipped at the next attempt, or the mark covers fewer
+    /// bytes.
     #[test]
     fn an_error_on_the_way_to_an_offset_costs_nothing() {
         let content = lines();
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(stays.unwrap().kind(), io::ErrorKind::UnexpectedEof);
         let len = content.len();
         assert!(got.len() > len / 3 && content.starts_with(&got), "{} of {len} bytes", got.len());
-        assert!(gz.position() - (got.len() as u64) < 40, "a whole line was held back");
+        assert!(gz.position() - (got.len() as u64) < 40, "a complete line was not returned");
     }
 
     /// Fails when an incomplete `.gz` counts as a complete, shorter one.

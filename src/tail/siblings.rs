@@ -113,7 +113,8 @@ fn in_folder_of(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)>
     Ok((found, names.hold_still(folder)))
 }
 
-/// Only for files with equal times: a short number counts down to the newest, as with logrotate; a date counts up.
+/// Only for files with equal times: with short numbers, as logrotate's, the lowest is the newest; with dates the
+/// highest.
 fn rank(path: &Path) -> i64 {
     let name = path.file_name().unwrap_or_default().as_bytes();
     let (plain, _) = unpack(name);

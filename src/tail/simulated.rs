@@ -93,9 +93,9 @@ fn shrink(seed: u64, mut ops: Vec<Op>, once: bool) -> Vec<Op> {
 }
 
 /// Prints the tail's log while a seed is being debugged.
-struct Said;
+struct Stderr;
 
-impl log::Log for Said {
+impl log::Log for Stderr {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
@@ -139,10 +139,10 @@ fn try_seeds(n: u64, mix: Mix<'_>, once: bool) {
     }
     if let Some((seed, ops)) = failed.first() {
         let few = shrink(*seed, ops.clone(), once);
-        eprintln!("of {n} seeds the first that failed is {seed}, with as little as it takes: {few:?}");
+        eprintln!("of {n} seeds, the first to fail is SEED={seed}, reduced to {few:?}");
         if only().is_some() {
             log::set_max_level(log::LevelFilter::Debug);
-            let _ = log::set_logger(&Said);
+            let _ = log::set_logger(&Stderr);
         }
         run_seed(*seed, &few, once);
     }

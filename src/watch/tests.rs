@@ -17,9 +17,9 @@ fn ending_a_tail_never_blocks() {
     drop(inbox);
 }
 
-/// Fails when files are not watched, or when a new file needs the next regular walk to be found.
+/// Fails when files are not watched, or when a new file is found only by the next regular walk.
 #[test]
-fn tells_of_files_and_wakes_their_tails() {
+fn files_are_reported_and_their_tails_woken() {
     let dir = tempfile::tempdir().unwrap();
     let glob = format!("{}/sub/*.log", dir.path().display());
     let watched =

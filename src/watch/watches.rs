@@ -124,7 +124,7 @@ impl Watches {
     fn limit(&mut self, what: &str, e: &io::Error, sysctl: &str) {
         if !std::mem::replace(&mut self.limits_said, true) {
             warn!(
-                "{what}: {e}; looking at the files every second instead, raise {sysctl} (sysctl) to have events"
+                "{what}: {e}; polling the files every second instead; raise the sysctl {sysctl} to get events"
             );
         }
     }
@@ -196,7 +196,7 @@ impl Watches {
             }
             return if self.exhausted { EventSupport::No } else { event_support(found) };
         }
-        EventSupport::No // it keeps being replaced
+        EventSupport::No // it is being replaced repeatedly
     }
 
     /// Watches the folder itself, or its nearest existing parent.
@@ -331,7 +331,7 @@ mod tests {
     /// Fails when a parent folder is not watched, when unrelated names are reported there, or when a folder stays
     /// watched that no walk visits.
     #[test]
-    fn folders_that_a_walk_meets() {
+    fn folders_that_a_walk_visits() {
         let dir = tempfile::tempdir().unwrap();
         let mut w = Watches::new();
         assert_eq!(w.folder(&dir.path().join("a/b")), EventSupport::Yes);
@@ -348,7 +348,7 @@ mod tests {
         let _open = fs::File::create(dir.path().join("a/b/f")).unwrap();
         assert_eq!(all(&mut w), [FileEvent::Name(dir.path().join("a/b/f"))]);
         fs::remove_dir_all(dir.path().join("a/b")).unwrap();
-        assert!(all(&mut w).contains(&FileEvent::Folder), "though a file of it is open");
+        assert!(all(&mut w).contains(&FileEvent::Folder), "although a file in it is open");
     }
 
     /// Fails when the watches of one path grow without bound, or a forgotten path still reports events.
