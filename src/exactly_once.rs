@@ -24,19 +24,19 @@
 //!
 //! # Why a journal and not transactions
 //!
-//! Transactions (a transactional id, positions committed in Kafka) would solve the same problem, but every consumer would
-//! have to read with `isolation.level=read_committed`, the agent would need another ACL, each commit writes a marker per
-//! partition, and an agent that dies holds back all readers of the topic until `transaction.timeout.ms`. Idempotence
-//! alone already makes the broker deduplicate a repeated batch; the journal adds what a restarted client must know to
-//! repeat one exactly. A prototype survived 138 `SIGKILL`s of agent and broker over 3,000,000 lines with none lost or
-//! doubled.
+//! Transactions (a transactional id, positions committed in Kafka) would solve the same problem, but every consumer
+//! would have to read with `isolation.level=read_committed`, the agent would need another ACL, each commit writes a
+//! marker per partition, and an agent that dies holds back all readers of the topic until `transaction.timeout.ms`.
+//! Idempotence alone already makes the broker deduplicate a repeated batch; the journal adds what a restarted client
+//! needs to repeat one exactly. A prototype survived 138 `SIGKILL`s of agent and broker over 3,000,000 lines with none
+//! lost or doubled.
 //!
 //! # Recovery
 //!
 //! [`mod@analyze`] interprets the intents. Lines of settled intents count as acknowledged; a batch group with open
 //! intents is read again from the log files and handed to the producer core unchanged. Before a partition is first
-//! used, its leader is asked about our id (`partition/producer_recovery.rs`): it must know exactly our numbers. A
-//! batch that the leader may have is sent again with its original numbers, and the answer is the proof.
+//! used, its leader is asked about our id (`partition/producer_recovery.rs`), and must report exactly our numbers. A
+//! batch that the leader may have is sent again with its original numbers; its answer proves whether it had it.
 //!
 //! In reading order: [`intent`] (the records), [`mod@file`] (the file), [`mod@analyze`].
 
@@ -53,7 +53,7 @@ use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
 use analyze::Loaded;
 use file::{Binding, HALF, IntentFile, RecordGroup};
-use intent::{Intent, JournalRecord};
+use intent::{Intent, IntentRecord};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -180,7 +180,7 @@ impl Journal {
         // After the intents: the last sequence of each other partition.
         let lasts = self.lasts.values().filter(|l| !is_live(l)).map(|l| {
             let mut payload = Vec::new();
-            JournalRecord::Last(l.clone()).write(&mut payload);
+            IntentRecord::Last(l.clone()).write(&mut payload);
             payload
         });
         let payloads = self.live.iter().map(|l| l.payload.clone()).chain(lasts);
@@ -211,7 +211,7 @@ impl OpenIntent {
         let spans = intent.pieces.iter().map(|p| p.spans()).collect();
         let serial = intent.serial;
         let mut payload = Vec::new();
-        JournalRecord::Intent(intent).write(&mut payload);
+        IntentRecord::Intent(intent).write(&mut payload);
         OpenIntent { serial, spans, payload }
     }
 }
@@ -282,7 +282,7 @@ impl Journal {
         let n = match done {
             Ok(n) => {
                 if self.gate.trouble.take().is_some() {
-                    log::info!("flights are written again");
+                    log::info!("flights can be written again");
                 }
                 n
             }
@@ -301,7 +301,7 @@ impl Journal {
         let why = e.to_string();
         if self.gate.trouble.as_ref() != Some(&why) {
             log::error!(
-                "write flights in the state folder: {why}; nothing is sent until this works: repair its disk, or \
+                "write flights in the state folder: {why}; nothing is sent until this succeeds: repair its disk, or \
                  set delivery = \"at-least-once\""
             );
             self.gate.trouble = Some(why);

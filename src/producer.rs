@@ -1,5 +1,5 @@
 //! The producer thread: takes chunks, sends their lines to Kafka and acknowledges them. It owns topics, partitions,
-//! broker connections and, with exactly-once, the journal.
+//! broker connections and, with exactly-once, the intent journal.
 
 pub mod batch;
 mod core;
@@ -38,7 +38,8 @@ use rustix::event::{PollFd, PollFlags};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How a record's partition is chosen. A partition is available when its leader is reachable and it is not in trouble.
+/// How a record's partition is chosen. A partition is available while its leader is reachable and its batches do not
+/// fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Partitioner {
     /// Always this partition, even while it is unavailable.
@@ -119,10 +120,10 @@ pub struct Dead {
     pub why: String,
 }
 
-/// When the thread ends with work left.
+/// When the thread ends although work is left.
 #[derive(Debug)]
 pub struct Halts {
-    /// Stop as soon as there is no progress: what is left is refused, or no broker can be reached. `None`: never.
+    /// Stop as soon as there is no progress because the rest is refused or no broker can be reached. `None`: never.
     pub stuck: Option<Stop>,
     /// Stop at once.
     pub now: Stop,
@@ -245,7 +246,7 @@ impl Loop<'_> {
             stuck = if self.core.is_stuck() { stuck.or(Some(here)) } else { None };
             let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
             if !open && patience.is_some_and(|until| here >= until) {
-                log::warn!("no broker takes what is left: not waiting for it");
+                log::warn!("the remaining lines cannot be delivered now: not waiting for them");
                 return Ok(());
             }
             if !self.events.is_empty() {

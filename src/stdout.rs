@@ -54,7 +54,7 @@ impl From<Unheard> for Ended {
 }
 
 fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, buffer: &mut LineBuffer<W>) -> Result<Leave, Ended> {
-    out.send(Event::Ready(Capabilities { name: "stdout", numbered: false, in_flight: 1 }))?;
+    out.send(Event::Ready(Capabilities { name: "stdout", idempotent: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {
             match order {

@@ -8,10 +8,10 @@
 //! record  u32 length, u32 crc32c of generation and payload, payload
 //! ```
 //!
-//! The half with the highest generation is current. Records are appended to it. When it is full, and at each start,
-//! the records still needed are copied to the other half, whose header, written last, makes it current. So one half
-//! is whole at every moment. Bytes of an earlier generation never pass for records, because the checksum covers the
-//! generation. After a start nothing is ever appended behind a torn record. The file is allocated at full size when
+//! The half with the highest generation is current. Records are appended to it. When it is full, and at each start, the
+//! records still needed are copied to the other half, whose header, written last, makes it current. So one half is
+//! whole at every moment. Bytes of an earlier generation are never mistaken for records, because the checksum covers
+//! the generation. After a start nothing is ever appended behind a torn record. The file is allocated at full size when
 //! it is created, so a full disk cannot stop it later.
 
 use std::fs::File;

@@ -94,7 +94,7 @@ impl CrateWorker<'_> {
         match answer.code {
             0 | 5 | 72 if gaps => {
                 let why = "its partition ids have gaps, which the kafka crate cannot take".to_owned();
-                if o.unfit != OnIncompatible::Wait && modern {
+                if o.incompatible != OnIncompatible::Wait && modern {
                     return Err(Leave::Incompatible { why: format!("topic {topic}: {why}") }.into());
                 }
                 let why = format!("{why}; set driver = \"modern\"");

@@ -97,6 +97,6 @@ fn another_cluster_gives_another_producer_id() {
     let ids: std::collections::BTreeSet<i64> = kafka.produced().iter().map(|p| p.batch.producer_id).collect();
     assert_eq!((kafka.count(Api::InitProducerId), ids.len()), (2, 2), "{ids:?}");
     assert_eq!(kafka.produced().last().map(|p| p.batch.producer_id), ids.last().copied());
-    assert!(log.contains("another cluster") && log.contains("taking a new one"), "{log}");
+    assert!(log.contains("another cluster") && log.contains("requesting a new one"), "{log}");
     Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
 }

@@ -157,7 +157,7 @@ fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
             &["does not take SCRAM-SHA-512 but", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
         ),
         ("no-file", "sasltls", format!("{tls}{gone}"), &["no-such-password", "No such file"]),
-        ("no-sasl", "tls", format!("{tls}{}", sasl(folder, "PLAIN", PASSWORD)), &["asks for no SASL"]),
+        ("no-sasl", "tls", format!("{tls}{}", sasl(folder, "PLAIN", PASSWORD)), &["does not use SASL"]),
         ("need-sasl", "saslplain", String::new(), &["SASL", "[kafka.sasl]"]),
         ("ca", "tls", other_ca, &["a CA that is not trusted here; set ca"]),
         ("system-ca", "tls", "[kafka.tls]\n".into(), &["set ca in [kafka.tls]"]),
