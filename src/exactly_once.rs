@@ -169,7 +169,7 @@ impl Journal {
             self.lasts.insert((last.topic.clone(), last.partition), last);
             self.live.push(live);
         }
-        self.tell();
+        self.report();
         Ok(fits)
     }
 
@@ -185,7 +185,7 @@ impl Journal {
         });
         let payloads = self.live.iter().map(|l| l.payload.clone()).chain(lasts);
         self.store.begin(&self.binding, payloads)?;
-        self.tell();
+        self.report();
         Ok(())
     }
 
@@ -193,14 +193,14 @@ impl Journal {
     pub fn covered(&mut self, saved: SavedPositions) {
         self.live.retain(|l| !l.spans.iter().all(|(stream, range)| saved.holds(*stream, range)));
         self.saved = saved;
-        self.tell();
+        self.report();
     }
 
-    fn may_fly(&self, batch: &Batch) -> bool {
+    fn may_be_sent(&self, batch: &Batch) -> bool {
         batch.group.chunks.iter().all(|c| self.saved.knows(c.origin.stream))
     }
 
-    fn tell(&self) {
+    fn report(&self) {
         self.board.once.unsettled.store(self.live.len() as u64, Relaxed);
         self.board.once.bytes.store(self.store.written(), Relaxed);
     }
@@ -271,7 +271,7 @@ impl BeforeSend for Journal {
 impl Journal {
     fn write_waiting(&mut self) -> Vec<Batch> {
         let waiting = std::mem::take(&mut self.gate.waiting);
-        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_fly(b));
+        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_be_sent(b));
         self.gate.waiting = rest;
         if ready.is_empty() {
             return ready;

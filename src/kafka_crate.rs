@@ -3,9 +3,9 @@
 //! choose partitions. It has no TLS or SASL (D3, D17: over TLS the crate sends only the first 16 KiB of a frame).
 //! Only `client.rs` and `verdict.rs` use the crate itself.
 //!
-//! This driver exists because the own driver needs Produce v3 (Kafka 0.11). It serves older brokers, and everyone who
-//! writes `driver = "classic"`. Everything that fences the crate in (watchdog, sockets, panic hook, stand-ins for
-//! `crc` and `byteorder`) is in this folder, so it can be deleted as a whole.
+//! This driver exists because our own driver needs Produce v3 (Kafka 0.11). It serves older brokers, and configs with
+//! `driver = "classic"`. Everything that fences the crate in (watchdog, sockets, panic hook, stand-ins for `crc` and
+//! `byteorder`) is in this folder, so it can be deleted as a whole.
 //!
 //! Invariant: any failure ends the session, whatever its cause, and the next order sets up a new one (D1, D2: the
 //! crate never recovers from a broken connection, and may take a late answer for the next one's).

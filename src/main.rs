@@ -187,7 +187,7 @@ fn main() -> process::ExitCode {
     match done {
         Ok(code) => code.into(),
         Err(error) => {
-            logging::last_words(&error);
+            logging::fatal(&error);
             error.code.into()
         }
     }

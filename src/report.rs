@@ -1,5 +1,4 @@
-//! The status board: counters and states of which `status`, the metrics and the log are views. It only reports;
-//! nothing is decided by what is on the board.
+//! The status board: counters and states that `status`, the metrics and the log show. No decision depends on it.
 //!
 //! Every counter has one writer. The board's lock is taken when a file or a broker appears, disappears or changes
 //! state, and when a snapshot is taken, but never per chunk.

@@ -1,5 +1,5 @@
 //! Exactly-once recovery: builds from `flights` and `offsets` what the producer, the tails and the saver start with.
-//! The only code that knows journal, saved positions and log files together.
+//! The only code that combines the journal, the saved positions and the log files.
 //!
 //! An untrusted journal is not used. The agent then continues from the saved positions with a new producer id, logs
 //! that, and counts the lines that may be duplicated.
@@ -62,8 +62,7 @@ pub fn recover(
         None => load(records(found.records), &saved_positions),
         Some(why) => {
             log::error!(
-                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may be stored \
-                 twice, doubled_at_most counts them",
+                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may be stored twice, and are counted in doubled_at_most",
                 path.display()
             );
             state.distrust();
@@ -122,7 +121,7 @@ fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved
         let unfinished = saved.streams.iter().any(|s| !s.finished);
         return match found.content {
             true => Some("it is damaged".into()),
-            false if unfinished => Some("it is missing, though positions are saved".into()),
+            false if unfinished => Some("it is missing although positions are saved".into()),
             false => None,
         };
     };
@@ -133,7 +132,7 @@ fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved
         return Some("the saved positions that belong to it are gone".into());
     }
     if saved_as.fell_back {
-        return Some("the saved positions are older than what it leaves out".into());
+        return Some("the saved positions are older than its oldest record".into());
     }
     if then.boot != now.boot && !then.synced && !saved_as.whole {
         return Some("the machine went down before it was on disk (sync = \"always\" covers that)".into());
@@ -167,7 +166,7 @@ fn resume(
         let of_journals = journals.iter().map(|j| (&j.options.topic, &j.options.reading.share));
         Some(of_files.chain(of_journals).find(|(t, _)| *t == topic)?.1.clone())
     };
-    // The size of a journal's records is known only now that they are made again.
+    // The size of a journal's records is known only now that they have been rebuilt.
     let len = |p: &ChunkPiece| bytes.get(&(p.stream, p.range.start)).map_or(0, Vec::len);
     let mut permits = permits(&loaded.groups, len, share, budget);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
@@ -222,7 +221,7 @@ fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<St
     board.uncertain(lines as u64);
     let path = streams.get(&piece.stream).map(|s| s.path.display().to_string()).unwrap_or_default();
     log::error!(
-        "{path}: bytes {}..{} of an unfinished batch group are gone or no longer followed; what is left is read and sent again",
+        "{path}: bytes {}..{} of an unfinished batch group are gone or no longer followed; the rest is read and sent again",
         piece.range.start,
         piece.range.end
     );
@@ -258,7 +257,7 @@ fn read_all(
     Ok(out)
 }
 
-/// The records of all chunks of journals, made again. What cannot be read counts as gone.
+/// Rebuilds the records of all journal chunks. Entries that cannot be read count as gone.
 fn entries(
     groups: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
@@ -394,7 +393,7 @@ mod tests {
 
     /// Fails when sequence numbers are used that may have been used elsewhere since, or discarded without need.
     #[test]
-    fn what_a_journal_is_doubted_for() {
+    fn reasons_to_distrust_a_journal() {
         let binding = |machine: &str, boot: &str, synced| Binding {
             machine: machine.into(),
             boot: boot.into(),

@@ -191,7 +191,7 @@ impl Display for Conflict {
             PlainWithoutTls(broker) => {
                 return write!(
                     f,
-                    "PLAIN without TLS would send the password readably to {broker}; write [kafka.tls], or mechanism = \
+                    "PLAIN without TLS would send the password in the clear to {broker}; write [kafka.tls], or mechanism = \
                      \"SCRAM-SHA-512\", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
                 );
             }

@@ -389,7 +389,7 @@ fn plain_without_tls() {
     ] {
         let found = problems(&config(brokers, ""));
         assert_eq!(found.len(), 1, "{brokers}: {found:#?}");
-        let said = "c.toml:5:13: PLAIN without TLS would send the password readably";
+        let said = "c.toml:5:13: PLAIN without TLS would send the password in the clear";
         assert!(found[0].starts_with(said) && found[0].contains("plain_without_tls = true"), "{found:?}");
         for rest in ["plain_without_tls = true", "[kafka.tls]"] {
             good(&config(brokers, rest));

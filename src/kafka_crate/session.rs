@@ -140,7 +140,7 @@ impl CrateWorker<'_> {
             Ok((_, ranges))
                 if self.options.incompatible == OnIncompatible::Replaced && ranges.suits_modern() =>
             {
-                let why = format!("{host} supports the modern driver's requests now ({ranges})");
+                let why = format!("{host} now supports the modern driver's requests ({ranges})");
                 return Err(Leave::Incompatible { why }.into());
             }
             Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
@@ -207,5 +207,5 @@ impl CrateWorker<'_> {
 }
 
 fn too_new(ranges: &Ranges) -> String {
-    format!("too new for the kafka crate ({ranges}; Kafka 4 no longer takes its requests)")
+    format!("too new for the kafka crate ({ranges}; Kafka 4 no longer supports its requests)")
 }

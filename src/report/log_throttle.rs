@@ -36,7 +36,7 @@ mod tests {
     /// Fails when equal errors flood the log, when their number is not reported, or when one an hour later is
     /// suppressed.
     #[test]
-    fn a_million_are_a_handful() {
+    fn a_million_events_are_a_handful_of_lines() {
         let (mut r, start) = (LogThrottle::default(), Instant::now());
         let told: Vec<u64> =
             (0..1_000_000).filter_map(|i| r.more(1, start + Duration::from_millis(i))).collect();

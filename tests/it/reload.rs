@@ -164,7 +164,7 @@ fn a_config_with_problems_changes_nothing() {
     folder.append("g.log", "g\n");
     assert_eq!(agent.wait_lines(1), [b"f"]);
     let log = agent.log();
-    let problems: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
+    let problems: Vec<&str> = log.lines().filter(|l| l.contains("the config is unchanged")).collect();
     assert_eq!(problems.len(), 2, "{log}");
     assert!(problems[0].contains("c.toml:") && problems[0].contains("max_line"), "{log}");
     std::fs::remove_file(folder.path("c.toml")).unwrap();

@@ -49,7 +49,7 @@ fn a_refused_producer_id_is_replaced() {
             );
         let done = delivers(&kafka, "driver = \"modern\"");
         assert!(kafka.count(Api::InitProducerId) > 1, "{code}: the id stays: {}", done.stderr);
-        assert!(done.stderr.contains("cannot be used any longer"), "{code}: {}", done.stderr);
+        assert!(done.stderr.contains("can no longer be used"), "{code}: {}", done.stderr);
     }
 }
 

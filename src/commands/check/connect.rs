@@ -75,10 +75,10 @@ fn advice(what: &str) -> &'static str {
         "name" => {
             "correct the name in `brokers` (or in the brokers' advertised.listeners), or this machine's DNS and /etc/hosts"
         }
-        "TCP" => "start the broker there, or open the way to it (port, firewall, route)",
+        "TCP" => "start the broker there, or make it reachable (port, firewall, route)",
         "TLS" => "see [kafka.tls] and the broker's listener",
         "SASL" => "see [kafka.sasl] and the broker's log",
-        "versions" => "give the address of a Kafka broker",
+        "versions" => "use the address of a Kafka broker",
         _ => "see the broker's log",
     }
 }

@@ -66,7 +66,7 @@ impl Supervisor<'_, '_> {
         self.waiting = waiting;
         for Waiting { found, .. } in given_up {
             let (path, why) = (found.path.display(), &self.refusal);
-            error!("{path}: no thread is free to read it: {why}; nothing of it is read (--once)");
+            error!("{path}: no thread is free to read it: {why}; it is not read (--once)");
             self.board.files().remove(&found.path);
             self.unread.push(found.path);
         }

@@ -129,7 +129,7 @@ impl Bench {
             self.model.step(SaveStep::Replace, &[]);
         }
         let (store, saved, _) =
-            PositionsFile::open(self.dir.path(), Damaged::Refuse).expect("there is always a good state");
+            PositionsFile::open(self.dir.path(), Damaged::Refuse).expect("there must always be a good state");
         assert!((least..=self.last).contains(&saved.clock), "{} not in {least}..={}", saved.clock, self.last);
         // States that were not found never existed, as far as the next run knows.
         (self.last, self.durable) = (saved.clock, self.durable.min(saved.clock));

@@ -34,7 +34,7 @@ fn ack(stream: u64, range: Range) -> Ack {
     Ack { stream: StreamId(stream), range, end, lines: 1 }
 }
 
-fn fly(progress: &Progress, end: u64) {
+fn send(progress: &Progress, end: u64) {
     progress.framed.store(end, Relaxed);
     progress.sent.store(end, Relaxed);
 }
@@ -80,7 +80,7 @@ proptest! {
     #[test]
     fn a_restart_in_between_changes_nothing((ranges, order) in chunks(), at in any::<prop::sample::Index>()) {
         let (o, progress) = opened(5, "/a");
-        fly(&progress, u64::MAX);
+        send(&progress, u64::MAX);
         let mut table = Table::default();
         table.open(o.clone(), 0);
         let at = at.index(order.len());
@@ -106,7 +106,7 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     assert!(table.open(o, 0), "a new stream is to be saved");
-    fly(&progress, 30);
+    send(&progress, 30);
     table.ack(&ack(1, 0..10));
     let closed = Closed { stream: StreamId(1), why: Ending::Truncated { lost: 70 } };
     assert!(!table.close(closed.stream, &closed.why));
@@ -128,7 +128,7 @@ fn saved_is_what_the_save_said() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     table.open(o, 0);
-    fly(&progress, 20);
+    send(&progress, 20);
     table.ack(&ack(1, 0..10));
     assert_eq!(table.write_down(0).count(), 1);
     table.ack(&ack(1, 10..20));
@@ -212,11 +212,11 @@ fn a_grown_file_is_worth_saving() {
 /// A tail that continues in a copy of a truncated file reopens the stream beyond its acknowledged position. Fails
 /// when unacknowledged chunks then count as acknowledged.
 #[test]
-fn opened_again_while_chunks_are_in_the_air() {
+fn reopened_while_chunks_are_in_flight() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     table.open(o, 0);
-    fly(&progress, 50);
+    send(&progress, 50);
     table.ack(&ack(1, 0..20));
     let (mut again, _) = opened(1, "/a");
     let progress = Arc::new(Progress::new(50, 90, None));
@@ -224,7 +224,7 @@ fn opened_again_while_chunks_are_in_the_air() {
     again.at = point(50);
     table.open(again, 0);
     assert_eq!((progress.acked.load(Relaxed), table.write_down(0).next().unwrap().at), (20, point(20)));
-    fly(&progress, 90);
+    send(&progress, 90);
     table.ack(&ack(1, 50..90));
     table.ack(&ack(1, 20..50));
     assert_eq!(progress.acked.load(Relaxed), 90);
@@ -237,14 +237,14 @@ fn a_loss_before_what_was_acknowledged_beyond_ends_the_stream() {
     let mut table = Table::new(&[], 1);
     let (open, progress) = opened(1, "/a");
     table.open(open, 0);
-    fly(&progress, 110);
+    send(&progress, 110);
     table.ack(&ack(1, 0..11));
     table.ack(&ack(1, 22..110));
     let saved: Vec<SavedStream> = table.write_down(0).collect();
     let mut table = Table::new(&saved, 2);
     let (open, progress) = opened(1, "/a");
     table.open(Opened { at: point(11), ..open }, 0);
-    fly(&progress, 11);
+    send(&progress, 11);
     assert!(table.close(StreamId(1), &Ending::Truncated { lost: 11 }));
     assert_eq!(table.lost_bytes(), 11);
 }

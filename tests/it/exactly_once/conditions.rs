@@ -29,7 +29,7 @@ fn nothing_is_sent_without_the_right_to_read() {
     let lines = Lines::new("a", 0..1000);
     lines.append_to(&folder.path("a.log"));
     let mut agent = folder.agent_line("run -c c.toml").start(); // ready all the same
-    let said = agent.wait_log("does not tell what it has of us", SOON);
+    let said = agent.wait_log("does not report our producer state", SOON);
     assert!(said.contains("READ on the topic") && said.contains("TOPIC_AUTHORIZATION_FAILED"), "{said}");
     pause(secs(1));
     assert_eq!(topic.end_offsets(), 0);
@@ -53,7 +53,7 @@ fn nothing_is_sent_to_a_broker_before_2_8() {
     assert!(failed.len() == 1 && failed[0].contains("before Kafka 2.8"), "{failed:?}");
     Lines::new("a", 0..10).append_to(&folder.path("a.log"));
     let mut agent = folder.agent_line("run -c c.toml").start();
-    let said = agent.wait_log("does not tell what it has of us", SOON);
+    let said = agent.wait_log("does not report our producer state", SOON);
     assert!(said.contains("Kafka 2.8 or newer"), "{said}");
     assert!(kafka.produced().is_empty());
     agent.stop().expect_code(0);
