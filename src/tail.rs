@@ -93,7 +93,7 @@ pub struct TailOptions {
     pub give_up: Option<Duration>,
     /// Whether to follow a new file that appears at the path.
     pub reopen: bool,
-    /// How often to look where events are unavailable or disabled.
+    /// How often to look if events are unavailable or disabled.
     pub poll: Duration,
     pub rotate_grace: Duration,
     pub rest_after: Option<Duration>,

@@ -66,7 +66,7 @@ fn wrong_lines() {
         (&["run", "--from", "middle", "f"], "none of end, beginning"),
         (&["run", "--driver=clasic"], "did you mean \"classic\"?"),
         (&["run", "--brokers", "k"], "the port is missing"),
-        (&["run", "--topic", "a b"], "Kafka takes"),
+        (&["run", "--topic", "a b"], "Kafka accepts"),
         (&["run", "--once=yes"], "--once=yes"),
         (&["run", "-c"], "No value provided"),
         (&["run", "-c", ""], "it is empty"),

@@ -97,12 +97,12 @@ fn print(text: &str) -> Result<(), Error> {
 
 fn step_line(step: &CheckStep) -> String {
     let ms = step.took.as_millis();
-    let (head, told) = match &step.outcome {
+    let (head, finding) = match &step.outcome {
         CheckOutcome::Good(found) => ("ok", found.clone()),
         CheckOutcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
         CheckOutcome::Failed(t) | CheckOutcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
     };
-    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
+    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&finding))
 }
 
 /// The report without the network.

@@ -123,7 +123,7 @@ impl Resolver<'_> {
             (_, None) => "--topic",
             _ => return Ok(false),
         };
-        let why = format!("Kafka is asked for without {lacking}");
+        let why = format!("output to Kafka needs {lacking}");
         Err(Error::usage("run", why, "add it, or name a config file with -c, or use --output stdout"))
     }
 

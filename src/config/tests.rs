@@ -91,7 +91,7 @@ fn defaults() {
 
 /// Fails when exactly-once uses small batches, or overrides what the config says.
 #[test]
-fn exactly_once_flies_with_larger_batches() {
+fn exactly_once_uses_larger_batches() {
     for (agent, batch, want) in [
         ("", "", 512 << 10),
         ("delivery = \"exactly-once\"", "", 880 << 10),
@@ -266,7 +266,7 @@ fn one_mistake_each() {
     let in_kafka = [
         (&*long, "4:13", "1 to 255 bytes"),
         ("key = \"path\"\npartition = \"sticky\"", "5:13", "ignores the `key`"),
-        ("partition = \"hash\"", "4:13", "there is no `key`"),
+        ("partition = \"hash\"", "4:13", "needs a `key`"),
         ("partition = \"hsah\"", "4:13", "did you mean \"hash\"?"),
         ("partition = { fixed = -1 }", "4:23", "not from 0 to"),
         ("partition = {}", "4:13", "`fixed` is missing in `partition`"),
@@ -275,12 +275,12 @@ fn one_mistake_each() {
         ("key = { constant = \"a\", field = \"b\" }", "4:7", "not exactly one source"),
         ("key = \"paht\"", "4:7", "cannot be \"paht\""),
         ("acks = \"most\"", "4:8", "cannot be \"most\""),
-        ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "cannot do lz4"),
-        ("driver = \"classic\"\n[kafka.tls]", "5:1", "cannot do TLS"),
+        ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "does not support lz4"),
+        ("driver = \"classic\"\n[kafka.tls]", "5:1", "does not support TLS"),
         (
             "driver = \"classic\"\nsasl = { mechanism = \"SCRAM-SHA-256\", username = \"u\", password_file = \"/p\" }",
             "5:8",
-            "cannot do SASL",
+            "does not support SASL",
         ),
         ("[kafka.tls]\ncert = \"/c\"", "5:8", "without its `key`"),
         ("[kafka.tls]\nkey = \"/c\"", "5:7", "without its `cert`"),
@@ -310,7 +310,7 @@ fn one_mistake_each() {
     }
     let in_files = [
         ("reopen = true\nfollow = false", "6:10", "`reopen` without `follow`"),
-        ("fields = { a = \"b\" }", "6:10", "write format = \"json\""),
+        ("fields = { a = \"b\" }", "6:10", "needs format = \"json\""),
         ("format = \"json\"\nfields = { a = 1 }", "7:16", "`fields.a` is a number"),
         ("headers = { a = \"${hots}\" }", "6:17", "is not ${host} or ${env:NAME}"),
         ("exclude = [\"*.gz\", \"${env:NO}\"]", "6:20", "NO is not in the environment"),
@@ -318,11 +318,11 @@ fn one_mistake_each() {
         ("exclude = [\"[\"]", "6:12", "is not a glob"),
         ("start = -1", "6:9", "not from 0"),
         ("start = \"begining\"", "6:9", "did you mean \"beginning\"?"),
-        ("poll = \"0ms\"", "6:8", "no time at all"),
+        ("poll = \"0ms\"", "6:8", "must not be zero"),
         ("deleted_hold = { byte = 1 }", "6:18", "did you mean `bytes`?"),
         ("multiline = { start = 'a', continue = 'b' }", "6:13", "exactly one of"),
         ("multiline = { start = 'a', max_lines = 0 }", "6:40", "not from 1"),
-        ("topic = \"a b\"", "6:9", "Kafka takes"),
+        ("topic = \"a b\"", "6:9", "Kafka accepts"),
         ("max_line = \"20MiB\"", "1:1", "`memory` of 8388608 bytes is too small for 1 topic:"),
         ("[metric]\ntextfile = \"/x\"", "6:2", "did you mean `metrics`?"),
         ("[metrics]\ntextfile = \"x\"", "7:12", "relative path"),
@@ -566,7 +566,7 @@ fn the_working_folder_is_no_pattern() {
 /// Each topic must hold its longest line in addition to the encoding buffers. Fails when either is left out of the
 /// sum.
 #[test]
-fn memory_that_just_suffices() {
+fn the_smallest_valid_memory() {
     let more = "[[files]]\npaths = \"/x\"\ntopic = \"u\"\nmax_line = \"2MiB\"\n";
     let with = |memory: usize| format!("[agent]\nmemory = {memory}\n{LEAST}{more}");
     let plan = good(&with(1 << 30)).memory_plan();
@@ -712,6 +712,6 @@ fn journals() {
     let text =
         problems(&format!("{base}[[journal]]\nunits = \"a.service\"\n[[journal]]\npriority = \"warnin\"\n"))
             .join("\n");
-    assert!(text.contains("another [[journal]] has this journal already"), "{text}");
+    assert!(text.contains("another [[journal]] already reads this journal"), "{text}");
     assert!(text.contains("did you mean \"warning\"?"), "{text}");
 }

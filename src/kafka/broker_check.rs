@@ -282,16 +282,16 @@ mod tests {
     #[test]
     fn sizes() {
         let wanted = |longest_line, batch| PlannedLoad { topic: "t", longest_line, batch };
-        let told = |most, w: PlannedLoad<'_>| match judge_size(most, &w) {
+        let judged = |most, w: PlannedLoad<'_>| match judge_size(most, &w) {
             Outcome::Good(_) => "good",
             Outcome::Doubtful(why) if why.contains("max_line (1000)") => "line",
             Outcome::Doubtful(why) if why.contains("batch = 1900") => "batch",
             other => panic!("{other:?}"),
         };
-        assert_eq!(told(1100, wanted(1000, None)), "good");
-        assert_eq!(told(1099, wanted(1000, None)), "line");
-        assert_eq!(told(2000, wanted(1000, Some(1900))), "good");
-        assert_eq!(told(2000, wanted(1000, Some(1901))), "batch");
-        assert_eq!(told(0, wanted(1000, Some(9))), "line");
+        assert_eq!(judged(1100, wanted(1000, None)), "good");
+        assert_eq!(judged(1099, wanted(1000, None)), "line");
+        assert_eq!(judged(2000, wanted(1000, Some(1900))), "good");
+        assert_eq!(judged(2000, wanted(1000, Some(1901))), "batch");
+        assert_eq!(judged(0, wanted(1000, Some(9))), "line");
     }
 }

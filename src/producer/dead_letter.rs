@@ -286,11 +286,11 @@ mod tests {
         for start in [0, 100, 0] {
             after.write(&of(start), "second", now(), None).unwrap();
         }
-        let told: Vec<_> =
+        let reported: Vec<_> =
             written(&path).iter().map(|l| (l["reason"].clone(), l["offset"].clone())).collect();
         let (first, second) = ("first, \"path\"", "second");
         let want = [(first, 0), (first, 8), (second, 100), (second, 108)];
-        assert_eq!(told, want.map(|(r, o)| (r.into(), o.into())));
+        assert_eq!(reported, want.map(|(r, o)| (r.into(), o.into())));
     }
 
     /// Fails when an earlier run's letters do not count toward the path they name, including a path that is not UTF-8.

@@ -194,7 +194,7 @@ impl<'b> World<'b> {
         let capabilities = self.capabilities.as_ref().expect("nothing is sent before Ready");
         assert_eq!(batch.numbers.is_some(), capabilities.idempotent);
         let log = self.logs.get_mut(&batch.partition).expect("a partition that exists");
-        if log.untold > 0 {
+        if log.unreported > 0 {
             return self.again(batch, false);
         }
         log.wire.push_back(batch);
@@ -270,7 +270,7 @@ impl<'b> World<'b> {
 
     fn tell(&mut self, event: Event) {
         if let Event::Done { batch, verdict: Verdict::Retry { maybe_stored: true, .. } } = &event {
-            self.logs.get_mut(&batch.partition).unwrap().untold -= 1;
+            self.logs.get_mut(&batch.partition).unwrap().unreported -= 1;
         }
         if let Event::Ready(capabilities) = &event {
             // All batches must have been returned, including those sent in the meantime.

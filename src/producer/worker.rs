@@ -186,7 +186,7 @@ mod tests {
             for batch in batches {
                 let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
             }
-            Leave::Incompatible { why: "told to".into() }
+            Leave::Incompatible { why: "asked to".into() }
         };
         let mut w = Worker::start(&context, Some(Duration::from_secs(60)), Arc::new(run));
         let one = |n| Order::Send(vec![batch(n, vec![chunk(&plain(1), 0, &[b"a"])])]);
@@ -209,6 +209,6 @@ mod tests {
             ]
         ));
         assert!(!late(70));
-        assert_eq!(w.left(), Some(Leave::Incompatible { why: "told to".into() }));
+        assert_eq!(w.left(), Some(Leave::Incompatible { why: "asked to".into() }));
     }
 }

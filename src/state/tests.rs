@@ -274,7 +274,7 @@ fn a_failing_disk_is_reported_and_retried() {
 
 /// Fails when the last save is skipped or not retried, or when its error is not reported.
 #[test]
-fn the_end_saves_or_says_why_not() {
+fn the_end_saves_or_reports_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
     let progress = bench.open(1, 0, 100);

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_that_is_a_line() {
+    fn an_incomplete_line_at_the_end() {
         let r = Rules::default();
         assert_eq!(texts(&r, b"a\nbc", Rest::IsALine), ["a", "bc"]);
         assert_eq!(texts(&r, b"a\n", Rest::IsALine), ["a"]);
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_so_many() {
+    fn the_number_of_lines_is_limited() {
         let mut lines = Vec::new();
         let input = input(b"a\nb\nc\nd", Then::Line, Rest::IsALine);
         assert_eq!(frame(&Rules::default(), input, &mut lines, 2).consumed, 4);

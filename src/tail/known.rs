@@ -570,7 +570,7 @@ mod tests {
     /// A remount changes the device number of a file system without birth times. Fails when its files count as new, or a
     /// file on another file system is mistaken for one of them.
     #[test]
-    fn mounted_again() {
+    fn a_remount_changes_the_device_number() {
         let id = |dev, ino| Identity { dev, ino, born: None };
         let look = |dev| Look { identity: id(dev, 7), ..identity::look_at(Path::new("/")).unwrap().unwrap() };
         let known = Known::new([], 1);

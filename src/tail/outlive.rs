@@ -95,7 +95,7 @@ mod tests {
 
     /// Fails when a file with a name is kept without need, or one without a name is released before its delivery is saved.
     #[test]
-    fn what_is_kept() {
+    fn which_files_are_kept() {
         use AtPath::{Another, Live, Nothing, Unknown};
         let live = Seen {
             live: true,

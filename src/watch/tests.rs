@@ -8,12 +8,12 @@ use std::thread;
 #[test]
 fn ending_a_tail_never_blocks() {
     let (handle, inbox) = channel().unwrap();
-    let (done, told) = bounded(1);
+    let (done, reported) = bounded(1);
     thread::spawn(move || {
         (0..10_000).for_each(|i| handle.ended(Path::new(&i.to_string())));
         let _ = done.send(());
     });
-    told.recv_timeout(Duration::from_secs(20)).unwrap();
+    reported.recv_timeout(Duration::from_secs(20)).unwrap();
     drop(inbox);
 }
 

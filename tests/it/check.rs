@@ -99,7 +99,7 @@ fn each_step_that_fails(version: Version) {
             "silent",
             at(&full.to_string()),
             "TCP",
-            "no connection in 5 s; start the broker there, or open the way",
+            "no connection in 5 s; start the broker there, or make it reachable",
         ),
         ("unknown-ca", to("tls") + "\n[kafka.tls]", "TLS", "; set ca in [kafka.tls]"),
         ("other-name", to("elsewhere") + "\n" + &tls(broker), "TLS", "; use the name in the certificate"),

@@ -91,7 +91,7 @@ fn two_power_cuts_within_seconds() {
     let delivered = Delivered::of(all);
     let doubled = delivered.assert_at_least_once(&[&Lines::new("f", 0..next)]) as u64;
     let at_most = machine.status()["totals"]["doubled_at_most"].as_u64().unwrap();
-    assert!(doubled >= 1000, "{doubled}: the cuts have erased nothing");
+    assert!(doubled >= 1000, "{doubled}: the power cuts have erased nothing");
     assert!((doubled..=2 * doubled).contains(&at_most), "{doubled} doubled, {at_most} at most");
 }
 

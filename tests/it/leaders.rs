@@ -23,7 +23,8 @@ fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
     wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
     kafka.down(1);
     let before = kafka.count(Api::Metadata);
-    // After its return it accepts nothing until it was asked for the leaders, which only bootstrap can do.
+    // After its return it accepts no batch until it was asked for the leaders, which only the bootstrap connection can
+    // do.
     kafka.script(move |r| match r.api {
         Api::Produce => Reply::Code(6),
         _ => Reply::Default,

@@ -1,7 +1,6 @@
-//! `status` against the truth, at random moments of a bad day: the test knows what was written to which file and what
-//! has arrived in the topic, while files are rotated, the network breaks, and the agent is stopped and killed.
-//! Nothing is written during a check, so most of what `status` reports must be exact. `SEED=n` runs a single
-//! day.
+//! `status` against the truth, at random moments: the test knows what was written to which file and what has arrived in
+//! the topic, while files are rotated, the network breaks, and the agent is stopped and killed. Nothing is written
+//! during a check, so most of what `status` reports must be exact. `SEED=n` runs a single seed.
 
 use crate::harness::*;
 use serde_json::Value;

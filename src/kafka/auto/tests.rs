@@ -19,7 +19,7 @@ fn stub(name: &'static str) -> Drive {
         for order in orders {
             match order {
                 Order::Topic(t) if &*t == "leave" => {
-                    return Leave::Incompatible { why: "told to".to_owned() };
+                    return Leave::Incompatible { why: "asked to".to_owned() };
                 }
                 Order::Send(batches) => {
                     for batch in batches {

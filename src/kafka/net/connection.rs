@@ -372,13 +372,13 @@ pub fn secure(socket: TcpStream, address: &str, options: &KafkaOptions) -> Resul
         Some(tls) => {
             let peer = socket.peer_addr();
             let done = tls::handshake(socket, address, tls, options.connect_timeout);
-            let told = |why: String| match peer {
+            let explain = |why: String| match peer {
                 Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
                     Trouble::Crowded(probe::CLOSES_UNASKED.into())
                 }
                 _ => Trouble::Lost(why),
             };
-            Ok(Stream::Tls(Box::new(done.map_err(told)?)))
+            Ok(Stream::Tls(Box::new(done.map_err(explain)?)))
         }
     }
 }

@@ -57,7 +57,7 @@ mod tests {
 
     /// Fails when a trailing newline becomes part of the password, or more than one is removed.
     #[test]
-    fn one_line_end_is_cut() {
+    fn one_trailing_newline_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         let all: [(&[u8], Option<&[u8]>); 7] = [

@@ -263,17 +263,17 @@ fn the_batch_limit_falls_and_rises() {
 fn trouble_is_reported_when_it_changes() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
     b.arrive();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for _ in 0..20 {
         b.trouble(0);
         if let Some(QueueChange::Trouble { attempts, partitions, why }) = b.queue.change(b.now) {
             assert_eq!((partitions, why), (vec![0], "down".into()));
-            told.push(attempts);
+            reported.push(attempts);
         }
         b.pass(5000);
         assert_eq!(b.queue.change(b.now), None);
     }
-    assert_eq!(told, [1, 2, 4, 8, 16]);
+    assert_eq!(reported, [1, 2, 4, 8, 16]);
     b.stored(0);
     assert_eq!(
         b.queue.change(b.now),

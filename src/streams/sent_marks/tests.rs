@@ -76,7 +76,7 @@ fn a_drained_end_leaves_nothing_in_doubt() {
 
 /// A stop whose drain ran out: what was sent and not acknowledged is in doubt. Fails when a clean end clears limits.
 #[test]
-fn an_end_without_all_acks_leaves_them_in_doubt() {
+fn an_end_with_unacknowledged_lines_leaves_them_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     let marks = first(&path);
@@ -90,7 +90,7 @@ fn an_end_without_all_acks_leaves_them_in_doubt() {
 
 /// Power loss: the file of a run in another boot says nothing. Fails when the running word is not looked at.
 #[test]
-fn a_power_loss_puts_all_that_is_there_in_doubt() {
+fn a_power_loss_puts_everything_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     let marks = first(&path);
@@ -224,7 +224,7 @@ fn after_a_power_loss_a_new_file_is_in_doubt() {
 /// Power losses in a row, each of which leaves nothing but what was synced: every run sends the same 10 lines, and no save
 /// is ever synced. Fails when the count of a run that is cut off is in the page cache only; or when much more is counted.
 #[test]
-fn what_power_losses_in_a_row_double_is_counted() {
+fn duplicates_of_consecutive_power_losses_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     let mut marks = first(&path);

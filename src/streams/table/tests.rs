@@ -117,9 +117,9 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
     table.ack(&ack(1, 10..20));
     assert!(finished(&mut table));
     assert_eq!(table.lost_bytes(), 70);
-    let mut told = Vec::new();
-    table.saved(|s| told.push(s));
-    assert_eq!((told, progress.saved.load(Relaxed)), (vec![StreamId(1)], 30));
+    let mut reported = Vec::new();
+    table.saved(|s| reported.push(s));
+    assert_eq!((reported, progress.saved.load(Relaxed)), (vec![StreamId(1)], 30));
 }
 
 /// Fails when `saved` follows acknowledgements that came after the save had begun.

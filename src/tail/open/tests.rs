@@ -40,7 +40,7 @@ fn a_range_is_passed_over_when_it_can_be_read() {
 
 /// Fails when bytes acknowledged beyond the position count as unread, or ranges outside the file reduce the count.
 #[test]
-fn what_was_acknowledged_beyond_is_not_unread() {
+fn acknowledged_ranges_are_not_unread() {
     let range = |r: Range| (r.clone(), Point { offset: r.end, ..Point::default() });
     let beyond = [range(5..10), range(22..30), range(90..200)];
     assert_eq!(unread(110, 11, &beyond), 110 - 11 - 8 - 20);

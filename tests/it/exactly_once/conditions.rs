@@ -101,7 +101,7 @@ fn produce(topic: &str, producer: i64) -> Vec<u8> {
     [&(request.len() as i32).to_be_bytes()[..], &request].concat()
 }
 
-/// Fails when the answer to DescribeProducers, 37 bytes per producer, must fit into 1 MiB: nothing is ever sent then.
+/// Fails when the answer to DescribeProducers, 37 bytes per producer, must fit into 1 MiB: then nothing is ever sent.
 #[test]
 fn sixty_thousand_producers_on_one_partition() {
     use std::io::{Read, Write};

@@ -96,16 +96,16 @@ fn copied_folder_gets_a_new_producer_id() {
     killed.folder.write("d.toml", second_config);
     let mut second = killed.folder.agent_line("run -c d.toml").start();
     write_some(&killed.folder, &mut killed.next, 3000, &["a.log"]);
-    wait_status(&killed.folder, &killed.folder.path("copy"), "the second has sent all", |s| {
+    wait_status(&killed.folder, &killed.folder.path("copy"), "the second agent has sent everything", |s| {
         s["files"].as_array().unwrap().iter().all(|f| f["acknowledged"] == f["size"])
     });
-    wait_status(&killed.folder, &killed.folder.path("state"), "the first has sent all", |s| {
+    wait_status(&killed.folder, &killed.folder.path("state"), "the first agent has sent everything", |s| {
         s["files"].as_array().unwrap().iter().all(|f| f["acknowledged"] == f["size"])
     });
     let log = second.stop().expect_code(0).stderr;
     first.stop().expect_code(0);
     assert!(log.contains("restored from a backup"), "{log}");
-    // What both have read is there twice, as expected of two agents on one file. Nothing is missing.
+    // Lines that both have read are stored twice, as expected of two agents on one file. Nothing is missing.
     Delivered::in_topic(&killed.topic).assert_at_least_once(&[&killed.lines()]);
 }
 
