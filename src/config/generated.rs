@@ -13,7 +13,7 @@ const EXAMPLE_HEAD: &str = "\
 # A line that begins with `#` and no space is a key with its default, or with an example where there is none.
 # Sizes: \"512KiB\", \"8MiB\", or plain bytes. Durations: \"5ms\", \"30s\", \"10m\", \"1h\", \"7d\". Rates: \"1MiB/s\".
 # In every text, ${host}, ${env:NAME} and ${env:NAME:-default} are filled in.
-# After a change: logagent check, then systemctl reload logagent. The log says which of its keys need a restart.
+# After a change: logagent check, then systemctl reload logagent. The log reports which keys need a restart.
 # Every key is described in logagent.toml(5).
 ";
 

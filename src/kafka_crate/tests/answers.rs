@@ -107,7 +107,7 @@ fn d14_an_unknown_code_is_retried_forever() {
 
 /// D14 with `auto`: the other driver takes over. Fails when the driver leaves at the first unknown code, or never.
 #[test]
-fn d14_an_unknown_code_again_and_again_is_left_to_the_other_driver() {
+fn d14_repeated_unknown_codes_are_left_to_the_other_driver() {
     let peer = Peer::start();
     peer.set(|s| s.produce = Box::new(|_| Act::Code(87)));
     let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
