@@ -1,4 +1,4 @@
-//! The exactly-once journal. Before a batch is first sent with sequence numbers, the producer thread records what the
+//! The intent log of exactly-once. Before a batch is first sent with sequence numbers, the producer thread records what the
 //! batch carries (its *intent*). After a kill, the next run knows what may have been stored, and proves it by sending
 //! the same batches with the same numbers again.
 //!
@@ -22,12 +22,12 @@
 //! last *record timestamp* is older than a day, so a machine whose clock is a day behind is forgotten at each restart
 //! of the broker.
 //!
-//! # Why a journal and not transactions
+//! # Why an intent log and not transactions
 //!
 //! Transactions (a transactional id, positions committed in Kafka) would solve the same problem, but every consumer
 //! would have to read with `isolation.level=read_committed`, the agent would need another ACL, each commit writes a
 //! marker per partition, and an agent that dies holds back all readers of the topic until `transaction.timeout.ms`.
-//! Idempotence alone already makes the broker deduplicate a repeated batch; the journal adds what a restarted client
+//! Idempotence alone already makes the broker deduplicate a repeated batch; the intent log adds what a restarted client
 //! needs to repeat one exactly. A prototype survived 138 `SIGKILL`s of agent and broker over 3,000,000 lines with none
 //! lost or doubled.
 //!
@@ -70,7 +70,7 @@ struct OpenIntent {
 }
 
 #[derive(Debug)]
-pub struct Journal {
+pub struct IntentLog {
     store: IntentFile,
     binding: Binding,
     saved: SavedPositions,
@@ -89,7 +89,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// When a save takes longer than this, the disk counts as hung.
 const SLOW: Duration = Duration::from_secs(2);
 
-impl Journal {
+impl IntentLog {
     /// Starts this run: copies the records of `loaded` that are still needed to the other half of the file.
     pub fn begin(
         store: IntentFile,
@@ -98,10 +98,10 @@ impl Journal {
         saved: SavedPositions,
         mailbox: Mailbox,
         board: Arc<Board>,
-    ) -> io::Result<Journal> {
+    ) -> io::Result<IntentLog> {
         let live = loaded.keep.iter().map(|intent| OpenIntent::of(intent.clone())).collect();
         let lasts = loaded.lasts.clone();
-        let mut journal = Journal {
+        let mut intents = IntentLog {
             store,
             binding,
             saved,
@@ -111,8 +111,8 @@ impl Journal {
             board,
             gate: Gate::new(mailbox),
         };
-        journal.change_halves()?;
-        Ok(journal)
+        intents.change_halves()?;
+        Ok(intents)
     }
 
     /// Writes intents and returns how many of the batches have theirs. The others have to wait until positions are
@@ -238,7 +238,7 @@ impl Gate {
     }
 }
 
-impl BeforeSend for Journal {
+impl BeforeSend for IntentLog {
     fn hold(&mut self, batches: Vec<Batch>) {
         self.gate.waiting.extend(batches);
         self.gate.next = None;
@@ -268,7 +268,7 @@ impl BeforeSend for Journal {
     }
 }
 
-impl Journal {
+impl IntentLog {
     fn write_waiting(&mut self) -> Vec<Batch> {
         let waiting = std::mem::take(&mut self.gate.waiting);
         let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_be_sent(b));

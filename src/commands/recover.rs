@@ -1,7 +1,7 @@
 //! Exactly-once recovery: builds from `flights` and `offsets` what the producer, the tails and the saver start with.
-//! The only code that combines the journal, the saved positions and the log files.
+//! The only code that combines the intent log, the saved positions and the log files.
 //!
-//! An untrusted journal is not used. The agent then continues from the saved positions with a new producer id, logs
+//! An untrusted intent log is not used. The agent then continues from the saved positions with a new producer id, logs
 //! that, and counts the lines that may be duplicated.
 
 use super::options::JournalSourceOptions;
@@ -9,7 +9,7 @@ use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Permit, Share};
 use crate::chunk::{Chunk, Origin};
 use crate::error::Error;
-use crate::exactly_once::Journal;
+use crate::exactly_once::IntentLog;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
 use crate::exactly_once::file::{Binding, IntentFile, JournalContent};
 use crate::exactly_once::intent::{ChunkPiece, IntentRecord};
@@ -33,7 +33,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// What continues from an earlier run, or starts empty.
 pub struct Recovered {
-    pub journal: Journal,
+    pub intents: IntentLog,
     pub once: RecoveredState,
     /// The saved positions as seen by tails, which must not read what is sent again without them.
     pub for_tails: Saved,
@@ -99,12 +99,12 @@ pub fn recover(
     if !groups.is_empty() {
         log::info!("{} batch group(s) of the last run are resumed", groups.len());
     }
-    let journal =
-        Journal::begin(store, binding, &loaded, saved_positions, mailbox, board.clone()).map_err(trouble)?;
+    let intents = IntentLog::begin(store, binding, &loaded, saved_positions, mailbox, board.clone())
+        .map_err(trouble)?;
     // Each run uses a new epoch.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
     let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), groups, group_no: loaded.group_no };
-    Ok(Recovered { journal, once, for_tails })
+    Ok(Recovered { intents, once, for_tails })
 }
 
 fn read(path: &str) -> String {
@@ -115,7 +115,7 @@ fn boot() -> String {
     read("/proc/sys/kernel/random/boot_id")
 }
 
-/// Why the journal cannot be trusted, if so.
+/// Why the intent log cannot be trusted, if so.
 fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
@@ -393,7 +393,7 @@ mod tests {
 
     /// Fails when sequence numbers are used that may have been used elsewhere since, or discarded without need.
     #[test]
-    fn reasons_to_distrust_a_journal() {
+    fn reasons_to_distrust_an_intent_log() {
         let binding = |machine: &str, boot: &str, synced| Binding {
             machine: machine.into(),
             boot: boot.into(),

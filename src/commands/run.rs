@@ -91,10 +91,10 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     };
     let registry = folder.registry(&board);
     let saver = Saver::start(folder, registry.clone(), &board)?;
-    let (journal, once) = match recovered {
-        Some(Recovered { journal, once, for_tails }) => {
+    let (intents, once) = match recovered {
+        Some(Recovered { intents, once, for_tails }) => {
             saved = for_tails;
-            (Some(Box::new(journal) as Box<dyn BeforeSend>), Some(once))
+            (Some(Box::new(intents) as Box<dyn BeforeSend>), Some(once))
         }
         None => (None, None),
     };
@@ -126,7 +126,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
                 changes: changed,
                 drive: drivers::drive(&config),
                 context,
-                journal,
+                intents,
                 registry,
                 halts: Halts { stuck, now: give_up_on },
             };

@@ -73,7 +73,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         changes: never(),
         drive: drivers::of_kafka(&kafka, &kafka.needs_modern(), Delivery::AtLeastOnce),
         context: producer::driver::Context { board: board.clone(), waker },
-        journal: None,
+        intents: None,
         registry: &registry,
         halts: producer::Halts { stuck: Some(stuck), now: give_up_on },
     };

@@ -350,7 +350,7 @@ mod tests {
 
     /// Fails when a length in the file is trusted, or when a record is returned that was never written.
     #[test]
-    fn fuzz_journal() {
+    fn fuzz_intent_file() {
         const HEADS: usize = 100;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("flights");

@@ -60,7 +60,7 @@ pub enum Action {
         batch: Batch,
         why: String,
     },
-    /// Ask the leader what it knows; the answer goes to [`Partition::knows`].
+    /// Ask the leader what it knows; the answer goes to [`Partition::described`].
     Ask {
         pid: i64,
     },

@@ -40,7 +40,7 @@ pub struct OpenBatch {
     pub picks: Vec<(usize, u16)>,
 }
 
-/// Restored from the journal.
+/// Restored from the intent log.
 #[derive(Debug, Default)]
 pub struct RecoveredState {
     /// The producer id to continue with, in an epoch that no run has used. `None`: request a new one.

@@ -52,8 +52,8 @@ impl Bench {
             let board = Arc::new(Board::default());
             let halts = Halts { stuck: Some(stuck), now: give_up };
             let context = Context { board: board.clone(), waker };
-            let (changes, journal, registry) = (changed, None, &registry);
-            let result = run(Producer { options, inbox, changes, drive, context, journal, registry, halts });
+            let (changes, intents, registry) = (changed, None, &registry);
+            let result = run(Producer { options, inbox, changes, drive, context, intents, registry, halts });
             let cpu = clock_gettime(ClockId::ThreadCPUTime);
             let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
             (result, cpu, board.totals.dead_lettered.load(Relaxed))

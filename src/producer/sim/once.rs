@@ -1,5 +1,5 @@
 //! Exactly-once under the simulator: the agent and the brokers crash at every step. Every line must be stored exactly
-//! once, with nothing counted as uncertain. The core, the journal with its file, its recovery at startup and the saved
+//! once, with nothing counted as uncertain. The core, the intent log with its file, its recovery at startup and the saved
 //! positions (as a value) are real; tails, the disk's clock and the brokers are models.
 //!
 //! A request of a killed agent may still arrive at any time. A leader may fail before its followers have copied a
@@ -10,7 +10,7 @@ use super::seeds;
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Origin};
-use crate::exactly_once::Journal;
+use crate::exactly_once::IntentLog;
 use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, IntentFile};
 use crate::exactly_once::intent::IntentRecord;
@@ -56,7 +56,7 @@ struct Leader {
 /// One run of the agent.
 struct Agent<'b> {
     core: Core<'b>,
-    journal: Journal,
+    intents: IntentLog,
     /// Positions in the registry.
     acked: Saved,
     /// Each stream's read position, and the ranges to skip.
@@ -155,7 +155,7 @@ impl<'b> World<'b> {
         }
         let binding = Binding { synced: false, ..Binding::default() };
         let mailbox = mailbox::pair(&Waker::new().unwrap()).1;
-        let journal = Journal::begin(store, binding, &loaded, saved, mailbox, Arc::default()).unwrap();
+        let intents = IntentLog::begin(store, binding, &loaded, saved, mailbox, Arc::default()).unwrap();
         let id = loaded.id.map(|(pid, epoch)| (pid, epoch + 1));
         let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), groups, group_no: loaded.group_no };
         let options = ProducerOptions {
@@ -168,7 +168,7 @@ impl<'b> World<'b> {
         let core = Core::new(options, self.board, self.now);
         let capabilities = Capabilities { name: "model", idempotent: true, in_flight: 5 };
         let back = VecDeque::from([Event::Ready(capabilities)]);
-        Agent { core, journal, acked, tails, back }
+        Agent { core, intents, acked, tails, back }
     }
 
     fn chunk(&self, stream: u64, from: u64, to: u64) -> Chunk {
@@ -226,7 +226,7 @@ impl<'b> World<'b> {
                     let last = if self.chance(10) { Err("leader is moving".into()) } else { Ok(last) };
                     a.back.push_back(Event::Described { topic, partition, pid, last });
                 }
-                Order::Send(batches) => a.journal.hold(batches),
+                Order::Send(batches) => a.intents.hold(batches),
                 Order::Change(_) => panic!("the driver does not change here"),
             }
         }
@@ -237,8 +237,8 @@ impl<'b> World<'b> {
         wake
     }
 
-    /// The journal records and passes on: two steps, since a crash may come between them.
-    fn journal(&mut self, a: &mut Agent<'_>, ready: &mut Vec<Batch>) {
+    /// The intent log records and passes on: two steps, since a crash may come between them.
+    fn intents(&mut self, a: &mut Agent<'_>, ready: &mut Vec<Batch>) {
         if !ready.is_empty() {
             for batch in ready.drain(..) {
                 let mut ids = Vec::new();
@@ -249,7 +249,7 @@ impl<'b> World<'b> {
                 self.leaders.get_mut(&partition).unwrap().wire.push_back(request);
             }
         } else {
-            *ready = a.journal.record(self.now.at);
+            *ready = a.intents.record(self.now.at);
         }
     }
 
@@ -339,11 +339,11 @@ impl<'b> World<'b> {
                         a.core.event(event, self.now).unwrap();
                     }
                 }
-                5..=6 => self.journal(&mut a, &mut ready),
+                5..=6 => self.intents(&mut a, &mut ready),
                 7..=8 => self.serve(&mut a),
                 9 if self.chance(30) => {
                     self.disk = a.acked.clone();
-                    a.journal.covered(SavedPositions::of(&self.disk));
+                    a.intents.covered(SavedPositions::of(&self.disk));
                 }
                 10 if faults && self.chance(15) => self.broker_fault(),
                 11 => {

@@ -138,7 +138,7 @@ impl Life<'_> {
         self.finish(w);
     }
 
-    /// A kill with exactly-once delivery. The journal knows every chunk that may have been sent, and the next run either
+    /// A kill with exactly-once delivery. The intent log knows every chunk that may have been sent, and the next run either
     /// counts it as acknowledged or resends it unchanged. The other chunks were never sent.
     fn killed(&mut self, w: &mut World) {
         for (stream, e) in &mut w.saved {

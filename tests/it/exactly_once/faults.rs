@@ -109,9 +109,9 @@ fn copied_folder_gets_a_new_producer_id() {
     Delivered::in_topic(&killed.topic).assert_at_least_once(&[&killed.lines()]);
 }
 
-/// Fails when a journal without contents is read as "nothing was sent".
+/// Fails when an intent log without contents is read as "nothing was sent".
 #[test]
-fn zeroed_or_missing_journal_is_reported_and_counted() {
+fn zeroed_or_missing_intent_log_is_reported_and_counted() {
     for zeroed in [true, false] {
         let killed = Killed::on(Broker::shared(Version::V41));
         match zeroed {
