@@ -215,7 +215,7 @@ fn state_dir_in(config: Option<&Path>, around: &Surroundings) -> Result<PathBuf,
     Ok(found.unwrap_or_else(|| unreachable!("state_dir has a default")))
 }
 
-/// The division of the byte budget, in bytes.
+/// How the byte budget is divided, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryPlan {
     /// The encoding buffers, taken from the budget at start.

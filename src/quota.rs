@@ -216,7 +216,7 @@ mod tests {
         assert_eq!((room(&q, bad, now), room(&q, good, now)), (Room::Full, Room::Enough));
         q.wrote(good, 100);
         assert_eq!(room(&q, good, now), Room::Enough);
-        // A restart counts what is there.
+        // A restart counts the existing letters.
         let (_dir, file, q) = quota(1000, &[(bad, 260), (good, 100)]);
         assert_eq!((room(&q, bad, now), room(&q, good, now)), (Room::Full, Room::Enough));
         fs::remove_file(&file).unwrap();

@@ -44,7 +44,7 @@ pub struct FileState {
 /// The status of one broker, or of the bootstrap list as a whole.
 #[derive(Debug, Clone)]
 pub struct BrokerState {
-    /// "up" when it answers, otherwise what is being tried.
+    /// "up" when it answers, otherwise the step in progress.
     pub state: String,
     pub since: Instant,
     pub attempts: u64,

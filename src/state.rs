@@ -1,4 +1,4 @@
-//! The state folder: what is saved over restarts, which copy of it is good, and when it is written.
+//! The state folder: the saved positions, choosing the good copy, and when to save.
 //!
 //! In reading order: [`mod@format`] (positions as text), [`store`] (the files, crash-safe replacement, the lock),
 //! [`schedule`] (when to save, pure), [`saver`] (the thread).

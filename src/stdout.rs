@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 
-/// Most bytes gathered for one write.
+/// Maximum bytes gathered for one write.
 const BUFFER: usize = 256 << 10;
 
 /// Runs until the core drops its channels. The reader of the pipe may stall forever.

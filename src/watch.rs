@@ -133,7 +133,7 @@ pub struct ControlInbox {
 
 pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
     let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    // Unbounded: the sender must not wait for a walk, because a walk waits until what it finds is received.
+    // Unbounded: the sender must not wait for a walk, because a walk waits until its finds are received.
     #[allow(clippy::disallowed_methods, reason = "at most one per tail and one per reload")]
     let (tx, rx) = unbounded();
     Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))

@@ -35,7 +35,7 @@ use std::sync::atomic::Ordering::Relaxed;
 pub struct Recovered {
     pub intents: IntentLog,
     pub once: RecoveredState,
-    /// The saved positions as seen by tails, which must not read what is sent again without them.
+    /// The saved positions for the tails, which must not read lines that are resent without them.
     pub for_tails: Saved,
 }
 

@@ -1,9 +1,9 @@
 //! `logagent run`: follows files and delivers their lines. The only file that knows all stages: it creates them,
-//! connects them, and ends them by dropping what they wait on.
+//! connects them, and ends them by dropping the channels they wait on.
 //!
 //! On SIGHUP the config is read again (`reload.rs`). Tails and the producer adopt the changes without stopping.
 //!
-//! Shutdown follows the data: the tails end, the producer sends what is left and waits for acknowledgements up to
+//! Shutdown follows the data: the tails end, the producer sends the rest and waits for acknowledgements up to
 //! `drain_timeout`, then the saver saves. A second signal exits immediately.
 
 use super::journals::Journals;

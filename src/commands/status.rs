@@ -144,7 +144,7 @@ fn stream(s: &SavedStream) -> StreamStatus {
     }
 }
 
-/// Once a second, until standard output is closed or a signal comes.
+/// Once a second, until standard output is closed or a signal arrives.
 fn watch(folder: &Path, json: bool) -> Result<ExitCode, Error> {
     let signals = signals::start().ok();
     let inbox = signals.as_ref().map_or_else(never, |s| s.inbox.clone());

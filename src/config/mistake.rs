@@ -22,7 +22,7 @@ pub enum Mistake {
     NoFiles,
     /// With the key.
     NotTables(&'static str),
-    /// What it is, what is wanted, and an example.
+    /// The actual type, the expected one, and an example.
     Type(String, &'static str, &'static str, String),
     /// With the value.
     Value(String, String, WrongValue),

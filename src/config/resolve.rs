@@ -1,5 +1,5 @@
-//! Resolves what was written to what it means: the command line over the file, defaults that depend on other keys,
-//! and checks across several keys.
+//! Resolves the written values into the final config: the command line overrides the file, defaults may depend on other
+//! keys, and some checks span several keys.
 
 use super::keys::{JournalSource, Kafka, Source};
 use super::mistake::{Conflict, Mistake};

@@ -104,8 +104,8 @@ fn exactly_once_uses_larger_batches() {
     }
 }
 
-/// Fails when a placeholder in a text, a list, a table or a list of addresses is left as it is, or `hostname` is not what
-/// `${host}` stands for.
+/// Fails when a placeholder in a text, a list, a table or a list of addresses is not filled in, or `${host}` ignores
+/// `hostname`.
 #[test]
 fn placeholders_in_every_kind_of_text() {
     let c = good(
@@ -236,7 +236,7 @@ fn keys_partitions_polls() {
 /// One run reports all problems: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends
 /// the search.
 #[test]
-fn six_mistakes_of_six_kinds_are_all_named() {
+fn six_kinds_of_mistakes_are_all_reported() {
     let found = problems(
         "[agent]\nmemory = 8MiB\nsync = true\n[kafka]\nbroker = [\"k:9092\"]\nlinger = \"5 parsecs\"\nacks = 1\n\
          [[files]]\npaths = [\"log/a.log\"]\ninclude = [\"(\"]\nmultiline = { timeout = \"1s\" }\n",
@@ -424,7 +424,7 @@ fn a_syntax_error_adds_nothing() {
 
 /// Fails when each line after an unclosed bracket is reported: there may be hundreds.
 #[test]
-fn an_unclosed_bracket_is_one_mistake_where_it_begins() {
+fn an_unclosed_bracket_is_reported_once_at_its_start() {
     let tail = "topic = \"t\"\n[agent]\nmemory = \"9MiB\"\n[[files]]\npaths = [\"/x\"]\n";
     for (open, at, said) in [
         ("brokers = [\"a:1\"\n", "2:11", "unclosed array"),
@@ -464,8 +464,8 @@ fn more_files_beside_the_config() {
     assert!(found[0].starts_with("c.d/1.toml:2:1: unknown key `memori`"), "{found:#?}");
 }
 
-/// Fails when a key of a later file does not win, takes the rest of its table with it, or a mistake in it, or what is shown
-/// of it, is reported in another file; and when `${host}` of the main file does not know a later `hostname`.
+/// Fails when a key of a later file does not win or replaces its whole table, when its mistakes or its value are
+/// attributed to another file, or when `${host}` in the main file ignores a later `hostname`.
 #[test]
 fn later_files_win_key_by_key() {
     let b = Box::new(
@@ -554,7 +554,7 @@ fn the_command_line_wins() {
 
 /// Fails when the current folder is treated as part of the glob.
 #[test]
-fn the_working_folder_is_no_pattern() {
+fn the_working_folder_is_literal() {
     let b = Box::new("");
     let around = Surroundings { working_directory: "/a[b]/*".into(), ..b.around() };
     let asked = Overrides { files: vec!["*.log".into()], ..Overrides::default() };
@@ -700,7 +700,8 @@ fn fuzz_config() {
     );
 }
 
-/// Fails when a journal is read by two sources, which would share its positions, or a key of it means something else.
+/// Fails when two sources may read one journal, since they would share its positions, or when one of its keys is
+/// misread.
 #[test]
 fn journals() {
     let base = "[kafka]\nbrokers = [\"k:9092\"]\ntopic = \"t\"\n";

@@ -26,7 +26,7 @@ impl fmt::Display for Invalid {
             Text(why) => f.write_str(why),
             Unit(unit, known) => write!(f, "the unit {unit:?} is none of {known}"),
             Per(per) => write!(f, "a rate is per second (/s), not per {per:?}"),
-            // The message draws the position over several lines; the last line says what is wrong.
+            // The message shows the position on several lines; its last line has the reason.
             Invalid::Regex(e) => f.write_str(e.to_string().lines().last().unwrap_or_default()),
             Invalid::Glob(kind) => kind.fmt(f),
             OneOf(one, why) => write!(f, "{one:?}: {why}"),

@@ -1,4 +1,4 @@
-//! The records of the intent log: encoding and decoding of what is written before a batch is first sent.
+//! The records of the intent log: encodes and decodes what is written before a batch is first sent.
 //!
 //! An intent records *which lines* a batch carries, not how they were found: ranges of streams with the checksum of
 //! their bytes, the positions of the lines in them, and which of these the batch carries. Rebuilding a batch therefore

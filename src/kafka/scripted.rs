@@ -340,7 +340,8 @@ pub fn one(partition: i32, base: i32) -> Batch {
     b
 }
 
-/// A stand-in for the core that numbers, retries in order and keeps a few batches of each partition in flight.
+/// Stands in for the core: assigns sequence numbers, retries in order and keeps a few batches of each partition in
+/// flight.
 pub struct Feeder {
     pub ends: Ends,
     pub topic: Topic,

@@ -527,8 +527,8 @@ fn a_silent_bootstrap_broker_is_skipped() {
     assert!(f.pid.is_some() && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-/// Fails when the question goes to a broker other than the leader, the producer is looked up in the wrong partition,
-/// or a refusal or a lost connection produces no answer.
+/// Fails when a broker other than the leader is asked, the producer is looked up in the wrong partition, or a refusal
+/// or a lost connection produces no answer.
 #[test]
 fn what_a_leader_knows_of_a_producer() {
     use kafka_protocol::messages::DescribeProducersResponse;

@@ -118,7 +118,7 @@ impl CrateWorker<'_> {
         let host = self.session.as_ref().map(|s| s.host.clone()).unwrap_or_default();
         let why = verdict::why(trouble);
         if matches!(trouble, CallError::Panic(_)) {
-            // D9, D10: the fault is in this topic's answer only. The client is poisoned all the same.
+            // D9, D10: the fault is in this topic's answer only. The client is poisoned nevertheless.
             self.drop_session();
             return self.topic_failed(topic, Pace::Blocked, &why);
         }

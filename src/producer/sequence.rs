@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(n.fit(&mut b, true, []), Fit::Spent);
     }
 
-    /// Fails when a last sequence within a batch, of another epoch, or beyond what was sent, proves anything.
+    /// Fails when a last sequence within a batch, of another epoch, or beyond everything sent, counts as proof.
     #[test]
     fn what_a_leaders_last_sequence_proves() {
         let mut n = ProducerState::new(9, 5).starting_at(10);

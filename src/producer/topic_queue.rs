@@ -128,9 +128,9 @@ impl TopicQueue {
             && self.partitions.iter().all(|p| p.open() == 0)
     }
 
-    /// Nothing is in flight, and what is left has nowhere to go: the topic's partitions are unknown, or every
-    /// partition that holds batches or could take the waiting lines has failed. Batches that may be stored are worth
-    /// waiting for: this run can resend them without duplicates, the next one cannot.
+    /// Nothing is in flight, and the rest cannot be sent: the topic's partitions are unknown, or every partition that
+    /// holds batches or could take the waiting lines has failed. Batches that may be stored are worth waiting for: this
+    /// run can resend them without duplicates, the next one cannot.
     pub fn is_stuck(&self) -> bool {
         self.partitions.iter().all(|p| p.is_stuck() || (p.open() == 0 && self.waiting.is_empty()))
     }

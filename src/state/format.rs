@@ -41,7 +41,7 @@ const CHECK: &str = "crc32c ";
 pub enum Bad {
     /// Whole, but written by a newer program.
     Newer(u32),
-    /// Anything else, with what was found.
+    /// Any other damage, with a description.
     Damaged(String),
 }
 

@@ -122,7 +122,7 @@ fn first_scan_is_saved_when_the_flush_is_answered() {
     let saved = on_disk(dir.path());
     assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
     assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
-    bench.flush(); // nothing to save: answered all the same
+    bench.flush(); // nothing to save: answered nevertheless
     bench.stop().unwrap();
 }
 
@@ -170,7 +170,7 @@ fn a_restart_without_changes_writes_nothing() {
     assert_eq!(names_and_times(dir.path()), before);
 }
 
-/// A copy of the folder taken while the saver runs stands for the state after a kill. Fails when duplicated lines are
+/// A copy of the folder taken while the saver runs simulates the state after a kill. Fails when duplicated lines are
 /// not counted, are counted twice over a later clean restart, or a total goes back.
 #[test]
 fn doubled_lines_are_counted_over_a_kill_and_kept() {
@@ -344,8 +344,7 @@ fn the_beginning_holds_until_the_first_scan_is_saved() {
     assert!(!on_disk(dir.path()).from_beginning);
 }
 
-/// A box that boots in 1970, or whose clock is set to another century. Fails when the wall clock decides what is
-/// forgotten.
+/// A box that boots in 1970, or whose clock is set to another century. Fails when forgetting depends on the wall clock.
 #[test]
 fn positions_are_forgotten_by_running_time_alone() {
     const DAY: u64 = 24 * 3600;

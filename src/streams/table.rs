@@ -1,4 +1,4 @@
-//! The table of streams: what is known of each, and how long it is kept. Pure: no I/O, no lock; time is an argument.
+//! The table of streams: the state of each, and how long it is kept. Pure: no I/O, no lock; time is an argument.
 
 use super::ranges::AckedRanges;
 use super::saved::SavedStream;

@@ -26,7 +26,7 @@ pub struct Seen {
     pub rest: bool,
     /// It is shorter than what was read, or has different bytes.
     pub truncated: bool,
-    /// It has no name any more.
+    /// It has been deleted: no name is left.
     pub deleted: bool,
     /// Everything framed so far is acknowledged.
     pub acked: bool,

@@ -27,8 +27,8 @@ pub struct Sibling {
 /// The current siblings of `path`, oldest first: by modification time, ties by birth time, plain before compressed; never by
 /// number.
 ///
-/// A chain of renames may make `readdir(3)` miss a file that was there all the time. So a folder that is changing is read
-/// until two listings agree.
+/// During a chain of renames `readdir(3)` may miss a file that exists throughout. So a changing folder is read until
+/// two listings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
     list_by(path, &rotated)
 }

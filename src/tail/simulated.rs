@@ -205,7 +205,8 @@ fn truncation_and_removal() {
     seeds(500, TRUNCATION);
 }
 
-/// Fails when a plain or compressed copy shorter than what was read is read again, or the tail waits in vain for its end.
+/// Fails when a plain or compressed copy shorter than what was read is read again, or the tail waits for its end, which
+/// never comes.
 #[test]
 fn copies_made_under_a_busy_writer() {
     seeds(500, SHORT_COPIES);

@@ -1,5 +1,5 @@
-//! Collects the input of [`mod@assign`]: the current files in a log's folder, and what is known about all streams. Reads
-//! file contents as rarely as possible.
+//! Collects the input of [`mod@assign`]: the current files in a log's folder, and the known streams. Reads file
+//! contents as rarely as possible.
 
 use super::assign::{self, FileVerdict, FolderFile, KnownStream, Length, Peek, assign, is_same_file};
 use super::gz::Gz;

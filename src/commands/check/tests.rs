@@ -60,7 +60,7 @@ fn a_plain_config() {
     assert!(!r.text.contains(".gz ("), "{}", r.text);
 }
 
-/// The default config stays under 24,000 KiB; the printed worst case must say so too.
+/// The default config stays under 24,000 KiB; the printed worst case must agree.
 #[test]
 fn the_worst_case_of_the_default_config() {
     let p = Place::new();

@@ -57,7 +57,7 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
     }
 }
 
-/// Whether a stream's followed path leads to this file: then it is read as it is, whatever its name.
+/// Whether a stream's followed path leads to this file: then its bytes are read directly, whatever its name.
 fn is_followed(look: &Look, live: Option<&Snapshot>, saved: &Saved) -> bool {
     let live = live.into_iter().flat_map(|s| &s.files).map(|f| Path::new(&f.path));
     let mut paths = live.chain(saved.streams.iter().map(|s| &*s.path));

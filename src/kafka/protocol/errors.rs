@@ -23,7 +23,7 @@ pub enum Fate {
     SequenceError,
 }
 
-/// What else to do about it.
+/// What to do in addition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Also {
     Nothing,

@@ -1,4 +1,4 @@
-//! When a batch group is sent, how large it is, where it goes, and how trouble is reported.
+//! Tests when a batch group is sent, how large it is, which partitions get it, and how trouble is reported.
 
 use super::*;
 use crate::clock::EARLIEST_MS;
@@ -110,7 +110,7 @@ fn gathers_while_something_is_in_flight() {
 
 /// Fails when a queue exceeds the in-flight limit.
 #[test]
-fn room_is_limited() {
+fn the_in_flight_limit_holds() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
     b.arrive();
     b.stored(0);
@@ -192,7 +192,7 @@ fn all_in_trouble_stops_the_queue() {
     assert!(b.stored(0) > 0);
 }
 
-/// Fails when keyed lines go elsewhere because their partition is in trouble, or hold up those of other partitions.
+/// Fails when keyed lines go elsewhere because their partition is in trouble, or delay those of other partitions.
 #[test]
 fn keyed_lines_wait_for_their_partition() {
     let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());

@@ -1,4 +1,4 @@
-//! What is in doubt after a kill, a clean end and a power loss.
+//! Which lines are in doubt after a kill, a clean end and a power loss.
 
 use super::*;
 use std::path::Path;
@@ -38,7 +38,7 @@ fn a_kill_leaves_in_doubt_what_was_framed_and_not_saved() {
     slot.raise(100, 200, 10);
     slot.raise(200, 300, 10);
     assert_eq!(marks.again(), 10);
-    // Killed before anything was saved: 100..200 may be there three times, and twice already.
+    // Killed before anything was saved: 100..200 may be stored three times.
     assert_eq!(totals(&std::fs::read(&path).unwrap()), (0, 10));
     let (marks, _) = open(&path, "boot-1");
     let slot = marks.take(S, 100, 1000);
@@ -88,7 +88,8 @@ fn an_end_with_unacknowledged_lines_leaves_them_in_doubt() {
     assert_eq!(marks.again(), 6);
 }
 
-/// Power loss: the file of a run in another boot says nothing. Fails when the running word is not looked at.
+/// Power loss: the file of a run in another boot says nothing. Fails when the word that marks a run in progress is
+/// ignored.
 #[test]
 fn a_power_loss_puts_everything_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,7 +105,7 @@ fn a_power_loss_puts_everything_in_doubt() {
     assert_eq!(marks.again(), 9, "what was appended since is not in doubt");
 }
 
-/// Fails when a freed slot's old limit is taken for the new stream's, or slots are never used again.
+/// Fails when a freed slot's old limit is taken for the new stream's, or slots are never reused.
 #[test]
 fn slots_are_reused() {
     let dir = tempfile::tempdir().unwrap();
@@ -145,7 +146,7 @@ fn resent_lines_outlive_a_kill() {
 
 /// With exactly-once the broker deduplicates what is sent again.
 #[test]
-fn what_is_recognized_is_not_doubled() {
+fn recognized_lines_are_not_counted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     first(&path).take(S, 0, 9).raise(0, 9, 9);
@@ -159,7 +160,7 @@ fn what_is_recognized_is_not_doubled() {
 /// without being counted, also after a second kill, before or after that save; or when anything stays in doubt after
 /// the first scan.
 #[test]
-fn what_was_sent_of_a_stream_that_was_never_saved() {
+fn sent_lines_of_a_stream_that_was_never_saved() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     let (saved, again) = (StreamId(1), |marks: &SentMarks| marks.again());
@@ -167,7 +168,7 @@ fn what_was_sent_of_a_stream_that_was_never_saved() {
     marks.take(saved, 0, 5000).raise(0, 5000, 1);
     marks.take(S, 0, 1000).raise(0, 100, 10);
     marks.take(StreamId(8), 0, 1000).raise(0, 60, 1);
-    // Killed; saved is only the first.
+    // Killed; only the first is saved.
     let restart = |next| {
         let (marks, found) = open(&path, "boot-1");
         let unsaved = found.unsaved(next);
@@ -187,7 +188,7 @@ fn what_was_sent_of_a_stream_that_was_never_saved() {
     marks.first_scan_done();
     marks.take(StreamId(4), 0, 1000).raise(0, 1000, 100);
     assert_eq!(again(&marks), 8, "it is new");
-    // Killed when the opening was saved: 50..100 is known to the broker since the first run.
+    // Killed after the opening was saved: the broker has had 50..100 since the first run.
     let (marks, found) = open(&path, "boot-1");
     assert_eq!(found.unsaved(5), 0);
     assert_eq!([2, 3, 4].map(|s| found.limits[&StreamId(s)]), [100, 30, 1000]);
@@ -221,8 +222,8 @@ fn after_a_power_loss_a_new_file_is_in_doubt() {
     assert_eq!(open(&path, "boot-2").1.unsaved(9), 0);
 }
 
-/// Power losses in a row, each of which leaves nothing but what was synced: every run sends the same 10 lines, and no save
-/// is ever synced. Fails when the count of a run that is cut off is in the page cache only; or when much more is counted.
+/// Consecutive power losses, after which only synced data remains: every run sends the same 10 lines, and no save is
+/// ever synced. Fails when an interrupted run's count is only in the page cache, or when much more is counted.
 #[test]
 fn duplicates_of_consecutive_power_losses_are_counted() {
     let dir = tempfile::tempdir().unwrap();
@@ -244,7 +245,7 @@ fn duplicates_of_consecutive_power_losses_are_counted() {
         next.count_from(found.counts(Counts::default()));
         next.begin(&boot, u64::MAX, [(S, u64::MAX)].into_iter());
         marks = next;
-        // The first copy of each line is none too many.
+        // The first copy of each line is not a duplicate.
         let doubled = sent - 10;
         let counted = marks.again();
         assert!(counted >= doubled, "life {life}: {doubled} doubled, {counted} counted");

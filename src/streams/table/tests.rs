@@ -39,7 +39,7 @@ fn send(progress: &Progress, end: u64) {
     progress.sent.store(end, Relaxed);
 }
 
-/// Cuts `0..` into chunks of these lengths, and says the order in which they are acknowledged.
+/// Cuts `0..` into chunks of these lengths, in the order in which they are acknowledged.
 fn chunks() -> impl Strategy<Value = (Vec<Range>, Vec<usize>)> {
     vec(1..5u64, 1..40).prop_flat_map(|lens| {
         let mut from = 0;
@@ -54,7 +54,7 @@ fn chunks() -> impl Strategy<Value = (Vec<Range>, Vec<usize>)> {
 }
 
 proptest! {
-    /// Fails when neighbours are not merged, when closing a gap does not absorb the range behind it, or when a merged
+    /// Fails when neighbors are not merged, when closing a gap does not absorb the range behind it, or when a merged
     /// range loses its end point (mutate `further` to return `a`).
     #[test]
     fn as_a_set_of_bytes((ranges, order) in chunks(), upto in any::<prop::sample::Index>()) {
@@ -78,7 +78,7 @@ proptest! {
 
     /// Fails when a restart forgets what was acknowledged beyond the gap, or saves it under another stream.
     #[test]
-    fn a_restart_in_between_changes_nothing((ranges, order) in chunks(), at in any::<prop::sample::Index>()) {
+    fn a_restart_changes_nothing((ranges, order) in chunks(), at in any::<prop::sample::Index>()) {
         let (o, progress) = opened(5, "/a");
         send(&progress, u64::MAX);
         let mut table = Table::default();
@@ -102,7 +102,7 @@ proptest! {
 
 /// Fails when a stream counts as finished while one of its chunks is unacknowledged.
 #[test]
-fn finished_is_when_all_that_was_framed_is_acknowledged() {
+fn a_stream_is_finished_when_everything_framed_is_acknowledged() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     assert!(table.open(o, 0), "a new stream is to be saved");
@@ -124,7 +124,7 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
 
 /// Fails when `saved` follows acknowledgements that came after the save had begun.
 #[test]
-fn saved_is_what_the_save_said() {
+fn saved_positions_are_those_of_the_save() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     table.open(o, 0);
@@ -161,7 +161,7 @@ fn ten_thousand_rotations_leave_a_bounded_state() {
 
 /// Fails when 1,000 files with 64 finished streams each make a state of 64,000 lines.
 #[test]
-fn many_files_share_the_room() {
+fn many_files_share_the_limit() {
     let mut table = Table::default();
     for stream in 1..=20_000 {
         rotate(&mut table, stream, &format!("/{}", stream % 1000));
@@ -190,7 +190,7 @@ fn a_finished_stream_can_be_reopened() {
 #[test]
 #[cfg(debug_assertions)]
 #[should_panic(expected = "acknowledged 0 again")]
-fn backwards_is_a_defect() {
+fn a_repeated_acknowledgement_panics() {
     let mut acked_ranges = AckedRanges::default();
     acked_ranges.ack(0, point(10));
     acked_ranges.ack(0, point(10));
@@ -233,7 +233,7 @@ fn reopened_while_chunks_are_in_flight() {
 /// A lost file of which an earlier run had acknowledged later lines. Fails when the stream waits for the gap: its
 /// loss would never be counted, and would be reported at every start.
 #[test]
-fn a_loss_before_what_was_acknowledged_beyond_ends_the_stream() {
+fn a_lost_gap_before_an_acknowledged_range_ends_the_stream() {
     let mut table = Table::new(&[], 1);
     let (open, progress) = opened(1, "/a");
     table.open(open, 0);

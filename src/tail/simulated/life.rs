@@ -66,7 +66,7 @@ fn acknowledge(state: &mut State, chunk: &Chunk) {
 
 impl Life<'_> {
     pub fn step(&mut self, w: &mut World) -> Step {
-        self.tail.look_at_undecided(); // each step stands for an event
+        self.tail.look_at_undecided(); // each step simulates an event
         let step = match self.tail.step(w.now, true) {
             Ok(step) => step,
             Err(Halt::Io(e)) if w.once => {
