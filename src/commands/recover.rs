@@ -11,7 +11,7 @@ use crate::chunk::{Chunk, Origin};
 use crate::error::Error;
 use crate::exactly_once::IntentLog;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
-use crate::exactly_once::file::{Binding, IntentFile, JournalContent};
+use crate::exactly_once::file::{Binding, IntentFile, IntentFileContent};
 use crate::exactly_once::intent::{ChunkPiece, IntentRecord};
 use crate::fdstore::FdStore;
 use crate::journal;
@@ -116,7 +116,7 @@ fn boot() -> String {
 }
 
 /// Why the intent log cannot be trusted, if so.
-fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
+fn doubt(found: &IntentFileContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
         return match found.content {
@@ -132,7 +132,7 @@ fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved
         return Some("the saved positions that belong to it are gone".into());
     }
     if saved_as.fell_back {
-        return Some("the saved positions are older than its oldest record".into());
+        return Some("the saved positions are older than the records it has dropped".into());
     }
     if then.boot != now.boot && !then.synced && !saved_as.whole {
         return Some("the machine went down before it was on disk (sync = \"always\" covers that)".into());
@@ -399,7 +399,7 @@ mod tests {
             boot: boot.into(),
             synced,
         };
-        let found = |binding| JournalContent { binding, records: Vec::new(), content: true };
+        let found = |binding| IntentFileContent { binding, records: Vec::new(), content: true };
         let whole = Footing { whole: true, fell_back: false };
         let torn = Footing { whole: false, fell_back: false };
         let older = Footing { whole: true, fell_back: true };
@@ -422,7 +422,7 @@ mod tests {
             }
         }
         assert_eq!(
-            doubt(&JournalContent::default(), &now, torn, &Saved::default()),
+            doubt(&IntentFileContent::default(), &now, torn, &Saved::default()),
             None,
             "the first start of all"
         );

@@ -67,7 +67,7 @@ const SOON: Duration = Duration::from_millis(200);
 /// Pause while the journal is not in its preferred folder, or cannot be read.
 const LATER: Duration = Duration::from_secs(1);
 
-/// Why a turn was cut short.
+/// Why reading was interrupted.
 pub(super) enum Halted {
     Stopped,
     Io(io::Error),

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | its last sequence | stored; sent again, and the answer proves it | as expected |
 //! | the one before its first | not stored; sent again | |
-//! | nothing, and recently, without an ack so far | not stored; sent again | as expected |
+//! | nothing; the batch is recent, and nothing was acknowledged here | not stored; sent again | as expected |
 //! | nothing | forgotten: sent with new numbers, counted as uncertain | as expected |
 //! | less | new numbers, counted as uncertain | the leader lost acknowledged records, or a batch was abandoned |
 //! | more than we ever used | the state was restored or copied: new id, counted as uncertain | the same |
