@@ -154,7 +154,7 @@ fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
             "mechanism",
             "saslplain",
             sasl(folder, "SCRAM-SHA-512", PASSWORD),
-            &["does not take SCRAM-SHA-512 but", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
+            &["does not support SCRAM-SHA-512, only", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
         ),
         ("no-file", "sasltls", format!("{tls}{gone}"), &["no-such-password", "No such file"]),
         ("no-sasl", "tls", format!("{tls}{}", sasl(folder, "PLAIN", PASSWORD)), &["does not use SASL"]),
