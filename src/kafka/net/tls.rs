@@ -211,7 +211,8 @@ fn name(shown: &str) -> &str {
 fn spell(then: UnixTime, now: UnixTime) -> String {
     let s = now.as_secs().saturating_sub(then.as_secs());
     match s {
-        0..=119 => format!("{s} s ago"),
+        // A text that changes every second would be logged as a new reason every time.
+        0..=119 => "less than 2 min ago".to_owned(),
         120..=7199 => format!("{} min ago", s / 60),
         7200..=172_799 => format!("{} h ago", s / 3600),
         _ => format!("{} days ago", s / 86_400),
