@@ -1,10 +1,12 @@
 //! Counts what is lost by the gaps in the sequence numbers. All files of one journald share one counter, and every entry has a
 //! number; so what is missing between two moments, once every file is read to its end, was removed before it was read.
 
+use crate::streams::NumberGap;
+
 /// Entries from one moment on.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct SeqnumTally {
-    /// Numbers up to here are no concern of this tally.
+    /// See [`SeqnumTally::base`].
     base: u64,
     newest: u64,
     read: u64,
@@ -15,6 +17,17 @@ pub struct SeqnumTally {
 impl SeqnumTally {
     pub fn begin(base: u64) -> SeqnumTally {
         SeqnumTally { base, newest: base, read: 0, suspected: None }
+    }
+
+    /// An earlier run counted these as lost.
+    pub fn counted_before(&mut self, gap: NumberGap) {
+        self.newest = self.newest.max(gap.upto);
+        self.read += gap.entries;
+    }
+
+    /// Numbers up to here are no concern of this tally.
+    pub fn base(&self) -> u64 {
+        self.base
     }
 
     pub fn read(&mut self, seqnum: u64) {
@@ -31,14 +44,14 @@ impl SeqnumTally {
 
     /// Every file is read to its end. `Some`: so many entries are gone. A gap counts when it is still there at the next look;
     /// until then [`SeqnumTally::is_suspicious`].
-    pub fn all_read(&mut self) -> Option<u64> {
+    pub fn all_read(&mut self) -> Option<NumberGap> {
         let missing = (self.newest - self.base).saturating_sub(self.read);
         if missing > 0 && self.suspected != Some(missing) {
             self.suspected = Some(missing);
             return None;
         }
         *self = SeqnumTally::begin(self.newest);
-        (missing > 0).then_some(missing)
+        (missing > 0).then_some(NumberGap { entries: missing, upto: self.base })
     }
 
     pub fn is_suspicious(&self) -> bool {
@@ -60,7 +73,22 @@ mod tests {
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, true));
         tally.read(105);
         assert_eq!(tally.all_read(), None, "another gap than before");
-        assert_eq!(tally.all_read(), Some(4));
+        assert_eq!(tally.all_read(), Some(NumberGap { entries: 4, upto: 110 }));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+    }
+
+    /// Fails when a loss is counted again after a restart, or one that came later is not counted.
+    #[test]
+    fn gaps_of_an_earlier_run() {
+        let restart = |at: u64| {
+            let mut tally = SeqnumTally::begin(at);
+            tally.counted_before(NumberGap { entries: 30, upto: 150 });
+            (151..=160).for_each(|n| tally.read(n));
+            tally
+        };
+        let mut tally = restart(120);
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+        let mut tally = restart(118);
+        assert_eq!((tally.all_read(), tally.all_read()), (None, Some(NumberGap { entries: 2, upto: 160 })));
     }
 }
