@@ -126,10 +126,8 @@ impl Follower<'_> {
         self.open.push(opened);
     }
 
-    /// `None`: the name belongs to another file by now, which the next listing will see.
     fn open_listed(&mut self, file: &ListedJournal) -> Option<JournalFile> {
-        let opened = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
-        let journal = opened.ok().filter(|j| j.header.file_id == file.header.file_id);
+        let journal = folder::open_listed(file);
         self.relist |= journal.is_none();
         journal
     }

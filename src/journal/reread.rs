@@ -27,8 +27,7 @@ pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::
         if wanted.end.mark != Mark::of_entry(&file.header.file_id, seqnum) {
             continue;
         }
-        let journal = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
-        let Ok(mut journal) = journal else { continue };
+        let Some(mut journal) = folder::open_listed(&file) else { continue };
         // The first entry of a file may have been left out, as a repeated one.
         for without_first in [false, true] {
             let bytes = records(&mut journal, rules, (wanted, without_first), &mut scratch);

@@ -158,7 +158,7 @@ fn the_text_is_as_documented() {
     };
     let expected = "logagent offsets 1\nclock 86400\nnext 18\n\
         totals read=0 acked=0 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0\n\
-        gap 3 4711 /var/log/journal/a\x20b\nstart beginning\nsource /var/log/*.log\n\
+        gap 3 4711 /var/log/journal/a\\x20b\nstart beginning\nsource /var/log/*.log\n\
         stream 17 at=1234:1:af63dc4c8601ec8c:line dev=64769 ino=131 born=1700000000.000000023 size=2000 \
         seen=86399 open path=/var/log/a\\x20b.log\n\
         beyond 1300 1400:256:0000000000000001:skip\n";
