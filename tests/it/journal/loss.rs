@@ -126,7 +126,7 @@ fn while_the_broker_is_down() {
     broker.stop();
     let mut agent = folder.agent_line(run).start();
     append(&folder, "system.journal", "b", 4);
-    wait_status(&folder, &state, "it is read", |s| s["totals"]["read_lines"] == 9);
+    wait_status(&folder, &state, "it is read", |s| s["totals"]["read"] == 9);
     agent.pause();
     append(&folder, "system.journal", "c", 6);
     folder.rename("journal/system.journal", "journal/system@1.journal");
@@ -177,7 +177,7 @@ fn a_file_that_may_not_be_read() {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
     let setpriv = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups"];
-    let mut agent = folder.started_by(setpriv, LIVE).start();
+    let mut agent = folder.started_by(setpriv, LIVE).spawn();
     agent.wait_lines(3);
     let state = folder.path("state");
     let path = user.to_str().unwrap().to_owned();
