@@ -231,27 +231,36 @@ table! {
          (SystemMaxUse=): a longer outage of the brokers loses them, which is counted. Where `key` of [kafka] names a field, it \
          is a field of the entry. The record's time is the entry's." {
         units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sshd.service\"]"), Restart,
-            "Only entries of these units and about them, as `journalctl -u`; without it all of them.";
+            "Only entries of these units and about them, as `journalctl -u`; without it all of them.",
+            "Full names, without wildcards. Entries about a unit are those of systemd (UNIT=) and of root \
+             (OBJECT_SYSTEMD_UNIT=, COREDUMP_UNIT=).";
         exclude_units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"noisy.service\"]"), Restart,
             "Leave these units out. The agent's own unit always is.";
         identifiers: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sudo\"]"), Restart,
-            "Only entries with one of these syslog identifiers.";
+            "Only entries with one of these syslog identifiers.", "That is the field SYSLOG_IDENTIFIER.";
         priority: Option<Priority> = priority(words::<Priority>() + ", or 0 to 7"), Example("\"warning\""), Restart,
-            "Only entries of this priority and more important ones.";
+            "Only entries of this priority and more important ones.", "Entries without a priority are sent as well.";
         transport: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"kernel\"]"), Restart,
             "Only entries that came this way: \"kernel\", \"syslog\", \"journal\", \"stdout\", \"audit\", \"driver\".";
         boot: Option<Boot> = word(words::<Boot>()), Example("\"current\""), Restart,
-            "\"current\": only entries since the machine started.";
+            "\"current\": only entries since the machine started.", "Of the boot in which the agent was started.";
         namespace: Option<String> = text("text"), Example("\"app\""), Restart,
-            "The journal of this namespace (LogNamespace=) instead of the machine's.";
+            "The journal of this namespace (LogNamespace=) instead of the machine's.",
+            "It may appear later. A table for each namespace.";
         directory: Option<PathBuf> = path("path"), Example("\"/host/var/log/journal/0123456789abcdef\""), Restart,
-            "The folder that holds the journal files, as in a container; without it /var/log/journal or /run/log/journal.";
+            "The folder that holds the journal files, as in a container; without it /var/log/journal or /run/log/journal.",
+            "/run is read while there is no folder of this machine in /var; what both hold is sent once. Files named \
+             remote-… are not read.";
         topic: Option<String> = topic("topic"), Example("\"journal\""), Restart,
             "Overrides the one in [kafka].";
         start: Start = word(words::<Start>()), Default("\"end\""), Restart,
-            "For entries that are there when this journal is first known. Never overrides a saved position.";
+            "For entries that are there when this journal is first known. Never overrides a saved position.",
+            "\"beginning\" or \"end\".";
         format: JournalFormat = word(words::<JournalFormat>()), Instance("\"message\"", "\"json\""), Restart,
-            "\"message\": the text of the message. \"json\": an object with all fields, as `journalctl -o json` prints it.";
+            "\"message\": the text of the message. \"json\": an object with all fields, as `journalctl -o json` prints it.",
+            "A message is one record, line breaks included. An object has __SEQNUM, by which consumers can sort entries of \
+             system and users: between their files there is no order. With exactly-once, a format or filter that is changed \
+             after a crash makes what was in flight uncertain.";
         all: bool = flag("true or false"), Default("false"), Restart,
             "By format = \"json\": also fields of 4096 bytes and more, which are null otherwise.";
         max_line: usize = bytes("size"), Default("1000000"), Restart,
