@@ -250,7 +250,7 @@ table! {
         directory: Option<PathBuf> = path("path"), Example("\"/host/var/log/journal/0123456789abcdef\""), Restart,
             "The folder that holds the journal files, as in a container; without it /var/log/journal or /run/log/journal.",
             "/run is read while there is no folder of this machine in /var; what both hold is sent once. Files named \
-             remote-… are not read.";
+             remote-* are not read.";
         topic: Option<String> = topic("topic"), Example("\"journal\""), Restart,
             "Overrides the one in [kafka].";
         start: Start = word(words::<Start>()), Default("\"end\""), Restart,
