@@ -279,8 +279,9 @@ impl<'a> Follower<'a> {
                 return;
             }
         }
-        let mut origins = self.left.iter().chain(self.open.iter().map(|o| &o.origin));
-        if origins.all(|origin| origin.progress.is_done()) {
+        if self.left.iter().all(|origin| origin.progress.is_done())
+            && self.open.iter().all(|o| o.is_settled())
+        {
             self.loss = None; // it is in front of every position
         }
         let (Some(gap), Some(folder)) = (self.tally.as_mut().and_then(SeqnumTally::all_read), &self.folder)

@@ -60,10 +60,11 @@ impl Follower<'_> {
     /// lost. An entry with a smaller number may be lost uncounted: of a file that was not read as far, when an earlier run
     /// ended.
     fn begin_tally(&mut self, folder: &Path, files: &[ListedJournal]) -> SeqnumTally {
+        let newest = files.iter().map(|f| f.header.tail_seqnum).max().unwrap_or_default();
         let saved = self.saved.iter().filter(|s| s.path.parent() == Some(folder));
-        let Some(read) = saved.filter_map(|s| s.at.mark.seqnum()).max().filter(|n| *n > 0) else {
-            return SeqnumTally::begin(files.iter().map(|f| f.header.tail_seqnum).max().unwrap_or_default());
-        };
+        // A larger number is of a counter that began again: that of a journal in memory does at each boot.
+        let read = saved.filter_map(|s| s.at.mark.seqnum()).filter(|n| (1..=newest).contains(n)).max();
+        let Some(read) = read else { return SeqnumTally::begin(newest) };
         let mut tally = SeqnumTally::begin(read);
         self.loss = self.losses.remove(folder).filter(|gap| gap.upto > read);
         if let Some(gap) = self.loss {

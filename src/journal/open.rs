@@ -273,6 +273,11 @@ impl OpenJournal {
         JournalRead::Chunk(Chunk { origin, range, end, last, lines, bytes, permit }, counts)
     }
 
+    /// The acknowledged position is behind every entry that was read.
+    pub fn is_settled(&self) -> bool {
+        self.unsent == 0 && self.origin.progress.is_done()
+    }
+
     fn is_overdue(&self) -> bool {
         self.moved.elapsed() >= UNSENT_TIME
     }

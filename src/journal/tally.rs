@@ -31,6 +31,9 @@ impl SeqnumTally {
     }
 
     pub fn read(&mut self, seqnum: u64) {
+        if self.newest == 0 {
+            *self = SeqnumTally::begin(seqnum.saturating_sub(1)); // nothing was there: the first number is as good as any
+        }
         if seqnum > self.base {
             self.newest = self.newest.max(seqnum);
             self.read += 1;
@@ -74,6 +77,14 @@ mod tests {
         tally.read(105);
         assert_eq!(tally.all_read(), None, "another gap than before");
         assert_eq!(tally.all_read(), Some(NumberGap { entries: 4, upto: 110 }));
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+    }
+
+    /// Fails when a journal that is empty at first has lost all numbers before its first one.
+    #[test]
+    fn a_counter_that_is_not_at_its_beginning() {
+        let mut tally = SeqnumTally::begin(0);
+        [4711, 4712].into_iter().for_each(|n| tally.read(n));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
     }
 

@@ -146,8 +146,8 @@ fn while_the_broker_is_down() {
     assert_eq!(lost(&folder), 10);
 }
 
-/// Fails when files of a journal in memory, which a reboot empties, are waited for, count as lost, or keep the new ones from
-/// being read.
+/// Fails when files of a journal in memory, which a reboot empties, are waited for, count as lost, keep the new ones from being
+/// read, or when losses are not counted any more because the numbers begin again.
 #[test]
 fn a_journal_in_memory_after_a_reboot() {
     let folder = with_journal("");
@@ -162,6 +162,10 @@ fn a_journal_in_memory_after_a_reboot() {
     assert_eq!(once(&folder), [""; 0]);
     let kept = std::fs::read_to_string(folder.path("state/offsets")).unwrap();
     assert_eq!(kept.matches(" open path=").count(), 1, "the position of the old file is given up: {kept}");
+    folder.remove("journal/system.journal");
+    numbered_file(&folder, "system.journal", "c", &[7, 8]);
+    assert_eq!(once(&folder), numbered("c", 0..2));
+    assert_eq!(lost(&folder), 3);
 }
 
 /// Fails when entries of a file that may not be read count as lost, or when nothing says that it may not be read.
