@@ -4,9 +4,10 @@
 use crate::chunk::Chunk;
 use crate::record::Closed;
 use crate::stop::Stop;
-use crate::streams::{Opened, Registry};
+use crate::streams::{NumberGap, Opened, Registry};
 use crate::waker::{Waker, Waking};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The tails' side of the chunk channel. The producer sleeps in `poll(2)` and is woken for each chunk, and when the
@@ -71,6 +72,15 @@ impl Outlet {
             To::Agent { registry, .. } => registry.close(&closed),
             #[cfg(test)]
             To::Recorder(to) => to.send(TailOutput::Closed(closed)).expect("the simulator reads"),
+        }
+    }
+
+    /// See [`Registry::lost_entries`].
+    pub fn lost_entries(&self, entries: u64, gap: Option<(PathBuf, NumberGap)>) {
+        match &self.0 {
+            To::Agent { registry, .. } => registry.lost_entries(entries, gap),
+            #[cfg(test)]
+            To::Recorder(_) => {}
         }
     }
 

@@ -24,7 +24,7 @@ mod table;
 mod totals;
 
 pub use progress::Progress;
-pub use saved::{Saved, SavedPositions, SavedStream, SavedTotals};
+pub use saved::{NumberGap, Saved, SavedPositions, SavedStream, SavedTotals};
 pub use totals::Totals;
 
 use crate::record::{Ack, Closed, Ending, Identity, Point, StreamId};
@@ -67,6 +67,8 @@ struct RegistryState {
     opens_are_urgent: bool,
     /// Patterns whose existing files are all registered; see [`Saved::sources`].
     sources: Vec<Vec<u8>>,
+    /// See [`Saved::losses`].
+    losses: Vec<(PathBuf, NumberGap)>,
     /// See [`Saved::from_beginning`].
     from_beginning: bool,
     /// Seconds that agents have run on this state folder, as of the saver's last look.
@@ -105,6 +107,7 @@ impl Registry {
         let inner = RegistryState {
             table: Table::new(&saved.streams, saved.next_stream).resending(resent),
             sources: saved.sources.clone(),
+            losses: saved.losses.clone(),
             from_beginning: saved.from_beginning,
             clock: saved.clock,
             ..RegistryState::default()
@@ -170,6 +173,17 @@ impl Registry {
             inner.sources.push(pattern);
             self.changed(&mut inner, Urgency::Change);
         }
+    }
+
+    /// Entries of a journal are lost; `gap`: where the numbers of its folder show it.
+    pub fn lost_entries(&self, entries: u64, gap: Option<(PathBuf, NumberGap)>) {
+        let mut inner = self.lock();
+        self.totals.lost_entries.fetch_add(entries, Relaxed);
+        if let Some(gap) = gap {
+            inner.losses.retain(|(folder, _)| *folder != gap.0);
+            inner.losses.push(gap);
+        }
+        self.changed(&mut inner, Urgency::Change);
     }
 
     /// The first scan of all patterns is over. `done` is dropped when that is saved, or the save has failed.
@@ -245,6 +259,8 @@ impl Registry {
         }
         // Taken together with the positions: after a crash a line is counted once per saved acknowledgement.
         head.totals.acked_lines = self.totals.acked_lines.load(Relaxed);
+        head.totals.lost_entries = self.totals.lost_entries.load(Relaxed);
+        head.losses.clone_from(&inner.losses);
         head.totals.lost_bytes = inner.table.lost_bytes();
         head.streams.clear();
         head.streams.extend(inner.table.write_down(clock));

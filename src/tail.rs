@@ -41,7 +41,7 @@ use crate::record::{Shape, StreamId, Topic};
 use crate::report::log_throttle::LogThrottle;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
-use crate::wake_slot::{Reasons, WakeSlot};
+use crate::wake_slot::{WakeReasons, WakeSlot};
 use crossbeam_channel::{Receiver, Sender};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
@@ -175,7 +175,7 @@ pub fn run(
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let slot = &*wake.slot;
-    let mut woken = Reasons::default();
+    let mut woken = WakeReasons::default();
     let unread = loop {
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
@@ -202,7 +202,7 @@ pub fn run(
         match step {
             Step::End => break tail.never_opened(),
             Step::Wait(time) => woken = slot.wait(time),
-            _ => woken = Reasons::default(),
+            _ => woken = WakeReasons::default(),
         }
         if stop.is_on() {
             break None;
@@ -364,7 +364,7 @@ impl<'a> Tail<'a> {
 
 impl Tail<'_> {
     /// Reads what was appended, if that is all that happened; otherwise looks at everything.
-    fn next_step(&mut self, now: Instant, slot: &WakeSlot, woken: Reasons) -> Result<Step, Halt> {
+    fn next_step(&mut self, now: Instant, slot: &WakeSlot, woken: WakeReasons) -> Result<Step, Halt> {
         self.noticed = woken.modified.unwrap_or(now);
         if !woken.more_than_modified()
             && let Some(step) = self.read_appended(now)?

@@ -1,7 +1,7 @@
 //! Wakes one tail, and says why. `watch`, other tails and the supervisor add reasons; the tail takes them all at once.
 //!
 //! A channel per reason and a `select!` were rejected: registering with four channels and leaving them again costs more
-//! than reading a line, and the thread that wakes and the one that wakes up contend for the channel's lock.
+//! than reading a line, and waker and sleeper contend for the channel's lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// The tail's end and everybody else's: shared by reference count.
 #[derive(Debug)]
 pub struct WakeSlot {
-    pending: Mutex<Pending>,
+    pending: Mutex<SlotState>,
     changed: Condvar,
     /// Whether inotify reports changes for this path. If not, the tail polls.
     pub hints: AtomicBool,
@@ -19,15 +19,15 @@ pub struct WakeSlot {
 }
 
 #[derive(Debug, Default)]
-struct Pending {
-    reasons: Reasons,
+struct SlotState {
+    reasons: WakeReasons,
     /// The tail waits and must be notified.
     waiting: bool,
 }
 
 /// Why a tail was woken. Nothing set: its time was up.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Reasons {
+pub struct WakeReasons {
     /// Its file was written to; when that was first noticed.
     pub modified: Option<Instant>,
     /// Names may have changed: look at everything.
@@ -38,7 +38,7 @@ pub struct Reasons {
     interrupted: bool,
 }
 
-impl Reasons {
+impl WakeReasons {
     pub fn any(&self) -> bool {
         self.modified.is_some() || self.look || self.nudged || self.interrupted
     }
@@ -59,12 +59,12 @@ impl WakeSlot {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pending> {
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether the tail had to be woken for this.
-    fn wake(&self, add: impl FnOnce(&mut Reasons)) -> bool {
+    fn wake(&self, add: impl FnOnce(&mut WakeReasons)) -> bool {
         let mut pending = self.lock();
         let first = !pending.reasons.any();
         add(&mut pending.reasons);
@@ -96,7 +96,7 @@ impl WakeSlot {
     }
 
     /// Waits for a reason, at most `limit`, and takes all.
-    pub fn wait(&self, limit: Duration) -> Reasons {
+    pub fn wait(&self, limit: Duration) -> WakeReasons {
         let mut pending = self.lock();
         if !pending.reasons.any() {
             pending.waiting = true;

@@ -19,7 +19,7 @@ use crate::wake_slot::WakeSlot;
 use crate::waker::poll_for;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use log::{info, warn};
-use pace::Pace;
+use pace::ReadPace;
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use std::collections::{BTreeMap, HashMap};
@@ -231,8 +231,8 @@ struct Watch<'a> {
     quiet_walks: u32,
     /// Some folder cannot be watched.
     blind: bool,
-    names: Pace,
-    contents: Pace,
+    names: ReadPace,
+    contents: ReadPace,
     /// How long writes are gathered before a tail is woken for them.
     delay: Duration,
 }
@@ -262,8 +262,8 @@ impl<'a> Watch<'a> {
             next_walk: now,
             quiet_walks: 0,
             blind: false,
-            names: Pace::new(now),
-            contents: Pace::new(now),
+            names: ReadPace::new(now),
+            contents: ReadPace::new(now),
         }
     }
 

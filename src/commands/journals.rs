@@ -38,6 +38,8 @@ impl Journals {
             let is_its = |s: &&crate::streams::SavedStream| {
                 s.at.mark.seqnum().is_some() && plan.options.follows(&s.path)
             };
+            let losses = saved.losses.iter().filter(|(folder, _)| plan.options.folders.contains(folder));
+            let losses = losses.cloned().collect();
             let saved = saved.streams.iter().filter(is_its).cloned().collect();
             let (options, name, out) = (plan.options.clone(), plan.name.clone(), out.clone());
             let body = move || {
@@ -47,7 +49,8 @@ impl Journals {
                         registry.pattern_known(name);
                     }
                 });
-                let context = JournalContext { board, new_stream: &new_stream, saved, first_look_done };
+                let context =
+                    JournalContext { board, new_stream: &new_stream, saved, losses, first_look_done };
                 follow::run(options, context, out, &waker, &stop);
             };
             let thread = Builder::new().name("journal".into()).stack_size(STACK);

@@ -216,27 +216,36 @@ table! {
     pub struct JournalSource "[[journal]]" optional:
         "One table for each systemd journal, which is read from its files. journald removes old entries by its own limits (SystemMaxUse=); entries lost in a longer outage are counted. If `key` of [kafka] names a field, it is a field of the entry. The record's time is the entry's." {
         units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sshd.service\"]"), Restart,
-            "Only entries of or about these units, as with `journalctl -u`; by default all.";
+            "Only entries of or about these units, as with `journalctl -u`; by default all.",
+            "Full names, without wildcards. Entries about a unit are those of systemd (UNIT=) and of root \
+             (OBJECT_SYSTEMD_UNIT=, COREDUMP_UNIT=).";
         exclude_units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"noisy.service\"]"), Restart,
             "Units to skip. The agent's own unit always is.";
         identifiers: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sudo\"]"), Restart,
-            "Only entries with one of these syslog identifiers.";
+            "Only entries with one of these syslog identifiers.", "That is the field SYSLOG_IDENTIFIER.";
         priority: Option<Priority> = priority(words::<Priority>() + ", or 0 to 7"), Example("\"warning\""), Restart,
-            "Only entries of this priority or higher.";
+            "Only entries of this priority or higher.", "Entries without a priority are sent as well.";
         transport: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"kernel\"]"), Restart,
             "Only entries received by these transports:  \"kernel\", \"syslog\", \"journal\", \"stdout\", \"audit\", \"driver\".";
         boot: Option<Boot> = word(words::<Boot>()), Example("\"current\""), Restart,
-            "\"current\": only entries since the machine started.";
+            "\"current\": only entries since the machine started.", "Of the boot in which the agent was started.";
         namespace: Option<String> = text("text"), Example("\"app\""), Restart,
-            "The journal of this namespace (LogNamespace=) instead of the machine's.";
+            "The journal of this namespace (LogNamespace=) instead of the machine's.",
+            "It may appear later. A table for each namespace.";
         directory: Option<PathBuf> = path("path"), Example("\"/host/var/log/journal/0123456789abcdef\""), Restart,
-            "The folder with the journal files, for example in a container; by default in /var/log/journal or /run/log/journal.";
+            "The folder with the journal files, for example in a container; by default in /var/log/journal or /run/log/journal.",
+            "/run is read while there is no folder of this machine in /var; what both hold is sent once. Files named \
+             remote-* are not read.";
         topic: Option<String> = topic("topic"), Example("\"journal\""), Restart,
             "Overrides the one in [kafka].";
         start: Start = word(words::<Start>()), Default("\"end\""), Restart,
-            "For entries that exist when this journal is first configured. Never overrides a saved position.";
+            "For entries that exist when this journal is first configured. Never overrides a saved position.",
+            "\"beginning\" or \"end\".";
         format: JournalFormat = word(words::<JournalFormat>()), Instance("\"message\"", "\"json\""), Restart,
-            "\"message\": the text of the message. \"json\": an object with all fields, as `journalctl -o json` prints it.";
+            "\"message\": the text of the message. \"json\": an object with all fields, as `journalctl -o json` prints it.",
+            "A message is one record, line breaks included. An object has __SEQNUM, by which consumers can sort entries of \
+             system and users: between their files there is no order. With exactly-once, a format or filter that is changed \
+             after a crash makes what was in flight uncertain.";
         all: bool = flag("true or false"), Default("false"), Restart,
             "With format = \"json\": include fields of 4096 bytes or more, which are otherwise null.";
         max_line: usize = bytes("size"), Default("1000000"), Restart,

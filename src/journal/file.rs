@@ -82,9 +82,23 @@ impl JournalEntry {
         self.fields.iter().filter(move |f| self.name(f) == name).map(|f| self.value(f))
     }
 
+    pub fn stamp(&self) -> EntryStamp {
+        let JournalEntry { boot_id, monotonic, realtime, xor_hash, .. } = *self;
+        EntryStamp { boot_id, monotonic, realtime, xor_hash }
+    }
+
     pub fn first(&self, name: &[u8]) -> Option<&[u8]> {
         self.fields.iter().find(|f| self.name(f) == name).map(|f| self.value(f))
     }
+}
+
+/// What an entry and a copy of it have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryStamp {
+    boot_id: Id128,
+    monotonic: u64,
+    realtime: u64,
+    xor_hash: u64,
 }
 
 /// A journal file and how far it has been read.
@@ -221,6 +235,29 @@ impl JournalFile {
     pub fn seek_end(&mut self, pages: &mut Pages, e: &mut JournalEntry) -> Result<bool, ReadError> {
         self.seek(pages, u64::MAX, e)?;
         Ok(self.last_entry > 0)
+    }
+
+    /// How many entries have numbers up to this one. All before the current one must have.
+    pub fn entries_up_to(&mut self, pages: &mut Pages, seqnum: u64, e: &mut JournalEntry) -> u64 {
+        if self.header.tail_seqnum <= seqnum {
+            return self.header.entries;
+        }
+        if self.header.head_seqnum > seqnum {
+            return 0;
+        }
+        pages.belong_to(&self.header.file_id);
+        let before = (self.index, self.array, self.in_array);
+        while self.index < self.header.entries {
+            let Ok(offset) = self.next_offset() else { break };
+            if self.entry(pages, offset, e).is_ok() && e.seqnum > seqnum {
+                break;
+            }
+            self.step();
+        }
+        let found = self.index;
+        (self.index, self.array, self.in_array) = before;
+        self.next.clear();
+        found
     }
 
     /// The size and flags of the object at `at`, if it has this type and at least `least` bytes.

@@ -1,5 +1,6 @@
 //! Lists a journal folder: which names are journal files, which chain each belongs to, and the order of reading.
 
+use super::file::JournalFile;
 use super::header::{Id128, JournalHeader, ReadError};
 use crate::record::Identity;
 use rustix::fs::{AtFlags, StatxFlags, statx};
@@ -51,7 +52,7 @@ pub struct ListedJournal {
 /// The result of listing a folder.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Oldest first; files of one chain are ordered by sequence number.
+    /// Chain by chain, the oldest file first; see [`in_order`].
     pub files: Vec<ListedJournal>,
     /// Files that are not journals or cannot be read, with the reason. Excludes files that are just being created.
     pub refused: Vec<(PathBuf, ReadError)>,
@@ -81,14 +82,27 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
             Err(e) => listing.refused.push((path, e)),
         }
     }
-    listing.files.sort_by(|a, b| {
-        let of = |f: &ListedJournal| {
-            (!is_old_name(f.path.file_name().unwrap_or_default()), f.header.head_realtime)
-        };
-        let chain = a.chain.cmp(&b.chain);
-        chain.then(of(a).cmp(&of(b))).then(a.header.head_seqnum.cmp(&b.header.head_seqnum))
-    });
+    listing.files = in_order(listing.files);
     Ok(listing)
+}
+
+/// Archived files of a chain before the live one, those of one run of numbers by their numbers, since clocks are set back. The
+/// clock alone tells which run was first.
+fn in_order(files: Vec<ListedJournal>) -> Vec<ListedJournal> {
+    let began = |of: &ListedJournal| {
+        let of_run = |f: &&ListedJournal| f.chain == of.chain && f.header.seqnum_id == of.header.seqnum_id;
+        files.iter().filter(of_run).map(|f| f.header.head_realtime).min()
+    };
+    let keys: Vec<_> = files
+        .iter()
+        .map(|f| {
+            let is_live = !is_old_name(f.path.file_name().unwrap_or_default());
+            (f.chain.clone(), is_live, began(f), f.header.seqnum_id, f.header.head_seqnum)
+        })
+        .collect();
+    let mut keyed: Vec<_> = keys.into_iter().zip(files).collect();
+    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed.into_iter().map(|(_, file)| file).collect()
 }
 
 fn look(path: &Path) -> Result<(Identity, JournalHeader), ReadError> {
@@ -96,7 +110,13 @@ fn look(path: &Path) -> Result<(Identity, JournalHeader), ReadError> {
     Ok((identity(&file).map_err(ReadError::Io)?, JournalHeader::read(&file)?))
 }
 
-/// Opens a regular file; never blocks on a FIFO or device.
+/// Opens a listed file. `None`: its name belongs to another file by now, which the next listing will see.
+pub fn open_listed(file: &ListedJournal) -> Option<JournalFile> {
+    let opened = open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
+    opened.ok().filter(|j| j.header.file_id == file.header.file_id)
+}
+
+/// Opens a regular file, without waiting for a FIFO or a device of that name.
 pub fn open(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

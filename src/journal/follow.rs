@@ -13,8 +13,9 @@ use crate::handover::{Outlet, Stopped};
 use crate::quota::{DeadLetterShare, Room};
 use crate::record::{Closed, Ending, Shape, StreamId, Topic};
 use crate::report::Board;
+use crate::report::log_throttle::LogThrottle;
 use crate::stop::Stop;
-use crate::streams::SavedStream;
+use crate::streams::{NumberGap, SavedStream};
 use crate::waker::Waker;
 use log::{error, warn};
 use std::collections::{HashMap, HashSet};
@@ -56,6 +57,8 @@ pub struct JournalContext<'e> {
     pub new_stream: &'e (dyn Fn() -> StreamId + Sync),
     /// All streams of this journal that an earlier run saved.
     pub saved: Vec<SavedStream>,
+    /// Per folder, what an earlier run counted as lost.
+    pub losses: Vec<(PathBuf, NumberGap)>,
     /// All existing files are open, so `start` no longer applies.
     pub first_look_done: Box<dyn FnOnce() + Send + 'e>,
 }
@@ -137,7 +140,14 @@ pub(super) struct Follower<'a> {
     /// Unreadable files that have been logged.
     pub(super) refused: HashSet<PathBuf>,
     pub(super) scratch: Scratch,
-    pub(super) tally: SeqnumTally,
+    /// `None`: the folder was not listed yet.
+    pub(super) tally: Option<SeqnumTally>,
+    /// Per folder, what an earlier run counted as lost.
+    pub(super) losses: HashMap<PathBuf, NumberGap>,
+    /// What counts as lost with numbers beyond a saved position.
+    pub(super) loss: Option<NumberGap>,
+    damaged: LogThrottle,
+    cut: LogThrottle,
     /// A file was not where it was listed.
     pub(super) relist: bool,
     /// Some file cannot be read: missing entries may be in it.
@@ -167,7 +177,11 @@ impl<'a> Follower<'a> {
             first_look_done: Some(context.first_look_done),
             refused: HashSet::new(),
             scratch: Scratch::default(),
-            tally: SeqnumTally::default(),
+            tally: None,
+            losses: context.losses.into_iter().collect(),
+            loss: None,
+            damaged: LogThrottle::default(),
+            cut: LogThrottle::default(),
             relist: false,
             blind: false,
             left: Vec::new(),
@@ -208,7 +222,7 @@ impl<'a> Follower<'a> {
         }
         self.o.reading.rules.filter.read_until = written;
         // It has other sequence numbers.
-        self.tally = SeqnumTally::default();
+        (self.tally, self.loss) = (None, None);
         self.done.clear();
         true
     }
@@ -251,7 +265,7 @@ impl<'a> Follower<'a> {
         }
         self.count_gaps();
         self.scratch.release();
-        self.relist |= self.tally.is_suspicious();
+        self.relist |= self.tally.is_some_and(|tally| tally.is_suspicious());
         Ok(Turn::Wait(if self.relist { Some(SOON) } else { usual }))
     }
 
@@ -266,9 +280,21 @@ impl<'a> Follower<'a> {
                 return;
             }
         }
-        if let Some(lost) = self.tally.all_read() {
-            self.lost(lost, "they were removed before they were read");
+        if self.left.iter().all(|origin| origin.progress.is_done())
+            && self.open.iter().all(|o| o.is_settled())
+        {
+            self.loss = None; // it is in front of every position
         }
+        let (Some(gap), Some(folder)) = (self.tally.as_mut().and_then(SeqnumTally::all_read), &self.folder)
+        else {
+            return;
+        };
+        // A restart sees the gap again as long as no position beyond it is saved.
+        let before = self.loss.map_or(0, |gap| gap.entries);
+        let total = NumberGap { entries: before + gap.entries, upto: gap.upto };
+        let folder = folder.clone();
+        self.loss = Some(total);
+        self.lost(gap.entries, Some((folder, total)), "they were removed before they were read");
     }
 
     /// `--once`: everything that existed at the start is read.
@@ -277,8 +303,8 @@ impl<'a> Follower<'a> {
         self.first_look_done.is_none() && !self.relist && self.open.iter().all(all_read)
     }
 
-    pub(super) fn lost(&self, entries: u64, why: &str) {
-        self.board.totals.lost_entries.fetch_add(entries, Relaxed);
+    fn lost(&self, entries: u64, gap: Option<(PathBuf, NumberGap)>, why: &str) {
+        self.out.lost_entries(entries, gap);
         let folder = self.folder.as_deref().unwrap_or(Path::new("the journal")).display();
         error!("{folder}: {entries} entries are lost: {why}; give journald more room (SystemMaxUse=)");
     }
@@ -313,8 +339,8 @@ impl Follower<'_> {
             if !self.has_letter_room(i) {
                 return Ok(Progressed::Later);
             }
-            let o = &mut self.open[i];
-            match o.read(&self.o.reading, &mut self.scratch, &mut self.tally, self.stop) {
+            let (o, Some(tally)) = (&mut self.open[i], &mut self.tally) else { return Ok(Progressed::Later) };
+            match o.read(&self.o.reading, &mut self.scratch, tally, self.stop) {
                 JournalRead::Chunk(chunk, counts) => {
                     self.count(i, &counts);
                     self.send(chunk)?;
@@ -337,7 +363,7 @@ impl Follower<'_> {
                 JournalRead::Gone => {
                     let lost = self.open[i].listed_unread();
                     if lost > 0 {
-                        self.lost(lost, "their file was removed before they were read");
+                        self.lost(lost, None, "their file was removed before they were read");
                     }
                     self.close(i, Ending::Gone { lost: 0 });
                     return Ok(Progressed::Closed);
@@ -366,16 +392,21 @@ impl Follower<'_> {
         quota.room(share, self.letters, Instant::now()) == Room::Enough
     }
 
-    fn count(&self, i: usize, counts: &EntryCounts) {
+    fn count(&mut self, i: usize, counts: &EntryCounts) {
         let path = self.open[i].origin.path.display();
-        if counts.damaged > 0 {
-            self.board.totals.damaged_entries.fetch_add(counts.damaged, Relaxed);
-            warn!("{path}: {} damaged entries are skipped: {}", counts.damaged, counts.why);
+        let EntryCounts { damaged, why, cut } = *counts;
+        if damaged > 0 {
+            self.board.totals.damaged_entries.fetch_add(damaged, Relaxed);
+            if let Some(all) = self.damaged.more(damaged, Instant::now()) {
+                warn!("{path}: {damaged} damaged entries are skipped: {why} ({all} recently)");
+            }
         }
-        if counts.cut > 0 {
-            self.board.totals.cut_lines.fetch_add(counts.cut, Relaxed);
-            let max = self.o.reading.rules.max_line;
-            warn!("{path}: {} entries cut to {max} bytes each", counts.cut);
+        if cut > 0 {
+            self.board.totals.cut_lines.fetch_add(cut, Relaxed);
+            if let Some(all) = self.cut.more(cut, Instant::now()) {
+                let max = self.o.reading.rules.max_line;
+                warn!("{path}: {cut} entries cut to {max} bytes each ({all} recently)");
+            }
         }
     }
 

@@ -28,10 +28,8 @@ impl Follower<'_> {
         }
         self.done.retain(|id| files.iter().any(|f| f.header.file_id == *id));
         let new: Vec<&ListedJournal> = files.iter().filter(|f| !self.is_known(&f.header.file_id)).collect();
-        if is_first {
-            let newest = files.iter().map(|f| f.header.tail_seqnum).max().unwrap_or_default();
-            self.tally = SeqnumTally::begin(newest);
-            self.count_leading_gap(&files);
+        if self.tally.is_none() {
+            self.tally = Some(self.begin_tally(folder, &files));
         }
         // Known files first: they tell how far their chains were read.
         let mut unknown = Vec::new();
@@ -41,7 +39,9 @@ impl Follower<'_> {
             }
         }
         for file in unknown {
-            self.begin(file, is_first);
+            let chain = files.iter().filter(|f| f.chain == file.chain);
+            let before = chain.take_while(|f| f.header.file_id != file.header.file_id).last();
+            self.begin(file, before, is_first);
         }
         self.open
             .sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
@@ -57,15 +57,21 @@ impl Follower<'_> {
         self.done.contains(id) || self.open.iter().any(|o| o.journal.header.file_id == *id)
     }
 
-    /// The oldest files may have been removed unread since the last run.
-    fn count_leading_gap(&mut self, files: &[ListedJournal]) {
-        let read = self.saved.iter().filter(|s| self.folder.as_deref() == s.path.parent());
-        let Some(read) = read.filter_map(|s| s.at.mark.seqnum()).max().filter(|n| *n > 0) else { return };
-        let later = || files.iter().filter(|f| f.header.entries > 0 && f.header.tail_seqnum > read);
-        let first = later().map(|f| f.header.head_seqnum).min().unwrap_or(read + 1);
-        if !self.blind && first > read + 1 {
-            self.lost(first - read - 1, "they were removed while no agent ran");
+    /// Numbers are counted from the newest position of an earlier run, so that what was removed while no agent ran counts as
+    /// lost. An entry with a smaller number may be lost uncounted: of a file that was not read as far, when an earlier run
+    /// ended.
+    fn begin_tally(&mut self, folder: &Path, files: &[ListedJournal]) -> SeqnumTally {
+        let newest = files.iter().map(|f| f.header.tail_seqnum).max().unwrap_or_default();
+        let saved = self.saved.iter().filter(|s| s.path.parent() == Some(folder));
+        // A larger number is of a counter that began again: that of a journal in memory does at each boot.
+        let read = saved.filter_map(|s| s.at.mark.seqnum()).filter(|n| (1..=newest).contains(n)).max();
+        let Some(read) = read else { return SeqnumTally::begin(newest) };
+        let mut tally = SeqnumTally::begin(read);
+        self.loss = self.losses.remove(folder).filter(|gap| gap.upto > read);
+        if let Some(gap) = self.loss {
+            tally.counted_before(gap);
         }
+        tally
     }
 
     /// Continues the stream that an earlier run saved for this file. False: there is none.
@@ -88,12 +94,13 @@ impl Follower<'_> {
             self.done.insert(file.header.file_id);
             return true;
         }
-        self.open_stream(file, journal, s.stream, s.at, s.beyond);
+        let opened = self.open_stream(file, journal, s.stream, (s.at, s.beyond));
+        self.open.push(opened);
         true
     }
 
-    /// Starts a stream for an unknown file.
-    fn begin(&mut self, file: &ListedJournal, is_first: bool) {
+    /// Takes a file of which nothing is known.
+    fn begin(&mut self, file: &ListedJournal, before: Option<&ListedJournal>, is_first: bool) {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
@@ -111,14 +118,18 @@ impl Follower<'_> {
         if from_end && journal.seek_end(pages, entry).is_ok_and(|found| found) {
             at = Point { offset: entry.end, mark: Mark::of_entry(&id, entry.seqnum), then: Then::Line };
         }
+        let before = before.and_then(|before| {
+            let mut before = self.open_listed(before)?;
+            let Scratch { pages, entry, .. } = &mut self.scratch;
+            before.seek_end(pages, entry).is_ok_and(|found| found).then(|| entry.stamp())
+        });
         let stream = (self.new_stream)();
-        self.open_stream(file, journal, stream, at, Vec::new());
+        let opened = self.open_stream(file, journal, stream, (at, Vec::new())).following(before);
+        self.open.push(opened);
     }
 
-    /// `None`: the name now belongs to another file, which the next listing will find.
     fn open_listed(&mut self, file: &ListedJournal) -> Option<JournalFile> {
-        let opened = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
-        let journal = opened.ok().filter(|j| j.header.file_id == file.header.file_id);
+        let journal = folder::open_listed(file);
         self.relist |= journal.is_none();
         journal
     }
@@ -126,11 +137,10 @@ impl Follower<'_> {
     fn open_stream(
         &mut self,
         file: &ListedJournal,
-        journal: JournalFile,
+        mut journal: JournalFile,
         stream: StreamId,
-        at: Point,
-        beyond: Vec<(Range, Point)>,
-    ) {
+        (at, beyond): (Point, Vec<(Range, Point)>),
+    ) -> OpenJournal {
         let path = file.path.with_file_name(&file.chain);
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
         let progress = self.board.progress(stream, at.offset, size.max(at.offset));
@@ -142,7 +152,10 @@ impl Follower<'_> {
         let origin = Arc::new(Origin { stream, topic, path, shape, progress });
         let identity = file.identity.clone();
         self.out.open(origin.opened(identity, at));
-        self.open.push(OpenJournal::new(journal, file.path.clone(), origin, at, beyond));
+        let base = self.tally.as_ref().map_or(u64::MAX, SeqnumTally::base);
+        let Scratch { pages, entry, .. } = &mut self.scratch;
+        let listed = journal.entries_up_to(pages, base, entry);
+        OpenJournal::new(journal, file.path.clone(), origin, (at, beyond), listed)
     }
 
     /// Finishes streams of an earlier run whose files are gone.

@@ -1,6 +1,6 @@
 //! One open journal file: reads entries and builds chunks.
 
-use super::file::{JournalEntry, JournalFile};
+use super::file::{EntryStamp, JournalEntry, JournalFile};
 use super::folder;
 use super::header::{Id128, ReadError};
 use super::pages::Pages;
@@ -49,10 +49,13 @@ pub struct OpenJournal {
     passed: EntryEnd,
     /// The number of those entries.
     unsent: u64,
-    /// Number of entries that existed at the first look: losses among these are counted from the header, later ones by
-    /// the tally.
-    pub listed: u64,
-    /// Number of intact entries read.
+    /// Entries with numbers that do not concern the tally: lost ones of these are counted by the header.
+    listed: u64,
+    /// The last entry of the file before it. Before systemd 248 (systemd#18005) it may be repeated as the first one.
+    before: Option<EntryStamp>,
+    /// When the position moved last.
+    moved: Instant,
+    /// Entries that were read, and were whole.
     read: u64,
     /// Recent average of bytes per record.
     per_line: usize,
@@ -97,9 +100,10 @@ pub struct JournalReading {
 
 /// Longest wait for the budget without a look at the folder.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Maximum number of entries without a record before the position is moved past them.
+/// Entries without a record that may wait before the position moves over them, and how long they may.
 const UNSENT: u64 = 1000;
-/// Initial guess of a record's length.
+const UNSENT_TIME: Duration = Duration::from_secs(30);
+/// Length of a first guess.
 const USUAL_RECORD: usize = 200;
 
 /// A chunk being filled.
@@ -137,11 +141,13 @@ impl OpenJournal {
         journal: JournalFile,
         name: PathBuf,
         origin: Arc<Origin>,
-        at: Point,
-        beyond: Vec<(Range, Point)>,
+        (at, beyond): (Point, Vec<(Range, Point)>),
+        listed: u64,
     ) -> OpenJournal {
         OpenJournal {
-            listed: journal.header.entries,
+            listed,
+            before: None,
+            moved: Instant::now(),
             read: journal.index(),
             journal,
             name: Some(name),
@@ -160,7 +166,13 @@ impl OpenJournal {
         }
     }
 
-    /// It is no longer written. Must be checked before its last entries are read.
+    /// The first entry is left out if it is this one again.
+    pub fn following(mut self, before: Option<EntryStamp>) -> OpenJournal {
+        self.before = before;
+        self
+    }
+
+    /// Nothing more is written to it. To be asked before its last entries are read.
     pub fn is_finished(&self) -> bool {
         let name = self.name.as_ref().and_then(|path| path.file_name());
         name.is_none_or(folder::is_old_name) || self.journal.header.is_archived()
@@ -171,7 +183,7 @@ impl OpenJournal {
         self.passed.written
     }
 
-    /// Unread entries among those that existed at the first look.
+    /// Entries that are not read and do not concern the tally.
     pub fn listed_unread(&self) -> u64 {
         self.listed.saturating_sub(self.read)
     }
@@ -200,7 +212,7 @@ impl OpenJournal {
             if let Err(e) = self.refresh(scratch) {
                 return JournalRead::of(e);
             }
-            if self.journal.unread() == 0 && (self.unsent == 0 || !finished) {
+            if self.journal.unread() == 0 && (self.unsent == 0 || !finished && !self.is_overdue()) {
                 return JournalRead::End(EntryCounts::default());
             }
         }
@@ -233,7 +245,8 @@ impl OpenJournal {
         self.passed = draft.passed;
         (self.unsent, self.read) = (draft.unsent, self.journal.index());
         let is_end = finished && matches!(full, Full::NoMore);
-        let moves = self.unsent > 0 && (is_end || self.unsent >= UNSENT || matches!(full, Full::Beyond));
+        let is_due = is_end || self.unsent >= UNSENT || self.is_overdue() || matches!(full, Full::Beyond);
+        let moves = self.unsent > 0 && is_due;
         if draft.lines.is_empty() && !moves {
             self.origin.progress.searched.store(self.passed.offset, Relaxed);
             return match full {
@@ -252,7 +265,7 @@ impl OpenJournal {
         let start = self.at.offset;
         let mark = Mark::of_entry(&self.journal.header.file_id, self.passed.seqnum);
         self.at = Point { offset: self.passed.offset, mark, then: Then::Line };
-        (self.unsent, self.longest) = (0, 0);
+        (self.unsent, self.longest, self.moved) = (0, 0, Instant::now());
         self.origin.progress.frame(self.at.offset);
         self.origin.progress.searched.store(self.at.offset, Relaxed);
         let (origin, range, end) = (self.origin.clone(), start..self.at.offset, self.at);
@@ -261,6 +274,15 @@ impl OpenJournal {
             Chunk { origin, range, end, last, noticed: Instant::now(), lines, bytes, permit },
             counts,
         )
+    }
+
+    /// The acknowledged position is behind every entry that was read.
+    pub fn is_settled(&self) -> bool {
+        self.unsent == 0 && self.origin.progress.is_done()
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.moved.elapsed() >= UNSENT_TIME
     }
 
     fn fill(&mut self, draft: &mut Draft, rules: &EntryRules, scratch: &mut Scratch, finished: bool) -> Full {
@@ -309,7 +331,8 @@ impl OpenJournal {
                     continue;
                 }
             }
-            if rules.record(&self.journal.header.seqnum_id, entry, record) {
+            let is_repeated = self.journal.index() == 1 && self.before == Some(entry.stamp());
+            if !is_repeated && rules.record(&self.journal.header.seqnum_id, entry, record) {
                 if record.bytes.len() > draft.bytes.capacity() - draft.bytes.len() {
                     self.longest = record.bytes.len();
                     self.journal.back(entry);

@@ -27,10 +27,13 @@ pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::
         if wanted.end.mark != Mark::of_entry(&file.header.file_id, seqnum) {
             continue;
         }
-        let journal = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
-        let bytes = journal.and_then(|mut journal| records(&mut journal, rules, wanted, &mut scratch));
-        if let Some(bytes) = bytes.ok().flatten().filter(|bytes| crc32c::crc32c(bytes) == wanted.crc) {
-            return Ok(Some(bytes));
+        let Some(mut journal) = folder::open_listed(&file) else { continue };
+        // The first entry of a file may have been left out, as a repeated one.
+        for without_first in [false, true] {
+            let bytes = records(&mut journal, rules, (wanted, without_first), &mut scratch);
+            if let Some(bytes) = bytes.ok().flatten().filter(|bytes| crc32c::crc32c(bytes) == wanted.crc) {
+                return Ok(Some(bytes));
+            }
         }
     }
     Ok(None)
@@ -39,7 +42,7 @@ pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::
 fn records(
     journal: &mut JournalFile,
     rules: &EntryRules,
-    wanted: &WantedEntries,
+    (wanted, without_first): (&WantedEntries, bool),
     scratch: &mut Scratch,
 ) -> Result<Option<Vec<u8>>, ReadError> {
     let Scratch { pages, entry, record } = scratch;
@@ -54,7 +57,8 @@ fn records(
             Err(ReadError::Entry(_)) => continue,
             Err(e) => return Err(e),
         }
-        if rules.record(&journal.header.seqnum_id, entry, record) {
+        let is_left_out = without_first && journal.index() == 1;
+        if !is_left_out && rules.record(&journal.header.seqnum_id, entry, record) {
             bytes.extend_from_slice(&record.bytes);
         }
         if entry.end == wanted.range.end {

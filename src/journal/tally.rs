@@ -1,10 +1,12 @@
 //! Counts lost entries by gaps in the sequence numbers. All files of one journald share one counter, so once every file
 //! is read to its end, a missing number is an entry that was removed before it was read.
 
-/// Counts the entries after a starting point.
-#[derive(Clone, Copy, Debug, Default)]
+use crate::streams::NumberGap;
+
+/// Entries from one moment on.
+#[derive(Clone, Copy, Debug)]
 pub struct SeqnumTally {
-    /// Numbers up to this one are not counted.
+    /// See [`SeqnumTally::base`].
     base: u64,
     newest: u64,
     read: u64,
@@ -17,7 +19,21 @@ impl SeqnumTally {
         SeqnumTally { base, newest: base, read: 0, suspected: None }
     }
 
+    /// An earlier run counted these as lost.
+    pub fn counted_before(&mut self, gap: NumberGap) {
+        self.newest = self.newest.max(gap.upto);
+        self.read += gap.entries;
+    }
+
+    /// Numbers up to here are no concern of this tally.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
     pub fn read(&mut self, seqnum: u64) {
+        if self.newest == 0 {
+            *self = SeqnumTally::begin(seqnum.saturating_sub(1)); // nothing was there: the first number is as good as any
+        }
         if seqnum > self.base {
             self.newest = self.newest.max(seqnum);
             self.read += 1;
@@ -29,16 +45,16 @@ impl SeqnumTally {
         self.read += entries;
     }
 
-    /// Every file is read to its end. `Some`: the number of lost entries. A gap counts only if it persists until the
-    /// next look; until then [`SeqnumTally::is_suspicious`] is true.
-    pub fn all_read(&mut self) -> Option<u64> {
+    /// Every file is read to its end. `Some`: so many entries are gone. A gap counts when it is still there at the next look;
+    /// until then [`SeqnumTally::is_suspicious`].
+    pub fn all_read(&mut self) -> Option<NumberGap> {
         let missing = (self.newest - self.base).saturating_sub(self.read);
         if missing > 0 && self.suspected != Some(missing) {
             self.suspected = Some(missing);
             return None;
         }
         *self = SeqnumTally::begin(self.newest);
-        (missing > 0).then_some(missing)
+        (missing > 0).then_some(NumberGap { entries: missing, upto: self.base })
     }
 
     pub fn is_suspicious(&self) -> bool {
@@ -59,8 +75,31 @@ mod tests {
         [110, 104].into_iter().for_each(|n| tally.read(n));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, true));
         tally.read(105);
-        assert_eq!(tally.all_read(), None, "a different gap than before");
-        assert_eq!(tally.all_read(), Some(4));
+        assert_eq!(tally.all_read(), None, "another gap than before");
+        assert_eq!(tally.all_read(), Some(NumberGap { entries: 4, upto: 110 }));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+    }
+
+    /// Fails when a journal that is empty at first has lost all numbers before its first one.
+    #[test]
+    fn a_counter_that_is_not_at_its_beginning() {
+        let mut tally = SeqnumTally::begin(0);
+        [4711, 4712].into_iter().for_each(|n| tally.read(n));
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+    }
+
+    /// Fails when a loss is counted again after a restart, or one that came later is not counted.
+    #[test]
+    fn gaps_of_an_earlier_run() {
+        let restart = |at: u64| {
+            let mut tally = SeqnumTally::begin(at);
+            tally.counted_before(NumberGap { entries: 30, upto: 150 });
+            (151..=160).for_each(|n| tally.read(n));
+            tally
+        };
+        let mut tally = restart(120);
+        assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
+        let mut tally = restart(118);
+        assert_eq!((tally.all_read(), tally.all_read()), (None, Some(NumberGap { entries: 2, upto: 160 })));
     }
 }

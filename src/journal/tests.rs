@@ -301,3 +301,19 @@ fn read_damaged(file: File) -> u64 {
         }
     }
 }
+
+/// A rotation between listing and opening gives a listed name to another file. Fails when that file is read under the position
+/// of the listed one.
+#[test]
+fn a_name_that_moves_after_the_listing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("system.journal");
+    write_journal(&path, true, &messages("old", 3));
+    let listed = folder::list(dir.path()).unwrap().files.remove(0);
+    assert!(folder::open_listed(&listed).is_some());
+    fs::copy(&path, dir.path().join("system@1.journal")).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert!(folder::open_listed(&listed).is_none(), "not there yet");
+    write_journal(&path, true, &messages("new", 3));
+    assert!(folder::open_listed(&listed).is_none(), "another file");
+}

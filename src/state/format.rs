@@ -10,6 +10,7 @@
 //! totals read=9 acked=9 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0
 //! flights resent=1 found=1                         exactly-once, if there were any: batches sent again, and found stored
 //! journal lost=1 damaged=1                         if there were any: journal entries removed unread, and unreadable
+//! gap 1 4711 /var/log/journal/0123456789abcdef     if there were any: entries of a journal that count as lost last, and up to which number
 //! start beginning                                  only after damage, until the first scan is saved
 //! source /var/log/nginx/*.log                      a pattern whose first scan is over
 //! stream 17 at=1234:256:cbf29ce484222325:line dev=64769 ino=131 born=1700000000.123456789 size=2000 seen=86399
@@ -24,7 +25,7 @@
 //! `\xHH`. The last line is the CRC-32C of all bytes before it; nothing follows it.
 
 use crate::record::{Identity, Mark, Point, StreamId, Then};
-use crate::streams::{Saved, SavedStream, SavedTotals};
+use crate::streams::{NumberGap, Saved, SavedStream, SavedTotals};
 use std::ffi::OsString;
 use std::fmt::{self, Display, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -76,6 +77,10 @@ pub fn write(out: &mut Vec<u8>, saved: &Saved) {
     }
     if (t.lost_entries, t.damaged_entries) != (0, 0) {
         text.line(format_args!("journal lost={} damaged={}", t.lost_entries, t.damaged_entries));
+    }
+    for (folder, gap) in &saved.losses {
+        let path = EscapedBytes(folder.as_os_str().as_bytes());
+        text.line(format_args!("gap {} {} {path}", gap.entries, gap.upto));
     }
     if saved.from_beginning {
         text.line(format_args!("start beginning"));
@@ -232,6 +237,12 @@ fn take_line(saved: &mut Saved, line: &str) -> Option<()> {
             let (lost, damaged) = rest.strip_prefix("lost=")?.split_once(" damaged=")?;
             saved.totals.lost_entries = lost.parse().ok()?;
             saved.totals.damaged_entries = damaged.parse().ok()?;
+        }
+        "gap" => {
+            let mut words = rest.split(' ');
+            let mut number = || words.next()?.parse().ok();
+            let gap = NumberGap { entries: number()?, upto: number()? };
+            saved.losses.push((OsString::from_vec(unescaped(words.next()?)?).into(), gap));
         }
         "start" => saved.from_beginning = (rest == "beginning").then_some(true)?,
         "source" => saved.sources.push(unescaped(rest)?),

@@ -24,7 +24,7 @@ impl SavedTotals {
     }
 
     /// Copies the board's counters, except `lost_bytes`: the board includes unfinished streams, whose loss the next
-    /// run counts again.
+    /// run counts again. `lost_entries` comes with the gap it belongs to, from the registry.
     pub fn take_from(&mut self, board: &Board) {
         let t = &board.totals;
         let of = |n: &AtomicU64| n.load(Relaxed);
@@ -33,7 +33,6 @@ impl SavedTotals {
         self.dead_lettered = of(&t.dead_lettered);
         self.resent = of(&t.resent);
         self.uncertain = of(&t.uncertain);
-        self.lost_entries = of(&t.lost_entries);
         self.damaged_entries = of(&t.damaged_entries);
         self.cut_lines = of(&t.cut_lines);
         self.retries = of(&t.retries);

@@ -3,7 +3,7 @@
 use super::ranges::AckedRanges;
 use crate::record::{Ack, Identity, Point, Range, StreamId};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The whole content of `offsets`.
@@ -16,6 +16,9 @@ pub struct Saved {
     /// Patterns seen so far, as written in the config. `start` applies only to files that exist when their pattern is
     /// first seen. A pattern removed from the config stays listed.
     pub sources: Vec<Vec<u8>>,
+    /// Per journal folder, the entries that were counted as lost last, so that a restart does not count them again: the
+    /// gap in the numbers is still there while no position beyond it is saved.
+    pub losses: Vec<(PathBuf, NumberGap)>,
     /// Running time in seconds of all agents on this folder, over all restarts. Not wall clock time: a box may boot
     /// in 1970.
     pub clock: u64,
@@ -47,6 +50,13 @@ impl Saved {
         s.size = s.size.max(ack.range.end);
         true
     }
+}
+
+/// So many journal entries with numbers up to `upto` are gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NumberGap {
+    pub entries: u64,
+    pub upto: u64,
 }
 
 /// One stream as saved.

@@ -26,7 +26,7 @@ pub fn pause(woken: u32) -> Duration {
 }
 
 #[derive(Debug)]
-pub struct Pace {
+pub struct ReadPace {
     read: Instant,
     pause: Duration,
     /// When to read. `None`: when an event comes.
@@ -37,9 +37,9 @@ pub struct Pace {
     busy: bool,
 }
 
-impl Pace {
-    pub fn new(now: Instant) -> Pace {
-        Pace { read: now, pause: Duration::ZERO, due: None, noticed: now, busy: false }
+impl ReadPace {
+    pub fn new(now: Instant) -> ReadPace {
+        ReadPace { read: now, pause: Duration::ZERO, due: None, noticed: now, busy: false }
     }
 
     /// When to read the queue; `None`: when an event comes.
@@ -55,7 +55,7 @@ impl Pace {
         self.due = Some(rested.max(now + delay));
     }
 
-    /// Returns whether the queue should be read now. If so, call [`Pace::was_read`].
+    /// Returns whether the queue should be read now. If so, call [`ReadPace::was_read`].
     pub fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
     }
@@ -88,7 +88,7 @@ mod tests {
     /// Runs events at the given times (ms) for 1 s; returns when the queue was read with events, and all wake-ups.
     fn run(events: impl Fn(u64) -> bool, delay: Duration) -> (Vec<u64>, usize) {
         let start = Instant::now();
-        let (mut pace, mut queued, mut reads, mut wakes) = (Pace::new(start), false, vec![], 0);
+        let (mut pace, mut queued, mut reads, mut wakes) = (ReadPace::new(start), false, vec![], 0);
         for ms in 1..=1000 {
             let now = start + MS(ms);
             queued |= events(ms);

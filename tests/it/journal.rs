@@ -1,10 +1,11 @@
 //! The systemd journal as a source, on files made by systemd-journal-remote: from the folder to standard output and to Kafka.
+//! What needs a running journald is in tests/journal.
+
+mod loss;
+mod oddities;
 
 use crate::harness::journal_files::{export, messages, write_journal};
 use crate::harness::*;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 const LIVE: &str = "run -c c.toml --output stdout";
 
@@ -17,6 +18,23 @@ fn with_journal(more: &str) -> Folder {
         folder.path("state"),
     );
     folder.write("c.toml", text);
+    folder
+}
+
+/// Like [`with_journal`], from the beginning into a topic, with more of `[agent]`.
+fn to_kafka(topic: &Topic, more: &str) -> Folder {
+    let folder = Folder::new();
+    let journal = folder.mkdir("journal");
+    folder.write(
+        "c.toml",
+        format!(
+            "[agent]\nstate_dir = {:?}\n{more}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\n\
+             key = {{ field = \"_SYSTEMD_UNIT\" }}\n[[journal]]\ndirectory = {journal:?}\nstart = \"beginning\"\n",
+            folder.path("state"),
+            topic.address,
+            topic.name,
+        ),
+    );
     folder
 }
 
@@ -33,18 +51,6 @@ fn append(folder: &Folder, name: &str, word: &str, n: u64) {
     write_journal(&folder.path("journal").join(name), true, &messages(word, n));
 }
 
-fn lost(folder: &Folder) -> u64 {
-    status_json(folder, &folder.path("state"))["totals"]["lost_entries"].as_u64().unwrap()
-}
-
-/// Does what journald does when it vacuums a file: a reader that has it open sees zeros.
-fn punch(path: &Path) {
-    let file = File::options().write(true).open(path).unwrap();
-    let len = file.metadata().unwrap().len();
-    file.set_len(0).unwrap();
-    file.set_len(len).unwrap();
-}
-
 /// Fails when an entry is missing or sent again over restarts and rotations, or a file counts as new under another name.
 #[test]
 fn each_entry_once_over_restarts_and_rotations() {
@@ -58,7 +64,7 @@ fn each_entry_once_over_restarts_and_rotations() {
     assert_eq!(once(&folder), [""; 0]);
     folder.rename("journal/system.journal", "journal/system@2.journal~");
     assert_eq!(once(&folder), [""; 0], "a dirty file under its new name is the same file");
-    assert_eq!(lost(&folder), 0);
+    assert_eq!(loss::lost(&folder), 0);
 }
 
 /// Fails when new entries, a new file, or a file that is rotated meanwhile are not seen while the agent runs.
@@ -118,65 +124,7 @@ fn start_at_the_end() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when the loss of a file that is removed while no agent runs is not counted, or counted twice.
-#[test]
-fn loss_while_no_agent_runs() {
-    let folder = with_journal("");
-    append(&folder, "system.journal", "a", 10);
-    assert_eq!(once(&folder).len(), 10);
-    append(&folder, "system.journal", "b", 7);
-    // The next file continues the sequence numbers, as journald's do.
-    let kept = renumbered(&folder, 17, 3);
-    folder.remove("journal/system.journal");
-    std::fs::copy(&kept, folder.path("journal/system.journal")).unwrap();
-    assert_eq!(once(&folder), numbered("n", 0..3));
-    assert_eq!(lost(&folder), 7);
-    assert_eq!(once(&folder), [""; 0]);
-    assert_eq!(lost(&folder), 7);
-}
-
-/// A file of `n` entries with the sequence numbers after `after`.
-fn renumbered(folder: &Folder, after: u64, n: u64) -> std::path::PathBuf {
-    let path = folder.path("renumbered.journal");
-    write_journal(&path, true, &messages("n", n));
-    let bytes = std::fs::read(&path).unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
-    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-    file.write_all_at(&(u64_at(160) + after).to_le_bytes(), 160).unwrap();
-    file.write_all_at(&(u64_at(168) + after).to_le_bytes(), 168).unwrap();
-    let mut at = u64_at(88) as usize;
-    while at <= u64_at(136) as usize {
-        if bytes[at] == 3 {
-            file.write_all_at(&(u64_at(at + 16) + after).to_le_bytes(), at as u64 + 16).unwrap();
-        }
-        at += (u64_at(at + 8) as usize).next_multiple_of(8);
-    }
-    path
-}
-
-/// Fails when vacuuming an open file ends the agent, sends garbage, or is not counted, or when later files are not read.
-#[test]
-fn vacuumed_while_it_is_open() {
-    let folder = with_journal("");
-    append(&folder, "system.journal", "a", 5);
-    let mut agent = folder.agent_line(LIVE).start();
-    agent.wait_lines(5);
-    agent.pause();
-    append(&folder, "system.journal", "b", 4);
-    folder.rename("journal/system.journal", "journal/system@1.journal");
-    punch(&folder.path("journal/system@1.journal"));
-    folder.remove("journal/system@1.journal");
-    let next = renumbered(&folder, 9, 2);
-    std::fs::copy(&next, folder.path("journal/system.journal")).unwrap();
-    agent.resume();
-    let lines = agent.wait_lines(7);
-    assert_eq!(lines[5..], [b"n 0", b"n 1"]);
-    wait_status(&folder, &folder.path("state"), "the loss", |s| s["totals"]["lost_entries"] == 4);
-    agent.stop().expect_code(0);
-}
-
-/// Fails when a filter passes entries it should drop or the other way round, or when dropped entries are read again at
-/// each start.
+/// Fails when a filter lets through what it should not, or the other way round, or what is left out is read at each start.
 #[test]
 fn filters() {
     let folder = with_journal(
@@ -266,18 +214,7 @@ fn check_and_status_show_it() {
 fn exactly_once_into_kafka() {
     let broker = Broker::shared(Version::V44);
     let topic = broker.topic(2);
-    let folder = Folder::new();
-    let journal = folder.mkdir("journal");
-    folder.write(
-        "c.toml",
-        format!(
-            "[agent]\nstate_dir = {:?}\ndelivery = \"exactly-once\"\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\n\
-             key = {{ field = \"_SYSTEMD_UNIT\" }}\n[[journal]]\ndirectory = {journal:?}\nstart = \"beginning\"\n",
-            folder.path("state"),
-            topic.address,
-            topic.name,
-        ),
-    );
+    let folder = to_kafka(&topic, "delivery = \"exactly-once\"");
     let mut want = 0;
     for round in 0..6u64 {
         append(&folder, "system.journal", &format!("r{round}"), 3000);

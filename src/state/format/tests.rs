@@ -62,8 +62,11 @@ fn contents() -> impl Strategy<Value = Saved> {
         state_bytes: t[9],
     });
     let sources = vec(vec(any::<u8>(), 0..30), 0..4);
-    (vec(streams(), 0..5), any::<(u64, u64, u32, bool)>(), sources, totals).prop_map(
-        |(streams, (next_stream, clock, wall, from_beginning), sources, totals)| Saved {
+    let loss = |(path, entries, upto)| (OsString::from_vec(path).into(), NumberGap { entries, upto });
+    let losses = vec((vec(any::<u8>(), 0..30), any::<u64>(), any::<u64>()).prop_map(loss), 0..3);
+    (vec(streams(), 0..5), any::<(u64, u64, u32, bool)>(), sources, losses, totals).prop_map(
+        |(streams, (next_stream, clock, wall, from_beginning), sources, losses, totals)| Saved {
+            losses,
             written: None,
             streams,
             next_stream,
@@ -150,11 +153,12 @@ fn the_text_is_as_documented() {
         sources: vec![b"/var/log/*.log".to_vec()],
         clock: 86400,
         from_beginning: true,
+        losses: vec![("/var/log/journal/a b".into(), NumberGap { entries: 3, upto: 4711 })],
         ..Saved::default()
     };
     let expected = "logagent offsets 1\nclock 86400\nnext 18\n\
         totals read=0 acked=0 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0\n\
-        start beginning\nsource /var/log/*.log\n\
+        gap 3 4711 /var/log/journal/a\\x20b\nstart beginning\nsource /var/log/*.log\n\
         stream 17 at=1234:1:af63dc4c8601ec8c:line dev=64769 ino=131 born=1700000000.000000023 size=2000 \
         seen=86399 open path=/var/log/a\\x20b.log\n\
         beyond 1300 1400:256:0000000000000001:skip\n";
