@@ -82,10 +82,12 @@ impl Tail<'_> {
             let asked = PathFile::Asked { file: &file, look: &look, rewritten };
             let survey = tail.survey(asked, tail.scope(), SiblingAge::Any)?;
             verdict = survey.of(&look.identity);
-            // A file that follows another one read under this path is not a copy of that: a replaced log is read from the
-            // beginning, unless it is the copy of a file that was truncated a moment ago.
-            let is_own_rest = |v| matches!(v, FileVerdict::Continues(_)) && !tail.first;
-            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
+            // A replaced log is read from the beginning, also if it starts with the lines of the file before. But if that
+            // file still exists with other bytes, it was truncated (copytruncate), and this is the copy.
+            let is_own_rest = |v, e: &Entry| {
+                matches!(v, FileVerdict::Continues(_)) && (!tail.first || e.identity == Identity::default())
+            };
+            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v, e));
             if follows_another && !verdict.is_some_and(is_of_other) {
                 verdict = Some(FileVerdict::New);
             }

@@ -594,6 +594,29 @@ fn copytruncate_while_down_to_names_that_the_pattern_matches() {
     });
 }
 
+/// Copied and truncated while no agent runs, and then copy and original swap their names. Fails when a file at the log's name
+/// is taken for a replaced log, which is read from the beginning, although the log itself still exists, truncated.
+#[test]
+fn copytruncate_while_down_and_names_swapped() {
+    let all = COPIES.into_iter().flat_map(|c| [(c, false), (c, true)]);
+    each(all, |&((pattern, live, copies), empty)| {
+        let mut case = Case::new([pattern]);
+        case.write(live);
+        case.once();
+        case.write(live);
+        case.copy_and_truncate(live, copies[0]);
+        if !empty {
+            case.write(live);
+        }
+        case.folder.rename(live, "logs/.aside");
+        case.folder.rename(copies[0], live);
+        case.folder.rename("logs/.aside", copies[0]);
+        case.write(live);
+        case.once();
+        case.finish();
+    });
+}
+
 /// The copy takes time, and the truncation comes later still. Fails when a copy is recognized by its first bytes only, or by
 /// its current end while it grows.
 #[test]

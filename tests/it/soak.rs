@@ -1,12 +1,13 @@
 //! Random days in the life of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals,
 //! stops, kills, pauses. Ten of them run daily, a hundred in the long form; the same number of days use a pattern that
-//! matches the rotated files as well. `LOGAGENT_SEED=n` runs a single seed, as in `LOGAGENT_SEED=2003 cargo test --test it
+//! matches the rotated files as well. `LOGAGENT_SEED=n` (or `n..m`) runs only these seeds, as in `LOGAGENT_SEED=2003 cargo test --test it
 //! soak::rotated_files_that_match_too_with_stops`.
 
 mod rotated;
 
 use crate::harness::*;
 use rotated::Day;
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::RangeInclusive;
@@ -23,6 +24,8 @@ struct Soak {
     renames: bool,
     next: u64,
     seen: Vec<Vec<u8>>,
+    /// Numbers of the lines that were sent in runs with a clean end: they are saved as sent, so no later run sends them.
+    settled: HashSet<u64>,
     /// Whether a writer appended to a renamed file; its lines interleave with the others.
     late: bool,
     /// The steps so far, shown when a check fails.
@@ -37,7 +40,7 @@ impl Soak {
         let log = open(&folder);
         let mut dice = Dice(seed);
         let day = rotated_match.then(|| Day::of(&mut dice));
-        let (seen, did) = (Vec::new(), Vec::new());
+        let (seen, settled, did) = (Vec::new(), HashSet::new(), Vec::new());
         let mut soak = Soak {
             dice,
             folder,
@@ -48,6 +51,7 @@ impl Soak {
             renames: false,
             next: 0,
             seen,
+            settled,
             late: false,
             did,
             day,
@@ -141,9 +145,24 @@ impl Soak {
         let kill = self.kills && self.dice.below(2) == 0;
         let Some(mut agent) = self.agent.take() else { return };
         let done = if kill { agent.kill() } else { agent.stop().expect_code(0) };
-        self.keep(&done);
-        self.seen.extend(done.whole_lines());
         self.did.push(if kill { "kill" } else { "stop" }.into());
+        self.saw(&done, !kill);
+    }
+
+    /// Collects what a run sent. `clean`: it was not killed.
+    fn saw(&mut self, done: &Done, clean: bool) {
+        self.keep(done);
+        let lines = done.whole_lines();
+        let mut numbers: Vec<u64> = lines.iter().filter_map(|line| number(line)).collect();
+        numbers.sort_unstable();
+        let again = ranges(numbers.iter().copied().filter(|n| self.settled.contains(n)));
+        assert!(again.is_empty(), "sent again after a run that ended cleanly: {again:?}");
+        let twice = ranges(numbers.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0]));
+        assert!(twice.is_empty(), "sent twice in one run: {twice:?}");
+        if clean {
+            self.settled.extend(numbers);
+        }
+        self.seen.extend(lines);
     }
 
     /// `SOAK_KEEP`: prints the agent's log and the lines it sent, to debug a seed.
@@ -169,9 +188,8 @@ impl Soak {
             last.wait_lines(missing(0));
         }
         pause(secs(4)); // unterminated ends of rotated files
-        let done = last.stop();
-        self.keep(&done);
-        self.seen.extend(done.expect_code(0).lines());
+        let done = last.stop().expect_code(0);
+        self.saw(&done, true);
         if self.day.is_some() {
             self.did.push("the last --once".into());
             let again = self.agent().arg("--once").run().expect_code(0).lines().len();
@@ -185,19 +203,12 @@ impl Soak {
             let at_most = totals["doubled_at_most"].as_u64();
             assert!(Some(doubled) <= at_most, "seed {seed}: {doubled} lines came twice, {at_most:?} at most");
         } else {
-            assert_eq!(doubled, 0, "seed {seed}: some came twice: {:?}", self.twice());
+            assert_eq!(doubled, 0, "seed {seed}: some came twice");
             let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
             // Rotated files that match the pattern are read independently.
             let any_order = self.late || self.day.is_some();
             assert!(any_order || order.is_none(), "seed {seed}: out of order at {order:?}");
         }
-    }
-
-    /// Numbers of the lines that were delivered more than once.
-    fn twice(&self) -> Vec<RangeInclusive<u64>> {
-        let mut numbers: Vec<u64> = self.seen.iter().filter_map(|line| number(line)).collect();
-        numbers.sort_unstable();
-        ranges(numbers.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0]))
     }
 
     /// Every written line was delivered, and nothing else.
@@ -209,7 +220,7 @@ impl Soak {
                 .arg(format!("rm -rf /tmp/keep; cp -a {} /tmp/keep", self.folder.root().display()))
                 .status();
         }
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for line in &self.seen {
             let number = number(line).filter(|n| Lines::new("f", 0..0).width(line.len()).line(*n) == *line);
             let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
@@ -270,10 +281,14 @@ fn soak(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
     }
 }
 
-/// The seeds to run: all, or the one in `LOGAGENT_SEED`.
+/// The seeds to run: these, or those of `LOGAGENT_SEED`: `n` or `n..m`.
 fn only(seeds: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let one = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
-    one.map_or(seeds, |s| s..s + 1)
+    let Ok(asked) = std::env::var("LOGAGENT_SEED") else { return seeds };
+    let seed = |text: &str| text.parse::<u64>().expect("LOGAGENT_SEED is n or n..m");
+    match asked.split_once("..") {
+        Some((from, to)) => seed(from)..seed(to),
+        None => seed(&asked)..seed(&asked) + 1,
+    }
 }
 
 /// Days with a pattern that matches rotated files too, several in parallel.
