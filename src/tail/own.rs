@@ -8,7 +8,7 @@ use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, is_young};
+use super::survey::{PathFile, Scope, SiblingAge};
 use super::{Halt, Start, Tail};
 use crate::record::{Identity, Point, StreamId};
 use std::fs::File;
@@ -295,7 +295,11 @@ impl Tail<'_> {
             }
             (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}
             (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) => {
-                return Ok(Some(if is_young(&look) { INCOMPLETE } else { Undecided::LATER }));
+                return Ok(Some(if self.known.unpacked.may_grow(&look) {
+                    INCOMPLETE
+                } else {
+                    Undecided::LATER
+                }));
             }
             (Some(FileVerdict::Wait(Wait::Incomplete)) | None, _) => return Ok(Some(INCOMPLETE)),
         }

@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How to treat the file at the tail's own path.
 #[derive(Clone, Copy)]
@@ -349,7 +348,7 @@ impl Peek for Contents<'_> {
                 let Some((file, look)) = self.opened(i)? else { return Ok(Length::Incomplete) };
                 Ok(match self.known.unpacked.end(&file, &look) {
                     Ok((size, _)) => Length::Bytes(size),
-                    Err(_) if is_young(&look) => Length::Incomplete,
+                    Err(_) if self.known.unpacked.may_grow(&look) => Length::Incomplete,
                     Err(_) => Length::Unknown,
                 })
             }
@@ -437,12 +436,6 @@ fn rewound<T>(file: &File, read: impl FnOnce(File) -> io::Result<T>) -> io::Resu
     let done = read(file.try_clone()?);
     rewind.rewind()?;
     done
-}
-
-/// Whether a file was written so recently that it may still be growing.
-pub(super) fn is_young(look: &Look) -> bool {
-    let written = UNIX_EPOCH + Duration::from_nanos(look.modified.max(0) as u64);
-    SystemTime::now().duration_since(written).is_ok_and(|age| age < Duration::from_secs(60))
 }
 
 /// The point that proves a file holds the stream's bytes: the position, or if that is 0, the end of the first range
