@@ -30,6 +30,8 @@ struct Soak {
     late: bool,
     /// The steps so far, shown when a check fails.
     did: Vec<String>,
+    /// One text for each run of the agent, shown when a check fails.
+    lives: Vec<String>,
     /// `Some`: rotated files match the pattern too.
     day: Option<Day>,
 }
@@ -54,6 +56,7 @@ impl Soak {
             settled,
             late: false,
             did,
+            lives: Vec::new(),
             day,
         };
         soak.agent = Some(soak.agent().start());
@@ -165,14 +168,12 @@ impl Soak {
         self.seen.extend(lines);
     }
 
-    /// `SOAK_KEEP`: prints the agent's log and the lines it sent, to debug a seed.
-    fn keep(&self, done: &Done) {
-        if std::env::var("SOAK_KEEP").is_ok() {
-            let sent: Vec<u64> = done.whole_lines().iter().filter_map(|l| number(l)).collect();
-            let offsets = std::fs::read_to_string(self.folder.path("state/offsets")).unwrap_or_default();
-            let last = self.did.last();
-            eprintln!("LIFE up to {last:?} sent {:?}\n{}\n{offsets}", ranges(sent), done.stderr);
-        }
+    /// What a run sent, its log and what it saved are shown when a check fails.
+    fn keep(&mut self, done: &Done) {
+        let sent = ranges(done.whole_lines().iter().filter_map(|l| number(l)));
+        let offsets = std::fs::read_to_string(self.folder.path("state/offsets")).unwrap_or_default();
+        let life = format!("{:?}: sent {sent:?}\n{}\n{offsets}", self.did.last(), done.stderr);
+        self.lives.push(life);
     }
 
     /// Checks that every line was delivered with its full content.
@@ -214,12 +215,6 @@ impl Soak {
     /// Every written line was delivered, and nothing else.
     #[track_caller]
     fn all_are_seen(&self, seed: u64) {
-        if std::env::var("SOAK_KEEP").is_ok() {
-            let _ = std::process::Command::new("sh")
-                .arg("-c")
-                .arg(format!("rm -rf /tmp/keep; cp -a {} /tmp/keep", self.folder.root().display()))
-                .status();
-        }
         let mut seen = HashSet::new();
         for line in &self.seen {
             let number = number(line).filter(|n| Lines::new("f", 0..0).width(line.len()).line(*n) == *line);
@@ -247,7 +242,8 @@ impl Drop for Soak {
                 .arg(self.folder.root())
                 .output();
             let list = list.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-            eprintln!("what was done: {:?} {}\n{list}", self.day, self.did.join(", "));
+            eprintln!("{}\n{list}", self.lives.join("\n"));
+            eprintln!("what was done: {:?} {}", self.day, self.did.join(", "));
         }
     }
 }
