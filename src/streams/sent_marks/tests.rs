@@ -170,7 +170,7 @@ fn what_was_sent_of_a_stream_that_was_never_saved() {
     // Killed; saved is only the first.
     let restart = |next| {
         let (air, found) = open(&path, "boot-1");
-        let unsaved = found.unsaved(next);
+        let unsaved = found.unsaved(next, &HashSet::new());
         air.retain(unsaved, |stream| stream == saved);
         (air, unsaved)
     };
@@ -189,7 +189,7 @@ fn what_was_sent_of_a_stream_that_was_never_saved() {
     assert_eq!(again(&air), 8, "it is new");
     // Killed when the opening was saved: 50..100 is known to the broker since the first run.
     let (air, found) = open(&path, "boot-1");
-    assert_eq!(found.unsaved(5), 0);
+    assert_eq!(found.unsaved(5, &HashSet::new()), 0);
     assert_eq!([2, 3, 4].map(|s| found.limits[&StreamId(s)]), [100, 30, 1000]);
     air.retain(0, |stream| stream.0 <= 3);
     let slot = air.take(StreamId(2), 50, 1000);
@@ -211,14 +211,14 @@ fn after_a_power_loss_a_new_file_is_in_doubt() {
     air.begin("boot-1", u64::MAX, std::iter::empty());
     let (air, found) = open(&path, "boot-2");
     assert!(found.trusted && found.stale);
-    air.begin("boot-2", found.unsaved(1), std::iter::empty());
+    air.begin("boot-2", found.unsaved(1, &HashSet::new()), std::iter::empty());
     let slot = air.take(S, 0, 100);
     slot.raise(0, 100, 10);
     slot.raise(100, 200, 10);
     air.take(StreamId(8), 70, 70).raise(70, 100, 3);
     assert_eq!(air.again(), 10, "what came since is not in doubt");
     air.first_scan_done();
-    assert_eq!(open(&path, "boot-2").1.unsaved(9), 0);
+    assert_eq!(open(&path, "boot-2").1.unsaved(9, &HashSet::new()), 0);
 }
 
 /// Power losses in a row, each of which leaves nothing but what was synced: every run sends the same 10 lines, and no save
@@ -285,7 +285,7 @@ fn fuzz_sent_marks() {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let (air, found) = SentMarks::open(file, "b", false).unwrap();
         let air = Arc::new(air);
-        air.begin("b", found.unsaved(4), found.limits.iter().map(|(s, l)| (*s, *l)));
+        air.begin("b", found.unsaved(4, &HashSet::new()), found.limits.iter().map(|(s, l)| (*s, *l)));
         air.take(StreamId(1), 50, 200).raise(50, 70, 3);
         air.resent(2);
         air.end();
