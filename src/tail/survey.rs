@@ -102,7 +102,6 @@ impl Tail<'_> {
             entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) });
         }
         let live = identity::look_at(&self.o.path).ok().flatten();
-        let streams: Vec<KnownStream> = entries.iter().map(|e| self.stream(e)).collect();
         let mut found = Vec::with_capacity(files.len());
         for candidate in &files {
             let Sibling { path, packed, look } = &candidate.sibling;
@@ -138,6 +137,7 @@ impl Tail<'_> {
             kept.push(candidate);
             kept_found.push(found);
         }
+        let streams: Vec<KnownStream> = entries.iter().map(|e| self.stream(e, &kept)).collect();
         let mut contents = Contents::new(self.known, &kept, &entries);
         let verdicts = assign(&streams, &kept_found, &mut contents)?;
         self.moved |= contents.moved;
@@ -212,7 +212,9 @@ impl Tail<'_> {
         Ok(files)
     }
 
-    fn stream(&self, e: &Entry) -> KnownStream {
+    fn stream(&self, e: &Entry, files: &[Candidate]) -> KnownStream {
+        let is_untouched = !e.finished && proof(e).offset == 0;
+        let at_path = || files.iter().position(|c| c.sibling.path == e.path);
         KnownStream {
             id: e.stream,
             identity: e.identity.clone(),
@@ -223,6 +225,7 @@ impl Tail<'_> {
             is_read: matches!(e.reader, StreamUse::Reading(_)),
             kin: siblings::are_kin(&e.path, &self.o.path),
             head: e.head.clone(),
+            at_path: if is_untouched { at_path() } else { None },
         }
     }
 }
