@@ -402,7 +402,7 @@ fn begins_alike(s: &KnownStream, i: usize, peek: &mut dyn Peek) -> io::Result<bo
 }
 
 /// A stream of which nothing was read has no bytes to recognize it by. If its file is missing, it most likely continues in a
-/// new file of the same length, but not in the one that replaced it at its path.
+/// new file of the same length, but never in the file that replaced it at its path.
 fn continue_untouched(
     streams: &[KnownStream],
     files: &[FolderFile],
