@@ -73,7 +73,7 @@ impl Pace {
     /// The queue was read and had events, or not. `pause`: not again before.
     pub fn was_read(&mut self, now: Instant, had_events: bool, pause: Duration, delay: Duration) {
         let by_the_clock = had_events && (self.busy || !delay.is_zero());
-        (self.read, self.pause) = (now, pause);
+        (self.read, self.pause) = (now, if had_events { pause } else { Duration::ZERO });
         (self.noticed, self.busy) = (now, by_the_clock);
         self.due = by_the_clock.then(|| now + pause.max(delay));
     }
@@ -114,6 +114,9 @@ mod tests {
         assert_eq!(run(|ms| ms == 500, Duration::ZERO), (vec![500], 1));
         let (reads, wakes) = run(|ms| ms % 10 == 0, Duration::ZERO);
         assert_eq!((reads.len(), wakes), (100, 100));
+        // After a burst, too.
+        let (reads, wakes) = run(|ms| ms < 100 || ms % 10 == 3, Duration::ZERO);
+        assert!(wakes <= reads.len() + 2 && reads.len() <= 110, "{reads:?} {wakes}");
         let (reads, wakes) = run(|_| true, Duration::ZERO);
         assert!((160..170).contains(&reads.len()) && wakes <= reads.len() + 2, "{reads:?} {wakes}");
     }

@@ -1,7 +1,7 @@
-//! Random days in the life of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals,
-//! stops, kills, pauses. Ten of them run daily, a hundred in the long form; the same number of days use a pattern that
-//! matches the rotated files as well. `LOGAGENT_SEED=n` or `LOGAGENT_SEED=n..m` runs only these seeds, as in
-//! `LOGAGENT_SEED=2003 cargo test --test it soak::rotated_files_that_match_too_with_stops`.
+//! Random histories of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals, stops,
+//! kills, pauses. Ten of them run every time, a hundred in the long form; the same number use a pattern that matches
+//! the rotated files as well. `SEED=n` or `SEED=n..m` runs only these seeds, as in `SEED=2003 cargo test --test it
+//! soak::rotated_files_that_match_too_with_stops`.
 
 mod rotated;
 
@@ -202,9 +202,12 @@ impl Soak {
         assert_eq!(totals["lost_bytes"].as_u64(), Some(0), "seed {seed}: {totals}");
         if self.kills {
             let at_most = totals["doubled_at_most"].as_u64();
-            assert!(Some(doubled) <= at_most, "seed {seed}: {doubled} lines came twice, {at_most:?} at most");
+            assert!(
+                Some(doubled) <= at_most,
+                "seed {seed}: {doubled} lines were delivered twice, {at_most:?} at most"
+            );
         } else {
-            assert_eq!(doubled, 0, "seed {seed}: some came twice");
+            assert_eq!(doubled, 0, "seed {seed}: some were delivered twice");
             let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
             // Rotated files that match the pattern are read independently.
             let any_order = self.late || self.day.is_some();
@@ -277,17 +280,17 @@ fn soak(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
     }
 }
 
-/// The seeds to run: these, or those of `LOGAGENT_SEED`: `n` or `n..m`.
+/// The seeds to run: these, or those of `SEED`: `n` or `n..m`.
 fn only(seeds: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let Ok(asked) = std::env::var("LOGAGENT_SEED") else { return seeds };
-    let seed = |text: &str| text.parse::<u64>().expect("LOGAGENT_SEED is n or n..m");
+    let Ok(asked) = std::env::var("SEED") else { return seeds };
+    let seed = |text: &str| text.parse::<u64>().expect("SEED is n or n..m");
     match asked.split_once("..") {
         Some((from, to)) => seed(from)..seed(to),
         None => seed(&asked)..seed(&asked) + 1,
     }
 }
 
-/// Days with a pattern that matches rotated files too, several in parallel.
+/// Histories with a pattern that matches rotated files too, several in parallel.
 fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: bool) {
     let next = std::sync::Mutex::new(only(seeds));
     let failed = std::sync::Mutex::new(Vec::new());
@@ -311,11 +314,11 @@ fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: 
     let failed = failed.into_inner().unwrap();
     assert!(
         failed.is_empty(),
-        "failed: LOGAGENT_SEED={failed:?} with this test's name tries one of them again"
+        "failed seeds: {failed:?}; SEED=n with this test's name runs one of them again"
     );
 }
 
-/// Days run in parallel; each mostly waits.
+/// Number of histories run in parallel; each mostly waits.
 const AT_ONCE: usize = 5;
 
 /// Fails when any rule of `follow::decide` is removed.
