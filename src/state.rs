@@ -160,7 +160,9 @@ fn open_marks(
     marks.count_from(counts);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);
     let ids: HashSet<StreamId> = unfinished().map(|s| s.stream).collect();
-    let unsaved = found.unsaved(saved.next_stream);
+    let is_untouched = |s: &&SavedStream| s.at.offset == 0 && s.beyond.is_empty();
+    let untouched = unfinished().filter(is_untouched).map(|s| s.stream).collect();
+    let unsaved = found.unsaved(saved.next_stream, &untouched);
     if found.stale || fell_back {
         let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
         let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };

@@ -246,6 +246,35 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
     }
 }
 
+/// A kill after a stream's opening was saved, but none of its acknowledgements. The next run finds other bytes in the file, and
+/// those that were sent in a copy, which it cannot recognize. Fails when they are not counted as sent again, or all new files
+/// are doubted although the saved position identifies the bytes.
+#[test]
+fn doubled_lines_of_a_stream_saved_at_its_beginning_are_counted() {
+    for (acked, doubled) in [(0, 80), (30, 0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        let bench = Bench::start(options(dir.path()));
+        let progress = bench.open(1, 0, 100);
+        Bench::send(&progress, 0, 80);
+        if acked > 0 {
+            bench.ack(1, 0, acked);
+        }
+        bench.flush();
+        for name in ["offsets", "air"] {
+            fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+        }
+        bench.stop().unwrap();
+        let bench = Bench::start(options(copy.path()));
+        assert_eq!(bench.saved.streams[0].at.offset, acked);
+        let progress = bench.open(2, 0, 100);
+        Bench::send(&progress, 0, 80);
+        assert_eq!(bench.board.doubled_at_most(), doubled, "saved at {acked}");
+        bench.ack(2, 0, 80);
+        bench.stop().unwrap();
+    }
+}
+
 /// Fails when a failed save ends the thread, is not shown, or is not retried.
 #[test]
 fn a_failing_disk_is_reported_and_retried() {

@@ -8,7 +8,8 @@
 //!
 //! A stream opened after the last save is unknown to the next run, which assigns the file a new stream. Nothing links
 //! the two, so the highest mark of all unsaved streams applies to every stream opened before the first scan of the
-//! patterns is over, capped by the size of its file. This limit is written to the file's header before the old marks
+//! patterns is over, capped by the size of its file. The same holds for a stream saved at position 0: if its file is
+//! copied or compressed before the next run, nothing tells that its bytes are that stream's. This limit is written to the file's header before the old marks
 //! are freed, and stays until each new stream has it in a mark of its own, so a second crash in between does not lose
 //! it. Files that were created just before the crash and cannot be opened by then are not counted.
 //!
@@ -32,7 +33,7 @@
 //! and a power loss overstates this run's count by at most a factor of two.
 
 use crate::record::StreamId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -98,7 +99,7 @@ struct Places {
     free: Vec<u64>,
     /// Number of slots in the file.
     len: u64,
-    /// An earlier run may have sent up to here from a file whose stream starts now.
+    /// See [`FoundMarks::unsaved`].
     unsaved: u64,
 }
 
@@ -151,9 +152,11 @@ impl FoundMarks {
         counts
     }
 
-    /// The highest limit of streams that were never saved; `next` is the first such stream id.
-    pub fn unsaved(&self, next: u64) -> u64 {
-        let limits = self.limits.iter().filter(|(stream, _)| stream.0 >= next).map(|(_, limit)| *limit);
+    /// The highest limit of streams whose bytes the next run may read as a new stream: those that were never saved
+    /// (`next` is the first such stream id), and the `untouched`, saved before anything was acknowledged.
+    pub fn unsaved(&self, next: u64, untouched: &HashSet<StreamId>) -> u64 {
+        let is_it = |stream: &StreamId| stream.0 >= next || untouched.contains(stream);
+        let limits = self.limits.iter().filter(|(stream, _)| is_it(stream)).map(|(_, limit)| *limit);
         limits.fold(self.unsaved, u64::max)
     }
 }

@@ -26,6 +26,8 @@ pub struct KnownStream {
     pub kin: bool,
     /// The first bytes, as far as they are known.
     pub head: Vec<u8>,
+    /// The listed file that is at its path now, by index.
+    pub at_path: Option<usize>,
 }
 
 /// A file as it was listed.
@@ -400,7 +402,7 @@ fn begins_alike(s: &KnownStream, i: usize, peek: &mut dyn Peek) -> io::Result<bo
 }
 
 /// A stream of which nothing was read has no bytes to recognize it by. If its file is missing, it most likely continues in a
-/// new file of the same length.
+/// new file of the same length, but never in the file that replaced it at its path.
 fn continue_untouched(
     streams: &[KnownStream],
     files: &[FolderFile],
@@ -425,7 +427,9 @@ fn continue_untouched(
                 FileVerdict::Old => exactly,
                 _ => false,
             };
-            let fits = |(_, s): &(usize, &&KnownStream)| s.size == length || s.size < length && !exactly;
+            let fits = |(_, s): &(usize, &&KnownStream)| {
+                (s.size == length || s.size < length && !exactly) && s.at_path != Some(i)
+            };
             let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, s)| s.size);
             if let Some((n, s)) = likely.map(|(n, s)| (n, *s)).filter(|_| may_be) {
                 verdicts[i] = FileVerdict::Continues(s.id);

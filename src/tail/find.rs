@@ -191,7 +191,7 @@ impl Tail<'_> {
             Packed::Plain if !has_bytes_of(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
             Packed::Gzip
-                if super::survey::is_young(&look) && self.known.unpacked.end(&file, &look).is_err() =>
+                if self.known.unpacked.end(&file, &look).is_err() && self.known.unpacked.may_grow(&look) =>
             {
                 return Ok(false);
             }

@@ -8,7 +8,7 @@ use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, is_young};
+use super::survey::{PathFile, Scope, SiblingAge};
 use super::{Halt, Start, Tail};
 use crate::record::{Identity, Point, StreamId};
 use std::fs::File;
@@ -76,10 +76,12 @@ impl Tail<'_> {
             let asked = PathFile::Asked { file: &file, look: &look, rewritten };
             let survey = tail.survey(asked, tail.scope(), SiblingAge::Any)?;
             verdict = survey.of(&look.identity);
-            // A file that replaces one read under this path does not count as its copy: a replaced log is read from the
-            // beginning, unless it is the copy of a file that was truncated a moment ago.
-            let is_own_rest = |v| matches!(v, FileVerdict::Continues(_)) && !tail.first;
-            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
+            // A replaced log is read from the beginning, also if it starts with the lines of the file before. But if that
+            // file still exists with other bytes, it was truncated (copytruncate), and this is the copy.
+            let is_own_rest = |v, e: &Entry| {
+                matches!(v, FileVerdict::Continues(_)) && (!tail.first || e.identity == Identity::default())
+            };
+            let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v, e));
             if follows_another && !verdict.is_some_and(is_of_other) {
                 verdict = Some(FileVerdict::New);
             }
@@ -288,7 +290,11 @@ impl Tail<'_> {
             }
             (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}
             (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) => {
-                return Ok(Some(if is_young(&look) { INCOMPLETE } else { Undecided::LATER }));
+                return Ok(Some(if self.known.unpacked.may_grow(&look) {
+                    INCOMPLETE
+                } else {
+                    Undecided::LATER
+                }));
             }
             (Some(FileVerdict::Wait(Wait::Incomplete)) | None, _) => return Ok(Some(INCOMPLETE)),
         }

@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How to treat the file at the tail's own path.
 #[derive(Clone, Copy)]
@@ -103,7 +102,6 @@ impl Tail<'_> {
             entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) });
         }
         let live = identity::look_at(&self.o.path).ok().flatten();
-        let streams: Vec<KnownStream> = entries.iter().map(|e| self.stream(e)).collect();
         let mut found = Vec::with_capacity(files.len());
         for candidate in &files {
             let Sibling { path, packed, look } = &candidate.sibling;
@@ -139,6 +137,7 @@ impl Tail<'_> {
             kept.push(candidate);
             kept_found.push(found);
         }
+        let streams: Vec<KnownStream> = entries.iter().map(|e| self.stream(e, &kept)).collect();
         let mut contents = Contents::new(self.known, &kept, &entries);
         let verdicts = assign(&streams, &kept_found, &mut contents)?;
         self.moved |= contents.moved;
@@ -213,7 +212,9 @@ impl Tail<'_> {
         Ok(files)
     }
 
-    fn stream(&self, e: &Entry) -> KnownStream {
+    fn stream(&self, e: &Entry, files: &[Candidate]) -> KnownStream {
+        let is_untouched = !e.finished && proof(e).offset == 0;
+        let at_path = || files.iter().position(|c| c.sibling.path == e.path);
         KnownStream {
             id: e.stream,
             identity: e.identity.clone(),
@@ -224,6 +225,7 @@ impl Tail<'_> {
             is_read: matches!(e.reader, StreamUse::Reading(_)),
             kin: siblings::are_kin(&e.path, &self.o.path),
             head: e.head.clone(),
+            at_path: if is_untouched { at_path() } else { None },
         }
     }
 }
@@ -351,7 +353,7 @@ impl Peek for Contents<'_> {
                 let Some((file, look)) = self.opened(i)? else { return Ok(Length::Incomplete) };
                 Ok(match self.known.unpacked.end(&file, &look) {
                     Ok((size, _)) => Length::Bytes(size),
-                    Err(_) if is_young(&look) => Length::Incomplete,
+                    Err(_) if self.known.unpacked.may_grow(&look) => Length::Incomplete,
                     Err(_) => Length::Unknown,
                 })
             }
@@ -439,12 +441,6 @@ fn rewound<T>(file: &File, read: impl FnOnce(File) -> io::Result<T>) -> io::Resu
     let done = read(file.try_clone()?);
     rewind.rewind()?;
     done
-}
-
-/// Whether a file was written so recently that it may still be growing.
-pub(super) fn is_young(look: &Look) -> bool {
-    let written = UNIX_EPOCH + Duration::from_nanos(look.modified.max(0) as u64);
-    SystemTime::now().duration_since(written).is_ok_and(|age| age < Duration::from_secs(60))
 }
 
 /// The point that proves a file holds the stream's bytes: the position, or if that is 0, the end of the first range

@@ -1,5 +1,5 @@
 //! Caches the contents of compressed files: their length, their first bytes, and the marks at requested offsets. Each file
-//! is decompressed as rarely as possible: once for its end, and once for all offsets.
+//! is decompressed as rarely as possible: once for its end, and once for all offsets. Remembers when they last changed, too.
 
 use super::gz::Gz;
 use super::identity::Look;
@@ -8,12 +8,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Keyed by identity, size and modification time.
 #[derive(Debug, Default)]
-pub struct UnpackedCache(Mutex<HashMap<AsItWas, UnpackedFile>>);
+pub struct UnpackedCache {
+    contents: Mutex<HashMap<AsItWas, UnpackedFile>>,
+    changes: Mutex<HashMap<Identity, LastChange>>,
+}
 
+/// Identity, size and modification time.
 type AsItWas = (Identity, u64, i64);
+
+#[derive(Debug)]
+struct LastChange {
+    size: u64,
+    modified: i64,
+    /// `None`: before the first look, and long ago.
+    at: Option<Instant>,
+}
 
 #[derive(Clone, Debug)]
 struct UnpackedFile {
@@ -26,9 +38,12 @@ struct UnpackedFile {
 /// Maximum number of files to remember.
 const MOST: usize = 1024;
 
+/// A file that has not changed for this long is no longer being compressed.
+const GROWS: Duration = Duration::from_secs(60);
+
 impl UnpackedCache {
     fn lock(&self) -> MutexGuard<'_, HashMap<AsItWas, UnpackedFile>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember(&self, look: &Look, content: UnpackedFile) {
@@ -78,6 +93,29 @@ impl UnpackedCache {
             return Ok(content.head);
         }
         Ok(self.look_into(file, look, content, span, also)?.head)
+    }
+
+    /// Whether the file was written so recently that it may still be growing. The wall clock only decides at the first look,
+    /// because it may be set at any time, and a file server has its own: a time in the future counts as recent.
+    pub fn may_grow(&self, look: &Look) -> bool {
+        self.may_grow_at(look, Instant::now(), SystemTime::now())
+    }
+
+    fn may_grow_at(&self, look: &Look, now: Instant, wall: SystemTime) -> bool {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.len() >= MOST && !changes.contains_key(&look.identity) {
+            changes.clear();
+        }
+        let Look { size, modified, .. } = *look;
+        let change = changes.entry(look.identity.clone()).or_insert_with(|| {
+            let written = UNIX_EPOCH + Duration::from_nanos(modified.max(0) as u64);
+            let is_old = wall.duration_since(written).is_ok_and(|age| age >= GROWS);
+            LastChange { size, modified, at: (!is_old).then_some(now) }
+        });
+        if (change.size, change.modified) != (size, modified) {
+            *change = LastChange { size, modified, at: Some(now) };
+        }
+        change.at.is_some_and(|at| now.duration_since(at) < GROWS)
     }
 
     fn look_into(
@@ -136,5 +174,39 @@ mod tests {
             assert_eq!(mark, Some(Mark::of(&content[..offset as usize])), "{offset}");
         }
         assert_eq!(unpacked.mark(&file, &look, content.len() as u64 + 1, &also).unwrap(), None);
+    }
+
+    /// A `.gz` is being compressed, and the wall clock is set meanwhile. Fails when its age is taken from the wall clock at
+    /// each look: set back, the file looked damaged, and what was still to come was lost.
+    #[test]
+    fn the_age_of_a_file_outlives_a_set_clock() {
+        let secs = Duration::from_secs;
+        let (start, noon) = (Instant::now(), UNIX_EPOCH + secs(1_800_000_000));
+        let at = |modified: SystemTime, size| Look {
+            size,
+            modified: modified.duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64,
+            ..identity::look_at(std::path::Path::new("/")).unwrap().unwrap()
+        };
+        for (wall, modified, name) in [
+            (noon, noon - secs(1), "a right clock"),
+            (noon - secs(3600), noon, "set back before the first look"),
+        ] {
+            let cache = UnpackedCache::default();
+            for (age, wall, may_grow) in [
+                (0, wall, true),
+                (30, wall + secs(30), true),
+                (31, wall - secs(3600), true),
+                (32, wall + secs(86_400), true),
+                (60, wall - secs(3600), false),
+            ] {
+                let is = cache.may_grow_at(&at(modified, 7), start + secs(age), wall);
+                assert_eq!(is, may_grow, "{name}: after {age} s");
+            }
+            let grown = at(modified, 8);
+            assert!(cache.may_grow_at(&grown, start + secs(70), wall + secs(86_400)), "{name}: it grew");
+            assert!(!cache.may_grow_at(&grown, start + secs(130), wall), "{name}: and then no more");
+        }
+        let cache = UnpackedCache::default();
+        assert!(!cache.may_grow_at(&at(noon - secs(60), 7), start, noon), "an old file is not waited for");
     }
 }

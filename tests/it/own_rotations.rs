@@ -39,7 +39,11 @@ impl Case {
     }
 
     fn agent(&self) -> Setup {
-        let run = format!("run --output stdout --from {} --state-dir state", self.start);
+        self.agent_to("stdout")
+    }
+
+    fn agent_to(&self, output: &str) -> Setup {
+        let run = format!("run --output {output} --from {} --state-dir state", self.start);
         self.folder.agent(run.split(' ').chain(self.follow.iter().map(String::as_str)))
     }
 
@@ -594,6 +598,29 @@ fn copytruncate_while_down_to_names_that_the_pattern_matches() {
     });
 }
 
+/// Copied and truncated while no agent runs, and then copy and original swap their names. Fails when a file at the log's name
+/// is taken for a replaced log, which is read from the beginning, although the log itself still exists, truncated.
+#[test]
+fn copytruncate_while_down_and_names_swapped() {
+    let all = COPIES.into_iter().flat_map(|c| [(c, false), (c, true)]);
+    each(all, |&((pattern, live, copies), empty)| {
+        let mut case = Case::new([pattern]);
+        case.write(live);
+        case.once();
+        case.write(live);
+        case.copy_and_truncate(live, copies[0]);
+        if !empty {
+            case.write(live);
+        }
+        case.folder.rename(live, "logs/.aside");
+        case.folder.rename(copies[0], live);
+        case.folder.rename("logs/.aside", copies[0]);
+        case.write(live);
+        case.once();
+        case.finish();
+    });
+}
+
 /// The copy takes time, and the truncation comes later still. Fails when a copy is recognized by its first bytes only, or by
 /// its current end while it grows.
 #[test]
@@ -683,6 +710,32 @@ fn killed_around_a_matched_copy() {
             Delivered::of(&case.seen).assert_at_least_once(&[&Lines::new("f", 0..case.next)]) as u64;
         let totals = status_json(&case.folder, &case.folder.path("state"))["totals"].clone();
         assert!(doubled <= totals["doubled_at_most"].as_u64().unwrap(), "{doubled} doubled: {totals}");
+    });
+}
+
+/// Killed before anything was acknowledged, then rotated, compressed, and followed by a longer log: nothing was read, so only
+/// lengths tell where the file is. Fails when the new log is taken for it: its lines then count as lost, although they are sent
+/// from the `.gz`.
+#[test]
+fn killed_before_the_first_acknowledgement_and_compressed() {
+    // Tails start in the order of names.
+    let names = ["logs/f.1.log", "logs/f.log.1", "logs/f-20260101.log", "logs/f.log-20260101"];
+    each(names, |&rotated| {
+        let (mut case, live) = (Case::new(["logs/f*"]), "logs/f.log");
+        case.write(live);
+        let nowhere = ["--brokers", "127.0.0.1:1", "--topic", "t"];
+        let mut agent = nowhere.iter().fold(case.agent_to("kafka"), Setup::arg).start();
+        wait_until(FEW_SECONDS, "the opening is saved", || {
+            let saved = std::fs::read_to_string(case.folder.path("state/offsets"));
+            saved.is_ok_and(|text| text.contains("stream 1 at=0:"))
+        });
+        agent.kill();
+        case.write(live);
+        case.folder.rename(live, rotated);
+        case.pack("gzip", rotated);
+        (0..3).for_each(|_| case.write(live));
+        case.once();
+        case.finish();
     });
 }
 

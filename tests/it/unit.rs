@@ -60,3 +60,27 @@ fn limits_match_the_program() {
     assert!(program.contains(&format!("const ROOM: usize = {};", number("FileDescriptorStoreMax"))));
     assert_eq!(value("RestartPreventExitStatus"), "64 78");
 }
+
+/// The drop-in that the unit's comment suggests for logs that group `adm` cannot read. Fails when systemd rejects a key of it,
+/// or when the secrets that every machine has could be followed through a link.
+#[test]
+fn suggested_capability_hides_the_usual_secrets() {
+    let folder = Folder::new();
+    let text = std::fs::read_to_string(unit(&folder)).unwrap();
+    let suggested = text.lines().skip_while(|line| *line != "#   [Service]").skip(1);
+    let keys: Vec<&str> = suggested.map_while(|line| line.strip_prefix("#   ")).collect();
+    assert!(keys.contains(&"AmbientCapabilities=CAP_DAC_READ_SEARCH"), "{keys:?}");
+    let hidden: Vec<&str> = keys
+        .iter()
+        .filter_map(|key| key.strip_prefix("InaccessiblePaths="))
+        .flat_map(|p| p.split(' '))
+        .collect();
+    for secret in ["/etc/shadow", "/etc/gshadow", "/etc/ssh", "/etc/ssl/private", "/etc/krb5.keytab", "/root"]
+    {
+        // A path that does not exist is no error.
+        assert!(hidden.contains(&format!("-{secret}").as_str()), "{secret} is not in {hidden:?}");
+    }
+    let unit = folder.write("logagent.service", format!("{text}\n[Service]\n{}\n", keys.join("\n")));
+    let (_, said) = analyze(&["verify", "--man=no", &unit.display().to_string()]);
+    assert!(!said.contains("logagent"), "{said}");
+}

@@ -171,7 +171,7 @@ fn sent_lines_of_a_stream_that_was_never_saved() {
     // Killed; only the first is saved.
     let restart = |next| {
         let (marks, found) = open(&path, "boot-1");
-        let unsaved = found.unsaved(next);
+        let unsaved = found.unsaved(next, &HashSet::new());
         marks.retain(unsaved, |stream| stream == saved);
         (marks, unsaved)
     };
@@ -190,7 +190,7 @@ fn sent_lines_of_a_stream_that_was_never_saved() {
     assert_eq!(again(&marks), 8, "it is new");
     // Killed after the opening was saved: the broker has had 50..100 since the first run.
     let (marks, found) = open(&path, "boot-1");
-    assert_eq!(found.unsaved(5), 0);
+    assert_eq!(found.unsaved(5, &HashSet::new()), 0);
     assert_eq!([2, 3, 4].map(|s| found.limits[&StreamId(s)]), [100, 30, 1000]);
     marks.retain(0, |stream| stream.0 <= 3);
     let slot = marks.take(StreamId(2), 50, 1000);
@@ -212,14 +212,14 @@ fn after_a_power_loss_a_new_file_is_in_doubt() {
     marks.begin("boot-1", u64::MAX, std::iter::empty());
     let (marks, found) = open(&path, "boot-2");
     assert!(found.trusted && found.stale);
-    marks.begin("boot-2", found.unsaved(1), std::iter::empty());
+    marks.begin("boot-2", found.unsaved(1, &HashSet::new()), std::iter::empty());
     let slot = marks.take(S, 0, 100);
     slot.raise(0, 100, 10);
     slot.raise(100, 200, 10);
     marks.take(StreamId(8), 70, 70).raise(70, 100, 3);
     assert_eq!(marks.again(), 10, "what came since is not in doubt");
     marks.first_scan_done();
-    assert_eq!(open(&path, "boot-2").1.unsaved(9), 0);
+    assert_eq!(open(&path, "boot-2").1.unsaved(9, &HashSet::new()), 0);
 }
 
 /// Consecutive power losses, after which only synced data remains: every run sends the same 10 lines, and no save is
@@ -286,7 +286,7 @@ fn fuzz_sent_marks() {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let (marks, found) = SentMarks::open(file, "b", false).unwrap();
         let marks = Arc::new(marks);
-        marks.begin("b", found.unsaved(4), found.limits.iter().map(|(s, l)| (*s, *l)));
+        marks.begin("b", found.unsaved(4, &HashSet::new()), found.limits.iter().map(|(s, l)| (*s, *l)));
         marks.take(StreamId(1), 50, 200).raise(50, 70, 3);
         marks.resent(2);
         marks.end();

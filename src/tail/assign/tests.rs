@@ -37,6 +37,7 @@ fn stream(id: u64, read: &[u8], own: Option<&[u8]>) -> Known {
         is_read: true,
         kin: true,
         head: read[..read.len().min(Mark::SPAN)].to_vec(),
+        at_path: None,
     };
     Known { stream, own: own.map(<[u8]>::to_vec) }
 }
@@ -53,6 +54,10 @@ impl Known {
     }
     fn of_another_log(mut self) -> Known {
         self.stream.kin = false;
+        self
+    }
+    fn replaced_by(mut self, file: usize) -> Known {
+        self.stream.at_path = Some(file);
         self
     }
     fn with_size(mut self, size: usize) -> Known {
@@ -418,6 +423,12 @@ fn untouched() {
             vec![missing(1, a.len())],
             vec![gz(3, &a), file(2, &a)],
             vec![COPY(1), CONTINUES(1)],
+        ),
+        (
+            "compressed, and replaced by an even longer log",
+            vec![missing(1, 100).replaced_by(0)],
+            vec![file(2, &b), gz(3, &a)],
+            vec![New, CONTINUES(1)],
         ),
         ("the log is intact", vec![stream(1, b"", Some(&a))], vec![file(2, &a)], vec![COPY(1)]),
         (

@@ -2,6 +2,7 @@
 //! them, and exactly-once. `tests/run --long versions`; `LOGAGENT_KAFKA=3.5.2,4.0.2` limits it to these releases.
 
 use crate::exactly_once::announced;
+use crate::harness::page::{between, text};
 use crate::harness::*;
 use crate::versions::{Pipeline, Way};
 
@@ -67,6 +68,21 @@ fn survive(release: &'static str, ways: &[Way]) -> Vec<(Way, Verdict, u64)> {
         (pipeline.way, verdict, announced(&status))
     };
     pipelines.into_iter().map(measure).collect()
+}
+
+/// Fails when README or logagent(1) claim a test with other releases than these.
+#[test]
+fn documents_name_these_releases() {
+    let tested = |way: Way| {
+        let mut with = RELEASES.iter().filter(|(_, ways)| ways.contains(&way)).map(|(release, _)| release);
+        let first = with.next().unwrap();
+        format!("(tested with {first} to {})", with.next_back().unwrap())
+    };
+    for (document, ways) in [("README.md", &[Classic, Modern][..]), ("systemd/logagent.1", &[ExactlyOnce])] {
+        let claimed: Vec<String> =
+            between(&text(document), "(tested with ", ')').map(|c| format!("(tested with {c})")).collect();
+        assert_eq!(claimed, ways.iter().copied().map(tested).collect::<Vec<_>>(), "{document}");
+    }
 }
 
 /// Fails when a line is missing or changed, when exactly-once stores one twice, or when more are doubled than `status` says.

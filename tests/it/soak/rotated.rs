@@ -102,8 +102,7 @@ impl Soak {
         }
         self.did.push("--once".into());
         let done = self.agent().arg("--once").run().expect_code(0);
-        self.keep(&done);
-        self.seen.extend(done.lines());
+        self.saw(&done, true);
         self.all_are_seen(seed);
     }
 
