@@ -1,5 +1,5 @@
 //! Kafka services that differ from Apache Kafka: what they lack, and where they close the connection. What the Java
-//! producer would do stands at each test.
+//! producer (4.0, `org.apache.kafka.clients`) does stands at each test, with the method that does it.
 
 use crate::harness::*;
 
@@ -36,8 +36,10 @@ fn delivers(kafka: &Scripted, how: &str) -> Done {
     done
 }
 
-/// Event Hubs answers 49 forever once it has mixed a producer up, others answer transactional codes. The Java producer
-/// fails the batch with them. Fails when the agent keeps its producer id, or stalls.
+/// Event Hubs answers 49 forever once it has mixed a producer up, others answer transactional codes. Java: only 51 is
+/// retriable (`TransactionManager.canRetry`), until `delivery.timeout.ms`; `Sender.failBatch` drops the batch, then
+/// `TransactionManager.handleFailedBatch` raises the epoch but keeps the producer id, so the next batch fails too.
+/// Fails when the agent keeps its producer id, or stalls.
 #[test]
 fn a_refused_producer_id_is_replaced() {
     for code in [22, 48, 49, 51, 52, 120] {
@@ -53,8 +55,9 @@ fn a_refused_producer_id_is_replaced() {
     }
 }
 
-/// OCI Streaming and old gateways have no InitProducerId; the Java producer fails, unless idempotence is turned off. Fails
-/// when nothing is sent, several requests are in flight, acks are weakened, it is not said once, or status is silent; and
+/// OCI Streaming and old gateways have no InitProducerId. Java: `NodeApiVersions.latestUsableVersion` throws, the handler
+/// (`TransactionManager.TxnRequestHandler.onComplete`) turns that into a fatal error, and every `send` fails until
+/// `enable.idempotence=false` is set. Fails when nothing is sent, several requests are in flight, acks are weakened, it is not said once, or status is silent; and
 /// when exactly-once sends anything.
 #[test]
 fn without_producer_ids_batches_go_one_at_a_time() {
@@ -97,7 +100,8 @@ fn without_producer_ids_batches_go_one_at_a_time() {
     agent.stop();
 }
 
-/// Event Hubs takes gzip only. The Java producer fails each batch. Fails when the next codec is not tried, lines go
+/// Event Hubs takes gzip only. Java: UnsupportedCompressionTypeException is not retriable, `Sender.failBatch` drops each
+/// batch. Fails when the next codec is not tried, lines go
 /// uncompressed where gzip would do, or a batch is sent again in a refused codec.
 #[test]
 fn another_codec_is_used_where_one_is_refused() {
@@ -118,7 +122,9 @@ fn another_codec_is_used_where_one_is_refused() {
     }
 }
 
-/// Some gateways hang up on an ApiVersions version that they do not know. The Java producer reconnects forever. Fails when
+/// Some gateways hang up on an ApiVersions version that they do not know. Java: only an answer with error 35 makes it ask
+/// for a lower one (`NetworkClient.handleApiVersionsResponse`); `handleConnections` asks each new connection for the
+/// newest, so it reconnects without end. Fails when
 /// version 0 is not tried on the next connection.
 #[test]
 fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
@@ -132,7 +138,9 @@ fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
     }
 }
 
-/// Older Redpanda and kfake list transactional producers only; the Java producer does not ask. Fails when the agent, right
+/// Older Redpanda and kfake list transactional producers only. Java: the producer never asks (only
+/// `KafkaAdminClient.describeProducers` does); after a restart it has another producer id and stores again what was in
+/// flight. Fails when the agent, right
 /// after a stored batch, does not notice that its own id is missing, or claims it where it is not.
 #[test]
 fn exactly_once_says_when_the_broker_does_not_list_it() {
@@ -164,8 +172,10 @@ fn exactly_once_says_when_the_broker_does_not_list_it() {
     }
 }
 
-/// Event Hubs, and Kafka with this limit, close the connection on a request above it; the Java producer has the same limit
-/// only by its defaults. Fails when any mix of batches, partitions, keys and formats makes a larger one.
+/// Event Hubs, and Kafka with this limit, close the connection on a request above it. Java:
+/// `RecordAccumulator.drainBatchesForOneNode` fills a request up to `max.request.size` = 1,048,576 bytes, headers not
+/// counted; the cut connection is a NETWORK_EXCEPTION (`Sender.handleProduceResponse`), and the same batches are sent
+/// again until `delivery.timeout.ms` drops them. Fails when any mix of batches, partitions, keys and formats makes a larger one.
 #[test]
 fn no_request_is_larger_than_the_broker_takes() {
     let broker = Broker::own_with(Version::V39, &["socket.request.max.bytes=1046528"]);
