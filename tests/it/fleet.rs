@@ -163,22 +163,33 @@ fn broker_returns(size: usize, outage: std::time::Duration, settings: &[&str]) {
             "#".repeat((failed + accepted) as usize / 4)
         );
     }
+    // From the tenth second of the outage on. Too few agents leave some seconds empty by chance.
+    let steady: Vec<u64> = each_second.range(stopped + 10..at - 1).map(|(_, n)| n.iter().sum()).collect();
+    let mean = steady.iter().sum::<u64>() / steady.len().max(1) as u64;
+    let even = steady.iter().all(|n| (mean / 2..=mean * 2).contains(n));
+    assert!(even || size < 100, "the attempts come in step: {steady:?}");
     assert!(took < secs(60), "{took:?}");
     assert!(*won <= 3, "{in_vain:?}");
 }
 
-/// Fails when attempts are not resumed within seconds of the broker's return, or come in step.
+/// The short form. Fails when an agent gives up, waits longer than seconds, or loses a line.
 #[test]
 fn twenty_agents_find_their_broker_again() {
-    broker_returns(20, secs(8), &[]);
+    broker_returns(20, secs(5), &[]);
 }
 
+/// Fails when attempts come in step during the outage, or an agent is delayed after it. Java: each producer comes again
+/// after 1 s ± 20 % (`ClusterConnectionStates`, `reconnect.backoff.max.ms`), and drops lines after `delivery.timeout.ms`.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn fleet_of_200() {
     broker_returns(200, secs(60), &[]);
 }
 
+/// Kafka's limit (KIP-612) delays: `ConnectionQuotas.waitForConnectionSlot` lets the acceptor sleep, connections wait in
+/// the listen backlog (`socket.listen.backlog.size` = 50), and beyond that the kernel drops their SYNs. The listener's own
+/// limit is set, as the one of the whole broker does not apply to the listener between brokers. Fails when an agent gives
+/// up too soon and so uses up the limit, or tries so often that others are kept out.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn fleet_of_200_with_a_limited_rate_of_connections() {
