@@ -47,7 +47,8 @@ impl Backoff {
     pub const QUICK: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 
     /// The wait after the `attempt`-th failure in a row, counted from 1: anywhere between half of `first` and the whole
-    /// of the doubled wait (full jitter), so that the attempts of a fleet come evenly from the first seconds on.
+    /// of the doubled wait (full jitter), so that the attempts of a fleet come evenly. With ±20 % instead, 200 agents
+    /// whose broker was down were in step for half a minute, with 24 to 162 attempts a second.
     pub fn pause(self, attempt: u32, rng: &mut Rng) -> Duration {
         let whole = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.most);
         let least = self.first / 2;
