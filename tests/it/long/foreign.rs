@@ -80,12 +80,3 @@ fn foreign_librdkafka_mock() {
     each_codec(&server);
     refuses_exactly_once(&server, EXACTLY_ONCE, "DescribeProducers");
 }
-
-/// Tansu, in memory. Fails when a line is lost or doubled, or when exactly-once sends anything.
-#[test]
-#[ignore = "long form: tests/run --long"]
-fn foreign_tansu() {
-    let server = Foreign::start("tansu", &[&CODECS[..], &[EXACTLY_ONCE]].concat());
-    each_codec(&server);
-    refuses_exactly_once(&server, EXACTLY_ONCE, "exactly-once");
-}
