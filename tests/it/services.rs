@@ -51,14 +51,14 @@ fn a_refused_producer_id_is_replaced() {
             );
         let done = delivers(&kafka, "driver = \"modern\"");
         assert!(kafka.count(Api::InitProducerId) > 1, "{code}: the id stays: {}", done.stderr);
-        assert!(done.stderr.contains("cannot be used any longer"), "{code}: {}", done.stderr);
+        assert!(done.stderr.contains("can no longer be used"), "{code}: {}", done.stderr);
     }
 }
 
 /// OCI Streaming and old gateways have no InitProducerId. Java: `NodeApiVersions.latestUsableVersion` throws, the handler
 /// (`TransactionManager.TxnRequestHandler.onComplete`) turns that into a fatal error, and every `send` fails until
-/// `enable.idempotence=false` is set. Fails when nothing is sent, several requests are in flight, acks are weakened, it is not said once, or status is silent; and
-/// when exactly-once sends anything.
+/// `enable.idempotence=false` is set. Fails when nothing is sent, several requests are in flight, acks are weakened, it is
+/// not logged once, or status does not show it; and when exactly-once sends anything.
 #[test]
 fn without_producer_ids_batches_go_one_at_a_time() {
     const WITHOUT: [(i16, i16, i16); 4] = [(0, 0, 9), (1, 0, 11), (3, 0, 9), (18, 0, 3)];
@@ -101,8 +101,8 @@ fn without_producer_ids_batches_go_one_at_a_time() {
 }
 
 /// Event Hubs takes gzip only. Java: UnsupportedCompressionTypeException is not retriable, `Sender.failBatch` drops each
-/// batch. Fails when the next codec is not tried, lines go
-/// uncompressed where gzip would do, or a batch is sent again in a refused codec.
+/// batch. Fails when the next codec is not tried, lines go uncompressed where gzip would do, or a batch is sent again in a
+/// refused codec.
 #[test]
 fn another_codec_is_used_where_one_is_refused() {
     for (configured, refused, want) in [
@@ -124,10 +124,9 @@ fn another_codec_is_used_where_one_is_refused() {
 
 /// Some gateways hang up on an ApiVersions version that they do not know. Java: only an answer with error 35 makes it ask
 /// for a lower one (`NetworkClient.handleApiVersionsResponse`); `handleConnections` asks each new connection for the
-/// newest, so it reconnects without end. Fails when
-/// version 0 is not tried on the next connection.
+/// newest, so it reconnects without end. Fails when version 0 is not tried on the next connection.
 #[test]
-fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
+fn a_broker_that_hangs_up_on_new_api_versions_gets_version_0() {
     let hangs_up = |r: &Request| match r.api {
         Api::ApiVersions if r.version > 0 => Reply::Close,
         _ => Reply::Default,
@@ -140,10 +139,10 @@ fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
 
 /// Older Redpanda and kfake list transactional producers only. Java: the producer never asks (only
 /// `KafkaAdminClient.describeProducers` does); after a restart it has another producer id and stores again what was in
-/// flight. Fails when the agent, right
-/// after a stored batch, does not notice that its own id is missing, or claims it where it is not.
+/// flight. Fails when the agent, right after a stored batch, does not notice that its own id is missing, or claims it
+/// where it is not.
 #[test]
-fn exactly_once_says_when_the_broker_does_not_list_it() {
+fn exactly_once_reports_a_broker_that_does_not_list_its_producer() {
     let none = |r: &Request| match r.api {
         // Header tags, throttle, topic "t", partition 0, no error, no message, no producers.
         Api::DescribeProducers => {
@@ -175,9 +174,10 @@ fn exactly_once_says_when_the_broker_does_not_list_it() {
 /// Event Hubs, and Kafka with this limit, close the connection on a request above it. Java:
 /// `RecordAccumulator.drainBatchesForOneNode` fills a request up to `max.request.size` = 1,048,576 bytes, headers not
 /// counted; the cut connection is a NETWORK_EXCEPTION (`Sender.handleProduceResponse`), and the same batches are sent
-/// again until `delivery.timeout.ms` drops them. Fails when any mix of batches, partitions, keys and formats makes a larger one.
+/// again until `delivery.timeout.ms` drops them. Fails when any mix of batches, partitions, keys and formats makes a
+/// larger one.
 #[test]
-fn no_request_is_larger_than_the_broker_takes() {
+fn no_request_exceeds_the_brokers_limit() {
     let broker = Broker::own_with(Version::V39, &["socket.request.max.bytes=1046528"]);
     for (kafka, files, width) in [
         ("batch = \"4MiB\"", "", 300),
