@@ -164,7 +164,8 @@ fn broker_returns(size: usize, outage: std::time::Duration, settings: &[&str]) {
         );
     }
     // From the tenth second of the outage on. Too few agents leave some seconds empty by chance.
-    let steady: Vec<u64> = each_second.range(stopped + 10..at - 1).map(|(_, n)| n.iter().sum()).collect();
+    let steady: Vec<u64> =
+        each_second.range(stopped + 10..at.max(stopped + 11) - 1).map(|(_, n)| n.iter().sum()).collect();
     let mean = steady.iter().sum::<u64>() / steady.len().max(1) as u64;
     let even = steady.iter().all(|n| (mean / 2..=mean * 2).contains(n));
     assert!(even || size < 100, "the attempts come in step: {steady:?}");
