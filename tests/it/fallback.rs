@@ -124,7 +124,9 @@ fn a_topic_of_an_old_message_format() {
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
 }
 
-/// Fails when a broker at its connection limit is reported as a TLS port, or taken for Kafka 0.9.
+/// Java: the cut connection counts as any other (`NetworkClient.processDisconnection`), and it comes again every
+/// `reconnect.backoff.max.ms` = 1 s ± 20 % (`ClusterConnectionStates`). Fails when a broker at its connection limit is
+/// reported as a TLS port, or taken for Kafka 0.9.
 #[test]
 fn a_broker_at_its_limit_of_connections() {
     let broker = Broker::own_with(Version::V39, &["max.connections.per.ip=8"]);
@@ -145,7 +147,9 @@ fn a_broker_at_its_limit_of_connections() {
     }
 }
 
-/// Fails when any thread retries a refused login within seconds: accounts get locked.
+/// Java: `DefaultMetadataUpdater.handleServerDisconnect` fails the waiting `send`, and the login is tried again after a
+/// second or less (`ClusterConnectionStates.authenticationFailed`). Fails when any thread retries a refused login within
+/// seconds: accounts get locked.
 #[test]
 fn a_refused_login_is_not_retried_at_once() {
     let kafka = Scripted::start(1);

@@ -3,6 +3,7 @@
 
 mod drivers;
 mod exactly_once;
+mod foreign;
 mod once_cost;
 mod versions;
 

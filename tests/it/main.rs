@@ -22,6 +22,7 @@ mod exactly_once;
 mod fallback;
 mod faults;
 mod fdstore;
+mod fleet;
 mod floods;
 mod folders;
 mod framing;

@@ -1,5 +1,5 @@
-//! Kafka services that differ from Apache Kafka: what they lack, and where they close the connection. Each test notes
-//! what the Java producer would do.
+//! Kafka services that differ from Apache Kafka: what they lack, and where they close the connection. What the Java
+//! producer (4.0, `org.apache.kafka.clients`) does stands at each test, with the method that does it.
 
 use crate::harness::*;
 
@@ -36,8 +36,10 @@ fn delivers(kafka: &Scripted, how: &str) -> Done {
     done
 }
 
-/// Event Hubs answers 49 forever once it has confused a producer, others answer transactional codes. The Java producer
-/// fails the batch with them. Fails when the agent keeps its producer id, or stalls.
+/// Event Hubs answers 49 forever once it has mixed a producer up, others answer transactional codes. Java: only 51 is
+/// retriable (`TransactionManager.canRetry`), until `delivery.timeout.ms`; `Sender.failBatch` drops the batch, then
+/// `TransactionManager.handleFailedBatch` raises the epoch but keeps the producer id, so the next batch fails too.
+/// Fails when the agent keeps its producer id, or stalls.
 #[test]
 fn a_refused_producer_id_is_replaced() {
     for code in [22, 48, 49, 51, 52, 120] {
@@ -53,9 +55,10 @@ fn a_refused_producer_id_is_replaced() {
     }
 }
 
-/// OCI Streaming and old gateways have no InitProducerId; the Java producer fails, unless idempotence is turned off.
-/// Fails when nothing is sent, several requests are in flight, acks are weakened, it is not logged once, or status does
-/// not show it; and when exactly-once sends anything.
+/// OCI Streaming and old gateways have no InitProducerId. Java: `NodeApiVersions.latestUsableVersion` throws, the handler
+/// (`TransactionManager.TxnRequestHandler.onComplete`) turns that into a fatal error, and every `send` fails until
+/// `enable.idempotence=false` is set. Fails when nothing is sent, several requests are in flight, acks are weakened, it is
+/// not logged once, or status does not show it; and when exactly-once sends anything.
 #[test]
 fn without_producer_ids_batches_go_one_at_a_time() {
     const WITHOUT: [(i16, i16, i16); 4] = [(0, 0, 9), (1, 0, 11), (3, 0, 9), (18, 0, 3)];
@@ -97,8 +100,9 @@ fn without_producer_ids_batches_go_one_at_a_time() {
     agent.stop();
 }
 
-/// Event Hubs accepts only gzip. The Java producer fails each batch. Fails when the next codec is not tried, lines go
-/// uncompressed where gzip would do, or a batch is sent again in a refused codec.
+/// Event Hubs takes gzip only. Java: UnsupportedCompressionTypeException is not retriable, `Sender.failBatch` drops each
+/// batch. Fails when the next codec is not tried, lines go uncompressed where gzip would do, or a batch is sent again in a
+/// refused codec.
 #[test]
 fn another_codec_is_used_where_one_is_refused() {
     for (configured, refused, want) in [
@@ -118,8 +122,9 @@ fn another_codec_is_used_where_one_is_refused() {
     }
 }
 
-/// Some gateways hang up on an ApiVersions version that they do not know. The Java producer reconnects forever. Fails when
-/// version 0 is not tried on the next connection.
+/// Some gateways hang up on an ApiVersions version that they do not know. Java: only an answer with error 35 makes it ask
+/// for a lower one (`NetworkClient.handleApiVersionsResponse`); `handleConnections` asks each new connection for the
+/// newest, so it reconnects without end. Fails when version 0 is not tried on the next connection.
 #[test]
 fn a_broker_that_hangs_up_on_new_api_versions_gets_version_0() {
     let hangs_up = |r: &Request| match r.api {
@@ -132,8 +137,10 @@ fn a_broker_that_hangs_up_on_new_api_versions_gets_version_0() {
     }
 }
 
-/// Older Redpanda and kfake list transactional producers only; the Java producer does not ask. Fails when the agent, right
-/// after a stored batch, does not notice that its own id is missing, or claims it where it is not.
+/// Older Redpanda and kfake list transactional producers only. Java: the producer never asks (only
+/// `KafkaAdminClient.describeProducers` does); after a restart it has another producer id and stores again what was in
+/// flight. Fails when the agent, right after a stored batch, does not notice that its own id is missing, or claims it
+/// where it is not.
 #[test]
 fn exactly_once_reports_a_broker_that_does_not_list_its_producer() {
     let none = |r: &Request| match r.api {
@@ -164,8 +171,11 @@ fn exactly_once_reports_a_broker_that_does_not_list_its_producer() {
     }
 }
 
-/// Event Hubs, and Kafka with this limit, close the connection on a request above it; the Java producer has the same limit
-/// only by its defaults. Fails when any mix of batches, partitions, keys and formats makes a larger one.
+/// Event Hubs, and Kafka with this limit, close the connection on a request above it. Java:
+/// `RecordAccumulator.drainBatchesForOneNode` fills a request up to `max.request.size` = 1,048,576 bytes, headers not
+/// counted; the cut connection is a NETWORK_EXCEPTION (`Sender.handleProduceResponse`), and the same batches are sent
+/// again until `delivery.timeout.ms` drops them. Fails when any mix of batches, partitions, keys and formats makes a
+/// larger one.
 #[test]
 fn no_request_exceeds_the_brokers_limit() {
     let broker = Broker::own_with(Version::V39, &["socket.request.max.bytes=1046528"]);

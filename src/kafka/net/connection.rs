@@ -58,17 +58,17 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// Pause before the next attempt: 0.1 s after the first failure, doubled up to 5 s. If the broker denies access,
-    /// up to a minute with full jitter, so that a fleet does not reconnect in step.
+    /// Pause before the next attempt: up to 0.1 s after the first failure, doubled up to 5 s, or up to a minute if the
+    /// broker denies access or is crowded.
     pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
         const MINUTE: Duration = Duration::from_secs(60);
-        let first = match self {
+        let backoff = match self {
             // At least 5 s: accounts get locked.
-            Trouble::Denied(_) => Duration::from_secs(10),
-            Trouble::Crowded(_) => Backoff::QUICK.first * 2,
-            _ => return Backoff::QUICK.pause(failures.saturating_add(1), rng),
+            Trouble::Denied(_) => Backoff { first: Duration::from_secs(10), most: MINUTE },
+            Trouble::Crowded(_) => Backoff { first: Backoff::QUICK.first * 2, most: MINUTE },
+            _ => Backoff::QUICK,
         };
-        Backoff { first, most: MINUTE }.spread(failures.saturating_add(1), rng)
+        backoff.pause(failures.saturating_add(1), rng)
     }
 }
 

@@ -27,7 +27,14 @@ impl Dial {
         let (address, options) = (address.to_owned(), options.clone());
         let dial = {
             let tell = Waking::new(tell.clone(), &context.waker);
-            move || drop(tell.get().send(Connection::open(&address, &options, cap)))
+            move || {
+                let opened = Connection::open(&address, &options, cap);
+                match &opened {
+                    Ok(_) => log::debug!("connected to {address}"),
+                    Err(t) => log::debug!("no connection to {address}: {t}"),
+                }
+                drop(tell.get().send(opened));
+            }
         };
         let spawned = thread::Builder::new().name("dial".into()).stack_size(STACK).spawn(dial);
         if let Err(e) = spawned {

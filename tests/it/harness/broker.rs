@@ -286,6 +286,10 @@ pub struct Topic {
 }
 
 impl Topic {
+    /// A topic of a server that `tests/kafka/broker` did not start: it can only be read.
+    pub fn of_foreign(address: &str, name: &str, partitions: u32) -> Topic {
+        Topic { name: name.into(), address: address.into(), partitions, dir: PathBuf::new() }
+    }
     #[track_caller]
     pub fn create(&self, config: &[&str]) {
         let partitions = self.partitions.to_string();

@@ -5,6 +5,7 @@
 mod agent;
 mod broker;
 mod dice;
+mod foreign;
 pub mod journal_files;
 mod lines;
 mod manager;
@@ -19,6 +20,7 @@ pub mod wire;
 pub use agent::{Agent, Done, Folder, Setup, binary, optimized, status_json, wait_status};
 pub use broker::{Broker, Cluster, Record, Topic, Version};
 pub use dice::Dice;
+pub use foreign::Foreign;
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
 pub use proxy::{Mode, Proxy, read_frame, rewrite};
 pub use ptrace::Halted;

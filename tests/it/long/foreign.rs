@@ -1,0 +1,82 @@
+//! Servers that are not Apache Kafka: `tests/run --long foreign` builds and runs them. Each gets the main job with each
+//! codec, and exactly-once.
+
+use crate::harness::*;
+
+const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
+const LINES: u64 = 100_000;
+const EXACTLY_ONCE: &str = "exactly-once";
+
+/// Writes `c.toml` for `f.log` with driver `auto`.
+fn config(folder: &Folder, server: &Foreign, topic: &str, delivery: &str, codec: &str) {
+    let (state, log) = (folder.path("state"), folder.path("f.log"));
+    let brokers: Vec<&str> = server.address().split(',').collect();
+    let text = format!(
+        "[agent]\nstate_dir = {state:?}\ndelivery = {delivery:?}\n[kafka]\nbrokers = {brokers:?}\ntopic = {topic:?}\n\
+         compression = {codec:?}\n[[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n"
+    );
+    folder.write("c.toml", text);
+}
+
+/// 100,000 lines with a rotation between them; gives what the agent said.
+#[track_caller]
+fn main_job(server: &Foreign, topic: &str, delivery: &str, codec: &str) -> String {
+    let (folder, lines) = (Folder::new(), Lines::new("f", 0..LINES));
+    config(&folder, server, topic, delivery, codec);
+    folder.write("f.log", "");
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    Lines { range: 0..LINES / 2, ..lines.clone() }.append_to(&folder.path("f.log"));
+    crate::rotation::chain(&folder, "f.log");
+    Lines { range: LINES / 2..LINES, ..lines.clone() }.append_to(&folder.path("f.log"));
+    let all = |status: &serde_json::Value| status["totals"]["acked"] == LINES;
+    let status = wait_for(PATIENT, "all lines acknowledged", || {
+        Some(status_json(&folder, &folder.path("state"))).filter(all)
+    });
+    let said = agent.stop().expect_code(0).stderr;
+    let delivered = Delivered::in_topic(&server.topic(topic));
+    let driver = status["driver"].as_str().unwrap_or("?");
+    println!("{delivery}, {codec}, driver {driver}: {}", delivered.against(&[&lines]));
+    delivered.assert_exactly_once(&[&lines]);
+    said
+}
+
+#[track_caller]
+fn each_codec(server: &Foreign) {
+    for codec in CODECS {
+        main_job(server, codec, "at-least-once", codec);
+    }
+}
+
+/// Exactly-once is refused with this reason, and no line is sent.
+#[track_caller]
+fn refuses_exactly_once(server: &Foreign, topic: &str, reason: &str) {
+    let folder = Folder::new();
+    config(&folder, server, topic, EXACTLY_ONCE, "none");
+    folder.write("f.log", "line\n");
+    let agent = folder.agent_line("run -c c.toml").start();
+    println!("{}", agent.wait_log(reason, SOON));
+    pause(secs(2));
+    assert_eq!(server.topic(CODECS[0]).end_offsets(), LINES, "the offsets of this server can be read");
+    assert_eq!(server.topic(topic).end_offsets(), 0, "{}", agent.log());
+}
+
+/// franz-go's kfake. It lists transactional producers only. Fails when a line is lost or doubled, or when exactly-once
+/// does not say that it cannot be proved there.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn foreign_kfake() {
+    let server = Foreign::start("kfake", &[&CODECS[..], &[EXACTLY_ONCE]].concat());
+    each_codec(&server);
+    let said = main_job(&server, EXACTLY_ONCE, EXACTLY_ONCE, "lz4");
+    assert!(said.contains("cannot be proved on this cluster"), "{said}");
+}
+
+/// librdkafka's mock cluster. It has no DescribeProducers. Fails when a line is lost or doubled, or when exactly-once
+/// sends anything.
+#[test]
+#[ignore = "long form: tests/run --long"]
+fn foreign_librdkafka_mock() {
+    let server = Foreign::start("librdkafka-mock", &[&CODECS[..], &[EXACTLY_ONCE]].concat());
+    each_codec(&server);
+    refuses_exactly_once(&server, EXACTLY_ONCE, "DescribeProducers");
+}
