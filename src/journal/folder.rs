@@ -80,7 +80,7 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
             Err(e) => listing.refused.push((path, e)),
         }
     }
-    listing.files.sort_by(|a, b| {
+    listing.files.sort_unstable_by(|a, b| {
         let of = |f: &ListedJournal| {
             (!is_old_name(f.path.file_name().unwrap_or_default()), f.header.head_realtime)
         };

@@ -42,8 +42,9 @@ impl Follower<'_> {
         for file in unknown {
             self.begin(file, is_first);
         }
-        self.open
-            .sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
+        self.open.sort_unstable_by(|a, b| {
+            (&a.origin.path, a.origin.stream).cmp(&(&b.origin.path, b.origin.stream))
+        });
         self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();

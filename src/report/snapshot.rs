@@ -166,7 +166,7 @@ impl Snapshot {
                 attempts: blocked.attempts,
                 last_error: Some(blocked.why.clone()),
             }));
-            topics.sort_by(|a, b| a.name.cmp(&b.name));
+            topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         }
         let budget = board.budget.get();
         let mut snapshot = Snapshot {
@@ -209,7 +209,9 @@ impl Snapshot {
     pub fn log(&self) {
         log::info!("status: {}", self.line());
         let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
-        waiting.sort_by(|a, b| b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0)));
+        waiting.sort_unstable_by(|a, b| {
+            b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0))
+        });
         for f in waiting.iter().take(Self::LOGGED) {
             let why =
                 f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();

@@ -338,7 +338,7 @@ impl Known {
         let beside =
             |(p, tail): &(&PathBuf, &Running)| tail.unassigned && *p != path && p.parent() == path.parent();
         let mut paths: Vec<PathBuf> = known.tails.iter().filter(beside).map(|(p, _)| p.clone()).collect();
-        paths.sort();
+        paths.sort_unstable();
         paths
     }
 
