@@ -254,7 +254,7 @@ mod tests {
     fn an_escaped_text_matches_itself_alone() {
         let text = r"/a[b]/{c,d}\*?";
         assert!(matches(&escape(text), text.as_bytes()));
-        assert!(!matches(&escape(text), br"/a[b]/{c,d}\xy"));
+        assert!(!matches(&escape(text), br"/a[b]/{c,d}\xy?"));
     }
 
     /// Fails when an error of the glob is not found.
@@ -279,15 +279,16 @@ mod tests {
         fn as_globset(
             parts in prop::collection::vec(
                 prop::sample::select(vec![
-                    "a", "b", "/", "/", "*", "**", "/**/", "?", "{", ",", "}", "{a,b/}", "[ab]", "[!a]", "[a-]", "[]-a]", "\\a", "-",
+                    "a", "b", "/", "/", "*", "**", "/**/", "?", "{", ",", "}", "{a,b/}", "{a/**,b}", "[ab]", "[!a]", "[a-]", "[]-a]", "\\a", "-",
                 ]),
                 0..8,
             ),
             names in prop::collection::vec("[ab/]{0,6}", 12),
         ) {
             let text = parts.concat();
-            // globset: `**/**` does not match a file name.
-            prop_assume!(!text.contains("**/**") && !text.contains("{}") && !text.contains("{,"));
+            // Where globset is odd: `**/**` does not match a file name, `**/` alone matches everything, and an alternative
+            // that is left empty counts as text before a `**`.
+            prop_assume!(text != "**/" && !["**/**", "{}", "{,", ",,", ",}"].iter().any(|odd| text.contains(odd)));
             let theirs = globset::GlobBuilder::new(&text).literal_separator(true).backslash_escape(true).build();
             match (Glob::new(&text), theirs) {
                 (Ok(ours), Ok(theirs)) => {
