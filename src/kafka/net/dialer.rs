@@ -27,11 +27,11 @@ impl Dial {
         let (address, options) = (address.to_owned(), options.clone());
         let dial = {
             let tell = Waking::new(tell.clone(), &context.waker);
-            move || drop(tell.get().send(Connection::open(&address, &options, cap)))
+            move || drop(tell.get().try_send(Connection::open(&address, &options, cap)))
         };
         let spawned = thread::Builder::new().name("dial".into()).stack_size(STACK).spawn(dial);
         if let Err(e) = spawned {
-            let _ = tell.send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
+            let _ = tell.try_send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
             context.waker.wake();
         }
         Dial { done, _heartbeat: heartbeat }
