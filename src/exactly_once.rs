@@ -329,7 +329,8 @@ impl Journal {
             }
             return;
         };
-        let topics: BTreeSet<String> = self.gate.waiting.iter().map(|b| b.group.topic.to_string()).collect();
+        let mut topics = BTreeSet::new();
+        topics.extend(self.gate.waiting.iter().map(|b| b.group.topic.to_string()));
         let (since, attempts) = match &self.gate.blocked {
             Some(blocked) => (blocked.since, blocked.attempts + 1),
             None => (now, 1),

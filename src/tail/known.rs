@@ -475,8 +475,10 @@ impl Known {
     pub fn unread(&self) -> Vec<PathBuf> {
         let known = self.lock();
         let is_free = |e: &&Entry| !e.finished && matches!(e.reader, StreamUse::Free | StreamUse::Missing);
-        let paths: BTreeSet<&PathBuf> = known.table.iter().filter(is_free).map(|e| &e.path).collect();
-        paths.into_iter().cloned().collect()
+        let mut paths: Vec<PathBuf> = known.table.iter().filter(is_free).map(|e| e.path.clone()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
     }
 
     /// Whether the stream belongs to this followed path.
