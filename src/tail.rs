@@ -8,7 +8,7 @@
 //!
 //! **A rotated file stays open beside the new one.** In a simulation of 2,000 random schedules of a writer and a rotation,
 //! closing the old file and opening the new one lost lines in 1,992, reading the old one to its end first in 1,637 (its
-//! writer goes on after the rename), and reading both in 9, which [`catchup`] is for: several rotations at once, or while
+//! writer keeps writing to it for a while), and reading both in 9, which [`catchup`] is for: several rotations at once, or while
 //! the agent was not running.
 //!
 //! **Identity is more than an inode.** ext4 gives a deleted file's inode to the next file at once (19 of 19 times), and two
