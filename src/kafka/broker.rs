@@ -83,9 +83,9 @@ impl Broker {
                     Some(Err(t)) => {
                         let why = t.to_string();
                         if let (Trouble::Incompatible(_), true) =
-                            (&t, shared.options.unfit != Incompatible::Wait)
+                            (&t, shared.options.incompatible != Incompatible::Wait)
                         {
-                            shared.unfit(format!("{}: {why}", self.peer.address));
+                            shared.incompatible(format!("{}: {why}", self.peer.address));
                         }
                         self.failed(shared, &t, &why, false, now);
                     }
@@ -96,8 +96,8 @@ impl Broker {
                 },
                 BrokerLink::Resting { until, why } => {
                     if self.peer.has_work() {
-                        let told = self.peer.told(why);
-                        self.peer.give_back(shared, Pace::Backoff, &told);
+                        let why = self.peer.describe(why);
+                        self.peer.return_waiting(shared, Pace::Backoff, &why);
                     }
                     if now < *until {
                         return;
@@ -125,8 +125,8 @@ impl Broker {
             End::Lost { why, worked: true } => {
                 self.failures = 0;
                 self.peer.health.failed(&why, true);
-                let told = self.peer.told(&why);
-                self.peer.give_back(shared, Pace::Backoff, &told);
+                let why = self.peer.describe(&why);
+                self.peer.return_waiting(shared, Pace::Backoff, &why);
                 self.dial(shared);
             }
             End::Lost { why, worked: false } => self.failed(shared, &Trouble::Ended, &why, true, now),
@@ -137,8 +137,8 @@ impl Broker {
     fn failed(&mut self, shared: &mut Shared, t: &Trouble, why: &str, connected: bool, now: Instant) {
         self.peer.health.failed(why, connected);
         shared.reachable(&self.peer, false, now);
-        let told = self.peer.told(why);
-        self.peer.give_back(shared, Pace::Backoff, &told);
+        let why = self.peer.describe(why);
+        self.peer.return_waiting(shared, Pace::Backoff, &why);
         self.link =
             BrokerLink::Resting { until: now + t.pause(self.failures, &mut shared.rng), why: why.to_owned() };
         self.failures += 1;
@@ -149,7 +149,7 @@ impl Broker {
         if let BrokerLink::Up(session) = &mut self.link {
             session.abandon(shared, Pace::Now, why);
         }
-        self.peer.give_back(shared, Pace::Now, why);
+        self.peer.return_waiting(shared, Pace::Now, why);
         shared.context.board.brokers().remove(&self.peer.address);
     }
 }

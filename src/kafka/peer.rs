@@ -26,18 +26,18 @@ impl Peer {
     }
 
     /// Returns all batches not yet in a request.
-    pub fn give_back(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
+    pub fn return_waiting(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
         for batch in self.waiting.drain(..) {
             let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
             shared.events.push(Event::Done { batch, verdict });
         }
-        self.asks.drain(..).for_each(|asked| shared.knows(&asked, Err(why.to_owned())));
+        self.asks.drain(..).for_each(|asked| shared.producer_described(&asked, Err(why.to_owned())));
     }
 
     /// Returns the batches queued behind one that was returned, as none may overtake it: if the broker has forgotten
     /// the producer, it would take a later batch for the first one, and we could no longer prove that the earlier one
     /// is missing.
-    pub fn give_back_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
+    pub fn return_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
         let same = |b: &Batch| b.partition == partition && b.group.topic == *topic;
         if !self.waiting.iter().any(same) {
             return;
@@ -58,7 +58,7 @@ impl Peer {
         if refused == self.codec && refused != Codec::None {
             self.codec = refused.fallback();
             let codec = format!("{:?}", self.codec).to_ascii_lowercase();
-            log::warn!("{}; using {codec}", self.told(why));
+            log::warn!("{}; using {codec}", self.describe(why));
         }
     }
 
@@ -66,11 +66,11 @@ impl Peer {
     pub fn refuse(&mut self, batch: Batch, what: Refusal, why: String, shared: &mut Shared) {
         let (topic, partition) = (batch.group.topic.clone(), batch.partition);
         shared.events.push(Event::Done { batch, verdict: Verdict::Refused { what, why } });
-        self.give_back_behind(&topic, partition, shared);
+        self.return_behind(&topic, partition, shared);
     }
 
     /// "broker b1:9092: why".
-    pub fn told(&self, why: &str) -> String {
+    pub fn describe(&self, why: &str) -> String {
         format!("broker {}: {why}", self.address)
     }
 }
