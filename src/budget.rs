@@ -189,7 +189,7 @@ impl Share {
             }
             let Some((bytes, to)) = s.queue.pop_front() else { break };
             s.used += bytes;
-            let sent = to.send(Permit { share: self.clone(), bytes, aside: false, letters: None });
+            let sent = to.try_send(Permit { share: self.clone(), bytes, aside: false, letters: None });
             handed.push((to, sent));
         }
         drop(s);

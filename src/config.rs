@@ -232,7 +232,7 @@ impl Config {
         let files = self.sources.iter().map(|s| s.max_line);
         let longest = files.chain(self.journals.iter().map(|j| j.max_line)).max().unwrap_or(0);
         let mut topics: Vec<&str> = self.topics().collect();
-        topics.sort();
+        topics.sort_unstable();
         topics.dedup();
         // A line longer than `batch` is sent alone.
         let encoding = match &self.output {

@@ -38,6 +38,17 @@
 //! used, its leader is asked about our id (`partition/producer_recovery.rs`), and must report exactly our numbers. A
 //! batch that the leader may have is sent again with its original numbers; its answer proves whether it had it.
 //!
+//! The question alone would be no proof: `DescribeProducers` reports what the leader has appended, which a leader that fails
+//! at once may take with it, while a repeated batch is answered only once it is replicated. So the question decides only
+//! where a repeat is impossible: it is refused, or its bytes are gone.
+//!
+//! # Limits
+//!
+//! A line must still be readable to be repeated. The topic needs `min.insync.replicas` of 2 or more to outlive a leader.
+//! A power loss needs `sync = "always"`. A rebuilt cluster may assign the same producer ids, so the journal is bound to cluster,
+//! topic id and machine. Flink continues a producer id in a similar way, and KIP-939 is to make that official; no log shipper
+//! known to us does.
+//!
 //! In reading order: [`intent`] (the records), [`mod@file`] (the file), [`mod@analyze`].
 
 pub mod analyze;
@@ -318,7 +329,8 @@ impl IntentLog {
             }
             return;
         };
-        let topics: BTreeSet<String> = self.gate.waiting.iter().map(|b| b.group.topic.to_string()).collect();
+        let mut topics = BTreeSet::new();
+        topics.extend(self.gate.waiting.iter().map(|b| b.group.topic.to_string()));
         let (since, attempts) = match &self.gate.blocked {
             Some(blocked) => (blocked.since, blocked.attempts + 1),
             None => (now, 1),

@@ -10,6 +10,27 @@
 //! crate), [`broker_check`] (for `check --connect`).
 //!
 //! Invariant: each batch is held by exactly one broker queue, request or event.
+//!
+//! # Why it is built this way
+//!
+//! **An encoder of our own.** Sending 250-byte lines to a broker that only answers, in batches of 900 kB, costs 39 ns a line
+//! with it, 94 ns with the `kafka-protocol` crate's encoder and 904 ns with the `kafka` crate (uncompressed; with
+//! compression, that is over 90 % of the cost). Answers are decoded by hand too, because generated decoders allocate
+//! whatever count an answer announces. librdkafka was never a choice: it is a large C library with threads of its own.
+//!
+//! **Produce up to version 12.** From 13 on, requests name a topic by its id. Names survive a topic that is deleted and
+//! created again; that the id has changed is noticed from the metadata. A request has one record batch per partition: two are
+//! refused (error 87). A version the broker does not support closes the connection without an error, so only the versions
+//! it announces are used, and of Produce only the highest one counts, because Kafka 4 announces 0 to 2 without serving them
+//! (KAFKA-18659).
+//!
+//! **Large requests rather than many.** A broker handles one request per connection at a time, so requests in flight hide the
+//! round trip, but not the replication. What is sent per second is at most batches in flight × batch size / (round trip +
+//! replication): with 100 ms, one batch of 16 KiB in flight allows 0.16 MB/s, one of 512 KiB 5 MB/s, five 26 MB/s.
+//!
+//! **No thread per broker.** A TLS session cannot be read in one thread and written in another without a lock, and one loop
+//! over non-blocking sockets needs no protocol between threads. A first version with a blocking worker per broker spent
+//! more code on taking batches back from workers than on sending them.
 
 pub mod auto;
 mod broker;
@@ -19,6 +40,7 @@ mod cluster;
 mod fetcher;
 mod health;
 pub mod net;
+mod peer;
 pub mod protocol;
 mod request;
 mod session;
@@ -31,9 +53,9 @@ mod tests;
 use crate::backoff::Rng;
 use crate::producer::driver::{Acks, Capabilities, Context, Drive, Event, TopicView};
 use crate::record::Topic;
-use broker::Peer;
 use client::Client;
 use cluster::Cluster;
+use peer::Peer;
 use protocol::codec::Codec;
 use protocol::messages::Node;
 use protocol::records::Encoder;

@@ -1,5 +1,23 @@
 //! The producer thread: takes chunks, sends their lines to Kafka and acknowledges them. It owns topics, partitions,
 //! broker connections and, with exactly-once, the intent log.
+//!
+//! # Why it is built this way
+//!
+//! **No delivery timeout.** Other producers drop a record that could not be delivered in two to five minutes. Here the log
+//! file is the buffer: the tails stop reading, and the batch is retried for as long as it takes. An error is one of three
+//! kinds: *retry* (also each unknown code), *held* (missing rights, an unknown topic: someone may fix it), and *refused* (a
+//! record that no retry can deliver: it goes to the dead-letter file, and the others of its batch are sent).
+//!
+//! **Batching without waiting.** What arrives while a request is in flight goes with the next one, so a lone line is
+//! sent at once and a busy file fills its batches; `linger` only adds a wait on links where requests are expensive.
+//!
+//! **Always numbered.** With `acks = "all"` every run has a producer id, because without numbers a retry after a timeout doubles
+//! or reorders lines. A broker compares numbers and not contents: numbers that may have been stored, given to other
+//! records, would silently lose them ([`sequence`]).
+//!
+//! **A record's time is the time of reading.** Times parsed from lines were rejected: a broker forgets producer ids by
+//! record time, so old stamps would end the protection against doubling, Kafka 4.1 refuses stamps that are two hours
+//! ahead, and retention deletes segments by them.
 
 pub mod batch;
 mod core;

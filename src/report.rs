@@ -5,6 +5,7 @@
 //!
 //! The board holds state rather than events, so a slow reader costs delivery nothing and cannot miss anything.
 
+mod from_json;
 pub mod live;
 pub mod log_throttle;
 pub mod metrics;

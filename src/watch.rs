@@ -9,6 +9,7 @@
 //! exhausted watches), the tail's next check or the next walk comes later, and no line is lost. inotify alone was
 //! rejected as a source of truth: it misses mounts, replaced parent folders and everything before the first watch.
 
+pub mod glob;
 mod pace;
 pub mod pattern;
 mod watches;

@@ -20,6 +20,7 @@ pub type TableId = (&'static str, usize);
 #[derive(Debug, Default)]
 pub struct Problems {
     docs: Vec<Doc>,
+    /// In file order.
     found: Vec<(TextPosition, Mistake)>,
     /// Missing keys. They may only seem missing if a file could not be parsed to its end.
     missing: Vec<(TextPosition, Mistake)>,
@@ -55,7 +56,8 @@ impl Problems {
     }
 
     pub fn add(&mut self, place: TextPosition, mistake: Mistake) {
-        self.found.push((place, mistake));
+        let at = self.found.partition_point(|(other, _)| *other <= place);
+        self.found.insert(at, (place, mistake));
     }
 
     pub fn add_missing(&mut self, place: TextPosition, mistake: Mistake) {
@@ -122,7 +124,9 @@ impl Problems {
     /// Returns `value`, or an error with code 78 that lists all problems.
     pub fn into_result<T>(mut self, value: T) -> Result<T, Error> {
         if self.docs.iter().all(|d| d.broken.is_empty()) {
-            self.found.append(&mut self.missing);
+            std::mem::take(&mut self.missing)
+                .into_iter()
+                .for_each(|(place, mistake)| self.add(place, mistake));
         }
         match self.into_lines() {
             lines if lines.is_empty() => Ok(value),
@@ -131,8 +135,7 @@ impl Problems {
     }
 
     /// Lines of the form `FILE:LINE:COL: problem; fix`, in file order.
-    fn into_lines(mut self) -> Vec<String> {
-        self.found.sort_by_key(|(place, _)| *place);
+    fn into_lines(self) -> Vec<String> {
         let line = |(place, mistake): &(TextPosition, Mistake)| {
             let doc = &self.docs[place.doc];
             let (line, column) = line_and_column(&doc.text, place.at);

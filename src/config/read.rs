@@ -100,7 +100,7 @@ fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     let paths: Result<Vec<PathBuf>, _> = entries.map(|e| e.map(|e| e.path())).collect();
     let mut paths = paths.map_err(unreadable)?;
     paths.retain(|p| p.extension().is_some_and(|e| e == "toml"));
-    paths.sort();
+    paths.sort_unstable();
     Ok(paths)
 }
 
@@ -115,7 +115,7 @@ fn parse<'t>(path: &Path, bytes: &[u8], text: &'t str, problems: &mut Problems) 
     let table = table.into_inner();
     let mut errors: Vec<(Range<usize>, &str)> =
         errors.iter().map(|e| (e.span().unwrap_or(0..0), e.message())).collect();
-    errors.sort_by_key(|(span, _)| span.start);
+    errors.sort_unstable_by_key(|(span, message)| (span.start, *message));
     let mut reported = Vec::new();
     for (span, message) in &errors {
         let Some(value) = spoilt(&table, span) else {

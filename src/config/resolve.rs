@@ -7,6 +7,7 @@ use super::problem::{Problems, TableId, TextPosition};
 use super::read::Written;
 use super::table::defaults;
 use super::*;
+use crate::watch::glob;
 
 const AGENT: TableId = ("[agent]", 0);
 const KAFKA: TableId = ("[kafka]", 0);
@@ -262,7 +263,7 @@ fn argument(file: &Path, around: &Surroundings) -> Result<Pattern, Error> {
     let pattern = match around.working_directory.to_str() {
         _ if text.starts_with('/') => text.to_owned(),
         Some(here) => {
-            format!("{}/{}", globset::escape(here.trim_end_matches('/')), text.trim_start_matches("./"))
+            format!("{}/{}", glob::escape(here.trim_end_matches('/')), text.trim_start_matches("./"))
         }
         None => return Ok(Pattern::path(&path)),
     };

@@ -113,7 +113,7 @@ pub trait Described: Sized {
 }
 
 /// Compares the debug output, because a compiled regular expression has no equality.
-pub fn differ(a: &impl Debug, b: &impl Debug) -> bool {
+pub fn differ(a: &dyn Debug, b: &dyn Debug) -> bool {
     format!("{a:?}") != format!("{b:?}")
 }
 
@@ -274,15 +274,7 @@ impl<'p> Walk<'p> {
         wanted: &'static str,
         example: &str,
     ) -> Option<T> {
-        let is = match v.get_ref() {
-            DeValue::String(_) => "a text",
-            DeValue::Integer(_) | DeValue::Float(_) => "a number",
-            DeValue::Boolean(_) => "true or false",
-            DeValue::Datetime(_) => "a date",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a table",
-        };
-        self.refuse(v, Mistake::Type(key.into(), is, wanted, example.into()))
+        self.refuse(v, wrong_type(key, v, wanted, example))
     }
 
     /// Reads the table at `v` by its description; its keys belong to source number `self.source`.
@@ -311,7 +303,7 @@ impl<'p> Walk<'p> {
     ) {
         for (key, _) in found.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
             let name = key.get_ref().as_ref();
-            let hint = match (nearest(name, known.iter().copied()), elsewhere(name)) {
+            let hint = match (nearest(name, known), elsewhere(name)) {
                 (Some(near), _) => Hint::Nearest(near),
                 (None, Some(other)) => Hint::Elsewhere(other),
                 (None, None) => Hint::Known(known.to_vec()),
@@ -319,6 +311,18 @@ impl<'p> Walk<'p> {
             self.wrong(key.span(), Mistake::UnknownKey(name.into(), table, hint));
         }
     }
+}
+
+fn wrong_type(key: &str, v: &Value<'_>, wanted: &'static str, example: &str) -> Mistake {
+    let is = match v.get_ref() {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) | DeValue::Float(_) => "a number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    };
+    Mistake::Type(key.into(), is, wanted, example.into())
 }
 
 /// The previously read file, a value's place, and the value with its placeholders filled in, if they are valid.
@@ -380,12 +384,19 @@ impl<'t> Section<'_, '_, 't> {
 
 /// The value shown in a description. A test parses all of them.
 fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
+    let mut found = None;
+    with_default(key, &mut |walk, value| found = read(walk, key.name, value));
+    found.unwrap_or_else(|| unreachable!("a description shows no value: {} = {}", key.name, key.value))
+}
+
+/// Apart from `parse_default`, so that it is compiled once and not for every type.
+fn with_default(key: &'static KeySpec, read: &mut dyn FnMut(&mut Walk<'_>, &Value<'_>)) {
     let text = format!("{} = {}", key.name, key.value);
-    let table = DeTable::parse(&text).ok();
     let mut problems = Problems::default();
-    let mut walk = Walk::new(0, &mut problems);
-    let found = table.as_ref().and_then(|t| read(&mut walk, key.name, t.get_ref().get(key.name)?));
-    found.unwrap_or_else(|| unreachable!("a description shows an invalid value: {text}"))
+    let table = DeTable::parse(&text).ok();
+    if let Some(value) = table.as_ref().and_then(|t| t.get_ref().get(key.name)) {
+        read(&mut Walk::new(0, &mut problems), value);
+    }
 }
 
 /// All keys at their defaults.

@@ -532,7 +532,7 @@ fn the_command_line_wins() {
 
     let files = vec!["./a[1].log".into(), "*.txt".into(), "/x/gone".into()];
     let c = b.load(Overrides { files, topic: None, ..asked.clone() }).unwrap();
-    let here = globset::escape(b.dir.path().to_str().unwrap());
+    let here = crate::watch::glob::escape(b.dir.path().to_str().unwrap());
     let wanted = [
         Pattern::path(&b.path("a[1].log")),
         Pattern::glob(&format!("{here}/*.txt")).unwrap(),

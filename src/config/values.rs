@@ -4,7 +4,7 @@ use super::keys::{KafkaTls, KeyTable, MultilineTable, PartitionTable};
 use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
-use super::words::{Named, by_name, nearest};
+use super::words::{Named, names, nearest};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, Sasl, Start, Sync};
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
@@ -35,8 +35,13 @@ fn parsed<T>(
     let Some(s) = v.get_ref().as_str() else {
         return walk.mismatch(key, v, wanted, example);
     };
-    let expected = |why| WrongValue { wanted, why, example: example.into() };
-    parse(s).map_err(|why| walk.wrong(v.span(), Mistake::Value(key.into(), s.into(), expected(why)))).ok()
+    match parse(s) {
+        Ok(found) => Some(found),
+        Err(why) => {
+            let wrong = WrongValue { wanted, why, example: example.into() };
+            walk.refuse(v, Mistake::Value(key.into(), s.into(), wrong))
+        }
+    }
 }
 
 pub fn text(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
@@ -72,13 +77,18 @@ pub fn lines(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
 
 /// A word from a fixed set.
 pub fn word<T: Named>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<T> {
-    let names = T::NAMES.iter().map(|(name, _)| *name);
-    let words: Vec<String> = names.clone().map(|name| format!("{name:?}")).collect();
+    let found = one_of(walk, key, v, &names::<T>())?;
+    Some(T::NAMES[found].1.clone())
+}
+
+/// The index of the value in `names`.
+fn one_of(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, names: &[&'static str]) -> Option<usize> {
+    let words = || -> Vec<String> { names.iter().map(|name| format!("{name:?}")).collect() };
     let Some(s) = v.get_ref().as_str() else {
-        return walk.mismatch(key, v, "one of these words", &words.join(" or "));
+        return walk.mismatch(key, v, "one of these words", &words().join(" or "));
     };
-    let wrong = || Mistake::Word(key.into(), s.into(), words, nearest(s, names));
-    by_name(s).map_err(|_| walk.wrong(v.span(), wrong())).ok()
+    let found = names.iter().position(|name| *name == s);
+    found.or_else(|| walk.refuse(v, Mistake::Word(key.into(), s.into(), words(), nearest(s, names))))
 }
 
 /// Bytes.

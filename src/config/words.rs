@@ -5,21 +5,28 @@ pub trait Named: Clone + 'static {
     const NAMES: &'static [(&'static str, Self)];
 }
 
+pub fn names<T: Named>() -> Vec<&'static str> {
+    T::NAMES.iter().map(|(name, _)| *name).collect()
+}
+
 pub fn by_name<T: Named>(s: &str) -> Result<T, String> {
     let found = T::NAMES.iter().find(|(name, _)| *name == s);
-    found.map(|(_, value)| value.clone()).ok_or_else(|| {
-        let names: Vec<&str> = T::NAMES.iter().map(|(name, _)| *name).collect();
-        let hint = nearest(s, names.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
-        format!("{s:?} is none of {}{}", names.join(", "), hint.unwrap_or_default())
-    })
+    found.map(|(_, value)| value.clone()).ok_or_else(|| unknown(s, &names::<T>()))
+}
+
+fn unknown(s: &str, names: &[&'static str]) -> String {
+    let hint = nearest(s, names).map(|near| format!("; did you mean {near:?}?"));
+    format!("{s:?} is none of {}{}", names.join(", "), hint.unwrap_or_default())
 }
 
 /// The most similar of `names`, if close enough. Case and `-` versus `_` do not count.
-pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub fn nearest<'n>(typed: &str, names: &[&'n str]) -> Option<&'n str> {
     let plain = |s: &str| s.to_ascii_lowercase().replace('-', "_");
     let typed = plain(typed);
     // For a single letter, all others are equally near.
     let near = names
+        .iter()
+        .copied()
         .filter(|n| typed.chars().count() > 1 || n.len() > 1)
         .map(|n| (distance(&typed, &plain(n)), n))
         .min_by_key(|(d, _)| *d)?;
@@ -64,7 +71,7 @@ mod tests {
             ("", None),
             ("2", None),
         ] {
-            assert_eq!(nearest(typed, keys.iter().copied()), meant, "{typed}");
+            assert_eq!(nearest(typed, &keys), meant, "{typed}");
         }
     }
 }

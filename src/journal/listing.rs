@@ -43,8 +43,9 @@ impl Follower<'_> {
             let before = chain.take_while(|f| f.header.file_id != file.header.file_id).last();
             self.begin(file, before, is_first);
         }
-        self.open
-            .sort_by(|a, b| a.origin.path.cmp(&b.origin.path).then(a.origin.stream.cmp(&b.origin.stream)));
+        self.open.sort_unstable_by(|a, b| {
+            (&a.origin.path, a.origin.stream).cmp(&(&b.origin.path, b.origin.stream))
+        });
         self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();

@@ -181,7 +181,7 @@ impl Choosing {
                 if chooser.rests(pause)
                     && let Some(chosen) = chooser.choose(left)
                 {
-                    let _ = tell.get().send(chosen);
+                    let _ = tell.get().try_send(chosen);
                 }
             }
         };
@@ -204,7 +204,7 @@ impl Choosing {
 /// If no thread can be started, guess the modern driver: it will hit the same problem and report it.
 fn give_up(tell: &Sender<Chosen>, e: &std::io::Error) {
     let why = format!("brokers cannot be asked ({e})");
-    let _ = tell.send(Chosen { name: Name::Modern, only: false, why });
+    let _ = tell.try_send(Chosen { name: Name::Modern, only: false, why });
 }
 
 /// Rounds after which a driver that has left is chosen again: some 3 s.

@@ -1,6 +1,6 @@
 //! One broker's state for the operator: its status entry, and a log line at each change.
 
-use crate::producer::outage::{self, Reasons};
+use crate::producer::outage::Outage;
 use crate::report::{Board, BrokerState};
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,26 +19,15 @@ pub struct Health {
     /// Its name in the status: an address, or "bootstrap".
     name: String,
     state: HealthState,
-    /// Failures since its last answer.
-    failures: u64,
-    /// When the first of them happened.
-    failing_since: Instant,
+    /// The failures since its last answer.
+    outage: Option<Outage>,
     /// The last failure came after connecting, so connecting alone does not count as recovery.
     shaky: bool,
-    reasons: Reasons,
 }
 
 impl Health {
     pub fn new(board: Arc<Board>, name: String) -> Self {
-        Health {
-            board,
-            name,
-            state: HealthState::New,
-            failures: 0,
-            failing_since: Instant::now(),
-            shaky: false,
-            reasons: Reasons::default(),
-        }
+        Health { board, name, state: HealthState::New, outage: None, shaky: false }
     }
 
     /// Connected; `speaks` describes the protocol.
@@ -70,22 +59,16 @@ impl Health {
 
     /// Records a failure; `connected`: it came after connecting.
     pub fn failed(&mut self, why: &str, connected: bool) {
-        self.failures += 1;
         self.shaky |= connected;
-        if self.failures == 1 {
-            self.failing_since = Instant::now();
-        }
-        if self.reasons.is_worth_a_line(self.failures, why) {
-            let how = if connected { "lost" } else { "down" };
-            outage::say_down(&self.what(), how, self.failures, self.failing_since.elapsed(), why);
-        }
+        let (what, now) = (self.what(), Instant::now());
+        let how = if connected { "lost" } else { "down" };
+        self.outage.get_or_insert_with(|| Outage::new(now)).failed(&what, how, why, now);
         self.show(HealthState::Down, "down".into(), Some(why.to_owned()));
     }
 
     fn recovered(&mut self) {
-        if self.failures > 0 {
-            outage::say_up(&self.what(), self.failures, self.failing_since.elapsed());
-            self.failures = 0;
+        if let Some(outage) = self.outage.take() {
+            outage.over(&self.what(), Instant::now());
         }
     }
 
@@ -112,7 +95,7 @@ impl Health {
         if !text.is_empty() {
             entry.state = text;
         }
-        entry.attempts = self.failures;
+        entry.attempts = self.outage.as_ref().map_or(0, |o| o.attempts);
         if error.is_some() {
             entry.last_error = error;
         }

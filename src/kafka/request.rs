@@ -27,7 +27,7 @@ pub fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
     while let Some(batch) = stay.pop_back() {
         waiting.push_front(batch);
     }
-    picked.sort_by(|a, b| a.group.topic.cmp(&b.group.topic)); // stable
+    picked.sort_unstable_by(|a, b| (&a.group.topic, a.partition).cmp(&(&b.group.topic, b.partition)));
     picked
 }
 

@@ -25,7 +25,6 @@ use crate::private_file;
 use crate::quota::{self, Quota};
 use crate::report::log_throttle::LogThrottle;
 use memchr::memmem;
-use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -117,15 +116,10 @@ pub fn quota(path: &Path, limit: u64) -> io::Result<Quota> {
 
 /// The followed path that a letter names.
 fn source(letter: &[u8]) -> Option<PathBuf> {
-    #[derive(Deserialize)]
-    struct Letter {
-        path: Option<String>,
-        path_base64: Option<String>,
-    }
-    let letter: Letter = serde_json::from_slice(letter).ok()?;
-    match (letter.path, letter.path_base64) {
-        (Some(path), _) => Some(path.into()),
-        (None, text) => Some(OsString::from_vec(base64::decode(&text?)?).into()),
+    let letter: serde_json::Value = serde_json::from_slice(letter).ok()?;
+    match letter["path"].as_str() {
+        Some(path) => Some(path.into()),
+        None => Some(OsString::from_vec(base64::decode(letter["path_base64"].as_str()?)?).into()),
     }
 }
 

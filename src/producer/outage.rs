@@ -18,16 +18,46 @@ pub struct Outages {
     shown: HashSet<String>,
 }
 
+/// One outage, from its first failed attempt on.
 #[derive(Debug)]
-struct Outage {
-    since: Instant,
-    attempts: u64,
+pub struct Outage {
+    pub since: Instant,
+    pub attempts: u64,
     reasons: Reasons,
+}
+
+impl Outage {
+    pub fn new(now: Instant) -> Self {
+        Outage { since: now, attempts: 0, reasons: Reasons::default() }
+    }
+
+    /// Counts a failed attempt and logs it if it is worth a line. `how`: "down", or "lost" if it worked a moment ago.
+    pub fn failed(&mut self, who: &dyn fmt::Display, how: &str, why: &str, now: Instant) {
+        self.attempts += 1;
+        if self.reasons.is_worth_a_line(self.attempts, why) {
+            match self.attempts {
+                1 => log::warn!("{who} {how}: {why}; retrying"),
+                n => log::warn!(
+                    "{who} still down after {}, attempt {n}: {why}; retrying",
+                    Span(now.duration_since(self.since))
+                ),
+            }
+        }
+    }
+
+    pub fn over(self, who: &dyn fmt::Display, now: Instant) {
+        let s = if self.attempts == 1 { "" } else { "s" };
+        log::info!(
+            "{who} up again after {}, {} attempt{s}",
+            Span(now.duration_since(self.since)),
+            self.attempts
+        );
+    }
 }
 
 /// Decides which attempts of an outage are logged: 1, 2, 4, 8 …, and each reason not logged since the last of those.
 #[derive(Debug, Default)]
-pub struct Reasons(Vec<String>);
+struct Reasons(Vec<String>);
 
 impl Reasons {
     /// Maximum lines between two powers of two: a text that changes with each attempt must fill neither log nor
@@ -35,7 +65,7 @@ impl Reasons {
     const MOST: usize = 4;
 
     /// `attempt` counts from 1.
-    pub fn is_worth_a_line(&mut self, attempt: u64, why: &str) -> bool {
+    fn is_worth_a_line(&mut self, attempt: u64, why: &str) -> bool {
         if attempt.is_power_of_two() {
             self.0.clear();
         }
@@ -91,15 +121,8 @@ impl Outages {
     /// Records a failed attempt.
     pub fn failed(&mut self, who: Who<'_>, why: &str, now: Instant) {
         let key = who.key();
-        let outage = self.open.entry(key.clone()).or_insert_with(|| Outage {
-            since: now,
-            attempts: 0,
-            reasons: Reasons::default(),
-        });
-        outage.attempts += 1;
-        if outage.reasons.is_worth_a_line(outage.attempts, why) {
-            say_down(&who, "down", outage.attempts, now.duration_since(outage.since), why);
-        }
+        let outage = self.open.entry(key).or_insert_with(|| Outage::new(now));
+        outage.failed(&who, "down", why, now);
         let (since, attempts) = (outage.since, outage.attempts);
         let of = |state: &str| {
             let last_error = Some(why.to_owned());
@@ -121,11 +144,10 @@ impl Outages {
             return;
         }
         let key = who.key();
-        let outage = self.open.remove(&key);
-        if let Some(o) = &outage {
-            say_up(&who, o.attempts, now.duration_since(o.since));
-        } else if known {
-            return;
+        match self.open.remove(&key) {
+            Some(outage) => outage.over(&who, now),
+            None if known => return,
+            None => {}
         }
         match who {
             Who::Broker(b) => {
@@ -151,19 +173,6 @@ impl Outages {
         self.shown.remove(broker);
         self.board.brokers().remove(broker);
     }
-}
-
-/// Logs a failed attempt, in the same words for both drivers. `how`: "down", or "lost" if it worked a moment ago.
-pub fn say_down(who: &impl fmt::Display, how: &str, attempts: u64, since: Duration, why: &str) {
-    match attempts {
-        1 => log::warn!("{who} {how}: {why}; retrying"),
-        n => log::warn!("{who} still down after {}, attempt {n}: {why}; retrying", Span(since)),
-    }
-}
-
-pub fn say_up(who: &impl fmt::Display, attempts: u64, after: Duration) {
-    let s = if attempts == 1 { "" } else { "s" };
-    log::info!("{who} up again after {}, {attempts} attempt{s}", Span(after));
 }
 
 /// A human-readable duration: `0.4 s`, `41 s`, `3 min`, `7 h`, `2 d`.

@@ -1,6 +1,7 @@
 //! Serves the live status on a Unix socket and writes the metrics file, in a thread of its own, so that a slow reader
 //! delays no other work. The socket accepts no input.
 
+use super::from_json::FromJson;
 use super::{Board, metrics, snapshot::Snapshot};
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
@@ -256,7 +257,7 @@ pub fn ask(folder: &Path) -> io::Result<Option<Snapshot>> {
     if json.is_empty() {
         return Ok(None); // the agent just exited
     }
-    Ok(Some(serde_json::from_slice(&json)?))
+    Ok(Some(Snapshot::from_json(&serde_json::from_slice(&json)?)))
 }
 
 #[cfg(test)]

@@ -39,6 +39,49 @@ impl Display for Age {
     }
 }
 
+impl Snapshot {
+    /// Logs the status line and the files that are waiting, longest first.
+    pub fn log(&self) {
+        log::info!("status: {}", self.line());
+        let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
+        waiting.sort_unstable_by(|a, b| {
+            b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0))
+        });
+        for f in waiting.iter().take(Self::LOGGED) {
+            let why =
+                f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();
+            log::info!("status: {}: {} unsent, {}{why}", f.path, HumanBytes(f.lag_bytes), f.state);
+        }
+        for p in self.brokers.iter().chain(&self.topics).filter(|p| p.attempts > 0) {
+            let why = p.last_error.as_deref().unwrap_or_default();
+            log::info!("status: {} {} after {} attempts: {why}", p.name, p.state, p.attempts);
+        }
+    }
+
+    /// Maximum number of files logged.
+    const LOGGED: usize = 20;
+
+    /// One line, for systemd and the log.
+    pub fn line(&self) -> String {
+        let up = self.brokers.iter().filter(|b| b.attempts == 0).count();
+        let stuck = self.files.iter().filter(|f| f.stuck_because.is_some()).count();
+        let mut line = format!(
+            "{} file(s), {} unsent, {} lines acknowledged, brokers {up} of {} up",
+            self.files.len(),
+            HumanBytes(self.lag_bytes()),
+            self.totals.acked,
+            self.brokers.len(),
+        );
+        if stuck > 0 {
+            line += &format!(", {stuck} file(s) stuck");
+        }
+        if self.state.degraded.is_some() {
+            line += ", the state folder cannot be written";
+        }
+        line
+    }
+}
+
 /// The whole status.
 pub fn status(s: &Snapshot) -> String {
     let mut out = String::new();

@@ -48,7 +48,7 @@ impl Saver {
             None => None,
             Some(work) => {
                 let (tell, ended) = bounded(1);
-                let body = move || _ = tell.send(work.run());
+                let body = move || _ = tell.try_send(work.run());
                 let trouble = |e| {
                     let fix = "raise the limit of threads (TasksMax, ulimit -u)";
                     Error::failed("start the saver thread", e, fix)

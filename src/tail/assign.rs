@@ -192,6 +192,12 @@ pub fn assign(
     Ok(verdicts)
 }
 
+/// The indices of all files, compressed ones last.
+fn plain_first(files: &[FolderFile]) -> impl Iterator<Item = usize> {
+    let of = |plain| (0..files.len()).filter(move |i| (files[*i].packed == Packed::Plain) == plain);
+    of(true).chain(of(false))
+}
+
 /// Of new files with equal content (a copy that is being compressed), picks one to read: a plain file before a compressed
 /// one, else the first. The others are decided once that one belongs to a stream.
 fn duplicates(
@@ -202,9 +208,7 @@ fn duplicates(
 ) -> io::Result<Vec<Option<usize>>> {
     let mut ends: Vec<(u64, Mark, usize)> = Vec::new();
     let mut duplicates = vec![None; files.len()];
-    let mut order: Vec<usize> = (0..files.len()).collect();
-    order.sort_by_key(|i| files[*i].packed != Packed::Plain);
-    for i in order {
+    for i in plain_first(files) {
         let Length::Bytes(length) = lengths[i] else { continue };
         let is_new = matches!(verdicts[i], FileVerdict::New | FileVerdict::Wait(Wait::Unseen(_)));
         if length < TELLING || !is_new {
@@ -265,7 +269,7 @@ fn continue_streams(
     // Unfinished streams, ordered by how much was read: of two streams with the same beginning, the longer one is better
     // evidence.
     let mut unfinished: Vec<usize> = (0..streams.len()).filter(|j| !streams[*j].finished).collect();
-    unfinished.sort_by_key(|j| std::cmp::Reverse((streams[*j].read.offset, streams[*j].id)));
+    unfinished.sort_unstable_by_key(|j| std::cmp::Reverse((streams[*j].read.offset, streams[*j].id)));
     for j in unfinished {
         let mut found: Vec<usize> = Vec::new();
         for i in (0..files.len()).filter(|i| verdicts[*i].is_none()) {
@@ -417,10 +421,8 @@ fn continue_untouched(
         }
     }
     // Exact length first, then at least that length. A file of the exact length may have any modification time.
-    let mut order: Vec<usize> = (0..files.len()).collect();
-    order.sort_by_key(|i| files[*i].packed != Packed::Plain);
     for exactly in [true, false] {
-        for i in order.iter().copied() {
+        for i in plain_first(files) {
             let Length::Bytes(length) = lengths[i] else { continue };
             let may_be = match verdicts[i] {
                 FileVerdict::New | FileVerdict::Wait(Wait::Unseen(_)) => files[i].may_be_untouched,

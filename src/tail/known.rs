@@ -326,7 +326,7 @@ impl Known {
         let beside =
             |(p, tail): &(&PathBuf, &Running)| tail.unassigned && *p != path && p.parent() == path.parent();
         let mut paths: Vec<PathBuf> = known.tails.iter().filter(beside).map(|(p, _)| p.clone()).collect();
-        paths.sort();
+        paths.sort_unstable();
         paths
     }
 
@@ -463,8 +463,10 @@ impl Known {
     pub fn unread(&self) -> Vec<PathBuf> {
         let known = self.lock();
         let is_free = |e: &&Entry| !e.finished && matches!(e.reader, StreamUse::Free | StreamUse::Missing);
-        let paths: BTreeSet<&PathBuf> = known.table.iter().filter(is_free).map(|e| &e.path).collect();
-        paths.into_iter().cloned().collect()
+        let mut paths: Vec<PathBuf> = known.table.iter().filter(is_free).map(|e| e.path.clone()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
     }
 
     /// Whether the stream belongs to this followed path.

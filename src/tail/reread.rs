@@ -93,7 +93,7 @@ fn plain(file: &File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io::R
 fn packed_in(file: File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io::Result<()> {
     let mut gz = Gz::new(file);
     let mut order: Vec<usize> = (0..wanted.len()).filter(|i| found[*i].is_none()).collect();
-    order.sort_by_key(|i| wanted[*i].range.start);
+    order.sort_unstable_by_key(|i| wanted[*i].range.start);
     for i in order {
         let Wanted { range, crc } = &wanted[i];
         if gz.position() > range.start {

@@ -127,7 +127,8 @@ impl UnpackedCache {
         also: &BTreeSet<u64>,
     ) -> io::Result<UnpackedFile> {
         let span = content.end.0.min(Mark::SPAN as u64);
-        let mut offsets: BTreeSet<u64> = also.range(..content.end.0).copied().collect();
+        let mut offsets = BTreeSet::new();
+        offsets.extend(also.range(..content.end.0));
         offsets.extend([span, offset]);
         let mut rewind = file;
         rewind.rewind()?;

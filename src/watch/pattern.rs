@@ -1,7 +1,7 @@
 //! The path patterns of a source: one literal path, or a glob that is walked folder by folder.
 
+use super::glob::{Glob, GlobError};
 use crate::links;
-use globset::{GlobBuilder, GlobMatcher};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ pub struct Pattern {
 enum PatternPart {
     /// A literal name, which need not be UTF-8.
     Name(OsString),
-    Wild(GlobMatcher),
+    Wild(Glob),
     /// `**`: any number of folders.
     Deep,
 }
@@ -50,7 +50,7 @@ impl Pattern {
     }
 
     /// An absolute glob; `*` does not match `/`.
-    pub fn glob(text: &str) -> Result<Pattern, globset::Error> {
+    pub fn glob(text: &str) -> Result<Pattern, GlobError> {
         let mut root = PathBuf::from("/");
         let mut parts = Vec::new();
         for name in pieces(text) {
@@ -59,16 +59,14 @@ impl Pattern {
             } else if parts.is_empty() && !name.contains(['*', '?', '[', '{', '\\']) {
                 root.push(name);
             } else {
-                parts.push(PatternPart::Wild(
-                    GlobBuilder::new(name).literal_separator(true).build()?.compile_matcher(),
-                ));
+                parts.push(PatternPart::Wild(Glob::new(name)?));
             }
         }
         if parts.is_empty() {
             return Ok(Pattern::path(Path::new(text)));
         }
         if let Some(PatternPart::Deep) = parts.last() {
-            parts.push(PatternPart::Wild(GlobBuilder::new("*").build()?.compile_matcher())); // every file below
+            parts.push(PatternPart::Wild(Glob::new("*")?)); // every file below
         }
         Ok(Pattern { root, parts, text: text.as_bytes().to_vec() })
     }
@@ -101,8 +99,11 @@ impl Pattern {
 /// The components of a glob. A brace that contains `/` is kept whole, so that such a glob is rejected.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0usize;
+    let mut escaped = false;
     text.split(move |c| {
         match c {
+            _ if std::mem::take(&mut escaped) => {}
+            '\\' => escaped = true,
             '{' => depth += 1,
             '}' => depth = depth.saturating_sub(1),
             _ => {}
@@ -121,7 +122,7 @@ fn fits(parts: &[PatternPart], names: &[&Path], at: &Path) -> bool {
         // A walk does not enter symlinks below `**`.
         PatternPart::Deep => fits(rest, names, at) || (!below.is_symlink() && fits(parts, others, &below)),
         PatternPart::Name(n) => name.as_os_str() == n && fits(rest, others, &below),
-        PatternPart::Wild(w) => w.is_match(name) && fits(rest, others, &below),
+        PatternPart::Wild(w) => w.matches(name.as_os_str().as_bytes()) && fits(rest, others, &below),
     }
 }
 
@@ -146,13 +147,15 @@ fn walk(folder: &Path, parts: &[PatternPart], depth: usize, to: &mut impl Visito
     }
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
-    entries.sort_by_key(fs::DirEntry::file_name);
+    entries.sort_unstable_by_key(fs::DirEntry::file_name);
     for entry in entries {
         match part {
             PatternPart::Deep if entry.file_type().is_ok_and(|t| t.is_dir()) => {
                 walk(&entry.path(), parts, depth + 1, to)
             }
-            PatternPart::Wild(w) if w.is_match(entry.file_name()) => meet(entry.path(), rest, depth, to),
+            PatternPart::Wild(w) if w.matches(entry.file_name().as_bytes()) => {
+                meet(entry.path(), rest, depth, to)
+            }
             _ => {}
         }
     }
@@ -173,20 +176,20 @@ fn meet(path: PathBuf, rest: &[PatternPart], depth: usize, to: &mut impl Visitor
 
 /// Paths excluded although a pattern matches them.
 #[derive(Debug, Clone, Default)]
-pub struct Exclude(Vec<(bool, GlobMatcher)>);
+pub struct Exclude(Vec<(bool, Glob)>);
 
 impl Exclude {
     /// A glob without `/` applies to the file name, any other to the whole path.
-    pub fn new(globs: &[String]) -> Result<Exclude, globset::Error> {
-        let build = |g: &String| {
-            Ok((g.contains('/'), GlobBuilder::new(g).literal_separator(true).build()?.compile_matcher()))
-        };
-        Ok(Exclude(globs.iter().map(build).collect::<Result<_, globset::Error>>()?))
+    pub fn new(globs: &[String]) -> Result<Exclude, GlobError> {
+        let build = |g: &String| Ok((g.contains('/'), Glob::new(g)?));
+        Ok(Exclude(globs.iter().map(build).collect::<Result<_, GlobError>>()?))
     }
 
     pub fn matches(&self, path: &Path) -> bool {
         let name = path.file_name().map(Path::new).unwrap_or(path);
-        self.0.iter().any(|(whole, m)| m.is_match(if *whole { path } else { name }))
+        self.0
+            .iter()
+            .any(|(whole, glob)| glob.matches(if *whole { path } else { name }.as_os_str().as_bytes()))
     }
 }
 
@@ -209,7 +212,7 @@ mod tests {
     fn walks_what_matches() {
         let dir = tempfile::tempdir().unwrap();
         let at = |p: &str| dir.path().join(p);
-        for f in ["a/x.log", "a/y.txt", "b/x.log", "b/c/d/x.log", "top.log"] {
+        for f in ["a/x.log", "a/y.txt", "b/x.log", "b/c/d/x.log", "o{dd/x.log", "top.log"] {
             fs::create_dir_all(at(f).parent().unwrap()).unwrap();
             fs::write(at(f), "").unwrap();
         }
@@ -218,12 +221,13 @@ mod tests {
         fs::create_dir(at("a/dir.log")).unwrap();
         let root = dir.path().to_str().unwrap();
         for (glob, want) in [
-            ("*/x.log", vec![at("a/x.log"), at("b/x.log")]),
+            ("*/x.log", vec![at("a/x.log"), at("b/x.log"), at("o{dd/x.log")]),
             ("a/*.log", vec![at("a/x.log"), odd.clone()]),
-            ("**/x.log", vec![at("a/x.log"), at("b/x.log"), at("b/c/d/x.log")]),
+            ("**/x.log", vec![at("a/x.log"), at("b/x.log"), at("b/c/d/x.log"), at("o{dd/x.log")]),
             ("{a,b}/[wx].log", vec![at("a/x.log"), at("b/x.log")]),
             ("*.log", vec![at("top.log")]),
             ("no/*.log", vec![]),
+            (r"o\{dd/*.log", vec![at("o{dd/x.log")]),
         ] {
             let p = Pattern::glob(&format!("{root}/{glob}")).unwrap();
             let mut met = Met::default();

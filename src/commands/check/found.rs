@@ -23,7 +23,7 @@ pub fn compressed(source: &Source) -> Vec<PathBuf> {
 
 fn named(source: &Source) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = source.paths.iter().flat_map(|p| walk(p).files).collect();
-    all.sort();
+    all.sort_unstable();
     all.dedup();
     all.retain(|p| !source.exclude.matches(p));
     all

@@ -33,12 +33,12 @@ impl Dial {
                     Ok(_) => log::debug!("connected to {address}"),
                     Err(t) => log::debug!("no connection to {address}: {t}"),
                 }
-                drop(tell.get().send(opened));
+                drop(tell.get().try_send(opened));
             }
         };
         let spawned = thread::Builder::new().name("dial".into()).stack_size(STACK).spawn(dial);
         if let Err(e) = spawned {
-            let _ = tell.send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
+            let _ = tell.try_send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
             context.waker.wake();
         }
         Dial { done, _heartbeat: heartbeat }

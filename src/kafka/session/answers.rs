@@ -1,8 +1,8 @@
 //! Reads a broker's answers and turns them into verdicts.
 
 use super::{Request, Session, What};
-use crate::kafka::broker::Peer;
 use crate::kafka::net::connection::{Trouble, mismatch};
+use crate::kafka::peer::Peer;
 use crate::kafka::protocol::errors::{self, Also};
 use crate::kafka::protocol::messages::{self, Produced};
 use crate::kafka::protocol::producers;
