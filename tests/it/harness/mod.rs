@@ -8,6 +8,7 @@ mod dice;
 pub mod journal_files;
 mod lines;
 mod manager;
+mod netns;
 pub mod page;
 mod proxy;
 mod ptrace;
@@ -20,6 +21,7 @@ pub use agent::{Agent, Done, Folder, Setup, binary, optimized, status_json, wait
 pub use broker::{Broker, Cluster, Record, Topic, Version};
 pub use dice::Dice;
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
+pub use netns::{NetNs, Traffic};
 pub use proxy::{Mode, Proxy, read_frame, rewrite};
 pub use ptrace::Halted;
 pub use scripted::{Api, Produced, Reply, Request, Scripted, full_backlog};
