@@ -15,7 +15,7 @@ use crate::heartbeat::Heartbeat;
 use crate::record::{Ack, BatchGroupNo, Topic};
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Core<'b> {
     /// The next driver, while the old one still holds batches.
     next: Option<Drive>,
     queues: Vec<TopicQueue>,
+    /// Acknowledged bytes of each of `queues`.
+    payload: Vec<Arc<AtomicU64>>,
     by_topic: HashMap<Topic, usize>,
     air: HashMap<BatchGroupNo, PendingAcks>,
     /// The last group number assigned.
@@ -79,6 +81,7 @@ impl<'b> Core<'b> {
             id: Id::None,
             next: None,
             queues: Vec::new(),
+            payload: Vec::new(),
             by_topic: HashMap::new(),
             air: HashMap::new(),
             flight: BatchGroupNo(0),
@@ -164,6 +167,7 @@ impl<'b> Core<'b> {
             self.orders.push(Order::Topic(topic.clone())); // otherwise `ready` orders it
         }
         self.by_topic.insert(topic.clone(), self.queues.len());
+        self.payload.push(self.board.network.payload(topic));
         let memory =
             self.options.once.as_mut().map(|once| RecoveredTopic::of(once, topic)).unwrap_or_default();
         self.queues.push(TopicQueue::new(topic.clone(), &self.options).remembering(memory));
@@ -269,6 +273,7 @@ impl<'b> Core<'b> {
                             let _ = receipts.send(Receipt { partition, offset, count: batch.count });
                         }
                         self.queues[queue].stored(batch.bytes);
+                        self.payload[queue].fetch_add(batch.bytes as u64, Relaxed);
                         if offset.is_some() {
                             self.ask_listing(&batch);
                         }

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub brokers: Vec<PeerStatus>,
     /// Topics that have had problems.
     pub topics: Vec<PeerStatus>,
+    pub network: Vec<NetworkStatus>,
+    pub payload: Vec<PayloadStatus>,
     pub totals: TotalsStatus,
     pub memory: Memory,
     pub state: StateStatus,
@@ -109,6 +111,24 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
 }
 
+/// Bytes at the sockets to one broker since the start, TLS, handshakes and metadata included; TCP's and IP's headers not.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkStatus {
+    /// `host:port`, as configured or as the cluster names it.
+    pub broker: String,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// Bytes of a topic's acknowledged lines since the start, before compression.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PayloadStatus {
+    pub topic: String,
+    pub bytes: u64,
+}
+
 /// Over all restarts. In lines, unless the name says bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -178,6 +198,22 @@ impl Snapshot {
             files: Vec::new(),
             brokers,
             topics,
+            network: board
+                .network
+                .brokers()
+                .into_iter()
+                .map(|(broker, bytes_sent, bytes_received)| NetworkStatus {
+                    broker,
+                    bytes_sent,
+                    bytes_received,
+                })
+                .collect(),
+            payload: board
+                .network
+                .topics()
+                .into_iter()
+                .map(|(topic, bytes)| PayloadStatus { topic, bytes })
+                .collect(),
             totals: TotalsStatus::of(board),
             memory: Memory {
                 used: budget.map_or(0, |b| b.used() as u64),

@@ -46,6 +46,7 @@ pub fn status(s: &Snapshot) -> String {
     files(&mut out, &s.files);
     peers(&mut out, "BROKER", &s.brokers);
     peers(&mut out, "TOPIC", &s.topics);
+    network(&mut out, s);
     let t = &s.totals;
     line(
         &mut out,
@@ -168,6 +169,22 @@ fn peers(out: &mut String, what: &str, peers: &[PeerStatus]) {
     out.push('\n');
 }
 
+/// The traffic by broker, and below it the lines that were delivered.
+fn network(out: &mut String, s: &Snapshot) {
+    let names = s.network.iter().map(|n| &n.broker).chain(s.payload.iter().map(|p| &p.topic));
+    let Some(width) = names.map(|name| name.chars().count()).max() else { return };
+    let width = width.clamp(7, 60);
+    line(out, format_args!("{:width$}  {:>10}  {:>10}  {:>10}", "NETWORK", "SENT", "RECEIVED", "PAYLOAD"));
+    for n in &s.network {
+        let (sent, received) = (HumanBytes(n.bytes_sent), HumanBytes(n.bytes_received));
+        line(out, format_args!("{:width$}  {sent:>10}  {received:>10}", n.broker));
+    }
+    for p in &s.payload {
+        line(out, format_args!("{:width$}  {:>10}  {:>10}  {:>10}", p.topic, "", "", HumanBytes(p.bytes)));
+    }
+    out.push('\n');
+}
+
 /// Writes one line, with control characters escaped.
 fn line(out: &mut String, what: fmt::Arguments<'_>) {
     let _ = writeln!(out, "{}", Escaped(&what.to_string())); // a String takes everything
@@ -176,6 +193,7 @@ fn line(out: &mut String, what: fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::snapshot::{NetworkStatus, PayloadStatus};
 
     #[test]
     fn sizes_and_ages() {
@@ -225,9 +243,13 @@ mod tests {
             pid: Some(7),
             files: vec![file],
             brokers: vec![peer],
+            network: vec![NetworkStatus { broker: "k:9092".into(), bytes_sent: 2048, bytes_received: 10 }],
+            payload: vec![PayloadStatus { topic: "web".into(), bytes: 4096 }],
             ..Snapshot::default()
         };
         let text = status(&s);
+        assert!(text.contains("k:9092      2.0 KiB        10 B\n"), "{text}");
+        assert!(text.contains("web                                4.0 KiB\n"), "{text}");
         let find =
             |part: &str| text.lines().find(|l| l.contains(part)).unwrap_or_else(|| panic!("{part}: {text}"));
         assert_eq!(find("/var/log/a"), "/var/log/a     2.0 KiB     1.0 KiB     1.0 KiB    3.0 s  following");

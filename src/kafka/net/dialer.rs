@@ -24,10 +24,11 @@ impl Dial {
         let (tell, done) = bounded(1);
         let heartbeat = context.board.heartbeats.register("dial");
         heartbeat.within(Heartbeat::SLOW);
+        let bytes = context.board.network.broker(address);
         let (address, options) = (address.to_owned(), options.clone());
         let dial = {
             let tell = Waking::new(tell.clone(), &context.waker);
-            move || drop(tell.get().send(Connection::open(&address, &options, cap)))
+            move || drop(tell.get().send(Connection::open(&address, &options, cap, &bytes)))
         };
         let spawned = thread::Builder::new().name("dial".into()).stack_size(STACK).spawn(dial);
         if let Err(e) = spawned {
