@@ -8,6 +8,7 @@ use super::{
     Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
     Mechanism, Multiline, Partitioner, Priority, Sasl, Start, Sync,
 };
+use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::path::PathBuf;
@@ -104,6 +105,10 @@ table! {
             "Event Hubs does above 1046528 bytes. Raise it together with batch. It is a limit of the modern driver.";
         rate: Option<u64> = rate("rate"), Example("\"1MiB/s\""), AtOnce,
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
+        budget: Option<DataBudget> = data_budget("budget"), Example("\"200MiB/day\""), Restart,
+            "Most bytes on the network, both directions and all brokers, per min, hour, day, week or month (30 days). \
+             Spent evenly; delays lines, never drops them. Modern driver only.",
+            "TLS, handshakes and metadata count, the headers of TCP and IP do not (52 bytes a packet). Kept over restarts.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";

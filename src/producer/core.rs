@@ -7,6 +7,7 @@ use super::dead_letter::DeadLetters;
 use super::driver::{Capabilities, Drive, Event, Order};
 use super::partition::{Action, Now, SendRules};
 use super::recovered::RecoveredTopic;
+use super::spending::Spending;
 use super::topic_queue::{QueueChange, Ready, TopicQueue};
 use super::{Change as Changed, Dead, ProducerOptions, Receipt};
 use crate::backoff::Rng;
@@ -28,6 +29,7 @@ pub struct Core<'b> {
     letters: DeadLetters,
     rng: Rng,
     rate: Option<Rate>,
+    spending: Option<Spending>,
     /// `None` until the driver has reported its capabilities. Nothing is sent before that.
     abilities: Option<Capabilities>,
     id: Id,
@@ -74,6 +76,9 @@ impl<'b> Core<'b> {
             letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
+            spending: options.budget.map(|budget| {
+                Spending::open(budget, options.budget_file.as_deref(), board.network.total(), now.at)
+            }),
             options,
             heartbeat: board.heartbeats.register("producer"),
             board,
@@ -186,7 +191,16 @@ impl<'b> Core<'b> {
 
     /// Something is left, but nothing is in flight.
     pub fn is_stuck(&self) -> bool {
-        !self.is_empty() && self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck())
+        let waits = self.is_used_up() && self.queues.iter().all(|queue| queue.in_air() == 0);
+        !self.is_empty() && (waits || self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck()))
+    }
+
+    pub fn why_stuck(&self) -> &'static str {
+        if self.is_used_up() { "the budget is used up" } else { "no broker takes what is left" }
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.spending.as_ref().is_some_and(|spending| spending.used_up().is_some())
     }
 
     /// Handles a driver event.
@@ -362,6 +376,9 @@ impl<'b> Core<'b> {
 
     /// Completes these records.
     fn finish(&mut self, batch: &Batch) {
+        if let Some(spending) = &mut self.spending {
+            spending.release(batch.bytes);
+        }
         let Some(pending) = self.air.get_mut(&batch.flight) else {
             debug_assert!(false, "{:?} is over already", batch.flight);
             return;
@@ -376,6 +393,9 @@ impl<'b> Core<'b> {
     /// Sends everything that may be sent now. Returns when to call it again if nothing happens before.
     pub fn tick(&mut self, now: Now) -> Option<Instant> {
         self.change_driver();
+        if let Some(spending) = &mut self.spending {
+            spending.look(self.board.network.total(), now.at);
+        }
         let rules = self.rules();
         let mut wake: Option<Instant> = None;
         for at in 0..self.queues.len() {
@@ -387,6 +407,10 @@ impl<'b> Core<'b> {
                 self.tell(at, change, now);
             }
         }
+        if let Some(spending) = &mut self.spending {
+            spending.record();
+            self.board.network.set_budget(spending.state());
+        }
         if !self.sends.is_empty() {
             self.orders.push(Order::Send(std::mem::take(&mut self.sends)));
         }
@@ -394,6 +418,15 @@ impl<'b> Core<'b> {
     }
 
     fn drive(&mut self, at: usize, rules: SendRules, now: Now) -> Option<Instant> {
+        if let Some(spending) = &mut self.spending
+            && let Some(until) = spending.used_up()
+        {
+            if self.queues[at].is_empty() {
+                return None;
+            }
+            spending.say_used_up();
+            return Some(until);
+        }
         self.launch(at, rules, now);
         let ready = loop {
             let ready = self.queues[at].ready(now, rules, self.closing);
@@ -403,6 +436,9 @@ impl<'b> Core<'b> {
             if let Some(until) = self.rate.as_mut().and_then(|r| r.wait(now.at)) {
                 break Ready::At(until);
             }
+            if let Some(until) = self.spending.as_ref().and_then(Spending::wait) {
+                break Ready::At(until);
+            }
             let no = BatchGroupNo(self.flight.0 + 1);
             let formed = self.queues[at].form(no, now, rules, self.closing, &mut self.rng);
             let Some((bytes, pending)) = formed else { break Ready::No };
@@ -410,6 +446,9 @@ impl<'b> Core<'b> {
             self.air.insert(no, pending);
             if let Some(rate) = &mut self.rate {
                 rate.spend(bytes);
+            }
+            if let Some(spending) = &mut self.spending {
+                spending.reserve(bytes);
             }
             self.launch(at, rules, now);
         };

@@ -4,6 +4,7 @@ use super::lock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Bytes that passed sockets to one broker: TLS records, handshakes, metadata and failed attempts included; the headers
 /// of TCP and IP, and what TCP sent again, not. Writers: the producer and the threads that connect for it.
@@ -23,6 +24,39 @@ impl SocketBytes {
 pub struct Network {
     brokers: Mutex<BTreeMap<String, Arc<SocketBytes>>>,
     payload: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+    /// Writer: the producer.
+    budget: Mutex<Option<DataBudgetState>>,
+}
+
+/// The budget of bytes as of `seen`.
+#[derive(Clone, Debug)]
+pub struct DataBudgetState {
+    pub bytes: u64,
+    pub period: Duration,
+    /// "200 MiB per day".
+    pub text: String,
+    /// Bytes that may be sent at once; negative for a debt.
+    pub left: f64,
+    pub seen: Instant,
+    /// Bytes gained per second, up to `burst`.
+    pub per_second: f64,
+    pub burst: u64,
+    /// Bytes spent per second lately.
+    pub pace: f64,
+    /// Lines wait for it.
+    pub is_used_up: bool,
+}
+
+impl DataBudgetState {
+    pub fn left_at(&self, now: Instant) -> f64 {
+        let gained = now.saturating_duration_since(self.seen).as_secs_f64() * self.per_second;
+        (self.left + gained).min(self.burst as f64)
+    }
+
+    /// Seconds until it is used up, if it goes on like this.
+    pub fn used_up_in(&self) -> Option<f64> {
+        (self.pace > self.per_second).then(|| self.left.max(0.0) / (self.pace - self.per_second))
+    }
 }
 
 /// Brokers counted each for itself; those of a cluster that moves for ever are counted together.
@@ -53,6 +87,14 @@ impl Network {
 
     pub fn topics(&self) -> Vec<(String, u64)> {
         lock(&self.payload).iter().map(|(name, bytes)| (name.clone(), bytes.load(Relaxed))).collect()
+    }
+
+    pub fn budget(&self) -> Option<DataBudgetState> {
+        lock(&self.budget).clone()
+    }
+
+    pub fn set_budget(&self, state: DataBudgetState) {
+        *lock(&self.budget) = Some(state);
     }
 
     /// All bytes in both directions.

@@ -1,5 +1,6 @@
 //! The board at one moment, as a value. `status --json` serializes it; the text, the metrics and the log print it.
 
+use super::network::DataBudgetState;
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
 use crate::record::{Identity, StreamId};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub topics: Vec<PeerStatus>,
     pub network: Vec<NetworkStatus>,
     pub payload: Vec<PayloadStatus>,
+    /// With `budget` in `[kafka]`.
+    pub budget: Option<DataBudgetStatus>,
     pub totals: TotalsStatus,
     pub memory: Memory,
     pub state: StateStatus,
@@ -129,6 +132,45 @@ pub struct PayloadStatus {
     pub bytes: u64,
 }
 
+/// The budget of bytes on the network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataBudgetStatus {
+    pub bytes: u64,
+    pub period: f64,
+    /// "200 MiB per day".
+    pub text: String,
+    /// Bytes that may be sent at once; negative for a debt.
+    pub left: i64,
+    /// Bytes gained per second.
+    pub per_second: f64,
+    /// Bytes spent per second lately.
+    pub pace: f64,
+    /// Lines wait for it.
+    pub used_up: bool,
+    /// When it is used up at this pace.
+    pub used_up_in: Option<f64>,
+    /// When the next lines are sent, if they wait.
+    pub resumes_in: Option<f64>,
+}
+
+impl DataBudgetStatus {
+    fn of(s: &DataBudgetState, now: Instant) -> DataBudgetStatus {
+        let left = s.left_at(now);
+        DataBudgetStatus {
+            bytes: s.bytes,
+            period: s.period.as_secs_f64(),
+            text: s.text.clone(),
+            left: left as i64,
+            per_second: s.per_second,
+            pace: s.pace,
+            used_up: s.is_used_up,
+            used_up_in: s.used_up_in().filter(|_| !s.is_used_up),
+            resumes_in: s.is_used_up.then(|| (1.0 - left).max(0.0) / s.per_second.max(1e-9)),
+        }
+    }
+}
+
 /// Over all restarts. In lines, unless the name says bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -214,6 +256,7 @@ impl Snapshot {
                 .into_iter()
                 .map(|(topic, bytes)| PayloadStatus { topic, bytes })
                 .collect(),
+            budget: board.network.budget().map(|state| DataBudgetStatus::of(&state, now)),
             totals: TotalsStatus::of(board),
             memory: Memory {
                 used: budget.map_or(0, |b| b.used() as u64),
@@ -278,6 +321,9 @@ impl Snapshot {
         );
         if stuck > 0 {
             line += &format!(", {stuck} file(s) stuck");
+        }
+        if self.budget.as_ref().is_some_and(|budget| budget.used_up) {
+            line += ", the budget is used up";
         }
         if self.state.degraded.is_some() {
             line += ", the state folder cannot be written";
@@ -351,6 +397,9 @@ fn stuck(
     let broker = all.brokers.iter().find(in_trouble);
     if let Some(broker) = broker {
         return Some(format!("broker {}", reason(broker)));
+    }
+    if all.budget.as_ref().is_some_and(|budget| budget.used_up) {
+        return Some("the budget is used up".into());
     }
     let writing = folder.writing.filter(|since| now.saturating_duration_since(*since) > STUCK_AFTER);
     if writing.is_some() {

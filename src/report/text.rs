@@ -1,6 +1,6 @@
 //! Formats a snapshot as text for a terminal.
 
-use super::snapshot::{File, PeerStatus, Snapshot};
+use super::snapshot::{DataBudgetStatus, File, PeerStatus, Snapshot};
 use crate::error::Escaped;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
@@ -172,6 +172,9 @@ fn peers(out: &mut String, what: &str, peers: &[PeerStatus]) {
 /// The traffic by broker, and below it the lines that were delivered.
 fn network(out: &mut String, s: &Snapshot) {
     let names = s.network.iter().map(|n| &n.broker).chain(s.payload.iter().map(|p| &p.topic));
+    if let Some(b) = &s.budget {
+        budget(out, b, s.lag_bytes());
+    }
     let Some(width) = names.map(|name| name.chars().count()).max() else { return };
     let width = width.clamp(7, 60);
     line(out, format_args!("{:width$}  {:>10}  {:>10}  {:>10}", "NETWORK", "SENT", "RECEIVED", "PAYLOAD"));
@@ -185,6 +188,18 @@ fn network(out: &mut String, s: &Snapshot) {
     out.push('\n');
 }
 
+fn budget(out: &mut String, b: &DataBudgetStatus, waiting: u64) {
+    let (left, rate) = (HumanBytes(b.left.max(0) as u64), HumanBytes(b.per_second as u64));
+    let mut text = format!("budget {}: {left} left now, and {rate} a second", b.text);
+    if let Some(seconds) = b.used_up_in {
+        text += &format!("; at {}/s it is used up in {}", HumanBytes(b.pace as u64), Age(seconds));
+    }
+    if let Some(seconds) = b.resumes_in {
+        text += &format!("; USED UP: {} wait, the next are sent in {}", HumanBytes(waiting), Age(seconds));
+    }
+    line(out, format_args!("{text}"));
+}
+
 /// Writes one line, with control characters escaped.
 fn line(out: &mut String, what: fmt::Arguments<'_>) {
     let _ = writeln!(out, "{}", Escaped(&what.to_string())); // a String takes everything
@@ -193,7 +208,7 @@ fn line(out: &mut String, what: fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::snapshot::{NetworkStatus, PayloadStatus};
+    use crate::report::snapshot::{DataBudgetStatus, NetworkStatus, PayloadStatus};
 
     #[test]
     fn sizes_and_ages() {
@@ -245,9 +260,18 @@ mod tests {
             brokers: vec![peer],
             network: vec![NetworkStatus { broker: "k:9092".into(), bytes_sent: 2048, bytes_received: 10 }],
             payload: vec![PayloadStatus { topic: "web".into(), bytes: 4096 }],
+            budget: Some(DataBudgetStatus {
+                text: "2.0 MiB per day".into(),
+                left: -5,
+                per_second: 20.0,
+                resumes_in: Some(0.3),
+                ..DataBudgetStatus::default()
+            }),
             ..Snapshot::default()
         };
         let text = status(&s);
+        let budget = "budget 2.0 MiB per day: 0 B left now, and 20 B a second; USED UP: 1.0 KiB wait, the next are sent in 0.3 s\n";
+        assert!(text.contains(budget), "{text}");
         assert!(text.contains("k:9092      2.0 KiB        10 B\n"), "{text}");
         assert!(text.contains("web                                4.0 KiB\n"), "{text}");
         let find =
