@@ -273,7 +273,7 @@ mod tests {
         let budget = "budget 2.0 MiB per day: 0 B left now, and 20 B a second; USED UP: 1.0 KiB wait, the next are sent in 0.3 s\n";
         assert!(text.contains(budget), "{text}");
         assert!(text.contains("k:9092      2.0 KiB        10 B\n"), "{text}");
-        assert!(text.contains("web                                4.0 KiB\n"), "{text}");
+        assert!(text.contains("web                                 4.0 KiB\n"), "{text}");
         let find =
             |part: &str| text.lines().find(|l| l.contains(part)).unwrap_or_else(|| panic!("{part}: {text}"));
         assert_eq!(find("/var/log/a"), "/var/log/a     2.0 KiB     1.0 KiB     1.0 KiB    3.0 s  following");
