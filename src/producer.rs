@@ -253,7 +253,11 @@ impl Loop<'_> {
             stuck = if self.core.is_stuck() { stuck.or(Some(here)) } else { None };
             let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
             if !open && patience.is_some_and(|until| here >= until) {
-                log::warn!("{}: not waiting for it", self.core.why_stuck());
+                if self.core.is_used_up() {
+                    log::warn!("the budget is used up, and lines are left: not waiting for it");
+                } else {
+                    log::warn!("no broker takes what is left: not waiting for it");
+                }
                 return Ok(());
             }
             if !self.events.is_empty() {

@@ -195,11 +195,8 @@ impl<'b> Core<'b> {
         !self.is_empty() && (waits || self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck()))
     }
 
-    pub fn why_stuck(&self) -> &'static str {
-        if self.is_used_up() { "the budget is used up" } else { "no broker takes what is left" }
-    }
-
-    fn is_used_up(&self) -> bool {
+    /// Nothing may be sent before the budget has gained more.
+    pub fn is_used_up(&self) -> bool {
         self.spending.as_ref().is_some_and(|spending| spending.used_up().is_some())
     }
 

@@ -179,7 +179,7 @@ impl Spending {
         let (file, found) = match opened {
             Ok(opened) => opened.map_or((None, None), |(file, found)| (Some(file), found)),
             Err((path, e)) => {
-                log::error!("open {}: {e}; the budget begins anew with each start", path.display());
+                log::error!("open {}: {e}; the budget is not kept over restarts", path.display());
                 (None, None)
             }
         };
@@ -259,7 +259,7 @@ impl Spending {
         if let Some(file) = &self.file
             && let Err(e) = file.write_all_at(line(left, &Clocks::now()).as_bytes(), 0)
         {
-            log::error!("write the file `budget`: {e}; the next start may begin it anew");
+            log::error!("write the file `budget`: {e}; it is not kept over restarts");
             self.file = None;
         }
         self.recorded = Some((left, self.seen));

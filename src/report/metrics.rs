@@ -18,7 +18,10 @@ type One = (&'static str, &'static str, &'static str, fn(&Snapshot) -> f64);
 /// A metric per file, broker or topic.
 type Each<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
 
-const AGENT: [One; 17] = [
+const AGENT: [One; 18] = [
+    ("logagent_budget_used_up", "gauge", "1 while lines wait for the budget.", |s| {
+        f64::from(u8::from(s.budget.as_ref().is_some_and(|budget| budget.used_up)))
+    }),
     ("logagent_uptime_seconds", "gauge", "Time since this run began.", |s| s.uptime.unwrap_or(0.0)),
     ("logagent_files", "gauge", "Followed files.", |s| s.files.len() as f64),
     ("logagent_lines_read_total", "counter", "Lines read.", |s| s.totals.read as f64),

@@ -88,7 +88,7 @@ fn bytes_agree_with_the_kernel() {
 }
 
 /// A budget of 600 KiB a minute: some 9.8 KB/s, after 13 KB at once. Fails when lines pass faster, when SIGKILL and a
-/// restart begin it anew, when a line is lost or doubled, when a stop waits for it, or when nothing says why lines wait.
+/// restart reset it, when a line is lost or doubled, when a stop waits for it, or when nothing says why lines wait.
 #[test]
 fn a_budget_delays_lines_and_outlives_a_kill() {
     let folder = Folder::new();

@@ -26,14 +26,14 @@ const TOGETHER: f64 = 0.002;
 
 /// One file of a log: bytes, and when it began and ended; seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Span {
+struct LogSpan {
     bytes: u64,
     begin: Option<f64>,
     end: f64,
 }
 
 /// Bytes and seconds of the newest spans, oldest first. `None`: nothing says since when they grew.
-fn growth(spans: &[Span], now: f64) -> Option<(f64, f64)> {
+fn growth(spans: &[LogSpan], now: f64) -> Option<(f64, f64)> {
     let mut found = None;
     let mut bytes = 0.0;
     for (i, span) in spans.iter().enumerate().rev() {
@@ -52,9 +52,9 @@ fn growth(spans: &[Span], now: f64) -> Option<(f64, f64)> {
 }
 
 /// The files of the log at `path`, oldest first, as far back as they are not compressed.
-fn spans(path: &Path) -> Option<Vec<Span>> {
+fn spans(path: &Path) -> Option<Vec<LogSpan>> {
     let seconds = |ns: i64| ns as f64 / 1e9;
-    let span = |look: &identity::Look| Span {
+    let span = |look: &identity::Look| LogSpan {
         bytes: look.size,
         begin: look.identity.born.map(|born| seconds(identity::nanos(born))),
         end: seconds(look.modified),
@@ -65,7 +65,7 @@ fn spans(path: &Path) -> Option<Vec<Span>> {
         if sibling.packed == Packed::Plain {
             all.push(span(&sibling.look));
         } else {
-            all = vec![Span { bytes: 0, begin: None, end: seconds(sibling.look.modified) }];
+            all = vec![LogSpan { bytes: 0, begin: None, end: seconds(sibling.look.modified) }];
         }
     }
     all.push(span(&live));
@@ -183,7 +183,7 @@ mod tests {
     /// when one that has just begun is.
     #[test]
     fn growth_over_rotations() {
-        let span = |bytes, begin, end| Span { bytes, begin, end };
+        let span = |bytes, begin, end| LogSpan { bytes, begin, end };
         let now = 10.0 * DAY;
         for (spans, want) in [
             (vec![span(500, Some(now - 100.0), now)], Some((500.0, 100.0))),
