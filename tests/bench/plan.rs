@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[argh(name = "tests/bench/run")]
 struct Args {
     /// workloads, `a,b,…`: a ship a file, b latency, c broker down, d idle, e 200 files, f slow uplink, g start-up and
-    /// size, i growth, t trickle; all by default
+    /// size, i growth, t trickle, s steady 10 MB/s, q quiet hour; all by default
     #[argh(option)]
     only: Option<String>,
     /// only these systems, by the start of their names, with commas
@@ -52,7 +52,7 @@ pub struct Plan {
 impl Plan {
     pub fn from_args() -> Plan {
         let args: Args = argh::from_env();
-        let only = args.only.unwrap_or_else(|| "a,b,c,d,e,f,g,i,t".into());
+        let only = args.only.unwrap_or_else(|| "a,b,c,d,e,f,g,i,t,s,q".into());
         std::fs::create_dir_all(&args.out).unwrap();
         Plan {
             only: only.split(',').filter_map(|w| w.chars().next()).collect(),

@@ -110,7 +110,28 @@ const SUMMARY: Table = Table {
     ],
 };
 
-const TABLES: [Table; 7] = [
+const TABLES: [Table; 9] = [
+    Table {
+        work: 's',
+        title: "(s) 10 MB/s",
+        columns: &[
+            column("CPU, of a core", "10 MB/s", "cpu_share", percent),
+            column("peak MB", "10 MB/s", "peak_kib", megabytes),
+            column("wire bytes/line", "10 MB/s", "wire_bytes_per_line", plain),
+            column("p50 ms", "10 MB/s", "p50_ms", milliseconds),
+            column("p99 ms", "10 MB/s", "p99_ms", milliseconds),
+        ],
+    },
+    Table {
+        work: 'q',
+        title: "(q) An idle hour over TLS",
+        columns: &[
+            column("bytes", "an idle hour", "wire_bytes", thousands),
+            column("wake-ups", "an idle hour", "wakeups", thousands),
+            column("CPU s", "an idle hour", "cpu_s", fine),
+            column("MB", "an idle hour", "resident_kib", megabytes),
+        ],
+    },
     Table {
         work: 'a',
         title: "(a) An existing file",

@@ -5,8 +5,10 @@ mod idle;
 mod latency;
 mod many;
 mod outage;
+mod quiet;
 mod ship;
 mod startup;
+mod steady;
 mod trickle;
 mod uplink;
 
@@ -37,7 +39,7 @@ struct Work {
     round: fn(&mut Bench<'_>, u32),
 }
 
-const ALL: [Work; 9] = [
+const ALL: [Work; 11] = [
     ship::WORK,
     latency::WORK,
     outage::WORK,
@@ -47,6 +49,8 @@ const ALL: [Work; 9] = [
     startup::WORK,
     growth::WORK,
     trickle::WORK,
+    steady::WORK,
+    quiet::WORK,
 ];
 
 /// Whether a system takes part in a workload.

@@ -20,20 +20,21 @@ use std::{
 
 pub const WORK: Work = Work { letter: 't', settings, takes, round };
 
-fn takes(system: &System) -> bool {
+pub fn takes(system: &System) -> bool {
     system.follows() && ![CLASSIC, LINE_BY_LINE].contains(system)
 }
 
 /// One setting of the work.
 #[derive(Clone, Copy)]
-struct Cell {
-    rate: u64,
-    tls: bool,
-    linger: bool,
-    compression: &'static str,
-    seconds: u64,
+pub struct Cell {
+    pub rate: u64,
+    pub width: usize,
+    pub tls: bool,
+    pub linger: bool,
+    pub compression: &'static str,
+    pub seconds: u64,
     /// Only the agent, to keep a round short.
-    alone: bool,
+    pub alone: bool,
 }
 
 /// What starting and stopping a program, its topic and its consumer take besides, about.
@@ -60,11 +61,19 @@ fn cells(plan: &Plan) -> Vec<Cell> {
                 1 | 5000 => tls != linger,
                 _ => true,
             };
-            all.push(Cell { rate, tls, linger, compression: "none", seconds, alone });
+            all.push(Cell { rate, width: 200, tls, linger, compression: "none", seconds, alone });
         }
     }
     let seconds = plan.size(60, 6);
-    all.push(Cell { rate: 100, tls: true, linger: true, compression: "zstd", seconds, alone: false });
+    all.push(Cell {
+        rate: 100,
+        width: 200,
+        tls: true,
+        linger: true,
+        compression: "zstd",
+        seconds,
+        alone: false,
+    });
     all.retain(|cell| plan.rates.as_ref().is_none_or(|rates| rates.contains(&cell.rate)));
     all
 }
@@ -77,13 +86,19 @@ fn settings(plan: &Plan) -> String {
     )
 }
 
-fn round(bench: &mut Bench<'_>, round: u32) {
+/// A network namespace, if this user may have one, and a broker that can be reached from there.
+pub fn network(bench: &mut Bench<'_>) -> Option<NetNs> {
     let netns = NetNs::is_possible().then(NetNs::new);
     if netns.is_none() {
         eprintln!("no network namespaces for this user: bytes on the wire are not measured");
     }
     let host = netns.as_ref().map_or("127.0.0.1", |ns| ns.host.as_str());
     bench.reachable = Some(Broker::secure_at(Version::V41, host));
+    netns
+}
+
+fn round(bench: &mut Bench<'_>, round: u32) {
+    let netns = network(bench);
     let order = bench.order(&WORK, round);
     let all = cells(bench.plan);
     let takes = |system: &System, cell: &Cell| *system == AGENT || !cell.alone;
@@ -102,13 +117,13 @@ fn round(bench: &mut Bench<'_>, round: u32) {
     bench.reachable = None;
 }
 
-fn once(
+pub fn once(
     bench: &mut Bench<'_>,
     system: &System,
     cell: &Cell,
     netns: Option<&NetNs>,
 ) -> (Vec<(&'static str, f64)>, String) {
-    let corpus = Corpus::one(cell.rate * (WARM_S + cell.seconds));
+    let corpus = Corpus { files: 1, lines: cell.rate * (WARM_S + cell.seconds), width: cell.width };
     let data = bench.folder.mkdir("trickle");
     let path = Corpus::path(&data, 0);
     fs::write(&path, "").unwrap();

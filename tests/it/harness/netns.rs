@@ -70,6 +70,8 @@ impl NetNs {
             &["link", "set", &ns.veth, "up"][..],
             &["-n", n, "link", "set", "lo", "up"],
             &["-n", n, "link", "set", &peer, "up"],
+            // To the addresses of other namespaces' brokers.
+            &["-n", n, "route", "add", "default", "via", &ns.host],
         ] {
             run("ip", args).unwrap_or_else(|why| panic!("ip {}: {why}", args.join(" ")));
         }
