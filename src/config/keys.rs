@@ -108,7 +108,8 @@ table! {
         budget: Option<DataBudget> = data_budget("budget"), Example("\"200MiB/day\""), Restart,
             "Most bytes on the network, both directions and all brokers, per min, hour, day, week or month (30 days). \
              Spent evenly; delays lines, never drops them. Modern driver only.",
-            "TLS, handshakes and metadata count, the headers of TCP and IP do not (52 bytes a packet). Kept over restarts.";
+            "TLS, handshakes and metadata count, the headers of TCP and IP do not (52 bytes a packet). Kept over restarts. `logagent send` \
+             ignores it.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";

@@ -405,6 +405,7 @@ impl<'b> Core<'b> {
             }
         }
         if let Some(spending) = &mut self.spending {
+            self.heartbeat.within(Heartbeat::SLOW); // disk I/O
             spending.record();
             self.board.network.set_budget(spending.state());
         }

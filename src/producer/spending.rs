@@ -165,6 +165,8 @@ pub struct Spending {
     pace: f64,
     pace_from: (Instant, u64),
     file: Option<File>,
+    /// The file could not be written last time.
+    failing: bool,
     /// What the file says, and since when.
     recorded: Option<(i128, Instant)>,
 }
@@ -194,6 +196,7 @@ impl Spending {
             pace: 0.0,
             pace_from: (now, total),
             file,
+            failing: false,
             recorded: None,
         }
     }
@@ -256,11 +259,12 @@ impl Spending {
                 return;
             }
         }
-        if let Some(file) = &self.file
-            && let Err(e) = file.write_all_at(line(left, &Clocks::now()).as_bytes(), 0)
-        {
-            log::error!("write the file `budget`: {e}; it is not kept over restarts");
-            self.file = None;
+        if let Some(file) = &self.file {
+            let done = file.write_all_at(line(left, &Clocks::now()).as_bytes(), 0);
+            if let (Err(e), false) = (&done, self.failing) {
+                log::error!("write the file `budget`: {e}; until that works, a restart may allow more");
+            }
+            self.failing = done.is_err();
         }
         self.recorded = Some((left, self.seen));
     }
