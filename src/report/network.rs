@@ -53,13 +53,13 @@ impl DataBudgetState {
         (self.left + gained).min(self.burst as f64)
     }
 
-    /// Seconds until it is used up, if it goes on like this.
+    /// Seconds until it is used up, at this pace.
     pub fn used_up_in(&self) -> Option<f64> {
         (self.pace > self.per_second).then(|| self.left.max(0.0) / (self.pace - self.per_second))
     }
 }
 
-/// Brokers counted each for itself; those of a cluster that moves for ever are counted together.
+/// Brokers counted each for itself; further ones of a cluster that keeps moving are counted together.
 const MOST: usize = 256;
 const OTHERS: &str = "others";
 
@@ -107,7 +107,7 @@ impl Network {
 mod tests {
     use super::*;
 
-    /// Fails when a cluster whose brokers move for ever fills the memory, or when bytes of the surplus are lost.
+    /// Fails when a cluster whose brokers keep moving fills the memory, or when bytes of the surplus are lost.
     #[test]
     fn many_brokers() {
         let network = Network::default();
