@@ -92,6 +92,16 @@ impl NetNs {
         }
         command
     }
+    /// Bytes of the open TCP connections of programs in it, without headers and what was sent again (`TCP_INFO`).
+    pub fn tcp_bytes(&self) -> Traffic {
+        let output = Command::new("ip").args(["netns", "exec", &self.name, "ss", "-tinHO"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let sum = |name: &str| {
+            let words = text.split_whitespace().filter_map(|word| word.strip_prefix(name));
+            words.filter_map(|n| n.parse::<u64>().ok()).sum()
+        };
+        Traffic { sent: sum("bytes_acked:"), received: sum("bytes_received:") }
+    }
     /// With Ethernet, IP and TCP headers: 66 bytes a segment.
     pub fn bytes(&self) -> Traffic {
         self.count("bytes")
