@@ -171,7 +171,7 @@ fn sample(path: &Path) -> std::io::Result<Vec<u8>> {
 /// How much of these bytes compression leaves.
 fn ratio(codec: Codec, plain: &[u8]) -> f64 {
     let mut to = vec![0; Compressor::bound(codec, plain.len())];
-    let pressed = Compressor::default().press(codec, plain, &mut to).ok().filter(|_| !plain.is_empty());
+    let pressed = Compressor::default().compress(codec, plain, &mut to).ok().filter(|_| !plain.is_empty());
     pressed.map_or(1.0, |n| (n as f64 / plain.len() as f64).min(1.0))
 }
 

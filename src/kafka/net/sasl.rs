@@ -68,8 +68,7 @@ fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
         return Ok(());
     }
     Err(Trouble::Denied(format!(
-        "PLAIN without TLS would send the password readably to {peer}; set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", \
-         or, where the way there is safe, plain_without_tls = true in [kafka.sasl]"
+        "PLAIN without TLS would send the password in the clear to {peer}; set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true in [kafka.sasl]"
     )))
 }
 
@@ -78,7 +77,7 @@ fn password(options: &SaslOptions) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     if options.mechanism == Mechanism::Plain && password.contains(&0) {
         let path = options.password_file.display();
         return Err(Trouble::Lost(format!(
-            "password_file {path}: PLAIN allows no NUL in it; write text into it"
+            "password_file {path}: PLAIN allows no NUL in the password; write text into it"
         )));
     }
     Ok(password)
@@ -117,7 +116,7 @@ impl Talk<'_> {
         let nonce = base64::encode(&random::<24>()?);
         let (scram, first) = Scram::begin(hash, &self.options.username, nonce);
         let (server_first, _) = self.send(&first)?;
-        let lied = |why: String| Trouble::Denied(format!("the broker's authentication is not right: {why}"));
+        let lied = |why: String| Trouble::Denied(format!("the broker's authentication is wrong: {why}"));
         let (expected, last) = scram.prove(&server_first, &self.password).map_err(lied)?;
         let (server_final, lifetime) = self.send(&last)?;
         expected.verify(&server_final).map_err(lied)?;
@@ -138,7 +137,7 @@ impl Talk<'_> {
     fn choose(&mut self) -> Result<(), Trouble> {
         if self.c.versions.sasl_handshake.is_none() || self.c.versions.sasl_authenticate.is_none() {
             return Err(Trouble::Denied(
-                "it has no SaslAuthenticate (Kafka from 1.0): no SASL with this driver".into(),
+                "it has no SaslAuthenticate (Kafka 1.0 or newer), which SASL needs with this driver".into(),
             ));
         }
         let name = self.options.mechanism.name();
@@ -148,11 +147,11 @@ impl Talk<'_> {
         match error {
             0 => Ok(()),
             33 => Err(Trouble::Denied(format!(
-                "it does not take {name} but {}; set another mechanism in [kafka.sasl]",
+                "it does not support {name}, only {}; set another mechanism in [kafka.sasl]",
                 if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") }
             ))),
             34 => Err(Trouble::Denied(
-                "this port asks for no SASL; give the port with SASL, or take [kafka.sasl] out".into(),
+                "this port does not use SASL; use the port that does, or remove [kafka.sasl]".into(),
             )),
             code => Err(Trouble::Denied(errors::text(code, ""))),
         }
@@ -181,7 +180,7 @@ impl Talk<'_> {
     /// Keeps the password out of our log even if the broker echoes it.
     fn wiped(&self, text: &str) -> String {
         let secret = Zeroizing::new(String::from_utf8_lossy(&self.password).into_owned());
-        if text.contains(secret.as_str()) { "(its words hold the password)".into() } else { text.into() }
+        if text.contains(secret.as_str()) { "(its text contains the password)".into() } else { text.into() }
     }
 }
 
