@@ -284,6 +284,7 @@ impl Kafka {
         let all = [
             (self.tls.is_some(), "TLS"),
             (self.sasl.is_some(), "SASL"),
+            (self.budget.is_some(), "budget"),
             (self.compression == Codec::Lz4, "lz4"),
             (self.compression == Codec::Zstd, "zstd"),
         ];

@@ -32,6 +32,7 @@ pub mod recovered;
 pub mod sequence;
 #[cfg(test)]
 mod sim;
+pub mod spending;
 #[cfg(test)]
 pub mod testing;
 mod topic_queue;
@@ -53,6 +54,7 @@ use batch::Batch;
 use core::Core;
 use partition::Now;
 use rustix::event::{PollFd, PollFlags};
+use spending::DataBudget;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -82,6 +84,10 @@ pub struct ProducerOptions {
     pub linger: Duration,
     /// Bytes of lines per second over all topics. Throttles, never drops.
     pub rate: Option<u64>,
+    /// Bytes on the network. Delays, never drops.
+    pub budget: Option<DataBudget>,
+    /// The state folder's `budget` file.
+    pub budget_file: Option<PathBuf>,
     /// The state folder's `dead-letter` file. Without one, dead letters are only logged and counted.
     pub dead_letter: Option<PathBuf>,
     /// Maximum size of that file. Once it is full, the topic is blocked.
@@ -103,6 +109,8 @@ impl Default for ProducerOptions {
             batch: 512 << 10,
             linger: Duration::ZERO,
             rate: None,
+            budget: None,
+            budget_file: None,
             dead_letter: None,
             dead_letter_limit: 64 << 20,
             saved_ms: 0,

@@ -9,10 +9,13 @@ mod from_json;
 pub mod live;
 pub mod log_throttle;
 pub mod metrics;
+pub mod network;
 pub mod snapshot;
 pub mod text;
 
 pub use crate::streams::{Progress, Totals};
+
+use network::Network;
 
 use crate::budget::Budget;
 use crate::heartbeat::Heartbeats;
@@ -101,6 +104,7 @@ pub struct Board {
     state: Mutex<StateFolderTrouble>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Arc<Totals>,
+    pub network: Network,
     pub once: ExactlyOnceCounts,
     /// Set once, at start-up.
     pub budget: OnceLock<Arc<Budget>>,
@@ -123,6 +127,7 @@ impl Default for Board {
             topics: Mutex::default(),
             state: Mutex::default(),
             totals: Arc::default(),
+            network: Network::default(),
             once: ExactlyOnceCounts::default(),
             budget: OnceLock::new(),
             sent_marks: OnceLock::new(),

@@ -93,9 +93,20 @@ pub struct Socket {
     inode: u64,
     /// Sum of the bytes acknowledged by the peer's kernel and the bytes received from it.
     pub moved: u64,
+    /// Bytes sent and received that [`Socket::uncounted`] has returned.
+    counted: (u64, u64),
 }
 
 impl Socket {
+    /// The bytes acknowledged by the peer's kernel and those received from it, since the last call.
+    pub fn uncounted(&mut self) -> Option<(u64, u64)> {
+        let info = tcp_info(self.fd.as_raw_fd())?;
+        let before = self.counted;
+        // The kernel counts the SYN.
+        self.counted = (info.tcpi_bytes_acked.saturating_sub(1), info.tcpi_bytes_received);
+        Some((self.counted.0.saturating_sub(before.0), self.counted.1.saturating_sub(before.1)))
+    }
+
     /// Whether there is nothing to read and the peer has not closed.
     pub fn is_silent(&self) -> bool {
         use rustix::net::{RecvFlags, recv};
@@ -167,7 +178,7 @@ fn tcp(number: RawFd) -> Option<Socket> {
     let fd = unsafe { OwnedFd::from_raw_fd(copy) };
     let info = tcp_info(fd.as_raw_fd())?; // check again: the number may have been reused in between
     let inode = rustix::fs::fstat(&fd).ok()?.st_ino;
-    Some(Socket { fd, inode, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received })
+    Some(Socket { fd, inode, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received, counted: (0, 0) })
 }
 
 fn tcp_info(number: RawFd) -> Option<libc::tcp_info> {

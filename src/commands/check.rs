@@ -7,9 +7,11 @@
 
 mod connect;
 mod found;
+mod traffic;
 
 use super::threads;
 use crate::cli;
+use crate::clock;
 use crate::config::{
     self, Acks, Config, Delivery, DriverChoice, JournalSource, Kafka, Mechanism, Named, Output, Overrides,
     Source,
@@ -132,6 +134,7 @@ impl Report {
         for journal in &config.journals {
             r.journal(journal);
         }
+        r.traffic(config);
         r.memory(config);
         r.threads();
         let warnings = std::mem::take(&mut r.warnings);
@@ -358,6 +361,24 @@ impl Report {
                 }
             }
             Err(why) => self.warn(format!("{} cannot be read: {why}", shown(folder))),
+        }
+    }
+
+    /// What the files of now would make of the network in a day.
+    fn traffic(&mut self, config: &Config) {
+        let Output::Kafka(k) = &config.output else { return };
+        let mut files: Vec<PathBuf> = config.sources.iter().flat_map(found::files).collect();
+        files.sort();
+        files.dedup();
+        let now = clock::now_ms() as f64 / 1e3;
+        let Some((text, a_day)) = traffic::Estimate::of(&files, now).text(k) else { return };
+        self.line("traffic", &text);
+        let Some(budget) = k.budget else { return };
+        if a_day > budget.per_second() * 86_400.0 {
+            self.warn(format!(
+                "the budget of {budget} is less than what the files are likely to need: lines will wait longer and longer; \
+                 compress with zstd, set linger, leave lines out with drop, or raise it"
+            ));
         }
     }
 

@@ -220,6 +220,8 @@ pub fn producer(config: &Config) -> producer::ProducerOptions {
         batch: kafka.batch,
         linger: kafka.linger,
         rate: kafka.rate,
+        budget: kafka.budget,
+        budget_file: config.agent.state_dir.as_ref().map(|dir| dir.join("budget")),
         dead_letter: config.agent.state_dir.as_ref().map(|dir| dir.join("dead-letter")),
         ..defaults
     }

@@ -8,6 +8,7 @@ use super::{
     Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
     Mechanism, Multiline, Partitioner, Priority, Sasl, Start, Sync,
 };
+use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::path::PathBuf;
@@ -96,6 +97,11 @@ table! {
             "Event Hubs does so above 1046528 bytes. Raise it together with batch. Only the modern driver has this limit.";
         rate: Option<u64> = rate("rate"), Example("\"1MiB/s\""), AtOnce,
             "Bandwidth limit over all topics. It delays lines and never drops any; unlimited by default.";
+        budget: Option<DataBudget> = data_budget("budget"), Example("\"200MiB/day\""), Restart,
+            "Most bytes on the network, both directions and all brokers, per min, hour, day, week or month (30 days). \
+             Spent evenly; delays lines, never drops them. Modern driver only.",
+            "TLS, handshakes and metadata count, the headers of TCP and IP do not (52 bytes a packet). Kept over restarts. `logagent send` \
+             ignores it.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether a missing topic is created, if the broker allows it.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";

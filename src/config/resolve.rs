@@ -142,6 +142,9 @@ impl Resolver<'_> {
             // come near the speed of at-least-once.
             kafka.batch = 880 << 10;
         }
+        if let Some(budget) = kafka.budget {
+            kafka.batch = kafka.batch.min(budget.request());
+        }
         match kafka.partition {
             Partitioner::Hash if !has_key => {
                 self.problems.add_at(KAFKA, "partition", Conflict::HashWithoutKey)

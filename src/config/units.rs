@@ -1,5 +1,6 @@
 //! Parses sizes, durations, rates, broker addresses, topics and patterns from the config or the command line.
 
+use crate::producer::spending::{DataBudget, PERIODS};
 use crate::watch::glob::{Glob, GlobError};
 use crate::watch::pattern::Pattern;
 use std::fmt;
@@ -133,6 +134,17 @@ pub fn rate(s: &str) -> Result<u64, Invalid> {
     }
 }
 
+/// Bytes per period: a size, a slash and `min`, `hour`, `day`, `week` or `month` (30 days).
+pub fn data_budget(s: &str) -> Result<DataBudget, Invalid> {
+    let (amount, per) = s.split_once('/').ok_or(Text("a budget ends in /day, /hour, /week or /month"))?;
+    let period = PERIODS.iter().find(|(name, _)| *name == per.trim());
+    let (_, seconds) = period.ok_or(Text("a budget is per min, hour, day, week or month"))?;
+    match size(amount.trim_end())? {
+        bytes @ 102_400.. => Ok(DataBudget { bytes, period: Duration::from_secs(*seconds) }),
+        _ => Err(Text("below 100KiB a budget would be spent on connections alone")),
+    }
+}
+
 /// A whole number and `ms`, `s`, `m` (or `min`), `h`, `d`; several may follow one another, as in `1h30m`.
 pub fn duration(s: &str) -> Result<Duration, Invalid> {
     let mut total: u64 = 0;
@@ -263,6 +275,12 @@ mod tests {
         assert_eq!(rate("1000"), Ok(1000));
         for text in ["1MiB", "1MiB/min", "0/s", "0", "/s", ""] {
             assert!(rate(text).is_err(), "{text}");
+        }
+        let day = DataBudget { bytes: 200 << 20, period: Duration::from_secs(86_400) };
+        assert_eq!(data_budget("200MiB/day"), Ok(day));
+        assert_eq!(data_budget("1 MB / min").map(|b| (b.bytes, b.period.as_secs())), Ok((1_000_000, 60)));
+        for text in ["200MiB", "200MiB/s", "/day", "1KiB/day", "x/day"] {
+            assert!(data_budget(text).is_err(), "{text}");
         }
     }
 

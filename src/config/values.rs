@@ -6,6 +6,7 @@ use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, names, nearest};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, Sasl, Start, Sync};
+use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::borrow::Cow;
@@ -112,6 +113,11 @@ pub fn rate(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
         Some(Ok(n)) if n > 0 => Some(n),
         _ => parsed(walk, key, v, ("a rate", "\"1MiB/s\""), units::rate),
     }
+}
+
+/// Bytes per period.
+pub fn data_budget(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<DataBudget> {
+    parsed(walk, key, v, ("a budget", "\"200MiB/day\""), units::data_budget)
 }
 
 pub fn duration(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Duration> {

@@ -5,9 +5,9 @@ use super::KafkaOptions;
 use super::net::{probe, tls};
 use super::protocol::{errors, limits};
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
-use crate::kafka::net::stream::Stream;
+use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
-use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to check.
@@ -94,7 +94,11 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Vec<Stri
         let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
         Ok((all, shown.join(", ")))
     })?;
-    let reach = |one| connection::reach(one, limit).map(|s| (s, "something listens".to_owned()));
+    let uncounted = Arc::default();
+    let reach = |one| {
+        connection::reach(one, limit)
+            .map(|s| (CountedSocket::new(s, &uncounted), "something listens".to_owned()))
+    };
     let socket = addresses
         .into_iter()
         .find_map(|one| step(format!("TCP {one}"), tell, || reach(one).map_err(|t| t.to_string())))?;
@@ -102,7 +106,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Vec<Stri
     let mut c = Connection::over(stream, METADATA_CAP);
     // ApiVersions comes first on the wire, since it tells whether there is SASL at all.
     let began = Instant::now();
-    let versions = c.greet(v.address, v.options);
+    let versions = c.greet(v.address, v.options, &uncounted);
     let greeting = began.elapsed();
     if let Ok(found) = &versions {
         c.versions = *found;
@@ -139,7 +143,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Vec<Stri
     Some(leaders(&answer))
 }
 
-fn secure(v: &Visit<'_>, socket: TcpStream, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Stream> {
+fn secure(v: &Visit<'_>, socket: CountedSocket, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Stream> {
     if v.options.tls.is_none() {
         return Some(Stream::Plain(socket));
     }

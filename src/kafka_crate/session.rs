@@ -6,9 +6,11 @@ use crate::backoff::{Backoff, Rng};
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Leave, Pace};
 use crate::producer::outage::Who;
+use crate::report::network::SocketBytes;
 use crate::sys;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// Number of failed attempts in a row, and when the next is due.
@@ -62,11 +64,17 @@ impl CrateSession {
         self.leaders.get(leader).is_none_or(|l| l.sockets.iter().all(sys::Socket::is_silent))
     }
 
-    pub fn used(&mut self, leader: &str) {
+    /// The leader has answered. `bytes` gets what its connections have carried since its last answer: the crate's
+    /// sockets are only seen from outside, so those of a connection that fails are not complete.
+    pub fn used(&mut self, leader: &str, bytes: &SocketBytes) {
         if let Some(l) = self.leaders.get_mut(leader) {
             l.at = Instant::now();
             if l.sockets.is_empty() {
                 l.sockets = sys::sockets_to(&l.peers);
+            }
+            for (sent, received) in l.sockets.iter_mut().filter_map(sys::Socket::uncounted) {
+                bytes.sent.fetch_add(sent, Relaxed);
+                bytes.received.fetch_add(received, Relaxed);
             }
         }
     }
@@ -123,10 +131,11 @@ impl CrateWorker<'_> {
 
     /// Probes what listens at each address of a host (D4, D10), and records its outages.
     fn visit(&mut self, host: &str) -> Result<(SocketAddr, Ranges), Fault> {
+        let bytes = self.outages.board.network.broker(host);
         let found = probe::resolve(host).and_then(|all| {
             let mut last = String::new();
             for addr in all {
-                match probe::ask(addr, &self.options.limits.probe) {
+                match probe::ask(addr, &self.options.limits.probe, &bytes) {
                     Finding::Kafka(ranges) => return Ok((addr, ranges)),
                     // Kafka 0.9 closes the connection on ApiVersions, but accepts the crate's requests; they will
                     // show.

@@ -80,7 +80,8 @@ impl CrateWorker<'_> {
         }
         let (host, modern) = (session.host.clone(), session.ranges.suits_modern());
         let o = self.options;
-        let answer = match probe::topic(session.via, topic, o.create_topics, &o.limits.probe) {
+        let bytes = self.outages.board.network.broker(&host);
+        let answer = match probe::topic(session.via, topic, o.create_topics, &o.limits.probe, &bytes) {
             Ok(answer) => answer,
             Err(found) => {
                 let why = match found {

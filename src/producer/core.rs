@@ -7,6 +7,7 @@ use super::dead_letter::DeadLetters;
 use super::driver::{Capabilities, Drive, Event, Order};
 use super::partition::{Action, Now, SendRules};
 use super::recovered::RecoveredTopic;
+use super::spending::Spending;
 use super::topic_queue::{QueueChange, Ready, TopicQueue};
 use super::{Change as Changed, Dead, ProducerOptions, Receipt};
 use crate::backoff::Rng;
@@ -15,7 +16,7 @@ use crate::heartbeat::Heartbeat;
 use crate::record::{Ack, BatchGroupNo, Topic};
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,12 +29,15 @@ pub struct Core<'b> {
     letters: DeadLetters,
     rng: Rng,
     rate: Option<Rate>,
+    spending: Option<Spending>,
     /// `None` until the driver has reported its capabilities. Nothing is sent before that.
     capabilities: Option<Capabilities>,
     id: Id,
     /// The next driver, while the old one still holds batches.
     next: Option<Drive>,
     queues: Vec<TopicQueue>,
+    /// Acknowledged bytes of each of `queues`.
+    payload: Vec<Arc<AtomicU64>>,
     by_topic: HashMap<Topic, usize>,
     pending_acks: HashMap<BatchGroupNo, PendingAcks>,
     /// The last group number assigned.
@@ -72,6 +76,9 @@ impl<'b> Core<'b> {
             letters: DeadLetters::new(options.dead_letter.clone(), options.dead_letter_limit),
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
+            spending: options.budget.map(|budget| {
+                Spending::open(budget, options.budget_file.as_deref(), board.network.total(), now.at)
+            }),
             options,
             heartbeat: board.heartbeats.register("producer"),
             board,
@@ -79,6 +86,7 @@ impl<'b> Core<'b> {
             id: Id::None,
             next: None,
             queues: Vec::new(),
+            payload: Vec::new(),
             by_topic: HashMap::new(),
             pending_acks: HashMap::new(),
             last_group: BatchGroupNo(0),
@@ -164,6 +172,7 @@ impl<'b> Core<'b> {
             self.orders.push(Order::Topic(topic.clone())); // otherwise `ready` orders it
         }
         self.by_topic.insert(topic.clone(), self.queues.len());
+        self.payload.push(self.board.network.payload(topic));
         let memory =
             self.options.once.as_mut().map(|once| RecoveredTopic::of(once, topic)).unwrap_or_default();
         self.queues.push(TopicQueue::new(topic.clone(), &self.options).with_recovered(memory));
@@ -182,7 +191,13 @@ impl<'b> Core<'b> {
 
     /// Something is left, but nothing is in flight.
     pub fn is_stuck(&self) -> bool {
-        !self.is_empty() && self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck())
+        let waits = self.is_used_up() && self.queues.iter().all(|queue| queue.in_flight() == 0);
+        !self.is_empty() && (waits || self.queues.iter().all(|queue| queue.is_empty() || queue.is_stuck()))
+    }
+
+    /// Nothing may be sent before the budget has gained more.
+    fn is_used_up(&self) -> bool {
+        self.spending.as_ref().is_some_and(|spending| spending.used_up().is_some())
     }
 
     /// Handles a driver event.
@@ -269,6 +284,7 @@ impl<'b> Core<'b> {
                             let _ = receipts.send(Receipt { partition, offset, count: batch.count });
                         }
                         self.queues[queue].stored(batch.bytes);
+                        self.payload[queue].fetch_add(batch.bytes as u64, Relaxed);
                         if offset.is_some() {
                             self.ask_listing(&batch);
                         }
@@ -355,6 +371,9 @@ impl<'b> Core<'b> {
 
     /// Completes these records.
     fn finish(&mut self, batch: &Batch) {
+        if let Some(spending) = &mut self.spending {
+            spending.release(batch.bytes);
+        }
         let Some(pending) = self.pending_acks.get_mut(&batch.group_no) else {
             debug_assert!(false, "{:?} has already completed", batch.group_no);
             return;
@@ -369,6 +388,9 @@ impl<'b> Core<'b> {
     /// Sends everything that may be sent now. Returns when to call it again if nothing happens before.
     pub fn tick(&mut self, now: Now) -> Option<Instant> {
         self.change_driver();
+        if let Some(spending) = &mut self.spending {
+            spending.look(self.board.network.total(), now.at);
+        }
         let rules = self.rules();
         let mut wake: Option<Instant> = None;
         for at in 0..self.queues.len() {
@@ -380,6 +402,11 @@ impl<'b> Core<'b> {
                 self.report_changes(at, change, now);
             }
         }
+        if let Some(spending) = &mut self.spending {
+            self.heartbeat.within(Heartbeat::SLOW); // disk I/O
+            spending.record();
+            self.board.network.set_budget(spending.state());
+        }
         if !self.sends.is_empty() {
             self.orders.push(Order::Send(std::mem::take(&mut self.sends)));
         }
@@ -387,6 +414,15 @@ impl<'b> Core<'b> {
     }
 
     fn drive(&mut self, at: usize, rules: SendRules, now: Now) -> Option<Instant> {
+        if let Some(spending) = &mut self.spending
+            && let Some(until) = spending.used_up()
+        {
+            if self.queues[at].is_empty() {
+                return None;
+            }
+            spending.say_used_up();
+            return Some(until);
+        }
         self.launch(at, rules, now);
         let ready = loop {
             let ready = self.queues[at].ready(now, rules, self.closing);
@@ -396,6 +432,9 @@ impl<'b> Core<'b> {
             if let Some(until) = self.rate.as_mut().and_then(|r| r.wait(now.at)) {
                 break Ready::At(until);
             }
+            if let Some(until) = self.spending.as_ref().and_then(Spending::wait) {
+                break Ready::At(until);
+            }
             let no = BatchGroupNo(self.last_group.0 + 1);
             let formed = self.queues[at].form(no, now, rules, self.closing, &mut self.rng);
             let Some((bytes, pending)) = formed else { break Ready::No };
@@ -403,6 +442,9 @@ impl<'b> Core<'b> {
             self.pending_acks.insert(no, pending);
             if let Some(rate) = &mut self.rate {
                 rate.spend(bytes);
+            }
+            if let Some(spending) = &mut self.spending {
+                spending.reserve(bytes);
             }
             self.launch(at, rules, now);
         };

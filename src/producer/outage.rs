@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// All outages of one worker. Only that worker writes its status entries.
 #[derive(Debug)]
 pub struct Outages {
-    board: Arc<Board>,
+    pub board: Arc<Board>,
     open: HashMap<String, Outage>,
     /// Brokers currently in the status, so that a successful batch does not touch it.
     shown: HashSet<String>,

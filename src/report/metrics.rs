@@ -1,10 +1,10 @@
 //! Formats a snapshot in Prometheus' text format, for the textfile collector of node_exporter. There is no HTTP port:
 //! the agent has no listener that could be attacked, and node_exporter usually runs already.
 //!
-//! Names and units follow <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters, which
-//! continue over restarts.
+//! Names and units follow <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters.
+//! Those of lines continue over restarts, those of bytes on the network begin at each start.
 
-use super::snapshot::{File, PeerStatus, Snapshot};
+use super::snapshot::{File, NetworkStatus, PayloadStatus, PeerStatus, Snapshot};
 use crate::error::Escaped;
 use crate::private_file;
 use std::fmt::Write as _;
@@ -18,7 +18,10 @@ type One = (&'static str, &'static str, &'static str, fn(&Snapshot) -> f64);
 /// A metric per file, broker or topic.
 type Each<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
 
-const AGENT: [One; 17] = [
+const AGENT: [One; 18] = [
+    ("logagent_budget_used_up", "gauge", "1 while lines wait for the budget.", |s| {
+        f64::from(u8::from(s.budget.as_ref().is_some_and(|budget| budget.used_up)))
+    }),
     ("logagent_uptime_seconds", "gauge", "Time since this run began.", |s| s.uptime.unwrap_or(0.0)),
     ("logagent_files", "gauge", "Followed files.", |s| s.files.len() as f64),
     ("logagent_lines_read_total", "counter", "Lines read.", |s| s.totals.read as f64),
@@ -103,6 +106,16 @@ const TOPICS: [Each<PeerStatus>; 1] =
         Some(f64::from(u8::from(p.attempts == 0)))
     })];
 
+const NETWORK: [Each<NetworkStatus>; 2] = [
+    ("logagent_network_transmit_bytes_total", "Bytes sent, with TLS and handshakes.", |n| {
+        Some(n.bytes_sent as f64)
+    }),
+    ("logagent_network_receive_bytes_total", "Bytes received.", |n| Some(n.bytes_received as f64)),
+];
+
+const PAYLOAD: [Each<PayloadStatus>; 1] =
+    [("logagent_topic_payload_bytes_total", "Bytes of acknowledged lines.", |p| Some(p.bytes as f64))];
+
 /// All metrics.
 pub fn text(s: &Snapshot) -> String {
     let mut out = String::new();
@@ -116,12 +129,14 @@ pub fn text(s: &Snapshot) -> String {
     each(&mut out, &FILES, &s.files, |f| vec![("path", f.path.as_str()), ("topic", f.topic.as_str())]);
     each(&mut out, &BROKERS, &s.brokers, |p| vec![("broker", p.name.as_str())]);
     each(&mut out, &TOPICS, &s.topics, |p| vec![("topic", p.name.as_str())]);
+    each(&mut out, &NETWORK, &s.network, |n| vec![("broker", n.broker.as_str())]);
+    each(&mut out, &PAYLOAD, &s.payload, |p| vec![("topic", p.topic.as_str())]);
     out
 }
 
 fn each<T>(out: &mut String, metrics: &[Each<T>], all: &[T], labels: fn(&T) -> Vec<(&'static str, &str)>) {
     for (name, help, value) in metrics.iter().filter(|_| !all.is_empty()) {
-        head(out, name, "gauge", help);
+        head(out, name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
         for one in all {
             if let Some(value) = value(one) {
                 labelled(out, name, &labels(one), value);
@@ -172,7 +187,10 @@ mod tests {
             ..File::default()
         };
         let peer = PeerStatus { name: "k:9092".into(), attempts: 2, ..PeerStatus::default() };
+        let network = NetworkStatus { broker: "k:9092".into(), bytes_sent: 7, bytes_received: 8 };
         Snapshot {
+            network: vec![network],
+            payload: vec![PayloadStatus { topic: "t".into(), bytes: 6 }],
             files: vec![file],
             brokers: vec![peer],
             driver: "modern: why".into(),
@@ -201,6 +219,13 @@ mod tests {
             text.contains(r#"logagent_file_size_bytes{path="/var/log/\"a\\\n.log",topic="t"} 5000000000"#),
             "{text}"
         );
+        for line in [
+            "logagent_network_transmit_bytes_total{broker=\"k:9092\"} 7\n",
+            "logagent_network_receive_bytes_total{broker=\"k:9092\"} 8\n",
+            "logagent_topic_payload_bytes_total{topic=\"t\"} 6\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
         assert!(text.contains("logagent_broker_up{broker=\"k:9092\"} 0\n"));
         assert!(text.contains("driver=\"modern\"} 1\n"));
     }

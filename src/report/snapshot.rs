@@ -1,6 +1,7 @@
 //! The board at one moment, as a value. `status --json` serializes it; the text, the metrics and the log print it.
 
 use super::from_json::json_struct;
+use super::network::DataBudgetState;
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
 use crate::record::{Identity, StreamId};
 use serde::Serialize;
@@ -25,6 +26,10 @@ json_struct! {
         pub brokers: Vec<PeerStatus>,
         /// Topics that have had problems.
         pub topics: Vec<PeerStatus>,
+        pub network: Vec<NetworkStatus>,
+        pub payload: Vec<PayloadStatus>,
+        /// With `budget` in `[kafka]`.
+        pub budget: Option<DataBudgetStatus>,
         pub totals: TotalsStatus,
         pub memory: Memory,
         pub state: StateStatus,
@@ -112,6 +117,63 @@ json_struct! {
 }
 
 json_struct! {
+    /// Bytes at the sockets to one broker since the start, TLS, handshakes and metadata included; TCP's and IP's headers not.
+    pub struct NetworkStatus {
+        /// `host:port`, as configured or as the cluster names it.
+        pub broker: String,
+        pub bytes_sent: u64,
+        pub bytes_received: u64,
+    }
+}
+
+json_struct! {
+    /// Bytes of a topic's acknowledged lines since the start, before compression.
+    pub struct PayloadStatus {
+        pub topic: String,
+        pub bytes: u64,
+    }
+}
+
+json_struct! {
+    /// The budget of bytes on the network.
+    pub struct DataBudgetStatus {
+        pub bytes: u64,
+        pub period: f64,
+        /// "200 MiB per day".
+        pub text: String,
+        /// Bytes that may be sent at once; negative for a debt.
+        pub left: i64,
+        /// Bytes gained per second.
+        pub per_second: f64,
+        /// Bytes spent per second lately.
+        pub pace: f64,
+        /// Lines wait for it.
+        pub used_up: bool,
+        /// When it is used up at this pace.
+        pub used_up_in: Option<f64>,
+        /// When the next lines are sent, if they wait.
+        pub resumes_in: Option<f64>,
+    }
+}
+
+impl DataBudgetStatus {
+    fn of(s: &DataBudgetState, now: Instant) -> DataBudgetStatus {
+        let left = s.left_at(now);
+        DataBudgetStatus {
+            bytes: s.bytes,
+            period: s.period.as_secs_f64(),
+            text: s.text.clone(),
+            left: left as i64,
+            per_second: s.per_second,
+            pace: s.pace,
+            used_up: s.is_used_up,
+            used_up_in: s.used_up_in().filter(|_| !s.is_used_up),
+            resumes_in: s.is_used_up.then(|| (1.0 - left).max(0.0) / s.per_second.max(1e-9)),
+        }
+    }
+}
+
+json_struct! {
     /// Over all restarts. In lines, unless the name says bytes.
     pub struct TotalsStatus {
         pub read: u64,
@@ -180,6 +242,23 @@ impl Snapshot {
             files: Vec::new(),
             brokers,
             topics,
+            network: board
+                .network
+                .brokers()
+                .into_iter()
+                .map(|(broker, bytes_sent, bytes_received)| NetworkStatus {
+                    broker,
+                    bytes_sent,
+                    bytes_received,
+                })
+                .collect(),
+            payload: board
+                .network
+                .topics()
+                .into_iter()
+                .map(|(topic, bytes)| PayloadStatus { topic, bytes })
+                .collect(),
+            budget: board.network.budget().map(|state| DataBudgetStatus::of(&state, now)),
             totals: TotalsStatus::of(board),
             memory: Memory {
                 used: budget.map_or(0, |b| b.used() as u64),
@@ -273,6 +352,9 @@ fn stuck(
     let broker = all.brokers.iter().find(in_trouble);
     if let Some(broker) = broker {
         return Some(format!("broker {}", reason(broker)));
+    }
+    if all.budget.as_ref().is_some_and(|budget| budget.used_up) {
+        return Some("the budget is used up".into());
     }
     let writing = folder.writing.filter(|since| now.saturating_duration_since(*since) > STUCK_AFTER);
     if writing.is_some() {

@@ -1,6 +1,6 @@
 //! Formats a snapshot as text for a terminal.
 
-use super::snapshot::{File, PeerStatus, Snapshot};
+use super::snapshot::{DataBudgetStatus, File, PeerStatus, Snapshot};
 use crate::error::Escaped;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
@@ -75,6 +75,9 @@ impl Snapshot {
         if stuck > 0 {
             line += &format!(", {stuck} file(s) stuck");
         }
+        if self.budget.as_ref().is_some_and(|budget| budget.used_up) {
+            line += ", the budget is used up";
+        }
         if self.state.degraded.is_some() {
             line += ", the state folder cannot be written";
         }
@@ -89,6 +92,7 @@ pub fn status(s: &Snapshot) -> String {
     files(&mut out, &s.files);
     peers(&mut out, "BROKER", &s.brokers);
     peers(&mut out, "TOPIC", &s.topics);
+    network(&mut out, s);
     let t = &s.totals;
     line(
         &mut out,
@@ -211,6 +215,37 @@ fn peers(out: &mut String, what: &str, peers: &[PeerStatus]) {
     out.push('\n');
 }
 
+/// The traffic by broker, and below it the lines that were delivered.
+fn network(out: &mut String, s: &Snapshot) {
+    let names = s.network.iter().map(|n| &n.broker).chain(s.payload.iter().map(|p| &p.topic));
+    if let Some(b) = &s.budget {
+        budget(out, b, s.lag_bytes());
+    }
+    let Some(width) = names.map(|name| name.chars().count()).max() else { return };
+    let width = width.clamp(7, 60);
+    line(out, format_args!("{:width$}  {:>10}  {:>10}  {:>10}", "NETWORK", "SENT", "RECEIVED", "PAYLOAD"));
+    for n in &s.network {
+        let (sent, received) = (HumanBytes(n.bytes_sent), HumanBytes(n.bytes_received));
+        line(out, format_args!("{:width$}  {sent:>10}  {received:>10}", n.broker));
+    }
+    for p in &s.payload {
+        line(out, format_args!("{:width$}  {:>10}  {:>10}  {:>10}", p.topic, "", "", HumanBytes(p.bytes)));
+    }
+    out.push('\n');
+}
+
+fn budget(out: &mut String, b: &DataBudgetStatus, waiting: u64) {
+    let (left, rate) = (HumanBytes(b.left.max(0) as u64), HumanBytes(b.per_second as u64));
+    let mut text = format!("budget {}: {left} left now, and {rate} a second", b.text);
+    if let Some(seconds) = b.used_up_in {
+        text += &format!("; at {}/s it is used up in {}", HumanBytes(b.pace as u64), Age(seconds));
+    }
+    if let Some(seconds) = b.resumes_in {
+        text += &format!("; USED UP: {} wait, the next are sent in {}", HumanBytes(waiting), Age(seconds));
+    }
+    line(out, format_args!("{text}"));
+}
+
 /// Writes one line, with control characters escaped.
 fn line(out: &mut String, what: fmt::Arguments<'_>) {
     let _ = writeln!(out, "{}", Escaped(&what.to_string())); // a String takes everything
@@ -219,6 +254,7 @@ fn line(out: &mut String, what: fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::snapshot::{DataBudgetStatus, NetworkStatus, PayloadStatus};
 
     #[test]
     fn sizes_and_ages() {
@@ -268,9 +304,22 @@ mod tests {
             pid: Some(7),
             files: vec![file],
             brokers: vec![peer],
+            network: vec![NetworkStatus { broker: "k:9092".into(), bytes_sent: 2048, bytes_received: 10 }],
+            payload: vec![PayloadStatus { topic: "web".into(), bytes: 4096 }],
+            budget: Some(DataBudgetStatus {
+                text: "2.0 MiB per day".into(),
+                left: -5,
+                per_second: 20.0,
+                resumes_in: Some(0.3),
+                ..DataBudgetStatus::default()
+            }),
             ..Snapshot::default()
         };
         let text = status(&s);
+        let budget = "budget 2.0 MiB per day: 0 B left now, and 20 B a second; USED UP: 1.0 KiB wait, the next are sent in 0.3 s\n";
+        assert!(text.contains(budget), "{text}");
+        assert!(text.contains("k:9092      2.0 KiB        10 B\n"), "{text}");
+        assert!(text.contains("web                                 4.0 KiB\n"), "{text}");
         let find =
             |part: &str| text.lines().find(|l| l.contains(part)).unwrap_or_else(|| panic!("{part}: {text}"));
         assert_eq!(find("/var/log/a"), "/var/log/a     2.0 KiB     1.0 KiB     1.0 KiB    3.0 s  following");

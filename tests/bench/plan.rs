@@ -8,12 +8,15 @@ use std::path::PathBuf;
 #[argh(name = "tests/bench/run")]
 struct Args {
     /// workloads, `a,b,…`: a ship a file, b latency, c broker down, d idle, e 200 files, f slow uplink, g start-up and
-    /// size, i growth; all by default
+    /// size, i growth, t trickle, s steady 10 MB/s, q quiet hour; all by default
     #[argh(option)]
     only: Option<String>,
     /// only these systems, by the start of their names, with commas
     #[argh(option)]
     systems: Option<String>,
+    /// only these rates of the trickle, in lines/s, with commas
+    #[argh(option)]
+    rates: Option<String>,
     /// rounds; figures are their medians
     #[argh(option, default = "3")]
     runs: u32,
@@ -37,6 +40,7 @@ struct Args {
 pub struct Plan {
     pub only: Vec<char>,
     pub systems: Option<Vec<String>>,
+    pub rates: Option<Vec<u64>>,
     pub runs: u32,
     pub short: bool,
     pub add: bool,
@@ -48,11 +52,12 @@ pub struct Plan {
 impl Plan {
     pub fn from_args() -> Plan {
         let args: Args = argh::from_env();
-        let only = args.only.unwrap_or_else(|| "a,b,c,d,e,f,g,i".into());
+        let only = args.only.unwrap_or_else(|| "a,b,c,d,e,f,g,i,t,s,q".into());
         std::fs::create_dir_all(&args.out).unwrap();
         Plan {
             only: only.split(',').filter_map(|w| w.chars().next()).collect(),
             systems: args.systems.map(|list| list.split(',').map(str::to_owned).collect()),
+            rates: args.rates.map(|list| list.split(',').map(|n| n.parse().expect("a rate")).collect()),
             runs: if args.short { 1 } else { args.runs },
             short: args.short,
             add: args.add,

@@ -1,7 +1,7 @@
 //! The participants: the agent with each driver, other shippers, and two upper bounds that follow no file.
 //! `peers/NAME/run` knows how to start a peer and which version is installed.
 
-use crate::harness::binary;
+use crate::harness::{NetNs, binary};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -58,11 +58,30 @@ pub struct Job<'a> {
     pub pattern: &'a str,
     pub topic: &'a str,
     pub brokers: &'a str,
-    pub compression: &'a str,
     /// The number of lines, for programs that cannot tell.
     pub lines: u64,
     /// A folder of its own, kept across restarts.
     pub state: &'a Path,
+    pub how: How<'a>,
+}
+
+/// How the lines are to be sent.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    pub compression: &'a str,
+    /// Gather lines for a second before sending them.
+    pub linger: bool,
+    /// Encrypt, and trust this CA.
+    pub ca: Option<&'a Path>,
+    /// Run in this namespace.
+    pub netns: Option<&'a NetNs>,
+}
+
+impl<'a> How<'a> {
+    /// Otherwise as the program does by default.
+    pub fn compressed(compression: &'a str) -> How<'a> {
+        How { compression, linger: false, ca: None, netns: None }
+    }
 }
 
 impl PartialEq for System {
@@ -79,6 +98,12 @@ impl System {
     pub fn follows(&self) -> bool {
         !matches!(self.kind, Kind::Limit { .. })
     }
+    /// Whether the name, or that of its folder in `peers`, starts like this.
+    pub fn is_called(&self, start: &str) -> bool {
+        let (Kind::Shipper { run: short } | Kind::Limit { run: short } | Kind::Agent { driver: short }) =
+            self.kind;
+        self.name.starts_with(start) || short.starts_with(start)
+    }
     /// The installed version; `None` if not installed.
     pub fn version(&self) -> Option<String> {
         let mut command = match self.kind {
@@ -91,35 +116,46 @@ impl System {
     }
     pub fn command(&self, job: &Job<'_>) -> Command {
         fs::create_dir_all(job.state).unwrap();
-        let (Kind::Shipper { run } | Kind::Limit { run }) = self.kind else { return self.agent(job) };
-        let mut command = peer(run);
-        command
-            .args([job.pattern, job.topic, job.brokers])
-            .env("COMP", job.compression)
-            .env("STATE", job.state)
-            .env("LINES", job.lines.to_string());
-        command
+        let command = match self.kind {
+            Kind::Agent { driver } => agent(driver, job),
+            Kind::Shipper { run } | Kind::Limit { run } => peer_command(run, job),
+        };
+        job.how.netns.map(|ns| ns.wrap(&command)).unwrap_or(command)
     }
-    /// Defaults for everything that has one.
-    fn agent(&self, job: &Job<'_>) -> Command {
-        let Kind::Agent { driver } = self.kind else { unreachable!("only for the agent") };
-        let config = job.state.join("logagent.toml");
-        let text = format!(
-            "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\ndriver = {driver:?}\ncompression = {:?}\n\
-             [[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
-            job.state.join("positions"),
-            job.brokers,
-            job.topic,
-            job.compression,
-            job.pattern
-        );
-        fs::write(&config, text).unwrap();
-        // As the unit runs it (CPUSchedulingPolicy=batch).
-        let mut command = Command::new("chrt");
-        command.args(["--batch", "0"]).arg(binary());
-        command.arg("run").arg("-c").arg(config).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
-        command
-    }
+}
+
+fn peer_command(run: &str, job: &Job<'_>) -> Command {
+    let mut command = peer(run);
+    command
+        .args([job.pattern, job.topic, job.brokers])
+        .env("COMP", job.how.compression)
+        .env("STATE", job.state)
+        .env("LINES", job.lines.to_string())
+        .env("LINGER", if job.how.linger { "1000" } else { "" })
+        .env("CA", job.how.ca.map(Path::as_os_str).unwrap_or_default());
+    command
+}
+
+/// Defaults for everything that has one.
+fn agent(driver: &str, job: &Job<'_>) -> Command {
+    let config = job.state.join("logagent.toml");
+    let linger = if job.how.linger { "linger = \"1s\"\n" } else { "" };
+    let tls = job.how.ca.map(|ca| format!("[kafka.tls]\nca = {ca:?}\n")).unwrap_or_default();
+    let text = format!(
+        "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\ndriver = {driver:?}\ncompression = {:?}\n\
+         {linger}{tls}[[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+        job.state.join("positions"),
+        job.brokers,
+        job.topic,
+        job.how.compression,
+        job.pattern
+    );
+    fs::write(&config, text).unwrap();
+    // As the unit runs it (CPUSchedulingPolicy=batch).
+    let mut command = Command::new("chrt");
+    command.args(["--batch", "0"]).arg(binary());
+    command.arg("run").arg("-c").arg(config).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+    command
 }
 
 fn peer(run: &str) -> Command {

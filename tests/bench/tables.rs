@@ -110,7 +110,28 @@ const SUMMARY: Table = Table {
     ],
 };
 
-const TABLES: [Table; 7] = [
+const TABLES: [Table; 9] = [
+    Table {
+        work: 's',
+        title: "(s) 10 MB/s",
+        columns: &[
+            column("CPU, of a core", "10 MB/s", "cpu_share", percent),
+            column("peak MB", "10 MB/s", "peak_kib", megabytes),
+            column("wire bytes/line", "10 MB/s", "wire_bytes_per_line", plain),
+            column("p50 ms", "10 MB/s", "p50_ms", milliseconds),
+            column("p99 ms", "10 MB/s", "p99_ms", milliseconds),
+        ],
+    },
+    Table {
+        work: 'q',
+        title: "(q) An idle hour over TLS",
+        columns: &[
+            column("bytes", "an idle hour", "wire_bytes", thousands),
+            column("wake-ups", "an idle hour", "wakeups", thousands),
+            column("CPU s", "an idle hour", "cpu_s", fine),
+            column("MB", "an idle hour", "resident_kib", megabytes),
+        ],
+    },
     Table {
         work: 'a',
         title: "(a) An existing file",
@@ -202,6 +223,7 @@ const TABLES: [Table; 7] = [
 pub fn all(results: &Results) -> String {
     let mut text = summary(results);
     text += &TABLES.iter().map(|table| one(results, table)).collect::<String>();
+    text += &trickle(results);
     text += &growth(results);
     text += &versions(results);
     text
@@ -290,6 +312,43 @@ fn row(results: &Results, table: &Table, system: &System) -> String {
         };
         let cell = worst(figures[0]).map(|a| a.max(worst(figures[1]).unwrap_or(0.0)));
         write!(text, " {} |", cell.map_or("–".into(), thousands)).unwrap();
+    }
+    text + "\n"
+}
+
+/// A row for each setting and system: more settings than fit side by side.
+fn trickle(results: &Results) -> String {
+    const COLUMNS: [Column; 6] = [
+        column("CPU µs/line", "", "cpu_us_per_line", plain),
+        column("wake-ups/line", "", "wakeups_per_line", fine),
+        column("wire bytes/line", "", "wire_bytes_per_line", plain),
+        column("p50 ms", "", "p50_ms", milliseconds),
+        column("p99 ms", "", "p99_ms", milliseconds),
+        column("peak MB", "", "peak_kib", megabytes),
+    ];
+    let Some(about) = results.about('t') else { return String::new() };
+    let mut text = format!(
+        "**(t) A trickle.** {}. Medians of {} rounds, {}; {}.\n\n",
+        about.settings,
+        rounds(results, 't'),
+        about.date,
+        others(results, 't')
+    );
+    let heads: String = COLUMNS.iter().map(|column| format!(" {} |", column.head)).collect();
+    let _ = writeln!(text, "| | |{heads} lost | doubled |\n|{}", "---|".repeat(COLUMNS.len() + 4));
+    for case in results.cases('t') {
+        for system in systems::ALL {
+            if results.median('t', case, system.name, "missing").is_none() {
+                continue;
+            }
+            let _ = write!(text, "| {case} | {} |", system.name.replace('|', "\\|"));
+            for column in &COLUMNS {
+                let value = results.median('t', case, system.name, column.figure);
+                let _ = write!(text, " {} |", value.map_or("–".into(), column.show));
+            }
+            let worst = |figure: &str| results.worst('t', case, system.name, figure).unwrap_or(f64::NAN);
+            let _ = writeln!(text, " {} | {} |", worst("missing"), worst("doubled"));
+        }
     }
     text + "\n"
 }

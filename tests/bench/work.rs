@@ -5,8 +5,11 @@ mod idle;
 mod latency;
 mod many;
 mod outage;
+mod quiet;
 mod ship;
 mod startup;
+mod steady;
+mod trickle;
 mod uplink;
 
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     plan::Plan,
     results::{About, OTHERS, Results, Sample},
     running::{self, Running},
-    systems::{self, Job, Kind, System},
+    systems::{self, How, Job, Kind, System},
 };
 use std::{
     collections::BTreeMap,
@@ -36,7 +39,7 @@ struct Work {
     round: fn(&mut Bench<'_>, u32),
 }
 
-const ALL: [Work; 8] = [
+const ALL: [Work; 11] = [
     ship::WORK,
     latency::WORK,
     outage::WORK,
@@ -45,6 +48,9 @@ const ALL: [Work; 8] = [
     uplink::WORK,
     startup::WORK,
     growth::WORK,
+    trickle::WORK,
+    steady::WORK,
+    quiet::WORK,
 ];
 
 /// Whether a system takes part in a workload.
@@ -68,6 +74,7 @@ pub fn run(plan: &Plan) {
         results: Results::open(&plan.out),
         broker: Broker::own(Version::V41),
         old: None,
+        reachable: None,
         folder: Folder::new(),
         systems: systems::ALL
             .into_iter()
@@ -94,7 +101,7 @@ pub fn run(plan: &Plan) {
 }
 
 fn is_asked_for(plan: &Plan, system: &System) -> bool {
-    plan.systems.as_ref().is_none_or(|list| list.iter().any(|name| system.name.starts_with(name.as_str())))
+    plan.systems.as_ref().is_none_or(|list| list.iter().any(|name| system.is_called(name)))
 }
 
 fn output(command: &str, args: &[&str]) -> String {
@@ -120,6 +127,8 @@ struct Bench<'a> {
     broker: Broker,
     /// A broker older than 4.0, for the classic driver.
     old: Option<Broker>,
+    /// With TLS, for programs in network namespaces.
+    reachable: Option<Broker>,
     folder: Folder,
     systems: Vec<System>,
 }
@@ -149,7 +158,7 @@ impl Bench<'_> {
     fn begin(&mut self, system: &System, data: &Path, corpus: Corpus, compression: &str) -> AtWork {
         let topic = self.broker_for(system).topic(PARTITIONS);
         let address = topic.address.clone();
-        self.begin_at(system, data, corpus, compression, topic, &address)
+        self.begin_at(system, data, corpus, How::compressed(compression), topic, &address)
     }
     /// Like [`Bench::begin`], through another address of the broker.
     fn begin_at(
@@ -157,20 +166,14 @@ impl Bench<'_> {
         system: &System,
         data: &Path,
         corpus: Corpus,
-        compression: &str,
+        how: How<'_>,
         topic: Topic,
         brokers: &str,
     ) -> AtWork {
         let state = self.folder.path(format!("state-{}", topic.name));
         let pattern = corpus.pattern(data);
-        let job = Job {
-            pattern: &pattern,
-            topic: &topic.name,
-            brokers,
-            compression,
-            lines: corpus.total(),
-            state: &state,
-        };
+        let job =
+            Job { pattern: &pattern, topic: &topic.name, brokers, lines: corpus.total(), state: &state, how };
         let mut offsets = Offsets::of(&topic);
         offsets.now();
         let running = Running::start(system, &job);
@@ -199,7 +202,8 @@ struct Spent {
 
 impl Spent {
     fn now(bench: &Bench<'_>) -> Spent {
-        let brokers = [Some(&bench.broker), bench.old.as_ref()].into_iter().flatten();
+        let brokers =
+            [Some(&bench.broker), bench.old.as_ref(), bench.reachable.as_ref()].into_iter().flatten();
         let ours = brokers.map(|broker| broker.pid()).chain([std::process::id()]);
         let (at, all) = (Instant::now(), running::machine_ticks());
         Spent { at, all, ours: ours.map(|pid| (pid, running::ticks(pid))).collect() }

@@ -34,6 +34,7 @@ mod logrotate;
 mod long;
 mod manual;
 mod moves;
+mod network;
 mod oracle;
 mod own_rotations;
 mod package;

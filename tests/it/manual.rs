@@ -136,7 +136,7 @@ fn status_fields_metrics_and_state_files() {
     let (state, textfile) = (folder.path("state"), folder.path("m.prom"));
     let config = format!(
         "[agent]\nstate_dir = {state:?}\ndelivery = \"exactly-once\"\n\
-         [kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n\
+         [kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\nbudget = \"1GiB/day\"\n\
          [metrics]\ntextfile = {textfile:?}\n[[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n"
     );
     folder.write("c.toml", config);
@@ -145,10 +145,10 @@ fn status_fields_metrics_and_state_files() {
         let done = folder.agent(["status", "-c", "c.toml", "--json"]).run().expect_code(0);
         serde_json::from_slice::<serde_json::Value>(&done.stdout).unwrap()
     };
-    let status = wait_for(SOON, "status lists a file and a broker", || {
+    let status = wait_for(SOON, "status lists a file, a broker, its bytes and a topic", || {
         let status = ask();
         let full = |name: &str| status[name].as_array().is_some_and(|list| !list.is_empty());
-        (full("files") && full("brokers")).then_some(status)
+        ["files", "brokers", "network", "payload"].into_iter().all(full).then_some(status)
     });
     let mut program_fields = Names::new();
     fields(&status, "", &mut program_fields);

@@ -35,6 +35,30 @@ impl Place {
 
 const KAFKA: &str = "[kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n";
 
+/// Fails when the estimate leaves out rotated files, compression or requests, or when a budget that cannot suffice is
+/// not questioned.
+#[test]
+fn traffic_is_estimated() {
+    let p = Place::new();
+    let line = "10.0.0.7 - - [22/Nov/2026:20:00:00 +0000] GET /shop/item/123 HTTP/1.1 200 5120\n";
+    let (log, rotated) =
+        (p.write("a.log", &line.repeat(1000), 0o644), p.write("a.log.1", &line.repeat(2000), 0o644));
+    let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
+    fs::File::open(&rotated).unwrap().set_modified(hour).unwrap();
+    let of = |kafka: &str| p.report(&format!("{KAFKA}{kafka}\n[[files]]\npaths = {log:?}\n")).text;
+    let plain = of("linger = \"1s\"");
+    assert!(plain.contains("of lines, as a file grew in the last 60 min; "), "{plain}");
+    assert!(plain.contains("about 7.7 MiB a day") || plain.contains("about 7.8 MiB a day"), "{plain}");
+    let text = of("linger = \"60s\"\ncompression = \"zstd\"\nbudget = \"100KiB/day\"");
+    let percent =
+        text.split("; ").find_map(|part| part.strip_suffix(" % of a sample is left by compression"));
+    assert!(percent.is_some_and(|percent| percent.parse::<u32>().unwrap() <= 20), "{text}");
+    assert!(
+        text.contains("1440 requests of 250 bytes") && text.contains("the budget of 100 KiB per day is less"),
+        "{text}"
+    );
+}
+
 #[test]
 fn a_plain_config() {
     let p = Place::new();

@@ -10,15 +10,17 @@ use crate::backoff::{Backoff, Rng};
 use crate::kafka::KafkaOptions;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
-use crate::kafka::net::stream::Stream;
+use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::kafka::protocol::wire::Malformed;
+use crate::report::network::SocketBytes;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Maximum size of a produce answer in bytes. Real ones have about a hundred, unless they list each refused record, at
@@ -103,10 +105,15 @@ pub struct Connection {
 
 impl Connection {
     /// Resolves the name, connects, makes the TLS handshake, negotiates versions, authenticates. `cap`: maximum answer
-    /// size.
-    pub fn open(address: &str, options: &KafkaOptions, cap: usize) -> Result<Connection, Trouble> {
-        let mut c = Connection::over(dial(address, options)?, cap);
-        c.versions = c.greet(address, options)?;
+    /// size. `bytes` counts everything, also of an attempt that fails.
+    pub fn open(
+        address: &str,
+        options: &KafkaOptions,
+        cap: usize,
+        bytes: &Arc<SocketBytes>,
+    ) -> Result<Connection, Trouble> {
+        let mut c = Connection::over(dial(address, options, bytes)?, cap);
+        c.versions = c.greet(address, options, bytes)?;
         c.suits()?;
         c.authenticate(options)?;
         Ok(c)
@@ -121,7 +128,7 @@ impl Connection {
     /// The socket, if it is not encrypted and the traffic can be read on the way.
     pub fn readable(&self) -> Option<&TcpStream> {
         match &self.stream {
-            Stream::Plain(socket) => Some(socket),
+            Stream::Plain(counted) => Some(&counted.socket),
             Stream::Tls(_) => None,
         }
     }
@@ -152,7 +159,12 @@ impl Connection {
 
     /// Sends ApiVersions in version 3, or 0 if that is too new. If the broker hangs up on version 3, as some gateways
     /// do, asks again on a new connection.
-    pub fn greet(&mut self, address: &str, options: &KafkaOptions) -> Result<Versions, Trouble> {
+    pub fn greet(
+        &mut self,
+        address: &str,
+        options: &KafkaOptions,
+        bytes: &Arc<SocketBytes>,
+    ) -> Result<Versions, Trouble> {
         let peer = self.stream.socket().peer_addr();
         match self.ask_versions(&[3, 0], options) {
             Err(Trouble::Ended) => {}
@@ -161,7 +173,7 @@ impl Connection {
         if peer.is_ok_and(|peer| probe::closes_unasked(peer, options.connect_timeout)) {
             return Err(Trouble::Crowded(probe::CLOSES_UNASKED.into()));
         }
-        self.stream = dial(address, options)?;
+        self.stream = dial(address, options, bytes)?;
         let closed = match self.stream {
             Stream::Plain(_) => {
                 "closed at the first request: this port speaks TLS (set [kafka.tls]), is not Kafka, or is a broker before 0.10"
@@ -328,8 +340,9 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
 }
 
 /// Opens a connection, on which nothing has been sent yet.
-fn dial(address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
-    secure(connect(address, options.connect_timeout)?, address, options)
+fn dial(address: &str, options: &KafkaOptions, bytes: &Arc<SocketBytes>) -> Result<Stream, Trouble> {
+    let socket = connect(address, options.connect_timeout)?;
+    secure(CountedSocket::new(socket, bytes), address, options)
 }
 
 /// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
@@ -366,11 +379,11 @@ pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
 }
 
 /// Adds TLS, if configured.
-pub fn secure(socket: TcpStream, address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
+pub fn secure(socket: CountedSocket, address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
     match &options.tls {
         None => Ok(Stream::Plain(socket)),
         Some(tls) => {
-            let peer = socket.peer_addr();
+            let peer = socket.socket.peer_addr();
             let done = tls::handshake(socket, address, tls, options.connect_timeout);
             let explain = |why: String| match peer {
                 Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {

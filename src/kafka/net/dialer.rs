@@ -24,11 +24,12 @@ impl Dial {
         let (tell, done) = bounded(1);
         let heartbeat = context.board.heartbeats.register("dial");
         heartbeat.within(Heartbeat::SLOW);
+        let bytes = context.board.network.broker(address);
         let (address, options) = (address.to_owned(), options.clone());
         let dial = {
             let tell = Waking::new(tell.clone(), &context.waker);
             move || {
-                let opened = Connection::open(&address, &options, cap);
+                let opened = Connection::open(&address, &options, cap, &bytes);
                 match &opened {
                     Ok(_) => log::debug!("connected to {address}"),
                     Err(t) => log::debug!("no connection to {address}: {t}"),

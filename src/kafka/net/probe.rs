@@ -4,9 +4,12 @@
 //! Frames are written and parsed by hand, in the oldest version, which every Kafka can answer. The answer's length is
 //! never trusted: the `kafka` crate took a TLS alert for a length of 336 MiB and a web page for 1.13 GiB (D10).
 
+use crate::kafka::net::stream::CountedSocket;
+use crate::report::network::SocketBytes;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time limits. A mobile link that repeats its SYN after 1, 3 and 7 s still gets through within 10 s.
@@ -112,8 +115,8 @@ pub fn resolve(host: &str) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// Probes `addr`.
-pub fn ask(addr: SocketAddr, limits: &Limits) -> Finding {
-    let mut stream = match connect(addr, limits) {
+pub fn ask(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Finding {
+    let mut stream = match connect(addr, limits, bytes) {
         Ok(s) => s,
         Err(found) => return found,
     };
@@ -139,7 +142,8 @@ const UNASKED: Duration = Duration::from_secs(1);
 /// Whether the peer closes a connection before any request. A Kafka listener, with TLS or without, waits minutes for
 /// the first request.
 pub fn closes_unasked(addr: SocketAddr, connect: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect_timeout(&addr, connect) else { return false };
+    let Ok(socket) = TcpStream::connect_timeout(&addr, connect) else { return false };
+    let mut stream = CountedSocket::new(socket, &Arc::default()); // nothing is sent, and at most a byte read
     match fill(&mut stream, &mut [0], Instant::now() + UNASKED) {
         Ok(read) => read == 0,
         Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
@@ -156,8 +160,14 @@ pub struct TopicAnswer {
 
 /// Requests one topic with Metadata v4 (Kafka 0.11), the first version that lets the client decide whether the topic
 /// is created. Returns the error code and partition ids, which the `kafka` crate drops or panics on (D9).
-pub fn topic(addr: SocketAddr, name: &str, create: bool, limits: &Limits) -> Result<TopicAnswer, Finding> {
-    let mut stream = connect(addr, limits)?;
+pub fn topic(
+    addr: SocketAddr,
+    name: &str,
+    create: bool,
+    limits: &Limits,
+    bytes: &Arc<SocketBytes>,
+) -> Result<TopicAnswer, Finding> {
+    let mut stream = connect(addr, limits, bytes)?;
     let mut body = Vec::with_capacity(name.len() + 7);
     body.extend_from_slice(&1i32.to_be_bytes());
     body.extend_from_slice(&(name.len() as i16).to_be_bytes());
@@ -167,12 +177,13 @@ pub fn topic(addr: SocketAddr, name: &str, create: bool, limits: &Limits) -> Res
     topic_answer(&answer).ok_or_else(|| Finding::Failed("its Metadata answer cannot be read".to_owned()))
 }
 
-fn connect(addr: SocketAddr, limits: &Limits) -> Result<TcpStream, Finding> {
-    TcpStream::connect_timeout(&addr, limits.connect).map_err(|e| match e.kind() {
+fn connect(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Result<CountedSocket, Finding> {
+    let socket = TcpStream::connect_timeout(&addr, limits.connect).map_err(|e| match e.kind() {
         io::ErrorKind::ConnectionRefused => Finding::Refused,
         io::ErrorKind::TimedOut => Finding::NoRoute(limits.connect),
         _ => Finding::Failed(e.to_string()),
-    })
+    })?;
+    Ok(CountedSocket::new(socket, bytes))
 }
 
 const CORRELATION: i32 = 0x6c6f_6761; // "loga": identifies the answer as ours
@@ -194,7 +205,7 @@ fn frame(api: i16, version: i16, body: &[u8]) -> Vec<u8> {
 const CAP: u32 = 1 << 20;
 
 /// One request and its answer (without size and correlation id).
-fn exchange(stream: &mut TcpStream, request: &[u8], limits: &Limits) -> Result<Vec<u8>, Finding> {
+fn exchange(stream: &mut CountedSocket, request: &[u8], limits: &Limits) -> Result<Vec<u8>, Finding> {
     let until = Instant::now() + limits.answer;
     let failed = |e: io::Error| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Finding::Mute(limits.answer),
@@ -204,7 +215,7 @@ fn exchange(stream: &mut TcpStream, request: &[u8], limits: &Limits) -> Result<V
         | io::ErrorKind::BrokenPipe => Finding::Closed,
         _ => Finding::Failed(e.to_string()),
     };
-    stream.set_write_timeout(Some(limits.answer)).map_err(failed)?;
+    stream.socket.set_write_timeout(Some(limits.answer)).map_err(failed)?;
     stream.write_all(request).map_err(failed)?;
     let mut head = [0u8; 8];
     let got = fill(stream, &mut head, until);
@@ -233,14 +244,14 @@ fn exchange(stream: &mut TcpStream, request: &[u8], limits: &Limits) -> Result<V
 }
 
 /// Reads until `into` is full, the peer closes (fewer bytes), or time is up.
-fn fill(stream: &mut TcpStream, into: &mut [u8], until: Instant) -> io::Result<usize> {
+fn fill(stream: &mut CountedSocket, into: &mut [u8], until: Instant) -> io::Result<usize> {
     let mut n = 0;
     while n < into.len() {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        stream.set_read_timeout(Some(left))?;
+        stream.socket.set_read_timeout(Some(left))?;
         match stream.read(&mut into[n..]) {
             Ok(0) => break,
             Ok(m) => n += m,

@@ -1,20 +1,63 @@
 //! The byte stream of a connection: a non-blocking socket, plain or inside TLS. `tls.rs` makes the handshake.
 
 use crate::kafka::net::tls;
+use crate::report::network::SocketBytes;
 use rustls::ClientConnection;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 #[derive(Debug)]
 pub enum Stream {
-    Plain(TcpStream),
+    Plain(CountedSocket),
     Tls(Box<Tls>),
+}
+
+/// A socket that counts its bytes, those of TLS included.
+#[derive(Debug)]
+pub struct CountedSocket {
+    pub socket: TcpStream,
+    bytes: Arc<SocketBytes>,
+}
+
+impl CountedSocket {
+    pub fn new(socket: TcpStream, bytes: &Arc<SocketBytes>) -> Self {
+        CountedSocket { socket, bytes: bytes.clone() }
+    }
+
+    fn sent(&self, done: io::Result<usize>) -> io::Result<usize> {
+        done.inspect(|n| _ = self.bytes.sent.fetch_add(*n as u64, Relaxed))
+    }
+}
+
+impl Read for CountedSocket {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.socket.read(to).inspect(|n| _ = self.bytes.received.fetch_add(*n as u64, Relaxed))
+    }
+}
+
+impl Write for CountedSocket {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        let done = self.socket.write(from);
+        self.sent(done)
+    }
+
+    /// rustls hands over several records at once.
+    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        let done = self.socket.write_vectored(from);
+        self.sent(done)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// rustls does no I/O itself: it is handed ciphertext and asked for some.
 #[derive(Debug)]
 pub struct Tls {
-    socket: TcpStream,
+    socket: CountedSocket,
     pub session: ClientConnection,
     /// Bytes given to `write` that are encrypted but may not have been sent completely, so not yet reported as
     /// written.
@@ -26,8 +69,8 @@ pub struct Tls {
 impl Stream {
     pub fn socket(&self) -> &TcpStream {
         match self {
-            Stream::Plain(s) => s,
-            Stream::Tls(t) => &t.socket,
+            Stream::Plain(s) => &s.socket,
+            Stream::Tls(t) => &t.socket.socket,
         }
     }
 
@@ -70,12 +113,12 @@ impl Stream {
 }
 
 impl Tls {
-    pub fn new(socket: TcpStream, session: ClientConnection) -> Self {
+    pub fn new(socket: CountedSocket, session: ClientConnection) -> Self {
         Tls { socket, session, sealed: 0, more: false }
     }
 
     pub fn socket(&self) -> &TcpStream {
-        &self.socket
+        &self.socket.socket
     }
 
     /// Reads from the socket once and feeds the session. `Ok(false)`: the peer has closed.

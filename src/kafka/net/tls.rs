@@ -2,7 +2,7 @@
 //! each connect, so that a replaced certificate takes effect at the next one.
 
 use crate::kafka::net::secret::{self, PEM_MOST};
-use crate::kafka::net::stream::Tls;
+use crate::kafka::net::stream::{CountedSocket, Tls};
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustls::client::Resumption;
@@ -10,7 +10,6 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
 use std::io::ErrorKind;
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +39,7 @@ pub const CLOSED: &str =
 
 /// Makes the handshake on a connected, non-blocking socket. `address`: the broker's `host:port`.
 pub fn handshake(
-    socket: TcpStream,
+    socket: CountedSocket,
     address: &str,
     options: &TlsOptions,
     limit: Duration,

@@ -55,37 +55,48 @@ fn once(bench: &mut Bench<'_>, system: &System, rate: u64, lines: u64) -> (Vec<(
     let consumer = Consumer::of(&at_work.topic, lines);
     pause(millis(1000));
     let cpu = at_work.running.cpu();
-    let written = write_steadily(&path, rate, lines, consumer.base);
+    let written = write_steadily(&path, rate, &corpus, consumer.base);
     let running = &mut at_work.running;
     consumer.wait(lines - system.holds_back(), secs(20));
     let (cpu, peak) = (running.cpu() - cpu, running.peak());
     running.stop(secs(15));
     consumer.wait(lines, secs(5));
     let (times, doubled) = consumer.finish();
-    let mut late: Vec<f64> = (rate * WARM..lines - LAST)
-        .map(|n| (times[n as usize].load(Ordering::Relaxed), written[n as usize]))
-        .filter(|(arrived, _)| *arrived > 0)
-        .map(|(arrived, written)| arrived.saturating_sub(written) as f64 / 1e6)
-        .collect();
-    late.sort_by(f64::total_cmp);
+    let late = latencies(&times, &written, rate * WARM..lines - LAST);
     let missing = times.iter().filter(|t| t.load(Ordering::Relaxed) == 0).count() as u64;
     if missing > 0 {
         at_work.remark(&format!("{missing} lines did not arrive"));
     }
     let (_, note) = at_work.end();
     fs::remove_file(&path).unwrap();
-    let at = |share: f64| late.get((late.len() as f64 * share) as usize).or(late.last()).copied();
     let mut figures =
         vec![("cpu_us_per_line", cpu.as_secs_f64() * 1e6 / lines as f64), ("peak_kib", peak as f64)];
-    figures.extend(at(0.5).map(|ms| ("p50_ms", ms)));
-    figures.extend(at(0.99).map(|ms| ("p99_ms", ms)));
+    figures.extend(share_of(&late, 0.5).map(|ms| ("p50_ms", ms)));
+    figures.extend(share_of(&late, 0.99).map(|ms| ("p99_ms", ms)));
     figures.extend(late.last().map(|ms| ("max_ms", *ms)));
     figures.extend(checked(&Check { missing, doubled, ..Check::default() }));
     (figures, note)
 }
 
+/// Of the lines in `range` that arrived, in milliseconds, sorted.
+pub fn latencies(times: &[AtomicU64], written: &[u64], range: std::ops::Range<u64>) -> Vec<f64> {
+    let mut late: Vec<f64> = range
+        .map(|n| (times[n as usize].load(Ordering::Relaxed), written[n as usize]))
+        .filter(|(arrived, _)| *arrived > 0)
+        .map(|(arrived, written)| arrived.saturating_sub(written) as f64 / 1e6)
+        .collect();
+    late.sort_by(f64::total_cmp);
+    late
+}
+
+/// This quantile of sorted values.
+pub fn share_of(sorted: &[f64], share: f64) -> Option<f64> {
+    sorted.get((sorted.len() as f64 * share) as usize).or(sorted.last()).copied()
+}
+
 /// When each line was written, in nanoseconds since `base`.
-fn write_steadily(path: &Path, rate: u64, lines: u64, base: Instant) -> Vec<u64> {
+pub fn write_steadily(path: &Path, rate: u64, corpus: &Corpus, base: Instant) -> Vec<u64> {
+    let lines = corpus.lines;
     let mut log = fs::OpenOptions::new().append(true).open(path).unwrap();
     let each = (rate / 1000).max(1);
     let step = Duration::from_secs(1) * each as u32 / rate as u32;
@@ -94,7 +105,7 @@ fn write_steadily(path: &Path, rate: u64, lines: u64, base: Instant) -> Vec<u64>
     for n in 0..lines.div_ceil(each) {
         text.clear();
         for seq in n * each..((n + 1) * each).min(lines) {
-            push_line(&mut text, 0, seq, 200);
+            push_line(&mut text, 0, seq, corpus.width);
             text.push('\n');
         }
         pause((step * n as u32).saturating_sub(begun.elapsed()).max(micros(1)));
@@ -105,8 +116,8 @@ fn write_steadily(path: &Path, rate: u64, lines: u64, base: Instant) -> Vec<u64>
     written
 }
 
-struct Consumer {
-    base: Instant,
+pub struct Consumer {
+    pub base: Instant,
     kcat: Child,
     /// By line: its arrival in nanoseconds since `base`; 0 before.
     times: Arc<Vec<AtomicU64>>,
@@ -115,7 +126,7 @@ struct Consumer {
 }
 
 impl Consumer {
-    fn of(topic: &Topic, lines: u64) -> Consumer {
+    pub fn of(topic: &Topic, lines: u64) -> Consumer {
         let mut kcat = Command::new("kcat")
             .args(["-C", "-u", "-q", "-o", "beginning", "-b", &topic.address, "-t", &topic.name])
             .stdin(Stdio::null())
@@ -143,14 +154,14 @@ impl Consumer {
         });
         Consumer { base, kcat, times, arrived, reader }
     }
-    fn wait(&self, lines: u64, limit: Duration) {
+    pub fn wait(&self, lines: u64, limit: Duration) {
         let end = Instant::now() + limit;
         while self.arrived.load(Ordering::Acquire) < lines && Instant::now() < end {
             pause(millis(10));
         }
     }
     /// The arrivals, and how many lines arrived more than once.
-    fn finish(mut self) -> (Arc<Vec<AtomicU64>>, u64) {
+    pub fn finish(mut self) -> (Arc<Vec<AtomicU64>>, u64) {
         let _ = self.kcat.kill();
         let _ = self.kcat.wait();
         (self.times.clone(), self.reader.join().unwrap())

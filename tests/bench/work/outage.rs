@@ -7,7 +7,7 @@ use crate::{
     corpus::Corpus,
     harness::{Topic, millis, pause, secs},
     plan::Plan,
-    systems::{CLASSIC, LINE_BY_LINE, System},
+    systems::{CLASSIC, How, LINE_BY_LINE, System},
 };
 use std::{fs, path::Path};
 
@@ -89,7 +89,7 @@ fn stop_times(
 ) -> Vec<Option<f64>> {
     let start = |(system, topic): (&System, Topic)| {
         let address = topic.address.clone();
-        bench.begin_at(system, data, corpus, "none", topic, &address)
+        bench.begin_at(system, data, corpus, How::compressed("none"), topic, &address)
     };
     let others: Vec<AtWork> = order.iter().zip(topics).map(start).collect();
     pause(secs(5));

@@ -8,7 +8,7 @@ use crate::{
     harness::{millis, pause, secs},
     link::Link,
     plan::Plan,
-    systems::{CLASSIC, LINE_BY_LINE, PERF_TEST},
+    systems::{CLASSIC, How, LINE_BY_LINE, PERF_TEST},
     tables::grouped,
 };
 use std::time::Instant;
@@ -75,7 +75,7 @@ fn together(bench: &mut Bench<'_>, round: u32, case: &str, round_trip: u64, comp
         let topic = bench.broker.topic(PARTITIONS);
         let link = Link::to(&topic.address, BITS_PER_S, millis(round_trip));
         let address = link.address.clone();
-        let at_work = bench.begin_at(&system, data, corpus, compression, topic, &address);
+        let at_work = bench.begin_at(&system, data, corpus, How::compressed(compression), topic, &address);
         all.push(Behind { link, at_work, last: None });
     }
     let end = Instant::now() + secs(90);

@@ -112,6 +112,12 @@ impl Broker {
             Broker { version, address, dir }
         })
     }
+    /// A secure broker for one user, which also serves clients in other network namespaces: those reach it at `host`.
+    #[track_caller]
+    pub fn secure_at(version: Version, host: &str) -> Broker {
+        let (dir, address) = start(&["start", version.name(), "--secure", "--host", host], &[]);
+        Broker { version, address, dir }
+    }
     /// The address of a listener of a secure broker.
     pub fn listener(&self, name: &str) -> String {
         script(["address".as_ref(), self.dir.as_os_str(), name.as_ref()])

@@ -29,7 +29,7 @@ fn what_listens_there() {
     ];
     for (addr, want) in cases {
         let began = Instant::now();
-        assert_eq!(ask(addr, &LIMITS), want);
+        assert_eq!(ask(addr, &LIMITS, &std::sync::Arc::default()), want);
         assert!(began.elapsed() < Duration::from_secs(10), "{want:?} took {:?}", began.elapsed());
         assert!(!want.to_string().is_empty());
     }
@@ -46,7 +46,7 @@ fn a_trickle_does_not_extend_the_limit() {
             std::thread::park_timeout(Duration::from_millis(300));
         }
     });
-    assert_eq!(ask(addr, &LIMITS), Finding::Mute(LIMITS.answer));
+    assert_eq!(ask(addr, &LIMITS, &std::sync::Arc::default()), Finding::Mute(LIMITS.answer));
 }
 
 /// Fails when the choice uses Produce's lowest version (KAFKA-18659).
@@ -57,11 +57,11 @@ fn which_driver_a_broker_suits() {
         [(&KAFKA_3_9[..], true, true), (&KAFKA_4_1, false, true), (&[(0, 0, 2), (1, 0, 3)], true, false)]
     {
         peer.set(|s| s.ranges = Some(ranges.to_vec()));
-        let Finding::Kafka(r) = ask(peer.addr, &LIMITS) else { panic!() };
+        let Finding::Kafka(r) = ask(peer.addr, &LIMITS, &std::sync::Arc::default()) else { panic!() };
         assert_eq!((r.suits_classic(), r.suits_modern()), (classic, modern), "{r}");
     }
     peer.set(|s| s.ranges = None);
-    assert_eq!(ask(peer.addr, &LIMITS), Finding::Closed);
+    assert_eq!(ask(peer.addr, &LIMITS, &std::sync::Arc::default()), Finding::Closed);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn what_a_broker_says_of_a_topic() {
         s.partitions = vec![(4, 1), (0, 1)];
         s.topic_code = 3;
     });
-    let said = topic(peer.addr, "t", false, &LIMITS).unwrap();
+    let said = topic(peer.addr, "t", false, &LIMITS, &std::sync::Arc::default()).unwrap();
     assert_eq!(said, TopicAnswer { code: 3, partitions: vec![0, 4] });
 }
 
