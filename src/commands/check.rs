@@ -163,6 +163,9 @@ impl Report {
         let brokers: Vec<String> = k.brokers.iter().map(ToString::to_string).collect();
         let line = format!("{} with acks = {}", brokers.join(", "), name(k.acks));
         self.line("brokers", &line);
+        if let Some(proxy) = &k.proxy {
+            self.line("proxy", &proxy.to_string());
+        }
         let reasons = config.needs_modern();
         let driver = match (k.driver, reasons.is_empty()) {
             (DriverChoice::Auto, true) => {
@@ -197,6 +200,9 @@ impl Report {
                     "PLAIN without TLS sends the password readably; write [kafka.tls], or use SCRAM-SHA-512",
                 );
             }
+        }
+        if let Some(password) = &k.proxy_password_file {
+            self.secret(password, "proxy_password_file");
         }
         if let Some(tls) = &k.tls {
             for (file, key) in [(&tls.ca, "ca"), (&tls.cert, "cert")] {

@@ -6,7 +6,7 @@ use super::units::BrokerAddress;
 use super::values::*;
 use super::{
     Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
-    Mechanism, Multiline, Partitioner, Priority, Sasl, Start, Sync,
+    Mechanism, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync,
 };
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
@@ -106,6 +106,15 @@ table! {
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
+        proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://proxy:3128\""), Reconnects,
+            "Reach the brokers through this proxy: \"http://…\" (CONNECT) or \"socks5h://…\". Where it wants a user: \
+             \"http://user@proxy:3128\" and proxy_password_file.",
+            "Every connection to a broker goes through it, also one to localhost, which is then the proxy's. The proxy \
+             resolves the brokers' names. TLS and SASL are between agent and broker; without TLS, the proxy can read the \
+             lines. In the user name, %40 stands for @. It needs the modern driver.";
+        proxy_password_file: Option<PathBuf> = path("path"),
+            Example("\"/run/credentials/logagent.service/proxy-password\""), Reconnects, "",
+            "The password that goes with the user in proxy. Read at each connect.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
         sasl: Option<Sasl> = sasl("table"), Table("[kafka.sasl]"), Reconnects, "";
     }
@@ -138,8 +147,10 @@ table! {
         key: Option<PathBuf> = path("path"), Example("\"/run/credentials/logagent.service/kafka-key\""), Reconnects,
             "", "The private key that goes with cert.";
         server_name: Option<String> = text("text"), Example("\"kafka.example\""), Reconnects,
-            "The name in the brokers' certificates, where it is not the one in `brokers`.",
-            "It is then the same for all brokers.";
+            "The name in the brokers' certificates, where it is not the one in `brokers`. Then all brokers have it.",
+            "It replaces each broker's own name both as what is checked and as what is sent to the broker (SNI). Leave it \
+             out where a service tells its brokers apart by SNI behind one address, as Confluent Cloud and most ingress \
+             controllers do: with one name for all, every connection would reach the same broker.";
     }
 }
 

@@ -1,5 +1,6 @@
 //! Parses sizes, durations, rates, broker addresses, topics and patterns from the config or the command line.
 
+use crate::kafka::net::proxy::{ProxyKind, ProxyUrl};
 use crate::watch::pattern::Pattern;
 use std::fmt;
 use std::net::IpAddr;
@@ -92,6 +93,51 @@ pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     match port.parse::<u16>() {
         Ok(port) if port > 0 => Ok(BrokerAddress { host: host.into(), port }),
         _ => Err(Text("the port is no number from 1 to 65535")),
+    }
+}
+
+/// `http://` or `socks5h://`, a user name with `@` if there is one, `host:port`, and at most one `/`.
+pub fn proxy(s: &str) -> Result<ProxyUrl, Invalid> {
+    let (scheme, rest) = s.split_once("://").ok_or(Text("it does not begin with http:// or socks5h://"))?;
+    let kind = match scheme {
+        "http" => ProxyKind::Http,
+        "socks5h" => ProxyKind::Socks5,
+        "socks5" => return Err(Text("the proxy resolves the brokers' names, which is socks5h://")),
+        _ => return Err(Text("there are proxies by http:// and socks5h://")),
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (user, address) = match rest.rsplit_once('@') {
+        Some((user, address)) => (Some(unescaped(user)?), address),
+        None => (None, rest),
+    };
+    let address = broker(address)?.to_string();
+    Ok(ProxyUrl { kind, address, user })
+}
+
+/// Whether a URL holds a password, whatever else is wrong with it.
+pub fn has_password(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+}
+
+/// The user name of a URL (RFC 3986, 2.1), of 1 to 255 bytes (RFC 1929) and without colons (RFC 7617).
+fn unescaped(user: &str) -> Result<String, Invalid> {
+    let mut bytes = Vec::with_capacity(user.len());
+    let mut rest = user.bytes();
+    while let Some(b) = rest.next() {
+        let hex = |b: Option<u8>| (b? as char).to_digit(16);
+        bytes.push(match b {
+            b'%' => match (hex(rest.next()), hex(rest.next())) {
+                (Some(high), Some(low)) => (high * 16 + low) as u8,
+                _ => return Err(Text("after % in the user name two hexadecimal digits are wanted")),
+            },
+            b => b,
+        });
+    }
+    let user = String::from_utf8(bytes).map_err(|_| Text("the user name is not UTF-8"))?;
+    match user.len() {
+        1..=255 if !user.contains(|c: char| c == ':' || c.is_control()) => Ok(user),
+        _ => Err(Text("a user name has 1 to 255 bytes, and no colon")),
     }
 }
 
@@ -296,6 +342,38 @@ mod tests {
         assert!(brokers("a:1,,b:2").is_err());
     }
 
+    /// Fails when a part of the URL gets lost, or a password is shown because something else is wrong.
+    #[test]
+    fn proxies() {
+        for (text, kind, address, user) in [
+            ("http://proxy:3128", ProxyKind::Http, "proxy:3128", None),
+            ("http://proxy:3128/", ProxyKind::Http, "proxy:3128", None),
+            ("socks5h://me@[::1]:1080", ProxyKind::Socks5, "[::1]:1080", Some("me")),
+            ("http://me%40there@proxy:1", ProxyKind::Http, "proxy:1", Some("me@there")),
+            ("http://me@there@proxy:1", ProxyKind::Http, "proxy:1", Some("me@there")),
+        ] {
+            let want = ProxyUrl { kind, address: address.into(), user: user.map(Into::into) };
+            assert_eq!(proxy(text), Ok(want), "{text}");
+            assert!(!has_password(text), "{text}");
+        }
+        for text in [
+            "proxy:3128",
+            "http://proxy",
+            "https://proxy:1",
+            "socks5://proxy:1",
+            "http://@proxy:1",
+            "http://a%4@proxy:1",
+            "http://a%3Ab@proxy:1",
+            "http://a%0ab@proxy:1",
+            "http://proxy:1/x",
+        ] {
+            assert!(proxy(text).is_err(), "{text}");
+        }
+        for text in ["http://me:secret@proxy:1", "me:secret@proxy", "http://me:se@cret@proxy:1"] {
+            assert!(has_password(text), "{text}");
+        }
+    }
+
     #[test]
     fn topics() {
         for good in ["web_log", "a.b-C", &"x".repeat(249)] {
@@ -321,6 +399,7 @@ mod tests {
         #[test]
         fn never_panics(s in "[0-9_ ./:a-zµ\\[\\]%KMGTBis日-]{0,24}") {
             let _ = (size(&s), duration(&s), rate(&s), broker(&s), brokers(&s));
+            let _ = proxy(&format!("http://{s}@proxy:1"));
         }
 
         #[test]

@@ -1,0 +1,1 @@
+//! Proxies that answer in every way.
