@@ -5,6 +5,7 @@
 //! missing `must_exist` file, a file in place of the state folder, and with `--connect` an unreachable broker, are
 //! failures. A broker that can never do what the config requires makes it an invalid config.
 
+mod cluster;
 mod connect;
 mod found;
 
@@ -17,6 +18,7 @@ use crate::config::{
 use crate::error::{Error, Escaped, ExitCode};
 use crate::exactly_once::file::HALF;
 use crate::journal;
+use crate::kafka::broker_check::{BrokerCheckStep, Outcome};
 use crate::links;
 use crate::packed::{Packed, packing};
 use rustix::fs::OFlags;
@@ -26,34 +28,9 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-/// One step of a broker check: what was tried, how long it took, and the result.
-pub struct CheckStep {
-    /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log",
-    /// "size web_log" …
-    pub what: String,
-    pub took: Duration,
-    pub outcome: CheckOutcome,
-}
-
-pub enum CheckOutcome {
-    /// What was found.
-    Good(String),
-    Doubtful(CheckProblem),
-    Failed(CheckProblem),
-    /// Permanent: the config requires something this broker cannot do.
-    Never(CheckProblem),
-}
-
-/// What is wrong, and what to do about it.
-pub struct CheckProblem {
-    pub why: String,
-    pub fix: String,
-}
-
-/// Checks the brokers and reports each step as soon as it is done.
-pub type Connect = fn(&Config, &mut dyn FnMut(CheckStep));
+/// Checks the brokers, reports each step as soon as it is done, and returns what else to print.
+pub type Connect = fn(&Config, &mut dyn FnMut(BrokerCheckStep)) -> String;
 
 /// Resident bytes in addition to the budget and the threads: the program and allocator overhead.
 const PROGRAM: usize = 6 << 20;
@@ -75,12 +52,13 @@ fn run_with(asked: cli::CheckArgs, connect: Connect) -> Result<ExitCode, Error> 
     let (mut failed, mut never) = (report.failed, false);
     if asked.connect {
         let mut unsaid = Ok(());
-        connect(&config, &mut |step| {
-            failed |= matches!(step.outcome, CheckOutcome::Failed(_));
-            never |= matches!(step.outcome, CheckOutcome::Never(_));
+        let table = connect(&config, &mut |step| {
+            failed |= matches!(step.outcome, Outcome::Failed(_));
+            never |= matches!(step.outcome, Outcome::Never(_));
             unsaid = print(&step_line(&step));
         });
         unsaid?;
+        print(&table)?;
     }
     Ok(match (never, failed) {
         (true, _) => ExitCode::Config,
@@ -95,14 +73,14 @@ fn print(text: &str) -> Result<(), Error> {
     done.map_err(|e| Error::failed("write to standard output", e, "let something read it"))
 }
 
-fn step_line(step: &CheckStep) -> String {
+fn step_line(step: &BrokerCheckStep) -> String {
     let ms = step.took.as_millis();
     let (head, told) = match &step.outcome {
-        CheckOutcome::Good(found) => ("ok", found.clone()),
-        CheckOutcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
-        CheckOutcome::Failed(t) | CheckOutcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
+        Outcome::Good(found) => ("ok", found.clone()),
+        Outcome::Doubtful(why) => ("warning", why.to_string()),
+        Outcome::Failed(why) | Outcome::Never(why) => ("failed", why.to_string()),
     };
-    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
+    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what.to_string()), Escaped(&told))
 }
 
 /// The report without the network.

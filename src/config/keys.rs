@@ -106,9 +106,9 @@ table! {
             "Limit of the uplink, over all topics. Slows down, never drops; without it there is no limit.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
-        proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://proxy:3128\""), Reconnects,
-            "Reach the brokers through this proxy: \"http://…\" (CONNECT) or \"socks5h://…\". Where it wants a user: \
-             \"http://user@proxy:3128\" and proxy_password_file.",
+        proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://logagent@proxy:3128\""), Reconnects,
+            "Reach the brokers through this proxy: \"http://…\" (CONNECT) or \"socks5h://…\", with user@ where it wants one \
+             and a password.",
             "Every connection to a broker goes through it, also one to localhost, which is then the proxy's. The proxy \
              resolves the brokers' names. TLS and SASL are between agent and broker; without TLS, the proxy can read the \
              lines. In the user name, %40 stands for @. It needs the modern driver.";

@@ -36,6 +36,7 @@ mod moves;
 mod oracle;
 mod own_rotations;
 mod package;
+mod proxies;
 
 mod readme;
 mod reload;
