@@ -10,6 +10,8 @@ use super::protocol::limits::{self, Setting};
 use crate::error::Reason;
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
 use crate::kafka::net::stream::Stream;
+use crate::producer::driver::Pace;
+use crate::waker::poll_for;
 use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
@@ -52,8 +54,7 @@ pub enum BrokerStep {
     /// With the host. Behind a proxy, this and the next are the proxy's.
     Name(String),
     Tcp(SocketAddr),
-    /// With its URL.
-    Proxy(String),
+    Proxy,
     Tls,
     Sasl(Mechanism),
     Versions,
@@ -71,7 +72,7 @@ impl fmt::Display for BrokerStep {
         match self {
             BrokerStep::Name(host) => write!(f, "name {host}"),
             BrokerStep::Tcp(at) => write!(f, "TCP {at}"),
-            BrokerStep::Proxy(url) => write!(f, "proxy {url}"),
+            BrokerStep::Proxy => f.write_str("proxy"),
             BrokerStep::Tls => f.write_str("TLS"),
             BrokerStep::Sasl(mechanism) => write!(f, "SASL {}", mechanism.name()),
             BrokerStep::Versions => f.write_str("versions"),
@@ -190,7 +191,7 @@ fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) 
     })?;
     to.leaders = leaders(&answer);
     if v.numbered {
-        to.assigns_ids = Some(producer_id(v, &mut c, tell)?);
+        to.assigns_ids = producer_id(v, &mut c, tell)?;
     }
     for wanted in v.topics {
         let meta = answer.topics.iter().find(|t| t.name == wanted.topic);
@@ -224,9 +225,9 @@ fn connect(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<TcpSt
     let socket =
         addresses.into_iter().find_map(|one| step(BrokerStep::Tcp(one), tell, || reach(one)))?;
     let Some(proxy) = proxy else { return Some(socket) };
-    step(BrokerStep::Proxy(proxy.url.to_string()), tell, || {
+    step(BrokerStep::Proxy, tell, || {
         match proxy::tunnel(socket, v.address, proxy, limit) {
-            Ok(socket) => Ok((socket, format!("connected to {}", v.address))),
+            Ok(socket) => Ok((socket, format!("{} connects to {}", proxy.url, v.address))),
             Err(t) => Err(t.into_reason()),
         }
     })
@@ -254,14 +255,26 @@ fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCh
     })
 }
 
-/// Whether the broker assigns producer ids. Each one costs the cluster a number of 64 bits. `None`: the connection is lost.
-fn producer_id(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<bool> {
+/// Whether the broker assigns producer ids, if it says. Each one costs the cluster a number of 64 bits. `None`: the
+/// connection is lost.
+fn producer_id(
+    v: &Visit<'_>,
+    c: &mut Connection,
+    tell: &mut dyn FnMut(BrokerCheckStep),
+) -> Option<Option<bool>> {
     let began = Instant::now();
-    let answer = match c.versions.init_producer_id {
-        None => Ok(UNSUPPORTED_VERSION),
-        Some(version) => ask_producer_id(v, c, version),
+    let mut answer = ask_producer_id(v, c);
+    // A broker that has never assigned one, or has just started, may answer "not now" a few times.
+    while answer.as_ref().is_ok_and(|code| is_not_now(*code)) && began.elapsed() < v.options.connect_timeout {
+        let _ = poll_for(&mut [], Some(Duration::from_millis(200)));
+        answer = ask_producer_id(v, c);
+    }
+    let assigns = match answer {
+        Ok(0) => Some(Some(true)),
+        Ok(code) if is_not_now(code) => Some(None),
+        Ok(_) => Some(Some(false)),
+        Err(_) => None,
     };
-    let lost = answer.is_err();
     let outcome = match answer {
         Ok(0) => Outcome::Good("the broker assigns one, so that it can tell repeated batches".into()),
         Ok(UNSUPPORTED_VERSION) => {
@@ -274,20 +287,25 @@ fn producer_id(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerChe
                 Outcome::Doubtful(Reason::new(why, "use Kafka from 0.11 where that matters"))
             }
         }
+        Ok(code) if is_not_now(code) => Outcome::Doubtful(errors::reason(code, "")),
         // `auto` then takes the other driver.
         Ok(code @ (31 | 53)) if v.speaks == Speaks::Any => Outcome::Doubtful(errors::reason(code, "")),
         Ok(code) => Outcome::Failed(errors::reason(code, "")),
         Err(why) => Outcome::Failed(why),
     };
-    let assigns = matches!(outcome, Outcome::Good(_));
     tell(BrokerCheckStep { what: BrokerStep::ProducerId, took: began.elapsed(), outcome });
-    if lost { None } else { Some(assigns) }
+    assigns
+}
+
+fn is_not_now(code: i16) -> bool {
+    errors::of(code).fate == errors::Fate::Retry(Pace::Backoff)
 }
 
 const UNSUPPORTED_VERSION: i16 = 35;
 
 /// The code of the answer.
-fn ask_producer_id(v: &Visit<'_>, c: &mut Connection, version: i16) -> Result<i16, Reason> {
+fn ask_producer_id(v: &Visit<'_>, c: &mut Connection) -> Result<i16, Reason> {
+    let Some(version) = c.versions.init_producer_id else { return Ok(UNSUPPORTED_VERSION) };
     let id = c.next_correlation();
     let request = messages::ask_producer_id(version, id, &v.options.client_id);
     let deadline = Instant::now() + v.options.connect_timeout;

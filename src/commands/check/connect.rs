@@ -73,7 +73,7 @@ fn advice(step: &BrokerStep, by_proxy: bool) -> &'static str {
             "start the proxy there, or open the way to it (port, firewall, route)"
         }
         BrokerStep::Tcp(_) => "start the broker there, or open the way to it (port, firewall, route)",
-        BrokerStep::Proxy(_) => "see the proxy's log",
+        BrokerStep::Proxy => "see the proxy's log",
         BrokerStep::Tls => "see [kafka.tls] and the broker's listener",
         BrokerStep::Sasl(_) => "see [kafka.sasl] and the broker's log",
         BrokerStep::Versions => "give the address of a Kafka broker",
