@@ -44,7 +44,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// For failures that may clear up immediately. With the time that connecting takes, delivery resumes within 5 s.
-    pub const QUICK: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_millis(4500) };
+    pub const QUICK: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(4) };
 
     /// The wait after the `attempt`-th failure in a row, counted from 1, with ±20 % of jitter so that a fleet does
     /// not retry in step. Never more than `most`.
@@ -69,7 +69,7 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    /// Fails when the wait does not grow, leaves ±20 %, passes 4.5 s, or overflows after weeks of failures.
+    /// Fails when the wait does not grow, leaves ±20 %, passes 4 s, or overflows after weeks of failures.
     #[test]
     fn backoff_doubles_up_to_its_limit() {
         let mut rng = Rng::new(7);
@@ -78,8 +78,8 @@ mod tests {
             (2, 160, 240),
             (4, 640, 960),
             (6, 2560, 3840),
-            (7, 3000, 4500),
-            (u32::MAX, 3000, 4500),
+            (7, 2666, 4000),
+            (u32::MAX, 2666, 4000),
         ] {
             for _ in 0..1000 {
                 let ms = Backoff::QUICK.pause(attempt, &mut rng).as_millis() as u64;

@@ -184,8 +184,7 @@ impl Resolver<'_> {
         if written.kafka.driver != DriverChoice::Classic {
             return;
         }
-        let mut beyond =
-            vec![(KAFKA, "proxy", "a proxy"), (KAFKA, "tls", "TLS"), (KAFKA, "sasl", "SASL")];
+        let mut beyond = vec![(KAFKA, "proxy", "a proxy"), (KAFKA, "tls", "TLS"), (KAFKA, "sasl", "SASL")];
         match written.kafka.compression {
             Codec::Lz4 => beyond.push((KAFKA, "compression", "lz4")),
             Codec::Zstd => beyond.push((KAFKA, "compression", "zstd")),

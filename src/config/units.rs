@@ -14,7 +14,7 @@ pub enum Invalid {
     Unit(String, &'static str),
     /// A rate that is not per second.
     Per(String),
-    Regex(regex::Error),
+    Regex(Box<regex_syntax::Error>),
     Glob(globset::ErrorKind),
     /// One of several items.
     OneOf(String, Box<Invalid>),
@@ -27,8 +27,12 @@ impl fmt::Display for Invalid {
             Text(why) => f.write_str(why),
             Unit(unit, known) => write!(f, "the unit {unit:?} is none of {known}"),
             Per(per) => write!(f, "a rate is per second (/s), not per {per:?}"),
-            // The message draws the position over several lines; the last line says what is wrong.
-            Invalid::Regex(e) => f.write_str(e.to_string().lines().last().unwrap_or_default()),
+            // Only what is wrong; the whole message draws the position over several lines.
+            Invalid::Regex(e) => match &**e {
+                regex_syntax::Error::Parse(e) => e.kind().fmt(f),
+                regex_syntax::Error::Translate(e) => e.kind().fmt(f),
+                _ => f.write_str("it is no regular expression"),
+            },
             Invalid::Glob(kind) => kind.fmt(f),
             OneOf(one, why) => write!(f, "{one:?}: {why}"),
         }
@@ -243,7 +247,12 @@ pub fn topic(s: &str) -> Result<String, Invalid> {
 /// searching thread.
 pub fn regex(s: &str) -> Result<regex::bytes::Regex, Invalid> {
     let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
-    built.map_err(Invalid::Regex)
+    built.map_err(|e| match (e, regex_syntax::ParserBuilder::new().utf8(false).build().parse(s)) {
+        // `regex` has its parser's error only as text.
+        (_, Err(e)) => Invalid::Regex(Box::new(e)),
+        (regex::Error::CompiledTooBig(_), _) => Text("its compiled form is larger than 1 MiB"),
+        _ => Text("it cannot be compiled"),
+    })
 }
 
 /// The glob syntax of all stages: `*` and `?` stop at `/`, `**` does not, `[…]` and `{a,b}` work, `\` escapes the
@@ -371,6 +380,20 @@ mod tests {
         }
         for text in ["http://me:secret@proxy:1", "me:secret@proxy", "http://me:se@cret@proxy:1"] {
             assert!(has_password(text), "{text}");
+        }
+    }
+
+    /// Fails when the reason is another one's, or spans several lines.
+    #[test]
+    fn regular_expressions() {
+        assert!(regex("id=(\\d+)").is_ok() && regex("(?-u)\\xff").is_ok());
+        for (text, why) in [
+            ("[", "unclosed character class"),
+            ("(a", "unclosed group"),
+            ("\\p{Nope}", "Unicode property not found"),
+            ("(?:a{1000}){1000}", "its compiled form is larger than 1 MiB"),
+        ] {
+            assert_eq!(regex(text).unwrap_err().to_string(), why, "{text}");
         }
     }
 

@@ -10,9 +10,9 @@ use super::protocol::limits::{self, Setting};
 use crate::error::Reason;
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
 use crate::kafka::net::stream::Stream;
+use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
 use crate::producer::driver::Pace;
 use crate::waker::poll_for;
-use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -222,14 +222,11 @@ fn connect(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<TcpSt
         Ok(socket) => Ok((socket, "something listens".to_owned())),
         Err(t) => Err(t.into_reason()),
     };
-    let socket =
-        addresses.into_iter().find_map(|one| step(BrokerStep::Tcp(one), tell, || reach(one)))?;
+    let socket = addresses.into_iter().find_map(|one| step(BrokerStep::Tcp(one), tell, || reach(one)))?;
     let Some(proxy) = proxy else { return Some(socket) };
-    step(BrokerStep::Proxy, tell, || {
-        match proxy::tunnel(socket, v.address, proxy, limit) {
-            Ok(socket) => Ok((socket, format!("{} connects to {}", proxy.url, v.address))),
-            Err(t) => Err(t.into_reason()),
-        }
+    step(BrokerStep::Proxy, tell, || match proxy::tunnel(socket, v.address, proxy, limit) {
+        Ok(socket) => Ok((socket, format!("{} connects to {}", proxy.url, v.address))),
+        Err(t) => Err(t.into_reason()),
     })
 }
 
@@ -283,7 +280,9 @@ fn producer_id(
                 let fix = "use another cluster, or write delivery = \"at-least-once\"";
                 Outcome::Never(Reason::new(format!("{why}, which exactly-once needs"), fix))
             } else {
-                let why = format!("{why}, so batches are sent one at a time, and a lost connection may duplicate one");
+                let why = format!(
+                    "{why}, so batches are sent one at a time, and a lost connection may duplicate one"
+                );
                 Outcome::Doubtful(Reason::new(why, "use Kafka from 0.11 where that matters"))
             }
         }
@@ -328,7 +327,8 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
             "set driver = \"auto\" or \"classic\"",
         )),
         (_, false, false) => {
-            Err(format!("it takes neither driver's requests (Produce up to {most}, Fetch from {fetch})").into())
+            Err(format!("it takes neither driver's requests (Produce up to {most}, Fetch from {fetch})")
+                .into())
         }
         _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
     }
@@ -342,9 +342,7 @@ fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, Reason> {
     let topics: Vec<&str> = v.topics.iter().map(|w| w.topic).collect();
     let request = messages::ask_metadata(version, id, &v.options.client_id, &topics, false);
     let answer = c.call(&request, id, Instant::now() + v.options.connect_timeout).map_err(|t| match t {
-        Trouble::Ended if v.options.sasl.is_none() => {
-            may_ask_for_sasl()
-        }
+        Trouble::Ended if v.options.sasl.is_none() => may_ask_for_sasl(),
         other => other.into_reason(),
     })?;
     messages::metadata(answer, version, &topics).map_err(|e| e.to_string().into())

@@ -388,9 +388,7 @@ pub fn may_ask_for_sasl() -> Reason {
 /// A broker that requires SASL answers ApiVersions and closes the connection on the next request.
 fn shut_out(t: Trouble, shared: &Shared) -> Trouble {
     match t {
-        Trouble::Ended if shared.options.sasl.is_none() => {
-            Trouble::Denied(may_ask_for_sasl())
-        }
+        Trouble::Ended if shared.options.sasl.is_none() => Trouble::Denied(may_ask_for_sasl()),
         other => other,
     }
 }

@@ -188,7 +188,10 @@ fn exactly_once_needs_the_right_to_read() {
     assert!(last.starts_with(&format!("failed   read {}", topic.name)), "{text}");
     assert!(last.contains("allow READ on the topic to this user"), "{text}");
     let table = table(&text);
-    assert!(table.contains(&("exactly-once", &format!("no: this user may not READ {}", topic.name))), "{text}");
+    assert!(
+        table.contains(&("exactly-once", &format!("no: this user may not READ {}", topic.name))),
+        "{text}"
+    );
     assert!(table.last().unwrap().1.starts_with("none: exactly-once cannot be kept"), "{text}");
 }
 
@@ -234,8 +237,7 @@ fn table_of(version: Version) {
     let folder = Folder::new();
     let topic = broker.topic_with(1, &["max.message.bytes=700123"]);
     folder.write("c.log", "");
-    let kafka =
-        |more: &str| format!("brokers = [{:?}]\ntopic = {:?}\n{more}", broker.address, topic.name);
+    let kafka = |more: &str| format!("brokers = [{:?}]\ntopic = {:?}\n{more}", broker.address, topic.name);
     let old = version == Version::V011;
     let (text, code) = connect_output(&folder, "c", &kafka(""));
     assert_eq!(code, 0, "{text}");
@@ -259,7 +261,8 @@ fn table_of(version: Version) {
     let once = folder.write("once.toml", config.replace("[agent]", "[agent]\ndelivery = \"exactly-once\""));
     let done = folder.agent(["check", "--connect", "-c"]).arg(once).run_for(PATIENT);
     let text = String::from_utf8(done.stdout).unwrap();
-    let follows = if old { "none: exactly-once cannot be kept" } else { "exactly-once: no line is lost and none" };
+    let follows =
+        if old { "none: exactly-once cannot be kept" } else { "exactly-once: no line is lost and none" };
     assert!(table(&text).last().unwrap().1.starts_with(follows), "{text}");
     assert_eq!(done.status.code(), Some(if old { 78 } else { 0 }), "{text}");
 }

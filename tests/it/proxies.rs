@@ -46,7 +46,8 @@ impl Running {
         let mut command = match self.kind {
             Kind::Tinyproxy => {
                 let login = if self.login { format!("BasicAuth {USER} {PASSWORD}\n") } else { String::new() };
-                let text = format!("Port {}\nListen 127.0.0.1\nTimeout 600\nMaxClients 50\n{login}", self.port);
+                let text =
+                    format!("Port {}\nListen 127.0.0.1\nTimeout 600\nMaxClients 50\n{login}", self.port);
                 let mut command = Command::new("tinyproxy");
                 command.args(["-d", "-c"]).arg(self.folder.write("tinyproxy.conf", text));
                 command
@@ -85,10 +86,7 @@ impl Running {
             return format!("proxy = \"{scheme}://localhost:{}\"\n", self.port);
         }
         let file = folder.write("proxy-password", format!("{password}\n"));
-        format!(
-            "proxy = \"{scheme}://{USER}@localhost:{}\"\nproxy_password_file = {file:?}\n",
-            self.port
-        )
+        format!("proxy = \"{scheme}://{USER}@localhost:{}\"\nproxy_password_file = {file:?}\n", self.port)
     }
 }
 
@@ -98,12 +96,8 @@ impl Drop for Running {
     }
 }
 
-const ALL: [(Kind, bool); 4] = [
-    (Kind::Tinyproxy, false),
-    (Kind::Tinyproxy, true),
-    (Kind::Microsocks, false),
-    (Kind::Microsocks, true),
-];
+const ALL: [(Kind, bool); 4] =
+    [(Kind::Tinyproxy, false), (Kind::Tinyproxy, true), (Kind::Microsocks, false), (Kind::Microsocks, true)];
 
 /// Writes `c.toml` for `f.log`; `kafka` holds further keys and tables of `[kafka]`.
 fn config(folder: &Folder, brokers: &str, topic: &str, kafka: &str) {
@@ -240,13 +234,19 @@ fn refused_at_start() {
         ("proxy = \"http://edge@p:1\"", "set proxy_password_file"),
         ("proxy = \"http://p:1\"\nproxy_password_file = \"/p\"", "without a user"),
         ("proxy = \"https://p:1\"", "there are proxies by http:// and socks5h://"),
-        ("proxy = \"http://p:1\"\n[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"",
-         "PLAIN without TLS would send the password readably"),
+        (
+            "proxy = \"http://p:1\"\n[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"",
+            "PLAIN without TLS would send the password readably",
+        ),
     ] {
         config(&folder, "localhost:9092", "t", kafka);
         for command in ["run", "check", "check --show"] {
             let done = folder.agent_line(&format!("{command} -c c.toml")).run().expect_code(78);
-            assert!(done.stderr.contains(said) && !done.stderr.contains("hidden"), "{kafka}: {}", done.stderr);
+            assert!(
+                done.stderr.contains(said) && !done.stderr.contains("hidden"),
+                "{kafka}: {}",
+                done.stderr
+            );
             assert!(done.stdout.is_empty());
         }
     }

@@ -112,10 +112,13 @@ fn guarantee(config: &Config, kafka: &Kafka, cluster: &Capable) -> String {
             } else {
                 "; a power cut may store some twice (sync = \"always\" prevents that)"
             };
-            return format!("exactly-once: no line is lost and none is stored twice, also after crashes{power}");
+            return format!(
+                "exactly-once: no line is lost and none is stored twice, also after crashes{power}"
+            );
         }
         (Delivery::ExactlyOnce, Err(_)) => {
-            return "none: exactly-once cannot be kept on this cluster; write delivery = \"at-least-once\"".into();
+            return "none: exactly-once cannot be kept on this cluster; write delivery = \"at-least-once\""
+                .into();
         }
         (Delivery::AtLeastOnce, _) => {}
     }

@@ -33,7 +33,8 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(BrokerCheckStep)) -> String {
     for address in kafka.brokers.iter().map(ToString::to_string) {
         all.push((visit(&address, &topics, tell), address));
     }
-    let leaders: Vec<String> = all.iter().flat_map(|(found, _)| found.leaders.clone()).take(LEADERS).collect();
+    let leaders: Vec<String> =
+        all.iter().flat_map(|(found, _)| found.leaders.clone()).take(LEADERS).collect();
     for address in leaders {
         if !all.iter().any(|(_, seen)| *seen == address) {
             all.push((visit(&address, &[], tell), address));

@@ -71,7 +71,7 @@ impl Trouble {
         }
     }
 
-    /// Pause before the next attempt: 0.1 s after the first failure, doubled up to 4.5 s. If the broker denies access,
+    /// Pause before the next attempt: 0.1 s after the first failure, doubled up to 4 s. If the broker denies access,
     /// up to a minute with full jitter, so that a fleet does not reconnect in step.
     pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
         const MINUTE: Duration = Duration::from_secs(60);

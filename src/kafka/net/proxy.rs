@@ -93,7 +93,8 @@ fn login(options: &ProxyOptions) -> Result<Option<Login<'_>>, Trouble> {
 }
 
 fn wants_login(why: &str) -> Trouble {
-    let fix = "name the user in `proxy` of [kafka], as in \"http://user@proxy:3128\", and set proxy_password_file";
+    let fix =
+        "name the user in `proxy` of [kafka], as in \"http://user@proxy:3128\", and set proxy_password_file";
     Trouble::Denied(Reason::new(why, fix))
 }
 
@@ -136,7 +137,10 @@ impl Ask<'_> {
 
     fn cannot_reach(&self, why: &str) -> Trouble {
         let why = format!("it cannot reach {} ({why})", self.broker);
-        Trouble::Lost(Reason::new(why, "see whether the broker runs, and whether the proxy can resolve its name"))
+        Trouble::Lost(Reason::new(
+            why,
+            "see whether the broker runs, and whether the proxy can resolve its name",
+        ))
     }
 
     /// The next header, up to its empty line.
@@ -173,7 +177,9 @@ impl Ask<'_> {
             }
             ([5, _], None) => return Err(wants_login("it asks for a user name")),
             ([5, _], Some(_)) => {
-                return Err(Trouble::Denied("it takes no user name with password, only other methods".into()));
+                return Err(Trouble::Denied(
+                    "it takes no user name with password, only other methods".into(),
+                ));
             }
             _ => return Err(not_a_proxy("SOCKS 5")),
         }

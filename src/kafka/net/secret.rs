@@ -49,7 +49,10 @@ pub fn password(path: &Path, key: &str) -> Result<Zeroizing<Vec<u8>>, Reason> {
         }
     }
     if bytes.is_empty() {
-        return Err(Reason::new(format!("{key} {}: it is empty", path.display()), "write the password into it"));
+        return Err(Reason::new(
+            format!("{key} {}: it is empty", path.display()),
+            "write the password into it",
+        ));
     }
     Ok(bytes)
 }

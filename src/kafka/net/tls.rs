@@ -206,10 +206,9 @@ pub fn explain(e: &rustls::Error) -> Reason {
 fn certificate(e: &CertificateError) -> Reason {
     use CertificateError as C;
     let (why, fix) = match e {
-        C::UnknownIssuer => (
-            "is signed by a CA that is not trusted here",
-            "set ca in [kafka.tls] to that CA's certificate",
-        ),
+        C::UnknownIssuer => {
+            ("is signed by a CA that is not trusted here", "set ca in [kafka.tls] to that CA's certificate")
+        }
         C::Expired => return expired(""),
         C::ExpiredContext { time, not_after } => {
             return expired(&format!(" ({})", spell(*not_after, *time)));

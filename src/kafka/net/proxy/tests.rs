@@ -51,7 +51,8 @@ fn through(
 
 const PLAIN: &str = "CONNECT kafka:9092 HTTP/1.1\r\nHost: kafka:9092\r\n\r\n";
 // "me:s3cret"
-const AS_ME: &str = "CONNECT kafka:9092 HTTP/1.1\r\nHost: kafka:9092\r\nProxy-Authorization: Basic bWU6czNjcmV0\r\n\r\n";
+const AS_ME: &str =
+    "CONNECT kafka:9092 HTTP/1.1\r\nHost: kafka:9092\r\nProxy-Authorization: Basic bWU6czNjcmV0\r\n\r\n";
 
 /// Fails when the request is not RFC 9110's, or a byte after the answer gets lost.
 #[test]
@@ -76,7 +77,12 @@ fn http_connects() {
 fn http_refuses() {
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(HEAD_MOST));
     for (user, answer, denied, said) in [
-        (None, "HTTP/1.1 407 Login\r\n\r\n", true, "it answers 407 Login; name the user in `proxy` of [kafka]"),
+        (
+            None,
+            "HTTP/1.1 407 Login\r\n\r\n",
+            true,
+            "it answers 407 Login; name the user in `proxy` of [kafka]",
+        ),
         (Some("me"), "HTTP/1.1 407 x\r\n\r\n", true, "it refuses user me with this password; correct"),
         (None, "HTTP/1.1 403 No\r\n\r\n", false, "does not allow CONNECT to kafka:9092 (403 No); allow"),
         (None, "HTTP/1.1 503 Down\r\n\r\n", false, "it cannot reach kafka:9092 (503 Down); see whether"),
@@ -115,8 +121,7 @@ fn socks_connects() {
         ("10.0.0.1:9092", &b"\x05\x01\0\x01\x0a\0\0\x01\x23\x84"[..]),
         ("[::1]:9092", b"\x05\x01\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x23\x84"),
     ] {
-        let (asked, done) =
-            through(ProxyKind::Socks5, None, broker, &[no_user, (want.len(), granted)]);
+        let (asked, done) = through(ProxyKind::Socks5, None, broker, &[no_user, (want.len(), granted)]);
         assert_eq!((&asked[3..], done), (want, Ok("broker".into())));
     }
 }
@@ -128,7 +133,12 @@ fn socks_refuses() {
     for (user, script, denied, said) in [
         (None, vec![(3, vec![5, 255])], true, "it asks for a user name; name the user in `proxy`"),
         (Some("me"), vec![(4, vec![5, 255])], true, "takes no user name with password"),
-        (Some("me"), vec![(4, vec![5, 2]), (11, vec![1, 1])], true, "refuses user me with this password; correct"),
+        (
+            Some("me"),
+            vec![(4, vec![5, 2]), (11, vec![1, 1])],
+            true,
+            "refuses user me with this password; correct",
+        ),
         (None, vec![(3, vec![5, 2])], true, "it asks for a user name"),
         (None, vec![(3, b"HTTP/1.1 400".to_vec())], false, "does not answer as a proxy for SOCKS 5 does"),
         (None, asks(5), false, "it cannot reach kafka:9092 (connection refused)"),
