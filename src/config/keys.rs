@@ -107,14 +107,15 @@ table! {
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether asking for a topic lets the broker create it, where the broker allows that.";
         proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://logagent@proxy:3128\""), Reconnects,
-            "Reach the brokers through this proxy: \"http://…\" (CONNECT) or \"socks5h://…\", with user@ where it wants one \
-             and a password.",
+            "Reach the brokers through this proxy: http:// (by CONNECT) or socks5h://, with user@ where it wants one and a \
+             password.",
             "Every connection to a broker goes through it, also one to localhost, which is then the proxy's. The proxy \
              resolves the brokers' names. TLS and SASL are between agent and broker; without TLS, the proxy can read the \
              lines. In the user name, %40 stands for @. It needs the modern driver.";
         proxy_password_file: Option<PathBuf> = path("path"),
             Example("\"/run/credentials/logagent.service/proxy-password\""), Reconnects, "",
-            "The password that goes with the user in proxy. Read at each connect.";
+            "The password that goes with the user in proxy. Read at each connect. Neither kind of proxy hides it on the way to \
+             the proxy.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
         sasl: Option<Sasl> = sasl("table"), Table("[kafka.sasl]"), Reconnects, "";
     }

@@ -64,7 +64,7 @@ impl Running {
         need(command.get_program().to_str().unwrap());
         self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let port = self.port;
-        wait_until(SOON, "the proxy listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        wait_until(SOON, "the proxy listens", || connect(port).is_ok());
     }
 
     fn signal(&self, signal: Signal) {
@@ -94,6 +94,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), secs(5))
 }
 
 const ALL: [(Kind, bool); 4] =
@@ -277,7 +281,7 @@ fn serve(mut client: TcpStream, list: &Mutex<Vec<String>>) {
     let target = head.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().to_owned();
     let port: u16 = target.rsplit_once(':').unwrap().1.parse().unwrap();
     list.lock().unwrap().push(target);
-    let mut broker = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut broker = connect(port).unwrap();
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
     let (mut from, mut to) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
     thread::spawn(move || std::io::copy(&mut from, &mut to));

@@ -233,7 +233,7 @@ fn no_message_is_parsed() {
     for (path, text) in sources().into_iter().filter(|(path, _)| !is_test(path)) {
         for line in production(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
             let of_an_error = line.split_once(".to_string()").is_some_and(|(before, after)| {
-                let error = before.ends_with(|c: char| c == 'e' || c == ')') || before.ends_with("err");
+                let error = before.ends_with(['e', ')']) || before.ends_with("err");
                 error
                     && looks
                         .iter()

@@ -17,7 +17,8 @@ fn through(
     let file = dir.path().join("password");
     std::fs::write(&file, "s3cret\n").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let at = listener.local_addr().unwrap();
+    let address = at.to_string();
     let options = ProxyOptions {
         url: ProxyUrl { kind, address: address.clone(), user: user.map(str::to_owned) },
         password_file: Some(file),
@@ -35,7 +36,7 @@ fn through(
             }
             read
         });
-        let socket = TcpStream::connect(&address).unwrap();
+        let socket = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
         socket.set_nonblocking(true).unwrap();
         let done = tunnel(socket, broker, &options, Duration::from_secs(5)).map(|mut socket| {
             socket.set_nonblocking(false).unwrap();
@@ -168,14 +169,24 @@ fn names_add_nothing() {
     assert!(done.unwrap_err().to_string().contains("at most 255 bytes"));
 }
 
+/// Fails when the header of a proxy makes the agent panic, run on or keep more than a line.
+#[test]
+fn fuzz_status() {
+    let samples =
+        [&b"HTTP/1.1 200 Connection established\r\n\r\n"[..], b"HTTP/1.0 407\n\n", b"HTTP/1.1 \xff\xfe"];
+    let samples: Vec<Vec<u8>> = samples.iter().map(|s| s.to_vec()).collect();
+    crate::fuzz::damaged(&samples, |_| 1000, |bytes| status(bytes).map_or(0, |(_, line)| line.len()));
+}
+
 /// Fails when a proxy that accepts and says nothing holds a dialer longer than the limit.
 #[test]
 fn a_mute_proxy() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let at = listener.local_addr().unwrap();
+    let address = at.to_string();
     for kind in [ProxyKind::Http, ProxyKind::Socks5] {
         let url = ProxyUrl { kind, address: address.clone(), user: None };
-        let socket = TcpStream::connect(&address).unwrap();
+        let socket = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
         socket.set_nonblocking(true).unwrap();
         let options = ProxyOptions { url, password_file: None };
         let began = Instant::now();
