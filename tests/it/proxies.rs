@@ -16,6 +16,8 @@ use std::{
 
 const USER: &str = "edge";
 const PASSWORD: &str = "proxy-secret";
+/// Not in the certificates of the tests, which are for 127.0.0.1 and localhost.
+const HOST: &str = "127.0.0.2";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -35,7 +37,7 @@ struct Running {
 
 impl Running {
     fn start(kind: Kind, login: bool) -> Running {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port();
         let mut proxy = Running { kind, login, port, folder: Folder::new(), child: None };
         proxy.restart();
         proxy
@@ -46,15 +48,14 @@ impl Running {
         let mut command = match self.kind {
             Kind::Tinyproxy => {
                 let login = if self.login { format!("BasicAuth {USER} {PASSWORD}\n") } else { String::new() };
-                let text =
-                    format!("Port {}\nListen 127.0.0.1\nTimeout 600\nMaxClients 50\n{login}", self.port);
+                let text = format!("Port {}\nListen {HOST}\nTimeout 600\nMaxClients 50\n{login}", self.port);
                 let mut command = Command::new("tinyproxy");
                 command.args(["-d", "-c"]).arg(self.folder.write("tinyproxy.conf", text));
                 command
             }
             Kind::Microsocks => {
                 let mut command = Command::new("microsocks");
-                command.args(["-i", "127.0.0.1", "-p", &self.port.to_string()]);
+                command.args(["-i", HOST, "-p", &self.port.to_string()]);
                 if self.login {
                     command.args(["-u", USER, "-P", PASSWORD]);
                 }
@@ -64,7 +65,7 @@ impl Running {
         need(command.get_program().to_str().unwrap());
         self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let port = self.port;
-        wait_until(SOON, "the proxy listens", || connect(port).is_ok());
+        wait_until(SOON, "the proxy listens", || connect(HOST, port).is_ok());
     }
 
     fn signal(&self, signal: Signal) {
@@ -79,14 +80,14 @@ impl Running {
         }
     }
 
-    /// The keys of `[kafka]`. By name, because the certificates of the tests are for 127.0.0.1.
+    /// The keys of `[kafka]`.
     fn keys(&self, folder: &Folder, password: &str) -> String {
         let scheme = if self.kind == Kind::Tinyproxy { "http" } else { "socks5h" };
         if !self.login {
-            return format!("proxy = \"{scheme}://localhost:{}\"\n", self.port);
+            return format!("proxy = \"{scheme}://{HOST}:{}\"\n", self.port);
         }
         let file = folder.write("proxy-password", format!("{password}\n"));
-        format!("proxy = \"{scheme}://{USER}@localhost:{}\"\nproxy_password_file = {file:?}\n", self.port)
+        format!("proxy = \"{scheme}://{USER}@{HOST}:{}\"\nproxy_password_file = {file:?}\n", self.port)
     }
 }
 
@@ -96,8 +97,8 @@ impl Drop for Running {
     }
 }
 
-fn connect(port: u16) -> std::io::Result<TcpStream> {
-    TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), secs(5))
+fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&format!("{host}:{port}").parse().unwrap(), secs(5))
 }
 
 const ALL: [(Kind, bool); 4] =
@@ -113,8 +114,7 @@ fn config(folder: &Folder, brokers: &str, topic: &str, kafka: &str) {
     folder.write("c.toml", text);
 }
 
-/// TLS and SASL run inside the tunnel. Fails when the certificate is checked against the proxy's name (localhost, for which
-/// there is none), when a login is sent wrongly, or when `check --connect` has no step for the proxy.
+/// TLS and SASL run inside the tunnel. Fails when the certificate is checked against the proxy's name, when a login is sent wrongly, or when `check --connect` has no step for the proxy.
 #[test]
 fn each_proxy_delivers_every_line_once() {
     let broker = Broker::secure(Version::V39);
@@ -199,7 +199,7 @@ fn wrong_configs_say_what_to_do() {
     let (tiny, micro) = (Running::start(Kind::Tinyproxy, true), Running::start(Kind::Microsocks, true));
     let none = "proxy = \"http://127.0.0.1:1\"".to_owned();
     let folder = Folder::new();
-    let open = |proxy: &Running, scheme: &str| format!("proxy = \"{scheme}://127.0.0.1:{}\"", proxy.port);
+    let open = |proxy: &Running, scheme: &str| format!("proxy = \"{scheme}://{HOST}:{}\"", proxy.port);
     folder.write("f.log", "a line\n");
     for (kafka, step, said) in [
         (tiny.keys(&folder, "wrong-secret"), "proxy", "401 Unauthorized"),
@@ -281,7 +281,7 @@ fn serve(mut client: TcpStream, list: &Mutex<Vec<String>>) {
     let target = head.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().to_owned();
     let port: u16 = target.rsplit_once(':').unwrap().1.parse().unwrap();
     list.lock().unwrap().push(target);
-    let mut broker = connect(port).unwrap();
+    let mut broker = connect("127.0.0.1", port).unwrap();
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
     let (mut from, mut to) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
     thread::spawn(move || std::io::copy(&mut from, &mut to));
