@@ -31,8 +31,8 @@ fn through(
                 let from = read.len();
                 read.resize(from + bytes, 0);
                 peer.read_exact(&mut read[from..]).unwrap();
-                // In pieces, as from a slow peer.
-                answer.chunks(3).for_each(|piece| peer.write_all(piece).unwrap());
+                // In pieces, as from a slow peer. A refusal may end the conversation before the last one.
+                let _ = answer.chunks(3).try_for_each(|piece| peer.write_all(piece));
             }
             read
         });
