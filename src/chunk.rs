@@ -6,6 +6,7 @@ use crate::record::{Ack, Break, Format, Identity, Line, Point, Range, Shape, Str
 use crate::streams::{Opened, Progress};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The source of a chunk's bytes; one per open stream, shared by its chunks.
 #[derive(Debug)]
@@ -20,10 +21,10 @@ pub struct Origin {
 
 /// A piece of a stream with the lines found in it.
 ///
-/// Invariant: the lines are in `bytes` in order and without overlap. Of a log file, `bytes[0]` is the byte at
-/// `range.start`; of a journal, `bytes` are records made of the entries in `range`.
-/// Bytes that are left out (the rest of a cut line, a hole, filtered lines) belong to a chunk's range but to no line.
-/// A chunk without records has no bytes either; it still advances the position.
+/// Invariant: the lines are in `bytes` in order and without overlap. For a log file, `bytes[0]` is the byte at
+/// `range.start`; for a journal, `bytes` are the records of the entries in `range`. Bytes that are left out (the rest
+/// of a cut line, a hole, filtered lines) belong to a chunk's range but to no line. A chunk without records has no
+/// bytes either; it still advances the position.
 #[derive(Debug)]
 pub struct Chunk {
     pub origin: Arc<Origin>,
@@ -31,6 +32,8 @@ pub struct Chunk {
     /// `end.offset == range.end`.
     pub end: Point,
     pub last: Break,
+    /// When the oldest of its lines was noticed: `linger` counts from here.
+    pub noticed: Instant,
     pub lines: Vec<Line>,
     pub bytes: Vec<u8>,
     /// Covers the bytes and the line table; returned to the budget when the last owner drops the chunk.

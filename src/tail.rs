@@ -1,4 +1,5 @@
-//! Stage 1: one thread per followed path. It reads files and sends chunks; it knows neither partitions nor brokers.
+//! Stage 1: one thread per followed path. It reads files and sends chunks; partitions and brokers are the producer's
+//! business.
 //!
 //! The thread loops: look at the path and the open files, let [`follow::decide`] choose a step, execute it, and wait on the
 //! wake channel until a deadline. It reads only while its budget and the output channel have room; that is the whole
@@ -40,7 +41,8 @@ use crate::record::{Shape, StreamId, Topic};
 use crate::report::log_throttle::LogThrottle;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, Sender, never, select};
+use crate::wake_slot::{Reasons, WakeSlot};
+use crossbeam_channel::{Receiver, Sender};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
@@ -53,7 +55,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -81,7 +83,7 @@ pub struct TailOptions {
     pub reading: Reading,
     pub start: Start,
     /// The path's pattern is new: `start` applies, and nothing was read under it before.
-    pub first_sight: bool,
+    pub new_pattern: bool,
     pub followed: Followed,
     /// Files born after this time (see [`crate::record::Identity::born`]) are new, even if they were renamed before the
     /// agent saw them. For a new pattern, this is when it was first seen; for a known one, when the state was last saved.
@@ -92,7 +94,7 @@ pub struct TailOptions {
     pub give_up: Option<Duration>,
     /// Whether to follow a new file that appears at the path.
     pub reopen: bool,
-    /// How often to look where events are unavailable or disabled.
+    /// How often to look if events are unavailable or disabled.
     pub poll: Duration,
     pub rotate_grace: Duration,
     pub rest_after: Option<Duration>,
@@ -131,14 +133,7 @@ impl Default for Followed {
 #[derive(Debug)]
 pub struct Wake {
     pub changes: Receiver<TailChange>,
-    /// Capacity 1: if it is full, a wake-up is already pending.
-    pub slot: Receiver<()>,
-    /// Another tail asks this one to look.
-    pub nudged: Receiver<()>,
-    /// Number of looks begun plus looks ended; odd while a look is in progress.
-    pub looks: Arc<AtomicU64>,
-    /// False if inotify reports no events for this path, so it must be polled.
-    pub hints: Arc<AtomicBool>,
+    pub slot: Arc<WakeSlot>,
 }
 
 /// Interval between looks where events work. A lost event costs at most this delay.
@@ -179,21 +174,19 @@ pub fn run(
     board.files().insert(path.clone(), state);
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
-    let mut slot = wake.slot.clone();
+    let slot = &*wake.slot;
+    let mut woken = Reasons::default();
     let unread = loop {
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
-        wake.looks.fetch_add(1, SeqCst);
-        let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
-        wake.looks.fetch_add(1, SeqCst);
-        let step = match step {
+        let step = match tail.next_step(Instant::now(), slot, woken) {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
             Err(Halt::Io(e)) => {
-                tail.let_go();
+                tail.release_unopened();
                 tail.trouble(&e);
-                if tail.is_hopeless() {
+                if tail.has_timed_out() {
                     break Some(Unread { path: path.clone(), why: e });
                 }
                 if trouble::is_cut_off(&e) {
@@ -208,24 +201,17 @@ pub fn run(
         }
         match step {
             Step::End => break tail.never_opened(),
-            Step::Wait(time) => select! {
-                recv(slot) -> w => match w {
-                    Ok(()) => tail.look_at_undecided(),
-                    Err(_) => slot = never(), // the watch thread has ended: `--once`
-                },
-                recv(wake.nudged) -> _ => {
-                    if stop.is_on() {
-                        break None;
-                    }
-                    tail.look_at_undecided();
-                    tail.look_for_copies();
-                }
-                recv(stop.on()) -> _ => break None,
-                recv(tail.outdated.on()) -> _ => {} // the new options are in `changes`
-                default(time) => {}
-            },
-            _ if stop.is_on() => break None,
-            _ => {}
+            Step::Wait(time) => woken = slot.wait(time),
+            _ => woken = Reasons::default(),
+        }
+        if stop.is_on() {
+            break None;
+        }
+        if woken.look || woken.nudged || woken.modified.is_some() {
+            tail.look_at_undecided();
+        }
+        if woken.nudged {
+            tail.look_for_copies();
         }
     };
     tail.park();
@@ -254,9 +240,9 @@ struct Tail<'a> {
     /// See [`Known::folder`].
     folder: Arc<Mutex<()>>,
     error: Option<String>,
-    /// Throttles the read errors; while `error` is set, `told` says whether it was logged.
+    /// Throttles the read errors; while `error` is set, `logged` says whether it was logged.
     failures: LogThrottle,
-    told: bool,
+    logged: bool,
     /// Since when the path cannot be read.
     failing: Option<Instant>,
     cuts: LogThrottle,
@@ -266,7 +252,7 @@ struct Tail<'a> {
     path_again: Option<Instant>,
     /// The file at the path may be a copy of another one.
     undecided: Option<Undecided>,
-    /// For a compressed file: the stream that another tail must look at first, see [`Undecided`].
+    /// For a compressed file: the stream whose tail must look first, see [`Undecided`].
     asked: Option<(StreamId, u64)>,
     /// The file at the path belongs to a stream that another tail has yet to look for.
     expected_elsewhere: bool,
@@ -276,6 +262,10 @@ struct Tail<'a> {
     stuck: Option<&'static str>,
     /// Time of the current step.
     now: Instant,
+    /// Of the last look at everything.
+    looked: Instant,
+    /// When the bytes that are read now were noticed.
+    noticed: Instant,
     /// Streams known when the first look began; that look may take several attempts.
     history: Option<Vec<Entry>>,
     absent: Vec<Absent>,
@@ -287,7 +277,7 @@ struct Tail<'a> {
     /// open ones.
     shelf: VecDeque<Shelved>,
     /// A new stream that starts because its file has different bytes now, and is not open yet.
-    begun_anew: Option<StreamId>,
+    restarted: Option<StreamId>,
     /// Incomplete records read from truncated streams. They are sent unless a copy of the file has them.
     in_memory: Vec<Chunk>,
     /// Space the last chunk would need in the dead-letter file; an estimate for the next one.
@@ -308,7 +298,7 @@ fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>,
 const AWAITED: Duration = Duration::from_millis(100);
 
 const LETTERS_FULL: &str =
-    "its refused lines fill its share of dead-letter in the state folder: move that file away";
+    "its rejected lines fill its share of dead-letter in the state folder: move that file away";
 /// How often to check whether a path's dead-letter share is still full.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// When a path's limit of unacknowledged bytes is reached: delay before the first check for room. At 2,000,000 lines/s the
@@ -345,7 +335,7 @@ impl<'a> Tail<'a> {
             folder,
             error: None,
             failures: LogThrottle::default(),
-            told: false,
+            logged: false,
             failing: None,
             cuts: LogThrottle::default(),
             look_again: None,
@@ -355,13 +345,15 @@ impl<'a> Tail<'a> {
             expected_elsewhere: false,
             free_at: now,
             now,
+            looked: now,
+            noticed: now,
             stuck: None,
             history: None,
             absent: Vec::new(),
             moved: false,
             denied: None,
             shelf: VecDeque::new(),
-            begun_anew: None,
+            restarted: None,
             in_memory: Vec::new(),
             letters: 0,
             letter_share,
@@ -371,9 +363,79 @@ impl<'a> Tail<'a> {
 }
 
 impl Tail<'_> {
-    /// One look and one step.
-    fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
+    /// Reads what was appended, if that is all that happened; otherwise looks at everything.
+    fn next_step(&mut self, now: Instant, slot: &WakeSlot, woken: Reasons) -> Result<Step, Halt> {
+        self.noticed = woken.modified.unwrap_or(now);
+        if !woken.more_than_modified()
+            && let Some(step) = self.read_appended(now)?
+        {
+            return Ok(step);
+        }
+        slot.looks.fetch_add(1, SeqCst);
+        let step = self.step(now, slot.hints.load(Relaxed));
+        slot.looks.fetch_add(1, SeqCst);
+        step
+    }
+
+    /// The short way for an event that only says "written to": one look at the live file and one read. `None`: there is
+    /// more to do than that.
+    ///
+    /// Nothing is missed by not looking at the path, nor by not looking again after the read: a rename, or bytes written
+    /// since, cause an event of their own, and at the latest every [`UNHURRIED`] the tail looks at everything.
+    fn read_appended(&mut self, now: Instant) -> Result<Option<Step>, Halt> {
+        let looked = now.duration_since(self.looked);
+        if !self.is_steady() || looked >= UNHURRIED {
+            return Ok(None);
+        }
+        let [open] = &mut self.open[..] else { return Ok(None) };
+        let Some(file) = open.file() else { return Ok(None) };
+        let look = identity::look(file)?;
+        let touched = look.modified != open.modified;
+        if look.size < open.size || look.links != open.links || touched && look.size == open.searched {
+            return Ok(None);
+        }
         self.now = now;
+        open.saw(&look, now);
+        if !open.unread() {
+            return Ok(None);
+        }
+        if let Some(wait) = self.read_if_allowed(0, now)? {
+            return Ok(Some(Step::Wait(wait)));
+        }
+        let done = self.is_steady() && matches!(&self.open[..], [open] if !open.unread() && !open.rest());
+        Ok(Some(if done { Step::Wait(UNHURRIED - looked) } else { Step::Read(0) }))
+    }
+
+    /// Nothing is going on but that lines are appended to the live file.
+    fn is_steady(&self) -> bool {
+        let pending =
+            self.first || self.undecided.is_some() || self.expected_elsewhere || self.error.is_some();
+        let due = self.look_again.or(self.path_again).is_some() || self.failing.is_some();
+        let apart = !(self.absent.is_empty() && self.shelf.is_empty() && self.leaving.is_empty());
+        let live = matches!(&self.open[..], [open] if open.live && !open.rest());
+        live && !pending && !due && !apart && self.in_memory.is_empty() && self.o.until == Until::Stopped
+    }
+
+    /// Reads the next chunk of a file, unless that must wait; then says how long.
+    fn read_if_allowed(&mut self, i: usize, now: Instant) -> Result<Option<Duration>, Halt> {
+        self.turn = self.turn.wrapping_add(1);
+        let mut wait = self.letters_wait(now);
+        if wait.is_none() {
+            wait = self.rate_wait(now);
+            if wait.is_some() {
+                self.stuck(Some("the rate limit"));
+            }
+        }
+        match wait {
+            Some(_) => self.open[i].prove()?,
+            None => self.read(i, Rest::Waits)?,
+        }
+        Ok(wait)
+    }
+
+    /// One look at everything, and one step.
+    fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
+        (self.now, self.looked) = (now, now);
         let folder = self.folder.clone();
         let stop = self.stop;
         let decides = || decides(&folder, stop);
@@ -422,9 +484,12 @@ impl Tail<'_> {
             poll: self.between_looks(hints),
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
-        // A file that is not being read now keeps no place in the budget's queue.
+        // A file that is not being read gives up its place in the budget's queue.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
-        self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
+        for (_, open) in self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)) {
+            open.place = None;
+            open.prove()?;
+        }
         let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
         let _decides = is_decision.then(decides).transpose()?;
         match step {
@@ -432,15 +497,9 @@ impl Tail<'_> {
             Step::Orphan => self.orphan(),
             Step::Truncated(i) => self.truncated(i)?,
             Step::Read(i) => {
-                self.turn = self.turn.wrapping_add(1);
-                if let Some(wait) = self.letters_wait(now) {
+                if let Some(wait) = self.read_if_allowed(i, now)? {
                     return Ok(Step::Wait(wait));
                 }
-                if let Some(wait) = self.rate_wait(now) {
-                    self.stuck(Some("the rate limit"));
-                    return Ok(Step::Wait(wait));
-                }
-                self.read(i, Rest::Waits)?;
             }
             Step::SendRest(i) => self.read(i, Rest::IsALine)?,
             Step::Leave(i) => self.leave(i),
@@ -450,15 +509,15 @@ impl Tail<'_> {
             Step::Wait(_) | Step::End => {}
         }
         if self.path_again.is_none() {
-            self.well();
+            self.readable_again();
         }
         Ok(self.until_decided(self.until_saved(step)))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
         // There are no events for a rotated file that was found by its name.
-        let untold = self.open.iter().any(|o| o.found_by_name && o.links > 0);
-        let usual = if hints && !untold { UNHURRIED } else { self.o.poll };
+        let without_events = self.open.iter().any(|o| o.found_by_name && o.links > 0);
+        let usual = if hints && !without_events { UNHURRIED } else { self.o.poll };
         let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
@@ -466,7 +525,7 @@ impl Tail<'_> {
     /// What is at the path, compared with the open files.
     fn look_at_path(&mut self) -> Result<AtPath, Halt> {
         if self.o.until == Until::Read && self.undecided.is_none() && !self.expected_elsewhere {
-            return Ok(AtPath::Unknown); // only what was there at the first look is read
+            return Ok(AtPath::Unknown); // only what existed at the first look is read
         }
         if packing(&self.o.path) != Packed::Plain {
             return Ok(AtPath::Nothing); // it is read once
@@ -516,7 +575,6 @@ impl Tail<'_> {
                 // If not handled now, the change must show up again at the next look.
                 if !truncated {
                     open.saw(&look, now);
-                    open.prove()?;
                 }
             }
             let deleted = open.links == 0;
@@ -550,7 +608,8 @@ impl Tail<'_> {
         match got {
             Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
             Got::Stopped => Ok(()), // continue with the new options
-            Got::Nothing | Got::NoRoom => Ok(()),
+            Got::NoRoom => Ok(self.open[i].prove()?),
+            Got::Nothing => Ok(()),
             Got::Changed => {
                 let folder = self.folder.clone();
                 let _decides = decides(&folder, self.stop)?;
@@ -561,6 +620,7 @@ impl Tail<'_> {
                 Ok(())
             }
             Got::Chunk(mut chunk, counts) => {
+                chunk.noticed = self.noticed;
                 if let Some(share) = &self.letter_share {
                     self.letters = chunk.reserve_letters(share);
                 }
@@ -572,7 +632,7 @@ impl Tail<'_> {
                     if let Some(all) = self.cuts.more(counts.cut_lines, self.now) {
                         let (lines, at) = (counts.cut_lines, chunk.range.start);
                         warn!(
-                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} of late)"
+                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} recently)"
                         );
                     }
                 }
@@ -604,7 +664,7 @@ impl Tail<'_> {
             Room::Full => {
                 if self.stuck != Some(LETTERS_FULL) {
                     error!(
-                        "{}: its refused lines fill its share of {}: reading is paused until that file is moved away",
+                        "{}: its rejected lines fill its share of {}: reading is paused until that file is moved away",
                         self.o.path.display(),
                         quota.file.display()
                     );

@@ -13,6 +13,7 @@ use crate::stop;
 use crate::tail::follow::Until;
 use crate::tail::known::Known;
 use crate::tail::{self, Followed, Start, TailChange, Unread};
+use crate::wake_slot::WakeSlot;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, WatchEvent, WatchHandle, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
@@ -70,7 +71,7 @@ pub struct Supervisor<'s, 'e> {
     granted: u64,
     /// How often a file found no thread, and whether that was logged.
     refusals: LogThrottle,
-    told: bool,
+    logged: bool,
     /// Why the last one found none.
     refusal: String,
     /// Which of the waiting files is checked next.
@@ -102,6 +103,16 @@ struct TailHandle {
     changes: Sender<TailChange>,
     /// The tail's receiving end: a newer change replaces one not yet received.
     untaken: Receiver<TailChange>,
+    // Dropped last, so that the tail sees the stop when it wakes up.
+    woken: InterruptOnDrop,
+}
+
+struct InterruptOnDrop(Arc<WakeSlot>);
+
+impl Drop for InterruptOnDrop {
+    fn drop(&mut self) {
+        self.0.interrupt();
+    }
 }
 
 impl TailHandle {
@@ -112,7 +123,8 @@ impl TailHandle {
             let _ = self.untaken.try_recv();
             change = again;
         }
-        self.outdated = handle; // dropping the previous handle notifies the tail
+        self.outdated = handle; // dropping the previous handle ends a wait for the budget
+        self.woken.0.interrupt();
     }
 }
 
@@ -160,7 +172,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             retry: never(),
             granted: 0,
             refusals: LogThrottle::default(),
-            told: false,
+            logged: false,
             refusal: String::new(),
             looked: 0,
             saves,
@@ -224,7 +236,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
     /// All at once, because a tail must know the other tails before it claims a file.
     fn follow_all(&mut self, all: Vec<Found>) {
         self.known.settle(all.iter().map(|f| f.path.as_path()));
-        all.iter().for_each(|found| drop(self.known.join(&found.path)));
+        all.iter().for_each(|found| self.known.join(&found.path, found.slot.clone()));
         all.into_iter().for_each(|found| self.follow_one(found));
     }
 
@@ -243,7 +255,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let file = Waiting {
             found,
             start: if new { source.tail.start } else { Start::Beginning },
-            first_sight: new,
+            new_pattern: new,
             // Files that appeared and were rotated away while no agent ran are new.
             since: if known { self.known.since } else { self.since },
             found_at: Instant::now(),
@@ -254,10 +266,8 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         {
             if self.refusals.more(1, Instant::now()).is_some() {
                 let path = file.found.path.display();
-                warn!(
-                    "{path}: no thread is free to read it: {why}; its saved position is kept, trying again"
-                );
-                self.told = true;
+                warn!("{path}: no thread is free to read it: {why}; keeping its position and retrying");
+                self.logged = true;
             }
             self.refusal = why;
             self.retry = after(RETRY);
@@ -269,9 +279,9 @@ impl<'s, 'e> Supervisor<'s, 'e> {
 
     fn options_of(&self, file: &Waiting) -> Option<tail::TailOptions> {
         let source = source_of(&self.sources, &file.found.path)?;
-        let (start, first_sight, since) = (file.start, file.first_sight, file.since);
+        let (start, new_pattern, since) = (file.start, file.new_pattern, file.since);
         let (path, followed) = (file.found.path.clone(), self.followed.clone());
-        Some(tail::TailOptions { start, first_sight, since, path, followed, ..source.tail.clone() })
+        Some(tail::TailOptions { start, new_pattern, since, path, followed, ..source.tail.clone() })
     }
 
     /// An error says why no thread is available.
@@ -286,9 +296,9 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let (known, board, out, ended) = (self.known, self.board, out.clone(), self.ended.clone());
         let scanned = self.scanning.clone().unwrap_or_else(|| bounded(0).0);
         let path = file.found.path.clone();
-        let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
-        let (nudged, looks) = known.join(&path);
-        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
+        let slot = file.found.slot.clone();
+        known.join(&path, slot.clone());
+        let wake = tail::Wake { changes: untaken.clone(), slot: slot.clone() };
         let first = TailChange { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
@@ -301,7 +311,8 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             known.leave(&file.found.path);
             return Err(format!("{e}; raise the limit of threads (ulimit -u, TasksMax)"));
         }
-        let tail_handle = TailHandle { _stop: handle, outdated, changes, untaken };
+        let tail_handle =
+            TailHandle { _stop: handle, outdated, changes, untaken, woken: InterruptOnDrop(slot) };
         self.tails.insert(file.found.path.clone(), tail_handle);
         Ok(())
     }
@@ -315,12 +326,12 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         for path in missing {
             let what = path.display();
             if first && source_of(&self.sources, path).is_some_and(|p| p.must_exist) {
-                let fix = "create it, or leave must_exist out";
+                let fix = "create it, or remove must_exist";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
             match (path.is_dir(), self.once) {
                 (true, _) => warn!(
-                    "{what}: it is a folder, of which nothing is read; name its files, as in {what}/*.log"
+                    "{what}: it is a folder, so nothing in it is read; name its files, as in {what}/*.log"
                 ),
                 (_, true) => {
                     warn!("{what}: there is no such file, so nothing is read from it; correct the path")
@@ -330,7 +341,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         }
         if !self.waiting.is_empty() {
             let (n, all) = (self.waiting.len(), self.files());
-            warn!("{n} of {all} files are not read, because no thread is free for them: {}", self.refusal);
+            warn!("{n} of {all} files are not read because no thread is free for them: {}", self.refusal);
         }
         if self.once && missing.is_empty() && !self.met && !self.sources.is_empty() {
             warn!("no file matches, so nothing is read; correct the patterns");
@@ -347,7 +358,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
 
     pub fn ended(&mut self, (path, unread): TailExit) {
         if let Some(Unread { path, why }) = unread {
-            error!("{}: {why}; nothing more of it is read (--once)", path.display());
+            error!("{}: {why}; the rest of it is not read (--once)", path.display());
             self.unread.push(path);
         }
         self.tails.remove(&path);
@@ -377,7 +388,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
     pub fn verdict(&self) -> Result<(), Error> {
         let Some((first, others)) = self.unread.split_first() else { return Ok(()) };
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
-        let fix = "let the agent's user read it, and run it again; what was read is delivered";
+        let fix = "let the agent's user read it, and run it again; everything read so far is delivered";
         Err(Error::failed(format_args!("{}{more}", first.display()), "could not be read", fix))
     }
 
@@ -445,6 +456,6 @@ mod tests {
         let set = clock::EARLIEST_MS + 1_234;
         assert_eq!(since(set), (clock::EARLIEST_MS / 1000 + 1, 214_000_000));
         let today = (clock::EARLIEST_MS / 1000, 0);
-        assert!(since(5_000) > today, "a file of today is new to a box in 1970");
+        assert!(since(5_000) > today, "to a machine in 1970, a file of today is new");
     }
 }

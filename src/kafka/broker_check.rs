@@ -175,8 +175,8 @@ fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) 
     }
     if v.once && c.versions.describe_producers.is_none() {
         let why = Reason::new(
-            "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" cannot \
-             be kept here",
+            "the broker cannot report a producer's state (before Kafka 2.8), so delivery = \"exactly-once\" is not possible \
+             here",
             "upgrade it, or write delivery = \"at-least-once\"",
         );
         let (what, took) = (BrokerStep::DescribeProducers, Duration::ZERO);
@@ -321,15 +321,15 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
     let (most, fetch) = (found.produce_max, found.fetch_min.unwrap_or(-1));
     match (speaks, classic, modern) {
         (Speaks::Classic, false, _) => Err(Reason::new(
-            format!("it no longer takes the kafka crate's requests (Fetch from {fetch})"),
+            format!("it no longer supports the kafka crate's requests (Fetch from {fetch})"),
             "set driver = \"auto\" or \"modern\"",
         )),
         (Speaks::Modern, _, false) => Err(Reason::new(
-            format!("it takes Produce up to {most}, the modern driver speaks 3 to 12"),
+            format!("it supports Produce up to {most}, the modern driver needs 3 to 12"),
             "set driver = \"auto\" or \"classic\"",
         )),
         (_, false, false) => {
-            Err(format!("it takes neither driver's requests (Produce up to {most}, Fetch from {fetch})")
+            Err(format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
                 .into())
         }
         _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
@@ -338,7 +338,7 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
 
 fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, Reason> {
     let Some(version) = c.versions.metadata else {
-        return Err("it takes no Metadata from version 1 on".into());
+        return Err("it does not support Metadata version 1 or later".into());
     };
     let id = c.next_correlation();
     let topics: Vec<&str> = v.topics.iter().map(|w| w.topic).collect();

@@ -84,7 +84,7 @@ pub struct Fetcher {
     next_round: Instant,
 }
 
-/// A broker answers these requests immediately, or it is hung.
+/// A broker that does not answer these requests within this time is hung.
 fn patience(shared: &Shared) -> Duration {
     shared.options.request_timeout.min(Duration::from_secs(10))
 }
@@ -266,7 +266,7 @@ impl Fetcher {
             return self.lost(Trouble::Lost(why), shared, now);
         }
         self.producer_id = None;
-        shared.go_unnumbered(why);
+        shared.go_without_producer_ids(why);
     }
 
     fn producer_id(&mut self, (error, pid, epoch): (i16, i64, i16), shared: &mut Shared, now: Instant) {
@@ -279,8 +279,8 @@ impl Fetcher {
         if error == 35 {
             return self.no_producer_ids(&errors::text(error, ""), shared, now);
         }
-        if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 53) {
-            shared.unfit(format!("no producer id: {}", errors::text(error, "")));
+        if shared.options.incompatible == Incompatible::Refused && matches!(error, 31 | 53) {
+            shared.incompatible(format!("no producer id: {}", errors::text(error, "")));
         }
         // A broker that has just started, or has never assigned an id, answers 14 once or twice.
         if asked.tries >= 3 && (asked.tries + 1).is_power_of_two() {
@@ -326,12 +326,12 @@ impl Fetcher {
         self.link = Link::None;
         let Some(mut round) = self.round.take() else { return };
         let (kind, address) = round.at.clone();
-        let told = format!("{address}: {t}");
-        if let (Trouble::Incompatible(_), true) = (t, shared.options.unfit != Incompatible::Wait) {
-            shared.unfit(told.clone());
+        let why = format!("{address}: {t}");
+        if let (Trouble::Incompatible(_), true) = (t, shared.options.incompatible != Incompatible::Wait) {
+            shared.incompatible(why.clone());
         }
         self.candidates.failed(kind, &address);
-        self.health.searching(&told);
+        self.health.searching(&why);
         let denied = matches!(t, Trouble::Denied(_));
         round.tried[kind as usize] += 1;
         let [learned, configured] = round.tried;
@@ -343,7 +343,7 @@ impl Fetcher {
             self.round = Some(Round { at: next, ..round });
             return;
         }
-        self.health.failed(&told, false);
+        self.health.failed(&why, false);
         self.next_round = now + t.pause(self.failures, &mut shared.rng);
         self.failures = self.failures.saturating_add(1);
     }
@@ -382,7 +382,7 @@ impl Up {
 
 /// The reason where a broker closes the connection at the first request after ApiVersions.
 pub fn may_ask_for_sasl() -> Reason {
-    Reason::new("closed at the first question", "it may ask for SASL: set [kafka.sasl]")
+    "it closed the connection at the first request and may require SASL: set [kafka.sasl]".into()
 }
 
 /// A broker that requires SASL answers ApiVersions and closes the connection on the next request.

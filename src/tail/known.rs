@@ -1,5 +1,5 @@
-//! The registry of known streams: which tail reads each, from which file, and how far. Seeded from the saved state; locked
-//! for lookups and small updates, at most once per chunk.
+//! The registry of known streams: which tail reads each, from which file, and how far. Loaded from the saved state. Its
+//! lock is held for lookups and small updates, at most once per chunk.
 //!
 //! Invariant: a stream is open in at most one tail, so a file that two patterns or names lead to is read once.
 //! [`super::assign`] decides which stream a file's bytes belong to; only one tail per folder decides at a time
@@ -10,16 +10,16 @@ mod table;
 
 use super::identity::{self, Look};
 use super::siblings;
-use super::survey::goes_on;
+use super::survey::has_bytes_of;
 use super::unpacked::UnpackedCache;
 use crate::fdstore::FdStore;
 use crate::packed::{Packed, packing};
 use crate::record::{Identity, Mark, Point, Range, StreamId};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::wake_slot::WakeSlot;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use table::KnownTable;
 
@@ -60,7 +60,7 @@ pub enum StreamUse {
 
 impl StreamUse {
     /// Whether other tails must not take the stream.
-    pub fn holds(&self) -> bool {
+    pub fn is_taken(&self) -> bool {
         matches!(self, StreamUse::Opening | StreamUse::Reading(_))
     }
 }
@@ -86,20 +86,11 @@ impl Entry {
 /// A tail that runs or is about to.
 #[derive(Debug)]
 struct Running {
-    /// Makes it look again.
-    nudge: Sender<()>,
-    /// Number of looks begun plus looks ended.
-    looks: Arc<AtomicU64>,
+    slot: Arc<WakeSlot>,
     /// It has taken the streams of its path.
     has_begun: bool,
     /// The file at its path belongs to no stream yet.
     unassigned: bool,
-}
-
-impl Running {
-    fn nudge(&self) {
-        let _ = self.nudge.try_send(()); // if full, a nudge is already pending
-    }
 }
 
 #[derive(Debug, Default)]
@@ -173,12 +164,9 @@ impl Known {
 
     /// Registers a tail that is about to run. Tails that start together must all be registered before the first of them
     /// runs.
-    pub fn join(&self, path: &Path) -> (Receiver<()>, Arc<AtomicU64>) {
-        let (nudge, nudged) = bounded(1);
-        let looks = Arc::new(AtomicU64::new(0));
-        let tail = Running { nudge, looks: looks.clone(), has_begun: false, unassigned: true };
+    pub fn join(&self, path: &Path, slot: Arc<WakeSlot>) {
+        let tail = Running { slot, has_begun: false, unassigned: true };
         self.lock().tails.insert(path.into(), tail);
-        (nudged, looks)
     }
 
     /// The tail of this path has taken its own streams.
@@ -221,7 +209,7 @@ impl Known {
             let is_packed = packing(path) != Packed::Plain;
             let has_its_bytes = is_packed
                 || identity::open(path)
-                    .is_ok_and(|(file, look)| goes_on(&file, &look, &entry).unwrap_or(false));
+                    .is_ok_and(|(file, look)| has_bytes_of(&file, &look, &entry).unwrap_or(false));
             if has_its_bytes {
                 self.lock().table.move_to(entry.stream, None, Some(path));
             }
@@ -233,7 +221,7 @@ impl Known {
         let mut known = self.lock();
         let Some(entry) = known.table.by_identity(&look.identity, path) else { return Claim::New };
         let stream = entry.stream;
-        if entry.reader.holds() || known.is_expected(entry, path) {
+        if entry.reader.is_taken() || known.is_expected(entry, path) {
             known.wait(path);
             return Claim::Anothers;
         }
@@ -258,9 +246,9 @@ impl Known {
     pub fn take_for(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.table.get(stream)?;
-        if entry.reader.holds() || known.is_expected(entry, path) {
+        if entry.reader.is_taken() || known.is_expected(entry, path) {
             let of = entry.path.clone();
-            known.tails.get(&of).inspect(|tail| tail.nudge());
+            known.tails.get(&of).inspect(|tail| tail.slot.nudge());
             known.wait(path);
             return None;
         }
@@ -276,12 +264,12 @@ impl Known {
         known.table.by_identity(&look.identity, path).is_none().then(|| known.begin(look, path))
     }
 
-    /// Starts a new stream in a file whose former stream belonged to the caller.
+    /// Starts a new stream in a file whose previous stream belonged to the caller.
     pub fn begin(&self, look: &Look, path: &Path) -> Entry {
         self.lock().begin(look, path)
     }
 
-    /// The ID of a stream that no tail will ask about: a journal file's.
+    /// A stream ID for a journal file, which no tail will ask about.
     pub fn new_stream(&self) -> StreamId {
         let mut known = self.lock();
         known.next += 1;
@@ -364,12 +352,12 @@ impl Known {
     /// Whether the tail of another path has this file. If so, makes that tail look, because it may get no events for it.
     pub fn is_read_elsewhere(&self, identity: &Identity, path: &Path) -> bool {
         let mut known = self.lock();
-        let Some(entry) = known.table.by_identity(identity, path).filter(|e| e.reader.holds()) else {
+        let Some(entry) = known.table.by_identity(identity, path).filter(|e| e.reader.is_taken()) else {
             return false;
         };
         let of = entry.path.clone();
         if of != path {
-            known.tails.get(&of).inspect(|tail| tail.nudge());
+            known.tails.get(&of).inspect(|tail| tail.slot.nudge());
             known.wait(path);
         }
         true
@@ -381,12 +369,12 @@ impl Known {
         self.lock().table.by_identity(identity, path).is_some_and(is_read)
     }
 
-    /// Makes the tail of this stream look, and returns its count of looks so far. `None`: it does not run.
+    /// Makes the tail of this stream look, and returns its count of looks so far. `None`: it is not running.
     pub fn ask_to_look(&self, stream: StreamId) -> Option<u64> {
         let known = self.lock();
         let tail = known.tails.get(&known.table.get(stream)?.path)?;
-        tail.nudge();
-        Some(tail.looks.load(SeqCst))
+        tail.slot.nudge();
+        Some(tail.slot.looks.load(SeqCst))
     }
 
     /// Whether the tail of this stream has looked often enough since then to have seen what happened to its files, or has
@@ -394,12 +382,12 @@ impl Known {
     pub fn has_looked_since(&self, stream: StreamId, looks: u64) -> bool {
         let known = self.lock();
         let Some(tail) = known.table.get(stream).and_then(|e| known.tails.get(&e.path)) else { return true };
-        tail.nudge();
+        tail.slot.nudge();
         // One look may be in progress, and one may open a new file and leave a truncation to the next.
-        tail.looks.load(SeqCst) >= looks + 6
+        tail.slot.looks.load(SeqCst) >= looks + 6
     }
 
-    /// A file that no tail has open has grown; if it is lost, the loss is counted up to this size.
+    /// A file that no tail has open has grown. If it disappears, the loss is counted up to this size.
     pub fn grew(&self, look: &Look, path: &Path) {
         let mut known = self.lock();
         let is_free = |e: &&Entry| matches!(e.reader, StreamUse::Free) && look.size > e.size;
@@ -427,7 +415,7 @@ impl Known {
 
     /// Like [`Known::found_again`], just before the stream continues in that file. Returns its former identity. `None`:
     /// another tail reads that file.
-    pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
+    pub fn continue_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
         let mut known = self.lock();
         let is_read = |e: &Entry| e.stream != stream && matches!(e.reader, StreamUse::Reading(_));
         if known.table.by_identity(identity, path).is_some_and(is_read) {
@@ -439,7 +427,7 @@ impl Known {
     }
 
     /// Releases the streams of a followed path, except these.
-    pub fn let_go(&self, path: &Path, but: &[StreamId]) {
+    pub fn release_all_but(&self, path: &Path, but: &[StreamId]) {
         let mut known = self.lock();
         let streams: Vec<StreamId> = known.table.of(path).map(|e| e.stream).collect();
         for stream in streams.iter().filter(|stream| !but.contains(stream)) {
@@ -520,7 +508,7 @@ impl Inner {
     fn nudge_waiting(&mut self) {
         let tails = &self.tails;
         self.waiting.retain(|path| {
-            let tail = tails.get(path).inspect(|tail| tail.nudge());
+            let tail = tails.get(path).inspect(|tail| tail.slot.nudge());
             tail.is_some_and(|tail| tail.unassigned)
         });
     }
@@ -570,7 +558,7 @@ mod tests {
     /// A remount changes the device number of a file system without birth times. Fails when its files count as new, or a
     /// file on another file system is mistaken for one of them.
     #[test]
-    fn mounted_again() {
+    fn a_remount_changes_the_device_number() {
         let id = |dev, ino| Identity { dev, ino, born: None };
         let look = |dev| Look { identity: id(dev, 7), ..identity::look_at(Path::new("/")).unwrap().unwrap() };
         let known = Known::new([], 1);
@@ -579,6 +567,9 @@ mod tests {
         known.release(stream, Point { offset: 1, ..Point::default() }, 1, 0, false);
         assert!(known.get(&id(41, 7), other).is_none() && known.get(&id(41, 8), path).is_none());
         assert!(matches!(known.claim(&look(41), path), Claim::Known(e) if e.stream == stream));
-        assert!(known.get(&id(41, 7), other).is_some_and(|e| e.reader.holds()), "its number is the new one");
+        assert!(
+            known.get(&id(41, 7), other).is_some_and(|e| e.reader.is_taken()),
+            "it has the new device number"
+        );
     }
 }

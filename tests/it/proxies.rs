@@ -232,7 +232,7 @@ fn wrong_configs_say_what_to_do() {
 fn refused_at_start() {
     let folder = Folder::new();
     for (kafka, said) in [
-        ("driver = \"classic\"\nproxy = \"http://p:1\"", "cannot do a proxy; write driver = \"auto\""),
+        ("driver = \"classic\"\nproxy = \"http://p:1\"", "does not support a proxy; write driver = \"auto\""),
         ("proxy = \"http://edge:hidden-1@p:1\"", "holds a password"),
         ("proxy = \"edge:hidden-1@p\"", "holds a password"),
         ("proxy = \"http://edge@p:1\"", "set proxy_password_file"),
@@ -240,7 +240,7 @@ fn refused_at_start() {
         ("proxy = \"https://p:1\"", "there are proxies by http:// and socks5h://"),
         (
             "proxy = \"http://p:1\"\n[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"",
-            "PLAIN without TLS would send the password readably",
+            "PLAIN without TLS would send the password in the clear",
         ),
     ] {
         config(&folder, "localhost:9092", "t", kafka);

@@ -71,13 +71,13 @@ fn advice(step: &BrokerStep, by_proxy: bool) -> &'static str {
             "correct the name in `brokers` (or in the brokers' advertised.listeners), or this machine's DNS and /etc/hosts"
         }
         BrokerStep::Tcp(_) if by_proxy => {
-            "start the proxy there, or open the way to it (port, firewall, route)"
+            "start the proxy there, or make it reachable (port, firewall, route)"
         }
-        BrokerStep::Tcp(_) => "start the broker there, or open the way to it (port, firewall, route)",
+        BrokerStep::Tcp(_) => "start the broker there, or make it reachable (port, firewall, route)",
         BrokerStep::Proxy => "see the proxy's log",
         BrokerStep::Tls => "see [kafka.tls] and the broker's listener",
         BrokerStep::Sasl(_) => "see [kafka.sasl] and the broker's log",
-        BrokerStep::Versions => "give the address of a Kafka broker",
+        BrokerStep::Versions => "use the address of a Kafka broker",
         _ => "see the broker's log",
     }
 }

@@ -19,7 +19,7 @@ const LOOKS: usize = 64;
 pub(super) struct Waiting {
     pub(super) found: Found,
     pub(super) start: Start,
-    pub(super) first_sight: bool,
+    pub(super) new_pattern: bool,
     pub(super) since: (i64, u32),
     pub(super) found_at: Instant,
 }
@@ -38,7 +38,7 @@ impl Supervisor<'_, '_> {
             }
         }
         self.retry = never();
-        if std::mem::take(&mut self.told) {
+        if std::mem::take(&mut self.logged) {
             info!("every file has a thread again");
         }
     }
@@ -46,7 +46,7 @@ impl Supervisor<'_, '_> {
     /// A few at a time, round robin; not those on file systems that may hang (which produce no events).
     fn look_at_waiting(&mut self) {
         let from = if self.looked < self.waiting.len() { self.looked } else { 0 };
-        for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.hints.load(Relaxed)) {
+        for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.slot.hints.load(Relaxed)) {
             tail::look_again(&file.found.path, self.known, self.board);
         }
         self.looked = from + LOOKS;
@@ -66,7 +66,7 @@ impl Supervisor<'_, '_> {
         self.waiting = waiting;
         for Waiting { found, .. } in given_up {
             let (path, why) = (found.path.display(), &self.refusal);
-            error!("{path}: no thread is free to read it: {why}; nothing of it is read (--once)");
+            error!("{path}: no thread is free to read it: {why}; it is not read (--once)");
             self.board.files().remove(&found.path);
             self.unread.push(found.path);
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Our permissions on a topic, from the broker's metadata (KIP-430), so that nothing needs to be written.
 pub fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(BrokerCheckStep)) {
     let found = |right: i32, allow: &str| {
-        let meta = meta.ok_or_else(|| Reason::from("the answer does not speak of it"))?;
+        let meta = meta.ok_or_else(|| Reason::from("the answer does not mention it"))?;
         match (meta.error, meta.rights) {
             (0 | 5, None) => Ok("the broker does not say (it is older than 2.3)".to_owned()),
             (0 | 5, Some(all)) if all & right != 0 => {
@@ -21,7 +21,7 @@ pub fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut d
                 Err(Reason::new("not allowed", format!("allow {allow} on the topic to this user")))
             }
             (3, _) if v.options.create_topics => {
-                Ok("no such topic yet; the broker may create it with the first line".into())
+                Ok("no such topic yet; the broker may create it when the first line is sent".into())
             }
             (code, _) => Err(errors::reason(code, "")),
         }

@@ -144,7 +144,7 @@ impl Connection {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
             let most = self.versions.produce_max;
             let why = format!(
-                "the broker takes Produce up to version {most}, this driver speaks 3 to 12 (Kafka from 0.11)"
+                "the broker supports Produce up to version {most}, this driver needs 3 to 12 (Kafka 0.11 or newer)"
             );
             return Err(Trouble::Incompatible(Reason::new(why, "set driver = \"auto\"")));
         }
@@ -194,11 +194,11 @@ impl Connection {
     fn closed_at_once(&self) -> Reason {
         match self.stream {
             Stream::Plain(_) => Reason::new(
-                "closed at the first request: a port with TLS, no Kafka broker, or one before 0.10",
-                "set [kafka.tls], or give the address of a Kafka broker",
+                "closed at the first request: this port speaks TLS, is not Kafka, or is a broker before 0.10",
+                "set [kafka.tls], or use the address of a Kafka broker",
             ),
             Stream::Tls(_) => Reason::new(
-                "closed after the TLS handshake: it may want a client certificate, or is no Kafka broker",
+                "closed after the TLS handshake: it may require a client certificate, or is not Kafka",
                 "set cert and key in [kafka.tls]",
             ),
         }
@@ -215,7 +215,7 @@ impl Connection {
                 Err(code) => return Err(Trouble::Lost(errors::reason(code, ""))),
             }
         }
-        Err(Trouble::Lost("refuses ApiVersions in every version".into()))
+        Err(Trouble::Lost("it refuses every version of ApiVersions".into()))
     }
 
     pub fn next_correlation(&mut self) -> i32 {
@@ -352,7 +352,7 @@ fn is_closed(e: &io::Error) -> bool {
 }
 
 pub fn mismatch(got: i32, want: i32) -> Trouble {
-    Trouble::Lost(format!("answer to request {got} where {want} was due").into())
+    Trouble::Lost(format!("answer to request {got}, but the next one due is {want}").into())
 }
 
 /// Opens a connection, on which nothing has been sent yet.

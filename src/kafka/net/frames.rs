@@ -94,11 +94,11 @@ impl Input {
 /// Guesses the protocol of a peer that does not speak Kafka.
 fn foreign(head: [u8; 4], cap: usize) -> Reason {
     match &head {
-        b"HTTP" => Reason::new("it answers in HTTP: no Kafka broker", "give Kafka's port"),
-        [0x15, 3, ..] => Reason::new("it answers in TLS", "set [kafka.tls], or give the port without"),
-        b"SSH-" => Reason::new("it answers in SSH: no Kafka broker", "give Kafka's port"),
+        b"HTTP" => Reason::new("it speaks HTTP and is not Kafka", "use Kafka's port"),
+        [0x15, 3, ..] => Reason::new("it speaks TLS", "set [kafka.tls], or use the port without TLS"),
+        b"SSH-" => Reason::new("it speaks SSH and is not Kafka", "use Kafka's port"),
         _ => format!(
-            "an answer of {} bytes, at most {cap} taken: no Kafka broker, or damaged on its way",
+            "an answer of {} bytes, over the limit of {cap}: not Kafka, or damaged on the way",
             u32::from_be_bytes(head)
         )
         .into(),
@@ -150,7 +150,7 @@ mod tests {
 
         /// Fails when noise panics or fills memory.
         #[test]
-        fn noise_takes_no_room(
+        fn noise_costs_no_memory(
             noise in proptest::collection::vec(any::<u8>(), 1..4000),
             pieces in proptest::collection::vec(1usize..900, 1..5),
         ) {
@@ -161,7 +161,7 @@ mod tests {
 
     /// Fails when a foreign protocol is not named.
     #[test]
-    fn foreigners_are_named() {
+    fn foreign_protocols_are_named() {
         for (head, said) in [
             (b"HTTP", "HTTP"),
             (b"\x15\x03\x03\0", "[kafka.tls]"),

@@ -74,8 +74,8 @@ fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
 /// PLAIN without TLS is not allowed to this peer.
 pub fn readable_by(peer: &str) -> Trouble {
     Trouble::Denied(Reason::new(
-        format!("PLAIN without TLS would send the password readably to {peer}"),
-        "set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, where the way there is safe, plain_without_tls = true \
+        format!("PLAIN without TLS would send the password in the clear to {peer}"),
+        "set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true \
          in [kafka.sasl]",
     ))
 }
@@ -84,7 +84,7 @@ fn password(options: &SaslOptions) -> Result<Zeroizing<Vec<u8>>, Trouble> {
     let password = secret::password(&options.password_file, "password_file").map_err(Trouble::Lost)?;
     if options.mechanism == Mechanism::Plain && password.contains(&0) {
         let path = options.password_file.display();
-        let why = format!("password_file {path}: PLAIN allows no NUL in it");
+        let why = format!("password_file {path}: PLAIN allows no NUL in the password");
         return Err(Trouble::Lost(Reason::new(why, "write text into it")));
     }
     Ok(password)
@@ -124,7 +124,7 @@ impl Talk<'_> {
         let (scram, first) = Scram::begin(hash, &self.options.username, nonce);
         let (server_first, _) = self.send(&first)?;
         let lied =
-            |why: String| Trouble::Denied(format!("the broker's authentication is not right: {why}").into());
+            |why: String| Trouble::Denied(format!("the broker's authentication is wrong: {why}").into());
         let (expected, last) = scram.prove(&server_first, &self.password).map_err(lied)?;
         let (server_final, lifetime) = self.send(&last)?;
         expected.verify(&server_final).map_err(lied)?;
@@ -145,7 +145,7 @@ impl Talk<'_> {
     fn choose(&mut self) -> Result<(), Trouble> {
         if self.c.versions.sasl_handshake.is_none() || self.c.versions.sasl_authenticate.is_none() {
             return Err(Trouble::Denied(
-                "it has no SaslAuthenticate (Kafka from 1.0): no SASL with this driver".into(),
+                "it has no SaslAuthenticate (Kafka 1.0 or newer), which SASL needs with this driver".into(),
             ));
         }
         let name = self.options.mechanism.name();
@@ -156,12 +156,12 @@ impl Talk<'_> {
             0 => Ok(()),
             33 => {
                 let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
-                let why = format!("it does not take {name} but {offered}");
+                let why = format!("it does not support {name}, only {offered}");
                 Err(Trouble::Denied(Reason::new(why, "set another mechanism in [kafka.sasl]")))
             }
             34 => Err(Trouble::Denied(Reason::new(
-                "this port asks for no SASL",
-                "give the port with SASL, or take [kafka.sasl] out",
+                "this port does not use SASL",
+                "use the port that does, or remove [kafka.sasl]",
             ))),
             code => Err(Trouble::Denied(errors::reason(code, ""))),
         }
@@ -190,7 +190,7 @@ impl Talk<'_> {
     /// Keeps the password out of our log even if the broker echoes it.
     fn wiped(&self, text: &str) -> String {
         let secret = Zeroizing::new(String::from_utf8_lossy(&self.password).into_owned());
-        if text.contains(secret.as_str()) { "(its words hold the password)".into() } else { text.into() }
+        if text.contains(secret.as_str()) { "(its text contains the password)".into() } else { text.into() }
     }
 }
 

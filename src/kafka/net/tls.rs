@@ -47,8 +47,8 @@ impl From<HandshakeError> for Reason {
     fn from(e: HandshakeError) -> Self {
         match e {
             HandshakeError::Closed => Reason::new(
-                "closed in the TLS handshake: a port without TLS",
-                "give the TLS port, or take [kafka.tls] out",
+                "closed during the TLS handshake: a port without TLS",
+                "use the TLS port, or remove [kafka.tls]",
             ),
             HandshakeError::Failed(why) => why,
         }
@@ -83,14 +83,14 @@ pub fn handshake(
     let deadline = Instant::now() + limit;
     let name = options.server_name.as_deref().unwrap_or_else(|| host(address));
     let name = ServerName::try_from(name.to_owned())
-        .map_err(|_| Reason::new(format!("{name:?} is no host name"), "set server_name in [kafka.tls]"))?;
+        .map_err(|_| Reason::new(format!("{name:?} is not a host name"), "set server_name in [kafka.tls]"))?;
     let session = ClientConnection::new(Arc::new(config(options)?), name).map_err(|e| explain(&e))?;
     let mut tls = Tls::new(socket, session);
     while tls.session.is_handshaking() || tls.session.wants_write() {
         step(&mut tls)?;
         let now = Instant::now();
         if now >= deadline {
-            let why = format!("no end of the TLS handshake within {} s", limit.as_secs());
+            let why = format!("the TLS handshake did not finish within {} s", limit.as_secs());
             return Err(Reason::from(why).into());
         }
         if tls.session.is_handshaking() || tls.session.wants_write() {
@@ -137,7 +137,8 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
         Some((cert, key)) => {
             let chain = certificates(cert, "cert")?;
             let pem = secret::read(key, "key", PEM_MOST)?;
-            let none = |_| Reason::from(format!("key {}: no unencrypted private key in PEM", key.display()));
+            let none =
+                |_| Reason::from(format!("key {}: no unencrypted PEM private key in it", key.display()));
             let der = PrivateKeyDer::from_pem_slice(&pem).map_err(none)?;
             builder.with_client_auth_cert(chain, der).map_err(|e| {
                 let (cert, key) = (cert.display(), key.display());
@@ -180,7 +181,7 @@ fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>,
     let pem = secret::read(path, what, PEM_MOST)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match all {
-        Ok(all) if all.is_empty() => Err(wrong("no certificate in PEM")),
+        Ok(all) if all.is_empty() => Err(wrong("no PEM certificate in it")),
         Ok(all) => Ok(all),
         Err(_) => Err(wrong("damaged PEM")),
     }
@@ -193,12 +194,12 @@ pub fn explain(e: &rustls::Error) -> Reason {
         E::InvalidCertificate(e) => certificate(e),
         E::AlertReceived(alert) => alerted(*alert),
         E::InvalidMessage(_) => {
-            Reason::new("it does not answer in TLS", "give the TLS port, or take [kafka.tls] out")
+            Reason::new("it does not speak TLS", "use the TLS port, or remove [kafka.tls]")
         }
         E::PeerIncompatible(why) => {
-            Reason::new(format!("no TLS in common ({why:?})"), "the broker must offer TLS 1.2 or 1.3")
+            Reason::new(format!("no TLS version in common ({why:?})"), "the broker must offer TLS 1.2 or 1.3")
         }
-        E::NoCertificatesPresented => Reason::new("the broker shows no certificate", "give it one"),
+        E::NoCertificatesPresented => Reason::new("the broker presents no certificate", "give it one"),
         other => other.to_string().into(),
     }
 }
@@ -219,16 +220,16 @@ fn certificate(e: &CertificateError) -> Reason {
         C::NotValidForName => return elsewhere("another host", "this one"),
         C::NotValidForNameContext { expected, presented } => {
             let shown: Vec<&str> = presented.iter().take(8).map(|n| name(n)).collect();
-            let of = if shown.is_empty() { "no host at all".to_owned() } else { shown.join(", ") };
+            let of = if shown.is_empty() { "no host".to_owned() } else { shown.join(", ") };
             return elsewhere(&of, &expected.to_str());
         }
         C::BadSignature => (
-            "is not signed by the CA of its issuer's name",
-            "set ca in [kafka.tls] to the CA's certificate of today",
+            "is not signed by the CA that it names as its issuer",
+            "set ca in [kafka.tls] to that CA's current certificate",
         ),
-        C::Revoked => ("was revoked", "give the broker another"),
+        C::Revoked => ("was revoked", "give it a new one"),
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
-            ("is not for servers", "give it one with serverAuth")
+            ("is not a server certificate", "give it one with serverAuth")
         }
         other => return format!("the broker's certificate is refused: {other}").into(),
     };
@@ -243,7 +244,7 @@ fn expired(when: &str) -> Reason {
 fn elsewhere(of: &str, expected: &str) -> Reason {
     Reason::new(
         format!("the broker's certificate is for {of}, not for {expected}"),
-        "name the broker as its certificate does, or set server_name in [kafka.tls]",
+        "use the name in the certificate, or set server_name in [kafka.tls]",
     )
 }
 
@@ -256,6 +257,7 @@ fn name(shown: &str) -> &str {
 fn spell(then: UnixTime, now: UnixTime) -> String {
     let s = now.as_secs().saturating_sub(then.as_secs());
     match s {
+        // A text that changes every second would be logged as a new reason every time.
         0..=119 => "less than 2 min ago".into(),
         120..=7199 => format!("{} min ago", s / 60),
         7200..=172_799 => format!("{} h ago", s / 3600),
@@ -277,13 +279,13 @@ fn alerted(alert: AlertDescription) -> Reason {
             ours(&format!("refuses our certificate, or asks for one ({alert:?})"))
         }
         A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => format!(
-            "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it wants a client certificate"
+            "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it requires a client certificate"
         )
         .into(),
         A::UnrecognisedName => {
-            Reason::new("the broker does not know itself by this name", "set server_name in [kafka.tls]")
+            Reason::new("the broker does not recognize this name as its own", "set server_name in [kafka.tls]")
         }
-        other => format!("the broker ends TLS with the alert {other:?}").into(),
+        other => format!("the broker closes TLS with the alert {other:?}").into(),
     }
 }
 
@@ -317,7 +319,7 @@ mod tests {
             ),
             (
                 CertificateError::NotValidForNameContext { expected, presented },
-                "for other, not for kafka1; name the",
+                "for other, not for kafka1; use the",
             ),
         ] {
             let text = explain(&rustls::Error::InvalidCertificate(e)).to_string();
