@@ -284,18 +284,10 @@ fn split_values(args: Vec<String>) -> Vec<String> {
     out
 }
 
-/// Joins `argh`'s error lines and shortens their longest phrases.
+/// Joins `argh`'s error lines.
 fn readable(output: &str) -> String {
     let parts: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-    let text = String::from_utf8_lossy(&unescape(&parts.join(" "))).into_owned();
-    let of_a_value =
-        text.strip_prefix("Error parsing option '").and_then(|rest| rest.split_once("' with value '"));
-    let Some((option, rest)) = of_a_value else { return text };
-    match rest.split_once("': ") {
-        Some((_, "duplicate values provided")) => format!("{option} is given twice"),
-        Some((_, why)) => format!("{option}: {why}"),
-        None => text,
-    }
+    String::from_utf8_lossy(&unescape(&parts.join(" "))).into_owned()
 }
 
 /// Reversibly encodes arbitrary bytes as text: bytes that are not UTF-8 become private-use characters (U+10FF00 plus

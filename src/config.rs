@@ -24,6 +24,7 @@ mod words;
 
 use crate::chunk::Chunk;
 use crate::error::Error;
+pub use crate::kafka::net::proxy::ProxyUrl;
 pub use crate::kafka::net::sasl::{Mechanism, SaslOptions as Sasl};
 pub use crate::kafka::protocol::codec::Codec;
 pub use crate::producer::Partitioner;
@@ -282,6 +283,7 @@ impl Kafka {
     /// Like [`Config::needs_modern`], for `[kafka]` only.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let all = [
+            (self.proxy.is_some(), "a proxy"),
             (self.tls.is_some(), "TLS"),
             (self.sasl.is_some(), "SASL"),
             (self.budget.is_some(), "budget"),

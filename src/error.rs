@@ -1,4 +1,4 @@
-//! The error that ends a command: its text for the operator and the exit code.
+//! What went wrong, for the operator: a reason with advice, and the error that ends a command, with its exit code.
 
 use std::fmt::{self, Display};
 
@@ -66,6 +66,44 @@ impl Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Why something failed, and what the operator can do about it, where that is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reason {
+    pub why: String,
+    pub fix: Option<String>,
+}
+
+impl Reason {
+    pub fn new(why: impl Into<String>, fix: impl Into<String>) -> Self {
+        Reason { why: why.into(), fix: Some(fix.into()) }
+    }
+}
+
+impl From<String> for Reason {
+    fn from(why: String) -> Self {
+        Reason { why, fix: None }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(why: &str) -> Self {
+        Reason::from(why.to_owned())
+    }
+}
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)?;
+        match &self.fix {
+            Some(fix) => write!(f, "; {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// So that it survives being wrapped in an `io::Error`.
+impl std::error::Error for Reason {}
 
 /// Displays text from files, paths and the network with control characters escaped: a terminal escape in a log line,
 /// or a newline in a path, must neither move the operator's cursor nor forge a log line.

@@ -89,6 +89,8 @@ pub struct KafkaOptions {
     pub idle: Duration,
     /// Maximum age of metadata while all is well. Event Hubs closes connections that are idle for 4 minutes.
     pub metadata_age: Duration,
+    /// Every connection goes through it.
+    pub proxy: Option<net::proxy::ProxyOptions>,
     /// `Some` enables TLS.
     pub tls: Option<net::tls::TlsOptions>,
     pub sasl: Option<net::sasl::SaslOptions>,
@@ -121,6 +123,7 @@ impl Default for KafkaOptions {
             request_max: 1_000_000,
             idle: Duration::from_secs(180),
             metadata_age: Duration::from_secs(180),
+            proxy: None,
             tls: None,
             sasl: None,
             incompatible: Incompatible::Wait,

@@ -5,6 +5,7 @@
 //! missing `must_exist` file, a file in place of the state folder, and with `--connect` an unreachable broker, are
 //! failures. A broker that can never do what the config requires makes it an invalid config.
 
+mod cluster;
 mod connect;
 mod found;
 mod traffic;
@@ -19,6 +20,7 @@ use crate::config::{
 use crate::error::{Error, Escaped, ExitCode};
 use crate::exactly_once::file::HALF;
 use crate::journal;
+use crate::kafka::broker_check::{BrokerCheckStep, Outcome};
 use crate::links;
 use crate::packed::{Packed, packing};
 use rustix::fs::OFlags;
@@ -28,34 +30,9 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-/// One step of a broker check: what was tried, how long it took, and the result.
-pub struct CheckStep {
-    /// "name kafka1", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log",
-    /// "size web_log" …
-    pub what: String,
-    pub took: Duration,
-    pub outcome: CheckOutcome,
-}
-
-pub enum CheckOutcome {
-    /// What was found.
-    Good(String),
-    Doubtful(CheckProblem),
-    Failed(CheckProblem),
-    /// Permanent: the config requires something that this broker cannot do.
-    Never(CheckProblem),
-}
-
-/// What is wrong, and what to do about it.
-pub struct CheckProblem {
-    pub why: String,
-    pub fix: String,
-}
-
-/// Checks the brokers and reports each step as soon as it is done.
-pub type Connect = fn(&Config, &mut dyn FnMut(CheckStep));
+/// Checks the brokers, reports each step as soon as it is done, and returns what else to print.
+pub type Connect = fn(&Config, &mut dyn FnMut(BrokerCheckStep)) -> String;
 
 /// Resident bytes in addition to the budget and the threads: the program and allocator overhead.
 const PROGRAM: usize = 6 << 20;
@@ -77,12 +54,13 @@ fn run_with(asked: cli::CheckArgs, connect: Connect) -> Result<ExitCode, Error> 
     let (mut failed, mut never) = (report.failed, false);
     if asked.connect {
         let mut unsaid = Ok(());
-        connect(&config, &mut |step| {
-            failed |= matches!(step.outcome, CheckOutcome::Failed(_));
-            never |= matches!(step.outcome, CheckOutcome::Never(_));
+        let table = connect(&config, &mut |step| {
+            failed |= matches!(step.outcome, Outcome::Failed(_));
+            never |= matches!(step.outcome, Outcome::Never(_));
             unsaid = print(&step_line(&step));
         });
         unsaid?;
+        print(&table)?;
     }
     Ok(match (never, failed) {
         (true, _) => ExitCode::Config,
@@ -97,14 +75,14 @@ fn print(text: &str) -> Result<(), Error> {
     done.map_err(|e| Error::failed("write to standard output", e, "let something read it"))
 }
 
-fn step_line(step: &CheckStep) -> String {
+fn step_line(step: &BrokerCheckStep) -> String {
     let ms = step.took.as_millis();
-    let (head, finding) = match &step.outcome {
-        CheckOutcome::Good(found) => ("ok", found.clone()),
-        CheckOutcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
-        CheckOutcome::Failed(t) | CheckOutcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
+    let (head, told) = match &step.outcome {
+        Outcome::Good(found) => ("ok", found.clone()),
+        Outcome::Doubtful(why) => ("warning", why.to_string()),
+        Outcome::Failed(why) | Outcome::Never(why) => ("failed", why.to_string()),
     };
-    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&finding))
+    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what.to_string()), Escaped(&told))
 }
 
 /// The report without the network.
@@ -163,6 +141,9 @@ impl Report {
         let brokers: Vec<String> = k.brokers.iter().map(ToString::to_string).collect();
         let line = format!("{} with acks = {}", brokers.join(", "), name(k.acks));
         self.line("brokers", &line);
+        if let Some(proxy) = &k.proxy {
+            self.line("proxy", &proxy.to_string());
+        }
         let reasons = config.needs_modern();
         let driver = match (k.driver, reasons.is_empty()) {
             (DriverChoice::Auto, true) => {
@@ -198,6 +179,9 @@ impl Report {
                     "PLAIN without TLS sends the password in the clear; add [kafka.tls], or use SCRAM-SHA-512",
                 );
             }
+        }
+        if let Some(password) = &k.proxy_password_file {
+            self.secret(password, "proxy_password_file");
         }
         if let Some(tls) = &k.tls {
             for (file, key) in [(&tls.ca, "ca"), (&tls.cert, "cert")] {

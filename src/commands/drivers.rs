@@ -100,6 +100,10 @@ fn modern_options(kafka: &Kafka, incompatible: modern::Incompatible) -> modern::
         // Event Hubs asks for a minute where producers are idempotent.
         request_timeout: Duration::from_secs(if kafka.acks == Acks::All { 60 } else { 30 }),
         incompatible,
+        proxy: kafka.proxy.as_ref().map(|url| net::proxy::ProxyOptions {
+            url: url.clone(),
+            password_file: kafka.proxy_password_file.clone(),
+        }),
         tls: kafka.tls.as_ref().map(tls),
         sasl: kafka.sasl.clone(),
         ..modern::KafkaOptions::default()

@@ -6,7 +6,7 @@ use super::units::BrokerAddress;
 use super::values::*;
 use super::{
     Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
-    Mechanism, Multiline, Partitioner, Priority, Sasl, Start, Sync,
+    Mechanism, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync,
 };
 use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
@@ -104,6 +104,16 @@ table! {
              ignores it.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether a missing topic is created, if the broker allows it.";
+        proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://logagent@proxy:3128\""), Reconnects,
+            "Reach the brokers through this proxy: http:// (by CONNECT) or socks5h://, with user@ where it wants one and a \
+             password.",
+            "Every connection to a broker goes through it, also one to localhost, which is then the proxy's. The proxy \
+             resolves the brokers' names. TLS and SASL are between agent and broker; without TLS, the proxy can read the \
+             lines. In the user name, %40 stands for @. It needs the modern driver.";
+        proxy_password_file: Option<PathBuf> = path("path"),
+            Example("\"/run/credentials/logagent.service/proxy-password\""), Reconnects, "",
+            "The password that goes with the user in proxy. Read at each connect. Neither kind of proxy hides it on the way to \
+             the proxy.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
         sasl: Option<Sasl> = sasl("table"), Table("[kafka.sasl]"), Reconnects, "";
     }
@@ -136,8 +146,10 @@ table! {
         key: Option<PathBuf> = path("path"), Example("\"/run/credentials/logagent.service/kafka-key\""), Reconnects,
             "", "The private key that goes with cert.";
         server_name: Option<String> = text("text"), Example("\"kafka.example\""), Reconnects,
-            "The name in the brokers' certificates, if it differs from the one in `brokers`.",
-            "It applies to all brokers.";
+            "The name in the brokers' certificates, if it differs from the one in `brokers`. It applies to all brokers.",
+            "It replaces each broker's own name both as what is checked and as what is sent to the broker (SNI). Leave it \
+             out where a service tells its brokers apart by SNI behind one address, as Confluent Cloud and most ingress \
+             controllers do: with one name for all, every connection would reach the same broker.";
     }
 }
 

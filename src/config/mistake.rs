@@ -61,6 +61,9 @@ pub enum Conflict {
     CertWithoutKey,
     KeyWithoutCert,
     PlainWithoutTls(BrokerAddress),
+    ProxyPassword,
+    ProxyUserWithoutPassword,
+    ProxyPasswordWithoutUser,
     ReopenWithoutFollow,
     SameJournal,
     FieldsOfRaw,
@@ -217,6 +220,16 @@ impl Display for Conflict {
                 "a client certificate without its `key`; name both `cert` and `key`, or neither"
             }
             KeyWithoutCert => "a client key without its `cert`; name both `cert` and `key`, or neither",
+            ProxyPassword => {
+                "`proxy` holds a password, which a config is no place for; put it into a file and name that by \
+                 proxy_password_file"
+            }
+            ProxyUserWithoutPassword => {
+                "`proxy` names a user without a password; set proxy_password_file, or take the user out"
+            }
+            ProxyPasswordWithoutUser => {
+                "`proxy_password_file` without a user; name the user in proxy, as in \"http://user@proxy:3128\""
+            }
             ReopenWithoutFollow => {
                 "`reopen` without `follow`: a file that is read once is not reopened; remove one of them"
             }

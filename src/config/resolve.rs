@@ -161,13 +161,23 @@ impl Resolver<'_> {
             self.problems.add_at(KAFKA, "batch", Conflict::ExactlyOnceBatch(LARGEST_INTENT));
         }
         self.check_plain(kafka);
+        match (kafka.proxy.as_ref().map(|url| url.user.is_some()), &kafka.proxy_password_file) {
+            (Some(true), None) if !self.problems.has(KAFKA, "proxy_password_file") => {
+                self.problems.add_at(KAFKA, "proxy", Conflict::ProxyUserWithoutPassword)
+            }
+            (Some(false) | None, Some(_)) => {
+                self.problems.add_at(KAFKA, "proxy_password_file", Conflict::ProxyPasswordWithoutUser)
+            }
+            _ => {}
+        }
     }
 
     /// PLAIN sends the password itself.
     fn check_plain(&mut self, kafka: &Kafka) {
         let Some(sasl) = &kafka.sasl else { return };
         let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
-        let other = kafka.brokers.iter().find(|b| !b.is_loopback());
+        // Through a proxy, a loopback address is the proxy's.
+        let other = kafka.brokers.iter().find(|b| kafka.proxy.is_some() || !b.is_loopback());
         if let (Mechanism::Plain, false, Some(broker)) = (sasl.mechanism, allowed, other) {
             self.problems.add_at(SASL, "mechanism", Conflict::PlainWithoutTls(broker.clone()));
         }
@@ -178,7 +188,7 @@ impl Resolver<'_> {
         if written.kafka.driver != DriverChoice::Classic {
             return;
         }
-        let mut beyond = vec![(KAFKA, "tls", "TLS"), (KAFKA, "sasl", "SASL")];
+        let mut beyond = vec![(KAFKA, "proxy", "a proxy"), (KAFKA, "tls", "TLS"), (KAFKA, "sasl", "SASL")];
         match written.kafka.compression {
             Codec::Lz4 => beyond.push((KAFKA, "compression", "lz4")),
             Codec::Zstd => beyond.push((KAFKA, "compression", "zstd")),

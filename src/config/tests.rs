@@ -251,7 +251,7 @@ fn six_kinds_of_mistakes_are_all_reported() {
              write for example linger = \"30s\"",
             "c.toml:9:10: `paths`: \"log/a.log\" is a relative path; begin it with /, because a service has no folder \
              of its own to start from",
-            "c.toml:10:12: `include`: \"(\" is not a regular expression: error: unclosed group; write for example include = \
+            "c.toml:10:12: `include`: \"(\" is not a regular expression: unclosed group; write for example include = \
              '^[0-9]+ '",
             "c.toml:11:13: `multiline` does not have exactly one of `start` and `continue`; write one of them, to define \
              which lines belong together",

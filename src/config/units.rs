@@ -1,5 +1,6 @@
 //! Parses sizes, durations, rates, broker addresses, topics and patterns from the config or the command line.
 
+use crate::kafka::net::proxy::{ProxyKind, ProxyUrl};
 use crate::producer::spending::{DataBudget, PERIODS};
 use crate::watch::glob::{Glob, GlobError};
 use crate::watch::pattern::Pattern;
@@ -15,7 +16,7 @@ pub enum Invalid {
     Unit(String, &'static str),
     /// A rate that is not per second.
     Per(String),
-    Regex(regex::Error),
+    Regex(Box<regex_syntax::Error>),
     Glob(GlobError),
     /// One of several items.
     OneOf(String, Box<Invalid>),
@@ -28,8 +29,12 @@ impl fmt::Display for Invalid {
             Text(why) => f.write_str(why),
             Unit(unit, known) => write!(f, "the unit {unit:?} is none of {known}"),
             Per(per) => write!(f, "a rate is per second (/s), not per {per:?}"),
-            // The message shows the position on several lines; its last line has the reason.
-            Invalid::Regex(e) => f.write_str(e.to_string().lines().last().unwrap_or_default()),
+            // Only the reason; the whole message shows the position on several lines.
+            Invalid::Regex(e) => match &**e {
+                regex_syntax::Error::Parse(e) => e.kind().fmt(f),
+                regex_syntax::Error::Translate(e) => e.kind().fmt(f),
+                _ => f.write_str("it is not a regular expression"),
+            },
             Invalid::Glob(kind) => kind.fmt(f),
             OneOf(one, why) => write!(f, "{one:?}: {why}"),
         }
@@ -94,6 +99,51 @@ pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     match port.parse::<u16>() {
         Ok(port) if port > 0 => Ok(BrokerAddress { host: host.into(), port }),
         _ => Err(Text("the port is not a number from 1 to 65535")),
+    }
+}
+
+/// `http://` or `socks5h://`, a user name with `@` if there is one, `host:port`, and at most one `/`.
+pub fn proxy(s: &str) -> Result<ProxyUrl, Invalid> {
+    let (scheme, rest) = s.split_once("://").ok_or(Text("it does not begin with http:// or socks5h://"))?;
+    let kind = match scheme {
+        "http" => ProxyKind::Http,
+        "socks5h" => ProxyKind::Socks5,
+        "socks5" => return Err(Text("the proxy resolves the brokers' names, which is socks5h://")),
+        _ => return Err(Text("there are proxies by http:// and socks5h://")),
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (user, address) = match rest.rsplit_once('@') {
+        Some((user, address)) => (Some(unescaped(user)?), address),
+        None => (None, rest),
+    };
+    let address = broker(address)?.to_string();
+    Ok(ProxyUrl { kind, address, user })
+}
+
+/// Whether a URL holds a password, whatever else is wrong with it.
+pub fn has_password(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+}
+
+/// The user name of a URL (RFC 3986, 2.1), of 1 to 255 bytes (RFC 1929) and without colons (RFC 7617).
+fn unescaped(user: &str) -> Result<String, Invalid> {
+    let mut bytes = Vec::with_capacity(user.len());
+    let mut rest = user.bytes();
+    while let Some(b) = rest.next() {
+        let hex = |b: Option<u8>| (b? as char).to_digit(16);
+        bytes.push(match b {
+            b'%' => match (hex(rest.next()), hex(rest.next())) {
+                (Some(high), Some(low)) => (high * 16 + low) as u8,
+                _ => return Err(Text("after % in the user name two hexadecimal digits are wanted")),
+            },
+            b => b,
+        });
+    }
+    let user = String::from_utf8(bytes).map_err(|_| Text("the user name is not UTF-8"))?;
+    match user.len() {
+        1..=255 if !user.contains(|c: char| c == ':' || c.is_control()) => Ok(user),
+        _ => Err(Text("a user name has 1 to 255 bytes, and no colon")),
     }
 }
 
@@ -210,7 +260,12 @@ pub fn topic(s: &str) -> Result<String, Invalid> {
 /// searching thread.
 pub fn regex(s: &str) -> Result<regex::bytes::Regex, Invalid> {
     let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
-    built.map_err(Invalid::Regex)
+    built.map_err(|e| match (e, regex_syntax::ParserBuilder::new().utf8(false).build().parse(s)) {
+        // `regex` has its parser's error only as text.
+        (_, Err(e)) => Invalid::Regex(Box::new(e)),
+        (regex::Error::CompiledTooBig(_), _) => Text("its compiled form is larger than 1 MiB"),
+        _ => Text("it cannot be compiled"),
+    })
 }
 
 pub fn glob(s: &str) -> Result<Glob, Invalid> {
@@ -312,6 +367,52 @@ mod tests {
         assert!(brokers("a:1,,b:2").is_err());
     }
 
+    /// Fails when a part of the URL gets lost, or a password is shown because something else is wrong.
+    #[test]
+    fn proxies() {
+        for (text, kind, address, user) in [
+            ("http://proxy:3128", ProxyKind::Http, "proxy:3128", None),
+            ("http://proxy:3128/", ProxyKind::Http, "proxy:3128", None),
+            ("socks5h://me@[::1]:1080", ProxyKind::Socks5, "[::1]:1080", Some("me")),
+            ("http://me%40there@proxy:1", ProxyKind::Http, "proxy:1", Some("me@there")),
+            ("http://me@there@proxy:1", ProxyKind::Http, "proxy:1", Some("me@there")),
+        ] {
+            let want = ProxyUrl { kind, address: address.into(), user: user.map(Into::into) };
+            assert_eq!(proxy(text), Ok(want), "{text}");
+            assert!(!has_password(text), "{text}");
+        }
+        for text in [
+            "proxy:3128",
+            "http://proxy",
+            "https://proxy:1",
+            "socks5://proxy:1",
+            "http://@proxy:1",
+            "http://a%4@proxy:1",
+            "http://a%3Ab@proxy:1",
+            "http://a%0ab@proxy:1",
+            "http://proxy:1/x",
+        ] {
+            assert!(proxy(text).is_err(), "{text}");
+        }
+        for text in ["http://me:secret@proxy:1", "me:secret@proxy", "http://me:se@cret@proxy:1"] {
+            assert!(has_password(text), "{text}");
+        }
+    }
+
+    /// Fails when the reason is another one's, or spans several lines.
+    #[test]
+    fn regular_expressions() {
+        assert!(regex("id=(\\d+)").is_ok() && regex("(?-u)\\xff").is_ok());
+        for (text, why) in [
+            ("[", "unclosed character class"),
+            ("(a", "unclosed group"),
+            ("\\p{Nope}", "Unicode property not found"),
+            ("(?:a{1000}){1000}", "its compiled form is larger than 1 MiB"),
+        ] {
+            assert_eq!(regex(text).unwrap_err().to_string(), why, "{text}");
+        }
+    }
+
     #[test]
     fn topics() {
         for good in ["web_log", "a.b-C", &"x".repeat(249)] {
@@ -337,6 +438,7 @@ mod tests {
         #[test]
         fn never_panics(s in "[0-9_ ./:a-zµ\\[\\]%KMGTBis日-]{0,24}") {
             let _ = (size(&s), duration(&s), rate(&s), broker(&s), brokers(&s));
+            let _ = proxy(&format!("http://{s}@proxy:1"));
         }
 
         #[test]

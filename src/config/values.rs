@@ -5,7 +5,7 @@ use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, names, nearest};
-use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, Sasl, Start, Sync};
+use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync};
 use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
@@ -279,6 +279,14 @@ pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<KafkaTls> {
         walk.problems.add_at(id, "key", Conflict::KeyWithoutCert);
     }
     Some(tls)
+}
+
+/// A URL. One with a password in it is not shown, since problems are logged.
+pub fn proxy(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<ProxyUrl> {
+    if v.get_ref().as_str().is_some_and(units::has_password) {
+        return walk.refuse(v, Conflict::ProxyPassword.into());
+    }
+    parsed(walk, key, v, ("a proxy", "\"http://proxy:3128\""), units::proxy)
 }
 
 pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {

@@ -1,14 +1,24 @@
 //! Checks the path to one broker step by step, for `check --connect`. Uses the driver's own connections, so that what
-//! works here works there. Writes nothing, creates no topic, and never retries.
+//! works here works there. Writes no record, creates no topic, and never retries.
+
+mod topics;
 
 use super::KafkaOptions;
-use super::net::{probe, tls};
-use super::protocol::{errors, limits};
+use super::fetcher::may_ask_for_sasl;
+use super::net::sasl::Mechanism;
+use super::net::{probe, proxy, tls};
+use super::protocol::errors;
+use crate::error::Reason;
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
 use crate::kafka::net::stream::{CountedSocket, Stream};
-use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
+use crate::kafka::protocol::messages::{self, MAY_READ, Metadata, Versions};
+use crate::producer::driver::Pace;
+use crate::waker::poll_for;
+use std::fmt;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use topics::{creates_topics, leaders, rights, size};
 
 /// What to check.
 pub struct Visit<'a> {
@@ -18,8 +28,10 @@ pub struct Visit<'a> {
     /// If empty, only the versions are checked.
     pub topics: &'a [PlannedLoad<'a>],
     pub speaks: Speaks,
-    /// The read permission is needed too (exactly-once uses `DescribeProducers`).
-    pub read: bool,
+    /// Exactly-once: `DescribeProducers` and the right to read are needed too.
+    pub once: bool,
+    /// Batches will get producer ids, if the broker assigns them.
+    pub numbered: bool,
 }
 
 /// What will be sent to a topic, in bytes.
@@ -39,42 +51,96 @@ pub enum Speaks {
     Modern,
 }
 
+/// What is tried, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerStep {
+    /// With the host. Behind a proxy, this and the next are the proxy's.
+    Name(String),
+    Tcp(SocketAddr),
+    Proxy,
+    Tls,
+    Sasl(Mechanism),
+    Versions,
+    DescribeProducers,
+    Metadata,
+    ProducerId,
+    /// The right to write to a topic, to read it, and whether it takes what will be sent.
+    Write(String),
+    Read(String),
+    Size(String),
+}
+
+impl fmt::Display for BrokerStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BrokerStep::Name(host) => write!(f, "name {host}"),
+            BrokerStep::Tcp(at) => write!(f, "TCP {at}"),
+            BrokerStep::Proxy => f.write_str("proxy"),
+            BrokerStep::Tls => f.write_str("TLS"),
+            BrokerStep::Sasl(mechanism) => write!(f, "SASL {}", mechanism.name()),
+            BrokerStep::Versions => f.write_str("versions"),
+            BrokerStep::DescribeProducers => f.write_str("DescribeProducers"),
+            BrokerStep::Metadata => f.write_str("metadata"),
+            BrokerStep::ProducerId => f.write_str("producer id"),
+            BrokerStep::Write(topic) => write!(f, "write {topic}"),
+            BrokerStep::Read(topic) => write!(f, "read {topic}"),
+            BrokerStep::Size(topic) => write!(f, "size {topic}"),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerCheckStep {
-    /// "name", "TCP 10.0.0.5:9092", "TLS", "SASL SCRAM-SHA-512", "versions", "metadata", "write web_log", "read web_log",
-    /// "size web_log".
-    pub what: String,
+    pub what: BrokerStep,
     pub took: Duration,
     pub outcome: Outcome,
 }
 
-/// The text is the finding; on failure "why" or "why; what to do".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
+    /// What was found.
     Good(String),
-    Doubtful(String),
-    Failed(String),
+    Doubtful(Reason),
+    Failed(Reason),
     /// The config asks for something this broker cannot do or does not allow. Waiting does not help.
-    Never(String),
+    Never(Reason),
 }
 
-impl From<Result<String, String>> for Outcome {
-    fn from(found: Result<String, String>) -> Self {
+impl From<Result<String, Reason>> for Outcome {
+    fn from(found: Result<String, Reason>) -> Self {
         found.map_or_else(Outcome::Failed, Outcome::Good)
     }
 }
 
-/// Reports each step as it completes, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Returns
-/// the addresses of the topics' leaders.
-pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Vec<String> {
-    walk(v, tell).unwrap_or_default()
+/// What a broker can do, as far as the check got.
+#[derive(Debug, Clone, Default)]
+pub struct Visited {
+    /// `None`: it could not be asked.
+    pub versions: Option<Versions>,
+    /// Whether it assigned a producer id. `None`: it was not asked.
+    pub assigns_ids: Option<bool>,
+    /// The topics that we may not read.
+    pub unreadable: Vec<String>,
+    /// Each topic's `max.message.bytes`, if the broker says.
+    pub largest: Vec<(String, u64)>,
+    /// `auto.create.topics.enable`, if the broker says.
+    pub creates_topics: Option<bool>,
+    /// The addresses of the topics' leaders.
+    pub leaders: Vec<String>,
+}
+
+/// Reports each step as it completes.
+pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Visited {
+    let mut found = Visited::default();
+    let _ = walk(v, &mut found, tell);
+    found
 }
 
 /// Runs one step. `None`: it failed, and the check ends.
 fn step<T>(
-    what: impl Into<String>,
+    what: BrokerStep,
     tell: &mut dyn FnMut(BrokerCheckStep),
-    run: impl FnOnce() -> Result<(T, String), String>,
+    run: impl FnOnce() -> Result<(T, String), Reason>,
 ) -> Option<T> {
     let began = Instant::now();
     let done = run();
@@ -83,72 +149,96 @@ fn step<T>(
         Ok((value, found)) => (Some(value), Ok(found)),
         Err(why) => (None, Err(why)),
     };
-    tell(BrokerCheckStep { what: what.into(), took, outcome: outcome.into() });
+    tell(BrokerCheckStep { what, took, outcome: outcome.into() });
     value
 }
 
-fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Vec<String>> {
-    let limit = v.options.connect_timeout;
-    let addresses = step("name", tell, || {
-        let all = probe::resolve(v.address)?;
-        let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
-        Ok((all, shown.join(", ")))
-    })?;
-    let uncounted = Arc::default();
-    let reach = |one| {
-        connection::reach(one, limit)
-            .map(|s| (CountedSocket::new(s, &uncounted), "something listens".to_owned()))
-    };
-    let socket = addresses
-        .into_iter()
-        .find_map(|one| step(format!("TCP {one}"), tell, || reach(one).map_err(|t| t.to_string())))?;
+fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<()> {
+    let socket = CountedSocket::new(connect(v, tell)?, &Arc::default());
     let stream = secure(v, socket, tell)?;
     let mut c = Connection::over(stream, METADATA_CAP);
     // ApiVersions comes first on the wire, since it tells whether there is SASL at all.
     let began = Instant::now();
-    let versions = c.greet(v.address, v.options, &uncounted);
+    let versions = c.greet(v.address, v.options, &Arc::default());
     let greeting = began.elapsed();
     if let Ok(found) = &versions {
         c.versions = *found;
         authenticate(v, &mut c, tell)?;
     }
-    let tells = versions.as_ref().is_ok_and(|found| found.describe_producers.is_some());
-    let outcome = versions.map_err(|t| t.to_string()).and_then(|found| suits(&found, v.speaks));
+    let outcome = versions.map_err(Trouble::into_reason).and_then(|found| {
+        to.versions = Some(found);
+        suits(&found, v.speaks)
+    });
     let failed = outcome.is_err();
-    tell(BrokerCheckStep { what: "versions".into(), took: greeting, outcome: outcome.into() });
+    tell(BrokerCheckStep { what: BrokerStep::Versions, took: greeting, outcome: outcome.into() });
     if failed {
         return None;
     }
-    if v.read && !tells {
-        let why = "the broker cannot report a producer's state (before Kafka 2.8), so delivery = \"exactly-once\" is not possible here; upgrade it, or write delivery = \"at-least-once\"";
-        let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
-        tell(BrokerCheckStep { what, took, outcome: Outcome::Never(why.into()) });
+    if v.once && c.versions.describe_producers.is_none() {
+        let why = Reason::new(
+            "the broker cannot report a producer's state (before Kafka 2.8), so delivery = \"exactly-once\" is not possible \
+             here",
+            "upgrade it, or write delivery = \"at-least-once\"",
+        );
+        let (what, took) = (BrokerStep::DescribeProducers, Duration::ZERO);
+        tell(BrokerCheckStep { what, took, outcome: Outcome::Never(why) });
         return None;
     }
     if v.topics.is_empty() {
-        return Some(Vec::new());
+        return Some(());
     }
-    let answer = step("metadata", tell, || {
+    let answer = step(BrokerStep::Metadata, tell, || {
         let answer = metadata(v, &mut c)?;
         let found = format!("{} brokers, {} topics", answer.nodes.len(), answer.topics.len());
         Ok((answer, found))
     })?;
+    to.leaders = leaders(&answer);
+    if v.numbered {
+        to.assigns_ids = producer_id(v, &mut c, tell)?;
+    }
     for wanted in v.topics {
         let meta = answer.topics.iter().find(|t| t.name == wanted.topic);
+        if meta.is_some_and(|t| t.rights.is_some_and(|all| all & MAY_READ == 0)) {
+            to.unreadable.push(wanted.topic.to_owned());
+        }
         rights(v, wanted.topic, meta, tell);
     }
     for wanted in v.topics {
-        size(v, wanted, &mut c, tell)?;
+        to.largest.extend(size(v, wanted, &mut c, tell)?.map(|most| (wanted.topic.to_owned(), most)));
     }
-    Some(leaders(&answer))
+    to.creates_topics = creates_topics(v, &answer, &mut c);
+    Some(())
+}
+
+/// The connection to the broker, directly or through the proxy.
+fn connect(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<TcpStream> {
+    let limit = v.options.connect_timeout;
+    let proxy = v.options.proxy.as_ref();
+    let address = proxy.map_or(v.address, |proxy| &proxy.url.address);
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let addresses = step(BrokerStep::Name(host.to_owned()), tell, || {
+        let all = probe::resolve(address)?;
+        let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
+        Ok((all, shown.join(", ")))
+    })?;
+    let reach = |one| match connection::reach(one, limit) {
+        Ok(socket) => Ok((socket, "something listens".to_owned())),
+        Err(t) => Err(t.into_reason()),
+    };
+    let socket = addresses.into_iter().find_map(|one| step(BrokerStep::Tcp(one), tell, || reach(one)))?;
+    let Some(proxy) = proxy else { return Some(socket) };
+    step(BrokerStep::Proxy, tell, || match proxy::tunnel(socket, v.address, proxy, limit) {
+        Ok(socket) => Ok((socket, format!("{} connects to {}", proxy.url, v.address))),
+        Err(t) => Err(t.into_reason()),
+    })
 }
 
 fn secure(v: &Visit<'_>, socket: CountedSocket, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Stream> {
     if v.options.tls.is_none() {
         return Some(Stream::Plain(socket));
     }
-    step("TLS", tell, || {
-        let stream = connection::secure(socket, v.address, v.options).map_err(|t| t.to_string())?;
+    step(BrokerStep::Tls, tell, || {
+        let stream = connection::secure(socket, v.address, v.options).map_err(Trouble::into_reason)?;
         let found = match &stream {
             Stream::Tls(session) => tls::agreed(session),
             Stream::Plain(_) => String::new(),
@@ -159,31 +249,95 @@ fn secure(v: &Visit<'_>, socket: CountedSocket, tell: &mut dyn FnMut(BrokerCheck
 
 fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<()> {
     let Some(sasl) = &v.options.sasl else { return Some(()) };
-    step(format!("SASL {}", sasl.mechanism.name()), tell, || {
-        c.authenticate(v.options).map_err(|t| t.to_string())?;
+    step(BrokerStep::Sasl(sasl.mechanism), tell, || {
+        c.authenticate(v.options).map_err(Trouble::into_reason)?;
         Ok(((), format!("user {}", sasl.username)))
     })
 }
 
-fn suits(found: &Versions, speaks: Speaks) -> Result<String, String> {
+/// Whether the broker assigns producer ids, if it says. Each one costs the cluster a number of 64 bits. `None`: the
+/// connection is lost.
+fn producer_id(
+    v: &Visit<'_>,
+    c: &mut Connection,
+    tell: &mut dyn FnMut(BrokerCheckStep),
+) -> Option<Option<bool>> {
+    let began = Instant::now();
+    let mut answer = ask_producer_id(v, c);
+    // A broker that has never assigned one, or has just started, may answer "not now" a few times.
+    while answer.as_ref().is_ok_and(|code| is_not_now(*code)) && began.elapsed() < v.options.connect_timeout {
+        let _ = poll_for(&mut [], Some(Duration::from_millis(200)));
+        answer = ask_producer_id(v, c);
+    }
+    let assigns = match answer {
+        Ok(0) => Some(Some(true)),
+        Ok(code) if is_not_now(code) => Some(None),
+        Ok(_) => Some(Some(false)),
+        Err(_) => None,
+    };
+    let outcome = match answer {
+        Ok(0) => Outcome::Good("the broker assigns one, so that it can tell repeated batches".into()),
+        Ok(UNSUPPORTED_VERSION) => {
+            let why = "the broker assigns none";
+            if v.once {
+                let fix = "use another cluster, or write delivery = \"at-least-once\"";
+                Outcome::Never(Reason::new(format!("{why}, which exactly-once needs"), fix))
+            } else {
+                let why = format!(
+                    "{why}, so batches are sent one at a time, and a lost connection may duplicate one"
+                );
+                Outcome::Doubtful(Reason::new(why, "use Kafka from 0.11 where that matters"))
+            }
+        }
+        Ok(code) if is_not_now(code) => Outcome::Doubtful(errors::reason(code, "")),
+        // `auto` then takes the other driver.
+        Ok(code @ (31 | 53)) if v.speaks == Speaks::Any => Outcome::Doubtful(errors::reason(code, "")),
+        Ok(code) => Outcome::Failed(errors::reason(code, "")),
+        Err(why) => Outcome::Failed(why),
+    };
+    tell(BrokerCheckStep { what: BrokerStep::ProducerId, took: began.elapsed(), outcome });
+    assigns
+}
+
+fn is_not_now(code: i16) -> bool {
+    errors::of(code).fate == errors::Fate::Retry(Pace::Backoff)
+}
+
+const UNSUPPORTED_VERSION: i16 = 35;
+
+/// The code of the answer.
+fn ask_producer_id(v: &Visit<'_>, c: &mut Connection) -> Result<i16, Reason> {
+    let Some(version) = c.versions.init_producer_id else { return Ok(UNSUPPORTED_VERSION) };
+    let id = c.next_correlation();
+    let request = messages::ask_producer_id(version, id, &v.options.client_id);
+    let deadline = Instant::now() + v.options.connect_timeout;
+    let answer = c.call(&request, id, deadline).map_err(Trouble::into_reason)?;
+    let (code, ..) = messages::producer_id(answer, version).map_err(|e| e.to_string())?;
+    Ok(code)
+}
+
+fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
     let classic = found.fetch_min == Some(0);
     let modern = found.produce.is_some() && found.metadata.is_some();
     let (most, fetch) = (found.produce_max, found.fetch_min.unwrap_or(-1));
     match (speaks, classic, modern) {
-        (Speaks::Classic, false, _) => Err(format!(
-            "it no longer supports the kafka crate's requests (Fetch from {fetch}); set driver = \"auto\" or \"modern\""
+        (Speaks::Classic, false, _) => Err(Reason::new(
+            format!("it no longer supports the kafka crate's requests (Fetch from {fetch})"),
+            "set driver = \"auto\" or \"modern\"",
         )),
-        (Speaks::Modern, _, false) => Err(format!(
-            "it supports Produce up to {most}, the modern driver needs 3 to 12; set driver = \"auto\" or \"classic\""
+        (Speaks::Modern, _, false) => Err(Reason::new(
+            format!("it supports Produce up to {most}, the modern driver needs 3 to 12"),
+            "set driver = \"auto\" or \"classic\"",
         )),
         (_, false, false) => {
-            Err(format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})"))
+            Err(format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
+                .into())
         }
         _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
     }
 }
 
-fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
+fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, Reason> {
     let Some(version) = c.versions.metadata else {
         return Err("it does not support Metadata version 1 or later".into());
     };
@@ -191,111 +345,8 @@ fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
     let topics: Vec<&str> = v.topics.iter().map(|w| w.topic).collect();
     let request = messages::ask_metadata(version, id, &v.options.client_id, &topics, false);
     let answer = c.call(&request, id, Instant::now() + v.options.connect_timeout).map_err(|t| match t {
-        Trouble::Ended if v.options.sasl.is_none() => {
-            "it closed the connection at the first request and may require SASL: set [kafka.sasl]".into()
-        }
-        other => other.to_string(),
+        Trouble::Ended if v.options.sasl.is_none() => may_ask_for_sasl(),
+        other => other.into_reason(),
     })?;
-    messages::metadata(answer, version, &topics).map_err(|e| e.to_string())
-}
-
-/// Our permissions on a topic, from the broker's metadata (KIP-430), so that nothing needs to be written.
-fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(BrokerCheckStep)) {
-    let found = |right: i32, allow: &str| {
-        let meta = meta.ok_or("the answer does not mention it")?;
-        match (meta.error, meta.rights) {
-            (0 | 5, None) => Ok("the broker does not say (it is older than 2.3)".to_owned()),
-            (0 | 5, Some(all)) if all & right != 0 => {
-                Ok(format!("allowed, {} partitions", meta.partitions.len()))
-            }
-            (0 | 5, Some(_)) => Err(format!("not allowed; allow {allow} on the topic to this user")),
-            (3, _) if v.options.create_topics => {
-                Ok("no such topic yet; the broker may create it when the first line is sent".into())
-            }
-            (code, _) => Err(errors::text(code, "")),
-        }
-    };
-    for (asked, what, right, allow) in
-        [(true, "write", MAY_WRITE, "WRITE"), (v.read, "read", MAY_READ, "READ")]
-    {
-        if asked {
-            let outcome = match found(right, allow) {
-                // Without write permission, lines wait for it. Without read permission, exactly-once cannot be
-                // guaranteed.
-                Err(why) if right == MAY_READ => Outcome::Never(why),
-                other => other.into(),
-            };
-            tell(BrokerCheckStep { what: format!("{what} {topic}"), took: Duration::ZERO, outcome });
-        }
-    }
-}
-
-/// Overhead of a batch of one record over its line: the batch header, the record's own lengths, and a margin.
-const ENVELOPE: usize = 100;
-
-/// Whether the topic accepts what will be sent. Reports nothing if the broker does not say, for example without the
-/// right to DESCRIBE_CONFIGS. `None`: the connection is lost.
-fn size(
-    v: &Visit<'_>,
-    wanted: &PlannedLoad<'_>,
-    c: &mut Connection,
-    tell: &mut dyn FnMut(BrokerCheckStep),
-) -> Option<()> {
-    let Some(version) = c.versions.describe_configs else { return Some(()) };
-    let began = Instant::now();
-    let id = c.next_correlation();
-    let request = limits::ask_largest_batch(version, id, &v.options.client_id, wanted.topic);
-    let answer = c.call(&request, id, began + v.options.connect_timeout).ok()?;
-    let Some(most) = limits::largest_batch(answer, version).ok()? else { return Some(()) };
-    let outcome = judge_size(most, wanted);
-    tell(BrokerCheckStep { what: format!("size {}", wanted.topic), took: began.elapsed(), outcome });
-    Some(())
-}
-
-fn judge_size(most: u64, wanted: &PlannedLoad<'_>) -> Outcome {
-    let fits = |n: usize| n as u64 + ENVELOPE as u64 <= most;
-    let least = wanted.longest_line.max(wanted.batch.unwrap_or(0)) + ENVELOPE;
-    if !fits(wanted.longest_line) {
-        let fit = most.saturating_sub(ENVELOPE as u64);
-        return Outcome::Doubtful(format!(
-            "max.message.bytes is {most}, so lines near max_line ({}) are refused and go to the dead-letter file; set it to \
-             {least} on the topic, or write max_line = {fit}",
-            wanted.longest_line
-        ));
-    }
-    match wanted.batch {
-        Some(batch) if !fits(batch) => Outcome::Doubtful(format!(
-            "max.message.bytes is {most}, so full batches ({batch} bytes) are refused and sent again in parts; set it to \
-             {least} on the topic, or write batch = {}",
-            most.saturating_sub(ENVELOPE as u64)
-        )),
-        _ => Outcome::Good(format!("max.message.bytes is {most}")),
-    }
-}
-
-fn leaders(answer: &Metadata) -> Vec<String> {
-    let leads = |id: i32| answer.topics.iter().any(|t| t.partitions.iter().any(|p| p.leader == id));
-    answer.nodes.iter().filter(|n| leads(n.id)).map(messages::Node::address).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Fails when a limit one byte too small passes, or the batch limit is applied although batches are compressed.
-    #[test]
-    fn sizes() {
-        let wanted = |longest_line, batch| PlannedLoad { topic: "t", longest_line, batch };
-        let judged = |most, w: PlannedLoad<'_>| match judge_size(most, &w) {
-            Outcome::Good(_) => "good",
-            Outcome::Doubtful(why) if why.contains("max_line (1000)") => "line",
-            Outcome::Doubtful(why) if why.contains("batch = 1900") => "batch",
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(judged(1100, wanted(1000, None)), "good");
-        assert_eq!(judged(1099, wanted(1000, None)), "line");
-        assert_eq!(judged(2000, wanted(1000, Some(1900))), "good");
-        assert_eq!(judged(2000, wanted(1000, Some(1901))), "batch");
-        assert_eq!(judged(0, wanted(1000, Some(9))), "line");
-    }
+    messages::metadata(answer, version, &topics).map_err(|e| e.to_string().into())
 }

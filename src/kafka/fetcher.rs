@@ -7,6 +7,7 @@ mod candidates;
 
 use super::protocol::{errors, messages};
 use super::{Incompatible, Shared};
+use crate::error::Reason;
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
 use crate::kafka::net::dialer::Dial;
@@ -260,7 +261,8 @@ impl Fetcher {
 
     fn no_producer_ids(&mut self, why: &str, shared: &mut Shared, now: Instant) {
         if shared.options.once {
-            let why = format!("{why}, which exactly-once needs; set delivery = \"at-least-once\"");
+            let why = format!("{why}, which exactly-once needs");
+            let why = Reason::new(why, "set delivery = \"at-least-once\"");
             return self.lost(Trouble::Lost(why), shared, now);
         }
         self.producer_id = None;
@@ -342,12 +344,7 @@ impl Fetcher {
             return;
         }
         self.health.failed(&why, false);
-        let last = match t {
-            Trouble::Denied(_) => Trouble::Denied(why),
-            Trouble::Crowded(_) => Trouble::Crowded(why),
-            _ => Trouble::Lost(why),
-        };
-        self.next_round = now + last.pause(self.failures, &mut shared.rng);
+        self.next_round = now + t.pause(self.failures, &mut shared.rng);
         self.failures = self.failures.saturating_add(1);
     }
 }
@@ -383,12 +380,15 @@ impl Up {
     }
 }
 
+/// The reason where a broker closes the connection at the first request after ApiVersions.
+pub fn may_ask_for_sasl() -> Reason {
+    "it closed the connection at the first request and may require SASL: set [kafka.sasl]".into()
+}
+
 /// A broker that requires SASL answers ApiVersions and closes the connection on the next request.
 fn shut_out(t: Trouble, shared: &Shared) -> Trouble {
     match t {
-        Trouble::Ended if shared.options.sasl.is_none() => Trouble::Denied(
-            "it closed the connection at the first request and may require SASL: set [kafka.sasl]".into(),
-        ),
+        Trouble::Ended if shared.options.sasl.is_none() => Trouble::Denied(may_ask_for_sasl()),
         other => other,
     }
 }

@@ -161,7 +161,7 @@ impl Session {
             self.connection.read()?;
             while self.next_answer(peer, shared, now)? {}
             if let Some(why) = self.renew.take() {
-                return Err(Trouble::Lost(why));
+                return Err(Trouble::Lost(why.into()));
             }
         }
         self.send(peer, shared, now)?;
@@ -178,7 +178,7 @@ impl Session {
         if let Some(first) = self.in_flight.front() {
             let due = first.sent.max(self.answered) + allowed(first);
             if now >= due {
-                return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs())));
+                return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs()).into()));
             }
             return Ok(Some(quiet.map_or(due, |q| q.min(due))));
         }

@@ -206,7 +206,7 @@ impl<'b> Core<'b> {
             Event::Ready(capabilities) => self.ready(capabilities),
             Event::Topic(view) => {
                 if let Some(at) = self.by_topic.get(&view.topic) {
-                    self.queues[*at].see(view);
+                    self.queues[*at].see(view, now);
                 }
             }
             // An answer for the previous driver, or a second answer because both drivers were asked.

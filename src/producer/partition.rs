@@ -218,6 +218,15 @@ impl Partition {
         self.attempts > 0 && self.in_flight.is_empty() && !self.pending.iter().any(|b| b.maybe_stored)
     }
 
+    /// The leader can be reached again, so the wait for that is over. Otherwise its backoff and this one would add up.
+    pub fn leader_returned(&mut self, now: Now) {
+        if let PartitionHealth::Waiting { until } = &mut self.health
+            && *until <= now.at + Backoff::QUICK.most
+        {
+            *until = now.at;
+        }
+    }
+
     /// Sends what may be sent now.
     pub fn launch(&mut self, now: Now, rules: SendRules, actions: &mut Vec<Action>) {
         if !self.pasts.is_empty() {

@@ -145,7 +145,7 @@ impl TopicQueue {
     }
 
     /// Updates the topic's partitions.
-    pub fn see(&mut self, mut view: TopicView) {
+    pub fn see(&mut self, mut view: TopicView, now: Now) {
         view.partitions.sort_unstable();
         view.available.sort_unstable();
         for id in &view.partitions {
@@ -158,6 +158,11 @@ impl TopicQueue {
         if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
             log::warn!("topic {}: was deleted and recreated", self.topic);
             self.partitions.iter_mut().for_each(Partition::unproven);
+        }
+        if let Some(old) = &self.view {
+            let returned =
+                |id| view.available.binary_search(&id).is_ok() && old.available.binary_search(&id).is_err();
+            self.partitions.iter_mut().filter(|p| returned(p.id)).for_each(|p| p.leader_returned(now));
         }
         self.view = Some(view);
         self.resume();

@@ -3,6 +3,7 @@
 
 use crate::harness::*;
 use crate::security::{PASSWORD, client, config, sasl, tls};
+use std::thread;
 
 /// Fails when a step is missing, out of order, or without advice, or when check writes or creates something.
 #[test]
@@ -38,7 +39,7 @@ fn step_by_step(version: Version) {
     let address = broker.listener("sasltls");
     let way = ["ok name 127.0.0.1".to_owned(), format!("ok TCP {address}"), "ok TLS".into()];
     let good = steps("good", "sasltls", &topic.name, &security, 0);
-    let rest = ["ok SASL SCRAM-SHA-512".to_owned(), "ok versions".into(), "ok metadata".into()];
+    let rest = ["ok SASL SCRAM-SHA-512", "ok versions", "ok metadata", "ok producer id"].map(str::to_owned);
     let all = [&way[..], &rest[..], &[format!("ok write {}", topic.name)][..]].concat();
     assert_eq!(heads(&good), all);
     let no_right = steps("right", "sasltls", "another", &security, 1);
@@ -62,6 +63,17 @@ fn connect_output(folder: &Folder, name: &str, kafka: &str) -> (String, i32) {
     let config = folder.write(&format!("{name}.toml"), text);
     let done = folder.agent(["check", "--connect", "-c"]).arg(config).run_for(PATIENT);
     (String::from_utf8(done.stdout).unwrap(), done.status.code().unwrap())
+}
+
+/// The last line of a step; the table follows.
+fn last_step(text: &str) -> &str {
+    text.lines().rfind(|line| line.contains(" ms): ")).unwrap()
+}
+
+/// The rows of the table, by their names.
+fn table(text: &str) -> Vec<(&str, &str)> {
+    let rows = text.lines().skip_while(|line| !line.starts_with("cluster  "));
+    rows.map(|row| (row[9..25].trim(), &row[25..])).collect()
 }
 
 /// Fails when a failed step is not the last one of its broker, does not show its time, or does not say what to do.
@@ -139,7 +151,7 @@ fn each_step_that_fails(version: Version) {
     let mut wrong = Vec::new();
     for (name, kafka, step, said) in cases {
         let (text, code) = connect_output(&folder, name, &kafka);
-        let last = text.lines().last().unwrap().to_owned();
+        let last = last_step(&text).to_owned();
         let right = last.starts_with(&format!("failed   {step}")) && last.contains(" ms): ");
         if !right || !last.contains(said) || !last.contains("; ") || code != 1 {
             wrong.push((name, last));
@@ -167,9 +179,15 @@ fn exactly_once_needs_the_right_to_read() {
     let config = folder.write("c.toml", text);
     let done = folder.agent(["check", "--connect", "-c"]).arg(config).run_for(PATIENT).expect_code(78);
     let text = String::from_utf8(done.stdout).unwrap();
-    let last = text.lines().last().unwrap();
+    let last = last_step(&text);
     assert!(last.starts_with(&format!("failed   read {}", topic.name)), "{text}");
     assert!(last.contains("allow READ on the topic to this user"), "{text}");
+    let table = table(&text);
+    assert!(
+        table.contains(&("exactly-once", &format!("no: this user may not READ {}", topic.name))),
+        "{text}"
+    );
+    assert!(table.last().unwrap().1.starts_with("none: exactly-once cannot be kept"), "{text}");
 }
 
 /// Fails when the topic's limit is not queried, or compared with the wrong one of line and batch.
@@ -191,9 +209,83 @@ fn a_lower_topic_limit_is_reported() {
                 broker.address, topic.name
             );
             let (text, code) = connect_output(&folder, "c", &kafka);
-            let last = text.lines().last().unwrap();
+            let last = last_step(&text);
             assert!(last.starts_with(head) && last.contains(said), "{most}, {compression}: {text}");
             assert_eq!(code, 0, "{text}");
         }
+    }
+}
+
+/// What old and new Kafka can do, and what follows. Fails when a row is missing or claims what the broker cannot do.
+#[test]
+fn the_table_of_each_version() {
+    thread::scope(|scope| {
+        for version in [Version::V011, Version::V39, Version::V44] {
+            scope.spawn(move || table_of(version));
+        }
+    });
+}
+
+#[track_caller]
+fn table_of(version: Version) {
+    let broker = Broker::shared(version);
+    let folder = Folder::new();
+    let topic = broker.topic_with(1, &["max.message.bytes=700123"]);
+    folder.write("c.log", "");
+    let kafka = |more: &str| format!("brokers = [{:?}]\ntopic = {:?}\n{more}", broker.address, topic.name);
+    let old = version == Version::V011;
+    let (text, code) = connect_output(&folder, "c", &kafka(""));
+    assert_eq!(code, 0, "{text}");
+    let rows = table(&text);
+    let names: Vec<&str> = rows.iter().map(|row| row.0).collect();
+    let all = ["idempotence", "exactly-once", "compression", "largest record", "new topics", "guarantee"];
+    assert_eq!(names, all, "{text}");
+    let told = |name| rows.iter().find(|row| row.0 == name).unwrap().1;
+    assert!(told("idempotence").starts_with("yes: "), "{text}");
+    let listed = if old { "cannot tell what it has of a producer (Kafka from 2.8)" } else { "yes: " };
+    assert!(told("exactly-once").contains(listed), "{text}");
+    let zstd = if old { "lz4; not zstd" } else { "lz4, zstd" };
+    assert!(told("compression").contains(zstd), "{text}");
+    // 0.11 has no DescribeConfigs that we speak.
+    let size = if old { "do not say".to_owned() } else { format!("700123 bytes in {}", topic.name) };
+    assert!(told("largest record").contains(&size), "{text}");
+    assert!(told("guarantee").starts_with("at-least-once: no line is lost; only a crash"), "{text}");
+    let weak = connect_output(&folder, "c", &kafka("acks = 0")).0;
+    assert!(table(&weak).last().unwrap().1.starts_with("none: lines in transit"), "{weak}");
+    let config = std::fs::read_to_string(folder.path("c.toml")).unwrap().replace("acks = 0", "");
+    let once = folder.write("once.toml", config.replace("[agent]", "[agent]\ndelivery = \"exactly-once\""));
+    let done = folder.agent(["check", "--connect", "-c"]).arg(once).run_for(PATIENT);
+    let text = String::from_utf8(done.stdout).unwrap();
+    let follows =
+        if old { "none: exactly-once cannot be kept" } else { "exactly-once: no line is lost and none" };
+    assert!(table(&text).last().unwrap().1.starts_with(follows), "{text}");
+    assert_eq!(done.status.code(), Some(if old { 78 } else { 0 }), "{text}");
+}
+
+/// Brokers that lack a feature, and a second one that does not answer. Fails when a row claims what one of them lacks, or
+/// does not say which.
+#[test]
+fn the_table_of_brokers_that_differ() {
+    let folder = Folder::new();
+    folder.write("c.log", "");
+    let told = |kafka: &Scripted, others: &str| {
+        let keys = format!("brokers = [{:?}{others}]\ntopic = \"t\"", kafka.node_address(1).to_string());
+        connect_output(&folder, "c", &keys)
+    };
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let (text, code) = told(&kafka, "");
+    assert!(code == 0 && text.contains("idempotence     yes: "), "{text}");
+    let (text, code) = told(&kafka, ", \"127.0.0.1:1\"");
+    assert!(code == 1 && text.contains("cluster  brokers         1 of 2 answered"), "{text}");
+    for (error, head, code) in [(35, "warning  producer id", 0), (31, "warning  producer id", 0)] {
+        kafka.script(move |r| match r.api {
+            Api::InitProducerId => Reply::Code(error),
+            _ => Reply::Default,
+        });
+        let (text, found) = told(&kafka, "");
+        assert!(found == code && text.contains(head), "{error}: {text}");
+        assert!(text.contains("idempotence     no: "), "{text}");
+        assert!(table(&text).last().unwrap().1.contains("a lost connection or a crash"), "{text}");
     }
 }

@@ -38,6 +38,7 @@ mod network;
 mod oracle;
 mod own_rotations;
 mod package;
+mod proxies;
 
 mod readme;
 mod reload;

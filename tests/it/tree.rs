@@ -174,9 +174,73 @@ fn stages_do_not_import_each_other() {
         for other in STAGES.iter().filter(|s| s != &stage).chain(&["config", "commands"]).chain(drivers) {
             let reach = format!("crate::{other}::");
             // A test may compare one stage with another.
-            let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-            let found = code(program).find(|line| line.contains(&reach));
+            let found = code(production(&text)).find(|line| line.contains(&reach));
             assert!(found.is_none(), "{path} imports {other}: {found:?}");
+        }
+    }
+}
+
+/// What these modules may import; a module that is not named here is checked by the other tests only. They are the
+/// vocabulary and the tables that all stages share.
+const MAY_IMPORT: [(&str, &[&str]); 4] = [
+    ("record", &[]),
+    ("streams", &["record", "waker"]),
+    ("report", &["budget", "error", "heartbeat", "private_file", "quota", "record", "streams", "waker"]),
+    ("exactly_once", &["backoff", "chunk", "private_file", "producer", "record", "report", "streams"]),
+];
+
+/// `record` ← `streams` ← the stages, and `report` only reads. Fails when one of [`MAY_IMPORT`] imports more, or when a file
+/// outside of `config` and `commands` knows both ends of the data's way.
+#[test]
+fn imports_follow_the_data() {
+    for (path, text) in sources() {
+        let module = path["src/".len()..].split('/').next().unwrap().trim_end_matches(".rs");
+        if is_test(&path) || matches!(module, "config" | "commands" | "fuzz") {
+            continue;
+        }
+        let imports = |name: &str| code(production(&text)).any(|l| l.contains(&format!("crate::{name}::")));
+        let reads = ["watch", "tail", "journal"].iter().any(|m| imports(m) || *m == module);
+        assert!(!(reads && (imports("producer") || module == "producer")), "{path} reads and sends");
+        let Some((_, allowed)) = MAY_IMPORT.iter().find(|(of, _)| *of == module) else { continue };
+        for line in code(production(&text)) {
+            for (at, start) in line.match_indices("crate::") {
+                let rest = &line[at + start.len()..];
+                let name = rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap();
+                assert!(allowed.contains(&name) || name == module, "{path} imports {name}: {line}");
+            }
+        }
+    }
+}
+
+/// A file of tests, or of the simulator, which covers several stages.
+fn is_test(path: &str) -> bool {
+    ["/tests", "_tests", "/testing", "/sim", "/scripted", "/mutated", "/simulated"]
+        .iter()
+        .any(|t| path.contains(t))
+}
+
+/// A file's text without its tests.
+fn production(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap()
+}
+
+/// Errors are typed: no code looks into the text of one, and none splits a message of ours again. Fails when it does.
+#[test]
+fn no_message_is_parsed() {
+    let looks = ["contains(", "starts_with(", "ends_with(", "strip_prefix(", "split_once(", "find(", " == "];
+    let splits =
+        ["split(\"; \")", "split_once(\"; \")", "rsplit(\"; \")", "split(\": \")", "split_once(\": \")"];
+    for (path, text) in sources().into_iter().filter(|(path, _)| !is_test(path)) {
+        for line in production(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let of_an_error = line.split_once(".to_string()").is_some_and(|(before, after)| {
+                let error = before.ends_with(['e', ')']) || before.ends_with("err");
+                error
+                    && looks
+                        .iter()
+                        .any(|look| after.starts_with('.') && after.contains(look) || after.starts_with(look))
+            });
+            let splits = splits.iter().any(|split| line.contains(split));
+            assert!(!of_an_error && !splits, "{path}: {line}");
         }
     }
 }

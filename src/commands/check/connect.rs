@@ -1,10 +1,10 @@
 //! `check --connect`: checks the configured brokers, then the leaders of the topics at their advertised addresses.
-//! The steps are the modern driver's; advice is added here.
+//! The steps are the modern driver's; advice is added here, and a table of what the cluster can do.
 
-use super::{CheckOutcome, CheckProblem, CheckStep};
+use super::cluster;
 use crate::commands::drivers;
-use crate::config::{Codec, Config, Delivery, DriverChoice, Kafka, Output};
-use crate::kafka::broker_check::{self, PlannedLoad, Speaks, Visit};
+use crate::config::{Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output};
+use crate::kafka::broker_check::{self, BrokerCheckStep, BrokerStep, PlannedLoad, Speaks, Visit};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Maximum number of leaders checked in addition to the configured brokers.
 const LEADERS: usize = 16;
 
-pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
-    let Output::Kafka(kafka) = &config.output else { return };
+/// Reports each step as soon as it is done; returns the table.
+pub fn steps(config: &Config, tell: &mut dyn FnMut(BrokerCheckStep)) -> String {
+    let Output::Kafka(kafka) = &config.output else { return String::new() };
     let options = drivers::visiting(kafka, PATIENCE);
     let topics = wanted(config, kafka);
     let speaks = match kafka.driver {
@@ -22,20 +23,24 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(CheckStep)) {
         DriverChoice::Auto if config.needs_modern().is_empty() => Speaks::Any,
         DriverChoice::Auto | DriverChoice::Modern => Speaks::Modern,
     };
-    let read = config.agent.delivery == Delivery::ExactlyOnce;
-    let mut seen: Vec<String> = kafka.brokers.iter().map(ToString::to_string).collect();
-    let mut leaders = Vec::new();
-    for address in &seen {
-        let v = Visit { address, options: &options, topics: &topics, speaks, read };
-        leaders.extend(broker_check::visit(&v, &mut |step| tell(advised(step, address))));
+    let once = config.agent.delivery == Delivery::ExactlyOnce;
+    let numbered = kafka.acks == Acks::All && speaks != Speaks::Classic;
+    let visit = |address: &str, topics: &[PlannedLoad<'_>], tell: &mut dyn FnMut(BrokerCheckStep)| {
+        let v = Visit { address, options: &options, topics, speaks, once, numbered };
+        broker_check::visit(&v, &mut |step| tell(advised(step, kafka.proxy.is_some())))
+    };
+    let mut all = Vec::new();
+    for address in kafka.brokers.iter().map(ToString::to_string) {
+        all.push((visit(&address, &topics, tell), address));
     }
-    for address in leaders.into_iter().take(LEADERS) {
-        if !seen.contains(&address) {
-            let v = Visit { address: &address, options: &options, topics: &[], speaks, read };
-            broker_check::visit(&v, &mut |step| tell(advised(step, &address)));
-            seen.push(address);
+    let leaders: Vec<String> =
+        all.iter().flat_map(|(found, _)| found.leaders.clone()).take(LEADERS).collect();
+    for address in leaders {
+        if !all.iter().any(|(_, seen)| *seen == address) {
+            all.push((visit(&address, &[], tell), address));
         }
     }
+    cluster::table(config, kafka, &all)
 }
 
 /// Each topic once, with the largest `max_line` of its sources.
@@ -50,35 +55,29 @@ fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<PlannedLoad<'c>> {
     longest.into_iter().map(|(topic, longest_line)| PlannedLoad { topic, longest_line, batch }).collect()
 }
 
-/// Adds the broker's name if the step lacks it, and advice if the step failed.
-fn advised(step: broker_check::BrokerCheckStep, address: &str) -> CheckStep {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let what = match step.what.as_str() {
-        "name" => format!("name {host}"),
-        other => other.to_owned(),
-    };
-    let trouble = |finding: String| match finding.rsplit_once("; ") {
-        Some((why, fix)) => CheckProblem { why: why.to_owned(), fix: fix.to_owned() },
-        None => CheckProblem { fix: advice(&what).to_owned(), why: finding },
-    };
-    let outcome = match step.outcome {
-        broker_check::Outcome::Good(found) => CheckOutcome::Good(found),
-        broker_check::Outcome::Doubtful(finding) => CheckOutcome::Doubtful(trouble(finding)),
-        broker_check::Outcome::Failed(finding) => CheckOutcome::Failed(trouble(finding)),
-        broker_check::Outcome::Never(finding) => CheckOutcome::Never(trouble(finding)),
-    };
-    CheckStep { what, took: step.took, outcome }
+/// Adds advice to a problem that has none.
+fn advised(mut step: BrokerCheckStep, by_proxy: bool) -> BrokerCheckStep {
+    use broker_check::Outcome::{Doubtful, Failed, Never};
+    if let Doubtful(why) | Failed(why) | Never(why) = &mut step.outcome {
+        why.fix.get_or_insert_with(|| advice(&step.what, by_proxy).to_owned());
+    }
+    step
 }
 
-fn advice(what: &str) -> &'static str {
-    match what.split(' ').next().unwrap_or_default() {
-        "name" => {
+fn advice(step: &BrokerStep, by_proxy: bool) -> &'static str {
+    match step {
+        BrokerStep::Name(_) if by_proxy => "correct `proxy` of [kafka], or this machine's DNS and /etc/hosts",
+        BrokerStep::Name(_) => {
             "correct the name in `brokers` (or in the brokers' advertised.listeners), or this machine's DNS and /etc/hosts"
         }
-        "TCP" => "start the broker there, or make it reachable (port, firewall, route)",
-        "TLS" => "see [kafka.tls] and the broker's listener",
-        "SASL" => "see [kafka.sasl] and the broker's log",
-        "versions" => "use the address of a Kafka broker",
+        BrokerStep::Tcp(_) if by_proxy => {
+            "start the proxy there, or make it reachable (port, firewall, route)"
+        }
+        BrokerStep::Tcp(_) => "start the broker there, or make it reachable (port, firewall, route)",
+        BrokerStep::Proxy => "see the proxy's log",
+        BrokerStep::Tls => "see [kafka.tls] and the broker's listener",
+        BrokerStep::Sasl(_) => "see [kafka.sasl] and the broker's log",
+        BrokerStep::Versions => "use the address of a Kafka broker",
         _ => "see the broker's log",
     }
 }

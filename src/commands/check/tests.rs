@@ -1,8 +1,11 @@
 //! Tests reports on real folders.
 
 use super::*;
+use crate::error::Reason;
+use crate::kafka::broker_check::BrokerStep;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 struct Place(tempfile::TempDir);
 
@@ -177,23 +180,22 @@ fn a_failed_step_fails() {
     p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     let asked = |connect| cli::CheckArgs { config: Some(p.path("c.toml").into()), connect, show: false };
     let failing: Connect = |_, tell| {
-        let outcome = CheckOutcome::Failed(CheckProblem { why: "refused".into(), fix: "start it".into() });
-        tell(CheckStep { what: "TCP a:1".into(), took: Duration::from_millis(3), outcome });
+        let outcome = Outcome::Failed(Reason::new("refused", "start it"));
+        tell(BrokerCheckStep { what: BrokerStep::Tls, took: Duration::from_millis(3), outcome });
+        String::new()
     };
     let hopeless: Connect = |_, tell| {
-        for outcome in [CheckOutcome::Never, CheckOutcome::Failed] {
-            let outcome = outcome(CheckProblem { why: "too old".into(), fix: "upgrade it".into() });
-            tell(CheckStep { what: "DescribeProducers".into(), took: Duration::ZERO, outcome });
+        for outcome in [Outcome::Never, Outcome::Failed] {
+            let outcome = outcome(Reason::new("too old", "upgrade it"));
+            tell(BrokerCheckStep { what: BrokerStep::Metadata, took: Duration::ZERO, outcome });
         }
+        String::new()
     };
     assert_eq!(run_with(asked(true), hopeless).unwrap(), ExitCode::Config);
     assert_eq!(run_with(asked(true), failing).unwrap(), ExitCode::Failed);
     assert_eq!(run_with(asked(false), failing).unwrap(), ExitCode::Done);
-    let step = CheckStep {
-        what: "TLS".into(),
-        took: Duration::from_millis(3),
-        outcome: CheckOutcome::Good("1.3\x1b".into()),
-    };
+    let outcome = Outcome::Good("1.3\x1b".into());
+    let step = BrokerCheckStep { what: BrokerStep::Tls, took: Duration::from_millis(3), outcome };
     assert_eq!(step_line(&step), "ok       TLS (3 ms): 1.3\\x1b\n");
 }
 
@@ -202,6 +204,9 @@ fn a_port_where_nothing_listens() {
     let p = Place::new();
     let config = p.load(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     let mut steps = Vec::new();
-    connect::steps(&config, &mut |s| steps.push((s.what, matches!(s.outcome, CheckOutcome::Good(_)))));
+    let table = connect::steps(&config, &mut |s| {
+        steps.push((s.what.to_string(), matches!(s.outcome, Outcome::Good(_))));
+    });
     assert_eq!(steps, [("name 127.0.0.1".into(), true), ("TCP 127.0.0.1:1".into(), false)]);
+    assert_eq!(table, "");
 }

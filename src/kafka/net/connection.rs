@@ -5,12 +5,15 @@
 //! dialer's thread and for `check`; the producer polls all of its sockets together. After any [`Trouble`] the
 //! connection is dropped, never reused.
 
-use super::{sasl, tls};
+use super::tls::{self, HandshakeError};
+use super::{proxy, sasl};
 use crate::backoff::{Backoff, Rng};
+use crate::error::Reason;
 use crate::kafka::KafkaOptions;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
 use crate::kafka::net::stream::{CountedSocket, Stream};
+use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::kafka::protocol::wire::Malformed;
 use crate::report::network::SocketBytes;
@@ -36,15 +39,15 @@ const UNACKED: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// The next attempt may succeed.
-    Lost(String),
+    Lost(Reason),
     /// Closed by the peer between two answers, as brokers do with idle connections.
     Ended,
     /// The broker denies access: retry, but not often (accounts get locked).
-    Denied(String),
+    Denied(Reason),
     /// The peer accepts no more connections.
-    Crowded(String),
+    Crowded(Reason),
     /// The broker is too old for this driver.
-    Incompatible(String),
+    Incompatible(Reason),
 }
 
 impl fmt::Display for Trouble {
@@ -53,14 +56,24 @@ impl fmt::Display for Trouble {
             Trouble::Lost(why)
             | Trouble::Denied(why)
             | Trouble::Crowded(why)
-            | Trouble::Incompatible(why) => f.write_str(why),
+            | Trouble::Incompatible(why) => why.fmt(f),
             Trouble::Ended => f.write_str("closed by the broker"),
         }
     }
 }
 
 impl Trouble {
-    /// Pause before the next attempt: up to 0.1 s after the first failure, doubled up to 5 s, or up to a minute if the
+    pub fn into_reason(self) -> Reason {
+        match self {
+            Trouble::Lost(why)
+            | Trouble::Denied(why)
+            | Trouble::Crowded(why)
+            | Trouble::Incompatible(why) => why,
+            Trouble::Ended => self.to_string().into(),
+        }
+    }
+
+    /// Pause before the next attempt: up to 0.1 s after the first failure, doubled up to 4 s, or up to a minute if the
     /// broker denies access or is crowded.
     pub fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
         const MINUTE: Duration = Duration::from_secs(60);
@@ -76,19 +89,20 @@ impl Trouble {
 
 impl From<io::Error> for Trouble {
     fn from(e: io::Error) -> Self {
-        Trouble::Lost(e.to_string())
+        // TLS wraps its own ones.
+        Trouble::Lost(e.downcast().unwrap_or_else(|e| e.to_string().into()))
     }
 }
 
 impl From<rustix::io::Errno> for Trouble {
     fn from(e: rustix::io::Errno) -> Self {
-        Trouble::Lost(e.to_string())
+        Trouble::Lost(e.to_string().into())
     }
 }
 
 impl From<Malformed> for Trouble {
     fn from(e: Malformed) -> Self {
-        Trouble::Lost(e.to_string())
+        Trouble::Lost(e.to_string().into())
     }
 }
 
@@ -135,10 +149,11 @@ impl Connection {
 
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
-            return Err(Trouble::Incompatible(format!(
-                "the broker supports Produce up to version {}, this driver needs 3 to 12 (Kafka 0.11 or newer); set driver = \"auto\"",
-                self.versions.produce_max
-            )));
+            let most = self.versions.produce_max;
+            let why = format!(
+                "the broker supports Produce up to version {most}, this driver needs 3 to 12 (Kafka 0.11 or newer)"
+            );
+            return Err(Trouble::Incompatible(Reason::new(why, "set driver = \"auto\"")));
         }
         Ok(())
     }
@@ -146,6 +161,13 @@ impl Connection {
     /// Authenticates by SASL, if configured.
     pub fn authenticate(&mut self, options: &KafkaOptions) -> Result<(), Trouble> {
         if let Some(sasl) = &options.sasl {
+            // Wherever the proxy is, it passes the password on.
+            if let (Some(proxy), Some(_)) = (&options.proxy, self.readable())
+                && sasl.mechanism == sasl::Mechanism::Plain
+                && !sasl.plain_without_tls
+            {
+                return Err(sasl::readable_by(&proxy.url.to_string()));
+            }
             self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
         }
         Ok(())
@@ -170,22 +192,28 @@ impl Connection {
             Err(Trouble::Ended) => {}
             done => return done,
         }
-        if peer.is_ok_and(|peer| probe::closes_unasked(peer, options.connect_timeout)) {
-            return Err(Trouble::Crowded(probe::CLOSES_UNASKED.into()));
+        if closes_unasked(peer, address, options) {
+            return Err(Trouble::Crowded(probe::crowded()));
         }
         self.stream = dial(address, options, bytes)?;
-        let closed = match self.stream {
-            Stream::Plain(_) => {
-                "closed at the first request: this port speaks TLS (set [kafka.tls]), is not Kafka, or is a broker before 0.10"
-            }
-            Stream::Tls(_) => {
-                "closed after the TLS handshake: it may require a client certificate (set cert and key in [kafka.tls]), or is not Kafka"
-            }
-        };
         self.ask_versions(&[0], options).map_err(|t| match t {
-            Trouble::Ended => Trouble::Lost(closed.into()),
+            Trouble::Ended => Trouble::Lost(self.closed_at_once()),
             other => other,
         })
+    }
+
+    /// The broker hung up on ApiVersions.
+    fn closed_at_once(&self) -> Reason {
+        match self.stream {
+            Stream::Plain(_) => Reason::new(
+                "closed at the first request: this port speaks TLS, is not Kafka, or is a broker before 0.10",
+                "set [kafka.tls], or use the address of a Kafka broker",
+            ),
+            Stream::Tls(_) => Reason::new(
+                "closed after the TLS handshake: it may require a client certificate, or is not Kafka",
+                "set cert and key in [kafka.tls]",
+            ),
+        }
     }
 
     fn ask_versions(&mut self, versions: &[i16], options: &KafkaOptions) -> Result<Versions, Trouble> {
@@ -196,7 +224,7 @@ impl Connection {
             match messages::versions(self.call(&request, correlation, deadline)?, *version)? {
                 Ok(found) => return Ok(found),
                 Err(35) if *version > 0 => {}
-                Err(code) => return Err(Trouble::Lost(crate::kafka::protocol::errors::text(code, ""))),
+                Err(code) => return Err(Trouble::Lost(errors::reason(code, ""))),
             }
         }
         Err(Trouble::Lost("it refuses every version of ApiVersions".into()))
@@ -336,19 +364,26 @@ fn is_closed(e: &io::Error) -> bool {
 }
 
 pub fn mismatch(got: i32, want: i32) -> Trouble {
-    Trouble::Lost(format!("answer to request {got}, but the next one due is {want}"))
+    Trouble::Lost(format!("answer to request {got}, but the next one due is {want}").into())
 }
 
 /// Opens a connection, on which nothing has been sent yet.
 fn dial(address: &str, options: &KafkaOptions, bytes: &Arc<SocketBytes>) -> Result<Stream, Trouble> {
-    let socket = connect(address, options.connect_timeout)?;
-    secure(CountedSocket::new(socket, bytes), address, options)
+    secure(CountedSocket::new(connect(address, options)?, bytes), address, options)
+}
+
+/// Connects to the broker, or through the proxy, which resolves the broker's name.
+fn connect(address: &str, options: &KafkaOptions) -> Result<TcpStream, Trouble> {
+    let limit = options.connect_timeout;
+    let Some(proxy) = &options.proxy else { return connect_to(address, limit) };
+    let socket = connect_to(&proxy.url.address, limit).map_err(|t| proxy.url.failed(t))?;
+    proxy::tunnel(socket, address, proxy, limit)
 }
 
 /// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
-fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
-    let all = probe::resolve(address).map_err(Trouble::Lost)?;
+    let all = probe::resolve(address).map_err(|why| Trouble::Lost(why.into()))?;
     let several = all.len() > 1;
     let until = Instant::now() + limit * 2;
     for (tried, one) in all.iter().enumerate() {
@@ -360,7 +395,7 @@ fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
         // `connect` rejects a limit of zero, and a shorter one would reach no peer.
         match reach(*one, share.min(limit).max(Duration::from_millis(200))) {
             Ok(socket) => return Ok(socket),
-            Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}")),
+            Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}").into()),
             Err(t) => last = t,
         }
     }
@@ -371,7 +406,7 @@ fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
 pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
     let socket = TcpStream::connect_timeout(&one, limit).map_err(|e| match e.kind() {
         ErrorKind::ConnectionRefused => Trouble::Lost("connection refused".into()),
-        ErrorKind::TimedOut => Trouble::Lost(format!("no connection in {} s", limit.as_secs_f32())),
+        ErrorKind::TimedOut => Trouble::Lost(format!("no connection in {} s", limit.as_secs_f32()).into()),
         _ => e.into(),
     })?;
     tune(&socket)?;
@@ -380,20 +415,24 @@ pub fn reach(one: SocketAddr, limit: Duration) -> Result<TcpStream, Trouble> {
 
 /// Adds TLS, if configured.
 pub fn secure(socket: CountedSocket, address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
-    match &options.tls {
-        None => Ok(Stream::Plain(socket)),
-        Some(tls) => {
-            let peer = socket.socket.peer_addr();
-            let done = tls::handshake(socket, address, tls, options.connect_timeout);
-            let explain = |why: String| match peer {
-                Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
-                    Trouble::Crowded(probe::CLOSES_UNASKED.into())
-                }
-                _ => Trouble::Lost(why),
-            };
-            Ok(Stream::Tls(Box::new(done.map_err(explain)?)))
+    let Some(tls) = &options.tls else { return Ok(Stream::Plain(socket)) };
+    let peer = socket.socket.peer_addr();
+    match tls::handshake(socket, address, tls, options.connect_timeout) {
+        Ok(done) => Ok(Stream::Tls(Box::new(done))),
+        Err(HandshakeError::Closed) if closes_unasked(peer, address, options) => {
+            Err(Trouble::Crowded(probe::crowded()))
         }
+        Err(e) => Err(Trouble::Lost(e.into())),
     }
+}
+
+/// Whether the broker that closed this connection, from `peer`, closes every one before any request.
+fn closes_unasked(peer: io::Result<SocketAddr>, address: &str, options: &KafkaOptions) -> bool {
+    let again = match (&options.proxy, peer) {
+        (None, Ok(peer)) => reach(peer, options.connect_timeout),
+        _ => connect(address, options),
+    };
+    again.is_ok_and(probe::closes_unasked)
 }
 
 /// A dead peer is noticed within 30 + 3 × 10 s when idle (keepalive), and otherwise after [`UNACKED`]. Small requests

@@ -39,7 +39,7 @@ impl Dial {
         };
         let spawned = thread::Builder::new().name("dial".into()).stack_size(STACK).spawn(dial);
         if let Err(e) = spawned {
-            let _ = tell.try_send(Err(Trouble::Lost(format!("cannot start a thread: {e}"))));
+            let _ = tell.try_send(Err(Trouble::Lost(format!("cannot start a thread: {e}").into())));
             context.waker.wake();
         }
         Dial { done, _heartbeat: heartbeat }

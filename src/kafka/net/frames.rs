@@ -1,5 +1,6 @@
 //! Splits a connection's bytes into length-prefixed frames. Every length is checked against the cap before use.
 
+use crate::error::Reason;
 use crate::kafka::net::connection::Trouble;
 
 /// Bytes read but not yet consumed as frames. Holds at most one frame's cap and the bytes read after it.
@@ -91,15 +92,16 @@ impl Input {
 }
 
 /// Guesses the protocol of a peer that does not speak Kafka.
-fn foreign(head: [u8; 4], cap: usize) -> String {
+fn foreign(head: [u8; 4], cap: usize) -> Reason {
     match &head {
-        b"HTTP" => "it speaks HTTP and is not Kafka; use Kafka's port".into(),
-        [0x15, 3, ..] => "it speaks TLS; set [kafka.tls], or use the port without TLS".into(),
-        b"SSH-" => "it speaks SSH and is not Kafka; use Kafka's port".into(),
+        b"HTTP" => Reason::new("it speaks HTTP and is not Kafka", "use Kafka's port"),
+        [0x15, 3, ..] => Reason::new("it speaks TLS", "set [kafka.tls], or use the port without TLS"),
+        b"SSH-" => Reason::new("it speaks SSH and is not Kafka", "use Kafka's port"),
         _ => format!(
             "an answer of {} bytes, over the limit of {cap}: not Kafka, or damaged on the way",
             u32::from_be_bytes(head)
-        ),
+        )
+        .into(),
     }
 }
 

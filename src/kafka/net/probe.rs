@@ -4,6 +4,7 @@
 //! Frames are written and parsed by hand, in the oldest version, which every Kafka can answer. The answer's length is
 //! never trusted: the `kafka` crate took a TLS alert for a length of 336 MiB and a web page for 1.13 GiB (D10).
 
+use crate::error::Reason;
 use crate::kafka::net::stream::CountedSocket;
 use crate::report::network::SocketBytes;
 use std::fmt;
@@ -93,7 +94,7 @@ impl fmt::Display for Finding {
             Finding::Closed => {
                 f.write_str("closed the connection on the first request (Kafka 0.9, or not Kafka)")
             }
-            Finding::ClosesUnasked => f.write_str(CLOSES_UNASKED),
+            Finding::ClosesUnasked => crowded().fmt(f),
             Finding::Tls => f.write_str("this port speaks TLS; use the plaintext port, or set [kafka.tls]"),
             Finding::Http => f.write_str("a web server, not Kafka; use Kafka's port"),
             Finding::Foreign(b) => {
@@ -123,7 +124,9 @@ pub fn ask(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Findi
     let request = frame(API_VERSIONS, 0, &[]);
     let answer = match exchange(&mut stream, &request, limits) {
         Ok(answer) => answer,
-        Err(Finding::Closed) if closes_unasked(addr, limits.connect) => return Finding::ClosesUnasked,
+        Err(Finding::Closed) if connect(addr, limits, bytes).is_ok_and(|s| closes_unasked(s.socket)) => {
+            return Finding::ClosesUnasked;
+        }
         Err(found) => return found,
     };
     match ranges(&answer) {
@@ -133,17 +136,22 @@ pub fn ask(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Findi
 }
 
 /// The message for a peer that [`closes_unasked`].
-pub const CLOSES_UNASKED: &str = "closes every connection at once, before any request: too many connections \
-    (max.connections.per.ip or max.connections of the broker), or a proxy without a backend; close some, or raise the limit";
+pub fn crowded() -> Reason {
+    const WHY: &str = "closes every connection at once, before any request: too many connections \
+        (max.connections.per.ip or max.connections of the broker), or a proxy without a backend";
+    Reason::new(WHY, "close some, or raise the limit")
+}
 
 /// How long a peer may take to close a connection on which nothing is sent.
 const UNASKED: Duration = Duration::from_secs(1);
 
 /// Whether the peer closes a connection before any request. A Kafka listener, with TLS or without, waits minutes for
 /// the first request.
-pub fn closes_unasked(addr: SocketAddr, connect: Duration) -> bool {
-    let Ok(socket) = TcpStream::connect_timeout(&addr, connect) else { return false };
-    let mut stream = CountedSocket::new(socket, &Arc::default()); // nothing is sent, and at most a byte read
+pub fn closes_unasked(stream: TcpStream) -> bool {
+    if stream.set_nonblocking(false).is_err() {
+        return false;
+    }
+    let mut stream = CountedSocket::new(stream, &Arc::default()); // nothing is sent, and at most a byte read
     match fill(&mut stream, &mut [0], Instant::now() + UNASKED) {
         Ok(read) => read == 0,
         Err(e) => e.kind() == io::ErrorKind::ConnectionReset,

@@ -4,6 +4,7 @@
 
 use super::secret;
 use crate::base64;
+use crate::error::Reason;
 use crate::kafka::net::connection::{Connection, Trouble};
 use crate::kafka::net::scram::{Hash, Scram};
 use crate::kafka::protocol::{errors, sasl as messages};
@@ -52,7 +53,7 @@ pub fn authenticate(
     let mut talk = Talk { c, options, client_id, deadline: began + limit, password: password(options)? };
     let lifetime = talk.run().map_err(|t| match t {
         Trouble::Ended => {
-            Trouble::Lost("closed in the middle of authentication; see the broker's log".into())
+            Trouble::Lost(Reason::new("closed in the middle of authentication", "see the broker's log"))
         }
         other => other,
     })?;
@@ -67,18 +68,24 @@ fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
     if peer.is_loopback() {
         return Ok(());
     }
-    Err(Trouble::Denied(format!(
-        "PLAIN without TLS would send the password in the clear to {peer}; set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true in [kafka.sasl]"
-    )))
+    Err(readable_by(&peer.to_string()))
+}
+
+/// PLAIN without TLS is not allowed to this peer.
+pub fn readable_by(peer: &str) -> Trouble {
+    Trouble::Denied(Reason::new(
+        format!("PLAIN without TLS would send the password in the clear to {peer}"),
+        "set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true \
+         in [kafka.sasl]",
+    ))
 }
 
 fn password(options: &SaslOptions) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-    let password = secret::password(&options.password_file).map_err(Trouble::Lost)?;
+    let password = secret::password(&options.password_file, "password_file").map_err(Trouble::Lost)?;
     if options.mechanism == Mechanism::Plain && password.contains(&0) {
         let path = options.password_file.display();
-        return Err(Trouble::Lost(format!(
-            "password_file {path}: PLAIN allows no NUL in the password; write text into it"
-        )));
+        let why = format!("password_file {path}: PLAIN allows no NUL in the password");
+        return Err(Trouble::Lost(Reason::new(why, "write text into it")));
     }
     Ok(password)
 }
@@ -116,7 +123,8 @@ impl Talk<'_> {
         let nonce = base64::encode(&random::<24>()?);
         let (scram, first) = Scram::begin(hash, &self.options.username, nonce);
         let (server_first, _) = self.send(&first)?;
-        let lied = |why: String| Trouble::Denied(format!("the broker's authentication is wrong: {why}"));
+        let lied =
+            |why: String| Trouble::Denied(format!("the broker's authentication is wrong: {why}").into());
         let (expected, last) = scram.prove(&server_first, &self.password).map_err(lied)?;
         let (server_final, lifetime) = self.send(&last)?;
         expected.verify(&server_final).map_err(lied)?;
@@ -146,14 +154,16 @@ impl Talk<'_> {
         let (error, offered) = messages::mechanisms(self.c.call(&request, id, self.deadline)?)?;
         match error {
             0 => Ok(()),
-            33 => Err(Trouble::Denied(format!(
-                "it does not support {name}, only {}; set another mechanism in [kafka.sasl]",
-                if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") }
+            33 => {
+                let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
+                let why = format!("it does not support {name}, only {offered}");
+                Err(Trouble::Denied(Reason::new(why, "set another mechanism in [kafka.sasl]")))
+            }
+            34 => Err(Trouble::Denied(Reason::new(
+                "this port does not use SASL",
+                "use the port that does, or remove [kafka.sasl]",
             ))),
-            34 => Err(Trouble::Denied(
-                "this port does not use SASL; use the port that does, or remove [kafka.sasl]".into(),
-            )),
-            code => Err(Trouble::Denied(errors::text(code, ""))),
+            code => Err(Trouble::Denied(errors::reason(code, ""))),
         }
     }
 
@@ -167,13 +177,13 @@ impl Talk<'_> {
             return Ok((said.bytes, said.lifetime_ms));
         }
         let name = &self.options.username;
+        let (mechanism, told) = (self.options.mechanism.name(), self.wiped(&said.message));
         Err(Trouble::Denied(match said.error {
-            58 => format!(
-                "the broker refuses user {name} with this password ({}): {}; set username and password_file in [kafka.sasl]",
-                self.options.mechanism.name(),
-                self.wiped(&said.message),
+            58 => Reason::new(
+                format!("the broker refuses user {name} with this password ({mechanism}): {told}"),
+                "set username and password_file in [kafka.sasl]",
             ),
-            code => errors::text(code, &self.wiped(&said.message)),
+            code => errors::reason(code, &told),
         }))
     }
 

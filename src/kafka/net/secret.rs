@@ -1,6 +1,7 @@
 //! Reads files with keys, certificates and passwords: in full at each connect, within size limits, and wiped after
 //! use.
 
+use crate::error::Reason;
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::Read;
@@ -14,12 +15,13 @@ pub const PEM_MOST: u64 = 2 << 20;
 pub const PASSWORD_MOST: u64 = 4096;
 
 /// The content of a regular file. The error names the path and what to do, and never includes the content.
-pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
-    let wrong = |why: &str| format!("{what} {}: {why}", path.display());
+pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let wrong = |why: &str| Reason::from(format!("{what} {}: {why}", path.display()));
     // NONBLOCK: a FIFO at this path must not block the connection.
     let flags = OFlags::NONBLOCK.bits() as i32;
     let file = File::options().read(true).custom_flags(flags).open(path);
-    let mut file = file.map_err(|e| wrong(&format!("{e}; let the agent's user read it")))?;
+    let mut file = file
+        .map_err(|e| Reason { fix: Some("let the agent's user read it".into()), ..wrong(&e.to_string()) })?;
     let meta = file.metadata().map_err(|e| wrong(&e.to_string()))?;
     if !meta.is_file() {
         return Err(wrong("not a regular file"));
@@ -38,15 +40,19 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, St
 }
 
 /// The password in a file, without the trailing newline that `echo` and editors write. Works with systemd credentials.
-pub fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let mut bytes = read(path, "password_file", PASSWORD_MOST)?;
+/// `key`: the one of the config that names the file.
+pub fn password(path: &Path, key: &str) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let mut bytes = read(path, key, PASSWORD_MOST)?;
     for end in [b'\n', b'\r'] {
         if bytes.last() == Some(&end) {
             bytes.pop();
         }
     }
     if bytes.is_empty() {
-        return Err(format!("password_file {}: it is empty; write the password into it", path.display()));
+        return Err(Reason::new(
+            format!("{key} {}: it is empty", path.display()),
+            "write the password into it",
+        ));
     }
     Ok(bytes)
 }
@@ -71,7 +77,7 @@ mod tests {
         ];
         for (written, want) in all {
             std::fs::write(&path, written).unwrap();
-            assert_eq!(password(&path).ok().as_deref().map(|p| &p[..]), want, "{written:?}");
+            assert_eq!(password(&path, "password_file").ok().as_deref().map(|p| &p[..]), want, "{written:?}");
         }
     }
 
@@ -89,7 +95,7 @@ mod tests {
             (&large, "over the limit of 4096"),
             (&dir.path().join("gone"), "No such file"),
         ] {
-            let said = password(path).unwrap_err();
+            let said = password(path, "password_file").unwrap_err().to_string();
             assert!(said.starts_with("password_file /") && said.contains(why), "{said}");
         }
     }

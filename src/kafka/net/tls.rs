@@ -1,6 +1,7 @@
 //! TLS with rustls and ring: reads the configured files, makes the handshake, and explains failures. Files are read at
 //! each connect, so that a replaced certificate takes effect at the next one.
 
+use crate::error::Reason;
 use crate::kafka::net::secret::{self, PEM_MOST};
 use crate::kafka::net::stream::{CountedSocket, Tls};
 use crate::waker::poll_for;
@@ -33,9 +34,43 @@ const ROOTS: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The peer closed the connection during the handshake without an alert.
-pub const CLOSED: &str =
-    "closed during the TLS handshake: a port without TLS (use the TLS port, or remove [kafka.tls])";
+/// Why there is no TLS session.
+#[derive(Debug)]
+pub enum HandshakeError {
+    /// The peer closed the connection without an alert.
+    Closed,
+    Failed(Reason),
+}
+
+impl From<HandshakeError> for Reason {
+    fn from(e: HandshakeError) -> Self {
+        match e {
+            HandshakeError::Closed => Reason::new(
+                "closed during the TLS handshake: a port without TLS",
+                "use the TLS port, or remove [kafka.tls]",
+            ),
+            HandshakeError::Failed(why) => why,
+        }
+    }
+}
+
+impl From<Reason> for HandshakeError {
+    fn from(why: Reason) -> Self {
+        HandshakeError::Failed(why)
+    }
+}
+
+impl From<std::io::Error> for HandshakeError {
+    fn from(e: std::io::Error) -> Self {
+        match e.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                HandshakeError::Closed
+            }
+            // What `explain` said is wrapped.
+            _ => HandshakeError::Failed(e.downcast().unwrap_or_else(|e| e.to_string().into())),
+        }
+    }
+}
 
 /// Makes the handshake on a connected, non-blocking socket. `address`: the broker's `host:port`.
 pub fn handshake(
@@ -43,27 +78,25 @@ pub fn handshake(
     address: &str,
     options: &TlsOptions,
     limit: Duration,
-) -> Result<Tls, String> {
+) -> Result<Tls, HandshakeError> {
     let deadline = Instant::now() + limit;
     let name = options.server_name.as_deref().unwrap_or_else(|| host(address));
     let name = ServerName::try_from(name.to_owned())
-        .map_err(|_| format!("{name:?} is not a host name; set server_name in [kafka.tls]"))?;
+        .map_err(|_| Reason::new(format!("{name:?} is not a host name"), "set server_name in [kafka.tls]"))?;
     let session = ClientConnection::new(Arc::new(config(options)?), name).map_err(|e| explain(&e))?;
     let mut tls = Tls::new(socket, session);
     while tls.session.is_handshaking() || tls.session.wants_write() {
-        step(&mut tls).map_err(|e| match e.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => CLOSED.into(),
-            _ => e.to_string(),
-        })?;
+        step(&mut tls)?;
         let now = Instant::now();
         if now >= deadline {
-            return Err(format!("the TLS handshake did not finish within {} s", limit.as_secs()));
+            let why = format!("the TLS handshake did not finish within {} s", limit.as_secs());
+            return Err(Reason::from(why).into());
         }
         if tls.session.is_handshaking() || tls.session.wants_write() {
             let events =
                 if tls.session.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let mut fds = [PollFd::new(tls.socket(), events)];
-            poll_for(&mut fds, Some(deadline - now)).map_err(|e| e.to_string())?;
+            poll_for(&mut fds, Some(deadline - now))?;
         }
     }
     Ok(tls)
@@ -92,7 +125,7 @@ fn host(address: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.')
 }
 
-fn config(options: &TlsOptions) -> Result<ClientConfig, String> {
+fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -103,11 +136,13 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, String> {
         Some((cert, key)) => {
             let chain = certificates(cert, "cert")?;
             let pem = secret::read(key, "key", PEM_MOST)?;
-            let none = |_| format!("key {}: no unencrypted PEM private key in it", key.display());
+            let none =
+                |_| Reason::from(format!("key {}: no unencrypted PEM private key in it", key.display()));
             let der = PrivateKeyDer::from_pem_slice(&pem).map_err(none)?;
             builder.with_client_auth_cert(chain, der).map_err(|e| {
                 let (cert, key) = (cert.display(), key.display());
-                format!("cert {cert} and key {key}: {e}; name a certificate and its own key")
+                let why = format!("cert {cert} and key {key}: {e}");
+                Reason::new(why, "name a certificate and its own key")
             })?
         }
     };
@@ -117,25 +152,31 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, String> {
     Ok(config)
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, Reason> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         for one in certificates(path, "ca")? {
-            roots.add(one).map_err(|e| format!("ca {}: {}", path.display(), explain(&e)))?;
+            roots.add(one).map_err(|e| {
+                let Reason { why, fix } = explain(&e);
+                Reason { why: format!("ca {}: {why}", path.display()), fix }
+            })?;
         }
         return Ok(roots);
     }
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let path = named.or_else(|| ROOTS.iter().map(PathBuf::from).find(|p| p.is_file())).ok_or_else(|| {
-        "this system has no root certificates; install ca-certificates, or set ca in [kafka.tls]".to_owned()
+        Reason::new(
+            "this system has no root certificates",
+            "install ca-certificates, or set ca in [kafka.tls]",
+        )
     })?;
     // Systems ship some non-standard certificates; skip those.
     roots.add_parsable_certificates(certificates(&path, "root certificates")?);
     Ok(roots)
 }
 
-fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let wrong = |why: &str| format!("{what} {}: {why}", path.display());
+fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, Reason> {
+    let wrong = |why: &str| Reason::from(format!("{what} {}: {why}", path.display()));
     let pem = secret::read(path, what, PEM_MOST)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match all {
@@ -146,58 +187,63 @@ fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>,
 }
 
 /// Explains a TLS error and what to do about it.
-pub fn explain(e: &rustls::Error) -> String {
+pub fn explain(e: &rustls::Error) -> Reason {
     use rustls::Error as E;
     match e {
         E::InvalidCertificate(e) => certificate(e),
         E::AlertReceived(alert) => alerted(*alert),
-        E::InvalidMessage(_) => "it does not speak TLS: use the TLS port, or remove [kafka.tls]".into(),
-        E::PeerIncompatible(why) => {
-            format!("no TLS version in common ({why:?}); the broker must offer TLS 1.2 or 1.3")
+        E::InvalidMessage(_) => {
+            Reason::new("it does not speak TLS", "use the TLS port, or remove [kafka.tls]")
         }
-        E::NoCertificatesPresented => "the broker presents no certificate; give it one".into(),
-        other => other.to_string(),
+        E::PeerIncompatible(why) => {
+            Reason::new(format!("no TLS version in common ({why:?})"), "the broker must offer TLS 1.2 or 1.3")
+        }
+        E::NoCertificatesPresented => Reason::new("the broker presents no certificate", "give it one"),
+        other => other.to_string().into(),
     }
 }
 
-fn certificate(e: &CertificateError) -> String {
+fn certificate(e: &CertificateError) -> Reason {
     use CertificateError as C;
-    match e {
+    let (why, fix) = match e {
         C::UnknownIssuer => {
-            "the broker's certificate is signed by a CA that is not trusted here; set ca in [kafka.tls] \
-             to that CA's certificate"
-                .into()
+            ("is signed by a CA that is not trusted here", "set ca in [kafka.tls] to that CA's certificate")
         }
-        C::Expired => expired(""),
-        C::ExpiredContext { time, not_after } => expired(&format!(" ({})", spell(*not_after, *time))),
+        C::Expired => return expired(""),
+        C::ExpiredContext { time, not_after } => {
+            return expired(&format!(" ({})", spell(*not_after, *time)));
+        }
         C::NotValidYet | C::NotValidYetContext { .. } => {
-            "the broker's certificate is not valid yet; set the clock of this machine".into()
+            ("is not valid yet", "set the clock of this machine")
         }
-        C::NotValidForName => elsewhere("another host", "this one"),
+        C::NotValidForName => return elsewhere("another host", "this one"),
         C::NotValidForNameContext { expected, presented } => {
             let shown: Vec<&str> = presented.iter().take(8).map(|n| name(n)).collect();
             let of = if shown.is_empty() { "no host".to_owned() } else { shown.join(", ") };
-            elsewhere(&of, &expected.to_str())
+            return elsewhere(&of, &expected.to_str());
         }
-        C::BadSignature => {
-            "the broker's certificate is not signed by the CA that it names as its issuer; set ca in [kafka.tls] to that CA's current certificate"
-                .into()
-        }
-        C::Revoked => "the broker's certificate was revoked; give it a new one".into(),
+        C::BadSignature => (
+            "is not signed by the CA that it names as its issuer",
+            "set ca in [kafka.tls] to that CA's current certificate",
+        ),
+        C::Revoked => ("was revoked", "give it a new one"),
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
-            "the broker's certificate is not a server certificate; give it one with serverAuth".into()
+            ("is not a server certificate", "give it one with serverAuth")
         }
-        other => format!("the broker's certificate is refused: {other}"),
-    }
+        other => return format!("the broker's certificate is refused: {other}").into(),
+    };
+    Reason::new(format!("the broker's certificate {why}"), fix)
 }
 
-fn expired(when: &str) -> String {
-    format!("the broker's certificate has expired{when}; renew it there, or set the clock of this machine")
+fn expired(when: &str) -> Reason {
+    let why = format!("the broker's certificate has expired{when}");
+    Reason::new(why, "renew it there, or set the clock of this machine")
 }
 
-fn elsewhere(of: &str, expected: &str) -> String {
-    format!(
-        "the broker's certificate is for {of}, not for {expected}; use the name in the certificate, or set server_name in [kafka.tls]"
+fn elsewhere(of: &str, expected: &str) -> Reason {
+    Reason::new(
+        format!("the broker's certificate is for {of}, not for {expected}"),
+        "use the name in the certificate, or set server_name in [kafka.tls]",
     )
 }
 
@@ -206,21 +252,23 @@ fn name(shown: &str) -> &str {
     shown.split('"').nth(1).unwrap_or(shown)
 }
 
-/// "40 days ago".
+/// "40 days ago"; not to the second, because each new text is a line in the log.
 fn spell(then: UnixTime, now: UnixTime) -> String {
     let s = now.as_secs().saturating_sub(then.as_secs());
     match s {
         // A text that changes every second would be logged as a new reason every time.
-        0..=119 => "less than 2 min ago".to_owned(),
+        0..=119 => "less than 2 min ago".into(),
         120..=7199 => format!("{} min ago", s / 60),
         7200..=172_799 => format!("{} h ago", s / 3600),
         _ => format!("{} days ago", s / 86_400),
     }
 }
 
-fn alerted(alert: AlertDescription) -> String {
+fn alerted(alert: AlertDescription) -> Reason {
     use AlertDescription as A;
-    let ours = |what: &str| format!("the broker {what}; set cert and key in [kafka.tls] to what it accepts");
+    let ours = |what: &str| {
+        Reason::new(format!("the broker {what}"), "set cert and key in [kafka.tls] to what it accepts")
+    };
     match alert {
         A::CertificateRequired => ours("asks for a client certificate"),
         A::CertificateExpired => ours("says that our certificate has expired"),
@@ -229,15 +277,14 @@ fn alerted(alert: AlertDescription) -> String {
         A::BadCertificate | A::UnsupportedCertificate | A::CertificateUnknown | A::AccessDenied => {
             ours(&format!("refuses our certificate, or asks for one ({alert:?})"))
         }
-        A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => {
-            format!(
-                "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it requires a client certificate"
-            )
-        }
+        A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => format!(
+            "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it requires a client certificate"
+        )
+        .into(),
         A::UnrecognisedName => {
-            "the broker does not recognize this name as its own; set server_name in [kafka.tls]".into()
+            Reason::new("the broker does not recognize this name as its own", "set server_name in [kafka.tls]")
         }
-        other => format!("the broker closes TLS with the alert {other:?}"),
+        other => format!("the broker closes TLS with the alert {other:?}").into(),
     }
 }
 
@@ -274,7 +321,7 @@ mod tests {
                 "for other, not for kafka1; use the",
             ),
         ] {
-            let text = explain(&rustls::Error::InvalidCertificate(e));
+            let text = explain(&rustls::Error::InvalidCertificate(e)).to_string();
             assert!(text.contains(said), "{text}");
         }
     }

@@ -4,6 +4,7 @@
 //! and librdkafka's `rdkafka_request.c`. An unlisted code is retried indefinitely and counts as maybe stored: an
 //! unknown refusal must never lose a line.
 
+use crate::error::Reason;
 use crate::producer::driver::{Pace, Refusal, Verdict};
 
 /// What happens to the batch.
@@ -128,15 +129,15 @@ pub fn is_ours_unknown(code: i16) -> bool {
 
 /// "NOT_ENOUGH_REPLICAS (19): what the broker says; what to do".
 pub fn text(code: i16, message: &str) -> String {
+    reason(code, message).to_string()
+}
+
+/// "NOT_ENOUGH_REPLICAS (19): what the broker says", and what to do.
+pub fn reason(code: i16, message: &str) -> Reason {
     let rule = of(code);
-    let mut text = format!("{} ({code})", rule.name);
-    for (mark, more) in [(": ", message), ("; ", rule.help)] {
-        if !more.is_empty() {
-            text.push_str(mark);
-            text.push_str(more);
-        }
-    }
-    text
+    let colon = if message.is_empty() { "" } else { ": " };
+    let why = format!("{} ({code}){colon}{message}", rule.name);
+    Reason { why, fix: (!rule.help.is_empty()).then(|| rule.help.to_owned()) }
 }
 
 /// The verdict for a batch's code. `attempts`: how often it was sent before; some errors are worth a few quick retries

@@ -1,21 +1,42 @@
-//! A topic's limits from `DescribeConfigs`, used only by `check --connect`. The other requests are in `messages.rs`
+//! Settings of topics and brokers by `DescribeConfigs`, used only by `check --connect`. The other requests are in `messages.rs`
 //! and `sasl.rs`.
 
-use crate::kafka::protocol::messages::request;
-use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader};
+use crate::kafka::protocol::messages::{request, text};
+use crate::kafka::protocol::wire::{ApiKey, Read, Reader};
+
+/// What is asked, and of which topic or broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting<'a> {
+    /// The largest batch the topic accepts, in bytes on the wire.
+    LargestBatch(&'a str),
+    /// Whether asking for a topic creates it.
+    CreatesTopics(i32),
+}
 
 /// From Kafka's `ConfigResource.Type`.
 const TOPIC: i8 = 2;
-/// The largest batch the topic accepts, in bytes on the wire.
-const KEY: &str = "max.message.bytes";
+const BROKER: i8 = 4;
 
-pub fn ask_largest_batch(version: i16, correlation: i32, client: &str, topic: &str) -> Vec<u8> {
-    let mut to = request(ApiKey::DescribeConfigs, version, correlation, client, 64 + topic.len());
+impl Setting<'_> {
+    fn key(self) -> &'static str {
+        match self {
+            Setting::LargestBatch(_) => "max.message.bytes",
+            Setting::CreatesTopics(_) => "auto.create.topics.enable",
+        }
+    }
+}
+
+pub fn ask(version: i16, correlation: i32, client: &str, wanted: Setting<'_>) -> Vec<u8> {
+    let (kind, name) = match wanted {
+        Setting::LargestBatch(topic) => (TOPIC, topic.to_owned()),
+        Setting::CreatesTopics(node) => (BROKER, node.to_string()),
+    };
+    let mut to = request(ApiKey::DescribeConfigs, version, correlation, client, 96 + name.len());
     to.count(1);
-    to.i8(TOPIC);
-    to.string(topic);
+    to.i8(kind);
+    to.string(&name);
     to.count(1);
-    to.string(KEY);
+    to.string(wanted.key());
     to.tags();
     to.bool(false); // no synonyms
     if version >= 3 {
@@ -26,7 +47,7 @@ pub fn ask_largest_batch(version: i16, correlation: i32, client: &str, topic: &s
 }
 
 /// `None`: the broker does not say, because we lack the right (`DESCRIBE_CONFIGS`) or for another reason.
-pub fn largest_batch(body: &[u8], version: i16) -> Read<Option<u64>> {
+pub fn value(body: &[u8], version: i16, wanted: Setting<'_>) -> Read<Option<String>> {
     let mut r = Reader::new(body, ApiKey::DescribeConfigs.is_flexible(version));
     let mut found = None;
     r.skip_tags()?; // of the answer's header
@@ -37,11 +58,10 @@ pub fn largest_batch(body: &[u8], version: i16) -> Read<Option<u64>> {
         r.i8("resource type")?;
         r.string("resource name")?;
         for _ in 0..r.count(8, "config count")? {
-            let ours = r.string("config name")? == Some(KEY.as_bytes());
+            let ours = r.string("config name")? == Some(wanted.key().as_bytes());
             let value = r.string("config value")?;
             if ours {
-                let text = std::str::from_utf8(value.unwrap_or_default());
-                found = Some(text.ok().and_then(|t| t.parse().ok()).ok_or(Malformed("config value"))?);
+                found = Some(text(value));
             }
             r.bytes(3, "config")?; // read only, source, sensitive
             for _ in 0..r.count(4, "synonym count")? {
@@ -74,6 +94,8 @@ mod tests {
     use kafka_protocol::messages::{DescribeConfigsResponse, ResponseHeader};
     use kafka_protocol::protocol::{Encodable, HeaderVersion, StrBytes};
 
+    const WANTED: Setting<'_> = Setting::LargestBatch("t");
+
     fn answer(version: i16, value: &str) -> Vec<u8> {
         let text = |t: &str| StrBytes::from_string(t.to_owned());
         let one = |name: &str| {
@@ -91,7 +113,7 @@ mod tests {
             .with_error_message(None)
             .with_resource_type(TOPIC)
             .with_resource_name(text("t"))
-            .with_configs(vec![one("min.insync.replicas"), one(KEY)]);
+            .with_configs(vec![one("min.insync.replicas"), one(WANTED.key())]);
         let all = DescribeConfigsResponse::default().with_results(vec![topic]);
         let mut to = BytesMut::new();
         let header = DescribeConfigsResponse::header_version(version);
@@ -109,11 +131,13 @@ mod tests {
     #[test]
     fn every_version_is_read() {
         for version in 1..=4 {
-            assert_eq!(largest_batch(&answer(version, "1048588"), version), Ok(Some(1_048_588)), "{version}");
-            assert!(largest_batch(&answer(version, "many"), version).is_err());
+            let found = value(&answer(version, "1048588"), version, WANTED);
+            assert_eq!(found, Ok(Some("1048588".into())), "{version}");
+            let other = value(&answer(version, "1048588"), version, Setting::CreatesTopics(1));
+            assert_eq!(other, Ok(None), "{version}");
             let whole = answer(version, "1");
             (0..whole.len() - 1)
-                .for_each(|n| assert!(largest_batch(&whole[..n], version).is_err(), "{version}: {n}"));
+                .for_each(|n| assert!(value(&whole[..n], version, WANTED).is_err(), "{version}: {n}"));
         }
     }
 }

@@ -91,7 +91,7 @@ fn all_requests(client: &str, topics: &[&str], partition: i32, sasl: &[u8], crea
                 .with_resource_name(text(topic))
                 .with_configuration_keys(Some(vec![text("max.message.bytes")]));
             let body = DescribeConfigsRequest::default().with_resources(vec![one]);
-            let ours = limits::ask_largest_batch(version, CORRELATION, client, topic);
+            let ours = limits::ask(version, CORRELATION, client, limits::Setting::LargestBatch(topic));
             same(&ours, TheirKey::DescribeConfigs, version, client, &body);
         }
     }
@@ -337,7 +337,7 @@ fn read(api: u8, version: i16, bytes: &[u8]) -> bool {
         17 => sasl::mechanisms(bytes).map(drop),
         18 => versions(bytes, version).map(drop),
         22 => producer_id(bytes, version).map(drop),
-        32 => limits::largest_batch(bytes, version).map(drop),
+        32 => limits::value(bytes, version, limits::Setting::LargestBatch("t")).map(drop),
         36 => sasl::authenticated(bytes, version).map(drop),
         other => panic!("api {other}"),
     };

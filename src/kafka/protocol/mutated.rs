@@ -38,7 +38,8 @@ fn kept(a: &Answer, bytes: &[u8]) -> Read<usize> {
         17 => sasl::mechanisms(bytes).map(|(_, all)| all.len()),
         18 => messages::versions(bytes, a.version).map(|_| 1),
         22 => messages::producer_id(bytes, a.version).map(|_| 1),
-        32 => limits::largest_batch(bytes, a.version).map(|n| usize::from(n.is_some())),
+        32 => limits::value(bytes, a.version, limits::Setting::LargestBatch("t"))
+            .map(|n| usize::from(n.is_some())),
         36 => sasl::authenticated(bytes, a.version).map(|a| a.bytes.len() + a.message.chars().count()),
         61 => {
             let mut answer = producers::Producers::new("t", 0, 1);

@@ -167,7 +167,7 @@ fn trouble_drains_waits_and_resends_in_order() {
 #[test]
 fn paces() {
     for (pace, waits) in [
-        (Pace::Backoff, &[100, 200, 400, 800, 1600, 3200, 5000, 5000][..]),
+        (Pace::Backoff, &[100, 200, 400, 800, 1600, 3200, 4000, 4000][..]),
         (Pace::Blocked, &[60_000, 60_000]),
         (Pace::Now, &[0, 0, 0, 800, 1600]),
     ] {

@@ -21,8 +21,8 @@ struct Bench {
 impl Bench {
     fn new(options: &ProducerOptions, rules: SendRules, partitions: &[i32]) -> Self {
         let mut queue = TopicQueue::new("t".into(), options);
-        queue.see(view(partitions, partitions));
         let now = Now { at: Instant::now(), wall_ms: STAMP };
+        queue.see(view(partitions, partitions), now);
         Bench { queue, now, rules, closing: false, rng: Rng::new(3), no: 0, in_flight: vec![] }
     }
 
@@ -160,7 +160,7 @@ fn linger() {
 #[test]
 fn keyless_lines_go_to_available_partitions() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1, 2, 3]);
-    b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
+    b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]), b.now);
     b.arrive();
     let bad = b.in_flight[0].partition;
     b.trouble(0);
@@ -181,7 +181,7 @@ fn keyless_lines_go_to_available_partitions() {
 #[test]
 fn all_in_trouble_stops_the_queue() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
-    b.queue.see(view(&[0, 1], &[]));
+    b.queue.see(view(&[0, 1], &[]), b.now);
     b.arrive();
     b.trouble(0);
     assert_eq!(b.arrive(), 1, "reported as unavailable, but not tried yet");
@@ -220,13 +220,34 @@ fn keyed_lines_wait_for_their_partition() {
     assert_eq!(b.queue.partition(all[0]).unwrap().open(), 2);
 }
 
+/// Fails when a batch still waits for its own backoff after its leader can be reached again.
+#[test]
+fn a_returned_leader_gets_what_waits_for_it() {
+    let mut b = Bench::sticky(100, NUMBERED, &[0]);
+    b.arrive();
+    for _ in 0..6 {
+        b.pass(5000);
+        b.trouble(0);
+    }
+    b.queue.see(view(&[0], &[]), b.now);
+    b.go();
+    assert!(b.in_flight.is_empty());
+    b.queue.see(view(&[0], &[0]), b.now);
+    b.go();
+    assert_eq!(b.in_flight.len(), 1);
+    b.trouble(0);
+    b.queue.see(view(&[0], &[0]), b.now);
+    b.go();
+    assert!(b.in_flight.is_empty(), "it was there all the time");
+}
+
 /// Fails when a missing fixed partition is replaced by another, or is not used once it exists.
 #[test]
 fn a_fixed_partition_is_waited_for() {
     let options = ProducerOptions { partitioner: Partitioner::Fixed(2), ..ProducerOptions::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
     assert_eq!((b.arrive(), b.pass(60_000)), (0, 0));
-    b.queue.see(view(&[0, 1, 2], &[0, 1]));
+    b.queue.see(view(&[0, 1, 2], &[0, 1]), b.now);
     assert_eq!((b.go(), b.in_flight[0].partition), (1, 2));
 }
 
@@ -236,7 +257,7 @@ fn batches_of_a_removed_partition_find_another() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
     b.arrive();
     let (gone, left) = (b.in_flight[0].partition, 1 - b.in_flight[0].partition);
-    b.queue.see(view(&[left], &[left]));
+    b.queue.see(view(&[left], &[left]), b.now);
     b.trouble(0);
     b.queue.leave_removed_partitions();
     b.pass(1000);

@@ -1,0 +1,336 @@
+//! Opens the way to a broker through a proxy: by CONNECT of an HTTP proxy (RFC 9110, 9.3.6), or by SOCKS 5 (RFC 1928) with
+//! a user name (RFC 1929). The proxy resolves the broker's name.
+//!
+//! An answer is read up to its last byte and no further, because what follows comes from the broker.
+
+use super::secret;
+use crate::base64;
+use crate::error::Reason;
+use crate::kafka::net::connection::Trouble;
+use crate::kafka::protocol::messages::text;
+use crate::waker::poll_for;
+use rustix::event::{PollFd, PollFlags};
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+#[derive(Debug, Clone)]
+pub struct ProxyOptions {
+    pub url: ProxyUrl,
+    /// Goes with the user name.
+    pub password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyUrl {
+    pub kind: ProxyKind,
+    /// `host:port` or `[IPv6]:port`.
+    pub address: String,
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyKind {
+    Http,
+    Socks5,
+}
+
+/// Without the user name.
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.kind {
+            ProxyKind::Http => "http",
+            ProxyKind::Socks5 => "socks5h",
+        };
+        write!(f, "{scheme}://{}", self.address)
+    }
+}
+
+impl ProxyUrl {
+    /// Names the proxy in what went wrong on the way to it or in it.
+    pub fn failed(&self, trouble: Trouble) -> Trouble {
+        let named = |Reason { why, fix }| Reason { why: format!("proxy {self}: {why}"), fix };
+        match trouble {
+            Trouble::Denied(why) => Trouble::Denied(named(why)),
+            other => Trouble::Lost(named(other.into_reason())),
+        }
+    }
+}
+
+/// Maximum size of the header of an HTTP proxy's answer, in bytes.
+const HEAD_MOST: usize = 8 << 10;
+
+/// Has the proxy at the other end of `socket`, which does not block, connect to `broker` (`host:port`) within `limit`.
+pub fn tunnel(
+    socket: TcpStream,
+    broker: &str,
+    options: &ProxyOptions,
+    limit: Duration,
+) -> Result<TcpStream, Trouble> {
+    // A name comes from the config or from a broker, and must not add anything to the request.
+    if !broker.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Trouble::Lost(format!("{broker:?} is no host name that a proxy could resolve").into()));
+    }
+    let mut ask = Ask { socket, broker, limit, deadline: Instant::now() + limit };
+    let done = login(options).and_then(|login| match options.url.kind {
+        ProxyKind::Http => ask.connect(login),
+        ProxyKind::Socks5 => ask.socks(login),
+    });
+    done.map_err(|t| options.url.failed(t))?;
+    Ok(ask.socket)
+}
+
+/// User name and password.
+type Login<'a> = (&'a str, Zeroizing<Vec<u8>>);
+
+fn login(options: &ProxyOptions) -> Result<Option<Login<'_>>, Trouble> {
+    let (Some(user), Some(file)) = (&options.url.user, &options.password_file) else { return Ok(None) };
+    let password = secret::password(file, "proxy_password_file").map_err(Trouble::Lost)?;
+    Ok(Some((user, password)))
+}
+
+fn wants_login(why: &str) -> Trouble {
+    let fix =
+        "name the user in `proxy` of [kafka], as in \"http://user@proxy:3128\", and set proxy_password_file";
+    Trouble::Denied(Reason::new(why, fix))
+}
+
+fn refuses_login(user: &str) -> Trouble {
+    let why = format!("it refuses user {user} with this password");
+    Trouble::Denied(Reason::new(why, "correct the user in `proxy` of [kafka], or proxy_password_file"))
+}
+
+/// The conversation with a proxy.
+struct Ask<'a> {
+    socket: TcpStream,
+    /// `host:port`
+    broker: &'a str,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Ask<'_> {
+    /// HTTP's CONNECT.
+    fn connect(&mut self, login: Option<Login<'_>>) -> Result<(), Trouble> {
+        let user = login.as_ref().map(|(user, _)| *user);
+        self.send(&connect_request(self.broker, login))?;
+        loop {
+            let (status, line) = status(&self.head()?)?;
+            match (status, user) {
+                // Interim answers (RFC 9110, 15.2) precede the real one.
+                (100..=199, _) => {}
+                (200..=299, _) => return Ok(()),
+                (407, None) => return Err(wants_login(&format!("it answers {line}"))),
+                (407, Some(user)) => return Err(refuses_login(user)),
+                (403 | 405, _) => {
+                    let why = format!("it does not allow CONNECT to {} ({line})", self.broker);
+                    return Err(Trouble::Lost(Reason::new(why, "allow this host and port there")));
+                }
+                (500.., _) => return Err(self.cannot_reach(&line)),
+                _ => return Err(Trouble::Lost(format!("it answers {line}").into())),
+            }
+        }
+    }
+
+    fn cannot_reach(&self, why: &str) -> Trouble {
+        let why = format!("it cannot reach {} ({why})", self.broker);
+        Trouble::Lost(Reason::new(
+            why,
+            "see whether the broker runs, and whether the proxy can resolve its name",
+        ))
+    }
+
+    /// The next header, up to its empty line.
+    fn head(&mut self) -> Result<Vec<u8>, Trouble> {
+        let mut head = Vec::new();
+        while !(head.ends_with(b"\n\r\n") || head.ends_with(b"\n\n")) {
+            let mut byte = [0];
+            self.receive(&mut byte)?;
+            head.push(byte[0]);
+            if !b"HTTP/".starts_with(&head[..head.len().min(5)]) || head.len() > HEAD_MOST {
+                return Err(not_a_proxy("HTTP"));
+            }
+        }
+        Ok(head)
+    }
+
+    /// SOCKS 5 by host name.
+    fn socks(&mut self, login: Option<Login<'_>>) -> Result<(), Trouble> {
+        const NONE: u8 = 0;
+        const PASSWORD: u8 = 2;
+        let methods: &[u8] = if login.is_some() { &[5, 2, NONE, PASSWORD] } else { &[5, 1, NONE] };
+        self.send(methods)?;
+        let mut chosen = [0; 2];
+        self.receive(&mut chosen)?;
+        match (chosen, login) {
+            ([5, NONE], _) => {}
+            ([5, PASSWORD], Some((user, password))) => {
+                self.send(&password_message(user, &password)?)?;
+                let mut answer = [0; 2];
+                self.receive(&mut answer)?;
+                if answer[1] != 0 {
+                    return Err(refuses_login(user));
+                }
+            }
+            ([5, _], None) => return Err(wants_login("it asks for a user name")),
+            ([5, _], Some(_)) => {
+                return Err(Trouble::Denied(
+                    "it takes no user name with password, only other methods".into(),
+                ));
+            }
+            _ => return Err(not_a_proxy("SOCKS 5")),
+        }
+        self.send(&socks_request(self.broker)?)?;
+        let mut head = [0; 4];
+        self.receive(&mut head)?;
+        match head {
+            [5, 0, ..] => {}
+            [5, 2, ..] => {
+                let why = format!("it does not allow connections to {}", self.broker);
+                return Err(Trouble::Lost(Reason::new(why, "allow this host and port there")));
+            }
+            [5, code, ..] => return Err(self.cannot_reach(socks_error(code))),
+            _ => return Err(not_a_proxy("SOCKS 5")),
+        }
+        // The address that the proxy connects from, and its port.
+        let mut length = [4];
+        match head[3] {
+            1 => {}
+            3 => self.receive(&mut length)?,
+            4 => length = [16],
+            _ => return Err(not_a_proxy("SOCKS 5")),
+        }
+        self.receive(&mut vec![0; usize::from(length[0]) + 2])
+    }
+
+    fn send(&mut self, mut bytes: &[u8]) -> Result<(), Trouble> {
+        while !bytes.is_empty() {
+            match self.socket.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(PollFlags::OUT)?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `to`.
+    fn receive(&mut self, to: &mut [u8]) -> Result<(), Trouble> {
+        let mut filled = 0;
+        while filled < to.len() {
+            match self.socket.read(&mut to[filled..]) {
+                Ok(0) => return Err(Trouble::Lost("it closes the connection without an answer".into())),
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(PollFlags::IN)?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, events: PollFlags) -> Result<(), Trouble> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Trouble::Lost(format!("no answer in {} s", self.limit.as_secs_f32()).into()));
+        }
+        poll_for(&mut [PollFd::new(&self.socket, events)], Some(left))?;
+        Ok(())
+    }
+}
+
+fn not_a_proxy(kind: &str) -> Trouble {
+    let why = format!("it does not answer as a proxy for {kind} does");
+    Trouble::Lost(Reason::new(why, "correct scheme, host and port in `proxy` of [kafka]"))
+}
+
+fn connect_request(broker: &str, login: Option<Login<'_>>) -> Zeroizing<Vec<u8>> {
+    let mut request = Zeroizing::new(format!("CONNECT {broker} HTTP/1.1\r\nHost: {broker}\r\n").into_bytes());
+    if let Some((user, password)) = login {
+        let mut pair = Zeroizing::new(Vec::with_capacity(user.len() + 1 + password.len()));
+        pair.extend_from_slice(user.as_bytes());
+        pair.push(b':');
+        pair.extend_from_slice(&password);
+        let pair = Zeroizing::new(base64::encode(&pair));
+        // All at once: a growing vector leaves copies behind.
+        let mut whole = Zeroizing::new(Vec::with_capacity(request.len() + pair.len() + 40));
+        for part in [&request[..], b"Proxy-Authorization: Basic ", pair.as_bytes(), b"\r\n"] {
+            whole.extend_from_slice(part);
+        }
+        request = whole;
+    }
+    request.extend_from_slice(b"\r\n");
+    request
+}
+
+/// The status code of an HTTP answer, and its line as it is shown.
+fn status(head: &[u8]) -> Result<(u16, String), Trouble> {
+    let line = head.split(|b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
+    let told = line.splitn(2, |b| *b == b' ').nth(1).unwrap_or_default();
+    let code = told.get(..3).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+    match code {
+        Some(code @ 100..) => Ok((code, text(Some(told)))),
+        _ => Err(not_a_proxy("HTTP")),
+    }
+}
+
+/// User name and password in one message (RFC 1929).
+fn password_message(user: &str, password: &[u8]) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    let mut message = Zeroizing::new(Vec::with_capacity(3 + user.len() + password.len()));
+    message.push(1);
+    for part in [user.as_bytes(), password] {
+        message.push(one_byte_length(part, "user names and passwords")?);
+        message.extend_from_slice(part);
+    }
+    Ok(message)
+}
+
+/// CONNECT to the host by its name, or by its address if it is one.
+fn socks_request(broker: &str) -> Result<Vec<u8>, Trouble> {
+    let no_port = || Trouble::Lost(format!("{broker} has no port").into());
+    let (host, port) = broker.rsplit_once(':').ok_or_else(no_port)?;
+    let port: u16 = port.parse().map_err(|_| no_port())?;
+    let mut request = vec![5, 1, 0];
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match host.parse() {
+        Ok(std::net::IpAddr::V4(address)) => {
+            request.push(1);
+            request.extend_from_slice(&address.octets());
+        }
+        Ok(std::net::IpAddr::V6(address)) => {
+            request.push(4);
+            request.extend_from_slice(&address.octets());
+        }
+        Err(_) => {
+            request.extend([3, one_byte_length(host.as_bytes(), "host names")?]);
+            request.extend_from_slice(host.as_bytes());
+        }
+    }
+    request.extend_from_slice(&port.to_be_bytes());
+    Ok(request)
+}
+
+fn one_byte_length(bytes: &[u8], what: &str) -> Result<u8, Trouble> {
+    let most = || Trouble::Lost(format!("SOCKS 5 takes {what} of at most 255 bytes").into());
+    u8::try_from(bytes.len()).map_err(|_| most())
+}
+
+/// RFC 1928, 6.
+fn socks_error(code: u8) -> &'static str {
+    match code {
+        3 => "network unreachable",
+        4 => "host unreachable",
+        5 => "connection refused",
+        6 => "TTL expired",
+        7 => "it does not know the command CONNECT",
+        8 => "it does not know this kind of address",
+        _ => "general failure",
+    }
+}
+
+#[cfg(test)]
+mod tests;
