@@ -41,6 +41,8 @@ pub enum Mistake {
     EmptyName(String),
     /// With the path.
     RelativePath(String, String),
+    /// The name of a SASL extension that is wrong, or has a wrong value.
+    Extension(String),
     /// With the valid choices.
     KeySources(&'static str),
     MultilineSources,
@@ -61,6 +63,10 @@ pub enum Conflict {
     CertWithoutKey,
     KeyWithoutCert,
     PlainWithoutTls(BrokerAddress),
+    TokenWithoutTls(BrokerAddress),
+    TokenUrlWithoutTls,
+    /// A key of [kafka.sasl], and what makes it useless.
+    UnusedSaslKey(&'static str, &'static str),
     ReopenWithoutFollow,
     SameJournal,
     FieldsOfRaw,
@@ -107,7 +113,11 @@ impl Display for Mistake {
             }
             EmptyName(key) => write!(f, "a name in `{key}` is empty; give it a name"),
             MissingKey(KeySpec { name: key, value: example, .. }, table) => {
-                let or = if *key == "brokers" { ", or run with --output stdout" } else { "" };
+                let or = match *key {
+                    "brokers" => ", or run with --output stdout",
+                    "token_file" => ", or token_url with what goes with it",
+                    _ => "",
+                };
                 write!(f, "`{key}` is missing in {table}; write {key} = {example}{or}")
             }
             MissingTopic => f.write_str(
@@ -145,6 +155,11 @@ impl Display for Mistake {
                 f,
                 "`{key}`: {path:?} is a relative path; begin it with /, because a service has no folder of its own to \
                  start from"
+            ),
+            Extension(name) => write!(
+                f,
+                "{name:?} is no SASL extension with a value: a name has only letters, and is not \"auth\", and a value is \
+                 printable ASCII; write for example extensions = {{ logicalCluster = \"lkc-1\" }}"
             ),
             KeySources(choices) => write!(f, "`key` has not exactly one source; write key = {choices}"),
             MultilineSources => f.write_str(
@@ -195,6 +210,16 @@ impl Display for Conflict {
                      \"SCRAM-SHA-512\", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
                 );
             }
+            TokenWithoutTls(broker) => {
+                return write!(
+                    f,
+                    "OAUTHBEARER without TLS would send the token readably to {broker}; write [kafka.tls], or mechanism = \
+                     \"SCRAM-SHA-512\""
+                );
+            }
+            UnusedSaslKey(key, with) => {
+                return write!(f, "`{key}` has no use with {with}; take out one of them");
+            }
             Memory(memory, MemoryPlan { encoding, topics, per_topic, needed }) => {
                 let s = if *topics == 1 { "" } else { "s" };
                 let least = needed.div_ceil(1 << 10);
@@ -221,6 +246,10 @@ impl Display for Conflict {
                 "a client certificate without its `key`; name both `cert` and `key`, or neither"
             }
             KeyWithoutCert => "a client key without its `cert`; name both `cert` and `key`, or neither",
+            TokenUrlWithoutTls => {
+                "`token_url` without TLS would send the client's secret readably; begin it with https://, or, where the \
+                 network path is safe, write token_url_without_tls = true"
+            }
             ReopenWithoutFollow => {
                 "`reopen` without `follow`: a file that is read once is not waited for; take out one of them"
             }

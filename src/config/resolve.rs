@@ -159,13 +159,16 @@ impl Resolver<'_> {
         self.check_plain(kafka);
     }
 
-    /// PLAIN sends the password itself.
+    /// PLAIN sends the password itself, OAUTHBEARER the token.
     fn check_plain(&mut self, kafka: &Kafka) {
-        let Some(sasl) = &kafka.sasl else { return };
-        let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
-        let other = kafka.brokers.iter().find(|b| !b.is_loopback());
-        if let (Mechanism::Plain, false, Some(broker)) = (sasl.mechanism, allowed, other) {
-            self.problems.add_at(SASL, "mechanism", Conflict::PlainWithoutTls(broker.clone()));
+        let Some(sasl) = kafka.sasl.as_ref().filter(|sasl| sasl.needs_tls()) else { return };
+        let has_tls = self.problems.header_of(("[kafka.tls]", 0)).is_some();
+        if let (false, Some(broker)) = (has_tls, kafka.brokers.iter().find(|b| !b.is_loopback())) {
+            let conflict = match sasl {
+                Sasl::OauthBearer(_) => Conflict::TokenWithoutTls,
+                Sasl::Plain { .. } | Sasl::Scram(..) => Conflict::PlainWithoutTls,
+            };
+            self.problems.add_at(SASL, "mechanism", conflict(broker.clone()));
         }
     }
 

@@ -5,7 +5,7 @@ use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, by_name, nearest};
-use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, Sasl, Start, Sync};
+use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, Start, Sync};
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
 use std::borrow::Cow;
@@ -25,7 +25,7 @@ pub fn words<T: Named>() -> String {
 }
 
 /// A text accepted by `parse`.
-fn parsed<T>(
+pub fn parsed<T>(
     walk: &mut Walk<'_>,
     key: &str,
     v: &Value<'_>,
@@ -263,10 +263,6 @@ pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<KafkaTls> {
         walk.problems.add_at(id, "key", Conflict::KeyWithoutCert);
     }
     Some(tls)
-}
-
-pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
-    nested(walk, key, v)
 }
 
 pub fn sync(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sync> {

@@ -5,6 +5,7 @@ use super::KafkaOptions;
 use super::net::{probe, tls};
 use super::protocol::{errors, limits};
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
+use crate::kafka::net::sasl::SaslOptions;
 use crate::kafka::net::stream::Stream;
 use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta, Versions};
 use std::net::TcpStream;
@@ -156,9 +157,20 @@ fn secure(v: &Visit<'_>, socket: TcpStream, tell: &mut dyn FnMut(BrokerCheckStep
 
 fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<()> {
     let Some(sasl) = &v.options.sasl else { return Some(()) };
-    step(format!("SASL {}", sasl.mechanism.name()), tell, || {
+    let who = match sasl {
+        SaslOptions::Plain { login, .. } | SaslOptions::Scram(_, login) => format!("user {}", login.username),
+        SaslOptions::OauthBearer(oauth) => {
+            let limit = v.options.connect_timeout;
+            step("token", tell, || {
+                let token = oauth.token(limit).map_err(|t| t.to_string())?;
+                Ok(((), format!("from {}, {token}", oauth.origin())))
+            })?;
+            "the broker takes the token".into()
+        }
+    };
+    step(format!("SASL {}", sasl.mechanism()), tell, || {
         c.authenticate(v.options).map_err(|t| t.to_string())?;
-        Ok(((), format!("user {}", sasl.username)))
+        Ok(((), who))
     })
 }
 

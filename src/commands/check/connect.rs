@@ -77,7 +77,7 @@ fn advice(what: &str) -> &'static str {
         }
         "TCP" => "start the broker there, or open the way to it (port, firewall, route)",
         "TLS" => "see [kafka.tls] and the broker's listener",
-        "SASL" => "see [kafka.sasl] and the broker's log",
+        "SASL" | "token" => "see [kafka.sasl] and the broker's log",
         "versions" => "give the address of a Kafka broker",
         _ => "see the broker's log",
     }

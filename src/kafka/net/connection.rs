@@ -10,6 +10,7 @@ use crate::backoff::{Backoff, Rng};
 use crate::kafka::KafkaOptions;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
+use crate::kafka::net::sasl::SaslOptions;
 use crate::kafka::net::stream::Stream;
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::kafka::protocol::wire::Malformed;
@@ -105,6 +106,10 @@ impl Connection {
     /// Resolves the name, connects, makes the TLS handshake, negotiates versions, authenticates. `cap`: maximum answer
     /// size.
     pub fn open(address: &str, options: &KafkaOptions, cap: usize) -> Result<Connection, Trouble> {
+        // Before any broker is bothered.
+        if let Some(SaslOptions::OauthBearer(oauth)) = &options.sasl {
+            oauth.token(options.connect_timeout)?;
+        }
         let mut c = Connection::over(dial(address, options)?, cap);
         c.versions = c.greet(address, options)?;
         c.suits()?;
@@ -334,7 +339,7 @@ fn dial(address: &str, options: &KafkaOptions) -> Result<Stream, Trouble> {
 }
 
 /// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
-fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+pub fn connect(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
     let all = probe::resolve(address).map_err(Trouble::Lost)?;
     let several = all.len() > 1;

@@ -37,18 +37,36 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, St
     Ok(bytes)
 }
 
-/// The password in a file, without the trailing newline that `echo` and editors write. Works with systemd credentials.
-pub fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let mut bytes = read(path, "password_file", PASSWORD_MOST)?;
+/// The secret text in a file, without the trailing newline that `echo` and editors write. Works with systemd
+/// credentials.
+pub fn text(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    let mut bytes = read(path, what, most)?;
     for end in [b'\n', b'\r'] {
         if bytes.last() == Some(&end) {
             bytes.pop();
         }
     }
     if bytes.is_empty() {
-        return Err(format!("password_file {}: it is empty; write the password into it", path.display()));
+        return Err(format!("{what} {}: it is empty; write the secret into it", path.display()));
     }
     Ok(bytes)
+}
+
+/// All parts in one buffer that is wiped. It never grows, because that would leave copies behind.
+pub fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+    let mut all = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    parts.iter().for_each(|part| all.extend_from_slice(part));
+    all
+}
+
+/// Foreign text for the operator: one line of at most 300 characters, and nothing of it if it echoes the secret.
+pub fn one_line(text: &str, secret: &[u8]) -> String {
+    let echoed = !secret.is_empty() && memchr::memmem::find(text.as_bytes(), secret).is_some();
+    if echoed {
+        return "(its words hold the secret)".into();
+    }
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    plain.take(300).collect::<String>().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -71,7 +89,11 @@ mod tests {
         ];
         for (written, want) in all {
             std::fs::write(&path, written).unwrap();
-            assert_eq!(password(&path).ok().as_deref().map(|p| &p[..]), want, "{written:?}");
+            assert_eq!(
+                text(&path, "password_file", PASSWORD_MOST).ok().as_deref().map(|p| &p[..]),
+                want,
+                "{written:?}"
+            );
         }
     }
 
@@ -89,7 +111,7 @@ mod tests {
             (&large, "at most 4096"),
             (&dir.path().join("gone"), "No such file"),
         ] {
-            let said = password(path).unwrap_err();
+            let said = text(path, "password_file", PASSWORD_MOST).unwrap_err();
             assert!(said.starts_with("password_file /") && said.contains(why), "{said}");
         }
     }

@@ -1,0 +1,148 @@
+//! Asks a token endpoint for a token by client credentials (RFC 6749, 4.4).
+
+use super::http::{self, HttpAnswer};
+use super::url::TokenUrl;
+use super::{TOO_SHORT, Token, field, jwt, left_of, seconds};
+use crate::base64;
+use crate::kafka::net::connection::{self, Trouble};
+use crate::kafka::net::secret::{self, PASSWORD_MOST};
+use crate::kafka::net::stream::Stream;
+use crate::kafka::net::tls::{self, TlsOptions};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+#[derive(Debug, Clone)]
+pub struct TokenEndpoint {
+    pub url: TokenUrl,
+    pub client_id: String,
+    pub client_secret_file: PathBuf,
+    pub scope: Option<String>,
+    /// PEM; the system's roots if not set.
+    pub ca: Option<PathBuf>,
+    /// Allow `http` to other machines too.
+    pub without_tls: bool,
+}
+
+impl TokenEndpoint {
+    /// Blocks for at most `limit`, apart from name resolution.
+    pub fn fetch(&self, limit: Duration) -> Result<Token, Trouble> {
+        let named = |why: String| format!("no token from {}: {why}", self.url);
+        self.ask(Instant::now() + limit, limit).map_err(|t| match t {
+            Trouble::Lost(why) => Trouble::Lost(named(why)),
+            Trouble::Denied(why) => Trouble::Denied(named(why)),
+            Trouble::Crowded(why) => Trouble::Crowded(named(why)),
+            Trouble::Ended => Trouble::Lost(named("closed without an answer".into())),
+            other => other,
+        })
+    }
+
+    fn ask(&self, deadline: Instant, limit: Duration) -> Result<Token, Trouble> {
+        let secret = secret::text(&self.client_secret_file, "client_secret_file", PASSWORD_MOST)
+            .map_err(Trouble::Lost)?;
+        let mut stream = self.connect(deadline, limit)?;
+        let answer = http::exchange(&mut stream, &self.request(&secret), deadline);
+        read_answer(&answer.map_err(|t| self.about_endpoint(t))?, &secret)
+    }
+
+    fn connect(&self, deadline: Instant, limit: Duration) -> Result<Stream, Trouble> {
+        let socket = connection::connect(&self.url.address, limit)?;
+        if self.url.is_tls {
+            let options = TlsOptions { ca: self.ca.clone(), ..TlsOptions::default() };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let tls = tls::handshake(socket, &self.url.address, &options, left);
+            let tls = tls.map_err(|why| self.about_endpoint(Trouble::Lost(why)))?;
+            return Ok(Stream::Tls(Box::new(tls)));
+        }
+        // `localhost` may be forwarded elsewhere.
+        let peer = socket.peer_addr()?.ip().to_canonical();
+        if !peer.is_loopback() && !self.without_tls {
+            return Err(Trouble::Denied(format!(
+                "http would send the client's secret readably to {peer}; name an https address"
+            )));
+        }
+        Ok(Stream::Plain(socket))
+    }
+
+    /// TLS explains itself for brokers.
+    fn about_endpoint(&self, t: Trouble) -> Trouble {
+        let Trouble::Lost(why) = t else { return t };
+        let mut why = why.replace("the broker", "the server");
+        for (of_broker, here) in [
+            ("set ca in [kafka.tls]", "set token_ca in [kafka.sasl]"),
+            ("set server_name in [kafka.tls]", "correct token_url"),
+            ("take [kafka.tls] out", "begin token_url with http"),
+        ] {
+            why = why.replace(of_broker, here);
+        }
+        Trouble::Lost(why)
+    }
+
+    /// Client credentials by HTTP Basic, which every server must take (RFC 6749, 2.3.1).
+    pub fn request(&self, secret: &[u8]) -> Zeroizing<Vec<u8>> {
+        let scope = self.scope.as_ref().map(|scope| ["&scope=".into(), encoded(scope.as_bytes())].concat());
+        let form = ["grant_type=client_credentials", scope.as_deref().unwrap_or_default()].concat();
+        let secret = Zeroizing::new(encoded(secret));
+        let pair = secret::joined(&[encoded(self.client_id.as_bytes()).as_bytes(), b":", secret.as_bytes()]);
+        let basic = Zeroizing::new(base64::encode(&pair));
+        let head = format!(
+            "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: logagent\r\nAccept: application/json\r\nConnection: close\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\nAuthorization: Basic ",
+            self.url.path,
+            self.url.host,
+            form.len()
+        );
+        secret::joined(&[head.as_bytes(), basic.as_bytes(), b"\r\n\r\n", form.as_bytes()])
+    }
+}
+
+/// Percent-encoded, in a string that does not grow.
+fn encoded(bytes: &[u8]) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut text = String::with_capacity(bytes.len() * 3);
+    for b in bytes {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(b) {
+            text.push(char::from(*b));
+        } else {
+            text.extend(['%', char::from(HEX[usize::from(b >> 4)]), char::from(HEX[usize::from(b & 15)])]);
+        }
+    }
+    text
+}
+
+/// The token in the endpoint's answer (RFC 6749, 5).
+pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble> {
+    let text = |name| field(&answer.body, name);
+    let shown = |name| text(name).map(|t| secret::one_line(&String::from_utf8_lossy(&t), secret));
+    let status = answer.status;
+    if status != 200 {
+        let why = ["error", "error_description"].into_iter().filter_map(shown).collect::<Vec<_>>().join(": ");
+        let why = if why.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}, {why}") };
+        return Err(match status {
+            429 | 503 => Trouble::Crowded(format!("it is busy ({why}); it is asked again later")),
+            500.. => Trouble::Lost(format!("it fails ({why}); see its log")),
+            400 | 401 | 403 => Trouble::Denied(format!(
+                "it refuses ({why}); set client_id, client_secret_file and scope in [kafka.sasl] to what it knows"
+            )),
+            _ => Trouble::Denied(format!("{why}; set token_url in [kafka.sasl] to its token endpoint")),
+        });
+    }
+    let nonsense = "its answer holds no access_token; set token_url in [kafka.sasl] to its token endpoint";
+    let bytes = text("access_token").ok_or_else(|| Trouble::Lost(nonsense.into()))?;
+    let claims = jwt::claims(&bytes).unwrap_or_default();
+    // Running time rather than the wall clock, which may be wrong.
+    let by_itself = || match (claims.ends, claims.issued) {
+        (Some(ends), Some(issued)) => Some(Duration::from_secs(ends.saturating_sub(issued))),
+        (ends, _) => ends.map(left_of),
+    };
+    let says = text("expires_in").and_then(|t| seconds(&t)).map(Duration::from_secs);
+    let lifetime = says.or_else(by_itself);
+    if let Some(lifetime) = lifetime.filter(|lifetime| *lifetime <= TOO_SHORT) {
+        let (lives, least) = (lifetime.as_secs(), TOO_SHORT.as_secs());
+        return Err(Trouble::Lost(format!(
+            "its token lives for {lives} s; let it give tokens that live for more than {least} s"
+        )));
+    }
+    let scope = claims.scope.or_else(|| shown("scope"));
+    Token::new(bytes, lifetime, scope).map_err(Trouble::Lost)
+}
