@@ -12,6 +12,7 @@ use crate::kafka::net::sasl::PasswordLogin;
 use crate::kafka::net::scram::Hash;
 
 /// The keys of [kafka.sasl] for the mechanisms with a password, and those for OAUTHBEARER.
+pub const OF_TOKENS: [&[&str]; 3] = [&OF_FILES, &OF_ENDPOINTS, &["extensions"]];
 const OF_PASSWORDS: [&str; 3] = ["username", "password_file", "plain_without_tls"];
 const OF_FILES: [&str; 1] = ["token_file"];
 const OF_ENDPOINTS: [&str; 6] =
@@ -28,7 +29,7 @@ pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
             (vec![&OF_PASSWORDS, &OF_ENDPOINTS], "token_file")
         }
         Mechanism::OauthBearer => (vec![&OF_PASSWORDS], "OAUTHBEARER"),
-        _ => (vec![&OF_FILES, &OF_ENDPOINTS, &["extensions"]], "a mechanism that has a password"),
+        _ => (OF_TOKENS.to_vec(), "a mechanism that has a password"),
     };
     for key in others.concat() {
         walk.problems.add_at(id, key, Conflict::UnusedSaslKey(key, with));
@@ -97,5 +98,101 @@ pub fn extensions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(
     match all.iter().find(|(name, value)| !is_name(name) || !is_value(value)) {
         Some((name, _)) => walk.refuse(v, Mistake::Extension(name.clone())),
         None => Some(all),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{good, problems};
+    use super::super::{Kafka, Output};
+    use super::*;
+
+    fn text(sasl: &str) -> String {
+        format!(
+            "[kafka]\nbrokers = [\"k:9\"]\ntopic = \"t\"\n[kafka.tls]\n[kafka.sasl]\nmechanism = {sasl}\n\
+             [[files]]\npaths = \"/x\""
+        )
+    }
+
+    fn kafka(sasl: &str) -> Kafka {
+        let Output::Kafka(kafka) = good(&text(sasl)).output else { panic!("no Kafka") };
+        kafka
+    }
+
+    const ENDPOINT: &str = "\"OAUTHBEARER\"\nclient_id = \"c\"\nclient_secret_file = \"/s\"\ntoken_url = ";
+
+    /// Fails when a key does not reach the options.
+    #[test]
+    fn tokens() {
+        let found = kafka("\"OAUTHBEARER\"\ntoken_file = \"/t\"\nextensions = { a = \"1 2\", B = \"c\" }");
+        assert_eq!(
+            format!("{:?}", found.sasl.unwrap()),
+            "OauthBearer(File(\"/t\") [(\"B\", \"c\"), (\"a\", \"1 2\")])"
+        );
+        let found = kafka(&format!("{ENDPOINT}\"https://i:1/t\"\nscope = \"a b\"\ntoken_ca = \"/ca\""));
+        let shown = format!("{:?}", found.sasl.unwrap());
+        for part in [
+            "address: \"i:1\"",
+            "client_id: \"c\"",
+            "\"/s\"",
+            "Some(\"a b\")",
+            "Some(\"/ca\")",
+            "without_tls: false",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        for loopback in
+            ["\"http://localhost/t\"", "\"http://[::1]:1/t\"", "\"http://i/t\"\ntoken_url_without_tls = true"]
+        {
+            good(&text(&format!("{ENDPOINT}{loopback}")));
+        }
+    }
+
+    /// Fails when keys that make no sense together are taken, a missing one is not named, or a secret may travel readably.
+    #[test]
+    fn mistakes() {
+        let endpoint = |rest: &str| format!("{ENDPOINT}{rest}");
+        for (sasl, said) in [
+            (
+                "\"OAUTHBEARER\"".into(),
+                "`token_file` is missing in [kafka.sasl]; write token_file = \"/run/secrets/kafka-token\", or token_url",
+            ),
+            (
+                "\"OAUTHBEARER\"\ntoken_url = \"https://i/t\"\nclient_id = \"c\"".into(),
+                "`client_secret_file` is missing",
+            ),
+            (
+                "\"OAUTHBEARER\"\ntoken_file = \"/t\"\nusername = \"u\"".into(),
+                "`username` has no use with token_file; take",
+            ),
+            (
+                "\"OAUTHBEARER\"\ntoken_file = \"/t\"\nscope = \"s\"".into(),
+                "`scope` has no use with token_file; take",
+            ),
+            (
+                "\"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"\ntoken_file = \"/t\"".into(),
+                "`token_file` has no use with a mechanism that",
+            ),
+            ("\"PLAIN\"\nusername = \"u\"".into(), "`password_file` is missing"),
+            ("\"OAUTH\"\ntoken_file = \"/t\"".into(), "cannot be \"OAUTH\""),
+            (endpoint("\"http://i/t\""), "would send the client's secret readably; begin"),
+            (endpoint("\"http://10.0.0.1/t\""), "would send the client's secret readably; begin"),
+            (endpoint("\"i.example/t\""), "does not begin with https://"),
+            (endpoint("\"https://i:x/t\""), "no number from 1 to 65535"),
+            (endpoint("\"https://i/t\"\nextensions = { auth = \"x\" }"), "is no SASL extension"),
+            (endpoint("\"https://i/t\"\nextensions = { a1 = \"x\" }"), "is no SASL extension"),
+            (endpoint("\"https://i/t\"\nextensions = { a = \"x\\u0001y\" }"), "is no SASL extension"),
+        ] {
+            let found = problems(&text(&sasl));
+            assert_eq!(found.len(), 1, "{sasl}: {found:#?}");
+            assert!(found[0].contains(said) && found[0].contains("; "), "{sasl}: {found:?}");
+        }
+        let open = text("\"OAUTHBEARER\"\ntoken_file = \"/t\"").replace("[kafka.tls]\n", "");
+        let found = problems(&open);
+        assert!(found.len() == 1 && found[0].contains("would send the token readably to k:9"), "{found:?}");
+        good(&open.replace("k:9", "localhost:9"));
+        let found =
+            problems(&open.replace("topic", "driver = \"classic\"\ntopic").replace("k:9", "localhost:9"));
+        assert!(found.len() == 1 && found[0].contains("cannot do SASL"), "{found:?}");
     }
 }

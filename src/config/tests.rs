@@ -51,7 +51,7 @@ pub fn good(config: &str) -> Config {
     Box::new(config).load(Overrides::default()).unwrap_or_else(|e| panic!("{config}\n{e}"))
 }
 
-fn problems(config: &str) -> Vec<String> {
+pub fn problems(config: &str) -> Vec<String> {
     Box::new(config).problems(Overrides::default())
 }
 

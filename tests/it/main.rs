@@ -33,6 +33,7 @@ mod logrotate;
 mod long;
 mod manual;
 mod moves;
+mod oauth;
 mod oracle;
 mod own_rotations;
 mod package;

@@ -38,7 +38,7 @@ fn a_token_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t");
     let options = OauthOptions::new(TokenSource::File(path.clone()), Vec::new());
-    let mut read = |text: String| {
+    let read = |text: String| {
         std::fs::write(&path, text).unwrap();
         options.token(Duration::ZERO).map(|t| (String::from_utf8(t.bytes().to_vec()).unwrap(), t.to_string()))
     };
