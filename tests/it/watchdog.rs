@@ -40,7 +40,7 @@ fn one_stopped_thread_ends_the_pings() {
     wait_until(SOON, "the line is there", || broker.stored("t").len() == 1);
     for name in ["watch", "producer", "saver"] {
         pings_come(&agent);
-        let halted = Halted::new(agent.thread(name));
+        let halted = Halted::waiting(agent.id(), agent.thread(name));
         pings_end(&agent, &format!("{name} is stopped, and the pings continue"));
         agent.wait_log(&format!("thread {name} is stuck"), SOON);
         drop(halted);

@@ -13,8 +13,25 @@ pub struct Halted {
 }
 
 impl Halted {
+    /// Stops the thread while it waits for work. In the middle of a round it may have no deadline: a file system that
+    /// hangs is no reason for a restart.
     #[track_caller]
-    pub fn new(thread: u32) -> Halted {
+    pub fn waiting(process: u32, thread: u32) -> Halted {
+        for _ in 0..1000 {
+            let halted = Halted::new(thread);
+            let call = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
+            let number = call.split(' ').next().and_then(|n| n.parse().ok());
+            if [libc::SYS_poll, libc::SYS_ppoll, libc::SYS_futex].into_iter().any(|n| number == Some(n)) {
+                return halted;
+            }
+            drop(halted);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("thread {thread} never waits");
+    }
+
+    #[track_caller]
+    fn new(thread: u32) -> Halted {
         let thread = thread as libc::pid_t;
         let ask = |request: libc::c_uint, what: &str| {
             let none = std::ptr::null_mut::<libc::c_void>();
