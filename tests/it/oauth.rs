@@ -272,7 +272,7 @@ fn a_refusal_is_acknowledged() {
         let config = config(&folder, "f", &kafka.address(), "t", "auto", &sasl);
         let mut agent = run(&folder, &config).start();
         let line = agent.wait_log("the broker refuses the token: ", SOON);
-        let why = if by_code { "no such token" } else { std::str::from_utf8(json).unwrap() };
+        let why = if by_code { "no?such token" } else { std::str::from_utf8(json).unwrap() };
         assert!(line.contains(&format!("the broker refuses the token: {why}; see ")), "{line}");
         pause(secs(4));
         let all = kafka.requests().into_iter().filter(|r| r.api == Api::SaslAuthenticate);

@@ -211,11 +211,11 @@ fn name(shown: &str) -> &str {
     shown.split('"').nth(1).unwrap_or(shown)
 }
 
-/// "40 days ago".
+/// "40 days ago"; not to the second, because each new text is a line in the log.
 fn spell(then: UnixTime, now: UnixTime) -> String {
     let s = now.as_secs().saturating_sub(then.as_secs());
     match s {
-        0..=119 => format!("{s} s ago"),
+        0..=119 => "less than 2 min ago".into(),
         120..=7199 => format!("{} min ago", s / 60),
         7200..=172_799 => format!("{} h ago", s / 3600),
         _ => format!("{} days ago", s / 86_400),

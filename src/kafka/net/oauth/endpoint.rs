@@ -131,12 +131,12 @@ pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble>
     let bytes = text("access_token").ok_or_else(|| Trouble::Lost(nonsense.into()))?;
     let claims = jwt::claims(&bytes).unwrap_or_default();
     // Running time rather than the wall clock, which may be wrong.
-    let by_itself = || match (claims.ends, claims.issued) {
+    let of_jwt = || match (claims.ends, claims.issued) {
         (Some(ends), Some(issued)) => Some(Duration::from_secs(ends.saturating_sub(issued))),
         (ends, _) => ends.map(left_of),
     };
     let says = text("expires_in").and_then(|t| seconds(&t)).map(Duration::from_secs);
-    let lifetime = says.or_else(by_itself);
+    let lifetime = says.or_else(of_jwt);
     if let Some(lifetime) = lifetime.filter(|lifetime| *lifetime <= TOO_SHORT) {
         let (lives, least) = (lifetime.as_secs(), TOO_SHORT.as_secs());
         return Err(Trouble::Lost(format!(
