@@ -105,7 +105,6 @@ pub fn extensions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(
 mod tests {
     use super::super::tests::{good, problems};
     use super::super::{Kafka, Output};
-    use super::*;
 
     fn text(sasl: &str) -> String {
         format!(
