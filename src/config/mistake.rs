@@ -62,8 +62,8 @@ pub enum Conflict {
     StickyWithKey,
     CertWithoutKey,
     KeyWithoutCert,
-    PlainWithoutTls(BrokerAddress),
-    TokenWithoutTls(BrokerAddress),
+    /// With the mechanism, and what it would send.
+    ReadableSecret(&'static str, &'static str, BrokerAddress),
     TokenUrlWithoutTls,
     /// A key of [kafka.sasl], and what makes it useless.
     UnusedSaslKey(&'static str, &'static str),
@@ -203,18 +203,17 @@ impl Display for Conflict {
                     "delivery = \"exactly-once\" takes no batches over {most} MiB; write batch = \"{most}MiB\" or less"
                 );
             }
-            PlainWithoutTls(broker) => {
+            ReadableSecret(mechanism, secret, broker) => {
+                let or = match *mechanism {
+                    "PLAIN" => {
+                        ", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
+                    }
+                    _ => "",
+                };
                 return write!(
                     f,
-                    "PLAIN without TLS would send the password readably to {broker}; write [kafka.tls], or mechanism = \
-                     \"SCRAM-SHA-512\", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
-                );
-            }
-            TokenWithoutTls(broker) => {
-                return write!(
-                    f,
-                    "OAUTHBEARER without TLS would send the token readably to {broker}; write [kafka.tls], or mechanism = \
-                     \"SCRAM-SHA-512\""
+                    "{mechanism} without TLS would send the {secret} readably to {broker}; write [kafka.tls], or \
+                     mechanism = \"SCRAM-SHA-512\"{or}"
                 );
             }
             UnusedSaslKey(key, with) => {

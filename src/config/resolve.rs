@@ -164,11 +164,9 @@ impl Resolver<'_> {
         let Some(sasl) = kafka.sasl.as_ref().filter(|sasl| sasl.needs_tls()) else { return };
         let has_tls = self.problems.header_of(("[kafka.tls]", 0)).is_some();
         if let (false, Some(broker)) = (has_tls, kafka.brokers.iter().find(|b| !b.is_loopback())) {
-            let conflict = match sasl {
-                Sasl::OauthBearer(_) => Conflict::TokenWithoutTls,
-                Sasl::Plain { .. } | Sasl::Scram(..) => Conflict::PlainWithoutTls,
-            };
-            self.problems.add_at(SASL, "mechanism", conflict(broker.clone()));
+            let secret = if matches!(sasl, Sasl::OauthBearer(_)) { "token" } else { "password" };
+            let conflict = Conflict::ReadableSecret(sasl.mechanism(), secret, broker.clone());
+            self.problems.add_at(SASL, "mechanism", conflict);
         }
     }
 

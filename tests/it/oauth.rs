@@ -382,7 +382,7 @@ fn tokens_from_a_server() {
     begin(
         "secret",
         &from_url(&broker, &url, "ca.crt", &wrong),
-        "it refuses (HTTP 401, invalid_client: unknown); set client_id",
+        "it answers HTTP 401, invalid_client: unknown; set client_id",
     );
     begin("ca", &from_url(&broker, &url, "other-ca.crt", &secret), "; set token_ca in [kafka.sasl]");
     folder.write("wrong", "box-secret"); // read again for each request

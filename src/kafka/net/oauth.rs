@@ -174,9 +174,10 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.left().map(|left| left.as_secs()) {
             None => f.write_str("it does not say how long it is valid")?,
-            Some(s @ 0..=119) => write!(f, "valid for {s} s")?,
-            Some(s @ 120..=7199) => write!(f, "valid for {} min", s / 60)?,
-            Some(s) => write!(f, "valid for {} h", s / 3600)?,
+            Some(s) => {
+                let (n, unit) = if s < 120 { (s, "s") } else { (s / 60, "min") };
+                write!(f, "valid for {n} {unit}")?;
+            }
         }
         match &self.scope {
             Some(scope) => write!(f, ", scope {}", secret::one_line(scope, b"")),
@@ -214,10 +215,10 @@ fn field(object: &[u8], name: &str) -> Option<Zeroizing<Vec<u8>>> {
     json::field(&mut text, object, &[name.to_owned()]).then_some(text)
 }
 
-/// A time or duration in seconds: at most the year 9999.
+/// A time or duration in whole seconds: at most the year 9999.
 fn seconds(text: &[u8]) -> Option<u64> {
-    let number: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (0.0..253_402_300_800.0).contains(&number).then_some(number as u64)
+    let whole = std::str::from_utf8(text).ok()?.split('.').next()?;
+    whole.parse().ok().filter(|s| *s < 253_402_300_800)
 }
 
 #[cfg(test)]

@@ -98,15 +98,17 @@ fn refuse_readable(c: &Connection, options: &SaslOptions) -> Result<(), Trouble>
     if peer.is_loopback() {
         return Ok(());
     }
-    Err(Trouble::Denied(match options {
-        SaslOptions::OauthBearer(_) => {
-            format!("OAUTHBEARER without TLS would send the token readably to {peer}; set [kafka.tls]")
-        }
-        _ => format!(
-            "PLAIN without TLS would send the password readably to {peer}; set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", \
-             or, where the way there is safe, plain_without_tls = true in [kafka.sasl]"
+    let (secret, or) = match options {
+        SaslOptions::OauthBearer(_) => ("token", ""),
+        _ => (
+            "password",
+            ", or mechanism = \"SCRAM-SHA-512\", or, where the way there is safe, plain_without_tls = true in [kafka.sasl]",
         ),
-    }))
+    };
+    Err(Trouble::Denied(format!(
+        "{} without TLS would send the {secret} readably to {peer}; set [kafka.tls]{or}",
+        options.mechanism()
+    )))
 }
 
 impl PasswordLogin {

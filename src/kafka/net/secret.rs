@@ -61,7 +61,7 @@ pub fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
 
 /// Foreign text for the operator: one line of at most 300 characters, and nothing of it if it echoes the secret.
 pub fn one_line(text: &str, secret: &[u8]) -> String {
-    let echoed = !secret.is_empty() && memchr::memmem::find(text.as_bytes(), secret).is_some();
+    let echoed = !secret.is_empty() && text.as_bytes().windows(secret.len()).any(|part| part == secret);
     if echoed {
         return "(its words hold the secret)".into();
     }

@@ -27,13 +27,11 @@ pub struct TokenEndpoint {
 impl TokenEndpoint {
     /// Blocks for at most `limit`, apart from name resolution.
     pub fn fetch(&self, limit: Duration) -> Result<Token, Trouble> {
-        let named = |why: String| format!("no token from {}: {why}", self.url);
-        self.ask(Instant::now() + limit, limit).map_err(|t| match t {
-            Trouble::Lost(why) => Trouble::Lost(named(why)),
-            Trouble::Denied(why) => Trouble::Denied(named(why)),
-            Trouble::Crowded(why) => Trouble::Crowded(named(why)),
-            Trouble::Ended => Trouble::Lost(named("closed without an answer".into())),
-            other => other,
+        self.ask(Instant::now() + limit, limit).map_err(|mut t| {
+            if let Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Crowded(why) = &mut t {
+                why.insert_str(0, &format!("no token from {}: ", self.url));
+            }
+            t
         })
     }
 
@@ -117,15 +115,17 @@ pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble>
     let status = answer.status;
     if status != 200 {
         let why = ["error", "error_description"].into_iter().filter_map(shown).collect::<Vec<_>>().join(": ");
-        let why = if why.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}, {why}") };
-        return Err(match status {
-            429 | 503 => Trouble::Crowded(format!("it is busy ({why}); it is asked again later")),
-            500.. => Trouble::Lost(format!("it fails ({why}); see its log")),
-            400 | 401 | 403 => Trouble::Denied(format!(
-                "it refuses ({why}); set client_id, client_secret_file and scope in [kafka.sasl] to what it knows"
-            )),
-            _ => Trouble::Denied(format!("{why}; set token_url in [kafka.sasl] to its token endpoint")),
-        });
+        let separator = if why.is_empty() { "" } else { ", " };
+        let (kind, fix): (fn(String) -> Trouble, _) = match status {
+            429 | 503 => (Trouble::Crowded, "it is busy, and is asked again later"),
+            500.. => (Trouble::Lost, "see its log"),
+            400 | 401 | 403 => (
+                Trouble::Denied,
+                "set client_id, client_secret_file and scope in [kafka.sasl] to what it knows",
+            ),
+            _ => (Trouble::Denied, "set token_url in [kafka.sasl] to its token endpoint"),
+        };
+        return Err(kind(format!("it answers HTTP {status}{separator}{why}; {fix}")));
     }
     let nonsense = "its answer holds no access_token; set token_url in [kafka.sasl] to its token endpoint";
     let bytes = text("access_token").ok_or_else(|| Trouble::Lost(nonsense.into()))?;

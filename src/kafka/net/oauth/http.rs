@@ -13,7 +13,7 @@ const MOST: usize = 64 << 10;
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct HttpAnswer {
-    pub status: u16,
+    pub status: usize,
     /// Wiped when dropped: it holds the token.
     pub body: Zeroizing<Vec<u8>>,
 }
@@ -75,7 +75,7 @@ pub fn parse(bytes: &[u8], closed: bool) -> Result<Option<HttpAnswer>, &'static 
     let rest = &bytes[end + 4..];
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
-    let status: u16 = status.ok_or(NO_HTTP)?;
+    let status: usize = status.ok_or(NO_HTTP)?;
     if (100..200).contains(&status) {
         return parse(rest, closed); // an interim answer; the final one follows
     }

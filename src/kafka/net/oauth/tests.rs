@@ -116,13 +116,13 @@ fn answers_of_endpoints() {
     );
     let denied = r#"{"error":"invalid_client","error_description":"no\nsuch client"}"#;
     for (status, body, want) in [
-        (401, denied, "D: it refuses (HTTP 401, invalid_client: no such client); set client_id"),
-        (400, r#"{"error":"s3cret?"}"#, "D: it refuses (HTTP 400, (its words hold the secret)); set"),
-        (302, "", "D: HTTP 302; set token_url"),
-        (404, "<html>", "D: HTTP 404; set token_url"),
-        (503, "", "C: it is busy (HTTP 503); "),
-        (429, "", "C: it is busy (HTTP 429); "),
-        (500, "oops", "L: it fails (HTTP 500); see"),
+        (401, denied, "D: it answers HTTP 401, invalid_client: no such client; set client_id"),
+        (400, r#"{"error":"s3cret?"}"#, "D: it answers HTTP 400, (its words hold the secret); set"),
+        (302, "", "D: it answers HTTP 302; set token_url"),
+        (404, "<html>", "D: it answers HTTP 404; set token_url"),
+        (503, "", "C: it answers HTTP 503; it is busy"),
+        (429, "", "C: it answers HTTP 429; it is busy"),
+        (500, "oops", "L: it answers HTTP 500; see"),
         (200, "<html>", "L: its answer holds no access_token; "),
         (200, r#"{"token":"a"}"#, "L: its answer holds no access_token; "),
         (200, r#"{"access_token":null}"#, "L: its answer holds no access_token; "),
