@@ -11,8 +11,9 @@ use crate::kafka::net::oauth::{OauthOptions, TokenEndpoint, TokenSource};
 use crate::kafka::net::sasl::PasswordLogin;
 use crate::kafka::net::scram::Hash;
 
-/// The keys of [kafka.sasl] for the mechanisms with a password, and those for OAUTHBEARER.
+/// The keys of [kafka.sasl] that go with OAUTHBEARER.
 pub const OF_TOKENS: [&[&str]; 3] = [&OF_FILES, &OF_ENDPOINTS, &["extensions"]];
+/// Those that go with the other mechanisms.
 const OF_PASSWORDS: [&str; 3] = ["username", "password_file", "plain_without_tls"];
 const OF_FILES: [&str; 1] = ["token_file"];
 const OF_ENDPOINTS: [&str; 6] =

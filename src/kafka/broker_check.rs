@@ -65,8 +65,8 @@ impl From<Result<String, String>> for Outcome {
     }
 }
 
-/// Reports each step as it completes, in this order: name, TCP, TLS, SASL, versions, metadata, rights, sizes. Returns
-/// the addresses of the topics' leaders.
+/// Reports each step as it completes, in this order: name, TCP, TLS, token, SASL, versions, metadata, rights,
+/// sizes. Returns the addresses of the topics' leaders.
 pub fn visit(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Vec<String> {
     walk(v, tell).unwrap_or_default()
 }
