@@ -6,6 +6,7 @@ use crate::record::{Ack, Break, Format, Identity, Line, Point, Range, Shape, Str
 use crate::streams::{Opened, Progress};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The source of a chunk's bytes; one per open stream, shared by its chunks.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Chunk {
     /// `end.offset == range.end`.
     pub end: Point,
     pub last: Break,
+    /// When the oldest of its lines was noticed: `linger` counts from here.
+    pub noticed: Instant,
     pub lines: Vec<Line>,
     pub bytes: Vec<u8>,
     /// Covers the bytes and the line table; returned to the budget when the last owner drops the chunk.

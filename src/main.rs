@@ -144,6 +144,7 @@ mod streams;
 mod sys;
 mod systemd;
 mod tail;
+mod wake_slot;
 mod waker;
 mod watch;
 

@@ -40,7 +40,8 @@ use crate::record::{Shape, StreamId, Topic};
 use crate::report::log_throttle::LogThrottle;
 use crate::report::{Board, FileState};
 use crate::stop::Stop;
-use crossbeam_channel::{Receiver, Sender, never, select};
+use crate::wake_slot::{Reasons, WakeSlot};
+use crossbeam_channel::{Receiver, Sender};
 use follow::{AtPath, Patience, Seen, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
@@ -53,7 +54,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -131,14 +132,7 @@ impl Default for Followed {
 #[derive(Debug)]
 pub struct Wake {
     pub changes: Receiver<TailChange>,
-    /// Capacity 1: if it is full, a wake-up is already pending.
-    pub slot: Receiver<()>,
-    /// Another tail asks this one to look.
-    pub nudged: Receiver<()>,
-    /// Number of looks begun plus looks ended; odd while a look is in progress.
-    pub looks: Arc<AtomicU64>,
-    /// False if inotify reports no events for this path, so it must be polled.
-    pub hints: Arc<AtomicBool>,
+    pub slot: Arc<WakeSlot>,
 }
 
 /// Interval between looks where events work. A lost event costs at most this delay.
@@ -179,15 +173,13 @@ pub fn run(
     board.files().insert(path.clone(), state);
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
-    let mut slot = wake.slot.clone();
+    let slot = &*wake.slot;
+    let mut woken = Reasons::default();
     let unread = loop {
         if let Ok(change) = wake.changes.try_recv() {
             tail.change(change);
         }
-        wake.looks.fetch_add(1, SeqCst);
-        let step = tail.step(Instant::now(), wake.hints.load(Relaxed));
-        wake.looks.fetch_add(1, SeqCst);
-        let step = match step {
+        let step = match tail.next_step(Instant::now(), slot, woken) {
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
             Err(Halt::Io(e)) => {
@@ -208,24 +200,17 @@ pub fn run(
         }
         match step {
             Step::End => break tail.never_opened(),
-            Step::Wait(time) => select! {
-                recv(slot) -> w => match w {
-                    Ok(()) => tail.look_at_undecided(),
-                    Err(_) => slot = never(), // the watch thread has ended: `--once`
-                },
-                recv(wake.nudged) -> _ => {
-                    if stop.is_on() {
-                        break None;
-                    }
-                    tail.look_at_undecided();
-                    tail.look_for_copies();
-                }
-                recv(stop.on()) -> _ => break None,
-                recv(tail.outdated.on()) -> _ => {} // the new options are in `changes`
-                default(time) => {}
-            },
-            _ if stop.is_on() => break None,
-            _ => {}
+            Step::Wait(time) => woken = slot.wait(time),
+            _ => woken = Reasons::default(),
+        }
+        if stop.is_on() {
+            break None;
+        }
+        if woken.look || woken.nudged || woken.modified.is_some() {
+            tail.look_at_undecided();
+        }
+        if woken.nudged {
+            tail.look_for_copies();
         }
     };
     tail.park();
@@ -276,6 +261,10 @@ struct Tail<'a> {
     stuck: Option<&'static str>,
     /// Time of the current step.
     now: Instant,
+    /// Of the last look at everything.
+    looked: Instant,
+    /// When the bytes that are read now were noticed.
+    noticed: Instant,
     /// Streams known when the first look began; that look may take several attempts.
     history: Option<Vec<Entry>>,
     absent: Vec<Absent>,
@@ -355,6 +344,8 @@ impl<'a> Tail<'a> {
             expected_elsewhere: false,
             free_at: now,
             now,
+            looked: now,
+            noticed: now,
             stuck: None,
             history: None,
             absent: Vec::new(),
@@ -371,9 +362,79 @@ impl<'a> Tail<'a> {
 }
 
 impl Tail<'_> {
-    /// One look and one step.
-    fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
+    /// Reads what was appended, if that is all that happened; otherwise looks at everything.
+    fn next_step(&mut self, now: Instant, slot: &WakeSlot, woken: Reasons) -> Result<Step, Halt> {
+        self.noticed = woken.modified.unwrap_or(now);
+        if !woken.more_than_modified()
+            && let Some(step) = self.read_appended(now)?
+        {
+            return Ok(step);
+        }
+        slot.looks.fetch_add(1, SeqCst);
+        let step = self.step(now, slot.hints.load(Relaxed));
+        slot.looks.fetch_add(1, SeqCst);
+        step
+    }
+
+    /// The short way for an event that only says "written to": one look at the live file and one read. `None`: there is
+    /// more to do than that.
+    ///
+    /// Nothing is missed by not looking at the path, nor by not looking again after the read: a rename, or bytes written
+    /// since, cause an event of their own, and at the latest every [`UNHURRIED`] the tail looks at everything.
+    fn read_appended(&mut self, now: Instant) -> Result<Option<Step>, Halt> {
+        let looked = now.duration_since(self.looked);
+        if !self.is_steady() || looked >= UNHURRIED {
+            return Ok(None);
+        }
+        let [open] = &mut self.open[..] else { return Ok(None) };
+        let Some(file) = open.file() else { return Ok(None) };
+        let look = identity::look(file)?;
+        let touched = look.modified != open.modified;
+        if look.size < open.size || look.links != open.links || touched && look.size == open.searched {
+            return Ok(None);
+        }
         self.now = now;
+        open.saw(&look, now);
+        if !open.unread() {
+            return Ok(None);
+        }
+        if let Some(wait) = self.read_if_allowed(0, now)? {
+            return Ok(Some(Step::Wait(wait)));
+        }
+        let done = self.is_steady() && matches!(&self.open[..], [open] if !open.unread() && !open.rest());
+        Ok(Some(if done { Step::Wait(UNHURRIED - looked) } else { Step::Read(0) }))
+    }
+
+    /// Nothing is going on but that lines are appended to the live file.
+    fn is_steady(&self) -> bool {
+        let pending =
+            self.first || self.undecided.is_some() || self.expected_elsewhere || self.error.is_some();
+        let due = self.look_again.or(self.path_again).is_some() || self.failing.is_some();
+        let apart = !(self.absent.is_empty() && self.shelf.is_empty() && self.leaving.is_empty());
+        let live = matches!(&self.open[..], [open] if open.live && !open.rest());
+        live && !pending && !due && !apart && self.in_memory.is_empty() && self.o.until == Until::Stopped
+    }
+
+    /// Reads the next chunk of a file, unless that must wait; then says how long.
+    fn read_if_allowed(&mut self, i: usize, now: Instant) -> Result<Option<Duration>, Halt> {
+        self.turn = self.turn.wrapping_add(1);
+        let mut wait = self.letters_wait(now);
+        if wait.is_none() {
+            wait = self.rate_wait(now);
+            if wait.is_some() {
+                self.stuck(Some("the rate limit"));
+            }
+        }
+        match wait {
+            Some(_) => self.open[i].prove()?,
+            None => self.read(i, Rest::Waits)?,
+        }
+        Ok(wait)
+    }
+
+    /// One look at everything, and one step.
+    fn step(&mut self, now: Instant, hints: bool) -> Result<Step, Halt> {
+        (self.now, self.looked) = (now, now);
         let folder = self.folder.clone();
         let stop = self.stop;
         let decides = || decides(&folder, stop);
@@ -424,7 +485,10 @@ impl Tail<'_> {
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
         // A file that is not being read now keeps no place in the budget's queue.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
-        self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)).for_each(|(_, o)| o.place = None);
+        for (_, open) in self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)) {
+            open.place = None;
+            open.prove()?;
+        }
         let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
         let _decides = is_decision.then(decides).transpose()?;
         match step {
@@ -432,15 +496,9 @@ impl Tail<'_> {
             Step::Orphan => self.orphan(),
             Step::Truncated(i) => self.truncated(i)?,
             Step::Read(i) => {
-                self.turn = self.turn.wrapping_add(1);
-                if let Some(wait) = self.letters_wait(now) {
+                if let Some(wait) = self.read_if_allowed(i, now)? {
                     return Ok(Step::Wait(wait));
                 }
-                if let Some(wait) = self.rate_wait(now) {
-                    self.stuck(Some("the rate limit"));
-                    return Ok(Step::Wait(wait));
-                }
-                self.read(i, Rest::Waits)?;
             }
             Step::SendRest(i) => self.read(i, Rest::IsALine)?,
             Step::Leave(i) => self.leave(i),
@@ -516,7 +574,6 @@ impl Tail<'_> {
                 // If not handled now, the change must show up again at the next look.
                 if !truncated {
                     open.saw(&look, now);
-                    open.prove()?;
                 }
             }
             let deleted = open.links == 0;
@@ -550,7 +607,8 @@ impl Tail<'_> {
         match got {
             Got::Stopped if self.stop.is_on() => Err(Halt::Stopped),
             Got::Stopped => Ok(()), // continue with the new options
-            Got::Nothing | Got::NoRoom => Ok(()),
+            Got::NoRoom => Ok(self.open[i].prove()?),
+            Got::Nothing => Ok(()),
             Got::Changed => {
                 let folder = self.folder.clone();
                 let _decides = decides(&folder, self.stop)?;
@@ -561,6 +619,7 @@ impl Tail<'_> {
                 Ok(())
             }
             Got::Chunk(mut chunk, counts) => {
+                chunk.noticed = self.noticed;
                 if let Some(share) = &self.letter_share {
                     self.letters = chunk.reserve_letters(share);
                 }

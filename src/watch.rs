@@ -1,22 +1,25 @@
 //! File discovery and change notification: finds the files that match the patterns, and wakes a tail when its file
 //! may have changed.
 //!
-//! One inotify instance serves all files (the kernel allows 128 per user). It watches the folders of the patterns for
-//! names, and each followed file for its contents, so that other files in a folder cause no wake-ups. A wake fills
-//! the tail's one-element channel and never blocks.
+//! Two inotify instances serve all files (the kernel allows 128 per user): one watches the folders of the patterns for
+//! names, the other each followed file for its contents. So other files in a folder cause no wake-ups, and while writes
+//! are gathered, which `linger` may ask for a second of, a rotation is still noticed at once. A wake never blocks.
 //!
 //! Events are hints. After a lost event, a queue overflow, or where inotify does not work (network file systems,
 //! exhausted watches), the tail's next check or the next walk comes later, and no line is lost. inotify alone was
 //! rejected as a source of truth: it misses mounts, replaced parent folders and everything before the first watch.
 
+mod pace;
 pub mod pattern;
 mod watches;
 
 use crate::heartbeat::Heartbeat;
 use crate::packed::{Packed, packing};
+use crate::wake_slot::WakeSlot;
 use crate::waker::poll_for;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use log::{info, warn};
+use pace::Pace;
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use std::collections::{BTreeMap, HashMap};
@@ -26,9 +29,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
-use watches::{EventSupport, FileEvent, OfPath, Watches};
+use watches::{ContentEvents, EventSupport, FileEvent, OfPath, Watches};
 
 /// The paths that a source follows.
 #[derive(Debug, Clone)]
@@ -37,6 +40,8 @@ pub struct Watched {
     pub exclude: Exclude,
     /// Poll instead of relying on events.
     pub poll: bool,
+    /// Lines may wait this long for more of them.
+    pub linger: Duration,
 }
 
 impl Watched {
@@ -65,9 +70,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Found {
     pub path: PathBuf,
-    pub slot: Receiver<()>,
-    /// Whether inotify reports changes for this path.
-    pub hints: Arc<AtomicBool>,
+    pub slot: Arc<WakeSlot>,
 }
 
 #[derive(Debug)]
@@ -139,16 +142,12 @@ pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
     Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))
 }
 
-/// Interval between walks of all patterns when no event asks for one.
+/// Interval between walks of all patterns when no event asks for one. It doubles up to [`WALK_MOST`] while nothing
+/// changes, but a watchdog wakes the thread anyway.
 const WALK: Duration = Duration::from_secs(30);
+const WALK_MOST: Duration = Duration::from_secs(600);
 /// The same when some folder produces no events.
 const WALK_BLIND: Duration = Duration::from_secs(1);
-/// Pause between two reads of the event queue, per tail that the previous read woke, within limits. A wake-up costs
-/// more than a line, and a thousand per second are enough.
-const PER_WAKE: Duration = Duration::from_millis(1);
-const TOGETHER: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(200));
-/// The same after events for no followed path: a parent folder may be a busy one, such as `/tmp`.
-const BESIDE: Duration = Duration::from_millis(50);
 /// Shortest interval between walks requested by events.
 const CALM: Duration = Duration::from_millis(50);
 
@@ -171,8 +170,8 @@ pub fn run(options: Options, inbox: &ControlInbox, out: &Sender<WatchEvent>) {
                 Err(TryRecvError::Empty) => break,
             }
         }
-        w.gather(inbox);
-        w.events();
+        w.read_names();
+        w.read_contents();
         let now = Instant::now();
         if (w.dirty && now >= w.walked + CALM.max(w.walk_cost * 20)) || now >= w.next_walk {
             w.walk(false);
@@ -181,13 +180,14 @@ pub fn run(options: Options, inbox: &ControlInbox, out: &Sender<WatchEvent>) {
 }
 
 struct Slot {
-    wake: Sender<()>,
-    hints: Arc<AtomicBool>,
+    wake: Arc<WakeSlot>,
     watches: OfPath,
     /// The last component of the path is a symlink, so other names in its folder may change where it leads.
     link: bool,
     /// The file that the last walk found at the path.
     at_path: Option<FileKey>,
+    /// Its size, and when it was modified, in ns since 1970.
+    state: (u64, i64),
     /// Number of the last walk that found a file there.
     walk: u64,
 }
@@ -227,12 +227,14 @@ struct Watch<'a> {
     walked: Instant,
     walk_cost: Duration,
     next_walk: Instant,
+    /// The last walks, this many, found nothing new.
+    quiet_walks: u32,
     /// Some folder cannot be watched.
     blind: bool,
-    /// When events were last read.
-    events_read: Instant,
-    /// Pause before events are read again.
-    rest: Duration,
+    names: Pace,
+    contents: Pace,
+    /// How long writes are gathered before a tail is woken for them.
+    delay: Duration,
 }
 
 impl<'a> Watch<'a> {
@@ -240,6 +242,7 @@ impl<'a> Watch<'a> {
         let now = Instant::now();
         Watch {
             out,
+            delay: delay(&o.sources),
             sources: o.sources,
             expected: o.expected,
             own: o.own,
@@ -257,44 +260,87 @@ impl<'a> Watch<'a> {
             walked: now,
             walk_cost: Duration::ZERO,
             next_walk: now,
+            quiet_walks: 0,
             blind: false,
-            events_read: now,
-            rest: Duration::ZERO,
+            names: Pace::new(now),
+            contents: Pace::new(now),
         }
     }
 
     fn wait(&mut self, inbox: &ControlInbox) {
         let now = Instant::now();
-        let at = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
-        let left = at.min(self.next_walk).saturating_duration_since(now) + Duration::from_millis(1);
-        let left = left.min(self.longest);
-        let mut fds = vec![PollFd::new(&*inbox.wakeup, PollFlags::IN)];
-        fds.extend(self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI)));
-        fds.extend(self.watches.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let walk = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
+        let until = [Some(walk), self.names.due(), self.contents.due()].into_iter().flatten();
+        let left = until.min().unwrap_or(self.next_walk).min(self.next_walk).saturating_duration_since(now);
+        let left = (left + Duration::from_millis(1)).min(self.longest);
+        // A queue that is read by the clock wakes nobody.
+        let names = self.watches.names_fd().filter(|_| self.names.due().is_none());
+        let contents = self.watches.contents_fd().filter(|_| self.contents.due().is_none());
+        let mounts = self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI));
+        let is_in = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let wakeup = PollFd::new(&*inbox.wakeup, PollFlags::IN);
+        let fds = [Some(wakeup), mounts, names.map(is_in), contents.map(is_in)];
+        let mut polled: Vec<PollFd<'_>> = fds.iter().flatten().cloned().collect();
         self.heartbeat.within(left);
-        let _ = poll_for(&mut fds, Some(left));
-        let mounted = self.mounts.is_some() && !fds[1].revents().is_empty();
+        let _ = poll_for(&mut polled, Some(left));
         self.heartbeat.suspend(); // a restart would not help against a hanging file system
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&*inbox.wakeup, &mut count);
-        self.dirty |= mounted;
-    }
-
-    /// Coalesces events under load: 5,000 lines per second become 250 wake-ups of a tail instead of 5,000, and 200
-    /// busy files cause a thousand. An event after a pause is passed on immediately.
-    fn gather(&mut self, inbox: &ControlInbox) {
-        let left = self.rest.saturating_sub(self.events_read.elapsed());
-        if !left.is_zero() {
-            let _ = poll_for(&mut [PollFd::new(&*inbox.wakeup, PollFlags::IN)], Some(left));
+        let mut polled = polled.iter();
+        let ready = fds.map(|fd| fd.is_some() && polled.next().is_some_and(|p| !p.revents().is_empty()));
+        let [wakeup, mounted, names, contents] = ready;
+        let now = Instant::now();
+        if wakeup {
+            let _ = rustix::io::read(&*inbox.wakeup, &mut [0; 8]);
         }
-        self.events_read = Instant::now();
+        self.dirty |= mounted;
+        if names {
+            self.names.readable(now, Duration::ZERO);
+        }
+        if contents {
+            self.contents.readable(now, self.delay);
+        }
     }
 
-    fn events(&mut self) {
-        let events = self.watches.read_events();
-        let least = if events.is_empty() { BESIDE } else { TOGETHER.0 };
+    /// Reads the queue of names if that is due.
+    fn read_names(&mut self) {
+        let now = Instant::now();
+        if !self.names.is_due(now) {
+            return;
+        }
+        let events = self.watches.read_names();
+        let concerned = !events.is_empty();
         let woken: u32 = events.into_iter().map(|event| self.event(event)).sum();
-        self.rest = (PER_WAKE * woken).clamp(least, TOGETHER.1);
+        let pause = if concerned { pace::pause(woken) } else { pace::BESIDE };
+        self.names.was_read(now, true, pause, Duration::ZERO);
+        if concerned && self.contents.due().is_some() {
+            self.contents.hurry(now); // before what a rotation does next
+        }
+    }
+
+    /// Reads the queue of writes if that is due.
+    fn read_contents(&mut self) {
+        let now = Instant::now();
+        if !self.contents.is_due(now) {
+            return;
+        }
+        let (slots, noticed) = (&self.slots, self.contents.noticed());
+        let mut woken = 0;
+        let had_events = self.watches.read_contents(|path, only_modified| {
+            if let Some(slot) = slots.get(path) {
+                let wake = &slot.wake;
+                woken += u32::from(if only_modified { wake.modified(noticed) } else { wake.look() });
+            }
+        });
+        match had_events {
+            ContentEvents::Overflow => woken += self.wake_all(),
+            ContentEvents::None if woken == 0 => {}
+            _ => self.quiet_walks = 0,
+        }
+        let had_events = had_events != ContentEvents::None;
+        self.contents.was_read(now, had_events, pace::pause(woken), self.delay);
+    }
+
+    fn wake_all(&self) -> u32 {
+        self.slots.values().map(wake).sum()
     }
 
     /// Returns how many tails were woken.
@@ -302,13 +348,12 @@ impl<'a> Watch<'a> {
         match event {
             FileEvent::Overflow => {
                 self.dirty = true;
-                self.slots.values().map(wake).sum()
+                self.wake_all()
             }
             FileEvent::Folder => {
                 self.dirty = true;
                 0
             }
-            FileEvent::Files(paths) => paths.iter().filter_map(|p| self.slots.get(p)).map(wake).sum(),
             FileEvent::Name(path) if self.slots.contains_key(&path) => self.look_at(&path),
             FileEvent::Name(path) => {
                 self.dirty = true;
@@ -361,7 +406,10 @@ impl<'a> Watch<'a> {
         self.watches.walked();
         self.walked = Instant::now();
         self.walk_cost = self.walked - start;
-        self.next_walk = self.walked + if self.blind { WALK_BLIND } else { WALK };
+        let usual =
+            WALK.saturating_mul(1 << self.quiet_walks.min(16)).min(WALK_MOST.min(self.longest).max(WALK));
+        self.next_walk = self.walked + if self.blind { WALK_BLIND } else { usual };
+        self.quiet_walks += 1;
     }
 
     /// Missing paths that still have unread bytes in rotated files.
@@ -381,13 +429,14 @@ impl<'a> Watch<'a> {
     }
 
     fn replace_sources(&mut self, sources: Vec<Watched>, expected: Vec<PathBuf>) {
+        self.delay = delay(&sources);
         (self.sources, self.expected) = (sources, expected);
         self.reported.clear();
         self.packed.clear();
         let paths: Vec<PathBuf> = self.slots.keys().cloned().collect();
         for path in paths {
             if let Some(slot) = self.slots.get(&path) {
-                slot.hints.store(true, Relaxed);
+                slot.wake.hints.store(true, Relaxed);
             }
             self.watch_file(&path);
         }
@@ -400,8 +449,14 @@ impl<'a> Watch<'a> {
         let at_path = Some(FileKey::of(m));
         if let Some(slot) = self.slots.get_mut(&path) {
             slot.walk = self.walk;
+            let state = (m.size(), m.mtime_nsec().saturating_add(m.mtime().saturating_mul(1_000_000_000)));
+            let changed = std::mem::replace(&mut slot.state, state) != state;
             if std::mem::replace(&mut slot.at_path, at_path) != at_path {
                 self.look_at(&path);
+                self.quiet_walks = 0;
+            } else if changed {
+                slot.wake.look(); // in case no event told, as for a write to mapped memory
+                self.quiet_walks = 0;
             }
         } else if !m.is_file() {
             self.refuse(path, kind(m));
@@ -448,17 +503,16 @@ impl<'a> Watch<'a> {
     }
 
     fn found(&mut self, poll: bool, path: PathBuf, at_path: Option<FileKey>) {
-        let (wake, slot) = bounded(1);
-        let hints = Arc::new(AtomicBool::new(!poll));
+        let wake = Arc::new(WakeSlot::new(!poll));
         let link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
         let watches = OfPath::default();
-        let entry = Slot { wake, hints: hints.clone(), watches, link, at_path, walk: self.walk };
+        let entry = Slot { wake: wake.clone(), watches, link, at_path, state: (0, 0), walk: self.walk };
         self.slots.insert(path.clone(), entry);
         if self.reported.remove(&path).is_some() {
             info!("{}: is a file now", path.display());
         }
         self.watch_file(&path);
-        let _ = self.out.send(WatchEvent::Found(Found { path, slot, hints }));
+        let _ = self.out.send(WatchEvent::Found(Found { path, slot: wake }));
     }
 
     /// Without events for the file, its tail polls.
@@ -466,7 +520,7 @@ impl<'a> Watch<'a> {
         let Some(slot) = self.slots.get_mut(path) else { return };
         let polled = self.sources.iter().find(|s| s.means(path)).is_some_and(|s| s.poll);
         if polled || self.watches.file(path, &mut slot.watches) == EventSupport::No {
-            slot.hints.store(false, Relaxed);
+            slot.wake.hints.store(false, Relaxed);
         }
     }
 
@@ -477,9 +531,14 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// 1, or 0 if the channel is full (already woken) or closed (the tail is ending).
+/// How long writes are gathered: no longer than any source allows.
+fn delay(sources: &[Watched]) -> Duration {
+    pace::delay(sources.iter().map(|s| s.linger).min().unwrap_or_default())
+}
+
+/// 1, or 0 if its tail is already woken.
 fn wake(slot: &Slot) -> u32 {
-    slot.wake.try_send(()).is_ok().into()
+    slot.wake.look().into()
 }
 
 fn kind(m: &fs::Metadata) -> &'static str {

@@ -65,8 +65,12 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
     let plan = |s: &Source| {
         let (topic, share) = &topics[s.topic()];
         let known = s.paths.iter().filter(|p| is_known(&p.text)).cloned().collect();
-        let watched =
-            Watched { patterns: s.paths.clone(), exclude: s.exclude.clone(), poll: s.poll.is_some() };
+        let watched = Watched {
+            patterns: s.paths.clone(),
+            exclude: s.exclude.clone(),
+            poll: s.poll.is_some(),
+            linger: producer(config).linger,
+        };
         SourceOptions {
             tail: TailOptions {
                 topic: topic.clone(),

@@ -334,6 +334,7 @@ fn chunk(
     };
     let permit = permits.get_mut(topic)?.split(bytes.len() + lines.len() * 8);
     Some(Chunk {
+        noticed: std::time::Instant::now(),
         origin: Arc::new(origin),
         range: piece.range.clone(),
         end: piece.end,

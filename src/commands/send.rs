@@ -296,7 +296,16 @@ impl SendInput {
         self.given.fetch_add(table.len() as u64, Relaxed);
         let end = Point { offset: range.end, mark: Mark::default(), then: Then::Line };
         let origin = self.origin.clone();
-        let chunk = Chunk { origin, range, end, last: Break::Newline, lines: table, bytes, permit };
+        let chunk = Chunk {
+            origin,
+            range,
+            end,
+            last: Break::Newline,
+            noticed: std::time::Instant::now(),
+            lines: table,
+            bytes,
+            permit,
+        };
         self.out.send(chunk, &self.stop).ok()
     }
 }

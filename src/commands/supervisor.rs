@@ -13,6 +13,7 @@ use crate::stop;
 use crate::tail::follow::Until;
 use crate::tail::known::Known;
 use crate::tail::{self, Followed, Start, TailChange, Unread};
+use crate::wake_slot::WakeSlot;
 use crate::watch::pattern::Pattern;
 use crate::watch::{self, Found, WatchEvent, WatchHandle, Watched};
 use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
@@ -102,6 +103,16 @@ struct TailHandle {
     changes: Sender<TailChange>,
     /// The tail's receiving end: a newer change replaces one not yet received.
     untaken: Receiver<TailChange>,
+    // Dropped last, so that the tail sees the stop when it wakes up.
+    woken: InterruptOnDrop,
+}
+
+struct InterruptOnDrop(Arc<WakeSlot>);
+
+impl Drop for InterruptOnDrop {
+    fn drop(&mut self) {
+        self.0.interrupt();
+    }
 }
 
 impl TailHandle {
@@ -112,7 +123,8 @@ impl TailHandle {
             let _ = self.untaken.try_recv();
             change = again;
         }
-        self.outdated = handle; // dropping the previous handle notifies the tail
+        self.outdated = handle; // dropping the previous handle ends a wait for the budget
+        self.woken.0.interrupt();
     }
 }
 
@@ -224,7 +236,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
     /// All at once, because a tail must know the other tails before it claims a file.
     fn follow_all(&mut self, all: Vec<Found>) {
         self.known.settle(all.iter().map(|f| f.path.as_path()));
-        all.iter().for_each(|found| drop(self.known.join(&found.path)));
+        all.iter().for_each(|found| self.known.join(&found.path, found.slot.clone()));
         all.into_iter().for_each(|found| self.follow_one(found));
     }
 
@@ -286,9 +298,9 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let (known, board, out, ended) = (self.known, self.board, out.clone(), self.ended.clone());
         let scanned = self.scanning.clone().unwrap_or_else(|| bounded(0).0);
         let path = file.found.path.clone();
-        let (slot, hints) = (file.found.slot.clone(), file.found.hints.clone());
-        let (nudged, looks) = known.join(&path);
-        let wake = tail::Wake { changes: untaken.clone(), slot, nudged, looks, hints };
+        let slot = file.found.slot.clone();
+        known.join(&path, slot.clone());
+        let wake = tail::Wake { changes: untaken.clone(), slot: slot.clone() };
         let first = TailChange { options, outdated: outdated_on };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let thread = Builder::new().name(format!("tail {name}").replace('\0', "?")).stack_size(STACK);
@@ -301,7 +313,8 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             known.leave(&file.found.path);
             return Err(format!("{e}; raise the limit of threads (ulimit -u, TasksMax)"));
         }
-        let tail_handle = TailHandle { _stop: handle, outdated, changes, untaken };
+        let tail_handle =
+            TailHandle { _stop: handle, outdated, changes, untaken, woken: InterruptOnDrop(slot) };
         self.tails.insert(file.found.path.clone(), tail_handle);
         Ok(())
     }

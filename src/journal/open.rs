@@ -257,7 +257,10 @@ impl OpenJournal {
         self.origin.progress.searched.store(self.at.offset, Relaxed);
         let (origin, range, end) = (self.origin.clone(), start..self.at.offset, self.at);
         let last = Break::Newline;
-        JournalRead::Chunk(Chunk { origin, range, end, last, lines, bytes, permit }, counts)
+        JournalRead::Chunk(
+            Chunk { origin, range, end, last, noticed: Instant::now(), lines, bytes, permit },
+            counts,
+        )
     }
 
     fn fill(&mut self, draft: &mut Draft, rules: &EntryRules, scratch: &mut Scratch, finished: bool) -> Full {

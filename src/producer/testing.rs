@@ -48,6 +48,7 @@ pub fn chunk_of(origin: &Arc<Origin>, share: &Share, start: u64, lines: &[&[u8]]
     let (_handle, stop) = stop::pair();
     let permit = share.take(bytes.len(), &stop).expect("the test's budget is large enough");
     Chunk {
+        noticed: Instant::now(),
         origin: origin.clone(),
         range: start..end,
         end: Point { offset: end, mark: Mark::default(), then: Then::Line },

@@ -118,7 +118,7 @@ impl TopicQueue {
 
     pub fn push(&mut self, chunk: Chunk, now: Now) {
         self.waiting_bytes += chunk.bytes.len();
-        self.waiting.push_back((now.at, chunk));
+        self.waiting.push_back((chunk.noticed.min(now.at), chunk));
     }
 
     /// Nothing waits and nothing is in flight.

@@ -15,11 +15,11 @@ use super::unpacked::UnpackedCache;
 use crate::fdstore::FdStore;
 use crate::packed::{Packed, packing};
 use crate::record::{Identity, Mark, Point, Range, StreamId};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::wake_slot::WakeSlot;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use table::KnownTable;
 
@@ -86,20 +86,11 @@ impl Entry {
 /// A tail that runs or is about to.
 #[derive(Debug)]
 struct Running {
-    /// Makes it look again.
-    nudge: Sender<()>,
-    /// Number of looks begun plus looks ended.
-    looks: Arc<AtomicU64>,
+    slot: Arc<WakeSlot>,
     /// It has taken the streams of its path.
     has_begun: bool,
     /// The file at its path belongs to no stream yet.
     unassigned: bool,
-}
-
-impl Running {
-    fn nudge(&self) {
-        let _ = self.nudge.try_send(()); // if full, a nudge is already pending
-    }
 }
 
 #[derive(Debug, Default)]
@@ -173,12 +164,9 @@ impl Known {
 
     /// Registers a tail that is about to run. Tails that start together must all be registered before the first of them
     /// runs.
-    pub fn join(&self, path: &Path) -> (Receiver<()>, Arc<AtomicU64>) {
-        let (nudge, nudged) = bounded(1);
-        let looks = Arc::new(AtomicU64::new(0));
-        let tail = Running { nudge, looks: looks.clone(), has_begun: false, unassigned: true };
+    pub fn join(&self, path: &Path, slot: Arc<WakeSlot>) {
+        let tail = Running { slot, has_begun: false, unassigned: true };
         self.lock().tails.insert(path.into(), tail);
-        (nudged, looks)
     }
 
     /// The tail of this path has taken its own streams.
@@ -260,7 +248,7 @@ impl Known {
         let entry = known.table.get(stream)?;
         if entry.reader.holds() || known.is_expected(entry, path) {
             let of = entry.path.clone();
-            known.tails.get(&of).inspect(|tail| tail.nudge());
+            known.tails.get(&of).inspect(|tail| tail.slot.nudge());
             known.wait(path);
             return None;
         }
@@ -369,7 +357,7 @@ impl Known {
         };
         let of = entry.path.clone();
         if of != path {
-            known.tails.get(&of).inspect(|tail| tail.nudge());
+            known.tails.get(&of).inspect(|tail| tail.slot.nudge());
             known.wait(path);
         }
         true
@@ -385,8 +373,8 @@ impl Known {
     pub fn ask_to_look(&self, stream: StreamId) -> Option<u64> {
         let known = self.lock();
         let tail = known.tails.get(&known.table.get(stream)?.path)?;
-        tail.nudge();
-        Some(tail.looks.load(SeqCst))
+        tail.slot.nudge();
+        Some(tail.slot.looks.load(SeqCst))
     }
 
     /// Whether the tail of this stream has looked often enough since then to have seen what happened to its files, or has
@@ -394,9 +382,9 @@ impl Known {
     pub fn has_looked_since(&self, stream: StreamId, looks: u64) -> bool {
         let known = self.lock();
         let Some(tail) = known.table.get(stream).and_then(|e| known.tails.get(&e.path)) else { return true };
-        tail.nudge();
+        tail.slot.nudge();
         // One look may be in progress, and one may open a new file and leave a truncation to the next.
-        tail.looks.load(SeqCst) >= looks + 6
+        tail.slot.looks.load(SeqCst) >= looks + 6
     }
 
     /// A file that no tail has open has grown; if it is lost, the loss is counted up to this size.
@@ -520,7 +508,7 @@ impl Inner {
     fn nudge_waiting(&mut self) {
         let tails = &self.tails;
         self.waiting.retain(|path| {
-            let tail = tails.get(path).inspect(|tail| tail.nudge());
+            let tail = tails.get(path).inspect(|tail| tail.slot.nudge());
             tail.is_some_and(|tail| tail.unassigned)
         });
     }

@@ -103,6 +103,9 @@ pub struct Open {
 /// removed; a file that was never opened would be lost without any report.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The smallest page of the kernel's page cache, in bytes.
+const PAGE: u64 = 4096;
+
 /// Initial guess of a line's length.
 const USUAL_LINE: usize = 100;
 
@@ -252,19 +255,18 @@ impl Open {
                 return Ok(Got::Nothing);
             }
             let most = (len / self.per_line.max(1) + 64).min(Chunk::MAX_LINES);
-            let wanted = len + most * size_of::<Line>();
+            let wanted = len + Mark::SPAN + most * size_of::<Line>();
             let Some(mut permit) = how.share.take_within(wanted, &mut self.place, PATIENCE, stop) else {
                 return Ok(if stop.is_on() { Got::Stopped } else { Got::NoRoom });
             };
-            let mut bytes = Vec::with_capacity(len);
+            let mut bytes = Vec::with_capacity(len + self.before.len());
             let filled = match self.fill(&mut bytes, len) {
                 Err(e) if self.is_broken(&e) => return Ok(Got::Broken(e)),
                 filled => filled?,
             };
+            let Some(filled) = filled else { return Ok(Got::Changed) };
             let is_end = filled || self.at.offset + bytes.len() as u64 >= end;
-            if !self.unchanged()? {
-                return Ok(Got::Changed);
-            }
+            self.proven = self.proven.max(self.size);
             let rest = if is_end && end == hole_ends { Rest::IsALine } else { rest };
             let rest = if is_end { rest } else { Rest::Waits };
             let mut lines = Vec::with_capacity(most);
@@ -303,6 +305,7 @@ impl Open {
                 range: start..self.at.offset,
                 end: self.at,
                 last: framed.last,
+                noticed: self.changed,
                 lines,
                 bytes,
                 permit,
@@ -363,6 +366,7 @@ impl Open {
             range: start..offset,
             end: Point { offset, mark: Mark::of(&before), then: framed.then },
             last: framed.last,
+            noticed: self.changed,
             lines,
             bytes,
             permit,
@@ -473,23 +477,32 @@ impl Open {
         Ok(())
     }
 
-    /// Appends up to `len` bytes at the position; true at the end of the file.
-    fn fill(&mut self, bytes: &mut Vec<u8>, len: usize) -> io::Result<bool> {
+    /// Appends up to `len` bytes at the position; true at the end of the file. `None`: the bytes before the position differ
+    /// from those that were read, so these belong to other content.
+    fn fill(&mut self, bytes: &mut Vec<u8>, len: usize) -> io::Result<Option<bool>> {
+        let is_one_page = self.is_one_page(len);
         match &mut self.bytes {
-            Bytes::Gz(gz) => gz.fill(self.at.offset, bytes, len),
-            Bytes::Plain(file) => {
-                while bytes.len() < len {
-                    let at = self.at.offset + bytes.len() as u64;
-                    match pread(&*file, rustix::buffer::spare_capacity(bytes), at) {
-                        Ok(0) => return Ok(true),
-                        Ok(_) | Err(Errno::INTR) => {}
-                        Err(e) => return Err(e.into()),
-                    }
-                }
-                bytes.truncate(len);
-                Ok(false)
+            Bytes::Plain(file) if is_one_page => {
+                let known = self.before.len();
+                let is_end = append(file, self.at.offset - known as u64, bytes, known + len)?;
+                let same = bytes.starts_with(&self.before);
+                bytes.drain(..known.min(bytes.len()));
+                Ok(same.then_some(is_end))
             }
+            Bytes::Plain(file) => {
+                let is_end = append(file, self.at.offset, bytes, len)?;
+                // Checked afterwards: the file may be overwritten while it is read.
+                Ok(self.unchanged()?.then_some(is_end))
+            }
+            Bytes::Gz(gz) => gz.fill(self.at.offset, bytes, len).map(Some),
         }
+    }
+
+    /// Whether `len` bytes at the position and those before it are in one page. The kernel copies such bytes at one time, so
+    /// one read gives what belongs together.
+    fn is_one_page(&self, len: usize) -> bool {
+        let first = self.at.offset - self.before.len() as u64;
+        first / PAGE == (self.at.offset + len as u64 - 1) / PAGE
     }
 
     fn is_broken(&self, e: &io::Error) -> bool {
@@ -566,6 +579,20 @@ pub fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let n = read_at(file, offset - len, &mut buffer)?;
     buffer.truncate(n);
     Ok(buffer)
+}
+
+/// Appends up to `len` bytes from `offset` on, within the capacity; true at the end of the file.
+fn append(file: &File, offset: u64, bytes: &mut Vec<u8>, len: usize) -> io::Result<bool> {
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        match pread(file, rustix::buffer::spare_capacity(bytes), at) {
+            Ok(0) => return Ok(true),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    bytes.truncate(len);
+    Ok(false)
 }
 
 /// Fills `buffer` from `offset` on, up to the end of the file.

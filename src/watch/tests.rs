@@ -1,6 +1,7 @@
 //! Tests discovery and wakes on real folders.
 
 use super::*;
+use crossbeam_channel::bounded;
 use std::io::Write;
 use std::thread;
 
@@ -17,13 +18,22 @@ fn ending_a_tail_never_blocks() {
     drop(inbox);
 }
 
+#[track_caller]
+fn woken(found: &Found) {
+    assert!(found.slot.wait(Duration::from_secs(5)).any(), "not woken");
+}
+
 /// Fails when files are not watched, or when a new file needs the next regular walk to be found.
 #[test]
 fn tells_of_files_and_wakes_their_tails() {
     let dir = tempfile::tempdir().unwrap();
     let glob = format!("{}/sub/*.log", dir.path().display());
-    let watched =
-        Watched { patterns: vec![Pattern::glob(&glob).unwrap()], exclude: Exclude::default(), poll: false };
+    let watched = Watched {
+        patterns: vec![Pattern::glob(&glob).unwrap()],
+        exclude: Exclude::default(),
+        poll: false,
+        linger: Duration::ZERO,
+    };
     let heartbeat = crate::heartbeat::Heartbeats::default().register("watch");
     let options = Options {
         sources: vec![watched],
@@ -45,19 +55,20 @@ fn tells_of_files_and_wakes_their_tails() {
     let mut file = fs::File::create(&path).unwrap();
     let Ok(WatchEvent::Found(found)) = watch_events.recv_timeout(soon) else { panic!("not found") };
     assert_eq!(found.path, path);
-    found.slot.try_iter().for_each(drop);
+    found.slot.wait(Duration::ZERO);
     file.write_all(b"x").unwrap();
-    found.slot.recv_timeout(soon).unwrap();
+    woken(&found);
     // A new file at the path is watched too. Fails when watches cannot be added while events are read.
     fs::remove_file(&path).unwrap();
-    found.slot.recv_timeout(soon).unwrap();
+    woken(&found);
     let mut file = fs::File::create(&path).unwrap();
-    assert!(found.slot.recv_timeout(soon).is_ok() && found.hints.load(Relaxed));
-    while found.slot.recv_timeout(Duration::from_millis(200)).is_ok() {}
+    woken(&found);
+    assert!(found.slot.hints.load(Relaxed));
+    while found.slot.wait(Duration::from_millis(200)).any() {}
     file.write_all(b"x").unwrap();
-    found.slot.recv_timeout(soon).unwrap();
+    woken(&found);
     fs::remove_file(&path).unwrap();
-    found.slot.recv_timeout(soon).unwrap();
+    woken(&found);
     handle.ended(&path);
     fs::write(&path, "again").unwrap();
     assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Found(_))));
@@ -66,7 +77,11 @@ fn tells_of_files_and_wakes_their_tails() {
     fs::write(&other, "x").unwrap();
     let patterns = [glob.clone(), format!("{}/*.txt", dir.path().display())];
     let patterns = patterns.iter().map(|p| Pattern::glob(p).unwrap()).collect();
-    handle.sources(vec![Watched { patterns, exclude: Exclude::default(), poll: true }], vec![], vec![]);
+    handle.sources(
+        vec![Watched { patterns, exclude: Exclude::default(), poll: true, linger: Duration::ZERO }],
+        vec![],
+        vec![],
+    );
     assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Found(f)) if f.path == other));
     assert!(matches!(watch_events.recv_timeout(soon), Ok(WatchEvent::Walked { .. })));
     drop(handle);

@@ -13,8 +13,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-/// Maximum number of reads of the queue at a time.
+/// Maximum number of reads of a queue at a time.
 const READINGS: usize = 64;
+/// So many events without names fit into a quarter of the buffer.
+const FEW: usize = 256;
 
 /// How often to retry watching a folder that is being replaced.
 const REPLACED: usize = 20;
@@ -31,12 +33,19 @@ const BY_NAME: WatchMask =
 pub enum FileEvent {
     /// The queue overflowed: anything may have changed.
     Overflow,
-    /// One of these followed paths may have changed.
-    Files(Vec<PathBuf>),
     /// This name in a watched folder appeared, disappeared, or changed its permissions.
     Name(PathBuf),
     /// A watched folder, or one of its parents, appeared, disappeared or was moved.
     Folder,
+}
+
+/// What a read of the queue of writes found, apart from what it reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ContentEvents {
+    None,
+    Some,
+    /// The queue overflowed: any file may have changed.
+    Overflow,
 }
 
 /// Why a folder is watched. Several paths may lead to it.
@@ -75,8 +84,10 @@ struct FollowedUp {
 
 #[derive(Debug)]
 pub struct Watches {
-    /// `None`: the limit of instances was reached.
-    inotify: Option<Inotify>,
+    /// For folders: names appear and disappear. `None`: the limit of instances was reached.
+    names: Option<Inotify>,
+    /// For followed files: they are written to. `None`: as above.
+    contents: Option<Inotify>,
     folders: HashMap<WatchDescriptor, Folder>,
     /// Folders visited by this walk.
     met: HashSet<WatchDescriptor>,
@@ -91,12 +102,14 @@ pub struct Watches {
 
 impl Watches {
     pub fn new() -> Watches {
-        let (inotify, trouble) = match Inotify::init() {
-            Ok(inotify) => (Some(inotify), None),
-            Err(e) => (None, Some(e)),
+        let both = Inotify::init().and_then(|names| Ok((names, Inotify::init()?)));
+        let (names, contents, trouble) = match both {
+            Ok((names, contents)) => (Some(names), Some(contents), None),
+            Err(e) => (None, None, Some(e)),
         };
         let mut w = Watches {
-            inotify,
+            names,
+            contents,
             folders: HashMap::new(),
             met: HashSet::new(),
             followed_up: HashMap::new(),
@@ -112,12 +125,17 @@ impl Watches {
     }
 
     pub fn work(&self) -> bool {
-        self.inotify.is_some()
+        self.names.is_some()
     }
 
-    /// Readable when events are pending.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.inotify.as_ref().map(AsFd::as_fd)
+    /// Readable when events for folders are pending.
+    pub fn names_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.names.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Readable when events for followed files are pending.
+    pub fn contents_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.contents.as_ref().map(AsFd::as_fd)
     }
 
     /// Logs one line, however many watches fail.
@@ -136,25 +154,18 @@ impl Watches {
         EventSupport::No
     }
 
-    /// Reads pending events, each file at most once. Under a continuous stream of events, reads only a part of them.
-    pub fn read_events(&mut self) -> Vec<FileEvent> {
+    /// Reads pending events for folders. Under a continuous stream of events, reads only a part of them.
+    pub fn read_names(&mut self) -> Vec<FileEvent> {
         let mut reported = Vec::new();
-        let mut files = HashSet::new();
         for _ in 0..READINGS {
-            let Some(inotify) = &mut self.inotify else { break };
+            let Some(inotify) = &mut self.names else { break };
             let Ok(events) = inotify.read_events(&mut self.buffer) else { break };
             for event in events {
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     reported.push(FileEvent::Overflow);
                 } else if event.mask.contains(EventMask::IGNORED) {
-                    self.files.remove(&event.wd);
                     reported.extend(self.folders.remove(&event.wd).map(|_| FileEvent::Folder));
                 } else {
-                    if let Some(paths) = self.files.get(&event.wd)
-                        && files.insert(event.wd.clone())
-                    {
-                        reported.push(FileEvent::Files(paths.clone()));
-                    }
                     match (self.folders.get(&event.wd), event.name) {
                         (Some(folder), Some(name)) => {
                             reported
@@ -168,6 +179,37 @@ impl Watches {
             }
         }
         reported
+    }
+
+    /// Reads pending events for followed files. Calls `changed` for each path concerned, with whether its file was only
+    /// written to. Under a continuous stream of events, reads only a part of them.
+    pub fn read_contents(&mut self, mut changed: impl FnMut(&Path, bool)) -> ContentEvents {
+        let mut found = ContentEvents::None;
+        for _ in 0..READINGS {
+            let Some(inotify) = &mut self.contents else { break };
+            let Ok(events) = inotify.read_events(&mut self.buffer) else { break };
+            let mut read = 0;
+            for event in events {
+                read += 1;
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    found = ContentEvents::Overflow;
+                } else if event.mask.contains(EventMask::IGNORED) {
+                    self.files.remove(&event.wd);
+                } else {
+                    let only_modified = event.mask == EventMask::MODIFY;
+                    let paths = self.files.get(&event.wd).into_iter().flatten();
+                    paths.for_each(|path| changed(path, only_modified));
+                }
+            }
+            if read > 0 && found == ContentEvents::None {
+                found = ContentEvents::Some;
+            }
+            // The kernel gives as many events as fit, so there are no more.
+            if read < FEW {
+                break;
+            }
+        }
+        found
     }
 
     /// Watches a folder and its parents, since any of them may be replaced. If it does not exist, watches the nearest
@@ -201,7 +243,7 @@ impl Watches {
 
     /// Watches the folder itself, or its nearest existing parent.
     fn nearest<'p>(&self, folder: &'p Path) -> io::Result<Option<(WatchDescriptor, &'p Path)>> {
-        let Some(inotify) = &self.inotify else { return Err(io::ErrorKind::Unsupported.into()) };
+        let Some(inotify) = &self.names else { return Err(io::ErrorKind::Unsupported.into()) };
         let mask = BY_NAME | WatchMask::CREATE | WatchMask::ATTRIB;
         for above in folder.ancestors() {
             match inotify.watches().add(above, mask) {
@@ -227,7 +269,7 @@ impl Watches {
         let by_name = by_name || is_link; // a link that is replaced is not renamed
         let through_link = self.follow_up(above, false) || is_link;
         self.followed_up.insert(path.into(), FollowedUp { by_name, through_link });
-        let Some(inotify) = &self.inotify else { return through_link };
+        let Some(inotify) = &self.names else { return through_link };
         let mask = if by_name { BY_NAME } else { ITSELF };
         match inotify.watches().add(above, mask) {
             Ok(wd) => {
@@ -263,13 +305,13 @@ impl Watches {
         let gone: Vec<_> = self.folders.keys().filter(|wd| !met.contains(wd)).cloned().collect();
         for wd in gone {
             self.folders.remove(&wd);
-            self.remove(wd);
+            remove(&self.names, wd);
         }
     }
 
     /// Watches the path's current file. Its previous files stay watched for late writers.
     pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> EventSupport {
-        let Some(inotify) = &self.inotify else { return EventSupport::No };
+        let Some(inotify) = &self.contents else { return EventSupport::No };
         let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
         match inotify.watches().add(path, mask) {
             Ok(wd) => {
@@ -304,14 +346,14 @@ impl Watches {
         paths.retain(|p| p != path);
         if paths.is_empty() {
             self.files.remove(&wd);
-            self.remove(wd);
+            remove(&self.contents, wd);
         }
     }
+}
 
-    fn remove(&self, wd: WatchDescriptor) {
-        if let Some(inotify) = &self.inotify {
-            let _ = inotify.watches().remove(wd); // fails if it is gone with its file
-        }
+fn remove(from: &Option<Inotify>, wd: WatchDescriptor) {
+    if let Some(inotify) = from {
+        let _ = inotify.watches().remove(wd); // fails if it is gone with its file
     }
 }
 
@@ -325,7 +367,14 @@ mod tests {
     use std::fs;
 
     fn all(w: &mut Watches) -> Vec<FileEvent> {
-        std::iter::from_fn(|| Some(w.read_events()).filter(|h| !h.is_empty())).flatten().collect()
+        std::iter::from_fn(|| Some(w.read_names()).filter(|h| !h.is_empty())).flatten().collect()
+    }
+
+    fn written(w: &mut Watches) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        while w.read_contents(|path, _| paths.push(path.to_path_buf())) != ContentEvents::None {}
+        paths.dedup();
+        paths
     }
 
     /// Fails when a parent folder is not watched, when unrelated names are reported there, or when a folder stays
@@ -364,12 +413,12 @@ mod tests {
             assert_eq!(w.file(&path, &mut of_path), EventSupport::Yes);
             assert!(of_path.0.len() <= OfPath::MOST && w.files.len() <= 30);
         }
-        all(&mut w);
+        written(&mut w);
         fs::write(&path, "x").unwrap();
-        assert!(all(&mut w).contains(&FileEvent::Files(vec![path.clone()])));
+        assert_eq!(written(&mut w), [path.clone()]);
         w.forget(&path, of_path);
-        all(&mut w);
+        written(&mut w);
         fs::write(&path, "y").unwrap();
-        assert_eq!((all(&mut w), w.files.len()), (vec![], 0));
+        assert_eq!((written(&mut w), w.files.len()), (vec![], 0));
     }
 }

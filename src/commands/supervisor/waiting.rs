@@ -46,7 +46,7 @@ impl Supervisor<'_, '_> {
     /// A few at a time, round robin; not those on file systems that may hang (which produce no events).
     fn look_at_waiting(&mut self) {
         let from = if self.looked < self.waiting.len() { self.looked } else { 0 };
-        for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.hints.load(Relaxed)) {
+        for file in self.waiting.iter().skip(from).take(LOOKS).filter(|w| w.found.slot.hints.load(Relaxed)) {
             tail::look_again(&file.found.path, self.known, self.board);
         }
         self.looked = from + LOOKS;

@@ -1,0 +1,132 @@
+//! Wakes one tail, and says why. `watch`, other tails and the supervisor add reasons; the tail takes them all at once.
+//!
+//! A channel per reason and a `select!` were rejected: registering with four channels and leaving them again costs more
+//! than reading a line, and the thread that wakes and the one that wakes up contend for the channel's lock.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The tail's end and everybody else's: shared by reference count.
+#[derive(Debug)]
+pub struct WakeSlot {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+    /// Whether inotify reports changes for this path. If not, the tail polls.
+    pub hints: AtomicBool,
+    /// Number of looks begun plus looks ended; odd while a look is in progress.
+    pub looks: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    reasons: Reasons,
+    /// The tail waits and must be notified.
+    waiting: bool,
+}
+
+/// Why a tail was woken. Nothing set: its time was up.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Reasons {
+    /// Its file was written to; when that was first noticed.
+    pub modified: Option<Instant>,
+    /// Names may have changed: look at everything.
+    pub look: bool,
+    /// Another tail asks this one to look.
+    pub nudged: bool,
+    /// It should end, or there are new options.
+    interrupted: bool,
+}
+
+impl Reasons {
+    pub fn any(&self) -> bool {
+        self.modified.is_some() || self.look || self.nudged || self.interrupted
+    }
+
+    /// Something other than bytes appended to the file.
+    pub fn more_than_modified(&self) -> bool {
+        self.modified.is_none() || self.look || self.nudged || self.interrupted
+    }
+}
+
+impl WakeSlot {
+    pub fn new(hints: bool) -> WakeSlot {
+        WakeSlot {
+            pending: Mutex::default(),
+            changed: Condvar::new(),
+            hints: AtomicBool::new(hints),
+            looks: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether the tail had to be woken for this.
+    fn wake(&self, add: impl FnOnce(&mut Reasons)) -> bool {
+        let mut pending = self.lock();
+        let first = !pending.reasons.any();
+        add(&mut pending.reasons);
+        let waiting = std::mem::take(&mut pending.waiting);
+        drop(pending);
+        if waiting {
+            self.changed.notify_one();
+        }
+        first
+    }
+
+    /// The file was written to, as noticed at `since`. Returns whether nothing was pending before.
+    pub fn modified(&self, since: Instant) -> bool {
+        self.wake(|r| r.modified = Some(r.modified.map_or(since, |before| before.min(since))))
+    }
+
+    /// Names may have changed. Returns whether nothing was pending before.
+    pub fn look(&self) -> bool {
+        self.wake(|r| r.look = true)
+    }
+
+    pub fn nudge(&self) {
+        self.wake(|r| r.nudged = true);
+    }
+
+    /// Call after the stop signal or the new options are visible to the tail.
+    pub fn interrupt(&self) {
+        self.wake(|r| r.interrupted = true);
+    }
+
+    /// Waits for a reason, at most `limit`, and takes all.
+    pub fn wait(&self, limit: Duration) -> Reasons {
+        let mut pending = self.lock();
+        if !pending.reasons.any() {
+            pending.waiting = true;
+            let waited = self.changed.wait_timeout_while(pending, limit, |p| !p.reasons.any());
+            pending = waited.unwrap_or_else(PoisonError::into_inner).0;
+            pending.waiting = false;
+        }
+        std::mem::take(&mut pending.reasons)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::thread;
+
+    /// Fails when a reason is lost before or during a wait, or stays after it was taken.
+    #[test]
+    fn each_reason_is_taken_once() {
+        let slot = Arc::new(WakeSlot::new(true));
+        let first = Instant::now();
+        assert!(slot.modified(first) && !slot.modified(first + Duration::from_secs(1)) && !slot.look());
+        let taken = slot.wait(Duration::from_secs(60));
+        assert_eq!((taken.modified, taken.look, taken.nudged), (Some(first), true, false));
+        assert!(!slot.wait(Duration::ZERO).any());
+        let other = slot.clone();
+        let thread = thread::spawn(move || other.wait(Duration::from_secs(60)));
+        thread::sleep(Duration::from_millis(20));
+        slot.nudge();
+        assert!(thread.join().unwrap().nudged);
+    }
+}
