@@ -56,8 +56,8 @@ impl Backoff {
         Duration::from_micros((2 * third_us + rng.below(third_us + 1)) as u64)
     }
 
-    /// The same anywhere between half of `first` and the whole of the doubled wait: however many wait, their attempts
-    /// come evenly.
+    /// As [`Backoff::pause`], but evenly distributed between half of `first` and the whole doubled wait, so that the
+    /// attempts of a fleet are spread out.
     pub fn spread(self, attempt: u32, rng: &mut Rng) -> Duration {
         let whole = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.most);
         let least = self.first / 2;

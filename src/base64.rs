@@ -65,7 +65,7 @@ mod tests {
     proptest! {
         /// Fails when bytes do not come back, or noise makes anything panic.
         #[test]
-        fn bytes_come_back(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn bytes_round_trip(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             prop_assert_eq!(decode(&encode(&bytes)), Some(bytes.clone()));
             let _ = String::from_utf8(bytes).map(|t| decode(&t));
         }

@@ -297,7 +297,7 @@ mod tests {
     /// Fails when a retired share keeps its quota forever, when its bytes in use are granted a second time, or when
     /// no waiter gets the freed room.
     #[test]
-    fn a_retired_share_is_the_others() {
+    fn a_retired_share_goes_to_the_others() {
         let b = Arc::new(Budget::new(100));
         let (one, two) = (b.share(), b.share());
         let (_h, stop) = stop::pair();
@@ -319,7 +319,7 @@ mod tests {
 
     /// Fails when a waiter loses its place after a timeout, or an abandoned place keeps bytes.
     #[test]
-    fn a_place_is_kept() {
+    fn a_place_in_the_queue_is_kept() {
         let b = Budget::new(10);
         let s = b.share();
         let (_h, stop) = stop::pair();

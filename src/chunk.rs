@@ -21,10 +21,10 @@ pub struct Origin {
 
 /// A piece of a stream with the lines found in it.
 ///
-/// Invariant: the lines are in `bytes` in order and without overlap. Of a log file, `bytes[0]` is the byte at
-/// `range.start`; of a journal, `bytes` are records made of the entries in `range`.
-/// Bytes that are left out (the rest of a cut line, a hole, filtered lines) belong to a chunk's range but to no line.
-/// A chunk without records has no bytes either; it still advances the position.
+/// Invariant: the lines are in `bytes` in order and without overlap. For a log file, `bytes[0]` is the byte at
+/// `range.start`; for a journal, `bytes` are the records of the entries in `range`. Bytes that are left out (the rest
+/// of a cut line, a hole, filtered lines) belong to a chunk's range but to no line. A chunk without records has no
+/// bytes either; it still advances the position.
 #[derive(Debug)]
 pub struct Chunk {
     pub origin: Arc<Origin>,

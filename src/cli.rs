@@ -250,10 +250,10 @@ fn judge(command: Command) -> Result<Command, Error> {
     match &command {
         Command::Tail(t) if t.files.is_empty() => Err(wrong(Some("tail"), "no FILE is given")),
         Command::Send(s) if s.config.is_none() && (s.brokers.is_none() || s.topic.is_none()) => {
-            Err(wrong(Some("send"), "it needs --brokers and --topic, or a config file by -c"))
+            Err(wrong(Some("send"), "--brokers and --topic are needed, or a config file with -c"))
         }
         Command::Status(s) if s.config.is_some() && s.state_dir.is_some() => {
-            Err(wrong(Some("status"), "-c and --state-dir both name the state folder: one is enough"))
+            Err(wrong(Some("status"), "-c and --state-dir both name the state folder: give only one"))
         }
         _ => Ok(command),
     }
@@ -365,7 +365,7 @@ fn word<T: config::Named>(arg: &str) -> Result<T, String> {
 
 fn partition(arg: &str) -> Result<i32, String> {
     let n: Option<i32> = arg.parse().ok().filter(|n| *n >= 0);
-    n.ok_or_else(|| "it is not a whole number from 0".into())
+    n.ok_or_else(|| "it is not a whole number of at least 0".into())
 }
 
 #[cfg(test)]

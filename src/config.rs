@@ -61,7 +61,7 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// In the order of the config.
     pub journals: Vec<JournalSource>,
-    /// `--once`: end when everything that was there at the start is acknowledged.
+    /// `--once`: end when everything that existed at the start is acknowledged.
     pub once: bool,
     /// The config files that were read, the main one first; none when the command line has FILEs and no `-c`.
     pub read_from: Vec<PathBuf>,
@@ -109,22 +109,22 @@ pub struct Overrides {
     pub once: bool,
     /// In place of all `[[files]]` and `[[journal]]`.
     pub files: Vec<PathBuf>,
-    /// `--journal`, in place of all of them too: the units, if there are any.
+    /// `--journal`, also in place of all of these: the units, if any.
     pub journal: Option<Vec<String>>,
 }
 
-/// What is sent of a journal's entry.
+/// What is sent for a journal entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JournalFormat {
     Message,
     Json,
 }
 
-/// Of a journal's entries, as syslog(3) numbers them.
+/// A journal entry's priority, as in syslog(3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Priority(pub u8);
 
-/// Which boots' entries are read of a journal.
+/// Which boots' entries of a journal are read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Boot {
     Current,
@@ -225,7 +225,7 @@ fn state_dir_in(config: Option<&Path>, around: &Surroundings) -> Result<PathBuf,
     Ok(found.unwrap_or_else(|| unreachable!("state_dir has a default")))
 }
 
-/// The division of the byte budget, in bytes.
+/// How the byte budget is divided, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryPlan {
     /// The encoding buffers, taken from the budget at start.
@@ -253,12 +253,12 @@ impl Config {
         MemoryPlan { encoding, topics: topics.len(), per_topic, needed: encoding + topics.len() * per_topic }
     }
 
-    /// Of all sources; some may stand there more than once.
+    /// The topics of all sources; one may occur more than once.
     pub fn topics(&self) -> impl Iterator<Item = &str> {
         self.sources.iter().map(Source::topic).chain(self.journals.iter().map(JournalSource::topic))
     }
 
-    /// What the config asks for that only the modern driver does, in the operator's words.
+    /// The features in the config that only the modern driver supports, in the operator's words.
     pub fn needs_modern(&self) -> Vec<&'static str> {
         let Output::Kafka(k) = &self.output else { return Vec::new() };
         let mut all = k.needs_modern();

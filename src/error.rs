@@ -122,7 +122,7 @@ mod tests {
 
     /// Fails when a line is not escaped: a path with a newline could then forge a line.
     #[test]
-    fn nothing_active_gets_through() {
+    fn control_characters_are_escaped() {
         let e = Error::failed("/tmp/a\nlogagent: all is well", "\x1b[2J\u{9b}1m\u{202e}", "\tdo\0");
         let text = e.to_string();
         assert!(!text.contains(is_active), "{text:?}");

@@ -1,4 +1,4 @@
-//! The exactly-once journal. Before a batch is first sent with sequence numbers, the producer thread records what the
+//! The intent log of exactly-once. Before a batch is first sent with sequence numbers, the producer thread records what the
 //! batch carries (its *intent*). After a kill, the next run knows what may have been stored, and proves it by sending
 //! the same batches with the same numbers again.
 //!
@@ -22,21 +22,21 @@
 //! last *record timestamp* is older than a day, so a machine whose clock is a day behind is forgotten at each restart
 //! of the broker.
 //!
-//! # Why a journal and not transactions
+//! # Why an intent log and not transactions
 //!
-//! Transactions (a transactional id, positions committed in Kafka) would solve the same problem, but every consumer would
-//! have to read with `isolation.level=read_committed`, the agent would need another ACL, each commit writes a marker per
-//! partition, and an agent that dies holds back all readers of the topic until `transaction.timeout.ms`. Idempotence
-//! alone already makes the broker deduplicate a repeated batch; the journal adds what a restarted client must know to
-//! repeat one exactly. A prototype survived 138 `SIGKILL`s of agent and broker over 3,000,000 lines with none lost or
-//! doubled.
+//! Transactions (a transactional id, positions committed in Kafka) would solve the same problem, but every consumer
+//! would have to read with `isolation.level=read_committed`, the agent would need another ACL, each commit writes a
+//! marker per partition, and an agent that dies holds back all readers of the topic until `transaction.timeout.ms`.
+//! Idempotence alone already makes the broker deduplicate a repeated batch; the intent log adds what a restarted client
+//! needs to repeat one exactly. A prototype survived 138 `SIGKILL`s of agent and broker over 3,000,000 lines with none
+//! lost or doubled.
 //!
 //! # Recovery
 //!
 //! [`mod@analyze`] interprets the intents. Lines of settled intents count as acknowledged; a batch group with open
 //! intents is read again from the log files and handed to the producer core unchanged. Before a partition is first
-//! used, its leader is asked about our id (`partition/producer_recovery.rs`): it must know exactly our numbers. A
-//! batch that the leader may have is sent again with its original numbers, and the answer is the proof.
+//! used, its leader is asked about our id (`partition/producer_recovery.rs`), and must report exactly our numbers. A
+//! batch that the leader may have is sent again with its original numbers; its answer proves whether it had it.
 //!
 //! In reading order: [`intent`] (the records), [`mod@file`] (the file), [`mod@analyze`].
 
@@ -53,7 +53,7 @@ use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
 use analyze::Loaded;
 use file::{Binding, HALF, IntentFile, RecordGroup};
-use intent::{Intent, JournalRecord};
+use intent::{Intent, IntentRecord};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ struct OpenIntent {
 }
 
 #[derive(Debug)]
-pub struct Journal {
+pub struct IntentLog {
     store: IntentFile,
     binding: Binding,
     saved: SavedPositions,
@@ -89,7 +89,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// When a save takes longer than this, the disk counts as hung.
 const SLOW: Duration = Duration::from_secs(2);
 
-impl Journal {
+impl IntentLog {
     /// Starts this run: copies the records of `loaded` that are still needed to the other half of the file.
     pub fn begin(
         store: IntentFile,
@@ -98,10 +98,10 @@ impl Journal {
         saved: SavedPositions,
         mailbox: Mailbox,
         board: Arc<Board>,
-    ) -> io::Result<Journal> {
+    ) -> io::Result<IntentLog> {
         let live = loaded.keep.iter().map(|intent| OpenIntent::of(intent.clone())).collect();
         let lasts = loaded.lasts.clone();
-        let mut journal = Journal {
+        let mut intents = IntentLog {
             store,
             binding,
             saved,
@@ -111,8 +111,8 @@ impl Journal {
             board,
             gate: Gate::new(mailbox),
         };
-        journal.change_halves()?;
-        Ok(journal)
+        intents.change_halves()?;
+        Ok(intents)
     }
 
     /// Writes intents and returns how many of the batches have theirs. The others have to wait until positions are
@@ -169,7 +169,7 @@ impl Journal {
             self.lasts.insert((last.topic.clone(), last.partition), last);
             self.live.push(live);
         }
-        self.tell();
+        self.report();
         Ok(fits)
     }
 
@@ -180,12 +180,12 @@ impl Journal {
         // After the intents: the last sequence of each other partition.
         let lasts = self.lasts.values().filter(|l| !is_live(l)).map(|l| {
             let mut payload = Vec::new();
-            JournalRecord::Last(l.clone()).write(&mut payload);
+            IntentRecord::Last(l.clone()).write(&mut payload);
             payload
         });
         let payloads = self.live.iter().map(|l| l.payload.clone()).chain(lasts);
         self.store.begin(&self.binding, payloads)?;
-        self.tell();
+        self.report();
         Ok(())
     }
 
@@ -193,14 +193,14 @@ impl Journal {
     pub fn covered(&mut self, saved: SavedPositions) {
         self.live.retain(|l| !l.spans.iter().all(|(stream, range)| saved.holds(*stream, range)));
         self.saved = saved;
-        self.tell();
+        self.report();
     }
 
-    fn may_fly(&self, batch: &Batch) -> bool {
+    fn may_be_sent(&self, batch: &Batch) -> bool {
         batch.group.chunks.iter().all(|c| self.saved.knows(c.origin.stream))
     }
 
-    fn tell(&self) {
+    fn report(&self) {
         self.board.once.unsettled.store(self.live.len() as u64, Relaxed);
         self.board.once.bytes.store(self.store.written(), Relaxed);
     }
@@ -211,7 +211,7 @@ impl OpenIntent {
         let spans = intent.pieces.iter().map(|p| p.spans()).collect();
         let serial = intent.serial;
         let mut payload = Vec::new();
-        JournalRecord::Intent(intent).write(&mut payload);
+        IntentRecord::Intent(intent).write(&mut payload);
         OpenIntent { serial, spans, payload }
     }
 }
@@ -238,7 +238,7 @@ impl Gate {
     }
 }
 
-impl BeforeSend for Journal {
+impl BeforeSend for IntentLog {
     fn hold(&mut self, batches: Vec<Batch>) {
         self.gate.waiting.extend(batches);
         self.gate.next = None;
@@ -268,10 +268,10 @@ impl BeforeSend for Journal {
     }
 }
 
-impl Journal {
+impl IntentLog {
     fn write_waiting(&mut self) -> Vec<Batch> {
         let waiting = std::mem::take(&mut self.gate.waiting);
-        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_fly(b));
+        let (mut ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|b| self.may_be_sent(b));
         self.gate.waiting = rest;
         if ready.is_empty() {
             return ready;
@@ -282,7 +282,7 @@ impl Journal {
         let n = match done {
             Ok(n) => {
                 if self.gate.trouble.take().is_some() {
-                    log::info!("flights are written again");
+                    log::info!("flights can be written again");
                 }
                 n
             }
@@ -301,7 +301,7 @@ impl Journal {
         let why = e.to_string();
         if self.gate.trouble.as_ref() != Some(&why) {
             log::error!(
-                "write flights in the state folder: {why}; nothing is sent until this works: repair its disk, or \
+                "write flights in the state folder: {why}; nothing is sent until this succeeds: repair its disk, or \
                  set delivery = \"at-least-once\""
             );
             self.gate.trouble = Some(why);

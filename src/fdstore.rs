@@ -4,9 +4,9 @@
 //! A returned descriptor refers to the same open file description as the stored one and shares its offset, so readers
 //! use `pread(2)`.
 //!
-//! A deleted file has no other way back after a restart, and a rotated one may be deleted while the agent is down.
-//! The files are matched to streams by [`crate::commands`]' start-up code, by device, inode and birth time and never
-//! by the store's names.
+//! A deleted file cannot be reopened in any other way after a restart, and a rotated one may be deleted while the agent
+//! is down. The files are matched to streams by [`crate::commands`]' start-up code, by device, inode and birth time and
+//! never by the store's names.
 
 mod slots;
 
@@ -54,8 +54,7 @@ impl FdStates {
         match answer {
             Ok(()) if was_paused => log::info!("systemd takes messages again"),
             Err(e) if !was_paused => log::warn!(
-                "systemd takes no messages ({e}): what is rotated or deleted unread from now on is lost if the agent ends before \
-                 it is read; trying again"
+                "systemd takes no messages ({e}): files that are rotated or deleted unread from now on are lost if the agent ends before it has read them; retrying"
             ),
             _ => {}
         }
@@ -121,7 +120,7 @@ const MOST: usize = 1 << 16;
 impl FdStore {
     pub fn new(notify: &Notify) -> FdStore {
         let room = std::env::var("FDSTORE").ok().and_then(|n| n.parse().ok()).unwrap_or(ROOM);
-        if !notify.is_heard() || room == 0 {
+        if !notify.is_present() || room == 0 {
             return FdStore(None);
         }
         let slots = Slots::new(room);
@@ -172,8 +171,7 @@ impl FdStore {
             StoreAction::Nothing => return,
             StoreAction::Full => {
                 log::warn!(
-                    "systemd keeps no more rotated and deleted files for us; those beyond are lost if they are deleted while the \
-                     agent is not running: raise FileDescriptorStoreMax="
+                    "systemd keeps no more rotated and deleted files for us; further ones are lost if they are deleted while the agent is not running: raise FileDescriptorStoreMax="
                 );
                 return;
             }

@@ -1,6 +1,5 @@
-//! Feeds damaged input to parsers of foreign bytes for a bounded time: no parser may panic, run on, or keep more than
-//! it should. Each parser's tests call [`damaged`] from a test named `fuzz_…`; `LOGAGENT_FUZZ=60` gives each a
-//! minute.
+//! Feeds damaged input to parsers of foreign bytes for a bounded time: no parser may panic, loop, or keep more than it
+//! should. Each parser's tests call [`damaged`] from a test named `fuzz_…`; `LOGAGENT_FUZZ=60` gives each a minute.
 
 #[path = "../tests/it/harness/dice.rs"]
 mod dice;

@@ -56,7 +56,7 @@ impl Outlet {
         Outlet(To::Recorder(to))
     }
 
-    /// A stream is read from now on. Must be called before its first chunk is sent.
+    /// Registers a stream as being read. Must be called before its first chunk is sent.
     pub fn open(&self, opened: Opened) {
         match &self.0 {
             To::Agent { registry, .. } => registry.open(opened),

@@ -49,7 +49,7 @@ pub struct KafkaOptions {
     /// `host:port` or `[IPv6]:port`, at least one.
     pub brokers: Vec<String>,
     pub client_id: String,
-    /// With `All`, batches are numbered (idempotent) and up to five requests are in flight, otherwise one.
+    /// With `All`, the producer is idempotent and up to five requests are in flight, otherwise one.
     pub acks: Acks,
     pub compression: Codec,
     /// Whether a metadata request lets the broker create the topic.
@@ -70,7 +70,7 @@ pub struct KafkaOptions {
     /// `Some` enables TLS.
     pub tls: Option<net::tls::TlsOptions>,
     pub sasl: Option<net::sasl::SaslOptions>,
-    pub unfit: Incompatible,
+    pub incompatible: Incompatible,
 }
 
 /// When to leave a broker to another driver ([`crate::producer::driver::Leave`]).
@@ -101,7 +101,7 @@ impl Default for KafkaOptions {
             metadata_age: Duration::from_secs(180),
             tls: None,
             sasl: None,
-            unfit: Incompatible::Wait,
+            incompatible: Incompatible::Wait,
         }
     }
 }
@@ -117,7 +117,7 @@ pub struct AskedProducer {
 /// After this many hang-ups on Produce requests, with none ever answered, the broker counts as not supporting ours.
 const HANG_UPS: u32 = 5;
 
-/// After this time a question about a producer counts as unanswered. (The core is promised an answer within 30 s.)
+/// After this time a question about a producer counts as unanswered: the core expects an answer within 30 s.
 const ASK_PATIENCE: Duration = Duration::from_secs(25);
 /// Buffers are freed when nothing was sent for this long.
 const RELEASE: Duration = Duration::from_secs(10);
@@ -140,9 +140,9 @@ struct Shared {
     /// Unanswered questions to leaders, with their deadlines.
     asks: Vec<(AskedProducer, Instant)>,
     /// Batches get producer ids: `acks = "all"`, and the brokers assign ids.
-    numbered: bool,
+    idempotent: bool,
     /// Why the broker needs another driver.
-    unfit: Option<String>,
+    incompatible: Option<String>,
     rng: Rng,
     encoder: Encoder,
     /// The buffer of the last fully written request, for reuse.
@@ -155,13 +155,13 @@ impl Shared {
     fn new(options: Arc<KafkaOptions>, context: Context) -> Self {
         Shared {
             cluster: Cluster::new(options.metadata_age),
-            numbered: options.acks == Acks::All,
+            idempotent: options.acks == Acks::All,
             options,
             context,
             events: Vec::new(),
             hang_ups: Some(0),
             asks: Vec::new(),
-            unfit: None,
+            incompatible: None,
             rng: Rng::random(),
             encoder: Encoder::default(),
             spare: None,
@@ -171,23 +171,23 @@ impl Shared {
 
     /// Reports this driver's capabilities to the core.
     fn ready(&mut self) {
-        let numbered = self.numbered;
-        let in_flight = if numbered { IN_FLIGHT } else { 1 };
-        self.events.push(Event::Ready(Capabilities { name: "modern", numbered, in_flight }));
+        let idempotent = self.idempotent;
+        let in_flight = if idempotent { IN_FLIGHT } else { 1 };
+        self.events.push(Event::Ready(Capabilities { name: "modern", idempotent, in_flight }));
     }
 
     /// The broker assigns no producer ids: send without them, one request at a time, and count what a lost connection
     /// may have duplicated.
-    fn go_unnumbered(&mut self, why: &str) {
+    fn go_without_producer_ids(&mut self, why: &str) {
         const LEFT: &str = "so batches are sent without it, one at a time, and a lost connection may duplicate the batch in flight";
         log::warn!("no producer id: {why}; {LEFT} (doubled_at_most)");
         self.context.board.driver().push_str("; without producer ids: the broker assigns none");
-        self.numbered = false;
+        self.idempotent = false;
         self.ready();
     }
 
-    fn unfit(&mut self, why: String) {
-        self.unfit.get_or_insert(why);
+    fn incompatible(&mut self, why: String) {
+        self.incompatible.get_or_insert(why);
     }
 
     fn tell(&mut self, views: Vec<TopicView>) {
@@ -216,19 +216,19 @@ impl Shared {
     fn hung_up(&mut self, why: &str) {
         let Some(so_far) = self.hang_ups.as_mut() else { return };
         *so_far += 1;
-        if *so_far >= HANG_UPS && self.options.unfit == Incompatible::Refused {
+        if *so_far >= HANG_UPS && self.options.incompatible == Incompatible::Refused {
             let why = format!("{why} on each of {so_far} Produce requests");
-            self.unfit(why);
+            self.incompatible(why);
         }
     }
 
-    /// Passes on what a leader knows of a producer. A late answer is ignored, since its question was already reported
-    /// as failed.
-    fn knows(&mut self, asked: &AskedProducer, last: Result<Option<(i16, i32)>, String>) {
+    /// Passes on a leader's DescribeProducers answer. A late one is ignored, since its question was already reported as
+    /// failed.
+    fn producer_described(&mut self, asked: &AskedProducer, last: Result<Option<(i16, i32)>, String>) {
         let Some(at) = self.asks.iter().position(|(a, _)| a == asked) else { return };
         self.asks.swap_remove(at);
         let AskedProducer { topic, partition, pid } = asked.clone();
-        self.events.push(Event::Knows { topic, partition, pid, last });
+        self.events.push(Event::Described { topic, partition, pid, last });
     }
 }
 

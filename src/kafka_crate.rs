@@ -3,9 +3,9 @@
 //! choose partitions. It has no TLS or SASL (D3, D17: over TLS the crate sends only the first 16 KiB of a frame).
 //! Only `client.rs` and `verdict.rs` use the crate itself.
 //!
-//! This driver exists because the own driver needs Produce v3 (Kafka 0.11). It serves older brokers, and everyone who
-//! writes `driver = "classic"`. Everything that fences the crate in (watchdog, sockets, panic hook, stand-ins for
-//! `crc` and `byteorder`) is in this folder, so it can be deleted as a whole.
+//! This driver exists because our own driver needs Produce v3 (Kafka 0.11). It serves older brokers, and configs with
+//! `driver = "classic"`. Everything that fences the crate in (watchdog, sockets, panic hook, stand-ins for `crc` and
+//! `byteorder`) is in this folder, so it can be deleted as a whole.
 //!
 //! Invariant: any failure ends the session, whatever its cause, and the next order sets up a new one (D1, D2: the
 //! crate never recovers from a broken connection, and may take a late answer for the next one's).
@@ -65,7 +65,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use watchdog::CallWatchdog;
 
-pub const CAPABILITIES: Capabilities = Capabilities { name: "classic", numbered: false, in_flight: 1 };
+pub const CAPABILITIES: Capabilities = Capabilities { name: "classic", idempotent: false, in_flight: 1 };
 
 #[derive(Debug, Clone)]
 pub struct CrateOptions {
@@ -77,7 +77,7 @@ pub struct CrateOptions {
     /// Whether a metadata request may create the topic. Brokers before 0.11 create it regardless, if their own config
     /// says so.
     pub create_topics: bool,
-    pub unfit: OnIncompatible,
+    pub incompatible: OnIncompatible,
     pub limits: TimeLimits,
 }
 
@@ -225,13 +225,13 @@ impl CrateWorker<'_> {
                 Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // never sent to a driver without sequence numbers
                 Ok(Order::Ask { topic, partition, pid }) => {
                     let last = Err("the classic driver cannot ask for a producer's state".to_owned());
-                    self.say(Event::Knows { topic, partition, pid, last })
+                    self.say(Event::Described { topic, partition, pid, last })
                 }
                 Err(RecvTimeoutError::Timeout) => self.chores(),
                 Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
             };
             if let Err(Leave::Incompatible { why }) = &done {
-                self.give_back(orders, why)?;
+                self.return_waiting(orders, why)?;
             }
             done?;
         }
@@ -242,11 +242,11 @@ impl CrateWorker<'_> {
     }
 
     /// Before another driver takes over: queued orders were made for this driver's capabilities.
-    fn give_back(&self, orders: &Receiver<Order>, why: &str) -> Result<(), Leave> {
+    fn return_waiting(&self, orders: &Receiver<Order>, why: &str) -> Result<(), Leave> {
         for order in orders.try_iter() {
             let Order::Send(batches) = order else { continue };
             for batch in batches {
-                self.say(Event::Done { batch, verdict: unfit(why) })?;
+                self.say(Event::Done { batch, verdict: incompatible(why) })?;
             }
         }
         Ok(())
@@ -308,11 +308,11 @@ impl CrateWorker<'_> {
         let mut left: Option<String> = None;
         for batch in batches {
             let verdict = match &left {
-                Some(why) => unfit(why),
+                Some(why) => incompatible(why),
                 None => match self.deliver(&batch) {
                     Ok(verdict) => verdict,
                     Err(Fault::Retry(pace, why)) => Verdict::Retry { maybe_stored: false, pace, why },
-                    Err(Fault::Leave(Leave::Incompatible { why })) => unfit(left.insert(why)),
+                    Err(Fault::Leave(Leave::Incompatible { why })) => incompatible(left.insert(why)),
                     Err(Fault::Leave(leave)) => return Err(leave),
                 },
             };
@@ -379,14 +379,14 @@ impl CrateWorker<'_> {
         if verdict::is_nameless(trouble)
             && batch.attempts >= 2
             && modern
-            && self.options.unfit != OnIncompatible::Wait
+            && self.options.incompatible != OnIncompatible::Wait
         {
             self.leaving = Some(why.clone()); // D14: the other driver knows the code and what to do about it
         }
         let hangs_up = matches!(trouble, CallError::Closed) && !self.proven && batch.attempts >= 3; // D15
         if (hangs_up || verdict::is_version(trouble))
             && modern
-            && self.options.unfit == OnIncompatible::Refused
+            && self.options.incompatible == OnIncompatible::Refused
         {
             self.leaving = Some(format!("{leader}: {why}"));
         }
@@ -394,6 +394,6 @@ impl CrateWorker<'_> {
     }
 }
 
-fn unfit(why: &str) -> Verdict {
+fn incompatible(why: &str) -> Verdict {
     Verdict::Retry { maybe_stored: false, pace: Pace::Now, why: format!("another driver takes over: {why}") }
 }

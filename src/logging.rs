@@ -30,7 +30,7 @@ pub fn init() {
 }
 
 /// Prints why the process exits. Ignores a closed standard error.
-pub fn last_words(error: &Error) {
+pub fn fatal(error: &Error) {
     let priority = if style() == Style::Journal { "<3>" } else { "" };
     let text: String = error.to_string().lines().map(|l| format!("{priority}{l}\n")).collect();
     let _ = io::stderr().write_all(text.as_bytes());
@@ -131,7 +131,7 @@ mod tests {
     /// Fails when the message is not escaped: a log line quoted in an error could then forge a priority, or a line of
     /// our log.
     #[test]
-    fn one_line_whatever_it_says() {
+    fn a_message_is_always_one_line() {
         let said = shown(Style::Journal, Level::Info, "logagent", "bad line \"a\n<0>panic\x1b[2J\"");
         assert_eq!(said, "<6>bad line \"a\\n<0>panic\\x1b[2J\"");
     }

@@ -32,12 +32,34 @@
 //! 3. [`streams`] is the registry of all streams: how far each one is framed, sent, acknowledged and saved. [`state`]
 //!    saves it.
 //! 4. [`producer`] is one thread that owns everything about sending: topic queues, partitions, sequence numbers, broker
-//!    connections, and with exactly-once the journal. Its core is pure. It gathers chunks into batch groups
+//!    connections, and with exactly-once the intent log. Its core is pure. It gathers chunks into batch groups
 //!    ([`producer::batch`]), keeps each partition's batches in order, and turns answers into acks; it alone decides on
 //!    retries, splitting and dead letters. The loop around it calls a [`producer::driver::Driver`] and waits in one
 //!    `poll(2)` for sockets, an eventfd ([`waker`]) and a deadline.
 //! 5. The drivers are [`mod@kafka`] on our own sockets, [`kafka_crate`] on the `kafka` crate, and [`stdout`].
 //!    [`kafka::auto`] probes the brokers and chooses between the first two.
+//!
+//! # When a position is saved
+//!
+//! The producer passes each ack to [`streams`], which advances the stream's position over contiguous acknowledged
+//! ranges. The saver writes a snapshot of all positions to `offsets` in the state folder, by rename: within 100 ms of
+//! the first ack of a run, then at most once a second while something changes (`state/schedule.rs`), and at the end.
+//! `fsync` follows every 30 s (`sync`). An ack of anything beyond a gap is kept in the same snapshot, so after a crash
+//! only the gap is read again. Before the first byte of a batch goes out, its sent mark or intent is written.
+//!
+//! # When a broker dies
+//!
+//! 1. The connection ends, or a response does not arrive in time (60 s with `acks = "all"`, otherwise 30 s, and 5 s
+//!    more). The driver's session returns every batch of that connection to the core with `Verdict::Retry`, marked
+//!    `maybe_stored` unless part of its request was still unsent; batches that were waiting for a request are returned
+//!    as well. `kafka::broker` reconnects at once, and then with a growing pause.
+//! 2. When reconnecting fails, `kafka::cluster` marks the broker's partitions as unavailable and refreshes the metadata
+//!    soon. The partitioner then skips these partitions, unless the key or `fixed` names one of them.
+//! 3. Each affected partition stops sending until all its batches are back (`Draining`), waits, and sends the first
+//!    batch alone (`Probing`) to whichever broker leads it now, with the same sequence numbers. Once that one is stored,
+//!    it sends the rest in order. See the diagram in `producer::partition`.
+//! 4. Meanwhile chunks fill the byte budget and the channel; tails stop reading, and the log files hold the rest.
+//!    [`producer::outage`] logs the outage and its end.
 //!
 //! # Threads
 //!
@@ -65,9 +87,9 @@
 //!
 //! **One producer thread.** An earlier version had a coordinator, one worker per broker, and protocols to hand batches
 //! back across threads and to stop one batch from overtaking another. Now a batch moves between its partition's queue and
-//! a connection by calls within one thread, so nothing can overtake it on the way. What may block runs in a helper thread that returns a finished
-//! result: a dialer resolves, connects, authenticates and hands over a ready non-blocking connection; a blocking client
-//! reports verdicts.
+//! a connection by calls within one thread, so nothing can overtake it on the way. Blocking work runs in helper threads
+//! that return a finished result: a dialer resolves, connects, authenticates and hands over a ready non-blocking
+//! connection; a blocking client reports verdicts.
 //!
 //! **One registry.** Position, progress and status of a stream used to be spread over several types and channels. Tails,
 //! producer and saver now share one table, so the order of the offsets can be asserted in one place.
@@ -102,8 +124,9 @@
 //!
 //! # Modules in reading order
 //!
-//! [`record`] (vocabulary), [`chunk`], [`budget`] (memory), [`streams`], [`state`], [`watch`], [`tail`], [`journal`],
-//! [`handover`] (from tails to registry and producer), [`producer`], [`mod@kafka`], [`kafka_crate`], [`exactly_once`], [`config`], [`commands`].
+//! [`record`] (shared types), [`chunk`], [`budget`] (memory), [`streams`], [`state`], [`watch`], [`tail`], [`journal`],
+//! [`handover`] (from tails to registry and producer), [`producer`], [`mod@kafka`], [`kafka_crate`], [`exactly_once`],
+//! [`config`], [`commands`].
 //!
 //! Around them: [`report`] (the status board, of which status, metrics and log lines are views), [`heartbeat`] (liveness
 //! behind the watchdog), [`quota`] (shares of the dead-letter file), [`fdstore`] and [`commands::inherited`] (files that
@@ -166,7 +189,7 @@ fn main() -> process::ExitCode {
     match done {
         Ok(code) => code.into(),
         Err(error) => {
-            logging::last_words(&error);
+            logging::fatal(&error);
             error.code.into()
         }
     }

@@ -1,5 +1,5 @@
 //! The producer thread: takes chunks, sends their lines to Kafka and acknowledges them. It owns topics, partitions,
-//! broker connections and, with exactly-once, the journal.
+//! broker connections and, with exactly-once, the intent log.
 
 pub mod batch;
 mod core;
@@ -38,7 +38,8 @@ use rustix::event::{PollFd, PollFlags};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How a record's partition is chosen. A partition is available when its leader is reachable and it is not in trouble.
+/// How a record's partition is chosen. A partition is available while its leader is reachable and its batches do not
+/// fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Partitioner {
     /// Always this partition, even while it is unavailable.
@@ -119,10 +120,10 @@ pub struct Dead {
     pub why: String,
 }
 
-/// When the thread ends with work left.
+/// When the thread ends although work is left.
 #[derive(Debug)]
 pub struct Halts {
-    /// Stop as soon as there is no progress: what is left is refused, or no broker can be reached. `None`: never.
+    /// Stop as soon as there is no progress because the rest is refused or no broker can be reached. `None`: never.
     pub stuck: Option<Stop>,
     /// Stop at once.
     pub now: Stop,
@@ -156,7 +157,7 @@ impl Changes {
     }
 }
 
-/// Exactly-once: records a batch in the journal before it reaches the driver.
+/// Exactly-once: records a batch in the intent log before it reaches the driver.
 pub trait BeforeSend: Send {
     /// Queues batches for recording.
     fn hold(&mut self, batches: Vec<Batch>);
@@ -176,7 +177,7 @@ pub struct Producer<'a> {
     pub drive: Drive,
     pub context: Context,
     /// Exactly-once.
-    pub journal: Option<Box<dyn BeforeSend>>,
+    pub intents: Option<Box<dyn BeforeSend>>,
     pub registry: &'a Registry,
     pub halts: Halts,
 }
@@ -186,19 +187,19 @@ pub struct Producer<'a> {
 ///
 /// Ends when the inbox is closed (all tails have ended) and nothing is left, or as [`Halts`] says.
 pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
-    let Producer { options, inbox, changes, drive, context, journal, registry, halts } = producer;
+    let Producer { options, inbox, changes, drive, context, intents, registry, halts } = producer;
     let board = context.board.clone();
     let core = Core::new(options, &board, now());
     let current = Current::new(context.clone(), &drive);
     let (ready, events) = (Vec::new(), Vec::new());
-    Loop { core, current, journal, waker: context.waker, ready, events, registry, idle: Idle::No }
+    Loop { core, current, intents, waker: context.waker, ready, events, registry, idle: Idle::No }
         .run(&inbox, &changes, &halts)
 }
 
 struct Loop<'b> {
     core: Core<'b>,
     current: Current,
-    journal: Option<Box<dyn BeforeSend>>,
+    intents: Option<Box<dyn BeforeSend>>,
     waker: Waker,
     /// What `poll(2)` reported for the driver's sockets.
     ready: Vec<PollFlags>,
@@ -245,7 +246,7 @@ impl Loop<'_> {
             stuck = if self.core.is_stuck() { stuck.or(Some(here)) } else { None };
             let patience = halted.zip(stuck).map(|(halted, stuck)| halted.min(stuck) + RETURN);
             if !open && patience.is_some_and(|until| here >= until) {
-                log::warn!("no broker takes what is left: not waiting for it");
+                log::warn!("the remaining lines cannot be delivered now: not waiting for them");
                 return Ok(());
             }
             if !self.events.is_empty() {
@@ -292,17 +293,17 @@ impl Loop<'_> {
         let wake = self.core.tick(now);
         let mut ordered = false;
         for order in self.core.orders() {
-            match (order, &mut self.journal) {
-                (Order::Send(batches), Some(journal)) => journal.hold(batches),
+            match (order, &mut self.intents) {
+                (Order::Send(batches), Some(intents)) => intents.hold(batches),
                 (order, _) => {
                     self.current.order(order, now.at);
                     ordered = true;
                 }
             }
         }
-        if let Some(journal) = &mut self.journal {
+        if let Some(intents) = &mut self.intents {
             self.core.heartbeat.within(Heartbeat::SLOW); // disk I/O
-            let recorded = journal.record(now.at);
+            let recorded = intents.record(now.at);
             self.core.heartbeat.within(Heartbeat::TURN);
             if !recorded.is_empty() {
                 self.current.order(Order::Send(recorded), now.at);
@@ -321,8 +322,8 @@ impl Loop<'_> {
         if !alive && self.events.is_empty() {
             return Err(Dead { why: "its worker has ended".into() });
         }
-        let journal = self.journal.as_ref().and_then(|j| j.wake(now.at));
-        Ok([wake, journal, self.current.driver().wake()].into_iter().flatten().min())
+        let intents = self.intents.as_ref().and_then(|j| j.wake(now.at));
+        Ok([wake, intents, self.current.driver().wake()].into_iter().flatten().min())
     }
 
     /// Waits for events, for the sockets, and at most until `wake`. With `more` it polls without blocking.

@@ -205,7 +205,7 @@ mod tests {
     /// Fails when one path can fill the file, when a path with few letters has to wait for it, or when a file that
     /// was moved away still counts.
     #[test]
-    fn no_path_fills_the_file_alone() {
+    fn no_single_path_fills_the_file() {
         let (bad, good, now) = (Path::new("/bad"), Path::new("/good"), Instant::now());
         let room = |q: &Quota, path, now| q.room(&q.share(path, "t"), 0, now);
         let (_dir, _, q) = quota(1000, &[(bad, 200)]);
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!((room(&q, bad, now), room(&q, good, now)), (Room::Full, Room::Enough));
         q.wrote(good, 100);
         assert_eq!(room(&q, good, now), Room::Enough);
-        // A restart counts what is there.
+        // A restart counts the existing letters.
         let (_dir, file, q) = quota(1000, &[(bad, 260), (good, 100)]);
         assert_eq!((room(&q, bad, now), room(&q, good, now)), (Room::Full, Room::Enough));
         fs::remove_file(&file).unwrap();
@@ -227,7 +227,7 @@ mod tests {
     /// Fails when lines in flight do not count for their path, are not returned, or count as letters; when a path
     /// without letters stalls because the file is full; or when lines for another topic block it.
     #[test]
-    fn what_is_on_its_way_counts() {
+    fn lines_in_flight_count() {
         let now = Instant::now();
         let (_dir, _, q) = quota(1000, &[]);
         let (bad, good) = (q.share(Path::new("/bad"), "t"), q.share(Path::new("/good"), "t"));
@@ -250,7 +250,7 @@ mod tests {
 
     /// Fails when many paths together fill the file, so that a newcomer finds no room.
     #[test]
-    fn many_leave_room_for_one_more() {
+    fn many_paths_leave_room_for_one_more() {
         let (_dir, _, q) = quota(10_000, &[]);
         let mut total = 0;
         for path in 0..50 {

@@ -1,4 +1,4 @@
-//! The vocabulary that all stages share: streams, offsets, marks and what makes a record of a line. No I/O, no threads.
+//! The types that all stages share: streams, offsets, marks, and how a line becomes a record. No I/O, no threads.
 
 use std::sync::Arc;
 
@@ -44,16 +44,17 @@ impl Mark {
     pub fn of(before: &[u8]) -> Mark {
         let tail = &before[before.len().saturating_sub(Self::SPAN)..];
         if tail.is_empty() {
-            return Mark::default(); // nothing before offset 0: agrees with every file
+            return Mark::default(); // nothing before offset 0: matches every file
         }
         Mark { len: tail.len() as u16, hash: fnv1a(tail) }
     }
 
-    /// Set in `len` of a mark of a journal entry; the other bits check the file's ID, and `hash` is the sequence number.
+    /// The flag in `len` that marks a journal entry; the other bits check the file's ID, and `hash` is the sequence
+    /// number.
     const ENTRY: u16 = 1 << 15;
 
-    /// The mark of the end of a journal entry. Together with the offset it proves the file: the ID is random, and journald
-    /// never gives a sequence number twice.
+    /// The mark of the end of a journal entry. Together with the offset it identifies the file: the ID is random, and
+    /// journald never reuses a sequence number.
     pub fn of_entry(file_id: &[u8; 16], seqnum: u64) -> Mark {
         Mark { len: Self::ENTRY | fnv1a(file_id) as u16, hash: seqnum }
     }
@@ -122,12 +123,12 @@ pub enum Format {
     Raw,
     /// An object with `message`, `host`, `path`, `offset`, `time` and the source's own fields.
     Json { host: String, fields: Vec<(String, String)> },
-    /// The line's bytes, unchanged. In front of each line stands a [`RecordHead`].
+    /// The line's bytes, unchanged. A [`RecordHead`] precedes each line.
     Headed,
 }
 
-/// What a source knows of a record besides its line: the record's own time, in ms since 1970, and a key. It stands in the
-/// chunk's bytes right in front of the line: the key's bytes, their number (`u32`), the time.
+/// What a source knows about a record besides its line: its own time in ms since 1970, and a key. It precedes the line
+/// in the chunk's bytes: the key's bytes, their number (`u32`), the time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecordHead<'c> {
     pub key: Option<&'c [u8]>,
@@ -144,7 +145,7 @@ impl<'c> RecordHead<'c> {
         out.extend_from_slice(&self.stamp_ms.to_le_bytes());
     }
 
-    /// Of a line in the bytes of its chunk; `None`: nothing like it is there.
+    /// The head of a line in the bytes of its chunk; `None`: there is none.
     pub fn of(bytes: &'c [u8], line: Line) -> Option<RecordHead<'c>> {
         let before = bytes.get(..line.at as usize)?;
         let (before, stamp) = before.split_last_chunk::<8>()?;
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(Mark::of(b""), Mark::default());
     }
 
-    /// Fails when a head is read back as another one, or reading reaches in front of the chunk's bytes.
+    /// Fails when a head does not round-trip, or reading goes beyond the start of the chunk's bytes.
     #[test]
     fn heads_of_records() {
         for key in [None, Some(&b""[..]), Some(b"unit")] {

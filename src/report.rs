@@ -1,5 +1,4 @@
-//! The status board: counters and states of which `status`, the metrics and the log are views. It only reports;
-//! nothing is decided by what is on the board.
+//! The status board: counters and states that `status`, the metrics and the log show. No decision depends on it.
 //!
 //! Every counter has one writer. The board's lock is taken when a file or a broker appears, disappears or changes
 //! state, and when a snapshot is taken, but never per chunk.
@@ -45,7 +44,7 @@ pub struct FileState {
 /// The status of one broker, or of the bootstrap list as a whole.
 #[derive(Debug, Clone)]
 pub struct BrokerState {
-    /// "up" when it answers, otherwise what is being tried.
+    /// "up" when it answers, otherwise the step in progress.
     pub state: String,
     pub since: Instant,
     pub attempts: u64,
@@ -59,9 +58,9 @@ pub struct StateFolderTrouble {
     pub path: Option<PathBuf>,
     /// Why positions cannot be saved now. Writer: the saver.
     pub degraded: Option<String>,
-    /// Exactly-once: batches wait for the folder. Writer: the journal.
+    /// Exactly-once: batches wait for the folder. Writer: the intent log.
     pub blocked: Option<Blocked>,
-    /// Exactly-once: when the current write of `flights` began. Writer: the journal.
+    /// Exactly-once: when the current write of `flights` began. Writer: the intent log.
     pub writing: Option<Instant>,
 }
 
@@ -81,7 +80,7 @@ pub struct ExactlyOnceCounts {
     pub active: AtomicBool,
     /// `None`: no producer id yet, or at-least-once. Writer: the producer.
     pub producer: Mutex<Option<(i64, i16)>>,
-    /// Intents that the saved positions do not cover. Writer: the journal.
+    /// Intents that the saved positions do not cover. Writer: the intent log.
     pub unsettled: AtomicU64,
     /// Batches of an earlier run sent again with their original numbers. Writer: the producer.
     pub resent: AtomicU64,
@@ -89,7 +88,7 @@ pub struct ExactlyOnceCounts {
     pub found: AtomicU64,
     /// The brokers do not list our producer, so a crash leaves lines uncertain. Writer: the producer.
     pub unlisted: AtomicBool,
-    /// Written to `flights` in this run. Writer: the journal.
+    /// Written to `flights` in this run. Writer: the intent log.
     pub bytes: AtomicU64,
 }
 

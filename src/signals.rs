@@ -29,7 +29,7 @@ pub struct Signals {
 }
 
 /// Other signals that would terminate the process without a save, such as SIGUSR2 and SIGALRM, are ignored: they are
-/// sent by mistake, or meant for another program that had our process id before.
+/// sent by mistake, or meant for a program that previously had our process id.
 const STOP: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGXCPU, sys::SIGPWR];
 
 /// Blocks the signals in the calling thread, and so in all threads started later, and receives them in a separate

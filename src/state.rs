@@ -1,4 +1,4 @@
-//! The state folder: what is saved over restarts, which copy of it is good, and when it is written.
+//! The state folder: the saved positions, choosing the good copy, and when to save.
 //!
 //! In reading order: [`mod@format`] (positions as text), [`store`] (the files, crash-safe replacement, the lock),
 //! [`schedule`] (when to save, pure), [`saver`] (the thread).
@@ -102,7 +102,8 @@ impl StateFolder {
         Arc::new(if self.publisher.is_some() { registry.saving_openings() } else { registry })
     }
 
-    /// Nothing proves what is stored, so lines sent again count as duplicated. Must be called before any tail runs.
+    /// Nothing proves which lines are stored, so lines sent again count as duplicated. Must be called before any tail
+    /// runs.
     pub fn distrust(&self) {
         self.marks.doubt_all();
     }
@@ -144,7 +145,10 @@ fn open_marks(
     let (marks, found) = match opened {
         Ok(opened) => opened,
         Err(e) => {
-            log::error!("open {}: {e}; doubled_at_most will not count over a crash", path.display());
+            log::error!(
+                "open {}: {e}; doubled_at_most will not include lines sent again after a crash",
+                path.display()
+            );
             return (SentMarks::nowhere(), false);
         }
     };

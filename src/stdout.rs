@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 
-/// Most bytes gathered for one write.
+/// Maximum bytes gathered for one write.
 const BUFFER: usize = 256 << 10;
 
 /// Runs until the core drops its channels. The reader of the pipe may stall forever.
@@ -54,7 +54,7 @@ impl From<Unheard> for Ended {
 }
 
 fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, buffer: &mut LineBuffer<W>) -> Result<Leave, Ended> {
-    out.send(Event::Ready(Capabilities { name: "stdout", numbered: false, in_flight: 1 }))?;
+    out.send(Event::Ready(Capabilities { name: "stdout", idempotent: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {
             match order {

@@ -5,9 +5,9 @@
 //! guards the registry. It is held for lookups and small updates, never during I/O. The offsets that change with
 //! every chunk are atomics ([`Progress`]).
 //!
-//! One owner replaced ten types and several channels that each knew a part of a stream's state. A stream is
-//! registered before its tail can send a chunk, so the producer never meets an unknown stream, and a snapshot of all
-//! positions is consistent without stopping anyone.
+//! A single owner replaced ten types and several channels that each knew a part of a stream's state. A stream is
+//! registered before its tail can send a chunk, so the producer never sees an unknown stream, and a snapshot of all
+//! positions is consistent without pausing any thread.
 //!
 //! Invariant: per stream, `saved ≤ acked ≤ sent ≤ framed`, asserted in release builds. A position that runs ahead of
 //! the acknowledgements silently loses lines at the next crash; ending the process is cheaper. Positions never move
@@ -36,7 +36,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::Table;
 
-/// A stream as a tail opens it: for the first time, or again after a start or in another file. Acknowledged up to `at`.
+/// A stream as a tail opens it: for the first time, or again after a start or in another file. Everything before `at`
+/// is acknowledged.
 #[derive(Clone, Debug)]
 pub struct Opened {
     pub stream: StreamId,

@@ -49,7 +49,7 @@ pub fn ignore_stray_signals() {
     }
 }
 
-/// Unblocks all signals in the calling thread: the one of `signals.rs`.
+/// Unblocks all signals in the calling thread, which is that of `signals.rs`.
 pub fn unblock_signals() -> io::Result<()> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set it is given.
@@ -197,7 +197,7 @@ mod tests {
 
     /// Fails when threads do not inherit the mask, or when SIGSEGV would be blocked.
     #[test]
-    fn all_signals_but_faults_are_kept_out_and_children_inherit_it() {
+    fn all_signals_but_faults_are_blocked_and_threads_inherit_it() {
         let bit = |signal: i32| 1u64 << (signal - 1);
         let mask = || {
             block_signals().unwrap();

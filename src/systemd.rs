@@ -28,7 +28,7 @@ impl Notify {
         };
         Self::to(&name).unwrap_or_else(|e| {
             log::warn!(
-                "systemd: NOTIFY_SOCKET {}: {e}; systemd will not be told that the agent is ready",
+                "systemd: NOTIFY_SOCKET {}: {e}; systemd will not learn that the agent is ready",
                 name.display()
             );
             Notify(None)
@@ -53,7 +53,7 @@ impl Notify {
     }
 
     /// Whether there is a service manager.
-    pub fn is_heard(&self) -> bool {
+    pub fn is_present(&self) -> bool {
         self.0.is_some()
     }
 
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_is_gone_is_no_error() {
+    fn a_missing_manager_is_not_an_error() {
         let dir = tempfile::tempdir().unwrap();
         Notify::to(dir.path().join("none").as_os_str()).unwrap().ready("");
         Notify::default().ready("");

@@ -1,4 +1,5 @@
-//! Stage 1: one thread per followed path. It reads files and sends chunks; it knows neither partitions nor brokers.
+//! Stage 1: one thread per followed path. It reads files and sends chunks; partitions and brokers are the producer's
+//! business.
 //!
 //! The thread loops: look at the path and the open files, let [`follow::decide`] choose a step, execute it, and wait on the
 //! wake channel until a deadline. It reads only while its budget and the output channel have room; that is the whole
@@ -82,7 +83,7 @@ pub struct TailOptions {
     pub reading: Reading,
     pub start: Start,
     /// The path's pattern is new: `start` applies, and nothing was read under it before.
-    pub first_sight: bool,
+    pub new_pattern: bool,
     pub followed: Followed,
     /// Files born after this time (see [`crate::record::Identity::born`]) are new, even if they were renamed before the
     /// agent saw them. For a new pattern, this is when it was first seen; for a known one, when the state was last saved.
@@ -93,7 +94,7 @@ pub struct TailOptions {
     pub give_up: Option<Duration>,
     /// Whether to follow a new file that appears at the path.
     pub reopen: bool,
-    /// How often to look where events are unavailable or disabled.
+    /// How often to look if events are unavailable or disabled.
     pub poll: Duration,
     pub rotate_grace: Duration,
     pub rest_after: Option<Duration>,
@@ -183,9 +184,9 @@ pub fn run(
             Ok(step) => step,
             Err(Halt::Stopped) => break None,
             Err(Halt::Io(e)) => {
-                tail.let_go();
+                tail.release_unopened();
                 tail.trouble(&e);
-                if tail.is_hopeless() {
+                if tail.has_timed_out() {
                     break Some(Unread { path: path.clone(), why: e });
                 }
                 if trouble::is_cut_off(&e) {
@@ -239,9 +240,9 @@ struct Tail<'a> {
     /// See [`Known::folder`].
     folder: Arc<Mutex<()>>,
     error: Option<String>,
-    /// Throttles the read errors; while `error` is set, `told` says whether it was logged.
+    /// Throttles the read errors; while `error` is set, `logged` says whether it was logged.
     failures: LogThrottle,
-    told: bool,
+    logged: bool,
     /// Since when the path cannot be read.
     failing: Option<Instant>,
     cuts: LogThrottle,
@@ -251,7 +252,7 @@ struct Tail<'a> {
     path_again: Option<Instant>,
     /// The file at the path may be a copy of another one.
     undecided: Option<Undecided>,
-    /// For a compressed file: the stream that another tail must look at first, see [`Undecided`].
+    /// For a compressed file: the stream whose tail must look first, see [`Undecided`].
     asked: Option<(StreamId, u64)>,
     /// The file at the path belongs to a stream that another tail has yet to look for.
     expected_elsewhere: bool,
@@ -276,7 +277,7 @@ struct Tail<'a> {
     /// open ones.
     shelf: VecDeque<Shelved>,
     /// A new stream that starts because its file has different bytes now, and is not open yet.
-    begun_anew: Option<StreamId>,
+    restarted: Option<StreamId>,
     /// Incomplete records read from truncated streams. They are sent unless a copy of the file has them.
     in_memory: Vec<Chunk>,
     /// Space the last chunk would need in the dead-letter file; an estimate for the next one.
@@ -297,7 +298,7 @@ fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>,
 const AWAITED: Duration = Duration::from_millis(100);
 
 const LETTERS_FULL: &str =
-    "its refused lines fill its share of dead-letter in the state folder: move that file away";
+    "its rejected lines fill its share of dead-letter in the state folder: move that file away";
 /// How often to check whether a path's dead-letter share is still full.
 const QUOTA_AGAIN: Duration = Duration::from_secs(5);
 /// When a path's limit of unacknowledged bytes is reached: delay before the first check for room. At 2,000,000 lines/s the
@@ -334,7 +335,7 @@ impl<'a> Tail<'a> {
             folder,
             error: None,
             failures: LogThrottle::default(),
-            told: false,
+            logged: false,
             failing: None,
             cuts: LogThrottle::default(),
             look_again: None,
@@ -352,7 +353,7 @@ impl<'a> Tail<'a> {
             moved: false,
             denied: None,
             shelf: VecDeque::new(),
-            begun_anew: None,
+            restarted: None,
             in_memory: Vec::new(),
             letters: 0,
             letter_share,
@@ -483,7 +484,7 @@ impl Tail<'_> {
             poll: self.between_looks(hints),
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
-        // A file that is not being read now keeps no place in the budget's queue.
+        // A file that is not being read gives up its place in the budget's queue.
         let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
         for (_, open) in self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)) {
             open.place = None;
@@ -508,15 +509,15 @@ impl Tail<'_> {
             Step::Wait(_) | Step::End => {}
         }
         if self.path_again.is_none() {
-            self.well();
+            self.readable_again();
         }
         Ok(self.until_decided(self.until_saved(step)))
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
         // There are no events for a rotated file that was found by its name.
-        let untold = self.open.iter().any(|o| o.found_by_name && o.links > 0);
-        let usual = if hints && !untold { UNHURRIED } else { self.o.poll };
+        let without_events = self.open.iter().any(|o| o.found_by_name && o.links > 0);
+        let usual = if hints && !without_events { UNHURRIED } else { self.o.poll };
         let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
@@ -524,7 +525,7 @@ impl Tail<'_> {
     /// What is at the path, compared with the open files.
     fn look_at_path(&mut self) -> Result<AtPath, Halt> {
         if self.o.until == Until::Read && self.undecided.is_none() && !self.expected_elsewhere {
-            return Ok(AtPath::Unknown); // only what was there at the first look is read
+            return Ok(AtPath::Unknown); // only what existed at the first look is read
         }
         if packing(&self.o.path) != Packed::Plain {
             return Ok(AtPath::Nothing); // it is read once
@@ -631,7 +632,7 @@ impl Tail<'_> {
                     if let Some(all) = self.cuts.more(counts.cut_lines, self.now) {
                         let (lines, at) = (counts.cut_lines, chunk.range.start);
                         warn!(
-                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} of late)"
+                            "{path}: {lines} line(s) over {max} bytes cut near offset {at} ({all} recently)"
                         );
                     }
                 }
@@ -663,7 +664,7 @@ impl Tail<'_> {
             Room::Full => {
                 if self.stuck != Some(LETTERS_FULL) {
                     error!(
-                        "{}: its refused lines fill its share of {}: reading is paused until that file is moved away",
+                        "{}: its rejected lines fill its share of {}: reading is paused until that file is moved away",
                         self.o.path.display(),
                         quota.file.display()
                     );

@@ -112,7 +112,7 @@ mod tests {
 
     /// Fails when a wake between a check and the sleep is missed, or when each wake costs a write.
     #[test]
-    fn news_between_look_and_sleep_is_heard() {
+    fn a_wake_between_check_and_sleep_is_not_missed() {
         let waker = Waker::new().unwrap();
         let readable = || {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };

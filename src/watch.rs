@@ -88,7 +88,7 @@ enum Control {
     Sources { sources: Vec<Watched>, expected: Vec<PathBuf>, ended: Vec<PathBuf> },
 }
 
-/// Controls the watch thread. Dropping it ends the thread.
+/// Controls the watch thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct WatchHandle {
     control: Option<Sender<Control>>,
@@ -136,8 +136,8 @@ pub struct ControlInbox {
 
 pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
     let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    // The sender must not wait for a walk, because a walk waits until what it finds is received.
-    #[allow(clippy::disallowed_methods, reason = "at most one for each tail, and one for each reload")]
+    // Unbounded: the sender must not wait for a walk, because a walk waits until its finds are received.
+    #[allow(clippy::disallowed_methods, reason = "at most one per tail and one per reload")]
     let (tx, rx) = unbounded();
     Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))
 }
@@ -306,11 +306,11 @@ impl<'a> Watch<'a> {
         if !self.names.is_due(now) {
             return;
         }
-        let events = self.watches.read_names();
+        let (had_events, events) = self.watches.read_names();
         let concerned = !events.is_empty();
         let woken: u32 = events.into_iter().map(|event| self.event(event)).sum();
         let pause = if concerned { pace::pause(woken) } else { pace::BESIDE };
-        self.names.was_read(now, true, pause, Duration::ZERO);
+        self.names.was_read(now, had_events, pause, Duration::ZERO);
         if concerned && self.contents.due().is_some() {
             self.contents.hurry(now); // before what a rotation does next
         }
@@ -461,7 +461,7 @@ impl<'a> Watch<'a> {
         } else if !m.is_file() {
             self.refuse(path, kind(m));
         } else if self.own.contains(&(m.dev(), m.ino())) {
-            self.refuse(path, "is where this agent writes its own log");
+            self.refuse(path, "is this agent's own log");
         } else {
             self.found(poll, path, at_path);
         }
@@ -488,10 +488,10 @@ impl<'a> Watch<'a> {
     /// Warns about a compressed file that was named literally; logs once that patterns skip such files.
     fn compressed(&mut self, path: PathBuf, is_literal: bool) {
         if is_literal {
-            self.refuse(path, "is compressed in a form that is not read");
+            self.refuse(path, "is compressed in an unsupported format");
         } else if !std::mem::replace(&mut self.compressed_said, true) {
             let path = path.display();
-            info!("{path}: is compressed in a form that is not read; all such files are left out");
+            info!("{path}: is compressed in an unsupported format; all such files are skipped");
         }
     }
 
@@ -509,7 +509,7 @@ impl<'a> Watch<'a> {
         let entry = Slot { wake: wake.clone(), watches, link, at_path, state: (0, 0), walk: self.walk };
         self.slots.insert(path.clone(), entry);
         if self.reported.remove(&path).is_some() {
-            info!("{}: is a file now", path.display());
+            info!("{}: is a regular file now", path.display());
         }
         self.watch_file(&path);
         let _ = self.out.send(WatchEvent::Found(Found { path, slot: wake }));

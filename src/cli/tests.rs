@@ -13,7 +13,7 @@ fn command(line: &str) -> Command {
 }
 
 fn refused(args: &[&str]) -> String {
-    let error = parse(args.iter().map(OsString::from)).expect_err(&format!("{args:?} was taken"));
+    let error = parse(args.iter().map(OsString::from)).expect_err(&format!("{args:?} was accepted"));
     assert_eq!(error.code, ExitCode::Usage);
     let text = error.to_string();
     assert!(text.starts_with("logagent: ") && text.lines().count() == 1 && text.contains("--help"), "{text}");
@@ -66,7 +66,7 @@ fn wrong_lines() {
         (&["run", "--from", "middle", "f"], "none of end, beginning"),
         (&["run", "--driver=clasic"], "did you mean \"classic\"?"),
         (&["run", "--brokers", "k"], "the port is missing"),
-        (&["run", "--topic", "a b"], "Kafka takes"),
+        (&["run", "--topic", "a b"], "Kafka accepts"),
         (&["run", "--once=yes"], "--once=yes"),
         (&["run", "-c"], "No value provided"),
         (&["run", "-c", ""], "it is empty"),
@@ -79,9 +79,9 @@ fn wrong_lines() {
             &["send", "--brokers", "k:1", "--topic", "t", "--acks", "2"],
             "send: --acks: \"2\" is none of all, 1, 0; see",
         ),
-        (&["send", "--brokers", "k:1"], "it needs --brokers and --topic, or a config file by -c"),
+        (&["send", "--brokers", "k:1"], "--brokers and --topic are needed, or a config file with -c"),
         (&["check", "extra"], "extra"),
-        (&["status", "-c", "a", "--state-dir", "b"], "one is enough"),
+        (&["status", "-c", "a", "--state-dir", "b"], "give only one"),
         (&["run", "--x\u{1b}[2J"], "\\x1b"),
     ] {
         let text = refused(args);

@@ -1,4 +1,4 @@
-//! `logagent check`: reports what the config means on this machine, without changing anything.
+//! `logagent check`: reports the effect of the config on this machine, without changing anything.
 //!
 //! Only a valid config gets here: [`config::load`] reports the problems of others. An unreadable file or an
 //! unwritable state folder is a warning, because the agent's user may have permissions that this user lacks. A
@@ -41,7 +41,7 @@ pub enum CheckOutcome {
     Good(String),
     Doubtful(CheckProblem),
     Failed(CheckProblem),
-    /// Permanent: the config requires something this broker cannot do.
+    /// Permanent: the config requires something that this broker cannot do.
     Never(CheckProblem),
 }
 
@@ -96,12 +96,12 @@ fn print(text: &str) -> Result<(), Error> {
 
 fn step_line(step: &CheckStep) -> String {
     let ms = step.took.as_millis();
-    let (head, told) = match &step.outcome {
+    let (head, finding) = match &step.outcome {
         CheckOutcome::Good(found) => ("ok", found.clone()),
         CheckOutcome::Doubtful(t) => ("warning", format!("{}; {}", t.why, t.fix)),
         CheckOutcome::Failed(t) | CheckOutcome::Never(t) => ("failed", format!("{}; {}", t.why, t.fix)),
     };
-    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&told))
+    format!("{head:<9}{} ({ms} ms): {}\n", Escaped(&step.what), Escaped(&finding))
 }
 
 /// The report without the network.
@@ -140,11 +140,8 @@ impl Report {
         match warnings.len() {
             _ if r.failed => {}
             0 => r.line("ok", "the config has no mistakes"),
-            1 => r.line("ok", "the config can be used; one thing is worth a look, see the warning above"),
-            n => r.line(
-                "ok",
-                &format!("the config can be used; {n} things are worth a look, see the warnings above"),
-            ),
+            1 => r.line("ok", "the config is valid; see the warning above"),
+            n => r.line("ok", &format!("the config is valid; see the {n} warnings above")),
         }
         r
     }
@@ -165,7 +162,8 @@ impl Report {
         let reasons = config.needs_modern();
         let driver = match (k.driver, reasons.is_empty()) {
             (DriverChoice::Auto, true) => {
-                "auto: modern where the broker takes it (from 0.11), else classic (the kafka crate)".into()
+                "auto: modern if the broker supports it (0.11 or newer), otherwise classic (the kafka crate)"
+                    .into()
             }
             (DriverChoice::Auto, false) => format!("auto: modern, because of {}", reasons.join(", ")),
             (fixed, _) => name(fixed).to_owned(),
@@ -179,7 +177,7 @@ impl Report {
         self.line("delivery", name(delivery));
         match k.acks {
             Acks::Zero => self.warn(
-                "acks = 0 can lose lines: written to the socket counts as delivered; write acks = \"all\" to lose none",
+                "acks = 0 can lose lines: they count as delivered once written to the socket; write acks = \"all\" to lose none",
             ),
             Acks::One => self.warn(
                 "acks = 1 can lose lines when a leader dies before its followers have them; write acks = \"all\" to lose none",
@@ -194,7 +192,7 @@ impl Report {
             self.secret(file, key);
             if let (Sasl::Plain { without_tls: true, .. }, None) = (sasl, &k.tls) {
                 self.warn(
-                    "PLAIN without TLS sends the password readably; write [kafka.tls], or use SCRAM-SHA-512",
+                    "PLAIN without TLS sends the password in the clear; add [kafka.tls], or use SCRAM-SHA-512",
                 );
             }
         }
@@ -245,12 +243,12 @@ impl Report {
         if !existing.is_dir() {
             // No permission fixes this.
             self.failed = true;
-            let fix = "move it away, or name a folder by state_dir";
-            return self.line("failed", &format!("{}: it is no folder; {fix}", shown(existing)));
+            let fix = "move it away, or name a folder with state_dir";
+            return self.line("failed", &format!("{}: it is not a folder; {fix}", shown(existing)));
         }
         if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
             self.warn(format!(
-                "{} cannot be written by this user; systemd makes it for the service by StateDirectory=, else chown it",
+                "{} cannot be written by this user; for the service systemd creates it (StateDirectory=), otherwise chown it",
                 shown(existing)
             ));
         }
@@ -264,7 +262,7 @@ impl Report {
         self.line("metrics", &shown(file));
         if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
             self.warn(format!(
-                "textfile: there is no folder {}; make it for the agent's user",
+                "textfile: there is no folder {}; create it for the agent's user",
                 shown(folder)
             ));
         }
@@ -276,12 +274,12 @@ impl Report {
         self.line("files", &format!("{} to topic {}", patterns.join(", "), source.topic()));
         let files = found::files(source);
         if files.is_empty() {
-            self.line("", "  no file matches now");
+            self.line("", "    no file matches at the moment");
         }
         for folder in found::folders(source) {
             let folder = shown(&folder);
             self.warn(format!(
-                "{folder} is a folder, of which nothing is read; name its files, as in {folder}/*.log"
+                "{folder} is a folder, so nothing in it is read; name its files, as in {folder}/*.log"
             ));
         }
         if source.must_exist {
@@ -298,7 +296,7 @@ impl Report {
             self.file(index, &path);
         }
         for path in found::compressed(source) {
-            self.line("", &format!("  {}: compressed in a form that is not read, left out", shown(&path)));
+            self.line("", &format!("    {}: compressed in an unsupported format, skipped", shown(&path)));
         }
     }
 
@@ -315,13 +313,13 @@ impl Report {
                 return self.warn(format!("{} cannot be read by this user; {fix}", shown(path)));
             }
             Ok(meta) if !meta.is_file() => {
-                return self.line("", &format!("  {}: not a regular file, left out", shown(path)));
+                return self.line("", &format!("    {}: not a regular file, skipped", shown(path)));
             }
             Ok(meta) => meta,
         };
         let packed = match packing(path) {
             Packed::Plain => "",
-            _ => " compressed, of which each line is sent once unless it was sent already",
+            _ => "  compressed, each line is sent once unless it was already sent",
         };
         self.line("", &format!("  {} ({} bytes{packed})", shown(path), meta.size()));
         let id = (meta.dev(), meta.ino());
@@ -346,8 +344,9 @@ impl Report {
         self.line("journal", &format!("{} to topic {}", shown(&folders[0]), j.topic()));
         self.matched += 1;
         let Some(folder) = folders.iter().find(|folder| folder.symlink_metadata().is_ok()) else {
-            self.line("", "  there is no journal now");
-            let fix = "with Storage=none in journald.conf there never is; else wait for systemd-journald";
+            self.line("", "    there is no journal at the moment");
+            let fix =
+                "with Storage=none in journald.conf there never is one; otherwise wait for systemd-journald";
             return self.warn(format!("there is no folder {}; {fix}", shown(&folders[0])));
         };
         match journal::found(folder) {
@@ -391,8 +390,7 @@ impl Report {
         let (files, others) = (self.matched as u64, threads::OTHERS as u64);
         if files > limit.for_tails(others) {
             self.warn(format!(
-                "{files} files take a thread each, and {others} more are needed, but {} is {}: files for which no \
-                 thread is left are not read; raise it",
+                "{files} files need a thread each, and {others} more are needed, but {} is {}: files without a thread are not read; raise it",
                 limit.what, limit.most
             ));
         }

@@ -18,9 +18,9 @@ pub fn drive(config: &Config) -> Drive {
 }
 
 pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Drive {
-    let modern = |unfit| {
+    let modern = |incompatible| {
         let once = delivery == Delivery::ExactlyOnce;
-        modern::drive(modern::KafkaOptions { once, ..modern_options(kafka, unfit) })
+        modern::drive(modern::KafkaOptions { once, ..modern_options(kafka, incompatible) })
     };
     match kafka.driver {
         DriverChoice::Classic => {
@@ -36,8 +36,8 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
             only_modern(modern(modern::Incompatible::Wait), &why)
         }
         DriverChoice::Auto => {
-            let classic = |unfit| {
-                let options = classic_options(kafka, unfit);
+            let classic = |incompatible| {
+                let options = classic_options(kafka, incompatible);
                 let run =
                     move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
                 Drive::worker(Some(Heartbeat::SLOW), run)
@@ -72,7 +72,7 @@ fn addresses(kafka: &Kafka) -> Vec<String> {
     kafka.brokers.iter().map(ToString::to_string).collect()
 }
 
-fn classic_options(kafka: &Kafka, unfit: classic::OnIncompatible) -> classic::CrateOptions {
+fn classic_options(kafka: &Kafka, incompatible: classic::OnIncompatible) -> classic::CrateOptions {
     classic::CrateOptions {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -84,12 +84,12 @@ fn classic_options(kafka: &Kafka, unfit: classic::OnIncompatible) -> classic::Cr
             Codec::None | Codec::Lz4 | Codec::Zstd => classic::CrateCodec::None,
         },
         create_topics: kafka.create_topics,
-        unfit,
+        incompatible,
         limits: classic::TimeLimits::default(),
     }
 }
 
-fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::KafkaOptions {
+fn modern_options(kafka: &Kafka, incompatible: modern::Incompatible) -> modern::KafkaOptions {
     modern::KafkaOptions {
         brokers: addresses(kafka),
         client_id: kafka.client_id.clone(),
@@ -99,7 +99,7 @@ fn modern_options(kafka: &Kafka, unfit: modern::Incompatible) -> modern::KafkaOp
         request_max: kafka.request_max,
         // Event Hubs asks for a minute where producers are idempotent.
         request_timeout: Duration::from_secs(if kafka.acks == Acks::All { 60 } else { 30 }),
-        unfit,
+        incompatible,
         tls: kafka.tls.as_ref().map(tls),
         sasl: kafka.sasl.clone(),
         ..modern::KafkaOptions::default()

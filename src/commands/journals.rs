@@ -19,7 +19,7 @@ const STACK: usize = 256 << 10;
 pub struct Journals(#[allow(dead_code, reason = "held, not read")] Vec<Waking<stop::Handle>>);
 
 impl Journals {
-    /// `registry`: where it is noted which journals are known; `None` where nothing is saved.
+    /// `registry` records which journals are known; `None` if nothing is saved.
     pub fn start<'s, 'e>(
         scope: &'s Scope<'s, 'e>,
         plans: &[JournalSourceOptions],

@@ -78,7 +78,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
                 path: PathBuf::new(),
                 reading: Reading { rules: rules(s), share: share.clone(), chunk },
                 start: s.start,
-                first_sight: false,
+                new_pattern: false,
                 followed: Followed::default(),
                 since: (0, 0),
                 until: if config.once || !s.follow { Until::Read } else { Until::Stopped },
@@ -101,7 +101,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
     config.sources.iter().map(plan).collect()
 }
 
-/// A journal, and the name by which it is saved that it is known.
+/// A journal, and the name under which it is recorded as known.
 pub struct JournalSourceOptions {
     pub name: Vec<u8>,
     pub options: JournalOptions,
@@ -159,7 +159,7 @@ fn entry_rules(config: &Config, j: &JournalSource) -> EntryRules {
 
 fn journal_shape(config: &Config, j: &JournalSource) -> Shape {
     let key = match record_key(config) {
-        Key::Field(_) => Key::Head, // a field of the entry, whatever the record is made of
+        Key::Field(_) => Key::Head, // a field of the entry, whatever the record's format
         key => key,
     };
     Shape { key, format: Format::Headed, headers: header_bytes(&j.headers) }
@@ -176,7 +176,7 @@ fn header_bytes(headers: &[(String, String)]) -> Vec<(String, Vec<u8>)> {
     headers.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect()
 }
 
-/// Most bytes of a chunk, where the budget is split between so many topics.
+/// Maximum bytes of a chunk when the budget is split among this many topics.
 fn chunk_size(config: &Config, topics: usize) -> usize {
     whole_part(config).min(config.agent.memory / topics.max(1) / 8).max(4096)
 }

@@ -1,7 +1,7 @@
 //! Exactly-once recovery: builds from `flights` and `offsets` what the producer, the tails and the saver start with.
-//! The only code that knows journal, saved positions and log files together.
+//! The only code that combines the intent log, the saved positions and the log files.
 //!
-//! An untrusted journal is not used. The agent then continues from the saved positions with a new producer id, logs
+//! An untrusted intent log is not used. The agent then continues from the saved positions with a new producer id, logs
 //! that, and counts the lines that may be duplicated.
 
 use super::options::JournalSourceOptions;
@@ -9,10 +9,10 @@ use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Permit, Share};
 use crate::chunk::{Chunk, Origin};
 use crate::error::Error;
-use crate::exactly_once::Journal;
+use crate::exactly_once::IntentLog;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
-use crate::exactly_once::file::{Binding, IntentFile, JournalContent};
-use crate::exactly_once::intent::{ChunkPiece, JournalRecord};
+use crate::exactly_once::file::{Binding, IntentFile, IntentFileContent};
+use crate::exactly_once::intent::{ChunkPiece, IntentRecord};
 use crate::fdstore::FdStore;
 use crate::journal;
 use crate::journal::reread::WantedEntries;
@@ -33,9 +33,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// What continues from an earlier run, or starts empty.
 pub struct Recovered {
-    pub journal: Journal,
+    pub intents: IntentLog,
     pub once: RecoveredState,
-    /// The saved positions as seen by tails, which must not read what is sent again without them.
+    /// The saved positions for the tails, which must not read lines that are resent without them.
     pub for_tails: Saved,
 }
 
@@ -62,8 +62,7 @@ pub fn recover(
         None => load(records(found.records), &saved_positions),
         Some(why) => {
             log::error!(
-                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may be stored \
-                 twice, doubled_at_most counts them",
+                "{}: {why}; continuing from the saved positions with a new producer id: lines sent since they were saved may be stored twice, and are counted in doubled_at_most",
                 path.display()
             );
             state.distrust();
@@ -77,35 +76,35 @@ pub fn recover(
             board.totals.acked_lines.fetch_add(ack.lines, Relaxed);
         }
     }
-    let flights = resume(&mut loaded, (sources, journals, budget), saved, kept, board)?;
+    let groups = resume(&mut loaded, (sources, journals, budget), saved, kept, board)?;
     if loaded.id.is_some() {
         // Everything that is neither acknowledged nor in these batch groups is read again.
-        let lines = flights.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
+        let lines = groups.iter().flat_map(|f| &f.group.chunks).map(|c| c.lines.len() as u64).sum::<u64>();
         board.totals.read_lines.store(board.totals.acked_lines.load(Relaxed) + lines, Relaxed);
     }
     let mut for_tails = saved.clone();
     let mut rebuilt: HashMap<StreamId, u64> = HashMap::new();
-    for chunk in flights.iter().flat_map(|f| &f.group.chunks) {
+    for chunk in groups.iter().flat_map(|f| &f.group.chunks) {
         let end = rebuilt.entry(chunk.origin.stream).or_default();
         *end = chunk.range.end.max(*end);
         for_tails.acknowledge(&chunk.ack());
     }
     if !loaded.settled.is_empty()
         || !loaded.keep.is_empty()
-        || !flights.is_empty()
+        || !groups.is_empty()
         || uncertain < uncertain_now()
     {
         state.take_over(saved, rebuilt);
     }
-    if !flights.is_empty() {
-        log::info!("{} batch group(s) of the last run are resumed", flights.len());
+    if !groups.is_empty() {
+        log::info!("{} batch group(s) of the last run are resumed", groups.len());
     }
-    let journal =
-        Journal::begin(store, binding, &loaded, saved_positions, mailbox, board.clone()).map_err(trouble)?;
+    let intents = IntentLog::begin(store, binding, &loaded, saved_positions, mailbox, board.clone())
+        .map_err(trouble)?;
     // Each run uses a new epoch.
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
-    let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
-    Ok(Recovered { journal, once, for_tails })
+    let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), groups, group_no: loaded.group_no };
+    Ok(Recovered { intents, once, for_tails })
 }
 
 fn read(path: &str) -> String {
@@ -116,13 +115,13 @@ fn boot() -> String {
     read("/proc/sys/kernel/random/boot_id")
 }
 
-/// Why the journal cannot be trusted, if so.
-fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
+/// Why the intent log cannot be trusted, if so.
+fn doubt(found: &IntentFileContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
         return match found.content {
             true => Some("it is damaged".into()),
-            false if unfinished => Some("it is missing, though positions are saved".into()),
+            false if unfinished => Some("it is missing although positions are saved".into()),
             false => None,
         };
     };
@@ -133,7 +132,7 @@ fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved
         return Some("the saved positions that belong to it are gone".into());
     }
     if saved_as.fell_back {
-        return Some("the saved positions are older than what it leaves out".into());
+        return Some("the saved positions are older than the records it has dropped".into());
     }
     if then.boot != now.boot && !then.synced && !saved_as.whole {
         return Some("the machine went down before it was on disk (sync = \"always\" covers that)".into());
@@ -141,9 +140,9 @@ fn doubt(found: &JournalContent, now: &Binding, saved_as: Footing, saved: &Saved
     None
 }
 
-fn records(payloads: Vec<Vec<u8>>) -> Vec<JournalRecord> {
+fn records(payloads: Vec<Vec<u8>>) -> Vec<IntentRecord> {
     let understood = |payload: &Vec<u8>| {
-        let record = JournalRecord::read(payload);
+        let record = IntentRecord::read(payload);
         if record.is_none() {
             log::error!("flights: a record of {} bytes is not understood", payload.len());
         }
@@ -161,25 +160,25 @@ fn resume(
     board: &Board,
 ) -> Result<Vec<Resumed>, Error> {
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
-    let mut bytes = read_all(&loaded.flights, &streams, journals, kept)?;
+    let mut bytes = read_all(&loaded.groups, &streams, journals, kept)?;
     let share = |topic: &Topic| {
         let of_files = sources.iter().map(|s| (&s.tail.topic, &s.tail.reading.share));
         let of_journals = journals.iter().map(|j| (&j.options.topic, &j.options.reading.share));
         Some(of_files.chain(of_journals).find(|(t, _)| *t == topic)?.1.clone())
     };
-    // The size of a journal's records is known only now that they are made again.
+    // The size of a journal's records is known only now that they have been rebuilt.
     let len = |p: &ChunkPiece| bytes.get(&(p.stream, p.range.start)).map_or(0, Vec::len);
-    let mut permits = permits(&loaded.flights, len, share, budget);
+    let mut permits = permits(&loaded.groups, len, share, budget);
     let mut gone: HashSet<(StreamId, u64)> = HashSet::new();
     let mut resumed = Vec::new();
-    for flight in std::mem::take(&mut loaded.flights) {
+    for rebuild in std::mem::take(&mut loaded.groups) {
         let mut chunks = Vec::new();
         let mut places = HashMap::new();
         let mut stored = Vec::new();
-        for (i, wanted) in flight.chunks.iter().enumerate() {
+        for (i, wanted) in rebuild.chunks.iter().enumerate() {
             let key = (wanted.piece.stream, wanted.piece.range.start);
             let chunk = streams.get(&wanted.piece.stream).and_then(|stream| {
-                chunk(&flight.topic, wanted, bytes.remove(&key)?, stream, (sources, journals), &mut permits)
+                chunk(&rebuild.topic, wanted, bytes.remove(&key)?, stream, (sources, journals), &mut permits)
             });
             let Some(chunk) = chunk else {
                 gone.insert(key);
@@ -190,7 +189,7 @@ fn resume(
             stored.extend(wanted.stored.iter().map(|l| Pick { chunk: chunks.len() as u16, line: *l }));
             chunks.push(chunk);
         }
-        let mut open = flight.open;
+        let mut open = rebuild.open;
         open.retain_mut(|o| {
             let there = o.picks.iter_mut().all(|(at, _)| match places.get(at) {
                 Some(now) => {
@@ -209,9 +208,9 @@ fn resume(
             there
         });
         if !chunks.is_empty() {
-            let Rebuild { topic, topic_id, stamp_ms, flight, .. } = flight;
+            let Rebuild { topic, topic_id, stamp_ms, group_no, .. } = rebuild;
             let group = BatchGroup::new(topic, topic_id, stamp_ms, chunks);
-            resumed.push(Resumed { flight, group, open, stored });
+            resumed.push(Resumed { group_no, group, open, stored });
         }
     }
     loaded.keep.retain(|i| !i.pieces.iter().any(|p| gone.contains(&(p.stream, p.range.start))));
@@ -222,7 +221,7 @@ fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<St
     board.uncertain(lines as u64);
     let path = streams.get(&piece.stream).map(|s| s.path.display().to_string()).unwrap_or_default();
     log::error!(
-        "{path}: bytes {}..{} of an unfinished batch group are gone or no longer followed; what is left is read and sent again",
+        "{path}: bytes {}..{} of an unfinished batch group are gone or no longer followed; the rest is read and sent again",
         piece.range.start,
         piece.range.end
     );
@@ -230,17 +229,17 @@ fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<St
 
 /// The bytes of all chunks, by stream and start.
 fn read_all(
-    flights: &[Rebuild],
+    groups: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
     journals: &[JournalSourceOptions],
     kept: &FdStore,
 ) -> Result<HashMap<(StreamId, u64), Vec<u8>>, Error> {
     let mut wanted: HashMap<StreamId, Vec<reread::Wanted>> = HashMap::new();
-    for p in flights.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
+    for p in groups.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
         let of = wanted.entry(p.stream).or_default();
         of.push(reread::Wanted { range: p.range.clone(), crc: p.crc });
     }
-    let mut out = entries(flights, streams, journals);
+    let mut out = entries(groups, streams, journals);
     for (stream, wanted) in wanted {
         let of_files = |s: &&&SavedStream| s.at.mark.seqnum().is_none();
         let Some(s) = streams.get(&stream).filter(of_files) else { continue };
@@ -258,14 +257,14 @@ fn read_all(
     Ok(out)
 }
 
-/// The records of all chunks of journals, made again. What cannot be read counts as gone.
+/// Rebuilds the records of all journal chunks. Entries that cannot be read count as gone.
 fn entries(
-    flights: &[Rebuild],
+    groups: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
     journals: &[JournalSourceOptions],
 ) -> HashMap<(StreamId, u64), Vec<u8>> {
     let mut out = HashMap::new();
-    for p in flights.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
+    for p in groups.iter().flat_map(|f| &f.chunks).map(|c| &c.piece) {
         let Some(s) = streams.get(&p.stream).filter(|s| s.at.mark.seqnum().is_some()) else { continue };
         let journal = journals.iter().find(|j| j.options.follows(&s.path));
         let (Some(journal), Some(folder)) = (journal, s.path.parent()) else { continue };
@@ -286,13 +285,13 @@ fn entries(
 /// after a reload, which is divided among the others as its lines are acknowledged. A second permit on another
 /// topic's share could wait forever, because the first is never returned.
 fn permits(
-    flights: &[Rebuild],
+    groups: &[Rebuild],
     len: impl Fn(&ChunkPiece) -> usize,
     share_of: impl Fn(&Topic) -> Option<Share>,
     budget: &Arc<Budget>,
 ) -> HashMap<Topic, Permit> {
     let mut sizes: HashMap<&Topic, usize> = HashMap::new();
-    for f in flights {
+    for f in groups {
         let of = |c: &WantedChunk| len(&c.piece) + c.piece.lines as usize * 8;
         *sizes.entry(&f.topic).or_default() += f.chunks.iter().map(of).sum::<usize>();
     }
@@ -354,7 +353,7 @@ mod tests {
     /// share; or when a topic that was removed keeps a part of the budget.
     #[test]
     fn each_topic_has_its_permit_at_once() {
-        let flight = |topic: &str, len| {
+        let rebuild = |topic: &str, len| {
             let range = 0..len;
             let (end, last) = (Point::default(), Break::Newline);
             let piece = ChunkPiece {
@@ -370,7 +369,7 @@ mod tests {
             let chunks = vec![WantedChunk { piece, stored: Vec::new() }];
             let topic = Topic::from(topic);
             Rebuild {
-                flight: BatchGroupNo(1),
+                group_no: BatchGroupNo(1),
                 topic,
                 topic_id: [0; 16],
                 stamp_ms: 0,
@@ -380,11 +379,11 @@ mod tests {
         };
         let budget = Arc::new(Budget::new(1000));
         let (named, other) = (budget.share(), budget.share());
-        let flights: Vec<Rebuild> =
-            ["gone", "named", "gone too", "named", "gone"].map(|t| flight(t, 400)).into();
+        let groups: Vec<Rebuild> =
+            ["gone", "named", "gone too", "named", "gone"].map(|t| rebuild(t, 400)).into();
         let share = |topic: &Topic| (topic.as_ref() == "named").then(|| named.clone());
         let len = |p: &ChunkPiece| (p.range.end - p.range.start) as usize;
-        let mut permits = permits(&flights, len, share, &budget);
+        let mut permits = permits(&groups, len, share, &budget);
         let sizes = ["gone", "named", "gone too"].map(|t| permits[&Topic::from(t)].bytes());
         assert_eq!((sizes, budget.used()), ([800, 800, 400], 2000));
         permits.retain(|topic, _| topic.as_ref() == "named");
@@ -395,13 +394,13 @@ mod tests {
 
     /// Fails when sequence numbers are used that may have been used elsewhere since, or discarded without need.
     #[test]
-    fn what_a_journal_is_doubted_for() {
+    fn reasons_to_distrust_an_intent_log() {
         let binding = |machine: &str, boot: &str, synced| Binding {
             machine: machine.into(),
             boot: boot.into(),
             synced,
         };
-        let found = |binding| JournalContent { binding, records: Vec::new(), content: true };
+        let found = |binding| IntentFileContent { binding, records: Vec::new(), content: true };
         let whole = Footing { whole: true, fell_back: false };
         let torn = Footing { whole: false, fell_back: false };
         let older = Footing { whole: true, fell_back: true };
@@ -424,7 +423,7 @@ mod tests {
             }
         }
         assert_eq!(
-            doubt(&JournalContent::default(), &now, torn, &Saved::default()),
+            doubt(&IntentFileContent::default(), &now, torn, &Saved::default()),
             None,
             "the first start of all"
         );

@@ -154,7 +154,7 @@ mod tests {
 
     /// Fails when a change is missed, is misnamed, or does not reach the driver although it is the driver's.
     #[test]
-    fn what_differs_and_what_it_takes() {
+    fn each_change_is_found_and_applied_by_its_rule() {
         let old = format!("{BASE}{FILES}");
         let kafka = |line: &str| format!("{BASE}{line}\n{FILES}");
         let agent = |line: &str| old.replace("[agent]", &format!("[agent]\n{line}"));
@@ -191,7 +191,7 @@ mod tests {
 
     /// Fails when the config differs from what runs.
     #[test]
-    fn what_needs_a_restart_is_put_back() {
+    fn keys_that_need_a_restart_keep_their_old_value() {
         let old = format!("{BASE}{FILES}");
         let (with_journal, new) = changes(&old, &format!("{old}[[journal]]\n"));
         assert_eq!(with_journal.to_string(), "nothing to apply; needs a restart: [[journal]]");

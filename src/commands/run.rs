@@ -1,9 +1,9 @@
 //! `logagent run`: follows files and delivers their lines. The only file that knows all stages: it creates them,
-//! connects them, and ends them by dropping what they wait on.
+//! connects them, and ends them by dropping the channels they wait on.
 //!
 //! On SIGHUP the config is read again (`reload.rs`). Tails and the producer adopt the changes without stopping.
 //!
-//! Shutdown follows the data: the tails end, the producer sends what is left and waits for acknowledgements up to
+//! Shutdown follows the data: the tails end, the producer sends the rest and waits for acknowledgements up to
 //! `drain_timeout`, then the saver saves. A second signal exits immediately.
 
 use super::journals::Journals;
@@ -68,7 +68,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let (publisher, mailbox) = mailbox::pair(&waker);
     let (mut folder, mut saved) = state::open(state_options(&config, publisher), &board)?;
     let mut shares = Shares::of(&budget);
-    // After damaged state `start` applies to nothing.
+    // After damage to the state, `start` does not apply to any file.
     let is_known = |pattern: &[u8]| saved.from_beginning || saved.sources.iter().any(|s| s == pattern);
     let sources = options::sources(&config, &mut shares, is_known);
     let journals = options::journals(&config, &shares, is_known);
@@ -91,10 +91,10 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     };
     let registry = folder.registry(&board);
     let saver = Saver::start(folder, registry.clone(), &board)?;
-    let (journal, once) = match recovered {
-        Some(Recovered { journal, once, for_tails }) => {
+    let (intents, once) = match recovered {
+        Some(Recovered { intents, once, for_tails }) => {
             saved = for_tails;
-            (Some(Box::new(journal) as Box<dyn BeforeSend>), Some(once))
+            (Some(Box::new(intents) as Box<dyn BeforeSend>), Some(once))
         }
         None => (None, None),
     };
@@ -126,7 +126,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
                 changes: changed,
                 drive: drivers::drive(&config),
                 context,
-                journal,
+                intents,
                 registry,
                 halts: Halts { stuck, now: give_up_on },
             };
@@ -166,7 +166,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
         let shipped = shipping.join();
         ended?;
         if let Ok(Err(Dead { why })) = shipped {
-            return Err(Error::failed("deliver", why, format!("what was not acknowledged {left}")));
+            return Err(Error::failed("deliver", why, format!("unacknowledged data {left}")));
         }
         Ok(ExitCode::Done)
     });
@@ -238,7 +238,7 @@ impl RunLoop<'_, '_> {
                     flushed = self.save_first_scan();
                 }
                 recv(too_slow) -> _ => {
-                    warn!("some file cannot be looked at in {FIRST_LOOK:?}; ready without it");
+                    warn!("some file could not be examined within {FIRST_LOOK:?}; reporting ready without it");
                     scanned = never();
                     too_slow = never();
                     flushed = self.save_first_scan();
@@ -290,7 +290,7 @@ impl RunLoop<'_, '_> {
     /// new sources has begun.
     fn read_again(&mut self) -> bool {
         if self.config.once || self.config.read_from.is_empty() {
-            info!("SIGHUP: there is no config to be read again");
+            info!("SIGHUP: there is no config file to reload");
             return false;
         }
         self.notify.reloading();
@@ -298,7 +298,7 @@ impl RunLoop<'_, '_> {
             Ok(read) => read,
             Err(problems) => {
                 let all = problems.to_string();
-                all.lines().for_each(|line| error!("SIGHUP: the config stays as it was: {line}"));
+                all.lines().for_each(|line| error!("SIGHUP: the config is unchanged: {line}"));
                 self.notify.ready(&self.line());
                 return false;
             }
@@ -355,7 +355,7 @@ impl RunLoop<'_, '_> {
                     (since + self.config.agent.drain_timeout).saturating_duration_since(Instant::now()),
                 );
             }
-            warn!("stopped by a second signal; what was not acknowledged {}", left(&self.config));
+            warn!("stopped by a second signal; unacknowledged data {}", left(&self.config));
             (self.at_once)(ExitCode::Failed);
         }
         self.stopping = Some(Instant::now());
@@ -380,7 +380,7 @@ impl RunLoop<'_, '_> {
 fn left(config: &Config) -> &'static str {
     match config.agent.state_dir {
         Some(_) => "is sent at the next start",
-        None => "is not known to the next start: only --state-dir saves positions",
+        None => "is forgotten: positions are saved only with --state-dir",
     }
 }
 

@@ -73,7 +73,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         changes: never(),
         drive: drivers::of_kafka(&kafka, &kafka.needs_modern(), Delivery::AtLeastOnce),
         context: producer::driver::Context { board: board.clone(), waker },
-        journal: None,
+        intents: None,
         registry: &registry,
         halts: producer::Halts { stuck: Some(stuck), now: give_up_on },
     };
@@ -90,7 +90,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         let shipped = shipping.join();
         done?;
         if let Ok(Err(dead)) = shipped {
-            return Err(Error::failed("deliver", dead.why, "send what was not answered again"));
+            return Err(Error::failed("deliver", dead.why, "send the unacknowledged records again"));
         }
         verdict(given.load(Relaxed), stored, board.totals.dead_lettered.load(Relaxed))
     })
@@ -114,7 +114,7 @@ fn first(inbox: &Receiver<Chunk>, signals: &Receiver<Signal>) -> Option<()> {
 
 fn verdict(given: u64, stored: u64, refused: u64) -> Result<ExitCode, Error> {
     if refused > 0 {
-        let why = format!("the broker refused {refused} of {given} records");
+        let why = format!("the broker rejected {refused} of {given} records");
         return Err(Error::failed(
             "deliver",
             why,
@@ -350,6 +350,6 @@ mod tests {
     fn the_end() {
         assert_eq!(verdict(3, 3, 0), Ok(ExitCode::Done));
         assert!(verdict(3, 2, 0).is_err_and(|e| e.code == ExitCode::Failed));
-        assert!(verdict(3, 2, 1).is_err_and(|e| e.to_string().contains("refused 1 of 3")));
+        assert!(verdict(3, 2, 1).is_err_and(|e| e.to_string().contains("rejected 1 of 3")));
     }
 }

@@ -47,7 +47,7 @@ fn state_folder(asked: &cli::StatusArgs) -> Result<PathBuf, Error> {
 fn snapshot(folder: &Path) -> Result<Snapshot, Error> {
     match ask(folder)? {
         Some(snapshot) => Ok(snapshot),
-        None => Ok(post_mortem(folder, &saved(folder)?)),
+        None => Ok(last_saved(folder, &saved(folder)?)),
     }
 }
 
@@ -55,7 +55,7 @@ fn ask(folder: &Path) -> Result<Option<Snapshot>, Error> {
     live::ask(folder).map_err(|e| {
         let fix = match e.kind() {
             ErrorKind::PermissionDenied => "run it as root or as the agent's user",
-            _ => "try again; if that does not help, check the agent's log",
+            _ => "try again; if it still fails, check the agent's log",
         };
         Error::failed(format_args!("ask the agent in {}", folder.display()), e, fix)
     })
@@ -72,7 +72,7 @@ fn saved(folder: &Path) -> Result<Saved, Error> {
             Ok(*saved)
         }
         FoundPositions::Nothing => {
-            let fix = "name the agent's folder by --state-dir, or its config by -c";
+            let fix = "name the agent's folder with --state-dir, or its config with -c";
             Err(Error::failed(what(), "no agent runs there, and none has saved anything", fix))
         }
         FoundPositions::Neither { offsets, previous } => {
@@ -83,7 +83,7 @@ fn saved(folder: &Path) -> Result<Saved, Error> {
 }
 
 /// For each path, the streams that were being read; if there are none, the one read last.
-fn post_mortem(folder: &Path, saved: &Saved) -> Snapshot {
+fn last_saved(folder: &Path, saved: &Saved) -> Snapshot {
     let mut paths: BTreeMap<&Path, Vec<&SavedStream>> = BTreeMap::new();
     for s in &saved.streams {
         paths.entry(&s.path).or_default().push(s);
@@ -144,7 +144,7 @@ fn stream(s: &SavedStream) -> StreamStatus {
     }
 }
 
-/// Once a second, until standard output is closed or a signal comes.
+/// Once a second, until standard output is closed or a signal arrives.
 fn watch(folder: &Path, json: bool) -> Result<ExitCode, Error> {
     let signals = signals::start().ok();
     let inbox = signals.as_ref().map_or_else(never, |s| s.inbox.clone());

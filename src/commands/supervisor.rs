@@ -71,7 +71,7 @@ pub struct Supervisor<'s, 'e> {
     granted: u64,
     /// How often a file found no thread, and whether that was logged.
     refusals: LogThrottle,
-    told: bool,
+    logged: bool,
     /// Why the last one found none.
     refusal: String,
     /// Which of the waiting files is checked next.
@@ -172,7 +172,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             retry: never(),
             granted: 0,
             refusals: LogThrottle::default(),
-            told: false,
+            logged: false,
             refusal: String::new(),
             looked: 0,
             saves,
@@ -255,7 +255,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         let file = Waiting {
             found,
             start: if new { source.tail.start } else { Start::Beginning },
-            first_sight: new,
+            new_pattern: new,
             // Files that appeared and were rotated away while no agent ran are new.
             since: if known { self.known.since } else { self.since },
             found_at: Instant::now(),
@@ -266,10 +266,8 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         {
             if self.refusals.more(1, Instant::now()).is_some() {
                 let path = file.found.path.display();
-                warn!(
-                    "{path}: no thread is free to read it: {why}; its saved position is kept, trying again"
-                );
-                self.told = true;
+                warn!("{path}: no thread is free to read it: {why}; keeping its position and retrying");
+                self.logged = true;
             }
             self.refusal = why;
             self.retry = after(RETRY);
@@ -281,9 +279,9 @@ impl<'s, 'e> Supervisor<'s, 'e> {
 
     fn options_of(&self, file: &Waiting) -> Option<tail::TailOptions> {
         let source = source_of(&self.sources, &file.found.path)?;
-        let (start, first_sight, since) = (file.start, file.first_sight, file.since);
+        let (start, new_pattern, since) = (file.start, file.new_pattern, file.since);
         let (path, followed) = (file.found.path.clone(), self.followed.clone());
-        Some(tail::TailOptions { start, first_sight, since, path, followed, ..source.tail.clone() })
+        Some(tail::TailOptions { start, new_pattern, since, path, followed, ..source.tail.clone() })
     }
 
     /// An error says why no thread is available.
@@ -328,12 +326,12 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         for path in missing {
             let what = path.display();
             if first && source_of(&self.sources, path).is_some_and(|p| p.must_exist) {
-                let fix = "create it, or leave must_exist out";
+                let fix = "create it, or remove must_exist";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
             }
             match (path.is_dir(), self.once) {
                 (true, _) => warn!(
-                    "{what}: it is a folder, of which nothing is read; name its files, as in {what}/*.log"
+                    "{what}: it is a folder, so nothing in it is read; name its files, as in {what}/*.log"
                 ),
                 (_, true) => {
                     warn!("{what}: there is no such file, so nothing is read from it; correct the path")
@@ -343,7 +341,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         }
         if !self.waiting.is_empty() {
             let (n, all) = (self.waiting.len(), self.files());
-            warn!("{n} of {all} files are not read, because no thread is free for them: {}", self.refusal);
+            warn!("{n} of {all} files are not read because no thread is free for them: {}", self.refusal);
         }
         if self.once && missing.is_empty() && !self.met && !self.sources.is_empty() {
             warn!("no file matches, so nothing is read; correct the patterns");
@@ -360,7 +358,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
 
     pub fn ended(&mut self, (path, unread): TailExit) {
         if let Some(Unread { path, why }) = unread {
-            error!("{}: {why}; nothing more of it is read (--once)", path.display());
+            error!("{}: {why}; the rest of it is not read (--once)", path.display());
             self.unread.push(path);
         }
         self.tails.remove(&path);
@@ -390,7 +388,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
     pub fn verdict(&self) -> Result<(), Error> {
         let Some((first, others)) = self.unread.split_first() else { return Ok(()) };
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
-        let fix = "let the agent's user read it, and run it again; what was read is delivered";
+        let fix = "let the agent's user read it, and run it again; everything read so far is delivered";
         Err(Error::failed(format_args!("{}{more}", first.display()), "could not be read", fix))
     }
 
@@ -458,6 +456,6 @@ mod tests {
         let set = clock::EARLIEST_MS + 1_234;
         assert_eq!(since(set), (clock::EARLIEST_MS / 1000 + 1, 214_000_000));
         let today = (clock::EARLIEST_MS / 1000, 0);
-        assert!(since(5_000) > today, "a file of today is new to a box in 1970");
+        assert!(since(5_000) > today, "to a machine in 1970, a file of today is new");
     }
 }

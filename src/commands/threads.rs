@@ -152,7 +152,7 @@ mod tests {
 
     /// Fails when tails may use the last threads, or none of a low limit.
     #[test]
-    fn what_tails_may_take() {
+    fn threads_that_tails_may_use() {
         let free = |most, used| ThreadLimit { most, used, what: String::new() }.for_tails(used);
         assert_eq!([free(1000, 10), free(1000, 967), free(1000, 968), free(1000, 2000)], [958, 1, 0, 0]);
         assert_eq!([free(20, 12), free(20, 15)], [3, 0]);

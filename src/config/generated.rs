@@ -9,11 +9,11 @@ use std::fmt::Write as _;
 use std::fs;
 
 const EXAMPLE_HEAD: &str = "\
-# What logagent follows and where it sends it. `logagent check` names every mistake, and the files that match now.
-# A line that begins with `#` and no space is a key with its default, or with an example where there is none.
+# What logagent follows and where it sends it. `logagent check` reports every mistake and lists the files that match.
+# A line that starts with `#` and no space is a key with its default, or with an example if there is no default.
 # Sizes: \"512KiB\", \"8MiB\", or plain bytes. Durations: \"5ms\", \"30s\", \"10m\", \"1h\", \"7d\". Rates: \"1MiB/s\".
 # In every text, ${host}, ${env:NAME} and ${env:NAME:-default} are filled in.
-# After a change: logagent check, then systemctl reload logagent. The log says which of its keys need a restart.
+# After a change: logagent check, then systemctl reload logagent. The log reports which keys need a restart.
 # Every key is described in logagent.toml(5).
 ";
 
@@ -27,37 +27,39 @@ logagent.toml \\- configuration of logagent, which follows log files and deliver
 .br
 .I /etc/logagent.d/*.toml
 .SH DESCRIPTION
-The main file is TOML. Files with the suffix
-.I .toml
-in the folder beside it, which has its name with
+The files are TOML. Beside the main file, a folder whose name ends in
 .I .d
-in place of
-.IR .toml ,
-may hold every table; they are read in the order of their names. All
+instead of
+.I .toml
+may contain further
+.I *.toml
+files with any tables; they are read in alphabetical order. The
 .B [[files]]
-count; of every other key the last file wins, where
+and
+.B [[journal]]
+tables of all files apply. For every other key the last file wins;
 .B [kafka.tls]
 and
 .B [kafka.sasl]
-are one key each.
+count as one key each.
 .B logagent check \\-\\-show
-prints the merged configuration and where each value comes from. Unknown keys are errors.
+prints the merged configuration and where each value comes from. An unknown key is an error.
 .B logagent check
-reports all problems at once, each with file, line and column. Options of the command line override the file.
+reports all problems at once, each with file, line and column. Command-line options override the files.
 .PP
 On SIGHUP
 .RB ( \"systemctl reload logagent\" )
 a running agent reads the files again. Each key below says whether its new value takes effect at once or needs a
-restart; the log names those that do. A configuration with problems changes nothing.
+restart; the log lists the changed keys that need one. A configuration with problems changes nothing.
 .PP
 In every text, also in a list,
 .B ${host}
 is replaced by
 .BR hostname ,
 .B ${env:NAME}
-by that variable of the environment, and
+by that environment variable, and
 .B ${env:NAME:\\-default}
-by it or by the default where it is missing or empty. Variables that hold secrets by their names are refused: put
+by the variable or, if it is unset or empty, by the default. A variable whose name suggests a secret is rejected: put
 secrets into files.
 .SS Values
 .TP
@@ -77,25 +79,24 @@ host:port
 A name, an IPv4 address or an IPv6 address in brackets, and a port.
 .TP
 regular expression
-In the syntax of the Rust crate regex, best written between single quotes, where a backslash is only itself. It
+In the syntax of the Rust crate regex, best written between single quotes, where a backslash needs no escaping. It
 matches bytes.
 .TP
 glob
-* and ? stop at /, ** does not; [abc] and {a,b} work. After a backslash, a character is only itself.
+* and ? stop at /, ** does not; [abc] and {a,b} work. A backslash escapes the next character.
 ";
 
 const PAGE_FOOT: &str = "\
 .SH FILES
 .TP
 .I /etc/logagent.toml
-The main file; another one is named by the option
+The main file; name another one with
 .BR \\-c .
 .TP
 .I /etc/logagent.d/*.toml
-More
-.B [[files]].
+Further tables.
 .SH EXIT STATUS
-With problems in its configuration
+If the configuration has problems,
 .B logagent
 exits with status 78, and systemd does not restart it.
 .SH SEE ALSO
@@ -308,7 +309,7 @@ paths = ["/var/log/nginx/*.log"]
 
 /// Fails when an update changes what an installed example means, with or without its commented keys.
 #[test]
-fn the_example_still_means_the_same() {
+fn the_first_example_means_the_same_today() {
     // What came later is left out.
     let shown =
         |text: &str| format!("{:#?}", Config { read_from: Vec::new(), journals: Vec::new(), ..good(text) });

@@ -22,7 +22,7 @@ pub enum Mistake {
     NoFiles,
     /// With the key.
     NotTables(&'static str),
-    /// What it is, what is wanted, and an example.
+    /// The actual type, the expected one, and an example.
     Type(String, &'static str, &'static str, String),
     /// With the value.
     Value(String, String, WrongValue),
@@ -149,7 +149,7 @@ impl Display for Mistake {
             Bytes(key) => {
                 write!(f, "`{key}` is not from 1 byte to 1 GiB; write a size such as \"8MiB\"")
             }
-            NoTime(key) => write!(f, "`{key}` is no time at all; write {key} = \"1s\" or longer"),
+            NoTime(key) => write!(f, "`{key}` must not be zero; write {key} = \"1s\" or longer"),
             EmptyList(key, example) => write!(f, "`{key}` is empty; write {key} = {example}"),
             RelativePath(key, path) => write!(
                 f,
@@ -168,17 +168,16 @@ impl Display for Mistake {
             ),
             Placeholder(key, WrongPlaceholder::Unknown) => write!(
                 f,
-                "{key} has a ${{…}} that is not ${{host}} or ${{env:NAME}}; write one of these, or leave out the $"
+                "{key} has a ${{…}} that is not ${{host}} or ${{env:NAME}}; write one of these, or remove the $"
             ),
             Placeholder(key, WrongPlaceholder::Missing(name)) => write!(
                 f,
-                "{key}: {name} is not in the environment; set it by Environment= in the unit, or write \
+                "{key}: {name} is not in the environment; set it with Environment= in the unit, or write \
                  ${{env:{name}:-default}}"
             ),
             Placeholder(key, WrongPlaceholder::Secret(name)) => write!(
                 f,
-                "{key}: {name} is a secret by its name, and the environment of a process can be read; put it into a file \
-                 and name that by the key that ends with _file"
+                "{key}: {name} looks like a secret, and a process's environment can be read by others; put it into a file, and name that file in the key that ends with _file"
             ),
             Conflict(conflict) => conflict.fmt(f),
         }
@@ -192,27 +191,24 @@ impl Display for Conflict {
             Classic(what) => {
                 return write!(
                     f,
-                    "the classic driver, which `driver` asks for, cannot do {what}; write driver = \"auto\" or \
-                     \"modern\", or take this out"
+                    "the classic driver, set by `driver`, does not support {what}; write driver = \"auto\" or \"modern\", or remove this"
                 );
             }
             ExactlyOnceBatch(most) => {
                 let most = most >> 20;
                 return write!(
                     f,
-                    "delivery = \"exactly-once\" takes no batches over {most} MiB; write batch = \"{most}MiB\" or less"
+                    "delivery = \"exactly-once\" allows no batches over {most} MiB; write batch = \"{most}MiB\" or less"
                 );
             }
             ReadableSecret(mechanism, secret, broker) => {
                 let or = match *mechanism {
-                    "PLAIN" => {
-                        ", or, where the network path is safe, plain_without_tls = true in [kafka.sasl]"
-                    }
+                    "PLAIN" => ", or, if the network path is safe, plain_without_tls = true in [kafka.sasl]",
                     _ => "",
                 };
                 return write!(
                     f,
-                    "{mechanism} without TLS would send the {secret} readably to {broker}; write [kafka.tls], or \
+                    "{mechanism} without TLS would send the {secret} in the clear to {broker}; write [kafka.tls], or \
                      mechanism = \"SCRAM-SHA-512\"{or}"
                 );
             }
@@ -230,12 +226,10 @@ impl Display for Conflict {
                 );
             }
             ExactlyOnceAcks => {
-                "exactly-once needs the acknowledgement of all in-sync replicas; write acks = \"all\", or delivery = \
-                 \"at-least-once\" in [agent]"
+                "exactly-once needs acknowledgement by all in-sync replicas; write acks = \"all\", or delivery = \"at-least-once\" in [agent]"
             }
             HashWithoutKey => {
-                "`partition` is by the hash of the key, and there is no `key`; write for example key = \"path\", or \
-                 partition = \"sticky\""
+                "`partition` = \"hash\" needs a `key`, and there is none; write for example key = \"path\", or partition = \"sticky\""
             }
             StickyWithKey => {
                 "`partition` = \"sticky\" ignores the `key`, so lines with the same key would lose their order; write \
@@ -246,19 +240,16 @@ impl Display for Conflict {
             }
             KeyWithoutCert => "a client key without its `cert`; name both `cert` and `key`, or neither",
             TokenUrlWithoutTls => {
-                "`token_url` without TLS would send the client's secret readably; begin it with https://, or, where the \
+                "`token_url` without TLS would send the client's secret in the clear; begin it with https://, or, where the \
                  network path is safe, write token_url_without_tls = true"
             }
             ReopenWithoutFollow => {
-                "`reopen` without `follow`: a file that is read once is not waited for; take out one of them"
+                "`reopen` without `follow`: a file that is read once is not reopened; remove one of them"
             }
             SameJournal => {
-                "another [[journal]] has this journal already; put the units of both into one, or name another namespace or \
-                 directory"
+                "another [[journal]] already reads this journal; put the units of both into one, or name another namespace or directory"
             }
-            FieldsOfRaw => {
-                "`fields` has no place in a record that is the line alone; write format = \"json\", or use headers"
-            }
+            FieldsOfRaw => "`fields` needs format = \"json\"; write that, or use headers",
         };
         f.write_str(text)
     }

@@ -30,7 +30,7 @@ names! {
     Priority: ("emerg", Priority(0)), ("alert", Priority(1)), ("crit", Priority(2)), ("err", Priority(3)),
         ("warning", Priority(4)), ("notice", Priority(5)), ("info", Priority(6)), ("debug", Priority(7));
     Boot: ("current", Boot::Current);
-    // Host and fields are known only to the whole config.
+    // Host and fields are filled in once the whole config is known.
     Format: ("raw", Format::Raw), ("json", Format::Json { host: String::new(), fields: Vec::new() });
     OutputName: ("kafka", OutputName::Kafka), ("stdout", OutputName::Stdout);
 }

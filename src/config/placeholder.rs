@@ -1,5 +1,5 @@
-//! Fills placeholders in texts of the config: `${host}`, `${env:NAME}` and `${env:NAME:-default}`, as the OpenTelemetry
-//! collector writes them. So one file serves a fleet.
+//! Fills placeholders in texts of the config: `${host}`, `${env:NAME}` and `${env:NAME:-default}`, in the OpenTelemetry
+//! collector's syntax, so that one file serves a fleet.
 
 /// What can be wrong with a placeholder.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -8,11 +8,11 @@ pub enum WrongPlaceholder {
     Unknown,
     /// The environment does not have this name, and there is no default.
     Missing(String),
-    /// By its name this is a secret.
+    /// Its name suggests a secret.
     Secret(String),
 }
 
-/// `env` gives a variable of the environment.
+/// `env` looks up an environment variable.
 pub fn fill(
     text: &str,
     host: &str,
@@ -46,12 +46,12 @@ fn from_environment(
     if is_secret(name) {
         return Err(WrongPlaceholder::Secret(name.into()));
     }
-    // As in a shell, `:-` stands in for an empty value too.
+    // As in a shell, `:-` also replaces an empty value.
     let found = env(name).filter(|v| default.is_none() || !v.is_empty());
     found.or(default.map(str::to_owned)).ok_or_else(|| WrongPlaceholder::Missing(name.into()))
 }
 
-/// Anyone who may see the process, or what it starts, can read its environment. The path of a file is no secret.
+/// Anyone who may inspect the process or its children can read its environment. The path of a file is not a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     let is_path = ["_FILE", "_PATH", "_DIR"].iter().any(|end| name.ends_with(end));
@@ -91,9 +91,9 @@ mod tests {
         }
     }
 
-    /// Fails when a placeholder that cannot be filled stays in a value without a word, or a secret is taken.
+    /// Fails when a placeholder that cannot be filled silently stays in a value, or a secret is accepted.
     #[test]
-    fn what_cannot_be_filled_is_a_mistake() {
+    fn an_unknown_placeholder_is_a_mistake() {
         use WrongPlaceholder::*;
         for text in ["${hots}", "${host", "${}", "${env:}", "${env:A-B}", "${env:1A}", "${ host }"] {
             assert_eq!(filled(text), Err(Unknown), "{text}");

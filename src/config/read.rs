@@ -14,7 +14,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
-/// The content of all files: `[[files]]` and `[[journal]]` from each; of every other key, the value in the last file that has it.
+/// The content of all files: `[[files]]` and `[[journal]]` from each; for every other key, the value in the last file
+/// that has it.
 pub struct Written {
     /// Start of the main file, for reporting missing keys; `None` without a file.
     pub top: Option<TextPosition>,
@@ -190,7 +191,7 @@ fn all_files(walk: &mut Walk<'_>, top: TextPosition, docs: &[(usize, DeTable<'_>
     }
 }
 
-/// `[agent]`, `[kafka]` or `[metrics]`, of each key the value in the last file that has it.
+/// `[agent]`, `[kafka]` or `[metrics]`: for each key the value in the last file that has it.
 fn of_its_own<T: Described>(
     walk: &mut Walk<'_>,
     top: TextPosition,

@@ -1,5 +1,5 @@
-//! Resolves what was written to what it means: the command line over the file, defaults that depend on other keys,
-//! and checks across several keys.
+//! Resolves the written values into the final config: the command line overrides the file, defaults may depend on other
+//! keys, and some checks span several keys.
 
 use super::keys::{JournalSource, Kafka, Source};
 use super::mistake::{Conflict, Mistake};
@@ -123,7 +123,7 @@ impl Resolver<'_> {
             (_, None) => "--topic",
             _ => return Ok(false),
         };
-        let why = format!("Kafka is asked for without {lacking}");
+        let why = format!("output to Kafka needs {lacking}");
         Err(Error::usage("run", why, "add it, or name a config file with -c, or use --output stdout"))
     }
 

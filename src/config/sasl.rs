@@ -175,10 +175,10 @@ mod tests {
             ),
             ("\"PLAIN\"\nusername = \"u\"".into(), "`password_file` is missing"),
             ("\"OAUTH\"\ntoken_file = \"/t\"".into(), "cannot be \"OAUTH\""),
-            (endpoint("\"http://i/t\""), "would send the client's secret readably; begin"),
-            (endpoint("\"http://10.0.0.1/t\""), "would send the client's secret readably; begin"),
+            (endpoint("\"http://i/t\""), "would send the client's secret in the clear; begin"),
+            (endpoint("\"http://10.0.0.1/t\""), "would send the client's secret in the clear; begin"),
             (endpoint("\"i.example/t\""), "does not begin with https://"),
-            (endpoint("\"https://i:x/t\""), "no number from 1 to 65535"),
+            (endpoint("\"https://i:x/t\""), "not a number from 1 to 65535"),
             (endpoint("\"https://i/t\"\nextensions = { auth = \"x\" }"), "is no SASL extension"),
             (endpoint("\"https://i/t\"\nextensions = { a1 = \"x\" }"), "is no SASL extension"),
             (endpoint("\"https://i/t\"\nextensions = { a = \"x\\u0001y\" }"), "is no SASL extension"),
@@ -189,7 +189,10 @@ mod tests {
         }
         let open = text("\"OAUTHBEARER\"\ntoken_file = \"/t\"").replace("[kafka.tls]\n", "");
         let found = problems(&open);
-        assert!(found.len() == 1 && found[0].contains("would send the token readably to k:9"), "{found:?}");
+        assert!(
+            found.len() == 1 && found[0].contains("would send the token in the clear to k:9"),
+            "{found:?}"
+        );
         good(&open.replace("k:9", "localhost:9"));
         let found =
             problems(&open.replace("topic", "driver = \"classic\"\ntopic").replace("k:9", "localhost:9"));

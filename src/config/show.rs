@@ -1,4 +1,4 @@
-//! The merged config for `check --show`: every key with its value as it is written, and where that is.
+//! The merged config for `check --show`: every key with its value as written, and the place where it is written.
 
 use super::keys::{Source, TABLES};
 use super::problem::Problems;

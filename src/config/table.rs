@@ -242,8 +242,8 @@ impl<'p> Walk<'p> {
         None
     }
 
-    /// The value with its placeholders filled in, those of a list too; the keys of a table have theirs filled one by one.
-    /// `None` once a wrong one is reported.
+    /// The value with its placeholders filled in, also within a list; in a table each key's value is filled in
+    /// separately. `None` after reporting an invalid one.
     pub fn filled<'v, 't>(&mut self, key: &str, v: &'v Value<'t>) -> Option<Cow<'v, Value<'t>>> {
         let is_filled = |v: &Value<'_>| v.get_ref().as_str().is_some_and(|text| text.contains("${"));
         let value = match v.get_ref() {
@@ -291,7 +291,7 @@ impl<'p> Walk<'p> {
         Some(self.section(self.place(v.span().start), vec![(self.doc, found)]))
     }
 
-    /// Reads a table whose first header is at `place`, with what each file says of it; without any, all of its keys are
+    /// Reads a table whose first header is at `place`, from each file that has it; if none has, all of its keys are
     /// missing.
     pub fn section<T: Described>(&mut self, place: TextPosition, values: Vec<(usize, &DeTable<'_>)>) -> T {
         self.problems.header((T::TABLE.name, self.source), place);
@@ -321,7 +321,7 @@ impl<'p> Walk<'p> {
     }
 }
 
-/// The file that was read before, a value's place, and the value with its placeholders filled in, if they are right.
+/// The previously read file, a value's place, and the value with its placeholders filled in, if they are valid.
 type FoundValue<'t> = (usize, Range<usize>, Option<Cow<'t, Value<'t>>>);
 
 /// A table while its keys are being read.
@@ -341,8 +341,8 @@ impl<'t> Section<'_, '_, 't> {
         found
     }
 
-    /// The key's value in the last file that has it, which becomes the one being read; with the file that was read before,
-    /// and the value's place. Apart from `optional`, so that it is compiled once and not for every type.
+    /// Finds the key's value in the last file that has it, and makes that the current file. Returns also the previous
+    /// file and the value's place. Separate from `optional`, so that it is compiled once rather than for every type.
     fn find(&mut self, key: &'static str) -> Option<FoundValue<'t>> {
         let (doc, v) = self.values.iter().rev().find_map(|(doc, t)| Some((*doc, t.get(key)?)))?;
         let outer = std::mem::replace(&mut self.walk.doc, doc);
@@ -385,7 +385,7 @@ fn parse_default<T>(key: &'static KeySpec, read: ReadValue<T>) -> T {
     let mut problems = Problems::default();
     let mut walk = Walk::new(0, &mut problems);
     let found = table.as_ref().and_then(|t| read(&mut walk, key.name, t.get_ref().get(key.name)?));
-    found.unwrap_or_else(|| unreachable!("a description shows no value: {text}"))
+    found.unwrap_or_else(|| unreachable!("a description shows an invalid value: {text}"))
 }
 
 /// All keys at their defaults.

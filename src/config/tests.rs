@@ -91,7 +91,7 @@ fn defaults() {
 
 /// Fails when exactly-once uses small batches, or overrides what the config says.
 #[test]
-fn exactly_once_flies_with_larger_batches() {
+fn exactly_once_uses_larger_batches() {
     for (agent, batch, want) in [
         ("", "", 512 << 10),
         ("delivery = \"exactly-once\"", "", 880 << 10),
@@ -104,8 +104,8 @@ fn exactly_once_flies_with_larger_batches() {
     }
 }
 
-/// Fails when a placeholder in a text, a list, a table or a list of addresses is left as it is, or `hostname` is not what
-/// `${host}` stands for.
+/// Fails when a placeholder in a text, a list, a table or a list of addresses is not filled in, or `${host}` ignores
+/// `hostname`.
 #[test]
 fn placeholders_in_every_kind_of_text() {
     let c = good(
@@ -236,7 +236,7 @@ fn keys_partitions_polls() {
 /// One run reports all problems: syntax, types, unknown keys, units, meaning. Fails when the first of any kind ends
 /// the search.
 #[test]
-fn six_mistakes_of_six_kinds_are_all_named() {
+fn six_kinds_of_mistakes_are_all_reported() {
     let found = problems(
         "[agent]\nmemory = 8MiB\nsync = true\n[kafka]\nbroker = [\"k:9092\"]\nlinger = \"5 parsecs\"\nacks = 1\n\
          [[files]]\npaths = [\"log/a.log\"]\ninclude = [\"(\"]\nmultiline = { timeout = \"1s\" }\n",
@@ -266,7 +266,7 @@ fn one_mistake_each() {
     let in_kafka = [
         (&*long, "4:13", "1 to 255 bytes"),
         ("key = \"path\"\npartition = \"sticky\"", "5:13", "ignores the `key`"),
-        ("partition = \"hash\"", "4:13", "there is no `key`"),
+        ("partition = \"hash\"", "4:13", "needs a `key`"),
         ("partition = \"hsah\"", "4:13", "did you mean \"hash\"?"),
         ("partition = { fixed = -1 }", "4:23", "not from 0 to"),
         ("partition = {}", "4:13", "`fixed` is missing in `partition`"),
@@ -275,12 +275,12 @@ fn one_mistake_each() {
         ("key = { constant = \"a\", field = \"b\" }", "4:7", "not exactly one source"),
         ("key = \"paht\"", "4:7", "cannot be \"paht\""),
         ("acks = \"most\"", "4:8", "cannot be \"most\""),
-        ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "cannot do lz4"),
-        ("driver = \"classic\"\n[kafka.tls]", "5:1", "cannot do TLS"),
+        ("driver = \"classic\"\ncompression = \"lz4\"", "5:15", "does not support lz4"),
+        ("driver = \"classic\"\n[kafka.tls]", "5:1", "does not support TLS"),
         (
             "driver = \"classic\"\nsasl = { mechanism = \"SCRAM-SHA-256\", username = \"u\", password_file = \"/p\" }",
             "5:8",
-            "cannot do SASL",
+            "does not support SASL",
         ),
         ("[kafka.tls]\ncert = \"/c\"", "5:8", "without its `key`"),
         ("[kafka.tls]\nkey = \"/c\"", "5:7", "without its `cert`"),
@@ -310,7 +310,7 @@ fn one_mistake_each() {
     }
     let in_files = [
         ("reopen = true\nfollow = false", "6:10", "`reopen` without `follow`"),
-        ("fields = { a = \"b\" }", "6:10", "write format = \"json\""),
+        ("fields = { a = \"b\" }", "6:10", "needs format = \"json\""),
         ("format = \"json\"\nfields = { a = 1 }", "7:16", "`fields.a` is a number"),
         ("headers = { a = \"${hots}\" }", "6:17", "is not ${host} or ${env:NAME}"),
         ("exclude = [\"*.gz\", \"${env:NO}\"]", "6:20", "NO is not in the environment"),
@@ -318,11 +318,11 @@ fn one_mistake_each() {
         ("exclude = [\"[\"]", "6:12", "is not a glob"),
         ("start = -1", "6:9", "not from 0"),
         ("start = \"begining\"", "6:9", "did you mean \"beginning\"?"),
-        ("poll = \"0ms\"", "6:8", "no time at all"),
+        ("poll = \"0ms\"", "6:8", "must not be zero"),
         ("deleted_hold = { byte = 1 }", "6:18", "did you mean `bytes`?"),
         ("multiline = { start = 'a', continue = 'b' }", "6:13", "exactly one of"),
         ("multiline = { start = 'a', max_lines = 0 }", "6:40", "not from 1"),
-        ("topic = \"a b\"", "6:9", "Kafka takes"),
+        ("topic = \"a b\"", "6:9", "Kafka accepts"),
         ("max_line = \"20MiB\"", "1:1", "`memory` of 8388608 bytes is too small for 1 topic:"),
         ("[metric]\ntextfile = \"/x\"", "6:2", "did you mean `metrics`?"),
         ("[metrics]\ntextfile = \"x\"", "7:12", "relative path"),
@@ -389,7 +389,7 @@ fn plain_without_tls() {
     ] {
         let found = problems(&config(brokers, ""));
         assert_eq!(found.len(), 1, "{brokers}: {found:#?}");
-        let said = "c.toml:5:13: PLAIN without TLS would send the password readably";
+        let said = "c.toml:5:13: PLAIN without TLS would send the password in the clear";
         assert!(found[0].starts_with(said) && found[0].contains("plain_without_tls = true"), "{found:?}");
         for rest in ["plain_without_tls = true", "[kafka.tls]"] {
             good(&config(brokers, rest));
@@ -424,7 +424,7 @@ fn a_syntax_error_adds_nothing() {
 
 /// Fails when each line after an unclosed bracket is reported: there may be hundreds.
 #[test]
-fn an_unclosed_bracket_is_one_mistake_where_it_begins() {
+fn an_unclosed_bracket_is_reported_once_at_its_start() {
     let tail = "topic = \"t\"\n[agent]\nmemory = \"9MiB\"\n[[files]]\npaths = [\"/x\"]\n";
     for (open, at, said) in [
         ("brokers = [\"a:1\"\n", "2:11", "unclosed array"),
@@ -464,8 +464,8 @@ fn more_files_beside_the_config() {
     assert!(found[0].starts_with("c.d/1.toml:2:1: unknown key `memori`"), "{found:#?}");
 }
 
-/// Fails when a key of a later file does not win, takes the rest of its table with it, or a mistake in it, or what is shown
-/// of it, is reported in another file; and when `${host}` of the main file does not know a later `hostname`.
+/// Fails when a key of a later file does not win or replaces its whole table, when its mistakes or its value are
+/// attributed to another file, or when `${host}` in the main file ignores a later `hostname`.
 #[test]
 fn later_files_win_key_by_key() {
     let b = Box::new(
@@ -554,7 +554,7 @@ fn the_command_line_wins() {
 
 /// Fails when the current folder is treated as part of the glob.
 #[test]
-fn the_working_folder_is_no_pattern() {
+fn the_working_folder_is_literal() {
     let b = Box::new("");
     let around = Surroundings { working_directory: "/a[b]/*".into(), ..b.around() };
     let asked = Overrides { files: vec!["*.log".into()], ..Overrides::default() };
@@ -566,7 +566,7 @@ fn the_working_folder_is_no_pattern() {
 /// Each topic must hold its longest line in addition to the encoding buffers. Fails when either is left out of the
 /// sum.
 #[test]
-fn memory_that_just_suffices() {
+fn the_smallest_valid_memory() {
     let more = "[[files]]\npaths = \"/x\"\ntopic = \"u\"\nmax_line = \"2MiB\"\n";
     let with = |memory: usize| format!("[agent]\nmemory = {memory}\n{LEAST}{more}");
     let plan = good(&with(1 << 30)).memory_plan();
@@ -700,7 +700,8 @@ fn fuzz_config() {
     );
 }
 
-/// Fails when a journal is read by two sources, which would share its positions, or a key of it means something else.
+/// Fails when two sources may read one journal, since they would share its positions, or when one of its keys is
+/// misread.
 #[test]
 fn journals() {
     let base = "[kafka]\nbrokers = [\"k:9092\"]\ntopic = \"t\"\n";
@@ -712,6 +713,6 @@ fn journals() {
     let text =
         problems(&format!("{base}[[journal]]\nunits = \"a.service\"\n[[journal]]\npriority = \"warnin\"\n"))
             .join("\n");
-    assert!(text.contains("another [[journal]] has this journal already"), "{text}");
+    assert!(text.contains("another [[journal]] already reads this journal"), "{text}");
     assert!(text.contains("did you mean \"warning\"?"), "{text}");
 }

@@ -26,7 +26,7 @@ impl fmt::Display for Invalid {
             Text(why) => f.write_str(why),
             Unit(unit, known) => write!(f, "the unit {unit:?} is none of {known}"),
             Per(per) => write!(f, "a rate is per second (/s), not per {per:?}"),
-            // The message draws the position over several lines; the last line says what is wrong.
+            // The message shows the position on several lines; its last line has the reason.
             Invalid::Regex(e) => f.write_str(e.to_string().lines().last().unwrap_or_default()),
             Invalid::Glob(kind) => kind.fmt(f),
             OneOf(one, why) => write!(f, "{one:?}: {why}"),
@@ -66,12 +66,12 @@ impl fmt::Display for BrokerAddress {
 /// `name:port`, `IPv4:port` or `[IPv6]:port`.
 pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     if s.contains("://") {
-        return Err(Text("a broker is given without a scheme"));
+        return Err(Text("a broker is written without a scheme"));
     }
     let (host, port) = match s.strip_prefix('[') {
         Some(rest) => {
             let (host, port) =
-                rest.split_once("]:").ok_or(Text("after [IPv6] a colon and the port are wanted"))?;
+                rest.split_once("]:").ok_or(Text("after [IPv6] a colon and the port must follow"))?;
             let bare = host.split('%').next().unwrap_or(host);
             bare.parse::<std::net::Ipv6Addr>()
                 .map_err(|_| Text("there is no IPv6 address in the brackets"))?;
@@ -87,11 +87,11 @@ pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     };
     let named = |c: char| c.is_alphanumeric() || "-._:%".contains(c);
     if host.is_empty() || host.len() > 253 || !host.chars().all(named) {
-        return Err(Text("the host is no name and no address"));
+        return Err(Text("the host is neither a name nor an address"));
     }
     match port.parse::<u16>() {
         Ok(port) if port > 0 => Ok(BrokerAddress { host: host.into(), port }),
-        _ => Err(Text("the port is no number from 1 to 65535")),
+        _ => Err(Text("the port is not a number from 1 to 65535")),
     }
 }
 
@@ -127,7 +127,7 @@ pub fn rate(s: &str) -> Result<u64, Invalid> {
         None => return Err(Text("a rate ends in /s")),
     };
     match size(amount)? {
-        0 => Err(Text("a rate of nothing would never send a line")),
+        0 => Err(Text("a rate of zero would never send a line")),
         n => Ok(n),
     }
 }
@@ -180,7 +180,7 @@ fn whole(digits: &str) -> Result<u64, Invalid> {
 pub fn client_id(s: &str) -> Result<String, Invalid> {
     match s.len() {
         1..=255 => Ok(s.to_owned()),
-        _ => Err(Text("it has 1 to 255 bytes")),
+        _ => Err(Text("it must have 1 to 255 bytes")),
     }
 }
 
@@ -188,7 +188,7 @@ pub fn client_id(s: &str) -> Result<String, Invalid> {
 pub fn topic(s: &str) -> Result<String, Invalid> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if s.is_empty() || s.len() > 249 || s == "." || s == ".." || !s.chars().all(legal) {
-        return Err(Text("Kafka takes 1 to 249 of the characters a-z A-Z 0-9 . _ -"));
+        return Err(Text("Kafka accepts 1 to 249 of the characters a-z A-Z 0-9 . _ -"));
     }
     Ok(s.to_owned())
 }
@@ -211,7 +211,7 @@ pub fn glob(s: &str) -> Result<globset::Glob, Invalid> {
 pub fn path_glob(s: &str) -> Result<Pattern, Invalid> {
     glob(s)?;
     if s.split('/').any(|piece| glob(piece).is_err()) {
-        return Err(Text("a / within {…} or […] is not understood, write one path for each"));
+        return Err(Text("a / within {…} or […] is not supported; write one path for each"));
     }
     Pattern::glob(s).map_err(|e| Invalid::Glob(e.kind().clone()))
 }

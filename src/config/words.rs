@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_meant() {
+    fn suggestions() {
         let keys = ["brokers", "topic", "acks", "max_line", "drop", "1"];
         for (typed, meant) in [
             ("broker", Some("brokers")),

@@ -4,7 +4,7 @@
 //! A partition has at most one open intent: the next one is written only when the one before is settled (all its
 //! records are stored or dead-lettered) or is explicitly voided. So only the last intent of a partition can be open.
 
-use super::intent::{ChunkPiece, Intent, JournalRecord};
+use super::intent::{ChunkPiece, Intent, IntentRecord};
 use crate::producer::recovered::{LastSequence, OpenBatch, TopicPartition};
 use crate::record::{Ack, BatchGroupNo, Range, StreamId, Topic};
 use crate::streams::SavedPositions;
@@ -14,22 +14,22 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub struct Loaded {
     /// Chunks whose lines are all stored although the saved positions do not include them.
     pub settled: Vec<Ack>,
-    /// Batch groups that contain lines which may be stored or are not, beside lines that are.
-    pub flights: Vec<Rebuild>,
+    /// Batch groups with at least one line that is not known to be stored.
+    pub groups: Vec<Rebuild>,
     /// The last sequence numbers of each partition.
     pub lasts: HashMap<TopicPartition, LastSequence>,
     /// Intents that are still needed, in order.
     pub keep: Vec<Intent>,
     /// The highest serial, batch group number, and epoch of the id that was used last.
     pub serial: u64,
-    pub flight: BatchGroupNo,
+    pub group_no: BatchGroupNo,
     pub id: Option<(i64, i16)>,
 }
 
 /// A batch group to be read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuild {
-    pub flight: BatchGroupNo,
+    pub group_no: BatchGroupNo,
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub stamp_ms: i64,
@@ -52,7 +52,7 @@ fn key(p: &ChunkPiece) -> ChunkKey {
     (p.stream, p.range.start, p.range.end)
 }
 
-pub fn load(records: Vec<JournalRecord>, saved: &SavedPositions) -> Loaded {
+pub fn load(records: Vec<IntentRecord>, saved: &SavedPositions) -> Loaded {
     let mut out = Loaded::default();
     let mut intents: Vec<Intent> = Vec::new();
     let mut last_intent: HashMap<TopicPartition, u64> = HashMap::new();
@@ -60,20 +60,20 @@ pub fn load(records: Vec<JournalRecord>, saved: &SavedPositions) -> Loaded {
     let mut latest = (0, None);
     for record in records {
         match record {
-            JournalRecord::Last(l) => {
+            IntentRecord::Last(l) => {
                 let at = (l.topic.clone(), l.partition);
                 last_intent.remove(&at);
                 note_id(&mut latest, l.serial, l.pid, l.epoch);
                 out.serial = out.serial.max(l.serial);
                 out.lasts.insert(at, l);
             }
-            JournalRecord::Intent(i) => {
+            IntentRecord::Intent(i) => {
                 let at = (i.topic.clone(), i.partition);
                 void.insert(i.voids);
                 last_intent.insert(at.clone(), i.serial);
                 note_id(&mut latest, i.serial, i.numbers.pid, i.numbers.epoch);
                 out.serial = out.serial.max(i.serial);
-                out.flight = out.flight.max(i.flight);
+                out.group_no = out.group_no.max(i.group_no);
                 out.lasts.insert(at, i.last());
                 intents.push(i);
             }
@@ -86,12 +86,12 @@ pub fn load(records: Vec<JournalRecord>, saved: &SavedPositions) -> Loaded {
     let is_open = |i: &Intent| {
         last_intent.get(&(i.topic.clone(), i.partition)) == Some(&i.serial) && !i.pieces.iter().any(covered)
     };
-    let mut flights: BTreeMap<BatchGroupNo, Vec<&Intent>> = BTreeMap::new();
+    let mut groups: BTreeMap<BatchGroupNo, Vec<&Intent>> = BTreeMap::new();
     for i in &intents {
-        flights.entry(i.flight).or_default().push(i);
+        groups.entry(i.group_no).or_default().push(i);
     }
-    for (_, of_flight) in flights {
-        one_flight(&of_flight, &is_open, &covered, &mut out);
+    for (_, of_group) in groups {
+        one_group(&of_group, &is_open, &covered, &mut out);
     }
     out.keep = intents;
     out
@@ -107,7 +107,7 @@ fn note_id(latest: &mut (u64, Option<(i64, i16)>), serial: u64, pid: i64, epoch:
     latest.0 = serial.max(latest.0);
 }
 
-fn one_flight(
+fn one_group(
     intents: &[&Intent],
     is_open: &impl Fn(&Intent) -> bool,
     covered: &impl Fn(&ChunkPiece) -> bool,
@@ -160,8 +160,8 @@ fn one_flight(
     });
     let open = open.collect();
     let (topic, topic_id) = (first.topic.clone(), first.topic_id);
-    out.flights.push(Rebuild {
-        flight: first.flight,
+    out.groups.push(Rebuild {
+        group_no: first.group_no,
         topic,
         topic_id,
         stamp_ms: first.stamp_ms,
@@ -215,14 +215,14 @@ mod tests {
         }
     }
 
-    fn intent(serial: u64, flight: u64, partition: i32, pieces: Vec<ChunkPiece>) -> Intent {
+    fn intent(serial: u64, group_no: u64, partition: i32, pieces: Vec<ChunkPiece>) -> Intent {
         let count = pieces.iter().map(|p| p.picked().count() as u32).sum();
         let numbers = Numbers { pid: 1, epoch: 0, base: 0 };
-        let flight = BatchGroupNo(flight);
+        let group_no = BatchGroupNo(group_no);
         Intent {
             serial,
             voids: 0,
-            flight,
+            group_no,
             topic: "t".into(),
             topic_id: [1; 16],
             partition,
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn loaded(intents: &[Intent], of: &[(u64, u64)]) -> Loaded {
-        load(intents.iter().cloned().map(JournalRecord::Intent).collect(), &saved(of))
+        load(intents.iter().cloned().map(IntentRecord::Intent).collect(), &saved(of))
     }
 
     /// Fails when an earlier intent of a partition counts as open, or the last one as stored.
@@ -249,9 +249,9 @@ mod tests {
         let b = intent(2, 2, 0, vec![piece(1, 30, 2, None)]);
         let l = loaded(&[a, b], &[(1, 0)]);
         assert_eq!((l.settled.len(), l.settled[0].range.clone()), (1, 0..30));
-        assert_eq!(l.flights.len(), 1);
-        assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.len()), (2, 0));
-        assert_eq!((l.serial, l.flight, l.id, l.keep.len()), (2, BatchGroupNo(2), Some((1, 0)), 2));
+        assert_eq!(l.groups.len(), 1);
+        assert_eq!((l.groups[0].open[0].serial, l.groups[0].chunks[0].stored.len()), (2, 0));
+        assert_eq!((l.serial, l.group_no, l.id, l.keep.len()), (2, BatchGroupNo(2), Some((1, 0)), 2));
         assert_eq!(l.lasts[&("t".into(), 0)].end, 2);
     }
 
@@ -259,41 +259,41 @@ mod tests {
     /// open: saved positions were acknowledged, and a chunk is acknowledged only when all batches with lines of it
     /// are stored.
     #[test]
-    fn what_is_covered_is_done() {
+    fn covered_intents_are_done() {
         let a = intent(1, 1, 0, vec![piece(1, 0, 3, None), piece(2, 0, 4, Some(vec![0, 2]))]);
         let l = loaded(std::slice::from_ref(&a), &[(1, 30), (2, 40)]);
-        assert!(l.flights.is_empty() && l.settled.is_empty() && l.keep.is_empty());
+        assert!(l.groups.is_empty() && l.settled.is_empty() && l.keep.is_empty());
         let l = loaded(&[a], &[(1, 30), (2, 0)]);
-        assert_eq!(l.flights[0].chunks[0].stored, [0, 2]);
-        assert!(l.flights[0].open.is_empty(), "lines 1 and 3 are sent with new numbers, 0 and 2 are stored");
+        assert_eq!(l.groups[0].chunks[0].stored, [0, 2]);
+        assert!(l.groups[0].open.is_empty(), "lines 1 and 3 are sent with new numbers, 0 and 2 are stored");
     }
 
     /// Fails when lines of a split batch that never got numbers count as stored.
     #[test]
-    fn a_voided_intent_says_nothing() {
+    fn a_voided_intent_proves_nothing() {
         let whole = intent(1, 1, 0, vec![piece(1, 0, 4, None)]);
         let front = Intent { voids: 1, ..intent(2, 1, 0, vec![piece(1, 0, 4, Some(vec![0, 1]))]) };
         let l = loaded(&[whole.clone(), front.clone()], &[(1, 0)]);
-        let f = &l.flights[0];
+        let f = &l.groups[0];
         assert_eq!((f.open.len(), f.open[0].picks.clone()), (1, vec![(0, 0), (0, 1)]));
         assert!(f.chunks[0].stored.is_empty());
         // With the other half in another partition, the front is settled if its own partition moved on.
         let back = Intent { voids: 1, ..intent(3, 1, 0, vec![piece(1, 0, 4, Some(vec![2, 3]))]) };
         let l = loaded(&[whole, front, back], &[(1, 0)]);
-        assert_eq!((l.flights[0].open[0].serial, l.flights[0].chunks[0].stored.clone()), (3, vec![0, 1]));
+        assert_eq!((l.groups[0].open[0].serial, l.groups[0].chunks[0].stored.clone()), (3, vec![0, 1]));
     }
 
     /// Fails when a batch group over two partitions is not assembled from its two intents.
     #[test]
-    fn a_flight_over_partitions() {
+    fn a_group_over_several_partitions() {
         let even = intent(1, 7, 0, vec![piece(1, 0, 4, Some(vec![0, 2]))]);
         let odd = intent(2, 7, 1, vec![piece(1, 0, 4, Some(vec![1, 3]))]);
         let l = loaded(&[even.clone(), odd.clone()], &[(1, 0)]);
-        assert_eq!((l.flights[0].open.len(), l.flights[0].chunks.len()), (2, 1));
+        assert_eq!((l.groups[0].open.len(), l.groups[0].chunks.len()), (2, 1));
         let next = intent(3, 8, 0, vec![piece(1, 40, 1, None)]);
         let more = intent(4, 9, 1, vec![piece(1, 50, 1, None)]);
         let l = loaded(&[even, odd, next, more], &[(1, 0)]);
         assert_eq!(l.settled.len(), 1);
-        assert_eq!(l.flights.iter().map(|f| f.flight.0).collect::<Vec<_>>(), [8, 9]);
+        assert_eq!(l.groups.iter().map(|f| f.group_no.0).collect::<Vec<_>>(), [8, 9]);
     }
 }

@@ -8,10 +8,10 @@
 //! record  u32 length, u32 crc32c of generation and payload, payload
 //! ```
 //!
-//! The half with the highest generation is current. Records are appended to it. When it is full, and at each start,
-//! the records still needed are copied to the other half, whose header, written last, makes it current. So one half
-//! is whole at every moment. Bytes of an earlier generation never pass for records, because the checksum covers the
-//! generation. After a start nothing is ever appended behind a torn record. The file is allocated at full size when
+//! The half with the highest generation is current. Records are appended to it. When it is full, and at each start, the
+//! records still needed are copied to the other half, whose header, written last, makes it current. So one half is
+//! whole at every moment. Bytes of an earlier generation are never mistaken for records, because the checksum covers
+//! the generation. After a start nothing is ever appended behind a torn record. The file is allocated at full size when
 //! it is created, so a full disk cannot stop it later.
 
 use std::fs::File;
@@ -46,7 +46,7 @@ pub struct IntentFile {
 
 /// The content of a `flights` file.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct JournalContent {
+pub struct IntentFileContent {
     /// `None`: no half is whole.
     pub binding: Option<Binding>,
     pub records: Vec<Vec<u8>>,
@@ -63,10 +63,10 @@ pub struct RecordGroup {
 impl IntentFile {
     /// Opens a readable and writable file. Nothing is written before [`IntentFile::begin`], which must be called
     /// next.
-    pub fn open(file: File) -> io::Result<(IntentFile, JournalContent)> {
+    pub fn open(file: File) -> io::Result<(IntentFile, IntentFileContent)> {
         let mut store = IntentFile { file, half: 1, generation: 0, at: 0, written: 0 };
         let mut found =
-            JournalContent { content: store.file.metadata()?.len() > 0, ..JournalContent::default() };
+            IntentFileContent { content: store.file.metadata()?.len() > 0, ..IntentFileContent::default() };
         let mut best: Option<(u64, u64, Binding)> = None;
         for half in 0..2 {
             let mut head = vec![0; HEAD as usize];
@@ -260,7 +260,7 @@ mod tests {
     use crate::private_file::open_or_create;
     use std::path::Path;
 
-    fn open(path: &Path) -> (IntentFile, JournalContent) {
+    fn open(path: &Path) -> (IntentFile, IntentFileContent) {
         IntentFile::open(open_or_create(path).unwrap()).unwrap()
     }
 
@@ -279,7 +279,7 @@ mod tests {
     fn records_over_many_generations() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("flights");
-        assert_eq!(open(&path).1, JournalContent::default());
+        assert_eq!(open(&path).1, IntentFileContent::default());
         let mut want: Vec<Vec<u8>> = Vec::new();
         let mut dice = Dice(1);
         for round in 0..50u8 {
@@ -350,7 +350,7 @@ mod tests {
 
     /// Fails when a length in the file is trusted, or when a record is returned that was never written.
     #[test]
-    fn fuzz_journal() {
+    fn fuzz_intent_file() {
         const HEADS: usize = 100;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("flights");

@@ -1,10 +1,10 @@
-//! The records of the journal: encoding and decoding of what is written before a batch is first sent.
+//! The records of the intent log: encodes and decodes what is written before a batch is first sent.
 //!
-//! An intent says *which lines* a batch carries, not how they were found: ranges of streams with the checksum of
-//! their bytes, the positions of the lines in them, and which lines the batch carries. Rebuilding a batch therefore
-//! needs neither the framing rules nor the partitioner nor the config of that run, and a change of any of them
-//! between two runs leaves a rebuilt batch unchanged. (The broker compares only numbers. A record that is rendered
-//! differently now, with another key or format, is still that line, stored once.)
+//! An intent records *which lines* a batch carries, not how they were found: ranges of streams with the checksum of
+//! their bytes, the positions of the lines in them, and which of these the batch carries. Rebuilding a batch therefore
+//! needs neither the framing rules nor the partitioner nor the config of that run, and a change of any of them between
+//! two runs leaves a rebuilt batch unchanged. (The broker compares only numbers. A record that is rendered differently
+//! now, with another key or format, is still that line, stored once.)
 //!
 //! A chunk whose lines are exactly those that [`split`] finds needs no table. Any other (multiline, filters, cut
 //! lines, a forced end) has a table of two small numbers per line. [`split`] is part of the format and must not
@@ -23,7 +23,7 @@ pub struct Intent {
     pub serial: u64,
     /// The intent that this one replaces (after a split, or with new numbers); 0: none.
     pub voids: u64,
-    pub flight: BatchGroupNo,
+    pub group_no: BatchGroupNo,
     pub topic: Topic,
     pub topic_id: [u8; 16],
     pub partition: i32,
@@ -55,7 +55,7 @@ pub struct ChunkPiece {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum JournalRecord {
+pub enum IntentRecord {
     Intent(Intent),
     Last(LastSequence),
 }
@@ -136,7 +136,7 @@ impl Intent {
         Intent {
             serial,
             voids: batch.intent,
-            flight: batch.flight,
+            group_no: batch.group_no,
             topic: batch.group.topic.clone(),
             topic_id: batch.group.topic_id,
             partition: batch.partition,
@@ -152,14 +152,14 @@ impl Intent {
 const INTENT: u8 = 1;
 const LAST: u8 = 2;
 
-impl JournalRecord {
+impl IntentRecord {
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
-            JournalRecord::Intent(i) => {
+            IntentRecord::Intent(i) => {
                 out.push(INTENT);
                 write_intent(i, out);
             }
-            JournalRecord::Last(l) => {
+            IntentRecord::Last(l) => {
                 out.push(LAST);
                 out.extend_from_slice(&l.serial.to_le_bytes());
                 name(out, &l.topic);
@@ -172,12 +172,12 @@ impl JournalRecord {
         }
     }
 
-    /// `None` if this is not the output of [`JournalRecord::write`].
-    pub fn read(bytes: &[u8]) -> Option<JournalRecord> {
+    /// `None` if this is not the output of [`IntentRecord::write`].
+    pub fn read(bytes: &[u8]) -> Option<IntentRecord> {
         let mut r = RecordReader(bytes);
         let record = match r.byte()? {
-            INTENT => JournalRecord::Intent(read_intent(&mut r)?),
-            LAST => JournalRecord::Last(LastSequence {
+            INTENT => IntentRecord::Intent(read_intent(&mut r)?),
+            LAST => IntentRecord::Last(LastSequence {
                 serial: r.u64()?,
                 topic: r.name()?,
                 topic_id: r.array()?,
@@ -193,7 +193,7 @@ impl JournalRecord {
 }
 
 fn write_intent(i: &Intent, out: &mut Vec<u8>) {
-    for n in [i.serial, i.voids, i.flight.0] {
+    for n in [i.serial, i.voids, i.group_no.0] {
         out.extend_from_slice(&n.to_le_bytes());
     }
     name(out, &i.topic);
@@ -240,7 +240,7 @@ fn write_intent(i: &Intent, out: &mut Vec<u8>) {
 }
 
 fn read_intent(r: &mut RecordReader<'_>) -> Option<Intent> {
-    let (serial, voids, flight) = (r.u64()?, r.u64()?, BatchGroupNo(r.u64()?));
+    let (serial, voids, group_no) = (r.u64()?, r.u64()?, BatchGroupNo(r.u64()?));
     let (topic, topic_id) = (r.name()?, r.array()?);
     let partition = i32::from_le_bytes(r.array()?);
     let numbers = Numbers {
@@ -255,7 +255,7 @@ fn read_intent(r: &mut RecordReader<'_>) -> Option<Intent> {
     Some(Intent {
         serial,
         voids,
-        flight,
+        group_no,
         topic,
         topic_id,
         partition,
@@ -370,12 +370,12 @@ mod tests {
 
     const NUMBERS: Numbers = Numbers { pid: 7, epoch: 3, base: i32::MAX };
 
-    fn there_and_back(intent: Intent) -> usize {
+    fn records_round_trip(intent: Intent) -> usize {
         let mut bytes = Vec::new();
-        JournalRecord::Intent(intent.clone()).write(&mut bytes);
-        assert_eq!(JournalRecord::read(&bytes), Some(JournalRecord::Intent(intent)));
+        IntentRecord::Intent(intent.clone()).write(&mut bytes);
+        assert_eq!(IntentRecord::read(&bytes), Some(IntentRecord::Intent(intent)));
         for cut in 0..bytes.len() {
-            assert_eq!(JournalRecord::read(&bytes[..cut]), None);
+            assert_eq!(IntentRecord::read(&bytes[..cut]), None);
         }
         bytes.len()
     }
@@ -392,7 +392,7 @@ mod tests {
             other[0] ^= 1;
             assert_eq!(piece.lines_in(&other), None);
         }
-        assert!(there_and_back(intent) < 200);
+        assert!(records_round_trip(intent) < 200);
     }
 
     /// Fails when the table or the selection of an unusual chunk changes in a round trip.
@@ -408,7 +408,7 @@ mod tests {
             let intent = Intent::of(&part, NUMBERS, 1, false);
             assert_eq!(intent.pieces[0].lines_in(&bytes).as_ref(), Some(&table));
             assert_eq!(intent.pieces[0].picked().count(), part.count as usize);
-            there_and_back(intent);
+            records_round_trip(intent);
         }
     }
 
@@ -425,7 +425,7 @@ mod tests {
             .iter()
             .map(|b| {
                 let mut out = Vec::new();
-                JournalRecord::Intent(Intent::of(b, NUMBERS, 9, true)).write(&mut out);
+                IntentRecord::Intent(Intent::of(b, NUMBERS, 9, true)).write(&mut out);
                 out
             })
             .collect();
@@ -433,11 +433,11 @@ mod tests {
             &samples,
             |bytes| 16 * bytes.len(),
             |bytes| {
-                let Some(record) = JournalRecord::read(bytes) else { return 0 };
+                let Some(record) = IntentRecord::read(bytes) else { return 0 };
                 let mut out = Vec::new();
                 record.write(&mut out);
-                assert_eq!(JournalRecord::read(&out).as_ref(), Some(&record));
-                let JournalRecord::Intent(intent) = record else { return 0 };
+                assert_eq!(IntentRecord::read(&out).as_ref(), Some(&record));
+                let IntentRecord::Intent(intent) = record else { return 0 };
                 for piece in &intent.pieces {
                     let _ = piece.lines_in(&text);
                     let _ = piece.picked().take(100_000).count();

@@ -91,16 +91,12 @@ mod tests {
         let mut slots = Slots::new(3);
         let s = StreamId;
         slots.restore(s(1), "log-1-11".into());
-        assert_eq!(
-            slots.request(s(1), 11, true),
-            StoreAction::Nothing,
-            "from an earlier life; deleted since"
-        );
+        assert_eq!(slots.request(s(1), 11, true), StoreAction::Nothing, "from an earlier run; deleted since");
         assert_eq!(slots.request(s(2), 12, false), store("log-2-12", None));
         assert_eq!(slots.request(s(2), 12, false), StoreAction::Nothing);
         assert_eq!(slots.request(s(3), 13, false), store("log-3-13", None));
         assert_eq!(slots.request(s(4), 14, false), StoreAction::Full);
-        assert_eq!(slots.request(s(4), 14, false), StoreAction::Nothing, "said once");
+        assert_eq!(slots.request(s(4), 14, false), StoreAction::Nothing, "reported once");
         assert_eq!(slots.request(s(4), 14, true), store("log-4-14", Some("log-3-13")));
         assert_eq!(slots.request(s(5), 15, true), store("log-5-15", Some("log-2-12")));
         assert_eq!(slots.request(s(6), 16, true), StoreAction::Nothing, "all of them are deleted");

@@ -1,4 +1,4 @@
-//! Compressed values of journal files, with a bound on what comes out of them.
+//! Decompresses values of journal files, up to a size limit.
 
 use std::io::Read;
 use zstd::zstd_safe::{DCtx, get_frame_content_size};
@@ -9,18 +9,18 @@ const LZ4: u8 = 2;
 const ZSTD: u8 = 4;
 pub const COMPRESSED: u8 = XZ | LZ4 | ZSTD;
 
-/// journald compresses with a window of 2 MiB at most.
+/// The largest window that journald compresses with: 2 MiB.
 const WINDOW_LOG: u32 = 21;
 
-/// What came of a value.
+/// The result of decompressing a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decompressed {
     Whole,
-    /// There is more than was asked for.
+    /// The value is longer than requested.
     Cut,
 }
 
-/// A decompression context that is kept from value to value.
+/// A decompression context, reused from value to value.
 #[derive(Default)]
 pub struct Decompressor {
     zstd: Option<DCtx<'static>>,
@@ -57,7 +57,7 @@ impl Decompressor {
     }
 }
 
-/// Eight bytes of size, then one LZ4 block. Stops where enough has come out, which `lz4_flex` cannot.
+/// Eight bytes of size, then one LZ4 block. Stops when the output is long enough, which `lz4_flex` cannot.
 fn lz4(from: &[u8], most: usize, out: &mut Vec<u8>) -> Option<Decompressed> {
     let (size, mut rest) = from.split_first_chunk::<8>()?;
     let size = u64::from_le_bytes(*size);
@@ -112,7 +112,7 @@ mod tests {
         Some((how, out.split_off(6)))
     }
 
-    /// Fails when a value grows beyond the bound, is cut too early, or a match reaches in front of the value.
+    /// Fails when a value exceeds the limit, is cut too early, or a match reaches before its start.
     #[test]
     fn values_are_bounded() {
         let plain: Vec<u8> = (0..200_000u32).map(|i| (i / 300) as u8).collect();

@@ -1,13 +1,13 @@
-//! Reads one journal file in order with `pread(2)`. Nothing is mapped, so vacuuming cannot end the process by SIGBUS, and no
-//! number in the file is trusted.
+//! Reads one journal file in order with `pread(2)`. Nothing is mapped, so vacuuming cannot kill the process with
+//! SIGBUS, and no number in the file is trusted.
 //!
-//! Entries are found by the file's chain of entry arrays, because an entry stands there only once it is complete. Offsets of
-//! arrays and of entries must ascend, so no file can make the reader loop. Entry arrays and the header change in place, so they
-//! are read again each time; ENTRY and DATA objects never change.
+//! Entries are found through the file's chain of entry arrays, because an entry is listed there only once it is
+//! complete. Offsets of arrays and entries must ascend, so no file can make the reader loop. Entry arrays and the
+//! header change in place, so they are read again each time; ENTRY and DATA objects never change.
 //!
-//! A damaged ENTRY costs that entry and a damaged DATA that field. Vacuuming punches a hole over the whole file, from its start
-//! on, while readers have it open: what was read is whole only if the header is still there afterwards, which
-//! [`JournalFile::refresh`] says.
+//! A damaged ENTRY costs that entry and a damaged DATA that field. Vacuuming punches a hole over the whole file,
+//! beginning at its start, while readers have it open: bytes that were read are valid only if the header is still
+//! intact afterwards, which [`JournalFile::refresh`] checks.
 
 use super::decompress::{COMPRESSED, Decompressed};
 use super::header::{Id128, JournalHeader, ReadError};
@@ -19,19 +19,19 @@ const DATA: u8 = 1;
 const ENTRY: u8 = 3;
 const ENTRY_ARRAY: u8 = 6;
 
-/// Bytes of an object that are looked at as one, at most; what says it is larger is damaged.
+/// Maximum size of an object in bytes; one that claims to be larger is damaged.
 const OBJECT_MAX: u64 = 1 << 40;
-/// Slots of an entry array that are read at once.
+/// Number of slots of an entry array that are read at once.
 const SLOTS: u64 = 256;
-/// Fields of an entry, at most. journald allows 1024.
+/// Maximum number of fields of an entry. journald allows 1024.
 const FIELDS: u64 = 4096;
 
-/// What is kept of an entry's fields, at most.
+/// Limits on what is kept of an entry's fields.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryLimits {
-    /// Bytes of a field, name included: a longer one is cut.
+    /// Bytes of one field including its name; a longer one is cut.
     pub field: usize,
-    /// Bytes of all fields: the rest is left out.
+    /// Bytes of all fields; the rest is dropped.
     pub entry: usize,
 }
 
@@ -44,11 +44,11 @@ pub struct EntryField {
     pub cut: bool,
 }
 
-/// One entry; reused from one to the next.
+/// One entry; the value is reused for the next one.
 #[derive(Debug, Default)]
 pub struct JournalEntry {
     pub offset: u64,
-    /// Where the object ends.
+    /// The offset of the end of the object.
     pub end: u64,
     pub seqnum: u64,
     /// Microseconds since 1970.
@@ -64,7 +64,7 @@ pub struct JournalEntry {
 }
 
 impl JournalEntry {
-    /// Bytes that its fields take.
+    /// Bytes of memory that its fields hold.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -94,10 +94,10 @@ pub struct JournalFile {
     pub header: JournalHeader,
     /// Entries before this one are read or skipped.
     index: u64,
-    /// Where the current entry array is; 0: the file had none yet.
+    /// Offset of the current entry array; 0: the file had none yet.
     array: u64,
     in_array: u64,
-    /// Offsets of the entries from `index` on, the last one first.
+    /// Offsets of the next entries from `index` on, in reverse order.
     next: Vec<u64>,
     last_entry: u64,
 }
@@ -114,12 +114,13 @@ impl JournalFile {
         self.index
     }
 
-    /// Entries that are not read yet, as of the last look at the header.
+    /// Unread entries, as of the last read of the header.
     pub fn unread(&self) -> u64 {
         self.header.entries.saturating_sub(self.index)
     }
 
-    /// Reads the header again. An error: it is not this journal any more, and nothing that was read since the last look counts.
+    /// Reads the header again. An error: the file is no longer this journal, and nothing read since the last refresh is
+    /// valid.
     pub fn refresh(&mut self, pages: &mut Pages) -> Result<(), ReadError> {
         let header = JournalHeader::read(&self.file)?;
         if header.file_id != self.header.file_id {
@@ -129,7 +130,7 @@ impl JournalFile {
             self.array = header.array;
         }
         if header.tail_object != self.header.tail_object || header.entries != self.header.entries {
-            // From the last object of then on, bytes may have been read before they were written.
+            // Bytes from the previous last object on may have been read before they were written.
             pages.forget_from(&header.file_id, self.header.tail_object);
         }
         self.header = header;
@@ -162,7 +163,7 @@ impl JournalFile {
         Ok(true)
     }
 
-    /// Of a file that nothing more is written to: leaves out a slot that was never filled. `false`: the chain itself ends.
+    /// In a file that is no longer written: skips a slot that was never filled. `false`: the chain itself ends.
     pub fn skip_slot(&mut self) -> bool {
         let is_there = self.next_offset().is_ok();
         if is_there {
@@ -171,7 +172,7 @@ impl JournalFile {
         is_there
     }
 
-    /// The entry that was just read is the next one again.
+    /// Steps back: the entry just read will be read again.
     pub fn back(&mut self, e: &JournalEntry) {
         self.next.push(e.offset);
         self.index -= 1;
@@ -179,7 +180,7 @@ impl JournalFile {
         self.last_entry = e.offset - 1;
     }
 
-    /// Nothing more of it can be found: how many entries that are.
+    /// No more of its entries can be found. Returns how many are missing.
     pub fn give_up(&mut self) -> u64 {
         let rest = self.unread();
         self.index = self.header.entries;
@@ -193,7 +194,8 @@ impl JournalFile {
         self.in_array += 1;
     }
 
-    /// Continues behind the entry that ends at `offset`, or from the start if that is 0. `false`: no entry ends there.
+    /// Positions the reader after the entry that ends at `offset`, or at the start if that is 0. `false`: no entry ends
+    /// there.
     pub fn seek(&mut self, pages: &mut Pages, offset: u64, e: &mut JournalEntry) -> Result<bool, ReadError> {
         pages.belong_to(&self.header.file_id);
         (self.index, self.array, self.in_array, self.last_entry) = (0, self.header.array, 0, 0);
@@ -214,7 +216,8 @@ impl JournalFile {
         Ok(e.end == offset)
     }
 
-    /// Goes behind the last entry, and reads it into `e` (without its fields). `false`: there is none.
+    /// Positions the reader after the last entry, and reads that entry into `e` (without its fields). `false`: there is
+    /// none.
     pub fn seek_end(&mut self, pages: &mut Pages, e: &mut JournalEntry) -> Result<bool, ReadError> {
         self.seek(pages, u64::MAX, e)?;
         Ok(self.last_entry > 0)
@@ -228,7 +231,7 @@ impl JournalFile {
         let b = pages.bytes(&self.file, at, 16)?;
         let (is, flags, size) = (b[0], b[1], u64_at(b, 8));
         if is != kind || !(least..OBJECT_MAX).contains(&size) {
-            return Err(ReadError::Entry("another object than expected"));
+            return Err(ReadError::Entry("an object of an unexpected type"));
         }
         Ok((size, flags))
     }
@@ -237,7 +240,7 @@ impl JournalFile {
         if self.header.is_compact() { 4 } else { 8 }
     }
 
-    /// How many slots the current array has, and where the next one is (0: nowhere).
+    /// The number of slots of the current array, and the offset of the next array (0: none).
     fn array(&self) -> Result<(u64, u64), ReadError> {
         let mut b = [0; 24];
         if self.array == 0 || self.array & 7 != 0 || self.file.read_exact_at(&mut b, self.array).is_err() {
@@ -296,7 +299,7 @@ impl JournalFile {
         e.left_out = 0;
         for i in 0..e.items.len() {
             if e.items[i] == 0 {
-                continue; // padding of the compact layout
+                continue; // padding in the compact layout
             }
             let at = e.bytes.len();
             if at >= limits.entry {
@@ -340,7 +343,8 @@ impl JournalFile {
         let (size, flags) = self.object(pages, at, DATA, skip)?;
         let most = limits.field;
         if flags & COMPRESSED != 0 {
-            // Compressed bytes are read whole. Over the limit they would unpack to more than it, so the field is left out.
+            // Compressed values are read whole. One over the limit would decompress to even more, so the field is
+            // dropped.
             if size - skip > most as u64 {
                 return Err(ReadError::Entry("a compressed field over the limit"));
             }

@@ -1,20 +1,20 @@
-//! Which entries are sent. Entries that are left out move the position like any other.
+//! Selects the entries to send. Entries that are filtered out still advance the position.
 
 use super::file::JournalEntry;
 use super::header::Id128;
 
-/// What a source asks for; an empty list asks for everything.
+/// A source's selection; an empty list selects everything.
 #[derive(Clone, Debug, Default)]
 pub struct EntryFilter {
     pub units: Vec<String>,
     pub exclude_units: Vec<String>,
     pub identifiers: Vec<String>,
-    /// This priority and more important (smaller) ones.
+    /// This priority and higher ones (smaller numbers).
     pub priority: Option<u8>,
     pub transports: Vec<String>,
     /// Only this boot.
     pub boot: Option<Id128>,
-    /// Entries of this boot up to this many µs after its start were read elsewhere.
+    /// Entries of this boot up to this many µs after its start were read from another folder.
     pub read_until: Option<(Id128, u64)>,
 }
 
@@ -25,7 +25,7 @@ impl EntryFilter {
         };
         let asks = |names: &[String], field: &[u8]| names.is_empty() || is_one(names, field);
         let important = |least: u8| {
-            // An entry without a priority is not kept back for one.
+            // An entry without a priority passes.
             e.first(b"PRIORITY").is_none_or(|p| matches!(p, [p] if *p <= b'0' + least))
         };
         let read = |(boot, until): (Id128, u64)| e.boot_id == boot && e.monotonic <= until;
@@ -39,7 +39,7 @@ impl EntryFilter {
     }
 }
 
-/// As `journalctl -u`: what the unit says, and what systemd and others with the right to do so say about it.
+/// As `journalctl -u`: messages of the unit, and messages about it from systemd and other privileged processes.
 fn is_about(e: &JournalEntry, unit: &[u8]) -> bool {
     let has = |name: &[u8], value: &[u8]| e.values(name).any(|v| v == value);
     has(b"_SYSTEMD_UNIT", unit)
@@ -47,7 +47,7 @@ fn is_about(e: &JournalEntry, unit: &[u8]) -> bool {
         || (has(b"OBJECT_SYSTEMD_UNIT", unit) || has(b"COREDUMP_UNIT", unit)) && has(b"_UID", b"0")
 }
 
-/// The unit this process runs in: what it says would feed itself.
+/// The unit this process runs in. Shipping its own messages would feed on itself.
 pub fn own_unit() -> Option<String> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     unit_in(&groups)
@@ -64,7 +64,7 @@ fn unit_in(groups: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Fails when the agent does not find its own unit, and so ships its own complaints in a loop.
+    /// Fails when the agent does not find its own unit and so ships its own messages in a loop.
     #[test]
     fn own_unit_of_cgroups() {
         let unit = Some("logagent.service".to_owned());

@@ -1,4 +1,4 @@
-//! The names in a journal folder: which are journal files, of which chain, and in which order they are read.
+//! Lists a journal folder: which names are journal files, which chain each belongs to, and the order of reading.
 
 use super::header::{Id128, JournalHeader, ReadError};
 use crate::record::Identity;
@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where journald may keep the journal of this machine, or of one of its namespaces: on the disk, else in memory.
+/// The folders in which journald may keep the journal of this machine, or of one of its namespaces: on disk, then in
+/// memory.
 pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let dot = namespace.map(|n| format!(".{n}")).unwrap_or_default();
@@ -23,8 +24,8 @@ pub fn boot_id() -> Option<Id128> {
     u128::from_str_radix(&text.trim().replace('-', ""), 16).ok().map(u128::to_be_bytes)
 }
 
-/// The chain that a file belongs to, by its name: `system.journal` for `system@….journal` and `system@….journal~` too.
-/// `None`: no journal file, or one that was received from another machine (`remote-…`).
+/// The chain that a file belongs to, by its name: `system.journal` also for `system@….journal` and `system@….journal~`.
+/// `None`: not a journal file, or one received from another machine (`remote-…`).
 pub fn chain_of(name: &OsStr) -> Option<String> {
     let name = name.to_str()?;
     let stem = name.strip_suffix(".journal").or_else(|| name.strip_suffix(".journal~"))?;
@@ -32,7 +33,7 @@ pub fn chain_of(name: &OsStr) -> Option<String> {
     (!chain.is_empty() && !chain.starts_with("remote-")).then(|| format!("{chain}.journal"))
 }
 
-/// Whether a file of this name is written no more.
+/// Whether files of this name are no longer written.
 pub fn is_old_name(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
     bytes.contains(&b'@') || bytes.ends_with(b"~")
@@ -47,18 +48,18 @@ pub struct ListedJournal {
     pub header: JournalHeader,
 }
 
-/// One look at a folder.
+/// The result of listing a folder.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Oldest first, those of a chain in the order of their sequence numbers.
+    /// Oldest first; files of one chain are ordered by sequence number.
     pub files: Vec<ListedJournal>,
-    /// What is no journal file, or may not be read, and why. A file that is just being made is not among them.
+    /// Files that are not journals or cannot be read, with the reason. Excludes files that are just being created.
     pub refused: Vec<(PathBuf, ReadError)>,
-    /// A file is just being made: list again soon.
+    /// A file is just being created: list again soon.
     pub is_incomplete: bool,
 }
 
-/// A file without a header that is shorter than this and changed lately is being made.
+/// A file without a header that is shorter than this and was changed recently is still being created.
 const IN_THE_MAKING: u64 = 4096;
 const LATELY: Duration = Duration::from_secs(60);
 
@@ -95,7 +96,7 @@ fn look(path: &Path) -> Result<(Identity, JournalHeader), ReadError> {
     Ok((identity(&file).map_err(ReadError::Io)?, JournalHeader::read(&file)?))
 }
 
-/// Opens a regular file, without waiting for a FIFO or a device of that name.
+/// Opens a regular file; never blocks on a FIFO or device.
 pub fn open(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -110,7 +111,7 @@ pub fn identity(file: &File) -> io::Result<Identity> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let s = statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
     let born = (s.stx_btime.tv_sec, s.stx_btime.tv_nsec);
-    // Some file systems claim to have it and give 0.
+    // Some file systems claim to support birth times and return 0.
     let has_birth = s.stx_mask & StatxFlags::BTIME.bits() != 0 && born != (0, 0);
     Ok(Identity {
         dev: rustix::fs::makedev(s.stx_dev_major, s.stx_dev_minor),
@@ -123,7 +124,7 @@ pub fn identity(file: &File) -> io::Result<Identity> {
 mod tests {
     use super::*;
 
-    /// Fails when an archived or dirty file is not read, or a file of another machine is.
+    /// Fails when an archived or dirty file is not read, or one of another machine is.
     #[test]
     fn chains_by_name() {
         for (name, chain, old) in [

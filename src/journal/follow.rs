@@ -1,7 +1,8 @@
-//! Follows one journal folder: lists its files, opens each as a stream, reads them in turn, and waits for more.
+//! Follows one journal folder: lists its files, opens each as a stream, reads them in turn, and waits for changes.
 //!
-//! `/run` and `/var` may hold the same entries (`journalctl --flush` copies them, with other IDs). So `/run` is read only while
-//! there is no folder in `/var`; when that appears, `/run` is read to its end first, and what was read is left out in `/var`.
+//! `/run` and `/var` may hold the same entries (`journalctl --flush` copies them, with other IDs). So `/run` is read
+//! only while there is no folder in `/var`. When that appears, `/run` is read to its end first, and entries read there
+//! are skipped in `/var`.
 
 use super::header::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
@@ -23,21 +24,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// A journal, and how it is read.
+/// One journal and how to read it.
 #[derive(Clone, Debug)]
 pub struct JournalOptions {
     pub topic: Topic,
     pub shape: Arc<Shape>,
-    /// Where it may be; the first of these that exists is read.
+    /// Candidate folders; the first that exists is read.
     pub folders: Vec<PathBuf>,
     pub reading: JournalReading,
-    /// Entries that are there when the journal is first known are read too.
+    /// Also read entries that exist when the journal is first seen.
     pub from_beginning: bool,
-    /// Nothing of it was read before.
+    /// No earlier run has read it.
     pub is_new: bool,
     /// `--once`: end when everything is read.
     pub once: bool,
-    /// How often to look where no events come.
+    /// How often to look where there are no events.
     pub poll: Duration,
 }
 
@@ -48,25 +49,25 @@ impl JournalOptions {
     }
 }
 
-/// What a journal's thread needs of the others.
+/// What a journal's thread needs from other stages.
 pub struct JournalContext<'e> {
     pub board: &'e Board,
-    /// Gives a stream its ID.
+    /// Assigns stream IDs.
     pub new_stream: &'e (dyn Fn() -> StreamId + Sync),
     /// All streams of this journal that an earlier run saved.
     pub saved: Vec<SavedStream>,
-    /// Every file that is there is open: `start` applies to none any more.
+    /// All existing files are open, so `start` no longer applies.
     pub first_look_done: Box<dyn FnOnce() + Send + 'e>,
 }
 
-/// Chunks that are read of a live file before the others have their turn.
+/// Maximum chunks read from a live file before the others get their turn.
 const TURN: usize = 16;
-/// While a gap in the numbers is looked at again, a chain is being written, or memory is short.
+/// Pause while a gap in the sequence numbers is being confirmed, an entry chain is being written, or memory is short.
 const SOON: Duration = Duration::from_millis(200);
-/// While the journal is not where it is looked for first, or cannot be read.
+/// Pause while the journal is not in its preferred folder, or cannot be read.
 const LATER: Duration = Duration::from_secs(1);
 
-/// Why a thread ends, or waits for better times.
+/// Why reading was interrupted.
 pub(super) enum Halted {
     Stopped,
     Io(io::Error),
@@ -112,7 +113,7 @@ pub fn run(o: JournalOptions, context: JournalContext<'_>, out: Outlet, waker: &
 
 enum Turn {
     Again,
-    /// At the longest for so long.
+    /// The longest pause.
     Wait(Option<Duration>),
 }
 
@@ -122,30 +123,30 @@ pub(super) struct Follower<'a> {
     pub(super) new_stream: &'a (dyn Fn() -> StreamId + Sync),
     pub(super) out: Outlet,
     pub(super) stop: &'a Stop,
-    /// The folder that is read.
+    /// The folder being read.
     pub(super) folder: Option<PathBuf>,
     /// Chain by chain, the oldest file of each first.
     pub(super) open: Vec<OpenJournal>,
-    /// Read to their end, or never to be read.
+    /// Files read to their end, or not to be read.
     pub(super) done: HashSet<Id128>,
-    /// Not found yet.
+    /// Saved streams whose files have not been found yet.
     pub(super) saved: Vec<SavedStream>,
-    /// Per chain and run of numbers, how far an earlier run had read.
+    /// How far an earlier run had read, per chain and sequence number ID.
     pub(super) read_before: HashMap<(String, Id128), u64>,
     pub(super) first_look_done: Option<Box<dyn FnOnce() + Send + 'a>>,
-    /// Files that cannot be read, as far as that was logged.
+    /// Unreadable files that have been logged.
     pub(super) refused: HashSet<PathBuf>,
     pub(super) scratch: Scratch,
     pub(super) tally: SeqnumTally,
     /// A file was not where it was listed.
     pub(super) relist: bool,
-    /// Some file cannot be read: what is missing may be in there.
+    /// Some file cannot be read: missing entries may be in it.
     pub(super) blind: bool,
-    /// Closed streams whose entries are not all acknowledged.
+    /// Closed streams with unacknowledged entries.
     pub(super) left: Vec<Arc<Origin>>,
-    /// What the last chunk would take in dead-letter: the next will be alike.
+    /// Space the last chunk would need in the dead-letter file; an estimate for the next one.
     pub(super) letters: u64,
-    /// By followed path; empty where there is no dead-letter file.
+    /// By followed path; empty without a dead-letter file.
     pub(super) letter_shares: HashMap<PathBuf, DeadLetterShare>,
     pub(super) error: Option<String>,
 }
@@ -176,7 +177,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Goes to the first folder that exists. True: it is another one now.
+    /// Chooses the first folder that exists. True: it has changed.
     fn choose_folder(&mut self) -> bool {
         let is_there = |folder: &&PathBuf| {
             folder.symlink_metadata().map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |_| true)
@@ -193,11 +194,11 @@ impl<'a> Follower<'a> {
         true
     }
 
-    /// Reads what is left in the folder, which nothing more is written to. False: not now.
+    /// Reads the rest of the folder, which is no longer written. False: not finished yet.
     fn leave_folder(&mut self) -> bool {
         let mut written = None;
         while let Some(journal) = self.open.first_mut() {
-            journal.name = None; // so it ends when it is read
+            journal.name = None; // so that it ends once it is read
             match self.read_file(0) {
                 Ok(Progressed::Closed) => {}
                 Ok(Progressed::More) => continue,
@@ -206,7 +207,7 @@ impl<'a> Follower<'a> {
             written = written.max(self.open.remove(0).written());
         }
         self.o.reading.rules.filter.read_until = written;
-        // Its numbers are others.
+        // It has other sequence numbers.
         self.tally = SeqnumTally::default();
         self.done.clear();
         true
@@ -214,7 +215,7 @@ impl<'a> Follower<'a> {
 
     fn turn(&mut self, relist: bool) -> Result<Turn, Halted> {
         let Some(folder) = self.folder.clone() else {
-            self.say_nowhere();
+            self.show_waiting();
             if let Some(done) = self.first_look_done.take() {
                 done();
             }
@@ -254,8 +255,8 @@ impl<'a> Follower<'a> {
         Ok(Turn::Wait(if self.relist { Some(SOON) } else { usual }))
     }
 
-    /// Every file is read as far as it went: what has no number that was read is lost. Not while a file is being written or
-    /// cannot be read.
+    /// Once every file is read to its end, missing sequence numbers are lost entries. Not while a file is being written
+    /// or cannot be read.
     fn count_gaps(&mut self) {
         if self.blind {
             return;
@@ -270,7 +271,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// `--once`: everything that was there is read.
+    /// `--once`: everything that existed at the start is read.
     fn is_read(&self) -> bool {
         let all_read = |o: &OpenJournal| o.journal.unread() == 0;
         self.first_look_done.is_none() && !self.relist && self.open.iter().all(all_read)
@@ -291,12 +292,12 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// What came of reading one file.
+/// The result of reading one file.
 enum Progressed {
     More,
     Nothing,
     Later,
-    /// It is read to its end, or gone: to be taken out of the open ones.
+    /// Read to its end, or gone: close it.
     Closed,
 }
 
@@ -342,7 +343,7 @@ impl Follower<'_> {
                     return Ok(Progressed::Closed);
                 }
                 JournalRead::Failed(e) => {
-                    self.trouble(&e); // the other files may be readable
+                    self.trouble(&e); // other files may be readable
                     return Ok(Progressed::Later);
                 }
             }
@@ -358,7 +359,7 @@ impl Follower<'_> {
         Ok(self.out.send(chunk, self.stop)?)
     }
 
-    /// Whether the dead-letter file has room for what would be read, if all of it is refused.
+    /// Whether the dead-letter file has room for the next chunk, should all of it be rejected.
     fn has_letter_room(&self, i: usize) -> bool {
         let share = self.letter_shares.get(&self.open[i].origin.path);
         let (Some(quota), Some(share)) = (self.board.quota.get(), share) else { return true };
@@ -369,12 +370,12 @@ impl Follower<'_> {
         let path = self.open[i].origin.path.display();
         if counts.damaged > 0 {
             self.board.totals.damaged_entries.fetch_add(counts.damaged, Relaxed);
-            warn!("{path}: {} damaged entries are left out: {}", counts.damaged, counts.why);
+            warn!("{path}: {} damaged entries are skipped: {}", counts.damaged, counts.why);
         }
         if counts.cut > 0 {
             self.board.totals.cut_lines.fetch_add(counts.cut, Relaxed);
             let max = self.o.reading.rules.max_line;
-            warn!("{path}: {} entries cut, to keep each within {max} bytes", counts.cut);
+            warn!("{path}: {} entries cut to {max} bytes each", counts.cut);
         }
     }
 

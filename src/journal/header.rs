@@ -1,17 +1,17 @@
-//! The header of a journal file, and what can be wrong with a file.
+//! The header of a journal file, and the errors a file can have.
 
 use super::pages::{id_at, u32_at, u64_at};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// A 128-bit ID: of a file, of a run of sequence numbers, or of a boot.
+/// A 128-bit ID: of a file, of a sequence number series, or of a boot.
 pub type Id128 = [u8; 16];
 
 const COMPACT: u32 = 1 << 4;
 /// xz, lz4, keyed hash, zstd, compact. Bit 5 (segmented) is another format.
 const KNOWN_FLAGS: u32 = 0x1f;
-/// Bytes that the header has in every version.
+/// The header's size in the oldest version, in bytes.
 const HEADER: usize = 208;
 const MAGIC: &[u8] = b"LPKSHHRH";
 const ARCHIVED: u8 = 2;
@@ -19,13 +19,13 @@ const ARCHIVED: u8 = 2;
 #[derive(Debug)]
 pub enum ReadError {
     Io(io::Error),
-    /// Not a journal file, not one any more (vacuumed), or another one.
+    /// Not a journal file, no longer one (vacuumed), or a different one.
     NotAJournal,
-    /// Incompatible flags that this reader does not know.
+    /// Incompatible flags that this reader does not support.
     Incompatible(u32),
-    /// One entry cannot be read. The next call continues behind it.
+    /// One entry cannot be read. The next call continues after it.
     Entry(&'static str),
-    /// The chain of entry arrays ends early: of a file that is still written it may be complete at the next look.
+    /// The chain of entry arrays ends early. In a file that is still being written it may be complete at the next look.
     Chain,
 }
 
@@ -38,14 +38,14 @@ impl From<io::Error> for ReadError {
     }
 }
 
-/// What the header says, as of the last look.
+/// The header, as last read.
 #[derive(Clone, Debug)]
 pub struct JournalHeader {
     flags: u32,
     state: u8,
     pub file_id: Id128,
     pub seqnum_id: Id128,
-    /// Bytes of the header itself.
+    /// Size of the header in bytes.
     pub size: u64,
     pub tail_object: u64,
     pub entries: u64,
@@ -69,7 +69,8 @@ impl JournalHeader {
         if flags & !KNOWN_FLAGS != 0 {
             return Err(ReadError::Incompatible(flags & !KNOWN_FLAGS));
         }
-        // The writer moves the tail before it counts an entry: read behind the count, it covers every entry that is counted.
+        // The writer moves the tail before it counts an entry: read after the count, the tail covers every counted
+        // entry.
         let mut tail = [0; 8];
         file.read_exact_at(&mut tail, 136).map_err(ReadError::Io)?;
         Ok(JournalHeader {
@@ -87,7 +88,7 @@ impl JournalHeader {
         })
     }
 
-    /// Nothing more is written to it. The rename to `@` comes before this, so the name counts too.
+    /// It is no longer written. The rename to `@` happens before this state is set, so the name is checked as well.
     pub fn is_archived(&self) -> bool {
         self.state == ARCHIVED
     }

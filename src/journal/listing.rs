@@ -1,4 +1,5 @@
-//! Assigns the files of a journal folder: which continues a saved stream, which is new, and which was read already.
+//! Assigns streams to the files of a journal folder: which file continues a saved stream, is new, or has already been
+//! read.
 
 use super::file::JournalFile;
 use super::folder::{self, ListedJournal, Listing};
@@ -32,7 +33,7 @@ impl Follower<'_> {
             self.tally = SeqnumTally::begin(newest);
             self.count_leading_gap(&files);
         }
-        // First those that are known: they say how far their chains were read.
+        // Known files first: they tell how far their chains were read.
         let mut unknown = Vec::new();
         for file in new {
             if !self.resume(file) {
@@ -47,7 +48,7 @@ impl Follower<'_> {
         self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();
-            info!("{}: {} journal file(s), {} to be read", folder.display(), files.len(), self.open.len());
+            info!("{}: {} journal file(s), {} to read", folder.display(), files.len(), self.open.len());
         }
         Ok(())
     }
@@ -56,7 +57,7 @@ impl Follower<'_> {
         self.done.contains(id) || self.open.iter().any(|o| o.journal.header.file_id == *id)
     }
 
-    /// Since the last run, the oldest files may have been removed unread.
+    /// The oldest files may have been removed unread since the last run.
     fn count_leading_gap(&mut self, files: &[ListedJournal]) {
         let read = self.saved.iter().filter(|s| self.folder.as_deref() == s.path.parent());
         let Some(read) = read.filter_map(|s| s.at.mark.seqnum()).max().filter(|n| *n > 0) else { return };
@@ -67,7 +68,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Continues the stream that an earlier run saved of this file. False: there is none.
+    /// Continues the stream that an earlier run saved for this file. False: there is none.
     fn resume(&mut self, file: &ListedJournal) -> bool {
         let Some(mut journal) = self.open_listed(file) else { return true };
         let known = |s: &SavedStream| self.o.follows(&s.path);
@@ -91,13 +92,13 @@ impl Follower<'_> {
         true
     }
 
-    /// Takes a file of which nothing is known.
+    /// Starts a stream for an unknown file.
     fn begin(&mut self, file: &ListedJournal, is_first: bool) {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
         let read = self.read_before.get(&(file.chain.clone(), file.header.seqnum_id)).copied();
-        // Finished streams are forgotten in time; a later file of the same chain that was read says the same.
+        // Finished streams are eventually forgotten; a later file of the chain that was read proves the same.
         let was_read = is_old && read.is_some_and(|read| file.header.tail_seqnum <= read);
         let from_end = is_first && self.o.is_new && !self.o.from_beginning;
         if was_read {
@@ -114,7 +115,7 @@ impl Follower<'_> {
         self.open_stream(file, journal, stream, at, Vec::new());
     }
 
-    /// `None`: the name belongs to another file by now, which the next listing will see.
+    /// `None`: the name now belongs to another file, which the next listing will find.
     fn open_listed(&mut self, file: &ListedJournal) -> Option<JournalFile> {
         let opened = folder::open(&file.path).map_err(ReadError::Io).and_then(JournalFile::open);
         let journal = opened.ok().filter(|j| j.header.file_id == file.header.file_id);
@@ -144,10 +145,10 @@ impl Follower<'_> {
         self.open.push(OpenJournal::new(journal, file.path.clone(), origin, at, beyond));
     }
 
-    /// Streams of an earlier run whose files are gone are at their end.
+    /// Finishes streams of an earlier run whose files are gone.
     fn give_up_vanished(&mut self, folder: &Path) {
         if self.blind || self.relist {
-            return; // they may be there
+            return; // they may be in it
         }
         let is_gone = |s: &SavedStream| s.path.parent().is_some_and(|p| p == folder || !p.exists());
         let gone: Vec<StreamId> =
@@ -159,7 +160,7 @@ impl Follower<'_> {
     }
 
     fn note_refused(&mut self, refused: &[(PathBuf, ReadError)]) {
-        // What is in such a file is not lost.
+        // Entries in such a file are not lost.
         self.blind = refused.iter().any(|(_, e)| !matches!(e, ReadError::NotAJournal));
         let again: HashSet<PathBuf> = refused.iter().map(|(path, _)| path.clone()).collect();
         for path in self.refused.difference(&again) {
@@ -180,7 +181,7 @@ impl Follower<'_> {
     }
 }
 
-/// Whether the saved position is in this file; if so, `journal` continues there.
+/// Whether the saved position is in this file. If so, `journal` is positioned there.
 fn ends_there(
     journal: &mut JournalFile,
     s: &SavedStream,
@@ -194,7 +195,7 @@ fn ends_there(
     match journal.seek(&mut scratch.pages, s.at.offset, &mut scratch.entry) {
         Ok(true) if s.at.offset == 0 => s.identity == file.identity,
         Ok(true) => scratch.entry.seqnum == seqnum,
-        // The last entry that was read is damaged now.
+        // The last entry that was read has been damaged since.
         Err(ReadError::Entry(_)) => s.identity == file.identity,
         Ok(false) | Err(_) => false,
     }

@@ -1,4 +1,4 @@
-//! One open journal file: turns its next entries into a chunk.
+//! One open journal file: reads entries and builds chunks.
 
 use super::file::{JournalEntry, JournalFile};
 use super::folder;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// What reading takes besides the file; one for all files of a thread.
+/// Buffers for reading, shared by all files of a thread.
 #[derive(Default)]
 pub struct Scratch {
     pub pages: Pages,
@@ -26,7 +26,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Gives back what a large entry took.
+    /// Frees the memory of a large entry.
     pub fn release(&mut self) {
         const LARGE: usize = 64 << 10;
         if self.entry.capacity() > LARGE || self.record.bytes.capacity() > LARGE {
@@ -38,50 +38,50 @@ impl Scratch {
 #[derive(Debug)]
 pub struct OpenJournal {
     pub journal: JournalFile,
-    /// Its name as of the last listing; `None`: it has none any more.
+    /// Its name in the last listing; `None`: it has been removed.
     pub name: Option<PathBuf>,
     pub origin: Arc<Origin>,
     /// Handed over up to here.
     pub at: Point,
-    /// Acknowledged by an earlier run: left out.
+    /// Ranges acknowledged by an earlier run; they are skipped.
     pub beyond: VecDeque<(Range, Point)>,
-    /// The last entry that was read. Entries between `at` and it carry no record.
+    /// The last entry read. Entries between `at` and it yielded no record.
     passed: EntryEnd,
-    /// How many these are.
+    /// The number of those entries.
     unsent: u64,
-    /// Entries that were there when the journal was first looked at: lost ones of these are counted by the header, and later
-    /// ones by the tally.
+    /// Number of entries that existed at the first look: losses among these are counted from the header, later ones by
+    /// the tally.
     pub listed: u64,
-    /// Entries that were read, and were whole.
+    /// Number of intact entries read.
     read: u64,
-    /// Bytes per record lately.
+    /// Recent average of bytes per record.
     per_line: usize,
-    /// Of a record that needs a longer chunk.
+    /// The size of a record that needs a larger chunk.
     longest: usize,
     place: Option<QueuePlace>,
 }
 
-/// What came of one read.
+/// The result of one read.
 #[derive(Debug)]
 pub enum JournalRead {
     Chunk(Chunk, EntryCounts),
     /// No chunk, but there is more to read.
     More(EntryCounts),
-    /// Nothing more is there now.
+    /// There is nothing more at the moment.
     End(EntryCounts),
-    /// The budget has no room, or the chain of entries is being written: look again later.
+    /// The budget has no room, or an entry chain is being written: look again later.
     Later,
     Stopped,
-    /// Vacuumed. What was read since the last chunk does not count.
+    /// Vacuumed. Entries read since the last chunk are invalid.
     Gone,
     Failed(io::Error),
 }
 
-/// What a read came across besides records.
+/// What a read found besides records.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct EntryCounts {
     pub damaged: u64,
-    /// Why the last of them is.
+    /// The reason for the last one.
     pub why: &'static str,
     pub cut: u64,
 }
@@ -91,18 +91,18 @@ pub struct EntryCounts {
 pub struct JournalReading {
     pub rules: EntryRules,
     pub share: Share,
-    /// Most bytes of a chunk, but for one longer record.
+    /// Maximum bytes of a chunk; a single longer record may exceed it.
     pub chunk: usize,
 }
 
 /// Longest wait for the budget without a look at the folder.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Entries without a record that may wait before the position moves over them.
+/// Maximum number of entries without a record before the position is moved past them.
 const UNSENT: u64 = 1000;
-/// Length of a first guess.
+/// Initial guess of a record's length.
 const USUAL_RECORD: usize = 200;
 
-/// A chunk in the making.
+/// A chunk being filled.
 struct Draft {
     bytes: Vec<u8>,
     lines: Vec<Line>,
@@ -114,7 +114,7 @@ struct Draft {
     counts: EntryCounts,
 }
 
-/// Where an entry ends, its number, and when it was written: in which boot, how many µs after its start.
+/// An entry's end, its sequence number, and when it was written: the boot, and µs after its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct EntryEnd {
     offset: u64,
@@ -122,10 +122,10 @@ struct EntryEnd {
     written: Option<(Id128, u64)>,
 }
 
-/// Why a draft ends.
+/// Why a draft is complete.
 enum Full {
     Room,
-    /// A range begins that is acknowledged already.
+    /// An already acknowledged range begins.
     Beyond,
     NoMore,
     Unfinished,
@@ -160,23 +160,23 @@ impl OpenJournal {
         }
     }
 
-    /// Nothing more is written to it. To be asked before its last entries are read.
+    /// It is no longer written. Must be checked before its last entries are read.
     pub fn is_finished(&self) -> bool {
         let name = self.name.as_ref().and_then(|path| path.file_name());
         name.is_none_or(folder::is_old_name) || self.journal.header.is_archived()
     }
 
-    /// When the last entry that was read was written: in which boot, how many µs after its start.
+    /// When the last entry read was written: the boot, and µs after its start.
     pub fn written(&self) -> Option<(Id128, u64)> {
         self.passed.written
     }
 
-    /// Entries that were there at the first look and are not read.
+    /// Unread entries among those that existed at the first look.
     pub fn listed_unread(&self) -> u64 {
         self.listed.saturating_sub(self.read)
     }
 
-    /// Looks for new entries. An error: it is vacuumed, or cannot be read.
+    /// Checks for new entries. An error: it was vacuumed, or cannot be read.
     pub fn refresh(&mut self, scratch: &mut Scratch) -> Result<(), ReadError> {
         self.journal.refresh(&mut scratch.pages)?;
         let size = match self.journal.unread() {
@@ -224,8 +224,8 @@ impl OpenJournal {
         if let Full::Failed(e) = full {
             return JournalRead::of(e);
         }
-        // Vacuuming fills the file with zeros under its readers, from the start on: only what was read while the header was
-        // still there is whole.
+        // Vacuuming zeroes the file under its readers, beginning at the start: bytes are valid only if the header was
+        // intact after they were read.
         if let Err(e) = self.refresh(scratch) {
             return JournalRead::of(e);
         }
@@ -279,7 +279,7 @@ impl OpenJournal {
                 }
                 Err(ReadError::Chain) if !finished => return Full::Unfinished,
                 Err(ReadError::Chain) if self.journal.skip_slot() => {
-                    draft.damaged("its place is empty", self.journal.index() > self.listed);
+                    draft.damaged("its slot is empty", self.journal.index() > self.listed);
                     continue;
                 }
                 Err(ReadError::Chain) => {
@@ -334,7 +334,7 @@ impl EntryEnd {
 }
 
 impl Draft {
-    /// `is_new`: it is one of those that the tally counts.
+    /// `is_new`: the tally counts it.
     fn damaged(&mut self, why: &'static str, is_new: bool) {
         self.counts.damaged += 1;
         self.counts.why = why;

@@ -1,5 +1,5 @@
-//! The bytes of journal files that are kept in memory: a few windows of the file that is being read, small values that entries
-//! repeat, and the buffers for what is larger. A fixed amount, whatever the files hold.
+//! A fixed-size cache of journal file bytes: a few windows of the file being read, small values that entries repeat,
+//! and buffers for larger objects.
 
 use super::decompress::{Decompressed, Decompressor};
 use super::header::{Id128, ReadError};
@@ -9,11 +9,11 @@ use std::os::unix::fs::FileExt;
 const WINDOW: usize = 16 * 1024;
 const WINDOWS: usize = 8;
 const PAGE: u64 = 4096;
-/// Values that are kept, and the longest of them.
+/// Number of cached values, and the maximum length of one.
 const REPEATED: usize = 512;
 pub const REPEATED_MAX: usize = 256;
 
-/// One for all files that a thread reads.
+/// The cache; one per thread, for all of its files.
 pub struct Pages {
     owner: Id128,
     windows: Vec<Window>,
@@ -45,7 +45,7 @@ impl Default for Pages {
 }
 
 impl Pages {
-    /// What is read from now on is this file's.
+    /// Switches to another file, whose bytes are read from now on.
     pub fn belong_to(&mut self, file: &Id128) {
         if self.owner != *file {
             self.owner = *file;
@@ -88,7 +88,7 @@ impl Pages {
     fn load(&mut self, file: &File, at: u64) -> Result<usize, ReadError> {
         let i = (0..WINDOWS).min_by_key(|i| self.windows[*i].used).unwrap_or(0);
         let w = &mut self.windows[i];
-        w.start = (at & !(PAGE - 1)).saturating_sub(PAGE); // an entry's own values stand before it
+        w.start = (at & !(PAGE - 1)).saturating_sub(PAGE); // an entry's own values precede it
         w.bytes.resize(WINDOW, 0);
         let mut n = 0;
         while n < WINDOW {
@@ -106,7 +106,7 @@ impl Pages {
         Ok(i)
     }
 
-    /// Appends at most `most` bytes of what `len` bytes at `at` unpack to.
+    /// Decompresses `len` bytes at `at` and appends at most `most` bytes.
     pub fn unpack(
         &mut self,
         file: &File,
@@ -119,7 +119,7 @@ impl Pages {
         let mut decompressor = std::mem::take(&mut self.decompressor);
         let unpacked = self.bytes(file, at, len).map(|packed| decompressor.unpack(flags, packed, most, out));
         self.decompressor = decompressor;
-        unpacked?.ok_or(ReadError::Entry("a field that cannot be unpacked"))
+        unpacked?.ok_or(ReadError::Entry("a field that cannot be decompressed"))
     }
 
     pub fn repeated(&self, at: u64) -> Option<&[u8]> {

@@ -1,5 +1,5 @@
-//! Makes records of entries: what a source asks for, and how they stand in a chunk. Following a
-//! journal and reading it again for exactly-once give the same bytes.
+//! Turns selected entries into records in a chunk's bytes. Following a journal and rereading it for exactly-once give
+//! the same bytes.
 
 use super::file::{EntryLimits, JournalEntry};
 use super::filter::EntryFilter;
@@ -14,11 +14,11 @@ pub struct EntryRules {
     pub format: EntryFormat,
     /// The field that is the record's key.
     pub key: Option<String>,
-    /// Bytes of a record, at most.
+    /// Maximum bytes of a record.
     pub max_line: usize,
 }
 
-/// A rendered record, as a piece of a chunk's bytes.
+/// A rendered record, as a part of a chunk's bytes.
 #[derive(Debug, Default)]
 pub struct EntryRecord {
     /// The head and the line.
@@ -28,22 +28,22 @@ pub struct EntryRecord {
 }
 
 impl EntryRecord {
-    /// Where the line will be in a chunk that already holds `before` bytes.
+    /// The line's location in a chunk that already holds `before` bytes.
     pub fn line(&self, before: usize) -> Line {
         Line { at: (before + self.head) as u32, len: (self.bytes.len() - self.head) as u32 }
     }
 }
 
-/// Bytes of a key, at most.
+/// Maximum bytes of a key.
 const KEY_MAX: usize = 4096;
 
 impl EntryRules {
     pub fn limits(&self) -> EntryLimits {
-        // Room for the field's own name, so that a message of `max_line` bytes is whole.
+        // Room for the field's own name, so that a message of `max_line` bytes is not cut.
         EntryLimits { field: self.max_line + 64, entry: 2 * self.max_line }
     }
 
-    /// `false`: the entry is left out.
+    /// `false`: the entry is filtered out.
     pub fn record(&self, seqnum_id: &Id128, e: &JournalEntry, record: &mut EntryRecord) -> bool {
         if !self.filter.takes(e) {
             return false;

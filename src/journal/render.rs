@@ -1,5 +1,6 @@
-//! What a record is made of: an entry's message, or all its fields as `journalctl -o json` prints them (since systemd 254:
-//! with `__SEQNUM`). The same entry always gives the same bytes: exactly-once reads entries again and compares checksums.
+//! Renders an entry as a record: its message, or all its fields as `journalctl -o json` prints them (with `__SEQNUM`,
+//! as since systemd 254). The same entry always gives the same bytes: exactly-once reads entries again and compares
+//! checksums.
 
 use super::file::{EntryField, JournalEntry};
 use super::header::Id128;
@@ -7,16 +8,16 @@ use std::io::Write;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EntryFormat {
-    /// The `MESSAGE` field as it is; empty where there is none.
+    /// The `MESSAGE` field unchanged; empty if there is none.
     Message,
     /// `long`: also fields of [`LONG`] bytes and more, which are null otherwise.
     Json { long: bool },
 }
 
-/// As `journalctl` does without `--all`.
+/// The limit of `journalctl` without `--all`.
 pub const LONG: usize = 4096;
 
-/// Appends the record of `e`; true: something of it was cut or left out to keep it within `most` bytes.
+/// Appends the record of `e`. True: parts were cut or dropped to keep it within `most` bytes.
 pub fn render(
     format: EntryFormat,
     seqnum_id: &Id128,
@@ -36,7 +37,7 @@ pub fn render(
             let mut longest = if long { usize::MAX } else { LONG };
             json(out, seqnum_id, e, longest);
             let fits = out.len() - start <= most;
-            // The longest fields give way first.
+            // The longest fields are dropped first.
             while out.len() - start > most && longest > 1 {
                 longest = longest.min(most.max(2)) / 2;
                 out.truncate(start);

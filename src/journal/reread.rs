@@ -1,5 +1,5 @@
-//! Makes records of entries again, for exactly-once: of a range that may have been sent before a crash. The checksum is the
-//! proof, as for log files; it does not agree where the source's format or filters were changed meanwhile.
+//! Rebuilds records for exactly-once from a range that may have been sent before a crash. As for log files, the
+//! checksum proves the match; it fails if the source's format or filters have changed.
 
 use super::file::JournalFile;
 use super::folder;
@@ -10,7 +10,7 @@ use crate::record::{Mark, Point, Range};
 use std::io;
 use std::path::Path;
 
-/// A range and the crc32c of the records that were made of it.
+/// A range and the crc32c of its records.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WantedEntries {
     pub range: Range,
@@ -19,7 +19,7 @@ pub struct WantedEntries {
     pub crc: u32,
 }
 
-/// The bytes of a range; `None`: its entries are not there any more, or give other records.
+/// The bytes of a range; `None`: its entries are gone, or yield other records.
 pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::Result<Option<Vec<u8>>> {
     let Some(seqnum) = wanted.end.mark.seqnum() else { return Ok(None) };
     let mut scratch = Scratch::default();

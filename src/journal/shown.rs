@@ -1,4 +1,4 @@
-//! What there is to see of a journal: one entry on the board for each chain of files, as for a followed log file.
+//! Shows a journal in the status: one entry per chain of files, like a followed log file.
 
 use super::follow::Follower;
 use crate::chunk::Origin;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 impl Follower<'_> {
-    /// What there is to see of each chain.
+    /// Updates the entry of each chain.
     pub(super) fn show(&mut self) {
         self.left.retain(|origin| !origin.progress.is_done());
         let mut files = self.board.files();
@@ -26,7 +26,7 @@ impl Follower<'_> {
         }
     }
 
-    pub(super) fn say_nowhere(&mut self) {
+    pub(super) fn show_waiting(&mut self) {
         let Some(folder) = self.o.folders.first() else { return };
         if self.error.is_none() {
             info!("{}: waiting for the journal", folder.display());

@@ -1,14 +1,14 @@
-//! Counts what is lost by the gaps in the sequence numbers. All files of one journald share one counter, and every entry has a
-//! number; so what is missing between two moments, once every file is read to its end, was removed before it was read.
+//! Counts lost entries by gaps in the sequence numbers. All files of one journald share one counter, so once every file
+//! is read to its end, a missing number is an entry that was removed before it was read.
 
-/// Entries from one moment on.
+/// Counts the entries after a starting point.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SeqnumTally {
-    /// Numbers up to here are no concern of this tally.
+    /// Numbers up to this one are not counted.
     base: u64,
     newest: u64,
     read: u64,
-    /// What was missing at the last look: a rotation under way may hide a file for a moment.
+    /// The number of missing entries at the last look: a rotation in progress may briefly hide a file.
     suspected: Option<u64>,
 }
 
@@ -24,13 +24,13 @@ impl SeqnumTally {
         }
     }
 
-    /// So many entries cannot be read, and are counted as damaged.
+    /// Records entries that cannot be read; they are counted as damaged instead.
     pub fn missed(&mut self, entries: u64) {
         self.read += entries;
     }
 
-    /// Every file is read to its end. `Some`: so many entries are gone. A gap counts when it is still there at the next look;
-    /// until then [`SeqnumTally::is_suspicious`].
+    /// Every file is read to its end. `Some`: the number of lost entries. A gap counts only if it persists until the
+    /// next look; until then [`SeqnumTally::is_suspicious`] is true.
     pub fn all_read(&mut self) -> Option<u64> {
         let missing = (self.newest - self.base).saturating_sub(self.read);
         if missing > 0 && self.suspected != Some(missing) {
@@ -59,7 +59,7 @@ mod tests {
         [110, 104].into_iter().for_each(|n| tally.read(n));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, true));
         tally.read(105);
-        assert_eq!(tally.all_read(), None, "another gap than before");
+        assert_eq!(tally.all_read(), None, "a different gap than before");
         assert_eq!(tally.all_read(), Some(4));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
     }

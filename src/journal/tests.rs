@@ -1,4 +1,4 @@
-//! Files made by systemd-journal-remote, compared with what `journalctl` says of them, damaged, rotated and vacuumed.
+//! Tests with files made by systemd-journal-remote: compared with `journalctl`, damaged, rotated and vacuumed.
 
 #[path = "../../tests/it/harness/journal_files.rs"]
 mod journal_files;
@@ -25,7 +25,7 @@ fn oracle(path: &Path) -> Vec<serde_json::Value> {
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
-/// All entries of a file as JSON, and the errors on the way.
+/// All entries of a file as JSON, and the errors met.
 fn read_all(path: &Path) -> (Vec<serde_json::Value>, Vec<ReadError>) {
     let (mut found, mut errors) = (Vec::new(), Vec::new());
     let mut journal = match folder::open(path).map_err(ReadError::Io).and_then(JournalFile::open) {
@@ -88,8 +88,8 @@ fn odd_entries() -> Vec<u8> {
     all
 }
 
-/// Fails when an entry is missing, doubled, out of order, or another one than `journalctl` sees, in either layout, with
-/// compressed values, repeated fields and values that are no text.
+/// Fails when an entry is missing, doubled, out of order, or differs from what `journalctl` prints, in either layout,
+/// with compressed values, repeated fields and values that are not text.
 #[test]
 fn entries_as_journalctl_prints_them() {
     let dir = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ fn positions_are_found_again() {
     assert_eq!((entry.end, journal.unread()), (ends[700], 0));
 }
 
-/// Fails when a value over the limit ends the reading, is kept whole, or takes the entries behind it along.
+/// Fails when a value over the limit stops the reader, is kept whole, or hides the entries after it.
 #[test]
 fn values_over_the_limit_are_cut() {
     let dir = tempfile::tempdir().unwrap();
@@ -156,7 +156,7 @@ fn values_over_the_limit_are_cut() {
     let messages: Vec<_> = found.iter().map(|e| e["MESSAGE"].as_str().unwrap()).collect();
     assert_eq!(messages, ["before 0", "before 1", "noise", "same", "behind 0", "behind 1"]);
     for e in &found[2..4] {
-        assert!(e["BIG"].is_null(), "cut or left out");
+        assert!(e["BIG"].is_null(), "cut or dropped");
         assert_eq!(e["AZ"], "after");
     }
 }
@@ -176,7 +176,7 @@ fn patch(path: &Path, at: u64, bytes: &[u8]) {
     File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 
-/// Fails when one damaged entry costs more than itself, or the reader stays at it.
+/// Fails when one damaged entry costs others, or stops the reader.
 #[test]
 fn a_damaged_entry_costs_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -192,7 +192,7 @@ fn a_damaged_entry_costs_one() {
 
 /// Fails when a slot of the entry array that points backwards makes the reader loop, or ends it.
 #[test]
-fn entries_that_point_backwards_are_left_out() {
+fn entries_that_point_backwards_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.journal");
     write_journal(&path, false, &messages("m", 100));
@@ -201,7 +201,7 @@ fn entries_that_point_backwards_are_left_out() {
     let slot = |n: usize| {
         let wanted = offsets[n].to_le_bytes();
         let at = |at: &usize| bytes[*at..*at + 8] == wanted;
-        // The first one may stand in the objects' own lists too; the chain of all entries holds two in a row.
+        // The first one may be in the objects' own lists too; only the chain of all entries has two in a row.
         let next = offsets[n + 1].to_le_bytes();
         (0..bytes.len() - 16).step_by(8).find(|i| at(i) && bytes[i + 8..i + 16] == next).unwrap() as u64
     };
@@ -210,7 +210,7 @@ fn entries_that_point_backwards_are_left_out() {
     assert_eq!((found.len(), errors.len()), (99, 1));
 }
 
-/// Fails when what is no journal, or one of another format, is read.
+/// Fails when a file that is not a journal, or has another format, is read.
 #[test]
 fn other_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -225,10 +225,10 @@ fn other_files_are_refused() {
     fs::write(&path, b"").unwrap();
     assert!(matches!(read_all(&path).1[..], [ReadError::NotAJournal]));
     let listing = folder::list(dir.path()).unwrap();
-    assert!(listing.files.is_empty() && listing.refused.is_empty(), "an empty file is still being made");
+    assert!(listing.files.is_empty() && listing.refused.is_empty(), "an empty file is still being created");
 }
 
-/// Fails when any damage makes the reader panic, run on, or keep more than its limits.
+/// Fails when damage makes the reader panic, loop, or exceed its limits.
 #[test]
 fn fuzz_damaged_journals() {
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +269,7 @@ fn fuzz_damaged_journals() {
                 file.write_all_at(&whole[at..at + len], at as u64).unwrap();
             }
             if rounds % 20 == 0 {
-                file.write_all_at(&whole[..used as usize], 0).unwrap(); // what was cut off
+                file.write_all_at(&whole[..used as usize], 0).unwrap(); // the part that was cut off
             }
             rounds += 1;
         }

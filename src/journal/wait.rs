@@ -1,7 +1,7 @@
-//! What a journal's thread waits for: inotify's events of its folder, its stop, and a deadline.
+//! Waits for inotify events of a journal folder, the stop, or a deadline.
 //!
-//! journald writes through a memory map, which makes no events. 250 ms after the first entry it sets the file's size to what it
-//! is (`journal_file_post_change`), for those who watch: that is IN_MODIFY.
+//! journald writes through a memory map, which causes no events. For watchers, it truncates the file to its current
+//! size 250 ms after the first entry (`journal_file_post_change`), which causes IN_MODIFY.
 
 use crate::network_fs::is_network_fs;
 use crate::waker::{Waker, poll_for};
@@ -13,30 +13,29 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::time::Duration;
 
-/// Time between two looks where events come: a lost event costs this much delay.
+/// Interval between looks where events work: the longest delay after a lost event.
 const UNHURRIED: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct FolderWatch {
-    /// `None`: there are no events, so the folder is polled.
+    /// `None`: no events, so the folder is polled.
     events: Option<OwnedFd>,
     poll: Duration,
 }
 
 impl FolderWatch {
-    /// `poll`: how often to look where no events come.
+    /// `poll`: how often to look where there are no events.
     pub fn new(folder: &Path, poll: Duration) -> FolderWatch {
         let events = if is_network_fs(folder) { None } else { watch(folder).ok() };
         FolderWatch { events, poll }
     }
 
-    /// While there is no folder.
+    /// For when there is no folder yet.
     pub fn nowhere(poll: Duration) -> FolderWatch {
         FolderWatch { events: None, poll }
     }
 
-    /// Waits for a change, the waker, or until it is time to look again, at the latest after `most`. True: names may have
-    /// changed.
+    /// Waits for a change, the waker, or the next scheduled look, but at most `most`. True: names may have changed.
     pub fn wait(&self, waker: &Waker, most: Option<Duration>) -> bool {
         let usual = if self.events.is_some() { UNHURRIED } else { self.poll };
         let time = most.map_or(usual, |most| most.min(usual));

@@ -95,8 +95,8 @@ impl Auto {
     }
 
     fn choose_again(&mut self, left: Name, took: Duration, why: String) {
-        log::warn!("driver {left} gives up: {why}; choosing again");
-        // Two drivers that both give up immediately must not alternate in a tight loop.
+        log::warn!("driver {left} gave up: {why}; choosing again");
+        // Two drivers that both give up at once must not alternate in a busy loop.
         self.short_runs = if took < LONG_RUN { self.short_runs + 1 } else { 0 };
         let pause = self.options.pause * (1 << u32::min(self.short_runs, 5)) / 2;
         let choosing = Choosing::start(&self.options, &self.context, Some(left), pause.saturating_sub(took));
@@ -293,15 +293,21 @@ fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<Chosen, String>
     };
     match (r.suits_classic(), r.suits_modern(), left) {
         // Other brokers do support them, as in a cluster being upgraded. Do not leave this driver for an old broker.
-        (true, false, Some(Name::Modern)) => first(Name::Classic, format!("takes no record batches ({r})")),
-        (true, false, _) => only(Name::Classic, format!("takes no record batches ({r})")),
-        (true, true, Some(Name::Modern)) => first(Name::Classic, format!("takes both ({r}), modern gave up")),
-        (true, true, Some(Name::Classic)) => {
-            first(Name::Modern, format!("takes both ({r}), classic gave up"))
+        (true, false, Some(Name::Modern)) => {
+            first(Name::Classic, format!("does not support record batches ({r})"))
         }
-        (true, true, None) => first(Name::Modern, format!("takes record batches ({r})")),
-        (false, true, _) => only(Name::Modern, format!("no longer takes the kafka crate's requests ({r})")),
-        (false, false, _) => Err(format!("takes neither driver's requests ({r})")),
+        (true, false, _) => only(Name::Classic, format!("does not support record batches ({r})")),
+        (true, true, Some(Name::Modern)) => {
+            first(Name::Classic, format!("supports both drivers ({r}), modern gave up"))
+        }
+        (true, true, Some(Name::Classic)) => {
+            first(Name::Modern, format!("supports both drivers ({r}), classic gave up"))
+        }
+        (true, true, None) => first(Name::Modern, format!("supports record batches ({r})")),
+        (false, true, _) => {
+            only(Name::Modern, format!("no longer supports the kafka crate's requests ({r})"))
+        }
+        (false, false, _) => Err(format!("supports neither driver's requests ({r})")),
     }
 }
 

@@ -99,9 +99,9 @@ impl Broker {
                     Some(Err(t)) => {
                         let why = t.to_string();
                         if let (Trouble::Incompatible(_), true) =
-                            (&t, shared.options.unfit != Incompatible::Wait)
+                            (&t, shared.options.incompatible != Incompatible::Wait)
                         {
-                            shared.unfit(format!("{}: {why}", self.peer.address));
+                            shared.incompatible(format!("{}: {why}", self.peer.address));
                         }
                         self.failed(shared, &t, &why, false, now);
                     }
@@ -112,8 +112,8 @@ impl Broker {
                 },
                 BrokerLink::Resting { until, why } => {
                     if self.peer.has_work() {
-                        let told = self.peer.told(why);
-                        self.peer.give_back(shared, Pace::Backoff, &told);
+                        let why = self.peer.describe(why);
+                        self.peer.return_waiting(shared, Pace::Backoff, &why);
                     }
                     if now < *until {
                         return;
@@ -141,8 +141,8 @@ impl Broker {
             End::Lost { why, worked: true } => {
                 self.failures = 0;
                 self.peer.health.failed(&why, true);
-                let told = self.peer.told(&why);
-                self.peer.give_back(shared, Pace::Backoff, &told);
+                let why = self.peer.describe(&why);
+                self.peer.return_waiting(shared, Pace::Backoff, &why);
                 self.dial(shared);
             }
             End::Lost { why, worked: false } => self.failed(shared, &Trouble::Ended, &why, true, now),
@@ -153,8 +153,8 @@ impl Broker {
     fn failed(&mut self, shared: &mut Shared, t: &Trouble, why: &str, connected: bool, now: Instant) {
         self.peer.health.failed(why, connected);
         shared.reachable(&self.peer, false, now);
-        let told = self.peer.told(why);
-        self.peer.give_back(shared, Pace::Backoff, &told);
+        let why = self.peer.describe(why);
+        self.peer.return_waiting(shared, Pace::Backoff, &why);
         self.link =
             BrokerLink::Resting { until: now + t.pause(self.failures, &mut shared.rng), why: why.to_owned() };
         self.failures += 1;
@@ -165,7 +165,7 @@ impl Broker {
         if let BrokerLink::Up(session) = &mut self.link {
             session.abandon(shared, Pace::Now, why);
         }
-        self.peer.give_back(shared, Pace::Now, why);
+        self.peer.return_waiting(shared, Pace::Now, why);
         shared.context.board.brokers().remove(&self.peer.address);
     }
 }
@@ -176,18 +176,18 @@ impl Peer {
     }
 
     /// Returns all batches not yet in a request.
-    pub fn give_back(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
+    pub fn return_waiting(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
         for batch in self.waiting.drain(..) {
             let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
             shared.events.push(Event::Done { batch, verdict });
         }
-        self.asks.drain(..).for_each(|asked| shared.knows(&asked, Err(why.to_owned())));
+        self.asks.drain(..).for_each(|asked| shared.producer_described(&asked, Err(why.to_owned())));
     }
 
     /// Returns the batches queued behind one that was returned, as none may overtake it: if the broker has forgotten
     /// the producer, it would take a later batch for the first one, and we could no longer prove that the earlier one
     /// is missing.
-    pub fn give_back_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
+    pub fn return_behind(&mut self, topic: &Topic, partition: i32, shared: &mut Shared) {
         let same = |b: &Batch| b.partition == partition && b.group.topic == *topic;
         if !self.waiting.iter().any(same) {
             return;
@@ -208,7 +208,7 @@ impl Peer {
         if refused == self.codec && refused != Codec::None {
             self.codec = refused.fallback();
             let codec = format!("{:?}", self.codec).to_ascii_lowercase();
-            log::warn!("{}; using {codec}", self.told(why));
+            log::warn!("{}; using {codec}", self.describe(why));
         }
     }
 
@@ -216,11 +216,11 @@ impl Peer {
     pub fn refuse(&mut self, batch: Batch, what: Refusal, why: String, shared: &mut Shared) {
         let (topic, partition) = (batch.group.topic.clone(), batch.partition);
         shared.events.push(Event::Done { batch, verdict: Verdict::Refused { what, why } });
-        self.give_back_behind(&topic, partition, shared);
+        self.return_behind(&topic, partition, shared);
     }
 
     /// "broker b1:9092: why".
-    pub fn told(&self, why: &str) -> String {
+    pub fn describe(&self, why: &str) -> String {
         format!("broker {}: {why}", self.address)
     }
 }

@@ -117,8 +117,7 @@ fn walk(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<Vec<Stri
         return None;
     }
     if v.read && !tells {
-        let why = "the broker cannot tell what it has of a producer (before Kafka 2.8), so delivery = \"exactly-once\" \
-                   cannot be kept here; upgrade it, or write delivery = \"at-least-once\"";
+        let why = "the broker cannot report a producer's state (before Kafka 2.8), so delivery = \"exactly-once\" is not possible here; upgrade it, or write delivery = \"at-least-once\"";
         let (what, took) = ("DescribeProducers".into(), Duration::ZERO);
         tell(BrokerCheckStep { what, took, outcome: Outcome::Never(why.into()) });
         return None;
@@ -180,13 +179,13 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, String> {
     let (most, fetch) = (found.produce_max, found.fetch_min.unwrap_or(-1));
     match (speaks, classic, modern) {
         (Speaks::Classic, false, _) => Err(format!(
-            "it no longer takes the kafka crate's requests (Fetch from {fetch}); set driver = \"auto\" or \"modern\""
+            "it no longer supports the kafka crate's requests (Fetch from {fetch}); set driver = \"auto\" or \"modern\""
         )),
         (Speaks::Modern, _, false) => Err(format!(
-            "it takes Produce up to {most}, the modern driver speaks 3 to 12; set driver = \"auto\" or \"classic\""
+            "it supports Produce up to {most}, the modern driver needs 3 to 12; set driver = \"auto\" or \"classic\""
         )),
         (_, false, false) => {
-            Err(format!("it takes neither driver's requests (Produce up to {most}, Fetch from {fetch})"))
+            Err(format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})"))
         }
         _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
     }
@@ -194,14 +193,14 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, String> {
 
 fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
     let Some(version) = c.versions.metadata else {
-        return Err("it takes no Metadata from version 1 on".into());
+        return Err("it does not support Metadata version 1 or later".into());
     };
     let id = c.next_correlation();
     let topics: Vec<&str> = v.topics.iter().map(|w| w.topic).collect();
     let request = messages::ask_metadata(version, id, &v.options.client_id, &topics, false);
     let answer = c.call(&request, id, Instant::now() + v.options.connect_timeout).map_err(|t| match t {
         Trouble::Ended if v.options.sasl.is_none() => {
-            "closed at the first question; it may ask for SASL: set [kafka.sasl]".into()
+            "it closed the connection at the first request and may require SASL: set [kafka.sasl]".into()
         }
         other => other.to_string(),
     })?;
@@ -211,7 +210,7 @@ fn metadata(v: &Visit<'_>, c: &mut Connection) -> Result<Metadata, String> {
 /// Our permissions on a topic, from the broker's metadata (KIP-430), so that nothing needs to be written.
 fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn FnMut(BrokerCheckStep)) {
     let found = |right: i32, allow: &str| {
-        let meta = meta.ok_or("the answer does not speak of it")?;
+        let meta = meta.ok_or("the answer does not mention it")?;
         match (meta.error, meta.rights) {
             (0 | 5, None) => Ok("the broker does not say (it is older than 2.3)".to_owned()),
             (0 | 5, Some(all)) if all & right != 0 => {
@@ -219,7 +218,7 @@ fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut dyn F
             }
             (0 | 5, Some(_)) => Err(format!("not allowed; allow {allow} on the topic to this user")),
             (3, _) if v.options.create_topics => {
-                Ok("no such topic yet; the broker may create it with the first line".into())
+                Ok("no such topic yet; the broker may create it when the first line is sent".into())
             }
             (code, _) => Err(errors::text(code, "")),
         }
@@ -295,16 +294,16 @@ mod tests {
     #[test]
     fn sizes() {
         let wanted = |longest_line, batch| PlannedLoad { topic: "t", longest_line, batch };
-        let told = |most, w: PlannedLoad<'_>| match judge_size(most, &w) {
+        let judged = |most, w: PlannedLoad<'_>| match judge_size(most, &w) {
             Outcome::Good(_) => "good",
             Outcome::Doubtful(why) if why.contains("max_line (1000)") => "line",
             Outcome::Doubtful(why) if why.contains("batch = 1900") => "batch",
             other => panic!("{other:?}"),
         };
-        assert_eq!(told(1100, wanted(1000, None)), "good");
-        assert_eq!(told(1099, wanted(1000, None)), "line");
-        assert_eq!(told(2000, wanted(1000, Some(1900))), "good");
-        assert_eq!(told(2000, wanted(1000, Some(1901))), "batch");
-        assert_eq!(told(0, wanted(1000, Some(9))), "line");
+        assert_eq!(judged(1100, wanted(1000, None)), "good");
+        assert_eq!(judged(1099, wanted(1000, None)), "line");
+        assert_eq!(judged(2000, wanted(1000, Some(1900))), "good");
+        assert_eq!(judged(2000, wanted(1000, Some(1901))), "batch");
+        assert_eq!(judged(0, wanted(1000, Some(9))), "line");
     }
 }

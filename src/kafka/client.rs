@@ -59,14 +59,14 @@ impl Client {
         self.shared.asks.push((asked.clone(), now + ASK_PATIENCE));
         match self.shared.cluster.route(&asked.topic, asked.partition) {
             Ok(node) => self.broker(node).peer.asks.push_back(asked),
-            Err((_, why)) => self.shared.knows(&asked, Err(why)),
+            Err((_, why)) => self.shared.producer_described(&asked, Err(why)),
         }
     }
 
     /// Reports questions that leaders did not answer in time.
     fn overdue(&mut self, now: Instant) {
         while let Some((late, _)) = self.shared.asks.iter().find(|(_, due)| *due <= now).cloned() {
-            self.shared.knows(&late, Err("the leader does not answer".into()));
+            self.shared.producer_described(&late, Err("the leader does not answer".into()));
         }
     }
 
@@ -126,7 +126,7 @@ impl Driver for Client {
             }
             self.overdue(now);
             self.release(now);
-            if let Some(why) = self.shared.unfit.take() {
+            if let Some(why) = self.shared.incompatible.take() {
                 self.close();
                 self.left = Some(Leave::Incompatible { why });
             }

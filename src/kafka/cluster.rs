@@ -34,7 +34,7 @@ struct KnownTopic {
     error: i16,
     leaders: BTreeMap<i32, Leader>,
     /// The view last reported to the core.
-    told: Option<TopicView>,
+    reported: Option<TopicView>,
     asked: Option<Instant>,
     next: Instant,
     pace: Duration,
@@ -69,12 +69,12 @@ impl Cluster {
             id: [0; 16],
             error: 0,
             leaders: BTreeMap::new(),
-            told: None,
+            reported: None,
             asked: None,
             next: now,
             pace: QUICKEST,
         });
-        known.told.clone()
+        known.reported.clone()
     }
 
     /// A topic's leaders are in doubt: refresh soon, but at most every 100 ms.
@@ -107,7 +107,7 @@ impl Cluster {
         if let (Some(old), Some(new)) = (&self.id, &answer.cluster)
             && old != new
         {
-            log::warn!("the bootstrap brokers are of another cluster now: {new} instead of {old}");
+            log::warn!("the bootstrap brokers now belong to another cluster: {new} instead of {old}");
             // Leader epochs of another cluster cannot be compared with these.
             for leader in self.topics.values_mut().flat_map(|k| k.leaders.values_mut()) {
                 leader.epoch = -1;
@@ -232,8 +232,8 @@ impl Cluster {
             };
             let partitions = known.leaders.keys().copied().collect();
             let view = TopicView { topic: topic.clone(), id: known.id, partitions, available };
-            if known.told.as_ref() != Some(&view) {
-                known.told = Some(view.clone());
+            if known.reported.as_ref() != Some(&view) {
+                known.reported = Some(view.clone());
                 changed.push(view);
             }
         }
@@ -250,7 +250,7 @@ impl Leader {
             return Some(Leader { refuses: false, doubts, ..*self });
         }
         log::warn!(
-            "node {} refuses what it should lead with leader epoch {}; believing metadata, which says epoch {older}",
+            "node {} refuses batches although it should lead with epoch {}; using the metadata, which says epoch {older}",
             self.node,
             self.epoch
         );
@@ -262,7 +262,7 @@ impl KnownTopic {
     fn learn(&mut self, name: &str, meta: &TopicMeta) {
         if self.error != meta.error {
             match meta.error {
-                0 => log::info!("topic {name}: in order now"),
+                0 => log::info!("topic {name}: available again"),
                 // The topic is being created, or its leaders are being elected: over in a moment, or reported
                 // elsewhere.
                 5 => {}
@@ -277,9 +277,11 @@ impl KnownTopic {
         self.id = meta.id;
         let old = std::mem::take(&mut self.leaders);
         for p in &meta.partitions {
-            let told = Leader::new(p.leader, p.epoch);
-            let newer = old.get(&p.partition).filter(|o| same && told.epoch >= 0 && o.epoch > told.epoch);
-            self.leaders.insert(p.partition, newer.and_then(|o| o.outlives(told.epoch)).unwrap_or(told));
+            let claimed = Leader::new(p.leader, p.epoch);
+            let newer =
+                old.get(&p.partition).filter(|o| same && claimed.epoch >= 0 && o.epoch > claimed.epoch);
+            self.leaders
+                .insert(p.partition, newer.and_then(|o| o.outlives(claimed.epoch)).unwrap_or(claimed));
         }
     }
 }
@@ -380,13 +382,13 @@ mod tests {
         a.learn(&[1, 2, 3], 0, &[(0, 3, 6)]);
         assert_eq!(a.c.route(&a.t, 0), Ok(3));
         a.learn(&[1, 2, 3], 0, &[(0, 1, -1)]);
-        assert_eq!(a.c.route(&a.t, 0), Ok(1), "without epochs the last word counts");
+        assert_eq!(a.c.route(&a.t, 0), Ok(1), "without epochs the latest metadata counts");
     }
 
     /// Fails when an unreachable broker counts as down at another address too, does not at the same address, or
     /// reports about the old address are applied to the new one.
     #[test]
-    fn down_is_an_address_and_not_a_node() {
+    fn an_address_is_down_not_a_node() {
         let mut a = At::new();
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert!(a.c.reachable(1, "h:1", false, a.now)[0].available.is_empty());
@@ -415,7 +417,7 @@ mod tests {
         }
         a.learn(&[1, 2], 0, &[(0, 1, 4)]);
         a.c.hint(&a.t.clone(), 0, 2, 5, &[], a.now);
-        assert_eq!(a.waits(), 300_000, "it was taken");
+        assert_eq!(a.waits(), 300_000, "the hint was used");
     }
 
     /// A broker once reported the highest possible epoch. Fails when that is believed indefinitely, or when a single
@@ -457,7 +459,7 @@ mod tests {
 
     /// Fails when a topic in trouble is requested in a busy loop, or only after the maximum age.
     #[test]
-    fn questions_are_paced() {
+    fn metadata_requests_are_paced() {
         let mut a = At::new();
         let mut waits = Vec::new();
         for _ in 0..8 {

@@ -83,7 +83,7 @@ pub struct Fetcher {
     next_round: Instant,
 }
 
-/// A broker answers these requests immediately, or it is hung.
+/// A broker that does not answer these requests within this time is hung.
 fn patience(shared: &Shared) -> Duration {
     shared.options.request_timeout.min(Duration::from_secs(10))
 }
@@ -264,7 +264,7 @@ impl Fetcher {
             return self.lost(Trouble::Lost(why), shared, now);
         }
         self.producer_id = None;
-        shared.go_unnumbered(why);
+        shared.go_without_producer_ids(why);
     }
 
     fn producer_id(&mut self, (error, pid, epoch): (i16, i64, i16), shared: &mut Shared, now: Instant) {
@@ -277,8 +277,8 @@ impl Fetcher {
         if error == 35 {
             return self.no_producer_ids(&errors::text(error, ""), shared, now);
         }
-        if shared.options.unfit == Incompatible::Refused && matches!(error, 31 | 53) {
-            shared.unfit(format!("no producer id: {}", errors::text(error, "")));
+        if shared.options.incompatible == Incompatible::Refused && matches!(error, 31 | 53) {
+            shared.incompatible(format!("no producer id: {}", errors::text(error, "")));
         }
         // A broker that has just started, or has never assigned an id, answers 14 once or twice.
         if asked.tries >= 3 && (asked.tries + 1).is_power_of_two() {
@@ -324,12 +324,12 @@ impl Fetcher {
         self.link = Link::None;
         let Some(mut round) = self.round.take() else { return };
         let (kind, address) = round.at.clone();
-        let told = format!("{address}: {t}");
-        if let (Trouble::Incompatible(_), true) = (t, shared.options.unfit != Incompatible::Wait) {
-            shared.unfit(told.clone());
+        let why = format!("{address}: {t}");
+        if let (Trouble::Incompatible(_), true) = (t, shared.options.incompatible != Incompatible::Wait) {
+            shared.incompatible(why.clone());
         }
         self.candidates.failed(kind, &address);
-        self.health.searching(&told);
+        self.health.searching(&why);
         let denied = matches!(t, Trouble::Denied(_));
         round.tried[kind as usize] += 1;
         let [learned, configured] = round.tried;
@@ -341,11 +341,11 @@ impl Fetcher {
             self.round = Some(Round { at: next, ..round });
             return;
         }
-        self.health.failed(&told, false);
+        self.health.failed(&why, false);
         let last = match t {
-            Trouble::Denied(_) => Trouble::Denied(told),
-            Trouble::Crowded(_) => Trouble::Crowded(told),
-            _ => Trouble::Lost(told),
+            Trouble::Denied(_) => Trouble::Denied(why),
+            Trouble::Crowded(_) => Trouble::Crowded(why),
+            _ => Trouble::Lost(why),
         };
         self.next_round = now + last.pause(self.failures, &mut shared.rng);
         self.failures = self.failures.saturating_add(1);
@@ -386,9 +386,9 @@ impl Up {
 /// A broker that requires SASL answers ApiVersions and closes the connection on the next request.
 fn shut_out(t: Trouble, shared: &Shared) -> Trouble {
     match t {
-        Trouble::Ended if shared.options.sasl.is_none() => {
-            Trouble::Denied("closed at the first question; it may ask for SASL: set [kafka.sasl]".into())
-        }
+        Trouble::Ended if shared.options.sasl.is_none() => Trouble::Denied(
+            "it closed the connection at the first request and may require SASL: set [kafka.sasl]".into(),
+        ),
         other => other,
     }
 }

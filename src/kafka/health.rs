@@ -44,7 +44,7 @@ impl Health {
     /// Connected; `speaks` describes the protocol.
     pub fn up(&mut self, speaks: &str) {
         if !self.shaky {
-            self.mended();
+            self.recovered();
         }
         self.show(HealthState::Up, format!("up ({speaks})"), None);
     }
@@ -53,7 +53,7 @@ impl Health {
     pub fn answered(&mut self) {
         if self.shaky {
             self.shaky = false;
-            self.mended();
+            self.recovered();
             self.show(HealthState::Up, String::new(), None);
         }
     }
@@ -82,7 +82,7 @@ impl Health {
         self.show(HealthState::Down, "down".into(), Some(why.to_owned()));
     }
 
-    fn mended(&mut self) {
+    fn recovered(&mut self) {
         if self.failures > 0 {
             outage::say_up(&self.what(), self.failures, self.failing_since.elapsed());
             self.failures = 0;
@@ -132,7 +132,7 @@ mod tests {
     /// Fails when a connection refused at the first request counts as recovered each time: the log would get two lines
     /// per retry.
     #[test]
-    fn what_fails_after_connecting_is_mended_by_an_answer() {
+    fn only_an_answer_ends_a_failure_after_connecting() {
         let board = Arc::new(Board::default());
         let mut h = Health::new(board.clone(), "b:9092".into());
         h.failed("refused", false);

@@ -1,4 +1,4 @@
-//! Kafka's wire protocol: requests, answers, record batches, compression, and the meaning of error codes. No I/O.
+//! Kafka's wire protocol: requests, responses, record batches, compression, and the meaning of error codes. No I/O.
 
 pub mod codec;
 pub mod errors;

@@ -83,7 +83,7 @@ mod tests {
 
     /// Fails when an answer in a different order is read in the request's order.
     #[test]
-    fn a_partition_is_found_wherever_it_stands() {
+    fn a_partition_is_found_in_any_order() {
         let batches: Vec<_> = [of("a", 0, 0, 1), of("b", 0, 0, 1), of("b", 1, 0, 1)].map(Some).into();
         assert_eq!(place(&batches, b"a", 0, 0), Ok(0));
         assert_eq!(place(&batches, b"b", 1, 0), Ok(2));

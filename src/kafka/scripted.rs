@@ -150,12 +150,12 @@ impl Peers {
     }
 
     pub fn next(&self) -> Asked {
-        self.asked.recv_timeout(Duration::from_secs(20)).expect("no request comes")
+        self.asked.recv_timeout(Duration::from_secs(20)).expect("no request arrived")
     }
 
     pub fn nothing_within(&self, ms: u64) {
         let got = self.asked.recv_timeout(Duration::from_millis(ms));
-        assert!(got.is_err(), "a request came: {:?}", got.map(|a| (a.api, a.correlation)));
+        assert!(got.is_err(), "a request arrived: {:?}", got.map(|a| (a.api, a.correlation)));
     }
 }
 
@@ -340,11 +340,12 @@ pub fn one(partition: i32, base: i32) -> Batch {
     b
 }
 
-/// A stand-in for the core that numbers, retries in order and keeps a few batches of each partition in flight.
+/// Stands in for the core: assigns sequence numbers, retries in order and keeps a few batches of each partition in
+/// flight.
 pub struct Feeder {
     pub ends: Ends,
     pub topic: Topic,
-    pub abilities: Option<Capabilities>,
+    pub capabilities: Option<Capabilities>,
     pub view: Option<TopicView>,
     pub pid: Option<(i64, i16)>,
 }
@@ -352,7 +353,7 @@ pub struct Feeder {
 impl Feeder {
     pub fn start(options: KafkaOptions, topic: &str) -> Self {
         let ends = start(options, Arc::default()).unwrap();
-        let mut f = Feeder { ends, topic: topic.into(), abilities: None, view: None, pid: None };
+        let mut f = Feeder { ends, topic: topic.into(), capabilities: None, view: None, pid: None };
         f.ends.orders.send(Order::Topic(f.topic.clone())).unwrap();
         f.ends.orders.send(Order::ProducerId).unwrap();
         while f.view.as_ref().is_none_or(|v| v.available.is_empty()) || f.pid.is_none() {
@@ -367,13 +368,13 @@ impl Feeder {
             .ends
             .events
             .recv_timeout(Duration::from_secs(60))
-            .expect("the driver says nothing for a minute")
+            .expect("the driver sent no event for a minute")
         {
-            Event::Ready(a) => self.abilities = Some(a),
+            Event::Ready(a) => self.capabilities = Some(a),
             Event::Topic(v) => self.view = Some(v),
             Event::ProducerId { pid, epoch } => self.pid = Some((pid, epoch)),
             Event::Done { batch, verdict } => return Some((batch, verdict)),
-            Event::Knows { .. } | Event::OtherCluster => {}
+            Event::Described { .. } | Event::OtherCluster => {}
             Event::Dead { why } => panic!("{why}"),
         }
         None
@@ -388,7 +389,7 @@ impl Feeder {
     /// Subscribes to topic `t`, without a producer id.
     pub fn with(ends: Ends) -> Self {
         ends.orders.send(Order::Topic("t".into())).unwrap();
-        Feeder { ends, topic: "t".into(), abilities: None, view: None, pid: None }
+        Feeder { ends, topic: "t".into(), capabilities: None, view: None, pid: None }
     }
 
     /// The next returned batch: its partition, base sequence and verdict.

@@ -78,7 +78,7 @@ pub struct Session {
     connection: Connection,
     writing: Option<Writing>,
     /// Waiting for their answers, which arrive in this order.
-    air: VecDeque<Request>,
+    in_flight: VecDeque<Request>,
     /// No request on this connection has been answered yet: send one alone first.
     fresh: bool,
     /// At least one request has been answered.
@@ -99,7 +99,7 @@ impl Session {
         Session {
             connection,
             writing: None,
-            air: VecDeque::new(),
+            in_flight: VecDeque::new(),
             fresh: true,
             worked: false,
             quiet: None,
@@ -119,7 +119,7 @@ impl Session {
     }
 
     pub fn is_busy(&self) -> bool {
-        self.writing.is_some() || !self.air.is_empty()
+        self.writing.is_some() || !self.in_flight.is_empty()
     }
 
     /// Reads what has arrived, and sends what may be sent. `Some`: the connection is over.
@@ -139,13 +139,13 @@ impl Session {
             return Some(End::Idle);
         }
         let why = t.to_string();
-        let told = peer.told(&why);
+        let why = peer.describe(&why);
         let produce = |r: &Request| matches!(r.what, What::Produce { .. });
-        let asked = self.air.iter().chain(self.writing.as_ref().map(|w| &w.request)).any(produce);
+        let asked = self.in_flight.iter().chain(self.writing.as_ref().map(|w| &w.request)).any(produce);
         if t == Trouble::Ended && asked {
-            shared.hung_up(&told);
+            shared.hung_up(&why);
         }
-        self.abandon(shared, Pace::Backoff, &told);
+        self.abandon(shared, Pace::Backoff, &why);
         Some(End::Lost { why, worked: self.worked })
     }
 
@@ -175,7 +175,7 @@ impl Session {
         let options = &shared.options;
         let allowed = |r: &Request| options.request_timeout + GRACE + Duration::from_secs(r.bytes / SLOWEST);
         let quiet = self.quiet.filter(|q| *q > now && !peer.waiting.is_empty());
-        if let Some(first) = self.air.front() {
+        if let Some(first) = self.in_flight.front() {
             let due = first.sent.max(self.answered) + allowed(first);
             if now >= due {
                 return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs())));
@@ -216,9 +216,9 @@ impl Session {
                 shared.spare = Some(bytes);
                 self.sent(request, peer, shared, now);
             }
-            let window = if self.fresh || !shared.numbered { 1 } else { IN_FLIGHT };
+            let window = if self.fresh || !shared.idempotent { 1 } else { IN_FLIGHT };
             let nothing = peer.waiting.is_empty() && peer.asks.is_empty();
-            if nothing || self.air.len() >= window || self.quiet.is_some_and(|q| q > now) {
+            if nothing || self.in_flight.len() >= window || self.quiet.is_some_and(|q| q > now) {
                 return Ok(());
             }
             if !self.is_authenticated(peer, shared)? || !self.begin(peer, shared, now) {
@@ -238,7 +238,7 @@ impl Session {
             self.successor = Some(Dial::start(&peer.address, &shared.options, ANSWER_CAP, &shared.context));
             return Ok(false);
         };
-        if !self.air.is_empty() {
+        if !self.in_flight.is_empty() {
             return Ok(false);
         }
         let Some(result) = dial.result() else { return Ok(false) };
@@ -258,7 +258,7 @@ impl Session {
                     shared.events.push(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
                 }
             }
-            what => self.air.push_back(Request { what, ..request }),
+            what => self.in_flight.push_back(Request { what, ..request }),
         }
     }
 
@@ -275,8 +275,8 @@ impl Session {
     fn begin(&mut self, peer: &mut Peer, shared: &mut Shared, now: Instant) -> bool {
         while let Some(asked) = peer.asks.pop_front() {
             if self.connection.versions.describe_producers.is_none() {
-                let why = "the broker cannot tell (DescribeProducers, from 2.8)".to_owned();
-                shared.knows(&asked, Err(why));
+                let why = "the broker does not support DescribeProducers (Kafka 2.8)".to_owned();
+                shared.producer_described(&asked, Err(why));
                 continue;
             }
             let correlation = self.connection.next_correlation();
@@ -325,7 +325,7 @@ impl Session {
         let size = bytes.filled().len();
         if size > most && batches[0].count > 1 {
             shared.spare = Some(bytes);
-            let why = format!("the request would have {size} bytes, the limit is {most} (request_max)");
+            let why = format!("the request would be {size} bytes; the limit is {most} (request_max)");
             for batch in batches {
                 peer.refuse(batch, Refusal::TooLarge, why.clone(), shared);
             }
@@ -342,8 +342,8 @@ impl Session {
     pub fn abandon(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
         // A request with an unsent byte cannot have been read completely.
         let writing = self.writing.take().map(|w| (w.request, false));
-        let air = self.air.drain(..).map(|r| (r, true));
-        for (request, maybe_stored) in air.chain(writing) {
+        let in_flight = self.in_flight.drain(..).map(|r| (r, true));
+        for (request, maybe_stored) in in_flight.chain(writing) {
             match request.what {
                 What::Produce { batches, .. } => {
                     for batch in batches.into_iter().flatten() {
@@ -353,7 +353,7 @@ impl Session {
                             .push(Event::Done { batch, verdict: Verdict::Retry { maybe_stored, pace, why } });
                     }
                 }
-                What::Ask { asked, .. } => shared.knows(&asked, Err(why.to_owned())),
+                What::Ask { asked, .. } => shared.producer_described(&asked, Err(why.to_owned())),
             }
         }
     }

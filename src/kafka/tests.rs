@@ -35,7 +35,7 @@ fn insist(peers: &Peers, f: &mut Feeder) -> Asked {
             recv(peers.asked) -> asked => return asked.unwrap(),
             recv(f.ends.events) -> event => if let Event::Done { verdict, .. } = event.unwrap() {
                 assert_eq!(again(&verdict), (false, Pace::Backoff));
-                assert!(Instant::now() < until, "the broker is not reached again");
+                assert!(Instant::now() < until, "the broker does not become reachable again");
                 thread::yield_now();
                 f.send(one(0, 0));
             },
@@ -99,7 +99,7 @@ fn a_late_answer_is_never_taken() {
 /// Fails when a correlation id is not compared, part of an answer is taken for the whole, a partition that is
 /// unexpected or missing goes unnoticed, or a batch is not returned when the connection closes.
 #[test]
-fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
+fn a_wrong_answer_closes_the_connection_and_returns_all_batches() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     let good = produced(vec![part(0, 0, 5)]);
@@ -137,7 +137,7 @@ fn what_is_wrong_closes_the_connection_and_gives_everything_back() {
 
 /// Fails when an answer in many small pieces is not assembled, or is only read once it is complete.
 #[test]
-fn an_answer_may_come_byte_by_byte() {
+fn an_answer_may_arrive_byte_by_byte() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     f.send(one(0, 0));
@@ -152,7 +152,7 @@ fn an_answer_may_come_byte_by_byte() {
 
 /// Fails when anything is sent to a throttled broker before its time is over.
 #[test]
-fn throttle_is_honoured() {
+fn throttling_is_honored() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
     f.send(one(0, 0));
@@ -192,7 +192,7 @@ fn a_hint_moves_the_leader_without_metadata() {
 
 /// Fails when NOT_LEADER without a hint does not trigger a metadata request.
 #[test]
-fn without_a_hint_metadata_is_asked() {
+fn without_a_hint_metadata_is_requested() {
     let peers = Peers::start(2);
     peers.world().produce = (0, 9);
     let mut f = peers.feed();
@@ -345,7 +345,7 @@ fn an_absent_topic_is_waited_for_and_delays_no_other() {
 /// Fails when a batch is not reported as stored once written, or an answer is awaited; also when the first request of
 /// a connection does not ask for an answer, which alone shows whether the broker supports such requests.
 #[test]
-fn acks_zero_is_stored_when_written_but_for_the_first() {
+fn with_acks_0_all_but_the_first_are_stored_when_written() {
     let peers = Peers::start(1);
     let options = KafkaOptions { acks: Acks::Zero, ..peers.options() };
     let ends = start(options, Arc::default()).unwrap();
@@ -363,7 +363,7 @@ fn acks_zero_is_stored_when_written_but_for_the_first() {
         assert_eq!(stored(&f.done().2), None);
         assert_eq!(peers.next().produce(), [(0, base)]);
     }
-    assert_eq!(f.abilities, Some(Capabilities { name: "modern", numbered: false, in_flight: 1 }));
+    assert_eq!(f.capabilities, Some(Capabilities { name: "modern", idempotent: false, in_flight: 1 }));
 }
 
 /// A server that claims to support our requests but does not. Fails when it is not left to the other driver, or when a
@@ -376,9 +376,9 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
         (&|a| a.answer_all(43), "UNSUPPORTED_FOR_MESSAGE_FORMAT"),
         (&|a| a.close(), "closed by the broker on each of 5"),
     ];
-    let leaves = |unfit, refusal: Refusal<'_>, answered_before| {
+    let leaves = |incompatible, refusal: Refusal<'_>, answered_before| {
         let peers = Peers::start(1);
-        let options = KafkaOptions { unfit, ..peers.options() };
+        let options = KafkaOptions { incompatible, ..peers.options() };
         let (orders, inbox) = crossbeam_channel::bounded(64);
         let (outbox, events) = crossbeam_channel::bounded(64);
         let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
@@ -416,7 +416,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
         assert!(left.as_ref().is_some_and(|l| l.contains(why)), "{left:?}");
         assert_eq!(leaves(Incompatible::TooOld, refusal, false), None);
     }
-    assert_eq!(leaves(Incompatible::Refused, refusals[2].0, true), None, "an outage like any other");
+    assert_eq!(leaves(Incompatible::Refused, refusals[2].0, true), None, "an ordinary outage");
 }
 
 /// Fails when, under auto, the driver waits for a broker that refuses producer ids, which the `kafka` crate does not
@@ -425,7 +425,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
 fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
     peers.world().no_pid = [31; 10].into();
-    let options = KafkaOptions { unfit: Incompatible::Refused, ..peers.options() };
+    let options = KafkaOptions { incompatible: Incompatible::Refused, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, _events) = crossbeam_channel::bounded(64);
     orders.send(Order::ProducerId).unwrap();
@@ -457,7 +457,7 @@ fn versions_and_producer_id_by_the_second_try() {
 #[test]
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
-    let options = KafkaOptions { unfit: Incompatible::TooOld, ..peers.options() };
+    let options = KafkaOptions { incompatible: Incompatible::TooOld, ..peers.options() };
     let (orders, inbox) = crossbeam_channel::bounded(64);
     let (outbox, events) = crossbeam_channel::bounded(64);
     let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
@@ -481,7 +481,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     back += events.try_iter().filter(|e| matches!(e, Event::Done { .. })).count();
     let left = orders.len();
     assert!(matches!(worker.join().unwrap(), Leave::Incompatible { why } if why.contains("version 2")));
-    assert_eq!(back + left, sent, "batches back and orders not taken");
+    assert_eq!(back + left, sent, "returned batches and untaken orders");
 
     let fixed = KafkaOptions { ..peers.options() };
     let ends = start(fixed, Arc::default()).unwrap();
@@ -515,7 +515,7 @@ fn hostile_bootstrap_brokers_are_survived() {
 
 /// Fails when a broker that accepts connections but sends nothing delays the driver beyond the limits.
 #[test]
-fn a_mute_bootstrap_broker_is_passed_over() {
+fn a_silent_bootstrap_broker_is_skipped() {
     let peers = Peers::start(1);
     let mute = Peers::start(1);
     mute.world().mute = true;
@@ -527,8 +527,8 @@ fn a_mute_bootstrap_broker_is_passed_over() {
     assert!(f.pid.is_some() && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-/// Fails when the question goes to a broker other than the leader, the producer is looked up in the wrong partition,
-/// or a refusal or a lost connection produces no answer.
+/// Fails when a broker other than the leader is asked, the producer is looked up in the wrong partition, or a refusal
+/// or a lost connection produces no answer.
 #[test]
 fn what_a_leader_knows_of_a_producer() {
     use kafka_protocol::messages::DescribeProducersResponse;
@@ -562,7 +562,7 @@ fn what_a_leader_knows_of_a_producer() {
         assert_eq!((asked.node, asked.api, asked.version), (2, 61, 0));
         does(&asked);
         loop {
-            if let Event::Knows { partition: 1, pid: 7, last, .. } =
+            if let Event::Described { partition: 1, pid: 7, last, .. } =
                 f.ends.events.recv_timeout(Duration::from_secs(20)).unwrap()
             {
                 return last;
@@ -656,7 +656,7 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
 /// Fails when a request exceeds the limit although it could be split: a batch too large on its own is refused and not
 /// sent, and a batch that would make a request too large waits for the next.
 #[test]
-fn no_request_passes_the_limit() {
+fn no_request_exceeds_the_limit() {
     let peers = Peers::start(1);
     peers.world().leaders.extend((1..8).map(|p| (("t".to_owned(), p), (1, 0))));
     let options = KafkaOptions { request_max: 3000, ..peers.options() };

@@ -42,7 +42,7 @@ impl CallError {
     pub fn after(self, guard: &Guard) -> CallError {
         match self {
             CallError::Closed | CallError::Lost(_) if guard.has_cut() => {
-                CallError::Lost("no answer in time; the connection was cut".to_owned())
+                CallError::Lost("no answer in time; the connection was shut down".to_owned())
             }
             other => other,
         }

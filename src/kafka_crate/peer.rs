@@ -27,7 +27,7 @@ pub enum Act {
 
 pub type Record = (Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// The peer's current behaviour; a test may change it at any time.
+/// The peer's current behavior; a test may change it at any time.
 pub struct Script {
     /// `None`: closes the connection on ApiVersions.
     pub ranges: Option<Vec<(i16, i16, i16)>>,
@@ -263,7 +263,7 @@ pub fn hole_on(address: &str) -> Hole {
     let addr = SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
     let brief = Duration::from_millis(200);
     let queued = std::iter::from_fn(|| TcpStream::connect_timeout(&addr, brief).ok()).take(16).collect();
-    assert!(TcpStream::connect_timeout(&addr, brief).is_err(), "its queue takes more");
+    assert!(TcpStream::connect_timeout(&addr, brief).is_err(), "its queue is not full");
     Hole { addr, _listener: listener, _queued: queued }
 }
 

@@ -137,14 +137,16 @@ impl CrateWorker<'_> {
             Err(last)
         });
         let why = match found {
-            Ok((_, ranges)) if self.options.unfit == OnIncompatible::Replaced && ranges.suits_modern() => {
-                let why = format!("{host} supports the modern driver's requests now ({ranges})");
+            Ok((_, ranges))
+                if self.options.incompatible == OnIncompatible::Replaced && ranges.suits_modern() =>
+            {
+                let why = format!("{host} now supports the modern driver's requests ({ranges})");
                 return Err(Leave::Incompatible { why }.into());
             }
             Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
                 return Ok((addr, ranges));
             }
-            Ok((_, ranges)) if self.options.unfit != OnIncompatible::Wait => {
+            Ok((_, ranges)) if self.options.incompatible != OnIncompatible::Wait => {
                 return Err(Leave::Incompatible { why: too_new(&ranges) }.into());
             }
             Ok((_, ranges)) => format!("{}; set driver = \"auto\" or \"modern\"", too_new(&ranges)),
@@ -205,5 +207,5 @@ impl CrateWorker<'_> {
 }
 
 fn too_new(ranges: &Ranges) -> String {
-    format!("too new for the kafka crate ({ranges}; Kafka 4 no longer takes its requests)")
+    format!("too new for the kafka crate ({ranges}; Kafka 4 no longer supports its requests)")
 }

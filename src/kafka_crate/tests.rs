@@ -22,7 +22,7 @@ fn options(brokers: &[String]) -> CrateOptions {
         acks: Acks::All,
         codec: CrateCodec::None,
         create_topics: true,
-        unfit: OnIncompatible::Wait,
+        incompatible: OnIncompatible::Wait,
         limits: TimeLimits {
             probe: probe::Limits { connect: second, answer: second },
             call: watchdog::WatchLimits { still: second, whole: 3 * second },

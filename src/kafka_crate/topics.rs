@@ -34,7 +34,7 @@ impl CrateWorker<'_> {
             return Err(self.topic_failed(
                 topic,
                 Pace::Backoff,
-                "it has no partitions (yet), or is not there",
+                "it has no partitions (yet), or does not exist",
             ));
         }
         self.wait = RetryWait::default();
@@ -84,7 +84,7 @@ impl CrateWorker<'_> {
             Ok(answer) => answer,
             Err(found) => {
                 let why = match found {
-                    Finding::Closed => "closed at the first question; it may ask for SASL: set [kafka.sasl], and driver = \"auto\"".to_owned(),
+                    Finding::Closed => "it closed the connection at the first request and may require SASL: set [kafka.sasl], and driver = \"auto\"".to_owned(),
                     other => other.to_string(),
                 };
                 return Err(self.host_failed(&host, &why));
@@ -93,8 +93,8 @@ impl CrateWorker<'_> {
         let gaps = answer.partitions.iter().zip(0..).any(|(id, i)| *id != i);
         match answer.code {
             0 | 5 | 72 if gaps => {
-                let why = "its partition ids have gaps, which the kafka crate cannot take".to_owned();
-                if o.unfit != OnIncompatible::Wait && modern {
+                let why = "its partition ids have gaps, which the kafka crate cannot handle".to_owned();
+                if o.incompatible != OnIncompatible::Wait && modern {
                     return Err(Leave::Incompatible { why: format!("topic {topic}: {why}") }.into());
                 }
                 let why = format!("{why}; set driver = \"modern\"");
@@ -105,12 +105,12 @@ impl CrateWorker<'_> {
                 let why = "not authorized (error 29); give the client DESCRIBE and WRITE on it";
                 Err(self.topic_failed(topic, Pace::Blocked, why))
             }
-            17 => Err(self.topic_failed(topic, Pace::Blocked, "not a name that Kafka takes (error 17)")),
+            17 => Err(self.topic_failed(topic, Pace::Blocked, "not a valid topic name (error 17)")),
             3 if o.create_topics => {
-                Err(self.topic_absent(topic, "it is not there, and the broker does not create it"))
+                Err(self.topic_absent(topic, "it does not exist, and the broker does not create it"))
             }
-            3 => Err(self.topic_failed(topic, Pace::Backoff, "it is not there (error 3); create it")),
-            code => Err(self.topic_failed(topic, Pace::Backoff, &format!("Metadata says error {code}"))),
+            3 => Err(self.topic_failed(topic, Pace::Backoff, "it does not exist (error 3); create it")),
+            code => Err(self.topic_failed(topic, Pace::Backoff, &format!("Metadata reports error {code}"))),
         }
     }
 
@@ -118,7 +118,7 @@ impl CrateWorker<'_> {
         let host = self.session.as_ref().map(|s| s.host.clone()).unwrap_or_default();
         let why = verdict::why(trouble);
         if matches!(trouble, CallError::Panic(_)) {
-            // D9, D10: the fault is in this topic's answer only. The client is poisoned all the same.
+            // D9, D10: the fault is in this topic's answer only. The client is poisoned nevertheless.
             self.drop_session();
             return self.topic_failed(topic, Pace::Blocked, &why);
         }

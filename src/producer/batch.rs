@@ -19,7 +19,7 @@ pub struct BatchGroup {
 }
 
 impl BatchGroup {
-    /// Keeps a record's address within two `u16`.
+    /// Lets a record be addressed by two `u16`.
     pub const MAX_CHUNKS: usize = 1024;
 
     pub fn new(topic: Topic, topic_id: [u8; 16], stamp_ms: i64, chunks: Vec<Chunk>) -> Self {
@@ -66,7 +66,7 @@ pub struct Numbers {
 /// buffer for every attempt.
 #[derive(Debug)]
 pub struct Batch {
-    pub flight: BatchGroupNo,
+    pub group_no: BatchGroupNo,
     pub partition: i32,
     pub group: Arc<BatchGroup>,
     pub records: Records,
@@ -116,7 +116,7 @@ impl Batch {
             Records::All => Pick { chunk: 0, line: 0 },
             Records::Picked(p) => p.first().copied().unwrap_or(Pick { chunk: 0, line: 0 }),
         };
-        (self.flight, first)
+        (self.group_no, first)
     }
 
     /// Splits the records into two halves, front first. Needs at least two records.
@@ -140,7 +140,7 @@ impl Batch {
     pub fn of(&self, picks: &[Pick]) -> Batch {
         let line = |p: &Pick| self.group.chunks[usize::from(p.chunk)].lines[usize::from(p.line)].len as usize;
         Batch {
-            flight: self.flight,
+            group_no: self.group_no,
             partition: self.partition,
             group: self.group.clone(),
             records: Records::Picked(picks.into()),
@@ -182,7 +182,7 @@ impl PendingAcks {
 
     /// Marks the batch's records as done and passes each completed chunk to `acked`.
     pub fn done(&mut self, batch: &Batch, mut acked: impl FnMut(&Ack)) {
-        debug_assert!(self.open >= u64::from(batch.count), "a record was done twice");
+        debug_assert!(self.open >= u64::from(batch.count), "a record was completed twice");
         self.open -= u64::from(batch.count);
         let mut strike = |chunk: usize, records: u32| {
             let (ack, left) = &mut self.waits[chunk];
@@ -244,7 +244,7 @@ mod tests {
 
     /// Fails when a good record is removed with the bad ones.
     #[test]
-    fn sift_takes_out_the_bad_ones() {
+    fn sift_separates_the_bad_records() {
         let (good, bad) = three().sift(&[1]);
         assert_eq!(
             (values(&good.unwrap()), values(&bad)),
@@ -255,7 +255,7 @@ mod tests {
 
     /// Fails when a chunk is acknowledged before its last record is done, or never.
     #[test]
-    fn a_chunk_is_acked_with_its_last_record() {
+    fn a_chunk_is_acked_when_its_last_record_is_done() {
         let b = three();
         let mut pending = PendingAcks::of(&b.group);
         let mut acked = Vec::new();

@@ -1,6 +1,6 @@
-//! The producer's core: the topic queues, everything unacknowledged, and pending orders for the driver and acks for
-//! the registry. Does no I/O: [`Core::chunk`], [`Core::event`] and [`Core::tick`] take the time as an argument and
-//! leave orders and acks behind. `producer::run` or the simulator drives it.
+//! The producer's core: the topic queues, everything unacknowledged, and pending orders for the driver and acks for the
+//! registry. Does no I/O: [`Core::chunk`], [`Core::event`] and [`Core::tick`] take the time as an argument and queue
+//! orders and acks for the caller: `producer::run` or the simulator.
 
 use super::batch::{Batch, PendingAcks};
 use super::dead_letter::DeadLetters;
@@ -29,15 +29,15 @@ pub struct Core<'b> {
     rng: Rng,
     rate: Option<Rate>,
     /// `None` until the driver has reported its capabilities. Nothing is sent before that.
-    abilities: Option<Capabilities>,
+    capabilities: Option<Capabilities>,
     id: Id,
     /// The next driver, while the old one still holds batches.
     next: Option<Drive>,
     queues: Vec<TopicQueue>,
     by_topic: HashMap<Topic, usize>,
-    air: HashMap<BatchGroupNo, PendingAcks>,
+    pending_acks: HashMap<BatchGroupNo, PendingAcks>,
     /// The last group number assigned.
-    flight: BatchGroupNo,
+    last_group: BatchGroupNo,
     /// No more input.
     closing: bool,
     sends: Vec<Batch>,
@@ -75,13 +75,13 @@ impl<'b> Core<'b> {
             options,
             heartbeat: board.heartbeats.register("producer"),
             board,
-            abilities: None,
+            capabilities: None,
             id: Id::None,
             next: None,
             queues: Vec::new(),
             by_topic: HashMap::new(),
-            air: HashMap::new(),
-            flight: BatchGroupNo(0),
+            pending_acks: HashMap::new(),
+            last_group: BatchGroupNo(0),
             closing: false,
             sends: Vec::new(),
             orders: Vec::new(),
@@ -96,13 +96,13 @@ impl<'b> Core<'b> {
     /// Restores the state of an earlier run.
     fn resume(&mut self) {
         let Some(once) = &mut self.options.once else { return };
-        self.flight = once.flight;
+        self.last_group = once.group_no;
         if let Some((pid, epoch)) = once.id {
             self.id = Id::Have(pid, epoch);
         }
         let mut topics: Vec<Topic> = Vec::new();
-        for f in &once.flights {
-            self.air.insert(f.flight, f.pending());
+        for f in &once.groups {
+            self.pending_acks.insert(f.group_no, f.pending());
             if !topics.contains(&f.group.topic) {
                 topics.push(f.group.topic.clone());
             }
@@ -110,10 +110,10 @@ impl<'b> Core<'b> {
         topics.into_iter().for_each(|topic| {
             self.queue(&topic);
         });
-        self.tell_id();
+        self.show_id();
     }
 
-    fn tell_id(&self) {
+    fn show_id(&self) {
         if self.once {
             let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
             *self.board.once.producer.lock().unwrap_or_else(PoisonError::into_inner) = id;
@@ -138,10 +138,10 @@ impl<'b> Core<'b> {
 
     /// Switches to the next driver once the old one holds no batch.
     fn change_driver(&mut self) {
-        let in_air = |l: &TopicQueue| l.in_air() > 0;
-        if let Some(next) = self.next.take_if(|_| !self.queues.iter().any(in_air)) {
+        let is_busy = |queue: &TopicQueue| queue.in_flight() > 0;
+        if let Some(next) = self.next.take_if(|_| !self.queues.iter().any(is_busy)) {
             self.orders.push(Order::Change(next));
-            self.abilities = None;
+            self.capabilities = None;
         }
     }
 
@@ -160,13 +160,13 @@ impl<'b> Core<'b> {
         if let Some(at) = self.by_topic.get(topic) {
             return *at;
         }
-        if self.abilities.is_some() {
+        if self.capabilities.is_some() {
             self.orders.push(Order::Topic(topic.clone())); // otherwise `ready` orders it
         }
         self.by_topic.insert(topic.clone(), self.queues.len());
         let memory =
             self.options.once.as_mut().map(|once| RecoveredTopic::of(once, topic)).unwrap_or_default();
-        self.queues.push(TopicQueue::new(topic.clone(), &self.options).remembering(memory));
+        self.queues.push(TopicQueue::new(topic.clone(), &self.options).with_recovered(memory));
         self.queues.len() - 1
     }
 
@@ -177,7 +177,7 @@ impl<'b> Core<'b> {
 
     /// Nothing is queued and nothing is in flight.
     pub fn is_empty(&self) -> bool {
-        self.air.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
+        self.pending_acks.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
     }
 
     /// Something is left, but nothing is in flight.
@@ -188,7 +188,7 @@ impl<'b> Core<'b> {
     /// Handles a driver event.
     pub fn event(&mut self, event: Event, now: Now) -> Result<(), Dead> {
         match event {
-            Event::Ready(abilities) => self.ready(abilities),
+            Event::Ready(capabilities) => self.ready(capabilities),
             Event::Topic(view) => {
                 if let Some(at) = self.by_topic.get(&view.topic) {
                     self.queues[*at].see(view);
@@ -198,21 +198,21 @@ impl<'b> Core<'b> {
             Event::ProducerId { .. } if self.id != Id::Asked || self.rules().is_none() => {}
             Event::ProducerId { pid, epoch } => {
                 self.id = Id::Have(pid, epoch);
-                self.tell_id();
+                self.show_id();
             }
             Event::OtherCluster => {
                 if let Id::Have(pid, _) = self.id {
-                    log::warn!("producer id {pid} is of the cluster before; taking a new one");
+                    log::warn!("producer id {pid} belongs to the previous cluster; requesting a new one");
                     self.id = Id::Asked;
                     self.orders.push(Order::ProducerId);
                 }
             }
-            Event::Knows { topic, partition, pid, last } => {
+            Event::Described { topic, partition, pid, last } => {
                 self.learn_listing(&topic, partition, pid, &last);
                 let mut actions = Vec::new();
                 if let Some(at) = self.by_topic.get(&topic).copied() {
                     if let Some(p) = self.queues[at].partition(partition) {
-                        p.knows(pid, last, now, &mut actions);
+                        p.described(pid, last, now, &mut actions);
                     }
                     self.act(at, partition, actions, now);
                 }
@@ -224,32 +224,32 @@ impl<'b> Core<'b> {
                     p.done(batch, verdict, now, &mut self.rng, &mut actions);
                 }
                 self.act(at, id, actions, now);
-                self.queues[at].rehouse();
+                self.queues[at].leave_removed_partitions();
             }
             Event::Dead { why } => return Err(Dead { why }),
         }
         Ok(())
     }
 
-    fn ready(&mut self, abilities: Capabilities) {
+    fn ready(&mut self, capabilities: Capabilities) {
         // A new or restarted driver does not know our topics yet.
         self.orders.extend(self.queues.iter().map(|l| Order::Topic(l.topic.clone())));
-        if !abilities.numbered {
+        if !capabilities.idempotent {
             self.id = Id::None;
         } else if !matches!(self.id, Id::Have(..)) {
             // Ask again even if already asked: the order was lost with the previous driver.
             self.id = Id::Asked;
             self.orders.push(Order::ProducerId);
         }
-        self.abilities = Some(abilities);
+        self.capabilities = Some(capabilities);
     }
 
     /// `None`: nothing may be sent now.
     fn rules(&self) -> Option<SendRules> {
-        let abilities = self.abilities.as_ref().filter(|_| self.next.is_none())?;
+        let capabilities = self.capabilities.as_ref().filter(|_| self.next.is_none())?;
         let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
-        Some(match abilities.numbered {
-            true => SendRules::Numbered { in_flight: abilities.in_flight, id, once: self.once },
+        Some(match capabilities.idempotent {
+            true => SendRules::Idempotent { in_flight: capabilities.in_flight, id, once: self.once },
             false => SendRules::Plain,
         })
     }
@@ -294,7 +294,7 @@ impl<'b> Core<'b> {
                     }
                     Action::NewId { pid } => {
                         if matches!(self.id, Id::Have(now, _) if now == pid) {
-                            log::warn!("producer id {pid} cannot be used any longer; taking a new one");
+                            log::warn!("producer id {pid} can no longer be used; requesting a new one");
                             self.id = Id::Asked;
                             self.orders.push(Order::ProducerId);
                         }
@@ -348,23 +348,21 @@ impl<'b> Core<'b> {
         self.board.once.unlisted.store(known.is_none(), Relaxed);
         if known.is_none() {
             log::error!(
-                "exactly-once cannot be proved on this cluster: the leader of {topic}/{partition} does not list producer \
-                 {pid} (DescribeProducers), though it has just stored a batch of it; after a crash the lines in flight are \
-                 sent again and counted as uncertain; repeats within a run are still recognized"
+                "exactly-once cannot be proved on this cluster: the leader of {topic}/{partition} does not list producer {pid} (DescribeProducers) although it has just stored one of its batches; after a crash the lines in flight are sent again and counted as uncertain; repeats within a run are still recognized"
             );
         }
     }
 
     /// Completes these records.
     fn finish(&mut self, batch: &Batch) {
-        let Some(pending) = self.air.get_mut(&batch.flight) else {
-            debug_assert!(false, "{:?} is over already", batch.flight);
+        let Some(pending) = self.pending_acks.get_mut(&batch.group_no) else {
+            debug_assert!(false, "{:?} has already completed", batch.group_no);
             return;
         };
         let acks = &mut self.acks;
         pending.done(batch, |ack| acks.push(ack.clone()));
         if pending.is_over() {
-            self.air.remove(&batch.flight);
+            self.pending_acks.remove(&batch.group_no);
         }
     }
 
@@ -379,7 +377,7 @@ impl<'b> Core<'b> {
                 wake = wake.into_iter().chain(next).min();
             }
             if let Some(change) = self.queues[at].change(now) {
-                self.tell(at, change, now);
+                self.report_changes(at, change, now);
             }
         }
         if !self.sends.is_empty() {
@@ -398,11 +396,11 @@ impl<'b> Core<'b> {
             if let Some(until) = self.rate.as_mut().and_then(|r| r.wait(now.at)) {
                 break Ready::At(until);
             }
-            let no = BatchGroupNo(self.flight.0 + 1);
+            let no = BatchGroupNo(self.last_group.0 + 1);
             let formed = self.queues[at].form(no, now, rules, self.closing, &mut self.rng);
             let Some((bytes, pending)) = formed else { break Ready::No };
-            self.flight = no;
-            self.air.insert(no, pending);
+            self.last_group = no;
+            self.pending_acks.insert(no, pending);
             if let Some(rate) = &mut self.rate {
                 rate.spend(bytes);
             }
@@ -424,7 +422,7 @@ impl<'b> Core<'b> {
     }
 
     /// Updates log and status, on state changes only.
-    fn tell(&self, at: usize, change: QueueChange, now: Now) {
+    fn report_changes(&self, at: usize, change: QueueChange, now: Now) {
         let topic = &self.queues[at].topic;
         let mut states = self.board.topics();
         let state = states.entry(topic.to_string()).or_insert_with(|| BrokerState {
@@ -486,7 +484,7 @@ fn listed(ids: &[i32]) -> String {
 #[derive(Debug)]
 struct Rate {
     per_second: u64,
-    /// Negative after a group larger than what was left; the debt is waited off.
+    /// Negative after a group larger than the tokens left; nothing is sent until it is positive again.
     left: i128,
     seen: Instant,
 }

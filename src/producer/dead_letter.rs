@@ -88,7 +88,7 @@ impl DeadLetters {
         if let Some(all) = self.repeats.more(batch.count.into(), now.at) {
             let (n, topic, path) = (batch.count, &batch.group.topic, path.display());
             log::error!(
-                "{n} record(s) of topic {topic} cannot be delivered: {why}; kept in {path} ({all} of late)"
+                "{n} record(s) of topic {topic} cannot be delivered: {why}; kept in {path} ({all} recently)"
             );
         }
         Ok(())
@@ -188,7 +188,7 @@ fn log_each(batch: &Batch, why: &str) {
         let chunk = &batch.group.chunks[usize::from(pick.chunk)];
         let line = chunk.lines[usize::from(pick.line)];
         log::error!(
-            "{}: {} bytes at offset {} cannot be delivered to topic {} and are left out: {why}",
+            "{}: {} bytes at offset {} cannot be delivered to topic {} and are dropped: {why}",
             chunk.origin.path.display(),
             line.len,
             chunk.offset_of(line),
@@ -255,7 +255,7 @@ mod tests {
 
     /// Fails when a letter loses bytes, its file position, or its own line.
     #[test]
-    fn a_letter_says_what_and_where() {
+    fn a_letter_has_the_line_and_its_origin() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letter");
         let b = batch(1, vec![chunk(&plain(7), 100, &[b"a \"b\"\n\tc", b"\xff\x00x", b""])]);
@@ -286,16 +286,16 @@ mod tests {
         for start in [0, 100, 0] {
             after.write(&of(start), "second", now(), None).unwrap();
         }
-        let told: Vec<_> =
+        let reported: Vec<_> =
             written(&path).iter().map(|l| (l["reason"].clone(), l["offset"].clone())).collect();
         let (first, second) = ("first, \"path\"", "second");
         let want = [(first, 0), (first, 8), (second, 100), (second, 108)];
-        assert_eq!(told, want.map(|(r, o)| (r.into(), o.into())));
+        assert_eq!(reported, want.map(|(r, o)| (r.into(), o.into())));
     }
 
     /// Fails when an earlier run's letters do not count toward the path they name, including a path that is not UTF-8.
     #[test]
-    fn letters_that_are_there_count() {
+    fn existing_letters_count() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letter");
         let odd = PathBuf::from(OsString::from_vec(b"/var/\xff.log".to_vec()));
@@ -313,7 +313,7 @@ mod tests {
 
     /// Fails when a letter can use more than its reservation, or a common one uses less than half of it.
     #[test]
-    fn a_letter_takes_no_more_than_its_room() {
+    fn a_letter_fits_its_reservation() {
         let path = PathBuf::from(OsString::from_vec(b"/var/log/\"\x01\xff.log".to_vec()));
         let origin = origin(u64::MAX, "t", &path, Shape::default());
         let quota = quota::Quota::new(path.clone(), 1, std::iter::empty());
@@ -339,14 +339,14 @@ mod tests {
     /// Fails when a letter is dropped, the file grows past its limit, or writing does not resume after it is moved
     /// away.
     #[test]
-    fn a_full_file_takes_no_more() {
+    fn a_full_file_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letter");
         let b = batch(1, vec![chunk(&plain(7), 0, &[&[b'x'; 300][..]])]);
         let mut letters = DeadLetters::new(Some(path.clone()), 1000);
         let taken = (0..5).take_while(|_| letters.write(&b, "r", now(), None).is_ok()).count();
         assert_eq!((taken, written(&path).len()), (2, 2));
-        #[allow(clippy::disallowed_methods)] // acts as the operator
+        #[allow(clippy::disallowed_methods)] // what the operator does
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         letters.write(&b, "r", now(), None).unwrap();
         assert_eq!(written(&path).len(), 1);

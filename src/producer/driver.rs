@@ -138,7 +138,7 @@ impl Current {
 /// When a broker acknowledges a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Acks {
-    /// Never: stored means written to the socket, and losses are silent.
+    /// Never: a batch counts as stored once it is written to the socket, and losses go unnoticed.
     Zero,
     /// After the leader has written it. It is lost if the leader fails before a follower has a copy.
     One,
@@ -151,10 +151,10 @@ pub enum Acks {
 pub enum Order {
     /// Subscribe to this topic: an [`Event::Topic`] as soon as its partitions are known, and again at each change.
     Topic(Topic),
-    /// A new producer id, for a driver with [`Capabilities::numbered`].
+    /// A new producer id, for a driver with [`Capabilities::idempotent`].
     ProducerId,
     /// Ask what the partition's leader knows of a producer (DescribeProducers, brokers from 2.8). Always answered by
-    /// an [`Event::Knows`], within 30 s.
+    /// an [`Event::Described`], within 30 s.
     Ask { topic: Topic, partition: i32, pid: i64 },
     /// Send these, each to its partition's leader, keeping the order within a partition. Records, keys and headers
     /// come from [`super::record_encoder::RecordEncoder::each`], the timestamp from [`Batch::stamp_ms`].
@@ -178,7 +178,7 @@ pub enum Event {
     OtherCluster,
     /// `last`: epoch and last sequence, `None` if the leader does not know the producer; `Err` if it could not be
     /// asked.
-    Knows {
+    Described {
         topic: Topic,
         partition: i32,
         pid: i64,
@@ -200,8 +200,8 @@ pub struct Capabilities {
     /// "classic", "modern" or "stdout".
     pub name: &'static str,
     /// Batches carry a producer id, an epoch and sequences, so retries neither duplicate nor reorder.
-    pub numbered: bool,
-    /// Maximum batches of one partition in flight; above 1 only if `numbered`.
+    pub idempotent: bool,
+    /// Maximum batches of one partition in flight; above 1 only if `idempotent`.
     pub in_flight: usize,
 }
 
@@ -229,7 +229,7 @@ pub enum Verdict {
     Retry { maybe_stored: bool, pace: Pace, why: String },
     /// Not stored, and this batch never will be.
     Refused { what: Refusal, why: String },
-    /// Only when numbered: the leader expects another sequence or epoch and has not stored the batch. `new_id`: no
+    /// Only when idempotent: the leader expects another sequence or epoch and has not stored the batch. `new_id`: no
     /// epoch of this producer id helps.
     SequenceError { new_id: bool, why: String },
 }

@@ -38,7 +38,7 @@ pub struct Now {
 pub enum SendRules {
     Plain,
     /// With the producer id and its first epoch; `None` until the driver has one.
-    Numbered {
+    Idempotent {
         in_flight: usize,
         id: Option<(i64, i16)>,
         /// Exactly-once: at most one batch of each partition is in flight.
@@ -60,7 +60,7 @@ pub enum Action {
         batch: Batch,
         why: String,
     },
-    /// Ask the leader what it knows; the answer goes to [`Partition::knows`].
+    /// Ask the leader what it knows; the answer goes to [`Partition::described`].
     Ask {
         pid: i64,
     },
@@ -84,14 +84,14 @@ pub enum Action {
 pub struct Partition {
     pub id: i32,
     /// Batches the driver holds, in the order they were sent.
-    air: Vec<Place>,
+    in_flight: Vec<Place>,
     /// Batches not yet sent, or returned, in order of place.
     pending: VecDeque<Batch>,
     health: PartitionHealth,
     /// Consecutive failures.
     attempts: u32,
     why: String,
-    numbering: Option<ProducerState>,
+    producer: Option<ProducerState>,
     /// Consecutive failures to ask the leader.
     unasked: u32,
     /// When a batch was last stored.
@@ -141,12 +141,12 @@ impl Partition {
     pub fn new(id: i32) -> Self {
         Partition {
             id,
-            air: Vec::new(),
+            in_flight: Vec::new(),
             pending: VecDeque::new(),
             health: PartitionHealth::Up,
             attempts: 0,
             why: String::new(),
-            numbering: None,
+            producer: None,
             unasked: 0,
             stored_at: None,
             pasts: VecDeque::new(),
@@ -154,18 +154,18 @@ impl Partition {
     }
 
     /// With producer ids used by an earlier run.
-    pub fn remembering(id: i32, pasts: VecDeque<PastProducer>) -> Self {
+    pub fn with_recovered(id: i32, pasts: VecDeque<PastProducer>) -> Self {
         Partition { pasts, ..Partition::new(id) }
     }
 
-    /// Suitable for new lines that could also go elsewhere.
+    /// Whether it takes new lines that could also go to another partition.
     pub fn is_up(&self) -> bool {
         matches!(self.health, PartitionHealth::Up) && self.pasts.is_empty()
     }
 
     /// Number of batches not yet done.
     pub fn open(&self) -> usize {
-        self.air.len() + self.pending.len()
+        self.in_flight.len() + self.pending.len()
     }
 
     /// Consecutive failures and the last reason; `None` when healthy.
@@ -194,7 +194,7 @@ impl Partition {
     /// The broker may not know our sequence numbers: it has forgotten them, or the topic was re-created and its log is
     /// new.
     pub fn unproven(&mut self) {
-        if let Some(n) = &mut self.numbering {
+        if let Some(n) = &mut self.producer {
             n.proven = false;
         }
     }
@@ -209,13 +209,13 @@ impl Partition {
         self.pending.iter()
     }
 
-    pub fn in_air(&self) -> usize {
-        self.air.len()
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     /// Something failed, nothing is in flight, and no pending batch may already be stored.
     pub fn is_stuck(&self) -> bool {
-        self.attempts > 0 && self.air.is_empty() && !self.pending.iter().any(|b| b.maybe_stored)
+        self.attempts > 0 && self.in_flight.is_empty() && !self.pending.iter().any(|b| b.maybe_stored)
     }
 
     /// Sends what may be sent now.
@@ -236,7 +236,7 @@ impl Partition {
                 }
             }
             PartitionHealth::Up => {
-                if self.air.is_empty() && self.stored_at.is_some_and(|at| now.at - at > IDLE) {
+                if self.in_flight.is_empty() && self.stored_at.is_some_and(|at| now.at - at > IDLE) {
                     self.unproven();
                 }
                 self.fill(rules, actions);
@@ -255,11 +255,11 @@ impl Partition {
         loop {
             let Some(doubtful) = self.pending.front().map(|b| b.maybe_stored) else { return };
             let most = match rules {
-                SendRules::Numbered { once: true, .. } => 1,
-                SendRules::Numbered { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
-                SendRules::Numbered { .. } | SendRules::Plain => 1,
+                SendRules::Idempotent { once: true, .. } => 1,
+                SendRules::Idempotent { in_flight, .. } if self.is_proven(rules) && !doubtful => in_flight,
+                SendRules::Idempotent { .. } | SendRules::Plain => 1,
             };
-            if self.air.len() >= most.max(1) || !self.send_first(rules, actions) {
+            if self.in_flight.len() >= most.max(1) || !self.send_first(rules, actions) {
                 return;
             }
             if doubtful && rules != SendRules::Plain {
@@ -270,7 +270,7 @@ impl Partition {
     }
 
     fn is_proven(&self, rules: SendRules) -> bool {
-        rules == SendRules::Plain || self.numbering.as_ref().is_some_and(|n| n.proven)
+        rules == SendRules::Plain || self.producer.as_ref().is_some_and(|n| n.proven)
     }
 
     /// `false`: there is none, or it may not be sent yet.
@@ -284,13 +284,13 @@ impl Partition {
                 }
                 true
             }
-            SendRules::Numbered { id, once, .. } => self.number(&mut batch, id, once, actions),
+            SendRules::Idempotent { id, once, .. } => self.number(&mut batch, id, once, actions),
         };
         if !goes {
             self.pending.push_front(batch);
             return false;
         }
-        self.air.push(batch.place());
+        self.in_flight.push(batch.place());
         actions.push(Action::Send(batch));
         true
     }
@@ -303,15 +303,15 @@ impl Partition {
         actions: &mut Vec<Action>,
     ) -> bool {
         let Some((pid, epoch)) = id else { return false };
-        let alone = self.air.is_empty();
-        let numbering = match &mut self.numbering {
+        let alone = self.in_flight.is_empty();
+        let producer = match &mut self.producer {
             Some(n) if n.pid == pid && n.epoch >= epoch => n,
             Some(n) if once && n.holds(batch) => n,
             // A new producer id is used only once nothing sent under the old one is in flight.
             Some(_) if !alone => return false,
             other => other.insert(ProducerState::new(pid, epoch)),
         };
-        match numbering.fit(batch, alone, &self.pending) {
+        match producer.fit(batch, alone, &self.pending) {
             Fit::Go => true,
             Fit::Uncertain(lines) => {
                 actions.push(Action::Uncertain(lines));
@@ -335,14 +335,14 @@ impl Partition {
         actions: &mut Vec<Action>,
     ) {
         let place = batch.place();
-        let Some(i) = self.air.iter().position(|p| *p == place) else {
-            debug_assert!(false, "a batch came back twice: {place:?}");
+        let Some(i) = self.in_flight.iter().position(|p| *p == place) else {
+            debug_assert!(false, "a batch was returned twice: {place:?}");
             return;
         };
-        self.air.remove(i);
+        self.in_flight.remove(i);
         // A sequence error behind an earlier batch that is not stored is caused by that batch.
-        let behind =
-            self.air.iter().any(|p| *p < place) || self.pending.front().is_some_and(|p| p.place() < place);
+        let behind = self.in_flight.iter().any(|p| *p < place)
+            || self.pending.front().is_some_and(|p| p.place() < place);
         match verdict {
             Verdict::Stored { offset } => {
                 self.stored_at = Some(now.at);
@@ -355,24 +355,26 @@ impl Partition {
                     Pace::Backoff => AfterDraining::Backoff,
                     Pace::Blocked => AfterDraining::Blocked,
                 };
-                self.give_back(batch);
+                self.return_waiting(batch);
                 self.drain(then, why);
             }
             Verdict::Refused { what, why } => self.refused(batch, &what, why, now, actions),
-            Verdict::SequenceError { new_id, why } => self.misnumbered(batch, new_id, why, behind, actions),
+            Verdict::SequenceError { new_id, why } => {
+                self.sequence_error(batch, new_id, why, behind, actions)
+            }
         }
         self.settle(now, rng, actions);
     }
 
     /// These dead letters could not be written: the topic waits until they can.
     pub fn hold(&mut self, batch: Batch, why: String, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
-        self.give_back(batch);
+        self.return_waiting(batch);
         self.drain(AfterDraining::Blocked, why);
         self.settle(now, rng, actions);
     }
 
     fn stored(&mut self, batch: Batch, offset: Option<i64>, actions: &mut Vec<Action>) {
-        if let Some(n) = &mut self.numbering {
+        if let Some(n) = &mut self.producer {
             n.stored(&batch);
         }
         if matches!(self.health, PartitionHealth::Probing) {
@@ -387,7 +389,7 @@ impl Partition {
         self.why.clear();
     }
 
-    fn give_back(&mut self, mut batch: Batch) {
+    fn return_waiting(&mut self, mut batch: Batch) {
         batch.attempts = batch.attempts.saturating_add(1);
         self.push(batch);
     }
@@ -404,7 +406,7 @@ impl Partition {
     /// Leaves Draining once all batches have been returned.
     fn settle(&mut self, now: Now, rng: &mut Rng, actions: &mut Vec<Action>) {
         let PartitionHealth::Draining(then) = self.health else { return };
-        if !self.air.is_empty() {
+        if !self.in_flight.is_empty() {
             return;
         }
         if then > AfterDraining::Resume {
@@ -418,7 +420,7 @@ impl Partition {
             }
             AfterDraining::Blocked => BLOCKED,
         };
-        self.health = match (then, &self.numbering) {
+        self.health = match (then, &self.producer) {
             (AfterDraining::Ask, Some(n)) => {
                 actions.push(Action::Ask { pid: n.pid });
                 PartitionHealth::Asking { until: now.at + PATIENCE }

@@ -17,7 +17,7 @@ pub struct Distribution<'a> {
     pub all: &'a [i32],
     /// The partitions that keyless records may go to; never empty.
     pub open: &'a [i32],
-    /// One of `open`: receives everything not distributed record by record.
+    /// One of `open`: receives every record that is not distributed individually.
     pub sticky: i32,
     /// Where `round-robin` starts, and the seed of `random`.
     pub seed: u64,
@@ -47,7 +47,7 @@ impl Limit {
     }
 }
 
-/// A batch in the making.
+/// A batch being filled.
 #[derive(Debug)]
 pub struct BatchPart {
     pub partition: i32,
@@ -58,10 +58,10 @@ pub struct BatchPart {
 
 impl BatchPart {
     /// A batch of these records, which were never sent.
-    pub fn into_batch(self, flight: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
+    pub fn into_batch(self, group_no: BatchGroupNo, group: Arc<BatchGroup>) -> Batch {
         let BatchPart { partition, records, count, bytes } = self;
         Batch {
-            flight,
+            group_no,
             partition,
             group,
             records,
@@ -294,7 +294,7 @@ mod tests {
 
     /// Fails when a partitioner uses a forbidden partition, or leaves one out.
     #[test]
-    fn who_goes_where() {
+    fn each_partitioner_uses_its_partitions() {
         let keyless = counts(&deal(Partitioner::RoundRobin).out(&load(Key::None, 1001)));
         assert!(
             keyless == BTreeMap::from([(0, 500), (4, 501)])

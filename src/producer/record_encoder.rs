@@ -57,7 +57,7 @@ pub struct Record<'l, 'p> {
     pub value: Piece<'l, 'p>,
     /// In config order, the same for all records of a chunk.
     pub headers: &'l [(String, Vec<u8>)],
-    /// Its own time, in ms since 1970, where the source knows one; else the batch's applies.
+    /// Its own time in ms since 1970, if the source knows one; otherwise the batch's applies.
     pub stamp_ms: Option<i64>,
 }
 

@@ -40,21 +40,21 @@ pub struct OpenBatch {
     pub picks: Vec<(usize, u16)>,
 }
 
-/// Restored from the journal.
+/// Restored from the intent log.
 #[derive(Debug, Default)]
 pub struct RecoveredState {
     /// The producer id to continue with, in an epoch that no run has used. `None`: request a new one.
     pub id: Option<(i64, i16)>,
     pub lasts: Arc<HashMap<TopicPartition, LastSequence>>,
-    pub flights: Vec<Resumed>,
+    pub groups: Vec<Resumed>,
     /// The highest group number used.
-    pub flight: BatchGroupNo,
+    pub group_no: BatchGroupNo,
 }
 
 /// A batch group whose chunks are read again.
 #[derive(Debug)]
 pub struct Resumed {
-    pub flight: BatchGroupNo,
+    pub group_no: BatchGroupNo,
     pub group: BatchGroup,
     /// Batches that may be stored.
     pub open: Vec<OpenBatch>,
@@ -69,16 +69,16 @@ pub struct RecoveredTopic {
     once: bool,
     id: Option<(i64, i16)>,
     lasts: Arc<HashMap<TopicPartition, LastSequence>>,
-    pub flights: VecDeque<Resumed>,
+    pub groups: VecDeque<Resumed>,
 }
 
 impl RecoveredTopic {
     /// Takes one topic's part, including its groups.
     pub fn of(once: &mut RecoveredState, topic: &Topic) -> RecoveredTopic {
         let (mine, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut once.flights).into_iter().partition(|f: &Resumed| f.group.topic == *topic);
-        once.flights = others;
-        RecoveredTopic { once: true, id: once.id, lasts: once.lasts.clone(), flights: mine.into() }
+            std::mem::take(&mut once.groups).into_iter().partition(|f: &Resumed| f.group.topic == *topic);
+        once.groups = others;
+        RecoveredTopic { once: true, id: once.id, lasts: once.lasts.clone(), groups: mine.into() }
     }
 
     /// A partition, with the questions its leader must answer first.
@@ -86,7 +86,7 @@ impl RecoveredTopic {
         let mut pasts = VecDeque::new();
         let last = self.lasts.get(&(view.topic.clone(), id));
         if let Some(l) = last {
-            let open = self.flights.iter().flat_map(|f| &f.open).find(|o| o.partition == id);
+            let open = self.groups.iter().flat_map(|f| &f.open).find(|o| o.partition == id);
             pasts.push_back(PastProducer {
                 pid: l.pid,
                 last: Some((l.epoch, l.end)),
@@ -102,7 +102,7 @@ impl RecoveredTopic {
         if self.once && pasts.is_empty() {
             pasts.push_back(PastProducer::NONE);
         }
-        Partition::remembering(id, pasts)
+        Partition::with_recovered(id, pasts)
     }
 }
 
@@ -119,7 +119,7 @@ impl Resumed {
         let group = Arc::new(self.group);
         // All records of the group, not yet assigned to a partition.
         let whole = BatchPart { partition: 0, records: Records::All, count: 0, bytes: 0 }
-            .into_batch(self.flight, group.clone());
+            .into_batch(self.group_no, group.clone());
         let mut taken: HashSet<Pick> = self.stored.iter().copied().collect();
         let mut out = Vec::new();
         for open in self.open {
@@ -174,7 +174,7 @@ mod tests {
             follows: true,
             picks: vec![(0, 1), (0, 2), (1, 0)],
         };
-        let resumed = Resumed { flight: BatchGroupNo(3), group, open: vec![open], stored: stored.clone() };
+        let resumed = Resumed { group_no: BatchGroupNo(3), group, open: vec![open], stored: stored.clone() };
         let mut pending = resumed.pending();
         let view =
             TopicView { topic: "t".into(), id: [0; 16], partitions: vec![0, 1, 2], available: vec![0, 1, 2] };

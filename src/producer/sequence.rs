@@ -92,7 +92,7 @@ impl ProducerState {
             }
         }
         let end = after(self.next, batch.count);
-        // These numbers may be stored with other records: the broker would drop this batch as a duplicate.
+        // Other records may be stored under these numbers: the broker would drop this batch as a duplicate.
         let clash = |b: &Batch| {
             let ours = b.numbers.filter(|n| b.maybe_stored && n.pid == self.pid && n.epoch == self.epoch);
             ours.is_some_and(|n| ahead(end, n.base) > 0 && ahead(after(n.base, b.count), self.next) > 0)
@@ -154,8 +154,8 @@ mod tests {
     use super::*;
     use crate::producer::testing::{batch, chunk, plain};
 
-    fn lines(flight: u64, n: usize) -> Batch {
-        batch(flight, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; n])])
+    fn lines(group_no: u64, n: usize) -> Batch {
+        batch(group_no, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; n])])
     }
 
     fn base(b: &Batch) -> (i16, i32) {
@@ -180,7 +180,7 @@ mod tests {
 
     /// Fails when sequences are not contiguous, including across the wrap.
     #[test]
-    fn fresh_batches_follow_on() {
+    fn sequences_are_contiguous() {
         let mut n = ProducerState::new(9, 3).starting_at(i32::MAX - 1);
         let (mut a, mut b) = (lines(1, 3), lines(2, 1));
         assert_eq!((n.fit(&mut a, true, []), n.fit(&mut b, false, [])), (Fit::Go, Fit::Go));
@@ -190,7 +190,7 @@ mod tests {
     /// Fails when a resend changes the numbers of a batch that may be stored, or of one that a later batch proves
     /// stored.
     #[test]
-    fn numbers_stay_with_what_may_have_been_stored() {
+    fn a_batch_that_may_be_stored_keeps_its_numbers() {
         let mut n = ProducerState::new(9, 0);
         let (mut a, mut b) = (lines(1, 2), lines(2, 2));
         n.fit(&mut a, true, []);
@@ -205,7 +205,7 @@ mod tests {
 
     /// Fails when a freed number leaves a gap, or when a batch that may be stored is renumbered within its epoch.
     #[test]
-    fn after_a_refusal_the_rest_moves_up() {
+    fn after_a_refusal_later_batches_close_the_gap() {
         for maybe_stored in [false, true] {
             let mut n = ProducerState::new(9, 0);
             let (mut a, mut b, mut c) = (lines(1, 2), lines(2, 2), lines(3, 2));
@@ -217,13 +217,13 @@ mod tests {
             c.maybe_stored = maybe_stored;
             let want = if maybe_stored { (Fit::Uncertain(2), (1, 0)) } else { (Fit::Go, (0, 2)) };
             assert_eq!((n.fit(&mut c, true, []), base(&c)), want);
-            assert_eq!(n.proven, !maybe_stored, "a new epoch is not proven");
+            assert_eq!(n.proven, !maybe_stored, "the broker has acknowledged nothing in the new epoch");
         }
     }
 
     /// Fails when a batch gets numbers under which another may be stored: the broker would drop it as a duplicate.
     #[test]
-    fn numbers_in_doubt_are_given_to_no_other() {
+    fn numbers_that_may_be_stored_are_never_reused() {
         let mut n = ProducerState::new(9, 0);
         let (mut a, mut b, mut late) = (lines(1, 2), lines(2, 2), lines(0, 1));
         n.fit(&mut a, true, []);
@@ -252,9 +252,9 @@ mod tests {
         assert_eq!(n.fit(&mut b, true, []), Fit::Spent);
     }
 
-    /// Fails when a last sequence within a batch, of another epoch, or beyond what was sent, proves anything.
+    /// Fails when a last sequence within a batch, of another epoch, or beyond everything sent, counts as proof.
     #[test]
-    fn what_a_leader_knows() {
+    fn what_a_leaders_last_sequence_proves() {
         let mut n = ProducerState::new(9, 5).starting_at(10);
         let (mut b, mut c) = (lines(1, 3), lines(2, 7));
         n.fit(&mut b, true, []);

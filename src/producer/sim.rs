@@ -1,5 +1,5 @@
-//! A seeded simulator: the core between tails that feed it and a model of Kafka's brokers with every known failure.
-//! Checks contents: every line is stored, how often, in which order, and each ack only after its lines.
+//! A seeded simulator: runs the core between tails that feed it and a model of Kafka's brokers with every known
+//! failure. Checks contents: every line is stored, how often, in which order, and each ack only after its lines.
 //!
 //! The brokers are in `sim/broker.rs`.
 
@@ -31,10 +31,10 @@ static KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new("k[0-7]").unwrap());
 /// What may happen in one run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Script {
-    numbered: bool,
+    idempotent: bool,
     /// Lines that no broker accepts, and limits that change.
     refusals: bool,
-    /// Producer state is lost altogether, or another producer fences ours: then sequence numbers prove nothing.
+    /// Producer state is lost entirely, or another producer fences ours: then sequence numbers prove nothing.
     amnesia: bool,
     /// `auto` changes the driver.
     changes: bool,
@@ -59,7 +59,7 @@ struct World<'b> {
     next: Vec<u64>,
     left: u64,
     logs: BTreeMap<i32, Log>,
-    abilities: Option<Capabilities>,
+    capabilities: Option<Capabilities>,
     pids: i64,
     /// Events on their way back, in any order between partitions.
     back: VecDeque<Event>,
@@ -105,7 +105,7 @@ impl<'b> World<'b> {
             now,
             origins,
             logs,
-            abilities: None,
+            capabilities: None,
             pids: 1000,
             back: VecDeque::new(),
             bad: BTreeSet::new(),
@@ -174,12 +174,12 @@ impl<'b> World<'b> {
                     let known = self.logs[&partition].producers.get(&pid);
                     let last = known.and_then(|p| p.last.back().map(|l| (p.epoch, l.1)));
                     let last = if self.script.mute { Err("not authorized".into()) } else { Ok(last) };
-                    self.back.push_back(Event::Knows { topic, partition, pid, last });
+                    self.back.push_back(Event::Described { topic, partition, pid, last });
                 }
                 Order::Send(batches) => batches.into_iter().for_each(|b| self.depart(b)),
                 Order::Change(_) => {
                     assert!(self.logs.values().all(|l| l.wire.is_empty()), "the driver still has batches");
-                    self.abilities = None;
+                    self.capabilities = None;
                     self.ready();
                 }
             }
@@ -191,18 +191,21 @@ impl<'b> World<'b> {
     }
 
     fn depart(&mut self, batch: Batch) {
-        let abilities = self.abilities.as_ref().expect("nothing is sent before Ready");
-        assert_eq!(batch.numbers.is_some(), abilities.numbered);
+        let capabilities = self.capabilities.as_ref().expect("nothing is sent before Ready");
+        assert_eq!(batch.numbers.is_some(), capabilities.idempotent);
         let log = self.logs.get_mut(&batch.partition).expect("a partition that exists");
-        if log.untold > 0 {
+        if log.unreported > 0 {
             return self.again(batch, false);
         }
         log.wire.push_back(batch);
-        assert!(log.wire.len() <= abilities.in_flight, "too many in flight");
+        assert!(log.wire.len() <= capabilities.in_flight, "too many in flight");
         // A broker that does not know the id accepts any sequence, so such a batch must be in flight alone.
         if let Some(n) = log.wire.front().and_then(|b| b.numbers) {
             let known = log.producers.get(&n.pid).is_some_and(|p| p.epoch == n.epoch);
-            assert!(known || self.script.amnesia || log.wire.len() == 1, "an unproven id does not fly alone");
+            assert!(
+                known || self.script.amnesia || log.wire.len() == 1,
+                "the first batch of an id is not alone in flight"
+            );
         }
     }
 
@@ -228,9 +231,9 @@ impl<'b> World<'b> {
     }
 
     fn ready(&mut self) {
-        let numbered = if self.script.changes { self.chance(50) } else { self.script.numbered };
-        let in_flight = if numbered { 1 + self.rng.below(5) } else { 1 };
-        self.back.push_back(Event::Ready(Capabilities { name: "model", numbered, in_flight }));
+        let idempotent = if self.script.changes { self.chance(50) } else { self.script.idempotent };
+        let in_flight = if idempotent { 1 + self.rng.below(5) } else { 1 };
+        self.back.push_back(Event::Ready(Capabilities { name: "model", idempotent, in_flight }));
     }
 
     fn reload(&mut self) {
@@ -267,15 +270,15 @@ impl<'b> World<'b> {
 
     fn tell(&mut self, event: Event) {
         if let Event::Done { batch, verdict: Verdict::Retry { maybe_stored: true, .. } } = &event {
-            self.logs.get_mut(&batch.partition).unwrap().untold -= 1;
+            self.logs.get_mut(&batch.partition).unwrap().unreported -= 1;
         }
-        if let Event::Ready(abilities) = &event {
+        if let Event::Ready(capabilities) = &event {
             // All batches must have been returned, including those sent in the meantime.
             if self.logs.values().any(|l| !l.wire.is_empty()) {
                 self.logs.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.cut(id));
                 return self.back.push_back(event);
             }
-            self.abilities = Some(abilities.clone());
+            self.capabilities = Some(capabilities.clone());
         }
         self.core.event(event, self.now).unwrap();
     }
@@ -288,7 +291,7 @@ impl<'b> World<'b> {
     fn run(&mut self) {
         self.ready();
         for steps in 0.. {
-            assert!(steps < 200_000, "it does not come to an end");
+            assert!(steps < 200_000, "it never finishes");
             self.faults = steps < 600;
             if !self.faults {
                 self.largest = 5000;
@@ -302,8 +305,8 @@ impl<'b> World<'b> {
             }
             let quiet = self.back.is_empty() && self.logs.values().all(|l| l.wire.is_empty());
             if quiet && self.left == 0 && !self.faults {
-                // Only time can help now.
-                let wake = wake.expect("something is left, and nothing will ever happen");
+                // Nothing will happen before the next deadline.
+                let wake = wake.expect("work is left, and no event or deadline is pending");
                 self.pass(wake.saturating_duration_since(self.now.at));
             } else {
                 self.step();
@@ -329,10 +332,10 @@ impl<'b> World<'b> {
         assert_eq!(totals.dead_lettered.load(Relaxed), self.bad.len() as u64);
         let (uncertain, at_most) = (totals.uncertain.load(Relaxed), totals.resent.load(Relaxed));
         if !self.script.amnesia {
-            assert!(doubled <= uncertain + at_most, "{doubled} doubled, {uncertain} + {at_most} announced");
+            assert!(doubled <= uncertain + at_most, "{doubled} doubled, {uncertain} + {at_most} reported");
             self.verify_order();
         }
-        if self.script.numbered && !self.script.changes {
+        if self.script.idempotent && !self.script.changes {
             assert_eq!(at_most, 0);
             if !(self.script.amnesia || self.script.mute || self.script.refusals) {
                 assert_eq!((doubled, uncertain), (0, 0), "doubled, uncertain");
@@ -353,15 +356,15 @@ impl<'b> World<'b> {
     }
 }
 
+/// The seeds to run: `default` many, `SEEDS=n` of them, or only `SEED=n`.
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    number("SEED").map_or(0..number("SEEDS").unwrap_or(default), |seed| seed..seed + 1)
+}
+
 /// Runs `seeds` worlds; a failure names the seed.
 fn worlds(seeds: u64, script: Script) {
-    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let only = number("SEED");
-    let seeds = number("SEEDS").unwrap_or(seeds);
-    for seed in 0..seeds {
-        if only.is_some_and(|o| o != seed) {
-            continue;
-        }
+    for seed in self::seeds(seeds) {
         let run = || {
             let board = Board::default();
             let budget = Budget::new(1 << 30);
@@ -382,30 +385,30 @@ const SEEDS: u64 = 300;
 /// Fails when a resend changes its numbers, a later batch overtakes a failed one, or a batch with a lost answer is
 /// duplicated.
 #[test]
-fn numbered_lines_are_stored_exactly_once() {
-    worlds(SEEDS, Script { numbered: true, ..Script::default() });
+fn an_idempotent_producer_stores_each_line_once() {
+    worlds(SEEDS, Script { idempotent: true, ..Script::default() });
 }
 
 /// Fails when a refused batch leaves a gap, drops a neighbor, or its records are reordered.
 #[test]
 fn refusals_cost_only_the_bad_records() {
-    for numbered in [false, true] {
-        worlds(SEEDS, Script { numbered, refusals: true, ..Script::default() });
+    for idempotent in [false, true] {
+        worlds(SEEDS, Script { idempotent, refusals: true, ..Script::default() });
     }
 }
 
 /// Fails when a line is lost or acknowledged too early, or there are more duplicates than reported.
 #[test]
-fn plain_lines_are_stored_at_least_once() {
+fn a_plain_producer_stores_each_line_at_least_once() {
     worlds(SEEDS, Script::default());
 }
 
 /// Fails when an unprovable batch is dropped, retried endlessly, or not counted as uncertain.
 #[test]
-fn forgetful_and_mute_brokers_lose_nothing() {
+fn brokers_that_forget_producers_or_cannot_be_asked_lose_nothing() {
     for refusals in [false, true] {
-        worlds(SEEDS, Script { numbered: true, amnesia: true, refusals, ..Script::default() });
-        worlds(SEEDS, Script { numbered: true, mute: true, refusals, ..Script::default() });
+        worlds(SEEDS, Script { idempotent: true, amnesia: true, refusals, ..Script::default() });
+        worlds(SEEDS, Script { idempotent: true, mute: true, refusals, ..Script::default() });
     }
 }
 
@@ -413,7 +416,7 @@ fn forgetful_and_mute_brokers_lose_nothing() {
 #[test]
 fn the_driver_may_change_at_any_time() {
     for refusals in [false, true] {
-        worlds(SEEDS, Script { numbered: true, changes: true, refusals, ..Script::default() });
+        worlds(SEEDS, Script { idempotent: true, changes: true, refusals, ..Script::default() });
     }
 }
 
@@ -422,15 +425,15 @@ fn the_driver_may_change_at_any_time() {
 /// lost.
 #[test]
 fn a_reload_loses_and_doubles_nothing() {
-    for numbered in [false, true] {
-        worlds(SEEDS, Script { numbered, reloads: true, ..Script::default() });
+    for idempotent in [false, true] {
+        worlds(SEEDS, Script { idempotent, reloads: true, ..Script::default() });
     }
 }
 
 /// Fails when a fixed partition's lines go elsewhere, or wait for another's trouble.
 #[test]
 fn a_fixed_partition() {
-    for numbered in [false, true] {
-        worlds(SEEDS, Script { numbered, partitioner: Some(Partitioner::Fixed(0)), ..Script::default() });
+    for idempotent in [false, true] {
+        worlds(SEEDS, Script { idempotent, partitioner: Some(Partitioner::Fixed(0)), ..Script::default() });
     }
 }

@@ -64,12 +64,12 @@ pub fn chunk(origin: &Arc<Origin>, start: u64, lines: &[&[u8]]) -> Chunk {
 }
 
 /// One batch with all lines of these chunks.
-pub fn batch(flight: u64, chunks: Vec<Chunk>) -> Batch {
+pub fn batch(group_no: u64, chunks: Vec<Chunk>) -> Batch {
     let count = chunks.iter().map(|c| c.lines.len() as u32).sum();
     let bytes = chunks.iter().flat_map(|c| &c.lines).map(|l| l.len as usize).sum();
     let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
     BatchPart { partition: 0, records: Records::All, count, bytes }
-        .into_batch(BatchGroupNo(flight), Arc::new(group))
+        .into_batch(BatchGroupNo(group_no), Arc::new(group))
 }
 
 /// A driver running in its own thread, and the channels to it.

@@ -52,8 +52,8 @@ impl Bench {
             let board = Arc::new(Board::default());
             let halts = Halts { stuck: Some(stuck), now: give_up };
             let context = Context { board: board.clone(), waker };
-            let (changes, journal, registry) = (changed, None, &registry);
-            let result = run(Producer { options, inbox, changes, drive, context, journal, registry, halts });
+            let (changes, intents, registry) = (changed, None, &registry);
+            let result = run(Producer { options, inbox, changes, drive, context, intents, registry, halts });
             let cpu = clock_gettime(ClockId::ThreadCPUTime);
             let cpu = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
             (result, cpu, board.totals.dead_lettered.load(Relaxed))
@@ -63,7 +63,7 @@ impl Bench {
     }
 
     fn ready(self) -> Self {
-        self.say(Event::Ready(Capabilities { name: "test", numbered: false, in_flight: 1 }));
+        self.say(Event::Ready(Capabilities { name: "test", idempotent: false, in_flight: 1 }));
         self
     }
 
@@ -169,7 +169,7 @@ fn a_closed_inbox_drains() {
     b.is_acked(5);
     b.stored(b.sent().pop().unwrap(), 1);
     b.is_acked(10);
-    assert!(b.orders.recv_timeout(LIMIT).is_err(), "the worker ends with core");
+    assert!(b.orders.recv_timeout(LIMIT).is_err(), "the worker ends with the core");
     let (result, cpu, _) = b.end();
     assert_eq!(result, Ok(()));
     assert!(cpu < Duration::from_millis(100), "{cpu:?} of CPU for two lines");
@@ -179,14 +179,14 @@ fn a_closed_inbox_drains() {
 /// while the old one holds a batch, anything is sent in between, topics or the id are not requested again, or an id
 /// from the old driver is used.
 #[test]
-fn a_driver_is_changed_when_all_is_back() {
+fn a_driver_is_replaced_once_it_has_returned_all_batches() {
     let b = Bench::new(ProducerOptions::default());
-    let ready = || b.say(Event::Ready(Capabilities { name: "test", numbered: true, in_flight: 5 }));
-    let numbered = |pid| b.say(Event::ProducerId { pid, epoch: 0 });
+    let ready = || b.say(Event::Ready(Capabilities { name: "test", idempotent: true, in_flight: 5 }));
+    let producer_id = |pid| b.say(Event::ProducerId { pid, epoch: 0 });
     let asked = || assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::ProducerId)));
     ready();
     asked();
-    numbered(1);
+    producer_id(1);
     b.line(0);
     let mut first = b.sent();
     assert_eq!(first[0].numbers.map(|n| n.pid), Some(1));
@@ -201,27 +201,27 @@ fn a_driver_is_changed_when_all_is_back() {
     b.changes.send(Change { options: ProducerOptions::default(), drive, elsewhere: true });
     b.line(5);
     let soon = Duration::from_millis(300);
-    assert!(b.orders.recv_timeout(soon).is_err(), "an order while a batch is out");
-    assert!(!begun.load(Relaxed), "the next driver while a batch is out");
+    assert!(b.orders.recv_timeout(soon).is_err(), "an order while a batch is in flight");
+    assert!(!begun.load(Relaxed), "the next driver while a batch is in flight");
     b.stored(first.pop().unwrap(), 0);
     let until = Instant::now() + LIMIT;
     while !begun.load(Relaxed) {
         assert!(Instant::now() < until);
         std::thread::yield_now();
     }
-    numbered(1);
+    producer_id(1);
     assert!(b.orders.recv_timeout(soon).is_err(), "an order to a driver that is not ready");
     ready();
     assert!(matches!(b.orders.recv_timeout(LIMIT), Ok(Order::Topic(_))));
     asked();
     assert!(b.orders.recv_timeout(soon).is_err(), "sent under the old id");
-    numbered(2);
+    producer_id(2);
     assert_eq!(b.sent()[0].numbers.map(|n| n.pid), Some(2));
 }
 
 /// Fails when the core keeps waiting for the broker after it was stopped.
 #[test]
-fn giving_up_ends_at_once() {
+fn a_stop_ends_at_once() {
     let mut b = Bench::new(ProducerOptions::default()).ready();
     b.line(0);
     let _batches = b.sent();
@@ -233,7 +233,7 @@ fn giving_up_ends_at_once() {
 
 /// Fails when the core keeps running without a driver.
 #[test]
-fn a_dead_driver_ends_ship() {
+fn a_dead_driver_ends_the_producer() {
     let b = Bench::new(ProducerOptions::default()).ready();
     b.say(Event::Dead { why: "closed".into() });
     assert_eq!(b.end().0, Err(Dead { why: "closed".into() }));
@@ -284,7 +284,7 @@ fn a_dead_letter_is_written_before_the_ack() {
 /// Fails when a stop waits for an unreachable broker, or does not wait for a batch that is in flight or may be stored:
 /// the next run would duplicate it.
 #[test]
-fn a_stop_waits_for_what_moves_only() {
+fn a_stop_waits_only_for_batches_that_may_complete() {
     let mut b = Bench::new(ProducerOptions::default()).ready();
     b.line(0);
     let batch = b.sent().remove(0);

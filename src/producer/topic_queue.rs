@@ -92,11 +92,11 @@ impl TopicQueue {
     }
 
     /// With the state of an earlier run.
-    pub fn remembering(self, memory: RecoveredTopic) -> Self {
+    pub fn with_recovered(self, memory: RecoveredTopic) -> Self {
         TopicQueue { memory, ..self }
     }
 
-    /// Applies from the next group on.
+    /// Applies new options from the next group on.
     pub fn tune(&mut self, options: &ProducerOptions) {
         (self.partitioner, self.linger) = (options.partitioner, options.linger);
         if self.batch.most != options.batch.max(1) {
@@ -112,8 +112,8 @@ impl TopicQueue {
     }
 
     /// Batches the driver holds.
-    pub fn in_air(&self) -> usize {
-        self.partitions.iter().map(Partition::in_air).sum()
+    pub fn in_flight(&self) -> usize {
+        self.partitions.iter().map(Partition::in_flight).sum()
     }
 
     pub fn push(&mut self, chunk: Chunk, now: Now) {
@@ -124,13 +124,13 @@ impl TopicQueue {
     /// Nothing waits and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
-            && self.memory.flights.is_empty()
+            && self.memory.groups.is_empty()
             && self.partitions.iter().all(|p| p.open() == 0)
     }
 
-    /// Nothing is in flight, and what is left has nowhere to go: the topic's partitions are unknown, or every
-    /// partition that holds batches or could take the waiting lines has failed. Batches that may be stored are worth
-    /// waiting for: this run can resend them without duplicates, the next one cannot.
+    /// Nothing is in flight, and the rest cannot be sent: the topic's partitions are unknown, or every partition that
+    /// holds batches or could take the waiting lines has failed. Batches that may be stored are worth waiting for: this
+    /// run can resend them without duplicates, the next one cannot.
     pub fn is_stuck(&self) -> bool {
         self.partitions.iter().all(|p| p.is_stuck() || (p.open() == 0 && self.waiting.is_empty()))
     }
@@ -156,18 +156,18 @@ impl TopicQueue {
         // All zeros: the classic driver and brokers before 2.8 do not know the id.
         let known = |id: &[u8; 16]| *id != [0; 16];
         if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
-            log::warn!("topic {}: was deleted and created anew", self.topic);
+            log::warn!("topic {}: was deleted and recreated", self.topic);
             self.partitions.iter_mut().for_each(Partition::unproven);
         }
         self.view = Some(view);
         self.resume();
-        self.rehouse();
+        self.leave_removed_partitions();
     }
 
     /// Passes an earlier run's groups to their partitions before any new group is formed.
     fn resume(&mut self) {
         let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
-        for resumed in std::mem::take(&mut self.memory.flights) {
+        for resumed in std::mem::take(&mut self.memory.groups) {
             for mut batch in resumed.batches(view, self.partitioner, self.batch.now, self.seed) {
                 if view.partitions.binary_search(&batch.partition).is_err() {
                     let n = batch.partition.unsigned_abs() as usize % view.partitions.len();
@@ -182,7 +182,7 @@ impl TopicQueue {
 
     /// Moves batches of removed partitions to others, unless the topic has no partition at all. Called again after
     /// each completion.
-    pub fn rehouse(&mut self) {
+    pub fn leave_removed_partitions(&mut self) {
         let Some(view) = self.view.as_ref().filter(|v| !v.partitions.is_empty()) else { return };
         if self.partitions.len() == view.partitions.len() {
             return;
@@ -190,7 +190,7 @@ impl TopicQueue {
         let gone = |p: &Partition| view.partitions.binary_search(&p.id).is_err();
         let homeless: Vec<Batch> =
             self.partitions.iter_mut().filter(|p| gone(p)).flat_map(Partition::leave).collect();
-        self.partitions.retain(|p| !gone(p) || p.in_air() > 0);
+        self.partitions.retain(|p| !gone(p) || p.in_flight() > 0);
         for mut batch in homeless {
             batch.partition =
                 view.partitions[batch.partition.unsigned_abs() as usize % view.partitions.len()];
@@ -232,7 +232,7 @@ impl TopicQueue {
         let Some((since, _)) = self.waiting.front() else { return (Ready::No, vec![]) };
         let (most, patience) = match rules {
             SendRules::Plain => (1, PLAIN_PATIENCE),
-            SendRules::Numbered { in_flight, .. } => (in_flight.max(1), PATIENCE),
+            SendRules::Idempotent { in_flight, .. } => (in_flight.max(1), PATIENCE),
         };
         let up = self.up();
         let open: Vec<i32> = up.iter().filter(|p| p.open() < most).map(|p| p.id).collect();

@@ -95,7 +95,7 @@ impl Worker {
     }
 
     /// Returns orders that the thread did not take before it ended.
-    fn give_back(&mut self, events: &mut Vec<Event>) {
+    fn return_waiting(&mut self, events: &mut Vec<Event>) {
         let why = "another driver takes over";
         for order in self.untaken.try_iter() {
             refuse(order, Pace::Now, why, events);
@@ -111,7 +111,7 @@ pub fn refuse(order: Order, pace: Pace, why: &str, events: &mut Vec<Event>) {
             Event::Done { batch, verdict }
         })),
         Order::Ask { topic, partition, pid } => {
-            events.push(Event::Knows { topic, partition, pid, last: Err(why.to_owned()) });
+            events.push(Event::Described { topic, partition, pid, last: Err(why.to_owned()) });
         }
         Order::Topic(_) | Order::ProducerId | Order::Change(_) => {}
     }
@@ -144,7 +144,7 @@ impl Driver for Worker {
             self.left = Some(leave);
         }
         if self.left.is_some() {
-            self.give_back(events);
+            self.return_waiting(events);
         }
         let news = &events[before..];
         if !news.is_empty() {
@@ -177,7 +177,7 @@ mod tests {
     /// Fails when a client that makes progress counts as stuck, one that makes none does not, or a batch it leaves
     /// behind is lost.
     #[test]
-    fn a_client_that_takes_nothing() {
+    fn a_client_that_makes_no_progress_counts_as_stuck() {
         let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
         let (proceed, wait) = bounded::<()>(0);
         let run = move |orders: &Receiver<Order>, events: &Outbox, _: &Arc<Board>| {
@@ -186,7 +186,7 @@ mod tests {
             for batch in batches {
                 let _ = events.send(Event::Done { batch, verdict: Verdict::Stored { offset: None } });
             }
-            Leave::Incompatible { why: "told to".into() }
+            Leave::Incompatible { why: "asked to".into() }
         };
         let mut w = Worker::start(&context, Some(Duration::from_secs(60)), Arc::new(run));
         let one = |n| Order::Send(vec![batch(n, vec![chunk(&plain(1), 0, &[b"a"])])]);
@@ -209,6 +209,6 @@ mod tests {
             ]
         ));
         assert!(!late(70));
-        assert_eq!(w.left(), Some(Leave::Incompatible { why: "told to".into() }));
+        assert_eq!(w.left(), Some(Leave::Incompatible { why: "asked to".into() }));
     }
 }

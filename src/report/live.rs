@@ -51,7 +51,10 @@ pub fn start(board: Arc<Board>, folder: Option<&Path>) -> io::Result<StatusServe
     let listener = match listen(folder) {
         Ok(listener) => Some(listener),
         Err(e) => {
-            log::warn!("status socket in {}: {e}; status will only show what is saved", folder.display());
+            log::warn!(
+                "status socket in {}: {e}; `logagent status` will show only the saved state",
+                folder.display()
+            );
             None
         }
     };
@@ -122,7 +125,9 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
             }
             Err(e) => {
                 if !std::mem::replace(&mut refused, true) {
-                    log::warn!("status socket: {e}; status gets no answer now, trying again");
+                    log::warn!(
+                        "status socket: {e}; `logagent status` gets no answer at the moment, retrying"
+                    );
                 }
                 deaf_until = Some(Instant::now() + RETRY);
             }
@@ -135,7 +140,7 @@ fn write_metrics(path: &Path, board: &Board, now: Instant, failed: bool) -> bool
     let done = metrics::write(path, &Snapshot::take(board, now));
     match &done {
         Err(e) if !failed => log::warn!(
-            "write metrics {}: {e}; make its folder, and let the agent's user write there",
+            "write metrics {}: {e}; create its folder, and let the agent's user write there",
             path.display()
         ),
         Ok(()) if failed => log::info!("metrics are written again"),
@@ -208,7 +213,7 @@ fn listen(folder: &Path) -> io::Result<UnixListener> {
     let path = folder.join(SOCKET);
     match fs::symlink_metadata(&path) {
         Ok(there) if there.file_type().is_socket() => fs::remove_file(&path)?,
-        Ok(_) => return Err(io::Error::other("a file that is not a socket has its name")),
+        Ok(_) => return Err(io::Error::other("a file with this name exists and is not a socket")),
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
@@ -265,7 +270,7 @@ mod tests {
 
     /// Fails when the socket stays after exit, when a stale one blocks a new one, or when other users may connect.
     #[test]
-    fn one_snapshot_for_each_who_asks() {
+    fn each_client_gets_one_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(ask(dir.path()).unwrap(), None);
         let board = Arc::new(Board::default());
@@ -303,7 +308,7 @@ mod tests {
 
     /// Fails when a deep state folder has no live status.
     #[test]
-    fn a_long_path_is_no_obstacle() {
+    fn a_long_path_works() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("x".repeat(120));
         fs::create_dir(&folder).unwrap();
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_socket_stays() {
+    fn a_file_that_is_not_a_socket_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(SOCKET), "mine").unwrap();
         drop(live(dir.path(), &Arc::new(Board::default())));
@@ -322,7 +327,7 @@ mod tests {
     /// Fails when metrics are written before they are requested, when they come later than that, or when a replaced
     /// file stays behind.
     #[test]
-    fn metrics_are_written_when_told_and_where_told() {
+    fn metrics_are_written_on_request_to_the_given_file() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a.prom"), dir.path().join("b.prom"));
         let board = Arc::new(Board::default());

@@ -36,11 +36,11 @@ mod tests {
     /// Fails when equal errors flood the log, when their number is not reported, or when one an hour later is
     /// suppressed.
     #[test]
-    fn a_million_are_a_handful() {
+    fn a_million_events_are_a_handful_of_lines() {
         let (mut r, start) = (LogThrottle::default(), Instant::now());
-        let told: Vec<u64> =
+        let reported: Vec<u64> =
             (0..1_000_000).filter_map(|i| r.more(1, start + Duration::from_millis(i))).collect();
-        assert_eq!((told.len(), &told[..4], told[19]), (20, &[1, 2, 4, 8][..], 524_288));
+        assert_eq!((reported.len(), &reported[..4], reported[19]), (20, &[1, 2, 4, 8][..], 524_288));
         assert_eq!(r.more(3, start + Duration::from_secs(3600)), Some(3));
         assert_eq!(r.more(2, start + Duration::from_secs(3601)), None);
     }

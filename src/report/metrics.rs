@@ -1,5 +1,5 @@
 //! Formats a snapshot in Prometheus' text format, for the textfile collector of node_exporter. There is no HTTP port:
-//! the agent has no listener that could be attacked, and node_exporter is already there.
+//! the agent has no listener that could be attacked, and node_exporter usually runs already.
 //!
 //! Names and units follow <https://prometheus.io/docs/practices/naming/>: base units, `_total` for counters, which
 //! continue over restarts.
@@ -28,13 +28,13 @@ const AGENT: [One; 17] = [
     (
         "logagent_lines_dead_lettered_total",
         "counter",
-        "Lines that Kafka can never take, kept in dead-letter.",
+        "Lines that Kafka permanently rejects, kept in dead-letter.",
         |s| s.totals.dead_lettered as f64,
     ),
     (
         "logagent_lines_doubled_at_most_total",
         "counter",
-        "With the uncertain lines, upper bound of lines stored more than once.",
+        "Upper bound of lines stored more than once, together with the uncertain ones.",
         |s| s.totals.doubled_at_most as f64,
     ),
     (
@@ -44,7 +44,7 @@ const AGENT: [One; 17] = [
         |s| s.totals.uncertain as f64,
     ),
     ("logagent_lines_cut_total", "counter", "Lines cut at max_line.", |s| s.totals.cut as f64),
-    ("logagent_lost_bytes_total", "counter", "Bytes that were gone before they could be read.", |s| {
+    ("logagent_lost_bytes_total", "counter", "Bytes that disappeared before they could be read.", |s| {
         s.totals.lost_bytes as f64
     }),
     (
@@ -63,46 +63,50 @@ const AGENT: [One; 17] = [
     ("logagent_memory_used_bytes", "gauge", "Bytes between disk and acknowledgement.", |s| {
         s.memory.used as f64
     }),
-    ("logagent_memory_limit_bytes", "gauge", "What memory in the config allows.", |s| s.memory.limit as f64),
+    ("logagent_memory_limit_bytes", "gauge", "The limit set by memory in the config.", |s| {
+        s.memory.limit as f64
+    }),
     ("logagent_state_written_bytes_total", "counter", "Bytes written to the state folder.", |s| {
         s.state.bytes_written as f64
     }),
     ("logagent_state_degraded", "gauge", "1 while the state folder cannot be written.", |s| {
         f64::from(u8::from(s.state.degraded.is_some()))
     }),
-    ("logagent_lag_bytes", "gauge", "Bytes not acknowledged, over all files.", |s| s.lag_bytes() as f64),
+    ("logagent_lag_bytes", "gauge", "Unacknowledged bytes over all files.", |s| s.lag_bytes() as f64),
 ];
 
 const FILES: [Each<File>; 5] = [
     ("logagent_file_size_bytes", "Size of the file.", |f| Some(f.size as f64)),
     ("logagent_file_acknowledged_bytes", "Acknowledged up to this offset.", |f| Some(f.acknowledged as f64)),
-    ("logagent_file_lag_bytes", "Bytes not acknowledged, with those of rotated files.", |f| {
+    ("logagent_file_lag_bytes", "Unacknowledged bytes, including those of rotated files.", |f| {
         Some(f.lag_bytes as f64)
     }),
     (
         "logagent_file_oldest_unsent_seconds",
-        "Age of the oldest line not acknowledged; 0 if there is none.",
+        "Age of the oldest unacknowledged line; 0 if there is none.",
         |f| Some(f.oldest_unsent.unwrap_or(0.0)),
     ),
-    ("logagent_file_stuck", "1 while its lines cannot leave.", |f| {
+    ("logagent_file_stuck", "1 while its lines cannot be delivered.", |f| {
         Some(f64::from(u8::from(f.stuck_because.is_some())))
     }),
 ];
 
 const BROKERS: [Each<PeerStatus>; 2] = [
-    ("logagent_broker_up", "0 while it cannot be reached.", |p| Some(f64::from(u8::from(p.attempts == 0)))),
+    ("logagent_broker_up", "1 while it can be reached, otherwise 0.", |p| {
+        Some(f64::from(u8::from(p.attempts == 0)))
+    }),
     ("logagent_broker_failed_attempts", "Failed attempts since it last worked.", |p| Some(p.attempts as f64)),
 ];
 
 const TOPICS: [Each<PeerStatus>; 1] =
-    [("logagent_topic_up", "0 while lines of this topic are refused.", |p| {
+    [("logagent_topic_up", "1 while lines of this topic are accepted, otherwise 0.", |p| {
         Some(f64::from(u8::from(p.attempts == 0)))
     })];
 
 /// All metrics.
 pub fn text(s: &Snapshot) -> String {
     let mut out = String::new();
-    head(&mut out, "logagent_build_info", "gauge", "1; says which program and driver.");
+    head(&mut out, "logagent_build_info", "gauge", "Always 1; the labels name the version and the driver.");
     let driver = s.driver.split(':').next().unwrap_or_default();
     labelled(&mut out, "logagent_build_info", &[("version", &s.version), ("driver", driver)], 1.0);
     for (name, kind, help, value) in AGENT {
@@ -149,7 +153,7 @@ pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
     tmp.push(".tmp"); // the collector reads only *.prom
     // The folder, or a symlink in it, may belong to another user.
     let mut file = private_file::replace(tmp.as_ref(), 0o644)?;
-    file.set_permissions(Permissions::from_mode(0o644))?; // the collector is another user, and our umask is strict
+    file.set_permissions(Permissions::from_mode(0o644))?; // the collector runs as another user, and our umask is strict
     file.write_all(text(s).as_bytes())?;
     #[allow(clippy::disallowed_methods)] // nothing here has to survive a power loss
     std::fs::rename(&tmp, path)
@@ -179,7 +183,7 @@ mod tests {
     /// Checks the text format and the naming rules. Fails when a label is not escaped, a type is missing, or a
     /// counter's name does not end in `_total`.
     #[test]
-    fn as_prometheus_wants_it() {
+    fn follows_prometheus_rules() {
         let text = text(&snapshot());
         let mut kind = ("", "");
         for line in text.lines() {
@@ -203,7 +207,7 @@ mod tests {
 
     /// Fails when a file name can control the terminal of someone viewing the file or a graph.
     #[test]
-    fn nothing_active_is_in_a_label() {
+    fn control_characters_in_labels_are_escaped() {
         let file = File { path: "/a\x1b[2J\r\u{202e}\u{9b}b\n".into(), topic: "t".into(), ..File::default() };
         let peer = PeerStatus { name: "k\u{2066}:1".into(), ..PeerStatus::default() };
         let text = text(&Snapshot { files: vec![file], brokers: vec![peer], ..Snapshot::default() });

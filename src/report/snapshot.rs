@@ -287,7 +287,7 @@ impl File {
 fn degraded(folder: &StateFolderTrouble) -> Option<String> {
     let Some(blocked) = &folder.blocked else { return folder.degraded.clone() };
     let topics: Vec<&str> = blocked.topics.iter().map(String::as_str).collect();
-    Some(format!("{}; delivery to {} is blocked until that works", blocked.why, topics.join(", ")))
+    Some(format!("{}; delivery to {} is blocked until it can be written", blocked.why, topics.join(", ")))
 }
 
 /// Why a file's lines are not sent, as far as the board knows.
@@ -324,7 +324,7 @@ fn stuck(
         return None;
     }
     let full = all.memory.limit > 0 && all.memory.used >= all.memory.limit / 10 * 9;
-    full.then(|| "all memory is taken by lines that wait for their acknowledgement".into())
+    full.then(|| "all memory is in use by lines that wait for acknowledgement".into())
 }
 
 impl StreamStatus {
@@ -432,7 +432,7 @@ mod tests {
 
     /// Fails when rotated files' bytes are left out of the lag.
     #[test]
-    fn the_lag_holds_what_rotated_files_hold() {
+    fn the_lag_includes_rotated_files() {
         let (board, ..) = board();
         let s = Snapshot::take(&board, Instant::now());
         let f = &s.files[0];
@@ -463,7 +463,7 @@ mod tests {
     /// Fails when a file is reported as stuck because of a broker while nothing of it waits, or another topic's
     /// problem is blamed.
     #[test]
-    fn who_holds_a_file_up() {
+    fn the_reason_why_a_file_is_stuck() {
         let (board, old, live) = board();
         let peer = |name: &str, attempts| {
             let last_error = Some("refused".into());
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn json_there_and_back() {
+    fn json_round_trips() {
         let (board, ..) = board();
         let snapshot = Snapshot::take(&board, Instant::now());
         let json = serde_json::to_string(&snapshot).unwrap();

@@ -63,7 +63,7 @@ pub fn status(s: &Snapshot) -> String {
                 o.open_intents,
                 o.resent,
                 o.found_stored,
-                if o.unlisted { "; not provable: the broker does not list this producer" } else { "" }
+                if o.unlisted { "; cannot be proved: the broker does not list this producer" } else { "" }
             ),
         );
     }
@@ -105,7 +105,7 @@ fn head(out: &mut String, s: &Snapshot) {
         }
         line(out, format_args!("memory {} of {}", HumanBytes(s.memory.used), HumanBytes(s.memory.limit)));
     } else {
-        line(out, format_args!("logagent is not running here: this is what it saved last"));
+        line(out, format_args!("logagent is not running here: this is the last saved state"));
     }
     let written = HumanBytes(s.state.bytes_written);
     match (&s.state.path, &s.state.degraded) {
@@ -194,7 +194,7 @@ mod tests {
 
     /// Fails when a path or an error forges lines or moves the cursor.
     #[test]
-    fn nothing_active_is_printed() {
+    fn control_characters_are_escaped() {
         let file =
             File { path: "/a\nb\x1b[2J".into(), stuck_because: Some("x\ny".into()), ..File::default() };
         let text = status(&Snapshot { files: vec![file], ..Snapshot::default() });
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_where() {
+    fn the_layout() {
         let file = File {
             path: "/var/log/a".into(),
             state: "following".into(),

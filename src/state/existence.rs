@@ -67,7 +67,7 @@ mod tests {
 
     /// Fails when a rotated file counts as absent, or when an error counts as absence.
     #[test]
-    fn only_what_is_gone_is_absent() {
+    fn only_missing_files_are_absent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.log");
         fs::write(&path, "x").unwrap();

@@ -41,7 +41,7 @@ const CHECK: &str = "crc32c ";
 pub enum Bad {
     /// Whole, but written by a newer program.
     Newer(u32),
-    /// Anything else, with what was found.
+    /// Any other damage, with a description.
     Damaged(String),
 }
 
@@ -49,7 +49,10 @@ impl Display for Bad {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Bad::Newer(v) => {
-                write!(f, "written in version {v} by a newer logagent; this one reads up to {VERSION}")
+                write!(
+                    f,
+                    "written by a newer logagent in version {v}; this one reads up to version {VERSION}"
+                )
             }
             Bad::Damaged(what) => write!(f, "damaged, {what}"),
         }
@@ -185,7 +188,7 @@ pub fn read(bytes: &[u8]) -> Result<Saved, Bad> {
     match version {
         Some(VERSION) => {}
         Some(v) if v > VERSION => return Err(Bad::Newer(v)),
-        _ => return Err(Bad::Damaged("it does not begin as `offsets` does".into())),
+        _ => return Err(Bad::Damaged("it does not have the first line of `offsets`".into())),
     }
     let mut saved = Saved::default();
     for (i, line) in lines {

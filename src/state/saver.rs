@@ -220,7 +220,7 @@ impl Work {
             let effect = match self.publisher {
                 // See the invariant in `exactly_once.rs`; also, `flights` has room for only so many batches.
                 Some(_) => {
-                    "exactly-once needs saved positions: new files wait now, all others once flights is full"
+                    "exactly-once needs saved positions: new files wait now, all others when flights is full"
                 }
                 None => {
                     "delivery continues, but lines delivered from now on are sent again if the agent is killed"

@@ -254,7 +254,7 @@ mod tests {
 
     /// Fails when the sync interval starts at the last save instead of the first unsynced one.
     #[test]
-    fn what_is_saved_is_synced_in_time() {
+    fn saves_are_synced_in_time() {
         let t = Instant::now();
         let every = Duration::from_secs(30);
         let mut r = Schedule::new(Sync::Every(every), t);

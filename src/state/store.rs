@@ -116,7 +116,7 @@ impl PositionsFile {
                 None
             }
             Err(NotLocked::Failed(e)) => {
-                let fix = "give the agent's user this folder, or name another by state_dir or --state-dir";
+                let fix = "give the agent's user this folder, or name another with state_dir or --state-dir";
                 return Err(Error::failed(format_args!("open state folder {}", folder.display()), e, fix));
             }
         };
@@ -176,7 +176,7 @@ impl PositionsFile {
     fn locked(&mut self) -> io::Result<()> {
         if self.lock.is_none() {
             self.lock = Some(lock(&self.folder).map_err(|e| match e {
-                NotLocked::Held(pid) => io::Error::other(format!("another agent saves there{}", named(pid))),
+                NotLocked::Held(pid) => io::Error::other(format!("another agent uses it{}", named(pid))),
                 NotLocked::Failed(e) => e,
             })?);
         }
@@ -214,10 +214,10 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Anyone else with write access to the folder could replace the agent's files.
 fn refuse_shared(folder: &Path) -> Result<(), Error> {
-    let Ok(there) = fs::metadata(folder) else { return Ok(()) }; // it is made, or the lock says why not
+    let Ok(there) = fs::metadata(folder) else { return Ok(()) }; // it is created, or taking the lock reports why not
     let (owner, own) = (there.uid(), rustix::process::geteuid().as_raw());
     let what = format!("state folder {}", folder.display());
-    let elsewhere = "or name another folder by state_dir or --state-dir";
+    let elsewhere = "or name another folder with state_dir or --state-dir";
     // Root can change everything anyway.
     if owner != own && owner != 0 {
         let why = format!("it belongs to user {owner}, and the agent runs as user {own}");
@@ -225,8 +225,8 @@ fn refuse_shared(folder: &Path) -> Result<(), Error> {
         return Err(Error::config(what, why, fix));
     }
     if there.mode() & 0o022 != 0 {
-        let why = format!("others than its owner may write there (mode {:o})", there.mode() & 0o7777);
-        let fix = format!("take that from them (chmod go-w), {elsewhere}");
+        let why = format!("other users may write there (mode {:o})", there.mode() & 0o7777);
+        let fix = format!("remove that permission (chmod go-w), {elsewhere}");
         return Err(Error::config(what, why, fix));
     }
     Ok(())
@@ -291,9 +291,7 @@ fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
         Ok(bytes)
     });
     match bytes {
-        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => {
-            Ok(Some(Err(Bad::Damaged("it is far too long".into()))))
-        }
+        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => Ok(Some(Err(Bad::Damaged("it is too large".into())))),
         Ok(bytes) => Ok(Some(format::read(&bytes))),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) if is_rot(&e) => Ok(Some(Err(Bad::Damaged(e.to_string())))),
@@ -315,8 +313,7 @@ fn hopeless(folder: &Path, damaged: Damaged, offsets: &Bad, previous: &Bad) -> R
         Damaged::Refuse => {
             let why = format!("{offsets}; and {PREVIOUS}: {previous}");
             let fix = format!(
-                "put back a copy of either, or remove both and begin by `start`, or set damaged_state = \"beginning\" \
-                 to send every file from its beginning ({})",
+                "restore a copy of either, or remove both to start over as `start` says, or set damaged_state = \"beginning\" to send every file from its beginning ({})",
                 folder.display()
             );
             Err(Error::config(path.display(), why, fix))
@@ -387,7 +384,7 @@ fn named(pid: Option<u32>) -> String {
 
 fn held(folder: &Path, pid: Option<u32>) -> Error {
     let why = format!("another agent uses it{}", named(pid));
-    let fix = "stop that one, or give this one a folder of its own by --state-dir or state_dir";
+    let fix = "stop that agent, or give this one its own folder with --state-dir or state_dir";
     Error::failed(format_args!("lock state folder {}", folder.display()), why, fix)
 }
 

@@ -60,7 +60,7 @@ impl Bench {
     }
 
     /// A chunk is framed and sent.
-    fn fly(progress: &Progress, start: u64, end: u64) {
+    fn send(progress: &Progress, start: u64, end: u64) {
         progress.frame(end);
         progress.send(&(start..end), end - start);
     }
@@ -122,7 +122,7 @@ fn first_scan_is_saved_when_the_flush_is_answered() {
     let saved = on_disk(dir.path());
     assert_eq!((saved.streams.len(), saved.streams[0].at, saved.next_stream), (1, point(500), 2));
     assert_eq!(saved.sources, [b"/var/log/*".to_vec()]);
-    bench.flush(); // nothing to save: answered all the same
+    bench.flush(); // nothing to save: answered nevertheless
     bench.stop().unwrap();
 }
 
@@ -133,7 +133,7 @@ fn an_ack_is_saved_within_a_second() {
     let bench = Bench::start(options(dir.path()));
     let progress = bench.open(1, 0, 100);
     bench.flush();
-    Bench::fly(&progress, 0, 50);
+    Bench::send(&progress, 0, 50);
     let before = Instant::now();
     bench.ack(1, 0, 50);
     let tick = crossbeam_channel::tick(Duration::from_millis(5));
@@ -148,11 +148,11 @@ fn an_ack_is_saved_within_a_second() {
 
 /// Fails when a restart in which nothing happens writes anything but its process id.
 #[test]
-fn a_restart_without_news_writes_nothing() {
+fn a_restart_without_changes_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
     let progress = bench.open(1, 0, 100);
-    Bench::fly(&progress, 0, 100);
+    Bench::send(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.stop().unwrap();
     let before = names_and_times(dir.path());
@@ -161,7 +161,7 @@ fn a_restart_without_news_writes_nothing() {
     bench.open(1, 100, 100);
     bench.registry.pattern_known(b"x".to_vec());
     bench.stop().unwrap();
-    assert_ne!(names_and_times(dir.path()), before, "a new pattern is news");
+    assert_ne!(names_and_times(dir.path()), before, "a new pattern is a change");
     let before = names_and_times(dir.path());
     let bench = Bench::start(options(dir.path()));
     bench.open(1, 100, 100);
@@ -170,7 +170,7 @@ fn a_restart_without_news_writes_nothing() {
     assert_eq!(names_and_times(dir.path()), before);
 }
 
-/// A copy of the folder taken while the saver runs stands for the state after a kill. Fails when duplicated lines are
+/// A copy of the folder taken while the saver runs simulates the state after a kill. Fails when duplicated lines are
 /// not counted, are counted twice over a later clean restart, or a total goes back.
 #[test]
 fn doubled_lines_are_counted_over_a_kill_and_kept() {
@@ -178,10 +178,10 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
     let copy = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
     let progress = bench.open(1, 0, 100);
-    Bench::fly(&progress, 0, 30);
+    Bench::send(&progress, 0, 30);
     bench.ack(1, 0, 30);
     bench.flush();
-    Bench::fly(&progress, 30, 80);
+    Bench::send(&progress, 30, 80);
     for name in ["offsets", "air"] {
         fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
     }
@@ -190,9 +190,9 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
     let bench = Bench::start(options(copy.path()));
     assert_eq!(bench.saved.streams[0].at, point(30));
     let progress = bench.open(1, 30, 100);
-    Bench::fly(&progress, 30, 80);
+    Bench::send(&progress, 30, 80);
     assert_eq!(bench.board.doubled_at_most(), 50, "counted before it is sent");
-    Bench::fly(&progress, 80, 100);
+    Bench::send(&progress, 80, 100);
     bench.ack(1, 80, 100);
     bench.ack(1, 30, 80);
     bench.stop().unwrap();
@@ -200,7 +200,7 @@ fn doubled_lines_are_counted_over_a_kill_and_kept() {
 
     let bench = Bench::start(options(copy.path()));
     let progress = bench.open(1, 100, 200);
-    Bench::fly(&progress, 100, 200);
+    Bench::send(&progress, 100, 200);
     assert_eq!(bench.board.doubled_at_most(), 50);
     assert_eq!(bench.board.totals.acked_lines.load(Relaxed), 100);
     bench.ack(1, 100, 200);
@@ -221,8 +221,8 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
         bench.open(1, 0, 0);
         bench.flush();
         let progress = bench.open(2, 0, 100);
-        Bench::fly(&progress, 0, 80);
-        assert_eq!(bench.board.doubled_at_most(), 0, "a first start");
+        Bench::send(&progress, 0, 80);
+        assert_eq!(bench.board.doubled_at_most(), 0, "the first start");
         for name in kept {
             fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
         }
@@ -233,13 +233,13 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
         }
         let bench = Bench::start(StateOptions { damaged: Damaged::Beginning, ..options(copy.path()) });
         let progress = bench.open(5, 0, 100);
-        Bench::fly(&progress, 0, 80);
-        Bench::fly(&progress, 80, 100);
+        Bench::send(&progress, 0, 80);
+        Bench::send(&progress, 80, 100);
         assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
         bench.ack(5, 0, 100);
         bench.flush();
         let progress = bench.open(6, 0, 100);
-        Bench::fly(&progress, 0, 100);
+        Bench::send(&progress, 0, 100);
         bench.ack(6, 0, 100);
         assert_eq!(bench.board.doubled_at_most(), doubled, "{kept:?}");
         bench.stop().unwrap();
@@ -248,14 +248,14 @@ fn doubled_lines_of_a_stream_that_was_not_saved_are_counted() {
 
 /// Fails when a failed save ends the thread, is not shown, or is not retried.
 #[test]
-fn a_disk_that_refuses_is_shown_and_overcome() {
+fn a_failing_disk_is_reported_and_retried() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
     let progress = bench.open(1, 0, 100);
     bench.flush();
     let blocked = dir.path().join("offsets.tmp");
     fs::create_dir(&blocked).unwrap();
-    Bench::fly(&progress, 0, 10);
+    Bench::send(&progress, 0, 10);
     bench.ack(1, 0, 10);
     bench.flush(); // answered though it failed: the agent must become ready
     assert!(bench.board.state().degraded.is_some());
@@ -274,11 +274,11 @@ fn a_disk_that_refuses_is_shown_and_overcome() {
 
 /// Fails when the last save is skipped or not retried, or when its error is not reported.
 #[test]
-fn the_end_saves_or_says_why_not() {
+fn the_end_saves_or_reports_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(options(dir.path()));
     let progress = bench.open(1, 0, 100);
-    Bench::fly(&progress, 0, 100);
+    Bench::send(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.registry.close(&Closed { stream: StreamId(1), why: Ending::Gone { lost: 9 } });
     bench.stop().unwrap();
@@ -309,7 +309,7 @@ fn the_end_saves_or_says_why_not() {
 fn nothing_is_saved_without_a_folder() {
     let bench = Bench::start(StateOptions { state_dir: None, ..options(Path::new("/nowhere")) });
     let progress = bench.open(1, 0, 100);
-    Bench::fly(&progress, 0, 100);
+    Bench::send(&progress, 0, 100);
     bench.ack(1, 0, 100);
     bench.flush();
     assert_eq!((progress.acked.load(Relaxed), progress.saved.load(Relaxed)), (100, 0));
@@ -344,8 +344,7 @@ fn the_beginning_holds_until_the_first_scan_is_saved() {
     assert!(!on_disk(dir.path()).from_beginning);
 }
 
-/// A box that boots in 1970, or whose clock is set to another century. Fails when the wall clock decides what is
-/// forgotten.
+/// A box that boots in 1970, or whose clock is set to another century. Fails when forgetting depends on the wall clock.
 #[test]
 fn positions_are_forgotten_by_running_time_alone() {
     const DAY: u64 = 24 * 3600;

@@ -1,4 +1,4 @@
-//! A single-value mailbox from the saver to the journal. A new value replaces the old one, so publishing never blocks.
+//! A single-value mailbox from the saver to the intent log. A new value replaces the old one, so publishing never blocks.
 
 use super::SavedPositions;
 use crate::waker::Waker;
@@ -15,7 +15,7 @@ pub struct Mailbox {
     latest: Arc<Mutex<Option<SavedPositions>>>,
 }
 
-/// `waker` wakes the journal's thread.
+/// `waker` wakes the intent log's thread.
 pub fn pair(waker: &Waker) -> (Publisher, Mailbox) {
     let latest = Arc::new(Mutex::new(None));
     (Publisher { latest: latest.clone(), waker: waker.clone() }, Mailbox { latest })

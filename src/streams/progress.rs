@@ -31,7 +31,7 @@ pub struct Progress {
 struct SizesSeen(VecDeque<(u64, Instant)>);
 
 impl SizesSeen {
-    /// Above this, neighbours are merged, which overstates the age of old bytes rather than understating it.
+    /// Above this, neighbors are merged, which overstates the age of old bytes rather than understating it.
     const MOST: usize = 64;
     /// Sizes seen within this time share an entry.
     const STEP: Duration = Duration::from_millis(500);

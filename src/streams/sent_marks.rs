@@ -1,10 +1,10 @@
 //! Sent marks: a persistent high-water mark per stream of what may have been sent, written before sending. Delivery
 //! does not need the marks; they make `doubled_at_most` correct after a crash.
 //!
-//! The producer raises the stream's mark to the end of each chunk before the chunk is first sent
-//! ([`SentMark::raise`]). However a run ends, the lines between the saved position and the mark may have been stored
-//! without an acknowledgement. The next run counts them as it sends them again, and records the count first. A line
-//! of which two runs in a row left a copy is counted by both.
+//! The producer raises the stream's mark to the end of each chunk before the chunk is first sent ([`SentMark::raise`]).
+//! However a run ends, the lines between the saved position and the mark may have been stored without an
+//! acknowledgement. The next run counts them as it sends them again, and records the count first. A line that was
+//! duplicated by two runs in a row is counted twice.
 //!
 //! A stream opened after the last save is unknown to the next run, which assigns the file a new stream. Nothing links
 //! the two, so the highest mark of all unsaved streams applies to every stream opened before the first scan of the
@@ -20,7 +20,7 @@
 //! 64   u64  lines resent without a crash (`Board::resent`)
 //! 72   u64  1 from the first chunk of a run until its clean end
 //! 80   u64  lines sent again that an earlier run may have sent
-//! 88   u64  limit of streams that were sent of and never saved
+//! 88   u64  limit of streams that were sent but never saved
 //! 96   marks of 16 bytes: u64 stream, u64 limit; both 0: free
 //! ```
 //!
@@ -223,9 +223,9 @@ impl SentMarks {
             bound: word(&bytes, BOUND),
             unsaved,
         };
-        let air = SentMarks::with(Some(file), slots, recognized);
-        air.count_from(found.counts(Counts::default()));
-        Ok((air, found))
+        let marks = SentMarks::with(Some(file), slots, recognized);
+        marks.count_from(found.counts(Counts::default()));
+        Ok((marks, found))
     }
 
     /// See [`FoundMarks::counts`]. Call before any slot is taken.
@@ -331,7 +331,7 @@ impl SentMarks {
     /// Keeps only the slots selected by `keep` and frees the others. `unsaved` is the result of
     /// [`FoundMarks::unsaved`] for them.
     pub fn retain(&self, unsaved: u64, keep: impl Fn(StreamId) -> bool) {
-        self.begins_unsaved(unsaved); // while the slots still say the same
+        self.begins_unsaved(unsaved); // while the slots are still unchanged
         let mut slots = self.lock();
         let dropped: Vec<MarkPlace> =
             slots.places.extract_if(|stream, _| !keep(*stream)).map(|(_, place)| place).collect();

@@ -1,4 +1,4 @@
-//! The table of streams: what is known of each, and how long it is kept. Pure: no I/O, no lock; time is an argument.
+//! The table of streams: the state of each, and how long it is kept. Pure: no I/O, no lock; time is an argument.
 
 use super::ranges::AckedRanges;
 use super::saved::SavedStream;
@@ -112,12 +112,16 @@ impl Table {
         let (id, progress) = (o.stream, o.progress);
         self.next_stream = self.next_stream.max(id.0 + 1);
         progress.belongs(id, o.identity.clone());
-        self.unnote_finished(id); // someone writes to a rotated file again
+        self.unnote_finished(id); // a rotated file is written again
         if let Some(known) = self.streams.get_mut(&id) {
             let acked = known.acked.at.offset;
             let saved = known.progress.as_ref().map_or(acked, |p| p.saved.load(Relaxed));
-            // It may be beyond: the tail reads on in another file (a copy, a `.gz`) while chunks are in flight.
-            assert!(o.at.offset >= acked, "{id:?} is opened at {}, before what is acknowledged", o.at.offset);
+            // It may be further on: the tail continues in another file (a copy, a `.gz`) while chunks are in flight.
+            assert!(
+                o.at.offset >= acked,
+                "{id:?} is opened at {}, before its acknowledged position",
+                o.at.offset
+            );
             progress.acked.store(acked, Relaxed);
             progress.saved.store(saved, Relaxed);
             let moved = known.identity != o.identity || *known.path != *o.path;
@@ -164,7 +168,7 @@ impl Table {
     /// The tail sends no more chunks of this stream. Returns whether there is something to save.
     pub fn close(&mut self, id: StreamId, why: &Ending) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else {
-            debug_assert!(false, "{id:?} is closed and was never opened");
+            debug_assert!(false, "{id:?} is closed but was never opened");
             return false;
         };
         (stream.phase, stream.lost) = match why {
@@ -268,7 +272,10 @@ impl Table {
     pub fn saved(&mut self, mut finished: impl FnMut(StreamId)) {
         for (id, s) in &mut self.streams {
             let Some(progress) = &s.progress else { continue };
-            assert!(s.saving <= progress.acked.load(Relaxed), "{id:?}: saved what is not acknowledged");
+            assert!(
+                s.saving <= progress.acked.load(Relaxed),
+                "{id:?}: saved a position that is not acknowledged"
+            );
             progress.saved.store(s.saving, Relaxed);
             if s.phase == Phase::Finished && s.saving == s.acked.at.offset {
                 finished(*id);

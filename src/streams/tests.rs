@@ -76,7 +76,7 @@ fn urgent_changes_wake_in_any_case() {
     assert!(wakes(&registry, Urgency::Now).0);
     registry.end();
     assert!(wakes(&registry, Urgency::Now).1.ending);
-    assert!(wakes(&registry, Urgency::Now).1.ending, "it stays the end");
+    assert!(wakes(&registry, Urgency::Now).1.ending, "the end is permanent");
 }
 
 /// Fails when bytes that were never sent can be acknowledged: in a release build as well.

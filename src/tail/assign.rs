@@ -41,7 +41,7 @@ pub struct FolderFile {
     pub beside_original: bool,
     /// It may be the file of a stream of which nothing was read yet.
     pub may_be_untouched: bool,
-    /// It existed before anything was read under this name: only missing streams are looked for in it.
+    /// It existed before anything was read under this name: it is searched for missing streams only.
     pub old: bool,
 }
 
@@ -62,11 +62,11 @@ pub trait Peek {
     fn mark(&mut self, file: usize, offset: u64) -> io::Result<Option<Mark>>;
     /// The first ≤ 256 bytes.
     fn head(&mut self, file: usize) -> io::Result<Vec<u8>>;
-    /// Whether the file, which has the stream's identity, also has the stream's bytes.
+    /// Whether the file, whose identity is the stream's, also has the stream's bytes.
     fn is_own(&mut self, file: usize, stream: usize) -> io::Result<bool>;
     /// Whether the stream's own file is readable and has the stream's bytes.
     fn is_there(&mut self, stream: usize) -> io::Result<bool>;
-    /// Like [`Peek::is_there`], but checks again.
+    /// As [`Peek::is_there`], without the cached answer.
     fn is_still_there(&mut self, stream: usize) -> io::Result<bool>;
     /// As [`Peek::mark`], of the stream's own file.
     fn own_mark(&mut self, stream: usize, offset: u64) -> io::Result<Option<Mark>>;
@@ -88,7 +88,7 @@ pub enum FileVerdict {
     Wait(Wait),
 }
 
-/// Why it is still open what to read of a file. Decided again whenever something changes in its folder.
+/// Why no decision about a file is possible yet. Retried whenever something changes in its folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wait {
     /// It is empty, so it may become a copy of any file.
@@ -171,19 +171,19 @@ pub fn assign(
         if verdicts[i].is_none() {
             verdicts[i] = Some(match files[i].old {
                 true => FileVerdict::Old,
-                false => whose(streams, &files[i], i, lengths[i], peek)?,
+                false => find_stream(streams, &files[i], i, lengths[i], peek)?,
             });
         }
     }
     let mut verdicts: Vec<FileVerdict> =
         verdicts.into_iter().map(|v| v.unwrap_or(FileVerdict::New)).collect();
-    let twins = twins(files, &lengths, &verdicts, peek)?;
-    for (i, _) in twins.iter().enumerate().filter(|(_, twin)| twin.is_some()) {
+    let duplicates = duplicates(files, &lengths, &verdicts, peek)?;
+    for (i, _) in duplicates.iter().enumerate().filter(|(_, duplicate)| duplicate.is_some()) {
         verdicts[i] = FileVerdict::Wait(Wait::Original);
     }
     continue_untouched(streams, files, &lengths, &mut verdicts, peek)?;
-    for (i, twin) in twins.iter().enumerate() {
-        if let Some(FileVerdict::Continues(stream)) = twin.map(|twin| verdicts[twin]) {
+    for (i, duplicate) in duplicates.iter().enumerate() {
+        if let Some(FileVerdict::Continues(stream)) = duplicate.map(|duplicate| verdicts[duplicate]) {
             verdicts[i] = FileVerdict::Wait(Wait::Copy(stream));
         }
     }
@@ -192,14 +192,14 @@ pub fn assign(
 
 /// Of new files with equal content (a copy that is being compressed), picks one to read: a plain file before a compressed
 /// one, else the first. The others are decided once that one belongs to a stream.
-fn twins(
+fn duplicates(
     files: &[FolderFile],
     lengths: &[Length],
     verdicts: &[FileVerdict],
     peek: &mut dyn Peek,
 ) -> io::Result<Vec<Option<usize>>> {
     let mut ends: Vec<(u64, Mark, usize)> = Vec::new();
-    let mut twins = vec![None; files.len()];
+    let mut duplicates = vec![None; files.len()];
     let mut order: Vec<usize> = (0..files.len()).collect();
     order.sort_by_key(|i| files[*i].packed != Packed::Plain);
     for i in order {
@@ -210,14 +210,14 @@ fn twins(
         }
         let Some(mark) = peek.mark(i, length)? else { continue };
         match ends.iter().find(|(l, m, _)| (*l, *m) == (length, mark)) {
-            Some((.., twin)) => twins[i] = Some(*twin),
+            Some((.., duplicate)) => duplicates[i] = Some(*duplicate),
             None => ends.push((length, mark, i)),
         }
     }
-    Ok(twins)
+    Ok(duplicates)
 }
 
-/// Whether a stream of this log has an own file that is gone or has different bytes.
+/// Whether the file of any stream of this log is gone or has different bytes.
 fn any_missing(streams: &[KnownStream], peek: &mut dyn Peek) -> io::Result<bool> {
     for (j, s) in streams.iter().enumerate() {
         if s.kin && !s.finished && !peek.is_there(j)? {
@@ -251,8 +251,8 @@ fn own_stream(
     Ok(peek.is_own(i, j)?.then_some(j))
 }
 
-/// Continues each stream whose own file is gone or has different bytes in one of the files with its bytes: a plain file
-/// before a compressed one, else the longest. The others are copies of that file.
+/// Each stream whose own file is gone or has different bytes continues in one of the files that have its bytes: a plain
+/// file before a compressed one, otherwise the longest. The others are copies of that file.
 fn continue_streams(
     streams: &[KnownStream],
     files: &[FolderFile],
@@ -288,7 +288,7 @@ fn continue_streams(
 }
 
 /// Finds the stream of a file in which no stream continues.
-fn whose(
+fn find_stream(
     streams: &[KnownStream],
     file: &FolderFile,
     i: usize,
@@ -324,8 +324,8 @@ fn whose(
     })
 }
 
-/// A stream whose file shrank below this one before anything was read, or was overwritten without its tail having seen it
-/// yet: this file may be a copy of the old contents.
+/// A stream whose file became shorter than this one before anything was read, or was overwritten before its tail saw
+/// it: this file may be a copy of the old contents.
 fn unseen(streams: &[KnownStream], length: Length, peek: &mut dyn Peek) -> io::Result<Option<usize>> {
     let Length::Bytes(length) = length else { return Ok(None) };
     for (j, s) in streams.iter().enumerate() {

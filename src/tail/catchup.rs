@@ -1,7 +1,7 @@
-//! Catches up with files that were rotated, copied or compressed while no tail was looking.
+//! Catches up with files that were rotated, copied or compressed while no tail was watching them.
 //!
-//! Known streams are looked for first ([`super::find`]), then unread siblings are read, oldest first, then the live file.
-//! Bytes that can no longer be found are reported as lost.
+//! First it searches for known streams ([`super::find`]), then it reads unread siblings, oldest first, then the live
+//! file. Bytes that can no longer be found are reported as lost.
 
 use super::assign::{FileVerdict, Wait};
 use super::find::SearchResult;
@@ -10,7 +10,7 @@ use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry, StreamUse};
 use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, Survey, goes_on, proof, second};
+use super::survey::{PathFile, Scope, SiblingAge, Survey, has_bytes_of, proof, second};
 use super::{Halt, Start, Tail, known};
 use crate::packed::packing;
 use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
@@ -40,7 +40,7 @@ impl Tail<'_> {
                         && self.o.give_up.is_none()
                         && self.known.get(&look.identity, &self.o.path).is_none() =>
                 {
-                    self.path_is_shut(&e);
+                    self.path_cannot_be_opened(&e);
                     None
                 }
                 Err(e) => return Err(e.into()),
@@ -49,7 +49,7 @@ impl Tail<'_> {
         };
         if history.is_empty() {
             return match at_path {
-                Some((file, look)) => self.first_sight(file, look),
+                Some((file, look)) => self.begin_unknown_path(file, look),
                 None => self.unread_siblings(&self.since(), None),
             };
         }
@@ -57,7 +57,7 @@ impl Tail<'_> {
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => self.leave_to_another(),
-                Claim::Known(entry) if goes_on(&file, &look, &entry)? => {
+                Claim::Known(entry) if has_bytes_of(&file, &look, &entry)? => {
                     live = Some((file, look, Some(entry)))
                 }
                 Claim::Known(entry) if self.was_read(&file, &look)? => {
@@ -89,8 +89,8 @@ impl Tail<'_> {
         let Some((file, look, entry)) = live else { return Ok(()) };
         match entry {
             Some(entry) => self.resume(file, look, entry),
-            None if rewritten.is_some() => self.take_up_rewritten(file, &look),
-            None => self.take_up_new(file, &look, 0),
+            None if rewritten.is_some() => self.read_rewritten(file, &look),
+            None => self.read_new(file, &look, 0),
         }
     }
 
@@ -112,21 +112,21 @@ impl Tail<'_> {
         let is_it = |e: &&Entry| e.identity.ino == ino || born.is_some() && e.identity.born == born;
         let was = history.iter().rev().filter(|e| !e.finished && proof(e).offset > 0).find(is_it);
         let Some(was) = was else { return Ok(None) };
-        if !identity::is_on_overlay(file) || !goes_on(file, look, was)? {
+        if !identity::is_on_overlay(file) || !has_bytes_of(file, look, was)? {
             return Ok(None);
         }
         Ok(self.known.take(was.stream, &look.identity))
     }
 
-    /// Continues the live file if the file at the path is its overlayfs copy, see [`Tail::copied_up`]. The open one is the
-    /// lower file, which receives no more writes.
+    /// Continues the live stream if the file at the path is the overlayfs copy of its file, see [`Tail::copied_up`].
+    /// The open file is the lower one, which receives no more writes.
     pub(super) fn follow_copy_up(&mut self, at_path: &Look) -> Result<bool, Halt> {
         let is_it = |o: &Open| o.live && o.identity.ino == at_path.identity.ino && o.links > 0;
         let Some(i) = self.open.iter().position(is_it) else { return Ok(false) };
         let Ok((file, look)) = identity::open(&self.o.path) else { return Ok(false) };
         if look.identity != at_path.identity
             || !identity::is_on_overlay(&file)
-            || !self.open[i].go_on_in(file, &look, self.now)?
+            || !self.open[i].continue_in(file, &look, self.now)?
         {
             return Ok(false);
         }
@@ -137,7 +137,7 @@ impl Tail<'_> {
     }
 
     /// A path with no known stream: `start` says where to begin, and existing siblings are old.
-    fn first_sight(&mut self, file: File, look: Look) -> Result<(), Halt> {
+    fn begin_unknown_path(&mut self, file: File, look: Look) -> Result<(), Halt> {
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
                 self.leave_to_another();
@@ -152,7 +152,8 @@ impl Tail<'_> {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
             list => list?,
         };
-        // Files with a tail of their own are left to it. Oldest first, because the oldest entries are dropped first.
+        // Files with a tail of their own are left to that tail. Oldest first, because the oldest entries are dropped
+        // first.
         let is_old = |s: &&Sibling| !s.look.is_since(since) && !self.is_followed(&s.path);
         let old: Vec<&Sibling> = list.iter().filter(is_old).collect();
         for old in &old[old.len().saturating_sub(OLD_SIBLINGS)..] {
@@ -169,10 +170,10 @@ impl Tail<'_> {
             Start::Offset(n) => n,
         };
         self.unread_siblings(&self.since(), Some(&file))?;
-        self.take_up_new(file, &look, offset)
+        self.read_new(file, &look, offset)
     }
 
-    /// Anything newer was created, and perhaps rotated, before the first look.
+    /// Files newer than this were created, and perhaps rotated, before the first look.
     fn since(&self) -> Entry {
         Entry::of(Identity { born: Some(self.o.since), ..Identity::default() })
     }
@@ -231,7 +232,7 @@ impl Tail<'_> {
             for (sibling, verdict) in survey.iter() {
                 // A file with a tail of its own is read there.
                 if !tail.is_followed(&sibling.path) {
-                    tail.take_up_unfollowed(sibling, verdict, &survey)?;
+                    tail.read_unfollowed(sibling, verdict, &survey)?;
                 }
             }
             Ok(false)
@@ -239,7 +240,7 @@ impl Tail<'_> {
         .map(drop)
     }
 
-    fn take_up_unfollowed(
+    fn read_unfollowed(
         &mut self,
         sibling: &Sibling,
         verdict: FileVerdict,
@@ -247,7 +248,7 @@ impl Tail<'_> {
     ) -> Result<(), Halt> {
         let entry = survey.entry(verdict);
         match (verdict, entry) {
-            (FileVerdict::Own(_), Some(entry)) => self.goes_on_late(sibling, entry).map(drop),
+            (FileVerdict::Own(_), Some(entry)) => self.continue_after_late_write(sibling, entry).map(drop),
             (FileVerdict::Continues(_), Some(entry)) if entry.finished => {
                 self.continue_finished(sibling, entry).map(drop)
             }
@@ -266,10 +267,10 @@ impl Tail<'_> {
             {
                 self.note_unfollowed(sibling)
             }
-            (FileVerdict::New, _) => self.take_up_unread(sibling),
-            // This tail's own files were checked just before.
+            (FileVerdict::New, _) => self.read_unread(sibling),
+            // This tail's own files have just been checked.
             (FileVerdict::Wait(Wait::Unseen(_)), Some(entry)) if entry.path == self.o.path => {
-                self.take_up_unread(sibling)
+                self.read_unread(sibling)
             }
             (FileVerdict::Wait(Wait::Empty), _) => self.note_unfollowed(sibling),
             (FileVerdict::Wait(Wait::Incomplete | Wait::Unseen(_)), _) => {
@@ -280,9 +281,9 @@ impl Tail<'_> {
         }
     }
 
-    fn take_up_unread(&mut self, sibling: &Sibling) -> Result<(), Halt> {
+    fn read_unread(&mut self, sibling: &Sibling) -> Result<(), Halt> {
         match self.open_sibling(sibling)? {
-            Some((file, look)) => self.take_up_sibling(sibling, file, &look),
+            Some((file, look)) => self.read_sibling(sibling, file, &look),
             None => Ok(()),
         }
     }
@@ -292,8 +293,8 @@ impl Tail<'_> {
         self.note_as_read(&Sibling { look, ..sibling.clone() }, Some(&file))
     }
 
-    /// For an unsupported format: whether a stream that was read to its end was last written in the second this file shows
-    /// (bzip2 keeps whole seconds), or a missing finished stream is most likely this one.
+    /// For an unsupported format: whether this file most likely is a stream that was read to its end, because that
+    /// stream was last written in the same second (bzip2 keeps whole seconds), or is finished and missing.
     fn was_read_before_packed(&self, sibling: &Sibling, survey: &Survey) -> bool {
         let packed = second(sibling.look.modified);
         let saved = self.known.saved_at.map_or(0, |(s, _)| s);
@@ -306,7 +307,7 @@ impl Tail<'_> {
     }
 
     /// Reads an unread file from its beginning.
-    pub(super) fn take_up_sibling(&mut self, sibling: &Sibling, file: File, look: &Look) -> Result<(), Halt> {
+    pub(super) fn read_sibling(&mut self, sibling: &Sibling, file: File, look: &Look) -> Result<(), Halt> {
         let (bytes, limit, size) = match sibling.packed {
             Packed::Plain => (Bytes::Plain(file.into()), look.size, look.size),
             Packed::Gzip => {
@@ -315,29 +316,29 @@ impl Tail<'_> {
             }
             Packed::Other => {
                 let path = sibling.path.display();
-                warn!("{path}: may hold lines that were never read, in a form that is not supported");
+                warn!("{path}: may contain unread lines, but its compression format is not supported");
                 return self.note_as_read(sibling, Some(&file));
             }
         };
         let Some(entry) = self.known.begin_if_new(look, &self.o.path) else { return Ok(()) };
         if sibling.path != self.o.path {
             let (path, rotated) = (self.o.path.display(), sibling.path.display());
-            info!("{path}: reading {rotated}, rotated while nobody looked");
+            info!("{path}: reading {rotated}, which was rotated before it was read");
         }
         let entry = Entry { size, ..entry };
-        let taken = self.take_up(bytes, &Look { size: limit, ..look.clone() }, entry)?;
-        debug_assert!(taken.is_some(), "offset 0 agrees with every file");
+        let taken = self.start_reading(bytes, &Look { size: limit, ..look.clone() }, entry)?;
+        debug_assert!(taken.is_some(), "offset 0 matches every file");
         Ok(())
     }
 
     /// A rotated file that was closed, and that a late writer has appended to.
-    fn goes_on_late(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
+    fn continue_after_late_write(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let has_grown = entry.finished && entry.path == self.o.path && sibling.look.size > entry.at.offset;
         if !has_grown || sibling.packed != Packed::Plain || !matches!(entry.reader, StreamUse::Free) {
             return Ok(false);
         }
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
-        if !goes_on(&file, &look, entry)? {
+        if !has_bytes_of(&file, &look, entry)? {
             return Ok(false);
         }
         self.continue_finished(sibling, entry)
@@ -347,12 +348,12 @@ impl Tail<'_> {
         let Some(entry) = self.known.take_for(entry.stream, &sibling.look.identity, &self.o.path) else {
             return Ok(false);
         };
-        let goes_on = self.go_on_in(sibling, &entry);
-        if !matches!(goes_on, Ok(true)) {
-            // It was moved or truncated meanwhile: it counts as read to its end, as before.
+        let has_bytes_of = self.continue_in(sibling, &entry);
+        if !matches!(has_bytes_of, Ok(true)) {
+            // It was moved or truncated meanwhile: it still counts as read to its end.
             self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         }
-        goes_on
+        has_bytes_of
     }
 
     /// Whether an unread file is newer than the last known one: by birth time, where the file system keeps one. A compressed
@@ -371,13 +372,13 @@ impl Tail<'_> {
             (None, _, _) if last.modified != 0 => second(look.modified) >= second(last.modified),
             (None, _, _) => look.modified >= nanos(self.o.since),
         };
-        let is_first_sight = last.stream == StreamId(0);
+        let nothing_known = last.stream == StreamId(0);
         let clock_was_set_back = |live: &Look| {
             let was_read = self.known.get(&live.identity, &self.o.path).is_some_and(|e| e.at.offset > 0);
             let is_odd = !newer(live, Packed::Plain)
                 || live.made() < self.known.since
                 || second(live.modified) < live.made().0;
-            is_odd && !is_first_sight && !was_read
+            is_odd && !nothing_known && !was_read
         };
         let older_than = |live: &Look| match packed {
             Packed::Plain => look.made() <= live.made(),
@@ -387,7 +388,8 @@ impl Tail<'_> {
     }
 }
 
-/// How many recent known files a sibling is compared with. Several, because a rotation may have been in progress at a crash.
+/// How many recent known files a sibling is compared with. More than one, because a crash may have interrupted a
+/// rotation.
 const RECENT: usize = 8;
 
 fn oldest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<&'a Entry> {

@@ -26,11 +26,11 @@ impl TailOptions {
 impl Tail<'_> {
     /// Continues at the current position with all open files. `start` keeps its first value.
     pub(super) fn change(&mut self, change: TailChange) {
-        let TailOptions { start, since, first_sight, .. } = self.o;
+        let TailOptions { start, since, new_pattern, .. } = self.o;
         if change.options.topic != self.o.topic {
             self.letter_share = super::letter_share(self.board, &change.options);
         }
-        self.o = TailOptions { start, since, first_sight, ..change.options.paced() };
+        self.o = TailOptions { start, since, new_pattern, ..change.options.paced() };
         self.outdated = change.outdated;
         for open in &mut self.open {
             open.relabel(&self.o.topic, &self.o.shape);

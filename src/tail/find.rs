@@ -9,7 +9,7 @@ use super::identity::{self, Look};
 use super::known::Entry;
 use super::open::{self, Bytes};
 use super::siblings::{Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, Survey, goes_on, holds, proof};
+use super::survey::{PathFile, Scope, SiblingAge, Survey, gz_has_bytes_of, has_bytes_of, proof};
 use super::{Halt, Tail};
 use crate::chunk::Origin;
 use crate::record::{Identity, Point};
@@ -24,7 +24,8 @@ use std::time::Duration;
 pub(super) enum SearchResult {
     /// In a file that is now open.
     Found,
-    /// All of it was read. A copy made before its last lines still provides the unacknowledged bytes after a crash.
+    /// Nothing: all of it was read. A copy made before its last lines still provides the unacknowledged bytes after a
+    /// crash.
     ShortCopy,
     /// A file is being compressed and may be the right one.
     NotYet,
@@ -76,11 +77,11 @@ impl Tail<'_> {
         entry: &Entry,
         truncated: Option<&Arc<Origin>>,
     ) -> Result<SearchResult, Halt> {
-        if self.go_on_in_kept(entry)? {
+        if self.continue_in_kept(entry)? {
             return Ok(SearchResult::Found);
         }
         let mut place = SearchResult::Nowhere;
-        // If nothing was read, there are no bytes to recognize an old file or another log's file by.
+        // If nothing was read, there are no bytes by which to recognize an old file or another log's file.
         let is_untouched = proof(entry).offset == 0;
         let age = if is_untouched { SiblingAge::NewerThan(entry) } else { SiblingAge::Any };
         let has_others = self.o.followed.by_pattern && !is_untouched;
@@ -111,7 +112,7 @@ impl Tail<'_> {
                 FileVerdict::Own(stream) | FileVerdict::Continues(stream)
                     if stream == of
                         && sibling.packed != Packed::Other
-                        && self.go_on_in(sibling, entry)? =>
+                        && self.continue_in(sibling, entry)? =>
                 {
                     return Ok(SearchResult::Found);
                 }
@@ -172,29 +173,29 @@ impl Tail<'_> {
     }
 
     /// Opens the stream's file if the descriptor store kept it from the last run.
-    fn go_on_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
+    fn continue_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
         let Some(file) = self.known.store.of(entry.stream) else { return Ok(false) };
         let look = identity::look(&file)?;
-        if look.identity == entry.identity && goes_on(&file, &look, entry)? {
-            return Ok(self.take_up(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
+        if look.identity == entry.identity && has_bytes_of(&file, &look, entry)? {
+            return Ok(self.start_reading(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
         }
-        warn!("{}: the file that systemd kept for it has different contents now", self.o.path.display());
+        warn!("{}: the file that systemd kept for it now has different contents", self.o.path.display());
         self.known.store.done(entry.stream);
         Ok(false)
     }
 
     /// Opens this sibling if it has the stream's bytes up to the read position.
-    pub(super) fn go_on_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
+    pub(super) fn continue_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let bytes = match sibling.packed {
-            Packed::Plain if !goes_on(&file, &look, entry)? => return Ok(false),
+            Packed::Plain if !has_bytes_of(&file, &look, entry)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
             Packed::Gzip
                 if super::survey::is_young(&look) && self.known.unpacked.end(&file, &look).is_err() =>
             {
                 return Ok(false);
             }
-            Packed::Gzip => match holds(&file, entry) {
+            Packed::Gzip => match gz_has_bytes_of(&file, entry) {
                 Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
                 Ok(false) => return Ok(false),
                 Err(e) => {
@@ -208,16 +209,21 @@ impl Tail<'_> {
             Bytes::Gz(_) => Look { size: u64::MAX, ..look },
             Bytes::Plain(_) => look,
         };
-        let Some(before) = self.known.go_on_in(entry.stream, &unpacked.identity, &self.o.path) else {
+        let Some(before) = self.known.continue_in(entry.stream, &unpacked.identity, &self.o.path) else {
             return Ok(false);
         };
-        let Some(place) = self.take_up(bytes, &unpacked, entry.clone())? else {
+        let Some(place) = self.start_reading(bytes, &unpacked, entry.clone())? else {
             self.known.found_again(entry.stream, &before);
             return Ok(false);
         };
         self.open[place].found_by_name = true;
         if unpacked.size > entry.at.offset && sibling.path != self.o.path {
-            info!("{}: goes on in {} at {}", self.o.path.display(), sibling.path.display(), entry.at.offset);
+            info!(
+                "{}: continues in {} at offset {}",
+                self.o.path.display(),
+                sibling.path.display(),
+                entry.at.offset
+            );
         }
         Ok(true)
     }
@@ -227,7 +233,7 @@ impl Tail<'_> {
         match identity::open(&sibling.path) {
             Ok((file, look)) if look.identity == sibling.look.identity => Ok(Some((file, look))),
             Ok(_) => {
-                self.moved = true; // another file took its name in a chain of renames
+                self.moved = true; // a chain of renames gave its name to another file
                 Ok(None)
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
@@ -236,7 +242,7 @@ impl Tail<'_> {
             }
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 if self.denied.as_ref() != Some(&sibling.path) {
-                    warn!("{}: {e}; its lines wait until it may be read", sibling.path.display());
+                    warn!("{}: {e}; newer lines wait until it can be read", sibling.path.display());
                     self.denied = Some(sibling.path.clone());
                 }
                 let later = self.now + DENIED;

@@ -10,7 +10,7 @@ pub enum AtPath {
     /// A different file than the live one, or a file where none was open.
     Another,
     Nothing,
-    /// It cannot be seen or opened now; what is open stays open.
+    /// It cannot be seen or opened at the moment; open files stay open.
     Unknown,
 }
 
@@ -20,13 +20,13 @@ pub struct Seen {
     pub live: bool,
     /// There may be bytes that were not read yet.
     pub unread: bool,
-    /// Some of them were there at the rotation: they are sent before anything from a newer file.
+    /// Some of them existed at the rotation: they are sent before anything from a newer file.
     pub owed: bool,
     /// Bytes that are not a complete record yet.
     pub rest: bool,
     /// It is shorter than what was read, or has different bytes.
     pub truncated: bool,
-    /// It has no name any more.
+    /// It has been deleted: no name is left.
     pub deleted: bool,
     /// Everything framed so far is acknowledged.
     pub acked: bool,
@@ -78,7 +78,7 @@ pub enum Step {
     Read(usize),
     /// No more data will come: send the incomplete record.
     SendRest(usize),
-    /// Close it; everything was read.
+    /// Close it: everything was read.
     Leave(usize),
     /// Close it although it has unread bytes.
     GiveUp(usize),
@@ -233,28 +233,33 @@ mod tests {
             ("cannot be seen: nothing changes", Unknown, vec![live()], Step::Wait(S(30))),
             ("truncated", Live, vec![Seen { truncated: true, ..unread(live()) }], Step::Truncated(0)),
             (
-                "the old goes first",
+                "the old one first",
                 Live,
                 vec![Seen { owed: true, ..unread(old()) }, unread(live())],
                 Step::Read(0),
             ),
             ("then they take turns", Live, vec![unread(old()), unread(live())], Step::Read(1)),
             (
-                "an old one in its grace",
+                "an old one in its grace period",
                 Live,
                 vec![Seen { quiet: S(20), ..old() }, live()],
                 Step::Wait(S(30)),
             ),
-            ("near its end", Live, vec![Seen { quiet: S(50), ..old() }, live()], Step::Wait(S(10))),
+            (
+                "near the end of its grace period",
+                Live,
+                vec![Seen { quiet: S(50), ..old() }, live()],
+                Step::Wait(S(10)),
+            ),
             ("past it", Live, vec![Seen { quiet: S(60), ..old() }, live()], Step::Leave(0)),
             (
-                "a half line of the live file waits",
+                "an incomplete line of the live file waits",
                 Live,
                 vec![Seen { rest: true, quiet: S(99), ..live() }],
                 Step::Wait(S(30)),
             ),
             (
-                "of an old file it does not",
+                "that of an old file does not",
                 Live,
                 vec![Seen { rest: true, quiet: S(3), ..old() }, live()],
                 Step::SendRest(0),
@@ -267,7 +272,7 @@ mod tests {
                 Step::Wait(S(2)),
             ),
             (
-                "held too much",
+                "over the limit for deleted files",
                 Nothing,
                 vec![Seen { deleted: true, too_much: true, ..unread(old()) }],
                 Step::GiveUp(0),
@@ -310,14 +315,14 @@ mod tests {
         seen.push(live());
         assert_eq!(d(&seen, 0), Step::Shelve(HELD), "the newest waits");
         seen[3] = old();
-        assert_eq!(d(&seen, 0), Step::Leave(3), "one that is read makes room");
+        assert_eq!(d(&seen, 0), Step::Leave(3), "a fully read one makes room");
         seen.remove(3);
         assert_eq!(d(&seen, 1), Step::Read(0), "the shelf waits for room");
         seen[0] = old();
         assert_eq!(d(&seen, 1), Step::Leave(0));
         assert_eq!(d(&seen[1..], 1), Step::Unshelve);
         let unread = Seen { unread: true, ..live() };
-        assert_eq!(d(&[unread], 1), Step::Unshelve, "before the live one is read on");
+        assert_eq!(d(&[unread], 1), Step::Unshelve, "before reading the live one continues");
         let deleted = Seen { deleted: true, ..owed };
         assert_eq!(
             d(&[vec![deleted; 30], vec![live()]].concat(), 0),
@@ -364,17 +369,17 @@ mod tests {
             match decide(path, &seen, shelved, until, patience(), turn) {
                 Step::Leave(i) => {
                     let s = seen[i];
-                    prop_assert!(!s.unread && !s.rest && !s.truncated, "left with something in it");
-                    prop_assert!(once || !s.live, "the live one is never left");
+                    prop_assert!(!s.unread && !s.rest && !s.truncated, "closed with unread bytes");
+                    prop_assert!(once || !s.live, "the live one is never closed");
                     let enough = s.quiet >= S(10) || once || held + shelved > HELD;
-                    prop_assert!(enough, "left too soon");
-                    prop_assert!(!s.deleted || s.acked || once, "left before its last ack");
+                    prop_assert!(enough, "closed too soon");
+                    prop_assert!(!s.deleted || s.acked || once, "closed before its last ack");
                 }
                 Step::Read(i) => {
                     prop_assert!(seen[i].unread);
                     let first = seen.iter().position(|s| s.owed);
                     prop_assert!(first.is_none_or(|f| f == i), "not in order");
-                    prop_assert!(!(seen[i].live && shelved > 0), "the live one before what is on the shelf");
+                    prop_assert!(!(seen[i].live && shelved > 0), "the live one before shelved ones");
                 }
                 Step::SendRest(i) => prop_assert!(seen[i].rest && !seen[i].unread && (once || !seen[i].live)),
                 Step::GiveUp(i) => prop_assert!(seen[i].too_much),
@@ -385,7 +390,7 @@ mod tests {
                 Step::Orphan => prop_assert!(path == AtPath::Nothing && seen.iter().any(|s| s.live)),
                 Step::Wait(time) => {
                     prop_assert!(time <= patience().poll);
-                    prop_assert!(!seen.iter().any(|s| s.unread && !(s.live && shelved > 0)), "bytes wait");
+                    prop_assert!(!seen.iter().any(|s| s.unread && !(s.live && shelved > 0)), "unread bytes are left waiting");
                 }
                 Step::End => prop_assert!(seen.is_empty() && shelved == 0),
             }

@@ -263,7 +263,7 @@ impl Framer<'_> {
             if rest == Rest::IsALine {
                 self.close(g, Break::Forced);
             } else if g.next - g.start + tail.len() > self.rules.max_line + 2 {
-                self.close(g, Break::Forced); // with the incomplete line the record would be too long
+                self.close(g, Break::Forced); // the incomplete line would make the record too long
             } else {
                 return;
             }
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_that_is_a_line() {
+    fn an_incomplete_line_at_the_end() {
         let r = Rules::default();
         assert_eq!(texts(&r, b"a\nbc", Rest::IsALine), ["a", "bc"]);
         assert_eq!(texts(&r, b"a\n", Rest::IsALine), ["a"]);
@@ -354,8 +354,8 @@ mod tests {
         assert_eq!(texts(&r, b"\xef\xbb", Rest::IsALine).len(), 1);
     }
 
-    /// There is a hole at 5..8. Fails when NULs outside a hole are dropped, when the edge of a hole within a block is kept,
-    /// or when the position of the buffer's end makes a difference.
+    /// There is a hole at 5..8. Fails when NULs outside a hole are dropped, when the edge of a hole within a block is
+    /// kept, or when the result depends on where the buffer ends.
     #[test]
     fn holes_are_left_out() {
         let frame_at = |bytes: &[u8], in_hole, rest| {
@@ -370,14 +370,14 @@ mod tests {
         assert_eq!(wait(b"abc\n\0\0\0\0d\n", false), (vec![b"abc".to_vec(), b"d".to_vec()], 10, 4, false));
         assert_eq!(wait(b"a\n\0\0\0\0\0\0\0d\n", false).2, 7, "the hole's blocks are not all of it");
         assert_eq!(wait(b"a\n\0\0b\n", false).0[1], b"\0\0b");
-        assert_eq!(wait(b"a\n\0\0", false), (vec![b"a".to_vec()], 2, 0, false), "it may be part of one");
+        assert_eq!(wait(b"a\n\0\0", false), (vec![b"a".to_vec()], 2, 0, false), "it may be part of a hole");
         assert_eq!(wait(b"a\n\0\0\0\0", false), (vec![b"a".to_vec()], 6, 4, true));
         assert_eq!(wait(b"\0\0d\n\0e\n", true), (vec![b"d".to_vec(), b"\0e".to_vec()], 7, 2, false));
         assert_eq!(wait(b"\0\0", true), (vec![], 2, 2, true));
         assert_eq!(
             wait(b"\0\0d", true),
             (vec![], 2, 2, true),
-            "what follows is no NUL, so that is all of it"
+            "a byte that is not NUL follows, so the hole is complete"
         );
         assert_eq!(frame_at(b"\0\0", false, Rest::IsALine).0, [b"\0\0"]);
     }
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_so_many() {
+    fn the_number_of_lines_is_limited() {
         let mut lines = Vec::new();
         let input = input(b"a\nb\nc\nd", Then::Line, Rest::IsALine);
         assert_eq!(frame(&Rules::default(), input, &mut lines, 2).consumed, 4);
@@ -442,11 +442,11 @@ mod tests {
         assert_eq!(all(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits).1.consumed, 10);
         assert_eq!(texts(&start(9), b"1 a\n b\n2 d\n e", Rest::IsALine), ["1 a\n b", "2 d", " e"]);
         assert_eq!(texts(&start(2), b"1\n2\n a\n b\n c\n3\n", Rest::IsALine), ["1", "2\n a", " b\n c", "3"]);
-        let go_on = Rules {
+        let by_continuation = Rules {
             multiline: Some(Multiline { joint: Joint::Continue(Regex::new(r"^\s").unwrap()), max_lines: 9 }),
             ..Rules::default()
         };
-        assert_eq!(texts(&go_on, b"a\n b\nc\n d\n", Rest::IsALine), ["a\n b", "c\n d"]);
+        assert_eq!(texts(&by_continuation, b"a\n b\nc\n d\n", Rest::IsALine), ["a\n b", "c\n d"]);
     }
 
     proptest! {

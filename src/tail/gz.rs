@@ -137,7 +137,7 @@ mod tests {
     use std::rc::Rc;
 
     #[test]
-    fn reads_on_from_an_offset() {
+    fn reading_continues_at_an_offset() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f.gz");
         let content: Vec<u8> = (0..100_000u32).flat_map(|i| i.to_le_bytes()).collect();
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(got, content[100_903..]);
     }
 
-    /// A file whose reads fail now and then.
+    /// A file whose reads sometimes fail.
     #[derive(Clone)]
     struct Flaky {
         file: Rc<RefCell<Cursor<Vec<u8>>>>,
@@ -230,7 +230,7 @@ mod tests {
     /// Read errors once, twice in a row or at every second read. Fails when one loses bytes that were decompressed before it
     /// or kept from the last read, joins two lines, or ends the file.
     #[test]
-    fn a_passing_read_error_costs_nothing() {
+    fn a_transient_read_error_loses_nothing() {
         let content = lines();
         let bytes = packed(&[&content[..200_000], &content[200_000..]]);
         let all = Flaky::new(bytes.clone(), 0, |_, _| false);
@@ -249,7 +249,8 @@ mod tests {
         }
     }
 
-    /// Fails when the bytes that failed while seeking are skipped at the next attempt, or the mark covers fewer bytes.
+    /// Fails when bytes that failed to read while seeking are skipped at the next attempt, or the mark covers fewer
+    /// bytes.
     #[test]
     fn an_error_on_the_way_to_an_offset_costs_nothing() {
         let content = lines();
@@ -270,7 +271,7 @@ mod tests {
     /// Fails when complete lines before the damage are not returned, or damage counts as the end, even only at the second
     /// attempt.
     #[test]
-    fn lines_before_damage_are_given() {
+    fn lines_before_damage_are_returned() {
         let content = lines();
         let whole = packed(&[&content]);
         let mut wrong_sum = whole.clone();
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(stays.unwrap().kind(), io::ErrorKind::UnexpectedEof);
         let len = content.len();
         assert!(got.len() > len / 3 && content.starts_with(&got), "{} of {len} bytes", got.len());
-        assert!(gz.position() - (got.len() as u64) < 40, "a whole line was held back");
+        assert!(gz.position() - (got.len() as u64) < 40, "a complete line was not returned");
     }
 
     /// Fails when an incomplete `.gz` counts as a complete, shorter one.

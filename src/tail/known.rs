@@ -1,5 +1,5 @@
-//! The registry of known streams: which tail reads each, from which file, and how far. Seeded from the saved state; locked
-//! for lookups and small updates, at most once per chunk.
+//! The registry of known streams: which tail reads each, from which file, and how far. Loaded from the saved state. Its
+//! lock is held for lookups and small updates, at most once per chunk.
 //!
 //! Invariant: a stream is open in at most one tail, so a file that two patterns or names lead to is read once.
 //! [`super::assign`] decides which stream a file's bytes belong to; only one tail per folder decides at a time
@@ -10,7 +10,7 @@ mod table;
 
 use super::identity::{self, Look};
 use super::siblings;
-use super::survey::goes_on;
+use super::survey::has_bytes_of;
 use super::unpacked::UnpackedCache;
 use crate::fdstore::FdStore;
 use crate::packed::{Packed, packing};
@@ -60,7 +60,7 @@ pub enum StreamUse {
 
 impl StreamUse {
     /// Whether other tails must not take the stream.
-    pub fn holds(&self) -> bool {
+    pub fn is_taken(&self) -> bool {
         matches!(self, StreamUse::Opening | StreamUse::Reading(_))
     }
 }
@@ -209,7 +209,7 @@ impl Known {
             let is_packed = packing(path) != Packed::Plain;
             let has_its_bytes = is_packed
                 || identity::open(path)
-                    .is_ok_and(|(file, look)| goes_on(&file, &look, &entry).unwrap_or(false));
+                    .is_ok_and(|(file, look)| has_bytes_of(&file, &look, &entry).unwrap_or(false));
             if has_its_bytes {
                 self.lock().table.move_to(entry.stream, None, Some(path));
             }
@@ -221,7 +221,7 @@ impl Known {
         let mut known = self.lock();
         let Some(entry) = known.table.by_identity(&look.identity, path) else { return Claim::New };
         let stream = entry.stream;
-        if entry.reader.holds() || known.is_expected(entry, path) {
+        if entry.reader.is_taken() || known.is_expected(entry, path) {
             known.wait(path);
             return Claim::Anothers;
         }
@@ -246,7 +246,7 @@ impl Known {
     pub fn take_for(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Entry> {
         let mut known = self.lock();
         let entry = known.table.get(stream)?;
-        if entry.reader.holds() || known.is_expected(entry, path) {
+        if entry.reader.is_taken() || known.is_expected(entry, path) {
             let of = entry.path.clone();
             known.tails.get(&of).inspect(|tail| tail.slot.nudge());
             known.wait(path);
@@ -264,12 +264,12 @@ impl Known {
         known.table.by_identity(&look.identity, path).is_none().then(|| known.begin(look, path))
     }
 
-    /// Starts a new stream in a file whose former stream belonged to the caller.
+    /// Starts a new stream in a file whose previous stream belonged to the caller.
     pub fn begin(&self, look: &Look, path: &Path) -> Entry {
         self.lock().begin(look, path)
     }
 
-    /// The ID of a stream that no tail will ask about: a journal file's.
+    /// A stream ID for a journal file, which no tail will ask about.
     pub fn new_stream(&self) -> StreamId {
         let mut known = self.lock();
         known.next += 1;
@@ -352,7 +352,7 @@ impl Known {
     /// Whether the tail of another path has this file. If so, makes that tail look, because it may get no events for it.
     pub fn is_read_elsewhere(&self, identity: &Identity, path: &Path) -> bool {
         let mut known = self.lock();
-        let Some(entry) = known.table.by_identity(identity, path).filter(|e| e.reader.holds()) else {
+        let Some(entry) = known.table.by_identity(identity, path).filter(|e| e.reader.is_taken()) else {
             return false;
         };
         let of = entry.path.clone();
@@ -369,7 +369,7 @@ impl Known {
         self.lock().table.by_identity(identity, path).is_some_and(is_read)
     }
 
-    /// Makes the tail of this stream look, and returns its count of looks so far. `None`: it does not run.
+    /// Makes the tail of this stream look, and returns its count of looks so far. `None`: it is not running.
     pub fn ask_to_look(&self, stream: StreamId) -> Option<u64> {
         let known = self.lock();
         let tail = known.tails.get(&known.table.get(stream)?.path)?;
@@ -387,7 +387,7 @@ impl Known {
         tail.slot.looks.load(SeqCst) >= looks + 6
     }
 
-    /// A file that no tail has open has grown; if it is lost, the loss is counted up to this size.
+    /// A file that no tail has open has grown. If it disappears, the loss is counted up to this size.
     pub fn grew(&self, look: &Look, path: &Path) {
         let mut known = self.lock();
         let is_free = |e: &&Entry| matches!(e.reader, StreamUse::Free) && look.size > e.size;
@@ -415,7 +415,7 @@ impl Known {
 
     /// Like [`Known::found_again`], just before the stream continues in that file. Returns its former identity. `None`:
     /// another tail reads that file.
-    pub fn go_on_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
+    pub fn continue_in(&self, stream: StreamId, identity: &Identity, path: &Path) -> Option<Identity> {
         let mut known = self.lock();
         let is_read = |e: &Entry| e.stream != stream && matches!(e.reader, StreamUse::Reading(_));
         if known.table.by_identity(identity, path).is_some_and(is_read) {
@@ -427,7 +427,7 @@ impl Known {
     }
 
     /// Releases the streams of a followed path, except these.
-    pub fn let_go(&self, path: &Path, but: &[StreamId]) {
+    pub fn release_all_but(&self, path: &Path, but: &[StreamId]) {
         let mut known = self.lock();
         let streams: Vec<StreamId> = known.table.of(path).map(|e| e.stream).collect();
         for stream in streams.iter().filter(|stream| !but.contains(stream)) {
@@ -558,7 +558,7 @@ mod tests {
     /// A remount changes the device number of a file system without birth times. Fails when its files count as new, or a
     /// file on another file system is mistaken for one of them.
     #[test]
-    fn mounted_again() {
+    fn a_remount_changes_the_device_number() {
         let id = |dev, ino| Identity { dev, ino, born: None };
         let look = |dev| Look { identity: id(dev, 7), ..identity::look_at(Path::new("/")).unwrap().unwrap() };
         let known = Known::new([], 1);
@@ -567,6 +567,9 @@ mod tests {
         known.release(stream, Point { offset: 1, ..Point::default() }, 1, 0, false);
         assert!(known.get(&id(41, 7), other).is_none() && known.get(&id(41, 8), path).is_none());
         assert!(matches!(known.claim(&look(41), path), Claim::Known(e) if e.stream == stream));
-        assert!(known.get(&id(41, 7), other).is_some_and(|e| e.reader.holds()), "its number is the new one");
+        assert!(
+            known.get(&id(41, 7), other).is_some_and(|e| e.reader.is_taken()),
+            "it has the new device number"
+        );
     }
 }

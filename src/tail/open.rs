@@ -34,7 +34,7 @@ pub struct Reading {
     pub chunk: usize,
 }
 
-/// Result of one read.
+/// The result of one read.
 #[derive(Debug)]
 pub enum Got {
     Chunk(Chunk, Counts),
@@ -83,7 +83,7 @@ pub struct Open {
     pub live: bool,
     /// A rotated file that was found by its name: no events are reported for it.
     pub found_by_name: bool,
-    /// Bytes up to here are sent before those of newer files.
+    /// Bytes before this offset are sent before those of newer files.
     pub owed: u64,
     /// Read no further than this (`--once`).
     pub limit: u64,
@@ -169,7 +169,7 @@ impl Open {
     }
 
     /// Continues in another file if it has the bytes before the position.
-    pub fn go_on_in(&mut self, file: File, look: &Look, now: Instant) -> io::Result<bool> {
+    pub fn continue_in(&mut self, file: File, look: &Look, now: Instant) -> io::Result<bool> {
         if look.size < self.at.offset || before(&file, self.at.offset)? != self.before {
             return Ok(false);
         }
@@ -452,7 +452,7 @@ impl Open {
             Err(e) => return Err(e.into()),
         };
         if data > self.at.offset {
-            self.at.offset = data; // the bytes before are NULs, as already read
+            self.at.offset = data; // the bytes before it are NULs that were already read
             self.searched = self.searched.max(data);
         }
         Ok(())

@@ -39,7 +39,7 @@ impl Tail<'_> {
         store.again();
         for (open, seen) in self.open.iter().zip(seen) {
             let stream = open.origin.stream;
-            let Some(file) = open.file() else { continue }; // the store has the plain original of a compressed file
+            let Some(file) = open.file() else { continue }; // for a compressed file the store has its plain original
             match fate(seen, is_saved(&open.origin), path) {
                 StoreFate::Keep => store.keep(stream, file, open.identity.ino, seen.deleted),
                 StoreFate::Drop if store.keeps(stream) => store.done(stream),
@@ -49,7 +49,7 @@ impl Tail<'_> {
         let (known, path) = (self.known, &self.o.path);
         self.leaving.retain(|origin| {
             if !known.is_of(origin.stream, path) {
-                return false; // another tail continues it and takes care of it
+                return false; // another tail continues it
             }
             let saved = is_saved(origin);
             if saved {
@@ -59,7 +59,7 @@ impl Tail<'_> {
         });
     }
 
-    /// At a stop, also keeps files that have a name: they may be deleted before the next start.
+    /// At a stop, also keeps files that still have a name: they may be deleted before the next start.
     pub(super) fn outlive_restart(&mut self) {
         if let Ok(seen) = self.look_at_open(self.now) {
             self.outlive(AtPath::Nothing, &seen);
@@ -95,7 +95,7 @@ mod tests {
 
     /// Fails when a file with a name is kept without need, or one without a name is released before its delivery is saved.
     #[test]
-    fn what_is_kept() {
+    fn which_files_are_kept() {
         use AtPath::{Another, Live, Nothing, Unknown};
         let live = Seen {
             live: true,

@@ -21,7 +21,7 @@ pub(super) struct Undecided {
     file: File,
     look: Look,
     since: Instant,
-    /// There is nothing to read in its current state: it is empty, or all its bytes are also in a log.
+    /// There is nothing to read at the moment: it is empty, or all its bytes are also in a log.
     settled: bool,
     /// The stream that another tail must handle first, and that tail's count of looks when it was asked.
     asked: Option<(StreamId, u64)>,
@@ -43,34 +43,28 @@ const FIRST_LOOKS: Duration = Duration::from_secs(5);
 
 impl Tail<'_> {
     /// Reads a file that belongs to no known stream from `offset` on, unless the verdict says otherwise.
-    pub(super) fn take_up_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        if !self.may_be_a_copy() && (self.is_first_sight() || !self.o.followed.by_pattern || look.size == 0) {
+    pub(super) fn read_new(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
+        if !self.may_be_a_copy() && (self.is_new_pattern() || !self.o.followed.by_pattern || look.size == 0) {
             return self.begin_stream(file, look, offset);
         }
-        self.take_up_as_decided(file, look, offset, false)
+        self.read_as_decided(file, look, offset, false)
     }
 
     /// Reads the file at the path, which no longer has the bytes of its stream.
-    pub(super) fn take_up_rewritten(&mut self, file: File, look: &Look) -> Result<(), Halt> {
+    pub(super) fn read_rewritten(&mut self, file: File, look: &Look) -> Result<(), Halt> {
         if !self.may_be_a_copy() {
             let look = identity::look(&file)?;
             let fresh = self.fresh(&file, &look, 0)?;
-            return self.take_up_live(file, &look, fresh).map(drop);
+            return self.start_reading_live(file, &look, fresh).map(drop);
         }
         if let Some(entry) = self.known.get(&look.identity, &self.o.path) {
             self.known.found_again(entry.stream, &Identity::default());
         }
         let look = identity::look(&file)?;
-        self.take_up_as_decided(file, &look, 0, true)
+        self.read_as_decided(file, &look, 0, true)
     }
 
-    fn take_up_as_decided(
-        &mut self,
-        file: File,
-        look: &Look,
-        offset: u64,
-        rewritten: bool,
-    ) -> Result<(), Halt> {
+    fn read_as_decided(&mut self, file: File, look: &Look, offset: u64, rewritten: bool) -> Result<(), Halt> {
         let last = self.undecided.take();
         let mut look = look.clone();
         let follows_another = !self.may_be_a_copy();
@@ -82,14 +76,15 @@ impl Tail<'_> {
             let asked = PathFile::Asked { file: &file, look: &look, rewritten };
             let survey = tail.survey(asked, tail.scope(), SiblingAge::Any)?;
             verdict = survey.of(&look.identity);
-            // A file that follows another one read under this path is not a copy of that: a replaced log is read from the
+            // A file that replaces one read under this path does not count as its copy: a replaced log is read from the
             // beginning, unless it is the copy of a file that was truncated a moment ago.
             let is_own_rest = |v| matches!(v, FileVerdict::Continues(_)) && !tail.first;
             let is_of_other = |v| survey.entry(v).is_some_and(|e| e.path != tail.o.path || is_own_rest(v));
             if follows_another && !verdict.is_some_and(is_of_other) {
                 verdict = Some(FileVerdict::New);
             }
-            ready = verdict.and_then(|v| survey.entry(v)).map(|e| (e.stream, e.finished, e.reader.holds()));
+            ready =
+                verdict.and_then(|v| survey.entry(v)).map(|e| (e.stream, e.finished, e.reader.is_taken()));
             Ok(false)
         })?;
         let asked = last.as_ref().and_then(|u| u.asked);
@@ -131,8 +126,8 @@ impl Tail<'_> {
         let offset = offset.min(look.size);
         let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
         match self.known.begin_if_new(look, &self.o.path) {
-            Some(entry) => self.take_up_live(file, look, Entry { at, ..entry }).map(drop),
-            None => Ok(()), // another tail was faster
+            Some(entry) => self.start_reading_live(file, look, Entry { at, ..entry }).map(drop),
+            None => Ok(()), // another tail has it by now
         }
     }
 
@@ -146,7 +141,7 @@ impl Tail<'_> {
     pub(super) fn follow_copy(&mut self, file: File, look: &Look, entry: Entry) -> Result<(), Halt> {
         self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
         let fresh = self.fresh(&file, look, look.size)?;
-        self.take_up_live(file, look, fresh).map(drop)
+        self.start_reading_live(file, look, fresh).map(drop)
     }
 
     /// Files that existed before anything was known are not treated as copies: `start` decides about them. A file that
@@ -155,7 +150,7 @@ impl Tail<'_> {
     pub(super) fn may_be_a_copy(&self) -> bool {
         let name = self.o.path.file_name().unwrap_or_default();
         let is_new = self.open.is_empty() && self.known.of(&self.o.path).is_empty();
-        !self.is_first_sight() && (is_new || siblings::base_of(name) != name)
+        !self.is_new_pattern() && (is_new || siblings::base_of(name) != name)
     }
 
     /// At a start no file belongs to a stream yet, and each tail would look at the files of all others.
@@ -164,8 +159,8 @@ impl Tail<'_> {
     }
 
     /// Files that exist now existed before the pattern was known.
-    fn is_first_sight(&self) -> bool {
-        self.first && self.o.first_sight
+    fn is_new_pattern(&self) -> bool {
+        self.first && self.o.new_pattern
     }
 
     /// Something may have changed: look at an undecided file now.
@@ -211,7 +206,7 @@ impl Tail<'_> {
             _ => None,
         };
         if let Some(entry) = entry {
-            self.take_up(Bytes::Plain(file.into()), &look, entry)?;
+            self.start_reading(Bytes::Plain(file.into()), &look, entry)?;
         }
         Ok(())
     }
@@ -249,15 +244,15 @@ impl Tail<'_> {
             if !entry.finished
                 && entry.path == self.o.path
                 && let Some(entry) = self.known.take(entry.stream, &sibling.look.identity)
-                && !self.go_on_in(&sibling, &entry)?
+                && !self.continue_in(&sibling, &entry)?
             {
-                self.lose(&entry, "it has different contents now")?;
+                self.lose(&entry, "it now has different contents")?;
             }
             return Ok(None);
         }
         self.begun.get_or_insert(self.now);
         let Some((file, look)) = self.open_sibling(&sibling)? else { return Ok(Some(INCOMPLETE)) };
-        if self.o.first_sight && self.o.start != Start::Beginning {
+        if self.o.new_pattern && self.o.start != Start::Beginning {
             self.note_as_read(&sibling, Some(&file))?;
             return Ok(None);
         }
@@ -268,11 +263,11 @@ impl Tail<'_> {
         let entry = verdict.and_then(|v| survey.entry(v)).cloned();
         let is_over = |e: &Entry| e.finished;
         match (verdict, entry) {
-            (Some(FileVerdict::New | FileVerdict::Old), _) => self.take_up_sibling(&sibling, file, &look)?,
+            (Some(FileVerdict::New | FileVerdict::Old), _) => self.read_sibling(&sibling, file, &look)?,
             (Some(FileVerdict::Read(_)), Some(entry)) if is_over(&entry) => self.move_on(&entry, &look),
             (Some(FileVerdict::Continues(stream) | FileVerdict::Own(stream)), _) => {
                 match self.known.take_for(stream, &look.identity, &self.o.path) {
-                    Some(entry) if !self.go_on_in(&sibling, &entry)? => {
+                    Some(entry) if !self.continue_in(&sibling, &entry)? => {
                         self.miss(entry, "it is gone");
                     }
                     Some(_) => {}
@@ -285,7 +280,7 @@ impl Tail<'_> {
                 if verdict == Some(FileVerdict::Wait(Wait::Unseen(stream)))
                     && asked.is_some_and(|(_, looks)| self.known.has_looked_since(stream, looks))
                 {
-                    self.take_up_sibling(&sibling, file, &look)?;
+                    self.read_sibling(&sibling, file, &look)?;
                     return Ok(None);
                 }
                 self.asked = asked.or_else(|| Some((stream, self.known.ask_to_look(stream)?)));

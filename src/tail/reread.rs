@@ -1,5 +1,5 @@
-//! Reads ranges of a stream again, wherever its bytes are now: under its path, renamed, copied or compressed. The checksum
-//! is the proof: bytes at that offset with the same checksum are those that were read.
+//! Reads ranges of a stream again, wherever its bytes are now: under its path, renamed, copied or compressed. The
+//! checksum proves the match: bytes at that offset with the same checksum are those that were read.
 
 use super::gz::Gz;
 use super::identity;

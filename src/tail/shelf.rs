@@ -27,7 +27,7 @@ pub struct Absent {
     /// Something changed: look before the scheduled time, without counting that look.
     nudged: bool,
     progress: Arc<Progress>,
-    /// It was truncated: a copy may have a name that is not known yet. Nothing waits for it.
+    /// It was truncated: a copy may have a name that is not known yet. No newer file waits for it.
     truncated: Option<Arc<Origin>>,
 }
 
@@ -131,7 +131,7 @@ impl Tail<'_> {
         self.absent.iter().map(|a| if a.nudged { self.now } else { a.next }).min()
     }
 
-    /// True: it is found or lost, and was removed from the list.
+    /// Returns true if it was found or is lost, and has been removed from the list.
     fn look_for(&mut self, i: usize) -> Result<bool, Halt> {
         let entry = self.absent[i].entry.clone();
         if !self.known.take_missing(entry.stream, &self.o.path) {

@@ -27,8 +27,8 @@ pub struct Sibling {
 /// The current siblings of `path`, oldest first: by modification time, ties by birth time, plain before compressed; never by
 /// number.
 ///
-/// A chain of renames may make `readdir(3)` miss a file that was there all the time. So a folder that is changing is read
-/// until two listings agree.
+/// During a chain of renames `readdir(3)` may miss a file that exists throughout. So a changing folder is read until
+/// two listings agree.
 pub fn list(path: &Path) -> io::Result<Vec<Sibling>> {
     list_by(path, &rotated)
 }
@@ -113,7 +113,8 @@ fn in_folder_of(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)>
     Ok((found, names.hold_still(folder)))
 }
 
-/// Only for files with equal times: a short number counts down to the newest, as with logrotate; a date counts up.
+/// Only for files with equal times: with short numbers, as logrotate's, the lowest is the newest; with dates the
+/// highest.
 fn rank(path: &Path) -> i64 {
     let name = path.file_name().unwrap_or_default().as_bytes();
     let (plain, _) = unpack(name);

@@ -2,7 +2,7 @@
 //! virtual time, and a map as the saved state. Asserts on contents: nothing lost, nothing doubled except what was in flight
 //! at a crash, and the order kept.
 //!
-//! A failing seed is reduced to the fewest steps that still fail. Run one seed with `LOGAGENT_SEED=n`.
+//! A failing seed is reduced to the fewest steps that still fail. Run one seed with `SEED=n`.
 
 mod judge;
 mod life;
@@ -93,9 +93,9 @@ fn shrink(seed: u64, mut ops: Vec<Op>, once: bool) -> Vec<Op> {
 }
 
 /// Prints the tail's log while a seed is being debugged.
-struct Said;
+struct Stderr;
 
-impl log::Log for Said {
+impl log::Log for Stderr {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
@@ -106,7 +106,7 @@ impl log::Log for Said {
 }
 
 fn only() -> Option<u64> {
-    std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok())
+    std::env::var("SEED").ok().and_then(|s| s.parse().ok())
 }
 
 /// Steps with their relative frequency.
@@ -139,10 +139,10 @@ fn try_seeds(n: u64, mix: Mix<'_>, once: bool) {
     }
     if let Some((seed, ops)) = failed.first() {
         let few = shrink(*seed, ops.clone(), once);
-        eprintln!("of {n} seeds the first that failed is {seed}, with as little as it takes: {few:?}");
+        eprintln!("of {n} seeds, the first to fail is SEED={seed}, reduced to {few:?}");
         if only().is_some() {
             log::set_max_level(log::LevelFilter::Debug);
-            let _ = log::set_logger(&Said);
+            let _ = log::set_logger(&Stderr);
         }
         run_seed(*seed, &few, once);
     }
@@ -205,7 +205,8 @@ fn truncation_and_removal() {
     seeds(500, TRUNCATION);
 }
 
-/// Fails when a plain or compressed copy shorter than what was read is read again, or the tail waits in vain for its end.
+/// Fails when a plain or compressed copy shorter than what was read is read again, or the tail waits for its end, which
+/// never comes.
 #[test]
 fn copies_made_under_a_busy_writer() {
     seeds(500, SHORT_COPIES);

@@ -3,7 +3,7 @@
 use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
-use super::survey::goes_on;
+use super::survey::has_bytes_of;
 use super::{Halt, Tail, Until, catchup, identity, open, siblings};
 use crate::chunk::Origin;
 use crate::record::{Closed, Ending, Identity, Point, StreamId};
@@ -15,16 +15,21 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 impl Tail<'_> {
-    /// Starts reading a stream that `known` has marked as open: announces it, and inserts its file by age, before the live
-    /// one.
-    pub(super) fn take_up(&mut self, bytes: Bytes, look: &Look, e: Entry) -> Result<Option<usize>, Halt> {
+    /// Starts reading a stream that `known` has marked as open: registers it, and inserts its file by age, before the
+    /// live one.
+    pub(super) fn start_reading(
+        &mut self,
+        bytes: Bytes,
+        look: &Look,
+        e: Entry,
+    ) -> Result<Option<usize>, Halt> {
         let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // unknown at first for a .gz
         let origin = self.origin(e.stream, e.at.offset, size);
         let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone(), self.now)? else {
             return Ok(None);
         };
         open.owed = look.size;
-        open.in_hole |= self.begun_anew == Some(e.stream) && e.at.offset == 0;
+        open.in_hole |= self.restarted == Some(e.stream) && e.at.offset == 0;
         if self.o.until == Until::Read {
             open.limit = look.size;
         }
@@ -40,9 +45,9 @@ impl Tail<'_> {
         Ok(Some(place))
     }
 
-    pub(super) fn take_up_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
+    pub(super) fn start_reading_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
         self.expected_elsewhere = false;
-        let Some(place) = self.take_up(Bytes::Plain(file.into()), look, e)? else { return Ok(false) };
+        let Some(place) = self.start_reading(Bytes::Plain(file.into()), look, e)? else { return Ok(false) };
         let mut open = self.open.remove(place);
         open.live = true;
         open.owed = 0;
@@ -68,7 +73,7 @@ impl Tail<'_> {
         let offset = offset.min(look.size);
         let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
         let entry = Entry { at, ..self.known.begin(look, &self.o.path) };
-        self.begun_anew = Some(entry.stream);
+        self.restarted = Some(entry.stream);
         Ok(entry)
     }
 
@@ -79,7 +84,7 @@ impl Tail<'_> {
         let (file, look) = match opened {
             Ok(opened) => opened,
             Err(e) => {
-                self.path_is_shut(&e);
+                self.path_cannot_be_opened(&e);
                 return Ok(()); // keep following the open file
             }
         };
@@ -91,7 +96,7 @@ impl Tail<'_> {
                 self.leave_to_another();
                 Ok(())
             }
-            Claim::New => self.take_up_new(file, &look, 0),
+            Claim::New => self.read_new(file, &look, 0),
             Claim::Known(entry) => self.resume(file, look, entry),
         }
     }
@@ -99,15 +104,15 @@ impl Tail<'_> {
     /// Continues a known stream in the file at the path, or starts a new one if the bytes differ: they may have changed
     /// since they were checked.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        let goes_on = goes_on(&file, &look, &entry)?;
-        if !goes_on && self.was_read(&file, &look)? {
+        let has_bytes_of = has_bytes_of(&file, &look, &entry)?;
+        if !has_bytes_of && self.was_read(&file, &look)? {
             return self.follow_copy(file, &look, entry);
         }
-        if goes_on && self.take_up_live(file.try_clone()?, &look, entry.clone())? {
+        if has_bytes_of && self.start_reading_live(file.try_clone()?, &look, entry.clone())? {
             return Ok(());
         }
         self.rewritten(entry)?;
-        self.take_up_rewritten(file, &look)
+        self.read_rewritten(file, &look)
     }
 
     /// The live file was rotated. Its unread bytes are sent first.
@@ -157,9 +162,9 @@ impl Tail<'_> {
                 None => self.fresh(&file, &look, 0)?,
             };
             if old.live {
-                self.take_up_live(file, &look, fresh)?;
+                self.start_reading_live(file, &look, fresh)?;
             } else {
-                self.take_up(Bytes::Plain(file.into()), &look, fresh)?;
+                self.start_reading(Bytes::Plain(file.into()), &look, fresh)?;
             }
         }
         if let Some(size) = cut {
@@ -214,7 +219,9 @@ impl Tail<'_> {
         let stream = open.origin.stream;
         let lost = open.origin.progress.size.load(Relaxed).saturating_sub(open.at.offset).max(1);
         let (path, at) = (self.o.path.display(), open.at.offset);
-        warn!("{path}: a compressed rotated file of it is damaged behind offset {at}: {e}; the rest is lost");
+        warn!(
+            "{path}: one of its compressed rotated files is damaged after offset {at}: {e}; the rest is lost"
+        );
         // The stream stays known, so that the file is not tried again.
         self.known.release(stream, open.at, open.known_size(), open.modified, true);
         self.out.close(Closed { stream, why: Ending::Truncated { lost } });
@@ -245,13 +252,13 @@ impl Tail<'_> {
     }
 
     /// A failed step may have claimed a file without opening it: release it, so that the next attempt can claim it.
-    pub(super) fn let_go(&self) {
+    pub(super) fn release_unopened(&self) {
         let open = self.open.iter().map(|o| o.origin.stream);
         let mine: Vec<StreamId> = open.chain(self.not_open().map(|e| e.stream)).collect();
-        self.known.let_go(&self.o.path, &mine);
+        self.known.release_all_but(&self.o.path, &mine);
     }
 
-    /// Handles truncations since the last look.
+    /// Handles truncations that happened since the last look.
     pub(super) fn see_truncations(&mut self) -> Result<(), Halt> {
         while let Some(i) = self.a_truncated_one()? {
             self.truncated(i)?;
@@ -285,7 +292,7 @@ impl Tail<'_> {
         let _ = self.count_truncated();
         self.outlive_restart();
         self.release();
-        self.known.let_go(&self.o.path, &[]);
+        self.known.release_all_but(&self.o.path, &[]);
     }
 
     fn release(&mut self) {

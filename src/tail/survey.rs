@@ -1,5 +1,5 @@
-//! Collects the input of [`mod@assign`]: the current files in a log's folder, and what is known about all streams. Reads
-//! file contents as rarely as possible.
+//! Collects the input of [`mod@assign`]: the current files in a log's folder, and the known streams. Reads file
+//! contents as rarely as possible.
 
 use super::assign::{self, FileVerdict, FolderFile, KnownStream, Length, Peek, assign, is_same_file};
 use super::gz::Gz;
@@ -27,7 +27,7 @@ pub(super) enum PathFile<'f> {
     },
     /// It will be read later in any case: files whose bytes are all in it are copies.
     Opened(&'f File),
-    /// Its bytes belong to a stream, or are not examined.
+    /// Its bytes belong to a stream, or it is not examined.
     LeftOut,
 }
 
@@ -62,11 +62,11 @@ impl Survey {
 /// Which files to examine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Files whose names are forms of this log's name.
+    /// The file itself and its rotated names.
     Log,
     /// Also followed files in the same folder that belong to no stream.
     Folder,
-    /// Also files whose names are forms of other followed logs.
+    /// Also rotated names of other followed logs.
     Logs,
 }
 
@@ -287,11 +287,11 @@ impl<'a> Contents<'a> {
         let e = &self.entries[j];
         if let StreamUse::Reading(Some(file)) = &e.reader {
             let look = identity::look(file)?;
-            return Ok(goes_on(file, &look, e)?.then(|| Own::Plain(file.clone())));
+            return Ok(has_bytes_of(file, &look, e)?.then(|| Own::Plain(file.clone())));
         }
         if let Some(file) = self.known.store.of(e.stream) {
             let look = identity::look(&file)?;
-            if look.identity == e.identity && goes_on(&file, &look, e)? {
+            if look.identity == e.identity && has_bytes_of(&file, &look, e)? {
                 return Ok(Some(Own::Plain(file.into())));
             }
         }
@@ -318,7 +318,9 @@ impl<'a> Contents<'a> {
             return Ok(match self.known.unpacked.end(&file, &look) {
                 // If nothing was read and there is no birth time, the inode may belong to another file by now.
                 Ok(_)
-                    if is_read || look.identity.born.is_some() || proof(e).offset > 0 && holds(&file, e)? =>
+                    if is_read
+                        || look.identity.born.is_some()
+                        || proof(e).offset > 0 && gz_has_bytes_of(&file, e)? =>
                 {
                     Some(Own::Packed(file.into(), look))
                 }
@@ -326,7 +328,7 @@ impl<'a> Contents<'a> {
                 Err(_) => Some(Own::Unknown),
             });
         }
-        Ok(goes_on(&file, &look, e)?.then(|| Own::Plain(file.into())))
+        Ok(has_bytes_of(&file, &look, e)?.then(|| Own::Plain(file.into())))
     }
 
     fn own(&mut self, j: usize) -> io::Result<Option<Own>> {
@@ -400,8 +402,8 @@ impl Peek for Contents<'_> {
         let Some((file, look)) = self.opened(i)? else { return Ok(true) };
         match packed {
             Packed::Gzip if look.identity.born.is_some() => Ok(true),
-            Packed::Gzip => Ok(proof(e).offset > 0 && holds(&file, e).unwrap_or(true)),
-            _ => goes_on(&file, &look, e),
+            Packed::Gzip => Ok(proof(e).offset > 0 && gz_has_bytes_of(&file, e).unwrap_or(true)),
+            _ => has_bytes_of(&file, &look, e),
         }
     }
 
@@ -454,14 +456,14 @@ pub(super) fn proof(entry: &Entry) -> Point {
 
 /// Whether the file still has the bytes before the stream's position. If nothing was read there are none to compare: then
 /// its bytes count as different only if it is shorter than before.
-pub(super) fn goes_on(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
+pub(super) fn has_bytes_of(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
     let Point { offset, mark, .. } = proof(entry);
     let least = if offset == 0 { entry.size } else { offset };
     Ok(look.size >= least && (mark.len == 0 || open::mark_at(file, offset)? == mark))
 }
 
 /// Whether the decompressed `.gz` has the stream's bytes before its position.
-pub(super) fn holds(file: &File, entry: &Entry) -> io::Result<bool> {
+pub(super) fn gz_has_bytes_of(file: &File, entry: &Entry) -> io::Result<bool> {
     let Point { offset, mark, .. } = proof(entry);
     rewound(file, |file| {
         let mut gz = Gz::new(file);

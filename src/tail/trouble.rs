@@ -21,7 +21,7 @@ pub(super) fn is_cut_off(e: &io::Error) -> bool {
 }
 
 /// How soon to retry a file that could not be opened.
-const SHUT: Duration = Duration::from_secs(1);
+const RETRY_OPEN: Duration = Duration::from_secs(1);
 
 impl Tail<'_> {
     /// Logs one line when a problem starts and one when it is over; throttled for a file with recurring problems.
@@ -30,9 +30,9 @@ impl Tail<'_> {
         if self.error.as_deref() != Some(&text) {
             if let Some(times) = self.failures.more(1, self.now) {
                 let path = self.o.path.display();
-                let again = if times > 1 { format!(" ({times} times of late)") } else { String::new() };
-                warn!("{path}: cannot be read now: {text}{again}; its saved position is kept, trying again");
-                self.told = true;
+                let again = if times > 1 { format!(" ({times} times recently)") } else { String::new() };
+                warn!("{path}: cannot be read now: {text}{again}; keeping its position and retrying");
+                self.logged = true;
             }
             self.say("unreadable", Some(text.clone()));
             self.error = Some(text);
@@ -40,13 +40,13 @@ impl Tail<'_> {
     }
 
     /// The file at the path cannot be opened; keep reading the rotated files.
-    pub(super) fn path_is_shut(&mut self, e: &io::Error) {
+    pub(super) fn path_cannot_be_opened(&mut self, e: &io::Error) {
         self.trouble(e);
-        self.path_again = Some(self.now + SHUT);
+        self.path_again = Some(self.now + RETRY_OPEN);
     }
 
     /// Call after each failure.
-    pub(super) fn is_hopeless(&mut self) -> bool {
+    pub(super) fn has_timed_out(&mut self) -> bool {
         let since = *self.failing.get_or_insert(self.now);
         self.o.give_up.is_some_and(|most| self.now.duration_since(since) >= most)
     }
@@ -58,10 +58,10 @@ impl Tail<'_> {
         self.denied.take().map(|path| Unread { path, why })
     }
 
-    pub(super) fn well(&mut self) {
+    pub(super) fn readable_again(&mut self) {
         self.failing = None;
         if self.error.take().is_some() {
-            if std::mem::take(&mut self.told) {
+            if std::mem::take(&mut self.logged) {
                 info!("{}: readable again", self.o.path.display());
             }
             self.say("following", None);

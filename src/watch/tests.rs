@@ -9,12 +9,12 @@ use std::thread;
 #[test]
 fn ending_a_tail_never_blocks() {
     let (handle, inbox) = channel().unwrap();
-    let (done, told) = bounded(1);
+    let (done, reported) = bounded(1);
     thread::spawn(move || {
         (0..10_000).for_each(|i| handle.ended(Path::new(&i.to_string())));
         let _ = done.send(());
     });
-    told.recv_timeout(Duration::from_secs(20)).unwrap();
+    reported.recv_timeout(Duration::from_secs(20)).unwrap();
     drop(inbox);
 }
 
@@ -25,7 +25,7 @@ fn woken(found: &Found) {
 
 /// Fails when files are not watched, or when a new file needs the next regular walk to be found.
 #[test]
-fn tells_of_files_and_wakes_their_tails() {
+fn files_are_reported_and_their_tails_woken() {
     let dir = tempfile::tempdir().unwrap();
     let glob = format!("{}/sub/*.log", dir.path().display());
     let watched = Watched {

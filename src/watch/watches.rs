@@ -142,7 +142,7 @@ impl Watches {
     fn limit(&mut self, what: &str, e: &io::Error, sysctl: &str) {
         if !std::mem::replace(&mut self.limits_said, true) {
             warn!(
-                "{what}: {e}; looking at the files every second instead, raise {sysctl} (sysctl) to have events"
+                "{what}: {e}; polling the files every second instead; raise the sysctl {sysctl} to get events"
             );
         }
     }
@@ -154,13 +154,15 @@ impl Watches {
         EventSupport::No
     }
 
-    /// Reads pending events for folders. Under a continuous stream of events, reads only a part of them.
-    pub fn read_names(&mut self) -> Vec<FileEvent> {
-        let mut reported = Vec::new();
+    /// Reads pending events for folders, and says whether there were any. Under a continuous stream of events, reads only a
+    /// part of them.
+    pub fn read_names(&mut self) -> (bool, Vec<FileEvent>) {
+        let (mut had_events, mut reported) = (false, Vec::new());
         for _ in 0..READINGS {
             let Some(inotify) = &mut self.names else { break };
             let Ok(events) = inotify.read_events(&mut self.buffer) else { break };
             for event in events {
+                had_events = true;
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     reported.push(FileEvent::Overflow);
                 } else if event.mask.contains(EventMask::IGNORED) {
@@ -178,7 +180,7 @@ impl Watches {
                 }
             }
         }
-        reported
+        (had_events, reported)
     }
 
     /// Reads pending events for followed files. Calls `changed` for each path concerned, with whether its file was only
@@ -238,7 +240,7 @@ impl Watches {
             }
             return if self.exhausted { EventSupport::No } else { event_support(found) };
         }
-        EventSupport::No // it keeps being replaced
+        EventSupport::No // it is being replaced repeatedly
     }
 
     /// Watches the folder itself, or its nearest existing parent.
@@ -367,7 +369,7 @@ mod tests {
     use std::fs;
 
     fn all(w: &mut Watches) -> Vec<FileEvent> {
-        std::iter::from_fn(|| Some(w.read_names()).filter(|h| !h.is_empty())).flatten().collect()
+        std::iter::from_fn(|| Some(w.read_names().1).filter(|h| !h.is_empty())).flatten().collect()
     }
 
     fn written(w: &mut Watches) -> Vec<PathBuf> {
@@ -380,7 +382,7 @@ mod tests {
     /// Fails when a parent folder is not watched, when unrelated names are reported there, or when a folder stays
     /// watched that no walk visits.
     #[test]
-    fn folders_that_a_walk_meets() {
+    fn folders_that_a_walk_visits() {
         let dir = tempfile::tempdir().unwrap();
         let mut w = Watches::new();
         assert_eq!(w.folder(&dir.path().join("a/b")), EventSupport::Yes);
@@ -397,7 +399,7 @@ mod tests {
         let _open = fs::File::create(dir.path().join("a/b/f")).unwrap();
         assert_eq!(all(&mut w), [FileEvent::Name(dir.path().join("a/b/f"))]);
         fs::remove_dir_all(dir.path().join("a/b")).unwrap();
-        assert!(all(&mut w).contains(&FileEvent::Folder), "though a file of it is open");
+        assert!(all(&mut w).contains(&FileEvent::Folder), "although a file in it is open");
     }
 
     /// Fails when the watches of one path grow without bound, or a forgotten path still reports events.

@@ -1,6 +1,6 @@
 //! A slow uplink between one program and a broker: limited bits a second each way, and a delay *of the application's
-//! bytes*. TCP's own behaviour on a link with a long round trip (slow start, lost packets) is not included. Addresses
-//! in the broker's answers are replaced by the link's own, so that everything goes through it.
+//! bytes*. TCP's own behavior on a link with a long round trip (slow start, lost packets) is not included. Addresses in
+//! the broker's answers are replaced by the link's own, so that everything goes through it.
 
 use crate::harness::{millis, pause, read_frame, rewrite, secs};
 use std::{
@@ -15,10 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a sender can have in flight besides what is on the link: as small as sockets allow.
+/// Bytes that a sender can have buffered in addition to those on the link: as few as sockets allow.
 const SOCKET_BUFFER: usize = 64 << 10;
 const PIECE: usize = 4 << 10;
-/// A read that took no longer found its bytes waiting.
+/// A read that took at most this long found its bytes already waiting.
 const AT_ONCE: Duration = Duration::from_micros(500);
 /// Pieces on the link: 200 ms at 10 Mbit/s are 61.
 const ON_THE_LINE: usize = 256;

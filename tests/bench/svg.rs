@@ -1,4 +1,4 @@
-//! Three plain SVG charts: bars, dots, curves. Independent of the data. Colours follow the reader's light or dark
+//! Three plain SVG charts: bars, dots, curves. Independent of the data. Colors follow the reader's light or dark
 //! scheme; no script and no font is loaded.
 
 use std::fmt::Write as _;

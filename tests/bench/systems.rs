@@ -102,7 +102,7 @@ impl System {
     }
     /// Defaults for everything that has one.
     fn agent(&self, job: &Job<'_>) -> Command {
-        let Kind::Agent { driver } = self.kind else { unreachable!("asked of the agent only") };
+        let Kind::Agent { driver } = self.kind else { unreachable!("only for the agent") };
         let config = job.state.join("logagent.toml");
         let text = format!(
             "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\ndriver = {driver:?}\ncompression = {:?}\n\

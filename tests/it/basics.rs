@@ -57,7 +57,7 @@ fn no_file_is_too_small() {
 
 /// Fails when `--from` is ignored, or overrides a saved position.
 #[test]
-fn from_is_for_files_without_a_position() {
+fn from_applies_only_to_files_without_a_position() {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..100);
     folder.write("f.log", lines.bytes());
@@ -130,7 +130,7 @@ fn a_folder_that_is_deleted_and_recreated() {
 
 /// Fails when empty lines are dropped, or one is added at the end.
 #[test]
-fn empty_lines_are_lines() {
+fn empty_lines_are_kept() {
     assert_eq!(once("a\n\nb\n\n"), text(&["a", "", "b", ""]));
     assert_eq!(once("\n"), text(&[""]));
     assert_eq!(once("\n\na\n"), text(&["", "", "a"]));

@@ -99,15 +99,10 @@ fn each_step_that_fails(version: Version) {
             "silent",
             at(&full.to_string()),
             "TCP",
-            "no connection in 5 s; start the broker there, or open the way",
+            "no connection in 5 s; start the broker there, or make it reachable",
         ),
         ("unknown-ca", to("tls") + "\n[kafka.tls]", "TLS", "; set ca in [kafka.tls]"),
-        (
-            "other-name",
-            to("elsewhere") + "\n" + &tls(broker),
-            "TLS",
-            "; name the broker as its certificate does",
-        ),
+        ("other-name", to("elsewhere") + "\n" + &tls(broker), "TLS", "; use the name in the certificate"),
         ("no-tls", to("saslplain") + "\n" + &tls(broker), "TLS", "a port without TLS"),
         // With TLS 1.3 the broker checks our certificate after our part of the handshake: either step may report it.
         ("no-cert", to("mtls") + "\n" + &tls(broker), "", "; set cert and key"),
@@ -122,7 +117,7 @@ fn each_step_that_fails(version: Version) {
             "need-sasl",
             to("saslplain"),
             "metadata",
-            "closed at the first question; it may ask for SASL: set [kafka.sasl]",
+            "it closed the connection at the first request and may require SASL: set [kafka.sasl]",
         ),
         (
             "no-right",

@@ -223,7 +223,7 @@ fn tail_prints_lines_as_they_arrive() {
         pause(millis(20));
         !agent.lines().is_empty()
     });
-    wait_until(SOON, "the last line is there", || {
+    wait_until(SOON, "the last line is printed", || {
         agent.lines().last().is_some_and(|l| *l == format!("line {}", n - 1).as_bytes())
     });
     let lines = agent.lines();

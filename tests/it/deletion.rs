@@ -43,7 +43,7 @@ fn deleted_hold_is_enforced() {
     let lines = Lines::new("f", 0..2000);
     folder.write("f.log", lines.bytes());
     let mut agent = folder.agent_line("run -c c.toml --output stdout --state-dir state").start();
-    wait_until(SOON, "something is read", || !agent.lines().is_empty());
+    wait_until(SOON, "some lines are read", || !agent.lines().is_empty());
     folder.remove("f.log");
     let said = agent.wait_log("deleted_hold", SOON);
     agent.wait_closed(&folder.path("f.log"), secs(5));

@@ -207,7 +207,7 @@ fn lost_answers() {
     }
 }
 
-/// Fails when `send` accepts less than an answer for each record, or its output changes.
+/// Fails when `send` does not wait for the answer to each record, or its output changes.
 #[test]
 fn send_prints_partition_and_offset() {
     for version in [Version::V39, Version::V41] {
@@ -248,7 +248,7 @@ fn an_interrupted_send_ends() {
 
 /// Fails when the crate's end-of-file error on Kafka 4 is retried without explaining what it means.
 #[test]
-fn the_classic_driver_says_that_kafka_4_is_too_new() {
+fn the_classic_driver_reports_that_kafka_4_is_too_new() {
     let broker = Broker::shared(Version::V41);
     let topic = broker.topic(1);
     let folder = Folder::new();

@@ -91,7 +91,7 @@ fn two_power_cuts_within_seconds() {
     let delivered = Delivered::of(all);
     let doubled = delivered.assert_at_least_once(&[&Lines::new("f", 0..next)]) as u64;
     let at_most = machine.status()["totals"]["doubled_at_most"].as_u64().unwrap();
-    assert!(doubled >= 1000, "{doubled}: the cuts have erased nothing");
+    assert!(doubled >= 1000, "{doubled}: the power cuts have erased nothing");
     assert!((doubled..=2 * doubled).contains(&at_most), "{doubled} doubled, {at_most} at most");
 }
 
@@ -165,7 +165,7 @@ fn read_only_disk_is_reported_as_blocking_delivery() {
         let is = |line: &str| text.lines().any(|l| l.starts_with(line) && l.ends_with(" 1"));
         is("logagent_file_stuck{") && is("logagent_state_degraded")
     });
-    let log = agent.wait_log("nothing is sent until this works", SOON);
+    let log = agent.wait_log("nothing is sent until this succeeds", SOON);
     assert!(before.elapsed() < limit, "{:?}", before.elapsed());
     for reported in
         [&said["state"]["degraded"], &said["files"][0]["stuck_because"], &said["topics"][0]["last_error"]]

@@ -92,8 +92,8 @@ fn every_codec_is_read_back_by_kcat_and_by_java() {
     }
 }
 
-/// The same file through both drivers: key, value and partition of every record. Fails when one of them turns an
-/// empty line into a tombstone, renders a key differently, or splits a long line.
+/// The same file through both drivers: key, value and partition of every record. Fails when one of them turns an empty
+/// line into a tombstone, renders a key differently, or splits a long line.
 #[test]
 fn both_drivers_give_the_same_records() {
     let broker = Broker::shared(Version::V39);

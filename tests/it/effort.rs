@@ -41,14 +41,14 @@ fn measure(by: &[OsString], agent: &Path, lines: u64, to_kafka: bool, count: &dy
     assert!(output.status.success(), "{by:?}: {}: {said}", output.status);
     let arrived =
         topic.map_or_else(|| memchr::memchr_iter(b'\n', &output.stdout).count() as u64, |t| t.end_offsets());
-    assert_eq!(arrived, lines, "all lines went through: {said}");
+    assert_eq!(arrived, lines, "all lines were sent: {said}");
     count(&folder)
 }
 
 /// The difference of two runs, per million lines.
 fn per_million(by: &[OsString], agent: &Path, to_kafka: bool, count: &dyn Fn(&Folder) -> u64) -> u64 {
     let few = measure(by, agent, FEW, to_kafka, count);
-    assert!(few > 0, "the counter counts");
+    assert!(few > 0, "the counter works");
     let many = measure(by, agent, MANY, to_kafka, count);
     many.saturating_sub(few) * 1_000_000 / (MANY - FEW)
 }

@@ -39,7 +39,7 @@ fn delivers(kafka: &Scripted, how: &str) -> Done {
 const ALL: &str = "acks = \"all\"";
 
 /// A server that announces old Produce versions and closes the connection on them, as Tansu does. Fails when `auto`
-/// starts with the `kafka` crate, or with `acks = 0` counts lines written to a closed connection as delivered.
+/// starts with the `kafka` crate, or, with `acks = 0`, counts lines written to a closed connection as delivered.
 #[test]
 fn auto_does_not_begin_with_the_old_requests() {
     for acks in [ALL, "acks = 1", "acks = 0"] {
@@ -92,7 +92,7 @@ fn without_acks_lines_to_a_closing_server_are_not_delivered() {
         folder.write("f.log", Lines::new("f", 0..500).bytes());
         config(&folder, &kafka.address(), "t", &format!("acks = 0\ndriver = {driver:?}"));
         let mut agent = folder.agent_line("run -c c.toml --once").spawn();
-        wait_until(PATIENT, "it is tried again and again", || {
+        wait_until(PATIENT, "it is retried repeatedly", || {
             agent.ended().is_some() || kafka.count(Api::Produce) >= 4
         });
         assert!(agent.ended().is_none(), "{driver}: {}", agent.log());

@@ -31,7 +31,7 @@ fn dead_letters() {
     let letters = std::fs::read_to_string(folder.path("state/dead-letter")).unwrap();
     assert_eq!(letters.lines().count() as u64, N);
     let said: Vec<&str> = done.stderr.lines().filter(|l| l.contains("cannot be delivered")).collect();
-    assert!((2..=11).contains(&said.len()) && said.last().unwrap().contains("(1024 of late)"), "{said:#?}");
+    assert!((2..=11).contains(&said.len()) && said.last().unwrap().contains("(1024 recently)"), "{said:#?}");
     assert!(done.stderr.lines().count() < 40, "{}", done.stderr);
 }
 

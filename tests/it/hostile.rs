@@ -216,8 +216,8 @@ fn cluster_of_mostly_dead_brokers() {
 fn tls_by_modern() {
     let hello = [&[0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3][..], &[7; 3000]].concat();
     let cases = [
-        ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), None, "does not answer in TLS"),
-        ("kafka", [&[0, 0, 0, 40][..], &[0; 40]].concat(), None, "does not answer in TLS"),
+        ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), None, "does not speak TLS"),
+        ("kafka", [&[0, 0, 0, 40][..], &[0; 40]].concat(), None, "does not speak TLS"),
         ("alert", vec![0x15, 3, 3, 0, 2, 2, 0x28], None, "refuses the handshake"),
         ("half a hello", hello.clone(), None, ""),
         ("a hello, a byte a second", hello, Some(secs(1)), ""),

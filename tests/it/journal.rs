@@ -8,7 +8,7 @@ use std::path::Path;
 
 const LIVE: &str = "run -c c.toml --output stdout";
 
-/// A folder with a config for the journal in `journal/`, and more of its table.
+/// A folder with a config for the journal in `journal/`, with additional keys for its table.
 fn with_journal(more: &str) -> Folder {
     let folder = Folder::new();
     let journal = folder.mkdir("journal");
@@ -37,7 +37,7 @@ fn lost(folder: &Folder) -> u64 {
     status_json(folder, &folder.path("state"))["totals"]["lost_entries"].as_u64().unwrap()
 }
 
-/// What journald does to a file that it vacuums: a reader that has it open sees zeros.
+/// Does what journald does when it vacuums a file: a reader that has it open sees zeros.
 fn punch(path: &Path) {
     let file = File::options().write(true).open(path).unwrap();
     let len = file.metadata().unwrap().len();
@@ -61,7 +61,7 @@ fn each_entry_once_over_restarts_and_rotations() {
     assert_eq!(lost(&folder), 0);
 }
 
-/// Fails when new entries, a new file or one that is rotated meanwhile are not seen while the agent runs.
+/// Fails when new entries, a new file, or a file that is rotated meanwhile are not seen while the agent runs.
 #[test]
 fn followed_while_it_is_written() {
     let folder = with_journal("");
@@ -99,7 +99,7 @@ fn kills_lose_nothing() {
     }
 }
 
-/// Fails when `start = "end"` sends what was there, sends it after a restart, or leaves out what came since.
+/// Fails when `start = "end"` sends existing entries, sends them after a restart, or skips later ones.
 #[test]
 fn start_at_the_end() {
     let folder = with_journal("");
@@ -125,7 +125,7 @@ fn loss_while_no_agent_runs() {
     append(&folder, "system.journal", "a", 10);
     assert_eq!(once(&folder).len(), 10);
     append(&folder, "system.journal", "b", 7);
-    // The next file continues the numbers, as journald's does.
+    // The next file continues the sequence numbers, as journald's do.
     let kept = renumbered(&folder, 17, 3);
     folder.remove("journal/system.journal");
     std::fs::copy(&kept, folder.path("journal/system.journal")).unwrap();
@@ -135,7 +135,7 @@ fn loss_while_no_agent_runs() {
     assert_eq!(lost(&folder), 7);
 }
 
-/// A file of `n` entries whose numbers come after `after`.
+/// A file of `n` entries with the sequence numbers after `after`.
 fn renumbered(folder: &Folder, after: u64, n: u64) -> std::path::PathBuf {
     let path = folder.path("renumbered.journal");
     write_journal(&path, true, &messages("n", n));
@@ -175,7 +175,8 @@ fn vacuumed_while_it_is_open() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when a filter lets through what it should not, or the other way round, or what is left out is read at each start.
+/// Fails when a filter passes entries it should drop or the other way round, or when dropped entries are read again at
+/// each start.
 #[test]
 fn filters() {
     let folder = with_journal(
@@ -259,8 +260,8 @@ fn check_and_status_show_it() {
     assert!(text.contains("1 journal file") && text.contains("system@9.journal is not read"), "{text}");
 }
 
-/// Fails when a kill between sending and the acknowledgement stores an entry twice, or a record has another time or key than
-/// its entry.
+/// Fails when a kill between sending and the acknowledgement stores an entry twice, or a record's time or key differs
+/// from its entry's.
 #[test]
 fn exactly_once_into_kafka() {
     let broker = Broker::shared(Version::V44);

@@ -23,7 +23,8 @@ fn a_hundred_dead_brokers_do_not_starve_the_configured_one() {
     wait_until(PATIENT, "the first half", || kafka.stored("t").len() == 100);
     kafka.down(1);
     let before = kafka.count(Api::Metadata);
-    // After its return it accepts nothing until it was asked for the leaders, which only bootstrap can do.
+    // After its return it accepts no batch until it was asked for the leaders, which only the bootstrap connection can
+    // do.
     kafka.script(move |r| match r.api {
         Api::Produce => Reply::Code(6),
         _ => Reply::Default,
@@ -97,6 +98,6 @@ fn another_cluster_gives_another_producer_id() {
     let ids: std::collections::BTreeSet<i64> = kafka.produced().iter().map(|p| p.batch.producer_id).collect();
     assert_eq!((kafka.count(Api::InitProducerId), ids.len()), (2, 2), "{ids:?}");
     assert_eq!(kafka.produced().last().map(|p| p.batch.producer_id), ids.last().copied());
-    assert!(log.contains("another cluster") && log.contains("taking a new one"), "{log}");
+    assert!(log.contains("another cluster") && log.contains("requesting a new one"), "{log}");
     Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
 }

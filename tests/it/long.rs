@@ -27,7 +27,7 @@ struct Figures {
 impl Figures {
     fn of(case: impl Into<String>) -> Figures {
         if cfg!(debug_assertions) {
-            eprintln!("this is no release build: the figures say nothing; use tests/run --long");
+            eprintln!("this is not a release build, so the figures are meaningless; use tests/run --long");
         }
         Figures { case: case.into(), rows: Vec::new() }
     }
@@ -61,7 +61,7 @@ impl Figures {
             };
             println!("  {word}  {what:<42}  {measured}   {limit}");
         }
-        assert_eq!(failed, 0, "{}: {failed} figures out of their limits", self.case);
+        assert_eq!(failed, 0, "{}: {failed} figures over their limits", self.case);
     }
 }
 
@@ -241,7 +241,7 @@ fn a_minute_without_a_broker() {
     figures.judge();
 }
 
-/// Seeded days in the life of a log file.
+/// Random histories of a log file, from seeds.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_hundred_soaks() {
@@ -249,7 +249,7 @@ fn a_hundred_soaks() {
 }
 
 /// The same with patterns that match their own rotated files: `create` and `copytruncate`, compression, restarts,
-/// clock steps, renames while down. `LOGAGENT_SEED=n` runs a single seed.
+/// clock steps, renames while down. `SEED=n` runs a single seed.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_hundred_soaks_with_matched_rotations() {
@@ -298,7 +298,7 @@ fn promtool_accepts_the_metrics() {
     assert!(checked.status.success() && said.is_empty(), "{said}");
 }
 
-/// `status` against the truth, ten bad days of one minute each.
+/// `status` against the truth, in ten random runs of one minute each.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn status_is_exact() {

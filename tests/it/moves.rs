@@ -109,7 +109,7 @@ fn standby_cluster_behind_the_same_name() {
     later.wait_count_for(100, RECOVERY);
     let done = agent.stop().expect_code(0);
     Delivered::in_topic(&later).assert_exactly_once(&[&lines]);
-    assert!(done.stderr.contains("of another cluster now"), "{}", done.stderr);
+    assert!(done.stderr.contains("now belong to another cluster"), "{}", done.stderr);
 }
 
 /// A topic is deleted and recreated on another node while the log is idle. The old leader's hint (KIP-951) names the

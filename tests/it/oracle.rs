@@ -1,7 +1,6 @@
-//! `status` against the truth, at random moments of a bad day: the test knows what was written to which file and what
-//! has arrived in the topic, while files are rotated, the network breaks, and the agent is stopped and killed.
-//! Nothing is written during a check, so most of what `status` reports must be exact. `LOGAGENT_SEED=n` runs a single
-//! day.
+//! `status` against the truth, at random moments: the test knows what was written to which file and what has arrived in
+//! the topic, while files are rotated, the network breaks, and the agent is stopped and killed. Nothing is written
+//! during a check, so most of what `status` reports must be exact. `SEED=n` runs a single seed.
 
 use crate::harness::*;
 use serde_json::Value;
@@ -333,7 +332,7 @@ fn a_day_with_classic() {
 
 /// The long form; called from `long.rs`.
 pub fn many_days() {
-    let only = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
+    let only = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
     for seed in only.map_or(100..110, |s| s..s + 1) {
         let (version, driver) =
             [(Version::V41, "modern"), (Version::V39, "classic"), (Version::V39, "modern")]

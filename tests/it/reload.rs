@@ -46,7 +46,7 @@ fn an_unchanged_source_keeps_its_thread_and_its_deleted_files() {
     agent.reload();
     agent.wait_closed(&folder.path("g.log"), SOON);
     assert_eq!(agent.thread("tail f.log"), thread, "another thread");
-    assert!(agent.lines().len() < 400, "it should be unread until now");
+    assert!(agent.lines().len() < 400, "it should still be unread");
     let seen = agent.wait_lines(401);
     Delivered::of(seen.iter().filter(|l| *l != b"new")).assert_exactly_once(&[&lines]);
     assert!(agent.log().contains("applied: 1 [[files]] added"), "{}", agent.log());
@@ -164,7 +164,7 @@ fn a_config_with_problems_changes_nothing() {
     folder.append("g.log", "g\n");
     assert_eq!(agent.wait_lines(1), [b"f"]);
     let log = agent.log();
-    let problems: Vec<&str> = log.lines().filter(|l| l.contains("the config stays as it was")).collect();
+    let problems: Vec<&str> = log.lines().filter(|l| l.contains("the config is unchanged")).collect();
     assert_eq!(problems.len(), 2, "{log}");
     assert!(problems[0].contains("c.toml:") && problems[0].contains("max_line"), "{log}");
     std::fs::remove_file(folder.path("c.toml")).unwrap();
@@ -198,7 +198,7 @@ fn keys_that_need_a_restart_are_reported() {
 /// Fails when the first metrics do not include the file, or when a file that is no longer followed keeps its last
 /// numbers.
 #[test]
-fn metrics_are_there_when_ready() {
+fn metrics_are_written_when_ready() {
     let folder = Folder::new();
     let to = |name: &str| {
         let path = folder.path(name);

@@ -1,4 +1,4 @@
-//! Stops and kills without a broker: only what was written to standard output may be saved.
+//! Stops and kills without a broker: positions may be saved only for lines written to standard output.
 
 use crate::harness::*;
 use rustix::process::Signal;

@@ -154,10 +154,10 @@ fn wrong_configs(broker: &Broker, folder: &Folder) -> Vec<Case> {
             "mechanism",
             "saslplain",
             sasl(folder, "SCRAM-SHA-512", PASSWORD),
-            &["does not take SCRAM-SHA-512 but", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
+            &["does not support SCRAM-SHA-512, only", "PLAIN", "SCRAM-SHA-256", "set another mechanism"],
         ),
         ("no-file", "sasltls", format!("{tls}{gone}"), &["no-such-password", "No such file"]),
-        ("no-sasl", "tls", format!("{tls}{}", sasl(folder, "PLAIN", PASSWORD)), &["asks for no SASL"]),
+        ("no-sasl", "tls", format!("{tls}{}", sasl(folder, "PLAIN", PASSWORD)), &["does not use SASL"]),
         ("need-sasl", "saslplain", String::new(), &["SASL", "[kafka.sasl]"]),
         ("ca", "tls", other_ca, &["a CA that is not trusted here; set ca"]),
         ("system-ca", "tls", "[kafka.tls]\n".into(), &["set ca in [kafka.tls]"]),
@@ -333,7 +333,7 @@ fn plain_without_tls_to_another_machine_is_refused() {
     for command in ["run", "check"] {
         let done = folder.agent([command, "-c"]).arg(&text).run().expect_code(78);
         assert!(
-            done.stderr.contains("PLAIN without TLS would send the password readably"),
+            done.stderr.contains("PLAIN without TLS would send the password in the clear"),
             "{}",
             done.stderr
         );
@@ -345,7 +345,7 @@ fn plain_without_tls_to_another_machine_is_refused() {
     let asked = |node| kafka.requests().iter().any(|r| r.api == Api::SaslAuthenticate && r.node == node);
     let first = kafka.node_address(1).to_string();
     let mut agent = run(&folder, &config(&folder, "f", &first, "t", "modern", &plain)).start();
-    agent.wait_log("PLAIN without TLS would send the password readably to", SOON);
+    agent.wait_log("PLAIN without TLS would send the password in the clear to", SOON);
     assert!(asked(1) && !asked(2), "{}", agent.log());
     agent.stop().expect_code(0);
     let mut agent = run(&folder, &config(&folder, "f", &first, "t", "modern", &allowed)).start();

@@ -1,5 +1,5 @@
-//! Kafka services that differ from Apache Kafka: what they lack, and where they close the connection. What the Java
-//! producer would do stands at each test.
+//! Kafka services that differ from Apache Kafka: what they lack, and where they close the connection. Each test notes
+//! what the Java producer would do.
 
 use crate::harness::*;
 
@@ -36,7 +36,7 @@ fn delivers(kafka: &Scripted, how: &str) -> Done {
     done
 }
 
-/// Event Hubs answers 49 forever once it has mixed a producer up, others answer transactional codes. The Java producer
+/// Event Hubs answers 49 forever once it has confused a producer, others answer transactional codes. The Java producer
 /// fails the batch with them. Fails when the agent keeps its producer id, or stalls.
 #[test]
 fn a_refused_producer_id_is_replaced() {
@@ -49,13 +49,13 @@ fn a_refused_producer_id_is_replaced() {
             );
         let done = delivers(&kafka, "driver = \"modern\"");
         assert!(kafka.count(Api::InitProducerId) > 1, "{code}: the id stays: {}", done.stderr);
-        assert!(done.stderr.contains("cannot be used any longer"), "{code}: {}", done.stderr);
+        assert!(done.stderr.contains("can no longer be used"), "{code}: {}", done.stderr);
     }
 }
 
-/// OCI Streaming and old gateways have no InitProducerId; the Java producer fails, unless idempotence is turned off. Fails
-/// when nothing is sent, several requests are in flight, acks are weakened, it is not said once, or status is silent; and
-/// when exactly-once sends anything.
+/// OCI Streaming and old gateways have no InitProducerId; the Java producer fails, unless idempotence is turned off.
+/// Fails when nothing is sent, several requests are in flight, acks are weakened, it is not logged once, or status does
+/// not show it; and when exactly-once sends anything.
 #[test]
 fn without_producer_ids_batches_go_one_at_a_time() {
     const WITHOUT: [(i16, i16, i16); 4] = [(0, 0, 9), (1, 0, 11), (3, 0, 9), (18, 0, 3)];
@@ -97,7 +97,7 @@ fn without_producer_ids_batches_go_one_at_a_time() {
     agent.stop();
 }
 
-/// Event Hubs takes gzip only. The Java producer fails each batch. Fails when the next codec is not tried, lines go
+/// Event Hubs accepts only gzip. The Java producer fails each batch. Fails when the next codec is not tried, lines go
 /// uncompressed where gzip would do, or a batch is sent again in a refused codec.
 #[test]
 fn another_codec_is_used_where_one_is_refused() {
@@ -121,7 +121,7 @@ fn another_codec_is_used_where_one_is_refused() {
 /// Some gateways hang up on an ApiVersions version that they do not know. The Java producer reconnects forever. Fails when
 /// version 0 is not tried on the next connection.
 #[test]
-fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
+fn a_broker_that_hangs_up_on_new_api_versions_gets_version_0() {
     let hangs_up = |r: &Request| match r.api {
         Api::ApiVersions if r.version > 0 => Reply::Close,
         _ => Reply::Default,
@@ -135,7 +135,7 @@ fn a_broker_that_hangs_up_on_new_api_versions_is_asked_the_old_way() {
 /// Older Redpanda and kfake list transactional producers only; the Java producer does not ask. Fails when the agent, right
 /// after a stored batch, does not notice that its own id is missing, or claims it where it is not.
 #[test]
-fn exactly_once_says_when_the_broker_does_not_list_it() {
+fn exactly_once_reports_a_broker_that_does_not_list_its_producer() {
     let none = |r: &Request| match r.api {
         // Header tags, throttle, topic "t", partition 0, no error, no message, no producers.
         Api::DescribeProducers => {
@@ -167,7 +167,7 @@ fn exactly_once_says_when_the_broker_does_not_list_it() {
 /// Event Hubs, and Kafka with this limit, close the connection on a request above it; the Java producer has the same limit
 /// only by its defaults. Fails when any mix of batches, partitions, keys and formats makes a larger one.
 #[test]
-fn no_request_is_larger_than_the_broker_takes() {
+fn no_request_exceeds_the_brokers_limit() {
     let broker = Broker::own_with(Version::V39, &["socket.request.max.bytes=1046528"]);
     for (kafka, files, width) in [
         ("batch = \"4MiB\"", "", 300),

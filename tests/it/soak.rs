@@ -1,6 +1,6 @@
-//! Random days in the life of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals,
-//! stops, kills, pauses. Ten of them run daily, a hundred in the long form; the same number of days use a pattern that
-//! matches the rotated files as well. `LOGAGENT_SEED=n` runs a single seed, as in `LOGAGENT_SEED=2003 cargo test --test it
+//! Random histories of a log file, generated from seeds: appends cut anywhere, rotations, truncations, removals, stops,
+//! kills, pauses. Ten of them run every time, a hundred in the long form; the same number use a pattern that matches
+//! the rotated files as well. `SEED=n` runs a single seed, as in `SEED=2003 cargo test --test it
 //! soak::rotated_files_that_match_too_with_stops`.
 
 mod rotated;
@@ -183,9 +183,12 @@ impl Soak {
         assert_eq!(totals["lost_bytes"].as_u64(), Some(0), "seed {seed}: {totals}");
         if self.kills {
             let at_most = totals["doubled_at_most"].as_u64();
-            assert!(Some(doubled) <= at_most, "seed {seed}: {doubled} lines came twice, {at_most:?} at most");
+            assert!(
+                Some(doubled) <= at_most,
+                "seed {seed}: {doubled} lines were delivered twice, {at_most:?} at most"
+            );
         } else {
-            assert_eq!(doubled, 0, "seed {seed}: some came twice: {:?}", self.twice());
+            assert_eq!(doubled, 0, "seed {seed}: some were delivered twice: {:?}", self.twice());
             let order = self.seen.windows(2).position(|w| number(&w[0]) > number(&w[1]));
             // Rotated files that match the pattern are read independently.
             let any_order = self.late || self.day.is_some();
@@ -270,13 +273,13 @@ fn soak(seeds: std::ops::Range<u64>, steps: u32, kills: bool) {
     }
 }
 
-/// The seeds to run: all, or the one in `LOGAGENT_SEED`.
+/// The seeds to run: all, or the one in `SEED`.
 fn only(seeds: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let one = std::env::var("LOGAGENT_SEED").ok().and_then(|s| s.parse().ok());
+    let one = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
     one.map_or(seeds, |s| s..s + 1)
 }
 
-/// Days with a pattern that matches rotated files too, several in parallel.
+/// Histories with a pattern that matches rotated files too, several in parallel.
 fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: bool) {
     let next = std::sync::Mutex::new(only(seeds));
     let failed = std::sync::Mutex::new(Vec::new());
@@ -300,11 +303,11 @@ fn rotated_match(seeds: std::ops::Range<u64>, steps: u32, kills: bool, renames: 
     let failed = failed.into_inner().unwrap();
     assert!(
         failed.is_empty(),
-        "failed: LOGAGENT_SEED={failed:?} with this test's name tries one of them again"
+        "failed seeds: {failed:?}; SEED=n with this test's name runs one of them again"
     );
 }
 
-/// Days run in parallel; each mostly waits.
+/// Number of histories run in parallel; each mostly waits.
 const AT_ONCE: usize = 5;
 
 /// Fails when any rule of `follow::decide` is removed.

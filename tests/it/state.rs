@@ -1,5 +1,5 @@
-//! The state folder across restarts, kills and damage, and what `status` says of it. Without a broker: output goes to
-//! standard output. Crash images of single saves are unit tests of `state/store.rs`.
+//! The state folder across restarts, kills and damage, and what `status` reports about it. Without a broker: output
+//! goes to standard output. Crash images of single saves are unit tests of `state/store.rs`.
 
 use crate::harness::*;
 use rustix::process::Signal;
@@ -87,7 +87,7 @@ fn kills_lose_nothing_and_what_they_double_is_bounded() {
 /// Killed repeatedly before it has run for a second. Fails when a short run leaves no progress behind: each run then
 /// sends all lines again.
 #[test]
-fn short_lives_make_progress() {
+fn short_runs_make_progress() {
     let folder = Folder::new();
     let writer = Writer::steady(folder.path("f.log"), "f", 5000);
     wait_until(SOON, "the first lines", || writer.written() > 0);
@@ -105,7 +105,7 @@ fn short_lives_make_progress() {
     seen.extend(last.stop().expect_code(0).lines());
     let doubled = Delivered::of(seen).assert_at_least_once(&[&written]);
     let lives_with_progress = saved.windows(2).filter(|w| w[1] > w[0]).count();
-    assert!(lives_with_progress >= 6, "saved after each life: {saved:?}");
+    assert!(lives_with_progress >= 6, "saved after each run: {saved:?}");
     assert!(doubled < written.count() * 2, "{doubled} doubled of {}", written.count());
 }
 
@@ -394,7 +394,7 @@ fn folder_of_other_users_is_refused() {
     for open in [0o775, 0o757, 0o1777] {
         mode(open);
         let said = agent(&folder).run().expect_code(78).stderr;
-        assert!(said.contains("others than its owner may write there") && said.contains("chmod"), "{said}");
+        assert!(said.contains("other users may write there") && said.contains("chmod"), "{said}");
     }
     mode(0o755);
     chown(folder.path("state"), Some(12345), None).unwrap();

@@ -29,7 +29,7 @@ fn exits_in_time(what: &str, setup: Setup, wait: impl FnOnce(&Agent)) {
         start.elapsed(),
         done.stderr
     );
-    let why = ["sent at the next start", "no broker takes what is left"];
+    let why = ["sent at the next start", "the remaining lines cannot be delivered now"];
     assert!(why.iter().any(|said| done.stderr.contains(said)), "{what}: {}", done.stderr);
 }
 

@@ -1,4 +1,4 @@
-//! System calls that fail now and then, as on a failing disk or a network file system: strace injects the errors.
+//! System calls that sometimes fail, as on a failing disk or a network file system: strace injects the errors.
 
 use crate::harness::*;
 use std::thread;

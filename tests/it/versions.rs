@@ -1,4 +1,4 @@
-//! The main job on old and new releases of Kafka, with each driver that supports them: a log is followed through
+//! Basic delivery on old and new releases of Kafka, with each driver that supports them: a log is followed through
 //! rotations and a broker restart. The long form, with kills and every release, is in `long/versions.rs`.
 
 use crate::harness::*;

@@ -1,4 +1,4 @@
-//! Watchdog pings to the service manager come while all critical threads make progress, and stop when one does not.
+//! Watchdog pings to the service manager are sent while all critical threads make progress, and stop when one does not.
 
 use crate::harness::*;
 use std::time::{Duration, Instant};

@@ -57,15 +57,15 @@ fn advised(step: broker_check::BrokerCheckStep, address: &str) -> CheckStep {
         "name" => format!("name {host}"),
         other => other.to_owned(),
     };
-    let trouble = |told: String| match told.rsplit_once("; ") {
+    let trouble = |finding: String| match finding.rsplit_once("; ") {
         Some((why, fix)) => CheckProblem { why: why.to_owned(), fix: fix.to_owned() },
-        None => CheckProblem { fix: advice(&what).to_owned(), why: told },
+        None => CheckProblem { fix: advice(&what).to_owned(), why: finding },
     };
     let outcome = match step.outcome {
         broker_check::Outcome::Good(found) => CheckOutcome::Good(found),
-        broker_check::Outcome::Doubtful(told) => CheckOutcome::Doubtful(trouble(told)),
-        broker_check::Outcome::Failed(told) => CheckOutcome::Failed(trouble(told)),
-        broker_check::Outcome::Never(told) => CheckOutcome::Never(trouble(told)),
+        broker_check::Outcome::Doubtful(finding) => CheckOutcome::Doubtful(trouble(finding)),
+        broker_check::Outcome::Failed(finding) => CheckOutcome::Failed(trouble(finding)),
+        broker_check::Outcome::Never(finding) => CheckOutcome::Never(trouble(finding)),
     };
     CheckStep { what, took: step.took, outcome }
 }
@@ -75,10 +75,10 @@ fn advice(what: &str) -> &'static str {
         "name" => {
             "correct the name in `brokers` (or in the brokers' advertised.listeners), or this machine's DNS and /etc/hosts"
         }
-        "TCP" => "start the broker there, or open the way to it (port, firewall, route)",
+        "TCP" => "start the broker there, or make it reachable (port, firewall, route)",
         "TLS" => "see [kafka.tls] and the broker's listener",
         "SASL" | "token" => "see [kafka.sasl] and the broker's log",
-        "versions" => "give the address of a Kafka broker",
+        "versions" => "use the address of a Kafka broker",
         _ => "see the broker's log",
     }
 }

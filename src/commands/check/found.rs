@@ -34,7 +34,7 @@ pub fn missing(source: &Source) -> Vec<String> {
     source.paths.iter().filter(|p| walk(p).files.is_empty()).map(pattern_text).collect()
 }
 
-/// The paths that are folders, of which nothing is read.
+/// The paths that are folders, in which nothing is read.
 pub fn folders(source: &Source) -> impl Iterator<Item = PathBuf> {
     source.paths.iter().filter_map(Pattern::literal).filter(|p| p.is_dir())
 }

@@ -46,7 +46,7 @@ fn a_plain_config() {
     for line in [
         format!("config   {}\n", p.path("c.toml")),
         "brokers  127.0.0.1:1 with acks = all\n".into(),
-        "driver   auto: modern where the broker takes it (from 0.11), else classic (the kafka crate)\n"
+        "driver   auto: modern if the broker supports it (0.11 or newer), otherwise classic (the kafka crate)\n"
             .into(),
         "delivery at-least-once\n".into(),
         format!("state    {}\n", p.path("state")),
@@ -60,7 +60,7 @@ fn a_plain_config() {
     assert!(!r.text.contains(".gz ("), "{}", r.text);
 }
 
-/// The default config stays under 24,000 KiB; the printed worst case must say so too.
+/// The default config stays under 24,000 KiB; the printed worst case must agree.
 #[test]
 fn the_worst_case_of_the_default_config() {
     let p = Place::new();
@@ -98,33 +98,34 @@ fn every_warning() {
         "state is open to other users",
         "is matched twice, by [[files]] 1",
         "auto: modern, because of SASL",
-        "ok       the config can be used; 6 things are worth a look, see the warnings above\n",
+        "ok       the config is valid; see the 6 warnings above\n",
     ] {
         assert!(r.text.contains(said), "{said}\n{}", r.text);
     }
     assert!(!r.failed && !r.text.contains("s3cret"), "{}", r.text);
 }
 
-/// Fails with `is_dir` instead of `exists` in `Report::state`: the parent folder is checked, and all seems well.
+/// Fails with `is_dir` instead of `exists` in `Report::state`: the parent folder is checked, and no problem is
+/// reported.
 #[test]
-fn a_file_in_the_place_of_the_state_folder_fails() {
+fn a_file_in_place_of_the_state_folder_fails() {
     let p = Place::new();
     p.write("state", "", 0o644);
     let r = p.report(&format!("{KAFKA}[[files]]\npaths = \"/x\"\n"));
     assert!(r.failed, "{}", r.text);
-    assert!(r.text.contains(&format!("failed   {}: it is no folder; ", p.path("state"))), "{}", r.text);
+    assert!(r.text.contains(&format!("failed   {}: it is not a folder; ", p.path("state"))), "{}", r.text);
     assert!(!r.text.contains("\nok "), "{}", r.text);
 }
 
 /// Problems that `run` only logs. Fails with `found::folders` returning nothing, and without `Report::metrics`.
 #[test]
-fn a_folder_that_is_named_as_a_file_and_a_missing_one() {
+fn a_folder_named_as_a_file_and_a_missing_folder() {
     let p = Place::new();
     fs::create_dir(p.path("logs")).unwrap();
     let (logs, metrics) = (p.path("logs"), p.path("none/m.prom"));
     let r = p.report(&format!("{KAFKA}[metrics]\ntextfile = \"{metrics}\"\n[[files]]\npaths = \"{logs}\"\n"));
     for said in [
-        format!("{logs} is a folder, of which nothing is read; name its files, as in {logs}/*.log"),
+        format!("{logs} is a folder, so nothing in it is read; name its files, as in {logs}/*.log"),
         format!("textfile: there is no folder {}", p.path("none")),
     ] {
         assert!(r.text.contains(&said), "{said}\n{}", r.text);

@@ -57,7 +57,7 @@ pub fn run(folder: &Path, path: &Path) -> Result<ExitCode, Error> {
     }
 }
 
-/// Whether a stream's followed path leads to this file: then it is read as it is, whatever its name.
+/// Whether a stream's followed path leads to this file: then its bytes are read directly, whatever its name.
 fn is_followed(look: &Look, live: Option<&Snapshot>, saved: &Saved) -> bool {
     let live = live.into_iter().flat_map(|s| &s.files).map(|f| Path::new(&f.path));
     let mut paths = live.chain(saved.streams.iter().map(|s| &*s.path));
@@ -278,7 +278,7 @@ mod tests {
 
     /// Fails when a truncated file's old stream answers for its new bytes.
     #[test]
-    fn the_newest_stream_of_a_file_counts() {
+    fn the_newest_stream_of_a_file_decides() {
         let mut bench = Bench::new();
         let path = bench.write("a.log", &lines(100));
         bench.save(1, &path, 790);
@@ -313,7 +313,7 @@ mod tests {
 
     /// Fails when the lines of a `.gz` are searched in its compressed bytes, which are fewer than those acknowledged.
     #[test]
-    fn a_compressed_file_is_judged_by_what_it_holds() {
+    fn a_compressed_file_is_judged_by_its_content() {
         let mut bench = Bench::new();
         let (text, path) = (lines(10_000), bench.write("a.log", &lines(10_000)));
         bench.save(1, &path, 50_000);

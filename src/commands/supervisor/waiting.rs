@@ -19,7 +19,7 @@ const LOOKS: usize = 64;
 pub(super) struct Waiting {
     pub(super) found: Found,
     pub(super) start: Start,
-    pub(super) first_sight: bool,
+    pub(super) new_pattern: bool,
     pub(super) since: (i64, u32),
     pub(super) found_at: Instant,
 }
@@ -38,7 +38,7 @@ impl Supervisor<'_, '_> {
             }
         }
         self.retry = never();
-        if std::mem::take(&mut self.told) {
+        if std::mem::take(&mut self.logged) {
             info!("every file has a thread again");
         }
     }
@@ -66,7 +66,7 @@ impl Supervisor<'_, '_> {
         self.waiting = waiting;
         for Waiting { found, .. } in given_up {
             let (path, why) = (found.path.display(), &self.refusal);
-            error!("{path}: no thread is free to read it: {why}; nothing of it is read (--once)");
+            error!("{path}: no thread is free to read it: {why}; it is not read (--once)");
             self.board.files().remove(&found.path);
             self.unread.push(found.path);
         }

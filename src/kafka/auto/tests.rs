@@ -12,14 +12,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A driver that reports its name, and ends when it receives the topic "leave".
 fn stub(name: &'static str) -> Drive {
     Drive::worker(None, move |orders, events, _board| {
-        let ready = Event::Ready(Capabilities { name, numbered: false, in_flight: 1 });
+        let ready = Event::Ready(Capabilities { name, idempotent: false, in_flight: 1 });
         if events.send(ready).is_err() {
             return Leave::Closed;
         }
         for order in orders {
             match order {
                 Order::Topic(t) if &*t == "leave" => {
-                    return Leave::Incompatible { why: "told to".to_owned() };
+                    return Leave::Incompatible { why: "asked to".to_owned() };
                 }
                 Order::Send(batches) => {
                     for batch in batches {
@@ -59,7 +59,7 @@ const WITHOUT_IDS: [(i16, i16, i16); 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
 
 /// Fails when the rule changes, or its reason is not in the status.
 #[test]
-fn by_what_the_broker_takes() {
+fn chosen_by_the_versions_a_broker_accepts() {
     let peer = Peer::start();
     for (ranges, name) in [
         (Some(KAFKA_3_9.to_vec()), "modern"),
@@ -91,7 +91,7 @@ fn the_first_that_answers_decides() {
 /// When a driver leaves, the other takes over its channels; the previous one is chosen again only if it is the only
 /// option. Fails when `left` is ignored.
 #[test]
-fn one_after_the_other_on_the_same_ends() {
+fn one_driver_replaces_the_other() {
     let peer = Peer::start();
     let (ends, _board) = auto(&[peer.host()]);
     let leave = || ends.orders.send(Order::Topic(Topic::from("leave"))).unwrap();
@@ -115,7 +115,7 @@ fn one_after_the_other_on_the_same_ends() {
 /// The driver changes on request, both while one runs and while no broker answers. Fails when `hold` or a driver keeps
 /// the core's order, or when the previous driver's brokers stay in the status.
 #[test]
-fn ship_changes_the_driver() {
+fn the_producer_changes_the_driver() {
     let peer = Peer::start();
     let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for host in [peer.host(), refused.to_string()] {

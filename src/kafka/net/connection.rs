@@ -134,7 +134,7 @@ impl Connection {
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
             return Err(Trouble::Incompatible(format!(
-                "the broker takes Produce up to version {}, this driver speaks 3 to 12 (Kafka from 0.11); set driver = \"auto\"",
+                "the broker supports Produce up to version {}, this driver needs 3 to 12 (Kafka 0.11 or newer); set driver = \"auto\"",
                 self.versions.produce_max
             )));
         }
@@ -169,11 +169,10 @@ impl Connection {
         self.stream = dial(address, options)?;
         let closed = match self.stream {
             Stream::Plain(_) => {
-                "closed at the first request: a port with TLS (set [kafka.tls]), no Kafka broker, or one before 0.10"
+                "closed at the first request: this port speaks TLS (set [kafka.tls]), is not Kafka, or is a broker before 0.10"
             }
             Stream::Tls(_) => {
-                "closed after the TLS handshake: it may want a client certificate (set cert and key in [kafka.tls]), or \
-                 is no Kafka broker"
+                "closed after the TLS handshake: it may require a client certificate (set cert and key in [kafka.tls]), or is not Kafka"
             }
         };
         self.ask_versions(&[0], options).map_err(|t| match t {
@@ -193,7 +192,7 @@ impl Connection {
                 Err(code) => return Err(Trouble::Lost(crate::kafka::protocol::errors::text(code, ""))),
             }
         }
-        Err(Trouble::Lost("refuses ApiVersions in every version".into()))
+        Err(Trouble::Lost("it refuses every version of ApiVersions".into()))
     }
 
     pub fn next_correlation(&mut self) -> i32 {
@@ -330,7 +329,7 @@ fn is_closed(e: &io::Error) -> bool {
 }
 
 pub fn mismatch(got: i32, want: i32) -> Trouble {
-    Trouble::Lost(format!("answer to request {got} where {want} was due"))
+    Trouble::Lost(format!("answer to request {got}, but the next one due is {want}"))
 }
 
 /// Opens a connection, on which nothing has been sent yet.
@@ -378,13 +377,13 @@ pub fn secure(socket: TcpStream, address: &str, options: &KafkaOptions) -> Resul
         Some(tls) => {
             let peer = socket.peer_addr();
             let done = tls::handshake(socket, address, tls, options.connect_timeout);
-            let told = |why: String| match peer {
+            let explain = |why: String| match peer {
                 Ok(peer) if why == tls::CLOSED && probe::closes_unasked(peer, options.connect_timeout) => {
                     Trouble::Crowded(probe::CLOSES_UNASKED.into())
                 }
                 _ => Trouble::Lost(why),
             };
-            Ok(Stream::Tls(Box::new(done.map_err(told)?)))
+            Ok(Stream::Tls(Box::new(done.map_err(explain)?)))
         }
     }
 }

@@ -93,11 +93,11 @@ impl Input {
 /// Guesses the protocol of a peer that does not speak Kafka.
 fn foreign(head: [u8; 4], cap: usize) -> String {
     match &head {
-        b"HTTP" => "it answers in HTTP: no Kafka broker; give Kafka's port".into(),
-        [0x15, 3, ..] => "it answers in TLS; set [kafka.tls], or give the port without".into(),
-        b"SSH-" => "it answers in SSH: no Kafka broker; give Kafka's port".into(),
+        b"HTTP" => "it speaks HTTP and is not Kafka; use Kafka's port".into(),
+        [0x15, 3, ..] => "it speaks TLS; set [kafka.tls], or use the port without TLS".into(),
+        b"SSH-" => "it speaks SSH and is not Kafka; use Kafka's port".into(),
         _ => format!(
-            "an answer of {} bytes, at most {cap} taken: no Kafka broker, or damaged on its way",
+            "an answer of {} bytes, over the limit of {cap}: not Kafka, or damaged on the way",
             u32::from_be_bytes(head)
         ),
     }
@@ -148,7 +148,7 @@ mod tests {
 
         /// Fails when noise panics or fills memory.
         #[test]
-        fn noise_takes_no_room(
+        fn noise_costs_no_memory(
             noise in proptest::collection::vec(any::<u8>(), 1..4000),
             pieces in proptest::collection::vec(1usize..900, 1..5),
         ) {
@@ -159,7 +159,7 @@ mod tests {
 
     /// Fails when a foreign protocol is not named.
     #[test]
-    fn foreigners_are_named() {
+    fn foreign_protocols_are_named() {
         for (head, said) in [
             (b"HTTP", "HTTP"),
             (b"\x15\x03\x03\0", "[kafka.tls]"),

@@ -91,10 +91,10 @@ impl fmt::Display for Finding {
                 f.write_str("closed the connection on the first request (Kafka 0.9, or not Kafka)")
             }
             Finding::ClosesUnasked => f.write_str(CLOSES_UNASKED),
-            Finding::Tls => f.write_str("this port speaks TLS; give the plaintext port, or set [kafka.tls]"),
-            Finding::Http => f.write_str("a web server, not Kafka; give Kafka's port"),
+            Finding::Tls => f.write_str("this port speaks TLS; use the plaintext port, or set [kafka.tls]"),
+            Finding::Http => f.write_str("a web server, not Kafka; use Kafka's port"),
             Finding::Foreign(b) => {
-                write!(f, "not Kafka: it answers \"{}\"; give Kafka's port", b.escape_ascii())
+                write!(f, "not Kafka: it answers \"{}\"; use Kafka's port", b.escape_ascii())
             }
             Finding::Mute(t) => write!(f, "connected, but no answer in {} s", t.as_secs_f32()),
             Finding::Refused => f.write_str("connection refused"),
@@ -175,7 +175,7 @@ fn connect(addr: SocketAddr, limits: &Limits) -> Result<TcpStream, Finding> {
     })
 }
 
-const CORRELATION: i32 = 0x6c6f_6761; // "loga": an answer that carries it is one to us
+const CORRELATION: i32 = 0x6c6f_6761; // "loga": identifies the answer as ours
 
 /// A request with header v1: size, API key, version, correlation id, client id.
 fn frame(api: i16, version: i16, body: &[u8]) -> Vec<u8> {

@@ -102,11 +102,11 @@ fn refuse_readable(c: &Connection, options: &SaslOptions) -> Result<(), Trouble>
         SaslOptions::OauthBearer(_) => ("token", ""),
         _ => (
             "password",
-            ", or mechanism = \"SCRAM-SHA-512\", or, where the way there is safe, plain_without_tls = true in [kafka.sasl]",
+            ", or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true in [kafka.sasl]",
         ),
     };
     Err(Trouble::Denied(format!(
-        "{} without TLS would send the {secret} readably to {peer}; set [kafka.tls]{or}",
+        "{} without TLS would send the {secret} in the clear to {peer}; set [kafka.tls]{or}",
         options.mechanism()
     )))
 }
@@ -146,7 +146,7 @@ impl Exchange<'_> {
         let (scram, first) = Scram::begin(hash, &login.username, nonce);
         let said = self.send(&first)?;
         let (server_first, _) = self.accepted(said, login, &password)?;
-        let lied = |why: String| Trouble::Denied(format!("the broker's authentication is not right: {why}"));
+        let lied = |why: String| Trouble::Denied(format!("the broker's authentication is wrong: {why}"));
         let (expected, last) = scram.prove(&server_first, &password).map_err(lied)?;
         let said = self.send(&last)?;
         let (server_final, lifetime) = self.accepted(said, login, &password)?;
@@ -198,7 +198,7 @@ impl Exchange<'_> {
     fn choose(&mut self) -> Result<(), Trouble> {
         if self.c.versions.sasl_handshake.is_none() || self.c.versions.sasl_authenticate.is_none() {
             return Err(Trouble::Denied(
-                "it has no SaslAuthenticate (Kafka from 1.0): no SASL with this driver".into(),
+                "it has no SaslAuthenticate (Kafka 1.0 or newer), which SASL needs with this driver".into(),
             ));
         }
         let name = self.mechanism;
@@ -208,11 +208,11 @@ impl Exchange<'_> {
         match error {
             0 => Ok(()),
             33 => Err(Trouble::Denied(format!(
-                "it does not take {name} but {}; set another mechanism in [kafka.sasl]",
+                "it does not support {name}, only {}; set another mechanism in [kafka.sasl]",
                 if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") }
             ))),
             34 => Err(Trouble::Denied(
-                "this port asks for no SASL; give the port with SASL, or take [kafka.sasl] out".into(),
+                "this port does not use SASL; use the port that does, or remove [kafka.sasl]".into(),
             )),
             code => Err(Trouble::Denied(errors::text(code, ""))),
         }

@@ -80,11 +80,12 @@ impl Scram {
         if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() {
             return Err("it does not repeat our SCRAM nonce".into());
         }
-        let salt = base64::decode(salt).filter(|s| !s.is_empty()).ok_or("its SCRAM salt is no base64")?;
+        let salt = base64::decode(salt).filter(|s| !s.is_empty()).ok_or("its SCRAM salt is not base64")?;
         let iterations: u32 = iterations.parse().unwrap_or(0);
-        let rounds = NonZeroU32::new(iterations)
-            .filter(|n| ITERATIONS.contains(&n.get()))
-            .ok_or_else(|| format!("it asks for {iterations} SCRAM iterations, {ITERATIONS:?} are taken"))?;
+        let rounds =
+            NonZeroU32::new(iterations).filter(|n| ITERATIONS.contains(&n.get())).ok_or_else(|| {
+                format!("it asks for {iterations} SCRAM iterations, allowed are {ITERATIONS:?}")
+            })?;
         let mut salted = Zeroizing::new([0u8; 64]);
         let salted = &mut salted[..self.hash.len()];
         pbkdf2::derive(self.hash.pbkdf2(), rounds, &salt, password, salted);
@@ -116,7 +117,8 @@ impl Expected {
         match proof == self.0 {
             true => Ok(()),
             false => {
-                Err("it does not prove that it knows the password: it is not the broker it says it is".into())
+                Err("it does not prove that it knows the password: it is not the broker it claims to be"
+                    .into())
             }
         }
     }
@@ -125,7 +127,7 @@ impl Expected {
 fn printable(message: &[u8]) -> Result<&str, String> {
     let text =
         std::str::from_utf8(message).ok().filter(|t| t.len() <= MOST && !t.chars().any(char::is_control));
-    text.ok_or_else(|| "its SCRAM message is no text".into())
+    text.ok_or_else(|| "its SCRAM message is not text".into())
 }
 
 #[cfg(test)]
@@ -158,7 +160,7 @@ mod tests {
 
     /// Fails when a fake broker gets a proof for too few iterations, its own nonce, or no salt.
     #[test]
-    fn what_a_false_broker_may_try() {
+    fn a_fake_broker_gets_no_proof() {
         for (message, why) in [
             (SERVER_FIRST.replace("4096", "1"), "iterations"),
             (SERVER_FIRST.replace("4096", "2147483647"), "iterations"),
@@ -168,7 +170,7 @@ mod tests {
             (SERVER_FIRST.replace("W22ZaJ0SNY7soEsUEjb6gQ==", ""), "salt"),
             (SERVER_FIRST.replace("W22Z", "W2=Z"), "salt"),
             (SERVER_FIRST.replace("s=", "m=x,s="), "lacks s="),
-            ("x".repeat(5000), "no text"),
+            ("x".repeat(5000), "not text"),
             (String::new(), "lacks r="),
         ] {
             let said = begun().prove(message.as_bytes(), b"pencil").err().unwrap();

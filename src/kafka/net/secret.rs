@@ -22,17 +22,17 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, St
     let mut file = file.map_err(|e| wrong(&format!("{e}; let the agent's user read it")))?;
     let meta = file.metadata().map_err(|e| wrong(&e.to_string()))?;
     if !meta.is_file() {
-        return Err(wrong("no regular file"));
+        return Err(wrong("not a regular file"));
     }
     if meta.len() > most {
-        return Err(wrong(&format!("{} bytes, at most {most} taken", meta.len())));
+        return Err(wrong(&format!("{} bytes, over the limit of {most}", meta.len())));
     }
     // Allocate everything at once: a growing vector leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(meta.len() as usize + 1));
     let room = meta.len() + 1;
     file.by_ref().take(room).read_to_end(&mut bytes).map_err(|e| wrong(&e.to_string()))?;
     if bytes.len() as u64 > meta.len() {
-        return Err(wrong("grew while it was read"));
+        return Err(wrong("grew while it was being read"));
     }
     Ok(bytes)
 }
@@ -75,7 +75,7 @@ mod tests {
 
     /// Fails when a trailing newline becomes part of the password, or more than one is removed.
     #[test]
-    fn one_line_end_is_cut() {
+    fn one_trailing_newline_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         let all: [(&[u8], Option<&[u8]>); 7] = [
@@ -106,9 +106,9 @@ mod tests {
         let large = dir.path().join("large");
         std::fs::write(&large, vec![b'x'; PASSWORD_MOST as usize + 1]).unwrap();
         for (path, why) in [
-            (&fifo, "no regular file"),
-            (&dir.path().to_owned(), "no regular file"),
-            (&large, "at most 4096"),
+            (&fifo, "not a regular file"),
+            (&dir.path().to_owned(), "not a regular file"),
+            (&large, "over the limit of 4096"),
             (&dir.path().join("gone"), "No such file"),
         ] {
             let said = text(path, "password_file", PASSWORD_MOST).unwrap_err();

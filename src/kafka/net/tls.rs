@@ -36,7 +36,7 @@ const ROOTS: [&str; 5] = [
 
 /// The peer closed the connection during the handshake without an alert.
 pub const CLOSED: &str =
-    "closed in the TLS handshake: a port without TLS (give the TLS port, or take [kafka.tls] out)";
+    "closed during the TLS handshake: a port without TLS (use the TLS port, or remove [kafka.tls])";
 
 /// Makes the handshake on a connected, non-blocking socket. `address`: the broker's `host:port`.
 pub fn handshake(
@@ -48,7 +48,7 @@ pub fn handshake(
     let deadline = Instant::now() + limit;
     let name = options.server_name.as_deref().unwrap_or_else(|| host(address));
     let name = ServerName::try_from(name.to_owned())
-        .map_err(|_| format!("{name:?} is no host name; set server_name in [kafka.tls]"))?;
+        .map_err(|_| format!("{name:?} is not a host name; set server_name in [kafka.tls]"))?;
     let session = ClientConnection::new(Arc::new(config(options)?), name).map_err(|e| explain(&e))?;
     let mut tls = Tls::new(socket, session);
     while tls.session.is_handshaking() || tls.session.wants_write() {
@@ -58,7 +58,7 @@ pub fn handshake(
         })?;
         let now = Instant::now();
         if now >= deadline {
-            return Err(format!("no end of the TLS handshake within {} s", limit.as_secs()));
+            return Err(format!("the TLS handshake did not finish within {} s", limit.as_secs()));
         }
         if tls.session.is_handshaking() || tls.session.wants_write() {
             let events =
@@ -104,7 +104,7 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, String> {
         Some((cert, key)) => {
             let chain = certificates(cert, "cert")?;
             let pem = secret::read(key, "key", PEM_MOST)?;
-            let none = |_| format!("key {}: no unencrypted private key in PEM", key.display());
+            let none = |_| format!("key {}: no unencrypted PEM private key in it", key.display());
             let der = PrivateKeyDer::from_pem_slice(&pem).map_err(none)?;
             builder.with_client_auth_cert(chain, der).map_err(|e| {
                 let (cert, key) = (cert.display(), key.display());
@@ -140,7 +140,7 @@ fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>,
     let pem = secret::read(path, what, PEM_MOST)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match all {
-        Ok(all) if all.is_empty() => Err(wrong("no certificate in PEM")),
+        Ok(all) if all.is_empty() => Err(wrong("no PEM certificate in it")),
         Ok(all) => Ok(all),
         Err(_) => Err(wrong("damaged PEM")),
     }
@@ -152,13 +152,11 @@ pub fn explain(e: &rustls::Error) -> String {
     match e {
         E::InvalidCertificate(e) => certificate(e),
         E::AlertReceived(alert) => alerted(*alert),
-        E::InvalidMessage(_) => {
-            "it does not answer in TLS: give the TLS port, or take [kafka.tls] out".into()
-        }
+        E::InvalidMessage(_) => "it does not speak TLS: use the TLS port, or remove [kafka.tls]".into(),
         E::PeerIncompatible(why) => {
-            format!("no TLS in common ({why:?}); the broker must offer TLS 1.2 or 1.3")
+            format!("no TLS version in common ({why:?}); the broker must offer TLS 1.2 or 1.3")
         }
-        E::NoCertificatesPresented => "the broker shows no certificate; give it one".into(),
+        E::NoCertificatesPresented => "the broker presents no certificate; give it one".into(),
         other => other.to_string(),
     }
 }
@@ -179,17 +177,16 @@ fn certificate(e: &CertificateError) -> String {
         C::NotValidForName => elsewhere("another host", "this one"),
         C::NotValidForNameContext { expected, presented } => {
             let shown: Vec<&str> = presented.iter().take(8).map(|n| name(n)).collect();
-            let of = if shown.is_empty() { "no host at all".to_owned() } else { shown.join(", ") };
+            let of = if shown.is_empty() { "no host".to_owned() } else { shown.join(", ") };
             elsewhere(&of, &expected.to_str())
         }
         C::BadSignature => {
-            "the broker's certificate is not signed by the CA of its issuer's name; set ca in [kafka.tls] \
-             to the CA's certificate of today"
+            "the broker's certificate is not signed by the CA that it names as its issuer; set ca in [kafka.tls] to that CA's current certificate"
                 .into()
         }
-        C::Revoked => "the broker's certificate was revoked; give the broker another".into(),
+        C::Revoked => "the broker's certificate was revoked; give it a new one".into(),
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
-            "the broker's certificate is not for servers; give it one with serverAuth".into()
+            "the broker's certificate is not a server certificate; give it one with serverAuth".into()
         }
         other => format!("the broker's certificate is refused: {other}"),
     }
@@ -201,8 +198,7 @@ fn expired(when: &str) -> String {
 
 fn elsewhere(of: &str, expected: &str) -> String {
     format!(
-        "the broker's certificate is for {of}, not for {expected}; name the broker as its certificate does, or set \
-         server_name in [kafka.tls]"
+        "the broker's certificate is for {of}, not for {expected}; use the name in the certificate, or set server_name in [kafka.tls]"
     )
 }
 
@@ -211,11 +207,12 @@ fn name(shown: &str) -> &str {
     shown.split('"').nth(1).unwrap_or(shown)
 }
 
-/// "40 days ago"; not to the second, because each new text is a line in the log.
+/// "40 days ago".
 fn spell(then: UnixTime, now: UnixTime) -> String {
     let s = now.as_secs().saturating_sub(then.as_secs());
     match s {
-        0..=119 => "less than 2 min ago".into(),
+        // A text that changes every second would be logged as a new reason every time.
+        0..=119 => "less than 2 min ago".to_owned(),
         120..=7199 => format!("{} min ago", s / 60),
         7200..=172_799 => format!("{} h ago", s / 3600),
         _ => format!("{} days ago", s / 86_400),
@@ -235,13 +232,13 @@ fn alerted(alert: AlertDescription) -> String {
         }
         A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => {
             format!(
-                "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it wants a client certificate"
+                "the broker refuses the handshake ({alert:?}): no TLS version or cipher in common, or it requires a client certificate"
             )
         }
         A::UnrecognisedName => {
-            "the broker does not know itself by this name; set server_name in [kafka.tls]".into()
+            "the broker does not recognize this name as its own; set server_name in [kafka.tls]".into()
         }
-        other => format!("the broker ends TLS with the alert {other:?}"),
+        other => format!("the broker closes TLS with the alert {other:?}"),
     }
 }
 
@@ -275,7 +272,7 @@ mod tests {
             ),
             (
                 CertificateError::NotValidForNameContext { expected, presented },
-                "for other, not for kafka1; name the",
+                "for other, not for kafka1; use the",
             ),
         ] {
             let text = explain(&rustls::Error::InvalidCertificate(e));

@@ -47,7 +47,7 @@ impl fmt::Debug for Compressor {
 
 /// The compressor failed, which happens only when memory is short. The batch is then sent uncompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unpressed;
+pub struct CompressionFailed;
 
 impl Compressor {
     /// Maximum compressed size of `len` bytes, header and trailer included.
@@ -63,39 +63,39 @@ impl Compressor {
     }
 
     /// Compresses `from` into `to`, which holds [`Compressor::bound`] bytes; returns the number of bytes written.
-    pub fn press(&mut self, codec: Codec, from: &[u8], to: &mut [u8]) -> Result<usize, Unpressed> {
+    pub fn compress(&mut self, codec: Codec, from: &[u8], to: &mut [u8]) -> Result<usize, CompressionFailed> {
         match codec {
-            Codec::None => Err(Unpressed),
+            Codec::None => Err(CompressionFailed),
             Codec::Gzip => self.gzip(from, to),
             Codec::Snappy => self
                 .snappy
                 .get_or_insert_with(snap::raw::Encoder::new)
                 .compress(from, to)
-                .map_err(|_| Unpressed),
+                .map_err(|_| CompressionFailed),
             Codec::Lz4 => Ok(lz4::frame(self.lz4.get_or_insert_default(), from, to)),
             Codec::Zstd => {
                 if self.zstd.is_none() {
                     self.zstd = zstd::bulk::Compressor::new(1).ok();
                 }
-                self.zstd.as_mut().and_then(|z| z.compress_to_buffer(from, to).ok()).ok_or(Unpressed)
+                self.zstd.as_mut().and_then(|z| z.compress_to_buffer(from, to).ok()).ok_or(CompressionFailed)
             }
         }
     }
 
     /// RFC 1952 around raw deflate: flate2's own gzip encoder cannot be reused without allocating.
-    fn gzip(&mut self, from: &[u8], to: &mut [u8]) -> Result<usize, Unpressed> {
+    fn gzip(&mut self, from: &[u8], to: &mut [u8]) -> Result<usize, CompressionFailed> {
         const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 0xff];
         let deflate = self.gzip.get_or_insert_with(|| Compress::new(Compression::new(1), false));
         deflate.reset();
         to[..HEAD.len()].copy_from_slice(&HEAD);
         let done = deflate.compress(from, &mut to[HEAD.len()..], FlushCompress::Finish);
         if !matches!(done, Ok(Status::StreamEnd)) {
-            return Err(Unpressed);
+            return Err(CompressionFailed);
         }
         let at = HEAD.len() + deflate.total_out() as usize;
         let mut crc = Crc::new();
         crc.update(from);
-        let tail = to.get_mut(at..at + 8).ok_or(Unpressed)?;
+        let tail = to.get_mut(at..at + 8).ok_or(CompressionFailed)?;
         tail[..4].copy_from_slice(&crc.sum().to_le_bytes());
         tail[4..].copy_from_slice(&(from.len() as u32).to_le_bytes());
         Ok(at + 8)
@@ -109,7 +109,7 @@ pub mod tests {
     use std::io::Read;
 
     /// Decompresses with the codecs' own readers.
-    pub fn unpress(codec: Codec, bytes: &[u8]) -> Vec<u8> {
+    pub fn decompress(codec: Codec, bytes: &[u8]) -> Vec<u8> {
         let mut plain = Vec::new();
         match codec {
             Codec::None => plain.extend_from_slice(bytes),
@@ -123,10 +123,10 @@ pub mod tests {
 
     pub const ALL: [Codec; 5] = [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 
-    fn round(press: &mut Compressor, codec: Codec, plain: &[u8]) {
+    fn round(compress: &mut Compressor, codec: Codec, plain: &[u8]) {
         let mut to = vec![0; Compressor::bound(codec, plain.len())];
-        let n = press.press(codec, plain, &mut to).unwrap();
-        assert!(unpress(codec, &to[..n]) == plain, "{codec:?}, {} bytes", plain.len());
+        let n = compress.compress(codec, plain, &mut to).unwrap();
+        assert!(decompress(codec, &to[..n]) == plain, "{codec:?}, {} bytes", plain.len());
     }
 
     proptest! {
@@ -135,7 +135,7 @@ pub mod tests {
         /// `spread` 1 is noise, which cannot be compressed.
         #[test]
         fn round_trip(sizes in proptest::collection::vec(0usize..300_000, 1..4), spread in 1u32..40, seed: u64) {
-            let mut press = Compressor::default();
+            let mut compress = Compressor::default();
             for codec in &ALL[1..] {
                 let mut x = seed | 1;
                 for size in &sizes {
@@ -145,7 +145,7 @@ pub mod tests {
                         plain.extend(x.to_le_bytes().map(|b| if spread == 1 { b } else { b % spread as u8 }));
                     }
                     plain.truncate(*size);
-                    round(&mut press, *codec, &plain);
+                    round(&mut compress, *codec, &plain);
                 }
             }
         }
@@ -155,8 +155,8 @@ pub mod tests {
     #[test]
     fn fits_into_a_small_stack() {
         let work = || {
-            let mut press = Compressor::default();
-            ALL[1..].iter().for_each(|c| round(&mut press, *c, &b"a line of a log file\n".repeat(30_000)));
+            let mut compress = Compressor::default();
+            ALL[1..].iter().for_each(|c| round(&mut compress, *c, &b"a line of a log file\n".repeat(30_000)));
         };
         std::thread::Builder::new()
             .stack_size(crate::producer::driver::STACK)

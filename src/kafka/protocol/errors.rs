@@ -23,7 +23,7 @@ pub enum Fate {
     SequenceError,
 }
 
-/// What else to do about it.
+/// What to do in addition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Also {
     Nothing,
@@ -60,7 +60,7 @@ use Pace::{Backoff, Blocked};
 pub const TABLE: &[Rule] = &[
     rule(-1,  "UNKNOWN_SERVER_ERROR",             Maybe(Backoff), FindLeader,   "see the broker's log"),
     rule(0,   "NONE",                             Stored,         Nothing,      ""),
-    rule(2,   "CORRUPT_MESSAGE",                  Retry(Backoff), Nothing,      "the batch was damaged on its way, or its topic is compacted and a line has no key"),
+    rule(2,   "CORRUPT_MESSAGE",                  Retry(Backoff), Nothing,      "the batch was damaged on the way, or its topic is compacted and a line has no key"),
     rule(3,   "UNKNOWN_TOPIC_OR_PARTITION",       Maybe(Backoff), FindLeader,   "create the topic"),
     rule(5,   "LEADER_NOT_AVAILABLE",             Maybe(Backoff), FindLeader,   ""),
     rule(6,   "NOT_LEADER_OR_FOLLOWER",           Maybe(Backoff), FindLeader,   ""),
@@ -71,7 +71,7 @@ pub const TABLE: &[Rule] = &[
     rule(14,  "COORDINATOR_LOAD_IN_PROGRESS",     Retry(Backoff), Nothing,      ""),
     rule(15,  "COORDINATOR_NOT_AVAILABLE",        Retry(Backoff), Nothing,      ""),
     rule(16,  "NOT_COORDINATOR",                  Retry(Backoff), Nothing,      ""),
-    rule(17,  "INVALID_TOPIC_EXCEPTION",          Retry(Blocked), Nothing,      "this topic name can never be; set another"),
+    rule(17,  "INVALID_TOPIC_EXCEPTION",          Retry(Blocked), Nothing,      "this topic name is invalid; set another"),
     rule(18,  "RECORD_LIST_TOO_LARGE",            TooLarge,       Nothing,      "raise segment.bytes of the topic"),
     rule(19,  "NOT_ENOUGH_REPLICAS",              Retry(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
     rule(20,  "NOT_ENOUGH_REPLICAS_AFTER_APPEND", Maybe(Backoff), Nothing,      "fewer replicas in sync than min.insync.replicas"),
@@ -85,7 +85,7 @@ pub const TABLE: &[Rule] = &[
     rule(35,  "UNSUPPORTED_VERSION",              Retry(Blocked), Reconnect,    ""),
     rule(42,  "INVALID_REQUEST",                  Retry(Blocked), Reconnect,    ""),
     rule(43,  "UNSUPPORTED_FOR_MESSAGE_FORMAT",   Retry(Blocked), Reconnect,    "set acks = 1, or raise message.format.version of the topic to 0.11 or later"),
-    rule(44,  "POLICY_VIOLATION",                 Retry(Blocked), Nothing,      "ask who keeps the cluster"),
+    rule(44,  "POLICY_VIOLATION",                 Retry(Blocked), Nothing,      "ask the cluster's administrators"),
     rule(45,  "OUT_OF_ORDER_SEQUENCE_NUMBER",     SequenceError,  Nothing,      ""),
     rule(46,  "DUPLICATE_SEQUENCE_NUMBER",        Stored,         Nothing,      ""),
     rule(47,  "INVALID_PRODUCER_EPOCH",           SequenceError,  Nothing,      "another agent uses the same producer id: a copied state folder?"),
@@ -97,11 +97,11 @@ pub const TABLE: &[Rule] = &[
     rule(56,  "KAFKA_STORAGE_ERROR",              Maybe(Backoff), FindLeader,   "see the broker's disks"),
     rule(58,  "SASL_AUTHENTICATION_FAILED",       Retry(Blocked), Reconnect,    "set user name and password in [kafka.sasl]"),
     rule(59,  "UNKNOWN_PRODUCER_ID",              SequenceError,  Nothing,      ""),
-    rule(72,  "LISTENER_NOT_FOUND",               Maybe(Backoff), FindLeader,   "the leader has no listener of this name"),
+    rule(72,  "LISTENER_NOT_FOUND",               Maybe(Backoff), FindLeader,   "the leader has no listener with this name"),
     rule(74,  "FENCED_LEADER_EPOCH",              Maybe(Backoff), FindLeader,   ""),
     rule(75,  "UNKNOWN_LEADER_EPOCH",             Maybe(Backoff), FindLeader,   ""),
-    rule(76,  "UNSUPPORTED_COMPRESSION_TYPE",     Retry(Backoff), OtherCodec,   "set another compression"),
-    rule(87,  "INVALID_RECORD",                   BadRecords,     Nothing,      "the topic takes no such record (compacted topics need keys)"),
+    rule(76,  "UNSUPPORTED_COMPRESSION_TYPE",     Retry(Backoff), OtherCodec,   "configure another compression"),
+    rule(87,  "INVALID_RECORD",                   BadRecords,     Nothing,      "the topic does not accept such a record (compacted topics need keys)"),
     rule(89,  "THROTTLING_QUOTA_EXCEEDED",        Retry(Backoff), Nothing,      ""),
     rule(90,  "PRODUCER_FENCED",                  SequenceError,  Nothing,      "another agent uses the same producer id: a copied state folder?"),
     rule(100, "UNKNOWN_TOPIC_ID",                 Maybe(Backoff), FindLeader,   ""),
@@ -180,7 +180,7 @@ mod tests {
             Verdict::Retry { maybe_stored: true, pace, .. } => format!("maybe {pace:?}"),
             Verdict::Retry { maybe_stored: false, pace, .. } => format!("again {pace:?}"),
             Verdict::Refused { what, .. } => format!("refused {what:?}"),
-            Verdict::SequenceError { new_id: false, .. } => "misnumbered".into(),
+            Verdict::SequenceError { new_id: false, .. } => "sequence_error".into(),
             Verdict::SequenceError { new_id: true, .. } => "new id".into(),
         }
     }
@@ -200,7 +200,7 @@ mod tests {
             ("refused TooLarge", &[10, 18]),
             ("refused Something", &[87]),
             ("refused Timestamp", &[32]),
-            ("misnumbered", &[45, 59]),
+            ("sequence_error", &[45, 59]),
             ("new id", &[22, 47, 48, 49, 52, 90, 105, 120]),
         ];
         for (what, codes) in want {
@@ -212,7 +212,7 @@ mod tests {
 
     /// Fails when bytes that were refused three times keep being resent quickly.
     #[test]
-    fn what_does_not_help_slows_down() {
+    fn repeated_refusals_slow_down() {
         assert_eq!((short(2, 2), short(2, 3)), ("again Backoff".into(), "again Blocked".into()));
         for code in [35, 42, 43] {
             assert_eq!(short(code, 1), "again Blocked");
@@ -237,6 +237,6 @@ mod tests {
         };
         assert_eq!(what(&[9, 3, 3, 10]).0, Refusal::Records(vec![3, 9]));
         assert_eq!(what(&[10]).0, Refusal::Something);
-        assert!(what(&[]).1.starts_with("INVALID_RECORD (87): why; the topic takes no such record"));
+        assert!(what(&[]).1.starts_with("INVALID_RECORD (87): why; the topic does not accept such a record"));
     }
 }

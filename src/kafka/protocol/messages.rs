@@ -1,4 +1,4 @@
-//! The Kafka requests and answers a producer needs.
+//! The Kafka requests a producer needs, and their responses ("answers" in this code).
 //!
 //! Written and parsed by hand: they are few, and most answer fields are not needed. Field order and versions:
 //! `clients/src/main/resources/common/message/*.json` of apache/kafka. In the tests the crate `kafka-protocol` is the

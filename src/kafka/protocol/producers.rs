@@ -1,5 +1,5 @@
-//! The answer to DescribeProducers, read as it comes: it names every producer of the partition, and one is wanted. Keeps
-//! no more of it than that one.
+//! Parses the answer to DescribeProducers piece by piece: it lists every producer of the partition, of which we want
+//! one, and only that one is kept.
 
 use crate::kafka::protocol::messages::text;
 use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader};
@@ -198,7 +198,7 @@ mod tests {
     proptest! {
         /// Fails when an answer in pieces is read differently, or is kept as a whole.
         #[test]
-        fn an_answer_in_pieces_says_the_same(pieces in proptest::collection::vec(1usize..3000, 1..6)) {
+        fn an_answer_in_pieces_is_read_alike(pieces in proptest::collection::vec(1usize..3000, 1..6)) {
             let bytes = answer(2000, 0);
             let (known, kept) = read(&bytes, &pieces, 7);
             prop_assert_eq!(known, Ok(Ok(Some((3, 14)))));
@@ -216,7 +216,7 @@ mod tests {
 
     /// Fails when half an answer is accepted as complete.
     #[test]
-    fn half_an_answer_says_nothing() {
+    fn half_an_answer_is_rejected() {
         let bytes = answer(10, 0);
         for n in 0..bytes.len() - 3 {
             assert!(read(&bytes[..n], &[64], 7).0.is_err(), "{n}");

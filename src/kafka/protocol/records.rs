@@ -108,7 +108,7 @@ fn copy(to: &mut [u8], from: &[u8], len: usize) {
         let ((to, _), (from, _)) = (to.as_chunks_mut::<BLOCK>(), from.as_chunks::<BLOCK>());
         for (to, from) in to.iter_mut().zip(from) {
             *to = *from;
-            black_box(()); // else the compiler makes one memcpy of the loop again
+            black_box(()); // otherwise the compiler turns the loop back into one memcpy
         }
     } else {
         to[..len].copy_from_slice(&from[..len]);
@@ -130,7 +130,7 @@ pub struct Envelope<'a> {
 /// One worker's encoder: contexts and scratch buffers, created once.
 #[derive(Debug, Default)]
 pub struct Encoder {
-    press: Compressor,
+    compressor: Compressor,
     record_encoder: RecordEncoder,
     /// Records before compression.
     loose: Writer,
@@ -257,7 +257,7 @@ impl Encoder {
             let written = records(&mut self.record_encoder, &mut self.loose, batch);
             let loose = &self.loose.bytes[..self.loose.at];
             let to = out.room(HEADER + Compressor::bound(codec, loose.len()));
-            match self.press.press(codec, loose, &mut to[HEADER..]) {
+            match self.compressor.compress(codec, loose, &mut to[HEADER..]) {
                 Ok(n) => {
                     out.at += HEADER + n;
                     return header(&mut out.bytes[start..out.at], batch, codec, written);
@@ -284,7 +284,7 @@ fn recount(out: &mut Writer, at: usize, was: usize, now: usize) {
     put_uvarint(&mut out.bytes[at..], now as u32 + 1);
 }
 
-/// What a batch's header says of its records.
+/// What a batch's header states about its records.
 struct RecordsWritten {
     count: u32,
     newest_ms: i64,
@@ -292,7 +292,7 @@ struct RecordsWritten {
 
 /// Appends the records of a batch.
 fn records(record_encoder: &mut RecordEncoder, out: &mut Writer, batch: &Batch) -> RecordsWritten {
-    // Another stamp is what the broker asked for: it holds for records with a time of their own too.
+    // A different timestamp was forced by the broker: it applies even to records with a time of their own.
     let (base_ms, restamped) = (batch.stamp_ms(), batch.restamped.is_some());
     let (mut count, mut newest) = (0, None);
     if !batch.group.chunks.iter().all(is_plain) {
@@ -324,10 +324,13 @@ fn is_plain(chunk: &Chunk) -> bool {
     matches!((&shape.key, &shape.format), (Key::None, Format::Raw)) && shape.headers.is_empty()
 }
 
-/// Fills in the header of a batch whose records stand behind it.
+/// Fills in the header of a batch whose records follow it.
 fn header(bytes: &mut [u8], batch: &Batch, codec: Codec, written: RecordsWritten) {
     let RecordsWritten { count, newest_ms } = written;
-    debug_assert_eq!(count, batch.count, "the core counts a batch's records, and sequences go by that count");
+    debug_assert_eq!(
+        count, batch.count,
+        "the core counts a batch's records, and sequence numbers depend on that count"
+    );
     let numbers = batch.numbers.map_or((-1, -1, -1), |n| (n.pid, n.epoch, n.base));
     let stamp = batch.stamp_ms().to_be_bytes();
     let (len, last) = (bytes.len() as u32 - 12, count.wrapping_sub(1));

@@ -1,7 +1,7 @@
 //! Tests the encoder against `kafka-protocol`'s decoder, and measures its cost.
 
 use super::*;
-use crate::kafka::protocol::codec::tests::{ALL, unpress};
+use crate::kafka::protocol::codec::tests::{ALL, decompress};
 use crate::producer::batch::{Numbers, Pick};
 use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
 use crate::record::{RecordHead, Shape};
@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 fn decode(bytes: &[u8]) -> RecordSet {
-    let unpressed = |b: &mut Bytes, c: Compression| Ok(Bytes::from(unpress(ALL[c as usize], b.chunk())));
+    let unpressed = |b: &mut Bytes, c: Compression| Ok(Bytes::from(decompress(ALL[c as usize], b.chunk())));
     let mut all = Bytes::copy_from_slice(bytes);
     let set = RecordBatchDecoder::decode_with_custom_compression(&mut all, Some(unpressed)).unwrap();
-    assert!(!all.has_remaining(), "bytes behind the batch");
+    assert!(!all.has_remaining(), "bytes after the batch");
     set
 }
 
@@ -153,7 +153,7 @@ proptest! {
 /// Fails when the base sequence, the last delta or the count is written at the wrong offset: the decoder above does
 /// not check all of them.
 #[test]
-fn header_by_the_book() {
+fn header_fields_are_at_their_offsets() {
     let mut b = batch(1, vec![chunk(&plain(1), 0, &[b"a", b"b", b"c"])]);
     b.numbers = Some(Numbers { pid: 0x0102, epoch: 3, base: 0x0405_0607 });
     let bytes = encode(&mut Encoder::default(), &b, Codec::None);

@@ -365,7 +365,7 @@ mod tests {
 
     /// Fails when the shift of `uvarint` or the rounding of `uvarint_len` is off by one.
     #[test]
-    fn varints_come_back_and_their_length_is_known() {
+    fn varints_round_trip_and_their_length_is_known() {
         let edges = (0..32).flat_map(|b| [(1u32 << b) - 1, 1 << b, (1 << b) | 1]).chain([u32::MAX]);
         for value in edges {
             let mut buf = [0; 5];

@@ -24,7 +24,7 @@ impl Session {
         shared: &mut Shared,
         now: Instant,
     ) -> Result<bool, Trouble> {
-        if let Some(Request { what: What::Ask { .. }, .. }) = self.air.front() {
+        if let Some(Request { what: What::Ask { .. }, .. }) = self.in_flight.front() {
             return self.answer_by_parts(peer, shared, now);
         }
         let Some((correlation, body)) = self.connection.frame()? else { return Ok(false) };
@@ -40,7 +40,7 @@ impl Session {
         now: Instant,
     ) -> Result<bool, Trouble> {
         let Some(Request { correlation, bytes, what: What::Ask { answer, left, .. }, .. }) =
-            self.air.front_mut()
+            self.in_flight.front_mut()
         else {
             return Ok(false);
         };
@@ -62,11 +62,11 @@ impl Session {
         if *rest > 0 {
             return Ok(false);
         }
-        if let Some(Request { what: What::Ask { asked, answer, .. }, .. }) = self.air.pop_front() {
+        if let Some(Request { what: What::Ask { asked, answer, .. }, .. }) = self.in_flight.pop_front() {
             match answer.known() {
                 Ok(known) => {
                     let known = known.map_err(|(code, message)| errors::text(code, &message));
-                    shared.knows(&asked, known);
+                    shared.producer_described(&asked, known);
                 }
                 Err(e) => {
                     peer.asks.push_front(asked);
@@ -92,12 +92,12 @@ impl Session {
         shared: &mut Shared,
         now: Instant,
     ) -> Result<(), Trouble> {
-        let Some(mut request) = self.air.pop_front() else {
+        let Some(mut request) = self.in_flight.pop_front() else {
             return Err(Trouble::Lost("an unsolicited answer".into()));
         };
         if request.correlation != correlation {
             let due = request.correlation;
-            self.air.push_front(request);
+            self.in_flight.push_front(request);
             return Err(mismatch(correlation, due));
         }
         let body = self.connection.body(body);
@@ -116,7 +116,7 @@ impl Session {
                 let (throttle, nodes) = match read {
                     Ok(read) => read,
                     Err(e) => {
-                        self.air.push_front(request);
+                        self.in_flight.push_front(request);
                         return Err(e.into());
                     }
                 };
@@ -129,7 +129,7 @@ impl Session {
                     }
                 }
                 if batches.iter().any(Option::is_some) {
-                    self.air.push_front(request);
+                    self.in_flight.push_front(request);
                     return Err(Trouble::Lost("an answer without one of the partitions asked".into()));
                 }
                 shared.hang_ups = None;
@@ -158,8 +158,8 @@ impl Session {
         shared: &mut Shared,
         now: Instant,
     ) {
-        if errors::is_ours_unknown(p.error) && shared.options.unfit == Incompatible::Refused {
-            shared.unfit(peer.told(&errors::text(p.error, &p.message)));
+        if errors::is_ours_unknown(p.error) && shared.options.incompatible == Incompatible::Refused {
+            shared.incompatible(peer.describe(&errors::text(p.error, &p.message)));
         }
         let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
         let topic = &batch.group.topic;
@@ -185,7 +185,7 @@ impl Session {
         let (topic, partition) = (topic.clone(), batch.partition);
         shared.events.push(Event::Done { batch, verdict });
         if !stored {
-            peer.give_back_behind(&topic, partition, shared);
+            peer.return_behind(&topic, partition, shared);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A replacement, based on `crc32fast`, for the parts of the `crc` crate that `kafka` and, in tests, `kafka-protocol`
 //! use.
 //!
-//! The `kafka` crate makes a new [`Crc`] for every message, and in `crc` that computes the whole table again: more work
-//! than all else that the classic driver does for a line.
+//! The `kafka` crate makes a new [`Crc`] for every message, and in `crc` that recomputes the whole table, which is more
+//! work than everything else the classic driver does for a line.
 
 #![no_std]
 
@@ -27,7 +27,7 @@ impl Crc<u32> {
     }
 }
 
-/// Fails when it is another sum than the catalogue's.
+/// Fails when the checksum differs from the catalogue's.
 #[test]
 fn the_check_value_of_the_catalogue() {
     assert_eq!(Crc::<u32>::new(&CRC_32_ISO_HDLC).checksum(b"123456789"), 0xcbf4_3926);

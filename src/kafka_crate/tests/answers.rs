@@ -15,7 +15,7 @@ fn d9_gaps_in_partition_ids_are_reported() {
     let rig = Rig::new(&peer);
     let (_, pace, why) = again(rig.send("a"));
     assert!(pace == Pace::Blocked && why.contains("gaps"), "{why}");
-    let rig = Rig::with(CrateOptions { unfit: OnIncompatible::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
     assert!(again(rig.send("a")).2.contains("another driver"));
     assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("gaps")));
 }
@@ -107,10 +107,10 @@ fn d14_an_unknown_code_is_retried_forever() {
 
 /// D14 with `auto`: the other driver takes over. Fails when the driver leaves at the first unknown code, or never.
 #[test]
-fn d14_an_unknown_code_again_and_again_is_left_to_the_other_driver() {
+fn d14_repeated_unknown_codes_are_left_to_the_other_driver() {
     let peer = Peer::start();
     peer.set(|s| s.produce = Box::new(|_| Act::Code(87)));
-    let rig = Rig::with(CrateOptions { unfit: OnIncompatible::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
     for attempts in 0..3 {
         assert!(again(rig.send_batch(Batch { attempts, ..one("a") })).0);
     }
@@ -132,7 +132,7 @@ fn d15_a_broker_too_new_is_reported_and_left_only_with_auto() {
     assert!(said.contains("driver = \"auto\""), "{said}");
     assert!(matches!(rig.leave(), Leave::Closed));
 
-    let rig = Rig::with(CrateOptions { unfit: OnIncompatible::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
     rig.order(Order::Send(vec![one("a"), one("b")]));
     for _ in 0..2 {
         assert_eq!(again(rig.verdict()).1, Pace::Now);
@@ -146,7 +146,7 @@ fn d15_a_broker_too_new_is_reported_and_left_only_with_auto() {
 #[test]
 fn d15_an_upgrade_is_noticed() {
     let peer = Peer::start();
-    let rig = Rig::with(CrateOptions { unfit: OnIncompatible::Refused, ..options(&[peer.host()]) });
+    let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
     rig.send("a").offset();
     peer.set(|s| {
         s.ranges = Some(KAFKA_4_1.to_vec());

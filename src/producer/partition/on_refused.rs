@@ -5,12 +5,12 @@ use crate::producer::batch::Batch;
 use crate::producer::driver::Refusal;
 use std::time::Duration;
 
-/// After this many consecutive failures to ask, the leader counts as unable to answer (before 2.8, or no right to
+/// After this many consecutive failed questions, the leader counts as unable to answer (before 2.8, or no right to
 /// read).
 pub(super) const ASK_TIMES: u32 = 3;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// As in [`Event::Knows`](crate::producer::driver::Event::Knows).
+/// As in [`Event::Described`](crate::producer::driver::Event::Described).
 type LastKnown = Result<Option<(i16, i32)>, String>;
 
 impl Partition {
@@ -26,7 +26,7 @@ impl Partition {
             Refusal::Timestamp => match batch.restamped {
                 // The broker judges by its own clock. Sending no timestamp is the last resort.
                 Some(-1) => {
-                    self.give_back(batch);
+                    self.return_waiting(batch);
                     self.drain(AfterDraining::Blocked, why);
                     return;
                 }
@@ -37,14 +37,14 @@ impl Partition {
                 let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < batch.count).collect();
                 bad.sort_unstable();
                 if !bad.is_empty() {
-                    self.part_with_numbers(&batch);
+                    self.drop_numbers(&batch);
                     let (good, bad) = batch.sift(&bad);
                     if let Some(good) = good {
                         self.push(good);
                     }
                     actions.push(Action::DeadLetter { batch: bad, why });
                 } else {
-                    self.take_apart(batch, why, actions);
+                    self.split_refused(batch, why, actions);
                 }
                 self.drain(AfterDraining::Resume, String::new());
                 return;
@@ -53,35 +53,35 @@ impl Partition {
                 if *what == Refusal::TooLarge && batch.count > 1 {
                     actions.push(Action::TooLarge(batch.bytes));
                 }
-                self.take_apart(batch, why, actions);
+                self.split_refused(batch, why, actions);
                 self.drain(AfterDraining::Resume, String::new());
                 return;
             }
         }
-        self.give_back(batch);
+        self.return_waiting(batch);
         self.drain(AfterDraining::Resume, String::new());
     }
 
     /// Drops the batch's sequence numbers before it gets new ones. If an attempt may have been stored under the old
     /// ones, only a new epoch keeps the broker from confusing the two.
-    fn part_with_numbers(&mut self, batch: &Batch) {
-        if let Some(n) = self.numbering.as_mut().filter(|_| batch.maybe_stored) {
+    fn drop_numbers(&mut self, batch: &Batch) {
+        if let Some(n) = self.producer.as_mut().filter(|_| batch.maybe_stored) {
             n.bump = true;
         }
     }
 
-    fn take_apart(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
+    fn split_refused(&mut self, batch: Batch, why: String, actions: &mut Vec<Action>) {
         if batch.count == 1 {
             actions.push(Action::DeadLetter { batch, why });
         } else {
-            self.part_with_numbers(&batch);
+            self.drop_numbers(&batch);
             let (front, back) = batch.halve();
             self.push(back);
             self.push(front);
         }
     }
 
-    pub(super) fn misnumbered(
+    pub(super) fn sequence_error(
         &mut self,
         batch: Batch,
         new_id: bool,
@@ -91,8 +91,8 @@ impl Partition {
     ) {
         let ours = batch.numbers;
         let maybe_stored = batch.maybe_stored;
-        self.give_back(batch);
-        match (&mut self.numbering, ours) {
+        self.return_waiting(batch);
+        match (&mut self.producer, ours) {
             (Some(n), Some(ours)) if new_id => {
                 if n.pid == ours.pid {
                     actions.push(Action::NewId { pid: n.pid });
@@ -114,14 +114,14 @@ impl Partition {
     }
 
     /// Handles the leader's answer about our producer id, for the first batch.
-    pub fn knows(&mut self, pid: i64, last: LastKnown, now: Now, actions: &mut Vec<Action>) {
+    pub fn described(&mut self, pid: i64, last: LastKnown, now: Now, actions: &mut Vec<Action>) {
         if let Some(past) = self.pasts.front() {
             if past.pid == pid && matches!(self.health, PartitionHealth::Asking { .. }) {
-                self.recall(last, now, actions);
+                self.check_past(last, now, actions);
             }
             return;
         }
-        let ours = self.numbering.as_ref().is_some_and(|n| n.pid == pid);
+        let ours = self.producer.as_ref().is_some_and(|n| n.pid == pid);
         if ours && matches!(self.health, PartitionHealth::Asking { .. }) {
             self.learned(last, now, actions);
         }
@@ -136,7 +136,7 @@ impl Partition {
         }
         self.health = PartitionHealth::Waiting { until: now.at };
         self.unasked = 0;
-        let (Some(n), Some(first)) = (&mut self.numbering, self.pending.front_mut()) else { return };
+        let (Some(n), Some(first)) = (&mut self.producer, self.pending.front_mut()) else { return };
         match last.ok().flatten().and_then(|last| n.has(last, first)) {
             Some(true) => {
                 n.stored(first);

@@ -6,12 +6,12 @@
 //!
 //! | the leader knows | an open batch | otherwise |
 //! |---|---|---|
-//! | its last sequence | stored; sent again: the answer is the proof | as it should be |
+//! | its last sequence | stored; sent again, and the answer proves it | as expected |
 //! | the one before its first | not stored; sent again | |
-//! | nothing, and we never had an answer, lately | not stored; sent again | as it should be |
-//! | nothing | forgotten: sent with new numbers, counted as uncertain | as it should be |
-//! | less | new numbers, counted as uncertain | the leader lost what it had acknowledged, or a batch that was given up |
-//! | more than we ever used | the state was put back or copied: new id, counted as uncertain | the same |
+//! | nothing; the batch is recent, and nothing was acknowledged here | not stored; sent again | as expected |
+//! | nothing | forgotten: sent with new numbers, counted as uncertain | as expected |
+//! | less | new numbers, counted as uncertain | the leader lost acknowledged records, or a batch was abandoned |
+//! | more than we ever used | the state was restored or copied: new id, counted as uncertain | the same |
 
 use super::{Action, Now, PATIENCE, Partition, PartitionHealth};
 use crate::clock::EARLIEST_MS;
@@ -32,7 +32,7 @@ pub struct PastProducer {
 }
 
 impl PastProducer {
-    /// Not from an earlier run: only checks that the leader answers. No broker assigns this id.
+    /// Not an id of an earlier run: checks only that the leader answers. No broker assigns this id.
     pub const NONE: PastProducer = PastProducer { pid: -1, last: None, proven: false, same_topic: false };
 }
 
@@ -50,7 +50,7 @@ impl Partition {
     pub(super) fn ask_about_past(&mut self, now: Now, actions: &mut Vec<Action>) {
         match self.health {
             PartitionHealth::Asking { until } if now.at >= until => {
-                self.recall(Err("no answer".into()), now, actions);
+                self.check_past(Err("no answer".into()), now, actions);
             }
             PartitionHealth::Waiting { until } if now.at < until => {}
             PartitionHealth::Up | PartitionHealth::Waiting { .. } => {
@@ -62,7 +62,7 @@ impl Partition {
         }
     }
 
-    pub(super) fn recall(
+    pub(super) fn check_past(
         &mut self,
         last: Result<Option<(i16, i32)>, String>,
         now: Now,
@@ -74,7 +74,7 @@ impl Partition {
                 // Without the answer nothing may be sent; the leader may be starting up.
                 self.attempts = self.attempts.saturating_add(1);
                 self.why = format!(
-                    "the leader does not tell what it has of us (exactly-once needs Kafka from 2.8, and READ on the topic): {why}"
+                    "the leader does not report our producer state (exactly-once needs Kafka 2.8 or newer, and READ on the topic): {why}"
                 );
                 let wait = Duration::from_millis(100 << self.attempts.min(6)).min(Duration::from_secs(5));
                 self.health = PartitionHealth::Waiting { until: now.at + wait };
@@ -84,12 +84,12 @@ impl Partition {
         let Some(past) = self.pasts.pop_front() else { return };
         self.recover();
         match self.pending.front().is_some_and(|b| b.noted.is_some_and(|n| n.pid == past.pid)) {
-            true => self.recall_open(&past, known, now, actions),
-            false => self.recall_rest(&past, known, actions),
+            true => self.check_open(&past, known, now, actions),
+            false => self.check_rest(&past, known, actions),
         }
     }
 
-    fn recall_open(
+    fn check_open(
         &mut self,
         past: &PastProducer,
         known: Option<(i16, i32)>,
@@ -109,15 +109,15 @@ impl Partition {
                 Ordering::Equal if after(last, 1) == n.base => Some(false),
                 Ordering::Less if n.base == 0 => Some(false),
                 Ordering::Equal if ahead(after(last, 1), end) > 0 => {
-                    return self.betrayed(past, (epoch, last), actions);
+                    return self.foreign_producer(past, (epoch, last), actions);
                 }
-                Ordering::Greater => return self.betrayed(past, (epoch, last), actions),
+                Ordering::Greater => return self.foreign_producer(past, (epoch, last), actions),
                 Ordering::Equal | Ordering::Less => None,
             },
         };
         match again {
             Some(found) => {
-                self.numbering = Some(ProducerState::resumed(n, batch.count));
+                self.producer = Some(ProducerState::resumed(n, batch.count));
                 if !found && age > OLD_MS {
                     batch.restamped = Some(now.wall_ms);
                 }
@@ -126,29 +126,33 @@ impl Partition {
             None => {
                 // Its sequence numbers no longer prove anything. It gets new ones, and is counted as uncertain then.
                 log::warn!(
-                    "partition {}: the broker has forgotten our producer id (it knows {known:?}): {} lines are sent again \
-                     though they may be stored; they are counted as uncertain",
+                    "partition {}: the broker has forgotten our producer id (it knows {known:?}): {} lines are sent again although they may be stored; they are counted as uncertain",
                     self.id,
                     batch.count
                 );
-                self.numbering = None;
+                self.producer = None;
             }
         }
     }
 
-    fn recall_rest(&mut self, past: &PastProducer, known: Option<(i16, i32)>, actions: &mut Vec<Action>) {
+    fn check_rest(&mut self, past: &PastProducer, known: Option<(i16, i32)>, actions: &mut Vec<Action>) {
         let Some((epoch, last)) = known.filter(|_| past.same_topic) else { return };
         let ours = match past.last {
             None => false,
             Some((e, end)) => epoch < e || (epoch == e && ahead(after(last, 1), end) <= 0),
         };
         if !ours {
-            self.betrayed(past, (epoch, last), actions);
+            self.foreign_producer(past, (epoch, last), actions);
         }
     }
 
     /// Another process used our producer id after the state that we started from was saved.
-    fn betrayed(&mut self, past: &PastProducer, (epoch, last): (i16, i32), actions: &mut Vec<Action>) {
+    fn foreign_producer(
+        &mut self,
+        past: &PastProducer,
+        (epoch, last): (i16, i32),
+        actions: &mut Vec<Action>,
+    ) {
         let pid = past.pid;
         // At least this many records were written that the saved state does not know of. Earlier epochs are not
         // reported.
@@ -158,13 +162,12 @@ impl Partition {
         };
         actions.push(Action::Uncertain(more));
         log::error!(
-            "partition {}: the broker knows producer {pid} up to epoch {}, sequence {}, which this state folder never used: \
-             it is a copy, or was put back from a backup; taking a new id; {more} lines at least stand twice, counted as uncertain",
+            "partition {}: the broker knows producer {pid} up to epoch {}, sequence {}, which this state folder never used: it is a copy, or was restored from a backup; requesting a new id; at least {more} lines are stored twice and counted as uncertain",
             self.id,
             epoch,
             last
         );
-        self.numbering = None;
+        self.producer = None;
         actions.push(Action::NewId { pid });
     }
 }
@@ -179,7 +182,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    const RULES: SendRules = SendRules::Numbered { in_flight: 5, id: Some((7, 3)), once: true };
+    const RULES: SendRules = SendRules::Idempotent { in_flight: 5, id: Some((7, 3)), once: true };
 
     fn now() -> Now {
         Now { at: Instant::now(), wall_ms: STAMP + LATER + 1000 }
@@ -204,7 +207,7 @@ mod tests {
         p.launch(now(), RULES, &mut actions);
         assert!(matches!(actions.as_slice(), [Action::Ask { pid: 7 }]), "{actions:?}");
         actions.clear();
-        p.knows(7, Ok(known), now(), &mut actions);
+        p.described(7, Ok(known), now(), &mut actions);
         p.launch(now(), RULES, &mut actions);
         actions
     }
@@ -225,7 +228,7 @@ mod tests {
 
     /// The table at the head of this file, for an open batch 10..15 of epoch 2 in a run with epoch 3.
     #[test]
-    fn what_becomes_of_an_open_batch() {
+    fn outcomes_for_an_open_batch() {
         for (known, proven, want) in [
             (Some((2, 14)), true, (Some((2, 10)), 0, false)),
             (Some((2, 9)), true, (Some((2, 10)), 0, false)),
@@ -235,23 +238,23 @@ mod tests {
             (Some((2, 12)), true, (Some((3, 0)), 5, false)),
             (Some((1, 99)), true, (Some((3, 0)), 5, false)),
         ] {
-            let mut p = Partition::remembering(0, [past(Some((2, 15)), proven)].into());
+            let mut p = Partition::with_recovered(0, [past(Some((2, 15)), proven)].into());
             p.push(open(2, 10, 5));
             assert_eq!(outcome(&asked(&mut p, known)), want, "{known:?}");
         }
         for known in [Some((2, 15)), Some((3, 0))] {
-            let mut p = Partition::remembering(0, [past(Some((2, 15)), true)].into());
+            let mut p = Partition::with_recovered(0, [past(Some((2, 15)), true)].into());
             p.push(open(2, 10, 5));
             assert!(outcome(&asked(&mut p, known)).2, "{known:?}");
         }
-        let mut p = Partition::remembering(0, [past(Some((2, 5)), true)].into());
+        let mut p = Partition::with_recovered(0, [past(Some((2, 5)), true)].into());
         p.push(open(2, 0, 5));
         assert_eq!(outcome(&asked(&mut p, Some((1, 99)))), (Some((2, 0)), 0, false));
     }
 
     /// Fails when a restored state folder continues with its old sequence numbers, or a good one does not.
     #[test]
-    fn what_a_leader_may_know_when_nothing_is_open() {
+    fn outcomes_when_no_batch_is_open() {
         for (last, known, want) in [
             (Some((2, 15)), Some((2, 14)), (0, false)),
             (Some((2, 15)), Some((2, 9)), (0, false)),
@@ -261,7 +264,7 @@ mod tests {
             (Some((2, 15)), Some((3, 4)), (5, true)),
             (None, Some((0, 4)), (5, true)),
         ] {
-            let mut p = Partition::remembering(0, [past(last, true)].into());
+            let mut p = Partition::with_recovered(0, [past(last, true)].into());
             let (_, uncertain, new_id) = outcome(&asked(&mut p, known));
             assert_eq!((uncertain, new_id), want, "{last:?} {known:?}");
         }
@@ -270,8 +273,8 @@ mod tests {
     /// Fails when the first new batch uses the earlier run's epoch: that run's late requests could be confused with
     /// ours.
     #[test]
-    fn after_the_open_batch_the_runs_own_epoch_begins() {
-        let mut p = Partition::remembering(0, [past(Some((2, 15)), true)].into());
+    fn after_the_open_batch_this_runs_epoch_begins() {
+        let mut p = Partition::with_recovered(0, [past(Some((2, 15)), true)].into());
         p.push(open(2, 10, 5));
         p.push(batch(5, vec![chunk(&plain(1), 9, &[b"y"])]));
         let mut actions = asked(&mut p, Some((2, 14)));

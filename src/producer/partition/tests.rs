@@ -12,19 +12,19 @@ struct Bench {
     now: Now,
     rules: SendRules,
     rng: Rng,
-    air: Vec<Batch>,
+    in_flight: Vec<Batch>,
     /// All actions except `Send`, as text.
-    told: Vec<String>,
-    flight: u64,
+    actions: Vec<String>,
+    group_no: u64,
 }
 
-const NUMBERED: SendRules = SendRules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
+const NUMBERED: SendRules = SendRules::Idempotent { in_flight: 3, id: Some((7, 0)), once: false };
 
 impl Bench {
     fn new(rules: SendRules) -> Self {
         let now = Now { at: Instant::now(), wall_ms: STAMP + 5 };
         let (p, rng) = (Partition::new(0), Rng::new(1));
-        Bench { p, now, rules, rng, air: vec![], told: vec![], flight: 0 }
+        Bench { p, now, rules, rng, in_flight: vec![], actions: vec![], group_no: 0 }
     }
 
     /// A partition whose producer id the broker already knows.
@@ -32,13 +32,13 @@ impl Bench {
         let mut b = Bench::new(NUMBERED);
         b.push(1);
         b.stored(0);
-        b.told.clear();
+        b.actions.clear();
         b
     }
 
     fn push(&mut self, lines: usize) {
-        self.flight += 1;
-        self.p.push(batch(self.flight, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]));
+        self.group_no += 1;
+        self.p.push(batch(self.group_no, vec![chunk(&plain(1), 0, &vec![&b"x"[..]; lines])]));
         self.launch();
     }
 
@@ -51,19 +51,19 @@ impl Bench {
     fn note(&mut self, actions: Vec<Action>) {
         for a in actions {
             match a {
-                Action::Send(b) => self.air.push(b),
-                Action::Stored { batch, .. } => self.told.push(format!("stored {}", batch.flight.0)),
+                Action::Send(b) => self.in_flight.push(b),
+                Action::Stored { batch, .. } => self.actions.push(format!("stored {}", batch.group_no.0)),
                 Action::DeadLetter { batch, .. } => {
-                    self.told.push(format!("bury {} of {}", batch.count, batch.flight.0))
+                    self.actions.push(format!("dead letter: {} of {}", batch.count, batch.group_no.0))
                 }
-                other => self.told.push(format!("{other:?}")),
+                other => self.actions.push(format!("{other:?}")),
             }
         }
     }
 
     /// Returns the `i`-th batch in flight.
     fn back(&mut self, i: usize, verdict: Verdict) {
-        let (batch, mut actions) = (self.air.remove(i), Vec::new());
+        let (batch, mut actions) = (self.in_flight.remove(i), Vec::new());
         self.p.done(batch, verdict, self.now, &mut self.rng, &mut actions);
         self.note(actions);
         self.launch();
@@ -81,7 +81,7 @@ impl Bench {
         self.back(i, Verdict::Refused { what, why: "bad".into() });
     }
 
-    fn misnumbered(&mut self, i: usize, code: i16) {
+    fn sequence_error(&mut self, i: usize, code: i16) {
         self.back(i, Verdict::SequenceError { new_id: code == 47, why: "code".into() });
     }
 
@@ -90,55 +90,55 @@ impl Bench {
         self.launch();
     }
 
-    fn knows(&mut self, last: Result<Option<(i16, i32)>, String>) {
+    fn described(&mut self, last: Result<Option<(i16, i32)>, String>) {
         let mut actions = Vec::new();
-        self.p.knows(7, last, self.now, &mut actions);
+        self.p.described(7, last, self.now, &mut actions);
         self.note(actions);
         self.launch();
     }
 
     /// Batch group, epoch and first sequence of each batch in flight.
-    fn flying(&self) -> Vec<(u64, i16, i32)> {
+    fn in_flight_now(&self) -> Vec<(u64, i16, i32)> {
         let of = |b: &Batch| {
             let Numbers { epoch, base, .. } = b.numbers.unwrap_or(Numbers { pid: 0, epoch: -1, base: -1 });
-            (b.flight.0, epoch, base)
+            (b.group_no.0, epoch, base)
         };
-        self.air.iter().map(of).collect()
+        self.in_flight.iter().map(of).collect()
     }
 }
 
 /// Fails when a broker that does not know the id can get two batches at once: it would take the second for the first.
 #[test]
-fn the_first_of_an_id_flies_alone() {
+fn the_first_batch_of_an_id_is_sent_alone() {
     let mut b = Bench::new(NUMBERED);
     (0..5).for_each(|_| b.push(2));
-    assert_eq!(b.flying(), [(1, 0, 0)]);
+    assert_eq!(b.in_flight_now(), [(1, 0, 0)]);
     b.stored(0);
-    assert_eq!(b.flying(), [(2, 0, 2), (3, 0, 4), (4, 0, 6)]);
+    assert_eq!(b.in_flight_now(), [(2, 0, 2), (3, 0, 4), (4, 0, 6)]);
     b.stored(1);
-    assert_eq!(b.flying(), [(2, 0, 2), (4, 0, 6), (5, 0, 8)], "answers may come in any order");
+    assert_eq!(b.in_flight_now(), [(2, 0, 2), (4, 0, 6), (5, 0, 8)], "answers may come in any order");
 }
 
 /// Fails when the broker is trusted to know the producer after a long time without writes.
 #[test]
-fn after_long_idleness_the_first_flies_alone_again() {
+fn after_long_idleness_the_first_batch_is_sent_alone_again() {
     let mut b = Bench::proven();
     b.pass(IDLE.as_millis() as u64 + 1);
     (0..3).for_each(|_| b.push(1));
-    assert_eq!(b.flying(), [(2, 0, 1)]);
+    assert_eq!(b.in_flight_now(), [(2, 0, 1)]);
     b.stored(0);
-    assert_eq!(b.flying().len(), 2);
+    assert_eq!(b.in_flight_now().len(), 2);
 }
 
 /// Fails when no id is requested, or batches are sent before it arrives.
 #[test]
-fn without_an_id_nothing_leaves() {
-    let mut b = Bench::new(SendRules::Numbered { in_flight: 5, id: None, once: false });
+fn without_an_id_nothing_is_sent() {
+    let mut b = Bench::new(SendRules::Idempotent { in_flight: 5, id: None, once: false });
     b.push(1);
-    assert!(b.flying().is_empty());
+    assert!(b.in_flight_now().is_empty());
     b.rules = NUMBERED;
     b.launch();
-    assert_eq!(b.flying(), [(1, 0, 0)]);
+    assert_eq!(b.in_flight_now(), [(1, 0, 0)]);
 }
 
 /// Fails when a batch in trouble is overtaken, or sent early, not alone, or out of order.
@@ -146,20 +146,20 @@ fn without_an_id_nothing_leaves() {
 fn trouble_drains_waits_and_resends_in_order() {
     let mut b = Bench::proven();
     (0..4).for_each(|_| b.push(1));
-    assert_eq!(b.flying(), [(2, 0, 1), (3, 0, 2), (4, 0, 3)]);
+    assert_eq!(b.in_flight_now(), [(2, 0, 1), (3, 0, 2), (4, 0, 3)]);
     b.again(1, false, Pace::Backoff);
     b.pass(60_000);
-    assert_eq!(b.flying(), [(2, 0, 1), (4, 0, 3)], "nothing is sent while others are in flight");
+    assert_eq!(b.in_flight_now(), [(2, 0, 1), (4, 0, 3)], "nothing is sent while others are in flight");
     assert!(!b.p.is_up());
-    b.misnumbered(1, 45);
+    b.sequence_error(1, 45);
     b.stored(0);
-    assert!(b.flying().is_empty() && b.p.trouble().is_some_and(|t| t.0 == 1));
+    assert!(b.in_flight_now().is_empty() && b.p.trouble().is_some_and(|t| t.0 == 1));
     b.pass(70);
-    assert!(b.flying().is_empty(), "before its time");
+    assert!(b.in_flight_now().is_empty(), "sent too early");
     b.pass(60);
-    assert_eq!(b.flying(), [(3, 0, 2)]);
+    assert_eq!(b.in_flight_now(), [(3, 0, 2)]);
     b.stored(0);
-    assert_eq!(b.flying(), [(4, 0, 3), (5, 0, 4)]);
+    assert_eq!(b.in_flight_now(), [(4, 0, 3), (5, 0, 4)]);
     assert!(b.p.is_up() && b.p.trouble().is_none());
 }
 
@@ -179,32 +179,32 @@ fn paces() {
             let ms = (due - start).as_millis() as u64;
             assert!((wait * 8 / 10..=wait * 125 / 100).contains(&ms), "{pace:?}: {ms} ms, not about {wait}");
             b.pass(ms + 1);
-            assert_eq!(b.flying().len(), 1);
+            assert_eq!(b.in_flight_now().len(), 1);
         }
-        assert_eq!(b.air[0].attempts, waits.len() as u32);
+        assert_eq!(b.in_flight[0].attempts, waits.len() as u32);
     }
 }
 
 /// Fails when a batch that may be stored gets other numbers, or others are sent beside it.
 #[test]
-fn one_of_unknown_outcome_flies_alone_as_it_was() {
+fn a_batch_of_unknown_outcome_is_resent_alone_and_unchanged() {
     let mut b = Bench::proven();
     (0..3).for_each(|_| b.push(1));
     (0..3).for_each(|_| b.again(0, true, Pace::Now));
-    for (flight, base) in [(2, 1), (3, 2), (4, 3)] {
-        assert_eq!(b.flying(), [(flight, 0, base)]);
+    for (group_no, base) in [(2, 1), (3, 2), (4, 3)] {
+        assert_eq!(b.in_flight_now(), [(group_no, 0, base)]);
         b.stored(0);
     }
-    assert_eq!(b.told, ["stored 2", "stored 3", "stored 4"]);
+    assert_eq!(b.actions, ["stored 2", "stored 3", "stored 4"]);
     // Nor is it sent beside batches that were certainly not stored.
     (0..3).for_each(|_| b.push(1));
     for maybe_stored in [false, false, true] {
         b.again(0, maybe_stored, Pace::Now);
     }
     b.stored(0);
-    assert_eq!(b.flying(), [(6, 0, 5)]);
+    assert_eq!(b.in_flight_now(), [(6, 0, 5)]);
     b.stored(0);
-    assert_eq!(b.flying(), [(7, 0, 6)]);
+    assert_eq!(b.in_flight_now(), [(7, 0, 6)]);
 }
 
 /// Fails when 45 is believed although an earlier batch explains it, or not believed when none does.
@@ -212,18 +212,18 @@ fn one_of_unknown_outcome_flies_alone_as_it_was() {
 fn out_of_order_at_the_head_means_state_lost() {
     let mut b = Bench::proven();
     (0..2).for_each(|_| b.push(2));
-    b.misnumbered(1, 45);
+    b.sequence_error(1, 45);
     b.stored(0);
-    assert_eq!(b.flying(), [(3, 0, 3)], "only the earlier one's fault");
-    b.misnumbered(0, 45);
-    assert_eq!(b.flying(), [(3, 1, 0)], "a new epoch, sequence 0");
-    assert!(b.told.iter().all(|t| t.starts_with("stored")), "nothing is uncertain: {:?}", b.told);
+    assert_eq!(b.in_flight_now(), [(3, 0, 3)], "caused by the earlier batch");
+    b.sequence_error(0, 45);
+    assert_eq!(b.in_flight_now(), [(3, 1, 0)], "a new epoch, sequence 0");
+    assert!(b.actions.iter().all(|t| t.starts_with("stored")), "nothing is uncertain: {:?}", b.actions);
 }
 
 /// Fails when the leader's state is not requested, or not used: stored lines would be sent again.
 #[test]
 fn the_leader_is_asked_about_a_lost_answer() {
-    for (last, flying, told) in [
+    for (last, in_flight_now, actions) in [
         (Ok(Some((0, 2))), vec![], "stored 2"),
         (Ok(Some((0, 0))), vec![(2, 1, 0)], ""),
         (Ok(None), vec![(2, 1, 0)], "Uncertain(2)"),
@@ -232,10 +232,10 @@ fn the_leader_is_asked_about_a_lost_answer() {
         let mut b = Bench::proven();
         b.push(2);
         b.again(0, true, Pace::Now);
-        b.misnumbered(0, 59);
-        assert_eq!((b.told.pop().unwrap(), b.flying()), ("Ask { pid: 7 }".into(), vec![]));
-        b.knows(last.clone());
-        assert_eq!((b.flying(), b.told.join(" ")), (flying, told.into()), "{last:?}");
+        b.sequence_error(0, 59);
+        assert_eq!((b.actions.pop().unwrap(), b.in_flight_now()), ("Ask { pid: 7 }".into(), vec![]));
+        b.described(last.clone());
+        assert_eq!((b.in_flight_now(), b.actions.join(" ")), (in_flight_now, actions.into()), "{last:?}");
     }
 }
 
@@ -247,31 +247,31 @@ fn a_leader_that_cannot_be_asked() {
     b.push(2);
     b.again(0, true, Pace::Now);
     for _ in 0..ASK_TIMES {
-        b.misnumbered(0, 45);
-        b.knows(Err("away".into()));
+        b.sequence_error(0, 45);
+        b.described(Err("away".into()));
         b.pass(10_000);
-        assert_eq!(b.flying(), [(2, 0, 1)]);
+        assert_eq!(b.in_flight_now(), [(2, 0, 1)]);
     }
-    b.misnumbered(0, 45);
+    b.sequence_error(0, 45);
     b.pass(PATIENCE.as_millis() as u64);
-    assert_eq!(b.flying(), [(2, 1, 0)]);
-    assert_eq!(b.told.last().unwrap(), "Uncertain(2)");
+    assert_eq!(b.in_flight_now(), [(2, 1, 0)]);
+    assert_eq!(b.actions.last().unwrap(), "Uncertain(2)");
 }
 
 /// Fails when a fenced id is still used, or its batches are lost.
 #[test]
-fn a_fenced_id_is_left() {
+fn a_fenced_id_is_replaced() {
     let mut b = Bench::proven();
     (0..2).for_each(|_| b.push(1));
-    b.misnumbered(0, 47);
-    assert_eq!(b.told, ["NewId { pid: 7 }"]);
-    b.rules = SendRules::Numbered { in_flight: 3, id: None, once: false };
-    b.misnumbered(0, 47);
+    b.sequence_error(0, 47);
+    assert_eq!(b.actions, ["NewId { pid: 7 }"]);
+    b.rules = SendRules::Idempotent { in_flight: 3, id: None, once: false };
+    b.sequence_error(0, 47);
     b.pass(1000);
-    assert!(b.flying().is_empty());
-    b.rules = SendRules::Numbered { in_flight: 3, id: Some((8, 0)), once: false };
+    assert!(b.in_flight_now().is_empty());
+    b.rules = SendRules::Idempotent { in_flight: 3, id: Some((8, 0)), once: false };
     b.pass(1000);
-    assert_eq!((b.flying(), b.air[0].numbers.map(|n| n.pid)), (vec![(2, 0, 0)], Some(8)));
+    assert_eq!((b.in_flight_now(), b.in_flight[0].numbers.map(|n| n.pid)), (vec![(2, 0, 0)], Some(8)));
 }
 
 /// Fails when a refusal costs a good record, leaves a sequence gap, or is not narrowed down to one record.
@@ -280,33 +280,33 @@ fn refusals() {
     let mut b = Bench::proven();
     (0..2).for_each(|_| b.push(4));
     b.refused(0, Refusal::Records(vec![2, 0, 9]));
-    assert_eq!(b.told, ["bury 2 of 2"]);
-    b.misnumbered(0, 45);
-    assert_eq!((b.flying(), b.air[0].count), (vec![(2, 0, 1)], 2));
+    assert_eq!(b.actions, ["dead letter: 2 of 2"]);
+    b.sequence_error(0, 45);
+    assert_eq!((b.in_flight_now(), b.in_flight[0].count), (vec![(2, 0, 1)], 2));
     b.stored(0);
-    assert_eq!(b.flying(), [(3, 0, 3)], "two sequence numbers are free again");
+    assert_eq!(b.in_flight_now(), [(3, 0, 3)], "two sequence numbers are free again");
     b.refused(0, Refusal::TooLarge);
-    assert_eq!((b.flying(), b.air[0].count), (vec![(3, 0, 3)], 2));
+    assert_eq!((b.in_flight_now(), b.in_flight[0].count), (vec![(3, 0, 3)], 2));
     b.refused(0, Refusal::Something);
-    assert_eq!((b.flying(), b.air[0].count), (vec![(3, 0, 3)], 1));
+    assert_eq!((b.in_flight_now(), b.in_flight[0].count), (vec![(3, 0, 3)], 1));
     b.refused(0, Refusal::TooLarge);
     b.stored(0);
     b.stored(0);
-    assert_eq!(b.told[1..], ["stored 2", "TooLarge(4)", "bury 1 of 3", "stored 3", "stored 3"]);
+    assert_eq!(b.actions[1..], ["stored 2", "TooLarge(4)", "dead letter: 1 of 3", "stored 3", "stored 3"]);
     assert!(b.p.is_up() && b.p.open() == 0);
 }
 
 /// Fails when parts of a batch that may be stored keep its epoch: the broker could confuse them with it.
 #[test]
-fn parts_of_a_doubtful_batch_begin_a_new_epoch() {
+fn parts_of_a_batch_that_may_be_stored_begin_a_new_epoch() {
     let mut b = Bench::proven();
     b.push(2);
     b.again(0, true, Pace::Now);
     b.refused(0, Refusal::Something);
-    assert_eq!(b.flying(), [(2, 1, 0)]);
+    assert_eq!(b.in_flight_now(), [(2, 1, 0)]);
     b.stored(0);
-    assert_eq!(b.flying(), [(2, 1, 1)]);
-    assert_eq!(b.told, ["Uncertain(1)", "stored 2", "Uncertain(1)"]);
+    assert_eq!(b.in_flight_now(), [(2, 1, 1)]);
+    assert_eq!(b.actions, ["Uncertain(1)", "stored 2", "Uncertain(1)"]);
 }
 
 /// Fails when a refused timestamp becomes a dead letter, loses the sequence numbers, or is retried endlessly without a
@@ -315,14 +315,14 @@ fn parts_of_a_doubtful_batch_begin_a_new_epoch() {
 fn a_refused_timestamp_is_replaced() {
     let mut b = Bench::proven();
     b.push(2);
-    assert_eq!(b.air[0].stamp_ms(), STAMP);
+    assert_eq!(b.in_flight[0].stamp_ms(), STAMP);
     b.refused(0, Refusal::Timestamp);
-    assert_eq!((b.air[0].stamp_ms(), b.flying()), (STAMP + 5, vec![(2, 0, 1)]));
+    assert_eq!((b.in_flight[0].stamp_ms(), b.in_flight_now()), (STAMP + 5, vec![(2, 0, 1)]));
     b.refused(0, Refusal::Timestamp);
-    assert_eq!(b.air[0].stamp_ms(), -1);
+    assert_eq!(b.in_flight[0].stamp_ms(), -1);
     b.refused(0, Refusal::Timestamp);
-    assert_eq!((b.flying(), b.p.wake()), (vec![], Some(b.now.at + BLOCKED)));
-    assert!(b.told.is_empty(), "{:?}", b.told);
+    assert_eq!((b.in_flight_now(), b.p.wake()), (vec![], Some(b.now.at + BLOCKED)));
+    assert!(b.actions.is_empty(), "{:?}", b.actions);
 }
 
 /// Fails when dead letters that cannot be written are dropped, or retried without a pause.
@@ -332,7 +332,7 @@ fn a_full_dead_letter_file_holds() {
     b.push(1);
     let mut actions = Vec::new();
     b.p.done(
-        b.air.remove(0),
+        b.in_flight.remove(0),
         Verdict::Refused { what: Refusal::Something, why: String::new() },
         b.now,
         &mut b.rng,
@@ -342,9 +342,9 @@ fn a_full_dead_letter_file_holds() {
     b.p.hold(batch, "full".into(), b.now, &mut b.rng, &mut actions);
     b.push(1);
     b.pass(59_000);
-    assert!(b.flying().is_empty() && b.p.trouble() == Some((1, "full")));
+    assert!(b.in_flight_now().is_empty() && b.p.trouble() == Some((1, "full")));
     b.pass(1000);
-    assert_eq!(b.flying(), [(2, 0, 1)]);
+    assert_eq!(b.in_flight_now(), [(2, 0, 1)]);
 }
 
 /// Fails when a plain driver gets sequence numbers or two batches at once, or a possible duplicate is not reported.
@@ -352,12 +352,15 @@ fn a_full_dead_letter_file_holds() {
 fn plain_rules() {
     let mut b = Bench::new(SendRules::Plain);
     (0..2).for_each(|_| b.push(3));
-    assert_eq!(b.flying(), [(1, -1, -1)]);
+    assert_eq!(b.in_flight_now(), [(1, -1, -1)]);
     b.again(0, true, Pace::Now);
-    assert_eq!((b.flying(), b.told.as_slice()), (vec![(1, -1, -1)], &["Doubled(3)".to_owned()][..]));
+    assert_eq!(
+        (b.in_flight_now(), b.actions.as_slice()),
+        (vec![(1, -1, -1)], &["Doubled(3)".to_owned()][..])
+    );
     b.again(0, false, Pace::Now);
     b.stored(0);
-    assert_eq!((b.flying(), b.told.len()), (vec![(2, -1, -1)], 2));
+    assert_eq!((b.in_flight_now(), b.actions.len()), (vec![(2, -1, -1)], 2));
 }
 
 /// Fails when one driver's sequence numbers are used by another, or resending under new numbers is not reported.
@@ -368,21 +371,24 @@ fn the_driver_changes() {
     b.again(0, true, Pace::Backoff);
     b.rules = NUMBERED;
     b.pass(1000);
-    assert_eq!((b.flying(), b.told.as_slice()), (vec![(1, 0, 0)], &["Uncertain(3)".to_owned()][..]));
+    assert_eq!(
+        (b.in_flight_now(), b.actions.as_slice()),
+        (vec![(1, 0, 0)], &["Uncertain(3)".to_owned()][..])
+    );
     b.again(0, true, Pace::Backoff);
     b.rules = SendRules::Plain;
     b.pass(1000);
-    assert_eq!((b.flying(), b.told.last().unwrap().as_str()), (vec![(1, -1, -1)], "Doubled(3)"));
+    assert_eq!((b.in_flight_now(), b.actions.last().unwrap().as_str()), (vec![(1, -1, -1)], "Doubled(3)"));
 }
 
 /// Fails when a new id is used while batches of the old one are in flight: their order would be lost.
 #[test]
-fn another_id_waits_for_what_is_out() {
+fn a_new_id_waits_for_batches_in_flight() {
     let mut b = Bench::proven();
     b.push(1);
-    b.rules = SendRules::Numbered { in_flight: 3, id: Some((8, 4)), once: false };
+    b.rules = SendRules::Idempotent { in_flight: 3, id: Some((8, 4)), once: false };
     (0..2).for_each(|_| b.push(1));
-    assert_eq!(b.flying(), [(2, 0, 1)]);
+    assert_eq!(b.in_flight_now(), [(2, 0, 1)]);
     b.stored(0);
-    assert_eq!(b.flying(), [(3, 4, 0)], "alone, too");
+    assert_eq!(b.in_flight_now(), [(3, 4, 0)], "it is sent alone as well");
 }

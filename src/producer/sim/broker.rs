@@ -16,7 +16,7 @@ pub(super) struct Log {
     pub producers: HashMap<i64, Producer>,
     pub wire: VecDeque<Batch>,
     /// Batches of unknown outcome not yet reported to the core. Until they are, the driver sends no others.
-    pub untold: usize,
+    pub unreported: usize,
 }
 
 #[derive(Clone, Default)]
@@ -69,7 +69,7 @@ impl Log {
 impl World<'_> {
     pub(super) fn again(&mut self, batch: Batch, maybe_stored: bool) {
         let pace = [Pace::Now, Pace::Backoff, Pace::Backoff, Pace::Blocked][self.rng.below(4)];
-        self.logs.get_mut(&batch.partition).unwrap().untold += usize::from(maybe_stored);
+        self.logs.get_mut(&batch.partition).unwrap().unreported += usize::from(maybe_stored);
         self.done(batch, Verdict::Retry { maybe_stored, pace, why: "fault".into() });
     }
 

@@ -1,18 +1,19 @@
 //! Exactly-once under the simulator: the agent and the brokers crash at every step. Every line must be stored exactly
-//! once, with nothing counted as uncertain. The core, the journal with its file, its recovery at startup and the saved
+//! once, with nothing counted as uncertain. The core, the intent log with its file, its recovery at startup and the saved
 //! positions (as a value) are real; tails, the disk's clock and the brokers are models.
 //!
 //! A request of a killed agent may still arrive at any time. A leader may fail before its followers have copied a
 //! batch: the batch and the producer state are lost, although a question may already have been answered from them.
 
 use super::broker::Log;
+use super::seeds;
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
 use crate::chunk::{Chunk, Origin};
-use crate::exactly_once::Journal;
+use crate::exactly_once::IntentLog;
 use crate::exactly_once::analyze::load;
 use crate::exactly_once::file::{Binding, IntentFile};
-use crate::exactly_once::intent::JournalRecord;
+use crate::exactly_once::intent::IntentRecord;
 use crate::private_file::open_or_create;
 use crate::producer::batch::{Batch, BatchGroup, Numbers, Pick};
 use crate::producer::core::Core;
@@ -55,7 +56,7 @@ struct Leader {
 /// One run of the agent.
 struct Agent<'b> {
     core: Core<'b>,
-    journal: Journal,
+    intents: IntentLog,
     /// Positions in the registry.
     acked: Saved,
     /// Each stream's read position, and the ranges to skip.
@@ -129,7 +130,7 @@ impl<'b> World<'b> {
     /// Startup: what `commands/recover.rs` does, on models.
     fn start(&mut self) -> Agent<'b> {
         let (store, found) = IntentFile::open(open_or_create(&self.path).unwrap()).unwrap();
-        let records = found.records.iter().map(|p| JournalRecord::read(p).unwrap()).collect();
+        let records = found.records.iter().map(|p| IntentRecord::read(p).unwrap()).collect();
         let saved = SavedPositions::of(&self.disk);
         let loaded = load(records, &saved);
         let mut acked = self.disk.clone();
@@ -138,25 +139,25 @@ impl<'b> World<'b> {
             assert!(acked.acknowledge(ack));
         }
         let mut tails = acked.clone();
-        let mut flights = Vec::new();
-        for f in &loaded.flights {
+        let mut groups = Vec::new();
+        for f in &loaded.groups {
             let (mut chunks, mut stored) = (Vec::new(), Vec::new());
             for (i, wanted) in f.chunks.iter().enumerate() {
                 let (stream, range) = wanted.piece.spans();
                 let chunk = self.chunk(stream.0, range.start / LINE, range.end / LINE);
                 assert_eq!(wanted.piece.lines_in(&chunk.bytes).as_ref(), Some(&chunk.lines));
-                assert!(tails.acknowledge(&chunk.ack()), "no line is read by two");
+                assert!(tails.acknowledge(&chunk.ack()), "no line is read by two streams");
                 stored.extend(wanted.stored.iter().map(|l| Pick { chunk: i as u16, line: *l }));
                 chunks.push(chunk);
             }
             let group = BatchGroup::new("t".into(), TOPIC, f.stamp_ms, chunks);
-            flights.push(Resumed { flight: f.flight, group, open: f.open.clone(), stored });
+            groups.push(Resumed { group_no: f.group_no, group, open: f.open.clone(), stored });
         }
         let binding = Binding { synced: false, ..Binding::default() };
         let mailbox = mailbox::pair(&Waker::new().unwrap()).1;
-        let journal = Journal::begin(store, binding, &loaded, saved, mailbox, Arc::default()).unwrap();
+        let intents = IntentLog::begin(store, binding, &loaded, saved, mailbox, Arc::default()).unwrap();
         let id = loaded.id.map(|(pid, epoch)| (pid, epoch + 1));
-        let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), flights, flight: loaded.flight };
+        let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), groups, group_no: loaded.group_no };
         let options = ProducerOptions {
             partitioner: self.partitioner,
             batch: [40, 200][self.rng.below(2)],
@@ -165,9 +166,9 @@ impl<'b> World<'b> {
             ..ProducerOptions::default()
         };
         let core = Core::new(options, self.board, self.now);
-        let abilities = Capabilities { name: "model", numbered: true, in_flight: 5 };
-        let back = VecDeque::from([Event::Ready(abilities)]);
-        Agent { core, journal, acked, tails, back }
+        let capabilities = Capabilities { name: "model", idempotent: true, in_flight: 5 };
+        let back = VecDeque::from([Event::Ready(capabilities)]);
+        Agent { core, intents, acked, tails, back }
     }
 
     fn chunk(&self, stream: u64, from: u64, to: u64) -> Chunk {
@@ -191,7 +192,7 @@ impl<'b> World<'b> {
         }
     }
 
-    /// A tail reads more.
+    /// A tail reads another chunk.
     fn feed(&mut self, a: &mut Agent<'_>) {
         let s = self.rng.below(2);
         let t = &a.tails.streams[s];
@@ -223,9 +224,9 @@ impl<'b> World<'b> {
                     let known = self.leaders[&partition].log.producers.get(&pid);
                     let last = known.and_then(|p| p.last.back().map(|l| (p.epoch, l.1)));
                     let last = if self.chance(10) { Err("leader is moving".into()) } else { Ok(last) };
-                    a.back.push_back(Event::Knows { topic, partition, pid, last });
+                    a.back.push_back(Event::Described { topic, partition, pid, last });
                 }
-                Order::Send(batches) => a.journal.hold(batches),
+                Order::Send(batches) => a.intents.hold(batches),
                 Order::Change(_) => panic!("the driver does not change here"),
             }
         }
@@ -236,8 +237,8 @@ impl<'b> World<'b> {
         wake
     }
 
-    /// The journal records and passes on: two steps, since a crash may come between them.
-    fn journal(&mut self, a: &mut Agent<'_>, ready: &mut Vec<Batch>) {
+    /// The intent log records and passes on: two steps, since a crash may come between them.
+    fn intents(&mut self, a: &mut Agent<'_>, ready: &mut Vec<Batch>) {
         if !ready.is_empty() {
             for batch in ready.drain(..) {
                 let mut ids = Vec::new();
@@ -248,7 +249,7 @@ impl<'b> World<'b> {
                 self.leaders.get_mut(&partition).unwrap().wire.push_back(request);
             }
         } else {
-            *ready = a.journal.record(self.now.at);
+            *ready = a.intents.record(self.now.at);
         }
     }
 
@@ -319,7 +320,7 @@ impl<'b> World<'b> {
         let mut a = self.start();
         let mut ready = Vec::new();
         for step in 0.. {
-            assert!(step < 100_000, "it does not come to an end");
+            assert!(step < 100_000, "it never finishes");
             let faults = step < calm;
             if faults && crash_at(step, &mut self.rng) {
                 ready.clear();
@@ -338,11 +339,11 @@ impl<'b> World<'b> {
                         a.core.event(event, self.now).unwrap();
                     }
                 }
-                5..=6 => self.journal(&mut a, &mut ready),
+                5..=6 => self.intents(&mut a, &mut ready),
                 7..=8 => self.serve(&mut a),
                 9 if self.chance(30) => {
                     self.disk = a.acked.clone();
-                    a.journal.covered(SavedPositions::of(&self.disk));
+                    a.intents.covered(SavedPositions::of(&self.disk));
                 }
                 10 if faults && self.chance(15) => self.broker_fault(),
                 11 => {
@@ -396,11 +397,9 @@ fn world(
 
 /// Long histories with random crashes. `SEEDS=n` for a longer run, `SEED=n` for one world.
 #[test]
-fn crashes_by_chance_leave_every_line_once() {
-    let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let only = number("SEED");
+fn random_crashes_leave_every_line_once() {
     let mut crashes = 0;
-    for seed in only.unwrap_or(0)..only.map_or(number("SEEDS").unwrap_or(150), |o| o + 1) {
+    for seed in seeds(150) {
         let (lines, partitions) = (20 + seed % 60, 1 + (seed % 3) as i32);
         crashes += world((seed, u32::MAX), lines, partitions, 800, by_chance(seed));
     }
@@ -413,8 +412,8 @@ fn by_chance(seed: u64) -> impl FnMut(u32, &mut Rng) -> bool {
 
 /// Fails when the rest of a split batch counts as stored because the whole had an intent.
 #[test]
-fn batches_taken_apart_among_crashes() {
-    for seed in 0..300 {
+fn split_batches_and_crashes() {
+    for seed in seeds(300) {
         world((seed, 1 + (seed % 4) as u32), 20 + seed % 30, 1 + (seed % 2) as i32, 800, by_chance(seed));
     }
 }

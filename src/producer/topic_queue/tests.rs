@@ -1,4 +1,4 @@
-//! When a batch group is sent, how large it is, where it goes, and how trouble is reported.
+//! Tests when a batch group is sent, how large it is, which partitions get it, and how trouble is reported.
 
 use super::*;
 use crate::clock::EARLIEST_MS;
@@ -6,7 +6,7 @@ use crate::producer::driver::{Pace, Verdict};
 use crate::producer::partition::Action;
 use crate::producer::testing::{STAMP, chunk, origin, plain};
 
-const NUMBERED: SendRules = SendRules::Numbered { in_flight: 3, id: Some((7, 0)), once: false };
+const NUMBERED: SendRules = SendRules::Idempotent { in_flight: 3, id: Some((7, 0)), once: false };
 
 struct Bench {
     queue: TopicQueue,
@@ -15,7 +15,7 @@ struct Bench {
     closing: bool,
     rng: Rng,
     no: u64,
-    air: Vec<Batch>,
+    in_flight: Vec<Batch>,
 }
 
 impl Bench {
@@ -23,13 +23,13 @@ impl Bench {
         let mut queue = TopicQueue::new("t".into(), options);
         queue.see(view(partitions, partitions));
         let now = Now { at: Instant::now(), wall_ms: STAMP };
-        Bench { queue, now, rules, closing: false, rng: Rng::new(3), no: 0, air: vec![] }
+        Bench { queue, now, rules, closing: false, rng: Rng::new(3), no: 0, in_flight: vec![] }
     }
 
     /// The timestamp of the next group.
     fn stamp(&mut self) -> i64 {
         self.arrive();
-        let batch = self.air.pop().expect("a batch");
+        let batch = self.in_flight.pop().expect("a batch");
         let stamp = batch.stamp_ms();
         let (mut actions, rng) = (Vec::new(), &mut self.rng);
         let partition = self.queue.partition(batch.partition).expect("its partition");
@@ -52,7 +52,7 @@ impl Bench {
         loop {
             let mut actions = Vec::new();
             self.queue.partitions().iter_mut().for_each(|p| p.launch(self.now, self.rules, &mut actions));
-            self.air.extend(
+            self.in_flight.extend(
                 actions.into_iter().filter_map(|a| if let Action::Send(b) = a { Some(b) } else { None }),
             );
             self.no += 1;
@@ -73,7 +73,7 @@ impl Bench {
     }
 
     fn back(&mut self, i: usize, verdict: Verdict) -> usize {
-        let (b, mut actions) = (self.air.remove(i), Vec::new());
+        let (b, mut actions) = (self.in_flight.remove(i), Vec::new());
         let p = self.queue.partition(b.partition).unwrap();
         p.done(b, verdict, self.now, &mut self.rng, &mut actions);
         self.go()
@@ -98,24 +98,24 @@ fn view(partitions: &[i32], available: &[i32]) -> TopicView {
 fn gathers_while_something_is_in_flight() {
     let mut b = Bench::sticky(400, NUMBERED, &[0]);
     assert_eq!(b.arrive(), 1, "idle: at once");
-    assert_eq!([b.arrive(), b.arrive(), b.arrive()], [0; 3], "busy: what arrives gathers");
-    assert_eq!(b.arrive(), 1, "a full batch goes");
+    assert_eq!([b.arrive(), b.arrive(), b.arrive()], [0; 3], "busy: arriving chunks are gathered");
+    assert_eq!(b.arrive(), 1, "a full batch is sent");
     assert_eq!(b.arrive(), 0);
     b.stored(0);
     assert_eq!(b.stored(0), 1, "nothing in flight: the rest is sent");
-    let sizes: Vec<usize> = b.air.iter().map(|b| b.bytes).collect();
+    let sizes: Vec<usize> = b.in_flight.iter().map(|b| b.bytes).collect();
     assert_eq!(sizes, [99]);
     assert!(b.queue.waiting.is_empty() && b.queue.waiting_bytes == 0);
 }
 
 /// Fails when a queue exceeds the in-flight limit.
 #[test]
-fn room_is_limited() {
+fn the_in_flight_limit_holds() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
     b.arrive();
     b.stored(0);
     let formed: usize = (0..9).map(|_| b.arrive()).sum();
-    assert_eq!((formed, b.air.len()), (3, 3));
+    assert_eq!((formed, b.in_flight.len()), (3, 3));
     assert_eq!(b.stored(0), 1);
 }
 
@@ -125,20 +125,20 @@ fn plain_drivers_have_one_group_of_a_topic_in_flight() {
     let mut b = Bench::sticky(100, SendRules::Plain, &[0, 1]);
     b.arrive();
     assert_eq!((0..5).map(|_| b.arrive()).sum::<usize>(), 0);
-    let hung = b.air[0].partition;
+    let hung = b.in_flight[0].partition;
     assert_eq!(b.pass(PLAIN_PATIENCE.as_millis() as u64), 1);
-    assert_ne!(b.air[1].partition, hung);
+    assert_ne!(b.in_flight[1].partition, hung);
 }
 
 /// Fails when lines wait for a broker that is slow to fail although another partition is available.
 #[test]
-fn a_silent_partition_holds_lines_only_for_a_moment() {
+fn a_silent_partition_delays_lines_only_briefly() {
     let mut b = Bench::sticky(1000, NUMBERED, &[0, 1]);
     b.arrive();
     assert_eq!(b.arrive(), 0);
     assert_eq!(b.queue.ready(b.now, NUMBERED, false), Ready::At(b.now.at + PATIENCE));
     assert_eq!(b.pass(100), 1);
-    assert_ne!(b.air[0].partition, b.air[1].partition);
+    assert_ne!(b.in_flight[0].partition, b.in_flight[1].partition);
 }
 
 /// Fails when linger does not wait, waits for a full batch, or outlasts the end.
@@ -162,12 +162,12 @@ fn keyless_lines_go_to_available_partitions() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1, 2, 3]);
     b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 3]));
     b.arrive();
-    let bad = b.air[0].partition;
+    let bad = b.in_flight[0].partition;
     b.trouble(0);
     let mut to: Vec<i32> = (0..6)
         .map(|_| {
             b.arrive();
-            let p = b.air[0].partition;
+            let p = b.in_flight[0].partition;
             b.stored(0);
             p
         })
@@ -179,20 +179,20 @@ fn keyless_lines_go_to_available_partitions() {
 
 /// Fails when a queue keeps forming groups although no partition can take them, or never tries any again.
 #[test]
-fn all_in_trouble_stops_the_lane() {
+fn all_in_trouble_stops_the_queue() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
     b.queue.see(view(&[0, 1], &[]));
     b.arrive();
     b.trouble(0);
-    assert_eq!(b.arrive(), 1, "said to be dead, but not tried yet");
+    assert_eq!(b.arrive(), 1, "reported as unavailable, but not tried yet");
     b.trouble(0);
     assert_eq!((0..20).map(|_| b.arrive()).sum::<usize>(), 0);
     b.pass(200);
-    assert_eq!(b.air.len(), 2, "each tries again");
+    assert_eq!(b.in_flight.len(), 2, "each is tried again");
     assert!(b.stored(0) > 0);
 }
 
-/// Fails when keyed lines go elsewhere because their partition is in trouble, or hold up those of other partitions.
+/// Fails when keyed lines go elsewhere because their partition is in trouble, or delay those of other partitions.
 #[test]
 fn keyed_lines_wait_for_their_partition() {
     let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());
@@ -208,14 +208,14 @@ fn keyed_lines_wait_for_their_partition() {
         b.go()
     };
     assert_eq!(both(&mut b), 1);
-    let all: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
+    let all: Vec<i32> = b.in_flight.iter().map(|b| b.partition).collect();
     assert!(all.len() > 1, "{all:?}");
     b.trouble(0);
-    while !b.air.is_empty() {
+    while !b.in_flight.is_empty() {
         b.stored(0);
     }
     assert_eq!(both(&mut b), 1, "the others are still sent");
-    let now: Vec<i32> = b.air.iter().map(|b| b.partition).collect();
+    let now: Vec<i32> = b.in_flight.iter().map(|b| b.partition).collect();
     assert_eq!(now, all[1..]);
     assert_eq!(b.queue.partition(all[0]).unwrap().open(), 2);
 }
@@ -227,7 +227,7 @@ fn a_fixed_partition_is_waited_for() {
     let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
     assert_eq!((b.arrive(), b.pass(60_000)), (0, 0));
     b.queue.see(view(&[0, 1, 2], &[0, 1]));
-    assert_eq!((b.go(), b.air[0].partition), (1, 2));
+    assert_eq!((b.go(), b.in_flight[0].partition), (1, 2));
 }
 
 /// Fails when batches of a removed partition wait indefinitely, or keep their sequence numbers.
@@ -235,23 +235,23 @@ fn a_fixed_partition_is_waited_for() {
 fn batches_of_a_removed_partition_find_another() {
     let mut b = Bench::sticky(100, NUMBERED, &[0, 1]);
     b.arrive();
-    let (gone, left) = (b.air[0].partition, 1 - b.air[0].partition);
+    let (gone, left) = (b.in_flight[0].partition, 1 - b.in_flight[0].partition);
     b.queue.see(view(&[left], &[left]));
     b.trouble(0);
-    b.queue.rehouse();
+    b.queue.leave_removed_partitions();
     b.pass(1000);
-    assert_eq!((b.air[0].partition, b.queue.partitions().len()), (left, 1));
+    assert_eq!((b.in_flight[0].partition, b.queue.partitions().len()), (left, 1));
     assert!(b.queue.partition(gone).is_none());
 }
 
 /// Fails when oversized batches are sent at the same size again, or one outlier makes all batches small for good.
 #[test]
-fn the_cap_falls_and_rises() {
+fn the_batch_limit_falls_and_rises() {
     let mut cap = Cap::new(512 << 10);
     cap.lower(400 << 10);
     assert_eq!(cap.now, 200 << 10);
     cap.lower(600 << 10);
-    assert_eq!(cap.now, 200 << 10, "a larger one says nothing new");
+    assert_eq!(cap.now, 200 << 10, "refusing a larger one changes nothing");
     cap.lower(10);
     assert_eq!(cap.now, Cap::LEAST);
     (0..Cap::GOOD * 20).for_each(|_| cap.stored(300 << 10));
@@ -263,17 +263,17 @@ fn the_cap_falls_and_rises() {
 fn trouble_is_reported_when_it_changes() {
     let mut b = Bench::sticky(100, NUMBERED, &[0]);
     b.arrive();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for _ in 0..20 {
         b.trouble(0);
         if let Some(QueueChange::Trouble { attempts, partitions, why }) = b.queue.change(b.now) {
             assert_eq!((partitions, why), (vec![0], "down".into()));
-            told.push(attempts);
+            reported.push(attempts);
         }
         b.pass(5000);
         assert_eq!(b.queue.change(b.now), None);
     }
-    assert_eq!(told, [1, 2, 4, 8, 16]);
+    assert_eq!(reported, [1, 2, 4, 8, 16]);
     b.stored(0);
     assert_eq!(
         b.queue.change(b.now),
@@ -290,16 +290,16 @@ fn a_batch_group_is_bounded() {
         b.queue.push(chunk(&plain(1), 0, &[b""]), b.now);
     }
     b.go();
-    assert_eq!((b.air[0].group.chunks.len(), b.queue.waiting.len()), (BatchGroup::MAX_CHUNKS, 5));
+    assert_eq!((b.in_flight[0].group.chunks.len(), b.queue.waiting.len()), (BatchGroup::MAX_CHUNKS, 5));
     let mut b = Bench::sticky(1, NUMBERED, &[0]);
     b.arrive();
-    assert_eq!(b.air[0].count, 1, "one that is too large goes alone");
+    assert_eq!(b.in_flight[0].count, 1, "one that is too large goes alone");
 }
 
 /// A machine boots in 1970 and its clock is set while it delivers. Fails when an unset clock is trusted, the time of
 /// the last save is ignored, or a jump of the clock changes anything else.
 #[test]
-fn stamps_of_a_box_that_boots_in_1970() {
+fn timestamps_of_a_machine_that_boots_in_1970() {
     let saved_ms = EARLIEST_MS + 1000;
     let mut b =
         Bench::new(&ProducerOptions { saved_ms, ..ProducerOptions::default() }, SendRules::Plain, &[0]);

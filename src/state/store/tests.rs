@@ -129,7 +129,7 @@ impl Bench {
             self.model.step(SaveStep::Replace, &[]);
         }
         let (store, saved, _) =
-            PositionsFile::open(self.dir.path(), Damaged::Refuse).expect("there is always a good state");
+            PositionsFile::open(self.dir.path(), Damaged::Refuse).expect("there must always be a good state");
         assert!((least..=self.last).contains(&saved.clock), "{} not in {least}..={}", saved.clock, self.last);
         // States that were not found never existed, as far as the next run knows.
         (self.last, self.durable) = (saved.clock, self.durable.min(saved.clock));
@@ -315,7 +315,7 @@ fn a_kill_within_a_save_is_no_damage() {
 
 /// After damage the good previous file must outlive the next saves. Fails when a damaged `offsets` becomes the previous.
 #[test]
-fn what_is_damaged_is_never_kept() {
+fn a_damaged_file_is_never_kept() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(OFFSETS), b"\0\0\0").unwrap();
     fs::write(dir.path().join(PREVIOUS), state(4)).unwrap();

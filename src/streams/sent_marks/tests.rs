@@ -1,20 +1,20 @@
-//! What is in doubt after a kill, a clean end and a power loss.
+//! Which lines are in doubt after a kill, a clean end and a power loss.
 
 use super::*;
 use std::path::Path;
 
 fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, FoundMarks) {
     let options = || File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
-    let (air, found) = SentMarks::open(options(), boot, false).unwrap();
-    (Arc::new(air), found)
+    let (marks, found) = SentMarks::open(options(), boot, false).unwrap();
+    (Arc::new(marks), found)
 }
 
 /// A run on a fresh file.
 fn first(path: &Path) -> Arc<SentMarks> {
-    let (air, found) = open(path, "boot-1");
+    let (marks, found) = open(path, "boot-1");
     assert!(found.stale && !found.trusted);
-    air.begin("boot-1", 0, std::iter::empty());
-    air
+    marks.begin("boot-1", 0, std::iter::empty());
+    marks
 }
 
 const S: StreamId = StreamId(7);
@@ -25,33 +25,33 @@ const S: StreamId = StreamId(7);
 fn a_kill_leaves_in_doubt_what_was_framed_and_not_saved() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let air = first(&path);
-    let slot = air.take(S, 0, 1000);
+    let marks = first(&path);
+    let slot = marks.take(S, 0, 1000);
     slot.raise(0, 100, 10);
     slot.raise(100, 200, 10);
-    assert_eq!(air.again(), 0);
+    assert_eq!(marks.again(), 0);
     // Killed; saved up to 100.
-    let (air, found) = open(&path, "boot-1");
+    let (marks, found) = open(&path, "boot-1");
     assert!(found.trusted && !found.stale);
     assert_eq!(found.limits[&S], 200);
-    let slot = air.take(S, 100, 1000);
+    let slot = marks.take(S, 100, 1000);
     slot.raise(100, 200, 10);
     slot.raise(200, 300, 10);
-    assert_eq!(air.again(), 10);
-    // Killed before anything was saved: 100..200 may be there three times, and twice already.
+    assert_eq!(marks.again(), 10);
+    // Killed before anything was saved: 100..200 may be stored three times.
     assert_eq!(totals(&std::fs::read(&path).unwrap()), (0, 10));
-    let (air, _) = open(&path, "boot-1");
-    let slot = air.take(S, 100, 1000);
+    let (marks, _) = open(&path, "boot-1");
+    let slot = marks.take(S, 100, 1000);
     slot.raise(100, 200, 10);
-    assert_eq!(air.again(), 20);
+    assert_eq!(marks.again(), 20);
     // Everything in doubt was saved, and then more was sent: killed again.
     slot.raise(200, 400, 20);
-    assert_eq!(air.again(), 40, "200..300 was sent by the second run");
-    let (air, _) = open(&path, "boot-1");
-    let slot = air.take(S, 300, 1000);
+    assert_eq!(marks.again(), 40, "200..300 was sent by the second run");
+    let (marks, _) = open(&path, "boot-1");
+    let slot = marks.take(S, 300, 1000);
     slot.raise(300, 400, 3);
     slot.raise(400, 500, 3);
-    assert_eq!(air.again(), 43);
+    assert_eq!(marks.again(), 43);
 }
 
 /// Fails when anything is in doubt after a clean end with everything acknowledged, also across a boot.
@@ -59,67 +59,68 @@ fn a_kill_leaves_in_doubt_what_was_framed_and_not_saved() {
 fn a_drained_end_leaves_nothing_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let air = first(&path);
-    air.take(S, 0, 100).raise(0, 100, 10);
-    air.end();
+    let marks = first(&path);
+    marks.take(S, 0, 100).raise(0, 100, 10);
+    marks.end();
     for (boot, at) in [("boot-1", 100), ("boot-2", 500), ("boot-2", 900)] {
-        let (air, found) = open(&path, boot);
+        let (marks, found) = open(&path, boot);
         assert!(found.trusted, "{boot}");
         if found.stale {
-            air.begin(boot, 0, found.limits.into_iter());
+            marks.begin(boot, 0, found.limits.into_iter());
         }
-        air.take(S, at, 5000).raise(at, at + 400, 9);
-        assert_eq!(air.again(), 0, "{boot}");
-        air.end();
+        marks.take(S, at, 5000).raise(at, at + 400, 9);
+        assert_eq!(marks.again(), 0, "{boot}");
+        marks.end();
     }
 }
 
 /// A stop whose drain ran out: what was sent and not acknowledged is in doubt. Fails when a clean end clears limits.
 #[test]
-fn an_end_without_all_acks_leaves_them_in_doubt() {
+fn an_end_with_unacknowledged_lines_leaves_them_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let air = first(&path);
-    air.take(S, 0, 100).raise(0, 100, 10);
-    air.end();
-    let (air, found) = open(&path, "boot-2");
-    air.begin("boot-2", 0, found.limits.into_iter());
-    air.take(S, 40, 100).raise(40, 100, 6);
-    assert_eq!(air.again(), 6);
+    let marks = first(&path);
+    marks.take(S, 0, 100).raise(0, 100, 10);
+    marks.end();
+    let (marks, found) = open(&path, "boot-2");
+    marks.begin("boot-2", 0, found.limits.into_iter());
+    marks.take(S, 40, 100).raise(40, 100, 6);
+    assert_eq!(marks.again(), 6);
 }
 
-/// Power loss: the file of a run in another boot says nothing. Fails when the running word is not looked at.
+/// Power loss: the file of a run in another boot says nothing. Fails when the word that marks a run in progress is
+/// ignored.
 #[test]
-fn a_power_loss_puts_all_that_is_there_in_doubt() {
+fn a_power_loss_puts_everything_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let air = first(&path);
-    air.take(S, 0, 100).raise(0, 100, 10);
-    let (air, found) = open(&path, "boot-2");
+    let marks = first(&path);
+    marks.take(S, 0, 100).raise(0, 100, 10);
+    let (marks, found) = open(&path, "boot-2");
     assert!(found.stale && !found.trusted && found.limits.is_empty());
-    air.begin("boot-2", 0, [(S, u64::MAX)].into_iter());
-    let slot = air.take(S, 10, 100);
+    marks.begin("boot-2", 0, [(S, u64::MAX)].into_iter());
+    let slot = marks.take(S, 10, 100);
     slot.raise(10, 100, 9);
     slot.raise(100, 200, 10);
-    assert_eq!(air.again(), 9, "what was appended since is not in doubt");
+    assert_eq!(marks.again(), 9, "what was appended since is not in doubt");
 }
 
-/// Fails when a freed slot's old limit is taken for the new stream's, or slots are never used again.
+/// Fails when a freed slot's old limit is taken for the new stream's, or slots are never reused.
 #[test]
 fn slots_are_reused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let air = first(&path);
+    let marks = first(&path);
     for stream in 1..5000 {
-        let slot = air.take(StreamId(stream), 0, 0);
+        let slot = marks.take(StreamId(stream), 0, 0);
         slot.raise(0, 100, 1);
-        air.release(StreamId(stream));
+        marks.release(StreamId(stream));
     }
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
-    let (air, _) = open(&path, "boot-1");
-    air.retain(0, |_| false);
-    air.take(StreamId(5000), 50, 60).raise(50, 60, 1);
-    assert_eq!(air.again(), 0);
+    let (marks, _) = open(&path, "boot-1");
+    marks.retain(0, |_| false);
+    marks.take(StreamId(5000), 50, 60).raise(50, 60, 1);
+    assert_eq!(marks.again(), 0);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
 }
 
@@ -145,58 +146,58 @@ fn resent_lines_outlive_a_kill() {
 
 /// With exactly-once the broker deduplicates what is sent again.
 #[test]
-fn what_is_recognized_is_not_doubled() {
+fn recognized_lines_are_not_counted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     first(&path).take(S, 0, 9).raise(0, 9, 9);
     let file = File::options().read(true).write(true).open(&path).unwrap();
-    let air = Arc::new(SentMarks::open(file, "boot-1", true).unwrap().0);
-    air.take(S, 0, 9).raise(0, 9, 9);
-    assert_eq!(air.again(), 0);
+    let marks = Arc::new(SentMarks::open(file, "boot-1", true).unwrap().0);
+    marks.take(S, 0, 9).raise(0, 9, 9);
+    assert_eq!(marks.again(), 0);
 }
 
 /// A stream that started after the last save gets another id in the next run. Fails when its lines are sent again
 /// without being counted, also after a second kill, before or after that save; or when anything stays in doubt after
 /// the first scan.
 #[test]
-fn what_was_sent_of_a_stream_that_was_never_saved() {
+fn sent_lines_of_a_stream_that_was_never_saved() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let (saved, again) = (StreamId(1), |air: &SentMarks| air.again());
-    let air = first(&path);
-    air.take(saved, 0, 5000).raise(0, 5000, 1);
-    air.take(S, 0, 1000).raise(0, 100, 10);
-    air.take(StreamId(8), 0, 1000).raise(0, 60, 1);
-    // Killed; saved is only the first.
+    let (saved, again) = (StreamId(1), |marks: &SentMarks| marks.again());
+    let marks = first(&path);
+    marks.take(saved, 0, 5000).raise(0, 5000, 1);
+    marks.take(S, 0, 1000).raise(0, 100, 10);
+    marks.take(StreamId(8), 0, 1000).raise(0, 60, 1);
+    // Killed; only the first is saved.
     let restart = |next| {
-        let (air, found) = open(&path, "boot-1");
+        let (marks, found) = open(&path, "boot-1");
         let unsaved = found.unsaved(next);
-        air.retain(unsaved, |stream| stream == saved);
-        (air, unsaved)
+        marks.retain(unsaved, |stream| stream == saved);
+        (marks, unsaved)
     };
     let (_, unsaved) = restart(2);
     assert_eq!(unsaved, 100);
     // Killed before anything was opened.
-    let (air, unsaved) = restart(2);
+    let (marks, unsaved) = restart(2);
     assert_eq!(unsaved, 100);
-    let slot = air.take(StreamId(2), 0, 1000);
+    let slot = marks.take(StreamId(2), 0, 1000);
     slot.raise(0, 50, 5);
-    assert_eq!(again(&air), 5);
-    air.take(StreamId(3), 0, 30).raise(0, 30, 3);
-    assert_eq!(again(&air), 8, "it may be this one");
-    air.first_scan_done();
-    air.take(StreamId(4), 0, 1000).raise(0, 1000, 100);
-    assert_eq!(again(&air), 8, "it is new");
-    // Killed when the opening was saved: 50..100 is known to the broker since the first run.
-    let (air, found) = open(&path, "boot-1");
+    assert_eq!(again(&marks), 5);
+    marks.take(StreamId(3), 0, 30).raise(0, 30, 3);
+    assert_eq!(again(&marks), 8, "it may be this one");
+    marks.first_scan_done();
+    marks.take(StreamId(4), 0, 1000).raise(0, 1000, 100);
+    assert_eq!(again(&marks), 8, "it is new");
+    // Killed after the opening was saved: the broker has had 50..100 since the first run.
+    let (marks, found) = open(&path, "boot-1");
     assert_eq!(found.unsaved(5), 0);
     assert_eq!([2, 3, 4].map(|s| found.limits[&StreamId(s)]), [100, 30, 1000]);
-    air.retain(0, |stream| stream.0 <= 3);
-    let slot = air.take(StreamId(2), 50, 1000);
+    marks.retain(0, |stream| stream.0 <= 3);
+    let slot = marks.take(StreamId(2), 50, 1000);
     slot.raise(50, 100, 5);
     slot.raise(100, 1000, 90);
-    air.take(StreamId(3), 30, 1000).raise(30, 1000, 97);
-    assert_eq!(again(&air), 13);
+    marks.take(StreamId(3), 30, 1000).raise(30, 1000, 97);
+    assert_eq!(again(&marks), 13);
     // Freed slots apply to no stream, whatever ids the next streams have.
     let (_, found) = open(&path, "boot-1");
     assert!(found.limits.keys().all(|stream| stream.0 <= 3), "{found:?}");
@@ -207,46 +208,46 @@ fn what_was_sent_of_a_stream_that_was_never_saved() {
 fn after_a_power_loss_a_new_file_is_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let (air, _) = open(&path, "boot-1");
-    air.begin("boot-1", u64::MAX, std::iter::empty());
-    let (air, found) = open(&path, "boot-2");
+    let (marks, _) = open(&path, "boot-1");
+    marks.begin("boot-1", u64::MAX, std::iter::empty());
+    let (marks, found) = open(&path, "boot-2");
     assert!(found.trusted && found.stale);
-    air.begin("boot-2", found.unsaved(1), std::iter::empty());
-    let slot = air.take(S, 0, 100);
+    marks.begin("boot-2", found.unsaved(1), std::iter::empty());
+    let slot = marks.take(S, 0, 100);
     slot.raise(0, 100, 10);
     slot.raise(100, 200, 10);
-    air.take(StreamId(8), 70, 70).raise(70, 100, 3);
-    assert_eq!(air.again(), 10, "what came since is not in doubt");
-    air.first_scan_done();
+    marks.take(StreamId(8), 70, 70).raise(70, 100, 3);
+    assert_eq!(marks.again(), 10, "what came since is not in doubt");
+    marks.first_scan_done();
     assert_eq!(open(&path, "boot-2").1.unsaved(9), 0);
 }
 
-/// Power losses in a row, each of which leaves nothing but what was synced: every run sends the same 10 lines, and no save
-/// is ever synced. Fails when the count of a run that is cut off is in the page cache only; or when much more is counted.
+/// Consecutive power losses, after which only synced data remains: every run sends the same 10 lines, and no save is
+/// ever synced. Fails when an interrupted run's count is only in the page cache, or when much more is counted.
 #[test]
-fn what_power_losses_in_a_row_double_is_counted() {
+fn duplicates_of_consecutive_power_losses_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
-    let mut air = first(&path);
+    let mut marks = first(&path);
     let mut sent = 0;
     for life in 2..=5 {
-        let slot = air.take(S, 0, 1000);
+        let slot = marks.take(S, 0, 1000);
         for part in 0..10 {
             slot.raise(part * 100, part * 100 + 100, 1);
         }
-        air.uncertain(3);
+        marks.uncertain(3);
         sent += 13;
-        let on_disk = air.synced.lock().unwrap().clone();
+        let on_disk = marks.synced.lock().unwrap().clone();
         std::fs::write(&path, on_disk).unwrap();
         let boot = format!("boot-{life}");
         let (next, found) = open(&path, &boot);
         assert!(found.stale && !found.trusted);
         next.count_from(found.counts(Counts::default()));
         next.begin(&boot, u64::MAX, [(S, u64::MAX)].into_iter());
-        air = next;
-        // The first copy of each line is none too many.
+        marks = next;
+        // The first copy of each line is not a duplicate.
         let doubled = sent - 10;
-        let counted = air.again();
+        let counted = marks.again();
         assert!(counted >= doubled, "life {life}: {doubled} doubled, {counted} counted");
         assert!(counted <= 2 * doubled, "life {life}: {doubled} doubled, {counted} counted");
     }
@@ -258,14 +259,14 @@ fn a_start_in_doubt_syncs_a_few_times() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     first(&path).take(S, 0, 1000).raise(0, 1_000_000, 1);
-    let (air, _) = open(&path, "boot-1");
-    let slot = air.take(S, 0, 1_000_000);
+    let (marks, _) = open(&path, "boot-1");
+    let slot = marks.take(S, 0, 1_000_000);
     let mut images = std::collections::HashSet::new();
     for at in 0..10_000 {
         slot.raise(at * 100, at * 100 + 100, 1);
-        images.insert(air.synced.lock().unwrap().clone());
+        images.insert(marks.synced.lock().unwrap().clone());
     }
-    assert_eq!(air.again(), 10_000);
+    assert_eq!(marks.again(), 10_000);
     assert!(images.len() < 20, "{} syncs", images.len());
 }
 
@@ -283,12 +284,12 @@ fn fuzz_sent_marks() {
     crate::fuzz::damaged(&samples, <[u8]>::len, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        let (air, found) = SentMarks::open(file, "b", false).unwrap();
-        let air = Arc::new(air);
-        air.begin("b", found.unsaved(4), found.limits.iter().map(|(s, l)| (*s, *l)));
-        air.take(StreamId(1), 50, 200).raise(50, 70, 3);
-        air.resent(2);
-        air.end();
+        let (marks, found) = SentMarks::open(file, "b", false).unwrap();
+        let marks = Arc::new(marks);
+        marks.begin("b", found.unsaved(4), found.limits.iter().map(|(s, l)| (*s, *l)));
+        marks.take(StreamId(1), 50, 200).raise(50, 70, 3);
+        marks.resent(2);
+        marks.end();
         let _ = totals(bytes);
         found.limits.len()
     });

@@ -34,12 +34,12 @@ fn ack(stream: u64, range: Range) -> Ack {
     Ack { stream: StreamId(stream), range, end, lines: 1 }
 }
 
-fn fly(progress: &Progress, end: u64) {
+fn send(progress: &Progress, end: u64) {
     progress.framed.store(end, Relaxed);
     progress.sent.store(end, Relaxed);
 }
 
-/// Cuts `0..` into chunks of these lengths, and says the order in which they are acknowledged.
+/// Cuts `0..` into chunks of these lengths, in the order in which they are acknowledged.
 fn chunks() -> impl Strategy<Value = (Vec<Range>, Vec<usize>)> {
     vec(1..5u64, 1..40).prop_flat_map(|lens| {
         let mut from = 0;
@@ -54,7 +54,7 @@ fn chunks() -> impl Strategy<Value = (Vec<Range>, Vec<usize>)> {
 }
 
 proptest! {
-    /// Fails when neighbours are not merged, when closing a gap does not absorb the range behind it, or when a merged
+    /// Fails when neighbors are not merged, when closing a gap does not absorb the range behind it, or when a merged
     /// range loses its end point (mutate `further` to return `a`).
     #[test]
     fn as_a_set_of_bytes((ranges, order) in chunks(), upto in any::<prop::sample::Index>()) {
@@ -78,9 +78,9 @@ proptest! {
 
     /// Fails when a restart forgets what was acknowledged beyond the gap, or saves it under another stream.
     #[test]
-    fn a_restart_in_between_changes_nothing((ranges, order) in chunks(), at in any::<prop::sample::Index>()) {
+    fn a_restart_changes_nothing((ranges, order) in chunks(), at in any::<prop::sample::Index>()) {
         let (o, progress) = opened(5, "/a");
-        fly(&progress, u64::MAX);
+        send(&progress, u64::MAX);
         let mut table = Table::default();
         table.open(o.clone(), 0);
         let at = at.index(order.len());
@@ -102,11 +102,11 @@ proptest! {
 
 /// Fails when a stream counts as finished while one of its chunks is unacknowledged.
 #[test]
-fn finished_is_when_all_that_was_framed_is_acknowledged() {
+fn a_stream_is_finished_when_everything_framed_is_acknowledged() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     assert!(table.open(o, 0), "a new stream is to be saved");
-    fly(&progress, 30);
+    send(&progress, 30);
     table.ack(&ack(1, 0..10));
     let closed = Closed { stream: StreamId(1), why: Ending::Truncated { lost: 70 } };
     assert!(!table.close(closed.stream, &closed.why));
@@ -117,18 +117,18 @@ fn finished_is_when_all_that_was_framed_is_acknowledged() {
     table.ack(&ack(1, 10..20));
     assert!(finished(&mut table));
     assert_eq!(table.lost_bytes(), 70);
-    let mut told = Vec::new();
-    table.saved(|s| told.push(s));
-    assert_eq!((told, progress.saved.load(Relaxed)), (vec![StreamId(1)], 30));
+    let mut reported = Vec::new();
+    table.saved(|s| reported.push(s));
+    assert_eq!((reported, progress.saved.load(Relaxed)), (vec![StreamId(1)], 30));
 }
 
 /// Fails when `saved` follows acknowledgements that came after the save had begun.
 #[test]
-fn saved_is_what_the_save_said() {
+fn saved_positions_are_those_of_the_save() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     table.open(o, 0);
-    fly(&progress, 20);
+    send(&progress, 20);
     table.ack(&ack(1, 0..10));
     assert_eq!(table.write_down(0).count(), 1);
     table.ack(&ack(1, 10..20));
@@ -161,7 +161,7 @@ fn ten_thousand_rotations_leave_a_bounded_state() {
 
 /// Fails when 1,000 files with 64 finished streams each make a state of 64,000 lines.
 #[test]
-fn many_files_share_the_room() {
+fn many_files_share_the_limit() {
     let mut table = Table::default();
     for stream in 1..=20_000 {
         rotate(&mut table, stream, &format!("/{}", stream % 1000));
@@ -190,7 +190,7 @@ fn a_finished_stream_can_be_reopened() {
 #[test]
 #[cfg(debug_assertions)]
 #[should_panic(expected = "acknowledged 0 again")]
-fn backwards_is_a_defect() {
+fn a_repeated_acknowledgement_panics() {
     let mut acked_ranges = AckedRanges::default();
     acked_ranges.ack(0, point(10));
     acked_ranges.ack(0, point(10));
@@ -212,11 +212,11 @@ fn a_grown_file_is_worth_saving() {
 /// A tail that continues in a copy of a truncated file reopens the stream beyond its acknowledged position. Fails
 /// when unacknowledged chunks then count as acknowledged.
 #[test]
-fn opened_again_while_chunks_are_in_the_air() {
+fn reopened_while_chunks_are_in_flight() {
     let mut table = Table::default();
     let (o, progress) = opened(1, "/a");
     table.open(o, 0);
-    fly(&progress, 50);
+    send(&progress, 50);
     table.ack(&ack(1, 0..20));
     let (mut again, _) = opened(1, "/a");
     let progress = Arc::new(Progress::new(50, 90, None));
@@ -224,7 +224,7 @@ fn opened_again_while_chunks_are_in_the_air() {
     again.at = point(50);
     table.open(again, 0);
     assert_eq!((progress.acked.load(Relaxed), table.write_down(0).next().unwrap().at), (20, point(20)));
-    fly(&progress, 90);
+    send(&progress, 90);
     table.ack(&ack(1, 50..90));
     table.ack(&ack(1, 20..50));
     assert_eq!(progress.acked.load(Relaxed), 90);
@@ -233,18 +233,18 @@ fn opened_again_while_chunks_are_in_the_air() {
 /// A lost file of which an earlier run had acknowledged later lines. Fails when the stream waits for the gap: its
 /// loss would never be counted, and would be reported at every start.
 #[test]
-fn a_loss_before_what_was_acknowledged_beyond_ends_the_stream() {
+fn a_lost_gap_before_an_acknowledged_range_ends_the_stream() {
     let mut table = Table::new(&[], 1);
     let (open, progress) = opened(1, "/a");
     table.open(open, 0);
-    fly(&progress, 110);
+    send(&progress, 110);
     table.ack(&ack(1, 0..11));
     table.ack(&ack(1, 22..110));
     let saved: Vec<SavedStream> = table.write_down(0).collect();
     let mut table = Table::new(&saved, 2);
     let (open, progress) = opened(1, "/a");
     table.open(Opened { at: point(11), ..open }, 0);
-    fly(&progress, 11);
+    send(&progress, 11);
     assert!(table.close(StreamId(1), &Ending::Truncated { lost: 11 }));
     assert_eq!(table.lost_bytes(), 11);
 }

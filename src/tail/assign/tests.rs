@@ -215,7 +215,7 @@ fn renamed() {
             vec![OWN(1)],
         ),
         (
-            "deleted and recreated with the same inode: another birth time",
+            "deleted and recreated with the same inode: a different birth time",
             vec![stream(1, half, None).finished()],
             vec![file(1, &b).born(99)],
             vec![New],
@@ -247,8 +247,8 @@ fn renamed() {
     ]);
 }
 
-/// S32 to S40, and fault 13. Fails when a copy counts as a new file, a stream continues in two files, or a file counts as
-/// the copy of a log because both begin alike (S44).
+/// S32 to S40, and fault 13. Fails when a copy counts as a new file, a stream continues in two files, or a file counts
+/// as the copy of a log because both begin with the same bytes (S44).
 #[test]
 fn copied_and_truncated() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 40));
@@ -315,12 +315,17 @@ fn copied_and_truncated() {
         ("an empty file may become a copy", vec![stream(1, half, Some(&a))], vec![file(2, b"")], vec![EMPTY]),
         ("if nothing is read, it is new", vec![], vec![file(2, b"")], vec![New]),
         (
-            "cp over a file that was followed: other bytes in the same inode",
+            "cp over a followed file: different bytes in the same inode",
             vec![stream(1, read, Some(&a)), stream(2, &b, Some(&a[..900])).finished()],
             vec![file(1, &a), file(2, &a[..900]).rewritten()],
             vec![OWN(1), COPY(1)],
         ),
-        ("logs with one banner", vec![stream(1, &one, Some(&one))], vec![file(2, &other)], vec![New]),
+        (
+            "two logs with the same banner",
+            vec![stream(1, &one, Some(&one))],
+            vec![file(2, &other)],
+            vec![New],
+        ),
         (
             "a copy of another log, by its contents",
             vec![stream(1, read, Some(&a)).of_another_log()],
@@ -328,13 +333,13 @@ fn copied_and_truncated() {
             vec![COPY(1)],
         ),
         (
-            "a few equal bytes prove nothing about another log",
+            "a few equal bytes prove nothing across logs",
             vec![stream(1, &a[..50], Some(&a[..50])).of_another_log()],
             vec![file(2, &a[..50])],
             vec![New],
         ),
         (
-            "copied up by overlayfs (fault 15): the same inode with another birth, and the same bytes",
+            "copied up by overlayfs (fault 15): same inode and bytes, different birth time",
             vec![stream(1, half, None).saved()],
             vec![file(1, &a).born(99)],
             vec![CONTINUES(1)],
@@ -365,7 +370,7 @@ fn compressed() {
             vec![OWN(1), COPY(1)],
         ),
         (
-            "something else has its plain name",
+            "another file has its plain name",
             vec![stream(1, &b, Some(&b))],
             vec![file(1, &b), gz(2, &a).beside_original()],
             vec![OWN(1), ORIGINAL],
@@ -393,16 +398,11 @@ fn untouched() {
     let (a, b) = (lines("a", 0, 40), lines("b", 0, 60));
     let missing = |id, size| stream(id, b"", None).saved().with_size(size);
     decide(vec![
-        (
-            "as long as it was",
-            vec![missing(1, a.len())],
-            vec![file(2, &b), file(3, &a)],
-            vec![New, CONTINUES(1)],
-        ),
+        ("same length", vec![missing(1, a.len())], vec![file(2, &b), file(3, &a)], vec![New, CONTINUES(1)]),
         ("longer", vec![missing(1, a.len())], vec![file(2, &b)], vec![CONTINUES(1)]),
         ("shorter", vec![missing(1, b.len())], vec![file(2, &a)], vec![New]),
         (
-            "as long, and old by its times",
+            "same length, old by its times",
             vec![missing(1, a.len())],
             vec![file(2, &a).old()],
             vec![CONTINUES(1)],

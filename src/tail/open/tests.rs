@@ -24,7 +24,7 @@ fn a_range_is_passed_over_when_it_can_be_read() {
     let behind = Point { offset: 6, mark: Mark::of(b"first\n"), then: Then::Line };
     let bytes = Bytes::Plain(unreadable.into());
     let opened = Open::new(bytes, &look, origin, Point::default(), vec![(0..6, behind)], Instant::now());
-    let mut open = opened.unwrap().expect("nothing stands before offset 0");
+    let mut open = opened.unwrap().expect("there is nothing before offset 0");
     let how = Reading { rules: Rules::default(), share: Arc::new(Budget::new(1 << 20)).share(), chunk: 1024 };
     let (_handle, stop) = stop::pair();
     let failed = open.read(&how, Rest::Waits, &stop).unwrap_err();
@@ -33,14 +33,14 @@ fn a_range_is_passed_over_when_it_can_be_read() {
 
     open.bytes = Bytes::Plain(File::open(&file).unwrap().into());
     let Got::Chunk(chunk, _) = open.read(&how, Rest::Waits, &stop).unwrap() else {
-        panic!("it can be read now")
+        panic!("it is readable now")
     };
     assert_eq!((chunk.range.clone(), chunk.line(0)), (6..13, &b"second"[..]));
 }
 
 /// Fails when bytes acknowledged beyond the position count as unread, or ranges outside the file reduce the count.
 #[test]
-fn what_was_acknowledged_beyond_is_not_unread() {
+fn acknowledged_ranges_are_not_unread() {
     let range = |r: Range| (r.clone(), Point { offset: r.end, ..Point::default() });
     let beyond = [range(5..10), range(22..30), range(90..200)];
     assert_eq!(unread(110, 11, &beyond), 110 - 11 - 8 - 20);

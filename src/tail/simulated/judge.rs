@@ -37,7 +37,7 @@ impl World {
                 self.show(n);
             }
             panic!(
-                "seed {seed}: line {n} of {} {what}; it did {:?} and lost {}",
+                "seed {seed}: line {n} of {} {what}; steps {:?}, lost {}",
                 self.written.len(),
                 self.did,
                 self.lost
@@ -48,12 +48,12 @@ impl World {
                 None => say("is missing", n),
                 Some(1) => {}
                 Some(_) if self.crashes > 0 && !self.once || is_vague => {}
-                Some(_) => say("came twice", n),
+                Some(_) => say("was delivered twice", n),
             }
         }
         assert!(
             count.is_empty(),
-            "seed {seed}: made up: {:?} after {:?}",
+            "seed {seed}: delivered but never written: {:?} after {:?}",
             count.keys().next().map(|k| String::from_utf8_lossy(k)),
             self.did
         );

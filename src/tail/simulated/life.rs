@@ -23,7 +23,7 @@ pub struct Life<'a> {
     tail: Tail<'a>,
     outputs: Receiver<TailOutput>,
     /// Sent and not acknowledged.
-    air: VecDeque<Chunk>,
+    in_flight: VecDeque<Chunk>,
     closed: Vec<StreamId>,
     progress: HashMap<StreamId, Arc<crate::report::Progress>>,
 }
@@ -37,7 +37,7 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> TailOptions {
         path: path.into(),
         reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
         start: Start::Beginning,
-        first_sight: false,
+        new_pattern: false,
         followed: Followed::default(),
         since: (since.as_secs() as i64, since.subsec_nanos()),
         until: Until::Stopped,
@@ -66,11 +66,11 @@ fn acknowledge(state: &mut State, chunk: &Chunk) {
 
 impl Life<'_> {
     pub fn step(&mut self, w: &mut World) -> Step {
-        self.tail.look_at_undecided(); // each step stands for an event
+        self.tail.look_at_undecided(); // each step simulates an event
         let step = match self.tail.step(w.now, true) {
             Ok(step) => step,
             Err(Halt::Io(e)) if w.once => {
-                self.tail.let_go(); // as `run` does
+                self.tail.release_unopened(); // as `run` does
                 self.tail.trouble(&e);
                 Step::Wait(Duration::from_secs(1))
             }
@@ -107,7 +107,7 @@ impl Life<'_> {
                 }
                 TailOutput::Chunk(chunk) => {
                     w.delivered.extend((0..chunk.lines.len()).map(|i| chunk.line(i).to_vec()));
-                    self.air.push_back(chunk);
+                    self.in_flight.push_back(chunk);
                 }
                 TailOutput::Closed(c) => {
                     if let Ending::Truncated { lost } | Ending::Gone { lost } = c.why {
@@ -125,12 +125,12 @@ impl Life<'_> {
     /// Acknowledges the first `n` chunks in flight that may have been sent.
     pub fn ack(&mut self, w: &mut World, n: usize) {
         let mut left = n;
-        for chunk in std::mem::take(&mut self.air) {
-            if left > 0 && w.may_fly(&chunk) {
+        for chunk in std::mem::take(&mut self.in_flight) {
+            if left > 0 && w.may_be_sent(&chunk) {
                 left -= 1;
                 acknowledge(&mut w.acked, &chunk);
             } else {
-                self.air.push_back(chunk);
+                self.in_flight.push_back(chunk);
             }
         }
         self.finish(w);
@@ -138,24 +138,24 @@ impl Life<'_> {
 
     /// Acknowledges one chunk out of order.
     pub fn ack_any(&mut self, w: &mut World) {
-        if !self.air.is_empty() {
-            let i = w.dice.below(self.air.len() as u64) as usize;
-            if w.may_fly(&self.air[i]) {
-                acknowledge(&mut w.acked, &self.air.remove(i).expect("within"));
+        if !self.in_flight.is_empty() {
+            let i = w.dice.below(self.in_flight.len() as u64) as usize;
+            if w.may_be_sent(&self.in_flight[i]) {
+                acknowledge(&mut w.acked, &self.in_flight.remove(i).expect("within"));
             }
         }
         self.finish(w);
     }
 
-    /// A kill with exactly-once delivery. The journal knows every chunk that may have been sent, and the next run either
+    /// A kill with exactly-once delivery. The intent log knows every chunk that may have been sent, and the next run either
     /// counts it as acknowledged or resends it unchanged. The other chunks were never sent.
     fn killed(&mut self, w: &mut World) {
         for (stream, e) in &mut w.saved {
             let acked = &w.acked[stream];
             (e.at, e.beyond, e.size) = (acked.at, acked.beyond.clone(), e.size.max(acked.size));
         }
-        for chunk in self.air.drain(..) {
-            if w.may_fly(&chunk) && w.dice.below(3) > 0 {
+        for chunk in self.in_flight.drain(..) {
+            if w.may_be_sent(&chunk) && w.dice.below(3) > 0 {
                 acknowledge(&mut w.saved, &chunk);
                 continue;
             }
@@ -167,8 +167,8 @@ impl Life<'_> {
     }
 
     pub fn finish(&mut self, w: &mut World) {
-        let in_air = |s: &StreamId| self.air.iter().any(|c| c.origin.stream == *s);
-        for stream in self.closed.iter().filter(|s| !in_air(s)) {
+        let is_in_flight = |s: &StreamId| self.in_flight.iter().any(|c| c.origin.stream == *s);
+        for stream in self.closed.iter().filter(|s| !is_in_flight(s)) {
             if let Some(e) = w.acked.get_mut(stream) {
                 e.finished = true;
             }
@@ -193,7 +193,7 @@ impl Life<'_> {
                 _ => {}
             }
         }
-        panic!("does not come to rest after {:?}", w.did);
+        panic!("never settles after {:?}", w.did);
     }
 
     pub fn act(&mut self, w: &mut World, op: Op) {
@@ -253,7 +253,7 @@ impl Life<'_> {
 
 impl World {
     /// With exactly-once delivery, nothing of a stream is sent before its opening is saved.
-    fn may_fly(&self, chunk: &Chunk) -> bool {
+    fn may_be_sent(&self, chunk: &Chunk) -> bool {
         !self.once || self.saved.contains_key(&chunk.origin.stream)
     }
 
@@ -270,7 +270,7 @@ impl World {
         let first = TailChange { options, outdated: stop.clone() };
         let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
         let progress = HashMap::new();
-        let mut life = Life { tail, outputs, air: VecDeque::new(), closed: Vec::new(), progress };
+        let mut life = Life { tail, outputs, in_flight: VecDeque::new(), closed: Vec::new(), progress };
         if self.once && self.dice.below(2) == 0 {
             self.meanwhile();
             life.step(self);

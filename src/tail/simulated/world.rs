@@ -42,7 +42,7 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, once: bool) -> World {
-        MEANWHILE.take(); // left over from a seed that failed
+        MEANWHILE.take(); // set by a seed that failed
         REMOVED.take();
         let dir = tempfile::tempdir().unwrap();
         let log = OpenOptions::new().create(true).append(true).open(dir.path().join("app.log")).unwrap();

@@ -44,8 +44,8 @@ pub fn leaders_killed(rounds: u64, seed: u64) {
     assert_eq!(announced(&totals(&folder)), 0, "{log}");
 }
 
-/// Fails when what a leader reported counts though it died with it, or when a batch goes to the new leader under
-/// other sequence numbers.
+/// Fails when a leader's report counts although the leader then lost that state, or when a batch goes to the new leader
+/// under other sequence numbers.
 #[test]
 fn leaders_and_agent_killed() {
     leaders_killed(9, 32);

@@ -78,7 +78,7 @@ fn restored_folder_gets_a_new_producer_id() {
     killed.run_for(1500);
     killed.copy("backup", "state");
     let (log, delivered, status) = killed.resume();
-    assert!(log.contains("put back from a backup"), "{log}");
+    assert!(log.contains("restored from a backup"), "{log}");
     assert!(nothing_silent(&killed, &log, &delivered, &status) > 0);
 }
 
@@ -96,22 +96,22 @@ fn copied_folder_gets_a_new_producer_id() {
     killed.folder.write("d.toml", second_config);
     let mut second = killed.folder.agent_line("run -c d.toml").start();
     write_some(&killed.folder, &mut killed.next, 3000, &["a.log"]);
-    wait_status(&killed.folder, &killed.folder.path("copy"), "the second has sent all", |s| {
+    wait_status(&killed.folder, &killed.folder.path("copy"), "the second agent has sent everything", |s| {
         s["files"].as_array().unwrap().iter().all(|f| f["acknowledged"] == f["size"])
     });
-    wait_status(&killed.folder, &killed.folder.path("state"), "the first has sent all", |s| {
+    wait_status(&killed.folder, &killed.folder.path("state"), "the first agent has sent everything", |s| {
         s["files"].as_array().unwrap().iter().all(|f| f["acknowledged"] == f["size"])
     });
     let log = second.stop().expect_code(0).stderr;
     first.stop().expect_code(0);
-    assert!(log.contains("put back from a backup"), "{log}");
-    // What both have read is there twice, as expected of two agents on one file. Nothing is missing.
+    assert!(log.contains("restored from a backup"), "{log}");
+    // Lines that both have read are stored twice, as expected of two agents on one file. Nothing is missing.
     Delivered::in_topic(&killed.topic).assert_at_least_once(&[&killed.lines()]);
 }
 
-/// Fails when a journal without contents is read as "nothing was sent".
+/// Fails when an intent log without contents is read as "nothing was sent".
 #[test]
-fn zeroed_or_missing_journal_is_reported_and_counted() {
+fn zeroed_or_missing_intent_log_is_reported_and_counted() {
     for zeroed in [true, false] {
         let killed = Killed::on(Broker::shared(Version::V41));
         match zeroed {
@@ -306,7 +306,7 @@ fn unwritable_state_folder_is_reported_as_blocking_delivery() {
         let why = of.and_then(|t| t["last_error"].as_str()).unwrap_or_default();
         assert!(why.contains(if whole { "flights" } else { "positions" }), "{said}");
         assert!(of.is_some_and(|t| t["attempts"].as_u64() > Some(0)), "{said}");
-        agent.wait_log(if whole { "nothing is sent until this works" } else { "is blocked" }, secs(2));
+        agent.wait_log(if whole { "nothing is sent until this succeeds" } else { "is blocked" }, secs(2));
         if !whole {
             wait_until(secs(20), "the metrics report it", || {
                 let text = std::fs::read_to_string(folder.path("m.prom")).unwrap_or_default();

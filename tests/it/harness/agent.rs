@@ -221,7 +221,7 @@ impl Setup {
         let stderr = Capture::of(child.stderr.take().unwrap());
         if let Some(bytes) = self.input {
             let mut pipe = child.stdin.take().unwrap();
-            // An agent that exits without reading all its input is for the test to judge, by its exit code.
+            // The test judges an agent that exits without reading all its input, by its exit code.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
         let watch = Watch::of(child.id());

@@ -1,6 +1,6 @@
 //! Shared by the tests of the whole program: the agent as a child process, real brokers, a scripted one, a proxy
-//! between the two, numbered lines and the check of what became of them. Every wait has a condition and a limit. A
-//! missing tool fails the test with an explanation; it never skips it.
+//! between the two, numbered lines and the check of their delivery. Every wait has a condition and a limit. A missing
+//! tool fails the test with an explanation; it never skips it.
 
 mod agent;
 mod broker;
@@ -46,7 +46,7 @@ pub const SOON: Duration = secs(20);
 /// The limit for anything that involves a broker.
 pub const PATIENT: Duration = secs(90);
 
-/// The only place that sleeps: between two checks of a condition, or where the case itself is about time passing.
+/// The only place that sleeps: between two checks of a condition, or where a test is about time passing.
 #[allow(clippy::disallowed_methods)]
 pub fn pause(time: Duration) {
     thread::sleep(time);

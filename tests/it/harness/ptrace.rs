@@ -25,7 +25,7 @@ impl Halted {
                 return halted;
             }
             drop(halted);
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            super::pause(super::millis(1));
         }
         panic!("thread {thread} never waits");
     }

@@ -41,7 +41,7 @@ struct Head<'a> {
     length: i32,
     magic: i8,
     crc: u32,
-    /// Everything behind the checksum matches it.
+    /// Everything after the checksum matches it.
     covered: &'a [u8],
     attributes: i16,
     last_delta: i32,

@@ -240,7 +240,7 @@ impl Scripted {
     pub fn remove_topic(&self, name: &str) {
         self.lock().topics.remove(name);
     }
-    /// Adds this many brokers to its metadata that nothing listens for.
+    /// Adds this many brokers to its metadata that do not exist.
     pub fn invent(&self, nodes: u16) {
         self.also((0..nodes).map(|n| SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], 9))));
     }

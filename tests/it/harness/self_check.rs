@@ -144,5 +144,5 @@ fn all_traffic_goes_through_the_proxy() {
     proxy.mode(Mode::Delay(millis(300)));
     let start = Instant::now();
     assert!(kcat_produce(&proxy.address, &topic.name, &Lines::new("s", 0..1).bytes(), &[]));
-    assert!(start.elapsed() > millis(900), "three answers at least came late: {:?}", start.elapsed());
+    assert!(start.elapsed() > millis(900), "at least three answers were late: {:?}", start.elapsed());
 }

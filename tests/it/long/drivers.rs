@@ -1,5 +1,5 @@
-//! Long forms of the driver tests: a broker that is killed or suspended again and again, a cluster that loses each of
-//! its brokers in turn, the cost of each codec. The comparison with other programs is `tests/bench/run`.
+//! Long forms of the driver tests: a broker that is killed or suspended repeatedly, a cluster that loses each of its
+//! brokers in turn, the cost of each codec. The comparison with other programs is `tests/bench/run`.
 
 use super::{Figures, LONG, MAX_KIB, micros_a_line};
 use crate::harness::*;

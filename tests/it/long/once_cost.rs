@@ -148,8 +148,7 @@ fn cost(broker: &Broker, agent: &str, traced: bool, write: impl FnOnce(&Folder))
 #[ignore = "long form: tests/run --long"]
 fn state_folder() {
     const BULK: u64 = 1_000_000;
-    let mut figures =
-        Figures::of("what goes to the state folder, Kafka 4.1, one partition, lines of 200 bytes");
+    let mut figures = Figures::of("writes to the state folder, Kafka 4.1, one partition, lines of 200 bytes");
     let broker = Broker::own(Version::V41);
     let mut steady_syncs = Vec::new();
     for (name, agent) in [("at-least-once", AT_LEAST), ("exactly-once", EXACTLY), ("… sync always", ALWAYS)]

@@ -1,5 +1,5 @@
-//! A random day of a log whose pattern matches the rotated files too: all forms of rotation, compression, clock steps,
-//! renames. Nothing is written between a copy and its truncation, because copytruncate itself would lose it.
+//! A random history of a log whose pattern matches the rotated files too: all forms of rotation, compression, clock
+//! steps, renames. Nothing is written between a copy and its truncation, because copytruncate itself would lose it.
 
 use super::{Soak, open};
 use crate::harness::Dice;

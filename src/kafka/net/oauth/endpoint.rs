@@ -56,7 +56,7 @@ impl TokenEndpoint {
         let peer = socket.peer_addr()?.ip().to_canonical();
         if !peer.is_loopback() && !self.without_tls {
             return Err(Trouble::Denied(format!(
-                "http would send the client's secret readably to {peer}; name an https address"
+                "http would send the client's secret in the clear to {peer}; name an https address"
             )));
         }
         Ok(Stream::Plain(socket))

@@ -37,7 +37,7 @@ fn what_listens_there() {
 
 /// Fails when sending one byte at a time can extend the limit: the deadline must cover the whole answer.
 #[test]
-fn a_trickle_does_not_hold_it() {
+fn a_trickle_does_not_extend_the_limit() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     std::thread::spawn(move || {
