@@ -196,6 +196,6 @@ mod tests {
         good(&open.replace("k:9", "localhost:9"));
         let found =
             problems(&open.replace("topic", "driver = \"classic\"\ntopic").replace("k:9", "localhost:9"));
-        assert!(found.len() == 1 && found[0].contains("cannot do SASL"), "{found:?}");
+        assert!(found.len() == 1 && found[0].contains("does not support SASL"), "{found:?}");
     }
 }
