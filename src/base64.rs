@@ -1,4 +1,4 @@
-//! Base64 with padding (RFC 4648, 4): for SCRAM, and for dead letters that are not UTF-8.
+//! Base64 (RFC 4648): for SCRAM, tokens, and dead letters that are not UTF-8.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -35,6 +35,12 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
     (all == 0).then_some(bytes)
 }
 
+/// The variant for URLs, without padding (RFC 4648, 5), as JSON Web Tokens have it.
+pub fn decode_url(text: &str) -> Option<Vec<u8>> {
+    let padding = "=".repeat((4 - text.len() % 4) % 4);
+    decode(&(text.replace('-', "+").replace('_', "/") + &padding))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +55,8 @@ mod tests {
             assert_eq!(encode(bytes.as_bytes()), text);
             assert_eq!(decode(text).as_deref(), Some(bytes.as_bytes()));
         }
+        assert_eq!(decode_url("-_-_Zg").as_deref(), Some(&[0xfb, 0xff, 0xbf, b'f'][..]));
+        assert_eq!(decode_url("Z"), None);
         for wrong in ["Zg", "Zg=", "Z===", "Zh==", "Z g=", "====", "Zg==Zg=="] {
             assert_eq!(decode(wrong), None, "{wrong}");
         }

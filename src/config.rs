@@ -16,6 +16,7 @@ mod placeholder;
 mod problem;
 mod read;
 mod resolve;
+mod sasl;
 mod show;
 mod table;
 mod units;
@@ -24,8 +25,9 @@ mod words;
 
 use crate::chunk::Chunk;
 use crate::error::Error;
+use crate::kafka::net::oauth::url::TokenUrl;
 pub use crate::kafka::net::proxy::ProxyUrl;
-pub use crate::kafka::net::sasl::{Mechanism, SaslOptions as Sasl};
+pub use crate::kafka::net::sasl::SaslOptions as Sasl;
 pub use crate::kafka::protocol::codec::Codec;
 pub use crate::producer::Partitioner;
 pub use crate::producer::driver::Acks;
@@ -84,6 +86,14 @@ pub enum DriverChoice {
     Auto,
     Classic,
     Modern,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mechanism {
+    Plain,
+    ScramSha256,
+    ScramSha512,
+    OauthBearer,
 }
 
 /// Options from the command line; they override the file.

@@ -23,7 +23,7 @@ pub mod batch;
 mod core;
 pub mod dead_letter;
 pub mod driver;
-mod json;
+pub mod json;
 pub mod outage;
 mod partition;
 mod partitioner;

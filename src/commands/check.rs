@@ -14,8 +14,7 @@ use super::threads;
 use crate::cli;
 use crate::clock;
 use crate::config::{
-    self, Acks, Config, Delivery, DriverChoice, JournalSource, Kafka, Mechanism, Named, Output, Overrides,
-    Source,
+    self, Acks, Config, Delivery, DriverChoice, JournalSource, Kafka, Named, Output, Overrides, Sasl, Source,
 };
 use crate::error::{Error, Escaped, ExitCode};
 use crate::exactly_once::file::HALF;
@@ -173,8 +172,9 @@ impl Report {
 
     fn secrets(&mut self, k: &Kafka) {
         if let Some(sasl) = &k.sasl {
-            self.secret(&sasl.password_file, "password_file");
-            if sasl.mechanism == Mechanism::Plain && k.tls.is_none() && sasl.plain_without_tls {
+            let (file, key) = sasl.secret_file();
+            self.secret(file, key);
+            if let (Sasl::Plain { without_tls: true, .. }, None) = (sasl, &k.tls) {
                 self.warn(
                     "PLAIN without TLS sends the password in the clear; add [kafka.tls], or use SCRAM-SHA-512",
                 );

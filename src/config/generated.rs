@@ -226,8 +226,14 @@ fn the_page_is_current() {
 
 /// The example with every key uncommented.
 fn uncommented(example: &str) -> String {
+    let mut table = "";
     let lines = example.lines().map(|l| match l.strip_prefix('#') {
-        Some(key) if !key.starts_with(' ') => key,
+        Some(key) if !key.starts_with(' ') => {
+            table = if key.starts_with('[') { key } else { table };
+            let name = key.split(' ').next().unwrap();
+            // [kafka.sasl] shows the keys of several mechanisms.
+            if table == "[kafka.sasl]" && sasl::OF_TOKENS.concat().contains(&name) { l } else { key }
+        }
         _ => l,
     });
     lines.collect::<Vec<_>>().join("\n")

@@ -1,12 +1,13 @@
 //! Every key of the config, described once. The parser, its suggestions, the example `systemd/logagent.toml`, the
 //! page `systemd/logagent.toml.5` and the reload rules are derived from these tables.
 
+use super::sasl::{extensions, sasl, token_url};
 use super::table::*;
 use super::units::BrokerAddress;
 use super::values::*;
 use super::{
     Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
-    Mechanism, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync,
+    Mechanism, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync, TokenUrl,
 };
 use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
@@ -19,7 +20,7 @@ pub const TABLES: [&TableSpec; 7] = [
     Agent::TABLE,
     Kafka::TABLE,
     KafkaTls::TABLE,
-    Sasl::TABLE,
+    KafkaSasl::TABLE,
     Metrics::TABLE,
     Source::TABLE,
     JournalSource::TABLE,
@@ -154,16 +155,39 @@ table! {
 }
 
 table! {
-    for Sasl "[kafka.sasl]" optional:
-        "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\", \"SCRAM-SHA-512\". The password is in a file of its own: see LoadCredential= in the unit." {
+    pub struct KafkaSasl "[kafka.sasl]" optional:
+        "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\" and \"SCRAM-SHA-512\" by username and password_file; \"OAUTHBEARER\" (over \
+         TLS) by token_file or token_url in place of them. A secret is alone in its file: see LoadCredential= in the unit." {
         mechanism: Mechanism = word(words::<Mechanism>()), Required("\"SCRAM-SHA-512\""), Reconnects, "";
-        username: String = text("text"), Required("\"logagent\""), Reconnects, "";
-        password_file: PathBuf = path("path"),
-            Required("\"/run/credentials/logagent.service/kafka-password\""), Reconnects, "",
-            "Read at each connect.";
+        username: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
+            "Required by PLAIN and SCRAM.";
+        password_file: Option<PathBuf> = path("path"),
+            Example("\"/run/credentials/logagent.service/kafka-password\""), Reconnects, "",
+            "Required by PLAIN and SCRAM. Read at each connect.";
         plain_without_tls: bool = flag("true or false"), Default("false"), Reconnects,
             "PLAIN to other machines without [kafka.tls]: anyone on the network path can read the password.",
             "Without this, PLAIN needs TLS, except to a loopback address or localhost.";
+        token_file: Option<PathBuf> = path("path"), Example("\"/run/secrets/kafka-token\""), Reconnects,
+            "OAUTHBEARER: a token that another program renews, a JWT or opaque. Read at each connect.",
+            "A JWT that ends within 30 s is not used: the file is read again until it holds another.";
+        token_url: Option<TokenUrl> = token_url("URL"), Example("\"https://login.example/oauth2/token\""), Reconnects,
+            "Or where tokens are to be had for client_id, client_secret_file and scope (client credentials, RFC 6749 4.4).",
+            "A token serves all brokers, for 80 % of its lifetime; while none is to be had, lines wait. No proxy is used.";
+        client_id: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
+            "Required by token_url.";
+        client_secret_file: Option<PathBuf> = path("path"),
+            Example("\"/run/credentials/logagent.service/client-secret\""), Reconnects, "",
+            "Required by token_url. Read whenever a token is asked for.";
+        scope: Option<String> = text("text"), Example("\"kafka\""), Reconnects, "",
+            "Of the token; several are separated by spaces.";
+        token_ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/login-ca.pem\""), Reconnects, "",
+            "Who signed the certificate of token_url, PEM; the system's own roots if missing.";
+        token_url_without_tls: bool = flag("true or false"), Default("false"), Reconnects, "",
+            "http:// to other machines: anyone on the network path can read the client's secret and the token. Without \
+             this, http:// is only for a loopback address or localhost.";
+        extensions: Vec<(String, String)> = extensions("table of texts"),
+            Instance("{}", "{ logicalCluster = \"lkc-1\", identityPoolId = \"pool-1\" }"), Reconnects,
+            "SASL extensions, which some services ask for.";
     }
 }
 

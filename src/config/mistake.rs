@@ -41,6 +41,8 @@ pub enum Mistake {
     EmptyName(String),
     /// With the path.
     RelativePath(String, String),
+    /// The name of a SASL extension that is wrong, or has a wrong value.
+    Extension(String),
     /// With the valid choices.
     KeySources(&'static str),
     MultilineSources,
@@ -60,10 +62,14 @@ pub enum Conflict {
     StickyWithKey,
     CertWithoutKey,
     KeyWithoutCert,
-    PlainWithoutTls(BrokerAddress),
     ProxyPassword,
     ProxyUserWithoutPassword,
     ProxyPasswordWithoutUser,
+    /// With the mechanism, and what it would send.
+    ReadableSecret(&'static str, &'static str, BrokerAddress),
+    TokenUrlWithoutTls,
+    /// A key of [kafka.sasl], and what makes it useless.
+    UnusedSaslKey(&'static str, &'static str),
     ReopenWithoutFollow,
     SameJournal,
     FieldsOfRaw,
@@ -110,7 +116,11 @@ impl Display for Mistake {
             }
             EmptyName(key) => write!(f, "a name in `{key}` is empty; give it a name"),
             MissingKey(KeySpec { name: key, value: example, .. }, table) => {
-                let or = if *key == "brokers" { ", or run with --output stdout" } else { "" };
+                let or = match *key {
+                    "brokers" => ", or run with --output stdout",
+                    "token_file" => ", or token_url with what goes with it",
+                    _ => "",
+                };
                 write!(f, "`{key}` is missing in {table}; write {key} = {example}{or}")
             }
             MissingTopic => f.write_str(
@@ -148,6 +158,11 @@ impl Display for Mistake {
                 f,
                 "`{key}`: {path:?} is a relative path; begin it with /, because a service has no folder of its own to \
                  start from"
+            ),
+            Extension(name) => write!(
+                f,
+                "{name:?} is no SASL extension with a value: a name has only letters, and is not \"auth\", and a value is \
+                 printable ASCII; write for example extensions = {{ logicalCluster = \"lkc-1\" }}"
             ),
             KeySources(choices) => write!(f, "`key` has not exactly one source; write key = {choices}"),
             MultilineSources => f.write_str(
@@ -189,12 +204,19 @@ impl Display for Conflict {
                     "delivery = \"exactly-once\" allows no batches over {most} MiB; write batch = \"{most}MiB\" or less"
                 );
             }
-            PlainWithoutTls(broker) => {
+            ReadableSecret(mechanism, secret, broker) => {
+                let or = match *mechanism {
+                    "PLAIN" => ", or, if the network path is safe, plain_without_tls = true in [kafka.sasl]",
+                    _ => "",
+                };
                 return write!(
                     f,
-                    "PLAIN without TLS would send the password in the clear to {broker}; write [kafka.tls], or mechanism = \
-                     \"SCRAM-SHA-512\", or, if the network path is safe, plain_without_tls = true in [kafka.sasl]"
+                    "{mechanism} without TLS would send the {secret} in the clear to {broker}; write [kafka.tls], or \
+                     mechanism = \"SCRAM-SHA-512\"{or}"
                 );
+            }
+            UnusedSaslKey(key, with) => {
+                return write!(f, "`{key}` has no use with {with}; take out one of them");
             }
             Memory(memory, MemoryPlan { encoding, topics, per_topic, needed }) => {
                 let s = if *topics == 1 { "" } else { "s" };
@@ -229,6 +251,10 @@ impl Display for Conflict {
             }
             ProxyPasswordWithoutUser => {
                 "`proxy_password_file` without a user; name the user in proxy, as in \"http://user@proxy:3128\""
+            }
+            TokenUrlWithoutTls => {
+                "`token_url` without TLS would send the client's secret in the clear; begin it with https://, or, where the \
+                 network path is safe, write token_url_without_tls = true"
             }
             ReopenWithoutFollow => {
                 "`reopen` without `follow`: a file that is read once is not reopened; remove one of them"

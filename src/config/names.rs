@@ -24,7 +24,7 @@ names! {
     Codec: ("none", Codec::None), ("gzip", Codec::Gzip), ("snappy", Codec::Snappy), ("lz4", Codec::Lz4),
         ("zstd", Codec::Zstd);
     Mechanism: ("PLAIN", Mechanism::Plain), ("SCRAM-SHA-256", Mechanism::ScramSha256),
-        ("SCRAM-SHA-512", Mechanism::ScramSha512);
+        ("SCRAM-SHA-512", Mechanism::ScramSha512), ("OAUTHBEARER", Mechanism::OauthBearer);
     Start: ("end", Start::End), ("beginning", Start::Beginning);
     JournalFormat: ("message", JournalFormat::Message), ("json", JournalFormat::Json);
     Priority: ("emerg", Priority(0)), ("alert", Priority(1)), ("crit", Priority(2)), ("err", Priority(3)),

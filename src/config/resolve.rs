@@ -172,14 +172,16 @@ impl Resolver<'_> {
         }
     }
 
-    /// PLAIN sends the password itself.
+    /// PLAIN sends the password itself, OAUTHBEARER the token.
     fn check_plain(&mut self, kafka: &Kafka) {
-        let Some(sasl) = &kafka.sasl else { return };
-        let allowed = self.problems.header_of(("[kafka.tls]", 0)).is_some() || sasl.plain_without_tls;
+        let Some(sasl) = kafka.sasl.as_ref().filter(|sasl| sasl.needs_tls()) else { return };
+        let has_tls = self.problems.header_of(("[kafka.tls]", 0)).is_some();
         // Through a proxy, a loopback address is the proxy's.
         let other = kafka.brokers.iter().find(|b| kafka.proxy.is_some() || !b.is_loopback());
-        if let (Mechanism::Plain, false, Some(broker)) = (sasl.mechanism, allowed, other) {
-            self.problems.add_at(SASL, "mechanism", Conflict::PlainWithoutTls(broker.clone()));
+        if let (false, Some(broker)) = (has_tls, other) {
+            let secret = if matches!(sasl, Sasl::OauthBearer(_)) { "token" } else { "password" };
+            let conflict = Conflict::ReadableSecret(sasl.mechanism(), secret, broker.clone());
+            self.problems.add_at(SASL, "mechanism", conflict);
         }
     }
 

@@ -5,7 +5,7 @@ use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, names, nearest};
-use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync};
+use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, ProxyUrl, Start, Sync};
 use crate::producer::spending::DataBudget;
 use crate::watch::pattern::{Exclude, Pattern};
 use regex::bytes::Regex;
@@ -26,7 +26,7 @@ pub fn words<T: Named>() -> String {
 }
 
 /// A text accepted by `parse`.
-fn parsed<T>(
+pub fn parsed<T>(
     walk: &mut Walk<'_>,
     key: &str,
     v: &Value<'_>,
@@ -287,10 +287,6 @@ pub fn proxy(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<ProxyUrl> 
         return walk.refuse(v, Conflict::ProxyPassword.into());
     }
     parsed(walk, key, v, ("a proxy", "\"http://proxy:3128\""), units::proxy)
-}
-
-pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
-    nested(walk, key, v)
 }
 
 pub fn sync(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sync> {

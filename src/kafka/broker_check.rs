@@ -5,11 +5,11 @@ mod topics;
 
 use super::KafkaOptions;
 use super::fetcher::may_ask_for_sasl;
-use super::net::sasl::Mechanism;
 use super::net::{probe, proxy, tls};
 use super::protocol::errors;
 use crate::error::Reason;
 use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
+use crate::kafka::net::sasl::SaslOptions;
 use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::messages::{self, MAY_READ, Metadata, Versions};
 use crate::producer::driver::Pace;
@@ -59,7 +59,9 @@ pub enum BrokerStep {
     Tcp(SocketAddr),
     Proxy,
     Tls,
-    Sasl(Mechanism),
+    Token,
+    /// With the mechanism.
+    Sasl(&'static str),
     Versions,
     DescribeProducers,
     Metadata,
@@ -77,7 +79,8 @@ impl fmt::Display for BrokerStep {
             BrokerStep::Tcp(at) => write!(f, "TCP {at}"),
             BrokerStep::Proxy => f.write_str("proxy"),
             BrokerStep::Tls => f.write_str("TLS"),
-            BrokerStep::Sasl(mechanism) => write!(f, "SASL {}", mechanism.name()),
+            BrokerStep::Token => f.write_str("token"),
+            BrokerStep::Sasl(mechanism) => write!(f, "SASL {mechanism}"),
             BrokerStep::Versions => f.write_str("versions"),
             BrokerStep::DescribeProducers => f.write_str("DescribeProducers"),
             BrokerStep::Metadata => f.write_str("metadata"),
@@ -249,9 +252,20 @@ fn secure(v: &Visit<'_>, socket: CountedSocket, tell: &mut dyn FnMut(BrokerCheck
 
 fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<()> {
     let Some(sasl) = &v.options.sasl else { return Some(()) };
-    step(BrokerStep::Sasl(sasl.mechanism), tell, || {
+    let who = match sasl {
+        SaslOptions::Plain { login, .. } | SaslOptions::Scram(_, login) => format!("user {}", login.username),
+        SaslOptions::OauthBearer(oauth) => {
+            let limit = v.options.connect_timeout;
+            step(BrokerStep::Token, tell, || {
+                let token = oauth.token(limit).map_err(Trouble::into_reason)?;
+                Ok(((), format!("from {}, {token}", oauth.origin())))
+            })?;
+            "the broker takes the token".into()
+        }
+    };
+    step(BrokerStep::Sasl(sasl.mechanism()), tell, || {
         c.authenticate(v.options).map_err(Trouble::into_reason)?;
-        Ok(((), format!("user {}", sasl.username)))
+        Ok(((), who))
     })
 }
 

@@ -1,12 +1,13 @@
-//! Connections to brokers: sockets, frames, proxies, TLS, SASL, and the dialer that opens them.
+//! Connections to brokers: sockets, frames, proxies, TLS, SASL, tokens, and the dialer that opens them.
 
 pub mod connection;
 pub mod dialer;
 pub mod frames;
+pub mod oauth;
 pub mod probe;
 pub mod proxy;
 pub mod sasl;
-mod scram;
+pub mod scram;
 pub mod secret;
 pub mod stream;
 pub mod tls;

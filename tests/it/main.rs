@@ -35,6 +35,7 @@ mod long;
 mod manual;
 mod moves;
 mod network;
+mod oauth;
 mod oracle;
 mod own_rotations;
 mod package;

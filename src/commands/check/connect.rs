@@ -76,7 +76,7 @@ fn advice(step: &BrokerStep, by_proxy: bool) -> &'static str {
         BrokerStep::Tcp(_) => "start the broker there, or make it reachable (port, firewall, route)",
         BrokerStep::Proxy => "see the proxy's log",
         BrokerStep::Tls => "see [kafka.tls] and the broker's listener",
-        BrokerStep::Sasl(_) => "see [kafka.sasl] and the broker's log",
+        BrokerStep::Token | BrokerStep::Sasl(_) => "see [kafka.sasl] and the broker's log",
         BrokerStep::Versions => "use the address of a Kafka broker",
         _ => "see the broker's log",
     }

@@ -12,6 +12,7 @@ use crate::error::Reason;
 use crate::kafka::KafkaOptions;
 use crate::kafka::net::frames::Input;
 use crate::kafka::net::probe;
+use crate::kafka::net::sasl::SaslOptions;
 use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::{self, Versions};
@@ -126,6 +127,10 @@ impl Connection {
         cap: usize,
         bytes: &Arc<SocketBytes>,
     ) -> Result<Connection, Trouble> {
+        // Before any broker is bothered.
+        if let Some(SaslOptions::OauthBearer(oauth)) = &options.sasl {
+            oauth.token(options.connect_timeout)?;
+        }
         let mut c = Connection::over(dial(address, options, bytes)?, cap);
         c.versions = c.greet(address, options, bytes)?;
         c.suits()?;
@@ -163,10 +168,9 @@ impl Connection {
         if let Some(sasl) = &options.sasl {
             // Wherever the proxy is, it passes the password on.
             if let (Some(proxy), Some(_)) = (&options.proxy, self.readable())
-                && sasl.mechanism == sasl::Mechanism::Plain
-                && !sasl.plain_without_tls
+                && sasl.needs_tls()
             {
-                return Err(sasl::readable_by(&proxy.url.to_string()));
+                return Err(sasl::readable_by(sasl, &proxy.url.to_string()));
             }
             self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
         }
@@ -381,7 +385,7 @@ fn connect(address: &str, options: &KafkaOptions) -> Result<TcpStream, Trouble> 
 }
 
 /// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
-fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+pub fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
     let all = probe::resolve(address).map_err(|why| Trouble::Lost(why.into()))?;
     let several = all.len() > 1;

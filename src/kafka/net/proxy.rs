@@ -88,7 +88,7 @@ type Login<'a> = (&'a str, Zeroizing<Vec<u8>>);
 
 fn login(options: &ProxyOptions) -> Result<Option<Login<'_>>, Trouble> {
     let (Some(user), Some(file)) = (&options.url.user, &options.password_file) else { return Ok(None) };
-    let password = secret::password(file, "proxy_password_file").map_err(Trouble::Lost)?;
+    let password = secret::text(file, "proxy_password_file", secret::PASSWORD_MOST).map_err(Trouble::Lost)?;
     Ok(Some((user, password)))
 }
 

@@ -1,40 +1,67 @@
-//! SASL over Kafka's frames: PLAIN and SCRAM, and re-authentication (KIP-368). The SCRAM computations are in
-//! `scram.rs`. A password is read from its file each time, wiped after use, and never part of a message to the
-//! operator.
+//! SASL over Kafka's frames: PLAIN, SCRAM and OAUTHBEARER, and re-authentication (KIP-368). The SCRAM computations are in
+//! `scram.rs`, tokens in `oauth.rs`. A password is read from its file each time, wiped after use, and never part of a
+//! message to the operator.
 
-use super::secret;
+use super::scram::{Hash, Scram};
+use super::secret::{self, PASSWORD_MOST};
 use crate::base64;
 use crate::error::Reason;
 use crate::kafka::net::connection::{Connection, Trouble};
-use crate::kafka::net::scram::{Hash, Scram};
-use crate::kafka::protocol::{errors, sasl as messages};
+use crate::kafka::net::oauth::{OauthOptions, TokenSource};
+use crate::kafka::protocol::errors;
+use crate::kafka::protocol::sasl::{self as messages, Authenticated};
 use ring::rand::{SecureRandom, SystemRandom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 #[derive(Debug, Clone)]
-pub struct SaslOptions {
-    pub mechanism: Mechanism,
+pub enum SaslOptions {
+    Plain {
+        login: PasswordLogin,
+        /// Allow it without TLS to other machines too.
+        without_tls: bool,
+    },
+    Scram(Hash, PasswordLogin),
+    OauthBearer(OauthOptions),
+}
+
+#[derive(Debug, Clone)]
+pub struct PasswordLogin {
     pub username: String,
     pub password_file: PathBuf,
-    /// Allow PLAIN without TLS to other machines too.
-    pub plain_without_tls: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mechanism {
-    Plain,
-    ScramSha256,
-    ScramSha512,
-}
-
-impl Mechanism {
-    pub fn name(self) -> &'static str {
+impl SaslOptions {
+    /// The mechanism's name (IANA).
+    pub fn mechanism(&self) -> &'static str {
         match self {
-            Mechanism::Plain => "PLAIN",
-            Mechanism::ScramSha256 => "SCRAM-SHA-256",
-            Mechanism::ScramSha512 => "SCRAM-SHA-512",
+            SaslOptions::Plain { .. } => "PLAIN",
+            SaslOptions::Scram(Hash::Sha256, _) => "SCRAM-SHA-256",
+            SaslOptions::Scram(Hash::Sha512, _) => "SCRAM-SHA-512",
+            SaslOptions::OauthBearer(_) => "OAUTHBEARER",
+        }
+    }
+
+    /// The file that holds the secret, and its key in the config.
+    pub fn secret_file(&self) -> (&Path, &'static str) {
+        match self {
+            SaslOptions::Plain { login, .. } | SaslOptions::Scram(_, login) => {
+                (&login.password_file, "password_file")
+            }
+            SaslOptions::OauthBearer(oauth) => match &oauth.source {
+                TokenSource::File(file) => (file, "token_file"),
+                TokenSource::Endpoint(endpoint) => (&endpoint.client_secret_file, "client_secret_file"),
+            },
+        }
+    }
+
+    /// It needs TLS, because it sends the secret itself.
+    pub fn needs_tls(&self) -> bool {
+        match self {
+            SaslOptions::Plain { without_tls, .. } => !without_tls,
+            SaslOptions::Scram(..) => false,
+            SaslOptions::OauthBearer(_) => true,
         }
     }
 }
@@ -46,12 +73,17 @@ pub fn authenticate(
     client_id: &str,
     limit: Duration,
 ) -> Result<Option<Instant>, Trouble> {
-    if options.mechanism == Mechanism::Plain && !options.plain_without_tls {
-        refuse_readable(c)?;
+    if options.needs_tls() {
+        refuse_readable(c, options)?;
     }
     let began = Instant::now();
-    let mut talk = Talk { c, options, client_id, deadline: began + limit, password: password(options)? };
-    let lifetime = talk.run().map_err(|t| match t {
+    let exchange = Exchange { c, mechanism: options.mechanism(), client_id, deadline: began + limit };
+    let done = match options {
+        SaslOptions::Plain { login, .. } => exchange.plain(login),
+        SaslOptions::Scram(hash, login) => exchange.scram(*hash, login),
+        SaslOptions::OauthBearer(options) => exchange.token(options, limit),
+    };
+    let lifetime = done.map_err(|t| match t {
         Trouble::Ended => {
             Trouble::Lost(Reason::new("closed in the middle of authentication", "see the broker's log"))
         }
@@ -60,34 +92,35 @@ pub fn authenticate(
     Ok(again_at(began, lifetime, random::<1>()?[0]))
 }
 
-/// PLAIN sends the password itself. The configured brokers were checked before; others are learned from them, and
-/// `localhost` may be forwarded elsewhere.
-fn refuse_readable(c: &Connection) -> Result<(), Trouble> {
+/// The configured brokers were checked before; others are learned from them, and `localhost` may be forwarded elsewhere.
+fn refuse_readable(c: &Connection, options: &SaslOptions) -> Result<(), Trouble> {
     let Some(socket) = c.readable() else { return Ok(()) };
     let peer = socket.peer_addr()?.ip().to_canonical();
     if peer.is_loopback() {
         return Ok(());
     }
-    Err(readable_by(&peer.to_string()))
+    Err(readable_by(options, &peer.to_string()))
 }
 
-/// PLAIN without TLS is not allowed to this peer.
-pub fn readable_by(peer: &str) -> Trouble {
+/// The mechanism needs TLS, and without it this peer would see the secret.
+pub fn readable_by(options: &SaslOptions, peer: &str) -> Trouble {
+    let (secret, or) = match options {
+        SaslOptions::OauthBearer(_) => ("token", ""),
+        _ => (
+            "password",
+            ", or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true in [kafka.sasl]",
+        ),
+    };
     Trouble::Denied(Reason::new(
-        format!("PLAIN without TLS would send the password in the clear to {peer}"),
-        "set [kafka.tls], or mechanism = \"SCRAM-SHA-512\", or, if the network is trusted, plain_without_tls = true \
-         in [kafka.sasl]",
+        format!("{} without TLS would send the {secret} in the clear to {peer}", options.mechanism()),
+        format!("set [kafka.tls]{or}"),
     ))
 }
 
-fn password(options: &SaslOptions) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-    let password = secret::password(&options.password_file, "password_file").map_err(Trouble::Lost)?;
-    if options.mechanism == Mechanism::Plain && password.contains(&0) {
-        let path = options.password_file.display();
-        let why = format!("password_file {path}: PLAIN allows no NUL in the password");
-        return Err(Trouble::Lost(Reason::new(why, "write text into it")));
+impl PasswordLogin {
+    fn password(&self) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+        secret::text(&self.password_file, "password_file", PASSWORD_MOST).map_err(Trouble::Lost)
     }
-    Ok(password)
 }
 
 /// At 85 to 95 % of the session, so that agents do not reconnect in step. The broker allows it at most once a second.
@@ -103,42 +136,70 @@ fn random<const N: usize>() -> Result<[u8; N], Trouble> {
     done.map(|()| bytes).map_err(|_| Trouble::Lost("cannot get random numbers from the system".into()))
 }
 
-struct Talk<'a> {
+struct Exchange<'a> {
     c: &'a mut Connection,
-    options: &'a SaslOptions,
+    mechanism: &'static str,
     client_id: &'a str,
     deadline: Instant,
-    password: Zeroizing<Vec<u8>>,
 }
 
-impl Talk<'_> {
-    /// The session's lifetime in ms; 0: unlimited.
-    fn run(&mut self) -> Result<i64, Trouble> {
+/// Each mechanism returns the session's lifetime in ms; 0: unlimited.
+impl Exchange<'_> {
+    fn scram(mut self, hash: Hash, login: &PasswordLogin) -> Result<i64, Trouble> {
+        let password = login.password()?;
         self.choose()?;
-        let hash = match self.options.mechanism {
-            Mechanism::Plain => return self.plain(),
-            Mechanism::ScramSha256 => Hash::Sha256,
-            Mechanism::ScramSha512 => Hash::Sha512,
-        };
         let nonce = base64::encode(&random::<24>()?);
-        let (scram, first) = Scram::begin(hash, &self.options.username, nonce);
-        let (server_first, _) = self.send(&first)?;
+        let (scram, first) = Scram::begin(hash, &login.username, nonce);
+        let said = self.send(&first)?;
+        let (server_first, _) = self.accepted(said, login, &password)?;
         let lied =
             |why: String| Trouble::Denied(format!("the broker's authentication is wrong: {why}").into());
-        let (expected, last) = scram.prove(&server_first, &self.password).map_err(lied)?;
-        let (server_final, lifetime) = self.send(&last)?;
+        let (expected, last) = scram.prove(&server_first, &password).map_err(lied)?;
+        let said = self.send(&last)?;
+        let (server_final, lifetime) = self.accepted(said, login, &password)?;
         expected.verify(&server_final).map_err(lied)?;
         Ok(lifetime)
     }
 
-    fn plain(&mut self) -> Result<i64, Trouble> {
-        let name = self.options.username.as_bytes();
-        let mut message = Zeroizing::new(Vec::with_capacity(name.len() + self.password.len() + 2));
-        for part in [name, &self.password] {
-            message.push(0);
-            message.extend_from_slice(part);
+    fn plain(mut self, login: &PasswordLogin) -> Result<i64, Trouble> {
+        let password = login.password()?;
+        if password.contains(&0) {
+            let path = login.password_file.display();
+            let why = format!("password_file {path}: PLAIN allows no NUL in it");
+            return Err(Trouble::Lost(Reason::new(why, "write text into it")));
         }
-        self.send(&message).map(|(_, lifetime)| lifetime)
+        self.choose()?;
+        let message = secret::joined(&[b"\0", login.username.as_bytes(), b"\0", &password]);
+        let said = self.send(&message)?;
+        self.accepted(said, login, &password).map(|(_, lifetime)| lifetime)
+    }
+
+    /// RFC 7628: a refusal is JSON in an answer without an error, and ends only with another message of ours.
+    fn token(mut self, options: &OauthOptions, limit: Duration) -> Result<i64, Trouble> {
+        let token = options.token(limit)?;
+        self.choose()?;
+        let mut said = self.send(&options.first_message(&token))?;
+        if said.error == 0 && said.bytes.is_empty() {
+            return Ok(said.lifetime_ms);
+        }
+        options.refused();
+        // Some services refuse by an error at once.
+        let why =
+            if said.error == 0 { String::from_utf8_lossy(&said.bytes).into_owned() } else { said.message };
+        if said.error == 0 {
+            said.error = self.send(b"\x01")?.error;
+        }
+        let why = secret::one_line(&why, token.bytes());
+        Err(Trouble::Denied(match said.error {
+            0 | 58 => Reason::new(
+                format!("the broker refuses the token: {why}"),
+                format!(
+                    "see issuer, audience and times of the token ({}), the extensions, and the clocks",
+                    options.origin()
+                ),
+            ),
+            code => errors::reason(code, &why),
+        }))
     }
 
     /// Names the mechanism (SaslHandshake).
@@ -148,7 +209,7 @@ impl Talk<'_> {
                 "it has no SaslAuthenticate (Kafka 1.0 or newer), which SASL needs with this driver".into(),
             ));
         }
-        let name = self.options.mechanism.name();
+        let name = self.mechanism;
         let id = self.c.next_correlation();
         let request = messages::ask_mechanism(id, self.client_id, name);
         let (error, offered) = messages::mechanisms(self.c.call(&request, id, self.deadline)?)?;
@@ -167,30 +228,33 @@ impl Talk<'_> {
         }
     }
 
-    /// Sends one message of the mechanism; returns the broker's answer and the session's lifetime.
-    fn send(&mut self, message: &[u8]) -> Result<(Vec<u8>, i64), Trouble> {
+    /// Sends one message of the mechanism; returns the broker's answer.
+    fn send(&mut self, message: &[u8]) -> Result<Authenticated, Trouble> {
         let version = self.c.versions.sasl_authenticate.unwrap_or(0);
         let id = self.c.next_correlation();
         let request = messages::authenticate(version, id, self.client_id, message);
-        let said = messages::authenticated(self.c.call(&request, id, self.deadline)?, version)?;
-        if said.error == 0 {
-            return Ok((said.bytes, said.lifetime_ms));
-        }
-        let name = &self.options.username;
-        let (mechanism, told) = (self.options.mechanism.name(), self.wiped(&said.message));
-        Err(Trouble::Denied(match said.error {
-            58 => Reason::new(
-                format!("the broker refuses user {name} with this password ({mechanism}): {told}"),
-                "set username and password_file in [kafka.sasl]",
-            ),
-            code => errors::reason(code, &told),
-        }))
+        Ok(messages::authenticated(self.c.call(&request, id, self.deadline)?, version)?)
     }
 
-    /// Keeps the password out of our log even if the broker echoes it.
-    fn wiped(&self, text: &str) -> String {
-        let secret = Zeroizing::new(String::from_utf8_lossy(&self.password).into_owned());
-        if text.contains(secret.as_str()) { "(its text contains the password)".into() } else { text.into() }
+    /// The mechanism's message in an answer, and the session's lifetime, unless the broker refuses.
+    fn accepted(
+        &self,
+        said: Authenticated,
+        login: &PasswordLogin,
+        password: &[u8],
+    ) -> Result<(Vec<u8>, i64), Trouble> {
+        let shown = secret::one_line(&said.message, password);
+        Err(Trouble::Denied(match said.error {
+            0 => return Ok((said.bytes, said.lifetime_ms)),
+            58 => Reason::new(
+                format!(
+                    "the broker refuses user {} with this password ({}): {shown}",
+                    login.username, self.mechanism
+                ),
+                "set username and password_file in [kafka.sasl]",
+            ),
+            code => errors::reason(code, &shown),
+        }))
     }
 }
 

@@ -39,10 +39,10 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, Re
     Ok(bytes)
 }
 
-/// The password in a file, without the trailing newline that `echo` and editors write. Works with systemd credentials.
-/// `key`: the one of the config that names the file.
-pub fn password(path: &Path, key: &str) -> Result<Zeroizing<Vec<u8>>, Reason> {
-    let mut bytes = read(path, key, PASSWORD_MOST)?;
+/// The secret text in a file, without the trailing newline that `echo` and editors write. Works with systemd
+/// credentials. `key`: the one of the config that names the file.
+pub fn text(path: &Path, key: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let mut bytes = read(path, key, most)?;
     for end in [b'\n', b'\r'] {
         if bytes.last() == Some(&end) {
             bytes.pop();
@@ -51,10 +51,27 @@ pub fn password(path: &Path, key: &str) -> Result<Zeroizing<Vec<u8>>, Reason> {
     if bytes.is_empty() {
         return Err(Reason::new(
             format!("{key} {}: it is empty", path.display()),
-            "write the password into it",
+            "write the secret into it",
         ));
     }
     Ok(bytes)
+}
+
+/// All parts in one buffer that is wiped. It never grows, because that would leave copies behind.
+pub fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+    let mut all = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    parts.iter().for_each(|part| all.extend_from_slice(part));
+    all
+}
+
+/// Foreign text for the operator: one line of at most 300 characters, and nothing of it if it echoes the secret.
+pub fn one_line(text: &str, secret: &[u8]) -> String {
+    let echoed = !secret.is_empty() && text.as_bytes().windows(secret.len()).any(|part| part == secret);
+    if echoed {
+        return "(its words hold the secret)".into();
+    }
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    plain.take(300).collect::<String>().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -77,7 +94,11 @@ mod tests {
         ];
         for (written, want) in all {
             std::fs::write(&path, written).unwrap();
-            assert_eq!(password(&path, "password_file").ok().as_deref().map(|p| &p[..]), want, "{written:?}");
+            assert_eq!(
+                text(&path, "password_file", PASSWORD_MOST).ok().as_deref().map(|p| &p[..]),
+                want,
+                "{written:?}"
+            );
         }
     }
 
@@ -95,7 +116,7 @@ mod tests {
             (&large, "over the limit of 4096"),
             (&dir.path().join("gone"), "No such file"),
         ] {
-            let said = password(path, "password_file").unwrap_err().to_string();
+            let said = text(path, "password_file", PASSWORD_MOST).unwrap_err().to_string();
             assert!(said.starts_with("password_file /") && said.contains(why), "{said}");
         }
     }

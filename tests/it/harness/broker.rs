@@ -106,11 +106,17 @@ impl Broker {
     #[track_caller]
     pub fn secure(version: Version) -> &'static Broker {
         static SECURE: LazyLock<OneEach> = LazyLock::new(Mutex::default);
-        one_of(&SECURE, version, || {
-            let conf = ["connections.max.reauth.ms=4000"];
-            let (dir, address) = start(&["start", version.name(), "--secure"], &conf);
-            Broker { version, address, dir }
-        })
+        one_of(&SECURE, version, || Broker::own_secure(version, &["connections.max.reauth.ms=4000"]))
+    }
+    /// The same for one test only, with these lines in its server.properties.
+    #[track_caller]
+    pub fn own_secure(version: Version, conf: &[&str]) -> Broker {
+        let (dir, address) = start(&["start", version.name(), "--secure"], conf);
+        Broker { version, address, dir }
+    }
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
     /// A secure broker for one user, which also serves clients in other network namespaces: those reach it at `host`.
     #[track_caller]

@@ -1,0 +1,155 @@
+//! Asks a token endpoint for a token by client credentials (RFC 6749, 4.4).
+
+use super::http::{self, HttpAnswer};
+use super::url::TokenUrl;
+use super::{TOO_SHORT, Token, field, jwt, left_of, seconds};
+use crate::base64;
+use crate::error::Reason;
+use crate::kafka::net::connection::{self, Trouble};
+use crate::kafka::net::secret::{self, PASSWORD_MOST};
+use crate::kafka::net::stream::{CountedSocket, Stream};
+use crate::kafka::net::tls::{self, TlsOptions};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+#[derive(Debug, Clone)]
+pub struct TokenEndpoint {
+    pub url: TokenUrl,
+    pub client_id: String,
+    pub client_secret_file: PathBuf,
+    pub scope: Option<String>,
+    /// PEM; the system's roots if not set.
+    pub ca: Option<PathBuf>,
+    /// Allow `http` to other machines too.
+    pub without_tls: bool,
+}
+
+impl TokenEndpoint {
+    /// Blocks for at most `limit`, apart from name resolution.
+    pub fn fetch(&self, limit: Duration) -> Result<Token, Trouble> {
+        self.ask(Instant::now() + limit, limit).map_err(|mut t| {
+            if let Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Crowded(why) = &mut t {
+                why.why.insert_str(0, &format!("no token from {}: ", self.url));
+            }
+            t
+        })
+    }
+
+    fn ask(&self, deadline: Instant, limit: Duration) -> Result<Token, Trouble> {
+        let secret = secret::text(&self.client_secret_file, "client_secret_file", PASSWORD_MOST)
+            .map_err(Trouble::Lost)?;
+        let mut stream = self.connect(deadline, limit)?;
+        let answer = http::exchange(&mut stream, &self.request(&secret), deadline);
+        read_answer(&answer.map_err(|t| self.about_endpoint(t))?, &secret)
+    }
+
+    fn connect(&self, deadline: Instant, limit: Duration) -> Result<Stream, Trouble> {
+        let socket = connection::connect_to(&self.url.address, limit)?;
+        if self.url.is_tls {
+            let options = TlsOptions { ca: self.ca.clone(), ..TlsOptions::default() };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let socket = CountedSocket::new(socket, &Arc::default()); // of no broker
+            let tls = tls::handshake(socket, &self.url.address, &options, left);
+            let tls = tls.map_err(|e| self.about_endpoint(Trouble::Lost(e.into())))?;
+            return Ok(Stream::Tls(Box::new(tls)));
+        }
+        // `localhost` may be forwarded elsewhere.
+        let peer = socket.peer_addr()?.ip().to_canonical();
+        if !peer.is_loopback() && !self.without_tls {
+            let why = format!("http would send the client's secret in the clear to {peer}");
+            return Err(Trouble::Denied(Reason::new(why, "name an https address")));
+        }
+        Ok(Stream::Plain(CountedSocket::new(socket, &Arc::default())))
+    }
+
+    /// TLS explains itself for brokers.
+    fn about_endpoint(&self, t: Trouble) -> Trouble {
+        let Trouble::Lost(Reason { why, fix }) = t else { return t };
+        let here = |text: String| {
+            [
+                ("the broker", "the server"),
+                ("set ca in [kafka.tls]", "set token_ca in [kafka.sasl]"),
+                ("set server_name in [kafka.tls]", "correct token_url"),
+                ("take [kafka.tls] out", "begin token_url with http"),
+            ]
+            .into_iter()
+            .fold(text, |text, (of_broker, here)| text.replace(of_broker, here))
+        };
+        Trouble::Lost(Reason { why: here(why), fix: fix.map(here) })
+    }
+
+    /// Client credentials by HTTP Basic, which every server must take (RFC 6749, 2.3.1).
+    pub fn request(&self, secret: &[u8]) -> Zeroizing<Vec<u8>> {
+        let scope = self.scope.as_ref().map(|scope| ["&scope=".into(), encoded(scope.as_bytes())].concat());
+        let form = ["grant_type=client_credentials", scope.as_deref().unwrap_or_default()].concat();
+        let secret = Zeroizing::new(encoded(secret));
+        let pair = secret::joined(&[encoded(self.client_id.as_bytes()).as_bytes(), b":", secret.as_bytes()]);
+        let basic = Zeroizing::new(base64::encode(&pair));
+        let head = format!(
+            "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: logagent\r\nAccept: application/json\r\nConnection: close\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\nAuthorization: Basic ",
+            self.url.path,
+            self.url.host,
+            form.len()
+        );
+        secret::joined(&[head.as_bytes(), basic.as_bytes(), b"\r\n\r\n", form.as_bytes()])
+    }
+}
+
+/// Percent-encoded, in a string that does not grow.
+fn encoded(bytes: &[u8]) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut text = String::with_capacity(bytes.len() * 3);
+    for b in bytes {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(b) {
+            text.push(char::from(*b));
+        } else {
+            text.extend(['%', char::from(HEX[usize::from(b >> 4)]), char::from(HEX[usize::from(b & 15)])]);
+        }
+    }
+    text
+}
+
+/// The token in the endpoint's answer (RFC 6749, 5).
+pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble> {
+    let text = |name| field(&answer.body, name);
+    let shown = |name| text(name).map(|t| secret::one_line(&String::from_utf8_lossy(&t), secret));
+    let status = answer.status;
+    if status != 200 {
+        let why = ["error", "error_description"].into_iter().filter_map(shown).collect::<Vec<_>>().join(": ");
+        let separator = if why.is_empty() { "" } else { ", " };
+        let (kind, fix): (fn(Reason) -> Trouble, _) = match status {
+            429 | 503 => (Trouble::Crowded, "it is busy, and is asked again later"),
+            500.. => (Trouble::Lost, "see its log"),
+            400 | 401 | 403 => (
+                Trouble::Denied,
+                "set client_id, client_secret_file and scope in [kafka.sasl] to what it knows",
+            ),
+            _ => (Trouble::Denied, "set token_url in [kafka.sasl] to its token endpoint"),
+        };
+        return Err(kind(Reason::new(format!("it answers HTTP {status}{separator}{why}"), fix)));
+    }
+    let nonsense = || {
+        let fix = "set token_url in [kafka.sasl] to its token endpoint";
+        Trouble::Lost(Reason::new("its answer holds no access_token", fix))
+    };
+    let bytes = text("access_token").ok_or_else(nonsense)?;
+    let claims = jwt::claims(&bytes).unwrap_or_default();
+    // Running time rather than the wall clock, which may be wrong.
+    let of_jwt = || match (claims.ends, claims.issued) {
+        (Some(ends), Some(issued)) => Some(Duration::from_secs(ends.saturating_sub(issued))),
+        (ends, _) => ends.map(left_of),
+    };
+    let says = text("expires_in").and_then(|t| seconds(&t)).map(Duration::from_secs);
+    let lifetime = says.or_else(of_jwt);
+    if let Some(lifetime) = lifetime.filter(|lifetime| *lifetime <= TOO_SHORT) {
+        let (lives, least) = (lifetime.as_secs(), TOO_SHORT.as_secs());
+        let why = format!("its token lives for {lives} s");
+        let fix = format!("let it give tokens that live for more than {least} s");
+        return Err(Trouble::Lost(Reason::new(why, fix)));
+    }
+    let scope = claims.scope.or_else(|| shown("scope"));
+    Token::new(bytes, lifetime, scope).map_err(|why| Trouble::Lost(why.into()))
+}
