@@ -417,7 +417,7 @@ mod tests {
         }
         written(&mut w);
         fs::write(&path, "x").unwrap();
-        assert_eq!(written(&mut w), [path.clone()]);
+        assert!(written(&mut w).contains(&path));
         w.forget(&path, of_path);
         written(&mut w);
         fs::write(&path, "y").unwrap();
