@@ -87,7 +87,10 @@ impl Outlet {
     /// Blocks while the channel is full.
     pub fn send(&self, chunk: Chunk, stop: &Stop) -> Result<(), Stopped> {
         let chunks = match &self.0 {
-            To::Agent { chunks, .. } => chunks,
+            To::Agent { registry, chunks } => {
+                registry.grown();
+                chunks
+            }
             #[cfg(test)]
             To::Recorder(to) => return to.send(TailOutput::Chunk(chunk)).map_err(|_| Stopped),
         };

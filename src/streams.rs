@@ -31,7 +31,7 @@ use crate::record::{Ack, Closed, Ending, Identity, Point, StreamId};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::Table;
@@ -55,6 +55,8 @@ pub struct Registry {
     /// Wakes the saver.
     news: Condvar,
     totals: Arc<Totals>,
+    /// The saver waits for lines to be read.
+    quiet: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +84,8 @@ pub struct Pending {
     pub changed: Option<Instant>,
     /// The first acknowledgement.
     pub acked: Option<Instant>,
+    /// Lines were read after a quiet time.
+    pub grown: bool,
     /// Someone waits for the next save.
     pub urgent: bool,
     /// Dropped when a save that includes everything up to now has succeeded or failed.
@@ -112,7 +116,7 @@ impl Registry {
             clock: saved.clock,
             ..RegistryState::default()
         };
-        Registry { inner: Mutex::new(inner), news: Condvar::new(), totals }
+        Registry { inner: Mutex::new(inner), news: Condvar::new(), totals, quiet: AtomicBool::new(false) }
     }
 
     /// Exactly-once: no bytes of a stream are sent before its opening is saved, so every opening is saved
@@ -145,6 +149,16 @@ impl Registry {
         let mut inner = self.lock();
         if inner.table.close(closed.stream, &closed.why) {
             self.changed(&mut inner, Urgency::Change);
+        }
+    }
+
+    /// A tail has read lines. Costs nothing but after a quiet time.
+    pub fn grown(&self) {
+        if self.quiet.load(Relaxed) {
+            let mut inner = self.lock();
+            self.quiet.store(false, Relaxed);
+            inner.pending.grown = true;
+            self.wake(&mut inner, Urgency::Change);
         }
     }
 
@@ -225,14 +239,16 @@ impl Registry {
 
 /// The saver's side.
 impl Registry {
-    /// Waits until `until`, or for a change at least as urgent as `wakes`, and takes the pending changes.
-    pub fn wait(&self, wakes: Urgency, until: Instant) -> Pending {
+    /// Waits until `until`, or for a change at least as urgent as `wakes`, and takes the pending changes. `quiet`: the next
+    /// lines that are read are a change too.
+    pub fn wait(&self, wakes: Urgency, until: Instant, quiet: bool) -> Pending {
         let mut inner = self.lock();
+        self.quiet.store(quiet, Relaxed);
         let is_there = |inner: &RegistryState| {
             let p = &inner.pending;
             let now = p.urgent || p.ending || !p.waiting.is_empty();
             now || (wakes <= Urgency::Ack && p.acked.is_some())
-                || (wakes == Urgency::Change && p.changed.is_some())
+                || (wakes == Urgency::Change && (p.changed.is_some() || p.grown))
         };
         while !is_there(&inner) {
             let time = until.saturating_duration_since(Instant::now());
@@ -243,6 +259,7 @@ impl Registry {
             inner = self.news.wait_timeout(inner, time).unwrap_or_else(PoisonError::into_inner).0;
         }
         inner.wakes = Urgency::Now;
+        self.quiet.store(false, Relaxed);
         let ending = inner.pending.ending;
         std::mem::replace(&mut inner.pending, Pending { ending, ..Pending::default() })
     }
@@ -271,9 +288,10 @@ impl Registry {
         self.lock().table.saved(finished);
     }
 
-    /// Whether any file's size differs from the saved one: worth a save, but not urgent.
-    pub fn sizes_moved(&self) -> bool {
-        self.lock().table.sizes_moved()
+    /// Whether any file's size differs from the saved one, which is worth a save, but not urgent; and whether any file has
+    /// unacknowledged bytes.
+    pub fn sizes(&self) -> (bool, bool) {
+        self.lock().table.sizes()
     }
 
     /// Streams without a tail: id, followed path, inode.

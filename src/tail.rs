@@ -155,6 +155,8 @@ pub struct Wake {
 
 /// Interval between looks where events work. A lost event costs at most this delay.
 const UNHURRIED: Duration = Duration::from_secs(30);
+/// The same for a tail that only waits for its live file to change: `watch` looks at that too.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Why a tail ends before its files are finished.
 #[derive(Debug)]
@@ -420,7 +422,7 @@ impl Tail<'_> {
             return Ok(Some(Step::Wait(wait)));
         }
         let done = self.is_steady() && matches!(&self.open[..], [open] if !open.unread() && !open.rest());
-        Ok(Some(if done { Step::Wait(UNHURRIED - looked) } else { Step::Read(0) }))
+        Ok(Some(if done { Step::Wait(IDLE) } else { Step::Read(0) }))
     }
 
     /// Nothing is going on but that lines are appended to the live file.
@@ -534,7 +536,11 @@ impl Tail<'_> {
     fn between_looks(&self, hints: bool) -> Duration {
         // There are no events for a rotated file that was found by its name.
         let without_events = self.open.iter().any(|o| o.found_by_name && o.links > 0);
-        let usual = if hints && !without_events { UNHURRIED } else { self.o.poll };
+        let usual = match hints && !without_events {
+            false => self.o.poll,
+            true if self.is_steady() => IDLE,
+            true => UNHURRIED,
+        };
         let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }

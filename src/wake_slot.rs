@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The tail's end and everybody else's: shared by reference count.
+/// Shared by the tail and by all that may wake it.
 #[derive(Debug)]
 pub struct WakeSlot {
     pending: Mutex<SlotState>,

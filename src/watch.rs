@@ -143,10 +143,9 @@ pub fn channel() -> io::Result<(WatchHandle, ControlInbox)> {
     Ok((WatchHandle { control: Some(tx), wakeup: wakeup.clone() }, ControlInbox { control: rx, wakeup }))
 }
 
-/// Interval between walks of all patterns when no event asks for one. It doubles up to [`WALK_MOST`] while nothing
-/// changes, but a watchdog wakes the thread anyway.
+/// Interval between walks of all patterns when no event asks for one: how late a change is noticed that caused no event.
+/// The unit's watchdog wakes the thread as often.
 const WALK: Duration = Duration::from_secs(30);
-const WALK_MOST: Duration = Duration::from_secs(600);
 /// The same when some folder produces no events.
 const WALK_BLIND: Duration = Duration::from_secs(1);
 /// Shortest interval between walks requested by events.
@@ -228,8 +227,6 @@ struct Watch<'a> {
     walked: Instant,
     walk_cost: Duration,
     next_walk: Instant,
-    /// The last walks, this many, found nothing new.
-    quiet_walks: u32,
     /// Some folder cannot be watched.
     blind: bool,
     names: ReadPace,
@@ -261,7 +258,6 @@ impl<'a> Watch<'a> {
             walked: now,
             walk_cost: Duration::ZERO,
             next_walk: now,
-            quiet_walks: 0,
             blind: false,
             names: ReadPace::new(now),
             contents: ReadPace::new(now),
@@ -283,10 +279,15 @@ impl<'a> Watch<'a> {
         let fds = [Some(wakeup), mounts, names.map(is_in), contents.map(is_in)];
         let mut polled: Vec<PollFd<'_>> = fds.iter().flatten().cloned().collect();
         self.heartbeat.within(left);
-        let _ = poll_for(&mut polled, Some(left));
+        let known = poll_for(&mut polled, Some(left)).is_ok();
+        if !known {
+            // More descriptors than the limit allows: look at all of them, now and then.
+            let _ = poll_for(&mut polled[..1], Some(left.min(WALK_BLIND)));
+        }
         self.heartbeat.suspend(); // a restart would not help against a hanging file system
         let mut polled = polled.iter();
-        let ready = fds.map(|fd| fd.is_some() && polled.next().is_some_and(|p| !p.revents().is_empty()));
+        let ready =
+            fds.map(|fd| fd.is_some() && polled.next().is_some_and(|p| !known || !p.revents().is_empty()));
         let [wakeup, mounted, names, contents] = ready;
         let now = Instant::now();
         if wakeup {
@@ -331,10 +332,8 @@ impl<'a> Watch<'a> {
                 woken += u32::from(if only_modified { wake.modified(noticed) } else { wake.look() });
             }
         });
-        match had_events {
-            ContentEvents::Overflow => woken += self.wake_all(),
-            ContentEvents::None if woken == 0 => {}
-            _ => self.quiet_walks = 0,
+        if had_events == ContentEvents::Overflow {
+            woken += self.wake_all();
         }
         let had_events = had_events != ContentEvents::None;
         self.contents.was_read(now, had_events, pace::pause(woken), self.delay);
@@ -407,10 +406,7 @@ impl<'a> Watch<'a> {
         self.watches.walked();
         self.walked = Instant::now();
         self.walk_cost = self.walked - start;
-        let usual =
-            WALK.saturating_mul(1 << self.quiet_walks.min(16)).min(WALK_MOST.min(self.longest).max(WALK));
-        self.next_walk = self.walked + if self.blind { WALK_BLIND } else { usual };
-        self.quiet_walks += 1;
+        self.next_walk = self.walked + if self.blind { WALK_BLIND } else { WALK };
     }
 
     /// Missing paths that still have unread bytes in rotated files.
@@ -454,10 +450,8 @@ impl<'a> Watch<'a> {
             let changed = std::mem::replace(&mut slot.state, state) != state;
             if std::mem::replace(&mut slot.at_path, at_path) != at_path {
                 self.look_at(&path);
-                self.quiet_walks = 0;
             } else if changed {
                 slot.wake.look(); // in case no event told, as for a write to mapped memory
-                self.quiet_walks = 0;
             }
         } else if !m.is_file() {
             self.refuse(path, kind(m));

@@ -153,10 +153,13 @@ impl Work {
                     self.waiting.clear(); // everything is saved, or has just failed
                     let until = until.min(now + self.board.heartbeats.max_wait());
                     self.heartbeat.within(until.saturating_duration_since(now));
-                    let pending = self.registry.wait(wakes, until);
+                    let pending = self.registry.wait(wakes, until, self.schedule.is_quiet());
                     self.heartbeat.within(Heartbeat::SLOW); // a disk
                     if let Some(at) = pending.changed {
                         self.schedule.change(at);
+                    }
+                    if pending.grown {
+                        self.schedule.grown(now);
                     }
                     if let Some(at) = pending.acked {
                         self.schedule.ack(at);
@@ -246,10 +249,8 @@ impl Work {
     }
 
     fn compare_sizes(&mut self, now: Instant) {
-        self.schedule.compared(now);
-        if self.registry.sizes_moved() {
-            self.schedule.change(now);
-        }
+        let (moved, waiting) = self.registry.sizes();
+        self.schedule.compared(moved, waiting, now);
     }
 
     fn look_for_files(&mut self, now: Instant) {

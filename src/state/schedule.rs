@@ -10,7 +10,7 @@ const GATHER: Duration = Duration::from_millis(800);
 /// From the first acknowledgement of a run to its save. With the write this takes less than 100 ms, so an agent that
 /// is killed every half second still makes progress.
 const FIRST: Duration = Duration::from_millis(40);
-/// How often file sizes are compared with the saved ones. Saved sizes tell how much was lost if an unread file
+/// How often file sizes are compared with the saved ones while lines are read. Saved sizes tell how much was lost if an unread file
 /// disappears.
 const SIZES: Duration = Duration::from_secs(30);
 /// The first check for deleted files, and the interval after that.
@@ -49,7 +49,8 @@ pub struct Schedule {
     unsynced: Option<Instant>,
     /// Number of failures in a row, and the earliest time of the next attempt.
     failed: Option<(u32, Instant)>,
-    sizes_at: Instant,
+    /// `None`: no lines were read since the last comparison.
+    sizes_at: Option<Instant>,
     look_at: Instant,
 }
 
@@ -70,13 +71,24 @@ impl Schedule {
             saved_at: None,
             unsynced: None,
             failed: None,
-            sizes_at: now + SIZES,
+            sizes_at: Some(now + SIZES),
             look_at: now + LOOK_FIRST,
         }
     }
 
     pub fn change(&mut self, at: Instant) {
         self.changed.get_or_insert(at);
+        self.grown(at);
+    }
+
+    /// Lines were read.
+    pub fn grown(&mut self, at: Instant) {
+        self.sizes_at.get_or_insert(at + SIZES);
+    }
+
+    /// Only a change, or lines that are read, give reason to act.
+    pub fn is_quiet(&self) -> bool {
+        self.sizes_at.is_none()
     }
 
     /// Lines are acknowledged.
@@ -133,8 +145,13 @@ impl Schedule {
         times
     }
 
-    pub fn compared(&mut self, now: Instant) {
-        self.sizes_at = now + SIZES;
+    /// `moved`: some size differed. `waiting`: some file has unacknowledged bytes; in an outage its size moves without any
+    /// other change.
+    pub fn compared(&mut self, moved: bool, waiting: bool, now: Instant) {
+        self.sizes_at = waiting.then_some(now + SIZES);
+        if moved {
+            self.change(now);
+        }
     }
 
     pub fn looked(&mut self, now: Instant) {
@@ -163,14 +180,14 @@ impl Schedule {
             // Include a pending change: one write and one sync instead of two.
             return if self.changed.is_some() { SaverAction::Save { sync: true } } else { SaverAction::Sync };
         }
-        if self.sizes_at <= now {
+        if self.sizes_at.is_some_and(|at| at <= now) {
             return SaverAction::CompareSizes;
         }
         if self.look_at <= now {
             return SaverAction::LookForFiles;
         }
-        let mut until = self.sizes_at.min(self.look_at);
-        for at in [save_at, sync_at].into_iter().flatten() {
+        let mut until = self.look_at;
+        for at in [save_at, sync_at, self.sizes_at].into_iter().flatten() {
             until = until.min(at);
         }
         // Between two saves, only the first acknowledgement is worth a wake-up.
@@ -199,11 +216,17 @@ mod tests {
         let t = Instant::now();
         let mut r = Schedule::new(Sync::Every(Duration::from_secs(30)), t);
         assert_eq!(r.next(t), SaverAction::Wait(t + SIZES, Urgency::Change));
+        r.compared(false, true, t);
+        assert_eq!(r.next(t), SaverAction::Wait(t + SIZES, Urgency::Change), "bytes wait");
+        r.compared(false, false, t);
+        assert_eq!(r.next(t), SaverAction::Wait(t + LOOK_FIRST, Urgency::Change));
+        r.grown(t);
+        assert_eq!(r.next(t), SaverAction::Wait(t + SIZES, Urgency::Change), "lines were read");
         let mut now = t;
         for _ in 0..1000 {
             match r.next(now) {
                 SaverAction::Wait(at, _) => now = at,
-                SaverAction::CompareSizes => r.compared(now),
+                SaverAction::CompareSizes => r.compared(false, false, now),
                 SaverAction::LookForFiles => r.looked(now),
                 other => panic!("{other:?} while nothing changes"),
             }
@@ -286,7 +309,7 @@ mod tests {
                     r.begun();
                     assert_eq!(r.failed(now), tries);
                 }
-                SaverAction::CompareSizes => r.compared(now),
+                SaverAction::CompareSizes => r.compared(false, false, now),
                 SaverAction::Wait(at, _) => now = at,
                 other => panic!("{other:?}"),
             }

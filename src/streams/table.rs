@@ -255,11 +255,10 @@ impl Table {
         Some(path)
     }
 
-    /// Whether any file's size differs from the last snapshot.
-    pub fn sizes_moved(&self) -> bool {
-        self.streams
-            .values()
-            .any(|s| s.progress.is_some() && s.phase != Phase::Finished && s.size != s.size_seen())
+    /// Whether any file's size differs from the last snapshot, and whether any file has unacknowledged bytes.
+    pub fn sizes(&self) -> (bool, bool) {
+        let read = || self.streams.values().filter(|s| s.progress.is_some() && s.phase != Phase::Finished);
+        (read().any(|s| s.size != s.size_seen()), read().any(|s| s.acked.at.offset < s.size_seen()))
     }
 
     /// All streams as they will be saved at `clock`. The positions become `saved` with [`Table::saved`].

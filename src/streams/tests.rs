@@ -32,7 +32,7 @@ fn ack(range: Range) -> [Ack; 1] {
 /// Whether a wait for changes of this urgency ends before its time, and what it takes.
 fn wakes(registry: &Registry, urgency: Urgency) -> (bool, Pending) {
     let begun = Instant::now();
-    let pending = registry.wait(urgency, begun + SOON);
+    let pending = registry.wait(urgency, begun + SOON, false);
     (begun.elapsed() < SOON, pending)
 }
 
@@ -54,7 +54,7 @@ fn acknowledgements_wake_an_idle_saver_only() {
     let waker = std::thread::scope(|s| {
         let waiting = s.spawn(|| {
             let begun = Instant::now();
-            registry.wait(Urgency::Ack, begun + 100 * SOON);
+            registry.wait(Urgency::Ack, begun + 100 * SOON, false);
             begun.elapsed()
         });
         let _ = crossbeam_channel::after(SOON).recv();
