@@ -17,10 +17,11 @@
 //! ```
 //!
 //! A new line wakes `watch`, its tail and the producer, and the broker's answer wakes the producer again. The saver runs
-//! on its own clock. An idle agent wakes twice a minute: for a walk of the patterns, in case an event was lost, and to
-//! compare file sizes with the saved ones.
+//! on its own clock. Of an idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was
+//! lost. Under load, and with `linger`, `watch` reads its events by the clock (`watch/pace.rs`): many lines then cost one
+//! wake-up of each thread.
 //!
-//! 1. [`watch`] owns the inotify instance for all followed files. It finds the files that match the patterns and wakes
+//! 1. [`watch`] owns the two inotify instances for all followed files. It finds the files that match the patterns and wakes
 //!    their tails. Events are hints: a lost one costs delay, never a line.
 //! 2. [`tail`] runs one thread per followed path. It checks the path and its open files, lets the pure function
 //!    [`tail::follow::decide`] choose the next steps, executes them, and waits with a deadline. What it reads is framed
@@ -67,8 +68,8 @@
 //! |---|---|---|
 //! | main ([`commands::run`]) | start-up order, reload, shutdown, watchdog | `select!` on signals, watch events, tails |
 //! | `signals` | signal delivery; blocked everywhere else | the signal iterator |
-//! | `watch` | the inotify instance, patterns, folder listings | `poll(2)` on inotify and its eventfd |
-//! | `tail …`, one per file | open files and framing state | `select!` on its wake channel, stop, a deadline |
+//! | `watch` | its two inotify instances, patterns, folder listings | `poll(2)` on inotify and its eventfd |
+//! | `tail …`, one per file | open files and framing state | its [`wake_slot`], with a deadline |
 //! | `journal`, one per `[[journal]]` | the open files of one systemd journal | `poll(2)` on its own inotify, an eventfd, a deadline |
 //! | `producer` | everything in [`producer`], [`mod@kafka`] and [`exactly_once`] | `poll(2)` on eventfd, sockets, a deadline |
 //! | `saver` | writing `offsets` | a condition variable with a deadline |

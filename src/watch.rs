@@ -270,7 +270,7 @@ impl<'a> Watch<'a> {
         let until = [Some(walk), self.names.due(), self.contents.due()].into_iter().flatten();
         let left = until.min().unwrap_or(self.next_walk).min(self.next_walk).saturating_duration_since(now);
         let left = (left + Duration::from_millis(1)).min(self.longest);
-        // A queue that is read by the clock wakes nobody.
+        // A queue that is read by the clock is not polled.
         let names = self.watches.names_fd().filter(|_| self.names.due().is_none());
         let contents = self.watches.contents_fd().filter(|_| self.contents.due().is_none());
         let mounts = self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI));
@@ -281,7 +281,7 @@ impl<'a> Watch<'a> {
         self.heartbeat.within(left);
         let known = poll_for(&mut polled, Some(left)).is_ok();
         if !known {
-            // More descriptors than the limit allows: look at all of them, now and then.
+            // More descriptors than the limit allows: look at all of them once a second.
             let _ = poll_for(&mut polled[..1], Some(left.min(WALK_BLIND)));
         }
         self.heartbeat.suspend(); // a restart would not help against a hanging file system

@@ -88,7 +88,9 @@ table! {
             "\"gzip\" or \"snappy\" with every driver, \"lz4\" or \"zstd\" with modern.",
             "On metered links use zstd.";
         linger: Duration = duration("duration"), Default("\"0ms\""), AtOnce,
-            "Wait this long for more lines before sending. Saves CPU and bytes where requests are expensive.";
+            "Wait this long for more lines before sending. Saves CPU and bytes where requests are expensive.",
+            "Up to a second of it, the files are not read either, so that a line wakes no thread; a rotation is noticed at \
+             once all the same. What a writer truncates meanwhile without a copy was not read.";
         batch: usize = bytes("size"), Computed("\"512KiB\"", "\"512KiB\"; \"880KiB\" with exactly-once"),
             AtOnceOrRestart,
             "Maximum bytes of lines for one partition in one request, before compression.",

@@ -177,7 +177,7 @@ fn sixty_four_busy_files() {
     delivered.assert_ordered();
     let done = agent.stop().expect_code(0);
     println!("64 busy files: {} KiB", done.vm_hwm);
-    assert!(done.vm_hwm < 24_000 + 64 * 64, "{} KiB", done.vm_hwm);
+    assert!(done.vm_hwm < optimized(24_000, 26_000) + 64 * 64, "{} KiB", done.vm_hwm);
 }
 
 /// Fails when a busy file occupies the whole budget or the whole channel.
@@ -245,4 +245,38 @@ fn slow_files_beside_a_fast_one() {
     reader.join().unwrap();
     println!("20 slow files beside one of 50 MB/s: the slowest line took {worst:?}");
     assert!(worst < secs(2), "{worst:?}");
+}
+
+/// One line each 10 ms, which may linger for a second. Fails when each of them wakes a thread, or when a line is older than
+/// the linger and the time to send it, or is lost.
+#[test]
+fn a_trickle_that_may_linger() {
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    let folder = Folder::quiet();
+    folder.write("f.log", b"");
+    let config = format!(
+        "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\ndriver = \"modern\"\nlinger = \"1s\"\n\
+         [[files]]\npaths = [{:?}]\n",
+        folder.path("state"),
+        kafka.address(),
+        folder.path("f.log")
+    );
+    folder.write("c.toml", config);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    pause(secs(2)); // the first save, and the connection
+    let switches = agent.switches();
+    let lines = Lines::new("f", 0..300);
+    for i in 0..300 {
+        Lines::new("f", i..i + 1).append_to(&folder.path("f.log"));
+        pause(millis(10));
+    }
+    let wrote = Instant::now();
+    wait_until(SOON, "the last line is there", || kafka.stored("t").len() == 300);
+    assert!(wrote.elapsed() < secs(2), "{:?}", wrote.elapsed());
+    let woken = agent.switches() - switches;
+    println!("300 lines that may linger for 1 s: {woken} switches");
+    assert!(woken <= 90, "{woken} context switches for 300 lines");
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
+    agent.stop().expect_code(0);
 }
