@@ -62,7 +62,7 @@ fn once(bench: &mut Bench<'_>, system: &System, rate: u64, lines: u64) -> (Vec<(
     running.stop(secs(15));
     consumer.wait(lines, secs(5));
     let (times, doubled) = consumer.finish();
-    let late = latencies(&times, &written, rate * WARM..lines - LAST);
+    let delays = latencies(&times, &written, rate * WARM..lines - LAST);
     let missing = times.iter().filter(|t| t.load(Ordering::Relaxed) == 0).count() as u64;
     if missing > 0 {
         at_work.remark(&format!("{missing} lines did not arrive"));
@@ -71,22 +71,22 @@ fn once(bench: &mut Bench<'_>, system: &System, rate: u64, lines: u64) -> (Vec<(
     fs::remove_file(&path).unwrap();
     let mut figures =
         vec![("cpu_us_per_line", cpu.as_secs_f64() * 1e6 / lines as f64), ("peak_kib", peak as f64)];
-    figures.extend(share_of(&late, 0.5).map(|ms| ("p50_ms", ms)));
-    figures.extend(share_of(&late, 0.99).map(|ms| ("p99_ms", ms)));
-    figures.extend(late.last().map(|ms| ("max_ms", *ms)));
+    figures.extend(share_of(&delays, 0.5).map(|ms| ("p50_ms", ms)));
+    figures.extend(share_of(&delays, 0.99).map(|ms| ("p99_ms", ms)));
+    figures.extend(delays.last().map(|ms| ("max_ms", *ms)));
     figures.extend(checked(&Check { missing, doubled, ..Check::default() }));
     (figures, note)
 }
 
 /// Of the lines in `range` that arrived, in milliseconds, sorted.
 pub fn latencies(times: &[AtomicU64], written: &[u64], range: std::ops::Range<u64>) -> Vec<f64> {
-    let mut late: Vec<f64> = range
+    let mut delays: Vec<f64> = range
         .map(|n| (times[n as usize].load(Ordering::Relaxed), written[n as usize]))
         .filter(|(arrived, _)| *arrived > 0)
         .map(|(arrived, written)| arrived.saturating_sub(written) as f64 / 1e6)
         .collect();
-    late.sort_by(f64::total_cmp);
-    late
+    delays.sort_by(f64::total_cmp);
+    delays
 }
 
 /// This quantile of sorted values.
