@@ -146,7 +146,7 @@ pub fn once(
     running.stop(secs(15));
     consumer.wait(corpus.lines, secs(5));
     let (times, doubled) = consumer.finish();
-    let late = latencies(&times, &written, cell.rate * WARM_S..corpus.lines - system.holds_back());
+    let delays = latencies(&times, &written, cell.rate * WARM_S..corpus.lines - system.holds_back());
     let missing = times.iter().filter(|t: &&AtomicU64| t.load(Ordering::Relaxed) == 0).count() as u64;
     if missing > 0 {
         at_work.remark(&format!("{missing} lines did not arrive"));
@@ -160,8 +160,8 @@ pub fn once(
         ("peak_kib", peak as f64),
     ];
     figures.extend(wire.map(|wire| ("wire_bytes_per_line", wire.both() as f64 / lines)));
-    figures.extend(share_of(&late, 0.5).map(|ms| ("p50_ms", ms)));
-    figures.extend(share_of(&late, 0.99).map(|ms| ("p99_ms", ms)));
+    figures.extend(share_of(&delays, 0.5).map(|ms| ("p50_ms", ms)));
+    figures.extend(share_of(&delays, 0.99).map(|ms| ("p99_ms", ms)));
     figures.extend(checked(&Check { missing, doubled, ..Check::default() }));
     (figures, note)
 }
