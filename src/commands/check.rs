@@ -348,7 +348,7 @@ impl Report {
         }
     }
 
-    /// What the files of now would make of the network in a day.
+    /// Estimates the network traffic per day from the current files.
     fn traffic(&mut self, config: &Config) {
         let Output::Kafka(k) = &config.output else { return };
         let mut files: Vec<PathBuf> = config.sources.iter().flat_map(found::files).collect();
@@ -361,7 +361,7 @@ impl Report {
         if a_day > budget.per_second() * 86_400.0 {
             self.warn(format!(
                 "the budget of {budget} is less than what the files are likely to need: lines will wait longer and longer; \
-                 compress with zstd, set linger, leave lines out with drop, or raise it"
+                 compress with zstd, set linger, filter lines with drop, or raise it"
             ));
         }
     }

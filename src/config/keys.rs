@@ -89,8 +89,8 @@ table! {
             "On metered links use zstd.";
         linger: Duration = duration("duration"), Default("\"0ms\""), AtOnce,
             "Wait this long for more lines before sending. Saves CPU and bytes where requests are expensive.",
-            "Up to a second of it, the files are not read either, so that a line wakes no thread; a rotation is noticed at \
-             once all the same. What a writer truncates meanwhile without a copy was not read.";
+            "Reading waits too, for up to a second, so that a single line wakes no thread; rotations are still noticed at once. \
+             Lines that a writer truncates in that time without a copy are lost.";
         batch: usize = bytes("size"), Computed("\"512KiB\"", "\"512KiB\"; \"880KiB\" with exactly-once"),
             AtOnceOrRestart,
             "Maximum bytes of lines for one partition in one request, before compression.",
@@ -101,22 +101,22 @@ table! {
         rate: Option<u64> = rate("rate"), Example("\"1MiB/s\""), AtOnce,
             "Bandwidth limit over all topics. It delays lines and never drops any; unlimited by default.";
         budget: Option<DataBudget> = data_budget("budget"), Example("\"200MiB/day\""), Restart,
-            "Most bytes on the network, both directions and all brokers, per min, hour, day, week or month (30 days). \
-             Spent evenly; delays lines, never drops them. Modern driver only.",
-            "TLS, handshakes and metadata count, the headers of TCP and IP do not (52 bytes a packet). Kept over restarts. `logagent send` \
-             ignores it.";
+            "Maximum bytes on the network, in both directions and over all brokers, per min, hour, day, week or month (30 \
+             days). Spent evenly; it delays lines and never drops any. Modern driver only.",
+            "TLS, handshakes and metadata count; TCP and IP headers (52 bytes per packet) do not. Kept across restarts. \
+             `logagent send` ignores it.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether a missing topic is created, if the broker allows it.";
         proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://logagent@proxy:3128\""), Reconnects,
-            "Reach the brokers through this proxy: http:// (by CONNECT) or socks5h://, with user@ where it wants one and a \
-             password.",
-            "Every connection to a broker goes through it, also one to localhost, which is then the proxy's. The proxy \
-             resolves the brokers' names. TLS and SASL are between agent and broker; without TLS, the proxy can read the \
-             lines. In the user name, %40 stands for @. It needs the modern driver.";
+            "Reach the brokers through this proxy: http:// (by CONNECT) or socks5h://, with user@ if it requires a \
+             login.",
+            "Every connection to a broker goes through it; localhost then means the proxy's own machine. The proxy resolves \
+             the brokers' names. TLS and SASL run between agent and broker; without TLS, the proxy can read the lines. In \
+             the user name, write @ as %40. It needs the modern driver.";
         proxy_password_file: Option<PathBuf> = path("path"),
             Example("\"/run/credentials/logagent.service/proxy-password\""), Reconnects, "",
-            "The password that goes with the user in proxy. Read at each connect. Neither kind of proxy hides it on the way to \
-             the proxy.";
+            "The password of the user in proxy. Read at each connect. With both kinds of proxy it is sent to the proxy \
+             unencrypted.";
         tls: Option<KafkaTls> = tls("table"), Table("[kafka.tls]"), Reconnects, "";
         sasl: Option<Sasl> = sasl("table"), Table("[kafka.sasl]"), Reconnects, "";
     }
@@ -150,16 +150,16 @@ table! {
             "", "The private key that goes with cert.";
         server_name: Option<String> = text("text"), Example("\"kafka.example\""), Reconnects,
             "The name in the brokers' certificates, if it differs from the one in `brokers`. It applies to all brokers.",
-            "It replaces each broker's own name both as what is checked and as what is sent to the broker (SNI). Leave it \
-             out where a service tells its brokers apart by SNI behind one address, as Confluent Cloud and most ingress \
-             controllers do: with one name for all, every connection would reach the same broker.";
+            "It replaces each broker's own name both in the certificate check and in SNI. Do not set it for a service that \
+             routes by SNI behind one address, as Confluent Cloud and most ingress controllers do: every connection \
+             would reach the same broker.";
     }
 }
 
 table! {
     pub struct KafkaSasl "[kafka.sasl]" optional:
-        "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\" and \"SCRAM-SHA-512\" by username and password_file; \"OAUTHBEARER\" (over \
-         TLS) by token_file or token_url in place of them. A secret is alone in its file: see LoadCredential= in the unit." {
+        "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\" and \"SCRAM-SHA-512\" with username and password_file; \"OAUTHBEARER\" (over \
+         TLS) with token_file or token_url instead. Each secret has a file of its own: see LoadCredential= in the unit." {
         mechanism: Mechanism = word(words::<Mechanism>()), Required("\"SCRAM-SHA-512\""), Reconnects, "";
         username: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
             "Required by PLAIN and SCRAM.";
@@ -170,26 +170,26 @@ table! {
             "PLAIN to other machines without [kafka.tls]: anyone on the network path can read the password.",
             "Without this, PLAIN needs TLS, except to a loopback address or localhost.";
         token_file: Option<PathBuf> = path("path"), Example("\"/run/secrets/kafka-token\""), Reconnects,
-            "OAUTHBEARER: a token that another program renews, a JWT or opaque. Read at each connect.",
-            "A JWT that ends within 30 s is not used: the file is read again until it holds another.";
+            "For OAUTHBEARER: a file with a token (JWT or opaque) that another program renews. Read at each connect.",
+            "A JWT that expires within 30 s is not used: the file is read again until it contains a newer one.";
         token_url: Option<TokenUrl> = token_url("URL"), Example("\"https://login.example/oauth2/token\""), Reconnects,
-            "Or where tokens are to be had for client_id, client_secret_file and scope (client credentials, RFC 6749 4.4).",
-            "A token serves all brokers, for 80 % of its lifetime; while none is to be had, lines wait. No proxy is used.";
+            "Or the token endpoint, used with client_id, client_secret_file and scope (client credentials, RFC 6749 4.4).",
+            "One token is used for all brokers, for 80 % of its lifetime; lines wait while none can be fetched. Always reached directly, without `proxy`.";
         client_id: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
             "Required by token_url.";
         client_secret_file: Option<PathBuf> = path("path"),
             Example("\"/run/credentials/logagent.service/client-secret\""), Reconnects, "",
-            "Required by token_url. Read whenever a token is asked for.";
+            "Required by token_url. Read for each token request.";
         scope: Option<String> = text("text"), Example("\"kafka\""), Reconnects, "",
-            "Of the token; several are separated by spaces.";
+            "The scope to request; separate several with spaces.";
         token_ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/login-ca.pem\""), Reconnects, "",
-            "Who signed the certificate of token_url, PEM; the system's own roots if missing.";
+            "The CA that signed the certificate of token_url, PEM; by default the system's roots.";
         token_url_without_tls: bool = flag("true or false"), Default("false"), Reconnects, "",
-            "http:// to other machines: anyone on the network path can read the client's secret and the token. Without \
-             this, http:// is only for a loopback address or localhost.";
+            "Allow http:// to other machines: anyone on the network path can read the client's secret and the token. Without \
+             this, http:// works only with a loopback address or localhost.";
         extensions: Vec<(String, String)> = extensions("table of texts"),
             Instance("{}", "{ logicalCluster = \"lkc-1\", identityPoolId = \"pool-1\" }"), Reconnects,
-            "SASL extensions, which some services ask for.";
+            "SASL extensions, which some services require.";
     }
 }
 
@@ -264,7 +264,7 @@ table! {
             "Full names, without wildcards. Entries about a unit are those of systemd (UNIT=) and of root \
              (OBJECT_SYSTEMD_UNIT=, COREDUMP_UNIT=).";
         exclude_units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"noisy.service\"]"), Restart,
-            "Units to skip. The agent's own unit always is.";
+            "Units to skip. The agent's own unit is always skipped.";
         identifiers: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sudo\"]"), Restart,
             "Only entries with one of these syslog identifiers.", "That is the field SYSLOG_IDENTIFIER.";
         priority: Option<Priority> = priority(words::<Priority>() + ", or 0 to 7"), Example("\"warning\""), Restart,
@@ -272,13 +272,13 @@ table! {
         transport: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"kernel\"]"), Restart,
             "Only entries received by these transports:  \"kernel\", \"syslog\", \"journal\", \"stdout\", \"audit\", \"driver\".";
         boot: Option<Boot> = word(words::<Boot>()), Example("\"current\""), Restart,
-            "\"current\": only entries since the machine started.", "Of the boot in which the agent was started.";
+            "\"current\": only entries since the machine started.", "That is, of the boot in which the agent was started.";
         namespace: Option<String> = text("text"), Example("\"app\""), Restart,
             "The journal of this namespace (LogNamespace=) instead of the machine's.",
-            "It may appear later. A table for each namespace.";
+            "It may appear later. Each namespace needs its own table.";
         directory: Option<PathBuf> = path("path"), Example("\"/host/var/log/journal/0123456789abcdef\""), Restart,
             "The folder with the journal files, for example in a container; by default in /var/log/journal or /run/log/journal.",
-            "/run is read while there is no folder of this machine in /var; what both hold is sent once. Files named \
+            "/run is read as long as this machine has no folder in /var; entries that are in both are sent once. Files named \
              remote-* are not read.";
         topic: Option<String> = topic("topic"), Example("\"journal\""), Restart,
             "Overrides the one in [kafka].";

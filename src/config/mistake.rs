@@ -41,7 +41,7 @@ pub enum Mistake {
     EmptyName(String),
     /// With the path.
     RelativePath(String, String),
-    /// The name of a SASL extension that is wrong, or has a wrong value.
+    /// The name of a SASL extension with an invalid name or value.
     Extension(String),
     /// With the valid choices.
     KeySources(&'static str),
@@ -65,10 +65,10 @@ pub enum Conflict {
     ProxyPassword,
     ProxyUserWithoutPassword,
     ProxyPasswordWithoutUser,
-    /// With the mechanism, and what it would send.
+    /// The mechanism, and what it would send.
     ReadableSecret(&'static str, &'static str, BrokerAddress),
     TokenUrlWithoutTls,
-    /// A key of [kafka.sasl], and what makes it useless.
+    /// A key of [kafka.sasl], and what it conflicts with.
     UnusedSaslKey(&'static str, &'static str),
     ReopenWithoutFollow,
     SameJournal,
@@ -118,7 +118,7 @@ impl Display for Mistake {
             MissingKey(KeySpec { name: key, value: example, .. }, table) => {
                 let or = match *key {
                     "brokers" => ", or run with --output stdout",
-                    "token_file" => ", or token_url with what goes with it",
+                    "token_file" => ", or token_url and its keys",
                     _ => "",
                 };
                 write!(f, "`{key}` is missing in {table}; write {key} = {example}{or}")
@@ -161,8 +161,8 @@ impl Display for Mistake {
             ),
             Extension(name) => write!(
                 f,
-                "{name:?} is no SASL extension with a value: a name has only letters, and is not \"auth\", and a value is \
-                 printable ASCII; write for example extensions = {{ logicalCluster = \"lkc-1\" }}"
+                "{name:?} is not a valid SASL extension: a name has only letters and is not \"auth\", a value is printable \
+                 ASCII; write for example extensions = {{ logicalCluster = \"lkc-1\" }}"
             ),
             KeySources(choices) => write!(f, "`key` has not exactly one source; write key = {choices}"),
             MultilineSources => f.write_str(
@@ -216,7 +216,7 @@ impl Display for Conflict {
                 );
             }
             UnusedSaslKey(key, with) => {
-                return write!(f, "`{key}` has no use with {with}; take out one of them");
+                return write!(f, "`{key}` cannot be used with {with}; remove one of them");
             }
             Memory(memory, MemoryPlan { encoding, topics, per_topic, needed }) => {
                 let s = if *topics == 1 { "" } else { "s" };
@@ -243,17 +243,16 @@ impl Display for Conflict {
             }
             KeyWithoutCert => "a client key without its `cert`; name both `cert` and `key`, or neither",
             ProxyPassword => {
-                "`proxy` holds a password, which a config is no place for; put it into a file and name that by \
-                 proxy_password_file"
+                "`proxy` contains a password; put it into a file, and name that file in proxy_password_file"
             }
             ProxyUserWithoutPassword => {
-                "`proxy` names a user without a password; set proxy_password_file, or take the user out"
+                "`proxy` names a user without a password; set proxy_password_file, or remove the user"
             }
             ProxyPasswordWithoutUser => {
                 "`proxy_password_file` without a user; name the user in proxy, as in \"http://user@proxy:3128\""
             }
             TokenUrlWithoutTls => {
-                "`token_url` without TLS would send the client's secret in the clear; begin it with https://, or, where the \
+                "`token_url` without TLS would send the client's secret in the clear; use https://, or, if the \
                  network path is safe, write token_url_without_tls = true"
             }
             ReopenWithoutFollow => {

@@ -1,4 +1,4 @@
-//! Reads [kafka.sasl]: which of its keys go together, and what they make.
+//! Reads [kafka.sasl] and checks which of its keys go together.
 
 use super::keys::KafkaSasl;
 use super::mistake::{Conflict, Mistake};
@@ -30,7 +30,7 @@ pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
             (vec![&OF_PASSWORDS, &OF_ENDPOINTS], "token_file")
         }
         Mechanism::OauthBearer => (vec![&OF_PASSWORDS], "OAUTHBEARER"),
-        _ => (OF_TOKENS.to_vec(), "a mechanism that has a password"),
+        _ => (OF_TOKENS.to_vec(), "a mechanism that uses a password"),
     };
     for key in others.concat() {
         walk.problems.add_at(id, key, Conflict::UnusedSaslKey(key, with));
@@ -91,7 +91,7 @@ pub fn token_url(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<TokenU
     })
 }
 
-/// As RFC 7628, 3.1 allows them.
+/// Checks names and values against RFC 7628, 3.1.
 pub fn extensions(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<(String, String)>> {
     let all = texts(walk, key, v)?;
     let is_name = |s: &str| s.bytes().all(|b| b.is_ascii_alphabetic()) && s != "auth";
@@ -148,7 +148,7 @@ mod tests {
         }
     }
 
-    /// Fails when keys that make no sense together are taken, a missing one is not named, or a secret may travel readably.
+    /// Fails when conflicting keys are accepted, a missing one is not named, or a secret may be sent unencrypted.
     #[test]
     fn mistakes() {
         let endpoint = |rest: &str| format!("{ENDPOINT}{rest}");
@@ -163,25 +163,25 @@ mod tests {
             ),
             (
                 "\"OAUTHBEARER\"\ntoken_file = \"/t\"\nusername = \"u\"".into(),
-                "`username` has no use with token_file; take",
+                "`username` cannot be used with token_file; remove",
             ),
             (
                 "\"OAUTHBEARER\"\ntoken_file = \"/t\"\nscope = \"s\"".into(),
-                "`scope` has no use with token_file; take",
+                "`scope` cannot be used with token_file; remove",
             ),
             (
                 "\"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"\ntoken_file = \"/t\"".into(),
-                "`token_file` has no use with a mechanism that",
+                "`token_file` cannot be used with a mechanism that",
             ),
             ("\"PLAIN\"\nusername = \"u\"".into(), "`password_file` is missing"),
             ("\"OAUTH\"\ntoken_file = \"/t\"".into(), "cannot be \"OAUTH\""),
-            (endpoint("\"http://i/t\""), "would send the client's secret in the clear; begin"),
-            (endpoint("\"http://10.0.0.1/t\""), "would send the client's secret in the clear; begin"),
+            (endpoint("\"http://i/t\""), "would send the client's secret in the clear; use"),
+            (endpoint("\"http://10.0.0.1/t\""), "would send the client's secret in the clear; use"),
             (endpoint("\"i.example/t\""), "does not begin with https://"),
             (endpoint("\"https://i:x/t\""), "not a number from 1 to 65535"),
-            (endpoint("\"https://i/t\"\nextensions = { auth = \"x\" }"), "is no SASL extension"),
-            (endpoint("\"https://i/t\"\nextensions = { a1 = \"x\" }"), "is no SASL extension"),
-            (endpoint("\"https://i/t\"\nextensions = { a = \"x\\u0001y\" }"), "is no SASL extension"),
+            (endpoint("\"https://i/t\"\nextensions = { auth = \"x\" }"), "is not a valid SASL extension"),
+            (endpoint("\"https://i/t\"\nextensions = { a1 = \"x\" }"), "is not a valid SASL extension"),
+            (endpoint("\"https://i/t\"\nextensions = { a = \"x\\u0001y\" }"), "is not a valid SASL extension"),
         ] {
             let found = problems(&text(&sasl));
             assert_eq!(found.len(), 1, "{sasl}: {found:#?}");

@@ -108,8 +108,8 @@ pub fn proxy(s: &str) -> Result<ProxyUrl, Invalid> {
     let kind = match scheme {
         "http" => ProxyKind::Http,
         "socks5h" => ProxyKind::Socks5,
-        "socks5" => return Err(Text("the proxy resolves the brokers' names, which is socks5h://")),
-        _ => return Err(Text("there are proxies by http:// and socks5h://")),
+        "socks5" => return Err(Text("write socks5h://, because the proxy resolves the brokers' names")),
+        _ => return Err(Text("a proxy URL begins with http:// or socks5h://")),
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (user, address) = match rest.rsplit_once('@') {
@@ -120,7 +120,7 @@ pub fn proxy(s: &str) -> Result<ProxyUrl, Invalid> {
     Ok(ProxyUrl { kind, address, user })
 }
 
-/// Whether a URL holds a password, whatever else is wrong with it.
+/// Whether a URL contains a password, even if it is otherwise invalid.
 pub fn has_password(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
@@ -135,7 +135,7 @@ fn unescaped(user: &str) -> Result<String, Invalid> {
         bytes.push(match b {
             b'%' => match (hex(rest.next()), hex(rest.next())) {
                 (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => return Err(Text("after % in the user name two hexadecimal digits are wanted")),
+                _ => return Err(Text("in the user name, two hexadecimal digits must follow %")),
             },
             b => b,
         });
@@ -191,7 +191,7 @@ pub fn data_budget(s: &str) -> Result<DataBudget, Invalid> {
     let (_, seconds) = period.ok_or(Text("a budget is per min, hour, day, week or month"))?;
     match size(amount.trim_end())? {
         bytes @ 102_400.. => Ok(DataBudget { bytes, period: Duration::from_secs(*seconds) }),
-        _ => Err(Text("below 100KiB a budget would be spent on connections alone")),
+        _ => Err(Text("a budget below 100KiB would be used up by connections alone")),
     }
 }
 
@@ -367,7 +367,7 @@ mod tests {
         assert!(brokers("a:1,,b:2").is_err());
     }
 
-    /// Fails when a part of the URL gets lost, or a password is shown because something else is wrong.
+    /// Fails when a part of the URL gets lost, or a password is shown because the URL is otherwise invalid.
     #[test]
     fn proxies() {
         for (text, kind, address, user) in [
@@ -399,7 +399,7 @@ mod tests {
         }
     }
 
-    /// Fails when the reason is another one's, or spans several lines.
+    /// Fails when the reason is wrong or spans several lines.
     #[test]
     fn regular_expressions() {
         assert!(regex("id=(\\d+)").is_ok() && regex("(?-u)\\xff").is_ok());

@@ -242,7 +242,7 @@ fn table_of(version: Version) {
     assert_eq!(names, all, "{text}");
     let told = |name| rows.iter().find(|row| row.0 == name).unwrap().1;
     assert!(told("idempotence").starts_with("yes: "), "{text}");
-    let listed = if old { "cannot tell what it has of a producer (Kafka from 2.8)" } else { "yes: " };
+    let listed = if old { "cannot report the state of a producer (needs Kafka 2.8)" } else { "yes: " };
     assert!(told("exactly-once").contains(listed), "{text}");
     let zstd = if old { "lz4; not zstd" } else { "lz4, zstd" };
     assert!(told("compression").contains(zstd), "{text}");

@@ -233,11 +233,11 @@ fn refused_at_start() {
     let folder = Folder::new();
     for (kafka, said) in [
         ("driver = \"classic\"\nproxy = \"http://p:1\"", "does not support a proxy; write driver = \"auto\""),
-        ("proxy = \"http://edge:hidden-1@p:1\"", "holds a password"),
-        ("proxy = \"edge:hidden-1@p\"", "holds a password"),
+        ("proxy = \"http://edge:hidden-1@p:1\"", "contains a password"),
+        ("proxy = \"edge:hidden-1@p\"", "contains a password"),
         ("proxy = \"http://edge@p:1\"", "set proxy_password_file"),
         ("proxy = \"http://p:1\"\nproxy_password_file = \"/p\"", "without a user"),
-        ("proxy = \"https://p:1\"", "there are proxies by http:// and socks5h://"),
+        ("proxy = \"https://p:1\"", "a proxy URL begins with http:// or socks5h://"),
         (
             "proxy = \"http://p:1\"\n[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"",
             "PLAIN without TLS would send the password in the clear",

@@ -34,7 +34,7 @@ pub fn table(config: &Config, kafka: &Kafka, all: &Brokers) -> String {
     text
 }
 
-/// What the brokers can do, or why not.
+/// What all brokers support, or why not.
 struct Capable {
     /// The modern driver may be used.
     modern: bool,
@@ -50,7 +50,7 @@ impl Capable {
         };
         let refusing = all.iter().find(|(found, _)| found.assigns_ids == Some(false));
         let numbered = match (lacking(|v| v.init_producer_id.is_some()), refusing) {
-            (Some(address), _) => Err(format!("{address} has no InitProducerId (Kafka from 0.11)")),
+            (Some(address), _) => Err(format!("{address} has no InitProducerId (needs Kafka 0.11)")),
             (None, Some((_, address))) => Err(format!("{address} assigns no producer id, see above")),
             (None, None) => Ok("the brokers recognize a batch that is sent twice"),
         };
@@ -58,10 +58,10 @@ impl Capable {
         let once = match (&numbered, lacking(|v| v.describe_producers.is_some()), unreadable) {
             (Err(why), ..) => Err(why.clone()),
             (_, Some(address), _) => {
-                Err(format!("{address} cannot tell what it has of a producer (Kafka from 2.8)"))
+                Err(format!("{address} cannot report the state of a producer (needs Kafka 2.8)"))
             }
             (.., Some(topic)) => Err(format!("this user may not READ {topic}")),
-            _ => Ok("by the brokers' versions and rights; the agent proves it with its first batch"),
+            _ => Ok("judging by versions and permissions; the agent verifies it with its first batch"),
         };
         Capable { modern: lacking(|v| v.produce.is_some()).is_none(), numbered, once }
     }
@@ -74,7 +74,8 @@ fn yes_or_no(can: &Result<&'static str, String>) -> String {
     }
 }
 
-/// Codecs came with versions of Produce (KIP-110 for zstd); a service may take fewer, which only a batch shows.
+/// Each codec needs a certain version of Produce (KIP-110 for zstd). A hosted service may accept fewer codecs, which
+/// shows only when a batch is sent.
 fn codecs(all: &Brokers) -> String {
     let lacks = |(found, _): &&(Visited, String)| found.versions.is_some_and(|v| v.produce_max < 7);
     match all.iter().find(lacks) {
@@ -96,11 +97,11 @@ fn largest(all: &Brokers) -> String {
 
 fn new_topics(kafka: &Kafka, all: &Brokers) -> String {
     let told = match all.iter().find_map(|(found, _)| found.creates_topics) {
-        Some(true) => "made by the brokers (auto.create.topics.enable = true)",
-        Some(false) => "not made by the brokers (auto.create.topics.enable = false)",
-        None => "the brokers do not say whether they make them",
+        Some(true) => "created by the brokers (auto.create.topics.enable = true)",
+        Some(false) => "not created by the brokers (auto.create.topics.enable = false)",
+        None => "the brokers do not say whether they create them",
     };
-    let asked = if kafka.create_topics { "" } else { "; and not asked for (create_topics = false)" };
+    let asked = if kafka.create_topics { "" } else { "; the agent does not ask for it (create_topics = false)" };
     format!("{told}{asked}")
 }
 
@@ -113,11 +114,11 @@ fn guarantee(config: &Config, kafka: &Kafka, cluster: &Capable) -> String {
                 "; a power cut may store some twice (sync = \"always\" prevents that)"
             };
             return format!(
-                "exactly-once: no line is lost and none is stored twice, also after crashes{power}"
+                "exactly-once: no line is lost and none is stored twice, even after crashes{power}"
             );
         }
         (Delivery::ExactlyOnce, Err(_)) => {
-            return "none: exactly-once cannot be kept on this cluster; write delivery = \"at-least-once\""
+            return "none: exactly-once is not possible on this cluster; write delivery = \"at-least-once\""
                 .into();
         }
         (Delivery::AtLeastOnce, _) => {}

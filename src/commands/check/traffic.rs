@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 const DAY: f64 = 86_400.0;
 /// Growth is measured over at least this time, or as far back as rotated files go.
 const WINDOW: f64 = DAY;
-/// A shorter time tells nothing of a day, in seconds.
+/// A shorter time, in seconds, says too little about a day.
 const LEAST: f64 = 60.0;
-/// Of the newest lines, in bytes.
+/// Size of the sample of the newest lines, in bytes.
 const SAMPLE: usize = 256 << 10;
-/// Of a record besides its line: lengths and offsets, where nothing is compressed.
+/// Bytes of a record besides its line (lengths and offsets), without compression.
 const RECORD: f64 = 9.0;
-/// Of a Produce request and its answer besides the records (measured with Kafka 4.1); of the TLS records around them.
+/// Bytes of a Produce request and its answer besides the records (measured with Kafka 4.1), and of the TLS records
+/// around them.
 const REQUEST: f64 = 250.0;
 const TLS: f64 = 44.0;
 /// Lines that arrive within this time go together even without `linger`, in seconds.
@@ -32,7 +33,7 @@ struct LogSpan {
     end: f64,
 }
 
-/// Bytes and seconds of the newest spans, oldest first. `None`: nothing says since when they grew.
+/// Total bytes and seconds of the newest spans. `spans`: oldest first. `None`: their age is unknown.
 fn growth(spans: &[LogSpan], now: f64) -> Option<(f64, f64)> {
     let mut found = None;
     let mut bytes = 0.0;
@@ -51,7 +52,7 @@ fn growth(spans: &[LogSpan], now: f64) -> Option<(f64, f64)> {
     found
 }
 
-/// The files of the log at `path`, oldest first, as far back as they are not compressed.
+/// The files of the log at `path`, oldest first, back to the newest compressed one.
 fn spans(path: &Path) -> Option<Vec<LogSpan>> {
     let seconds = |ns: i64| ns as f64 / 1e9;
     let span = |look: &identity::Look| LogSpan {
@@ -76,17 +77,17 @@ fn spans(path: &Path) -> Option<Vec<LogSpan>> {
 #[derive(Debug, Default)]
 pub struct Estimate {
     files: usize,
-    /// Files of which nothing says since when they grew.
+    /// Files whose age is unknown.
     unknown: usize,
-    /// Bytes of lines a day.
+    /// Bytes of lines per day.
     lines: f64,
-    /// The longest time looked back, in seconds.
+    /// The longest time measured, in seconds.
     time: f64,
     sample: Vec<u8>,
 }
 
 impl Estimate {
-    /// `files`: all that are followed.
+    /// `files`: all followed files.
     pub fn of(files: &[PathBuf], now: f64) -> Estimate {
         let mut e = Estimate::default();
         let mut largest = 0.0;
@@ -109,7 +110,7 @@ impl Estimate {
         e
     }
 
-    /// Bytes a day at the sockets.
+    /// Bytes per day at the sockets.
     fn wire(&self, kafka: &Kafka) -> Wire {
         let lines = memchr::memchr_iter(b'\n', &self.sample).count().max(1) as f64;
         let width = (self.sample.len() as f64 / lines).max(1.0);
@@ -124,7 +125,7 @@ impl Estimate {
         Wire { bytes: self.lines * ratio + a_day * record + requests * overhead, ratio, requests, overhead }
     }
 
-    /// For the report, and bytes a day.
+    /// The text of the report, and the bytes per day.
     pub fn text(&self, kafka: &Kafka) -> Option<(String, f64)> {
         if self.files == 0 {
             return None;
@@ -133,24 +134,24 @@ impl Estimate {
         let Wire { bytes, ratio, requests, overhead } = self.wire(kafka);
         let files = if self.files == 1 { "a file".into() } else { format!("{} files", self.files) };
         let mut text = format!(
-            "about {} a day on the network: {} of lines, as {files} grew in the last {}",
+            "about {} a day on the network: {} of lines, from the growth of {files} in the last {}",
             human(bytes),
             human(self.lines),
             Age(self.time)
         );
         if kafka.compression != Codec::None {
-            text += &format!("; {:.0} % of a sample is left by compression", ratio * 100.0);
+            text += &format!("; compression leaves {:.0} % of a sample", ratio * 100.0);
         }
-        text += &format!("; {requests:.0} requests of {overhead:.0} bytes besides, by linger");
+        text += &format!("; plus {requests:.0} requests of {overhead:.0} bytes each, depending on linger");
         match self.unknown {
             0 => {}
-            n => text += &format!("; {n} left out, of which nothing says since when they grew"),
+            n => text += &format!("; {n} left out because their age is unknown"),
         }
         Some((text, bytes))
     }
 }
 
-/// Bytes a day, and what they are made of.
+/// Bytes per day, and what they consist of.
 struct Wire {
     bytes: f64,
     ratio: f64,
@@ -168,7 +169,7 @@ fn sample(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(end)
 }
 
-/// How much of these bytes compression leaves.
+/// Compression ratio: compressed size over plain size.
 fn ratio(codec: Codec, plain: &[u8]) -> f64 {
     let mut to = vec![0; Compressor::bound(codec, plain.len())];
     let pressed = Compressor::default().compress(codec, plain, &mut to).ok().filter(|_| !plain.is_empty());
@@ -179,8 +180,8 @@ fn ratio(codec: Codec, plain: &[u8]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Fails when rotated files are counted in full against too short a time, when a file of unknown age is counted, or
-    /// when one that has just begun is.
+    /// Fails when rotated files are counted in full over too short a time, or when a file of unknown age or one that
+    /// has just begun is counted.
     #[test]
     fn growth_over_rotations() {
         let span = |bytes, begin, end| LogSpan { bytes, begin, end };
@@ -190,7 +191,7 @@ mod tests {
             (vec![span(500, Some(now - 10.0), now)], None),
             (vec![span(500, None, now)], None),
             (vec![span(900, Some(now), now - 70.0), span(50, None, now)], Some((50.0, 70.0))),
-            // The oldest one's beginning is not known: only the time since its end counts.
+            // It is unknown when the oldest one began: only the time since its end counts.
             (vec![span(999, None, now - 1000.0), span(50, None, now)], Some((50.0, 1000.0))),
             (
                 vec![
