@@ -54,19 +54,19 @@ pub enum Speaks {
 /// What is tried, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerStep {
-    /// With the host. Behind a proxy, this and the next are the proxy's.
+    /// Name resolution of this host. With a proxy, this step and the next are about the proxy.
     Name(String),
     Tcp(SocketAddr),
     Proxy,
     Tls,
     Token,
-    /// With the mechanism.
+    /// The mechanism.
     Sasl(&'static str),
     Versions,
     DescribeProducers,
     Metadata,
     ProducerId,
-    /// The right to write to a topic, to read it, and whether it takes what will be sent.
+    /// Permission to write to a topic and to read it, and whether it accepts what will be sent.
     Write(String),
     Read(String),
     Size(String),
@@ -115,7 +115,7 @@ impl From<Result<String, Reason>> for Outcome {
     }
 }
 
-/// What a broker can do, as far as the check got.
+/// The capabilities of a broker, as far as the check got.
 #[derive(Debug, Clone, Default)]
 pub struct Visited {
     /// `None`: it could not be asked.
@@ -225,7 +225,7 @@ fn connect(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<TcpSt
         Ok((all, shown.join(", ")))
     })?;
     let reach = |one| match connection::reach(one, limit) {
-        Ok(socket) => Ok((socket, "something listens".to_owned())),
+        Ok(socket) => Ok((socket, "connected".to_owned())),
         Err(t) => Err(t.into_reason()),
     };
     let socket = addresses.into_iter().find_map(|one| step(BrokerStep::Tcp(one), tell, || reach(one)))?;
@@ -260,7 +260,7 @@ fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCh
                 let token = oauth.token(limit).map_err(Trouble::into_reason)?;
                 Ok(((), format!("from {}, {token}", oauth.origin())))
             })?;
-            "the broker takes the token".into()
+            "the broker accepts the token".into()
         }
     };
     step(BrokerStep::Sasl(sasl.mechanism()), tell, || {
@@ -269,7 +269,7 @@ fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCh
     })
 }
 
-/// Whether the broker assigns producer ids, if it says. Each one costs the cluster a number of 64 bits. `None`: the
+/// Whether the broker assigns producer ids, if it says. Each call uses up one 64-bit id of the cluster. `None`: the
 /// connection is lost.
 fn producer_id(
     v: &Visit<'_>,
@@ -290,7 +290,7 @@ fn producer_id(
         Err(_) => None,
     };
     let outcome = match answer {
-        Ok(0) => Outcome::Good("the broker assigns one, so that it can tell repeated batches".into()),
+        Ok(0) => Outcome::Good("the broker assigns one, and so recognizes repeated batches".into()),
         Ok(UNSUPPORTED_VERSION) => {
             let why = "the broker assigns none";
             if v.once {
@@ -300,11 +300,11 @@ fn producer_id(
                 let why = format!(
                     "{why}, so batches are sent one at a time, and a lost connection may duplicate one"
                 );
-                Outcome::Doubtful(Reason::new(why, "use Kafka from 0.11 where that matters"))
+                Outcome::Doubtful(Reason::new(why, "use Kafka 0.11 or newer if that matters"))
             }
         }
         Ok(code) if is_not_now(code) => Outcome::Doubtful(errors::reason(code, "")),
-        // `auto` then takes the other driver.
+        // `auto` then chooses the other driver.
         Ok(code @ (31 | 53)) if v.speaks == Speaks::Any => Outcome::Doubtful(errors::reason(code, "")),
         Ok(code) => Outcome::Failed(errors::reason(code, "")),
         Err(why) => Outcome::Failed(why),

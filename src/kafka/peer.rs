@@ -1,4 +1,4 @@
-//! A broker as its session sees it: its name, what waits for it, and what it accepts.
+//! A session's view of its broker: its name, the batches waiting for it, and what it accepts.
 
 use super::{AskedProducer, Shared};
 use crate::kafka::health::Health;

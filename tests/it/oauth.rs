@@ -118,7 +118,7 @@ fn a_token_from_a_file(version: Version) {
     let checked = folder.agent(["check", "--connect", "-c"]).arg(&config).run_for(PATIENT).expect_code(0);
     let said = String::from_utf8_lossy(&checked.stdout).into_owned();
     let file = folder.path("token").display().to_string();
-    for part in [&*file, "valid for 60 min, scope logs", "SASL OAUTHBEARER", "takes the token"] {
+    for part in [&*file, "valid for 60 min, scope logs", "SASL OAUTHBEARER", "accepts the token"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let status = folder.agent(["status", "--json", "--state-dir"]).arg(folder.path("state-f")).run();
@@ -203,8 +203,8 @@ fn wrong_tokens(version: Version) {
     let mut elsewhere = claims(ALICE, 0, 3600);
     elsewhere["aud"] = "another".into();
     // "refused": by the broker, whose answer is JSON.
-    let refused = ["the broker refuses the token: {", "invalid_token", "; see "];
-    let ended = ["the token ends at 20", "less than 30 s away", "; renew it earlier, or set the clock"];
+    let refused = ["the broker refuses the token: {", "invalid_token", "; check "];
+    let ended = ["the token expires at 20", "less than 30 s away", "; renew it earlier, or set the clock"];
     let cases = [
         ("stranger", stranger, refused),
         ("audience", of_broker(elsewhere), refused),
@@ -215,7 +215,7 @@ fn wrong_tokens(version: Version) {
         (
             "words",
             "two words".into(),
-            ["it is no token", "a character that no token has", "; let only the token"],
+            ["it is not a token", "an invalid character", "; write nothing but the token"],
         ),
     ];
     let mut agents = Vec::new();
@@ -275,7 +275,7 @@ fn a_refusal_is_acknowledged() {
         let mut agent = run(&folder, &config).start();
         let line = agent.wait_log("the broker refuses the token: ", SOON);
         let why = if by_code { "no?such token" } else { std::str::from_utf8(json).unwrap() };
-        assert!(line.contains(&format!("the broker refuses the token: {why}; see ")), "{line}");
+        assert!(line.contains(&format!("the broker refuses the token: {why}; check ")), "{line}");
         pause(secs(4));
         let all = kafka.requests().into_iter().filter(|r| r.api == Api::SaslAuthenticate);
         let all: Vec<_> = all.map(|r| (r.version, r.body)).collect();

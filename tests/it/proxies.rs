@@ -206,7 +206,7 @@ fn wrong_configs_say_what_to_do() {
         (micro.keys(&folder, "wrong-secret"), "proxy", "refuses user edge with this password; correct"),
         (open(&tiny, "http"), "proxy", "407 Proxy Authentication Required; name the user in `proxy`"),
         (open(&micro, "socks5h"), "proxy", "asks for a user name; name the user in `proxy`"),
-        (open(&micro, "http"), "proxy", "does not answer as a proxy for HTTP does; correct scheme"),
+        (open(&micro, "http"), "proxy", "does not answer like a proxy for HTTP; correct scheme"),
         // A broker waits for the rest of a request.
         (format!("proxy = \"socks5h://{}\"", broker.address), "proxy", "no answer in "),
         (none, "TCP 127.0.0.1:1", "connection refused; start the proxy there"),

@@ -1,4 +1,4 @@
-//! The steps about topics: our rights, the sizes they take, and whether the broker creates missing ones.
+//! The steps about topics: our permissions, the record sizes they accept, and whether the broker creates missing ones.
 
 use super::{BrokerCheckStep, BrokerStep, Outcome, PlannedLoad, Visit};
 use crate::error::Reason;
@@ -72,7 +72,7 @@ fn setting(v: &Visit<'_>, c: &mut Connection, wanted: Setting<'_>) -> Option<Opt
     limits::value(answer, version, wanted).ok()
 }
 
-/// A broker answers this only for itself, by its number.
+/// A broker answers this only about itself, addressed by its node id.
 pub fn creates_topics(v: &Visit<'_>, answer: &Metadata, c: &mut Connection) -> Option<bool> {
     let node = match &answer.nodes[..] {
         [only] => only,

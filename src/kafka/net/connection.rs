@@ -127,7 +127,7 @@ impl Connection {
         cap: usize,
         bytes: &Arc<SocketBytes>,
     ) -> Result<Connection, Trouble> {
-        // Before any broker is bothered.
+        // Before connecting to any broker: without a token, the connection would be useless.
         if let Some(SaslOptions::OauthBearer(oauth)) = &options.sasl {
             oauth.token(options.connect_timeout)?;
         }
@@ -166,7 +166,7 @@ impl Connection {
     /// Authenticates by SASL, if configured.
     pub fn authenticate(&mut self, options: &KafkaOptions) -> Result<(), Trouble> {
         if let Some(sasl) = &options.sasl {
-            // Wherever the proxy is, it passes the password on.
+            // Even a local proxy sends the password on to other machines.
             if let (Some(proxy), Some(_)) = (&options.proxy, self.readable())
                 && sasl.needs_tls()
             {

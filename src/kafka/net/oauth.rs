@@ -1,6 +1,6 @@
 //! Bearer tokens for SASL OAUTHBEARER (RFC 7628, KIP-255, KIP-768): reads one from a file, or gets one from a token
-//! endpoint by client credentials (RFC 6749, 4.4) and keeps it while it is good. A token is wiped when dropped, and
-//! never part of a message to the operator.
+//! endpoint with client credentials (RFC 6749, 4.4) and reuses it while it is valid. A token is wiped when dropped, and
+//! never logged.
 
 mod endpoint;
 mod http;
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 /// Maximum size of a token in bytes.
 const TOKEN_MOST: u64 = 32 << 10;
-/// A token that ends sooner is not used: the broker would close the session at its end.
+/// A token that expires sooner is not used: the broker would close the session when it expires.
 const TOO_SHORT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
@@ -29,7 +29,7 @@ pub struct OauthOptions {
     pub source: TokenSource,
     /// SASL extensions (RFC 7628, 3.1; KIP-342).
     pub extensions: Vec<(String, String)>,
-    /// The endpoint's token, for all connections, so that it is not asked for each of them.
+    /// The endpoint's token, shared by all connections.
     kept: Arc<Mutex<KeptToken>>,
 }
 
@@ -42,18 +42,18 @@ pub enum TokenSource {
 
 pub struct Token {
     bytes: Zeroizing<Vec<u8>>,
-    /// When it was read or asked for.
+    /// When it was read or requested.
     since: Instant,
     /// `None`: unknown.
     lifetime: Option<Duration>,
-    /// What it is good for, where the token or the endpoint says so.
+    /// Its scope, if the token or the endpoint states one.
     scope: Option<String>,
 }
 
 #[derive(Default)]
 struct KeptToken {
     token: Option<Arc<Token>>,
-    /// When to ask for the next one.
+    /// When to request the next one.
     renew: Option<Instant>,
     failed: Option<(Instant, Trouble)>,
 }
@@ -63,7 +63,7 @@ impl OauthOptions {
         OauthOptions { source, extensions, kept: Arc::default() }
     }
 
-    /// A token that is good for at least 30 s. Blocks for at most `limit`, apart from name resolution.
+    /// A token that is valid for at least 30 s. Blocks for at most `limit`, apart from name resolution.
     pub fn token(&self, limit: Duration) -> Result<Arc<Token>, Trouble> {
         match &self.source {
             TokenSource::File(path) => from_file(path).map(Arc::new).map_err(Trouble::Lost),
@@ -74,7 +74,7 @@ impl OauthOptions {
         }
     }
 
-    /// The broker does not take the token: get another one next time.
+    /// The broker refused the token: the next call gets another one.
     pub fn refused(&self) {
         self.kept().token = None;
     }
@@ -102,7 +102,7 @@ impl OauthOptions {
     }
 }
 
-/// Without what is kept: a reload compares options by their debug output.
+/// Leaves out the kept token: a reload compares options by their debug output.
 impl fmt::Debug for OauthOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {:?}", self.source, self.extensions)
@@ -110,8 +110,8 @@ impl fmt::Debug for OauthOptions {
 }
 
 impl KeptToken {
-    /// Called under the lock, so that only one connection at a time fetches; those that have waited for it since `began`
-    /// share its result, also a failure.
+    /// Called under the lock, so only one connection at a time fetches. Connections that have waited since `began`
+    /// share its result, even a failure.
     fn get(
         &mut self,
         began: Instant,
@@ -130,7 +130,7 @@ impl KeptToken {
                 self.renew = token.lifetime.and_then(|all| token.since.checked_add(all * 4 / 5));
                 Ok(self.token.insert(Arc::new(token)).clone())
             }
-            // The endpoint is down while the last token is still good: ask again later.
+            // The endpoint is down, but the last token is still valid: retry later.
             (Err(_), Some(token)) if token.is_good() => {
                 self.renew = now.checked_add(TOO_SHORT);
                 Ok(token.clone())
@@ -144,7 +144,7 @@ impl KeptToken {
 }
 
 impl Token {
-    /// `scope`: of a JWT its own is shown instead.
+    /// `scope`: a JWT's own scope is shown instead.
     fn new(
         bytes: Zeroizing<Vec<u8>>,
         lifetime: Option<Duration>,
@@ -152,7 +152,7 @@ impl Token {
     ) -> Result<Token, &'static str> {
         // b68token of RFC 6750, 2.1; a control character would end the token early in the SASL message.
         if bytes.is_empty() || !bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(b)) {
-            return Err("it is no token: it is empty, or has a character that no token has");
+            return Err("it is not a token: it is empty, or has an invalid character");
         }
         Ok(Token { bytes, since: Instant::now(), lifetime, scope })
     }
@@ -197,18 +197,18 @@ fn from_file(path: &Path) -> Result<Token, Reason> {
         json::time(&mut time, i64::try_from(ends * 1000).unwrap_or(i64::MAX));
         let (time, least) = (String::from_utf8_lossy(&time), TOO_SHORT.as_secs());
         let why =
-            format!("the token ends at {time}, which by this machine's clock is less than {least} s away");
+            format!("the token expires at {time}, which by this machine's clock is less than {least} s away");
         return Err(wrong(why, "renew it earlier, or set the clock"));
     }
     Token::new(bytes, left.map(|(_, left)| left), claims.scope)
-        .map_err(|why| wrong(why.to_owned(), "let only the token be in it"))
+        .map_err(|why| wrong(why.to_owned(), "write nothing but the token into it"))
 }
 
 fn left_of(ends: u64) -> Duration {
     Duration::from_millis((ends * 1000).saturating_sub(clock::now_ms().unsigned_abs()))
 }
 
-/// A field of a JSON object; of a number its text. Wiped, since it may be the token.
+/// A field of a JSON object; a number as text. Wiped when dropped, since it may be the token.
 fn field(object: &[u8], name: &str) -> Option<Zeroizing<Vec<u8>>> {
     // Large enough for any field, because a growing buffer leaves copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(object.len().max(32)));

@@ -1,5 +1,5 @@
-//! Opens the way to a broker through a proxy: by CONNECT of an HTTP proxy (RFC 9110, 9.3.6), or by SOCKS 5 (RFC 1928) with
-//! a user name (RFC 1929). The proxy resolves the broker's name.
+//! Connects to a broker through a proxy: by CONNECT of an HTTP proxy (RFC 9110, 9.3.6), or by SOCKS 5 (RFC 1928), with
+//! a user name and password if required (RFC 1929). The proxy resolves the broker's name.
 //!
 //! An answer is read up to its last byte and no further, because what follows comes from the broker.
 
@@ -50,7 +50,7 @@ impl fmt::Display for ProxyUrl {
 }
 
 impl ProxyUrl {
-    /// Names the proxy in what went wrong on the way to it or in it.
+    /// Adds the name of the proxy to an error of the proxy or of the connection to it.
     pub fn failed(&self, trouble: Trouble) -> Trouble {
         let named = |Reason { why, fix }| Reason { why: format!("proxy {self}: {why}"), fix };
         match trouble {
@@ -63,7 +63,8 @@ impl ProxyUrl {
 /// Maximum size of the header of an HTTP proxy's answer, in bytes.
 const HEAD_MOST: usize = 8 << 10;
 
-/// Has the proxy at the other end of `socket`, which does not block, connect to `broker` (`host:port`) within `limit`.
+/// Asks the proxy at the other end of `socket`, which is non-blocking, to connect to `broker` (`host:port`) within
+/// `limit`.
 pub fn tunnel(
     socket: TcpStream,
     broker: &str,
@@ -72,7 +73,7 @@ pub fn tunnel(
 ) -> Result<TcpStream, Trouble> {
     // A name comes from the config or from a broker, and must not add anything to the request.
     if !broker.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Trouble::Lost(format!("{broker:?} is no host name that a proxy could resolve").into()));
+        return Err(Trouble::Lost(format!("{broker:?} is not a host name that a proxy could resolve").into()));
     }
     let mut ask = Ask { socket, broker, limit, deadline: Instant::now() + limit };
     let done = login(options).and_then(|login| match options.url.kind {
@@ -139,7 +140,7 @@ impl Ask<'_> {
         let why = format!("it cannot reach {} ({why})", self.broker);
         Trouble::Lost(Reason::new(
             why,
-            "see whether the broker runs, and whether the proxy can resolve its name",
+            "check that the broker runs, and that the proxy can resolve its name",
         ))
     }
 
@@ -178,7 +179,7 @@ impl Ask<'_> {
             ([5, _], None) => return Err(wants_login("it asks for a user name")),
             ([5, _], Some(_)) => {
                 return Err(Trouble::Denied(
-                    "it takes no user name with password, only other methods".into(),
+                    "it accepts no user name and password, only other methods".into(),
                 ));
             }
             _ => return Err(not_a_proxy("SOCKS 5")),
@@ -244,7 +245,7 @@ impl Ask<'_> {
 }
 
 fn not_a_proxy(kind: &str) -> Trouble {
-    let why = format!("it does not answer as a proxy for {kind} does");
+    let why = format!("it does not answer like a proxy for {kind}");
     Trouble::Lost(Reason::new(why, "correct scheme, host and port in `proxy` of [kafka]"))
 }
 

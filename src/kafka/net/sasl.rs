@@ -1,6 +1,5 @@
 //! SASL over Kafka's frames: PLAIN, SCRAM and OAUTHBEARER, and re-authentication (KIP-368). The SCRAM computations are in
-//! `scram.rs`, tokens in `oauth.rs`. A password is read from its file each time, wiped after use, and never part of a
-//! message to the operator.
+//! `scram.rs`, tokens in `oauth.rs`. A password is read from its file each time, wiped after use, and never logged.
 
 use super::scram::{Hash, Scram};
 use super::secret::{self, PASSWORD_MOST};
@@ -174,7 +173,8 @@ impl Exchange<'_> {
         self.accepted(said, login, &password).map(|(_, lifetime)| lifetime)
     }
 
-    /// RFC 7628: a refusal is JSON in an answer without an error, and ends only with another message of ours.
+    /// RFC 7628: a refusal is JSON in an answer without an error, and the exchange ends only after another message from
+    /// us.
     fn token(mut self, options: &OauthOptions, limit: Duration) -> Result<i64, Trouble> {
         let token = options.token(limit)?;
         self.choose()?;
@@ -183,7 +183,7 @@ impl Exchange<'_> {
             return Ok(said.lifetime_ms);
         }
         options.refused();
-        // Some services refuse by an error at once.
+        // Some services refuse with an error code at once.
         let why =
             if said.error == 0 { String::from_utf8_lossy(&said.bytes).into_owned() } else { said.message };
         if said.error == 0 {
@@ -194,7 +194,7 @@ impl Exchange<'_> {
             0 | 58 => Reason::new(
                 format!("the broker refuses the token: {why}"),
                 format!(
-                    "see issuer, audience and times of the token ({}), the extensions, and the clocks",
+                    "check the token's issuer, audience and times ({}), the extensions, and the clocks",
                     options.origin()
                 ),
             ),

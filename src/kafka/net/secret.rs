@@ -40,7 +40,7 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, Re
 }
 
 /// The secret text in a file, without the trailing newline that `echo` and editors write. Works with systemd
-/// credentials. `key`: the one of the config that names the file.
+/// credentials. `key`: the config key that names the file.
 pub fn text(path: &Path, key: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
     let mut bytes = read(path, key, most)?;
     for end in [b'\n', b'\r'] {
@@ -64,11 +64,12 @@ pub fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     all
 }
 
-/// Foreign text for the operator: one line of at most 300 characters, and nothing of it if it echoes the secret.
+/// Text from a peer, as shown to the operator: one line of at most 300 characters, and none of it if it echoes the
+/// secret.
 pub fn one_line(text: &str, secret: &[u8]) -> String {
     let echoed = !secret.is_empty() && text.as_bytes().windows(secret.len()).any(|part| part == secret);
     if echoed {
-        return "(its words hold the secret)".into();
+        return "(its text contains the secret)".into();
     }
     let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     plain.take(300).collect::<String>().trim().to_owned()

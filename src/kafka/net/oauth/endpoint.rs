@@ -50,7 +50,7 @@ impl TokenEndpoint {
         if self.url.is_tls {
             let options = TlsOptions { ca: self.ca.clone(), ..TlsOptions::default() };
             let left = deadline.saturating_duration_since(Instant::now());
-            let socket = CountedSocket::new(socket, &Arc::default()); // of no broker
+            let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker
             let tls = tls::handshake(socket, &self.url.address, &options, left);
             let tls = tls.map_err(|e| self.about_endpoint(Trouble::Lost(e.into())))?;
             return Ok(Stream::Tls(Box::new(tls)));
@@ -64,7 +64,7 @@ impl TokenEndpoint {
         Ok(Stream::Plain(CountedSocket::new(socket, &Arc::default())))
     }
 
-    /// TLS explains itself for brokers.
+    /// TLS errors are worded for brokers.
     fn about_endpoint(&self, t: Trouble) -> Trouble {
         let Trouble::Lost(Reason { why, fix }) = t else { return t };
         let here = |text: String| {
@@ -72,7 +72,7 @@ impl TokenEndpoint {
                 ("the broker", "the server"),
                 ("set ca in [kafka.tls]", "set token_ca in [kafka.sasl]"),
                 ("set server_name in [kafka.tls]", "correct token_url"),
-                ("take [kafka.tls] out", "begin token_url with http"),
+                ("remove [kafka.tls]", "begin token_url with http://"),
             ]
             .into_iter()
             .fold(text, |text, (of_broker, here)| text.replace(of_broker, here))
@@ -80,7 +80,7 @@ impl TokenEndpoint {
         Trouble::Lost(Reason { why: here(why), fix: fix.map(here) })
     }
 
-    /// Client credentials by HTTP Basic, which every server must take (RFC 6749, 2.3.1).
+    /// Client credentials by HTTP Basic, which every server must support (RFC 6749, 2.3.1).
     pub fn request(&self, secret: &[u8]) -> Zeroizing<Vec<u8>> {
         let scope = self.scope.as_ref().map(|scope| ["&scope=".into(), encoded(scope.as_bytes())].concat());
         let form = ["grant_type=client_credentials", scope.as_deref().unwrap_or_default()].concat();
@@ -121,11 +121,11 @@ pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble>
         let why = ["error", "error_description"].into_iter().filter_map(shown).collect::<Vec<_>>().join(": ");
         let separator = if why.is_empty() { "" } else { ", " };
         let (kind, fix): (fn(Reason) -> Trouble, _) = match status {
-            429 | 503 => (Trouble::Crowded, "it is busy, and is asked again later"),
+            429 | 503 => (Trouble::Crowded, "it is busy; the agent retries later"),
             500.. => (Trouble::Lost, "see its log"),
             400 | 401 | 403 => (
                 Trouble::Denied,
-                "set client_id, client_secret_file and scope in [kafka.sasl] to what it knows",
+                "set client_id, client_secret_file and scope in [kafka.sasl] to what it expects",
             ),
             _ => (Trouble::Denied, "set token_url in [kafka.sasl] to its token endpoint"),
         };
@@ -137,7 +137,7 @@ pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble>
     };
     let bytes = text("access_token").ok_or_else(nonsense)?;
     let claims = jwt::claims(&bytes).unwrap_or_default();
-    // Running time rather than the wall clock, which may be wrong.
+    // Elapsed time rather than the wall clock, which may be wrong.
     let of_jwt = || match (claims.ends, claims.issued) {
         (Some(ends), Some(issued)) => Some(Duration::from_secs(ends.saturating_sub(issued))),
         (ends, _) => ends.map(left_of),
@@ -146,8 +146,8 @@ pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble>
     let lifetime = says.or_else(of_jwt);
     if let Some(lifetime) = lifetime.filter(|lifetime| *lifetime <= TOO_SHORT) {
         let (lives, least) = (lifetime.as_secs(), TOO_SHORT.as_secs());
-        let why = format!("its token lives for {lives} s");
-        let fix = format!("let it give tokens that live for more than {least} s");
+        let why = format!("its token is valid for only {lives} s");
+        let fix = format!("make it issue tokens that are valid for more than {least} s");
         return Err(Trouble::Lost(Reason::new(why, fix)));
     }
     let scope = claims.scope.or_else(|| shown("scope"));

@@ -21,7 +21,7 @@ pub struct HttpAnswer {
 /// Sends the request and reads the answer until `deadline`.
 pub fn exchange(stream: &mut Stream, request: &[u8], deadline: Instant) -> Result<HttpAnswer, Trouble> {
     let mut sent = 0;
-    // Its full size from the beginning: a growing buffer leaves copies behind.
+    // Allocated at full size: a growing buffer leaves copies behind.
     let mut answer = Zeroizing::new(vec![0; MOST]);
     let mut filled = 0;
     loop {
@@ -60,7 +60,7 @@ fn unless_blocked(done: io::Result<usize>) -> Result<Option<usize>, Trouble> {
 }
 
 const NO_HTTP: &str = "it does not answer in HTTP";
-const CUT: &str = "it closes in the middle of its answer";
+const CUT: &str = "it closes the connection in the middle of its answer";
 
 /// An answer, once it is complete; `closed`: nothing more will come.
 pub fn parse(bytes: &[u8], closed: bool) -> Result<Option<HttpAnswer>, &'static str> {
@@ -158,7 +158,7 @@ mod tests {
         }
     }
 
-    /// Fails when a length is trusted, or a parser of the token's answer panics or keeps more than was sent.
+    /// Fails when a length is trusted, or when the parser panics or keeps more than was sent.
     #[test]
     fn fuzz_token_answer() {
         crate::fuzz::damaged(&samples(), <[u8]>::len, |bytes| {

@@ -1,4 +1,4 @@
-//! What a JSON Web Token says of itself (RFC 7519). Its signature is for the broker to check.
+//! Reads the claims of a JSON Web Token (RFC 7519). The broker checks its signature.
 
 use super::{field, seconds};
 use crate::base64;
@@ -35,9 +35,9 @@ mod tests {
         format!("{}.{}.c2ln", url(r#"{"alg":"RS256"}"#), url(payload)).into_bytes()
     }
 
-    /// Fails when a claim is missed, a strange one is trusted, or an opaque token is taken for a JWT.
+    /// Fails when a claim is missed, an absurd one is trusted, or an opaque token is taken for a JWT.
     #[test]
-    fn what_a_token_says() {
+    fn claims_are_read() {
         let ends = |payload: &str| claims(&jwt(payload)).unwrap().ends;
         let all = claims(&jwt(r#"{"exp":1800000000,"iat":1799996400,"scope":"a b","sub":"ü??>"}"#)).unwrap();
         assert_eq!((all.ends, all.issued), (Some(1_800_000_000), Some(1_799_996_400)));

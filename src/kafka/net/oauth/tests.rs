@@ -1,4 +1,4 @@
-//! Tokens without a server: what is taken, kept and sent. `tests/it/oauth.rs` has real ones.
+//! Tests without a server: which tokens are accepted, kept and sent. `tests/it/oauth.rs` uses a real server.
 
 use super::endpoint::read_answer;
 use super::*;
@@ -52,15 +52,15 @@ fn a_token_from_a_file() {
     assert!(read(ending_in(60)).unwrap().1.starts_with("valid for "));
     for ended in [30, 0, -3600] {
         let why = read(ending_in(ended)).unwrap_err().to_string();
-        assert!(why.contains("the token ends at 20") && why.contains("; renew it earlier"), "{why}");
+        assert!(why.contains("the token expires at 20") && why.contains("; renew it earlier"), "{why}");
         assert!(!why.contains(&ending_in(ended)), "{why}");
     }
     let why = read("two words".into()).unwrap_err().to_string();
-    assert!(why.contains("no token") && !why.contains("words"), "{why}");
+    assert!(why.contains("not a token") && !why.contains("words"), "{why}");
 }
 
 /// Fails when the endpoint is asked for each connection, a refused or old token is used again, a failure is not shared,
-/// or its outage stops deliveries while the last token is good.
+/// or its outage stops deliveries while the last token is valid.
 #[test]
 fn a_token_is_kept_while_it_is_good() {
     let mut kept = KeptToken::default();
@@ -105,7 +105,7 @@ fn answers_of_endpoints() {
         (r#"{"access_token":"abc","expires_in":3600,"scope":"x"}"#.to_owned(), hour),
         (r#"{"access_token":"abc","expires_in":"3600"}"#.to_owned(), hour),
         (r#"{"access_token":"abc"}"#.to_owned(), None),
-        // Its times are an hour off, or another's.
+        // Its clock is not ours: only the difference of the two times counts.
         (format!(r#"{{"access_token":"{}"}}"#, jwt(r#"{"iat":1000,"exp":4600}"#)), hour),
     ] {
         assert_eq!(read(200, &body).unwrap().0, lifetime, "{body}");
@@ -117,7 +117,7 @@ fn answers_of_endpoints() {
     let denied = r#"{"error":"invalid_client","error_description":"no\nsuch client"}"#;
     for (status, body, want) in [
         (401, denied, "D: it answers HTTP 401, invalid_client: no such client; set client_id"),
-        (400, r#"{"error":"s3cret?"}"#, "D: it answers HTTP 400, (its words hold the secret); set"),
+        (400, r#"{"error":"s3cret?"}"#, "D: it answers HTTP 400, (its text contains the secret); set"),
         (302, "", "D: it answers HTTP 302; set token_url"),
         (404, "<html>", "D: it answers HTTP 404; set token_url"),
         (503, "", "C: it answers HTTP 503; it is busy"),
@@ -126,8 +126,8 @@ fn answers_of_endpoints() {
         (200, "<html>", "L: its answer holds no access_token; "),
         (200, r#"{"token":"a"}"#, "L: its answer holds no access_token; "),
         (200, r#"{"access_token":null}"#, "L: its answer holds no access_token; "),
-        (200, r#"{"access_token":"a b"}"#, "L: it is no token"),
-        (200, r#"{"access_token":"a","expires_in":30}"#, "L: its token lives for 30 s; let"),
+        (200, r#"{"access_token":"a b"}"#, "L: it is not a token"),
+        (200, r#"{"access_token":"a","expires_in":30}"#, "L: its token is valid for only 30 s; make"),
     ] {
         let said = match read(status, body).unwrap_err() {
             Trouble::Denied(why) => format!("D: {why}"),

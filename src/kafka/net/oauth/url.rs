@@ -21,11 +21,11 @@ pub fn parse(text: &str) -> Result<TokenUrl, &'static str> {
         _ => return Err("it does not begin with https://"),
     };
     if !rest.bytes().all(|b| b.is_ascii_graphic()) || rest.contains('#') {
-        return Err("it has a character that no URL of a server has");
+        return Err("it has a character that is not allowed in it");
     }
     let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if host.contains('@') {
-        return Err("a name and a password go into client_id and client_secret_file");
+        return Err("put the name and password into client_id and client_secret_file");
     }
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::thread;
 
-/// Opens a tunnel through a proxy that sends each answer after it has read so many bytes. Returns what it read, and the
-/// outcome with what the broker behind it says first.
+/// Opens a tunnel through a proxy that sends each answer after reading the given number of bytes. Returns what it read,
+/// and the outcome with what the broker behind it says first.
 fn through(
     kind: ProxyKind,
     user: Option<&str>,
@@ -73,7 +73,7 @@ fn http_connects() {
     }
 }
 
-/// Fails when an answer is taken for another, or without advice; when a refused login is retried quickly.
+/// Fails when an answer is misinterpreted or comes without advice, or when a refused login is retried quickly.
 #[test]
 fn http_refuses() {
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(HEAD_MOST));
@@ -86,12 +86,12 @@ fn http_refuses() {
         ),
         (Some("me"), "HTTP/1.1 407 x\r\n\r\n", true, "it refuses user me with this password; correct"),
         (None, "HTTP/1.1 403 No\r\n\r\n", false, "does not allow CONNECT to kafka:9092 (403 No); allow"),
-        (None, "HTTP/1.1 503 Down\r\n\r\n", false, "it cannot reach kafka:9092 (503 Down); see whether"),
+        (None, "HTTP/1.1 503 Down\r\n\r\n", false, "it cannot reach kafka:9092 (503 Down); check that"),
         (None, "HTTP/1.1 301 \x1b[1m\r\n\r\n", false, "it answers 301 ?[1m"),
-        (None, "HTTP/1.1 2\r\n\r\n", false, "does not answer as a proxy for HTTP does"),
-        (None, "SSH-2.0-OpenSSH_9.2", false, "does not answer as a proxy for HTTP does; correct scheme"),
+        (None, "HTTP/1.1 2\r\n\r\n", false, "does not answer like a proxy for HTTP"),
+        (None, "SSH-2.0-OpenSSH_9.2", false, "does not answer like a proxy for HTTP; correct scheme"),
         (None, "HTTP/1.1 200 OK\r\n", false, "it closes the connection without an answer"),
-        (None, &endless, false, "does not answer as a proxy for HTTP does"),
+        (None, &endless, false, "does not answer like a proxy for HTTP"),
     ] {
         let want = if user.is_some() { AS_ME } else { PLAIN };
         let (_, done) = through(ProxyKind::Http, user, "kafka:9092", &[(want.len(), answer.as_bytes())]);
@@ -127,13 +127,13 @@ fn socks_connects() {
     }
 }
 
-/// Fails when a refusal is taken for another, or for a tunnel.
+/// Fails when a refusal is misinterpreted, or taken for a tunnel.
 #[test]
 fn socks_refuses() {
     let asks = |code| -> Vec<(usize, Vec<u8>)> { vec![(3, vec![5, 0]), (12, vec![5, code, 0, 1])] };
     for (user, script, denied, said) in [
         (None, vec![(3, vec![5, 255])], true, "it asks for a user name; name the user in `proxy`"),
-        (Some("me"), vec![(4, vec![5, 255])], true, "takes no user name with password"),
+        (Some("me"), vec![(4, vec![5, 255])], true, "accepts no user name and password"),
         (
             Some("me"),
             vec![(4, vec![5, 2]), (11, vec![1, 1])],
@@ -141,7 +141,7 @@ fn socks_refuses() {
             "refuses user me with this password; correct",
         ),
         (None, vec![(3, vec![5, 2])], true, "it asks for a user name"),
-        (None, vec![(3, b"HTTP/1.1 400".to_vec())], false, "does not answer as a proxy for SOCKS 5 does"),
+        (None, vec![(3, b"HTTP/1.1 400".to_vec())], false, "does not answer like a proxy for SOCKS 5"),
         (None, asks(5), false, "it cannot reach kafka:9092 (connection refused)"),
         (None, asks(2), false, "does not allow connections to kafka:9092; allow"),
         (None, asks(0), false, "it closes the connection"),
@@ -161,7 +161,7 @@ fn names_add_nothing() {
     for kind in [ProxyKind::Http, ProxyKind::Socks5] {
         for broker in ["a b:1", "a\r\nX: y:1", "ä:1"] {
             let (asked, done) = through(kind, None, broker, &[]);
-            assert!(asked.is_empty() && done.unwrap_err().to_string().contains("is no host name"));
+            assert!(asked.is_empty() && done.unwrap_err().to_string().contains("is not a host name"));
         }
     }
     let long = format!("{}:1", "x".repeat(256));
