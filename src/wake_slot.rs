@@ -1,13 +1,14 @@
-//! Wakes one tail, and says why. `watch`, other tails and the supervisor add reasons; the tail takes them all at once.
+//! Wakes one tail and records why. `watch`, other tails and the supervisor add reasons; the tail takes them all at
+//! once.
 //!
-//! A channel per reason and a `select!` were rejected: registering with four channels and leaving them again costs more
-//! than reading a line, and waker and sleeper contend for the channel's lock.
+//! A channel per reason and a `select!` were rejected: registering with four channels and unregistering costs more than
+//! reading a line, and waker and sleeper contend for the channel's lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shared by the tail and by all that may wake it.
+/// Shared by a tail and everything that may wake it.
 #[derive(Debug)]
 pub struct WakeSlot {
     pending: Mutex<SlotState>,
@@ -25,7 +26,7 @@ struct SlotState {
     waiting: bool,
 }
 
-/// Why a tail was woken. Nothing set: its time was up.
+/// Why a tail was woken. Nothing set: the wait timed out.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct WakeReasons {
     /// Its file was written to; when that was first noticed.
@@ -125,7 +126,7 @@ mod tests {
         assert!(!slot.wait(Duration::ZERO).any());
         let other = slot.clone();
         let thread = thread::spawn(move || other.wait(Duration::from_secs(60)));
-        // Most times it waits by now; either way the reason must arrive.
+        // It usually waits by now; either way the reason must arrive.
         thread::yield_now();
         slot.nudge();
         assert!(thread.join().unwrap().nudged);

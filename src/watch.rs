@@ -270,7 +270,7 @@ impl<'a> Watch<'a> {
         let until = [Some(walk), self.names.due(), self.contents.due()].into_iter().flatten();
         let left = until.min().unwrap_or(self.next_walk).min(self.next_walk).saturating_duration_since(now);
         let left = (left + Duration::from_millis(1)).min(self.longest);
-        // A queue that is read by the clock is not polled.
+        // A queue that is read at intervals is not polled.
         let names = self.watches.names_fd().filter(|_| self.names.due().is_none());
         let contents = self.watches.contents_fd().filter(|_| self.contents.due().is_none());
         let mounts = self.mounts.as_ref().map(|mounts| PollFd::new(mounts, PollFlags::PRI));

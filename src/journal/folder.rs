@@ -86,8 +86,8 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// Archived files of a chain before the live one, those of one run of numbers by their numbers, since clocks are set back. The
-/// clock alone tells which run was first.
+/// Sorts the archived files of a chain before the live one. Files of one sequence number series are sorted by their
+/// numbers, because a clock may be set back; the order of the series is known only from the clock.
 fn in_order(files: Vec<ListedJournal>) -> Vec<ListedJournal> {
     let began = |of: &ListedJournal| {
         let of_run = |f: &&ListedJournal| f.chain == of.chain && f.header.seqnum_id == of.header.seqnum_id;

@@ -144,7 +144,7 @@ pub(super) struct Follower<'a> {
     pub(super) tally: Option<SeqnumTally>,
     /// Per folder, what an earlier run counted as lost.
     pub(super) losses: HashMap<PathBuf, NumberGap>,
-    /// What counts as lost with numbers beyond a saved position.
+    /// The gap counted as lost with numbers beyond a saved position.
     pub(super) loss: Option<NumberGap>,
     damaged: LogThrottle,
     cut: LogThrottle,
@@ -283,7 +283,7 @@ impl<'a> Follower<'a> {
         if self.left.iter().all(|origin| origin.progress.is_done())
             && self.open.iter().all(|o| o.is_settled())
         {
-            self.loss = None; // it is in front of every position
+            self.loss = None; // every position is beyond it
         }
         let (Some(gap), Some(folder)) = (self.tally.as_mut().and_then(SeqnumTally::all_read), &self.folder)
         else {

@@ -58,13 +58,13 @@ impl Follower<'_> {
         self.done.contains(id) || self.open.iter().any(|o| o.journal.header.file_id == *id)
     }
 
-    /// Numbers are counted from the newest position of an earlier run, so that what was removed while no agent ran counts as
-    /// lost. An entry with a smaller number may be lost uncounted: of a file that was not read as far, when an earlier run
-    /// ended.
+    /// Counts from the newest position of an earlier run, so that entries removed while no agent ran count as lost. Not
+    /// counted are lost entries with smaller numbers, from a file that the earlier run had not read as far.
     fn begin_tally(&mut self, folder: &Path, files: &[ListedJournal]) -> SeqnumTally {
         let newest = files.iter().map(|f| f.header.tail_seqnum).max().unwrap_or_default();
         let saved = self.saved.iter().filter(|s| s.path.parent() == Some(folder));
-        // A larger number is of a counter that began again: that of a journal in memory does at each boot.
+        // A larger number comes from a counter that has restarted since, as that of a journal in memory does at each
+        // boot.
         let read = saved.filter_map(|s| s.at.mark.seqnum()).filter(|n| (1..=newest).contains(n)).max();
         let Some(read) = read else { return SeqnumTally::begin(newest) };
         let mut tally = SeqnumTally::begin(read);

@@ -49,7 +49,7 @@ pub struct OpenJournal {
     passed: EntryEnd,
     /// The number of those entries.
     unsent: u64,
-    /// Entries with numbers that do not concern the tally: lost ones of these are counted by the header.
+    /// Entries whose numbers the tally ignores; lost ones among these are counted by the header.
     listed: u64,
     /// The last entry of the file before it. Before systemd 248 (systemd#18005) it may be repeated as the first one.
     before: Option<EntryStamp>,
@@ -166,7 +166,7 @@ impl OpenJournal {
         }
     }
 
-    /// The first entry is left out if it is this one again.
+    /// Skips the first entry if it repeats this one.
     pub fn following(mut self, before: Option<EntryStamp>) -> OpenJournal {
         self.before = before;
         self
@@ -183,7 +183,7 @@ impl OpenJournal {
         self.passed.written
     }
 
-    /// Entries that are not read and do not concern the tally.
+    /// Unread entries that the tally ignores.
     pub fn listed_unread(&self) -> u64 {
         self.listed.saturating_sub(self.read)
     }

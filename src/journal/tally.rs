@@ -25,14 +25,14 @@ impl SeqnumTally {
         self.read += gap.entries;
     }
 
-    /// Numbers up to here are no concern of this tally.
+    /// Numbers up to here are ignored.
     pub fn base(&self) -> u64 {
         self.base
     }
 
     pub fn read(&mut self, seqnum: u64) {
         if self.newest == 0 {
-            *self = SeqnumTally::begin(seqnum.saturating_sub(1)); // nothing was there: the first number is as good as any
+            *self = SeqnumTally::begin(seqnum.saturating_sub(1)); // empty so far: the counter may start anywhere
         }
         if seqnum > self.base {
             self.newest = self.newest.max(seqnum);
@@ -80,15 +80,15 @@ mod tests {
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
     }
 
-    /// Fails when a journal that is empty at first has lost all numbers before its first one.
+    /// Fails when all numbers before the first entry of an initially empty journal count as lost.
     #[test]
-    fn a_counter_that_is_not_at_its_beginning() {
+    fn a_counter_may_start_anywhere() {
         let mut tally = SeqnumTally::begin(0);
         [4711, 4712].into_iter().for_each(|n| tally.read(n));
         assert_eq!((tally.all_read(), tally.is_suspicious()), (None, false));
     }
 
-    /// Fails when a loss is counted again after a restart, or one that came later is not counted.
+    /// Fails when a loss is counted again after a restart, or a later one is not counted.
     #[test]
     fn gaps_of_an_earlier_run() {
         let restart = |at: u64| {

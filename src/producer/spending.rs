@@ -1,13 +1,13 @@
-//! The budget of bytes on the network: an amount per period, spent evenly by a token bucket. It delays, and never drops.
+//! The network budget: bytes per period, spent evenly by a token bucket. It delays lines and never drops any.
 //!
-//! What counts is what passed the sockets in both directions ([`crate::report::network`]), so also handshakes, metadata
-//! and requests that failed. Lines in flight are reserved in full until they are acknowledged, since their bytes reach
-//! the sockets only afterwards. Nothing is formed while the balance less the reservations is used up, and nothing is
-//! sent again while the balance itself is.
+//! All bytes that pass the sockets in either direction count ([`crate::report::network`]), including handshakes,
+//! metadata and failed requests. Lines in flight are reserved in full until they are acknowledged, since their bytes
+//! reach the sockets only afterwards. No new batch is formed while the balance minus the reservations is used up, and
+//! nothing is resent while the balance itself is.
 //!
 //! The bucket holds 1/48 of the amount (half an hour of a day), and is filled with 46/48 of the amount per period. In
-//! whatever period, that leaves 1/48 for the last request, which may exceed the balance: it takes at most half of the
-//! bucket (see [`DataBudget::request`]).
+//! any period, that leaves 1/48 for the last request, which may exceed the balance: it uses at most half of the bucket
+//! (see [`DataBudget::request`]).
 //!
 //! The balance is kept in the file `budget` of the state folder, one line of text padded with blanks:
 //!
@@ -15,11 +15,11 @@
 //! logagent-budget 1 left=BYTES wall=MS uptime=MS boot=ID
 //! ```
 //!
-//! `left` is the balance less the reservations, negative for a debt. `wall` is the wall clock in ms since 1970, `uptime`
-//! the time since `boot` (`CLOCK_BOOTTIME`). It is overwritten in place before anything is sent that it does not
-//! cover, and not synced: a kill does not lose the page cache. A power loss loses up to the last half minute of
-//! spending. Within one boot the time since then is that of the uptime, otherwise that of the wall clock; a clock that
-//! was set back adds nothing, and one that was set ahead no more than fills the bucket.
+//! `left` is the balance minus the reservations, negative for a debt. `wall` is the wall clock in ms since 1970,
+//! `uptime` the time since `boot` (`CLOCK_BOOTTIME`). The file is overwritten in place before anything is sent that it
+//! does not cover. It is not synced: a kill does not lose the page cache, and a power loss forgets at most the last
+//! half minute of spending. Within one boot the elapsed time comes from the uptime, otherwise from the wall clock; a
+//! clock that was set back adds nothing, and one that was set ahead at most fills the bucket.
 
 use crate::private_file;
 use crate::report::network::DataBudgetState;
@@ -31,7 +31,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// So many bytes per period.
+/// Bytes per period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataBudget {
     pub bytes: u64,
@@ -43,17 +43,17 @@ pub const PERIODS: [(&str, u64); 5] =
     [("min", 60), ("hour", 3600), ("day", 86_400), ("week", 604_800), ("month", 2_592_000)];
 
 impl DataBudget {
-    /// What the bucket holds.
+    /// Capacity of the bucket, in bytes.
     pub fn burst(&self) -> u64 {
         self.bytes / 48
     }
 
-    /// Most bytes of lines in one request.
+    /// Maximum bytes of lines in one request.
     pub fn request(&self) -> usize {
         usize::try_from(self.burst() / 2).unwrap_or(usize::MAX).max(4096)
     }
 
-    /// Bytes gained in this time; `carry` keeps what is less than a byte.
+    /// Bytes gained in this time; `carry` keeps the fraction of a byte.
     fn gain(&self, time: Duration, carry: &mut i128) -> i128 {
         let (per_period, period) =
             (i128::from(self.bytes - 2 * self.burst()), self.period.as_nanos().max(1) as i128);
@@ -81,7 +81,7 @@ impl fmt::Display for DataBudget {
     }
 }
 
-/// The clocks by which a balance is saved.
+/// The clock readings saved with a balance.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Clocks {
     wall_ms: i64,
@@ -97,7 +97,7 @@ impl Clocks {
         Clocks { wall_ms: crate::clock::now_ms(), uptime_ms, boot: boot.trim().to_owned() }
     }
 
-    /// Since `before`, as far as it is known.
+    /// Time since `before`, as far as it is known.
     fn since(&self, before: &Clocks) -> Duration {
         let ms = if self.boot == before.boot && !self.boot.is_empty() {
             self.uptime_ms - before.uptime_ms
@@ -108,7 +108,7 @@ impl Clocks {
     }
 }
 
-/// Bytes of the file.
+/// Size of the file in bytes.
 const RECORD: usize = 128;
 
 fn line(left: i128, at: &Clocks) -> String {
@@ -134,7 +134,7 @@ fn opening(budget: DataBudget, found: Option<&str>, now: &Clocks) -> i128 {
         log::warn!("the file `budget` is damaged: beginning with nothing left");
         return 0;
     };
-    // No longer than a period until a debt is paid, whatever the file says.
+    // Any debt is paid within one period, whatever the file says.
     (left.max(-i128::from(budget.bytes)) + budget.gain(now.since(&at), &mut 0)).min(burst)
 }
 
@@ -142,7 +142,7 @@ fn opening(budget: DataBudget, found: Option<&str>, now: &Clocks) -> i128 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Ample,
-    /// It will be used up, which was logged.
+    /// A warning that it will be used up was logged.
     Low,
     UsedUp,
 }
@@ -153,29 +153,29 @@ pub struct Spending {
     budget: DataBudget,
     /// Negative after a request larger than what was left.
     left: i128,
-    /// Less than a byte of it.
+    /// Fraction of a byte, see [`DataBudget::gain`].
     carry: i128,
     seen: Instant,
     /// All bytes of the sockets, as of `seen`.
     total: u64,
-    /// Of lines that are formed and not acknowledged.
+    /// Bytes of lines in unacknowledged batches.
     reserved: u64,
     stage: Stage,
-    /// Bytes per second lately, and since when and from which total the next measurement runs.
+    /// Recent bytes per second, and the start and initial total of the next measurement.
     pace: f64,
     pace_from: (Instant, u64),
     file: Option<File>,
     /// The file could not be written last time.
     failing: bool,
-    /// What the file says, and since when.
+    /// The balance in the file, and when it was written.
     recorded: Option<(i128, Instant)>,
 }
 
-/// Over this time the pace is measured.
+/// The pace is measured over this time.
 const PACE: Duration = Duration::from_secs(10);
 
 impl Spending {
-    /// `path`: where the balance survives; `None`: nowhere. `total`: see [`Spending::look`].
+    /// `path`: the file that keeps the balance; `None`: it is not kept. `total`: see [`Spending::look`].
     pub fn open(budget: DataBudget, path: Option<&Path>, total: u64, now: Instant) -> Spending {
         let opened = path.map(|path| open(path).map_err(|e| (path, e))).transpose();
         let (file, found) = match opened {
@@ -201,7 +201,7 @@ impl Spending {
         }
     }
 
-    /// Takes into account the time, and `total`, all bytes that have passed the sockets.
+    /// Updates the balance by the elapsed time and `total`, all bytes that have passed the sockets so far.
     pub fn look(&mut self, total: u64, now: Instant) {
         self.left -= i128::from(total.saturating_sub(self.total));
         self.total = total;
@@ -217,7 +217,7 @@ impl Spending {
         self.log();
     }
 
-    /// Until when nothing may be sent, not even again.
+    /// Until when nothing may be sent or resent.
     pub fn used_up(&self) -> Option<Instant> {
         (self.left <= 0).then(|| self.seen + self.budget.time_for(1 - self.left))
     }
@@ -237,19 +237,19 @@ impl Spending {
         }
     }
 
-    /// Lines that are about to be sent.
+    /// Reserves the bytes of lines that are about to be sent.
     pub fn reserve(&mut self, bytes: usize) {
         self.reserved += bytes as u64;
     }
 
-    /// They are acknowledged.
+    /// Releases the bytes of acknowledged lines.
     pub fn release(&mut self, bytes: usize) {
         self.reserved = self.reserved.saturating_sub(bytes as u64);
     }
 
-    /// Writes the balance down, unless the file already covers it.
+    /// Writes the balance to the file, unless the file already covers it.
     pub fn record(&mut self) {
-        /// Rounding.
+        /// Tolerance for rounding errors, in bytes.
         const ABOUT: i128 = 64;
         let left = self.left - i128::from(self.reserved);
         if let Some((recorded, at)) = self.recorded {
@@ -364,8 +364,8 @@ mod tests {
         assert!(s.wait().is_some() && s.used_up().is_some());
     }
 
-    /// Fails when a restart fills the bucket, when a clock that was set makes the budget free or stops it for longer than
-    /// a period, or when a damaged file does.
+    /// Fails when a restart fills the bucket, or when a changed clock or a damaged file makes the budget free or stops
+    /// it for longer than a period.
     #[test]
     fn over_a_restart() {
         let before = clocks(1_000_000, 500, "a");

@@ -1,5 +1,5 @@
-//! Reads a snapshot from the JSON of a running agent, which may be of another version: what is missing or has another type
-//! has its default. By hand, because `serde` generates 40 KB of code for it.
+//! Reads a snapshot from the JSON of a running agent, which may be of another version. A field that is missing or has
+//! another type gets its default. Hand-written, because `serde` would generate 40 KB of code for it.
 
 use serde_json::Value;
 

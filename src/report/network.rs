@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Bytes that passed sockets to one broker: TLS records, handshakes, metadata and failed attempts included; the headers
-/// of TCP and IP, and what TCP sent again, not. Writers: the producer and the threads that connect for it.
+/// Bytes that passed the sockets to one broker, including TLS records, handshakes, metadata and failed attempts, but
+/// not TCP and IP headers or TCP retransmissions. Writers: the producer and the threads that connect for it.
 #[derive(Debug, Default)]
 pub struct SocketBytes {
     pub sent: AtomicU64,
@@ -28,7 +28,7 @@ pub struct Network {
     budget: Mutex<Option<DataBudgetState>>,
 }
 
-/// The budget of bytes as of `seen`.
+/// The network budget as of `seen`.
 #[derive(Clone, Debug)]
 pub struct DataBudgetState {
     pub bytes: u64,
@@ -59,7 +59,8 @@ impl DataBudgetState {
     }
 }
 
-/// Brokers counted each for itself; further ones of a cluster that keeps moving are counted together.
+/// Maximum number of brokers counted individually. Further ones, of a cluster whose addresses keep changing, are
+/// counted together.
 const MOST: usize = 256;
 const OTHERS: &str = "others";
 
@@ -107,7 +108,8 @@ impl Network {
 mod tests {
     use super::*;
 
-    /// Fails when a cluster whose brokers keep moving fills the memory, or when bytes of the surplus are lost.
+    /// Fails when a cluster whose addresses keep changing fills the memory, or when bytes of brokers beyond the limit
+    /// are lost.
     #[test]
     fn many_brokers() {
         let network = Network::default();

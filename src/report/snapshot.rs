@@ -117,7 +117,8 @@ json_struct! {
 }
 
 json_struct! {
-    /// Bytes at the sockets to one broker since the start, TLS, handshakes and metadata included; TCP's and IP's headers not.
+    /// Bytes at the sockets to one broker since the start, including TLS, handshakes and metadata, but not TCP and IP
+    /// headers.
     pub struct NetworkStatus {
         /// `host:port`, as configured or as the cluster names it.
         pub broker: String,
@@ -135,7 +136,7 @@ json_struct! {
 }
 
 json_struct! {
-    /// The budget of bytes on the network.
+    /// The network budget.
     pub struct DataBudgetStatus {
         pub bytes: u64,
         pub period: f64,
@@ -149,9 +150,9 @@ json_struct! {
         pub pace: f64,
         /// Lines wait for it.
         pub used_up: bool,
-        /// When it is used up at this pace.
+        /// Seconds until it is used up at this pace.
         pub used_up_in: Option<f64>,
-        /// When the next lines are sent, if they wait.
+        /// Seconds until the next lines are sent, if they wait.
         pub resumes_in: Option<f64>,
     }
 }
@@ -534,7 +535,8 @@ mod tests {
         assert_eq!(stuck(), None);
     }
 
-    /// Fails when a value changes on its way to `status`, or when what another version does not write is an error.
+    /// Fails when a value changes on its way to `status`, or when a field that another version does not write is an
+    /// error.
     #[test]
     fn json_round_trips() {
         let (board, ..) = board();

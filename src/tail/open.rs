@@ -498,8 +498,8 @@ impl Open {
         }
     }
 
-    /// Whether `len` bytes at the position and those before it are in one page. The kernel copies such bytes at one time, so
-    /// one read gives what belongs together.
+    /// Whether `len` bytes at the position and those before it are in one page. The kernel copies a page at once, so
+    /// one read returns bytes that belong together.
     fn is_one_page(&self, len: usize) -> bool {
         let first = self.at.offset - self.before.len() as u64;
         first / PAGE == (self.at.offset + len as u64 - 1) / PAGE

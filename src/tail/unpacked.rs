@@ -1,5 +1,6 @@
 //! Caches the contents of compressed files: their length, their first bytes, and the marks at requested offsets. Each file
-//! is decompressed as rarely as possible: once for its end, and once for all offsets. Remembers when they last changed, too.
+//! is decompressed as rarely as possible: once for its end, and once for all offsets. Also remembers when they last
+//! changed.
 
 use super::gz::Gz;
 use super::identity::Look;
@@ -178,7 +179,7 @@ mod tests {
     }
 
     /// A `.gz` is being compressed, and the wall clock is set meanwhile. Fails when its age is taken from the wall clock at
-    /// each look: set back, the file looked damaged, and what was still to come was lost.
+    /// each look: after it was set back, the file looked damaged, and the rest of it was lost.
     #[test]
     fn the_age_of_a_file_outlives_a_set_clock() {
         let secs = Duration::from_secs;
@@ -189,7 +190,7 @@ mod tests {
             ..identity::look_at(std::path::Path::new("/")).unwrap().unwrap()
         };
         for (wall, modified, name) in [
-            (noon, noon - secs(1), "a right clock"),
+            (noon, noon - secs(1), "a correct clock"),
             (noon - secs(3600), noon, "set back before the first look"),
         ] {
             let cache = UnpackedCache::default();

@@ -2,12 +2,12 @@
 //! escapes the next character. Matching takes linear time.
 //!
 //! The rules are those of the `globset` crate, against which a test compares. The crate itself compiles each glob to a
-//! regular expression; with everything that brings along, it took 330 KB of the static binary, and more memory per glob.
+//! regular expression; with its dependencies, it took 330 KB of the static binary, and more memory per glob.
 
 use std::fmt;
 use std::mem;
 
-/// Why a text is not a glob.
+/// Why a text is not a valid glob.
 #[derive(Clone, PartialEq, Debug)]
 pub enum GlobError {
     UnclosedClass,
@@ -220,7 +220,7 @@ fn repeat(step: GlobStep, steps: &mut Vec<GlobStep>) {
     steps.extend([Fork(1, 3), step, Fork(-2, -2)]);
 }
 
-/// A glob that matches this text alone.
+/// A glob that matches only this text.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -274,7 +274,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(3000))]
 
-        /// Fails when a glob is valid, or matches a path, in one of the two implementations alone.
+        /// Fails when a glob is valid, or matches a path, in only one of the two implementations.
         #[test]
         fn as_globset(
             parts in prop::collection::vec(

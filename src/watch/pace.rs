@@ -1,8 +1,8 @@
 //! Decides when a queue of events is read. Pure: time is an argument.
 //!
-//! The first event after a pause is read at once, or after the delay that `linger` allows. While events keep coming, the
-//! queue is read by the clock, at intervals, without being woken for it: 5,000 lines per second are some 150 wake-ups of
-//! a tail instead of 5,000, and the kernel merges equal events that wait. A wake-up costs more than a line.
+//! The first event after a pause is read at once, or after the delay that `linger` allows. While events keep coming,
+//! the queue is read at intervals, and events wake no thread: 5,000 lines per second cost some 150 wake-ups of a tail
+//! instead of 5,000, and the kernel merges equal events in the queue. A wake-up costs more than a line.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ const MOST: Duration = Duration::from_millis(200);
 /// The pause after events for no followed path: a parent folder may be a busy one, such as `/tmp`.
 pub const BESIDE: Duration = Duration::from_millis(50);
 
-/// `linger` delays reading by most of itself, which wakes neither `watch` nor a tail for a single line. The rest is for
-/// the tails, which should all have read by the time the producer sends. A second is enough to save wake-ups; what a
-/// writer truncates within it is not read.
+/// Reading waits for most of `linger`, so that a single line wakes neither `watch` nor a tail. The rest is left for the
+/// tails, which should all have read by the time the producer sends. A second is enough to save wake-ups; lines that a
+/// writer truncates within it are not read.
 pub fn delay(linger: Duration) -> Duration {
     linger.saturating_sub((linger / 10).min(Duration::from_millis(20))).min(Duration::from_secs(1))
 }
 
-/// The pause after a read that woke so many tails.
+/// The pause after a read that woke this many tails.
 pub fn pause(woken: u32) -> Duration {
     (PER_WAKE * woken).clamp(LEAST, MOST)
 }
@@ -60,17 +60,17 @@ impl ReadPace {
         self.due.is_some_and(|due| due <= now)
     }
 
-    /// Do not wait any longer.
+    /// Makes the queue due now.
     pub fn hurry(&mut self, now: Instant) {
         self.due = Some(now);
     }
 
-    /// No event in the queue is older.
+    /// No event in the queue is older than this.
     pub fn noticed(&self) -> Instant {
         self.noticed
     }
 
-    /// The queue was read and had events, or not. `pause`: not again before.
+    /// Call after reading the queue. `pause`: the time until the next read.
     pub fn was_read(&mut self, now: Instant, had_events: bool, pause: Duration, delay: Duration) {
         let by_the_clock = had_events && (self.busy || !delay.is_zero());
         (self.read, self.pause) = (now, if had_events { pause } else { Duration::ZERO });
