@@ -187,7 +187,7 @@ fn exactly_once_needs_the_right_to_read() {
         table.contains(&("exactly-once", &format!("no: this user may not READ {}", topic.name))),
         "{text}"
     );
-    assert!(table.last().unwrap().1.starts_with("none: exactly-once cannot be kept"), "{text}");
+    assert!(table.last().unwrap().1.starts_with("none: exactly-once is not possible"), "{text}");
 }
 
 /// Fails when the topic's limit is not queried, or compared with the wrong one of line and batch.
@@ -257,7 +257,7 @@ fn table_of(version: Version) {
     let done = folder.agent(["check", "--connect", "-c"]).arg(once).run_for(PATIENT);
     let text = String::from_utf8(done.stdout).unwrap();
     let follows =
-        if old { "none: exactly-once cannot be kept" } else { "exactly-once: no line is lost and none" };
+        if old { "none: exactly-once is not possible" } else { "exactly-once: no line is lost and none" };
     assert!(table(&text).last().unwrap().1.starts_with(follows), "{text}");
     assert_eq!(done.status.code(), Some(if old { 78 } else { 0 }), "{text}");
 }
