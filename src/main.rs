@@ -17,9 +17,9 @@
 //! ```
 //!
 //! A new line wakes `watch`, its tail and the producer, and the broker's answer wakes the producer again. The saver runs
-//! on its own clock. Of an idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was
-//! lost. Under load, and with `linger`, `watch` reads its events by the clock (`watch/pace.rs`): many lines then cost one
-//! wake-up of each thread.
+//! on its own clock. In an idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was
+//! lost. Under load, and with `linger`, `watch` reads its events at intervals (`watch/pace.rs`): many lines then cost
+//! one wake-up of each thread.
 //!
 //! 1. [`watch`] owns the two inotify instances for all followed files. It finds the files that match the patterns and wakes
 //!    their tails. Events are hints: a lost one costs delay, never a line.

@@ -84,7 +84,7 @@ pub struct Pending {
     pub changed: Option<Instant>,
     /// The first acknowledgement.
     pub acked: Option<Instant>,
-    /// Lines were read after a quiet time.
+    /// Lines were read after a quiet period.
     pub grown: bool,
     /// Someone waits for the next save.
     pub urgent: bool,
@@ -152,7 +152,7 @@ impl Registry {
         }
     }
 
-    /// A tail has read lines. Costs nothing but after a quiet time.
+    /// A tail has read lines. Costs nothing except after a quiet period.
     pub fn grown(&self) {
         if self.quiet.load(Relaxed) {
             let mut inner = self.lock();
@@ -189,7 +189,7 @@ impl Registry {
         }
     }
 
-    /// Entries of a journal are lost; `gap`: where the numbers of its folder show it.
+    /// Entries of a journal are lost. `gap`: the folder and the gap in its numbers, if that is how it was noticed.
     pub fn lost_entries(&self, entries: u64, gap: Option<(PathBuf, NumberGap)>) {
         let mut inner = self.lock();
         self.totals.lost_entries.fetch_add(entries, Relaxed);

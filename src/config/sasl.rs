@@ -181,7 +181,10 @@ mod tests {
             (endpoint("\"https://i:x/t\""), "not a number from 1 to 65535"),
             (endpoint("\"https://i/t\"\nextensions = { auth = \"x\" }"), "is not a valid SASL extension"),
             (endpoint("\"https://i/t\"\nextensions = { a1 = \"x\" }"), "is not a valid SASL extension"),
-            (endpoint("\"https://i/t\"\nextensions = { a = \"x\\u0001y\" }"), "is not a valid SASL extension"),
+            (
+                endpoint("\"https://i/t\"\nextensions = { a = \"x\\u0001y\" }"),
+                "is not a valid SASL extension",
+            ),
         ] {
             let found = problems(&text(&sasl));
             assert_eq!(found.len(), 1, "{sasl}: {found:#?}");

@@ -10,10 +10,10 @@
 //! totals read=9 acked=9 dead_lettered=0 again=0 resent=0 uncertain=0 lost_bytes=0 cut=0 retries=0 state_bytes=0
 //! flights resent=1 found=1                         exactly-once, if there were any: batches sent again, and found stored
 //! journal lost=1 damaged=1                         if there were any: journal entries removed unread, and unreadable
-//! gap 1 4711 /var/log/journal/0123456789abcdef     if there were any: entries of a journal that count as lost last, and up to which number
-//! start beginning                                  only after damage, until the first scan is saved
-//! source /var/log/nginx/*.log                      a pattern whose first scan is over
-//! stream 17 at=1234:256:cbf29ce484222325:line dev=64769 ino=131 born=1700000000.123456789 size=2000 seen=86399
+//! gap 1 4711 /var/log/journal/0123456789abcdef     if there were any: journal entries most recently counted as lost,
+//! and up to which number start beginning                                  only after damage, until the first scan is
+//! saved source /var/log/nginx/*.log                      a pattern whose first scan is over stream 17
+//! at=1234:256:cbf29ce484222325:line dev=64769 ino=131 born=1700000000.123456789 size=2000 seen=86399
 //!     open path=/var/log/nginx/access.log          (one line; or `finished`)
 //! beyond 1300 1400:256:84222325cbf29ce4:line       acknowledged beyond `at` of the stream above: start, end point
 //! crc32c 9a71bb4c

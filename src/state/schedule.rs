@@ -86,7 +86,7 @@ impl Schedule {
         self.sizes_at.get_or_insert(at + SIZES);
     }
 
-    /// Only a change, or lines that are read, give reason to act.
+    /// Only a change or newly read lines require action.
     pub fn is_quiet(&self) -> bool {
         self.sizes_at.is_none()
     }

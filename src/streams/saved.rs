@@ -52,7 +52,7 @@ impl Saved {
     }
 }
 
-/// So many journal entries with numbers up to `upto` are gone.
+/// This many journal entries with numbers up to `upto` are gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NumberGap {
     pub entries: u64,

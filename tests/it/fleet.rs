@@ -64,7 +64,8 @@ impl Fleet {
             pause(secs(1));
         }
     }
-    /// Waits until there are as many records as lines. Asks seldom: kcat uses up the broker's limit too.
+    /// Waits until there are as many records as lines. Polls rarely, because kcat's connections count towards the
+    /// broker's limit too.
     #[track_caller]
     fn wait_all(&self, limit: std::time::Duration) {
         let all = self.written * self.agents.len() as u64;
@@ -152,14 +153,14 @@ fn broker_returns(size: usize, outage: std::time::Duration, settings: &[&str]) {
     let (lost, won) = (in_vain.iter().sum::<u64>(), in_vain.iter().max().unwrap());
     println!(
         "{size} agents, broker back after {outage:?} with {settings:?}: {} lines delivered {took:?} after its return, \
-         {doubled} doubled; attempts in vain after that: {lost}, at most {won} by one agent",
+         {doubled} doubled; failed attempts after that: {lost}, at most {won} by one agent",
         fleet.written * size as u64
     );
     let last = each_second.iter().filter(|(_, n)| n.iter().sum::<u64>() > 0).map(|(s, _)| *s).max();
     for (second, [failed, accepted]) in each_second.range(..=last.unwrap_or(at)) {
         let from = *second as i64 - at as i64;
         println!(
-            "  {from:>4} s: {failed:>4} in vain {accepted:>4} accepted  {}",
+            "  {from:>4} s: {failed:>4} failed {accepted:>4} accepted  {}",
             "#".repeat((failed + accepted) as usize / 4)
         );
     }
@@ -168,19 +169,20 @@ fn broker_returns(size: usize, outage: std::time::Duration, settings: &[&str]) {
         each_second.range(stopped + 10..at.max(stopped + 11) - 1).map(|(_, n)| n.iter().sum()).collect();
     let mean = steady.iter().sum::<u64>() / steady.len().max(1) as u64;
     let even = steady.iter().all(|n| (mean / 2..=mean * 2).contains(n));
-    assert!(even || size < 100, "the attempts come in step: {steady:?}");
+    assert!(even || size < 100, "the agents reconnect in step: {steady:?}");
     assert!(took < secs(60), "{took:?}");
     assert!(*won <= 3, "{in_vain:?}");
 }
 
-/// The short form. Fails when an agent gives up, waits longer than seconds, or loses a line.
+/// The short form. Fails when an agent gives up, waits longer than a few seconds, or loses a line.
 #[test]
 fn twenty_agents_find_their_broker_again() {
     broker_returns(20, secs(5), &[]);
 }
 
-/// Fails when attempts come in step during the outage, or an agent is delayed after it. Java: each producer comes again
-/// after 1 s ± 20 % (`ClusterConnectionStates`, `reconnect.backoff.max.ms`), and drops lines after `delivery.timeout.ms`.
+/// Fails when agents reconnect in step during the outage, or an agent is delayed after it. Java: each producer
+/// reconnects after 1 s ± 20 % (`ClusterConnectionStates`, `reconnect.backoff.max.ms`), and drops lines after
+/// `delivery.timeout.ms`.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn fleet_of_200() {
@@ -188,9 +190,9 @@ fn fleet_of_200() {
 }
 
 /// Kafka's limit (KIP-612) delays: `ConnectionQuotas.waitForConnectionSlot` lets the acceptor sleep, connections wait in
-/// the listen backlog (`socket.listen.backlog.size` = 50), and beyond that the kernel drops their SYNs. The listener's own
-/// limit is set, as the one of the whole broker does not apply to the listener between brokers. Fails when an agent gives
-/// up too soon and so uses up the limit, or tries so often that others are kept out.
+/// the listen backlog (`socket.listen.backlog.size` = 50), and beyond that the kernel drops their SYNs. The listener's
+/// own limit is set, because the broker-wide limit does not apply to the inter-broker listener. Fails when an agent
+/// gives up too soon and so uses up the limit, or tries so often that others are kept out.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn fleet_of_200_with_a_limited_rate_of_connections() {

@@ -14,7 +14,7 @@ fn counted(folder: &Folder) -> Traffic {
     Traffic { sent: sum("bytes_sent"), received: sum("bytes_received") }
 }
 
-/// The kernel's count of the bytes in TCP's segments, once it does not change any more.
+/// The kernel's count of the bytes in TCP's segments, once it no longer changes.
 fn payload(ns: &NetNs) -> Traffic {
     let mut before = Traffic::default();
     wait_until(PATIENT, "no more packets", || {
@@ -88,10 +88,10 @@ fn bytes_agree_with_the_kernel() {
     });
 }
 
-/// A budget of 600 KiB a minute: some 9.8 KB/s, after 13 KB at once. Fails when lines pass faster, when SIGKILL and a
-/// restart reset it, when a line is lost or doubled, when a stop waits for it, or when nothing says why lines wait.
+/// A budget of 600 KiB a minute: about 9.8 KB/s, after an initial 13 KB. Fails when lines pass faster, when SIGKILL and
+/// a restart reset it, when a line is lost or doubled, when a stop waits for it, or when nothing says why lines wait.
 #[test]
-fn a_budget_delays_lines_and_outlives_a_kill() {
+fn a_budget_delays_lines_and_survives_a_kill() {
     let folder = Folder::new();
     let topic = Broker::shared(Version::V41).topic(2);
     let (state, log) = (folder.path("state"), folder.path("f.log"));

@@ -25,7 +25,7 @@ fn url_encoded(bytes: &[u8]) -> String {
     bytes.chunks(3).map(three).collect()
 }
 
-/// Signed by openssl with this key, RS256.
+/// A JWT signed by openssl with this key, RS256.
 fn signed(key: &Path, claims: &Value) -> String {
     let head = url_encoded(br#"{"alg":"RS256","kid":"test","typ":"JWT"}"#);
     let text = format!("{head}.{}", url_encoded(claims.to_string().as_bytes()));
@@ -42,7 +42,7 @@ fn signed(key: &Path, claims: &Value) -> String {
     format!("{text}.{}", url_encoded(&done.stdout))
 }
 
-/// Of a user, issued so many seconds from now, for so many seconds.
+/// Claims of a user, issued `issued` seconds from now and valid for `lifetime` seconds.
 fn claims(user: &str, issued: i64, lifetime: i64) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     let from = now + issued;
@@ -53,7 +53,7 @@ fn token(broker: &Broker, claims: &Value) -> String {
     signed(&broker.key("jwt.key"), claims)
 }
 
-/// Replaces the file at once, as programs that renew tokens do.
+/// Replaces the file atomically, as programs that renew tokens do.
 fn put(folder: &Folder, name: &str, token: &str) -> PathBuf {
     folder.write("new-token", token);
     folder.rename("new-token", name);
@@ -85,8 +85,8 @@ fn agent_of(folder: &Folder, name: &str, broker: &Broker, topic: &Topic, securit
     (run(folder, &config), lines)
 }
 
-/// Fails when any part of OAUTHBEARER is wrong with `run`, `send` or `check --connect`: then nothing arrives; or when the
-/// token is shown.
+/// Fails when any part of OAUTHBEARER is wrong with `run`, `send` or `check --connect`: then nothing arrives; or when
+/// the token is logged.
 #[test]
 fn a_token_from_a_file_3_9() {
     a_token_from_a_file(Version::V39);
@@ -148,7 +148,8 @@ fn sessions_are_renewed_for_a_minute() {
     }
 }
 
-/// 1,000 lines/s for `time`, while the token in the file is replaced every second, from the middle on by one of another user.
+/// 1,000 lines/s for `time`, while the token in the file is replaced every second, in the second half by one of another
+/// user.
 #[track_caller]
 fn swapped(broker: &Broker, time: Duration, session: Duration) {
     let (folder, topic) = (Folder::new(), broker.topic(1));
@@ -182,8 +183,8 @@ fn swapped(broker: &Broker, time: Duration, session: Duration) {
     println!("{} lines in {time:?}, each once", lines.count());
 }
 
-/// Fails when a token that is no good is not explained in one line, its refusal ends the agent or loses lines, another one is
-/// not picked up, or it is shown.
+/// Fails when an invalid token is not explained in one line, when its refusal ends the agent or loses lines, when a new
+/// token is not picked up, or when a token is logged.
 #[test]
 fn wrong_tokens_3_9() {
     wrong_tokens(Version::V39);
@@ -246,8 +247,8 @@ fn wrong_tokens(version: Version) {
     Delivered::in_topic(&topic).assert_exactly_once(&all.iter().collect::<Vec<_>>());
 }
 
-/// Fails when a refusal is not acknowledged as RFC 7628, 3.2.3 wants it, when one by an error code (some services) is taken
-/// for another, or when refused attempts come in quick succession.
+/// Fails when a refusal is not acknowledged as RFC 7628, 3.2.3 wants it, when a refusal by error code (some services)
+/// is misinterpreted, or when refused attempts come in quick succession.
 #[test]
 fn a_refusal_is_acknowledged() {
     // Tags, error, message, bytes, lifetime, tags.
@@ -283,16 +284,16 @@ fn a_refusal_is_acknowledged() {
         assert_eq!(all[0].0, 2);
         assert!(all[0].1[1..].starts_with(first), "{:?}", all[0].1.escape_ascii().to_string());
         assert!(by_code || all[1].1 == [2, 1, 0], "{all:?}");
-        assert_eq!(all.len(), if by_code { 1 } else { 2 }, "another attempt at once");
+        assert_eq!(all.len(), if by_code { 1 } else { 2 }, "an immediate retry");
         agent.stop().expect_code(0);
     }
 }
 
-/// `tests/oauth-server`, for a broker. Killed when dropped.
+/// A running `tests/oauth-server` for a broker. Killed when dropped.
 struct OauthServer {
     url: String,
     child: Child,
-    /// It ends with it.
+    /// The server ends when this is closed.
     _input: ChildStdin,
     /// A line for each request it has answered.
     answers: Arc<Mutex<Vec<String>>>,
@@ -334,8 +335,8 @@ impl Drop for OauthServer {
     }
 }
 
-/// Fails when a token is not fetched as RFC 6749 has it, or for each connection again; when the agent does not wait for a
-/// server that is down, mute, busy or answers nonsense, does not say so, or shows a secret.
+/// Fails when a token is not fetched as RFC 6749 requires, or fetched again for each connection; when the agent does
+/// not wait for a server that is down, mute, busy or answers nonsense, does not say so, or shows a secret.
 #[test]
 fn tokens_from_a_server() {
     let broker = Broker::own_secure(Version::V44, &["connections.max.reauth.ms=4000"]);
@@ -404,8 +405,8 @@ fn tokens_from_a_server() {
     Delivered::in_topic(&topic).assert_exactly_once(&all.iter().collect::<Vec<_>>());
 }
 
-/// The machine's clock is an hour ahead. Fails when a fetched token's lifetime is measured by it, or when a token in a file
-/// that seems to have ended is not explained.
+/// The machine's clock is an hour ahead. Fails when a fetched token's lifetime is measured by it, or when a token in a
+/// file that seems to have expired is not explained.
 #[test]
 fn a_clock_that_is_an_hour_ahead() {
     need("faketime");

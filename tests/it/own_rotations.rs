@@ -598,8 +598,9 @@ fn copytruncate_while_down_to_names_that_the_pattern_matches() {
     });
 }
 
-/// Copied and truncated while no agent runs, and then copy and original swap their names. Fails when a file at the log's name
-/// is taken for a replaced log, which is read from the beginning, although the log itself still exists, truncated.
+/// Copied and truncated while no agent runs, and then copy and original swap their names. Fails when the file at the
+/// log's name is taken for a replaced log, which is read from the beginning, although the log itself still exists,
+/// truncated.
 #[test]
 fn copytruncate_while_down_and_names_swapped() {
     let all = COPIES.into_iter().flat_map(|c| [(c, false), (c, true)]);

@@ -16,7 +16,7 @@ use std::{
 
 const USER: &str = "edge";
 const PASSWORD: &str = "proxy-secret";
-/// Not in the certificates of the tests, which are for 127.0.0.1 and localhost.
+/// An address that is not in the test certificates, which are for 127.0.0.1 and localhost.
 const HOST: &str = "127.0.0.2";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ fn each_proxy_delivers_every_line_once() {
     }
 }
 
-/// For how long the agent may send nothing once the proxy is back.
+/// How long delivery may take to resume once the proxy is back.
 const BACK: std::time::Duration = secs(5);
 
 /// 100 lines/s while the proxy is killed, returns mute, and falls mute again; delivery resumes within 5 s each time, and
@@ -158,7 +158,7 @@ fn comes_and_goes(kind: Kind, login: bool) {
         println!("{kind:?}, login {login}: lines arrive {took:?} after {after}");
         assert!(took < BACK, "{kind:?}, login {login}: {took:?} after {after}");
     };
-    // New connections are never made meanwhile.
+    // Meanwhile no new connection succeeds.
     proxy.kill();
     pause(secs(20));
     proxy.restart();
@@ -190,8 +190,8 @@ fn proxies_that_fail_and_return() {
     });
 }
 
-/// Fails when a wrong password, a missing one or a proxy that is none has no clear line, a password gets into a log, or
-/// the steps of `check --connect` do not show where it ends.
+/// Fails when a wrong or missing password, or a server that is not a proxy, is not reported in a clear line, when a
+/// password gets into a log, or when the steps of `check --connect` do not show where it fails.
 #[test]
 fn wrong_configs_say_what_to_do() {
     let broker = Broker::shared(Version::V39);
@@ -227,7 +227,7 @@ fn wrong_configs_say_what_to_do() {
     assert!(fs::read_to_string(folder.path("proxy-password")).is_ok());
 }
 
-/// Fails when the classic driver would go past the proxy, or a password in a URL is shown.
+/// Fails when the classic driver would bypass the proxy, or a password in a URL is shown.
 #[test]
 fn refused_at_start() {
     let folder = Folder::new();
@@ -256,7 +256,7 @@ fn refused_at_start() {
     }
 }
 
-/// A CONNECT proxy that finds every host on this machine. Gives its port, and a list of what was asked of it.
+/// A CONNECT proxy that resolves every host name to this machine. Returns its port, and a list of the requests to it.
 fn proxy_that_knows_all_names() -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (port, asked) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::new(Vec::new())));
@@ -288,8 +288,8 @@ fn serve(mut client: TcpStream, list: &Mutex<Vec<String>>) {
     let _ = std::io::copy(&mut broker, &mut client);
 }
 
-/// Fails when a broker's name is resolved here, where it does not exist, or a broker learned from metadata is reached past
-/// the proxy; for `run`, `send` and `check --connect`.
+/// Fails when a broker's name is resolved here, where it does not exist, or a broker learned from metadata is reached
+/// without the proxy; for `run`, `send` and `check --connect`.
 #[test]
 fn the_proxy_resolves_the_names_of_all_brokers() {
     let kafka = Scripted::start(2);

@@ -101,7 +101,8 @@ fn new_topics(kafka: &Kafka, all: &Brokers) -> String {
         Some(false) => "not created by the brokers (auto.create.topics.enable = false)",
         None => "the brokers do not say whether they create them",
     };
-    let asked = if kafka.create_topics { "" } else { "; the agent does not ask for it (create_topics = false)" };
+    let asked =
+        if kafka.create_topics { "" } else { "; the agent does not ask for it (create_topics = false)" };
     format!("{told}{asked}")
 }
 

@@ -53,8 +53,9 @@ fn traffic_is_estimated() {
     assert!(plain.contains("of lines, from the growth of a file in the last 60 min; "), "{plain}");
     assert!(plain.contains("about 7.7 MiB a day") || plain.contains("about 7.8 MiB a day"), "{plain}");
     let text = of("linger = \"60s\"\ncompression = \"zstd\"\nbudget = \"100KiB/day\"");
-    let percent =
-        text.split("; ").find_map(|part| part.strip_prefix("compression leaves ")?.strip_suffix(" % of a sample"));
+    let percent = text
+        .split("; ")
+        .find_map(|part| part.strip_prefix("compression leaves ")?.strip_suffix(" % of a sample"));
     assert!(percent.is_some_and(|percent| percent.parse::<u32>().unwrap() <= 20), "{text}");
     assert!(
         text.contains("1440 requests of 250 bytes") && text.contains("the budget of 100 KiB per day is less"),

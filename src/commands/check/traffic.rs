@@ -1,4 +1,4 @@
-//! Estimates the bytes a day on the network from how the followed files have grown lately, with a sample of their lines
+//! Estimates the network traffic per day from the recent growth of the followed files and a sample of their lines,
 //! compressed as configured.
 
 use crate::config::{Codec, Kafka};

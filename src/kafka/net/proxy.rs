@@ -73,7 +73,9 @@ pub fn tunnel(
 ) -> Result<TcpStream, Trouble> {
     // A name comes from the config or from a broker, and must not add anything to the request.
     if !broker.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Trouble::Lost(format!("{broker:?} is not a host name that a proxy could resolve").into()));
+        return Err(Trouble::Lost(
+            format!("{broker:?} is not a host name that a proxy could resolve").into(),
+        ));
     }
     let mut ask = Ask { socket, broker, limit, deadline: Instant::now() + limit };
     let done = login(options).and_then(|login| match options.url.kind {
@@ -138,10 +140,7 @@ impl Ask<'_> {
 
     fn cannot_reach(&self, why: &str) -> Trouble {
         let why = format!("it cannot reach {} ({why})", self.broker);
-        Trouble::Lost(Reason::new(
-            why,
-            "check that the broker runs, and that the proxy can resolve its name",
-        ))
+        Trouble::Lost(Reason::new(why, "check that the broker runs, and that the proxy can resolve its name"))
     }
 
     /// The next header, up to its empty line.

@@ -78,7 +78,7 @@ fn once(bench: &mut Bench<'_>, system: &System, rate: u64, lines: u64) -> (Vec<(
     (figures, note)
 }
 
-/// Of the lines in `range` that arrived, in milliseconds, sorted.
+/// Latencies of the lines in `range` that arrived, in milliseconds, sorted.
 pub fn latencies(times: &[AtomicU64], written: &[u64], range: std::ops::Range<u64>) -> Vec<f64> {
     let mut delays: Vec<f64> = range
         .map(|n| (times[n as usize].load(Ordering::Relaxed), written[n as usize]))

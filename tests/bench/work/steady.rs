@@ -1,5 +1,5 @@
-//! (s) 10 MB/s of lines of 512 bytes for a minute, into Kafka without TLS: the point of which LoongCollector publishes CPU
-//! and memory.
+//! (s) 10 MB/s of lines of 512 bytes for a minute, into Kafka without TLS: the load for which LoongCollector publishes
+//! its CPU and memory use.
 
 use super::{
     Bench, Work,
@@ -10,7 +10,7 @@ use crate::plan::Plan;
 pub const WORK: Work = Work { letter: 's', settings, takes, round };
 
 const WIDTH: usize = 512;
-/// Of 513 bytes, with the line's end.
+/// Lines per second, of 513 bytes with the line feed.
 const RATE: u64 = 19_493;
 
 fn seconds(plan: &Plan) -> u64 {

@@ -1,5 +1,5 @@
 //! (t) A trickle: what an edge box does all day. CPU, wake-ups, bytes on the wire and latency at steady rates, with and
-//! without TLS, as programs do by default and when they may gather lines for a second. Bytes count from the program's
+//! without TLS, with the defaults of each program and with up to a second of batching. Bytes count from the program's
 //! start to its last line, in both directions and with all headers, from the counters of a veth interface: each program
 //! runs in a network namespace. CPU and wake-ups begin a second after the start.
 
@@ -37,9 +37,9 @@ pub struct Cell {
     pub alone: bool,
 }
 
-/// What starting and stopping a program, its topic and its consumer take besides, about.
+/// Approximate extra time to start and stop a program, its topic and its consumer.
 const OVERHEAD_S: u64 = 6;
-/// Lines of the first seconds have no part in the latency.
+/// Lines of the first seconds do not count in the latency.
 const WARM_S: u64 = 2;
 
 impl Cell {

@@ -11,7 +11,7 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// `name` as in the script's head.
+    /// `name`: as in the head of the script.
     #[track_caller]
     pub fn start(name: &str, topics: &[&str]) -> Foreign {
         limit_the_suite();

@@ -29,12 +29,12 @@ pub struct NetNs {
     pub name: String,
     /// This end's interface.
     veth: String,
-    /// This end's address: where programs in the namespace reach what listens on all addresses here.
+    /// This end's address: programs in the namespace reach servers that listen on all addresses here at it.
     pub host: String,
 }
 
 impl NetNs {
-    /// Whether this user may make one.
+    /// Whether this user may create one.
     pub fn is_possible() -> bool {
         rustix::process::geteuid().is_root() && run("ip", &["netns", "list"]).is_ok()
     }

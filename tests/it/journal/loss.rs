@@ -31,7 +31,7 @@ pub fn numbered_file(folder: &Folder, name: &str, word: &str, numbers: &[u64]) {
     folder.rename("being-made.journal", &format!("journal/{name}"));
 }
 
-/// The ways in which a file's bytes vanish under a reader that has it open.
+/// How the contents of a file vanish while a reader has it open.
 #[derive(Clone, Copy, Debug)]
 enum Vacuum {
     Punched,
@@ -113,7 +113,7 @@ fn between_the_entries_of_another_file() {
 }
 
 /// Vacuumed while no broker answers, with restarts before and after the agent sees it. Fails when a restart counts the loss
-/// again or forgets it, when the agent crashes, or when entries that are there do not arrive once.
+/// again or forgets it, when the agent crashes, or when existing entries do not arrive exactly once.
 #[test]
 fn while_the_broker_is_down() {
     let broker = Broker::own(Version::V44);
@@ -147,7 +147,7 @@ fn while_the_broker_is_down() {
 }
 
 /// Fails when files of a journal in memory, which a reboot empties, are waited for, count as lost, keep the new ones from being
-/// read, or when losses are not counted any more because the numbers begin again.
+/// read, or when losses are no longer counted because the numbers restart.
 #[test]
 fn a_journal_in_memory_after_a_reboot() {
     let folder = with_journal("");
@@ -196,7 +196,7 @@ fn a_file_that_may_not_be_read() {
     set_mode("journal/being-moved", 0o644);
     folder.rename("journal/being-moved", "journal/system.journal");
     agent.wait_lines(4);
-    pause(millis(700)); // more than it takes to look at a gap again
+    pause(millis(700)); // longer than the confirmation of a gap takes
     assert_eq!(lost(&folder), 0);
     agent.stop().expect_code(0);
 }

@@ -78,7 +78,7 @@ fn a_folder_that_appears_later() {
     assert_eq!(lost(&folder), 0);
 }
 
-/// Fails when the journal is not polled where inotify has no instance left.
+/// Fails when the journal is not polled if no inotify instance is left.
 #[test]
 fn without_inotify() {
     let folder = with_journal("");
@@ -95,8 +95,8 @@ fn without_inotify() {
     agent.stop().expect_code(0);
 }
 
-/// One record of 60 KB among 500, where the topic accepts 20 KB. Fails when it stops the journal, takes others along, or is not
-/// a dead letter.
+/// One record of 60 KB among 500, where the topic accepts 20 KB. Fails when it stops the journal, when other records
+/// are rejected with it, or when it is not a dead letter.
 #[test]
 fn a_record_that_the_broker_refuses() {
     let broker = Broker::shared(Version::V44);

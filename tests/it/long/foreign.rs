@@ -18,7 +18,7 @@ fn config(folder: &Folder, server: &Foreign, topic: &str, delivery: &str, codec:
     folder.write("c.toml", text);
 }
 
-/// 100,000 lines with a rotation between them; gives what the agent said.
+/// 100,000 lines with a rotation between them; returns the agent's log.
 #[track_caller]
 fn main_job(server: &Foreign, topic: &str, delivery: &str, codec: &str) -> String {
     let (folder, lines) = (Folder::new(), Lines::new("f", 0..LINES));
