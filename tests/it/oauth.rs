@@ -416,7 +416,7 @@ fn a_clock_that_is_an_hour_ahead() {
     let library = Command::new("faketime").args(["-f", "+1h", "printenv", "LD_PRELOAD"]).output().unwrap();
     let library = String::from_utf8(library.stdout).unwrap();
     let ahead = |setup: Setup| {
-        let setup = setup.env("LD_PRELOAD", library.trim()).env("FAKETIME", "+1h");
+        let setup = setup.dynamic().env("LD_PRELOAD", library.trim()).env("FAKETIME", "+1h");
         setup.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").start()
     };
     let server = OauthServer::start(broker, "");

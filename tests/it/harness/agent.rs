@@ -147,6 +147,22 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// Runs the program that cargo built for the tests, also where `LOGAGENT_BIN` is set: a preloaded library has no effect
+    /// on a static program.
+    pub fn dynamic(mut self) -> Setup {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_logagent"));
+        command.args(self.command.get_args());
+        self.command.get_current_dir().into_iter().for_each(|dir| _ = command.current_dir(dir));
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.command = command;
+        self
+    }
+
     /// Starts with these descriptors, as systemd passes its store: from 3 upwards, announced in the environment.
     pub fn given(mut self, store: Vec<(String, OwnedFd)>) -> Setup {
         let names: Vec<&str> = store.iter().map(|(name, _)| name.as_str()).collect();
