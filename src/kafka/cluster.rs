@@ -37,6 +37,9 @@ struct KnownTopic {
     reported: Option<TopicView>,
     asked: Option<Instant>,
     next: Instant,
+    /// All is well, and no batch was sent since that answer: `next` does not count. Refreshing the metadata of topics without
+    /// traffic would wake an idle agent and its connection for nothing (as in KIP-526).
+    unused: bool,
     pace: Duration,
 }
 
@@ -72,6 +75,7 @@ impl Cluster {
             reported: None,
             asked: None,
             next: now,
+            unused: false,
             pace: QUICKEST,
         });
         known.reported.clone()
@@ -82,6 +86,14 @@ impl Cluster {
         if let Some(known) = self.topics.get_mut(topic) {
             let soon = known.asked.map_or(now, |asked| (asked + QUICKEST).max(now));
             known.next = known.next.min(soon);
+            known.unused = false;
+        }
+    }
+
+    /// A batch of this topic is sent: its metadata is refreshed once it is old enough.
+    pub fn used(&mut self, topic: &Topic) {
+        if let Some(known) = self.topics.get_mut(topic) {
+            known.unused = false;
         }
     }
 
@@ -95,11 +107,11 @@ impl Cluster {
 
     /// The topics to request now.
     pub fn due(&self, now: Instant) -> Vec<Topic> {
-        self.topics.iter().filter(|(_, k)| k.next <= now).map(|(t, _)| t.clone()).collect()
+        self.topics.iter().filter(|(_, k)| !k.unused && k.next <= now).map(|(t, _)| t.clone()).collect()
     }
 
     pub fn next_due(&self) -> Option<Instant> {
-        self.topics.values().map(|k| k.next).min()
+        self.topics.values().filter(|k| !k.unused).map(|k| k.next).min()
     }
 
     /// Processes an answer; returns the changed views for the core.
@@ -131,6 +143,7 @@ impl Cluster {
                     .leaders
                     .values()
                     .all(|l| self.nodes.contains_key(&l.node) && !self.down.contains_key(&l.node));
+            known.unused = well;
             if well {
                 (known.pace, known.next) = (QUICKEST, now + self.age);
             } else {
@@ -342,9 +355,26 @@ mod tests {
             views.into_iter().next().map(|v| (v.partitions, v.available))
         }
 
-        fn waits(&self) -> u128 {
+        /// Until the next request for a topic that is in use, in ms.
+        fn waits(&mut self) -> u128 {
+            self.c.used(&self.t.clone());
             self.c.next_due().unwrap().saturating_duration_since(self.now).as_millis()
         }
+    }
+
+    /// Fails when the metadata of a topic without traffic is refreshed, or that of one in use or in doubt is not.
+    #[test]
+    fn topics_without_traffic_are_not_asked_for() {
+        let mut a = At::new();
+        a.learn(&[1], 0, &[(0, 1, 5)]);
+        let later = a.now + Duration::from_secs(3600);
+        assert_eq!((a.c.next_due(), a.c.due(later)), (None, vec![]));
+        a.c.used(&a.t.clone());
+        assert_eq!(a.c.due(later), [a.t.clone()]);
+        a.learn(&[1], 0, &[(0, 1, 5)]);
+        assert_eq!(a.c.due(later), []);
+        a.c.stale(&a.t.clone(), a.now);
+        assert!(a.c.next_due().is_some_and(|at| at <= a.now + QUICKEST));
     }
 
     /// Fails when a partition without a leader, or one led by a broker that is unknown or down, counts as available.
@@ -465,7 +495,8 @@ mod tests {
         for _ in 0..8 {
             a.learn(&[1], 3, &[]);
             waits.push(a.waits());
-            a.now += Duration::from_millis(a.waits() as u64);
+            let waits = a.waits();
+            a.now += Duration::from_millis(waits as u64);
         }
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         a.learn(&[1], 0, &[(0, -1, 0)]);

@@ -632,6 +632,10 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     let board = Arc::new(Board::default());
     let mut f = Feeder::with(start(options, board.clone()).unwrap());
     f.available(&[0]);
+    // Metadata is refreshed only for topics in use.
+    f.send(one(0, 0));
+    peers.next().answer_all(0);
+    f.done();
     peers.kill(1);
     peers.kill(2);
     let bootstrap = || board.brokers()["bootstrap"].clone();
