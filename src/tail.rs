@@ -385,13 +385,16 @@ impl Tail<'_> {
     /// Reads what was appended, if that is all that happened; otherwise looks at everything.
     fn next_step(&mut self, now: Instant, slot: &WakeSlot, woken: WakeReasons) -> Result<Step, Halt> {
         self.noticed = woken.modified.unwrap_or(now);
-        if !woken.more_than_modified()
+        // Some file systems report only the writes of this machine.
+        let hints = slot.hints.load(Relaxed);
+        if hints
+            && !woken.more_than_modified()
             && let Some(step) = self.read_appended(now)?
         {
             return Ok(step);
         }
         slot.looks.fetch_add(1, SeqCst);
-        let step = self.step(now, slot.hints.load(Relaxed));
+        let step = self.step(now, hints);
         slot.looks.fetch_add(1, SeqCst);
         step
     }
@@ -422,7 +425,7 @@ impl Tail<'_> {
             return Ok(Some(Step::Wait(wait)));
         }
         let done = self.is_steady() && matches!(&self.open[..], [open] if !open.unread() && !open.rest());
-        Ok(Some(if done { Step::Wait(IDLE) } else { Step::Read(0) }))
+        Ok(Some(if done { Step::Wait(self.between_looks(true)) } else { Step::Read(0) }))
     }
 
     /// Nothing is going on but that lines are appended to the live file.
@@ -438,13 +441,10 @@ impl Tail<'_> {
     /// Reads the next chunk of a file, unless that must wait; then says how long.
     fn read_if_allowed(&mut self, i: usize, now: Instant) -> Result<Option<Duration>, Halt> {
         self.turn = self.turn.wrapping_add(1);
-        let mut wait = self.letters_wait(now);
-        if wait.is_none() {
-            wait = self.rate_wait(now);
-            if wait.is_some() {
-                self.stuck(Some("the rate limit"));
-            }
-        }
+        let wait = match self.letters_wait(now) {
+            None => self.rate_wait(now),
+            wait => wait,
+        };
         match wait {
             Some(_) => self.open[i].prove()?,
             None => self.read(i, Rest::Waits)?,
@@ -698,9 +698,12 @@ impl Tail<'_> {
         }
     }
 
-    fn rate_wait(&self, now: Instant) -> Option<Duration> {
+    /// How long to wait for the rate limit.
+    fn rate_wait(&mut self, now: Instant) -> Option<Duration> {
         self.o.rate?;
-        Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())
+        let wait = Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())?;
+        self.stuck(Some("the rate limit"));
+        Some(wait)
     }
 
     /// Shows why reading is paused, whenever the reason changes.

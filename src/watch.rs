@@ -267,9 +267,9 @@ impl<'a> Watch<'a> {
     fn wait(&mut self, inbox: &ControlInbox) {
         let now = Instant::now();
         let walk = if self.dirty { self.walked + CALM.max(self.walk_cost * 20) } else { self.next_walk };
-        let until = [Some(walk), self.names.due(), self.contents.due()].into_iter().flatten();
-        let left = until.min().unwrap_or(self.next_walk).min(self.next_walk).saturating_duration_since(now);
-        let left = (left + Duration::from_millis(1)).min(self.longest);
+        let due = [self.names.due(), self.contents.due()].into_iter().flatten();
+        let until = due.fold(walk.min(self.next_walk), Instant::min);
+        let left = (until.saturating_duration_since(now) + Duration::from_millis(1)).min(self.longest);
         // A queue that is read at intervals is not polled.
         let names = self.watches.names_fd().filter(|_| self.names.due().is_none());
         let contents = self.watches.contents_fd().filter(|_| self.contents.due().is_none());
