@@ -4,7 +4,6 @@
 //! An answer is read up to its last byte and no further, because what follows comes from the broker.
 
 use super::secret;
-use crate::base64;
 use crate::error::Reason;
 use crate::kafka::net::connection::Trouble;
 use crate::kafka::protocol::messages::text;
@@ -249,22 +248,15 @@ fn not_a_proxy(kind: &str) -> Trouble {
 }
 
 fn connect_request(broker: &str, login: Option<Login<'_>>) -> Zeroizing<Vec<u8>> {
-    let mut request = Zeroizing::new(format!("CONNECT {broker} HTTP/1.1\r\nHost: {broker}\r\n").into_bytes());
-    if let Some((user, password)) = login {
-        let mut pair = Zeroizing::new(Vec::with_capacity(user.len() + 1 + password.len()));
-        pair.extend_from_slice(user.as_bytes());
-        pair.push(b':');
-        pair.extend_from_slice(&password);
-        let pair = Zeroizing::new(base64::encode(&pair));
-        // All at once: a growing vector leaves copies behind.
-        let mut whole = Zeroizing::new(Vec::with_capacity(request.len() + pair.len() + 40));
-        for part in [&request[..], b"Proxy-Authorization: Basic ", pair.as_bytes(), b"\r\n"] {
-            whole.extend_from_slice(part);
+    let request = format!("CONNECT {broker} HTTP/1.1\r\nHost: {broker}\r\n");
+    match login {
+        None => Zeroizing::new([request.as_bytes(), b"\r\n"].concat()),
+        Some((user, password)) => {
+            let pair = secret::basic(user.as_bytes(), &password);
+            let head: &[u8] = b"Proxy-Authorization: Basic ";
+            secret::joined(&[request.as_bytes(), head, pair.as_bytes(), b"\r\n\r\n"])
         }
-        request = whole;
     }
-    request.extend_from_slice(b"\r\n");
-    request
 }
 
 /// The status code of an HTTP answer, and its line as it is shown.

@@ -1,6 +1,7 @@
 //! Reads files with keys, certificates and passwords: in full at each connect, within size limits, and wiped after
 //! use.
 
+use crate::base64;
 use crate::error::Reason;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -62,6 +63,11 @@ pub fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     let mut all = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
     parts.iter().for_each(|part| all.extend_from_slice(part));
     all
+}
+
+/// User name and password as HTTP's Basic credentials (RFC 7617).
+pub fn basic(user: &[u8], password: &[u8]) -> Zeroizing<String> {
+    Zeroizing::new(base64::encode(&joined(&[user, b":", password])))
 }
 
 /// Text from a peer, as shown to the operator: one line of at most 300 characters, and none of it if it echoes the

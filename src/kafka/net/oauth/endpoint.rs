@@ -3,7 +3,6 @@
 use super::http::{self, HttpAnswer};
 use super::url::TokenUrl;
 use super::{TOO_SHORT, Token, field, jwt, left_of, seconds};
-use crate::base64;
 use crate::error::Reason;
 use crate::kafka::net::connection::{self, Trouble};
 use crate::kafka::net::secret::{self, PASSWORD_MOST};
@@ -85,8 +84,7 @@ impl TokenEndpoint {
         let scope = self.scope.as_ref().map(|scope| ["&scope=".into(), encoded(scope.as_bytes())].concat());
         let form = ["grant_type=client_credentials", scope.as_deref().unwrap_or_default()].concat();
         let secret = Zeroizing::new(encoded(secret));
-        let pair = secret::joined(&[encoded(self.client_id.as_bytes()).as_bytes(), b":", secret.as_bytes()]);
-        let basic = Zeroizing::new(base64::encode(&pair));
+        let basic = secret::basic(encoded(self.client_id.as_bytes()).as_bytes(), secret.as_bytes());
         let head = format!(
             "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: logagent\r\nAccept: application/json\r\nConnection: close\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\nAuthorization: Basic ",
