@@ -14,23 +14,13 @@ fn refuses(versions: std::ops::RangeInclusive<i16>, how: Reply) -> Scripted {
     kafka
 }
 
-/// Writes `c.toml` for `f.log`, with these lines in `[kafka]`.
-fn config(folder: &Folder, brokers: &str, topic: &str, kafka: &str) {
-    let (state, log) = (folder.path("state"), folder.path("f.log"));
-    let text = format!(
-        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{brokers:?}]\ntopic = {topic:?}\n{kafka}\n\
-         [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n"
-    );
-    folder.write("c.toml", text);
-}
-
 /// Sends 500 lines by `run --once` with these lines in `[kafka]`.
 #[track_caller]
 fn delivers(kafka: &Scripted, how: &str) -> Done {
     let folder = Folder::new();
     let lines = Lines::new("f", 0..500);
     folder.write("f.log", lines.bytes());
-    config(&folder, &kafka.address(), "t", how);
+    folder.write_config(&kafka.address(), "t", how);
     let done = folder.agent_line("run -c c.toml --once").run_for(PATIENT).expect_code(0);
     Delivered::of(kafka.stored("t")).assert_at_least_once(&[&lines]);
     done
@@ -71,7 +61,7 @@ fn auto_leaves_the_old_requests_when_the_broker_is_replaced() {
     kafka.versions(&[(0, 0, 2), (1, 0, 3), (3, 0, 2), (18, 0, 0)]);
     let folder = Folder::new();
     folder.write("f.log", "one\n");
-    config(&folder, &kafka.address(), "t", "");
+    folder.write_config(&kafka.address(), "t", "");
     let agent = folder.agent_line("run -c c.toml").start();
     agent.wait_log("driver classic", SOON);
     wait_until(PATIENT, "the first line", || kafka.stored("t").len() == 1);
@@ -90,7 +80,7 @@ fn without_acks_lines_to_a_closing_server_are_not_delivered() {
         let kafka = refuses(0..=20, Reply::Close);
         let folder = Folder::new();
         folder.write("f.log", Lines::new("f", 0..500).bytes());
-        config(&folder, &kafka.address(), "t", &format!("acks = 0\ndriver = {driver:?}"));
+        folder.write_config(&kafka.address(), "t", &format!("acks = 0\ndriver = {driver:?}"));
         let mut agent = folder.agent_line("run -c c.toml --once").spawn();
         wait_until(PATIENT, "it is retried repeatedly", || {
             agent.ended().is_some() || kafka.count(Api::Produce) >= 4
@@ -113,7 +103,7 @@ fn a_topic_of_an_old_message_format() {
     let said = agent.wait_log("UNSUPPORTED_FOR_MESSAGE_FORMAT", SOON);
     assert!(said.contains("acks = 1") && said.contains("message.format.version"), "{said}");
     agent.stop();
-    config(&folder, &broker.address, &topic.name, "driver = \"modern\"\nacks = 1");
+    folder.write_config(&broker.address, &topic.name, "driver = \"modern\"\nacks = 1");
     folder.agent_line("run -c c.toml --once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
     let folder = Folder::new();
@@ -159,7 +149,7 @@ fn a_refused_login_is_not_retried_at_once() {
     folder.write("f.log", "one\n");
     let password = folder.write("password", "p");
     let sasl = format!("sasl = {{ mechanism = \"PLAIN\", username = \"u\", password_file = {password:?} }}");
-    config(&folder, &kafka.address(), "t", &sasl);
+    folder.write_config(&kafka.address(), "t", &sasl);
     let _agent = folder.agent_line("run -c c.toml").start();
     wait_until(PATIENT, "a second login", || kafka.count(Api::SaslAuthenticate) >= 2);
     let at: Vec<_> =

@@ -104,16 +104,6 @@ fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
 const ALL: [(Kind, bool); 4] =
     [(Kind::Tinyproxy, false), (Kind::Tinyproxy, true), (Kind::Microsocks, false), (Kind::Microsocks, true)];
 
-/// Writes `c.toml` for `f.log`; `kafka` holds further keys and tables of `[kafka]`.
-fn config(folder: &Folder, brokers: &str, topic: &str, kafka: &str) {
-    let (state, log) = (folder.path("state"), folder.path("f.log"));
-    let text = format!(
-        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{brokers:?}]\ntopic = {topic:?}\n{kafka}\n\
-         [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n"
-    );
-    folder.write("c.toml", text);
-}
-
 /// TLS and SASL run inside the tunnel. Fails when the certificate is checked against the proxy's name, when a login is sent wrongly, or when `check --connect` has no step for the proxy.
 #[test]
 fn each_proxy_delivers_every_line_once() {
@@ -126,7 +116,7 @@ fn each_proxy_delivers_every_line_once() {
         folder.write("f.log", lines.bytes());
         let security = format!("{}{}", tls(broker), sasl(&folder, "PLAIN", ALICES));
         let kafka = proxy.keys(&folder, PASSWORD) + &security;
-        config(&folder, &broker.listener("sasltls"), &topic.name, &kafka);
+        folder.write_config(&broker.listener("sasltls"), &topic.name, &kafka);
         let checked = folder.agent_line("check --connect -c c.toml").run_for(PATIENT).expect_code(0);
         let said = String::from_utf8(checked.stdout).unwrap();
         assert!(said.contains("ok       proxy (") && said.contains(" connects to 127.0.0.1:"), "{said}");
@@ -146,7 +136,7 @@ fn comes_and_goes(kind: Kind, login: bool) {
     let broker = Broker::shared(Version::V39);
     let mut proxy = Running::start(kind, login);
     let (folder, topic) = (Folder::new(), broker.topic(1));
-    config(&folder, &broker.address, &topic.name, &proxy.keys(&folder, PASSWORD));
+    folder.write_config(&broker.address, &topic.name, &proxy.keys(&folder, PASSWORD));
     let mut agent = folder.agent_line("run -c c.toml").start();
     let writer = Writer::steady(folder.path("f.log"), "f", 100);
     topic.wait_count(200);
@@ -211,7 +201,7 @@ fn wrong_configs_say_what_to_do() {
         (format!("proxy = \"socks5h://{}\"", broker.address), "proxy", "no answer in "),
         (none, "TCP 127.0.0.1:1", "connection refused; start the proxy there"),
     ] {
-        config(&folder, &broker.address, &topic.name, &kafka);
+        folder.write_config(&broker.address, &topic.name, &kafka);
         let done = folder.agent_line("check --connect -c c.toml").run_for(PATIENT).expect_code(1);
         let text = String::from_utf8(done.stdout).unwrap();
         let failed = text.lines().find(|line| line.starts_with("failed")).unwrap_or_default();
@@ -243,7 +233,7 @@ fn refused_at_start() {
             "PLAIN without TLS would send the password in the clear",
         ),
     ] {
-        config(&folder, "localhost:9092", "t", kafka);
+        folder.write_config("localhost:9092", "t", kafka);
         for command in ["run", "check", "check --show"] {
             let done = folder.agent_line(&format!("{command} -c c.toml")).run().expect_code(78);
             assert!(
@@ -299,7 +289,7 @@ fn the_proxy_resolves_the_names_of_all_brokers() {
     let folder = Folder::new();
     folder.write("f.log", "a line\n");
     let first = format!("kafka.invalid:{}", kafka.node_address(1).port());
-    config(&folder, &first, "t", &format!("proxy = \"http://127.0.0.1:{port}\""));
+    folder.write_config(&first, "t", &format!("proxy = \"http://127.0.0.1:{port}\""));
     let leader = kafka.node_address(2).to_string();
     for command in ["run --once -c c.toml", "send -c c.toml word", "check --connect -c c.toml"] {
         asked.lock().unwrap().clear();

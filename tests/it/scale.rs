@@ -255,14 +255,7 @@ fn a_trickle_that_may_linger() {
     kafka.topic("t", &[0]);
     let folder = Folder::quiet();
     folder.write("f.log", b"");
-    let config = format!(
-        "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\ndriver = \"modern\"\nlinger = \"1s\"\n\
-         [[files]]\npaths = [{:?}]\n",
-        folder.path("state"),
-        kafka.address(),
-        folder.path("f.log")
-    );
-    folder.write("c.toml", config);
+    folder.write_config(&kafka.address(), "t", "driver = \"modern\"\nlinger = \"1s\"");
     let mut agent = folder.agent_line("run -c c.toml").start();
     pause(secs(2)); // the first save, and the connection
     let switches = agent.switches();

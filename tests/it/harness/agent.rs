@@ -77,6 +77,15 @@ impl Folder {
         fs::write(&path, bytes).unwrap();
         path
     }
+    /// Writes `c.toml` for `f.log`, from its beginning; `kafka` holds further keys and tables of `[kafka]`.
+    pub fn write_config(&self, brokers: &str, topic: &str, kafka: &str) {
+        let (state, log) = (self.path("state"), self.path("f.log"));
+        let text = format!(
+            "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{brokers:?}]\ntopic = {topic:?}\n{kafka}\n\
+             [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n"
+        );
+        self.write("c.toml", text);
+    }
     /// One `write(2)` with `O_APPEND`, as loggers do; creates the file if it does not exist.
     pub fn append(&self, name: &str, bytes: impl AsRef<[u8]>) {
         let mut file = fs::OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap();
