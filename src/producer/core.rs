@@ -189,6 +189,11 @@ impl<'b> Core<'b> {
         self.pending_acks.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
     }
 
+    /// Every line is in flight, and more may come.
+    pub fn waits_for_no_answer(&self) -> bool {
+        !self.closing && self.next.is_none() && self.queues.iter().all(TopicQueue::is_in_flight)
+    }
+
     /// Something is left, but nothing is in flight.
     pub fn is_stuck(&self) -> bool {
         let waits = self.is_used_up() && self.queues.iter().all(|queue| queue.in_flight() == 0);
