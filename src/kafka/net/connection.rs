@@ -17,7 +17,7 @@ use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::kafka::protocol::wire::Malformed;
-use crate::report::network::SocketBytes;
+use crate::traffic::SocketBytes;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
