@@ -1,5 +1,5 @@
-//! One connection in use: builds requests from waiting batches, up to five in flight, and reads answers as they
-//! arrive. Each batch is returned with its verdict; when the connection is lost, all are returned.
+//! One connection in use: builds requests from waiting batches, up to five in flight, and reads answers, at once if a
+//! line waits for them. Each batch is returned with its verdict; when the connection is lost, all are returned.
 
 mod answers;
 
