@@ -247,6 +247,12 @@ impl Report {
     fn metrics(&mut self, config: &Config) {
         let Some(file) = &config.textfile else { return };
         self.line("metrics", &shown(file));
+        if file.is_dir() {
+            self.warn(format!(
+                "textfile: {} is a folder; name a file in it, such as logagent.prom",
+                shown(file)
+            ));
+        }
         if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
             self.warn(format!(
                 "textfile: there is no folder {}; create it for the agent's user",

@@ -28,6 +28,8 @@ pub struct Visit<'a> {
     /// If empty, only the versions are checked.
     pub topics: &'a [PlannedLoad<'a>],
     pub speaks: Speaks,
+    /// The partition that all lines go to.
+    pub fixed: Option<i32>,
     /// Exactly-once: `DescribeProducers` and the right to read are needed too.
     pub once: bool,
     /// Batches will get producer ids, if the broker assigns them.
@@ -343,10 +345,11 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
             format!("it supports Produce up to {most}, the modern driver needs 3 to 12"),
             "set driver = \"auto\" or \"classic\"",
         )),
-        (_, false, false) => {
-            Err(format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
-                .into())
-        }
+        (_, false, false) => Err(match found.produce_max {
+            ..0 => Reason::new("it accepts no records, as a controller does not", "use a broker's port"),
+            _ => format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
+                .into(),
+        }),
         _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
     }
 }

@@ -205,7 +205,7 @@ impl Cluster {
     /// The broker for a partition's batches, or why there is none.
     pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
         let Some(known) = self.topics.get(topic) else {
-            return Err((Pace::Backoff, format!("topic {topic} was never requested")));
+            return Err((Pace::Backoff, "it was never requested".into()));
         };
         match known.leaders.get(&partition) {
             Some(l) if self.down.contains_key(&l.node) => {
@@ -218,12 +218,18 @@ impl Cluster {
                     errors::Fate::Retry(Pace::Blocked) => Pace::Blocked,
                     _ => Pace::Backoff,
                 };
-                Err((pace, format!("topic {topic}: {}", errors::text(known.error, ""))))
+                Err((pace, errors::text(known.error, "")))
             }
-            Some(_) => Err((Pace::Backoff, format!("partition {topic}/{partition} has no leader"))),
+            Some(_) => Err((Pace::Backoff, "it has no leader".into())),
             None if known.asked.is_none() => Err((Pace::Backoff, "the cluster is not known yet".into())),
-            None => Err((Pace::Backoff, format!("topic {topic} has no partition {partition}"))),
+            None => Err((Pace::Backoff, errors::no_partition(known.leaders.len()).to_string())),
         }
+    }
+
+    /// The error in the last answer about a topic.
+    pub fn trouble(&self, topic: &Topic) -> Option<String> {
+        let known = self.topics.get(topic).filter(|known| known.error != 0)?;
+        Some(errors::text(known.error, ""))
     }
 
     pub fn node(&self, id: i32) -> Option<&Node> {
