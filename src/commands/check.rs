@@ -281,6 +281,12 @@ impl Report {
                 self.line("", &format!("  {}: missing, and must_exist is set", missing));
             }
         }
+        let own = ["message", "host", "path", "offset", "time", "invalid_utf8"];
+        for (name, _) in source.fields.iter().filter(|(name, _)| own.contains(&name.as_str())) {
+            self.warn(format!(
+                "fields.{name}: every object has a field of this name, and consumers see only one of the two; rename it"
+            ));
+        }
         for (folder, why) in found::refused(source) {
             self.warn(format!("nothing in {} is read: {why}", shown(&folder)));
         }
