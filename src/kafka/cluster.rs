@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
         assert!(a.c.route(&a.t, 1).unwrap_err().1.contains("no leader"));
-        assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("no partition 7"));
+        assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("and not this one"));
         assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].available, [0, 5]);
         assert!(
             a.c.want(a.t.clone(), a.now).is_some_and(|v| v.available == [0, 5]),
