@@ -208,7 +208,7 @@ fn an_answer_that_no_line_waits_for_wakes_no_thread() {
     assert!(d.client.wake().unwrap() <= Instant::now() + ANSWERS_MAY_WAIT);
     d.step(true, 0);
     assert_eq!(d.verdicts().len(), 1);
-    // Somebody waits for it.
+    // A line waits for it.
     d.send(&peers, false).answer_all(0);
     assert!(d.step(false, 5000));
     d.step(true, 0);
