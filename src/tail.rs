@@ -70,6 +70,7 @@ use shelf::{Absent, Shelved};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
@@ -290,6 +291,9 @@ struct Tail<'a> {
     absent: Vec<Absent>,
     /// A sibling was no longer at its listed name.
     moved: bool,
+    /// The file that was opened at the path and is about to be read. Meanwhile it may be renamed, compressed and deleted,
+    /// so only this descriptor shows that its bytes are taken.
+    held: Option<Arc<File>>,
     /// A sibling that cannot be read for lack of permission.
     denied: Option<PathBuf>,
     /// Rotated files that are not open because the limit of open files is reached. Oldest first; they are newer than the
@@ -370,6 +374,7 @@ impl<'a> Tail<'a> {
             history: None,
             absent: Vec::new(),
             moved: false,
+            held: None,
             denied: None,
             shelf: VecDeque::new(),
             restarted: None,
@@ -493,7 +498,7 @@ impl Tail<'_> {
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             let _decides = decides()?;
-            self.catch_up(None)?;
+            self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
         self.outlive(at_path, &seen);

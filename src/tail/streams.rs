@@ -89,7 +89,7 @@ impl Tail<'_> {
             }
         };
         self.path_again = None;
-        self.catch_up(Some(&file))?;
+        self.holding(Some(&file), Self::catch_up)?;
         self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
@@ -111,7 +111,7 @@ impl Tail<'_> {
         if has_bytes_of && self.start_reading_live(file.try_clone()?, &look, entry.clone())? {
             return Ok(());
         }
-        self.rewritten(entry)?;
+        self.holding(Some(&file), |tail| tail.rewritten(entry))?;
         self.read_rewritten(file, &look)
     }
 
