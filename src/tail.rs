@@ -85,6 +85,17 @@ pub enum Start {
     Offset(u64),
 }
 
+impl Start {
+    /// The offset in a file of this size.
+    fn offset(self, size: u64) -> u64 {
+        match self {
+            Start::Beginning => 0,
+            Start::End => size,
+            Start::Offset(n) => n,
+        }
+    }
+}
+
 /// How much data of deleted files is kept open for unread lines.
 #[derive(Clone, Copy, Debug)]
 pub struct Hold {

@@ -11,7 +11,7 @@ use super::known::{Claim, Entry, StreamUse};
 use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{PathFile, Scope, SiblingAge, Survey, has_bytes_of, proof, second};
-use super::{Halt, Start, Tail, known};
+use super::{Halt, Tail, known};
 use crate::packed::packing;
 use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
 use log::{info, warn};
@@ -169,14 +169,9 @@ impl Tail<'_> {
                 self.note_as_read(old, file.as_ref().map(|(file, _)| file))?;
             }
         }
-        let offset = match self.o.start {
-            Start::Beginning => 0,
-            Start::End => look.size,
-            Start::Offset(n) => n,
-        };
         let since = self.since();
         self.holding(Some(&file), |tail| tail.unread_siblings(&since))?;
-        self.read_new(file, &look, offset)
+        self.read_new(file, &look, self.o.start.offset(look.size))
     }
 
     /// Files newer than this were created, and perhaps rotated, before the first look.

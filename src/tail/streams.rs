@@ -70,8 +70,7 @@ impl Tail<'_> {
 
     /// A new stream in `file`, starting at `offset`.
     pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
-        let offset = offset.min(look.size);
-        let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
+        let at = open::point_at(file, look, offset)?;
         let entry = Entry { at, ..self.known.begin(look, &self.o.path) };
         self.restarted = Some(entry.stream);
         Ok(entry)
