@@ -506,10 +506,11 @@ impl Tail<'_> {
             && !seen.iter().any(|s| s.truncated)
             && let Some(since) = self.copied_since
         {
-            let _decides = decides()?;
+            let deciding = decides()?;
             self.read_copies(since)?;
             self.copied_since = None;
-            return Ok(Step::Wait(Duration::ZERO));
+            drop(deciding);
+            return self.step(now, hints); // their lines come before those of the live file
         }
         self.outlive(at_path, &seen);
         let patience = Patience {
