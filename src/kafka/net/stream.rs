@@ -1,7 +1,7 @@
 //! The byte stream of a connection: a non-blocking socket, plain or inside TLS. `tls.rs` makes the handshake.
 
 use crate::kafka::net::tls;
-use crate::report::network::SocketBytes;
+use crate::traffic::SocketBytes;
 use rustls::ClientConnection;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
