@@ -75,7 +75,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Where to start reading a file that already exists when its source is first seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -295,6 +295,10 @@ struct Tail<'a> {
     now: Instant,
     /// Of the last look at everything.
     looked: Instant,
+    /// The clock at the last two looks at the open files, the older one first.
+    looks_at: [SystemTime; 2],
+    /// The live file was truncated after this time: what it held meanwhile may be in copies alone.
+    copied_since: Option<SystemTime>,
     /// When the bytes that are read now were noticed.
     noticed: Instant,
     /// Streams known when the first look began; that look may take several attempts.
@@ -380,6 +384,8 @@ impl<'a> Tail<'a> {
             free_at: now,
             now,
             looked: now,
+            looks_at: [SystemTime::now(); 2],
+            copied_since: None,
             noticed: now,
             stuck: None,
             history: None,
@@ -512,6 +518,16 @@ impl Tail<'_> {
             self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
+        if at_path == AtPath::Live
+            && !seen.iter().any(|s| s.truncated)
+            && let Some(since) = self.copied_since
+        {
+            let deciding = decides()?;
+            self.read_copies(since)?;
+            self.copied_since = None;
+            drop(deciding);
+            return self.step(now, hints); // their lines come before those of the live file
+        }
         self.outlive(at_path, &seen);
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
@@ -604,6 +620,8 @@ impl Tail<'_> {
     fn look_at_open(&mut self, now: Instant) -> Result<Vec<Seen>, Halt> {
         let mut seen = Vec::with_capacity(self.open.len());
         let mut held = 0;
+        let before = self.looks_at[1];
+        self.looks_at = [before, SystemTime::now()];
         for open in &mut self.open {
             let mut truncated = false;
             if let Some(file) = open.file() {
@@ -611,6 +629,10 @@ impl Tail<'_> {
                 let touched = look.modified != open.modified;
                 truncated =
                     look.size < open.size || touched && look.size == open.searched && !open.unchanged()?;
+                let was_empty = touched && look.size == 0;
+                if open.live && (truncated || was_empty) && self.o.until == Until::Stopped {
+                    self.copied_since.get_or_insert(before);
+                }
                 // If not handled now, the change must show up again at the next look.
                 if !truncated {
                     open.saw(&look, now);
@@ -650,6 +672,8 @@ impl Tail<'_> {
             Got::NoRoom => Ok(self.open[i].prove()?),
             Got::Nothing => Ok(()),
             Got::Changed => {
+                // The last look may have been after the truncation.
+                self.copied_since.get_or_insert(self.looks_at[0]);
                 let folder = self.folder.clone();
                 let _decides = decides(&folder, self.stop)?;
                 self.truncated(i)

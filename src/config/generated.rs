@@ -84,6 +84,7 @@ matches bytes.
 .TP
 glob
 * and ? stop at /, ** does not; [abc] and {a,b} work. A backslash escapes the next character.
+Names that begin with a dot match too. ** enters no symlinked folders.
 ";
 
 const PAGE_FOOT: &str = "\

@@ -17,7 +17,7 @@ use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Tail<'_> {
     /// The first look at the path. `Some`: repeat it after this time.
@@ -224,6 +224,15 @@ impl Tail<'_> {
         self.unread_siblings(&last)
     }
 
+    /// After a truncation: reads copies that were made since the last look. A log that is copied and truncated more than
+    /// once between two looks leaves lines that are in a copy alone. Older copies are not examined: one of a few lines
+    /// that was made before the last lines read cannot be told from new lines.
+    pub(super) fn read_copies(&mut self, since: SystemTime) -> Result<(), Halt> {
+        let since = (since - CLOCK_TICK).duration_since(UNIX_EPOCH).unwrap_or_default();
+        let born = Some((since.as_secs() as i64, since.subsec_nanos()));
+        self.unread_siblings(&Entry::of(Identity { born, ..Identity::default() }))
+    }
+
     /// Reads every unread sibling that is newer than `last`, oldest first.
     fn unread_siblings(&mut self, last: &Entry) -> Result<(), Halt> {
         self.listed(|tail| {
@@ -386,6 +395,9 @@ impl Tail<'_> {
         newer(look, *packed) || live.is_some_and(|live| clock_was_set_back(live) && older_than(live))
     }
 }
+
+/// The clock of file times may be this far behind: it advances with the kernel's timer interrupt (`CONFIG_HZ`, at least 100).
+const CLOCK_TICK: Duration = Duration::from_millis(20);
 
 /// How many recent known files a sibling is compared with. More than one, because a crash may have interrupted a
 /// rotation.

@@ -364,3 +364,31 @@ fn truncated_and_rotated_while_stopped() {
         Delivered::of(seen).assert_exactly_once(&[&part(100..100 + lines), &part(200..201)]);
     }
 }
+
+/// Copied and truncated two or more times between two looks, also while the file was empty at both. Fails when only
+/// the copy of the last lines read is looked for.
+#[test]
+fn copies_of_lines_never_seen_are_read() {
+    for read in [0, 10] {
+        let folder = Folder::new();
+        folder.write("f.log", part(0..read).bytes());
+        let mut agent = folder.agent_line(LIVE).start();
+        agent.wait_lines(read as usize);
+        pause(secs(1));
+        agent.pause();
+        for round in 1..4 {
+            folder.append("f.log", part(round * 100..round * 100 + 5).bytes());
+            std::fs::copy(folder.path("f.log"), folder.path(format!("f.log.{round}"))).unwrap();
+            truncate(&folder, 0);
+        }
+        agent.resume();
+        let seen = agent.wait_lines(read as usize + 15);
+        let rounds = [1, 2, 3].map(|round| part(round * 100..round * 100 + 5));
+        let all: Vec<Lines> = [part(0..read)].into_iter().chain(rounds).collect();
+        Delivered::of(seen).assert_exactly_once(&all.iter().collect::<Vec<_>>());
+        folder.append("f.log", "last\n");
+        agent.wait_lines(read as usize + 16);
+        agent.stop().expect_code(0);
+        assert_eq!(lost(&folder), 0);
+    }
+}
