@@ -414,6 +414,12 @@ impl Peek for Contents<'_> {
         Ok(head)
     }
 
+    fn sum(&mut self, i: usize) -> io::Result<Option<u32>> {
+        let packed = self.files[i].sibling.packed;
+        let Some((file, look)) = self.opened(i)? else { return Ok(None) };
+        Ok(self.known.unpacked.sum(&file, &look, packed).ok())
+    }
+
     fn is_own(&mut self, i: usize, j: usize) -> io::Result<bool> {
         let e = &self.entries[j];
         let Sibling { packed, look, .. } = &self.files[i].sibling;

@@ -4,10 +4,12 @@
 
 use super::gz::Gz;
 use super::identity::Look;
+use crate::packed::Packed;
 use crate::record::{Identity, Mark};
+use flate2::read::MultiGzDecoder;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub struct UnpackedCache {
     contents: Mutex<HashMap<AsItWas, UnpackedFile>>,
     changes: Mutex<HashMap<Identity, LastChange>>,
+    /// Of plain files too.
+    sums: Mutex<HashMap<AsItWas, u32>>,
 }
 
 /// Identity, size and modification time.
@@ -41,6 +45,18 @@ const MOST: usize = 1024;
 
 /// A file that has not changed for this long is no longer being compressed.
 const GROWS: Duration = Duration::from_secs(60);
+
+fn sum(mut content: impl Read) -> io::Result<u32> {
+    let (mut sum, mut buffer) = (0, vec![0; 64 << 10]);
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) => return Ok(sum),
+            Ok(n) => sum = crc32c::crc32c_append(sum, &buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
 
 impl UnpackedCache {
     fn lock(&self) -> MutexGuard<'_, HashMap<AsItWas, UnpackedFile>> {
@@ -94,6 +110,28 @@ impl UnpackedCache {
             return Ok(content.head);
         }
         Ok(self.look_into(file, look, content, span, also)?.head)
+    }
+
+    /// The crc32c of the whole content.
+    pub fn sum(&self, mut file: &File, look: &Look, packed: Packed) -> io::Result<u32> {
+        let key = (look.identity.clone(), look.size, look.modified);
+        let sums = || self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sum) = sums().get(&key) {
+            return Ok(*sum);
+        }
+        file.rewind()?;
+        let sum = match packed {
+            Packed::Plain => sum(file.take(look.size)),
+            _ => sum(MultiGzDecoder::new(BufReader::new(file))),
+        };
+        file.rewind()?;
+        let sum = sum?;
+        let mut all = sums();
+        if all.len() >= MOST {
+            all.clear();
+        }
+        all.insert(key, sum);
+        Ok(sum)
     }
 
     /// Whether the file was written so recently that it may still be growing. The wall clock only decides at the first look,

@@ -138,6 +138,9 @@ impl Peek for Table<'_> {
         let content = self.1[i].content.clone().unwrap_or_default();
         Ok(content[..content.len().min(Mark::SPAN)].to_vec())
     }
+    fn sum(&mut self, i: usize) -> io::Result<Option<u32>> {
+        Ok(self.1[i].content.as_deref().map(crc32c::crc32c))
+    }
     fn is_own(&mut self, i: usize, j: usize) -> io::Result<bool> {
         let s = &self.0[j].stream;
         let content = self.1[i].content.as_ref();
@@ -387,6 +390,15 @@ fn compressed() {
             vec![COPY(1), CONTINUES(1)],
         ),
         ("the same for an unknown log", vec![], vec![gz(3, &a), file(2, &a)], vec![ORIGINAL, New]),
+        (
+            "of the same length and with the same end, but different",
+            vec![],
+            vec![
+                gz(3, &[lines("x", 0, 1), a.clone()].concat()),
+                file(2, &[lines("y", 0, 1), a.clone()].concat()),
+            ],
+            vec![New, New],
+        ),
         (
             "in an unsupported format",
             vec![],
