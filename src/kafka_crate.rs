@@ -356,7 +356,7 @@ impl CrateWorker<'_> {
         drop(guard);
         match done {
             Ok(offset) => {
-                session.used(&leader, &self.outages.board.network.broker(&leader));
+                session.used(&leader, &self.outages.board.traffic.broker(&leader));
                 session.proven = true;
                 self.proven = true;
                 self.unproven.remove(&leader);

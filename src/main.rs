@@ -168,6 +168,7 @@ mod streams;
 mod sys;
 mod systemd;
 mod tail;
+mod traffic;
 mod wake_slot;
 mod waker;
 mod watch;

@@ -348,6 +348,7 @@ impl Loop<'_> {
         if !alive && self.events.is_empty() {
             return Err(Dead { why: "its worker has ended".into() });
         }
+        self.current.defer_answers(self.core.waits_for_no_answer(), now.at);
         let intents = self.intents.as_ref().and_then(|j| j.wake(now.at));
         Ok([wake, intents, self.current.driver().wake()].into_iter().flatten().min())
     }

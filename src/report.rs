@@ -9,13 +9,12 @@ mod from_json;
 pub mod live;
 pub mod log_throttle;
 pub mod metrics;
-pub mod network;
 pub mod snapshot;
 pub mod text;
 
 pub use crate::streams::{Progress, Totals};
 
-use network::Network;
+use crate::traffic::Traffic;
 
 use crate::budget::Budget;
 use crate::heartbeat::Heartbeats;
@@ -104,7 +103,7 @@ pub struct Board {
     state: Mutex<StateFolderTrouble>,
     topics: Mutex<BTreeMap<String, BrokerState>>,
     pub totals: Arc<Totals>,
-    pub network: Network,
+    pub traffic: Traffic,
     pub once: ExactlyOnceCounts,
     /// Set once, at start-up.
     pub budget: OnceLock<Arc<Budget>>,
@@ -127,7 +126,7 @@ impl Default for Board {
             topics: Mutex::default(),
             state: Mutex::default(),
             totals: Arc::default(),
-            network: Network::default(),
+            traffic: Traffic::default(),
             once: ExactlyOnceCounts::default(),
             budget: OnceLock::new(),
             sent_marks: OnceLock::new(),

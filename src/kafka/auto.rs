@@ -261,7 +261,7 @@ impl Chooser {
     /// The host's supported versions; `None` if it does not report them, like Kafka 0.9.
     fn visit(&self, host: &str) -> Result<Option<Ranges>, String> {
         let mut last = String::new();
-        let bytes = self.outages.board.network.broker(host);
+        let bytes = self.outages.board.traffic.broker(host);
         for addr in probe::resolve(host)? {
             match probe::ask(addr, &self.options.probe, &bytes) {
                 Finding::Kafka(ranges) => return Ok(Some(ranges)),

@@ -49,6 +49,12 @@ impl Broker {
         if let BrokerLink::Up(session) = &self.link { Some(session.socket()) } else { None }
     }
 
+    pub fn defer_answers(&mut self, defer: bool, now: Instant) {
+        if let BrokerLink::Up(session) = &mut self.link {
+            session.defer_answers(defer && !self.peer.has_work(), now);
+        }
+    }
+
     /// When the next turn is due.
     pub fn wake(&self) -> Option<Instant> {
         match &self.link {

@@ -137,6 +137,10 @@ impl Driver for Client {
         events.append(&mut self.shared.events);
     }
 
+    fn defer_answers(&mut self, defer: bool, now: Instant) {
+        self.brokers.values_mut().for_each(|broker| broker.defer_answers(defer, now));
+    }
+
     fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>) {
         add.extend(self.brokers.values().filter_map(Broker::socket));
         add.extend(self.fetcher.socket());

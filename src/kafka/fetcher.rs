@@ -113,7 +113,7 @@ impl Fetcher {
     pub fn socket(&self) -> Option<PollFd<'_>> {
         let Link::Up(up) = &self.link else { return None };
         let writing = up.asked.as_ref().is_some_and(|a| a.sent < a.request.len());
-        Some(up.connection.poll_fd(writing))
+        Some(up.connection.poll_fd(true, writing))
     }
 
     pub fn close(&mut self) {

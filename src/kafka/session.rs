@@ -14,7 +14,7 @@ use crate::kafka::protocol::records::Envelope;
 use crate::kafka::protocol::wire::Writer;
 use crate::kafka::request::pick;
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Acks, Event, Pace, Refusal, Verdict};
+use crate::producer::driver::{ANSWERS_MAY_WAIT, Acks, Event, Pace, Refusal, Verdict};
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ const GRACE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Dura
 /// The slowest uplink, in bytes/s, that is not mistaken for a hung broker: a request's transfer gets this much more
 /// time.
 const SLOWEST: u64 = 64 << 10;
+/// Bytes in flight up to which answers may be read late.
+const FEW: u64 = 16 << 10;
 /// Why a session ended. All batches in requests have been returned; those not in a request are still waiting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
@@ -92,6 +94,10 @@ pub struct Session {
     /// The replacement for this connection, whose SASL session expires soon (KIP-368).
     successor: Option<Dial>,
     wake: Option<Instant>,
+    /// Answers are not polled for before this time ([`Session::defer_answers`]).
+    unread_until: Option<Instant>,
+    /// The last answer came too late to be worth deferring: it would cost a wake-up more.
+    slow: bool,
 }
 
 impl Session {
@@ -107,15 +113,28 @@ impl Session {
             renew: None,
             successor: None,
             wake: None,
+            unread_until: None,
+            slow: false,
         }
     }
 
     pub fn socket(&self) -> PollFd<'_> {
-        self.connection.poll_fd(self.writing.is_some())
+        self.connection.poll_fd(self.unread_until.is_none(), self.writing.is_some())
     }
 
     pub fn wake(&self) -> Option<Instant> {
-        self.wake
+        self.wake.into_iter().chain(self.unread_until).min()
+    }
+
+    /// Whether to read answers late ([`crate::producer::driver::Driver::defer_answers`]): only those to few bytes, since
+    /// lines in flight hold memory that a tail may wait for.
+    pub fn defer_answers(&mut self, defer: bool, now: Instant) {
+        let is_produce = |r: &Request| matches!(r.what, What::Produce { .. });
+        let few = self.in_flight.iter().map(|r| r.bytes).sum::<u64>() <= FEW
+            && self.in_flight.iter().all(is_produce)
+            && self.writing.is_none();
+        let last = self.in_flight.back().filter(|_| defer && few && !self.slow);
+        self.unread_until = last.map(|last| last.sent + ANSWERS_MAY_WAIT).filter(|until| *until > now);
     }
 
     pub fn is_busy(&self) -> bool {
@@ -157,7 +176,8 @@ impl Session {
         now: Instant,
     ) -> Result<Option<End>, Trouble> {
         self.connection.flush()?;
-        if readable || self.connection.has_more() {
+        let unread = self.unread_until.take().is_some();
+        if readable || unread || self.connection.has_more() {
             self.connection.read()?;
             while self.next_answer(peer, shared, now)? {}
             if let Some(why) = self.renew.take() {

@@ -4,12 +4,16 @@
 use super::*;
 use crate::kafka::scripted::Feeder;
 use crate::kafka::scripted::{Asked, Peers, one, part, produced};
-use crate::producer::driver::{Capabilities, Leave, Order, Pace, Refusal, Verdict};
+use crate::producer::driver::{
+    ANSWERS_MAY_WAIT, Capabilities, Context, Driver, Leave, Order, Pace, Refusal, Verdict,
+};
 use crate::producer::testing::leave_of;
 use crate::report::Board;
+use crate::waker::{Waker, poll_for};
 use crossbeam_channel::select;
 use kafka_protocol::messages::produce_response::{BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint};
 use kafka_protocol::protocol::StrBytes;
+use rustix::event::{PollFd, PollFlags};
 use std::thread;
 
 fn stored(verdict: &Verdict) -> Option<i64> {
@@ -133,6 +137,100 @@ fn a_wrong_answer_closes_the_connection_and_returns_all_batches() {
         insist(&peers, &mut f).answer_all(0);
         assert_eq!(stored(&f.done().2), Some(100), "case {i}");
     }
+}
+
+/// A driver whose turns the test takes.
+struct ByHand {
+    client: client::Client,
+    ready: Vec<PollFlags>,
+    events: Vec<Event>,
+}
+
+impl ByHand {
+    /// A turn; then polls for `ms`. Returns whether a socket was ready. `defer`: no line waits for an answer.
+    fn step(&mut self, defer: bool, ms: u64) -> bool {
+        self.client.turn(&std::mem::take(&mut self.ready), Instant::now(), &mut self.events);
+        self.client.defer_answers(defer, Instant::now());
+        self.poll(ms)
+    }
+
+    fn poll(&mut self, ms: u64) -> bool {
+        let mut fds = Vec::new();
+        self.client.sockets(&mut fds);
+        poll_for(&mut fds, Some(Duration::from_millis(ms))).unwrap();
+        self.ready = fds.iter().map(PollFd::revents).collect();
+        self.ready.iter().any(|found| !found.is_empty())
+    }
+
+    fn verdicts(&mut self) -> Vec<Verdict> {
+        let done = |event| if let Event::Done { verdict, .. } = event { Some(verdict) } else { None };
+        self.events.drain(..).filter_map(done).collect()
+    }
+
+    /// Sends a batch; returns the broker's side once it is there.
+    fn send(&mut self, peers: &Peers, defer: bool) -> Asked {
+        self.client.order(Order::Send(vec![one(0, 0)]), Instant::now());
+        self.step(defer, 0);
+        peers.next()
+    }
+}
+
+/// Fails when the answer to a lone line wakes the producer although nothing waits for it, is not read with the next
+/// turn, when the end of the connection is noticed late, when an answer may wait for longer than it should, or when
+/// answers of a slow broker cost a wake-up more.
+#[test]
+fn an_answer_that_nothing_waits_for_wakes_nobody() {
+    let peers = Peers::start(1);
+    let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
+    let client = client::Client::new(Arc::new(peers.options()), context);
+    let mut d = ByHand { client, ready: Vec::new(), events: Vec::new() };
+    d.client.order(Order::Topic("t".into()), Instant::now());
+    while !d.events.iter().any(|e| matches!(e, Event::Topic(view) if !view.available.is_empty())) {
+        d.step(false, 10);
+    }
+    d.client.order(Order::Send(vec![one(0, 0)]), Instant::now());
+    let until = Instant::now() + Duration::from_secs(30);
+    let first = loop {
+        d.step(false, 10);
+        if let Ok(asked) = peers.asked.try_recv() {
+            break asked;
+        }
+        assert!(Instant::now() < until);
+    };
+    first.answer_all(0);
+    while d.verdicts().is_empty() {
+        d.step(false, 100);
+    }
+    // Deferred, and read with the next turn.
+    let asked = d.send(&peers, true);
+    asked.answer_all(0);
+    assert!(!d.poll(20), "the answer wakes the producer");
+    assert!(d.client.wake().unwrap() <= Instant::now() + ANSWERS_MAY_WAIT);
+    d.step(true, 0);
+    assert_eq!(d.verdicts().len(), 1);
+    // Somebody waits for it.
+    d.send(&peers, false).answer_all(0);
+    assert!(d.step(false, 5000));
+    d.step(true, 0);
+    assert_eq!(d.verdicts().len(), 1);
+    // Later than it may be deferred, and so late that the next one is not.
+    let asked = d.send(&peers, true);
+    thread::sleep(3 * ANSWERS_MAY_WAIT);
+    assert!(!d.step(true, 0));
+    asked.answer_all(0);
+    assert!(d.step(true, 5000), "an answer of a slow broker is not polled for");
+    d.step(true, 0);
+    assert_eq!(d.verdicts().len(), 1);
+    d.send(&peers, true).answer_all(0);
+    assert!(d.step(true, 5000));
+    d.step(true, 0);
+    assert_eq!(d.verdicts().len(), 1);
+    // The connection ends while its answers are deferred.
+    let asked = d.send(&peers, true);
+    asked.close();
+    assert!(d.poll(5000), "the end of the connection is not noticed");
+    d.step(true, 0);
+    assert!(again(&d.verdicts()[0]).0);
 }
 
 /// Fails when an answer in many small pieces is not assembled, or is only read once it is complete.

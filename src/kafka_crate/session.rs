@@ -6,8 +6,8 @@ use crate::backoff::{Backoff, Rng};
 use crate::kafka::net::probe::{self, Finding, Ranges};
 use crate::producer::driver::{Leave, Pace};
 use crate::producer::outage::Who;
-use crate::report::network::SocketBytes;
 use crate::sys;
+use crate::traffic::SocketBytes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -131,7 +131,7 @@ impl CrateWorker<'_> {
 
     /// Probes what listens at each address of a host (D4, D10), and records its outages.
     fn visit(&mut self, host: &str) -> Result<(SocketAddr, Ranges), Fault> {
-        let bytes = self.outages.board.network.broker(host);
+        let bytes = self.outages.board.traffic.broker(host);
         let found = probe::resolve(host).and_then(|all| {
             let mut last = String::new();
             for addr in all {

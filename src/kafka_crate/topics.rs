@@ -80,7 +80,7 @@ impl CrateWorker<'_> {
         }
         let (host, modern) = (session.host.clone(), session.ranges.suits_modern());
         let o = self.options;
-        let bytes = self.outages.board.network.broker(&host);
+        let bytes = self.outages.board.traffic.broker(&host);
         let answer = match probe::topic(session.via, topic, o.create_topics, &o.limits.probe, &bytes) {
             Ok(answer) => answer,
             Err(found) => {

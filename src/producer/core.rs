@@ -77,7 +77,7 @@ impl<'b> Core<'b> {
             rng: Rng::new(options.seed),
             rate: options.rate.map(|per_second| Rate::new(per_second, now.at)),
             spending: options.budget.map(|budget| {
-                Spending::open(budget, options.budget_file.as_deref(), board.network.total(), now.at)
+                Spending::open(budget, options.budget_file.as_deref(), board.traffic.total(), now.at)
             }),
             options,
             heartbeat: board.heartbeats.register("producer"),
@@ -172,7 +172,7 @@ impl<'b> Core<'b> {
             self.orders.push(Order::Topic(topic.clone())); // otherwise `ready` orders it
         }
         self.by_topic.insert(topic.clone(), self.queues.len());
-        self.payload.push(self.board.network.payload(topic));
+        self.payload.push(self.board.traffic.payload(topic));
         let memory =
             self.options.once.as_mut().map(|once| RecoveredTopic::of(once, topic)).unwrap_or_default();
         self.queues.push(TopicQueue::new(topic.clone(), &self.options).with_recovered(memory));
@@ -187,6 +187,11 @@ impl<'b> Core<'b> {
     /// Nothing is queued and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.pending_acks.is_empty() && self.queues.iter().all(TopicQueue::is_empty)
+    }
+
+    /// Every line is in flight, and more may come.
+    pub fn waits_for_no_answer(&self) -> bool {
+        !self.closing && self.next.is_none() && self.queues.iter().all(TopicQueue::is_in_flight)
     }
 
     /// Something is left, but nothing is in flight.
@@ -389,7 +394,7 @@ impl<'b> Core<'b> {
     pub fn tick(&mut self, now: Now) -> Option<Instant> {
         self.change_driver();
         if let Some(spending) = &mut self.spending {
-            spending.look(self.board.network.total(), now.at);
+            spending.look(self.board.traffic.total(), now.at);
         }
         let rules = self.rules();
         let mut wake: Option<Instant> = None;
@@ -405,7 +410,7 @@ impl<'b> Core<'b> {
         if let Some(spending) = &mut self.spending {
             self.heartbeat.within(Heartbeat::SLOW); // disk I/O
             spending.record();
-            self.board.network.set_budget(spending.state());
+            self.board.traffic.set_budget(spending.state());
         }
         if !self.sends.is_empty() {
             self.orders.push(Order::Send(std::mem::take(&mut self.sends)));

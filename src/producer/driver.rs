@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 /// boxing it.
 pub const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 
+/// How late an answer may be read. At a trickle a wake-up costs more than all else a line needs, and the next line wakes
+/// the producer anyway. Far below a second, after which positions are saved.
+pub const ANSWERS_MAY_WAIT: Duration = Duration::from_millis(50);
+
 /// Delivers batches to their destination.
 pub trait Driver {
     /// Executes an order as far as possible without blocking; later turns do the rest.
@@ -31,6 +35,10 @@ pub trait Driver {
     /// Does what can be done now. `ready`: what `poll(2)` reported for each of [`Driver::sockets`], in that order;
     /// empty if they were not polled.
     fn turn(&mut self, ready: &[PollFlags], now: Instant, events: &mut Vec<Event>);
+
+    /// Whether answers may be read late, because no line waits for one: up to [`ANSWERS_MAY_WAIT`], and with the next
+    /// turn at the latest. Call before [`Driver::wake`] and [`Driver::sockets`]; holds until the next turn.
+    fn defer_answers(&mut self, _defer: bool, _now: Instant) {}
 
     /// The sockets to poll. A turn must follow before any order.
     fn sockets<'a>(&'a self, add: &mut Vec<PollFd<'a>>);
@@ -132,6 +140,10 @@ impl Current {
 
     pub fn driver(&self) -> &dyn Driver {
         self.driver.as_ref()
+    }
+
+    pub fn defer_answers(&mut self, defer: bool, now: Instant) {
+        self.driver.defer_answers(defer, now);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The network budget: bytes per period, spent evenly by a token bucket. It delays lines and never drops any.
 //!
-//! All bytes that pass the sockets in either direction count ([`crate::report::network`]), including handshakes,
+//! All bytes that pass the sockets in either direction count ([`crate::traffic`]), including handshakes,
 //! metadata and failed requests. Lines in flight are reserved in full until they are acknowledged, since their bytes
 //! reach the sockets only afterwards. No new batch is formed while the balance minus the reservations is used up, and
 //! nothing is resent while the balance itself is.
@@ -22,8 +22,8 @@
 //! clock that was set back adds nothing, and one that was set ahead at most fills the bucket.
 
 use crate::private_file;
-use crate::report::network::DataBudgetState;
 use crate::report::text::{Age, HumanBytes};
+use crate::traffic::DataBudgetState;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};

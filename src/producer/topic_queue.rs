@@ -128,6 +128,13 @@ impl TopicQueue {
             && self.partitions.iter().all(|p| p.open() == 0)
     }
 
+    /// Nothing waits to be sent.
+    pub fn is_in_flight(&self) -> bool {
+        self.waiting.is_empty()
+            && self.memory.groups.is_empty()
+            && self.partitions.iter().all(|p| p.open() == p.in_flight())
+    }
+
     /// Nothing is in flight, and the rest cannot be sent: the topic's partitions are unknown, or every partition that
     /// holds batches or could take the waiting lines has failed. Batches that may be stored are worth waiting for: this
     /// run can resend them without duplicates, the next one cannot.

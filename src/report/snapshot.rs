@@ -1,9 +1,9 @@
 //! The board at one moment, as a value. `status --json` serializes it; the text, the metrics and the log print it.
 
 use super::from_json::json_struct;
-use super::network::DataBudgetState;
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
 use crate::record::{Identity, StreamId};
+use crate::traffic::DataBudgetState;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -244,7 +244,7 @@ impl Snapshot {
             brokers,
             topics,
             network: board
-                .network
+                .traffic
                 .brokers()
                 .into_iter()
                 .map(|(broker, bytes_sent, bytes_received)| NetworkStatus {
@@ -254,12 +254,12 @@ impl Snapshot {
                 })
                 .collect(),
             payload: board
-                .network
+                .traffic
                 .topics()
                 .into_iter()
                 .map(|(topic, bytes)| PayloadStatus { topic, bytes })
                 .collect(),
-            budget: board.network.budget().map(|state| DataBudgetStatus::of(&state, now)),
+            budget: board.traffic.budget().map(|state| DataBudgetStatus::of(&state, now)),
             totals: TotalsStatus::of(board),
             memory: Memory {
                 used: budget.map_or(0, |b| b.used() as u64),

@@ -17,7 +17,7 @@ use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::kafka::protocol::wire::Malformed;
-use crate::report::network::SocketBytes;
+use crate::traffic::SocketBytes;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
@@ -330,10 +330,11 @@ impl Connection {
     }
 
     /// The events to poll for; with `write`, also for room to write.
-    pub fn poll_fd(&self, write: bool) -> PollFd<'_> {
-        let write = write || self.stream.has_own();
-        let events = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        PollFd::new(self.stream.socket(), events)
+    /// Without `read`, only the peer's close is reported.
+    pub fn poll_fd(&self, read: bool, write: bool) -> PollFd<'_> {
+        let write = if write || self.stream.has_own() { PollFlags::OUT } else { PollFlags::empty() };
+        let read = if read { PollFlags::IN } else { PollFlags::RDHUP };
+        PollFd::new(self.stream.socket(), read | write)
     }
 
     /// Buffered data is readable although the socket has none.
@@ -349,7 +350,7 @@ impl Connection {
     /// Waits at most `limit` until the socket is readable or, with `write`, writable. Returns whether it is readable.
     fn wait(&mut self, write: bool, limit: Duration) -> Result<bool, Trouble> {
         let more = self.has_more();
-        let mut fds = [self.poll_fd(write)];
+        let mut fds = [self.poll_fd(true, write)];
         poll_for(&mut fds, Some(if more { Duration::ZERO } else { limit }))?;
         let readable = is_readable(fds[0].revents());
         self.flush()?;
@@ -359,7 +360,7 @@ impl Connection {
 
 /// Readable, or closed.
 pub fn is_readable(found: PollFlags) -> bool {
-    found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
+    found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
 }
 
 /// The peer closed the connection and answered our later data with a reset.

@@ -24,7 +24,7 @@ impl Dial {
         let (tell, done) = bounded(1);
         let heartbeat = context.board.heartbeats.register("dial");
         heartbeat.within(Heartbeat::SLOW);
-        let bytes = context.board.network.broker(address);
+        let bytes = context.board.traffic.broker(address);
         let (address, options) = (address.to_owned(), options.clone());
         let dial = {
             let tell = Waking::new(tell.clone(), &context.waker);

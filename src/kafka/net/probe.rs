@@ -6,7 +6,7 @@
 
 use crate::error::Reason;
 use crate::kafka::net::stream::CountedSocket;
-use crate::report::network::SocketBytes;
+use crate::traffic::SocketBytes;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};

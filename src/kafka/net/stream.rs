@@ -3,7 +3,7 @@
 
 use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::tls;
-use crate::report::network::SocketBytes;
+use crate::traffic::SocketBytes;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustls::ClientConnection;

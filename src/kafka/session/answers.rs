@@ -10,7 +10,7 @@ use crate::kafka::protocol::wire::Malformed;
 use crate::kafka::request::place;
 use crate::kafka::{Incompatible, Shared};
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Event, Pace, Verdict};
+use crate::producer::driver::{ANSWERS_MAY_WAIT, Event, Pace, Verdict};
 use std::time::{Duration, Instant};
 
 /// Maximum throttle time accepted from a broker.
@@ -100,6 +100,7 @@ impl Session {
             self.in_flight.push_front(request);
             return Err(mismatch(correlation, due));
         }
+        self.slow = now.saturating_duration_since(request.sent) > 2 * ANSWERS_MAY_WAIT;
         let body = self.connection.body(body);
         match &mut request.what {
             What::Ask { .. } => {} // read in parts

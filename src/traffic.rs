@@ -1,9 +1,8 @@
 //! Traffic by broker, counted at the sockets, and delivered payload by topic; both since the start of the process.
 
-use super::lock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes that passed the sockets to one broker, including TLS records, handshakes, metadata and failed attempts, but
@@ -21,7 +20,7 @@ impl SocketBytes {
 }
 
 #[derive(Debug, Default)]
-pub struct Network {
+pub struct Traffic {
     brokers: Mutex<BTreeMap<String, Arc<SocketBytes>>>,
     payload: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
     /// Writer: the producer.
@@ -64,7 +63,11 @@ impl DataBudgetState {
 const MOST: usize = 256;
 const OTHERS: &str = "others";
 
-impl Network {
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Traffic {
     /// The counters of the broker at this `host:port`.
     pub fn broker(&self, address: &str) -> Arc<SocketBytes> {
         let mut brokers = lock(&self.brokers);
@@ -112,11 +115,11 @@ mod tests {
     /// are lost.
     #[test]
     fn many_brokers() {
-        let network = Network::default();
+        let traffic = Traffic::default();
         for n in 0..2 * MOST {
-            network.broker(&format!("b{n}:9092")).sent.fetch_add(1, Relaxed);
-            network.broker("b0:9092").received.fetch_add(1, Relaxed);
+            traffic.broker(&format!("b{n}:9092")).sent.fetch_add(1, Relaxed);
+            traffic.broker("b0:9092").received.fetch_add(1, Relaxed);
         }
-        assert_eq!((network.brokers().len(), network.total()), (MOST + 1, 4 * MOST as u64));
+        assert_eq!((traffic.brokers().len(), traffic.total()), (MOST + 1, 4 * MOST as u64));
     }
 }
