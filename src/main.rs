@@ -16,8 +16,8 @@
 //!                              saver ─▶ state folder
 //! ```
 //!
-//! A new line wakes `watch`, its tail and the producer, and the broker's answer wakes the producer again. The saver runs
-//! on its own clock. In an idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was
+//! A new line wakes `watch`, its tail and the producer. The broker's answer wakes the producer only if another line waits for
+//! it; otherwise it is read together with the next line, or 50 ms later. The saver runs on its own clock. In an idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was
 //! lost. Under load, and with `linger`, `watch` reads its events at intervals (`watch/pace.rs`): many lines then cost
 //! one wake-up of each thread.
 //!

@@ -247,6 +247,12 @@ impl Report {
     fn metrics(&mut self, config: &Config) {
         let Some(file) = &config.textfile else { return };
         self.line("metrics", &shown(file));
+        if file.is_dir() {
+            self.warn(format!(
+                "textfile: {} is a folder; name a file in it, such as logagent.prom",
+                shown(file)
+            ));
+        }
         if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
             self.warn(format!(
                 "textfile: there is no folder {}; create it for the agent's user",
@@ -274,6 +280,12 @@ impl Report {
                 self.failed = true;
                 self.line("", &format!("  {}: missing, and must_exist is set", missing));
             }
+        }
+        let own = ["message", "host", "path", "offset", "time", "invalid_utf8"];
+        for (name, _) in source.fields.iter().filter(|(name, _)| own.contains(&name.as_str())) {
+            self.warn(format!(
+                "fields.{name}: every object has a field of this name, and consumers see only one of the two; rename it"
+            ));
         }
         for (folder, why) in found::refused(source) {
             self.warn(format!("nothing in {} is read: {why}", shown(&folder)));

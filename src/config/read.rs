@@ -207,7 +207,7 @@ fn of_its_own<T: Described>(
                 tables.push((doc, table));
             }
             Some(table) => tables.push((doc, table)),
-            None => return walk.mismatch(key, v, "a table", T::TABLE.name).unwrap_or_else(defaults),
+            None => return walk.mismatch(key, v, "a table", "{ … }").unwrap_or_else(defaults),
         }
     }
     walk.section(place, tables)

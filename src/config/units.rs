@@ -75,6 +75,9 @@ pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
     if s.contains("://") {
         return Err(Text("a broker is written without a scheme"));
     }
+    if s.contains(',') {
+        return Err(Text("it contains a comma"));
+    }
     let (host, port) = match s.strip_prefix('[') {
         Some(rest) => {
             let (host, port) =
@@ -87,7 +90,12 @@ pub fn broker(s: &str) -> Result<BrokerAddress, Invalid> {
         None => {
             let (host, port) = s.rsplit_once(':').ok_or(Text("the port is missing"))?;
             if host.contains(':') {
-                return Err(Text("an IPv6 address goes in brackets"));
+                let ipv6 =
+                    |s: &str| s.split('%').next().is_some_and(|s| s.parse::<std::net::Ipv6Addr>().is_ok());
+                return Err(Text(match ipv6(host) || ipv6(s) {
+                    true => "an IPv6 address goes in brackets",
+                    false => "it has more than one colon",
+                }));
             }
             (host, port)
         }
@@ -154,7 +162,7 @@ pub fn brokers(s: &str) -> Result<Vec<BrokerAddress>, Invalid> {
 
 /// Bytes: a plain number, or one with `B`, `KiB`, `MiB`, `GiB`, `TiB` (1024) or `kB`, `MB`, `GB`, `TB` (1000).
 pub fn size(s: &str) -> Result<u64, Invalid> {
-    let (number, unit) = split(s);
+    let (number, unit) = split(s)?;
     let factor: u64 = match unit {
         "" | "B" => 1,
         "KiB" => 1 << 10,
@@ -167,7 +175,7 @@ pub fn size(s: &str) -> Result<u64, Invalid> {
         "TB" => 1_000_000_000_000,
         _ => return Err(Unit(unit.into(), "B, KiB, MiB, GiB, TiB, kB, MB, GB, TB")),
     };
-    whole(number)?.checked_mul(factor).ok_or(Text("it is too large"))
+    number.checked_mul(factor).ok_or(Text("it is too large"))
 }
 
 /// Bytes per second: a size, a slash and `s`; a plain number is bytes per second too. Never 0.
@@ -203,10 +211,7 @@ pub fn duration(s: &str) -> Result<Duration, Invalid> {
         return Err(Text("there is no number"));
     }
     while !rest.is_empty() {
-        let (number, unit) = split(rest);
-        if number.is_empty() {
-            return Err(Text("it does not begin with a whole number"));
-        }
+        let (number, unit) = split(rest)?;
         let end = unit.find(|c: char| !c.is_alphabetic()).unwrap_or(unit.len());
         let millis: u64 = match &unit[..end] {
             "ms" => 1,
@@ -217,26 +222,25 @@ pub fn duration(s: &str) -> Result<Duration, Invalid> {
             "" => return Err(Text("the unit is missing: ms, s, m, h or d")),
             other => return Err(Unit(other.into(), "ms, s, m, h, d")),
         };
-        let part = whole(number)?.checked_mul(millis).ok_or(Text("it is too long"))?;
+        let part = number.checked_mul(millis).ok_or(Text("it is too long"))?;
         total = total.checked_add(part).ok_or(Text("it is too long"))?;
         rest = unit[end..].trim_start();
     }
     Ok(Duration::from_millis(total))
 }
 
-/// The leading digits (with underscores as in TOML), and the rest.
-fn split(s: &str) -> (&str, &str) {
+/// The leading whole number (with underscores as in TOML), and the rest.
+fn split(s: &str) -> Result<(u64, &str), Invalid> {
     let s = s.trim();
     let end = s.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(s.len());
-    (&s[..end], s[end..].trim_start())
-}
-
-fn whole(digits: &str) -> Result<u64, Invalid> {
-    let digits = digits.replace('_', "");
+    let (digits, rest) = (s[..end].replace('_', ""), &s[end..]);
     if digits.is_empty() {
         return Err(Text("it does not begin with a whole number"));
     }
-    digits.parse().map_err(|_| Text("it is too large"))
+    if rest.starts_with(['.', ',']) {
+        return Err(Text("its number is not a whole one"));
+    }
+    Ok((digits.parse().map_err(|_| Text("it is too large"))?, rest.trim_start()))
 }
 
 /// The client id, which brokers log. The protocol allows 32,767 bytes and sends it with every request.

@@ -95,23 +95,26 @@ fn one_of(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, names: &[&'static str])
 /// Bytes.
 pub fn size(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
     match integer(v) {
-        Some(Ok(n)) => Some(n),
-        _ => parsed(walk, key, v, ("a size", "\"8MiB\""), units::size),
+        Some(_) => number(walk, key, v, (0, i64::MAX as u64)),
+        None => parsed(walk, key, v, ("a size", "\"8MiB\""), units::size),
     }
 }
 
 /// Bytes that fit in memory and are at least 1.
 pub fn bytes(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<usize> {
-    let n = size(walk, key, v)?;
-    let fits = usize::try_from(n).ok().filter(|n| (1..=1 << 30).contains(n));
+    let n = match integer(v) {
+        Some(n) => n.ok(),
+        None => Some(size(walk, key, v)?),
+    };
+    let fits = n.filter(|n| (1..=1 << 30).contains(n)).map(|n| n as usize);
     fits.or_else(|| walk.refuse(v, Mistake::Bytes(key.into())))
 }
 
 /// Bytes per second.
 pub fn rate(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<u64> {
     match integer(v) {
-        Some(Ok(n)) if n > 0 => Some(n),
-        _ => parsed(walk, key, v, ("a rate", "\"1MiB/s\""), units::rate),
+        Some(_) => number(walk, key, v, (1, i64::MAX as u64)),
+        None => parsed(walk, key, v, ("a rate", "\"1MiB/s\""), units::rate),
     }
 }
 
@@ -148,8 +151,7 @@ pub fn folder(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Pa
 
 pub fn brokers(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<units::BrokerAddress>> {
     if let Some(s) = v.get_ref().as_str() {
-        let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
-        return walk.mismatch(key, v, "a list", &format!("[{}]", all.join(", ")));
+        return walk.mismatch(key, v, "a list", &each_with_port(s));
     }
     let all = list(walk, key, v, broker)?;
     if all.is_empty() {
@@ -160,8 +162,14 @@ pub fn brokers(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<unit
 }
 
 fn broker(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<units::BrokerAddress> {
-    let example = format!("[{:?}]", with_port(v.get_ref().as_str().unwrap_or_default()));
+    let example = each_with_port(v.get_ref().as_str().unwrap_or_default());
     parsed(walk, key, v, ("a broker", &example), units::broker)
+}
+
+/// A list of suggestions for what may be several brokers in one text.
+fn each_with_port(s: &str) -> String {
+    let all: Vec<String> = s.split(',').map(|one| format!("{:?}", with_port(one.trim()))).collect();
+    format!("[{}]", all.join(", "))
 }
 
 /// A suggestion in the form of an example.
@@ -343,8 +351,12 @@ pub fn json_path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<St
 }
 
 pub fn partition(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Partitioner> {
-    match walk.table(v) {
-        Some(PartitionTable { fixed }) => Some(Partitioner::Fixed(fixed)),
+    if let Some(PartitionTable { fixed }) = walk.table(v) {
+        return Some(Partitioner::Fixed(fixed));
+    }
+    let meant = integer(v).map(|n| n.unwrap_or_default());
+    match meant.or((v.get_ref().as_str() == Some("fixed")).then_some(0)) {
+        Some(n) => walk.mismatch(key, v, "a table", &format!("{{ fixed = {n} }}")),
         None => word(walk, key, v),
     }
 }

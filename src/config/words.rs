@@ -23,11 +23,11 @@ fn unknown(s: &str, names: &[&'static str]) -> String {
 pub fn nearest<'n>(typed: &str, names: &[&'n str]) -> Option<&'n str> {
     let plain = |s: &str| s.to_ascii_lowercase().replace('-', "_");
     let typed = plain(typed);
-    // For a single letter, all others are equally near.
+    // Every single character is near every other, and `acks = "-1"` means "all", not "1".
     let near = names
         .iter()
         .copied()
-        .filter(|n| typed.chars().count() > 1 || n.len() > 1)
+        .filter(|n| n.len() > 1)
         .map(|n| (distance(&typed, &plain(n)), n))
         .min_by_key(|(d, _)| *d)?;
     (near.0 <= (typed.chars().count() / 3).clamp(1, 3)).then_some(near.1)
@@ -70,6 +70,7 @@ mod tests {
             ("zebra", None),
             ("", None),
             ("2", None),
+            ("-1", None),
         ] {
             assert_eq!(nearest(typed, &keys), meant, "{typed}");
         }

@@ -28,6 +28,8 @@ pub struct Visit<'a> {
     /// If empty, only the versions are checked.
     pub topics: &'a [PlannedLoad<'a>],
     pub speaks: Speaks,
+    /// The partition that all lines go to.
+    pub fixed: Option<i32>,
     /// Exactly-once: `DescribeProducers` and the right to read are needed too.
     pub once: bool,
     /// Batches will get producer ids, if the broker assigns them.
@@ -224,11 +226,19 @@ fn connect(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<TcpSt
         let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
         Ok((all, shown.join(", ")))
     })?;
-    let reach = |one| match connection::reach(one, limit) {
-        Ok(socket) => Ok((socket, "connected".to_owned())),
-        Err(t) => Err(t.into_reason()),
-    };
-    let socket = addresses.into_iter().find_map(|one| step(BrokerStep::Tcp(one), tell, || reach(one)))?;
+    let mut left = addresses.len();
+    let socket = addresses.into_iter().find_map(|one| {
+        left -= 1;
+        let began = Instant::now();
+        let (socket, outcome) = match connection::reach(one, limit) {
+            Ok(socket) => (Some(socket), Outcome::Good("connected".into())),
+            // The agent tries the next address too: `localhost` is often ::1 and 127.0.0.1.
+            Err(t) if left > 0 => (None, Outcome::Doubtful(t.into_reason())),
+            Err(t) => (None, Outcome::Failed(t.into_reason())),
+        };
+        tell(BrokerCheckStep { what: BrokerStep::Tcp(one), took: began.elapsed(), outcome });
+        socket
+    })?;
     let Some(proxy) = proxy else { return Some(socket) };
     step(BrokerStep::Proxy, tell, || match proxy::tunnel(socket, v.address, proxy, limit) {
         Ok(socket) => Ok((socket, format!("{} connects to {}", proxy.url, v.address))),
@@ -342,10 +352,11 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
             format!("it supports Produce up to {most}, the modern driver needs 3 to 12"),
             "set driver = \"auto\" or \"classic\"",
         )),
-        (_, false, false) => {
-            Err(format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
-                .into())
-        }
+        (_, false, false) => Err(match found.produce_max {
+            ..0 => Reason::new("it accepts no records, as a controller does not", "use a broker's port"),
+            _ => format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
+                .into(),
+        }),
         _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
     }
 }

@@ -205,7 +205,7 @@ impl Cluster {
     /// The broker for a partition's batches, or why there is none.
     pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
         let Some(known) = self.topics.get(topic) else {
-            return Err((Pace::Backoff, format!("topic {topic} was never requested")));
+            return Err((Pace::Backoff, "it was never requested".into()));
         };
         match known.leaders.get(&partition) {
             Some(l) if self.down.contains_key(&l.node) => {
@@ -218,12 +218,18 @@ impl Cluster {
                     errors::Fate::Retry(Pace::Blocked) => Pace::Blocked,
                     _ => Pace::Backoff,
                 };
-                Err((pace, format!("topic {topic}: {}", errors::text(known.error, ""))))
+                Err((pace, errors::text(known.error, "")))
             }
-            Some(_) => Err((Pace::Backoff, format!("partition {topic}/{partition} has no leader"))),
+            Some(_) => Err((Pace::Backoff, "it has no leader".into())),
             None if known.asked.is_none() => Err((Pace::Backoff, "the cluster is not known yet".into())),
-            None => Err((Pace::Backoff, format!("topic {topic} has no partition {partition}"))),
+            None => Err((Pace::Backoff, errors::no_partition(known.leaders.len()).to_string())),
         }
+    }
+
+    /// The error in the last answer about a topic.
+    pub fn trouble(&self, topic: &Topic) -> Option<String> {
+        let known = self.topics.get(topic).filter(|known| known.error != 0)?;
+        Some(errors::text(known.error, ""))
     }
 
     pub fn node(&self, id: i32) -> Option<&Node> {
@@ -388,7 +394,7 @@ mod tests {
         assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert!(a.c.route(&a.t, 5).unwrap_err().1.contains("down"));
         assert!(a.c.route(&a.t, 1).unwrap_err().1.contains("no leader"));
-        assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("no partition 7"));
+        assert!(a.c.route(&a.t, 7).unwrap_err().1.contains("and not this one"));
         assert_eq!(a.c.reachable(2, "h:2", true, a.now)[0].available, [0, 5]);
         assert!(
             a.c.want(a.t.clone(), a.now).is_some_and(|v| v.available == [0, 5]),

@@ -12,6 +12,7 @@ use crate::kafka::health::Health;
 use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
 use crate::kafka::net::dialer::Dial;
 use crate::producer::driver::{Event, Pace};
+use crate::producer::outage;
 use crate::record::Topic;
 use crate::report::Board;
 use candidates::{Candidates, Kind};
@@ -227,6 +228,10 @@ impl Fetcher {
                         let views = shared.cluster.learn(answer, &topics, now);
                         if before.is_some() && before != shared.cluster.id {
                             shared.events.push(Event::OtherCluster);
+                        }
+                        for topic in &topics {
+                            let why = shared.cluster.trouble(topic);
+                            outage::show_topic(&shared.context.board, topic, why, now);
                         }
                         shared.tell(views);
                         Ok(true)

@@ -1,5 +1,5 @@
-//! One connection in use: builds requests from waiting batches, up to five in flight, and reads answers as they
-//! arrive. Each batch is returned with its verdict; when the connection is lost, all are returned.
+//! One connection in use: builds requests from waiting batches, up to five in flight, and reads answers, at once if a
+//! line waits for them. Each batch is returned with its verdict; when the connection is lost, all are returned.
 
 mod answers;
 
@@ -157,14 +157,17 @@ impl Session {
         if t == Trouble::Ended && !self.is_busy() && (self.worked || peer.waiting.is_empty()) {
             return Some(End::Idle);
         }
-        let why = t.to_string();
-        let why = peer.describe(&why);
+        let mut why = t.to_string();
         let produce = |r: &Request| matches!(r.what, What::Produce { .. });
         let asked = self.in_flight.iter().chain(self.writing.as_ref().map(|w| &w.request)).any(produce);
         if t == Trouble::Ended && asked {
-            shared.hung_up(&why);
+            shared.hung_up(&peer.describe(&why));
+            if !self.worked {
+                // As above `socket.request.max.bytes`; without a produce request, nothing points to one.
+                why += "; if this repeats, lower request_max: the request may be too large for it";
+            }
         }
-        self.abandon(shared, Pace::Backoff, &why);
+        self.abandon(shared, Pace::Backoff, &peer.describe(&why));
         Some(End::Lost { why, worked: self.worked })
     }
 

@@ -179,7 +179,7 @@ impl ByHand {
 /// turn, when the end of the connection is noticed late, when an answer may wait for longer than it should, or when
 /// answers of a slow broker cost a wake-up more.
 #[test]
-fn an_answer_that_nothing_waits_for_wakes_nobody() {
+fn an_answer_that_no_line_waits_for_wakes_no_thread() {
     let peers = Peers::start(1);
     let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
     let client = client::Client::new(Arc::new(peers.options()), context);

@@ -113,6 +113,26 @@ impl Who<'_> {
     }
 }
 
+/// Shows in the status why a topic's partitions are not known; `None`: they are. Keeps a trouble that the core has set.
+pub fn show_topic(board: &Board, topic: &str, why: Option<String>, now: Instant) {
+    let mut topics = board.topics();
+    let ours = topics.get(topic).is_some_and(|s| s.state == WAITING);
+    let core = topics.get(topic).is_some_and(|s| s.state != WAITING && s.attempts > 0);
+    match why {
+        Some(_) if core => {}
+        Some(why) => {
+            let (since, attempts) = match topics.get(topic).filter(|_| ours) {
+                Some(s) => (s.since, s.attempts + 1),
+                None => (now, 1),
+            };
+            let state = BrokerState { state: WAITING.into(), since, attempts, last_error: Some(why) };
+            topics.insert(topic.to_owned(), state);
+        }
+        None if ours => drop(topics.remove(topic)),
+        None => {}
+    }
+}
+
 impl Outages {
     pub fn new(board: &Arc<Board>) -> Self {
         Outages { board: Arc::clone(board), open: HashMap::new(), shown: HashSet::new() }
@@ -158,11 +178,7 @@ impl Outages {
                 self.shown.insert(key);
             }
             Who::Topic(t) => {
-                let mut topics = self.board.topics();
-                // Keep a state that the core has set.
-                if topics.get(t).is_some_and(|s| s.state == WAITING) {
-                    topics.remove(t);
-                }
+                show_topic(&self.board, t, None, now);
             }
         }
     }

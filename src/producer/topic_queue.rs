@@ -99,6 +99,10 @@ impl TopicQueue {
     /// Applies new options from the next group on.
     pub fn tune(&mut self, options: &ProducerOptions) {
         (self.partitioner, self.linger) = (options.partitioner, options.linger);
+        if let Some(view) = self.view.take() {
+            self.add_partitions(&view);
+            self.view = Some(view);
+        }
         if self.batch.most != options.batch.max(1) {
             self.batch = Cap::new(options.batch);
         }
@@ -139,7 +143,24 @@ impl TopicQueue {
     /// holds batches or could take the waiting lines has failed. Batches that may be stored are worth waiting for: this
     /// run can resend them without duplicates, the next one cannot.
     pub fn is_stuck(&self) -> bool {
-        self.partitions.iter().all(|p| p.is_stuck() || (p.open() == 0 && self.waiting.is_empty()))
+        let elsewhere = |p: &Partition| self.fixed().is_some_and(|n| n != p.id);
+        let unneeded = |p: &Partition| p.open() == 0 && (self.waiting.is_empty() || elsewhere(p));
+        self.partitions.iter().all(|p| p.is_stuck() || unneeded(p))
+    }
+
+    /// The partition that all lines go to. It is kept even if the topic does not have it: its batches then fail and are
+    /// reported, and are sent once it is added.
+    fn fixed(&self) -> Option<i32> {
+        if let Partitioner::Fixed(n) = self.partitioner { Some(n) } else { None }
+    }
+
+    fn add_partitions(&mut self, view: &TopicView) {
+        let fixed = self.fixed().filter(|_| !view.partitions.is_empty());
+        for id in view.partitions.iter().copied().chain(fixed) {
+            if let Err(at) = self.partitions.binary_search_by_key(&id, |p| p.id) {
+                self.partitions.insert(at, self.memory.partition(view, id));
+            }
+        }
     }
 
     pub fn partitions(&mut self) -> &mut [Partition] {
@@ -155,11 +176,7 @@ impl TopicQueue {
     pub fn see(&mut self, mut view: TopicView, now: Now) {
         view.partitions.sort_unstable();
         view.available.sort_unstable();
-        for id in &view.partitions {
-            if let Err(at) = self.partitions.binary_search_by_key(id, |p| p.id) {
-                self.partitions.insert(at, self.memory.partition(&view, *id));
-            }
-        }
+        self.add_partitions(&view);
         // All zeros: the classic driver and brokers before 2.8 do not know the id.
         let known = |id: &[u8; 16]| *id != [0; 16];
         if self.view.as_ref().is_some_and(|old| old.id != view.id && known(&old.id) && known(&view.id)) {
@@ -199,7 +216,8 @@ impl TopicQueue {
         if self.partitions.len() == view.partitions.len() {
             return;
         }
-        let gone = |p: &Partition| view.partitions.binary_search(&p.id).is_err();
+        let fixed = self.fixed();
+        let gone = |p: &Partition| view.partitions.binary_search(&p.id).is_err() && fixed != Some(p.id);
         let homeless: Vec<Batch> =
             self.partitions.iter_mut().filter(|p| gone(p)).flat_map(Partition::leave).collect();
         self.partitions.retain(|p| !gone(p) || p.in_flight() > 0);
@@ -280,7 +298,8 @@ impl TopicQueue {
         let sticky = self.least_busy(&open);
         let group = Arc::new(self.take(now));
         let pending = PendingAcks::of(&group);
-        let all = &self.view.as_ref()?.partitions;
+        let fixed = self.fixed();
+        let all = fixed.as_ref().map_or(&self.view.as_ref()?.partitions[..], std::slice::from_ref);
         let (partitioner, limit) = (self.partitioner, Limit::of(self.batch.now));
         let parts =
             Distribution { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&group);

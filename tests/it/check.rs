@@ -2,6 +2,7 @@
 //! `check` without the network is in `cli.rs` and in unit tests.
 
 use crate::harness::*;
+use crate::limits::Jail;
 use crate::security::{PASSWORD, client, config, sasl, tls};
 use std::thread;
 
@@ -74,6 +75,34 @@ fn last_step(text: &str) -> &str {
 fn table(text: &str) -> Vec<(&str, &str)> {
     let rows = text.lines().skip_while(|line| !line.starts_with("cluster  "));
     rows.map(|row| (row[9..25].trim(), &row[25..])).collect()
+}
+
+/// A name with two addresses, of which the first refuses, as `localhost` often has. Fails when that fails the check,
+/// although the agent uses the other address.
+#[test]
+fn one_dead_address_of_a_name_is_a_warning() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return; // no IPv6, so no address that is certain to be tried first
+    }
+    let broker = Broker::shared(Version::V41);
+    let (folder, topic) = (Folder::new(), broker.topic(1));
+    folder.write("hosts", "::1 two.test\n127.0.0.1 two.test\n");
+    let (state, log) = (folder.path("state"), folder.path("c.log"));
+    folder.write(
+        "c.toml",
+        format!(
+            "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [\"two.test:{}\"]\ntopic = {:?}\n[[files]]\npaths = [{log:?}]\n",
+            broker.port(),
+            topic.name
+        ),
+    );
+    let script = "mount --bind hosts /etc/hosts; $A check --connect -c c.toml && echo code 0 || echo code $?";
+    let jail = Jail::start(&folder, script);
+    let text = || jail.lines().iter().map(|l| String::from_utf8_lossy(l) + "\n").collect::<String>();
+    wait_until(SOON, "the exit code", || text().contains("code "));
+    let text = text();
+    assert!(text.contains("warning  TCP [::1]") && text.contains("ok       TCP 127.0.0.1"), "{text}");
+    assert!(text.contains("code 0"), "{text}\n{}", jail.log());
 }
 
 /// Fails when a failed step is not the last one of its broker, does not show its time, or does not say what to do.

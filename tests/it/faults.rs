@@ -42,6 +42,74 @@ fn a_late_topic_delays_no_other() {
     }
 }
 
+/// `fixed` names a partition that the topic does not have: `check --connect`, the log and the status say so, a stop does
+/// not wait for it, and once the partition is added the lines are in it. Fails when the agent waits silently, or
+/// writes to another partition.
+#[test]
+fn a_fixed_partition_that_the_topic_lacks() {
+    let broker = Broker::shared(Version::V41);
+    let (folder, mut topic) = (Folder::new(), broker.topic(2));
+    let lines = Lines::new("a", 0..20_000); // more than one batch
+    lines.append_to(&folder.path("a.log"));
+    let (state, log) = (folder.path("state"), folder.path("a.log"));
+    let text = format!(
+        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\npartition = {{ fixed = 3 }}\n\
+         batch = \"16KiB\"\n[[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n",
+        broker.address, topic.name
+    );
+    folder.write("c.toml", text);
+    let said = "the topic has 2 partition(s) and not this one";
+    let check = folder.agent_line("check --connect -c c.toml").run().expect_code(1);
+    assert!(
+        String::from_utf8_lossy(&check.stdout).contains(said),
+        "{}",
+        String::from_utf8_lossy(&check.stdout)
+    );
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    agent.wait_log(&format!("partition 3: {said}"), PATIENT);
+    wait_status(&folder, &state, "stuck", |s| {
+        s["files"][0]["stuck_because"].as_str().is_some_and(|why| why.contains(said))
+    });
+    let began = std::time::Instant::now();
+    agent.stop().expect_code(0);
+    assert!(began.elapsed() < secs(8), "{:?}", began.elapsed());
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    agent.wait_log(said, PATIENT);
+    topic.grow(Version::V41, 4);
+    topic.wait_count(20_000);
+    agent.stop().expect_code(0);
+    topic.each(|record| assert_eq!(record.partition, 3));
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+}
+
+/// Fails when the status and the metrics say nothing about a topic that does not exist, or keep saying it afterwards.
+#[test]
+fn a_missing_topic_is_in_the_status() {
+    let broker = Broker::own_with(Version::V41, &["auto.create.topics.enable=false"]);
+    let (folder, topic) = (Folder::new(), broker.missing_topic(1));
+    folder.write("a.log", "x\n");
+    let (state, log, page) = (folder.path("state"), folder.path("a.log"), folder.path("m.prom"));
+    let text = format!(
+        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{:?}]\ntopic = {:?}\n[metrics]\ntextfile = {page:?}\n\
+         [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\n",
+        broker.address, topic.name
+    );
+    folder.write("c.toml", text);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    wait_status(&folder, &state, "stuck", |s| {
+        s["files"][0]["stuck_because"].as_str().is_some_and(|why| why.contains("UNKNOWN_TOPIC"))
+    });
+    let down = format!("logagent_topic_up{{topic={:?}}} 0", topic.name);
+    let shown = || std::fs::read_to_string(&page).is_ok_and(|text| text.contains(&down));
+    wait_until(PATIENT, "the metric", shown);
+    topic.create(&[]);
+    topic.wait_count(1);
+    wait_status(&folder, &state, "no trouble", |s| {
+        s["files"][0]["stuck_because"].is_null() && s["topics"].as_array().is_some_and(Vec::is_empty)
+    });
+    agent.stop().expect_code(0);
+}
+
 /// One record of 60 KB among 500, where the topic accepts 20 KB: 499 arrive, one becomes a dead letter with its
 /// position. Fails when a refused batch is dropped as a whole, or retried forever.
 #[test]

@@ -185,7 +185,10 @@ fn stages_do_not_import_each_other() {
 const MAY_IMPORT: [(&str, &[&str]); 4] = [
     ("record", &[]),
     ("streams", &["record", "waker"]),
-    ("report", &["budget", "error", "heartbeat", "private_file", "quota", "record", "streams", "waker"]),
+    (
+        "report",
+        &["budget", "error", "heartbeat", "private_file", "quota", "record", "streams", "traffic", "waker"],
+    ),
     ("exactly_once", &["backoff", "chunk", "private_file", "producer", "record", "report", "streams"]),
 ];
 

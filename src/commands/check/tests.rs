@@ -161,6 +161,23 @@ fn a_folder_named_as_a_file_and_a_missing_folder() {
     assert!(!r.failed, "{}", r.text);
 }
 
+/// Both are accepted by the config. Fails when a field that each object has anyway, or a folder as the metrics file, is
+/// not mentioned.
+#[test]
+fn a_field_twice_and_a_folder_for_the_metrics() {
+    let p = Place::new();
+    fs::create_dir(p.path("m")).unwrap();
+    let metrics = p.path("m");
+    let r = p.report(&format!(
+        "{KAFKA}[metrics]\ntextfile = \"{metrics}\"\n[[files]]\npaths = \"/x\"\nformat = \"json\"\n\
+         fields = {{ host = \"a\", service = \"b\" }}\n"
+    ));
+    for said in ["fields.host: every object has a field of this name", "/m is a folder; name a file in it"] {
+        assert!(r.text.contains(said), "{said}\n{}", r.text);
+    }
+    assert!(!r.failed && !r.text.contains("fields.service"), "{}", r.text);
+}
+
 #[test]
 fn must_exist_fails_and_a_fifo_does_not_block() {
     let p = Place::new();

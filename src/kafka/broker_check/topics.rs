@@ -13,6 +13,12 @@ pub fn rights(v: &Visit<'_>, topic: &str, meta: Option<&TopicMeta>, tell: &mut d
     let found = |right: i32, allow: &str| {
         let meta = meta.ok_or_else(|| Reason::from("the answer does not mention it"))?;
         match (meta.error, meta.rights) {
+            (0, _)
+                if !meta.partitions.is_empty()
+                    && v.fixed.is_some_and(|n| meta.partitions.iter().all(|p| p.partition != n)) =>
+            {
+                Err(errors::no_partition(meta.partitions.len()))
+            }
             (0 | 5, None) => Ok("the broker does not say (it is older than 2.3)".to_owned()),
             (0 | 5, Some(all)) if all & right != 0 => {
                 Ok(format!("allowed, {} partitions", meta.partitions.len()))

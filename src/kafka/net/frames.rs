@@ -98,7 +98,7 @@ fn foreign(head: [u8; 4], cap: usize) -> Reason {
         [0x15, 3, ..] => Reason::new("it speaks TLS", "set [kafka.tls], or use the port without TLS"),
         b"SSH-" => Reason::new("it speaks SSH and is not Kafka", "use Kafka's port"),
         _ => format!(
-            "an answer of {} bytes, over the limit of {cap}: not Kafka, or damaged on the way",
+            "an answer of {} bytes, which must be from 4 to {cap}: not Kafka, or damaged on the way",
             u32::from_be_bytes(head)
         )
         .into(),

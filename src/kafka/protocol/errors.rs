@@ -140,6 +140,12 @@ pub fn reason(code: i16, message: &str) -> Reason {
     Reason { why, fix: (!rule.help.is_empty()).then(|| rule.help.to_owned()) }
 }
 
+/// A partition was named that a topic with this many does not have.
+pub fn no_partition(among: usize) -> Reason {
+    let why = format!("the topic has {among} partition(s) and not this one");
+    Reason::new(why, "add it, or change partition in [kafka]")
+}
+
 /// The verdict for a batch's code. `attempts`: how often it was sent before; some errors are worth a few quick retries
 /// and then only slow ones, because sending the same bytes again will not help. `count`: its records.
 pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32, count: u32) -> Verdict {

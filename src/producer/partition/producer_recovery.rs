@@ -125,8 +125,11 @@ impl Partition {
             }
             None => {
                 // Its sequence numbers no longer prove anything. It gets new ones, and is counted as uncertain then.
+                let knows = known.map_or("nothing".to_owned(), |(epoch, last)| {
+                    format!("epoch {epoch} and sequence number {last}")
+                });
                 log::warn!(
-                    "partition {}: the broker has forgotten our producer id (it knows {known:?}): {} lines are sent again although they may be stored; they are counted as uncertain",
+                    "partition {}: the broker has forgotten our producer id (it knows {knows} of it): {} lines are sent again although they may be stored; they are counted as uncertain",
                     self.id,
                     batch.count
                 );

@@ -241,16 +241,6 @@ fn a_returned_leader_gets_what_waits_for_it() {
     assert!(b.in_flight.is_empty(), "it was there all the time");
 }
 
-/// Fails when a missing fixed partition is replaced by another, or is not used once it exists.
-#[test]
-fn a_fixed_partition_is_waited_for() {
-    let options = ProducerOptions { partitioner: Partitioner::Fixed(2), ..ProducerOptions::default() };
-    let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
-    assert_eq!((b.arrive(), b.pass(60_000)), (0, 0));
-    b.queue.see(view(&[0, 1, 2], &[0, 1]), b.now);
-    assert_eq!((b.go(), b.in_flight[0].partition), (1, 2));
-}
-
 /// Fails when batches of a removed partition wait indefinitely, or keep their sequence numbers.
 #[test]
 fn batches_of_a_removed_partition_find_another() {
@@ -301,6 +291,39 @@ fn trouble_is_reported_when_it_changes() {
         Some(QueueChange::Well { after: Duration::from_secs(100), attempts: 20 })
     );
     assert_eq!(b.queue.change(b.now), None);
+}
+
+/// Fails when lines for a fixed partition that the topic lacks wait silently, go to another partition, hold up the end,
+/// or stay where a reload says otherwise.
+#[test]
+fn a_fixed_partition_that_is_missing() {
+    let mut options =
+        ProducerOptions { batch: 150, partitioner: Partitioner::Fixed(3), ..ProducerOptions::default() };
+    let mut b = Bench::new(&options, NUMBERED, &[0, 1]);
+    b.queue.push(chunk(&plain(1), 0, &[&[b'x'; 99], &[b'y'; 99]]), b.now); // two batches
+    b.go();
+    assert!(!b.in_flight.is_empty() && b.in_flight.iter().all(|b| b.partition == 3));
+    while !b.in_flight.is_empty() {
+        b.trouble(0);
+    }
+    assert!(matches!(
+        b.queue.change(b.now),
+        Some(QueueChange::Trouble { attempts: 1, partitions, .. }) if partitions == [3]
+    ));
+    b.arrive();
+    assert!(b.queue.is_stuck());
+    b.queue.see(view(&[0, 1, 2, 3], &[0, 1, 2, 3]), b.now);
+    b.pass(60_000);
+    b.stored(0);
+    assert!(b.in_flight.iter().all(|b| b.partition == 3));
+    options.partitioner = Partitioner::Fixed(7);
+    b.queue.tune(&options);
+    b.pass(60_000);
+    while !b.in_flight.is_empty() {
+        b.stored(0);
+    }
+    b.arrive();
+    assert_eq!(b.in_flight[0].partition, 7);
 }
 
 /// Fails when a group takes more chunks than picks can address, or less than one.

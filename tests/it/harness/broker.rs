@@ -337,6 +337,15 @@ impl Topic {
             node.as_ref(),
         ]);
     }
+    /// Adds partitions until there are this many, by Kafka's own tool.
+    #[track_caller]
+    pub fn grow(&mut self, version: Version, partitions: u32) {
+        self.partitions = partitions;
+        let (tool, n) = ("org.apache.kafka.tools.TopicCommand", partitions.to_string());
+        let args =
+            ["--bootstrap-server", &self.address, "--alter", "--topic", &self.name, "--partitions", &n];
+        script(["tool", version.name(), tool].into_iter().chain(args));
+    }
     #[track_caller]
     pub fn delete(&self) {
         script(["topic".as_ref(), self.dir.as_os_str(), self.name.as_ref(), "--delete".as_ref()]);
