@@ -70,6 +70,7 @@ use shelf::{Absent, Shelved};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
@@ -82,6 +83,17 @@ pub enum Start {
     Beginning,
     End,
     Offset(u64),
+}
+
+impl Start {
+    /// The offset in a file of this size.
+    fn offset(self, size: u64) -> u64 {
+        match self {
+            Start::Beginning => 0,
+            Start::End => size,
+            Start::Offset(n) => n,
+        }
+    }
 }
 
 /// How much data of deleted files is kept open for unread lines.
@@ -290,6 +302,9 @@ struct Tail<'a> {
     absent: Vec<Absent>,
     /// A sibling was no longer at its listed name.
     moved: bool,
+    /// The file that was opened at the path and is about to be read. Meanwhile it may be renamed, compressed and deleted,
+    /// so only this descriptor shows that its bytes are taken.
+    held: Option<Arc<File>>,
     /// A sibling that cannot be read for lack of permission.
     denied: Option<PathBuf>,
     /// Rotated files that are not open because the limit of open files is reached. Oldest first; they are newer than the
@@ -370,6 +385,7 @@ impl<'a> Tail<'a> {
             history: None,
             absent: Vec::new(),
             moved: false,
+            held: None,
             denied: None,
             shelf: VecDeque::new(),
             restarted: None,
@@ -493,7 +509,7 @@ impl Tail<'_> {
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             let _decides = decides()?;
-            self.catch_up(None)?;
+            self.catch_up()?;
         }
         let seen = self.look_at_open(now)?;
         self.outlive(at_path, &seen);

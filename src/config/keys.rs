@@ -102,7 +102,7 @@ table! {
             "Bandwidth limit over all topics. It delays lines and never drops any; unlimited by default.";
         budget: Option<DataBudget> = data_budget("budget"), Example("\"200MiB/day\""), Restart,
             "Maximum bytes on the network, in both directions and over all brokers, per min, hour, day, week or month (30 \
-             days). Spent evenly; it delays lines and never drops any. Modern driver only.",
+             days). Spent evenly; it delays lines and never drops any.",
             "TLS, handshakes and metadata count; TCP and IP headers (52 bytes per packet) do not. Kept across restarts. \
              `logagent send` ignores it.";
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,

@@ -208,14 +208,14 @@ fn an_answer_that_no_line_waits_for_wakes_no_thread() {
     assert!(d.client.wake().unwrap() <= Instant::now() + ANSWERS_MAY_WAIT);
     d.step(true, 0);
     assert_eq!(d.verdicts().len(), 1);
-    // Somebody waits for it.
+    // A line waits for it.
     d.send(&peers, false).answer_all(0);
     assert!(d.step(false, 5000));
     d.step(true, 0);
     assert_eq!(d.verdicts().len(), 1);
     // Later than it may be deferred, and so late that the next one is not.
     let asked = d.send(&peers, true);
-    thread::sleep(3 * ANSWERS_MAY_WAIT);
+    peers.nothing_within(150);
     assert!(!d.step(true, 0));
     asked.answer_all(0);
     assert!(d.step(true, 5000), "an answer of a slow broker is not polled for");

@@ -6,6 +6,7 @@
 
 use super::siblings::Packed;
 use crate::record::{Identity, Mark, Point, StreamId};
+use std::cmp::Reverse;
 use std::io;
 
 /// What is known about a stream.
@@ -269,7 +270,7 @@ fn continue_streams(
     // Unfinished streams, ordered by how much was read: of two streams with the same beginning, the longer one is better
     // evidence.
     let mut unfinished: Vec<usize> = (0..streams.len()).filter(|j| !streams[*j].finished).collect();
-    unfinished.sort_unstable_by_key(|j| std::cmp::Reverse((streams[*j].read.offset, streams[*j].id)));
+    unfinished.sort_unstable_by_key(|j| Reverse((streams[*j].read.offset, streams[*j].id)));
     for j in unfinished {
         let mut found: Vec<usize> = Vec::new();
         for i in (0..files.len()).filter(|i| verdicts[*i].is_none()) {
@@ -406,7 +407,12 @@ fn begins_alike(s: &KnownStream, i: usize, peek: &mut dyn Peek) -> io::Result<bo
 }
 
 /// A stream of which nothing was read has no bytes to recognize it by. If its file is missing, it most likely continues in a
-/// new file of the same length, but never in the file that replaced it at its path.
+/// new file of the same length, else in a longer one, but never in the file that replaced it at its path. Of streams with
+/// the same length, the oldest continues in the oldest file.
+///
+/// This may be wrong, which does no harm: with exactly-once nothing of such a stream was delivered, and each file is read
+/// once, whichever stream it continues. A file whose bytes a tail already has open must not be among them, whatever its name
+/// is now ([`super::Tail::held`]). A stream for which no file is left is reported as lost.
 fn continue_untouched(
     streams: &[KnownStream],
     files: &[FolderFile],
@@ -432,7 +438,7 @@ fn continue_untouched(
             let fits = |(_, s): &(usize, &&KnownStream)| {
                 (s.size == length || s.size < length && !exactly) && s.at_path != Some(i)
             };
-            let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(_, s)| s.size);
+            let likely = untouched.iter().enumerate().filter(fits).max_by_key(|(n, s)| (s.size, Reverse(*n)));
             if let Some((n, s)) = likely.map(|(n, s)| (n, *s)).filter(|_| may_be) {
                 verdicts[i] = FileVerdict::Continues(s.id);
                 untouched.remove(n);

@@ -11,7 +11,7 @@ use super::known::{Claim, Entry, StreamUse};
 use super::open::{self, Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{PathFile, Scope, SiblingAge, Survey, has_bytes_of, proof, second};
-use super::{Halt, Start, Tail, known};
+use super::{Halt, Tail, known};
 use crate::packed::packing;
 use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
 use log::{info, warn};
@@ -50,7 +50,7 @@ impl Tail<'_> {
         if history.is_empty() {
             return match at_path {
                 Some((file, look)) => self.begin_unknown_path(file, look),
-                None => self.unread_siblings(&self.since(), None),
+                None => self.unread_siblings(&self.since()),
             };
         }
         let (mut live, mut rewritten) = (None, None);
@@ -65,7 +65,7 @@ impl Tail<'_> {
                 }
                 Claim::Known(entry) => {
                     rewritten = Some(entry.stream);
-                    self.rewritten(entry)?;
+                    self.holding(Some(&file), |tail| tail.rewritten(entry))?;
                     live = Some((file, look, None));
                 }
                 Claim::New => {
@@ -74,7 +74,19 @@ impl Tail<'_> {
                 }
             }
         }
-        for entry in history.iter().filter(|e| !e.finished && rewritten != Some(e.stream)) {
+        let at_path = live.as_ref().map(|(file, ..)| file);
+        self.holding(at_path, |tail| tail.read_history(&history, rewritten))?;
+        let Some((file, look, entry)) = live else { return Ok(()) };
+        match entry {
+            Some(entry) => self.resume(file, look, entry),
+            None if rewritten.is_some() => self.read_rewritten(file, &look),
+            None => self.read_new(file, &look, 0),
+        }
+    }
+
+    /// Finds the unfinished streams of earlier runs, except this one, and then what was rotated since.
+    fn read_history(&mut self, history: &[Entry], but: Option<StreamId>) -> Result<(), Halt> {
+        for entry in history.iter().filter(|e| !e.finished && but != Some(e.stream)) {
             // `take` refuses streams that are open by now.
             let Some(entry) = self.known.take(entry.stream, &entry.identity) else { continue };
             match entry.size {
@@ -83,15 +95,8 @@ impl Tail<'_> {
                 _ => self.find_or_miss(entry, "it is gone")?,
             }
         }
-        let at_path = live.as_ref().map(|(file, ..)| file);
         let last = oldest(history.iter().rev().take(RECENT)).cloned().unwrap_or_else(|| self.since());
-        self.unread_siblings(&last, at_path)?;
-        let Some((file, look, entry)) = live else { return Ok(()) };
-        match entry {
-            Some(entry) => self.resume(file, look, entry),
-            None if rewritten.is_some() => self.read_rewritten(file, &look),
-            None => self.read_new(file, &look, 0),
-        }
+        self.unread_siblings(&last)
     }
 
     /// The stream's file has different bytes now: continue in a copy, if there is one.
@@ -164,13 +169,9 @@ impl Tail<'_> {
                 self.note_as_read(old, file.as_ref().map(|(file, _)| file))?;
             }
         }
-        let offset = match self.o.start {
-            Start::Beginning => 0,
-            Start::End => look.size,
-            Start::Offset(n) => n,
-        };
-        self.unread_siblings(&self.since(), Some(&file))?;
-        self.read_new(file, &look, offset)
+        let since = self.since();
+        self.holding(Some(&file), |tail| tail.unread_siblings(&since))?;
+        self.read_new(file, &look, self.o.start.offset(look.size))
     }
 
     /// Files newer than this were created, and perhaps rotated, before the first look.
@@ -209,8 +210,8 @@ impl Tail<'_> {
         self.out.close(Closed { stream, why: Ending::Finished });
     }
 
-    /// After a rotation: finds siblings that appeared between two looks. `at_path` is as in [`Tail::unread_siblings`].
-    pub(super) fn catch_up(&mut self, at_path: Option<&File>) -> Result<(), Halt> {
+    /// After a rotation: finds siblings that appeared between two looks.
+    pub(super) fn catch_up(&mut self) -> Result<(), Halt> {
         self.see_truncations()?; // a copy can only be recognized by the stream it copies
         let known = self.known.of(&self.o.path);
         let open = self.open.iter().filter_map(|o| {
@@ -220,15 +221,13 @@ impl Tail<'_> {
         let open: Vec<Entry> = open.collect();
         let last = oldest(open.iter()).or_else(|| oldest(known.iter().rev().take(RECENT))).cloned();
         let last = last.unwrap_or_else(|| self.since());
-        self.unread_siblings(&last, at_path)
+        self.unread_siblings(&last)
     }
 
-    /// Reads every unread sibling that is newer than `last`, oldest first. The file `at_path` is already open and comes
-    /// after all of them; it may be renamed and compressed meanwhile.
-    fn unread_siblings(&mut self, last: &Entry, at_path: Option<&File>) -> Result<(), Halt> {
-        let at_path = at_path.map_or(PathFile::LeftOut, PathFile::Opened);
+    /// Reads every unread sibling that is newer than `last`, oldest first.
+    fn unread_siblings(&mut self, last: &Entry) -> Result<(), Halt> {
         self.listed(|tail| {
-            let survey = tail.survey(at_path, Scope::Log, SiblingAge::NewerThan(last))?;
+            let survey = tail.survey(PathFile::LeftOut, Scope::Log, SiblingAge::NewerThan(last))?;
             for (sibling, verdict) in survey.iter() {
                 // A file with a tail of its own is read there.
                 if !tail.is_followed(&sibling.path) {

@@ -572,6 +572,12 @@ pub fn mark_at(file: &File, offset: u64) -> io::Result<Mark> {
     Ok(Mark::of(&before(file, offset)?))
 }
 
+/// Where reading starts at `offset`, or at the end of a file that is shorter.
+pub fn point_at(file: &File, look: &Look, offset: u64) -> io::Result<Point> {
+    let offset = offset.min(look.size);
+    Ok(Point { offset, mark: mark_at(file, offset)?, ..Point::default() })
+}
+
 /// The ≤ 256 bytes before `offset`; fewer if the file is shorter.
 pub fn before(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let len = offset.min(Mark::SPAN as u64);

@@ -10,7 +10,7 @@ use super::open::{self, Bytes};
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{PathFile, Scope, SiblingAge};
 use super::{Halt, Start, Tail};
-use crate::record::{Identity, Point, StreamId};
+use crate::record::{Identity, StreamId};
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -125,8 +125,7 @@ impl Tail<'_> {
     }
 
     fn begin_stream(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        let offset = offset.min(look.size);
-        let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+        let at = open::point_at(&file, look, offset)?;
         match self.known.begin_if_new(look, &self.o.path) {
             Some(entry) => self.start_reading_live(file, look, Entry { at, ..entry }).map(drop),
             None => Ok(()), // another tail has it by now

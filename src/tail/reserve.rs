@@ -2,9 +2,9 @@
 //! the thread, and a rename, a deletion or a restart in the meantime loses no line.
 
 use super::known::Known;
-use super::{Start, TailOptions, identity, open};
+use super::{TailOptions, identity, open};
 use crate::chunk::Origin;
-use crate::record::{Closed, Ending, Point};
+use crate::record::{Closed, Ending};
 use crate::report::Board;
 use crate::streams::Opened;
 use std::io;
@@ -19,12 +19,7 @@ pub fn reserve(o: &TailOptions, known: &Known, board: &Board) -> io::Result<Opti
         return Ok(None);
     }
     let (file, look) = identity::open(&o.path)?;
-    let offset = match o.start {
-        Start::Beginning => 0,
-        Start::End => look.size,
-        Start::Offset(n) => n.min(look.size),
-    };
-    let at = Point { offset, mark: open::mark_at(&file, offset)?, ..Point::default() };
+    let at = open::point_at(&file, &look, o.start.offset(look.size))?;
     let Some(entry) = known.begin_if_new(&look, &o.path) else { return Ok(None) };
     known.release(entry.stream, at, look.size, look.modified, false);
     let origin = Arc::new(Origin {
@@ -32,7 +27,7 @@ pub fn reserve(o: &TailOptions, known: &Known, board: &Board) -> io::Result<Opti
         topic: o.topic.clone(),
         path: o.path.clone(),
         shape: o.shape.clone(),
-        progress: board.progress(entry.stream, offset, look.size),
+        progress: board.progress(entry.stream, at.offset, look.size),
     });
     if let Some(file) = board.files().get_mut(&o.path) {
         file.progress = vec![origin.progress.clone()];

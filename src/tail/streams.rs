@@ -70,8 +70,7 @@ impl Tail<'_> {
 
     /// A new stream in `file`, starting at `offset`.
     pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
-        let offset = offset.min(look.size);
-        let at = Point { offset, mark: open::mark_at(file, offset)?, ..Point::default() };
+        let at = open::point_at(file, look, offset)?;
         let entry = Entry { at, ..self.known.begin(look, &self.o.path) };
         self.restarted = Some(entry.stream);
         Ok(entry)
@@ -89,7 +88,7 @@ impl Tail<'_> {
             }
         };
         self.path_again = None;
-        self.catch_up(Some(&file))?;
+        self.holding(Some(&file), Self::catch_up)?;
         self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
@@ -111,7 +110,7 @@ impl Tail<'_> {
         if has_bytes_of && self.start_reading_live(file.try_clone()?, &look, entry.clone())? {
             return Ok(());
         }
-        self.rewritten(entry)?;
+        self.holding(Some(&file), |tail| tail.rewritten(entry))?;
         self.read_rewritten(file, &look)
     }
 

@@ -24,8 +24,6 @@ pub(super) enum PathFile<'f> {
         /// It no longer has the bytes of its stream.
         rewritten: bool,
     },
-    /// It will be read later in any case: files whose bytes are all in it are copies.
-    Opened(&'f File),
     /// Its bytes belong to a stream, or it is not examined.
     LeftOut,
 }
@@ -96,11 +94,7 @@ impl Tail<'_> {
             return Ok(Survey { files, entries, verdicts });
         }
         let mut entries = self.known.all();
-        if let PathFile::Opened(file) = at_path {
-            let look = identity::look(file)?;
-            let reader = StreamUse::Reading(Some(Arc::new(file.try_clone()?)));
-            entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) });
-        }
+        self.add_held(&mut entries)?;
         let live = identity::look_at(&self.o.path).ok().flatten();
         let mut found = Vec::with_capacity(files.len());
         for candidate in &files {
@@ -160,6 +154,35 @@ impl Tail<'_> {
         Ok(Survey { files: kept, entries, verdicts })
     }
 
+    /// Runs a search while this tail has `file` open, which was at its path, and is about to read it: see
+    /// [`Tail::held`].
+    pub(super) fn holding<T>(
+        &mut self,
+        file: Option<&File>,
+        search: impl FnOnce(&mut Self) -> Result<T, Halt>,
+    ) -> Result<T, Halt> {
+        self.held = file.map(|file| file.try_clone().map(Arc::new)).transpose()?;
+        let done = search(self);
+        self.held = None;
+        done
+    }
+
+    /// Shows the held file as the file of its stream, or of a stream that is about to begin.
+    fn add_held(&self, entries: &mut Vec<Entry>) -> io::Result<()> {
+        let Some(file) = &self.held else { return Ok(()) };
+        let look = identity::look(file)?;
+        let stream = self.known.get(&look.identity, &self.o.path).map(|e| e.stream);
+        let reader = StreamUse::Reading(Some(file.clone()));
+        let is_its = |e: &&mut Entry| {
+            Some(e.stream) == stream && !e.finished && !matches!(e.reader, StreamUse::Missing)
+        };
+        match entries.iter_mut().find(is_its) {
+            Some(entry) if has_bytes_of(file, &look, entry)? => entry.reader = reader,
+            _ => entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) }),
+        }
+        Ok(())
+    }
+
     /// The streams of these files, if each is known by identity and no contents need checking. This is the usual case: no
     /// file appeared or disappeared.
     fn all_known(&self, files: &[Candidate]) -> Option<Vec<Entry>> {
@@ -195,7 +218,7 @@ impl Tail<'_> {
         // The file at the path is the newest, whatever its times say.
         let own = match at_path {
             PathFile::Asked { file, look, .. } => Some((file.try_clone()?, look.clone())),
-            PathFile::Opened(_) | PathFile::LeftOut => None,
+            PathFile::LeftOut => None,
         };
         let mut files: Vec<Candidate> = Vec::with_capacity(list.len() + 1);
         for sibling in list {

@@ -430,6 +430,18 @@ fn untouched() {
             vec![file(2, &b), gz(3, &a)],
             vec![New, CONTINUES(1)],
         ),
+        (
+            "two of the same length: the older one is in the older file",
+            vec![missing(1, a.len()), missing(2, a.len())],
+            vec![gz(3, &lines("c", 0, 40)), gz(4, &a)],
+            vec![CONTINUES(1), CONTINUES(2)],
+        ),
+        (
+            "the file of the other one was compressed after it was opened",
+            vec![missing(1, 10), stream(2, b"", Some(&b)).with_size(20)],
+            vec![gz(3, &b), gz(4, &a)],
+            vec![COPY(2), CONTINUES(1)],
+        ),
         ("the log is intact", vec![stream(1, b"", Some(&a))], vec![file(2, &a)], vec![COPY(1)]),
         (
             "truncated, and its tail has not looked",

@@ -58,6 +58,17 @@ impl World {
         });
     }
 
+    /// After this many looks, the log is rotated and compressed, and an empty one takes its place.
+    pub fn rotate_and_pack_after(&mut self, looks: u64) {
+        let (dir, time) = (self.dir.path().to_owned(), self.tick());
+        let deed = move || {
+            rotate(&dir);
+            File::create(dir.join("app.log")).unwrap().set_modified(time).unwrap();
+            Packing::begin(dir.join("app.log.1"), 0).complete();
+        };
+        MEANWHILE.with_borrow_mut(|deeds| deeds.push_back((looks, Box::new(deed))));
+    }
+
     fn soon(&mut self, deed: impl FnOnce() + 'static) {
         let looks = self.dice.below(8);
         MEANWHILE.with_borrow_mut(|deeds| deeds.push_back((looks, Box::new(deed))));
