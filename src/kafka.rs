@@ -89,7 +89,7 @@ pub struct KafkaOptions {
     pub idle: Duration,
     /// Maximum age of metadata while all is well. Event Hubs closes connections that are idle for 4 minutes.
     pub metadata_age: Duration,
-    /// Every connection goes through it.
+    /// Every connection goes through it, also that to a token endpoint.
     pub proxy: Option<net::proxy::ProxyOptions>,
     /// `Some` enables TLS.
     pub tls: Option<net::tls::TlsOptions>,

@@ -108,11 +108,12 @@ table! {
         create_topics: bool = flag("true or false"), Default("true"), Reconnects,
             "Whether a missing topic is created, if the broker allows it.";
         proxy: Option<ProxyUrl> = proxy("URL"), Example("\"http://logagent@proxy:3128\""), Reconnects,
-            "Reach the brokers through this proxy: http:// (by CONNECT) or socks5h://, with user@ if it requires a \
+            "Reach the brokers and token_url through this proxy: http:// (by CONNECT) or socks5h://, with user@ if it requires a \
              login.",
-            "Every connection to a broker goes through it; localhost then means the proxy's own machine. The proxy resolves \
-             the brokers' names. TLS and SASL run between agent and broker; without TLS, the proxy can read the lines. In \
-             the user name, write @ as %40. It needs the modern driver.";
+            "No connection is made without it; localhost then means the proxy's own machine. The proxy resolves all names. \
+             TLS and SASL run between agent and broker; without TLS, the proxy can read the lines. A token endpoint that the \
+             proxy cannot reach needs another program that asks it: see token_file. In the user name, write @ as %40. It \
+             needs the modern driver.";
         proxy_password_file: Option<PathBuf> = path("path"),
             Example("\"/run/credentials/logagent.service/proxy-password\""), Reconnects, "",
             "The password of the user in proxy. Read at each connect. With both kinds of proxy it is sent to the proxy \
@@ -174,7 +175,8 @@ table! {
             "A JWT that expires within 30 s is not used: the file is read again until it contains a newer one.";
         token_url: Option<TokenUrl> = token_url("URL"), Example("\"https://login.example/oauth2/token\""), Reconnects,
             "Or the token endpoint, used with client_id, client_secret_file and scope (client credentials, RFC 6749 4.4).",
-            "One token is used for all brokers, for 80 % of its lifetime; lines wait while none can be fetched. Always reached directly, without `proxy`.";
+            "One token is used for all brokers, for 80 % of its lifetime; lines wait while none can be fetched. \
+             Reached through `proxy`, if that is set.";
         client_id: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
             "Required by token_url.";
         client_secret_file: Option<PathBuf> = path("path"),
@@ -186,7 +188,7 @@ table! {
             "The CA that signed the certificate of token_url, PEM; by default the system's roots.";
         token_url_without_tls: bool = flag("true or false"), Default("false"), Reconnects, "",
             "Allow http:// to other machines: anyone on the network path can read the client's secret and the token. Without \
-             this, http:// works only with a loopback address or localhost.";
+             this, http:// works only with a loopback address or localhost, and without a proxy.";
         extensions: Vec<(String, String)> = extensions("table of texts"),
             Instance("{}", "{ logicalCluster = \"lkc-1\", identityPoolId = \"pool-1\" }"), Reconnects,
             "SASL extensions, which some services require.";

@@ -7,6 +7,7 @@ use super::problem::{Problems, TableId, TextPosition};
 use super::read::Written;
 use super::table::defaults;
 use super::*;
+use crate::kafka::net::oauth::{OauthOptions, TokenSource};
 use crate::watch::glob;
 
 const AGENT: TableId = ("[agent]", 0);
@@ -172,12 +173,19 @@ impl Resolver<'_> {
         }
     }
 
-    /// PLAIN sends the password itself, OAUTHBEARER the token.
+    /// PLAIN sends the password itself, OAUTHBEARER the token, and a token endpoint gets the client's secret.
     fn check_plain(&mut self, kafka: &Kafka) {
         let Some(sasl) = kafka.sasl.as_ref().filter(|sasl| sasl.needs_tls()) else { return };
-        let has_tls = self.problems.header_of(("[kafka.tls]", 0)).is_some();
         // Through a proxy, a loopback address is the proxy's.
-        let other = kafka.brokers.iter().find(|b| kafka.proxy.is_some() || !b.is_loopback());
+        let is_local = |address: &BrokerAddress| kafka.proxy.is_none() && address.is_loopback();
+        if let Sasl::OauthBearer(OauthOptions { source: TokenSource::Endpoint(endpoint), .. }) = sasl {
+            let here = units::broker(&endpoint.url.address).is_ok_and(|address| is_local(&address));
+            if !(endpoint.url.is_tls || here || endpoint.without_tls) {
+                self.problems.add_at(SASL, "token_url", Conflict::TokenUrlWithoutTls);
+            }
+        }
+        let has_tls = self.problems.header_of(("[kafka.tls]", 0)).is_some();
+        let other = kafka.brokers.iter().find(|b| !is_local(b));
         if let (false, Some(broker)) = (has_tls, other) {
             let secret = if matches!(sasl, Sasl::OauthBearer(_)) { "token" } else { "password" };
             let conflict = Conflict::ReadableSecret(sasl.mechanism(), secret, broker.clone());

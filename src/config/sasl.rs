@@ -59,21 +59,16 @@ pub fn sasl(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Sasl> {
         Mechanism::ScramSha512 => Some(Sasl::Scram(Hash::Sha512, login()?)),
         Mechanism::OauthBearer => {
             let extensions = found.extensions.clone();
-            Some(Sasl::OauthBearer(OauthOptions::new(token_source(walk, found)?, extensions)))
+            Some(Sasl::OauthBearer(OauthOptions::new(token_source(found)?, extensions)))
         }
     }
 }
 
-fn token_source(walk: &mut Walk<'_>, found: KafkaSasl) -> Option<TokenSource> {
+fn token_source(found: KafkaSasl) -> Option<TokenSource> {
     if let Some(path) = found.token_file {
         return Some(TokenSource::File(path));
     }
     let url = found.token_url?;
-    let is_loopback = units::broker(&url.address).is_ok_and(|b| b.is_loopback());
-    if !url.is_tls && !is_loopback && !found.token_url_without_tls {
-        let id = (KafkaSasl::TABLE.name, walk.source);
-        walk.problems.add_at(id, "token_url", Conflict::TokenUrlWithoutTls);
-    }
     Some(TokenSource::Endpoint(Box::new(TokenEndpoint {
         url,
         client_id: found.client_id?,
@@ -190,6 +185,9 @@ mod tests {
             assert_eq!(found.len(), 1, "{sasl}: {found:#?}");
             assert!(found[0].contains(said) && found[0].contains("; "), "{sasl}: {found:?}");
         }
+        let local = text(&endpoint("\"http://localhost/t\""));
+        let found = problems(&local.replace("topic", "proxy = \"http://localhost:1\"\ntopic"));
+        assert!(found.len() == 1 && found[0].contains("secret in the clear; use"), "{found:?}");
         let open = text("\"OAUTHBEARER\"\ntoken_file = \"/t\"").replace("[kafka.tls]\n", "");
         let found = problems(&open);
         assert!(

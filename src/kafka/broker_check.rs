@@ -265,9 +265,8 @@ fn authenticate(v: &Visit<'_>, c: &mut Connection, tell: &mut dyn FnMut(BrokerCh
     let who = match sasl {
         SaslOptions::Plain { login, .. } | SaslOptions::Scram(_, login) => format!("user {}", login.username),
         SaslOptions::OauthBearer(oauth) => {
-            let limit = v.options.connect_timeout;
             step(BrokerStep::Token, tell, || {
-                let token = oauth.token(limit).map_err(Trouble::into_reason)?;
+                let token = oauth.token(v.options).map_err(Trouble::into_reason)?;
                 Ok(((), format!("from {}, {token}", oauth.origin())))
             })?;
             "the broker accepts the token".into()

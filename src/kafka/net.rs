@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod dialer;
 pub mod frames;
+pub mod http;
 pub mod oauth;
 pub mod probe;
 pub mod proxy;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-const ALICE: &str = "alice";
+pub const ALICE: &str = "alice";
 
 /// Base64 for URLs (RFC 4648, 5).
 fn url_encoded(bytes: &[u8]) -> String {
@@ -64,7 +64,7 @@ fn from_file(broker: &Broker, file: &Path) -> String {
     format!("{}[kafka.sasl]\nmechanism = \"OAUTHBEARER\"\ntoken_file = {file:?}\n", tls(broker))
 }
 
-fn from_url(broker: &Broker, url: &str, ca: &str, secret: &Path) -> String {
+pub fn from_url(broker: &Broker, url: &str, ca: &str, secret: &Path) -> String {
     format!(
         "{}[kafka.sasl]\nmechanism = \"OAUTHBEARER\"\ntoken_url = {url:?}\nclient_id = \"box\"\nclient_secret_file = {secret:?}\n\
          token_ca = {:?}\nscope = \"kafka\"\n",
@@ -290,8 +290,8 @@ fn a_refusal_is_acknowledged() {
 }
 
 /// A running `tests/oauth-server` for a broker. Killed when dropped.
-struct OauthServer {
-    url: String,
+pub struct OauthServer {
+    pub url: String,
     child: Child,
     /// The server ends when this is closed.
     _input: ChildStdin,
@@ -300,7 +300,7 @@ struct OauthServer {
 }
 
 impl OauthServer {
-    fn start(broker: &Broker, port: &str) -> OauthServer {
+    pub fn start(broker: &Broker, port: &str) -> OauthServer {
         need("node");
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oauth-server"));
         command.arg("run").arg(broker.dir());

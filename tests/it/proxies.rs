@@ -2,6 +2,7 @@
 //! What scripted proxies answer is in unit tests.
 
 use crate::harness::*;
+use crate::oauth::{ALICE, OauthServer, from_url};
 use crate::security::{PASSWORD as ALICES, sasl, tls};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -40,6 +41,13 @@ impl Running {
         let port = TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port();
         let mut proxy = Running { kind, login, port, folder: Folder::new(), child: None };
         proxy.restart();
+        proxy
+    }
+
+    /// With a port of its own, but not running.
+    fn stopped(kind: Kind, login: bool) -> Running {
+        let mut proxy = Running::start(kind, login);
+        proxy.kill();
         proxy
     }
 
@@ -180,6 +188,43 @@ fn proxies_that_fail_and_return() {
     });
 }
 
+/// Fails when a token is requested without the proxy, when its certificate is checked against the proxy's name, or when
+/// a proxy that is down or allows only the broker is not named, or loses lines.
+#[test]
+fn tokens_come_through_the_proxy() {
+    let broker = Broker::secure(Version::V44);
+    let (server, secret) = (OauthServer::start(broker, ""), Folder::new());
+    let sasl = from_url(broker, &server.url, "ca.crt", &secret.write("secret", "box-secret\n"));
+    let lines = Lines::new("f", 0..1000);
+    for (kind, login) in ALL {
+        let mut proxy = Running::stopped(kind, login);
+        let (folder, topic) = (Folder::new(), broker.topic(1));
+        broker.allow(ALICE, &topic);
+        folder.write("f.log", lines.bytes());
+        let kafka = proxy.keys(&folder, PASSWORD) + &sasl;
+        folder.write_config(&broker.listener("oauth"), &topic.name, &kafka);
+        let mut agent = folder.agent_line("run -c c.toml").start();
+        let line = agent.wait_log(&format!("no token from {}: proxy ", server.url), SOON);
+        assert!(line.contains("connection refused"), "{line}");
+        pause(secs(10));
+        proxy.restart();
+        let from = Instant::now();
+        topic.wait_count(1000);
+        let took = from.elapsed();
+        println!("{kind:?}, login {login}: lines arrive {took:?} after the proxy's return");
+        assert!(took < BACK, "{kind:?}, login {login}: {took:?}");
+        agent.stop().expect_code(0);
+        Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+    }
+    let (port, asked) = proxy_that_knows_all_names();
+    let (folder, topic) = (Folder::new(), broker.topic(1));
+    let kafka = format!("proxy = \"http://localhost:{port}\"\n{sasl}");
+    folder.write_config(&broker.listener("oauth"), &topic.name, &kafka);
+    folder.agent_line("check --connect -c c.toml").run_for(PATIENT);
+    let address = server.url.split('/').nth(2).unwrap();
+    assert!(asked.lock().unwrap().iter().any(|target| target == address), "{asked:?}");
+}
+
 /// Fails when a wrong or missing password, or a server that is not a proxy, is not reported in a clear line, when a
 /// password gets into a log, or when the steps of `check --connect` do not show where it fails.
 #[test]
@@ -228,6 +273,11 @@ fn refused_at_start() {
         ("proxy = \"http://edge@p:1\"", "set proxy_password_file"),
         ("proxy = \"http://p:1\"\nproxy_password_file = \"/p\"", "without a user"),
         ("proxy = \"https://p:1\"", "a proxy URL begins with http:// or socks5h://"),
+        (
+            "proxy = \"http://p:1\"\n[kafka.tls]\n[kafka.sasl]\nmechanism = \"OAUTHBEARER\"\nclient_id = \"c\"\n\
+             client_secret_file = \"/s\"\ntoken_url = \"http://localhost/t\"",
+            "`token_url` without TLS would send the client's secret in the clear",
+        ),
         (
             "proxy = \"http://p:1\"\n[kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"/p\"",
             "PLAIN without TLS would send the password in the clear",

@@ -129,7 +129,7 @@ impl Connection {
     ) -> Result<Connection, Trouble> {
         // Before connecting to any broker: without a token, the connection would be useless.
         if let Some(SaslOptions::OauthBearer(oauth)) = &options.sasl {
-            oauth.token(options.connect_timeout)?;
+            oauth.token(options)?;
         }
         let mut c = Connection::over(dial(address, options, bytes)?, cap);
         c.versions = c.greet(address, options, bytes)?;
@@ -172,7 +172,7 @@ impl Connection {
             {
                 return Err(sasl::readable_by(sasl, &proxy.url.to_string()));
             }
-            self.renew = sasl::authenticate(self, sasl, &options.client_id, options.connect_timeout)?;
+            self.renew = sasl::authenticate(self, sasl, options)?;
         }
         Ok(())
     }
@@ -377,8 +377,8 @@ fn dial(address: &str, options: &KafkaOptions, bytes: &Arc<SocketBytes>) -> Resu
     secure(CountedSocket::new(connect(address, options)?, bytes), address, options)
 }
 
-/// Connects to the broker, or through the proxy, which resolves the broker's name.
-fn connect(address: &str, options: &KafkaOptions) -> Result<TcpStream, Trouble> {
+/// Connects directly, or through the proxy, which then resolves the name.
+pub fn connect(address: &str, options: &KafkaOptions) -> Result<TcpStream, Trouble> {
     let limit = options.connect_timeout;
     let Some(proxy) = &options.proxy else { return connect_to(address, limit) };
     let socket = connect_to(&proxy.url.address, limit).map_err(|t| proxy.url.failed(t))?;
@@ -386,7 +386,7 @@ fn connect(address: &str, options: &KafkaOptions) -> Result<TcpStream, Trouble> 
 }
 
 /// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
-pub fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
     let all = probe::resolve(address).map_err(|why| Trouble::Lost(why.into()))?;
     let several = all.len() > 1;

@@ -2,13 +2,13 @@
 //! endpoint with client credentials (RFC 6749, 4.4) and reuses it while it is valid. A token is wiped when dropped, and
 //! never logged.
 
-mod endpoint;
-mod http;
+pub mod endpoint;
 mod jwt;
 pub mod url;
 
 use crate::clock;
 use crate::error::Reason;
+use crate::kafka::KafkaOptions;
 use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::secret;
 use crate::producer::json;
@@ -63,13 +63,13 @@ impl OauthOptions {
         OauthOptions { source, extensions, kept: Arc::default() }
     }
 
-    /// A token that is valid for at least 30 s. Blocks for at most `limit`, apart from name resolution.
-    pub fn token(&self, limit: Duration) -> Result<Arc<Token>, Trouble> {
+    /// A token that is valid for at least 30 s. `options`: how to reach the endpoint.
+    pub fn token(&self, options: &KafkaOptions) -> Result<Arc<Token>, Trouble> {
         match &self.source {
             TokenSource::File(path) => from_file(path).map(Arc::new).map_err(Trouble::Lost),
             TokenSource::Endpoint(endpoint) => {
                 let began = Instant::now();
-                self.kept().get(began, || endpoint.fetch(limit))
+                self.kept().get(began, || endpoint.fetch(options))
             }
         }
     }

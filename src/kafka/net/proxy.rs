@@ -3,17 +3,16 @@
 //!
 //! An answer is read up to its last byte and no further, because what follows comes from the broker.
 
+use super::http::{self, HttpHead};
 use super::secret;
 use crate::error::Reason;
 use crate::kafka::net::connection::Trouble;
-use crate::kafka::protocol::messages::text;
-use crate::waker::poll_for;
-use rustix::event::{PollFd, PollFlags};
+use crate::kafka::net::stream::{CountedSocket, Stream, TimedStream};
 use std::fmt;
-use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 #[derive(Debug, Clone)]
@@ -76,13 +75,14 @@ pub fn tunnel(
             format!("{broker:?} is not a host name that a proxy could resolve").into(),
         ));
     }
-    let mut ask = Ask { socket, broker, limit, deadline: Instant::now() + limit };
+    let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker
+    let mut ask = Ask { stream: TimedStream::new(Stream::Plain(socket), limit), broker };
     let done = login(options).and_then(|login| match options.url.kind {
         ProxyKind::Http => ask.connect(login),
         ProxyKind::Socks5 => ask.socks(login),
     });
     done.map_err(|t| options.url.failed(t))?;
-    Ok(ask.socket)
+    Ok(ask.stream.into_socket())
 }
 
 /// User name and password.
@@ -107,33 +107,27 @@ fn refuses_login(user: &str) -> Trouble {
 
 /// The conversation with a proxy.
 struct Ask<'a> {
-    socket: TcpStream,
+    stream: TimedStream,
     /// `host:port`
     broker: &'a str,
-    limit: Duration,
-    deadline: Instant,
 }
 
 impl Ask<'_> {
     /// HTTP's CONNECT.
     fn connect(&mut self, login: Option<Login<'_>>) -> Result<(), Trouble> {
         let user = login.as_ref().map(|(user, _)| *user);
-        self.send(&connect_request(self.broker, login))?;
-        loop {
-            let (status, line) = status(&self.head()?)?;
-            match (status, user) {
-                // Interim answers (RFC 9110, 15.2) precede the real one.
-                (100..=199, _) => {}
-                (200..=299, _) => return Ok(()),
-                (407, None) => return Err(wants_login(&format!("it answers {line}"))),
-                (407, Some(user)) => return Err(refuses_login(user)),
-                (403 | 405, _) => {
-                    let why = format!("it does not allow CONNECT to {} ({line})", self.broker);
-                    return Err(Trouble::Lost(Reason::new(why, "allow this host and port there")));
-                }
-                (500.., _) => return Err(self.cannot_reach(&line)),
-                _ => return Err(Trouble::Lost(format!("it answers {line}").into())),
+        self.stream.send(&connect_request(self.broker, login))?;
+        let HttpHead { status, shown, .. } = self.head()?;
+        match (status, user) {
+            (200..=299, _) => Ok(()),
+            (407, None) => Err(wants_login(&format!("it answers {shown}"))),
+            (407, Some(user)) => Err(refuses_login(user)),
+            (403 | 405, _) => {
+                let why = format!("it does not allow CONNECT to {} ({shown})", self.broker);
+                Err(Trouble::Lost(Reason::new(why, "allow this host and port there")))
             }
+            (500.., _) => Err(self.cannot_reach(&shown)),
+            _ => Err(Trouble::Lost(format!("it answers {shown}").into())),
         }
     }
 
@@ -142,18 +136,18 @@ impl Ask<'_> {
         Trouble::Lost(Reason::new(why, "check that the broker runs, and that the proxy can resolve its name"))
     }
 
-    /// The next header, up to its empty line.
-    fn head(&mut self) -> Result<Vec<u8>, Trouble> {
-        let mut head = Vec::new();
-        while !(head.ends_with(b"\n\r\n") || head.ends_with(b"\n\n")) {
+    /// Reads an answer up to its empty line.
+    fn head(&mut self) -> Result<HttpHead, Trouble> {
+        let mut bytes = Vec::new();
+        while bytes.len() < HEAD_MOST {
             let mut byte = [0];
-            self.receive(&mut byte)?;
-            head.push(byte[0]);
-            if !b"HTTP/".starts_with(&head[..head.len().min(5)]) || head.len() > HEAD_MOST {
-                return Err(not_a_proxy("HTTP"));
+            self.stream.fill(&mut byte)?;
+            bytes.push(byte[0]);
+            if let Some(head) = http::head(&bytes).map_err(|_| not_a_proxy("HTTP"))? {
+                return Ok(head);
             }
         }
-        Ok(head)
+        Err(not_a_proxy("HTTP"))
     }
 
     /// SOCKS 5 by host name.
@@ -161,15 +155,15 @@ impl Ask<'_> {
         const NONE: u8 = 0;
         const PASSWORD: u8 = 2;
         let methods: &[u8] = if login.is_some() { &[5, 2, NONE, PASSWORD] } else { &[5, 1, NONE] };
-        self.send(methods)?;
+        self.stream.send(methods)?;
         let mut chosen = [0; 2];
-        self.receive(&mut chosen)?;
+        self.stream.fill(&mut chosen)?;
         match (chosen, login) {
             ([5, NONE], _) => {}
             ([5, PASSWORD], Some((user, password))) => {
-                self.send(&password_message(user, &password)?)?;
+                self.stream.send(&password_message(user, &password)?)?;
                 let mut answer = [0; 2];
-                self.receive(&mut answer)?;
+                self.stream.fill(&mut answer)?;
                 if answer[1] != 0 {
                     return Err(refuses_login(user));
                 }
@@ -182,9 +176,9 @@ impl Ask<'_> {
             }
             _ => return Err(not_a_proxy("SOCKS 5")),
         }
-        self.send(&socks_request(self.broker)?)?;
+        self.stream.send(&socks_request(self.broker)?)?;
         let mut head = [0; 4];
-        self.receive(&mut head)?;
+        self.stream.fill(&mut head)?;
         match head {
             [5, 0, ..] => {}
             [5, 2, ..] => {
@@ -198,47 +192,11 @@ impl Ask<'_> {
         let mut length = [4];
         match head[3] {
             1 => {}
-            3 => self.receive(&mut length)?,
+            3 => self.stream.fill(&mut length)?,
             4 => length = [16],
             _ => return Err(not_a_proxy("SOCKS 5")),
         }
-        self.receive(&mut vec![0; usize::from(length[0]) + 2])
-    }
-
-    fn send(&mut self, mut bytes: &[u8]) -> Result<(), Trouble> {
-        while !bytes.is_empty() {
-            match self.socket.write(bytes) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(PollFlags::OUT)?,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Fills `to`.
-    fn receive(&mut self, to: &mut [u8]) -> Result<(), Trouble> {
-        let mut filled = 0;
-        while filled < to.len() {
-            match self.socket.read(&mut to[filled..]) {
-                Ok(0) => return Err(Trouble::Lost("it closes the connection without an answer".into())),
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(PollFlags::IN)?,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn wait(&self, events: PollFlags) -> Result<(), Trouble> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Trouble::Lost(format!("no answer in {} s", self.limit.as_secs_f32()).into()));
-        }
-        poll_for(&mut [PollFd::new(&self.socket, events)], Some(left))?;
-        Ok(())
+        self.stream.fill(&mut vec![0; usize::from(length[0]) + 2])
     }
 }
 
@@ -256,17 +214,6 @@ fn connect_request(broker: &str, login: Option<Login<'_>>) -> Zeroizing<Vec<u8>>
             let head: &[u8] = b"Proxy-Authorization: Basic ";
             secret::joined(&[request.as_bytes(), head, pair.as_bytes(), b"\r\n\r\n"])
         }
-    }
-}
-
-/// The status code of an HTTP answer, and its line as it is shown.
-fn status(head: &[u8]) -> Result<(u16, String), Trouble> {
-    let line = head.split(|b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
-    let told = line.splitn(2, |b| *b == b' ').nth(1).unwrap_or_default();
-    let code = told.get(..3).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
-    match code {
-        Some(code @ 100..) => Ok((code, text(Some(told)))),
-        _ => Err(not_a_proxy("HTTP")),
     }
 }
 

@@ -5,6 +5,7 @@ use super::scram::{Hash, Scram};
 use super::secret::{self, PASSWORD_MOST};
 use crate::base64;
 use crate::error::Reason;
+use crate::kafka::KafkaOptions;
 use crate::kafka::net::connection::{Connection, Trouble};
 use crate::kafka::net::oauth::{OauthOptions, TokenSource};
 use crate::kafka::protocol::errors;
@@ -68,19 +69,19 @@ impl SaslOptions {
 /// Authenticates. Returns when to do it again; `None`: never.
 pub fn authenticate(
     c: &mut Connection,
-    options: &SaslOptions,
-    client_id: &str,
-    limit: Duration,
+    sasl: &SaslOptions,
+    options: &KafkaOptions,
 ) -> Result<Option<Instant>, Trouble> {
-    if options.needs_tls() {
-        refuse_readable(c, options)?;
+    if sasl.needs_tls() {
+        refuse_readable(c, sasl)?;
     }
-    let began = Instant::now();
-    let exchange = Exchange { c, mechanism: options.mechanism(), client_id, deadline: began + limit };
-    let done = match options {
+    let (began, client_id) = (Instant::now(), &options.client_id);
+    let deadline = began + options.connect_timeout;
+    let exchange = Exchange { c, mechanism: sasl.mechanism(), client_id, deadline };
+    let done = match sasl {
         SaslOptions::Plain { login, .. } => exchange.plain(login),
         SaslOptions::Scram(hash, login) => exchange.scram(*hash, login),
-        SaslOptions::OauthBearer(options) => exchange.token(options, limit),
+        SaslOptions::OauthBearer(oauth) => exchange.token(oauth, options),
     };
     let lifetime = done.map_err(|t| match t {
         Trouble::Ended => {
@@ -175,14 +176,14 @@ impl Exchange<'_> {
 
     /// RFC 7628: a refusal is JSON in an answer without an error, and the exchange ends only after another message from
     /// us.
-    fn token(mut self, options: &OauthOptions, limit: Duration) -> Result<i64, Trouble> {
-        let token = options.token(limit)?;
+    fn token(mut self, oauth: &OauthOptions, options: &KafkaOptions) -> Result<i64, Trouble> {
+        let token = oauth.token(options)?;
         self.choose()?;
-        let mut said = self.send(&options.first_message(&token))?;
+        let mut said = self.send(&oauth.first_message(&token))?;
         if said.error == 0 && said.bytes.is_empty() {
             return Ok(said.lifetime_ms);
         }
-        options.refused();
+        oauth.refused();
         // Some services refuse with an error code at once.
         let why =
             if said.error == 0 { String::from_utf8_lossy(&said.bytes).into_owned() } else { said.message };
@@ -195,7 +196,7 @@ impl Exchange<'_> {
                 format!("the broker refuses the token: {why}"),
                 format!(
                     "check the token's issuer, audience and times ({}), the extensions, and the clocks",
-                    options.origin()
+                    oauth.origin()
                 ),
             ),
             code => errors::reason(code, &why),

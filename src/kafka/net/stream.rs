@@ -1,12 +1,17 @@
 //! The byte stream of a connection: a non-blocking socket, plain or inside TLS. `tls.rs` makes the handshake.
+//! [`TimedStream`] adds blocking calls with a deadline.
 
+use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::tls;
 use crate::traffic::SocketBytes;
+use crate::waker::poll_for;
+use rustix::event::{PollFd, PollFlags};
 use rustls::ClientConnection;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub enum Stream {
@@ -179,5 +184,76 @@ impl Tls {
         }
         self.push()?;
         Ok(std::mem::take(&mut self.sealed))
+    }
+}
+
+/// For conversations other than Kafka's: blocking calls, all of which together take at most `limit`.
+#[derive(Debug)]
+pub struct TimedStream {
+    stream: Stream,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl TimedStream {
+    pub fn new(stream: Stream, limit: Duration) -> Self {
+        TimedStream { stream, limit, deadline: Instant::now() + limit }
+    }
+
+    pub fn into_socket(self) -> TcpStream {
+        match self.stream {
+            Stream::Plain(s) => s.socket,
+            Stream::Tls(t) => t.socket.socket,
+        }
+    }
+
+    pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), Trouble> {
+        while !bytes.is_empty() {
+            let done = self.stream.write(bytes);
+            bytes = &bytes[self.unless_blocked(done, PollFlags::OUT)?.unwrap_or_default()..];
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to read. 0: the peer has closed.
+    pub fn receive(&mut self, to: &mut [u8]) -> Result<usize, Trouble> {
+        loop {
+            self.stream.flush()?;
+            let done = self.stream.read(to);
+            if let Some(n) = self.unless_blocked(done, PollFlags::IN)? {
+                return Ok(n);
+            }
+        }
+    }
+
+    /// Fills `to`.
+    pub fn fill(&mut self, mut to: &mut [u8]) -> Result<(), Trouble> {
+        while !to.is_empty() {
+            match self.receive(to)? {
+                0 => return Err(Trouble::Lost("it closes the connection without an answer".into())),
+                n => to = &mut to[n..],
+            }
+        }
+        Ok(())
+    }
+
+    /// `None`: the call would have blocked; waits until it may be worth repeating.
+    fn unless_blocked(
+        &self,
+        done: io::Result<usize>,
+        mut events: PollFlags,
+    ) -> Result<Option<usize>, Trouble> {
+        match done {
+            Ok(n) => return Ok(Some(n)),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Trouble::Lost(format!("no answer in {} s", self.limit.as_secs_f32()).into()));
+        }
+        events.set(PollFlags::OUT, events.contains(PollFlags::OUT) || self.stream.has_own());
+        poll_for(&mut [PollFd::new(self.stream.socket(), events)], Some(left))?;
+        Ok(None)
     }
 }

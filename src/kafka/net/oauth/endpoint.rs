@@ -1,16 +1,17 @@
 //! Asks a token endpoint for a token by client credentials (RFC 6749, 4.4).
 
-use super::http::{self, HttpAnswer};
 use super::url::TokenUrl;
 use super::{TOO_SHORT, Token, field, jwt, left_of, seconds};
 use crate::error::Reason;
+use crate::kafka::KafkaOptions;
 use crate::kafka::net::connection::{self, Trouble};
+use crate::kafka::net::http::{self, HttpAnswer};
 use crate::kafka::net::secret::{self, PASSWORD_MOST};
-use crate::kafka::net::stream::{CountedSocket, Stream};
+use crate::kafka::net::stream::{CountedSocket, Stream, TimedStream};
 use crate::kafka::net::tls::{self, TlsOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 #[derive(Debug, Clone)]
@@ -26,9 +27,9 @@ pub struct TokenEndpoint {
 }
 
 impl TokenEndpoint {
-    /// Blocks for at most `limit`, apart from name resolution.
-    pub fn fetch(&self, limit: Duration) -> Result<Token, Trouble> {
-        self.ask(Instant::now() + limit, limit).map_err(|mut t| {
+    /// Reaches it as a broker: with the same limit for each step, and through the same proxy.
+    pub fn fetch(&self, options: &KafkaOptions) -> Result<Token, Trouble> {
+        self.ask(options).map_err(|mut t| {
             if let Trouble::Lost(why) | Trouble::Denied(why) | Trouble::Crowded(why) = &mut t {
                 why.why.insert_str(0, &format!("no token from {}: ", self.url));
             }
@@ -36,47 +37,32 @@ impl TokenEndpoint {
         })
     }
 
-    fn ask(&self, deadline: Instant, limit: Duration) -> Result<Token, Trouble> {
+    fn ask(&self, options: &KafkaOptions) -> Result<Token, Trouble> {
         let secret = secret::text(&self.client_secret_file, "client_secret_file", PASSWORD_MOST)
             .map_err(Trouble::Lost)?;
-        let mut stream = self.connect(deadline, limit)?;
-        let answer = http::exchange(&mut stream, &self.request(&secret), deadline);
-        read_answer(&answer.map_err(|t| self.about_endpoint(t))?, &secret)
+        let stream = self.connect(options).map_err(about_endpoint)?;
+        let mut stream = TimedStream::new(stream, options.connect_timeout);
+        let answer = http::exchange(&mut stream, &self.request(&secret)).map_err(about_endpoint)?;
+        read_answer(&answer, &secret)
     }
 
-    fn connect(&self, deadline: Instant, limit: Duration) -> Result<Stream, Trouble> {
-        let socket = connection::connect_to(&self.url.address, limit)?;
-        if self.url.is_tls {
-            let options = TlsOptions { ca: self.ca.clone(), ..TlsOptions::default() };
-            let left = deadline.saturating_duration_since(Instant::now());
-            let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker
-            let tls = tls::handshake(socket, &self.url.address, &options, left);
-            let tls = tls.map_err(|e| self.about_endpoint(Trouble::Lost(e.into())))?;
-            return Ok(Stream::Tls(Box::new(tls)));
-        }
-        // `localhost` may be forwarded elsewhere.
+    fn connect(&self, options: &KafkaOptions) -> Result<Stream, Trouble> {
+        let socket = connection::connect(&self.url.address, options)?;
+        // `localhost` may be forwarded elsewhere, and a local proxy sends everything on.
         let peer = socket.peer_addr()?.ip().to_canonical();
-        if !peer.is_loopback() && !self.without_tls {
+        let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker
+        if self.url.is_tls {
+            let tls = TlsOptions { ca: self.ca.clone(), ..TlsOptions::default() };
+            return match tls::handshake(socket, &self.url.address, &tls, options.connect_timeout) {
+                Ok(done) => Ok(Stream::Tls(Box::new(done))),
+                Err(e) => Err(Trouble::Lost(e.into())),
+            };
+        }
+        if (options.proxy.is_some() || !peer.is_loopback()) && !self.without_tls {
             let why = format!("http would send the client's secret in the clear to {peer}");
             return Err(Trouble::Denied(Reason::new(why, "name an https address")));
         }
-        Ok(Stream::Plain(CountedSocket::new(socket, &Arc::default())))
-    }
-
-    /// TLS errors are worded for brokers.
-    fn about_endpoint(&self, t: Trouble) -> Trouble {
-        let Trouble::Lost(Reason { why, fix }) = t else { return t };
-        let here = |text: String| {
-            [
-                ("the broker", "the server"),
-                ("set ca in [kafka.tls]", "set token_ca in [kafka.sasl]"),
-                ("set server_name in [kafka.tls]", "correct token_url"),
-                ("remove [kafka.tls]", "begin token_url with http://"),
-            ]
-            .into_iter()
-            .fold(text, |text, (of_broker, here)| text.replace(of_broker, here))
-        };
-        Trouble::Lost(Reason { why: here(why), fix: fix.map(here) })
+        Ok(Stream::Plain(socket))
     }
 
     /// Client credentials by HTTP Basic, which every server must support (RFC 6749, 2.3.1).
@@ -94,6 +80,22 @@ impl TokenEndpoint {
         );
         secret::joined(&[head.as_bytes(), basic.as_bytes(), b"\r\n\r\n", form.as_bytes()])
     }
+}
+
+/// Errors of TLS and of a proxy are worded for brokers.
+fn about_endpoint(t: Trouble) -> Trouble {
+    let Trouble::Lost(Reason { why, fix }) = t else { return t };
+    let here = |text: String| {
+        [
+            ("the broker", "the server"),
+            ("set ca in [kafka.tls]", "set token_ca in [kafka.sasl]"),
+            ("set server_name in [kafka.tls]", "correct token_url"),
+            ("remove [kafka.tls]", "begin token_url with http://"),
+        ]
+        .into_iter()
+        .fold(text, |text, (of_broker, here)| text.replace(of_broker, here))
+    };
+    Trouble::Lost(Reason { why: here(why), fix: fix.map(here) })
 }
 
 /// Percent-encoded, in a string that does not grow.

@@ -2,7 +2,7 @@
 
 use super::endpoint::read_answer;
 use super::*;
-use crate::kafka::net::oauth::http::HttpAnswer;
+use crate::kafka::net::http::HttpAnswer;
 
 fn token(bytes: &str, lifetime: Option<u64>) -> Result<Token, &'static str> {
     Token::new(Zeroizing::new(bytes.as_bytes().to_vec()), lifetime.map(Duration::from_secs), None)
@@ -40,7 +40,9 @@ fn a_token_from_a_file() {
     let options = OauthOptions::new(TokenSource::File(path.clone()), Vec::new());
     let read = |text: String| {
         std::fs::write(&path, text).unwrap();
-        options.token(Duration::ZERO).map(|t| (String::from_utf8(t.bytes().to_vec()).unwrap(), t.to_string()))
+        options
+            .token(&KafkaOptions::default())
+            .map(|t| (String::from_utf8(t.bytes().to_vec()).unwrap(), t.to_string()))
     };
     assert_eq!(
         read("opaque\n".into()).unwrap(),
