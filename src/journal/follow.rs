@@ -4,6 +4,7 @@
 //! only while there is no folder in `/var`. When that appears, `/run` is read to its end first, and entries read there
 //! are skipped in `/var`.
 
+use super::file::EntryStamp;
 use super::header::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
@@ -144,6 +145,8 @@ pub(super) struct Follower<'a> {
     pub(super) tally: Option<SeqnumTally>,
     /// Per folder, what an earlier run counted as lost.
     pub(super) losses: HashMap<PathBuf, NumberGap>,
+    /// The newest entry of the folder that was read, in the files closed so far and by earlier runs.
+    newest: Option<EntryStamp>,
     /// The gap counted as lost with numbers beyond a saved position.
     pub(super) loss: Option<NumberGap>,
     damaged: LogThrottle,
@@ -179,6 +182,7 @@ impl<'a> Follower<'a> {
             scratch: Scratch::default(),
             tally: None,
             losses: context.losses.into_iter().collect(),
+            newest: None,
             loss: None,
             damaged: LogThrottle::default(),
             cut: LogThrottle::default(),
@@ -210,7 +214,6 @@ impl<'a> Follower<'a> {
 
     /// Reads the rest of the folder, which is no longer written. False: not finished yet.
     fn leave_folder(&mut self) -> bool {
-        let mut written = None;
         while let Some(journal) = self.open.first_mut() {
             journal.name = None; // so that it ends once it is read
             match self.read_file(0) {
@@ -218,9 +221,10 @@ impl<'a> Follower<'a> {
                 Ok(Progressed::More) => continue,
                 Ok(Progressed::Nothing | Progressed::Later) | Err(_) => return false,
             }
-            written = written.max(self.open.remove(0).written());
+            self.open.remove(0);
         }
-        self.o.reading.rules.filter.read_until = written;
+        // Whatever has been written at the same time has been read, too.
+        self.o.reading.copied = self.newest.take().map(|e| EntryStamp { seqnum: u64::MAX, ..e });
         // It has other sequence numbers.
         (self.tally, self.loss) = (None, None);
         self.done.clear();
@@ -295,6 +299,10 @@ impl<'a> Follower<'a> {
         let folder = folder.clone();
         self.loss = Some(total);
         self.lost(gap.entries, Some((folder, total)), "they were removed before they were read");
+    }
+
+    pub(super) fn note_read(&mut self, entry: Option<EntryStamp>) {
+        self.newest = self.newest.into_iter().chain(entry).max_by_key(|e| e.monotonic);
     }
 
     /// `--once`: everything that existed at the start is read.
@@ -412,8 +420,10 @@ impl Follower<'_> {
 
     fn close(&mut self, i: usize, why: Ending) {
         let journal = &self.open[i];
+        let last = journal.last_read();
         self.done.insert(journal.journal.header.file_id);
         self.left.push(journal.origin.clone());
         self.out.close(Closed { stream: journal.origin.stream, why });
+        self.note_read(last);
     }
 }

@@ -1,14 +1,14 @@
 //! Assigns streams to the files of a journal folder: which file continues a saved stream, is new, or has already been
 //! read.
 
-use super::file::JournalFile;
+use super::file::{EntryLimits, JournalFile};
 use super::folder::{self, ListedJournal, Listing};
 use super::follow::{Follower, Halted};
 use super::header::{Id128, ReadError};
 use super::open::{OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use crate::chunk::Origin;
-use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then};
+use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then, fnv1a};
 use crate::report::FileState;
 use crate::streams::SavedStream;
 use log::{error, info};
@@ -28,7 +28,8 @@ impl Follower<'_> {
         }
         self.done.retain(|id| files.iter().any(|f| f.header.file_id == *id));
         let new: Vec<&ListedJournal> = files.iter().filter(|f| !self.is_known(&f.header.file_id)).collect();
-        if self.tally.is_none() {
+        let is_other = self.tally.is_none();
+        if is_other {
             self.tally = Some(self.begin_tally(folder, &files));
         }
         // Known files first: they tell how far their chains were read.
@@ -46,6 +47,9 @@ impl Follower<'_> {
         self.open.sort_unstable_by(|a, b| {
             (&a.origin.path, a.origin.stream).cmp(&(&b.origin.path, b.origin.stream))
         });
+        if is_other && self.o.reading.copied.is_none() {
+            self.find_copies(folder);
+        }
         self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();
@@ -75,6 +79,38 @@ impl Follower<'_> {
         tally
     }
 
+    /// A flush while no agent ran has copied the entries of another folder to this one, with other numbers. Those up to
+    /// the last one acknowledged there are skipped here.
+    fn find_copies(&mut self, folder: &Path) {
+        let mut marks = Vec::new();
+        for s in self.saved.iter().filter(|s| s.path.parent() != Some(folder)) {
+            if s.at.offset > 0 {
+                marks.push(s.at.mark);
+            }
+            if !s.finished {
+                break; // what is acknowledged of later files is not contiguous with it
+            }
+        }
+        const NO_FIELDS: EntryLimits = EntryLimits { field: 0, entry: 0 };
+        let Scratch { pages, entry, .. } = &mut self.scratch;
+        for journal in &mut self.open {
+            while !marks.is_empty() {
+                match journal.journal.next(pages, &NO_FIELDS, entry) {
+                    Ok(true) => {}
+                    Err(ReadError::Entry(_)) => continue,
+                    Ok(false) | Err(_) => break,
+                }
+                let mark = entry.stamp().mark();
+                // Of equal entries the first: rather one twice than one never.
+                if let Some(i) = marks.iter().position(|m| m.is_copy_of(&mark)) {
+                    marks.swap_remove(i);
+                    self.o.reading.copied = Some(entry.stamp());
+                }
+            }
+            let _ = journal.journal.seek(pages, journal.at.offset, entry);
+        }
+    }
+
     /// Continues the stream that an earlier run saved for this file. False: there is none.
     fn resume(&mut self, file: &ListedJournal) -> bool {
         let Some(mut journal) = self.open_listed(file) else { return true };
@@ -88,6 +124,8 @@ impl Follower<'_> {
         }
         let Some(i) = found else { return false };
         let s = self.saved.remove(i);
+        let last = self.scratch.entry.stamp();
+        self.note_read((last.mark() == s.at.mark).then_some(last));
         let seqnum = s.at.mark.seqnum().unwrap_or_default();
         let read = self.read_before.entry((file.chain.clone(), file.header.seqnum_id)).or_default();
         *read = seqnum.max(*read);
@@ -114,10 +152,12 @@ impl Follower<'_> {
             return;
         }
         let Some(mut journal) = self.open_listed(file) else { return };
-        let mut at = Point { mark: Mark::of_entry(&id, 0), ..Point::default() };
+        let mut at = Point { mark: nothing_of(&id), ..Point::default() };
         let Scratch { pages, entry, .. } = &mut self.scratch;
         if from_end && journal.seek_end(pages, entry).is_ok_and(|found| found) {
-            at = Point { offset: entry.end, mark: Mark::of_entry(&id, entry.seqnum), then: Then::Line };
+            let last = entry.stamp();
+            at = Point { offset: entry.end, mark: last.mark(), then: Then::Line };
+            self.note_read(Some(last));
         }
         let before = before.and_then(|before| {
             let mut before = self.open_listed(before)?;
@@ -195,6 +235,11 @@ impl Follower<'_> {
     }
 }
 
+/// The mark of a file of which nothing has been read.
+fn nothing_of(file_id: &Id128) -> Mark {
+    Mark::of_entry(fnv1a(file_id), 0)
+}
+
 /// Whether the saved position is in this file. If so, `journal` is positioned there.
 fn ends_there(
     journal: &mut JournalFile,
@@ -202,13 +247,14 @@ fn ends_there(
     file: &ListedJournal,
     scratch: &mut Scratch,
 ) -> bool {
-    let Some(seqnum) = s.at.mark.seqnum() else { return false };
-    if s.at.mark != Mark::of_entry(&file.header.file_id, seqnum) {
+    if s.at.offset == 0 {
+        return s.at.mark == nothing_of(&file.header.file_id) && s.identity == file.identity;
+    }
+    if !s.at.mark.seqnum().is_some_and(|n| file.header.may_hold(n)) {
         return false;
     }
     match journal.seek(&mut scratch.pages, s.at.offset, &mut scratch.entry) {
-        Ok(true) if s.at.offset == 0 => s.identity == file.identity,
-        Ok(true) => scratch.entry.seqnum == seqnum,
+        Ok(true) => scratch.entry.stamp().mark() == s.at.mark,
         // The last entry that was read has been damaged since.
         Err(ReadError::Entry(_)) => s.identity == file.identity,
         Ok(false) | Err(_) => false,

@@ -1,6 +1,7 @@
 //! The systemd journal as a source, on files made by systemd-journal-remote: from the folder to standard output and to Kafka.
 //! What needs a running journald is in tests/journal.
 
+mod flush;
 mod loss;
 mod oddities;
 
