@@ -233,32 +233,41 @@ impl JournalFile {
     }
 
     /// Positions the reader after the entry that ends at `offset`, or at the start if that is 0. `false`: no entry ends
-    /// there.
+    /// there. [`ReadError::Chain`]: the chain breaks before it; the reader is after the last entry that can be found.
     pub fn seek(&mut self, pages: &mut Pages, offset: u64, e: &mut JournalEntry) -> Result<bool, ReadError> {
         pages.belong_to(&self.header.file_id);
         (self.index, self.array, self.in_array, self.last_entry) = (0, self.header.array, 0, 0);
         self.next.clear();
-        let mut last = 0;
+        let (mut last, mut rest) = (0, Ok(false));
         while self.index < self.header.entries {
-            match self.next_offset()? {
-                at if at >= offset => break,
-                at => last = last.max(at),
+            match self.next_offset() {
+                Ok(at) if at >= offset => break,
+                Ok(at) => last = last.max(at),
+                Err(broken) => {
+                    rest = Err(broken);
+                    break;
+                }
             }
             self.step();
         }
-        if last == 0 {
-            return Ok(offset == 0);
+        if last == 0 && offset > 0 {
+            return rest;
         }
         self.last_entry = last;
+        if last == 0 {
+            return Ok(true);
+        }
         self.entry(pages, last, e)?;
-        Ok(e.end == offset)
+        if e.end == offset { Ok(true) } else { rest }
     }
 
     /// Positions the reader after the last entry, and reads that entry into `e` (without its fields). `false`: there is
     /// none.
     pub fn seek_end(&mut self, pages: &mut Pages, e: &mut JournalEntry) -> Result<bool, ReadError> {
-        self.seek(pages, u64::MAX, e)?;
-        Ok(self.last_entry > 0)
+        match self.seek(pages, u64::MAX, e) {
+            Ok(_) | Err(ReadError::Chain) => Ok(self.last_entry > 0),
+            Err(error) => Err(error),
+        }
     }
 
     /// How many entries have numbers up to this one. All before the current one must have.

@@ -100,9 +100,13 @@ fn in_order(files: Vec<ListedJournal>) -> Vec<ListedJournal> {
             (f.chain.clone(), is_live, began(f), f.header.seqnum_id, f.header.head_seqnum)
         })
         .collect();
-    let mut keyed: Vec<_> = keys.into_iter().zip(files).collect();
-    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
-    keyed.into_iter().map(|(_, file)| file).collect()
+    // There are few files, and sorting functions are large.
+    let mut sorted = Vec::new();
+    for (key, file) in keys.into_iter().zip(files) {
+        let i = sorted.partition_point(|(k, _)| *k <= key);
+        sorted.insert(i, (key, file));
+    }
+    sorted.into_iter().map(|(_, file)| file).collect()
 }
 
 fn look(path: &Path) -> Result<(Identity, JournalHeader), ReadError> {

@@ -12,7 +12,6 @@ use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then, fnv1a};
 use crate::report::FileState;
 use crate::streams::SavedStream;
 use log::{error, info};
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,9 +43,6 @@ impl Follower<'_> {
             let before = chain.take_while(|f| f.header.file_id != file.header.file_id).last();
             self.begin(file, before, is_first);
         }
-        self.open.sort_unstable_by(|a, b| {
-            (&a.origin.path, a.origin.stream).cmp(&(&b.origin.path, b.origin.stream))
-        });
         if is_other && self.o.reading.copied.is_none() {
             self.find_copies(folder);
         }
@@ -72,7 +68,8 @@ impl Follower<'_> {
         let read = saved.filter_map(|s| s.at.mark.seqnum()).filter(|n| (1..=newest).contains(n)).max();
         let Some(read) = read else { return SeqnumTally::begin(newest) };
         let mut tally = SeqnumTally::begin(read);
-        self.loss = self.losses.remove(folder).filter(|gap| gap.upto > read);
+        let counted = self.losses.iter().position(|(of, _)| of == folder);
+        self.loss = counted.map(|i| self.losses.remove(i).1).filter(|gap| gap.upto > read);
         if let Some(gap) = self.loss {
             tally.counted_before(gap);
         }
@@ -127,15 +124,23 @@ impl Follower<'_> {
         let last = self.scratch.entry.stamp();
         self.note_read((last.mark() == s.at.mark).then_some(last));
         let seqnum = s.at.mark.seqnum().unwrap_or_default();
-        let read = self.read_before.entry((file.chain.clone(), file.header.seqnum_id)).or_default();
-        *read = seqnum.max(*read);
+        self.read_before.push((file.chain.clone(), file.header.seqnum_id, seqnum));
         if s.finished {
-            self.done.insert(file.header.file_id);
+            self.done.push(file.header.file_id);
             return true;
         }
         let opened = self.open_stream(file, journal, s.stream, (s.at, s.beyond));
-        self.open.push(opened);
+        self.add(opened);
         true
+    }
+
+    /// Keeps the chains together, and the files of each in order.
+    fn add(&mut self, opened: OpenJournal) {
+        let place = |o: &OpenJournal| {
+            (o.origin.path.as_path(), o.origin.stream) <= (opened.origin.path.as_path(), opened.origin.stream)
+        };
+        let i = self.open.iter().position(|o| !place(o)).unwrap_or(self.open.len());
+        self.open.insert(i, opened);
     }
 
     /// Takes a file of which nothing is known.
@@ -143,12 +148,14 @@ impl Follower<'_> {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
-        let read = self.read_before.get(&(file.chain.clone(), file.header.seqnum_id)).copied();
         // Finished streams are eventually forgotten; a later file of the chain that was read proves the same.
-        let was_read = is_old && read.is_some_and(|read| file.header.tail_seqnum <= read);
+        let is_later = |(chain, seqnum_id, read): &(String, Id128, u64)| {
+            *chain == file.chain && *seqnum_id == file.header.seqnum_id && file.header.tail_seqnum <= *read
+        };
+        let was_read = is_old && self.read_before.iter().any(is_later);
         let from_end = is_first && self.o.is_new && !self.o.from_beginning;
         if was_read {
-            self.done.insert(id);
+            self.done.push(id);
             return;
         }
         let Some(mut journal) = self.open_listed(file) else { return };
@@ -166,7 +173,7 @@ impl Follower<'_> {
         });
         let stream = (self.new_stream)();
         let opened = self.open_stream(file, journal, stream, (at, Vec::new())).following(before);
-        self.open.push(opened);
+        self.add(opened);
     }
 
     fn open_listed(&mut self, file: &ListedJournal) -> Option<JournalFile> {
@@ -187,8 +194,9 @@ impl Follower<'_> {
         let progress = self.board.progress(stream, at.offset, size.max(at.offset));
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
         if let Some(quota) = self.board.quota.get() {
-            let share = || quota.share(&path, &topic);
-            self.letter_shares.entry(path.clone()).or_insert_with(share);
+            if !self.letter_shares.iter().any(|(of, _)| *of == path) {
+                self.letter_shares.push((path.clone(), quota.share(&path, &topic)));
+            }
         }
         let origin = Arc::new(Origin { stream, topic, path, shape, progress });
         let identity = file.identity.clone();
@@ -216,8 +224,8 @@ impl Follower<'_> {
     fn note_refused(&mut self, refused: &[(PathBuf, ReadError)]) {
         // Entries in such a file are not lost.
         self.blind = refused.iter().any(|(_, e)| !matches!(e, ReadError::NotAJournal));
-        let again: HashSet<PathBuf> = refused.iter().map(|(path, _)| path.clone()).collect();
-        for path in self.refused.difference(&again) {
+        let again: Vec<PathBuf> = refused.iter().map(|(path, _)| path.clone()).collect();
+        for path in self.refused.iter().filter(|path| !again.contains(path)) {
             self.board.files().remove(path);
         }
         for (path, e) in refused.iter().filter(|(path, _)| !self.refused.contains(path)) {
@@ -255,8 +263,8 @@ fn ends_there(
     }
     match journal.seek(&mut scratch.pages, s.at.offset, &mut scratch.entry) {
         Ok(true) => scratch.entry.stamp().mark() == s.at.mark,
-        // The last entry that was read has been damaged since.
-        Err(ReadError::Entry(_)) => s.identity == file.identity,
+        // The last entry that was read, or the way to it, has been damaged since.
+        Err(ReadError::Entry(_) | ReadError::Chain) => s.identity == file.identity,
         Ok(false) | Err(_) => false,
     }
 }

@@ -197,6 +197,7 @@ impl OpenJournal {
             _ => self.journal.header.tail_object.max(self.passed.offset + 1),
         };
         self.origin.progress.saw(size, Instant::now());
+        self.origin.progress.unread_entries.store(self.journal.unread(), Relaxed);
         Ok(())
     }
 
@@ -222,7 +223,11 @@ impl OpenJournal {
         let most = (len / self.per_line + 64).min(Chunk::MAX_LINES);
         let wanted = len + most * size_of::<Line>();
         let Some(mut permit) = how.share.take_within(wanted, &mut self.place, PATIENCE, stop) else {
-            return if stop.is_on() { JournalRead::Stopped } else { JournalRead::Later };
+            if stop.is_on() {
+                return JournalRead::Stopped;
+            }
+            // The status shows what is being written meanwhile.
+            return self.refresh(scratch).map_or_else(JournalRead::of, |()| JournalRead::Later);
         };
         let mut draft = Draft {
             bytes: Vec::with_capacity(len),

@@ -1,9 +1,11 @@
 //! The systemd journal as a source, on files made by systemd-journal-remote: from the folder to standard output and to Kafka.
 //! What needs a running journald is in tests/journal.
 
+mod damage;
 mod flush;
 mod loss;
 mod oddities;
+mod reread;
 
 use crate::harness::journal_files::{export, messages, write_journal};
 use crate::harness::*;
