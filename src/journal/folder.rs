@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The folders in which journald may keep the journal of this machine, or of one of its namespaces: on disk, then in
-/// memory.
+/// memory. systemd settles `machine-id(5)` before any service starts, and `--commit` keeps the ID; journald reads it once,
+/// when it starts. So its folder does not change while it runs, and the ID is read once here, too.
 pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let dot = namespace.map(|n| format!(".{n}")).unwrap_or_default();

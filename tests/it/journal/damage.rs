@@ -41,7 +41,8 @@ fn a_value_and_an_entry() {
         at += u64_at(&bytes, at + 8).next_multiple_of(8);
     }
     patch(&folder, "system.journal", entries[3], DAMAGED);
-    let found: Vec<serde_json::Value> = once(&folder).iter().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let found: Vec<serde_json::Value> =
+        once(&folder).iter().map(|l| serde_json::from_str(l).unwrap()).collect();
     let found: Vec<_> = found.iter().map(|e| (e["MESSAGE"].as_str(), e["_SYSTEMD_UNIT"].as_str())).collect();
     assert_eq!(found, [Some("a 0"), Some("a 1"), None, Some("a 4")].map(|m| (m, Some("a.service"))));
     let totals = status_json(&folder, &folder.path("state"))["totals"].clone();
@@ -73,7 +74,8 @@ fn an_entry_array() {
     folder.rename("journal/system.journal", "journal/system@2.journal");
     append(&folder, "system.journal", "c", 3);
     want.extend(numbered("c", 0..3));
-    let lines: Vec<_> = agent.wait_lines(want.len()).into_iter().map(|l| String::from_utf8(l).unwrap()).collect();
+    let lines: Vec<_> =
+        agent.wait_lines(want.len()).into_iter().map(|l| String::from_utf8(l).unwrap()).collect();
     assert_eq!(lines, want);
     agent.stop().expect_code(0);
     assert_eq!((damaged(&folder), lost(&folder)), (2 * (100 - listed), 0));
