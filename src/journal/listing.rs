@@ -193,10 +193,9 @@ impl Follower<'_> {
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
         let progress = self.board.progress(stream, at.offset, size.max(at.offset));
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
-        if let Some(quota) = self.board.quota.get() {
-            if !self.letter_shares.iter().any(|(of, _)| *of == path) {
-                self.letter_shares.push((path.clone(), quota.share(&path, &topic)));
-            }
+        let has_share = self.letter_shares.iter().any(|(of, _)| *of == path);
+        if let Some(quota) = self.board.quota.get().filter(|_| !has_share) {
+            self.letter_shares.push((path.clone(), quota.share(&path, &topic)));
         }
         let origin = Arc::new(Origin { stream, topic, path, shape, progress });
         let identity = file.identity.clone();

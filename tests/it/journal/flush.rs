@@ -37,13 +37,13 @@ fn burst(numbers: std::ops::Range<u64>) -> Vec<u8> {
 }
 
 /// Copies into a folder in which an earlier boot left entries, so that the copies have other numbers.
-fn flush(run: &Path, var: &Path, entries: &[u8]) {
+fn flush(folder: &Folder, run: &Path, var: &Path, entries: &[u8]) {
     let made = var.with_file_name("being-made");
     fs::create_dir_all(&made).unwrap();
     let earlier =
         String::from_utf8(messages("earlier", 5)).unwrap().replace("0123456789abcdef", "fedcba9876543210");
     write_journal(&made.join("system.journal"), true, &[earlier.as_bytes(), entries].concat());
-    fs::rename(made, var).unwrap();
+    folder.rename(made.to_str().unwrap(), var.to_str().unwrap());
     fs::remove_dir_all(run).unwrap();
 }
 
@@ -56,7 +56,7 @@ fn flushed_while_no_agent_runs() {
     write_journal(&run.join("system.journal"), true, &before);
     assert_eq!(once(&folder), [numbered("a", 0..10), numbered("burst", 0..2)].concat());
     let later = export(60, &[("MESSAGE", b"later")]);
-    flush(&run, &var, &[before, after, later].concat());
+    flush(&folder, &run, &var, &[before, after, later].concat());
     let want = [numbered("earlier", 0..5), numbered("burst", 2..4), vec!["later".into()]].concat();
     assert_eq!(once(&folder), want);
     assert_eq!(once(&folder), [""; 0]);
@@ -74,7 +74,7 @@ fn flushed_while_the_agent_runs() {
     let state = folder.path("state");
     wait_status(&folder, &state, "it is followed", |s| s["files"][0]["state"] == "following");
     let later = export(60, &[("MESSAGE", b"later")]);
-    flush(&run, &var, &[before, later].concat());
+    flush(&folder, &run, &var, &[before, later].concat());
     let lines: Vec<_> = agent.wait_lines(6).into_iter().map(|l| String::from_utf8(l).unwrap()).collect();
     assert_eq!(lines, [numbered("earlier", 0..5), vec!["later".into()]].concat());
     agent.stop().expect_code(0);
