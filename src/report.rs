@@ -36,6 +36,8 @@ pub struct FileState {
     pub progress: Vec<Arc<Progress>>,
     /// Streams of files that were read to the end and left before all their lines were acknowledged.
     pub left: Vec<Arc<Progress>>,
+    /// It is a journal's file, whose bytes say little: it has large tables, and free space between its objects.
+    pub is_journal: bool,
     /// "following", "waiting for the file", "unreadable", "catching up" …
     pub state: String,
     pub last_error: Option<String>,

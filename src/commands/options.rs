@@ -125,7 +125,12 @@ pub fn journals(
             topic: topic.clone(),
             shape: Arc::new(journal_shape(config, j)),
             folders,
-            reading: JournalReading { rules: entry_rules(config, j), share: share.clone(), chunk },
+            reading: JournalReading {
+                rules: entry_rules(config, j),
+                share: share.clone(),
+                chunk,
+                copied: None,
+            },
             from_beginning: j.start != Start::End,
             is_new: !is_known(&name),
             once: config.once,
@@ -144,7 +149,6 @@ fn entry_rules(config: &Config, j: &JournalSource) -> EntryRules {
         priority: j.priority.map(|p| p.0),
         transports: j.transport.clone(),
         boot: j.boot.and_then(|Boot::Current| journal::boot_id()),
-        read_until: None,
     };
     let format = match j.format {
         JournalFormat::Message => EntryFormat::Message,

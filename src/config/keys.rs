@@ -280,8 +280,8 @@ table! {
             "It may appear later. Each namespace needs its own table.";
         directory: Option<PathBuf> = path("path"), Example("\"/host/var/log/journal/0123456789abcdef\""), Restart,
             "The folder with the journal files, for example in a container; by default in /var/log/journal or /run/log/journal.",
-            "/run is read as long as this machine has no folder in /var; entries that are in both are sent once. Files named \
-             remote-* are not read.";
+            "/run is read as long as this machine has no folder in /var; entries that are in both are sent once. Like journald, \
+             the agent reads /etc/machine-id only when it starts: restart both after a change. Files named remote-* are not read.";
         topic: Option<String> = topic("topic"), Example("\"journal\""), Restart,
             "Overrides the one in [kafka].";
         start: Start = word(words::<Start>()), Default("\"end\""), Restart,

@@ -12,6 +12,7 @@
 use super::decompress::{COMPRESSED, Decompressed};
 use super::header::{Id128, JournalHeader, ReadError};
 use super::pages::{Pages, REPEATED_MAX, id_at, u32_at, u64_at};
+use crate::record::{Mark, fnv1a};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -83,8 +84,8 @@ impl JournalEntry {
     }
 
     pub fn stamp(&self) -> EntryStamp {
-        let JournalEntry { boot_id, monotonic, realtime, xor_hash, .. } = *self;
-        EntryStamp { boot_id, monotonic, realtime, xor_hash }
+        let JournalEntry { boot_id, monotonic, realtime, xor_hash, seqnum, .. } = *self;
+        EntryStamp { boot_id, monotonic, realtime, xor_hash, seqnum }
     }
 
     pub fn first(&self, name: &[u8]) -> Option<&[u8]> {
@@ -92,13 +93,36 @@ impl JournalEntry {
     }
 }
 
-/// What an entry and a copy of it have in common.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What identifies an entry. A copy of it differs only in the sequence number.
+#[derive(Clone, Copy, Debug)]
 pub struct EntryStamp {
-    boot_id: Id128,
-    monotonic: u64,
-    realtime: u64,
-    xor_hash: u64,
+    pub boot_id: Id128,
+    /// Microseconds since the start of the boot. Several entries may have the same, and they may be equal in all but
+    /// the sequence number.
+    pub monotonic: u64,
+    pub realtime: u64,
+    pub xor_hash: u64,
+    pub seqnum: u64,
+}
+
+impl EntryStamp {
+    pub fn mark(&self) -> Mark {
+        let mut bytes = [0; 40];
+        bytes[..16].copy_from_slice(&self.boot_id);
+        for (i, n) in [self.monotonic, self.realtime, self.xor_hash].into_iter().enumerate() {
+            bytes[16 + 8 * i..24 + 8 * i].copy_from_slice(&n.to_le_bytes());
+        }
+        Mark::of_entry(fnv1a(&bytes), self.seqnum)
+    }
+
+    pub fn is_copy_of(&self, other: &EntryStamp) -> bool {
+        self.mark().is_copy_of(&other.mark())
+    }
+
+    /// Whether it is of the same boot, and not later.
+    pub fn is_up_to(&self, last: &EntryStamp) -> bool {
+        self.boot_id == last.boot_id && (self.monotonic, self.seqnum) <= (last.monotonic, last.seqnum)
+    }
 }
 
 /// A journal file and how far it has been read.
@@ -209,32 +233,41 @@ impl JournalFile {
     }
 
     /// Positions the reader after the entry that ends at `offset`, or at the start if that is 0. `false`: no entry ends
-    /// there.
+    /// there. [`ReadError::Chain`]: the chain breaks before it; the reader is after the last entry that can be found.
     pub fn seek(&mut self, pages: &mut Pages, offset: u64, e: &mut JournalEntry) -> Result<bool, ReadError> {
         pages.belong_to(&self.header.file_id);
         (self.index, self.array, self.in_array, self.last_entry) = (0, self.header.array, 0, 0);
         self.next.clear();
-        let mut last = 0;
+        let (mut last, mut rest) = (0, Ok(false));
         while self.index < self.header.entries {
-            match self.next_offset()? {
-                at if at >= offset => break,
-                at => last = last.max(at),
+            match self.next_offset() {
+                Ok(at) if at >= offset => break,
+                Ok(at) => last = last.max(at),
+                Err(broken) => {
+                    rest = Err(broken);
+                    break;
+                }
             }
             self.step();
         }
-        if last == 0 {
-            return Ok(offset == 0);
+        if last == 0 && offset > 0 {
+            return rest;
         }
         self.last_entry = last;
+        if last == 0 {
+            return Ok(true);
+        }
         self.entry(pages, last, e)?;
-        Ok(e.end == offset)
+        if e.end == offset { Ok(true) } else { rest }
     }
 
     /// Positions the reader after the last entry, and reads that entry into `e` (without its fields). `false`: there is
     /// none.
     pub fn seek_end(&mut self, pages: &mut Pages, e: &mut JournalEntry) -> Result<bool, ReadError> {
-        self.seek(pages, u64::MAX, e)?;
-        Ok(self.last_entry > 0)
+        match self.seek(pages, u64::MAX, e) {
+            Ok(_) | Err(ReadError::Chain) => Ok(self.last_entry > 0),
+            Err(error) => Err(error),
+        }
     }
 
     /// How many entries have numbers up to this one. All before the current one must have.

@@ -14,8 +14,6 @@ pub struct EntryFilter {
     pub transports: Vec<String>,
     /// Only this boot.
     pub boot: Option<Id128>,
-    /// Entries of this boot up to this many µs after its start were read from another folder.
-    pub read_until: Option<(Id128, u64)>,
 }
 
 impl EntryFilter {
@@ -28,9 +26,7 @@ impl EntryFilter {
             // An entry without a priority passes.
             e.first(b"PRIORITY").is_none_or(|p| matches!(p, [p] if *p <= b'0' + least))
         };
-        let read = |(boot, until): (Id128, u64)| e.boot_id == boot && e.monotonic <= until;
-        !self.read_until.is_some_and(read)
-            && self.boot.is_none_or(|boot| e.boot_id == boot)
+        self.boot.is_none_or(|boot| e.boot_id == boot)
             && self.priority.is_none_or(important)
             && asks(&self.identifiers, b"SYSLOG_IDENTIFIER")
             && asks(&self.transports, b"_TRANSPORT")

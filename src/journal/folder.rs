@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The folders in which journald may keep the journal of this machine, or of one of its namespaces: on disk, then in
-/// memory.
+/// memory. systemd settles `machine-id(5)` before any service starts, and `--commit` keeps the ID; journald reads it once,
+/// when it starts. So its folder does not change while it runs, and the ID is read once here, too.
 pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let dot = namespace.map(|n| format!(".{n}")).unwrap_or_default();
@@ -100,9 +101,13 @@ fn in_order(files: Vec<ListedJournal>) -> Vec<ListedJournal> {
             (f.chain.clone(), is_live, began(f), f.header.seqnum_id, f.header.head_seqnum)
         })
         .collect();
-    let mut keyed: Vec<_> = keys.into_iter().zip(files).collect();
-    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
-    keyed.into_iter().map(|(_, file)| file).collect()
+    // There are few files, and sorting functions are large.
+    let mut sorted = Vec::new();
+    for (key, file) in keys.into_iter().zip(files) {
+        let i = sorted.partition_point(|(k, _)| *k <= key);
+        sorted.insert(i, (key, file));
+    }
+    sorted.into_iter().map(|(_, file)| file).collect()
 }
 
 fn look(path: &Path) -> Result<(Identity, JournalHeader), ReadError> {

@@ -4,6 +4,7 @@
 //! only while there is no folder in `/var`. When that appears, `/run` is read to its end first, and entries read there
 //! are skipped in `/var`.
 
+use super::file::EntryStamp;
 use super::header::Id128;
 use super::open::{EntryCounts, JournalRead, JournalReading, OpenJournal, Scratch};
 use super::tally::SeqnumTally;
@@ -18,7 +19,6 @@ use crate::stop::Stop;
 use crate::streams::{NumberGap, SavedStream};
 use crate::waker::Waker;
 use log::{error, warn};
-use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -131,19 +131,21 @@ pub(super) struct Follower<'a> {
     /// Chain by chain, the oldest file of each first.
     pub(super) open: Vec<OpenJournal>,
     /// Files read to their end, or not to be read.
-    pub(super) done: HashSet<Id128>,
+    pub(super) done: Vec<Id128>,
     /// Saved streams whose files have not been found yet.
     pub(super) saved: Vec<SavedStream>,
     /// How far an earlier run had read, per chain and sequence number ID.
-    pub(super) read_before: HashMap<(String, Id128), u64>,
+    pub(super) read_before: Vec<(String, Id128, u64)>,
     pub(super) first_look_done: Option<Box<dyn FnOnce() + Send + 'a>>,
     /// Unreadable files that have been logged.
-    pub(super) refused: HashSet<PathBuf>,
+    pub(super) refused: Vec<PathBuf>,
     pub(super) scratch: Scratch,
     /// `None`: the folder was not listed yet.
     pub(super) tally: Option<SeqnumTally>,
     /// Per folder, what an earlier run counted as lost.
-    pub(super) losses: HashMap<PathBuf, NumberGap>,
+    pub(super) losses: Vec<(PathBuf, NumberGap)>,
+    /// The newest entry of the folder that was read, in the files closed so far and by earlier runs.
+    newest: Option<EntryStamp>,
     /// The gap counted as lost with numbers beyond a saved position.
     pub(super) loss: Option<NumberGap>,
     damaged: LogThrottle,
@@ -157,7 +159,7 @@ pub(super) struct Follower<'a> {
     /// Space the last chunk would need in the dead-letter file; an estimate for the next one.
     pub(super) letters: u64,
     /// By followed path; empty without a dead-letter file.
-    pub(super) letter_shares: HashMap<PathBuf, DeadLetterShare>,
+    pub(super) letter_shares: Vec<(PathBuf, DeadLetterShare)>,
     pub(super) error: Option<String>,
 }
 
@@ -171,14 +173,15 @@ impl<'a> Follower<'a> {
             stop,
             folder: None,
             open: Vec::new(),
-            done: HashSet::new(),
+            done: Vec::new(),
             saved: context.saved,
-            read_before: HashMap::new(),
+            read_before: Vec::new(),
             first_look_done: Some(context.first_look_done),
-            refused: HashSet::new(),
+            refused: Vec::new(),
             scratch: Scratch::default(),
             tally: None,
-            losses: context.losses.into_iter().collect(),
+            losses: context.losses,
+            newest: None,
             loss: None,
             damaged: LogThrottle::default(),
             cut: LogThrottle::default(),
@@ -186,7 +189,7 @@ impl<'a> Follower<'a> {
             blind: false,
             left: Vec::new(),
             letters: 0,
-            letter_shares: HashMap::new(),
+            letter_shares: Vec::new(),
             error: None,
         }
     }
@@ -210,7 +213,6 @@ impl<'a> Follower<'a> {
 
     /// Reads the rest of the folder, which is no longer written. False: not finished yet.
     fn leave_folder(&mut self) -> bool {
-        let mut written = None;
         while let Some(journal) = self.open.first_mut() {
             journal.name = None; // so that it ends once it is read
             match self.read_file(0) {
@@ -218,9 +220,10 @@ impl<'a> Follower<'a> {
                 Ok(Progressed::More) => continue,
                 Ok(Progressed::Nothing | Progressed::Later) | Err(_) => return false,
             }
-            written = written.max(self.open.remove(0).written());
+            self.open.remove(0);
         }
-        self.o.reading.rules.filter.read_until = written;
+        // Whatever has been written at the same time has been read, too.
+        self.o.reading.copied = self.newest.take().map(|e| EntryStamp { seqnum: u64::MAX, ..e });
         // It has other sequence numbers.
         (self.tally, self.loss) = (None, None);
         self.done.clear();
@@ -295,6 +298,10 @@ impl<'a> Follower<'a> {
         let folder = folder.clone();
         self.loss = Some(total);
         self.lost(gap.entries, Some((folder, total)), "they were removed before they were read");
+    }
+
+    pub(super) fn note_read(&mut self, entry: Option<EntryStamp>) {
+        self.newest = self.newest.into_iter().chain(entry).max_by_key(|e| e.monotonic);
     }
 
     /// `--once`: everything that existed at the start is read.
@@ -378,17 +385,20 @@ impl Follower<'_> {
 
     fn send(&mut self, mut chunk: Chunk) -> Result<(), Halted> {
         let origin = &chunk.origin;
-        if let Some(share) = self.letter_shares.get(&origin.path) {
+        if let Some((_, share)) = self.letter_shares.iter().find(|(path, _)| *path == origin.path) {
             self.letters = chunk.reserve_letters(share);
         }
-        self.board.totals.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
+        let records = chunk.lines.len() as u64;
+        self.board.totals.read_lines.fetch_add(records, Relaxed);
+        chunk.origin.progress.records.fetch_add(records, Relaxed);
         Ok(self.out.send(chunk, self.stop)?)
     }
 
     /// Whether the dead-letter file has room for the next chunk, should all of it be rejected.
     fn has_letter_room(&self, i: usize) -> bool {
-        let share = self.letter_shares.get(&self.open[i].origin.path);
-        let (Some(quota), Some(share)) = (self.board.quota.get(), share) else { return true };
+        let path = &self.open[i].origin.path;
+        let share = self.letter_shares.iter().find(|(of, _)| of == path);
+        let (Some(quota), Some((_, share))) = (self.board.quota.get(), share) else { return true };
         quota.room(share, self.letters, Instant::now()) == Room::Enough
     }
 
@@ -412,8 +422,10 @@ impl Follower<'_> {
 
     fn close(&mut self, i: usize, why: Ending) {
         let journal = &self.open[i];
-        self.done.insert(journal.journal.header.file_id);
+        let last = journal.last_read();
+        self.done.push(journal.journal.header.file_id);
         self.left.push(journal.origin.clone());
         self.out.close(Closed { stream: journal.origin.stream, why });
+        self.note_read(last);
     }
 }

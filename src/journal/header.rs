@@ -93,6 +93,11 @@ impl JournalHeader {
         self.state == ARCHIVED
     }
 
+    /// Whether an entry with this number may be in it.
+    pub fn may_hold(&self, seqnum: u64) -> bool {
+        (self.head_seqnum..=self.tail_seqnum).contains(&seqnum)
+    }
+
     pub fn is_compact(&self) -> bool {
         self.flags & COMPACT != 0
     }

@@ -1,18 +1,17 @@
 //! Assigns streams to the files of a journal folder: which file continues a saved stream, is new, or has already been
 //! read.
 
-use super::file::JournalFile;
+use super::file::{EntryLimits, JournalFile};
 use super::folder::{self, ListedJournal, Listing};
 use super::follow::{Follower, Halted};
 use super::header::{Id128, ReadError};
 use super::open::{OpenJournal, Scratch};
 use super::tally::SeqnumTally;
 use crate::chunk::Origin;
-use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then};
+use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then, fnv1a};
 use crate::report::FileState;
 use crate::streams::SavedStream;
 use log::{error, info};
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,7 +27,8 @@ impl Follower<'_> {
         }
         self.done.retain(|id| files.iter().any(|f| f.header.file_id == *id));
         let new: Vec<&ListedJournal> = files.iter().filter(|f| !self.is_known(&f.header.file_id)).collect();
-        if self.tally.is_none() {
+        let is_other = self.tally.is_none();
+        if is_other {
             self.tally = Some(self.begin_tally(folder, &files));
         }
         // Known files first: they tell how far their chains were read.
@@ -43,9 +43,9 @@ impl Follower<'_> {
             let before = chain.take_while(|f| f.header.file_id != file.header.file_id).last();
             self.begin(file, before, is_first);
         }
-        self.open.sort_unstable_by(|a, b| {
-            (&a.origin.path, a.origin.stream).cmp(&(&b.origin.path, b.origin.stream))
-        });
+        if is_other && self.o.reading.copied.is_none() {
+            self.find_copies(folder);
+        }
         self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();
@@ -68,11 +68,44 @@ impl Follower<'_> {
         let read = saved.filter_map(|s| s.at.mark.seqnum()).filter(|n| (1..=newest).contains(n)).max();
         let Some(read) = read else { return SeqnumTally::begin(newest) };
         let mut tally = SeqnumTally::begin(read);
-        self.loss = self.losses.remove(folder).filter(|gap| gap.upto > read);
+        let counted = self.losses.iter().position(|(of, _)| of == folder);
+        self.loss = counted.map(|i| self.losses.remove(i).1).filter(|gap| gap.upto > read);
         if let Some(gap) = self.loss {
             tally.counted_before(gap);
         }
         tally
+    }
+
+    /// A flush while no agent ran has copied the entries of another folder to this one, with other numbers. Those up to
+    /// the last one acknowledged there are skipped here.
+    fn find_copies(&mut self, folder: &Path) {
+        let mut marks = Vec::new();
+        for s in self.saved.iter().filter(|s| s.path.parent() != Some(folder)) {
+            if s.at.offset > 0 {
+                marks.push(s.at.mark);
+            }
+            if !s.finished {
+                break; // what is acknowledged of later files is not contiguous with it
+            }
+        }
+        const NO_FIELDS: EntryLimits = EntryLimits { field: 0, entry: 0 };
+        let Scratch { pages, entry, .. } = &mut self.scratch;
+        for journal in &mut self.open {
+            while !marks.is_empty() {
+                match journal.journal.next(pages, &NO_FIELDS, entry) {
+                    Ok(true) => {}
+                    Err(ReadError::Entry(_)) => continue,
+                    Ok(false) | Err(_) => break,
+                }
+                let mark = entry.stamp().mark();
+                // Of equal entries the first: rather one twice than one never.
+                if let Some(i) = marks.iter().position(|m| m.is_copy_of(&mark)) {
+                    marks.swap_remove(i);
+                    self.o.reading.copied = Some(entry.stamp());
+                }
+            }
+            let _ = journal.journal.seek(pages, journal.at.offset, entry);
+        }
     }
 
     /// Continues the stream that an earlier run saved for this file. False: there is none.
@@ -88,16 +121,26 @@ impl Follower<'_> {
         }
         let Some(i) = found else { return false };
         let s = self.saved.remove(i);
+        let last = self.scratch.entry.stamp();
+        self.note_read((last.mark() == s.at.mark).then_some(last));
         let seqnum = s.at.mark.seqnum().unwrap_or_default();
-        let read = self.read_before.entry((file.chain.clone(), file.header.seqnum_id)).or_default();
-        *read = seqnum.max(*read);
+        self.read_before.push((file.chain.clone(), file.header.seqnum_id, seqnum));
         if s.finished {
-            self.done.insert(file.header.file_id);
+            self.done.push(file.header.file_id);
             return true;
         }
         let opened = self.open_stream(file, journal, s.stream, (s.at, s.beyond));
-        self.open.push(opened);
+        self.add(opened);
         true
+    }
+
+    /// Keeps the chains together, and the files of each in order.
+    fn add(&mut self, opened: OpenJournal) {
+        let place = |o: &OpenJournal| {
+            (o.origin.path.as_path(), o.origin.stream) <= (opened.origin.path.as_path(), opened.origin.stream)
+        };
+        let i = self.open.iter().position(|o| !place(o)).unwrap_or(self.open.len());
+        self.open.insert(i, opened);
     }
 
     /// Takes a file of which nothing is known.
@@ -105,19 +148,23 @@ impl Follower<'_> {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
-        let read = self.read_before.get(&(file.chain.clone(), file.header.seqnum_id)).copied();
         // Finished streams are eventually forgotten; a later file of the chain that was read proves the same.
-        let was_read = is_old && read.is_some_and(|read| file.header.tail_seqnum <= read);
+        let is_later = |(chain, seqnum_id, read): &(String, Id128, u64)| {
+            *chain == file.chain && *seqnum_id == file.header.seqnum_id && file.header.tail_seqnum <= *read
+        };
+        let was_read = is_old && self.read_before.iter().any(is_later);
         let from_end = is_first && self.o.is_new && !self.o.from_beginning;
         if was_read {
-            self.done.insert(id);
+            self.done.push(id);
             return;
         }
         let Some(mut journal) = self.open_listed(file) else { return };
-        let mut at = Point { mark: Mark::of_entry(&id, 0), ..Point::default() };
+        let mut at = Point { mark: nothing_of(&id), ..Point::default() };
         let Scratch { pages, entry, .. } = &mut self.scratch;
         if from_end && journal.seek_end(pages, entry).is_ok_and(|found| found) {
-            at = Point { offset: entry.end, mark: Mark::of_entry(&id, entry.seqnum), then: Then::Line };
+            let last = entry.stamp();
+            at = Point { offset: entry.end, mark: last.mark(), then: Then::Line };
+            self.note_read(Some(last));
         }
         let before = before.and_then(|before| {
             let mut before = self.open_listed(before)?;
@@ -126,7 +173,7 @@ impl Follower<'_> {
         });
         let stream = (self.new_stream)();
         let opened = self.open_stream(file, journal, stream, (at, Vec::new())).following(before);
-        self.open.push(opened);
+        self.add(opened);
     }
 
     fn open_listed(&mut self, file: &ListedJournal) -> Option<JournalFile> {
@@ -146,9 +193,9 @@ impl Follower<'_> {
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
         let progress = self.board.progress(stream, at.offset, size.max(at.offset));
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
-        if let Some(quota) = self.board.quota.get() {
-            let share = || quota.share(&path, &topic);
-            self.letter_shares.entry(path.clone()).or_insert_with(share);
+        let has_share = self.letter_shares.iter().any(|(of, _)| *of == path);
+        if let Some(quota) = self.board.quota.get().filter(|_| !has_share) {
+            self.letter_shares.push((path.clone(), quota.share(&path, &topic)));
         }
         let origin = Arc::new(Origin { stream, topic, path, shape, progress });
         let identity = file.identity.clone();
@@ -176,8 +223,8 @@ impl Follower<'_> {
     fn note_refused(&mut self, refused: &[(PathBuf, ReadError)]) {
         // Entries in such a file are not lost.
         self.blind = refused.iter().any(|(_, e)| !matches!(e, ReadError::NotAJournal));
-        let again: HashSet<PathBuf> = refused.iter().map(|(path, _)| path.clone()).collect();
-        for path in self.refused.difference(&again) {
+        let again: Vec<PathBuf> = refused.iter().map(|(path, _)| path.clone()).collect();
+        for path in self.refused.iter().filter(|path| !again.contains(path)) {
             self.board.files().remove(path);
         }
         for (path, e) in refused.iter().filter(|(path, _)| !self.refused.contains(path)) {
@@ -195,6 +242,11 @@ impl Follower<'_> {
     }
 }
 
+/// The mark of a file of which nothing has been read.
+fn nothing_of(file_id: &Id128) -> Mark {
+    Mark::of_entry(fnv1a(file_id), 0)
+}
+
 /// Whether the saved position is in this file. If so, `journal` is positioned there.
 fn ends_there(
     journal: &mut JournalFile,
@@ -202,15 +254,16 @@ fn ends_there(
     file: &ListedJournal,
     scratch: &mut Scratch,
 ) -> bool {
-    let Some(seqnum) = s.at.mark.seqnum() else { return false };
-    if s.at.mark != Mark::of_entry(&file.header.file_id, seqnum) {
+    if s.at.offset == 0 {
+        return s.at.mark == nothing_of(&file.header.file_id) && s.identity == file.identity;
+    }
+    if !s.at.mark.seqnum().is_some_and(|n| file.header.may_hold(n)) {
         return false;
     }
     match journal.seek(&mut scratch.pages, s.at.offset, &mut scratch.entry) {
-        Ok(true) if s.at.offset == 0 => s.identity == file.identity,
-        Ok(true) => scratch.entry.seqnum == seqnum,
-        // The last entry that was read has been damaged since.
-        Err(ReadError::Entry(_)) => s.identity == file.identity,
+        Ok(true) => scratch.entry.stamp().mark() == s.at.mark,
+        // The last entry that was read, or the way to it, has been damaged since.
+        Err(ReadError::Entry(_) | ReadError::Chain) => s.identity == file.identity,
         Ok(false) | Err(_) => false,
     }
 }

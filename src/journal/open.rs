@@ -2,13 +2,13 @@
 
 use super::file::{EntryStamp, JournalEntry, JournalFile};
 use super::folder;
-use super::header::{Id128, ReadError};
+use super::header::ReadError;
 use super::pages::Pages;
 use super::records::{EntryRecord, EntryRules};
 use super::tally::SeqnumTally;
 use crate::budget::{QueuePlace, Share};
 use crate::chunk::{Chunk, Origin};
-use crate::record::{Break, Line, Mark, Point, Range, Then};
+use crate::record::{Break, Line, Point, Range, Then};
 use crate::stop::Stop;
 use std::collections::VecDeque;
 use std::io;
@@ -49,6 +49,8 @@ pub struct OpenJournal {
     passed: EntryEnd,
     /// The number of those entries.
     unsent: u64,
+    /// They are copies of entries that were read elsewhere.
+    are_copies: bool,
     /// Entries whose numbers the tally ignores; lost ones among these are counted by the header.
     listed: u64,
     /// The last entry of the file before it. Before systemd 248 (systemd#18005) it may be repeated as the first one.
@@ -96,6 +98,8 @@ pub struct JournalReading {
     pub share: Share,
     /// Maximum bytes of a chunk; a single longer record may exceed it.
     pub chunk: usize,
+    /// Entries of the same boot up to this one were read in another folder.
+    pub copied: Option<EntryStamp>,
 }
 
 /// Longest wait for the budget without a look at the folder.
@@ -114,22 +118,22 @@ struct Draft {
     /// As [`OpenJournal::passed`].
     passed: EntryEnd,
     unsent: u64,
+    are_copies: bool,
     tally: SeqnumTally,
     counts: EntryCounts,
 }
 
-/// An entry's end, its sequence number, and when it was written: the boot, and µs after its start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The end of the last entry that was read; `None`: none in this run.
+#[derive(Clone, Copy, Debug)]
 struct EntryEnd {
     offset: u64,
-    seqnum: u64,
-    written: Option<(Id128, u64)>,
+    entry: Option<EntryStamp>,
 }
 
 /// Why a draft is complete.
 enum Full {
     Room,
-    /// An already acknowledged range begins.
+    /// An already acknowledged range begins, or copies begin or end.
     Beyond,
     NoMore,
     Unfinished,
@@ -154,12 +158,9 @@ impl OpenJournal {
             origin,
             at,
             beyond: beyond.into(),
-            passed: EntryEnd {
-                offset: at.offset,
-                seqnum: at.mark.seqnum().unwrap_or_default(),
-                written: None,
-            },
+            passed: EntryEnd { offset: at.offset, entry: None },
             unsent: 0,
+            are_copies: false,
             per_line: USUAL_RECORD,
             longest: 0,
             place: None,
@@ -178,9 +179,9 @@ impl OpenJournal {
         name.is_none_or(folder::is_old_name) || self.journal.header.is_archived()
     }
 
-    /// When the last entry read was written: the boot, and µs after its start.
-    pub fn written(&self) -> Option<(Id128, u64)> {
-        self.passed.written
+    /// The last entry read in this run.
+    pub fn last_read(&self) -> Option<EntryStamp> {
+        self.passed.entry
     }
 
     /// Unread entries that the tally ignores.
@@ -196,6 +197,7 @@ impl OpenJournal {
             _ => self.journal.header.tail_object.max(self.passed.offset + 1),
         };
         self.origin.progress.saw(size, Instant::now());
+        self.origin.progress.unread_entries.store(self.journal.unread(), Relaxed);
         Ok(())
     }
 
@@ -221,7 +223,11 @@ impl OpenJournal {
         let most = (len / self.per_line + 64).min(Chunk::MAX_LINES);
         let wanted = len + most * size_of::<Line>();
         let Some(mut permit) = how.share.take_within(wanted, &mut self.place, PATIENCE, stop) else {
-            return if stop.is_on() { JournalRead::Stopped } else { JournalRead::Later };
+            if stop.is_on() {
+                return JournalRead::Stopped;
+            }
+            // The status shows what is being written meanwhile.
+            return self.refresh(scratch).map_or_else(JournalRead::of, |()| JournalRead::Later);
         };
         let mut draft = Draft {
             bytes: Vec::with_capacity(len),
@@ -229,10 +235,11 @@ impl OpenJournal {
             most,
             passed: self.passed,
             unsent: self.unsent,
+            are_copies: self.are_copies,
             tally: *tally,
             counts: EntryCounts::default(),
         };
-        let full = self.fill(&mut draft, &how.rules, scratch, finished);
+        let full = self.fill(&mut draft, how, scratch, finished);
         if let Full::Failed(e) = full {
             return JournalRead::of(e);
         }
@@ -243,7 +250,7 @@ impl OpenJournal {
         }
         *tally = draft.tally;
         self.passed = draft.passed;
-        (self.unsent, self.read) = (draft.unsent, self.journal.index());
+        (self.unsent, self.are_copies, self.read) = (draft.unsent, draft.are_copies, self.journal.index());
         let is_end = finished && matches!(full, Full::NoMore);
         let is_due = is_end || self.unsent >= UNSENT || self.is_overdue() || matches!(full, Full::Beyond);
         let moves = self.unsent > 0 && is_due;
@@ -263,7 +270,7 @@ impl OpenJournal {
         }
         permit.shrink(bytes.capacity() + lines.capacity() * size_of::<Line>());
         let start = self.at.offset;
-        let mark = Mark::of_entry(&self.journal.header.file_id, self.passed.seqnum);
+        let mark = self.passed.entry.map_or(self.at.mark, |e| e.mark());
         self.at = Point { offset: self.passed.offset, mark, then: Then::Line };
         (self.unsent, self.longest, self.moved) = (0, 0, Instant::now());
         self.origin.progress.frame(self.at.offset);
@@ -285,8 +292,14 @@ impl OpenJournal {
         self.moved.elapsed() >= UNSENT_TIME
     }
 
-    fn fill(&mut self, draft: &mut Draft, rules: &EntryRules, scratch: &mut Scratch, finished: bool) -> Full {
-        let limits = rules.limits();
+    fn fill(
+        &mut self,
+        draft: &mut Draft,
+        how: &JournalReading,
+        scratch: &mut Scratch,
+        finished: bool,
+    ) -> Full {
+        let limits = how.rules.limits();
         let Scratch { pages, entry, record } = scratch;
         loop {
             if draft.lines.len() >= draft.most || draft.lines.is_empty() && draft.unsent >= UNSENT {
@@ -324,15 +337,23 @@ impl OpenJournal {
                 }
                 if ends {
                     self.at = to;
-                    draft.passed = EntryEnd { offset: to.offset, ..EntryEnd::of(entry) };
+                    draft.passed = EntryEnd { offset: to.offset, entry: Some(entry.stamp()) };
                     self.beyond.pop_front();
                 }
                 if inside {
                     continue;
                 }
             }
-            let is_repeated = self.journal.index() == 1 && self.before == Some(entry.stamp());
-            if !is_repeated && rules.record(&self.journal.header.seqnum_id, entry, record) {
+            let stamp = entry.stamp();
+            let is_copy = self.journal.index() == 1 && self.before.is_some_and(|e| e.is_copy_of(&stamp))
+                || how.copied.is_some_and(|last| stamp.is_up_to(&last));
+            // A chunk ends where copies begin or end, because exactly-once must get the same records from its range.
+            if is_copy != draft.are_copies && draft.passed.offset > self.at.offset {
+                self.journal.back(entry);
+                return Full::Beyond;
+            }
+            draft.are_copies = is_copy;
+            if !is_copy && how.rules.record(&self.journal.header.seqnum_id, entry, record) {
                 if record.bytes.len() > draft.bytes.capacity() - draft.bytes.len() {
                     self.longest = record.bytes.len();
                     self.journal.back(entry);
@@ -344,15 +365,9 @@ impl OpenJournal {
             } else {
                 draft.unsent += 1;
             }
-            draft.passed = EntryEnd::of(entry);
+            draft.passed = EntryEnd { offset: entry.end, entry: Some(stamp) };
             draft.tally.read(entry.seqnum);
         }
-    }
-}
-
-impl EntryEnd {
-    fn of(e: &JournalEntry) -> EntryEnd {
-        EntryEnd { offset: e.end, seqnum: e.seqnum, written: Some((e.boot_id, e.monotonic)) }
     }
 }
 

@@ -28,7 +28,9 @@ pub fn render(
     let start = out.len();
     match format {
         EntryFormat::Message => {
-            let Some(field) = e.fields.iter().find(|f| e.name(f) == b"MESSAGE") else { return false };
+            let Some(field) = e.fields.iter().find(|f| e.name(f) == b"MESSAGE") else {
+                return e.left_out > 0; // it may be among them
+            };
             let message = e.value(field);
             out.extend_from_slice(&message[..message.len().min(most)]);
             field.cut || message.len() > most

@@ -6,7 +6,7 @@ use super::folder;
 use super::header::ReadError;
 use super::open::Scratch;
 use super::records::EntryRules;
-use crate::record::{Mark, Point, Range};
+use crate::record::{Point, Range};
 use std::io;
 use std::path::Path;
 
@@ -24,16 +24,13 @@ pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::
     let Some(seqnum) = wanted.end.mark.seqnum() else { return Ok(None) };
     let mut scratch = Scratch::default();
     for file in folder::list(folder)?.files {
-        if wanted.end.mark != Mark::of_entry(&file.header.file_id, seqnum) {
+        if !file.header.may_hold(seqnum) {
             continue;
         }
         let Some(mut journal) = folder::open_listed(&file) else { continue };
-        // The first entry of a file may have been left out, as a repeated one.
-        for without_first in [false, true] {
-            let bytes = records(&mut journal, rules, (wanted, without_first), &mut scratch);
-            if let Some(bytes) = bytes.ok().flatten().filter(|bytes| crc32c::crc32c(bytes) == wanted.crc) {
-                return Ok(Some(bytes));
-            }
+        let bytes = records(&mut journal, rules, wanted, &mut scratch).ok().flatten();
+        if let Some(bytes) = bytes.filter(|bytes| crc32c::crc32c(bytes) == wanted.crc) {
+            return Ok(Some(bytes));
         }
     }
     Ok(None)
@@ -42,7 +39,7 @@ pub fn reread(folder: &Path, rules: &EntryRules, wanted: &WantedEntries) -> io::
 fn records(
     journal: &mut JournalFile,
     rules: &EntryRules,
-    (wanted, without_first): (&WantedEntries, bool),
+    wanted: &WantedEntries,
     scratch: &mut Scratch,
 ) -> Result<Option<Vec<u8>>, ReadError> {
     let Scratch { pages, entry, record } = scratch;
@@ -57,12 +54,11 @@ fn records(
             Err(ReadError::Entry(_)) => continue,
             Err(e) => return Err(e),
         }
-        let is_left_out = without_first && journal.index() == 1;
-        if !is_left_out && rules.record(&journal.header.seqnum_id, entry, record) {
+        if rules.record(&journal.header.seqnum_id, entry, record) {
             bytes.extend_from_slice(&record.bytes);
         }
         if entry.end == wanted.range.end {
-            return Ok(Some(bytes));
+            return Ok((entry.stamp().mark() == wanted.end.mark).then_some(bytes));
         }
     }
 }

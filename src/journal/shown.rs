@@ -21,6 +21,7 @@ impl Follower<'_> {
             let state = files.entry(origin.path.clone()).or_default();
             state.progress = of(&mut open.iter(), &origin.path);
             state.left = of(&mut self.left.iter(), &origin.path);
+            state.is_journal = true;
             state.state = "following".into();
             state.topic = self.o.topic.to_string();
         }

@@ -78,12 +78,17 @@ const AGENT: [One; 18] = [
     ("logagent_lag_bytes", "gauge", "Unacknowledged bytes over all files.", |s| s.lag_bytes() as f64),
 ];
 
-const FILES: [Each<File>; 5] = [
+const FILES: [Each<File>; 6] = [
     ("logagent_file_size_bytes", "Size of the file.", |f| Some(f.size as f64)),
     ("logagent_file_acknowledged_bytes", "Acknowledged up to this offset.", |f| Some(f.acknowledged as f64)),
     ("logagent_file_lag_bytes", "Unacknowledged bytes, including those of rotated files.", |f| {
         Some(f.lag_bytes as f64)
     }),
+    (
+        "logagent_file_unsent_entries",
+        "Of a journal: entries not read yet, and records not acknowledged.",
+        |f| f.unsent_entries.map(|n| n as f64),
+    ),
     (
         "logagent_file_oldest_unsent_seconds",
         "Age of the oldest unacknowledged line; 0 if there is none.",

@@ -72,6 +72,8 @@ json_struct! {
         pub saved: u64,
         /// Unacknowledged bytes that exist, including those of rotated files.
         pub lag_bytes: u64,
+        /// Only of a journal: entries not read yet, including those that the filters will drop, and records not acknowledged.
+        pub unsent_entries: Option<u64>,
         /// Age of the oldest complete unacknowledged line, since this run first saw it.
         pub oldest_unsent: Option<f64>,
         pub last_error: Option<String>,
@@ -295,6 +297,9 @@ impl File {
         let since = progress().filter_map(|g| g.waits_since()).min();
         let waits = since.map(|since| now.saturating_duration_since(since));
         File {
+            unsent_entries: file
+                .is_journal
+                .then(|| progress().map(|g| read(&g.unread_entries) + read(&g.records)).sum()),
             oldest_unsent: waits.map(|w| w.as_secs_f64()),
             stuck_because: stuck(file, waits, all, now),
             last_error: file.last_error.clone(),

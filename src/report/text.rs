@@ -50,7 +50,7 @@ impl Snapshot {
         for f in waiting.iter().take(Self::LOGGED) {
             let why =
                 f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();
-            log::info!("status: {}: {} unsent, {}{why}", f.path, HumanBytes(f.lag_bytes), f.state);
+            log::info!("status: {}: {} unsent, {}{why}", f.path, unsent(f), f.state);
         }
         for p in self.brokers.iter().chain(&self.topics).filter(|p| p.attempts > 0) {
             let why = p.last_error.as_deref().unwrap_or_default();
@@ -186,7 +186,7 @@ fn files(out: &mut String, files: &[File]) {
                 Escaped(&f.path).to_string(),
                 HumanBytes(f.size),
                 HumanBytes(f.acknowledged),
-                HumanBytes(f.lag_bytes),
+                unsent(f),
                 f.state,
             ),
         );
@@ -197,6 +197,10 @@ fn files(out: &mut String, files: &[File]) {
         }
     }
     out.push('\n');
+}
+
+fn unsent(f: &File) -> String {
+    f.unsent_entries.map_or_else(|| HumanBytes(f.lag_bytes).to_string(), |n| format!("{n} entries"))
 }
 
 fn peers(out: &mut String, what: &str, peers: &[PeerStatus]) {

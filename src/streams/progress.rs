@@ -20,6 +20,10 @@ pub struct Progress {
     /// There is no line end between `framed` and here: an incomplete last line, which does not count as waiting.
     /// Writer: the tail.
     pub searched: AtomicU64,
+    /// Of a journal file: entries that are not read yet, as of the last look.
+    pub unread_entries: AtomicU64,
+    /// Of a journal file: records handed over in this run and not acknowledged yet.
+    pub records: AtomicU64,
     /// Persists `sent` across a crash.
     mark: Option<SentMark>,
     seen: Mutex<SizesSeen>,

@@ -159,6 +159,8 @@ impl Table {
             let sent = progress.sent.load(Relaxed).max(stream.resent);
             assert!(ack.range.end <= sent, "acknowledged {ack:?}, of which only {sent} bytes were sent");
             progress.acked.store(stream.acked.at.offset, Relaxed);
+            let records = progress.records.load(Relaxed); // 0: of a log file, or sent by an earlier run
+            progress.records.fetch_sub(ack.lines.min(records), Relaxed);
         }
         if stream.phase == Phase::Ending {
             self.finish_if_done(ack.stream);

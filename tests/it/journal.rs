@@ -1,8 +1,11 @@
 //! The systemd journal as a source, on files made by systemd-journal-remote: from the folder to standard output and to Kafka.
 //! What needs a running journald is in tests/journal.
 
+mod damage;
+mod flush;
 mod loss;
 mod oddities;
+mod reread;
 
 use crate::harness::journal_files::{export, messages, write_journal};
 use crate::harness::*;
@@ -206,6 +209,27 @@ fn check_and_status_show_it() {
     let done = folder.agent_line("check -c c.toml").run().expect_code(0);
     let text = String::from_utf8(done.stdout).unwrap();
     assert!(text.contains("1 journal file") && text.contains("system@9.journal is not read"), "{text}");
+}
+
+/// Fails when the backlog of a journal is not counted in entries, read or not, or remains after delivery.
+#[test]
+fn status_counts_unsent_entries() {
+    let broker = Broker::own(Version::V44);
+    let topic = broker.topic(1);
+    let folder = to_kafka(&topic, "");
+    let state = folder.path("state");
+    let unsent = |n: u64| move |s: &serde_json::Value| s["files"][0]["unsent_entries"] == n;
+    append(&folder, "system.journal", "a", 3);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    topic.wait_count(3);
+    wait_status(&folder, &state, "nothing waits", unsent(0));
+    broker.pause();
+    append(&folder, "system.journal", "b", 7);
+    wait_status(&folder, &state, "seven wait", unsent(7));
+    broker.resume();
+    topic.wait_count(10);
+    wait_status(&folder, &state, "nothing waits again", unsent(0));
+    agent.stop().expect_code(0);
 }
 
 /// Fails when a kill between sending and the acknowledgement stores an entry twice, or a record's time or key differs

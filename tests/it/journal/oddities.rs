@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// Writes into a file of the journal folder.
-fn patch(folder: &Folder, name: &str, at: u64, bytes: &[u8]) {
+pub fn patch(folder: &Folder, name: &str, at: u64, bytes: &[u8]) {
     let file = File::options().write(true).open(folder.path("journal").join(name)).unwrap();
     file.write_all_at(bytes, at).unwrap();
 }
