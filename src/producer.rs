@@ -12,7 +12,7 @@
 //! sent at once and a busy file fills its batches; `linger` only adds a wait on links where requests are expensive.
 //!
 //! **Answers may be read late.** An answer wakes the thread only if a line waits for it. At 100 lines per second the next
-//! line wakes it soon anyway, and one wake-up per line instead of two saves a fifth of the CPU time
+//! line wakes it soon anyway, and one wake-up per line instead of two saves a tenth of the agent's CPU time
 //! ([`driver::ANSWERS_MAY_WAIT`]).
 //!
 //! **Always numbered.** With `acks = "all"` every run has a producer id, because without numbers a retry after a timeout doubles
