@@ -14,11 +14,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Heap;
 
 /// Smaller blocks come from the system allocator.
-const LARGE: usize = 64 << 10;
+const LARGE: usize = 32 << 10;
 /// Larger blocks are not cached, because nothing needed repeatedly is that large.
 const LARGEST_KEPT: usize = 2 << 20;
-/// Maximum number of cached bytes, as mapped: a chunk, and what the `kafka` crate needs for a frame.
-const KEPT: usize = 4 << 20;
+/// Maximum number of cached bytes, as mapped: what a busy file frees at once when several requests are answered.
+const KEPT: usize = 8 << 20;
+const KEPT_BLOCKS: usize = 32;
 /// Alignment of a mapping.
 const PAGE: usize = 4096;
 
@@ -34,12 +35,12 @@ fn is_ours(layout: &Layout) -> bool {
 
 /// Cached blocks: address and size, the last freed last.
 struct Free {
-    blocks: [(usize, usize); 16],
+    blocks: [(usize, usize); KEPT_BLOCKS],
     count: usize,
     bytes: usize,
 }
 
-static FREE: Mutex<Free> = Mutex::new(Free { blocks: [(0, 0); 16], count: 0, bytes: 0 });
+static FREE: Mutex<Free> = Mutex::new(Free { blocks: [(0, 0); KEPT_BLOCKS], count: 0, bytes: 0 });
 
 /// No code allocates or panics while it is held.
 fn free() -> MutexGuard<'static, Free> {
@@ -162,7 +163,7 @@ mod tests {
     /// than allowed.
     #[test]
     fn freed_blocks_are_used_again() {
-        let mut free = Free { blocks: [(0, 0); 16], count: 0, bytes: 0 };
+        let mut free = Free { blocks: [(0, 0); KEPT_BLOCKS], count: 0, bytes: 0 };
         assert!(free.put(0x10_0000, 1 << 20) && free.put(0x20_0000, 1 << 19) && free.put(0x30_0000, 1 << 20));
         assert_eq!(
             (free.take(1 << 20), free.take(1 << 20), free.take(1 << 20)),
@@ -170,7 +171,7 @@ mod tests {
         );
         assert_eq!((free.take(1 << 19), free.count, free.bytes), (Some(0x20_0000), 0, 0));
         assert!(!free.put(0x40_0000, KEPT));
-        assert_eq!((0..100).filter(|i| free.put(i << 20, LARGE)).count(), 16);
+        assert_eq!((0..100).filter(|i| free.put(i << 20, LARGE)).count(), KEPT_BLOCKS);
         free.count = 0;
         free.bytes = 0;
         assert_eq!((0..100).filter(|i| free.put(i << 20, 1 << 20)).count(), KEPT >> 20);
