@@ -22,6 +22,7 @@ use crate::journal;
 use crate::kafka::broker_check::{BrokerCheckStep, Outcome};
 use crate::links;
 use crate::packed::{Packed, packing};
+use crate::sys::heap;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -33,8 +34,8 @@ use std::path::{Path, PathBuf};
 /// Checks the brokers, reports each step as soon as it is done, and returns what else to print.
 pub type Connect = fn(&Config, &mut dyn FnMut(BrokerCheckStep)) -> String;
 
-/// Resident bytes in addition to the budget and the threads: the program and allocator overhead.
-const PROGRAM: usize = 6 << 20;
+/// Resident bytes in addition to the budget and the threads: the program, and freed blocks that are kept.
+const PROGRAM: usize = (2 << 20) + heap::KEPT;
 
 /// Bytes of the largest stack (`run.rs`). It counts in full, though few threads ever touch all of it.
 const STACK: usize = 256 << 10;

@@ -384,8 +384,7 @@ impl Follower<'_> {
     }
 
     fn send(&mut self, mut chunk: Chunk) -> Result<(), Halted> {
-        let origin = &chunk.origin;
-        if let Some((_, share)) = self.letter_shares.iter().find(|(path, _)| *path == origin.path) {
+        if let Some(share) = self.letter_share(&chunk.origin.path) {
             self.letters = chunk.reserve_letters(share);
         }
         let records = chunk.lines.len() as u64;
@@ -394,11 +393,15 @@ impl Follower<'_> {
         Ok(self.out.send(chunk, self.stop)?)
     }
 
+    /// The share of the dead-letter file that this path has.
+    pub(super) fn letter_share(&self, path: &Path) -> Option<&DeadLetterShare> {
+        self.letter_shares.iter().find(|(of, _)| of == path).map(|(_, share)| share)
+    }
+
     /// Whether the dead-letter file has room for the next chunk, should all of it be rejected.
     fn has_letter_room(&self, i: usize) -> bool {
-        let path = &self.open[i].origin.path;
-        let share = self.letter_shares.iter().find(|(of, _)| of == path);
-        let (Some(quota), Some((_, share))) = (self.board.quota.get(), share) else { return true };
+        let share = self.letter_share(&self.open[i].origin.path);
+        let (Some(quota), Some(share)) = (self.board.quota.get(), share) else { return true };
         quota.room(share, self.letters, Instant::now()) == Room::Enough
     }
 

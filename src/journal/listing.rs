@@ -193,7 +193,7 @@ impl Follower<'_> {
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
         let progress = self.board.progress(stream, at.offset, size.max(at.offset));
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
-        let has_share = self.letter_shares.iter().any(|(of, _)| *of == path);
+        let has_share = self.letter_share(&path).is_some();
         if let Some(quota) = self.board.quota.get().filter(|_| !has_share) {
             self.letter_shares.push((path.clone(), quota.share(&path, &topic)));
         }

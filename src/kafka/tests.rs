@@ -167,6 +167,14 @@ impl ByHand {
         self.events.drain(..).filter_map(done).collect()
     }
 
+    /// A turn that reads one answer.
+    fn read_one(&mut self) -> Verdict {
+        self.step(true, 0);
+        let mut all = self.verdicts();
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
     /// Sends a batch; returns the broker's side once it is there.
     fn send(&mut self, peers: &Peers, defer: bool) -> Asked {
         self.client.order(Order::Send(vec![one(0, 0)]), Instant::now());
@@ -206,31 +214,26 @@ fn an_answer_that_no_line_waits_for_wakes_no_thread() {
     asked.answer_all(0);
     assert!(!d.poll(20), "the answer wakes the producer");
     assert!(d.client.wake().unwrap() <= Instant::now() + ANSWERS_MAY_WAIT);
-    d.step(true, 0);
-    assert_eq!(d.verdicts().len(), 1);
+    d.read_one();
     // A line waits for it.
     d.send(&peers, false).answer_all(0);
     assert!(d.step(false, 5000));
-    d.step(true, 0);
-    assert_eq!(d.verdicts().len(), 1);
+    d.read_one();
     // Later than it may be deferred, and so late that the next one is not.
     let asked = d.send(&peers, true);
     peers.nothing_within(150);
     assert!(!d.step(true, 0));
     asked.answer_all(0);
     assert!(d.step(true, 5000), "an answer of a slow broker is not polled for");
-    d.step(true, 0);
-    assert_eq!(d.verdicts().len(), 1);
+    d.read_one();
     d.send(&peers, true).answer_all(0);
     assert!(d.step(true, 5000));
-    d.step(true, 0);
-    assert_eq!(d.verdicts().len(), 1);
+    d.read_one();
     // The connection ends while its answers are deferred.
     let asked = d.send(&peers, true);
     asked.close();
     assert!(d.poll(5000), "the end of the connection is not noticed");
-    d.step(true, 0);
-    assert!(again(&d.verdicts()[0]).0);
+    assert!(again(&d.read_one()).0);
 }
 
 /// Fails when an answer in many small pieces is not assembled, or is only read once it is complete.

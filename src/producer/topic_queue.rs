@@ -127,9 +127,7 @@ impl TopicQueue {
 
     /// Nothing waits and nothing is in flight.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-            && self.memory.groups.is_empty()
-            && self.partitions.iter().all(|p| p.open() == 0)
+        self.is_in_flight() && self.in_flight() == 0
     }
 
     /// Nothing waits to be sent.

@@ -18,7 +18,7 @@ const LARGE: usize = 32 << 10;
 /// Larger blocks are not cached, because nothing needed repeatedly is that large.
 const LARGEST_KEPT: usize = 2 << 20;
 /// Maximum number of cached bytes, as mapped: what a busy file frees at once when several requests are answered.
-const KEPT: usize = 8 << 20;
+pub const KEPT: usize = 6 << 20;
 const KEPT_BLOCKS: usize = 32;
 /// Alignment of a mapping.
 const PAGE: usize = 4096;

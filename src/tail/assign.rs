@@ -221,13 +221,12 @@ fn duplicates(
         // Files of lines without times may have equal ends and still differ.
         for (.., other) in ends.iter().filter(|(l, m, _)| (*l, *m) == (length, mark)) {
             let sum = peek.sum(i)?;
-            if duplicates[i].is_none() && sum.is_some() && sum == peek.sum(*other)? {
+            if sum.is_some() && sum == peek.sum(*other)? {
                 duplicates[i] = Some(*other);
+                break;
             }
         }
-        if duplicates[i].is_none() {
-            ends.push((length, mark, i));
-        }
+        ends.push((length, mark, i));
     }
     Ok(duplicates)
 }

@@ -46,6 +46,17 @@ const MOST: usize = 1024;
 /// A file that has not changed for this long is no longer being compressed.
 const GROWS: Duration = Duration::from_secs(60);
 
+fn as_it_was(look: &Look) -> AsItWas {
+    (look.identity.clone(), look.size, look.modified)
+}
+
+fn insert<V>(all: &mut HashMap<AsItWas, V>, key: AsItWas, value: V) {
+    if all.len() >= MOST {
+        all.clear();
+    }
+    all.insert(key, value);
+}
+
 fn sum(mut content: impl Read) -> io::Result<u32> {
     let (mut sum, mut buffer) = (0, vec![0; 64 << 10]);
     loop {
@@ -64,16 +75,11 @@ impl UnpackedCache {
     }
 
     fn remember(&self, look: &Look, content: UnpackedFile) {
-        let mut all = self.lock();
-        if all.len() >= MOST {
-            all.clear();
-        }
-        all.insert((look.identity.clone(), look.size, look.modified), content);
+        insert(&mut self.lock(), as_it_was(look), content);
     }
 
     fn content(&self, file: &File, look: &Look) -> io::Result<UnpackedFile> {
-        let key = (look.identity.clone(), look.size, look.modified);
-        if let Some(content) = self.lock().get(&key) {
+        if let Some(content) = self.lock().get(&as_it_was(look)) {
             return Ok(content.clone());
         }
         let content = UnpackedFile { end: Gz::end(file)?, head: Vec::new(), marks: BTreeMap::new() };
@@ -114,7 +120,7 @@ impl UnpackedCache {
 
     /// The crc32c of the whole content.
     pub fn sum(&self, mut file: &File, look: &Look, packed: Packed) -> io::Result<u32> {
-        let key = (look.identity.clone(), look.size, look.modified);
+        let key = as_it_was(look);
         let sums = || self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sum) = sums().get(&key) {
             return Ok(*sum);
@@ -126,11 +132,7 @@ impl UnpackedCache {
         };
         file.rewind()?;
         let sum = sum?;
-        let mut all = sums();
-        if all.len() >= MOST {
-            all.clear();
-        }
-        all.insert(key, sum);
+        insert(&mut sums(), key, sum);
         Ok(sum)
     }
 
