@@ -3,12 +3,12 @@
 //!
 //! The brokers are in `sim/broker.rs`.
 
-mod broker;
+pub mod broker;
 mod once;
 
-use super::core::Core;
+pub use super::core::Core;
 use super::driver::{Drive, Leave};
-use super::partition::Now;
+pub use super::partition::Now;
 use super::testing::{chunk_of, origin};
 use super::{Change, Partitioner, ProducerOptions};
 use crate::backoff::Rng;
@@ -242,7 +242,7 @@ impl<'b> World<'b> {
 }
 
 /// The seeds to run: `default` many, `SEEDS=n` of them, or only `SEED=n`.
-fn seeds(default: u64) -> std::ops::Range<u64> {
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
     number("SEED").map_or(0..number("SEEDS").unwrap_or(default), |seed| seed..seed + 1)
 }

@@ -38,6 +38,14 @@ pub struct Request {
     batch: Option<Batch>,
 }
 
+/// The bits of a line's id that are its number; the others are the run that sent it.
+const RUN: u32 = 32;
+
+/// The number of a line.
+pub fn number_of(id: u64) -> u64 {
+    id & ((1 << RUN) - 1)
+}
+
 /// One partition on its broker, with the requests on their way to it.
 #[derive(Default)]
 pub struct Log {
@@ -124,6 +132,8 @@ pub struct Brokers {
     /// A larger batch is refused.
     pub largest: usize,
     pub faults: bool,
+    /// Which run of the agent sends now; part of the lines' ids.
+    pub run: u64,
     capabilities: Option<Capabilities>,
     pids: i64,
     pen: RecordEncoder,
@@ -139,6 +149,7 @@ impl Brokers {
             bad: BTreeSet::new(),
             largest: usize::MAX,
             faults: true,
+            run: 0,
             capabilities: None,
             pids: 1000,
             pen: RecordEncoder::default(),
@@ -155,10 +166,10 @@ impl Brokers {
     }
 
     /// Whether a line is stored and replicated.
-    pub fn has_stored(&self, id: u64) -> bool {
+    pub fn has_stored(&self, number: u64) -> bool {
         let is_there = |l: &Log| {
             let replicated = l.replicated.as_ref().map_or(l.lines.len(), |r| r.0);
-            l.lines[..replicated].contains(&id)
+            l.lines[..replicated].iter().any(|id| number_of(*id) == number)
         };
         self.logs.values().any(is_there)
     }
@@ -215,8 +226,9 @@ impl Brokers {
         let mut ids = Vec::new();
         self.pen.each(&batch, |r| {
             let number = r.value.split(|b| *b == b' ').next().and_then(|n| std::str::from_utf8(n).ok());
-            ids.push(number.expect("a number").parse().expect("a number"));
-            check(ids[ids.len() - 1], &r.value);
+            let number: u64 = number.expect("a number").parse().expect("a number");
+            check(number, &r.value);
+            ids.push(self.run << RUN | number);
         });
         assert_eq!(ids.len(), batch.count as usize);
         let capabilities = self.capabilities.as_ref().expect("nothing is sent before Ready");
