@@ -41,9 +41,9 @@ pub struct Request {
 /// The bits of a line's id that are its number; the others are the run that sent it.
 const RUN: u32 = 32;
 
-/// The number of a line.
-pub fn number_of(id: u64) -> u64 {
-    id & ((1 << RUN) - 1)
+/// The run that sent a line first, and the line's number.
+pub fn run_and_number(id: u64) -> (u64, u64) {
+    (id >> RUN, id & ((1 << RUN) - 1))
 }
 
 /// One partition on its broker, with the requests on their way to it.
@@ -169,7 +169,7 @@ impl Brokers {
     pub fn has_stored(&self, number: u64) -> bool {
         let is_there = |l: &Log| {
             let replicated = l.replicated.as_ref().map_or(l.lines.len(), |r| r.0);
-            l.lines[..replicated].iter().any(|id| number_of(*id) == number)
+            l.lines[..replicated].iter().any(|id| run_and_number(*id).1 == number)
         };
         self.logs.values().any(is_there)
     }
@@ -439,8 +439,9 @@ impl Brokers {
             let mut seen = BTreeSet::new();
             let mut last: HashMap<S, u64> = HashMap::new();
             for line in log.lines.iter().filter(|l| seen.insert(**l)) {
-                let before = last.insert(stream_of(*line), *line);
-                assert!(before < Some(*line), "partition {id}: {line} after {before:?}");
+                let number = run_and_number(*line).1;
+                let before = last.insert(stream_of(*line), number);
+                assert!(before < Some(number), "partition {id}: {number} after {before:?}");
             }
         }
     }

@@ -174,7 +174,7 @@ impl Life<'_> {
         } else {
             self.producing.close();
             let faults = std::mem::take(&mut w.brokers.faults);
-            self.producing.finish(w, || self.saver.save(false));
+            self.producing.finish(w, &mut self.saver);
             w.brokers.faults = faults;
         }
         self.saver.save(true);
@@ -187,7 +187,7 @@ impl Life<'_> {
         let end = w.now + Duration::from_secs(300);
         while w.now < end {
             self.saver.save(false);
-            self.producing.finish(w, || self.saver.save(false));
+            self.producing.finish(w, &mut self.saver);
             match self.step(w) {
                 Step::Wait(time) => w.now += time.max(Duration::from_millis(1)),
                 Step::End => return,

@@ -9,6 +9,7 @@ use crate::producer::sim::Core;
 use crate::producer::{BeforeSend, Partitioner, ProducerOptions, recovered::RecoveredState};
 use crate::record::{Ack, StreamId};
 use crate::report::Board;
+use crate::state::Work;
 use crate::streams::Registry;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,9 +35,7 @@ impl<'a> Producing<'a> {
         let mut chunks = HashMap::new();
         for chunk in once.iter().flat_map(|once| &once.groups).flat_map(|g| &g.group.chunks) {
             let lines = lines(w, chunk);
-            // What is read again comes after them, even where it precedes them in the file.
-            let resumed = StreamId(chunk.origin.stream.0 | 1 << 32);
-            w.streams.extend(lines.iter().map(|line| ((w.brokers.run, *line), resumed)));
+            w.resumed.extend(lines.iter().map(|line| (w.brokers.run, *line)));
             chunks.insert(key(chunk), lines);
         }
         let options = ProducerOptions {
@@ -106,15 +105,15 @@ impl<'a> Producing<'a> {
         }
     }
 
-    /// Delivers everything, while `save` is called now and then.
-    pub fn finish(&mut self, w: &mut World, mut save: impl FnMut()) {
+    /// Delivers everything, with saves now and then.
+    pub fn finish(&mut self, w: &mut World, saver: &mut Work) {
         for turns in 0..100_000 {
             let wake = self.turn(w);
             if self.core.is_empty() && self.core.acks.is_empty() {
                 return;
             }
             if turns % 8 == 0 {
-                save();
+                saver.save(false);
             }
             if w.brokers.is_quiet() && self.recorded.is_empty() {
                 w.now = wake.unwrap_or(w.now).max(w.now + Duration::from_millis(u64::from(turns % 8 == 7)));
