@@ -152,6 +152,7 @@ mod journal;
 mod kafka;
 mod kafka_crate;
 mod links;
+mod lock;
 mod logging;
 mod network_fs;
 mod packed;
