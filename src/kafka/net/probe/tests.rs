@@ -110,14 +110,14 @@ proptest::proptest! {
             0..6,
         ),
     ) {
-        let _ = (ranges(&noise), topic_answer(&noise));
+        let _ = (messages::ranges(&noise, 0), topic_answer(&noise, "t"));
         let mut answer = an_answer();
-        proptest::prop_assert_eq!(topic_answer(&answer), Some(TopicAnswer { code: 0, partitions: vec![0, 1] }));
+        proptest::prop_assert_eq!(topic_answer(&answer, "t"), Some(TopicAnswer { code: 0, partitions: vec![0, 1] }));
         for (at, byte) in changes {
             let at = at.index(answer.len());
             answer[at] = byte;
         }
-        if let Some(found) = topic_answer(&answer) {
+        if let Some(found) = topic_answer(&answer, "t") {
             proptest::prop_assert!(found.partitions.len() <= answer.len());
         }
     }
