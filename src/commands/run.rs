@@ -218,7 +218,7 @@ impl RunLoop<'_, '_> {
         let mut deadline = never();
         let mut scanned = self.supervisor.scanned.clone();
         let mut too_slow = never();
-        let mut flushed = never::<()>();
+        let mut flushed = never();
         let mut watchdog_due = self.watchdog.next();
         loop {
             select! {
@@ -322,7 +322,7 @@ impl RunLoop<'_, '_> {
 
     /// Saves identity and size of every file before readiness is reported, so that a crash cannot turn an old file
     /// into a new one.
-    fn save_first_scan(&mut self) -> Receiver<()> {
+    fn save_first_scan(&mut self) -> Receiver<Infallible> {
         let (done, flushed) = bounded(1);
         if self.stopping.is_none() {
             for pattern in self.supervisor.patterns() {

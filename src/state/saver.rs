@@ -16,6 +16,7 @@ use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::SentMarks;
 use crate::streams::{Registry, Saved, SavedPositions};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded};
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -66,7 +67,7 @@ impl Saver {
 
     /// The first scan of all patterns is over. `done` is dropped when the files it found are saved, or the save has
     /// failed.
-    pub fn first_scan_done(&self, done: Sender<()>) {
+    pub fn first_scan_done(&self, done: Sender<Infallible>) {
         self.marks.first_scan_done();
         if self.ended.is_some() {
             self.registry.first_scan_done(done);
@@ -109,7 +110,7 @@ struct Work {
     lost_before: u64,
     started: Instant,
     /// Waiting for the next save.
-    waiting: Vec<Sender<()>>,
+    waiting: Vec<Sender<Infallible>>,
     /// The text of `offsets`; its memory is reused.
     text: Vec<u8>,
     trouble: Option<String>,
