@@ -245,6 +245,37 @@ fn a_lower_topic_limit_is_reported() {
     }
 }
 
+/// A compacted topic refuses lines without a key. Fails when that is not reported, or is although every line has a key.
+#[test]
+fn a_compacted_topic_needs_keys() {
+    for version in [Version::V39, Version::V44] {
+        let broker = Broker::shared(version);
+        let folder = Folder::new();
+        folder.write("c.log", "one\n");
+        let cases = [
+            ("compact", "", "failed   key", 1),
+            ("compact,delete", "", "failed   key", 1),
+            ("compact", "key = { regex = 'id=(.)' }", "warning  key", 0),
+            ("compact", "key = \"path\"", "", 0),
+            ("delete", "", "", 0),
+        ];
+        for (policy, key, head, code) in cases {
+            let topic = broker.topic_with(1, &[&format!("cleanup.policy={policy}")]);
+            let kafka = format!("brokers = [{:?}]\ntopic = {:?}\n{key}", broker.address, topic.name);
+            let (text, found) = connect_output(&folder, "c", &kafka);
+            let said = text.lines().find(|line| line.contains(" key "));
+            let whole = format!("{head} {} (", topic.name);
+            assert_eq!(
+                said.is_some_and(|line| line.starts_with(&whole)),
+                !head.is_empty(),
+                "{policy} {key}: {text}"
+            );
+            assert!(said.is_none_or(|line| line.contains("set `key` in [kafka]")), "{text}");
+            assert_eq!(found, code, "{policy} {key}: {text}");
+        }
+    }
+}
+
 /// What old and new Kafka can do, and what follows. Fails when a row is missing or claims what the broker cannot do.
 #[test]
 fn the_table_of_each_version() {
