@@ -154,6 +154,8 @@ mod kafka_crate;
 mod links;
 mod logging;
 mod network_fs;
+mod own_events;
+mod pace;
 mod packed;
 mod private_file;
 mod producer;
