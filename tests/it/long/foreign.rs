@@ -102,7 +102,7 @@ fn refuses_classic(server: &Foreign, topic: &str) {
     lines.append_to(&folder.path("f.log"));
     config(&folder, server, topic, ["classic", AT_LEAST_ONCE, "gzip"]);
     let mut agent = folder.agent_line("run -c c.toml").start();
-    println!("{}", agent.wait_log("driver = \"modern\" would show it", SOON));
+    println!("{}", agent.wait_log("UNKNOWN_PRODUCER_ID (59); set driver = \"auto\" or \"modern\"", SOON));
     pause(secs(2));
     assert_eq!(server.topic(topic).values().len(), 0, "{}", agent.log());
     agent.stop();
