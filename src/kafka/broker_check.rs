@@ -1,6 +1,7 @@
 //! Checks the path to one broker step by step, for `check --connect`. Uses the driver's own connections, so that what
 //! works here works there. Writes no record, creates no topic, and never retries.
 
+mod old_requests;
 mod topics;
 
 use super::KafkaOptions;
@@ -75,6 +76,7 @@ pub enum BrokerStep {
     Read(String),
     Size(String),
     Key(String),
+    OldRequests,
 }
 
 impl fmt::Display for BrokerStep {
@@ -94,6 +96,7 @@ impl fmt::Display for BrokerStep {
             BrokerStep::Read(topic) => write!(f, "read {topic}"),
             BrokerStep::Size(topic) => write!(f, "size {topic}"),
             BrokerStep::Key(topic) => write!(f, "key {topic}"),
+            BrokerStep::OldRequests => f.write_str("old requests"),
         }
     }
 }
@@ -211,6 +214,11 @@ fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) 
             to.unreadable.push(wanted.topic.to_owned());
         }
         rights(v, wanted.topic, meta, tell);
+    }
+    if v.speaks == Speaks::Classic {
+        step(BrokerStep::OldRequests, tell, || {
+            Ok(((), old_requests::are_accepted(v, v.topics[0].topic, &mut c)?))
+        })?;
     }
     for wanted in v.topics {
         to.largest.extend(size(v, wanted, &mut c, tell)?.map(|most| (wanted.topic.to_owned(), most)));

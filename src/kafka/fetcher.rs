@@ -378,10 +378,9 @@ impl Fetcher {
         let [learned, configured] = round.tried;
         let late = now >= round.until && configured > 0 && learned + configured > 1;
         // A refused login is refused by every broker, and too many attempts lock the account.
-        let over = matches!(t, Trouble::Denied(_)) && shared.options.sasl.is_some();
+        let over = late || matches!(t, Trouble::Denied(_)) && shared.options.sasl.is_some();
         let others = matches!(&self.link, Link::Dialing(others) if !others.is_empty());
-        let another = !over && !late && self.dial_next(shared, now);
-        if another || others && !over {
+        if !over && (self.dial_next(shared, now) || others) {
             return;
         }
         (self.link, self.round) = (Link::None, None);

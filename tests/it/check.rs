@@ -245,6 +245,40 @@ fn a_lower_topic_limit_is_reported() {
     }
 }
 
+/// Servers that announce the `kafka` crate's requests, but do not accept them; and brokers that do. Fails when they look
+/// alike with `driver = "classic"`, or when a record is written.
+#[test]
+fn the_classic_drivers_requests_are_tried() {
+    let folder = Folder::new();
+    folder.write("c.log", "");
+    let keys = |address: &str, topic: &str| {
+        format!("brokers = [{address:?}]\ntopic = {topic:?}\ndriver = \"classic\"")
+    };
+    // One topic "t", one partition, error 59, offset -1.
+    let refusal = [&[0, 0, 0, 1, 0, 1, b't', 0, 0, 0, 1, 127, 255, 255, 255, 0, 59][..], &[255; 8]].concat();
+    for (how, said) in [
+        (Reply::Close, "announces Produce 0 but closes the connection on it; set driver = \"auto\""),
+        (
+            Reply::Body(refusal),
+            "announces Produce 0 but refuses it: UNKNOWN_PRODUCER_ID (59); set driver = \"auto\"",
+        ),
+    ] {
+        let kafka = Scripted::start(1);
+        kafka.topic("t", &[0]);
+        kafka.script(move |r| if r.api == Api::Produce { how.clone() } else { Reply::Default });
+        let (text, code) = connect_output(&folder, "c", &keys(&kafka.node_address(1).to_string(), "t"));
+        assert!(last_step(&text).starts_with("failed   old requests ("), "{text}");
+        assert!(code == 1 && text.contains(said), "{text}");
+    }
+    for version in [Version::V011, Version::V24, Version::V39] {
+        let broker = Broker::shared(version);
+        let topic = broker.topic(1);
+        let (text, code) = connect_output(&folder, "c", &keys(&broker.address, &topic.name));
+        assert!(text.contains("\nok       old requests ("), "{text}");
+        assert!(code == 0 && topic.values().is_empty(), "{text}");
+    }
+}
+
 /// A compacted topic refuses lines without a key. Fails when that is not reported, or is although every line has a key.
 #[test]
 fn a_compacted_topic_needs_keys() {
