@@ -235,7 +235,7 @@ table! {
             "Cut lines are counted.";
         partial_after: Option<Duration> = wait("duration"), Example("\"5s\""), AtOnce,
             "Send an unfinished line after this long; without it, a line waits for its end.",
-            "For writers that leave prompts or progress without a newline.";
+            "For writers that leave prompts or progress without a newline. The rest of the line is sent as a line of its own.";
         multiline: Option<(Multiline, Duration)> = multiline("table" => MultilineTable),
             Example("{ start = '^\\d{4}-', timeout = \"2s\", max_lines = 500 }"), AtOnce,
             "Joins several lines into one record: `start` matches the first line of each, or `continue` every line but the first.";

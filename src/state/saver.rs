@@ -89,7 +89,7 @@ impl Saver {
 }
 
 fn failed(why: &dyn std::fmt::Display) -> Error {
-    let fix = "free or repair the disk of the state folder; lines delivered since the last save are sent again at the next start";
+    let fix = "check that the state folder exists, and free or repair its disk; lines delivered since the last save are sent again at the next start";
     Error::failed("save positions", why, fix)
 }
 
@@ -229,9 +229,17 @@ impl Work {
                     "delivery continues, but lines delivered from now on are sent again if the agent is killed"
                 }
             };
-            log::error!(
-                "save positions: {why}; {effect}: make the state folder writable, free or repair its disk"
-            );
+            let folder = self.store.folder().display().to_string();
+            let fix = match e.kind() {
+                io::ErrorKind::NotFound => {
+                    self.schedule.change(Instant::now()); // what was saved is gone
+                    format!(
+                        "{folder} was deleted or moved: create it again (mkdir -m 700), then restart the agent"
+                    )
+                }
+                _ => format!("make {folder} writable, free or repair its disk"),
+            };
+            log::error!("save positions: {why}; {effect}; {fix}");
             self.board.state().degraded = Some(why.clone());
             self.board.alarm();
             self.trouble = Some(why);

@@ -74,6 +74,8 @@ pub struct Framed {
 pub struct FramingInput<'a> {
     pub bytes: &'a [u8],
     pub then: Then,
+    /// The bytes before `bytes[0]` were sent as a line although they had no line end: one that comes now is theirs.
+    pub in_line: bool,
     pub rest: Rest,
     /// NULs at the start of `bytes` continue a hole.
     pub in_hole: bool,
@@ -131,7 +133,12 @@ impl Framer<'_> {
     /// Where the first line starts; `None` if no line starts here.
     fn begin(&mut self) -> Option<usize> {
         if self.input.then == Then::Line {
-            return Some(0);
+            self.out.consumed = match self.bytes {
+                [b'\n', ..] if self.input.in_line => 1,
+                [b'\r', b'\n', ..] if self.input.in_line => 2,
+                _ => 0,
+            };
+            return Some(self.out.consumed);
         }
         let end = memchr(b'\n', self.bytes);
         self.out.consumed = end.map_or(self.bytes.len(), |e| e + 1);
@@ -308,7 +315,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn input(bytes: &[u8], then: Then, rest: Rest) -> FramingInput<'_> {
-        FramingInput { bytes, then, rest, in_hole: false, is_hole: &|_| false }
+        FramingInput { bytes, then, in_line: false, rest, in_hole: false, is_hole: &|_| false }
     }
 
     fn all(rules: &Rules, bytes: &[u8], rest: Rest) -> (Vec<Vec<u8>>, Framed) {
@@ -342,6 +349,29 @@ mod tests {
             let (got, f) = all(&r, input, Rest::Waits);
             assert_eq!(got, lines.iter().map(|l| l.as_bytes().to_vec()).collect::<Vec<_>>(), "{input:?}");
             assert_eq!(f.consumed, consumed, "{input:?}");
+        }
+    }
+
+    /// The bytes before were sent as a line. Fails when their line end becomes a record, or an empty line after it does not.
+    #[test]
+    fn the_end_of_a_line_that_was_sent() {
+        let multiline = Multiline { joint: Joint::Start(Regex::new("^b").unwrap()), max_lines: 9 };
+        for rules in [Rules::default(), Rules { multiline: Some(multiline), ..Rules::default() }] {
+            for (bytes, want, consumed) in [
+                (&b"\n"[..], &[][..], 1),
+                (b"\r\n", &[], 2),
+                (b"\n\nb", &["", "b"], 3),
+                (b"\r\n\r\nb", &["", "b"], 5),
+                (b"a\nb", &["a", "b"], 3),
+                (b"\ra\nb", &["\ra", "b"], 4),
+            ] {
+                let mut lines = Vec::new();
+                let input = FramingInput { in_line: true, ..input(bytes, Then::Line, Rest::IsALine) };
+                let f = frame(&rules, input, &mut lines, 9);
+                let text = |l: &Line| String::from_utf8_lossy(&bytes[l.at as usize..][..l.len as usize]);
+                assert_eq!(lines.iter().map(text).collect::<Vec<_>>(), want, "{bytes:?}");
+                assert!(f.consumed >= consumed, "{bytes:?}");
+            }
         }
     }
 

@@ -332,3 +332,29 @@ fn impossible_lengths_by_classic() {
         survives(&format!("{api:?} {lie:?}"), &mut agent);
     }
 }
+
+/// The first of two configured brokers accepts connections and never answers. Fails when delivery waits for the whole time
+/// limit of that broker, once or several times.
+#[test]
+fn a_mute_broker_does_not_keep_the_others_waiting() {
+    let mute = Scripted::start(1);
+    mute.script(|_| Reply::Mute);
+    for driver in ["modern", "classic", "auto"] {
+        let broker = Scripted::start(1);
+        broker.topic("t", &[0]);
+        let folder = Folder::new();
+        folder.write("f.log", "one\n");
+        let brokers = format!("{}\", \"{}", mute.address(), broker.address());
+        let config = format!(
+            "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [\"{brokers}\"]\ntopic = \"t\"\ndriver = {driver:?}\n\
+             [[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+            folder.path("state"),
+            folder.path("f.log"),
+        );
+        folder.write("c.toml", config);
+        let begun = Instant::now();
+        let _agent = folder.agent_line("run -c c.toml").start();
+        wait_until(secs(60), "the line", || broker.stored("t").len() == 1);
+        assert!(begun.elapsed() < secs(8), "{driver}: {:?}", begun.elapsed());
+    }
+}

@@ -17,7 +17,7 @@ fn d1_a_late_answer_never_confirms_the_next_batch() {
     let (maybe_stored, _, why) = again(rig.send("one"));
     assert!(maybe_stored && why.contains("no answer in time"), "{why}");
     let (maybe_stored, _, why) = again(rig.send("two"));
-    assert!(!maybe_stored && why.contains("NotEnoughReplicas"), "{why}");
+    assert!(!maybe_stored && why.contains("NOT_ENOUGH_REPLICAS"), "{why}");
     assert_eq!(rig.send("two").offset(), Some(101));
     let by = peer.script.lock().unwrap().produced.clone();
     assert!(by[0] != by[1] && by[1] != by[2], "a connection was used again: {by:?}");
@@ -34,7 +34,7 @@ fn d1_an_unexpected_answer_confirms_nothing() {
     thread::park_timeout(Duration::from_millis(300));
     let (.., why) = again(rig.send("two"));
     assert!(why.contains("unexpected answer"), "{why}");
-    assert!(again(rig.send("two")).2.contains("NotEnoughReplicas"));
+    assert!(again(rig.send("two")).2.contains("NOT_ENOUGH_REPLICAS"));
     assert_eq!(peer.values(), [b"one"]);
 }
 
