@@ -153,6 +153,7 @@ mod journal;
 mod kafka;
 mod kafka_crate;
 mod links;
+mod lock;
 mod logging;
 mod network_fs;
 mod own_events;

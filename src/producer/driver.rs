@@ -224,7 +224,7 @@ pub struct TopicView {
     pub id: [u8; 16],
     /// All partitions, in order. Usually `0..n`, but ids may have gaps.
     pub partitions: Vec<i32>,
-    /// Partitions whose leader can be reached, as far as known.
+    /// Partitions whose leader can be reached, as far as known, in order.
     pub available: Vec<i32>,
 }
 
@@ -261,7 +261,7 @@ pub enum Pace {
 pub enum Refusal {
     /// Too large for broker or topic: split it. A single record becomes a dead letter.
     TooLarge,
-    /// These records (by index in the batch) are bad, the others are not.
+    /// These records (by index in the batch, in any order) are bad, the others are not.
     Records(Vec<u32>),
     /// An unknown record is bad: split to find it.
     Something,
