@@ -44,6 +44,7 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> TailOptions {
         give_up: None,
         reopen: true,
         poll: Duration::from_secs(1),
+        linger: Duration::ZERO,
         rotate_grace: Duration::from_secs(60),
         rest_after: None,
         deleted_hold: Hold { bytes: u64::MAX, time: Duration::from_secs(1 << 20) },
