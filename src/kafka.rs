@@ -46,7 +46,7 @@ mod request;
 mod session;
 
 #[cfg(test)]
-mod scripted;
+pub mod scripted;
 #[cfg(test)]
 mod tests;
 

@@ -2,8 +2,7 @@
 //! wrong, hostile or gone.
 
 use super::*;
-use crate::kafka::scripted::Feeder;
-use crate::kafka::scripted::{Asked, Peers, one, part, produced};
+use crate::kafka::scripted::{Asked, Feeder, Peers, one, part, produced};
 use crate::producer::driver::{
     ANSWERS_MAY_WAIT, Capabilities, Context, Driver, Leave, Order, Pace, Refusal, Verdict,
 };
@@ -295,7 +294,7 @@ fn a_hint_moves_the_leader_without_metadata() {
 #[test]
 fn without_a_hint_metadata_is_requested() {
     let peers = Peers::start(2);
-    peers.world().produce = (0, 9);
+    peers.world().produce_up_to(9);
     let mut f = peers.feed();
     f.send(one(0, 0));
     peers.world().leaders.insert(("t".into(), 0), (2, 1));
@@ -380,7 +379,7 @@ fn an_idle_connection_is_closed_quietly() {
     let ends = start(options, board.clone()).unwrap();
     let mut f = Feeder::with(ends);
     f.available(&[0]);
-    let address = format!("127.0.0.1:{}", peers.world().nodes[&1]);
+    let address = peers.host();
     for base in 0..2 {
         f.send(one(0, base));
         let a = peers.next();
@@ -403,7 +402,7 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     let board = Arc::new(Board::default());
     let mut f = Feeder::with(start(peers.options(), board.clone()).unwrap());
     f.available(&[0]);
-    let address = peers.options().brokers.remove(0);
+    let address = peers.host();
     for base in 0..3 {
         f.send(one(0, base));
         let a = peers.next();
@@ -542,7 +541,7 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
 fn versions_and_producer_id_by_the_second_try() {
     let peers = Peers::start(1);
     peers.world().versions_refused_from = 1;
-    peers.world().produce = (0, 3);
+    peers.world().produce_up_to(3);
     peers.world().no_pid = [14, 15].into();
     let mut f = peers.feed();
     assert_eq!(f.pid, Some((4711, 0)));
@@ -566,7 +565,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
     orders.send(Order::Send(vec![one(0, 0)])).unwrap();
     let flying = peers.next();
-    peers.world().produce = (0, 2);
+    peers.world().produce_up_to(2);
     flying.close();
     let mut back = 0;
     let mut sent = 1;
@@ -588,7 +587,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let ends = start(fixed, Arc::default()).unwrap();
     let mut f = Feeder::with(ends);
     f.nothing_within(300);
-    peers.world().produce = (0, 9);
+    peers.world().produce_up_to(9);
     f.available(&[0]);
     peers.kill(1);
 }
@@ -621,10 +620,10 @@ fn a_silent_bootstrap_broker_is_skipped() {
     let mute = Peers::start(1);
     mute.world().mute = true;
     let mut options = peers.options();
-    options.brokers.insert(0, mute.options().brokers[0].clone());
+    options.brokers.insert(0, mute.host());
     options.connect_timeout = Duration::from_millis(300);
     let start = Instant::now();
-    let f = Feeder::start(options, "t");
+    let f = Feeder::start(options);
     assert!(f.pid.is_some() && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
@@ -719,12 +718,12 @@ fn a_hint_that_is_not_newer_asks_for_metadata() {
 fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     let mut peers = Peers::start(2);
     peers.world().leaders.remove(&("t".to_owned(), 1));
-    let hole = crate::kafka_crate::peer::hole_on("0.0.0.0:0");
+    let hole = net::testing::hole_on("0.0.0.0:0");
     peers.world().hidden = Some(2);
     let ghosts = (0..100).map(|n| std::net::SocketAddr::from(([127, 2, 0, n], hole.addr.port())));
     peers.world().ghosts = ghosts.collect();
     let options = KafkaOptions {
-        brokers: vec![format!("127.0.0.1:{}", peers.world().nodes[&2])],
+        brokers: vec![peers.addr(2).to_string()],
         connect_timeout: Duration::from_millis(500),
         metadata_age: Duration::from_millis(300),
         idle: Duration::from_millis(100),
@@ -765,7 +764,7 @@ fn no_request_exceeds_the_limit() {
     let peers = Peers::start(1);
     peers.world().leaders.extend((1..8).map(|p| (("t".to_owned(), p), (1, 0))));
     let options = KafkaOptions { request_max: 3000, ..peers.options() };
-    let mut f = Feeder::start(options, "t");
+    let mut f = Feeder::start(options);
     // The estimate ignores headers.
     let of = |partition, lines: usize| {
         let shape = crate::record::Shape { headers: vec![("h".into(), vec![1; 900])], ..Default::default() };

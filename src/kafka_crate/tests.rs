@@ -4,8 +4,9 @@
 mod answers;
 mod connections;
 
-use super::peer::{Act, Peer};
 use super::*;
+use crate::kafka::net::testing::REFUSED;
+use crate::kafka::scripted::{Act, Peers};
 use crate::producer::testing::{batch, chunk, origin, plain};
 use crate::record::Shape;
 use crate::waker::Waker;
@@ -43,7 +44,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(peer: &Peer) -> Rig {
+    fn new(peer: &Peers) -> Rig {
         Rig::with(options(&[peer.host()]))
     }
 
@@ -124,7 +125,7 @@ fn again(v: Verdict) -> (bool, Pace, String) {
 
 #[test]
 fn lines_arrive_with_keys_in_order_and_with_their_offset() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
     assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
@@ -132,7 +133,7 @@ fn lines_arrive_with_keys_in_order_and_with_their_offset() {
     assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
     let b = |s: &str| Some(s.as_bytes().to_vec());
     let want = [(None, b("a")), (b("/p"), b("b")), (b("/p"), b("c"))];
-    assert_eq!(peer.script.lock().unwrap().stored, want);
+    assert_eq!(peer.world().stored, want);
     assert!(matches!(rig.leave(), Leave::Closed));
 }
 
@@ -148,28 +149,20 @@ impl Verdict {
 /// D17: the crate formats an IPv6 leader as `::1:9092`. Fails when addresses are parsed more strictly.
 #[test]
 fn d17_ipv6_literals() {
-    if TcpListenerV6::missing() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
         return;
     }
-    let peer = Peer::on("::1");
-    let rig = Rig::with(options(&[format!("[::1]:{}", peer.addr.port())]));
+    let peer = Peers::on("::1", 1);
+    let rig = Rig::new(&peer);
     rig.send("a").offset();
     assert_eq!(peer.values(), [b"a"]);
-}
-
-struct TcpListenerV6;
-
-impl TcpListenerV6 {
-    fn missing() -> bool {
-        std::net::TcpListener::bind("[::1]:0").is_err()
-    }
 }
 
 /// A frame of very short lines would be many times the size of its batch. Fails when the batch goes as one frame, or
 /// out of order.
 #[test]
 fn many_short_lines_go_in_several_frames() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let mut o = options(&[peer.host()]);
     o.limits.call = watchdog::WatchLimits { still: PATIENCE, whole: PATIENCE }; // a busy machine may take its time
     let rig = Rig::with(o);
@@ -178,7 +171,7 @@ fn many_short_lines_go_in_several_frames() {
     let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
     assert_eq!(rig.send_batch(batch(1, chunks)).offset(), Some(100));
     assert_eq!(peer.values(), lines);
-    assert!(peer.script.lock().unwrap().produced.len() > 2);
+    assert!(peer.world().produced.len() > 2);
 }
 
 /// Codes with a name. Fails when a line of the table in `verdict.rs` changes.
@@ -193,14 +186,14 @@ fn known_codes() {
         (29, false, Pace::Blocked),
         (31, false, Pace::Blocked),
     ] {
-        let peer = Peer::start();
+        let peer = Peers::start(1);
         peer.acts(&[Act::Code(code)]);
         let rig = Rig::new(&peer);
         let v = again(rig.send("a"));
         assert_eq!((v.0, v.1), (maybe_stored, pace), "{code}: {}", v.2);
         rig.send("a").offset();
     }
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Code(10)]);
     let v = Rig::new(&peer).send("a");
     assert!(matches!(v, Verdict::Refused { what: crate::producer::driver::Refusal::TooLarge, .. }), "{v:?}");
@@ -210,7 +203,7 @@ fn known_codes() {
 /// without that: the crate's own timeout is 120 s.
 #[test]
 fn a_mute_broker_costs_one_limit() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Mute]);
     let rig = Rig::new(&peer);
     let began = Instant::now();
@@ -222,9 +215,9 @@ fn a_mute_broker_costs_one_limit() {
 /// Fails when a partition without a leader blocks its neighbour, or is not checked again.
 #[test]
 fn a_partition_without_a_leader_delays_no_other() {
-    let peer = Peer::start();
-    let port = peer.addr.port();
-    peer.set(|s| s.partitions = vec![(0, 0), (1, port)]);
+    let peer = Peers::start(1);
+    peer.leads(&[0, 1]);
+    peer.world().leaders.insert(("t".into(), 0), (-1, 0));
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
     assert_eq!(rig.view().available, [1]);
@@ -233,7 +226,7 @@ fn a_partition_without_a_leader_delays_no_other() {
         assert!(again(rig.verdict()).2.contains("no leader"));
         rig.verdict().offset();
     }
-    peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
+    peer.leads(&[0, 1]);
     assert_eq!(rig.view().available, [0, 1]);
     rig.send("a").offset();
 }
@@ -242,12 +235,11 @@ fn a_partition_without_a_leader_delays_no_other() {
 /// too long.
 #[test]
 fn a_broker_that_is_away_is_recorded_and_found_again() {
-    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // free again at once
-    let rig = Rig::with(options(&[addr.to_string()]));
+    let rig = Rig::with(options(&[REFUSED.to_string()]));
     rig.order(Order::Topic("t".into()));
     let until = Instant::now() + PATIENCE;
     loop {
-        if let Some(b) = rig.board.brokers().get(&addr.to_string()).filter(|b| b.attempts >= 3) {
+        if let Some(b) = rig.board.brokers().get(&REFUSED.to_string()).filter(|b| b.attempts >= 3) {
             assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
             break;
         }

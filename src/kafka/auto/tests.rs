@@ -1,7 +1,8 @@
 //! Choosing a driver, with stub drivers that only report their names.
 
 use super::*;
-use crate::kafka_crate::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
+use crate::kafka::net::testing::{REFUSED, listen, parrot};
+use crate::kafka::scripted::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peers, Versions};
 use crate::producer::driver::{Capabilities, Verdict};
 use crate::producer::testing::{self, Ends, batch, chunk, plain};
 use crate::record::Topic;
@@ -55,12 +56,12 @@ fn ready(ends: &Ends) -> &'static str {
 }
 
 /// Versions of a server that speaks Kafka's protocol without producer ids.
-const WITHOUT_IDS: [(i16, i16, i16); 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
+const WITHOUT_IDS: [Versions; 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
 
 /// Fails when the rule changes, or its reason is not in the status.
 #[test]
 fn chosen_by_the_versions_a_broker_accepts() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     for (ranges, name) in [
         (Some(KAFKA_3_9.to_vec()), "modern"),
         (Some(KAFKA_4_1.to_vec()), "only modern"),
@@ -69,7 +70,7 @@ fn chosen_by_the_versions_a_broker_accepts() {
         (Some(WITHOUT_IDS.to_vec()), "modern"),
         (Some(vec![(0, 3, 9), (1, 4, 11)]), "only modern"), // others that speak Kafka's protocol
     ] {
-        peer.set(|s| s.ranges = ranges.clone());
+        peer.world().versions = ranges;
         let (ends, board) = auto(&[peer.host()]);
         assert_eq!(ready(&ends), name);
         let name = name.trim_start_matches("only ");
@@ -80,7 +81,7 @@ fn chosen_by_the_versions_a_broker_accepts() {
 /// Fails when a host that is not Kafka ends the search, or is not recorded.
 #[test]
 fn the_first_that_answers_decides() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let web = parrot(b"HTTP/1.1 400 Bad Request\r\n\r\n").to_string();
     let (ends, board) = auto(&[web.clone(), peer.host()]);
     assert_eq!(ready(&ends), "modern");
@@ -92,7 +93,7 @@ fn the_first_that_answers_decides() {
 /// option. Fails when `left` is ignored.
 #[test]
 fn one_driver_replaces_the_other() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let (ends, _board) = auto(&[peer.host()]);
     let leave = || ends.orders.send(Order::Topic(Topic::from("leave"))).unwrap();
     assert_eq!(ready(&ends), "modern");
@@ -100,12 +101,12 @@ fn one_driver_replaces_the_other() {
     assert_eq!(ready(&ends), "classic");
     leave();
     assert_eq!(ready(&ends), "modern");
-    peer.set(|s| s.ranges = Some(KAFKA_0_10.to_vec()));
+    peer.world().versions = Some(KAFKA_0_10.to_vec());
     leave();
     assert_eq!(ready(&ends), "classic");
     leave();
     assert_eq!(ready(&ends), "only classic");
-    peer.set(|s| s.ranges = Some(KAFKA_4_1.to_vec()));
+    peer.world().versions = Some(KAFKA_4_1.to_vec());
     leave();
     assert_eq!(ready(&ends), "only modern");
     leave();
@@ -116,9 +117,8 @@ fn one_driver_replaces_the_other() {
 /// the core's order, or when the previous driver's brokers stay in the status.
 #[test]
 fn the_producer_changes_the_driver() {
-    let peer = Peer::start();
-    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for host in [peer.host(), refused.to_string()] {
+    let peer = Peers::start(1);
+    for host in [peer.host(), REFUSED.to_string()] {
         let (ends, board) = auto(std::slice::from_ref(&host));
         if host == peer.host() {
             assert_eq!(ready(&ends), "modern");
@@ -132,14 +132,13 @@ fn the_producer_changes_the_driver() {
 /// Fails when batches wait for a driver that may never start: the core could neither end nor count them.
 #[test]
 fn while_no_broker_answers_batches_are_returned() {
-    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (ends, board) = auto(&[refused.to_string()]);
+    let (ends, board) = auto(&[REFUSED.to_string()]);
     ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
     let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
     assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
     let tick = crossbeam_channel::tick(Duration::from_millis(2));
     let b = loop {
-        let found = board.brokers().get(&refused.to_string()).cloned();
+        let found = board.brokers().get(&REFUSED.to_string()).cloned();
         if let Some(b) = found {
             break b;
         }
@@ -157,7 +156,7 @@ fn while_no_broker_answers_batches_are_returned() {
 /// A running driver gets the orders in order. Fails when `choose` takes one from it.
 #[test]
 fn a_running_driver_gets_every_order() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let (ends, _board) = auto(&[peer.host()]);
     assert_eq!(ready(&ends), "modern");
     let mut seen = 0;
@@ -176,9 +175,7 @@ fn a_running_driver_gets_every_order() {
 /// Fails when the `kafka` crate is chosen for it, or it is not asked again.
 #[test]
 fn a_peer_that_closes_unasked_is_no_old_kafka() {
-    let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let host = full.local_addr().unwrap().to_string();
-    std::thread::spawn(move || full.incoming().for_each(drop));
+    let host = listen(drop).to_string();
     let (ends, board) = auto(std::slice::from_ref(&host));
     let until = Instant::now() + PATIENCE;
     let said = loop {
