@@ -3,8 +3,7 @@
 
 use crate::harness::*;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::thread;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Malformed replies by name, and whether each shows at once.
@@ -98,27 +97,18 @@ fn expose_to(driver: &str, at: Api) {
 
 /// A peer that speaks no Kafka: sends this to every client at this pace, then waits.
 fn unsolicited(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let says = says.clone();
-            thread::spawn(move || {
-                let (mut sink, mut heard) = (stream.try_clone().unwrap(), [0; 4096]);
-                if stream.read(&mut heard).is_err() {
-                    return;
-                }
-                for bytes in says.chunks(if pace.is_some() { 1 } else { 1 << 16 }) {
-                    if sink.write_all(bytes).is_err() {
-                        return;
-                    }
-                    pace.into_iter().for_each(pause);
-                }
-                while stream.read(&mut heard).is_ok_and(|n| n > 0) {}
-            });
+    listen(move |mut stream| {
+        if stream.read(&mut [0; 4096]).is_err() {
+            return;
         }
-    });
-    address
+        for bytes in says.chunks(if pace.is_some() { 1 } else { 1 << 16 }) {
+            if stream.write_all(bytes).is_err() {
+                return;
+            }
+            pace.into_iter().for_each(pause);
+        }
+        ignore(stream);
+    })
 }
 
 /// What a peer does with a connection before it has received anything.
@@ -133,24 +123,17 @@ enum First {
 }
 
 fn speaks_first(how: First) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || match how {
-                First::Says(bytes) => {
-                    let _ = stream.write_all(bytes);
-                    while stream.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {}
-                }
-                First::Floods(bytes) => while stream.write_all(&bytes.repeat(1000)).is_ok() {},
-                First::Closes => {}
-                First::Resets => {
-                    let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
-                }
-            });
+    listen(move |mut stream| match how {
+        First::Says(bytes) => {
+            let _ = stream.write_all(bytes);
+            ignore(stream);
         }
-    });
-    address
+        First::Floods(bytes) => while stream.write_all(&bytes.repeat(1000)).is_ok() {},
+        First::Closes => {}
+        First::Resets => {
+            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+        }
+    })
 }
 
 /// Fails when unsolicited bytes are buffered, answered, or taken for an answer, or when a loop never pauses.

@@ -1,6 +1,6 @@
 //! Real brokers through `tests/kafka/broker`, and their topics read back with kcat. Speaks no protocol itself.
 
-use super::{PATIENT, limit_the_suite, millis, need, pause};
+use super::{PATIENT, limit_the_suite, lock, millis, need, pause};
 use std::{
     collections::HashMap,
     fs,
@@ -47,7 +47,7 @@ impl Version {
 type OneEach = Mutex<HashMap<&'static str, &'static OnceLock<Broker>>>;
 
 fn one_of(all: &OneEach, version: Version, start: impl FnOnce() -> Broker) -> &'static Broker {
-    let mut all = all.lock().unwrap_or_else(|e| e.into_inner());
+    let mut all = lock(all);
     let place = *all.entry(version.name()).or_insert_with(|| Box::leak(Box::default()));
     drop(all);
     place.get_or_init(start)
@@ -97,7 +97,7 @@ impl Broker {
         // One start at a time: two at once on two cores take longer than one after the other.
         static STARTING: Mutex<()> = Mutex::new(());
         one_of(&SHARED, version, || {
-            let _one = STARTING.lock().unwrap_or_else(|e| e.into_inner());
+            let _one = lock(&STARTING);
             Broker::own(version)
         })
     }
