@@ -6,7 +6,7 @@ use crate::kafka::scripted::{Asked, Feeder, Peers, one, part, produced};
 use crate::producer::driver::{
     ANSWERS_MAY_WAIT, Capabilities, Context, Driver, Leave, Order, Pace, Refusal, Verdict,
 };
-use crate::producer::testing::leave_of;
+use crate::producer::testing::{Ends, leave_of, wait_until};
 use crate::report::Board;
 use crate::waker::{Waker, poll_for};
 use crossbeam_channel::select;
@@ -376,8 +376,7 @@ fn an_idle_connection_is_closed_quietly() {
     let peers = Peers::start(1);
     let board = Arc::new(Board::default());
     let options = KafkaOptions { idle: Duration::from_millis(150), ..peers.options() };
-    let ends = start(options, board.clone()).unwrap();
-    let mut f = Feeder::with(ends);
+    let mut f = Feeder::with(options, board.clone());
     f.available(&[0]);
     let address = peers.host();
     for base in 0..2 {
@@ -386,11 +385,7 @@ fn an_idle_connection_is_closed_quietly() {
         assert_eq!(a.correlation, 2, "the second request of a new connection");
         a.answer_all(0);
         assert_eq!(stored(&f.done().2), Some(100));
-        let until = Instant::now() + Duration::from_secs(10);
-        while board.brokers().get(&address).is_none_or(|b| b.state != "idle") {
-            assert!(Instant::now() < until, "{:?}", board.brokers());
-            thread::yield_now();
-        }
+        wait_until("idle", || board.brokers().get(&address).is_some_and(|b| b.state == "idle"));
         assert_eq!(board.brokers()[&address].last_error, None);
     }
 }
@@ -400,7 +395,7 @@ fn an_idle_connection_is_closed_quietly() {
 fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     let peers = Peers::start(1);
     let board = Arc::new(Board::default());
-    let mut f = Feeder::with(start(peers.options(), board.clone()).unwrap());
+    let mut f = Feeder::with(peers.options(), board.clone());
     f.available(&[0]);
     let address = peers.host();
     for base in 0..3 {
@@ -448,8 +443,7 @@ fn an_absent_topic_is_waited_for_and_delays_no_other() {
 fn with_acks_0_all_but_the_first_are_stored_when_written() {
     let peers = Peers::start(1);
     let options = KafkaOptions { acks: Acks::Zero, ..peers.options() };
-    let ends = start(options, Arc::default()).unwrap();
-    let mut f = Feeder::with(ends);
+    let mut f = Feeder::with(options, Arc::default());
     f.available(&[0]);
     f.send(one(0, 0));
     peers.next().close();
@@ -466,6 +460,16 @@ fn with_acks_0_all_but_the_first_are_stored_when_written() {
     assert_eq!(f.capabilities, Some(Capabilities { name: "modern", idempotent: false, in_flight: 1 }));
 }
 
+/// A driver that runs until it leaves, with topic `t` known.
+fn until_it_leaves(options: KafkaOptions) -> (Ends, thread::JoinHandle<Leave>) {
+    let (orders, inbox) = crossbeam_channel::bounded(64);
+    let (outbox, events) = crossbeam_channel::bounded(64);
+    let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
+    orders.send(Order::Topic("t".into())).unwrap();
+    while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
+    (Ends { orders, events }, worker)
+}
+
 /// A server that claims to support our requests but does not. Fails when it is not left to the other driver, or when a
 /// fixed driver, or one whose requests were answered before, leaves it.
 #[test]
@@ -479,11 +483,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
     let leaves = |incompatible, refusal: Refusal<'_>, answered_before| {
         let peers = Peers::start(1);
         let options = KafkaOptions { incompatible, ..peers.options() };
-        let (orders, inbox) = crossbeam_channel::bounded(64);
-        let (outbox, events) = crossbeam_channel::bounded(64);
-        let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
-        orders.send(Order::Topic("t".into())).unwrap();
-        while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
+        let (Ends { orders, events }, worker) = until_it_leaves(options);
         let mut refused = 0;
         let send = || drop(orders.send(Order::Send(vec![one(0, 0)])));
         send();
@@ -526,10 +526,9 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
     peers.world().no_pid = [31; 10].into();
     let options = KafkaOptions { incompatible: Incompatible::Refused, ..peers.options() };
-    let (orders, inbox) = crossbeam_channel::bounded(64);
-    let (outbox, _events) = crossbeam_channel::bounded(64);
-    orders.send(Order::ProducerId).unwrap();
-    let left = leave_of(&drive(options), &inbox, &outbox);
+    let (ends, worker) = until_it_leaves(options);
+    ends.orders.send(Order::ProducerId).unwrap();
+    let left = worker.join().unwrap();
     assert!(
         matches!(&left, Leave::Incompatible { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
         "{left:?}"
@@ -558,11 +557,7 @@ fn versions_and_producer_id_by_the_second_try() {
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
     let options = KafkaOptions { incompatible: Incompatible::TooOld, ..peers.options() };
-    let (orders, inbox) = crossbeam_channel::bounded(64);
-    let (outbox, events) = crossbeam_channel::bounded(64);
-    let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
-    orders.send(Order::Topic("t".into())).unwrap();
-    while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
+    let (Ends { orders, events }, worker) = until_it_leaves(options);
     orders.send(Order::Send(vec![one(0, 0)])).unwrap();
     let flying = peers.next();
     peers.world().produce_up_to(2);
@@ -583,9 +578,7 @@ fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     assert!(matches!(worker.join().unwrap(), Leave::Incompatible { why } if why.contains("version 2")));
     assert_eq!(back + left, sent, "returned batches and untaken orders");
 
-    let fixed = KafkaOptions { ..peers.options() };
-    let ends = start(fixed, Arc::default()).unwrap();
-    let mut f = Feeder::with(ends);
+    let mut f = Feeder::with(peers.options(), Arc::default());
     f.nothing_within(300);
     peers.world().produce_up_to(9);
     f.available(&[0]);
@@ -603,8 +596,7 @@ fn hostile_bootstrap_brokers_are_survived() {
         let peers = Peers::start(1);
         peers.world().noise = Some(noise);
         let board = Arc::new(Board::default());
-        let ends = start(peers.options(), board.clone()).unwrap();
-        let mut f = Feeder::with(ends);
+        let mut f = Feeder::with(peers.options(), board.clone());
         f.nothing_within(400);
         let attempts = board.brokers()["bootstrap"].attempts;
         assert!((1..=5).contains(&attempts), "{attempts} attempts: {:?}", board.brokers());
@@ -730,7 +722,7 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
         ..peers.options()
     };
     let board = Arc::new(Board::default());
-    let mut f = Feeder::with(start(options, board.clone()).unwrap());
+    let mut f = Feeder::with(options, board.clone());
     f.available(&[0]);
     // Metadata is refreshed only for topics in use.
     f.send(one(0, 0));

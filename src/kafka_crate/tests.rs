@@ -7,7 +7,7 @@ mod connections;
 use super::*;
 use crate::kafka::net::testing::REFUSED;
 use crate::kafka::scripted::{Act, Peers};
-use crate::producer::testing::{batch, chunk, origin, plain};
+use crate::producer::testing::{batch, chunk, origin, plain, wait_for};
 use crate::record::Shape;
 use crate::waker::Waker;
 use crossbeam_channel::{Sender, bounded};
@@ -237,14 +237,9 @@ fn a_partition_without_a_leader_delays_no_other() {
 fn a_broker_that_is_away_is_recorded_and_found_again() {
     let rig = Rig::with(options(&[REFUSED.to_string()]));
     rig.order(Order::Topic("t".into()));
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(b) = rig.board.brokers().get(&REFUSED.to_string()).filter(|b| b.attempts >= 3) {
-            assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
-            break;
-        }
-        assert!(Instant::now() < until);
-        thread::park_timeout(Duration::from_millis(20));
-    }
+    let b = wait_for("three attempts", || {
+        rig.board.brokers().get(&REFUSED.to_string()).filter(|b| b.attempts >= 3).cloned()
+    });
+    assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
     assert!(again(rig.send("a")).2.contains("connection refused"));
 }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub const STAMP: i64 = 1_700_000_000_123;
 
@@ -106,6 +106,24 @@ pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
         }
     });
     Ends { orders, events }
+}
+
+/// Waits until there is something, for up to 20 s.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "not within 20 s: {what}");
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
 }
 
 /// Runs the driver until it ends.

@@ -4,7 +4,7 @@ use super::*;
 use crate::kafka::net::testing::{REFUSED, listen, parrot};
 use crate::kafka::scripted::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peers, Versions};
 use crate::producer::driver::{Capabilities, Verdict};
-use crate::producer::testing::{self, Ends, batch, chunk, plain};
+use crate::producer::testing::{self, Ends, batch, chunk, plain, wait_for};
 use crate::record::Topic;
 use crate::report::Board;
 
@@ -136,14 +136,7 @@ fn while_no_broker_answers_batches_are_returned() {
     ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
     let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
     assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
-    let tick = crossbeam_channel::tick(Duration::from_millis(2));
-    let b = loop {
-        let found = board.brokers().get(&REFUSED.to_string()).cloned();
-        if let Some(b) = found {
-            break b;
-        }
-        tick.recv().unwrap();
-    };
+    let b = wait_for("a broker in the status", || board.brokers().get(&REFUSED.to_string()).cloned());
     assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
     let events = ends.events;
     drop(ends.orders);
@@ -177,14 +170,9 @@ fn a_running_driver_gets_every_order() {
 fn a_peer_that_closes_unasked_is_no_old_kafka() {
     let host = listen(drop).to_string();
     let (ends, board) = auto(std::slice::from_ref(&host));
-    let until = Instant::now() + PATIENCE;
-    let said = loop {
-        let said = board.brokers().get(&host).and_then(|b| b.last_error.clone());
-        if let Some(said) = said {
-            break said;
-        }
-        assert!(Instant::now() < until && ends.events.try_recv().is_err());
-        std::thread::yield_now();
-    };
+    let said = wait_for("an error", || {
+        assert!(ends.events.try_recv().is_err());
+        board.brokers().get(&host)?.last_error.clone()
+    });
     assert!(said.contains("max.connections.per.ip"), "{said}");
 }

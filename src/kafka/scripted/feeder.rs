@@ -4,6 +4,7 @@ use crate::kafka::{KafkaOptions, start};
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Capabilities, Event, Order, TopicView, Verdict};
 use crate::producer::testing::{Ends, batch, chunk, origin};
+use crate::report::Board;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +26,9 @@ pub struct Feeder {
 }
 
 impl Feeder {
-    /// Subscribes to topic `t`, and waits for it and for a producer id.
+    /// The same, and waits for the topic and for a producer id.
     pub fn start(options: KafkaOptions) -> Self {
-        let mut f = Feeder::with(start(options, Arc::default()).unwrap());
+        let mut f = Feeder::with(options, Arc::default());
         f.ends.orders.send(Order::ProducerId).unwrap();
         while f.view.as_ref().is_none_or(|v| v.available.is_empty()) || f.pid.is_none() {
             f.take();
@@ -57,8 +58,9 @@ impl Feeder {
         self.ends.orders.send(Order::Send(vec![batch])).unwrap();
     }
 
-    /// Subscribes to topic `t`, without a producer id.
-    pub fn with(ends: Ends) -> Self {
+    /// Starts a driver and subscribes to topic `t`, without a producer id.
+    pub fn with(options: KafkaOptions, board: Arc<Board>) -> Self {
+        let ends = start(options, board).unwrap();
         ends.orders.send(Order::Topic("t".into())).unwrap();
         Feeder { ends, capabilities: None, view: None, pid: None }
     }

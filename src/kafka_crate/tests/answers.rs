@@ -1,11 +1,10 @@
 //! D9–D15: tests the answers of brokers, and of servers that are not brokers.
 
 use super::super::*;
-use super::{PATIENCE, Rig, again, one, options};
+use super::{Rig, again, one, options};
 use crate::kafka::net::testing::parrot;
 use crate::kafka::scripted::{Act, KAFKA_0_10, KAFKA_4_1, Peers};
-use crate::producer::testing::{batch, chunk, plain};
-use std::thread;
+use crate::producer::testing::{batch, chunk, plain, wait_until};
 
 /// D9, partition ids with gaps, reported by our own Metadata request. Fails when `ask_for` does not check for them.
 #[test]
@@ -44,11 +43,7 @@ fn d9_a_topic_without_partitions_is_asked_for_again() {
     let rig = Rig::new(&peer);
     rig.order(Order::Topic("t".into()));
     assert!(again(rig.send("a")).2.contains("no partitions"));
-    let until = Instant::now() + PATIENCE;
-    while rig.board.topics().get("t").is_none_or(|t| t.state != "waiting") {
-        assert!(Instant::now() < until);
-        thread::park_timeout(Duration::from_millis(20));
-    }
+    wait_until("waiting", || rig.board.topics().get("t").is_some_and(|t| t.state == "waiting"));
     peer.leads(&[0, 1]);
     assert_eq!(rig.view().partitions, [0, 1]);
     rig.insist("a");
