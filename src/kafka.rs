@@ -256,12 +256,3 @@ impl Shared {
         self.events.push(Event::Described { topic, partition, pid, last });
     }
 }
-
-/// Runs this driver alone in a thread, with channels for the test.
-#[cfg(test)]
-fn start(
-    options: KafkaOptions,
-    board: Arc<crate::report::Board>,
-) -> std::io::Result<crate::producer::testing::Ends> {
-    Ok(crate::producer::testing::drive(drive(options), board))
-}

@@ -6,7 +6,7 @@ use crate::kafka::scripted::{Asked, Feeder, Peers, one, part, produced};
 use crate::producer::driver::{
     ANSWERS_MAY_WAIT, Capabilities, Context, Driver, Leave, Order, Pace, Refusal, Verdict,
 };
-use crate::producer::testing::{Ends, leave_of, wait_until};
+use crate::producer::testing::{self, Ends, wait_until};
 use crate::report::Board;
 use crate::waker::{Waker, poll_for};
 use crossbeam_channel::select;
@@ -75,7 +75,7 @@ fn several_partitions_in_one_request_and_each_once() {
     let peers = Peers::start(1);
     peers.world().leaders.insert(("t".into(), 1), (1, 0));
     let mut f = peers.feed();
-    f.ends.orders.send(Order::Send(vec![one(0, 0), one(0, 1), one(1, 0)])).unwrap();
+    f.ends.order(Order::Send(vec![one(0, 0), one(0, 1), one(1, 0)]));
     let first = peers.next();
     assert_eq!(first.produce(), [(0, 0), (1, 0)]);
     first.answer(&produced(vec![part(1, 0, 20), part(0, 19, -1)]));
@@ -419,7 +419,7 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
 fn an_absent_topic_is_waited_for_and_delays_no_other() {
     let peers = Peers::start(1);
     let mut f = peers.feed();
-    f.ends.orders.send(Order::Topic("later".into())).unwrap();
+    f.ends.order(Order::Topic("later".into()));
     let mut b = one(0, 0);
     Arc::get_mut(&mut b.group).unwrap().topic = "later".into();
     f.send(b);
@@ -461,13 +461,11 @@ fn with_acks_0_all_but_the_first_are_stored_when_written() {
 }
 
 /// A driver that runs until it leaves, with topic `t` known.
-fn until_it_leaves(options: KafkaOptions) -> (Ends, thread::JoinHandle<Leave>) {
-    let (orders, inbox) = crossbeam_channel::bounded(64);
-    let (outbox, events) = crossbeam_channel::bounded(64);
-    let worker = thread::spawn(move || leave_of(&drive(options), &inbox, &outbox));
-    orders.send(Order::Topic("t".into())).unwrap();
-    while !matches!(events.recv().unwrap(), Event::Topic(_)) {}
-    (Ends { orders, events }, worker)
+fn until_it_leaves(options: KafkaOptions) -> Ends {
+    let ends = testing::drive(drive(options), Arc::default());
+    ends.order(Order::Topic("t".into()));
+    while !matches!(ends.next(), Event::Topic(_)) {}
+    ends
 }
 
 /// A server that claims to support our requests but does not. Fails when it is not left to the other driver, or when a
@@ -483,7 +481,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
     let leaves = |incompatible, refusal: Refusal<'_>, answered_before| {
         let peers = Peers::start(1);
         let options = KafkaOptions { incompatible, ..peers.options() };
-        let (Ends { orders, events }, worker) = until_it_leaves(options);
+        let Ends { orders, events, worker } = until_it_leaves(options);
         let mut refused = 0;
         let send = || drop(orders.send(Order::Send(vec![one(0, 0)])));
         send();
@@ -526,9 +524,9 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
     peers.world().no_pid = [31; 10].into();
     let options = KafkaOptions { incompatible: Incompatible::Refused, ..peers.options() };
-    let (ends, worker) = until_it_leaves(options);
-    ends.orders.send(Order::ProducerId).unwrap();
-    let left = worker.join().unwrap();
+    let ends = until_it_leaves(options);
+    ends.order(Order::ProducerId);
+    let left = ends.worker.join().unwrap();
     assert!(
         matches!(&left, Leave::Incompatible { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
         "{left:?}"
@@ -557,7 +555,7 @@ fn versions_and_producer_id_by_the_second_try() {
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
     let options = KafkaOptions { incompatible: Incompatible::TooOld, ..peers.options() };
-    let (Ends { orders, events }, worker) = until_it_leaves(options);
+    let Ends { orders, events, worker } = until_it_leaves(options);
     orders.send(Order::Send(vec![one(0, 0)])).unwrap();
     let flying = peers.next();
     peers.world().produce_up_to(2);
@@ -649,14 +647,12 @@ fn what_a_leader_knows_of_a_producer() {
         DescribeProducersResponse::default().with_topics(vec![topic])
     };
     let knows = |does: &dyn Fn(&Asked)| {
-        f.ends.orders.send(Order::Ask { topic: "t".into(), partition: 1, pid: 7 }).unwrap();
+        f.ends.order(Order::Ask { topic: "t".into(), partition: 1, pid: 7 });
         let asked = peers.next();
         assert_eq!((asked.node, asked.api, asked.version), (2, 61, 0));
         does(&asked);
         loop {
-            if let Event::Described { partition: 1, pid: 7, last, .. } =
-                f.ends.events.recv_timeout(Duration::from_secs(20)).unwrap()
-            {
+            if let Event::Described { partition: 1, pid: 7, last, .. } = f.ends.next() {
                 return last;
             }
         }
@@ -764,7 +760,7 @@ fn no_request_exceeds_the_limit() {
         let lines = crate::producer::testing::chunk(&origin, 0, &vec![&b"line"[..]; lines]);
         crate::producer::batch::Batch { partition, ..crate::producer::testing::batch(1, vec![lines]) }
     };
-    f.ends.orders.send(Order::Send((0..8).map(|p| of(p, 1)).chain([of(0, 4)]).collect())).unwrap();
+    f.ends.order(Order::Send((0..8).map(|p| of(p, 1)).chain([of(0, 4)]).collect()));
     let (mut done, mut requests) = (0, 0);
     while done < 8 {
         let asked = peers.next();

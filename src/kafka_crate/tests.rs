@@ -7,11 +7,11 @@ mod connections;
 use super::*;
 use crate::kafka::net::testing::REFUSED;
 use crate::kafka::scripted::{Act, Peers};
-use crate::producer::testing::{batch, chunk, origin, plain, wait_for};
+use crate::producer::testing::{Ends, batch, chunk, origin, plain, wait_for};
 use crate::record::Shape;
 use crate::waker::Waker;
-use crossbeam_channel::{Sender, bounded};
-use std::thread::{self, JoinHandle};
+use crossbeam_channel::bounded;
+use std::thread;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -37,9 +37,7 @@ fn options(brokers: &[String]) -> CrateOptions {
 
 /// A running driver.
 struct Rig {
-    orders: Option<Sender<Order>>,
-    events: Receiver<Event>,
-    worker: Option<JoinHandle<Leave>>,
+    ends: Ends,
     board: Arc<Board>,
 }
 
@@ -49,28 +47,20 @@ impl Rig {
     }
 
     fn with(options: CrateOptions) -> Rig {
-        let (to_worker, orders) = bounded(1000);
-        let (to, from_worker) = bounded(1000);
-        let events = Outbox::new(to, Waker::new().unwrap());
+        let (orders, inbox) = bounded(1000);
+        let (to, events) = bounded(1000);
+        let outbox = Outbox::new(to, Waker::new().unwrap());
         let board = Arc::new(Board::default());
         let of_worker = board.clone();
-        let worker = thread::spawn(move || run(&options, &orders, &events, &of_worker));
-        let rig = Rig { orders: Some(to_worker), events: from_worker, worker: Some(worker), board };
-        assert!(matches!(rig.next(), Event::Ready(a) if a == CAPABILITIES));
+        let worker = thread::spawn(move || run(&options, &inbox, &outbox, &of_worker));
+        let rig = Rig { ends: Ends { orders, events, worker }, board };
+        assert!(matches!(rig.ends.next(), Event::Ready(a) if a == CAPABILITIES));
         rig
-    }
-
-    fn next(&self) -> Event {
-        self.events.recv_timeout(PATIENCE).expect("the driver is silent")
-    }
-
-    fn order(&self, order: Order) {
-        self.orders.as_ref().unwrap().send(order).unwrap();
     }
 
     fn verdict(&self) -> Verdict {
         loop {
-            if let Event::Done { verdict, .. } = self.next() {
+            if let Event::Done { verdict, .. } = self.ends.next() {
                 return verdict;
             }
         }
@@ -78,14 +68,14 @@ impl Rig {
 
     fn view(&self) -> TopicView {
         loop {
-            if let Event::Topic(view) = self.next() {
+            if let Event::Topic(view) = self.ends.next() {
                 return view;
             }
         }
     }
 
     fn send_batch(&self, batch: Batch) -> Verdict {
-        self.order(Order::Send(vec![batch]));
+        self.ends.order(Order::Send(vec![batch]));
         self.verdict()
     }
 
@@ -106,9 +96,8 @@ impl Rig {
         unreachable!()
     }
 
-    fn leave(mut self) -> Leave {
-        self.orders = None;
-        self.worker.take().unwrap().join().expect("the worker panicked")
+    fn leave(self) -> Leave {
+        self.ends.leave()
     }
 }
 
@@ -127,7 +116,7 @@ fn again(v: Verdict) -> (bool, Pace, String) {
 fn lines_arrive_with_keys_in_order_and_with_their_offset() {
     let peer = Peers::start(1);
     let rig = Rig::new(&peer);
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
     let keyed = origin(1, "t", "/p", Shape { key: crate::record::Key::Path, ..Shape::default() });
     assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
@@ -219,10 +208,10 @@ fn a_partition_without_a_leader_delays_no_other() {
     peer.leads(&[0, 1]);
     peer.world().leaders.insert(("t".into(), 0), (-1, 0));
     let rig = Rig::new(&peer);
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     assert_eq!(rig.view().available, [1]);
     for _ in 0..5 {
-        rig.order(Order::Send(vec![one("a"), Batch { partition: 1, ..one("b") }]));
+        rig.ends.order(Order::Send(vec![one("a"), Batch { partition: 1, ..one("b") }]));
         assert!(again(rig.verdict()).2.contains("no leader"));
         rig.verdict().offset();
     }
@@ -236,7 +225,7 @@ fn a_partition_without_a_leader_delays_no_other() {
 #[test]
 fn a_broker_that_is_away_is_recorded_and_found_again() {
     let rig = Rig::with(options(&[REFUSED.to_string()]));
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     let b = wait_for("three attempts", || {
         rig.board.brokers().get(&REFUSED.to_string()).filter(|b| b.attempts >= 3).cloned()
     });

@@ -49,7 +49,7 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
 
 fn ready(ends: &Ends) -> &'static str {
     loop {
-        if let Event::Ready(a) = ends.events.recv_timeout(PATIENCE).expect("no driver is chosen") {
+        if let Event::Ready(a) = ends.next() {
             return a.name;
         }
     }
@@ -95,7 +95,7 @@ fn the_first_that_answers_decides() {
 fn one_driver_replaces_the_other() {
     let peer = Peers::start(1);
     let (ends, _board) = auto(&[peer.host()]);
-    let leave = || ends.orders.send(Order::Topic(Topic::from("leave"))).unwrap();
+    let leave = || ends.order(Order::Topic(Topic::from("leave")));
     assert_eq!(ready(&ends), "modern");
     leave();
     assert_eq!(ready(&ends), "classic");
@@ -123,7 +123,7 @@ fn the_producer_changes_the_driver() {
         if host == peer.host() {
             assert_eq!(ready(&ends), "modern");
         }
-        ends.orders.send(Order::Change(stub("another"))).unwrap();
+        ends.order(Order::Change(stub("another")));
         assert_eq!(ready(&ends), "another");
         assert!(board.brokers().is_empty());
     }
@@ -133,8 +133,8 @@ fn the_producer_changes_the_driver() {
 #[test]
 fn while_no_broker_answers_batches_are_returned() {
     let (ends, board) = auto(&[REFUSED.to_string()]);
-    ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
-    let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
+    ends.order(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])]));
+    let Event::Done { verdict, .. } = ends.next() else { panic!() };
     assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
     let b = wait_for("a broker in the status", || board.brokers().get(&REFUSED.to_string()).cloned());
     assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
@@ -154,10 +154,10 @@ fn a_running_driver_gets_every_order() {
     assert_eq!(ready(&ends), "modern");
     let mut seen = 0;
     for _ in 0..50 {
-        ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
+        ends.order(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])]));
     }
     for _ in 0..50 {
-        let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { continue };
+        let Event::Done { verdict, .. } = ends.next() else { continue };
         assert!(matches!(verdict, Verdict::Stored { .. }));
         seen += 1;
     }

@@ -1,9 +1,9 @@
 //! Stands in for the core in tests of the whole driver.
 
-use crate::kafka::{KafkaOptions, start};
+use crate::kafka::{KafkaOptions, drive};
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Capabilities, Event, Order, TopicView, Verdict};
-use crate::producer::testing::{Ends, batch, chunk, origin};
+use crate::producer::testing::{self, Ends, batch, chunk, origin};
 use crate::report::Board;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Feeder {
     /// The same, and waits for the topic and for a producer id.
     pub fn start(options: KafkaOptions) -> Self {
         let mut f = Feeder::with(options, Arc::default());
-        f.ends.orders.send(Order::ProducerId).unwrap();
+        f.ends.order(Order::ProducerId);
         while f.view.as_ref().is_none_or(|v| v.available.is_empty()) || f.pid.is_none() {
             f.take();
         }
@@ -38,12 +38,7 @@ impl Feeder {
 
     /// The next completed batch; records all other events.
     pub fn take(&mut self) -> Option<(Batch, Verdict)> {
-        match self
-            .ends
-            .events
-            .recv_timeout(Duration::from_secs(60))
-            .expect("the driver sent no event for a minute")
-        {
+        match self.ends.next() {
             Event::Ready(a) => self.capabilities = Some(a),
             Event::Topic(v) => self.view = Some(v),
             Event::ProducerId { pid, epoch } => self.pid = Some((pid, epoch)),
@@ -55,13 +50,13 @@ impl Feeder {
     }
 
     pub fn send(&self, batch: Batch) {
-        self.ends.orders.send(Order::Send(vec![batch])).unwrap();
+        self.ends.order(Order::Send(vec![batch]));
     }
 
     /// Starts a driver and subscribes to topic `t`, without a producer id.
     pub fn with(options: KafkaOptions, board: Arc<Board>) -> Self {
-        let ends = start(options, board).unwrap();
-        ends.orders.send(Order::Topic("t".into())).unwrap();
+        let ends = testing::drive(drive(options), board);
+        ends.order(Order::Topic("t".into()));
         Feeder { ends, capabilities: None, view: None, pid: None }
     }
 

@@ -41,7 +41,7 @@ fn d9_a_topic_without_partitions_is_asked_for_again() {
     peer.leads(&[]);
     peer.world().topic_code = Some(0);
     let rig = Rig::new(&peer);
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     assert!(again(rig.send("a")).2.contains("no partitions"));
     wait_until("waiting", || rig.board.topics().get("t").is_some_and(|t| t.state == "waiting"));
     peer.leads(&[0, 1]);
@@ -123,7 +123,7 @@ fn d15_a_broker_too_new_is_reported_and_left_only_with_auto() {
     assert!(matches!(rig.leave(), Leave::Closed));
 
     let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
-    rig.order(Order::Send(vec![one("a"), one("b")]));
+    rig.ends.order(Order::Send(vec![one("a"), one("b")]));
     for _ in 0..2 {
         assert_eq!(again(rig.verdict()).1, Pace::Now);
     }

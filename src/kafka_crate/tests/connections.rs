@@ -65,7 +65,7 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
         let run = move |orders: &_, events: &_, board: &_| run(&options, orders, events, board);
         testing::drive(Drive::worker(None, run), Arc::new(Board::default()))
     };
-    ends.orders.send(Order::Send(vec![one("a")])).unwrap();
+    ends.order(Order::Send(vec![one("a")]));
     let stored = |e: Event| matches!(e, Event::Done { verdict: Verdict::Stored { .. }, .. });
     assert!(ends.events.iter().any(stored));
     for name in ["driver", "classic-watch"] {
@@ -96,7 +96,7 @@ fn d4_a_leader_that_does_not_answer_costs_one_limit() {
     let rig = Rig::with(o);
     let began = Instant::now();
     let other = Batch { partition: 1, ..one("b") };
-    rig.order(Order::Send(vec![one("a"), other]));
+    rig.ends.order(Order::Send(vec![one("a"), other]));
     assert!(again(rig.verdict()).2.contains("no connection in 1 s"));
     rig.verdict().offset(); // the other leader's batch continues
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
