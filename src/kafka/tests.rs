@@ -29,6 +29,16 @@ fn again(verdict: &Verdict) -> (bool, Pace) {
     }
 }
 
+/// Sends a batch, which the broker stores. Returns the request.
+#[track_caller]
+fn store(peers: &Peers, f: &mut Feeder, partition: i32, base: i32) -> Asked {
+    f.send(one(partition, base));
+    let asked = peers.next();
+    asked.answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+    asked
+}
+
 /// Sends a batch until it arrives: right after a failure the broker counts as down until it is reachable again.
 fn insist(peers: &Peers, f: &mut Feeder) -> Asked {
     let until = Instant::now() + Duration::from_secs(20);
@@ -260,10 +270,8 @@ fn throttling_is_honored() {
     let start = Instant::now();
     asked.answer(&produced(vec![part(0, 0, 0)]).with_throttle_time_ms(400));
     f.done();
-    f.send(one(0, 1));
-    peers.next().answer_all(0);
+    store(&peers, &mut f, 0, 1);
     assert!(start.elapsed() >= Duration::from_millis(380), "{:?}", start.elapsed());
-    f.done();
 }
 
 /// Fails when the hint is not used: the batch would go to the old leader again, or metadata would be requested.
@@ -283,11 +291,8 @@ fn a_hint_moves_the_leader_without_metadata() {
         .with_port(port);
     a.answer(&produced(vec![part(0, 6, -1).with_current_leader(leader)]).with_node_endpoints(vec![node]));
     assert_eq!(again(&f.done().2), (true, Pace::Now));
-    f.send(one(0, 0));
-    let b = peers.next();
+    let b = store(&peers, &mut f, 0, 0);
     assert_eq!((b.node, peers.world().metadata_asked), (2, asked));
-    b.answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
 }
 
 /// Fails when NOT_LEADER without a hint does not trigger a metadata request.
@@ -335,9 +340,7 @@ fn first_of_two_is_killed() -> (Peers, Feeder) {
     let mut peers = Peers::start(2);
     let mut f = peers.feed();
     f.available(&[0, 1]);
-    f.send(one(0, 0));
-    peers.next().answer_all(0);
-    f.done();
+    store(&peers, &mut f, 0, 0);
     peers.kill(1);
     f.send(one(0, 1));
     let (p, _, verdict) = f.done();
@@ -349,9 +352,7 @@ fn first_of_two_is_killed() -> (Peers, Feeder) {
 /// Partition 0 is available again, and a batch for it is stored.
 fn partition_0_is_back(peers: &Peers, f: &mut Feeder) {
     f.available(&[0, 1]);
-    f.send(one(0, 1));
-    peers.next().answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
+    store(peers, f, 0, 1);
 }
 
 /// Fails when a dead broker's batches wait for it, its partition stays available, the other broker is delayed, or its
@@ -361,11 +362,7 @@ fn a_dead_broker_stops_only_its_partition() {
     let (mut peers, mut f) = first_of_two_is_killed();
     f.send(one(0, 1));
     assert_eq!(again(&f.done().2), (false, Pace::Backoff));
-    f.send(one(1, 0));
-    let a = peers.next();
-    assert_eq!(a.node, 2);
-    a.answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
+    assert_eq!(store(&peers, &mut f, 1, 0).node, 2);
     peers.revive(1);
     partition_0_is_back(&peers, &mut f);
 }
@@ -380,11 +377,8 @@ fn an_idle_connection_is_closed_quietly() {
     f.available(&[0]);
     let address = peers.host();
     for base in 0..2 {
-        f.send(one(0, base));
-        let a = peers.next();
+        let a = store(&peers, &mut f, 0, base);
         assert_eq!(a.correlation, 2, "the second request of a new connection");
-        a.answer_all(0);
-        assert_eq!(stored(&f.done().2), Some(100));
         wait_until("idle", || board.brokers().get(&address).is_some_and(|b| b.state == "idle"));
         assert_eq!(board.brokers()[&address].last_error, None);
     }
@@ -399,11 +393,7 @@ fn a_connection_closed_by_the_broker_while_idle_costs_nothing() {
     f.available(&[0]);
     let address = peers.host();
     for base in 0..3 {
-        f.send(one(0, base));
-        let a = peers.next();
-        a.answer_all(0);
-        assert_eq!(stored(&f.done().2), Some(100));
-        a.close();
+        store(&peers, &mut f, 0, base).close();
         let until = Instant::now() + Duration::from_secs(20);
         let seen = || board.brokers()[&address].clone();
         while seen().state != "idle" {
@@ -424,9 +414,7 @@ fn an_absent_topic_is_waited_for_and_delays_no_other() {
     Arc::get_mut(&mut b.group).unwrap().topic = "later".into();
     f.send(b);
     assert_eq!(again(&f.done().2), (false, Pace::Backoff));
-    f.send(one(0, 0));
-    peers.next().answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
+    store(&peers, &mut f, 0, 0);
     let before = peers.world().metadata_asked;
     f.nothing_within(1000);
     let asked = peers.world().metadata_asked - before;
@@ -542,11 +530,7 @@ fn versions_and_producer_id_by_the_second_try() {
     peers.world().no_pid = [14, 15].into();
     let mut f = peers.feed();
     assert_eq!(f.pid, Some((4711, 0)));
-    f.send(one(0, 0));
-    let a = peers.next();
-    assert_eq!(a.version, 3);
-    a.answer_all(0);
-    assert_eq!(stored(&f.done().2), Some(100));
+    assert_eq!(store(&peers, &mut f, 0, 0).version, 3);
 }
 
 /// Fails when `auto` is not notified, a batch is missing by then, or a fixed driver leaves (or does not notice that
@@ -721,9 +705,7 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
     let mut f = Feeder::with(options, board.clone());
     f.available(&[0]);
     // Metadata is refreshed only for topics in use.
-    f.send(one(0, 0));
-    peers.next().answer_all(0);
-    f.done();
+    store(&peers, &mut f, 0, 0);
     peers.kill(1);
     peers.kill(2);
     let bootstrap = || board.brokers()["bootstrap"].clone();

@@ -211,25 +211,13 @@ fn tls_by_modern() {
     folder.write("f.log", "one\n");
     let mut all = Vec::new();
     for (n, (lie, says, pace, said)) in cases.into_iter().enumerate() {
-        let config = format!(
-            "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [\"{}\"]\ntopic = \"t\"\n\
-             [kafka.tls]\n[[files]]\npaths = [{:?}]\n",
-            folder.path(format!("state-{n}")),
-            unsolicited(says, pace),
-            folder.path("f.log"),
-        );
-        let config = folder.write(&format!("{n}.toml"), config);
-        all.push((lie, said, folder.agent(["run", "-c"]).arg(config).start()));
+        let broker = unsolicited(says, pace).to_string();
+        all.push((lie, said, starts(&folder, n, &broker, "auto", "[kafka.tls]")));
     }
     pause(secs(6));
     for (lie, said, mut agent) in all {
         assert!(said.is_empty() || agent.log().contains(said), "{lie}: {}", agent.log());
-        let asked = Instant::now();
-        let done = agent.stop().expect_code(0);
-        assert!(asked.elapsed() < secs(4), "{lie}: {:?} to exit", asked.elapsed());
-        assert!(!done.stderr.contains("panic in"), "{lie}: {}", done.stderr);
-        assert!(done.vm_hwm < 24_000, "{lie}: {} KiB resident", done.vm_hwm);
-        assert!(done.cpu < millis(1000), "{lie}: {:?} of processor time", done.cpu);
+        survives_within(lie, &mut agent, millis(1000));
     }
 }
 
