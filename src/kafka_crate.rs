@@ -42,8 +42,6 @@ mod verdict;
 mod watchdog;
 
 #[cfg(test)]
-pub mod peer;
-#[cfg(test)]
 mod tests;
 
 pub use client::{CrateCodec, fenced};
