@@ -147,6 +147,15 @@ fn d17_ipv6_literals() {
     assert_eq!(peer.values(), [b"a"]);
 }
 
+/// A batch of several frames.
+fn many_short_lines() -> (Vec<Vec<u8>>, Batch) {
+    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
+    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
+    let batch = batch(1, chunks);
+    (lines, batch)
+}
+
 /// A frame of very short lines would be many times the size of its batch. Fails when the batch goes as one frame, or
 /// out of order.
 #[test]
@@ -155,10 +164,8 @@ fn many_short_lines_go_in_several_frames() {
     let mut o = options(&[peer.host()]);
     o.limits.call = watchdog::WatchLimits { still: PATIENCE, whole: PATIENCE }; // a busy machine may take its time
     let rig = Rig::with(o);
-    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
-    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
-    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
-    assert_eq!(rig.send_batch(batch(1, chunks)).offset(), Some(100));
+    let (lines, batch) = many_short_lines();
+    assert_eq!(rig.send_batch(batch).offset(), Some(100));
     assert_eq!(peer.values(), lines);
     assert!(peer.world().produced.len() > 2);
 }
@@ -169,10 +176,7 @@ fn a_batch_that_is_stored_in_part() {
     let peer = Peers::start(1);
     peer.acts(&[Act::Store, Act::Code(19)]);
     let rig = Rig::new(&peer);
-    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
-    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
-    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
-    let (maybe_stored, _, why) = again(rig.send_batch(batch(1, chunks)));
+    let (maybe_stored, _, why) = again(rig.send_batch(many_short_lines().1));
     assert!(maybe_stored && why.contains("NOT_ENOUGH_REPLICAS"), "{why}");
     assert!(!peer.values().is_empty());
 }

@@ -89,6 +89,13 @@ impl Ends {
         self.events.recv_timeout(Duration::from_secs(60)).expect("the driver sent no event for a minute")
     }
 
+    /// Waits until the driver leaves unasked.
+    #[track_caller]
+    pub fn ended(self) -> Leave {
+        wait_until("the driver leaves", || self.worker.is_finished());
+        self.leave()
+    }
+
     /// Closes the channel of orders.
     pub fn leave(self) -> Leave {
         drop(self.orders);

@@ -4,8 +4,8 @@ use super::*;
 use crate::producer::driver::Leave;
 use crate::producer::testing::{self, Ends};
 
-/// A driver that runs until it leaves, with topic `t` known.
-fn until_it_leaves(options: KafkaOptions) -> Ends {
+/// A driver that knows topic `t`.
+fn with_topic(options: KafkaOptions) -> Ends {
     let ends = testing::drive(drive(options), Arc::default());
     ends.order(Order::Topic("t".into()));
     while !matches!(ends.next(), Event::Topic(_)) {}
@@ -25,7 +25,7 @@ fn a_server_that_refuses_what_it_claims_is_left_under_auto() {
     let leaves = |incompatible, refusal: Refusal<'_>, answered_before| {
         let peers = Peers::start(1);
         let options = KafkaOptions { incompatible, ..peers.options() };
-        let Ends { orders, events, worker } = until_it_leaves(options);
+        let Ends { orders, events, worker } = with_topic(options);
         let mut refused = 0;
         let send = || drop(orders.send(Order::Send(vec![one(0, 0)])));
         send();
@@ -68,9 +68,9 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
     let peers = Peers::start(1);
     peers.world().no_pid = [31; 10].into();
     let options = KafkaOptions { incompatible: Incompatible::Refused, ..peers.options() };
-    let ends = until_it_leaves(options);
+    let ends = with_topic(options);
     ends.order(Order::ProducerId);
-    let left = ends.worker.join().unwrap();
+    let left = ends.ended();
     assert!(
         matches!(&left, Leave::Incompatible { why } if why.contains("CLUSTER_AUTHORIZATION_FAILED")),
         "{left:?}"
@@ -83,14 +83,16 @@ fn a_refused_producer_id_is_left_to_the_other_driver() {
 fn a_broker_too_old_is_left_under_auto_and_waited_for_when_fixed() {
     let mut peers = Peers::start(1);
     let options = KafkaOptions { incompatible: Incompatible::TooOld, ..peers.options() };
-    let Ends { orders, events, worker } = until_it_leaves(options);
+    let Ends { orders, events, worker } = with_topic(options);
     orders.send(Order::Send(vec![one(0, 0)])).unwrap();
     let flying = peers.next();
     peers.world().produce_up_to(2);
     flying.close();
     let mut back = 0;
     let mut sent = 1;
+    let until = Instant::now() + Duration::from_secs(30);
     while !worker.is_finished() {
+        assert!(Instant::now() < until, "the driver does not leave");
         if let Ok(Event::Done { verdict, .. }) = events.recv_timeout(Duration::from_millis(20)) {
             again(&verdict);
             back += 1;
