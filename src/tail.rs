@@ -655,6 +655,12 @@ impl Tail<'_> {
             }
             let quiet = now.duration_since(open.changed);
             let progress = &open.origin.progress;
+            if deleted
+                && !progress.is_done()
+                && let Some(slot) = self.known.slot(&self.o.path)
+            {
+                progress.awaited_by(slot);
+            }
             seen.push(Seen {
                 live: open.live,
                 unread: open.unread(),
