@@ -411,7 +411,7 @@ fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
 }
 
 /// The streams that tails continue: not those of journals.
-fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
+pub fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().filter(|s| s.at.mark.seqnum().is_none()).map(|s| Entry {
         stream: s.stream,
         path: s.path.to_path_buf(),

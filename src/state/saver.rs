@@ -94,7 +94,7 @@ fn failed(why: &dyn std::fmt::Display) -> Error {
 }
 
 /// The thread's state.
-struct Work {
+pub struct Work {
     store: PositionsFile,
     marks: Arc<SentMarks>,
     registry: Arc<Registry>,
@@ -116,7 +116,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
+    pub fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
         let StateFolder { store, marks, saved, sync, publisher, changed, .. } = folder;
         let started = Instant::now();
         let mut schedule = Schedule::new(sync, started);
@@ -181,7 +181,7 @@ impl Work {
         self.clock_before + now.duration_since(self.started).as_secs()
     }
 
-    fn save(&mut self, sync: bool) {
+    pub fn save(&mut self, sync: bool) {
         let waiting = std::mem::take(&mut self.waiting); // dropped after the board shows the result
         self.saved.totals.take_from(&self.board);
         let clock = self.clock(Instant::now());
