@@ -100,7 +100,7 @@ impl Start {
 }
 
 /// How much data of deleted files is kept open for unread lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hold {
     pub bytes: u64,
     pub time: Duration,

@@ -1,8 +1,7 @@
 //! Splits bytes into lines and records with their end positions. Works on buffers only.
 
-use crate::record::{Break, Line, Then};
+use crate::record::{Break, Line, LineRegex, Then};
 use memchr::{memchr, memchr_iter};
-use regex::bytes::Regex;
 
 /// How to find the records of a source.
 #[derive(Debug, Clone)]
@@ -13,9 +12,9 @@ pub struct Rules {
     pub skip_empty: bool,
     pub multiline: Option<Multiline>,
     /// If not empty, keep only records that match one of these.
-    pub include: Vec<Regex>,
+    pub include: Vec<LineRegex>,
     /// Drop records that match one of these.
-    pub drop: Vec<Regex>,
+    pub drop: Vec<LineRegex>,
 }
 
 impl Default for Rules {
@@ -31,18 +30,18 @@ impl Default for Rules {
 }
 
 /// How to join several lines into one record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Multiline {
     pub joint: Joint,
     pub max_lines: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Joint {
     /// A matching line starts a record.
-    Start(Regex),
+    Start(LineRegex),
     /// A matching line continues the previous record.
-    Continue(Regex),
+    Continue(LineRegex),
 }
 
 /// How to treat the bytes after the last line end.
@@ -313,6 +312,7 @@ fn nuls(bytes: &[u8]) -> usize {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use regex::bytes::Regex;
 
     fn input(bytes: &[u8], then: Then, rest: Rest) -> FramingInput<'_> {
         FramingInput { bytes, then, in_line: false, rest, in_hole: false, is_hole: &|_| false }
@@ -355,7 +355,7 @@ mod tests {
     /// The bytes before were sent as a line. Fails when their line end becomes a record, or an empty line after it does not.
     #[test]
     fn the_end_of_a_line_that_was_sent() {
-        let multiline = Multiline { joint: Joint::Start(Regex::new("^b").unwrap()), max_lines: 9 };
+        let multiline = Multiline { joint: Joint::Start(Regex::new("^b").unwrap().into()), max_lines: 9 };
         for rules in [Rules::default(), Rules { multiline: Some(multiline), ..Rules::default() }] {
             for (bytes, want, consumed) in [
                 (&b"\n"[..], &[][..], 1),
@@ -454,7 +454,7 @@ mod tests {
 
     #[test]
     fn filters_move_the_position() {
-        let set = |p| vec![Regex::new(p).unwrap()];
+        let set = |p| vec![Regex::new(p).unwrap().into()];
         let r = Rules { drop: set("^#"), skip_empty: true, ..Rules::default() };
         assert_eq!(texts(&r, b"#a\nb\n\n#c\n", Rest::Waits), ["b"]);
         assert_eq!(all(&r, b"#a\n#b\n", Rest::Waits).1.consumed, 6);
@@ -465,7 +465,7 @@ mod tests {
     #[test]
     fn several_lines_make_a_record() {
         let start = |max_lines| Rules {
-            multiline: Some(Multiline { joint: Joint::Start(Regex::new(r"^\d").unwrap()), max_lines }),
+            multiline: Some(Multiline { joint: Joint::Start(Regex::new(r"^\d").unwrap().into()), max_lines }),
             ..Rules::default()
         };
         assert_eq!(texts(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits), ["1 a\n b\n c"]);
@@ -473,7 +473,10 @@ mod tests {
         assert_eq!(texts(&start(9), b"1 a\n b\n2 d\n e", Rest::IsALine), ["1 a\n b", "2 d", " e"]);
         assert_eq!(texts(&start(2), b"1\n2\n a\n b\n c\n3\n", Rest::IsALine), ["1", "2\n a", " b\n c", "3"]);
         let by_continuation = Rules {
-            multiline: Some(Multiline { joint: Joint::Continue(Regex::new(r"^\s").unwrap()), max_lines: 9 }),
+            multiline: Some(Multiline {
+                joint: Joint::Continue(Regex::new(r"^\s").unwrap().into()),
+                max_lines: 9,
+            }),
             ..Rules::default()
         };
         assert_eq!(texts(&by_continuation, b"a\n b\nc\n d\n", Rest::IsALine), ["a\n b", "c\n d"]);
