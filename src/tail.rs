@@ -53,6 +53,8 @@ pub use trouble::Unread;
 use crate::chunk::{Chunk, Origin};
 use crate::handover::{Outlet, Stopped};
 use crate::lock::lock;
+use crate::own_events::TailWait;
+use crate::pace;
 use crate::packed::{Packed, packing};
 use crate::quota::{DeadLetterShare, Room};
 use crate::record::{Shape, StreamId, Topic};
@@ -98,7 +100,7 @@ impl Start {
 }
 
 /// How much data of deleted files is kept open for unread lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hold {
     pub bytes: u64,
     pub time: Duration,
@@ -126,6 +128,8 @@ pub struct TailOptions {
     pub reopen: bool,
     /// How often to look if events are unavailable or disabled.
     pub poll: Duration,
+    /// Lines may wait this long for more of them.
+    pub linger: Duration,
     pub rotate_grace: Duration,
     pub rest_after: Option<Duration>,
     pub deleted_hold: Hold,
@@ -207,6 +211,7 @@ pub fn run(
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let slot = &*wake.slot;
+    let mut waits = TailWait::new(slot);
     let mut woken = WakeReasons::default();
     let unread = loop {
         if let Ok(change) = wake.changes.try_recv() {
@@ -233,7 +238,7 @@ pub fn run(
         }
         match step {
             Step::End => break tail.never_opened(),
-            Step::Wait(time) => woken = slot.wait(time),
+            Step::Wait(time) => woken = tail.wait(&mut waits, time),
             _ => woken = WakeReasons::default(),
         }
         if stop.is_on() {
@@ -451,6 +456,11 @@ impl Tail<'_> {
         Ok(Some(if done { Step::Wait(self.between_looks(true)) } else { Step::Read(0) }))
     }
 
+    fn wait(&self, waits: &mut TailWait<'_>, time: Duration) -> WakeReasons {
+        let files = self.open.iter().filter_map(|open| Some((&open.identity, &**open.file()?)));
+        waits.wait(time, files, self.is_steady(), pace::delay(self.o.linger))
+    }
+
     /// Nothing is going on but that lines are appended to the live file.
     fn is_steady(&self) -> bool {
         let pending =
@@ -645,6 +655,12 @@ impl Tail<'_> {
             }
             let quiet = now.duration_since(open.changed);
             let progress = &open.origin.progress;
+            if deleted
+                && !progress.is_done()
+                && let Some(slot) = self.known.slot(&self.o.path)
+            {
+                progress.awaited_by(slot);
+            }
             seen.push(Seen {
                 live: open.live,
                 unread: open.unread(),

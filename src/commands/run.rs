@@ -18,6 +18,7 @@ use crate::config::{self, Config, Delivery, Output, Overrides};
 use crate::error::{Error, ExitCode};
 use crate::fdstore::{self, FdStore};
 use crate::handover::{self, Outlet};
+use crate::private_file;
 use crate::producer::{self, BeforeSend, Dead, Halts, dead_letter};
 use crate::report::Board;
 use crate::report::live::{self, StatusServer};
@@ -74,7 +75,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let journals = options::journals(&config, &shares, is_known);
     if let (Some(file), limit) = options::dead_letter(&config) {
         let trouble = |e| {
-            let fix = "let the agent's user read it, or move it away";
+            let fix = private_file::fix(&e, "let the agent's user read it, or move it away");
             Error::failed(format_args!("read {}", file.display()), e, fix)
         };
         let _ = board.quota.set(dead_letter::quota(&file, limit).map_err(trouble)?);
@@ -410,7 +411,7 @@ fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
 }
 
 /// The streams that tails continue: not those of journals.
-fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
+pub fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().filter(|s| s.at.mark.seqnum().is_none()).map(|s| Entry {
         stream: s.stream,
         path: s.path.to_path_buf(),

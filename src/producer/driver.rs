@@ -138,6 +138,12 @@ impl Current {
         true
     }
 
+    /// Ends the driver without a replacement.
+    #[cfg(test)]
+    pub fn close(&mut self) {
+        self.driver.close();
+    }
+
     pub fn driver(&self) -> &dyn Driver {
         self.driver.as_ref()
     }

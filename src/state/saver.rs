@@ -90,12 +90,12 @@ impl Saver {
 }
 
 fn failed(why: &dyn std::fmt::Display) -> Error {
-    let fix = "free or repair the disk of the state folder; lines delivered since the last save are sent again at the next start";
+    let fix = "check that the state folder exists, and free or repair its disk; lines delivered since the last save are sent again at the next start";
     Error::failed("save positions", why, fix)
 }
 
 /// The thread's state.
-struct Work {
+pub struct Work {
     store: PositionsFile,
     marks: Arc<SentMarks>,
     registry: Arc<Registry>,
@@ -117,7 +117,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
+    pub fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
         let StateFolder { store, marks, saved, sync, publisher, changed, .. } = folder;
         let started = Instant::now();
         let mut schedule = Schedule::new(sync, started);
@@ -182,7 +182,7 @@ impl Work {
         self.clock_before + now.duration_since(self.started).as_secs()
     }
 
-    fn save(&mut self, sync: bool) {
+    pub fn save(&mut self, sync: bool) {
         let waiting = std::mem::take(&mut self.waiting); // dropped after the board shows the result
         self.saved.totals.take_from(&self.board);
         let clock = self.clock(Instant::now());
@@ -230,9 +230,17 @@ impl Work {
                     "delivery continues, but lines delivered from now on are sent again if the agent is killed"
                 }
             };
-            log::error!(
-                "save positions: {why}; {effect}: make the state folder writable, free or repair its disk"
-            );
+            let folder = self.store.folder().display().to_string();
+            let fix = match e.kind() {
+                io::ErrorKind::NotFound => {
+                    self.schedule.change(Instant::now()); // what was saved is gone
+                    format!(
+                        "{folder} was deleted or moved: create it again (mkdir -m 700), then restart the agent"
+                    )
+                }
+                _ => format!("make {folder} writable, free or repair its disk"),
+            };
+            log::error!("save positions: {why}; {effect}; {fix}");
             self.board.state().degraded = Some(why.clone());
             self.board.alarm();
             self.trouble = Some(why);

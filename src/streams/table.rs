@@ -157,7 +157,7 @@ impl Table {
         if let Some(progress) = &stream.progress {
             let sent = progress.sent.load(Relaxed).max(stream.resent);
             assert!(ack.range.end <= sent, "acknowledged {ack:?}, of which only {sent} bytes were sent");
-            progress.acked.store(stream.acked.at.offset, Relaxed);
+            progress.ack(stream.acked.at.offset);
             let records = progress.records.load(Relaxed); // 0: of a log file, or sent by an earlier run
             progress.records.fetch_sub(ack.lines.min(records), Relaxed);
         }
@@ -276,7 +276,7 @@ impl Table {
                 s.saving <= progress.acked.load(Relaxed),
                 "{id:?}: saved a position that is not acknowledged"
             );
-            progress.saved.store(s.saving, Relaxed);
+            progress.save(s.saving);
             if s.phase == Phase::Finished && s.saving == s.acked.at.offset {
                 finished(*id);
                 s.progress = None;

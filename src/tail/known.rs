@@ -170,6 +170,11 @@ impl Known {
         self.lock().tails.insert(path.into(), tail);
     }
 
+    /// What wakes the tail of this path.
+    pub fn slot(&self, path: &Path) -> Option<Arc<WakeSlot>> {
+        Some(self.lock().tails.get(path)?.slot.clone())
+    }
+
     /// The tail of this path has taken its own streams.
     pub fn begun(&self, path: &Path) {
         let mut known = self.lock();

@@ -184,7 +184,7 @@ fn stages_do_not_import_each_other() {
 /// vocabulary and the tables that all stages share.
 const MAY_IMPORT: [(&str, &[&str]); 4] = [
     ("record", &[]),
-    ("streams", &["lock", "record", "waker"]),
+    ("streams", &["lock", "record", "waker", "wake_slot"]),
     (
         "report",
         &[

@@ -34,7 +34,7 @@ pub struct OauthOptions {
     kept: Arc<Mutex<KeptToken>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// Read at each use: another program renews it.
     File(PathBuf),
@@ -99,7 +99,14 @@ impl OauthOptions {
     }
 }
 
-/// Leaves out the kept token: a reload compares options by their debug output.
+/// Leaves out the kept token, for a reload.
+impl PartialEq for OauthOptions {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source && self.extensions == other.extensions
+    }
+}
+
+/// Leaves out the kept token.
 impl fmt::Debug for OauthOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {:?}", self.source, self.extensions)

@@ -27,6 +27,16 @@ impl Default for Limits {
     }
 }
 
+/// A broker that has not answered in this time is not waited for while another can be asked.
+pub const HURRY: Duration = Duration::from_secs(3);
+
+impl Limits {
+    /// For the first round through several brokers: one that hangs must not keep the others waiting.
+    pub fn hurried(self) -> Limits {
+        Limits { connect: self.connect.min(HURRY), answer: self.answer.min(HURRY) }
+    }
+}
+
 /// What listens at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
