@@ -50,15 +50,8 @@ impl Saver {
             Some(work) => {
                 let (tell, ended) = bounded(1);
                 let body = move || _ = tell.try_send(work.run());
-                let trouble = |e| {
-                    let fix = "raise the limit of threads (TasksMax, ulimit -u)";
-                    Error::failed("start the saver thread", e, fix)
-                };
-                thread::Builder::new()
-                    .name("saver".into())
-                    .stack_size(128 << 10)
-                    .spawn(body)
-                    .map_err(trouble)?;
+                let thread = thread::Builder::new().name("saver".into()).stack_size(128 << 10);
+                thread.spawn(body).map_err(|e| Error::no_thread("saver", e))?;
                 Some(ended)
             }
         };
